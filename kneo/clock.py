@@ -1,0 +1,105 @@
+"""The only place that knows what time it is and that makes ids.
+
+Times inside the program are aware UTC datetimes; stored and sent as ISO-8601 text with microseconds and ``+00:00``.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+from kneo.errors import Invalid
+
+
+class Clock(Protocol):
+    """Something that knows the time; tests hand in one they can move."""
+
+    def now(self) -> datetime:
+        """Return the current time, UTC and aware."""
+        ...
+
+
+class SystemClock:
+    def now(self) -> datetime:
+        return datetime.now(UTC)  # noqa: TID251 - this is that one place
+
+
+class ManualClock:
+    """A clock that moves only when told to; for tests and simulations."""
+
+    def __init__(self, start: datetime) -> None:
+        self._now = start
+
+    def now(self) -> datetime:
+        return self._now
+
+    def advance(self, by: timedelta) -> None:
+        self._now += by
+
+
+def monotonic() -> float:
+    """Seconds that never go back, for measuring how long something took."""
+    return time.monotonic()
+
+
+def sleep(seconds: float) -> None:
+    """Wait. Loops that must stop early wait on an event instead."""
+    time.sleep(seconds)
+
+
+def isoformat(moment: datetime) -> str:
+    """Spell a time so that text order is time order."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def parse_time(text: str) -> datetime:
+    """Read an ISO-8601 time; a text without a zone is refused.
+
+    Raises:
+        Invalid: the text is not a time with a zone.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        msg = f"{text[:60]!r} is not an ISO-8601 time such as 2026-01-31T12:00:00+00:00."
+        raise Invalid(msg) from error
+    if moment.tzinfo is None:
+        msg = f"{text[:60]!r} has no time zone; end it with Z or an offset such as +01:00."
+        raise Invalid(msg)
+    return moment.astimezone(UTC)
+
+
+_DURATION = re.compile(r"(\d{1,9})(s|m|h|d)")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read ``90s``, ``15m``, ``24h`` or ``7d``.
+
+    Raises:
+        Invalid: anything else.
+    """
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        msg = f"{text[:60]!r} is not a duration; write a number and s, m, h or d, such as 15m."
+        raise Invalid(msg)
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def new_id(prefix: str, now: datetime) -> str:
+    """Make an opaque id whose text order is its time order: ``run_`` and 26 characters.
+
+    Ten characters carry milliseconds since 1970, sixteen are random (80 bits), as ULIDs do.
+    """
+    number = (int(now.timestamp() * 1000) << 80) | secrets.randbits(80)
+    letters = []
+    for _ in range(26):
+        number, index = divmod(number, 32)
+        letters.append(_ALPHABET[index])
+    return f"{prefix}_{''.join(reversed(letters))}"

@@ -1,0 +1,162 @@
+"""What an operator can set, and the only reader of the process environment.
+
+Each field says what it is, its unit, and why the default is what it is. Variables keep the ``KNEO_SERV_`` prefix that
+existing deployments use.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kneo.digest import Digest, parse_digest
+from kneo.errors import Invalid
+
+TRUE = frozenset({"1", "true", "yes", "on"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds on what comes from outside. Sizes in bytes unless the name says characters."""
+
+    body_bytes: int = 1_048_576
+    input_chars: int = 20_000
+    human_content_chars: int = 20_000
+    inline_spec_bytes: int = 262_144
+    metadata_bytes: int = 32_768
+    path_chars: int = 4_096
+    page_items: int = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One process's settings, read once at its start."""
+
+    project_root: Path
+    """Where the project is: the folder of ``.kneo``, or the working directory. Relative paths start here."""
+
+    database_url: str
+    """``sqlite:///path`` or ``postgresql+psycopg://…``; ``KNEO_SERV_DATABASE_URL``."""
+
+    state_dir: Path
+    """Folder for what is kept beside the database: Git mirrors, the service key. Mode 0700."""
+
+    trust_root: Digest | None = None
+    """Digest of the first trust root this process believes, ``KNEO_SERV_TRUST_ROOT``."""
+
+    import_allow: tuple[str, ...] = ()
+    """Module prefixes that ``implementation:`` may name, ``KNEO_SERV_IMPORT_ALLOW``; empty means modules found under
+    the import roots, and ``examples``."""
+
+    import_roots: tuple[Path, ...] = ()
+    """Folders that ``implementation:`` modules are looked for in."""
+
+    api_keys: str = ""
+    """``name:key:role_or_scope[,…]`` joined by ``;``, ``KNEO_SERV_API_KEYS``."""
+
+    admin_api_key: str = ""
+    auth_enabled: bool = False
+    status_words: str = "auto"
+    """``auto``, ``documented`` or ``published``: which of two vocabularies answers speak."""
+
+    known_roots_path: Path = Path("~/.kneo_serv/known_roots.json")
+    """Where ``kneo init`` remembers which first trust root it made for which local repository."""
+
+    profiles_path: Path = Path("~/.kneo_serv/profiles.json")
+    client_api_key: str = ""
+    """The key this process presents when it is a client, ``KNEO_SERV_API_KEY``."""
+
+    client_timeout_seconds: float = 120.0
+    key_passphrase: str = ""
+    limits: Limits = field(default_factory=Limits)
+
+
+def _positive(env: Mapping[str, str], name: str, default: int) -> int:
+    text = env.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value <= 0:
+        msg = f"{name} must be a whole number above 0, not {text[:40]!r}."
+        raise Invalid(msg, code="invalid_setting")
+    return value
+
+
+def find_project_root(start: Path) -> Path:
+    """Find the nearest folder at or above ``start`` that holds a project config, else ``start`` itself."""
+    for folder in (start, *start.parents):
+        if any((folder / name).is_file() for name in (".kneo/config.yaml", ".kneo/config.yml")):
+            return folder
+        if any((folder / name).is_file() for name in ("kneo_serv.yaml", "kneo_serv.yml")):
+            return folder
+    return start
+
+
+def _database_url(text: str, state_path: Path) -> str:
+    if not text:
+        return f"sqlite:///{state_path}"
+    for plain in ("postgresql://", "postgres://"):
+        if text.startswith(plain):
+            return "postgresql+psycopg://" + text.removeprefix(plain)
+    if text.startswith(("sqlite:///", "postgresql+psycopg://")):
+        return text
+    scheme = text.split(":", 1)[0]
+    msg = f"KNEO_SERV_DATABASE_URL starts with {scheme!r}; use sqlite:///PATH or postgresql://…"
+    raise Invalid(msg, code="invalid_setting")
+
+
+def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Settings:
+    """Read the settings of this process.
+
+    Raises:
+        Invalid: a variable has a value that makes no sense; its name is in the message.
+    """
+    env = os.environ if env is None else env  # noqa: TID251 - this is that one reader
+    cwd = Path.cwd() if cwd is None else cwd
+    root = find_project_root(cwd)
+    state_path = root / ".kneo" / "kneo_runs.sqlite"
+    url = _database_url(env.get("KNEO_SERV_DATABASE_URL", "").strip(), state_path)
+    state_dir = Path(url.removeprefix("sqlite:///")).parent if url.startswith("sqlite:///") else root / ".kneo"
+    limits = Limits(
+        body_bytes=_positive(env, "KNEO_SERV_MAX_BODY_BYTES", Limits.body_bytes),
+        input_chars=_positive(env, "KNEO_SERV_MAX_INPUT_CHARS", Limits.input_chars),
+        human_content_chars=_positive(env, "KNEO_SERV_MAX_HUMAN_CONTENT_CHARS", Limits.human_content_chars),
+        inline_spec_bytes=_positive(env, "KNEO_SERV_MAX_INLINE_SPEC_BYTES", Limits.inline_spec_bytes),
+        metadata_bytes=_positive(env, "KNEO_SERV_MAX_METADATA_BYTES", Limits.metadata_bytes),
+        path_chars=_positive(env, "KNEO_SERV_MAX_PATH_CHARS", Limits.path_chars),
+        page_items=_positive(env, "KNEO_SERV_MAX_LIST_ITEMS", Limits.page_items),
+    )
+    keys, admin = env.get("KNEO_SERV_API_KEYS", ""), env.get("KNEO_SERV_ADMIN_API_KEY", "")
+    pin = env.get("KNEO_SERV_TRUST_ROOT", "").strip()
+    words = env.get("KNEO_SERV_STATUS_WORDS", "auto")
+    if words not in {"auto", "documented", "published"}:
+        msg = f"KNEO_SERV_STATUS_WORDS must be auto, documented or published, not {words[:40]!r}."
+        raise Invalid(msg, code="invalid_setting")
+    home = Path(env.get("HOME", "~")).expanduser()
+    return Settings(
+        project_root=root,
+        database_url=url,
+        state_dir=state_dir,
+        trust_root=parse_digest(pin) if pin else None,
+        import_allow=tuple(p.strip() for p in env.get("KNEO_SERV_IMPORT_ALLOW", "").split(",") if p.strip()),
+        import_roots=(root,) if cwd == root else (root, cwd),
+        api_keys=keys,
+        admin_api_key=admin,
+        auth_enabled=env.get("KNEO_SERV_AUTH_ENABLED", "").strip().lower() in TRUE or bool(keys or admin),
+        status_words=words,
+        known_roots_path=Path(
+            env.get("KNEO_SERV_KNOWN_ROOTS_PATH", "") or home / ".kneo_serv" / "known_roots.json"
+        ).expanduser(),
+        profiles_path=Path(
+            env.get("KNEO_SERV_PROFILES_PATH", "") or home / ".kneo_serv" / "profiles.json"
+        ).expanduser(),
+        client_api_key=env.get("KNEO_SERV_API_KEY", ""),
+        client_timeout_seconds=float(_positive(env, "KNEO_SERV_CLIENT_TIMEOUT", 120)),
+        key_passphrase=env.get("KNEO_SERV_KEY_PASSPHRASE", ""),
+        limits=limits,
+    )
