@@ -1,0 +1,158 @@
+"""Signing keys: Ed25519, and ECDSA on P-256 for sites whose key service or tooling has no Ed25519.
+
+Nothing else is offered: each further algorithm is one more thing a verifier can be talked into.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NewType
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from kneo.digest import digest_of
+from kneo.errors import Invalid
+
+KeyId = NewType("KeyId", str)
+"""``sha256:`` and the hex SHA-256 of the DER SubjectPublicKeyInfo: the name of key material, never a proof of it."""
+
+KEYID_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
+
+PEM_BYTES = 8_192
+"""Longest PEM text read. A P-256 key with a passphrase is under 500 bytes."""
+
+_Public = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey
+_Private = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
+
+
+class Algorithm(StrEnum):
+    ED25519 = "ed25519"
+    """Pure Ed25519 (RFC 8032), 64-byte signatures. The default."""
+
+    P256 = "p256"
+    """ECDSA on NIST P-256 over SHA-256, DER signatures."""
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    """A key that can say whether its private half signed something. Made by ``load`` only; equal when the material is."""
+
+    algorithm: Algorithm
+    pem: str
+    """PEM SubjectPublicKeyInfo as we spell it, whatever the spelling it was read from."""
+
+    keyid: KeyId
+    _key: _Public = field(repr=False, compare=False)
+
+    @classmethod
+    def load(cls, pem: str | bytes) -> PublicKey:
+        """Read a PEM SubjectPublicKeyInfo.
+
+        Raises:
+            Invalid: not PEM, too long, or a key of another algorithm.
+        """
+        data = _bounded(pem)
+        try:
+            key = serialization.load_pem_public_key(data)
+        except (ValueError, UnsupportedAlgorithm) as error:
+            msg = "This is not a public key in PEM form."
+            raise Invalid(msg, code="invalid_key", hint="It begins with -----BEGIN PUBLIC KEY-----.") from error
+        return _public(key)
+
+    def verify(self, data: bytes, signature: bytes) -> bool:
+        """Say whether the private half of this key signed exactly these bytes."""
+        try:
+            if isinstance(self._key, ed25519.Ed25519PublicKey):
+                self._key.verify(signature, data)
+            else:
+                self._key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class PrivateKey:
+    """A key that signs. Made by ``generate`` or ``load`` only; its secret never shows in ``repr``."""
+
+    public: PublicKey
+    _key: _Private = field(repr=False, compare=False)
+
+    @property
+    def keyid(self) -> KeyId:
+        return self.public.keyid
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return self.public.algorithm
+
+    @classmethod
+    def generate(cls, algorithm: Algorithm = Algorithm.ED25519) -> PrivateKey:
+        """Make a new key from the operating system's randomness."""
+        if algorithm is Algorithm.ED25519:
+            return _private(ed25519.Ed25519PrivateKey.generate())
+        return _private(ec.generate_private_key(ec.SECP256R1()))
+
+    @classmethod
+    def load(cls, pem: bytes, passphrase: str | None = None) -> PrivateKey:
+        """Read PKCS#8 PEM.
+
+        Raises:
+            Invalid: not PEM, a wrong or missing passphrase, or a key of another algorithm.
+        """
+        secret = passphrase.encode() if passphrase else None
+        try:
+            key = serialization.load_pem_private_key(_bounded(pem), password=secret)
+        except TypeError as error:
+            msg = "This private key has a passphrase and none was given, or the other way round."
+            raise Invalid(msg, code="invalid_key", hint="Set KNEO_SERV_KEY_PASSPHRASE, or unset it.") from error
+        except (ValueError, UnsupportedAlgorithm) as error:
+            msg = "This is not a private key in PEM form, or its passphrase is another one."
+            raise Invalid(msg, code="invalid_key", hint="It begins with -----BEGIN PRIVATE KEY-----.") from error
+        return _private(key)
+
+    def dump(self, passphrase: str | None = None) -> bytes:
+        """Spell this key as PKCS#8 PEM, encrypted when a passphrase is given. The caller keeps it from other eyes."""
+        encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+        if passphrase:
+            encryption = serialization.BestAvailableEncryption(passphrase.encode())
+        return self._key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign exactly these bytes."""
+        if isinstance(self._key, ed25519.Ed25519PrivateKey):
+            return self._key.sign(data)
+        return self._key.sign(data, ec.ECDSA(hashes.SHA256()))
+
+
+def _bounded(pem: str | bytes) -> bytes:
+    data = pem.encode("ascii", "replace") if isinstance(pem, str) else pem
+    if len(data) > PEM_BYTES:
+        msg = f"A key of {len(data)} bytes is too long; the limit is {PEM_BYTES} bytes."
+        raise Invalid(msg, code="invalid_key")
+    return data
+
+
+def _public(key: object) -> PublicKey:
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        algorithm = Algorithm.ED25519
+    elif isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+        algorithm = Algorithm.P256
+    else:
+        msg = f"Keys of this kind ({type(key).__name__}) are not supported."
+        raise Invalid(msg, code="invalid_key", hint="Use Ed25519 or ECDSA on P-256.")
+    # The id is taken from our own encoding, so one point spelled two ways (compressed or not) is one key.
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return PublicKey(algorithm=algorithm, pem=pem.decode("ascii"), keyid=KeyId(digest_of(der)), _key=key)
+
+
+def _private(key: object) -> PrivateKey:
+    if not isinstance(key, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey):
+        msg = f"Keys of this kind ({type(key).__name__}) are not supported."
+        raise Invalid(msg, code="invalid_key", hint="Use Ed25519 or ECDSA on P-256.")
+    return PrivateKey(public=_public(key.public_key()), _key=key)
