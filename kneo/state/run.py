@@ -1,0 +1,149 @@
+"""A run: one execution of one frozen spec.
+
+``status`` is the only word other rooms branch on. Whether a worker holds a running run is its ``owner``, a matter of
+dispatch, not a status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+STATE_VERSION = 1
+"""Version of the interpreter's state format; a loader migrates older ones, so a deploy never strands a run."""
+
+
+class RunStatus(StrEnum):
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    TIMED_OUT = "timed_out"
+
+    @property
+    def is_final(self) -> bool:
+        return not NEXT[self]
+
+
+NEXT: Mapping[RunStatus, frozenset[RunStatus]] = {
+    RunStatus.RUNNING: frozenset(
+        {
+            RunStatus.PAUSED,
+            RunStatus.SUCCEEDED,
+            RunStatus.FAILED,
+            RunStatus.CANCELLED,
+            RunStatus.EXPIRED,
+            RunStatus.TIMED_OUT,
+        }
+    ),
+    RunStatus.PAUSED: frozenset(
+        {RunStatus.RUNNING, RunStatus.CANCELLED, RunStatus.FAILED, RunStatus.EXPIRED, RunStatus.TIMED_OUT}
+    ),
+    RunStatus.SUCCEEDED: frozenset(),
+    RunStatus.FAILED: frozenset({RunStatus.RUNNING}),
+    RunStatus.CANCELLED: frozenset(),
+    RunStatus.EXPIRED: frozenset(),
+    RunStatus.TIMED_OUT: frozenset(),
+}
+"""The legal transitions. A failed run may be continued, so it is final only until somebody asks for that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseRef:
+    """Which approved release a run executes, copied into the run so that later promotions never change it."""
+
+    bundle: str
+    version: str
+    digest: str
+    environment: str
+    revision: str
+    promotion_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunError:
+    type: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One row of ``runs``. Times are ISO-8601 texts."""
+
+    id: str
+    status: RunStatus
+    target: str
+    spec_digest: str
+    """Digest of the frozen spec's canonical JSON."""
+    release: ReleaseRef | None
+    environment: str | None
+    agent_name: str
+    workflow_name: str | None
+    workflow_type: str | None
+    input_text: str
+    output_text: str | None
+    error: RunError | None
+    state: Mapping[str, object]
+    """The interpreter's position; see ``kneo.runtime.decide``."""
+    state_version: int
+    visited_steps: tuple[str, ...]
+    requester: str
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    epoch: int = 0
+    """Raised by whoever takes or cancels the run; a commit with an older epoch is refused."""
+    owner: str | None = None
+    wake_seq: int = 0
+    """Raised by whoever has news for the run; a worker that saw an older one looks again before it lets go."""
+    created_at: str = ""
+    updated_at: str = ""
+    started_at: str | None = None
+    completed_at: str | None = None
+    deadline_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One finished step of a run: what went in, what came out."""
+
+    run_id: str
+    sequence: int
+    step_id: str
+    kind: str
+    attempt: int
+    status: str
+    idempotency_key: str
+    input_text: str
+    output_text: str | None
+    error: RunError | None
+    code_digest: str | None
+    """SHA-256 of the module that ran, for function steps: the code is not in the bundle."""
+    started_at: str
+    completed_at: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    id: str
+    run_id: str
+    sequence: int
+    type: str
+    step_id: str | None
+    state: Mapping[str, object]
+    metadata: Mapping[str, object]
+    created_at: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceEvent:
+    """One entry of a run's trace. ``data`` carries the type's own fields."""
+
+    event_id: str
+    run_id: str
+    sequence: int
+    type: str
+    step_id: str | None
+    timestamp: str
+    data: Mapping[str, object]

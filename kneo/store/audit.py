@@ -1,0 +1,192 @@
+"""Audit events: recorded with the change they describe, sealed into the chain afterwards, checked from the start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+
+from sqlalchemy import ColumnElement, Row, delete, func, insert, select
+
+from kneo.clock import new_id
+from kneo.state.audit import EMPTY_HEAD, AuditEvent, ChainVerdict, SealedEvent, head_of, leaf_of
+from kneo.store.engine import Store, Tx, lock_table
+from kneo.store.tables import audit_chain, audit_events, audit_pending
+
+SEAL_BATCH = 1_000
+"""Events that one sealing transaction takes; bounds how long it keeps other writers waiting."""
+
+WALK_BATCH = 2_000
+
+AnyRow = Row[*tuple[object, ...]]
+
+
+def record(
+    tx: Tx,
+    event_type: str,
+    *,
+    actor: str | None,
+    run_id: str | None = None,
+    continuation_id: str | None = None,
+    environment: str | None = None,
+    metadata: Mapping[str, object] | None = None,
+) -> AuditEvent:
+    """Write an event in the transaction of its change."""
+    audited = AuditEvent(
+        id=new_id("evt", tx.now),
+        at=tx.at,
+        event_type=event_type,
+        actor=actor,
+        run_id=run_id,
+        continuation_id=continuation_id,
+        environment=environment,
+        metadata=metadata or {},
+    )
+    tx.connection.execute(
+        insert(audit_events).values(
+            id=audited.id,
+            at=audited.at,
+            event_type=event_type,
+            actor=actor,
+            run_id=run_id,
+            continuation_id=continuation_id,
+            environment=environment,
+            metadata=json.dumps(audited.metadata, sort_keys=True, ensure_ascii=False),
+        )
+    )
+    tx.connection.execute(insert(audit_pending).values(event_id=audited.id))
+    return audited
+
+
+def seal(store: Store) -> int:
+    """Give every waiting event its place in the chain; return how many got one."""
+    total = 0
+    while True:
+        with store.write() as tx:
+            count = _seal_batch(tx)
+        total += count
+        if count < SEAL_BATCH:
+            return total
+
+
+def _seal_batch(tx: Tx) -> int:
+    waiting = select(audit_pending.c.event_id)
+    if tx.connection.execute(waiting.limit(1)).first() is None:
+        return 0
+    lock_table(tx, "audit_chain")
+    rows = tx.connection.execute(
+        select(audit_events).where(audit_events.c.id.in_(waiting)).order_by(audit_events.c.id).limit(SEAL_BATCH)
+    ).all()
+    seq, head = chain_head(tx)
+    links = []
+    for row in rows:
+        seq += 1
+        leaf = leaf_of(_event(row).canonical())
+        head = head_of(head, leaf)
+        links.append({"seq": seq, "event_id": row.id, "leaf": leaf, "head": head})
+    if links:
+        tx.connection.execute(insert(audit_chain), links)
+        tx.connection.execute(delete(audit_pending).where(audit_pending.c.event_id.in_([row.id for row in rows])))
+    return len(links)
+
+
+def chain_head(tx: Tx) -> tuple[int, str]:
+    """Read the chain's size and head."""
+    row = tx.connection.execute(
+        select(audit_chain.c.seq, audit_chain.c.head).order_by(audit_chain.c.seq.desc()).limit(1)
+    ).first()
+    return (row.seq, row.head) if row else (0, EMPTY_HEAD)
+
+
+def verify(store: Store) -> ChainVerdict:
+    """Walk the whole chain and compare every event with what was sealed.
+
+    Finds an edited event, a removed or added one, and an edited link. A rewrite of the whole chain is found only by
+    comparing ``head`` with one written down elsewhere.
+    """
+    with store.read() as tx:
+        size, head, problem = 0, EMPTY_HEAD, None
+        for row in _walk(tx):
+            problem = _problem(row, size + 1, head)
+            if problem:
+                return ChainVerdict(valid=False, size=size, head=head, pending=0, broken_at=size + 1, problem=problem)
+            size, head = row.seq, row.head
+        waiting = tx.connection.execute(select(func.count()).select_from(audit_pending)).scalar_one()
+        recorded = tx.connection.execute(select(func.count()).select_from(audit_events)).scalar_one()
+        if recorded != size + waiting:
+            problem = f"{recorded} events are recorded, but the chain has {size} and {waiting} wait to be sealed"
+        return ChainVerdict(valid=problem is None, size=size, head=head, pending=waiting, problem=problem)
+
+
+def _walk(tx: Tx) -> Iterator[AnyRow]:
+    joined = audit_chain.outerjoin(audit_events, audit_chain.c.event_id == audit_events.c.id)
+    statement = select(
+        audit_chain.c.seq, audit_chain.c.leaf, audit_chain.c.head, audit_chain.c.event_id, audit_events
+    ).select_from(joined)
+    last = 0
+    while True:
+        rows = tx.connection.execute(
+            statement.where(audit_chain.c.seq > last).order_by(audit_chain.c.seq).limit(WALK_BATCH)
+        ).all()
+        yield from rows
+        if len(rows) < WALK_BATCH:
+            return
+        last = rows[-1].seq
+
+
+def _problem(row: AnyRow, seq: int, head: str) -> str | None:
+    if row.seq != seq:
+        return f"number {seq} is missing from the chain"
+    if row.id is None:
+        return f"the event {row.event_id} was removed"
+    if leaf_of(_event(row).canonical()) != row.leaf:
+        return f"the event {row.event_id} ({row.event_type}) is not what was sealed"
+    if head_of(head, row.leaf) != row.head:
+        return f"the link after event {row.event_id} does not follow from the one before"
+    return None
+
+
+def events(
+    tx: Tx, *, event_type: str | None = None, run_id: str | None = None, limit: int = 100, offset: int = 0
+) -> tuple[SealedEvent, ...]:
+    """List events, newest first."""
+    rows = tx.connection.execute(
+        select(audit_events, audit_chain.c.seq, audit_chain.c.leaf)
+        .select_from(audit_events.outerjoin(audit_chain, audit_chain.c.event_id == audit_events.c.id))
+        .where(*_conditions(event_type, run_id))
+        .order_by(audit_events.c.id.desc())
+        .limit(limit)
+        .offset(offset)
+    ).all()
+    return tuple(SealedEvent(seq=row.seq, leaf=row.leaf, event=_event(row)) for row in rows)
+
+
+def count(tx: Tx, *, event_type: str | None = None, run_id: str | None = None) -> int:
+    statement = select(func.count()).select_from(audit_events).where(*_conditions(event_type, run_id))
+    return tx.connection.execute(statement).scalar_one()
+
+
+def seq_of(tx: Tx, event_id: str) -> int | None:
+    """Find an event's place in the chain; ``None`` while it waits to be sealed."""
+    return tx.connection.execute(select(audit_chain.c.seq).where(audit_chain.c.event_id == event_id)).scalar()
+
+
+def _conditions(event_type: str | None, run_id: str | None) -> list[ColumnElement[bool]]:
+    wanted = []
+    if event_type is not None:
+        wanted.append(audit_events.c.event_type == event_type)
+    if run_id is not None:
+        wanted.append(audit_events.c.run_id == run_id)
+    return wanted
+
+
+def _event(row: AnyRow) -> AuditEvent:
+    return AuditEvent(
+        id=row.id,
+        at=row.at,
+        event_type=row.event_type,
+        actor=row.actor,
+        run_id=row.run_id,
+        continuation_id=row.continuation_id,
+        environment=row.environment,
+        metadata=json.loads(row.metadata),
+    )

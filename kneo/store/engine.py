@@ -1,0 +1,163 @@
+"""Opening a database, and the transaction every write goes through. All dialect differences live here."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, Table, create_engine, event, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from kneo.clock import Clock, isoformat
+from kneo.errors import Transient
+
+BUSY_TIMEOUT_MS = 10_000
+"""How long a SQLite writer waits for another one before it gives up."""
+
+WRITE = "kneo_write"
+"""Execution option that marks a connection as one that will write."""
+
+
+@dataclass(frozen=True)
+class Tx:
+    """An open transaction and the one time it happens at."""
+
+    connection: Connection
+    now: datetime
+
+    @property
+    def at(self) -> str:
+        """The transaction's time as stored text."""
+        return isoformat(self.now)
+
+
+class Store:
+    """A database: transactions, and locks that live as long as their process."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self.engine = engine
+        self.clock = clock
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.engine.dialect.name == "sqlite"
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Tx]:
+        """Run a block as one transaction that takes the right to write at its start.
+
+        Raises:
+            Transient: the database stayed busy or unreachable.
+        """
+        with _translate(), self.engine.connect().execution_options(**{WRITE: True}) as connection, connection.begin():
+            yield Tx(connection, self.clock.now())
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Tx]:
+        """Run a block over one consistent snapshot that never blocks a writer."""
+        with _translate(), self.engine.connect() as connection, connection.begin():
+            yield Tx(connection, self.clock.now())
+
+    @contextlib.contextmanager
+    def exclusive(self, name: str) -> Iterator[bool]:
+        """Try to be the only process that does ``name`` on this database; yields whether it worked.
+
+        The lock is the operating system's (SQLite: a lock on a file beside the database) or the server's (PostgreSQL:
+        a session advisory lock), so a killed process never leaves it behind.
+        """
+        holder = self._file_lock(name) if self.is_sqlite else self._advisory_lock(name)
+        with holder as held:
+            yield held
+
+    @contextlib.contextmanager
+    def _file_lock(self, name: str) -> Iterator[bool]:
+        database = self.engine.url.database
+        assert database is not None
+        descriptor = os.open(f"{database}.{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _advisory_lock(self, name: str) -> Iterator[bool]:
+        with _translate(), self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            got = connection.execute(text("SELECT pg_try_advisory_lock(hashtext(:n))"), {"n": f"kneo:{name}"}).scalar()
+            try:
+                yield bool(got)
+            finally:
+                if got:
+                    connection.execute(text("SELECT pg_advisory_unlock(hashtext(:n))"), {"n": f"kneo:{name}"})
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+@contextlib.contextmanager
+def _translate() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        reason = str(error.orig).splitlines()[0][:200]
+        msg = f"The database did not answer: {reason}."
+        raise Transient(msg, code="store_unavailable") from error
+
+
+def lock_table(tx: Tx, name: str) -> None:
+    """Let one transaction at a time past this point, until it ends.
+
+    SQLite has one writer anyway; PostgreSQL takes a transaction advisory lock.
+    """
+    if tx.connection.dialect.name == "postgresql":
+        tx.connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:n))"), {"n": f"kneo:tx:{name}"})
+
+
+def insert_ignoring_duplicates(tx: Tx, table: Table, **values: object) -> bool:
+    """Insert a row unless its key exists; say whether it was inserted."""
+    make = postgresql.insert if tx.connection.dialect.name == "postgresql" else sqlite.insert
+    return tx.connection.execute(make(table).values(**values).on_conflict_do_nothing()).rowcount == 1
+
+
+def upsert(tx: Tx, table: Table, key: dict[str, object], **values: object) -> None:
+    """Insert a row, or set these columns on the one that has the key."""
+    make = postgresql.insert if tx.connection.dialect.name == "postgresql" else sqlite.insert
+    statement = make(table).values(**key, **values)
+    tx.connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=values))
+
+
+def open_engine(url: str) -> Engine:
+    """Connect to ``sqlite:///path`` or ``postgresql+psycopg://…``; a missing SQLite folder is made, mode 0700."""
+    if not url.startswith("sqlite:///"):
+        return create_engine(url, pool_pre_ping=True)
+    path = Path(url.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
+    # The driver must not begin transactions of its own: a deferred one that starts by reading cannot be upgraded to
+    # writing while another process writes, whatever the busy timeout says.
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(WRITE, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

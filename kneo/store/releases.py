@@ -1,0 +1,287 @@
+"""The registry's rows: trust roots, bundles, environments, releases, promotions and conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from sqlalchemy import ColumnElement, Row, delete, func, insert, select, update
+
+from kneo.state.release import (
+    BundleRecord,
+    Condition,
+    ConditionType,
+    EnvironmentRecord,
+    Pending,
+    Promotion,
+    PromotionKind,
+    Release,
+)
+from kneo.store.engine import Tx, insert_ignoring_duplicates, upsert
+from kneo.store.tables import bundles, conditions, environments, pending_releases, promotions, releases, trust_roots
+
+AnyRow = Row[*tuple[object, ...]]
+
+
+# ---- trust roots ------------------------------------------------------------------------------------------------
+
+
+def insert_trust_root(tx: Tx, version: int, digest: str, envelope: bytes) -> None:
+    insert_ignoring_duplicates(tx, trust_roots, version=version, digest=digest, envelope=envelope, accepted_at=tx.at)
+
+
+def trust_chain(tx: Tx) -> tuple[tuple[int, str, bytes], ...]:
+    """Read the accepted trust roots, oldest first: version, digest of the payload, envelope."""
+    rows = tx.connection.execute(select(trust_roots).order_by(trust_roots.c.version))
+    return tuple((row.version, row.digest, row.envelope) for row in rows)
+
+
+# ---- bundles ----------------------------------------------------------------------------------------------------
+
+
+def insert_bundle(tx: Tx, bundle: BundleRecord) -> None:
+    """Keep an accepted bundle; one with the same digest is already the same bundle."""
+    insert_ignoring_duplicates(
+        tx,
+        bundles,
+        digest=bundle.digest,
+        name=bundle.name,
+        version=bundle.version,
+        seq=bundle.seq,
+        prev=bundle.prev,
+        payload=bundle.payload,
+        envelope=bundle.envelope,
+        spec_digest=bundle.spec_digest,
+        path=bundle.path,
+        signers=list(bundle.signers),
+        first_seen_at=tx.at,
+        revision=bundle.revision,
+    )
+
+
+def bundle(tx: Tx, digest: str) -> BundleRecord | None:
+    row = tx.connection.execute(select(bundles).where(bundles.c.digest == digest)).first()
+    return _bundle(row) if row else None
+
+
+def known_bundles(tx: Tx) -> tuple[BundleRecord, ...]:
+    """Read every bundle ever accepted, without its bytes."""
+    columns = [column for column in bundles.c if column.name not in {"payload", "envelope"}]
+    rows = tx.connection.execute(select(*columns).order_by(bundles.c.name, bundles.c.seq))
+    return tuple(
+        BundleRecord(**row._asdict() | {"payload": b"", "envelope": b"", "signers": tuple(row.signers)}) for row in rows
+    )
+
+
+def high_water(tx: Tx) -> Mapping[str, int]:
+    """Read the highest sequence number ever accepted of each bundle name."""
+    rows = tx.connection.execute(select(bundles.c.name, func.max(bundles.c.seq).label("seq")).group_by(bundles.c.name))
+    return {row.name: row.seq for row in rows}
+
+
+# ---- environments -----------------------------------------------------------------------------------------------
+
+
+def put_environment(tx: Tx, name: str, declaration: Mapping[str, object], policy_digest: str, revision: str) -> None:
+    upsert(
+        tx,
+        environments,
+        {"name": name},
+        declaration=declaration,
+        policy_digest=policy_digest,
+        revision=revision,
+        updated_at=tx.at,
+    )
+
+
+def list_environments(tx: Tx) -> tuple[EnvironmentRecord, ...]:
+    rows = tx.connection.execute(select(environments).order_by(environments.c.name)).all()
+    return tuple(_environment(tx, row) for row in rows)
+
+
+def environment(tx: Tx, name: str) -> EnvironmentRecord | None:
+    row = tx.connection.execute(select(environments).where(environments.c.name == name)).first()
+    return _environment(tx, row) if row else None
+
+
+def pending(tx: Tx, environment_name: str) -> tuple[Pending, ...]:
+    rows = tx.connection.execute(
+        select(pending_releases)
+        .where(pending_releases.c.environment == environment_name)
+        .order_by(pending_releases.c.bundle)
+    )
+    return tuple(
+        Pending(
+            bundle=row.bundle,
+            version=row.version,
+            gate=row.gate,
+            reason=row.reason,
+            message=row.message,
+            who=tuple(row.who),
+        )
+        for row in rows
+    )
+
+
+def put_pending(tx: Tx, environment_name: str, items: Iterable[Pending]) -> None:
+    """Replace what an environment waits for."""
+    tx.connection.execute(delete(pending_releases).where(pending_releases.c.environment == environment_name))
+    rows = [
+        {
+            "environment": environment_name,
+            "bundle": item.bundle,
+            "version": item.version,
+            "gate": item.gate,
+            "reason": item.reason,
+            "message": item.message,
+            "who": list(item.who),
+        }
+        for item in items
+    ]
+    if rows:
+        tx.connection.execute(insert(pending_releases), rows)
+
+
+# ---- releases and promotions ------------------------------------------------------------------------------------
+
+
+def release(tx: Tx, environment_name: str, bundle_name: str) -> Release | None:
+    row = tx.connection.execute(
+        select(releases).where(
+            releases.c.environment == environment_name,
+            releases.c.bundle == bundle_name,
+            releases.c.retired_at.is_(None),
+        )
+    ).first()
+    return _release(row) if row else None
+
+
+def list_releases(tx: Tx, environment_name: str | None = None) -> tuple[Release, ...]:
+    wanted: list[ColumnElement[bool]] = [releases.c.retired_at.is_(None)]
+    if environment_name is not None:
+        wanted.append(releases.c.environment == environment_name)
+    rows = tx.connection.execute(select(releases).where(*wanted).order_by(releases.c.environment, releases.c.bundle))
+    return tuple(_release(row) for row in rows)
+
+
+def put_release(tx: Tx, item: Release) -> None:
+    upsert(
+        tx,
+        releases,
+        {"environment": item.environment, "bundle": item.bundle},
+        version=item.version,
+        digest=item.digest,
+        revision=item.revision,
+        promotion_id=item.promotion_id,
+        since=tx.at,
+        retired_at=None,
+    )
+
+
+def retire_release(tx: Tx, environment_name: str, bundle_name: str) -> None:
+    """Stop serving a bundle; the row stays as a tombstone."""
+    tx.connection.execute(
+        update(releases)
+        .where(releases.c.environment == environment_name, releases.c.bundle == bundle_name)
+        .values(retired_at=tx.at)
+    )
+
+
+def insert_promotion(tx: Tx, item: Promotion) -> None:
+    tx.connection.execute(
+        insert(promotions).values(
+            id=item.id,
+            environment=item.environment,
+            bundle=item.bundle,
+            kind=item.kind,
+            from_digest=item.from_digest,
+            to_digest=item.to_digest,
+            version=item.version,
+            actor=item.actor,
+            revision=item.revision,
+            audit_event_id=item.audit_event_id,
+            at=tx.at,
+        )
+    )
+
+
+def promotion(tx: Tx, promotion_id: str) -> Promotion | None:
+    row = tx.connection.execute(select(promotions).where(promotions.c.id == promotion_id)).first()
+    return _promotion(row) if row else None
+
+
+def list_promotions(tx: Tx, environment_name: str, bundle_name: str | None = None) -> tuple[Promotion, ...]:
+    """Read an environment's history, newest first."""
+    wanted = [promotions.c.environment == environment_name]
+    if bundle_name is not None:
+        wanted.append(promotions.c.bundle == bundle_name)
+    rows = tx.connection.execute(select(promotions).where(*wanted).order_by(promotions.c.id.desc()))
+    return tuple(_promotion(row) for row in rows)
+
+
+# ---- conditions -------------------------------------------------------------------------------------------------
+
+
+def list_conditions(tx: Tx, subject: str) -> tuple[Condition, ...]:
+    rows = tx.connection.execute(select(conditions).where(conditions.c.object == subject).order_by(conditions.c.type))
+    return tuple(
+        Condition(
+            type=ConditionType(row.type),
+            status=row.status,
+            reason=row.reason,
+            message=row.message,
+            revision=row.revision,
+            since=row.since,
+        )
+        for row in rows
+    )
+
+
+def put_condition(tx: Tx, subject: str, item: Condition, since: str) -> None:
+    upsert(
+        tx,
+        conditions,
+        {"object": subject, "type": item.type.value},
+        status=item.status,
+        reason=item.reason,
+        message=item.message,
+        revision=item.revision,
+        since=since,
+    )
+
+
+def delete_condition(tx: Tx, subject: str, kind: ConditionType) -> None:
+    tx.connection.execute(delete(conditions).where(conditions.c.object == subject, conditions.c.type == kind))
+
+
+# ---- rows to records --------------------------------------------------------------------------------------------
+
+
+def _bundle(row: AnyRow) -> BundleRecord:
+    return BundleRecord(**row._asdict() | {"signers": tuple(row.signers)})
+
+
+def _environment(tx: Tx, row: AnyRow) -> EnvironmentRecord:
+    return EnvironmentRecord(
+        name=row.name,
+        declaration=row.declaration,
+        policy_digest=row.policy_digest,
+        revision=row.revision,
+        pending=pending(tx, row.name),
+        updated_at=row.updated_at,
+    )
+
+
+def _release(row: AnyRow) -> Release:
+    return Release(
+        environment=row.environment,
+        bundle=row.bundle,
+        version=row.version,
+        digest=row.digest,
+        revision=row.revision,
+        promotion_id=row.promotion_id,
+        since=row.since,
+    )
+
+
+def _promotion(row: AnyRow) -> Promotion:
+    return Promotion(**row._asdict() | {"kind": PromotionKind(row.kind)})

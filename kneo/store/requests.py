@@ -1,0 +1,94 @@
+"""What routes and commands ask of the controller, and its answers, in the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import Row, insert, select, update
+
+from kneo.clock import isoformat, new_id
+from kneo.store.engine import Tx, insert_ignoring_duplicates
+from kneo.store.tables import leases, requests
+
+AnyRow = Row[*tuple[object, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControllerRequest:
+    id: str
+    kind: str
+    payload: Mapping[str, object]
+    actor: str
+    status: str
+    result: Mapping[str, object] | None
+
+
+def insert_request(tx: Tx, kind: str, payload: Mapping[str, object], actor: str) -> str:
+    request_id = new_id("ask", tx.now)
+    tx.connection.execute(
+        insert(requests).values(id=request_id, kind=kind, payload=payload, actor=actor, status="open", created_at=tx.at)
+    )
+    return request_id
+
+
+def open_requests(tx: Tx) -> tuple[ControllerRequest, ...]:
+    rows = tx.connection.execute(select(requests).where(requests.c.status == "open").order_by(requests.c.id))
+    return tuple(_request(row) for row in rows)
+
+
+def get(tx: Tx, request_id: str) -> ControllerRequest | None:
+    row = tx.connection.execute(select(requests).where(requests.c.id == request_id)).first()
+    return _request(row) if row else None
+
+
+def finish(tx: Tx, request_id: str, status: str, result: Mapping[str, object]) -> None:
+    tx.connection.execute(
+        update(requests)
+        .where(requests.c.id == request_id, requests.c.status == "open")
+        .values(status=status, result=result, finished_at=tx.at)
+    )
+
+
+def _request(row: AnyRow) -> ControllerRequest:
+    return ControllerRequest(
+        id=row.id, kind=row.kind, payload=row.payload, actor=row.actor, status=row.status, result=row.result
+    )
+
+
+# ---- leases -----------------------------------------------------------------------------------------------------
+
+
+def take_lease(tx: Tx, name: str, owner: str, duration: timedelta) -> int | None:
+    """Take or renew a lease; return its fence, or ``None`` while somebody else holds it.
+
+    The fence rises whenever the holder changes; a holder checks it inside the transaction it wants to protect.
+    """
+    insert_ignoring_duplicates(tx, leases, name=name, owner=None, fence=0, until=tx.at)
+    row = tx.connection.execute(select(leases).where(leases.c.name == name).with_for_update()).one()
+    if row.owner != owner and row.owner is not None and row.until > tx.at:
+        return None
+    fence: int = row.fence + (0 if row.owner == owner else 1)
+    tx.connection.execute(
+        update(leases).where(leases.c.name == name).values(owner=owner, fence=fence, until=isoformat(tx.now + duration))
+    )
+    return fence
+
+
+def drop_lease(tx: Tx, name: str, owner: str) -> None:
+    tx.connection.execute(
+        update(leases).where(leases.c.name == name, leases.c.owner == owner).values(owner=None, until=tx.at)
+    )
+
+
+def holds_lease(tx: Tx, name: str, owner: str, fence: int) -> bool:
+    """Check, locking the row for the rest of the transaction, that a lease is still this owner's."""
+    row = tx.connection.execute(select(leases).where(leases.c.name == name).with_for_update()).first()
+    return row is not None and row.owner == owner and row.fence == fence and row.until > tx.at
+
+
+def lease_holder(tx: Tx, name: str) -> str | None:
+    """Find who holds a lease now."""
+    row = tx.connection.execute(select(leases).where(leases.c.name == name)).first()
+    return row.owner if row is not None and row.owner is not None and row.until > tx.at else None

@@ -1,0 +1,329 @@
+"""Runs and what they leave behind: steps, checkpoints, trace. Fenced: a commit counts only while its epoch does."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+
+from sqlalchemy import ColumnElement, Row, func, insert, select, update
+
+from kneo.clock import new_id
+from kneo.state.run import Checkpoint, ReleaseRef, Run, RunError, RunStatus, StepRecord, TraceEvent
+from kneo.store.engine import Tx, insert_ignoring_duplicates
+from kneo.store.tables import checkpoints, runs, specs, steps, trace_events
+
+AnyRow = Row[*tuple[object, ...]]
+
+
+class Fenced(Exception):
+    """The run is no longer this driver's; whatever it was about to commit is discarded."""
+
+
+def insert_spec(tx: Tx, digest: str, body: bytes) -> None:
+    """Keep a frozen spec; the same one is kept once."""
+    insert_ignoring_duplicates(tx, specs, digest=digest, body=body, created_at=tx.at)
+
+
+def load_spec(tx: Tx, digest: str) -> bytes | None:
+    return tx.connection.execute(select(specs.c.body).where(specs.c.digest == digest)).scalar()
+
+
+def insert_run(tx: Tx, run: Run) -> None:
+    release = run.release
+    tx.connection.execute(
+        insert(runs).values(
+            id=run.id,
+            status=run.status,
+            target=run.target,
+            spec_digest=run.spec_digest,
+            environment=run.environment,
+            bundle=release.bundle if release else None,
+            bundle_version=release.version if release else None,
+            bundle_digest=release.digest if release else None,
+            revision=release.revision if release else None,
+            promotion_id=release.promotion_id if release else None,
+            agent_name=run.agent_name,
+            workflow_name=run.workflow_name,
+            workflow_type=run.workflow_type,
+            input_text=run.input_text,
+            output_text=run.output_text,
+            error=None,
+            state=run.state,
+            state_version=run.state_version,
+            visited_steps=list(run.visited_steps),
+            requester=run.requester,
+            metadata=run.metadata,
+            epoch=0,
+            owner=None,
+            wake_seq=0,
+            created_at=tx.at,
+            updated_at=tx.at,
+            started_at=tx.at,
+            completed_at=None,
+            deadline_at=run.deadline_at,
+        )
+    )
+
+
+def get(tx: Tx, run_id: str) -> Run | None:
+    row = tx.connection.execute(select(runs).where(runs.c.id == run_id)).first()
+    return _run(row) if row else None
+
+
+def acquire(tx: Tx, run_id: str, claim: str) -> Run | None:
+    """Take a running run for one driver; ``None`` when somebody else has it or it no longer runs.
+
+    A driver that crashed and comes back with the same claim takes over; anyone else has to wait until the owner is
+    cleared. Taking it raises the epoch, so whatever an earlier owner still commits is refused.
+    """
+    row = tx.connection.execute(
+        update(runs)
+        .where(
+            runs.c.id == run_id,
+            runs.c.status == RunStatus.RUNNING,
+            (runs.c.owner.is_(None)) | (runs.c.owner == claim),
+        )
+        .values(owner=claim, epoch=runs.c.epoch + 1)
+        .returning(runs)
+    ).first()
+    return _run(row) if row else None
+
+
+def commit(tx: Tx, run: Run, **changes: object) -> None:
+    """Change a run that this driver owns.
+
+    Raises:
+        Fenced: somebody took it over, cancelled it or ended it.
+    """
+    values = {"updated_at": tx.at, **changes}
+    done = tx.connection.execute(
+        update(runs)
+        .where(runs.c.id == run.id, runs.c.epoch == run.epoch, runs.c.status == RunStatus.RUNNING)
+        .values(**values)
+    )
+    if done.rowcount != 1:
+        raise Fenced(run.id)
+
+
+def release(tx: Tx, run: Run) -> bool:
+    """Let go of a run unless there is news for it; false means: load it again and go on."""
+    done = tx.connection.execute(
+        update(runs)
+        .where(runs.c.id == run.id, runs.c.epoch == run.epoch, runs.c.wake_seq == run.wake_seq)
+        .values(owner=None)
+    )
+    return done.rowcount == 1
+
+
+def wake(tx: Tx, run_id: str) -> None:
+    """Say that there is news for a run; one that waits runs again."""
+    tx.connection.execute(
+        update(runs)
+        .where(runs.c.id == run_id, runs.c.status.in_([RunStatus.RUNNING, RunStatus.PAUSED]))
+        .values(status=RunStatus.RUNNING, wake_seq=runs.c.wake_seq + 1, updated_at=tx.at)
+    )
+
+
+def end(tx: Tx, run_id: str, status: RunStatus, error: RunError, *, allowed: Iterable[RunStatus]) -> bool:
+    """End a run from outside its driver (cancel, deadline); the driver's next commit is refused."""
+    done = tx.connection.execute(
+        update(runs)
+        .where(runs.c.id == run_id, runs.c.status.in_(list(allowed)))
+        .values(
+            status=status,
+            error=asdict(error),
+            owner=None,
+            epoch=runs.c.epoch + 1,
+            updated_at=tx.at,
+            completed_at=tx.at,
+        )
+    )
+    return done.rowcount == 1
+
+
+def clear_owners(tx: Tx) -> int:
+    """Free every run a dead process held. Only the one process that may execute steps calls this, at its start."""
+    return tx.connection.execute(update(runs).where(runs.c.owner.is_not(None)).values(owner=None)).rowcount
+
+
+def runnable(tx: Tx, limit: int) -> tuple[str, ...]:
+    """Find runs that nobody drives, oldest first."""
+    rows = tx.connection.execute(
+        select(runs.c.id)
+        .where(runs.c.status == RunStatus.RUNNING, runs.c.owner.is_(None))
+        .order_by(runs.c.updated_at)
+        .limit(limit)
+    )
+    return tuple(row.id for row in rows)
+
+
+def insert_step(tx: Tx, step: StepRecord) -> None:
+    values = asdict(step)
+    tx.connection.execute(insert(steps).values(**values))
+
+
+def list_steps(tx: Tx, run_id: str) -> tuple[StepRecord, ...]:
+    rows = tx.connection.execute(select(steps).where(steps.c.run_id == run_id).order_by(steps.c.sequence))
+    return tuple(StepRecord(**{**row._asdict(), "error": _error(row.error)}) for row in rows)
+
+
+def add_checkpoint(
+    tx: Tx, run_id: str, kind: str, *, step_id: str | None, state: Mapping[str, object], metadata: Mapping[str, object]
+) -> None:
+    """Append a checkpoint. Its state is compressed; it is read one at a time."""
+    tx.connection.execute(
+        insert(checkpoints).values(
+            run_id=run_id,
+            sequence=_next(tx, checkpoints.c.sequence, checkpoints.c.run_id == run_id),
+            id=new_id("ckpt", tx.now),
+            type=kind,
+            step_id=step_id,
+            state=zlib.compress(json.dumps(state, ensure_ascii=False).encode()),
+            metadata=metadata,
+            created_at=tx.at,
+        )
+    )
+
+
+def list_checkpoints(tx: Tx, run_id: str) -> tuple[Checkpoint, ...]:
+    rows = tx.connection.execute(
+        select(checkpoints).where(checkpoints.c.run_id == run_id).order_by(checkpoints.c.sequence)
+    )
+    return tuple(
+        Checkpoint(
+            id=row.id,
+            run_id=row.run_id,
+            sequence=row.sequence,
+            type=row.type,
+            step_id=row.step_id,
+            state=json.loads(zlib.decompress(row.state)),
+            metadata=row.metadata,
+            created_at=row.created_at,
+        )
+        for row in rows
+    )
+
+
+def add_trace(tx: Tx, run_id: str, kind: str, *, step_id: str | None = None, **data: object) -> None:
+    """Append one trace event."""
+    tx.connection.execute(
+        insert(trace_events).values(
+            run_id=run_id,
+            sequence=_next(tx, trace_events.c.sequence, trace_events.c.run_id == run_id),
+            event_id=new_id("evt", tx.now),
+            type=kind,
+            step_id=step_id,
+            timestamp=tx.at,
+            data=data,
+        )
+    )
+
+
+def list_trace(
+    tx: Tx, run_id: str, *, event_type: str | None = None, limit: int = 1000, offset: int = 0
+) -> tuple[TraceEvent, ...]:
+    wanted = [trace_events.c.run_id == run_id]
+    if event_type is not None:
+        wanted.append(trace_events.c.type == event_type)
+    rows = tx.connection.execute(
+        select(trace_events).where(*wanted).order_by(trace_events.c.sequence).limit(limit).offset(offset)
+    )
+    return tuple(TraceEvent(**row._asdict()) for row in rows)
+
+
+def count_trace(tx: Tx, run_id: str, *, event_type: str | None = None) -> int:
+    wanted = [trace_events.c.run_id == run_id]
+    if event_type is not None:
+        wanted.append(trace_events.c.type == event_type)
+    return tx.connection.execute(select(func.count()).select_from(trace_events).where(*wanted)).scalar_one()
+
+
+SORTABLE = {"created_at": runs.c.created_at, "updated_at": runs.c.updated_at, "id": runs.c.id, "status": runs.c.status}
+
+
+def list_runs(
+    tx: Tx,
+    *,
+    status: RunStatus | None = None,
+    environment: str | None = None,
+    sort_by: str = "updated_at",
+    descending: bool = True,
+    limit: int = 100,
+    offset: int = 0,
+) -> tuple[Run, ...]:
+    column = SORTABLE.get(sort_by, runs.c.updated_at)
+    order = (column.desc(), runs.c.id.desc()) if descending else (column.asc(), runs.c.id.asc())
+    rows = tx.connection.execute(
+        select(runs).where(*_conditions(status, environment)).order_by(*order).limit(limit).offset(offset)
+    )
+    return tuple(_run(row) for row in rows)
+
+
+def count_runs(tx: Tx, *, status: RunStatus | None = None, environment: str | None = None) -> int:
+    statement = select(func.count()).select_from(runs).where(*_conditions(status, environment))
+    return tx.connection.execute(statement).scalar_one()
+
+
+def _conditions(status: RunStatus | None, environment: str | None) -> list[ColumnElement[bool]]:
+    wanted: list[ColumnElement[bool]] = []
+    if status is not None:
+        wanted.append(runs.c.status == status)
+    if environment is not None:
+        wanted.append(runs.c.environment == environment)
+    return wanted
+
+
+def _next(tx: Tx, column: ColumnElement[int], of_run: ColumnElement[bool]) -> int:
+    # One driver at a time writes a run's history, behind its fence, so the next number is free to take.
+    last: int | None = tx.connection.execute(select(func.max(column)).where(of_run)).scalar()
+    return (last or 0) + 1
+
+
+def next_step_sequence(tx: Tx, run_id: str) -> int:
+    return _next(tx, steps.c.sequence, steps.c.run_id == run_id)
+
+
+def _error(value: Mapping[str, str] | None) -> RunError | None:
+    return RunError(type=value["type"], message=value["message"]) if value else None
+
+
+def _run(row: AnyRow) -> Run:
+    release = None
+    if row.bundle_digest is not None:
+        release = ReleaseRef(
+            bundle=row.bundle,
+            version=row.bundle_version,
+            digest=row.bundle_digest,
+            environment=row.environment,
+            revision=row.revision,
+            promotion_id=row.promotion_id,
+        )
+    return Run(
+        id=row.id,
+        status=RunStatus(row.status),
+        target=row.target,
+        spec_digest=row.spec_digest,
+        release=release,
+        environment=row.environment,
+        agent_name=row.agent_name,
+        workflow_name=row.workflow_name,
+        workflow_type=row.workflow_type,
+        input_text=row.input_text,
+        output_text=row.output_text,
+        error=_error(row.error),
+        state=row.state,
+        state_version=row.state_version,
+        visited_steps=tuple(row.visited_steps),
+        requester=row.requester,
+        metadata=row.metadata,
+        epoch=row.epoch,
+        owner=row.owner,
+        wake_seq=row.wake_seq,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        started_at=row.started_at,
+        completed_at=row.completed_at,
+        deadline_at=row.deadline_at,
+    )

@@ -1,0 +1,340 @@
+"""The tables. Times are ISO-8601 texts whose order is time order; migrations are proved equal to this module."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+ID = String(40)
+DIGEST = String(71)
+TIME = String(40)
+NAME = String(200)
+
+# ---- trust and source -------------------------------------------------------------------------------------------
+
+trust_roots = Table(
+    "trust_roots",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("digest", DIGEST, nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
+    Column("accepted_at", TIME, nullable=False),
+)
+
+sources = Table(
+    "sources",
+    metadata,
+    Column("id", DIGEST, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("ref", NAME, nullable=False),
+    Column("trust_pin", DIGEST, nullable=False),
+    Column("accepted_revision", Text),
+    Column("attempted_revision", Text),
+    Column("updated_at", TIME, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", NAME, primary_key=True),
+    Column("owner", ID),
+    Column("fence", BigInteger, nullable=False),
+    Column("until", TIME, nullable=False),
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("kind", String(40), nullable=False),
+    Column("payload", JSON, nullable=False),
+    Column("actor", NAME, nullable=False),
+    Column("status", String(20), nullable=False),
+    Column("result", JSON),
+    Column("created_at", TIME, nullable=False),
+    Column("finished_at", TIME),
+    Index(None, "status", "id"),
+)
+
+# ---- registry ---------------------------------------------------------------------------------------------------
+
+environments = Table(
+    "environments",
+    metadata,
+    Column("name", NAME, primary_key=True),
+    Column("declaration", JSON, nullable=False),
+    Column("policy_digest", DIGEST, nullable=False),
+    Column("revision", Text, nullable=False),
+    Column("updated_at", TIME, nullable=False),
+)
+
+pending_releases = Table(
+    "pending_releases",
+    metadata,
+    Column("environment", NAME),
+    Column("bundle", NAME),
+    Column("version", NAME, nullable=False),
+    Column("gate", String(40), nullable=False),
+    Column("reason", String(60), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("who", JSON, nullable=False),
+    PrimaryKeyConstraint("environment", "bundle"),
+)
+
+conditions = Table(
+    "conditions",
+    metadata,
+    Column("object", String(220)),
+    Column("type", String(40)),
+    Column("status", Boolean, nullable=False),
+    Column("reason", String(60), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("revision", Text, nullable=False),
+    Column("since", TIME, nullable=False),
+    PrimaryKeyConstraint("object", "type"),
+)
+
+bundles = Table(
+    "bundles",
+    metadata,
+    Column("digest", DIGEST, primary_key=True),
+    Column("name", NAME, nullable=False),
+    Column("version", NAME, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("prev", DIGEST),
+    Column("payload", LargeBinary, nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
+    Column("spec_digest", DIGEST, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("signers", JSON, nullable=False),
+    Column("first_seen_at", TIME, nullable=False),
+    Column("revision", Text, nullable=False),
+    UniqueConstraint("name", "seq"),
+)
+
+releases = Table(
+    "releases",
+    metadata,
+    Column("environment", NAME),
+    Column("bundle", NAME),
+    Column("version", NAME, nullable=False),
+    Column("digest", DIGEST, nullable=False),
+    Column("revision", Text, nullable=False),
+    Column("promotion_id", ID, nullable=False),
+    Column("since", TIME, nullable=False),
+    Column("retired_at", TIME),
+    PrimaryKeyConstraint("environment", "bundle"),
+)
+
+promotions = Table(
+    "promotions",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("environment", NAME, nullable=False),
+    Column("bundle", NAME, nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("from_digest", DIGEST),
+    Column("to_digest", DIGEST),
+    Column("version", NAME),
+    Column("actor", NAME, nullable=False),
+    Column("revision", Text, nullable=False),
+    Column("audit_event_id", ID, nullable=False),
+    Column("at", TIME, nullable=False),
+    Index(None, "environment", "bundle", "id"),
+)
+
+# ---- runs -------------------------------------------------------------------------------------------------------
+
+specs = Table(
+    "specs",
+    metadata,
+    Column("digest", DIGEST, primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+    Column("created_at", TIME, nullable=False),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("status", String(20), nullable=False),
+    Column("target", String(20), nullable=False),
+    Column("spec_digest", DIGEST, nullable=False),
+    Column("environment", NAME),
+    Column("bundle", NAME),
+    Column("bundle_version", NAME),
+    Column("bundle_digest", DIGEST),
+    Column("revision", Text),
+    Column("promotion_id", ID),
+    Column("agent_name", NAME, nullable=False),
+    Column("workflow_name", NAME),
+    Column("workflow_type", String(40)),
+    Column("input_text", Text, nullable=False),
+    Column("output_text", Text),
+    Column("error", JSON(none_as_null=True)),
+    Column("state", JSON, nullable=False),
+    Column("state_version", Integer, nullable=False),
+    Column("visited_steps", JSON, nullable=False),
+    Column("requester", NAME, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("owner", ID),
+    Column("wake_seq", BigInteger, nullable=False),
+    Column("created_at", TIME, nullable=False),
+    Column("updated_at", TIME, nullable=False),
+    Column("started_at", TIME),
+    Column("completed_at", TIME),
+    Column("deadline_at", TIME),
+    Index(None, "status", "updated_at"),
+    Index(None, "updated_at"),
+    Index(None, "environment", "updated_at"),
+    Index(None, "bundle_digest"),
+)
+
+steps = Table(
+    "steps",
+    metadata,
+    Column("run_id", ID),
+    Column("sequence", Integer),
+    Column("step_id", Text, nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("status", String(20), nullable=False),
+    Column("idempotency_key", Text, nullable=False),
+    Column("input_text", Text, nullable=False),
+    Column("output_text", Text),
+    Column("error", JSON(none_as_null=True)),
+    Column("code_digest", DIGEST),
+    Column("started_at", TIME, nullable=False),
+    Column("completed_at", TIME, nullable=False),
+    PrimaryKeyConstraint("run_id", "sequence"),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("run_id", ID),
+    Column("sequence", Integer),
+    Column("id", ID, nullable=False),
+    Column("type", String(40), nullable=False),
+    Column("step_id", Text),
+    Column("state", LargeBinary, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("created_at", TIME, nullable=False),
+    PrimaryKeyConstraint("run_id", "sequence"),
+)
+
+trace_events = Table(
+    "trace_events",
+    metadata,
+    Column("run_id", ID),
+    Column("sequence", Integer),
+    Column("event_id", ID, nullable=False),
+    Column("type", String(60), nullable=False),
+    Column("step_id", Text),
+    Column("timestamp", TIME, nullable=False),
+    Column("data", JSON, nullable=False),
+    PrimaryKeyConstraint("run_id", "sequence"),
+)
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("request_id", ID, nullable=False),
+    Column("run_id", ID, nullable=False),
+    Column("environment", NAME),
+    Column("workflow_name", NAME),
+    Column("workflow_type", String(40)),
+    Column("step_id", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("status", String(20), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("title", Text, nullable=False),
+    Column("prompt", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("subject_digest", DIGEST, nullable=False),
+    Column("options", JSON(none_as_null=True)),
+    Column("default_option", Text),
+    Column("decisions", JSON, nullable=False),
+    Column("assignee", NAME),
+    Column("timeout_seconds", Integer),
+    Column("on_timeout", String(80), nullable=False),
+    Column("on_reject", String(20), nullable=False),
+    Column("deadline_at", TIME),
+    Column("escalated_at", TIME),
+    Column("decision", JSON(none_as_null=True)),
+    Column("metadata", JSON, nullable=False),
+    Column("created_at", TIME, nullable=False),
+    Column("updated_at", TIME, nullable=False),
+    Index(None, "status", "id"),
+    Index(None, "run_id", "id"),
+    Index(None, "status", "deadline_at"),
+)
+
+# ---- answers given, and proof -----------------------------------------------------------------------------------
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("principal", NAME),
+    Column("scope", String(40)),
+    Column("key", String(256)),
+    Column("request_digest", DIGEST, nullable=False),
+    Column("status", Integer),
+    Column("response", JSON(none_as_null=True)),
+    Column("created_at", TIME, nullable=False),
+    PrimaryKeyConstraint("principal", "scope", "key"),
+)
+
+audit_events = Table(
+    "audit_events",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("at", TIME, nullable=False),
+    Column("event_type", String(60), nullable=False),
+    Column("actor", NAME),
+    Column("run_id", ID),
+    Column("continuation_id", ID),
+    Column("environment", NAME),
+    Column("metadata", Text, nullable=False),
+    Index(None, "event_type", "id"),
+    Index(None, "run_id", "id"),
+)
+
+audit_pending = Table(
+    "audit_pending",
+    metadata,
+    Column("event_id", ID, primary_key=True),
+)
+
+audit_chain = Table(
+    "audit_chain",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("event_id", ID, nullable=False, unique=True),
+    Column("leaf", String(64), nullable=False),
+    Column("head", String(64), nullable=False),
+)
