@@ -136,7 +136,7 @@ class _Builder:
             raise self._refuse("A key is an alias; keys are text.", spot)
         known = self._anchors.get(event.anchor or "")
         if known is None:
-            raise self._refuse(f"Nothing before this line is named &{_short(event.anchor or '')}.", spot)
+            raise self._refuse(f"No anchor named {_short(event.anchor or '')} stands before this alias.", spot)
         value, place, nodes = known
         self._count(nodes, spot)
         self._add(value, Place(*spot, place.children, place.keys))
