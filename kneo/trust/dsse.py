@@ -1,0 +1,174 @@
+"""DSSE v1: an envelope that carries bytes, says what kind they are, and lets several keys vouch for both.
+
+What is signed is the pre-authentication encoding (``pae``) of the kind and the decoded bytes, so nothing needs a canonical
+form. The envelope's own JSON is malleable and means nothing: identity is the digest of the payload bytes, and whoever has
+checked a signature goes on with the very buffer that was checked.
+
+Source of the rules: the Dead Simple Signing Envelope specification, v1 (``protocol.md`` and ``envelope.md``).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from kneo.digest import Digest, digest_of
+from kneo.errors import Invalid
+from kneo.trust.keys import PrivateKey
+from kneo.trust.reading import read_strict
+
+ENVELOPE_BYTES = 1_048_576
+"""Longest envelope read, checked before anything is parsed."""
+
+SIGNATURES = 16
+"""Most signatures in one envelope. Each costs a verification per trusted key, so the count bounds a reader's work."""
+
+TYPE_CHARS = 200
+KEYID_CHARS = 200
+
+
+@dataclass(frozen=True)
+class Signature:
+    keyid: str
+    """A hint which key may have made it; unauthenticated, may be empty, proves nothing."""
+
+    sig: bytes
+
+
+@dataclass(frozen=True)
+class Envelope:
+    payload_type: str
+    payload: bytes
+    signatures: tuple[Signature, ...]
+
+    @property
+    def digest(self) -> Digest:
+        """Name of what is carried; the same however often it is signed or wrapped anew."""
+        return digest_of(self.payload)
+
+    @property
+    def signed_bytes(self) -> bytes:
+        return pae(self.payload_type, self.payload)
+
+
+def pae(payload_type: str, payload: bytes) -> bytes:
+    """Encode a kind and a payload so that no other pair has the same encoding. Lengths count bytes, not characters."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+
+
+def parse_envelope(data: bytes, *, file: str = "envelope", max_bytes: int = ENVELOPE_BYTES) -> Envelope:
+    """Read an envelope without believing any of it.
+
+    Fields we do not know are ignored, as the specification asks: they are not signed and never used.
+
+    Raises:
+        Invalid: too large, too many signatures (``LimitExceeded``), not strict JSON, or not an envelope (``Malformed``).
+    """
+    if len(data) > max_bytes:
+        msg = f"{file}: {len(data)} bytes are too many for an envelope; the limit is {max_bytes} bytes."
+        raise Invalid(msg, code="LimitExceeded")
+    fields = _object(read_strict(data, file=file), file, "an envelope")
+    signatures = fields.get("signatures")
+    if not isinstance(signatures, list) or not signatures:
+        msg = f"{file}: signatures must be a list with at least one entry."
+        raise Invalid(msg, code="Malformed")
+    if len(signatures) > SIGNATURES:
+        msg = f"{file}: {len(signatures)} signatures are too many; the limit is {SIGNATURES}."
+        raise Invalid(msg, code="LimitExceeded")
+    return Envelope(
+        payload_type=_text(fields, "payloadType", file, TYPE_CHARS),
+        payload=_decoded(fields, "payload", file),
+        signatures=tuple(_signature(item, f"{file}: signatures[{i}]") for i, item in enumerate(signatures)),
+    )
+
+
+def sign(payload_type: str, payload: bytes, key: PrivateKey) -> Envelope:
+    """Wrap a payload with one signature."""
+    return add_signature(Envelope(payload_type, payload, ()), key)
+
+
+def add_signature(envelope: Envelope, key: PrivateKey) -> Envelope:
+    """Vouch for what an envelope carries, beside those who already do. A key that signs again replaces its signature.
+
+    Raises:
+        Invalid: the envelope is full.
+    """
+    others = tuple(s for s in envelope.signatures if s.keyid != key.keyid)
+    if len(others) >= SIGNATURES:
+        msg = f"This envelope has {len(others)} signatures already; the limit is {SIGNATURES}."
+        raise Invalid(msg, code="LimitExceeded")
+    mine = Signature(key.keyid, key.sign(envelope.signed_bytes))
+    return replace(envelope, signatures=(*others, mine))
+
+
+def serialise(envelope: Envelope) -> bytes:
+    """Spell an envelope the same way every time: sorted, indented for readable diffs, a newline at the end."""
+    ordered = sorted(envelope.signatures, key=lambda s: (s.keyid, s.sig))
+    value = {
+        "payloadType": envelope.payload_type,
+        "payload": base64.b64encode(envelope.payload).decode("ascii"),
+        "signatures": [{"keyid": s.keyid, "sig": base64.b64encode(s.sig).decode("ascii")} for s in ordered],
+    }
+    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def decode_base64(text: str) -> bytes:
+    """Decode standard or URL-safe base64, one spelling per value.
+
+    Readers must take both alphabets, but nobody needs a text that mixes them, lacks padding, contains line breaks or
+    sets bits that decoding throws away.
+
+    Raises:
+        Invalid: anything else.
+    """
+    url_safe = "-" in text or "_" in text
+    try:
+        decoded = base64.b64decode(text.encode("ascii"), altchars=b"-_" if url_safe else None, validate=True)
+    except (UnicodeEncodeError, binascii.Error) as error:
+        msg = "not base64"
+        raise Invalid(msg, code="Malformed") from error
+    again = base64.urlsafe_b64encode(decoded) if url_safe else base64.b64encode(decoded)
+    if again.decode("ascii") != text:
+        msg = "not base64 in its one exact spelling"
+        raise Invalid(msg, code="Malformed")
+    return decoded
+
+
+def _object(value: object, where: str, what: str) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        msg = f"{where}: {what} must be a JSON object."
+        raise Invalid(msg, code="Malformed")
+    return value
+
+
+def _text(fields: Mapping[str, object], name: str, where: str, limit: int) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or not 0 < len(value) <= limit or not value.isprintable():
+        msg = f"{where}: {name} must be a text of 1 to {limit} characters."
+        raise Invalid(msg, code="Malformed")
+    return value
+
+
+def _decoded(fields: Mapping[str, object], name: str, where: str) -> bytes:
+    value = fields.get(name)
+    if not isinstance(value, str):
+        msg = f"{where}: {name} must be a text in base64."
+        raise Invalid(msg, code="Malformed")
+    try:
+        return decode_base64(value)
+    except Invalid as error:
+        msg = f"{where}: {name} is {error.message}."
+        raise Invalid(msg, code="Malformed") from error
+
+
+def _signature(item: object, where: str) -> Signature:
+    fields = _object(item, where, "a signature")
+    keyid = fields.get("keyid")
+    if keyid is not None and (not isinstance(keyid, str) or len(keyid) > KEYID_CHARS):
+        msg = f"{where}: keyid must be a text of at most {KEYID_CHARS} characters."
+        raise Invalid(msg, code="Malformed")
+    return Signature(keyid=keyid or "", sig=_decoded(fields, "sig", where))
