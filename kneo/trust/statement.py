@@ -1,0 +1,259 @@
+"""What is vouched for: in-toto Statements (v1) that carry a bundle or an approval.
+
+A parsed statement keeps the exact bytes it was read from beside the parsed view. The bytes are what was signed, what is
+stored and what has an identity; the view is only for looking at, and is never written back over the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from kneo.digest import Digest, canonical_json, digest_of, digest_of_json
+from kneo.errors import Invalid
+from kneo.trust.reading import (
+    SEQUENCE_LIMIT,
+    DigestText,
+    Line,
+    Name,
+    Record,
+    Several,
+    Time,
+    Version,
+    read_record,
+    read_strict,
+)
+
+STATEMENT_TYPE: Literal["https://in-toto.io/Statement/v1"] = "https://in-toto.io/Statement/v1"
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+BUNDLE_TYPE: Literal["urn:kneo:attestation:bundle:v1"] = "urn:kneo:attestation:bundle:v1"
+APPROVAL_TYPE: Literal["urn:kneo:attestation:approval:v1"] = "urn:kneo:attestation:approval:v1"
+
+ENVIRONMENTS = 64
+DEPENDENCIES = 64
+
+
+class Dependency(Record):
+    """A bundle that must run in the same environment, by content."""
+
+    name: Name
+    digest: DigestText
+
+
+class BundleSource(Record):
+    """Where the signer says the spec came from. A statement of the signer, shown to people, decided upon by nobody."""
+
+    repo: Line | None = None
+    commit: Annotated[str, Field(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")] | None = None
+    path: Line | None = None
+    ci_run: Line | None = None
+
+
+class BundlePredicate(Record):
+    name: Name
+    version: Version
+    seq: Annotated[int, Field(ge=1, le=SEQUENCE_LIMIT)]
+    """Position in the history of this name; grows by one with each signed version."""
+
+    prev: DigestText | None
+    """Digest of the version before, so that two histories cannot be woven into one; null for the first."""
+
+    environments: Annotated[Several[Name], Field(min_length=1, max_length=ENVIRONMENTS)]
+    """Where this may run. Nowhere is not a place, so the list cannot be empty, and there is no word for everywhere."""
+
+    issued_at: Time
+    expires_at: Time | None = None
+    approved_by: Line
+    depends_on: Annotated[Several[Dependency], Field(max_length=DEPENDENCIES)]
+    source: BundleSource | None
+    spec: dict[str, JsonValue]
+    """The resolved spec: overlays applied, everything it refers to inlined."""
+
+    spec_digest: DigestText
+    """Digest of ``spec`` in its RFC 8785 form."""
+
+
+class Decision(StrEnum):
+    APPROVE = "approve"
+    REJECT = "reject"
+
+
+class ApprovalPredicate(Record):
+    bundle_digest: DigestText
+    environment: Name
+    policy_digest: DigestText
+    """The rules that were in force when somebody decided; under other rules the decision says nothing."""
+
+    decision: Annotated[Decision, Field(strict=False)]
+    expires: Time
+
+
+class _DigestSet(Record):
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Subject(Record):
+    name: Line
+    digest: _DigestSet
+
+
+class _Statement(Record):
+    type: Annotated[Literal["https://in-toto.io/Statement/v1"], Field(alias="_type")]
+    subject: Annotated[Several[_Subject], Field(min_length=1, max_length=1)]
+    predicate_type: Literal["urn:kneo:attestation:bundle:v1", "urn:kneo:attestation:approval:v1"]
+    predicate: dict[str, JsonValue]
+
+
+@dataclass(frozen=True)
+class BundleStatement:
+    """A signed or still unsigned bundle: the bytes, and what they say."""
+
+    payload: bytes
+    predicate: BundlePredicate
+    subject_name: str
+    subject_digest: Digest
+
+    @property
+    def digest(self) -> Digest:
+        """The bundle's identity: SHA-256 of the payload bytes."""
+        return digest_of(self.payload)
+
+
+@dataclass(frozen=True)
+class ApprovalStatement:
+    """Somebody's decision about one bundle in one environment under one policy."""
+
+    payload: bytes
+    predicate: ApprovalPredicate
+    subject_name: str
+    subject_digest: Digest
+
+    @property
+    def digest(self) -> Digest:
+        return digest_of(self.payload)
+
+
+def parse_bundle(payload: bytes, *, file: str = "bundle") -> BundleStatement:
+    """Read a bundle's payload. Whether it is consistent and vouched for is the verifier's business.
+
+    Raises:
+        Invalid: ``Malformed``: not a Statement v1 with our bundle predicate and nothing else.
+    """
+    statement = _parse(payload, BUNDLE_TYPE, file)
+    predicate = read_record(BundlePredicate, statement.predicate, file=f"{file}: predicate")
+    return BundleStatement(payload, predicate, *_subject(statement))
+
+
+def parse_approval(payload: bytes, *, file: str = "approval") -> ApprovalStatement:
+    """Read an approval's payload.
+
+    Raises:
+        Invalid: ``Malformed``: not a Statement v1 with our approval predicate and nothing else.
+    """
+    statement = _parse(payload, APPROVAL_TYPE, file)
+    predicate = read_record(ApprovalPredicate, statement.predicate, file=f"{file}: predicate")
+    return ApprovalStatement(payload, predicate, *_subject(statement))
+
+
+def build_bundle(  # noqa: PLR0913 - one argument per field of the predicate, all by name
+    *,
+    name: str,
+    version: str,
+    seq: int,
+    prev: Digest | None,
+    environments: Sequence[str],
+    issued_at: datetime,
+    approved_by: str,
+    spec: Mapping[str, object],
+    expires_at: datetime | None = None,
+    depends_on: Sequence[Dependency] = (),
+    source: BundleSource | None = None,
+) -> BundleStatement:
+    """Freeze a resolved spec into the payload that is then signed.
+
+    Raises:
+        Invalid: a field is out of its bounds, or the spec holds what JSON cannot.
+    """
+    spec_digest = digest_of_json(spec)
+    predicate = read_record(
+        BundlePredicate,
+        {
+            "name": name,
+            "version": version,
+            "seq": seq,
+            "prev": prev,
+            "environments": list(environments),
+            "issuedAt": issued_at,
+            "expiresAt": expires_at,
+            "approvedBy": approved_by,
+            "dependsOn": list(depends_on),
+            "source": source,
+            "spec": dict(spec),
+            "specDigest": spec_digest,
+        },
+        file="bundle",
+    )
+    payload = _payload(BUNDLE_TYPE, name, spec_digest, predicate)
+    return BundleStatement(payload, predicate, name, spec_digest)
+
+
+def build_approval(
+    *,
+    bundle_name: str,
+    bundle_digest: Digest,
+    environment: str,
+    policy_digest: Digest,
+    decision: Decision,
+    expires: datetime,
+) -> ApprovalStatement:
+    """Write down a decision so that its maker can sign it.
+
+    Raises:
+        Invalid: a field is out of its bounds.
+    """
+    predicate = read_record(
+        ApprovalPredicate,
+        {
+            "bundleDigest": bundle_digest,
+            "environment": environment,
+            "policyDigest": policy_digest,
+            "decision": decision,
+            "expires": expires,
+        },
+        file="approval",
+    )
+    payload = _payload(APPROVAL_TYPE, bundle_name, bundle_digest, predicate)
+    return ApprovalStatement(payload, predicate, bundle_name, bundle_digest)
+
+
+def _parse(payload: bytes, predicate_type: str, file: str) -> _Statement:
+    statement = read_record(_Statement, read_strict(payload, file=file), file=file)
+    if statement.predicate_type != predicate_type:
+        msg = f"{file}: predicateType is {statement.predicate_type}, expected {predicate_type}."
+        raise Invalid(msg, code="Malformed")
+    return statement
+
+
+def _subject(statement: _Statement) -> tuple[str, Digest]:
+    subject = statement.subject[0]
+    return subject.name, Digest(f"sha256:{subject.digest.sha256}")
+
+
+def _payload(predicate_type: str, name: str, digest: Digest, predicate: Record) -> bytes:
+    view = predicate.model_dump(mode="json", by_alias=True)
+    for optional in ("expiresAt",):
+        if view.get(optional, 0) is None:
+            del view[optional]
+    return canonical_json(
+        {
+            "_type": STATEMENT_TYPE,
+            "subject": [{"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}],
+            "predicateType": predicate_type,
+            "predicate": view,
+        }
+    )
