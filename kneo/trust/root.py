@@ -1,0 +1,308 @@
+"""The trust root: whose keys count for what, since when, and until when.
+
+Shaped after The Update Framework's root role, with three changes: keys belong to people, roles are scoped by path, and a
+revocation says since when a key is not to be believed, so that what was seen before stays valid.
+
+A root is believed for one of two reasons: its digest was handed to us out of band, or the one before it and it itself
+both say so, each by its own threshold. Expiry is a fact about a root (``expired_at``) and not a reason to stop knowing
+what was trusted: an expired root admits nothing new and takes nothing away.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
+from datetime import datetime
+from types import MappingProxyType
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from kneo.digest import Digest, canonical_json, digest_of, digest_of_json
+from kneo.errors import Invalid, Untrusted
+from kneo.trust.dsse import Envelope, parse_envelope
+from kneo.trust.keys import PEM_BYTES, Algorithm, KeyId, PublicKey
+from kneo.trust.reading import KeyIdText, Line, Name, Record, Several, Time, read_record, read_strict
+from kneo.trust.signers import TrustedKey, find_signers, people
+
+TRUST_ROOT_TYPE = "application/vnd.kneo.trust-root+json"
+
+ROOT_BYTES = 524_288
+"""Longest root envelope read."""
+
+CHAIN = 256
+"""Most roots walked from the pinned one."""
+
+KEYS = 256
+ROLES = 64
+REVOCATIONS = 1_024
+
+ROOT_ROLE = "root"
+
+_SEAL = object()
+
+
+class RootKey(Record):
+    algorithm: Annotated[Algorithm, Field(strict=False)]
+    public: Annotated[str, Field(max_length=PEM_BYTES)]
+    """PEM SubjectPublicKeyInfo."""
+
+    principal: Line
+    """Whose key it is: the same text as the person's API key name and entry in environment files."""
+
+
+class Role(Record):
+    keys: Annotated[Several[KeyIdText], Field(min_length=1, max_length=KEYS)]
+    threshold: Annotated[int, Field(ge=1, le=KEYS)]
+    """How many different people must have signed."""
+
+    paths: (
+        Annotated[Several[Annotated[str, Field(pattern=r"^[A-Za-z0-9._+:/*?-]{1,200}$")]], Field(max_length=64)] | None
+    ) = None
+    """What this role may sign, as globs over repository paths; ``*`` and ``?`` match ``/`` too. Absent: no bundle."""
+
+    def covers(self, path: str) -> bool:
+        """Say whether this role may sign the file at a repository path."""
+        return any(fnmatch.fnmatchcase(path, scope) for scope in self.paths or ())
+
+
+class Revocation(Record):
+    keyid: KeyIdText
+    at: Time
+    """From this moment on the key vouches for nothing it had not already vouched for, by our own records."""
+
+    reason: Line
+    compromised_since: Time | None = None
+    """From this moment on nothing it vouched for counts, though we may have seen it before ``at``."""
+
+    def covers(self, seen: datetime) -> bool:
+        """Say whether a signature first seen at this time is void."""
+        return seen >= self.at or (self.compromised_since is not None and seen >= self.compromised_since)
+
+
+class RootDocument(Record):
+    """What a trust root says. Reading one proves nothing about it; ``verify_chain`` does."""
+
+    version: Annotated[int, Field(ge=1, le=1_000_000_000)]
+    expires: Time
+    keys: Annotated[dict[KeyIdText, RootKey], Field(max_length=KEYS)]
+    roles: Annotated[dict[Name, Role], Field(max_length=ROLES)]
+    revoked: Annotated[Several[Revocation], Field(max_length=REVOCATIONS)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for keyid, key in self.keys.items():
+            _check_key(keyid, key)
+        _check_principals(key.principal for key in self.keys.values())
+        for name, role in self.roles.items():
+            self._check_role(name, role)
+        if ROOT_ROLE not in self.roles:
+            msg = "there is no role named root, so nobody could ever change this root"
+            raise ValueError(msg)
+        if len({revocation.keyid for revocation in self.revoked}) != len(self.revoked):
+            msg = "revoked: a key is listed twice"
+            raise ValueError(msg)
+        self._check_root_can_change()
+        return self
+
+    def _check_role(self, name: str, role: Role) -> None:
+        if unknown := set(role.keys) - set(self.keys):
+            msg = f"roles.{name} names the key {min(unknown)}, which keys does not have"
+            raise ValueError(msg)
+        if len(set(role.keys)) != len(role.keys):
+            msg = f"roles.{name} names a key twice"
+            raise ValueError(msg)
+        count = len({self.keys[keyid].principal for keyid in role.keys})
+        if role.threshold > count:
+            msg = f"roles.{name} asks for {role.threshold} people and has {count}"
+            raise ValueError(msg)
+
+    def _check_root_can_change(self) -> None:
+        role, revoked = self.roles[ROOT_ROLE], {revocation.keyid for revocation in self.revoked}
+        count = len({self.keys[keyid].principal for keyid in role.keys if keyid not in revoked})
+        if role.threshold > count:
+            msg = f"roles.root asks for {role.threshold} people and has {count} whose keys are not revoked"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class TrustRoot:
+    """A root that was verified. Only ``verify_chain`` makes one."""
+
+    document: RootDocument
+    payload: bytes = field(repr=False)
+    keys: Mapping[KeyId, TrustedKey] = field(repr=False)
+    seal: InitVar[object]
+
+    def __post_init__(self, seal: object) -> None:
+        if seal is not _SEAL:
+            msg = "a TrustRoot is made by verify_chain only"
+            raise TypeError(msg)
+
+    @property
+    def digest(self) -> Digest:
+        """Digest of the payload: what is pinned, and what names this root."""
+        return digest_of(self.payload)
+
+    @property
+    def version(self) -> int:
+        return self.document.version
+
+    @property
+    def expires(self) -> datetime:
+        return self.document.expires
+
+    def expired_at(self, now: datetime) -> bool:
+        """Say whether this root admits nothing new any more. What it admitted before stays admitted."""
+        return now >= self.document.expires
+
+    def role(self, name: str) -> Role | None:
+        return self.document.roles.get(name)
+
+    def role_keys(self, name: str) -> Mapping[KeyId, TrustedKey]:
+        """The keys of a role, revoked ones included; none when there is no such role."""
+        role = self.role(name)
+        return {keyid: self.keys[keyid] for keyid in role.keys} if role else {}
+
+    def revocation(self, keyid: str) -> Revocation | None:
+        return next((r for r in self.document.revoked if r.keyid == keyid), None)
+
+    def void(self, keyid: str, seen: datetime) -> bool:
+        """Say whether a signature of this key that we first saw at this time counts for nothing."""
+        revocation = self.revocation(keyid)
+        return revocation is not None and revocation.covers(seen)
+
+
+def parse_root(payload: bytes, *, file: str = "trust root") -> RootDocument:
+    """Read what a root says, believing none of it.
+
+    Raises:
+        Invalid: ``Malformed``: not a root, or one that contradicts itself.
+    """
+    return read_record(RootDocument, read_strict(payload, file=file), file=file)
+
+
+def root_payload(document: RootDocument) -> bytes:
+    """Spell a root as the bytes that are then signed."""
+    view = document.model_dump(mode="json", by_alias=True)
+    for entry in [*view["roles"].values(), *view["revoked"]]:
+        for optional in ("paths", "compromisedSince"):
+            if entry.get(optional, 0) is None:
+                del entry[optional]
+    return canonical_json(view)
+
+
+def verify_chain(pinned: Digest, envelopes: Sequence[bytes], now: datetime) -> TrustRoot:
+    """Walk from the root we were told about to the newest one.
+
+    1. Each envelope is one of a trust root, within its bounds.
+    2. The first that counts has exactly the pinned digest over its payload; what stands before it is skipped.
+    3. It is signed by its own threshold, which proves that its keys exist.
+    4. Each further one has the next version number.
+    5. Each further one is signed by the threshold of the one before.
+    6. Each further one is signed by its own threshold.
+
+    Keys that a root lists as revoked do not count for that root's threshold. To refuse an older chain than one already
+    accepted, pin the accepted root: it is then the one place from which any chain can go on.
+
+    Args:
+        pinned: Digest of the payload of a root that is believed; never taken from the repository itself.
+        envelopes: Root envelopes, oldest first. A repeated root is skipped.
+        now: When this is asked; a revocation that lies ahead does not count yet.
+
+    Raises:
+        Untrusted: the pinned root is missing (``RootNotPinned``), or a signature or a version number is (the code says
+            which: ``SignatureInvalid``, ``ThresholdNotMet``, ``KeyRevoked``, ``RollbackDetected``).
+        Invalid: an envelope is not a root (``Malformed``) or there is too much of it (``LimitExceeded``).
+    """
+    if len(envelopes) > CHAIN:
+        msg = f"{len(envelopes)} trust roots are too many to walk; the limit is {CHAIN}."
+        raise Invalid(msg, code="LimitExceeded", hint="Pin a newer root.")
+    # (1)
+    opened = [_open(data) for data in envelopes]
+    # (2)
+    start = next((i for i, envelope in enumerate(opened) if envelope.digest == pinned), None)
+    if start is None:
+        msg = f"None of the {len(opened)} trust roots here is the pinned one, {pinned}."
+        hint = "Check the digest you were given; if the root was replaced on purpose, pin the new one."
+        raise Untrusted(msg, code="RootNotPinned", hint=hint)
+    root = _load(opened[start])
+    # (3)
+    _require_threshold(opened[start], root, root, now)
+    for envelope in opened[start + 1 :]:
+        if envelope.digest == root.digest:
+            continue
+        following = _load(envelope)
+        # (4)
+        if following.version != root.version + 1:
+            msg = f"After trust root version {root.version} comes {following.version}; expected {root.version + 1}."
+            raise Untrusted(msg, code="RollbackDetected", hint="Earlier roots stay in environments/roots/<N>.json.")
+        # (5)
+        _require_threshold(envelope, root, following, now)
+        # (6)
+        _require_threshold(envelope, following, following, now)
+        root = following
+    return root
+
+
+def trust_epoch(root: TrustRoot, *rules: Digest) -> Digest:
+    """Name everything that a trust decision rests on. When it changes, whatever is active is judged again.
+
+    Args:
+        root: The root in force.
+        rules: Digests of the rules beside it, such as an environment's policy; their order does not matter.
+    """
+    return digest_of_json({"root": root.digest, "rules": sorted(set(rules))})
+
+
+def _open(data: bytes) -> Envelope:
+    envelope = parse_envelope(data, file="trust root", max_bytes=ROOT_BYTES)
+    if envelope.payload_type != TRUST_ROOT_TYPE:
+        msg = f"A trust root has payload type {TRUST_ROOT_TYPE}, not {envelope.payload_type}."
+        raise Invalid(msg, code="Malformed")
+    return envelope
+
+
+def _load(envelope: Envelope) -> TrustRoot:
+    document = parse_root(envelope.payload)
+    keys = {keyid: TrustedKey(PublicKey.load(key.public), key.principal) for keyid, key in document.keys.items()}
+    return TrustRoot(document=document, payload=envelope.payload, keys=MappingProxyType(keys), seal=_SEAL)
+
+
+def _require_threshold(envelope: Envelope, judge: TrustRoot, subject: TrustRoot, now: datetime) -> None:
+    role = judge.document.roles[ROOT_ROLE]
+    signers = find_signers(envelope, judge.role_keys(ROOT_ROLE))
+    valid = [signer for signer in signers if not judge.void(signer.keyid, now)]
+    who = people(valid)
+    if len(who) >= role.threshold:
+        return
+    what = f"Trust root version {subject.version} has {len(who)} of {role.threshold} signatures"
+    msg = f"{what} that the root role of version {judge.version} asks for."
+    code = "KeyRevoked" if len(valid) < len(signers) else "ThresholdNotMet" if signers else "SignatureInvalid"
+    raise Untrusted(msg, code=code, hint="Let the missing people run kneo trust sign.")
+
+
+def _check_key(keyid: str, key: RootKey) -> None:
+    try:
+        public = PublicKey.load(key.public)
+    except Invalid as error:
+        msg = f"keys.{keyid}: {error.message}"
+        raise ValueError(msg) from error
+    if public.keyid != keyid:
+        msg = f"keys.{keyid}: the id of this key is {public.keyid}"
+        raise ValueError(msg)
+    if public.algorithm is not key.algorithm:
+        msg = f"keys.{keyid}: this is a key for {public.algorithm}, not {key.algorithm}"
+        raise ValueError(msg)
+
+
+def _check_principals(principals: Iterable[str]) -> None:
+    """Refuse one person spelled two ways, which would count as two people."""
+    spelled: dict[str, str] = {}
+    for principal in principals:
+        folded = unicodedata.normalize("NFKC", principal).casefold()
+        if principal != principal.strip() or spelled.setdefault(folded, principal) != principal:
+            msg = f"the principal {principal!r} is spelled in two ways, or has spaces around it"
+            raise ValueError(msg)
