@@ -1,0 +1,94 @@
+"""Signed decisions about bundles, verified as strictly as the bundles themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+
+from kneo.digest import Digest
+from kneo.errors import Invalid, Untrusted
+from kneo.trust.dsse import parse_envelope
+from kneo.trust.root import TrustRoot
+from kneo.trust.signers import find_signers
+from kneo.trust.statement import PAYLOAD_TYPE, ApprovalPredicate, parse_approval
+from kneo.trust.verified import SEAL, VerifiedApproval
+
+
+def verify_approval(  # noqa: PLR0913 - what a decision is bound to is all of this, and all by name
+    envelope: bytes,
+    *,
+    root: TrustRoot,
+    roles: Collection[str],
+    bundle_digest: Digest,
+    environment: str,
+    policy_digest: Digest,
+    now: datetime,
+    first_seen: datetime | None = None,
+    file: str = "approval",
+) -> VerifiedApproval:
+    """Decide whether these bytes are somebody's decision about exactly this bundle, environment and policy.
+
+    1. The file is an envelope of an in-toto statement, within its bounds.
+    2. Somebody of these roles signed it with a key that is not revoked.
+    3. The signed bytes are an approval statement and nothing else.
+    4. It is about this bundle, this environment and this policy.
+    5. It has not expired.
+
+    Whether approver and signer may be the same person, and how many are needed, is for the gate.
+
+    Args:
+        envelope: The file.
+        root: The verified trust root.
+        roles: Roles of the trust root whose people may decide; empty refuses.
+        bundle_digest: Identity of the bundle that waits.
+        environment: Where it waits.
+        policy_digest: Digest of the rules it waits under.
+        now: One time for the whole pass.
+        first_seen: When our own records first saw this very envelope; a revocation spares what was seen before it.
+        file: What to call it in messages.
+
+    Raises:
+        Invalid: ``Malformed``, ``LimitExceeded``.
+        Untrusted: ``SignatureInvalid``, ``KeyRevoked``, ``SubjectMismatch``, ``Expired``.
+    """
+    # (1)
+    opened = parse_envelope(envelope, file=file)
+    if opened.payload_type != PAYLOAD_TYPE:
+        msg = f"{file}: payloadType is {opened.payload_type}, expected {PAYLOAD_TYPE}."
+        raise Invalid(msg, code="Malformed")
+    # (2)
+    keys = {keyid: key for name in roles for keyid, key in root.role_keys(name).items()}
+    found = find_signers(opened, keys)
+    if not found:
+        msg = f"{file}: not signed by anybody of the role {', '.join(sorted(roles)) or '(none)'}."
+        raise Untrusted(msg, code="SignatureInvalid", hint="Approve with kneo approve --key and an approver's key.")
+    seen = first_seen or now
+    signers = tuple(signer for signer in found if not root.void(signer.keyid, seen))
+    if not signers:
+        msg = f"{file}: the key of {', '.join(s.principal for s in found)} was revoked."
+        raise Untrusted(msg, code="KeyRevoked", hint="Approve again with a key that is not revoked.")
+    # (3)
+    statement = parse_approval(opened.payload, file=file)
+    # (4)
+    wanted = {"bundle": bundle_digest, "environment": environment, "policy": policy_digest}
+    _check_binding(statement.predicate, statement.subject_digest, wanted, file)
+    # (5)
+    if now >= statement.predicate.expires:
+        msg = f"{file}: expired at {statement.predicate.expires.isoformat()}."
+        raise Untrusted(msg, code="Expired", hint="Approve again.")
+    return VerifiedApproval(statement=statement, envelope=envelope, signers=signers, seal=SEAL)
+
+
+def _check_binding(predicate: ApprovalPredicate, subject: Digest, wanted: dict[str, str], file: str) -> None:
+    if subject != predicate.bundle_digest:
+        msg = f"{file}: its subject and its bundleDigest differ."
+        raise Invalid(msg, code="Malformed")
+    said = {
+        "bundle": predicate.bundle_digest,
+        "environment": predicate.environment,
+        "policy": predicate.policy_digest,
+    }
+    for what, value in wanted.items():
+        if said[what] != value:
+            msg = f"{file}: a decision about the {what} {said[what]}, not about {value}."
+            raise Untrusted(msg, code="SubjectMismatch", hint="A decision holds for what it was made about only.")

@@ -1,0 +1,292 @@
+"""The one door from bytes to a bundle that may be run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from kneo.clock import isoformat
+from kneo.digest import digest_of_json
+from kneo.errors import Invalid, KneoError, Untrusted
+from kneo.trust.dsse import Envelope, parse_envelope
+from kneo.trust.reading import NAME, VERSION
+from kneo.trust.root import TrustRoot
+from kneo.trust.rule import DSSE, SignatureTerms
+from kneo.trust.signers import Signer, find_signers, people
+from kneo.trust.statement import PAYLOAD_TYPE, BundleStatement, parse_bundle
+from kneo.trust.verified import SEAL, VerifiedBundle
+
+CLOCK_TOLERANCE = timedelta(minutes=5)
+"""How far a signer's clock may be ahead of ours."""
+
+_PATH = re.compile(rf"bundles/({NAME})/({VERSION})\.dsse\.json")
+
+
+@dataclass(frozen=True)
+class VerificationStep:
+    """One line of the account of a verification."""
+
+    number: int
+    title: str
+    passed: bool | None
+    """None when an earlier step failed, so that this one was not reached."""
+
+    detail: str
+    code: str | None = None
+    """Why it failed, as a word."""
+
+
+def verify_bundle(
+    envelope: bytes,
+    *,
+    root: TrustRoot,
+    signatures: SignatureTerms,
+    path: str,
+    environment: str,
+    now: datetime,
+    first_seen: datetime | None = None,
+) -> VerifiedBundle:
+    """Decide whether these bytes are a bundle that may run in an environment.
+
+    1. The file is an envelope, within its bounds.
+    2. Its kind is an in-toto statement, in a format that the environment accepts.
+    3. The environment's rule names roles of the trust root that may sign this path.
+    4. Enough different people of those roles signed; revoked keys do not count.
+    5. The signed bytes, the same buffer, are a bundle statement and nothing else.
+    6. Its subject and its ``specDigest`` are those of the spec it carries.
+    7. Its name and version are those of the path.
+    8. It was signed for this environment.
+    9. It is neither from the future nor expired.
+
+    A role counts when as many of its people signed as the trust root asks of it; the people of all roles that count
+    must then be as many as the rule asks. The caller performs two checks that need more than these bytes:
+    ``check_sequence`` (against what was accepted before) and ``root.expired_at`` (before anything new is admitted).
+
+    To verify again what already runs, hand the time of its release as ``now``, so that expiry stops only what is new.
+
+    Args:
+        envelope: The file.
+        root: The verified trust root.
+        signatures: What the environment asks for.
+        path: Where the file stands in the repository.
+        environment: Where it shall run.
+        now: One time for the whole pass.
+        first_seen: When our own records first saw this very envelope; None when they have not. A revocation spares what
+            was seen before it. The time of the payload would not do: a thief could add a signature to an old payload.
+
+    Raises:
+        Invalid: ``Malformed``, ``LimitExceeded``.
+        Untrusted: ``PolicyDenied``, ``SignatureInvalid``, ``ThresholdNotMet``, ``KeyRevoked``, ``SubjectMismatch``,
+            ``Expired``, ``NotYetValid``.
+    """
+    case = _Case(envelope, root, signatures, path, environment, now, first_seen)
+    for _, check in _STEPS:
+        check(case)
+    return case.verified()
+
+
+def verification_steps(
+    envelope: bytes,
+    *,
+    root: TrustRoot,
+    signatures: SignatureTerms,
+    path: str,
+    environment: str,
+    now: datetime,
+    first_seen: datetime | None = None,
+) -> tuple[VerificationStep, ...]:
+    """Give an account of what ``verify_bundle`` does with the same arguments. It decides nothing; it is for people."""
+    case = _Case(envelope, root, signatures, path, environment, now, first_seen)
+    steps: list[VerificationStep] = []
+    failed = False
+    for number, (title, check) in enumerate(_STEPS, start=1):
+        if failed:
+            steps.append(VerificationStep(number, title, None, "not reached"))
+            continue
+        try:
+            steps.append(VerificationStep(number, title, passed=True, detail=check(case)))
+        except KneoError as error:
+            failed = True
+            steps.append(VerificationStep(number, title, passed=False, detail=str(error), code=error.code))
+    return tuple(steps)
+
+
+def bundle_path(name: str, version: str) -> str:
+    """Say where a bundle stands in a repository."""
+    return f"bundles/{name}/{version}.dsse.json"
+
+
+def parse_bundle_path(path: str) -> tuple[str, str] | None:
+    """Read name and version from a repository path, or None when it is not a bundle's."""
+    match = _PATH.fullmatch(path)
+    return (match[1], match[2]) if match else None
+
+
+@dataclass
+class _Case:
+    """The question, and what has been established so far. Each step reads what earlier steps wrote."""
+
+    data: bytes
+    root: TrustRoot
+    rule: SignatureTerms
+    path: str
+    environment: str
+    now: datetime
+    first_seen: datetime | None
+    opened: Envelope | None = None
+    roles: tuple[str, ...] = ()
+    signers: tuple[Signer, ...] = ()
+    read: BundleStatement | None = None
+
+    @property
+    def envelope(self) -> Envelope:
+        assert self.opened is not None, "step 1 comes first"
+        return self.opened
+
+    @property
+    def statement(self) -> BundleStatement:
+        assert self.read is not None, "step 5 comes first"
+        return self.read
+
+    def verified(self) -> VerifiedBundle:
+        predicate = self.statement.predicate
+        return VerifiedBundle(
+            name=predicate.name,
+            version=predicate.version,
+            digest=self.statement.digest,
+            seq=predicate.seq,
+            prev=predicate.prev,
+            spec=predicate.spec,
+            payload=self.statement.payload,
+            envelope=self.data,
+            signers=self.signers,
+            statement=self.statement,
+            seal=SEAL,
+        )
+
+
+def _open(case: _Case) -> str:
+    case.opened = parse_envelope(case.data, file=case.path)
+    return f"{len(case.data)} bytes, {len(case.envelope.signatures)} signature(s), {case.envelope.digest}"
+
+
+def _check_kind(case: _Case) -> str:
+    if DSSE not in case.rule.accept:
+        msg = f"{case.path}: the environment {case.environment} does not accept bundles in the format dsse."
+        raise Untrusted(msg, code="PolicyDenied", hint="Add dsse to signatures.accept in its file.")
+    if case.envelope.payload_type != PAYLOAD_TYPE:
+        msg = f"{case.path}: payloadType is {case.envelope.payload_type}, expected {PAYLOAD_TYPE}."
+        raise Invalid(msg, code="Malformed")
+    return PAYLOAD_TYPE
+
+
+def _find_roles(case: _Case) -> str:
+    if not case.rule.roles or case.rule.threshold < 1:
+        msg = f"The environment {case.environment} names nobody who may sign, so nothing is signed well enough."
+        raise Untrusted(msg, code="PolicyDenied", hint="Set signatures.roles and a threshold of 1 or more in its file.")
+    asked = ", ".join(case.rule.roles)
+    case.roles = roles_for(case.root, case.rule.roles, case.path)
+    if not case.roles:
+        msg = f"{case.path}: no role of {asked} in trust root version {case.root.version} may sign this path."
+        raise Untrusted(msg, code="PolicyDenied", hint="kneo trust show lists each role's paths.")
+    return f"{', '.join(case.roles)} may sign {case.path}"
+
+
+def roles_for(root: TrustRoot, names: Collection[str], path: str) -> tuple[str, ...]:
+    """Say which of these roles exist and may sign this path."""
+    found = ((name, root.role(name)) for name in sorted(set(names)))
+    return tuple(name for name, role in found if role is not None and role.covers(path))
+
+
+def _count_signatures(case: _Case) -> str:
+    keys = {keyid: key for name in case.roles for keyid, key in case.root.role_keys(name).items()}
+    found = find_signers(case.envelope, keys)
+    seen = case.first_seen or case.now
+    valid = tuple(signer for signer in found if not case.root.void(signer.keyid, seen))
+    counting = [members for members in (_members(case.root, name, valid) for name in case.roles) if members]
+    case.signers = tuple(sorted({signer for members in counting for signer in members}))
+    who = people(case.signers)
+    if len(who) >= case.rule.threshold:
+        return f"signed by {', '.join(sorted(who))}; {case.rule.threshold} needed"
+    raise _too_few(case, found, valid)
+
+
+def _members(root: TrustRoot, name: str, signers: tuple[Signer, ...]) -> frozenset[Signer]:
+    """The signers that belong to a role, or nobody when they are fewer people than the trust root asks of it."""
+    role, keys = root.role(name), root.role_keys(name)
+    members = frozenset(signer for signer in signers if signer.keyid in keys)
+    return members if role is not None and len(people(members)) >= role.threshold else frozenset()
+
+
+def _too_few(case: _Case, found: tuple[Signer, ...], valid: tuple[Signer, ...]) -> Untrusted:
+    roles = ", ".join(case.roles)
+    if not found:
+        msg = f"{case.path}: none of the signatures is by a key of the role {roles}, or the content was changed."
+        return Untrusted(msg, code="SignatureInvalid", hint="Sign it with kneo spec bundle sign --key.")
+    if len(valid) < len(found):
+        revoked = ", ".join(sorted(people(set(found) - set(valid))))
+        msg = f"{case.path}: the key of {revoked} was revoked and without it there are not enough signatures."
+        return Untrusted(msg, code="KeyRevoked", hint="Sign it again with a key that is not revoked.")
+    thresholds = [role.threshold for name in case.roles if (role := case.root.role(name)) is not None]
+    needed = max(case.rule.threshold, min(thresholds))
+    msg = f"{case.path}: signed by {', '.join(sorted(people(valid)))}; {needed} different people of {roles} are needed."
+    return Untrusted(msg, code="ThresholdNotMet", hint="Let somebody else run kneo spec bundle sign on the same file.")
+
+
+def _read_statement(case: _Case) -> str:
+    case.read = parse_bundle(case.envelope.payload, file=case.path)
+    predicate = case.statement.predicate
+    return f"{predicate.name} {predicate.version}, seq {predicate.seq}, approved by {predicate.approved_by}"
+
+
+def _check_spec(case: _Case) -> str:
+    statement = case.statement
+    digest = digest_of_json(statement.predicate.spec)
+    if statement.predicate.spec_digest != digest or statement.subject_digest != digest:
+        msg = f"{case.path}: the spec's digest is {digest}, but specDigest or subject says otherwise."
+        raise Invalid(msg, code="Malformed", hint="Sign the spec again; this file contradicts itself.")
+    return f"spec is {digest}"
+
+
+def _check_place(case: _Case) -> str:
+    statement, place = case.statement, parse_bundle_path(case.path)
+    said = (statement.predicate.name, statement.predicate.version)
+    if place != said or statement.subject_name != statement.predicate.name:
+        msg = f"{case.path}: this is {said[0]} {said[1]}, which belongs at {bundle_path(*said)}."
+        raise Untrusted(msg, code="SubjectMismatch", hint="Move the file back, or sign it under its new name.")
+    return f"stands at {case.path}"
+
+
+def _check_environment(case: _Case) -> str:
+    allowed = case.statement.predicate.environments
+    if case.environment not in allowed:
+        msg = f"{case.path}: signed for {', '.join(allowed)}, not for {case.environment}."
+        hint = f"Sign it with --env {case.environment} too."
+        raise Untrusted(msg, code="SubjectMismatch", hint=hint)
+    return f"signed for {', '.join(allowed)}"
+
+
+def _check_time(case: _Case) -> str:
+    issued, expires = case.statement.predicate.issued_at, case.statement.predicate.expires_at
+    if issued > case.now + CLOCK_TOLERANCE:
+        msg = f"{case.path}: issued at {isoformat(issued)}, which is after now, {isoformat(case.now)}."
+        raise Untrusted(msg, code="NotYetValid", hint="Set the signer's clock, or ours.")
+    if expires is not None and case.now >= expires:
+        msg = f"{case.path}: expired at {isoformat(expires)}; now is {isoformat(case.now)}."
+        raise Untrusted(msg, code="Expired", hint="Sign a new version.")
+    return f"issued {isoformat(issued)}, " + (f"expires {isoformat(expires)}" if expires else "does not expire")
+
+
+_STEPS: tuple[tuple[str, Callable[[_Case], str]], ...] = (
+    ("The file is an envelope", _open),
+    ("Its kind is accepted", _check_kind),
+    ("Somebody may sign it", _find_roles),
+    ("Enough people signed", _count_signatures),
+    ("The signed bytes are a bundle", _read_statement),
+    ("The spec is the one that is named", _check_spec),
+    ("Name and version are those of the path", _check_place),
+    ("It is for this environment", _check_environment),
+    ("Its time is now", _check_time),
+)
