@@ -1,0 +1,217 @@
+"""The file that says what runs in an environment and what must hold before that changes.
+
+``environments/<env>.yaml`` is not signed; the repository's review guards it, and the controller compares it with the
+version it accepted before. What decides about trust is therefore required rather than defaulted: an environment
+without a ``policy`` or without ``signatures`` is refused, as is one that asks for no signature at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+from pydantic import AliasGenerator, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from kneo.digest import Digest, digest_of_json
+from kneo.errors import Invalid
+from kneo.spec.base import ApiVersion, Declared, DigestText, Duration, Many, Name, Named
+from kneo.spec.diagnostics import Diagnostic, error, locate
+from kneo.spec.document import Document, ReadLimits
+from kneo.spec.flags import PolicyFlags
+from kneo.spec.reader import read
+from kneo.spec.schema_check import InvalidDeclaration, parse_model
+from kneo.spec.windows import Window, parse_window
+
+ENVIRONMENT_LIMITS = ReadLimits(max_bytes=8 * 1_048_576, max_nodes=500_000)
+"""Room for twenty thousand releases, each with a version and a digest."""
+
+
+class _Camel(Declared):
+    model_config = ConfigDict(alias_generator=AliasGenerator(alias=to_camel))
+
+
+class ReleasePin(_Camel):
+    """Which version of a bundle runs here."""
+
+    bundle: Name
+    version: Name = Field(description="The version's file name without its suffix.")
+    digest: DigestText | None = Field(
+        default=None, description="SHA-256 of the bundle's payload; must agree with the version where both stand."
+    )
+
+
+class Person(_Camel):
+    """Who somebody is in this environment."""
+
+    groups: Many[Name] = ()
+    roles: Many[Name] = ()
+
+
+class Signatures(_Camel):
+    """Who must have signed a bundle before it may run here."""
+
+    accept: Many[Literal["dsse", "hmac-v1"]] = Field(default=("dsse",), min_length=1)
+    roles: Many[Name] = Field(min_length=1, description="Roles of the trust root whose keys count.")
+    threshold: int = Field(ge=1, le=100, description="How many different principals must have signed.")
+
+
+class Approvals(_Camel):
+    """How many people must agree to a promotion."""
+
+    required: int = Field(default=1, ge=0, le=100)
+    roles: Many[Name] = Field(default=("approver",), min_length=1)
+    exclude: Many[Literal["bundle_signer", "author", "requester"]] = Field(
+        default=("bundle_signer",), description="People whose approval does not count, by their part in the change."
+    )
+    expires: Duration = Field(default=timedelta(days=7), description="How long an approval counts.")
+    signed: bool = Field(default=False, description="Whether each approver must sign with a key of their own.")
+
+
+class Prune(_Camel):
+    """A guard against a commit that empties an environment by mistake."""
+
+    max_percent: int = Field(
+        default=20, ge=0, le=100, description="A larger share disappearing at once needs an approval."
+    )
+
+
+class WindowRule(_Camel):
+    """A repeating stretch of time in which changes are allowed, or in which they are denied: one of the two."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["allow"]}, {"required": ["deny"]}]})
+
+    allow: str | None = Field(default=None, examples=["* 06:00 - 20:00", "Mon-Fri 09:00 - 17:00"])
+    deny: str | None = Field(default=None, examples=["Fri 16:00 - Mon 08:00"])
+    timezone: str = Field(default="UTC", examples=["Europe/Berlin"])
+
+    def window(self) -> Window:
+        """Return the window this describes.
+
+        Raises:
+            Invalid: it describes none, or two.
+        """
+        if self.allow is not None and self.deny is None:
+            return parse_window("allow", self.allow, self.timezone)
+        if self.deny is not None and self.allow is None:
+            return parse_window("deny", self.deny, self.timezone)
+        message = "A window says either allow or deny."
+        raise Invalid(message)
+
+
+class EnvironmentSpec(_Camel):
+    """What runs in an environment, and what must hold before that changes."""
+
+    releases: Many[ReleasePin] = Field(default=(), description="What runs here.")
+    inline_specs: bool = Field(default=False, description="Whether a run may bring its own spec.")
+    people: Named[Person] = Field(
+        default_factory=dict, description="Who is who; a name is also the name of an API key and of a principal."
+    )
+    promote_from: Name | None = Field(
+        default=None, description="Only what that environment serves and has verified may come here."
+    )
+    policy: PolicyFlags = Field(description="What every spec must satisfy here.")
+    signatures: Signatures
+    approvals: Approvals | None = Field(default=None, description="Left out: nobody needs to approve.")
+    windows: Many[WindowRule] = Field(
+        default=(), description="When changes may happen; denied windows win over allowed ones."
+    )
+    soak: Duration = Field(
+        default=timedelta(0), description="How long the environment it comes from must have served it without failure."
+    )
+    prune: Prune = Prune()
+    atomic: bool = Field(default=False, description="All changes of this environment happen, or none.")
+    suspend: bool = Field(default=False, description="Change nothing here; what runs keeps running.")
+    implementations: Named[DigestText] = Field(
+        default_factory=dict, description="The SHA-256 that a Python module behind an implementation must have here."
+    )
+    allow_self: bool = Field(
+        default=False, description="Whether people may approve what they signed or asked for; shown in every receipt."
+    )
+
+
+class _Metadata(_Camel):
+    name: Name
+
+
+class EnvironmentFile(Declared):
+    """One environment, as its file says it."""
+
+    model_config = ConfigDict(title="Environment")
+
+    api_version: ApiVersion = Field(alias="apiVersion")
+    kind: Literal["Environment"]
+    metadata: _Metadata
+    spec: EnvironmentSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """One environment.
+
+    Attributes:
+        spec: What the file says.
+        windows: When changes may happen; see :func:`kneo.spec.windows.windows_open`.
+        policy_digest: Digest of the content without ``releases`` and ``suspend``: what an approval is bound to, so that
+            it does not outlive the rules it was given under.
+    """
+
+    name: str
+    spec: EnvironmentSpec
+    windows: tuple[Window, ...]
+    policy_digest: Digest
+    file: str
+
+
+def parse_environment(data: bytes, *, file: str, limits: ReadLimits = ENVIRONMENT_LIMITS) -> Environment:
+    """Read an environment file, YAML or JSON by its name.
+
+    Raises:
+        Unreadable: the bytes are not a document.
+        InvalidDeclaration: the document is not an environment; the findings carry file and line.
+    """
+    document = read(data, file=file, limits=limits)
+    written = parse_model(EnvironmentFile, document)
+    problems = _contradictions(written)
+    if problems:
+        raise InvalidDeclaration([locate(problem, [document]) for problem in problems])
+    windows = tuple(rule.window() for rule in written.spec.windows)
+    return Environment(written.metadata.name, written.spec, windows, _policy_digest(document), file)
+
+
+def _policy_digest(document: Document) -> Digest:
+    content = dict(document.value) if isinstance(document.value, dict) else {}
+    spec = content.get("spec")
+    if isinstance(spec, dict):
+        content["spec"] = {key: value for key, value in spec.items() if key not in {"releases", "suspend"}}
+    return digest_of_json(content)
+
+
+def _contradictions(written: EnvironmentFile) -> list[Diagnostic]:
+    spec, code = written.spec, "E_ENVIRONMENT"
+    found: list[Diagnostic] = [*_repeated(spec), *_impossible_windows(spec)]
+    if spec.promote_from == written.metadata.name:
+        found.append(error(code, "An environment cannot promote from itself.", ("spec", "promoteFrom")))
+    if spec.soak and spec.promote_from is None:
+        message = "soak says how long another environment must have served a bundle, and promoteFrom names none."
+        found.append(error(code, message, ("spec", "soak"), suggestion="Add promoteFrom, or drop soak."))
+    return found
+
+
+def _repeated(spec: EnvironmentSpec) -> Iterator[Diagnostic]:
+    seen: set[str] = set()
+    for index, release in enumerate(spec.releases):
+        if release.bundle in seen:
+            message = f"The bundle {release.bundle} is listed twice; an environment runs one version of a bundle."
+            yield error("E_ENVIRONMENT", message, ("spec", "releases", index, "bundle"))
+        seen.add(release.bundle)
+
+
+def _impossible_windows(spec: EnvironmentSpec) -> Iterator[Diagnostic]:
+    for index, rule in enumerate(spec.windows):
+        try:
+            rule.window()
+        except Invalid as refusal:
+            yield error("E_ENVIRONMENT", refusal.message, ("spec", "windows", index), suggestion=refusal.hint)
