@@ -43,6 +43,9 @@ class Settings:
     state_dir: Path
     """Folder for what is kept beside the database: Git mirrors, the service key. Mode 0700."""
 
+    spec_root: Path
+    """Where specs named by path are read from, ``KNEO_SERV_SPEC_ROOT``; nothing outside it is."""
+
     trust_root: Digest | None = None
     """Digest of the first trust root this process believes, ``KNEO_SERV_TRUST_ROOT``."""
 
@@ -71,6 +74,21 @@ class Settings:
     client_timeout_seconds: float = 120.0
     key_passphrase: str = ""
     limits: Limits = field(default_factory=Limits)
+
+
+def debug_wanted(env: Mapping[str, str] | None = None) -> bool:
+    """Say whether errors come with their traceback, ``KNEO_SERV_DEBUG``.
+
+    Beside ``Settings`` rather than in it, because it is also asked when the settings themselves are wrong.
+    """
+    env = os.environ if env is None else env  # noqa: TID251 - this is that one reader
+    return env.get("KNEO_SERV_DEBUG", "").strip().lower() in TRUE
+
+
+def colour_wanted(env: Mapping[str, str] | None = None) -> bool:
+    """Say whether a terminal may be coloured: not with ``NO_COLOR`` (no-color.org), not on a dumb terminal."""
+    env = os.environ if env is None else env  # noqa: TID251 - this is that one reader
+    return not env.get("NO_COLOR") and env.get("TERM") != "dumb"
 
 
 def _positive(env: Mapping[str, str], name: str, default: int) -> int:
@@ -142,6 +160,7 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         project_root=root,
         database_url=url,
         state_dir=state_dir,
+        spec_root=Path(env.get("KNEO_SERV_SPEC_ROOT", "") or root),
         trust_root=parse_digest(pin) if pin else None,
         import_allow=tuple(p.strip() for p in env.get("KNEO_SERV_IMPORT_ALLOW", "").split(",") if p.strip()),
         import_roots=(root,) if cwd == root else (root, cwd),

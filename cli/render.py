@@ -1,0 +1,116 @@
+"""The one place that speaks to a terminal: lines with a mark, tables, panels and JSON.
+
+Answers go to standard output, warnings and errors to standard error, so that an answer can be piped. Colour only where
+somebody looks at a terminal. rich is imported by the functions that draw with it: it costs more time than most commands.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from kneo.settings import colour_wanted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DONE, CAREFUL, FAILED, OPEN = "✓", "⚠", "✗", "·"
+
+_COLOURS = {DONE: "green", CAREFUL: "yellow", FAILED: "red", OPEN: "bright_black"}
+
+PIPED_COLUMNS = 160
+"""Width of tables when nobody looks at a terminal; wide enough that digests stay on one line."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def plain(text: str) -> str:
+    """Make text of unknown origin safe to print: a terminal obeys control characters, and so would a reader's eye."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def line(mark: str, text: str, *, err: bool = False) -> None:
+    """Print one line that begins with a mark such as ✓."""
+    shown = typer.style(mark, fg=_COLOURS.get(mark)) if _colour(err=err) else mark
+    typer.echo(f"{shown} {plain(text)}", err=err)
+
+
+def text(content: str, *, err: bool = False) -> None:
+    """Print text as it is."""
+    typer.echo(plain(content), err=err)
+
+
+def success(message: str) -> None:
+    """Say that something is done."""
+    line(DONE, message)
+
+
+def warning(message: str, hint: str | None = None) -> None:
+    """Say that something is odd, on standard error."""
+    line(CAREFUL, message, err=True)
+    if hint:
+        text(f"  {hint}", err=True)
+
+
+def failure(message: str, hint: str | None = None) -> None:
+    """Say what went wrong and what to do next, on standard error."""
+    line(FAILED, message, err=True)
+    if hint:
+        text(f"  {hint}", err=True)
+
+
+def print_json(value: object) -> None:
+    """Print JSON, indented by two; times, paths and digests as their text."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def emit(value: object, *, as_json: bool, text: Callable[[], None]) -> None:
+    """Answer a command: the value as JSON, or the words that ``text`` prints."""
+    if as_json:
+        print_json(value)
+    else:
+        text()
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table. Cells fold rather than vanish on a narrow terminal; None is an empty cell."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for column in columns:
+        drawn.add_column(column, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(plain("" if cell is None else str(cell))) for cell in row))
+    _console().print(drawn)
+
+
+def panel(title: str, lines: Iterable[tuple[str, object]]) -> None:
+    """Print named values in a frame: ``Status: completed``."""
+    from rich.panel import Panel
+    from rich.text import Text
+
+    body = Text("\n".join(plain(f"{name}: {value}") for name, value in lines))
+    _console().print(Panel(body, title=Text(plain(title)), title_align="left", expand=False))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    return Console(
+        width=None if terminal else PIPED_COLUMNS,
+        no_color=not _colour(err=False),
+        highlight=False,
+        soft_wrap=False,
+    )
+
+
+def _colour(*, err: bool) -> bool:
+    return colour_wanted() and (sys.stderr if err else sys.stdout).isatty()

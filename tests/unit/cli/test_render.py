@@ -1,0 +1,62 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from cli import render
+from kneo.settings import colour_wanted
+
+
+def test_lines_go_where_they_belong(capsys: pytest.CaptureFixture[str]):
+    render.success("done")
+    render.warning("odd", "look")
+    render.failure("broken")
+    captured = capsys.readouterr()
+    assert captured.out == "✓ done\n"
+    assert captured.err == "⚠ odd\n  look\n✗ broken\n"
+
+
+def test_json_or_words(capsys: pytest.CaptureFixture[str]):
+    value = {"path": Path("a"), "name": "é"}
+    render.emit(value, as_json=True, text=lambda: render.text("words"))
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"path": "a", "name": "é"}
+    assert out.startswith('{\n  "path"')
+    render.emit(value, as_json=False, text=lambda: render.text("words"))
+    assert capsys.readouterr().out == "words\n"
+
+
+def test_control_characters_never_reach_the_terminal(capsys: pytest.CaptureFixture[str]):
+    hostile = "\x1b[31mred\u202egnp"
+    render.text(hostile)
+    render.success(hostile)
+    render.table(hostile and "T", ["C"], [[hostile]])
+    render.panel("P", [("Output", hostile)])
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "\u202e" not in out
+
+
+@pytest.mark.parametrize("columns", ["20", "40", "200"])
+def test_tables_lose_no_text_on_narrow_terminals(
+    columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(render, "PIPED_COLUMNS", int(columns))
+    digest = "sha256:" + "ab" * 32
+    render.table("Releases", ["Bundle", "Digest"], [["announcement", digest], [None, 3]])
+    out = capsys.readouterr().out
+    letters = "".join(out.split())
+    assert letters.count("ab") >= 24
+    assert all(len(row) <= int(columns) for row in out.splitlines())
+
+
+def test_square_brackets_are_text(capsys: pytest.CaptureFixture[str]):
+    render.table("", ["A"], [["[bold]x[/bold]"]])
+    assert "[bold]x[/bold]" in capsys.readouterr().out
+
+
+def test_colour_follows_the_environment():
+    assert colour_wanted({})
+    assert colour_wanted({"NO_COLOR": ""})
+    assert not colour_wanted({"NO_COLOR": "1"})
+    assert not colour_wanted({"TERM": "dumb"})
