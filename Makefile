@@ -1,0 +1,62 @@
+# Every verb makes what it needs. Needs Python 3.11 or newer, git and make; choose another Python with
+#     make test PYTHON=python3.13
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
+WORKERS ?= 2
+
+.PHONY: help demo up test lint types imports schemas format check clean
+.DEFAULT_GOAL := help
+
+help: ## Say what there is
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{printf "%-16s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.ready ## Tell the whole story on the terminal, from a signed bundle to a finished run
+	@$(BIN)/python -m cli.demo
+
+up: $(VENV)/.ready ## The same, left running
+	@$(BIN)/python -m cli.demo --up
+
+test: $(VENV)/.ready-dev ## Run the tests, the databases they need included
+	@$(BIN)/pytest -n $(WORKERS)
+
+lint: $(VENV)/.ready-dev ## Check style
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.ready-dev ## Check types, strictly
+	@$(BIN)/mypy
+
+imports: $(VENV)/.ready-dev ## Check who imports whom
+	@$(BIN)/lint-imports --no-logo
+
+schemas: $(VENV)/.ready ## Write schemas/ anew from the code
+	@$(BIN)/kneo spec schema --output schemas
+
+check: lint types imports test ## Everything a change has to pass
+
+format: $(VENV)/.ready-dev ## Put the code into shape
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+clean: ## Forget the environment and all caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis .demo
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 or newer, or say make PYTHON=/path/to/python."; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11: say make PYTHON=python3.11 (or newer)."; exit 1; }
+	@echo "Making $(VENV) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv $(VENV)
+
+$(VENV)/.ready: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing Kneo into $(VENV)"
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.ready-dev: pyproject.toml $(VENV)/.ready
+	@echo "Installing the tools for tests and checks"
+	@$(PIP) install --editable '.[dev]'
+	@touch $@
