@@ -1,0 +1,79 @@
+"""Where a repository is: https, ssh, or a folder that the operator named. Nothing else reaches the git command."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from kneo.errors import Invalid
+
+_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+_USER = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+_PATH = r"[A-Za-z0-9._~+%@/-]+"
+_HTTPS = re.compile(rf"https://{_HOST}/{_PATH}")
+_SSH = re.compile(rf"ssh://(?:{_USER}@)?{_HOST}/{_PATH}")
+_SCP = re.compile(rf"({_USER}@[A-Za-z0-9][A-Za-z0-9.-]*):({_PATH})")
+_USERINFO = re.compile(r"://[^/@\s]*@")
+
+ADDRESS_CHARS = 2_000
+
+
+@dataclass(frozen=True)
+class Address:
+    url: str
+    protocol: str
+    """``https``, ``ssh`` or ``file``: the one transport git may use for this repository."""
+
+    path: Path | None = None
+    """The folder, for ``file``."""
+
+
+def parse_address(text: str) -> Address:
+    """Read a repository's address.
+
+    Raises:
+        Invalid: another transport, a secret inside the address, or characters that no address needs.
+    """
+    if text.startswith(("/", "file:///")):
+        return _folder(text.removeprefix("file://"))
+    if len(text) > ADDRESS_CHARS:
+        raise _refused(text, "is too long")
+    if scp := _SCP.fullmatch(text):
+        text = f"ssh://{scp[1]}/{scp[2].removeprefix('/')}"
+    if _has_odd_parts(text):
+        raise _refused(text, "has a path that goes up or looks like an option")
+    if _HTTPS.fullmatch(text):
+        return Address(text, "https")
+    if _SSH.fullmatch(text):
+        return Address(text, "ssh")
+    if _USERINFO.search(text):
+        raise _refused(text, "carries a user name or a secret")
+    raise _refused(text, "is not one we use")
+
+
+def redact(text: str) -> str:
+    """Hide what stands before the host of any address in a text, and everything unprintable."""
+    visible = "".join(letter if letter.isprintable() else " " for letter in text)
+    return _USERINFO.sub("://***@", visible)
+
+
+def _folder(text: str) -> Address:
+    path = Path(text)
+    if not text.isprintable() or ".." in path.parts:
+        raise _refused(text, "is not a plain folder")
+    if not path.is_dir():
+        msg = f"There is no repository at {text}."
+        raise Invalid(msg, code="invalid_repository", hint="Give the folder of a Git repository, or its https address.")
+    return Address(str(path), "file", path)
+
+
+def _has_odd_parts(text: str) -> bool:
+    parts = text.split("://", 1)[-1].split("/")
+    return any(part == ".." or part.startswith("-") for part in parts)
+
+
+def _refused(text: str, why: str) -> Invalid:
+    msg = f"The repository address {redact(text[:200])!r} {why}."
+    hint = "Use https://host/path, ssh://user@host/path or an absolute folder; tokens go into a token file."
+    return Invalid(msg, code="invalid_repository", hint=hint)

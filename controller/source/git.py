@@ -1,0 +1,202 @@
+"""The git command, stripped of everything that could surprise us. The only module that starts it.
+
+Two ways to run it. *Remote* commands (``ls-remote``, ``fetch``) may use exactly one transport, the one of the address, and
+see the credentials. *Local* commands may use none, so that nothing read from the mirror can make git go out and fetch.
+
+What is closed, and by what:
+
+- the host's and the user's configuration, by ``GIT_CONFIG_NOSYSTEM``, ``GIT_CONFIG_GLOBAL`` and a home that is not there;
+- everything else in this process's environment, by not passing it on;
+- other transports and ``ext::``, by ``GIT_ALLOW_PROTOCOL`` and ``protocol.allow``;
+- options smuggled in as names, by fixed argument lists, ``--`` and the patterns of ``address`` and ``refs``;
+- hooks, filters, submodules, attributes, by never checking anything out, and ``core.hooksPath``;
+- malformed objects, by ``fetch.fsckObjects``;
+- size and time, by a filter, ``RLIMIT_FSIZE``, time limits and bounded output.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from controller.source.address import Address, redact
+from controller.source.bounded import Bounds, Finished, SaidTooMuch, TookTooLong, run_bounded
+from controller.source.credentials import Credentials, git_environment, git_options
+from controller.source.limits import SourceLimits
+from kneo.errors import Invalid, Transient
+
+OLDEST_GIT = (2, 39)
+"""Oldest git this is tested with."""
+
+_HARDENED = (
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "core.bigFileThreshold=1m",
+    "credential.helper=",
+    "fetch.fsckObjects=true",
+    "transfer.fsckObjects=true",
+    "fetch.unpackLimit=1",
+    "fetch.recurseSubmodules=false",
+    "submodule.recurse=false",
+    "gc.auto=0",
+    "maintenance.auto=false",
+    "http.followRedirects=false",
+    "http.sslVerify=true",
+    "http.lowSpeedLimit=1000",
+    "http.lowSpeedTime=30",
+    "protocol.allow=never",
+)
+
+_NO_TRANSPORT = "none"
+
+_BAD_OBJECT = re.compile(r"fsck error|^error: object [0-9a-f]{40,64}: \w+:", re.MULTILINE)
+_POLL_BYTES = 65_536
+_MESSAGE_CHARS = 300
+
+
+@dataclass(frozen=True)
+class Git:
+    """Git on one mirror, talking to one address.
+
+    Args:
+        mirror: The bare repository.
+        address: The one place it may fetch from.
+        global_config: A configuration file we wrote, or None for none.
+        askpass: The script that hands git a token.
+    """
+
+    mirror: Path
+    address: Address
+    credentials: Credentials
+    limits: SourceLimits
+    global_config: Path | None = None
+    askpass: Path = Path("/nonexistent/askpass")
+
+    def remote(self, *arguments: str, seconds: float, settings: Sequence[str] = ()) -> bytes:
+        """Run a command that talks to the repository's host, and return its output.
+
+        Raises:
+            Transient: ``FetchFailed``: the host did not answer, or not with what was asked for.
+            Invalid: ``UnsafeTree``: what it sent is not well formed; ``LimitExceeded``: it is too much.
+        """
+        protocol = self.address.protocol
+        opened = (*_HARDENED, f"protocol.{protocol}.allow=always", *settings)
+        options = (*_options(opened), *git_options(self.credentials))
+        env = {
+            **_environment(self.global_config),
+            "GIT_ALLOW_PROTOCOL": protocol,
+            **git_environment(self.credentials, protocol, self.askpass),
+        }
+        result = self._run((*options, *arguments), env, b"", seconds, _POLL_BYTES)
+        if result.status != 0:
+            raise self._failed(arguments[0], result)
+        return result.stdout
+
+    def local(
+        self, *arguments: str, stdin: bytes = b"", max_output: int = 67_108_864, accept: Sequence[int] = (0,)
+    ) -> Finished:
+        """Run a command that only reads or writes the mirror.
+
+        Raises:
+            Transient: ``FetchFailed``: git failed, which a mirror of ours should not make it do.
+            Invalid: ``LimitExceeded``: it said more than allowed.
+        """
+        env = {**_environment(None), "GIT_ALLOW_PROTOCOL": _NO_TRANSPORT, "GIT_NO_LAZY_FETCH": "1"}
+        result = self._run((*_options(_HARDENED), *arguments), env, stdin, self.limits.read_seconds, max_output)
+        if result.status not in accept:
+            msg = f"git {arguments[0]} failed on the mirror of {redact(self.address.url)}: {_last_line(result.stderr)}"
+            raise Transient(msg, code="FetchFailed")
+        return result
+
+    def _run(
+        self, arguments: Sequence[str], env: Mapping[str, str], stdin: bytes, seconds: float, max_output: int
+    ) -> Finished:
+        bounds = Bounds(seconds=seconds, stdout_bytes=max_output, file_bytes=self.limits.pack_bytes)
+        argv = (find_git(), "--git-dir", str(self.mirror), *arguments)
+        try:
+            return run_bounded(argv, env=env, cwd=self.mirror, bounds=bounds, stdin=stdin)
+        except TookTooLong as error:
+            msg = f"git was stopped on {redact(self.address.url)}: {error}."
+            hint = "Is the host reachable? If the repository is just large, raise the time limit."
+            raise Transient(msg, code="FetchFailed", hint=hint) from error
+        except SaidTooMuch as error:
+            msg = f"git was stopped on {redact(self.address.url)}: {error}."
+            raise Invalid(msg, code="LimitExceeded") from error
+
+    def _failed(self, command: str, result: Finished) -> Invalid | Transient:
+        stderr = result.stderr.decode(errors="replace")
+        what = f"git {command} from {redact(self.address.url)} failed: {_last_line(result.stderr)}"
+        if _BAD_OBJECT.search(stderr):
+            msg = f"{what} The repository holds an object that is not well formed."
+            return Invalid(msg, code="UnsafeTree", hint="git fsck --strict in a clone says which, and since when.")
+        return Transient(what, code="FetchFailed", hint=_hint(stderr))
+
+
+def find_git() -> str:
+    """Say where git is.
+
+    Raises:
+        Invalid: there is none.
+    """
+    found = shutil.which("git")
+    if found is None:
+        msg = "There is no git command on this machine."
+        raise Invalid(msg, code="git_missing", hint="Install git 2.39 or later.")
+    return found
+
+
+def check_version(output: bytes) -> None:
+    """Check what ``git version`` said.
+
+    Raises:
+        Invalid: it is older than what this was tested with.
+    """
+    match = re.match(rb"git version (\d+)\.(\d+)", output)
+    if match is None or (int(match[1]), int(match[2])) < OLDEST_GIT:
+        said = output[:60].decode(errors="replace").strip()
+        msg = f"This machine has {said!r}; git 2.39 or later is needed."
+        raise Invalid(msg, code="git_too_old")
+
+
+def _environment(global_config: Path | None) -> dict[str, str]:
+    return {
+        "PATH": f"{Path(find_git()).parent}:/usr/local/bin:/usr/bin:/bin",
+        "HOME": "/nonexistent",
+        "LC_ALL": "C",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": str(global_config or "/dev/null"),
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_NO_REPLACE_OBJECTS": "1",
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_OPTIONAL_LOCKS": "0",
+    }
+
+
+def _options(settings: Sequence[str]) -> tuple[str, ...]:
+    return tuple(part for setting in settings for part in ("-c", setting))
+
+
+def _last_line(stderr: bytes) -> str:
+    """The line that says why, made safe to show: it may come from the other side."""
+    lines = [line.strip() for line in stderr.decode(errors="replace").splitlines() if line.strip()]
+    fatal = next(
+        (line for line in reversed(lines) if line.startswith("fatal:")), lines[-1] if lines else "no reason given"
+    )
+    return redact(fatal[:_MESSAGE_CHARS]).rstrip(".") + "."
+
+
+def _hint(stderr: str) -> str | None:
+    hints = {
+        "Authentication failed": "Check the token file.",
+        "could not read Username": "This repository needs a token; give a token file.",
+        "Permission denied (publickey": "Check the deploy key and that the host knows it.",
+        "Host key verification failed": "Check the known_hosts file against the host's published fingerprints.",
+        "certificate": "Check the CA file, or the host's certificate.",
+        "redirect": "Use the address the host redirects to; with some hosts it ends in .git.",
+        "shallow": "The repository is a shallow clone; fetch its whole history first (git fetch --unshallow).",
+        "dubious ownership": "The repository belongs to another user.",
+    }
+    return next((hint for mark, hint in hints.items() if mark in stderr), None)

@@ -1,0 +1,336 @@
+"""One bare mirror per repository: ask, fetch, look, and only then accept.
+
+A fetch goes to a candidate ref that nothing else reads. What is accepted is named by ``refs/kneo/accepted``, and stays
+reachable under ``refs/kneo/keep/<commit>`` for ever after, so that neither a forced push nor housekeeping can take away
+what was once deployed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from controller.source.address import Address, parse_address, redact
+from controller.source.credentials import ASKPASS, Credentials
+from controller.source.git import Git, check_version
+from controller.source.limits import SourceLimits
+from controller.source.objects import read_objects
+from controller.source.snapshot import Blob, SourceSnapshot
+from controller.source.tree import FOLDERS, check_modes, parse_tree
+from kneo.errors import Conflict, Invalid, Transient
+
+CANDIDATE = "refs/kneo/candidate"
+PEEKED = "refs/kneo/peeked"
+ACCEPTED = "refs/kneo/accepted"
+KEEP = "refs/kneo/keep/"
+
+_REMOTE = "source"
+_BRANCHES = "refs/heads/"
+_REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(?:/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_REF_CHARS = 250
+_TREE_BYTES = 67_108_864
+
+PACKS = 50
+"""From so many packs on, ``maintain`` makes one of them. Every fetch that brings something adds one."""
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A rewriting of history that somebody entitled to has agreed to: from exactly this commit to exactly that one."""
+
+    old: str
+    new: str
+
+
+class Mirror:
+    """Our copy of a repository, for one ref of it.
+
+    Args:
+        url: https, ssh or an absolute folder.
+        ref: A branch name, or a full ref such as ``refs/pull/7/head``.
+        folder: Where mirrors are kept; each repository has its own folder in it.
+        credentials: Files that prove who we are.
+        limits: How much is taken in.
+
+    Raises:
+        Invalid: the address or the ref is not one we use.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        ref: str,
+        folder: Path,
+        credentials: Credentials | None = None,
+        limits: SourceLimits | None = None,
+    ) -> None:
+        self.address: Address = parse_address(url)
+        self.ref = _short(check_ref(ref))
+        self.limits = limits or SourceLimits()
+        name = hashlib.sha256(self.address.url.encode()).hexdigest()[:32]
+        self.path = folder.absolute() / f"{name}.git"
+        self._folder = folder.absolute() / f"{name}.d"
+        self._git = Git(
+            mirror=self.path,
+            address=self.address,
+            credentials=credentials or Credentials(),
+            limits=self.limits,
+            global_config=self._folder / "gitconfig",
+            askpass=self._folder / "askpass",
+        )
+
+    def poll(self) -> str:
+        """Ask the host which commit the ref names now. Touches nothing; the cheap half of an idle loop.
+
+        Raises:
+            Transient: ``FetchFailed``: the host did not answer, or has no such ref.
+        """
+        self._prepare()
+        full = _full(self.ref)
+        said = self._git.remote("ls-remote", "--quiet", "--", self.address.url, full, seconds=self.limits.poll_seconds)
+        for line in said.decode("ascii", "replace").splitlines():
+            commit, _, name = line.partition("\t")
+            if name == full and _COMMIT.fullmatch(commit):
+                return commit
+        msg = f"{redact(self.address.url)} has no {self.ref}."
+        raise Transient(msg, code="FetchFailed", hint="Push the branch, or name another one.")
+
+    def fetch(self, *, base: str | None = None, rewrite: Rewrite | None = None) -> SourceSnapshot:
+        """Bring what the ref names now and look at it, without accepting it.
+
+        1. Objects are fetched to the candidate ref; git refuses malformed ones and stops at the limits.
+        2. What was accepted before must be an ancestor.
+        3. Every file of ours is plain, plainly named, and small enough.
+
+        Args:
+            base: What our own records say was accepted last; it must be an ancestor too. For a mirror that was lost.
+            rewrite: The one rewriting of history that is allowed this time.
+
+        Raises:
+            Transient: ``FetchFailed``.
+            Invalid: ``HistoryRewritten``, ``LimitExceeded``, ``UnsafeTree``.
+        """
+        with self._lock():
+            # (1)
+            self._bring(_full(self.ref), CANDIDATE)
+            heads = self._heads()
+            commit, tree = self._fetched(heads, CANDIDATE, self.ref)
+            # (2)
+            for old in {base, heads.get(ACCEPTED, (None, ""))[0]} - {None}:
+                self._check_descends(str(old), commit, rewrite)
+            # (3)
+            return self._look(commit, tree, self.ref, fresh=True)
+
+    def peek(self, ref: str) -> SourceSnapshot:
+        """Look at another ref, or at a commit id where the host allows it, and accept nothing. For plans.
+
+        Raises:
+            Transient: ``FetchFailed``.
+            Invalid: ``LimitExceeded``, ``UnsafeTree``, or not a ref.
+        """
+        wanted = ref if _COMMIT.fullmatch(ref) else _full(_short(check_ref(ref)))
+        with self._lock():
+            self._bring(wanted, PEEKED)
+            commit, tree = self._fetched(self._heads(), PEEKED, wanted)
+            return self._look(commit, tree, _short(wanted), fresh=True)
+
+    def accept(self, snapshot: SourceSnapshot, *, rewrite: Rewrite | None = None) -> None:
+        """Make a fetched snapshot the accepted one.
+
+        Raises:
+            Invalid: ``HistoryRewritten``: it does not descend from what is accepted now.
+            Conflict: somebody else moved the accepted ref meanwhile.
+        """
+        with self._lock():
+            old = self._heads().get(ACCEPTED, ("", ""))[0]
+            if old:
+                self._check_descends(old, snapshot.commit, rewrite)
+            before = old or "0" * len(snapshot.commit)
+            commands = (
+                f"update {ACCEPTED} {snapshot.commit} {before}\nupdate {KEEP}{snapshot.commit} {snapshot.commit}\n"
+            )
+            if self._git.local("update-ref", "--stdin", stdin=commands.encode(), accept=(0, 128)).status != 0:
+                msg = f"The mirror of {redact(self.address.url)} moved while {snapshot.revision} was being accepted."
+                raise Conflict(msg, code="mirror_moved", hint="Fetch again.")
+
+    def accepted(self) -> SourceSnapshot | None:
+        """Return the accepted snapshot, or None when nothing was accepted yet. Needs no network."""
+        if not self.path.is_dir():
+            return None
+        with self._lock():
+            head = self._heads().get(ACCEPTED)
+            return self._look(*head, self.ref, fresh=False) if head else None
+
+    def maintain(self) -> bool:
+        """Make one pack of many, when there are many. Say whether something was done."""
+        if len(list(self.path.glob("objects/pack/*.pack"))) < PACKS:
+            return False
+        with self._lock():
+            self._git.local("pack-refs", "--all")
+            self._git.local("repack", "-a", "-d", "-q")
+        return True
+
+    def read_blobs(self, blobs: Sequence[Blob]) -> list[bytes]:
+        """Return the content of blobs, in order. ``SourceSnapshot.read`` is the way to ask by path.
+
+        Raises:
+            Invalid: ``LimitExceeded``.
+            Transient: ``FetchFailed``: the mirror does not have one of them.
+        """
+        total = sum(blob.size for blob in blobs)
+        if total > self.limits.read_bytes:
+            msg = f"{total} bytes are too many to read at once; the limit is {self.limits.read_bytes}."
+            raise Invalid(msg, code="LimitExceeded")
+        return read_objects(self._git, "blob", [blob.id for blob in blobs], total)
+
+    def _bring(self, wanted: str, into: str) -> None:
+        self._prepare()
+        self._drop_unfinished()
+        try:
+            self._git.remote(
+                "fetch",
+                "--quiet",
+                "--no-tags",
+                "--no-recurse-submodules",
+                "--no-auto-maintenance",
+                "--no-write-fetch-head",
+                f"--filter=blob:limit={self.limits.blob_bytes + 1}",
+                "--",
+                _REMOTE,
+                f"+{wanted}:{into}",
+                seconds=self.limits.fetch_seconds,
+                settings=(f"remote.{_REMOTE}.url={self.address.url}",),
+            )
+        except Transient as error:
+            # The kernel stops a file at the limit without saying so; what is left of it does.
+            if self._drop_unfinished() >= self.limits.pack_bytes // 512 * 512:
+                msg = f"{redact(self.address.url)} sends more than {self.limits.pack_bytes} bytes."
+                raise Invalid(msg, code="LimitExceeded", hint="Keep large files out of the repository.") from error
+            raise
+
+    def _drop_unfinished(self) -> int:
+        """Remove what an interrupted fetch left behind and return the size of the largest such file."""
+        largest = 0
+        for file in self.path.glob("objects/pack/tmp_*"):
+            largest = max(largest, file.stat().st_size)
+            file.unlink()
+        return largest
+
+    def _check_descends(self, old: str, new: str, rewrite: Rewrite | None) -> None:
+        if old == new or rewrite == Rewrite(old, new) or self._is_ancestor(old, new):
+            return
+        msg = f"{self.ref} of {redact(self.address.url)} was at {old} and is now at {new}, which does not follow it."
+        hint = "If that was meant, kneo source accept-rewrite says so; until then what runs keeps running."
+        raise Invalid(msg, code="HistoryRewritten", hint=hint, old=old, new=new)
+
+    def _is_ancestor(self, old: str, new: str) -> bool:
+        """Say whether one commit leads to another; a commit that the mirror does not even have does not."""
+        if not _COMMIT.fullmatch(old):
+            return False
+        known = self._git.local("cat-file", "-e", f"{old}^{{commit}}", accept=(0, 1, 128)).status == 0
+        return known and self._git.local("merge-base", "--is-ancestor", old, new, accept=(0, 1)).status == 0
+
+    def _heads(self) -> dict[str, tuple[str, str]]:
+        """Commit and tree of the refs we keep, with annotated tags followed to their commits."""
+        form = "%(refname) %(if)%(tree)%(then)%(objectname) %(tree)%(else)%(*objectname) %(*tree)%(end)"
+        said = self._git.local("for-each-ref", f"--format={form}", CANDIDATE, PEEKED, ACCEPTED).stdout.decode("ascii")
+        rows = [line.split() for line in said.splitlines()]
+        return {row[0]: (row[1], row[2]) for row in rows if len(row) == 3}
+
+    def _fetched(self, heads: Mapping[str, tuple[str, str]], name: str, ref: str) -> tuple[str, str]:
+        if name not in heads:
+            msg = f"{ref} of {redact(self.address.url)} does not name a commit."
+            raise Invalid(msg, code="UnsafeTree", hint="Name a branch.")
+        return heads[name]
+
+    def _look(self, commit: str, tree: str, ref: str, *, fresh: bool) -> SourceSnapshot:
+        most = self.limits.files * 600
+        listing = self._git.local(
+            "ls-tree", "-r", "-t", "-z", "-l", tree, "--", *FOLDERS, max_output=most, accept=(0, 128)
+        )
+        if listing.status != 0:
+            # With blobs left out by the filter, git cannot say how large they are and stops.
+            missing = self._missing(tree)
+            msg = f"{ref}@{commit}: {missing or 'a file'} is larger than {self.limits.blob_bytes} bytes."
+            raise Invalid(msg, code="LimitExceeded", hint="A bundle or environment file is never that large.")
+        content = parse_tree(listing.stdout, self.limits)
+        if fresh:
+            check_modes(read_objects(self._git, "tree", content.folders, _TREE_BYTES), len(tree) // 2)
+        return SourceSnapshot(commit, tree, ref, content.files, self)
+
+    def _missing(self, tree: str) -> str | None:
+        """Name a file of ours that the mirror was not given."""
+        said = self._git.local("rev-list", "--objects", "--no-walk", "--missing=print", tree, accept=(0, 128)).stdout
+        absent = {line[1:].split()[0] for line in said.splitlines() if line.startswith(b"?")}
+        names = self._git.local("ls-tree", "-r", "-z", tree, "--", *FOLDERS, accept=(0, 128)).stdout.split(b"\0")[:-1]
+        for entry in names:
+            meta, _, path = entry.partition(b"\t")
+            if meta.split()[-1] in absent:
+                return path.decode("ascii", "backslashreplace")
+        return None
+
+    def _prepare(self) -> None:
+        """Make the mirror and the files beside it, once."""
+        if (self.path / "HEAD").is_file() and (self._folder / "gitconfig").is_file():
+            return
+        self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        check_version(self._git.local("version").stdout)
+        (self._folder / "askpass").write_text(ASKPASS, encoding="ascii")
+        (self._folder / "askpass").chmod(0o700)
+        self._git.local("init", "--bare", "--quiet", "--template=", "--initial-branch=main")
+        (self._folder / "gitconfig").write_text(_global_config(self.address), encoding="utf-8")
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Let one process at a time work on the mirror. Every command inside is bounded, so waiting for it is too."""
+        self._prepare()
+        with (self._folder / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def check_ref(ref: str) -> str:
+    """Check that a text can only be a ref.
+
+    Raises:
+        Invalid: it could be an option, a revision expression or a path.
+    """
+    odd = "..", "//", "@{", ".lock/", "/."
+    if (
+        len(ref) > _REF_CHARS
+        or not _REF.fullmatch(ref)
+        or ref.endswith((".lock", "."))
+        or any(part in ref for part in odd)
+    ):
+        msg = f"{ref[:100]!r} is not the name of a branch or a ref."
+        raise Invalid(
+            msg, code="invalid_ref", hint="Give a branch such as main, or a full ref such as refs/pull/7/head."
+        )
+    return ref
+
+
+def _short(ref: str) -> str:
+    return ref.removeprefix(_BRANCHES)
+
+
+def _full(ref: str) -> str:
+    return ref if ref == "HEAD" or ref.startswith("refs/") else f"{_BRANCHES}{ref}"
+
+
+def _global_config(address: Address) -> str:
+    """The one configuration file git reads. Only a folder needs something in it: that we may read what others own."""
+    if address.path is None:
+        return ""
+    folders = {address.path, address.path.resolve()}
+    names = sorted({str(place) for folder in folders for place in (folder, folder / ".git")})
+    quoted = "".join('\tdirectory = "{}"\n'.format(name.replace("\\", "\\\\").replace('"', '\\"')) for name in names)
+    serving = "[uploadpack]\n\tallowFilter = true\n\tallowAnySHA1InWant = true\n"
+    return f"[safe]\n{quoted}{serving}"
