@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, Strict, WithJsonSchema
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from kneo.clock import parse_duration
 from kneo.errors import Invalid
+from kneo.spec.words import describe, nearest, quote
 
 MAX_DURATION = timedelta(days=3660)
 """Ten years; longer is a slip of the finger, and overflows when added to a date."""
@@ -37,10 +41,10 @@ FreeMap: TypeAlias = dict[str, object]
 
 
 def _duration(value: object) -> object:
-    if isinstance(value, bool) or not isinstance(value, int | str):
+    if not isinstance(value, str):
         return value
     try:
-        length = parse_duration(value if isinstance(value, str) else f"{value}s")
+        length = parse_duration(value)
     except Invalid as refusal:
         raise PydanticCustomError("duration", "{reason}", {"reason": refusal.message}) from refusal
     if length > MAX_DURATION:
@@ -48,23 +52,27 @@ def _duration(value: object) -> object:
     return length
 
 
-def _text_duration(value: object) -> object:
-    return value if isinstance(value, int) else _duration(value)
-
-
 _DURATION_SCHEMA: dict[str, object] = {"type": "string", "pattern": "^[0-9]{1,9}[smhd]$", "examples": ["90s", "24h"]}
 
-Duration: TypeAlias = Annotated[timedelta, BeforeValidator(_text_duration), WithJsonSchema(_DURATION_SCHEMA)]
+Duration: TypeAlias = Annotated[timedelta, BeforeValidator(_duration), WithJsonSchema(_DURATION_SCHEMA)]
 """A length of time written ``90s``, ``15m``, ``24h`` or ``7d``."""
 
+
+def _seconds(value: object) -> object:
+    length = _duration(value) if isinstance(value, str) else value
+    return int(length.total_seconds()) if isinstance(length, timedelta) else length
+
+
 Seconds: TypeAlias = Annotated[
-    timedelta,
-    BeforeValidator(_duration),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, _DURATION_SCHEMA]}),
+    int,
+    BeforeValidator(_seconds),
+    Field(le=int(MAX_DURATION.total_seconds())),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, _DURATION_SCHEMA]}),
 ]
-"""A length of time written as a number of seconds or like a :data:`Duration`."""
+"""A whole number of seconds, written as one or like a :data:`Duration`."""
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+_TIMEOUT_EFFECT = r"^(fail|continue|escalate|approve|reject|skip|cancel|select:.+)$"
 _DIGEST = r"^sha256:[0-9a-f]{64}$"
 
 Name: TypeAlias = Annotated[str, Field(pattern=_NAME)]
@@ -72,10 +80,56 @@ Name: TypeAlias = Annotated[str, Field(pattern=_NAME)]
 
 DigestText: TypeAlias = Annotated[str, Field(pattern=_DIGEST)]
 
+TimeoutEffect: TypeAlias = Annotated[str, Field(pattern=_TIMEOUT_EFFECT)]
+"""What happens when nobody answers in time; ``select:<option>`` takes that option."""
+
 PATTERN_WORDS = {
     _NAME: "a letter or digit and then at most 99 letters, digits, dots, dashes and underscores",
+    _TIMEOUT_EFFECT: "fail, continue, escalate, approve, reject, skip, cancel or select: and an option",
     _DIGEST: "sha256: and 64 lower-case hex digits",
 }
 """What a pattern asks for, in words."""
 
 ApiVersion: TypeAlias = Literal["kneo/v1"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity: annotations are hashed
+class Shorthand:
+    """Tells editors of a shorter way to write a value that a validator expands."""
+
+    schema: Mapping[str, object]
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [handler(core), dict(self.schema)]}
+
+
+def refused(code: str, message: str, *path: str | int, suggestion: str | None = None) -> PydanticCustomError:
+    """Make an error for a validator to raise.
+
+    Args:
+        code: The code its diagnostic gets.
+        message: What is wrong.
+        path: Where, below the value that is validated.
+        suggestion: What to change.
+    """
+    context = {"message": message, "code": code, "path": path, "suggestion": suggestion}
+    return PydanticCustomError("refused", "{message}", context)
+
+
+def require_choice(value: object, key: str, known: Sequence[str]) -> None:
+    """Check the key that decides which of several forms a map has, before the forms are tried.
+
+    Raises:
+        PydanticCustomError: the map does not have it, or it is none of the known words.
+    """
+    if not isinstance(value, dict):
+        return
+    given = value.get(key)
+    listed = f"{', '.join(known[:-1])} or {known[-1]}"
+    if key not in value:
+        raise refused("E_SCHEMA", f"{key} is required here: {listed}.", key)
+    if given not in known:
+        shown = quote(given) if isinstance(given, str | int | float) else describe(given)
+        close = nearest(given, known) if isinstance(given, str) else None
+        suggestion = f"Did you mean {close}?" if close else None
+        raise refused("E_SCHEMA", f"{key} is {shown}; it must be one of {listed}.", key, suggestion=suggestion)

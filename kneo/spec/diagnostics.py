@@ -13,8 +13,6 @@ from enum import StrEnum
 
 from kneo.spec.document import Document, Path, Unreadable
 
-MAX_QUOTED = 80  # characters of somebody's text that a message repeats
-
 
 class Severity(StrEnum):
     ERROR = "error"
@@ -91,12 +89,6 @@ def spell_path(path: Path) -> str:
     """Spell a path: ``("steps", 0, "ref")`` is ``steps[0].ref``."""
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]
     return "".join(parts).removeprefix(".")
-
-
-def quote(value: object) -> str:
-    """Repeat somebody's value in a message, shortened."""
-    text = repr(value)
-    return text if len(text) <= MAX_QUOTED else text[: MAX_QUOTED - 1] + "…"
 
 
 def locate(found: Diagnostic, documents: Sequence[Document], *, key: bool = False) -> Diagnostic:

@@ -6,7 +6,6 @@ its error types into sentences, and an unknown key into a suggestion.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, TypeVar, Union, cast, get_args, get_origin
@@ -16,8 +15,9 @@ from pydantic_core import ErrorDetails
 
 from kneo.errors import Invalid
 from kneo.spec.base import PATTERN_WORDS, Declared
-from kneo.spec.diagnostics import Diagnostic, error, locate, quote
+from kneo.spec.diagnostics import Diagnostic, error, locate
 from kneo.spec.document import Document, Path
+from kneo.spec.words import describe, nearest, quote, suggest
 
 MAX_FINDINGS = 50  # more of the same helps nobody
 
@@ -75,8 +75,11 @@ def parse_model(model: type[M], document: Document) -> M:
 def _finding(model: type[BaseModel], detail: ErrorDetails, documents: Sequence[Document]) -> Diagnostic:
     path, known = follow(model, detail["loc"])
     kind = detail["type"]
+    context: _Context = detail.get("ctx", {})
+    below = context.get("path", ())
+    path = (*path, *below) if isinstance(below, tuple) else path
     message, suggestion = _explain(kind, path, detail, known)
-    found = error("E_SCHEMA", message, path, suggestion=suggestion)
+    found = error(str(context.get("code", "E_SCHEMA")), message, path, suggestion=suggestion)
     return locate(found, documents, key=kind == "extra_forbidden")
 
 
@@ -140,30 +143,6 @@ def _step_into(annotation: object, part: int | str) -> object:
     return None
 
 
-def nearest(word: str, known: Sequence[str]) -> str | None:
-    """Return the known word that somebody probably meant."""
-    lower = {name.lower(): name for name in reversed(known)}
-    found = difflib.get_close_matches(word[:100].lower().replace("-", "_"), lower, n=1, cutoff=0.6)
-    return lower[found[0]] if found else None
-
-
-def suggest(word: str, known: Sequence[str]) -> str | None:
-    """Say what somebody probably meant, or what there is to choose from."""
-    close = nearest(word, known)
-    if close is not None:
-        return f"Did you mean {close}?"
-    return f"Known here: {', '.join(sorted(known)[:30])}." if known else None
-
-
-_KINDS: tuple[tuple[type, str], ...] = (
-    (bool, "true or false"),
-    (int, "a number"),
-    (float, "a number"),
-    (str, "text"),
-    (list, "a list"),
-    (dict, "a map"),
-)
-
 _WANTED: Mapping[str, str] = {
     "string_type": "text",
     "int_type": "a whole number",
@@ -180,16 +159,17 @@ _WANTED: Mapping[str, str] = {
 }
 
 
-def describe(value: object) -> str:
-    """Name the kind of a plain value."""
-    return next((words for kind, words in _KINDS if isinstance(value, kind)), "nothing")
-
-
 _Explain = tuple[str, str | None]
 
 
+def _name(path: Path) -> str:
+    if not path:
+        return "the file"
+    return f"{path[-2]}[{path[-1]}]" if isinstance(path[-1], int) and len(path) > 1 else str(path[-1])
+
+
 def _explain(kind: str, path: Path, detail: ErrorDetails, known: Sequence[str]) -> _Explain:
-    name = str(path[-1]) if path else "the file"
+    name = _name(path)
     given: object = detail["input"]
     if kind in _WANTED:
         hint = "Put it in quotes to make it text." if kind == "string_type" and isinstance(given, int | float) else None
@@ -207,14 +187,20 @@ def _missing(name: str, _given: object, _context: _Context, _known: Sequence[str
     return f"{name} is required here.", None
 
 
+def _refused(_name: str, _given: object, context: _Context, _known: Sequence[str]) -> _Explain:
+    suggestion = context.get("suggestion")
+    return str(context["message"]), suggestion if isinstance(suggestion, str) else None
+
+
 def _unknown(name: str, _given: object, _context: _Context, known: Sequence[str]) -> _Explain:
     return f"{quote(name)} is not a key that is known here.", suggest(name, known)
 
 
 def _choice(name: str, given: object, context: _Context, _known: Sequence[str]) -> _Explain:
     shown = quote(given) if isinstance(given, str | int | float) else describe(given)
-    expected = str(context.get("expected", context.get("expected_tags", "")))
-    return f"{name} is {shown}; it must be one of {expected}.", _nearest_choice(given, expected)
+    expected = str(context.get("expected"))
+    must = "one of " if " or " in expected else ""
+    return f"{name} is {shown}; it must be {must}{expected}.", _nearest_choice(given, expected)
 
 
 def _nearest_choice(given: object, expected: str) -> str | None:
@@ -238,9 +224,9 @@ def _pattern(name: str, given: object, context: _Context, _known: Sequence[str])
 
 _SPECIAL: Mapping[str, Callable[[str, object, _Context, Sequence[str]], _Explain]] = {
     "missing": _missing,
+    "refused": _refused,
     "extra_forbidden": _unknown,
     "literal_error": _choice,
-    "union_tag_invalid": _choice,
     "greater_than_equal": _bound("at least {}", "ge"),
     "greater_than": _bound("more than {}", "gt"),
     "less_than_equal": _bound("at most {}", "le"),

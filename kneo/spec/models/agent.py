@@ -1,0 +1,187 @@
+"""An agent: which model, how it works, what it may call, what it remembers and what guards it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BeforeValidator, Field
+
+from kneo.spec import shorthand
+from kneo.spec.base import Declared, FreeMap, Many, Shorthand, Text, refused
+
+RuntimeMode: TypeAlias = Literal["bridge", "native", "adapter"]
+
+
+class Model(Declared):
+    """Which model answers, and how it is asked."""
+
+    provider: str = Field(description="Who serves the model: openai, anthropic, google, dummy, …", examples=["dummy"])
+    name: str
+    temperature: float | None = None
+    max_tokens: int | None = Field(default=None, description="Upper bound of one reply.")
+    timeout_seconds: int | None = None
+    extra: FreeMap = Field(
+        default_factory=dict, description="What the provider needs beyond that: base_url, api_key_ref, …"
+    )
+    token_budget: int | None = Field(default=None, gt=0, description="Upper bound of tokens for a whole run.")
+
+
+class Strategy(Declared):
+    """How an agent gets from a task to an answer."""
+
+    type: Literal["simple", "react", "plan-act"] = Field(
+        description="simple answers once; react calls tools until it can answer; plan-act plans first."
+    )
+    max_iterations: int | None = Field(default=None, description="Rounds of tool calls; 10 where left out.")
+    stop_on_tool_error: bool | None = Field(default=None, description="Whether a failing tool ends the step.")
+    parallel_tool_calls: bool | None = Field(default=None, description="Whether calls of one round run at once.")
+
+
+class RuntimePreferences(Declared):
+    """Which runtimes may run the agent."""
+
+    preferred_mode: RuntimeMode | None = None
+    fallback_mode: RuntimeMode | None = None
+    allowed_modes: Many[RuntimeMode] | None = None
+    native_provider: str | None = None
+    adapter_ref: str | None = None
+    bridge_provider: str | None = None
+
+
+class ToolPermissions(Declared):
+    """What the agent's tools may do. Left out means not stated, which is not the same as forbidden."""
+
+    allow_network: bool | None = None
+    allow_filesystem_read: bool | None = None
+    allow_filesystem_write: bool | None = None
+    allow_shell: bool | None = None
+    allowed_domains: Many[str] = Field(default=(), description="The only hosts that tools may reach.")
+    denied_domains: Many[str] = Field(default=(), description="Hosts that tools may not reach.")
+    allowed_tools: Many[str] | None = Field(
+        default=None, description="The only tools that may be called, of those included; left out: all of them."
+    )
+    denied_tools: Many[str] = Field(default=(), description="Tools that may not be called, even if included.")
+
+
+class ToolSelection(Declared):
+    """Which tools the agent is given."""
+
+    include: Many[str] = Field(default=(), description="Names in tools, or tools that the platform registers.")
+    exclude: Many[str] = ()
+    permissions: ToolPermissions | None = None
+
+
+class AgentToolPolicy(Declared):
+    """Another way to write tool permissions; see :class:`ToolPermissions`."""
+
+    allow: Many[str] | None = Field(default=None, description="The only tools that may be called.")
+    deny: Many[str] = Field(default=(), description="Tools that may not be called.")
+    network: bool | None = None
+    filesystem: bool | None = Field(default=None, description="Reading and writing files.")
+    shell: bool | None = None
+
+
+class AgentPolicies(Declared):
+    """Another way to write tool permissions."""
+
+    tool: AgentToolPolicy | None = None
+
+
+class MemoryRef(Declared):
+    """What summarises or retrieves: a name in components.agents or components.functions."""
+
+    ref: str
+
+
+class Memory(Declared):
+    """What of the conversation the agent sees."""
+
+    policy: str | None = Field(
+        default=None,
+        description="full, sliding_window, summary or retrieval.",
+        json_schema_extra={"enum": ["full", "sliding_window", "summary", "retrieval"]},
+    )
+    max_messages: int | None = Field(
+        default=None, description="sliding_window: how many messages stay; 20 if left out."
+    )
+    preserve_system_messages: bool | None = Field(
+        default=None, description="sliding_window: keep system messages; yes."
+    )
+    summarizer: MemoryRef | None = Field(default=None, description="summary: who writes it.")
+    retriever: MemoryRef | None = Field(default=None, description="retrieval: who finds it.")
+    top_k: int | None = Field(default=None, description="retrieval: how many pieces; 5 if left out.")
+
+
+class Guardrail(Declared):
+    """One check of what goes in, comes out, or is called."""
+
+    id: str | None = None
+    type: str | None = Field(default=None, json_schema_extra={"enum": ["keyword", "regex", "function", "agent"]})
+    mode: str = Field(default="middleware", json_schema_extra={"enum": ["middleware"]})
+    action: str = Field(
+        default="block",
+        json_schema_extra={"enum": ["warn", "block", "retry", "escalate", "human_review", "revise", "redact"]},
+    )
+    ref: str | None = Field(default=None, description="function, agent: a name in components.")
+    target: str | None = None
+    config: FreeMap = Field(default_factory=dict, description="keyword: keywords; regex: patterns.")
+
+
+def _map_only(value: object) -> object:
+    if not isinstance(value, dict | Guardrail):
+        message = "A guardrail is a map with id and type."
+        raise refused("E_GUARDRAIL_FIELDS", message)
+    return value
+
+
+GuardrailList: TypeAlias = Many[Annotated[Guardrail, BeforeValidator(_map_only)]]
+
+
+class Guardrails(Declared):
+    """Checks by the stage at which they run."""
+
+    input: GuardrailList = Field(default=(), description="On what the agent is given.")
+    output: GuardrailList = Field(default=(), description="On what the agent answers.")
+    tool: GuardrailList = Field(default=(), description="On arguments and results of tool calls.")
+    workflow: GuardrailList = Field(default=(), description="On what passes from step to step.")
+
+    def stages(self) -> dict[str, tuple[Guardrail, ...]]:
+        """Return the checks of every stage."""
+        return {"input": self.input, "output": self.output, "tool": self.tool, "workflow": self.workflow}
+
+
+class Agent(Declared):
+    """One agent."""
+
+    name: str
+    description: Text | None = None
+    system_prompt: Text | None = Field(default=None, description="What the model is told about its task.")
+    model: (
+        Annotated[
+            Model, BeforeValidator(shorthand.model), Shorthand({"type": "string", "description": "A model's name."})
+        ]
+        | None
+    ) = None
+    strategy: (
+        Annotated[Strategy, BeforeValidator(shorthand.strategy), Shorthand({"enum": ["simple", "react", "plan-act"]})]
+        | None
+    ) = Field(default=None, description="How it works; left out: simple.")
+    runtime_preferences: RuntimePreferences | None = None
+    history: FreeMap | None = Field(default=None, description="Accepted for older specs; memory is what counts.")
+    memory: Memory | None = None
+    guardrails: Guardrails | None = None
+    tools: (
+        Annotated[
+            ToolSelection,
+            BeforeValidator(shorthand.tool_selection),
+            Shorthand({"type": "array", "items": {"type": "string"}}),
+        ]
+        | None
+    ) = None
+    skills: Many[str] = Field(default=(), description="Names in skills.")
+    middleware: Many[str] = Field(default=(), description="Accepted for older specs.")
+    defaults: FreeMap = Field(
+        default_factory=dict, description="append_mode: auto, never, user_only or assistant_only."
+    )
+    as_agent: str | None = Field(default=None, description="A name in components.workflows that answers as this agent.")
+    policies: AgentPolicies | None = Field(default=None, description="Another way to write tools.permissions.")

@@ -1,0 +1,208 @@
+"""Who is asked, what they are asked, and what follows from their answer.
+
+A gate is one question at one place; a human is everything about being asked that several gates may share. A gate may
+say any of it itself, and what it says wins over the human it names.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+
+from kneo.spec import shorthand
+from kneo.spec.base import Declared, FreeMap, Many, Seconds, Shorthand, Text, TimeoutEffect, refused
+from kneo.spec.models.conditions import AnyCondition
+
+RequestType: TypeAlias = Literal["approval", "review", "correction", "selection", "freeform"]
+Decision: TypeAlias = Literal["approved", "rejected", "edited", "selected", "provided"]
+RejectEffect: TypeAlias = Literal["stop", "cancel", "skip", "retry", "else", "fail", "continue"]
+Position: TypeAlias = Literal["before", "after", "each", "route", "error", "external"]
+
+
+class Candidates(Declared):
+    """Who may answer."""
+
+    users: Many[str] = ()
+    groups: Many[str] = ()
+    roles: Many[str] = ()
+    exclude: Many[str] = Field(
+        default=(),
+        description="Who may not: names, or requester, bundle_signer, previous_reviewers.",
+        examples=[["requester", "bundle_signer"]],
+    )
+
+
+class RoleQuorum(Declared):
+    """How many of one role must agree."""
+
+    role: str
+    approvals: int = Field(default=1, ge=1)
+
+
+class Quorum(Declared):
+    """How many people must agree, and how many must object."""
+
+    approvals: int = Field(default=1, ge=1)
+    each: Many[RoleQuorum] = Field(default=(), description="Roles that must be among those who agree.")
+    order: Literal["any", "sequence"] = Field(default="any", description="sequence asks one role after the other.")
+    reject: Literal["any", "majority"] = Field(default="any", description="Whether one objection is enough.")
+
+
+class Escalation(Declared):
+    """Whom to turn to when an answer is late."""
+
+    after: Seconds
+    to: str
+    notify: Many[str] = ()
+
+
+class AnswerField(Declared):
+    """One value that a person fills in."""
+
+    name: str
+    type: Literal["str", "int", "float", "bool", "list", "dict", "date", "datetime"] = "str"
+    description: Text | None = None
+    required: bool = True
+    default: object = None
+    allowed_values: Many[object] | None = Field(default=None, description="The values there are to choose from.")
+    min: float | None = None
+    max: float | None = None
+    pattern: str | None = Field(default=None, description="A regular expression that the whole text must match.")
+    secret: bool = Field(default=False, description="Whether the value is kept out of every view and record.")
+
+
+AnyAnswerField: TypeAlias = Annotated[AnswerField, BeforeValidator(shorthand.answer_field)]
+
+
+class Human(Declared):
+    """How somebody is asked: who, by when, how told, how many, and what their answer does."""
+
+    description: Text | None = Field(default=None, description="What this is about; title and prompt where not given.")
+    title: Text | None = None
+    prompt: Text | None = Field(default=None, description="The question, with {{ input }} and {{ previous.output }}.")
+    request_type: RequestType | None = Field(default=None, description="Derived from place and fields when left out.")
+    assignee: str | None = Field(default=None, description="Who is asked first.")
+    candidates: Candidates | None = None
+    quorum: Quorum | None = None
+    timeout_seconds: Seconds | None = Field(default=None, description="Time to answer; 0 or less means no limit.")
+    on_timeout: TimeoutEffect = Field(
+        default="fail",
+        description="What happens when nobody answers in time.",
+        examples=["fail", "continue", "escalate", "approve", "reject", "skip", "cancel", "select:later"],
+    )
+    poll_seconds: int | None = Field(default=None, ge=0, description="How long an embedded run waits before it parks.")
+    escalate: Many[Escalation] = Field(default=(), description="Whom to turn to, one after the other.")
+    remind: Many[Seconds] = Field(default=(), description="When to remind, counted from the question.")
+    due: Seconds | None = Field(default=None, description="When an answer is expected; later ones count as overdue.")
+    priority: int | None = Field(default=None, ge=0, le=100)
+    calendar: str | None = Field(default=None, description="Working hours by which the times above are counted.")
+    notify: Many[str] = Field(default=(), description="Channels that tell people.")
+    links: bool | None = Field(default=None, description="Whether messages carry links to answer with.")
+    receipt: Literal["none", "signed", "signed_by_reviewer"] | None = None
+    decisions: Many[Decision] | None = Field(default=None, min_length=1, description="The answers that are allowed.")
+    fields: Many[AnyAnswerField] = Field(default=(), description="Values to fill in.")
+    answer_schema: FreeMap | None = Field(default=None, alias="schema", description="JSON Schema of the answer.")
+    options: Many[str] | None = Field(default=None, description="What there is to choose from.")
+    default_option: str | None = None
+    multiple: bool | None = Field(default=None, description="Whether more than one option may be chosen.")
+    context: FreeMap | None = Field(default=None, description="Facts shown beside the question.")
+    response_role: Literal["user", "assistant", "system"] | None = Field(
+        default=None, description="As whose message the answer enters the conversation."
+    )
+    on_reject: RejectEffect | None = Field(
+        default=None, description="What a rejection does; see the place of the gate."
+    )
+    max_retries: int | None = Field(default=None, ge=0, description="Repetitions after the first try; 0 means none.")
+    grants: FreeMap | None = Field(default=None, description="What an approval may cover beyond this one question.")
+
+
+class Gate(Human):
+    """One question at one place. What is left out comes from the human it names, or from the default one."""
+
+    human: HumanRef | None = Field(
+        default=None,
+        description="A name in components.humans, or a human written out. Left out: components.humans.default, "
+        "or whoever has the role reviewer.",
+    )
+    when: AnyCondition | None = Field(
+        default=None, description="Ask only then. A condition that fails to evaluate asks."
+    )
+    sample: float | None = Field(default=None, ge=0, le=1, description="Share of the other cases that is asked anyway.")
+    key: str | None = Field(default=None, description="A stable name for this question in recorded answers.")
+
+
+AnyHuman: TypeAlias = Annotated[Human, BeforeValidator(shorthand.human)]
+
+
+def _human_tag(value: object) -> str:
+    return "human=name" if isinstance(value, str) else "human=map"
+
+
+HumanRef: TypeAlias = Annotated[
+    Annotated[str, Tag("human=name")] | Annotated[AnyHuman, Tag("human=map")], Discriminator(_human_tag)
+]
+
+AnyGate: TypeAlias = Annotated[
+    Gate,
+    BeforeValidator(shorthand.human),
+    BeforeValidator(shorthand.gate),
+    Shorthand({"anyOf": [{"const": True}, {"type": "string", "description": "A name in components.humans."}]}),
+]
+"""A gate, ``true`` for one with every default, or the name of the human to ask."""
+
+
+class Review(Declared):
+    """Where people are asked around a step or a tool. At least one place must be named."""
+
+    before: AnyGate | None = Field(default=None, description="Before it runs: may it, and with what?")
+    after: AnyGate | None = Field(default=None, description="After it ran: is the result good?")
+    each: AnyGate | None = Field(default=None, description="After each round of a loop: is this good enough?")
+    route: AnyGate | None = Field(default=None, description="At a router: which way?")
+    error: AnyGate | None = Field(default=None, description="When it fails: retry, skip or stop?")
+    external: AnyGate | None = Field(default=None, description="Instead of running a tool: somebody else does it.")
+
+    def gates(self) -> dict[Position, Gate]:
+        """Return the gates that are set, by their place."""
+        all_places: dict[Position, Gate | None] = {
+            "before": self.before,
+            "after": self.after,
+            "each": self.each,
+            "route": self.route,
+            "error": self.error,
+            "external": self.external,
+        }
+        return {place: gate for place, gate in all_places.items() if gate is not None}
+
+
+def check_review(review: Review | None, what: str, places: tuple[Position, ...]) -> None:
+    """Refuse gates where they would mean nothing, and rejections that would do what was rejected.
+
+    Args:
+        review: The gates around something.
+        what: The kind of that something, for the message.
+        places: Where such a thing may have gates.
+
+    Raises:
+        PydanticCustomError: a gate stands where it cannot.
+    """
+    if review is None:
+        return
+    gates = review.gates()
+    if not gates:
+        raise refused("E_REVIEW_EMPTY", "review names no place to ask at.", "review")
+    for place, gate in gates.items():
+        if place not in places:
+            where = f"it can be asked at {', '.join(places)}" if places else "it is a question itself"
+            raise refused("E_REVIEW_POSITION", f"review.{place} means nothing for {what}; {where}.", "review", place)
+        if place == "before" and gate.on_reject == "retry":
+            message = "A rejection before something runs cannot retry it: that would run what was rejected."
+            raise refused("E_REVIEW_REJECT", message, "review", place, "on_reject")
+        if gate.on_reject == "else" and what != "a condition":
+            message = "on_reject: else needs a condition, which has an else."
+            raise refused("E_REVIEW_REJECT", message, "review", place, "on_reject")
+
+
+Human.model_rebuild()
+Gate.model_rebuild()
+Review.model_rebuild()

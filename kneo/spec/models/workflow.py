@@ -1,0 +1,286 @@
+"""Workflows: five families, and the steps they are made of.
+
+A step does one thing (``kind`` agent, function, workflow, human, guardrail) or holds other steps (``steps``,
+``parallel``, ``condition``, ``loop``, ``router``). The same steps serve as nodes of a graph and as participants.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self, TypeAlias
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from kneo.spec import shorthand
+from kneo.spec.base import Declared, Many, Named, Seconds, Shorthand, Text, refused, require_choice
+from kneo.spec.models.conditions import AnyCondition
+from kneo.spec.models.human import Position, Review, check_review
+from kneo.spec.words import quote
+
+DEFAULT_LOOP_ITERATIONS = 10
+DEFAULT_GRAPH_STEPS = 50
+
+
+class _StepBase(Declared):
+    id: str = Field(description="Its name in this workflow.")
+    description: Text | None = Field(default=None, description="What it is for; shown to people who choose.")
+    enabled: bool = Field(default=True, description="false leaves it out.")
+    on_error: Literal["fail", "continue", "retry", "fallback"] = Field(
+        default="fail",
+        description="When it fails: stop; pass its input on; try again; run fallback_ref instead.",
+    )
+    fallback_ref: str | None = Field(default=None, description="The id of a step in the same workflow.")
+    max_retries: int = Field(default=0, description="Further tries after the first.")
+    timeout_seconds: Seconds | None = Field(default=None, description="Time for one try.")
+    save_as: str | None = Field(default=None, description="Variable that keeps its output, for variable_equals.")
+    review: Review | None = Field(default=None, description="Where people are asked around it.")
+
+
+class LeafStep(_StepBase):
+    """A step that does one thing: an agent, a function, another workflow, a question to a person, or a check."""
+
+    kind: Literal["agent", "function", "workflow", "human", "guardrail"]
+    ref: str = Field(description="A name in the matching part of components.")
+
+    @model_validator(mode="after")
+    def _gates_are_in_place(self) -> Self:
+        places: tuple[Position, ...] = () if self.kind == "human" else ("before", "after", "error")
+        check_review(self.review, f"a step of kind {self.kind}", places)
+        return self
+
+
+class StepsStep(_StepBase):
+    """Steps in a row that count as one."""
+
+    kind: Literal["steps"]
+    steps: Many[AnyStep]
+
+    @model_validator(mode="after")
+    def _gates_are_in_place(self) -> Self:
+        check_review(self.review, "a group of steps", ("before", "after", "error"))
+        return self
+
+
+class ParallelStep(_StepBase):
+    """Steps that run at the same time on the same input."""
+
+    kind: Literal["parallel"]
+    steps: Many[AnyStep]
+
+    @model_validator(mode="after")
+    def _gates_are_in_place(self) -> Self:
+        check_review(self.review, "parallel steps", ("before", "after", "error"))
+        return self
+
+
+class ConditionStep(_StepBase):
+    """Steps that run when something holds, and others when it does not."""
+
+    kind: Literal["condition"]
+    when: AnyCondition | None = Field(default=None, description="Left out where review.before lets a person decide.")
+    steps: Many[AnyStep]
+    otherwise: Many[AnyStep] = Field(default=(), alias="else")
+
+    @model_validator(mode="after")
+    def _gates_are_in_place(self) -> Self:
+        check_review(self.review, "a condition", ("before", "error"))
+        return self
+
+
+class LoopStep(_StepBase):
+    """Steps that repeat until something holds or the rounds are used up."""
+
+    kind: Literal["loop"]
+    steps: Many[AnyStep]
+    max_iterations: int = Field(default=DEFAULT_LOOP_ITERATIONS, ge=1, le=10_000)
+    until: AnyCondition | None = Field(default=None, description="Asked after each round.")
+
+    @model_validator(mode="after")
+    def _gates_are_in_place(self) -> Self:
+        check_review(self.review, "a loop", ("before", "each", "error"))
+        return self
+
+
+class Choice(Declared):
+    """One way a router can go."""
+
+    steps: Many[AnyStep]
+    description: Text | None = Field(default=None, description="What a person who chooses is told.")
+
+
+class RouteCondition(Declared):
+    """Go one way when something holds."""
+
+    when: AnyCondition
+    choice: str
+
+
+class RouterSelector(Declared):
+    """What chooses: a function that returns a choice's name, or the first condition that holds."""
+
+    function: str | None = Field(default=None, description="A name in components.functions.")
+    conditions: Many[RouteCondition] = ()
+    default: str | None = Field(default=None, description="The choice when no condition holds.")
+
+
+def _check_choice_ids(value: object) -> object:
+    seen: set[str] = set()
+    for index, item in enumerate(value if isinstance(value, list) else []):
+        name = item.get("id") if isinstance(item, dict) else None
+        if isinstance(name, str) and name in seen:
+            raise refused("E_STEP_DUPLICATE_ID", f"Two choices are called {quote(name)}.", index, "id")
+        seen.add(str(name))
+    return value
+
+
+class RouterStep(_StepBase):
+    """One of several ways, chosen by a function, by conditions or by a person (``review.route``)."""
+
+    kind: Literal["router"]
+    choices: Annotated[
+        Named[Choice],
+        BeforeValidator(shorthand.choices),
+        BeforeValidator(_check_choice_ids),
+        Shorthand({"type": "array", "items": {"type": "object"}, "description": "Steps; each is a choice by its id."}),
+    ]
+    selector: (
+        Annotated[
+            RouterSelector,
+            BeforeValidator(shorthand.selector),
+            Shorthand({"anyOf": [{"type": "string"}, {"type": "array"}]}),
+        ]
+        | None
+    ) = None
+
+    @model_validator(mode="after")
+    def _gates_are_in_place(self) -> Self:
+        check_review(self.review, "a router", ("before", "after", "route", "error"))
+        return self
+
+
+LEAF_KINDS = ("agent", "function", "workflow", "human", "guardrail")
+CONTAINER_KINDS = ("steps", "parallel", "condition", "loop", "router")
+
+
+def _step_tag(value: object) -> str:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return f"kind={kind}" if kind in CONTAINER_KINDS else "kind=leaf"
+
+
+def _check_kind(value: object) -> object:
+    require_choice(value, "kind", LEAF_KINDS + CONTAINER_KINDS)
+    return value
+
+
+Step: TypeAlias = Annotated[
+    Annotated[LeafStep, Tag("kind=leaf")]
+    | Annotated[StepsStep, Tag("kind=steps")]
+    | Annotated[ParallelStep, Tag("kind=parallel")]
+    | Annotated[ConditionStep, Tag("kind=condition")]
+    | Annotated[LoopStep, Tag("kind=loop")]
+    | Annotated[RouterStep, Tag("kind=router")],
+    Discriminator(_step_tag),
+    BeforeValidator(_check_kind),
+]
+
+AnyStep: TypeAlias = Annotated[
+    Step, BeforeValidator(shorthand.step), Shorthand({"type": "string", "description": "An agent's name."})
+]
+"""A step, or the name of the agent it runs."""
+
+
+class _WorkflowBase(Declared):
+    name: str | None = None
+    description: Text | None = None
+
+
+class SequentialWorkflow(_WorkflowBase):
+    """One step after the other; each gets what the one before it said."""
+
+    type: Literal["sequential"]
+    steps: Many[AnyStep]
+
+
+class Edge(Declared):
+    """A way from one node to another."""
+
+    source: str = Field(alias="from")
+    target: str = Field(alias="to")
+    condition: AnyCondition | None = Field(default=None, description="Left out: always.")
+    label: str | None = None
+
+
+class GraphWorkflow(_WorkflowBase):
+    """Nodes and the ways between them; of a node's edges the first whose condition holds is followed."""
+
+    type: Literal["graph"]
+    start: str = Field(description="The id of the first node.")
+    nodes: Named[Step]
+    edges: Many[Edge]
+    max_steps: int = Field(default=DEFAULT_GRAPH_STEPS, json_schema_extra={"minimum": 1})
+
+
+class ConcurrentWorkflow(_WorkflowBase):
+    """Everybody at the same time on the same input."""
+
+    type: Literal["concurrent"]
+    participants: Many[AnyStep]
+    max_iterations: int | None = None
+
+
+class HandoffSelector(Declared):
+    """Who comes next."""
+
+    type: Literal["sequence", "round_robin"] = "sequence"
+    sequence: Many[str] = Field(default=(), description="Ids of participants; left out: all, as declared.")
+
+
+class HandoffWorkflow(_WorkflowBase):
+    """One participant hands over to the next."""
+
+    type: Literal["handoff"]
+    participants: Many[AnyStep]
+    selector: HandoffSelector = HandoffSelector()
+    max_iterations: int | None = None
+
+
+class GroupChatWorkflow(_WorkflowBase):
+    """Everybody in turn, for a number of rounds."""
+
+    type: Literal["group-chat"]
+    participants: Many[AnyStep]
+    rounds: int = Field(default=1, json_schema_extra={"minimum": 1})
+    max_iterations: int | None = None
+
+
+FAMILIES = ("sequential", "graph", "concurrent", "handoff", "group-chat")
+
+
+def _family_tag(value: object) -> str:
+    family = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"type={family}" if family in FAMILIES else "type=sequential"
+
+
+def _check_family(value: object) -> object:
+    require_choice(value, "type", FAMILIES)
+    return value
+
+
+Workflow: TypeAlias = Annotated[
+    Annotated[SequentialWorkflow, Tag("type=sequential")]
+    | Annotated[GraphWorkflow, Tag("type=graph")]
+    | Annotated[ConcurrentWorkflow, Tag("type=concurrent")]
+    | Annotated[HandoffWorkflow, Tag("type=handoff")]
+    | Annotated[GroupChatWorkflow, Tag("type=group-chat")],
+    Discriminator(_family_tag),
+    BeforeValidator(_check_family),
+]
+
+AnyWorkflow: TypeAlias = Annotated[
+    Workflow,
+    BeforeValidator(shorthand.workflow),
+    Shorthand({"type": "array", "description": "The steps of a sequential workflow."}),
+]
+"""A workflow, or the list of steps of a sequential one."""
+
+for _model in (StepsStep, ParallelStep, ConditionStep, LoopStep, Choice, RouterStep, SequentialWorkflow):
+    _model.model_rebuild()
