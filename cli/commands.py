@@ -27,4 +27,6 @@ class Entry(NamedTuple):
 
 START, DECLARE, RUN, SERVE, RELEASE, KNOW = "Start", "Declare and sign", "Run", "Serve", "Release", "Look back"
 
-COMMANDS: dict[str, Entry] = {}
+COMMANDS: dict[str, Entry] = {
+    "keys": Entry("cli.keys:app", "Make signing keys and look at them.", DECLARE),
+}

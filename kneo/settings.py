@@ -91,6 +91,15 @@ def colour_wanted(env: Mapping[str, str] | None = None) -> bool:
     return not env.get("NO_COLOR") and env.get("TERM") != "dumb"
 
 
+def forget_calling_repository() -> None:
+    """Drop the variables by which a Git hook that calls us says which repository it works on.
+
+    Git, and what is built on it, would otherwise do in that repository what it is told to do in another.
+    """
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX"):
+        os.environ.pop(name, None)  # noqa: TID251 - this is that one reader
+
+
 def _positive(env: Mapping[str, str], name: str, default: int) -> int:
     text = env.get(name, "").strip()
     if not text:

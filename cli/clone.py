@@ -1,0 +1,161 @@
+"""An operator's own Git clone: made, looked at and committed to. The only place that uses GitPython.
+
+What the controller trusts is read elsewhere, by other means. Here the operator's own identity, hooks and signing
+settings apply, because it is their commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from git import GitCommandError, InvalidGitRepositoryError, NoSuchPathError, Repo
+from git.exc import GitCommandNotFound
+
+from kneo.errors import Invalid, KneoError, NotFound
+from kneo.settings import forget_calling_repository
+
+MAIN = "main"
+
+FALLBACK_NAME, FALLBACK_EMAIL = "kneo", "kneo@localhost"
+"""Who commits where Git was never told who the operator is."""
+
+
+class Clone:
+    """One working copy. Made by ``create`` or ``find``."""
+
+    def __init__(self, repo: Repo) -> None:
+        if repo.working_tree_dir is None:
+            msg = f"{repo.git_dir} is a bare repository; this needs a clone with files."
+            raise Invalid(msg)
+        self._repo = repo
+        self.root = Path(repo.working_tree_dir)
+        repo.git.update_environment(GIT_TERMINAL_PROMPT="0")
+
+    @classmethod
+    def create(cls, folder: Path) -> Clone:
+        """Make an empty repository whose first branch is ``main``.
+
+        Raises:
+            Invalid: git refused.
+        """
+        forget_calling_repository()
+        try:
+            # No template: what an operator keeps there (hooks, say) is meant for code, not for this. GitPython asks for
+            # confirmation because a template may bring hooks; an empty one brings none.
+            repo = Repo.init(folder, mkdir=True, initial_branch=MAIN, template="", allow_unsafe_options=True)
+            return cls(repo)
+        except (GitCommandError, GitCommandNotFound, OSError) as error:
+            raise _refused(f"{folder} cannot be made a Git repository", error) from error
+
+    @classmethod
+    def find(cls, start: Path) -> Clone:
+        """Open the repository that a folder is in.
+
+        Raises:
+            NotFound: it is in none.
+        """
+        forget_calling_repository()
+        try:
+            return cls(Repo(start, search_parent_directories=True))
+        except (InvalidGitRepositoryError, NoSuchPathError) as error:
+            msg = f"{start} is not in a Git repository."
+            raise NotFound(
+                msg, hint="Run this inside a clone of the config repository, or make one with kneo init."
+            ) from error
+
+    def head(self) -> str | None:
+        """Return the commit that is checked out, or None before the first one."""
+        return self._repo.head.commit.hexsha if self._repo.head.is_valid() else None
+
+    def branch(self) -> str | None:
+        """Return the branch that is checked out, or None when none is."""
+        return None if self._repo.head.is_detached else self._repo.active_branch.name
+
+    def origin(self) -> str | None:
+        """Return the address of the remote ``origin`` without any credentials in it."""
+        if "origin" not in [remote.name for remote in self._repo.remotes]:
+            return None
+        return _without_credentials(self._repo.remotes["origin"].url)
+
+    def is_dirty(self, *paths: Path) -> bool:
+        """Say whether these files, or any tracked ones, differ from the last commit. New files count when named."""
+        try:
+            return bool(
+                self._repo.git.status("--porcelain", "--", *map(str, paths)) if paths else self._repo.is_dirty()
+            )
+        except GitCommandError as error:
+            raise _refused("git status failed", error) from error
+
+    def switch(self, branch: str) -> None:
+        """Check out a branch, which begins at the present commit when it does not exist.
+
+        Raises:
+            Invalid: git refused, for example because changes would be lost.
+        """
+        known = branch in [head.name for head in self._repo.heads]
+        try:
+            self._repo.git.switch(*([] if known else ["--create"]), branch)
+        except GitCommandError as error:
+            raise _refused(f"The branch {branch} cannot be checked out", error) from error
+
+    def commit(self, paths: Iterable[Path], message: str, *, plain: bool = False) -> str:
+        """Commit these files and nothing else, and return the commit's id.
+
+        Args:
+            paths: Files and folders of the clone.
+            message: Subject and body.
+            plain: Leave out the operator's hooks and commit signing, for the first commit of a generated repository.
+
+        Raises:
+            Invalid: git refused, or there is nothing to commit.
+        """
+        named = [str(path) for path in paths]
+        options = ["--no-verify", "--no-gpg-sign"] if plain else []
+        try:
+            self._repo.git.add("--", *named)
+            self._git_as_somebody("commit", "--quiet", *options, "--message", message, "--", *named)
+        except GitCommandError as error:
+            raise _refused("git commit failed", error) from error
+        commit = self.head()
+        assert commit is not None, "a commit was just made"
+        return commit
+
+    def push(self, branch: str) -> None:
+        """Push a branch to ``origin``.
+
+        Raises:
+            Invalid: git refused.
+        """
+        try:
+            self._repo.git.push("--quiet", "--set-upstream", "origin", branch)
+        except GitCommandError as error:
+            raise _refused(f"The branch {branch} cannot be pushed", error) from error
+
+    def close(self) -> None:
+        self._repo.close()
+
+    def _git_as_somebody(self, *command: str) -> None:
+        """Run a git command that needs to know who the operator is, whether or not git does."""
+        self._repo.git.execute(["git", *self._identity(), *command])
+
+    def _identity(self) -> Sequence[str]:
+        try:
+            self._repo.git.var("GIT_AUTHOR_IDENT")
+            self._repo.git.var("GIT_COMMITTER_IDENT")
+        except GitCommandError:
+            return ["-c", f"user.name={FALLBACK_NAME}", "-c", f"user.email={FALLBACK_EMAIL}"]
+        return []
+
+
+def _without_credentials(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}" if separator else url
+
+
+def _refused(what: str, error: Exception) -> KneoError:
+    said = str(getattr(error, "stderr", "") or error).strip()
+    # GitPython wraps what git said in lines of its own.
+    said = said.removeprefix("stderr:").strip().strip("'").strip()
+    return Invalid(f"{what}: {said or 'git gave no reason'}.".replace("..", "."))
