@@ -29,4 +29,16 @@ START, DECLARE, RUN, SERVE, RELEASE, KNOW = "Start", "Declare and sign", "Run", 
 
 COMMANDS: dict[str, Entry] = {
     "keys": Entry("cli.keys:app", "Make signing keys and look at them.", DECLARE),
+    "run": Entry("cli.run:run", "Run an approved bundle, or a spec of your own.", RUN),
+    "runs": Entry("cli.runs:app", "Look at runs.", RUN),
+    "human": Entry("cli.human:app", "Answer what runs ask people.", RUN),
+    "up": Entry("cli.up:up", "Service, worker, controller and timers in one process.", SERVE),
+    "controller": Entry("cli.up:controller", "The controller: from Git to the registry.", SERVE),
+    "worker": Entry("cli.up:worker", "Execute steps, and bring deadlines.", SERVE),
+    "service": Entry("cli.up:service", "The HTTP service.", SERVE),
+    "status": Entry("cli.status:status", "What each environment serves, and what waits.", RELEASE),
+    "history": Entry("cli.status:history", "What an environment served before.", RELEASE),
+    "reconcile": Entry("cli.status:reconcile", "Ask the controller to look at the repository now.", RELEASE),
+    "events": Entry("cli.status:events", "What happened lately.", KNOW),
+    "audit": Entry("cli.audit:app", "Read and check the audit log.", KNOW),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -50,7 +49,6 @@ class BundleRecord:
     payload: bytes
     envelope: bytes
     spec_digest: str
-    path: str
     signers: tuple[str, ...]
     first_seen_at: str
     revision: str
@@ -98,10 +96,10 @@ class Pending:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentRecord:
-    """An environment as last accepted from Git. ``declaration`` is the whole file as JSON."""
+    """An environment as last accepted from Git. ``declaration`` is the file as it was read."""
 
     name: str
-    declaration: Mapping[str, object]
+    declaration: bytes
     policy_digest: str
     revision: str
     pending: tuple[Pending, ...]

@@ -14,6 +14,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from kneo.clock import Clock, isoformat
@@ -62,9 +63,18 @@ class Store:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Tx]:
-        """Run a block over one consistent snapshot that never blocks a writer."""
-        with _translate(), self.engine.connect() as connection, connection.begin():
-            yield Tx(connection, self.clock.now())
+        """Run a block over one consistent snapshot that never blocks a writer.
+
+        Raises:
+            Transient: the database stayed busy or unreachable.
+        """
+        with _translate(), self.engine.connect() as connection:
+            # PostgreSQL's default would show each statement what was committed before it; and a block that means to
+            # write must say so.
+            still = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+            connection.execution_options(**still)
+            with connection.begin():
+                yield Tx(connection, self.clock.now())
 
     @contextlib.contextmanager
     def exclusive(self, name: str) -> Iterator[bool]:
@@ -110,8 +120,9 @@ class Store:
 def _translate() -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
-        reason = str(error.orig).splitlines()[0][:200]
+    except (OperationalError, PoolTimeout) as error:
+        cause = error.orig if isinstance(error, OperationalError) else error
+        reason = str(cause).partition("\n")[0][:200]
         msg = f"The database did not answer: {reason}."
         raise Transient(msg, code="store_unavailable") from error
 
@@ -128,7 +139,9 @@ def lock_table(tx: Tx, name: str) -> None:
 def insert_ignoring_duplicates(tx: Tx, table: Table, **values: object) -> bool:
     """Insert a row unless its key exists; say whether it was inserted."""
     make = postgresql.insert if tx.connection.dialect.name == "postgresql" else sqlite.insert
-    return tx.connection.execute(make(table).values(**values).on_conflict_do_nothing()).rowcount == 1
+    statement = make(table).values(**values).on_conflict_do_nothing()
+    # Without the option an insert's count is whatever the driver left after fetching defaults.
+    return tx.connection.execute(statement, execution_options={"preserve_rowcount": True}).rowcount == 1
 
 
 def upsert(tx: Tx, table: Table, key: dict[str, object], **values: object) -> None:
@@ -139,11 +152,15 @@ def upsert(tx: Tx, table: Table, key: dict[str, object], **values: object) -> No
 
 
 def open_engine(url: str) -> Engine:
-    """Connect to ``sqlite:///path`` or ``postgresql+psycopg://…``; a missing SQLite folder is made, mode 0700."""
+    """Connect to ``sqlite:///path`` or ``postgresql+psycopg://…``.
+
+    A missing SQLite file is made with mode 0600, its folder with 0700: runs hold what people wrote.
+    """
     if not url.startswith("sqlite:///"):
         return create_engine(url, pool_pre_ping=True)
     path = Path(url.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.touch(mode=0o600)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

@@ -25,8 +25,12 @@ def open_store(url: str, clock: Clock) -> Store:
         Transient: it cannot be reached.
     """
     store = Store(open_engine(url), clock)
-    if current_version(store) != HEAD:
-        migrate(store)
+    try:
+        if current_version(store) != HEAD:
+            migrate(store)
+    except BaseException:
+        store.close()
+        raise
     return store
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from sqlalchemy import ColumnElement, Row, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, delete, insert, select, update
 
 from kneo.state.release import (
     BundleRecord,
@@ -51,7 +51,6 @@ def insert_bundle(tx: Tx, bundle: BundleRecord) -> None:
         payload=bundle.payload,
         envelope=bundle.envelope,
         spec_digest=bundle.spec_digest,
-        path=bundle.path,
         signers=list(bundle.signers),
         first_seen_at=tx.at,
         revision=bundle.revision,
@@ -72,16 +71,10 @@ def known_bundles(tx: Tx) -> tuple[BundleRecord, ...]:
     )
 
 
-def high_water(tx: Tx) -> Mapping[str, int]:
-    """Read the highest sequence number ever accepted of each bundle name."""
-    rows = tx.connection.execute(select(bundles.c.name, func.max(bundles.c.seq).label("seq")).group_by(bundles.c.name))
-    return {row.name: row.seq for row in rows}
-
-
 # ---- environments -----------------------------------------------------------------------------------------------
 
 
-def put_environment(tx: Tx, name: str, declaration: Mapping[str, object], policy_digest: str, revision: str) -> None:
+def put_environment(tx: Tx, name: str, declaration: bytes, policy_digest: str, revision: str) -> None:
     upsert(
         tx,
         environments,
@@ -96,6 +89,16 @@ def put_environment(tx: Tx, name: str, declaration: Mapping[str, object], policy
 def list_environments(tx: Tx) -> tuple[EnvironmentRecord, ...]:
     rows = tx.connection.execute(select(environments).order_by(environments.c.name)).all()
     return tuple(_environment(tx, row) for row in rows)
+
+
+def environment_names(tx: Tx) -> tuple[str, ...]:
+    """List every environment that was declared or at least tried to be."""
+    declared = {row.name for row in tx.connection.execute(select(environments.c.name))}
+    prefix = "environment/"
+    subjects = tx.connection.execute(
+        select(conditions.c.object).where(conditions.c.object.startswith(prefix)).distinct()
+    )
+    return tuple(sorted(declared | {row.object.removeprefix(prefix) for row in subjects}))
 
 
 def environment(tx: Tx, name: str) -> EnvironmentRecord | None:

@@ -8,9 +8,18 @@ from datetime import timedelta
 
 from sqlalchemy import Row, insert, select, update
 
-from kneo.clock import isoformat, new_id
-from kneo.store.engine import Tx, insert_ignoring_duplicates
+from kneo.clock import isoformat, monotonic, new_id, sleep
+from kneo.errors import Transient
+from kneo.store.engine import Store, Tx, insert_ignoring_duplicates
 from kneo.store.tables import leases, requests
+
+CONTROLLER_LEASE = "controller"
+"""Held by the one controller that may write on a database."""
+
+ANSWER_SECONDS = 60.0
+"""How long somebody waits for the controller's answer."""
+
+LOOK_SECONDS = 0.05
 
 AnyRow = Row[*tuple[object, ...]]
 
@@ -49,6 +58,28 @@ def finish(tx: Tx, request_id: str, status: str, result: Mapping[str, object]) -
         .where(requests.c.id == request_id, requests.c.status == "open")
         .values(status=status, result=result, finished_at=tx.at)
     )
+
+
+def ask(store: Store, kind: str, payload: Mapping[str, object], *, actor: str) -> dict[str, object]:
+    """Write a request for the controller and wait for its answer in the same row.
+
+    Raises:
+        Transient: ``no_controller``: none is running, or it did not answer in time.
+    """
+    with store.write() as tx:
+        if lease_holder(tx, CONTROLLER_LEASE) is None:
+            msg = "No controller is running on this database."
+            raise Transient(msg, code="no_controller", hint="Start one: kneo controller run, or kneo up.")
+        request_id = insert_request(tx, kind, payload, actor)
+    deadline = monotonic() + ANSWER_SECONDS
+    while monotonic() < deadline:
+        with store.read() as tx:
+            asked = get(tx, request_id)
+        if asked is not None and asked.status != "open":
+            return dict(asked.result or {})
+        sleep(LOOK_SECONDS)
+    msg = f"The controller did not answer within {ANSWER_SECONDS:.0f} s; it will still do what was asked."
+    raise Transient(msg, code="no_controller")
 
 
 def _request(row: AnyRow) -> ControllerRequest:

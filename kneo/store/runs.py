@@ -107,14 +107,24 @@ def commit(tx: Tx, run: Run, **changes: object) -> None:
         raise Fenced(run.id)
 
 
-def release(tx: Tx, run: Run) -> bool:
-    """Let go of a run unless there is news for it; false means: load it again and go on."""
+def pause(tx: Tx, run: Run) -> bool:
+    """Let a run wait for people unless there is news for it; false means: load it again and go on."""
     done = tx.connection.execute(
         update(runs)
-        .where(runs.c.id == run.id, runs.c.epoch == run.epoch, runs.c.wake_seq == run.wake_seq)
-        .values(owner=None)
+        .where(
+            runs.c.id == run.id,
+            runs.c.epoch == run.epoch,
+            runs.c.status == RunStatus.RUNNING,
+            runs.c.wake_seq == run.wake_seq,
+        )
+        .values(status=RunStatus.PAUSED, owner=None, updated_at=tx.at)
     )
     return done.rowcount == 1
+
+
+def let_go(tx: Tx, run_id: str, claim: str) -> None:
+    """Free a run this driver cannot go on with, so that another attempt finds it."""
+    tx.connection.execute(update(runs).where(runs.c.id == run_id, runs.c.owner == claim).values(owner=None))
 
 
 def wake(tx: Tx, run_id: str) -> None:
@@ -155,6 +165,14 @@ def runnable(tx: Tx, limit: int) -> tuple[str, ...]:
         .where(runs.c.status == RunStatus.RUNNING, runs.c.owner.is_(None))
         .order_by(runs.c.updated_at)
         .limit(limit)
+    )
+    return tuple(row.id for row in rows)
+
+
+def overdue(tx: Tx) -> tuple[str, ...]:
+    """Find runs whose deadline has passed."""
+    rows = tx.connection.execute(
+        select(runs.c.id).where(runs.c.status.in_([RunStatus.RUNNING, RunStatus.PAUSED]), runs.c.deadline_at <= tx.at)
     )
     return tuple(row.id for row in rows)
 

@@ -31,7 +31,7 @@ DIGEST = String(71)
 TIME = String(40)
 NAME = String(200)
 
-# ---- trust and source -------------------------------------------------------------------------------------------
+# ---- trust and the controller -------------------------------------------------------------------------------------
 
 trust_roots = Table(
     "trust_roots",
@@ -40,18 +40,6 @@ trust_roots = Table(
     Column("digest", DIGEST, nullable=False),
     Column("envelope", LargeBinary, nullable=False),
     Column("accepted_at", TIME, nullable=False),
-)
-
-sources = Table(
-    "sources",
-    metadata,
-    Column("id", DIGEST, primary_key=True),
-    Column("url", Text, nullable=False),
-    Column("ref", NAME, nullable=False),
-    Column("trust_pin", DIGEST, nullable=False),
-    Column("accepted_revision", Text),
-    Column("attempted_revision", Text),
-    Column("updated_at", TIME, nullable=False),
 )
 
 leases = Table(
@@ -83,7 +71,7 @@ environments = Table(
     "environments",
     metadata,
     Column("name", NAME, primary_key=True),
-    Column("declaration", JSON, nullable=False),
+    Column("declaration", LargeBinary, nullable=False),
     Column("policy_digest", DIGEST, nullable=False),
     Column("revision", Text, nullable=False),
     Column("updated_at", TIME, nullable=False),
@@ -126,7 +114,6 @@ bundles = Table(
     Column("payload", LargeBinary, nullable=False),
     Column("envelope", LargeBinary, nullable=False),
     Column("spec_digest", DIGEST, nullable=False),
-    Column("path", Text, nullable=False),
     Column("signers", JSON, nullable=False),
     Column("first_seen_at", TIME, nullable=False),
     Column("revision", Text, nullable=False),
@@ -209,6 +196,7 @@ runs = Table(
     Index(None, "status", "updated_at"),
     Index(None, "updated_at"),
     Index(None, "environment", "updated_at"),
+    Index(None, "status", "deadline_at"),
     Index(None, "bundle_digest"),
 )
 

@@ -1,0 +1,176 @@
+"""The database beside us as a backend: the same answers as the service's, without one."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+from collections.abc import Mapping
+
+from cli import compose
+from cli.backend import Json, Query
+from kneo import registry
+from kneo.errors import NotFound
+from kneo.runtime.cancel import cancel_run
+from kneo.runtime.start import RunOrder
+from kneo.runtime.wait import find_run, wait_until_settled
+from kneo.service import wire
+from kneo.service.words import check_status, speaks_published
+from kneo.settings import Settings
+from kneo.state.run import Run, RunStatus
+from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
+from kneo.store import audit, releases, requests, runs, tasks
+from kneo.tasks.answers import Answer
+from kneo.tasks.inbox import decide, find
+
+
+class LocalBackend:
+    """Works on the database directly. Executes steps only while nobody else does."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = compose.make_store(settings)
+        self.actor = getpass.getuser()
+        self.published = speaks_published(settings.status_words, "")
+
+    def close(self) -> None:
+        self.store.close()
+
+    def start_run(self, order: Mapping[str, object]) -> Json:
+        starter = compose.make_starter(self.settings, self.store)
+        run = starter.start(_order(order, self.actor))
+        run = self._drive(run.id)
+        return wire.run_created(run, self._open_task(run), published=self.published)
+
+    def runs(self, query: Query) -> Json:
+        limit, offset = int(query.get("limit") or 100), int(query.get("offset") or 0)
+        word = query.get("status")
+        status = check_status(str(word)) if word else None
+        environment = str(query["environment"]) if query.get("environment") else None
+        with self.store.read() as tx:
+            found = runs.list_runs(tx, status=status, environment=environment, limit=limit, offset=offset)
+            total = runs.count_runs(tx, status=status, environment=environment)
+        items = [wire.run_status(run, self._open_task(run), 0, published=self.published) for run in found]
+        return wire.page(
+            "runs", items, total=total, limit=limit, offset=offset, sort_by="updated_at", sort_order="desc"
+        )
+
+    def run(self, run_id: str) -> Json:
+        return self._status(find_run(self.store, run_id))
+
+    def trace(self, run_id: str) -> Json:
+        find_run(self.store, run_id)
+        with self.store.read() as tx:
+            events = [wire.trace_event(event) for event in runs.list_trace(tx, run_id)]
+        return {"run_id": run_id, "events": events}
+
+    def checkpoints(self, run_id: str) -> Json:
+        find_run(self.store, run_id)
+        with self.store.read() as tx:
+            return {
+                "run_id": run_id,
+                "checkpoints": [wire.checkpoint(item) for item in runs.list_checkpoints(tx, run_id)],
+            }
+
+    def cancel(self, run_id: str) -> Json:
+        return self._status(cancel_run(self.store, run_id, actor=self.actor))
+
+    def tasks(self, query: Query) -> Json:
+        word = query.get("status")
+        statuses = [TaskStatus(str(word))] if word and word != "pending" else sorted(UNRESOLVED)
+        run_id = str(query["run_id"]) if query.get("run_id") else None
+        limit = int(query.get("limit") or 100)
+        with self.store.read() as tx:
+            found = tasks.list_tasks(tx, statuses=statuses, run_id=run_id, limit=limit)
+            total = tasks.count_tasks(tx, statuses=statuses, run_id=run_id)
+        items = [wire.human_task(task) for task in found]
+        return wire.page("tasks", items, total=total, limit=limit, offset=0, sort_by="id", sort_order="asc")
+
+    def task(self, continuation_id: str) -> Json:
+        with self.store.read() as tx:
+            return wire.human_task(find(tx, continuation_id))
+
+    def resume(self, continuation_id: str, answer: Mapping[str, object]) -> Json:
+        answered = decide(self.store, continuation_id, _answer(answer), actor=self.actor)
+        run = self._drive(answered.run_id)
+        return wire.human_resumed(run, answered, self._open_task(run), published=self.published)
+
+    def environments(self) -> Json:
+        with self.store.read() as tx:
+            return {"environments": [wire.environment(item) for item in registry.statuses(tx)]}
+
+    def environment(self, name: str) -> Json:
+        with self.store.read() as tx:
+            status = registry.status(tx, name)
+        if status is None:
+            msg = f"There is no environment {name[:80]!r}."
+            raise NotFound(msg, code="environment_not_found", hint="kneo status lists them.")
+        return wire.environment(status)
+
+    def history(self, name: str, bundle: str | None) -> Json:
+        with self.store.read() as tx:
+            found = releases.list_promotions(tx, name, bundle)
+        return {"environment": name, "promotions": [wire.promotion(item) for item in found]}
+
+    def reconcile(self, name: str | None) -> Json:
+        result = requests.ask(self.store, "reconcile", {"environment": name}, actor=self.actor)
+        with self.store.read() as tx:
+            status = registry.status(tx, name) if name else None
+        return {"result": result, "environment": wire.environment(status) if status else None}
+
+    def audit_events(self, query: Query) -> Json:
+        event_type = str(query["event_type"]) if query.get("event_type") else None
+        run_id = str(query["run_id"]) if query.get("run_id") else None
+        limit = int(query.get("limit") or 100)
+        with self.store.read() as tx:
+            found = audit.events(tx, event_type=event_type, run_id=run_id, limit=limit)
+        return {"events": [wire.audit_event(item) for item in found], "count": len(found)}
+
+    # ---- driving --------------------------------------------------------------------------------------------------
+
+    def _drive(self, run_id: str) -> Run:
+        """Drive a run to its next pause or end ourselves, or wait for the process that executes steps to do it."""
+        with self.store.exclusive(compose.WORKER_LOCK) as held:
+            if held:
+                with self.store.write() as tx:
+                    runs.clear_owners(tx)
+                asyncio.run(compose.make_driver(self.settings, self.store).drive(run_id))
+        return wait_until_settled(self.store, run_id, self.settings.client_timeout_seconds)
+
+    def _status(self, run: Run) -> Json:
+        with self.store.read() as tx:
+            events = runs.count_trace(tx, run.id)
+        return wire.run_status(run, self._open_task(run), events, published=self.published)
+
+    def _open_task(self, run: Run) -> HumanTask | None:
+        if run.status is not RunStatus.PAUSED:
+            return None
+        with self.store.read() as tx:
+            return next(iter(tasks.of_run(tx, run.id, UNRESOLVED)), None)
+
+
+def _order(order: Mapping[str, object], actor: str) -> RunOrder:
+    spec = order.get("spec")
+    assert spec is None or isinstance(spec, Mapping)
+    return RunOrder(
+        input=str(order["input"]),
+        requester=actor,
+        target=str(order.get("target") or "workflow"),
+        environment=_text(order, "environment"),
+        bundle=_text(order, "bundle"),
+        spec=spec,
+        origin={"spec_path": _text(order, "spec_path"), "inline_spec": spec is not None},
+    )
+
+
+def _answer(answer: Mapping[str, object]) -> Answer:
+    return Answer(
+        request_id=str(answer["request_id"]),
+        decision=DecisionKind(str(answer["decision"])),
+        content=_text(answer, "content"),
+        selected_option=_text(answer, "selected_option"),
+    )
+
+
+def _text(values: Mapping[str, object], name: str) -> str | None:
+    value = values.get(name)
+    return str(value) if value is not None else None

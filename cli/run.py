@@ -1,0 +1,64 @@
+"""``kneo run``: an approved bundle, or where that is allowed a spec of your own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import render
+from cli.backend import Json
+from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from cli.specs import resolved_tree
+from kneo.errors import Usage
+
+
+def run(
+    spec: Annotated[Path | None, typer.Argument(help="A spec of your own; left out with --bundle.")] = None,
+    text: Annotated[str, typer.Option("--input", "-i", help="What the run is given.")] = ...,  # type: ignore[assignment]  # typer: required
+    bundle: Annotated[str | None, typer.Option("--bundle", help="NAME, NAME@VERSION or sha256:… to run.")] = None,
+    environment: Annotated[str | None, typer.Option("--env", help="Environment that serves it.")] = None,
+    target: Annotated[str, typer.Option("--target", help="workflow, or agent for the root agent alone.")] = "workflow",
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run something and wait until it pauses or ends."""
+    if (spec is None) == (bundle is None):
+        msg = "Name a spec or a bundle to run, one of them."
+        raise Usage(msg, hint="kneo run --bundle NAME --env ENV --input TEXT")
+    if target not in {"workflow", "agent"}:
+        msg = f"--target is workflow or agent, not {target[:40]!r}."
+        raise Usage(msg)
+    order: Json = {"input": text, "target": target, "environment": environment}
+    if bundle is not None:
+        order["bundle"] = bundle
+    if spec is not None:
+        order["spec"] = resolved_tree(spec, environment)
+    with backend(service_url, profile) as asked:
+        answer = asked.start_run(order)
+    render.emit(answer, as_json=as_json, text=lambda: show_outcome(answer))
+    if answer["status"] == "failed":
+        raise typer.Exit(1)
+
+
+def show_outcome(answer: Json) -> None:
+    """Say where a run went, and what to do when it waits."""
+    metadata = answer["metadata"]
+    assert isinstance(metadata, dict)
+    lines = [("Status", f"{answer['status']}")]
+    release = metadata.get("release")
+    if isinstance(release, dict):
+        lines.append(("Bundle", f"{release['bundle']} {release['version']} in {release['environment']}"))
+        lines.append(("Digest", f"{release['digest']}"))
+    if answer["output_text"] is not None:
+        lines.append(("Output", f"{answer['output_text']}"))
+    error = answer.get("error")
+    if isinstance(error, dict):
+        lines.append(("Error", f"{error['type']}: {error['message']}"))
+    render.panel(f"Run {answer['run_id']}", lines)
+    if answer["human_intervention_required"]:
+        request = metadata["pending_human_request"]
+        render.warning(f"It waits for a person: {request['prompt']}")
+        render.text(f"  kneo human resume {answer['continuation_id']} --request-id {request['request_id']} --approve")

@@ -1,0 +1,143 @@
+"""When to look: at once when asked or told, on an interval in any case, later and later while it fails."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from datetime import timedelta
+
+from controller.apply import Lease
+from controller.outcome import Waiting
+from controller.reconcile import Pass, Reconciler
+from kneo.clock import monotonic, new_id
+from kneo.errors import Invalid, KneoError, Transient
+from kneo.store import requests
+from kneo.store.engine import Store
+
+log = logging.getLogger("kneo.controller")
+
+LEASE = timedelta(seconds=15)
+REQUEST_POLL_SECONDS = 0.2
+"""How soon a request that somebody else wrote is picked up."""
+
+FIRST_BACKOFF_SECONDS = 0.75
+LAST_BACKOFF_SECONDS = 900.0
+DEFAULT_INTERVAL = timedelta(seconds=60)
+JITTER = 0.1
+"""Share by which intervals and backoffs are spread, so that controllers do not look in step."""
+
+
+def backoff_seconds(failures: int) -> float:
+    """How long to wait after so many failures in a row, before jitter."""
+    return min(LAST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 20))
+
+
+class Controller:
+    """Follows one source. ``run`` blocks; ``poke`` and ``stop`` work from any thread."""
+
+    def __init__(self, store: Store, reconciler: Reconciler, *, interval: timedelta = DEFAULT_INTERVAL) -> None:
+        self.store = store
+        self.reconciler = reconciler
+        self.interval = interval
+        self.owner = new_id("ctl", store.clock.now())
+        self._news = threading.Event()
+        self._stopping = threading.Event()
+        self._failures = 0
+        self._settled = False
+        self._next = 0.0
+
+    def poke(self) -> None:
+        """Say that there may be a new commit."""
+        self._news.set()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._news.set()
+
+    def run(self) -> None:
+        """Follow the source until ``stop``."""
+        while not self._stopping.is_set():
+            try:
+                self._turn()
+            except Transient as error:
+                log.warning("%s", error)
+            self._news.wait(REQUEST_POLL_SECONDS)
+        with self.store.write() as tx:
+            requests.drop_lease(tx, requests.CONTROLLER_LEASE, self.owner)
+
+    def run_once(self) -> Pass:
+        """Do one pass now.
+
+        Raises:
+            Transient: another controller is at work, or the repository or database did not answer.
+            Invalid: the repository cannot be followed.
+        """
+        lease = self._lease()
+        if lease is None:
+            msg = "Another controller is at work on this database."
+            raise Transient(msg, code="LeaseHeld")
+        try:
+            return self.reconciler.reconcile(lease)
+        finally:
+            with self.store.write() as tx:
+                requests.drop_lease(tx, requests.CONTROLLER_LEASE, self.owner)
+
+    def _turn(self) -> None:
+        lease = self._lease()
+        if lease is None:
+            return
+        with self.store.read() as tx:
+            asked = requests.open_requests(tx)
+        told = self._news.is_set()
+        if not (asked or told or monotonic() >= self._next):
+            return
+        self._news.clear()
+        result = self._pass(lease, forced=bool(asked))
+        with self.store.write() as tx:
+            for request in asked:
+                requests.finish(tx, request.id, "done" if "error" not in result else "failed", result)
+
+    def _pass(self, lease: Lease, *, forced: bool) -> dict[str, object]:
+        """Look, and plan when to look next. Trouble is told, never raised: a loop must go on."""
+        try:
+            if not forced and self._nothing_new():
+                self._plan_next(failed=False)
+                return {"revision": "unchanged"}
+            done = self.reconciler.reconcile(lease)
+        except Transient as error:
+            self._plan_next(failed=True)
+            log.warning("reconcile failed, next try in %.1f s: %s", self._next - monotonic(), error)
+            return {"error": error.code, "message": str(error)}
+        except Invalid as error:
+            # Only another commit can help; the interval will see one.
+            self._plan_next(failed=False)
+            self._settled = True
+            log.warning("the source cannot be followed: %s", error)
+            return {"error": error.code, "message": str(error)}
+        except KneoError as error:
+            self._plan_next(failed=True)
+            log.exception("reconcile failed")
+            return {"error": error.code, "message": str(error)}
+        self._plan_next(failed=False)
+        self._settled = not any(isinstance(outcome, Waiting) for outcome in done.outcomes.values())
+        log.info("reconciled", extra={"revision": done.revision})
+        return {
+            "revision": done.revision,
+            "environments": {name: outcome.state for name, outcome in done.outcomes.items()},
+        }
+
+    def _nothing_new(self) -> bool:
+        accepted = self.reconciler.mirror.accepted()
+        return self._settled and accepted is not None and self.reconciler.mirror.poll() == accepted.commit
+
+    def _plan_next(self, *, failed: bool) -> None:
+        self._failures = self._failures + 1 if failed else 0
+        pause = backoff_seconds(self._failures) if failed else self.interval.total_seconds()
+        spread = 1.0 + random.uniform(-JITTER, JITTER)  # noqa: S311 - spreading load needs no secrecy
+        self._next = monotonic() + pause * spread
+
+    def _lease(self) -> Lease | None:
+        with self.store.write() as tx:
+            fence = requests.take_lease(tx, requests.CONTROLLER_LEASE, self.owner, LEASE)
+        return Lease(requests.CONTROLLER_LEASE, self.owner, fence) if fence is not None else None

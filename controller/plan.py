@@ -1,0 +1,81 @@
+"""The difference between what Git declares and what the registry serves. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from kneo.state.release import Release
+from kneo.trust.sequence import HighWater
+from kneo.trust.verified import VerifiedBundle
+
+
+@dataclass(frozen=True)
+class Promote:
+    """Serve a bundle that is newer than what is served, or new."""
+
+    bundle: VerifiedBundle
+    current: Release | None
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """Serve a bundle that was accepted before a newer one was."""
+
+    bundle: VerifiedBundle
+    current: Release | None
+
+
+@dataclass(frozen=True)
+class Retire:
+    """Stop serving a bundle that Git no longer names."""
+
+    current: Release
+
+
+Action = Promote | Rollback | Retire
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one commit would change in one environment."""
+
+    environment: str
+    revision: str
+    actions: tuple[Action, ...]
+
+
+def make_plan(
+    environment: str,
+    revision: str,
+    *,
+    desired: Mapping[str, VerifiedBundle],
+    kept: Collection[str],
+    observed: Mapping[str, Release],
+    high_water: Mapping[str, HighWater],
+) -> Plan:
+    """Compare.
+
+    Args:
+        environment: Its name.
+        revision: The commit that declares.
+        desired: Bundles that Git names and that were verified, by name.
+        kept: Names that Git names with a bundle that was refused; what they serve now stays as it is.
+        observed: What is served, by bundle name.
+        high_water: The newest bundle ever accepted, by bundle name.
+    """
+    actions: list[Action] = []
+    for name, bundle in sorted(desired.items()):
+        current = observed.get(name)
+        if current is not None and current.digest == bundle.digest:
+            continue
+        mark = high_water.get(name)
+        older = mark is not None and bundle.seq < mark.seq
+        actions.append(Rollback(bundle, current) if older else Promote(bundle, current))
+    actions += [Retire(observed[name]) for name in sorted(observed.keys() - desired.keys() - set(kept))]
+    return Plan(environment, revision, tuple(actions))
+
+
+def name_of(action: Action) -> str:
+    """Which bundle an action is about."""
+    return action.current.bundle if isinstance(action, Retire) else action.bundle.name

@@ -1,0 +1,1 @@
+"""The model layer: who answers when a step says ``kind: agent``."""

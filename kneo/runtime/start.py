@@ -1,0 +1,212 @@
+"""Starting a run: the one place that decides what may run at all, whoever asks and by whatever door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+from kneo import registry
+from kneo.clock import isoformat, new_id
+from kneo.digest import Digest, canonical_json, digest_of
+from kneo.errors import Forbidden, Invalid, KneoError, Usage
+from kneo.runtime import record
+from kneo.runtime.decide import Ended, begin
+from kneo.runtime.program import compile_program
+from kneo.spec.models import Spec
+from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunStatus
+from kneo.store import audit, releases, runs
+from kneo.store.engine import Store, Tx
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOrder:
+    """What somebody asks to have run: a bundle that an environment serves, or a spec of their own."""
+
+    input: str
+    requester: str
+    target: str = "workflow"
+    environment: str | None = None
+    bundle: str | None = None
+    spec: Mapping[str, object] | None = None
+    timeout_seconds: int | None = None
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    origin: Mapping[str, object] = field(default_factory=dict)
+    """Where the spec came from (``spec_path``, ``inline_spec``), for the audit log."""
+
+
+CheckSpec = Callable[[Mapping[str, object]], Spec]
+"""Validates a spec somebody brought along; raises ``Invalid`` with its diagnostics."""
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    spec: Spec
+    body: bytes
+    release: ReleaseRef | None
+    audit_seq: int | None
+
+
+class Starter:
+    """Starts runs on one database.
+
+    Args:
+        store: The database.
+        check_spec: How a spec that does not come from the registry is validated.
+        pin: The first trust root this process believes; ``None`` believes the controller's.
+    """
+
+    def __init__(self, store: Store, check_spec: CheckSpec, *, pin: Digest | None) -> None:
+        self.store = store
+        self.check_spec = check_spec
+        self.pin = pin
+
+    def start(self, order: RunOrder) -> Run:
+        """Record a new run; a worker will find it.
+
+        Raises:
+            Forbidden, Untrusted, NotFound, Invalid, Usage: it may not run; audited as ``run.refused``, nothing ran.
+        """
+        try:
+            with self.store.write() as tx:
+                return self._start(tx, order)
+        except KneoError as error:
+            self._audit_refusal(order, error)
+            raise
+
+    def _start(self, tx: Tx, order: RunOrder) -> Run:
+        frozen = self._freeze(tx, order)
+        program = compile_program(frozen.spec, order.target)
+        digest = digest_of(frozen.body)
+        state = begin(program, order.input)
+        ended = state if isinstance(state, Ended) else None
+        deadline = isoformat(tx.now + timedelta(seconds=order.timeout_seconds)) if order.timeout_seconds else None
+        run = Run(
+            id=new_id("run", tx.now),
+            status=ended.status if ended else RunStatus.RUNNING,
+            target=order.target,
+            spec_digest=digest,
+            release=frozen.release,
+            environment=order.environment,
+            agent_name=program.agent_name,
+            workflow_name=program.workflow_name,
+            workflow_type=program.workflow_type,
+            input_text=order.input,
+            output_text=ended.output if ended else None,
+            error=None,
+            state={} if isinstance(state, Ended) else state,
+            state_version=STATE_VERSION,
+            visited_steps=(),
+            requester=order.requester,
+            metadata=_metadata(order, frozen),
+            deadline_at=deadline,
+            completed_at=tx.at if ended else None,
+        )
+        runs.insert_spec(tx, digest, frozen.body)
+        runs.insert_run(tx, run)
+        runs.add_trace(tx, run.id, "workflow_started", input_preview=record.preview(order.input))
+        facts = {"target": order.target, "environment": order.environment, "deadline_at": deadline}
+        runs.add_checkpoint(tx, run.id, "run_started", step_id=None, state=record.snapshot(run, tx), metadata=facts)
+        audit.record(
+            tx,
+            "run.created",
+            actor=order.requester,
+            run_id=run.id,
+            environment=order.environment,
+            metadata=facts
+            | dict(order.origin)
+            | {
+                "bundle": frozen.release.bundle if frozen.release else None,
+                "version": frozen.release.version if frozen.release else None,
+                "digest": frozen.release.digest if frozen.release else None,
+                "spec_digest": digest,
+            },
+        )
+        return replace(run, created_at=tx.at, updated_at=tx.at, started_at=tx.at)
+
+    def _freeze(self, tx: Tx, order: RunOrder) -> _Frozen:
+        """Decide which exact bytes this run executes."""
+        if order.bundle is not None and order.spec is not None:
+            msg = "A run takes a bundle or a spec, not both."
+            raise Usage(msg)
+        if order.bundle is not None:
+            return self._freeze_bundle(tx, order.bundle, order.environment)
+        if order.spec is None:
+            msg = "A run needs a bundle or a spec."
+            raise Usage(msg, hint='Send {"bundle": NAME, "environment": ENV} or a spec.')
+        self._check_inline_allowed(tx, order.environment)
+        spec = self.check_spec(order.spec)
+        return _Frozen(
+            spec, canonical_json(spec.model_dump(mode="json", by_alias=True, exclude_unset=True)), None, None
+        )
+
+    def _freeze_bundle(self, tx: Tx, reference: str, environment: str | None) -> _Frozen:
+        if environment is None:
+            msg = f"Which environment should {reference[:200]} run in?"
+            raise Usage(msg, hint="Name it: --env E, or environment in the request.")
+        approved = registry.resolve(tx, reference, environment, pin=self.pin)
+        release = approved.release
+        ref = ReleaseRef(
+            bundle=release.bundle,
+            version=release.version,
+            digest=release.digest,
+            environment=environment,
+            revision=release.revision,
+            promotion_id=release.promotion_id,
+        )
+        body = canonical_json(approved.bundle.spec)
+        return _Frozen(Spec.model_validate_json(body), body, ref, approved.audit_seq)
+
+    def _check_inline_allowed(self, tx: Tx, environment: str | None) -> None:
+        """Once Git declares environments, a run names one, and brings its own spec only where that one lets it."""
+        declared = releases.list_environments(tx)
+        if not declared:
+            return
+        if environment is None:
+            names = ", ".join(item.name for item in declared)
+            msg = f"Git declares environments here, so a run must name one of them: {names}."
+            raise Forbidden(msg, code="bundle_not_approved", approved=[])
+        if not registry.declared(tx, environment).spec.inline_specs:
+            served = [f"{item.bundle}@{item.version}" for item in releases.list_releases(tx, environment)]
+            msg = f"{environment} runs approved bundles only, no specs that a request brings along."
+            hint = f"Approved there: {', '.join(served) or 'nothing'}."
+            raise Forbidden(msg, code="bundle_not_approved", hint=hint, environment=environment, approved=served)
+
+    def _audit_refusal(self, order: RunOrder, error: KneoError) -> None:
+        if isinstance(error, Invalid) and order.bundle is None:
+            return
+        with self.store.write() as tx:
+            audit.record(
+                tx,
+                "run.refused",
+                actor=order.requester,
+                environment=order.environment,
+                metadata=dict(order.origin)
+                | {"bundle": order.bundle, "error": error.code, "message": error.message, **_reason(error)},
+            )
+
+
+def _reason(error: KneoError) -> dict[str, object]:
+    reason = error.details.get("reason")
+    return {"reason": reason} if reason is not None else {}
+
+
+def _metadata(order: RunOrder, frozen: _Frozen) -> Mapping[str, object]:
+    values: dict[str, object] = {
+        "target": order.target,
+        "environment": order.environment,
+        "timeout_seconds": order.timeout_seconds,
+        "caller_metadata": dict(order.metadata),
+        **order.origin,
+    }
+    if frozen.release is not None:
+        ref = frozen.release
+        values["release"] = {
+            "bundle": ref.bundle,
+            "version": ref.version,
+            "digest": ref.digest,
+            "environment": ref.environment,
+            "revision": ref.revision,
+            "audit_seq": frozen.audit_seq,
+        }
+    return values

@@ -1,0 +1,37 @@
+"""Waiting for a run to pause or end, from a process that may not be the one that drives it."""
+
+from __future__ import annotations
+
+from kneo.clock import monotonic, sleep
+from kneo.errors import NotFound
+from kneo.state.run import Run, RunStatus
+from kneo.store import runs
+from kneo.store.engine import Store
+
+LOOK_SECONDS = 0.02
+
+
+def find_run(store: Store, run_id: str) -> Run:
+    """Read a run.
+
+    Raises:
+        NotFound: there is none.
+    """
+    with store.read() as tx:
+        run = runs.get(tx, run_id)
+    if run is None:
+        msg = f"There is no run {run_id[:80]}."
+        raise NotFound(msg, hint="kneo runs list shows the latest.")
+    return run
+
+
+def wait_until_settled(store: Store, run_id: str, timeout_seconds: float) -> Run:
+    """Wait until a run waits for people or has ended, at most this long; return it as it then is."""
+    deadline = monotonic() + timeout_seconds
+    pause = LOOK_SECONDS
+    while True:
+        run = find_run(store, run_id)
+        if run.status is not RunStatus.RUNNING or monotonic() >= deadline:
+            return run
+        sleep(pause)
+        pause = min(pause * 1.5, 0.25)

@@ -1,0 +1,91 @@
+"""Finding runs that nobody drives and driving them, a bounded number at a time.
+
+Dispatch inside one process: starting a run or answering a task pokes the worker; work that other processes queued is
+found by looking every half second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from typing import ClassVar
+
+from kneo.errors import Transient
+from kneo.runtime.advance import Driver
+from kneo.store import runs
+from kneo.store.engine import Store
+
+log = logging.getLogger("kneo.runtime")
+
+POLL_SECONDS = 0.5
+
+class Worker:
+    """The one process that executes steps on a database. ``run`` blocks; ``poke`` and ``stop`` work from any thread."""
+
+    DEFAULT_CONCURRENCY: ClassVar[int] = 4
+
+    def __init__(self, store: Store, driver: Driver, *, concurrency: int = DEFAULT_CONCURRENCY) -> None:
+        self.store = store
+        self.driver = driver
+        self.concurrency = concurrency
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._news = asyncio.Event()
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Work until ``stop``. Steps that are under way are finished first."""
+        asyncio.run(self._work())
+
+    def poke(self) -> None:
+        """Say that there may be a run to drive."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._news.set)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.poke()
+
+    async def _work(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._clear_owners)
+        busy: dict[str, asyncio.Task[None]] = {}
+        while not self._stopping.is_set():
+            self._news.clear()
+            for run_id in await self._find(self.concurrency - len(busy), set(busy)):
+                busy[run_id] = asyncio.create_task(self.driver.drive(run_id))
+            await self._wait(busy)
+            for run_id in [run_id for run_id, task in busy.items() if task.done()]:
+                self._report(run_id, busy.pop(run_id))
+        if busy:
+            await asyncio.wait(busy.values())
+
+    async def _wait(self, busy: dict[str, asyncio.Task[None]]) -> None:
+        news = asyncio.create_task(self._news.wait())
+        await asyncio.wait([news, *busy.values()], timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        news.cancel()
+
+    async def _find(self, room: int, busy: set[str]) -> list[str]:
+        if room <= 0:
+            return []
+        try:
+            found = await asyncio.to_thread(self._runnable, room + len(busy))
+        except Transient as error:
+            log.warning("could not look for runs: %s", error)
+            return []
+        return [run_id for run_id in found if run_id not in busy][:room]
+
+    def _runnable(self, limit: int) -> tuple[str, ...]:
+        with self.store.read() as tx:
+            return runs.runnable(tx, limit)
+
+    def _clear_owners(self) -> None:
+        with self.store.write() as tx:
+            freed = runs.clear_owners(tx)
+        if freed:
+            log.info("took over runs of a process that ended", extra={"count": freed})
+
+    @staticmethod
+    def _report(run_id: str, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("driving a run failed; it will be tried again", extra={"run_id": run_id}, exc_info=error)

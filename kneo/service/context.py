@@ -1,0 +1,50 @@
+"""What a request may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from kneo.runtime.start import Starter
+from kneo.service.auth import Keyring
+from kneo.service.words import speaks_published
+from kneo.settings import Settings
+from kneo.store.engine import Store
+
+
+@dataclass(frozen=True)
+class Service:
+    """What routes may use.
+
+    Args:
+        settings: This process's settings.
+        store: The database.
+        starter: Starts runs.
+        keyring: Who may ask for what.
+        poke: Tells a worker in this process that there is work; does nothing where there is none.
+    """
+
+    settings: Settings
+    store: Store
+    starter: Starter
+    keyring: Keyring
+    poke: Callable[[], None]
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def _published(request: Request) -> bool:
+    return speaks_published(_service(request).settings.status_words, request.headers.get("user-agent", ""))
+
+
+Here = Annotated[Service, Depends(_service)]
+"""This service."""
+
+Published = Annotated[bool, Depends(_published)]
+"""Whether this request is answered in the published status words."""

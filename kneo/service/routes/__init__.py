@@ -1,0 +1,1 @@
+"""One file per noun. A route parses, calls and renders; it decides nothing."""

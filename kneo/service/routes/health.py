@@ -1,0 +1,59 @@
+"""Is it alive, is it ready."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse
+
+from kneo import WIRE_VERSION, __version__
+from kneo.errors import KneoError
+from kneo.service.context import Here
+from kneo.service.problems import problem
+from kneo.service.wire import Json
+from kneo.store import requests, runs
+from kneo.store.engine import Store
+
+router = APIRouter(tags=["health"])
+
+
+def _health(metadata: Json) -> Json:
+    return {
+        "ok": True,
+        "service": "kneo-serv-platform",
+        "version": WIRE_VERSION,
+        "build": __version__,
+        "metadata": metadata,
+    }
+
+
+@router.get("/healthz", operation_id="health")
+@router.get("/livez", operation_id="live")
+def live() -> Json:
+    """Answer as long as the process does."""
+    return _health({"status": "healthy"})
+
+
+@router.get("/readyz", operation_id="ready", response_model=None)
+def ready(service: Here) -> Json | JSONResponse:
+    """Answer when requests can be served: the database works and runs can be stored."""
+    checks: Json = {"api": {"name": "api", "ok": True, "status": "ready"}}
+    try:
+        checks |= _check_store(service.store)
+    except KneoError:
+        checks["run_state_store"] = {"name": "run_state_store", "ok": False, "error": "check_failed"}
+        metadata = {"ready": False, "manager": "PlatformManager", "checks": checks}
+        return problem(503, "not_ready", "The database does not answer.", {"metadata": metadata})
+    return _health({"ready": True, "manager": "PlatformManager", "checks": checks})
+
+
+def _check_store(store: Store) -> Json:
+    with store.read() as tx:
+        queued = len(runs.runnable(tx, 1_000))
+        controller = requests.lease_holder(tx, requests.CONTROLLER_LEASE) is not None
+    queue = {"name": "queue", "ok": True, "kind": store.engine.dialect.name, "durable": True, "queued": queued}
+    return {
+        "run_state_store": {"name": "run_state_store", "ok": True},
+        "continuation_store": {"name": "continuation_store", "ok": True},
+        "queue": queue,
+        "controller": {"name": "controller", "ok": True, "running": controller},
+    }

@@ -1,0 +1,189 @@
+"""Runs: start, look, cancel."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from kneo.errors import Invalid
+from kneo.runtime.cancel import cancel_run
+from kneo.runtime.start import RunOrder
+from kneo.runtime.wait import find_run, wait_until_settled
+from kneo.service import wire
+from kneo.service.auth import Principal, require
+from kneo.service.context import Here, Published, Service
+from kneo.service.spec_files import read_spec_file
+from kneo.service.wire import Json
+from kneo.service.words import parse_status
+from kneo.state.run import Run, RunStatus
+from kneo.state.task import UNRESOLVED, HumanTask
+from kneo.store import runs, tasks
+
+router = APIRouter(tags=["runs"])
+
+SYNC_SECONDS = 120.0
+"""How long a synchronous request waits before it answers that the run goes on."""
+
+Reader = Annotated[Principal, Depends(require("runs:read"))]
+Writer = Annotated[Principal, Depends(require("runs:write"))]
+
+
+class RunCreate(BaseModel):
+    """Run a bundle that an environment serves, or, where that is allowed, a spec of your own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    input: str
+    bundle: str | None = Field(default=None, description="`name`, `name@version` or `sha256:…`.")
+    environment: str | None = None
+    spec_path: str | None = None
+    spec: dict[str, object] | None = None
+    target: Literal["agent", "workflow"] = "workflow"
+    async_mode: bool = False
+    metadata: dict[str, object] = Field(default_factory=dict)
+    timeout_seconds: int | None = Field(default=None, gt=0)
+
+
+@router.post("/runs", operation_id="create_run")
+def create_run(body: RunCreate, response: Response, service: Here, published: Published, principal: Writer) -> Json:
+    """Start a run; unless `async_mode`, wait until it pauses or ends."""
+    _check_sizes(body, service)
+    spec = body.spec
+    if spec is None and body.spec_path is not None:
+        spec = read_spec_file(service.settings, body.spec_path)
+    order = RunOrder(
+        input=body.input,
+        requester=principal.name,
+        target=body.target,
+        environment=body.environment,
+        bundle=body.bundle,
+        spec=spec,
+        timeout_seconds=body.timeout_seconds,
+        metadata=body.metadata,
+        origin={"spec_path": body.spec_path, "inline_spec": body.spec is not None, "async_mode": body.async_mode},
+    )
+    run = service.starter.start(order)
+    service.poke()
+    if not body.async_mode:
+        run = wait_until_settled(service.store, run.id, SYNC_SECONDS)
+    if run.status is RunStatus.RUNNING:
+        response.status_code = 202
+    return wire.run_created(run, open_task(service, run), published=published)
+
+
+def _check_sizes(body: RunCreate, service: Service) -> None:
+    limits = service.settings.limits
+    sizes = (
+        ("input", len(body.input), limits.input_chars),
+        ("spec", len(json.dumps(body.spec)) if body.spec else 0, limits.inline_spec_bytes),
+        ("metadata", len(json.dumps(body.metadata)), limits.metadata_bytes),
+        ("spec_path", len(body.spec_path or ""), limits.path_chars),
+    )
+    for name, size, limit in sizes:
+        if size > limit:
+            msg = f"{name} is {size} long; at most {limit} is accepted."
+            raise Invalid(msg, code="input_too_large", field=name, limit=limit)
+
+
+def open_task(service: Service, run: Run) -> HumanTask | None:
+    """Find what a paused run asks."""
+    if run.status is not RunStatus.PAUSED:
+        return None
+    with service.store.read() as tx:
+        found = tasks.of_run(tx, run.id, UNRESOLVED)
+    return found[0] if found else None
+
+
+@router.get("/runs", operation_id="list_runs")
+def list_runs(
+    service: Here,
+    published: Published,
+    _principal: Reader,
+    status: str | None = None,
+    environment: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    offset: Annotated[int, Query(ge=0, le=10_000)] = 0,
+    sort_by: str = "updated_at",
+    sort_order: Literal["asc", "desc"] = "desc",
+) -> Json:
+    """List runs, the most recently changed first."""
+    wanted = parse_status(status) if status is not None else None
+    if status is not None and wanted is None:
+        return wire.page("runs", [], total=0, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order)
+    with service.store.read() as tx:
+        found = runs.list_runs(
+            tx,
+            status=wanted,
+            environment=environment,
+            sort_by=sort_by,
+            descending=sort_order == "desc",
+            limit=limit,
+            offset=offset,
+        )
+        total = runs.count_runs(tx, status=wanted, environment=environment)
+        asked = {run.id: next(iter(tasks.of_run(tx, run.id, UNRESOLVED)), None) for run in found if _waits(run)}
+    items = [wire.run_status(run, asked.get(run.id), 0, published=published) for run in found]
+    return wire.page("runs", items, total=total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order)
+
+
+def _waits(run: Run) -> bool:
+    return run.status is RunStatus.PAUSED
+
+
+@router.get("/runs/{run_id}", operation_id="get_run")
+def get_run(run_id: str, service: Here, published: Published, _principal: Reader) -> Json:
+    """Read one run."""
+    return _status(service, find_run(service.store, run_id), published=published)
+
+
+def _status(service: Service, run: Run, *, published: bool) -> Json:
+    with service.store.read() as tx:
+        events = runs.count_trace(tx, run.id)
+    return wire.run_status(run, open_task(service, run), events, published=published)
+
+
+@router.get("/runs/{run_id}/trace", operation_id="get_run_trace")
+def get_run_trace(
+    run_id: str,
+    service: Here,
+    _principal: Reader,
+    event_type: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    offset: Annotated[int, Query(ge=0, le=10_000)] = 0,
+) -> Json:
+    """Read what happened in a run, step by step."""
+    find_run(service.store, run_id)
+    with service.store.read() as tx:
+        events = runs.list_trace(tx, run_id, event_type=event_type, limit=limit, offset=offset)
+        total = runs.count_trace(tx, run_id, event_type=event_type)
+    answer = wire.page(
+        "events",
+        [wire.trace_event(event) for event in events],
+        total=total,
+        limit=limit,
+        offset=offset,
+        sort_by="timestamp",
+        sort_order="asc",
+    )
+    return {"run_id": run_id, **answer, "dropped": 0, "complete": True}
+
+
+@router.get("/runs/{run_id}/checkpoints", operation_id="list_run_checkpoints")
+def list_run_checkpoints(run_id: str, service: Here, _principal: Reader) -> Json:
+    """Read a run's checkpoints, oldest first."""
+    find_run(service.store, run_id)
+    with service.store.read() as tx:
+        found = [wire.checkpoint(item) for item in runs.list_checkpoints(tx, run_id)]
+    answer = wire.page(
+        "checkpoints", found, total=len(found), limit=1000, offset=0, sort_by="sequence", sort_order="asc"
+    )
+    return {"run_id": run_id, **answer}
+
+
+@router.post("/runs/{run_id}/cancel", operation_id="cancel_run")
+def cancel(run_id: str, service: Here, published: Published, principal: Writer) -> Json:
+    """End a run now. What it asked people is withdrawn; what it had begun is not committed."""
+    return _status(service, cancel_run(service.store, run_id, actor=principal.name), published=published)

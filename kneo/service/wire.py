@@ -1,0 +1,258 @@
+"""How records look in JSON, over HTTP and with ``--json`` alike. Superset of what the published clients parse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from kneo.clock import parse_time
+from kneo.registry import EnvironmentStatus
+from kneo.service.words import say
+from kneo.state.audit import SealedEvent
+from kneo.state.release import Promotion, Release
+from kneo.state.run import Checkpoint, Run, StepRecord, TraceEvent
+from kneo.state.task import HumanTask
+
+Json = dict[str, object]
+
+
+def run_created(run: Run, task: HumanTask | None, *, published: bool) -> Json:
+    """Answer to starting or continuing a run."""
+    return {
+        "run_id": run.id,
+        "status": say(run.status, published=published),
+        "output_text": run.output_text,
+        "human_intervention_required": task is not None,
+        "continuation_id": task.id if task else None,
+        "metadata": run_metadata(run, task),
+        "error": asdict(run.error) if run.error else None,
+    }
+
+
+def run_status(run: Run, task: HumanTask | None, trace_events: int, *, published: bool) -> Json:
+    """One run, whole but for its history."""
+    return {
+        "id": run.id,
+        "run_id": run.id,
+        "status": say(run.status, published=published),
+        "agent_name": run.agent_name,
+        "workflow_name": run.workflow_name,
+        "workflow_kind": run.target,
+        "input_text": run.input_text,
+        "output_text": run.output_text,
+        "current_step_index": None,
+        "current_step_id": task.step_id if task else (run.visited_steps[-1] if run.visited_steps else None),
+        "current_node_id": None,
+        "visited_steps": list(run.visited_steps),
+        "visited_nodes": [],
+        "pending_human_request": human_request(task) if task else None,
+        "continuation_id": task.id if task else None,
+        "trace_event_count": trace_events,
+        "metadata": run_metadata(run, task),
+        "error": asdict(run.error) if run.error else None,
+        "created_at": run.created_at,
+        "updated_at": run.updated_at,
+        "started_at": run.started_at,
+        "completed_at": run.completed_at,
+        "deadline_at": run.deadline_at,
+    }
+
+
+def run_metadata(run: Run, task: HumanTask | None) -> Json:
+    values: Json = dict(run.metadata)
+    values["requester"] = run.requester
+    values["spec_digest"] = run.spec_digest
+    if run.workflow_type is not None:
+        values["workflow"] = {
+            "name": run.workflow_name,
+            "type": run.workflow_type,
+            "visited_steps": list(run.visited_steps),
+        }
+        values["workflow_type"] = run.workflow_type
+    if task is not None:
+        request = human_request(task)
+        values |= {
+            "human_intervention_required": True,
+            "continuation_id": task.id,
+            "pending_human_request": request,
+            "request": request,
+            "pending_step_id": task.step_id,
+        }
+    return values
+
+
+def human_request(task: HumanTask) -> Json:
+    """What is asked."""
+    return {
+        "id": task.request_id,
+        "request_id": task.request_id,
+        "type": task.kind,
+        "title": task.title,
+        "prompt": task.prompt,
+        "context": {"input_text": task.subject},
+        "subject": {"value": task.subject},
+        "subject_digest": task.subject_digest,
+        "options": list(task.options) if task.options is not None else None,
+        "default_option": task.default_option,
+        "decisions": [decision.value for decision in task.decisions],
+        "requested_by": task.step_id,
+        "assignee": task.assignee,
+        "timeout_seconds": task.timeout_seconds,
+        "on_timeout": task.on_timeout,
+        "on_reject": task.on_reject,
+        "deadline_epoch": _epoch(task.deadline_at),
+        "metadata": dict(task.metadata),
+    }
+
+
+def human_task(task: HumanTask) -> Json:
+    """One task, open or answered."""
+    request = human_request(task)
+    return {
+        "id": task.id,
+        "continuation_id": task.id,
+        "run_id": task.run_id,
+        "environment": task.environment,
+        "workflow_name": task.workflow_name,
+        "workflow_kind": task.workflow_type,
+        "status": task.status.value,
+        "key": task.key,
+        "step_id": task.step_id,
+        "current_input": task.subject,
+        "request": request,
+        "pending_human_request": request,
+        "pending_human_request_id": task.request_id,
+        "expires_at": _epoch(task.deadline_at),
+        "escalated_at": task.escalated_at,
+        "decision": asdict(task.decision) if task.decision else None,
+        "created_at": task.created_at,
+        "updated_at": task.updated_at,
+        "metadata": {"step_id": task.step_id, **task.metadata},
+    }
+
+
+def human_resumed(run: Run, answered: HumanTask, following: HumanTask | None, *, published: bool) -> Json:
+    """Answer to a decision: where the run went from there."""
+    answer = run_created(run, following, published=published)
+    metadata = answer["metadata"]
+    assert isinstance(metadata, dict)
+    metadata["resumed_from_continuation_id"] = answered.id
+    return answer
+
+
+def trace_event(event: TraceEvent) -> Json:
+    return {
+        "type": event.type,
+        "run_id": event.run_id,
+        "event_id": event.event_id,
+        "sequence": event.sequence,
+        "timestamp": event.timestamp,
+        "step_id": event.step_id,
+        **{key: event.data.get(key) for key in ("agent_name", "model_provider", "model_name", "tool_name")},
+        **{key: event.data.get(key) for key in ("input_preview", "output_preview", "error")},
+        "metadata": {key: value for key, value in event.data.items() if key not in _TRACE_TOP},
+    }
+
+
+_TRACE_TOP = frozenset(
+    {"agent_name", "model_provider", "model_name", "tool_name", "input_preview", "output_preview", "error"}
+)
+
+
+def step(item: StepRecord) -> Json:
+    return asdict(item)
+
+
+def checkpoint(item: Checkpoint) -> Json:
+    return asdict(item) | {"node_id": None}
+
+
+def environment(status: EnvironmentStatus) -> Json:
+    """One environment: what it serves, what waits, and why."""
+    return {
+        "name": status.name,
+        "revision": status.record.revision if status.record else None,
+        "policy_digest": status.record.policy_digest if status.record else None,
+        "conditions": [
+            {
+                "type": item.type.value,
+                "status": item.status,
+                "reason": item.reason,
+                "message": item.message,
+                "revision": item.revision,
+                "since": item.since,
+            }
+            for item in status.conditions
+        ],
+        "releases": [release(item) for item in status.releases],
+        "pending": [
+            {
+                "bundle": item.bundle,
+                "version": item.version,
+                "gate": item.gate,
+                "reason": item.reason,
+                "message": item.message,
+                "who": list(item.who),
+            }
+            for item in status.pending
+        ],
+    }
+
+
+def release(item: Release) -> Json:
+    return {
+        "bundle": item.bundle,
+        "version": item.version,
+        "digest": item.digest,
+        "since": item.since,
+        "revision": item.revision,
+    }
+
+
+def promotion(item: Promotion) -> Json:
+    return asdict(item)
+
+
+def audit_event(item: SealedEvent) -> Json:
+    event = item.event
+    return {
+        "id": event.id,
+        "seq": item.seq,
+        "leaf": item.leaf,
+        "event_type": event.event_type,
+        "run_id": event.run_id,
+        "continuation_id": event.continuation_id,
+        "environment": event.environment,
+        "actor": event.actor,
+        "metadata": dict(event.metadata),
+        "payload": dict(event.metadata),
+        "created_at": event.at,
+        "occurred_at": event.at,
+    }
+
+
+def page(
+    name: str,
+    items: Sequence[Mapping[str, object]],
+    *,
+    total: int,
+    limit: int,
+    offset: int,
+    sort_by: str,
+    sort_order: str,
+) -> Json:
+    """One page of a list."""
+    return {
+        name: list(items),
+        "count": len(items),
+        "total": total,
+        "window": 10_000,
+        "limit": limit,
+        "offset": offset,
+        "sort_by": sort_by,
+        "sort_order": sort_order,
+    }
+
+
+def _epoch(at: str | None) -> float | None:
+    return parse_time(at).timestamp() if at is not None else None

@@ -1,0 +1,45 @@
+"""Which of two vocabularies a run's status is spoken in: the documented words, or those of the published clients."""
+
+from __future__ import annotations
+
+from kneo.errors import Invalid
+from kneo.state.run import RunStatus
+
+PUBLISHED = {RunStatus.PAUSED: "blocked", RunStatus.SUCCEEDED: "completed"}
+PUBLISHED_CLIENT = "kneo-client/"
+
+
+def speaks_published(setting: str, user_agent: str) -> bool:
+    """Decide which words a request gets.
+
+    Args:
+        setting: ``auto``, ``documented`` or ``published``.
+        user_agent: The request's ``User-Agent``; with ``auto``, published clients get the published words.
+    """
+    return setting == "published" or (setting == "auto" and user_agent.startswith(PUBLISHED_CLIENT))
+
+
+def say(status: RunStatus, *, published: bool) -> str:
+    return PUBLISHED.get(status, status.value) if published else status.value
+
+
+def parse_status(word: str) -> RunStatus | None:
+    """Read a status in either vocabulary; ``None`` for a word that no run has."""
+    for status, other in PUBLISHED.items():
+        if word == other:
+            return status
+    return RunStatus(word) if word in RunStatus.__members__.values() else None
+
+
+def check_status(word: str) -> RunStatus:
+    """Read a status that a person typed.
+
+    Raises:
+        Invalid: there is no such status.
+    """
+    status = parse_status(word)
+    if status is None:
+        known = ", ".join([*RunStatus, *PUBLISHED.values()])
+        msg = f"{word[:40]!r} is not a run status; known: {known}."
+        raise Invalid(msg)
+    return status

@@ -1,0 +1,188 @@
+"""A real config repository under a test's control: keys, trust root, bundles, environment files, commits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import yaml
+
+from kneo.digest import Digest, digest_of
+from kneo.trust.dsse import add_signature, parse_envelope, serialise, sign
+from kneo.trust.keys import PrivateKey
+from kneo.trust.root import TRUST_ROOT_TYPE, root_payload
+from kneo.trust.root_edit import EVERYTHING, first_root
+from kneo.trust.signers import TrustedKey
+from kneo.trust.statement import PAYLOAD_TYPE, build_bundle
+
+GIT_ENV = {
+    "PATH": os.environ["PATH"],
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_AUTHOR_NAME": "test",
+    "GIT_AUTHOR_EMAIL": "test@example.com",
+    "GIT_COMMITTER_NAME": "test",
+    "GIT_COMMITTER_EMAIL": "test@example.com",
+}
+
+FUNCTIONS = '''
+import json
+from pathlib import Path
+
+OUT = Path(__file__).with_name("published.jsonl")
+
+
+def publish(text, context):
+    with OUT.open("a") as file:
+        file.write(json.dumps({"key": context.idempotency_key, "run": context.run_id, "text": text}) + "\\n")
+    return f"published: {text}"
+
+
+def boom(text):
+    raise RuntimeError("boom")
+'''
+
+
+def announcement(**changes: object) -> dict[str, object]:
+    """The spec of the tour: draft, ask, publish."""
+    spec: dict[str, object] = {
+        "version": "v1",
+        "agent": {"name": "announcer", "model": {"provider": "dummy", "name": "dummy"}},
+        "workflow": {
+            "type": "sequential",
+            "name": "announcement",
+            "steps": [
+                {"id": "draft", "kind": "agent", "ref": "writer"},
+                {"id": "approve", "kind": "human", "ref": "editor"},
+                {"id": "publish", "kind": "function", "ref": "publish"},
+            ],
+        },
+        "components": {
+            "agents": {"writer": {"name": "writer", "model": {"provider": "dummy", "name": "dummy"}}},
+            "functions": {"publish": {"implementation": "test_functions.publish"}},
+            "humans": {"editor": {"description": "Publish this announcement?"}},
+        },
+    }
+    return spec | changes
+
+
+class ConfigRepo:
+    """A config repository in a folder, with one release key unless told otherwise."""
+
+    def __init__(self, folder: Path, *, environments: Sequence[str] = ("dev", "prod"), expires_in: int = 365) -> None:
+        self.folder = folder
+        self.key = PrivateKey.generate()
+        self.stranger = PrivateKey.generate()
+        self.now = datetime.now(UTC) - timedelta(minutes=1)
+        self._digests: dict[str, list[Digest]] = {}
+        folder.mkdir(parents=True)
+        self.git("init", "-q", "-b", "main")
+        (folder / "test_functions.py").write_text(FUNCTIONS)
+        (folder / ".gitignore").write_text("published.jsonl\n__pycache__/\n.kneo/\n")
+        me = TrustedKey(self.key.public, "ann")
+        document = first_root(
+            {"root": [me], "release": [me], "approver": [me]},
+            expires=self.now + timedelta(days=expires_in),
+            paths={"release": EVERYTHING},
+        )
+        payload = root_payload(document)
+        self.pin = digest_of(payload)
+        self.write("environments/trust.json", serialise(sign(TRUST_ROOT_TYPE, payload, self.key)))
+        for name in environments:
+            self.environment(name, {}, inlineSpecs=name == "dev")
+        self.commit("Begin")
+
+    # ---- git ------------------------------------------------------------------------------------------------------
+
+    def git(self, *arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(self.folder), *arguments], check=True, capture_output=True, text=True, env=GIT_ENV
+        )
+        return done.stdout.strip()
+
+    def commit(self, message: str) -> str:
+        self.git("add", "-A")
+        self.git("commit", "-q", "--allow-empty", "-m", message)
+        return self.head()
+
+    def head(self) -> str:
+        return self.git("rev-parse", "HEAD")
+
+    # ---- files ----------------------------------------------------------------------------------------------------
+
+    def write(self, path: str, content: bytes) -> None:
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+
+    def environment(self, name: str, releases: Mapping[str, str], **spec: object) -> None:
+        """Write an environment file that names these versions."""
+        content = {
+            "apiVersion": "kneo/v1",
+            "kind": "Environment",
+            "metadata": {"name": name},
+            "spec": {
+                "releases": [{"bundle": bundle, "version": version} for bundle, version in releases.items()],
+                "policy": {"enabled": True},
+                "signatures": {"accept": ["dsse"], "roles": ["release"], "threshold": 1},
+                **spec,
+            },
+        }
+        self.write(f"environments/{name}.yaml", yaml.safe_dump(content, sort_keys=False).encode())
+
+    def bundle(
+        self,
+        name: str,
+        version: str,
+        spec: Mapping[str, object] | None = None,
+        *,
+        keys: Sequence[PrivateKey] = (),
+        environments: Sequence[str] = ("dev", "prod"),
+        seq: int | None = None,
+        prev: Digest | None = None,
+    ) -> Digest:
+        """Sign a bundle into the repository."""
+        history = self._digests.setdefault(name, [])
+        statement = build_bundle(
+            name=name,
+            version=version,
+            seq=seq or len(history) + 1,
+            prev=prev or (history[-1] if history else None),
+            environments=list(environments),
+            issued_at=self.now,
+            approved_by="ann",
+            spec=spec or announcement(),
+        )
+        signers = keys or (self.key,)
+        envelope = sign(PAYLOAD_TYPE, statement.payload, signers[0])
+        for key in signers[1:]:
+            envelope = add_signature(envelope, key)
+        self.write(f"bundles/{name}/{version}.dsse.json", serialise(envelope))
+        history.append(statement.digest)
+        return statement.digest
+
+    def release(self, environment: str, name: str, version: str, spec: Mapping[str, object] | None = None) -> Digest:
+        """Sign a bundle, name it in an environment, commit."""
+        digest = self.bundle(name, version, spec)
+        self.environment(environment, {name: version}, inlineSpecs=environment == "dev")
+        self.commit(f"Release {name} {version} to {environment}")
+        return digest
+
+    def tamper(self, name: str, version: str) -> None:
+        """Change one byte of what was signed."""
+        path = self.folder / f"bundles/{name}/{version}.dsse.json"
+        value = json.loads(path.read_bytes())
+        payload = bytearray(parse_envelope(path.read_bytes()).payload)
+        position = payload.index(b"announcer")
+        payload[position] ^= 1
+        value["payload"] = __import__("base64").b64encode(bytes(payload)).decode()
+        path.write_text(json.dumps(value))
+
+    def published(self) -> list[dict[str, str]]:
+        """What the publish step did so far."""
+        path = self.folder / "published.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
