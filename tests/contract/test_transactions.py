@@ -1,0 +1,185 @@
+"""What a transaction promises: all or nothing, on disk when it says so, a still picture when it reads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import at_once, start_python
+from sqlalchemy import Connection, func, select, text
+
+from kneo.clock import ManualClock
+from kneo.errors import Transient
+from kneo.store import engine, releases, requests
+from kneo.store.engine import Store, insert_ignoring_duplicates, lock_table, open_engine, upsert
+from kneo.store.tables import leases, trust_roots
+
+DIGEST = "sha256:" + "0" * 64
+
+HOLD = """
+import sys
+from kneo.clock import SystemClock
+from kneo.store.engine import Store, open_engine
+store = Store(open_engine(sys.argv[1]), SystemClock())
+with store.exclusive(sys.argv[2]) as held:
+    print(held, flush=True)
+    sys.stdin.read()
+"""
+
+
+def count_roots(store: Store) -> int:
+    with store.read() as tx:
+        return tx.connection.execute(select(func.count()).select_from(trust_roots)).scalar_one()
+
+
+def test_a_block_that_fails_leaves_nothing(store: Store) -> None:
+    with pytest.raises(RuntimeError), store.write() as tx:  # noqa: PT012 - the block is what is tested
+        releases.insert_trust_root(tx, 1, DIGEST, b"{}")
+        raise RuntimeError
+    assert count_roots(store) == 0
+
+
+def test_a_transaction_has_one_time(store: Store, clock: ManualClock) -> None:
+    with store.write() as tx:
+        assert tx.now == clock.now()
+        assert tx.at == "2026-01-31T12:00:00.000000+00:00"
+
+
+def test_a_reader_sees_one_still_picture(store: Store) -> None:
+    with store.read() as tx:
+        seen = releases.trust_chain(tx)
+        with store.write() as other:
+            releases.insert_trust_root(other, 1, DIGEST, b"{}")
+        assert releases.trust_chain(tx) == seen == ()
+    assert count_roots(store) == 1
+
+
+def test_a_reader_does_not_wait_for_a_writer(store: Store) -> None:
+    with store.write() as tx:
+        releases.insert_trust_root(tx, 1, DIGEST, b"{}")
+        assert count_roots(store) == 0
+
+
+def test_writers_that_read_first_do_not_lose_updates(store: Store) -> None:
+    with store.write() as tx:
+        upsert(tx, leases, {"name": "counter"}, fence=0, until=tx.at)
+
+    def increment(_: int) -> None:
+        with store.write() as tx:
+            lock_table(tx, "counter")
+            before = tx.connection.execute(select(leases.c.fence)).scalar_one()
+            upsert(tx, leases, {"name": "counter"}, fence=before + 1, until=tx.at)
+
+    at_once(12, increment)
+    with store.read() as tx:
+        assert tx.connection.execute(select(leases.c.fence)).scalar_one() == 12
+
+
+def test_more_threads_than_connections_wait_their_turn(store: Store) -> None:
+    def ask(number: int) -> str:
+        with store.write() as tx:
+            return requests.insert_request(tx, "reconcile", {"n": number}, "ann")
+
+    assert len(set(at_once(40, ask))) == 40
+
+
+def test_a_pool_with_no_free_connection_says_try_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store.engine.pool, "_timeout", 0.01)
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(Transient) as refused:  # noqa: PT012 - which of them fails is the pool's choice
+            for _ in range(100):
+                stack.enter_context(store.read())
+        assert refused.value.code == "store_unavailable"
+
+
+def test_insert_ignoring_duplicates_says_whether_it_did(store: Store) -> None:
+    row = {"version": 1, "digest": DIGEST, "envelope": b"first", "accepted_at": "now"}
+    with store.write() as tx:
+        assert insert_ignoring_duplicates(tx, trust_roots, **row)
+        assert not insert_ignoring_duplicates(tx, trust_roots, **row | {"envelope": b"second"})
+        assert releases.trust_chain(tx) == ((1, DIGEST, b"first"),)
+
+
+# ---- SQLite ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sqlite_store(sqlite_url: str, clock: ManualClock) -> Iterator[Store]:
+    opened = Store(open_engine(sqlite_url), clock)
+    yield opened
+    opened.close()
+
+
+def pragmas(connection: Connection) -> dict[str, object]:
+    names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+    return {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names}
+
+
+def test_every_pooled_sqlite_connection_is_durable(sqlite_store: Store) -> None:
+    full = 2
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(sqlite_store.engine.connect()) for _ in range(8)]
+        assert len({id(connection.connection.dbapi_connection) for connection in connections}) == 8
+        for connection in connections:
+            assert pragmas(connection) == {
+                "journal_mode": "wal",
+                "synchronous": full,
+                "foreign_keys": 1,
+                "busy_timeout": engine.BUSY_TIMEOUT_MS,
+            }
+
+
+def test_a_sqlite_writer_that_waits_too_long_says_try_again(
+    sqlite_url: str, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT_MS", 20)
+    store = Store(open_engine(sqlite_url), clock)
+    with store.write() as tx:
+        tx.connection.execute(text("CREATE TABLE t (x)"))
+        with pytest.raises(Transient) as refused, store.write():
+            pass
+    assert "locked" in refused.value.message
+    store.close()
+
+
+# ---- locks that live as long as their process --------------------------------------------------------------------
+
+
+def test_only_one_process_is_exclusive_and_a_killed_one_frees_the_lock(store: Store, migrated_url: str) -> None:
+    holder = start_python(HOLD, migrated_url, "steps")
+    try:
+        assert holder.stdout.readline().strip() == "True"
+        with store.exclusive("steps") as held:
+            assert not held
+        with store.exclusive("timers") as other:
+            assert other
+        holder.kill()
+        holder.wait(10)
+        assert becomes_exclusive(store, "steps")
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def becomes_exclusive(store: Store, name: str) -> bool:
+    # A server notices a dead client in a moment, not at once.
+    for _ in range(500):
+        with store.exclusive(name) as held:
+            if held:
+                return True
+    return False
+
+
+def test_a_lock_is_not_the_same_threads_to_take_twice(store: Store) -> None:
+    with store.exclusive("steps") as first, store.exclusive("steps") as second:
+        assert (first, second) == (True, False)
+    with store.exclusive("steps") as again:
+        assert again
+
+
+def test_a_sqlite_lock_stands_beside_the_database(sqlite_store: Store, tmp_path: Path) -> None:
+    with sqlite_store.exclusive("steps") as held:
+        assert held
+        assert (tmp_path / "kneo.sqlite.steps.lock").exists()

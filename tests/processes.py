@@ -1,0 +1,48 @@
+"""Real processes for tests of what holds between processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def start_python(code: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start a Python process that runs ``code`` and talks over its pipes."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_pythons(code: str, argument_lists: Sequence[Sequence[str]], *, timeout: float = 60) -> list[str]:
+    """Run one process per argument list at the same time; return what each printed, all of them having succeeded."""
+    processes = [start_python(code, *arguments) for arguments in argument_lists]
+    try:
+        ended = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, errors) in zip(processes, ended, strict=True):
+        assert process.returncode == 0, errors
+    return [output.strip() for output, _ in ended]
+
+
+def at_once(count: int, work: Callable[[int], T]) -> list[T]:
+    """Call ``work`` from this many threads, which all begin together."""
+    barrier = Barrier(count)
+
+    def begin(number: int) -> T:
+        barrier.wait(30)
+        return work(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(begin, range(count)))
