@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from cli import compose, render
+from cli import processes, render
+from cli.compose import make_store
 from kneo.clock import parse_duration
 from kneo.digest import Digest, parse_digest
 from kneo.errors import Usage
@@ -38,13 +39,13 @@ def up(
     settings = from_env()
     repository = None
     if repo is not None:
-        repository = compose.find_repository(settings, repo, ref, _digest(trust_root), _interval(interval))
+        repository = processes.find_repository(settings, repo, ref, _digest(trust_root), _interval(interval))
 
     def announce(url: str) -> None:
         followed = f", following {repository.url} ({ref})" if repository else ""
         render.success(f"Kneo is up at {url}{followed}")
 
-    compose.run_all(settings, repository, host, port, announce)
+    processes.run_all(settings, repository, host, port, announce)
 
 
 controller = typer.Typer(help="The controller: from Git to the registry.", no_args_is_help=True)
@@ -67,12 +68,12 @@ def controller_run(
         msg = "Which repository should be followed?"
         raise Usage(msg, hint="kneo controller run --repo DIR_OR_URL")
     settings = from_env()
-    repository = compose.find_repository(settings, repo, ref, _digest(trust_root), _interval(interval))
+    repository = processes.find_repository(settings, repo, ref, _digest(trust_root), _interval(interval))
     if not once:
-        _until_told_to_stop(lambda stopping: compose.run_controller(settings, repository, stopping))
+        _until_told_to_stop(lambda stopping: processes.run_controller(settings, repository, stopping))
         return
-    store = compose.make_store(settings)
-    done = compose.make_controller(settings, store, repository).run_once()
+    store = make_store(settings)
+    done = processes.make_controller(settings, store, repository).run_once()
     states = {name: outcome.state for name, outcome in done.outcomes.items()}
 
     def show() -> None:
@@ -89,7 +90,7 @@ def worker(
     """Execute steps, and bring deadlines."""
     configure_logging()
     settings = from_env()
-    _until_told_to_stop(lambda stopping: compose.run_worker(settings, stopping, concurrency))
+    _until_told_to_stop(lambda stopping: processes.run_worker(settings, stopping, concurrency))
 
 
 service = typer.Typer(help="The HTTP service.", no_args_is_help=True)
@@ -103,7 +104,7 @@ def serve(
 ) -> None:
     """Answer HTTP, and drive runs unless --workers is 0."""
     configure_logging()
-    compose.run_service(from_env(), host, port, workers, lambda url: render.success(f"Kneo answers at {url}"))
+    processes.run_service(from_env(), host, port, workers, lambda url: render.success(f"Kneo answers at {url}"))
 
 
 def _until_told_to_stop(work: Callable[[threading.Event], None]) -> None:

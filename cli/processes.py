@@ -1,0 +1,188 @@
+"""Putting processes together. Each function is one assembly and reads as the list of its parts."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import uvicorn
+
+from cli.compose import WORKER_LOCK, make_driver, make_starter, make_store
+from cli.known_roots import KnownRoots
+from controller.loop import Controller
+from controller.reconcile import Reconciler
+from controller.source.mirror import Mirror
+from controller.watch import watching
+from kneo.digest import Digest
+from kneo.errors import Conflict, Usage
+from kneo.runtime.timers import run_timers
+from kneo.runtime.worker import Worker
+from kneo.service.app import create_app
+from kneo.settings import Settings
+from kneo.store.engine import Store
+
+
+@dataclass(frozen=True)
+class Repository:
+    """Which repository a controller follows, and what it believes first."""
+
+    url: str
+    ref: str
+    pin: Digest
+    interval: timedelta
+
+    @property
+    def folder(self) -> Path | None:
+        """The repository's folder, when it is one on this machine."""
+        path = Path(self.url)
+        return path if path.is_dir() else None
+
+
+def make_controller(settings: Settings, store: Store, repository: Repository) -> Controller:
+    mirror = Mirror(repository.url, repository.ref, settings.state_dir / "mirrors")
+    return Controller(store, Reconciler(store, mirror, repository.pin), interval=repository.interval)
+
+
+def find_repository(settings: Settings, url: str, ref: str, pin: Digest | None, interval: timedelta) -> Repository:
+    """Decide which first trust root to believe: the one given, the one configured, or the one made on this machine.
+
+    Raises:
+        Usage: nobody said which. The repository itself is never asked.
+    """
+    location = str(Path(url).resolve()) if Path(url).is_dir() else url
+    believed = pin or settings.trust_root
+    if believed is None and Path(location).is_dir():
+        believed = KnownRoots(settings.known_roots_path).lookup(Path(location))
+    if believed is None:
+        msg = f"Nobody said which first trust root of {url} to believe."
+        hint = "Get its digest from whoever made the repository and pass --trust-root sha256:… once."
+        raise Usage(msg, code="trust_root_not_pinned", hint=hint)
+    return Repository(location, ref, believed, interval)
+
+
+def with_repository(settings: Settings, repository: Repository) -> Settings:
+    """Let functions that stand beside a local repository's specs be found, and believe its pin everywhere."""
+    roots = settings.import_roots
+    if repository.folder is not None and repository.folder not in roots:
+        roots = (*roots, repository.folder)
+    return replace(settings, import_roots=roots, trust_root=repository.pin)
+
+
+# ---- processes --------------------------------------------------------------------------------------------------
+
+
+def run_all(
+    settings: Settings, repository: Repository | None, host: str, port: int, announce: Callable[[str], None]
+) -> None:
+    """Service, worker, timers and, with a repository, a controller in one process; until it is told to stop."""
+    settings = with_repository(settings, repository) if repository else settings
+    store = make_store(settings)
+    with contextlib.ExitStack() as stack:
+        stack.callback(store.close)
+        worker = stack.enter_context(working(settings, store, Worker.DEFAULT_CONCURRENCY))
+        if repository is not None:
+            stack.enter_context(following(settings, store, repository))
+        serve(settings, store, host, port, poke=worker.poke, announce=announce)
+
+
+def run_service(settings: Settings, host: str, port: int, workers: int, announce: Callable[[str], None]) -> None:
+    """The service, with a worker unless ``workers`` is 0."""
+    store = make_store(settings)
+    with contextlib.ExitStack() as stack:
+        stack.callback(store.close)
+        poke: Callable[[], None] = _leave_it
+        if workers:
+            poke = stack.enter_context(working(settings, store, workers)).poke
+        serve(settings, store, host, port, poke=poke, announce=announce)
+
+
+def run_controller(settings: Settings, repository: Repository, stopping: threading.Event) -> None:
+    """A controller alone, until it is told to stop."""
+    store = make_store(settings)
+    with contextlib.ExitStack() as stack:
+        stack.callback(store.close)
+        stack.enter_context(following(settings, store, repository))
+        stopping.wait()
+
+
+def run_worker(settings: Settings, stopping: threading.Event, concurrency: int) -> None:
+    """A worker and the timers, until told to stop."""
+    store = make_store(settings)
+    with contextlib.ExitStack() as stack:
+        stack.callback(store.close)
+        stack.enter_context(working(settings, store, concurrency))
+        stopping.wait()
+
+
+# ---- parts ------------------------------------------------------------------------------------------------------
+
+
+def serve(
+    settings: Settings, store: Store, host: str, port: int, *, poke: Callable[[], None], announce: Callable[[str], None]
+) -> None:
+    """Answer HTTP in this thread until a signal says stop. Port 0 takes a free one; ``announce`` is told which."""
+    app = create_app(settings, store, make_starter(settings, store), poke=poke)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=2048) as listener:
+        announce(f"http://{host}:{listener.getsockname()[1]}")
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def only_worker(store: Store) -> Iterator[None]:
+    """Be the one process that executes steps on this database.
+
+    Raises:
+        Conflict: another process is.
+    """
+    with store.exclusive(WORKER_LOCK) as held:
+        if not held:
+            msg = "Another process executes steps on this database."
+            raise Conflict(msg, code="worker_running", hint="Stop it, or use its service: --service-url URL.")
+        yield
+
+
+@contextlib.contextmanager
+def following(settings: Settings, store: Store, repository: Repository) -> Iterator[Controller]:
+    """Follow a repository beside whatever else this process does."""
+    controller = make_controller(settings, store, repository)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(background("controller", controller.run, controller.stop))
+        if repository.folder is not None:
+            stack.enter_context(watching(repository.folder, controller.poke))
+        yield controller
+
+
+@contextlib.contextmanager
+def working(settings: Settings, store: Store, concurrency: int) -> Iterator[Worker]:
+    """Execute steps and bring deadlines beside whatever else this process does."""
+    stopping = threading.Event()
+    with only_worker(store):
+        worker = Worker(store, make_driver(settings, store), concurrency=concurrency)
+        with (
+            background("timers", lambda: run_timers(store, stopping), stopping.set),
+            background("worker", worker.run, worker.stop),
+        ):
+            yield worker
+
+
+def _leave_it() -> None:
+    """Tell nobody: another process looks for work by itself."""
+
+
+@contextlib.contextmanager
+def background(name: str, work: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]:
+    """Do something in a thread for as long as a block runs, and wait for it to finish what it is doing."""
+    thread = threading.Thread(target=work, name=name)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop()
+        thread.join()
