@@ -29,6 +29,7 @@ class Diagnostic:
         path: Keys and indexes from the root of the spec; None where the finding is about the whole.
         suggestion: What to change, where that is known.
         aliases: Codes that other versions of the language use for the same finding.
+        at_key: Whether the place is where the last key is written rather than where its value begins.
     """
 
     code: str
@@ -40,6 +41,7 @@ class Diagnostic:
     line: int | None = None
     column: int | None = None
     aliases: tuple[str, ...] = ()
+    at_key: bool = False
 
     @property
     def path_text(self) -> str | None:
@@ -91,20 +93,19 @@ def spell_path(path: Path) -> str:
     return "".join(parts).removeprefix(".")
 
 
-def locate(found: Diagnostic, documents: Sequence[Document], *, key: bool = False) -> Diagnostic:
+def locate(found: Diagnostic, documents: Sequence[Document]) -> Diagnostic:
     """Add the file, line and column.
 
     Args:
         found: The finding; one that has a place keeps it.
         documents: The spec and then its overlays in the order they were applied: what a later one says at the path
             is what counts, so the last document that knows the longest part of the path is the place to look.
-        key: Point to where the last key is written rather than to its value.
     """
     if found.file is not None or not documents:
         return found
     path = found.path or ()
     best = max(enumerate(documents), key=lambda pair: (_known(pair[1], path), pair[0]))[1]
-    line, column = best.locate(path, key=key)
+    line, column = best.locate(path, key=found.at_key)
     return replace(found, file=best.file, line=line, column=column)
 
 

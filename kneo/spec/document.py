@@ -88,3 +88,22 @@ class Document:
                 break
             place = child
         return place.line, place.column
+
+
+def too_large(value: object, limits: ReadLimits) -> str | None:
+    """Say which bound plain values exceed that did not come from a reader; None where they exceed none."""
+    level: list[object] = [value]
+    nodes = depth = 0
+    while level:
+        nodes += len(level)
+        if nodes > limits.max_nodes:
+            return f"It holds more than {limits.max_nodes} keys and values."
+        containers = [part for part in level if isinstance(part, dict | list)]
+        depth += bool(containers)
+        if depth > limits.max_depth:
+            return f"Lists and maps are nested more than {limits.max_depth} deep."
+        level = []
+        for part in containers:
+            level.extend(part.values() if isinstance(part, dict) else part)
+            nodes += len(part) if isinstance(part, dict) else 0
+    return None

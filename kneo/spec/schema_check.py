@@ -7,6 +7,7 @@ its error types into sentences, and an unknown key into a suggestion.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import UnionType
 from typing import Annotated, TypeVar, Union, cast, get_args, get_origin
 
@@ -80,7 +81,7 @@ def _finding(model: type[BaseModel], detail: ErrorDetails, documents: Sequence[D
     path = (*path, *below) if isinstance(below, tuple) else path
     message, suggestion = _explain(kind, path, detail, known)
     found = error(str(context.get("code", "E_SCHEMA")), message, path, suggestion=suggestion)
-    return locate(found, documents, key=kind == "extra_forbidden")
+    return locate(replace(found, at_key=kind == "extra_forbidden"), documents)
 
 
 def follow(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[Path, tuple[str, ...]]:

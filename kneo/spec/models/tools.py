@@ -6,7 +6,7 @@ from typing import Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from kneo.spec.base import Declared, FreeMap, Many, Text, refused
+from kneo.spec.base import Declared, FreeMap, Many, Named, Text, refused
 from kneo.spec.models.human import Review, check_review
 
 Capability: TypeAlias = Literal["network", "filesystem_read", "filesystem_write", "shell", "privileged"]
@@ -47,6 +47,7 @@ class Skill(Declared):
     description: Text | None = None
     content: Text | None = Field(default=None, description="The instructions themselves, in place of a source.")
     tools: Many[str] = Field(default=(), description="Tools the instructions speak of.")
+    resources: Named[Text] = Field(default_factory=dict, description="Further texts that came with the instructions.")
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> Self:
