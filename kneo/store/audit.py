@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from sqlalchemy import ColumnElement, Row, delete, func, insert, select
 
 from kneo.clock import new_id
+from kneo.errors import Invalid
 from kneo.state.audit import EMPTY_HEAD, AuditEvent, ChainVerdict, SealedEvent, head_of, leaf_of
 from kneo.store.engine import Store, Tx, lock_table
 from kneo.store.tables import audit_chain, audit_events, audit_pending
@@ -30,7 +31,11 @@ def record(
     environment: str | None = None,
     metadata: Mapping[str, object] | None = None,
 ) -> AuditEvent:
-    """Write an event in the transaction of its change."""
+    """Write an event in the transaction of its change.
+
+    Raises:
+        Invalid: the event has no canonical form, so it could never be sealed.
+    """
     audited = AuditEvent(
         id=new_id("evt", tx.now),
         at=tx.at,
@@ -41,6 +46,7 @@ def record(
         environment=environment,
         metadata=metadata or {},
     )
+    audited.canonical()
     tx.connection.execute(
         insert(audit_events).values(
             id=audited.id,
@@ -79,13 +85,16 @@ def _seal_batch(tx: Tx) -> int:
     seq, head = chain_head(tx)
     links = []
     for row in rows:
+        leaf = _leaf(row)
+        if leaf is None:
+            continue  # somebody tampered with it while it waited; the others do not wait for it
         seq += 1
-        leaf = leaf_of(_event(row).canonical())
         head = head_of(head, leaf)
         links.append({"seq": seq, "event_id": row.id, "leaf": leaf, "head": head})
     if links:
         tx.connection.execute(insert(audit_chain), links)
-        tx.connection.execute(delete(audit_pending).where(audit_pending.c.event_id.in_([row.id for row in rows])))
+        sealed = [link["event_id"] for link in links]
+        tx.connection.execute(delete(audit_pending).where(audit_pending.c.event_id.in_(sealed)))
     return len(links)
 
 
@@ -111,9 +120,7 @@ def verify(store: Store) -> ChainVerdict:
                 return ChainVerdict(valid=False, size=size, head=head, pending=0, broken_at=size + 1, problem=problem)
             size, head = row.seq, row.head
         waiting = tx.connection.execute(select(func.count()).select_from(audit_pending)).scalar_one()
-        recorded = tx.connection.execute(select(func.count()).select_from(audit_events)).scalar_one()
-        if recorded != size + waiting:
-            problem = f"{recorded} events are recorded, but the chain has {size} and {waiting} wait to be sealed"
+        problem = _problem_outside(tx)
         return ChainVerdict(valid=problem is None, size=size, head=head, pending=waiting, problem=problem)
 
 
@@ -133,12 +140,32 @@ def _walk(tx: Tx) -> Iterator[AnyRow]:
         last = rows[-1].seq
 
 
+def _problem_outside(tx: Tx) -> str | None:
+    """Find an event that neither is in the chain nor waits for it, or one that waits and is not there."""
+    chained = audit_events.outerjoin(audit_chain, audit_chain.c.event_id == audit_events.c.id)
+    added = tx.connection.execute(
+        select(audit_events.c.id)
+        .select_from(chained.outerjoin(audit_pending, audit_pending.c.event_id == audit_events.c.id))
+        .where(audit_chain.c.seq.is_(None), audit_pending.c.event_id.is_(None))
+        .limit(1)
+    ).scalar()
+    if added is not None:
+        return f"the event {added} was added beside the chain"
+    removed = tx.connection.execute(
+        select(audit_pending.c.event_id)
+        .outerjoin(audit_events, audit_events.c.id == audit_pending.c.event_id)
+        .where(audit_events.c.id.is_(None))
+        .limit(1)
+    ).scalar()
+    return f"the event {removed} was removed before it was sealed" if removed is not None else None
+
+
 def _problem(row: AnyRow, seq: int, head: str) -> str | None:
     if row.seq != seq:
         return f"number {seq} is missing from the chain"
     if row.id is None:
         return f"the event {row.event_id} was removed"
-    if leaf_of(_event(row).canonical()) != row.leaf:
+    if _leaf(row) != row.leaf:
         return f"the event {row.event_id} ({row.event_type}) is not what was sealed"
     if head_of(head, row.leaf) != row.head:
         return f"the link after event {row.event_id} does not follow from the one before"
@@ -188,5 +215,21 @@ def _event(row: AnyRow) -> AuditEvent:
         run_id=row.run_id,
         continuation_id=row.continuation_id,
         environment=row.environment,
-        metadata=json.loads(row.metadata),
+        metadata=_metadata(row.metadata),
     )
+
+
+def _metadata(text: str) -> Mapping[str, object]:
+    # Whoever can write here past the triggers must not be able to silence the log by making it unreadable.
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    return value if isinstance(value, dict) else {"unreadable": text}
+
+
+def _leaf(row: AnyRow) -> str | None:
+    try:
+        return leaf_of(_event(row).canonical())
+    except Invalid:
+        return None

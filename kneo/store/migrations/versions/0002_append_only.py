@@ -11,6 +11,8 @@ depends_on = None
 
 TABLES = ("audit_events", "audit_chain")
 
+SAME = {"audit_events": "id = NEW.id", "audit_chain": "seq = NEW.seq OR event_id = NEW.event_id"}
+
 
 def upgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
@@ -34,3 +36,9 @@ def upgrade() -> None:
                 f"CREATE TRIGGER {table}_no_{change.lower()} BEFORE {change} ON {table} "
                 "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
             )
+        # SQLite's INSERT OR REPLACE removes the row in its way without asking the trigger for DELETE.
+        op.execute(
+            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} "  # noqa: S608 - words of this file
+            f"WHEN EXISTS (SELECT 1 FROM {table} WHERE {SAME[table]}) "
+            "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
+        )
