@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from cli.specs import check_spec
 from kneo.clock import SystemClock
 from kneo.runtime.advance import Driver
@@ -12,7 +10,6 @@ from kneo.runtime.load import ProgramLoader
 from kneo.runtime.start import Starter
 from kneo.runtime.steps import Executor
 from kneo.settings import Settings
-from kneo.spec.models import Spec
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 
@@ -26,10 +23,7 @@ def make_store(settings: Settings) -> Store:
 
 
 def make_starter(settings: Settings, store: Store) -> Starter:
-    def check(tree: Mapping[str, object]) -> Spec:
-        return check_spec(tree, settings)
-
-    return Starter(store, check, pin=settings.trust_root)
+    return Starter(store, check_spec, pin=settings.trust_root)
 
 
 def make_driver(settings: Settings, store: Store) -> Driver:

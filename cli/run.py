@@ -10,7 +10,7 @@ import typer
 from cli import render
 from cli.backend import Json
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
-from cli.specs import resolved_tree
+from cli.specs import read_tree
 from kneo.errors import Usage
 
 
@@ -35,7 +35,7 @@ def run(
     if bundle is not None:
         order["bundle"] = bundle
     if spec is not None:
-        order["spec"] = resolved_tree(spec, environment)
+        order["spec"] = read_tree(spec)
     with backend(service_url, profile) as asked:
         answer = asked.start_run(order)
     render.emit(answer, as_json=as_json, text=lambda: show_outcome(answer))

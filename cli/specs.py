@@ -1,4 +1,4 @@
-"""Specs from files and requests, through the whole pipeline of ``kneo.spec``."""
+"""Specs that people bring along, through the whole pipeline of ``kneo.spec``."""
 
 from __future__ import annotations
 
@@ -6,25 +6,48 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kneo.errors import Invalid, NotFound
-from kneo.settings import Settings
+from kneo.spec.document import DEFAULT_LIMITS
+from kneo.spec.load import LoadedSpec, load_spec, load_tree
 from kneo.spec.models import Spec
-from kneo.spec.reader import read
+from kneo.spec.rules import check
 
 
-def resolved_tree(path: Path, environment: str | None) -> Mapping[str, object]:
-    """Read a spec file as the tree that is sent to a run."""
-    del environment
+def read_tree(path: Path) -> Mapping[str, object]:
+    """Read a spec file as the tree that is sent with a run.
+
+    Raises:
+        NotFound: there is no such file.
+        Invalid: ``spec_invalid``; the diagnostics are in its details.
+    """
     if not path.is_file():
         msg = f"There is no spec at {path}."
-        raise NotFound(msg)
-    tree = read(path.read_bytes(), file=str(path)).value
-    if not isinstance(tree, dict):
-        msg = f"{path} holds no map."
-        raise Invalid(msg, code="spec_invalid")
-    return tree
+        raise NotFound(msg, hint="Name a YAML or JSON file, or --bundle NAME --env ENV.")
+    with path.open("rb") as file:
+        data = file.read(DEFAULT_LIMITS.max_bytes + 1)
+    loaded = load_spec(data, file=str(path), rules=check)
+    _require_valid(loaded)
+    return loaded.tree
 
 
-def check_spec(tree: Mapping[str, object], settings: Settings) -> Spec:
-    """Validate a spec that a request brought along."""
-    del settings
-    return Spec.model_validate(tree)
+def check_spec(tree: Mapping[str, object]) -> Spec:
+    """Validate a spec that a request brought along.
+
+    Raises:
+        Invalid: ``spec_invalid``; the diagnostics are in its details.
+    """
+    return _require_valid(load_tree(dict(tree), rules=check))
+
+
+def _require_valid(loaded: LoadedSpec) -> Spec:
+    if loaded.spec is not None and loaded.valid:
+        return loaded.spec
+    errors = [found for found in loaded.diagnostics if found.is_error]
+    first = errors[0]
+    where = f"{first.file}:{first.line}: " if first.file else ""
+    more = f" And {len(errors) - 1} more." if len(errors) > 1 else ""
+    raise Invalid(
+        f"{where}{first.code}: {first.message} (at {first.path_text or 'the whole spec'}){more}",
+        code="spec_invalid",
+        hint=first.suggestion or "kneo spec lint shows every finding.",
+        diagnostics=[found.as_json() for found in loaded.diagnostics],
+    )

@@ -9,8 +9,10 @@ from datetime import datetime
 from controller.load import Declared, Problem, bundle_path
 from kneo.clock import parse_time
 from kneo.digest import Digest
-from kneo.errors import KneoError, Untrusted
+from kneo.errors import Invalid, KneoError, Untrusted
 from kneo.spec.environment import Environment, ReleasePin
+from kneo.spec.load import load_tree
+from kneo.spec.rules import check
 from kneo.state.release import BundleRecord
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.root import TrustRoot, verify_chain
@@ -115,5 +117,16 @@ def _verify_one(
     if record is None and root.expired_at(now):
         msg = f"The trust root expired on {root.expires.isoformat()}; nothing new is accepted until it is renewed."
         raise Untrusted(msg, code="Expired", hint="kneo trust sign renews it.")
+    _check_spec(bundle, path)
     check_sequence(bundle, history.high_water.get(bundle.name), history.digests)
     return bundle
+
+
+def _check_spec(bundle: VerifiedBundle, path: str) -> None:
+    """A signature says who vouches for a spec, not that it makes sense."""
+    loaded = load_tree(dict(bundle.spec), rules=check)
+    if loaded.valid:
+        return
+    first = next(found for found in loaded.diagnostics if found.is_error)
+    msg = f"{path}: {first.code}: {first.message} (at {first.path_text})"
+    raise Invalid(msg, code="SpecInvalid", hint="Correct the spec, lint it and sign a new version.")
