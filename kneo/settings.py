@@ -7,7 +7,7 @@ existing deployments use.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +42,12 @@ class Settings:
 
     state_dir: Path
     """Folder for what is kept beside the database: Git mirrors, the service key. Mode 0700."""
+
+    project_config: Path | None = None
+    """The project's config file: ``KNEO_PROJECT_CONFIG``, or the one found at the project root; None where there is none."""
+
+    environment: str = ""
+    """The environment that commands use when none is named, ``KNEO_ENV``; empty means the project's own default."""
 
     spec_root: Path
     """Where specs named by path are read from, ``KNEO_SERV_SPEC_ROOT``; nothing outside it is."""
@@ -114,14 +120,36 @@ def _positive(env: Mapping[str, str], name: str, default: int) -> int:
     return value
 
 
-def find_project_root(start: Path) -> Path:
-    """Find the nearest folder at or above ``start`` that holds a project config, else ``start`` itself."""
-    for folder in (start, *start.parents):
-        if any((folder / name).is_file() for name in (".kneo/config.yaml", ".kneo/config.yml")):
-            return folder
-        if any((folder / name).is_file() for name in ("kneo_serv.yaml", "kneo_serv.yml")):
-            return folder
-    return start
+PROJECT_CONFIGS = (".kneo/config.yaml", ".kneo/config.yml", "kneo_serv.yaml", "kneo_serv.yml")
+"""Where a project's config may stand below its root, in the order of preference."""
+
+
+def find_project_config(start: Path) -> Path | None:
+    """Find the project config in the nearest folder at or above ``start`` that has one."""
+    candidates = (folder / name for folder in (start, *start.parents) for name in PROJECT_CONFIGS)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def project_root_of(config: Path) -> Path:
+    """Return the folder a project config speaks of: its own, or the one that holds ``.kneo``."""
+    return config.parent.parent if config.parent.name == ".kneo" else config.parent
+
+
+def _project_config(env: Mapping[str, str], cwd: Path) -> Path | None:
+    named = env.get("KNEO_PROJECT_CONFIG", "").strip()
+    if not named:
+        return find_project_config(cwd)
+    path = cwd / Path(named).expanduser()
+    if not path.is_file():
+        msg = f"KNEO_PROJECT_CONFIG names {path}, and there is no such file."
+        raise Invalid(msg, code="invalid_setting")
+    return path
+
+
+def variables_set(names: Iterable[str], env: Mapping[str, str] | None = None) -> frozenset[str]:
+    """Tell which of these variables have a value, without looking at any value."""
+    env = os.environ if env is None else env  # noqa: TID251 - this is that one reader
+    return frozenset(name for name in names if env.get(name))
 
 
 def _database_url(text: str, state_path: Path) -> str:
@@ -145,7 +173,8 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
     """
     env = os.environ if env is None else env  # noqa: TID251 - this is that one reader
     cwd = Path.cwd() if cwd is None else cwd
-    root = find_project_root(cwd)
+    config = _project_config(env, cwd)
+    root = project_root_of(config) if config is not None else cwd
     state_path = root / ".kneo" / "kneo_runs.sqlite"
     url = _database_url(env.get("KNEO_SERV_DATABASE_URL", "").strip(), state_path)
     state_dir = Path(url.removeprefix("sqlite:///")).parent if url.startswith("sqlite:///") else root / ".kneo"
@@ -169,6 +198,8 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         project_root=root,
         database_url=url,
         state_dir=state_dir,
+        project_config=config,
+        environment=env.get("KNEO_ENV", "").strip(),
         spec_root=Path(env.get("KNEO_SERV_SPEC_ROOT", "") or root),
         trust_root=parse_digest(pin) if pin else None,
         import_allow=tuple(p.strip() for p in env.get("KNEO_SERV_IMPORT_ALLOW", "").split(",") if p.strip()),
