@@ -97,6 +97,11 @@ def colour_wanted(env: Mapping[str, str] | None = None) -> bool:
     return not env.get("NO_COLOR") and env.get("TERM") != "dumb"
 
 
+def process_environment(*names: str) -> dict[str, str]:
+    """Pick variables to hand on to a process that starts with nothing else."""
+    return {name: os.environ[name] for name in names if name in os.environ}  # noqa: TID251 - this is that one reader
+
+
 def forget_calling_repository() -> None:
     """Drop the variables by which a Git hook that calls us says which repository it works on.
 

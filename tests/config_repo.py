@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import yaml
 
+from kneo.clock import SystemClock
 from kneo.digest import Digest, digest_of
+from kneo.settings import process_environment
 from kneo.trust.dsse import add_signature, parse_envelope, serialise, sign
 from kneo.trust.keys import PrivateKey
 from kneo.trust.root import TRUST_ROOT_TYPE, root_payload
@@ -20,7 +22,7 @@ from kneo.trust.signers import TrustedKey
 from kneo.trust.statement import PAYLOAD_TYPE, build_bundle
 
 GIT_ENV = {
-    "PATH": os.environ["PATH"],
+    **process_environment("PATH"),
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_CONFIG_GLOBAL": "/dev/null",
     "GIT_AUTHOR_NAME": "test",
@@ -29,7 +31,7 @@ GIT_ENV = {
     "GIT_COMMITTER_EMAIL": "test@example.com",
 }
 
-FUNCTIONS = '''
+FUNCTIONS = """
 import json
 from pathlib import Path
 
@@ -44,7 +46,7 @@ def publish(text, context):
 
 def boom(text):
     raise RuntimeError("boom")
-'''
+"""
 
 
 def announcement(**changes: object) -> dict[str, object]:
@@ -77,7 +79,7 @@ class ConfigRepo:
         self.folder = folder
         self.key = PrivateKey.generate()
         self.stranger = PrivateKey.generate()
-        self.now = datetime.now(UTC) - timedelta(minutes=1)
+        self.now = SystemClock().now() - timedelta(minutes=1)
         self._digests: dict[str, list[Digest]] = {}
         folder.mkdir(parents=True)
         self.git("init", "-q", "-b", "main")
@@ -179,7 +181,7 @@ class ConfigRepo:
         payload = bytearray(parse_envelope(path.read_bytes()).payload)
         position = payload.index(b"announcer")
         payload[position] ^= 1
-        value["payload"] = __import__("base64").b64encode(bytes(payload)).decode()
+        value["payload"] = base64.b64encode(bytes(payload)).decode()
         path.write_text(json.dumps(value))
 
     def published(self) -> list[dict[str, str]]:

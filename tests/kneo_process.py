@@ -1,0 +1,142 @@
+"""Kneo as its users meet it: processes, HTTP and commands, with a folder of their own and nothing of this machine's."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+
+from kneo.settings import process_environment
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 30.0
+
+
+def eventually(look: Callable[[], T], *, seconds: float = PATIENCE_SECONDS) -> T:
+    """Call ``look`` until it returns something true; the last thing it returned is in the failure."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = look()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"still {found!r} after {seconds} s"
+        time.sleep(0.05)
+
+
+class Machine:
+    """A folder to work in and the environment its processes see."""
+
+    def __init__(self, folder: Path, database_url: str, **variables: str) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.env = {
+            "PATH": f"{Path(sys.executable).parent}:{process_environment('PATH')['PATH']}",
+            "HOME": str(folder / "home"),
+            "KNEO_SERV_DATABASE_URL": database_url,
+            "NO_COLOR": "1",
+            **variables,
+        }
+        (folder / "home").mkdir(exist_ok=True)
+        self.processes: list[Process] = []
+
+    def kneo(
+        self, *arguments: str, expect: int | None = 0, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one command to its end."""
+        done = subprocess.run(
+            [sys.executable, "-m", "cli.main", *arguments],
+            cwd=cwd or self.folder,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if expect is not None:
+            assert done.returncode == expect, f"{arguments} → {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def json(self, *arguments: str, expect: int | None = 0, cwd: Path | None = None) -> dict[str, object]:
+        """Run one command with ``--json`` and read its answer."""
+        return json.loads(self.kneo(*arguments, "--json", expect=expect, cwd=cwd).stdout)
+
+    def up(self, *arguments: str) -> Process:
+        """Start ``kneo up`` and wait until it answers."""
+        return self.start("up", "--port", "0", *arguments)
+
+    def start(self, *arguments: str) -> Process:
+        process = Process(self, arguments)
+        self.processes.append(process)
+        return process
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.kill()
+
+
+class Process:
+    """A Kneo process that stays, and a client for it."""
+
+    def __init__(self, machine: Machine, arguments: Sequence[str]) -> None:
+        self.log = machine.folder / f"process-{len(machine.processes)}.log"
+        with self.log.open("w") as log:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "cli.main", *arguments],
+                cwd=machine.folder,
+                env=machine.env,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self._announced = threading.Event()
+        self.url = ""
+        threading.Thread(target=self._listen, daemon=True).start()
+        assert self._announced.wait(PATIENCE_SECONDS), self.log.read_text()
+        assert self.url, self.log.read_text()
+        self.http = httpx.Client(base_url=f"{self.url}/v1", timeout=PATIENCE_SECONDS)
+
+    def _listen(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            if "http://" in line:
+                self.url = "http://" + line.split("http://")[1].split(",")[0].strip()
+                self._announced.set()
+        self._announced.set()
+
+    def get(self, path: str, **query: str) -> dict[str, object]:
+        answer = self.http.get(path, params=query)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def post(self, path: str, body: dict[str, object] | None = None, *, expect: int = 200) -> dict[str, object]:
+        answer = self.http.post(path, json=body or {})
+        assert answer.status_code == expect, answer.text
+        return answer.json()
+
+    def kill(self) -> None:
+        """Kill the process with no chance to tidy up."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGKILL)
+        self._end()
+
+    def terminate(self) -> int:
+        """Ask the process to stop and return its exit status."""
+        self.popen.send_signal(signal.SIGTERM)
+        status = self.popen.wait(PATIENCE_SECONDS)
+        self._end()
+        return status
+
+    def _end(self) -> None:
+        self.popen.wait(PATIENCE_SECONDS)
+        self.http.close()
+        if self.popen.stdout is not None:
+            self.popen.stdout.close()
