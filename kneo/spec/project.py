@@ -1,0 +1,301 @@
+"""``.kneo/config.yaml``: a project's name, places, defaults and environments.
+
+The file is read strictly, like everything people write here; only ``environments.<env>`` may hold more than is known,
+because projects keep notes there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from textwrap import indent
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from kneo.spec.base import Declared, FreeMap, Many, Named
+from kneo.spec.defaults import SpecDefaults
+from kneo.spec.flags import PolicyFlags
+from kneo.spec.models.agent import RuntimeMode
+from kneo.spec.reader import read
+from kneo.spec.schema_check import parse_model
+from kneo.spec.yaml_writer import write_yaml
+
+FALLBACK_ENVIRONMENT = "dev"
+
+SERVICE_TOKENS = ("KNEO_SERV_API_KEY", "KNEO_SERV_API_KEYS", "KNEO_SERV_ADMIN_API_KEY")
+
+PROVIDER_VARIABLES = {
+    "openai": "OPENAI_API_KEY",
+    "openai-agents": "OPENAI_API_KEY",
+    "anthropic": "ANTHROPIC_API_KEY",
+    "google": "GOOGLE_API_KEY",
+    "google-adk": "GOOGLE_API_KEY",
+}
+"""Where providers' keys are looked for when the project does not say."""
+
+
+class ProjectAbout(Declared):
+    """What the project is."""
+
+    name: str
+    owner: str | None = None
+    description: str | None = None
+    default_environment: str = FALLBACK_ENVIRONMENT
+    tags: Many[str] = ()
+
+
+class ServiceConnection(Declared):
+    """The service that commands talk to when nothing else is said."""
+
+    default_url: str | None = None
+    timeout_seconds: float = Field(default=120, gt=0)
+    headers: dict[str, str] = Field(default_factory=dict)
+
+
+class LocalPlaces(Declared):
+    """Where local runs keep what they need, below the project's root."""
+
+    state_path: str = ".kneo/kneo_runs.sqlite"
+    artifact_path: str = ".kneo/artifacts"
+    log_path: str = ".kneo/logs"
+    cache_path: str = ".kneo/cache"
+    create_missing_dirs: bool = True
+
+
+class SpecPlaces(Declared):
+    """Which spec is meant when none is named, and what is laid over it."""
+
+    default_spec: str | None = None
+    overlays: Named[Many[str]] = Field(default_factory=dict, description="Overlay files of each environment, in order.")
+    include_paths: Many[str] = ()
+    validate_on_run: bool = Field(default=True, description="Whether a run of a spec with errors is refused.")
+
+
+class RuntimeDefaults(Declared):
+    """Fills the root agent's runtime_preferences."""
+
+    preferred_mode: RuntimeMode | None = "bridge"
+    allowed_modes: Many[RuntimeMode] | None = ("bridge",)
+    fallback_mode: RuntimeMode | None = None
+    native_provider: str | None = None
+    adapter_ref: str | None = None
+    bridge_provider: str | None = None
+
+
+class ModelDefaults(Declared):
+    """Fills the root agent's model in one environment."""
+
+    provider: str | None = None
+    name: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    timeout_seconds: int | None = None
+    extra: FreeMap = Field(default_factory=dict)
+
+
+class Checkpointing(Declared):
+    enabled: bool = True
+    mode: Literal["none", "run", "step", "node"] = "step"
+
+
+class Logging(Declared):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Tracing(Declared):
+    enabled: bool = True
+    include_messages: bool = False
+    include_tool_results: bool = True
+
+
+class DefaultGuardrails(Declared):
+    enable_default_input_filter: bool = False
+    enable_default_output_review: bool = False
+
+
+class PolicyDefaults(Declared):
+    """What runs of this project do unless a spec says otherwise; kept in the spec as policies.project_defaults."""
+
+    checkpointing: Checkpointing = Checkpointing()
+    logging: Logging = Logging()
+    tracing: Tracing = Tracing()
+    guardrails: DefaultGuardrails = DefaultGuardrails()
+
+
+class Secrets(Declared):
+    """Which environment variables hold secrets. Only their names stand here."""
+
+    provider_env: dict[str, str] = Field(default_factory=dict, description="Variable of each provider's key.")
+    extra_env: dict[str, str] = Field(default_factory=dict, description="Further variables, by a name for each.")
+
+
+_DAYS = Field(default=None, ge=0, description="Days to keep; left out: for ever.")
+
+
+class Retention(Declared):
+    """How long things are kept."""
+
+    runs_days: int | None = _DAYS
+    checkpoints_days: int | None = _DAYS
+    queue_days: int | None = _DAYS
+    continuations_days: int | None = _DAYS
+    artifacts_days: int | None = _DAYS
+    logs_days: int | None = _DAYS
+    audit_days: int | None = Field(
+        default=None, ge=0, description="Days until audit events are exported; never deleted."
+    )
+    idempotency_days: int | None = _DAYS
+
+
+class ProjectEnvironment(Declared):
+    """What is special about one environment; further keys are the project's own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    policy_enforcement: PolicyFlags | None = None
+    defaults: FreeMap = Field(default_factory=dict, description="What specs are laid over in this environment.")
+
+
+class ProjectConfig(Declared):
+    """A project's settings for the kneo command."""
+
+    model_config = ConfigDict(title="Kneo project config")
+
+    project: ProjectAbout
+    service: ServiceConnection = ServiceConnection()
+    local: LocalPlaces = LocalPlaces()
+    specs: SpecPlaces = SpecPlaces()
+    runtime_defaults: RuntimeDefaults = RuntimeDefaults()
+    model_defaults: Named[ModelDefaults] = Field(default_factory=dict)
+    policy_defaults: PolicyDefaults = PolicyDefaults()
+    secrets: Secrets = Secrets()
+    retention: Retention = Retention()
+    environments: Named[ProjectEnvironment] = Field(default_factory=dict)
+
+    def policy(self, environment: str) -> PolicyFlags | None:
+        """Return what specs must satisfy in an environment; None where the project does not say."""
+        found = self.environments.get(environment)
+        return found.policy_enforcement if found is not None else None
+
+    def spec_defaults(self, environment: str) -> SpecDefaults:
+        """Return what specs are filled with in an environment."""
+        found = self.environments.get(environment)
+        model = self.model_defaults.get(environment)
+        return SpecDefaults(
+            base=found.defaults if found is not None else {},
+            model=_said(model) if model is not None else {},
+            runtime=_said(self.runtime_defaults),
+            metadata={"project": self.project.name, "environment": environment},
+            policies=self.policy_defaults.model_dump(mode="json"),
+        )
+
+    def provider_variables(self) -> dict[str, str]:
+        """Return the environment variable of each provider's key; what the project lists replaces the usual list."""
+        return dict(self.secrets.provider_env) or dict(PROVIDER_VARIABLES)
+
+
+def parse_project(data: bytes, *, file: str) -> ProjectConfig:
+    """Read a project config.
+
+    Raises:
+        Unreadable: the bytes are not a document.
+        InvalidDeclaration: the document is not a project config; the findings carry file and line.
+    """
+    return parse_model(ProjectConfig, read(data, file=file))
+
+
+def choose_environment(named: str | None, variable: str, config: ProjectConfig | None) -> str:
+    """Say which environment is meant: the one named, ``KNEO_ENV``, the project's, or ``dev``."""
+    return named or variable or (config.project.default_environment if config is not None else FALLBACK_ENVIRONMENT)
+
+
+def provider_variable(provider: str) -> str:
+    """Return where a provider's key is looked for."""
+    spelled = "".join(letter if letter.isalnum() else "_" for letter in provider).upper()
+    return PROVIDER_VARIABLES.get(provider, f"{spelled}_API_KEY")
+
+
+def _said(model: Declared) -> dict[str, object]:
+    return {key: value for key, value in model.model_dump(mode="json").items() if value is not None}
+
+
+_TEMPLATE = """\
+project:
+  name: {name}
+  owner: ai-platform
+  default_environment: dev
+
+local:
+  state_path: .kneo/kneo_runs.sqlite
+  artifact_path: .kneo/artifacts
+  log_path: .kneo/logs
+  cache_path: .kneo/cache
+
+# Where commands send their work; left out, they work here.
+# service:
+#   default_url: http://localhost:8000
+
+# Which spec is meant when none is named, and what is laid over it in each environment.
+specs:
+{specs}
+  validate_on_run: true
+
+runtime_defaults:
+  preferred_mode: bridge
+  allowed_modes: [bridge, native, adapter]
+  fallback_mode: native
+
+# Names of environment variables; their values never stand in a file.
+secrets:
+  provider_env:
+    openai: OPENAI_API_KEY
+  extra_env:
+    mcp_default: MCP_API_KEY
+
+# Days to keep things; null keeps them for ever.
+retention:
+  runs_days: null
+  checkpoints_days: null
+  queue_days: null
+  continuations_days: null
+  artifacts_days: null
+  logs_days: null
+
+environments:
+  dev:
+    policy_enforcement:
+      enabled: false
+  staging:
+    policy_enforcement:
+      require_tool_permissions: true
+      blocked_diagnostic_codes: [E_UNSAFE_TOOL_IMPORT, E_UNSAFE_FUNCTION_IMPORT]
+  prod:
+    policy_enforcement:
+      require_tool_permissions: true
+      deny_unrestricted_tools: true
+      require_human_review: true
+      require_guardrails: true
+      blocked_diagnostic_codes: [E_UNSAFE_TOOL_IMPORT, E_UNSAFE_FUNCTION_IMPORT]
+"""
+
+_NO_SPECS = """\
+  # default_spec: specs/agent.yaml
+  # overlays:
+  #   prod: [specs/agent.prod.yaml]"""
+
+
+def render_project(
+    name: str, default_spec: str | None = None, overlays: Mapping[str, Sequence[str]] | None = None
+) -> str:
+    """Write a new project's config.
+
+    Args:
+        name: The project's name.
+        default_spec: A spec that exists; a default that is not there would break every command.
+        overlays: The overlay files of each environment that has any.
+    """
+    specs: dict[str, object] = {"default_spec": default_spec} if default_spec else {}
+    if overlays:
+        specs["overlays"] = {environment: list(files) for environment, files in overlays.items()}
+    shown = indent(write_yaml(specs).rstrip("\n"), "  ") if specs else _NO_SPECS
+    return _TEMPLATE.format(name=write_yaml(name).splitlines()[0], specs=shown)
