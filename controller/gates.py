@@ -52,12 +52,21 @@ class Evidence:
 Gate = Callable[[Action, Plan, Environment, Evidence], Verdict]
 
 
-def judge(plan: Plan, environment: Environment, evidence: Evidence) -> tuple[tuple[Action, Verdict], ...]:
-    """Ask every gate about every action."""
+def judge(
+    plan: Plan, environment: Environment, evidence: Evidence, *, refused: str | None = None
+) -> tuple[tuple[Action, Verdict], ...]:
+    """Ask every gate about every action.
+
+    Args:
+        plan: What would change.
+        environment: Under which rules.
+        evidence: What the gates may look at.
+        refused: Why a release that this commit names never became an action, if there is one.
+    """
     judged = tuple((action, _first_refusal(action, plan, environment, evidence)) for action in plan.actions)
-    blocked = next((verdict for _, verdict in judged if isinstance(verdict, Waits)), None)
+    blocked = refused or next((verdict.message for _, verdict in judged if isinstance(verdict, Waits)), None)
     if environment.spec.atomic and blocked is not None:
-        held = Waits("atomic", "AtomicBlocked", f"All changes of this environment wait together: {blocked.message}")
+        held = Waits("atomic", "AtomicBlocked", f"All changes of this environment wait together: {blocked}")
         return tuple((action, held if isinstance(verdict, Allowed) else verdict) for action, verdict in judged)
     return judged
 

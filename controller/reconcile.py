@@ -115,7 +115,12 @@ class Reconciler:
             observed=observed.served.get(name, {}),
             high_water=observed.history.high_water,
         )
-        judged = judge(plan, environment, Evidence(now=now, served=observed.served, approvals={}))
+        judged = judge(
+            plan,
+            environment,
+            Evidence(now=now, served=observed.served, approvals={}),
+            refused=verified.rejected[0].message if verified.rejected else None,
+        )
         allowed = tuple(action for action, verdict in judged if isinstance(verdict, Allowed))
         waiting = [(action, verdict) for action, verdict in judged if isinstance(verdict, Waits)]
         served = len(environment.spec.releases)

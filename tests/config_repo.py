@@ -122,13 +122,17 @@ class ConfigRepo:
         target.write_bytes(content)
 
     def environment(self, name: str, releases: Mapping[str, str], **spec: object) -> None:
-        """Write an environment file that names these versions."""
+        """Write an environment file that names these versions; ``digests`` pins some of them."""
+        digests: Mapping[str, str] = spec.pop("digests", {})  # type: ignore[assignment]
         content = {
             "apiVersion": "kneo/v1",
             "kind": "Environment",
             "metadata": {"name": name},
             "spec": {
-                "releases": [{"bundle": bundle, "version": version} for bundle, version in releases.items()],
+                "releases": [
+                    {"bundle": bundle, "version": version, **({"digest": digests[bundle]} if bundle in digests else {})}
+                    for bundle, version in releases.items()
+                ],
                 "policy": {"enabled": True},
                 "signatures": {"accept": ["dsse"], "roles": ["release"], "threshold": 1},
                 **spec,
