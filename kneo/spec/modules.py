@@ -1,0 +1,111 @@
+"""What a Python module offers, read from its source and never by importing it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+
+from kneo.spec.context import Module
+
+MAX_SOURCE = 1_048_576  # characters of one module
+
+UNKNOWN = Module(complete=False)
+"""A module that exists and whose names cannot be told from its source."""
+
+
+def read_module(source: str, name: str = "", *, is_package: bool = False) -> Module:
+    """Return the names a module defines or imports at its top level.
+
+    Args:
+        source: The module's source.
+        name: Its dotted name; relative imports are resolved with it.
+        is_package: Whether it is the ``__init__`` of a package.
+    """
+    if len(source) > MAX_SOURCE:
+        return UNKNOWN
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return UNKNOWN
+    package = name if is_package else name.rpartition(".")[0]
+    scan = _Scan(package)
+    scan.block(body)
+    return Module(frozenset(scan.names), scan.complete and "__getattr__" not in scan.names, scan.imported)
+
+
+class _Scan:
+    """Collects what a module's top level binds, through ``if``, ``try`` and ``with``."""
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+        self.names: set[str] = set()
+        self.imported: dict[str, str] = {}
+        self.complete = True
+
+    def block(self, body: Sequence[ast.stmt]) -> None:
+        for statement in body:
+            self._statement(statement)
+
+    def _statement(self, statement: ast.stmt) -> None:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            self.names.add(statement.name)
+        elif isinstance(statement, ast.Import):
+            for alias in statement.names:
+                bound = alias.asname or alias.name.partition(".")[0]
+                self._import(bound, alias.name if alias.asname else bound)
+        elif isinstance(statement, ast.ImportFrom):
+            self._from(statement)
+        elif isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
+            self._assign(statement)
+        else:
+            for body in _bodies(statement):
+                self.block(body)
+
+    def _assign(self, statement: ast.Assign | ast.AnnAssign | ast.AugAssign) -> None:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        for target in targets:
+            self.names |= {node.id for node in ast.walk(target) if isinstance(node, ast.Name)}
+        [*_, last] = targets
+        if isinstance(statement.value, ast.Name | ast.Attribute) and isinstance(last, ast.Name):
+            origin = self._origin(statement.value)
+            if origin is not None:
+                self.imported[last.id] = origin
+
+    def _origin(self, value: ast.expr) -> str | None:
+        """Follow ``name.attribute`` to what an import bound."""
+        parts: list[str] = []
+        while isinstance(value, ast.Attribute):
+            parts.append(value.attr)
+            value = value.value
+        if not isinstance(value, ast.Name):
+            return None
+        root = self.imported.get(value.id)
+        return ".".join([root, *reversed(parts)]) if root is not None else None
+
+    def _from(self, statement: ast.ImportFrom) -> None:
+        origin = self._absolute(statement)
+        for alias in statement.names:
+            if alias.name == "*":
+                self.complete = False
+            else:
+                self._import(alias.asname or alias.name, f"{origin}.{alias.name}")
+
+    def _absolute(self, statement: ast.ImportFrom) -> str:
+        if not statement.level:
+            return statement.module or ""
+        parts = self._package.split(".")
+        base = parts[: len(parts) - statement.level + 1]
+        return ".".join([*base, *([statement.module] if statement.module else [])])
+
+    def _import(self, bound: str, origin: str) -> None:
+        self.names.add(bound)
+        self.imported[bound] = origin
+
+
+def _bodies(statement: ast.stmt) -> Iterator[Sequence[ast.stmt]]:
+    if isinstance(statement, ast.If | ast.For | ast.While | ast.Try | ast.With):
+        for name in ("body", "orelse", "finalbody"):
+            yield getattr(statement, name, [])
+    if isinstance(statement, ast.Try):
+        for handler in statement.handlers:
+            yield handler.body
