@@ -12,25 +12,54 @@ from typing import TypeAlias
 from kneo.spec.context import NOTHING_KNOWN, RuleContext
 from kneo.spec.diagnostics import Diagnostic
 from kneo.spec.models import Spec
-from kneo.spec.rules import references, tools
+from kneo.spec.rules.agents import memory, models, runtime_preferences, workflow_agents
+from kneo.spec.rules.conditions import conditions
+from kneo.spec.rules.containers import containers
+from kneo.spec.rules.cycles import build_cycles
+from kneo.spec.rules.gates import gates
+from kneo.spec.rules.governance import capabilities, governance
+from kneo.spec.rules.graphs import families
+from kneo.spec.rules.guardrails import guardrails
+from kneo.spec.rules.humans import humans
+from kneo.spec.rules.imports import implementations
+from kneo.spec.rules.mcp import mcp
+from kneo.spec.rules.references import step_references
+from kneo.spec.rules.secrets import inline_secrets
+from kneo.spec.rules.tools import skill_selections, tool_backings, tool_selections
 from kneo.spec.rules.view import SpecView
 
 Rule: TypeAlias = Callable[[SpecView], Iterator[Diagnostic]]
 
 RULES: tuple[Rule, ...] = (
-    references.step_references,
-    tools.tool_selections,
-    tools.skill_selections,
-    tools.tool_backings,
+    step_references,
+    containers,
+    tool_selections,
+    skill_selections,
+    runtime_preferences,
+    families,
+    conditions,
+    models,
+    governance,
+    capabilities,
+    humans,
+    gates,
+    memory,
+    guardrails,
+    tool_backings,
+    workflow_agents,
+    mcp,
+    implementations,
+    inline_secrets,
+    build_cycles,
 )
-"""Every rule, in the published order of what they find."""
+"""Every rule. The order is the published one of what they find; rules of our own stand beside their kin."""
 
 
 def check(spec: Spec, context: RuleContext = NOTHING_KNOWN) -> tuple[Diagnostic, ...]:
     """Judge a spec that has the right shape.
 
     Args:
-        spec: The spec.
+        spec: The spec, in normal form.
         context: What may be known of the world around it.
 
     Returns:

@@ -1,0 +1,47 @@
+"""Steps that hold other steps: a condition to decide by, a router that can choose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kneo.spec.diagnostics import Diagnostic, error
+from kneo.spec.document import Path
+from kneo.spec.models import ConditionStep, RouterStep
+from kneo.spec.rules.view import SpecView, StepAt
+
+
+def containers(view: SpecView) -> Iterator[Diagnostic]:
+    """Conditions and routers know how to decide, and where each way leads."""
+    for at in view.steps:
+        match at.step:
+            case ConditionStep() if at.step.when is None and (at.step.review is None or at.step.review.before is None):
+                message = f"Nothing decides the condition {at.step.id}."
+                hint = "Write when, or review.before to let a person decide."
+                yield error("E_CONDITION_WHEN", message, (*at.path, "when"), suggestion=hint)
+            case RouterStep():
+                yield from _router(view, at, at.step)
+            case _:
+                pass
+
+
+def _router(view: SpecView, at: StepAt, step: RouterStep) -> Iterator[Diagnostic]:
+    if not step.choices:
+        yield error("E_ROUTER_CHOICES", f"The router {step.id} has no choices.", (*at.path, "choices"))
+    selector = step.selector
+    asked = step.review is not None and step.review.route is not None
+    if selector is None or (selector.function is None and not selector.conditions and selector.default is None):
+        if not asked:
+            message = f"Nothing chooses at the router {step.id}."
+            hint = "Write selector, or review.route to let a person choose."
+            yield error("E_ROUTER_SELECTOR", message, (*at.path, "selector"), suggestion=hint)
+        return
+    named: list[tuple[Path, str]] = [
+        (("conditions", index, "choice"), way.choice) for index, way in enumerate(selector.conditions)
+    ]
+    if selector.default is not None:
+        named.append((("default",), selector.default))
+    for below, choice in named:
+        if choice not in step.choices:
+            message = f"{choice} is no choice of the router {step.id}."
+            near = view.hints.near(choice, step.choices)
+            yield error("E_ROUTER_CHOICE", message, (*at.path, "selector", *below), suggestion=near)

@@ -1,0 +1,56 @@
+"""How people are asked: components.humans, and what gates say themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kneo.spec.diagnostics import Diagnostic, error, warning
+from kneo.spec.document import Path
+from kneo.spec.models import Gate, Human
+from kneo.spec.rules.guardrails import pattern_findings
+from kneo.spec.rules.places import GateAt, gates_of
+from kneo.spec.rules.view import SpecView
+
+
+def humans(view: SpecView) -> Iterator[Diagnostic]:
+    """What somebody is asked can be answered."""
+    for name, human in view.spec.components.humans.items():
+        yield from _human(view, human, ("components", "humans", name))
+    for at in gates_of(view):
+        yield from _human(view, at.gate, at.path, at)
+        if isinstance(at.gate.human, Human):
+            yield from _human(view, at.gate.human, (*at.path, "human"), at)
+
+
+def _human(view: SpecView, human: Human, path: Path, gate: GateAt | None = None) -> Iterator[Diagnostic]:
+    yield from _options(human, path, gate)
+    if human.response_role == "system":
+        message = "The answer would speak to the model with the authority of its instructions."
+        hint = "Write response_role: user."
+        yield warning("W_HUMAN_RESPONSE_ROLE_SYSTEM", message, (*path, "response_role"), suggestion=hint)
+    if human.on_reject == "continue":
+        message = "A rejection goes on as if it were an answer: what was rejected reaches the next step."
+        hint = "Leave on_reject out, or write stop."
+        yield warning("W_HUMAN_REJECT_CONTINUES", message, (*path, "on_reject"), suggestion=hint)
+    for index, field in enumerate(human.fields):
+        if field.pattern is not None:
+            at = (*path, "fields", index, "pattern")
+            yield from pattern_findings(view.patterns, field.pattern, at, "E_HUMAN_FIELD_REGEX")
+
+
+def _options(human: Human, path: Path, gate: GateAt | None) -> Iterator[Diagnostic]:
+    options = human.options or ()
+    # A gate takes from the human it names what it does not say itself, and a route has the router's choices.
+    may_lack = isinstance(human, Gate) or (gate is not None and gate.position == "route")
+    if human.default_option is not None and human.default_option not in options and not (may_lack and not options):
+        message = f"default_option is {human.default_option}, which is none of the options."
+        hint = f"Write one of {', '.join(options)}." if options else "Write options."
+        yield error("E_HUMAN_DEFAULT_OPTION_NOT_IN_OPTIONS", message, (*path, "default_option"), suggestion=hint)
+    if human.request_type == "selection" and not options and not may_lack:
+        message = "There is nothing to select from."
+        yield error("E_HUMAN_SELECTION_REQUIRES_OPTIONS", message, (*path, "options"), suggestion="Write options.")
+    chosen = human.on_timeout.removeprefix("select:")
+    if chosen != human.on_timeout and options and chosen not in options:
+        message = f"on_timeout selects {chosen}, which is none of the options."
+        hint = f"Write one of {', '.join(options)}."
+        yield error("E_HUMAN_TIMEOUT_OPTION", message, (*path, "on_timeout"), suggestion=hint)

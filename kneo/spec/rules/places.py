@@ -1,0 +1,69 @@
+"""Where people are asked: every gate of a spec, and what holds for it once its human is taken into account."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypeVar
+
+from kneo.spec.document import Path
+from kneo.spec.models import Gate, Human, LeafStep, Tool
+from kneo.spec.models.human import Position
+from kneo.spec.rules.view import SpecView, StepAt
+
+T = TypeVar("T")
+
+DEFAULT_HUMAN = "default"
+"""The name in components.humans that a gate means when it names nobody."""
+
+Owner: TypeAlias = Literal["step", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class GateAt:
+    """A gate, where it is, and what it stands at: a step or the tool of that name."""
+
+    gate: Gate
+    path: Path
+    position: Position
+    step: StepAt | None = None
+    tool: str | None = None
+
+
+def gates_of(view: SpecView) -> Iterator[GateAt]:
+    """Yield every gate at steps and then at tools."""
+    for at in view.steps:
+        if at.step.review is not None:
+            for position, gate in at.step.review.gates().items():
+                yield GateAt(gate, (*at.path, "review", position), position, step=at)
+    for name, tool in view.spec.tools.items():
+        for position, gate in tool_gates(tool).items():
+            yield GateAt(gate, ("tools", name, "review", position), position, tool=name)
+
+
+def tool_gates(tool: Tool) -> Mapping[Position, Gate]:
+    """Return the gates at the calls of a tool."""
+    return {} if tool.review is None else tool.review.gates()
+
+
+def named_human(gate: Gate, humans: Mapping[str, Human]) -> Human | None:
+    """Return whom a gate asks: written out, by name, or the default one."""
+    if isinstance(gate.human, Human):
+        return gate.human
+    return humans.get(DEFAULT_HUMAN if gate.human is None else gate.human)
+
+
+def in_force(gate: Gate, humans: Mapping[str, Human]) -> Human:
+    """Return what holds at a gate: what it says itself, and otherwise what its human says."""
+    human = named_human(gate, humans)
+    if human is None:
+        return gate
+    own = {name: getattr(gate, name) for name in gate.model_fields_set if name in Human.model_fields}
+    return human.model_copy(update=own)
+
+
+def asks_somebody(view: SpecView) -> bool:
+    """Tell whether any workflow has a question to a person: a human step or a gate, of any family, at any depth."""
+    if any(at.step.enabled and isinstance(at.step, LeafStep) and at.step.kind == "human" for at in view.steps):
+        return True
+    return any(gate.step is None or gate.step.step.enabled for gate in gates_of(view))
