@@ -23,10 +23,19 @@ def start_python(code: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def run_pythons(code: str, argument_lists: Sequence[Sequence[str]], *, timeout: float = 60) -> list[str]:
-    """Run one process per argument list at the same time; return what each printed, all of them having succeeded."""
-    processes = [start_python(code, *arguments) for arguments in argument_lists]
+def run_pythons(imports: str, code: str, argument_lists: Sequence[Sequence[str]], *, timeout: float = 60) -> list[str]:
+    """Run one process per argument list; return what each printed, all of them having succeeded.
+
+    They begin ``code`` together, when the slowest has done its ``imports``.
+    """
+    whole = f"{imports}\nimport sys\nprint('ready', flush=True)\nsys.stdin.readline()\n{code}"
+    processes = [start_python(whole, *arguments) for arguments in argument_lists]
     try:
+        for process in processes:
+            assert process.stdout.readline() == "ready\n", process.communicate()[1]
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
         ended = [process.communicate(timeout=timeout) for process in processes]
     finally:
         for process in processes:

@@ -17,11 +17,13 @@ from kneo.store import audit
 from kneo.store.engine import Store, Tx
 from kneo.store.tables import audit_chain, audit_events, audit_pending
 
-RECORD_AND_SEAL = """
-import sys
+IMPORTS = """
 from kneo.clock import SystemClock
 from kneo.store import audit
 from kneo.store.migrate import open_store
+"""
+
+RECORD_AND_SEAL = """
 store = open_store(sys.argv[1], SystemClock())
 sealed = 0
 for number in range(40):
@@ -150,7 +152,8 @@ def test_sealing_while_others_record_leaves_no_gap(store: Store) -> None:
 
 
 def test_sealers_in_several_processes_share_one_chain(store: Store, migrated_url: str) -> None:
-    counts = run_pythons(RECORD_AND_SEAL, [[migrated_url, "ann"], [migrated_url, "ben"], [migrated_url, "cy"]])
+    people = ("ann", "ben", "cy")
+    counts = run_pythons(IMPORTS, RECORD_AND_SEAL, [[migrated_url, person] for person in people])
     assert sum(int(count) for count in counts) == 120
     verdict = audit.verify(store)
     assert verdict.valid, verdict.problem

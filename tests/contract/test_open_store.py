@@ -16,10 +16,13 @@ from kneo.store.tables import metadata
 
 CLOCK = ManualClock(datetime(2026, 1, 31, tzinfo=UTC))
 
-OPEN = """
-import sys
+IMPORTS = """
+import alembic.command
 from kneo.clock import SystemClock
 from kneo.store.migrate import current_version, open_store
+"""
+
+OPEN = """
 store = open_store(sys.argv[1], SystemClock())
 print(current_version(store))
 store.close()
@@ -42,7 +45,7 @@ def test_opening_again_changes_nothing(database_url: str) -> None:
 
 
 def test_processes_that_meet_an_empty_database_together_all_open_it(database_url: str) -> None:
-    assert run_pythons(OPEN, [[database_url]] * 4) == [HEAD] * 4
+    assert run_pythons(IMPORTS, OPEN, [[database_url]] * 4) == [HEAD] * 4
 
 
 def test_a_database_of_a_newer_version_is_refused_and_left_alone(store: Store, migrated_url: str) -> None:
