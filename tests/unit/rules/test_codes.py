@@ -1,0 +1,44 @@
+"""One file for each code: a spec that fires exactly it, where it should, and a twin that does not."""
+
+from pathlib import Path
+
+import pytest
+
+from kneo.spec.context import Module, RuleContext
+from kneo.spec.diagnostics import Diagnostic
+from kneo.spec.load import load_tree
+from kneo.spec.reader import read
+from kneo.spec.rules import check
+
+SPECS = Path(__file__).parents[2] / "fixtures" / "specs"
+FILES = sorted(SPECS.glob("*.yaml"))
+
+COMPANIONS = {"W_HUMAN_APPROVAL_MISSING": {"W_TOOL_POLICY_UNRESTRICTED"}}
+"""Codes that by their meaning come with others."""
+
+
+def context_of(given: dict) -> RuleContext:
+    modules = given.get("modules")
+    if modules is not None:
+        modules = {
+            name: Module(frozenset(about["names"]), imported=about.get("imported", {}))
+            for name, about in modules.items()
+        }
+    allow = given.get("import_allow")
+    return RuleContext(modules=modules, import_allow=None if allow is None else tuple(allow))
+
+
+def findings(case: dict, twin: str) -> tuple[Diagnostic, ...]:
+    return load_tree(case[twin], context=context_of(case.get("context", {})), rules=check).diagnostics
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_each_code_fires_alone_and_its_twin_is_clean(file: Path) -> None:
+    case = read(file.read_bytes(), file=file.name).value
+    code = file.stem
+    bad = findings(case, "bad")
+    assert {d.code for d in bad} - COMPANIONS.get(code, set()) == {code}
+    found = next(d for d in bad if d.code == code)
+    assert found.path_text == case["path"]
+    assert found.severity.value == {"E": "error", "W": "warning"}[code[0]]
+    assert {d.code for d in findings(case, "good")} <= COMPANIONS.get(code, set())
