@@ -69,6 +69,10 @@ class ServiceBackend:
     def resume(self, continuation_id: str, answer: Mapping[str, object]) -> Json:
         return self._send("POST", f"/human-tasks/{continuation_id}/resume", body=answer)
 
+    def spec(self, verb: str, body: Mapping[str, object]) -> Json:
+        """Let the service validate, compile or explain a spec."""
+        return self._send("POST", f"/specs/{verb}", body=body)
+
     def environments(self) -> Json:
         return self._send("GET", "/environments")
 

@@ -28,6 +28,8 @@ class Entry(NamedTuple):
 START, DECLARE, RUN, SERVE, RELEASE, KNOW = "Start", "Declare and sign", "Run", "Serve", "Release", "Look back"
 
 COMMANDS: dict[str, Entry] = {
+    "config": Entry("cli.config:app", "The project's settings, and saved service addresses.", START),
+    "spec": Entry("cli.spec:app", "Check specs, show what they mean, and turn them into one file.", DECLARE),
     "keys": Entry("cli.keys:app", "Make signing keys and look at them.", DECLARE),
     "run": Entry("cli.run:run", "Run an approved bundle, or a spec of your own.", RUN),
     "runs": Entry("cli.runs:app", "Look at runs.", RUN),

@@ -216,7 +216,7 @@ def provider_variable(provider: str) -> str:
 
 
 def _said(model: Declared) -> dict[str, object]:
-    return {key: value for key, value in model.model_dump(mode="json").items() if value is not None}
+    return {key: value for key, value in model.model_dump(mode="json").items() if value not in (None, {})}
 
 
 _TEMPLATE = """\

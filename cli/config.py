@@ -1,0 +1,258 @@
+"""``kneo config``: the project's settings, and the services that are saved by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import render
+from cli.files import write_whole
+from cli.profiles import Profile, Profiles, check_url, load_profiles, save_profiles
+from cli.project import Project, open_project
+from cli.spec import EnvOption, JsonOption, resolve_spec
+from kneo.errors import Conflict
+from kneo.settings import from_env, variables_set
+from kneo.spec.project import SERVICE_TOKENS, ProjectConfig, parse_project, provider_variable, render_project
+from kneo.spec.yaml_writer import write_yaml
+
+app = typer.Typer(help="The project's settings, and saved service addresses.", no_args_is_help=True)
+profile_app = typer.Typer(help="Manage saved service addresses. API keys are never printed.", no_args_is_help=True)
+app.add_typer(profile_app, name="profile")
+
+REDACTED = "[REDACTED]"
+CONFIG_FILE = Path(".kneo/config.yaml")
+
+LIKELY_SPECS = ("examples/research_agent.yaml", "specs/agent.yaml", "agent.yaml")
+"""Specs that a new project's default is taken from, when they exist."""
+
+SpecOption = Annotated[Path | None, typer.Option("--spec", help="A spec; left out: the project's default.")]
+
+
+@app.command()
+def show(*, as_json: JsonOption = False) -> None:
+    """Show the project's config."""
+    project = open_project()
+    if project.config is None:
+        render.warning("There is no project config here or above.", "kneo config init makes one.")
+        if as_json:
+            render.print_json({})
+        return
+    content = project.config.model_dump(mode="json")
+    content["service"]["headers"] = dict.fromkeys(project.config.service.headers, REDACTED)
+    render.emit(content, as_json=as_json, text=lambda: render.text(write_yaml(content).rstrip("\n")))
+
+
+@app.command()
+def init(
+    *,
+    name: Annotated[str, typer.Option("--name", help="The project's name.")] = "kneo-serv-project",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing config.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a project config in .kneo/config.yaml."""
+    root = Path.cwd()
+    path = root / CONFIG_FILE
+    if path.exists() and not force:
+        message = f"{CONFIG_FILE} exists already."
+        raise Conflict(message, hint="--force replaces it.", file=str(path))
+    spec = next((each for each in LIKELY_SPECS if (root / each).is_file()), None)
+    text = render_project(name, spec, _overlays_of(root, spec)).encode()
+    config = parse_project(text, file=str(CONFIG_FILE))
+    write_whole(path, text)
+    for folder in (config.local.artifact_path, config.local.log_path, config.local.cache_path):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    answer = {"path": str(path), "name": name, "default_spec": spec}
+    render.emit(
+        answer, as_json=as_json, text=lambda: render.success(f"Project {name} has its config in {CONFIG_FILE}.")
+    )
+
+
+@app.command("resolve")
+def resolve_project(*, env: EnvOption = None, spec: SpecOption = None, as_json: JsonOption = False) -> None:
+    """Say which environment, spec, overlays and places commands would use."""
+    project = open_project(env)
+    config = project.config or ProjectConfig.model_validate({"project": {"name": project.root.name or "project"}})
+    default = config.specs.default_spec
+    chosen = project.cwd / spec if spec is not None else project.root / default if default is not None else None
+    answer = {
+        "root_dir": str(project.root),
+        "config_path": _text(project.settings.project_config),
+        "environment": project.environment,
+        "spec_path": _text(chosen),
+        "overlay_paths": [str(path) for path in project.overlay_paths() if path.is_file()],
+        "state_path": str(project.root / config.local.state_path),
+        "artifact_path": str(project.root / config.local.artifact_path),
+        "log_path": str(project.root / config.local.log_path),
+        "cache_path": str(project.root / config.local.cache_path),
+        "service_url": config.service.default_url,
+        "has_config": project.config is not None,
+        "secrets": config.secrets.model_dump(mode="json"),
+    }
+    render.emit(answer, as_json=as_json, text=lambda: render.text(write_yaml(answer).rstrip("\n")))
+    for missing in (path for path in project.overlay_paths() if not path.is_file()):
+        render.warning(f"The overlay {project.shown(missing)} is not there and is left out.")
+
+
+@app.command()
+def secrets(*, env: EnvOption = None, as_json: JsonOption = False) -> None:
+    """Show which secrets are set. Their values are never read."""
+    inventory = secret_inventory(open_project(env))
+
+    def show_table() -> None:
+        rows = [
+            [entry["name"], entry["env_var"], entry["status"]]
+            for group in inventory.values()
+            for entry in group.values()
+        ]
+        render.table("Secrets", ["Name", "Variable", "Status"], rows)
+
+    render.emit(inventory, as_json=as_json, text=show_table)
+
+
+@app.command("render-spec")
+def render_spec(
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it; - is standard output.")],
+    env: EnvOption = None,
+    spec: SpecOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the project's spec with the environment's overlays and defaults applied."""
+    resolve_spec(spec, output=output, env=env, as_json=as_json)
+
+
+@profile_app.command("set")
+def set_profile(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    *,
+    service_url: Annotated[str, typer.Option("--service-url", help="The service's address.")],
+    api_key: Annotated[str | None, typer.Option("--api-key", help="The key to present.")] = None,
+    activate: Annotated[bool, typer.Option("--activate/--no-activate", help="Use it when none is named.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Save a service's address and key under a name."""
+    path = from_env().profiles_path
+    profile = Profile(check_url(service_url), api_key or None)
+    saved = load_profiles(path).with_profile(name, profile, activate=activate)
+    save_profiles(path, saved)
+    _answer(saved, name, as_json=as_json, said=f"Saved the profile {name}")
+
+
+@profile_app.command("use")
+def use_profile(name: Annotated[str, typer.Argument(metavar="NAME")], *, as_json: JsonOption = False) -> None:
+    """Use this profile when none is named."""
+    path = from_env().profiles_path
+    saved = load_profiles(path).using(name)
+    save_profiles(path, saved)
+    _answer(saved, name, as_json=as_json, said=f"Using the profile {name}")
+
+
+@profile_app.command("list")
+def list_profiles(*, as_json: JsonOption = False) -> None:
+    """List the saved profiles."""
+    path = from_env().profiles_path
+    saved = load_profiles(path)
+    listed = [_described(saved, name) for name in sorted(saved.profiles)]
+    answer = {"active": saved.active, "profiles": listed, "path": str(path)}
+
+    def show_table() -> None:
+        if not listed:
+            render.text(f"No profile is saved in {path}.")
+            return
+        rows = [
+            ["→" if entry["name"] == saved.active else "", entry["name"], entry["service_url"], entry["authenticated"]]
+            for entry in listed
+        ]
+        render.table("Profiles", ["", "Name", "Service", "Has a key"], rows)
+
+    render.emit(answer, as_json=as_json, text=show_table)
+
+
+@profile_app.command("show")
+def show_profile(
+    argument: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
+    *,
+    name: Annotated[str | None, typer.Option("--name", help="The profile; left out: the active one.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one profile."""
+    saved = load_profiles(from_env().profiles_path)
+    chosen = name or argument or saved.active
+    if chosen is None:
+        render.warning("No profile is active.", "kneo config profile use NAME activates one.")
+        raise typer.Exit(1)
+    saved.get(chosen)
+    _answer(saved, chosen, as_json=as_json, said=f"The profile {chosen}")
+
+
+@profile_app.command("delete")
+def delete_profile(name: Annotated[str, typer.Argument(metavar="NAME")], *, as_json: JsonOption = False) -> None:
+    """Forget a profile."""
+    path = from_env().profiles_path
+    saved = load_profiles(path)
+    known = name in saved.profiles
+    if known:
+        save_profiles(path, saved.without(name))
+    words = f"Deleted the profile {name}." if known else f"There was no profile {name}."
+    render.emit({"name": name, "deleted": known}, as_json=as_json, text=lambda: render.success(words))
+
+
+def secret_inventory(project: Project) -> dict[str, dict[str, dict[str, object]]]:
+    """Say which secrets the project speaks of and which of them are set.
+
+    Returns:
+        Entries by group (``providers``, ``extra``, ``service_tokens``) and name.
+    """
+    config = project.config
+    providers = (
+        config.provider_variables()
+        if config is not None
+        else {
+            name: provider_variable(name) for name in ("openai", "openai-agents", "anthropic", "google", "google-adk")
+        }
+    )
+    extra = dict(config.secrets.extra_env) if config is not None else {}
+    tokens = {variable: variable for variable in SERVICE_TOKENS}
+    present = variables_set([*providers.values(), *extra.values(), *tokens.values()])
+    groups = (("providers", "provider", providers), ("extra", "extra", extra), ("service_tokens", "service", tokens))
+    return {
+        group: {name: _secret(f"{prefix}:{name}", variable, variable in present) for name, variable in listed.items()}
+        for group, prefix, listed in groups
+    }
+
+
+def _secret(name: str, variable: str, present: bool) -> dict[str, object]:
+    return {
+        "name": name,
+        "env_var": variable,
+        "present": present,
+        "value": REDACTED if present else None,
+        "status": "present" if present else "missing",
+        "expires_at": None,
+        "last_checked": None,
+    }
+
+
+def _overlays_of(root: Path, spec: str | None) -> dict[str, list[str]]:
+    if spec is None:
+        return {}
+    path = Path(spec)
+    named = {env: path.with_name(f"{path.stem}.{env}{path.suffix}") for env in ("dev", "staging", "prod")}
+    return {env: [overlay.as_posix()] for env, overlay in named.items() if (root / overlay).is_file()}
+
+
+def _described(saved: Profiles, name: str) -> dict[str, object]:
+    profile = saved.get(name)
+    return {"name": name, "service_url": profile.service_url, "authenticated": profile.api_key is not None}
+
+
+def _answer(saved: Profiles, name: str, *, as_json: bool, said: str) -> None:
+    answer = _described(saved, name)
+    key = "with a key" if answer["authenticated"] else "without a key"
+    render.emit(answer, as_json=as_json, text=lambda: render.success(f"{said}: {answer['service_url']}, {key}."))
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -1,0 +1,138 @@
+"""The project a command works in: its config, the environment that is meant, and specs loaded the project's way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from cli.files import read_bytes
+from cli.module_files import ModuleFiles
+from cli.spec_files import SpecFiles
+from kneo.errors import NotFound, Usage
+from kneo.settings import Settings, from_env
+from kneo.spec.context import RuleContext
+from kneo.spec.defaults import NO_DEFAULTS
+from kneo.spec.document import DEFAULT_LIMITS
+from kneo.spec.load import LoadedSpec, Source, load_spec
+from kneo.spec.project import ProjectConfig, choose_environment, parse_project
+from kneo.spec.rules import check
+
+
+@dataclass(frozen=True)
+class LoadedFile:
+    """A spec that was loaded, and how.
+
+    Attributes:
+        path: The spec's file.
+        overlays: The files laid over it.
+        missing: Overlays that the project names and that are not there.
+        files: The files beside the spec.
+    """
+
+    loaded: LoadedSpec
+    path: Path
+    overlays: tuple[Path, ...]
+    missing: tuple[Path, ...]
+    files: SpecFiles
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """The text of every file that was read, by the name diagnostics use."""
+        return {document.file: document.text for document in self.loaded.documents}
+
+
+@dataclass(frozen=True)
+class Project:
+    """What is known about where a command runs.
+
+    Attributes:
+        config: The project's config; None where there is no project.
+        environment: The environment that is meant.
+    """
+
+    settings: Settings
+    config: ProjectConfig | None
+    environment: str
+    cwd: Path
+
+    @property
+    def root(self) -> Path:
+        return self.settings.project_root
+
+    def spec_path(self, argument: Path | None) -> Path:
+        """Say which spec is meant: the one named, relative to the working directory, or the project's default.
+
+        Raises:
+            Usage: none is named and the project has no default.
+            NotFound: it is not there.
+        """
+        if argument is None:
+            default = self.config.specs.default_spec if self.config is not None else None
+            if default is None:
+                message = "No spec is named, and the project has no default one."
+                raise Usage(message, hint="Name a file, or set specs.default_spec in .kneo/config.yaml.")
+            argument = self.root / default
+        path = self.cwd / argument
+        if not path.is_file():
+            there = self.root / argument
+            hint = f"There is one at {self.shown(there)}." if there.is_file() else None
+            message = f"There is no spec at {self.shown(path)}."
+            raise NotFound(message, hint=hint, file=str(path))
+        return path
+
+    def overlay_paths(self) -> tuple[Path, ...]:
+        """Return the overlays of the environment, relative to the project's root, whether they exist or not."""
+        overlays = self.config.specs.overlays.get(self.environment, ()) if self.config is not None else ()
+        return tuple(self.root / overlay for overlay in overlays)
+
+    @cached_property
+    def context(self) -> RuleContext:
+        """What rules may know: the modules below the import roots, and the environment."""
+        settings = self.settings
+        modules = ModuleFiles(settings.import_roots, settings.import_allow)
+        return RuleContext(modules, settings.import_allow or None, environment=self.environment)
+
+    def load(self, argument: Path | None) -> LoadedFile:
+        """Load a spec with the overlays and defaults of the project's environment, and apply every rule.
+
+        Raises:
+            Usage, NotFound: there is no such spec.
+        """
+        path = self.spec_path(argument)
+        overlays = self.overlay_paths()
+        present = tuple(overlay for overlay in overlays if overlay.is_file())
+        files = SpecFiles(path.parent, self.root)
+        loaded = load_spec(
+            self._read(path),
+            file=self.shown(path),
+            overlays=[Source(self.shown(overlay), self._read(overlay)) for overlay in present],
+            defaults=self.config.spec_defaults(self.environment) if self.config is not None else NO_DEFAULTS,
+            context=self.context,
+            files=files,
+            rules=check,
+        )
+        missing = tuple(overlay for overlay in overlays if overlay not in present)
+        return LoadedFile(loaded, path, present, missing, files)
+
+    def shown(self, path: Path) -> str:
+        """Write a path the way somebody in the working directory would."""
+        return str(path.relative_to(self.cwd)) if path.is_relative_to(self.cwd) else str(path)
+
+    def _read(self, path: Path) -> bytes:
+        return read_bytes(path, max_bytes=DEFAULT_LIMITS.max_bytes, what="spec")
+
+
+def open_project(environment: str | None = None) -> Project:
+    """Find the project of the working directory.
+
+    Raises:
+        Invalid: its config is not one; the message names file and line.
+    """
+    settings, cwd = from_env(), Path.cwd()
+    config = None
+    if settings.project_config is not None:
+        data = read_bytes(settings.project_config, max_bytes=DEFAULT_LIMITS.max_bytes, what="project config")
+        config = parse_project(data, file=str(settings.project_config))
+    return Project(settings, config, choose_environment(environment, settings.environment, config), cwd)

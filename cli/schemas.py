@@ -1,0 +1,36 @@
+"""Every kind of file that has a schema, and where its schema is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from kneo.spec.schemas import json_schema, write_schema
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+
+def kinds() -> Mapping[str, type[BaseModel]]:
+    """Return the model of each kind of file."""
+    from kneo.spec.answers import AnswersFile
+    from kneo.spec.environment import EnvironmentFile
+    from kneo.spec.models import Spec
+    from kneo.spec.project import ProjectConfig
+    from kneo.trust.root import RootDocument
+    from kneo.trust.statement import ApprovalPredicate, BundlePredicate
+
+    return {
+        "spec": Spec,
+        "environment": EnvironmentFile,
+        "project": ProjectConfig,
+        "answers": AnswersFile,
+        "trust-root": RootDocument,
+        "bundle": BundlePredicate,
+        "approval": ApprovalPredicate,
+    }
+
+
+def rendered() -> Mapping[str, str]:
+    """Return every schema's text by the name of its file."""
+    return {f"{kind}.schema.json": write_schema(json_schema(model, kind)) for kind, model in kinds().items()}

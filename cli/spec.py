@@ -1,0 +1,319 @@
+"""``kneo spec``: check a spec, show what it means, bring it up to date, and turn it into one file."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import render
+from cli.files import read_bytes, write_whole
+from cli.project import open_project
+from cli.spec_check import Format, check, print_findings, require_usable
+from cli.spec_service import ask_service
+from kneo.digest import digest_of_json
+from kneo.errors import Invalid, NotFound
+from kneo.spec.diagnostics import Severity
+from kneo.spec.document import DEFAULT_LIMITS
+from kneo.spec.graph import Node, as_dot, as_mermaid, spec_graph
+from kneo.spec.migrate import migrate as bring_up_to_date
+from kneo.spec.models import LeafStep, Spec
+from kneo.spec.reader import read
+from kneo.spec.words import describe, suggest
+from kneo.spec.yaml_writer import write_yaml
+
+app = typer.Typer(help="Check specs, show what they mean, and turn them into one file.", no_args_is_help=True)
+
+
+class Drawing(StrEnum):
+    MERMAID = "mermaid"
+    DOT = "dot"
+    JSON = "json"
+
+
+SpecArgument = Annotated[
+    Path | None, typer.Argument(metavar="[SPEC]", help="A YAML or JSON file; left out: the project's default spec.")
+]
+EnvOption = Annotated[
+    str | None, typer.Option("--env", help="The environment whose overlays, defaults and policy apply.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="How findings are printed.")]
+ServiceUrlOption = Annotated[str | None, typer.Option("--service-url", help="Let this service check it.")]
+ProfileOption = Annotated[str | None, typer.Option("--profile", help="Let the service of this profile check it.")]
+
+
+@app.command()
+def validate(
+    spec: SpecArgument = None,
+    *,
+    env: EnvOption = None,
+    as_json: JsonOption = False,
+    shape: FormatOption = Format.TEXT,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+) -> None:
+    """Say whether a spec can be used. Exits 1 when it cannot."""
+    checked = check(open_project(env), spec)
+    answer: dict[str, object] = {
+        "valid": checked.valid,
+        "diagnostics": [found.as_json() for found in checked.findings],
+        "report": _names(checked.spec),
+        **checked.origin(),
+    }
+    if service_url or profile:
+        answer = ask_service("validate", checked, service_url, profile)
+        checked = checked.answered(answer)
+    print_findings(checked, checked.findings, shape, answer if as_json else None)
+    raise typer.Exit(0 if checked.valid else 1)
+
+
+@app.command()
+def lint(
+    spec: SpecArgument = None,
+    *,
+    env: EnvOption = None,
+    as_json: JsonOption = False,
+    shape: FormatOption = Format.TEXT,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+) -> None:
+    """Show warnings and errors. Exits 1 when there is any."""
+    checked = check(open_project(env), spec)
+    if service_url or profile:
+        checked = checked.answered(ask_service("validate", checked, service_url, profile))
+    shown = [found for found in checked.findings if found.severity is not Severity.INFO]
+    errors = sum(found.is_error for found in shown)
+    answer: dict[str, object] = {
+        "clean": not shown,
+        "warning_count": len(shown) - errors,
+        "error_count": errors,
+        "diagnostics": [found.as_json() for found in shown],
+        **checked.origin(),
+    }
+    print_findings(checked, shown, shape, answer if as_json else None)
+    raise typer.Exit(1 if shown else 0)
+
+
+@app.command("compile")
+def compile_spec(
+    spec: SpecArgument = None,
+    *,
+    env: EnvOption = None,
+    as_json: JsonOption = False,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+) -> None:
+    """Check that a spec can be run: every reference resolves, every file it takes in is there. Runs nothing."""
+    checked = check(open_project(env), spec)
+    if service_url or profile:
+        answer = ask_service("compile", checked, service_url, profile)
+        render.emit(answer, as_json=as_json, text=lambda: render.success(f"The service can run {checked.name}."))
+        return
+    require_usable(checked, as_json=as_json)
+    usable = checked.usable()
+    summary = {
+        "has_root_agent": True,
+        "has_root_workflow": usable.workflow is not None,
+        "component_agents": list(usable.components.agents),
+    }
+    answer = {
+        "ok": True,
+        "summary": summary,
+        "diagnostics": [found.as_json() for found in checked.findings],
+        **checked.origin(),
+    }
+
+    def show() -> None:
+        render.success(f"{checked.name} can be run: agent {usable.agent.name}, {_workflow_words(usable)}.")
+
+    render.emit(answer, as_json=as_json, text=show)
+
+
+@app.command()
+def explain(
+    spec: SpecArgument = None,
+    *,
+    env: EnvOption = None,
+    as_json: JsonOption = False,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+) -> None:
+    """Say what a spec does: its agent, its steps, and where people are asked."""
+    checked = check(open_project(env), spec)
+    if service_url or profile:
+        render.print_json(ask_service("explain", checked, service_url, profile))
+        return
+    require_usable(checked, as_json=as_json)
+    usable = checked.usable()
+    nodes = spec_graph(usable).nodes
+    names = _names(usable)
+    answer: dict[str, object] = {
+        "summary": {
+            "root_agent": names["agent_name"],
+            "root_workflow": names["workflow_name"],
+            "component_agents": list(usable.components.agents),
+        },
+        "steps": [_explained(node) for node in nodes],
+        **checked.origin(),
+    }
+
+    def show() -> None:
+        render.text(f"{checked.name}: agent {usable.agent.name}, {_workflow_words(usable)}.")
+        for node in nodes:
+            depth = node.id.count("/") if node.parent else 0
+            render.text(f"{'  ' * (depth + 1)}{_step_words(node)}")
+
+    render.emit(answer, as_json=as_json, text=show)
+
+
+@app.command("resolve")
+def resolve_spec(
+    spec: SpecArgument = None,
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it; - is standard output.")],
+    env: EnvOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the spec as it is meant: overlays and defaults applied, files and skills taken in."""
+    checked = check(open_project(env), spec)
+    require_usable(checked, as_json=as_json)
+    tree = checked.file.loaded.tree
+    _write(tree, output)
+    answer = {"output": str(output), "digest": digest_of_json(tree), **checked.origin()}
+    if str(output) != "-":
+        render.emit(answer, as_json=as_json, text=lambda: render.success(f"Resolved {checked.name} into {output}."))
+
+
+@app.command()
+def migrate(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A YAML or JSON file.")],
+    *,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the result there.")] = None,
+    only_check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit 1 when something would change.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring an older spec into the shape of v1."""
+    data = read_bytes(spec, max_bytes=DEFAULT_LIMITS.max_bytes, what="spec")
+    value = read(data, file=str(spec)).value
+    if not isinstance(value, dict):
+        message = f"{spec}: A spec is a map, not {describe(value)}."
+        raise Invalid(message, file=str(spec))
+    result = bring_up_to_date(value)
+    answer: dict[str, object] = {
+        "source_version": result.source_version,
+        "target_version": "v1",
+        "changed": result.changed,
+        "applied": list(result.applied),
+    }
+    if output is not None and not only_check:
+        _write(result.tree, output)
+        answer["output"] = str(output)
+    elif not only_check:
+        answer["spec"] = result.tree
+
+    def show() -> None:
+        if "spec" in answer:
+            render.text(write_yaml(result.tree).rstrip("\n"))
+        elif output is not None:
+            render.success(f"Migrated {spec} into {output}.")
+
+    render.emit(answer, as_json=as_json, text=show)
+    raise typer.Exit(1 if only_check and result.changed else 0)
+
+
+@app.command()
+def graph(
+    spec: SpecArgument = None,
+    *,
+    env: EnvOption = None,
+    drawing: Annotated[Drawing, typer.Option("--format", help="The language of the drawing.")] = Drawing.MERMAID,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw the workflow."""
+    checked = check(open_project(env), spec)
+    if checked.spec is None:
+        require_usable(checked, as_json=as_json)
+    drawn = spec_graph(checked.usable())
+    if as_json or drawing is Drawing.JSON:
+        render.print_json(drawn.as_json())
+    else:
+        render.text((as_mermaid if drawing is Drawing.MERMAID else as_dot)(drawn).rstrip("\n"))
+
+
+@app.command()
+def schema(
+    kind: Annotated[str, typer.Argument(metavar="[KIND]", help="spec, environment, project, answers, …")] = "spec",
+    *,
+    write: Annotated[
+        Path | None, typer.Option("--write", help="Write the schemas of every kind to this folder.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the JSON Schema of one kind of file, for editors and other tools."""
+    from cli.schemas import rendered
+
+    schemas = rendered()
+    if write is not None:
+        for name, text in schemas.items():
+            write_whole(write / name, text.encode())
+        files = [str(write / name) for name in schemas]
+        render.emit({"files": files}, as_json=as_json, text=lambda: render.success(f"Wrote {len(files)} schemas."))
+        return
+    if f"{kind}.schema.json" not in schemas:
+        known = [name.removesuffix(".schema.json") for name in schemas]
+        message = f"There is no schema of {kind[:60]!r}."
+        raise NotFound(message, hint=suggest(kind, known))
+    render.text(schemas[f"{kind}.schema.json"].rstrip("\n"))
+
+
+def _names(spec: Spec | None) -> dict[str, str | None]:
+    if spec is None:
+        return {"agent_name": None, "workflow_name": None}
+    workflow = spec.workflow
+    return {
+        "agent_name": spec.agent.name,
+        "workflow_name": (workflow.name or f"{workflow.type}-workflow") if workflow is not None else None,
+    }
+
+
+def _workflow_words(spec: Spec) -> str:
+    workflow = spec.workflow
+    if workflow is None:
+        return "which answers by itself"
+    return f"{workflow.type} workflow {workflow.name}" if workflow.name else f"a {workflow.type} workflow"
+
+
+def _explained(node: Node) -> dict[str, object]:
+    step = node.step
+    review = step.review
+    return {
+        "id": node.id,
+        "kind": node.kind,
+        "ref": step.ref if isinstance(step, LeafStep) else None,
+        "gates": {place: gate.human if isinstance(gate.human, str) else None for place, gate in review.gates().items()}
+        if review is not None
+        else {},
+    }
+
+
+def _step_words(node: Node) -> str:
+    step = node.step
+    what = f"{node.kind} {step.ref}" if isinstance(step, LeafStep) else node.kind
+    asked = [f"asks {place}" for place in node.gates]
+    fails = [f"on error: {step.on_error}"] if step.on_error != "fail" else []
+    return f"{node.name}: {', '.join([what, *asked, *fails])}"
+
+
+def _write(tree: dict[str, object], output: Path) -> None:
+    as_json = output.suffix.lower() == ".json"
+    text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n" if as_json else write_yaml(tree)
+    if str(output) == "-":
+        render.text(text.rstrip("\n"))
+    else:
+        write_whole(output, text.encode())

@@ -1,0 +1,39 @@
+"""Answers written down beforehand: what people will say at each gate of a run that is simulated or replayed."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from kneo.spec.base import Declared, FreeMap, Many, Named, Text, refused
+from kneo.spec.models.human import Decision
+
+
+class WrittenAnswer(Declared):
+    """What somebody says at one gate; or, with ``timeout``, that nobody says anything."""
+
+    decision: Decision | None = None
+    timeout: bool = Field(default=False, description="Nobody answers in time.")
+    content: object = Field(default=None, description="edited, provided: the text or value.")
+    selected_option: str | None = None
+    selected_options: Many[str] | None = None
+    values: FreeMap | None = Field(default=None, description="Values of the gate's fields.")
+    arguments: FreeMap | None = Field(default=None, description="Edited arguments of a tool call.")
+    feedback: Text | None = None
+    comment: Text | None = None
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        if (self.decision is None) != self.timeout:
+            message = "An answer is a decision, or timeout: true."
+            raise refused("E_ANSWER", message)
+        return self
+
+
+class AnswersFile(Declared):
+    """Answers by the key of the gate they are for, such as ``release.before``."""
+
+    model_config = ConfigDict(title="Kneo answers")
+
+    answers: Named[WrittenAnswer]
