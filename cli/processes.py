@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -130,6 +131,8 @@ def serve(
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family, backlog=2048) as listener:
         announce(f"http://{host}:{listener.getsockname()[1]}")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _already_stopping)
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10)
         uvicorn.Server(config).run(sockets=[listener])
 
@@ -157,6 +160,10 @@ def following(settings: Settings, store: Store, repository: Repository) -> Itera
         if repository.folder is not None:
             stack.enter_context(watching(repository.folder, controller.poke))
         yield controller
+
+
+def _already_stopping(_number: int, _frame: object) -> None:
+    """Hear the signal that uvicorn raises again when it is done; worker and controller still have to be let finish."""
 
 
 @contextlib.contextmanager
