@@ -29,8 +29,14 @@ START, DECLARE, RUN, SERVE, RELEASE, KNOW = "Start", "Declare and sign", "Run", 
 
 COMMANDS: dict[str, Entry] = {
     "config": Entry("cli.config:app", "The project's settings, and saved service addresses.", START),
-    "spec": Entry("cli.spec:app", "Check specs, show what they mean, and turn them into one file.", DECLARE),
+    "spec": Entry(
+        "cli.spec:app",
+        "Check specs, show what they mean, and freeze them into signed bundles.",
+        DECLARE,
+        {"bundle": Entry("cli.bundle:app", "Freeze specs into signed bundles, and check who vouched for what.")},
+    ),
     "keys": Entry("cli.keys:app", "Make signing keys and look at them.", DECLARE),
+    "trust": Entry("cli.trust:app", "Edit and sign the trust root: whose keys count for what.", DECLARE),
     "run": Entry("cli.run:run", "Run an approved bundle, or a spec of your own.", RUN),
     "runs": Entry("cli.runs:app", "Look at runs.", RUN),
     "human": Entry("cli.human:app", "Answer what runs ask people.", RUN),

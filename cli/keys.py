@@ -66,12 +66,20 @@ def load_private(path: Path) -> PrivateKey:
     Raises:
         NotFound, Invalid: no file, no key, or another passphrase; the message names the file.
     """
-    data = read_bytes(path, max_bytes=PEM_BYTES, what="private key")
+    return private_from(read_bytes(path, max_bytes=PEM_BYTES, what="private key"), where=str(path))
+
+
+def private_from(pem: bytes, *, where: str) -> PrivateKey:
+    """Read a private key from PEM text.
+
+    Raises:
+        Invalid: no key, or another passphrase; the message says ``where``.
+    """
     try:
-        return PrivateKey.load(data, settings.from_env().key_passphrase or None)
+        return PrivateKey.load(pem, settings.from_env().key_passphrase or None)
     except Invalid as error:
-        msg = f"{path}: {error.message}"
-        raise Invalid(msg, code=error.code, hint=error.hint, file=str(path)) from error
+        msg = f"{where}: {error.message}"
+        raise Invalid(msg, code=error.code, hint=error.hint, file=where) from error
 
 
 def load_public(path: Path) -> PublicKey:

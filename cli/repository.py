@@ -1,0 +1,96 @@
+"""A config repository on disk, as its operator sees it: where things stand in it, and what is there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from cli.files import read_bytes
+from kneo.errors import NotFound
+from kneo.spec.environment import ENVIRONMENT_LIMITS, Environment, parse_environment
+from kneo.trust.dsse import ENVELOPE_BYTES
+from kneo.trust.verify import bundle_path, parse_bundle_path
+
+TRUST_PATH = Path("environments/trust.json")
+
+_ENVIRONMENT_FILE = re.compile(r"([a-z0-9][a-z0-9-]{0,62})\.ya?ml")
+
+
+@dataclass(frozen=True)
+class ConfigRepository:
+    """A working copy: ``bundles/``, ``environments/``, ``specs/``."""
+
+    root: Path
+
+    @property
+    def trust_file(self) -> Path:
+        return self.root / TRUST_PATH
+
+    def environment_file(self, name: str) -> Path:
+        return self.root / "environments" / f"{name}.yaml"
+
+    def bundle_file(self, name: str, version: str) -> Path:
+        return self.root / bundle_path(name, version)
+
+    def environment_names(self) -> list[str]:
+        """The environments there are files for, sorted."""
+        folder = self.root / "environments"
+        found = (_ENVIRONMENT_FILE.fullmatch(path.name) for path in _listing(folder) if path.is_file())
+        return sorted(match[1] for match in found if match)
+
+    def environment(self, name: str) -> Environment:
+        """Read an environment's file.
+
+        Raises:
+            NotFound: there is none.
+            Invalid: it is not one; the findings carry file and line.
+        """
+        for suffix in ("yaml", "yml"):
+            path = self.root / "environments" / f"{name}.{suffix}"
+            if path.is_file():
+                data = read_bytes(path, max_bytes=ENVIRONMENT_LIMITS.max_bytes, what="environment")
+                return parse_environment(data, file=str(path))
+        msg = f"There is no environment {name!r} in {self.root}."
+        known = ", ".join(self.environment_names()) or "none"
+        raise NotFound(msg, hint=f"There are: {known}.")
+
+    def bundle_versions(self, name: str) -> dict[str, Path]:
+        """The files of a bundle's versions, by version."""
+        found = {}
+        for path in _listing(self.root / "bundles" / name):
+            place = parse_bundle_path(path.relative_to(self.root).as_posix())
+            if place is not None and path.is_file():
+                found[place[1]] = path
+        return found
+
+
+def find_repository(start: Path) -> ConfigRepository | None:
+    """Find the nearest folder at or above ``start`` that holds a config repository's ``environments`` folder."""
+    for folder in (start, *start.parents):
+        if (folder / TRUST_PATH).is_file():
+            return ConfigRepository(folder)
+        if (folder / ".git").exists():
+            return ConfigRepository(folder) if (folder / "environments").is_dir() else None
+    return None
+
+
+def repository_of(bundle: Path) -> ConfigRepository | None:
+    """Find the repository that a bundle's file stands in as ``bundles/<name>/<version>.dsse.json``, by its place alone."""
+    path = bundle.absolute()
+    if len(path.parts) < 4 or parse_bundle_path("/".join(path.parts[-3:])) is None:
+        return None
+    return ConfigRepository(path.parents[2])
+
+
+def read_bundle(path: Path) -> bytes:
+    """Read a bundle's envelope.
+
+    Raises:
+        NotFound, Invalid: there is none, or it is too large.
+    """
+    return read_bytes(path, max_bytes=ENVELOPE_BYTES, what="bundle")
+
+
+def _listing(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []

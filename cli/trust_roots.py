@@ -1,0 +1,189 @@
+"""Trust roots on disk: the newest in ``trust.json``, those before it in ``roots/<N>.json``.
+
+A root that has all its signatures is never edited: the first change after it begins the next version and keeps the old
+one. A root that still lacks signatures is a draft: changes go into it, and drop the signatures it had.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cli.files import read_bytes, write_whole
+from kneo.digest import Digest
+from kneo.errors import Conflict, Invalid, NotFound, Untrusted
+from kneo.trust.dsse import Envelope, add_signature, parse_envelope, serialise
+from kneo.trust.keys import KeyId, PrivateKey
+from kneo.trust.root import (
+    ROOT_BYTES,
+    ROOT_ROLE,
+    TRUST_ROOT_TYPE,
+    RootDocument,
+    TrustRoot,
+    parse_root,
+    root_payload,
+    verify_chain,
+)
+from kneo.trust.root_edit import EVERYTHING, first_root, next_root
+from kneo.trust.signers import TrustedKey
+
+FIRST_ROLES = (ROOT_ROLE, "release", "approver")
+
+_ROOT_FILE = re.compile(r"([1-9][0-9]{0,6})\.json")
+
+
+@dataclass(frozen=True)
+class StoredRoot:
+    """One root's envelope and what it says. Reading it proves nothing."""
+
+    data: bytes
+    envelope: Envelope
+    document: RootDocument
+
+    @property
+    def digest(self) -> Digest:
+        return self.envelope.digest
+
+    def signers(self) -> frozenset[KeyId]:
+        """The keys whose signatures count for a new root."""
+        return frozenset(self.document.roles[ROOT_ROLE].keys)
+
+
+@dataclass(frozen=True)
+class RootChain:
+    """All roots of a repository, oldest first; never empty."""
+
+    roots: tuple[StoredRoot, ...]
+
+    @property
+    def newest(self) -> StoredRoot:
+        return self.roots[-1]
+
+    @property
+    def first(self) -> Digest:
+        """The digest of the oldest root: what is pinned."""
+        return self.roots[0].digest
+
+    @property
+    def envelopes(self) -> list[bytes]:
+        return [root.data for root in self.roots]
+
+    def verify(self, pin: Digest, now: datetime) -> TrustRoot:
+        """Walk from the pinned root to the newest.
+
+        Raises:
+            Untrusted, Invalid: as ``verify_chain`` says.
+        """
+        return verify_chain(pin, self.envelopes, now)
+
+    def missing(self, now: datetime) -> Untrusted | None:
+        """Say why the newest root does not follow from the oldest, or None when it does."""
+        try:
+            self.verify(self.first, now)
+        except Untrusted as error:
+            return error
+        return None
+
+
+@dataclass(frozen=True)
+class TrustFiles:
+    """Where a chain of trust roots is kept.
+
+    Attributes:
+        file: The newest root.
+    """
+
+    file: Path
+
+    def read(self) -> RootChain:
+        """Read all roots.
+
+        Raises:
+            NotFound: there is none.
+            Invalid: a file is not a trust root.
+        """
+        if not self.file.is_file():
+            msg = f"There is no trust root at {self.file}."
+            hint = "Run this in a config repository, name the file with --file, or begin one with kneo trust init."
+            raise NotFound(msg, hint=hint, file=str(self.file))
+        return RootChain((*map(_read, self._earlier()), _read(self.file)))
+
+    def begin(self, key: PrivateKey, principal: str, expires: datetime) -> Digest:
+        """Write a first root: one person, who may do everything alone.
+
+        Raises:
+            Conflict: there is a root already.
+        """
+        if self.file.exists():
+            msg = f"{self.file} exists already."
+            raise Conflict(msg, hint="Change it with kneo trust add-key and the others.", file=str(self.file))
+        owner = TrustedKey(key.public, principal)
+        document = first_root({role: [owner] for role in FIRST_ROLES}, expires=expires, paths={"release": EVERYTHING})
+        envelope = add_signature(_unsigned(document), key)
+        write_whole(self.file, serialise(envelope))
+        return envelope.digest
+
+    def edit(self, change: Callable[[RootDocument], RootDocument], keys: Sequence[PrivateKey], now: datetime) -> None:
+        """Change the newest root if it is a draft, else begin the next version with the change; sign and write it.
+
+        Raises:
+            KneoError: the change is refused, or a key's signature would count for nothing. Then nothing is written.
+        """
+        chain = self.read()
+        newest = chain.newest
+        is_draft = chain.missing(now) is not None
+        document = change(newest.document if is_draft else next_root(newest.document))
+        before = chain.roots[-2:-1] if is_draft else (newest,)
+        envelope = _sign(_unsigned(document), keys, before)
+        if not is_draft:
+            self._keep(newest)
+        write_whole(self.file, serialise(envelope))
+
+    def sign(self, keys: Sequence[PrivateKey]) -> None:
+        """Add signatures to the newest root.
+
+        Raises:
+            Untrusted: a key's signature would count for nothing.
+        """
+        chain = self.read()
+        envelope = _sign(chain.newest.envelope, keys, chain.roots[-2:-1])
+        write_whole(self.file, serialise(envelope))
+
+    def _earlier(self) -> list[Path]:
+        folder = self.file.parent / "roots"
+        named = [(_ROOT_FILE.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []
+        return [path for _, path in sorted((int(match[1]), path) for match, path in named if match)]
+
+    def _keep(self, root: StoredRoot) -> None:
+        path = self.file.parent / "roots" / f"{root.document.version}.json"
+        if path.exists() and path.read_bytes() != root.data:
+            msg = f"{path} already holds another trust root than the one that is to be kept there."
+            raise Invalid(msg, hint="Restore environments/ from Git and try again.", file=str(path))
+        write_whole(path, root.data)
+
+
+def _read(path: Path) -> StoredRoot:
+    data = read_bytes(path, max_bytes=ROOT_BYTES, what="trust root")
+    envelope = parse_envelope(data, file=str(path), max_bytes=ROOT_BYTES)
+    if envelope.payload_type != TRUST_ROOT_TYPE:
+        msg = f"{path} holds {envelope.payload_type}, not a trust root."
+        raise Invalid(msg, code="Malformed", file=str(path))
+    return StoredRoot(data, envelope, parse_root(envelope.payload, file=str(path)))
+
+
+def _unsigned(document: RootDocument) -> Envelope:
+    return Envelope(TRUST_ROOT_TYPE, root_payload(document), ())
+
+
+def _sign(envelope: Envelope, keys: Sequence[PrivateKey], before: Sequence[StoredRoot]) -> Envelope:
+    # A new root needs the people of the one before and its own, so both may sign; nobody else's signature counts.
+    welcome = frozenset(parse_root(envelope.payload).roles[ROOT_ROLE].keys).union(*(root.signers() for root in before))
+    for key in keys:
+        if key.keyid not in welcome:
+            msg = f"The key {key.keyid} is not one of the role root, so its signature would count for nothing."
+            raise Untrusted(msg, hint="kneo trust show lists the keys of each role.")
+        envelope = add_signature(envelope, key)
+    return envelope
