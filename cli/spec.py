@@ -248,28 +248,33 @@ def graph(
 
 @app.command()
 def schema(
-    kind: Annotated[str, typer.Argument(metavar="[KIND]", help="spec, environment, project, answers, …")] = "spec",
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help="spec (the default), environment, project, answers, …")
+    ] = None,
     *,
-    write: Annotated[
-        Path | None, typer.Option("--write", help="Write the schemas of every kind to this folder.")
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write to this folder: the one named, or all of them.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print the JSON Schema of one kind of file, for editors and other tools."""
+    # The models of every room are imported here and nowhere else in this module.
     from cli.schemas import rendered
 
     schemas = rendered()
-    if write is not None:
-        for name, text in schemas.items():
-            write_whole(write / name, text.encode())
-        files = [str(write / name) for name in schemas]
-        render.emit({"files": files}, as_json=as_json, text=lambda: render.success(f"Wrote {len(files)} schemas."))
-        return
-    if f"{kind}.schema.json" not in schemas:
+    wanted = f"{kind or 'spec'}.schema.json"
+    if wanted not in schemas:
         known = [name.removesuffix(".schema.json") for name in schemas]
-        message = f"There is no schema of {kind[:60]!r}."
-        raise NotFound(message, hint=suggest(kind, known))
-    render.text(schemas[f"{kind}.schema.json"].rstrip("\n"))
+        message = f"There is no schema of {str(kind)[:60]!r}."
+        raise NotFound(message, hint=suggest(str(kind), known))
+    if output is None:
+        render.text(schemas[wanted].rstrip("\n"))
+        return
+    files = {output / name: text for name, text in schemas.items() if kind is None or name == wanted}
+    for path, text in files.items():
+        write_whole(path, text.encode())
+    answer = {"files": [str(path) for path in files]}
+    render.emit(answer, as_json=as_json, text=lambda: render.success(f"Wrote {len(files)} to {output}."))
 
 
 def _names(spec: Spec | None) -> dict[str, str | None]:

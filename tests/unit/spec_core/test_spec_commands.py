@@ -174,7 +174,7 @@ def test_schema(folder, kneo):
     assert json.loads(kneo("spec", "schema")[1])["$id"] == "spec.schema.json"
     assert json.loads(kneo("spec", "schema", "trust-root")[1])["$id"] == "trust-root.schema.json"
     assert kneo("spec", "schema", "enviroment")[0] == 4
-    assert kneo("spec", "schema", "--write", "out")[0] == 0
+    assert kneo("spec", "schema", "--output", "out")[0] == 0
     assert (folder / "out" / "environment.schema.json").is_file()
 
 

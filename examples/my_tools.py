@@ -1,0 +1,19 @@
+"""A tool of your own: a function from a map of arguments to text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+DIRECTORY = {
+    "u-001": "alice@example.com",
+    "u-002": "bob@example.com",
+    "u-003": "carol@example.com",
+}
+
+
+def lookup_user(arguments: Mapping[str, object]) -> str:
+    """Return a person's address by their id, or say that nobody has that id."""
+    user_id = arguments.get("user_id")
+    if not isinstance(user_id, str) or not user_id:
+        return "unknown: user_id is missing"
+    return DIRECTORY.get(user_id, f"unknown: {user_id}")
