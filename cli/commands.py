@@ -28,6 +28,7 @@ class Entry(NamedTuple):
 START, DECLARE, RUN, SERVE, RELEASE, KNOW = "Start", "Declare and sign", "Run", "Serve", "Release", "Look back"
 
 COMMANDS: dict[str, Entry] = {
+    "init": Entry("cli.init:init", "Make a config repository that works, with a signed example.", START),
     "config": Entry("cli.config:app", "The project's settings, and saved service addresses.", START),
     "spec": Entry(
         "cli.spec:app",
