@@ -15,6 +15,7 @@ from kneo.spec.models import Spec
 from kneo.spec.rules.agents import memory, models, runtime_preferences, workflow_agents
 from kneo.spec.rules.conditions import conditions
 from kneo.spec.rules.containers import containers
+from kneo.spec.rules.coverage import coverage
 from kneo.spec.rules.cycles import build_cycles
 from kneo.spec.rules.gates import gates
 from kneo.spec.rules.governance import capabilities, governance
@@ -51,6 +52,7 @@ RULES: tuple[Rule, ...] = (
     implementations,
     inline_secrets,
     build_cycles,
+    coverage,
 )
 """Every rule. The order is the published one of what they find; rules of our own stand beside their kin."""
 

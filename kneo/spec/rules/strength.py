@@ -1,0 +1,106 @@
+"""Which questions to people count as a gate: somebody is always asked, can refuse, and a refusal has an effect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kneo.spec.models import Condition, Gate, Human
+from kneo.spec.models.human import Position
+from kneo.spec.rules.places import in_force
+
+_ENDS = frozenset({"stop", "cancel", "fail", "retry"})
+"""What ends the run, or repeats earlier steps and asks again; at its limit a repetition ends the run too."""
+
+_LETS_THROUGH = frozenset({"continue", "approve", "select"})
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What may happen at a question when nobody approves.
+
+    Attributes:
+        weakness: Why it does not count as a gate; None where it does.
+        outcomes: The effects of a rejection and of silence: stop, cancel, fail, retry, skip, else, …
+    """
+
+    weakness: str | None
+    outcomes: frozenset[str]
+
+    @property
+    def guards(self) -> bool:
+        """Whether what it stands before cannot run unless a person agreed."""
+        return self.weakness is None
+
+    def ends_run(self, *, failure_is_final: bool) -> bool:
+        """Tell whether nothing after it can run unless a person agreed."""
+        final = _ENDS if failure_is_final else _ENDS - {"fail"}
+        return self.guards and self.outcomes <= final
+
+
+def judge_step(human: Human) -> Verdict:
+    """Judge a step of kind human."""
+    outcomes = _outcomes(human, "stop")
+    weakness = _weakness(human, outcomes)
+    if weakness is None and "skip" in outcomes:
+        weakness = "goes on to the next step when it is rejected or nobody answers"
+    return Verdict(weakness, outcomes)
+
+
+def judge_gate(gate: Gate, position: Position, humans: Mapping[str, Human], *, default_reject: str) -> Verdict:
+    """Judge a gate by what it says and what its human says.
+
+    Args:
+        gate: The gate.
+        position: Where it stands.
+        humans: The spec's humans.
+        default_reject: What a rejection does there when nobody says.
+    """
+    human = in_force(gate, humans)
+    if position == "route":
+        outcomes = _timeout(human, default_reject)
+        return Verdict(_asks(gate) or _silence(outcomes), outcomes)
+    outcomes = _outcomes(human, default_reject)
+    return Verdict(_asks(gate) or _weakness(human, outcomes), outcomes)
+
+
+def _outcomes(human: Human, default_reject: str) -> frozenset[str]:
+    reject = human.on_reject or default_reject
+    return _timeout(human, reject) | {reject}
+
+
+def _timeout(human: Human, reject: str) -> frozenset[str]:
+    if human.timeout_seconds is None or human.timeout_seconds <= 0:
+        return frozenset()
+    effect = human.on_timeout.partition(":")[0]
+    if effect == "escalate":
+        return frozenset()  # somebody else is asked; the question stays open
+    return frozenset({reject if effect == "reject" else effect})
+
+
+def _asks(gate: Gate) -> str | None:
+    if gate.when is None or _always(gate.when) or gate.sample == 1:
+        return None
+    return "asks only when its condition holds"
+
+
+def _always(condition: Condition) -> bool:
+    return condition.type == "always"
+
+
+def _weakness(human: Human, outcomes: frozenset[str]) -> str | None:
+    if not _can_reject(human):
+        return "cannot be answered with a rejection"
+    if human.on_reject == "continue":
+        return "goes on when it is rejected"
+    return _silence(outcomes)
+
+
+def _silence(outcomes: frozenset[str]) -> str | None:
+    return "goes on when nobody answers in time" if outcomes & _LETS_THROUGH else None
+
+
+def _can_reject(human: Human) -> bool:
+    if human.decisions is not None:
+        return "rejected" in human.decisions
+    return human.request_type != "selection"

@@ -1,0 +1,282 @@
+"""Following a run through ungated ground: for as long as nobody has had to agree to anything.
+
+Gates on different ways may be different ones; together they dominate what lies behind them. A group of parallel steps
+is passed only when all of them are, so one gate among them is enough for what comes after them, and none for its
+siblings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from kneo.spec.document import Path
+from kneo.spec.models import (
+    ConcurrentWorkflow,
+    ConditionStep,
+    GraphWorkflow,
+    GroupChatWorkflow,
+    HandoffWorkflow,
+    Human,
+    LeafStep,
+    LoopStep,
+    ParallelStep,
+    RouterStep,
+    SequentialWorkflow,
+    Step,
+    StepsStep,
+)
+from kneo.spec.models.human import Position
+from kneo.spec.rules.cycles import Part, agent_part
+from kneo.spec.rules.exposure import Call, Exposure, function_call
+from kneo.spec.rules.strength import Verdict, judge_gate, judge_step
+from kneo.spec.rules.view import SpecView, WorkflowAt
+
+_AFTERWARDS: tuple[Position, ...] = ("after", "each")
+
+MAX_SHOWN = 8  # steps of a way that a message names
+MAX_NOTES = 3  # questions that do not count, of those a message names
+MAX_LINKS = 40  # of a way that a message looks back over
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a step was reached: the one before, and why questions on the way did not count."""
+
+    before: Way | None
+    label: str
+    weakness: str | None = None
+
+    def __str__(self) -> str:
+        labels = [way.label for way in self._links() if way.label]
+        return " → ".join(labels if len(labels) <= MAX_SHOWN else ["…", *labels[-MAX_SHOWN:]])
+
+    def weak(self) -> str:
+        """Say which questions on the way do not count."""
+        notes = dict.fromkeys(way.weakness for way in self._links() if way.weakness)
+        return "".join(f" {note}" for note in list(notes)[-MAX_NOTES:])
+
+    def _links(self) -> list[Way]:
+        """Return the last links; a message does not name all of a long way, and must not cost walking it."""
+        links: list[Way] = []
+        way: Way | None = self
+        while way is not None and len(links) < MAX_LINKS:
+            links.append(way)
+            way = way.before
+        return links[::-1]
+
+
+@dataclass(frozen=True, slots=True)
+class _At:
+    step: Step
+    path: Path
+    beside: dict[str, _At]
+
+
+@dataclass(slots=True)
+class Walk:
+    """One walk through ungated ground.
+
+    Attributes:
+        passes: Whether a workflow or an agent can be passed without a gate; one that is missing can.
+        found: Called with every step that is reached and the privileged call it makes, where it makes one; None to
+            only find out what can be passed.
+        entered: Called with what nested workflows and agents are reached.
+    """
+
+    view: SpecView
+    passes: dict[Part, bool]
+    exposures: dict[Part, Exposure]
+    found: Callable[[Path, str, Call | None, Way], None] | None = None
+    entered: Callable[[Part, Way], None] | None = None
+    _stand_ins: dict[Path, bool] = field(default_factory=dict)
+
+    def workflow(self, at: WorkflowAt, way: Way) -> bool:
+        """Follow a workflow from its start; tell whether its end can be reached without a gate."""
+        workflow = at.workflow
+        match workflow:
+            case SequentialWorkflow():
+                return self.row(_block(workflow.steps, (*at.path, "steps")), way)
+            case GraphWorkflow():
+                return self._graph(workflow, at.path, way)
+            case ConcurrentWorkflow():
+                return self._beside(_block(workflow.participants, (*at.path, "participants")), way)
+            case HandoffWorkflow() | GroupChatWorkflow():
+                return self.row(_turns(workflow, _block(workflow.participants, (*at.path, "participants"))), way)
+
+    def row(self, members: Iterable[_At], way: Way) -> bool:
+        """Follow steps in a row; tell whether the last can be passed without a gate."""
+        for at in members:
+            way = Way(way, at.step.id)
+            open_, weakness = self._step(at, way)
+            if not open_:
+                return False
+            if weakness:
+                way = Way(way, "", weakness)
+        return True
+
+    def _beside(self, members: Iterable[_At], way: Way) -> bool:
+        passed = [self._step(at, Way(way, at.step.id))[0] for at in members]  # all of them run, whatever the first says
+        return all(passed)
+
+    def _graph(self, graph: GraphWorkflow, path: Path, way: Way) -> bool:
+        nodes: dict[str, _At] = {}
+        for key, node in graph.nodes.items():
+            if node.enabled:
+                nodes[key] = _At(node, (*path, "nodes", key), nodes)
+        edges: dict[str, list[tuple[str, bool]]] = {key: [] for key in nodes}
+        for edge in graph.edges:
+            if edge.source in nodes and edge.target in nodes:
+                sure = edge.condition is None or edge.condition.type == "always"
+                edges[edge.source].append((edge.target, sure))
+        if graph.start not in nodes:
+            return True
+        ways = {graph.start: Way(way, graph.start)}
+        ahead = [graph.start]
+        ends = False
+        while ahead:
+            key = ahead.pop()
+            open_, weakness = self._step(nodes[key], ways[key])
+            if not open_:
+                continue
+            ends = ends or not any(sure for _, sure in edges[key])
+            after = Way(ways[key], "", weakness) if weakness else ways[key]
+            for target, _ in edges[key]:
+                if target not in ways:
+                    ways[target] = Way(after, target)
+                    ahead.append(target)
+        return ends
+
+    def _step(self, at: _At, way: Way) -> tuple[bool, str | None]:
+        """Follow a step; tell whether it can be passed without a gate, and which question in it does not count."""
+        step = at.step
+        if not step.enabled:
+            return True, None
+        swallows = step.on_error in {"continue", "fallback"}
+        before = self._verdict(step, "before", "else" if isinstance(step, ConditionStep) else "skip")
+        if before is not None and before.guards:
+            return self._refused(at, before, way, swallows=swallows), None
+        weak = _note(step, "before", before)
+        passed = self._body(at, Way(way, "", weak) if weak else way)
+        if passed:
+            passed, later = self._reviewed(step, swallows=swallows)
+            weak = weak or later
+        if step.on_error == "fallback" and step.fallback_ref in at.beside:
+            return self._stand_in(at.beside[step.fallback_ref], way) or passed, weak
+        # A failure before the question is asked goes on all the same.
+        return passed or swallows, weak
+
+    def _reviewed(self, step: Step, *, swallows: bool) -> tuple[bool, str | None]:
+        """Tell whether a step can be passed once it has run, and which question about its result does not count."""
+        weak = _human_note(step, self._human(step)) if isinstance(step, LeafStep) and step.kind == "human" else None
+        for position in _AFTERWARDS:
+            verdict = self._verdict(step, position, "skip")
+            if verdict is None:
+                continue
+            # A round that is rejected is repeated, but not without end: the last one stands.
+            repeats = position == "each" and "retry" in verdict.outcomes
+            if verdict.ends_run(failure_is_final=not swallows) and not repeats:
+                return False, None
+            weak = weak or _note(step, position, verdict)
+        return True, weak
+
+    def _refused(self, at: _At, gate: Verdict, way: Way, *, swallows: bool) -> bool:
+        """Follow what runs when the gate before a step is not passed."""
+        if isinstance(at.step, ConditionStep) and "else" in gate.outcomes:
+            return self.row(_block(at.step.otherwise, (*at.path, "else")), way)
+        return not gate.ends_run(failure_is_final=not swallows)
+
+    def _stand_in(self, at: _At, way: Way) -> bool:
+        """Follow a step that runs in another's place, once however many name it."""
+        if at.path not in self._stand_ins:
+            self._stand_ins[at.path] = True  # until it is known; two that stand in for each other go on
+            self._stand_ins[at.path] = self._step(at, Way(way, at.step.id))[0]
+        return self._stand_ins[at.path]
+
+    def _body(self, at: _At, way: Way) -> bool:
+        step = at.step
+        match step:
+            case LeafStep():
+                return self._leaf(step, at.path, way)
+            case StepsStep() | LoopStep():
+                return self.row(_block(step.steps, (*at.path, "steps")), way)
+            case ParallelStep():
+                return self._beside(_block(step.steps, (*at.path, "steps")), way)
+            case ConditionStep():
+                taken = self.row(_block(step.steps, (*at.path, "steps")), way)
+                return self.row(_block(step.otherwise, (*at.path, "else")), way) or taken
+            case RouterStep():
+                return self._router(step, at.path, way)
+
+    def _router(self, step: RouterStep, path: Path, way: Way) -> bool:
+        if step.selector and step.selector.function:
+            self._report(
+                (*path, "selector", "function"), step.id, function_call(self.view, step.selector.function), way
+            )
+        chosen = self._verdict(step, "route", "stop")
+        person = chosen is not None and chosen.guards
+        walk = Walk(self.view, self.passes, self.exposures) if person else self
+        if not step.choices:
+            return True
+        blocks = [
+            (name, _block(choice.steps, (*path, "choices", name, "steps"))) for name, choice in step.choices.items()
+        ]
+        passed = [walk.row(block, Way(way, name)) for name, block in blocks]  # any of them may run
+        return any(passed)
+
+    def _leaf(self, step: LeafStep, path: Path, way: Way) -> bool:
+        match step.kind:
+            case "human":
+                return not judge_step(self._human(step)).ends_run(failure_is_final=True)
+            case "function":
+                self._report(path, step.id, function_call(self.view, step.ref), way)
+                return True
+            case "workflow":
+                part: Part = ("workflow", step.ref)
+            case _:
+                part = agent_part(self.view, step.ref)
+                reached = self.exposures.get(part)
+                self._report(path, step.id, reached.call if reached else None, way)
+        if self.entered is not None:
+            self.entered(part, way)
+        return self.passes.get(part, True)
+
+    def _report(self, path: Path, name: str, call: Call | None, way: Way) -> None:
+        if self.found is not None:
+            self.found(path, name, call, way)
+
+    def _human(self, step: LeafStep) -> Human:
+        return self.view.spec.components.humans.get(step.ref) or Human()
+
+    def _verdict(self, step: Step, position: Position, default_reject: str) -> Verdict | None:
+        gate = step.review.gates().get(position) if step.review else None
+        if gate is None:
+            return None
+        return judge_gate(gate, position, self.view.spec.components.humans, default_reject=default_reject)
+
+
+def _block(steps: Sequence[Step], path: Path) -> list[_At]:
+    beside: dict[str, _At] = {}
+    members = [_At(step, (*path, index), beside) for index, step in enumerate(steps)]
+    beside.update((at.step.id, at) for at in members)
+    return members
+
+
+def _turns(workflow: HandoffWorkflow | GroupChatWorkflow, members: list[_At]) -> list[_At]:
+    present = [at for at in members if at.step.enabled]
+    if isinstance(workflow, HandoffWorkflow) and workflow.selector.sequence:
+        by_id = {at.step.id: at for at in present}
+        present = [by_id[name] for name in workflow.selector.sequence if name in by_id]
+    return present if workflow.max_iterations is None else present[: max(0, workflow.max_iterations)]
+
+
+def _note(step: Step, position: Position, verdict: Verdict | None) -> str | None:
+    if verdict is None:
+        return None
+    why = verdict.weakness or "lets the run go on when it is rejected"
+    return f"review.{position} of {step.id} does not count: it {why}."
+
+
+def _human_note(step: Step, human: Human) -> str | None:
+    weakness = judge_step(human).weakness
+    return f"The question {step.id} does not count: it {weakness}." if weakness else None
