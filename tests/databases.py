@@ -21,6 +21,10 @@ from pathlib import Path
 import psycopg
 
 START_SECONDS = 60
+PREFIX = "kneo-pg-"
+OWNER = "owner"
+"""File in a server's folder that names the test process it belongs to."""
+
 UNPRIVILEGED = "nobody"
 """Who runs the server when the tests run as root, whom PostgreSQL refuses."""
 
@@ -33,6 +37,9 @@ SPEED = {
     "max_connections": "200",
     "listen_addresses": "",
     "autovacuum": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_wal_size": "64MB",
 }
 
 
@@ -52,10 +59,12 @@ class Server:
         return f"postgresql+psycopg://postgres@/{database}?host={self.folder}"
 
     def create(self, template: str = "template1") -> str:
-        """Make a database and return its name; a copy of a template costs some 30 ms."""
+        """Make a database and return its name; a copy of a template costs some 20 ms."""
         name = f"t{next(self._numbers)}"
         with self._admin() as connection:
-            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+            # Copying files is three times faster than logging their pages; before version 15 it was the only way.
+            how = "STRATEGY FILE_COPY" if connection.info.server_version >= 150_000 else ""
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" {how}')
         return name
 
     def drop(self, name: str) -> None:
@@ -78,9 +87,11 @@ def start_server() -> Server:
         NoPostgres: none did.
     """
     failures = []
+    _sweep(_quick_folder())
     for binaries in _candidates():
         # The name of a socket may have some 100 characters, which a folder of pytest's easily exceeds.
-        folder = Path(tempfile.mkdtemp(prefix="kneo-pg-", dir="/tmp"))
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_quick_folder()))
+        (folder / OWNER).write_text(str(os.getpid()))
         try:
             return _start(_reachable(binaries, folder), folder)
         except (NoPostgres, OSError, subprocess.SubprocessError) as error:
@@ -92,6 +103,24 @@ def start_server() -> Server:
         f"{tried}\nInstall the dev extra (pip install -e '.[dev]') or your system's postgresql package."
     )
     raise NoPostgres(msg)
+
+
+def _quick_folder() -> Path:
+    # Every test copies a database of some 300 files: ten times faster in memory, where a gigabyte is to spare.
+    memory, disk = Path("/dev/shm"), Path("/tmp")
+    roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**30
+    return memory if roomy else disk
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed test runs left behind."""
+    for left in folder.glob(f"{PREFIX}*"):
+        try:
+            os.kill(int((left / OWNER).read_text()), 0)
+        except ProcessLookupError:
+            shutil.rmtree(left, ignore_errors=True)
+        except (OSError, ValueError):
+            continue
 
 
 def _candidates() -> list[Path]:
@@ -120,9 +149,12 @@ def _reachable(binaries: Path, folder: Path) -> Path:
     probe = _run([str(binaries / "postgres"), "--version"], check=False)
     if probe is not None and probe.returncode == 0:
         return binaries
-    copy = folder / "install"
-    shutil.copytree(binaries.parent, copy, symlinks=True)
-    return copy / "bin"
+    # The wheel keeps libraries in a folder beside its package, where the binaries look for them.
+    package = binaries.parent.parent
+    for source in (binaries.parent, package.with_name(f"{package.name}.libs")):
+        if source.is_dir():
+            shutil.copytree(source, folder / source.relative_to(package.parent), symlinks=True)
+    return folder / binaries.relative_to(package.parent)
 
 
 def _run(command: list[str], *, check: bool) -> subprocess.CompletedProcess[str] | None:
