@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from cli.files import read_bytes
@@ -87,11 +86,15 @@ class Project:
         overlays = self.config.specs.overlays.get(self.environment, ()) if self.config is not None else ()
         return tuple(self.root / overlay for overlay in overlays)
 
-    @cached_property
-    def context(self) -> RuleContext:
-        """What rules may know: the modules below the import roots, and the environment."""
+    def context_of(self, spec: Path) -> RuleContext:
+        """What rules may know: the modules below the import roots and in the spec's config repository, the environment.
+
+        A process that follows a local config repository finds the functions in it, wherever the process stands; so
+        does a check of a spec from there.
+        """
         settings = self.settings
-        modules = ModuleFiles(settings.import_roots, settings.import_allow)
+        roots = (*settings.import_roots, *_config_repository(spec))
+        modules = ModuleFiles(roots, settings.import_allow)
         return RuleContext(modules, settings.import_allow or None, environment=self.environment)
 
     def load(self, argument: Path | None) -> LoadedFile:
@@ -109,7 +112,7 @@ class Project:
             file=self.shown(path),
             overlays=[Source(self.shown(overlay), self._read(overlay)) for overlay in present],
             defaults=self.config.spec_defaults(self.environment) if self.config is not None else NO_DEFAULTS,
-            context=self.context,
+            context=self.context_of(path),
             files=files,
             rules=check,
         )
@@ -122,6 +125,11 @@ class Project:
 
     def _read(self, path: Path) -> bytes:
         return read_bytes(path, max_bytes=DEFAULT_LIMITS.max_bytes, what="spec")
+
+
+def _config_repository(spec: Path) -> tuple[Path, ...]:
+    folders = spec.resolve().parents
+    return tuple(folder for folder in folders if (folder / "environments" / "trust.json").is_file())[:1]
 
 
 def open_project(environment: str | None = None) -> Project:
