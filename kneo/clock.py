@@ -69,10 +69,14 @@ def parse_time(text: str) -> datetime:
     if moment.tzinfo is None:
         msg = f"{text[:60]!r} has no time zone; end it with Z or an offset such as +01:00."
         raise Invalid(msg)
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        msg = f"{text[:60]!r} lies outside the years 1 to 9999 in UTC."
+        raise Invalid(msg) from error
 
 
-_DURATION = re.compile(r"(\d{1,9})(s|m|h|d)")
+_DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 

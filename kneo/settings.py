@@ -37,7 +37,7 @@ class Settings:
     project_root: Path
     """Where the project is: the folder of ``.kneo``, or the working directory. Relative paths start here."""
 
-    database_url: str
+    database_url: str = field(repr=False)
     """``sqlite:///path`` or ``postgresql+psycopg://…``; ``KNEO_SERV_DATABASE_URL``."""
 
     state_dir: Path
@@ -62,10 +62,10 @@ class Settings:
     import_roots: tuple[Path, ...] = ()
     """Folders that ``implementation:`` modules are looked for in."""
 
-    api_keys: str = ""
+    api_keys: str = field(default="", repr=False)
     """``name:key:role_or_scope[,…]`` joined by ``;``, ``KNEO_SERV_API_KEYS``."""
 
-    admin_api_key: str = ""
+    admin_api_key: str = field(default="", repr=False)
     auth_enabled: bool = False
     status_words: str = "auto"
     """``auto``, ``documented`` or ``published``: which of two vocabularies answers speak."""
@@ -74,11 +74,11 @@ class Settings:
     """Where ``kneo init`` remembers which first trust root it made for which local repository."""
 
     profiles_path: Path = Path("~/.kneo_serv/profiles.json")
-    client_api_key: str = ""
+    client_api_key: str = field(default="", repr=False)
     """The key this process presents when it is a client, ``KNEO_SERV_API_KEY``."""
 
     client_timeout_seconds: float = 120.0
-    key_passphrase: str = ""
+    key_passphrase: str = field(default="", repr=False)
     limits: Limits = field(default_factory=Limits)
 
 
@@ -157,6 +157,14 @@ def variables_set(names: Iterable[str], env: Mapping[str, str] | None = None) ->
     return frozenset(name for name in names if env.get(name))
 
 
+def _trust_root(text: str) -> Digest | None:
+    try:
+        return parse_digest(text) if text else None
+    except Invalid as error:
+        msg = f"KNEO_SERV_TRUST_ROOT: {error.message}"
+        raise Invalid(msg, code="invalid_setting") from error
+
+
 def _database_url(text: str, state_path: Path) -> str:
     if not text:
         return f"sqlite:///{state_path}"
@@ -165,7 +173,7 @@ def _database_url(text: str, state_path: Path) -> str:
             return "postgresql+psycopg://" + text.removeprefix(plain)
     if text.startswith(("sqlite:///", "postgresql+psycopg://")):
         return text
-    scheme = text.split(":", 1)[0]
+    scheme = text.split(":", 1)[0][:40]
     msg = f"KNEO_SERV_DATABASE_URL starts with {scheme!r}; use sqlite:///PATH or postgresql://…"
     raise Invalid(msg, code="invalid_setting")
 
@@ -193,7 +201,6 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         page_items=_positive(env, "KNEO_SERV_MAX_LIST_ITEMS", Limits.page_items),
     )
     keys, admin = env.get("KNEO_SERV_API_KEYS", ""), env.get("KNEO_SERV_ADMIN_API_KEY", "")
-    pin = env.get("KNEO_SERV_TRUST_ROOT", "").strip()
     words = env.get("KNEO_SERV_STATUS_WORDS", "auto")
     if words not in {"auto", "documented", "published"}:
         msg = f"KNEO_SERV_STATUS_WORDS must be auto, documented or published, not {words[:40]!r}."
@@ -206,7 +213,7 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         project_config=config,
         environment=env.get("KNEO_ENV", "").strip(),
         spec_root=Path(env.get("KNEO_SERV_SPEC_ROOT", "") or root),
-        trust_root=parse_digest(pin) if pin else None,
+        trust_root=_trust_root(env.get("KNEO_SERV_TRUST_ROOT", "").strip()),
         import_allow=tuple(p.strip() for p in env.get("KNEO_SERV_IMPORT_ALLOW", "").split(",") if p.strip()),
         import_roots=(root,) if cwd == root else (root, cwd),
         api_keys=keys,

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kneo.digest import canonical_json, digest_of, digest_of_json, parse_digest
+from kneo.errors import Invalid
+
+SAFE = 2**53 - 1
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-SAFE, SAFE)
+    # A whole number beyond 2^53 reads back as an integer, which is refused for what it may have lost.
+    | st.floats(allow_nan=False, allow_infinity=False).filter(lambda number: abs(number) <= SAFE or abs(number) >= 1e21)
+    | st.text(st.characters(codec="utf-8")),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+def test_a_digest_names_bytes() -> None:
+    assert digest_of(b"") == "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_the_order_of_keys_is_by_utf_16_unit() -> None:
+    """RFC 8785, section 3.2.3: the example whose order differs from that of code points."""
+    keys = ["\u20ac", "\r", "\ufb33", "1", "\U0001f600", "\u0080", "\u00f6"]
+    ordered = list(json.loads(canonical_json(dict.fromkeys(keys, 0))))
+    assert ordered == ["\r", "1", "\u0080", "\u00f6", "\u20ac", "\U0001f600", "\ufb33"]
+
+
+@pytest.mark.parametrize(
+    ("bits", "text"),
+    [
+        ("0000000000000000", "0"),
+        ("8000000000000000", "0"),
+        ("0000000000000001", "5e-324"),
+        ("7fefffffffffffff", "1.7976931348623157e+308"),
+        ("4340000000000000", "9007199254740992"),
+        ("44b52d02c7e14af5", "9.999999999999997e+22"),
+        ("444b1ae4d6e2ef50", "1e+21"),
+        ("3eb0c6f7a0b5ed8d", "0.000001"),
+        ("41b3de4355555557", "333333333.33333343"),
+    ],
+)
+def test_numbers_are_spelled_as_the_standard_says(bits: str, text: str) -> None:
+    """RFC 8785, appendix B."""
+    (number,) = struct.unpack(">d", bytes.fromhex(bits))
+    assert canonical_json(number).decode() == text
+
+
+@given(values)
+def test_canonical_json_is_json_and_a_fixed_point(value: object) -> None:
+    once = canonical_json(value)
+    again = json.loads(once)
+    assert canonical_json(again) == once
+
+
+@given(st.dictionaries(st.text(st.characters(codec="utf-8")), st.integers(-SAFE, SAFE)))
+def test_a_json_digest_ignores_the_order_of_keys(value: dict[str, int]) -> None:
+    backwards = dict(reversed(value.items()))
+    assert digest_of_json(value) == digest_of_json(backwards)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        float("nan"),
+        float("inf"),
+        2**53 + 1,
+        "\ud800",
+        {"\ud800": 1},
+        {1: "a number is no key"},
+        object(),
+        b"bytes",
+        {"a set"},
+    ],
+)
+def test_what_json_does_not_have_is_refused(value: object) -> None:
+    with pytest.raises(Invalid):
+        canonical_json(value)
+
+
+def test_endless_nesting_is_refused_not_a_crash() -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(Invalid):
+        canonical_json(deep)
+
+
+def test_a_digest_is_read_back() -> None:
+    assert parse_digest(digest_of(b"x")) == digest_of(b"x")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "sha256:",
+        "sha256:" + "0" * 63,
+        "sha256:" + "0" * 65,
+        "sha256:" + "A" * 64,
+        "SHA256:" + "0" * 64,
+        "sha512:" + "0" * 64,
+        "0" * 64,
+        " sha256:" + "0" * 64,
+        "sha256:" + "0" * 64 + "\n",
+        "sha256:" + "٠" * 64,
+    ],
+)
+def test_what_is_not_a_digest_is_refused(text: str) -> None:
+    with pytest.raises(Invalid, match="not a digest"):
+        parse_digest(text)

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kneo.digest import digest_of
+from kneo.errors import Invalid
+from kneo.settings import Limits, debug_wanted, find_project_config, from_env, process_environment, variables_set
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def test_without_any_variable_everything_has_a_default(here: Path) -> None:
+    settings = from_env({}, here)
+    assert settings.project_root == here
+    assert settings.database_url == f"sqlite:///{here}/.kneo/kneo_runs.sqlite"
+    assert settings.state_dir == here / ".kneo"
+    assert settings.trust_root is None
+    assert not settings.auth_enabled
+    assert settings.limits == Limits()
+
+
+def test_nothing_secret_has_a_default(here: Path) -> None:
+    settings = from_env({}, here)
+    assert (settings.api_keys, settings.admin_api_key, settings.key_passphrase, settings.client_api_key) == ("",) * 4
+
+
+@pytest.mark.parametrize("name", [".kneo/config.yaml", ".kneo/config.yml", "kneo_serv.yaml", "kneo_serv.yml"])
+def test_the_project_is_the_nearest_folder_with_a_config(here: Path, name: str) -> None:
+    (here / name).parent.mkdir(exist_ok=True)
+    (here / name).touch()
+    below = here / "a" / "b"
+    below.mkdir(parents=True)
+    assert find_project_config(below) == here / name
+    settings = from_env({}, below)
+    assert (settings.project_root, settings.project_config) == (here, here / name)
+    assert settings.spec_root == here
+    assert settings.import_roots == (here, below)
+    assert settings.state_dir == here / ".kneo"
+
+
+def test_a_folder_that_is_named_like_the_config_is_no_project(here: Path) -> None:
+    (here / ".kneo" / "config.yaml").mkdir(parents=True)
+    below = here / "a"
+    below.mkdir()
+    assert find_project_config(below) is None
+    assert from_env({}, below).project_root == below
+
+
+def test_a_named_project_config_must_be_there(here: Path) -> None:
+    config = here / "elsewhere" / "kneo_serv.yaml"
+    with pytest.raises(Invalid, match="KNEO_PROJECT_CONFIG") as refused:
+        from_env({"KNEO_PROJECT_CONFIG": "elsewhere/kneo_serv.yaml"}, here)
+    assert str(config) in str(refused.value)
+    config.parent.mkdir()
+    config.touch()
+    settings = from_env({"KNEO_PROJECT_CONFIG": "elsewhere/kneo_serv.yaml"}, here)
+    assert (settings.project_config, settings.project_root) == (config, config.parent)
+
+
+def test_which_variables_are_set_is_told_without_their_values() -> None:
+    assert variables_set(["A", "B", "C"], {"A": "secret", "B": ""}) == {"A"}
+
+
+def test_a_child_gets_only_the_variables_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KNEO_TEST_ONE", "1")
+    monkeypatch.setenv("KNEO_TEST_TWO", "2")
+    assert process_environment("KNEO_TEST_ONE", "KNEO_TEST_NONE") == {"KNEO_TEST_ONE": "1"}
+
+
+def test_tracebacks_are_asked_for() -> None:
+    assert debug_wanted({"KNEO_SERV_DEBUG": "1"})
+    assert not debug_wanted({"KNEO_SERV_DEBUG": "0"})
+    assert not debug_wanted({})
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("postgresql://u:p@h/d", "postgresql+psycopg://u:p@h/d"),
+        ("postgres://u:p@h/d", "postgresql+psycopg://u:p@h/d"),
+        ("postgresql+psycopg://u:p@h/d", "postgresql+psycopg://u:p@h/d"),
+        ("sqlite:////var/lib/kneo/k.sqlite", "sqlite:////var/lib/kneo/k.sqlite"),
+        ("  postgresql://h/d ", "postgresql+psycopg://h/d"),
+    ],
+)
+def test_the_database_url_is_understood(here: Path, text: str, url: str) -> None:
+    assert from_env({"KNEO_SERV_DATABASE_URL": text}, here).database_url == url
+
+
+def test_state_stands_beside_a_sqlite_database(here: Path) -> None:
+    assert from_env({"KNEO_SERV_DATABASE_URL": "sqlite:////srv/k.sqlite"}, here).state_dir == Path("/srv")
+
+
+@pytest.mark.parametrize("text", ["mysql://h/d", "sqlite://", "kneo.sqlite", "postgresql+asyncpg://h/d"])
+def test_another_database_is_refused_without_repeating_its_password(here: Path, text: str) -> None:
+    with pytest.raises(Invalid, match="KNEO_SERV_DATABASE_URL"):
+        from_env({"KNEO_SERV_DATABASE_URL": text}, here)
+    with pytest.raises(Invalid) as refused:
+        from_env({"KNEO_SERV_DATABASE_URL": f"mysql://u:{'secret'}@h/d"}, here)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("env", "enabled"),
+    [
+        ({}, False),
+        ({"KNEO_SERV_AUTH_ENABLED": "true"}, True),
+        ({"KNEO_SERV_AUTH_ENABLED": " ON "}, True),
+        ({"KNEO_SERV_AUTH_ENABLED": "false"}, False),
+        ({"KNEO_SERV_API_KEYS": "ann:key:admin"}, True),
+        ({"KNEO_SERV_ADMIN_API_KEY": "key"}, True),
+        ({"KNEO_SERV_AUTH_ENABLED": "false", "KNEO_SERV_API_KEYS": "ann:key:admin"}, True),
+    ],
+)
+def test_keys_switch_authentication_on(here: Path, env: dict[str, str], enabled: bool) -> None:
+    assert from_env(env, here).auth_enabled is enabled
+
+
+LIMITS = {
+    "KNEO_SERV_MAX_BODY_BYTES": "body_bytes",
+    "KNEO_SERV_MAX_INPUT_CHARS": "input_chars",
+    "KNEO_SERV_MAX_HUMAN_CONTENT_CHARS": "human_content_chars",
+    "KNEO_SERV_MAX_INLINE_SPEC_BYTES": "inline_spec_bytes",
+    "KNEO_SERV_MAX_METADATA_BYTES": "metadata_bytes",
+    "KNEO_SERV_MAX_PATH_CHARS": "path_chars",
+    "KNEO_SERV_MAX_LIST_ITEMS": "page_items",
+}
+
+
+@pytest.mark.parametrize(("name", "field"), LIMITS.items())
+def test_each_limit_has_its_variable(here: Path, name: str, field: str) -> None:
+    assert getattr(from_env({name: "7"}, here).limits, field) == 7
+    assert from_env({name: " "}, here).limits == Limits()
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", "1e3", "9" * 10_000])
+def test_a_limit_that_makes_no_sense_is_refused_by_name(here: Path, text: str) -> None:
+    with pytest.raises(Invalid, match="KNEO_SERV_MAX_BODY_BYTES") as refused:
+        from_env({"KNEO_SERV_MAX_BODY_BYTES": text}, here)
+    assert refused.value.code == "invalid_setting"
+    assert len(str(refused.value)) < 200
+
+
+def test_the_trust_root_must_be_a_digest(here: Path) -> None:
+    pin = digest_of(b"root")
+    assert from_env({"KNEO_SERV_TRUST_ROOT": f" {pin} "}, here).trust_root == pin
+    with pytest.raises(Invalid, match="KNEO_SERV_TRUST_ROOT"):
+        from_env({"KNEO_SERV_TRUST_ROOT": "sha256:short"}, here)
+
+
+def test_status_words_are_one_of_three(here: Path) -> None:
+    assert from_env({"KNEO_SERV_STATUS_WORDS": "published"}, here).status_words == "published"
+    with pytest.raises(Invalid, match="KNEO_SERV_STATUS_WORDS"):
+        from_env({"KNEO_SERV_STATUS_WORDS": "loud"}, here)
+
+
+def test_the_import_allow_list_is_split_and_trimmed(here: Path) -> None:
+    assert from_env({"KNEO_SERV_IMPORT_ALLOW": " app, lib.steps ,,"}, here).import_allow == ("app", "lib.steps")
+
+
+def test_paths_of_a_person_start_at_home(here: Path) -> None:
+    settings = from_env({"HOME": str(here)}, here)
+    assert settings.known_roots_path == here / ".kneo_serv" / "known_roots.json"
+    assert from_env({"KNEO_SERV_PROFILES_PATH": "/etc/p.json"}, here).profiles_path == Path("/etc/p.json")
+
+
+def test_settings_do_not_show_their_secrets(here: Path) -> None:
+    env = {
+        "KNEO_SERV_API_KEYS": "ann:TOPSECRET:admin",
+        "KNEO_SERV_ADMIN_API_KEY": "TOPSECRET",
+        "KNEO_SERV_API_KEY": "TOPSECRET",
+        "KNEO_SERV_KEY_PASSPHRASE": "TOPSECRET",
+        "KNEO_SERV_DATABASE_URL": "postgresql://u:TOPSECRET@h/d",
+    }
+    assert "TOPSECRET" not in repr(from_env(env, here))
