@@ -24,6 +24,10 @@ DEFAULT_TERMS = SignatureRule(roles=("release",))
 """What is asked of a bundle where no environment file says more."""
 
 
+SIGNATURES_STEP, SPEC_STEP = 4, 6
+"""Which of ``verify_bundle``'s steps say that enough people signed, and that the spec is the one that is named."""
+
+
 @dataclass(frozen=True)
 class Believed:
     """The trust root that a bundle is judged by."""
@@ -43,6 +47,15 @@ class EnvironmentAccount:
     @property
     def valid(self) -> bool:
         return all(step.passed for step in self.steps)
+
+    def passed(self, number: int) -> bool:
+        """Say whether a step was reached and passed."""
+        return any(step.number == number and step.passed for step in self.steps)
+
+    @property
+    def failed(self) -> VerificationStep | None:
+        """The step at which it ended, if it did."""
+        return next((step for step in self.steps if step.passed is False), None)
 
 
 @dataclass(frozen=True)
