@@ -104,12 +104,13 @@ def locate(found: Diagnostic, documents: Sequence[Document]) -> Diagnostic:
     if found.file is not None or not documents:
         return found
     path = found.path or ()
-    best = max(enumerate(documents), key=lambda pair: (_known(pair[1], path), pair[0]))[1]
+    best = max(enumerate(documents), key=lambda pair: (known_depth(pair[1], path), pair[0]))[1]
     line, column = best.locate(path, key=found.at_key)
     return replace(found, file=best.file, line=line, column=column)
 
 
-def _known(document: Document, path: Path) -> int:
+def known_depth(document: Document, path: Path) -> int:
+    """Count how many parts of a path a document says."""
     place = document.places()
     for depth, part in enumerate(path):
         child = place.children.get(part)

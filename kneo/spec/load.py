@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from kneo.spec.context import NOTHING_KNOWN, RuleContext
 from kneo.spec.defaults import NO_DEFAULTS, SpecDefaults, apply_defaults
-from kneo.spec.diagnostics import Diagnostic, error, has_errors, locate, unreadable
+from kneo.spec.diagnostics import Diagnostic, error, has_errors, known_depth, locate, unreadable
 from kneo.spec.document import DEFAULT_LIMITS, Document, Path, ReadLimits, Unreadable, too_large
 from kneo.spec.inline import Files, inline_skills, inline_texts
 from kneo.spec.merge import merge_all
@@ -22,6 +22,7 @@ from kneo.spec.normalize import normalize
 from kneo.spec.reader import read
 from kneo.spec.schema_check import check_model
 from kneo.spec.words import describe
+from kneo.spec.written import as_written
 
 _TREE_LIMITS = replace(DEFAULT_LIMITS, max_nodes=10 * DEFAULT_LIMITS.max_nodes)
 """For merged values: each file was within its own bounds, and there may be several."""
@@ -170,5 +171,14 @@ def _place(found: Diagnostic, documents: Sequence[Document], renames: Sequence[t
     for new, old in reversed(renames):
         if origin[: len(new)] == new:
             origin = (*old, *origin[len(new) :])
-    placed = locate(replace(found, path=origin), documents)
+    placed = locate(replace(found, path=_written(origin, documents)), documents)
     return replace(placed, path=found.path)
+
+
+def _written(path: Path, documents: Sequence[Document]) -> Path:
+    """Choose the spelling of the last document that says most of it."""
+    spellings = [as_written(path, document.places()) for document in documents]
+    best = max(
+        range(len(documents)), key=lambda index: (known_depth(documents[index], spellings[index]), index), default=0
+    )
+    return spellings[best] if spellings else path

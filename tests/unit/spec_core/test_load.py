@@ -172,3 +172,26 @@ def test_files_that_cannot_be_read_are_findings_with_a_place():
         ("E_SKILL_SOURCE", "skills.n.source"),
         ("E_SKILL_SOURCE", "skills.b.source"),
     ]
+
+
+def test_findings_point_into_short_forms():
+    text = b"""\
+agent:
+  name: a
+  tools:
+    - one
+    - 2
+  policies: {tool: {shell: maybe}}
+workflow:
+  - a
+  - {id: x, kind: condition, when: {any_of: [{type: never}, {type: nevr}]}, steps: [a]}
+components: {humans: {h: {timeout: soon, fields: [{name: n, field_type: number}]}}}
+"""
+    found = {d.path_text: (d.line, d.column) for d in load_spec(text, file="s.yaml").diagnostics}
+    assert found == {
+        "agent.tools.include[1]": (5, 7),
+        "agent.tools.permissions.allow_shell": (6, 28),
+        "workflow.steps[1].when.conditions[1].type": (9, 68),
+        "components.humans.h.timeout_seconds": (10, 36),
+        "components.humans.h.fields[0].type": (10, 73),
+    }
