@@ -101,8 +101,8 @@ class Reference:
         ways = set()
         if before["on_reject"] == "continue" or "when" in before:
             ways |= self.ran(one, None)
-        if before["on_reject"] == "skip":
-            # At a condition a rejection that skips leaves both branches out.
+        if before["on_reject"] in {"skip", "continue"}:
+            # What was rejected is left out, at a condition with both its branches.
             ways |= {OK}
         if before["on_reject"] == "fail":
             ways |= {"fail"}

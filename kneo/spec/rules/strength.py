@@ -32,10 +32,13 @@ class Verdict:
         """Whether what it stands before cannot run unless a person agreed."""
         return self.weakness is None
 
+    def goes_on(self, *, failure_is_final: bool) -> bool:
+        """Tell whether the run can go on after a rejection or silence."""
+        return not self.outcomes <= (_ENDS if failure_is_final else _ENDS - {"fail"})
+
     def ends_run(self, *, failure_is_final: bool) -> bool:
         """Tell whether nothing after it can run unless a person agreed."""
-        final = _ENDS if failure_is_final else _ENDS - {"fail"}
-        return self.guards and self.outcomes <= final
+        return self.guards and not self.goes_on(failure_is_final=failure_is_final)
 
 
 def judge_step(human: Human) -> Verdict:

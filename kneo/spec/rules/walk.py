@@ -161,6 +161,8 @@ class Walk:
         if passed:
             passed, later = self._reviewed(step, swallows=swallows)
             weak = weak or later
+        if before is not None and before.goes_on(failure_is_final=not swallows):
+            passed = True  # asked and rejected, it leaves out what it stands before, with the questions in there
         if step.on_error == "fallback" and step.fallback_ref in at.beside:
             return self._stand_in(at.beside[step.fallback_ref], way) or passed, weak
         # A failure before the question is asked goes on all the same.
@@ -184,7 +186,7 @@ class Walk:
         """Follow what runs when the gate before a step is not passed."""
         if isinstance(at.step, ConditionStep) and "else" in gate.outcomes:
             return self.row(_block(at.step.otherwise, (*at.path, "else")), way)
-        return not gate.ends_run(failure_is_final=not swallows)
+        return gate.goes_on(failure_is_final=not swallows)
 
     def _stand_in(self, at: _At, way: Way) -> bool:
         """Follow a step that runs in another's place, once however many name it."""

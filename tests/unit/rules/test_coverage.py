@@ -112,6 +112,13 @@ def test_a_gate_that_asks_sometimes() -> None:
     assert ungated([gated(FIRE, when={"type": "always"})]) == []
 
 
+def test_a_gate_that_asks_sometimes_may_also_skip_the_questions_behind_it() -> None:
+    group = {"id": "g", "kind": "steps", "steps": [CALM, ASK]}
+    sometimes = {"type": "output_contains", "value": "€"}
+    assert ungated([gated(group, when=sometimes), FIRE]) == ["workflow.steps[1]"]
+    assert ungated([gated(group, when=sometimes, on_reject="stop"), FIRE]) == []
+
+
 def test_disabled_steps_neither_ask_nor_act() -> None:
     assert ungated([{**ASK, "enabled": False}, FIRE]) == ["workflow.steps[1]"]
     assert ungated([{**FIRE, "enabled": False}]) == []
