@@ -1,0 +1,204 @@
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cli.init as command
+from kneo.clock import SystemClock
+from kneo.errors import Invalid
+from kneo.spec.environment import parse_environment
+from kneo.trust.keys import PrivateKey
+from kneo.trust.root import verify_chain
+from kneo.trust.verify import verify_bundle
+
+Kneo = Callable[..., Any]
+BUNDLE = "bundles/announcement/1.0.0.dsse.json"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_answer(kneo: Kneo, tmp_path: Path):
+    made = kneo("init", "acme", "--json")
+    assert made.status == 0
+    assert {key: made.json[key] for key in ("directory", "key", "bundle", "environments")} == {
+        "directory": str(tmp_path / "acme"),
+        "key": str(tmp_path / "acme-keys" / "release.pem"),
+        "bundle": "announcement@1.0.0",
+        "environments": ["dev", "staging", "prod"],
+    }
+    assert str(made.json["trust_root"]).startswith("sha256:")
+
+
+def test_everything_is_committed_and_verifies(kneo: Kneo, tmp_path: Path):
+    made = kneo("init", "acme", "--json").json
+    repo = tmp_path / "acme"
+    assert git(repo, "status", "--porcelain", "--ignored") == ""
+    assert git(repo, "rev-list", "--count", "main") == "1"
+    assert git(repo, "ls-tree", "-r", "--name-only", "main").split() == [
+        ".github/workflows/kneo.yml",
+        ".gitignore",
+        "README.md",
+        "announcement_functions.py",
+        BUNDLE,
+        "environments/dev.yaml",
+        "environments/prod.yaml",
+        "environments/staging.yaml",
+        "environments/trust.json",
+        "specs/announcement.yaml",
+    ]
+    now = SystemClock().now()
+    root = verify_chain(made["trust_root"], [(repo / "environments/trust.json").read_bytes()], now)
+    assert set(root.document.roles) == {"root", "release", "approver"}
+    for name in made["environments"]:
+        file = f"environments/{name}.yaml"
+        environment = parse_environment((repo / file).read_bytes(), file=file)
+        assert environment.spec.inline_specs is (name == "dev")
+        assert [(r.bundle, r.version) for r in environment.spec.releases] == [("announcement", "1.0.0")]
+        bundle = verify_bundle(
+            (repo / BUNDLE).read_bytes(),
+            root=root,
+            signatures=environment.spec.signatures,
+            path=BUNDLE,
+            environment=name,
+            now=now,
+        )
+        assert bundle.digest == made["digest"]
+
+
+def test_the_key_is_private_and_elsewhere(kneo: Kneo, tmp_path: Path):
+    made = kneo("init", "acme", "--json").json
+    key = Path(made["key"])
+    assert not key.is_relative_to(tmp_path / "acme")
+    assert (key.stat().st_mode & 0o777, key.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    secret = key.read_text().splitlines()[1]
+    assert all(secret.encode() not in content for content in everything(tmp_path / "acme").values())
+
+
+@pytest.mark.parametrize("word", ["@NAME@", "@MODULE@", "@DIRECTORY@", "@TRUST_ROOT@", "@VERSION@"])
+def test_no_template_word_is_left(word: str, kneo: Kneo, tmp_path: Path):
+    kneo("init", "acme", "--name", "release-notes")
+    assert all(
+        word.encode() not in content for path, content in everything(tmp_path / "acme").items() if ".git/" not in path
+    )
+
+
+def test_the_spec_is_clean_and_means_what_was_signed(kneo: Kneo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    key = kneo("init", "acme", "--name", "release-notes", "--json").json["key"]
+    assert kneo("spec", "lint", "acme/specs/release-notes.yaml").status == 0
+    monkeypatch.chdir(tmp_path / "acme")
+    assert kneo("spec", "lint", "specs/release-notes.yaml").status == 0
+    again = ["--output", "bundles/release-notes/1.0.0.dsse.json", "--approved-by", "ann", "--key", key, "--json"]
+    signed = kneo("spec", "bundle", "sign", "specs/release-notes.yaml", *again)
+    assert signed.status == 0, signed.err
+    assert signed.json["added"] is True
+
+
+def test_the_function_publishes_once_for_each_key(kneo: Kneo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kneo("init", "acme")
+    names: dict[str, Any] = {}
+    exec((tmp_path / "acme" / "announcement_functions.py").read_text(), names)
+
+    class Context:
+        idempotency_key, run_id = "k1", "run_1"
+
+    monkeypatch.chdir(tmp_path)
+    assert names["publish"]("hello", Context()) == names["publish"]("hello", Context()) == "published: hello"
+    lines = [json.loads(line) for line in (tmp_path / "published.jsonl").read_text().splitlines()]
+    assert lines == [{"idempotency_key": "k1", "run_id": "run_1", "text": "hello"}]
+
+
+def test_this_machine_remembers_the_root(kneo: Kneo, home: Path, tmp_path: Path):
+    made = kneo("init", "acme", "--json").json
+    known = json.loads((home / ".kneo_serv" / "known_roots.json").read_text())
+    assert known == {str(tmp_path / "acme"): made["trust_root"]}
+
+
+def test_an_empty_folder_one_stands_in(kneo: Kneo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "acme").mkdir()
+    monkeypatch.chdir(tmp_path / "acme")
+    assert kneo("init", ".").status == 0
+    assert Path.cwd() == tmp_path / "acme"
+    assert (Path.cwd() / "README.md").is_file()
+    assert git(Path.cwd(), "status", "--porcelain") == ""
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["acme", "acme-keys", "home"]
+
+
+def test_a_folder_with_something_in_it_is_left_alone(kneo: Kneo, home: Path, tmp_path: Path):
+    (tmp_path / "acme").mkdir()
+    (tmp_path / "acme" / "notes").write_text("mine")
+    refused = kneo("init", "acme")
+    assert refused.status == 5
+    assert "not empty" in refused.err
+    assert everything(tmp_path) == {"acme/notes": b"mine"}
+    assert not (home / ".kneo_serv").exists()
+    (tmp_path / "file").write_text("x")
+    assert kneo("init", "file").status == 5
+
+
+@pytest.mark.parametrize("name", ["", "Two Words", "../up", "a_b", "1st", "x" * 61, "-a", "a-"])
+def test_names_that_are_no_names(name: str, kneo: Kneo, tmp_path: Path):
+    assert kneo("init", "acme", f"--name={name}").status == 2
+    assert not (tmp_path / "acme").exists()
+
+
+def test_a_key_inside_the_repository_is_refused(kneo: Kneo, tmp_path: Path):
+    (tmp_path / "acme").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "acme")
+    for path in ("acme/release.pem", "acme/../acme/keys/k.pem", "link/k.pem"):
+        assert kneo("init", "acme", "--key", path).status == 2
+    assert list((tmp_path / "acme").iterdir()) == []
+
+
+def test_a_key_that_is_there_is_used(kneo: Kneo, tmp_path: Path):
+    kneo("keys", "generate", "-o", "ann.pem")
+    made = kneo("init", "acme", "--key", "ann.pem", "--principal", "ann", "--json").json
+    assert made["key"] == str(tmp_path / "ann.pem")
+    keyid = PrivateKey.load((tmp_path / "ann.pem").read_bytes()).keyid
+    shown = kneo("trust", "show", "--file", "acme/environments/trust.json", "--json").json
+    assert list(shown["keys"]) == [keyid]
+    assert shown["keys"][keyid]["principal"] == "ann"
+
+
+@pytest.mark.parametrize("what", ["_sign", "_write_templates", "KnownRoots"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_after_a_failure_everything_is_as_before(
+    what: str, exists: bool, kneo: Kneo, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object, **__: object) -> None:
+        raise Invalid("The disk is full.")
+
+    if exists:
+        (tmp_path / "acme").mkdir()
+    monkeypatch.setattr(command, what, fail)
+    assert kneo("init", "acme").status == 1
+    assert everything(tmp_path) == {}
+    assert (tmp_path / "acme").exists() is exists
+    assert sorted(p.name for p in tmp_path.iterdir()) == (["acme", "home"] if exists else ["home"])
+    assert not (home / ".kneo_serv").exists()
+
+
+def test_a_place_that_cannot_be_written(kneo: Kneo, tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    refused = kneo("init", "file/acme")
+    assert refused.status in {1, 5}
+    assert "Traceback" not in refused.err
+    assert everything(tmp_path) == {"file": b"x"}
+
+
+def test_git_is_never_set_up_and_a_hook_calls(kneo: Kneo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    git(tmp_path, "init", "--quiet", "outer")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "outer" / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "outer" / ".git" / "index"))
+    assert kneo("init", "acme").status == 0
+    assert git(tmp_path / "acme", "log", "--format=%an") == "kneo"
+    assert git(tmp_path / "outer", "status", "--porcelain") == ""
