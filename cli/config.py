@@ -172,7 +172,7 @@ def list_profiles(*, as_json: JsonOption = False) -> None:
 
 @profile_app.command("show")
 def show_profile(
-    argument: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
+    argument: Annotated[str | None, typer.Argument(metavar="NAME")] = None,
     *,
     name: Annotated[str | None, typer.Option("--name", help="The profile; left out: the active one.")] = None,
     as_json: JsonOption = False,

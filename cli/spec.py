@@ -35,7 +35,7 @@ class Drawing(StrEnum):
 
 
 SpecArgument = Annotated[
-    Path | None, typer.Argument(metavar="[SPEC]", help="A YAML or JSON file; left out: the project's default spec.")
+    Path | None, typer.Argument(metavar="SPEC", help="A YAML or JSON file; left out: the project's default spec.")
 ]
 EnvOption = Annotated[
     str | None, typer.Option("--env", help="The environment whose overlays, defaults and policy apply.")
@@ -107,7 +107,7 @@ def compile_spec(
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
 ) -> None:
-    """Check that a spec can be run: every reference resolves, every file it takes in is there. Runs nothing."""
+    """Check that a spec can be run, without running it."""
     checked = check(open_project(env), spec)
     if service_url or profile:
         answer = ask_service("compile", checked, service_url, profile)
@@ -142,7 +142,7 @@ def explain(
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
 ) -> None:
-    """Say what a spec does: its agent, its steps, and where people are asked."""
+    """Say what a spec does, and where people are asked."""
     checked = check(open_project(env), spec)
     if service_url or profile:
         render.print_json(ask_service("explain", checked, service_url, profile))
@@ -178,7 +178,10 @@ def resolve_spec(
     env: EnvOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the spec as it is meant: overlays and defaults applied, files and skills taken in."""
+    """Write the spec as one file.
+
+    Overlays and defaults are applied, prompts and skills taken in: it is what would be signed.
+    """
     checked = check(open_project(env), spec)
     require_usable(checked, as_json=as_json)
     tree = checked.file.loaded.tree
@@ -249,7 +252,7 @@ def graph(
 @app.command()
 def schema(
     kind: Annotated[
-        str | None, typer.Argument(metavar="[KIND]", help="spec (the default), environment, project, answers, …")
+        str | None, typer.Argument(metavar="KIND", help="spec (the default), environment, project, answers, …")
     ] = None,
     *,
     output: Annotated[
@@ -257,7 +260,7 @@ def schema(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the JSON Schema of one kind of file, for editors and other tools."""
+    """Print the JSON Schema of one kind of file."""
     # The models of every room are imported here and nowhere else in this module.
     from cli.schemas import rendered
 
