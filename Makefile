@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 WORKERS ?= 2
 
-.PHONY: help demo up test lint types imports schemas format check clean
+.PHONY: help demo up test lint types imports schemas fresh format check clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -35,7 +35,11 @@ imports: $(VENV)/.ready-dev ## Check who imports whom
 schemas: $(VENV)/.ready ## Write schemas/ anew from the code
 	@$(BIN)/kneo spec schema --output schemas
 
-check: lint types imports test ## Everything a change has to pass
+fresh: schemas ## Check that the schemas in the repository are what the code describes
+	@test -z "$$(git status --porcelain -- schemas)" || { git --no-pager diff --stat -- schemas; \
+		echo "schemas/ is not what the code describes: commit what 'make schemas' has written."; exit 1; }
+
+check: lint types imports fresh test ## Everything a change has to pass
 
 format: $(VENV)/.ready-dev ## Put the code into shape
 	@$(BIN)/ruff check --fix-only .
