@@ -94,14 +94,18 @@ def tour(tmp_path: Path, database_url: str) -> Iterator[Tour]:
     made.machine.stop()
 
 
-def served(up: Process, version: str) -> object:
-    environment = up.get("/environments/prod")
-    return [item for item in environment["releases"] if item["version"] == version]
+def prod(up: Process, what: str) -> list[dict[str, object]]:
+    """What is known of prod; nothing before the first commit was looked at."""
+    found = [item for item in up.get("/environments")["environments"] if item["name"] == "prod"]
+    return found[0][what] if found else []
+
+
+def served(up: Process, version: str) -> list[dict[str, object]]:
+    return [item for item in prod(up, "releases") if item["version"] == version]
 
 
 def condition(up: Process, kind: str) -> dict[str, object] | None:
-    found = up.get("/environments/prod")["conditions"]
-    return next((item for item in found if item["type"] == kind), None)
+    return next((item for item in prod(up, "conditions") if item["type"] == kind), None)
 
 
 def start_run(up: Process, text: str = "We ship on Friday") -> dict[str, object]:
