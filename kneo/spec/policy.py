@@ -1,0 +1,124 @@
+"""What an environment asks of every spec that is to run in it, and how several such policies combine.
+
+The seven flags, their defaults, the order of their findings and the codes are the published ones. Policies only ever
+add up: whoever has a say can ask for more, and nobody can take back what another asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from kneo.spec.context import NOTHING_KNOWN
+from kneo.spec.diagnostics import Diagnostic, Severity, error
+from kneo.spec.flags import PolicyFlags
+from kneo.spec.models import Spec
+from kneo.spec.rules.permissions import is_unrestricted
+from kneo.spec.rules.places import asks_somebody
+from kneo.spec.rules.view import SpecView
+
+NO_POLICY = PolicyFlags(enabled=False)
+"""Asks for nothing; what an absent policy means where one may be absent."""
+
+SWITCHES: dict[str, str] = {
+    "fail_on_warnings": "warnings are violations",
+    "require_human_review": "a person must be asked somewhere",
+    "require_tool_permissions": "agents with tools must state permissions",
+    "deny_unrestricted_tools": "tools must not be unrestricted",
+    "require_guardrails": "an agent must have a guardrail",
+}
+"""The flags that are on or off, and what each asks for."""
+
+
+def check_policy(spec: Spec, diagnostics: Sequence[Diagnostic], flags: PolicyFlags) -> tuple[Diagnostic, ...]:
+    """Judge a spec by a policy.
+
+    Args:
+        spec: The spec, in normal form.
+        diagnostics: What the rules found in it.
+        flags: The policy.
+
+    Returns:
+        The violations, in the published order; all of them are errors.
+    """
+    if not flags.enabled:
+        return ()
+    return (*_findings(diagnostics, flags), *_demands(SpecView.of(spec, NOTHING_KNOWN), flags))
+
+
+def _findings(diagnostics: Sequence[Diagnostic], flags: PolicyFlags) -> Iterator[Diagnostic]:
+    blocked = frozenset(flags.blocked_diagnostic_codes)
+    for found in diagnostics:
+        if blocked & {found.code, *found.aliases}:
+            yield _violation("E_ENV_POLICY_DIAGNOSTIC", f"{found.code} is not accepted here: {found.message}", found)
+        if flags.fail_on_warnings and found.severity is Severity.WARNING:
+            yield _violation("E_ENV_POLICY_WARNING", f"Warnings are not accepted here: {found.message}", found)
+
+
+def _violation(code: str, message: str, found: Diagnostic) -> Diagnostic:
+    """Turn a finding into a violation at the same place."""
+    return replace(found, code=code, severity=Severity.ERROR, message=message, aliases=())
+
+
+def _demands(view: SpecView, flags: PolicyFlags) -> Iterator[Diagnostic]:
+    if flags.require_human_review and not asks_somebody(view):
+        message = "This environment wants a person to be asked, and no workflow asks one."
+        hint = "Add a step of kind human, or a review at the step or tool that needs one."
+        yield error("E_ENV_POLICY_HUMAN_REVIEW", message, ("workflow",), suggestion=hint)
+    if flags.require_tool_permissions:
+        yield from _unstated(view)
+    if flags.deny_unrestricted_tools:
+        yield from _unrestricted(view)
+    if flags.require_guardrails and not any(_is_guarded(view)):
+        message = "This environment wants guardrails, and no agent has one."
+        hint = "Add a guardrail to at least one agent."
+        yield error("E_ENV_POLICY_GUARDRAILS", message, ("agent", "guardrails"), suggestion=hint)
+
+
+def _unstated(view: SpecView) -> Iterator[Diagnostic]:
+    for at in view.agents:
+        if at.agent.tools is not None and at.agent.tools.include and at.agent.tools.permissions is None:
+            message = f"This environment wants tool permissions, and {at.agent.name} states none."
+            hint = "Write tools.permissions: what is not needed is false."
+            yield error("E_ENV_POLICY_TOOL_PERMISSIONS", message, (*at.path, "tools", "permissions"), suggestion=hint)
+
+
+def _unrestricted(view: SpecView) -> Iterator[Diagnostic]:
+    for at in view.agents:
+        if is_unrestricted(at.agent):
+            message = f"This environment wants tools to be restricted, and those of {at.agent.name} are not."
+            hint = "State permissions without shell and file access, and name the hosts in allowed_domains."
+            yield error("E_ENV_POLICY_UNRESTRICTED_TOOLS", message, (*at.path, "tools"), suggestion=hint)
+
+
+def _is_guarded(view: SpecView) -> Iterator[bool]:
+    for at in view.agents:
+        yield at.agent.guardrails is not None and any(at.agent.guardrails.stages().values())
+
+
+def strictest(*policies: PolicyFlags) -> PolicyFlags:
+    """Combine policies: what one of them asks for is asked for, whatever the others say.
+
+    A policy that is not enabled asks for nothing. Without any policy the result is :data:`NO_POLICY`.
+    """
+    asking = [policy for policy in policies if policy.enabled]
+    if not asking:
+        return NO_POLICY
+    codes = sorted({code for policy in asking for code in policy.blocked_diagnostic_codes})
+    switches = {name: any(getattr(policy, name) for policy in asking) for name in SWITCHES}
+    return PolicyFlags(enabled=True, blocked_diagnostic_codes=tuple(codes), **switches)
+
+
+def weakenings(before: PolicyFlags, after: PolicyFlags) -> tuple[str, ...]:
+    """Say what a policy no longer asks for; empty where it asks for at least as much as before."""
+    if not before.enabled:
+        return ()
+    if not after.enabled:
+        return ("The policy is switched off.",) if before != PolicyFlags() else ()
+    gone = [
+        f"{name} is switched off: no longer, {words}."
+        for name, words in SWITCHES.items()
+        if getattr(before, name) and not getattr(after, name)
+    ]
+    missing = sorted(frozenset(before.blocked_diagnostic_codes) - frozenset(after.blocked_diagnostic_codes))
+    return (*gone, *(f"{code} is no longer blocked." for code in missing))
