@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.source import Mirror, Rewrite, SourceLimits, SourceSnapshot, changed_paths
+from controller.source import Blob, Mirror, Rewrite, SourceLimits, SourceSnapshot, changed_paths
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Transient
 
 BUNDLE = "bundles/research/1.0.0.dsse.json"
@@ -274,6 +274,12 @@ def test_a_name_listed_twice_is_refused(origin: Origin, mirror: Mirror) -> None:
     assert refusal(mirror).code == "UnsafeTree"
 
 
+def test_a_malformed_object_is_refused_wherever_it_stands(origin: Origin, mirror: Mirror) -> None:
+    docs = origin.tree(("40000", b"..", origin.tree(("100644", b"x", origin.raw("blob", b"evil")))))
+    origin.point(origin.tree(("40000", b"docs", docs)))
+    assert refusal(mirror).code == "UnsafeTree"
+
+
 @pytest.mark.parametrize("mode", ["120000", "160000", "100755", "100666", "100664"])
 def test_only_plain_files_are_read(origin: Origin, mirror: Mirror, mode: str) -> None:
     blob = origin.raw("blob", b"../../../etc/passwd")
@@ -411,6 +417,17 @@ def test_nothing_the_repository_or_the_surroundings_bring_is_run(
     mirror.accept(snapshot)
     assert snapshot.read([BUNDLE]) == {BUNDLE: b"{}"}
     assert not ran.exists()
+
+
+def test_reading_never_makes_git_go_out_and_fetch(origin: Origin, mirror: Mirror) -> None:
+    origin.write(**{BUNDLE: "{}", "large": "x" * 2_000_000})
+    mirror.accept(mirror.fetch())
+    left_out = origin.git("rev-parse", "HEAD:large")
+    mirror._git.local("config", "remote.source.url", str(origin.path))
+    origin.git("config", "uploadpack.allowAnySHA1InWant", "true")
+    origin.git("config", "uploadpack.allowFilter", "true")
+    with pytest.raises(KneoError):
+        mirror.read_blobs([Blob(left_out, 2_000_000)])
 
 
 def test_replaced_objects_are_not_believed(origin: Origin, mirror: Mirror) -> None:

@@ -146,6 +146,7 @@ def test_too_few_or_nobody_is_refused(keys: list[PrivateKey], rule: SignatureRul
 def test_the_trust_root_may_ask_for_more_than_the_environment() -> None:
     root = trusted(set_role(document(), "release", threshold=2))
     assert refusal(signed(bundle().payload, ANN), root=root) == "ThresholdNotMet"
+    assert refusal(signed(bundle().payload, ANN, ANN2), root=root) == "ThresholdNotMet"
     assert verify(signed(bundle().payload, ANN, BOB), root=root)
     either = SignatureRule(roles=("release", "security"))
     assert [s.principal for s in verify(signed(bundle().payload, ANN, CARA), root=root, signatures=either).signers] == [
@@ -343,6 +344,9 @@ def test_an_approval_holds_for_what_it_was_made_about() -> None:
     assert approval_refusal(approval(ANN)) == "SignatureInvalid"
     assert approval_refusal(approval(CARA), roles=[]) == "SignatureInvalid"
     assert approval_refusal(signed(bundle().payload, CARA)) == "Malformed"
+    value = json.loads(dsse.parse_envelope(approval(CARA)).payload)
+    value["subject"][0]["digest"]["sha256"] = "0" * 64
+    assert approval_refusal(signed(json.dumps(value).encode(), CARA)) == "Malformed"
     root = trusted(revoke_key(document(), CARA.keyid, at=NOW, reason="lost"))
     assert approval_refusal(approval(CARA), root=root) == "KeyRevoked"
     assert approval_refusal(approval(CARA), root=root, first_seen=NOW - DAY) == "fine"
