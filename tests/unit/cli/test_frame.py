@@ -197,3 +197,16 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path):
     script = f"{sys.executable} -c 'from cli.main import main; main([\"--help\"])' | true"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("group", "unneeded"),
+    [
+        ("spec", {"cli.bundle", "cli.clone", "cryptography"}),
+        ("keys", {"cli.trust", "cli.spec", "kneo.spec.rules"}),
+        ("trust", {"cli.bundle", "cli.spec", "kneo.spec.rules"}),
+    ],
+)
+def test_a_groups_help_imports_what_it_needs(group: str, unneeded: set[str]):
+    modules = imported_by(group, "--help")
+    assert modules.isdisjoint(unneeded | {"fastapi", "git", "httpx", "rich", "sqlalchemy", "uvicorn", "watchdog"})
