@@ -5,6 +5,7 @@ With ``--up`` the service is left running at the end.
 
 from __future__ import annotations
 
+import base64
 import json
 import secrets
 import shutil
@@ -52,7 +53,7 @@ class Story:
         done = subprocess.run(  # noqa: S603 - our own command
             command, cwd=self.folder / cwd, env=self.environment(who), capture_output=True, text=True, check=False
         )
-        said = done.stdout + done.stderr
+        said = (done.stdout + done.stderr).replace(f"{self.folder}/", "")
         if not quiet:
             render.text("\n".join(f"     {line.rstrip()}" for line in said.splitlines() if line.strip()))
         if done.returncode != expect:
@@ -125,8 +126,8 @@ def tell(story: Story) -> None:
         "A config repository",
         "Specs, signed bundles, one file per environment and a trust root. The private key stays outside.",
     )
-    made = json.loads(story.kneo("init", "acme", "--json"))
-    key, spec = made["key"], f"specs/{NAME}.yaml"
+    story.kneo("init", "acme")
+    key, spec = "../acme-keys/release.pem", f"specs/{NAME}.yaml"
 
     story.say("Change the spec, lint it, sign it, name it in prod, commit", "A signature is over the resolved spec.")
     _edit(story.folder / "acme" / spec, "dummy", "dummy")
@@ -167,23 +168,20 @@ def _run_and_approve(story: Story, at: Sequence[str]) -> None:
 
 def _refusals(story: Story, at: Sequence[str], key: str) -> None:
     story.say("What is not approved does not run", "What ran before keeps running.")
-    render.text("\n   Somebody changes one byte of a signed bundle:")
-    bundle = _sign(story, "1.2.0", key)
-    content = bundle.read_text()
-    middle = content.index('"payload": "') + 400
-    bundle.write_text(content[:middle] + ("A" if content[middle] != "A" else "B") + content[middle + 1 :])
+    render.text('\n   Somebody changes one byte of a signed bundle: "No promises" becomes "So promises".')
+    _touch(_sign(story, "1.2.0", key), b"No promises", b"So promises")
     _name_release(story, "1.1.0", "1.2.0")
-    story.git("commit", "-qam", "Touch a bundle")
+    story.git("add", "-A")
+    story.git("commit", "-m", "Touch a bundle")
     story.wait_for(reason="SignatureInvalid")
     story.kneo("status", "prod", *at)
 
     render.text("\n   A stranger signs:")
-    stranger = str(story.folder / "stranger.pem")
-    story.kneo("keys", "generate", "--output", stranger, quiet=True)
-    _sign(story, "1.3.0", stranger)
+    story.kneo("keys", "generate", "--output", "stranger.pem")
+    _sign(story, "1.3.0", "../stranger.pem")
     _name_release(story, "1.2.0", "1.3.0")
     story.git("add", "-A")
-    story.git("commit", "-qm", "Release what a stranger signed")
+    story.git("commit", "-m", "Release what a stranger signed")
     story.kneo("reconcile", "prod", *at)
     story.kneo("run", "--bundle", f"{NAME}@1.3.0", "--env", "prod", "--input", "x", *at, expect=1)
 
@@ -230,6 +228,14 @@ def _edit(path: Path, old: str, new: str) -> None:
     if old not in content:
         _give_up(f"{path} does not say {old!r} any more.")
     path.write_text(content.replace(old, new))
+
+
+def _touch(bundle: Path, old: bytes, new: bytes) -> None:
+    envelope = json.loads(bundle.read_text())
+    payload = base64.b64decode(envelope["payload"])
+    assert old in payload
+    envelope["payload"] = base64.b64encode(payload.replace(old, new)).decode()
+    bundle.write_text(json.dumps(envelope))
 
 
 def _short(text: str) -> str:
