@@ -80,6 +80,8 @@ def sign(
         source=source_of(spec),
         now=SystemClock().now(),
     )
+    for path in signed.skipped:
+        render.warning(f"{path} is not a bundle, and was left out when the new version was numbered.")
     answer = {
         "output": str(signed.file),
         "digest": signed.statement.digest,

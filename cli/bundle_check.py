@@ -187,8 +187,8 @@ def _check_sequence(file: Path, statement: BundleStatement) -> str:
     for path in sorted(file.parent.glob("*.dsse.json")):
         if path.name == file.name:
             continue
-        other = read_statement(path)[1]
-        if other.predicate.name != mine.name:
+        other = _statement(path)
+        if other is None or other.predicate.name != mine.name:
             continue
         if other.predicate.seq == mine.seq:
             msg = f"{path.name} has the same sequence number, {mine.seq}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -43,6 +43,9 @@ class SignedBundle:
     added: bool
     """Whether this was a further signature on a bundle that was there already."""
 
+    skipped: tuple[Path, ...] = ()
+    """Files beside it that are no bundles, and so took no part in numbering."""
+
 
 def place_of(output: Path | None, name: str | None, version: str | None, repository: ConfigRepository | None) -> Place:
     """Work out name, version and file from what was given; the file's place says name and version.
@@ -81,16 +84,16 @@ def sign_bundle(
 
     Raises:
         Conflict: the version was signed already with other content.
-        Invalid: a version beside it is not a bundle, or a field is out of its bounds.
+        Invalid: the folder holds another bundle's versions, or a field is out of its bounds.
     """
     if place.file.exists():
         return _vouch(place, spec, environments, key)
-    seq, prev = next_in_line(place)
+    line = read_line(place)
     statement = build_bundle(
         name=place.name,
         version=place.version,
-        seq=seq,
-        prev=prev,
+        seq=line.seq,
+        prev=line.prev,
         environments=environments,
         issued_at=now,
         approved_by=approved_by,
@@ -99,24 +102,43 @@ def sign_bundle(
     )
     envelope = sign(PAYLOAD_TYPE, statement.payload, key)
     write_whole(place.file, serialise(envelope))
-    return _signed(place, envelope, statement, added=False)
+    return replace(_signed(place, envelope, statement, added=False), skipped=line.unreadable)
 
 
-def next_in_line(place: Place) -> tuple[int, Digest | None]:
-    """Return the sequence number that comes next beside the versions in the folder, and the digest of the newest.
+@dataclass(frozen=True)
+class Line:
+    """Where a new version stands behind those that are in the folder."""
+
+    seq: int
+    prev: Digest | None
+    unreadable: tuple[Path, ...]
+
+
+def read_line(place: Place) -> Line:
+    """Find the sequence number that comes next and the digest of the newest version.
+
+    A file that is no bundle is left out, so that one damaged version does not stop all later ones. Should it have been
+    accepted before it was damaged, the controller, which remembers, refuses the number that is then given twice.
 
     Raises:
-        Invalid: a file there is not a bundle; guessing around it could give one number to two versions.
+        Invalid: the folder holds another bundle's versions.
     """
     newest: BundleStatement | None = None
+    unreadable: list[Path] = []
     for path in sorted(place.file.parent.glob("*.dsse.json")):
-        statement = read_statement(path)[1]
+        try:
+            statement = read_statement(path)[1]
+        except Invalid:
+            unreadable.append(path)
+            continue
         if statement.predicate.name != place.name:
             msg = f"{path} is a version of {statement.predicate.name}, not of {place.name}."
             raise Invalid(msg, hint="One folder holds the versions of one bundle.", file=str(path))
         if newest is None or statement.predicate.seq > newest.predicate.seq:
             newest = statement
-    return (newest.predicate.seq + 1, newest.digest) if newest else (1, None)
+    if newest is None:
+        return Line(1, None, tuple(unreadable))
+    return Line(newest.predicate.seq + 1, newest.digest, tuple(unreadable))
 
 
 def read_statement(path: Path) -> tuple[Envelope, BundleStatement]:

@@ -193,11 +193,24 @@ def test_a_strangers_signature_is_made_with_a_warning(
     assert verify("1.1.0").json["reason"] == "SignatureInvalid"
 
 
-def test_what_stands_beside_must_be_bundles(sign: Callable[..., Any]):
+def test_a_damaged_version_stops_no_later_one(
+    sign: Callable[..., Any], verify: Callable[..., Any], repo: dict[str, Any]
+):
     Path(path_of("0.9.0")).write_text("{}")
-    refused = sign("1.1.0")
+    signed = sign("1.1.0")
+    assert signed.status == 0
+    assert path_of("0.9.0") in signed.err
+    assert (signed.json["seq"], signed.json["prev"]) == (2, repo["digest"])
+    assert verify("1.1.0").status == 0
+
+
+@pytest.mark.usefixtures("repo")
+def test_a_folder_holds_the_versions_of_one_bundle(sign: Callable[..., Any]):
+    Path("bundles/other").mkdir()
+    shutil.copy(path_of("1.0.0"), "bundles/other/1.0.0.dsse.json")
+    refused = sign("1.1.0", "--output", "bundles/other/1.1.0.dsse.json")
     assert refused.status == 1
-    assert path_of("0.9.0") in refused.json["message"]
+    assert "bundles/other/1.0.0" in refused.json["message"]
 
 
 # ---- verifying ------------------------------------------------------------------------------------------------------
