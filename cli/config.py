@@ -76,12 +76,13 @@ def resolve_project(*, env: EnvOption = None, spec: SpecOption = None, as_json: 
     config = project.config or ProjectConfig.model_validate({"project": {"name": project.root.name or "project"}})
     default = config.specs.default_spec
     chosen = project.cwd / spec if spec is not None else project.root / default if default is not None else None
+    overlays = project.overlay_paths(chosen)
     answer = {
         "root_dir": str(project.root),
         "config_path": _text(project.settings.project_config),
         "environment": project.environment,
         "spec_path": _text(chosen),
-        "overlay_paths": [str(path) for path in project.overlay_paths() if path.is_file()],
+        "overlay_paths": [str(path) for path in overlays if path.is_file()],
         "state_path": str(project.root / config.local.state_path),
         "artifact_path": str(project.root / config.local.artifact_path),
         "log_path": str(project.root / config.local.log_path),
@@ -91,7 +92,7 @@ def resolve_project(*, env: EnvOption = None, spec: SpecOption = None, as_json: 
         "secrets": config.secrets.model_dump(mode="json"),
     }
     render.emit(answer, as_json=as_json, text=lambda: render.text(write_yaml(answer).rstrip("\n")))
-    for missing in (path for path in project.overlay_paths() if not path.is_file()):
+    for missing in (path for path in overlays if not path.is_file()):
         render.warning(f"The overlay {project.shown(missing)} is not there and is left out.")
 
 

@@ -14,7 +14,10 @@ from kneo.settings import Settings, from_env
 from kneo.spec.context import RuleContext
 from kneo.spec.defaults import NO_DEFAULTS
 from kneo.spec.document import DEFAULT_LIMITS
+from kneo.spec.environment import parse_environment
+from kneo.spec.flags import PolicyFlags
 from kneo.spec.load import LoadedSpec, Source, load_spec
+from kneo.spec.policy import strictest
 from kneo.spec.project import ProjectConfig, choose_environment, parse_project
 from kneo.spec.rules import check
 
@@ -81,10 +84,17 @@ class Project:
             raise NotFound(message, hint=hint, file=str(path))
         return path
 
-    def overlay_paths(self) -> tuple[Path, ...]:
-        """Return the overlays of the environment, relative to the project's root, whether they exist or not."""
-        overlays = self.config.specs.overlays.get(self.environment, ()) if self.config is not None else ()
-        return tuple(self.root / overlay for overlay in overlays)
+    def overlay_paths(self, spec: Path | None) -> tuple[Path, ...]:
+        """Return what the project lays over a spec in this environment, whether the files exist or not.
+
+        Overlays are written for the project's default spec, where it has one: another spec is taken as it is.
+        """
+        if self.config is None:
+            return ()
+        default = self.config.specs.default_spec
+        if default is not None and spec is not None and (self.root / default).resolve() != spec.resolve():
+            return ()
+        return tuple(self.root / overlay for overlay in self.config.specs.overlays.get(self.environment, ()))
 
     def context_of(self, spec: Path) -> RuleContext:
         """What rules may know: the modules below the import roots and in the spec's config repository, the environment.
@@ -97,6 +107,17 @@ class Project:
         modules = ModuleFiles(roots, settings.import_allow)
         return RuleContext(modules, settings.import_allow or None, environment=self.environment)
 
+    def policy_for(self, spec: Path) -> PolicyFlags:
+        """Return what a spec must satisfy: the strictest of the project's policy and its config repository's.
+
+        Raises:
+            Invalid: the repository's file of this environment is not one.
+        """
+        project = self.config.policy(self.environment) if self.config is not None else None
+        files = (root / "environments" / f"{self.environment}.yaml" for root in _config_repository(spec))
+        declared = [parse_environment(self._read(file), file=self.shown(file)) for file in files if file.is_file()]
+        return strictest(*([project] if project else []), *(environment.spec.policy for environment in declared))
+
     def load(self, argument: Path | None) -> LoadedFile:
         """Load a spec with the overlays and defaults of the project's environment, and apply every rule.
 
@@ -104,7 +125,7 @@ class Project:
             Usage, NotFound: there is no such spec.
         """
         path = self.spec_path(argument)
-        overlays = self.overlay_paths()
+        overlays = self.overlay_paths(path)
         present = tuple(overlay for overlay in overlays if overlay.is_file())
         files = SpecFiles(path.parent, self.root)
         loaded = load_spec(

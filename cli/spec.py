@@ -13,6 +13,7 @@ from cli import render
 from cli.files import read_bytes, write_whole
 from cli.project import open_project
 from cli.spec_check import Format, check, print_findings, require_usable
+from cli.spec_report import print_report
 from cli.spec_service import ask_service
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, NotFound
@@ -21,6 +22,7 @@ from kneo.spec.document import DEFAULT_LIMITS
 from kneo.spec.graph import Node, as_dot, as_mermaid, spec_graph
 from kneo.spec.migrate import migrate as bring_up_to_date
 from kneo.spec.models import LeafStep, Spec
+from kneo.spec.policy_report import policy_report
 from kneo.spec.reader import read
 from kneo.spec.words import describe, suggest
 from kneo.spec.yaml_writer import write_yaml
@@ -228,6 +230,30 @@ def migrate(
 
     render.emit(answer, as_json=as_json, text=show)
     raise typer.Exit(1 if only_check and result.changed else 0)
+
+
+@app.command("policy-report")
+def report_policy(
+    spec: SpecArgument = None,
+    *,
+    env: EnvOption = None,
+    as_json: JsonOption = False,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+) -> None:
+    """Say what whoever approves a spec wants to know.
+
+    Memory, tools and their permissions, guardrails, and where people are asked. Exits 1 when the spec has the wrong
+    shape or does not satisfy the environment's policy.
+    """
+    checked = check(open_project(env), spec)
+    report = policy_report(checked.spec, checked.findings)
+    answer: dict[str, object] = {**report.flat(), "report": report.flat(), **checked.origin()}
+    if service_url or profile:
+        answer = ask_service("policy-report", checked, service_url, profile)
+    violated = any(found.code.startswith("E_ENV_POLICY_") for found in checked.findings)
+    render.emit(answer, as_json=as_json, text=lambda: print_report(checked, report))
+    raise typer.Exit(1 if violated or not report.valid else 0)
 
 
 @app.command()

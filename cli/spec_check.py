@@ -16,6 +16,7 @@ from kneo.spec.diagnostic_formats import as_github, as_sarif, as_text
 from kneo.spec.diagnostics import Diagnostic, Severity, has_errors
 from kneo.spec.load import resolve
 from kneo.spec.models import Spec
+from kneo.spec.policy import check_policy
 
 
 class Format(StrEnum):
@@ -80,7 +81,7 @@ def _from_json(value: object, known: Mapping[tuple[str, str | None], Diagnostic]
 
 
 def check(project: Project, argument: Path | None) -> Checked:
-    """Load a spec, take in its files and find everything that is wrong with it.
+    """Load a spec, take in its files and find everything that is wrong with it, by its environment's policy too.
 
     Raises:
         Usage, NotFound: there is no such spec.
@@ -89,7 +90,11 @@ def check(project: Project, argument: Path | None) -> Checked:
     for overlay in file.missing:
         render.warning(f"The overlay {project.shown(overlay)} is not there and is left out.")
     resolved = resolve(file.loaded, file.files)
-    return Checked(project, replace(file, loaded=resolved), resolved.diagnostics)
+    findings = resolved.diagnostics
+    if resolved.spec is not None:
+        violations = check_policy(resolved.spec, findings, project.policy_for(file.path))
+        findings = (*findings, *resolved.place(violations))
+    return Checked(project, replace(file, loaded=resolved), findings)
 
 
 def print_findings(

@@ -53,10 +53,19 @@ def _agent(agent: dict[str, object], defaults: SpecDefaults) -> dict[str, object
         return agent  # a workflow answers; model and runtime would contradict that
     filled = dict(agent)
     if defaults.runtime:
-        filled["runtime_preferences"] = _filled(agent.get("runtime_preferences"), defaults.runtime)
+        filled["runtime_preferences"] = _runtime(agent.get("runtime_preferences"), defaults.runtime)
     if defaults.model:
         filled["model"] = _model(agent.get("model"), defaults.model)
     return filled
+
+
+def _runtime(stated: object, defaults: Mapping[str, object]) -> object:
+    """Fill the preferences, but with no mode that the spec's own list does not allow."""
+    allowed = stated.get("allowed_modes") if isinstance(stated, dict) else None
+    if isinstance(allowed, list) and allowed:
+        modes = ("preferred_mode", "fallback_mode")
+        defaults = {key: value for key, value in defaults.items() if key not in modes or value in allowed}
+    return _filled(stated, defaults)
 
 
 def _model(model: object, defaults: Mapping[str, object]) -> object:

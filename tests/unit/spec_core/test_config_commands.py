@@ -52,16 +52,16 @@ def test_a_new_project_works_at_once(folder, kneo, answer):
 def test_a_spec_that_is_there_becomes_the_default(folder, answer):
     (folder / "examples").mkdir()
     (folder / "examples" / "research_agent.yaml").write_text("agent: {name: a}\n")
-    (folder / "examples" / "research_agent.prod.yaml").write_text("agent: {name: b}\n")
+    (folder / "examples" / "research_agent.staging.yaml").write_text("agent: {name: b}\n")
     assert answer("config", "init")[1]["default_spec"] == "examples/research_agent.yaml"
-    status, said = answer("config", "resolve", "--env", "prod")
+    status, said = answer("config", "resolve", "--env", "staging")
     assert status == 0
     assert said == {
         "root_dir": str(folder),
         "config_path": str(folder / ".kneo" / "config.yaml"),
-        "environment": "prod",
+        "environment": "staging",
         "spec_path": str(folder / "examples" / "research_agent.yaml"),
-        "overlay_paths": [str(folder / "examples" / "research_agent.prod.yaml")],
+        "overlay_paths": [str(folder / "examples" / "research_agent.staging.yaml")],
         "state_path": str(folder / ".kneo" / "kneo_runs.sqlite"),
         "artifact_path": str(folder / ".kneo" / "artifacts"),
         "log_path": str(folder / ".kneo" / "logs"),
@@ -70,7 +70,7 @@ def test_a_spec_that_is_there_becomes_the_default(folder, answer):
         "has_config": True,
         "secrets": {"provider_env": {"openai": "OPENAI_API_KEY"}, "extra_env": {"mcp_default": "MCP_API_KEY"}},
     }
-    assert answer("config", "render-spec", "-o", "out.yaml", "--env", "prod")[0] == 0
+    assert answer("config", "render-spec", "-o", "out.yaml", "--env", "staging")[0] == 0
     assert "name: b" in (folder / "out.yaml").read_text()
 
 

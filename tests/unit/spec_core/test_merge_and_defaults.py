@@ -82,3 +82,9 @@ def test_wrong_kinds_are_left_for_the_schema():
         "agent": "x", "metadata": [1], "policies": 3,
     }  # fmt: skip
     assert apply_defaults({"agent": {"model": [1]}}, DEFAULTS)["agent"]["model"] == [1]
+
+
+def test_a_default_mode_never_contradicts_the_specs_own_list():
+    preferences = {"allowed_modes": ["native"]}
+    filled = apply_defaults({"agent": {"name": "a", "runtime_preferences": preferences}}, DEFAULTS)
+    assert filled["agent"]["runtime_preferences"] == preferences

@@ -217,6 +217,64 @@ def test_the_project_decides_what_is_left_open(folder, answer, kneo, monkeypatch
     assert "There is one at" in said["hint"]
 
 
+def test_overlays_belong_to_the_default_spec(folder, answer):
+    (folder / ".kneo").mkdir()
+    (folder / ".kneo" / "config.yaml").write_text(PROJECT)
+    (folder / "specs").mkdir()
+    (folder / "specs" / "prod.yaml").write_text("agent: {name: prod}\n")
+    assert answer("spec", "validate", "ok.yaml", "--env", "prod")[1]["overlays"] == []
+    (folder / ".kneo" / "config.yaml").write_text(PROJECT.replace("  default_spec: specs/main.yaml\n", ""))
+    said = answer("spec", "validate", "ok.yaml", "--env", "prod")[1]
+    assert said["overlays"] == ["specs/prod.yaml"], "without a default they are for every spec"
+
+
+STRICT = """\
+project: {name: demo}
+environments:
+  prod:
+    policy_enforcement: {require_human_review: true, require_guardrails: true, fail_on_warnings: true}
+"""
+
+
+def test_the_environments_policy_is_held(folder, answer, kneo):
+    (folder / ".kneo").mkdir()
+    (folder / ".kneo" / "config.yaml").write_text(STRICT)
+    assert answer("spec", "validate", "ok.yaml")[0] == 0
+    status, said = answer("spec", "validate", "ok.yaml", "--env", "prod")
+    assert status == 1
+    assert [d["code"] for d in said["diagnostics"]] == ["E_ENV_POLICY_GUARDRAILS"]
+    for command in (["compile"], ["lint"], ["policy-report"], ["resolve", "-o", "out.yaml"]):
+        assert kneo("spec", *command, "ok.yaml", "--env", "prod")[0] == 1
+    assert not (folder / "out.yaml").exists()
+
+
+def test_a_config_repositorys_policy_is_held_too(folder, answer):
+    (folder / "environments").mkdir()
+    (folder / "environments" / "trust.json").write_text("{}")
+    (folder / "environments" / "prod.yaml").write_text(
+        "apiVersion: kneo/v1\nkind: Environment\nmetadata: {name: prod}\n"
+        "spec: {policy: {require_guardrails: true}, signatures: {roles: [release], threshold: 1}}\n"
+    )
+    assert answer("spec", "lint", "ok.yaml", "--env", "dev")[0] == 0
+    status, said = answer("spec", "lint", "ok.yaml", "--env", "prod")
+    assert status == 1
+    assert said["diagnostics"][0]["code"] == "E_ENV_POLICY_GUARDRAILS"
+
+
+def test_policy_report(answer, kneo):
+    status, said = answer("spec", "policy-report", "ok.yaml")
+    assert status == 0
+    assert said["valid"]
+    assert said["summary"]["human_review_step_count"] == 1
+    assert said["report"]["summary"] == said["summary"], "the service's form and the command's"
+    assert said["human_review"]["reviewers"] == ["boss"]
+    assert "ask asks boss" in kneo("spec", "policy-report", "ok.yaml")[1]
+    assert answer("spec", "policy-report", "bad.yaml")[0] == 0, "errors of meaning are in the report"
+    status, said = answer("spec", "policy-report", "typo.yaml")
+    assert status == 1
+    assert not said["valid"]
+
+
 def test_nothing_outside_the_project_is_taken_in(folder, answer):
     secret = folder.parent / "secret.txt"
     secret.write_text("secret")
