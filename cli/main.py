@@ -7,7 +7,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -17,6 +16,7 @@ from typer.main import get_group
 from cli import render
 from cli.commands import COMMANDS
 from cli.lazy import LazyGroup
+from kneo import __version__
 from kneo.errors import KneoError
 from kneo.settings import debug_wanted
 
@@ -38,7 +38,7 @@ app = typer.Typer(
 
 def _show_version(value: bool) -> None:
     if value:
-        typer.echo(f"kneo {metadata.version('kneo')}")
+        typer.echo(f"kneo {__version__}")
         raise typer.Exit
 
 
