@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -34,8 +35,11 @@ KEYS = {role: f"{role}-key" for role in ROLES}
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     (tmp_path / "test_functions.py").write_text(FUNCTIONS)
+    # Each test has functions of its own under the same name.
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "test_functions", raising=False)
     keys = ";".join(f"{role}:{key}:{role}" for role, key in KEYS.items())
     made = from_env({"KNEO_SERV_API_KEYS": keys, "HOME": str(tmp_path)}, tmp_path)
     return replace(made, limits=Limits(body_bytes=20_000, input_chars=500, human_content_chars=100))
