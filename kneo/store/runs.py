@@ -72,6 +72,14 @@ def get(tx: Tx, run_id: str) -> Run | None:
     return _run(row) if row else None
 
 
+def lock(tx: Tx, run_id: str) -> None:
+    """Take a run's row before the rows of its tasks.
+
+    Everybody who writes to both takes them in this order; on PostgreSQL any other order ends in deadlocks.
+    """
+    tx.connection.execute(select(runs.c.id).where(runs.c.id == run_id).with_for_update())
+
+
 def acquire(tx: Tx, run_id: str, claim: str) -> Run | None:
     """Take a running run for one driver; ``None`` when somebody else has it or it no longer runs.
 

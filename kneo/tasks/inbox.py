@@ -85,6 +85,7 @@ def decide(store: Store, task_id: str, answer: Answer, *, actor: str) -> HumanTa
         Conflict, NotAllowed: the answer does not fit; see ``check_answer``. Nothing was written.
     """
     with store.write() as tx:
+        runs.lock(tx, find(tx, task_id).run_id)
         task = find(tx, task_id)
         decision = check_answer(task, answer, actor=actor, now=tx.now)
         return _record(tx, task, decision, event_type="human.decision")
@@ -132,6 +133,7 @@ def _record(tx: Tx, task: HumanTask, decision: Decision, *, event_type: str) -> 
 
 def mark_applied(tx: Tx, task: HumanTask) -> None:
     """Say that a decision's effect is part of the run now; in the transaction that makes it so."""
+    runs.lock(tx, task.run_id)
     if not tasks.change(tx, task, status=TaskStatus.APPLIED):
         msg = f"{task.id} changed while its decision was applied."
         raise Conflict(msg, code="human_task_decided")
@@ -139,6 +141,7 @@ def mark_applied(tx: Tx, task: HumanTask) -> None:
 
 def cancel_tasks(tx: Tx, run_id: str, *, reason: str, actor: str) -> Sequence[str]:
     """Close every unanswered task of a run that is over."""
+    runs.lock(tx, run_id)
     closed = []
     for task in tasks.of_run(tx, run_id, UNRESOLVED | {TaskStatus.DECIDED}):
         if tasks.change(tx, task, status=TaskStatus.CANCELLED, metadata={**task.metadata, "reason": reason}):
@@ -167,6 +170,7 @@ def expire_due(store: Store) -> int:
 
 
 def _expire(tx: Tx, task: HumanTask) -> bool:
+    runs.lock(tx, task.run_id)
     facts = {"timeout_seconds": task.timeout_seconds, "expires_at": task.deadline_at, "on_timeout": task.on_timeout}
     where = {"run_id": task.run_id, "continuation_id": task.id, "environment": task.environment}
     if task.on_timeout == "escalate":
