@@ -105,12 +105,21 @@ def test_errors_refuse_and_warnings_print(sign: Callable[..., Any], kneo: Kneo, 
     assert not Path(path_of("1.1.0")).exists()
     Path(SPEC).write_text(good)
     content = yaml.safe_load(good)
+    content["components"]["humans"]["advisor"] = {"response_role": "system"}
+    Path(SPEC).write_text(yaml.safe_dump(content))
+    held = sign("1.1.0")
+    assert held.status == 1, "what an environment's policy forbids is not signed for it"
+    dev = Path("environments/dev.yaml").read_text()
+    Path("environments/qa.yaml").write_text(dev.replace("name: dev", "name: qa"))
+    warned = sign("1.1.0", "--env", "dev", "--env", "qa")
+    assert warned.status == 0
+    assert warned.err.count("W_HUMAN_RESPONSE_ROLE_SYSTEM") == 1, "once, not once for each environment"
     content["tools"] = {"look": {"implementation": "announcement_functions.publish", "description": "d"}}
     content["components"]["agents"]["writer"]["tools"] = {"include": ["look"]}
     Path(SPEC).write_text(yaml.safe_dump(content))
-    warned = sign("1.1.0")
-    assert warned.status == 0
-    assert warned.err.count("W_TOOL_POLICY_UNRESTRICTED") == 1, "once, not once for each environment"
+    violating = sign("1.2.0")
+    assert violating.status == 1, "a warning, and more than the environments' policies allow"
+    assert "E_ENV_POLICY_UNRESTRICTED_TOOLS" in {found["code"] for found in violating.json["diagnostics"]}
 
 
 def test_name_and_version_come_from_the_place_or_from_options(kneo: Kneo, repo: dict[str, Any], tmp_path: Path):
