@@ -154,14 +154,15 @@ def upsert(tx: Tx, table: Table, key: dict[str, object], **values: object) -> No
 def open_engine(url: str) -> Engine:
     """Connect to ``sqlite:///path`` or ``postgresql+psycopg://…``.
 
-    A missing SQLite file is made with mode 0600, its folder with 0700: runs hold what people wrote.
+    A missing SQLite file is made with mode 0600, its folder with 0700: runs hold what people wrote. For the same
+    reason errors, which end up in logs, do not show the values of the statement that failed.
     """
     if not url.startswith("sqlite:///"):
-        return create_engine(url, pool_pre_ping=True)
+        return create_engine(url, pool_pre_ping=True, hide_parameters=True)
     path = Path(url.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.touch(mode=0o600)
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, hide_parameters=True)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

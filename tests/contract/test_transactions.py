@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from processes import at_once, start_python
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, func, insert, select, text
+from sqlalchemy.exc import IntegrityError
 
 from kneo.clock import ManualClock
 from kneo.errors import Transient
@@ -100,6 +101,14 @@ def test_insert_ignoring_duplicates_says_whether_it_did(store: Store) -> None:
         assert insert_ignoring_duplicates(tx, trust_roots, **row)
         assert not insert_ignoring_duplicates(tx, trust_roots, **row | {"envelope": b"second"})
         assert releases.trust_chain(tx) == ((1, DIGEST, b"first"),)
+
+
+def test_an_error_does_not_show_what_was_written(store: Store) -> None:
+    row = {"version": 1, "digest": "private", "envelope": b"private", "accepted_at": "now"}
+    with pytest.raises(IntegrityError) as failed, store.write() as tx:  # noqa: PT012 - the second one fails
+        tx.connection.execute(insert(trust_roots).values(**row))
+        tx.connection.execute(insert(trust_roots).values(**row))
+    assert "private" not in str(failed.value)
 
 
 # ---- SQLite ------------------------------------------------------------------------------------------------------
