@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 WORKERS ?= 2
 
-.PHONY: help demo up test lint types imports schemas fresh format check clean
+.PHONY: help demo up test lint types imports schemas fresh sizes format check clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -38,6 +38,9 @@ schemas: $(VENV)/.ready ## Write schemas/ anew from the code
 fresh: schemas ## Check that the schemas in the repository are what the code describes
 	@test -z "$$(git status --porcelain -- schemas)" || { git --no-pager diff --stat -- schemas; \
 		echo "schemas/ is not what the code describes: commit what 'make schemas' has written."; exit 1; }
+
+sizes: $(VENV)/.ready ## Report what outgrew the sizes to feel comfortable in
+	@$(BIN)/python tests/guards/sizes.py
 
 check: lint types imports fresh test ## Everything a change has to pass
 

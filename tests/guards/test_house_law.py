@@ -1,0 +1,104 @@
+"""The law of the house, as far as a machine can see it."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("kneo", "controller", "cli")
+
+VAGUE = {"common", "data", "handler", "helper", "info", "manager", "misc", "stuff", "util"}
+"""Words that name a drawer, not a thing."""
+
+TAKEN_OVER = {"PlatformManager"}
+"""Names that people's programs already use."""
+
+UNFINISHED = re.compile(r"\b(todo|fixme|xxx|hack|wip)\b", re.IGNORECASE)
+TICKET = re.compile(
+    r"(?<![\w&])#\d+\b|\b(issue|ticket|bug|pull request|pr)[ -]?#?\d+\b|\b[A-Z]{2,}-\d{2,}\b", re.IGNORECASE
+)
+STANDARD = re.compile(r"\b(RFC|ISO|SHA|UTF|P|ECMA|CVE|AES|NIST)-\d+[\d-]*\b", re.IGNORECASE)
+SOMEBODYS_HOME = re.compile(r"(?<![\w.])/(root|home/\w+|Users/\w+)/")
+
+
+def modules(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def comments(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield comments and docstrings with their lines."""
+    source = path.read_text()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+    for node in ast.walk(ast.parse(source)):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        text = ast.get_docstring(node) if documented else None
+        if text:
+            yield getattr(node, "lineno", 1), text
+
+
+def named(path: Path, line: int) -> str:
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+def test_nothing_is_marked_as_unfinished() -> None:
+    found = [
+        f"{named(path, line)}: {text.strip()[:100]}"
+        for path in modules(*PACKAGES, "tests")
+        if path != Path(__file__)
+        for line, text in comments(path)
+        if UNFINISHED.search(text)
+    ]
+    assert found == []
+
+
+def test_no_comment_needs_a_tracker_to_be_understood() -> None:
+    found = [
+        f"{named(path, line)}: {text.strip()[:100]}"
+        for path in modules(*PACKAGES, "tests")
+        if path != Path(__file__)
+        for line, text in comments(path)
+        if TICKET.search(STANDARD.sub("", text))
+    ]
+    assert found == []
+
+
+def test_no_module_or_class_is_a_drawer() -> None:
+    found = []
+    for path in modules(*PACKAGES):
+        words = set(path.stem.lower().split("_"))
+        found += [f"{path.relative_to(ROOT)}" for word in words if word in VAGUE or word.removesuffix("s") in VAGUE]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name not in TAKEN_OVER:
+                last = re.findall(r"[A-Z][a-z]+", node.name)[-1:]
+                found += [f"{named(path, node.lineno)} {node.name}" for word in last if word.lower() in VAGUE]
+    assert found == []
+
+
+@pytest.mark.parametrize("folder", [*PACKAGES, "tests", "docs", "examples", ".github", ".ci"])
+def test_nothing_names_somebodys_home(folder: str) -> None:
+    texts = (path for path in (ROOT / folder).rglob("*") if path.suffix in {"", ".md", ".py", ".toml", ".yaml", ".yml"})
+    found = [
+        named(path, number)
+        for path in texts
+        if path.is_file() and path != Path(__file__)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if SOMEBODYS_HOME.search(line)
+    ]
+    assert found == []
+
+
+def test_every_workflow_action_is_pinned_and_every_job_has_the_least_rights() -> None:
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        text = path.read_text()
+        for action in re.findall(r"uses: (\S+)", text):
+            assert action.startswith("./") or re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action), f"{path.name}: {action}"
+        assert "\npermissions: {}\n" in text, f"{path.name} starts with rights"
