@@ -7,12 +7,19 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import hypothesis
 import pytest
 from databases import Server, start_server
 
 from kneo.clock import ManualClock
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
+
+# The suite says the same of the same code every time, however busy the machine; hunting is for `make fuzz`.
+hypothesis.settings.register_profile(
+    "suite", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
 
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 DIALECTS = ("sqlite", "postgresql")
