@@ -107,11 +107,7 @@ def test_errors_refuse_and_warnings_print(sign: Callable[..., Any], kneo: Kneo, 
     content = yaml.safe_load(good)
     content["components"]["humans"]["advisor"] = {"response_role": "system"}
     Path(SPEC).write_text(yaml.safe_dump(content))
-    held = sign("1.1.0")
-    assert held.status == 1, "what an environment's policy forbids is not signed for it"
-    dev = Path("environments/dev.yaml").read_text()
-    Path("environments/qa.yaml").write_text(dev.replace("name: dev", "name: qa"))
-    warned = sign("1.1.0", "--env", "dev", "--env", "qa")
+    warned = sign("1.1.0")
     assert warned.status == 0
     assert warned.err.count("W_HUMAN_RESPONSE_ROLE_SYSTEM") == 1, "once, not once for each environment"
     content["tools"] = {"look": {"implementation": "announcement_functions.publish", "description": "d"}}
