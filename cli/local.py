@@ -133,7 +133,7 @@ class LocalBackend:
             if held:
                 with self.store.write() as tx:
                     runs.clear_owners(tx)
-                asyncio.run(compose.make_driver(self.settings, self.store).drive(run_id))
+                asyncio.run(compose.make_driver(self.settings, self.store).drive_alone(run_id))
         return wait_until_settled(self.store, run_id, self.settings.client_timeout_seconds)
 
     def _status(self, run: Run) -> Json:

@@ -1,49 +1,58 @@
 """A frozen spec as a tree of nodes, ready to be interpreted. Pure.
 
-A node's ``path`` is its place in the tree (``review/legal``) and names its steps, gates and trace for ever.
+A node's ``path`` is its place in the spec (``review/legal``) and names its steps and trace for ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass, replace
 
 from kneo.errors import Invalid
-from kneo.spec.models import Agent, Human, LeafStep, SequentialWorkflow, Spec, Step, Workflow
+from kneo.runtime.asking import DECISIONS, make_gate, make_question
+from kneo.runtime.interpret.branch import Branch
+from kneo.runtime.interpret.gate import Gate
+from kneo.runtime.interpret.graph import Graph, Way
+from kneo.runtime.interpret.line import Sequence, Turns
+from kneo.runtime.interpret.loop import Loop
+from kneo.runtime.interpret.node import Leaf, Node, below
+from kneo.runtime.interpret.parallel import Parallel
+from kneo.runtime.interpret.router import Router, Selector
+from kneo.runtime.interpret.step import Question, Step
+from kneo.spec.models import (
+    Agent,
+    ConcurrentWorkflow,
+    ConditionStep,
+    FunctionComponent,
+    GraphWorkflow,
+    GroupChatWorkflow,
+    HandoffWorkflow,
+    Human,
+    LeafStep,
+    LoopStep,
+    ParallelStep,
+    RouterStep,
+    SequentialWorkflow,
+    Spec,
+    StepsStep,
+    Workflow,
+)
+from kneo.spec.models import Step as DeclaredStep
 
-DEFAULT_NAMES = {"sequential": "sequential-workflow"}
+DEFAULT_NAMES = {
+    "sequential": "sequential-workflow",
+    "graph": "graph-workflow",
+    "concurrent": "concurrent-workflow",
+    "handoff": "handoff-workflow",
+    "group-chat": "group-chat-workflow",
+}
+
 MAX_DEPTH = 20
-"""Workflows inside workflows; deeper ones are refused before anything runs."""
+"""Steps inside steps and workflows inside workflows; deeper ones are refused before anything runs."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    path: str
-    id: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Leaf(Node):
-    """One step that does something. ``kind`` is ``agent`` or ``function``."""
-
-    kind: str
-    ref: str
-    on_error: str = "fail"
-    max_retries: int = 0
-    timeout_seconds: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gate(Node):
-    """One question to a person about the value that flows through here."""
-
-    ref: str
-    human: Human
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sequence(Node):
-    children: tuple[Node, ...]
+MAX_NODES = 100_000
+"""Nodes of one program. Workflows that use others several times at every level grow without bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +61,7 @@ class Program:
 
     root: Node
     agents: Mapping[str, Agent]
-    functions: Mapping[str, str]
-    """Function components and the dotted name of the code behind each."""
+    functions: Mapping[str, FunctionComponent]
     agent_name: str
     workflow_name: str | None
     workflow_type: str | None
@@ -76,13 +84,15 @@ def compile_program(spec: Spec, target: str) -> Program:
     components = spec.components
     workflow = spec.workflow if target == "workflow" else None
     if workflow is None:
-        root: Node = Leaf(path=spec.agent.name, id=spec.agent.name, kind="agent", ref=ROOT_AGENT)
+        name = spec.agent.name
+        leaf = Leaf(path=name, id=name, kind="agent", ref=ROOT_AGENT)
+        root: Node = Sequence(path="", id=name, children=(Step(path=name, id=name, kind="agent", body=leaf),))
     else:
-        root = _Compiler(spec).workflow(workflow, path="", name="workflow", depth=0)
+        root = _Compiler(spec).workflow(workflow, "", "workflow", 0)
     return Program(
         root=root,
         agents={ROOT_AGENT: spec.agent, spec.agent.name: spec.agent, **components.agents},
-        functions={name: function.implementation for name, function in components.functions.items()},
+        functions=components.functions,
         agent_name=spec.agent.name,
         workflow_name=(workflow.name or DEFAULT_NAMES.get(workflow.type)) if workflow else None,
         workflow_type=workflow.type if workflow else None,
@@ -94,55 +104,238 @@ class _Compiler:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.kinds: Mapping[str, Callable[[LeafStep, str, int], Node]] = {
-            "agent": self.leaf,
-            "function": self.leaf,
-            "human": self.gate,
-            "workflow": self.nested,
-        }
+        self.count = 0
 
-    def workflow(self, workflow: Workflow, *, path: str, name: str, depth: int) -> Node:
-        if depth > MAX_DEPTH:
-            msg = f"Workflows are nested deeper than {MAX_DEPTH} at {path}."
+    # ---- families ---------------------------------------------------------------------------------------------
+
+    def workflow(self, workflow: Workflow, path: str, name: str, depth: int) -> Node:
+        match workflow:
+            case SequentialWorkflow():
+                return self.row(workflow.steps, path, name, depth)
+            case ConcurrentWorkflow():
+                return Parallel(path=path, id=name, children=self.all_of(workflow.participants, path, depth))
+            case GroupChatWorkflow():
+                children = self.all_of(workflow.participants, path, depth)
+                order = tuple(range(len(children)))
+                turns = workflow.rounds * len(children)
+                return Turns(path=path, id=name, children=children, order=order, turns=turns)
+            case HandoffWorkflow():
+                return self.handoff(workflow, path, name, depth)
+            case GraphWorkflow():
+                return self.graph(workflow, path, name, depth)
+
+    def row(self, steps: Ordered[DeclaredStep], path: str, name: str, depth: int) -> Sequence:
+        return Sequence(path=path, id=name, children=self.all_of(steps, path, depth))
+
+    def all_of(self, steps: Ordered[DeclaredStep], path: str, depth: int) -> tuple[Node, ...]:
+        enabled = [step for step in steps if step.enabled]
+        ids = [step.id for step in enabled]
+        if len(set(ids)) < len(ids):
+            msg = f"Two steps {f'of {path} ' if path else ''}have the same id: {', '.join(ids)[:500]}."
             raise Invalid(msg, code="spec_invalid")
-        if not isinstance(workflow, SequentialWorkflow):
-            raise _unsupported(f"The workflow {name} is of type {workflow.type}")
-        children = tuple(self.step(step, path, depth) for step in workflow.steps if step.enabled)
-        return Sequence(path=path, id=name, children=children)
+        beside = {step.id: step for step in enabled}
+        return tuple(self.step(step, path, depth, beside) for step in enabled)
 
-    def step(self, step: Step, parent: str, depth: int) -> Node:
-        path = f"{parent}/{step.id}" if parent else step.id
-        build = self.kinds.get(step.kind)
-        if build is None or not isinstance(step, LeafStep):
-            raise _unsupported(f"The step {path} is of kind {step.kind}")
-        if step.review is not None:
-            raise _unsupported(f"The step {path} has a review")
-        if step.on_error == "fallback" or step.save_as is not None:
-            raise _unsupported(f"The step {path} says on_error: fallback or save_as")
-        return build(step, path, depth)
+    def handoff(self, workflow: HandoffWorkflow, path: str, name: str, depth: int) -> Turns:
+        """Sequence: everybody named, once. Round robin: round and round up to the limit, else one round."""
+        children = self.all_of(workflow.participants, path, depth)
+        positions = {child.id: index for index, child in enumerate(children)}
+        named = tuple(positions[one] for one in workflow.selector.sequence if one in positions)
+        order = named or tuple(range(len(children)))
+        limit = workflow.max_iterations
+        if workflow.selector.type == "round_robin":
+            turns = limit if limit is not None else len(order)
+            return Turns(path=path, id=name, children=children, order=order, turns=turns)
+        cut = limit is not None and limit < len(order)
+        turns = limit if cut and limit is not None else len(order)
+        return Turns(path=path, id=name, children=children, order=order, turns=turns, cut_short=cut)
 
-    def leaf(self, step: LeafStep, path: str, _depth: int) -> Node:
-        return Leaf(
+    def graph(self, workflow: GraphWorkflow, path: str, name: str, depth: int) -> Graph:
+        declared = {key: node for key, node in workflow.nodes.items() if node.enabled}
+        if workflow.start not in declared:
+            msg = f"The graph {path or name} starts at {workflow.start}, which it does not have."
+            raise Invalid(msg, code="spec_invalid")
+        ways: dict[str, list[Way]] = {key: [] for key in declared}
+        for edge in workflow.edges:
+            if edge.source in declared and edge.target in declared:
+                ways[edge.source].append(Way(target=edge.target, condition=edge.condition))
+        return Graph(
             path=path,
-            id=step.id,
-            kind=step.kind,
-            ref=step.ref,
-            on_error=step.on_error,
-            max_retries=step.max_retries,
-            timeout_seconds=step.timeout_seconds,
+            id=name,
+            start=workflow.start,
+            nodes={key: self.step(node, path, depth, declared, name=key) for key, node in declared.items()},
+            ways={key: tuple(found) for key, found in ways.items()},
+            max_steps=workflow.max_steps,
         )
 
-    def gate(self, step: LeafStep, path: str, _depth: int) -> Node:
-        human = self.spec.components.humans[step.ref]
-        if human.quorum or human.candidates or human.fields or human.answer_schema:
-            raise _unsupported(f"The human {step.ref} asks for a quorum, candidates, fields or a schema")
-        return Gate(path=path, id=step.id, ref=step.ref, human=human)
+    # ---- steps ------------------------------------------------------------------------------------------------
 
-    def nested(self, step: LeafStep, path: str, depth: int) -> Node:
-        inner = self.spec.components.workflows[step.ref]
-        return self.workflow(inner, path=path, name=step.ref, depth=depth + 1)
+    def step(
+        self,
+        step: DeclaredStep,
+        parent: str,
+        depth: int,
+        beside: Mapping[str, DeclaredStep],
+        *,
+        name: str | None = None,
+        instead_of: tuple[str, ...] = (),
+    ) -> Step:
+        """Compile one step with everything around it.
+
+        Args:
+            step: The step.
+            parent: Path of what it stands in.
+            depth: How deep that is.
+            beside: The steps of the same workflow by their ids, for ``fallback_ref``.
+            name: Its name where that is not its id: the key of a graph's node.
+            instead_of: The steps it is a fallback of, so that fallbacks never go round in circles.
+        """
+        self.count += 1
+        path = below(parent, name or step.id)
+        if depth > MAX_DEPTH or self.count > MAX_NODES:
+            msg = f"Steps are nested deeper than {MAX_DEPTH}, or there are more than {MAX_NODES}, at {path}."
+            raise Invalid(msg, code="spec_invalid")
+        gates = self.gates(step, path)
+        retries = max(1, step.max_retries) if step.on_error == "retry" else step.max_retries
+        return Step(
+            path=path,
+            id=name or step.id,
+            kind=step.kind,
+            body=self.body(step, path, depth, gates),
+            before=gates.get("before"),
+            after=gates.get("after"),
+            error=gates.get("error"),
+            on_error=step.on_error,
+            fallback=self.fallback(step, parent, depth, beside, (*instead_of, name or step.id)),
+            max_retries=retries,
+            save_as=step.save_as,
+        )
+
+    def gates(self, step: DeclaredStep, path: str) -> dict[str, Gate]:
+        declared = step.review.gates() if step.review is not None else {}
+        humans = self.spec.components.humans
+        made = {position: make_gate(position, gate, humans, path) for position, gate in declared.items()}
+        found: dict[str, Gate] = {str(position): gate for position, gate in made.items()}
+        if isinstance(step, ConditionStep) and "before" in found:
+            before = found["before"]
+            says = before.human.on_reject
+            found["before"] = before = replace(before, on_reject=says or "else")
+            if step.when is None:
+                # A person who decides instead of a condition is always asked.
+                found["before"] = replace(before, when=None, sample=None)
+        if isinstance(step, LoopStep) and "each" in found and found["each"].human.max_retries is None:
+            found["each"] = replace(found["each"], max_retries=step.max_iterations)
+        return found
+
+    def fallback(
+        self,
+        step: DeclaredStep,
+        parent: str,
+        depth: int,
+        beside: Mapping[str, DeclaredStep],
+        instead_of: tuple[str, ...],
+    ) -> Step | None:
+        if step.on_error != "fallback":
+            return None
+        target = beside.get(step.fallback_ref or "")
+        if target is None or step.fallback_ref in instead_of:
+            msg = f"The step {below(parent, step.id)} falls back on {step.fallback_ref}, which it cannot run instead."
+            hint = "Name an enabled step of the same workflow, and do not let fallbacks go round in circles."
+            raise Invalid(msg, code="spec_invalid", hint=hint)
+        return self.step(target, parent, depth + 1, beside, name=step.fallback_ref, instead_of=instead_of)
+
+    def body(self, step: DeclaredStep, path: str, depth: int, gates: Mapping[str, Gate]) -> Leaf | Question | Node:
+        match step:
+            case LeafStep():
+                return self.leaf(step, path, depth)
+            case StepsStep():
+                self._timeless(step, path)
+                return self.row(step.steps, path, step.id, depth + 1)
+            case ParallelStep():
+                self._timeless(step, path)
+                return Parallel(path=path, id=step.id, children=self.all_of(step.steps, path, depth + 1))
+            case ConditionStep():
+                self._timeless(step, path)
+                return Branch(
+                    path=path,
+                    id=step.id,
+                    when=step.when,
+                    then=self.row(step.steps, path, step.id, depth + 1),
+                    otherwise=self.row(step.otherwise, path, step.id, depth + 1),
+                )
+            case LoopStep():
+                self._timeless(step, path)
+                return Loop(
+                    path=path,
+                    id=step.id,
+                    body=self.row(step.steps, path, step.id, depth + 1),
+                    max_iterations=step.max_iterations,
+                    until=step.until,
+                    each=gates.get("each"),
+                )
+            case RouterStep():
+                self._timeless(step, path)
+                return self.router(step, path, depth, gates)
+
+    @staticmethod
+    def _timeless(step: DeclaredStep, path: str) -> None:
+        if step.timeout_seconds is not None:
+            msg = f"The step {path} is of kind {step.kind} and has timeout_seconds"
+            raise _unsupported(msg, "Give the steps in it a timeout, or the whole run.")
+
+    def leaf(self, step: LeafStep, path: str, depth: int) -> Leaf | Question | Node:
+        components = self.spec.components
+        kinds: Mapping[str, tuple[str, Mapping[str, object]]] = {
+            "agent": ("agents", components.agents),
+            "guardrail": ("agents", components.agents),
+            "function": ("functions", components.functions),
+            "human": ("humans", components.humans),
+            "workflow": ("workflows", components.workflows),
+        }
+        bucket, known = kinds[step.kind]
+        if step.ref not in known:
+            msg = f"The step {path} refers to {step.ref}, which is not in components.{bucket}."
+            raise Invalid(msg, code="spec_invalid")
+        if step.kind == "human":
+            return self.question(components.humans[step.ref], path, step.ref)
+        if step.kind == "workflow":
+            self._timeless(step, path)
+            return self.workflow(components.workflows[step.ref], path, step.ref, depth + 1)
+        return Leaf(path=path, id=step.id, kind=step.kind, ref=step.ref, timeout_seconds=step.timeout_seconds)
+
+    @staticmethod
+    def question(human: Human, path: str, name: str) -> Question:
+        return Question(gate=make_question(human, path, f"The human {name}"))
+
+    def router(self, step: RouterStep, path: str, depth: int, gates: Mapping[str, Gate]) -> Router:
+        declared = step.review.route if step.review is not None else None
+        route = gates.get("route")
+        if route is None:
+            # Asked where nothing else chooses, and where a reviewer sent the result back to go another way.
+            route = make_question(self.spec.components.humans.get("default") or Human(), path, "The router's question")
+            route = replace(route, position="route", decisions=DECISIONS["route"], on_reject="stop")
+        chosen = step.selector
+        selector = None
+        if chosen is not None:
+            if chosen.function is not None and chosen.function not in self.spec.components.functions:
+                msg = f"The router {path} chooses by {chosen.function}, which is not in components.functions."
+                raise Invalid(msg, code="spec_invalid")
+            selector = Selector(
+                function=Leaf(path=path, id=step.id, kind="function", ref=chosen.function) if chosen.function else None,
+                conditions=tuple((item.when, item.choice) for item in chosen.conditions),
+                default=chosen.default,
+            )
+        return Router(
+            path=path,
+            id=step.id,
+            choices={name: self.row(choice.steps, path, step.id, depth + 1) for name, choice in step.choices.items()},
+            descriptions={name: choice.description for name, choice in step.choices.items()},
+            selector=selector,
+            route=route,
+            asks_first=declared is not None,
+        )
 
 
-def _unsupported(what: str) -> Invalid:
+def _unsupported(what: str, hint: str) -> Invalid:
     """Refuse before anything runs: what is not executed must not be skipped either."""
-    return Invalid(f"{what}, which this runtime does not execute yet.", code="unsupported_spec")
+    return Invalid(f"{what}, which this runtime does not execute.", code="unsupported_spec", hint=hint)

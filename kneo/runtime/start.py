@@ -11,7 +11,7 @@ from kneo.clock import isoformat, new_id
 from kneo.digest import Digest, canonical_json, digest_of
 from kneo.errors import Forbidden, Invalid, KneoError, Usage
 from kneo.runtime import record
-from kneo.runtime.decide import Ended, begin
+from kneo.runtime.decide import Ended, Moment, begin
 from kneo.runtime.program import compile_program
 from kneo.spec.models import Spec
 from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunStatus
@@ -78,11 +78,12 @@ class Starter:
         frozen = self._freeze(tx, order)
         program = compile_program(frozen.spec, order.target)
         digest = digest_of(frozen.body)
-        state = begin(program, order.input)
+        run_id = new_id("run", tx.now)
+        state = begin(program, order.input, Moment(now=tx.now, seed=run_id))
         ended = state if isinstance(state, Ended) else None
         deadline = isoformat(tx.now + timedelta(seconds=order.timeout_seconds)) if order.timeout_seconds else None
         run = Run(
-            id=new_id("run", tx.now),
+            id=run_id,
             status=ended.status if ended else RunStatus.RUNNING,
             target=order.target,
             spec_digest=digest,
@@ -93,7 +94,7 @@ class Starter:
             workflow_type=program.workflow_type,
             input_text=order.input,
             output_text=ended.output if ended else None,
-            error=None,
+            error=ended.error if ended else None,
             state={} if isinstance(state, Ended) else state,
             state_version=STATE_VERSION,
             visited_steps=(),

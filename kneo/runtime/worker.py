@@ -20,6 +20,7 @@ log = logging.getLogger("kneo.runtime")
 
 POLL_SECONDS = 0.5
 
+
 class Worker:
     """The one process that executes steps on a database. ``run`` blocks; ``poke`` and ``stop`` work from any thread."""
 
@@ -59,6 +60,7 @@ class Worker:
                 self._report(run_id, busy.pop(run_id))
         if busy:
             await asyncio.wait(busy.values())
+        await self.driver.close()
 
     async def _wait(self, busy: dict[str, asyncio.Task[None]]) -> None:
         news = asyncio.create_task(self._news.wait())

@@ -54,6 +54,8 @@ class Decision:
     actor: str
     by: str
     at: str
+    effect: str | None = None
+    """What a rejection does here, where that is not what the gate says: a deadline may skip or cancel."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import ColumnElement, Row, func, insert, select, update
 
 from kneo.clock import new_id
-from kneo.state.run import Checkpoint, ReleaseRef, Run, RunError, RunStatus, StepRecord, TraceEvent
+from kneo.state.run import STATE_VERSION, Checkpoint, ReleaseRef, Run, RunError, RunStatus, StepRecord, TraceEvent
 from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.tables import checkpoints, runs, specs, steps, trace_events
 
@@ -49,7 +49,7 @@ def insert_run(tx: Tx, run: Run) -> None:
             workflow_type=run.workflow_type,
             input_text=run.input_text,
             output_text=run.output_text,
-            error=None,
+            error=asdict(run.error) if run.error else None,
             state=run.state,
             state_version=run.state_version,
             visited_steps=list(run.visited_steps),
@@ -72,6 +72,21 @@ def get(tx: Tx, run_id: str) -> Run | None:
     return _run(row) if row else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Who may write to a run, and whether there is news for it."""
+
+    status: RunStatus
+    epoch: int
+    wake_seq: int
+
+
+def standing(tx: Tx, run_id: str) -> Standing | None:
+    """Read how a run stands without reading the run."""
+    row = tx.connection.execute(select(runs.c.status, runs.c.epoch, runs.c.wake_seq).where(runs.c.id == run_id)).first()
+    return Standing(status=RunStatus(row.status), epoch=row.epoch, wake_seq=row.wake_seq) if row else None
+
+
 def lock(tx: Tx, run_id: str) -> None:
     """Take a run's row before the rows of its tasks.
 
@@ -91,6 +106,8 @@ def acquire(tx: Tx, run_id: str, claim: str) -> Run | None:
         .where(
             runs.c.id == run_id,
             runs.c.status == RunStatus.RUNNING,
+            # What a newer version wrote waits for a worker of that version.
+            runs.c.state_version <= STATE_VERSION,
             (runs.c.owner.is_(None)) | (runs.c.owner == claim),
         )
         .values(owner=claim, epoch=runs.c.epoch + 1)
@@ -170,7 +187,7 @@ def runnable(tx: Tx, limit: int) -> tuple[str, ...]:
     """Find runs that nobody drives, oldest first."""
     rows = tx.connection.execute(
         select(runs.c.id)
-        .where(runs.c.status == RunStatus.RUNNING, runs.c.owner.is_(None))
+        .where(runs.c.status == RunStatus.RUNNING, runs.c.owner.is_(None), runs.c.state_version <= STATE_VERSION)
         .order_by(runs.c.updated_at)
         .limit(limit)
     )

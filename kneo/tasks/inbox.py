@@ -6,8 +6,8 @@ never asks again and never acts twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 
 from kneo.clock import isoformat, new_id
@@ -25,10 +25,29 @@ EXPIRE_BATCH = 200
 """Overdue tasks that one sweep takes in one transaction each."""
 
 
-def open_task(
-    tx: Tx, run: Run, *, path: str, step_id: str, human: Human, subject: str, position: str = "step"
-) -> HumanTask:
-    """Ask a person about ``subject`` on behalf of a run."""
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What somebody is to be asked."""
+
+    key: str
+    """Stable name of the gate over resume and replay."""
+    path: str
+    step_id: str
+    position: str
+    human: Human
+    subject: str
+    decisions: tuple[DecisionKind, ...]
+    on_reject: str = "stop"
+    kind: str = "approval"
+    prompt: str | None = None
+    options: tuple[str, ...] | None = None
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What the person should know beside the subject."""
+
+
+def open_task(tx: Tx, run: Run, question: Question) -> HumanTask:
+    """Ask a person on behalf of a run."""
+    human, step_id = question.human, question.step_id
     seconds = human.timeout_seconds or 0
     deadline = isoformat(tx.now + timedelta(seconds=seconds)) if seconds > 0 else None
     task = HumanTask(
@@ -39,24 +58,25 @@ def open_task(
         workflow_name=run.workflow_name,
         workflow_type=run.workflow_type,
         step_id=step_id,
-        key=f"{path}.{position}",
-        kind=human.request_type or "approval",
+        key=question.key,
+        kind=human.request_type or question.kind,
         status=TaskStatus.OPEN,
         version=0,
         title=human.title or human.description or f"{step_id} waits for a decision",
-        prompt=human.prompt or human.description or DEFAULT_PROMPT,
-        subject=subject,
-        subject_digest=subject_digest(run, path, position, subject),
-        options=tuple(human.options) if human.options else None,
+        prompt=question.prompt or human.prompt or human.description or DEFAULT_PROMPT,
+        subject=question.subject,
+        subject_digest=subject_digest(run, question.path, question.position, question.subject),
+        options=question.options,
         default_option=human.default_option,
-        decisions=tuple(DecisionKind(word) for word in human.decisions or DecisionKind),
+        decisions=question.decisions,
         assignee=human.assignee,
         timeout_seconds=human.timeout_seconds,
         on_timeout=human.on_timeout,
-        on_reject=human.on_reject or "stop",
+        on_reject=question.on_reject,
         deadline_at=deadline,
         escalated_at=None,
         decision=None,
+        metadata=_shown(question),
     )
     tasks.insert_task(tx, task)
     audit.record(
@@ -69,6 +89,19 @@ def open_task(
         metadata={"request_id": task.request_id, "step_id": step_id, "subject_digest": task.subject_digest},
     )
     return task
+
+
+def _shown(question: Question) -> dict[str, object]:
+    human = question.human
+    told = {
+        "position": question.position,
+        "step_path": question.path,
+        "context": dict(human.context) if human.context else None,
+        "priority": human.priority,
+        "due_seconds": human.due,
+        "facts": dict(question.facts) or None,
+    }
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def subject_digest(run: Run, path: str, position: str, subject: str) -> str:
@@ -139,11 +172,13 @@ def mark_applied(tx: Tx, task: HumanTask) -> None:
         raise Conflict(msg, code="human_task_decided")
 
 
-def cancel_tasks(tx: Tx, run_id: str, *, reason: str, actor: str) -> Sequence[str]:
-    """Close every unanswered task of a run that is over."""
+def cancel_tasks(tx: Tx, run_id: str, *, reason: str, actor: str, only: Collection[str] | None = None) -> Sequence[str]:
+    """Close what a run asked and no longer needs: all of it when the run is over, else ``only`` these."""
     runs.lock(tx, run_id)
     closed = []
     for task in tasks.of_run(tx, run_id, UNRESOLVED | {TaskStatus.DECIDED}):
+        if only is not None and task.id not in only:
+            continue
         if tasks.change(tx, task, status=TaskStatus.CANCELLED, metadata={**task.metadata, "reason": reason}):
             audit.record(
                 tx,
@@ -178,20 +213,13 @@ def _expire(tx: Tx, task: HumanTask) -> bool:
             return False
         audit.record(tx, "human.escalated", actor=None, metadata=facts | {"assignee": task.assignee}, **where)
         return True
-    if task.on_timeout == "continue":
-        decision = Decision(
-            kind=DecisionKind.APPROVED,
-            content=None,
-            selected_option=None,
-            comment="continued at its deadline",
-            actor="policy:timeout",
-            by="policy:timeout",
-            at=tx.at,
-        )
+    decision = _by_deadline(tx, task)
+    if decision is not None:
         if not tasks.change(tx, task, status=TaskStatus.DECIDED, decision=asdict(decision)):
             return False
         runs.wake(tx, task.run_id)
-        audit.record(tx, "human.continued", actor=None, metadata=facts, **where)
+        kind = "human.continued" if decision.kind is DecisionKind.APPROVED else "human.expired"
+        audit.record(tx, kind, actor=None, metadata=facts | {"decision": decision.kind}, **where)
         return True
     if not tasks.change(tx, task, status=TaskStatus.EXPIRED):
         return False
@@ -200,3 +228,34 @@ def _expire(tx: Tx, task: HumanTask) -> bool:
     cancel_tasks(tx, task.run_id, reason="run_expired", actor="policy:timeout")
     audit.record(tx, "human.expired", actor=None, metadata=facts, **where)
     return True
+
+
+def _by_deadline(tx: Tx, task: HumanTask) -> Decision | None:
+    """Turn what a task says about its deadline into a decision; ``None`` where that is the end of the run."""
+    word, _, option = task.on_timeout.partition(":")
+    kind, effect, chosen = _AT_DEADLINE.get(word, (None, None, None))
+    if word == "select" or (word in {"continue", "approve"} and task.options and task.default_option):
+        kind, chosen = DecisionKind.SELECTED, option or task.default_option
+    fits = kind in task.decisions or kind is DecisionKind.REJECTED
+    if kind is None or not fits or (kind is DecisionKind.SELECTED and chosen not in (task.options or ())):
+        return None
+    return Decision(
+        kind=kind,
+        content=None,
+        selected_option=chosen,
+        comment="decided at its deadline",
+        actor="policy:timeout",
+        by="policy:timeout",
+        at=tx.at,
+        effect=effect,
+    )
+
+
+_AT_DEADLINE: Mapping[str, tuple[DecisionKind, str | None, str | None]] = {
+    "continue": (DecisionKind.APPROVED, None, None),
+    "approve": (DecisionKind.APPROVED, None, None),
+    "reject": (DecisionKind.REJECTED, None, None),
+    "skip": (DecisionKind.REJECTED, "skip", None),
+    "cancel": (DecisionKind.REJECTED, "cancel", None),
+}
+"""``on_timeout`` as a decision and its effect; ``fail`` ends the run and ``escalate`` leaves the task open."""

@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 
 from kneo.runtime.code import CodeLoader
-from kneo.runtime.program import Leaf, Program
+from kneo.runtime.interpret.node import Leaf
+from kneo.runtime.program import Program
 from kneo.runtime.steps import agent, function
 from kneo.runtime.steps.base import StepContext, StepOutput
+from kneo.runtime.steps.call import Signature
+from kneo.runtime.steps.children import Children
 
 Runner = Callable[["Executor", Program, Leaf, str, StepContext], Awaitable[StepOutput]]
 
 
-@dataclass(frozen=True)
 class Executor:
     """Runs steps. Knows nothing of runs, stores or fences."""
 
-    code: CodeLoader
+    def __init__(self, code: CodeLoader) -> None:
+        self.code = code
+        self.children = Children(code)
 
     async def execute(self, program: Program, leaf: Leaf, text: str, context: StepContext) -> StepOutput:
+        """Do a step's work.
+
+        Raises:
+            TimeoutError: it took longer than the step allows.
+            Exception: whatever else went wrong; the step failed.
+        """
         return await RUNNERS[leaf.kind](self, program, leaf, text, context)
 
+    async def close(self) -> None:
+        """End what was kept for later steps."""
+        await self.children.close()
 
-async def _agent(_executor: Executor, program: Program, leaf: Leaf, text: str, _context: StepContext) -> StepOutput:
-    return await agent.run(leaf.ref or program.agent_name, program.agents[leaf.ref], text)
+
+async def _agent(_executor: Executor, program: Program, leaf: Leaf, text: str, context: StepContext) -> StepOutput:
+    async with asyncio.timeout(leaf.timeout_seconds):
+        return await agent.run(leaf.ref or program.agent_name, program.agents[leaf.ref], text, context)
 
 
 async def _function(executor: Executor, program: Program, leaf: Leaf, text: str, context: StepContext) -> StepOutput:
-    code = executor.code.load(program.functions[leaf.ref])
-    return await function.run(code, text, context, timeout_seconds=leaf.timeout_seconds)
+    declared = program.functions[leaf.ref]
+    signature = Signature(takes=declared.input_schema, returns=declared.output_schema)
+    return await function.run(
+        executor.children, declared.implementation, text, context, signature, leaf.timeout_seconds
+    )
 
 
-RUNNERS: Mapping[str, Runner] = {"agent": _agent, "function": _function}
+RUNNERS: Mapping[str, Runner] = {"agent": _agent, "guardrail": _agent, "function": _function}

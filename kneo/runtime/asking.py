@@ -1,0 +1,91 @@
+"""From what a spec says about a question to the question itself. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kneo.errors import Invalid
+from kneo.runtime.interpret.gate import DEFAULT_RETRIES, Gate
+from kneo.spec.models import Gate as DeclaredGate
+from kneo.spec.models import Human
+from kneo.state.task import DecisionKind
+
+DECISIONS: Mapping[str, tuple[DecisionKind, ...]] = {
+    "step": tuple(DecisionKind),
+    "before": (DecisionKind.APPROVED, DecisionKind.REJECTED),
+    "after": (DecisionKind.APPROVED, DecisionKind.REJECTED, DecisionKind.EDITED),
+    "each": (DecisionKind.APPROVED, DecisionKind.REJECTED, DecisionKind.EDITED),
+    "route": (DecisionKind.SELECTED,),
+    "error": (DecisionKind.SELECTED,),
+}
+"""The answers that have an effect at each position."""
+
+REJECTIONS: Mapping[str, str] = {"step": "stop", "route": "stop", "error": "stop"}
+"""What a rejection does where neither gate nor human says it; elsewhere the step is skipped."""
+
+NOT_YET = (
+    "answer_schema",
+    "calendar",
+    "candidates",
+    "escalate",
+    "fields",
+    "grants",
+    "links",
+    "multiple",
+    "notify",
+    "quorum",
+    "remind",
+)
+"""What this runtime does not honour; a spec that relies on it is refused before anything runs."""
+
+
+def make_question(human: Human, path: str, name: str) -> Gate:
+    """Make the question of a step of kind human.
+
+    Raises:
+        Invalid: ``unsupported_spec``: it relies on something this runtime does not honour.
+    """
+    return _gate("step", human, path, name)
+
+
+def make_gate(position: str, declared: DeclaredGate, humans: Mapping[str, Human], path: str) -> Gate:
+    """Make the question that a spec puts around a step.
+
+    Raises:
+        Invalid: ``unsupported_spec`` as above; ``spec_invalid``: it asks somebody who is not declared.
+    """
+    human = _whom(declared, humans, path)
+    own = {name: getattr(declared, name) for name in declared.model_fields_set if name in Human.model_fields}
+    return _gate(position, human.model_copy(update=own), path, f"review.{position}", declared=declared)
+
+
+def _whom(declared: DeclaredGate, humans: Mapping[str, Human], path: str) -> Human:
+    if isinstance(declared.human, Human):
+        return declared.human
+    if declared.human is None:
+        return humans.get("default") or Human()
+    if declared.human not in humans:
+        msg = f"The gate at {path} asks {declared.human}, who is not in components.humans."
+        raise Invalid(msg, code="spec_invalid")
+    return humans[declared.human]
+
+
+def _gate(position: str, human: Human, path: str, name: str, declared: DeclaredGate | None = None) -> Gate:
+    used = [field for field in NOT_YET if getattr(human, field)]
+    if human.receipt not in {None, "none"}:
+        used.append("receipt")
+    if used:
+        msg = f"{name} at {path} uses {', '.join(used)}, which this runtime does not honour yet."
+        raise Invalid(msg, code="unsupported_spec")
+    legal = DECISIONS[position]
+    chosen = tuple(kind for kind in legal if human.decisions is None or kind.value in human.decisions)
+    return Gate(
+        position=position,
+        human=human,
+        decisions=chosen or legal,
+        on_reject=human.on_reject or REJECTIONS.get(position, "skip"),
+        max_retries=DEFAULT_RETRIES if human.max_retries is None else human.max_retries,
+        when=declared.when if declared else None,
+        sample=declared.sample if declared else None,
+        name=declared.key if declared else None,
+    )

@@ -1,0 +1,39 @@
+"""Effects of a rejection that are the same wherever it was said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kneo.runtime.interpret.gate import Gate, effect_of, feedback_of, rejection
+from kneo.runtime.interpret.node import Done, Ended, stopped
+from kneo.runtime.interpret.values import Value
+from kneo.state.run import RunError, RunStatus
+from kneo.state.task import Decision
+
+
+def rejected(gate: Gate, decision: Decision, value: Value, place: str) -> Done | Ended:
+    """End the run or go past what was rejected; what that is never runs.
+
+    ``value`` is what flows on when the step is skipped. Effects that mean something only at one position (retry, else)
+    are its caller's; one that gets here stops the run, as does any word nobody knows.
+    """
+    match effect_of(gate, decision):
+        case "skip":
+            return Done(value=value.passed_on("skipped"))
+        case "continue":
+            text = f"Rejected by human reviewer: {feedback_of(decision)}"
+            return Done(
+                value=replace(value, text=text, status="completed", metadata={"decision": "rejected"}, review=None)
+            )
+        case "fail":
+            return Ended(status=RunStatus.FAILED, output=None, error=rejection(place, decision))
+        case "cancel":
+            error = RunError(type="cancelled", message=rejection(place, decision).message)
+            return stopped(error)
+        case _:
+            return stopped(rejection(place, decision))
+
+
+def edited(value: Value, decision: Decision) -> Value:
+    """Put a person's words in the place of a result; they flow on like the result would have."""
+    return replace(value, text=decision.content or "", metadata={**value.metadata, "decision": "edited"}, review=None)

@@ -1,0 +1,59 @@
+"""Questions to people: when they are asked, and what an answer does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kneo.runtime.interpret.values import Value
+from kneo.spec.gates import asks
+from kneo.spec.models.conditions import Condition
+from kneo.spec.models.human import Human
+from kneo.state.run import RunError
+from kneo.state.task import Decision, DecisionKind
+
+REJECTED = "human_rejected"
+
+DEFAULT_RETRIES = 3
+"""How often a rejected result is made anew where a gate does not say it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One question at one position of a step.
+
+    ``position`` is ``step`` for a step of kind human, else the name under ``review``.
+    """
+
+    position: str
+    human: Human
+    decisions: tuple[DecisionKind, ...]
+    on_reject: str
+    max_retries: int = DEFAULT_RETRIES
+    when: Condition | None = None
+    sample: float | None = None
+    name: str | None = None
+    """What the question is called in recorded answers, instead of its place."""
+
+    def asks(self, value: Value, place: str, seed: str) -> bool:
+        """Say whether somebody has to be asked about a value."""
+        return asks(self.when, self.sample, value.facts, seed=f"{seed}:{place}.{self.position}")
+
+    def key(self, place: str, repetition: int = 0) -> str:
+        """Name the question: the same over resume and replay."""
+        again = f"@{repetition}" if repetition else ""
+        return f"{self.name or place}{again}.{self.position}"
+
+
+def effect_of(gate: Gate, decision: Decision) -> str:
+    """Say what a rejection does; a deadline may have decided on something else than the gate's own."""
+    return decision.effect or gate.on_reject
+
+
+def feedback_of(decision: Decision) -> str:
+    return decision.content or decision.comment or ""
+
+
+def rejection(place: str, decision: Decision) -> RunError:
+    said = feedback_of(decision)
+    tail = f": {said}" if said else "."
+    return RunError(type=REJECTED, message=f"{decision.actor} rejected {place}{tail}")

@@ -1,0 +1,100 @@
+"""At the same time, on the same input.
+
+Frame: ``node``, ``input``, ``children`` by their number, ``done`` (values) and ``failed`` (errors) of those that ended.
+
+When one fails the others go on as far as they can without asking anybody, then all of it fails with the first failure
+in declaration order: what runs and how it ends does not depend on who is quicker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from kneo.runtime.interpret.node import (
+    Action,
+    Again,
+    Done,
+    Ended,
+    Execute,
+    Failed,
+    Frame,
+    Moment,
+    Node,
+    Progress,
+    below,
+    children,
+    stopped,
+)
+from kneo.runtime.interpret.values import Value, read_value
+from kneo.state.run import RunError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel(Node):
+    children: tuple[Node, ...]
+
+    def enter(self, moment: Moment, value: Value, place: str) -> Progress:
+        frame: Frame = {"node": self.path, "input": value.as_json(), "children": {}, "done": {}, "failed": {}}
+        for index in range(len(self.children)):
+            slot = str(index)
+            node, inner = self.locate(frame, slot, place)
+            progress = node.enter(moment, value, inner)
+            if isinstance(progress, Ended):
+                return progress
+            if isinstance(progress, Again):
+                return stopped(progress.error)
+            frame = self._kept(frame, slot, progress)
+        return self.changed(moment, frame, place)
+
+    def locate(self, _frame: Frame, slot: str, place: str) -> tuple[Node, str]:
+        node = self.children[int(slot)]
+        return node, below(place, node.id)
+
+    def resume(self, moment: Moment, frame: Frame, slot: str, progress: Done | Failed | Again, place: str) -> Progress:
+        if isinstance(progress, Again):
+            return stopped(progress.error)
+        return self.changed(moment, self._kept(frame, slot, progress), place)
+
+    @staticmethod
+    def _kept(frame: Frame, slot: str, progress: Frame | Done | Failed) -> Frame:
+        match progress:
+            case Done():
+                return {**frame, "done": {**_map(frame, "done"), slot: progress.value.as_json()}}
+            case Failed():
+                error = {"type": progress.error.type, "message": progress.error.message}
+                return {**frame, "failed": {**_map(frame, "failed"), slot: error}}
+            case _:
+                return {**frame, "children": {**children(frame), slot: progress}}
+
+    def ready(self, frame: Frame, place: str) -> Iterator[Action]:
+        for action in super().ready(frame, place):
+            if isinstance(action, Execute) or not _map(frame, "failed"):
+                yield action
+
+    def changed(self, _moment: Moment, frame: Frame, place: str) -> Progress:
+        failed = _map(frame, "failed")
+        if failed and not any(True for _ in self.ready(frame, place)):
+            first = failed[min(failed, key=int)]
+            assert isinstance(first, Mapping)
+            return Failed(error=RunError(type=first["type"], message=first["message"]))
+        if children(frame):
+            return frame
+        return Done(value=self._joined(read_value(frame["input"]), _map(frame, "done")))
+
+    def _joined(self, value: Value, done: Mapping[str, object]) -> Value:
+        """Merge what the branches said, in declaration order: the last one that said anything is the text."""
+        text, variables, outputs = value.text, dict(value.variables), {}
+        for index, node in enumerate(self.children):
+            said = read_value(done[str(index)])
+            variables |= {name: kept for name, kept in said.variables.items() if value.variables.get(name) != kept}
+            if said.status != "skipped":
+                text = outputs[node.id] = said.text
+        metadata = {"node_kind": "parallel", "node_id": self.id}
+        return replace(value, text=text, status="completed", metadata=metadata, variables=variables, outputs=outputs)
+
+
+def _map(frame: Frame, key: str) -> Mapping[str, object]:
+    found = frame[key]
+    assert isinstance(found, Mapping)
+    return found

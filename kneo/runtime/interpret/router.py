@@ -1,0 +1,130 @@
+"""One of several ways, chosen by a function, by conditions or by a person.
+
+Frame: ``node``, ``input``, ``phase`` (``select``: a function chooses, ``route``: a person does, ``run``), ``task``, and
+one child named by its choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from kneo.errors import Invalid
+from kneo.runtime.interpret.branch import condition_failed
+from kneo.runtime.interpret.effects import rejected
+from kneo.runtime.interpret.gate import Gate, rejection
+from kneo.runtime.interpret.node import (
+    Again,
+    Answered,
+    Ask,
+    Done,
+    Ended,
+    Execute,
+    Failed,
+    Frame,
+    Leaf,
+    Moment,
+    Node,
+    Outcome,
+    Progress,
+    StepFailed,
+    Succeeded,
+    mismatch,
+    stopped,
+    with_child,
+)
+from kneo.runtime.interpret.values import Value, read_value
+from kneo.spec.gates import holds
+from kneo.spec.models.conditions import Condition
+from kneo.state.run import RunError
+from kneo.state.task import DecisionKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selector:
+    """What chooses where nobody is asked: a function, or the first condition that holds, or the default."""
+
+    function: Leaf | None = None
+    conditions: tuple[tuple[Condition, str], ...] = ()
+    default: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router(Node):
+    choices: Mapping[str, Node]
+    descriptions: Mapping[str, str | None]
+    selector: Selector | None
+    route: Gate
+    asks_first: bool
+    """Whether the spec has people choose; else they are asked only when a result was rejected, to go another way."""
+
+    @property
+    def may_repeat(self) -> bool:
+        return any(node.may_repeat for node in self.choices.values())
+
+    def enter(self, moment: Moment, value: Value, place: str) -> Progress:
+        frame: Frame = {"node": self.path, "input": value.as_json()}
+        wanted = self.asks_first and self.route.asks(value, place, moment.seed)
+        if wanted or self.selector is None or value.review is not None:
+            return {**frame, "phase": "route"}
+        if self.selector.function is not None:
+            return {**frame, "phase": "select"}
+        try:
+            chosen = next(
+                (name for when, name in self.selector.conditions if holds(when, value.facts)), self.selector.default
+            )
+        except Invalid as error:
+            return condition_failed(self.path, error)
+        return self._take_way(moment, frame, chosen, place)
+
+    def _take_way(self, moment: Moment, frame: Frame, chosen: str | None, place: str) -> Progress:
+        if chosen is None or chosen not in self.choices:
+            what = "No condition holds and there is no default" if chosen is None else f"{chosen[:200]!r} is no choice"
+            message = f"{self.path}: {what}; the choices are {', '.join(self.choices)}."
+            return Failed(error=RunError(type="unknown_choice", message=message))
+        value = read_value(frame["input"])
+        progress = self.choices[chosen].enter(moment, value, place)
+        if isinstance(progress, Done | Failed | Again | Ended):
+            return progress
+        return with_child({"node": self.path, "input": frame["input"], "phase": "run"}, chosen, progress)
+
+    def locate(self, _frame: Frame, slot: str, place: str) -> tuple[Node, str]:
+        return self.choices[slot], place
+
+    def resume(
+        self, _moment: Moment, _frame: Frame, _slot: str, progress: Done | Failed | Again, _place: str
+    ) -> Progress:
+        return progress
+
+    def pending(self, frame: Frame, place: str) -> Execute | Ask | None:
+        value = read_value(frame["input"])
+        if frame["phase"] == "select" and self.selector is not None and self.selector.function is not None:
+            return Execute(ticket=f"{place}:select", leaf=self.selector.function, value=value, attempt=0)
+        if frame["phase"] != "route":
+            return None
+        return Ask(
+            ticket=f"{place}:route",
+            path=self.path,
+            step_id=self.id,
+            key=self.route.key(place),
+            gate=self.route,
+            subject=value,
+            options=tuple(self.choices),
+            facts={"choices": dict(self.descriptions)},
+        )
+
+    def take(self, moment: Moment, frame: Frame, outcome: Outcome, place: str) -> Progress:
+        match outcome:
+            case Succeeded():
+                return self._take_way(moment, frame, outcome.text.strip(), place)
+            case StepFailed():
+                return Failed(error=outcome.error)
+            case Answered() if outcome.decision.kind is DecisionKind.SELECTED:
+                return self._take_way(moment, frame, outcome.decision.selected_option, place)
+            case Answered() if outcome.decision.kind is DecisionKind.REJECTED:
+                value = replace(read_value(frame["input"]), review=None)
+                return rejected(self.route, outcome.decision, value, place)
+            case Answered():
+                return stopped(rejection(place, outcome.decision))
+            case _:
+                raise mismatch(place, outcome)

@@ -1,0 +1,323 @@
+"""A step: something that is done, with everything a spec says around it.
+
+Frame: ``node``, ``input``, ``attempt`` (how often the body was begun anew), ``phase`` and, as the phase needs them,
+``task``, ``output`` (what is reviewed), ``error`` (what went wrong), ``failures`` (tries used up), ``reviews`` (results
+rejected), ``asked`` (times a person said retry after an error), ``not_before`` and ``children``.
+
+Phases: ``before`` and ``after`` and ``error`` ask; ``step`` is the question of a step of kind human; ``body`` and
+``fallback`` do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from kneo.clock import isoformat
+from kneo.runtime.interpret.branch import Branch
+from kneo.runtime.interpret.effects import edited, rejected
+from kneo.runtime.interpret.gate import Gate, effect_of, feedback_of, rejection
+from kneo.runtime.interpret.node import (
+    Again,
+    Answered,
+    Ask,
+    Done,
+    Ended,
+    Execute,
+    Failed,
+    Frame,
+    Leaf,
+    Moment,
+    Node,
+    Outcome,
+    Progress,
+    StepFailed,
+    Succeeded,
+    mismatch,
+    number,
+    stopped,
+    with_child,
+)
+from kneo.runtime.interpret.values import Review, Value, read_value
+from kneo.spec.gates import draw
+from kneo.state.run import RunError, RunStatus
+from kneo.state.task import DecisionKind
+
+RETRY_BASE_SECONDS = 0.2
+RETRY_CAP_SECONDS = 30.0
+
+RETRY, SKIP, STOP = "retry", "skip", "stop"
+
+
+def retry_delay(failures: int, chance: float) -> float:
+    """Seconds to wait before a further try: doubling, at most half a minute, and spread over its upper half."""
+    return float(min(RETRY_CAP_SECONDS, RETRY_BASE_SECONDS * 2 ** min(failures, 16)) * (0.5 + chance / 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a step of kind human does."""
+
+    gate: Gate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Node):
+    kind: str
+    body: Leaf | Question | Node
+    before: Gate | None = None
+    after: Gate | None = None
+    error: Gate | None = None
+    on_error: str = "fail"
+    fallback: Node | None = None
+    max_retries: int = 0
+    save_as: str | None = None
+
+    @property
+    def may_repeat(self) -> bool:
+        if isinstance(self.body, Question):
+            return self.body.gate.on_reject == RETRY
+        return isinstance(self.body, Node) and self.body.may_repeat
+
+    # ---- begin ------------------------------------------------------------------------------------------------
+
+    def enter(self, moment: Moment, value: Value, place: str) -> Progress:
+        frame: Frame = {"node": self.path, "input": value.as_json(), "attempt": 0}
+        if self.before is not None and self.before.asks(value, place, moment.seed):
+            return {**frame, "phase": "before"}
+        return self._begin(moment, frame, value, place)
+
+    def _begin(self, moment: Moment, frame: Frame, value: Value, place: str, *, chosen: str | None = None) -> Progress:
+        match self.body:
+            case Leaf():
+                return {**frame, "phase": "body"}
+            case Question():
+                return {**frame, "phase": "step"}
+            case Branch() as branch if chosen is not None:
+                progress = branch.enter_chosen(moment, value, self._inner(frame, place), chosen)
+            case node:
+                progress = node.enter(moment, value, self._inner(frame, place))
+        return self._moved(moment, {**frame, "phase": "body"}, "body", progress, place)
+
+    def _moved(self, moment: Moment, frame: Frame, slot: str, progress: Progress, place: str) -> Progress:
+        match progress:
+            case Done() | Failed() | Again():
+                return self.resume(moment, frame, slot, progress, place)
+            case Ended():
+                return progress
+            case _:
+                return with_child(frame, slot, progress)
+
+    def locate(self, frame: Frame, slot: str, place: str) -> tuple[Node, str]:
+        if slot == "fallback":
+            assert self.fallback is not None
+            return self.fallback, f"{self._inner(frame, place)}:fallback"
+        assert isinstance(self.body, Node)
+        return self.body, self._inner(frame, place)
+
+    @staticmethod
+    def _inner(frame: Frame, place: str) -> str:
+        attempt = number(frame, "attempt")
+        return f"{place}@{attempt}" if attempt else place
+
+    # ---- what it waits for ------------------------------------------------------------------------------------
+
+    def pending(self, frame: Frame, place: str) -> Execute | Ask | None:
+        phase, attempt = frame["phase"], number(frame, "attempt")
+        value = read_value(frame["input"])
+        match phase:
+            case "body" if isinstance(self.body, Leaf):
+                until = frame.get("not_before")
+                return Execute(
+                    ticket=f"{place}:{attempt}",
+                    leaf=self.body,
+                    value=value,
+                    attempt=attempt,
+                    not_before=until if isinstance(until, str) else None,
+                )
+            case "step" if isinstance(self.body, Question):
+                return self._ask(self.body.gate, value, place, attempt)
+            case "before" if self.before is not None:
+                return self._ask(self.before, value, place, attempt)
+            case "after" if self.after is not None:
+                ask = self._ask(self.after, read_value(frame["output"]), place, attempt)
+                return replace(ask, key=self.after.key(place, number(frame, "reviews")), facts=self._history(frame))
+            case "error" if self.error is not None:
+                ask = self._ask(self.error, value, place, attempt)
+                facts = {"error": frame["error"], "attempt": attempt}
+                key = self.error.key(place, number(frame, "asked"))
+                return replace(ask, key=key, options=self._error_options(frame), facts=facts)
+            case _:
+                return None
+
+    def _ask(self, gate: Gate, subject: Value, place: str, attempt: int) -> Ask:
+        options = tuple(gate.human.options) if gate.human.options else None
+        return Ask(
+            ticket=f"{place}:{gate.position}:{attempt}",
+            path=self.path,
+            step_id=self.id,
+            key=gate.key(place),
+            gate=gate,
+            subject=subject,
+            options=options,
+        )
+
+    @staticmethod
+    def _history(frame: Frame) -> Mapping[str, object]:
+        review = read_value(frame["input"]).review
+        return {"previous_output": review.previous_output} if review is not None else {}
+
+    def _error_options(self, frame: Frame) -> tuple[str, ...]:
+        assert self.error is not None
+        offered = tuple(self.error.human.options or (RETRY, SKIP, STOP))
+        used_up = number(frame, "asked") >= self.error.max_retries
+        return tuple(word for word in offered if not (used_up and word == RETRY)) or (STOP,)
+
+    # ---- what came of it --------------------------------------------------------------------------------------
+
+    def take(self, moment: Moment, frame: Frame, outcome: Outcome, place: str) -> Progress:
+        match outcome:
+            case Succeeded() if isinstance(self.body, Leaf):
+                before = read_value(frame["input"])
+                metadata = {"node_kind": self.kind, "node_id": self.id, **outcome.metadata}
+                value = Value(text=outcome.text, metadata=metadata, variables=before.variables)
+                return self._succeeded(moment, frame, value, place)
+            case StepFailed():
+                return self._failed(moment, frame, outcome.error, place, final=outcome.final)
+            case Answered():
+                return self._answered(moment, frame, outcome, place)
+            case _:
+                raise mismatch(place, outcome)
+
+    def resume(self, moment: Moment, frame: Frame, slot: str, progress: Done | Failed | Again, place: str) -> Progress:
+        match progress:
+            case Done():
+                return self._succeeded(moment, frame, progress.value, place)
+            case Failed() if slot == "fallback":
+                return progress
+            case Failed():
+                return self._failed(moment, frame, progress.error, place, final=False)
+            case Again():
+                return progress
+
+    def _succeeded(self, moment: Moment, frame: Frame, value: Value, place: str) -> Progress:
+        if self.after is not None and self.after.asks(value, self._inner(frame, place), moment.seed):
+            kept = {
+                key: frame[key] for key in ("node", "input", "attempt", "failures", "reviews", "asked") if key in frame
+            }
+            return {**kept, "phase": "after", "output": value.as_json()}
+        return self._finished(value)
+
+    def _finished(self, value: Value) -> Done:
+        if self.save_as is not None:
+            value = replace(value, variables={**value.variables, self.save_as: value.text})
+        return Done(value=replace(value, review=None))
+
+    def _failed(self, moment: Moment, frame: Frame, error: RunError, place: str, *, final: bool) -> Progress:
+        failures = number(frame, "failures")
+        if failures < self.max_retries and not final:
+            wait = retry_delay(failures, draw(f"{moment.seed}:{place}:{failures}"))
+            until = isoformat(moment.now + timedelta(seconds=wait))
+            again = {**frame, "failures": failures + 1, "not_before": until}
+            return self._anew(moment, again, read_value(frame["input"]), place)
+        if self.error is not None and self.error.asks(read_value(frame["input"]), place, moment.seed):
+            kept = {key: value for key, value in frame.items() if key not in {"children", "not_before"}}
+            return {**kept, "phase": "error", "error": {"type": error.type, "message": error.message}}
+        return self._gave_up(moment, frame, error, place)
+
+    def _gave_up(self, moment: Moment, frame: Frame, error: RunError, place: str) -> Progress:
+        value = read_value(frame["input"])
+        if self.on_error == "continue":
+            return self._finished(replace(value.passed_on("failed"), metadata={"error_type": error.type}))
+        if self.on_error == "fallback" and self.fallback is not None:
+            kept = {key: frame[key] for key in ("node", "input", "attempt")}
+            progress = self.fallback.enter(moment, value, f"{self._inner(frame, place)}:fallback")
+            return self._moved(moment, {**kept, "phase": "fallback"}, "fallback", progress, place)
+        return Failed(error=error)
+
+    def _anew(self, moment: Moment, frame: Frame, value: Value, place: str) -> Progress:
+        """Begin the body again."""
+        dropped = {"children", "output", "error"}
+        fresh = {key: kept for key, kept in frame.items() if key not in dropped}
+        fresh |= {"attempt": number(frame, "attempt") + 1, "input": value.as_json()}
+        return self._begin(moment, fresh, value, place)
+
+    # ---- answers ----------------------------------------------------------------------------------------------
+
+    def _answered(self, moment: Moment, frame: Frame, answer: Answered, place: str) -> Progress:
+        match frame["phase"]:
+            case "step":
+                return self._question(frame, answer, place)
+            case "before":
+                return self._permission(moment, frame, answer, place)
+            case "after":
+                return self._judgement(moment, frame, answer, place)
+            case "error":
+                return self._rescue(moment, frame, answer, place)
+            case _:
+                raise mismatch(place, answer)
+
+    def _question(self, frame: Frame, answer: Answered, place: str) -> Progress:
+        assert isinstance(self.body, Question)
+        gate, decision, value = self.body.gate, answer.decision, read_value(frame["input"])
+        told = replace(value, metadata={"node_kind": "human", "node_id": self.id, "decision": decision.kind.value})
+        match decision.kind:
+            case DecisionKind.APPROVED:
+                return self._finished(replace(told, status="completed"))
+            case DecisionKind.SELECTED:
+                return self._finished(replace(told, text=decision.selected_option or "", status="completed"))
+            case DecisionKind.EDITED | DecisionKind.PROVIDED:
+                return self._finished(replace(told, text=decision.content or "", status="completed"))
+            case DecisionKind.REJECTED if effect_of(gate, decision) == RETRY:
+                return Again(
+                    place=place,
+                    feedback=feedback_of(decision),
+                    rejected=value.text,
+                    limit=gate.max_retries,
+                    error=rejection(place, decision),
+                )
+            case DecisionKind.REJECTED:
+                return self._past(rejected(gate, decision, value, place))
+
+    def _past(self, progress: Done | Ended) -> Progress:
+        return self._finished(progress.value) if isinstance(progress, Done) else progress
+
+    def _permission(self, moment: Moment, frame: Frame, answer: Answered, place: str) -> Progress:
+        assert self.before is not None
+        value, decision = read_value(frame["input"]), answer.decision
+        if decision.kind is DecisionKind.APPROVED:
+            return self._begin(moment, frame, value, place, chosen="then")
+        if effect_of(self.before, decision) == "else" and isinstance(self.body, Branch):
+            return self._begin(moment, frame, value, place, chosen="else")
+        return rejected(self.before, decision, value, place)
+
+    def _judgement(self, moment: Moment, frame: Frame, answer: Answered, place: str) -> Progress:
+        assert self.after is not None
+        decision, output = answer.decision, read_value(frame["output"])
+        if decision.kind is DecisionKind.APPROVED:
+            return self._finished(output)
+        if decision.kind is DecisionKind.EDITED:
+            return self._finished(edited(output, decision))
+        value = read_value(frame["input"])
+        if effect_of(self.after, decision) != RETRY:
+            return rejected(self.after, decision, replace(value, review=None), place)
+        reviews = number(frame, "reviews")
+        if reviews >= self.after.max_retries:
+            return stopped(rejection(place, decision))
+        review = Review(previous_output=output.text, feedback=feedback_of(decision))
+        again = {**frame, "reviews": reviews + 1, "failures": 0}
+        return self._anew(moment, again, replace(value, review=review), place)
+
+    def _rescue(self, moment: Moment, frame: Frame, answer: Answered, place: str) -> Progress:
+        value, kept = read_value(frame["input"]), frame["error"]
+        assert isinstance(kept, Mapping)
+        error = RunError(type=kept["type"], message=kept["message"])
+        choice = answer.decision.selected_option
+        if choice == RETRY:
+            return self._anew(moment, {**frame, "asked": number(frame, "asked") + 1, "failures": 0}, value, place)
+        if SKIP in {choice, answer.decision.effect}:
+            return self._finished(value.passed_on("skipped"))
+        if answer.decision.effect == "cancel":
+            return stopped(RunError(type="cancelled", message=rejection(place, answer.decision).message))
+        return Ended(status=RunStatus.FAILED, output=None, error=error)
