@@ -116,6 +116,7 @@ def decision_applied(tx: Tx, program: Program, run: Run, task: HumanTask, *, bus
         # Nothing waits for it any more; a decision without a place has no effect.
         cancel_tasks(tx, run.id, reason="superseded", actor=run.requester, only={task.id})
         return run
+    runs.lock(tx, run.id)
     mark_applied(tx, task)
     visited = (*run.visited_steps, ask.path) if ask.gate.position == "step" else run.visited_steps
     outcome = Answered(decision=task.decision)

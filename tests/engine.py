@@ -1,0 +1,109 @@
+"""The engine over a real store, with functions of the test's own and nothing faked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import textwrap
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from run_simulator import AGENT
+
+from kneo.runtime.advance import Driver
+from kneo.runtime.code import CodeLoader
+from kneo.runtime.load import ProgramLoader
+from kneo.runtime.start import RunOrder, Starter
+from kneo.runtime.steps import Executor
+from kneo.runtime.wait import find_run
+from kneo.spec.models import Spec
+from kneo.state.run import Run
+from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask
+from kneo.store import runs, tasks
+from kneo.store.engine import Store
+from kneo.tasks.answers import Answer
+from kneo.tasks.inbox import decide
+
+PRELUDE = """
+import asyncio, os, time
+from pathlib import Path
+LOG = Path(__file__).with_suffix(".log")
+def note(text):
+    with LOG.open("a") as log:
+        log.write(text + "\\n")
+"""
+
+
+class Engine:
+    """A driver on a store, and a module of functions that its specs name."""
+
+    def __init__(self, store: Store, folder: Path, source: str) -> None:
+        self.store = store
+        folder.mkdir(exist_ok=True)
+        self.module = f"steps_{uuid.uuid4().hex}"
+        file = folder / f"{self.module}.py"
+        file.write_text(PRELUDE + textwrap.dedent(source))
+        self.log = file.with_suffix(".log")
+        self.code = CodeLoader((folder,), ())
+        self.starter = Starter(store, lambda tree: Spec.model_validate_json(json.dumps(tree)), pin=None)
+
+    def driver(self) -> Driver:
+        return Driver(self.store, ProgramLoader(self.store), Executor(self.code))
+
+    def tree(self, workflow: object, **humans: object) -> dict[str, object]:
+        names = _names(workflow)
+        functions = {name: {"implementation": f"{self.module}.{name}"} for name in names}
+        components = {"functions": functions, "humans": {"ann": {"description": "Fine?"}, **humans}}
+        return {"agent": AGENT, "workflow": workflow, "components": components}
+
+    def start(self, workflow: object, text: str = "in", *, timeout_seconds: int | None = None, **humans: object) -> Run:
+        order = RunOrder(
+            input=text, requester="bob", spec=self.tree(workflow, **humans), timeout_seconds=timeout_seconds
+        )
+        return self.starter.start(order)
+
+    def drive(self, run: Run) -> Run:
+        asyncio.run(self.driver().drive_alone(run.id))
+        return self.look(run)
+
+    def look(self, run: Run) -> Run:
+        return find_run(self.store, run.id)
+
+    def run(self, workflow: object, text: str = "in", **humans: object) -> Run:
+        return self.drive(self.start(workflow, text, **humans))
+
+    def open(self, run: Run) -> tuple[HumanTask, ...]:
+        with self.store.read() as tx:
+            return tasks.of_run(tx, run.id, UNRESOLVED)
+
+    def answer(self, task: HumanTask, kind: str, content: str | None = None, actor: str = "ann") -> HumanTask:
+        option = content if kind == "selected" else None
+        answer = Answer(
+            request_id=task.request_id,
+            decision=DecisionKind(kind),
+            content=None if option else content,
+            selected_option=option,
+        )
+        return decide(self.store, task.id, answer, actor=actor)
+
+    def notes(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def steps(self, run: Run) -> list[tuple[str, str]]:
+        with self.store.read() as tx:
+            return [(step.step_id, step.status) for step in runs.list_steps(tx, run.id)]
+
+
+def _names(part: object) -> set[str]:
+    if isinstance(part, Mapping):
+        own = {str(part["ref"])} if part.get("kind") == "function" else set()
+        chosen = part.get("selector")
+        if part.get("kind") == "router" and isinstance(chosen, str):
+            own.add(chosen)
+        return own.union(*(_names(inner) for inner in part.values()))
+    return set().union(*(_names(inner) for inner in part)) if isinstance(part, list | tuple) else set()
+
+
+def step(name: str, ref: str | None = None, **more: object) -> dict[str, object]:
+    return {"id": name, "kind": "function", "ref": ref or name, **more}
