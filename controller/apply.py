@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import assert_never
 
-from controller.plan import Action, Promote, Retire, Rollback
+from controller.gates import Allowed
+from controller.plan import Action, Promote, Retire, Rollback, kind_of
 from controller.report import Report
 from kneo import registry
 from kneo.digest import digest_of_json
 from kneo.errors import Transient
-from kneo.spec.environment import Environment
-from kneo.state.release import BundleRecord, PromotionKind, Release
-from kneo.store import releases, requests
-from kneo.store.engine import Tx, lock_table
+from kneo.registry import Change
+from kneo.state.release import BundleRecord
+from kneo.store import requests
+from kneo.store.engine import Tx
 from kneo.trust.verified import VerifiedBundle
 
 
@@ -38,46 +39,25 @@ def check_lease(tx: Tx, lease: Lease) -> None:
         raise Transient(msg, code="LeaseLost")
 
 
-def apply(
-    tx: Tx,
-    environment: Environment,
-    declaration: bytes,
-    actions: Sequence[Action],
-    observed: Mapping[str, Release],
-    report: Report,
-    *,
-    revision: str,
-) -> None:
-    """Do what was allowed and record how the environment now stands.
-
-    Raises:
-        Transient: the registry is not what the plan was made against.
-    """
-    name = environment.name
-    lock_table(tx, f"environment/{name}")
-    if {item.bundle: item for item in releases.list_releases(tx, name)} != dict(observed):
-        msg = f"The releases of {name} changed while a plan for them was made."
-        raise Transient(msg, code="RegistryMoved")
-    registry.accept_environment(tx, name, declaration, environment.policy_digest, revision)
-    for action in actions:
-        _apply_one(tx, name, action, revision)
-    write_report(tx, name, report, revision=revision)
+def apply(tx: Tx, environment: str, actions: Sequence[tuple[Action, Allowed]], change: Change) -> None:
+    """Do what was allowed, with what allowed it written down beside it."""
+    for action, verdict in actions:
+        _apply_one(tx, environment, action, replace(change, approvals=verdict.approvals))
 
 
-def _apply_one(tx: Tx, environment: str, action: Action, revision: str) -> None:
+def _apply_one(tx: Tx, environment: str, action: Action, change: Change) -> None:
     match action:
         case Promote() | Rollback():
-            kind = PromotionKind.PROMOTE if isinstance(action, Promote) else PromotionKind.ROLLBACK
             registry.promote(
                 tx,
                 environment=environment,
-                bundle=_record(action.bundle, revision),
-                kind=kind,
+                bundle=record_of(action.bundle, change.revision),
+                kind=kind_of(action),
                 current=action.current,
-                revision=revision,
+                change=change,
             )
         case Retire():
-            registry.retire(tx, action.current, revision=revision)
+            registry.retire(tx, action.current, change=change)
         case _:
             assert_never(action)
 
@@ -89,7 +69,9 @@ def write_report(tx: Tx, environment: str, report: Report, *, revision: str) -> 
     registry.report_conditions(tx, registry.environment_subject(environment), report.conditions)
 
 
-def _record(bundle: VerifiedBundle, revision: str) -> BundleRecord:
+def record_of(bundle: VerifiedBundle, revision: str) -> BundleRecord:
+    """Spell a verified bundle as what the registry keeps of it."""
+    statement = bundle.statement
     return BundleRecord(
         digest=bundle.digest,
         name=bundle.name,
@@ -98,8 +80,9 @@ def _record(bundle: VerifiedBundle, revision: str) -> BundleRecord:
         prev=bundle.prev,
         payload=bundle.payload,
         envelope=bundle.envelope,
-        spec_digest=digest_of_json(bundle.spec),
-        signers=tuple(signer.principal for signer in bundle.signers),
+        # A statement's own digest of its spec was checked when it was verified.
+        spec_digest=statement.predicate.spec_digest if statement else digest_of_json(bundle.spec),
+        signers=tuple(sorted({signer.principal for signer in bundle.signers})),
         first_seen_at="",
         revision=revision,
     )

@@ -1,152 +1,380 @@
 """What must hold before a planned change happens. Pure; all evidence is handed in.
 
-Gates are asked in order and the first that does not agree speaks for all. None of them can say yes for another.
+Gates are asked in order and the first that does not agree speaks for all. None of them can say yes for another. Where a
+commit changes an environment's rules, every gate is asked under the rules before and after, and both must agree: so
+nothing a commit loosens can let something through that the same commit brings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from controller.plan import Action, Plan, Retire, name_of
+from controller.approvals import Vote, Votes, prune_subject, same_person
+from controller.plan import Action, Plan, Retire, name_of, version_of
+from controller.verify import needs_of
 from kneo.clock import isoformat, parse_time
-from kneo.spec.environment import Environment
+from kneo.digest import Digest
+from kneo.spec.environment import Approvals, Environment
 from kneo.spec.windows import next_opening, windows_open
-from kneo.state.release import Release
+from kneo.state.release import Hold, Release, Suspension
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """Nothing stands in the way."""
+    """Nothing stands in the way.
+
+    Args:
+        approvals: Ids of the decisions that this rests on.
+    """
+
+    approvals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Waits:
-    """A gate is not open yet."""
+    """A gate is not open yet.
+
+    Args:
+        gate: Which.
+        reason: Why, as a word.
+        message: Why, for people.
+        who: Who could open it.
+        subject: What an approval that opens it has to be about.
+    """
 
     gate: str
     reason: str
     message: str
     who: tuple[str, ...] = ()
+    subject: str | None = None
 
 
 Verdict = Allowed | Waits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What gates may look at.
 
     Args:
         now: The one time of this pass.
         served: What every environment serves, by environment and bundle name.
-        approvals: People whose approval of a bundle digest for this environment and policy was verified.
+        votes: Decisions of people that were verified, by the digest of what they are about.
+        members: Who could sign for each role of the trust root.
+        holds: What is held in this environment, by bundle name.
+        suspension: Whether somebody suspended this environment.
+        failures: When a run of a bundle last failed in the environment that this one promotes from, by digest.
+        requester: Who asked for these changes by hand; nobody for what a commit asks for.
     """
 
     now: datetime
     served: Mapping[str, Mapping[str, Release]]
-    approvals: Mapping[str, frozenset[str]]
+    votes: Votes = field(default_factory=dict)
+    members: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    holds: Mapping[str, Hold] = field(default_factory=dict)
+    suspension: Suspension | None = None
+    failures: Mapping[str, str] = field(default_factory=dict)
+    requester: str | None = None
 
 
-Gate = Callable[[Action, Plan, Environment, Evidence], Verdict]
+@dataclass(frozen=True)
+class Rules:
+    """An environment file that changes are judged under.
+
+    Args:
+        environment: The file.
+        digests: The policy digests an approval may name: this file's, and that of the file that follows it.
+    """
+
+    environment: Environment
+    digests: frozenset[str]
+
+
+Gate = Callable[[Action, Plan, Rules, Evidence], Verdict]
+
+
+def rules_of(environment: Environment, before: Environment | None) -> tuple[Rules, ...]:
+    """Put together what a commit is judged under: its own file, and the one in force before it where that differs."""
+    if before is None or before.policy_digest == environment.policy_digest:
+        return (Rules(environment, frozenset({environment.policy_digest})),)
+    both = frozenset({environment.policy_digest, before.policy_digest})
+    return (Rules(environment, frozenset({environment.policy_digest})), Rules(before, both))
 
 
 def judge(
-    plan: Plan, environment: Environment, evidence: Evidence, *, refused: str | None = None
+    plan: Plan,
+    rules: Sequence[Rules],
+    evidence: Evidence,
+    *,
+    refused: str | None = None,
+    gates: Sequence[Gate] | None = None,
 ) -> tuple[tuple[Action, Verdict], ...]:
-    """Ask every gate about every action.
+    """Ask every gate about every action, under every set of rules.
 
     Args:
         plan: What would change.
-        environment: Under which rules.
+        rules: Under which rules; none refuses everything.
         evidence: What the gates may look at.
         refused: Why a release that this commit names never became an action, if there is one.
+        gates: Which gates to ask; all of them unless a person takes responsibility for less.
     """
-    judged = tuple((action, _first_refusal(action, plan, environment, evidence)) for action in plan.actions)
-    blocked = refused or next((verdict.message for _, verdict in judged if isinstance(verdict, Waits)), None)
-    if environment.spec.atomic and blocked is not None:
+    asked = GATES if gates is None else gates
+    judged = {name_of(action): (action, _judge_one(action, plan, rules, evidence, asked)) for action in plan.actions}
+    _hold_back_dependents(plan, judged, evidence)
+    verdicts = tuple(judged.values())
+    blocked = refused or next((verdict.message for _, verdict in verdicts if isinstance(verdict, Waits)), None)
+    if any(item.environment.spec.atomic for item in rules) and blocked is not None:
         held = Waits("atomic", "AtomicBlocked", f"All changes of this environment wait together: {blocked}")
-        return tuple((action, held if isinstance(verdict, Allowed) else verdict) for action, verdict in judged)
-    return judged
+        return tuple((action, held if isinstance(verdict, Allowed) else verdict) for action, verdict in verdicts)
+    return verdicts
 
 
-def _first_refusal(action: Action, plan: Plan, environment: Environment, evidence: Evidence) -> Verdict:
-    for gate in GATES:
-        verdict = gate(action, plan, environment, evidence)
-        if isinstance(verdict, Waits):
-            return verdict
-    return Allowed()
+def _judge_one(
+    action: Action, plan: Plan, rules: Sequence[Rules], evidence: Evidence, gates: Sequence[Gate]
+) -> Verdict:
+    if not rules:
+        return Waits("policy", "PolicyInvalid", "There are no rules to judge this under.")
+    approvals: list[str] = []
+    for number, item in enumerate(rules):
+        for gate in gates:
+            verdict = gate(action, plan, item, evidence)
+            if isinstance(verdict, Waits):
+                return verdict if number == 0 else _under_earlier_rules(verdict)
+            approvals += verdict.approvals
+    return Allowed(tuple(dict.fromkeys(approvals)))
 
 
-def not_suspended(_action: Action, _plan: Plan, environment: Environment, _evidence: Evidence) -> Verdict:
+def _under_earlier_rules(verdict: Waits) -> Waits:
+    said = f"{verdict.message} The rules that ask for this were changed; a later commit is judged without them."
+    return replace(verdict, message=said)
+
+
+# ---- dependencies -----------------------------------------------------------------------------------------------
+
+
+def _hold_back_dependents(plan: Plan, judged: dict[str, tuple[Action, Verdict]], evidence: Evidence) -> None:
+    """Let nothing happen that leaves something served without what it depends on.
+
+    What depends on each other may come together; so the allowed changes are looked at as a whole, and the ones that do
+    not fit are taken out until the rest does.
+    """
+    served = evidence.served.get(plan.environment, {})
+    while True:
+        allowed = {name: action for name, (action, verdict) in judged.items() if isinstance(verdict, Allowed)}
+        after = _served_after(served, allowed)
+        found = _unmet(plan, allowed, served, after)
+        if found is None:
+            return
+        name, message = found
+        judged[name] = (judged[name][0], Waits("dependsOn", "DependencyNotReady", message))
+
+
+def _served_after(served: Mapping[str, Release], allowed: Mapping[str, Action]) -> frozenset[str]:
+    digests = {name: release.digest for name, release in served.items()}
+    for name, action in allowed.items():
+        if isinstance(action, Retire):
+            digests.pop(name, None)
+        else:
+            digests[name] = action.bundle.digest
+    return frozenset(digests.values())
+
+
+def _unmet(
+    plan: Plan, allowed: Mapping[str, Action], served: Mapping[str, Release], after: frozenset[str]
+) -> tuple[str, str] | None:
+    for name, action in allowed.items():
+        if isinstance(action, Retire):
+            continue
+        missing = [need for need in needs_of(action.bundle) if need not in after]
+        if missing:
+            return name, f"It depends on {_called(action, missing[0])}, which is not served here."
+    leaving = {release.digest: name for name, release in served.items() if release.digest not in after}
+    for standing in plan.standing.values():
+        broken = [need for need in standing.needs if need in leaving]
+        if broken:
+            return leaving[broken[0]], f"{standing.name} {standing.version} depends on what would be replaced by this."
+    return None
+
+
+def _called(action: Action, digest: Digest) -> str:
+    statement = None if isinstance(action, Retire) else action.bundle.statement
+    needs = statement.predicate.depends_on if statement else ()
+    return next((f"{need.name} ({need.digest})" for need in needs if need.digest == digest), digest)
+
+
+# ---- the gates --------------------------------------------------------------------------------------------------
+
+
+def not_suspended(_action: Action, _plan: Plan, rules: Rules, evidence: Evidence) -> Verdict:
+    environment = rules.environment
     if environment.spec.suspend:
         return Waits("suspend", "Suspended", f"environments/{environment.name}.yaml says suspend: true.")
+    found = evidence.suspension
+    if found is not None:
+        until = f" until {found.until}" if found.until else ""
+        return Waits("suspend", "Suspended", f"{found.actor} suspended it{until}: {found.reason}", (found.actor,))
     return Allowed()
 
 
-def within_window(_action: Action, _plan: Plan, environment: Environment, evidence: Evidence) -> Verdict:
-    if windows_open(environment.windows, evidence.now):
+def not_held(action: Action, _plan: Plan, _rules: Rules, evidence: Evidence) -> Verdict:
+    hold = evidence.holds.get(name_of(action))
+    if hold is None:
         return Allowed()
-    opens = next_opening(environment.windows, evidence.now)
-    when = f"until {isoformat(opens)}" if opens else "by any window"
-    return Waits("windows", "WindowClosed", f"Changes are not allowed {when}.")
+    until = f" until {hold.until}" if hold.until else ""
+    return Waits("hold", "Held", f"{hold.actor} holds it as it is{until}: {hold.reason}", (hold.actor,))
 
 
-def no_mass_prune(action: Action, plan: Plan, environment: Environment, evidence: Evidence) -> Verdict:
+def no_mass_prune(action: Action, plan: Plan, rules: Rules, evidence: Evidence) -> Verdict:
     """Guard against an emptied file: more than the allowed share disappearing at once waits for a person."""
     if not isinstance(action, Retire):
         return Allowed()
-    retired = sum(isinstance(other, Retire) for other in plan.actions)
+    retired = [other.current for other in plan.actions if isinstance(other, Retire)]
     served = len(evidence.served.get(plan.environment, {}))
-    limit = environment.spec.prune.max_percent
-    if retired * 100 <= limit * served:
+    limit = rules.environment.spec.prune.max_percent
+    if len(retired) * 100 <= limit * served:
         return Allowed()
-    message = f"{retired} of {served} releases would disappear at once; more than {limit} % needs an approval."
-    return Waits("prune", "MassPruneBlocked", message)
+    subject = prune_subject(plan.environment, retired)
+    rule = rules.environment.spec.approvals or Approvals()
+    # Whatever the rule says about promotions, an emptied environment waits for somebody.
+    rule = rule.model_copy(update={"required": max(1, rule.required)})
+    message = f"{len(retired)} of {served} releases would disappear at once; more than {limit} % needs an approval."
+    verdict = _count(subject, rule, rules, evidence, frozenset(), "this removal")
+    if isinstance(verdict, Waits):
+        return replace(verdict, gate="prune", reason="MassPruneBlocked", message=message)
+    return verdict
 
 
-def from_environment(action: Action, _plan: Plan, environment: Environment, evidence: Evidence) -> Verdict:
-    """Only what the previous environment serves, long enough, may come here."""
-    origin = environment.spec.promote_from
+def from_environment(action: Action, _plan: Plan, rules: Rules, evidence: Evidence) -> Verdict:
+    """Only what the previous environment serves, long enough and without failure, may come here."""
+    origin = rules.environment.spec.promote_from
     if origin is None or isinstance(action, Retire):
         return Allowed()
     release = evidence.served.get(origin, {}).get(action.bundle.name)
     if release is None or release.digest != action.bundle.digest:
         message = f"{origin} does not serve {action.bundle.digest} of {action.bundle.name}."
         return Waits("promoteFrom", "DependencyNotReady", message)
-    soak = environment.spec.soak
-    if evidence.now < parse_time(release.since) + soak:
-        until = (parse_time(release.since) + soak).isoformat()
-        return Waits("soak", "AwaitingSoak", f"{origin} has to serve it until {until}.")
+    soak = rules.environment.spec.soak
+    failed = evidence.failures.get(release.digest)
+    began = max(release.since, failed) if failed is not None else release.since
+    until = parse_time(began) + soak
+    if soak and evidence.now < until:
+        since = f"; a run of it failed there at {failed}" if failed is not None and failed == began else ""
+        message = f"{origin} has to serve it without failure until {isoformat(until)}{since}."
+        return Waits("soak", "AwaitingSoak", message)
     return Allowed()
 
 
-def depends_on(action: Action, plan: Plan, _environment: Environment, evidence: Evidence) -> Verdict:
-    if isinstance(action, Retire):
+def within_window(_action: Action, _plan: Plan, rules: Rules, evidence: Evidence) -> Verdict:
+    windows = rules.environment.windows
+    if windows_open(windows, evidence.now):
         return Allowed()
-    served = {release.digest for release in evidence.served.get(plan.environment, {}).values()}
-    statement = action.bundle.statement
-    missing = [need for need in (statement.predicate.depends_on if statement else ()) if need.digest not in served]
-    if not missing:
-        return Allowed()
-    message = f"It depends on {missing[0].name} ({missing[0].digest}), which is not served here."
-    return Waits("dependsOn", "DependencyNotReady", message)
+    opens = next_opening(windows, evidence.now)
+    when = f"until {isoformat(opens)}" if opens else "by any window"
+    return Waits("windows", "WindowClosed", f"Changes are not allowed {when}.")
 
 
-def approved(action: Action, _plan: Plan, environment: Environment, evidence: Evidence) -> Verdict:
-    rule = environment.spec.approvals
+def approved(action: Action, _plan: Plan, rules: Rules, evidence: Evidence) -> Verdict:
+    """Ask for enough people of the right roles who have no part in what they approve."""
+    rule = rules.environment.spec.approvals
     if rule is None or rule.required == 0 or isinstance(action, Retire):
         return Allowed()
-    people = environment.spec.people
-    eligible = {name for name, person in people.items() if set(person.roles) & set(rule.roles)}
+    involved = frozenset() if rules.environment.spec.allow_self else _involved(action, rule, evidence)
+    what = f"{name_of(action)} {version_of(action)}"
+    return _count(action.bundle.digest, rule, rules, evidence, involved, what)
+
+
+def _involved(action: Action, rule: Approvals, evidence: Evidence) -> frozenset[str]:
+    """Name the people whose approval does not count, because of their part in the change."""
+    assert not isinstance(action, Retire)
+    bundle, people = action.bundle, set[str]()
     if "bundle_signer" in rule.exclude:
-        eligible -= {signer.principal for signer in action.bundle.signers}
-    have = evidence.approvals.get(action.bundle.digest, frozenset()) & eligible
-    if len(have) >= rule.required:
+        people |= {signer.principal for signer in bundle.signers}
+    if "author" in rule.exclude and bundle.statement is not None:
+        people.add(bundle.statement.predicate.approved_by)
+    if "requester" in rule.exclude and evidence.requester is not None:
+        people.add(evidence.requester)
+    return frozenset(map(same_person, people))
+
+
+def _count(
+    subject: Digest, rule: Approvals, rules: Rules, evidence: Evidence, involved: Collection[str], what: str
+) -> Verdict:
+    counting: dict[str, Vote] = {}
+    for vote in evidence.votes.get(subject, ()):
+        person = same_person(vote.principal)
+        if person in involved or not _may_decide(vote, rule, rules, evidence):
+            continue
+        known = counting.get(person)
+        if known is None or (known.first_seen, not known.approves) <= (vote.first_seen, not vote.approves):
+            counting[person] = vote
+    against = [vote for vote in counting.values() if not vote.approves]
+    if against:
+        message = f"{against[0].principal} rejected {what}."
+        return Waits("approvals", "Rejected", message, (against[0].principal,), subject)
+    if len(counting) >= rule.required:
+        return Allowed(tuple(sorted(vote.id for vote in counting.values())))
+    message = f"{len(counting)} of {rule.required} approvals for {what}."
+    could = {name for name in _eligible(rule, rules, evidence) if same_person(name) not in {*involved, *counting}}
+    return Waits("approvals", "AwaitingApproval", message, tuple(sorted(could)), subject)
+
+
+def _may_decide(vote: Vote, rule: Approvals, rules: Rules, evidence: Evidence) -> bool:
+    if vote.policy_digest not in rules.digests or evidence.now >= vote.first_seen + rule.expires:
+        return False
+    if rule.signed and not vote.signed:
+        return False
+    return bool((vote.roles | _roles_of(vote.principal, rules.environment)) & set(rule.roles))
+
+
+def _roles_of(name: str, environment: Environment) -> frozenset[str]:
+    people = environment.spec.people.items()
+    return frozenset(
+        role for known, person in people if same_person(known) == same_person(name) for role in person.roles
+    )
+
+
+def _eligible(rule: Approvals, rules: Rules, evidence: Evidence) -> frozenset[str]:
+    people = rules.environment.spec.people
+    listed = {name for name, person in people.items() if set(person.roles) & set(rule.roles)}
+    keyed = {name for role in rule.roles for name in evidence.members.get(role, ())}
+    return frozenset(listed | keyed)
+
+
+def may_approve(name: str, environment: Environment, members: Mapping[str, frozenset[str]], *, signed: bool) -> bool:
+    """Say whether somebody's decision could count in an environment at all."""
+    rule = environment.spec.approvals or Approvals()
+    if _roles_of(name, environment) & set(rule.roles):
+        return signed or not rule.signed
+    return signed and any(
+        same_person(name) == same_person(known) for role in rule.roles for known in members.get(role, ())
+    )
+
+
+def judge_policy(after: Environment, before: Environment | None, easier: Sequence[str], evidence: Evidence) -> Verdict:
+    """Decide whether a new environment file may come into force, by the rules of the one that is.
+
+    Args:
+        after: The file that a commit brings.
+        before: The file in force; None for a new environment.
+        easier: What the new file would make easier.
+        evidence: What the gates may look at.
+    """
+    if before is None or not easier:
         return Allowed()
-    message = f"{len(have)} of {rule.required} approvals for {name_of(action)}."
-    return Waits("approvals", "AwaitingApproval", message, tuple(sorted(eligible - have)))
+    rule = before.spec.approvals
+    if rule is None or rule.required == 0:
+        return Allowed()
+    rules = Rules(before, frozenset({after.policy_digest}))
+    verdict = _count(after.policy_digest, rule, rules, evidence, frozenset(), "a change of the rules")
+    if isinstance(verdict, Waits):
+        said = f"{verdict.message} It would make things easier: {'; '.join(easier)}."
+        return replace(verdict, gate="policy", message=said)
+    return verdict
 
 
-GATES: Sequence[Gate] = (not_suspended, no_mass_prune, from_environment, depends_on, within_window, approved)
+GATES: Sequence[Gate] = (not_suspended, not_held, no_mass_prune, from_environment, within_window, approved)
+
+ROLLBACK_GATES: Sequence[Gate] = (not_suspended, approved)
+"""Gates of a rollback that a person asks for: it goes back to what was served here, at any hour, without a soak."""

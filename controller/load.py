@@ -1,18 +1,23 @@
-"""A snapshot's files as what they declare: environments, trust roots, bundle envelopes. Read, believed nothing of."""
+"""A snapshot's files as what they declare: environments, trust roots, approvals. Read, believed nothing of."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from controller.source.snapshot import SourceSnapshot
 from kneo.errors import KneoError
-from kneo.spec.environment import Environment, parse_environment
+from kneo.spec.environment import Environment, ReleasePin, parse_environment
 
 TRUST = "environments/trust.json"
 ENVIRONMENT = re.compile(r"environments/([a-z0-9][a-z0-9-]{0,62})\.ya?ml")
 EARLIER_ROOT = re.compile(r"environments/roots/([1-9][0-9]{0,6})\.json")
+_BALLOT = re.compile(r"(?:bundles/[^/]+/[^/]+|environments/[^/]+)\.approvals/[^/]+\.dsse\.json")
+
+BALLOTS = 64
+"""Most approvals of one thing that are read."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,10 @@ class Declared:
     """The environment files as they were read, by environment."""
     roots: tuple[bytes, ...]
     """Trust root envelopes, oldest first."""
-    bundles: Mapping[str, bytes]
-    """Bundle envelopes that some environment names, by path."""
+    blobs: Mapping[str, str]
+    """Ids of the bundle files, by path: equal ids are equal bytes."""
+    ballots: Mapping[str, tuple[bytes, ...]]
+    """Approvals that the commit carries, by environment: those of its own rules and of the bundles it names."""
 
 
 def bundle_path(name: str, version: str) -> str:
@@ -42,25 +49,83 @@ def bundle_path(name: str, version: str) -> str:
     return f"bundles/{name}/{version}.dsse.json"
 
 
+def hmac_path(name: str, version: str) -> str:
+    """Where it keeps one in the older format."""
+    return f"bundles/{name}/{version}.json"
+
+
+def find_bundle(entry: ReleasePin, blobs: Mapping[str, str]) -> str | None:
+    """Find the file of a named release in a commit."""
+    return next((path for path in (bundle_path(*_named(entry)), hmac_path(*_named(entry))) if path in blobs), None)
+
+
+def _named(entry: ReleasePin) -> tuple[str, str]:
+    return entry.bundle, entry.version
+
+
+class Loader:
+    """Reads commits one after the other, and of each only what the one before did not have."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, Environment | Problem, bytes]] = {}
+
+    def load(self, snapshot: SourceSnapshot) -> Declared:
+        """Read what a commit declares. A file that cannot be read is a ``Problem`` of its environment only."""
+        paths = {name: path for path in sorted(snapshot.files) if (name := _environment_of(path)) is not None}
+        roots = _root_paths(snapshot)
+        ballots = [path for path in snapshot.files if _BALLOT.fullmatch(path)]
+        news = [path for name, path in paths.items() if self._id(name) != snapshot.files[path].id]
+        texts = snapshot.read([*news, *roots, *ballots])
+        self._known = {
+            name: self._known[name]
+            if path not in texts
+            else (snapshot.files[path].id, _environment(name, path, texts[path]), texts[path])
+            for name, path in paths.items()
+        }
+        environments = {name: known[1] for name, known in self._known.items()}
+        return Declared(
+            revision=snapshot.revision,
+            environments=environments,
+            files={name: known[2] for name, known in self._known.items()},
+            roots=tuple(texts[path] for path in roots),
+            blobs={path: blob.id for path, blob in snapshot.files.items() if path.startswith("bundles/")},
+            ballots=_ballots(environments, {path: texts[path] for path in ballots}),
+        )
+
+    def _id(self, name: str) -> str | None:
+        return self._known[name][0] if name in self._known else None
+
+
 def load(snapshot: SourceSnapshot) -> Declared:
-    """Read what a commit declares. A file that cannot be read is a ``Problem`` of its environment only."""
-    names = {match[1]: path for path in sorted(snapshot.files) if (match := ENVIRONMENT.fullmatch(path))}
-    roots = _root_paths(snapshot)
-    texts = snapshot.read([*names.values(), *roots])
-    environments = {name: _environment(name, path, texts[path]) for name, path in names.items()}
-    wanted = {
-        bundle_path(release.bundle, release.version)
-        for environment in environments.values()
-        if isinstance(environment, Environment)
-        for release in environment.spec.releases
+    """Read what one commit declares."""
+    return Loader().load(snapshot)
+
+
+def _environment_of(path: str) -> str | None:
+    match = ENVIRONMENT.fullmatch(path)
+    return match[1] if match else None
+
+
+def _ballots(
+    environments: Mapping[str, Environment | Problem], texts: Mapping[str, bytes]
+) -> dict[str, tuple[bytes, ...]]:
+    """Sort approvals to the environments that could be meant; each says itself which one is."""
+    by_folder: dict[str, list[bytes]] = defaultdict(list)
+    for path, text in sorted(texts.items()):
+        folder = by_folder[path.rpartition("/")[0]]
+        if len(folder) < BALLOTS:
+            folder.append(text)
+    return {
+        name: tuple(ballot for folder in _ballot_folders(name, environment) for ballot in by_folder.get(folder, ()))
+        for name, environment in environments.items()
     }
-    return Declared(
-        revision=snapshot.revision,
-        environments=environments,
-        files={name: texts[path] for name, path in names.items()},
-        roots=tuple(texts[path] for path in roots),
-        bundles=snapshot.read(sorted(wanted & set(snapshot.files))),
-    )
+
+
+def _ballot_folders(name: str, environment: Environment | Problem) -> Iterable[str]:
+    yield f"environments/{name}.approvals"
+    if isinstance(environment, Environment):
+        for entry in environment.spec.releases:
+            yield bundle_path(entry.bundle, entry.version).removesuffix(".dsse.json") + ".approvals"
 
 
 def _root_paths(snapshot: SourceSnapshot) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from kneo.state.release import Release
+from controller.verify import Standing, standing_of
+from kneo.state.release import PromotionKind, Release
 from kneo.trust.sequence import HighWater
 from kneo.trust.verified import VerifiedBundle
 
@@ -43,13 +44,15 @@ class Plan:
     environment: str
     revision: str
     actions: tuple[Action, ...]
+    standing: Mapping[str, Standing]
+    """What stays as it is because Git and the registry agree, by bundle name."""
 
 
 def make_plan(
     environment: str,
     revision: str,
     *,
-    desired: Mapping[str, VerifiedBundle],
+    desired: Mapping[str, VerifiedBundle | Standing],
     kept: Collection[str],
     observed: Mapping[str, Release],
     high_water: Mapping[str, HighWater],
@@ -65,17 +68,31 @@ def make_plan(
         high_water: The newest bundle ever accepted, by bundle name.
     """
     actions: list[Action] = []
+    standing: dict[str, Standing] = {}
     for name, bundle in sorted(desired.items()):
         current = observed.get(name)
-        if current is not None and current.digest == bundle.digest:
+        if isinstance(bundle, Standing) or (current is not None and current.digest == bundle.digest):
+            standing[name] = bundle if isinstance(bundle, Standing) else standing_of(bundle)
             continue
         mark = high_water.get(name)
-        older = mark is not None and bundle.seq < mark.seq
+        older = current is not None and mark is not None and bundle.seq < mark.seq
         actions.append(Rollback(bundle, current) if older else Promote(bundle, current))
     actions += [Retire(observed[name]) for name in sorted(observed.keys() - desired.keys() - set(kept))]
-    return Plan(environment, revision, tuple(actions))
+    return Plan(environment, revision, tuple(actions), standing)
 
 
 def name_of(action: Action) -> str:
     """Which bundle an action is about."""
     return action.current.bundle if isinstance(action, Retire) else action.bundle.name
+
+
+def version_of(action: Action) -> str:
+    """Which version an action would bring, or take away."""
+    return action.current.version if isinstance(action, Retire) else action.bundle.version
+
+
+def kind_of(action: Action) -> PromotionKind:
+    """What an action is called in an environment's history."""
+    if isinstance(action, Retire):
+        return PromotionKind.RETIRE
+    return PromotionKind.ROLLBACK if isinstance(action, Rollback) else PromotionKind.PROMOTE

@@ -1,37 +1,27 @@
-"""One pass: a commit in, an environment's releases and conditions out. Reads as the list of its steps."""
+"""One pass: a commit in, every environment's releases and conditions out. Reads as the list of its steps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 
-from controller.apply import Lease, apply, check_lease, write_report
-from controller.gates import Allowed, Evidence, Waits, judge
-from controller.load import Declared, Problem, load
+from controller.apply import Lease, check_lease, write_report
+from controller.environment import EnvironmentPass, Situation, in_order
+from controller.follow import Follower
+from controller.load import Declared, Loader, Problem
+from controller.observe import Observed, observe
 from controller.outcome import Outcome, Stalled
-from controller.plan import Action, make_plan
-from controller.report import Report, report, report_problem
+from controller.report import report_problem
 from controller.source.mirror import Mirror
-from controller.verify import History, Verified, history_of, verify, verify_trust
+from controller.source.snapshot import SourceSnapshot
+from controller.verify import Trust, root_before, verify_trust
 from kneo import registry
 from kneo.digest import Digest
-from kneo.errors import Invalid
-from kneo.spec.environment import Environment
-from kneo.state.release import Release
+from kneo.errors import Invalid, KneoError
 from kneo.store import audit, releases
 from kneo.store.engine import Store
+from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
-
-
-@dataclass(frozen=True)
-class Observed:
-    """What the registry holds at the start of a pass."""
-
-    names: tuple[str, ...]
-    served: Mapping[str, Mapping[str, Release]]
-    history: History
-    roots: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
@@ -43,12 +33,32 @@ class Pass:
 
 
 class Reconciler:
-    """Everything a pass needs: where the commits are, what is believed first, where releases go."""
+    """Everything a pass needs: where the commits are, what is believed first, where releases go.
 
-    def __init__(self, store: Store, mirror: Mirror, pin: Digest) -> None:
+    Args:
+        store: The registry's database.
+        mirror: Where the commits are.
+        pin: Digest of the first trust root that is believed.
+        service_key: The key that our own service signs decisions with; None believes no decision it recorded.
+        hmac_key: The shared secret of bundles in the older format, where an environment accepts them.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        mirror: Mirror,
+        pin: Digest,
+        *,
+        service_key: PublicKey | None = None,
+        hmac_key: str = "",
+    ) -> None:
         self.store = store
         self.mirror = mirror
         self.pin = pin
+        self.hmac_key = hmac_key
+        self.environments = EnvironmentPass(store, service_key)
+        self._follower = Follower(store, mirror)
+        self._loader = Loader()
 
     def reconcile(self, lease: Lease) -> Pass:
         """Bring the registry to what the newest commit declares, as far as trust and gates allow.
@@ -58,87 +68,75 @@ class Reconciler:
             Invalid: the repository itself cannot be followed (``HistoryRewritten``, ``LimitExceeded``, …). Recorded
                 in every environment's conditions; what is served stays served.
         """
-        try:
-            snapshot = self.mirror.fetch()
-            declared = load(snapshot)
-        except Invalid as error:
-            self._report_everywhere(Problem(error.code, str(error)), lease)
-            raise
-        self.mirror.accept(snapshot)
-        now = self.store.clock.now()
-        observed = self._observe()
-        root = verify_trust(self.pin, declared, observed.roots, now)
-        if isinstance(root, Problem):
-            self._report_everywhere(root, lease, declared)
-            return Pass(declared.revision, dict.fromkeys(declared.environments, Stalled(root.reason, root.message)))
+        snapshot, declared = self._fetch(lease)
+        observed = self._accept(snapshot, lease)
+        trust = self._trust(declared, observed)
+        if isinstance(trust, Problem):
+            self._report_everywhere(trust, lease, declared)
+            return Pass(declared.revision, dict.fromkeys(declared.environments, Stalled(trust.reason, trust.message)))
         self._accept_roots(declared, lease)
-        outcomes = {}
-        for name in sorted(declared.environments):
-            outcomes[name] = self._reconcile_environment(name, declared, root, lease, now)
-        for name in sorted(set(observed.names) - set(declared.environments)):
-            problem = Problem("EnvironmentRemoved", f"environments/{name}.yaml is not in {declared.revision}.")
-            outcomes[name] = self._write_problem(name, problem, declared.revision, lease)
+        outcomes = self._each_environment(Situation(snapshot, declared, trust, lease, observed))
         audit.seal(self.store)
         return Pass(declared.revision, outcomes)
 
-    def _reconcile_environment(
-        self, name: str, declared: Declared, root: TrustRoot, lease: Lease, now: datetime
-    ) -> Outcome:
-        environment = declared.environments[name]
-        if isinstance(environment, Problem):
-            return self._write_problem(name, environment, declared.revision, lease)
-        observed = self._observe()
-        verified = verify(environment, declared, root, observed.history, now)
-        found = self._plan(environment, declared.revision, verified, observed, now)
+    def _fetch(self, lease: Lease) -> tuple[SourceSnapshot, Declared]:
+        try:
+            snapshot = self._follower.fetch(self._accepted_root())
+            return snapshot, self._loader.load(snapshot)
+        except Invalid as error:
+            with self.store.write() as tx:
+                check_lease(tx, lease)
+                self._follower.refuse(tx, error)
+            self._report_everywhere(Problem(error.code, str(error)), lease)
+            raise
+
+    def _accept(self, snapshot: SourceSnapshot, lease: Lease) -> Observed:
         with self.store.write() as tx:
             check_lease(tx, lease)
-            apply(
-                tx,
-                environment,
-                declared.files[name],
-                found.allowed,
-                observed.served.get(name, {}),
-                found.report,
-                revision=declared.revision,
-            )
-        return found.report.outcome
-
-    def _plan(
-        self, environment: Environment, revision: str, verified: Verified, observed: Observed, now: datetime
-    ) -> _Found:
-        name = environment.name
-        plan = make_plan(
-            name,
-            revision,
-            desired=verified.desired,
-            kept={rejection.bundle for rejection in verified.rejected},
-            observed=observed.served.get(name, {}),
-            high_water=observed.history.high_water,
-        )
-        judged = judge(
-            plan,
-            environment,
-            Evidence(now=now, served=observed.served, approvals={}),
-            refused=verified.rejected[0].message if verified.rejected else None,
-        )
-        allowed = tuple(action for action, verdict in judged if isinstance(verdict, Allowed))
-        waiting = [(action, verdict) for action, verdict in judged if isinstance(verdict, Waits)]
-        served = len(environment.spec.releases)
-        return _Found(allowed, report(revision, verified.rejected, waiting, len(allowed), served))
-
-    def _observe(self) -> Observed:
+            self._follower.accept(tx, snapshot)
         with self.store.read() as tx:
-            served: dict[str, dict[str, Release]] = {}
-            for release in releases.list_releases(tx):
-                served.setdefault(release.environment, {})[release.bundle] = release
-            roots = tuple(envelope for _, _, envelope in releases.trust_chain(tx))
-            names = releases.environment_names(tx)
-            return Observed(names, served, history_of(releases.known_bundles(tx)), roots)
+            return observe(tx)
+
+    def _trust(self, declared: Declared, observed: Observed) -> Trust | Problem:
+        now = self.store.clock.now()
+        root = verify_trust(self.pin, declared, tuple(envelope for _, envelope in observed.roots), now)
+        if isinstance(root, Problem):
+            return root
+        earlier = [envelope for revision, envelope in observed.roots if revision != declared.revision]
+        return Trust(root=root, before=root_before(self.pin, earlier, root, now), hmac_key=self.hmac_key, now=now)
+
+    def _accepted_root(self) -> TrustRoot | None:
+        with self.store.read() as tx:
+            try:
+                return registry.trust_root(tx, self.pin)
+            except KneoError:
+                return None
 
     def _accept_roots(self, declared: Declared, lease: Lease) -> None:
         with self.store.write() as tx:
             check_lease(tx, lease)
             registry.accept_roots(tx, declared.roots, revision=declared.revision)
+
+    def _each_environment(self, situation: Situation) -> dict[str, Outcome]:
+        declared, outcomes = situation.declared, dict[str, Outcome]()
+        for name in in_order(declared.environments):
+            environment = declared.environments[name]
+            if isinstance(environment, Problem):
+                outcomes[name] = self._write_problem(name, environment, situation)
+            else:
+                outcomes[name] = self.environments.run(environment, situation)
+        for name in sorted(set(situation.observed.names) - set(declared.environments)):
+            problem = Problem("EnvironmentRemoved", f"environments/{name}.yaml is not in {declared.revision}.")
+            outcomes[name] = self._write_problem(name, problem, situation)
+        return outcomes
+
+    def _write_problem(self, name: str, problem: Problem, situation: Situation) -> Outcome:
+        revision = situation.declared.revision
+        found = report_problem(problem, revision, trusted=True)
+        with self.store.write() as tx:
+            check_lease(tx, situation.lease)
+            write_report(tx, name, found, revision=revision)
+        return found.outcome
 
     def _report_everywhere(self, problem: Problem, lease: Lease, declared: Declared | None = None) -> None:
         revision = declared.revision if declared else "unknown"
@@ -148,16 +146,3 @@ class Reconciler:
             for name in sorted(names | set(releases.environment_names(tx))):
                 write_report(tx, name, report_problem(problem, revision, trusted=False), revision=revision)
         audit.seal(self.store)
-
-    def _write_problem(self, name: str, problem: Problem, revision: str, lease: Lease) -> Outcome:
-        found = report_problem(problem, revision, trusted=True)
-        with self.store.write() as tx:
-            check_lease(tx, lease)
-            write_report(tx, name, found, revision=revision)
-        return found.outcome
-
-
-@dataclass(frozen=True)
-class _Found:
-    allowed: tuple[Action, ...]
-    report: Report

@@ -8,9 +8,23 @@ from dataclasses import dataclass
 from controller.gates import Waits
 from controller.load import Problem
 from controller.outcome import Done, Outcome, Stalled, Waiting
-from controller.plan import Action, Retire, name_of
+from controller.plan import Action, Retire, kind_of, name_of, version_of
 from controller.verify import Rejection
+from kneo.digest import Digest
+from kneo.spec.environment import Environment
 from kneo.state.release import Condition, ConditionType, Pending
+
+HELD = "Held"
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Something that is served and would not be accepted today, or is not what was accepted."""
+
+    bundle: str
+    digest: str
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -21,6 +35,27 @@ class Report:
     conditions: tuple[Condition, ...]
     pending: tuple[Pending, ...] | None
     """What waits and why; ``None`` when the pass did not get far enough to know."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a pass found out.
+
+    Args:
+        revision: The commit.
+        environment: Its file.
+        rejected: Releases that may not be served.
+        waiting: Changes that a gate holds back.
+        changed: How many changes happened.
+        drift: What is wrong with what is served.
+    """
+
+    revision: str
+    environment: Environment
+    rejected: Sequence[Rejection] = ()
+    waiting: Sequence[tuple[Action, Waits]] = ()
+    changed: int = 0
+    drift: Sequence[Drift] = ()
 
 
 def report_problem(problem: Problem, revision: str, *, trusted: bool) -> Report:
@@ -34,26 +69,52 @@ def report_problem(problem: Problem, revision: str, *, trusted: bool) -> Report:
     return Report(Stalled(problem.reason, problem.message), conditions, None)
 
 
-def report(
-    revision: str,
-    rejected: Sequence[Rejection],
-    waiting: Sequence[tuple[Action, Waits]],
-    changed: int,
-    served: int,
-) -> Report:
+def report_policy(environment: Environment, verdict: Waits, revision: str) -> Report:
+    """Report an environment whose new rules wait for people; until then nothing in it changes."""
+    item = Pending(
+        bundle=environment.file,
+        version=environment.policy_digest[:19],
+        gate=verdict.gate,
+        reason=verdict.reason,
+        message=verdict.message,
+        who=verdict.who,
+        kind="policy",
+        subject=environment.policy_digest,
+        policy_digest=environment.policy_digest,
+    )
+    conditions = (
+        _condition(
+            ConditionType.SOURCE_VERIFIED, True, "Verified", "The trust root and the commit were verified.", revision
+        ),
+        _condition(ConditionType.POLICY_VALID, False, verdict.reason, verdict.message, revision),
+        _condition(ConditionType.RECONCILING, True, verdict.reason, verdict.message, revision),
+        _condition(ConditionType.READY, False, verdict.reason, verdict.message, revision),
+    )
+    return Report(Waiting(verdict.reason, verdict.message), conditions, (item,))
+
+
+def report(found: Findings) -> Report:
     """Report a pass that got as far as its gates."""
+    policy = found.environment.policy_digest
     pending = (
         *(
             Pending(bundle=r.bundle, version=r.version, gate="verify", reason=r.reason, message=r.message)
-            for r in rejected
+            for r in found.rejected
         ),
-        *(_pending(action, verdict) for action, verdict in waiting),
+        *(_pending(action, verdict, policy) for action, verdict in found.waiting),
     )
-    outcome = _outcome(rejected, [verdict for _, verdict in waiting], changed)
+    outcome = _outcome(found)
+    return Report(outcome, tuple(_conditions(found, outcome)), pending)
+
+
+def _conditions(found: Findings, outcome: Outcome) -> list[Condition]:
+    revision, served = found.revision, len(found.environment.spec.releases)
     fine = isinstance(outcome, Done)
     reason = "Serving" if isinstance(outcome, Done) else outcome.reason
     message = f"{served} of {served} releases are served." if isinstance(outcome, Done) else outcome.message
-    verified = not rejected
+    rejected = found.rejected
+    held = [verdict.message for _, verdict in found.waiting if verdict.reason == HELD]
+    drift = found.drift
     conditions = [
         _condition(
             ConditionType.SOURCE_VERIFIED, True, "Verified", "The trust root and the commit were verified.", revision
@@ -61,42 +122,68 @@ def report(
         _condition(ConditionType.POLICY_VALID, True, "Valid", "The environment file was read.", revision),
         _condition(
             ConditionType.VERIFIED,
-            verified,
-            "Verified" if verified else rejected[0].reason,
-            "Every named bundle was verified." if verified else _described(rejected[0]),
+            not rejected,
+            rejected[0].reason if rejected else "Verified",
+            _described(rejected[0]) if rejected else "Every named bundle was verified.",
             revision,
         ),
         _condition(ConditionType.PROMOTED, fine, "Promoted" if fine else reason, message, revision),
+        _condition(
+            ConditionType.HELD,
+            bool(held),
+            HELD if held else "NotHeld",
+            held[0] if held else "Nothing that Git asks for is held back.",
+            revision,
+        ),
+        _condition(
+            ConditionType.DRIFT_DETECTED,
+            bool(drift),
+            drift[0].reason if drift else "InSync",
+            _drifted(drift) if drift else "What is served is what was accepted.",
+            revision,
+        ),
         _condition(ConditionType.READY, fine, reason, message, revision),
     ]
     if isinstance(outcome, Stalled):
         conditions.append(_condition(ConditionType.STALLED, True, outcome.reason, outcome.message, revision))
     if isinstance(outcome, Waiting):
         conditions.append(_condition(ConditionType.RECONCILING, True, outcome.reason, outcome.message, revision))
-    return Report(outcome, tuple(conditions), pending)
+    return conditions
 
 
-def _outcome(rejected: Sequence[Rejection], waiting: Sequence[Waits], changed: int) -> Outcome:
-    if rejected:
-        return Stalled(rejected[0].reason, _described(rejected[0]))
-    if waiting:
-        return Waiting(waiting[0].reason, waiting[0].message)
-    return Done(changed)
+def _outcome(found: Findings) -> Outcome:
+    if found.drift:
+        return Stalled(found.drift[0].reason, _drifted(found.drift))
+    if found.rejected:
+        return Stalled(found.rejected[0].reason, _described(found.rejected[0]))
+    if found.waiting:
+        verdict = found.waiting[0][1]
+        return Waiting(verdict.reason, verdict.message)
+    return Done(found.changed)
+
+
+def _drifted(drift: Sequence[Drift]) -> str:
+    more = f" ({len(drift) - 1} more)" if len(drift) > 1 else ""
+    return f"{drift[0].bundle} is served, but {drift[0].message}{more}"
 
 
 def _described(rejection: Rejection) -> str:
     return f"{rejection.bundle} {rejection.version} was refused: {rejection.message}"
 
 
-def _pending(action: Action, verdict: Waits) -> Pending:
-    version = action.current.version if isinstance(action, Retire) else action.bundle.version
+def _pending(action: Action, verdict: Waits, policy_digest: Digest) -> Pending:
+    digest = None if isinstance(action, Retire) else action.bundle.digest
     return Pending(
         bundle=name_of(action),
-        version=version,
+        version=version_of(action),
         gate=verdict.gate,
         reason=verdict.reason,
         message=verdict.message,
         who=verdict.who,
+        kind=kind_of(action).value,
+        digest=digest,
+        subject=verdict.subject or digest,
+        policy_digest=policy_digest,
     )
 
 

@@ -1,22 +1,25 @@
-"""Who vouches for the bundles an environment names. Pure; the only door is ``kneo.trust.verify``."""
+"""Who vouches for the bundles an environment names. Pure; the only doors are those of ``kneo.trust``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from controller.load import Declared, Problem, bundle_path
+from controller.load import Declared, Problem, bundle_path, find_bundle
 from kneo.clock import parse_time
-from kneo.digest import Digest
+from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid, KneoError, Untrusted
 from kneo.spec.environment import Environment, ReleasePin
 from kneo.spec.load import load_tree
+from kneo.spec.policy import check_policy, strictest
 from kneo.spec.rules import check
-from kneo.state.release import BundleRecord
+from kneo.state.release import BundleRecord, Release
 from kneo.trust.dsse import parse_envelope
-from kneo.trust.root import TrustRoot, verify_chain
+from kneo.trust.hmac_bundle import verify_hmac_bundle
+from kneo.trust.root import TrustRoot, trust_epoch, verify_chain
 from kneo.trust.sequence import HighWater, check_sequence
+from kneo.trust.statement import parse_bundle
 from kneo.trust.verified import VerifiedBundle
 from kneo.trust.verify import verify_bundle
 
@@ -32,10 +35,21 @@ class Rejection:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """A bundle that Git names, that is served, and that was judged before under the very trust and rules of today."""
+
+    name: str
+    version: str
+    digest: Digest
+    needs: tuple[Digest, ...]
+    """The bundles it depends on."""
+
+
+@dataclass(frozen=True)
 class Verified:
     """The bundles an environment names, sorted into those that may be considered and those that may not."""
 
-    desired: Mapping[str, VerifiedBundle]
+    desired: Mapping[str, VerifiedBundle | Standing]
     rejected: tuple[Rejection, ...]
 
 
@@ -46,6 +60,27 @@ class History:
     known: Mapping[str, BundleRecord]
     digests: frozenset[Digest]
     high_water: Mapping[str, HighWater]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """What a pass believes.
+
+    Args:
+        root: The trust root that the commit brings.
+        before: The one in force before this commit, where it is another one: what is new has to satisfy both.
+        hmac_key: The shared secret of bundles in the older format; empty where there is none.
+        now: The one time of this pass.
+    """
+
+    root: TrustRoot
+    before: TrustRoot | None
+    hmac_key: str = ""
+    now: datetime
+
+    def epoch(self, environment: Environment) -> Digest:
+        """Name everything that judging a bundle for an environment rests on."""
+        return trust_epoch(self.root, environment.policy_digest)
 
 
 def history_of(records: Iterable[BundleRecord]) -> History:
@@ -75,58 +110,194 @@ def verify_trust(pin: Digest, declared: Declared, accepted: tuple[bytes, ...], n
     return root
 
 
-def verify(environment: Environment, declared: Declared, root: TrustRoot, history: History, now: datetime) -> Verified:
-    """Verify every release an environment names; one bad bundle says nothing about another."""
-    desired: dict[str, VerifiedBundle] = {}
+def root_before(pin: Digest, accepted: Sequence[bytes], root: TrustRoot, now: datetime) -> TrustRoot | None:
+    """Find the trust root in force before a commit; None when that is the same one, or there was none.
+
+    Args:
+        pin: The root that was believed first.
+        accepted: What was accepted by earlier commits, oldest first.
+        root: The root that the commit brings.
+        now: The one time of this pass.
+    """
+    if not accepted:
+        return None
+    try:
+        before = verify_chain(pin, accepted, now)
+    except KneoError:
+        return None
+    return before if before.digest != root.digest else None
+
+
+def verify(
+    environments: Sequence[Environment],
+    declared: Declared,
+    envelopes: Mapping[str, bytes],
+    trust: Trust,
+    history: History,
+    standing: Mapping[str, Standing],
+) -> Verified:
+    """Verify every release an environment names; one bad bundle says nothing about another.
+
+    Args:
+        environments: The file that names them, then the one in force before it, where it differs.
+        declared: The commit.
+        envelopes: The bundle files that had to be read, by path.
+        trust: What is believed.
+        history: What was accepted before.
+        standing: What need not be judged again, by bundle name.
+    """
+    desired: dict[str, VerifiedBundle | Standing] = {}
     rejected: list[Rejection] = []
-    for entry in environment.spec.releases:
+    for entry in environments[0].spec.releases:
+        known = standing.get(entry.bundle)
+        if known is not None and known.version == entry.version and entry.digest in {None, known.digest}:
+            desired[entry.bundle] = known
+            continue
         try:
-            desired[entry.bundle] = _verify_one(entry, environment, declared, root, history, now)
+            desired[entry.bundle] = _verify_entry(entry, environments, declared, envelopes, trust, history)
         except KneoError as error:
             rejected.append(Rejection(entry.bundle, entry.version, error.code, str(error)))
     return Verified(desired, tuple(rejected))
 
 
-def _verify_one(
+def _verify_entry(
     entry: ReleasePin,
-    environment: Environment,
+    environments: Sequence[Environment],
     declared: Declared,
-    root: TrustRoot,
+    envelopes: Mapping[str, bytes],
+    trust: Trust,
     history: History,
-    now: datetime,
 ) -> VerifiedBundle:
-    path = bundle_path(entry.bundle, entry.version)
-    envelope = declared.bundles.get(path)
-    if envelope is None:
-        msg = f"{path} is not in {declared.revision}."
+    path = find_bundle(entry, declared.blobs)
+    if path is None:
+        missing = bundle_path(entry.bundle, entry.version)
+        msg = f"{missing} is not in {declared.revision}."
         raise Untrusted(msg, code="BundleNotFound", hint="Sign it with kneo spec bundle sign and commit it.")
-    # What was accepted before is judged as of then, so that expiry stops only what is new.
-    record = history.known.get(parse_envelope(envelope, file=path).digest)
-    bundle = verify_bundle(
-        envelope,
-        root=root,
-        signatures=environment.spec.signatures,
-        path=path,
-        environment=environment.name,
-        now=now if record is None else parse_time(record.first_seen_at),
-        first_seen=None if record is None else parse_time(record.first_seen_at),
-    )
+    envelope = envelopes[path]
+    record = history.known.get(_digest_in(path, envelope))
+    bundle = _verify_under(path, envelope, environments[0], trust.root, trust, record)
+    record = record or history.known.get(bundle.digest)
     if entry.digest is not None and entry.digest != bundle.digest:
         msg = f"{path} is {bundle.digest}, but the environment asks for {entry.digest}."
         raise Untrusted(msg, code="DigestMismatch")
-    if record is None and root.expired_at(now):
-        msg = f"The trust root expired on {root.expires.isoformat()}; nothing new is accepted until it is renewed."
-        raise Untrusted(msg, code="Expired", hint="kneo trust sign renews it.")
-    _check_spec(bundle, path)
+    if record is None:
+        if trust.root.expired_at(trust.now):
+            msg = f"The trust root expired on {trust.root.expires.isoformat()}; nothing new is accepted until then."
+            raise Untrusted(msg, code="Expired", hint="kneo trust sign --expires renews it.")
+        _check_earlier_trust(path, envelope, environments, trust)
+    # What was accepted here before is judged again when the rules have changed since, as trust is.
+    check_spec(bundle, environments, path)
     check_sequence(bundle, history.high_water.get(bundle.name), history.digests)
     return bundle
 
 
-def _check_spec(bundle: VerifiedBundle, path: str) -> None:
-    """A signature says who vouches for a spec, not that it makes sense."""
+def _check_earlier_trust(path: str, envelope: bytes, environments: Sequence[Environment], trust: Trust) -> None:
+    """Refuse a new bundle that only the trust or the rules that came with it would admit."""
+    roots = [trust.root] if trust.before is None else [trust.root, trust.before]
+    for environment in environments:
+        for root in roots:
+            if environment is environments[0] and root is trust.root:
+                continue
+            try:
+                _verify_under(path, envelope, environment, root, trust, None)
+            except KneoError as error:
+                msg = f"Under the trust and rules in force before this commit: {error.message}"
+                hint = "What a commit trusts anew takes effect with the next one: push another commit."
+                raise Untrusted(msg, code=error.code, hint=hint) from error
+
+
+def _verify_under(
+    path: str, envelope: bytes, environment: Environment, root: TrustRoot, trust: Trust, record: BundleRecord | None
+) -> VerifiedBundle:
+    signatures = environment.spec.signatures
+    if not path.endswith(".dsse.json"):
+        return _verify_hmac(path, envelope, environment, trust)
+    # What was accepted before is judged as of then, so that expiry stops only what is new. Its signatures, where there
+    # are others now, are as new as they look: else a stolen key could vouch for something old.
+    accepted = trust.now if record is None else parse_time(record.first_seen_at)
+    same = record is not None and record.envelope_digest in {None, digest_of(envelope)}
+    seen = parse_time(record.signatures_seen_at) if record is not None and same else trust.now
+    return verify_bundle(
+        envelope,
+        root=root,
+        signatures=signatures,
+        path=path,
+        environment=environment.name,
+        now=accepted,
+        first_seen=seen,
+    )
+
+
+def _verify_hmac(path: str, envelope: bytes, environment: Environment, trust: Trust) -> VerifiedBundle:
+    if not trust.hmac_key:
+        msg = f"{path} is a bundle in the older format, and the controller has no key to check it with."
+        raise Untrusted(
+            msg, code="PolicyDenied", hint="Set KNEO_SERV_SPEC_SIGNING_KEY, or sign it with a key of its own."
+        )
+    return verify_hmac_bundle(
+        envelope,
+        key=trust.hmac_key,
+        signatures=environment.spec.signatures,
+        path=path,
+        environment=environment.name,
+    )
+
+
+def _digest_in(path: str, envelope: bytes) -> str:
+    """Name what an envelope carries, believing nothing of it; something that matches nothing when it cannot be read."""
+    if not path.endswith(".dsse.json"):
+        return ""
+    try:
+        return parse_envelope(envelope, file=path).digest
+    except KneoError:
+        return ""
+
+
+def check_spec(bundle: VerifiedBundle, environments: Sequence[Environment], path: str) -> None:
+    """Judge what a bundle carries: a signature says who vouches for a spec, not that it makes sense.
+
+    Args:
+        bundle: What was verified.
+        environments: Whose policies it has to satisfy, all of them.
+        path: What to call it.
+
+    Raises:
+        Invalid: ``SpecInvalid``.
+        Untrusted: ``PolicyDenied``.
+    """
     loaded = load_tree(dict(bundle.spec), rules=check)
-    if loaded.valid:
-        return
-    first = next(found for found in loaded.diagnostics if found.is_error)
-    msg = f"{path}: {first.code}: {first.message} (at {first.path_text})"
-    raise Invalid(msg, code="SpecInvalid", hint="Correct the spec, lint it and sign a new version.")
+    if loaded.spec is None or not loaded.valid:
+        first = next(found for found in loaded.diagnostics if found.is_error)
+        msg = f"{path}: {first.code}: {first.message} (at {first.path_text})"
+        raise Invalid(msg, code="SpecInvalid", hint="Correct the spec, lint it and sign a new version.")
+    flags = strictest(*(environment.spec.policy for environment in environments))
+    violations = check_policy(loaded.spec, loaded.diagnostics, flags)
+    if violations:
+        more = f" ({len(violations) - 1} more)" if len(violations) > 1 else ""
+        msg = f"{path}: {violations[0].code}: {violations[0].message}{more}"
+        raise Untrusted(msg, code="PolicyDenied", hint=f"The policy is in {environments[0].file}.")
+
+
+def needs_of(bundle: VerifiedBundle) -> tuple[Digest, ...]:
+    """Which bundles, by digest, have to be served beside this one."""
+    statement = bundle.statement
+    return tuple(need.digest for need in statement.predicate.depends_on) if statement else ()
+
+
+def standing_of(bundle: VerifiedBundle) -> Standing:
+    """Keep of a bundle what planning needs of one that does not change."""
+    return Standing(bundle.name, bundle.version, bundle.digest, needs_of(bundle))
+
+
+def still_standing(entry: ReleasePin, path: str, envelope: bytes, release: Release | None) -> Standing | None:
+    """Recognise a bundle that is served already, without judging it again; None when it has to be judged."""
+    if release is None or release.version != entry.version or not path.endswith(".dsse.json"):
+        return None
+    try:
+        opened = parse_envelope(envelope, file=path)
+        if opened.digest != release.digest:
+            return None
+        predicate = parse_bundle(opened.payload, file=path).predicate
+    except KneoError:
+        return None
+    return Standing(entry.bundle, entry.version, opened.digest, tuple(need.digest for need in predicate.depends_on))

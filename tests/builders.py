@@ -6,7 +6,8 @@ import itertools
 from dataclasses import replace
 
 from kneo.digest import digest_of
-from kneo.state.run import STATE_VERSION, Run, RunStatus
+from kneo.state.release import Release
+from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunStatus
 from kneo.state.task import DecisionKind, HumanTask, TaskStatus
 
 _numbers = itertools.count(1)
@@ -64,3 +65,16 @@ def build_task(**changes: object) -> HumanTask:
         decision=None,
     )
     return replace(task, **changes)
+
+
+def failed_run(release: Release, at: str) -> Run:
+    """Build a run of a release that failed."""
+    ref = ReleaseRef(
+        bundle=release.bundle,
+        version=release.version,
+        digest=release.digest,
+        environment=release.environment,
+        revision=release.revision,
+        promotion_id=release.promotion_id,
+    )
+    return build_run(status=RunStatus.FAILED, release=ref, environment=release.environment, completed_at=at)

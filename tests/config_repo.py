@@ -6,7 +6,7 @@ import base64
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import yaml
@@ -14,12 +14,13 @@ import yaml
 from kneo.clock import SystemClock
 from kneo.digest import Digest, digest_of
 from kneo.settings import process_environment
+from kneo.spec.environment import parse_environment
 from kneo.trust.dsse import add_signature, parse_envelope, serialise, sign
 from kneo.trust.keys import PrivateKey
-from kneo.trust.root import TRUST_ROOT_TYPE, root_payload
-from kneo.trust.root_edit import EVERYTHING, first_root
+from kneo.trust.root import TRUST_ROOT_TYPE, RootDocument, root_payload
+from kneo.trust.root_edit import EVERYTHING, add_key, first_root, next_root, revoke_key
 from kneo.trust.signers import TrustedKey
-from kneo.trust.statement import PAYLOAD_TYPE, build_bundle
+from kneo.trust.statement import PAYLOAD_TYPE, Decision, Dependency, build_approval, build_bundle
 
 GIT_ENV = {
     **process_environment("PATH"),
@@ -93,6 +94,8 @@ class ConfigRepo:
         )
         payload = root_payload(document)
         self.pin = digest_of(payload)
+        self.root = document
+        self.people = {"ann": self.key}
         self.write("environments/trust.json", serialise(sign(TRUST_ROOT_TYPE, payload, self.key)))
         for name in environments:
             self.environment(name, {}, inlineSpecs=name == "dev")
@@ -150,6 +153,7 @@ class ConfigRepo:
         environments: Sequence[str] = ("dev", "prod"),
         seq: int | None = None,
         prev: Digest | None = None,
+        needs: Mapping[str, Digest] | None = None,
     ) -> Digest:
         """Sign a bundle into the repository."""
         history = self._digests.setdefault(name, [])
@@ -162,6 +166,7 @@ class ConfigRepo:
             issued_at=self.now,
             approved_by="ann",
             spec=spec or announcement(),
+            depends_on=[Dependency(name=other, digest=digest) for other, digest in (needs or {}).items()],
         )
         signers = keys or (self.key,)
         envelope = sign(PAYLOAD_TYPE, statement.payload, signers[0])
@@ -177,6 +182,44 @@ class ConfigRepo:
         self.environment(environment, {name: version}, inlineSpecs=environment == "dev")
         self.commit(f"Release {name} {version} to {environment}")
         return digest
+
+    # ---- trust ----------------------------------------------------------------------------------------------------
+
+    def person(self, name: str, role: str) -> PrivateKey:
+        """Give somebody a key for a role in the next trust root."""
+        key = PrivateKey.generate()
+        self.people[name] = key
+        self._next_root(add_key(self.root, key.public, principal=name, roles=[role]))
+        return key
+
+    def revoke(self, name: str, *, compromised_since: datetime | None = None) -> None:
+        """Revoke somebody's key from now on in the next trust root."""
+        keyid = self.people[name].keyid
+        at = SystemClock().now() - timedelta(seconds=1)
+        self._next_root(revoke_key(self.root, keyid, at=at, reason="lost", compromised_since=compromised_since))
+
+    def _next_root(self, document: RootDocument) -> None:
+        before = self.folder / "environments/trust.json"
+        self.write(f"environments/roots/{self.root.version}.json", before.read_bytes())
+        self.root = next_root(document)
+        self.write("environments/trust.json", serialise(sign(TRUST_ROOT_TYPE, root_payload(self.root), self.key)))
+
+    def approve(self, environment: str, name: str, version: str, person: str, *, days: int = 7) -> None:
+        """Put somebody's signed approval beside a bundle."""
+        path = self.folder / f"environments/{environment}.yaml"
+        statement = build_approval(
+            bundle_name=name,
+            bundle_digest=parse_envelope((self.folder / f"bundles/{name}/{version}.dsse.json").read_bytes()).digest,
+            environment=environment,
+            policy_digest=parse_environment(path.read_bytes(), file=path.name).policy_digest,
+            decision=Decision.APPROVE,
+            expires=SystemClock().now() + timedelta(days=days),
+        )
+        key = self.people[person]
+        file = f"bundles/{name}/{version}.approvals/{key.keyid.removeprefix('sha256:')}.dsse.json"
+        self.write(file, serialise(sign(PAYLOAD_TYPE, statement.payload, key)))
+
+    # ---- damage and effects ---------------------------------------------------------------------------------------
 
     def tamper(self, name: str, version: str) -> None:
         """Change one byte of what was signed."""

@@ -52,6 +52,14 @@ class BundleRecord:
     signers: tuple[str, ...]
     first_seen_at: str
     revision: str
+    envelope_digest: str | None = None
+    envelope_seen_at: str | None = None
+    """Since when the present envelope is known, where signatures were added later."""
+
+    @property
+    def signatures_seen_at(self) -> str:
+        """When we first saw these very signatures."""
+        return self.envelope_seen_at or self.first_seen_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +88,14 @@ class Promotion:
     revision: str
     audit_event_id: str
     at: str
+    reason: str | None = None
+    approvals: tuple[str, ...] = ()
+    """Ids of the approvals that let it happen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pending:
-    """A release that an environment asks for and does not serve yet, and why."""
+    """A change that an environment asks for and that did not happen yet, and why."""
 
     bundle: str
     version: str
@@ -92,6 +103,21 @@ class Pending:
     reason: str
     message: str
     who: tuple[str, ...] = ()
+    kind: str = "promote"
+    """``promote``, ``rollback``, ``retire``, or ``policy`` for a change of the environment's own rules."""
+
+    digest: str | None = None
+    """The bundle that would be served."""
+
+    subject: str | None = None
+    """What an approval has to be about."""
+
+    policy_digest: str | None = None
+    """The rules an approval has to be given under."""
+
+    id: str = ""
+    since: str = ""
+    """Since when this gate has waited for this reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,3 +130,72 @@ class EnvironmentRecord:
     revision: str
     pending: tuple[Pending, ...]
     updated_at: str
+    previous: bytes | None = None
+    """The file in force before ``policy_revision``."""
+
+    policy_revision: str | None = None
+    """The commit since which the present rules are in force."""
+
+    trust_epoch: str | None = None
+    """What everything that is served here was last judged under."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hold:
+    """What is served of a bundle stays, whatever Git says, until somebody lifts this."""
+
+    environment: str
+    bundle: str
+    digest: str | None
+    actor: str
+    reason: str
+    since: str
+    until: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspension:
+    """Nothing changes in an environment, until a time or until somebody lifts this."""
+
+    environment: str
+    actor: str
+    reason: str
+    since: str
+    until: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApprovalRecord:
+    """Somebody's decision as it was first seen. ``envelope`` is the proof of it."""
+
+    id: str
+    environment: str
+    subject: str
+    subject_name: str
+    policy_digest: str
+    principal: str
+    keyid: str
+    decision: str
+    signed: bool
+    """Whether the person's own key made it, rather than the service for somebody it knew."""
+
+    origin: str
+    """``git`` or ``registry``."""
+
+    payload_digest: str
+    envelope: bytes
+    expires_at: str
+    first_seen_at: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRecord:
+    """How far the repository was followed."""
+
+    url: str
+    ref: str
+    accepted_commit: str | None
+    accepted_at: str | None
+    refused_commit: str | None
+    refused_code: str | None
+    refused_message: str | None

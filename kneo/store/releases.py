@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 
-from sqlalchemy import ColumnElement, Row, delete, insert, select, update
+from sqlalchemy import ColumnElement, Row, delete, func, insert, select, update
 
+from kneo.digest import digest_of
+from kneo.errors import Untrusted
 from kneo.state.release import (
     BundleRecord,
     Condition,
@@ -16,8 +19,18 @@ from kneo.state.release import (
     PromotionKind,
     Release,
 )
+from kneo.state.run import RunStatus
 from kneo.store.engine import Tx, insert_ignoring_duplicates, upsert
-from kneo.store.tables import bundles, conditions, environments, pending_releases, promotions, releases, trust_roots
+from kneo.store.tables import (
+    bundles,
+    conditions,
+    environments,
+    pending_releases,
+    promotions,
+    releases,
+    runs,
+    trust_roots,
+)
 
 AnyRow = Row[*tuple[object, ...]]
 
@@ -25,8 +38,16 @@ AnyRow = Row[*tuple[object, ...]]
 # ---- trust roots ------------------------------------------------------------------------------------------------
 
 
-def insert_trust_root(tx: Tx, version: int, digest: str, envelope: bytes) -> None:
-    insert_ignoring_duplicates(tx, trust_roots, version=version, digest=digest, envelope=envelope, accepted_at=tx.at)
+def insert_trust_root(tx: Tx, version: int, digest: str, envelope: bytes, revision: str | None = None) -> None:
+    insert_ignoring_duplicates(
+        tx, trust_roots, version=version, digest=digest, envelope=envelope, accepted_at=tx.at, revision=revision
+    )
+
+
+def trust_revisions(tx: Tx) -> tuple[str | None, ...]:
+    """Read which commit brought each accepted trust root, oldest first."""
+    rows = tx.connection.execute(select(trust_roots.c.revision).order_by(trust_roots.c.version))
+    return tuple(row.revision for row in rows)
 
 
 def trust_chain(tx: Tx) -> tuple[tuple[int, str, bytes], ...]:
@@ -39,8 +60,12 @@ def trust_chain(tx: Tx) -> tuple[tuple[int, str, bytes], ...]:
 
 
 def insert_bundle(tx: Tx, bundle: BundleRecord) -> None:
-    """Keep an accepted bundle; one with the same digest is already the same bundle."""
-    insert_ignoring_duplicates(
+    """Keep an accepted bundle; one with the same digest is already the same bundle.
+
+    Raises:
+        Untrusted: ``Equivocation``: another content was accepted under the same name and sequence number.
+    """
+    inserted = insert_ignoring_duplicates(
         tx,
         bundles,
         digest=bundle.digest,
@@ -54,6 +79,28 @@ def insert_bundle(tx: Tx, bundle: BundleRecord) -> None:
         signers=list(bundle.signers),
         first_seen_at=tx.at,
         revision=bundle.revision,
+        envelope_digest=digest_of(bundle.envelope),
+    )
+    if not inserted and not _has_bundle(tx, bundle.digest):
+        msg = f"{bundle.name} {bundle.version} has the sequence number {bundle.seq} of another accepted bundle."
+        raise Untrusted(msg, code="Equivocation", hint="Find out who signed both, then sign a new version.")
+
+
+def _has_bundle(tx: Tx, digest: str) -> bool:
+    return tx.connection.execute(select(bundles.c.digest).where(bundles.c.digest == digest)).first() is not None
+
+
+def put_envelope(tx: Tx, digest: str, envelope: bytes, signers: Iterable[str]) -> None:
+    """Replace the signatures of an accepted bundle by others that were verified now."""
+    tx.connection.execute(
+        update(bundles)
+        .where(bundles.c.digest == digest)
+        .values(
+            envelope=envelope,
+            envelope_digest=digest_of(envelope),
+            envelope_seen_at=tx.at,
+            signers=list(signers),
+        )
     )
 
 
@@ -74,16 +121,24 @@ def known_bundles(tx: Tx) -> tuple[BundleRecord, ...]:
 # ---- environments -----------------------------------------------------------------------------------------------
 
 
-def put_environment(tx: Tx, name: str, declaration: bytes, policy_digest: str, revision: str) -> None:
+def put_environment(tx: Tx, item: EnvironmentRecord) -> None:
     upsert(
         tx,
         environments,
-        {"name": name},
-        declaration=declaration,
-        policy_digest=policy_digest,
-        revision=revision,
+        {"name": item.name},
+        declaration=item.declaration,
+        policy_digest=item.policy_digest,
+        revision=item.revision,
+        previous=item.previous,
+        policy_revision=item.policy_revision,
+        trust_epoch=item.trust_epoch,
         updated_at=tx.at,
     )
+
+
+def set_trust_epoch(tx: Tx, environment_name: str, epoch: str) -> None:
+    """Note what everything that an environment serves was judged under."""
+    tx.connection.execute(update(environments).where(environments.c.name == environment_name).values(trust_epoch=epoch))
 
 
 def list_environments(tx: Tx) -> tuple[EnvironmentRecord, ...]:
@@ -112,34 +167,19 @@ def pending(tx: Tx, environment_name: str) -> tuple[Pending, ...]:
         .where(pending_releases.c.environment == environment_name)
         .order_by(pending_releases.c.bundle)
     )
-    return tuple(
-        Pending(
-            bundle=row.bundle,
-            version=row.version,
-            gate=row.gate,
-            reason=row.reason,
-            message=row.message,
-            who=tuple(row.who),
-        )
-        for row in rows
-    )
+    return tuple(_pending(row) for row in rows)
+
+
+def find_pending(tx: Tx, pending_id: str) -> tuple[str, Pending] | None:
+    """Find what waits under an id, and in which environment."""
+    row = tx.connection.execute(select(pending_releases).where(pending_releases.c.id == pending_id)).first()
+    return (row.environment, _pending(row)) if row else None
 
 
 def put_pending(tx: Tx, environment_name: str, items: Iterable[Pending]) -> None:
     """Replace what an environment waits for."""
     tx.connection.execute(delete(pending_releases).where(pending_releases.c.environment == environment_name))
-    rows = [
-        {
-            "environment": environment_name,
-            "bundle": item.bundle,
-            "version": item.version,
-            "gate": item.gate,
-            "reason": item.reason,
-            "message": item.message,
-            "who": list(item.who),
-        }
-        for item in items
-    ]
+    rows = [{"environment": environment_name, **asdict(item), "who": list(item.who)} for item in items]
     if rows:
         tx.connection.execute(insert(pending_releases), rows)
 
@@ -203,6 +243,8 @@ def insert_promotion(tx: Tx, item: Promotion) -> None:
             revision=item.revision,
             audit_event_id=item.audit_event_id,
             at=tx.at,
+            reason=item.reason,
+            approvals=list(item.approvals),
         )
     )
 
@@ -212,13 +254,38 @@ def promotion(tx: Tx, promotion_id: str) -> Promotion | None:
     return _promotion(row) if row else None
 
 
-def list_promotions(tx: Tx, environment_name: str, bundle_name: str | None = None) -> tuple[Promotion, ...]:
-    """Read an environment's history, newest first."""
-    wanted = [promotions.c.environment == environment_name]
+def list_promotions(
+    tx: Tx, environment_name: str | None = None, bundle_name: str | None = None, limit: int = 1_000
+) -> tuple[Promotion, ...]:
+    """Read what happened in an environment, or in all, newest first."""
+    wanted = []
+    if environment_name is not None:
+        wanted.append(promotions.c.environment == environment_name)
     if bundle_name is not None:
         wanted.append(promotions.c.bundle == bundle_name)
-    rows = tx.connection.execute(select(promotions).where(*wanted).order_by(promotions.c.id.desc()))
+    rows = tx.connection.execute(select(promotions).where(*wanted).order_by(promotions.c.id.desc()).limit(limit))
     return tuple(_promotion(row) for row in rows)
+
+
+def was_served(tx: Tx, environment_name: str, digest: str) -> bool:
+    """Say whether an environment ever served a bundle."""
+    row = tx.connection.execute(
+        select(promotions.c.id)
+        .where(promotions.c.environment == environment_name, promotions.c.to_digest == digest)
+        .limit(1)
+    ).first()
+    return row is not None
+
+
+def last_failure(tx: Tx, environment_name: str, digest: str) -> str | None:
+    """Find when a run of a bundle last failed in an environment, for whoever asks whether it does well there."""
+    return tx.connection.execute(
+        select(func.max(runs.c.completed_at)).where(
+            runs.c.bundle_digest == digest,
+            runs.c.environment == environment_name,
+            runs.c.status.in_([RunStatus.FAILED, RunStatus.TIMED_OUT]),
+        )
+    ).scalar()
 
 
 # ---- conditions -------------------------------------------------------------------------------------------------
@@ -271,6 +338,9 @@ def _environment(tx: Tx, row: AnyRow) -> EnvironmentRecord:
         revision=row.revision,
         pending=pending(tx, row.name),
         updated_at=row.updated_at,
+        previous=row.previous,
+        policy_revision=row.policy_revision,
+        trust_epoch=row.trust_epoch,
     )
 
 
@@ -287,4 +357,9 @@ def _release(row: AnyRow) -> Release:
 
 
 def _promotion(row: AnyRow) -> Promotion:
-    return Promotion(**row._asdict() | {"kind": PromotionKind(row.kind)})
+    return Promotion(**row._asdict() | {"kind": PromotionKind(row.kind), "approvals": tuple(row.approvals or ())})
+
+
+def _pending(row: AnyRow) -> Pending:
+    values = {name: value for name, value in row._asdict().items() if name != "environment"}
+    return Pending(**values | {"who": tuple(row.who)})

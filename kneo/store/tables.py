@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -40,6 +41,90 @@ trust_roots = Table(
     Column("digest", DIGEST, nullable=False),
     Column("envelope", LargeBinary, nullable=False),
     Column("accepted_at", TIME, nullable=False),
+    Column("revision", Text),
+)
+
+sources = Table(
+    "sources",
+    metadata,
+    Column("name", NAME, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("ref", NAME, nullable=False),
+    Column("accepted_commit", String(64)),
+    Column("accepted_at", TIME),
+    Column("refused_commit", String(64)),
+    Column("refused_code", String(60)),
+    Column("refused_message", Text),
+)
+
+approvals = Table(
+    "approvals",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("environment", NAME, nullable=False),
+    Column("subject", DIGEST, nullable=False),
+    Column("subject_name", NAME, nullable=False),
+    Column("policy_digest", DIGEST, nullable=False),
+    Column("principal", NAME, nullable=False),
+    Column("keyid", DIGEST, nullable=False),
+    Column("decision", String(20), nullable=False),
+    Column("signed", Boolean, nullable=False),
+    Column("origin", String(20), nullable=False),
+    Column("payload_digest", DIGEST, nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
+    Column("expires_at", TIME, nullable=False),
+    Column("first_seen_at", TIME, nullable=False),
+    UniqueConstraint("payload_digest", "principal"),
+    Index(None, "environment", "subject"),
+)
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("environment", NAME),
+    Column("bundle", NAME),
+    Column("digest", DIGEST),
+    Column("actor", NAME, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("since", TIME, nullable=False),
+    Column("until", TIME),
+    PrimaryKeyConstraint("environment", "bundle"),
+)
+
+suspensions = Table(
+    "suspensions",
+    metadata,
+    Column("environment", NAME, primary_key=True),
+    Column("actor", NAME, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("since", TIME, nullable=False),
+    Column("until", TIME),
+)
+
+hook_deliveries = Table(
+    "hook_deliveries",
+    metadata,
+    Column("provider", String(40)),
+    Column("delivery", String(200)),
+    Column("received_at", TIME, nullable=False),
+    PrimaryKeyConstraint("provider", "delivery"),
+    Index(None, "received_at"),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("dedupe_key", String(300), nullable=False, unique=True),
+    Column("channel", String(60), nullable=False),
+    Column("payload", JSON, nullable=False),
+    Column("status", String(20), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_at", TIME, nullable=False),
+    Column("error", Text),
+    Column("created_at", TIME, nullable=False),
+    Column("finished_at", TIME),
+    Index(None, "status", "next_at"),
 )
 
 leases = Table(
@@ -74,6 +159,9 @@ environments = Table(
     Column("declaration", LargeBinary, nullable=False),
     Column("policy_digest", DIGEST, nullable=False),
     Column("revision", Text, nullable=False),
+    Column("previous", LargeBinary),
+    Column("policy_revision", Text),
+    Column("trust_epoch", DIGEST),
     Column("updated_at", TIME, nullable=False),
 )
 
@@ -87,6 +175,12 @@ pending_releases = Table(
     Column("reason", String(60), nullable=False),
     Column("message", Text, nullable=False),
     Column("who", JSON, nullable=False),
+    Column("id", ID, nullable=False, unique=True),
+    Column("kind", String(20), nullable=False),
+    Column("digest", DIGEST),
+    Column("subject", DIGEST),
+    Column("policy_digest", DIGEST),
+    Column("since", TIME, nullable=False),
     PrimaryKeyConstraint("environment", "bundle"),
 )
 
@@ -117,7 +211,10 @@ bundles = Table(
     Column("signers", JSON, nullable=False),
     Column("first_seen_at", TIME, nullable=False),
     Column("revision", Text, nullable=False),
-    UniqueConstraint("name", "seq"),
+    Column("envelope_digest", DIGEST),
+    Column("envelope_seen_at", TIME),
+    # Bundles in the HMAC format have no sequence; they all say 0.
+    Index(None, "name", "seq", unique=True, sqlite_where=text("seq > 0"), postgresql_where=text("seq > 0")),
 )
 
 releases = Table(
@@ -148,6 +245,8 @@ promotions = Table(
     Column("revision", Text, nullable=False),
     Column("audit_event_id", ID, nullable=False),
     Column("at", TIME, nullable=False),
+    Column("reason", Text),
+    Column("approvals", JSON(none_as_null=True)),
     Index(None, "environment", "bundle", "id"),
 )
 
@@ -325,4 +424,22 @@ audit_chain = Table(
     Column("event_id", ID, nullable=False, unique=True),
     Column("leaf", String(64), nullable=False),
     Column("head", String(64), nullable=False),
+)
+
+audit_nodes = Table(
+    "audit_nodes",
+    metadata,
+    Column("level", Integer, autoincrement=False),
+    Column("position", BigInteger, autoincrement=False),
+    Column("hash", String(64), nullable=False),
+    PrimaryKeyConstraint("level", "position"),
+)
+
+audit_checkpoints = Table(
+    "audit_checkpoints",
+    metadata,
+    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    Column("root", String(64), nullable=False),
+    Column("note", Text, nullable=False),
+    Column("created_at", TIME, nullable=False),
 )

@@ -7,9 +7,10 @@ from datetime import datetime
 
 from kneo.digest import Digest
 from kneo.errors import Invalid, Untrusted
-from kneo.trust.dsse import parse_envelope
+from kneo.trust.dsse import Envelope, parse_envelope
+from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
-from kneo.trust.signers import find_signers
+from kneo.trust.signers import Signer, TrustedKey, find_signers
 from kneo.trust.statement import PAYLOAD_TYPE, ApprovalPredicate, parse_approval
 from kneo.trust.verified import SEAL, VerifiedApproval
 
@@ -52,10 +53,7 @@ def verify_approval(  # noqa: PLR0913 - what a decision is bound to is all of th
         Untrusted: ``SignatureInvalid``, ``KeyRevoked``, ``SubjectMismatch``, ``Expired``.
     """
     # (1)
-    opened = parse_envelope(envelope, file=file)
-    if opened.payload_type != PAYLOAD_TYPE:
-        msg = f"{file}: payloadType is {opened.payload_type}, expected {PAYLOAD_TYPE}."
-        raise Invalid(msg, code="Malformed")
+    opened = _open(envelope, file)
     # (2)
     keys = {keyid: key for name in roles for keyid, key in root.role_keys(name).items()}
     found = find_signers(opened, keys)
@@ -69,6 +67,9 @@ def verify_approval(  # noqa: PLR0913 - what a decision is bound to is all of th
         raise Untrusted(msg, code="KeyRevoked", hint="Approve again with a key that is not revoked.")
     # (3)
     statement = parse_approval(opened.payload, file=file)
+    if statement.predicate.approver is not None:
+        msg = f"{file}: signed by a person's key and yet in the name of {statement.predicate.approver}."
+        raise Untrusted(msg, code="SignatureInvalid", hint="Whoever decides signs for themselves.")
     # (4)
     wanted = {"bundle": bundle_digest, "environment": environment, "policy": policy_digest}
     _check_binding(statement.predicate, statement.subject_digest, wanted, file)
@@ -77,6 +78,51 @@ def verify_approval(  # noqa: PLR0913 - what a decision is bound to is all of th
         msg = f"{file}: expired at {statement.predicate.expires.isoformat()}."
         raise Untrusted(msg, code="Expired", hint="Approve again.")
     return VerifiedApproval(statement=statement, envelope=envelope, signers=signers, seal=SEAL)
+
+
+def verify_recorded_approval(
+    envelope: bytes,
+    *,
+    service_key: PublicKey,
+    bundle_digest: Digest,
+    environment: str,
+    policy_digest: Digest,
+    now: datetime,
+    file: str = "approval",
+) -> VerifiedApproval:
+    """Decide whether these bytes are a decision that our own service recorded for somebody it had authenticated.
+
+    The same steps as ``verify_approval``, with the service's key in place of a person's. The signer of the answer is the
+    person the service names. An environment that asks for ``signed`` approvals must not take these.
+
+    Raises:
+        Invalid: ``Malformed``, ``LimitExceeded``.
+        Untrusted: ``SignatureInvalid``, ``SubjectMismatch``, ``Expired``.
+    """
+    opened = _open(envelope, file)
+    if not find_signers(opened, {service_key.keyid: TrustedKey(service_key, "service")}):
+        msg = f"{file}: not signed by this service."
+        raise Untrusted(msg, code="SignatureInvalid", hint="Decide again; the service's key may have been replaced.")
+    statement = parse_approval(opened.payload, file=file)
+    approver = statement.predicate.approver
+    if approver is None:
+        msg = f"{file}: signed by this service and in nobody's name."
+        raise Untrusted(msg, code="SignatureInvalid")
+    wanted = {"bundle": bundle_digest, "environment": environment, "policy": policy_digest}
+    _check_binding(statement.predicate, statement.subject_digest, wanted, file)
+    if now >= statement.predicate.expires:
+        msg = f"{file}: expired at {statement.predicate.expires.isoformat()}."
+        raise Untrusted(msg, code="Expired", hint="Approve again.")
+    signer = Signer(approver, service_key.keyid)
+    return VerifiedApproval(statement=statement, envelope=envelope, signers=(signer,), seal=SEAL)
+
+
+def _open(envelope: bytes, file: str) -> Envelope:
+    opened = parse_envelope(envelope, file=file)
+    if opened.payload_type != PAYLOAD_TYPE:
+        msg = f"{file}: payloadType is {opened.payload_type}, expected {PAYLOAD_TYPE}."
+        raise Invalid(msg, code="Malformed")
+    return opened
 
 
 def _check_binding(predicate: ApprovalPredicate, subject: Digest, wanted: dict[str, str], file: str) -> None:

@@ -91,6 +91,9 @@ class ApprovalPredicate(Record):
 
     decision: Annotated[Decision, Field(strict=False)]
     expires: Time
+    approver: Line | None = None
+    """Who decided, in the words of a service that authenticated them and signed in their place. Absent where the
+    person's own key signed, which says it better."""
 
 
 class _DigestSet(Record):
@@ -210,6 +213,7 @@ def build_approval(
     policy_digest: Digest,
     decision: Decision,
     expires: datetime,
+    approver: str | None = None,
 ) -> ApprovalStatement:
     """Write down a decision so that its maker can sign it.
 
@@ -224,6 +228,7 @@ def build_approval(
             "policyDigest": policy_digest,
             "decision": decision,
             "expires": expires,
+            "approver": approver,
         },
         file="approval",
     )
@@ -246,7 +251,7 @@ def _subject(statement: _Statement) -> tuple[str, Digest]:
 
 def _payload(predicate_type: str, name: str, digest: Digest, predicate: Record) -> bytes:
     view = predicate.model_dump(mode="json", by_alias=True)
-    for optional in ("expiresAt",):
+    for optional in ("expiresAt", "approver"):
         if view.get(optional, 0) is None:
             del view[optional]
     return canonical_json(

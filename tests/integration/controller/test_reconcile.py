@@ -6,69 +6,17 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from config_repo import ConfigRepo
-from sqlalchemy import select
+from controller_bench import Bench
 
-from controller.apply import Lease
 from controller.outcome import Done, Stalled, Waiting
-from controller.reconcile import Pass, Reconciler
+from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
-from kneo import registry
-from kneo.clock import ManualClock, SystemClock
 from kneo.digest import Digest
 from kneo.errors import Invalid, Transient
 from kneo.spec.windows import DAYS
-from kneo.state.release import ConditionType, Release
-from kneo.store import audit, releases, requests
+from kneo.state.release import ConditionType
+from kneo.store import audit, requests
 from kneo.store.engine import Store
-from kneo.store.tables import metadata
-
-
-class Bench:
-    """A repository, a registry, and a controller between them."""
-
-    def __init__(self, store: Store, folder: Path) -> None:
-        # Bundles are signed at the real time, so the registry's clock has to know it too.
-        assert isinstance(store.clock, ManualClock)
-        store.clock.advance(SystemClock().now() - store.clock.now())
-        self.store = store
-        self.repo = ConfigRepo(folder / "repo")
-        self.folder = folder
-
-    def reconcile(self, pin: Digest | None = None) -> Pass:
-        mirror = Mirror(str(self.repo.folder), "main", self.folder / "mirrors")
-        return Reconciler(self.store, mirror, pin or self.repo.pin).reconcile(self.lease())
-
-    def lease(self, owner: str = "me") -> Lease:
-        with self.store.write() as tx:
-            fence = requests.take_lease(tx, "controller", owner, timedelta(minutes=5))
-        assert fence is not None
-        return Lease("controller", owner, fence)
-
-    def served(self, environment: str = "prod") -> dict[str, str]:
-        with self.store.read() as tx:
-            return {item.bundle: item.version for item in releases.list_releases(tx, environment)}
-
-    def release(self, bundle: str, environment: str = "prod") -> Release:
-        with self.store.read() as tx:
-            found = releases.release(tx, environment, bundle)
-        assert found is not None
-        return found
-
-    def condition(self, kind: ConditionType, environment: str = "prod") -> tuple[bool, str] | None:
-        with self.store.read() as tx:
-            found = releases.list_conditions(tx, registry.environment_subject(environment))
-        return next(((item.status, item.reason) for item in found if item.type is kind), None)
-
-    def rows(self) -> dict[str, list[tuple[object, ...]]]:
-        """Everything in the database but the lease."""
-        with self.store.read() as tx:
-            tables = [table for table in metadata.sorted_tables if table.name != "leases"]
-            return {table.name: [tuple(row) for row in tx.connection.execute(select(table))] for table in tables}
-
-    def events(self, kind: str) -> list[dict[str, object]]:
-        with self.store.read() as tx:
-            return [dict(item.event.metadata) for item in audit.events(tx, event_type=kind)]
 
 
 @pytest.fixture

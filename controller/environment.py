@@ -1,0 +1,203 @@
+"""One environment in one pass: verify what is new, then, in one transaction, ask the gates and do what they allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from controller.apply import Lease, apply, check_lease, write_report
+from controller.drift import DriftWatch
+from controller.gates import Allowed, Evidence, Verdict, Waits, judge, judge_policy, rules_of
+from controller.load import Declared, Problem
+from controller.observe import Believed, Observed, evidence, record_decisions, rules_before
+from controller.outcome import Outcome
+from controller.plan import make_plan
+from controller.report import Findings, report, report_policy
+from controller.source.snapshot import SourceSnapshot
+from controller.standing import Judged
+from controller.verify import Trust, Verified, verify
+from controller.weakening import weakenings
+from kneo import registry
+from kneo.digest import digest_of
+from kneo.errors import Transient
+from kneo.registry import Change
+from kneo.spec.environment import Environment
+from kneo.state.release import EnvironmentRecord
+from kneo.store import releases
+from kneo.store.engine import Store, Tx, lock_table
+from kneo.trust.keys import PublicKey
+from kneo.trust.verified import VerifiedBundle
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What all environments of one pass share."""
+
+    snapshot: SourceSnapshot
+    declared: Declared
+    trust: Trust
+    lease: Lease
+    observed: Observed
+
+
+@dataclass(frozen=True)
+class _Case:
+    environment: Environment
+    before: Environment | None
+    """The rules in force before this commit, where they are others."""
+
+    situation: Situation
+
+    @property
+    def name(self) -> str:
+        return self.environment.name
+
+    @property
+    def files(self) -> tuple[Environment, ...]:
+        return (self.environment, self.before) if self.before else (self.environment,)
+
+    @property
+    def revision(self) -> str:
+        return self.situation.declared.revision
+
+    @property
+    def record(self) -> EnvironmentRecord | None:
+        return self.situation.observed.records.get(self.name)
+
+
+class EnvironmentPass:
+    """Does the same for each environment, and remembers what need not be done again."""
+
+    def __init__(self, store: Store, service_key: PublicKey | None) -> None:
+        self.store = store
+        self.service_key = service_key
+        self.drift = DriftWatch()
+        self._judged = Judged()
+
+    def run(self, environment: Environment, situation: Situation) -> Outcome:
+        """Bring one environment to what its file says, as far as trust and gates allow.
+
+        Raises:
+            Transient: the lease was lost, or somebody else changed the registry meanwhile; nothing was written.
+        """
+        record = situation.observed.records.get(environment.name)
+        before = rules_before(record, environment, situation.declared.revision)
+        case = _Case(environment, before, situation)
+        verified = self._verify(case)
+        with self.store.write() as tx:
+            check_lease(tx, situation.lease)
+            # Whoever changes what gates look at takes this lock too, and so comes before or after.
+            lock_table(tx, f"environment/{case.name}")
+            outcome = self._decide(tx, case, verified)
+        epoch = situation.trust.epoch(environment)
+        self._judged.remember(environment, epoch, situation.declared.blobs, verified)
+        return outcome
+
+    def _verify(self, case: _Case) -> Verified:
+        """Judge what is new. What is served and was judged under this very trust is not even read."""
+        situation = case.situation
+        here = situation.observed.served.get(case.name, {})
+        epoch, blobs = situation.trust.epoch(case.environment), situation.declared.blobs
+        standing = self._judged.standing(case.environment, epoch, blobs, here)
+        paths = self._judged.unread(case.environment, blobs, standing)
+        envelopes = situation.snapshot.read(paths.values())
+        if case.record is not None and case.record.trust_epoch == epoch:
+            standing |= self._judged.recognise(case.environment, paths, envelopes, here)
+        return verify(case.files, situation.declared, envelopes, situation.trust, situation.observed.history, standing)
+
+    def _decide(self, tx: Tx, case: _Case, verified: Verified) -> Outcome:
+        situation = case.situation
+        _check_unmoved(tx, case)
+        believed = Believed(root=situation.trust.root, service_key=self.service_key, now=situation.trust.now)
+        ballots = situation.declared.ballots.get(case.name, ())
+        record_decisions(tx, case.name, ballots, believed)
+        seen = evidence(tx, case.files, ballots, believed)
+        agreed = _agree_to_rules(case, seen)
+        if isinstance(agreed, Waits):
+            found = report_policy(case.environment, agreed, case.revision)
+            write_report(tx, case.name, found, revision=case.revision)
+            return found.outcome
+        _accept_file(tx, case)
+        return self._change(tx, case, verified, seen)
+
+    def _change(self, tx: Tx, case: _Case, verified: Verified, seen: Evidence) -> Outcome:
+        plan = make_plan(
+            case.name,
+            case.revision,
+            desired=verified.desired,
+            kept={rejection.bundle for rejection in verified.rejected},
+            observed=seen.served.get(case.name, {}),
+            high_water=case.situation.observed.history.high_water,
+        )
+        refused = verified.rejected[0].message if verified.rejected else None
+        judged = judge(plan, rules_of(case.environment, case.before), seen, refused=refused)
+        allowed = [(action, verdict) for action, verdict in judged if isinstance(verdict, Allowed)]
+        apply(tx, case.name, allowed, Change(revision=case.revision, policy_digest=case.environment.policy_digest))
+        _keep_signatures(tx, case, verified)
+        now_served = {item.bundle: item for item in releases.list_releases(tx, case.name)} if allowed else None
+        here = now_served if now_served is not None else seen.served.get(case.name, {})
+        found = report(
+            Findings(
+                revision=case.revision,
+                environment=case.environment,
+                rejected=verified.rejected,
+                waiting=[(action, verdict) for action, verdict in judged if isinstance(verdict, Waits)],
+                changed=len(allowed),
+                drift=self.drift.look(tx, case.environment, case.situation.trust, here),
+            )
+        )
+        write_report(tx, case.name, found, revision=case.revision)
+        return found.outcome
+
+
+def _check_unmoved(tx: Tx, case: _Case) -> None:
+    if {item.bundle: item for item in releases.list_releases(tx, case.name)} != dict(
+        case.situation.observed.served.get(case.name, {})
+    ):
+        msg = f"The releases of {case.name} changed while a plan for them was made."
+        raise Transient(msg, code="RegistryMoved")
+
+
+def _agree_to_rules(case: _Case, seen: Evidence) -> Verdict:
+    record = case.record
+    if record is None or record.policy_digest == case.environment.policy_digest or case.before is None:
+        return Allowed()
+    return judge_policy(case.environment, case.before, weakenings(case.before, case.environment), seen)
+
+
+def _accept_file(tx: Tx, case: _Case) -> None:
+    registry.accept_environment(
+        tx,
+        case.name,
+        case.situation.declared.files[case.name],
+        case.environment.policy_digest,
+        revision=case.revision,
+        epoch=case.situation.trust.epoch(case.environment),
+    )
+
+
+def _keep_signatures(tx: Tx, case: _Case, verified: Verified) -> None:
+    """Take over signatures that were added to an accepted bundle, so that it can be verified by them from now on."""
+    known = case.situation.observed.history.known
+    for bundle in verified.desired.values():
+        if not isinstance(bundle, VerifiedBundle) or bundle.digest not in known:
+            continue
+        if known[bundle.digest].envelope_digest != digest_of(bundle.envelope):
+            registry.keep_signatures(tx, bundle, revision=case.revision)
+
+
+def in_order(environments: Mapping[str, Environment | Problem]) -> list[str]:
+    """Sort environments so that each comes after the one it promotes from."""
+    ordered: list[str] = []
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        environment = environments.get(name)
+        if environment is None or name in ordered or name in above:
+            return
+        if isinstance(environment, Environment) and environment.spec.promote_from is not None:
+            visit(environment.spec.promote_from, (*above, name))
+        ordered.append(name)
+
+    for name in sorted(environments):
+        visit(name, ())
+    return ordered

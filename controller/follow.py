@@ -1,0 +1,93 @@
+"""Following the repository: what was accepted is remembered twice, and history is rewritten only with leave."""
+
+from __future__ import annotations
+
+from controller.approvals import rewrite_subject
+from controller.source.mirror import Mirror, Rewrite
+from controller.source.snapshot import SourceSnapshot
+from kneo.clock import parse_time
+from kneo.digest import Digest
+from kneo.errors import Invalid, KneoError
+from kneo.store import approvals, sources
+from kneo.store.engine import Store, Tx
+from kneo.trust.approvals import verify_approval
+from kneo.trust.root import ROOT_ROLE, TrustRoot
+from kneo.trust.statement import Decision
+
+SOURCE_ENVIRONMENT = "source"
+"""What approvals of a rewritten history name as their environment."""
+
+
+class Follower:
+    """The repository through a mirror, with the registry's memory of it beside."""
+
+    def __init__(self, store: Store, mirror: Mirror) -> None:
+        self.store = store
+        self.mirror = mirror
+        self._rewrite: Rewrite | None = None
+
+    def fetch(self, root: TrustRoot | None) -> SourceSnapshot:
+        """Fetch what the ref names now; it has to follow what our own records say was accepted last.
+
+        Args:
+            root: The trust root in force, whose root role may agree to a rewritten history.
+
+        Raises:
+            Transient, Invalid: see ``Mirror.fetch``.
+        """
+        with self.store.read() as tx:
+            known = sources.source(tx)
+        base = known.accepted_commit if known else None
+        self._rewrite = None
+        try:
+            return self.mirror.fetch(base=base)
+        except Invalid as error:
+            rewrite = _rewrite_of(error)
+            if rewrite is None or root is None or not self._agreed(rewrite, root):
+                raise
+            self._rewrite = rewrite
+            return self.mirror.fetch(base=base, rewrite=rewrite)
+
+    def accept(self, tx: Tx, snapshot: SourceSnapshot) -> None:
+        """Make a fetched snapshot the accepted one, here and in the mirror."""
+        self.mirror.accept(snapshot, rewrite=self._rewrite)
+        sources.accept_commit(tx, self.mirror.address.url, self.mirror.ref, snapshot.commit)
+
+    def refuse(self, tx: Tx, error: KneoError) -> None:
+        """Remember why the newest commit was not accepted."""
+        commit = error.details.get("new")
+        sources.refuse_commit(
+            tx, self.mirror.address.url, self.mirror.ref, str(commit) if commit else None, error.code, str(error)
+        )
+
+    def _agreed(self, rewrite: Rewrite, root: TrustRoot) -> bool:
+        """Say whether as many people of the root role as it takes to change the root agreed to exactly this."""
+        subject = rewrite_subject(rewrite.old, rewrite.new)
+        with self.store.read() as tx:
+            records, now = approvals.list_approvals(tx, SOURCE_ENVIRONMENT, subject), tx.now
+        people = set()
+        for record in records:
+            try:
+                found = verify_approval(
+                    record.envelope,
+                    root=root,
+                    roles=(ROOT_ROLE,),
+                    bundle_digest=subject,
+                    environment=SOURCE_ENVIRONMENT,
+                    policy_digest=Digest(record.policy_digest),
+                    now=now,
+                    first_seen=parse_time(record.first_seen_at),
+                )
+            except KneoError:
+                continue
+            if found.statement.predicate.decision is Decision.APPROVE:
+                people |= {signer.principal for signer in found.signers}
+        role = root.role(ROOT_ROLE)
+        return role is not None and len(people) >= role.threshold
+
+
+def _rewrite_of(error: Invalid) -> Rewrite | None:
+    old, new = error.details.get("old"), error.details.get("new")
+    if error.code != "HistoryRewritten" or not isinstance(old, str) or not isinstance(new, str):
+        return None
+    return Rewrite(old, new)

@@ -1,0 +1,127 @@
+"""What the registry holds: read once at the start of a pass, and what gates look at once more when it is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from controller.approvals import GIT, committed_records, count_votes, role_members
+from controller.gates import Evidence
+from controller.verify import History, history_of
+from kneo.errors import KneoError
+from kneo.spec.environment import Environment, parse_environment
+from kneo.state.release import ApprovalRecord, EnvironmentRecord, Release
+from kneo.store import approvals, releases
+from kneo.store.engine import Tx
+from kneo.trust.keys import PublicKey
+from kneo.trust.root import TrustRoot
+
+Served = Mapping[str, Mapping[str, Release]]
+"""Releases by environment and bundle name."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the registry holds at the start of a pass."""
+
+    names: tuple[str, ...]
+    records: Mapping[str, EnvironmentRecord]
+    served: Served
+    history: History
+    roots: tuple[tuple[str | None, bytes], ...]
+    """Accepted trust roots with the commit that brought each, oldest first."""
+
+
+def observe(tx: Tx) -> Observed:
+    """Read everything a pass compares with."""
+    chain = releases.trust_chain(tx)
+    return Observed(
+        names=releases.environment_names(tx),
+        records={record.name: record for record in releases.list_environments(tx)},
+        served=served(tx),
+        history=history_of(releases.known_bundles(tx)),
+        roots=tuple(zip(releases.trust_revisions(tx), (envelope for _, _, envelope in chain), strict=True)),
+    )
+
+
+def served(tx: Tx) -> Served:
+    """Read what every environment serves."""
+    found: dict[str, dict[str, Release]] = {}
+    for release in releases.list_releases(tx):
+        found.setdefault(release.environment, {})[release.bundle] = release
+    return found
+
+
+def rules_before(record: EnvironmentRecord | None, environment: Environment, revision: str) -> Environment | None:
+    """Find the environment file in force before a commit, where its rules are others than the commit's.
+
+    A file that came into force with this very commit is not yet a reason to let anything through.
+    """
+    if record is None:
+        return None
+    text: bytes | None = record.declaration
+    if record.policy_digest == environment.policy_digest:
+        text = record.previous if record.policy_revision == revision else None
+    if text is None:
+        return None
+    try:
+        return parse_environment(text, file=environment.file)
+    except KneoError:
+        # What an earlier version of this program accepted and this one cannot read binds nobody.
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Believed:
+    """Whose decisions count."""
+
+    root: TrustRoot
+    service_key: PublicKey | None
+    now: datetime
+
+
+def evidence(tx: Tx, files: Sequence[Environment], ballots: Sequence[bytes], believed: Believed) -> Evidence:
+    """Read what the gates of an environment look at, inside the transaction that acts on it.
+
+    Args:
+        tx: That transaction.
+        files: The environment's file, then the one in force before it, where that has other rules.
+        ballots: Approvals that the commit carries.
+        believed: Whose decisions count.
+    """
+    name, everywhere = files[0].name, served(tx)
+    records = decisions(tx, name, ballots, believed)
+    soaking = {file.spec.promote_from for file in files if file.spec.soak} - {None}
+    return Evidence(
+        now=believed.now,
+        served=everywhere,
+        votes=count_votes(records, name, believed.root, believed.service_key, believed.now),
+        members=role_members(believed.root, believed.now),
+        holds={hold.bundle: hold for hold in approvals.list_holds(tx, name)},
+        suspension=approvals.suspension(tx, name),
+        failures={
+            release.digest: failed
+            for origin in soaking
+            for release in everywhere.get(str(origin), {}).values()
+            if (failed := releases.last_failure(tx, str(origin), release.digest)) is not None
+        },
+    )
+
+
+def record_decisions(tx: Tx, environment: str, ballots: Sequence[bytes], believed: Believed) -> None:
+    """Write down the approvals that a commit carries, when they are seen first: a revocation asks for that."""
+    for item in decisions(tx, environment, ballots, believed):
+        if item.origin == GIT:
+            approvals.insert_approval(tx, item)
+
+
+def decisions(tx: Tx, environment: str, ballots: Sequence[bytes], believed: Believed) -> tuple[ApprovalRecord, ...]:
+    """Gather what people decided: here in the registry, and in files that this commit still carries."""
+    recorded = approvals.list_approvals(tx, environment)
+    known = {(record.payload_digest, record.principal): record for record in recorded}
+    committed = committed_records(ballots, believed.root, known, believed.now)
+    mine = tuple(record for record in committed if record.environment == environment)
+    kept = {record.id for record in mine}
+    registered = tuple(record for record in recorded if record.origin != GIT and record.id not in kept)
+    return tuple(sorted((*registered, *mine), key=lambda record: (record.first_seen_at, record.id)))

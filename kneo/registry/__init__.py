@@ -1,0 +1,62 @@
+"""The registry: what each environment serves, since when, and why not something else.
+
+The controller writes here, the runtime reads here, and they meet nowhere else. Every change is made inside a
+transaction that the caller opens, together with its audit event.
+"""
+
+from kneo.registry.decide import (
+    Decided,
+    decided_about,
+    find_waiting,
+    hold,
+    lock_environment,
+    record_decision,
+    record_signed,
+    suspend,
+    unhold,
+    unsuspend,
+)
+from kneo.registry.record import (
+    CONTROLLER,
+    Change,
+    accept_environment,
+    accept_roots,
+    environment_subject,
+    keep_signatures,
+    promote,
+    report_conditions,
+    report_pending,
+    retire,
+)
+from kneo.registry.serve import Approved, declared, resolve, trust_root
+from kneo.registry.status import EnvironmentStatus, status, statuses
+
+__all__ = [
+    "CONTROLLER",
+    "Approved",
+    "Change",
+    "Decided",
+    "EnvironmentStatus",
+    "accept_environment",
+    "accept_roots",
+    "decided_about",
+    "declared",
+    "environment_subject",
+    "find_waiting",
+    "hold",
+    "keep_signatures",
+    "lock_environment",
+    "promote",
+    "record_decision",
+    "record_signed",
+    "report_conditions",
+    "report_pending",
+    "resolve",
+    "retire",
+    "status",
+    "statuses",
+    "suspend",
+    "trust_root",
+    "unhold",
+    "unsuspend",
+]

@@ -1,0 +1,264 @@
+"""What the controller writes: accepted files, promotions and what it found out. All in transactions it opens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from kneo.clock import new_id
+from kneo.digest import digest_of_json
+from kneo.state.release import (
+    BundleRecord,
+    Condition,
+    ConditionType,
+    EnvironmentRecord,
+    Pending,
+    Promotion,
+    PromotionKind,
+    Release,
+)
+from kneo.store import audit, releases
+from kneo.store.engine import Tx
+from kneo.trust.dsse import parse_envelope
+from kneo.trust.root import parse_root
+from kneo.trust.verified import VerifiedBundle
+
+CONTROLLER = "controller"
+"""The actor of what follows from a commit."""
+
+EVENTS: Mapping[PromotionKind, str] = {
+    PromotionKind.PROMOTE: "release.promoted",
+    PromotionKind.ROLLBACK: "release.rolled_back",
+    PromotionKind.RETIRE: "release.retired",
+}
+
+
+def environment_subject(name: str) -> str:
+    """How conditions name an environment."""
+    return f"environment/{name}"
+
+
+def accept_roots(tx: Tx, envelopes: Iterable[bytes], *, revision: str) -> None:
+    """Keep a verified chain of trust roots; each new one is audited."""
+    known = {digest for _, digest, _ in releases.trust_chain(tx)}
+    for data in envelopes:
+        envelope = parse_envelope(data)
+        if envelope.digest in known:
+            continue
+        version = parse_root(envelope.payload).version
+        releases.insert_trust_root(tx, version, envelope.digest, data, revision)
+        metadata = {"version": version, "digest": envelope.digest, "revision": revision}
+        audit.record(tx, "trust.accepted", actor=CONTROLLER, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What makes an environment change, for its history.
+
+    Args:
+        revision: The commit that asks for it.
+        policy_digest: The rules it was allowed under.
+        approvals: Ids of the approvals that let it happen.
+        actor: Who caused it: a person for what a person asked for, else the controller.
+        reason: Why, in that person's words.
+    """
+
+    revision: str
+    policy_digest: str | None = None
+    approvals: tuple[str, ...] = ()
+    actor: str = CONTROLLER
+    reason: str | None = None
+
+
+def promote(
+    tx: Tx, *, environment: str, bundle: BundleRecord, kind: PromotionKind, current: Release | None, change: Change
+) -> Release:
+    """Serve a bundle in an environment from now on."""
+    releases.insert_bundle(tx, bundle)
+    promotion = _record_promotion(
+        tx,
+        Promotion(
+            id=new_id("prom", tx.now),
+            environment=environment,
+            bundle=bundle.name,
+            kind=kind,
+            from_digest=current.digest if current else None,
+            to_digest=bundle.digest,
+            version=bundle.version,
+            actor=change.actor,
+            revision=change.revision,
+            audit_event_id="",
+            at=tx.at,
+            reason=change.reason,
+            approvals=change.approvals,
+        ),
+        {"seq": bundle.seq, "signers": list(bundle.signers), "policy_digest": change.policy_digest},
+    )
+    release = Release(
+        environment=environment,
+        bundle=bundle.name,
+        version=bundle.version,
+        digest=bundle.digest,
+        revision=change.revision,
+        promotion_id=promotion.id,
+        since=tx.at,
+    )
+    releases.put_release(tx, release)
+    return release
+
+
+def keep_signatures(tx: Tx, bundle: VerifiedBundle, *, revision: str) -> None:
+    """Keep the signatures an accepted bundle has now in place of those it had."""
+    signers = sorted({signer.principal for signer in bundle.signers})
+    releases.put_envelope(tx, bundle.digest, bundle.envelope, signers)
+    metadata = {"bundle": bundle.name, "version": bundle.version, "digest": bundle.digest, "signers": signers}
+    audit.record(tx, "bundle.signatures_changed", actor=CONTROLLER, metadata={**metadata, "revision": revision})
+
+
+def retire(tx: Tx, current: Release, *, change: Change) -> None:
+    """Stop serving a bundle in an environment."""
+    promotion = Promotion(
+        id=new_id("prom", tx.now),
+        environment=current.environment,
+        bundle=current.bundle,
+        kind=PromotionKind.RETIRE,
+        from_digest=current.digest,
+        to_digest=None,
+        version=None,
+        actor=change.actor,
+        revision=change.revision,
+        audit_event_id="",
+        at=tx.at,
+        reason=change.reason,
+        approvals=change.approvals,
+    )
+    _record_promotion(tx, promotion, {"policy_digest": change.policy_digest})
+    releases.retire_release(tx, current.environment, current.bundle)
+
+
+def _record_promotion(tx: Tx, promotion: Promotion, facts: Mapping[str, object]) -> Promotion:
+    event = audit.record(
+        tx,
+        EVENTS[promotion.kind],
+        actor=promotion.actor,
+        environment=promotion.environment,
+        metadata={
+            "promotion": promotion.id,
+            "bundle": promotion.bundle,
+            "version": promotion.version,
+            "from_digest": promotion.from_digest,
+            "to_digest": promotion.to_digest,
+            "revision": promotion.revision,
+            "approvals": list(promotion.approvals),
+            "reason": promotion.reason,
+            **facts,
+        },
+    )
+    recorded = replace(promotion, audit_event_id=event.id)
+    releases.insert_promotion(tx, recorded)
+    return recorded
+
+
+def accept_environment(tx: Tx, name: str, declaration: bytes, policy_digest: str, *, revision: str, epoch: str) -> None:
+    """Take an environment file as the one in force; a change of its rules is audited."""
+    before = releases.environment(tx, name)
+    changes = before is None or before.policy_digest != policy_digest
+    record = EnvironmentRecord(
+        name=name,
+        declaration=declaration,
+        policy_digest=policy_digest,
+        revision=revision,
+        pending=(),
+        updated_at=tx.at,
+        previous=(before.declaration if before else None) if changes else (before.previous if before else None),
+        policy_revision=revision if changes or before is None else before.policy_revision,
+        trust_epoch=epoch,
+    )
+    if before is not None and record == replace(before, pending=(), updated_at=tx.at):
+        return
+    releases.put_environment(tx, record)
+    if changes:
+        audit.record(
+            tx,
+            "environment.declared" if before is None else "environment.changed",
+            actor=CONTROLLER,
+            environment=name,
+            metadata={
+                "policy_digest": policy_digest,
+                "previous": before.policy_digest if before else None,
+                "revision": revision,
+            },
+        )
+
+
+def report_pending(tx: Tx, environment: str, items: Iterable[Pending], *, revision: str) -> tuple[Pending, ...]:
+    """Replace what an environment waits for; each new reason to wait or refuse is audited once.
+
+    Returns:
+        What is new.
+    """
+    before = {item.bundle: item for item in releases.pending(tx, environment)}
+    wanted = tuple(_dated(tx, environment, item, before.get(item.bundle)) for item in items)
+    if {item.bundle: item for item in wanted} == before:
+        return ()
+    releases.put_pending(tx, environment, wanted)
+    news = tuple(item for item in wanted if _differs(item, before.get(item.bundle)))
+    for item in news:
+        audit.record(
+            tx,
+            "bundle.rejected" if item.gate == "verify" else "release.waiting",
+            actor=CONTROLLER,
+            environment=environment,
+            metadata={
+                "bundle": item.bundle,
+                "version": item.version,
+                "digest": item.digest,
+                "gate": item.gate,
+                "reason": item.reason,
+                "message": item.message,
+                "revision": revision,
+            },
+        )
+    return news
+
+
+def _dated(tx: Tx, environment: str, item: Pending, before: Pending | None) -> Pending:
+    about = [environment, item.bundle, item.kind, item.version, item.digest, item.subject]
+    name = "pend_" + digest_of_json(about).removeprefix("sha256:")[:26]
+    same = before is not None and (before.id, before.gate, before.reason) == (name, item.gate, item.reason)
+    return replace(item, id=name, since=before.since if same and before is not None else tx.at)
+
+
+def _differs(item: Pending, before: Pending | None) -> bool:
+    return before is None or replace(item, who=(), since="") != replace(before, who=(), since="")
+
+
+def report_conditions(tx: Tx, subject: str, items: Iterable[Condition]) -> None:
+    """Replace a subject's conditions. Nothing is written, and no time moves, when nothing changed."""
+    wanted = {item.type: item for item in items}
+    before = {item.type: item for item in releases.list_conditions(tx, subject)}
+    for kind in before.keys() - wanted.keys():
+        releases.delete_condition(tx, subject, kind)
+    for kind, item in wanted.items():
+        old = before.get(kind)
+        if old is not None and _same(old, item):
+            continue
+        turned = old is None or (old.status, old.reason) != (item.status, item.reason)
+        releases.put_condition(tx, subject, item, since=tx.at if turned or old is None else old.since)
+        if kind is ConditionType.STALLED and turned:
+            audit.record(
+                tx,
+                "environment.stalled",
+                actor=CONTROLLER,
+                environment=subject.removeprefix("environment/"),
+                metadata={"reason": item.reason, "message": item.message, "revision": item.revision},
+            )
+
+
+def _same(one: Condition, other: Condition) -> bool:
+    return (one.status, one.reason, one.message, one.revision) == (
+        other.status,
+        other.reason,
+        other.message,
+        other.revision,
+    )

@@ -1,0 +1,126 @@
+"""What may run: looked up, re-hashed and re-verified at the moment somebody wants to run it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from kneo.clock import parse_time
+from kneo.digest import Digest, digest_of
+from kneo.errors import Forbidden, KneoError, NotFound, Untrusted
+from kneo.spec.environment import Environment, parse_environment
+from kneo.state.release import Release
+from kneo.store import audit, releases
+from kneo.store.engine import Tx
+from kneo.trust.root import TrustRoot, verify_chain
+from kneo.trust.verified import VerifiedBundle
+from kneo.trust.verify import verify_bundle
+
+
+@dataclass(frozen=True)
+class Approved:
+    """A release that was looked up, re-hashed and re-verified just now: the very bytes that may run."""
+
+    release: Release
+    bundle: VerifiedBundle
+    audit_seq: int | None
+    """Place of the promotion in the audit chain; ``None`` while it waits to be sealed."""
+
+
+@lru_cache(maxsize=64)
+def _parsed(declaration: bytes, name: str) -> Environment:
+    return parse_environment(declaration, file=f"environments/{name}.yaml")
+
+
+def declared(tx: Tx, name: str) -> Environment:
+    """Read the environment file in force.
+
+    Raises:
+        NotFound: Git never declared this environment, or never validly.
+    """
+    record = releases.environment(tx, name)
+    if record is None:
+        names = ", ".join(item.name for item in releases.list_environments(tx)) or "none"
+        msg = f"There is no environment {name[:80]!r}; declared: {names}."
+        raise NotFound(msg, code="environment_not_found")
+    return _parsed(record.declaration, name)
+
+
+def trust_root(tx: Tx, pin: Digest | None) -> TrustRoot:
+    """Walk the accepted trust roots.
+
+    Args:
+        tx: An open transaction.
+        pin: The first root this process believes; ``None`` believes the first one the controller accepted.
+
+    Raises:
+        Untrusted: the stored chain does not start at the pin or does not hold together.
+    """
+    chain = releases.trust_chain(tx)
+    if not chain:
+        msg = "No trust root was ever accepted on this database."
+        raise Untrusted(msg, code="no_trust_root", hint="Start a controller: kneo up --repo DIR.")
+    first = pin or Digest(chain[0][1])
+    return verify_chain(first, [envelope for _, _, envelope in chain], tx.now)
+
+
+def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None) -> Approved:
+    """Find the release that a reference means in an environment, and prove it.
+
+    Args:
+        tx: An open transaction.
+        reference: ``name``, ``name@version`` or ``sha256:…``.
+        environment: Its name.
+        pin: See ``trust_root``.
+
+    Raises:
+        NotFound: there is no such environment.
+        Forbidden: ``bundle_not_approved``: it does not serve that; says why and what it does serve.
+        Untrusted: the stored bytes are not what was approved, or nobody vouches for them any more.
+    """
+    rules = declared(tx, environment)
+    release = _serving(tx, reference, environment)
+    record = releases.bundle(tx, release.digest)
+    if record is None or digest_of(record.payload) != release.digest:
+        msg = f"The stored bytes of {release.bundle} {release.version} are not {release.digest}."
+        raise Untrusted(msg, code="bundle_tampered", hint="Restore the registry from a backup or rebuild it from Git.")
+    verified = verify_bundle(
+        record.envelope,
+        root=trust_root(tx, pin),
+        signatures=rules.spec.signatures,
+        path=f"bundles/{record.name}/{record.version}.dsse.json",
+        environment=environment,
+        now=parse_time(record.first_seen_at),
+        first_seen=parse_time(record.signatures_seen_at),
+    )
+    if verified.digest != release.digest:
+        msg = f"The stored envelope of {release.bundle} {release.version} is {verified.digest}, not {release.digest}."
+        raise Untrusted(msg, code="bundle_tampered", hint="Restore the registry from a backup or rebuild it from Git.")
+    promotion = releases.promotion(tx, release.promotion_id)
+    seq = audit.seq_of(tx, promotion.audit_event_id) if promotion else None
+    return Approved(release, verified, seq)
+
+
+def _serving(tx: Tx, reference: str, environment: str) -> Release:
+    serving = releases.list_releases(tx, environment)
+    for release in serving:
+        if reference in {release.bundle, f"{release.bundle}@{release.version}", release.digest}:
+            return release
+    raise _not_approved(tx, reference, environment, serving)
+
+
+def _not_approved(tx: Tx, reference: str, environment: str, serving: tuple[Release, ...]) -> KneoError:
+    name, _, version = reference.partition("@")
+    approved = [f"{item.bundle}@{item.version}" for item in serving]
+    reason = f"{environment} does not serve {reference[:200]}."
+    waits = next((item for item in releases.pending(tx, environment) if item.bundle == name), None)
+    if waits is not None and version in {"", waits.version}:
+        reason = f"{reason} {waits.reason}: {waits.message}"
+    return Forbidden(
+        reason,
+        code="bundle_not_approved",
+        hint=f"Approved there: {', '.join(approved) or 'nothing'}.",
+        environment=environment,
+        approved=approved,
+        reason=waits.reason if waits is not None and version in {"", waits.version} else "NotReleased",
+    )

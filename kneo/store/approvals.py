@@ -1,0 +1,124 @@
+"""Decisions of people about releases, holds and suspensions: what gates look at and Git does not say."""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, Row, delete, select
+
+from kneo.state.release import ApprovalRecord, Hold, Suspension
+from kneo.store.engine import Tx, insert_ignoring_duplicates, upsert
+from kneo.store.tables import approvals, holds, suspensions
+
+AnyRow = Row[*tuple[object, ...]]
+
+
+# ---- approvals --------------------------------------------------------------------------------------------------
+
+
+def insert_approval(tx: Tx, item: ApprovalRecord) -> bool:
+    """Keep a decision; say whether it is new."""
+    return insert_ignoring_duplicates(
+        tx,
+        approvals,
+        id=item.id,
+        environment=item.environment,
+        subject=item.subject,
+        subject_name=item.subject_name,
+        policy_digest=item.policy_digest,
+        principal=item.principal,
+        keyid=item.keyid,
+        decision=item.decision,
+        signed=item.signed,
+        origin=item.origin,
+        payload_digest=item.payload_digest,
+        envelope=item.envelope,
+        expires_at=item.expires_at,
+        first_seen_at=tx.at,
+    )
+
+
+def list_approvals(
+    tx: Tx, environment: str | None = None, subject: str | None = None, *, unexpired_at: str | None = None
+) -> tuple[ApprovalRecord, ...]:
+    """Read decisions in the order in which they were first seen."""
+    wanted = []
+    if environment is not None:
+        wanted.append(approvals.c.environment == environment)
+    if subject is not None:
+        wanted.append(approvals.c.subject == subject)
+    if unexpired_at is not None:
+        wanted.append(approvals.c.expires_at > unexpired_at)
+    rows = tx.connection.execute(select(approvals).where(*wanted).order_by(approvals.c.first_seen_at, approvals.c.id))
+    return tuple(_approval(row) for row in rows)
+
+
+def approvals_by_id(tx: Tx, ids: tuple[str, ...]) -> tuple[ApprovalRecord, ...]:
+    if not ids:
+        return ()
+    rows = tx.connection.execute(select(approvals).where(approvals.c.id.in_(ids)).order_by(approvals.c.first_seen_at))
+    return tuple(_approval(row) for row in rows)
+
+
+def _approval(row: AnyRow) -> ApprovalRecord:
+    return ApprovalRecord(**row._asdict())
+
+
+# ---- holds ------------------------------------------------------------------------------------------------------
+
+
+def put_hold(tx: Tx, item: Hold) -> None:
+    upsert(
+        tx,
+        holds,
+        {"environment": item.environment, "bundle": item.bundle},
+        digest=item.digest,
+        actor=item.actor,
+        reason=item.reason,
+        since=tx.at,
+        until=item.until,
+    )
+
+
+def delete_hold(tx: Tx, environment: str, bundle: str) -> bool:
+    """Lift a hold; say whether there was one."""
+    done = tx.connection.execute(delete(holds).where(holds.c.environment == environment, holds.c.bundle == bundle))
+    return done.rowcount > 0
+
+
+def list_holds(tx: Tx, environment: str | None = None) -> tuple[Hold, ...]:
+    """Read the holds that are not over yet."""
+    wanted: list[ColumnElement[bool]] = [(holds.c.until.is_(None)) | (holds.c.until > tx.at)]
+    if environment is not None:
+        wanted.append(holds.c.environment == environment)
+    rows = tx.connection.execute(select(holds).where(*wanted).order_by(holds.c.environment, holds.c.bundle))
+    return tuple(Hold(**row._asdict()) for row in rows)
+
+
+# ---- suspensions ------------------------------------------------------------------------------------------------
+
+
+def put_suspension(tx: Tx, item: Suspension) -> None:
+    upsert(
+        tx,
+        suspensions,
+        {"environment": item.environment},
+        actor=item.actor,
+        reason=item.reason,
+        since=tx.at,
+        until=item.until,
+    )
+
+
+def delete_suspension(tx: Tx, environment: str) -> bool:
+    """Lift a suspension; say whether there was one."""
+    return tx.connection.execute(delete(suspensions).where(suspensions.c.environment == environment)).rowcount > 0
+
+
+def suspension(tx: Tx, environment: str) -> Suspension | None:
+    """Read an environment's suspension, if it is not over yet."""
+    row = tx.connection.execute(
+        select(suspensions).where(
+            suspensions.c.environment == environment,
+            (suspensions.c.until.is_(None)) | (suspensions.c.until > tx.at),
+        )
+    ).first()
+    return Suspension(**row._asdict()) if row else None

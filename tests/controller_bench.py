@@ -1,0 +1,128 @@
+"""A repository, a registry, and a controller between them."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+from builders import failed_run
+from config_repo import ConfigRepo
+from sqlalchemy import select, update
+
+from controller.apply import Lease
+from controller.approvals import rewrite_subject
+from controller.reconcile import Pass, Reconciler
+from controller.source.mirror import Mirror
+from kneo import registry
+from kneo.clock import ManualClock, SystemClock
+from kneo.digest import Digest
+from kneo.registry import Decided
+from kneo.state.release import ConditionType, Pending, Release
+from kneo.store import audit, releases, requests, runs
+from kneo.store.engine import Store
+from kneo.store.tables import metadata
+from kneo.trust.dsse import serialise, sign
+from kneo.trust.keys import PrivateKey
+from kneo.trust.signers import TrustedKey
+from kneo.trust.statement import PAYLOAD_TYPE, Decision, build_approval
+
+
+class Bench:
+    """A repository, a registry, and a controller between them."""
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        # Bundles are signed at the real time, so the registry's clock has to know it too.
+        assert isinstance(store.clock, ManualClock)
+        store.clock.advance(SystemClock().now() - store.clock.now())
+        self.store = store
+        self.repo = ConfigRepo(folder / "repo")
+        self.folder = folder
+        self.service_key = PrivateKey.generate()
+
+    def reconcile(self, pin: Digest | None = None) -> Pass:
+        return self.reconciler(pin).reconcile(self.lease())
+
+    def reconciler(self, pin: Digest | None = None) -> Reconciler:
+        mirror = Mirror(str(self.repo.folder), "main", self.folder / "mirrors")
+        return Reconciler(self.store, mirror, pin or self.repo.pin, service_key=self.service_key.public)
+
+    def lease(self, owner: str = "me") -> Lease:
+        with self.store.write() as tx:
+            fence = requests.take_lease(tx, "controller", owner, timedelta(minutes=5))
+        assert fence is not None
+        return Lease("controller", owner, fence)
+
+    def served(self, environment: str = "prod") -> dict[str, str]:
+        with self.store.read() as tx:
+            return {item.bundle: item.version for item in releases.list_releases(tx, environment)}
+
+    def release(self, bundle: str, environment: str = "prod") -> Release:
+        with self.store.read() as tx:
+            found = releases.release(tx, environment, bundle)
+        assert found is not None
+        return found
+
+    def condition(self, kind: ConditionType, environment: str = "prod") -> tuple[bool, str] | None:
+        with self.store.read() as tx:
+            found = releases.list_conditions(tx, registry.environment_subject(environment))
+        return next(((item.status, item.reason) for item in found if item.type is kind), None)
+
+    def rows(self) -> dict[str, list[tuple[object, ...]]]:
+        """Everything in the database but the lease."""
+        with self.store.read() as tx:
+            tables = [table for table in metadata.sorted_tables if table.name != "leases"]
+            return {table.name: [tuple(row) for row in tx.connection.execute(select(table))] for table in tables}
+
+    def events(self, kind: str) -> list[dict[str, object]]:
+        with self.store.read() as tx:
+            return [dict(item.event.metadata) for item in audit.events(tx, event_type=kind)]
+
+    def pending(self, environment: str = "prod") -> tuple[Pending, ...]:
+        with self.store.read() as tx:
+            return releases.pending(tx, environment)
+
+    def decide(self, person: str, environment: str = "prod", decision: Decision = Decision.APPROVE) -> None:
+        """Record, as our service would, that somebody it authenticated decided about the first thing that waits."""
+        waits = self.pending(environment)[0]
+        with self.store.write() as tx:
+            registry.record_decision(
+                tx,
+                Decided(
+                    environment=environment,
+                    subject_name=waits.bundle,
+                    subject=Digest(waits.subject),
+                    policy_digest=Digest(waits.policy_digest),
+                    decision=decision,
+                    expires=tx.now + timedelta(days=7),
+                ),
+                approver=person,
+                service_key=self.service_key,
+            )
+
+    def failed_run(self, bundle: str, environment: str) -> None:
+        release = self.release(bundle, environment)
+        with self.store.write() as tx:
+            run = failed_run(release, tx.at)
+            runs.insert_run(tx, run)
+            tx.connection.execute(
+                update(metadata.tables["runs"]).values(completed_at=tx.at).where(metadata.tables["runs"].c.id == run.id)
+            )
+
+    def forget_mirror(self) -> None:
+        shutil.rmtree(self.folder / "mirrors")
+
+    def accept_rewrite(self, old: str, new: str, key: PrivateKey) -> None:
+        subject = rewrite_subject(old, new)
+        with self.store.write() as tx:
+            statement = build_approval(
+                bundle_name="source",
+                bundle_digest=subject,
+                environment="source",
+                policy_digest=self.repo.pin,
+                decision=Decision.APPROVE,
+                expires=tx.now + timedelta(days=1),
+            )
+            envelope = serialise(sign(PAYLOAD_TYPE, statement.payload, key))
+            who = "ann" if key is self.repo.key else "mallory"
+            registry.record_signed(tx, envelope, {key.keyid: TrustedKey(key.public, who)})

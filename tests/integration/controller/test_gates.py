@@ -1,0 +1,324 @@
+"""Gates through the whole controller: people, holds, changed rules, changed trust. On both databases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from controller_bench import Bench
+
+from controller.outcome import Done, Stalled, Waiting
+from kneo.state.release import ConditionType, Hold, Suspension
+from kneo.store import approvals
+from kneo.store.engine import Store
+from kneo.trust.statement import Decision
+
+APPROVALS = {"required": 1, "roles": ["approver"], "exclude": ["bundle_signer"]}
+PEOPLE = {"bob": {"roles": ["approver"]}, "cid": {"roles": ["approver"]}, "ann": {"roles": ["approver"]}}
+
+
+@pytest.fixture
+def bench(store: Store, tmp_path: Path) -> Bench:
+    return Bench(store, tmp_path)
+
+
+def _needs_approval(bench: Bench, **changes: object) -> Mapping[str, object]:
+    rule = {**APPROVALS, **changes}
+    bench.repo.bundle("mail", "1.0.0")
+    bench.repo.environment("prod", {"mail": "1.0.0"}, approvals=rule, people=PEOPLE)
+    bench.repo.commit("Release mail")
+    outcome = bench.reconcile().outcomes["prod"]
+    assert isinstance(outcome, Waiting)
+    assert outcome.reason == "AwaitingApproval"
+    return rule
+
+
+def test_a_recorded_approval_opens_the_gate(bench: Bench) -> None:
+    _needs_approval(bench)
+    assert bench.pending()[0].who == ("bob", "cid")
+    bench.decide("bob")
+    assert bench.reconcile().outcomes["prod"] == Done(1)
+    (event,) = bench.events("release.promoted")
+    assert event["approvals"]
+
+
+def test_a_committed_approval_opens_the_gate(bench: Bench) -> None:
+    bench.repo.person("bob", "approver")
+    bench.reconcile()
+    _needs_approval(bench)
+    bench.repo.approve("prod", "mail", "1.0.0", "bob")
+    bench.repo.commit("Approve mail")
+    assert bench.reconcile().outcomes["prod"] == Done(1)
+
+
+def test_whoever_signed_the_bundle_does_not_count(bench: Bench) -> None:
+    _needs_approval(bench)
+    bench.decide("ann")
+    assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
+
+
+def test_somebody_the_file_does_not_know_does_not_count(bench: Bench) -> None:
+    _needs_approval(bench)
+    bench.decide("mallory")
+    assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
+
+
+def test_one_person_is_counted_once_however_spelled(bench: Bench) -> None:
+    _needs_approval(bench, required=2)
+    bench.decide("bob")
+    bench.decide("BOB")
+    assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
+    bench.decide("cid")
+    assert bench.reconcile().outcomes["prod"] == Done(1)
+
+
+def test_an_approval_expires(bench: Bench) -> None:
+    _needs_approval(bench, required=2, expires="1h")
+    bench.decide("bob")
+    bench.store.clock.advance(timedelta(hours=2))
+    bench.decide("cid")
+    assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
+
+
+def test_a_rejection_stops_what_others_approved_until_it_is_taken_back(bench: Bench) -> None:
+    _needs_approval(bench)
+    bench.decide("bob")
+    bench.decide("cid", decision=Decision.REJECT)
+    outcome = bench.reconcile().outcomes["prod"]
+    assert outcome.state == "Rejected"
+    bench.store.clock.advance(timedelta(seconds=1))
+    bench.decide("cid")
+    assert bench.reconcile().outcomes["prod"] == Done(1)
+
+
+def test_where_approvals_must_be_signed_the_services_word_is_not_enough(bench: Bench) -> None:
+    bench.repo.person("bob", "approver")
+    bench.reconcile()
+    _needs_approval(bench, signed=True)
+    bench.decide("bob")
+    assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
+    bench.repo.approve("prod", "mail", "1.0.0", "bob")
+    bench.repo.commit("Approve mail")
+    assert bench.reconcile().outcomes["prod"] == Done(1)
+
+
+def test_an_approval_for_dev_says_nothing_about_prod(bench: Bench) -> None:
+    bench.repo.person("bob", "approver")
+    bench.reconcile()
+    rule = _needs_approval(bench)
+    bench.repo.environment("dev", {"mail": "1.0.0"}, approvals=rule, people=PEOPLE)
+    bench.repo.approve("dev", "mail", "1.0.0", "bob")
+    bench.repo.commit("Approve mail for dev")
+    outcomes = bench.reconcile().outcomes
+    assert outcomes["prod"].state == "AwaitingApproval"
+
+
+def test_an_approval_does_not_outlive_the_rules_it_was_given_under(bench: Bench) -> None:
+    rule = _needs_approval(bench, required=2)
+    bench.decide("bob")
+    bench.repo.environment("prod", {"mail": "1.0.0"}, approvals=rule, people=PEOPLE, atomic=True)
+    bench.repo.commit("Tighten")
+    bench.reconcile()
+    bench.decide("cid")
+    assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
+
+
+def test_loosening_needs_the_approvals_of_the_file_in_force(bench: Bench) -> None:
+    bench.repo.environment("prod", {}, approvals=APPROVALS, people=PEOPLE)
+    bench.repo.commit("Ask for approvals")
+    bench.reconcile()
+    bench.repo.bundle("mail", "1.0.0")
+    bench.repo.environment("prod", {"mail": "1.0.0"}, people=PEOPLE)
+    bench.repo.commit("Ask for none, and bring a bundle")
+    outcome = bench.reconcile().outcomes["prod"]
+    assert outcome.state == "AwaitingApproval"
+    assert bench.condition(ConditionType.POLICY_VALID) == (False, "AwaitingApproval")
+    assert bench.pending()[0].kind == "policy"
+    bench.decide("bob")
+    # The rules changed; the bundle that came with them still waits under the old ones.
+    outcome = bench.reconcile().outcomes["prod"]
+    assert outcome.state == "AwaitingApproval"
+    assert bench.pending()[0].bundle == "mail"
+    assert bench.served() == {}
+    bench.repo.commit("Some other commit")
+    assert bench.reconcile().outcomes["prod"] == Done(1)
+
+
+def test_a_person_who_adds_himself_to_the_file_cannot_approve_that(bench: Bench) -> None:
+    bench.repo.environment("prod", {}, approvals=APPROVALS, people=PEOPLE)
+    bench.repo.commit("Ask for approvals")
+    bench.reconcile()
+    bench.repo.environment("prod", {}, approvals=APPROVALS, people={**PEOPLE, "mallory": {"roles": ["approver"]}})
+    bench.repo.commit("Add mallory")
+    assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
+    bench.decide("mallory")
+    assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
+
+
+def test_tightening_passes_at_once_and_holds_for_what_comes_with_it(bench: Bench) -> None:
+    bench.repo.environment("prod", {})
+    bench.reconcile()
+    bench.repo.bundle("mail", "1.0.0")
+    bench.repo.environment("prod", {"mail": "1.0.0"}, approvals=APPROVALS, people=PEOPLE)
+    bench.repo.commit("Ask for approvals")
+    assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
+    assert bench.condition(ConditionType.POLICY_VALID) == (True, "Valid")
+
+
+def test_a_key_and_what_it_signed_cannot_come_in_one_commit(bench: Bench) -> None:
+    bench.reconcile()
+    eve = bench.repo.person("eve", "release")
+    bench.repo.bundle("mail", "1.0.0", keys=[eve])
+    bench.repo.environment("prod", {"mail": "1.0.0"})
+    bench.repo.commit("Trust eve, and her bundle")
+    outcome = bench.reconcile().outcomes["prod"]
+    assert isinstance(outcome, Stalled)
+    assert outcome.reason == "SignatureInvalid"
+    assert bench.reconcile().outcomes["prod"].state == "SignatureInvalid"
+    bench.repo.commit("Another commit")
+    assert bench.reconcile().outcomes["prod"] == Done(1)
+
+
+def test_a_policy_denies(bench: Bench) -> None:
+    bench.repo.bundle("mail", "1.0.0", _unreviewed())
+    bench.repo.environment("prod", {"mail": "1.0.0"}, policy={"enabled": True, "require_human_review": True})
+    bench.repo.commit("Release what asks nobody")
+    assert bench.reconcile().outcomes["prod"].state == "PolicyDenied"
+    assert bench.served() == {}
+
+
+def test_a_policy_that_gets_stricter_than_what_is_served_says_so(bench: Bench) -> None:
+    bench.repo.bundle("mail", "1.0.0", _unreviewed())
+    bench.repo.environment("prod", {"mail": "1.0.0"})
+    bench.repo.commit("Release")
+    assert bench.reconcile().outcomes["prod"] == Done(1)
+    bench.repo.environment("prod", {"mail": "1.0.0"}, policy={"enabled": True, "require_human_review": True})
+    bench.repo.commit("Ask for review")
+    assert bench.reconcile().outcomes["prod"].state == "PolicyDenied"
+    assert bench.served() == {"mail": "1.0.0"}
+
+
+def _unreviewed() -> dict[str, object]:
+    agent = {"name": "writer", "model": {"provider": "dummy", "name": "dummy"}}
+    return {
+        "version": "v1",
+        "agent": {"name": "announcer", "model": {"provider": "dummy", "name": "dummy"}},
+        "workflow": {"type": "sequential", "name": "w", "steps": [{"id": "draft", "kind": "agent", "ref": "writer"}]},
+        "components": {"agents": {"writer": agent}},
+    }
+
+
+def test_a_hold_keeps_what_is_served(bench: Bench) -> None:
+    bench.repo.release("prod", "mail", "1.0.0")
+    bench.reconcile()
+    with bench.store.write() as tx:
+        approvals.put_hold(tx, Hold(environment="prod", bundle="mail", digest=None, actor="bob", reason="no", since=""))
+    bench.repo.release("prod", "mail", "1.1.0")
+    assert bench.reconcile().outcomes["prod"].state == "Held"
+    assert bench.condition(ConditionType.HELD) == (True, "Held")
+    assert bench.served() == {"mail": "1.0.0"}
+    with bench.store.write() as tx:
+        approvals.delete_hold(tx, "prod", "mail")
+    assert bench.reconcile().outcomes["prod"] == Done(1)
+
+
+def test_a_suspension_ends_by_itself(bench: Bench) -> None:
+    bench.reconcile()
+    until = (bench.store.clock.now() + timedelta(hours=1)).isoformat()
+    with bench.store.write() as tx:
+        item = Suspension(environment="prod", actor="bob", reason="incident", since="", until=until)
+        approvals.put_suspension(tx, item)
+    bench.repo.release("prod", "mail", "1.0.0")
+    assert bench.reconcile().outcomes["prod"].state == "Suspended"
+    bench.store.clock.advance(timedelta(hours=2))
+    assert bench.reconcile().outcomes["prod"] == Done(1)
+
+
+def test_an_emptied_environment_goes_through_when_somebody_agrees_to_exactly_that(bench: Bench) -> None:
+    bench.repo.bundle("mail", "1.0.0")
+    bench.repo.environment("prod", {"mail": "1.0.0"}, people=PEOPLE)
+    bench.repo.commit("Release mail")
+    bench.reconcile()
+    bench.repo.environment("prod", {}, people=PEOPLE)
+    bench.repo.commit("Empty prod")
+    assert bench.reconcile().outcomes["prod"].state == "MassPruneBlocked"
+    bench.decide("bob")
+    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.served() == {}
+
+
+def test_soak_begins_again_with_a_failed_run(bench: Bench) -> None:
+    bench.repo.bundle("mail", "1.0.0")
+    bench.repo.environment("dev", {"mail": "1.0.0"})
+    bench.repo.environment("prod", {"mail": "1.0.0"}, promoteFrom="dev", soak="1h")
+    bench.repo.commit("Release mail to both")
+    outcomes = bench.reconcile().outcomes
+    assert outcomes["dev"] == Done(1)
+    assert outcomes["prod"].state == "AwaitingSoak"
+    bench.store.clock.advance(timedelta(minutes=40))
+    bench.failed_run("mail", "dev")
+    bench.store.clock.advance(timedelta(minutes=40))
+    assert bench.reconcile().outcomes["prod"].state == "AwaitingSoak"
+    bench.store.clock.advance(timedelta(minutes=21))
+    assert bench.reconcile().outcomes["prod"] == Done(1)
+
+
+def test_what_depends_on_each_other_comes_together(bench: Bench) -> None:
+    digest = bench.repo.bundle("tools", "1.0.0")
+    bench.repo.bundle("mail", "1.0.0", needs={"tools": digest})
+    bench.repo.environment("prod", {"mail": "1.0.0"}, atomic=True)
+    bench.repo.commit("Release mail alone")
+    assert bench.reconcile().outcomes["prod"].state == "DependencyNotReady"
+    bench.repo.environment("prod", {"mail": "1.0.0", "tools": "1.0.0"}, atomic=True)
+    bench.repo.commit("Release both")
+    assert bench.reconcile().outcomes["prod"] == Done(2)
+    bench.repo.bundle("tools", "1.1.0")
+    bench.repo.environment("prod", {"mail": "1.0.0", "tools": "1.1.0"}, atomic=True)
+    bench.repo.commit("Take away what mail depends on")
+    assert bench.reconcile().outcomes["prod"].state == "DependencyNotReady"
+    assert bench.served() == {"mail": "1.0.0", "tools": "1.0.0"}
+
+
+def test_a_revoked_key_shows_what_is_served_by_it(bench: Bench) -> None:
+    bench.repo.person("eve", "release")
+    bench.repo.commit("Trust eve")
+    bench.reconcile()
+    bench.repo.bundle("mail", "1.0.0", keys=[bench.repo.people["eve"]])
+    bench.repo.environment("prod", {"mail": "1.0.0"})
+    bench.repo.commit("Release by eve")
+    assert bench.reconcile().outcomes["prod"] == Done(1)
+    bench.repo.revoke("eve", compromised_since=bench.store.clock.now() - timedelta(days=1))
+    bench.repo.commit("Eve was robbed")
+    outcome = bench.reconcile().outcomes["prod"]
+    assert isinstance(outcome, Stalled)
+    assert outcome.reason == "KeyRevoked"
+    assert bench.condition(ConditionType.DRIFT_DETECTED) == (True, "KeyRevoked")
+
+
+def test_a_lost_mirror_does_not_forget_history(bench: Bench, tmp_path: Path) -> None:
+    bench.repo.release("prod", "mail", "1.0.0")
+    bench.reconcile()
+    bench.repo.release("prod", "mail", "1.1.0")
+    bench.repo.git("reset", "-q", "--soft", "HEAD~2")
+    bench.repo.commit("Another past")
+    bench.forget_mirror()
+    with pytest.raises(Exception, match="does not follow"):
+        bench.reconcile()
+    assert bench.served() == {"mail": "1.0.0"}
+
+
+def test_a_rewritten_history_is_followed_when_the_root_role_agrees(bench: Bench) -> None:
+    bench.repo.release("prod", "mail", "1.0.0")
+    bench.reconcile()
+    old = bench.repo.head()
+    bench.repo.git("reset", "-q", "--soft", "HEAD~1")
+    new = bench.repo.commit("Another past")
+    with pytest.raises(Exception, match="does not follow"):
+        bench.reconcile()
+    bench.accept_rewrite(old, new, bench.repo.stranger)
+    with pytest.raises(Exception, match="does not follow"):
+        bench.reconcile()
+    bench.accept_rewrite(old, new, bench.repo.key)
+    assert bench.reconcile().outcomes["prod"] == Done(0)
