@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -94,14 +95,35 @@ def parse_duration(text: str) -> timedelta:
 
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_RANDOM_BITS = 80
+
+
+class _Ids:
+    """Numbers that only go up within a process, so that what is written together stays in the order it was written."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def next(self, now: datetime) -> int:
+        number = (int(now.timestamp() * 1000) << _RANDOM_BITS) | secrets.randbits(_RANDOM_BITS)
+        with self._lock:
+            # Within one millisecond: a little more than the last, by so much that the next cannot be guessed.
+            same = number >> _RANDOM_BITS == self._last >> _RANDOM_BITS
+            self._last = self._last + 1 + secrets.randbits(_RANDOM_BITS // 2) if same else number
+            return self._last
+
+
+_ids = _Ids()
 
 
 def new_id(prefix: str, now: datetime) -> str:
     """Make an opaque id whose text order is its time order: ``run_`` and 26 characters.
 
-    Ten characters carry milliseconds since 1970, sixteen are random (80 bits), as ULIDs do.
+    Ten characters carry milliseconds since 1970, sixteen are random (80 bits), as ULIDs do. Ids of one process and one
+    millisecond are in the order they were made.
     """
-    number = (int(now.timestamp() * 1000) << 80) | secrets.randbits(80)
+    number = _ids.next(now)
     letters = []
     for _ in range(26):
         number, index = divmod(number, 32)

@@ -108,3 +108,9 @@ def test_the_order_of_ids_is_that_of_their_milliseconds(one: datetime, other: da
     first, second = sorted((one.astimezone(UTC), other.astimezone(UTC)))
     if int(first.timestamp() * 1000) < int(second.timestamp() * 1000):
         assert new_id("run", first) < new_id("run", second)
+
+
+def test_ids_of_one_moment_stay_in_the_order_they_were_made() -> None:
+    now = SystemClock().now()
+    made = [new_id("evt", now) for _ in range(1_000)]
+    assert made == sorted(made)
