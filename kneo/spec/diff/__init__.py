@@ -1,0 +1,132 @@
+"""What a new spec changes, in words that somebody who approves it understands, the most dangerous first.
+
+The words are for people; the data says the same. Nothing is left out: specs that differ anywhere have a change, and
+what no sentence was written for is named by its path.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from kneo.spec.diff.places import SPEC
+from kneo.spec.diff.render import escaped, fenced, text_lines, visible
+from kneo.spec.diff.spot import Danger, Words
+from kneo.spec.diff.tree import Event, compare
+from kneo.spec.diff.words import describe_event
+from kneo.spec.models import Spec
+
+__all__ = ["Change", "Danger", "SpecDiff", "diff"]
+
+MAX_SHOWN = 200  # changes that a text lists
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change.
+
+    Attributes:
+        danger: How closely to look.
+        area: What it is about: permissions, domains, tools, gates, humans, prompts, models, steps, …
+        message: One sentence.
+        path: Where it is, by names.
+        lines: For a changed text, its lines: those that went begin with ``-``, new ones with ``+``.
+    """
+
+    danger: Danger
+    area: str
+    message: str
+    path: str
+    lines: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, object]:
+        """Return the JSON form."""
+        return {
+            "danger": self.danger.name.lower(),
+            "area": self.area,
+            "message": self.message,
+            "path": self.path,
+            "lines": list(self.lines),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SpecDiff:
+    """All changes, the most dangerous first.
+
+    Attributes:
+        is_new: Whether there was no spec before; everything is then listed.
+    """
+
+    changes: tuple[Change, ...]
+    is_new: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.changes)
+
+    @property
+    def summary(self) -> str:
+        """How many changes there are, by how closely to look: ``2 to check, 1 to read``."""
+        counts = [(danger, sum(change.danger is danger for change in self.changes)) for danger in reversed(Danger)]
+        return ", ".join(f"{count} {danger.words}" for danger, count in counts if count) or "no changes"
+
+    def as_json(self) -> dict[str, object]:
+        """Return the JSON form."""
+        return {"new": self.is_new, "summary": self.summary, "changes": [change.as_json() for change in self.changes]}
+
+    def to_text(self) -> str:
+        """Return the changes for a terminal."""
+        lines = [f"New spec: {self.summary}" if self.is_new else self.summary]
+        for change in self.changes[:MAX_SHOWN]:
+            lines.append(f"{change.danger.sign} {change.area}: {change.message}")
+            lines.extend(f"      {line}" for line in change.lines)
+        return "\n".join((*lines, *self._rest()))
+
+    def to_markdown(self) -> str:
+        """Return the changes for a comment on a pull request."""
+        lines = [f"**{'New spec: ' if self.is_new else ''}{self.summary}**", ""]
+        for change in self.changes[:MAX_SHOWN]:
+            lines.append(f"- {change.danger.sign} **{change.area}**: {escaped(change.message)}")
+            if change.lines:
+                lines.extend(f"  {line}" for line in fenced(change.lines))
+        return "\n".join((*lines, *self._rest()))
+
+    def _rest(self) -> tuple[str, ...]:
+        more = len(self.changes) - MAX_SHOWN
+        return ("", f"And {more} more.") if more > 0 else ()
+
+
+def diff(old: Spec | None, new: Spec) -> SpecDiff:
+    """Compare two specs in normal form.
+
+    Args:
+        old: The spec that is in use; None where there is none, and everything is new.
+        new: The spec that is to take its place.
+    """
+    before = {} if old is None else _tree(old)
+    after = _tree(new)
+    changes = []
+    for event in compare(before, after, SPEC):
+        words = describe_event(event, before, after)
+        if words is not None:
+            changes.append(_change(event, words))
+    changes.sort(key=lambda change: -change.danger)  # stable: otherwise as one reads
+    return SpecDiff(tuple(changes), is_new=old is None)
+
+
+def _tree(spec: Spec) -> dict[str, object]:
+    return spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+def _change(event: Event, words: Words) -> Change:
+    lines: tuple[str, ...] = ()
+    if words.is_text:
+        lines = text_lines(_as_text(event.before), _as_text(event.after))
+    return Change(words.danger, words.area, visible(words.message), visible(".".join(event.keys)), lines)
+
+
+def _as_text(value: object) -> str:
+    """Return a text, or parts as one reads them; nothing where there is nothing."""
+    if isinstance(value, dict | list):
+        return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,166 @@
+"""What a change to a tool, a function, a server, a step or a workflow means."""
+
+from __future__ import annotations
+
+from kneo.spec.diff.spot import HIGH, LOW, MEDIUM, Danger, Spot, Words, field, said, start, text
+from kneo.spec.words import quote
+
+
+def tool(spot: Spot) -> Words:
+    """Speak of a tool."""
+    match spot.place.rest:
+        case ():
+            return _came_or_went(spot, "tools")
+        case ("description",):
+            return text(spot, MEDIUM, "prompts", "description")
+        case (("implementation" | "agent" | "mcp"), *_):
+            return said(spot, HIGH, "tools", f"{'.'.join(spot.place.rest)} of {spot.name}")
+        case ("capabilities", name):
+            return _capability(spot, name)
+        case ("always_ask",):
+            return field(spot, LOW if spot.event.after is True else HIGH, "gates")
+        case _:
+            return field(spot, MEDIUM, "tools")
+
+
+def function(spot: Spot) -> Words:
+    """Speak of a function."""
+    match spot.place.rest:
+        case ():
+            return _came_or_went(spot, "functions")
+        case ("implementation",):
+            return said(spot, HIGH, "functions", f"the implementation of {spot.name}")
+        case ("capabilities", name):
+            return _capability(spot, name)
+        case ("description",):
+            return field(spot, LOW, "functions")
+        case _:
+            return field(spot, MEDIUM, "functions")
+
+
+def _came_or_went(spot: Spot, area: str) -> Words:
+    return Words(MEDIUM, area, f"{start(spot.name)} is {'gone' if spot.gone else 'new'}.")
+
+
+def _capability(spot: Spot, name: str) -> Words:
+    if spot.gone:
+        message = f"{start(spot.name)} no longer declares {name}: nobody needs to agree to its calls for that."
+        return Words(HIGH, "permissions", message)
+    return Words(HIGH, "permissions", f"{start(spot.name)} declares {name}.")
+
+
+def server(spot: Spot) -> Words:
+    """Speak of an MCP server; what it is given may be secret and is not repeated."""
+    match spot.place.rest:
+        case ():
+            return Words(
+                HIGH if spot.came else MEDIUM, "mcp", f"{start(spot.name)} is {'gone' if spot.gone else 'new'}."
+            )
+        case (("env" | "headers") as which, *below):
+            verb = "is new" if spot.came else "is gone" if spot.gone else "changes"
+            return Words(HIGH, "mcp", start(f"{'.'.join((which, *below))} of {spot.name} {verb}."))
+        case ("verify",) if spot.event.after is False:
+            return Words(HIGH, "mcp", f"The certificate of {spot.name} is no longer checked.")
+        case (("command" | "args" | "cwd" | "url" | "sse_url" | "message_url" | "transport"), *_):
+            return field(spot, HIGH, "mcp")
+        case _:
+            return field(spot, MEDIUM, "mcp")
+
+
+def skill(spot: Spot) -> Words:
+    """Speak of a skill."""
+    match spot.place.rest:
+        case ():
+            return _came_or_went(spot, "skills")
+        case ("content",):
+            return text(spot, MEDIUM, "prompts", "instructions")
+        case ("description",):
+            return field(spot, LOW, "skills")
+        case _:
+            return field(spot, MEDIUM, "skills")
+
+
+def edge(spot: Spot) -> Words:
+    """Speak of a way between nodes."""
+    if not spot.place.rest:
+        return _came_or_went(spot, "steps")
+    return field(spot, LOW if spot.place.rest[0] in {"label", "from", "to"} else MEDIUM, "steps")
+
+
+def workflow(spot: Spot) -> Words:
+    """Speak of a workflow."""
+    if not spot.place.rest:
+        return _came_or_went(spot, "steps")
+    if spot.event.kind == "moved":
+        return _order(spot)
+    aside = spot.place.rest[0] in {"name", "description"} or spot.event.within
+    return field(spot, LOW if aside else MEDIUM, "steps")
+
+
+def _order(spot: Spot) -> Words:
+    """Speak of a new order; where a question is among what moved, it may now stand behind what it stood before."""
+    members = spot.new(*spot.place.rest)
+    kinds = (
+        {member.get("kind") for member in members if isinstance(member, dict)} if isinstance(members, list) else set()
+    )
+    danger, area = (HIGH, "gates") if "human" in kinds else (MEDIUM, "steps")
+    return said(spot, danger, area, f"The {spot.place.rest[-1]} of {spot.name}")
+
+
+_STEP: dict[str, tuple[Danger, str]] = {
+    "description": (LOW, "steps"),
+    "id": (LOW, "steps"),
+    "timeout_seconds": (LOW, "steps"),
+    "max_retries": (LOW, "steps"),
+}
+
+
+def step(spot: Spot) -> Words:
+    """Speak of a step."""
+    rest = spot.place.rest
+    if spot.old("kind") == "human" or spot.new("kind") == "human":
+        return _question(spot)
+    if not rest:
+        return _step(spot)
+    if spot.event.kind == "moved":
+        return _order(spot)
+    if rest[0] == "choices" and len(rest) == 2:
+        return Words(MEDIUM, "steps", f"The choice {rest[1]} at {spot.name} is {'gone' if spot.gone else 'new'}.")
+    danger, area = _STEP.get(rest[0], (MEDIUM, "steps"))
+    if rest == ("on_error",) and spot.event.after in ("continue", "fallback"):
+        danger = HIGH
+    if rest[0] in {"kind", "ref"} and spot.event.within:
+        danger = LOW  # the sentence about the step says it
+    return field(spot, danger, area)
+
+
+def _question(spot: Spot) -> Words:
+    name = f"the question {spot.place.keys[-1]}"
+    match spot.place.rest:
+        case () if spot.gone:
+            words = Words(HIGH, "gates", f"{start(name)}, which asks {spot.old('ref')}, is gone.")
+        case ():
+            words = Words(MEDIUM, "gates", f"{start(name)}, which asks {spot.new('ref')}, is new.")
+        case ("enabled",):
+            off = spot.event.after is False
+            words = Words(
+                HIGH if off else MEDIUM, "gates", f"{start(name)} is {'no longer asked' if off else 'asked'}."
+            )
+        case (("kind" | "ref" | "on_error"), *_):
+            words = field(spot, LOW if spot.event.within else HIGH, "gates")
+        case _:
+            words = field(spot, LOW, "gates")
+    return words
+
+
+def _step(spot: Spot) -> Words:
+    if spot.gone:
+        return Words(MEDIUM, "steps", f"{start(spot.name)} is gone.")
+    ref = spot.new("ref")
+    does = f"{spot.new('kind')} {ref}" if isinstance(ref, str) else str(spot.new("kind"))
+    return Words(MEDIUM, "steps", f"{start(spot.name)} is new: {quote(does)}.")
+
+
+def other(spot: Spot) -> Words:
+    """Speak of what no sentence was written for."""
+    return said(spot, LOW, "other", ".".join(spot.event.keys))

@@ -1,0 +1,49 @@
+"""Which sentence is said of a change, and which are left out because another one has said it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from kneo.spec.diff import agents, parts, people
+from kneo.spec.diff.places import Owner, place_of
+from kneo.spec.diff.spot import LOW, Spot, Words
+from kneo.spec.diff.tree import Event
+
+DESCRIBE: dict[Owner, Callable[[Spot], Words]] = {
+    "agent": agents.agent,
+    "workflow": parts.workflow,
+    "function": parts.function,
+    "human": people.human,
+    "tool": parts.tool,
+    "skill": parts.skill,
+    "server": parts.server,
+    "step": parts.step,
+    "gate": people.gate,
+    "edge": parts.edge,
+    "other": parts.other,
+}
+"""Who speaks of what."""
+
+_ORDER_IS_FREE: frozenset[Owner] = frozenset({"agent", "tool", "function", "human", "gate", "skill"})
+
+
+def describe_event(event: Event, before: Mapping[str, object], after: Mapping[str, object]) -> Words | None:
+    """Say what happened; None where a sentence about something around it has said it.
+
+    Args:
+        event: What differs.
+        before: The old spec as plain values.
+        after: The new one.
+    """
+    spot = Spot(event, place_of(event.keys), before, after)
+    words = DESCRIBE[spot.place.owner](spot)
+    if event.kind == "moved" and spot.place.owner in _ORDER_IS_FREE:
+        words = replace(words, danger=LOW)
+    if not event.within:
+        return words
+    if event.after in ([], {}):
+        return None
+    # Of a thing that is new, what it may do is said; of one that is gone, only the questions that went with it.
+    said = words.area == "gates" and words.danger > LOW if event.kind == "removed" else words.danger > LOW
+    return words if said else None
