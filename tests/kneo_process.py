@@ -73,8 +73,9 @@ class Machine:
         """Start ``kneo up`` and wait until it answers."""
         return self.start("up", "--port", "0", *arguments)
 
-    def start(self, *arguments: str) -> Process:
-        process = Process(self, arguments)
+    def start(self, *arguments: str, answers: bool = True, cwd: Path | None = None) -> Process:
+        """Start a process that stays; with ``answers``, wait until it says at which address."""
+        process = Process(self, arguments, answers=answers, cwd=cwd or self.folder)
         self.processes.append(process)
         return process
 
@@ -86,12 +87,12 @@ class Machine:
 class Process:
     """A Kneo process that stays, and a client for it."""
 
-    def __init__(self, machine: Machine, arguments: Sequence[str]) -> None:
+    def __init__(self, machine: Machine, arguments: Sequence[str], *, answers: bool, cwd: Path) -> None:
         self.log = machine.folder / f"process-{len(machine.processes)}.log"
         with self.log.open("w") as log:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", "cli.main", *arguments],
-                cwd=machine.folder,
+                cwd=cwd,
                 env=machine.env,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -100,8 +101,9 @@ class Process:
         self._announced = threading.Event()
         self.url = ""
         threading.Thread(target=self._listen, daemon=True).start()
-        assert self._announced.wait(PATIENCE_SECONDS), self.log.read_text()
-        assert self.url, self.log.read_text()
+        if answers:
+            assert self._announced.wait(PATIENCE_SECONDS), self.log.read_text()
+            assert self.url, self.log.read_text()
         self.http = httpx.Client(base_url=f"{self.url}/v1", timeout=PATIENCE_SECONDS)
 
     def _listen(self) -> None:

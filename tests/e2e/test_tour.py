@@ -283,3 +283,19 @@ def test_a_revert_serves_the_previous_release_again(tour: Tour) -> None:
     assert done["status"] == "succeeded"
     assert done["metadata"]["release"]["digest"] == second
     assert start_run(up)["metadata"]["release"]["digest"] == first
+
+
+def test_the_roles_work_as_processes_of_their_own(tour: Tour) -> None:
+    """Service, worker and controller meet in the database and nowhere else."""
+    machine = tour.machine
+    follow = ["--repo", str(tour.repo), "--trust-root", tour.pin, "--interval", "1h"]
+    controller = machine.start("controller", "run", *follow, answers=False)
+    # Functions are found beside the project: a worker runs where they are.
+    worker = machine.start("worker", answers=False, cwd=tour.repo)
+    service = machine.start("service", "serve", "--port", "0", "--workers", "0")
+    eventually(lambda: served(service, "1.0.0"))
+    run = start_run(service)
+    assert approve(service, run)["status"] == "succeeded"
+    tour.release("1.1.0")
+    eventually(lambda: served(service, "1.1.0"))
+    assert [process.terminate() for process in (service, worker, controller)] == [0, 0, 0]
