@@ -15,7 +15,7 @@ from kneo.errors import Usage
 
 
 def run(
-    spec: Annotated[Path | None, typer.Argument(help="A spec of your own; left out with --bundle.")] = None,
+    spec: Annotated[Path | None, typer.Argument(help="A spec of your own; left out: the project's default one, or --bundle.")] = None,
     text: Annotated[str, typer.Option("--input", "-i", help="What the run is given.")] = ...,  # type: ignore[assignment]  # typer: required
     bundle: Annotated[str | None, typer.Option("--bundle", help="NAME, NAME@VERSION or sha256:… to run.")] = None,
     environment: Annotated[str | None, typer.Option("--env", help="Environment that serves it.")] = None,
@@ -25,8 +25,8 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run something and wait until it pauses or ends."""
-    if (spec is None) == (bundle is None):
-        msg = "Name a spec or a bundle to run, one of them."
+    if spec is not None and bundle is not None:
+        msg = "Name a spec or a bundle to run, not both."
         raise Usage(msg, hint="kneo run --bundle NAME --env ENV --input TEXT")
     if target not in {"workflow", "agent"}:
         msg = f"--target is workflow or agent, not {target[:40]!r}."
@@ -34,8 +34,8 @@ def run(
     order: Json = {"input": text, "target": target, "environment": environment}
     if bundle is not None:
         order["bundle"] = bundle
-    if spec is not None:
-        order["spec"] = read_tree(spec)
+    else:
+        order["spec"] = read_tree(spec, environment)
     with backend(service_url, profile) as asked:
         answer = asked.start_run(order)
     render.emit(answer, as_json=as_json, text=lambda: show_outcome(answer))

@@ -1,32 +1,34 @@
-"""Specs that people bring along, through the whole pipeline of ``kneo.spec``."""
+"""Specs that a run brings along, checked the way every command about specs checks them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from kneo.errors import Invalid, NotFound
-from kneo.spec.document import DEFAULT_LIMITS
-from kneo.spec.load import LoadedSpec, load_spec, load_tree
+from cli.project import open_project
+from cli.spec_check import check as check_file
+from kneo.errors import Invalid
+from kneo.spec.diagnostics import Diagnostic
+from kneo.spec.load import load_tree
 from kneo.spec.models import Spec
 from kneo.spec.rules import check
 
 
-def read_tree(path: Path) -> Mapping[str, object]:
-    """Read a spec file as the tree that is sent with a run.
+def read_tree(path: Path | None, environment: str | None) -> Mapping[str, object]:
+    """Read a spec, with the overlays, defaults and policy of its project, as the tree that a run is sent.
+
+    Args:
+        path: The file; ``None`` is the project's default spec.
+        environment: The environment that is meant; ``None`` is the project's.
 
     Raises:
-        NotFound: there is no such file.
+        Usage, NotFound: there is no such spec.
         Invalid: ``spec_invalid``; the diagnostics are in its details.
     """
-    if not path.is_file():
-        msg = f"There is no spec at {path}."
-        raise NotFound(msg, hint="Name a YAML or JSON file, or --bundle NAME --env ENV.")
-    with path.open("rb") as file:
-        data = file.read(DEFAULT_LIMITS.max_bytes + 1)
-    loaded = load_spec(data, file=str(path), rules=check)
-    _require_valid(loaded)
-    return loaded.tree
+    checked = check_file(open_project(environment), path)
+    if not checked.valid:
+        raise _refusal(checked.findings)
+    return checked.file.loaded.tree
 
 
 def check_spec(tree: Mapping[str, object]) -> Spec:
@@ -35,19 +37,20 @@ def check_spec(tree: Mapping[str, object]) -> Spec:
     Raises:
         Invalid: ``spec_invalid``; the diagnostics are in its details.
     """
-    return _require_valid(load_tree(dict(tree), rules=check))
+    loaded = load_tree(dict(tree), rules=check)
+    if loaded.spec is None or not loaded.valid:
+        raise _refusal(loaded.diagnostics)
+    return loaded.spec
 
 
-def _require_valid(loaded: LoadedSpec) -> Spec:
-    if loaded.spec is not None and loaded.valid:
-        return loaded.spec
-    errors = [found for found in loaded.diagnostics if found.is_error]
+def _refusal(findings: tuple[Diagnostic, ...]) -> Invalid:
+    errors = [found for found in findings if found.is_error]
     first = errors[0]
     where = f"{first.file}:{first.line}: " if first.file else ""
     more = f" And {len(errors) - 1} more." if len(errors) > 1 else ""
-    raise Invalid(
+    return Invalid(
         f"{where}{first.code}: {first.message} (at {first.path_text or 'the whole spec'}){more}",
         code="spec_invalid",
         hint=first.suggestion or "kneo spec lint shows every finding.",
-        diagnostics=[found.as_json() for found in loaded.diagnostics],
+        diagnostics=[found.as_json() for found in findings],
     )
