@@ -27,10 +27,13 @@ from kneo.state.run import STATE_VERSION, Run, RunError, RunStatus
 from kneo.state.task import HumanTask
 from kneo.store import runs
 from kneo.store.engine import Store, Tx
+from kneo.store.history import CheckpointLimits
 
 log = logging.getLogger("kneo.runtime")
 
 T = TypeVar("T")
+
+DEFAULT_LIMITS = CheckpointLimits()
 
 LOOK_SECONDS = 0.5
 """How often a driver whose steps take long looks whether the run is still its own and whether somebody answered."""
@@ -42,10 +45,17 @@ RETRY_SECONDS = (0.2, 0.4, 0.8, 1.6, 3.2)
 class Driver:
     """Drives runs to their next pause or end. One per process; safe for many runs at once on one event loop."""
 
-    def __init__(self, store: Store, programs: ProgramLoader, executor: Executor) -> None:
+    def __init__(
+        self,
+        store: Store,
+        programs: ProgramLoader,
+        executor: Executor,
+        limits: CheckpointLimits = DEFAULT_LIMITS,
+    ) -> None:
         self.store = store
         self.programs = programs
         self.executor = executor
+        self.limits = limits
 
     async def drive(self, run_id: str, *, claim: str | None = None) -> None:
         """Advance a run until it waits or ends; does nothing when somebody else has it.
@@ -93,9 +103,10 @@ class Driver:
             message = (
                 str(error) if isinstance(error, KneoError) else f"{type(error).__name__} in the runtime; see its log."
             )
+            desk = record.Desk(program=program, limits=self.limits) if program is not None else None
             now = run if program is None else await self.write(lambda tx: runs.get(tx, run.id))
             if now is not None and now.epoch == run.epoch:
-                await self.write(lambda tx: record.failed(tx, program, now, RunError(type=code, message=message)))
+                await self.write(lambda tx: record.failed(tx, desk, now, RunError(type=code, message=message)))
 
     async def write(self, work: Callable[[Tx], T]) -> T:
         """Hop to a thread for one transaction; wait a while for a database that is away."""
@@ -126,6 +137,7 @@ class _Session:
     def __init__(self, driver: Driver, program: Program, run: Run) -> None:
         self.driver = driver
         self.program = program
+        self.desk = record.Desk(program=program, limits=driver.limits)
         self.run = run
         self.busy: dict[str, asyncio.Task[record.Attempt]] = {}
 
@@ -148,7 +160,7 @@ class _Session:
         todo = actions(self.program, self.run.state)
         self._drop_stale(todo)
         if not todo or any(isinstance(action, Ask) for action in todo):
-            return await self._write(lambda tx, busy: record.questions_asked(tx, self.program, self.run, busy=busy))
+            return await self._write(lambda tx, busy: record.questions_asked(tx, self.desk, self.run, busy=busy))
         pause = self._begin([action for action in todo if isinstance(action, Execute)])
         return await self._wait(pause)
 
@@ -158,7 +170,7 @@ class _Session:
         return await self.driver.read(lambda tx: record.decided(tx, self.run))
 
     def _decided(self, tx: Tx, task: HumanTask, busy: Sequence[str]) -> Run | None:
-        return record.decision_applied(tx, self.program, self.run, task, busy=busy)
+        return record.decision_applied(tx, self.desk, self.run, task, busy=busy)
 
     def _drop_stale(self, todo: Sequence[Action]) -> None:
         current = {action.ticket for action in todo}
@@ -193,7 +205,7 @@ class _Session:
         return True
 
     async def _finish(self, attempt: record.Attempt) -> bool:
-        return await self._write(lambda tx, busy: record.step_done(tx, self.program, self.run, attempt, busy=busy))
+        return await self._write(lambda tx, busy: record.step_done(tx, self.desk, self.run, attempt, busy=busy))
 
     async def _look(self) -> bool:
         """Stop when the run is somebody else's or over."""

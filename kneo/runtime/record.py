@@ -27,13 +27,14 @@ from kneo.runtime.decide import (
     waiting,
 )
 from kneo.runtime.program import Program
-from kneo.runtime.prompts import render
+from kneo.runtime.questions import question
 from kneo.runtime.steps.base import StepContext, StepOutput
 from kneo.state.run import Run, RunError, RunStatus, StepRecord
 from kneo.state.task import HumanTask, TaskStatus
-from kneo.store import audit, runs, tasks
+from kneo.store import audit, history, runs, tasks
 from kneo.store.engine import Tx
-from kneo.tasks.inbox import Question, cancel_tasks, mark_applied, open_task
+from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
+from kneo.tasks.inbox import cancel_tasks, mark_applied, open_task
 
 PREVIEW_CHARS = 500
 """How much of an input or output a trace event shows."""
@@ -50,146 +51,207 @@ class Attempt:
     output: StepOutput | None
 
 
-def step_done(tx: Tx, program: Program, run: Run, attempt: Attempt, *, busy: Collection[str] = ()) -> Run | None:
+@dataclass(frozen=True, kw_only=True)
+class Desk:
+    """Where outcomes of one program's runs are written down."""
+
+    program: Program
+    limits: CheckpointLimits
+
+
+def step_done(tx: Tx, desk: Desk, run: Run, attempt: Attempt, *, busy: Collection[str] = ()) -> Run | None:
     """Record a step that succeeded or failed, and whatever follows from it.
 
     ``busy`` are the tickets of steps that are still under way; the run is not let go while there are any.
     """
     leaf, outcome = attempt.action.leaf, attempt.outcome
-    succeeded = isinstance(outcome, Succeeded)
     text = outcome.text if isinstance(outcome, Succeeded) else None
-    error = outcome.error if isinstance(outcome, StepFailed) else None
-    visited = (*run.visited_steps, leaf.path) if succeeded else run.visited_steps
+    error = asdict(outcome.error) if isinstance(outcome, StepFailed) else None
     try:
-        change = _Change.of(tx, program, replace(run, visited_steps=visited), attempt.action.ticket, outcome)
+        change = _Change.of(tx, desk, run, attempt.action.ticket, outcome)
     except Stale:
         return run
-    change.save(run)
-    runs.insert_step(
-        tx,
+    kind = "step_failed" if error else "step_completed"
+    shown = {"input_text": preview(attempt.action.value.text), "output_text": preview(text)}
+    change.history.steps.append(
         StepRecord(
             run_id=run.id,
-            sequence=runs.next_step_sequence(tx, run.id),
+            sequence=0,
             step_id=leaf.path,
             kind=leaf.kind,
             attempt=attempt.action.attempt,
-            status="completed" if succeeded else "failed",
+            status="failed" if error else "completed",
             idempotency_key=attempt.context.idempotency_key,
             input_text=attempt.action.value.text,
             output_text=text,
-            error=error,
+            error=outcome.error if isinstance(outcome, StepFailed) else None,
             code_digest=attempt.output.code_digest if attempt.output else None,
             started_at=attempt.started_at,
             completed_at=tx.at,
-        ),
+        )
     )
-    kind = "step_completed" if succeeded else "step_failed"
-    facts = attempt.output.facts if attempt.output else {}
-    shown = {"input_text": preview(attempt.action.value.text), "output_text": preview(text)}
-    runs.add_trace(
-        tx,
-        run.id,
+    change.trace(
         kind,
-        step_id=leaf.path,
+        leaf.path,
         input_preview=shown["input_text"],
         output_preview=shown["output_text"],
-        error=asdict(error) if error else None,
+        error=error,
         attempt=attempt.action.attempt,
         idempotency_key=attempt.context.idempotency_key,
-        **facts,
+        **(attempt.output.facts if attempt.output else {}),
     )
-    change.checkpoint(kind, step_id=leaf.path, **shown)
-    return change.close(busy)
+    change.checkpoint(kind, leaf.path, workflow_type=run.workflow_type, error=error, **shown)
+    return change.write(busy)
 
 
-def questions_asked(tx: Tx, program: Program, run: Run, *, busy: Collection[str] = ()) -> Run | None:
+def questions_asked(tx: Tx, desk: Desk, run: Run, *, busy: Collection[str] = ()) -> Run | None:
     """Ask people what the run has to ask now, and let go of it when nothing else is to be done."""
-    change = _Change(tx, program, run, run.state)
-    return change.close(busy)
+    return _Change(tx, desk, run, run.state).write(busy)
 
 
-def decision_applied(tx: Tx, program: Program, run: Run, task: HumanTask, *, busy: Collection[str] = ()) -> Run | None:
+def decision_applied(tx: Tx, desk: Desk, run: Run, task: HumanTask, *, busy: Collection[str] = ()) -> Run | None:
     """Let a recorded decision take effect, exactly once."""
     assert task.decision is not None
-    ask = waiting(program, run.state).get(task.id)
+    ask = waiting(desk.program, run.state).get(task.id)
     if ask is None:
         # Nothing waits for it any more; a decision without a place has no effect.
         cancel_tasks(tx, run.id, reason="superseded", actor=run.requester, only={task.id})
         return run
     runs.lock(tx, run.id)
     mark_applied(tx, task)
-    visited = (*run.visited_steps, ask.path) if ask.gate.position == "step" else run.visited_steps
-    outcome = Answered(decision=task.decision)
-    change = _Change.of(tx, program, replace(run, visited_steps=visited), ask.ticket, outcome)
-    change.save(run)
-    runs.add_trace(
-        tx,
-        run.id,
+    change = _Change.of(tx, desk, run, ask.ticket, Answered(decision=task.decision))
+    if ask.gate.position == "step":
+        change.history.steps.append(_answered_step(tx, run, ask, task))
+    change.trace(
         "workflow_resumed",
-        step_id=ask.path,
+        ask.path,
         continuation_id=task.id,
         decision=task.decision.kind.value,
         position=ask.gate.position,
     )
-    change.checkpoint("human_resume", step_id=ask.path, continuation_id=task.id)
-    return change.close(busy)
+    change.checkpoint("human_resume", ask.path, continuation_id=task.id)
+    return change.write(busy)
 
 
-def failed(tx: Tx, program: Program | None, run: Run, error: RunError) -> None:
+def _answered_step(tx: Tx, run: Run, ask: Ask, task: HumanTask) -> StepRecord:
+    assert task.decision is not None
+    return StepRecord(
+        run_id=run.id,
+        sequence=0,
+        step_id=ask.path,
+        kind="human",
+        attempt=0,
+        status="completed",
+        idempotency_key=f"{run.id}:{ask.ticket}",
+        input_text=ask.subject.text,
+        output_text=task.decision.content or task.decision.selected_option,
+        error=None,
+        code_digest=None,
+        started_at=task.created_at,
+        completed_at=tx.at,
+    )
+
+
+def failed(tx: Tx, desk: Desk | None, run: Run, error: RunError) -> None:
     """End a run that cannot go on for a reason outside its steps."""
-    change = _Change(tx, program, run, Ended(status=RunStatus.FAILED, output=None, error=error))
-    change.save(run)
-    change.close(())
+    _Change(tx, desk, run, Ended(status=RunStatus.FAILED, output=None, error=error)).write(())
 
 
 # ---- one change -------------------------------------------------------------------------------------------------
 
 
 class _Change:
-    """A run's next state on its way into the database."""
+    """A run's next state on its way into the database, with what it adds to the run's history."""
 
-    def __init__(self, tx: Tx, program: Program | None, run: Run, after: Frame | Ended) -> None:
+    def __init__(self, tx: Tx, desk: Desk | None, run: Run, after: Frame | Ended) -> None:
         self.tx = tx
-        self.program = program
-        self.after = after
-        self.run = run if not isinstance(after, Ended) else _ended(run, after)
-        if not isinstance(after, Ended):
-            self.run = replace(run, state=after)
+        self.desk = desk
+        self.history = History()
+        self.before = run
+        self.run = _ended(run, after) if isinstance(after, Ended) else replace(run, state=after)
 
     @classmethod
-    def of(cls, tx: Tx, program: Program, run: Run, ticket: str, outcome: Outcome) -> _Change:
-        return cls(tx, program, run, settle(program, run.state, ticket, outcome, moment(run, tx)))
+    def of(cls, tx: Tx, desk: Desk, run: Run, ticket: str, outcome: Outcome) -> _Change:
+        return cls(tx, desk, run, settle(desk.program, run.state, ticket, outcome, moment(run, tx)))
 
-    def save(self, before: Run) -> None:
-        """Write the new state behind the fence, which comes first: nothing else is written when it is gone."""
-        run, tx = self.run, self.tx
-        visited = {"visited_steps": list(run.visited_steps)} if run.visited_steps != before.visited_steps else {}
-        if isinstance(self.after, Ended):
-            self._finish(visited)
-            return
-        runs.commit(tx, run, state=run.state, state_version=run.state_version, **visited)
-        self._withdraw(before)
+    def trace(self, kind: str, step_id: str | None = None, **data: object) -> None:
+        self.history.trace.append(NewTrace(type=kind, step_id=step_id, data=data))
 
-    def _withdraw(self, before: Run) -> None:
+    def checkpoint(self, kind: str, step_id: str | None = None, **facts: object) -> None:
+        state = snapshot(self.run, self.tx)
+        self.history.checkpoints.append(NewCheckpoint(type=kind, step_id=step_id, state=state, metadata=facts))
+
+    def write(self, busy: Collection[str]) -> Run | None:
+        """Ask what is to be asked, write everything behind the fence, and let go of a run that ended or only waits."""
+        if self.run.status is not RunStatus.RUNNING:
+            self._finish()
+            return None
+        assert self.desk is not None
+        todo = actions(self.desk.program, self.run.state)
+        asks = [action for action in todo if isinstance(action, Ask)]
+        if asks:
+            # The fence comes first: whoever has lost the run must not open questions, nor wait for the new owner's rows.
+            runs.commit(self.tx, self.run)
+        for ask in asks:
+            self._ask(ask)
+        self.run = history.counted(self.run, self.history)
+        runs.commit(self.tx, self.run, state=self.run.state, state_version=self.run.state_version)
+        self._append()
+        self._withdraw()
+        if busy or any(isinstance(action, Execute) for action in todo):
+            return self.run
+        if runs.pause(self.tx, self.run):
+            return None
+        return _still_ours(self.tx, self.run)
+
+    def _append(self) -> None:
+        limits = self.desk.limits if self.desk else CheckpointLimits()
+        history.append(self.tx, self.before, self.history, limits)
+
+    def _ask(self, ask: Ask) -> None:
+        assert self.desk is not None
+        tx, run = self.tx, self.run
+        task = open_task(tx, run, question(ask, run))
+        after = settle(self.desk.program, run.state, ask.ticket, Asked(task_id=task.id), moment(run, tx))
+        assert not isinstance(after, Ended)
+        self.run = replace(run, state=after)
+        told = {"continuation_id": task.id, "request_id": task.request_id, "position": ask.gate.position}
+        self.trace("human_intervention_requested", ask.path, **told)
+        self.checkpoint("human_pause", ask.path, continuation_id=task.id)
+
+    def _withdraw(self) -> None:
         """Close questions that nothing waits for any more."""
-        assert self.program is not None
-        gone = waiting(self.program, before.state).keys() - waiting(self.program, self.run.state).keys()
+        assert self.desk is not None
+        program = self.desk.program
+        gone = waiting(program, self.before.state).keys() - waiting(program, self.run.state).keys()
         if gone:
             cancel_tasks(self.tx, self.run.id, reason="superseded", actor=self.run.requester, only=gone)
 
-    def _finish(self, visited: Mapping[str, object]) -> None:
+    def _finish(self) -> None:
         run, tx = self.run, self.tx
+        error = asdict(run.error) if run.error else None
+        succeeded = run.status is RunStatus.SUCCEEDED
+        told = history.visited(tx, run.id) + tuple(s.step_id for s in self.history.steps if s.status == "completed")
+        self.trace(
+            "workflow_completed" if succeeded else "workflow_failed",
+            output_preview=preview(run.output_text),
+            visited_steps=list(told),
+            error=error,
+        )
+        self.checkpoint("run_completed" if succeeded else f"run_{run.status}", output_text=preview(run.output_text))
+        self.run = history.counted(run, self.history)
         runs.commit(
             tx,
-            run,
+            self.run,
             status=run.status,
             output_text=run.output_text,
-            error=asdict(run.error) if run.error else None,
+            error=error,
             metadata=run.metadata,
+            visited_steps=list(told),
             owner=None,
             completed_at=tx.at,
-            **visited,
         )
+        self._append()
         cancel_tasks(tx, run.id, reason=f"run_{run.status}", actor=run.requester)
         audit.record(
             tx,
@@ -200,111 +262,18 @@ class _Change:
             metadata={"error_type": run.error.type if run.error else None},
         )
 
-    def checkpoint(self, kind: str, *, step_id: str | None = None, **facts: object) -> None:
-        state = snapshot(self.run, self.tx)
-        runs.add_checkpoint(self.tx, self.run.id, kind, step_id=step_id, state=state, metadata=facts)
 
-    def close(self, busy: Collection[str]) -> Run | None:
-        """Ask what is to be asked, and let go of a run that has ended or only waits."""
-        run, tx = self.run, self.tx
-        if run.status is not RunStatus.RUNNING:
-            self._farewell()
-            return None
-        assert self.program is not None
-        todo = actions(self.program, run.state)
-        asks = [action for action in todo if isinstance(action, Ask)]
-        for ask in asks:
-            self._ask(ask)
-        if asks:
-            run = self.run
-            runs.commit(tx, run, state=run.state)
-        if busy or any(isinstance(action, Execute) for action in todo):
-            return self.run
-        if runs.pause(tx, self.run):
-            return None
-        now = runs.get(tx, run.id)
-        if now is None or now.epoch != run.epoch or now.status is not RunStatus.RUNNING:
-            raise runs.Fenced(run.id)
-        return now
-
-    def _ask(self, ask: Ask) -> None:
-        assert self.program is not None
-        tx, run = self.tx, self.run
-        task = open_task(tx, run, _question(ask, run))
-        after = settle(self.program, run.state, ask.ticket, Asked(task_id=task.id), moment(run, tx))
-        assert not isinstance(after, Ended)
-        self.run = replace(run, state=after)
-        runs.add_trace(
-            tx,
-            run.id,
-            "human_intervention_requested",
-            step_id=ask.path,
-            continuation_id=task.id,
-            request_id=task.request_id,
-            position=ask.gate.position,
-        )
-        self.checkpoint("human_pause", step_id=ask.path, continuation_id=task.id)
-
-    def _farewell(self) -> None:
-        """Write the last checkpoint of a run that just ended."""
-        run = self.run
-        succeeded = run.status is RunStatus.SUCCEEDED
-        runs.add_trace(
-            self.tx,
-            run.id,
-            "workflow_completed" if succeeded else "workflow_failed",
-            output_preview=preview(run.output_text),
-            visited_steps=list(run.visited_steps),
-            error=asdict(run.error) if run.error else None,
-        )
-        kind = "run_completed" if succeeded else f"run_{run.status}"
-        self.checkpoint(kind, output_text=preview(run.output_text))
+def _still_ours(tx: Tx, run: Run) -> Run:
+    """Load a run that could not be let go of because there is news for it."""
+    now = runs.get(tx, run.id)
+    if now is None or now.epoch != run.epoch or now.status is not RunStatus.RUNNING:
+        raise runs.Fenced(run.id)
+    return now
 
 
 def _ended(run: Run, ended: Ended) -> Run:
     metadata = {**run.metadata, "outputs": dict(ended.outputs)} if ended.outputs else run.metadata
     return replace(run, status=ended.status, output_text=ended.output, error=ended.error, metadata=metadata)
-
-
-def _question(ask: Ask, run: Run) -> Question:
-    gate, human = ask.gate, ask.gate.human
-    template = human.prompt or human.description
-    names = {
-        "input": ask.subject.text,
-        "output": ask.subject.text,
-        "previous.output": ask.subject.text,
-        "run.id": run.id,
-        "run.input": run.input_text,
-        "run.requester": run.requester,
-        "step.id": ask.step_id,
-        **{name: str(value) for name, value in ask.facts.items() if isinstance(value, str | int)},
-        **{f"variables.{name}": value for name, value in ask.subject.variables.items()},
-    }
-    return Question(
-        key=ask.key,
-        path=ask.path,
-        step_id=ask.step_id,
-        position=gate.position,
-        human=human,
-        subject=ask.subject.text,
-        decisions=gate.decisions,
-        on_reject=gate.on_reject,
-        kind=KINDS[gate.position],
-        prompt=render(template, names) if template else None,
-        options=ask.options,
-        facts=ask.facts,
-    )
-
-
-KINDS = {
-    "step": "approval",
-    "before": "approval",
-    "after": "review",
-    "each": "review",
-    "route": "selection",
-    "error": "error",
-}
-"""What a task is called where its human does not say it."""
 
 
 def moment(run: Run, tx: Tx) -> Moment:
@@ -320,11 +289,11 @@ def snapshot(run: Run, tx: Tx) -> Mapping[str, object]:
     """What a checkpoint keeps: enough to see where the run stood and to fork from there."""
     return {
         "status": run.status.value,
-        "visited_steps": list(run.visited_steps),
         "output_text": run.output_text,
         "error": asdict(run.error) if run.error else None,
         "state": run.state,
         "state_version": run.state_version,
+        "step_count": run.step_count,
         "at": isoformat(tx.now),
     }
 

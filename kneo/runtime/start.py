@@ -15,8 +15,9 @@ from kneo.runtime.decide import Ended, Moment, begin
 from kneo.runtime.program import compile_program
 from kneo.spec.models import Spec
 from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunStatus
-from kneo.store import audit, releases, runs
+from kneo.store import audit, history, releases, runs
 from kneo.store.engine import Store, Tx
+from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +105,17 @@ class Starter:
             completed_at=tx.at if ended else None,
         )
         runs.insert_spec(tx, digest, frozen.body)
-        runs.insert_run(tx, run)
-        runs.add_trace(tx, run.id, "workflow_started", input_preview=record.preview(order.input))
-        facts = {"target": order.target, "environment": order.environment, "deadline_at": deadline}
-        runs.add_checkpoint(tx, run.id, "run_started", step_id=None, state=record.snapshot(run, tx), metadata=facts)
+        facts = {
+            "target": order.target,
+            "environment": order.environment,
+            "timeout_seconds": order.timeout_seconds,
+            "deadline_at": deadline,
+        }
+        begun = NewCheckpoint(type="run_started", step_id=None, state=record.snapshot(run, tx), metadata=facts)
+        told = NewTrace(type="workflow_started", data={"input_preview": record.preview(order.input)})
+        first = History(checkpoints=[begun], trace=[told])
+        runs.insert_run(tx, history.counted(run, first))
+        history.append(tx, run, first, CheckpointLimits())
         audit.record(
             tx,
             "run.created",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kneo.clock import monotonic, sleep
 from kneo.errors import NotFound
 from kneo.state.run import Run, RunStatus
-from kneo.store import runs
+from kneo.store import history, runs
 from kneo.store.engine import Store
 
 LOOK_SECONDS = 0.02
@@ -19,6 +21,8 @@ def find_run(store: Store, run_id: str) -> Run:
     """
     with store.read() as tx:
         run = runs.get(tx, run_id)
+        if run is not None and run.status is RunStatus.RUNNING:
+            run = replace(run, visited_steps=history.visited(tx, run_id))
     if run is None:
         msg = f"There is no run {run_id[:80]}."
         raise NotFound(msg, hint="kneo runs list shows the latest.")

@@ -102,6 +102,9 @@ class Run:
     started_at: str | None = None
     completed_at: str | None = None
     deadline_at: str | None = None
+    step_count: int = 0
+    checkpoint_count: int = 0
+    trace_count: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +129,8 @@ class StepRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
+    """Where a run stood."""
+
     id: str
     run_id: str
     sequence: int

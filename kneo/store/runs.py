@@ -1,20 +1,40 @@
-"""Runs and what they leave behind: steps, checkpoints, trace. Fenced: a commit counts only while its epoch does."""
+"""Runs. Fenced: a commit counts only while its epoch does. What they leave behind is in ``history``."""
 
 from __future__ import annotations
 
-import json
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import ColumnElement, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, func, insert, select, update
 
-from kneo.clock import new_id
-from kneo.state.run import STATE_VERSION, Checkpoint, ReleaseRef, Run, RunError, RunStatus, StepRecord, TraceEvent
+from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunError, RunStatus
 from kneo.store.engine import Tx, insert_ignoring_duplicates
-from kneo.store.tables import checkpoints, runs, specs, steps, trace_events
+from kneo.store.history import (
+    add_checkpoint,
+    add_trace,
+    count_trace,
+    insert_step,
+    list_checkpoints,
+    list_steps,
+    list_trace,
+    next_step_sequence,
+    read_error,
+    visited,
+)
+from kneo.store.tables import runs, specs
 
 AnyRow = Row[*tuple[object, ...]]
+
+__all__ = [  # what a run leaves behind is read through here too
+    "add_checkpoint",
+    "add_trace",
+    "count_trace",
+    "insert_step",
+    "list_checkpoints",
+    "list_steps",
+    "list_trace",
+    "next_step_sequence",
+]
 
 
 class Fenced(Exception):
@@ -63,6 +83,9 @@ def insert_run(tx: Tx, run: Run) -> None:
             started_at=tx.at,
             completed_at=None,
             deadline_at=run.deadline_at,
+            step_count=run.step_count,
+            checkpoint_count=run.checkpoint_count,
+            trace_count=run.trace_count,
         )
     )
 
@@ -116,24 +139,35 @@ def acquire(tx: Tx, run_id: str, claim: str) -> Run | None:
     return _run(row) if row else None
 
 
+_COMMIT = update(runs).where(
+    runs.c.id == bindparam("of_run"), runs.c.epoch == bindparam("seen_epoch"), runs.c.status == RunStatus.RUNNING.value
+)
+"""One statement for all commits, so that it is compiled once; what it sets are the parameters it is given."""
+
+
 def commit(tx: Tx, run: Run, **changes: object) -> None:
     """Change a run that this driver owns.
 
     Raises:
         Fenced: somebody took it over, cancelled it or ended it.
     """
-    values = {"updated_at": tx.at, **changes}
-    done = tx.connection.execute(
-        update(runs)
-        .where(runs.c.id == run.id, runs.c.epoch == run.epoch, runs.c.status == RunStatus.RUNNING)
-        .values(**values)
-    )
+    values = {
+        "updated_at": tx.at,
+        "step_count": run.step_count,
+        "checkpoint_count": run.checkpoint_count,
+        "trace_count": run.trace_count,
+        **changes,
+    }
+    done = tx.connection.execute(_COMMIT, {"of_run": run.id, "seen_epoch": run.epoch, **values})
     if done.rowcount != 1:
         raise Fenced(run.id)
 
 
 def pause(tx: Tx, run: Run) -> bool:
-    """Let a run wait for people unless there is news for it; false means: load it again and go on."""
+    """Let a run wait for people unless there is news for it; false means: load it again and go on.
+
+    What it has visited is written with it, because whoever looks at a waiting run wants to see where it stands.
+    """
     done = tx.connection.execute(
         update(runs)
         .where(
@@ -142,7 +176,7 @@ def pause(tx: Tx, run: Run) -> bool:
             runs.c.status == RunStatus.RUNNING,
             runs.c.wake_seq == run.wake_seq,
         )
-        .values(status=RunStatus.PAUSED, owner=None, updated_at=tx.at)
+        .values(status=RunStatus.PAUSED, owner=None, updated_at=tx.at, visited_steps=list(visited(tx, run.id)))
     )
     return done.rowcount == 1
 
@@ -202,87 +236,6 @@ def overdue(tx: Tx) -> tuple[str, ...]:
     return tuple(row.id for row in rows)
 
 
-def insert_step(tx: Tx, step: StepRecord) -> None:
-    values = asdict(step)
-    tx.connection.execute(insert(steps).values(**values))
-
-
-def list_steps(tx: Tx, run_id: str) -> tuple[StepRecord, ...]:
-    rows = tx.connection.execute(select(steps).where(steps.c.run_id == run_id).order_by(steps.c.sequence))
-    return tuple(StepRecord(**{**row._asdict(), "error": _error(row.error)}) for row in rows)
-
-
-def add_checkpoint(
-    tx: Tx, run_id: str, kind: str, *, step_id: str | None, state: Mapping[str, object], metadata: Mapping[str, object]
-) -> None:
-    """Append a checkpoint. Its state is compressed; it is read one at a time."""
-    tx.connection.execute(
-        insert(checkpoints).values(
-            run_id=run_id,
-            sequence=_next(tx, checkpoints.c.sequence, checkpoints.c.run_id == run_id),
-            id=new_id("ckpt", tx.now),
-            type=kind,
-            step_id=step_id,
-            state=zlib.compress(json.dumps(state, ensure_ascii=False).encode()),
-            metadata=metadata,
-            created_at=tx.at,
-        )
-    )
-
-
-def list_checkpoints(tx: Tx, run_id: str) -> tuple[Checkpoint, ...]:
-    rows = tx.connection.execute(
-        select(checkpoints).where(checkpoints.c.run_id == run_id).order_by(checkpoints.c.sequence)
-    )
-    return tuple(
-        Checkpoint(
-            id=row.id,
-            run_id=row.run_id,
-            sequence=row.sequence,
-            type=row.type,
-            step_id=row.step_id,
-            state=json.loads(zlib.decompress(row.state)),
-            metadata=row.metadata,
-            created_at=row.created_at,
-        )
-        for row in rows
-    )
-
-
-def add_trace(tx: Tx, run_id: str, kind: str, *, step_id: str | None = None, **data: object) -> None:
-    """Append one trace event."""
-    tx.connection.execute(
-        insert(trace_events).values(
-            run_id=run_id,
-            sequence=_next(tx, trace_events.c.sequence, trace_events.c.run_id == run_id),
-            event_id=new_id("evt", tx.now),
-            type=kind,
-            step_id=step_id,
-            timestamp=tx.at,
-            data=data,
-        )
-    )
-
-
-def list_trace(
-    tx: Tx, run_id: str, *, event_type: str | None = None, limit: int = 1000, offset: int = 0
-) -> tuple[TraceEvent, ...]:
-    wanted = [trace_events.c.run_id == run_id]
-    if event_type is not None:
-        wanted.append(trace_events.c.type == event_type)
-    rows = tx.connection.execute(
-        select(trace_events).where(*wanted).order_by(trace_events.c.sequence).limit(limit).offset(offset)
-    )
-    return tuple(TraceEvent(**row._asdict()) for row in rows)
-
-
-def count_trace(tx: Tx, run_id: str, *, event_type: str | None = None) -> int:
-    wanted = [trace_events.c.run_id == run_id]
-    if event_type is not None:
-        wanted.append(trace_events.c.type == event_type)
-    return tx.connection.execute(select(func.count()).select_from(trace_events).where(*wanted)).scalar_one()
-
-
 SORTABLE = {"created_at": runs.c.created_at, "updated_at": runs.c.updated_at, "id": runs.c.id, "status": runs.c.status}
 
 
@@ -318,20 +271,6 @@ def _conditions(status: RunStatus | None, environment: str | None) -> list[Colum
     return wanted
 
 
-def _next(tx: Tx, column: ColumnElement[int], of_run: ColumnElement[bool]) -> int:
-    # One driver at a time writes a run's history, behind its fence, so the next number is free to take.
-    last: int | None = tx.connection.execute(select(func.max(column)).where(of_run)).scalar()
-    return (last or 0) + 1
-
-
-def next_step_sequence(tx: Tx, run_id: str) -> int:
-    return _next(tx, steps.c.sequence, steps.c.run_id == run_id)
-
-
-def _error(value: Mapping[str, str] | None) -> RunError | None:
-    return RunError(type=value["type"], message=value["message"]) if value else None
-
-
 def _run(row: AnyRow) -> Run:
     release = None
     if row.bundle_digest is not None:
@@ -355,7 +294,7 @@ def _run(row: AnyRow) -> Run:
         workflow_type=row.workflow_type,
         input_text=row.input_text,
         output_text=row.output_text,
-        error=_error(row.error),
+        error=read_error(row.error),
         state=row.state,
         state_version=row.state_version,
         visited_steps=tuple(row.visited_steps),
@@ -369,4 +308,7 @@ def _run(row: AnyRow) -> Run:
         started_at=row.started_at,
         completed_at=row.completed_at,
         deadline_at=row.deadline_at,
+        step_count=row.step_count,
+        checkpoint_count=row.checkpoint_count,
+        trace_count=row.trace_count,
     )

@@ -1,0 +1,261 @@
+"""What a run leaves behind: steps, checkpoints and trace. Appended, never rewritten; numbered by counts in its row."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+from sqlalchemy import Row, func, insert, select, update
+
+from kneo.clock import new_id
+from kneo.errors import NotFound
+from kneo.state.run import Checkpoint, Run, RunError, StepRecord, TraceEvent
+from kneo.store.engine import Tx
+from kneo.store.tables import checkpoints, runs, steps, trace_events
+
+AnyRow = Row[*tuple[object, ...]]
+
+MAX_VISITED = 1000
+"""Visited steps that a run's own row and its last trace event list; all of them are in its steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointLimits:
+    """Bounds on what one checkpoint stores."""
+
+    compress_bytes: int = 65_536
+    """Larger ones are compressed."""
+    max_bytes: int = 1_048_576
+    """Larger ones, compressed, keep only a preview; a run cannot be forked from there."""
+    preview_chars: int = 1_200
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewCheckpoint:
+    type: str
+    step_id: str | None
+    state: Mapping[str, object]
+    metadata: Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewTrace:
+    type: str
+    step_id: str | None = None
+    data: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class History:
+    """What one transaction adds to a run's history, in order."""
+
+    steps: list[StepRecord] = field(default_factory=list)
+    checkpoints: list[NewCheckpoint] = field(default_factory=list)
+    trace: list[NewTrace] = field(default_factory=list)
+
+
+_ADD_STEP, _ADD_CHECKPOINT, _ADD_TRACE = insert(steps), insert(checkpoints), insert(trace_events)
+
+
+def counted(run: Run, history: History) -> Run:
+    """Return a run with the counts it has once this is added to its history."""
+    return replace(
+        run,
+        step_count=run.step_count + len(history.steps),
+        checkpoint_count=run.checkpoint_count + len(history.checkpoints),
+        trace_count=run.trace_count + len(history.trace),
+    )
+
+
+def append(tx: Tx, run: Run, history: History, limits: CheckpointLimits) -> None:
+    """Add to the history of a run as it was before; the caller has committed ``counted`` behind the fence."""
+    if history.steps:
+        rows = [asdict(step) | {"sequence": run.step_count + n} for n, step in enumerate(history.steps, 1)]
+        tx.connection.execute(_ADD_STEP, rows)
+    if history.checkpoints:
+        kept = [
+            {
+                "run_id": run.id,
+                "sequence": run.checkpoint_count + n,
+                "id": new_id("ckpt", tx.now),
+                "type": new.type,
+                "step_id": new.step_id,
+                **_packed(new, limits),
+                "created_at": tx.at,
+            }
+            for n, new in enumerate(history.checkpoints, 1)
+        ]
+        tx.connection.execute(_ADD_CHECKPOINT, kept)
+    if history.trace:
+        told = [
+            {
+                "run_id": run.id,
+                "sequence": run.trace_count + n,
+                "event_id": new_id("evt", tx.now),
+                "type": new.type,
+                "step_id": new.step_id,
+                "timestamp": tx.at,
+                "data": dict(new.data),
+            }
+            for n, new in enumerate(history.trace, 1)
+        ]
+        tx.connection.execute(_ADD_TRACE, told)
+
+
+def _packed(new: NewCheckpoint, limits: CheckpointLimits) -> dict[str, object]:
+    """Compress what is large, and keep only a preview of what is too large even so."""
+    body = json.dumps(new.state, ensure_ascii=False).encode()
+    size = len(body)
+    if size >= limits.compress_bytes:
+        body = zlib.compress(body)
+    if len(body) <= limits.max_bytes:
+        return {"state": body, "metadata": dict(new.metadata)}
+    stub = {"_limited": True, "status": new.state.get("status")}
+    storage = {"payload_limited": True, "original_bytes": size, "max_bytes": limits.max_bytes}
+    cut = {
+        key: value[: limits.preview_chars] if isinstance(value, str) else value for key, value in new.metadata.items()
+    }
+    return {"state": json.dumps(stub).encode(), "metadata": {**cut, "_checkpoint_storage": storage}}
+
+
+def _unpacked(body: bytes) -> Mapping[str, object]:
+    # JSON begins with a brace, which zlib never does.
+    plain = body if body[:1] == b"{" else zlib.decompress(body)
+    state: Mapping[str, object] = json.loads(plain)
+    return state
+
+
+# ---- one by one, for whoever does not drive the run ---------------------------------------------------------------
+
+
+def insert_step(tx: Tx, step: StepRecord) -> None:
+    tx.connection.execute(_ADD_STEP, asdict(step))
+
+
+def next_step_sequence(tx: Tx, run_id: str) -> int:
+    """Count one more step of a run that nobody drives."""
+    count: int = tx.connection.execute(
+        update(runs).where(runs.c.id == run_id).values(step_count=runs.c.step_count + 1).returning(runs.c.step_count)
+    ).scalar_one()
+    return count
+
+
+def add_trace(tx: Tx, run_id: str, kind: str, *, step_id: str | None = None, **data: object) -> None:
+    """Append one trace event to a run that nobody drives any more."""
+    _append_to(tx, run_id, History(trace=[NewTrace(type=kind, step_id=step_id, data=data)]))
+
+
+def add_checkpoint(
+    tx: Tx, run_id: str, kind: str, *, step_id: str | None, state: Mapping[str, object], metadata: Mapping[str, object]
+) -> None:
+    """Append one checkpoint to a run that nobody drives any more."""
+    _append_to(
+        tx,
+        run_id,
+        History(checkpoints=[NewCheckpoint(type=kind, step_id=step_id, state=state, metadata=metadata)]),
+    )
+
+
+def _append_to(tx: Tx, run_id: str, history: History) -> None:
+    counted = tx.connection.execute(
+        update(runs)
+        .where(runs.c.id == run_id)
+        .values(
+            checkpoint_count=runs.c.checkpoint_count + len(history.checkpoints),
+            trace_count=runs.c.trace_count + len(history.trace),
+        )
+        .returning(runs.c.checkpoint_count, runs.c.trace_count)
+    ).first()
+    checkpoint_count = counted.checkpoint_count if counted else 0
+    trace_count = counted.trace_count if counted else 0
+    for n, new in enumerate(history.checkpoints, 1 - len(history.checkpoints)):
+        row = {"run_id": run_id, "sequence": checkpoint_count + n, "id": new_id("ckpt", tx.now), "type": new.type}
+        packed = _packed(new, CheckpointLimits())
+        tx.connection.execute(_ADD_CHECKPOINT, row | {"step_id": new.step_id, "created_at": tx.at, **packed})
+    for n, told in enumerate(history.trace, 1 - len(history.trace)):
+        row = {"run_id": run_id, "sequence": trace_count + n, "event_id": new_id("evt", tx.now), "type": told.type}
+        data = dict(told.data)
+        tx.connection.execute(_ADD_TRACE, row | {"step_id": told.step_id, "timestamp": tx.at, "data": data})
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------
+
+
+def list_steps(tx: Tx, run_id: str) -> tuple[StepRecord, ...]:
+    rows = tx.connection.execute(select(steps).where(steps.c.run_id == run_id).order_by(steps.c.sequence))
+    return tuple(StepRecord(**{**row._asdict(), "error": read_error(row.error)}) for row in rows)
+
+
+def visited(tx: Tx, run_id: str) -> tuple[str, ...]:
+    """List the steps that were done, in order; of very many the latest."""
+    rows = tx.connection.execute(
+        select(steps.c.step_id)
+        .where(steps.c.run_id == run_id, steps.c.status == "completed")
+        .order_by(steps.c.sequence.desc())
+        .limit(MAX_VISITED)
+    )
+    return tuple(row.step_id for row in rows)[::-1]
+
+
+def list_checkpoints(tx: Tx, run_id: str, *, limit: int = 10_000, offset: int = 0) -> tuple[Checkpoint, ...]:
+    rows = tx.connection.execute(
+        select(checkpoints)
+        .where(checkpoints.c.run_id == run_id)
+        .order_by(checkpoints.c.sequence)
+        .limit(limit)
+        .offset(offset)
+    )
+    return tuple(_checkpoint(row) for row in rows)
+
+
+def get_checkpoint(tx: Tx, run_id: str, reference: str | int) -> Checkpoint:
+    """Read one checkpoint by its id or its number.
+
+    Raises:
+        NotFound: the run has no such checkpoint.
+    """
+    number = int(reference) if str(reference).isdecimal() else None
+    wanted = checkpoints.c.sequence == number if number is not None else checkpoints.c.id == str(reference)
+    row = tx.connection.execute(select(checkpoints).where(checkpoints.c.run_id == run_id, wanted)).first()
+    if row is None:
+        msg = f"The run {run_id[:80]} has no checkpoint {str(reference)[:80]}."
+        raise NotFound(msg, code="checkpoint_not_found", hint="kneo runs checkpoints RUN lists them.")
+    return _checkpoint(row)
+
+
+def _checkpoint(row: AnyRow) -> Checkpoint:
+    return Checkpoint(
+        id=row.id,
+        run_id=row.run_id,
+        sequence=row.sequence,
+        type=row.type,
+        step_id=row.step_id,
+        state=_unpacked(row.state),
+        metadata=row.metadata,
+        created_at=row.created_at,
+    )
+
+
+def list_trace(
+    tx: Tx, run_id: str, *, event_type: str | None = None, limit: int = 1000, offset: int = 0
+) -> tuple[TraceEvent, ...]:
+    wanted = [trace_events.c.run_id == run_id]
+    if event_type is not None:
+        wanted.append(trace_events.c.type == event_type)
+    rows = tx.connection.execute(
+        select(trace_events).where(*wanted).order_by(trace_events.c.sequence).limit(limit).offset(offset)
+    )
+    return tuple(TraceEvent(**row._asdict()) for row in rows)
+
+
+def count_trace(tx: Tx, run_id: str, *, event_type: str | None = None) -> int:
+    wanted = [trace_events.c.run_id == run_id]
+    if event_type is not None:
+        wanted.append(trace_events.c.type == event_type)
+    return tx.connection.execute(select(func.count()).select_from(trace_events).where(*wanted)).scalar_one()
+
+
+def read_error(value: Mapping[str, str] | None) -> RunError | None:
+    return RunError(type=value["type"], message=value["message"]) if value else None
