@@ -94,6 +94,7 @@ class _Builder:
         self.automaton = Automaton()
         self._alphabet = alphabet
         self._budget = budget
+        self._sets: dict[str, int] = {}
 
     def sequence(self, items: Sequence[Item]) -> _Part:
         part = _NOTHING
@@ -120,8 +121,14 @@ class _Builder:
             case "GROUPREF_EXISTS", (_, yes, no):
                 part = self._either(self.sequence(_items(body)) for body in (yes, no))
             case _ if operation not in _READS_NOTHING:
-                part = self._state(charset(operation, argument, self._alphabet))
+                part = self._state(self._charset(operation, argument))
         return part
+
+    def _charset(self, operation: str, argument: object) -> int:
+        key = f"{operation} {argument}"  # the same set stands in a pattern many times once repetitions are written out
+        if key not in self._sets:
+            self._sets[key] = charset(operation, argument, self._alphabet)
+        return self._sets[key]
 
     def _state(self, reads: int) -> _Part:
         number = len(self.automaton.reads)
@@ -172,7 +179,8 @@ class _Builder:
             endless = high >= _MAX_REPEAT
             round_ = self.sequence(items)
             star = self._star(round_, counted=not endless)
-            return replace(star, empty=round_.empty) if low else star
+            # At least one round: nothing is read in no way, or in several, since an empty round may be tried again.
+            return replace(star, empty=MANY if round_.empty else 0) if low else star
         whole = _NOTHING
         for _ in range(low):
             whole = self._then(whole, self.sequence(items))

@@ -68,11 +68,18 @@ def inline_secrets(view: SpecView) -> Iterator[Diagnostic]:
     for path, text in _texts(tree, ()):
         what = _known_shape(text) or _by_name(path, text)
         if what is not None:
-            message = f"This looks like {what}, written into the spec."
-            hint = (
-                "Keep it in an environment variable or a secret store and name that here; replace it: it has been seen."
-            )
-            yield error("E_SECRET_INLINE", message, path, suggestion=hint)
+            yield _inline(what, path)
+    for name, server in view.spec.mcp_servers.items():
+        for index, (option, value) in enumerate(pairwise(server.args)):
+            named = option.startswith("-") and "=" not in option and _names_secret(option.lstrip("-"))
+            if named and not value.startswith("-") and not _is_reference(value) and _known_shape(value) is None:
+                yield _inline("a credential", ("mcp_servers", name, "args", index + 1))
+
+
+def _inline(what: str, path: Path) -> Diagnostic:
+    message = f"This looks like {what}, written into the spec."
+    hint = "Keep it in an environment variable or a secret store and name that here; replace it: it has been seen."
+    return error("E_SECRET_INLINE", message, path, suggestion=hint)
 
 
 def _texts(value: object, path: Path) -> Iterator[tuple[Path, str]]:

@@ -55,6 +55,7 @@ def test_values_under_the_name_of_a_credential(value: str) -> None:
     assert places(agent={"name": "a", "model": model}) == ["agent.model.extra.api_key", "agent.model.extra.apiKey"]
     assert places(**server(env={"DB_PASSWORD": value, "PATH": "/bin"})) == ["mcp_servers.s.env.DB_PASSWORD"]
     assert places(**server(args=["--quiet", f"--api-token={value}"])) == ["mcp_servers.s.args[1]"]
+    assert places(**server(args=["--api-token", value, "--token", "--quiet"])) == ["mcp_servers.s.args[1]"]
 
 
 @pytest.mark.parametrize(
