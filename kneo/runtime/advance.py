@@ -93,7 +93,9 @@ class Driver:
         program: Program | None = None
         run = replace(run, state=migrate_state(run.state, run.state_version), state_version=STATE_VERSION)
         try:
-            program = await asyncio.to_thread(self.programs.load, run)
+            program = self.programs.cached(run)
+            if program is None:
+                program = await asyncio.to_thread(self.programs.load, run)
             await _Session(self, program, run).go()
         except (runs.Fenced, Transient):
             raise
@@ -110,18 +112,13 @@ class Driver:
 
     async def write(self, work: Callable[[Tx], T]) -> T:
         """Hop to a thread for one transaction; wait a while for a database that is away."""
-
-        def transaction() -> T:
-            with self.store.write() as tx:
-                return work(tx)
-
         for pause in RETRY_SECONDS:
             try:
-                return await asyncio.to_thread(transaction)
+                return await asyncio.wrap_future(self.store.submit(work))
             except Transient as error:
                 log.warning("will try to write again: %s", error)
                 await asyncio.sleep(pause)
-        return await asyncio.to_thread(transaction)
+        return await asyncio.wrap_future(self.store.submit(work))
 
     async def read(self, work: Callable[[Tx], T]) -> T:
         def transaction() -> T:

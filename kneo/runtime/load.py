@@ -31,17 +31,24 @@ class ProgramLoader:
             Untrusted: the stored spec is missing or is not what the run was started with.
             Invalid: this version cannot execute it.
         """
+        known = self.cached(run)
+        if known is not None:
+            return known
         key = (run.spec_digest, run.target)
-        with self._lock:
-            if key in self._programs:
-                self._programs.move_to_end(key)
-                return self._programs[key]
         program = compile_program(self._read(run), run.target)
         with self._lock:
             self._programs[key] = program
             while len(self._programs) > CACHED_PROGRAMS:
                 self._programs.popitem(last=False)
         return program
+
+    def cached(self, run: Run) -> Program | None:
+        """Return the program if it is here already."""
+        key = (run.spec_digest, run.target)
+        with self._lock:
+            if key in self._programs:
+                self._programs.move_to_end(key)
+            return self._programs.get(key)
 
     def _read(self, run: Run) -> Spec:
         with self.store.read() as tx:

@@ -69,14 +69,25 @@ class Starter:
             Forbidden, Untrusted, NotFound, Invalid, Usage: it may not run; audited as ``run.refused``, nothing ran.
         """
         try:
-            with self.store.write() as tx:
-                return self._start(tx, order)
+            # Validating may take long; nobody who writes should wait for it.
+            brought = self._check_brought(order)
+            return self.store.transact(lambda tx: self._start(tx, order, brought))
         except KneoError as error:
             self._audit_refusal(order, error)
             raise
 
-    def _start(self, tx: Tx, order: RunOrder) -> Run:
-        frozen = self._freeze(tx, order)
+    def _check_brought(self, order: RunOrder) -> _Frozen | None:
+        """Validate a spec that came with the order, if it may bring one at all."""
+        if order.spec is None or order.bundle is not None:
+            return None
+        with self.store.read() as tx:
+            self._check_inline_allowed(tx, order.environment)
+        spec = self.check_spec(order.spec)
+        body = canonical_json(spec.model_dump(mode="json", by_alias=True, exclude_unset=True))
+        return _Frozen(spec, body, None, None)
+
+    def _start(self, tx: Tx, order: RunOrder, brought: _Frozen | None) -> Run:
+        frozen = self._freeze(tx, order, brought)
         program = compile_program(frozen.spec, order.target)
         digest = digest_of(frozen.body)
         run_id = new_id("run", tx.now)
@@ -133,21 +144,18 @@ class Starter:
         )
         return replace(run, created_at=tx.at, updated_at=tx.at, started_at=tx.at)
 
-    def _freeze(self, tx: Tx, order: RunOrder) -> _Frozen:
+    def _freeze(self, tx: Tx, order: RunOrder, brought: _Frozen | None) -> _Frozen:
         """Decide which exact bytes this run executes."""
         if order.bundle is not None and order.spec is not None:
             msg = "A run takes a bundle or a spec, not both."
             raise Usage(msg)
         if order.bundle is not None:
             return self._freeze_bundle(tx, order.bundle, order.environment)
-        if order.spec is None:
+        if brought is None:
             msg = "A run needs a bundle or a spec."
             raise Usage(msg, hint='Send {"bundle": NAME, "environment": ENV} or a spec.')
         self._check_inline_allowed(tx, order.environment)
-        spec = self.check_spec(order.spec)
-        return _Frozen(
-            spec, canonical_json(spec.model_dump(mode="json", by_alias=True, exclude_unset=True)), None, None
-        )
+        return brought
 
     def _freeze_bundle(self, tx: Tx, reference: str, environment: str | None) -> _Frozen:
         if environment is None:

@@ -6,10 +6,13 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
@@ -19,9 +22,15 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from kneo.clock import Clock, isoformat, monotonic, sleep
 from kneo.errors import Transient
+from kneo.store.writer import Writer
+
+T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
 """How long a SQLite writer waits for another one before it gives up."""
+
+WRITERS = 8
+"""Transactions that ``submit`` has under way at once on PostgreSQL."""
 
 WRITE = "kneo_write"
 """Execution option that marks a connection as one that will write."""
@@ -46,6 +55,9 @@ class Store:
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self.engine = engine
         self.clock = clock
+        self._one_writer = threading.RLock()
+        self._writer = Writer(self.write, self._part)
+        self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
 
     @property
     def is_sqlite(self) -> bool:
@@ -58,8 +70,53 @@ class Store:
         Raises:
             Transient: the database stayed busy or unreachable.
         """
-        with _translate(), self.engine.connect().execution_options(**{WRITE: True}) as connection, connection.begin():
+        with (
+            self._turn(),
+            _translate(),
+            self.engine.connect().execution_options(**{WRITE: True}) as connection,
+            connection.begin(),
+        ):
             yield Tx(connection, self.clock.now())
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        # Threads of one process take turns here: SQLite lets them wait by sleeping ever longer, and not in turn.
+        if not self.is_sqlite:
+            yield
+            return
+        if not self._one_writer.acquire(timeout=BUSY_TIMEOUT_MS / 1000):
+            msg = "The database did not answer: other writers of this process take too long."
+            raise Transient(msg, code="store_unavailable")
+        try:
+            yield
+        finally:
+            self._one_writer.release()
+
+    def submit(self, work: Callable[[Tx], T]) -> Future[T]:
+        """Run a piece of work as a transaction in another thread; its result comes when it is on disk.
+
+        On SQLite pieces that wait together reach the disk together. The work must not open transactions itself.
+        """
+        if self.is_sqlite:
+            return self._writer.submit(work)
+        return self._pool.submit(self._transact, work)
+
+    def transact(self, work: Callable[[Tx], T]) -> T:
+        """Run a piece of work as a transaction and wait for it; see ``submit``.
+
+        Raises:
+            Transient: the database stayed busy or unreachable.
+        """
+        return self._writer.submit(work).result() if self.is_sqlite else self._transact(work)
+
+    def _transact(self, work: Callable[[Tx], T]) -> T:
+        with self.write() as tx:
+            return work(tx)
+
+    @contextlib.contextmanager
+    def _part(self, tx: Tx) -> Iterator[Tx]:
+        with _translate(), tx.connection.begin_nested():
+            yield Tx(tx.connection, self.clock.now())
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Tx]:
@@ -113,6 +170,8 @@ class Store:
                     connection.execute(text("SELECT pg_advisory_unlock(hashtext(:n))"), {"n": f"kneo:{name}"})
 
     def close(self) -> None:
+        self._writer.close()
+        self._pool.shutdown()
         self.engine.dispose()
 
 

@@ -117,11 +117,14 @@ def decide(store: Store, task_id: str, answer: Answer, *, actor: str) -> HumanTa
         NotFound: there is no such task.
         Conflict, NotAllowed: the answer does not fit; see ``check_answer``. Nothing was written.
     """
-    with store.write() as tx:
+
+    def work(tx: Tx) -> HumanTask:
         runs.lock(tx, find(tx, task_id).run_id)
         task = find(tx, task_id)
         decision = check_answer(task, answer, actor=actor, now=tx.now)
         return _record(tx, task, decision, event_type="human.decision")
+
+    return store.transact(work)
 
 
 def find(tx: Tx, task_id: str) -> HumanTask:
