@@ -26,6 +26,7 @@ from kneo.runtime.worker import Worker
 from kneo.service.app import create_app
 from kneo.settings import Settings
 from kneo.store.engine import Store
+from kneo.store.service_key import find_service_key
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,15 @@ class Repository:
 
 def make_controller(settings: Settings, store: Store, repository: Repository) -> Controller:
     mirror = Mirror(repository.url, repository.ref, settings.state_dir / "mirrors")
-    return Controller(store, Reconciler(store, mirror, repository.pin), interval=repository.interval)
+    key = find_service_key(settings)
+    reconciler = Reconciler(
+        store,
+        mirror,
+        repository.pin,
+        service_key=key.public if key else None,
+        hmac_key=settings.spec_signing_key,
+    )
+    return Controller(store, reconciler, interval=repository.interval)
 
 
 def find_repository(settings: Settings, url: str, ref: str, pin: Digest | None, interval: timedelta) -> Repository:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
+from controller.load import hmac_path
 from controller.report import Drift
 from controller.verify import Trust
 from kneo.clock import parse_time
@@ -15,6 +16,8 @@ from kneo.state.release import BundleRecord, Release
 from kneo.store import releases
 from kneo.store.engine import Tx
 from kneo.trust.dsse import parse_envelope
+from kneo.trust.hmac_bundle import verify_hmac_bundle
+from kneo.trust.verified import UNSEQUENCED, VerifiedBundle
 from kneo.trust.verify import bundle_path, verify_bundle
 
 DRIFT_INTERVAL = timedelta(minutes=10)
@@ -52,7 +55,9 @@ def find_drift(tx: Tx, environment: Environment, trust: Trust, served: Mapping[s
     return found
 
 
-def check_served(record: BundleRecord | None, release: Release, environment: Environment, trust: Trust) -> None:
+def check_served(
+    record: BundleRecord | None, release: Release, environment: Environment, trust: Trust
+) -> VerifiedBundle:
     """Judge a served release under the trust and rules of today.
 
     Raises:
@@ -63,15 +68,18 @@ def check_served(record: BundleRecord | None, release: Release, environment: Env
     if record is None or digest_of(record.payload) != release.digest:
         msg = f"the stored bytes of {what} are not {release.digest}."
         raise Untrusted(msg, code="BundleTampered", hint="Restore the registry, or rebuild it from Git.")
-    if not _is_envelope(record):
-        if "hmac-v1" not in environment.spec.signatures.accept:
-            msg = f"{what} is in a format that {environment.name} does not accept any more."
-            raise Untrusted(msg, code="PolicyDenied")
-        return
+    if record.seq == UNSEQUENCED:
+        return verify_hmac_bundle(
+            record.envelope,
+            key=trust.hmac_key,
+            signatures=environment.spec.signatures,
+            path=hmac_path(record.name, record.version),
+            environment=environment.name,
+        )
     if parse_envelope(record.envelope, file=what).digest != release.digest:
         msg = f"the stored envelope of {what} is not that of {release.digest}."
         raise Untrusted(msg, code="BundleTampered", hint="Restore the registry, or rebuild it from Git.")
-    verify_bundle(
+    return verify_bundle(
         record.envelope,
         root=trust.root,
         signatures=environment.spec.signatures,
@@ -80,7 +88,3 @@ def check_served(record: BundleRecord | None, release: Release, environment: Env
         now=parse_time(record.first_seen_at),
         first_seen=parse_time(record.signatures_seen_at),
     )
-
-
-def _is_envelope(record: BundleRecord) -> bool:
-    return record.seq > 0

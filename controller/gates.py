@@ -314,7 +314,7 @@ def _count(
         message = f"{against[0].principal} rejected {what}."
         return Waits("approvals", "Rejected", message, (against[0].principal,), subject)
     if len(counting) >= rule.required:
-        return Allowed(tuple(sorted(vote.id for vote in counting.values())))
+        return Allowed(tuple(sorted(vote.id for vote in counting.values() if vote.id)))
     message = f"{len(counting)} of {rule.required} approvals for {what}."
     could = {name for name in _eligible(rule, rules, evidence) if same_person(name) not in {*involved, *counting}}
     return Waits("approvals", "AwaitingApproval", message, tuple(sorted(could)), subject)
@@ -340,16 +340,6 @@ def _eligible(rule: Approvals, rules: Rules, evidence: Evidence) -> frozenset[st
     listed = {name for name, person in people.items() if set(person.roles) & set(rule.roles)}
     keyed = {name for role in rule.roles for name in evidence.members.get(role, ())}
     return frozenset(listed | keyed)
-
-
-def may_approve(name: str, environment: Environment, members: Mapping[str, frozenset[str]], *, signed: bool) -> bool:
-    """Say whether somebody's decision could count in an environment at all."""
-    rule = environment.spec.approvals or Approvals()
-    if _roles_of(name, environment) & set(rule.roles):
-        return signed or not rule.signed
-    return signed and any(
-        same_person(name) == same_person(known) for role in rule.roles for known in members.get(role, ())
-    )
 
 
 def judge_policy(after: Environment, before: Environment | None, easier: Sequence[str], evidence: Evidence) -> Verdict:

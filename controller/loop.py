@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 
 from controller.apply import Lease
@@ -14,6 +16,7 @@ from kneo.clock import monotonic, new_id
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.store import requests
 from kneo.store.engine import Store
+from kneo.store.requests import ControllerRequest
 
 log = logging.getLogger("kneo.controller")
 
@@ -78,7 +81,8 @@ class Controller:
             msg = "Another controller is at work on this database."
             raise Transient(msg, code="LeaseHeld")
         try:
-            return self.reconciler.reconcile(lease)
+            with self._renewing(lease):
+                return self.reconciler.reconcile(lease)
         finally:
             with self.store.write() as tx:
                 requests.drop_lease(tx, requests.CONTROLLER_LEASE, self.owner)
@@ -90,13 +94,53 @@ class Controller:
         with self.store.read() as tx:
             asked = requests.open_requests(tx)
         told = self._news.is_set()
-        if not (asked or told or monotonic() >= self._next):
+        looks = [request for request in asked if request.kind not in self.reconciler.answers]
+        for request in asked:
+            if request.kind in self.reconciler.answers:
+                self._finish([request], self._answer(request, lease))
+        if not (looks or told or monotonic() >= self._next or self.reconciler.drift_due()):
             return
         self._news.clear()
-        result = self._pass(lease, forced=bool(asked))
+        with self._renewing(lease):
+            result = self._pass(lease, forced=bool(looks) or self.reconciler.drift_due())
+        self._finish(looks, result)
+
+    def _answer(self, request: ControllerRequest, lease: Lease) -> Mapping[str, object]:
+        """Do what somebody asked for beside looking at the repository."""
+        try:
+            with self._renewing(lease):
+                return self.reconciler.answers[request.kind](request, lease)
+        except KneoError as error:
+            return {"error": error.code, "kind": type(error).__name__, "message": str(error)}
+
+    def _finish(self, asked: Sequence[ControllerRequest], result: Mapping[str, object]) -> None:
+        if not asked:
+            return
         with self.store.write() as tx:
             for request in asked:
                 requests.finish(tx, request.id, "done" if "error" not in result else "failed", result)
+
+    @contextlib.contextmanager
+    def _renewing(self, lease: Lease) -> Iterator[None]:
+        """Keep the lease while something takes long: a first fetch may take minutes, the lease lasts seconds."""
+        done = threading.Event()
+
+        def renew() -> None:
+            while not done.wait(LEASE.total_seconds() / 3):
+                try:
+                    with self.store.write() as tx:
+                        if requests.holds_lease(tx, lease.name, lease.owner, lease.fence):
+                            requests.take_lease(tx, lease.name, lease.owner, LEASE)
+                except Transient as error:
+                    log.warning("the lease could not be renewed: %s", error)
+
+        thread = threading.Thread(target=renew, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def _pass(self, lease: Lease, *, forced: bool) -> dict[str, object]:
         """Look, and plan when to look next. Trouble is told, never raised: a loop must go on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from controller.apply import Lease, check_lease, write_report
@@ -11,7 +11,9 @@ from controller.follow import Follower
 from controller.load import Declared, Loader, Problem
 from controller.observe import Observed, observe
 from controller.outcome import Outcome, Stalled
+from controller.preview import Believing, preview
 from controller.report import report_problem
+from controller.rollback import going_from, roll_back
 from controller.source.mirror import Mirror
 from controller.source.snapshot import SourceSnapshot
 from controller.verify import Trust, root_before, verify_trust
@@ -20,6 +22,7 @@ from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError
 from kneo.store import audit, releases
 from kneo.store.engine import Store
+from kneo.store.requests import ControllerRequest
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
 
@@ -30,6 +33,10 @@ class Pass:
 
     revision: str
     outcomes: Mapping[str, Outcome]
+
+
+Answer = Callable[[ControllerRequest, Lease], Mapping[str, object]]
+"""Does what somebody asked for in a request row."""
 
 
 class Reconciler:
@@ -55,7 +62,9 @@ class Reconciler:
         self.store = store
         self.mirror = mirror
         self.pin = pin
+        self.service_key = service_key
         self.hmac_key = hmac_key
+        self.answers: Mapping[str, Answer] = {"rollback": self._roll_back, "plan": self._preview}
         self.environments = EnvironmentPass(store, service_key)
         self._follower = Follower(store, mirror)
         self._loader = Loader()
@@ -78,6 +87,21 @@ class Reconciler:
         outcomes = self._each_environment(Situation(snapshot, declared, trust, lease, observed))
         audit.seal(self.store)
         return Pass(declared.revision, outcomes)
+
+    def drift_due(self) -> bool:
+        """Say whether it is time to look again at what is served, commit or not."""
+        return self.environments.drift.due(self.store.clock.now())
+
+    def _roll_back(self, request: ControllerRequest, lease: Lease) -> Mapping[str, object]:
+        going = going_from(request.payload, request.actor)
+        return roll_back(self.store, going, lease, self.pin, self.service_key, self.hmac_key)
+
+    def _preview(self, request: ControllerRequest, _lease: Lease) -> Mapping[str, object]:
+        ref, name = request.payload.get("ref"), request.payload.get("environment")
+        snapshot = self.mirror.peek(str(ref)) if ref else self.mirror.fetch()
+        with self.store.read() as tx:
+            believed = Believing(self.pin, self.service_key, self.hmac_key)
+            return preview(tx, snapshot, believed, str(name) if name else None)
 
     def _fetch(self, lease: Lease) -> tuple[SourceSnapshot, Declared]:
         try:

@@ -79,6 +79,26 @@ class Settings:
 
     client_timeout_seconds: float = 120.0
     key_passphrase: str = field(default="", repr=False)
+    service_key: str = field(default="", repr=False)
+    """PEM of the key that signs receipts, checkpoints and recorded decisions, ``KNEO_SERV_SERVICE_KEY``; on SQLite one is
+    made when this is empty."""
+
+    spec_signing_key: str = field(default="", repr=False)
+    """Shared secret of bundles in the older HMAC format, ``KNEO_SERV_SPEC_SIGNING_KEY``."""
+
+    hook_secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Secrets of webhooks by provider, ``KNEO_SERV_HOOK_SECRET_GITHUB`` and so on; a provider without one is refused."""
+
+    notify: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Where notifications go, by channel: ``KNEO_SERV_NOTIFY_WEBHOOK``, ``…_SLACK`` (addresses), ``…_GITHUB``, ``…_GITLAB``,
+    ``…_GITEA`` (API address of the repository, for commit statuses)."""
+
+    notify_token: str = field(default="", repr=False)
+    """Token for commit statuses, ``KNEO_SERV_NOTIFY_TOKEN``."""
+
+    metrics_port: int = 0
+    """Where ``controller run`` answers liveness and metrics, ``KNEO_SERV_METRICS_PORT``; 0 is nowhere."""
+
     limits: Limits = field(default_factory=Limits)
 
 
@@ -123,6 +143,22 @@ def _positive(env: Mapping[str, str], name: str, default: int) -> int:
         msg = f"{name} must be a whole number above 0, not {text[:40]!r}."
         raise Invalid(msg, code="invalid_setting")
     return value
+
+
+HOOK_PROVIDERS = ("github", "gitlab", "gitea", "bitbucket", "generic")
+NOTIFY_CHANNELS = ("webhook", "slack", "github", "gitlab", "gitea")
+
+
+def _by_suffix(env: Mapping[str, str], prefix: str, names: Iterable[str]) -> dict[str, str]:
+    return {name: value for name in names if (value := env.get(prefix + name.upper(), "").strip())}
+
+
+def _port(env: Mapping[str, str], name: str) -> int:
+    text = env.get(name, "").strip() or "0"
+    if not text.isdecimal() or int(text) > 65_535:
+        msg = f"{name} must be a port from 1 to 65535, or 0 for none, not {text[:40]!r}."
+        raise Invalid(msg, code="invalid_setting")
+    return int(text)
 
 
 PROJECT_CONFIGS = (".kneo/config.yaml", ".kneo/config.yml", "kneo_serv.yaml", "kneo_serv.yml")
@@ -229,5 +265,11 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         client_api_key=env.get("KNEO_SERV_API_KEY", ""),
         client_timeout_seconds=float(_positive(env, "KNEO_SERV_CLIENT_TIMEOUT", 120)),
         key_passphrase=env.get("KNEO_SERV_KEY_PASSPHRASE", ""),
+        service_key=env.get("KNEO_SERV_SERVICE_KEY", ""),
+        spec_signing_key=env.get("KNEO_SERV_SPEC_SIGNING_KEY", ""),
+        hook_secrets=_by_suffix(env, "KNEO_SERV_HOOK_SECRET_", HOOK_PROVIDERS),
+        notify=_by_suffix(env, "KNEO_SERV_NOTIFY_", NOTIFY_CHANNELS),
+        notify_token=env.get("KNEO_SERV_NOTIFY_TOKEN", ""),
+        metrics_port=_port(env, "KNEO_SERV_METRICS_PORT"),
         limits=limits,
     )

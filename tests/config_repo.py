@@ -176,6 +176,14 @@ class ConfigRepo:
         history.append(statement.digest)
         return statement.digest
 
+    def other_spec(self) -> dict[str, object]:
+        """A spec that asks another question."""
+        spec = announcement()
+        components = spec["components"]
+        assert isinstance(components, dict)
+        components["humans"] = {"editor": {"description": "Another question?"}}
+        return spec
+
     def release(self, environment: str, name: str, version: str, spec: Mapping[str, object] | None = None) -> Digest:
         """Sign a bundle, name it in an environment, commit."""
         digest = self.bundle(name, version, spec)

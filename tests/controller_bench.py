@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from sqlalchemy import select, update
 
 from controller.apply import Lease
 from controller.approvals import rewrite_subject
+from controller.loop import Controller
 from controller.reconcile import Pass, Reconciler
 from controller.source.mirror import Mirror
 from kneo import registry
 from kneo.clock import ManualClock, SystemClock
 from kneo.digest import Digest
 from kneo.registry import Decided
+from kneo.state.audit import SealedEvent
 from kneo.state.release import ConditionType, Pending, Release
 from kneo.store import audit, releases, requests, runs
 from kneo.store.engine import Store
@@ -68,10 +71,28 @@ class Bench:
             found = releases.list_conditions(tx, registry.environment_subject(environment))
         return next(((item.status, item.reason) for item in found if item.type is kind), None)
 
-    def rows(self) -> dict[str, list[tuple[object, ...]]]:
-        """Everything in the database but the lease."""
+    def reconcile_by(self, controller: Controller) -> None:
+        """Let a running controller look, and wait for it."""
+        requests.ask(self.store, "reconcile", {}, actor="test")
+        assert controller is not None
+
+    def followed(self) -> bool:
+        """Whether a controller is at work."""
         with self.store.read() as tx:
-            tables = [table for table in metadata.sorted_tables if table.name != "leases"]
+            return requests.lease_holder(tx, "controller") is not None
+
+    def drop_lease(self) -> None:
+        with self.store.write() as tx:
+            requests.drop_lease(tx, "controller", "me")
+
+    def sealed(self, kind: str) -> list[SealedEvent]:
+        with self.store.read() as tx:
+            return list(audit.events(tx, event_type=kind))
+
+    def rows(self, but: Collection[str] = ("leases",)) -> dict[str, list[tuple[object, ...]]]:
+        """Everything in the database but some tables."""
+        with self.store.read() as tx:
+            tables = [table for table in metadata.sorted_tables if table.name not in but]
             return {table.name: [tuple(row) for row in tx.connection.execute(select(table))] for table in tables}
 
     def events(self, kind: str) -> list[dict[str, object]]:

@@ -9,7 +9,7 @@ from kneo.clock import parse_time
 from kneo.registry import EnvironmentStatus
 from kneo.service.words import say
 from kneo.state.audit import SealedEvent
-from kneo.state.release import Promotion, Release
+from kneo.state.release import Pending, Promotion, Release
 from kneo.state.run import Checkpoint, Run, StepRecord, TraceEvent
 from kneo.state.task import HumanTask
 
@@ -185,18 +185,15 @@ def environment(status: EnvironmentStatus) -> Json:
             for item in status.conditions
         ],
         "releases": [release(item) for item in status.releases],
-        "pending": [
-            {
-                "bundle": item.bundle,
-                "version": item.version,
-                "gate": item.gate,
-                "reason": item.reason,
-                "message": item.message,
-                "who": list(item.who),
-            }
-            for item in status.pending
-        ],
+        "pending": [pending(item) for item in status.pending],
+        "holds": [asdict(item) for item in status.holds],
+        "suspension": asdict(status.suspension) if status.suspension else None,
     }
+
+
+def pending(item: Pending) -> Json:
+    """A change that did not happen yet; ``id`` is what ``/promotions/{id}/approve`` takes."""
+    return asdict(item) | {"who": list(item.who)}
 
 
 def release(item: Release) -> Json:
@@ -210,7 +207,7 @@ def release(item: Release) -> Json:
 
 
 def promotion(item: Promotion) -> Json:
-    return asdict(item)
+    return asdict(item) | {"approvals": list(item.approvals)}
 
 
 def audit_event(item: SealedEvent) -> Json:

@@ -10,6 +10,8 @@ from sqlalchemy import ColumnElement, Row, delete, func, insert, select
 from kneo.clock import new_id
 from kneo.errors import Invalid
 from kneo.state.audit import EMPTY_HEAD, AuditEvent, ChainVerdict, SealedEvent, head_of, leaf_of
+from kneo.state.merkle import Frontier
+from kneo.store import audit_tree
 from kneo.store.engine import Store, Tx, lock_table
 from kneo.store.tables import audit_chain, audit_events, audit_pending
 
@@ -93,6 +95,7 @@ def _seal_batch(tx: Tx) -> int:
         links.append({"seq": seq, "event_id": row.id, "leaf": leaf, "head": head})
     if links:
         tx.connection.execute(insert(audit_chain), links)
+        audit_tree.extend(tx, seq - len(links) + 1, [str(link["leaf"]) for link in links])
         sealed = [link["event_id"] for link in links]
         tx.connection.execute(delete(audit_pending).where(audit_pending.c.event_id.in_(sealed)))
     return len(links)
@@ -114,11 +117,16 @@ def verify(store: Store) -> ChainVerdict:
     """
     with store.read() as tx:
         size, head, problem = 0, EMPTY_HEAD, None
+        tree, said = Frontier(), {item.size: item.root for item in audit_tree.checkpoints(tx)}
         for row in _walk(tx):
-            problem = _problem(row, size + 1, head)
+            tree.add(row.leaf)
+            problem = _problem(row, size + 1, head) or _contradicts(tree, said)
             if problem:
                 return ChainVerdict(valid=False, size=size, head=head, pending=0, broken_at=size + 1, problem=problem)
             size, head = row.seq, row.head
+        if said and max(said) > size:
+            problem = f"a checkpoint of {max(said)} events exists, and the log has {size}"
+            return ChainVerdict(valid=False, size=size, head=head, pending=0, broken_at=size + 1, problem=problem)
         waiting = tx.connection.execute(select(func.count()).select_from(audit_pending)).scalar_one()
         problem = _problem_outside(tx)
         return ChainVerdict(valid=problem is None, size=size, head=head, pending=waiting, problem=problem)
@@ -170,6 +178,29 @@ def _problem(row: AnyRow, seq: int, head: str) -> str | None:
     if head_of(head, row.leaf) != row.head:
         return f"the link after event {row.event_id} does not follow from the one before"
     return None
+
+
+def _contradicts(tree: Frontier, said: Mapping[int, str]) -> str | None:
+    """Compare with the checkpoint of this size, if one was made."""
+    if tree.size not in said or said[tree.size] == tree.root():
+        return None
+    return f"the first {tree.size} events are not those of the checkpoint that was made of them"
+
+
+def event(tx: Tx, event_id: str) -> SealedEvent | None:
+    """Read one event."""
+    row = tx.connection.execute(
+        select(audit_events, audit_chain.c.seq, audit_chain.c.leaf)
+        .select_from(audit_events.outerjoin(audit_chain, audit_chain.c.event_id == audit_events.c.id))
+        .where(audit_events.c.id == event_id)
+    ).first()
+    return SealedEvent(seq=row.seq, leaf=row.leaf, event=_event(row)) if row else None
+
+
+def event_at(tx: Tx, seq: int) -> SealedEvent | None:
+    """Read the event at a place of the chain."""
+    found = tx.connection.execute(select(audit_chain.c.event_id).where(audit_chain.c.seq == seq)).scalar()
+    return event(tx, str(found)) if found is not None else None
 
 
 def events(

@@ -1,23 +1,63 @@
-"""Environments: what they serve, what waits, and asking the controller to look."""
+"""Environments: what they serve, what waits and why, and what people decide about them."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel, ConfigDict, Field
 
 from kneo import registry
 from kneo.errors import NotFound
 from kneo.service import wire
 from kneo.service.auth import Principal, require
-from kneo.service.context import Here
+from kneo.service.context import Here, Service
+from kneo.service.deployments import Deployments
 from kneo.service.wire import Json
 from kneo.store import releases, requests
 
 router = APIRouter(tags=["environments"])
 
 Reader = Annotated[Principal, Depends(require("policies:read"))]
+RunReader = Annotated[Principal, Depends(require("runs:read"))]
 Writer = Annotated[Principal, Depends(require("policies:write"))]
+
+Text = Annotated[str, Field(min_length=1, max_length=1_000)]
+Moment = Annotated[str, Field(max_length=60)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class SuspendOrder(_Body):
+    reason: Text
+    until: Moment | None = None
+
+
+class HoldOrder(_Body):
+    bundle: Text
+    reason: Text
+    until: Moment | None = None
+
+
+class UnholdOrder(_Body):
+    bundle: Text
+
+
+class RollbackOrder(_Body):
+    bundle: Text
+    reason: Text
+    to: Text | None = None
+
+
+class RewriteOrder(_Body):
+    envelope: Annotated[str, Field(min_length=1, max_length=65_536)]
+    """The signed decision of somebody of the root role."""
+
+
+def deployments(service: Service) -> Deployments:
+    return Deployments(service.store, service.settings, needs_controller=True)
 
 
 @router.get("/environments", operation_id="list_environments")
@@ -48,8 +88,28 @@ def get_environment_history(
 ) -> Json:
     """List an environment's promotions, newest first."""
     with service.store.read() as tx:
-        found = releases.list_promotions(tx, name, bundle)[:limit]
+        found = releases.list_promotions(tx, name, bundle, limit)
     return {"environment": name, "promotions": [wire.promotion(item) for item in found]}
+
+
+@router.get("/environments/{name}/why/{bundle}", operation_id="explain_release")
+def explain_release(name: str, bundle: str, service: Here, _principal: Reader) -> Json:
+    """Say which gate blocks a bundle, since when, and who can open it."""
+    return deployments(service).why(name, bundle)
+
+
+@router.get("/environments/{name}/plan", operation_id="plan_environment")
+def plan_environment(
+    name: str, service: Here, principal: Reader, ref: Annotated[str | None, Query(max_length=250)] = None
+) -> Json:
+    """Ask the controller what a commit would change here."""
+    return deployments(service).plan(name, ref, actor=principal.name)
+
+
+@router.get("/trace/{reference}", operation_id="trace")
+def trace(reference: str, service: Here, _principal: Reader, _runs: RunReader) -> Json:
+    """Follow a run, or the digest of a bundle, back to its commit and the people who vouch for it."""
+    return deployments(service).trace(reference)
 
 
 @router.post("/environments/{name}/reconcile", operation_id="reconcile_environment")
@@ -59,3 +119,45 @@ def reconcile(name: str, service: Here, principal: Writer) -> Json:
     with service.store.read() as tx:
         status = registry.status(tx, name)
     return {"result": result, "environment": wire.environment(status) if status else None}
+
+
+@router.post("/environments/{name}/suspend", operation_id="suspend_environment")
+def suspend(name: str, order: SuspendOrder, service: Here, principal: Writer) -> Json:
+    """Change nothing here until a time, or until somebody lifts it; what runs keeps running."""
+    return deployments(service).suspend(name, order.reason, order.until, actor=principal.name)
+
+
+@router.post("/environments/{name}/unsuspend", operation_id="unsuspend_environment")
+def unsuspend(name: str, service: Here, principal: Writer) -> Json:
+    """Let the environment change again."""
+    return deployments(service).unsuspend(name, actor=principal.name)
+
+
+@router.post("/environments/{name}/rollback", operation_id="rollback_release")
+def rollback(name: str, order: RollbackOrder, service: Here, principal: Writer) -> Json:
+    """Serve what was served before, and hold it there."""
+    return deployments(service).rollback(name, order.bundle, order.to, order.reason, actor=principal.name)
+
+
+@router.post("/environments/{name}/hold", operation_id="hold_release")
+def hold(name: str, order: HoldOrder, service: Here, principal: Writer) -> Json:
+    """Keep what is served of a bundle as it is, whatever Git says."""
+    return deployments(service).hold(name, order.bundle, order.reason, order.until, actor=principal.name)
+
+
+@router.post("/environments/{name}/unhold", operation_id="unhold_release")
+def unhold(name: str, order: UnholdOrder, service: Here, principal: Writer) -> Json:
+    """Let a bundle follow Git again."""
+    return deployments(service).unhold(name, order.bundle, actor=principal.name)
+
+
+@router.get("/source", operation_id="get_source")
+def get_source(service: Here, _principal: Reader) -> Json:
+    """Say how far the repository was followed, and why not further."""
+    return deployments(service).source()
+
+
+@router.post("/source/accept-rewrite", operation_id="accept_rewrite")
+def accept_rewrite(order: RewriteOrder, service: Here, principal: Writer) -> Json:
+    """Record that somebody of the root role agrees to a rewritten history."""
+    return deployments(service).accept_rewrite(order.envelope.encode(), actor=principal.name)

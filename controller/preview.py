@@ -1,0 +1,281 @@
+"""What a commit would change, without changing anything: the controller's own judgement, told in words.
+
+Against a registry it says what the controller would do now. Against another commit it needs neither service nor secret:
+what the base names, where it verifies, stands for what is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from controller.approvals import committed_records, count_votes, role_members
+from controller.gates import Allowed, Evidence, Verdict, Waits, judge, judge_policy, rules_of
+from controller.load import Declared, Problem, find_bundle, load
+from controller.observe import Believed, Observed, Served, evidence, observe, rules_before
+from controller.plan import Action, Retire, kind_of, make_plan, name_of
+from controller.source.snapshot import SourceSnapshot
+from controller.spec_changes import spec_changes
+from controller.verify import Rejection, Trust, Verified, history_of, root_before, verify, verify_trust
+from controller.weakening import weakenings
+from kneo.clock import isoformat
+from kneo.digest import Digest
+from kneo.errors import KneoError
+from kneo.spec.environment import Environment
+from kneo.state.release import BundleRecord, EnvironmentRecord, Release
+from kneo.store import releases
+from kneo.store.engine import Tx
+from kneo.trust.keys import PublicKey
+from kneo.trust.statement import parse_bundle
+from kneo.trust.verified import VerifiedBundle
+
+Json = dict[str, object]
+Spec = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Believing:
+    """What a preview believes: as ``Reconciler``."""
+
+    pin: Digest
+    service_key: PublicKey | None = None
+    hmac_key: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _World:
+    """What a commit is compared with."""
+
+    observed: Observed
+    gather: Callable[[Sequence[Environment], Sequence[bytes], Believed], Evidence]
+    spec_of: Callable[[str], Spec | None]
+    """Finds the spec of something served, by digest."""
+
+    now: datetime
+
+
+def preview(tx: Tx, snapshot: SourceSnapshot, believing: Believing, only: str | None) -> Json:
+    """Say what the controller would do with a commit now, against the registry."""
+    world = _World(
+        observed=observe(tx),
+        gather=lambda files, ballots, believed: evidence(tx, files, ballots, believed),
+        spec_of=lambda digest: _stored_spec(tx, digest),
+        now=tx.now,
+    )
+    return _tell(snapshot, world, believing, only)
+
+
+def compare(
+    snapshot: SourceSnapshot, base: SourceSnapshot | None, believing: Believing, only: str | None, now: datetime
+) -> Json:
+    """Say what a commit would change against another one, or against nothing."""
+    served, specs = _as_if_served(base, believing, now) if base is not None else ({}, {})
+    records = _as_if_accepted(base) if base is not None else {}
+    roots = tuple(("base", envelope) for envelope in load(base).roots) if base is not None else ()
+    history = history_of(record for record, _ in specs.values())
+    world = _World(
+        observed=Observed(tuple(records), records, served, history, roots),
+        gather=lambda files, ballots, believed: _evidence_of(files, ballots, believed, served),
+        spec_of=lambda digest: specs[digest][1] if digest in specs else None,
+        now=now,
+    )
+    return _tell(snapshot, world, believing, only)
+
+
+def _tell(snapshot: SourceSnapshot, world: _World, believing: Believing, only: str | None) -> Json:
+    declared = load(snapshot)
+    said: Json = {"ref": snapshot.ref, "revision": snapshot.revision}
+    trust = _trust(declared, world, believing)
+    if isinstance(trust, Problem):
+        return said | {"problem": {"reason": trust.reason, "message": trust.message}, "environments": []}
+    names = [name for name in sorted(declared.environments) if only in {None, name}]
+    return said | {
+        "trust": {"version": trust.root.version, "changed": trust.before is not None},
+        "environments": [_environment(name, snapshot, declared, trust, world, believing) for name in names],
+    }
+
+
+def _trust(declared: Declared, world: _World, believing: Believing) -> Trust | Problem:
+    accepted = tuple(envelope for _, envelope in world.observed.roots)
+    root = verify_trust(believing.pin, declared, accepted, world.now)
+    if isinstance(root, Problem):
+        return root
+    earlier = [envelope for revision, envelope in world.observed.roots if revision != declared.revision]
+    before = root_before(believing.pin, earlier, root, world.now)
+    return Trust(root=root, before=before, hmac_key=believing.hmac_key, now=world.now)
+
+
+def _environment(
+    name: str, snapshot: SourceSnapshot, declared: Declared, trust: Trust, world: _World, believing: Believing
+) -> Json:
+    environment = declared.environments[name]
+    if isinstance(environment, Problem):
+        problem = {"reason": environment.reason, "message": environment.message}
+        return {"name": name, "problem": problem, "actions": [], "verdicts": [], "gates": []}
+    record = world.observed.records.get(name)
+    before = rules_before(record, environment, declared.revision)
+    files = (environment, before) if before else (environment,)
+    verified = _verify(files, snapshot, declared, trust, world)
+    believed = Believed(root=trust.root, service_key=believing.service_key, now=world.now)
+    seen = world.gather(files, declared.ballots.get(name, ()), believed)
+    plan = make_plan(
+        name,
+        declared.revision,
+        desired=verified.desired,
+        kept={rejection.bundle for rejection in verified.rejected},
+        observed=seen.served.get(name, {}),
+        high_water=world.observed.history.high_water,
+    )
+    refused = verified.rejected[0].message if verified.rejected else None
+    judged = judge(plan, rules_of(environment, before), seen, refused=refused)
+    easier = weakenings(before, environment) if before else ()
+    rules = judge_policy(environment, before, easier, seen) if before else Allowed()
+    return {
+        "name": name,
+        "actions": [_action(action, verdict, world) for action, verdict in judged],
+        "verdicts": [*(_refused(item) for item in verified.rejected), *_accepted(verified)],
+        "gates": [*_rules_gate(environment, rules), *(_gate(a, v) for a, v in judged if isinstance(v, Waits))],
+        "rules": {"changed": before is not None, "easier": list(easier)},
+    }
+
+
+def _verify(
+    files: Sequence[Environment], snapshot: SourceSnapshot, declared: Declared, trust: Trust, world: _World
+) -> Verified:
+    paths = [path for entry in files[0].spec.releases if (path := find_bundle(entry, declared.blobs))]
+    return verify(files, declared, snapshot.read(paths), trust, world.observed.history, {})
+
+
+def _action(action: Action, verdict: Verdict, world: _World) -> Json:
+    old = world.spec_of(action.current.digest) if action.current is not None else None
+    new = None if isinstance(action, Retire) else action.bundle.spec
+    return {
+        "kind": kind_of(action).value,
+        "bundle": name_of(action),
+        "from": action.current.version if action.current is not None else None,
+        "to": None if isinstance(action, Retire) else action.bundle.version,
+        "digest": None if isinstance(action, Retire) else action.bundle.digest,
+        "signers": [] if isinstance(action, Retire) else sorted({s.principal for s in action.bundle.signers}),
+        "allowed": isinstance(verdict, Allowed),
+        "diff": spec_changes(old, new) if new is not None else [],
+    }
+
+
+def _gate(action: Action, verdict: Waits) -> Json:
+    return {
+        "bundle": name_of(action),
+        "gate": verdict.gate,
+        "reason": verdict.reason,
+        "message": verdict.message,
+        "who": list(verdict.who),
+    }
+
+
+def _rules_gate(environment: Environment, verdict: Verdict) -> list[Json]:
+    if isinstance(verdict, Allowed):
+        return []
+    said = {"gate": verdict.gate, "reason": verdict.reason, "message": verdict.message, "who": list(verdict.who)}
+    return [{"bundle": environment.file, **said}]
+
+
+def _refused(item: Rejection) -> Json:
+    said = {"bundle": item.bundle, "version": item.version, "ok": False}
+    return said | {"reason": item.reason, "message": item.message}
+
+
+def _accepted(verified: Verified) -> list[Json]:
+    return [
+        {"bundle": bundle.name, "version": bundle.version, "ok": True, "reason": "Verified", "message": ""}
+        for bundle in verified.desired.values()
+    ]
+
+
+# ---- what stands for a registry ---------------------------------------------------------------------------------
+
+
+def _stored_spec(tx: Tx, digest: str) -> Spec | None:
+    record = releases.bundle(tx, digest)
+    try:
+        return parse_bundle(record.payload).predicate.spec if record is not None and record.seq else None
+    except KneoError:
+        return None
+
+
+def _as_if_accepted(base: SourceSnapshot) -> dict[str, EnvironmentRecord]:
+    declared = load(base)
+    return {
+        name: EnvironmentRecord(
+            name=name,
+            declaration=declared.files[name],
+            policy_digest=environment.policy_digest,
+            revision=declared.revision,
+            pending=(),
+            updated_at="",
+        )
+        for name, environment in declared.environments.items()
+        if isinstance(environment, Environment)
+    }
+
+
+def _as_if_served(
+    base: SourceSnapshot, believing: Believing, now: datetime
+) -> tuple[Served, dict[str, tuple[BundleRecord, Spec]]]:
+    declared = load(base)
+    nothing = Observed((), {}, {}, history_of(()), ())
+    world = _World(observed=nothing, gather=lambda *_: Evidence(now=now, served={}), spec_of=lambda _: None, now=now)
+    trust = _trust(declared, world, believing)
+    served: dict[str, dict[str, Release]] = {}
+    specs: dict[str, tuple[BundleRecord, Spec]] = {}
+    if isinstance(trust, Problem):
+        return served, specs
+    for name, environment in declared.environments.items():
+        if not isinstance(environment, Environment):
+            continue
+        verified = _verify((environment,), base, declared, trust, world)
+        for bundle in verified.desired.values():
+            if isinstance(bundle, VerifiedBundle):
+                served.setdefault(name, {})[bundle.name] = _release(bundle, name, base.revision, now)
+                specs[bundle.digest] = (_record(bundle, base.revision, now), bundle.spec)
+    return served, specs
+
+
+def _release(bundle: VerifiedBundle, environment: str, revision: str, now: datetime) -> Release:
+    return Release(
+        environment=environment,
+        bundle=bundle.name,
+        version=bundle.version,
+        digest=bundle.digest,
+        revision=revision,
+        promotion_id="",
+        since=isoformat(now),
+    )
+
+
+def _record(bundle: VerifiedBundle, revision: str, now: datetime) -> BundleRecord:
+    return BundleRecord(
+        digest=bundle.digest,
+        name=bundle.name,
+        version=bundle.version,
+        seq=bundle.seq,
+        prev=bundle.prev,
+        payload=bundle.payload,
+        envelope=bundle.envelope,
+        spec_digest="",
+        signers=(),
+        first_seen_at=isoformat(now),
+        revision=revision,
+    )
+
+
+def _evidence_of(
+    files: Sequence[Environment], ballots: Sequence[bytes], believed: Believed, served: Served
+) -> Evidence:
+    name = files[0].name
+    records = [item for item in committed_records(ballots, believed.root, {}, believed.now) if item.environment == name]
+    return Evidence(
+        now=believed.now,
+        served=served,
+        votes=count_votes(records, name, believed.root, None, believed.now),
+        members=role_members(believed.root, believed.now),
+    )

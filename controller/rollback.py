@@ -1,0 +1,129 @@
+"""Going back by hand: to something this environment served before, at once, and staying there until somebody says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from controller.apply import Lease, apply, check_lease
+from controller.approvals import Vote
+from controller.drift import check_served
+from controller.gates import ROLLBACK_GATES, Allowed, Evidence, judge, rules_of
+from controller.observe import Believed, evidence
+from controller.plan import Plan, Rollback
+from controller.verify import Trust, check_spec
+from kneo import registry
+from kneo.digest import Digest
+from kneo.errors import Conflict, NotFound
+from kneo.registry import Change
+from kneo.spec.environment import Environment
+from kneo.state.release import Hold, PromotionKind, Release
+from kneo.store import releases
+from kneo.store.engine import Store, Tx
+from kneo.trust.keys import PublicKey
+
+
+@dataclass(frozen=True, kw_only=True)
+class Going:
+    """Where to go back to.
+
+    Args:
+        environment: Where.
+        bundle: Its name.
+        version: A version served here before; None is the one served before this one.
+        reason: Why, for its history.
+        actor: Who wants it.
+    """
+
+    environment: str
+    bundle: str
+    version: str | None
+    reason: str
+    actor: str
+
+
+def roll_back(
+    store: Store, going: Going, lease: Lease, pin: Digest, service_key: PublicKey | None, hmac_key: str
+) -> dict[str, object]:
+    """Serve what was served before, and hold it there, in one transaction.
+
+    Raises:
+        NotFound: nothing of it is served here, or the version never was.
+        Conflict: a gate does not allow it; the code is its reason.
+        Untrusted: nobody vouches for that version any more.
+    """
+    with store.write() as tx:
+        check_lease(tx, lease)
+        registry.lock_environment(tx, going.environment)
+        environment = registry.declared(tx, going.environment)
+        current = _current(tx, going)
+        target = _target(tx, going, current)
+        trust = Trust(root=registry.trust_root(tx, pin), before=None, hmac_key=hmac_key, now=tx.now)
+        bundle = check_served(releases.bundle(tx, target.digest), target, environment, trust)
+        check_spec(bundle, (environment,), f"{bundle.name} {bundle.version}")
+        believed = Believed(root=trust.root, service_key=service_key, now=tx.now)
+        seen = _with_actor(evidence(tx, (environment,), (), believed), environment, bundle.digest, going.actor)
+        plan = Plan(going.environment, current.revision, (Rollback(bundle, current),), {})
+        ((action, verdict),) = judge(plan, rules_of(environment, None), seen, gates=ROLLBACK_GATES)
+        if not isinstance(verdict, Allowed):
+            who = f" It could be given by {', '.join(verdict.who)}." if verdict.who else ""
+            raise Conflict(f"{verdict.message}{who}", code=verdict.reason, who=list(verdict.who))
+        change = Change(
+            revision=current.revision, policy_digest=environment.policy_digest, actor=going.actor, reason=going.reason
+        )
+        apply(tx, going.environment, [(action, verdict)], change)
+        hold = Hold(
+            environment=going.environment,
+            bundle=going.bundle,
+            digest=bundle.digest,
+            actor=going.actor,
+            reason=f"rolled back: {going.reason}",
+            since=tx.at,
+        )
+        registry.hold(tx, hold)
+    return {"bundle": bundle.name, "version": bundle.version, "digest": bundle.digest, "held": True}
+
+
+def _with_actor(seen: Evidence, environment: Environment, digest: Digest, actor: str) -> Evidence:
+    """Count whoever asks as somebody who agrees, where the service's word for it is enough."""
+    vote = Vote(
+        principal=actor,
+        approves=True,
+        signed=False,
+        id="",
+        policy_digest=environment.policy_digest,
+        first_seen=seen.now,
+        roles=frozenset(),
+    )
+    return replace(seen, votes={**seen.votes, digest: (*seen.votes.get(digest, ()), vote)}, requester=actor)
+
+
+def _current(tx: Tx, going: Going) -> Release:
+    current = releases.release(tx, going.environment, going.bundle)
+    if current is None:
+        msg = f"{going.environment} does not serve {going.bundle[:200]}."
+        raise NotFound(msg, code="not_served", hint="kneo status shows what it serves.")
+    return current
+
+
+def _target(tx: Tx, going: Going, current: Release) -> Release:
+    for promotion in releases.list_promotions(tx, going.environment, going.bundle):
+        if promotion.kind is PromotionKind.RETIRE or promotion.to_digest in {None, current.digest}:
+            continue
+        if going.version in {None, promotion.version, promotion.to_digest}:
+            return replace(current, version=str(promotion.version), digest=str(promotion.to_digest))
+    wanted = going.version or "anything else"
+    msg = f"{going.environment} never served {wanted[:100]} of {going.bundle[:200]}."
+    raise NotFound(msg, code="never_served", hint=f"kneo history {going.environment} {going.bundle} lists what it did.")
+
+
+def going_from(payload: Mapping[str, object], actor: str) -> Going:
+    """Read a request row."""
+    version = payload.get("to")
+    return Going(
+        environment=str(payload.get("environment")),
+        bundle=str(payload.get("bundle")),
+        version=str(version) if version else None,
+        reason=str(payload.get("reason") or ""),
+        actor=actor,
+    )

@@ -1,0 +1,118 @@
+"""Why something is not served, and how something that ran came to be: the two questions people ask afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kneo.errors import NotFound
+from kneo.registry.record import environment_subject
+from kneo.state.audit import SealedEvent
+from kneo.state.release import ApprovalRecord, BundleRecord, Condition, Hold, Pending, Promotion, Release, Suspension
+from kneo.state.run import Run
+from kneo.store import approvals, audit, releases, runs
+from kneo.store.engine import Tx
+
+COMMANDS: Mapping[str, str] = {
+    "approvals": "kneo approve {environment}/{bundle} --key FILE",
+    "policy": "kneo approve {environment} --policy --key FILE",
+    "prune": "kneo approve {environment} --prune --key FILE",
+    "hold": "kneo unhold {environment}/{bundle}",
+    "suspend": "kneo unsuspend {environment}",
+    "promoteFrom": "kneo promote {bundle} --from OTHER --to {environment}",
+    "verify": "kneo spec bundle verify bundles/{bundle}/{version}.dsse.json",
+    "dependsOn": "kneo plan --env {environment}",
+}
+"""The command that opens a gate, or that says more about it. Gates of time open by themselves."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a bundle is not served as Git says, or that it is."""
+
+    environment: str
+    bundle: str
+    serving: Release | None
+    waits: Pending | None
+    hold: Hold | None
+    suspension: Suspension | None
+    conditions: tuple[Condition, ...]
+    """Those of the whole environment that are not as they should be."""
+
+    @property
+    def command(self) -> str | None:
+        """What somebody could run to get on."""
+        if self.waits is None:
+            return None
+        pattern = COMMANDS.get(self.waits.gate)
+        known = {"environment": self.environment, "bundle": self.bundle, "version": self.waits.version}
+        return pattern.format(**known) if pattern else None
+
+
+def why(tx: Tx, environment: str, bundle: str) -> Explanation:
+    """Say which gate blocks a bundle, since when, and who can open it.
+
+    Raises:
+        NotFound: nobody ever heard of the environment or of the bundle in it.
+    """
+    if environment not in releases.environment_names(tx):
+        msg = f"There is no environment {environment[:80]!r}."
+        raise NotFound(msg, code="environment_not_found", hint="kneo status lists them.")
+    serving = releases.release(tx, environment, bundle)
+    waits = next((item for item in releases.pending(tx, environment) if item.bundle == bundle), None)
+    everything = next((item for item in releases.pending(tx, environment) if item.kind == "policy"), None)
+    hold = next((item for item in approvals.list_holds(tx, environment) if item.bundle == bundle), None)
+    if serving is None and waits is None and everything is None:
+        msg = f"{environment} neither serves {bundle[:200]} nor is asked to."
+        raise NotFound(msg, code="bundle_not_found", hint=f"Name it in environments/{environment}.yaml.")
+    bad = tuple(item for item in releases.list_conditions(tx, environment_subject(environment)) if _is_bad(item))
+    suspension = approvals.suspension(tx, environment)
+    return Explanation(environment, bundle, serving, waits or everything, hold, suspension, bad)
+
+
+def _is_bad(item: Condition) -> bool:
+    return item.status is (item.type.value in {"Stalled", "Reconciling", "Held", "DriftDetected"})
+
+
+@dataclass(frozen=True)
+class Trace:
+    """From something that ran or is served back to the people who vouch for it."""
+
+    digest: str
+    run: Run | None
+    bundle: BundleRecord | None
+    promotions: tuple[Promotion, ...]
+    """Newest first; of a run, the one that it ran under."""
+
+    approvals: Mapping[str, tuple[ApprovalRecord, ...]]
+    """By promotion."""
+
+    events: Mapping[str, SealedEvent]
+    """The audit event of each promotion."""
+
+
+def trace(tx: Tx, reference: str) -> Trace:
+    """Follow a run id or a digest back to its commit.
+
+    Raises:
+        NotFound: there is no such run, or nothing with that digest was ever served.
+    """
+    run = runs.get(tx, reference) if reference.startswith("run_") else None
+    if run is not None and run.release is not None:
+        found = releases.promotion(tx, run.release.promotion_id)
+        promotions: tuple[Promotion, ...] = (found,) if found else ()
+        digest = run.release.digest
+    else:
+        digest = run.spec_digest if run is not None else reference
+        promotions = tuple(item for item in releases.list_promotions(tx) if item.to_digest == digest)
+    if run is None and not promotions:
+        msg = f"Nothing here ran or was served as {reference[:100]}."
+        raise NotFound(msg, code="not_found", hint="Give a run id or the sha256: digest of a bundle.")
+    return Trace(
+        digest=digest,
+        run=run,
+        bundle=releases.bundle(tx, digest),
+        promotions=promotions,
+        approvals={item.id: approvals.approvals_by_id(tx, item.approvals) for item in promotions},
+        events={item.id: event for item in promotions if (event := audit.event(tx, item.audit_event_id)) is not None},
+    )

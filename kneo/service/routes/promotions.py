@@ -1,0 +1,54 @@
+"""Promotions: what waits for people, what happened, and their decisions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from kneo.service.context import Here
+from kneo.service.routes.environments import Reader, Writer, deployments
+from kneo.service.wire import Json
+from kneo.trust.statement import Decision
+
+router = APIRouter(tags=["promotions"])
+
+
+class DecisionOrder(BaseModel):
+    """A person's own signed decision; without it the service signs for the key that asks."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    envelope: Annotated[str, Field(min_length=1, max_length=65_536)] | None = None
+
+
+@router.get("/promotions", operation_id="list_promotions")
+def list_promotions(
+    service: Here,
+    _principal: Reader,
+    environment: str | None = None,
+    phase: Literal["waiting", "done"] | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Json:
+    """List what waits, then what happened, newest first."""
+    return deployments(service).promotions(environment, phase, limit)
+
+
+@router.post("/promotions/{promotion_id}/approve", operation_id="approve_promotion")
+def approve(promotion_id: str, service: Here, principal: Writer, order: DecisionOrder | None = None) -> Json:
+    """Agree to what waits under an id."""
+    return _decide(promotion_id, Decision.APPROVE, service, principal, order)
+
+
+@router.post("/promotions/{promotion_id}/reject", operation_id="reject_promotion")
+def reject(promotion_id: str, service: Here, principal: Writer, order: DecisionOrder | None = None) -> Json:
+    """Refuse what waits under an id, until it is taken back."""
+    return _decide(promotion_id, Decision.REJECT, service, principal, order)
+
+
+def _decide(
+    promotion_id: str, decision: Decision, service: Here, principal: Writer, order: DecisionOrder | None
+) -> Json:
+    envelope = order.envelope.encode() if order is not None and order.envelope is not None else None
+    return deployments(service).decide_by_id(promotion_id, decision, actor=principal.name, envelope=envelope)

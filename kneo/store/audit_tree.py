@@ -1,0 +1,137 @@
+"""The Merkle tree's inner nodes: written when events are sealed, read for proofs and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, insert, select
+
+from kneo.errors import NotFound
+from kneo.state.merkle import inclusion_proof, parent_of, root_of
+from kneo.store.engine import Tx, insert_ignoring_duplicates
+from kneo.store.tables import audit_chain, audit_checkpoints, audit_nodes
+
+BACKFILL_BATCH = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """That an event is in the log: what somebody needs to check it without us."""
+
+    seq: int
+    leaf: str
+    size: int
+    root: str
+    path: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A signed statement of how long the log was and what was in it."""
+
+    size: int
+    root: str
+    note: str
+    created_at: str
+
+
+def extend(tx: Tx, first: int, leaves: Sequence[str]) -> None:
+    """Grow the tree by leaves whose first sequence number is ``first``; catches up where it was left behind."""
+    covered = (
+        2
+        * tx.connection.execute(
+            select(func.count()).select_from(audit_nodes).where(audit_nodes.c.level == 1)
+        ).scalar_one()
+    )
+    start = first - 1
+    if covered > start + 1:
+        # Somebody shortened the log. Its old nodes stay, and give the lie to what is put in its place.
+        return
+    while covered + 1 < start:
+        batch = _leaves(tx, covered, min(start, covered + BACKFILL_BATCH))
+        _grow(tx, covered, batch)
+        covered += len(batch) // 2 * 2
+    if covered < start:
+        leaves, start = [*_leaves(tx, covered, start), *leaves], covered
+    _grow(tx, start, leaves)
+
+
+def _grow(tx: Tx, start: int, leaves: Sequence[str]) -> None:
+    """Hash complete pairs level by level, as far as there are any."""
+    level, current = 0, list(leaves)
+    while current:
+        if start & 1:
+            current.insert(0, _node(tx, level, start - 1))
+            start -= 1
+        pairs = [parent_of(current[i], current[i + 1]) for i in range(0, len(current) - 1, 2)]
+        level, start = level + 1, start >> 1
+        rows = [{"level": level, "position": start + i, "hash": item} for i, item in enumerate(pairs)]
+        if rows:
+            tx.connection.execute(insert(audit_nodes), rows)
+        current = pairs
+
+
+def _leaves(tx: Tx, start: int, end: int) -> list[str]:
+    rows = tx.connection.execute(
+        select(audit_chain.c.leaf)
+        .where(audit_chain.c.seq > start, audit_chain.c.seq <= end)
+        .order_by(audit_chain.c.seq)
+    )
+    return [row.leaf for row in rows]
+
+
+def _node(tx: Tx, level: int, position: int) -> str:
+    if level == 0:
+        statement = select(audit_chain.c.leaf).where(audit_chain.c.seq == position + 1)
+    else:
+        statement = select(audit_nodes.c.hash).where(audit_nodes.c.level == level, audit_nodes.c.position == position)
+    found = tx.connection.execute(statement).scalar()
+    if found is None:
+        msg = f"The audit log's tree lacks a node (level {level}, position {position})."
+        raise NotFound(msg, code="audit_tree_damaged", hint="kneo audit verify says where the log was changed.")
+    return str(found)
+
+
+def size(tx: Tx) -> int:
+    """How many events are sealed."""
+    return tx.connection.execute(select(func.max(audit_chain.c.seq))).scalar() or 0
+
+
+def root(tx: Tx, at: int) -> str:
+    """Compute the root over the first events."""
+    return root_of(at, lambda level, position: _node(tx, level, position))
+
+
+def prove(tx: Tx, seq: int, at: int | None = None) -> Proof:
+    """Prove that an event is in the log, as it is now or as it was at an earlier size.
+
+    Raises:
+        NotFound: there is no such event in the log of that size.
+    """
+    total = size(tx) if at is None else min(at, size(tx))
+    if not 1 <= seq <= total:
+        msg = f"The audit log has the events 1 to {total}, and {seq} is not among them."
+        raise NotFound(msg, code="audit_event_not_found")
+
+    def node(level: int, position: int) -> str:
+        return _node(tx, level, position)
+
+    path = inclusion_proof(seq - 1, total, node)
+    return Proof(seq=seq, leaf=node(0, seq - 1), size=total, root=root_of(total, node), path=path)
+
+
+def keep_checkpoint(tx: Tx, item: Checkpoint) -> None:
+    """Keep a checkpoint; the first of its size stays."""
+    insert_ignoring_duplicates(tx, audit_checkpoints, size=item.size, root=item.root, note=item.note, created_at=tx.at)
+
+
+def checkpoints(tx: Tx) -> tuple[Checkpoint, ...]:
+    """Read every checkpoint that was made, oldest first."""
+    rows = tx.connection.execute(select(audit_checkpoints).order_by(audit_checkpoints.c.size))
+    return tuple(Checkpoint(**row._asdict()) for row in rows)
+
+
+def newest_checkpoint(tx: Tx) -> Checkpoint | None:
+    row = tx.connection.execute(select(audit_checkpoints).order_by(audit_checkpoints.c.size.desc()).limit(1)).first()
+    return Checkpoint(**row._asdict()) if row else None

@@ -1,0 +1,54 @@
+"""The key this installation signs with: decisions it records for people, receipts, checkpoints of the audit log."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from kneo.errors import Invalid
+from kneo.settings import Settings
+from kneo.trust.keys import PrivateKey
+
+FILE = "service_key.pem"
+
+
+def service_key(settings: Settings) -> PrivateKey:
+    """Read the service key; on SQLite, where everything is on one machine, make it when there is none.
+
+    Raises:
+        Invalid: there is none and several machines would need the same one, or it is not a key.
+    """
+    found = find_service_key(settings)
+    if found is None:
+        msg = "This needs the service's signing key, and KNEO_SERV_SERVICE_KEY is not set."
+        hint = "Make one with kneo keys generate and give its PEM text to every service and controller."
+        raise Invalid(msg, code="no_service_key", hint=hint)
+    return found
+
+
+def find_service_key(settings: Settings) -> PrivateKey | None:
+    """Read or make the service key; ``None`` where it has to be given and was not."""
+    passphrase = settings.key_passphrase or None
+    if settings.service_key:
+        return PrivateKey.load(settings.service_key.replace("\\n", "\n").encode(), passphrase)
+    if not settings.database_url.startswith("sqlite"):
+        return None
+    path = settings.state_dir / FILE
+    if not path.is_file():
+        _make(path)
+    return PrivateKey.load(path.read_bytes())
+
+
+def _make(path: Path) -> None:
+    """Write a new key, whole or not at all: several processes may start at once, and one key wins."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mine = path.with_name(f"{FILE}.{os.getpid()}")
+    descriptor = os.open(mine, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(PrivateKey.generate().dump())
+        file.flush()
+        os.fsync(file.fileno())
+    with contextlib.suppress(FileExistsError):
+        path.hardlink_to(mine)
+    mine.unlink()

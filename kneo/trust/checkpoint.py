@@ -1,0 +1,77 @@
+"""Signed checkpoints of the audit log, in the format of C2SP's ``tlog-checkpoint`` and ``signed-note``.
+
+The text is the origin, the size in decimal and the root in base64, a line each; after an empty line follow signatures as
+``— name base64(key hash || signature)``. Whoever keeps a checkpoint elsewhere can prove later that the log was rewritten.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from dataclasses import dataclass
+
+from kneo.errors import Invalid, Untrusted
+from kneo.trust.dsse import decode_base64
+from kneo.trust.keys import Algorithm, PrivateKey, PublicKey
+
+NOTE_BYTES = 16_384
+_BODY = re.compile(r"([^\n]{1,200})\n(0|[1-9][0-9]{0,18})\n([A-Za-z0-9+/=]{44})\n")
+_SIGNATURE = re.compile(r"— (\S{1,200}) ([A-Za-z0-9+/=]{8,400})")
+_KINDS = {Algorithm.ED25519: 1, Algorithm.P256: 2}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a note says."""
+
+    origin: str
+    size: int
+    root: str
+    """Hex."""
+
+
+def make_checkpoint(origin: str, size: int, root: str, key: PrivateKey) -> str:
+    """Write and sign a checkpoint.
+
+    Args:
+        origin: Name of the log: a host or project, without spaces; also the name of the key.
+        size: How many events it holds.
+        root: The root over them, in hex.
+        key: The service's key.
+    """
+    body = f"{origin}\n{size}\n{base64.b64encode(bytes.fromhex(root)).decode()}\n"
+    signature = base64.b64encode(_key_hash(origin, key.public) + key.sign(body.encode())).decode()
+    return f"{body}\n— {origin} {signature}\n"
+
+
+def read_checkpoint(note: str, key: PublicKey) -> Checkpoint:
+    """Read a checkpoint that this key signed.
+
+    Raises:
+        Invalid: it is not a checkpoint.
+        Untrusted: ``SignatureInvalid``: this key did not sign it.
+    """
+    body, _, signatures = note.partition("\n\n")
+    body += "\n"
+    match = _BODY.fullmatch(body) if len(note) <= NOTE_BYTES else None
+    if match is None:
+        msg = "This is not a checkpoint: expected an origin, a size and a root, a line each, and signatures."
+        raise Invalid(msg, code="Malformed")
+    for line in signatures.splitlines():
+        found = _SIGNATURE.fullmatch(line)
+        if found is None or found[1] != match[1]:
+            continue
+        data = decode_base64(found[2])
+        if data[:4] == _key_hash(found[1], key) and key.verify(body.encode(), data[4:]):
+            return Checkpoint(match[1], int(match[2]), decode_base64(match[3]).hex())
+    msg = "This checkpoint was not signed by that key."
+    raise Untrusted(msg, code="SignatureInvalid")
+
+
+def _key_hash(name: str, key: PublicKey) -> bytes:
+    """The four bytes by which a note names a key, as ``signed-note`` defines them for each kind."""
+    der = base64.b64decode("".join(key.pem.splitlines()[1:-1]))
+    if key.algorithm is Algorithm.ED25519:
+        return hashlib.sha256(name.encode() + b"\n" + bytes([_KINDS[key.algorithm]]) + der[-32:]).digest()[:4]
+    return hashlib.sha256(der).digest()[:4]

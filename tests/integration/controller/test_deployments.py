@@ -1,0 +1,229 @@
+"""What people ask and decide over HTTP, with a controller that acts on it. On both databases."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from controller_bench import Bench
+from kneo_process import eventually
+
+from controller.loop import Controller
+from kneo.runtime.start import Starter
+from kneo.service.app import create_app
+from kneo.settings import Settings, from_env
+from kneo.state.merkle import verify_inclusion
+from kneo.store import audit
+from kneo.store.engine import Store
+from kneo.trust.checkpoint import read_checkpoint
+from kneo.trust.dsse import serialise, sign
+from kneo.trust.keys import PublicKey
+from kneo.trust.statement import PAYLOAD_TYPE, Decision, build_approval
+
+PEOPLE = {"bob": {"roles": ["approver"]}, "cid": {"roles": ["approver"]}}
+KEYS = "bob:bobs-key:operator;cid:cids-key:operator;eve:eves-key:operator;vic:vics-key:viewer"
+
+
+@pytest.fixture
+def bench(store: Store, tmp_path: Path) -> Bench:
+    return Bench(store, tmp_path)
+
+
+@pytest.fixture
+def settings(bench: Bench, tmp_path: Path) -> Settings:
+    env = {"KNEO_SERV_API_KEYS": KEYS, "KNEO_SERV_SERVICE_KEY": bench.service_key.dump().decode()}
+    return replace(from_env(env, tmp_path), trust_root=bench.repo.pin)
+
+
+@pytest.fixture
+def http(bench: Bench, settings: Settings) -> Iterator[httpx.Client]:
+    app = create_app(settings, bench.store, Starter(bench.store, lambda spec: spec, pin=bench.repo.pin), poke=print)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as client:
+        yield client
+    server.should_exit = True
+    thread.join()
+    listener.close()
+
+
+@pytest.fixture
+def following(bench: Bench) -> Iterator[Controller]:
+    controller = Controller(bench.store, bench.reconciler(), interval=timedelta(hours=1))
+    thread = threading.Thread(target=controller.run)
+    thread.start()
+    eventually(bench.followed)
+    yield controller
+    controller.stop()
+    thread.join()
+
+
+def _as(name: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {name}s-key"}
+
+
+def _waiting_release(bench: Bench, **rule: object) -> None:
+    bench.repo.bundle("mail", "1.0.0")
+    approvals = {"required": 1, "roles": ["approver"], **rule}
+    bench.repo.environment("prod", {"mail": "1.0.0"}, approvals=approvals, people=PEOPLE)
+    bench.repo.commit("Release mail")
+
+
+def test_an_approver_opens_a_gate_and_the_answer_says_so(
+    bench: Bench, http: httpx.Client, following: Controller
+) -> None:
+    _waiting_release(bench)
+    assert http.post("/v1/environments/prod/reconcile", headers=_as("bob")).status_code == 200
+    (waits,) = http.get("/v1/promotions?phase=waiting", headers=_as("bob")).json()["promotions"]
+    assert (waits["gate"], waits["who"]) == ("approvals", ["bob", "cid"])
+    refused = http.post(f"/v1/promotions/{waits['id']}/approve", headers=_as("eve"))
+    assert (refused.status_code, refused.json()["error"]) == (403, "not_an_approver")
+    assert http.post(f"/v1/promotions/{waits['id']}/approve", headers=_as("vic")).status_code == 403
+    why = http.get("/v1/environments/prod/why/mail", headers=_as("bob")).json()
+    assert (why["gate"], why["command"]) == ("approvals", "kneo approve prod/mail --key FILE")
+    done = http.post(f"/v1/promotions/{waits['id']}/approve", headers=_as("bob")).json()
+    assert [item["bundle"] for item in done["environment"]["releases"]] == ["mail"]
+    trace = http.get(f"/v1/trace/{waits['digest']}", headers=_as("bob")).json()
+    (promotion,) = trace["promotions"]
+    assert [item["principal"] for item in promotion["approvals"]] == ["bob"]
+    assert trace["bundle"]["signers"] == ["ann"]
+    assert promotion["commit"] == bench.repo.head()
+    assert promotion["audit"]["seq"] is not None
+    gone = http.post(f"/v1/promotions/{waits['id']}/approve", headers=_as("bob"))
+    assert gone.status_code == 404
+
+
+def test_where_people_must_sign_themselves_their_envelope_is_asked_for(
+    bench: Bench, http: httpx.Client, following: Controller
+) -> None:
+    key = bench.repo.person("bob", "approver")
+    bench.repo.commit("Trust bob")
+    bench.reconcile_by(following)
+    _waiting_release(bench, signed=True)
+    http.post("/v1/environments/prod/reconcile", headers=_as("bob"))
+    (waits,) = http.get("/v1/promotions?phase=waiting", headers=_as("bob")).json()["promotions"]
+    refused = http.post(f"/v1/promotions/{waits['id']}/approve", headers=_as("bob"))
+    assert refused.json()["error"] == "signature_required"
+    for digest, expected in ((bench.repo.pin, 400), (waits["subject"], 200)):
+        statement = build_approval(
+            bundle_name="mail",
+            bundle_digest=digest,
+            environment="prod",
+            policy_digest=waits["policy_digest"],
+            decision=Decision.APPROVE,
+            expires=bench.store.clock.now() + timedelta(days=1),
+        )
+        envelope = serialise(sign(PAYLOAD_TYPE, statement.payload, key)).decode()
+        answer = http.post(f"/v1/promotions/{waits['id']}/approve", headers=_as("bob"), json={"envelope": envelope})
+        assert answer.status_code == expected, answer.text
+    assert bench.served() == {"mail": "1.0.0"}
+
+
+def test_a_rollback_stays_although_git_says_otherwise(bench: Bench, http: httpx.Client, following: Controller) -> None:
+    bench.repo.release("prod", "mail", "1.0.0")
+    http.post("/v1/environments/prod/reconcile", headers=_as("bob"))
+    bench.repo.release("prod", "mail", "1.1.0")
+    http.post("/v1/environments/prod/reconcile", headers=_as("bob"))
+    order = {"bundle": "mail", "reason": "it shouts"}
+    answer = http.post("/v1/environments/prod/rollback", json=order, headers=_as("bob"))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["result"]["version"] == "1.0.0"
+    bench.repo.commit("Another commit")
+    after = http.post("/v1/environments/prod/reconcile", headers=_as("bob")).json()
+    assert after["environment"]["releases"][0]["version"] == "1.0.0"
+    assert after["environment"]["holds"][0]["actor"] == "bob"
+    (event,) = bench.events("release.rolled_back")
+    assert event["reason"] == "it shouts"
+    unheld = http.post("/v1/environments/prod/unhold", json={"bundle": "mail"}, headers=_as("bob")).json()
+    assert unheld["environment"]["releases"][0]["version"] == "1.1.0"
+    again = http.post("/v1/environments/prod/rollback", json={**order, "to": "7.7.7"}, headers=_as("bob"))
+    assert (again.status_code, again.json()["error"]) == (404, "never_served")
+
+
+def test_a_rollback_needs_as_many_people_as_a_promotion(
+    bench: Bench, http: httpx.Client, following: Controller
+) -> None:
+    for version in ("1.0.0", "1.1.0"):
+        bench.repo.release("prod", "mail", version)
+        bench.reconcile_by(following)
+    rule = {"required": 2, "roles": ["approver"]}
+    bench.repo.environment("prod", {"mail": "1.1.0"}, approvals=rule, people=PEOPLE)
+    bench.repo.commit("Two people from now on")
+    bench.reconcile_by(following)
+    order = {"bundle": "mail", "reason": "it shouts"}
+    answer = http.post("/v1/environments/prod/rollback", json=order, headers=_as("bob"))
+    assert (answer.status_code, answer.json()["error"]) == (409, "AwaitingApproval")
+    assert bench.served() == {"mail": "1.1.0"}
+
+
+def test_suspended_environments_stay_as_they_are(bench: Bench, http: httpx.Client, following: Controller) -> None:
+    bench.reconcile_by(following)
+    assert http.post("/v1/environments/prod/suspend", json={}, headers=_as("bob")).status_code == 422
+    http.post("/v1/environments/prod/suspend", json={"reason": "incident"}, headers=_as("bob"))
+    bench.repo.release("prod", "mail", "1.0.0")
+    after = http.post("/v1/environments/prod/reconcile", headers=_as("bob")).json()["environment"]
+    assert (after["releases"], after["suspension"]["reason"]) == ([], "incident")
+    lifted = http.post("/v1/environments/prod/unsuspend", headers=_as("bob")).json()
+    assert len(lifted["environment"]["releases"]) == 1
+
+
+def test_without_a_controller_nothing_is_promised(bench: Bench, http: httpx.Client) -> None:
+    bench.reconcile()
+    bench.drop_lease()
+    for path, body in (("suspend", {"reason": "x"}), ("reconcile", None), ("hold", {"bundle": "m", "reason": "x"})):
+        answer = http.post(f"/v1/environments/prod/{path}", json=body, headers=_as("bob"))
+        assert (answer.status_code, answer.json()["error"]) == (503, "no_controller")
+    assert http.get("/v1/environments/prod/plan", headers=_as("bob")).status_code == 503
+
+
+def test_a_plan_tells_what_a_branch_would_change(bench: Bench, http: httpx.Client, following: Controller) -> None:
+    bench.repo.release("prod", "mail", "1.0.0")
+    bench.reconcile_by(following)
+    before = bench.rows(but={"requests", "leases"})
+    bench.repo.git("switch", "-q", "-c", "change")
+    bench.repo.bundle("mail", "1.1.0", bench.repo.other_spec())
+    bench.repo.environment("prod", {"mail": "1.1.0"}, approvals={"required": 1, "roles": ["approver"]}, people=PEOPLE)
+    bench.repo.commit("Propose")
+    plan = http.get("/v1/environments/prod/plan?ref=change", headers=_as("bob")).json()
+    (environment,) = plan["environments"]
+    (action,) = environment["actions"]
+    assert (action["kind"], action["from"], action["to"], action["allowed"]) == ("promote", "1.0.0", "1.1.0", False)
+    assert any("Another question?" in line for line in json.loads(json.dumps(action["diff"])))
+    assert [gate["gate"] for gate in environment["gates"]] == ["approvals"]
+    assert bench.rows(but={"requests", "leases"}) == before
+
+
+def test_bundles_are_listed_with_where_they_are_served(bench: Bench, http: httpx.Client) -> None:
+    digest = bench.repo.release("prod", "mail", "1.0.0")
+    bench.reconcile()
+    assert http.get("/v1/bundles", headers=_as("vic")).json()["bundles"][0]["served_in"] == ["prod"]
+    one = http.get("/v1/bundles/mail/1.0.0", headers=_as("vic")).json()
+    assert (one["digest"], one["spec"]["agent"]["name"]) == (digest, "announcer")
+    assert http.get("/v1/bundles/mail/2.0.0", headers=_as("vic")).status_code == 404
+
+
+def test_an_event_is_proved_without_trusting_the_service(bench: Bench, http: httpx.Client) -> None:
+    for version in ("1.0.0", "1.1.0", "1.2.0"):
+        bench.repo.release("prod", "mail", version)
+        bench.reconcile()
+    (promoted,) = [item for item in bench.sealed("release.promoted") if item.event.metadata["version"] == "1.1.0"]
+    proof = http.get(f"/v1/audit/proof?seq={promoted.seq}", headers=_as("vic")).json()
+    said = read_checkpoint(proof["checkpoint"], PublicKey.load(proof["key"]))
+    assert proof["key"] == bench.service_key.public.pem
+    assert (said.size, said.root) == (proof["size"], proof["root"])
+    assert verify_inclusion(proof["leaf"], promoted.seq - 1, said.size, proof["path"], said.root)
+    assert not verify_inclusion("0" * 64, promoted.seq - 1, said.size, proof["path"], said.root)
+    assert audit.verify(bench.store).valid
+    assert http.get("/v1/audit/proof?seq=999", headers=_as("vic")).status_code == 404
+    again = http.get("/v1/audit/checkpoint", headers=_as("vic")).json()
+    assert again["note"] == proof["checkpoint"]
