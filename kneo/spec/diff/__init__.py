@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from kneo.spec.diff.places import SPEC
 from kneo.spec.diff.render import escaped, fenced, text_lines, visible
 from kneo.spec.diff.spot import Danger, Words
-from kneo.spec.diff.tree import Event, compare
+from kneo.spec.diff.tree import Event, by_name, compare
 from kneo.spec.diff.words import describe_event
 from kneo.spec.models import Spec
 
@@ -105,9 +105,10 @@ def diff(old: Spec | None, new: Spec) -> SpecDiff:
     """
     before = {} if old is None else _tree(old)
     after = _tree(new)
+    old_names, new_names = by_name(before), by_name(after)
     changes = []
     for event in compare(before, after, SPEC):
-        words = describe_event(event, before, after)
+        words = describe_event(event, old_names, new_names)
         if words is not None:
             changes.append(_change(event, words))
     changes.sort(key=lambda change: -change.danger)  # stable: otherwise as one reads

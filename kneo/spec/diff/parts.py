@@ -100,10 +100,9 @@ def workflow(spot: Spot) -> Words:
 def _order(spot: Spot) -> Words:
     """Speak of a new order; where a question is among what moved, it may now stand behind what it stood before."""
     members = spot.new(*spot.place.rest)
-    kinds = (
-        {member.get("kind") for member in members if isinstance(member, dict)} if isinstance(members, list) else set()
-    )
-    danger, area = (HIGH, "gates") if "human" in kinds else (MEDIUM, "steps")
+    steps = members.values() if isinstance(members, dict) else ()
+    asks = any(isinstance(step, dict) and step.get("kind") == "human" for step in steps)
+    danger, area = (HIGH, "gates") if asks else (MEDIUM, "steps")
     return said(spot, danger, area, f"The {spot.place.rest[-1]} of {spot.name}")
 
 

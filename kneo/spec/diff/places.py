@@ -95,14 +95,11 @@ def _at_gate(place: Place) -> Place:
 
 
 def look(tree: object, keys: Keys) -> object:
-    """Return what is at a way of maps and lists of things with ids, or ABSENT."""
+    """Return what is at a way through a tree that was made by :func:`by_name`, or ABSENT."""
     for key in keys:
-        if isinstance(tree, dict):
-            tree = tree.get(key, ABSENT)
-        elif isinstance(tree, list):
-            tree = next((item for item in tree if isinstance(item, dict) and item.get("id") == key), ABSENT)
-        else:
+        if not isinstance(tree, dict):
             return ABSENT
+        tree = tree.get(key, ABSENT)
     return tree
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -50,12 +49,12 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """A change, what it belongs to, and the whole on both sides."""
+    """A change, what it belongs to, and the whole on both sides, with lists by name."""
 
     event: Event
     place: Place
-    before: Mapping[str, object]
-    after: Mapping[str, object]
+    before: object
+    after: object
 
     @property
     def name(self) -> str:

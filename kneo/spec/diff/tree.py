@@ -76,6 +76,16 @@ def same(before: object, after: object) -> bool:
     return type(before) is type(after) and before == after
 
 
+def by_name(tree: object) -> object:
+    """Return a tree with its lists of named maps as maps, so that every way leads straight down."""
+    if isinstance(tree, dict):
+        return {key: by_name(value) for key, value in tree.items()}
+    if isinstance(tree, list) and tree and all(isinstance(item, dict) for item in tree):
+        named = _named(tree)
+        return [by_name(item) for item in tree] if named is None else by_name(named)
+    return tree
+
+
 def _event(before: object, after: object, keys: Keys, *, within: bool) -> Event:
     kind: Kind = "added" if before is ABSENT else "removed" if after is ABSENT else "changed"
     return Event(keys, kind, before, after, within)

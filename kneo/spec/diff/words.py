@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 from kneo.spec.diff import agents, parts, people
@@ -28,12 +28,12 @@ DESCRIBE: dict[Owner, Callable[[Spot], Words]] = {
 _ORDER_IS_FREE: frozenset[Owner] = frozenset({"agent", "tool", "function", "human", "gate", "skill"})
 
 
-def describe_event(event: Event, before: Mapping[str, object], after: Mapping[str, object]) -> Words | None:
+def describe_event(event: Event, before: object, after: object) -> Words | None:
     """Say what happened; None where a sentence about something around it has said it.
 
     Args:
         event: What differs.
-        before: The old spec as plain values.
+        before: The old spec as plain values, its lists by name.
         after: The new one.
     """
     spot = Spot(event, place_of(event.keys), before, after)

@@ -36,6 +36,7 @@ _AFTERWARDS: tuple[Position, ...] = ("after", "each")
 
 MAX_SHOWN = 8  # steps of a way that a message names
 MAX_NOTES = 3  # questions that do not count, of those a message names
+MAX_CHAIN = 20  # steps that stand in for each other one after the other; a longer chain counts as one that goes on
 MAX_LINKS = 40  # of a way that a message looks back over
 
 
@@ -90,9 +91,18 @@ class Walk:
     found: Callable[[Path, str, Call | None, Way], None] | None = None
     entered: Callable[[Part, Way], None] | None = None
     _stand_ins: dict[Path, bool] = field(default_factory=dict)
+    _chained: int = 0
+    _later: list[tuple[_At, Way]] = field(default_factory=list)
 
     def workflow(self, at: WorkflowAt, way: Way) -> bool:
         """Follow a workflow from its start; tell whether its end can be reached without a gate."""
+        passed = self._family(at, way)
+        while self._later:
+            late, reached = self._later.pop()
+            self._step(late, Way(reached, late.step.id))
+        return passed
+
+    def _family(self, at: WorkflowAt, way: Way) -> bool:
         workflow = at.workflow
         match workflow:
             case SequentialWorkflow():
@@ -192,7 +202,12 @@ class Walk:
         """Follow a step that runs in another's place, once however many name it."""
         if at.path not in self._stand_ins:
             self._stand_ins[at.path] = True  # until it is known; two that stand in for each other go on
+            if self._chained >= MAX_CHAIN:
+                self._later.append((at, way))
+                return True
+            self._chained += 1
             self._stand_ins[at.path] = self._step(at, Way(way, at.step.id))[0]
+            self._chained -= 1
         return self._stand_ins[at.path]
 
     def _body(self, at: _At, way: Way) -> bool:
