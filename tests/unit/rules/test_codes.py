@@ -1,19 +1,29 @@
 """One file for each code: a spec that fires exactly it, where it should, and a twin that does not."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from kneo.spec import rules
 from kneo.spec.context import Module, RuleContext
 from kneo.spec.diagnostics import Diagnostic
+from kneo.spec.flags import PolicyFlags
 from kneo.spec.load import load_tree
+from kneo.spec.policy import check_policy
 from kneo.spec.reader import read
 from kneo.spec.rules import check
 
 SPECS = Path(__file__).parents[2] / "fixtures" / "specs"
 FILES = sorted(SPECS.glob("*.yaml"))
 
-COMPANIONS = {"W_HUMAN_APPROVAL_MISSING": {"W_TOOL_POLICY_UNRESTRICTED"}}
+COMPANIONS = {
+    "W_HUMAN_APPROVAL_MISSING": {"W_TOOL_POLICY_UNRESTRICTED"},
+    "E_ENV_POLICY_DIAGNOSTIC": {"W_AGENT_MODEL"},
+    "E_ENV_POLICY_WARNING": {"W_AGENT_MODEL"},
+    "E_ENV_POLICY_TOOL_PERMISSIONS": {"W_TOOL_POLICY_UNRESTRICTED"},
+    "E_ENV_POLICY_UNRESTRICTED_TOOLS": {"W_TOOL_SHELL_ALLOWED"},
+}
 """Codes that by their meaning come with others."""
 
 
@@ -29,7 +39,11 @@ def context_of(given: dict) -> RuleContext:
 
 
 def findings(case: dict, twin: str) -> tuple[Diagnostic, ...]:
-    return load_tree(case[twin], context=context_of(case.get("context", {})), rules=check).diagnostics
+    loaded = load_tree(case[twin], context=context_of(case.get("context", {})), rules=check)
+    if "policy" not in case:
+        return loaded.diagnostics
+    flags = PolicyFlags.model_validate(case["policy"])
+    return (*loaded.diagnostics, *check_policy(loaded.spec, loaded.diagnostics, flags))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -42,3 +56,13 @@ def test_each_code_fires_alone_and_its_twin_is_clean(file: Path) -> None:
     assert found.path_text == case["path"]
     assert found.severity.value == {"E": "error", "W": "warning"}[code[0]]
     assert {d.code for d in findings(case, "good")} <= COMPANIONS.get(code, set())
+
+
+EMITTED = re.compile(r"\b[EW]_[A-Z]+(?:_[A-Z]+)+\b")
+SHARED = {"E_GUARDRAIL_REGEX_UNSAFE", "E_HUMAN_FIELD_REGEX", "E_HUMAN_FIELD_REGEX_UNSAFE"}
+
+
+def test_no_code_is_without_a_file() -> None:
+    sources = [Path(rules.__file__).parent.glob("*.py"), Path(rules.__file__).parents[1].glob("policy.py")]
+    named = {code for files in sources for file in files for code in EMITTED.findall(file.read_text("utf-8"))}
+    assert named - {"E_UNKNOWN_TOOL"} | SHARED <= {file.stem for file in FILES}
