@@ -81,7 +81,7 @@ def _close(progress: Progress) -> Frame | Ended:
             value = progress.value
             return Ended(status=RunStatus.SUCCEEDED, output=value.text, outputs=value.outputs)
         case Failed():
-            return Ended(status=RunStatus.FAILED, output=None, error=progress.error)
+            return Ended(status=RunStatus.FAILED, output=None, error=progress.error, kept=progress.kept)
         case Again():
             return stopped(progress.error)
         case _:

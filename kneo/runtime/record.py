@@ -154,7 +154,7 @@ def _answered_step(tx: Tx, run: Run, ask: Ask, task: HumanTask) -> StepRecord:
 
 def failed(tx: Tx, desk: Desk | None, run: Run, error: RunError) -> None:
     """End a run that cannot go on for a reason outside its steps."""
-    _Change(tx, desk, run, Ended(status=RunStatus.FAILED, output=None, error=error)).write(())
+    _Change(tx, desk, run, Ended(status=RunStatus.FAILED, output=None, error=error, kept=run.state)).write(())
 
 
 # ---- one change -------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ class _Change:
         self.history.trace.append(NewTrace(type=kind, step_id=step_id, data=data))
 
     def checkpoint(self, kind: str, step_id: str | None = None, **facts: object) -> None:
-        state = snapshot(self.run, self.tx)
+        state = snapshot(history.counted(self.run, self.history), self.tx)
         self.history.checkpoints.append(NewCheckpoint(type=kind, step_id=step_id, state=state, metadata=facts))
 
     def write(self, busy: Collection[str]) -> Run | None:
@@ -244,6 +244,8 @@ class _Change:
             tx,
             self.run,
             status=run.status,
+            state=run.state,
+            state_version=run.state_version,
             output_text=run.output_text,
             error=error,
             metadata=run.metadata,
@@ -273,7 +275,8 @@ def _still_ours(tx: Tx, run: Run) -> Run:
 
 def _ended(run: Run, ended: Ended) -> Run:
     metadata = {**run.metadata, "outputs": dict(ended.outputs)} if ended.outputs else run.metadata
-    return replace(run, status=ended.status, output_text=ended.output, error=ended.error, metadata=metadata)
+    after = replace(run, status=ended.status, output_text=ended.output, error=ended.error, metadata=metadata)
+    return replace(after, state=ended.kept or {}) if ended.status is RunStatus.FAILED else after
 
 
 def moment(run: Run, tx: Tx) -> Moment:

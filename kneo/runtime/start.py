@@ -174,6 +174,17 @@ class Starter:
         body = canonical_json(approved.bundle.spec)
         return _Frozen(Spec.model_validate_json(body), body, ref, approved.audit_seq)
 
+    def check_still_allowed(self, tx: Tx, run: Run) -> None:
+        """Ask for a run that was started once whether it could be started today.
+
+        Raises:
+            Forbidden, Untrusted, NotFound: it could not.
+        """
+        if run.release is None:
+            self._check_inline_allowed(tx, run.environment)
+        else:
+            registry.resolve(tx, run.release.digest, run.release.environment, pin=self.pin)
+
     def _check_inline_allowed(self, tx: Tx, environment: str | None) -> None:
         """Once Git declares environments, a run names one, and brings its own spec only where that one lets it."""
         declared = releases.list_environments(tx)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from sqlalchemy import ColumnElement, Row, bindparam, func, insert, select, update
@@ -207,6 +207,26 @@ def end(tx: Tx, run_id: str, status: RunStatus, error: RunError, *, allowed: Ite
             epoch=runs.c.epoch + 1,
             updated_at=tx.at,
             completed_at=tx.at,
+        )
+    )
+    return done.rowcount == 1
+
+
+def revive(tx: Tx, run: Run, *, state: Mapping[str, object], state_version: int) -> bool:
+    """Let a failed run run again from a state; false when it is no longer the failed run that was read."""
+    done = tx.connection.execute(
+        update(runs)
+        .where(runs.c.id == run.id, runs.c.epoch == run.epoch, runs.c.status == RunStatus.FAILED)
+        .values(
+            status=RunStatus.RUNNING,
+            state=state,
+            state_version=state_version,
+            error=None,
+            owner=None,
+            epoch=runs.c.epoch + 1,
+            wake_seq=runs.c.wake_seq + 1,
+            updated_at=tx.at,
+            completed_at=None,
         )
     )
     return done.rowcount == 1

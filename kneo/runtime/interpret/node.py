@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -114,6 +114,8 @@ class Failed:
     """Something failed and nothing below caught it."""
 
     error: RunError
+    kept: Frame | None = None
+    """Where it stood, so that somebody may have it tried again; ``None`` where trying again makes no sense."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +138,8 @@ class Ended:
     output: str | None
     error: RunError | None = None
     outputs: Mapping[str, str] = field(default_factory=dict)
+    kept: Frame | None = None
+    """The state from which a failed run can be continued."""
 
 
 Progress = Frame | Done | Failed | Again | Ended
@@ -230,10 +234,40 @@ class Node(ABC):
         match progress:
             case Ended():
                 return progress
-            case Done() | Failed() | Again():
+            case Failed():
+                after = self.resume(moment, without(frame, slot), slot, progress, place)
+                if isinstance(after, Failed) and after.error is progress.error:
+                    kept = with_child(frame, slot, progress.kept) if progress.kept is not None else None
+                    return Failed(error=after.error, kept=kept)
+                return after
+            case Done() | Again():
                 return self.resume(moment, without(frame, slot), slot, progress, place)
             case _:
                 return self.changed(moment, with_child(frame, slot, progress), place)
+
+    # ---- for those who look at it from outside ------------------------------------------------------------------
+
+    def revived(self, frame: Frame) -> Frame:
+        """Return the frame of something that failed as it has to be for another try."""
+        return self._each_child(frame, lambda node, child, _place: node.revived(child), "")
+
+    def given(self, frame: Frame, ticket: str, text: str, place: str) -> Frame:
+        """Return the frame with another input for what has this ticket."""
+        return self._each_child(frame, lambda node, child, inner: node.given(child, ticket, text, inner), place)
+
+    def unasked(self, frame: Frame) -> Frame:
+        """Return the frame as if nobody had been asked yet."""
+        kept = {key: value for key, value in frame.items() if key != "task"}
+        return self._each_child(kept, lambda node, child, _place: node.unasked(child), "")
+
+    def _each_child(self, frame: Frame, change: Callable[[Node, Frame, str], Frame], place: str) -> Frame:
+        if not children(frame):
+            return frame
+        changed = {}
+        for slot, child in children(frame).items():
+            node, inner = self.locate(frame, slot, place)
+            changed[slot] = change(node, child, inner)
+        return {**frame, "children": changed}
 
 
 def children(frame: Frame) -> Mapping[str, Frame]:

@@ -1,6 +1,7 @@
 """At the same time, on the same input.
 
-Frame: ``node``, ``input``, ``children`` by their number, ``done`` (values) and ``failed`` (errors) of those that ended.
+Frame: ``node``, ``input``, ``children`` by their number, ``done`` (values) and ``failed`` (errors) of those that ended,
+and ``stuck``, where those that failed stood.
 
 When one fails the others go on as far as they can without asking anybody, then all of it fails with the first failure
 in declaration order: what runs and how it ends does not depend on who is quicker.
@@ -35,7 +36,7 @@ class Parallel(Node):
     children: tuple[Node, ...]
 
     def enter(self, moment: Moment, value: Value, place: str) -> Progress:
-        frame: Frame = {"node": self.path, "input": value.as_json(), "children": {}, "done": {}, "failed": {}}
+        frame: Frame = {"node": self.path, "input": value.as_json(), "children": {}, "done": {}}
         for index in range(len(self.children)):
             slot = str(index)
             node, inner = self.locate(frame, slot, place)
@@ -63,7 +64,10 @@ class Parallel(Node):
                 return {**frame, "done": {**_map(frame, "done"), slot: progress.value.as_json()}}
             case Failed():
                 error = {"type": progress.error.type, "message": progress.error.message}
-                return {**frame, "failed": {**_map(frame, "failed"), slot: error}}
+                stuck = (
+                    {**_map(frame, "stuck"), slot: progress.kept} if progress.kept is not None else _map(frame, "stuck")
+                )
+                return {**frame, "failed": {**_map(frame, "failed"), slot: error}, "stuck": stuck}
             case _:
                 return {**frame, "children": {**children(frame), slot: progress}}
 
@@ -77,10 +81,16 @@ class Parallel(Node):
         if failed and not any(True for _ in self.ready(frame, place)):
             first = failed[min(failed, key=int)]
             assert isinstance(first, Mapping)
-            return Failed(error=RunError(type=first["type"], message=first["message"]))
+            can_go_on = failed.keys() == _map(frame, "stuck").keys()
+            error = RunError(type=first["type"], message=first["message"])
+            return Failed(error=error, kept=frame if can_go_on else None)
         if children(frame):
             return frame
         return Done(value=self._joined(read_value(frame["input"]), _map(frame, "done")))
+
+    def revived(self, frame: Frame) -> Frame:
+        again = {**children(frame), **_map(frame, "stuck")}
+        return super().revived({**frame, "children": again, "failed": {}, "stuck": {}})
 
     def _joined(self, value: Value, done: Mapping[str, object]) -> Value:
         """Merge what the branches said, in declaration order: the last one that said anything is the text."""
@@ -95,6 +105,6 @@ class Parallel(Node):
 
 
 def _map(frame: Frame, key: str) -> Mapping[str, object]:
-    found = frame[key]
+    found = frame.get(key, {})
     assert isinstance(found, Mapping)
     return found

@@ -118,7 +118,7 @@ class Router(Node):
             case Succeeded():
                 return self._take_way(moment, frame, outcome.text.strip(), place)
             case StepFailed():
-                return Failed(error=outcome.error)
+                return Failed(error=outcome.error, kept=frame)
             case Answered() if outcome.decision.kind is DecisionKind.SELECTED:
                 return self._take_way(moment, frame, outcome.decision.selected_option, place)
             case Answered() if outcome.decision.kind is DecisionKind.REJECTED:

@@ -234,7 +234,7 @@ class Step(Node):
             kept = {key: frame[key] for key in ("node", "input", "attempt")}
             progress = self.fallback.enter(moment, value, f"{self._inner(frame, place)}:fallback")
             return self._moved(moment, {**kept, "phase": "fallback"}, "fallback", progress, place)
-        return Failed(error=error)
+        return Failed(error=error, kept=frame if isinstance(self.body, Leaf) else None)
 
     def _anew(self, moment: Moment, frame: Frame, value: Value, place: str) -> Progress:
         """Begin the body again."""
@@ -242,6 +242,18 @@ class Step(Node):
         fresh = {key: kept for key, kept in frame.items() if key not in dropped}
         fresh |= {"attempt": number(frame, "attempt") + 1, "input": value.as_json()}
         return self._begin(moment, fresh, value, place)
+
+    def revived(self, frame: Frame) -> Frame:
+        fresh = {key: kept for key, kept in frame.items() if key not in {"not_before", "failures", "error"}}
+        if isinstance(self.body, Leaf) and frame["phase"] == "body":
+            return {**fresh, "attempt": number(frame, "attempt") + 1}
+        return super().revived(fresh)
+
+    def given(self, frame: Frame, ticket: str, text: str, place: str) -> Frame:
+        own = self.pending(frame, place)
+        if own is not None and own.ticket == ticket:
+            return {**frame, "input": replace(read_value(frame["input"]), text=text).as_json()}
+        return super().given(frame, ticket, text, place)
 
     # ---- answers ----------------------------------------------------------------------------------------------
 

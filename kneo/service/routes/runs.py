@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from fastapi import APIRouter, Depends, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kneo.errors import Invalid
+from kneo.runtime import views
 from kneo.runtime.cancel import cancel_run
+from kneo.runtime.load import ProgramLoader
+from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
 from kneo.runtime.start import RunOrder
 from kneo.runtime.wait import find_run, wait_until_settled
 from kneo.service import wire
@@ -17,7 +20,7 @@ from kneo.service.auth import Principal, require
 from kneo.service.context import Here, Published, Service
 from kneo.service.spec_files import read_spec_file
 from kneo.service.wire import Json
-from kneo.service.words import parse_status
+from kneo.service.words import parse_status, say
 from kneo.state.run import Run, RunStatus
 from kneo.state.task import UNRESOLVED, HumanTask
 from kneo.store import runs, tasks
@@ -181,6 +184,85 @@ def list_run_checkpoints(run_id: str, service: Here, _principal: Reader) -> Json
         "checkpoints", found, total=len(found), limit=1000, offset=0, sort_by="sequence", sort_order="asc"
     )
     return {"run_id": run_id, **answer}
+
+
+@router.get("/runs/{run_id}/checkpoints/diff", operation_id="diff_run_checkpoints")
+def diff_run_checkpoints(
+    run_id: str,
+    service: Here,
+    _principal: Reader,
+    from_sequence: Annotated[int | None, Query(ge=1)] = None,
+    to_sequence: Annotated[int | None, Query(ge=1)] = None,
+) -> Json:
+    """Compare two checkpoints; left out: the last two."""
+    past = read_record(service.store, run_id)
+    return views.checkpoint_diff(past.run, past.checkpoints, from_sequence, to_sequence)
+
+
+@router.get("/runs/{run_id}/replay", operation_id="get_run_replay")
+def get_run_replay(run_id: str, service: Here, published: Published, _principal: Reader) -> Json:
+    """Read a run's checkpoints as a timeline."""
+    return _told(views.replay_view(read_record(service.store, run_id)), published=published)
+
+
+@router.get("/runs/{run_id}/recovery", operation_id="get_run_recovery")
+def get_run_recovery(run_id: str, service: Here, published: Published, _principal: Reader) -> Json:
+    """Read where a run stands and whether it can be continued."""
+    return _told(views.recovery_view(read_record(service.store, run_id)), published=published)
+
+
+@router.post("/runs/{run_id}/continue", operation_id="continue_run")
+def continue_(run_id: str, service: Here, published: Published, principal: Writer) -> Json:
+    """Try a failed run again from where it stood, and wait until it pauses or ends."""
+    return _go_on(service, continue_run(service.store, _programs(service), run_id, actor=principal.name), published)
+
+
+class RunFork(BaseModel):
+    """Where in a run's past another one begins: a step or a checkpoint."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: str | None = Field(default=None, description="Path of the step it begins with, `#n` for the n-th time.")
+    checkpoint: int | None = Field(default=None, ge=1, description="Or the sequence number of a checkpoint.")
+    input: str | None = Field(default=None, description="What that step is given instead.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.step is None) == (self.checkpoint is None):
+            msg = "name a step or a checkpoint to begin at, one of them"
+            raise ValueError(msg)
+        return self
+
+
+@router.post("/runs/{run_id}/fork", operation_id="fork_run")
+def fork_run(run_id: str, body: RunFork, service: Here, published: Published, principal: Writer) -> Json:
+    """Start another run from a point in this one's past, and wait until it pauses or ends."""
+    limit = service.settings.limits.input_chars
+    if len(body.input or "") > limit:
+        msg = f"input is {len(body.input or '')} long; at most {limit} is accepted."
+        raise Invalid(msg, code="input_too_large", field="input", limit=limit)
+    order = ForkOrder(
+        run_id=run_id, step=body.step, checkpoint=body.checkpoint, input=body.input, requester=principal.name
+    )
+    return _go_on(service, fork(service.starter, _programs(service), order), published)
+
+
+def _told(view: Json, *, published: bool) -> Json:
+    """Say the status of a view in the words that were asked for."""
+    status = say(RunStatus(str(view["status"])), published=published)
+    context = view["replay_context"]
+    assert isinstance(context, dict)
+    return {**view, "status": status, "replay_context": {**context, "status": status}}
+
+
+def _programs(service: Service) -> ProgramLoader:
+    return ProgramLoader(service.store)
+
+
+def _go_on(service: Service, run: Run, published: bool) -> Json:
+    service.poke()
+    settled = wait_until_settled(service.store, run.id, SYNC_SECONDS)
+    return wire.run_created(settled, open_task(service, settled), published=published)
 
 
 @router.post("/runs/{run_id}/cancel", operation_id="cancel_run")

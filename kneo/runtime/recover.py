@@ -1,0 +1,206 @@
+"""Trying a failed run again from where it stood, and starting another one from a point in a run's past."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from kneo.clock import isoformat, new_id, parse_time
+from kneo.errors import Conflict, NotFound
+from kneo.runtime.decide import actions
+from kneo.runtime.load import ProgramLoader
+from kneo.runtime.migrate_state import migrate_state
+from kneo.runtime.program import Program
+from kneo.runtime.record import snapshot
+from kneo.runtime.start import Starter
+from kneo.runtime.views import Record, can_continue
+from kneo.runtime.wait import find_run
+from kneo.state.run import STATE_VERSION, Checkpoint, Run, RunStatus
+from kneo.state.task import UNRESOLVED
+from kneo.store import audit, history, runs, tasks
+from kneo.store.engine import Store, Tx
+from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
+
+
+def read_record(store: Store, run_id: str) -> Record:
+    """Read everything that is known of a run's past.
+
+    Raises:
+        NotFound: there is no such run.
+    """
+    run = find_run(store, run_id)
+    with store.read() as tx:
+        waiting = tasks.of_run(tx, run_id, UNRESOLVED) if run.status is RunStatus.PAUSED else ()
+        return Record(
+            run=run,
+            steps=history.list_steps(tx, run_id),
+            checkpoints=history.list_checkpoints(tx, run_id),
+            task=waiting[0] if waiting else None,
+        )
+
+
+def continue_run(store: Store, programs: ProgramLoader, run_id: str, *, actor: str) -> Run:
+    """Try a failed run again: what had succeeded is not repeated, what failed is a new attempt.
+
+    Raises:
+        NotFound: there is no such run.
+        Conflict: ``run_state_conflict``: it did not fail, or trying again makes no sense.
+    """
+    run = find_run(store, run_id)
+    if not can_continue(run):
+        raise _not_continuable(run)
+    program = programs.load(run)
+    state = program.root.revived(migrate_state(run.state, run.state_version))
+
+    def work(tx: Tx) -> Run:
+        if not runs.revive(tx, run, state=state, state_version=STATE_VERSION):
+            raise _not_continuable(run)
+        history.add_trace(tx, run.id, "workflow_resumed", continued=True)
+        kept = snapshot(replace(run, status=RunStatus.RUNNING, state=state, error=None), tx)
+        history.add_checkpoint(tx, run.id, "replay_context", step_id=None, state=kept, metadata={"continued": True})
+        audit.record(
+            tx,
+            "run.continued",
+            actor=actor,
+            run_id=run.id,
+            environment=run.environment,
+            metadata={"status": RunStatus.RUNNING.value},
+        )
+        after = runs.get(tx, run.id)
+        assert after is not None
+        return after
+
+    return store.transact(work)
+
+
+def _not_continuable(run: Run) -> Conflict:
+    msg = f"The run {run.id} is {run.status} and cannot be continued."
+    hint = "Only a run that failed in a step can; kneo runs fork starts another one from any point of this one."
+    return Conflict(msg, code="run_state_conflict", hint=hint, status=run.status.value)
+
+
+# ---- fork -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForkOrder:
+    """Where in a run's past another one begins."""
+
+    run_id: str
+    step: str | None = None
+    """The step it begins with: its path, with ``#n`` for the n-th time it was begun."""
+    checkpoint: int | None = None
+    """Or the number of the checkpoint it begins at."""
+    input: str | None = None
+    """What the step is given instead of what it was given."""
+    requester: str = ""
+
+
+def fork(starter: Starter, programs: ProgramLoader, order: ForkOrder) -> Run:
+    """Start a run with another run's past. What may run at all is asked anew, exactly as for a new run.
+
+    Raises:
+        NotFound: there is no such run, step or checkpoint.
+        Conflict: ``checkpoint_incomplete``: too much was left out of the checkpoint to go on from it.
+        Forbidden: what the run executed may no longer run.
+    """
+    store = starter.store
+    parent = find_run(store, order.run_id)
+    program = programs.load(parent)
+    with store.read() as tx:
+        checkpoints = history.list_checkpoints(tx, parent.id)
+    point, ticket, state = _point(program, parent, checkpoints, order)
+    if order.input is not None and ticket is not None:
+        state = program.root.given(state, ticket, order.input, "")
+
+    def work(tx: Tx) -> Run:
+        starter.check_still_allowed(tx, parent)
+        return _insert(tx, parent, point, state, order)
+
+    return store.transact(work)
+
+
+def _point(
+    program: Program, parent: Run, checkpoints: tuple[Checkpoint, ...], order: ForkOrder
+) -> tuple[Checkpoint, str | None, Mapping[str, object]]:
+    for item in checkpoints:
+        if order.checkpoint is not None and item.sequence != order.checkpoint:
+            continue
+        kept = item.state
+        if "state" not in kept:
+            if order.checkpoint is None:
+                continue
+            msg = f"Checkpoint {item.sequence} of {parent.id} was too large to be kept whole."
+            raise Conflict(msg, code="checkpoint_incomplete", hint="Fork from an earlier one.")
+        if not kept["state"]:
+            continue
+        inner, version = kept["state"], kept["state_version"]
+        assert isinstance(inner, Mapping)
+        assert isinstance(version, int)
+        state = program.root.unasked(migrate_state(inner, version))
+        ready = {action.ticket: action for action in actions(program, state)}
+        if order.step is None:
+            return item, next(iter(ready), None), state
+        for ticket in ready:
+            if ticket.rpartition(":")[0] == order.step or ticket.split(":")[0] == order.step:
+                return item, ticket, state
+    what = f"step {order.step}" if order.step is not None else f"checkpoint {order.checkpoint}"
+    msg = f"The run {parent.id} never stood before {what}."
+    raise NotFound(msg, code="fork_point_not_found", hint="kneo runs replay RUN shows where it stood.")
+
+
+def _insert(tx: Tx, parent: Run, point: Checkpoint, state: Mapping[str, object], order: ForkOrder) -> Run:
+    origin = {
+        "run_id": parent.id,
+        "checkpoint": point.sequence,
+        "step": order.step,
+        "input_changed": order.input is not None,
+    }
+    run = replace(
+        parent,
+        id=new_id("run", tx.now),
+        status=RunStatus.RUNNING,
+        output_text=None,
+        error=None,
+        state=state,
+        state_version=STATE_VERSION,
+        visited_steps=(),
+        requester=order.requester,
+        metadata={**{key: value for key, value in parent.metadata.items() if key != "outputs"}, "forked_from": origin},
+        deadline_at=_deadline(tx, parent),
+        step_count=0,
+        checkpoint_count=0,
+        trace_count=0,
+    )
+    done = point.state.get("step_count", 0)
+    assert isinstance(done, int)
+    past = [replace(step, run_id=run.id) for step in history.list_steps(tx, parent.id) if step.sequence <= done]
+    begun = NewCheckpoint(type="run_started", step_id=None, state={}, metadata={"forked_from": origin})
+    new = History(
+        steps=past, checkpoints=[begun], trace=[NewTrace(type="workflow_started", data={"forked_from": origin})]
+    )
+    run = history.counted(run, new)
+    begun = replace(begun, state=snapshot(run, tx))
+    new.checkpoints = [begun]
+    runs.insert_run(tx, run)
+    history.append(tx, replace(run, step_count=0, checkpoint_count=0, trace_count=0), new, CheckpointLimits())
+    audit.record(
+        tx,
+        "run.forked",
+        actor=order.requester,
+        run_id=run.id,
+        environment=run.environment,
+        metadata={"parent_run_id": parent.id, "checkpoint": point.sequence, "step": order.step},
+    )
+    after = runs.get(tx, run.id)
+    assert after is not None
+    return after
+
+
+def _deadline(tx: Tx, parent: Run) -> str | None:
+    """Give the new run the time the old one had."""
+    if parent.deadline_at is None or parent.started_at is None:
+        return None
+    allowed: timedelta = parse_time(parent.deadline_at) - parse_time(parent.started_at)
+    return isoformat(tx.now + allowed)

@@ -1,0 +1,180 @@
+"""What a run's checkpoints tell: how it came to where it is, whether it can go on, what changed in between. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from kneo.errors import Invalid
+from kneo.state.run import Checkpoint, Run, RunStatus, StepRecord
+from kneo.state.task import HumanTask
+
+Json = dict[str, object]
+
+MAX_CHANGES = 200
+"""Differences that one comparison lists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Everything the views look at."""
+
+    run: Run
+    steps: Sequence[StepRecord]
+    checkpoints: Sequence[Checkpoint]
+    task: HumanTask | None
+
+
+def can_continue(run: Run) -> bool:
+    """Say whether a failed run can be tried again from where it stood."""
+    return run.status is RunStatus.FAILED and bool(run.state)
+
+
+def replay_context(record: Record) -> Json:
+    """Say what is done and what would come next."""
+    run, steps = record.run, record.steps
+    done = [step.step_id for step in steps if step.status == "completed"]
+    last = steps[-1] if steps else None
+    failed = last.step_id if last is not None and last.status == "failed" else None
+    texts = [step.output_text for step in steps if step.status == "completed" and step.output_text is not None]
+    is_graph = run.workflow_type == "graph"
+    return {
+        "run_id": run.id,
+        "status": run.status.value,
+        "workflow_type": run.workflow_type,
+        "completed_steps": done,
+        "completed_nodes": done if is_graph else [],
+        "failed_step": failed,
+        "failed_node": failed if is_graph else None,
+        "next_step_index": len(done),
+        "resume_input": texts[-1] if texts else run.input_text,
+        "checkpoint_count": len(record.checkpoints),
+        "can_continue": can_continue(run),
+        "can_replay": bool(record.checkpoints),
+    }
+
+
+def replay_view(record: Record) -> Json:
+    """Tell a run's checkpoints as a timeline."""
+    run = record.run
+    return {
+        **_head(run),
+        "agent_name": run.agent_name,
+        "checkpoint_count": len(record.checkpoints),
+        "timeline": [_moment(run, item) for item in record.checkpoints],
+        "replay_context": replay_context(record),
+    }
+
+
+def recovery_view(record: Record) -> Json:
+    """Say where a run stands and whether it can be continued."""
+    run, task = record.run, record.task
+    visited = list(run.visited_steps)
+    return {
+        **_head(run),
+        "current_step_index": None,
+        "current_node_id": None,
+        "visited_steps": visited,
+        "visited_nodes": visited if run.workflow_type == "graph" else [],
+        "checkpoint_count": len(record.checkpoints),
+        "pending_human_request": {"id": task.request_id, "request_id": task.request_id, "prompt": task.prompt}
+        if task
+        else None,
+        "continuation_id": task.id if task else None,
+        "error": asdict(run.error) if run.error else None,
+        "replay_context": replay_context(record),
+    }
+
+
+def _head(run: Run) -> Json:
+    return {
+        "run_id": run.id,
+        "status": run.status.value,
+        "workflow_name": run.workflow_name,
+        "workflow_kind": run.target,
+    }
+
+
+def _summary(run: Run, item: Checkpoint) -> Json:
+    is_graph = run.workflow_type == "graph"
+    return {
+        "id": item.id,
+        "sequence": item.sequence,
+        "type": item.type,
+        "created_at": item.created_at,
+        "workflow_name": run.workflow_name,
+        "step_id": item.step_id,
+        "node_id": item.step_id if is_graph else None,
+    }
+
+
+def _moment(run: Run, item: Checkpoint) -> Json:
+    state = item.state
+    return {
+        **_summary(run, item),
+        "status": state.get("status"),
+        "current_step_index": None,
+        "current_step_id": item.step_id,
+        "current_node_id": item.step_id if run.workflow_type == "graph" else None,
+        "continuation_id": item.metadata.get("continuation_id"),
+        "pending_human_request_id": item.metadata.get("request_id"),
+        "error": state.get("error"),
+    }
+
+
+# ---- differences ------------------------------------------------------------------------------------------------
+
+
+def checkpoint_diff(run: Run, checkpoints: Sequence[Checkpoint], before: int | None, after: int | None) -> Json:
+    """Compare two checkpoints by their numbers; left out: the last two.
+
+    Raises:
+        Invalid: there are not two of them.
+    """
+    by_number = {item.sequence: item for item in checkpoints}
+    numbers = sorted(by_number)
+    if len(numbers) < 2:
+        msg = f"The run {run.id} has {len(numbers)} checkpoints; comparing takes two."
+        raise Invalid(msg, code="checkpoint_diff_invalid")
+    old, new = before or numbers[-2], after or numbers[-1]
+    for number in (old, new):
+        if number not in by_number:
+            msg = f"The run {run.id} has no checkpoint {number}; it has {numbers[0]} to {numbers[-1]}."
+            raise Invalid(msg, code="checkpoint_diff_invalid")
+    if old == new:
+        msg = f"Checkpoint {old} is compared with itself."
+        raise Invalid(msg, code="checkpoint_diff_invalid")
+    first, second = _flat(by_number[old]), _flat(by_number[new])
+    added = [{"path": path, "value": second[path]} for path in sorted(second.keys() - first.keys())]
+    removed = [{"path": path, "value": first[path]} for path in sorted(first.keys() - second.keys())]
+    both = sorted(path for path in first.keys() & second.keys() if first[path] != second[path])
+    changed = [{"path": path, "before": first[path], "after": second[path]} for path in both]
+    count = len(added) + len(removed) + len(changed)
+    left, shown = MAX_CHANGES, []
+    for entries in (added, removed, changed):
+        shown.append(entries[:left])
+        left -= len(shown[-1])
+    return {
+        "run_id": run.id,
+        "from_checkpoint": _summary(run, by_number[old]),
+        "to_checkpoint": _summary(run, by_number[new]),
+        "change_count": count,
+        "added": shown[0],
+        "removed": shown[1],
+        "changed": shown[2],
+        "truncated": count > MAX_CHANGES,
+    }
+
+
+def _flat(item: Checkpoint) -> Mapping[str, object]:
+    found: dict[str, object] = {}
+    _flatten({"state": item.state, "metadata": item.metadata}, "", found)
+    return found
+
+
+def _flatten(value: object, path: str, found: dict[str, object]) -> None:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            _flatten(inner, f"{path}.{key}" if path else str(key), found)
+    else:
+        found[path] = value
