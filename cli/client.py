@@ -57,6 +57,19 @@ class ServiceBackend:
     def checkpoints(self, run_id: str) -> Json:
         return self._send("GET", f"/runs/{run_id}/checkpoints")
 
+    def past(self, run_id: str, view: str) -> Json:
+        return self._send("GET", f"/runs/{run_id}/{view}")
+
+    def checkpoint_diff(self, run_id: str, before: int | None, after: int | None) -> Json:
+        query = {"from_sequence": before, "to_sequence": after}
+        return self._send("GET", f"/runs/{run_id}/checkpoints/diff", query=query)
+
+    def continue_run(self, run_id: str) -> Json:
+        return self._send("POST", f"/runs/{run_id}/continue")
+
+    def fork(self, run_id: str, order: Mapping[str, object]) -> Json:
+        return self._send("POST", f"/runs/{run_id}/fork", body=order)
+
     def cancel(self, run_id: str) -> Json:
         return self._send("POST", f"/runs/{run_id}/cancel")
 
@@ -87,6 +100,12 @@ class ServiceBackend:
 
     def audit_events(self, query: Query) -> Json:
         return self._send("GET", "/audit-events", query=query)
+
+    def send(
+        self, method: str, path: str, *, query: Query | None = None, body: Mapping[str, object] | None = None
+    ) -> Json:
+        """Ask for any path below ``/v1``."""
+        return self._send(method, path, query=query, body=body)
 
     def _send(
         self, method: str, path: str, *, query: Query | None = None, body: Mapping[str, object] | None = None

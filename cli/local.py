@@ -10,7 +10,10 @@ from cli import compose
 from cli.backend import Json, Query
 from kneo import registry
 from kneo.errors import NotFound
+from kneo.runtime import views
 from kneo.runtime.cancel import cancel_run
+from kneo.runtime.load import ProgramLoader
+from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
 from kneo.runtime.start import RunOrder
 from kneo.runtime.wait import find_run, wait_until_settled
 from kneo.service import wire
@@ -73,6 +76,33 @@ class LocalBackend:
 
     def cancel(self, run_id: str) -> Json:
         return self._status(cancel_run(self.store, run_id, actor=self.actor))
+
+    def past(self, run_id: str, view: str) -> Json:
+        record = read_record(self.store, run_id)
+        return (views.replay_view if view == "replay" else views.recovery_view)(record)
+
+    def checkpoint_diff(self, run_id: str, before: int | None, after: int | None) -> Json:
+        record = read_record(self.store, run_id)
+        return views.checkpoint_diff(record.run, record.checkpoints, before, after)
+
+    def continue_run(self, run_id: str) -> Json:
+        return self._gone_on(continue_run(self.store, ProgramLoader(self.store), run_id, actor=self.actor))
+
+    def fork(self, run_id: str, order: Mapping[str, object]) -> Json:
+        checkpoint = order.get("checkpoint")
+        wanted = ForkOrder(
+            run_id=run_id,
+            step=_text(order, "step"),
+            checkpoint=int(str(checkpoint)) if checkpoint is not None else None,
+            input=_text(order, "input"),
+            requester=self.actor,
+        )
+        starter = compose.make_starter(self.settings, self.store)
+        return self._gone_on(fork(starter, ProgramLoader(self.store), wanted))
+
+    def _gone_on(self, run: Run) -> Json:
+        settled = self._drive(run.id)
+        return wire.run_created(settled, self._open_task(settled), published=self.published)
 
     def tasks(self, query: Query) -> Json:
         word = query.get("status")

@@ -9,6 +9,8 @@ import typer
 from cli import render
 from cli.backend import Json
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from cli.run import show_outcome
+from kneo.errors import Usage
 
 app = typer.Typer(help="Look at runs.", no_args_is_help=True)
 
@@ -129,3 +131,117 @@ def cancel(
     with backend(service_url, profile) as asked:
         answer = asked.cancel(run_id)
     render.emit(answer, as_json=as_json, text=lambda: _show_run(answer))
+
+
+@app.command("replay")
+def replay(
+    run_id: RunArgument,
+    step: Annotated[str | None, typer.Option("--from", help="Start another run at this step instead.")] = None,
+    text: Annotated[str | None, typer.Option("--input", help="With --from: what the step is given instead.")] = None,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a run's checkpoints as a timeline; with --from, run it again from there."""
+    if step is not None:
+        fork(run_id, step, None, text, service_url, profile, as_json)
+        return
+    if text is not None:
+        msg = "--input needs --from."
+        raise Usage(msg, hint="kneo runs replay RUN --from STEP --input TEXT")
+    with backend(service_url, profile) as asked:
+        answer = asked.past(run_id, "replay")
+    items = answer["timeline"]
+    assert isinstance(items, list)
+    rows = [[item["sequence"], item["type"], item["step_id"], item["status"], item["created_at"]] for item in items]
+    render.emit(
+        answer,
+        as_json=as_json,
+        text=lambda: render.table("Timeline", ["#", "Type", "Step", "Status", "At"], rows),
+    )
+
+
+@app.command("recovery")
+def recovery(
+    run_id: RunArgument,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where a run stands and whether it can be continued."""
+    with backend(service_url, profile) as asked:
+        answer = asked.past(run_id, "recovery")
+    context = answer["replay_context"]
+    assert isinstance(context, dict)
+    lines = [
+        ("Status", f"{answer['status']}"),
+        ("Done", ", ".join(context["completed_steps"]) or "nothing"),
+        ("Failed", f"{context['failed_step'] or 'nothing'}"),
+        ("Continue", f"kneo runs continue {run_id}" if context["can_continue"] else "no"),
+    ]
+    render.emit(answer, as_json=as_json, text=lambda: render.panel(f"Run {run_id}", lines))
+
+
+@app.command("continue")
+def continue_(
+    run_id: RunArgument,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Try a failed run again; what had succeeded is not repeated."""
+    with backend(service_url, profile) as asked:
+        answer = asked.continue_run(run_id)
+    _finish(answer, as_json=as_json)
+
+
+@app.command("fork")
+def fork(
+    run_id: RunArgument,
+    step: Annotated[str | None, typer.Option("--from", help="The step to begin with, such as review/legal#2.")] = None,
+    checkpoint: Annotated[int | None, typer.Option("--checkpoint", help="Or the number of a checkpoint.")] = None,
+    text: Annotated[str | None, typer.Option("--input", "-i", help="What the step is given instead.")] = None,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start another run from a point in this one's past."""
+    if (step is None) == (checkpoint is None):
+        msg = "Name a step or a checkpoint to begin at, one of them."
+        raise Usage(msg, hint="kneo runs fork RUN --from STEP")
+    order: Json = {"step": step, "checkpoint": checkpoint, "input": text}
+    with backend(service_url, profile) as asked:
+        answer = asked.fork(run_id, {name: value for name, value in order.items() if value is not None})
+    _finish(answer, as_json=as_json)
+
+
+def _finish(answer: Json, *, as_json: bool) -> None:
+    render.emit(answer, as_json=as_json, text=lambda: show_outcome(answer))
+    if answer["status"] == "failed":
+        raise typer.Exit(1)
+
+
+@app.command("checkpoint-diff")
+def checkpoint_diff(
+    run_id: RunArgument,
+    before: Annotated[int | None, typer.Option("--from-sequence", min=1)] = None,
+    after: Annotated[int | None, typer.Option("--to-sequence", min=1)] = None,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what changed between two checkpoints; left out: the last two."""
+    with backend(service_url, profile) as asked:
+        answer = asked.checkpoint_diff(run_id, before, after)
+    render.emit(answer, as_json=as_json, text=lambda: _show_changes(answer))
+
+
+def _show_changes(answer: Json) -> None:
+    rows = []
+    for sign, name in (("+", "added"), ("-", "removed"), ("~", "changed")):
+        items = answer[name]
+        assert isinstance(items, list)
+        for item in items:
+            told = item["value"] if "value" in item else f"{item['before']} → {item['after']}"
+            rows.append([sign, item["path"], f"{told}"[:120]])
+    render.table(f"{answer['change_count']} changes", ["", "Path", "Value"], rows)
