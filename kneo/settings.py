@@ -155,7 +155,7 @@ def _by_suffix(env: Mapping[str, str], prefix: str, names: Iterable[str]) -> dic
 
 def _port(env: Mapping[str, str], name: str) -> int:
     text = env.get(name, "").strip() or "0"
-    if not text.isdecimal() or int(text) > 65_535:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5) or int(text) > 65_535:
         msg = f"{name} must be a port from 1 to 65535, or 0 for none, not {text[:40]!r}."
         raise Invalid(msg, code="invalid_setting")
     return int(text)

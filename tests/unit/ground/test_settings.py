@@ -175,6 +175,30 @@ def test_settings_do_not_show_their_secrets(here: Path) -> None:
         "KNEO_SERV_ADMIN_API_KEY": "TOPSECRET",
         "KNEO_SERV_API_KEY": "TOPSECRET",
         "KNEO_SERV_KEY_PASSPHRASE": "TOPSECRET",
+        "KNEO_SERV_SERVICE_KEY": "TOPSECRET",
+        "KNEO_SERV_SPEC_SIGNING_KEY": "TOPSECRET",
+        "KNEO_SERV_HOOK_SECRET_GITHUB": "TOPSECRET",
+        "KNEO_SERV_NOTIFY_SLACK": "https://hooks.example/TOPSECRET",
+        "KNEO_SERV_NOTIFY_TOKEN": "TOPSECRET",
         "KNEO_SERV_DATABASE_URL": "postgresql://u:TOPSECRET@h/d",
     }
     assert "TOPSECRET" not in repr(from_env(env, here))
+
+
+@pytest.mark.parametrize("text", ["-1", "65536", "eighty", "8.0", "9" * 10_000])
+def test_a_port_that_makes_no_sense_is_refused_by_name(here: Path, text: str) -> None:
+    with pytest.raises(Invalid, match="KNEO_SERV_METRICS_PORT"):
+        from_env({"KNEO_SERV_METRICS_PORT": text}, here)
+
+
+def test_webhook_secrets_and_channels_are_known_by_name(here: Path) -> None:
+    env = {
+        "KNEO_SERV_HOOK_SECRET_GITHUB": "s",
+        "KNEO_SERV_HOOK_SECRET_GITLAB": " ",
+        "KNEO_SERV_HOOK_SECRET_OTHER": "s",
+        "KNEO_SERV_NOTIFY_SLACK": "https://hooks.example/x",
+    }
+    settings = from_env(env, here)
+    assert settings.hook_secrets == {"github": "s"}
+    assert settings.notify == {"slack": "https://hooks.example/x"}
+    assert from_env({"KNEO_SERV_METRICS_PORT": "9100"}, here).metrics_port == 9100
