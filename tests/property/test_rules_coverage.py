@@ -33,6 +33,8 @@ LEAVES = st.one_of(
 )
 BEFORE = {"review": gate(["stop", "cancel", "fail", "skip", "continue"]).map(lambda g: {"before": g})}
 AFTER = {"review": gate(REJECTIONS).map(lambda g: {"after": g})}
+EACH = {"review": gate(REJECTIONS).map(lambda g: {"each": g})}
+RESCUE = {"review": st.sampled_from([{}, {"options": ["retry", "stop"]}]).map(lambda g: {"error": g})}
 ON_ERROR = {"on_error": st.sampled_from(["continue", "retry"])}
 
 
@@ -45,7 +47,9 @@ def step(inner: st.SearchStrategy[dict]) -> st.SearchStrategy[dict]:
     containers = st.one_of(row, choice)
     plain = st.tuples(containers, st.fixed_dictionaries({}, optional=ON_ERROR)).map(merged)
     gated = st.tuples(containers, st.fixed_dictionaries(BEFORE, optional=ON_ERROR)).map(merged)
-    return st.one_of(plain, gated)
+    saved = st.tuples(containers, st.fixed_dictionaries(RESCUE, optional=ON_ERROR)).map(merged)
+    loop = st.fixed_dictionaries({"kind": st.just("loop"), "steps": many, **EACH}, optional=ON_ERROR)
+    return st.one_of(plain, gated, saved, loop)
 
 
 def merged(parts: tuple[dict, dict]) -> dict:
@@ -89,7 +93,9 @@ class Reference:
 
     def step(self, one: dict) -> set[str]:
         ways = self.asked(one)
-        if "fail" in ways and one.get("on_error") == "continue":
+        rescue = one.get("review", {}).get("error")
+        skipped = rescue is not None and "skip" in rescue.get("options", ["skip"])
+        if "fail" in ways and (skipped or one.get("on_error") == "continue"):
             ways = (ways - {"fail"}) | {OK}
         return ways
 
@@ -97,19 +103,19 @@ class Reference:
         review = one.get("review", {})
         before = review.get("before")
         if before is None:
-            return self.ran(one, review.get("after"))
+            return self.ran(one, review.get("after") or review.get("each"))
         ways = set()
         if before["on_reject"] == "continue" or "when" in before:
             ways |= self.ran(one, None)
         if before["on_reject"] in {"skip", "continue"}:
             # What was rejected is left out, at a condition with both its branches.
             ways |= {OK}
-        if before["on_reject"] == "fail":
-            ways |= {"fail"}
         return ways or {ENDED}
 
     def ran(self, one: dict, after: dict | None) -> set[str]:
-        ways = self.body(one) | {"fail"}  # anything may fail
+        ways = self.body(one)
+        if one["kind"] != "human":
+            ways |= {"fail"}  # anything but a question may fail
         if after is not None and OK in ways:
             goes_on = after["on_reject"] in {"skip", "continue"} or "when" in after
             ways = (ways - {OK}) | ({OK} if goes_on else {ENDED})

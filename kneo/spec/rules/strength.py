@@ -10,7 +10,7 @@ from kneo.spec.models.human import Position
 from kneo.spec.rules.places import in_force
 
 _ENDS = frozenset({"stop", "cancel", "fail", "retry"})
-"""What ends the run, or repeats earlier steps and asks again; at its limit a repetition ends the run too."""
+"""What ends the run, whatever on_error says, or repeats something and asks again; at its limit that ends it too."""
 
 _LETS_THROUGH = frozenset({"continue", "approve", "select"})
 
@@ -32,13 +32,15 @@ class Verdict:
         """Whether what it stands before cannot run unless a person agreed."""
         return self.weakness is None
 
-    def goes_on(self, *, failure_is_final: bool) -> bool:
-        """Tell whether the run can go on after a rejection or silence."""
-        return not self.outcomes <= (_ENDS if failure_is_final else _ENDS - {"fail"})
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run can go on after a rejection or silence."""
+        return not self.outcomes <= _ENDS
 
-    def ends_run(self, *, failure_is_final: bool) -> bool:
-        """Tell whether nothing after it can run unless a person agreed."""
-        return self.guards and not self.goes_on(failure_is_final=failure_is_final)
+    @property
+    def ends_run(self) -> bool:
+        """Whether nothing after it can run unless a person agreed."""
+        return self.guards and not self.goes_on
 
 
 def judge_step(human: Human) -> Verdict:
@@ -65,6 +67,12 @@ def judge_gate(gate: Gate, position: Position, humans: Mapping[str, Human], *, d
         return Verdict(_asks(gate) or _silence(outcomes), outcomes)
     outcomes = _outcomes(human, default_reject)
     return Verdict(_asks(gate) or _weakness(human, outcomes), outcomes)
+
+
+def lets_skip(gate: Gate, humans: Mapping[str, Human]) -> bool:
+    """Tell whether a gate at an error can lead past what failed, and so past every question in it."""
+    human = in_force(gate, humans)
+    return "skip" in (human.options or ("skip",)) or bool(_timeout(human, "stop") & {"skip", *_LETS_THROUGH})
 
 
 def _outcomes(human: Human, default_reject: str) -> frozenset[str]:
@@ -104,6 +112,4 @@ def _silence(outcomes: frozenset[str]) -> str | None:
 
 
 def _can_reject(human: Human) -> bool:
-    if human.decisions is not None:
-        return "rejected" in human.decisions
-    return human.request_type != "selection"
+    return human.decisions is None or "rejected" in human.decisions

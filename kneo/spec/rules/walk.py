@@ -8,7 +8,7 @@ siblings.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kneo.spec.document import Path
 from kneo.spec.models import (
@@ -29,7 +29,7 @@ from kneo.spec.models import (
 from kneo.spec.models.human import Position
 from kneo.spec.rules.cycles import Part, agent_part
 from kneo.spec.rules.exposure import Call, Exposure, function_call
-from kneo.spec.rules.strength import Verdict, judge_gate, judge_step
+from kneo.spec.rules.strength import Verdict, judge_gate, judge_step, lets_skip
 from kneo.spec.rules.view import SpecView, WorkflowAt
 
 _AFTERWARDS: tuple[Position, ...] = ("after", "each")
@@ -162,41 +162,45 @@ class Walk:
         step = at.step
         if not step.enabled:
             return True, None
-        swallows = step.on_error in {"continue", "fallback"}
         before = self._verdict(step, "before", "else" if isinstance(step, ConditionStep) else "skip")
         if before is not None and before.guards:
-            return self._refused(at, before, way, swallows=swallows), None
+            return self._refused(at, before, way), None
         weak = _note(step, "before", before)
         passed = self._body(at, Way(way, "", weak) if weak else way)
+        if isinstance(step, LeafStep) and step.kind == "human":
+            return passed, _human_note(step, self._human(step))
         if passed:
-            passed, later = self._reviewed(step, swallows=swallows)
+            passed, later = self._reviewed(step)
             weak = weak or later
-        if before is not None and before.goes_on(failure_is_final=not swallows):
-            passed = True  # asked and rejected, it leaves out what it stands before, with the questions in there
-        if step.on_error == "fallback" and step.fallback_ref in at.beside:
-            return self._stand_in(at.beside[step.fallback_ref], way) or passed, weak
-        # A failure before the question is asked goes on all the same.
-        return passed or swallows, weak
+        if before is not None and _leaves_out(step, before):
+            passed = True
+        failed = self._failed(at, way)  # followed in any case: what stands in may make a call of its own
+        return passed or failed, weak
 
-    def _reviewed(self, step: Step, *, swallows: bool) -> tuple[bool, str | None]:
+    def _reviewed(self, step: Step) -> tuple[bool, str | None]:
         """Tell whether a step can be passed once it has run, and which question about its result does not count."""
-        weak = _human_note(step, self._human(step)) if isinstance(step, LeafStep) and step.kind == "human" else None
+        weak = None
         for position in _AFTERWARDS:
             verdict = self._verdict(step, position, "skip")
-            if verdict is None:
-                continue
-            # A round that is rejected is repeated, but not without end: the last one stands.
-            repeats = position == "each" and "retry" in verdict.outcomes
-            if verdict.ends_run(failure_is_final=not swallows) and not repeats:
+            if verdict is not None and verdict.ends_run:
                 return False, None
             weak = weak or _note(step, position, verdict)
         return True, weak
 
-    def _refused(self, at: _At, gate: Verdict, way: Way, *, swallows: bool) -> bool:
+    def _failed(self, at: _At, way: Way) -> bool:
+        """Follow what runs when a step fails before the questions in it and after it are asked."""
+        step = at.step
+        gate = step.review.error if step.review else None
+        skipped = gate is not None and lets_skip(gate, self.view.spec.components.humans)
+        if step.on_error == "fallback" and step.fallback_ref in at.beside:
+            return self._stand_in(at.beside[step.fallback_ref], way) or skipped
+        return skipped or step.on_error == "continue"
+
+    def _refused(self, at: _At, gate: Verdict, way: Way) -> bool:
         """Follow what runs when the gate before a step is not passed."""
         if isinstance(at.step, ConditionStep) and "else" in gate.outcomes:
-            return self.row(_block(at.step.otherwise, (*at.path, "else")), way)
-        return gate.goes_on(failure_is_final=not swallows)
+            return self.row(_block(at.step.otherwise, (*at.path, "else")), way) or _leaves_out(at.step, gate)
+        return gate.goes_on
 
     def _stand_in(self, at: _At, way: Way) -> bool:
         """Follow a step that runs in another's place, once however many name it."""
@@ -239,12 +243,12 @@ class Walk:
             (name, _block(choice.steps, (*path, "choices", name, "steps"))) for name, choice in step.choices.items()
         ]
         passed = [walk.row(block, Way(way, name)) for name, block in blocks]  # any of them may run
-        return any(passed)
+        return any(passed) or (chosen is not None and chosen.goes_on)
 
     def _leaf(self, step: LeafStep, path: Path, way: Way) -> bool:
         match step.kind:
             case "human":
-                return not judge_step(self._human(step)).ends_run(failure_is_final=True)
+                return not judge_step(self._human(step)).ends_run
             case "function":
                 self._report(path, step.id, function_call(self.view, step.ref), way)
                 return True
@@ -285,6 +289,13 @@ def _turns(workflow: HandoffWorkflow | GroupChatWorkflow, members: list[_At]) ->
         by_id = {at.step.id: at for at in present}
         present = [by_id[name] for name in workflow.selector.sequence if name in by_id]
     return present if workflow.max_iterations is None else present[: max(0, workflow.max_iterations)]
+
+
+def _leaves_out(step: Step, gate: Verdict) -> bool:
+    """Tell whether a rejection goes on past what a gate stands before, with all the questions in there."""
+    if isinstance(step, ConditionStep):
+        return replace(gate, outcomes=gate.outcomes - {"else"}).goes_on
+    return gate.goes_on
 
 
 def _note(step: Step, position: Position, verdict: Verdict | None) -> str | None:

@@ -73,7 +73,6 @@ def test_questions_that_come_too_late_or_elsewhere() -> None:
         ({"timeout_seconds": 60, "on_timeout": "approve"}, "goes on when nobody answers in time"),
         ({"timeout_seconds": 60, "on_timeout": "skip"}, "goes on to the next step"),
         ({"decisions": ["approved", "edited"]}, "cannot be answered with a rejection"),
-        ({"request_type": "selection", "options": ["a"]}, "cannot be answered with a rejection"),
     ],
 )
 def test_questions_that_do_not_count(fields: dict, words: str) -> None:
@@ -90,6 +89,7 @@ def test_questions_that_do_not_count(fields: dict, words: str) -> None:
         {"timeout_seconds": 0, "on_timeout": "approve"},
         {"on_reject": "retry"},
         {"request_type": "freeform"},
+        {"request_type": "selection", "options": ["a"]},
     ],
 )
 def test_questions_that_count(fields: dict) -> None:
@@ -131,6 +131,18 @@ def test_failures_that_go_on_pass_the_questions_they_hold() -> None:
     assert ungated([{**group, "on_error": "retry", "max_retries": 2}, FIRE]) == []
 
 
+def test_a_question_fails_no_step() -> None:
+    assert ungated([{**ASK, "on_error": "continue"}, FIRE]) == []
+
+
+def test_people_who_may_skip_what_failed_skip_the_questions_in_it() -> None:
+    group = {"id": "g", "kind": "steps", "steps": [CALM, ASK]}
+    assert ungated([{**group, "review": {"error": True}}, FIRE]) == ["workflow.steps[1]"]
+    assert ungated([{**group, "review": {"error": {"options": ["retry", "stop"]}}}, FIRE]) == []
+    silent = {"options": ["retry", "stop"], "timeout": 60, "on_timeout": "skip"}
+    assert ungated([{**group, "review": {"error": silent}}, FIRE]) == ["workflow.steps[1]"]
+
+
 def test_a_fallback_is_reached_past_what_failed() -> None:
     risky = {**CALM, "on_error": "fallback", "fallback_ref": "fire"}
     assert ungated([risky, ASK, FIRE]) == ["workflow.steps[2]"]
@@ -157,6 +169,9 @@ def test_conditions() -> None:
     decided = {"review": {"before": True}}
     assert ungated([choice([FIRE], [CALM], **decided)]) == []
     assert ungated([choice([CALM], [FIRE], **decided)]) == ["workflow.steps[0].else[0]"]
+    silent = {"review": {"before": {"timeout": 60, "on_timeout": "skip"}}}
+    assert ungated([choice([CALM], [ASK], **silent), FIRE]) == ["workflow.steps[1]"]
+    assert ungated([choice([CALM], [ASK], **decided), FIRE]) == []
     stopped = {"review": {"before": {"on_reject": "stop"}}}
     assert ungated([choice([CALM], [FIRE], **stopped), FIRE]) == []
 
@@ -167,6 +182,8 @@ def test_loops_and_groups() -> None:
     each = {"id": "l", "kind": "loop", "steps": [CALM], "review": {"each": {"on_reject": "stop"}}}
     assert ungated([each, FIRE]) == []
     each = {"id": "l", "kind": "loop", "steps": [CALM], "review": {"each": {"on_reject": "retry"}}}
+    assert ungated([each, FIRE]) == []
+    each = {"id": "l", "kind": "loop", "steps": [CALM], "review": {"each": True}}
     assert ungated([each, FIRE]) == ["workflow.steps[1]"]
 
 
@@ -180,6 +197,10 @@ def test_routers() -> None:
     silent = {"timeout": 60, "on_timeout": "select:two"}
     assert ungated([router(review={"route": silent})]) == ["workflow.steps[0].choices.two.steps[0]"]
     assert ungated([router(review={"route": True}), FIRE]) == ["workflow.steps[1]"]
+    held = {"id": "r", "kind": "router", "choices": {"one": {"steps": [ASK]}}, "review": {"route": True}}
+    assert ungated([held, FIRE]) == []
+    held["review"] = {"route": {"timeout": 60, "on_timeout": "skip"}}
+    assert ungated([held, FIRE]) == ["workflow.steps[1]"]
     chooser = {"id": "r", "kind": "router", "choices": {"one": {"steps": [CALM]}}, "selector": "fire"}
     assert ungated([chooser]) == ["workflow.steps[0].selector.function"]
 
