@@ -15,7 +15,9 @@ from kneo.errors import Usage
 
 
 def run(
-    spec: Annotated[Path | None, typer.Argument(help="A spec of your own; left out: the project's default one, or --bundle.")] = None,
+    spec: Annotated[
+        Path | None, typer.Argument(help="A spec of your own; left out: the project's default one, or --bundle.")
+    ] = None,
     text: Annotated[str, typer.Option("--input", "-i", help="What the run is given.")] = ...,  # type: ignore[assignment]  # typer: required
     bundle: Annotated[str | None, typer.Option("--bundle", help="NAME, NAME@VERSION or sha256:… to run.")] = None,
     environment: Annotated[str | None, typer.Option("--env", help="Environment that serves it.")] = None,
