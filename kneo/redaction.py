@@ -1,0 +1,164 @@
+"""Keeping secrets and personal data out of what is shown and logged. Only on the way out: stored values stay whole.
+
+The rules are those of the published service: what a key is called decides about its whole value, and patterns decide
+about text. Keys are compared word by word, so that ``max_tokens`` and ``session_id`` stay readable.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
+
+REDACTED = "[REDACTED]"
+
+MAX_DEPTH = 64
+"""Deeper values are replaced whole: nothing that was checked on its way in is this deep."""
+
+_SECRET_WORDS = frozenset(
+    {
+        "apikey",
+        "apikeys",
+        "authorization",
+        "bearer",
+        "cookie",
+        "cookies",
+        "credential",
+        "credentials",
+        "email",
+        "emails",
+        "passwd",
+        "password",
+        "passwords",
+        "secret",
+        "secrets",
+        "session",
+        "sessions",
+        "ssn",
+        "token",
+        "tokens",
+    }
+)
+_SECRET_PAIRS = frozenset(
+    {
+        ("api", "key"),
+        ("api", "keys"),
+        ("ca", "bundle"),
+        ("client", "cert"),
+        ("client", "key"),
+        ("private", "key"),
+        ("private", "keys"),
+        ("social", "security"),
+    }
+)
+_READABLE = frozenset(
+    {
+        "completion_tokens",
+        "input_tokens",
+        "max_tokens",
+        "output_tokens",
+        "prompt_tokens",
+        "session_id",
+        "token_budget",
+        "token_usage",
+        "total_tokens",
+        "trace_event_count",
+        "usage",
+    }
+)
+"""Keys whose words sound secret and which count or name something instead."""
+
+_COUNTERS = re.compile(r"tokens_\w{1,60}_total")
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+
+_NAMED = r"pass(?:word|wd)|secret|token|api[_-]?key|authorization|credential"
+
+_SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"(?i)\b(set-cookie|cookie)[ \t]*:[^\r\n]{1,8192}"), rf"\1: {REDACTED}"),
+    (re.compile(r"(?i)\b(bearer|basic|digest|negotiate|ntlm)[ \t]+[A-Za-z0-9+/=._~-]{8,4096}"), rf"\1 {REDACTED}"),
+    (re.compile(r"\beyJ[A-Za-z0-9_-]{8,4096}\.[A-Za-z0-9_-]{4,8192}(?:\.[A-Za-z0-9_-]{0,4096})?"), REDACTED),
+    (re.compile(r"\bsk-[A-Za-z0-9_-]{12,512}"), REDACTED),
+    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), REDACTED),
+    (re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{20,255}|github_pat_[A-Za-z0-9_]{20,255})"), REDACTED),
+    (re.compile(r"\bAIza[A-Za-z0-9_-]{30,60}"), REDACTED),
+    (
+        re.compile(
+            r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:(?!-----END)[\s\S]){0,16384}(?:-----END [A-Z ]{0,40}-----)?"
+        ),
+        REDACTED,
+    ),
+    (
+        re.compile(
+            rf"(?i)(?<![a-z0-9])((?:[a-z0-9]{{1,40}}[_-]){{0,4}}(?:{_NAMED}))([\"']?)[ \t]*[=:][ \t]*(?!\[REDACTED\])"
+            r"(?:\"[^\"\r\n]{1,4096}\"?|'[^'\r\n]{1,4096}'?|[^\s,;&\"']{1,4096})"
+        ),
+        rf"\1\2={REDACTED}",
+    ),
+)
+
+_PERSONAL: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}"), "[REDACTED_EMAIL]"),
+    (re.compile(r"(?<![\d-])\d{3}-\d{2}-\d{4}(?![\d-])"), "[REDACTED_SSN]"),
+)
+
+_PATHS = re.compile(r"(?<![\w./:-])/(?:[\w.@+-]{1,255}/){1,40}[\w.@+-]{0,255}")
+
+
+def redact(value: object, *, personal: bool = True) -> object:
+    """Return a value without secrets, and without personal data unless told to leave it.
+
+    Args:
+        value: Anything that JSON can hold; mappings and sequences are gone through, and returned as new ones.
+        personal: Whether e-mail addresses and social security numbers go too. People who have to judge a text are
+            shown it whole but for secrets.
+    """
+    return _redact(value, personal, 0)
+
+
+def redact_text(text: str, *, personal: bool = True) -> str:
+    """Replace secrets in running text, and personal data unless told to leave it."""
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    if personal:
+        for pattern, instead in _PERSONAL:
+            text = pattern.sub(instead, text)
+    return text
+
+
+def hide_paths(text: str) -> str:
+    """Replace absolute paths, which say where a service runs, by ``[PATH]``."""
+    return _PATHS.sub("[PATH]", text)
+
+
+@lru_cache(maxsize=4096)
+def is_secret_key(key: str) -> bool:
+    """Say whether what stands under a key is kept back whatever it is."""
+    words = [word.lower() for word in _WORDS.findall(key[:200])]
+    spelled = "_".join(words)
+    if spelled in _READABLE or _COUNTERS.fullmatch(spelled):
+        return False
+    if any(word in _SECRET_WORDS for word in words):
+        return True
+    return any(pair in _SECRET_PAIRS for pair in pairwise(words))
+
+
+def _redact(value: object, personal: bool, depth: int) -> object:
+    if isinstance(value, str):
+        return redact_text(value, personal=personal)
+    if isinstance(value, bool | int | float) or value is None:
+        return value
+    if depth >= MAX_DEPTH:
+        return REDACTED
+    if isinstance(value, Mapping):
+        return {key: _under(str(key), inner, personal, depth) for key, inner in value.items()}
+    if isinstance(value, Sequence | frozenset | set):
+        return [_redact(inner, personal, depth + 1) for inner in value]
+    return value
+
+
+def _under(key: str, value: object, personal: bool, depth: int) -> object:
+    # Nothing and a count give nothing away; whether something is there at all may have to be seen.
+    if value is None or isinstance(value, bool) or not is_secret_key(key):
+        return _redact(value, personal, depth + 1)
+    return REDACTED

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kneo.redaction import REDACTED, hide_paths, is_secret_key, redact, redact_text
+
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmNHl0w5N"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "api_key", "apiKey", "X-Kneo-Api-Key", "OPENAI_API_KEY", "authorization", "Set-Cookie", "client_secret",
+        "clientSecret", "dbPassword", "refresh_token", "accessToken", "session", "session_key", "credentials",
+        "private_key", "ssn", "user_email", "SSHPrivateKey", "tokens", "ca_bundle", "client_cert", "client_key",
+    ],
+)  # fmt: skip
+def test_what_stands_under_a_secret_key_goes_whole(key: str) -> None:
+    assert redact({key: "plain words"}) == {key: REDACTED}
+    assert redact({"deep": [{key: {"a": 1}}]}) == {"deep": [{key: REDACTED}]}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "max_tokens", "input_tokens", "outputTokens", "total_tokens", "token_budget", "usage", "session_id",
+        "tokens_used_total", "trace_event_count", "tokenizer", "secretary", "passwordless", "cookiecutter", "keyboard",
+        "author", "key", "keyid", "monkey", "obsession", "emailed",
+    ],
+)  # fmt: skip
+def test_words_that_only_contain_secret_ones_stay(key: str) -> None:
+    assert not is_secret_key(key)
+    assert redact({key: "plain words"}) == {key: "plain words"}
+
+
+def test_nothing_and_yes_and_no_stay_under_any_key() -> None:
+    assert redact({"token": None, "api_key": False}) == {"token": None, "api_key": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("write to ann@example.com now", "write to [REDACTED_EMAIL] now"),
+        ("his number is 123-45-6789.", "his number is [REDACTED_SSN]."),
+        ("Authorization: Bearer abcdef0123456789", "Authorization=[REDACTED] [REDACTED]"),
+        ("bearer abcdef0123456789", "bearer [REDACTED]"),
+        ("Basic dXNlcjpwYXNz", "Basic [REDACTED]"),
+        ("key sk-abcdefghijklmnop end", "key [REDACTED] end"),
+        ("AKIAABCDEFGHIJKLMNOP", REDACTED),
+        ("ghp_abcdefghijklmnopqrstuvwxyz0123456789", REDACTED),
+        ("github_pat_11ABCDEFG0abcdefghijklmnop", REDACTED),
+        ("AIzaSyA1234567890abcdefghijklmnopqrstuv", REDACTED),
+        (JWT, REDACTED),
+        ("password: hunter2, and so on", "password=[REDACTED], and so on"),
+        ('{"api_key": "abc def"}', '{"api_key"=[REDACTED]}'),
+        ("?token=abc&next=1", "?token=[REDACTED]&next=1"),
+        ("client_secret=abc", "client_secret=[REDACTED]"),
+        ("Cookie: a=b; c=d\nHost: x", "Cookie: [REDACTED]\nHost: x"),
+        ("-----BEGIN PRIVATE KEY-----\nMIIB\nAB==\n-----END PRIVATE KEY-----\nafter", "[REDACTED]\nafter"),
+    ],
+)
+def test_secrets_in_text_are_replaced(text: str, expected: str) -> None:
+    assert redact_text(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The basic idea is simple.", "a bearer of news", "2026-11-21T03:14:11+00:00", "sha256:" + "a" * 64,
+        "run_01jd3x7q8m9n0p1r2s3t4v5w6x", "secretary: Ann", "ask-me-anything-about-this", "1-800-123-45-67890",
+        "max_tokens: 20", "tokens are counted",
+    ],
+)  # fmt: skip
+def test_ordinary_text_stays(text: str) -> None:
+    assert redact_text(text) == text
+
+
+def test_personal_data_stays_where_people_have_to_judge_it() -> None:
+    text = "Send it to ann@example.com, password=hunter2"
+    assert redact_text(text, personal=False) == "Send it to ann@example.com, password=[REDACTED]"
+
+
+def test_paths_are_hidden_only_where_asked() -> None:
+    assert redact_text("see /srv/app/x.py") == "see /srv/app/x.py"
+    assert hide_paths("see /srv/app/x.py, 1/2 and https://a/b/c") == "see [PATH], 1/2 and https://a/b/c"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=40),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(JSON)
+def test_redacting_twice_is_redacting_once(value: object) -> None:
+    once = redact(value)
+    assert redact(once) == once
+
+
+@given(st.text(alphabet="aA1@.-_=: \"'/", max_size=300))
+def test_no_text_takes_long_or_fails(text: str) -> None:
+    assert isinstance(redact_text(text * 20), str)
+
+
+def test_what_is_too_deep_is_not_shown() -> None:
+    value: object = "ann@example.com"
+    for _ in range(200):
+        value = [value]
+    assert "example.com" not in str(redact(value))
+
+
+def test_the_original_is_left_alone() -> None:
+    given_value = {"password": "x", "list": ["ann@example.com"]}
+    redact(given_value)
+    assert given_value == {"password": "x", "list": ["ann@example.com"]}
