@@ -68,6 +68,13 @@ class Clone:
         """Return the commit that is checked out, or None before the first one."""
         return self._repo.head.commit.hexsha if self._repo.head.is_valid() else None
 
+    def resolve(self, name: str) -> str | None:
+        """Return the commit that a branch, a tag, a remote branch or an expression such as ``HEAD~1`` names."""
+        try:
+            return str(self._repo.git.rev_parse("--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"))
+        except GitCommandError:
+            return None
+
     def branch(self) -> str | None:
         """Return the branch that is checked out, or None when none is."""
         return None if self._repo.head.is_detached else self._repo.active_branch.name
@@ -131,6 +138,39 @@ class Clone:
             self._repo.git.push("--quiet", "--set-upstream", "origin", branch)
         except GitCommandError as error:
             raise _refused(f"The branch {branch} cannot be pushed", error) from error
+
+    def read(self, commit: str, path: str, *, max_bytes: int) -> bytes | None:
+        """Return a file as it is in a commit; None where there is none.
+
+        Args:
+            commit: As ``resolve`` returns it.
+            path: From the repository's root.
+            max_bytes: The largest file that is read.
+
+        Raises:
+            Invalid: it is larger.
+        """
+        blob = f"{commit}:{path}"
+        try:
+            if self._repo.git.cat_file("-t", blob) != "blob":
+                return None
+            if int(self._repo.git.cat_file("-s", blob)) > max_bytes:
+                msg = f"{path} of the commit {commit[:12]} is larger than {max_bytes} bytes."
+                raise Invalid(msg, code="LimitExceeded", file=path)
+            content = self._repo.git.cat_file("blob", blob, stdout_as_string=False, strip_newline_in_stdout=False)
+        except GitCommandError:
+            return None
+        assert isinstance(content, bytes), "asked for as bytes"
+        return content
+
+    def names(self, commit: str, path: str) -> tuple[str, ...] | None:
+        """Return the names of the files in a folder as it is in a commit, sorted; None where there is none."""
+        try:
+            listing = str(self._repo.git.ls_tree("-z", f"{commit}:{path}"))
+        except GitCommandError:
+            return None
+        entries = (entry.partition("\t") for entry in listing.split("\0") if entry)
+        return tuple(sorted(name for about, _, name in entries if " blob " in about))
 
     def close(self) -> None:
         self._repo.close()

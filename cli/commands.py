@@ -34,7 +34,10 @@ COMMANDS: dict[str, Entry] = {
         "cli.spec:app",
         "Check specs, show what they mean, and freeze them into signed bundles.",
         DECLARE,
-        {"bundle": Entry("cli.bundle:app", "Freeze specs into signed bundles, and check who vouched for what.")},
+        {
+            "diff": Entry("cli.spec_diff:diff", "Say what changes from one spec to another."),
+            "bundle": Entry("cli.bundle:app", "Freeze specs into signed bundles, and check who vouched for what."),
+        },
     ),
     "keys": Entry("cli.keys:app", "Make signing keys and look at them.", DECLARE),
     "trust": Entry("cli.trust:app", "Edit and sign the trust root: whose keys count for what.", DECLARE),
