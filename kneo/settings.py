@@ -25,9 +25,49 @@ class Limits:
     input_chars: int = 20_000
     human_content_chars: int = 20_000
     inline_spec_bytes: int = 262_144
+    overrides_bytes: int = 65_536
     metadata_bytes: int = 32_768
     path_chars: int = 4_096
     page_items: int = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Http:
+    """How the service answers, and how its client asks."""
+
+    request_logs: bool = True
+    """Whether every request is logged, ``KNEO_SERV_REQUEST_LOGS``."""
+
+    log_level: str = "INFO"
+    """What the process logs at least, ``KNEO_SERV_LOG_LEVEL``."""
+
+    metrics: bool = True
+    """Whether ``/metrics`` answers, ``KNEO_SERV_METRICS_ENABLED``."""
+
+    rate_per_minute: int = 0
+    """Requests that one API key may send in a minute, ``KNEO_SERV_RATE_LIMIT_PER_MINUTE``; 0 does not count them."""
+
+    idempotency_lock_seconds: int = 300
+    """How long a request under an idempotency key counts as under way when its process died,
+    ``KNEO_SERV_IDEMPOTENCY_LOCK_TTL_SECONDS``."""
+
+    idempotency_days: int = 7
+    """Days for which an idempotency key is remembered, ``KNEO_SERV_RETENTION_IDEMPOTENCY_DAYS``."""
+
+    health_providers: tuple[str, ...] = ()
+    """Providers whose keys must be there for the service to be ready, ``KNEO_SERV_HEALTH_PROVIDERS``."""
+
+    health_mcp_secrets: tuple[str, ...] = ()
+    """Variables that must be there for the service to be ready, ``KNEO_SERV_HEALTH_MCP_SECRETS``."""
+
+    client_retries: int = 2
+    """How often the client asks again where that is harmless, ``KNEO_SERV_CLIENT_RETRIES``."""
+
+    client_backoff_seconds: float = 0.25
+    """How much longer it waits each time, ``KNEO_SERV_CLIENT_RETRY_BACKOFF_SECONDS``."""
+
+    client_idempotency_key: str = ""
+    """The key that the client sends instead of a new one each time, ``KNEO_SERV_IDEMPOTENCY_KEY``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +140,7 @@ class Settings:
     """Where ``controller run`` answers liveness and metrics, ``KNEO_SERV_METRICS_PORT``; 0 is nowhere."""
 
     limits: Limits = field(default_factory=Limits)
+    http: Http = field(default_factory=Http)
 
 
 def debug_wanted(env: Mapping[str, str] | None = None) -> bool:
@@ -143,6 +184,56 @@ def _positive(env: Mapping[str, str], name: str, default: int) -> int:
         msg = f"{name} must be a whole number above 0, not {text[:40]!r}."
         raise Invalid(msg, code="invalid_setting")
     return value
+
+
+def _count(env: Mapping[str, str], name: str, default: int) -> int:
+    return 0 if env.get(name, "").strip() == "0" else _positive(env, name, default)
+
+
+def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
+    text = env.get(name, "").strip()
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        msg = f"{name} must be a number of seconds above 0, not {text[:40]!r}."
+        raise Invalid(msg, code="invalid_setting")
+    return value
+
+
+def _switch(env: Mapping[str, str], name: str, *, default: bool) -> bool:
+    text = env.get(name, "").strip().lower()
+    return text in TRUE if text else default
+
+
+def _listed(env: Mapping[str, str], name: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in env.get(name, "").split(",") if part.strip())
+
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+def _http(env: Mapping[str, str]) -> Http:
+    level = env.get("KNEO_SERV_LOG_LEVEL", "").strip().upper() or Http.log_level
+    if level not in LOG_LEVELS:
+        msg = f"KNEO_SERV_LOG_LEVEL must be one of {', '.join(LOG_LEVELS)}, not {level[:40]!r}."
+        raise Invalid(msg, code="invalid_setting")
+    return Http(
+        request_logs=_switch(env, "KNEO_SERV_REQUEST_LOGS", default=True),
+        log_level=level,
+        metrics=_switch(env, "KNEO_SERV_METRICS_ENABLED", default=True),
+        rate_per_minute=_count(env, "KNEO_SERV_RATE_LIMIT_PER_MINUTE", 0),
+        idempotency_lock_seconds=_positive(
+            env, "KNEO_SERV_IDEMPOTENCY_LOCK_TTL_SECONDS", Http.idempotency_lock_seconds
+        ),
+        idempotency_days=_positive(env, "KNEO_SERV_RETENTION_IDEMPOTENCY_DAYS", Http.idempotency_days),
+        health_providers=_listed(env, "KNEO_SERV_HEALTH_PROVIDERS"),
+        health_mcp_secrets=_listed(env, "KNEO_SERV_HEALTH_MCP_SECRETS"),
+        client_retries=_count(env, "KNEO_SERV_CLIENT_RETRIES", Http.client_retries),
+        client_backoff_seconds=_seconds(env, "KNEO_SERV_CLIENT_RETRY_BACKOFF_SECONDS", Http.client_backoff_seconds),
+        client_idempotency_key=env.get("KNEO_SERV_IDEMPOTENCY_KEY", "").strip(),
+    )
 
 
 HOOK_PROVIDERS = ("github", "gitlab", "gitea", "bitbucket", "generic")
@@ -232,6 +323,7 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         input_chars=_positive(env, "KNEO_SERV_MAX_INPUT_CHARS", Limits.input_chars),
         human_content_chars=_positive(env, "KNEO_SERV_MAX_HUMAN_CONTENT_CHARS", Limits.human_content_chars),
         inline_spec_bytes=_positive(env, "KNEO_SERV_MAX_INLINE_SPEC_BYTES", Limits.inline_spec_bytes),
+        overrides_bytes=_positive(env, "KNEO_SERV_MAX_OVERRIDES_BYTES", Limits.overrides_bytes),
         metadata_bytes=_positive(env, "KNEO_SERV_MAX_METADATA_BYTES", Limits.metadata_bytes),
         path_chars=_positive(env, "KNEO_SERV_MAX_PATH_CHARS", Limits.path_chars),
         page_items=_positive(env, "KNEO_SERV_MAX_LIST_ITEMS", Limits.page_items),
@@ -272,4 +364,5 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         notify_token=env.get("KNEO_SERV_NOTIFY_TOKEN", ""),
         metrics_port=_port(env, "KNEO_SERV_METRICS_PORT"),
         limits=limits,
+        http=_http(env),
     )
