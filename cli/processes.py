@@ -15,12 +15,14 @@ import uvicorn
 
 from cli.compose import WORKER_LOCK, make_driver, make_starter, make_store
 from cli.known_roots import KnownRoots
+from cli.liveness import answering
 from controller.loop import Controller
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
 from controller.watch import watching
 from kneo.digest import Digest
 from kneo.errors import Conflict, Usage
+from kneo.notify.channels import run_outbox
 from kneo.runtime.timers import run_timers
 from kneo.runtime.worker import Worker
 from kneo.service.app import create_app
@@ -54,6 +56,7 @@ def make_controller(settings: Settings, store: Store, repository: Repository) ->
         repository.pin,
         service_key=key.public if key else None,
         hmac_key=settings.spec_signing_key,
+        channels=tuple(settings.notify),
     )
     return Controller(store, reconciler, interval=repository.interval)
 
@@ -116,7 +119,9 @@ def run_controller(settings: Settings, repository: Repository, stopping: threadi
     store = make_store(settings)
     with contextlib.ExitStack() as stack:
         stack.callback(store.close)
-        stack.enter_context(following(settings, store, repository))
+        controller = stack.enter_context(following(settings, store, repository))
+        if settings.metrics_port:
+            stack.enter_context(answering("0.0.0.0", settings.metrics_port, controller.is_alive))  # noqa: S104 - probes
         stopping.wait()
 
 
@@ -168,6 +173,9 @@ def following(settings: Settings, store: Store, repository: Repository) -> Itera
         stack.enter_context(background("controller", controller.run, controller.stop))
         if repository.folder is not None:
             stack.enter_context(watching(repository.folder, controller.poke))
+        if settings.notify:
+            stopping = threading.Event()
+            stack.enter_context(background("outbox", lambda: run_outbox(store, settings, stopping), stopping.set))
         yield controller
 
 

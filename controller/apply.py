@@ -13,7 +13,7 @@ from kneo import registry
 from kneo.digest import digest_of_json
 from kneo.errors import Transient
 from kneo.registry import Change
-from kneo.state.release import BundleRecord
+from kneo.state.release import BundleRecord, Pending
 from kneo.store import requests
 from kneo.store.engine import Tx
 from kneo.trust.verified import VerifiedBundle
@@ -62,11 +62,16 @@ def _apply_one(tx: Tx, environment: str, action: Action, change: Change) -> None
             assert_never(action)
 
 
-def write_report(tx: Tx, environment: str, report: Report, *, revision: str) -> None:
-    """Record what a pass found out; writes nothing that is known already."""
+def write_report(tx: Tx, environment: str, report: Report, *, revision: str) -> tuple[Pending, ...]:
+    """Record what a pass found out, and return what waits or is refused now and did not before.
+
+    Writes nothing that is known already.
+    """
+    news: tuple[Pending, ...] = ()
     if report.pending is not None:
-        registry.report_pending(tx, environment, report.pending, revision=revision)
+        news = registry.report_pending(tx, environment, report.pending, revision=revision)
     registry.report_conditions(tx, registry.environment_subject(environment), report.conditions)
+    return news
 
 
 def record_of(bundle: VerifiedBundle, revision: str) -> BundleRecord:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from controller import metrics
 from controller.apply import Lease, apply, check_lease, write_report
 from controller.drift import DriftWatch
 from controller.gates import Allowed, Evidence, Verdict, Waits, judge, judge_policy, rules_of
 from controller.load import Declared, Problem
+from controller.notices import notices_of
 from controller.observe import Believed, Observed, evidence, record_decisions, rules_before
 from controller.outcome import Outcome
 from controller.plan import make_plan
@@ -20,6 +22,7 @@ from controller.weakening import weakenings
 from kneo import registry
 from kneo.digest import digest_of
 from kneo.errors import Transient
+from kneo.notify import outbox
 from kneo.registry import Change
 from kneo.spec.environment import Environment
 from kneo.state.release import EnvironmentRecord
@@ -68,8 +71,9 @@ class _Case:
 class EnvironmentPass:
     """Does the same for each environment, and remembers what need not be done again."""
 
-    def __init__(self, store: Store, service_key: PublicKey | None) -> None:
+    def __init__(self, store: Store, service_key: PublicKey | None, channels: Sequence[str] = ()) -> None:
         self.store = store
+        self.channels = tuple(channels)
         self.service_key = service_key
         self.drift = DriftWatch()
         self._judged = Judged()
@@ -136,6 +140,8 @@ class EnvironmentPass:
         _keep_signatures(tx, case, verified)
         now_served = {item.bundle: item for item in releases.list_releases(tx, case.name)} if allowed else None
         here = now_served if now_served is not None else seen.served.get(case.name, {})
+        drift = self.drift.look(tx, case.environment, case.situation.trust, here)
+        metrics.DRIFT.labels(case.name).set(len(drift))
         found = report(
             Findings(
                 revision=case.revision,
@@ -143,10 +149,12 @@ class EnvironmentPass:
                 rejected=verified.rejected,
                 waiting=[(action, verdict) for action, verdict in judged if isinstance(verdict, Waits)],
                 changed=len(allowed),
-                drift=self.drift.look(tx, case.environment, case.situation.trust, here),
+                drift=drift,
             )
         )
-        write_report(tx, case.name, found, revision=case.revision)
+        news = write_report(tx, case.name, found, revision=case.revision)
+        if self.channels:
+            outbox.post(tx, self.channels, notices_of(case.name, case.revision, allowed, news))
         return found.outcome
 
 

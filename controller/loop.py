@@ -9,8 +9,9 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 
+from controller import metrics
 from controller.apply import Lease
-from controller.outcome import Waiting
+from controller.outcome import Done, Waiting
 from controller.reconcile import Pass, Reconciler
 from kneo.clock import monotonic, new_id
 from kneo.errors import Invalid, KneoError, Transient
@@ -27,6 +28,9 @@ REQUEST_POLL_SECONDS = 0.2
 FIRST_BACKOFF_SECONDS = 0.75
 LAST_BACKOFF_SECONDS = 900.0
 DEFAULT_INTERVAL = timedelta(seconds=60)
+LATE, LATE_SECONDS = 5, 120.0
+"""After so many intervals, but not before so many seconds, without success a controller is not alive."""
+
 JITTER = 0.1
 """Share by which intervals and backoffs are spread, so that controllers do not look in step."""
 
@@ -49,6 +53,13 @@ class Controller:
         self._failures = 0
         self._settled = False
         self._next = 0.0
+        self._last_success = monotonic()
+        self._held: Lease | None = None
+        self._renew_at = 0.0
+
+    def is_alive(self) -> bool:
+        """Say whether the repository was looked at, by us or by the controller that holds the lease, in time."""
+        return monotonic() - self._last_success <= max(LATE_SECONDS, LATE * self.interval.total_seconds())
 
     def poke(self) -> None:
         """Say that there may be a new commit."""
@@ -90,6 +101,7 @@ class Controller:
     def _turn(self) -> None:
         lease = self._lease()
         if lease is None:
+            self._last_success = monotonic()
             return
         with self.store.read() as tx:
             asked = requests.open_requests(tx)
@@ -148,8 +160,10 @@ class Controller:
             if not forced and self._nothing_new():
                 self._plan_next(failed=False)
                 return {"revision": "unchanged"}
-            done = self.reconciler.reconcile(lease)
+            with metrics.RECONCILE_SECONDS.time():
+                done = self.reconciler.reconcile(lease)
         except Transient as error:
+            self._held = None
             self._plan_next(failed=True)
             log.warning("reconcile failed, next try in %.1f s: %s", self._next - monotonic(), error)
             return {"error": error.code, "message": str(error)}
@@ -165,6 +179,9 @@ class Controller:
             return {"error": error.code, "message": str(error)}
         self._plan_next(failed=False)
         self._settled = not any(isinstance(outcome, Waiting) for outcome in done.outcomes.values())
+        for name, outcome in done.outcomes.items():
+            metrics.READY.labels(name).set(isinstance(outcome, Done))
+            metrics.CHANGES.labels(name).inc(outcome.changed if isinstance(outcome, Done) else 0)
         log.info("reconciled", extra={"revision": done.revision})
         return {
             "revision": done.revision,
@@ -172,16 +189,27 @@ class Controller:
         }
 
     def _nothing_new(self) -> bool:
-        accepted = self.reconciler.mirror.accepted()
-        return self._settled and accepted is not None and self.reconciler.mirror.poll() == accepted.commit
+        known = self.reconciler.commit
+        return self._settled and known is not None and self.reconciler.mirror.poll() == known
 
     def _plan_next(self, *, failed: bool) -> None:
+        metrics.RECONCILES.labels("failed" if failed else "done").inc()
+        if not failed:
+            self._last_success = monotonic()
+            metrics.LAST_SUCCESS.set(self.store.clock.now().timestamp())
         self._failures = self._failures + 1 if failed else 0
         pause = backoff_seconds(self._failures) if failed else self.interval.total_seconds()
         spread = 1.0 + random.uniform(-JITTER, JITTER)  # noqa: S311 - spreading load needs no secrecy
         self._next = monotonic() + pause * spread
 
     def _lease(self) -> Lease | None:
+        """Take or keep the lease. Every write checks it again, so it need not be renewed at every turn."""
+        if self._held is not None and monotonic() < self._renew_at:
+            return self._held
+        self._renew_at = monotonic() + LEASE.total_seconds() / 3
         with self.store.write() as tx:
             fence = requests.take_lease(tx, requests.CONTROLLER_LEASE, self.owner, LEASE)
-        return Lease(requests.CONTROLLER_LEASE, self.owner, fence) if fence is not None else None
+        self._held = Lease(requests.CONTROLLER_LEASE, self.owner, fence) if fence is not None else None
+        if self._held is None:
+            self._renew_at = 0.0
+        return self._held

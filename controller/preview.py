@@ -16,13 +16,14 @@ from controller.load import Declared, Problem, find_bundle, load
 from controller.observe import Believed, Observed, Served, evidence, observe, rules_before
 from controller.plan import Action, Retire, kind_of, make_plan, name_of
 from controller.source.snapshot import SourceSnapshot
-from controller.spec_changes import spec_changes
 from controller.verify import Rejection, Trust, Verified, history_of, root_before, verify, verify_trust
 from controller.weakening import weakenings
 from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.errors import KneoError
+from kneo.spec.diff import diff
 from kneo.spec.environment import Environment
+from kneo.spec.load import load_tree
 from kneo.state.release import BundleRecord, EnvironmentRecord, Release
 from kneo.store import releases
 from kneo.store.engine import Tx
@@ -158,8 +159,15 @@ def _action(action: Action, verdict: Verdict, world: _World) -> Json:
         "digest": None if isinstance(action, Retire) else action.bundle.digest,
         "signers": [] if isinstance(action, Retire) else sorted({s.principal for s in action.bundle.signers}),
         "allowed": isinstance(verdict, Allowed),
-        "diff": spec_changes(old, new) if new is not None else [],
+        "diff": _diff(old, new)["changes"] if new is not None else [],
     }
+
+
+def _diff(old: Spec | None, new: Spec) -> Json:
+    """Say in words what a new spec changes, the most dangerous first."""
+    before, after = load_tree(dict(old)).spec if old is not None else None, load_tree(dict(new)).spec
+    assert after is not None, "what is planned was verified"
+    return diff(before, after).as_json()
 
 
 def _gate(action: Action, verdict: Waits) -> Json:

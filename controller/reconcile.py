@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from controller import metrics
 from controller.apply import Lease, check_lease, write_report
 from controller.environment import EnvironmentPass, Situation, in_order
 from controller.follow import Follower
@@ -48,6 +49,7 @@ class Reconciler:
         pin: Digest of the first trust root that is believed.
         service_key: The key that our own service signs decisions with; None believes no decision it recorded.
         hmac_key: The shared secret of bundles in the older format, where an environment accepts them.
+        channels: Where people are told what happens.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Reconciler:
         *,
         service_key: PublicKey | None = None,
         hmac_key: str = "",
+        channels: Sequence[str] = (),
     ) -> None:
         self.store = store
         self.mirror = mirror
@@ -65,7 +68,10 @@ class Reconciler:
         self.service_key = service_key
         self.hmac_key = hmac_key
         self.answers: Mapping[str, Answer] = {"rollback": self._roll_back, "plan": self._preview}
-        self.environments = EnvironmentPass(store, service_key)
+        self.commit: str | None = None
+        """The commit that the last whole pass was about."""
+
+        self.environments = EnvironmentPass(store, service_key, channels)
         self._follower = Follower(store, mirror)
         self._loader = Loader()
 
@@ -77,6 +83,7 @@ class Reconciler:
             Invalid: the repository itself cannot be followed (``HistoryRewritten``, ``LimitExceeded``, …). Recorded
                 in every environment's conditions; what is served stays served.
         """
+        self.commit = None
         snapshot, declared = self._fetch(lease)
         observed = self._accept(snapshot, lease)
         trust = self._trust(declared, observed)
@@ -84,8 +91,10 @@ class Reconciler:
             self._report_everywhere(trust, lease, declared)
             return Pass(declared.revision, dict.fromkeys(declared.environments, Stalled(trust.reason, trust.message)))
         self._accept_roots(declared, lease)
+        metrics.ROOT_EXPIRY.set(trust.root.expires.timestamp())
         outcomes = self._each_environment(Situation(snapshot, declared, trust, lease, observed))
         audit.seal(self.store)
+        self.commit = snapshot.commit
         return Pass(declared.revision, outcomes)
 
     def drift_due(self) -> bool:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Collection
+import socket
+import threading
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
+import uvicorn
 from builders import failed_run
 from config_repo import ConfigRepo
+from fastapi import FastAPI
 from sqlalchemy import select, update
 
 from controller.apply import Lease
@@ -147,3 +153,17 @@ class Bench:
             envelope = serialise(sign(PAYLOAD_TYPE, statement.payload, key))
             who = "ann" if key is self.repo.key else "mallory"
             registry.record_signed(tx, envelope, {key.keyid: TrustedKey(key.public, who)})
+
+
+@contextlib.contextmanager
+def serving(app: FastAPI) -> Iterator[httpx.Client]:
+    """Answer HTTP on a free port, and a client for it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as client:
+        yield client
+    server.should_exit = True
+    thread.join()
+    listener.close()

@@ -12,7 +12,7 @@ from kneo.service import problems
 from kneo.service.auth import keyring
 from kneo.service.context import Service
 from kneo.service.limits import BodyLimit
-from kneo.service.routes import audit, bundles, environments, health, human_tasks, promotions, runs
+from kneo.service.routes import audit, bundles, environments, health, hooks, human_tasks, promotions, runs
 from kneo.settings import Settings
 from kneo.store.engine import Store
 
@@ -28,7 +28,7 @@ def create_app(settings: Settings, store: Store, starter: Starter, *, poke: Call
     app.add_middleware(BodyLimit, max_bytes=settings.limits.body_bytes)
     problems.install(app)
     api = APIRouter()
-    for module in (health, runs, human_tasks, environments, promotions, bundles, audit):
+    for module in (health, runs, human_tasks, environments, promotions, bundles, hooks, audit):
         api.include_router(module.router)
     app.include_router(api, prefix="/v1")
     app.include_router(api, include_in_schema=False)

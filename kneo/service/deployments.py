@@ -33,13 +33,14 @@ class Deployments:
     Args:
         store: The database.
         settings: This process's settings.
-        needs_controller: Whether to refuse what no controller is there to act on.
+        over_http: Whether people are known by their keys, and what no controller is there to act on is refused. Beside the
+            database neither holds: whoever can write to it needs nobody's leave.
     """
 
-    def __init__(self, store: Store, settings: Settings, *, needs_controller: bool) -> None:
+    def __init__(self, store: Store, settings: Settings, *, over_http: bool) -> None:
         self.store = store
         self.settings = settings
-        self.needs_controller = needs_controller
+        self.over_http = over_http
 
     # ---- deciding -------------------------------------------------------------------------------------------------
 
@@ -99,6 +100,10 @@ class Deployments:
             raise Invalid(msg, code="SubjectMismatch", hint=hint)
         return registry.record_signed(tx, envelope, registry.trust_root(tx, self.settings.trust_root).keys)
 
+    def _check_known(self, tx: Tx, environment: str, actor: str) -> None:
+        if self.over_http:
+            self.check_may_decide(tx, environment, actor)
+
     def check_may_decide(self, tx: Tx, environment: str, actor: str) -> None:
         """Check that somebody whom we only authenticated has a say in an environment.
 
@@ -135,7 +140,7 @@ class Deployments:
         """Keep what is served of a bundle as it is."""
         self._require_controller()
         with self.store.write() as tx:
-            self.check_may_decide(tx, environment, actor)
+            self._check_known(tx, environment, actor)
             serving = releases.release(tx, environment, bundle)
             item = Hold(
                 environment=environment,
@@ -153,7 +158,7 @@ class Deployments:
         """Let a bundle follow Git again."""
         self._require_controller()
         with self.store.write() as tx:
-            self.check_may_decide(tx, environment, actor)
+            self._check_known(tx, environment, actor)
             registry.unhold(tx, environment, bundle, actor=actor)
         return self._after(environment, actor)
 
@@ -175,7 +180,7 @@ class Deployments:
     def rollback(self, environment: str, bundle: str, to: str | None, reason: str, *, actor: str) -> Json:
         """Ask the controller to serve what was served before, and to stay there."""
         with self.store.read() as tx:
-            self.check_may_decide(tx, environment, actor)
+            self._check_known(tx, environment, actor)
         payload = {"environment": environment, "bundle": bundle, "to": to, "reason": reason}
         return {"result": self._asked("rollback", payload, actor), "environment": self._status(environment)}
 
@@ -230,7 +235,7 @@ class Deployments:
     # ---- and then -------------------------------------------------------------------------------------------------
 
     def _require_controller(self) -> None:
-        if not self.needs_controller:
+        if not self.over_http:
             return
         with self.store.read() as tx:
             if requests.lease_holder(tx, requests.CONTROLLER_LEASE) is None:
@@ -242,7 +247,7 @@ class Deployments:
         try:
             result: Json | None = requests.ask(self.store, "reconcile", {"environment": environment}, actor=actor)
         except Transient:
-            if self.needs_controller:
+            if self.over_http:
                 raise
             result = None
         return {"result": result, "environment": self._status(environment)}

@@ -57,7 +57,7 @@ class RewriteOrder(_Body):
 
 
 def deployments(service: Service) -> Deployments:
-    return Deployments(service.store, service.settings, needs_controller=True)
+    return Deployments(service.store, service.settings, over_http=True)
 
 
 @router.get("/environments", operation_id="list_environments")

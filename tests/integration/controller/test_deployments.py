@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,8 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
-from controller_bench import Bench
+from controller_bench import Bench, serving
 from kneo_process import eventually
 
 from controller.loop import Controller
@@ -46,15 +44,8 @@ def settings(bench: Bench, tmp_path: Path) -> Settings:
 @pytest.fixture
 def http(bench: Bench, settings: Settings) -> Iterator[httpx.Client]:
     app = create_app(settings, bench.store, Starter(bench.store, lambda spec: spec, pin=bench.repo.pin), poke=print)
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as client:
+    with serving(app) as client:
         yield client
-    server.should_exit = True
-    thread.join()
-    listener.close()
 
 
 @pytest.fixture
@@ -198,7 +189,7 @@ def test_a_plan_tells_what_a_branch_would_change(bench: Bench, http: httpx.Clien
     (environment,) = plan["environments"]
     (action,) = environment["actions"]
     assert (action["kind"], action["from"], action["to"], action["allowed"]) == ("promote", "1.0.0", "1.1.0", False)
-    assert any("Another question?" in line for line in json.loads(json.dumps(action["diff"])))
+    assert any("Another question?" in json.dumps(change) for change in action["diff"])
     assert [gate["gate"] for gate in environment["gates"]] == ["approvals"]
     assert bench.rows(but={"requests", "leases"}) == before
 

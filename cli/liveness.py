@@ -1,0 +1,47 @@
+"""Liveness and metrics of a process that answers no other HTTP: ``/livez`` and ``/metrics``."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+
+@contextlib.contextmanager
+def answering(host: str, port: int, is_alive: Callable[[], bool]) -> Iterator[int]:
+    """Answer for as long as a block runs; yields the port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10
+
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self._answer(200, CONTENT_TYPE_LATEST, generate_latest())
+            elif self.path in {"/livez", "/healthz"}:
+                alive = is_alive()
+                self._answer(200 if alive else 503, "text/plain", b"ok\n" if alive else b"no source finished in time\n")
+            else:
+                self._answer(404, "text/plain", b"/livez or /metrics\n")
+
+        def _answer(self, status: int, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_arguments: object) -> None:
+            """Say nothing: probes ask every few seconds."""
+
+    server = ThreadingHTTPServer((host, port), Handler)
+    thread = threading.Thread(target=server.serve_forever, name="liveness")
+    thread.start()
+    try:
+        yield int(server.server_address[1])
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,118 @@
+"""Webhooks of Git hosts: a nudge to look now. Who sent it and what it says decides nothing but that.
+
+The body is bounded before anything is computed over it; its signature is compared in constant time; a delivery counts
+once; and what comes of it is one request row that asks the controller to look. Nothing in the payload is followed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from threading import Lock
+
+from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse
+
+from kneo.clock import monotonic
+from kneo.errors import NotFound, Unauthorized
+from kneo.service.context import Here
+from kneo.service.problems import problem, too_large
+from kneo.store import hooks
+
+router = APIRouter(tags=["hooks"])
+
+BODY_BYTES = 262_144
+"""Longest delivery read. Hosts send far less for a push; ours is never parsed beyond its signature."""
+
+PER_MINUTE = 120
+"""Deliveries taken in a minute by one process, whoever sends them; the interval finds what is turned away."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """How a host signs a delivery and names it.
+
+    Args:
+        signature: The header with the signature or the token.
+        delivery: The header with the delivery's id; empty where a host has none.
+        prefix: What stands before the hex digest.
+        token: Whether the header holds the secret itself, as one host does it, rather than an HMAC-SHA256 of the body.
+    """
+
+    signature: str
+    delivery: str
+    prefix: str = ""
+    token: bool = False
+
+
+PROVIDERS: Mapping[str, Provider] = {
+    "github": Provider("x-hub-signature-256", "x-github-delivery", "sha256="),
+    "gitlab": Provider("x-gitlab-token", "x-gitlab-event-uuid", token=True),
+    "gitea": Provider("x-gitea-signature", "x-gitea-delivery"),
+    "bitbucket": Provider("x-hub-signature", "x-request-uuid", "sha256="),
+    "generic": Provider("x-signature", "x-delivery", "sha256="),
+}
+
+
+class Rate:
+    """Counts events in a window of a minute."""
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self._began = 0.0
+        self._count = 0
+        self._lock = Lock()
+
+    def take(self) -> bool:
+        """Count one; say whether it is within the bound."""
+        with self._lock:
+            now = monotonic()
+            if now >= self._began + 60:
+                self._began, self._count = now, 0
+            self._count += 1
+            return self._count <= self.per_minute
+
+
+_rate = Rate(PER_MINUTE)
+
+
+@router.post("/hooks/{provider}", operation_id="receive_hook", status_code=202, response_model=None)
+async def receive(provider: str, request: Request, service: Here) -> JSONResponse:
+    """Take a host's word that something may have changed."""
+    known, secret = PROVIDERS.get(provider), service.settings.hook_secrets.get(provider)
+    if known is None or not secret:
+        msg = f"This service takes no webhooks of {provider[:40]!r}."
+        raise NotFound(msg, code="hook_not_found", hint="Set KNEO_SERV_HOOK_SECRET_ and the provider's name.")
+    if not _rate.take():
+        return problem(429, "rate_limited", "Too many deliveries; the next look comes by itself.", {})
+    body = await _body(request)
+    if body is None:
+        return too_large(BODY_BYTES)
+    if not is_signed(known, secret, request.headers, body):
+        msg = "This delivery is not signed with the secret that was agreed."
+        raise Unauthorized(msg, code="hook_signature_invalid")
+    delivery = request.headers.get(known.delivery, "") or hashlib.sha256(body).hexdigest()
+    news = await run_in_threadpool(hooks.take_delivery, service.store, provider, delivery[:200])
+    return JSONResponse({"accepted": True, "duplicate": not news}, status_code=202)
+
+
+async def _body(request: Request) -> bytes | None:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_BYTES:
+            return None
+    return body
+
+
+def is_signed(provider: Provider, secret: str, headers: Mapping[str, str], body: bytes) -> bool:
+    """Say whether a delivery carries the proof that its host was told to give."""
+    offered = headers.get(provider.signature, "")
+    if provider.token:
+        expected = secret
+    else:
+        expected = provider.prefix + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+    return hmac.compare_digest(offered.encode(), expected.encode())

@@ -1,0 +1,68 @@
+"""Messages that wait to be delivered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import select, update
+
+from kneo.store.engine import Tx, insert_ignoring_duplicates
+from kneo.store.tables import outbox
+
+PROBLEM_CHARS = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    id: str
+    channel: str
+    payload: Mapping[str, object]
+    attempts: int
+
+
+def insert(tx: Tx, message_id: str, dedupe_key: str, channel: str, payload: Mapping[str, object]) -> bool:
+    """Add a message unless one with the same key was ever added; say whether it was."""
+    return insert_ignoring_duplicates(
+        tx,
+        outbox,
+        id=message_id,
+        dedupe_key=dedupe_key,
+        channel=channel,
+        payload=payload,
+        status="waiting",
+        attempts=0,
+        next_at=tx.at,
+        created_at=tx.at,
+    )
+
+
+def due(tx: Tx, limit: int) -> tuple[Message, ...]:
+    """Read messages whose time has come, oldest first."""
+    rows = tx.connection.execute(
+        select(outbox)
+        .where(outbox.c.status == "waiting", outbox.c.next_at <= tx.at)
+        .order_by(outbox.c.next_at, outbox.c.id)
+        .limit(limit)
+    )
+    return tuple(Message(id=row.id, channel=row.channel, payload=row.payload, attempts=row.attempts) for row in rows)
+
+
+def finish(tx: Tx, message_id: str, status: str, problem: str | None) -> None:
+    tx.connection.execute(
+        update(outbox)
+        .where(outbox.c.id == message_id)
+        .values(status=status, attempts=outbox.c.attempts + 1, error=_cut(problem), finished_at=tx.at)
+    )
+
+
+def retry(tx: Tx, message_id: str, next_at: str, problem: str) -> None:
+    tx.connection.execute(
+        update(outbox)
+        .where(outbox.c.id == message_id)
+        .values(attempts=outbox.c.attempts + 1, next_at=next_at, error=_cut(problem))
+    )
+
+
+def _cut(problem: str | None) -> str | None:
+    return problem[:PROBLEM_CHARS] if problem is not None else None

@@ -1,0 +1,121 @@
+"""The commands about releases, as people type them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from config_repo import ConfigRepo
+from kneo_process import Machine
+
+pytestmark = pytest.mark.e2e
+
+PEOPLE = {"bob": {"roles": ["approver"]}}
+RULE = {"required": 1, "roles": ["approver"]}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    made = Machine(tmp_path / "work", f"sqlite:///{tmp_path / 'work' / 'kneo.sqlite'}")
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> ConfigRepo:
+    return ConfigRepo(tmp_path / "repo")
+
+
+def test_from_a_plan_to_a_proof(machine: Machine, repo: ConfigRepo) -> None:
+    bob = repo.person("bob", "approver")
+    key = machine.folder / "bob.pem"
+    key.write_bytes(bob.dump())
+    key.chmod(0o600)
+    repo.commit("Trust bob")
+    repo.release("prod", "mail", "1.0.0")
+    once = ("controller", "run", "--once", "--repo", str(repo.folder), "--trust-root", repo.pin)
+    machine.kneo(*once)
+    repo.bundle("mail", "1.1.0", repo.other_spec())
+    repo.environment("prod", {"mail": "1.1.0"}, approvals=RULE, people=PEOPLE)
+    repo.commit("Release 1.1.0")
+
+    plan = machine.json("plan", "--repo", str(repo.folder), "--trust-root", repo.pin, "--base", "HEAD~1")
+    prod = next(item for item in plan["environments"] if item["name"] == "prod")
+    assert [(a["kind"], a["from"], a["to"]) for a in prod["actions"]] == [("promote", "1.0.0", "1.1.0")]
+    assert [gate["reason"] for gate in prod["gates"]] == ["AwaitingApproval"]
+    words = machine.kneo(
+        "plan",
+        "--repo",
+        str(repo.folder),
+        "--trust-root",
+        repo.pin,
+        "--base",
+        "HEAD~1",
+        "--markdown",
+        "--exit-code",
+        expect=10,
+    )
+    assert "Another question?" in words.stdout
+    same = ("plan", "--repo", str(repo.folder), "--trust-root", repo.pin, "--base", "HEAD", "--exit-code")
+    assert machine.kneo(*same, expect=None).returncode in {0, 10}
+
+    machine.kneo(*once, expect=1)
+    why = machine.json("why", "prod/mail")
+    assert (why["gate"], why["who"]) == ("approvals", ["ann", "bob"][1:])
+    machine.kneo("approve", "prod/mail", expect=2)
+    machine.kneo("approve", "prod/nothing", "--key", str(key), expect=4)
+    approved = machine.json("approve", "prod/mail", "--key", str(key))
+    assert approved["approval"]["principal"] == "bob"
+    machine.kneo(*once)
+    status = machine.json("status", "prod")
+    assert [item["version"] for item in status["releases"]] == ["1.1.0"]
+
+    digest = status["releases"][0]["digest"]
+    trace = machine.json("trace", digest)
+    assert [item["principal"] for item in trace["promotions"][0]["approvals"]] == ["bob"]
+    seq = trace["promotions"][0]["audit"]["seq"]
+    assert machine.json("audit", "prove", str(seq))["seq"] == seq
+    assert "kneo/audit" in machine.kneo("audit", "checkpoint").stdout
+    machine.kneo("audit", "verify")
+
+    machine.kneo("hold", "prod/mail", "--reason", "conference", "--until", "4h")
+    machine.kneo("unhold", "prod/mail")
+    machine.kneo("suspend", "prod", "--reason", "freeze")
+    assert machine.json("status", "prod")["suspension"]["reason"] == "freeze"
+    machine.kneo("unsuspend", "prod")
+    machine.kneo("rollback", "prod/mail", "--reason", "no controller", expect=75)
+    machine.kneo("source", "show")
+
+
+def test_a_rewritten_history_is_accepted_by_a_root_key(machine: Machine, repo: ConfigRepo) -> None:
+    once = ("controller", "run", "--once", "--repo", str(repo.folder), "--trust-root", repo.pin)
+    repo.release("prod", "mail", "1.0.0")
+    machine.kneo(*once)
+    machine.kneo("source", "accept-rewrite", "--key", str(_key(machine, repo)), expect=4)
+    repo.git("commit", "-q", "--amend", "-m", "Another past")
+    machine.kneo(*once, expect=1)
+    assert machine.json("source", "show")["refused_code"] == "HistoryRewritten"
+    machine.kneo("source", "accept-rewrite", "--key", str(_key(machine, repo)))
+    machine.kneo(*once)
+    assert machine.json("source", "show")["refused_code"] is None
+
+
+def test_promoting_writes_one_line_and_commits_it(machine: Machine, repo: ConfigRepo) -> None:
+    repo.bundle("mail", "1.0.0")
+    repo.environment("dev", {"mail": "1.0.0"})
+    repo.commit("Release to dev")
+    done = machine.kneo("promote", "mail", "--from", "dev", "--to", "prod", "--json", cwd=repo.folder)
+    assert json.loads(done.stdout)["version"] == "1.0.0"
+    assert repo.git("diff", "--stat", "HEAD~1", "--", "environments/prod.yaml") != ""
+    assert "mail" in (repo.folder / "environments/prod.yaml").read_text()
+    machine.kneo("promote", "mail", "--from", "dev", "--to", "prod", cwd=repo.folder, expect=5)
+    machine.kneo("promote", "other", "--from", "dev", "--to", "prod", cwd=repo.folder, expect=4)
+
+
+def _key(machine: Machine, repo: ConfigRepo) -> Path:
+    path = machine.folder / "ann.pem"
+    path.write_bytes(repo.key.dump())
+    path.chmod(0o600)
+    return path

@@ -1,0 +1,81 @@
+"""Webhooks: who may nudge, how often, and how little a nudge does. Over HTTP, on both databases."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from controller_bench import serving
+
+from kneo.runtime.start import Starter
+from kneo.service.app import create_app
+from kneo.service.routes import hooks
+from kneo.settings import from_env
+from kneo.store import requests
+from kneo.store.engine import Store
+
+SECRET = "a shared secret"
+PUSH = b'{"ref": "refs/heads/main", "repository": {"clone_url": "http://169.254.169.254/"}}'
+
+
+@pytest.fixture
+def http(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
+    monkeypatch.setattr(hooks, "_rate", hooks.Rate(hooks.PER_MINUTE))
+    settings = replace(from_env({}, tmp_path), hook_secrets=dict.fromkeys(hooks.PROVIDERS, SECRET))
+    with serving(create_app(settings, store, Starter(store, lambda spec: spec, pin=None), poke=print)) as client:
+        yield client
+
+
+def _headers(name: str, body: bytes, delivery: str, secret: str = SECRET) -> dict[str, str]:
+    provider = hooks.PROVIDERS[name]
+    proof = secret if provider.token else provider.prefix + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+    return {provider.signature: proof, provider.delivery: delivery}
+
+
+def _asked(store: Store) -> list[str]:
+    with store.read() as tx:
+        return [item.actor for item in requests.open_requests(tx)]
+
+
+@pytest.mark.parametrize("name", list(hooks.PROVIDERS))
+def test_a_signed_delivery_asks_for_one_look(store: Store, http: httpx.Client, name: str) -> None:
+    for delivery in ("1", "2", "2"):
+        answer = http.post(f"/v1/hooks/{name}", content=PUSH, headers=_headers(name, PUSH, delivery))
+        assert answer.status_code == 202
+    assert answer.json()["duplicate"]
+    assert _asked(store) == [f"hook:{name}"]
+
+
+@pytest.mark.parametrize("name", list(hooks.PROVIDERS))
+def test_a_delivery_without_the_secret_does_nothing(store: Store, http: httpx.Client, name: str) -> None:
+    for headers in ({}, _headers(name, PUSH, "1", "another secret")):
+        assert http.post(f"/v1/hooks/{name}", content=PUSH, headers=headers).status_code == 401
+    changed = _headers("github", PUSH, "1")
+    assert http.post("/v1/hooks/github", content=PUSH + b" ", headers=changed).status_code == 401
+    assert _asked(store) == []
+
+
+def test_a_huge_delivery_is_refused_before_anything_is_computed(store: Store, http: httpx.Client) -> None:
+    body = b"x" * (hooks.BODY_BYTES + 1)
+    assert http.post("/v1/hooks/github", content=body, headers=_headers("github", body, "1")).status_code == 413
+    chunks = iter([b"x" * 65_536] * 5)
+    assert http.post("/v1/hooks/github", content=chunks).status_code == 413
+    assert _asked(store) == []
+
+
+def test_too_many_deliveries_are_turned_away(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "_rate", hooks.Rate(2))
+    codes = [http.post("/v1/hooks/github", content=b"{}").status_code for _ in range(4)]
+    assert codes == [401, 401, 429, 429]
+
+
+def test_a_provider_without_a_secret_is_not_there(store: Store, tmp_path: Path) -> None:
+    app = create_app(from_env({}, tmp_path), store, Starter(store, lambda spec: spec, pin=None), poke=print)
+    with serving(app) as http:
+        assert http.post("/v1/hooks/github", content=b"{}").status_code == 404
+        assert http.post("/v1/hooks/nobody", content=b"{}").status_code == 404
