@@ -1,0 +1,133 @@
+"""The corpus: specs, what the published contract says of each, and a folder to check one in.
+
+A case is one file of ``cases/``:
+
+- ``contract``: the section of the contract it is about;
+- ``spec``, or ``text`` (``json: true`` names it .json): what is checked, with an ``overlay`` and a ``policy`` if given;
+- ``expect``: the findings of the newest published tool; of a policy only the codes are known;
+- ``refused: true``: that tool answers with an error instead of findings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).parent
+VERSIONS = ("0.4.0", "1.2.0")
+
+Finding = tuple[str, str | None, str | None]
+"""Code, severity, path."""
+
+_VIOLATION = re.compile(r"^(?:✗ )?ERROR (E_[A-Z_]+):", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    contract: str
+    content: str
+    suffix: str
+    overlay: str | None
+    policy: dict[str, object] | None
+    expect: list[Finding]
+    refused: bool
+
+    @property
+    def digest(self) -> str:
+        """What a recording is of."""
+        asked = json.dumps([self.content, self.suffix, self.overlay, self.policy], sort_keys=True)
+        return hashlib.sha256(asked.encode()).hexdigest()[:16]
+
+    @property
+    def file(self) -> str:
+        return f"spec.{self.suffix}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a tool says of a case.
+
+    Attributes:
+        refused: It said that it cannot go on, and printed no findings; those of a policy are in its words.
+    """
+
+    findings: list[Finding]
+    refused: bool = False
+
+    def as_json(self) -> dict[str, object]:
+        return {"refused": self.refused, "findings": [list(found) for found in self.findings]}
+
+
+def read_case(path: Path) -> Case:
+    given = yaml.safe_load(path.read_text())
+    text = given.get("text")
+    overlay = given.get("overlay")
+    return Case(
+        name=path.stem,
+        contract=given["contract"],
+        content=text if text is not None else yaml.safe_dump(given["spec"], sort_keys=False),
+        suffix="json" if given.get("json") else "yaml",
+        overlay=None if overlay is None else yaml.safe_dump(overlay, sort_keys=False),
+        policy=given.get("policy"),
+        expect=[(each["code"], each.get("severity"), each.get("path")) for each in given.get("expect", [])],
+        refused=given.get("refused", False),
+    )
+
+
+def cases() -> list[Case]:
+    return [read_case(path) for path in sorted((HERE / "cases").glob("*.yaml"))]
+
+
+def lay_out(case: Case, folder: Path) -> None:
+    """Write what a tool needs to check a case: the spec, and the code and the skill that specs of the corpus name."""
+    (folder / case.file).write_text(case.content)
+    (folder / "app").mkdir()
+    functions = "".join(f"def {name}(text):\n    return text\n\n\n" for name in "ftu")
+    (folder / "app" / "__init__.py").write_text(functions)
+    (folder / "app" / "mod.py").write_text(functions)
+    (folder / "skills" / "s").mkdir(parents=True)
+    (folder / "skills" / "s" / "SKILL.md").write_text("---\nname: s\ndescription: A skill.\n---\nBe brief.\n")
+    if case.overlay is None and case.policy is None:
+        return
+    config: dict[str, object] = {"project": {"name": "corpus", "default_environment": "dev"}}
+    if case.overlay is not None:
+        (folder / "overlay.yaml").write_text(case.overlay)
+        config["specs"] = {"overlays": {"dev": ["overlay.yaml"]}}
+    if case.policy is not None:
+        config["environments"] = {"dev": {"policy_enforcement": case.policy}}
+    (folder / ".kneo").mkdir()
+    (folder / ".kneo" / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def answer_of(case: Case, printed: str) -> Answer:
+    """Read what ``spec validate --json`` printed."""
+    try:
+        findings = json.loads(printed)["diagnostics"]
+    except (ValueError, KeyError):
+        return Answer([(code, None, None) for code in _VIOLATION.findall(printed)], refused=True)
+    return Answer([(found["code"], found["severity"], found["path"]) for found in findings])
+
+
+def recording(version: str) -> dict[str, dict[str, object]]:
+    found: dict[str, dict[str, object]] = json.loads((HERE / "recorded" / f"{version}.json").read_text())["answers"]
+    return found
+
+
+def recorded(version: str, case: Case) -> Answer:
+    """Return what a published version answered.
+
+    Raises:
+        AssertionError: it was asked something else, or never.
+    """
+    kept = recording(version).get(case.name)
+    assert kept is not None, f"{case.name} was never recorded: record.py says how."
+    assert kept["digest"] == case.digest, f"{case.name} has changed since {version} was asked: record it again."
+    findings = kept["findings"]
+    assert isinstance(findings, list)
+    return Answer([(code, severity, path) for code, severity, path in findings], bool(kept["refused"]))
