@@ -16,12 +16,12 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from kneo.clock import Clock, isoformat, monotonic, sleep
-from kneo.errors import Transient
+from kneo.errors import Invalid, Transient
 from kneo.store.writer import Writer
 
 T = TypeVar("T")
@@ -184,6 +184,11 @@ def _translate() -> Iterator[None]:
         reason = str(cause).partition("\n")[0][:200]
         msg = f"The database did not answer: {reason}."
         raise Transient(msg, code="store_unavailable") from error
+    except (DataError, UnicodeEncodeError) as error:
+        # A NUL, half a character, a name longer than its column: wrong input, which no second try makes right.
+        why = str(error.orig) if isinstance(error, DataError) else error.reason
+        msg = f"A value cannot be stored: {why.splitlines()[0][:200]}."
+        raise Invalid(msg, code="unstorable_value") from error
 
 
 def lock_table(tx: Tx, name: str) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, func, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from kneo.clock import ManualClock
-from kneo.errors import Transient
+from kneo.errors import Invalid, Transient
 from kneo.store import engine, releases, requests
 from kneo.store.engine import Store, insert_ignoring_duplicates, lock_table, open_engine, upsert
 from kneo.store.tables import leases, trust_roots
@@ -109,6 +109,20 @@ def test_an_error_does_not_show_what_was_written(store: Store) -> None:
         tx.connection.execute(insert(trust_roots).values(**row))
         tx.connection.execute(insert(trust_roots).values(**row))
     assert "private" not in str(failed.value)
+
+
+@pytest.mark.parametrize("text", ["half a character \ud800", "a NUL \0", "n" * 300])
+def test_a_value_that_cannot_be_stored_is_wrong_input_not_a_crash(store: Store, text: str) -> None:
+    """PostgreSQL refuses what SQLite may keep; neither may answer with a traceback or the value."""
+    kept = store.is_sqlite and "half" not in text
+    outcome = contextlib.nullcontext() if kept else pytest.raises(Invalid, match="cannot be stored")
+    with outcome as refused, store.write() as tx:
+        requests.insert_request(tx, "reconcile", {}, text)
+    if refused is not None:
+        assert refused.value.code == "unstorable_value"
+        assert text not in str(refused.value)
+    with store.write() as tx:
+        requests.insert_request(tx, "reconcile", {}, "ann")
 
 
 # ---- SQLite ------------------------------------------------------------------------------------------------------
