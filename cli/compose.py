@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Protocol
+
 from cli.specs import check_spec
 from kneo.clock import SystemClock
 from kneo.runtime.advance import Driver
@@ -9,6 +12,7 @@ from kneo.runtime.code import CodeLoader
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.start import Starter
 from kneo.runtime.steps import Executor
+from kneo.runtime.worker import Worker
 from kneo.settings import Settings
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
@@ -24,6 +28,27 @@ def make_store(settings: Settings) -> Store:
 
 def make_starter(settings: Settings, store: Store) -> Starter:
     return Starter(store, check_spec, pin=settings.trust_root)
+
+
+class Works(Protocol):
+    """Something that executes steps until it is told to stop."""
+
+    def run(self) -> None: ...
+
+    def poke(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def make_worker(settings: Settings, store: Store, concurrency: int) -> Works:
+    """Make what executes steps here: alone on a SQLite file, one of many on PostgreSQL."""
+    driver = make_driver(settings, store)
+    if store.is_sqlite:
+        return Worker(store, driver, concurrency=concurrency)
+    # A quarter of a second to import, and needed on PostgreSQL only.
+    module = importlib.import_module("kneo.runtime.dispatch.postgres")
+    worker: Works = module.QueueWorker(store, driver, concurrency=concurrency)
+    return worker
 
 
 def make_driver(settings: Settings, store: Store) -> Driver:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import uvicorn
 
-from cli.compose import WORKER_LOCK, make_driver, make_starter, make_store
+from cli.compose import WORKER_LOCK, Works, make_starter, make_store, make_worker
 from cli.known_roots import KnownRoots
 from cli.liveness import answering
 from controller.loop import Controller
@@ -153,12 +153,12 @@ def serve(
 
 @contextlib.contextmanager
 def only_worker(store: Store) -> Iterator[None]:
-    """Be the one process that executes steps on this database.
+    """Be the one process that executes steps on a SQLite file, or one of those that share a PostgreSQL database.
 
     Raises:
-        Conflict: another process is.
+        Conflict: another process is the one; on PostgreSQL: a command drives a run of its own just now.
     """
-    with store.exclusive(WORKER_LOCK) as held:
+    with store.shared(WORKER_LOCK) as held:
         if not held:
             msg = "Another process executes steps on this database."
             raise Conflict(msg, code="worker_running", hint="Stop it, or use its service: --service-url URL.")
@@ -184,11 +184,11 @@ def _already_stopping(_number: int, _frame: object) -> None:
 
 
 @contextlib.contextmanager
-def working(settings: Settings, store: Store, concurrency: int) -> Iterator[Worker]:
+def working(settings: Settings, store: Store, concurrency: int) -> Iterator[Works]:
     """Execute steps and bring deadlines beside whatever else this process does."""
     stopping = threading.Event()
     with only_worker(store):
-        worker = Worker(store, make_driver(settings, store), concurrency=concurrency)
+        worker = make_worker(settings, store, concurrency)
         with (
             background("timers", lambda: run_timers(store, stopping), stopping.set),
             background("worker", worker.run, worker.stop),

@@ -56,6 +56,7 @@ class Driver:
         self.programs = programs
         self.executor = executor
         self.limits = limits
+        self.draining = False
 
     async def drive(self, run_id: str, *, claim: str | None = None) -> None:
         """Advance a run until it waits or ends; does nothing when somebody else has it.
@@ -85,6 +86,10 @@ class Driver:
             await self.drive(run_id)
         finally:
             await self.close()
+
+    def drain(self) -> None:
+        """Begin no further steps: runs are let go of when what is under way in them has ended."""
+        self.draining = True
 
     async def close(self) -> None:
         await self.executor.close()
@@ -151,15 +156,28 @@ class _Session:
 
     async def _turn(self) -> bool:
         """Do the next thing; false when the run has been let go of."""
+        if self.driver.draining:
+            return await self._let_go()
         answers = await self._answers()
         if answers:
-            return await self._write(lambda tx, busy: self._decided(tx, answers[0], busy))
+            # While there are further answers the run must not be let go of: nobody would come back for them.
+            more = tuple(task.id for task in answers[1:])
+            return await self._write(lambda tx, busy: self._decided(tx, answers[0], (*busy, *more)))
         todo = actions(self.program, self.run.state)
         self._drop_stale(todo)
         if not todo or any(isinstance(action, Ask) for action in todo):
             return await self._write(lambda tx, busy: record.questions_asked(tx, self.desk, self.run, busy=busy))
         pause = self._begin([action for action in todo if isinstance(action, Execute)])
         return await self._wait(pause)
+
+    async def _let_go(self) -> bool:
+        """Record what is under way when it ends, then leave the run to another process."""
+        if self.busy:
+            return await self._wait(LOOK_SECONDS)
+        claim = self.run.owner
+        assert claim is not None
+        await self.driver.write(lambda tx: runs.let_go(tx, self.run.id, claim))
+        return False
 
     async def _answers(self) -> Sequence[HumanTask]:
         if not waiting(self.program, self.run.state):

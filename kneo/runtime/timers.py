@@ -16,6 +16,8 @@ log = logging.getLogger("kneo.runtime")
 
 INTERVAL_SECONDS = 1.0
 
+TIMERS_LOCK = "timers"
+
 
 def tick(store: Store) -> int:
     """Do everything that is due now; return how many things were."""
@@ -40,11 +42,14 @@ def end_overdue_runs(store: Store) -> int:
 
 
 def run_timers(store: Store, stopping: threading.Event) -> None:
-    """Tick every second until told to stop."""
+    """Tick every second until told to stop; of all processes that share a database, one at a time does."""
     while not stopping.is_set():
-        started = monotonic()
         try:
-            tick(store)
+            with store.exclusive(TIMERS_LOCK) as held:
+                while held and not stopping.is_set():
+                    started = monotonic()
+                    tick(store)
+                    stopping.wait(max(0.0, INTERVAL_SECONDS - (monotonic() - started)))
         except Transient as error:
             log.warning("timers could not reach the database: %s", error)
-        stopping.wait(max(0.0, INTERVAL_SECONDS - (monotonic() - started)))
+        stopping.wait(INTERVAL_SECONDS)

@@ -20,6 +20,9 @@ log = logging.getLogger("kneo.runtime")
 
 POLL_SECONDS = 0.5
 
+DRAIN_SECONDS = 30.0
+"""How long steps that are under way may take to end when their process is to stop; then they are cut short."""
+
 
 class Worker:
     """The one process that executes steps on a database. ``run`` blocks; ``poke`` and ``stop`` work from any thread."""
@@ -45,6 +48,7 @@ class Worker:
 
     def stop(self) -> None:
         self._stopping.set()
+        self.driver.drain()
         self.poke()
 
     async def _work(self) -> None:
@@ -59,7 +63,10 @@ class Worker:
             for run_id in [run_id for run_id, task in busy.items() if task.done()]:
                 self._report(run_id, busy.pop(run_id))
         if busy:
-            await asyncio.wait(busy.values())
+            _, late = await asyncio.wait(busy.values(), timeout=DRAIN_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         await self.driver.close()
 
     async def _wait(self, busy: dict[str, asyncio.Task[None]]) -> None:

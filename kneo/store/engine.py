@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
@@ -62,6 +62,11 @@ class Store:
     @property
     def is_sqlite(self) -> bool:
         return self.engine.dialect.name == "sqlite"
+
+    @property
+    def conninfo(self) -> str:
+        """The URL as PostgreSQL's own library reads it, password included."""
+        return self.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Tx]:
@@ -145,6 +150,16 @@ class Store:
             yield held
 
     @contextlib.contextmanager
+    def shared(self, name: str) -> Iterator[bool]:
+        """Try to be one of those that do ``name`` while nobody does it exclusively; yields whether it worked.
+
+        On SQLite that is the same as exclusively.
+        """
+        holder = self._file_lock(name) if self.is_sqlite else self._advisory_lock(name, kind="_shared")
+        with holder as held:
+            yield held
+
+    @contextlib.contextmanager
     def _file_lock(self, name: str) -> Iterator[bool]:
         database = self.engine.url.database
         assert database is not None
@@ -160,14 +175,16 @@ class Store:
             os.close(descriptor)
 
     @contextlib.contextmanager
-    def _advisory_lock(self, name: str) -> Iterator[bool]:
+    def _advisory_lock(self, name: str, kind: Literal["", "_shared"] = "") -> Iterator[bool]:
         with _translate(), self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            got = connection.execute(text("SELECT pg_try_advisory_lock(hashtext(:n))"), {"n": f"kneo:{name}"}).scalar()
+            got = connection.execute(
+                text(f"SELECT pg_try_advisory_lock{kind}(hashtext(:n))"), {"n": f"kneo:{name}"}
+            ).scalar()
             try:
                 yield bool(got)
             finally:
                 if got:
-                    connection.execute(text("SELECT pg_advisory_unlock(hashtext(:n))"), {"n": f"kneo:{name}"})
+                    connection.execute(text(f"SELECT pg_advisory_unlock{kind}(hashtext(:n))"), {"n": f"kneo:{name}"})
 
     def close(self) -> None:
         self._writer.close()

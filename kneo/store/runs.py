@@ -21,6 +21,7 @@ from kneo.store.history import (
     read_error,
     visited,
 )
+from kneo.store.queue import enqueue
 from kneo.store.tables import runs, specs
 
 AnyRow = Row[*tuple[object, ...]]
@@ -88,6 +89,8 @@ def insert_run(tx: Tx, run: Run) -> None:
             trace_count=run.trace_count,
         )
     )
+    if run.status is RunStatus.RUNNING:
+        enqueue(tx, run.id)
 
 
 def get(tx: Tx, run_id: str) -> Run | None:
@@ -183,16 +186,24 @@ def pause(tx: Tx, run: Run) -> bool:
 
 def let_go(tx: Tx, run_id: str, claim: str) -> None:
     """Free a run this driver cannot go on with, so that another attempt finds it."""
-    tx.connection.execute(update(runs).where(runs.c.id == run_id, runs.c.owner == claim).values(owner=None))
+    done = tx.connection.execute(
+        update(runs)
+        .where(runs.c.id == run_id, runs.c.owner == claim, runs.c.status == RunStatus.RUNNING)
+        .values(owner=None)
+    )
+    if done.rowcount:
+        enqueue(tx, run_id)
 
 
 def wake(tx: Tx, run_id: str) -> None:
     """Say that there is news for a run; one that waits runs again."""
-    tx.connection.execute(
+    woken = tx.connection.execute(
         update(runs)
         .where(runs.c.id == run_id, runs.c.status.in_([RunStatus.RUNNING, RunStatus.PAUSED]))
         .values(status=RunStatus.RUNNING, wake_seq=runs.c.wake_seq + 1, updated_at=tx.at)
     )
+    if woken.rowcount:
+        enqueue(tx, run_id)
 
 
 def end(tx: Tx, run_id: str, status: RunStatus, error: RunError, *, allowed: Iterable[RunStatus]) -> bool:
@@ -229,6 +240,8 @@ def revive(tx: Tx, run: Run, *, state: Mapping[str, object], state_version: int)
             completed_at=None,
         )
     )
+    if done.rowcount:
+        enqueue(tx, run.id)
     return done.rowcount == 1
 
 

@@ -78,6 +78,16 @@ def test_three_questions_are_open_at_once_and_answered_in_any_order(engine: Engi
     assert engine.notes() == ["quick"] * 3
 
 
+def test_answers_that_came_together_all_take_effect(engine: Engine) -> None:
+    asks = [{"id": f"q{n}", "kind": "human", "ref": "ann"} for n in range(3)]
+    run = engine.run({"type": "concurrent", "participants": asks})
+    for number, task in enumerate(engine.open(run)):
+        engine.answer(task, "provided", f"answer {number}")
+    run = engine.drive(run)
+    assert run.status is RunStatus.SUCCEEDED
+    assert sorted(run.metadata["outputs"].values()) == ["answer 0", "answer 1", "answer 2"]
+
+
 def test_an_answer_takes_effect_while_another_branch_is_at_work(engine: Engine) -> None:
     run = engine.start(
         {"type": "concurrent", "participants": [step("hang"), {"id": "q", "kind": "human", "ref": "ann"}]}

@@ -1,0 +1,65 @@
+"""The queue of runs to drive, on PostgreSQL: jobs of Procrastinate, put there in the transaction that makes them due.
+
+On SQLite there is no queue; the one process that executes steps looks for runs itself.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+
+from sqlalchemy import text
+
+from kneo.clock import isoformat
+from kneo.state.run import STATE_VERSION
+from kneo.store.engine import Tx
+
+SCHEMA = "kneo_queue"
+"""Where Procrastinate's tables live, apart from ours."""
+
+QUEUE, TASK = "runs", "kneo.drive"
+
+CLAIM_PREFIX = "job_"
+"""A driver's claim is the id of its job, so that whoever gets a dead driver's job takes over its run."""
+
+_DEFER = text(
+    f"SELECT {SCHEMA}.procrastinate_defer_jobs_v1(ARRAY[ROW(:queue, :task, 0, NULL, NULL, CAST(:args AS jsonb), NULL)"
+    f"::{SCHEMA}.procrastinate_job_to_defer_v1])"
+)
+
+_LOST = text(f"""
+    SELECT r.id FROM runs r
+    WHERE r.status = 'running' AND r.owner IS NULL AND r.updated_at < :before AND r.state_version <= :version
+      AND NOT EXISTS (SELECT 1 FROM {SCHEMA}.procrastinate_jobs j
+                      WHERE j.status IN ('todo', 'doing') AND j.args ->> 'run_id' = r.id)
+    LIMIT 1000
+""")  # noqa: S608 - our own names
+
+_ORPHANED = text(f"""
+    UPDATE runs SET owner = NULL
+    WHERE status = 'running' AND owner IS NOT NULL AND updated_at < :before
+      AND NOT EXISTS (SELECT 1 FROM {SCHEMA}.procrastinate_jobs j
+                      WHERE j.status IN ('todo', 'doing') AND '{CLAIM_PREFIX}' || j.id = runs.owner)
+    RETURNING id
+""")  # noqa: S608 - our own names
+
+
+def enqueue(tx: Tx, run_id: str) -> None:
+    """Have some worker drive a run once this transaction is committed."""
+    if tx.connection.dialect.name == "postgresql":
+        args = json.dumps({"run_id": run_id})
+        tx.connection.execute(_DEFER, {"queue": QUEUE, "task": TASK, "args": args})
+
+
+def restore(tx: Tx, older_than: timedelta) -> int:
+    """Enqueue runs that nobody drives and no job stands for, and free those whose driver is known to be gone.
+
+    Every change that makes a run due enqueues it; this covers whatever went past that, such as a restored backup.
+    """
+    before = isoformat(tx.now - older_than)
+    freed = tx.connection.execute(_ORPHANED, {"before": before}).all()
+    lost = tx.connection.execute(_LOST, {"before": before, "version": STATE_VERSION}).all()
+    found = {row.id for row in (*freed, *lost)}
+    for run_id in sorted(found):
+        enqueue(tx, run_id)
+    return len(found)

@@ -1,0 +1,125 @@
+"""Workers that share a PostgreSQL database: jobs appear with the change that makes them due, and survive their worker."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from engine import Engine, step
+from kneo_process import eventually
+from sqlalchemy import text
+
+from kneo.clock import SystemClock
+from kneo.runtime.dispatch.postgres import QueueWorker
+from kneo.state.run import RunStatus
+from kneo.store import queue, runs
+from kneo.store.engine import Tx
+from kneo.store.migrate import open_store
+
+SOURCE = """
+def quick(text): note("quick"); return text + ">quick"
+def slow(text): note("slow"); time.sleep(0.3); return text + ">slow"
+async def long(text):
+    note("long"); await asyncio.sleep(1.5); return text + ">long"
+"""
+HUMAN = {"id": "q", "kind": "human", "ref": "ann"}
+
+
+@pytest.fixture
+def engine(postgres_url: str, tmp_path: Path) -> Iterator[Engine]:
+    store = open_store(postgres_url, SystemClock())
+    yield Engine(store, tmp_path / "code", SOURCE)
+    store.close()
+
+
+@contextmanager
+def working(engine: Engine, count: int = 1, concurrency: int = 4) -> Iterator[list[QueueWorker]]:
+    workers = [QueueWorker(engine.store, engine.driver(), concurrency=concurrency) for _ in range(count)]
+    threads = [threading.Thread(target=worker.run) for worker in workers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            worker.stop()
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def jobs(engine: Engine) -> int:
+    with engine.store.read() as tx:
+        return tx.connection.execute(text(f"SELECT count(*) FROM {queue.SCHEMA}.procrastinate_jobs")).scalar_one()
+
+
+def status(engine: Engine, run: object, wanted: RunStatus) -> object:
+    return eventually(lambda: (now := engine.look(run)).status is wanted and now)
+
+
+def test_runs_and_answers_are_found_at_once_and_leave_no_jobs(engine: Engine) -> None:
+    with working(engine):
+        time.sleep(0.5)
+        started = time.monotonic()
+        run = engine.start([step("quick"), HUMAN, step("slow")])
+        status(engine, run, RunStatus.PAUSED)
+        engine.answer(engine.open(run)[0], "approved")
+        assert status(engine, run, RunStatus.SUCCEEDED).output_text == "in>quick>slow"
+        assert time.monotonic() - started < 3
+        eventually(lambda: jobs(engine) == 0)
+
+
+def test_a_run_that_was_not_committed_has_no_job(engine: Engine) -> None:
+    run = engine.start([step("quick")])
+    assert jobs(engine) == 1
+
+    def woken_in_vain(tx: Tx) -> None:
+        runs.wake(tx, run.id)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        engine.store.transact(woken_in_vain)
+    assert jobs(engine) == 1
+
+
+def test_two_workers_do_everything_once(engine: Engine) -> None:
+    branch = {"type": "concurrent", "participants": [step("a", "quick"), HUMAN, {**HUMAN, "id": "r"}]}
+    made = [engine.start(branch) for _ in range(8)]
+    with working(engine, count=2):
+        for run in made:
+            status(engine, run, RunStatus.PAUSED)
+        for run in made:
+            for task in engine.open(run):
+                engine.answer(task, "approved")
+        for run in made:
+            status(engine, run, RunStatus.SUCCEEDED)
+    assert engine.notes() == ["quick"] * 8
+
+
+def test_stopping_lets_steps_finish_and_hands_runs_over(engine: Engine) -> None:
+    run = engine.start([step("long"), step("quick")])
+    with working(engine):
+        eventually(lambda: engine.notes() == ["long"])
+    now = engine.look(run)
+    assert (now.status, now.owner) == (RunStatus.RUNNING, None)
+    assert engine.steps(run) == [("long", "completed")]
+    with working(engine):
+        assert status(engine, run, RunStatus.SUCCEEDED).output_text == "in>long>quick"
+    assert engine.notes() == ["long", "quick"]
+
+
+def test_what_lost_its_job_is_found_again(engine: Engine) -> None:
+    lost, orphan = engine.start([step("quick")]), engine.start([step("quick")])
+    with engine.store.write() as tx:
+        assert runs.acquire(tx, orphan.id, "job_999999") is not None
+        tx.connection.execute(text(f"DELETE FROM {queue.SCHEMA}.procrastinate_jobs"))
+    with engine.store.write() as tx:
+        assert queue.restore(tx, timedelta(seconds=-1)) == 2
+    with working(engine):
+        status(engine, lost, RunStatus.SUCCEEDED)
+        status(engine, orphan, RunStatus.SUCCEEDED)
