@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 WORKERS ?= 2
 
-.PHONY: help demo up test lint types imports schemas fresh sizes format check clean
+.PHONY: help demo up test crash lint types imports schemas fresh sizes format check clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -21,6 +21,9 @@ up: $(VENV)/.ready ## The same, left running
 
 test: $(VENV)/.ready-dev ## Run the tests, the databases they need included
 	@$(BIN)/pytest -n $(WORKERS)
+
+crash: $(VENV)/.ready-dev ## Kill processes at every single write of every kind of run
+	@$(BIN)/pytest -n $(WORKERS) tests/e2e/crash --every-write
 
 lint: $(VENV)/.ready-dev ## Check style
 	@$(BIN)/ruff check .

@@ -1,0 +1,68 @@
+"""A process that executes steps and kills itself right before a chosen write reaches the database.
+
+Started by the crash tests: ``crashing.py URL CODE_FOLDER RUN_ID DIE_AT``. It ends by itself when the run waits or is
+over; with DIE_AT 0 nothing is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import Engine
+
+from kneo.clock import SystemClock, sleep
+from kneo.runtime.advance import Driver
+from kneo.runtime.code import CodeLoader
+from kneo.runtime.dispatch.postgres import QueueWorker
+from kneo.runtime.load import ProgramLoader
+from kneo.runtime.steps import Executor
+from kneo.runtime.wait import find_run
+from kneo.runtime.worker import Worker
+from kneo.state.run import RunStatus
+from kneo.store.engine import WRITE, Store
+from kneo.store.migrate import open_store
+
+
+def kill_before(number: int) -> None:
+    """Die, as if somebody pulled the plug, before this write is committed."""
+    written = 0
+
+    def count(connection: Connection) -> None:
+        nonlocal written
+        if connection.get_execution_options().get(WRITE):
+            written += 1
+            if written == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    event.listen(Engine, "commit", count)
+
+
+def worker_on(store: Store, folder: Path) -> Worker | QueueWorker:
+    driver = Driver(store, ProgramLoader(store), Executor(CodeLoader((folder,), ())))
+    if store.is_sqlite:
+        return Worker(store, driver)
+    return QueueWorker(store, driver, concurrency=4)
+
+
+def main() -> None:
+    url, folder, run_id, die_at = sys.argv[1:]
+    store = open_store(url, SystemClock())
+    worker = worker_on(store, Path(folder))
+    if int(die_at):
+        kill_before(int(die_at))
+    working = threading.Thread(target=worker.run)
+    working.start()
+    while find_run(store, run_id).status is RunStatus.RUNNING:
+        sleep(0.02)
+    worker.stop()
+    working.join()
+    store.close()
+
+
+if __name__ == "__main__":
+    main()

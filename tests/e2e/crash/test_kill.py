@@ -1,0 +1,214 @@
+"""Kill -9 at each write of a run: every effect happens once, the run ends, and nothing acknowledged is missing.
+
+A sample of the writes here; all of them with ``make crash``.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from engine import Engine, step
+from kneo_process import eventually
+
+from kneo.clock import SystemClock
+from kneo.state.run import Run, RunStatus
+from kneo.state.task import TaskStatus
+from kneo.store import runs, tasks
+from kneo.store.migrate import open_store
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+SOURCE = """
+import fcntl
+def effect(text, context):
+    # What a careful function does with its key: the same effect again is no effect.
+    with LOG.open("a+") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        log.seek(0)
+        if context.idempotency_key not in log.read().splitlines():
+            log.write(context.idempotency_key + "\\n")
+    return f"{text}>{context.step_id}"
+def flaky(text, context):
+    if context.attempt == 0:
+        raise ValueError("at first")
+    return effect(text, context)
+def slow(text, context):
+    result = effect(text, context)
+    time.sleep(context.attempt == 0 and 2.0 or 0)
+    return result
+"""
+
+
+def act(name: str, **more: object) -> dict[str, object]:
+    return step(name, "effect", **more)
+
+
+ASK = {"id": "ask", "kind": "human", "ref": "ann"}
+CHOICES = {"x": {"steps": [act("x1")]}, "y": {"steps": [act("y1"), act("y2")]}}
+EDGES = [
+    {"from": "a", "to": "ask"},
+    {"from": "ask", "to": "b"},
+    {"from": "b", "to": "a", "condition": {"not": {"type": "output_contains", "value": "b>a"}}},
+]
+FLOWS: dict[str, object] = {
+    "sequential": [act("a"), ASK, act("b"), step("c", "flaky", max_retries=1)],
+    "concurrent": {"type": "concurrent", "participants": [act("a"), act("b"), ASK, {**ASK, "id": "too"}]},
+    "handoff": {
+        "type": "handoff",
+        "participants": [act("a"), ASK, act("b")],
+        "selector": {"sequence": ["a", "ask", "b", "a"]},
+    },
+    "group-chat": {"type": "group-chat", "participants": [act("a"), ASK], "rounds": 2},
+    "graph": {"type": "graph", "start": "a", "nodes": {"a": act("a"), "ask": ASK, "b": act("b")}, "edges": EDGES},
+    "containers": [
+        {"id": "p", "kind": "parallel", "steps": [{"id": "s", "kind": "steps", "steps": [act("a"), ASK]}, act("b")]},
+        {"id": "l", "kind": "loop", "steps": [act("c")], "max_iterations": 2},
+        {"id": "r", "kind": "router", "choices": CHOICES, "selector": {"default": "y"}},
+    ],
+    "reviewed": [act("a", review={"before": True, "after": {"human": "ann", "on_reject": "retry"}}), act("b")],
+}
+SAMPLED = {"sequential": (2, 5), "concurrent": (3,), "containers": (4,), "reviewed": (3,)}
+MOST_WRITES = 60
+
+
+def cases(config: pytest.Config) -> list[tuple[str, int]]:
+    if config.getoption("--every-write", default=False):
+        return [(flow, 0) for flow in FLOWS]
+    return [(flow, number) for flow, numbers in SAMPLED.items() for number in numbers]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "die_at" in metafunc.fixturenames:
+        metafunc.parametrize(("flow", "die_at"), cases(metafunc.config))
+
+
+@pytest.fixture
+def engine(migrated_url: str, tmp_path: Path) -> Iterator[Engine]:
+    store = open_store(migrated_url, SystemClock())
+    yield Engine(store, tmp_path / "code", SOURCE)
+    store.close()
+
+
+class Processes:
+    """The processes that execute steps; a second one beside the first only where a database can be shared."""
+
+    def __init__(self, engine: Engine, url: str, run: Run) -> None:
+        self.engine, self.url, self.run = engine, url, run
+        self.alive: list[subprocess.Popen[bytes]] = []
+        self.killed = 0
+
+    def start(self, die_at: int = 0) -> subprocess.Popen[bytes]:
+        folder = str(self.engine.log.parent)
+        crashing = Path(__file__).with_name("crashing.py")
+        process = subprocess.Popen([sys.executable, str(crashing), self.url, folder, self.run.id, str(die_at)])
+        self.alive.append(process)
+        return process
+
+    def reap(self) -> None:
+        for process in [process for process in self.alive if process.poll() is not None]:
+            self.alive.remove(process)
+            assert process.returncode in {0, -signal.SIGKILL}
+            self.killed += process.returncode == -signal.SIGKILL
+
+    def stop(self) -> None:
+        for process in self.alive:
+            process.kill()
+            process.wait()
+
+
+def go_through(engine: Engine, url: str, flow: str, die_at: int) -> tuple[Run, int]:
+    """Run to the end with a process that dies at a write, and whatever process is there afterwards."""
+    run = engine.start(FLOWS[flow])
+    processes = Processes(engine, url, run)
+    acknowledged: list[str] = []
+    try:
+        processes.start(die_at)
+        deadline = time.monotonic() + 60
+        while (now := engine.look(run)).status in {RunStatus.RUNNING, RunStatus.PAUSED}:
+            assert time.monotonic() < deadline, (flow, die_at, now)
+            for task in engine.open(run):
+                if now.status is RunStatus.PAUSED:
+                    engine.answer(task, "approved")
+                    acknowledged.append(task.id)
+            processes.reap()
+            # Where a database can be shared another worker is there all along, and notices the death.
+            if not processes.alive or (not engine.store.is_sqlite and len(processes.alive) < 2):
+                processes.start()
+            time.sleep(0.02)
+        processes.reap()
+        check(engine, now, acknowledged)
+    finally:
+        processes.stop()
+    return now, processes.killed
+
+
+def check(engine: Engine, run: Run, acknowledged: list[str]) -> None:
+    assert run.status is RunStatus.SUCCEEDED, run.error
+    with engine.store.read() as tx:
+        done = [item for item in runs.list_steps(tx, run.id) if item.status == "completed" and item.kind == "function"]
+        answered = [tasks.get(tx, task_id) for task_id in acknowledged]
+    keys = [item.idempotency_key for item in done]
+    assert len(set(keys)) == len(keys), "a step was committed twice"
+    assert sorted(engine.notes()) == sorted(keys), "effects and committed steps differ"
+    assert all(task is not None and task.status is TaskStatus.APPLIED for task in answered)
+    assert len(set(acknowledged)) == len(acknowledged), "somebody was asked again"
+
+
+def test_every_effect_happens_once(engine: Engine, migrated_url: str, flow: str, die_at: int) -> None:
+    if die_at:
+        go_through(engine, migrated_url, flow, die_at)
+        return
+    for number in range(1, MOST_WRITES):
+        engine.log.unlink(missing_ok=True)
+        _, killed = go_through(engine, migrated_url, flow, number)
+        if not killed:
+            assert number > 4
+            return
+    pytest.fail(f"{flow} still wrote after {MOST_WRITES} writes")
+
+
+def test_a_dead_workers_run_is_taken_over_in_time(postgres_url: str, tmp_path: Path) -> None:
+    store = open_store(postgres_url, SystemClock())
+    engine = Engine(store, tmp_path / "code", SOURCE)
+    run = engine.start([step("a", "slow"), act("b")])
+    processes = Processes(engine, postgres_url, run)
+    try:
+        first = processes.start()
+        eventually(engine.notes)
+        processes.start()
+        time.sleep(1.0)
+        first.kill()
+        killed = time.monotonic()
+        eventually(lambda: engine.look(run).epoch == 2, seconds=10)
+        assert time.monotonic() - killed < 6
+        done = eventually(lambda: (now := engine.look(run)).status is RunStatus.SUCCEEDED and now)
+        check(engine, done, [])
+    finally:
+        processes.stop()
+        store.close()
+
+
+def test_what_a_stopped_worker_brings_late_is_discarded(postgres_url: str, tmp_path: Path) -> None:
+    store = open_store(postgres_url, SystemClock())
+    engine = Engine(store, tmp_path / "code", SOURCE)
+    run = engine.start([step("a", "slow"), act("b")])
+    processes = Processes(engine, postgres_url, run)
+    try:
+        zombie = processes.start()
+        eventually(engine.notes)
+        zombie.send_signal(signal.SIGSTOP)
+        processes.start()
+        done = eventually(lambda: (now := engine.look(run)).status is RunStatus.SUCCEEDED and now)
+        zombie.send_signal(signal.SIGCONT)
+        assert zombie.wait(20) == 0
+        check(engine, done, [])
+        assert engine.look(run) == done
+    finally:
+        processes.stop()
+        store.close()
