@@ -11,7 +11,7 @@ WORKERS ?= 2
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{printf "%-16s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{printf "%-16s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.ready ## Tell the whole story on the terminal, from a signed bundle to a finished run
 	@$(BIN)/python -m cli.demo
@@ -38,6 +38,10 @@ imports: $(VENV)/.ready-dev ## Check who imports whom
 schemas: $(VENV)/.ready ## Write schemas/ anew from the code
 	@$(BIN)/kneo spec schema --output schemas
 
+.PHONY: reference fuzz bench-lint
+reference: $(VENV)/.ready-dev ## Write docs/reference/ anew from the code
+	@$(BIN)/python tests/guards/reference_pages.py
+
 fresh: schemas ## Check that the schemas in the repository are what the code describes
 	@test -z "$$(git status --porcelain -- schemas)" || { git --no-pager diff --stat -- schemas; \
 		echo "schemas/ is not what the code describes: commit what 'make schemas' has written."; exit 1; }
@@ -46,6 +50,15 @@ sizes: $(VENV)/.ready ## Report what outgrew the sizes to feel comfortable in
 	@$(BIN)/python tests/guards/sizes.py
 
 check: lint types imports fresh test ## Everything a change has to pass
+
+SECONDS ?= 60
+SEED ?= 0
+
+fuzz: $(VENV)/.ready-dev ## Feed spoiled files to everything that reads specs, for SECONDS
+	@$(BIN)/python tests/fuzz/fuzz_spec.py --seconds $(SECONDS) --seed $(SEED)
+
+bench-lint: $(VENV)/.ready-dev ## Measure what checking specs costs, and how that grows
+	@$(BIN)/python -m benchmarks.lint
 
 format: $(VENV)/.ready-dev ## Put the code into shape
 	@$(BIN)/ruff check --fix-only .

@@ -1,0 +1,96 @@
+"""The files of ``fixtures/``: for each diagnostic code a file that fires it, and a good twin.
+
+``fixtures/specs`` holds specs, which the rules alone judge; ``fixtures/files`` what needs another reader or the files
+beside a spec: its ``kind`` says which.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from kneo.spec.answers import AnswersFile
+from kneo.spec.context import Module, RuleContext
+from kneo.spec.diagnostics import Diagnostic
+from kneo.spec.environment import parse_environment
+from kneo.spec.flags import PolicyFlags
+from kneo.spec.load import load_tree, resolve
+from kneo.spec.policy import check_policy
+from kneo.spec.reader import read
+from kneo.spec.rules import check
+from kneo.spec.schema_check import InvalidDeclaration, parse_model
+
+FIXTURES = Path(__file__).parent / "fixtures"
+SPEC_SOURCE = Path(__file__).parents[1] / "kneo" / "spec"
+
+NOT_FINDINGS = {"E_UNKNOWN_TOOL", "I_HUMAN_REVIEW_CONFIGURED"}
+"""An alias, and a word of the policy report."""
+
+COMPOSED = {"E_GUARDRAIL_REGEX_UNSAFE", "E_HUMAN_FIELD_REGEX_UNSAFE"}
+"""Codes that the source makes of a shorter one."""
+
+_CODE = re.compile(r"\"([EWI]_[A-Z]+(?:_[A-Z]+)*)\"")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Files beside a spec, by path."""
+
+    files: dict[str, str]
+
+    def text(self, path: str) -> str | None:
+        return self.files.get(path)
+
+    def names(self, path: str) -> tuple[str, ...] | None:
+        inside = [name.removeprefix(f"{path}/") for name in self.files if name.startswith(f"{path}/")]
+        return tuple(inside) or None
+
+
+def fixture_files() -> list[Path]:
+    return sorted([*FIXTURES.glob("specs/*.yaml"), *FIXTURES.glob("files/*.yaml")], key=lambda file: file.stem)
+
+
+def codes_in_source() -> set[str]:
+    """Return every code that the spec language can say."""
+    found = {code for file in SPEC_SOURCE.rglob("*.py") for code in _CODE.findall(file.read_text("utf-8"))}
+    return found - NOT_FINDINGS | COMPOSED
+
+
+def findings(case: dict, twin: str) -> tuple[Diagnostic, ...]:
+    kind = case.get("kind", "spec")
+    if kind == "spec":
+        return _of_spec(case, case[twin])
+    data = yaml.safe_dump(case[twin], sort_keys=False).encode()
+    try:
+        if kind == "environment":
+            parse_environment(data, file="prod.yaml")
+        else:
+            parse_model(AnswersFile, read(data, file="answers.yaml"))
+    except InvalidDeclaration as refusal:
+        return tuple(refusal.findings)
+    return ()
+
+
+def _of_spec(case: dict, tree: object) -> tuple[Diagnostic, ...]:
+    files = Beside(case["files"]) if "files" in case else None
+    loaded = load_tree(tree, context=_context(case.get("context", {})), files=files, rules=check)
+    if files is not None and loaded.spec is not None:
+        loaded = resolve(loaded, files)
+    if "policy" not in case or loaded.spec is None:
+        return loaded.diagnostics
+    flags = PolicyFlags.model_validate(case["policy"])
+    return (*loaded.diagnostics, *check_policy(loaded.spec, loaded.diagnostics, flags))
+
+
+def _context(given: dict) -> RuleContext:
+    modules = given.get("modules")
+    if modules is not None:
+        modules = {
+            name: Module(frozenset(about["names"]), imported=about.get("imported", {}))
+            for name, about in modules.items()
+        }
+    allow = given.get("import_allow")
+    return RuleContext(modules=modules, import_allow=None if allow is None else tuple(allow))

@@ -1,0 +1,128 @@
+"""Write ``docs/reference/`` from the code: ``make reference``."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from typer._click import Command, Context
+from typer.core import TyperGroup
+from typer.main import get_group
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from code_fixtures import findings, fixture_files  # noqa: E402
+
+from cli.commands import COMMANDS  # noqa: E402
+from cli.lazy import LazyGroup  # noqa: E402
+from cli.main import app  # noqa: E402
+from kneo.spec.reader import read  # noqa: E402
+
+WIDTH = 100
+"""Columns of a help text."""
+
+_TWINS = re.compile(r"^bad:\n(?P<bad>.*?)^good:\n(?P<good>.*)\Z", re.MULTILINE | re.DOTALL)
+
+GENERATED = "<!-- Written by `make reference` from the code. Do not edit. -->"
+
+DIAGNOSTICS_HEAD = f"""\
+{GENERATED}
+
+# Diagnostics
+
+Everything that can be said about a file of the spec language. A code that begins with `E_` is an error: the file cannot be used.
+One that begins with `W_` is a warning: it can be used, and somebody should look. An environment's policy can turn warnings and
+chosen codes into violations (`E_ENV_POLICY_…`).
+
+`kneo spec lint` prints each with its file, line, column and path; `--json`, `--format sarif` and `--format github` print the same
+for programs. The codes are stable; the sentences are not.
+
+Each section shows the smallest file that has the finding, and the change after which it is gone.
+"""
+
+CLI_HEAD = f"""\
+{GENERATED}
+
+# The command line
+
+Every command takes `--json`, and options may stand before or after the arguments. Exit status: 0 done, 1 refused or invalid,
+2 wrong usage, 3 untrusted, 4 not found, 5 conflict, 75 try again later. Answers go to standard output, everything else to
+standard error.
+"""
+
+
+def diagnostics_page() -> str:
+    rows = ["| code | severity | such as |", "|---|---|---|"]
+    sections = []
+    for file in fixture_files():
+        text = file.read_text()
+        case = read(text.encode(), file=file.name).value
+        found = next(each for each in findings(case, "bad") if each.code == file.stem)
+        anchor = found.code.lower()
+        rows.append(f"| [`{found.code}`](#{anchor}) | {found.severity.value} | {_cell(found.message)} |")
+        sections.append(f"## {found.code}\n")
+        sections.append(f"{found.severity.value.capitalize()} at `{found.path_text}`: {found.message}")
+        if found.suggestion:
+            sections.append(f"→ {found.suggestion}")
+        if case.get("policy"):
+            sections.append(f"\nWhere the environment's policy is `{_flow(case['policy'])}`.")
+        if case.get("context"):
+            sections.append(f"\nWhere this is known of the code: `{_flow(case['context'])}`.")
+        if case.get("files"):
+            sections.append(f"\nWhere these are beside it: `{'`, `'.join(case['files'])}`.")
+        sections.append("\n```diff\n" + "\n".join(_twins(text)) + "\n```\n")
+    return "\n".join([DIAGNOSTICS_HEAD, *rows, "", *sections])
+
+
+def _twins(text: str) -> Iterator[str]:
+    found = _TWINS.search(text)
+    assert found is not None, "a fixture has a bad and a good part"
+    bad, good = (found[part].rstrip("\n").splitlines() for part in ("bad", "good"))
+    for line in [*difflib.unified_diff(bad, good, n=len(bad), lineterm="")][3:]:
+        yield (line[0] + line[3:]).rstrip()  # what stands below bad: and good: is indented by two
+
+
+def _flow(value: object) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).strip()
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def cli_page() -> str:
+    root = get_group(app)
+    assert isinstance(root, LazyGroup)
+    root.entries = COMMANDS
+    return "\n".join([CLI_HEAD, *_commands(root, "kneo", None)])
+
+
+def _commands(command: Command, name: str, parent: Context | None) -> Iterator[str]:
+    context = Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH)
+    yield f"{'#' * (2 if parent is None or parent.parent is None else 3)} {context.command_path}\n"
+    lines = [line.rstrip() for line in command.get_help(context).strip().splitlines()]
+    yield "```text\n" + "\n".join(lines) + "\n```\n"
+    if isinstance(command, TyperGroup):
+        for below in command.list_commands(context):
+            found = command.get_command(context, below)
+            if found is not None and not found.hidden:
+                yield from _commands(found, below, context)
+
+
+PAGES = {"diagnostics.md": diagnostics_page, "cli.md": cli_page}
+
+
+def main() -> None:
+    folder = ROOT / "docs" / "reference"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, page in PAGES.items():
+        (folder / name).write_text(page())
+
+
+if __name__ == "__main__":
+    main()
