@@ -26,7 +26,7 @@ from kneo.tasks.answers import Answer
 from kneo.tasks.inbox import decide
 
 PRELUDE = """
-import asyncio, os, time
+import asyncio, os, threading, time
 from pathlib import Path
 LOG = Path(__file__).with_suffix(".log")
 def note(text):

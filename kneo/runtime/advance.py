@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TypeVar
@@ -247,6 +247,7 @@ class _Session:
             idempotency_key=f"{self.run.id}:{action.ticket}",
             previous_output=review.previous_output if review else None,
             feedback=review.feedback if review else None,
+            implementations=_pins(self.run),
         )
         started_at = isoformat(self.driver.store.clock.now())
         output: StepOutput | None = None
@@ -261,6 +262,11 @@ class _Session:
             log.info("step failed", extra={"run_id": self.run.id, "step_id": leaf.path}, exc_info=True)
             outcome = StepFailed(error=_error(error))
         return record.Attempt(action=action, context=context, started_at=started_at, outcome=outcome, output=output)
+
+
+def _pins(run: Run) -> Mapping[str, str]:
+    pins = run.metadata.get("implementations", {})
+    return {str(name): str(digest) for name, digest in pins.items()} if isinstance(pins, Mapping) else {}
 
 
 def _error(error: Exception) -> RunError:

@@ -1,14 +1,14 @@
 """Finding the function that a spec names in ``implementation:``, within an allow-list.
 
 The code is not part of a bundle, so the allow-list decides which modules may be named at all, and each step records
-the SHA-256 of the module it ran.
+the SHA-256 of the module it ran. An environment may pin that digest; another module is then never imported.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,22 +33,33 @@ class CodeLoader:
     def __init__(self, roots: tuple[Path, ...], allow: tuple[str, ...]) -> None:
         self.roots = tuple(root.resolve() for root in roots)
         self.allow = allow
+        self._digests: dict[str, Digest | None] = {}
         for root in reversed(self.roots):
             if str(root) not in sys.path:
                 sys.path.insert(0, str(root))
 
-    def load(self, implementation: str) -> Code:
+    def load(self, implementation: str, pins: Mapping[str, str] | None = None) -> Code:
         """Import the function behind a dotted name.
+
+        Args:
+            implementation: The name.
+            pins: The SHA-256 that modules must have, by name; a module that is not listed may be any.
 
         Raises:
             Invalid: the name is not dotted, the module is missing or fails to import, or it has no such function.
-            Forbidden: the module may not be named.
+            Forbidden: the module may not be named, or is not the pinned one.
         """
         module_name, _, attribute = implementation.rpartition(".")
         if not module_name:
             msg = f"{implementation!r} is not a dotted name such as package.module.function."
             raise Invalid(msg, code="implementation_invalid")
         self._check_allowed(module_name)
+        digest = self._digest_of(module_name)
+        pinned = (pins or {}).get(module_name)
+        if pinned is not None and pinned != digest:
+            msg = f"The module {module_name} is {digest or 'nowhere to be found'}, but its environment pins {pinned}."
+            hint = "Deploy the pinned code, or pin the new one under implementations in the environment file."
+            raise Forbidden(msg, code="implementation_not_pinned", hint=hint)
         try:
             module = importlib.import_module(module_name)
         except Exception as error:
@@ -58,23 +69,30 @@ class CodeLoader:
         if not callable(function):
             msg = f"The module {module_name} has no function {attribute}."
             raise Invalid(msg, code="implementation_invalid")
-        return Code(function, self._digest(getattr(module, "__file__", None)))
+        return Code(function, digest)
 
     def _check_allowed(self, module: str) -> None:
         if self.allow:
             allowed = any(module == prefix or module.startswith(f"{prefix}.") for prefix in self.allow)
         else:
-            allowed = module.split(".", maxsplit=1)[0] == "examples" or any(_holds(root, module) for root in self.roots)
+            allowed = module.split(".", maxsplit=1)[0] == "examples" or any(
+                _source(root, module) for root in self.roots
+            )
         if not allowed:
             where = ", ".join(self.allow) if self.allow else ", ".join(str(root) for root in self.roots)
             msg = f"The module {module} may not be named by a spec; allowed: {where}."
             raise Forbidden(msg, code="implementation_forbidden", hint="KNEO_SERV_IMPORT_ALLOW lists module prefixes.")
 
-    @staticmethod
-    def _digest(file: str | None) -> Digest | None:
-        return digest_of(Path(file).read_bytes()) if file is not None and Path(file).is_file() else None
+    def _digest_of(self, module: str) -> Digest | None:
+        """Name a module's source as it was before this process imported it; a later change on disk is not what runs."""
+        if module not in self._digests:
+            file = next(
+                (found for path in (*self.roots, *map(Path, sys.path)) if (found := _source(path, module))), None
+            )
+            self._digests[module] = digest_of(file.read_bytes()) if file is not None else None
+        return self._digests[module]
 
 
-def _holds(root: Path, module: str) -> bool:
+def _source(root: Path, module: str) -> Path | None:
     path = root.joinpath(*module.split("."))
-    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)

@@ -111,7 +111,7 @@ class Starter:
             state_version=STATE_VERSION,
             visited_steps=(),
             requester=order.requester,
-            metadata=_metadata(order, frozen),
+            metadata=_metadata(order, frozen, self._pins(tx, order.environment)),
             deadline_at=deadline,
             completed_at=tx.at if ended else None,
         )
@@ -185,6 +185,13 @@ class Starter:
         else:
             registry.resolve(tx, run.release.digest, run.release.environment, pin=self.pin)
 
+    @staticmethod
+    def _pins(tx: Tx, environment: str | None) -> Mapping[str, str]:
+        """The code an environment pins, kept with the run: what is pinned later does not change a run that waits."""
+        if environment is None or releases.environment(tx, environment) is None:
+            return {}
+        return registry.declared(tx, environment).spec.implementations
+
     def _check_inline_allowed(self, tx: Tx, environment: str | None) -> None:
         """Once Git declares environments, a run names one, and brings its own spec only where that one lets it."""
         declared = releases.list_environments(tx)
@@ -219,7 +226,7 @@ def _reason(error: KneoError) -> dict[str, object]:
     return {"reason": reason} if reason is not None else {}
 
 
-def _metadata(order: RunOrder, frozen: _Frozen) -> Mapping[str, object]:
+def _metadata(order: RunOrder, frozen: _Frozen, pins: Mapping[str, str]) -> Mapping[str, object]:
     values: dict[str, object] = {
         "target": order.target,
         "environment": order.environment,
@@ -227,6 +234,8 @@ def _metadata(order: RunOrder, frozen: _Frozen) -> Mapping[str, object]:
         "caller_metadata": dict(order.metadata),
         **order.origin,
     }
+    if pins:
+        values["implementations"] = dict(pins)
     if frozen.release is not None:
         ref = frozen.release
         values["release"] = {

@@ -37,9 +37,9 @@ def main() -> None:
 def handle(loader: CodeLoader, request: Message) -> Message:
     """Call the function a request names and say what came of it."""
     try:
-        code = loader.load(str(request["function"]))
         given, signature = request["context"], request["signature"]
         assert isinstance(given, dict)
+        code = loader.load(str(request["function"]), given["implementations"])
         assert isinstance(signature, dict)
         text = call(code, str(request["input"]), StepContext(**given), Signature(**signature))
     except Exception as error:  # noqa: BLE001 - the step's error, told to whoever asked

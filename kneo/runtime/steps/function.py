@@ -23,7 +23,7 @@ async def run(
         Invalid: what it was given or returned does not fit.
         ChildFailed: what a function in a child process raised.
     """
-    code = children.code.load(implementation)
+    code = children.code.load(implementation, context.implementations)
     if is_async(code):
         async with asyncio.timeout(seconds):
             return await _run_async(code, text, context, signature)

