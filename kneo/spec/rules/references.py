@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 
 from kneo.spec.diagnostics import Diagnostic, error, warning
 from kneo.spec.models import LeafStep, RouterStep
+from kneo.spec.rules.ambiguity import components
 from kneo.spec.rules.view import Block, SpecView, StepAt
 
 _KIND_CODES = {
@@ -43,6 +44,7 @@ def step_references(view: SpecView) -> Iterator[Diagnostic]:
                 yield from _selector(view, member, member.step)
             yield from _own_name(member, by_id)
             yield from _fallback(view, member, block, by_id)
+        yield from _circles(block)
 
 
 def _reference(view: SpecView, at: StepAt, step: LeafStep, known: dict[str, Collection[str]]) -> Iterator[Diagnostic]:
@@ -103,6 +105,19 @@ def _fallback(view: SpecView, at: StepAt, block: Block, by_id: dict[str, StepAt]
         message = f"The fallback of {step.id} is {step.fallback_ref}, which is disabled."
         say = error if at.role == "node" else warning
         yield say(words["disabled"], message, path)
+
+
+def _circles(block: Block) -> Iterator[Diagnostic]:
+    """Steps that stand in for each other in a circle: where all of them fail, nothing is left to run."""
+    targets = {at.key or at.step.id: at.step.fallback_ref for at in block.members if at.step.on_error == "fallback"}
+    paths = {at.key or at.step.id: at.path for at in reversed(block.members)}
+    for members in components(targets, lambda name: [ref for ref in (targets[name],) if ref in targets]):
+        if len(members) > 1:
+            inside = frozenset(members)
+            first = next(name for name in targets if name in inside)
+            message = f"{len(members)} {block.role}s stand in for each other in a circle, {first} among them."
+            hint = "Let one of them fail, go on, or ask with review.error."
+            yield error("E_STEP_FALLBACK_CYCLE", message, (*paths[first], "fallback_ref"), suggestion=hint)
 
 
 _STEP = {
