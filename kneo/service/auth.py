@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -106,17 +106,20 @@ def _scopes(grants: str, name: str) -> frozenset[str]:
     return frozenset(scopes)
 
 
-def authenticate(request: Request) -> Principal:
+def who_asks(ring: Keyring, headers: Mapping[str, str]) -> Principal:
     """Find out who sent a request.
+
+    Args:
+        ring: The keys of this service.
+        headers: The request's, by lower-case name.
 
     Raises:
         Unauthorized: keys are required and this request has none that is known.
     """
-    ring: Keyring = request.app.state.service.keyring
     if not ring.required:
         return ANONYMOUS
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    key = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-kneo-api-key", "")
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    key = token.strip() if scheme.lower() == "bearer" else headers.get("x-kneo-api-key", "")
     principal = ring.find(key) if key else None
     if principal is None:
         msg = "A valid API key is required."
@@ -124,13 +127,43 @@ def authenticate(request: Request) -> Principal:
     return principal
 
 
-def require(scope: str) -> Callable[[Principal], Principal]:
-    """Make a dependency that lets only principals with a scope through."""
+def authenticate(request: Request) -> Principal:
+    """Return who sent a request, as ``Admission`` found out before anything else was looked at.
 
-    def check(principal: Annotated[Principal, Depends(authenticate)]) -> Principal:
-        if not principal.may(scope):
-            msg = f"{principal.name} may not do this; it needs the scope {scope}."
-            raise Forbidden(msg, required_scope=scope)
+    Raises:
+        Unauthorized: keys are required and this request has none that is known.
+    """
+    known: object = request.scope.get(PRINCIPAL)
+    if isinstance(known, Principal):
+        return known
+    return who_asks(request.app.state.service.keyring, request.headers)
+
+
+PRINCIPAL = "kneo.principal"
+"""Where a request's ASGI scope holds who sent it."""
+
+
+class Require:
+    """A dependency that lets only principals with a scope through."""
+
+    def __init__(self, scope: str) -> None:
+        self.scope = scope
+
+    def __call__(self, principal: Annotated[Principal, Depends(authenticate)]) -> Principal:
+        self.check(principal)
         return principal
 
-    return check
+    def check(self, principal: Principal) -> None:
+        """Check that somebody has the scope.
+
+        Raises:
+            Forbidden: they have not; the scope they need is in the details.
+        """
+        if not principal.may(self.scope):
+            msg = f"{principal.name} may not do this; it needs the scope {self.scope}."
+            raise Forbidden(msg, required_scope=self.scope)
+
+
+def require(scope: str) -> Require:
+    """Make a dependency that lets only principals with a scope through."""
+    return Require(scope)

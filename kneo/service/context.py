@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from kneo.runtime.start import Starter
 from kneo.service.auth import Keyring
+from kneo.service.metrics import Metrics
 from kneo.service.words import speaks_published
 from kneo.settings import Settings
 from kneo.store.engine import Store
@@ -25,6 +26,7 @@ class Service:
         starter: Starts runs.
         keyring: Who may ask for what.
         poke: Tells a worker in this process that there is work; does nothing where there is none.
+        metrics: What was counted.
     """
 
     settings: Settings
@@ -32,6 +34,7 @@ class Service:
     starter: Starter
     keyring: Keyring
     poke: Callable[[], None]
+    metrics: Metrics
 
 
 def _service(request: Request) -> Service:

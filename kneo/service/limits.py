@@ -24,6 +24,12 @@ class BodyLimit:
             await too_large(self.max_bytes)(scope, receive, send)
             return
         counted = 0
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
 
         async def counting() -> Message:
             nonlocal counted
@@ -33,4 +39,10 @@ class BodyLimit:
                 raise HTTPException(413)
             return message
 
-        await self.app(scope, counting, send)
+        try:
+            await self.app(scope, counting, sending)
+        except HTTPException as error:
+            # Whoever reads the body outside of the framework lets it through.
+            if error.status_code != 413 or begun:
+                raise
+            await too_large(self.max_bytes)(scope, receive, send)

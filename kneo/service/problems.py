@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
@@ -12,8 +11,6 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from kneo.errors import KneoError, Transient, Unauthorized
-
-log = logging.getLogger("kneo.service")
 
 RETRY_AFTER_SECONDS = 5
 
@@ -35,17 +32,28 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(KneoError, _refusal)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _crash)
+
+
+def refusal(error: KneoError) -> JSONResponse:
+    """Say no in the words of an error; details called ``retry_after`` become the header."""
+    headers = {}
+    details = dict(error.details)
+    wait = details.pop("retry_after", RETRY_AFTER_SECONDS if isinstance(error, Transient) else None)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    if wait is not None:
+        headers["Retry-After"] = str(wait)
+    return problem(error.http_status, error.code, str(error), details, headers)
+
+
+def crash() -> JSONResponse:
+    """Say that something went wrong and nothing about what; the log says that."""
+    return problem(500, "internal_error", "The service failed on this request; its log says why.", {})
 
 
 async def _refusal(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, KneoError)
-    headers = {}
-    if isinstance(error, Unauthorized):
-        headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, Transient):
-        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    return problem(error.http_status, error.code, str(error), error.details, headers)
+    return refusal(error)
 
 
 async def _validation(_request: Request, error: Exception) -> JSONResponse:
@@ -64,8 +72,3 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
         return too_large(request.app.state.service.settings.limits.body_bytes)
     codes = {404: "not_found", 405: "method_not_allowed"}
     return problem(error.status_code, codes.get(error.status_code, "http_error"), str(error.detail), {}, error.headers)
-
-
-async def _crash(_request: Request, error: Exception) -> JSONResponse:
-    log.error("a request failed", exc_info=error)
-    return problem(500, "internal_error", "The service failed on this request; its log says why.", {})

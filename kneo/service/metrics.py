@@ -1,0 +1,88 @@
+"""Numbers for Prometheus: what this process answered, and how the database stands at the moment somebody looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from kneo import WIRE_VERSION, __version__
+from kneo.clock import parse_time
+from kneo.errors import KneoError
+from kneo.service.operations import Operation
+from kneo.store import requests, standing
+from kneo.store.engine import Store
+
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
+"""Seconds. Synchronous runs take up to two minutes."""
+
+
+class Metrics:
+    """Counts the requests of one application and reads the rest from its database."""
+
+    def __init__(self, store: Store) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "kneo_http_requests", "Requests answered.", ["method", "operation", "status"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "kneo_http_request_duration_seconds",
+            "Time until a request was answered.",
+            ["method", "operation"],
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self.registry.register(_Standing(store))
+
+    def seen(self, operation: Operation | None, method: str, status: int, seconds: float) -> None:
+        """Count a request. What is not an operation counts as one, or anybody could make us keep names."""
+        name = operation.id if operation is not None else "unknown"
+        verb = method if operation is not None else "OTHER"
+        self._requests.labels(verb, name, str(status)).inc()
+        self._seconds.labels(verb, name).observe(seconds)
+
+    def text(self) -> bytes:
+        """Return everything in Prometheus's text format 0.0.4."""
+        return generate_latest(self.registry)
+
+
+class _Standing(Collector):
+    """How the database stands."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def collect(self) -> Iterator[Metric]:
+        build = GaugeMetricFamily("kneo_build_info", "This build.", labels=["version", "wire"])
+        build.add_metric([__version__, WIRE_VERSION], 1)
+        yield build
+        try:
+            yield from self._read()
+        except KneoError:
+            yield GaugeMetricFamily("kneo_store_up", "Whether the database answers.", value=0)
+
+    def _read(self) -> Iterator[Metric]:
+        with self.store.read() as tx:
+            runs, tasks = standing.runs_by_status(tx), standing.tasks_by_status(tx)
+            waiting, oldest = standing.queue(tx)
+            pending = standing.unsealed_events(tx)
+            controller = requests.lease_holder(tx, requests.CONTROLLER_LEASE) is not None
+            now = tx.now
+        yield GaugeMetricFamily("kneo_store_up", "Whether the database answers.", value=1)
+        yield _by("kneo_runs", "Runs by status.", "status", runs)
+        yield _by("kneo_human_tasks", "Human tasks by status.", "status", tasks)
+        yield GaugeMetricFamily("kneo_queue_depth", "Runs that wait for a worker.", value=waiting)
+        age = (now - parse_time(oldest)) / timedelta(seconds=1) if oldest is not None else 0.0
+        yield GaugeMetricFamily("kneo_queue_oldest_seconds", "How long the first of them has waited.", value=age)
+        yield GaugeMetricFamily("kneo_audit_unsealed_events", "Audit events not yet in the chain.", value=pending)
+        yield GaugeMetricFamily("kneo_controller_running", "Whether a controller holds its lease.", value=controller)
+
+
+def _by(name: str, help_text: str, label: str, counts: dict[str, int]) -> Metric:
+    family = GaugeMetricFamily(name, help_text, labels=[label])
+    for value, count in sorted(counts.items()):
+        family.add_metric([value], count)
+    return family

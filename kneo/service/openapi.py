@@ -1,0 +1,159 @@
+"""The description of this service for machines: what FastAPI finds out, and what only we know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from kneo.service.operations import VERSION, Operation, Operations
+
+Tree = dict[str, object]
+
+SECURITY: Tree = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer KEY"},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-Kneo-Api-Key"},
+}
+
+PROBLEM: Tree = {
+    "type": "object",
+    "title": "Problem",
+    "description": "A refusal. The same facts stand at the top and under `detail`; a 422 of field validation has the list of fields there.",
+    "required": ["error", "message", "detail"],
+    "properties": {
+        "error": {"type": "string", "description": "A stable code.", "examples": ["not_found"]},
+        "message": {"type": "string", "description": "What happened, where, and what to do next."},
+        "detail": {
+            "anyOf": [
+                {"type": "object", "additionalProperties": True},
+                {"type": "array", "items": {"type": "object", "additionalProperties": True}},
+            ]
+        },
+    },
+    "additionalProperties": True,
+}
+
+MEANINGS: Mapping[int, tuple[str, str]] = {
+    400: ("The request makes no sense.", "invalid_request"),
+    401: ("No known API key was sent.", "unauthorized"),
+    403: ("The key may not do this, or what is asked for is not approved.", "forbidden"),
+    404: ("There is no such thing.", "not_found"),
+    409: ("It is in another state than you think, or the idempotency key was used for something else.", "conflict"),
+    413: ("The body is too large.", "payload_too_large"),
+    422: ("A field or a query parameter is wrong.", "validation_error"),
+    429: ("Too many requests under this key; see Retry-After.", "rate_limited"),
+    500: ("The service failed; its log says why.", "internal_error"),
+    503: ("Try again later; see Retry-After.", "try_again"),
+}
+
+KEY_PARAMETER: Tree = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Under the same key the same request is done once; its answer is given again. Keys are yours alone.",
+    "schema": {"type": "string", "maxLength": 256, "pattern": "^[!-~]+$"},
+}
+
+
+def describe(app: FastAPI, operations: Operations) -> None:
+    """Let an application say everything about itself at ``/openapi.json``."""
+    known = {(operation.method.lower(), VERSION + operation.template): operation for operation in operations}
+
+    def openapi() -> Tree:
+        if app.openapi_schema is None:
+            app.openapi_schema = _complete(app, known)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # this is how FastAPI wants it replaced
+
+
+def _complete(app: FastAPI, known: Mapping[tuple[str, str], Operation]) -> Tree:
+    tree = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=DESCRIPTION,
+        routes=app.routes,
+        tags=TAGS,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    components = _map(tree, "components")
+    components["securitySchemes"] = SECURITY
+    schemas = _map(components, "schemas")
+    schemas["Problem"] = PROBLEM
+    for gone in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(gone, None)
+    for path, verbs in _map(tree, "paths").items():
+        for verb, described in cast("Tree", verbs).items():
+            operation = known.get((verb, path))
+            if operation is not None:
+                _complete_one(cast("Tree", described), operation)
+    return tree
+
+
+def _complete_one(described: Tree, operation: Operation) -> None:
+    answers = _map(described, "responses")
+    answers.pop("422", None)
+    for status in _refusals(described, operation):
+        answers.setdefault(str(status), _refusal(status))
+    if operation.required:
+        scopes = [need.scope for need in operation.required]
+        described["security"] = [{"bearer": []}, {"apiKey": []}]
+        described["x-required-scopes"] = scopes
+        said = described.get("description") or described.get("summary") or ""
+        described["description"] = f"{said}\n\nNeeds `{'` and `'.join(scopes)}`."
+    if operation.method == "POST" and operation.required:
+        parameters = cast("list[Tree]", described.setdefault("parameters", []))
+        parameters.append(KEY_PARAMETER)
+
+
+def _refusals(described: Tree, operation: Operation) -> list[int]:
+    found = [500, 503]
+    if operation.required:
+        found += [401, 403, 422, 429]
+    if "{" in operation.template:
+        found += [404]
+    if operation.method != "GET":
+        found += [400, 409, 413, 422]
+    if described.get("parameters"):
+        found += [400, 422]
+    return sorted(set(found))
+
+
+def _refusal(status: int) -> Tree:
+    meaning, code = MEANINGS[status]
+    said = {"error": code, "message": meaning}
+    return {
+        "description": meaning,
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/Problem"},
+                "example": {**said, "detail": said},
+            }
+        },
+    }
+
+
+def _map(tree: Tree, name: str) -> Tree:
+    return cast("Tree", tree.setdefault(name, {}))
+
+
+DESCRIPTION = """Agents and workflows that Git declares, people sign, and this service runs.
+
+Every path also answers without `/v1`. Unknown fields and unknown query parameters are refused with 422, after the key
+(401) and the scope (403) have been looked at. Every answer carries `X-Request-ID`."""
+
+TAGS: list[Tree] = [
+    {"name": "runs", "description": "Start runs, look at them, and at what they left behind."},
+    {"name": "human tasks", "description": "What runs ask people, and the answers."},
+    {"name": "specs", "description": "Check specs before they run."},
+    {"name": "policies", "description": "What an environment asks of every spec."},
+    {"name": "environments", "description": "What each environment serves, and why not something else."},
+    {"name": "promotions", "description": "Changes that wait for people, and changes that happened."},
+    {"name": "bundles", "description": "Signed specs."},
+    {"name": "hooks", "description": "Where Git hosts say that something was pushed."},
+    {"name": "audit", "description": "Who did what, and the proof that nobody edited that."},
+    {"name": "security", "description": "Which credentials are there; never their values."},
+    {"name": "health", "description": "Is it alive, is it ready, how is it doing."},
+]

@@ -1,0 +1,125 @@
+"""Every request gets an id, headers that keep browsers careful, and one line in the log; whatever fails gets an answer."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from typing import Protocol
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kneo.clock import monotonic
+from kneo.redaction import redact_text
+from kneo.service.auth import PRINCIPAL, Principal
+from kneo.service.operations import Operation, Operations
+from kneo.service.problems import crash
+
+log = logging.getLogger("kneo_serv.service")
+"""The published name, which people's filters know."""
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+"""Request ids that are taken over; another one is replaced, because it ends up in logs and headers."""
+
+CAREFUL = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+}
+FOR_JSON = {"cache-control": "no-store", "content-security-policy": "default-src 'none'; frame-ancestors 'none'"}
+
+_NAMED = re.compile(r"/(runs|human-tasks|continuations)/([A-Za-z0-9_-]{1,80})")
+
+
+class Observer(Protocol):
+    """Somebody who counts requests."""
+
+    def seen(self, operation: Operation | None, method: str, status: int, seconds: float) -> None: ...
+
+
+class Requests:
+    """The outermost layer.
+
+    Args:
+        app: What answers.
+        operations: What can be asked, to name requests by.
+        observer: Who counts them.
+        logged: Whether each is logged.
+    """
+
+    def __init__(self, app: ASGIApp, *, operations: Operations, observer: Observer, logged: bool) -> None:
+        self.app = app
+        self.operations = operations
+        self.observer = observer
+        self.logged = logged
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        offered = headers.get("x-request-id", "")
+        request_id = offered if REQUEST_ID.fullmatch(offered) else secrets.token_hex(16)
+        scope["kneo.request_id"] = request_id
+        status, started = 0, monotonic()
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _dress(MutableHeaders(scope=message), request_id)
+            await send(message)
+
+        failed: Exception | None = None
+        try:
+            await self.app(scope, receive, sending)
+        except Exception as error:
+            failed = error
+            log.exception("a request failed", extra={"event": "http_request_failed", "request_id": request_id})
+            if not status:
+                await crash()(scope, receive, sending)
+        seconds = monotonic() - started
+        operation = self.operations.find(scope["method"], scope["path"])
+        self.observer.seen(operation, scope["method"], status, seconds)
+        if self.logged:
+            _log(scope, headers, request_id, status, seconds, failed)
+
+
+def _dress(headers: MutableHeaders, request_id: str) -> None:
+    headers["x-request-id"] = request_id
+    for name, value in CAREFUL.items():
+        headers.setdefault(name, value)
+    if headers.get("content-type", "").startswith("application/json"):
+        for name, value in FOR_JSON.items():
+            headers.setdefault(name, value)
+
+
+def _log(
+    scope: Scope, headers: Headers, request_id: str, status: int, seconds: float, failed: Exception | None
+) -> None:
+    named = dict(_NAMED.findall(scope["path"]))
+    principal = scope.get(PRINCIPAL)
+    client = scope.get("client")
+    facts = {
+        "event": "http_request",
+        "request_id": request_id,
+        "method": scope["method"],
+        "path": redact_text(scope["path"][:500]),
+        "status_code": status,
+        "duration_ms": round(seconds * 1000, 3),
+        "client_ip": client[0] if client else None,
+        "user_agent": redact_text(headers.get("user-agent", "")[:200]),
+        "actor": principal.name if isinstance(principal, Principal) else None,
+        "run_id": named.get("runs"),
+        "continuation_id": named.get("human-tasks") or named.get("continuations"),
+        "trace_id": _trace_id(headers.get("traceparent", "")),
+        "error": type(failed).__name__ if failed is not None else None,
+    }
+    log.info("%s %s %s", scope["method"], facts["path"], status, extra=facts)
+
+
+def _trace_id(traceparent: str) -> str | None:
+    """Read the trace's id from a W3C ``traceparent``."""
+    found = re.fullmatch(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", traceparent)
+    return found[1] if found else None

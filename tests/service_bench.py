@@ -1,0 +1,163 @@
+"""The whole service in this process: the application behind a socket, a worker beside it, one key for each role."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import httpx
+import uvicorn
+from config_repo import FUNCTIONS
+
+from cli.compose import make_driver, make_starter, make_store
+from cli.processes import background
+from kneo.runtime.worker import Worker
+from kneo.service.app import create_app
+from kneo.service.auth import ROLES
+from kneo.settings import Http, Limits, Settings, from_env
+
+Json = dict[str, object]
+
+AGENT = {"name": "helper", "model": {"provider": "dummy", "name": "dummy"}}
+
+
+def spec_of(*steps: Mapping[str, object], name: str = "lab", **components: object) -> Json:
+    """A sequential spec around some steps; the functions of a config repository's tests are at hand."""
+    return {
+        "version": "v1",
+        "agent": AGENT,
+        "workflow": {"type": "sequential", "name": name, "steps": list(steps)},
+        "components": {
+            "agents": {"writer": {**AGENT, "name": "writer"}},
+            "functions": {
+                "publish": {"implementation": "lab_functions.publish"},
+                "boom": {"implementation": "lab_functions.boom"},
+                "flaky": {"implementation": "lab_functions.flaky"},
+                "slow": {"implementation": "lab_functions.slow"},
+            },
+            "humans": {"editor": {"description": "Publish this announcement?", "assignee": "ann@example.com"}},
+            **components,
+        },
+    }
+
+
+DRAFT: Json = {"id": "draft", "kind": "agent", "ref": "writer"}
+APPROVE: Json = {"id": "approve", "kind": "human", "ref": "editor"}
+PUBLISH: Json = {"id": "publish", "kind": "function", "ref": "publish"}
+
+MORE_FUNCTIONS = """
+
+def flaky(text):
+    mark = Path(__file__).with_name("mended")
+    if not mark.exists():
+        raise RuntimeError("not yet mended")
+    return f"mended: {text}"
+
+
+def slow(text):
+    import time
+    time.sleep(0.6)
+    return text
+"""
+
+
+class Bench:
+    """A running service."""
+
+    LIMITS: ClassVar = Limits(body_bytes=40_000, input_chars=500, human_content_chars=100, metadata_bytes=2_000)
+
+    def __init__(self, folder: Path, url: str | None, settings: Settings) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.store = make_store(settings)
+        self.url = url or ""
+        self._clients: dict[str, httpx.Client] = {}
+
+    def client(self, role: str = "admin") -> httpx.Client:
+        """A client with the key of a role."""
+        if role not in self._clients:
+            headers = {"Authorization": f"Bearer {role}-key"}
+            self._clients[role] = httpx.Client(base_url=f"{self.url}/v1", headers=headers, timeout=30)
+        return self._clients[role]
+
+    def ask(
+        self, method: str, path: str, body: object = None, *, role: str = "admin", **more: object
+    ) -> httpx.Response:
+        return self.client(role).request(method, path, json=body, **more)
+
+    def get(self, path: str, *, role: str = "admin", expect: int = 200, **query: object) -> Json:
+        answer = self.client(role).get(path, params={key: str(value) for key, value in query.items()})
+        assert answer.status_code == expect, answer.text
+        return answer.json()
+
+    def post(
+        self, path: str, body: object = None, *, role: str = "admin", expect: int = 200, key: str | None = None
+    ) -> Json:
+        headers = {"Idempotency-Key": key} if key else {}
+        answer = self.client(role).post(path, json=body if body is not None else {}, headers=headers)
+        assert answer.status_code == expect, answer.text
+        return answer.json()
+
+    def start(self, spec: Json | None = None, *, role: str = "operator", expect: int = 200, **body: object) -> Json:
+        return self.post("/runs", {"input": "hi", "spec": spec or spec_of(DRAFT), **body}, role=role, expect=expect)
+
+    def paused(self, **body: object) -> Json:
+        run = self.start(spec_of(DRAFT, APPROVE, PUBLISH), **body)
+        assert run["status"] == "paused", json.dumps(run)
+        return run
+
+    def answer(
+        self, run: Json, *, role: str = "reviewer", expect: int = 200, key: str | None = None, **said: object
+    ) -> Json:
+        request = run["metadata"]["pending_human_request"]["request_id"]
+        body = {"request_id": request, "decision": "approved", **said}
+        return self.post(f"/human-tasks/{run['continuation_id']}/resume", body, role=role, expect=expect, key=key)
+
+    def close(self) -> None:
+        for client in self._clients.values():
+            client.close()
+        self.store.close()
+
+
+@contextlib.contextmanager
+def serving(folder: Path, database_url: str, *, http: Http | None = None, **variables: str) -> Iterator[Bench]:
+    """Run the service over a database until the block ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "lab_functions.py").write_text(FUNCTIONS + MORE_FUNCTIONS)
+    keys = ";".join(f"{role}:{role}-key:{role}" for role in ROLES)
+    env = {
+        "HOME": str(folder),
+        "KNEO_SERV_API_KEYS": keys,
+        "KNEO_SERV_DATABASE_URL": database_url,
+        "KNEO_SERV_IMPORT_ALLOW": "lab_functions",
+        **variables,
+    }
+    settings = replace(from_env(env, folder), limits=Bench.LIMITS)
+    if http is not None:
+        settings = replace(settings, http=http)
+    bench = Bench(folder, None, settings)
+    worker = Worker(bench.store, make_driver(settings, bench.store))
+    app = create_app(settings, bench.store, make_starter(settings, bench.store), poke=worker.poke)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
+
+    def stop() -> None:
+        server.should_exit = True
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        bench.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with (
+            background("worker", worker.run, worker.stop),
+            background("server", lambda: server.run(sockets=[listener]), stop),
+        ):
+            try:
+                yield bench
+            finally:
+                bench.close()
+
+
+__all__ = ["APPROVE", "DRAFT", "PUBLISH", "Bench", "serving", "spec_of"]
