@@ -286,7 +286,7 @@ class _Compiler:
     def leaf(self, step: LeafStep, path: str, depth: int) -> Leaf | Question | Node:
         components = self.spec.components
         kinds: Mapping[str, tuple[str, Mapping[str, object]]] = {
-            "agent": ("agents", components.agents),
+            "agent": ("agents", {self.spec.agent.name: self.spec.agent, **components.agents}),
             "guardrail": ("agents", components.agents),
             "function": ("functions", components.functions),
             "human": ("humans", components.humans),

@@ -6,6 +6,8 @@ import pytest
 from run_simulator import Boom, append, decision, fn, human, play, program_of
 
 from kneo.errors import Invalid
+from kneo.runtime.program import compile_program
+from kneo.spec.models import Spec
 from kneo.state.run import RunStatus
 
 
@@ -283,3 +285,11 @@ def test_a_step_costs_the_depth_and_not_the_length() -> None:
         return play(program_of(steps), work=lambda _execute: "out").largest
 
     assert largest(500) <= largest(10) + 20
+
+
+def test_a_step_may_name_the_root_agent() -> None:
+    agent = {"name": "writer", "model": {"provider": "dummy", "name": "dummy"}}
+    steps = [{"id": "s", "kind": "agent", "ref": "writer"}]
+    spec = Spec.model_validate({"agent": agent, "workflow": {"type": "sequential", "steps": steps}})
+    program = compile_program(spec, "workflow")
+    assert program.agents["writer"] is spec.agent

@@ -1,7 +1,7 @@
 """The reader lets plain data in, says where it stands, and refuses everything that two readers would read differently."""
 
 from contextlib import suppress
-from time import perf_counter
+from time import process_time
 
 import pytest
 
@@ -131,10 +131,10 @@ def test_every_bound_is_a_setting(reader):
     ],
 )  # fmt: skip
 def test_hostile_text_is_answered_quickly(reader, data):
-    start = perf_counter()
+    start = process_time()
     with suppress(Unreadable):
         reader(data, file="f")
-    assert perf_counter() - start < 2
+    assert process_time() - start < 2
 
 
 def test_aliases_when_allowed_are_counted_by_what_they_repeat():
