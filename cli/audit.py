@@ -9,16 +9,15 @@ import typer
 
 from cli import render
 from cli.backend import Json
+from cli.compose import find_store
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.deployments import deployments
 from cli.status import show_events
-from kneo.clock import SystemClock
 from kneo.errors import Untrusted
 from kneo.settings import from_env
 from kneo.state.audit import leaf_of
 from kneo.state.merkle import verify_inclusion
 from kneo.store import audit
-from kneo.store.migrate import open_store
 from kneo.trust.checkpoint import read_checkpoint
 from kneo.trust.keys import PublicKey
 
@@ -43,7 +42,7 @@ def list_events(
 @app.command("verify")
 def verify(as_json: JsonOption = False) -> None:
     """Walk the whole chain of the database beside us; exit 3 when an event is not what was recorded."""
-    store = open_store(from_env().database_url, SystemClock())
+    store = find_store(from_env())
     audit.seal(store)
     verdict = audit.verify(store)
     store.close()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Protocol
 
 from cli.specs import check_spec
 from kneo.clock import SystemClock
+from kneo.errors import NotFound
 from kneo.runtime.advance import Driver
 from kneo.runtime.code import CodeLoader
 from kneo.runtime.load import ProgramLoader
@@ -24,6 +26,20 @@ WORKER_LOCK = "worker"
 def make_store(settings: Settings) -> Store:
     """Open the database and bring it up to date."""
     return open_store(settings.database_url, SystemClock())
+
+
+def find_store(settings: Settings) -> Store:
+    """Open a database that is there already.
+
+    Raises:
+        NotFound: there is none; whoever looks for proof must not be shown a new, empty one.
+    """
+    path = settings.database_url.removeprefix("sqlite:///")
+    if path != settings.database_url and not Path(path).is_file():
+        msg = f"There is no database at {path}."
+        hint = "Work where kneo up runs, set KNEO_SERV_DATABASE_URL, or ask a service with --service-url."
+        raise NotFound(msg, code="no_database", hint=hint)
+    return make_store(settings)
 
 
 def make_starter(settings: Settings, store: Store) -> Starter:

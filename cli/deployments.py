@@ -105,7 +105,7 @@ class LocalDeployments:
     """Works on the database directly. Nobody is authenticated here, so decisions have to be signed."""
 
     def __init__(self, settings: Settings) -> None:
-        store = importlib.import_module("cli.compose").make_store(settings)
+        store = importlib.import_module("cli.compose").find_store(settings)
         answers = importlib.import_module("kneo.service.deployments")
         self.proofs = importlib.import_module("kneo.service.audit_proofs")
         self.keys = importlib.import_module("kneo.store.service_key")
