@@ -1,0 +1,101 @@
+"""The examples that need nobody's model really run, to the end, with the answers that people give."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("KNEO_ENV", "KNEO_PROJECT_CONFIG", "KNEO_SERV_DATABASE_URL", "KNEO_SERV_IMPORT_ALLOW"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def start(kneo):
+    def call(name, text="hello there"):
+        answer = kneo("run", f"examples/{name}.yaml", "--input", text, "--json")
+        assert answer.status == 0, answer
+        return answer.json
+
+    return call
+
+
+@pytest.fixture
+def resume(kneo):
+    def call(paused, *decision):
+        request = paused["metadata"]["pending_human_request"]["request_id"]
+        answer = kneo("human", "resume", paused["continuation_id"], "--request-id", request, *decision, "--json")
+        assert answer.status == 0, answer
+        return answer.json
+
+    return call
+
+
+def offline(name):
+    """Ask the built-in provider instead of the one that is named."""
+    file = Path("examples", f"{name}.yaml")
+    file.write_text(file.read_text().replace("provider: openai", "provider: dummy"))
+
+
+@pytest.mark.parametrize("name", ["human_approval_workflow", "smoke_human_workflow"])
+def test_what_is_approved_is_published(name, start, resume):
+    paused = start(name)
+    assert paused["status"] == "paused"
+    ended = resume(paused, "--approve")
+    assert ended["status"] == "succeeded"
+    assert "hello there" in ended["output_text"]
+
+
+def test_what_is_edited_is_published_as_it_was_edited(start, resume):
+    ended = resume(start("human_approval_workflow"), "--edit", "Another text.")
+    assert ended["status"] == "succeeded"
+    assert "Another text." in ended["output_text"]
+
+
+@pytest.mark.parametrize("name", ["human_approval_workflow", "smoke_human_workflow"])
+def test_what_is_rejected_is_not_published(name, start, resume, kneo):
+    paused = start(name)
+    assert resume(paused, "--reject")["status"] == "cancelled"
+    steps = json.dumps(kneo("runs", "get", paused["run_id"], "--json").json["visited_steps"])
+    assert "publish" not in steps
+
+
+def test_three_reviewers_answer_at_the_same_time(start):
+    offline("concurrent_review_workflow")
+    ended = start("concurrent_review_workflow")
+    assert ended["status"] == "succeeded"
+    assert set(ended["metadata"]["outputs"]) == {"security", "accessibility", "performance"}
+
+
+def test_the_graph_goes_the_way_that_the_words_decide(start, kneo):
+    offline("graph_review_workflow")
+    good, gap = start("graph_review_workflow"), start("graph_review_workflow", "please revise this")
+    visited = [kneo("runs", "get", run["run_id"], "--json").json["visited_steps"] for run in (good, gap)]
+    nodes = ["retrieve", "analyze", "review", "finalize"]
+    assert visited[0] == nodes
+    assert visited[1] == [*nodes[:3], "revise", nodes[3]]
+
+
+def test_the_debate_ends(start):
+    offline("group_chat_workflow")
+    assert start("group_chat_workflow")["status"] == "succeeded"
+
+
+def test_the_research_agent_runs_when_its_model_is_the_built_in_one(start):
+    offline("research_agent")
+    assert start("research_agent", "what is known")["status"] == "succeeded"
+
+
+def test_a_provider_that_is_not_there_is_an_error_and_not_the_built_in_one(kneo):
+    ended = kneo("run", "examples/concurrent_review_workflow.yaml", "--input", "hello", "--json")
+    assert ended.status == 1
+    assert ended.json["status"] == "failed"
+    assert ended.json["output_text"] is None
+    assert "openai" in ended.json["error"]["message"]
