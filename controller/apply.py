@@ -12,7 +12,7 @@ from controller.report import Report
 from kneo import registry
 from kneo.digest import digest_of_json
 from kneo.errors import Transient
-from kneo.registry import Change
+from kneo.registry import Change, Serving
 from kneo.state.release import BundleRecord, Pending
 from kneo.store import requests
 from kneo.store.engine import Tx
@@ -41,25 +41,18 @@ def check_lease(tx: Tx, lease: Lease) -> None:
 
 def apply(tx: Tx, environment: str, actions: Sequence[tuple[Action, Allowed]], change: Change) -> None:
     """Do what was allowed, with what allowed it written down beside it."""
+    serving = []
     for action, verdict in actions:
-        _apply_one(tx, environment, action, replace(change, approvals=verdict.approvals))
-
-
-def _apply_one(tx: Tx, environment: str, action: Action, change: Change) -> None:
-    match action:
-        case Promote() | Rollback():
-            registry.promote(
-                tx,
-                environment=environment,
-                bundle=record_of(action.bundle, change.revision),
-                kind=kind_of(action),
-                current=action.current,
-                change=change,
-            )
-        case Retire():
-            registry.retire(tx, action.current, change=change)
-        case _:
-            assert_never(action)
+        because = replace(change, approvals=verdict.approvals)
+        match action:
+            case Promote() | Rollback():
+                bundle = record_of(action.bundle, change.revision)
+                serving.append(Serving(bundle=bundle, kind=kind_of(action), current=action.current, change=because))
+            case Retire():
+                registry.retire(tx, action.current, change=because)
+            case _:
+                assert_never(action)
+    registry.promote(tx, environment, serving)
 
 
 def write_report(tx: Tx, environment: str, report: Report, *, revision: str) -> tuple[Pending, ...]:

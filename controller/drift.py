@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 
 from controller.load import hmac_path
@@ -34,12 +34,23 @@ class DriftWatch:
         """Say whether it is time to look again without another reason."""
         return any(now >= looked + DRIFT_INTERVAL for _, looked, _ in self._seen.values())
 
-    def look(self, tx: Tx, environment: Environment, trust: Trust, served: Mapping[str, Release]) -> tuple[Drift, ...]:
-        """Say what is wrong with what an environment serves."""
+    def look(
+        self, tx: Tx, environment: Environment, trust: Trust, served: Mapping[str, Release], *, fresh: Collection[str]
+    ) -> tuple[Drift, ...]:
+        """Say what is wrong with what an environment serves.
+
+        Args:
+            tx: An open transaction.
+            environment: Its file.
+            trust: What is believed.
+            served: What it serves.
+            fresh: Digests that were verified and written in this very transaction; they are not looked at again.
+        """
         epoch = trust.epoch(environment)
         known = self._seen.get(environment.name)
         if known is None or known[0] != epoch or trust.now >= known[1] + DRIFT_INTERVAL:
-            known = (epoch, trust.now, tuple(find_drift(tx, environment, trust, served)))
+            older = {name: release for name, release in served.items() if release.digest not in fresh}
+            known = (epoch, trust.now, tuple(find_drift(tx, environment, trust, older)))
             self._seen[environment.name] = known
         return tuple(item for item in known[2] if item.bundle in served and served[item.bundle].digest == item.digest)
 

@@ -13,7 +13,7 @@ from controller.load import Declared, Problem
 from controller.notices import notices_of
 from controller.observe import Believed, Observed, evidence, record_decisions, rules_before
 from controller.outcome import Outcome
-from controller.plan import make_plan
+from controller.plan import Retire, make_plan
 from controller.report import Findings, report, report_policy
 from controller.source.snapshot import SourceSnapshot
 from controller.standing import Judged
@@ -140,7 +140,8 @@ class EnvironmentPass:
         _keep_signatures(tx, case, verified)
         now_served = {item.bundle: item for item in releases.list_releases(tx, case.name)} if allowed else None
         here = now_served if now_served is not None else seen.served.get(case.name, {})
-        drift = self.drift.look(tx, case.environment, case.situation.trust, here)
+        fresh = {action.bundle.digest for action, _ in allowed if not isinstance(action, Retire)}
+        drift = self.drift.look(tx, case.environment, case.situation.trust, here, fresh=fresh)
         metrics.DRIFT.labels(case.name).set(len(drift))
         found = report(
             Findings(

@@ -19,6 +19,7 @@ from kneo.registry.decide import (
 from kneo.registry.record import (
     CONTROLLER,
     Change,
+    Serving,
     accept_environment,
     accept_roots,
     environment_subject,
@@ -37,6 +38,7 @@ __all__ = [
     "Change",
     "Decided",
     "EnvironmentStatus",
+    "Serving",
     "accept_environment",
     "accept_roots",
     "decided_about",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kneo.clock import new_id
 from kneo.digest import digest_of_json
+from kneo.state.audit import AuditEvent
 from kneo.state.release import (
     BundleRecord,
     Condition,
@@ -70,41 +71,54 @@ class Change:
     reason: str | None = None
 
 
-def promote(
-    tx: Tx, *, environment: str, bundle: BundleRecord, kind: PromotionKind, current: Release | None, change: Change
-) -> Release:
-    """Serve a bundle in an environment from now on."""
-    releases.insert_bundle(tx, bundle)
-    promotion = _record_promotion(
-        tx,
-        Promotion(
-            id=new_id("prom", tx.now),
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """A bundle that shall be served from now on, in place of what is."""
+
+    bundle: BundleRecord
+    kind: PromotionKind
+    current: Release | None
+    change: Change
+
+
+def promote(tx: Tx, environment: str, items: Sequence[Serving]) -> tuple[Release, ...]:
+    """Serve bundles in an environment from now on."""
+    releases.insert_bundles(tx, [item.bundle for item in items])
+    promotions = _record_promotions(tx, [_promotion(tx, environment, item) for item in items])
+    served = tuple(
+        Release(
             environment=environment,
-            bundle=bundle.name,
-            kind=kind,
-            from_digest=current.digest if current else None,
-            to_digest=bundle.digest,
-            version=bundle.version,
-            actor=change.actor,
-            revision=change.revision,
-            audit_event_id="",
-            at=tx.at,
-            reason=change.reason,
-            approvals=change.approvals,
-        ),
-        {"seq": bundle.seq, "signers": list(bundle.signers), "policy_digest": change.policy_digest},
+            bundle=item.bundle.name,
+            version=item.bundle.version,
+            digest=item.bundle.digest,
+            revision=item.change.revision,
+            promotion_id=promotion.id,
+            since=tx.at,
+        )
+        for item, promotion in zip(items, promotions, strict=True)
     )
-    release = Release(
+    releases.put_releases(tx, served)
+    return served
+
+
+def _promotion(tx: Tx, environment: str, item: Serving) -> tuple[Promotion, dict[str, object]]:
+    bundle, change = item.bundle, item.change
+    promotion = Promotion(
+        id=new_id("prom", tx.now),
         environment=environment,
         bundle=bundle.name,
+        kind=item.kind,
+        from_digest=item.current.digest if item.current else None,
+        to_digest=bundle.digest,
         version=bundle.version,
-        digest=bundle.digest,
+        actor=change.actor,
         revision=change.revision,
-        promotion_id=promotion.id,
-        since=tx.at,
+        audit_event_id="",
+        at=tx.at,
+        reason=change.reason,
+        approvals=change.approvals,
     )
-    releases.put_release(tx, release)
-    return release
+    return promotion, {"seq": bundle.seq, "signers": list(bundle.signers), "policy_digest": change.policy_digest}
 
 
 def keep_signatures(tx: Tx, bundle: VerifiedBundle, *, revision: str) -> None:
@@ -132,14 +146,26 @@ def retire(tx: Tx, current: Release, *, change: Change) -> None:
         reason=change.reason,
         approvals=change.approvals,
     )
-    _record_promotion(tx, promotion, {"policy_digest": change.policy_digest})
+    _record_promotions(tx, [(promotion, {"policy_digest": change.policy_digest})])
     releases.retire_release(tx, current.environment, current.bundle)
 
 
-def _record_promotion(tx: Tx, promotion: Promotion, facts: Mapping[str, object]) -> Promotion:
-    event = audit.record(
-        tx,
-        EVENTS[promotion.kind],
+def _record_promotions(tx: Tx, items: Sequence[tuple[Promotion, Mapping[str, object]]]) -> tuple[Promotion, ...]:
+    """Write promotions with their audit events."""
+    events = [_event(tx, promotion, facts) for promotion, facts in items]
+    audit.record_all(tx, events)
+    recorded = tuple(
+        replace(promotion, audit_event_id=event.id) for (promotion, _), event in zip(items, events, strict=True)
+    )
+    releases.insert_promotions(tx, recorded)
+    return recorded
+
+
+def _event(tx: Tx, promotion: Promotion, facts: Mapping[str, object]) -> AuditEvent:
+    return AuditEvent(
+        id=new_id("evt", tx.now),
+        at=tx.at,
+        event_type=EVENTS[promotion.kind],
         actor=promotion.actor,
         environment=promotion.environment,
         metadata={
@@ -154,9 +180,6 @@ def _record_promotion(tx: Tx, promotion: Promotion, facts: Mapping[str, object])
             **facts,
         },
     )
-    recorded = replace(promotion, audit_event_id=event.id)
-    releases.insert_promotion(tx, recorded)
-    return recorded
 
 
 def accept_environment(tx: Tx, name: str, declaration: bytes, policy_digest: str, *, revision: str, epoch: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from sqlalchemy import ColumnElement, Row, delete, func, insert, select
 
@@ -48,21 +48,35 @@ def record(
         environment=environment,
         metadata=metadata or {},
     )
-    audited.canonical()
-    tx.connection.execute(
-        insert(audit_events).values(
-            id=audited.id,
-            at=audited.at,
-            event_type=event_type,
-            actor=actor,
-            run_id=run_id,
-            continuation_id=continuation_id,
-            environment=environment,
-            metadata=json.dumps(audited.metadata, sort_keys=True, ensure_ascii=False),
-        )
-    )
-    tx.connection.execute(insert(audit_pending).values(event_id=audited.id))
+    record_all(tx, [audited])
     return audited
+
+
+def record_all(tx: Tx, events: Sequence[AuditEvent]) -> None:
+    """Write many events at once; a first commit brings thousands.
+
+    Raises:
+        Invalid: one of them has no canonical form.
+    """
+    if not events:
+        return
+    for item in events:
+        item.canonical()
+    rows = [
+        {
+            "id": item.id,
+            "at": item.at,
+            "event_type": item.event_type,
+            "actor": item.actor,
+            "run_id": item.run_id,
+            "continuation_id": item.continuation_id,
+            "environment": item.environment,
+            "metadata": json.dumps(item.metadata, sort_keys=True, ensure_ascii=False),
+        }
+        for item in events
+    ]
+    tx.connection.execute(insert(audit_events), rows)
+    tx.connection.execute(insert(audit_pending), [{"event_id": item.id} for item in events])
 
 
 def seal(store: Store) -> int:

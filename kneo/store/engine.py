@@ -7,7 +7,7 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -223,6 +223,24 @@ def insert_ignoring_duplicates(tx: Tx, table: Table, **values: object) -> bool:
     statement = make(table).values(**values).on_conflict_do_nothing()
     # Without the option an insert's count is whatever the driver left after fetching defaults.
     return tx.connection.execute(statement, execution_options={"preserve_rowcount": True}).rowcount == 1
+
+
+def insert_many_ignoring_duplicates(tx: Tx, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
+    """Insert rows, leaving out those whose key exists."""
+    if rows:
+        make = postgresql.insert if tx.connection.dialect.name == "postgresql" else sqlite.insert
+        tx.connection.execute(make(table).on_conflict_do_nothing(), [dict(row) for row in rows])
+
+
+def upsert_many(tx: Tx, table: Table, key: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Insert rows with the same columns, or set those columns where the key exists."""
+    if rows:
+        make = postgresql.insert if tx.connection.dialect.name == "postgresql" else sqlite.insert
+        statement = make(table)
+        values = {name: statement.excluded[name] for name in rows[0] if name not in key}
+        tx.connection.execute(
+            statement.on_conflict_do_update(index_elements=list(key), set_=values), [dict(row) for row in rows]
+        )
 
 
 def upsert(tx: Tx, table: Table, key: dict[str, object], **values: object) -> None:

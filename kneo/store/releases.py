@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from sqlalchemy import ColumnElement, Row, delete, func, insert, select, update
@@ -20,7 +20,7 @@ from kneo.state.release import (
     Release,
 )
 from kneo.state.run import RunStatus
-from kneo.store.engine import Tx, insert_ignoring_duplicates, upsert
+from kneo.store.engine import Tx, insert_ignoring_duplicates, insert_many_ignoring_duplicates, upsert, upsert_many
 from kneo.store.tables import (
     bundles,
     conditions,
@@ -33,6 +33,8 @@ from kneo.store.tables import (
 )
 
 AnyRow = Row[*tuple[object, ...]]
+
+_ASKED_AT_ONCE = 500
 
 
 # ---- trust roots ------------------------------------------------------------------------------------------------
@@ -59,35 +61,38 @@ def trust_chain(tx: Tx) -> tuple[tuple[int, str, bytes], ...]:
 # ---- bundles ----------------------------------------------------------------------------------------------------
 
 
-def insert_bundle(tx: Tx, bundle: BundleRecord) -> None:
-    """Keep an accepted bundle; one with the same digest is already the same bundle.
+def insert_bundles(tx: Tx, items: Sequence[BundleRecord]) -> None:
+    """Keep accepted bundles; one with the same digest is already the same bundle.
 
     Raises:
         Untrusted: ``Equivocation``: another content was accepted under the same name and sequence number.
     """
-    inserted = insert_ignoring_duplicates(
-        tx,
-        bundles,
-        digest=bundle.digest,
-        name=bundle.name,
-        version=bundle.version,
-        seq=bundle.seq,
-        prev=bundle.prev,
-        payload=bundle.payload,
-        envelope=bundle.envelope,
-        spec_digest=bundle.spec_digest,
-        signers=list(bundle.signers),
-        first_seen_at=tx.at,
-        revision=bundle.revision,
-        envelope_digest=digest_of(bundle.envelope),
-    )
-    if not inserted and not _has_bundle(tx, bundle.digest):
-        msg = f"{bundle.name} {bundle.version} has the sequence number {bundle.seq} of another accepted bundle."
-        raise Untrusted(msg, code="Equivocation", hint="Find out who signed both, then sign a new version.")
-
-
-def _has_bundle(tx: Tx, digest: str) -> bool:
-    return tx.connection.execute(select(bundles.c.digest).where(bundles.c.digest == digest)).first() is not None
+    rows = [
+        {
+            "digest": item.digest,
+            "name": item.name,
+            "version": item.version,
+            "seq": item.seq,
+            "prev": item.prev,
+            "payload": item.payload,
+            "envelope": item.envelope,
+            "spec_digest": item.spec_digest,
+            "signers": list(item.signers),
+            "first_seen_at": tx.at,
+            "revision": item.revision,
+            "envelope_digest": digest_of(item.envelope),
+        }
+        for item in items
+    ]
+    insert_many_ignoring_duplicates(tx, bundles, rows)
+    for start in range(0, len(items), _ASKED_AT_ONCE):
+        some = items[start : start + _ASKED_AT_ONCE]
+        wanted = [item.digest for item in some]
+        found = set(tx.connection.execute(select(bundles.c.digest).where(bundles.c.digest.in_(wanted))).scalars())
+        for item in some:
+            if item.digest not in found:
+                msg = f"{item.name} {item.version} has the sequence number {item.seq} of another accepted bundle."
+                raise Untrusted(msg, code="Equivocation", hint="Find out who signed both, then sign a new version.")
 
 
 def put_envelope(tx: Tx, digest: str, envelope: bytes, signers: Iterable[str]) -> None:
@@ -206,18 +211,9 @@ def list_releases(tx: Tx, environment_name: str | None = None) -> tuple[Release,
     return tuple(_release(row) for row in rows)
 
 
-def put_release(tx: Tx, item: Release) -> None:
-    upsert(
-        tx,
-        releases,
-        {"environment": item.environment, "bundle": item.bundle},
-        version=item.version,
-        digest=item.digest,
-        revision=item.revision,
-        promotion_id=item.promotion_id,
-        since=tx.at,
-        retired_at=None,
-    )
+def put_releases(tx: Tx, items: Sequence[Release]) -> None:
+    rows = [{**asdict(item), "since": tx.at, "retired_at": None} for item in items]
+    upsert_many(tx, releases, ("environment", "bundle"), rows)
 
 
 def retire_release(tx: Tx, environment_name: str, bundle_name: str) -> None:
@@ -229,24 +225,10 @@ def retire_release(tx: Tx, environment_name: str, bundle_name: str) -> None:
     )
 
 
-def insert_promotion(tx: Tx, item: Promotion) -> None:
-    tx.connection.execute(
-        insert(promotions).values(
-            id=item.id,
-            environment=item.environment,
-            bundle=item.bundle,
-            kind=item.kind,
-            from_digest=item.from_digest,
-            to_digest=item.to_digest,
-            version=item.version,
-            actor=item.actor,
-            revision=item.revision,
-            audit_event_id=item.audit_event_id,
-            at=tx.at,
-            reason=item.reason,
-            approvals=list(item.approvals),
-        )
-    )
+def insert_promotions(tx: Tx, items: Sequence[Promotion]) -> None:
+    rows = [{**asdict(item), "at": tx.at, "approvals": list(item.approvals)} for item in items]
+    if rows:
+        tx.connection.execute(insert(promotions), rows)
 
 
 def promotion(tx: Tx, promotion_id: str) -> Promotion | None:
