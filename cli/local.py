@@ -22,6 +22,7 @@ from kneo.settings import Settings
 from kneo.state.run import Run, RunStatus
 from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
 from kneo.store import audit, releases, requests, runs, tasks
+from kneo.store.run_filter import RunFilter
 from kneo.tasks.answers import Answer
 from kneo.tasks.inbox import decide, find
 
@@ -50,8 +51,9 @@ class LocalBackend:
         status = check_status(str(word)) if word else None
         environment = str(query["environment"]) if query.get("environment") else None
         with self.store.read() as tx:
-            found = runs.list_runs(tx, status=status, environment=environment, limit=limit, offset=offset)
-            total = runs.count_runs(tx, status=status, environment=environment)
+            where = RunFilter(status=status, environment=environment)
+            found = runs.list_runs(tx, where, limit=limit, offset=offset)
+            total = runs.count_runs(tx, where)
         items = [wire.run_status(run, self._open_task(run), 0, published=self.published) for run in found]
         return wire.page(
             "runs", items, total=total, limit=limit, offset=offset, sort_by="updated_at", sort_order="desc"

@@ -11,7 +11,7 @@ from kneo.clock import Clock
 from kneo.errors import Invalid
 from kneo.store.engine import Store, open_engine
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration; a test holds it against the folder."""
 
 MIGRATIONS = Path(__file__).with_name("migrations")

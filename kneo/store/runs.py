@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import ColumnElement, Row, bindparam, func, insert, select, update
+from sqlalchemy import Row, bindparam, func, insert, select, update
 
 from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunError, RunStatus
 from kneo.store.engine import Tx, insert_ignoring_duplicates
@@ -22,6 +22,7 @@ from kneo.store.history import (
     visited,
 )
 from kneo.store.queue import enqueue
+from kneo.store.run_filter import EVERY_RUN, RunFilter
 from kneo.store.tables import runs, specs
 
 AnyRow = Row[*tuple[object, ...]]
@@ -87,6 +88,7 @@ def insert_run(tx: Tx, run: Run) -> None:
             step_count=run.step_count,
             checkpoint_count=run.checkpoint_count,
             trace_count=run.trace_count,
+            session_id=run.metadata.get("session_id"),
         )
     )
     if run.status is RunStatus.RUNNING:
@@ -269,39 +271,48 @@ def overdue(tx: Tx) -> tuple[str, ...]:
     return tuple(row.id for row in rows)
 
 
-SORTABLE = {"created_at": runs.c.created_at, "updated_at": runs.c.updated_at, "id": runs.c.id, "status": runs.c.status}
+SORTABLE = {
+    "run_id": runs.c.id,
+    **{
+        name: runs.c[name]
+        for name in (
+            "id",
+            "status",
+            "created_at",
+            "updated_at",
+            "started_at",
+            "completed_at",
+            "deadline_at",
+            "agent_name",
+            "workflow_name",
+            "environment",
+            "session_id",
+        )
+    },
+}
 
 
 def list_runs(
     tx: Tx,
+    where: RunFilter = EVERY_RUN,
     *,
-    status: RunStatus | None = None,
-    environment: str | None = None,
     sort_by: str = "updated_at",
     descending: bool = True,
     limit: int = 100,
     offset: int = 0,
 ) -> tuple[Run, ...]:
+    """List runs in an order that is the same on every page; rows without the value they are sorted by come last."""
     column = SORTABLE.get(sort_by, runs.c.updated_at)
-    order = (column.desc(), runs.c.id.desc()) if descending else (column.asc(), runs.c.id.asc())
-    rows = tx.connection.execute(
-        select(runs).where(*_conditions(status, environment)).order_by(*order).limit(limit).offset(offset)
+    order = (
+        (column.desc().nulls_last(), runs.c.id.desc()) if descending else (column.asc().nulls_last(), runs.c.id.asc())
     )
+    rows = tx.connection.execute(select(runs).where(*where.conditions()).order_by(*order).limit(limit).offset(offset))
     return tuple(_run(row) for row in rows)
 
 
-def count_runs(tx: Tx, *, status: RunStatus | None = None, environment: str | None = None) -> int:
-    statement = select(func.count()).select_from(runs).where(*_conditions(status, environment))
+def count_runs(tx: Tx, where: RunFilter = EVERY_RUN) -> int:
+    statement = select(func.count()).select_from(runs).where(*where.conditions())
     return tx.connection.execute(statement).scalar_one()
-
-
-def _conditions(status: RunStatus | None, environment: str | None) -> list[ColumnElement[bool]]:
-    wanted: list[ColumnElement[bool]] = []
-    if status is not None:
-        wanted.append(runs.c.status == status)
-    if environment is not None:
-        wanted.append(runs.c.environment == environment)
-    return wanted
 
 
 def _run(row: AnyRow) -> Run:

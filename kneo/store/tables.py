@@ -295,7 +295,9 @@ runs = Table(
     Column("step_count", Integer, nullable=False, server_default="0"),
     Column("checkpoint_count", Integer, nullable=False, server_default="0"),
     Column("trace_count", Integer, nullable=False, server_default="0"),
+    Column("session_id", NAME),
     Index(None, "status", "updated_at"),
+    Index(None, "session_id", "updated_at"),
     Index(None, "updated_at"),
     Index(None, "environment", "updated_at"),
     Index(None, "status", "deadline_at"),
@@ -382,6 +384,16 @@ tasks = Table(
     Index(None, "status", "id"),
     Index(None, "run_id", "id"),
     Index(None, "status", "deadline_at"),
+)
+
+# ---- set over HTTP ----------------------------------------------------------------------------------------------
+
+project_metadata = Table(
+    "project_metadata",
+    metadata,
+    Column("key", NAME, primary_key=True),
+    Column("value", JSON, nullable=False),
+    Column("updated_at", TIME, nullable=False),
 )
 
 # ---- answers given, and proof -----------------------------------------------------------------------------------

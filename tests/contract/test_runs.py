@@ -13,6 +13,7 @@ from kneo.digest import digest_of
 from kneo.state.run import ReleaseRef, Run, RunError, RunStatus, StepRecord
 from kneo.store import audit, runs
 from kneo.store.engine import Store
+from kneo.store.run_filter import RunFilter
 from kneo.store.runs import Fenced
 
 LIVE = (RunStatus.RUNNING, RunStatus.PAUSED)
@@ -132,9 +133,9 @@ def test_lists_filter_sort_and_page(store: Store, clock: ManualClock) -> None:
         assert [run.id for run in runs.list_runs(tx)] == [run.id for run in reversed(made)]
         page = runs.list_runs(tx, sort_by="created_at", descending=False, limit=2, offset=1)
         assert [run.id for run in page] == [made[1].id, made[2].id]
-        assert {run.id for run in runs.list_runs(tx, environment="prod")} == {made[1].id, made[3].id}
-        assert runs.count_runs(tx, environment="prod") == 2
-        assert runs.count_runs(tx, status=RunStatus.PAUSED) == 0
+        assert {run.id for run in runs.list_runs(tx, RunFilter(environment="prod"))} == {made[1].id, made[3].id}
+        assert runs.count_runs(tx, RunFilter(environment="prod")) == 2
+        assert runs.count_runs(tx, RunFilter(status=RunStatus.PAUSED)) == 0
         assert runs.runnable(tx, 2) == (made[0].id, made[1].id)
 
 

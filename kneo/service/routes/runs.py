@@ -24,6 +24,7 @@ from kneo.service.words import parse_status, say
 from kneo.state.run import Run, RunStatus
 from kneo.state.task import UNRESOLVED, HumanTask
 from kneo.store import runs, tasks
+from kneo.store.run_filter import RunFilter
 
 router = APIRouter(tags=["runs"])
 
@@ -117,16 +118,16 @@ def list_runs(
     if status is not None and wanted is None:
         return wire.page("runs", [], total=0, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order)
     with service.store.read() as tx:
+        where = RunFilter(status=wanted, environment=environment)
         found = runs.list_runs(
             tx,
-            status=wanted,
-            environment=environment,
+            where,
             sort_by=sort_by,
             descending=sort_order == "desc",
             limit=limit,
             offset=offset,
         )
-        total = runs.count_runs(tx, status=wanted, environment=environment)
+        total = runs.count_runs(tx, where)
         asked = {run.id: next(iter(tasks.of_run(tx, run.id, UNRESOLVED)), None) for run in found if _waits(run)}
     items = [wire.run_status(run, asked.get(run.id), 0, published=published) for run in found]
     return wire.page("runs", items, total=total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order)
