@@ -21,6 +21,30 @@ import yaml
 HERE = Path(__file__).parent
 VERSIONS = ("0.4.0", "1.2.0")
 
+COMMANDS = {
+    "migrate": ("version_missing", "version_v0"),
+    "compile": ("families_good", "tool_human_somewhere"),
+    "explain": ("families_good", "tool_human_somewhere"),
+    "lint": ("families_good", "many_findings"),
+    "policy-report": (
+        "families_good",
+        "graph_fallback_human",
+        "guardrails_good",
+        "humans_good",
+        "many_findings",
+        "mcp_good",
+        "memory_good",
+        "tool_human_somewhere",
+        "tool_network",
+        "tool_policy_unrestricted",
+        "unsafe_tool_import",
+    ),
+}
+"""Cases whose whole answer is compared, by command."""
+
+SENTENCES = {"message", "suggestion", "reason"}
+"""Keys whose values are words for people."""
+
 Finding = tuple[str, str | None, str | None]
 """Code, severity, path."""
 
@@ -112,6 +136,13 @@ def answer_of(case: Case, printed: str) -> Answer:
     except (ValueError, KeyError):
         return Answer([(code, None, None) for code in _VIOLATION.findall(printed)], refused=True)
     return Answer([(found["code"], found["severity"], found["path"]) for found in findings])
+
+
+def without_sentences(value: object) -> object:
+    """Return an answer without the words for people, which every tool says in its own way."""
+    if isinstance(value, dict):
+        return {key: without_sentences(inner) for key, inner in value.items() if key not in SENTENCES}
+    return [without_sentences(inner) for inner in value] if isinstance(value, list) else value
 
 
 def recording(version: str) -> dict[str, dict[str, object]]:

@@ -18,20 +18,39 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from conformance.spec.corpus import Case, answer_of, cases, lay_out  # noqa: E402
+from conformance.spec.corpus import COMMANDS, VERSIONS, Case, answer_of, cases, lay_out, without_sentences  # noqa: E402
 
 
-def ask(case: Case, command: str) -> dict[str, object]:
+def call(case: Case, command: str, verb: str) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lay_out(case, folder)
         environment = {"PATH": "/usr/bin:/bin", "HOME": name}
-        call = [command, "spec", "validate", case.file, "--json"]
-        ended = subprocess.run(
-            call, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+        said = [command, "spec", verb, case.file, "--json"]
+        return subprocess.run(
+            said, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
         )
-    answer = answer_of(case, ended.stdout)
+
+
+def ask(case: Case, command: str) -> dict[str, object]:
+    answer = answer_of(case, call(case, command, "validate").stdout)
     return {"digest": case.digest, **answer.as_json()}
+
+
+def ask_whole(case: Case, command: str, verb: str) -> dict[str, object]:
+    ended = call(case, command, verb)
+    answer = without_sentences(json.loads(ended.stdout))
+    return {"digest": case.digest, "status": ended.returncode, "answer": answer}
+
+
+def record_commands(corpus: list[Case], program: str) -> None:
+    """Record whole answers of the newest version."""
+    known = {case.name: case for case in corpus}
+    kept = {
+        f"{verb} {name}": ask_whole(known[name], program, verb) for verb, names in COMMANDS.items() for name in names
+    }
+    lines = [f"  {json.dumps(name)}: {json.dumps(answer)}" for name, answer in sorted(kept.items())]
+    (HERE / "recorded" / "commands.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def main(version: str, command: str) -> None:
@@ -46,6 +65,8 @@ def main(version: str, command: str) -> None:
     file = HERE / "recorded" / f"{version}.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(text)
+    if version == VERSIONS[-1]:
+        record_commands(corpus, program)
     sys.stdout.write(f"{len(kept)} answers in {file}\n")
 
 

@@ -1,0 +1,49 @@
+"""Whole answers of the commands about specs: what the newest published tool says, ours says too; it may say more."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conformance.spec.corpus import COMMANDS, HERE, lay_out, read_case, without_sentences
+
+from cli.main import run
+
+RECORDED = json.loads((HERE / "recorded" / "commands.json").read_text())
+PAGE = Path(__file__).parents[3] / "docs" / "compatibility-spec.md"
+LEFT_OUT = {"memory.agents[].config.policy"}
+"""Keys that ours does not repeat, as the page says."""
+
+
+def missing(theirs, ours, path=""):
+    """Yield where ours does not say what theirs does."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key, value in theirs.items():
+            inner = f"{path}.{key}" if path else key
+            if key in ours:
+                yield from missing(value, ours[key], inner)
+            elif inner not in LEFT_OUT:
+                yield f"{inner} is missing"
+    elif isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
+        for one, other in zip(theirs, ours, strict=True):
+            yield from missing(one, other, f"{path}[]")
+    elif theirs != ours:
+        yield f"{path}: {theirs!r} there, {ours!r} here"
+
+
+@pytest.mark.parametrize(("verb", "name"), [(verb, name) for verb, names in COMMANDS.items() for name in names])
+def test_ours_says_all_that_theirs_says(verb, name, tmp_path, monkeypatch, capsys):
+    case = read_case(HERE / "cases" / f"{name}.yaml")
+    kept = RECORDED[f"{verb} {name}"]
+    assert kept["digest"] == case.digest, "record it again"
+    lay_out(case, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for variable in ("KNEO_ENV", "KNEO_PROJECT_CONFIG", "KNEO_SERV_IMPORT_ALLOW"):
+        monkeypatch.delenv(variable, raising=False)
+    status = run(["spec", verb, case.file, "--json"])
+    ours = without_sentences(json.loads(capsys.readouterr().out))
+    assert list(missing(kept["answer"], ours)) == []
+    assert status == kept["status"]
+
+
+def test_what_is_left_out_is_on_the_page():
+    assert all(f"`{path}`" in PAGE.read_text() for path in LEFT_OUT)
