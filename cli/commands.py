@@ -48,6 +48,7 @@ COMMANDS: dict[str, Entry] = {
     "controller": Entry("cli.up:controller", "The controller: from Git to the registry.", SERVE),
     "worker": Entry("cli.up:worker", "Execute steps, and bring deadlines.", SERVE),
     "service": Entry("cli.up:service", "The HTTP service.", SERVE),
+    "maintenance": Entry("cli.maintenance:app", "Deadlines and retention on demand, copies of the database.", SERVE),
     "plan": Entry("cli.plan:plan", "What a commit would change, before it is merged.", RELEASE),
     "promote": Entry("cli.promote:promote", "Name in one environment what another one names.", RELEASE),
     "approve": Entry("cli.release:approve", "Agree to a change that waits.", RELEASE),

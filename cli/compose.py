@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from cli.specs import check_spec
 from kneo.clock import SystemClock
 from kneo.errors import NotFound
+from kneo.maintenance import RetentionManager, RetentionPolicy, RetentionReport
 from kneo.runtime.advance import Driver
 from kneo.runtime.code import CodeLoader
 from kneo.runtime.load import ProgramLoader
@@ -16,7 +18,9 @@ from kneo.runtime.start import Starter
 from kneo.runtime.steps import Executor
 from kneo.runtime.worker import Worker
 from kneo.settings import Settings
+from kneo.spec.project import parse_project
 from kneo.store.engine import Store
+from kneo.store.history import CheckpointLimits
 from kneo.store.migrate import open_store
 
 WORKER_LOCK = "worker"
@@ -43,7 +47,7 @@ def find_store(settings: Settings) -> Store:
 
 
 def make_starter(settings: Settings, store: Store) -> Starter:
-    return Starter(store, check_spec, pin=settings.trust_root)
+    return Starter(store, check_spec, pin=settings.trust_root, max_queue=settings.execution.max_queue_depth)
 
 
 class Works(Protocol):
@@ -67,6 +71,32 @@ def make_worker(settings: Settings, store: Store, concurrency: int) -> Works:
     return worker
 
 
+def make_retention(settings: Settings, store: Store) -> Callable[[], RetentionReport]:
+    """Make what deletes, when it is called, what the project and this process say has been kept long enough."""
+    path = settings.project_config
+    project = parse_project(path.read_bytes(), file=str(path)) if path is not None else None
+    policy = RetentionPolicy.from_settings(settings.execution, project.retention if project else None)
+    local = project.local if project else None
+    manager = RetentionManager(
+        store,
+        artifacts=_own_folder(settings, local.artifact_path) if local else None,
+        logs=_own_folder(settings, local.log_path) if local else None,
+    )
+    return lambda: manager.prune(policy)
+
+
+def _own_folder(settings: Settings, path: str) -> Path | None:
+    """Find a folder whose old files may be deleted: never one that holds the project itself."""
+    folder = (settings.project_root / path).resolve()
+    return None if settings.project_root.resolve().is_relative_to(folder) else folder
+
+
 def make_driver(settings: Settings, store: Store) -> Driver:
     code = CodeLoader(settings.import_roots, settings.import_allow)
-    return Driver(store, ProgramLoader(store), Executor(code))
+    execution = settings.execution
+    limits = CheckpointLimits(
+        compress_bytes=execution.checkpoint_compress_bytes,
+        max_bytes=execution.checkpoint_max_bytes,
+        preview_chars=execution.checkpoint_preview_chars,
+    )
+    return Driver(store, ProgramLoader(store), Executor(code), limits)

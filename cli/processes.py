@@ -13,7 +13,7 @@ from pathlib import Path
 
 import uvicorn
 
-from cli.compose import WORKER_LOCK, Works, make_starter, make_store, make_worker
+from cli.compose import WORKER_LOCK, Works, make_retention, make_starter, make_store, make_worker
 from cli.known_roots import KnownRoots
 from cli.liveness import answering
 from controller.loop import Controller
@@ -189,8 +189,9 @@ def working(settings: Settings, store: Store, concurrency: int) -> Iterator[Work
     stopping = threading.Event()
     with only_worker(store):
         worker = make_worker(settings, store, concurrency)
+        pruning = make_retention(settings, store)
         with (
-            background("timers", lambda: run_timers(store, stopping), stopping.set),
+            background("timers", lambda: run_timers(store, stopping, pruning), stopping.set),
             background("worker", worker.run, worker.stop),
         ):
             yield worker

@@ -71,6 +71,33 @@ class Http:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How runs are executed and how long what they leave behind is kept."""
+
+    max_queue_depth: int = 10_000
+    """Runs that may wait for a worker before further ones are refused, ``KNEO_SERV_MAX_QUEUE_DEPTH``."""
+
+    checkpoint_compress_bytes: int = 65_536
+    """Checkpoints from this size on are compressed, ``KNEO_SERV_CHECKPOINT_COMPRESS_BYTES``."""
+
+    checkpoint_max_bytes: int = 1_048_576
+    """Checkpoints that are larger even so keep only a preview, ``KNEO_SERV_CHECKPOINT_MAX_BYTES``."""
+
+    checkpoint_preview_chars: int = 1_200
+    """Characters of each text in such a preview, ``KNEO_SERV_CHECKPOINT_PREVIEW_CHARS``."""
+
+    retention_days: Mapping[str, int] = field(default_factory=dict)
+    """Days by what is kept (``runs``, ``checkpoints``, …), ``KNEO_SERV_RETENTION_<WHAT>_DAYS``; what is not named is
+    kept as the project says, or for good."""
+
+    retention_run_statuses: tuple[str, ...] = ()
+    """Statuses of runs that may be deleted, ``KNEO_SERV_RETENTION_RUN_STATUSES``; empty: all final ones."""
+
+    platform: str = ""
+    """``module:factory`` that makes an embedding's platform, ``KNEO_SERV_PLATFORM``; empty: Kneo's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """One process's settings, read once at its start."""
 
@@ -141,6 +168,7 @@ class Settings:
 
     limits: Limits = field(default_factory=Limits)
     http: Http = field(default_factory=Http)
+    execution: Execution = field(default_factory=Execution)
 
 
 def debug_wanted(env: Mapping[str, str] | None = None) -> bool:
@@ -233,6 +261,27 @@ def _http(env: Mapping[str, str]) -> Http:
         client_retries=_count(env, "KNEO_SERV_CLIENT_RETRIES", Http.client_retries),
         client_backoff_seconds=_seconds(env, "KNEO_SERV_CLIENT_RETRY_BACKOFF_SECONDS", Http.client_backoff_seconds),
         client_idempotency_key=env.get("KNEO_SERV_IDEMPOTENCY_KEY", "").strip(),
+    )
+
+
+RETAINED = ("runs", "checkpoints", "queue", "continuations", "artifacts", "logs", "audit")
+"""What can be kept for a number of days; idempotency keys have a setting of their own."""
+
+
+def _execution(env: Mapping[str, str]) -> Execution:
+    names = {what: "KNEO_SERV_RETENTION_" + what.upper() + "_DAYS" for what in RETAINED}
+    return Execution(
+        max_queue_depth=_positive(env, "KNEO_SERV_MAX_QUEUE_DEPTH", Execution.max_queue_depth),
+        checkpoint_compress_bytes=_positive(
+            env, "KNEO_SERV_CHECKPOINT_COMPRESS_BYTES", Execution.checkpoint_compress_bytes
+        ),
+        checkpoint_max_bytes=_positive(env, "KNEO_SERV_CHECKPOINT_MAX_BYTES", Execution.checkpoint_max_bytes),
+        checkpoint_preview_chars=_positive(
+            env, "KNEO_SERV_CHECKPOINT_PREVIEW_CHARS", Execution.checkpoint_preview_chars
+        ),
+        retention_days={what: _count(env, name, 0) for what, name in names.items() if env.get(name, "").strip()},
+        retention_run_statuses=_listed(env, "KNEO_SERV_RETENTION_RUN_STATUSES"),
+        platform=env.get("KNEO_SERV_PLATFORM", "").strip(),
     )
 
 
@@ -365,4 +414,5 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         metrics_port=_port(env, "KNEO_SERV_METRICS_PORT"),
         limits=limits,
         http=_http(env),
+        execution=_execution(env),
     )

@@ -9,7 +9,7 @@ from datetime import timedelta
 from kneo import registry
 from kneo.clock import isoformat, new_id
 from kneo.digest import Digest, canonical_json, digest_of
-from kneo.errors import Forbidden, Invalid, KneoError, Usage
+from kneo.errors import Forbidden, Invalid, KneoError, Transient, Usage
 from kneo.runtime import record
 from kneo.runtime.decide import Ended, Moment, begin
 from kneo.runtime.program import compile_program
@@ -36,6 +36,8 @@ class RunOrder:
     """Where the spec came from (``spec_path``, ``inline_spec``), for the audit log."""
 
 
+MAX_QUEUE_DEPTH = 10_000
+
 CheckSpec = Callable[[Mapping[str, object]], Spec]
 """Validates a spec somebody brought along; raises ``Invalid`` with its diagnostics."""
 
@@ -55,10 +57,14 @@ class Starter:
         store: The database.
         check_spec: How a spec that does not come from the registry is validated.
         pin: The first trust root this process believes; ``None`` believes the controller's.
+        max_queue: Runs that may wait for a worker; further ones are refused until some have begun.
     """
 
-    def __init__(self, store: Store, check_spec: CheckSpec, *, pin: Digest | None) -> None:
+    def __init__(
+        self, store: Store, check_spec: CheckSpec, *, pin: Digest | None, max_queue: int = MAX_QUEUE_DEPTH
+    ) -> None:
         self.store = store
+        self.max_queue = max_queue
         self.check_spec = check_spec
         self.pin = pin
 
@@ -67,11 +73,14 @@ class Starter:
 
         Raises:
             Forbidden, Untrusted, NotFound, Invalid, Usage: it may not run; audited as ``run.refused``, nothing ran.
+            Transient: ``queue_full``: too many runs wait for a worker.
         """
         try:
             # Validating may take long; nobody who writes should wait for it.
             brought = self._check_brought(order)
             return self.store.transact(lambda tx: self._start(tx, order, brought))
+        except Transient:
+            raise
         except KneoError as error:
             self._audit_refusal(order, error)
             raise
@@ -87,6 +96,9 @@ class Starter:
         return _Frozen(spec, body, None, None)
 
     def _start(self, tx: Tx, order: RunOrder, brought: _Frozen | None) -> Run:
+        if runs.is_queue_full(tx, self.max_queue):
+            msg = f"{self.max_queue} runs wait for a worker; no further one is taken until some have begun."
+            raise Transient(msg, code="queue_full", limit=self.max_queue)
         frozen = self._freeze(tx, order, brought)
         program = compile_program(frozen.spec, order.target)
         digest = digest_of(frozen.body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 from kneo.clock import monotonic
 from kneo.errors import Transient
@@ -17,6 +18,8 @@ log = logging.getLogger("kneo.runtime")
 INTERVAL_SECONDS = 1.0
 
 TIMERS_LOCK = "timers"
+
+HOUR_SECONDS = 3600.0
 
 
 def tick(store: Store) -> int:
@@ -41,14 +44,21 @@ def end_overdue_runs(store: Store) -> int:
     return count
 
 
-def run_timers(store: Store, stopping: threading.Event) -> None:
-    """Tick every second until told to stop; of all processes that share a database, one at a time does."""
+def run_timers(store: Store, stopping: threading.Event, hourly: Callable[[], object] | None = None) -> None:
+    """Tick every second until told to stop; of all processes that share a database, one at a time does.
+
+    ``hourly`` is what need not be on time: deleting what has been kept long enough.
+    """
+    next_hour = monotonic()
     while not stopping.is_set():
         try:
             with store.exclusive(TIMERS_LOCK) as held:
                 while held and not stopping.is_set():
                     started = monotonic()
                     tick(store)
+                    if hourly is not None and started >= next_hour:
+                        next_hour = started + HOUR_SECONDS
+                        hourly()
                     stopping.wait(max(0.0, INTERVAL_SECONDS - (monotonic() - started)))
         except Transient as error:
             log.warning("timers could not reach the database: %s", error)

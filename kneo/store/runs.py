@@ -263,6 +263,18 @@ def runnable(tx: Tx, limit: int) -> tuple[str, ...]:
     return tuple(row.id for row in rows)
 
 
+def is_queue_full(tx: Tx, limit: int) -> bool:
+    """Say whether this many runs wait for somebody to drive them. The cost grows with what waits, not with what is kept."""
+    waiting = (
+        select(runs.c.id)
+        .where(runs.c.status == RunStatus.RUNNING, runs.c.owner.is_(None))
+        .order_by(runs.c.status, runs.c.updated_at)
+        .offset(limit - 1)
+        .limit(1)
+    )
+    return tx.connection.execute(waiting).first() is not None
+
+
 def overdue(tx: Tx) -> tuple[str, ...]:
     """Find runs whose deadline has passed."""
     rows = tx.connection.execute(

@@ -17,7 +17,7 @@ PACKAGES = ("kneo", "controller", "cli")
 VAGUE = {"common", "data", "handler", "helper", "info", "manager", "misc", "stuff", "util"}
 """Words that name a drawer, not a thing."""
 
-TAKEN_OVER = {"PlatformManager"}
+TAKEN_OVER = {"PlatformManager", "RetentionManager"}
 """Names that people's programs already use."""
 
 UNFINISHED = re.compile(r"\b(todo|fixme|xxx|hack|wip)\b", re.IGNORECASE)

@@ -1,11 +1,12 @@
 """A process that executes steps and kills itself right before a chosen write reaches the database.
 
-Started by the crash tests: ``crashing.py URL CODE_FOLDER RUN_ID DIE_AT``. It ends by itself when the run waits or is
+Started by the crash tests: ``crashing.py URL CODE_FOLDER RUN_ID DIE_AT``. It ends by itself when the run is
 over; with DIE_AT 0 nothing is killed.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -15,10 +16,10 @@ from pathlib import Path
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import Engine
 
+from cli.compose import Works
 from kneo.clock import SystemClock, sleep
 from kneo.runtime.advance import Driver
 from kneo.runtime.code import CodeLoader
-from kneo.runtime.dispatch.postgres import QueueWorker
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.steps import Executor
 from kneo.runtime.wait import find_run
@@ -42,11 +43,12 @@ def kill_before(number: int) -> None:
     event.listen(Engine, "commit", count)
 
 
-def worker_on(store: Store, folder: Path) -> Worker | QueueWorker:
+def worker_on(store: Store, folder: Path) -> Works:
     driver = Driver(store, ProgramLoader(store), Executor(CodeLoader((folder,), ())))
     if store.is_sqlite:
         return Worker(store, driver)
-    return QueueWorker(store, driver, concurrency=4)
+    dispatch = importlib.import_module("kneo.runtime.dispatch.postgres")
+    return dispatch.QueueWorker(store, driver, concurrency=4)
 
 
 def main() -> None:
@@ -57,7 +59,7 @@ def main() -> None:
         kill_before(int(die_at))
     working = threading.Thread(target=worker.run)
     working.start()
-    while find_run(store, run_id).status is RunStatus.RUNNING:
+    while find_run(store, run_id).status in {RunStatus.RUNNING, RunStatus.PAUSED}:
         sleep(0.02)
     worker.stop()
     working.join()

@@ -1,0 +1,85 @@
+"""Deleting what has been kept long enough. Audit events and what is still needed stay, whatever the days say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from sqlalchemy import ColumnElement, Table, delete, exists, select
+
+from kneo.clock import isoformat
+from kneo.state.run import RunStatus
+from kneo.state.task import TaskStatus
+from kneo.store.engine import Store, Tx
+from kneo.store.tables import checkpoints, runs, specs, steps, tasks, trace_events
+
+BATCH = 500
+"""Rows that one transaction deletes, so that nobody who writes waits long."""
+
+FINAL = (
+    RunStatus.SUCCEEDED,
+    RunStatus.FAILED,
+    RunStatus.CANCELLED,
+    RunStatus.EXPIRED,
+    RunStatus.TIMED_OUT,
+)
+RESOLVED = (TaskStatus.APPLIED, TaskStatus.EXPIRED, TaskStatus.CANCELLED)
+
+
+def prune_runs(store: Store, older_than: timedelta, statuses: Sequence[RunStatus] = FINAL) -> int:
+    """Delete runs that ended long enough ago, with everything they left behind but their audit events."""
+    deleted = 0
+    allowed = [status for status in statuses if status in FINAL]
+
+    def batch(tx: Tx) -> int:
+        old = select(runs.c.id).where(runs.c.status.in_(allowed), runs.c.updated_at < _before(tx, older_than))
+        ids = list(tx.connection.execute(old.limit(BATCH)).scalars())
+        for table in (steps, checkpoints, trace_events, tasks):
+            tx.connection.execute(delete(table).where(table.c.run_id.in_(ids)))
+        tx.connection.execute(delete(runs).where(runs.c.id.in_(ids)))
+        return len(ids)
+
+    while count := store.transact(batch):
+        deleted += count
+    return deleted
+
+
+def prune_specs(store: Store, older_than: timedelta) -> int:
+    """Delete frozen specs that no run refers to any more."""
+
+    def work(tx: Tx) -> int:
+        unused = ~exists().where(runs.c.spec_digest == specs.c.digest)
+        return tx.connection.execute(delete(specs).where(specs.c.created_at < _before(tx, older_than), unused)).rowcount
+
+    return store.transact(work)
+
+
+def prune_checkpoints(store: Store, older_than: timedelta) -> int:
+    """Delete old checkpoints of runs that ended; a live run keeps all of its own."""
+    ended = exists().where(runs.c.id == checkpoints.c.run_id, runs.c.status.in_(FINAL))
+    return _prune(store, checkpoints, older_than, checkpoints.c.created_at, ended)
+
+
+def prune_tasks(store: Store, older_than: timedelta) -> int:
+    """Delete old human tasks that are done with."""
+    return _prune(store, tasks, older_than, tasks.c.updated_at, tasks.c.status.in_(RESOLVED))
+
+
+def _prune(store: Store, table: Table, older_than: timedelta, at: ColumnElement[str], done: ColumnElement[bool]) -> int:
+    key = list(table.primary_key.columns)
+
+    def batch(tx: Tx) -> int:
+        old = tx.connection.execute(select(*key).where(at < _before(tx, older_than), done).limit(BATCH)).all()
+        for row in old:
+            matches = [column == value for column, value in zip(key, row, strict=True)]
+            tx.connection.execute(delete(table).where(*matches))
+        return len(old)
+
+    deleted = 0
+    while count := store.transact(batch):
+        deleted += count
+    return deleted
+
+
+def _before(tx: Tx, older_than: timedelta) -> str:
+    return isoformat(tx.now - older_than)

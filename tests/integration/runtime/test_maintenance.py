@@ -1,0 +1,99 @@
+"""What is kept, what goes, and copies that can be trusted."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from engine import Engine, step
+
+from kneo.clock import ManualClock
+from kneo.errors import Invalid, NotFound, Transient
+from kneo.maintenance import RetentionManager, RetentionPolicy, backup_sqlite_database, restore_sqlite_database
+from kneo.runtime.start import Starter
+from kneo.spec.project import Retention
+from kneo.state.run import RunStatus
+from kneo.store import audit, history, runs, tasks
+from kneo.store.engine import Store
+
+HUMAN = {"id": "q", "kind": "human", "ref": "ann"}
+SOURCE = "def a(text): return text\ndef bad(text): raise ValueError\n"
+
+
+@pytest.fixture
+def engine(store: Store, tmp_path: Path) -> Engine:
+    return Engine(store, tmp_path / "code", SOURCE)
+
+
+def test_runs_that_ended_go_with_all_they_left_and_others_stay(engine: Engine, clock: ManualClock) -> None:
+    done, broken = engine.run([step("a")]), engine.run([step("bad")])
+    waiting = engine.run([step("a"), HUMAN])
+    clock.advance(timedelta(days=10))
+    young = engine.run([step("a")])
+    manager = RetentionManager(engine.store)
+    assert manager.prune(RetentionPolicy()).runs == 0
+    report = manager.prune(RetentionPolicy(runs_days=5, checkpoints_days=5, continuations_days=5))
+    assert report.runs == 2
+    with engine.store.read() as tx:
+        assert [runs.get(tx, run.id) is None for run in (done, broken, waiting, young)] == [True, True, False, False]
+        assert history.list_steps(tx, done.id) == ()
+        assert history.list_checkpoints(tx, waiting.id)
+        assert tasks.count_tasks(tx) == 1
+        assert audit.events(tx, run_id=done.id, limit=10)
+    engine.answer(engine.open(waiting)[0], "approved")
+    assert engine.drive(waiting).status is RunStatus.SUCCEEDED
+
+
+def test_only_the_statuses_that_are_named_go(engine: Engine, clock: ManualClock) -> None:
+    done, broken = engine.run([step("a")]), engine.run([step("bad")])
+    clock.advance(timedelta(days=10))
+    policy = RetentionPolicy(runs_days=5, run_statuses=(RunStatus.SUCCEEDED, RunStatus.PAUSED))
+    assert RetentionManager(engine.store).prune(policy).runs == 1
+    with engine.store.read() as tx:
+        assert runs.get(tx, done.id) is None
+        assert runs.get(tx, broken.id) is not None
+
+
+def test_a_variable_wins_over_the_project() -> None:
+    project = Retention(runs_days=30, logs_days=7)
+    policy = RetentionPolicy.from_project_and_env(project, {"KNEO_SERV_RETENTION_RUNS_DAYS": "3"})
+    assert (policy.runs_days, policy.logs_days, policy.queue_days) == (3, 7, None)
+    assert RetentionPolicy.from_project_and_env(None, {}).keeps_everything
+
+
+def test_old_files_go(engine: Engine, tmp_path: Path, clock: ManualClock) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "now.log").write_text("x")
+    clock.advance(timedelta(days=365 * 10))
+    assert RetentionManager(engine.store, logs=logs).prune(RetentionPolicy(logs_days=5)).logs == 1
+
+
+def test_a_backup_is_whole_and_comes_back(tmp_path: Path) -> None:
+    source, copy, back = tmp_path / "a.sqlite", tmp_path / "backups" / "a.sqlite", tmp_path / "b.sqlite"
+    with sqlite3.connect(source) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE t (x)")
+        connection.execute("INSERT INTO t VALUES (7)")
+        connection.commit()
+        answer = backup_sqlite_database(source, copy)
+    assert answer == {"source": str(source), "destination": str(copy), "bytes_copied": copy.stat().st_size}
+    restore_sqlite_database(copy, back)
+    assert sqlite3.connect(back).execute("SELECT x FROM t").fetchone() == (7,)
+    assert copy.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(NotFound):
+        backup_sqlite_database(tmp_path / "none", copy)
+    with pytest.raises(Invalid):
+        backup_sqlite_database(source, source)
+
+
+def test_a_full_queue_takes_no_more(engine: Engine) -> None:
+    engine.starter = Starter(engine.store, engine.starter.check_spec, pin=None, max_queue=2)
+    made = [engine.start([step("a")]) for _ in range(2)]
+    with pytest.raises(Transient) as caught:
+        engine.start([step("a")])
+    assert (caught.value.code, caught.value.http_status) == ("queue_full", 503)
+    engine.drive(made[0])
+    engine.start([step("a")])
