@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 def answering(host: str, port: int, is_alive: Callable[[], bool]) -> Iterator[int]:
     """Answer for as long as a block runs; yields the port."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Probe(BaseHTTPRequestHandler):
         timeout = 10
 
         def do_GET(self) -> None:
@@ -36,7 +36,7 @@ def answering(host: str, port: int, is_alive: Callable[[], bool]) -> Iterator[in
         def log_message(self, *_arguments: object) -> None:
             """Say nothing: probes ask every few seconds."""
 
-    server = ThreadingHTTPServer((host, port), Handler)
+    server = ThreadingHTTPServer((host, port), Probe)
     thread = threading.Thread(target=server.serve_forever, name="liveness")
     thread.start()
     try:

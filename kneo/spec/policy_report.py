@@ -96,7 +96,7 @@ def policy_report(spec: Spec | None, diagnostics: Sequence[Diagnostic]) -> Polic
 
 def _memory(at: AgentAt) -> Map:
     memory = at.agent.memory
-    config = memory.model_dump(exclude={"policy"}, exclude_none=True) if memory else {}
+    config = memory.model_dump(exclude_none=True) if memory else {}
     policy = memory.policy if memory else None
     return {"agent": spell_path(at.path), "configured": memory is not None, "policy": policy, "config": config}
 

@@ -1,7 +1,6 @@
 """Whole answers of the commands about specs: what the newest published tool says, ours says too; it may say more."""
 
 import json
-from pathlib import Path
 
 import pytest
 from conformance.spec.corpus import COMMANDS, HERE, lay_out, read_case, without_sentences
@@ -9,9 +8,6 @@ from conformance.spec.corpus import COMMANDS, HERE, lay_out, read_case, without_
 from cli.main import run
 
 RECORDED = json.loads((HERE / "recorded" / "commands.json").read_text())
-PAGE = Path(__file__).parents[3] / "docs" / "compatibility-spec.md"
-LEFT_OUT = {"memory.agents[].config.policy"}
-"""Keys that ours does not repeat, as the page says."""
 
 
 def missing(theirs, ours, path=""):
@@ -21,7 +17,7 @@ def missing(theirs, ours, path=""):
             inner = f"{path}.{key}" if path else key
             if key in ours:
                 yield from missing(value, ours[key], inner)
-            elif inner not in LEFT_OUT:
+            else:
                 yield f"{inner} is missing"
     elif isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
         for one, other in zip(theirs, ours, strict=True):
@@ -43,7 +39,3 @@ def test_ours_says_all_that_theirs_says(verb, name, tmp_path, monkeypatch, capsy
     ours = without_sentences(json.loads(capsys.readouterr().out))
     assert list(missing(kept["answer"], ours)) == []
     assert status == kept["status"]
-
-
-def test_what_is_left_out_is_on_the_page():
-    assert all(f"`{path}`" in PAGE.read_text() for path in LEFT_OUT)
