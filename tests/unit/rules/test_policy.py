@@ -148,7 +148,7 @@ def test_the_report_on_what_is_dangerous() -> None:
     assert report["tools"]["mcp_imports"] == [{"name": "t", "config": {"server": "s"}}]
     assert report["tools"]["agent_policies"][0]["unrestricted"] is True
     assert report["tools"]["agent_policies"][0]["permissions"]["allow_shell"] is True
-    assert report["memory"]["agents"][0]["config"] == {"max_messages": 3}
+    assert report["memory"]["agents"][0]["config"] == {"policy": "sliding_window", "max_messages": 3}
     assert report["guardrails"]["agents"] == [{"agent": "agent", "configured": True, "stages": {"input": 1}}]
     assert [need["code"] for need in report["human_review"]["requirements"]] == ["W_TOOL_SHELL_ALLOWED"]
     assert report["human_review"]["gates"] == [{"path": "tools.u.review.before", "human": None}]
