@@ -19,6 +19,7 @@ from kneo.state.task import UNRESOLVED, Decision, DecisionKind, HumanTask, TaskS
 from kneo.store import audit, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.tasks.answers import Answer, check_answer
+from kneo.tasks.deadline import POLICY, Silence
 
 DEFAULT_PROMPT = "Please approve or reject what is shown."
 EXPIRE_BATCH = 200
@@ -216,7 +217,13 @@ def _expire(tx: Tx, task: HumanTask) -> bool:
             return False
         audit.record(tx, "human.escalated", actor=None, metadata=facts | {"assignee": task.assignee}, **where)
         return True
-    decision = _by_deadline(tx, task)
+    silence = Silence(
+        on_timeout=task.on_timeout,
+        decisions=task.decisions,
+        options=task.options or (),
+        default_option=task.default_option,
+    )
+    decision = silence.decision(tx.at)
     if decision is not None:
         if not tasks.change(tx, task, status=TaskStatus.DECIDED, decision=asdict(decision)):
             return False
@@ -228,37 +235,6 @@ def _expire(tx: Tx, task: HumanTask) -> bool:
         return False
     error = RunError(type="human_task_expired", message=f"Nobody answered {task.step_id} before {task.deadline_at}.")
     runs.end(tx, task.run_id, RunStatus.EXPIRED, error, allowed=[RunStatus.PAUSED, RunStatus.RUNNING])
-    cancel_tasks(tx, task.run_id, reason="run_expired", actor="policy:timeout")
+    cancel_tasks(tx, task.run_id, reason="run_expired", actor=POLICY)
     audit.record(tx, "human.expired", actor=None, metadata=facts, **where)
     return True
-
-
-def _by_deadline(tx: Tx, task: HumanTask) -> Decision | None:
-    """Turn what a task says about its deadline into a decision; ``None`` where that is the end of the run."""
-    word, _, option = task.on_timeout.partition(":")
-    kind, effect, chosen = _AT_DEADLINE.get(word, (None, None, None))
-    if word == "select" or (word in {"continue", "approve"} and task.options and task.default_option):
-        kind, chosen = DecisionKind.SELECTED, option or task.default_option
-    fits = kind in task.decisions or kind is DecisionKind.REJECTED
-    if kind is None or not fits or (kind is DecisionKind.SELECTED and chosen not in (task.options or ())):
-        return None
-    return Decision(
-        kind=kind,
-        content=None,
-        selected_option=chosen,
-        comment="decided at its deadline",
-        actor="policy:timeout",
-        by="policy:timeout",
-        at=tx.at,
-        effect=effect,
-    )
-
-
-_AT_DEADLINE: Mapping[str, tuple[DecisionKind, str | None, str | None]] = {
-    "continue": (DecisionKind.APPROVED, None, None),
-    "approve": (DecisionKind.APPROVED, None, None),
-    "reject": (DecisionKind.REJECTED, None, None),
-    "skip": (DecisionKind.REJECTED, "skip", None),
-    "cancel": (DecisionKind.REJECTED, "cancel", None),
-}
-"""``on_timeout`` as a decision and its effect; ``fail`` ends the run and ``escalate`` leaves the task open."""
