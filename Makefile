@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 WORKERS ?= 2
 
-.PHONY: help demo up test crash lint types imports schemas fresh sizes format check clean
+.PHONY: help demo up test crash gates lint types imports schemas fresh sizes format check clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -24,6 +24,9 @@ test: $(VENV)/.ready-dev ## Run the tests, the databases they need included
 
 crash: $(VENV)/.ready-dev ## Kill processes at every single write of every kind of run
 	@$(BIN)/pytest -n $(WORKERS) tests/e2e/crash --every-write
+
+gates: $(VENV)/.ready-dev ## Ask and answer at every place where a question can stand, with processes that die in between
+	@$(BIN)/pytest -n $(WORKERS) tests/gates --every-gate
 
 lint: $(VENV)/.ready-dev ## Check style
 	@$(BIN)/ruff check .

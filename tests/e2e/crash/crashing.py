@@ -1,7 +1,7 @@
 """A process that executes steps and kills itself right before a chosen write reaches the database.
 
-Started by the crash tests: ``crashing.py URL CODE_FOLDER RUN_ID DIE_AT``. It ends by itself when the run is
-over; with DIE_AT 0 nothing is killed.
+Started by the crash tests: ``crashing.py URL CODE_FOLDER RUN_ID DIE_AT [TASK_ID]``. It ends by itself when the run is
+over; with DIE_AT 0 nothing is killed. With a task, it first answers it with yes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from kneo.runtime.steps import Executor
 from kneo.runtime.wait import find_run
 from kneo.runtime.worker import Worker
 from kneo.state.run import RunStatus
+from kneo.state.task import DecisionKind
 from kneo.store.engine import WRITE, Store
 from kneo.store.migrate import open_store
+from kneo.tasks.answers import Answer
+from kneo.tasks.inbox import decide, find
 
 
 def kill_before(number: int) -> None:
@@ -51,12 +54,20 @@ def worker_on(store: Store, folder: Path) -> Works:
     return dispatch.QueueWorker(store, driver, concurrency=4)
 
 
+def approve(store: Store, task_id: str) -> None:
+    with store.read() as tx:
+        request_id = find(tx, task_id).request_id
+    decide(store, task_id, Answer(request_id=request_id, decision=DecisionKind.APPROVED), actor="ann")
+
+
 def main() -> None:
-    url, folder, run_id, die_at = sys.argv[1:]
+    url, folder, run_id, die_at, *tasks = sys.argv[1:]
     store = open_store(url, SystemClock())
     worker = worker_on(store, Path(folder))
     if int(die_at):
         kill_before(int(die_at))
+    for task in tasks:
+        approve(store, task)
     working = threading.Thread(target=worker.run)
     working.start()
     while find_run(store, run_id).status in {RunStatus.RUNNING, RunStatus.PAUSED}:
