@@ -36,6 +36,7 @@ COMMANDS: dict[str, Entry] = {
         DECLARE,
         {
             "diff": Entry("cli.spec_diff:diff", "Say what changes from one spec to another."),
+            "simulate": Entry("cli.simulate:simulate", "Walk every branch of a spec without running anything."),
             "bundle": Entry("cli.bundle:app", "Freeze specs into signed bundles, and check who vouched for what."),
         },
     ),

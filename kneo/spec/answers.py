@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -31,9 +31,22 @@ class WrittenAnswer(Declared):
         return self
 
 
+class Expectation(Declared):
+    """What has to come of it, on every way the run can still go."""
+
+    status: Literal["succeeded", "failed", "cancelled", "expired"] | None = None
+    error: str | None = Field(default=None, description="The type of the run's error, such as human_rejected.")
+    output: Text | None = None
+    ran: Many[str] = Field(default=(), description="Steps that must have run.")
+    not_run: Many[str] = Field(default=(), description="Steps that must not have run.")
+
+
 class AnswersFile(Declared):
-    """Answers by the key of the gate they are for, such as ``release.before``."""
+    """Answers by the key of the gate they are for, such as ``release.before``; and what has to come of them."""
 
     model_config = ConfigDict(title="Kneo answers")
 
+    input: Text | None = Field(default=None, description="What the run is given.")
+    outputs: Named[Text] = Field(default_factory=dict, description="What steps say, by their path.")
     answers: Named[WrittenAnswer]
+    expect: Expectation | None = None

@@ -17,7 +17,7 @@ from kneo.spec.document import Path
 from kneo.spec.models import Agent
 from kneo.spec.rules.ambiguity import components
 from kneo.spec.rules.cycles import ROOT, Part, dependencies
-from kneo.spec.rules.exposure import Call, Exposure, exposure
+from kneo.spec.rules.exposure import Call, Exposure, exposure, function_call
 from kneo.spec.rules.view import SpecView, WorkflowAt
 from kneo.spec.rules.walk import Walk, Way
 
@@ -35,6 +35,18 @@ def coverage(view: SpecView) -> Iterator[Diagnostic]:
         message = f"A run with target agent reaches {call} past the gates of the workflow."
         hint = "Write review.before at the tool itself, so that it holds however the agent is run."
         yield warning("W_PRIVILEGED_DIRECT", message, ("agent", "tools"), suggestion=hint)
+
+
+def privileged_calls(view: SpecView) -> dict[tuple[str, str], str]:
+    """Say what privileged call running a function or an agent leads to, where no gate stands at the call itself.
+
+    Returns:
+        The call in words, by the kind (``function``, ``agent``) and name of what is run.
+    """
+    exposures = _Proof(view).exposures
+    functions = {("function", name): function_call(view, name) for name in view.spec.components.functions}
+    agents = {part: known.call for part, known in exposures.items()}
+    return {part: str(call) for part, call in (functions | agents).items() if call is not None}
 
 
 class _Proof:

@@ -66,7 +66,7 @@ def test_the_research_agent_in_every_environment(environment):
     assert any(step.kind == "human" for step in loaded.spec.workflow.steps) == (environment == "prod")
 
 
-@pytest.mark.parametrize("name", [*SPECS, "project_config.yaml"])
+@pytest.mark.parametrize("name", [*SPECS, "project_config.yaml", "human_approval_workflow.answers.yaml"])
 def test_editors_find_nothing_either(name):
     head, _, _ = (EXAMPLES / name).read_text().partition("\n")
     assert head.startswith("# yaml-language-server: $schema=../schemas/")

@@ -1,0 +1,200 @@
+"""What a simulation finds: how many branches there are, how they end, and what is wrong with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from kneo.runtime.program import ROOT_AGENT, Program, compile_program
+from kneo.runtime.simulate.layout import Layout, layout_of
+from kneo.runtime.simulate.matrix import Matrix, Outcome
+from kneo.runtime.simulate.script import Privileged, Script
+from kneo.runtime.simulate.walk import Walk
+from kneo.spec.answers import AnswersFile, Expectation
+from kneo.spec.context import NOTHING_KNOWN
+from kneo.spec.models import Spec
+from kneo.spec.rules.coverage import privileged_calls
+from kneo.spec.rules.cycles import ROOT, agent_part
+from kneo.spec.rules.view import SpecView
+
+MAX_STATES = 20_000
+MAX_ROWS = 100
+
+MAX_CHECKED = 10_000
+"""Branches that an expectation is held against, and that are searched for ungated calls."""
+
+_ROUND = re.compile(r"[#@][0-9]+")
+"""What a place has more than a path: which round, which repetition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is wrong. ``where`` is a step, a question or an answer."""
+
+    code: str
+    where: str
+    message: str
+    file: str | None = None
+
+    def as_json(self) -> dict[str, object]:
+        return {"code": self.code, "where": self.where, "message": self.message, "file": self.file}
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """What came of one walk.
+
+    Attributes:
+        file: The answers it followed; None for everything that may happen.
+        branches: How many ways the run can go.
+        outcomes: Some of them.
+        cut: States that were found and not followed; each stands for at least one branch more.
+        findings: What is wrong.
+    """
+
+    file: str | None
+    branches: int
+    outcomes: Sequence[Outcome]
+    cut: int
+    findings: Sequence[Finding]
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "file": self.file,
+            "branches": self.branches,
+            "shown": len(self.outcomes),
+            "left_out": self.branches - len(self.outcomes),
+            "complete": self.cut == 0,
+            "not_followed": self.cut,
+            "outcomes": [outcome.as_json() for outcome in self.outcomes],
+            "findings": [finding.as_json() for finding in self.findings],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Simulator:
+    """Simulates one spec.
+
+    Attributes:
+        limit: The most states of a walk that are followed.
+        rows: The most branches of a walk that are listed.
+    """
+
+    program: Program
+    layout: Layout
+    privileged: Privileged
+    limit: int = MAX_STATES
+    rows: int = MAX_ROWS
+
+    @classmethod
+    def of(cls, spec: Spec, *, limit: int = MAX_STATES, rows: int = MAX_ROWS) -> Simulator:
+        """Prepare a spec.
+
+        Raises:
+            Invalid: it uses something this runtime cannot execute.
+        """
+        view = SpecView.of(spec, NOTHING_KNOWN)
+        program = compile_program(_always_asking(spec), "workflow")
+        return cls(program, layout_of(program), _by_step(view, privileged_calls(view)), limit, rows)
+
+    def everything(self) -> Simulation:
+        """Walk every branch: each step, question and gate must be on one of them."""
+        walk = Walk(self.program, Script(self.layout), self.privileged, self.limit)
+        matrix = Matrix.of(walk)
+        findings = (*self._unreached(walk), *_ungated(matrix, None))
+        return Simulation(None, matrix.count, self._listed(matrix), walk.cut, findings)
+
+    def following(self, file: str, written: AnswersFile) -> Simulation:
+        """Walk the branches that are left when answers and outputs are given."""
+        script = Script(self.layout, written)
+        walk = Walk(self.program, script, self.privileged, self.limit)
+        matrix = Matrix.of(walk)
+        findings = (
+            *_misused(script, file),
+            *_ungated(matrix, file),
+            *(_unexpected(matrix, written.expect, file) if written.expect else ()),
+        )
+        return Simulation(file, matrix.count, self._listed(matrix), walk.cut, findings)
+
+    def _listed(self, matrix: Matrix) -> Sequence[Outcome]:
+        return tuple(islice(matrix.outcomes(), self.rows))
+
+    def _unreached(self, walk: Walk) -> Iterator[Finding]:
+        far = f" within {self.limit} states" if walk.cut else ""
+        for path in sorted(self.layout.steps - walk.reached):
+            yield Finding("unreachable_step", path, f"No branch{far} runs {path}.")
+        for path, position in sorted(self.layout.gates - walk.asked):
+            place = path if position == "step" else f"{path}.{position}"
+            yield Finding("unreachable_gate", place, f"No branch{far} asks {place}.")
+
+
+def _always_asking(spec: Spec) -> Spec:
+    """Have questions that are asked by chance asked always: an approval goes on as if nobody had been asked."""
+    return Spec.model_validate(_without_chance(spec.model_dump(by_alias=True, exclude_unset=True)))
+
+
+def _without_chance(value: object) -> object:
+    if isinstance(value, Mapping):
+        found = {key: _without_chance(inner) for key, inner in value.items()}
+        review = found.get("review")
+        for gate in review.values() if isinstance(review, dict) else ():
+            if isinstance(gate, dict) and gate.get("sample"):
+                gate["sample"] = 1.0
+        return found
+    return [_without_chance(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _by_step(view: SpecView, calls: Mapping[tuple[str, str], str]) -> Privileged:
+    """Name calls by the kind and ref of the steps that make them."""
+    found = {("function", name): call for (kind, name), call in calls.items() if kind == "function"}
+    names = [view.spec.agent.name, *view.spec.components.agents]
+    parts = {ROOT_AGENT: ROOT, **{name: agent_part(view, name) for name in names}}
+    agents = {("agent", name): calls[part] for name, part in parts.items() if part in calls}
+    guardrails = {("guardrail", name): call for (_, name), call in agents.items()}
+    return found | agents | guardrails
+
+
+def _ungated(matrix: Matrix, file: str | None) -> Iterator[Finding]:
+    seen = set()
+    for outcome in islice(matrix.outcomes(), MAX_CHECKED):
+        for place, call in outcome.ungated:
+            if place not in seen:
+                seen.add(place)
+                said = "; ".join(f"{name}: {' or '.join(words)}" for _, name, words in outcome.choices)
+                message = f"{place} calls {call} though nobody has agreed to anything ({said or 'nobody was asked'})."
+                yield Finding("privileged_ungated", place, message, file)
+
+
+def _misused(script: Script, file: str) -> Iterator[Finding]:
+    for unfit in script.unfit.values():
+        yield Finding("answer_unfit", unfit.key, f"The answer to {unfit.key} does not fit: {unfit.why}.", file)
+    for key in sorted((script.written.answers.keys() | script.written.outputs.keys()) - script.used):
+        what = "asks" if key in script.written.answers else "runs"
+        yield Finding("answer_unused", key, f"No branch {what} {key}.", file)
+
+
+def _unexpected(matrix: Matrix, wanted: Expectation, file: str) -> Iterator[Finding]:
+    """Hold branches against what is expected of them, up to the first that does not fit."""
+    for outcome in islice(matrix.outcomes(), MAX_CHECKED):
+        wrong = list(_differences(outcome, wanted))
+        if wrong:
+            yield Finding("unexpected_outcome", "expect", f"Not as expected: {'; '.join(wrong)}.", file)
+            return
+    if matrix.count > MAX_CHECKED:
+        message = (
+            f"{matrix.count} branches are more than the {MAX_CHECKED} that are held against expect: write more answers."
+        )
+        yield Finding("unexpected_outcome", "expect", message, file)
+
+
+def _differences(outcome: Outcome, wanted: Expectation) -> Iterator[str]:
+    said = {"status": outcome.status, "error": outcome.error, "output": outcome.output}
+    for name, got in said.items():
+        expected = getattr(wanted, name)
+        if expected is not None and got != expected:
+            yield f"{name} is {got}, not {expected}"
+    ran = {name for place in outcome.ran for name in (place, _ROUND.sub("", place))}
+    yield from (f"{place} did not run" for place in wanted.ran if place not in ran)
+    yield from (f"{place} ran" for place in wanted.not_run if place in ran)

@@ -1,0 +1,192 @@
+"""What may come of each action: everything, or what an answers file says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from kneo.runtime.decide import Answered, Ask, Ended, Execute, Outcome, StepFailed, Succeeded
+from kneo.runtime.simulate.layout import Layout
+from kneo.spec.answers import AnswersFile, WrittenAnswer
+from kneo.state.run import RunError, RunStatus
+from kneo.state.task import Decision, DecisionKind
+from kneo.tasks.deadline import Silence
+
+NOTHING_WRITTEN = AnswersFile(answers={})
+
+SOMEBODY = "somebody"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One thing that may happen.
+
+    Attributes:
+        label: What happens, in a word; empty for what happens without a choice.
+        outcome: What the interpreter is told; an end is what the interpreter is not asked about.
+        agreed: Whether a person agreed to something by it.
+    """
+
+    label: str
+    outcome: Outcome | Ended
+    agreed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """An answer that was written for a question it does not fit."""
+
+    key: str
+    why: str
+
+
+@dataclass(slots=True)
+class Script:
+    """What may happen in one simulation; remembers which of the written answers were used, and which do not fit."""
+
+    layout: Layout
+    written: AnswersFile = NOTHING_WRITTEN
+    used: set[str] = field(default_factory=set)
+    unfit: dict[str, Unfit] = field(default_factory=dict)
+
+    def inputs(self) -> Iterator[tuple[str, str]]:
+        """Yield what the run may be given, with a word for each."""
+        if self.written.input is not None:
+            yield "", self.written.input
+        else:
+            yield from self._texts("input")
+
+    def results(self, action: Execute) -> Iterator[Way]:
+        """Yield what a step may come to."""
+        place = action.ticket.rpartition(":")[0]
+        known = self._output(place, action.leaf.path)
+        if known is not None:
+            yield Way("", Succeeded(text=known))
+            return
+        choices = self.layout.choices.get(action.leaf.path) if action.ticket.endswith(":select") else None
+        for label, text in ((name, name) for name in choices) if choices else self._texts(place):
+            yield Way(label, Succeeded(text=text))
+        if action.leaf.path in self.layout.caught:
+            yield Way("fails", StepFailed(error=RunError(type="simulated", message=f"{place} failed"), final=True))
+
+    def answers(self, ask: Ask) -> Iterator[Way]:
+        """Yield what people may say, and silence where it has a limit."""
+        written = self.written.answers.get(ask.key)
+        if written is None:
+            yield from self._everything(ask)
+            return
+        self.used.add(ask.key)
+        why = self._misfit(ask, written)
+        if why is not None:
+            self.unfit[ask.key] = Unfit(ask.key, why)
+            yield from self._everything(ask)
+        elif written.timeout:
+            yield _silence(ask)
+        else:
+            yield _as_written(ask, written)
+
+    # ---- the parts --------------------------------------------------------------------------------------------
+
+    def _output(self, place: str, path: str) -> str | None:
+        outputs = self.written.outputs
+        for name in (place, path):
+            if name in outputs:
+                self.used.add(name)
+                return outputs[name]
+        return None
+
+    def _texts(self, name: str) -> Iterator[tuple[str, str]]:
+        """Yield a text that no condition knows, each word that one does, and all of them."""
+        words = self.layout.words
+        folded = [word.casefold() for word in words]
+        unknown = next(
+            (text for text in (f"«{name}»", "«»") if not any(word in text.casefold() for word in folded)), ""
+        )
+        yield "something else" if words else "", unknown
+        for word in words:
+            yield json.dumps(word, ensure_ascii=False), word
+        if len(words) > 1:
+            yield "all of the words", " ".join(words)
+
+    def _everything(self, ask: Ask) -> Iterator[Way]:
+        for kind in ask.gate.decisions:
+            agreed = kind is not DecisionKind.REJECTED and ask.gate.position != "error"
+            for label, decision in self._said(ask, kind):
+                yield Way(f"{kind} {label}".rstrip(), Answered(decision=decision), agreed)
+        if (ask.gate.human.timeout_seconds or 0) > 0 and ask.gate.human.on_timeout != "escalate":
+            yield _silence(ask)
+
+    def _said(self, ask: Ask, kind: DecisionKind) -> Iterator[tuple[str, Decision]]:
+        match kind:
+            case DecisionKind.EDITED | DecisionKind.PROVIDED:
+                for label, text in self._texts(ask.key):
+                    yield label if text in self.layout.words else "", _decision(kind, content=text)
+            case DecisionKind.SELECTED:
+                known = ask.options or self.layout.words
+                for option in ask.options or (text for _, text in self._texts(ask.key)):
+                    yield option if option in known else "", _decision(kind, selected_option=option)
+            case _:
+                yield "", _decision(kind)
+
+    @staticmethod
+    def _misfit(ask: Ask, written: WrittenAnswer) -> str | None:
+        """Say why an answer is none to this question."""
+        if written.timeout:
+            return None if (ask.gate.human.timeout_seconds or 0) > 0 else "it has no time limit to run out"
+        assert written.decision is not None
+        kind = DecisionKind(written.decision)
+        if kind not in ask.gate.decisions:
+            return f"it takes {', '.join(ask.gate.decisions)}, not {kind}"
+        if kind in {DecisionKind.EDITED, DecisionKind.PROVIDED} and written.content in {None, ""}:
+            return f"{kind} needs content"
+        if kind is DecisionKind.SELECTED and ask.options is not None and written.selected_option not in ask.options:
+            return f"{written.selected_option!r} is none of {', '.join(ask.options)}"
+        return None
+
+
+def _silence(ask: Ask) -> Way:
+    human = ask.gate.human
+    silence = Silence(
+        on_timeout=human.on_timeout,
+        decisions=ask.gate.decisions,
+        options=ask.options or (),
+        default_option=human.default_option,
+    )
+    decision = silence.decision("")
+    if decision is not None:
+        return Way("timeout", Answered(decision=decision))
+    error = RunError(type="human_task_expired", message=f"Nobody answered {ask.key} in time.")
+    return Way("timeout", Ended(status=RunStatus.EXPIRED, output=None, error=error))
+
+
+def _as_written(ask: Ask, written: WrittenAnswer) -> Way:
+    assert written.decision is not None
+    content = written.content
+    decision = _decision(
+        DecisionKind(written.decision),
+        content=content if isinstance(content, str) or content is None else json.dumps(content, ensure_ascii=False),
+        selected_option=written.selected_option,
+        comment=written.feedback or written.comment,
+    )
+    agreed = decision.kind is not DecisionKind.REJECTED and ask.gate.position != "error"
+    label = f"{decision.kind} {decision.selected_option or ''}".rstrip()
+    return Way(label, Answered(decision=decision), agreed)
+
+
+def _decision(
+    kind: DecisionKind, *, content: str | None = None, selected_option: str | None = None, comment: str | None = None
+) -> Decision:
+    return Decision(
+        kind=kind,
+        content=content,
+        selected_option=selected_option,
+        comment=comment,
+        actor=SOMEBODY,
+        by="person",
+        at="",
+    )
+
+
+Privileged = Mapping[tuple[str, str], str]
+"""What steps call that somebody must agree to: kind and ref of the step, and the call in words."""
