@@ -41,6 +41,10 @@ imports: $(VENV)/.ready-dev ## Check who imports whom
 schemas: $(VENV)/.ready ## Write schemas/ anew from the code
 	@$(BIN)/kneo spec schema --output schemas
 
+.PHONY: conformance
+conformance: $(VENV)/.ready-dev ## Let the published clients work with a live service (needs Python 3.12)
+	@$(BIN)/pytest -rs tests/conformance/clients --published-clients
+
 .PHONY: reference fuzz bench-lint
 reference: $(VENV)/.ready-dev ## Write docs/reference/ anew from the code
 	@$(BIN)/python tests/guards/reference_pages.py
