@@ -71,7 +71,7 @@ class Loader:
 
     def load(self, snapshot: SourceSnapshot) -> Declared:
         """Read what a commit declares. A file that cannot be read is a ``Problem`` of its environment only."""
-        paths = {name: path for path in sorted(snapshot.files) if (name := _environment_of(path)) is not None}
+        paths, twice = _environment_paths(snapshot)
         roots = _root_paths(snapshot)
         ballots = [path for path in snapshot.files if _BALLOT.fullmatch(path)]
         news = [path for name, path in paths.items() if self._id(name) != snapshot.files[path].id]
@@ -82,7 +82,7 @@ class Loader:
             else (snapshot.files[path].id, _environment(name, path, texts[path]), texts[path])
             for name, path in paths.items()
         }
-        environments = {name: known[1] for name, known in self._known.items()}
+        environments = {name: known[1] for name, known in self._known.items()} | twice
         return Declared(
             revision=snapshot.revision,
             environments=environments,
@@ -101,9 +101,19 @@ def load(snapshot: SourceSnapshot) -> Declared:
     return Loader().load(snapshot)
 
 
-def _environment_of(path: str) -> str | None:
-    match = ENVIRONMENT.fullmatch(path)
-    return match[1] if match else None
+def _environment_paths(snapshot: SourceSnapshot) -> tuple[dict[str, str], dict[str, Problem]]:
+    """Find each environment's file. One with two is a problem: whoever reviews the one must not be bypassed by the other."""
+    paths: dict[str, str] = {}
+    twice: dict[str, Problem] = {}
+    for path in sorted(snapshot.files):
+        match = ENVIRONMENT.fullmatch(path)
+        if match is None:
+            continue
+        if match[1] in paths:
+            message = f"{paths[match[1]]} and {path} are about the same environment; remove one of them."
+            twice[match[1]] = Problem("PolicyInvalid", message)
+        paths.setdefault(match[1], path)
+    return paths, twice
 
 
 def _ballots(

@@ -103,9 +103,11 @@ class ConfigRepo:
 
     # ---- git ------------------------------------------------------------------------------------------------------
 
-    def git(self, *arguments: str) -> str:
+    def git(self, *arguments: str, dated: str | None = None) -> str:
+        """Run git; ``dated`` is what it takes for the time."""
+        env = GIT_ENV | ({"GIT_AUTHOR_DATE": dated, "GIT_COMMITTER_DATE": dated} if dated else {})
         done = subprocess.run(
-            ["git", "-C", str(self.folder), *arguments], check=True, capture_output=True, text=True, env=GIT_ENV
+            ["git", "-C", str(self.folder), *arguments], check=True, capture_output=True, text=True, env=env
         )
         return done.stdout.strip()
 
@@ -197,16 +199,17 @@ class ConfigRepo:
         """Give somebody a key for a role in the next trust root."""
         key = PrivateKey.generate()
         self.people[name] = key
-        self._next_root(add_key(self.root, key.public, principal=name, roles=[role]))
+        self.next_root(add_key(self.root, key.public, principal=name, roles=[role]))
         return key
 
     def revoke(self, name: str, *, compromised_since: datetime | None = None) -> None:
         """Revoke somebody's key from now on in the next trust root."""
         keyid = self.people[name].keyid
         at = SystemClock().now() - timedelta(seconds=1)
-        self._next_root(revoke_key(self.root, keyid, at=at, reason="lost", compromised_since=compromised_since))
+        self.next_root(revoke_key(self.root, keyid, at=at, reason="lost", compromised_since=compromised_since))
 
-    def _next_root(self, document: RootDocument) -> None:
+    def next_root(self, document: RootDocument) -> None:
+        """Sign this as the trust root that follows the present one."""
         before = self.folder / "environments/trust.json"
         self.write(f"environments/roots/{self.root.version}.json", before.read_bytes())
         self.root = next_root(document)

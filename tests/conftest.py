@@ -98,3 +98,13 @@ def store(migrated_url: str, clock: ManualClock) -> Iterator[Store]:
     opened = open_store(migrated_url, clock)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="module")
+def shared_store(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A store that all tests of a module share, for tests that must not leave anything in it."""
+    path = tmp_path_factory.mktemp("shared") / "kneo.sqlite"
+    shutil.copyfile(_sqlite_template, path)
+    opened = open_store(f"sqlite:///{path}", ManualClock(START))
+    yield opened
+    opened.close()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
-import zlib
 from pathlib import Path
 
 import pytest
+from raw_git import RawObjects
 
 from controller.source import Blob, Mirror, Rewrite, SourceLimits, SourceSnapshot, changed_paths
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Transient
@@ -53,30 +52,20 @@ class Origin:
         self.git("commit", "--quiet", "--allow-empty", "--message=change")
         return self.git("rev-parse", "HEAD")
 
+    @property
+    def objects(self) -> RawObjects:
+        return RawObjects(self.path / ".git")
+
     def raw(self, kind: str, content: bytes) -> str:
-        """Store an object without anybody checking what it is."""
-        data = kind.encode() + b" %d\0" % len(content) + content
-        name = hashlib.sha1(data).hexdigest()
-        file = self.path / ".git/objects" / name[:2] / name[2:]
-        file.parent.mkdir(exist_ok=True)
-        if not file.exists():
-            file.write_bytes(zlib.compress(data))
-        return name
+        return self.objects.put(kind, content)
 
     def tree(self, *entries: tuple[str, bytes, str]) -> str:
-        return self.raw(
-            "tree", b"".join(mode.encode() + b" " + name + b"\0" + bytes.fromhex(oid) for mode, name, oid in entries)
-        )
+        return self.objects.tree(*entries)
 
     def point(self, tree: str) -> str:
         """Make main a commit of this tree, on top of what it is."""
         heads = self.git("for-each-ref", "--format=%(objectname)", "refs/heads/main")
-        parent = f"parent {heads}\n" if heads else ""
-        who = "a <a@example.org> 1700000000 +0000"
-        content = f"tree {tree}\n{parent}author {who}\ncommitter {who}\n\nhostile\n"
-        commit = self.raw("commit", content.encode())
-        (self.path / ".git/refs/heads/main").write_text(commit + "\n")
-        return commit
+        return self.objects.point(tree, [heads] if heads else [])
 
 
 @pytest.fixture
