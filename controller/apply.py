@@ -13,7 +13,7 @@ from kneo import registry
 from kneo.digest import digest_of_json
 from kneo.errors import Transient
 from kneo.registry import Change, Serving
-from kneo.state.release import BundleRecord, Pending
+from kneo.state.release import BundleRecord, Pending, Promotion
 from kneo.store import requests
 from kneo.store.engine import Tx
 from kneo.trust.verified import VerifiedBundle
@@ -39,9 +39,9 @@ def check_lease(tx: Tx, lease: Lease) -> None:
         raise Transient(msg, code="LeaseLost")
 
 
-def apply(tx: Tx, environment: str, actions: Sequence[tuple[Action, Allowed]], change: Change) -> None:
-    """Do what was allowed, with what allowed it written down beside it."""
-    serving = []
+def apply(tx: Tx, environment: str, actions: Sequence[tuple[Action, Allowed]], change: Change) -> tuple[Promotion, ...]:
+    """Do what was allowed, with what allowed it written down beside it; return that."""
+    serving, retired = [], []
     for action, verdict in actions:
         because = replace(change, approvals=verdict.approvals)
         match action:
@@ -49,10 +49,10 @@ def apply(tx: Tx, environment: str, actions: Sequence[tuple[Action, Allowed]], c
                 bundle = record_of(action.bundle, change.revision)
                 serving.append(Serving(bundle=bundle, kind=kind_of(action), current=action.current, change=because))
             case Retire():
-                registry.retire(tx, action.current, change=because)
+                retired.append(registry.retire(tx, action.current, change=because))
             case _:
                 assert_never(action)
-    registry.promote(tx, environment, serving)
+    return (*retired, *registry.promote(tx, environment, serving))
 
 
 def write_report(tx: Tx, environment: str, report: Report, *, revision: str) -> tuple[Pending, ...]:

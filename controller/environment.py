@@ -9,9 +9,10 @@ from controller import metrics
 from controller.apply import Lease, apply, check_lease, write_report
 from controller.drift import DriftWatch
 from controller.gates import Allowed, Evidence, Verdict, Waits, judge, judge_policy, rules_of
+from controller.ledger import Ledger
 from controller.load import Declared, Problem
 from controller.notices import notices_of
-from controller.observe import Believed, Observed, evidence, record_decisions, rules_before
+from controller.observe import Believed, Observed, Served, evidence, record_decisions, rules_before
 from controller.outcome import Outcome
 from controller.plan import Retire, make_plan
 from controller.report import Findings, report, report_policy
@@ -26,7 +27,6 @@ from kneo.notify import outbox
 from kneo.registry import Change
 from kneo.spec.environment import Environment
 from kneo.state.release import EnvironmentRecord
-from kneo.store import releases
 from kneo.store.engine import Store, Tx, lock_table
 from kneo.trust.keys import PublicKey
 from kneo.trust.verified import VerifiedBundle
@@ -41,6 +41,7 @@ class Situation:
     trust: Trust
     lease: Lease
     observed: Observed
+    ledger: Ledger
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,12 @@ class EnvironmentPass:
 
     def _decide(self, tx: Tx, case: _Case, verified: Verified) -> Outcome:
         situation = case.situation
-        _check_unmoved(tx, case)
+        everywhere = situation.ledger.look(tx, situation.lease.fence).served
+        _check_unmoved(case, everywhere)
         believed = Believed(root=situation.trust.root, service_key=self.service_key, now=situation.trust.now)
         ballots = situation.declared.ballots.get(case.name, ())
         record_decisions(tx, case.name, ballots, believed)
-        seen = evidence(tx, case.files, ballots, believed)
+        seen = evidence(tx, case.files, ballots, believed, everywhere)
         agreed = _agree_to_rules(case, seen)
         if isinstance(agreed, Waits):
             found = report_policy(case.environment, agreed, case.revision)
@@ -136,10 +138,12 @@ class EnvironmentPass:
         refused = verified.rejected[0].message if verified.rejected else None
         judged = judge(plan, rules_of(case.environment, case.before), seen, refused=refused)
         allowed = [(action, verdict) for action, verdict in judged if isinstance(verdict, Allowed)]
-        apply(tx, case.name, allowed, Change(revision=case.revision, policy_digest=case.environment.policy_digest))
-        _keep_signatures(tx, case, verified)
-        now_served = {item.bundle: item for item in releases.list_releases(tx, case.name)} if allowed else None
-        here = now_served if now_served is not None else seen.served.get(case.name, {})
+        ledger, fence = case.situation.ledger, case.situation.lease.fence
+        change = Change(revision=case.revision, policy_digest=case.environment.policy_digest)
+        ledger.wrote(apply(tx, case.name, allowed, change))
+        if _keep_signatures(tx, case, verified):
+            ledger.forget()
+        here = ledger.look(tx, fence).served.get(case.name, {})
         fresh = {action.bundle.digest for action, _ in allowed if not isinstance(action, Retire)}
         drift = self.drift.look(tx, case.environment, case.situation.trust, here, fresh=fresh)
         metrics.DRIFT.labels(case.name).set(len(drift))
@@ -159,10 +163,8 @@ class EnvironmentPass:
         return found.outcome
 
 
-def _check_unmoved(tx: Tx, case: _Case) -> None:
-    if {item.bundle: item for item in releases.list_releases(tx, case.name)} != dict(
-        case.situation.observed.served.get(case.name, {})
-    ):
+def _check_unmoved(case: _Case, everywhere: Served) -> None:
+    if everywhere.get(case.name, {}) != case.situation.observed.served.get(case.name, {}):
         msg = f"The releases of {case.name} changed while a plan for them was made."
         raise Transient(msg, code="RegistryMoved")
 
@@ -185,14 +187,20 @@ def _accept_file(tx: Tx, case: _Case) -> None:
     )
 
 
-def _keep_signatures(tx: Tx, case: _Case, verified: Verified) -> None:
-    """Take over signatures that were added to an accepted bundle, so that it can be verified by them from now on."""
-    known = case.situation.observed.history.known
+def _keep_signatures(tx: Tx, case: _Case, verified: Verified) -> bool:
+    """Take over signatures that were added to an accepted bundle, so that it can be verified by them from now on.
+
+    Returns:
+        Whether there were any.
+    """
+    known, kept = case.situation.observed.history.known, False
     for bundle in verified.desired.values():
         if not isinstance(bundle, VerifiedBundle) or bundle.digest not in known:
             continue
         if known[bundle.digest].envelope_digest != digest_of(bundle.envelope):
             registry.keep_signatures(tx, bundle, revision=case.revision)
+            kept = True
+    return kept
 
 
 def in_order(environments: Mapping[str, Environment | Problem]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from controller.approvals import rewrite_subject
 from controller.source.mirror import Mirror, Rewrite
 from controller.source.snapshot import SourceSnapshot
@@ -26,11 +28,11 @@ class Follower:
         self.mirror = mirror
         self._rewrite: Rewrite | None = None
 
-    def fetch(self, root: TrustRoot | None) -> SourceSnapshot:
+    def fetch(self, find_root: Callable[[], TrustRoot | None]) -> SourceSnapshot:
         """Fetch what the ref names now; it has to follow what our own records say was accepted last.
 
         Args:
-            root: The trust root in force, whose root role may agree to a rewritten history.
+            find_root: Finds the trust root in force, whose root role may agree to a rewritten history.
 
         Raises:
             Transient, Invalid: see ``Mirror.fetch``.
@@ -43,6 +45,7 @@ class Follower:
             return self.mirror.fetch(base=base)
         except Invalid as error:
             rewrite = _rewrite_of(error)
+            root = find_root() if rewrite is not None else None
             if rewrite is None or root is None or not self._agreed(rewrite, root):
                 raise
             self._rewrite = rewrite

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -22,6 +22,14 @@ Served = Mapping[str, Mapping[str, Release]]
 
 
 @dataclass(frozen=True)
+class Known:
+    """The bundles of the registry: which are served where, and which were ever accepted."""
+
+    served: Served
+    history: History
+
+
+@dataclass(frozen=True)
 class Observed:
     """What the registry holds at the start of a pass."""
 
@@ -33,22 +41,28 @@ class Observed:
     """Accepted trust roots with the commit that brought each, oldest first."""
 
 
-def observe(tx: Tx) -> Observed:
-    """Read everything a pass compares with."""
+def observe(tx: Tx, bundles: Known | None = None) -> Observed:
+    """Read everything a pass compares with; of bundles only what is not known already."""
     chain = releases.trust_chain(tx)
+    bundles = bundles or known(tx)
     return Observed(
         names=releases.environment_names(tx),
         records={record.name: record for record in releases.list_environments(tx)},
-        served=served(tx),
-        history=history_of(releases.known_bundles(tx)),
+        served=bundles.served,
+        history=bundles.history,
         roots=tuple(zip(releases.trust_revisions(tx), (envelope for _, _, envelope in chain), strict=True)),
     )
 
 
-def served(tx: Tx) -> Served:
-    """Read what every environment serves."""
+def known(tx: Tx) -> Known:
+    """Read all of it."""
+    return Known(served_by(releases.list_releases(tx)), history_of(releases.known_bundles(tx)))
+
+
+def served_by(items: Iterable[Release]) -> Served:
+    """Sort releases."""
     found: dict[str, dict[str, Release]] = {}
-    for release in releases.list_releases(tx):
+    for release in items:
         found.setdefault(release.environment, {})[release.bundle] = release
     return found
 
@@ -81,7 +95,9 @@ class Believed:
     now: datetime
 
 
-def evidence(tx: Tx, files: Sequence[Environment], ballots: Sequence[bytes], believed: Believed) -> Evidence:
+def evidence(
+    tx: Tx, files: Sequence[Environment], ballots: Sequence[bytes], believed: Believed, everywhere: Served
+) -> Evidence:
     """Read what the gates of an environment look at, inside the transaction that acts on it.
 
     Args:
@@ -89,8 +105,9 @@ def evidence(tx: Tx, files: Sequence[Environment], ballots: Sequence[bytes], bel
         files: The environment's file, then the one in force before it, where that has other rules.
         ballots: Approvals that the commit carries.
         believed: Whose decisions count.
+        everywhere: What is served, as this transaction sees it.
     """
-    name, everywhere = files[0].name, served(tx)
+    name = files[0].name
     records = decisions(tx, name, ballots, believed)
     soaking = {file.spec.promote_from for file in files if file.spec.soak} - {None}
     return Evidence(

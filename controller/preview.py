@@ -58,9 +58,10 @@ class _World:
 
 def preview(tx: Tx, snapshot: SourceSnapshot, believing: Believing, only: str | None) -> Json:
     """Say what the controller would do with a commit now, against the registry."""
+    observed = observe(tx)
     world = _World(
-        observed=observe(tx),
-        gather=lambda files, ballots, believed: evidence(tx, files, ballots, believed),
+        observed=observed,
+        gather=lambda files, ballots, believed: evidence(tx, files, ballots, believed, observed.served),
         spec_of=lambda digest: _stored_spec(tx, digest),
         now=tx.now,
     )

@@ -9,6 +9,7 @@ from controller import metrics
 from controller.apply import Lease, check_lease, write_report
 from controller.environment import EnvironmentPass, Situation, in_order
 from controller.follow import Follower
+from controller.ledger import Ledger
 from controller.load import Declared, Loader, Problem
 from controller.observe import Observed, observe
 from controller.outcome import Outcome, Stalled
@@ -22,7 +23,7 @@ from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError
 from kneo.store import audit, releases
-from kneo.store.engine import Store
+from kneo.store.engine import Store, Tx
 from kneo.store.requests import ControllerRequest
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
@@ -74,6 +75,7 @@ class Reconciler:
         self.environments = EnvironmentPass(store, service_key, channels)
         self._follower = Follower(store, mirror)
         self._loader = Loader()
+        self._ledger = Ledger()
 
     def reconcile(self, lease: Lease) -> Pass:
         """Bring the registry to what the newest commit declares, as far as trust and gates allow.
@@ -84,15 +86,18 @@ class Reconciler:
                 in every environment's conditions; what is served stays served.
         """
         self.commit = None
+        if self.drift_due():
+            self._ledger.forget()
         snapshot, declared = self._fetch(lease)
-        observed = self._accept(snapshot, lease)
+        with self.store.read() as tx:
+            observed = observe(tx, self._ledger.look(tx, lease.fence))
         trust = self._trust(declared, observed)
+        self._accept(snapshot, declared, trust, lease)
         if isinstance(trust, Problem):
-            self._report_everywhere(trust, lease, declared)
+            audit.seal(self.store)
             return Pass(declared.revision, dict.fromkeys(declared.environments, Stalled(trust.reason, trust.message)))
-        self._accept_roots(declared, lease)
         metrics.ROOT_EXPIRY.set(trust.root.expires.timestamp())
-        outcomes = self._each_environment(Situation(snapshot, declared, trust, lease, observed))
+        outcomes = self._each_environment(Situation(snapshot, declared, trust, lease, observed, self._ledger))
         audit.seal(self.store)
         self.commit = snapshot.commit
         return Pass(declared.revision, outcomes)
@@ -114,21 +119,25 @@ class Reconciler:
 
     def _fetch(self, lease: Lease) -> tuple[SourceSnapshot, Declared]:
         try:
-            snapshot = self._follower.fetch(self._accepted_root())
+            snapshot = self._follower.fetch(self._accepted_root)
             return snapshot, self._loader.load(snapshot)
         except Invalid as error:
             with self.store.write() as tx:
                 check_lease(tx, lease)
                 self._follower.refuse(tx, error)
-            self._report_everywhere(Problem(error.code, str(error)), lease)
+                _report_everywhere(tx, Problem(error.code, str(error)))
+            audit.seal(self.store)
             raise
 
-    def _accept(self, snapshot: SourceSnapshot, lease: Lease) -> Observed:
+    def _accept(self, snapshot: SourceSnapshot, declared: Declared, trust: Trust | Problem, lease: Lease) -> None:
+        """Follow the commit, and believe the trust roots it brings or say why not."""
         with self.store.write() as tx:
             check_lease(tx, lease)
             self._follower.accept(tx, snapshot)
-        with self.store.read() as tx:
-            return observe(tx)
+            if isinstance(trust, Problem):
+                _report_everywhere(tx, trust, declared)
+            else:
+                registry.accept_roots(tx, declared.roots, revision=declared.revision)
 
     def _trust(self, declared: Declared, observed: Observed) -> Trust | Problem:
         now = self.store.clock.now()
@@ -144,11 +153,6 @@ class Reconciler:
                 return registry.trust_root(tx, self.pin)
             except KneoError:
                 return None
-
-    def _accept_roots(self, declared: Declared, lease: Lease) -> None:
-        with self.store.write() as tx:
-            check_lease(tx, lease)
-            registry.accept_roots(tx, declared.roots, revision=declared.revision)
 
     def _each_environment(self, situation: Situation) -> dict[str, Outcome]:
         declared, outcomes = situation.declared, dict[str, Outcome]()
@@ -171,11 +175,9 @@ class Reconciler:
             write_report(tx, name, found, revision=revision)
         return found.outcome
 
-    def _report_everywhere(self, problem: Problem, lease: Lease, declared: Declared | None = None) -> None:
-        revision = declared.revision if declared else "unknown"
-        names = set(declared.environments) if declared else set()
-        with self.store.write() as tx:
-            check_lease(tx, lease)
-            for name in sorted(names | set(releases.environment_names(tx))):
-                write_report(tx, name, report_problem(problem, revision, trusted=False), revision=revision)
-        audit.seal(self.store)
+
+def _report_everywhere(tx: Tx, problem: Problem, declared: Declared | None = None) -> None:
+    revision = declared.revision if declared else "unknown"
+    names = set(declared.environments) if declared else set()
+    for name in sorted(names | set(releases.environment_names(tx))):
+        write_report(tx, name, report_problem(problem, revision, trusted=False), revision=revision)

@@ -9,7 +9,7 @@ from controller.apply import Lease, apply, check_lease
 from controller.approvals import Vote
 from controller.drift import check_served
 from controller.gates import ROLLBACK_GATES, Allowed, Evidence, judge, rules_of
-from controller.observe import Believed, evidence
+from controller.observe import Believed, evidence, served_by
 from controller.plan import Plan, Rollback
 from controller.verify import Trust, check_spec
 from kneo import registry
@@ -62,7 +62,9 @@ def roll_back(
         bundle = check_served(releases.bundle(tx, target.digest), target, environment, trust)
         check_spec(bundle, (environment,), f"{bundle.name} {bundle.version}")
         believed = Believed(root=trust.root, service_key=service_key, now=tx.now)
-        seen = _with_actor(evidence(tx, (environment,), (), believed), environment, bundle.digest, going.actor)
+        everywhere = served_by(releases.list_releases(tx))
+        found = evidence(tx, (environment,), (), believed, everywhere)
+        seen = _with_actor(found, environment, bundle.digest, going.actor)
         plan = Plan(going.environment, current.revision, (Rollback(bundle, current),), {})
         ((action, verdict),) = judge(plan, rules_of(environment, None), seen, gates=ROLLBACK_GATES)
         if not isinstance(verdict, Allowed):

@@ -58,7 +58,6 @@ class History:
     """What was accepted before: bundles by digest, and the highest sequence number by name."""
 
     known: Mapping[str, BundleRecord]
-    digests: frozenset[Digest]
     high_water: Mapping[str, HighWater]
 
 
@@ -92,7 +91,7 @@ def history_of(records: Iterable[BundleRecord]) -> History:
         mark = high_water.get(record.name)
         if mark is None or record.seq > mark.seq:
             high_water[record.name] = HighWater(record.seq, Digest(record.digest))
-    return History(known, frozenset(map(Digest, known)), high_water)
+    return History(known, high_water)
 
 
 def verify_trust(pin: Digest, declared: Declared, accepted: tuple[bytes, ...], now: datetime) -> TrustRoot | Problem:
@@ -187,7 +186,7 @@ def _verify_entry(
         _check_earlier_trust(path, envelope, environments, trust)
     # What was accepted here before is judged again when the rules have changed since, as trust is.
     check_spec(bundle, environments, path)
-    check_sequence(bundle, history.high_water.get(bundle.name), history.digests)
+    check_sequence(bundle, history.high_water.get(bundle.name), history.known)
     return bundle
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,12 +105,26 @@ class Git:
             Transient: ``FetchFailed``: git failed, which a mirror of ours should not make it do.
             Invalid: ``LimitExceeded``: it said more than allowed.
         """
-        env = {**_environment(None), "GIT_ALLOW_PROTOCOL": _NO_TRANSPORT, "GIT_NO_LAZY_FETCH": "1"}
-        result = self._run((*_options(_HARDENED), *arguments), env, stdin, self.limits.read_seconds, max_output)
+        options = (*_options(_HARDENED), *arguments)
+        result = self._run(options, _local_environment(), stdin, self.limits.read_seconds, max_output)
         if result.status not in accept:
             msg = f"git {arguments[0]} failed on the mirror of {redact(self.address.url)}: {_last_line(result.stderr)}"
             raise Transient(msg, code="FetchFailed")
         return result
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a command that only reads the mirror and answers until its input ends. The caller bounds and ends it."""
+        argv = (find_git(), "--git-dir", str(self.mirror), *_options(_HARDENED), *arguments)
+        return subprocess.Popen(  # noqa: S603 - the argument list is ours
+            argv,
+            env=_local_environment(),
+            cwd=self.mirror,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            bufsize=0,
+        )
 
     def _run(
         self, arguments: Sequence[str], env: Mapping[str, str], stdin: bytes, seconds: float, max_output: int
@@ -173,6 +188,10 @@ def _environment(global_config: Path | None) -> dict[str, str]:
         "GIT_ATTR_NOSYSTEM": "1",
         "GIT_OPTIONAL_LOCKS": "0",
     }
+
+
+def _local_environment() -> dict[str, str]:
+    return {**_environment(None), "GIT_ALLOW_PROTOCOL": _NO_TRANSPORT, "GIT_NO_LAZY_FETCH": "1"}
 
 
 def _options(settings: Sequence[str]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from controller.source.address import Address, parse_address, redact
 from controller.source.credentials import ASKPASS, Credentials
 from controller.source.git import Git, check_version
 from controller.source.limits import SourceLimits
-from controller.source.objects import read_objects
+from controller.source.objects import ObjectReader
+from controller.source.refs import check_ref, full_ref, short_ref
 from controller.source.snapshot import Blob, SourceSnapshot
-from controller.source.tree import FOLDERS, check_modes, parse_tree
+from controller.source.tree import FOLDERS, Folder, all_files, our_folders, read_folders, too_large
 from kneo.errors import Conflict, Invalid, Transient
 
 CANDIDATE = "refs/kneo/candidate"
@@ -30,10 +31,8 @@ ACCEPTED = "refs/kneo/accepted"
 KEEP = "refs/kneo/keep/"
 
 _REMOTE = "source"
-_BRANCHES = "refs/heads/"
-_REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(?:/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_REF_CHARS = 250
+_COMMIT_BYTES = 1_048_576
 _TREE_BYTES = 67_108_864
 
 PACKS = 50
@@ -46,6 +45,13 @@ class Rewrite:
 
     old: str
     new: str
+
+
+@dataclass(frozen=True)
+class _Commit:
+    id: str
+    tree: str
+    parents: frozenset[str]
 
 
 class Mirror:
@@ -71,7 +77,7 @@ class Mirror:
         limits: SourceLimits | None = None,
     ) -> None:
         self.address: Address = parse_address(url)
-        self.ref = _short(check_ref(ref))
+        self.ref = short_ref(check_ref(ref))
         self.limits = limits or SourceLimits()
         name = hashlib.sha256(self.address.url.encode()).hexdigest()[:32]
         self.path = folder.absolute() / f"{name}.git"
@@ -84,6 +90,8 @@ class Mirror:
             global_config=self._folder / "gitconfig",
             askpass=self._folder / "askpass",
         )
+        self._objects = ObjectReader(self._git)
+        self._known: dict[str, Folder] = {}
 
     def poll(self) -> str:
         """Ask the host which commit the ref names now. Touches nothing; the cheap half of an idle loop.
@@ -92,7 +100,7 @@ class Mirror:
             Transient: ``FetchFailed``: the host did not answer, or has no such ref.
         """
         self._prepare()
-        full = _full(self.ref)
+        full = full_ref(self.ref)
         said = self._git.remote("ls-remote", "--quiet", "--", self.address.url, full, seconds=self.limits.poll_seconds)
         for line in said.decode("ascii", "replace").splitlines():
             commit, _, name = line.partition("\t")
@@ -118,14 +126,16 @@ class Mirror:
         """
         with self._lock():
             # (1)
-            self._bring(_full(self.ref), CANDIDATE)
-            heads = self._heads()
-            commit, tree = self._fetched(heads, CANDIDATE, self.ref)
+            self._bring(full_ref(self.ref), CANDIDATE)
+            commit = self._head(CANDIDATE)
+            if commit is None:
+                raise self._no_commit(self.ref)
             # (2)
-            for old in {base, heads.get(ACCEPTED, (None, ""))[0]} - {None}:
+            accepted = self._head(ACCEPTED)
+            for old in {base, accepted.id if accepted else None} - {None}:
                 self._check_descends(str(old), commit, rewrite)
             # (3)
-            return self._look(commit, tree, self.ref, fresh=True)
+            return self._look(commit, self.ref)
 
     def peek(self, ref: str) -> SourceSnapshot:
         """Look at another ref, or at a commit id where the host allows it, and accept nothing. For plans.
@@ -134,11 +144,13 @@ class Mirror:
             Transient: ``FetchFailed``.
             Invalid: ``LimitExceeded``, ``UnsafeTree``, or not a ref.
         """
-        wanted = ref if _COMMIT.fullmatch(ref) else _full(_short(check_ref(ref)))
+        wanted = ref if _COMMIT.fullmatch(ref) else full_ref(short_ref(check_ref(ref)))
         with self._lock():
             self._bring(wanted, PEEKED)
-            commit, tree = self._fetched(self._heads(), PEEKED, wanted)
-            return self._look(commit, tree, _short(wanted), fresh=True)
+            commit = self._head(PEEKED)
+            if commit is None:
+                raise self._no_commit(wanted)
+            return self._look(commit, short_ref(wanted))
 
     def accept(self, snapshot: SourceSnapshot, *, rewrite: Rewrite | None = None) -> None:
         """Make a fetched snapshot the accepted one.
@@ -148,10 +160,12 @@ class Mirror:
             Conflict: somebody else moved the accepted ref meanwhile.
         """
         with self._lock():
-            old = self._heads().get(ACCEPTED, ("", ""))[0]
-            if old:
-                self._check_descends(old, snapshot.commit, rewrite)
-            before = old or "0" * len(snapshot.commit)
+            accepted = self._head(ACCEPTED)
+            if accepted is not None and accepted.id == snapshot.commit:
+                return
+            if accepted is not None:
+                self._check_descends(accepted.id, self._commit(snapshot.commit), rewrite)
+            before = accepted.id if accepted else "0" * len(snapshot.commit)
             commands = (
                 f"update {ACCEPTED} {snapshot.commit} {before}\nupdate {KEEP}{snapshot.commit} {snapshot.commit}\n"
             )
@@ -164,8 +178,8 @@ class Mirror:
         if not self.path.is_dir():
             return None
         with self._lock():
-            head = self._heads().get(ACCEPTED)
-            return self._look(*head, self.ref, fresh=False) if head else None
+            head = self._head(ACCEPTED)
+            return self._look(head, self.ref) if head else None
 
     def maintain(self) -> bool:
         """Make one pack of many, when there are many. Say whether something was done."""
@@ -174,7 +188,12 @@ class Mirror:
         with self._lock():
             self._git.local("pack-refs", "--all")
             self._git.local("repack", "-a", "-d", "-q")
+            self._objects.close()
         return True
+
+    def close(self) -> None:
+        """End what still runs for this mirror; the next question starts it again."""
+        self._objects.close()
 
     def read_blobs(self, blobs: Sequence[Blob]) -> list[bytes]:
         """Return the content of blobs, in order. ``SourceSnapshot.read`` is the way to ask by path.
@@ -187,7 +206,15 @@ class Mirror:
         if total > self.limits.read_bytes:
             msg = f"{total} bytes are too many to read at once; the limit is {self.limits.read_bytes}."
             raise Invalid(msg, code="LimitExceeded")
-        return read_objects(self._git, "blob", [blob.id for blob in blobs], total)
+        return [found.content for found in self._objects.read("blob", [blob.id for blob in blobs], total)]
+
+    def trees(self, ids: Sequence[str]) -> list[bytes]:
+        """Return tree objects as they are stored, in order."""
+        return [found.content for found in self._objects.read("tree", ids, _TREE_BYTES)]
+
+    def sizes(self, ids: Sequence[str]) -> list[int]:
+        """Return the sizes of blobs, in order."""
+        return self._objects.sizes(ids)
 
     def _bring(self, wanted: str, into: str) -> None:
         self._prepare()
@@ -222,47 +249,53 @@ class Mirror:
             file.unlink()
         return largest
 
-    def _check_descends(self, old: str, new: str, rewrite: Rewrite | None) -> None:
-        if old == new or rewrite == Rewrite(old, new) or self._is_ancestor(old, new):
+    def _check_descends(self, old: str, new: _Commit, rewrite: Rewrite | None) -> None:
+        if old == new.id or rewrite == Rewrite(old, new.id) or old in new.parents or self._is_ancestor(old, new.id):
             return
-        msg = f"{self.ref} of {redact(self.address.url)} was at {old} and is now at {new}, which does not follow it."
+        msg = f"{self.ref} of {redact(self.address.url)} was at {old} and is now at {new.id}, which does not follow it."
         hint = "If that was meant, kneo source accept-rewrite says so; until then what runs keeps running."
-        raise Invalid(msg, code="HistoryRewritten", hint=hint, old=old, new=new)
+        raise Invalid(msg, code="HistoryRewritten", hint=hint, old=old, new=new.id)
 
     def _is_ancestor(self, old: str, new: str) -> bool:
         """Say whether one commit leads to another; a commit that the mirror does not even have does not."""
-        if not _COMMIT.fullmatch(old):
+        if not _COMMIT.fullmatch(old) or self._objects.find([old], "commit") == [None]:
             return False
-        known = self._git.local("cat-file", "-e", f"{old}^{{commit}}", accept=(0, 1, 128)).status == 0
-        return known and self._git.local("merge-base", "--is-ancestor", old, new, accept=(0, 1)).status == 0
+        return self._git.local("merge-base", "--is-ancestor", old, new, accept=(0, 1)).status == 0
 
-    def _heads(self) -> dict[str, tuple[str, str]]:
-        """Commit and tree of the refs we keep, with annotated tags followed to their commits."""
-        form = "%(refname) %(if)%(tree)%(then)%(objectname) %(tree)%(else)%(*objectname) %(*tree)%(end)"
-        said = self._git.local("for-each-ref", f"--format={form}", CANDIDATE, PEEKED, ACCEPTED).stdout.decode("ascii")
-        rows = [line.split() for line in said.splitlines()]
-        return {row[0]: (row[1], row[2]) for row in rows if len(row) == 3}
+    def _head(self, ref: str) -> _Commit | None:
+        """Read the commit that a ref of ours names, through an annotated tag if there is one; None without one."""
+        (found,) = self._objects.find([f"{ref}^{{commit}}"], "commit")
+        return self._commit(found.id) if found is not None else None
 
-    def _fetched(self, heads: Mapping[str, tuple[str, str]], name: str, ref: str) -> tuple[str, str]:
-        if name not in heads:
-            msg = f"{ref} of {redact(self.address.url)} does not name a commit."
-            raise Invalid(msg, code="UnsafeTree", hint="Name a branch.")
-        return heads[name]
-
-    def _look(self, commit: str, tree: str, ref: str, *, fresh: bool) -> SourceSnapshot:
-        most = self.limits.files * 600
-        listing = self._git.local(
-            "ls-tree", "-r", "-t", "-z", "-l", tree, "--", *FOLDERS, max_output=most, accept=(0, 128)
+    def _commit(self, commit: str) -> _Commit:
+        (found,) = self._objects.read("commit", [commit], _COMMIT_BYTES)
+        head = [line.split(b" ") for line in found.content.partition(b"\n\n")[0].splitlines()]
+        trees = [line[1].decode("ascii") for line in head if line[0] == b"tree" and len(line) == 2]
+        parents = frozenset(
+            line[1].decode("ascii", "replace") for line in head if line[0] == b"parent" and len(line) == 2
         )
-        if listing.status != 0:
-            # With blobs left out by the filter, git cannot say how large they are and stops.
-            missing = self._missing(tree)
-            msg = f"{ref}@{commit}: {missing or 'a file'} is larger than {self.limits.blob_bytes} bytes."
-            raise Invalid(msg, code="LimitExceeded", hint="A bundle or environment file is never that large.")
-        content = parse_tree(listing.stdout, self.limits)
-        if fresh:
-            check_modes(read_objects(self._git, "tree", content.folders, _TREE_BYTES), len(tree) // 2)
-        return SourceSnapshot(commit, tree, ref, content.files, self)
+        if not trees:
+            raise self._no_commit(commit)
+        return _Commit(commit, trees[0], parents)
+
+    def _no_commit(self, ref: str) -> Invalid:
+        msg = f"{ref} of {redact(self.address.url)} does not name a commit."
+        return Invalid(msg, code="UnsafeTree", hint="Name a branch.")
+
+    def _look(self, commit: _Commit, ref: str) -> SourceSnapshot:
+        id_bytes = len(commit.tree) // 2
+        try:
+            (root,) = self.trees([commit.tree])
+            wanted = our_folders(root, id_bytes)
+            folders = read_folders(wanted, self._known, self, self.limits, id_bytes)
+        except Transient:
+            # Of a file that the filter left out git cannot say how large it is, and stops.
+            missing = self._missing(commit.tree)
+            if missing is None:
+                raise
+            raise too_large(missing, self.limits) from None
+        self._known = folders
+        return SourceSnapshot(commit.id, commit.tree, ref, all_files(folders, self.limits), self)
 
     def _missing(self, tree: str) -> str | None:
         """Name a file of ours that the mirror was not given."""
@@ -279,6 +312,7 @@ class Mirror:
         """Make the mirror and the files beside it, once."""
         if (self.path / "HEAD").is_file() and (self._folder / "gitconfig").is_file():
             return
+        self._objects.close()
         self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path.mkdir(mode=0o700, exist_ok=True)
         self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -295,34 +329,6 @@ class Mirror:
         with (self._folder / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-
-def check_ref(ref: str) -> str:
-    """Check that a text can only be a ref.
-
-    Raises:
-        Invalid: it could be an option, a revision expression or a path.
-    """
-    odd = "..", "//", "@{", ".lock/", "/."
-    if (
-        len(ref) > _REF_CHARS
-        or not _REF.fullmatch(ref)
-        or ref.endswith((".lock", "."))
-        or any(part in ref for part in odd)
-    ):
-        msg = f"{ref[:100]!r} is not the name of a branch or a ref."
-        raise Invalid(
-            msg, code="invalid_ref", hint="Give a branch such as main, or a full ref such as refs/pull/7/head."
-        )
-    return ref
-
-
-def _short(ref: str) -> str:
-    return ref.removeprefix(_BRANCHES)
-
-
-def _full(ref: str) -> str:
-    return ref if ref == "HEAD" or ref.startswith("refs/") else f"{_BRANCHES}{ref}"
 
 
 def _global_config(address: Address) -> str:

@@ -1,39 +1,198 @@
-"""Reading git objects by id, many with one command."""
+"""Reading git objects: one ``git cat-file`` that stays, because starting a process costs more than most answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import os
+import select
+import subprocess
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from controller.source.address import redact
 from controller.source.git import Git
-from kneo.errors import Transient
+from kneo.clock import monotonic
+from kneo.errors import Invalid, Transient
 
-_HEADER_BYTES = 200
-
-
-def read_objects(git: Git, kind: str, ids: Sequence[str], max_bytes: int) -> list[bytes]:
-    """Return the content of objects of one kind, in order.
-
-    Raises:
-        Transient: ``FetchFailed``: the mirror lacks one, or has something else under its id.
-        Invalid: ``LimitExceeded``: together they are larger than allowed.
-    """
-    if not ids:
-        return []
-    asked = "".join(f"{oid}\n" for oid in ids).encode()
-    most = max_bytes + _HEADER_BYTES * len(ids)
-    output = git.local("cat-file", "--batch", "--buffer", stdin=asked, max_output=most).stdout
-    return list(_split(git, output, kind, ids))
+_CHUNK = 262_144
+_HEADER_BYTES = 600
 
 
-def _split(git: Git, output: bytes, kind: str, ids: Sequence[str]) -> Iterator[bytes]:
-    at = 0
-    for oid in ids:
-        start = output.find(b"\n", at) + 1
-        header = output[at:start].split()
-        if len(header) != 3 or header[:2] != [oid.encode(), kind.encode()] or not header[2].isdigit():
-            msg = f"The mirror of {redact(git.address.url)} lacks the {kind} {oid}."
-            raise Transient(msg, code="FetchFailed", hint="Remove the mirror; it is made again.")
-        end = start + int(header[2])
-        yield output[start:end]
-        at = end + 1
+@dataclass(frozen=True)
+class Found:
+    """An object of the mirror."""
+
+    id: str
+    kind: str
+    size: int
+    content: bytes = b""
+    """Empty where only its size was asked for."""
+
+
+class _Ended(Exception):
+    """The process said something else than an answer, or nothing in time."""
+
+
+class ObjectReader:
+    """Objects of one mirror, by id or by the name of a ref. Sees what was fetched since it began; safe for threads."""
+
+    def __init__(self, git: Git) -> None:
+        self._git = git
+        self._turn = threading.Lock()
+        self._talk: _Talk | None = None
+
+    def read(self, kind: str, names: Sequence[str], max_bytes: int) -> list[Found]:
+        """Return objects of one kind with their content, in order.
+
+        Raises:
+            Transient: ``FetchFailed``: the mirror lacks one, or has something else under its name.
+            Invalid: ``LimitExceeded``: together they are larger than allowed.
+        """
+        found = self._ask("contents", names, max_bytes)
+        return [self._expect(item, kind, name) for item, name in zip(found, names, strict=True)]
+
+    def sizes(self, ids: Sequence[str]) -> list[int]:
+        """Return the sizes of blobs, in order.
+
+        Raises:
+            Transient: ``FetchFailed``: the mirror lacks one, as it does one that was too large to be fetched.
+        """
+        found = self._ask("info", ids, 0)
+        return [self._expect(item, "blob", oid).size for item, oid in zip(found, ids, strict=True)]
+
+    def find(self, names: Sequence[str], kind: str) -> list[Found | None]:
+        """Return which objects of one kind these names stand for, without content; None for a name of nothing."""
+        return [item if item and item.kind == kind else None for item in self._ask("info", names, 0)]
+
+    def close(self) -> None:
+        """End the process; the next question starts another."""
+        with self._turn:
+            self._stop()
+
+    def _ask(self, command: str, names: Sequence[str], max_bytes: int) -> list[Found | None]:
+        if not names:
+            return []
+        with self._turn:
+            if self._talk is None or not self._talk.goes_on():
+                self._stop()
+                self._talk = _Talk(self._git)
+            try:
+                return self._talk.ask(command, names, max_bytes)
+            except (_Ended, OSError) as error:
+                self._stop()
+                raise self._lacks(f"one of {len(names)} objects", str(error)) from error
+            except BaseException:
+                # What is left of the answer would be taken for that of the next question.
+                self._stop()
+                raise
+
+    def _stop(self) -> None:
+        if self._talk is not None:
+            self._talk.end()
+            self._talk = None
+
+    def _expect(self, item: Found | None, kind: str, name: str) -> Found:
+        if item is None or item.kind != kind:
+            raise self._lacks(f"the {kind} {name}", "it has something else, or nothing, under that name")
+        return item
+
+    def _lacks(self, what: str, why: str) -> Transient:
+        msg = f"The mirror of {redact(self._git.address.url)} lacks {what}: {why}."
+        return Transient(msg, code="FetchFailed", hint="Remove the mirror; it is made again.")
+
+
+class _Talk:
+    """One process, and what it said that nobody read yet."""
+
+    def __init__(self, git: Git) -> None:
+        self._limits = git.limits
+        self._process = git.start("cat-file", "--batch-command", "--buffer")
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._to, False)
+        self._heard = b""
+        self._at = 0
+        self._deadline = 0.0
+        self.end = weakref.finalize(self, _kill, self._process)
+
+    def goes_on(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, command: str, names: Sequence[str], max_bytes: int) -> list[Found | None]:
+        """Ask about all names at once; git takes in every question before it answers the first."""
+        self._deadline = monotonic() + self._limits.read_seconds
+        self._send("".join(f"{command} {name}\n" for name in names).encode() + b"flush\n")
+        left, answers = max_bytes, list[Found | None]()
+        for _ in names:
+            found = self._header()
+            if found is not None and command == "contents":
+                left -= found.size
+                if left < 0:
+                    msg = f"The objects read at once are larger than {max_bytes} bytes."
+                    raise Invalid(msg, code="LimitExceeded")
+                found = Found(found.id, found.kind, found.size, self._take(found.size + 1)[:-1])
+            answers.append(found)
+        return answers
+
+    def _header(self) -> Found | None:
+        words = self._line().split()
+        if len(words) == 3 and words[2].isdigit():
+            return Found(words[0].decode("ascii"), words[1].decode("ascii"), int(words[2]))
+        if words[-1:] == [b"missing"]:
+            return None
+        msg = "git gave an answer that is none"
+        raise _Ended(msg)
+
+    def _line(self) -> bytes:
+        while (end := self._heard.find(b"\n", self._at)) < 0:
+            if len(self._heard) - self._at > _HEADER_BYTES:
+                msg = "git gave an answer that is none"
+                raise _Ended(msg)
+            self._heard, self._at = self._heard[self._at :] + self._hear(), 0
+        line, self._at = self._heard[self._at : end], end + 1
+        return line
+
+    def _take(self, count: int) -> bytes:
+        parts = [self._heard[self._at : self._at + count]]
+        self._at += len(parts[0])
+        missing = count - len(parts[0])
+        while missing:
+            heard = self._hear()
+            parts.append(heard[:missing])
+            self._heard, self._at = heard, len(parts[-1])
+            missing -= len(parts[-1])
+        return b"".join(parts)
+
+    def _send(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            self._wait(select.POLLOUT, self._to)
+            with contextlib.suppress(BlockingIOError):
+                rest = rest[os.write(self._to, rest[:_CHUNK]) :]
+
+    def _hear(self) -> bytes:
+        self._wait(select.POLLIN, self._from)
+        heard = os.read(self._from, _CHUNK)
+        if not heard:
+            msg = "git ended before it had answered"
+            raise _Ended(msg)
+        return heard
+
+    def _wait(self, event: int, descriptor: int) -> None:
+        poll = select.poll()
+        poll.register(descriptor, event)
+        if not poll.poll(max(0.0, self._deadline - monotonic()) * 1000):
+            msg = f"git did not answer within {self._limits.read_seconds:g} s"
+            raise _Ended(msg)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()

@@ -1,4 +1,7 @@
-"""What git says is in a tree, and whether we are willing to look at it.
+"""What stands in a commit's folders, and whether we are willing to look at it.
+
+Trees are read as they are stored, because git's listings show odd modes mended. A folder that did not change since the last
+look is the same object, and is not read again.
 
 One entry that is not a plain file under a plain name refuses the whole tree: a commit that carries one is somebody's mistake
 or somebody's attack, and either way a person should look at it.
@@ -7,9 +10,10 @@ or somebody's attack, and either way a person should look at it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Protocol
 
 from controller.source.limits import SourceLimits
 from controller.source.snapshot import Blob
@@ -21,7 +25,7 @@ FOLDERS = ("bundles", "environments")
 PLAIN_FILE = "100644"
 """The only mode read. Not links, which point elsewhere; not programs, which nothing here needs; not submodules."""
 
-FOLDER = "040000"
+FOLDER = "40000"
 PATH_CHARS = 400
 DEPTH = 8
 
@@ -29,94 +33,190 @@ _KINDS = {"120000": "a symbolic link", "160000": "a submodule", "100755": "execu
 
 # Printable ASCII without spaces: so every path is its own normal form in every Unicode and on every file system.
 _PART = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9._+:-]{0,199}")
-_ENTRY = re.compile(rb"([0-9]{6}) ([a-z]+) ([0-9a-f]{40}|[0-9a-f]{64}) +(-|BAD|[0-9]+)\t(.+)", re.DOTALL)
+_MODE = re.compile(rb"[0-7]{1,7}")
+
+
+class Trees(Protocol):
+    """Where tree objects and the sizes of blobs come from."""
+
+    def trees(self, ids: Sequence[str]) -> list[bytes]:
+        """Return tree objects as they are stored, in order."""
+        ...
+
+    def sizes(self, ids: Sequence[str]) -> list[int]:
+        """Return the sizes of blobs in bytes, in order."""
+        ...
 
 
 @dataclass(frozen=True)
-class Tree:
+class Folder:
+    """A folder of one commit, with everything below it."""
+
+    id: str
     files: Mapping[str, Blob]
-    """Every file, sorted by path."""
+    """Every file below, by its path from the root."""
 
-    folders: tuple[str, ...]
-    """Ids of the tree objects that hold them."""
+    folders: Mapping[str, Folder]
+    """The folders right below, by their path from the root."""
 
 
-def parse_tree(listing: bytes, limits: SourceLimits) -> Tree:
-    """Read what ``git ls-tree -r -t -z -l`` says.
+@dataclass(frozen=True)
+class _Listing:
+    files: Mapping[str, str]
+    folders: Mapping[str, str]
+
+
+def our_folders(root: bytes, id_bytes: int = 20) -> dict[str, str]:
+    """Find our folders in the tree of a commit: ids by name.
+
+    Raises:
+        Invalid: ``UnsafeTree``: one of them is no folder.
+    """
+    found: dict[str, str] = {}
+    for mode, name, oid in _entries("the root", root, id_bytes):
+        if name not in FOLDERS:
+            continue
+        if mode != FOLDER:
+            why = "is a file and must be a folder" if mode == PLAIN_FILE else _of_mode(mode)
+            raise _unsafe(name, why)
+        if name in found:
+            raise _unsafe(name, "is listed twice")
+        found[name] = oid
+    return found
+
+
+def read_folders(
+    wanted: Mapping[str, str], known: Mapping[str, Folder], trees: Trees, limits: SourceLimits, id_bytes: int = 20
+) -> dict[str, Folder]:
+    """Read folders with everything below them, level by level, and of each level all that is new at once.
+
+    Args:
+        wanted: Ids of the tree objects, by path.
+        known: The same folders as they were at an earlier look.
+        trees: Where objects come from.
+        limits: How much is taken in.
+        id_bytes: How long the ids of this repository are.
 
     Raises:
         Invalid: ``UnsafeTree`` with the path, or ``LimitExceeded``.
     """
-    files: dict[str, Blob] = {}
-    folders: set[str] = set()
-    spelled: dict[str, str] = {}
-    for entry in listing.split(b"\0")[:-1]:
-        match = _ENTRY.fullmatch(entry)
-        if match is None:
-            raise _unsafe(repr(entry[:100]), "is an entry git should not have listed")
-        mode, kind, oid, size, path = (part.decode(errors="backslashreplace") for part in match.groups())
-        _check_name(path)
-        _check_spelling(path, spelled)
-        if (mode, kind) == (FOLDER, "tree"):
-            folders.add(oid)
-            continue
-        _check_file(path, mode, kind)
-        if path in files:
-            raise _unsafe(path, "is listed twice")
-        files[path] = Blob(oid, _size(path, size, limits))
-        if len(files) > limits.files:
-            msg = f"There are more than {limits.files} files below {' and '.join(FOLDERS)}."
-            raise Invalid(msg, code="LimitExceeded", hint="Remove versions that no environment names any more.")
-    return Tree(MappingProxyType(dict(sorted(files.items()))), tuple(sorted(folders)))
+    new = [path for path, oid in wanted.items() if path not in known or known[path].id != oid]
+    _check_count(len(new), limits)
+    contents = dict(zip(new, trees.trees([wanted[path] for path in new]), strict=True)) if new else {}
+    listings = {path: parse_folder(path, content, id_bytes) for path, content in contents.items()}
+    _check_count(sum(len(listing.files) + len(listing.folders) for listing in listings.values()), limits)
+    blobs = _blobs(listings, known, trees, limits)
+    below = {path: oid for listing in listings.values() for path, oid in listing.folders.items()}
+    before = {path: folder for name in new if name in known for path, folder in known[name].folders.items()}
+    inner = read_folders(below, before, trees, limits, id_bytes) if below else {}
+    found = {path: known[path] for path in wanted if path not in listings}
+    for path, listing in listings.items():
+        folders = {name: inner[name] for name in listing.folders}
+        files = {name: blobs[name] for name in listing.files}
+        for folder in folders.values():
+            files.update(folder.files)
+        _check_count(len(files), limits)
+        found[path] = Folder(wanted[path], files, folders)
+    return found
 
 
-def check_modes(trees: Iterable[bytes], id_bytes: int = 20) -> None:
-    """Check the modes as they stand in the tree objects themselves; git's listings show odd ones mended.
+def all_files(folders: Mapping[str, Folder], limits: SourceLimits) -> Mapping[str, Blob]:
+    """Put together every file of some folders, sorted by path.
 
     Raises:
-        Invalid: ``UnsafeTree``.
+        Invalid: ``LimitExceeded``.
     """
-    plain = {PLAIN_FILE.encode(), FOLDER.lstrip("0").encode()}
-    for tree in trees:
-        at = 0
-        while at < len(tree):
-            space, end = tree.find(b" ", at), tree.find(b"\0", at)
-            mode, name = tree[at:space], tree[space + 1 : end].decode(errors="backslashreplace")
-            if not at < space < end or mode not in plain:
-                raise _unsafe(name, f"has the mode {mode[:10].decode(errors='replace')}; only {PLAIN_FILE} is read")
-            at = end + 1 + id_bytes
+    files: dict[str, Blob] = {}
+    for folder in folders.values():
+        files.update(folder.files)
+    _check_count(len(files), limits)
+    return MappingProxyType(dict(sorted(files.items())))
 
 
-def _check_name(path: str) -> None:
-    parts = path.split("/")
-    plain = all(_PART.fullmatch(part) and part not in {".", ".."} and part.casefold() != ".git" for part in parts)
-    if not plain or len(path) > PATH_CHARS or parts[0] not in FOLDERS:
+def parse_folder(path: str, content: bytes, id_bytes: int = 20) -> _Listing:
+    """Read one tree object.
+
+    Raises:
+        Invalid: ``UnsafeTree`` with the path.
+    """
+    files: dict[str, str] = {}
+    folders: dict[str, str] = {}
+    spelled: dict[str, str] = {}
+    for mode, name, oid in _entries(path, content, id_bytes):
+        full = f"{path}/{name}"
+        _check_name(full, name)
+        other = spelled.get(name.casefold())
+        if other == name:
+            raise _unsafe(full, "is listed twice")
+        if other is not None:
+            raise _unsafe(full, f"differs from {path}/{other} only in upper and lower case")
+        spelled[name.casefold()] = name
+        if mode == FOLDER:
+            folders[full] = oid
+        elif mode == PLAIN_FILE:
+            files[full] = oid
+        else:
+            raise _unsafe(full, _of_mode(mode))
+    return _Listing(files, folders)
+
+
+def _entries(path: str, content: bytes, id_bytes: int) -> Iterator[tuple[str, str, str]]:
+    """Yield mode, name and id of each entry of a tree object."""
+    at = 0
+    while at < len(content):
+        space = content.find(b" ", at)
+        end = content.find(b"\0", space)
+        mode, oid = content[at:space], content[end + 1 : end + 1 + id_bytes]
+        if not at < space < end or not _MODE.fullmatch(mode) or len(oid) != id_bytes:
+            raise _unsafe(path, "is a folder that git should not have stored")
+        yield mode.decode("ascii"), content[space + 1 : end].decode(errors="backslashreplace"), oid.hex()
+        at = end + 1 + id_bytes
+
+
+def _blobs(
+    listings: Mapping[str, _Listing], known: Mapping[str, Folder], trees: Trees, limits: SourceLimits
+) -> dict[str, Blob]:
+    """Find the size of every file of some folders, asking only about those that are new."""
+    blobs: dict[str, Blob] = {}
+    new: dict[str, str] = {}
+    for path, listing in listings.items():
+        before = known[path].files if path in known else {}
+        for name, oid in listing.files.items():
+            old = before.get(name)
+            if old is not None and old.id == oid:
+                blobs[name] = old
+            else:
+                new[name] = oid
+    for (name, oid), size in zip(new.items(), trees.sizes(list(new.values())), strict=True):
+        blobs[name] = Blob(oid, size)
+        if size > limits.blob_bytes:
+            raise too_large(name, limits)
+    return blobs
+
+
+def too_large(path: str, limits: SourceLimits) -> Invalid:
+    """Say that a file is larger than what is read."""
+    msg = f"{path} is larger than {limits.blob_bytes} bytes."
+    return Invalid(msg, code="LimitExceeded", hint="A bundle or environment file is never that large.")
+
+
+def _check_name(path: str, name: str) -> None:
+    plain = _PART.fullmatch(name) and name not in {".", ".."} and name.casefold() != ".git"
+    if not plain or len(path) > PATH_CHARS:
         raise _unsafe(path, "is not a name we read; use letters, digits and . _ + : - only")
-    if len(parts) > DEPTH:
+    if path.count("/") >= DEPTH:
         raise _unsafe(path, f"is more than {DEPTH} folders deep")
 
 
-def _check_file(path: str, mode: str, kind: str) -> None:
-    if mode != PLAIN_FILE or kind != "blob":
-        what = _KINDS.get(mode, f"of mode {mode}")
-        raise _unsafe(path, f"is {what}; only plain files (mode {PLAIN_FILE}) are read")
-    if path in FOLDERS:
-        raise _unsafe(path, "is a file and must be a folder")
+def _check_count(count: int, limits: SourceLimits) -> None:
+    if count > limits.files:
+        msg = f"There are more than {limits.files} files below {' and '.join(FOLDERS)}."
+        raise Invalid(msg, code="LimitExceeded", hint="Remove versions that no environment names any more.")
 
 
-def _check_spelling(path: str, spelled: dict[str, str]) -> None:
-    """Refuse two names, of files or of folders, that some file systems and most readers take for one."""
-    known = spelled.setdefault(path.casefold(), path)
-    if known != path:
-        raise _unsafe(path, f"differs from {known} only in upper and lower case")
-
-
-def _size(path: str, text: str, limits: SourceLimits) -> int:
-    if text.isdigit() and int(text) <= limits.blob_bytes:
-        return int(text)
-    # A blob over the limit was not even fetched when the host can filter; git then has no size to show.
-    msg = f"{path} is larger than {limits.blob_bytes} bytes."
-    raise Invalid(msg, code="LimitExceeded", hint="A bundle or environment file is never that large.")
+def _of_mode(mode: str) -> str:
+    what = _KINDS.get(mode, f"of mode {mode}")
+    return f"is {what}; only plain files (mode {PLAIN_FILE}) are read"
 
 
 def _unsafe(path: str, why: str) -> Invalid:

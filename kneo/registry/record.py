@@ -81,8 +81,8 @@ class Serving:
     change: Change
 
 
-def promote(tx: Tx, environment: str, items: Sequence[Serving]) -> tuple[Release, ...]:
-    """Serve bundles in an environment from now on."""
+def promote(tx: Tx, environment: str, items: Sequence[Serving]) -> tuple[Promotion, ...]:
+    """Serve bundles in an environment from now on, and return what is written down about it."""
     releases.insert_bundles(tx, [item.bundle for item in items])
     promotions = _record_promotions(tx, [_promotion(tx, environment, item) for item in items])
     served = tuple(
@@ -98,7 +98,7 @@ def promote(tx: Tx, environment: str, items: Sequence[Serving]) -> tuple[Release
         for item, promotion in zip(items, promotions, strict=True)
     )
     releases.put_releases(tx, served)
-    return served
+    return promotions
 
 
 def _promotion(tx: Tx, environment: str, item: Serving) -> tuple[Promotion, dict[str, object]]:
@@ -129,8 +129,8 @@ def keep_signatures(tx: Tx, bundle: VerifiedBundle, *, revision: str) -> None:
     audit.record(tx, "bundle.signatures_changed", actor=CONTROLLER, metadata={**metadata, "revision": revision})
 
 
-def retire(tx: Tx, current: Release, *, change: Change) -> None:
-    """Stop serving a bundle in an environment."""
+def retire(tx: Tx, current: Release, *, change: Change) -> Promotion:
+    """Stop serving a bundle in an environment, and return what is written down about it."""
     promotion = Promotion(
         id=new_id("prom", tx.now),
         environment=current.environment,
@@ -146,8 +146,9 @@ def retire(tx: Tx, current: Release, *, change: Change) -> None:
         reason=change.reason,
         approvals=change.approvals,
     )
-    _record_promotions(tx, [(promotion, {"policy_digest": change.policy_digest})])
+    (recorded,) = _record_promotions(tx, [(promotion, {"policy_digest": change.policy_digest})])
     releases.retire_release(tx, current.environment, current.bundle)
+    return recorded
 
 
 def _record_promotions(tx: Tx, items: Sequence[tuple[Promotion, Mapping[str, object]]]) -> tuple[Promotion, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 from sqlalchemy import ColumnElement, Row, delete, func, insert, select, update
@@ -114,13 +114,26 @@ def bundle(tx: Tx, digest: str) -> BundleRecord | None:
     return _bundle(row) if row else None
 
 
-def known_bundles(tx: Tx) -> tuple[BundleRecord, ...]:
-    """Read every bundle ever accepted, without its bytes."""
+def known_bundles(tx: Tx, digests: Collection[str] | None = None) -> tuple[BundleRecord, ...]:
+    """Read every bundle ever accepted, or those of some digests, without its bytes."""
     columns = [column for column in bundles.c if column.name not in {"payload", "envelope"}]
-    rows = tx.connection.execute(select(*columns).order_by(bundles.c.name, bundles.c.seq))
-    return tuple(
-        BundleRecord(**row._asdict() | {"payload": b"", "envelope": b"", "signers": tuple(row.signers)}) for row in rows
-    )
+    found: list[BundleRecord] = []
+    for some in _batches(digests):
+        wanted = () if some is None else (bundles.c.digest.in_(some),)
+        rows = tx.connection.execute(select(*columns).where(*wanted).order_by(bundles.c.name, bundles.c.seq))
+        found += (
+            BundleRecord(payload=b"", envelope=b"", **row._asdict() | {"signers": tuple(row.signers)}) for row in rows
+        )
+    return tuple(found)
+
+
+def _batches(wanted: Collection[str] | None) -> Iterator[list[str] | None]:
+    """Split what is asked for into questions a database takes; None asks for everything at once."""
+    if wanted is None:
+        yield None
+        return
+    ordered = sorted(wanted)
+    yield from (ordered[start : start + _ASKED_AT_ONCE] for start in range(0, len(ordered), _ASKED_AT_ONCE))
 
 
 # ---- environments -----------------------------------------------------------------------------------------------
@@ -203,12 +216,21 @@ def release(tx: Tx, environment_name: str, bundle_name: str) -> Release | None:
     return _release(row) if row else None
 
 
-def list_releases(tx: Tx, environment_name: str | None = None) -> tuple[Release, ...]:
-    wanted: list[ColumnElement[bool]] = [releases.c.retired_at.is_(None)]
+def list_releases(
+    tx: Tx, environment_name: str | None = None, names: Collection[str] | None = None
+) -> tuple[Release, ...]:
+    """Read what is served: everywhere or in one environment, all of it or the bundles of some names."""
+    here: list[ColumnElement[bool]] = [releases.c.retired_at.is_(None)]
     if environment_name is not None:
-        wanted.append(releases.c.environment == environment_name)
-    rows = tx.connection.execute(select(releases).where(*wanted).order_by(releases.c.environment, releases.c.bundle))
-    return tuple(_release(row) for row in rows)
+        here.append(releases.c.environment == environment_name)
+    found: list[Release] = []
+    for some in _batches(names):
+        wanted = here if some is None else [*here, releases.c.bundle.in_(some)]
+        rows = tx.connection.execute(
+            select(releases).where(*wanted).order_by(releases.c.environment, releases.c.bundle)
+        )
+        found += map(_release, rows)
+    return tuple(found)
 
 
 def put_releases(tx: Tx, items: Sequence[Release]) -> None:
@@ -229,6 +251,11 @@ def insert_promotions(tx: Tx, items: Sequence[Promotion]) -> None:
     rows = [{**asdict(item), "at": tx.at, "approvals": list(item.approvals)} for item in items]
     if rows:
         tx.connection.execute(insert(promotions), rows)
+
+
+def newest_promotion(tx: Tx) -> str | None:
+    """Name the promotion with the highest id. Nothing that is served changes without another one."""
+    return tx.connection.execute(select(func.max(promotions.c.id))).scalar()
 
 
 def promotion(tx: Tx, promotion_id: str) -> Promotion | None:

@@ -25,7 +25,7 @@ class HighWater:
     digest: Digest
 
 
-def check_sequence(bundle: VerifiedBundle, high_water: HighWater | None, known_digests: Container[Digest]) -> None:
+def check_sequence(bundle: VerifiedBundle, high_water: HighWater | None, known_digests: Container[str]) -> None:
     """Refuse a rollback, a second history and an absurd jump.
 
     A digest that was accepted before passes: going back to it is a rollback promotion, which has its own gates.

@@ -8,7 +8,7 @@ import pytest
 from controller.source.address import parse_address, redact
 from controller.source.credentials import Credentials, git_environment, git_options
 from controller.source.git import check_version
-from controller.source.mirror import check_ref
+from controller.source.refs import check_ref
 from kneo.errors import Invalid
 
 
