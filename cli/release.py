@@ -17,7 +17,8 @@ from kneo.clock import SystemClock, isoformat, parse_duration, parse_time
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import NotFound, Usage
 from kneo.trust.dsse import serialise, sign
-from kneo.trust.statement import PAYLOAD_TYPE, Decision, build_approval
+from kneo.trust.intoto import PAYLOAD_TYPE
+from kneo.trust.statement import Decision, build_approval
 
 Target = Annotated[str, typer.Argument(metavar="ENV[/BUNDLE]", help="Where, and what of it.")]
 Both = Annotated[str, typer.Argument(metavar="ENV/BUNDLE", help="Where, and what of it.")]

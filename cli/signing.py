@@ -13,8 +13,9 @@ from cli.repository import ConfigRepository, read_bundle, repository_of
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Conflict, Invalid, NotFound, Usage
 from kneo.trust.dsse import Envelope, add_signature, parse_envelope, serialise, sign
+from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
-from kneo.trust.statement import PAYLOAD_TYPE, BundleSource, BundleStatement, build_bundle, parse_bundle
+from kneo.trust.statement import BundleSource, BundleStatement, build_bundle, parse_bundle
 from kneo.trust.verify import parse_bundle_path
 
 

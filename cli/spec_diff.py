@@ -28,7 +28,8 @@ from kneo.spec.models import Spec
 from kneo.spec.reader import read_json
 from kneo.trust.dsse import ENVELOPE_BYTES, parse_envelope
 from kneo.trust.hmac_bundle import KIND
-from kneo.trust.statement import PAYLOAD_TYPE, parse_bundle
+from kneo.trust.intoto import PAYLOAD_TYPE
+from kneo.trust.statement import parse_bundle
 
 
 def diff(

@@ -32,9 +32,10 @@ from kneo.store import audit, releases, requests, runs
 from kneo.store.engine import Store
 from kneo.store.tables import metadata
 from kneo.trust.dsse import serialise, sign
+from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
 from kneo.trust.signers import TrustedKey
-from kneo.trust.statement import PAYLOAD_TYPE, Decision, build_approval
+from kneo.trust.statement import Decision, build_approval
 
 
 class Bench:

@@ -34,8 +34,9 @@ from kneo.spec.rules import check
 from kneo.store import requests
 from kneo.store.migrate import open_store
 from kneo.trust.dsse import serialise, sign
+from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.root import verify_chain
-from kneo.trust.statement import PAYLOAD_TYPE, build_bundle
+from kneo.trust.statement import build_bundle
 from kneo.trust.verify import verify_bundle
 
 

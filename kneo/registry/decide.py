@@ -13,9 +13,10 @@ from kneo.state.release import ApprovalRecord, Hold, Pending, Suspension
 from kneo.store import approvals, audit, releases
 from kneo.store.engine import Tx, lock_table
 from kneo.trust.dsse import parse_envelope, serialise, sign
+from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import KeyId, PrivateKey
 from kneo.trust.signers import TrustedKey, find_signers
-from kneo.trust.statement import PAYLOAD_TYPE, Decision, build_approval, parse_approval
+from kneo.trust.statement import Decision, build_approval, parse_approval
 
 REGISTRY = "registry"
 """The origin of decisions that came through a service or a command, rather than with a commit."""

@@ -8,10 +8,11 @@ from datetime import datetime
 from kneo.digest import Digest
 from kneo.errors import Invalid, Untrusted
 from kneo.trust.dsse import Envelope, parse_envelope
+from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
 from kneo.trust.signers import Signer, TrustedKey, find_signers
-from kneo.trust.statement import PAYLOAD_TYPE, ApprovalPredicate, parse_approval
+from kneo.trust.statement import ApprovalPredicate, parse_approval
 from kneo.trust.verified import SEAL, VerifiedApproval
 
 

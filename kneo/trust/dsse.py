@@ -71,7 +71,16 @@ def parse_envelope(data: bytes, *, file: str = "envelope", max_bytes: int = ENVE
     if len(data) > max_bytes:
         msg = f"{file}: {len(data)} bytes are too many for an envelope; the limit is {max_bytes} bytes."
         raise Invalid(msg, code="LimitExceeded")
-    fields = _object(read_strict(data, file=file), file, "an envelope")
+    return read_envelope(read_strict(data, file=file), file=file)
+
+
+def read_envelope(value: object, *, file: str = "envelope") -> Envelope:
+    """Read an envelope that stands inside of another document, without believing any of it.
+
+    Raises:
+        Invalid: as ``parse_envelope`` says, but for the size, which whoever read the document has bounded.
+    """
+    fields = _object(value, file, "an envelope")
     signatures = fields.get("signatures")
     if not isinstance(signatures, list) or not signatures:
         msg = f"{file}: signatures must be a list with at least one entry."

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, JsonValue
 
-from kneo.digest import Digest, canonical_json, digest_of, digest_of_json
-from kneo.errors import Invalid
+from kneo.digest import Digest, digest_of, digest_of_json
+from kneo.trust.intoto import read_statement, write_statement
 from kneo.trust.reading import (
     SEQUENCE_LIMIT,
     DigestText,
@@ -26,13 +26,10 @@ from kneo.trust.reading import (
     Time,
     Version,
     read_record,
-    read_strict,
 )
 
-STATEMENT_TYPE: Literal["https://in-toto.io/Statement/v1"] = "https://in-toto.io/Statement/v1"
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
-BUNDLE_TYPE: Literal["urn:kneo:attestation:bundle:v1"] = "urn:kneo:attestation:bundle:v1"
-APPROVAL_TYPE: Literal["urn:kneo:attestation:approval:v1"] = "urn:kneo:attestation:approval:v1"
+BUNDLE_TYPE = "urn:kneo:attestation:bundle:v1"
+APPROVAL_TYPE = "urn:kneo:attestation:approval:v1"
 
 ENVIRONMENTS = 64
 DEPENDENCIES = 64
@@ -96,22 +93,6 @@ class ApprovalPredicate(Record):
     person's own key signed, which says it better."""
 
 
-class _DigestSet(Record):
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class _Subject(Record):
-    name: Line
-    digest: _DigestSet
-
-
-class _Statement(Record):
-    type: Annotated[Literal["https://in-toto.io/Statement/v1"], Field(alias="_type")]
-    subject: Annotated[Several[_Subject], Field(min_length=1, max_length=1)]
-    predicate_type: Literal["urn:kneo:attestation:bundle:v1", "urn:kneo:attestation:approval:v1"]
-    predicate: dict[str, JsonValue]
-
-
 @dataclass(frozen=True)
 class BundleStatement:
     """A signed or still unsigned bundle: the bytes, and what they say."""
@@ -147,9 +128,9 @@ def parse_bundle(payload: bytes, *, file: str = "bundle") -> BundleStatement:
     Raises:
         Invalid: ``Malformed``: not a Statement v1 with our bundle predicate and nothing else.
     """
-    statement = _parse(payload, BUNDLE_TYPE, file)
+    statement = read_statement(payload, BUNDLE_TYPE, file=file)
     predicate = read_record(BundlePredicate, statement.predicate, file=f"{file}: predicate")
-    return BundleStatement(payload, predicate, *_subject(statement))
+    return BundleStatement(payload, predicate, statement.subject_name, statement.subject_digest)
 
 
 def parse_approval(payload: bytes, *, file: str = "approval") -> ApprovalStatement:
@@ -158,9 +139,9 @@ def parse_approval(payload: bytes, *, file: str = "approval") -> ApprovalStateme
     Raises:
         Invalid: ``Malformed``: not a Statement v1 with our approval predicate and nothing else.
     """
-    statement = _parse(payload, APPROVAL_TYPE, file)
+    statement = read_statement(payload, APPROVAL_TYPE, file=file)
     predicate = read_record(ApprovalPredicate, statement.predicate, file=f"{file}: predicate")
-    return ApprovalStatement(payload, predicate, *_subject(statement))
+    return ApprovalStatement(payload, predicate, statement.subject_name, statement.subject_digest)
 
 
 def build_bundle(  # noqa: PLR0913 - one argument per field of the predicate, all by name
@@ -236,29 +217,9 @@ def build_approval(
     return ApprovalStatement(payload, predicate, bundle_name, bundle_digest)
 
 
-def _parse(payload: bytes, predicate_type: str, file: str) -> _Statement:
-    statement = read_record(_Statement, read_strict(payload, file=file), file=file)
-    if statement.predicate_type != predicate_type:
-        msg = f"{file}: predicateType is {statement.predicate_type}, expected {predicate_type}."
-        raise Invalid(msg, code="Malformed")
-    return statement
-
-
-def _subject(statement: _Statement) -> tuple[str, Digest]:
-    subject = statement.subject[0]
-    return subject.name, Digest(f"sha256:{subject.digest.sha256}")
-
-
 def _payload(predicate_type: str, name: str, digest: Digest, predicate: Record) -> bytes:
     view = predicate.model_dump(mode="json", by_alias=True)
     for optional in ("expiresAt", "approver"):
         if view.get(optional, 0) is None:
             del view[optional]
-    return canonical_json(
-        {
-            "_type": STATEMENT_TYPE,
-            "subject": [{"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}],
-            "predicateType": predicate_type,
-            "predicate": view,
-        }
-    )
+    return write_statement(predicate_type, name, digest, view)

@@ -23,8 +23,9 @@ from kneo.store import audit
 from kneo.store.engine import Store
 from kneo.trust.checkpoint import read_checkpoint
 from kneo.trust.dsse import serialise, sign
+from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PublicKey
-from kneo.trust.statement import PAYLOAD_TYPE, Decision, build_approval
+from kneo.trust.statement import Decision, build_approval
 
 PEOPLE = {"bob": {"roles": ["approver"]}, "cid": {"roles": ["approver"]}}
 KEYS = "bob:bobs-key:operator;cid:cids-key:operator;eve:eves-key:operator;vic:vics-key:viewer"

@@ -12,13 +12,14 @@ from kneo.digest import Digest, digest_of
 from kneo.errors import KneoError, Untrusted
 from kneo.trust import dsse
 from kneo.trust.approvals import verify_approval
+from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import Algorithm, PrivateKey
 from kneo.trust.root import TRUST_ROOT_TYPE, RootDocument, TrustRoot, root_payload, verify_chain
 from kneo.trust.root_edit import add_key, first_root, revoke_key, set_role
 from kneo.trust.rule import SignatureRule
 from kneo.trust.sequence import SEQUENCE_JUMP, HighWater, check_sequence
 from kneo.trust.signers import TrustedKey
-from kneo.trust.statement import PAYLOAD_TYPE, BundleStatement, Decision, build_approval, build_bundle
+from kneo.trust.statement import BundleStatement, Decision, build_approval, build_bundle
 from kneo.trust.verified import VerifiedBundle
 from kneo.trust.verify import verification_steps, verify_bundle
 

@@ -1,0 +1,160 @@
+"""Receipts: what a service signs about one decision of a person, a deadline or a replay. The format is on
+``docs/reference/receipts.md``.
+
+A receipt says digests of what was shown and answered, never the words themselves. It names the receipt before it in the
+same run, so that none can be taken out or put in between, and the head of the audit log when it was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, JsonValue
+
+from kneo.digest import Digest, canonical_json, digest_of, digest_of_json
+from kneo.trust.dsse import Envelope, sign
+from kneo.trust.intoto import PAYLOAD_TYPE, read_statement, write_statement
+from kneo.trust.keys import PrivateKey
+from kneo.trust.reading import SEQUENCE_LIMIT, DigestText, Record, Several, Time, read_record
+
+RECEIPT_TYPE = "urn:kneo:attestation:decision:v1"
+
+MARK_CHARS = 8
+
+Text: TypeAlias = Annotated[str, Field(max_length=20_000)]
+Hash: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Word: TypeAlias = Literal["approved", "rejected", "edited", "selected", "provided", "expired"]
+
+
+class Voter(Record):
+    """One person whose word counted, and who they were in the environment at that time."""
+
+    actor: Text
+    decision: Word
+    at: Time
+    roles: Several[Text] = ()
+    groups: Several[Text] = ()
+    statement: DigestText | None = None
+    """Digest of what they signed themselves, where the gate asks for that."""
+
+
+class Receipt(Record):
+    """What is signed. Names are camelCase in files, times ISO-8601 in UTC, digests ``sha256:`` and 64 hex digits."""
+
+    id: Text
+    task: Text
+    request: Text
+    """Which question of the task was answered."""
+
+    run: Text
+    environment: Text | None
+    gate: Text
+    """The gate's key, stable over resume and replay."""
+
+    position: Text
+    step: Text
+    attempt: Annotated[int, Field(ge=0, le=SEQUENCE_LIMIT)]
+    subject_digest: DigestText
+    """What was shown: see ``subject_digest`` of the task."""
+
+    decision: Word
+    """``expired`` where a deadline ended the run."""
+
+    effect: Text | None
+    """What a rejection does here."""
+
+    content_digest: DigestText | None
+    """Digest of everything else that was answered; null where the word says it all."""
+
+    by: Literal["person", "policy:timeout", "replay"]
+    actor: Text
+    decided_at: Time
+    voters: Several[Voter]
+    """Everybody whose vote made this the decision; nobody where a deadline or a replay did."""
+
+    allow_self: bool
+    """Whether the environment lets people answer what they asked for or signed."""
+
+    bundle_digest: DigestText | None
+    """The bundle that asks, or the spec where there is no bundle."""
+
+    policy_digest: DigestText | None
+    """The environment's rules at that time; null outside of environments."""
+
+    source: DigestText | None
+    """The receipt whose decision was used again."""
+
+    audit_event: Text
+    audit_leaf: Hash
+    """The event's leaf in the audit log, by which it can be proved to be there once it is sealed."""
+
+    audit_size: Annotated[int, Field(ge=0, le=SEQUENCE_LIMIT)]
+    audit_head: Hash
+    """How many events were sealed when this was written, and the head over them."""
+
+    sequence: Annotated[int, Field(ge=1, le=SEQUENCE_LIMIT)]
+    """Counts the receipts of a run."""
+
+    previous: DigestText | None
+    """Digest of the receipt before; null for a run's first."""
+
+
+@dataclass(frozen=True)
+class ReceiptStatement:
+    """The bytes that are signed, and what they say."""
+
+    payload: bytes
+    receipt: Receipt
+
+    @property
+    def digest(self) -> Digest:
+        return digest_of(self.payload)
+
+
+def content_digest(answered: Mapping[str, object]) -> Digest | None:
+    """Name what was answered beside the decision's word; what is null or empty does not count.
+
+    Raises:
+        Invalid: it has no canonical form.
+    """
+    said = {name: value for name, value in answered.items() if value not in (None, "", (), [], {})}
+    return digest_of_json(said) if said else None
+
+
+def build_receipt(receipt: Receipt) -> ReceiptStatement:
+    """Spell a receipt as the bytes to sign."""
+    view = receipt.model_dump(mode="json", by_alias=True)
+    predicate: dict[str, JsonValue] = {**view, "marks": marks_of(view)}
+    return ReceiptStatement(write_statement(RECEIPT_TYPE, receipt.task, receipt.subject_digest, predicate), receipt)
+
+
+def sign_receipt(statement: ReceiptStatement, key: PrivateKey) -> Envelope:
+    return sign(PAYLOAD_TYPE, statement.payload, key)
+
+
+def marks_of(view: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Mark each field so that whoever finds a broken signature can say which field was changed."""
+    return {name: mark_of(value) for name, value in view.items()}
+
+
+def mark_of(value: JsonValue) -> str:
+    """Return the beginning of the SHA-256 of a value's RFC 8785 form. It proves nothing; the signature does.
+
+    Raises:
+        Invalid: the value has no such form.
+    """
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:MARK_CHARS]
+
+
+def parse_receipt(payload: bytes, *, file: str = "receipt") -> ReceiptStatement:
+    """Read a receipt's payload. Who signed it, and whether its marks are right, is for the verifier.
+
+    Raises:
+        Invalid: ``Malformed``: not a statement with our predicate and nothing else.
+    """
+    statement = read_statement(payload, RECEIPT_TYPE, file=file)
+    fields = {name: value for name, value in statement.predicate.items() if name != "marks"}
+    return ReceiptStatement(payload, read_record(Receipt, fields, file=f"{file}: predicate"))

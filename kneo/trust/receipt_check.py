@@ -1,0 +1,174 @@
+"""Whether receipts are what a service signed, and if not, which field was changed. Needs nothing but a public key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from pydantic import JsonValue
+
+from kneo.digest import Digest, digest_of
+from kneo.errors import Invalid, KneoError
+from kneo.spec.reader import read_json
+from kneo.trust.dsse import Envelope
+from kneo.trust.intoto import PAYLOAD_TYPE, STATEMENT_TYPE
+from kneo.trust.keys import PublicKey
+from kneo.trust.receipt import RECEIPT_TYPE, Receipt, mark_of, parse_receipt
+from kneo.trust.signers import TrustedKey, find_signers
+
+SIGNATURE = "signature"
+"""The field that is named when something is wrong and nobody can say what: another key, or a change made with care."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is not as it was signed.
+
+    Attributes:
+        receipt: Its id, as far as it can be read.
+        field: Name of the field in the receipt, or ``signature``, or ``envelope.payloadType``.
+        message: One sentence about it.
+    """
+
+    receipt: str
+    field: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presented:
+    """A receipt as somebody hands it over.
+
+    Attributes:
+        envelope: The signed envelope.
+        view: What they say is in it, for people to read; None where they handed over the envelope alone.
+    """
+
+    envelope: Envelope
+    view: Mapping[str, JsonValue] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What looking at one receipt found. ``receipt`` is set only where nothing is wrong with it."""
+
+    digest: Digest
+    receipt: Receipt | None
+    problems: tuple[Problem, ...] = field(default=())
+
+
+def check_receipt(presented: Presented, keys: Sequence[PublicKey]) -> Checked:
+    """Decide whether one of these keys signed this receipt, and whether it says what it is shown to say.
+
+    1. The envelope carries a statement.
+    2. One of the keys signed it.
+    3. The signed bytes are a receipt and nothing else, and its subject is what it says was shown.
+    4. What is shown beside the envelope is what the signed bytes say.
+    """
+    envelope, digest = presented.envelope, digest_of(presented.envelope.payload)
+    trusted = {key.keyid: TrustedKey(key, "service") for key in keys}
+    said = _predicate(envelope)
+    name = str(said.get("id", "?"))[:80]
+    if envelope.payload_type != PAYLOAD_TYPE:
+        message = f"The envelope says it carries {envelope.payload_type}, expected {PAYLOAD_TYPE}."
+        return _refused(digest, Problem(receipt=name, field="envelope.payloadType", message=message))
+    signers = find_signers(envelope, trusted)
+    if not signers:
+        changed = [*_changed(envelope, said, name), *_misread(presented.view, said, name)]
+        message = "None of the keys given signed it."
+        return _refused(
+            digest, *changed, *([] if changed else [Problem(receipt=name, field=SIGNATURE, message=message)])
+        )
+    hints = {signature.keyid for signature in envelope.signatures}
+    if "" not in hints and hints.isdisjoint(signer.keyid for signer in signers):
+        message = f"The signature was made by {signers[0].keyid}, and the envelope names another key."
+        return _refused(digest, Problem(receipt=name, field="envelope.signatures.keyid", message=message))
+    try:
+        receipt = parse_receipt(envelope.payload).receipt
+    except KneoError as error:
+        where = str(error.details.get("field", "receipt"))
+        return _refused(digest, Problem(receipt=name, field=where, message=error.message))
+    wrong = [*_changed(envelope, said, name), *_misread(presented.view, said, name)]
+    return _refused(digest, *wrong) if wrong else Checked(digest=digest, receipt=receipt)
+
+
+def check_chain(checked: Sequence[Checked]) -> tuple[Problem, ...]:
+    """Decide whether receipts, in their order, are those of one run from its first one on, none left out.
+
+    Whether they are all of them nobody can say who has only these; the audit log knows.
+    """
+    read = [(item.digest, item.receipt) for item in checked if item.receipt is not None]
+    problems = []
+    if read and len(read) == len(checked):
+        first = read[0][1]
+        if first.sequence != 1 or first.previous is not None:
+            message = f"The first receipt here is number {first.sequence} of its run; those before it are missing."
+            problems.append(Problem(receipt=first.id, field="sequence", message=message))
+    for (digest, before), (_, after) in pairwise(read):
+        if after.run != before.run:
+            message = f"It is about the run {after.run}, and the one before it about {before.run}."
+            problems.append(Problem(receipt=after.id, field="run", message=message))
+        elif after.sequence != before.sequence + 1:
+            message = f"Number {after.sequence} follows number {before.sequence}."
+            problems.append(Problem(receipt=after.id, field="sequence", message=message))
+        elif after.previous != digest:
+            message = f"It follows {after.previous}, and the one before it is {digest}."
+            problems.append(Problem(receipt=after.id, field="previous", message=message))
+    return tuple(problems)
+
+
+def _refused(digest: Digest, *problems: Problem) -> Checked:
+    return Checked(digest=digest, receipt=None, problems=problems)
+
+
+def _statement(envelope: Envelope) -> Mapping[str, JsonValue]:
+    try:
+        value = read_json(envelope.payload, file="receipt").value
+    except Invalid:
+        value = None
+    return value if isinstance(value, dict) else {}
+
+
+def _predicate(envelope: Envelope) -> Mapping[str, JsonValue]:
+    value = _statement(envelope).get("predicate")
+    return value if isinstance(value, dict) else {}
+
+
+def _changed(envelope: Envelope, said: Mapping[str, JsonValue], name: str) -> Iterator[Problem]:
+    """Compare every field with its mark, and the statement around them with what it has to be."""
+    marked = said.get("marks")
+    marks = marked if isinstance(marked, dict) else {}
+    fields = {key: value for key, value in said.items() if key != "marks"}
+    for key in [*fields, *(key for key in marks if key not in fields)]:
+        if key not in fields or _mark(fields[key]) != marks.get(key):
+            message = f"{key} is not what was signed: it and its mark disagree."
+            yield Problem(receipt=name, field=key[:80], message=message)
+    shown = str(said.get("subjectDigest")).removeprefix("sha256:")
+    fixed: Mapping[str, JsonValue] = {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": said.get("task"), "digest": {"sha256": shown}}],
+        "predicateType": RECEIPT_TYPE,
+    }
+    statement = _statement(envelope)
+    for key, value in fixed.items():
+        if statement.get(key) != value:
+            yield Problem(receipt=name, field=key, message=f"{key} is not that of a receipt about this task.")
+
+
+def _misread(view: Mapping[str, JsonValue] | None, said: Mapping[str, JsonValue], name: str) -> Iterator[Problem]:
+    """Compare what is shown with what is signed."""
+    if view is None:
+        return
+    for key in [*said, *(key for key in view if key not in said)]:
+        # By their marks, because Python takes false for 0.
+        if key not in view or key not in said or _mark(view[key]) != _mark(said[key]):
+            message = f"{key} is shown as something else than what the envelope says."
+            yield Problem(receipt=name, field=key[:80], message=message)
+
+
+def _mark(value: JsonValue) -> str | None:
+    try:
+        return mark_of(value)
+    except Invalid:
+        return None

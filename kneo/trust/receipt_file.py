@@ -1,0 +1,74 @@
+"""Receipts as they are handed over: one envelope, one with what it says beside it, or all of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from kneo.errors import Invalid
+from kneo.spec.document import ReadLimits
+from kneo.spec.reader import read_json
+from kneo.trust.dsse import read_envelope
+from kneo.trust.receipt_check import Presented
+
+LIMITS = ReadLimits(max_bytes=16 * 1_048_576, max_nodes=1_000_000)
+"""Room for the receipts of some thousand decisions."""
+
+RECEIPTS = 5_000
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What somebody hands over.
+
+    Attributes:
+        receipts: In the order in which they stand.
+        is_chain: Whether they are said to be those of a run, from the first on.
+    """
+
+    receipts: tuple[Presented, ...]
+    is_chain: bool
+
+
+def read_receipts(data: bytes, *, file: str) -> Handed:
+    """Read a file of receipts without believing any of it.
+
+    Raises:
+        Invalid: it is not JSON, too large, or holds no receipts.
+    """
+    return find_receipts(read_json(data, file=file, limits=LIMITS).value, file=file)
+
+
+def find_receipts(value: object, *, file: str) -> Handed:
+    """Find the receipts in a JSON value: an envelope, ``{"envelope", "receipt"}`` or ``{"receipts": [...]}``.
+
+    Raises:
+        Invalid: it holds none, or too many.
+    """
+    if isinstance(value, dict) and isinstance(listed := value.get("receipts"), list):
+        if not 0 < len(listed) <= RECEIPTS:
+            msg = f"{file}: {len(listed)} receipts; from 1 to {RECEIPTS} are read at once."
+            raise Invalid(msg, code="Malformed")
+        found = tuple(_one(item, f"{file}: receipts[{index}]") for index, item in enumerate(listed))
+        return Handed(found, is_chain=True)
+    return Handed((_one(value, file),), is_chain=False)
+
+
+def _one(value: object, where: str) -> Presented:
+    if not isinstance(value, dict):
+        msg = f"{where}: a receipt is a JSON object."
+        raise Invalid(msg, code="Malformed", hint="kneo human receipt show --json writes one.")
+    if "envelope" not in value:
+        return Presented(envelope=read_envelope(value, file=where))
+    envelope = read_envelope(value["envelope"], file=f"{where}: envelope")
+    view = value.get("receipt")
+    return Presented(envelope=envelope, view=_view(view, where) if view is not None else None)
+
+
+def _view(value: object, where: str) -> Mapping[str, JsonValue]:
+    if not isinstance(value, dict):
+        msg = f"{where}: receipt must be a JSON object."
+        raise Invalid(msg, code="Malformed")
+    return value
