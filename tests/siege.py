@@ -119,7 +119,7 @@ class Siege:
         self.repo.git("read-tree", "-u", "--reset", self.good)
         self.repo.git("clean", "-fdq")
         what(self)
-        self.repo.commit(f"Improve {what.__name__.replace('_', ' ')}")
+        self.repo.commit("Improve something")
         return self.bench.reconcile()
 
     def told(self, environment: str = "prod") -> set[str]:
