@@ -11,6 +11,7 @@ from cli.specs import check_spec
 from kneo.clock import SystemClock
 from kneo.errors import NotFound
 from kneo.maintenance import RetentionManager, RetentionPolicy, RetentionReport
+from kneo.project import read_config
 from kneo.runtime.advance import Driver
 from kneo.runtime.code import CodeLoader
 from kneo.runtime.load import ProgramLoader
@@ -18,7 +19,6 @@ from kneo.runtime.start import Starter
 from kneo.runtime.steps import Executor
 from kneo.runtime.worker import Worker
 from kneo.settings import Settings
-from kneo.spec.project import parse_project
 from kneo.store.engine import Store
 from kneo.store.history import CheckpointLimits
 from kneo.store.migrate import open_store
@@ -73,8 +73,7 @@ def make_worker(settings: Settings, store: Store, concurrency: int) -> Works:
 
 def make_retention(settings: Settings, store: Store) -> Callable[[], RetentionReport]:
     """Make what deletes, when it is called, what the project and this process say has been kept long enough."""
-    path = settings.project_config
-    project = parse_project(path.read_bytes(), file=str(path)) if path is not None else None
+    project = read_config(settings)
     policy = RetentionPolicy.from_settings(settings.execution, project.retention if project else None)
     local = project.local if project else None
     manager = RetentionManager(

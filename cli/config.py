@@ -10,18 +10,19 @@ import typer
 from cli import render
 from cli.files import write_whole
 from cli.profiles import Profile, Profiles, check_url, load_profiles, save_profiles
-from cli.project import Project, open_project
+from cli.project import open_project
 from cli.spec import EnvOption, JsonOption, resolve_spec
 from kneo.errors import Conflict
-from kneo.settings import from_env, variables_set
-from kneo.spec.project import SERVICE_TOKENS, ProjectConfig, parse_project, provider_variable, render_project
+from kneo.project.secrets import secret_inventory
+from kneo.redaction import REDACTED
+from kneo.settings import from_env
+from kneo.spec.project import ProjectConfig, parse_project, render_project
 from kneo.spec.yaml_writer import write_yaml
 
 app = typer.Typer(help="The project's settings, and saved service addresses.", no_args_is_help=True)
 profile_app = typer.Typer(help="Manage saved service addresses. API keys are never printed.", no_args_is_help=True)
 app.add_typer(profile_app, name="profile")
 
-REDACTED = "[REDACTED]"
 CONFIG_FILE = Path(".kneo/config.yaml")
 
 LIKELY_SPECS = ("examples/research_agent.yaml", "specs/agent.yaml", "agent.yaml")
@@ -99,7 +100,7 @@ def resolve_project(*, env: EnvOption = None, spec: SpecOption = None, as_json: 
 @app.command()
 def secrets(*, env: EnvOption = None, as_json: JsonOption = False) -> None:
     """Show which secrets are set. Their values are never read."""
-    inventory = secret_inventory(open_project(env))
+    inventory = secret_inventory(open_project(env).config)
 
     def show_table() -> None:
         rows = [
@@ -198,42 +199,6 @@ def delete_profile(name: Annotated[str, typer.Argument(metavar="NAME")], *, as_j
         save_profiles(path, saved.without(name))
     words = f"Deleted the profile {name}." if known else f"There was no profile {name}."
     render.emit({"name": name, "deleted": known}, as_json=as_json, text=lambda: render.success(words))
-
-
-def secret_inventory(project: Project) -> dict[str, dict[str, dict[str, object]]]:
-    """Say which secrets the project speaks of and which of them are set.
-
-    Returns:
-        Entries by group (``providers``, ``extra``, ``service_tokens``) and name.
-    """
-    config = project.config
-    providers = (
-        config.provider_variables()
-        if config is not None
-        else {
-            name: provider_variable(name) for name in ("openai", "openai-agents", "anthropic", "google", "google-adk")
-        }
-    )
-    extra = dict(config.secrets.extra_env) if config is not None else {}
-    tokens = {variable: variable for variable in SERVICE_TOKENS}
-    present = variables_set([*providers.values(), *extra.values(), *tokens.values()])
-    groups = (("providers", "provider", providers), ("extra", "extra", extra), ("service_tokens", "service", tokens))
-    return {
-        group: {name: _secret(f"{prefix}:{name}", variable, variable in present) for name, variable in listed.items()}
-        for group, prefix, listed in groups
-    }
-
-
-def _secret(name: str, variable: str, present: bool) -> dict[str, object]:
-    return {
-        "name": name,
-        "env_var": variable,
-        "present": present,
-        "value": REDACTED if present else None,
-        "status": "present" if present else "missing",
-        "expires_at": None,
-        "last_checked": None,
-    }
 
 
 def _overlays_of(root: Path, spec: str | None) -> dict[str, list[str]]:

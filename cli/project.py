@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli.files import read_bytes
-from cli.module_files import ModuleFiles
-from cli.spec_files import SpecFiles
 from kneo.errors import NotFound, Usage
+from kneo.project import read_config
+from kneo.project.files import SpecFiles
+from kneo.project.modules import ModuleFiles
 from kneo.settings import Settings, from_env
 from kneo.spec.context import RuleContext
 from kneo.spec.defaults import NO_DEFAULTS
@@ -18,7 +19,7 @@ from kneo.spec.environment import parse_environment
 from kneo.spec.flags import PolicyFlags
 from kneo.spec.load import LoadedSpec, Source, load_spec
 from kneo.spec.policy import strictest
-from kneo.spec.project import ProjectConfig, choose_environment, parse_project
+from kneo.spec.project import ProjectConfig, choose_environment
 from kneo.spec.rules import check
 
 
@@ -160,8 +161,5 @@ def open_project(environment: str | None = None) -> Project:
         Invalid: its config is not one; the message names file and line.
     """
     settings, cwd = from_env(), Path.cwd()
-    config = None
-    if settings.project_config is not None:
-        data = read_bytes(settings.project_config, max_bytes=DEFAULT_LIMITS.max_bytes, what="project config")
-        config = parse_project(data, file=str(settings.project_config))
+    config = read_config(settings)
     return Project(settings, config, choose_environment(environment, settings.environment, config), cwd)

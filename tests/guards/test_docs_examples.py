@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from cli.main import run
-from cli.module_files import ModuleFiles
+from kneo.project.modules import ModuleFiles
 from kneo.spec.answers import AnswersFile
 from kneo.spec.context import RuleContext
 from kneo.spec.environment import parse_environment

@@ -9,11 +9,11 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from cli.main import run
-from cli.module_files import ModuleFiles
 from cli.schemas import rendered
 from examples.app_functions import compress_history, summarize, web_search, webpage_reader
 from examples.human_functions import draft_report, publish_report
 from examples.my_tools import lookup_user
+from kneo.project.modules import ModuleFiles
 from kneo.spec.context import RuleContext
 from kneo.spec.graph import spec_graph
 from kneo.spec.load import Source, load_spec

@@ -1,0 +1,26 @@
+"""What an environment asks of every spec: Git's policy, the service's and the project's, the strictest of all."""
+
+from __future__ import annotations
+
+from kneo.registry.serve import declared
+from kneo.spec.flags import PolicyFlags
+from kneo.spec.policy import strictest
+from kneo.spec.project import ProjectConfig
+from kneo.store import policies, releases
+from kneo.store.engine import Tx
+
+
+def policy_in_force(tx: Tx, environment: str | None, project: ProjectConfig | None = None) -> PolicyFlags:
+    """Combine what everybody who has a say asks for.
+
+    Args:
+        tx: An open transaction.
+        environment: Its name; None, no environment, asks for nothing.
+        project: The config of the project that this process works in.
+    """
+    if environment is None:
+        return strictest()
+    asked = [policies.find(tx, environment), project.policy(environment) if project is not None else None]
+    if releases.environment(tx, environment) is not None:
+        asked.append(declared(tx, environment).spec.policy)
+    return strictest(*(flags for flags in asked if flags is not None))
