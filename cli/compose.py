@@ -47,7 +47,13 @@ def find_store(settings: Settings) -> Store:
 
 
 def make_starter(settings: Settings, store: Store) -> Starter:
-    return Starter(store, check_spec, pin=settings.trust_root, max_queue=settings.execution.max_queue_depth)
+    return Starter(
+        store,
+        check_spec,
+        pin=settings.trust_root,
+        max_queue=settings.execution.max_queue_depth,
+        project=read_config(settings),
+    )
 
 
 class Works(Protocol):

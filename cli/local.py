@@ -54,7 +54,7 @@ class LocalBackend:
             where = RunFilter(status=status, environment=environment)
             found = runs.list_runs(tx, where, limit=limit, offset=offset)
             total = runs.count_runs(tx, where)
-        items = [wire.run_status(run, self._open_task(run), 0, published=self.published) for run in found]
+        items = [wire.run_status(run, self._open_task(run), published=self.published) for run in found]
         return wire.page(
             "runs", items, total=total, limit=limit, offset=offset, sort_by="updated_at", sort_order="desc"
         )
@@ -169,9 +169,7 @@ class LocalBackend:
         return wait_until_settled(self.store, run_id, self.settings.client_timeout_seconds)
 
     def _status(self, run: Run) -> Json:
-        with self.store.read() as tx:
-            events = runs.count_trace(tx, run.id)
-        return wire.run_status(run, self._open_task(run), events, published=self.published)
+        return wire.run_status(run, self._open_task(run), published=self.published)
 
     def _open_task(self, run: Run) -> HumanTask | None:
         if run.status is not RunStatus.PAUSED:

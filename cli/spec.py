@@ -17,13 +17,13 @@ from cli.spec_report import print_report
 from cli.spec_service import ask_service
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, NotFound
-from kneo.spec.diagnostics import Severity
 from kneo.spec.document import DEFAULT_LIMITS
 from kneo.spec.graph import Node, as_dot, as_mermaid, spec_graph
 from kneo.spec.migrate import migrate as bring_up_to_date
 from kneo.spec.models import LeafStep, Spec
 from kneo.spec.policy_report import policy_report
 from kneo.spec.reader import read
+from kneo.spec.summary import compiled, explained, linted, names_of, worth_a_look
 from kneo.spec.words import describe, suggest
 from kneo.spec.yaml_writer import write_yaml
 
@@ -63,7 +63,7 @@ def validate(
     answer: dict[str, object] = {
         "valid": checked.valid,
         "diagnostics": [found.as_json() for found in checked.findings],
-        "report": _names(checked.spec),
+        "report": names_of(checked.spec),
         **checked.origin(),
     }
     if service_url or profile:
@@ -87,15 +87,8 @@ def lint(
     checked = check(open_project(env), spec)
     if service_url or profile:
         checked = checked.answered(ask_service("validate", checked, service_url, profile))
-    shown = [found for found in checked.findings if found.severity is not Severity.INFO]
-    errors = sum(found.is_error for found in shown)
-    answer: dict[str, object] = {
-        "clean": not shown,
-        "warning_count": len(shown) - errors,
-        "error_count": errors,
-        "diagnostics": [found.as_json() for found in shown],
-        **checked.origin(),
-    }
+    shown = worth_a_look(checked.findings)
+    answer: dict[str, object] = {**linted(checked.findings), **checked.origin()}
     print_findings(checked, shown, shape, answer if as_json else None)
     raise typer.Exit(1 if shown else 0)
 
@@ -117,14 +110,9 @@ def compile_spec(
         return
     require_usable(checked, as_json=as_json)
     usable = checked.usable()
-    summary = {
-        "has_root_agent": True,
-        "has_root_workflow": usable.workflow is not None,
-        "component_agents": list(usable.components.agents),
-    }
     answer = {
         "ok": True,
-        "summary": summary,
+        "summary": compiled(usable),
         "diagnostics": [found.as_json() for found in checked.findings],
         **checked.origin(),
     }
@@ -152,16 +140,7 @@ def explain(
     require_usable(checked, as_json=as_json)
     usable = checked.usable()
     nodes = spec_graph(usable).nodes
-    names = _names(usable)
-    answer: dict[str, object] = {
-        "summary": {
-            "root_agent": names["agent_name"],
-            "root_workflow": names["workflow_name"],
-            "component_agents": list(usable.components.agents),
-        },
-        "steps": [_explained(node) for node in nodes],
-        **checked.origin(),
-    }
+    answer: dict[str, object] = {**explained(usable), **checked.origin()}
 
     def show() -> None:
         render.text(f"{checked.name}: agent {usable.agent.name}, {_workflow_words(usable)}.")
@@ -306,34 +285,11 @@ def schema(
     render.emit(answer, as_json=as_json, text=lambda: render.success(f"Wrote {len(files)} to {output}."))
 
 
-def _names(spec: Spec | None) -> dict[str, str | None]:
-    if spec is None:
-        return {"agent_name": None, "workflow_name": None}
-    workflow = spec.workflow
-    return {
-        "agent_name": spec.agent.name,
-        "workflow_name": (workflow.name or f"{workflow.type}-workflow") if workflow is not None else None,
-    }
-
-
 def _workflow_words(spec: Spec) -> str:
     workflow = spec.workflow
     if workflow is None:
         return "which answers by itself"
     return f"{workflow.type} workflow {workflow.name}" if workflow.name else f"a {workflow.type} workflow"
-
-
-def _explained(node: Node) -> dict[str, object]:
-    step = node.step
-    review = step.review
-    return {
-        "id": node.id,
-        "kind": node.kind,
-        "ref": step.ref if isinstance(step, LeafStep) else None,
-        "gates": {place: gate.human if isinstance(gate.human, str) else None for place, gate in review.gates().items()}
-        if review is not None
-        else {},
-    }
 
 
 def _step_words(node: Node) -> str:

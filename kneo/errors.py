@@ -41,6 +41,8 @@ class KneoError(Exception):
         self.code = code or self.default_code
         self.hint = hint
         self.details = details
+        self.recorded = False
+        """Whether the audit log has it already."""
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}" if self.hint else self.message

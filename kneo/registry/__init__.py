@@ -16,6 +16,7 @@ from kneo.registry.decide import (
     unhold,
     unsuspend,
 )
+from kneo.registry.policy import policy_in_force
 from kneo.registry.record import (
     CONTROLLER,
     Change,
@@ -48,6 +49,7 @@ __all__ = [
     "hold",
     "keep_signatures",
     "lock_environment",
+    "policy_in_force",
     "promote",
     "record_decision",
     "record_signed",

@@ -10,17 +10,20 @@ from kneo.store import policies, releases
 from kneo.store.engine import Tx
 
 
-def policy_in_force(tx: Tx, environment: str | None, project: ProjectConfig | None = None) -> PolicyFlags:
+def policy_in_force(
+    tx: Tx, environment: str | None, project: ProjectConfig | None = None, *, with_git: bool = True
+) -> PolicyFlags:
     """Combine what everybody who has a say asks for.
 
     Args:
         tx: An open transaction.
         environment: Its name; None, no environment, asks for nothing.
         project: The config of the project that this process works in.
+        with_git: Whether to look at the environment's file too.
     """
     if environment is None:
         return strictest()
     asked = [policies.find(tx, environment), project.policy(environment) if project is not None else None]
-    if releases.environment(tx, environment) is not None:
+    if with_git and releases.environment(tx, environment) is not None:
         asked.append(declared(tx, environment).spec.policy)
     return strictest(*(flags for flags in asked if flags is not None))

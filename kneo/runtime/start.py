@@ -13,7 +13,12 @@ from kneo.errors import Forbidden, Invalid, KneoError, Transient, Usage
 from kneo.runtime import record
 from kneo.runtime.decide import Ended, Moment, begin
 from kneo.runtime.program import compile_program
+from kneo.spec.context import NOTHING_KNOWN
+from kneo.spec.flags import PolicyFlags
 from kneo.spec.models import Spec
+from kneo.spec.policy import check_policy
+from kneo.spec.project import ProjectConfig
+from kneo.spec.rules import check as check_rules
 from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunStatus
 from kneo.store import audit, history, releases, runs
 from kneo.store.engine import Store, Tx
@@ -58,12 +63,20 @@ class Starter:
         check_spec: How a spec that does not come from the registry is validated.
         pin: The first trust root this process believes; ``None`` believes the controller's.
         max_queue: Runs that may wait for a worker; further ones are refused until some have begun.
+        project: The config of the project this process works in, whose policies count too.
     """
 
     def __init__(
-        self, store: Store, check_spec: CheckSpec, *, pin: Digest | None, max_queue: int = MAX_QUEUE_DEPTH
+        self,
+        store: Store,
+        check_spec: CheckSpec,
+        *,
+        pin: Digest | None,
+        max_queue: int = MAX_QUEUE_DEPTH,
+        project: ProjectConfig | None = None,
     ) -> None:
         self.store = store
+        self.project = project
         self.max_queue = max_queue
         self.check_spec = check_spec
         self.pin = pin
@@ -158,6 +171,13 @@ class Starter:
 
     def _freeze(self, tx: Tx, order: RunOrder, brought: _Frozen | None) -> _Frozen:
         """Decide which exact bytes this run executes."""
+        frozen = self._chosen(tx, order, brought)
+        # A release satisfied Git's policy when it was promoted; what others ask for may be newer.
+        policy = registry.policy_in_force(tx, order.environment, self.project, with_git=frozen.release is None)
+        require_policy(frozen.spec, policy, order.environment)
+        return frozen
+
+    def _chosen(self, tx: Tx, order: RunOrder, brought: _Frozen | None) -> _Frozen:
         if order.bundle is not None and order.spec is not None:
             msg = "A run takes a bundle or a spec, not both."
             raise Usage(msg)
@@ -196,6 +216,10 @@ class Starter:
             self._check_inline_allowed(tx, run.environment)
         else:
             registry.resolve(tx, run.release.digest, run.release.environment, pin=self.pin)
+        policy = registry.policy_in_force(tx, run.environment, self.project, with_git=run.release is None)
+        body = runs.load_spec(tx, run.spec_digest) if policy.enabled else None
+        if body is not None:
+            require_policy(Spec.model_validate_json(body), policy, run.environment)
 
     @staticmethod
     def _pins(tx: Tx, environment: str | None) -> Mapping[str, str]:
@@ -222,6 +246,7 @@ class Starter:
     def _audit_refusal(self, order: RunOrder, error: KneoError) -> None:
         if isinstance(error, Invalid) and order.bundle is None:
             return
+        error.recorded = True
         with self.store.write() as tx:
             audit.record(
                 tx,
@@ -231,6 +256,26 @@ class Starter:
                 metadata=dict(order.origin)
                 | {"bundle": order.bundle, "error": error.code, "message": error.message, **_reason(error)},
             )
+
+
+def require_policy(spec: Spec, policy: PolicyFlags, environment: str | None) -> None:
+    """Check that a spec satisfies what an environment asks for.
+
+    Raises:
+        Forbidden: ``environment_policy_blocked``; the violations are in its details.
+    """
+    if not policy.enabled:
+        return
+    violations = check_policy(spec, check_rules(spec, NOTHING_KNOWN), policy)
+    if violations:
+        more = f" And {len(violations) - 1} more." if len(violations) > 1 else ""
+        raise Forbidden(
+            f"The policy of {environment} does not accept this spec. {violations[0].code}: {violations[0].message}{more}",
+            code="environment_policy_blocked",
+            hint=violations[0].suggestion,
+            environment=environment,
+            diagnostics=[found.as_json() for found in violations],
+        )
 
 
 def _reason(error: KneoError) -> dict[str, object]:

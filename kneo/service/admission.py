@@ -20,7 +20,7 @@ from kneo.digest import digest_of, digest_of_json
 from kneo.errors import Conflict, Invalid, KneoError
 from kneo.service.auth import PRINCIPAL, Keyring, Principal, who_asks
 from kneo.service.operations import Operation, Operations, without_version
-from kneo.service.problems import refusal
+from kneo.service.problems import RECORDED, refusal
 from kneo.service.rate import Rate
 from kneo.service.refusals import Refusals
 from kneo.settings import Settings
@@ -32,7 +32,7 @@ log = logging.getLogger("kneo.service")
 
 MAX_KEY_CHARS = 256
 
-RECORDED = frozenset({401, 403})
+REFUSED = frozenset({401, 403})
 """Refusals that are recorded whatever was asked; of what changes something, every other one is too."""
 
 
@@ -64,24 +64,30 @@ class Admission:
             await self.app(scope, receive, send)
             return
         answer = _Answer(send)
-        caller: str | None = None
         try:
             headers = Headers(scope=scope)
             principal = who_asks(self.keyring, headers)
-            caller = principal.name
             scope[PRINCIPAL] = principal
             self._check(operation, principal, scope)
             key = _key(operation, principal, headers)
             if key is None:
-                await self.app(scope, receive, answer.forward)
+                await self.app(scope, receive, answer.take)
             else:
                 await self._once(key, scope, receive, answer)
         except KneoError as error:
-            await refusal(error)(scope, receive, answer.forward)
-        if answer.status in RECORDED or (answer.status >= 400 and _changes(operation)):
-            await run_in_threadpool(
-                self.refusals.record, operation, scope["path"], caller, answer.status, answer.error_code()
-            )
+            await refusal(error)(scope, receive, answer.take)
+        await self._written_down(operation, scope, answer)
+        await answer.let_go()
+
+    async def _written_down(self, operation: Operation, scope: Scope, answer: _Answer) -> None:
+        """Record a refusal before whoever is refused hears it, unless what refused has done so."""
+        if scope.get(RECORDED) or not (answer.status in REFUSED or (answer.status >= 400 and _changes(operation))):
+            return
+        principal = scope.get(PRINCIPAL)
+        caller = principal.name if isinstance(principal, Principal) else None
+        await run_in_threadpool(
+            self.refusals.record, operation, scope["path"], caller, answer.status, answer.error_code()
+        )
 
     def _check(self, operation: Operation, principal: Principal, scope: Scope) -> None:
         for need in operation.required:
@@ -99,17 +105,16 @@ class Admission:
         known = await run_in_threadpool(self._claim, key, digest)
         if known is not None:
             await JSONResponse(known.response, known.status or 200, {"Idempotency-Replayed": "true"})(
-                scope, receive, answer.forward
+                scope, receive, answer.take
             )
             return
-        kept = False
+        kept, answer.holding = False, True
         try:
-            await self.app(scope, _replay(body, receive), answer.hold)
+            await self.app(scope, _replay(body, receive), answer.take)
             kept = await self._keep(key, answer)
         finally:
             if not kept:
                 await run_in_threadpool(self._release, key)
-        await answer.let_go()
 
     def _claim(self, key: KeyOf, digest: str) -> idempotency.Known | None:
         with self.store.write() as tx:
@@ -163,25 +168,28 @@ class UnknownParameters(Invalid):
 
 
 class _Answer:
-    """An answer on its way out: what it says, sent on at once or when it is let go."""
+    """An answer on its way out. What was done is sent on at once; a refusal, or what is held, when it is let go."""
 
     def __init__(self, send: Send) -> None:
         self.status = 0
         self.body = b""
+        self.holding = False
         self._send = send
         self._held: list[Message] = []
 
-    async def forward(self, message: Message) -> None:
-        self._look(message)
-        await self._send(message)
-
-    async def hold(self, message: Message) -> None:
-        self._look(message, whole=True)
+    async def take(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        if not self.holding and self.status < 400:
+            await self._send(message)
+            return
+        self.body += message.get("body", b"")
         self._held.append(message)
 
     async def let_go(self) -> None:
         for message in self._held:
             await self._send(message)
+        self._held.clear()
 
     def error_code(self) -> str:
         try:
@@ -189,12 +197,6 @@ class _Answer:
         except ValueError:
             return "http_error"
         return str(said.get("error", "http_error"))[:60] if isinstance(said, dict) else "http_error"
-
-    def _look(self, message: Message, *, whole: bool = False) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-        elif whole or self.status >= 400:
-            self.body += message.get("body", b"")
 
 
 def _changes(operation: Operation) -> bool:

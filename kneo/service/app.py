@@ -25,9 +25,14 @@ from kneo.service.routes import (
     hooks,
     human_tasks,
     metrics,
+    policies,
     promotions,
     runs,
+    security,
+    skills,
+    specs,
 )
+from kneo.service.specs import Specs
 from kneo.settings import Settings
 from kneo.store.engine import Store
 
@@ -35,6 +40,10 @@ ROUTES = (
     health,
     runs,
     human_tasks,
+    specs,
+    skills,
+    policies,
+    security,
     environments,
     promotions,
     bundles,
@@ -53,7 +62,7 @@ def create_app(settings: Settings, store: Store, starter: Starter, *, poke: Call
     operations = Operations(routers)
     counted = Metrics(store)
     app = FastAPI(title="Kneo", version=WIRE_VERSION, redirect_slashes=False)
-    app.state.service = Service(settings, store, starter, keyring(settings), poke, counted)
+    app.state.service = Service(settings, store, starter, keyring(settings), poke, counted, Specs(settings))
     problems.install(app)
     api = APIRouter()
     for router in routers:

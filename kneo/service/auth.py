@@ -127,7 +127,7 @@ def who_asks(ring: Keyring, headers: Mapping[str, str]) -> Principal:
     return principal
 
 
-def authenticate(request: Request) -> Principal:
+async def authenticate(request: Request) -> Principal:
     """Return who sent a request, as ``Admission`` found out before anything else was looked at.
 
     Raises:
@@ -149,7 +149,7 @@ class Require:
     def __init__(self, scope: str) -> None:
         self.scope = scope
 
-    def __call__(self, principal: Annotated[Principal, Depends(authenticate)]) -> Principal:
+    async def __call__(self, principal: Annotated[Principal, Depends(authenticate)]) -> Principal:
         self.check(principal)
         return principal
 

@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from kneo.runtime.start import Starter
 from kneo.service.auth import Keyring
 from kneo.service.metrics import Metrics
+from kneo.service.specs import Specs
 from kneo.service.words import speaks_published
 from kneo.settings import Settings
 from kneo.store.engine import Store
@@ -27,6 +28,7 @@ class Service:
         keyring: Who may ask for what.
         poke: Tells a worker in this process that there is work; does nothing where there is none.
         metrics: What was counted.
+        specs: Loads specs for requests.
     """
 
     settings: Settings
@@ -35,15 +37,17 @@ class Service:
     keyring: Keyring
     poke: Callable[[], None]
     metrics: Metrics
+    specs: Specs
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
-def _published(request: Request) -> bool:
-    return speaks_published(_service(request).settings.status_words, request.headers.get("user-agent", ""))
+async def _published(request: Request) -> bool:
+    # Coroutines, because the framework would hop to a thread and back for anything else.
+    return speaks_published((await _service(request)).settings.status_words, request.headers.get("user-agent", ""))
 
 
 Here = Annotated[Service, Depends(_service)]

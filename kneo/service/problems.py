@@ -14,6 +14,9 @@ from kneo.errors import KneoError, Transient, Unauthorized
 
 RETRY_AFTER_SECONDS = 5
 
+RECORDED = "kneo.recorded"
+"""Where a request's ASGI scope says that its refusal is in the audit log already."""
+
 
 def problem(
     status: int, code: str, message: str, details: Mapping[str, object], headers: Mapping[str, str] | None = None
@@ -51,8 +54,9 @@ def crash() -> JSONResponse:
     return problem(500, "internal_error", "The service failed on this request; its log says why.", {})
 
 
-async def _refusal(_request: Request, error: Exception) -> JSONResponse:
+async def _refusal(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, KneoError)
+    request.scope[RECORDED] = error.recorded
     return refusal(error)
 
 

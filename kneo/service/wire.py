@@ -29,8 +29,11 @@ def run_created(run: Run, task: HumanTask | None, *, published: bool) -> Json:
     }
 
 
-def run_status(run: Run, task: HumanTask | None, trace_events: int, *, published: bool) -> Json:
+def run_status(run: Run, task: HumanTask | None, *, published: bool) -> Json:
     """One run, whole but for its history."""
+    visited = list(run.visited_steps)
+    step_id = task.step_id if task else (visited[-1] if visited else None)
+    is_graph = run.workflow_type == "graph"
     return {
         "id": run.id,
         "run_id": run.id,
@@ -41,13 +44,16 @@ def run_status(run: Run, task: HumanTask | None, trace_events: int, *, published
         "input_text": run.input_text,
         "output_text": run.output_text,
         "current_step_index": None,
-        "current_step_id": task.step_id if task else (run.visited_steps[-1] if run.visited_steps else None),
-        "current_node_id": None,
-        "visited_steps": list(run.visited_steps),
-        "visited_nodes": [],
+        "current_step_id": step_id,
+        "current_node_id": step_id if is_graph else None,
+        "visited_steps": visited,
+        "visited_nodes": visited if is_graph else [],
         "pending_human_request": human_request(task) if task else None,
         "continuation_id": task.id if task else None,
-        "trace_event_count": trace_events,
+        "trace_event_count": run.trace_count,
+        "trace_dropped": 0,
+        "session_id": run.metadata.get("session_id"),
+        "usage": run.metadata.get("usage"),
         "metadata": run_metadata(run, task),
         "error": asdict(run.error) if run.error else None,
         "created_at": run.created_at,

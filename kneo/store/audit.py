@@ -218,14 +218,20 @@ def event_at(tx: Tx, seq: int) -> SealedEvent | None:
 
 
 def events(
-    tx: Tx, *, event_type: str | None = None, run_id: str | None = None, limit: int = 100, offset: int = 0
+    tx: Tx,
+    *,
+    event_type: str | None = None,
+    run_id: str | None = None,
+    descending: bool = True,
+    limit: int = 100,
+    offset: int = 0,
 ) -> tuple[SealedEvent, ...]:
-    """List events, newest first."""
+    """List events, newest first unless told otherwise."""
     rows = tx.connection.execute(
         select(audit_events, audit_chain.c.seq, audit_chain.c.leaf)
         .select_from(audit_events.outerjoin(audit_chain, audit_chain.c.event_id == audit_events.c.id))
         .where(*_conditions(event_type, run_id))
-        .order_by(audit_events.c.id.desc())
+        .order_by(audit_events.c.id.desc() if descending else audit_events.c.id)
         .limit(limit)
         .offset(offset)
     ).all()

@@ -210,6 +210,20 @@ def list_checkpoints(tx: Tx, run_id: str, *, limit: int = 10_000, offset: int = 
     return tuple(_checkpoint(row) for row in rows)
 
 
+def page_of_checkpoints(
+    tx: Tx, run_id: str, *, type_: str | None, descending: bool, limit: int, offset: int
+) -> tuple[tuple[Checkpoint, ...], int]:
+    """List some of a run's checkpoints, and say how many there are in all."""
+    wanted = [checkpoints.c.run_id == run_id]
+    if type_ is not None:
+        wanted.append(checkpoints.c.type == type_)
+    number = checkpoints.c.sequence
+    order = number.desc() if descending else number
+    rows = tx.connection.execute(select(checkpoints).where(*wanted).order_by(order).limit(limit).offset(offset))
+    total = tx.connection.execute(select(func.count()).select_from(checkpoints).where(*wanted)).scalar_one()
+    return tuple(_checkpoint(row) for row in rows), total
+
+
 def get_checkpoint(tx: Tx, run_id: str, reference: str | int) -> Checkpoint:
     """Read one checkpoint by its id or its number.
 
@@ -239,14 +253,22 @@ def _checkpoint(row: AnyRow) -> Checkpoint:
 
 
 def list_trace(
-    tx: Tx, run_id: str, *, event_type: str | None = None, limit: int = 1000, offset: int = 0
+    tx: Tx,
+    run_id: str,
+    *,
+    event_type: str | None = None,
+    after: int = 0,
+    descending: bool = False,
+    limit: int = 1000,
+    offset: int = 0,
 ) -> tuple[TraceEvent, ...]:
-    wanted = [trace_events.c.run_id == run_id]
+    """List what happened in a run; ``after`` is the number of the last event that is known already."""
+    number = trace_events.c.sequence
+    wanted = [trace_events.c.run_id == run_id, number > after]
     if event_type is not None:
         wanted.append(trace_events.c.type == event_type)
-    rows = tx.connection.execute(
-        select(trace_events).where(*wanted).order_by(trace_events.c.sequence).limit(limit).offset(offset)
-    )
+    order = number.desc() if descending else number
+    rows = tx.connection.execute(select(trace_events).where(*wanted).order_by(order).limit(limit).offset(offset))
     return tuple(TraceEvent(**row._asdict()) for row in rows)
 
 

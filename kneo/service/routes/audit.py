@@ -2,48 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import Depends, Query
 
-from kneo.service import wire
+from kneo.service import answers, wire
 from kneo.service.audit_proofs import checkpoint, prove
 from kneo.service.auth import Principal, require
 from kneo.service.context import Here
+from kneo.service.router import Router, shows
 from kneo.service.wire import Json
 from kneo.store import audit
 from kneo.store.service_key import service_key
 
-router = APIRouter(tags=["audit"])
+router = Router(tags=["audit"])
 
 Reader = Annotated[Principal, Depends(require("audit:read"))]
 
 
-@router.get("/audit-events", operation_id="list_audit_events")
+@router.get("/audit-events", operation_id="list_audit_events", responses=shows(answers.AuditList))
 def list_audit_events(
     service: Here,
     _principal: Reader,
-    event_type: str | None = None,
-    run_id: str | None = None,
+    event_type: Annotated[str | None, Query(max_length=200)] = None,
+    run_id: Annotated[str | None, Query(max_length=200)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     offset: Annotated[int, Query(ge=0, le=10_000)] = 0,
+    sort_by: Annotated[str, Query(max_length=200)] = "created_at",
+    sort_order: Literal["asc", "desc"] = "desc",
 ) -> Json:
     """List audit events, newest first, each with its place in the chain."""
     with service.store.read() as tx:
-        found = audit.events(tx, event_type=event_type, run_id=run_id, limit=limit, offset=offset)
+        found = audit.events(
+            tx, event_type=event_type, run_id=run_id, limit=limit, offset=offset, descending=sort_order == "desc"
+        )
         total = audit.count(tx, event_type=event_type, run_id=run_id)
     items = [wire.audit_event(item) for item in found]
-    return wire.page("events", items, total=total, limit=limit, offset=offset, sort_by="created_at", sort_order="desc")
+    return wire.page("events", items, total=total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order)
 
 
-@router.get("/audit/checkpoint", operation_id="get_audit_checkpoint")
+@router.get("/audit/checkpoint", operation_id="get_audit_checkpoint", responses=shows(answers.AuditCheckpoint))
 def get_audit_checkpoint(service: Here, _principal: Reader) -> Json:
     """Sign how long the log is and what is in it. Keep it elsewhere: it shows later whether the log was rewritten."""
     key = service_key(service.settings)
     return checkpoint(service.store, key) | {"key": key.public.pem}
 
 
-@router.get("/audit/proof", operation_id="get_audit_proof")
+@router.get("/audit/proof", operation_id="get_audit_proof", responses=shows(answers.AuditProof))
 def get_audit_proof(
     service: Here,
     _principal: Reader,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import Depends
 
 from kneo.errors import NotFound
+from kneo.service import answers
 from kneo.service.auth import Principal, require
 from kneo.service.context import Here
+from kneo.service.router import Router, shows
 from kneo.service.wire import Json
 from kneo.state.release import BundleRecord, Release
 from kneo.store import releases
@@ -16,12 +18,12 @@ from kneo.store.engine import Tx
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.statement import parse_bundle
 
-router = APIRouter(tags=["bundles"])
+router = Router(tags=["bundles"])
 
 Reader = Annotated[Principal, Depends(require("specs:read"))]
 
 
-@router.get("/bundles", operation_id="list_bundles")
+@router.get("/bundles", operation_id="list_bundles", responses=shows(answers.BundleList))
 def list_bundles(service: Here, _principal: Reader) -> Json:
     """List bundles by name, with their newest version."""
     with service.store.read() as tx:
@@ -31,7 +33,7 @@ def list_bundles(service: Here, _principal: Reader) -> Json:
     return {"bundles": items, "count": len(items)}
 
 
-@router.get("/bundles/{name}", operation_id="get_bundle")
+@router.get("/bundles/{name}", operation_id="get_bundle", responses=shows(answers.BundleVersions))
 def get_bundle(name: str, service: Here, _principal: Reader) -> Json:
     """List the accepted versions of a bundle, newest first."""
     with service.store.read() as tx:
@@ -40,7 +42,7 @@ def get_bundle(name: str, service: Here, _principal: Reader) -> Json:
     return {"name": name, "versions": [_summary(item, served) for item in reversed(found)]}
 
 
-@router.get("/bundles/{name}/{version}", operation_id="get_bundle_version")
+@router.get("/bundles/{name}/{version}", operation_id="get_bundle_version", responses=shows(answers.BundleVersion))
 def get_bundle_version(name: str, version: str, service: Here, _principal: Reader) -> Json:
     """Read one version, with the spec it carries."""
     with service.store.read() as tx:

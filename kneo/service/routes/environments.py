@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from kneo import registry
 from kneo.errors import NotFound
-from kneo.service import wire
+from kneo.service import answers, wire
 from kneo.service.auth import Principal, require
 from kneo.service.context import Here, Service
 from kneo.service.deployments import Deployments
+from kneo.service.router import Router, shows
 from kneo.service.wire import Json
 from kneo.store import releases, requests
 
-router = APIRouter(tags=["environments"])
+router = Router(tags=["environments"])
 
 Reader = Annotated[Principal, Depends(require("policies:read"))]
 RunReader = Annotated[Principal, Depends(require("runs:read"))]
@@ -60,14 +61,14 @@ def deployments(service: Service) -> Deployments:
     return Deployments(service.store, service.settings, over_http=True)
 
 
-@router.get("/environments", operation_id="list_environments")
+@router.get("/environments", operation_id="list_environments", responses=shows(answers.EnvironmentList))
 def list_environments(service: Here, _principal: Reader) -> Json:
     """List every environment with its conditions, releases and pending gates."""
     with service.store.read() as tx:
         return {"environments": [wire.environment(item) for item in registry.statuses(tx)]}
 
 
-@router.get("/environments/{name}", operation_id="get_environment")
+@router.get("/environments/{name}", operation_id="get_environment", responses=shows(answers.Environment))
 def get_environment(name: str, service: Here, _principal: Reader) -> Json:
     """Read one environment."""
     with service.store.read() as tx:
@@ -78,7 +79,9 @@ def get_environment(name: str, service: Here, _principal: Reader) -> Json:
     return wire.environment(status)
 
 
-@router.get("/environments/{name}/history", operation_id="get_environment_history")
+@router.get(
+    "/environments/{name}/history", operation_id="get_environment_history", responses=shows(answers.EnvironmentHistory)
+)
 def get_environment_history(
     name: str,
     service: Here,
@@ -92,7 +95,7 @@ def get_environment_history(
     return {"environment": name, "promotions": [wire.promotion(item) for item in found]}
 
 
-@router.get("/environments/{name}/why/{bundle}", operation_id="explain_release")
+@router.get("/environments/{name}/why/{bundle}", operation_id="explain_release", responses=shows(answers.Why))
 def explain_release(name: str, bundle: str, service: Here, _principal: Reader) -> Json:
     """Say which gate blocks a bundle, since when, and who can open it."""
     return deployments(service).why(name, bundle)
@@ -106,7 +109,7 @@ def plan_environment(
     return deployments(service).plan(name, ref, actor=principal.name)
 
 
-@router.get("/trace/{reference}", operation_id="trace")
+@router.get("/trace/{reference}", operation_id="trace", responses=shows(answers.Traced))
 def trace(reference: str, service: Here, _principal: Reader, _runs: RunReader) -> Json:
     """Follow a run, or the digest of a bundle, back to its commit and the people who vouch for it."""
     return deployments(service).trace(reference)

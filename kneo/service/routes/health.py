@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
 from kneo import WIRE_VERSION, __version__
 from kneo.errors import KneoError
+from kneo.service import answers
 from kneo.service.context import Here
 from kneo.service.problems import problem
+from kneo.service.router import Router, shows
 from kneo.service.wire import Json
 from kneo.store import requests, runs
 from kneo.store.engine import Store
 
-router = APIRouter(tags=["health"])
+router = Router(tags=["health"])
 
 
 def _health(metadata: Json) -> Json:
@@ -26,14 +27,14 @@ def _health(metadata: Json) -> Json:
     }
 
 
-@router.get("/healthz", operation_id="health")
-@router.get("/livez", operation_id="live")
+@router.get("/healthz", operation_id="health", responses=shows(answers.Health))
+@router.get("/livez", operation_id="live", responses=shows(answers.Health))
 def live() -> Json:
     """Answer as long as the process does."""
     return _health({"status": "healthy"})
 
 
-@router.get("/readyz", operation_id="ready", response_model=None)
+@router.get("/readyz", operation_id="ready", responses=shows(answers.Health))
 def ready(service: Here) -> Json | JSONResponse:
     """Answer when requests can be served: the database works and runs can be stored."""
     checks: Json = {"api": {"name": "api", "ok": True, "status": "ready"}}

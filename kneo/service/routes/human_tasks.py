@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from kneo.errors import Invalid
 from kneo.runtime.wait import wait_until_settled
-from kneo.service import wire
+from kneo.service import answers, wire
 from kneo.service.auth import Principal, require
 from kneo.service.context import Here, Published
+from kneo.service.router import Router, shows
 from kneo.service.routes.runs import SYNC_SECONDS, open_task
 from kneo.service.wire import Json
 from kneo.state.task import UNRESOLVED, DecisionKind, TaskStatus
@@ -19,7 +20,7 @@ from kneo.store import tasks
 from kneo.tasks.answers import Answer
 from kneo.tasks.inbox import decide, find
 
-router = APIRouter(tags=["human tasks"])
+router = Router(tags=["human tasks"])
 
 Reader = Annotated[Principal, Depends(require("human:read"))]
 Writer = Annotated[Principal, Depends(require("human:write"))]
@@ -39,7 +40,7 @@ class HumanResume(BaseModel):
     metadata: dict[str, object] = Field(default_factory=dict)
 
 
-@router.get("/human-tasks", operation_id="list_human_tasks")
+@router.get("/human-tasks", operation_id="list_human_tasks", responses=shows(answers.HumanTaskList))
 def list_human_tasks(
     service: Here,
     _principal: Reader,
@@ -66,14 +67,17 @@ def _statuses(word: str | None) -> list[TaskStatus]:
     return [TaskStatus(word)] if word in TaskStatus.__members__.values() else []
 
 
-@router.get("/human-tasks/{continuation_id}", operation_id="get_human_task")
+@router.get("/human-tasks/{continuation_id}", operation_id="get_human_task", responses=shows(answers.HumanTask))
 def get_human_task(continuation_id: str, service: Here, _principal: Reader) -> Json:
     """Read one task."""
     with service.store.read() as tx:
         return wire.human_task(find(tx, continuation_id))
 
 
-@router.post("/human-tasks/{continuation_id}/resume", operation_id="resume_human_task")
+@router.post("/continuations/{continuation_id}/resume", operation_id="resume_human_task", include_in_schema=False)
+@router.post(
+    "/human-tasks/{continuation_id}/resume", operation_id="resume_human_task", responses=shows(answers.HumanResumed)
+)
 def resume_human_task(
     continuation_id: str, body: HumanResume, service: Here, published: Published, principal: Writer
 ) -> Json:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from kneo.service.context import Here
+from kneo.service.router import Router
 from kneo.service.routes.environments import Reader, Writer, deployments
 from kneo.service.wire import Json
 from kneo.trust.statement import Decision
 
-router = APIRouter(tags=["promotions"])
+router = Router(tags=["promotions"])
 
 
 class DecisionOrder(BaseModel):

@@ -1,0 +1,466 @@
+"""What answers look like, for people and programs that read the description. Nothing is computed from these models.
+
+Answers are supersets of the published ones, and may grow; what stands here as a field without a default is always there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Map = dict[str, Any]
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class Paged(Answer):
+    """One page of a list; ``window`` is the deepest offset."""
+
+    count: int
+    total: int
+    window: int
+    limit: int
+    offset: int
+    sort_by: str
+    sort_order: Literal["asc", "desc"]
+
+
+class ErrorOf(Answer):
+    """Why a run ended."""
+
+    type: str
+    message: str
+
+
+# ---- health -------------------------------------------------------------------------------------------------------
+
+
+class Health(Answer):
+    ok: bool
+    service: str
+    version: str = Field(description="The wire contract this service speaks.")
+    build: str = Field(description="This package's version.")
+    metadata: Map
+
+
+# ---- runs ---------------------------------------------------------------------------------------------------------
+
+
+class RunCreated(Answer):
+    """Where a run stands after it was started or continued."""
+
+    run_id: str = Field(examples=["run_01JD8Z4V6M3Q"])
+    status: str = Field(examples=["paused"])
+    output_text: str | None
+    human_intervention_required: bool
+    continuation_id: str | None
+    metadata: Map
+    error: ErrorOf | None
+
+
+class RunStatus(Answer):
+    """One run."""
+
+    id: str
+    run_id: str
+    status: str = Field(examples=["succeeded"])
+    agent_name: str | None
+    workflow_name: str | None
+    workflow_kind: str | None
+    input_text: str
+    output_text: str | None
+    current_step_index: int | None
+    current_step_id: str | None
+    current_node_id: str | None
+    visited_steps: list[str]
+    visited_nodes: list[str]
+    pending_human_request: Map | None
+    continuation_id: str | None
+    trace_event_count: int
+    session_id: str | None
+    usage: Map | None
+    metadata: Map
+    error: ErrorOf | None
+    created_at: str
+    updated_at: str
+    started_at: str | None
+    completed_at: str | None
+    deadline_at: str | None
+
+
+class RunList(Paged):
+    runs: list[RunStatus]
+
+
+class TraceEvent(Answer):
+    """Something that happened in a run."""
+
+    type: str
+    run_id: str
+    event_id: str
+    sequence: int
+    timestamp: str
+    step_id: str | None
+    metadata: Map
+
+
+class Trace(Paged):
+    run_id: str
+    events: list[TraceEvent]
+    dropped: int
+    complete: bool
+
+
+class Checkpoint(Answer):
+    """Where a run stood."""
+
+    id: str
+    run_id: str
+    sequence: int
+    type: str
+    step_id: str | None
+    node_id: str | None
+    state: Map
+    metadata: Map
+    created_at: str
+
+
+class CheckpointList(Paged):
+    run_id: str
+    checkpoints: list[Checkpoint]
+
+
+class Difference(Answer):
+    path: str
+
+
+class CheckpointDiff(Answer):
+    run_id: str
+    from_checkpoint: Map
+    to_checkpoint: Map
+    change_count: int
+    added: list[Difference]
+    removed: list[Difference]
+    changed: list[Difference]
+    truncated: bool
+
+
+class RunReplay(Answer):
+    run_id: str
+    status: str
+    workflow_name: str | None
+    workflow_kind: str | None
+    agent_name: str | None
+    checkpoint_count: int
+    timeline: list[Map]
+    replay_context: Map
+
+
+class RunRecovery(Answer):
+    run_id: str
+    status: str
+    workflow_name: str | None
+    workflow_kind: str | None
+    visited_steps: list[str]
+    visited_nodes: list[str]
+    checkpoint_count: int
+    pending_human_request: Map | None
+    continuation_id: str | None
+    error: ErrorOf | None
+    replay_context: Map
+
+
+class GraphNode(Answer):
+    id: str
+    kind: str
+    name: str
+
+
+class GraphEdge(Answer):
+    source: str
+    target: str
+    label: str | None
+    conditional: bool
+    priority: int
+
+
+class SpecGraph(Answer):
+    workflow_name: str
+    workflow_kind: str
+    start: str | None
+    max_steps: int | None
+    nodes: list[GraphNode]
+    edges: list[GraphEdge]
+
+
+class RunGraph(SpecGraph):
+    run_id: str
+    status: str
+    current: str | None
+    visited: list[str]
+
+
+# ---- specs --------------------------------------------------------------------------------------------------------
+
+
+class Diagnostic(Answer):
+    """One finding."""
+
+    code: str = Field(examples=["E_STEP_FUNCTION_REF"])
+    severity: Literal["error", "warning", "info"]
+    message: str
+    path: str | None
+    suggestion: str | None
+
+
+class SpecValidate(Answer):
+    valid: bool
+    diagnostics: list[Diagnostic]
+    report: Map
+
+
+class SpecLint(Answer):
+    clean: bool
+    warning_count: int
+    error_count: int
+    diagnostics: list[Diagnostic]
+
+
+class SpecCompile(Answer):
+    ok: bool
+    diagnostics: list[Diagnostic]
+    summary: Map
+
+
+class SpecExplain(Answer):
+    summary: Map
+    steps: list[Map]
+
+
+class SpecResolve(Answer):
+    spec: Map
+    digest: str
+
+
+class SpecMigrate(Answer):
+    source_version: str | None
+    target_version: str
+    changed: bool
+    applied: list[str]
+    spec: Map
+
+
+class SpecDiff(Answer):
+    new: bool
+    summary: str
+    changes: list[Map]
+
+
+class Report(Answer):
+    valid: bool
+    diagnostics: list[Diagnostic]
+
+
+class PolicyReport(Answer):
+    valid: bool
+    report: Report
+
+
+class Skill(Answer):
+    name: str
+    description: str | None
+    bundles: list[Map]
+
+
+class SkillsList(Paged):
+    skills: list[Skill]
+
+
+# ---- policies and credentials -------------------------------------------------------------------------------------
+
+
+class Flags(Answer):
+    """What an environment asks of every spec."""
+
+    enabled: bool
+    fail_on_warnings: bool
+    blocked_diagnostic_codes: list[str]
+    require_human_review: bool
+    require_tool_permissions: bool
+    deny_unrestricted_tools: bool
+    require_guardrails: bool
+
+
+class PolicyList(Answer):
+    policies: dict[str, Flags]
+    count: int
+
+
+class Policy(Answer):
+    environment: str
+    policy: Flags | None = Field(description="What was set here; null where nothing was.")
+    previous_policy: Flags | None
+    effective: Flags = Field(description="With what Git and the project ask for: the strictest of all.")
+
+
+class PolicyPreview(Answer):
+    environment: str
+    diff: Map
+    affected_run_ids: list[str]
+    newly_blocking: list[str]
+    runs_evaluated: int
+
+
+class Credential(Answer):
+    name: str = Field(examples=["provider:openai"])
+    env_var: str = Field(examples=["OPENAI_API_KEY"])
+    present: bool
+    value: Literal["[REDACTED]"] | None
+    status: Literal["present", "missing"]
+    expires_at: str | None
+    last_checked: str | None
+
+
+class CredentialGroups(Answer):
+    providers: dict[str, Credential]
+    extra: dict[str, Credential]
+    service_tokens: dict[str, Credential] = Field(default_factory=dict)
+
+
+class CredentialInventory(Answer):
+    inventory: CredentialGroups
+
+
+# ---- people -------------------------------------------------------------------------------------------------------
+
+
+class HumanTask(Answer):
+    id: str
+    continuation_id: str
+    run_id: str
+    status: str
+    request: Map | None
+
+
+class HumanTaskList(Paged):
+    tasks: list[HumanTask]
+
+
+class HumanResumed(Answer):
+    run_id: str
+    status: str
+    output_text: str | None
+    metadata: Map
+
+
+# ---- releases -----------------------------------------------------------------------------------------------------
+
+
+class Condition(Answer):
+    type: str
+    status: str | bool
+    reason: str
+    message: str
+    since: str
+
+
+class Environment(Answer):
+    name: str
+    revision: str | None
+    conditions: list[Condition]
+    releases: list[Map]
+    pending: list[Map]
+    holds: list[Map]
+    suspension: Map | None
+
+
+class EnvironmentList(Answer):
+    environments: list[Environment]
+
+
+class EnvironmentHistory(Answer):
+    environment: str
+    promotions: list[Map]
+
+
+class Why(Answer):
+    environment: str
+    bundle: str
+    blocked: bool
+    gate: str | None
+    reason: str | None
+    message: str
+    who: list[str]
+
+
+class Traced(Answer):
+    digest: str
+    run: Map | None
+    bundle: Map | None
+    promotions: list[Map]
+
+
+class BundleSummary(Answer):
+    name: str
+    version: str
+    digest: str
+    signers: list[str]
+    served_in: list[str]
+
+
+class BundleList(Answer):
+    bundles: list[BundleSummary]
+    count: int
+
+
+class BundleVersions(Answer):
+    name: str
+    versions: list[BundleSummary]
+
+
+class BundleVersion(BundleSummary):
+    spec: Map | None
+
+
+class HookAccepted(Answer):
+    accepted: bool
+    duplicate: bool
+
+
+# ---- audit --------------------------------------------------------------------------------------------------------
+
+
+class AuditEvent(Answer):
+    id: str
+    event_type: str
+    run_id: str | None
+    continuation_id: str | None
+    actor: str | None
+    seq: int | None
+    leaf: str | None
+    metadata: Map
+    payload: Map
+    created_at: str
+    occurred_at: str
+
+
+class AuditList(Paged):
+    events: list[AuditEvent]
+
+
+class AuditCheckpoint(Answer):
+    size: int
+    root: str
+    note: str
+    key: str
+
+
+class AuditProof(Answer):
+    checkpoint: str
+    key: str
+    path: list[str]
+    event: AuditEvent
+    canonical: str

@@ -1,0 +1,53 @@
+"""What requests carry where several routes take the same."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kneo.service.specs import SkillsOverlay, SpecOrder
+
+MAX_NAMES = 1_000
+"""Entries of a list of names or paths; settings may ask for fewer."""
+
+Name = Annotated[str, Field(max_length=4_096)]
+
+
+class Body(BaseModel):
+    """Unknown fields are refused: a typing error would otherwise be silently ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class SkillsChange(Body):
+    """Skills to add to the root agent, and to take from every agent."""
+
+    add: list[Name] = Field(default_factory=list, max_length=MAX_NAMES)
+    disable: list[Name] = Field(default_factory=list, max_length=MAX_NAMES)
+
+
+class SpecRequest(Body):
+    """A spec, and what is laid over it: the overlays in order, then the overrides."""
+
+    spec_path: Name | None = Field(default=None, description="A file below the service's spec root.")
+    spec: dict[str, object] | None = Field(default=None, description="The spec itself; it wins over a path.")
+    environment: Name | None = None
+    overlays: list[Name] = Field(
+        default_factory=list, max_length=MAX_NAMES, description="Files below the service's spec root."
+    )
+    overrides: dict[str, object] = Field(default_factory=dict)
+
+    def order(self) -> SpecOrder:
+        return SpecOrder(
+            spec=self.spec,
+            spec_path=self.spec_path,
+            environment=self.environment,
+            overlays=tuple(self.overlays),
+            overrides=self.overrides,
+        )
+
+
+def overlay_of(skills: SkillsChange | None) -> SkillsOverlay:
+    """Read a change of skills; none changes nothing."""
+    return SkillsOverlay(add=tuple(skills.add), disable=tuple(skills.disable)) if skills else SkillsOverlay()

@@ -1,0 +1,220 @@
+"""Specs that a request brings along or names by path, loaded with everything that is said over them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kneo.errors import Invalid, Usage
+from kneo.project.files import SpecFiles
+from kneo.project.modules import ModuleFiles
+from kneo.settings import Settings
+from kneo.spec.context import RuleContext
+from kneo.spec.diagnostics import unreadable
+from kneo.spec.document import DEFAULT_LIMITS, Document, Unreadable
+from kneo.spec.inline import Files, NoFiles
+from kneo.spec.load import LoadedSpec, load_tree, resolve
+from kneo.spec.merge import merge_all
+from kneo.spec.models import Spec
+from kneo.spec.reader import read
+from kneo.spec.rules import check
+
+Tree = Mapping[str, object]
+
+
+class Confined(Invalid):
+    """The path leads out of the folder, or to nothing in it."""
+
+    http_status = 422
+    default_code = "spec_path_confined"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkillsOverlay:
+    """Skills that the root agent gets beside its own, and skills that no agent has."""
+
+    add: tuple[str, ...] = ()
+    disable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecOrder:
+    """Which spec is meant: one brought along, or one below the spec root; and what is laid over it, in this order."""
+
+    spec: Tree | None = None
+    spec_path: str | None = None
+    environment: str | None = None
+    overlays: tuple[str, ...] = ()
+    overrides: Tree = field(default_factory=dict)
+    skills: SkillsOverlay = SkillsOverlay()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a spec brought along as it is."""
+        return self.spec is not None and not self.has_layers
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether anything is laid over it."""
+        return bool(self.overlays or self.overrides or self.skills != SkillsOverlay())
+
+    def origin(self) -> dict[str, object]:
+        """Say where the spec came from, for the audit log."""
+        return {
+            "spec_path": self.spec_path,
+            "inline_spec": self.spec is not None,
+            "environment": self.environment,
+            "overlays": list(self.overlays),
+        }
+
+
+class Specs:
+    """Loads specs for requests. Nothing outside the spec root is read, and nothing is imported.
+
+    Args:
+        settings: Where the spec root is, which modules specs may name, and how large what comes along may be.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.root = settings.spec_root.resolve()
+
+    def check_sizes(self, order: SpecOrder) -> None:
+        """Check what came along.
+
+        Raises:
+            Invalid: ``input_too_large``.
+        """
+        limits = self.settings.limits
+        sizes = (
+            ("spec", _size(order.spec), limits.inline_spec_bytes),
+            ("overrides", _size(order.overrides), limits.overrides_bytes),
+            ("overlays", len(order.overlays), limits.page_items),
+            *(("overlays", len(path), limits.path_chars) for path in order.overlays),
+            ("spec_path", len(order.spec_path or ""), limits.path_chars),
+            ("environment", len(order.environment or ""), limits.path_chars),
+        )
+        for name, size, limit in sizes:
+            if size > limit:
+                msg = f"{name} is {size} long; at most {limit} is accepted."
+                raise Invalid(msg, code="input_too_large", field=name, limit=limit)
+
+    def load(self, order: SpecOrder) -> LoadedSpec:
+        """Load a spec and find everything that is wrong with it.
+
+        Raises:
+            Usage: neither a spec nor a path was given.
+            Confined: a path leads to nothing below the spec root.
+            Invalid: something is too large.
+        """
+        self.check_sizes(order)
+        try:
+            documents = [] if order.spec is not None else [self._document(order.spec_path)]
+            base = order.spec if order.spec is not None else documents[0].value
+            overlays = [self._document(path) for path in order.overlays]
+        except Unreadable as refusal:
+            return LoadedSpec(None, {}, (unreadable(refusal),))
+        merged = merge_all(base, [*(overlay.value for overlay in overlays), dict(order.overrides) or None])
+        return load_tree(
+            _with_skills(merged, order.skills),
+            documents=[*documents, *overlays],
+            context=self._context(order.environment),
+            files=self._files(order),
+            rules=check,
+        )
+
+    def whole(self, order: SpecOrder) -> LoadedSpec:
+        """Load a spec with every file it refers to taken in: what would be signed, and what is run."""
+        return resolve(self.load(order), self._files(order))
+
+    def _files(self, order: SpecOrder) -> Files:
+        # Whoever brings a spec along has no folder here, so there are no files beside it.
+        if order.spec is not None or order.spec_path is None:
+            return NoFiles()
+        return SpecFiles((self.root / order.spec_path).parent, self.root)
+
+    def _context(self, environment: str | None) -> RuleContext:
+        settings = self.settings
+        modules = ModuleFiles(settings.import_roots, settings.import_allow)
+        return RuleContext(modules, settings.import_allow or None, environment=environment)
+
+    def _document(self, path: str | None) -> Document:
+        if path is None:
+            msg = "There is no spec to look at."
+            raise Usage(msg, hint="Send a spec, or spec_path.")
+        with self._inside(path).open("rb") as file:
+            return read(file.read(DEFAULT_LIMITS.max_bytes + 1), file=path)
+
+    def _inside(self, path: str) -> Path:
+        """Find a file below the spec root; no ``..`` and no link leads out of it."""
+        try:
+            target = (self.root / path).resolve()
+            if target.is_relative_to(self.root) and target.is_file():
+                return target
+        except (OSError, ValueError, RuntimeError):  # a NUL in the name, a name too long, links in a circle
+            pass
+        msg = f"{path[:200]!r} is not a spec under the spec root of this service."
+        raise Confined(msg, hint="KNEO_SERV_SPEC_ROOT is where specs are read from.")
+
+
+def usable(loaded: LoadedSpec) -> Spec:
+    """Return a spec that can be used.
+
+    Raises:
+        Invalid: ``spec_invalid``: it cannot; the diagnostics are in its details.
+    """
+    if loaded.spec is not None and loaded.valid:
+        return loaded.spec
+    raise refused(loaded)
+
+
+def shaped(loaded: LoadedSpec) -> Spec:
+    """Return a spec whose shape is right, whatever else is wrong with it.
+
+    Raises:
+        Invalid: ``spec_invalid``; the diagnostics are in its details.
+    """
+    if loaded.spec is None:
+        raise refused(loaded)
+    return loaded.spec
+
+
+def refused(loaded: LoadedSpec) -> Invalid:
+    """Say what is wrong with a spec."""
+    errors = [found for found in loaded.diagnostics if found.is_error]
+    first = errors[0]
+    more = f" And {len(errors) - 1} more." if len(errors) > 1 else ""
+    return Invalid(
+        f"{first.code}: {first.message} (at {first.path_text or 'the whole spec'}){more}",
+        code="spec_invalid",
+        hint=first.suggestion,
+        diagnostics=[found.as_json() for found in loaded.diagnostics],
+    )
+
+
+def _size(value: object) -> int:
+    return len(json.dumps(value)) if value else 0
+
+
+def _with_skills(tree: object, overlay: SkillsOverlay) -> object:
+    """Change which skills agents have."""
+    if not isinstance(tree, dict) or overlay == SkillsOverlay():
+        return tree
+    components = tree.get("components")
+    agents = components.get("agents") if isinstance(components, dict) else None
+    changed = {**tree, "agent": _skilled(tree.get("agent"), overlay.add, overlay.disable)}
+    if isinstance(components, dict) and isinstance(agents, dict):
+        kept = {name: _skilled(agent, (), overlay.disable) for name, agent in agents.items()}
+        changed["components"] = {**components, "agents": kept}
+    return changed
+
+
+def _skilled(agent: object, add: tuple[str, ...], disable: tuple[str, ...]) -> object:
+    if not isinstance(agent, dict):
+        return agent
+    has = agent.get("skills") or []
+    if not isinstance(has, list):
+        return agent
+    return {**agent, "skills": [name for name in dict.fromkeys([*has, *add]) if name not in disable]}

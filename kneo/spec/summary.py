@@ -1,0 +1,74 @@
+"""What a spec is in a few words, in the shapes that commands and the service answer with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kneo.spec.diagnostics import Diagnostic, Severity
+from kneo.spec.graph import Node, spec_graph
+from kneo.spec.models import LeafStep, Spec
+
+Map = dict[str, object]
+
+
+def names_of(spec: Spec | None) -> Map:
+    """Return the names of the root agent and workflow; both None where the spec's shape is wrong."""
+    if spec is None:
+        return {"agent_name": None, "workflow_name": None}
+    workflow = spec.workflow
+    return {
+        "agent_name": spec.agent.name,
+        "workflow_name": (workflow.name or f"{workflow.type}-workflow") if workflow is not None else None,
+    }
+
+
+def compiled(spec: Spec) -> Map:
+    """Say what a spec has at its root."""
+    return {
+        "has_root_agent": True,
+        "has_root_workflow": spec.workflow is not None,
+        "component_agents": list(spec.components.agents),
+    }
+
+
+def explained(spec: Spec) -> Map:
+    """Say what a spec does, step by step, and where people are asked."""
+    names = names_of(spec)
+    return {
+        "summary": {
+            "root_agent": names["agent_name"],
+            "root_workflow": names["workflow_name"],
+            "component_agents": list(spec.components.agents),
+        },
+        "steps": [_step(node) for node in spec_graph(spec).nodes],
+    }
+
+
+def linted(findings: Sequence[Diagnostic]) -> Map:
+    """Count what should be looked at; remarks are left out."""
+    shown = worth_a_look(findings)
+    errors = sum(found.is_error for found in shown)
+    return {
+        "clean": not shown,
+        "warning_count": len(shown) - errors,
+        "error_count": errors,
+        "diagnostics": [found.as_json() for found in shown],
+    }
+
+
+def worth_a_look(findings: Sequence[Diagnostic]) -> list[Diagnostic]:
+    """Leave out remarks."""
+    return [found for found in findings if found.severity is not Severity.INFO]
+
+
+def _step(node: Node) -> Map:
+    step = node.step
+    review = step.review
+    return {
+        "id": node.id,
+        "kind": node.kind,
+        "ref": step.ref if isinstance(step, LeafStep) else None,
+        "gates": {place: gate.human if isinstance(gate.human, str) else None for place, gate in review.gates().items()}
+        if review is not None
+        else {},
+    }
