@@ -1,6 +1,6 @@
 """Runs the checks of a driver inside a published client's own environment; nothing of Kneo is imported here.
 
-A driver is a script whose coroutines called ``check_…`` each take the scene. Every result is one line of JSON, so that
+A driver is a script whose functions called ``check_…`` each take the scene; coroutines are run. Every result is one line of JSON, so that
 what ran is known even when the driver dies.
 """
 
@@ -26,7 +26,9 @@ def run_checks(members: dict[str, object]) -> None:
 
 def _problem(check: object, scene: SimpleNamespace) -> str | None:
     try:
-        asyncio.run(asyncio.wait_for(check(scene), SECONDS))
+        started = check(scene)
+        if started is not None:
+            asyncio.run(asyncio.wait_for(started, SECONDS))
     except Exception:  # noqa: BLE001 - a check may fail in any way, and the next one runs all the same
         return traceback.format_exc()
     return None

@@ -136,18 +136,13 @@ class Scene:
             (folder / f"{name}.json").write_text(json.dumps(tree))
         self.service = self.machine.up()
         self.strict = self._strict(folder / "strict", keys)
-        self.file = folder / "scene.json"
-        self.file.write_text(
-            json.dumps(
-                {
-                    "url": self.service.url,
-                    "strict_url": self.strict.url,
-                    "keys": KEYS,
-                    "specs": SPECS,
-                    "folder": str(folder),
-                }
-            )
-        )
+        self.told = {
+            "url": self.service.url,
+            "strict_url": self.strict.url,
+            "keys": KEYS,
+            "specs": SPECS,
+            "folder": str(folder),
+        }
 
     def _strict(self, folder: Path, keys: str) -> Process:
         machine = Machine(
@@ -163,15 +158,17 @@ class Scene:
         self.machine.processes.append(process)
         return process
 
-    def drive(self, python: Path, driver: str, *, seconds: float = 300) -> dict[str, str | None]:
+    def drive(self, python: Path, driver: str, *, seconds: float = 300, **more: str) -> dict[str, str | None]:
         """Run a driver in a published client's environment.
 
         Returns:
             For each check that ran, what went wrong with it; None for nothing.
         """
         script = Path(__file__).parent / driver
+        file = self.machine.folder / f"{driver}.json"
+        file.write_text(json.dumps({**self.told, **more}))
         done = subprocess.run(
-            [python, script, self.file],
+            [python, script, file],
             capture_output=True,
             text=True,
             timeout=seconds,
