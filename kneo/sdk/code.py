@@ -1,0 +1,55 @@
+"""Steps whose code is an object of this process, where a spec would name a module."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+
+from kneo.runtime.code import CodeLoader
+from kneo.runtime.interpret.node import Leaf
+from kneo.runtime.program import Program
+from kneo.runtime.steps import Executor
+from kneo.runtime.steps.base import StepContext, StepOutput
+from kneo.runtime.steps.threads import in_thread
+
+Work = Callable[[str, StepContext], Awaitable[StepOutput]]
+"""What a step does: text and context in, text out."""
+
+PREFIX = "inprocess."
+"""What the implementation of such a step begins with: a module that no other process has."""
+
+
+class InProcess(Executor):
+    """Runs steps of this process's own objects, and all others as every executor does.
+
+    Args:
+        work: What to do, by the implementation that the spec names.
+        began: Told of every such step that begins.
+    """
+
+    def __init__(self, work: Mapping[str, Work], began: Callable[[Leaf, StepContext], None]) -> None:
+        super().__init__(CodeLoader((), ()))
+        self.work = work
+        self.began = began
+
+    async def execute(self, program: Program, leaf: Leaf, text: str, context: StepContext) -> StepOutput:
+        self.began(leaf, context)
+        work = self.work.get(program.functions[leaf.ref].implementation) if leaf.kind == "function" else None
+        if work is None:
+            return await super().execute(program, leaf, text, context)
+        try:
+            async with asyncio.timeout(leaf.timeout_seconds):
+                return await work(text, context)
+        except (asyncio.CancelledError, TimeoutError):
+            context.token.cancel()
+            raise
+
+
+async def call(function: Callable[..., object], *arguments: object) -> object:
+    """Call something that may be async; what is not runs beside the event loop, so that it holds nobody up."""
+    if inspect.iscoroutinefunction(function):
+        return await function(*arguments)
+    result = await in_thread(partial(function, *arguments))
+    return await result if inspect.isawaitable(result) else result

@@ -1,0 +1,161 @@
+"""Runs of specs that were written in Python: the same start, the same interpreter, the same rows, the same tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from kneo.errors import Invalid
+from kneo.runtime.advance import Driver
+from kneo.runtime.interpret.node import Leaf
+from kneo.runtime.load import ProgramLoader
+from kneo.runtime.recover import continue_run
+from kneo.runtime.start import RunOrder, Starter
+from kneo.runtime.steps.base import StepContext
+from kneo.runtime.timers import tick
+from kneo.runtime.wait import find_run, wait_until_settled
+from kneo.sdk.code import InProcess, Work
+from kneo.sdk.db import Database
+from kneo.sdk.seat import seat
+from kneo.spec.load import load_tree
+from kneo.spec.models import Spec
+from kneo.spec.rules import check
+from kneo.state.run import Run, StepRecord
+from kneo.state.task import HumanTask, TaskStatus
+from kneo.store import history, tasks
+from kneo.store.engine import Store
+from kneo.tasks.answers import Answer
+from kneo.tasks.inbox import decide
+
+T = TypeVar("T")
+
+SETTLE_SECONDS = 3600.0
+"""How long somebody waits for a run that another thread drives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A run with its finished steps and everything it asked, in order."""
+
+    run: Run
+    steps: Sequence[StepRecord]
+    tasks: Sequence[HumanTask]
+
+
+@dataclass(frozen=True)
+class Host:
+    """One database, and the code of one program.
+
+    Attributes:
+        database: Where its runs are.
+        work: What its steps do, by the implementation that the spec names.
+        began: Told of every step that begins.
+    """
+
+    database: Database
+    work: Mapping[str, Work]
+    began: Callable[[Leaf, StepContext], None] = lambda _leaf, _context: None
+
+    @property
+    def store(self) -> Store:
+        return self.database.store
+
+    def start(self, tree: Mapping[str, object], text: str, metadata: Mapping[str, object]) -> Run:
+        """Record a run; whoever drives it executes it.
+
+        Raises:
+            Invalid, Forbidden: it may not run; nothing did.
+        """
+        order = RunOrder(input=text, requester=actor(), spec=tree, metadata=metadata, origin={"inline_spec": True})
+        return Starter(self.store, check_spec, pin=None).start(order)
+
+    async def drive(self, run_id: str) -> Standing:
+        """Execute a run until it waits for people or has ended."""
+        await asyncio.to_thread(self._settle_time)
+        driver = Driver(self.store, ProgramLoader(self.store), InProcess(self.work, self.began))
+        place = seat(self.store)
+        await asyncio.to_thread(place.__enter__)
+        try:
+            await driver.drive_alone(run_id)
+        finally:
+            await asyncio.to_thread(place.__exit__, None, None, None)
+        await asyncio.to_thread(wait_until_settled, self.store, run_id, SETTLE_SECONDS)
+        return await asyncio.to_thread(self.look, run_id)
+
+    def look(self, run_id: str) -> Standing:
+        """Read how a run stands.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        run = find_run(self.store, run_id)
+        with self.store.read() as tx:
+            steps = history.list_steps(tx, run_id)
+            asked = tasks.of_run(tx, run_id, tuple(TaskStatus))
+        return Standing(run=run, steps=steps, tasks=asked)
+
+    def decide(self, task: HumanTask, answer: Answer) -> HumanTask:
+        """Record what somebody says.
+
+        Raises:
+            Conflict, NotAllowed: it does not fit, or somebody else said something; nothing was written.
+        """
+        return decide(self.store, task.id, answer, actor=actor())
+
+    def revive(self, run_id: str) -> Run:
+        """Try a failed run again from where it stood.
+
+        Raises:
+            Conflict: it did not fail.
+        """
+        return continue_run(self.store, ProgramLoader(self.store), run_id, actor=actor())
+
+    def _settle_time(self) -> None:
+        """Let deadlines that have passed take effect: no process may have been there to do it."""
+        tick(self.store)
+
+
+def actor() -> str:
+    """Name who runs this program."""
+    return getpass.getuser()
+
+
+def check_spec(tree: Mapping[str, object]) -> Spec:
+    """Check a spec that a program built, by the rules for every spec.
+
+    Raises:
+        Invalid: ``spec_invalid``; the diagnostics are in its details.
+    """
+    loaded = load_tree(dict(tree), rules=check)
+    if loaded.spec is None or not loaded.valid:
+        errors = [found for found in loaded.diagnostics if found.is_error]
+        said = "; ".join(f"{found.code}: {found.message}" for found in errors[:3])
+        raise Invalid(said, code="spec_invalid", diagnostics=[found.as_json() for found in loaded.diagnostics])
+    return loaded.spec
+
+
+def run_sync(work: Coroutine[object, object, T]) -> T:
+    """Run something async to its end, whether or not this thread has an event loop already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def inner() -> None:
+        try:
+            results.append(asyncio.run(work))
+        except BaseException as error:  # noqa: BLE001 - raised again where it was asked for
+            errors.append(error)
+
+    thread = threading.Thread(target=inner, name="kneo-sdk")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]

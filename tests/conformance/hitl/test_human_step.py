@@ -1,0 +1,330 @@
+"""Steps that ask people, in workflows built in Python: what their guide says, and what was found out about them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from kneo.errors import Conflict, Invalid, NotFound, Usage
+from kneo.sdk import HumanInterventionRequest, HumanInterventionRequiredError, Message, RunConfig, RunResult
+from kneo.sdk.db.sqlite import SqliteDb
+from kneo.sdk.workflows import HumanInTheLoopStep, Workflow, WorkflowBuilder, WorkflowFailed
+
+ASK = WorkflowBuilder.human_step
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> SqliteDb:
+    found = SqliteDb(tmp_path / "runs.db")
+    yield found
+    found.close()
+
+
+def writer(messages: list[Message], _config: RunConfig) -> str:
+    return f"draft of {messages[0].content}"
+
+
+async def publish(messages: list[Message], _config: RunConfig) -> str:
+    return f"published {messages[-1].content}"
+
+
+def flow(database: SqliteDb, *members: object) -> Workflow:
+    return WorkflowBuilder.sequential(members, name="release-workflow", database=database)
+
+
+# ---- the guide's examples ---------------------------------------------------------------------------------------
+
+
+def test_an_inline_resolver_answers_within_the_run(database: SqliteDb) -> None:
+    review = ASK("approval", "Approve this draft?", resolver=lambda request: "Approved by Alice")
+    result = flow(database, writer, review, publish).run_sync("cats")
+    assert result.output_text == "published Approved by Alice"
+    assert [(m.role, m.name) for m in result.messages] == [
+        ("user", None),
+        ("assistant", "writer"),
+        ("user", "approval"),
+        ("assistant", "publish"),
+    ]
+    told = {"human_in_the_loop": True, "human_step": "approval", "human_prompt": "Approve this draft?"}
+    assert told.items() <= result.metadata.items()
+
+
+def test_without_a_resolver_the_run_waits(database: SqliteDb) -> None:
+    workflow = flow(database, writer, ASK("approval", "Approve?", metadata={"risk": "high"}), publish)
+    with pytest.raises(HumanInterventionRequiredError) as caught:
+        asyncio.run(workflow.run("cats", RunConfig({"tenant": "a"})))
+    error = caught.value
+    assert str(error) == 'Human input required for workflow step "approval".'
+    assert (error.step_name, error.prompt) == ("approval", "Approve?")
+    assert error.request.keys() == {"step_name", "prompt", "messages", "config", "metadata"}
+    assert error.request["metadata"] == {"risk": "high"}
+    assert error.request["config"] == {"metadata": {"tenant": "a"}}
+    assert error.request["messages"][-1]["content"] == "draft of cats"
+
+
+def test_the_guides_sequential_example(database: SqliteDb) -> None:
+    workflow = WorkflowBuilder.sequential(
+        [
+            writer,
+            ASK(
+                "editor_review",
+                lambda messages, config: f"Approve this draft? {messages[-1].content}",
+                resolver=lambda request: "Approved",
+            ),
+            publish,
+        ],
+        name="release-workflow",
+        database=database,
+    )
+    result = workflow.run_sync("cats")
+    assert result.metadata["human_prompt"] == "Approve this draft? draft of cats"
+    assert result.metadata["workflow_steps"] == ["writer", "editor_review", "publish"]
+
+
+# ---- what a resolver gets and may return ------------------------------------------------------------------------
+
+
+def test_the_resolver_gets_everything(database: SqliteDb) -> None:
+    seen: list[HumanInterventionRequest] = []
+
+    async def resolver(request: HumanInterventionRequest) -> str:
+        seen.append(request)
+        return "yes"
+
+    config = RunConfig({"tenant": "a"})
+    flow(database, writer, ASK("q", "Fine?", resolver=resolver, metadata={"k": 1})).run_sync("cats", config)
+    [request] = seen
+    assert (request.step_name, request.prompt, request.config, request.metadata) == ("q", "Fine?", config, {"k": 1})
+    assert [message.content for message in request.messages] == ["cats", "draft of cats"]
+
+
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [
+        ("said", "said"),
+        (Message("user", "said"), "said"),
+        ([Message("user", "one"), Message("user", "two")], "one\n\ntwo"),
+        (RunResult([Message("user", "said")]), "said"),
+    ],
+)
+def test_what_a_resolver_may_return(database: SqliteDb, returned: object, text: str) -> None:
+    result = flow(database, ASK("q", "?", resolver=lambda _request: returned)).run_sync("in")
+    assert result.output_text == text
+
+
+def test_the_answer_enters_in_its_role(database: SqliteDb) -> None:
+    step = ASK("q", "?", resolver=lambda _request: "said", response_role="assistant")
+    assert flow(database, step).run_sync("in").messages[-1] == Message("assistant", "said", "q")
+
+
+@pytest.mark.parametrize("returned", [False, 3, {"a": 1}, []])
+def test_anything_else_is_a_type_error_and_the_question_stays(database: SqliteDb, returned: object) -> None:
+    workflow = flow(database, ASK("q", "?", resolver=lambda _request: returned), publish)
+    with pytest.raises(TypeError, match="resolver of q"):
+        workflow.run_sync("in")
+    with database.store.read() as tx:
+        from kneo.store import tasks
+
+        assert tasks.count_tasks(tx) == 1
+
+
+def test_a_resolver_that_raises_is_heard(database: SqliteDb) -> None:
+    def resolver(_request: HumanInterventionRequest) -> str:
+        raise LookupError("nobody home")
+
+    with pytest.raises(LookupError, match="nobody home"):
+        flow(database, ASK("q", "?", resolver=resolver)).run_sync("in")
+
+
+def test_none_leaves_it_to_somebody_else(database: SqliteDb) -> None:
+    with pytest.raises(HumanInterventionRequiredError):
+        flow(database, ASK("q", "?", resolver=lambda _request: None)).run_sync("in")
+
+
+def test_a_prompt_may_be_async_and_must_be_a_text(database: SqliteDb) -> None:
+    async def prompt(messages: list[Message], config: RunConfig) -> str:
+        return f"{messages[-1].content}, {config.metadata['tenant']}?"
+
+    seen: list[str] = []
+    step = ASK("q", prompt, resolver=lambda request: seen.append(request.prompt) or request.prompt)
+    flow(database, writer, step).run_sync("cats", RunConfig({"tenant": "a"}))
+    assert seen == ["draft of cats, a?"]
+    with pytest.raises(WorkflowFailed, match="not a str"):
+        flow(database, ASK("q", lambda _messages, _config: 3)).run_sync("in")
+
+
+# ---- every family -----------------------------------------------------------------------------------------------
+
+
+def question(request: HumanInterventionRequest) -> str:
+    return f"{request.step_name} heard {request.messages[-1].content}"
+
+
+def test_a_question_inside_a_workflow_names_where_it_stands(database: SqliteDb) -> None:
+    inner = WorkflowBuilder.sequential([writer, ASK("q", "?")], name="inner")
+    with pytest.raises(HumanInterventionRequiredError) as caught:
+        flow(database, inner, publish).run_sync("cats")
+    assert (caught.value.step_name, caught.value.step_path) == ("q", "inner/q")
+
+
+def test_siblings_of_a_question_are_not_lost(database: SqliteDb) -> None:
+    ran: list[str] = []
+
+    def slow(_messages: list[Message], _config: RunConfig) -> str:
+        ran.append("slow")
+        return "slow said this"
+
+    workflow = WorkflowBuilder.concurrent([ASK("q", "?"), slow], name="both", database=database)
+    with pytest.raises(HumanInterventionRequiredError) as caught:
+        workflow.run_sync("in")
+    result = asyncio.run(workflow.resume(caught.value.run_id, "yes"))
+    assert ran == ["slow"]
+    assert result.metadata["outputs"] == {"q": "yes", "slow": "slow said this"}
+
+
+def test_those_beside_each_other_hear_the_same(database: SqliteDb) -> None:
+    heard: dict[str, list[str]] = {}
+
+    def listener(name: str) -> object:
+        def listen(messages: list[Message], _config: RunConfig) -> str:
+            heard[name] = [message.content for message in messages]
+            return name
+
+        return WorkflowBuilder.function_step(name, listen)
+
+    both = WorkflowBuilder.concurrent([listener("a"), listener("b")], name="both")
+    flow(database, writer, both, listener("c")).run_sync("cats")
+    assert heard["a"] == heard["b"] == ["cats", "draft of cats"]
+    assert sorted(heard["c"]) == ["a", "b", "cats", "draft of cats"] or heard["c"][-1] == "b"
+
+
+@pytest.mark.parametrize("family", ["handoff", "group_chat"])
+def test_people_take_their_turn(database: SqliteDb, family: str) -> None:
+    make = getattr(WorkflowBuilder, family)
+    workflow = make([writer, ASK("q", "?", resolver=question), publish], name="turns", database=database)
+    assert workflow.run_sync("cats").output_text == "published q heard draft of cats"
+
+
+def test_people_are_nodes_of_graphs(database: SqliteDb) -> None:
+    workflow = WorkflowBuilder.graph(
+        [writer, ASK("q", "?", resolver=question), publish],
+        [("writer", "q"), ("q", "publish", {"type": "output_contains", "value": "heard"})],
+        name="graph",
+        start="writer",
+        database=database,
+    )
+    assert workflow.run_sync("cats").output_text == "published q heard draft of cats"
+
+
+def test_what_asks_people_cannot_be_streamed(database: SqliteDb) -> None:
+    workflow = flow(database, ASK("q", "?"))
+    assert not workflow.supports_streaming
+    assert flow(database, writer).supports_streaming
+    with pytest.raises(Usage):
+        workflow.stream("in")
+
+
+# ---- a run is a run ---------------------------------------------------------------------------------------------
+
+
+def test_it_is_a_spec_like_any_other(database: SqliteDb) -> None:
+    step = ASK("q", "Fine?", description="Look at it.")
+    assert isinstance(step, HumanInTheLoopStep)
+    spec = flow(database, writer, step).spec()
+    assert [(each["id"], each["kind"]) for each in spec["workflow"]["steps"]] == [
+        ("writer", "function"),
+        ("q", "human"),
+    ]
+    assert spec["components"]["humans"]["q"]["prompt"] == "Fine?"
+
+
+def test_it_goes_on_in_another_process(tmp_path: Path) -> None:
+    program = textwrap.dedent(
+        """
+        import asyncio, sys
+        from kneo.sdk import HumanInterventionRequiredError
+        from kneo.sdk.db.sqlite import SqliteDb
+        from kneo.sdk.workflows import WorkflowBuilder
+
+        def count(messages, config):
+            with open("counted", "a") as file:
+                file.write("x")
+            return "counted"
+
+        def last(messages, config):
+            return " | ".join(message.content for message in messages)
+
+        steps = [count, WorkflowBuilder.human_step("q", "?"), last]
+        workflow = WorkflowBuilder.sequential(steps, name="w", database=SqliteDb("runs.db"))
+        if len(sys.argv) == 1:
+            try:
+                workflow.run_sync("in")
+            except HumanInterventionRequiredError as error:
+                print(error.run_id)
+        else:
+            print(asyncio.run(workflow.resume(sys.argv[1], "yes")).output_text)
+        """
+    )
+    (tmp_path / "program.py").write_text(program)
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "program.py", *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    run_id = run()
+    assert run(run_id) == "in | counted | yes"
+    assert (tmp_path / "counted").read_text() == "x"
+
+
+def test_an_answer_counts_once(database: SqliteDb) -> None:
+    workflow = flow(database, ASK("q", "?"), publish)
+    with pytest.raises(HumanInterventionRequiredError) as caught:
+        workflow.run_sync("in")
+    assert asyncio.run(workflow.resume(caught.value.run_id, "yes")).output_text == "published yes"
+    with pytest.raises(NotFound):
+        asyncio.run(workflow.resume(caught.value.run_id, "no"))
+    assert asyncio.run(workflow.resume(caught.value.run_id)).output_text == "published yes"
+
+
+def test_a_run_of_another_workflow_is_left_alone(database: SqliteDb) -> None:
+    with pytest.raises(HumanInterventionRequiredError) as caught:
+        flow(database, ASK("q", "?")).run_sync("in")
+    other = WorkflowBuilder.sequential([writer], name="other", database=database)
+    with pytest.raises(NotFound):
+        asyncio.run(other.resume(caught.value.run_id, "yes"))
+
+
+def test_whoever_executes_steps_elsewhere_is_not_disturbed(database: SqliteDb, monkeypatch) -> None:
+    monkeypatch.setattr("kneo.sdk.seat.WAIT_SECONDS", 0.05)
+    with database.store.exclusive("worker") as held:
+        assert held
+        with pytest.raises(Conflict, match="Another process"):
+            flow(database, writer).run_sync("in")
+
+
+def test_two_participants_of_one_name_are_refused(database: SqliteDb) -> None:
+    with pytest.raises(Usage, match="same name"):
+        flow(database, writer, writer)
+
+
+def test_what_cannot_take_part_is_refused(database: SqliteDb) -> None:
+    with pytest.raises(Usage, match="int"):
+        flow(database, 3)
+
+
+def test_an_empty_answer_is_refused(database: SqliteDb) -> None:
+    workflow = flow(database, ASK("q", "?", resolver=lambda request: ""), publish)
+    with pytest.raises(Invalid, match="empty"):
+        workflow.run_sync("in")
+
+
+def test_the_role_of_an_answer_is_the_steps(database: SqliteDb) -> None:
+    step = ASK("q", "?", resolver=lambda request: Message("system", "said"))
+    assert flow(database, step).run_sync("in").messages[-1].role == "user"

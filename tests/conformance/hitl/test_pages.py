@@ -1,0 +1,44 @@
+"""The page about workflows in Python does what it says, and every difference it admits to has a test."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+PAGE = HERE.parents[2] / "docs" / "guide" / "sdk.md"
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ROW = re.compile(r"^\| (?P<where>[^|]+) \| (?P<here>[^|]+) \| (?P<why>[^|]+) \| `(?P<test>test_\w+)` \|$", re.MULTILINE)
+
+
+def sections() -> list[tuple[str, str]]:
+    """Return each section's title and Python, all its blocks as one program with lines where they stand."""
+    found = []
+    for part in re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]:
+        blocks = BLOCK.findall(part)
+        if blocks:
+            found.append((part.partition("\n")[0], "\n".join(blocks)))
+    return found
+
+
+@pytest.mark.parametrize(("title", "program"), sections(), ids=[title for title, _ in sections()])
+def test_the_examples_run(title: str, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "assert" in program, f"{title} shows nothing that could be wrong"
+    exec(compile(program, f"{PAGE.name}: {title}", "exec"), {"__name__": "example"})
+
+
+def test_every_difference_has_a_test() -> None:
+    tests = {
+        node.name
+        for file in HERE.glob("test_*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    rows = [row.groupdict() for row in ROW.finditer(PAGE.read_text().partition("## Differences")[2])]
+    assert rows
+    assert len(rows) == PAGE.read_text().partition("## Differences")[2].count("\n| ") - 1
+    assert [row["test"] for row in rows if row["test"] not in tests] == []
