@@ -133,7 +133,7 @@ class _Compiler:
         if len(set(ids)) < len(ids):
             msg = f"Two steps {f'of {path} ' if path else ''}have the same id: {', '.join(ids)[:500]}."
             raise Invalid(msg, code="spec_invalid")
-        beside = {step.id: step for step in enabled}
+        beside = {step.id: step for step in (*steps, *enabled)}
         return tuple(self.step(step, path, depth, beside) for step in enabled)
 
     def handoff(self, workflow: HandoffWorkflow, path: str, name: str, depth: int) -> Turns:
@@ -240,8 +240,11 @@ class _Compiler:
         target = beside.get(step.fallback_ref or "")
         if target is None or step.fallback_ref in instead_of:
             msg = f"The step {below(parent, step.id)} falls back on {step.fallback_ref}, which it cannot run instead."
-            hint = "Name an enabled step of the same workflow, and do not let fallbacks go round in circles."
+            hint = "Name a step of the same workflow, and do not let fallbacks go round in circles."
             raise Invalid(msg, code="spec_invalid", hint=hint)
+        if not target.enabled:
+            # Nothing stands in for it, which the checks warn of: it fails like any other step.
+            return None
         return self.step(target, parent, depth + 1, beside, name=step.fallback_ref, instead_of=instead_of)
 
     def body(self, step: DeclaredStep, path: str, depth: int, gates: Mapping[str, Gate]) -> Leaf | Question | Node:

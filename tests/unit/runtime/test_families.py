@@ -203,6 +203,12 @@ def test_a_fallback_runs_in_place_and_again_at_its_own() -> None:
     assert story.did == ["a:0", "a:fallback:0", "b:0", "c:0"]
 
 
+def test_a_disabled_fallback_stands_in_for_nobody() -> None:
+    steps = [fn("a", on_error="fallback", fallback_ref="b"), fn("b", enabled=False), fn("c")]
+    story = play(program_of(steps), work=failing("a"))
+    assert (story.ended.status, story.did) == (RunStatus.FAILED, ["a:0"])
+
+
 def test_fallbacks_do_not_go_round_in_circles() -> None:
     with pytest.raises(Invalid, match="circles"):
         program_of([fn("a", on_error="fallback", fallback_ref="b"), fn("b", on_error="fallback", fallback_ref="a")])
