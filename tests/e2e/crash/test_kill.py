@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 from engine import Engine, step
 from kneo_process import eventually
+from sqlalchemy import text
 
 from kneo.clock import SystemClock
 from kneo.state.run import Run, RunStatus
 from kneo.state.task import TaskStatus
-from kneo.store import runs, tasks
+from kneo.store import queue, runs, tasks
 from kneo.store.migrate import open_store
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
@@ -40,7 +41,7 @@ def flaky(text, context):
     return effect(text, context)
 def slow(text, context):
     result = effect(text, context)
-    time.sleep(context.attempt == 0 and 2.0 or 0)
+    time.sleep(20 if context.step_id == "long" else 2)
     return result
 """
 
@@ -99,7 +100,7 @@ def engine(migrated_url: str, tmp_path: Path) -> Iterator[Engine]:
 
 
 class Processes:
-    """The processes that execute steps; a second one beside the first only where a database can be shared."""
+    """The processes that execute steps."""
 
     def __init__(self, engine: Engine, url: str, run: Run) -> None:
         self.engine, self.url, self.run = engine, url, run
@@ -140,8 +141,7 @@ def go_through(engine: Engine, url: str, flow: str, die_at: int) -> tuple[Run, i
                     engine.answer(task, "approved")
                     acknowledged.append(task.id)
             processes.reap()
-            # Where a database can be shared another worker is there all along, and notices the death.
-            if not processes.alive or (not engine.store.is_sqlite and len(processes.alive) < 2):
+            if not processes.alive:
                 processes.start()
             time.sleep(0.02)
         processes.reap()
@@ -176,20 +176,25 @@ def test_every_effect_happens_once(engine: Engine, migrated_url: str, flow: str,
     pytest.fail(f"{flow} still wrote after {MOST_WRITES} writes")
 
 
+def workers(engine: Engine) -> int:
+    with engine.store.read() as tx:
+        return tx.connection.execute(text(f"SELECT count(*) FROM {queue.SCHEMA}.procrastinate_workers")).scalar_one()
+
+
 def test_a_dead_workers_run_is_taken_over_in_time(postgres_url: str, tmp_path: Path) -> None:
     store = open_store(postgres_url, SystemClock())
     engine = Engine(store, tmp_path / "code", SOURCE)
-    run = engine.start([step("a", "slow"), act("b")])
+    run = engine.start([step("long", "slow"), act("b")])
     processes = Processes(engine, postgres_url, run)
     try:
         first = processes.start()
         eventually(engine.notes)
         processes.start()
-        time.sleep(1.0)
+        eventually(lambda: workers(engine) == 2, seconds=60)
         first.kill()
         # Under six seconds on a machine with nothing else to do; here only that nobody has to help.
         eventually(lambda: engine.look(run).epoch == 2, seconds=30)
-        done = eventually(lambda: (now := engine.look(run)).status is RunStatus.SUCCEEDED and now)
+        done = eventually(lambda: (now := engine.look(run)).status is RunStatus.SUCCEEDED and now, seconds=60)
         check(engine, done, [])
     finally:
         processes.stop()
@@ -206,7 +211,7 @@ def test_what_a_stopped_worker_brings_late_is_discarded(postgres_url: str, tmp_p
         eventually(engine.notes)
         zombie.send_signal(signal.SIGSTOP)
         processes.start()
-        done = eventually(lambda: (now := engine.look(run)).status is RunStatus.SUCCEEDED and now)
+        done = eventually(lambda: (now := engine.look(run)).status is RunStatus.SUCCEEDED and now, seconds=60)
         zombie.send_signal(signal.SIGCONT)
         assert zombie.wait(20) == 0
         check(engine, done, [])
