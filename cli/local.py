@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 from collections.abc import Mapping
 
@@ -11,11 +10,12 @@ from cli.backend import Json, Query
 from kneo import registry
 from kneo.errors import NotFound
 from kneo.runtime import views
+from kneo.runtime.assemble import drive_or_wait
 from kneo.runtime.cancel import cancel_run
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
 from kneo.runtime.start import RunOrder
-from kneo.runtime.wait import find_run, wait_until_settled
+from kneo.runtime.wait import find_run
 from kneo.service import wire
 from kneo.service.words import check_status, speaks_published
 from kneo.settings import Settings
@@ -161,12 +161,7 @@ class LocalBackend:
 
     def _drive(self, run_id: str) -> Run:
         """Drive a run to its next pause or end ourselves, or wait for the process that executes steps to do it."""
-        with self.store.exclusive(compose.WORKER_LOCK) as held:
-            if held:
-                with self.store.write() as tx:
-                    runs.clear_owners(tx)
-                asyncio.run(compose.make_driver(self.settings, self.store).drive_alone(run_id))
-        return wait_until_settled(self.store, run_id, self.settings.client_timeout_seconds)
+        return drive_or_wait(self.settings, self.store, run_id, self.settings.client_timeout_seconds)
 
     def _status(self, run: Run) -> Json:
         return wire.run_status(run, self._open_task(run), published=self.published)

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from cli import render
-from cli.compose import make_retention, make_store
+from cli.compose import make_store
 from cli.connection import JsonOption
 from kneo.errors import Usage
-from kneo.maintenance import backup_sqlite_database, restore_sqlite_database
+from kneo.maintenance import backup_sqlite_database, make_retention, restore_sqlite_database
 from kneo.runtime.timers import end_overdue_runs
 from kneo.settings import from_env
 from kneo.tasks.inbox import expire_due

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import uvicorn
 
-from cli.compose import WORKER_LOCK, Works, make_retention, make_starter, make_store, make_worker
+from cli.compose import make_starter, make_store
+from cli.embedding import spec_compiler
 from cli.known_roots import KnownRoots
 from cli.liveness import answering
 from controller.loop import Controller
@@ -21,9 +22,10 @@ from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
 from controller.watch import watching
 from kneo.digest import Digest
-from kneo.errors import Conflict, Usage
+from kneo.errors import Usage
+from kneo.maintenance import make_retention
 from kneo.notify.channels import run_outbox
-from kneo.runtime.timers import run_timers
+from kneo.runtime.assemble import background, working
 from kneo.runtime.worker import Worker
 from kneo.service.app import create_app
 from kneo.settings import Settings
@@ -97,7 +99,9 @@ def run_all(
     store = make_store(settings)
     with contextlib.ExitStack() as stack:
         stack.callback(store.close)
-        worker = stack.enter_context(working(settings, store, Worker.DEFAULT_CONCURRENCY))
+        worker = stack.enter_context(
+            working(settings, store, Worker.DEFAULT_CONCURRENCY, make_retention(settings, store))
+        )
         if repository is not None:
             stack.enter_context(following(settings, store, repository))
         serve(settings, store, host, port, poke=worker.poke, announce=announce)
@@ -110,7 +114,7 @@ def run_service(settings: Settings, host: str, port: int, workers: int, announce
         stack.callback(store.close)
         poke: Callable[[], None] = _leave_it
         if workers:
-            poke = stack.enter_context(working(settings, store, workers)).poke
+            poke = stack.enter_context(working(settings, store, workers, make_retention(settings, store))).poke
         serve(settings, store, host, port, poke=poke, announce=announce)
 
 
@@ -127,10 +131,11 @@ def run_controller(settings: Settings, repository: Repository, stopping: threadi
 
 def run_worker(settings: Settings, stopping: threading.Event, concurrency: int) -> None:
     """A worker and the timers, until told to stop."""
+    spec_compiler(settings)  # A platform that cannot be made is found out now, not by a run.
     store = make_store(settings)
     with contextlib.ExitStack() as stack:
         stack.callback(store.close)
-        stack.enter_context(working(settings, store, concurrency))
+        stack.enter_context(working(settings, store, concurrency, make_retention(settings, store)))
         stopping.wait()
 
 
@@ -141,7 +146,8 @@ def serve(
     settings: Settings, store: Store, host: str, port: int, *, poke: Callable[[], None], announce: Callable[[str], None]
 ) -> None:
     """Answer HTTP in this thread until a signal says stop. Port 0 takes a free one; ``announce`` is told which."""
-    app = create_app(settings, store, make_starter(settings, store), poke=poke)
+    tools = spec_compiler(settings).tools
+    app = create_app(settings, store, make_starter(settings, store), poke=poke, tools=tools)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family, backlog=2048) as listener:
         announce(f"http://{host}:{listener.getsockname()[1]}")
@@ -149,20 +155,6 @@ def serve(
             signal.signal(number, _already_stopping)
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10)
         uvicorn.Server(config).run(sockets=[listener])
-
-
-@contextlib.contextmanager
-def only_worker(store: Store) -> Iterator[None]:
-    """Be the one process that executes steps on a SQLite file, or one of those that share a PostgreSQL database.
-
-    Raises:
-        Conflict: another process is the one; on PostgreSQL: a command drives a run of its own just now.
-    """
-    with store.shared(WORKER_LOCK) as held:
-        if not held:
-            msg = "Another process executes steps on this database."
-            raise Conflict(msg, code="worker_running", hint="Stop it, or use its service: --service-url URL.")
-        yield
 
 
 @contextlib.contextmanager
@@ -183,31 +175,5 @@ def _already_stopping(_number: int, _frame: object) -> None:
     """Hear the signal that uvicorn raises again when it is done; worker and controller still have to be let finish."""
 
 
-@contextlib.contextmanager
-def working(settings: Settings, store: Store, concurrency: int) -> Iterator[Works]:
-    """Execute steps and bring deadlines beside whatever else this process does."""
-    stopping = threading.Event()
-    with only_worker(store):
-        worker = make_worker(settings, store, concurrency)
-        pruning = make_retention(settings, store)
-        with (
-            background("timers", lambda: run_timers(store, stopping, pruning), stopping.set),
-            background("worker", worker.run, worker.stop),
-        ):
-            yield worker
-
-
 def _leave_it() -> None:
     """Tell nobody: another process looks for work by itself."""
-
-
-@contextlib.contextmanager
-def background(name: str, work: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]:
-    """Do something in a thread for as long as a block runs, and wait for it to finish what it is doing."""
-    thread = threading.Thread(target=work, name=name)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop()
-        thread.join()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cli.embedding import spec_compiler
 from cli.files import read_bytes
 from kneo.errors import NotFound, Usage
 from kneo.project import read_config
@@ -98,7 +99,8 @@ class Project:
         return tuple(self.root / overlay for overlay in self.config.specs.overlays.get(self.environment, ()))
 
     def context_of(self, spec: Path) -> RuleContext:
-        """What rules may know: the modules below the import roots and in the spec's config repository, the environment.
+        """What rules may know: the modules below the import roots and in the spec's config repository, the environment,
+        and the tools of the platform that this process names.
 
         A process that follows a local config repository finds the functions in it, wherever the process stands; so
         does a check of a spec from there.
@@ -106,7 +108,8 @@ class Project:
         settings = self.settings
         roots = (*settings.import_roots, *_config_repository(spec))
         modules = ModuleFiles(roots, settings.import_allow)
-        return RuleContext(modules, settings.import_allow or None, environment=self.environment)
+        tools = spec_compiler(settings).tools
+        return RuleContext(modules, settings.import_allow or None, tools, environment=self.environment)
 
     def policy_for(self, spec: Path) -> PolicyFlags:
         """Return what a spec must satisfy: the strictest of the project's policy and its config repository's.

@@ -14,8 +14,8 @@ import httpx
 import uvicorn
 from config_repo import FUNCTIONS
 
-from cli.compose import make_driver, make_starter, make_store
-from cli.processes import background
+from cli.compose import make_starter, make_store
+from kneo.runtime.assemble import background, make_driver
 from kneo.runtime.worker import Worker
 from kneo.service.app import create_app
 from kneo.service.auth import ROLES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kneo.maintenance.backup import backup_sqlite_database, restore_sqlite_database
 from kneo.maintenance.locks import LockAcquisitionError
-from kneo.maintenance.retention import RetentionManager, RetentionPolicy, RetentionReport
+from kneo.maintenance.retention import RetentionManager, RetentionPolicy, RetentionReport, make_retention
 
 __all__ = [
     "LockAcquisitionError",
@@ -12,5 +12,6 @@ __all__ = [
     "RetentionPolicy",
     "RetentionReport",
     "backup_sqlite_database",
+    "make_retention",
     "restore_sqlite_database",
 ]

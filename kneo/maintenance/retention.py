@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
 from pathlib import Path
 
 from kneo.clock import Clock
-from kneo.settings import Execution, from_env
+from kneo.project import read_config
+from kneo.settings import Execution, Settings, from_env
 from kneo.spec.project import Retention
 from kneo.state.run import RunStatus
 from kneo.store import prune
@@ -113,3 +114,22 @@ def _prune_files(folder: Path | None, days: int | None, clock: Clock) -> int:
     for path in old:
         path.unlink(missing_ok=True)
     return len(old)
+
+
+def make_retention(settings: Settings, store: Store) -> Callable[[], RetentionReport]:
+    """Make what deletes, when it is called, what the project and this process say has been kept long enough."""
+    project = read_config(settings)
+    policy = RetentionPolicy.from_settings(settings.execution, project.retention if project else None)
+    local = project.local if project else None
+    manager = RetentionManager(
+        store,
+        artifacts=_own_folder(settings, local.artifact_path) if local else None,
+        logs=_own_folder(settings, local.log_path) if local else None,
+    )
+    return lambda: manager.prune(policy)
+
+
+def _own_folder(settings: Settings, path: str) -> Path | None:
+    """Find a folder whose old files may be deleted: never one that holds the project itself."""
+    folder = (settings.project_root / path).resolve()
+    return None if settings.project_root.resolve().is_relative_to(folder) else folder

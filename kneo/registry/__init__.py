@@ -16,7 +16,7 @@ from kneo.registry.decide import (
     unhold,
     unsuspend,
 )
-from kneo.registry.policy import policy_in_force
+from kneo.registry.policy import change_policy, policy_in_force
 from kneo.registry.record import (
     CONTROLLER,
     Change,
@@ -42,6 +42,7 @@ __all__ = [
     "Serving",
     "accept_environment",
     "accept_roots",
+    "change_policy",
     "decided_about",
     "declared",
     "environment_subject",

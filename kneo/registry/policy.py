@@ -6,7 +6,7 @@ from kneo.registry.serve import declared
 from kneo.spec.flags import PolicyFlags
 from kneo.spec.policy import strictest
 from kneo.spec.project import ProjectConfig
-from kneo.store import policies, releases
+from kneo.store import audit, policies, releases
 from kneo.store.engine import Tx
 
 
@@ -27,3 +27,24 @@ def policy_in_force(
     if with_git and releases.environment(tx, environment) is not None:
         asked.append(declared(tx, environment).spec.policy)
     return strictest(*(flags for flags in asked if flags is not None))
+
+
+def change_policy(tx: Tx, environment: str, flags: PolicyFlags, *, actor: str | None) -> PolicyFlags | None:
+    """Set what an environment asks for beside what Git says; return what was set before."""
+    before = policies.put(tx, environment, flags)
+    now = flags.model_dump(mode="json")
+    then = before.model_dump(mode="json") if before is not None else None
+    audit.record(
+        tx,
+        "policy.changed",
+        actor=actor,
+        environment=environment,
+        metadata={
+            "surface": policies.KEY,
+            "environment": environment,
+            "previous": then,
+            "current": now,
+            "changed_fields": sorted(name for name in now if then is None or then[name] != now[name]),
+        },
+    )
+    return before

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
+from starlette.types import Receive, Scope, Send
 
 from kneo import WIRE_VERSION
+from kneo.errors import Usage
+from kneo.platform import PlatformManager
 from kneo.runtime.start import Starter
 from kneo.service import problems
 from kneo.service.admission import Admission
 from kneo.service.auth import keyring
 from kneo.service.context import Service
+from kneo.service.dependencies import chosen_platform_manager, default_platform_manager
 from kneo.service.limits import BodyLimit
 from kneo.service.metrics import Metrics
 from kneo.service.openapi import describe
@@ -52,17 +58,76 @@ ROUTES = (
 )
 
 
-def create_app(settings: Settings, store: Store, starter: Starter, *, poke: Callable[[], None]) -> FastAPI:
-    """Make the application.
+def create_app(
+    settings: Settings | None = None,
+    store: Store | None = None,
+    starter: Starter | None = None,
+    *,
+    poke: Callable[[], None] | None = None,
+    tools: frozenset[str] = frozenset(),
+    configure_default_manager: bool = True,
+    state_path: str | Path | None = None,
+    auth_enabled: bool | None = None,
+) -> FastAPI:
+    """Make the application over its parts or, without them, over a platform.
+
+    Args:
+        settings: This process's settings.
+        store: The database.
+        starter: Starts runs.
+        poke: Tells a worker in this process that there is work.
+        tools: Tools that specs may name without declaring them.
+        configure_default_manager: Make the default platform, with a worker, where none was set. Otherwise the one
+            that ``set_platform_manager`` sets before the first request is served.
+        state_path: The default platform's SQLite file.
+        auth_enabled: Whether an API key is needed, whatever the settings say.
 
     Raises:
         Invalid: the configured API keys make no sense.
+        Usage: some parts are given and others are not.
     """
+    app = _PlatformApp(title="Kneo", version=WIRE_VERSION, redirect_slashes=False)
+    app.auth_enabled = auth_enabled
+    if settings is not None and store is not None and starter is not None and poke is not None:
+        _furnish(app, settings, store, starter, poke, tools)
+    elif (settings, store, starter, poke) != (None, None, None, None):
+        msg = "An application is made of settings, store, starter and poke together, or of a platform."
+        raise Usage(msg)
+    elif configure_default_manager:
+        app.furnish(default_platform_manager(state_path))
+    return app
+
+
+class _PlatformApp(FastAPI):
+    """The application over a platform that may be set after it was made."""
+
+    auth_enabled: bool | None = None
+
+    def furnish(self, manager: PlatformManager) -> None:
+        settings = manager.settings
+        if self.auth_enabled is not None:
+            settings = replace(settings, auth_enabled=self.auth_enabled)
+        _furnish(self, settings, manager.store, manager.starter, manager.poke, manager.compiler.tools)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not hasattr(self.state, "service"):
+            self.furnish(chosen_platform_manager())
+        await super().__call__(scope, receive, send)
+
+
+def _furnish(
+    app: FastAPI,
+    settings: Settings,
+    store: Store,
+    starter: Starter,
+    poke: Callable[[], None],
+    tools: frozenset[str],
+) -> None:
+    """Give an application its routes and what they use."""
     routers = [module.router for module in ROUTES]
     operations = Operations(routers)
     counted = Metrics(store)
-    app = FastAPI(title="Kneo", version=WIRE_VERSION, redirect_slashes=False)
-    app.state.service = Service(settings, store, starter, keyring(settings), poke, counted, Specs(settings))
+    app.state.service = Service(settings, store, starter, keyring(settings), poke, counted, Specs(settings, tools))
     problems.install(app)
     api = APIRouter()
     for router in routers:
@@ -76,4 +141,3 @@ def create_app(settings: Settings, store: Store, starter: Starter, *, poke: Call
     app.add_middleware(Admission, operations=operations, keyring=keyring(settings), settings=settings, store=store)
     app.add_middleware(BodyLimit, max_bytes=settings.limits.body_bytes)
     app.add_middleware(Requests, operations=operations, observer=counted, logged=settings.http.request_logs)
-    return app

@@ -75,10 +75,12 @@ class Specs:
 
     Args:
         settings: Where the spec root is, which modules specs may name, and how large what comes along may be.
+        tools: Tools of this process, which specs may name.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tools: frozenset[str] = frozenset()) -> None:
         self.settings = settings
+        self.tools = tools
         self.root = settings.spec_root.resolve()
 
     def check_sizes(self, order: SpecOrder) -> None:
@@ -138,7 +140,7 @@ class Specs:
     def _context(self, environment: str | None) -> RuleContext:
         settings = self.settings
         modules = ModuleFiles(settings.import_roots, settings.import_allow)
-        return RuleContext(modules, settings.import_allow or None, environment=environment)
+        return RuleContext(modules, settings.import_allow or None, self.tools, environment=environment)
 
     def _document(self, path: str | None) -> Document:
         if path is None:

@@ -19,7 +19,7 @@ from kneo.spec.flags import PolicyFlags
 from kneo.spec.models import Spec
 from kneo.spec.policy import check_policy, strictest
 from kneo.spec.rules import check
-from kneo.store import audit, policies, runs
+from kneo.store import policies, runs
 from kneo.store.engine import Tx
 from kneo.store.run_filter import RunFilter
 
@@ -72,21 +72,7 @@ def set_environment_policy(environment: Environment, body: PolicyRequest, servic
     """Set an environment's policy. It can ask for more than Git does, and takes nothing of that back."""
     flags = body.flags()
     with service.store.write() as tx:
-        before = policies.put(tx, environment, flags)
-        now, then = _shown(flags), _shown(before) if before is not None else None
-        audit.record(
-            tx,
-            "policy.changed",
-            actor=principal.name,
-            environment=environment,
-            metadata={
-                "surface": policies.KEY,
-                "environment": environment,
-                "previous": then,
-                "current": now,
-                "changed_fields": sorted(name for name in now if then is None or then[name] != now[name]),
-            },
-        )
+        before = registry.change_policy(tx, environment, flags, actor=principal.name)
         return _answer(service, tx, environment, flags, before)
 
 

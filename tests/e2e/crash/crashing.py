@@ -16,9 +16,9 @@ from pathlib import Path
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import Engine
 
-from cli.compose import Works
 from kneo.clock import SystemClock, sleep
 from kneo.runtime.advance import Driver
+from kneo.runtime.assemble import Works
 from kneo.runtime.code import CodeLoader
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.steps import Executor

@@ -1,10 +1,14 @@
 """The examples that need nobody's model really run, to the end, with the answers that people give."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from kneo_process import Machine
 
 ROOT = Path(__file__).parents[3]
 
@@ -99,3 +103,53 @@ def test_a_provider_that_is_not_there_is_an_error_and_not_the_built_in_one(kneo)
     assert ended.json["status"] == "failed"
     assert ended.json["output_text"] is None
     assert "openai" in ended.json["error"]["message"]
+
+
+@pytest.fixture
+def platform(monkeypatch, folder):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("KNEO_SERV_PLATFORM", "examples.my_factory:build_platform")
+
+
+@pytest.mark.parametrize("command", [("lint",), ("validate",), ("compile",)])
+def test_commands_do_not_know_a_tool_of_nobodys_platform(command, kneo, folder):
+    answer = kneo("spec", *command, "examples/lookup_agent.yaml", "--json")
+    assert answer.status == 1
+    assert "lookup_user" in answer.out
+
+
+@pytest.mark.usefixtures("platform")
+@pytest.mark.parametrize("command", [("lint",), ("validate",), ("compile",)])
+def test_commands_know_the_tools_of_the_platform(command, kneo, folder):
+    answer = kneo("spec", *command, "examples/lookup_agent.yaml")
+    assert answer.status == 0, answer
+    assert not list(folder.rglob("*.sqlite"))
+
+
+@pytest.mark.usefixtures("platform")
+def test_a_spec_with_a_tool_of_the_platform_runs(start):
+    offline("lookup_agent")
+    assert start("lookup_agent")["status"] == "succeeded"
+
+
+def test_a_platform_that_cannot_be_made_is_an_error(kneo, monkeypatch):
+    monkeypatch.setenv("KNEO_SERV_PLATFORM", "examples.nowhere:build")
+    answer = kneo("run", "examples/smoke_human_workflow.yaml", "--input", "x", "--json")
+    assert answer.status == 1
+    assert answer.json["error"] == "invalid_setting"
+
+
+@pytest.mark.parametrize(
+    ("program", "prints"),
+    [
+        ("run_lookup", r"run_id=run_\w+\nFinal answer: .*\n"),
+        ("run_with_timeout", r"started run_\w+\nit ended as timed_out\n"),
+    ],
+)
+def test_programs_say_how_their_run_ended(program, prints, tmp_path):
+    offline("lookup_agent")
+    env = Machine(tmp_path, f"sqlite:///{tmp_path}/own.sqlite").env
+    command = [sys.executable, "-m", f"examples.{program}"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(prints, done.stdout)

@@ -1,0 +1,10 @@
+"""Kneo inside another program: one object to start runs, answer people and look back."""
+
+from __future__ import annotations
+
+from kneo.platform.database import Database
+from kneo.platform.face import PlatformManager
+from kneo.platform.load import load_platform
+from kneo.platform.result import RunResult
+
+__all__ = ["Database", "PlatformManager", "RunResult", "load_platform"]

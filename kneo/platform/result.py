@@ -1,0 +1,42 @@
+"""Where a run went, as programs that embed Kneo are told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kneo.state.run import Run, RunStatus
+from kneo.state.task import UNRESOLVED
+from kneo.store import tasks
+from kneo.store.engine import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """A run that waits for people or has ended. ``error`` has ``type`` and ``message``."""
+
+    run_id: str
+    status: str
+    output_text: str | None
+    human_intervention_required: bool
+    continuation_id: str | None
+    error: Mapping[str, str] | None = None
+    metadata: Mapping[str, object] = field(default_factory=dict)
+
+
+def result_of(store: Store, run: Run) -> RunResult:
+    """Say where a run is, with the first question that waits for an answer."""
+    task = None
+    if run.status is RunStatus.PAUSED:
+        with store.read() as tx:
+            task = next(iter(tasks.of_run(tx, run.id, UNRESOLVED)), None)
+    asked = {"pending_human_request": {"request_id": task.request_id, "prompt": task.prompt}} if task else {}
+    return RunResult(
+        run_id=run.id,
+        status=run.status.value,
+        output_text=run.output_text,
+        human_intervention_required=task is not None,
+        continuation_id=task.id if task else None,
+        error={"type": run.error.type, "message": run.error.message} if run.error else None,
+        metadata={**run.metadata, **asked},
+    )

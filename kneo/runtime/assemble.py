@@ -1,0 +1,125 @@
+"""Putting together what executes steps on a database, and keeping it going beside whatever else a process does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from kneo.errors import Conflict
+from kneo.runtime.advance import Driver
+from kneo.runtime.code import CodeLoader
+from kneo.runtime.load import ProgramLoader
+from kneo.runtime.steps import Executor
+from kneo.runtime.timers import run_timers
+from kneo.runtime.wait import wait_until_settled
+from kneo.runtime.worker import Worker
+from kneo.settings import Settings
+from kneo.state.run import Run
+from kneo.store import runs
+from kneo.store.engine import Store
+from kneo.store.history import CheckpointLimits
+
+WORKER_LOCK = "worker"
+"""Held by the one process that executes steps on a SQLite file, or shared by those that do on PostgreSQL."""
+
+
+class Works(Protocol):
+    """Something that executes steps until it is told to stop."""
+
+    def run(self) -> None: ...
+
+    def poke(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def make_driver(settings: Settings, store: Store) -> Driver:
+    """Make what drives runs, with the modules and the limits that the settings allow."""
+    code = CodeLoader(settings.import_roots, settings.import_allow)
+    execution = settings.execution
+    limits = CheckpointLimits(
+        compress_bytes=execution.checkpoint_compress_bytes,
+        max_bytes=execution.checkpoint_max_bytes,
+        preview_chars=execution.checkpoint_preview_chars,
+    )
+    return Driver(store, ProgramLoader(store), Executor(code), limits)
+
+
+def make_worker(settings: Settings, store: Store, concurrency: int) -> Works:
+    """Make what executes steps here: alone on a SQLite file, one of many on PostgreSQL."""
+    driver = make_driver(settings, store)
+    if store.is_sqlite:
+        return Worker(store, driver, concurrency=concurrency)
+    # A quarter of a second to import, and needed on PostgreSQL only.
+    module = importlib.import_module("kneo.runtime.dispatch.postgres")
+    worker: Works = module.QueueWorker(store, driver, concurrency=concurrency)
+    return worker
+
+
+def drive_or_wait(settings: Settings, store: Store, run_id: str, timeout_seconds: float) -> Run:
+    """Drive a run to its next pause or end, or wait for whoever executes steps on this database to do it.
+
+    Raises:
+        NotFound: there is no such run.
+    """
+    with store.exclusive(WORKER_LOCK) as held:
+        if held:
+            store.transact(runs.clear_owners)
+            asyncio.run(make_driver(settings, store).drive_alone(run_id))
+    return wait_until_settled(store, run_id, timeout_seconds)
+
+
+@contextlib.contextmanager
+def working(
+    settings: Settings, store: Store, concurrency: int, hourly: Callable[[], object] | None = None
+) -> Iterator[Works]:
+    """Execute steps and bring deadlines beside whatever else this process does.
+
+    Args:
+        settings: This process's settings.
+        store: The database.
+        concurrency: How many runs to drive at once.
+        hourly: What need not be on time: deleting what has been kept long enough.
+
+    Raises:
+        Conflict: ``worker_running``; see ``only_worker``.
+    """
+    stopping = threading.Event()
+    with only_worker(store):
+        worker = make_worker(settings, store, concurrency)
+        with (
+            background("timers", lambda: run_timers(store, stopping, hourly), stopping.set),
+            background("worker", worker.run, worker.stop),
+        ):
+            yield worker
+
+
+@contextlib.contextmanager
+def only_worker(store: Store) -> Iterator[None]:
+    """Be the one process that executes steps on a SQLite file, or one of those that share a PostgreSQL database.
+
+    Raises:
+        Conflict: another process is the one; on PostgreSQL: a command drives a run of its own just now.
+    """
+    with store.shared(WORKER_LOCK) as held:
+        if not held:
+            msg = "Another process executes steps on this database."
+            raise Conflict(msg, code="worker_running", hint="Stop it, or use its service: --service-url URL.")
+        yield
+
+
+@contextlib.contextmanager
+def background(name: str, work: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]:
+    """Do something in a thread for as long as a block runs, and wait for it to finish what it is doing."""
+    # A program that ends without leaving the block must not hang: what is cut short then is what a crash would cut.
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop()
+        thread.join()

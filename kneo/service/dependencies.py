@@ -1,0 +1,37 @@
+"""Which platform a server made by ``create_app()`` serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kneo.errors import Usage
+from kneo.platform import PlatformManager
+from kneo.service.factory import create_default_platform_manager
+
+_chosen: list[PlatformManager] = []
+
+
+def set_platform_manager(manager: PlatformManager | None) -> None:
+    """Choose the platform that ``create_app()`` serves; ``None`` forgets it."""
+    _chosen[:] = [manager] if manager is not None else []
+
+
+def chosen_platform_manager() -> PlatformManager:
+    """Return the platform that was set.
+
+    Raises:
+        Usage: nobody set one.
+    """
+    if not _chosen:
+        msg = "There is no platform to serve yet."
+        raise Usage(msg, hint="Call set_platform_manager(manager) before serving.")
+    return _chosen[0]
+
+
+def default_platform_manager(state_path: str | Path | None = None) -> PlatformManager:
+    """Return the chosen platform; where nobody chose, make the default one, with a worker."""
+    if not _chosen:
+        manager = create_default_platform_manager(state_path)
+        manager.start_worker()
+        set_platform_manager(manager)
+    return _chosen[0]

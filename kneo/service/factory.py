@@ -1,0 +1,55 @@
+"""The parts of a platform by the names that programs already use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+
+from kneo.platform import Database, PlatformManager
+from kneo.settings import from_env
+from kneo.spec.compiler import SpecCompiler
+from kneo.tools import ToolDefinition, ToolRegistry
+
+EXAMPLES = {"web_search": "query", "webpage_reader": "url"}
+"""The example tools, and the one argument that each takes."""
+
+
+def create_runtime_registry() -> Mapping[str, object]:
+    """Return nothing: what runs an agent is decided by the provider that its spec names. Programs pass it on."""
+    return {}
+
+
+def create_tool_registry(*, include_examples: bool = False) -> ToolRegistry:
+    """Make a registry.
+
+    Args:
+        include_examples: Put the tools of ``examples.app_functions`` into it, where that can be imported.
+    """
+    registry = ToolRegistry()
+    if include_examples:
+        with suppress(ModuleNotFoundError):
+            module = import_module("examples.app_functions")
+            for name, argument in EXAMPLES.items():
+                tool = getattr(module, name)
+                schema = {"type": "object", "properties": {argument: {"type": "string"}}, "required": [argument]}
+                registry.register(ToolDefinition(name=name, description=tool.__doc__ or "", parameters=schema), tool)
+    return registry
+
+
+def create_persistence_stores(state_path: str | Path | None = None) -> tuple[Database, Database]:
+    """Name the database twice: runs and human tasks live in one. It is opened when it is first used.
+
+    Args:
+        state_path: A SQLite file; left out: the database that the environment and the project name.
+    """
+    url = f"sqlite:///{Path(state_path).resolve()}" if state_path is not None else from_env().database_url
+    database = Database(url)
+    return database, database
+
+
+def create_default_platform_manager(state_path: str | Path | None = None) -> PlatformManager:
+    """Make a platform with what the environment says and no tools of its own."""
+    compiler = SpecCompiler(create_runtime_registry(), create_tool_registry())
+    return PlatformManager(compiler, *create_persistence_stores(state_path))

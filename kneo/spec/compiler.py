@@ -1,0 +1,86 @@
+"""Specs checked with what an embedding program brings along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from kneo.errors import Invalid
+from kneo.spec.context import RuleContext
+from kneo.spec.diagnostics import Diagnostic
+from kneo.spec.load import LoadedSpec, Source, load_spec, load_tree
+from kneo.spec.merge import merge_all
+from kneo.spec.models import Spec
+from kneo.spec.rules import check
+
+
+class Names(Protocol):
+    """Something that knows tools by their names."""
+
+    @property
+    def names(self) -> frozenset[str]: ...
+
+
+class SpecCompiler:
+    """Turns what people wrote into a spec that may run.
+
+    Args:
+        runtime_registry: Accepted for programs that have one; what runs is decided by the spec alone.
+        tool_registry: The tools of this process, which specs may name.
+    """
+
+    def __init__(self, runtime_registry: object | None = None, tool_registry: Names | None = None) -> None:
+        self.runtime_registry = runtime_registry
+        self.tool_registry = tool_registry
+
+    @property
+    def tools(self) -> frozenset[str]:
+        """The names of the tools that specs may use without declaring them."""
+        return self.tool_registry.names if self.tool_registry is not None else frozenset()
+
+    @property
+    def _context(self) -> RuleContext:
+        return RuleContext(tools=self.tools)
+
+    def load(
+        self, data: bytes, file: str, *, overlays: Sequence[Source] = (), overrides: Mapping[str, object] | None = None
+    ) -> LoadedSpec:
+        """Load a spec from the bytes of a file, with everything that is wrong with it."""
+        return load_spec(data, file=file, overlays=overlays, overrides=overrides, rules=check, context=self._context)
+
+    def load_tree(self, tree: Mapping[str, object], *, overrides: Mapping[str, object] | None = None) -> LoadedSpec:
+        """Do the same for a spec that is plain values already."""
+        return load_tree(merge_all(dict(tree), [overrides]), rules=check, context=self._context)
+
+    def compile(self, tree: Mapping[str, object]) -> Spec:
+        """Check a spec.
+
+        Raises:
+            Invalid: ``spec_invalid``; the diagnostics are in its details.
+        """
+        return require_valid(self.load_tree(tree))
+
+
+def require_valid(loaded: LoadedSpec) -> Spec:
+    """Return a loaded spec that nothing is wrong with.
+
+    Raises:
+        Invalid: ``spec_invalid``; the diagnostics are in its details.
+    """
+    if loaded.spec is None or not loaded.valid:
+        raise refusal(loaded.diagnostics)
+    return loaded.spec
+
+
+def refusal(findings: Sequence[Diagnostic]) -> Invalid:
+    """Make the error that says what is wrong with a spec; there is at least one error among the findings."""
+    errors = [found for found in findings if found.is_error]
+    first = errors[0]
+    where = f"{first.file}:{first.line}: " if first.file else ""
+    more = f" And {len(errors) - 1} more." if len(errors) > 1 else ""
+    return Invalid(
+        f"{where}{first.code}: {first.message} (at {first.path_text or 'the whole spec'}){more}",
+        code="spec_invalid",
+        hint=first.suggestion or "kneo spec lint shows every finding.",
+        diagnostics=[found.as_json() for found in findings],
+    )
