@@ -77,7 +77,7 @@ def continue_run(store: Store, programs: ProgramLoader, run_id: str, *, actor: s
 def _not_continuable(run: Run) -> Conflict:
     msg = f"The run {run.id} is {run.status} and cannot be continued."
     hint = "Only a run that failed in a step can; kneo runs fork starts another one from any point of this one."
-    return Conflict(msg, code="run_state_conflict", hint=hint, status=run.status.value)
+    return Conflict(msg, code="run_state_conflict", hint=hint, run_id=run.id, status=run.status)
 
 
 # ---- fork -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from kneo.errors import KneoError, Transient, Unauthorized
+from kneo.service.words import say, speaks_published
+from kneo.settings import Settings
+from kneo.state.run import RunStatus
 
 RETRY_AFTER_SECONDS = 5
 
@@ -57,6 +60,11 @@ def crash() -> JSONResponse:
 async def _refusal(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, KneoError)
     request.scope[RECORDED] = error.recorded
+    settings: Settings = request.app.state.service.settings
+    published = speaks_published(settings.status_words, request.headers.get("user-agent", ""))
+    for name, value in error.details.items():
+        if isinstance(value, RunStatus):
+            error.details[name] = say(value, published=published)
     return refusal(error)
 
 

@@ -15,7 +15,7 @@ from checks import raises, run_checks
 
 
 def connect(scene, role="admin"):
-    profile = Profile(name=role, url=scene.url, api_key=scene.keys.get(role, role))
+    profile = Profile(name=role, url=scene.old_url, api_key=scene.keys.get(role, role))
     return KneoClient(profile, retry_policy=RetryPolicy(max_attempts=1))
 
 

@@ -55,7 +55,7 @@ async def check_readyz_names_its_checks(scene):
 
 
 async def check_probes_work_with_the_other_header(scene):
-    async with connect(scene, auth_scheme=core.AuthScheme.X_KNEO_API_KEY) as client:
+    async with connect(scene, auth_scheme=core.AuthScheme.KNEO_API_KEY) as client:
         assert (await client.platform.runs.list(limit=1)).limit == 1
 
 
@@ -297,6 +297,9 @@ async def check_tasks_are_filtered_and_sorted(scene):
         for filters in ({"status": "pending"}, {"workflow_kind": "sequential"}, {"sort_by": "expires_at"}):
             page = await tasks.list(run_id=run.run_id, **filters)
             assert [item["id"] for item in page] == [run.continuation_id], filters
+        endless, _ = await pause(client, scene, "graph")
+        page = await tasks.list(run_id=endless.run_id, sort_by="expires_at", sort_order="asc")
+        assert [item["id"] for item in page] == [endless.continuation_id], "no deadline comes last, not never"
         for filters in ({"status": "escalated"}, {"workflow_kind": "graph"}):
             assert (await tasks.list(run_id=run.run_id, **filters)).total == 0, filters
 

@@ -121,6 +121,7 @@ class Scene:
 
     Attributes:
         service: Answers, executes, with everything at its default.
+        old: Says the published words to everybody: the first clients do not say who they are.
         strict: Executes nothing, takes one waiting run and a few requests a minute, and is not ready.
     """
 
@@ -136,9 +137,11 @@ class Scene:
             (folder / f"{name}.json").write_text(json.dumps(tree))
         self.service = self.machine.up()
         self.strict = self._strict(folder / "strict", keys)
+        self.old = self._old(folder / "old", keys)
         self.told = {
             "url": self.service.url,
             "strict_url": self.strict.url,
+            "old_url": self.old.url,
             "keys": KEYS,
             "specs": SPECS,
             "folder": str(folder),
@@ -155,6 +158,15 @@ class Scene:
         )
         (folder / "shop.py").write_text(FUNCTIONS)
         process = machine.start("service", "serve", "--port", "0", "--workers", "0")
+        self.machine.processes.append(process)
+        return process
+
+    def _old(self, folder: Path, keys: str) -> Process:
+        machine = Machine(
+            folder, f"sqlite:///{folder / 'kneo.sqlite'}", KNEO_SERV_API_KEYS=keys, KNEO_SERV_STATUS_WORDS="published"
+        )
+        (folder / "shop.py").write_text(FUNCTIONS)
+        process = machine.up()
         self.machine.processes.append(process)
         return process
 
