@@ -38,6 +38,7 @@ def make_starter(settings: Settings, store: Store) -> Starter:
         store,
         spec_compiler(settings).compile,
         pin=settings.trust_root,
+        hmac_key=settings.spec_signing_key,
         max_queue=settings.execution.max_queue_depth,
         project=read_config(settings),
     )

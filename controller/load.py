@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from controller.source.snapshot import SourceSnapshot
 from kneo.errors import KneoError
 from kneo.spec.environment import Environment, ReleasePin, parse_environment
+from kneo.trust.hmac_bundle import hmac_path
+from kneo.trust.verify import bundle_path
 
 TRUST = "environments/trust.json"
 ENVIRONMENT = re.compile(r"environments/([a-z0-9][a-z0-9-]{0,62})\.ya?ml")
@@ -42,16 +44,6 @@ class Declared:
     """Ids of the bundle files, by path: equal ids are equal bytes."""
     ballots: Mapping[str, tuple[bytes, ...]]
     """Approvals that the commit carries, by environment: those of its own rules and of the bundles it names."""
-
-
-def bundle_path(name: str, version: str) -> str:
-    """Where a config repository keeps a bundle."""
-    return f"bundles/{name}/{version}.dsse.json"
-
-
-def hmac_path(name: str, version: str) -> str:
-    """Where it keeps one in the older format."""
-    return f"bundles/{name}/{version}.json"
 
 
 def find_bundle(entry: ReleasePin, blobs: Mapping[str, str]) -> str | None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from controller.apply import Lease, apply, check_lease
 from controller.approvals import Vote
-from controller.drift import check_served
 from controller.gates import ROLLBACK_GATES, Allowed, Evidence, judge, rules_of
 from controller.observe import Believed, evidence, served_by
 from controller.plan import Plan, Rollback
@@ -59,7 +58,7 @@ def roll_back(
         current = _current(tx, going)
         target = _target(tx, going, current)
         trust = Trust(root=registry.trust_root(tx, pin), before=None, hmac_key=hmac_key, now=tx.now)
-        bundle = check_served(releases.bundle(tx, target.digest), target, environment, trust)
+        bundle = registry.check_served(releases.bundle(tx, target.digest), target, environment, trust.root, hmac_key)
         check_spec(bundle, (environment,), f"{bundle.name} {bundle.version}")
         believed = Believed(root=trust.root, service_key=service_key, now=tx.now)
         everywhere = served_by(releases.list_releases(tx))

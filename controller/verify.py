@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from controller.load import Declared, Problem, bundle_path, find_bundle
+from controller.load import Declared, Problem, find_bundle
 from kneo.clock import parse_time
 from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid, KneoError, Untrusted
@@ -21,7 +21,7 @@ from kneo.trust.root import TrustRoot, trust_epoch, verify_chain
 from kneo.trust.sequence import HighWater, check_sequence
 from kneo.trust.statement import parse_bundle
 from kneo.trust.verified import VerifiedBundle
-from kneo.trust.verify import verify_bundle
+from kneo.trust.verify import bundle_path, verify_bundle
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ The controller writes here, the runtime reads here, and they meet nowhere else. 
 transaction that the caller opens, together with its audit event.
 """
 
+from kneo.registry.check import check_served
 from kneo.registry.decide import (
     Decided,
     decided_about,
@@ -43,6 +44,7 @@ __all__ = [
     "accept_environment",
     "accept_roots",
     "change_policy",
+    "check_served",
     "decided_about",
     "declared",
     "environment_subject",

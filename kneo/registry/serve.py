@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from kneo.clock import parse_time
-from kneo.digest import Digest, digest_of
+from kneo.digest import Digest
 from kneo.errors import Forbidden, KneoError, NotFound, Untrusted
+from kneo.registry.check import check_served
 from kneo.spec.environment import Environment, parse_environment
 from kneo.state.release import Release
 from kneo.store import audit, releases
 from kneo.store.engine import Tx
 from kneo.trust.root import TrustRoot, verify_chain
 from kneo.trust.verified import VerifiedBundle
-from kneo.trust.verify import verify_bundle
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def trust_root(tx: Tx, pin: Digest | None) -> TrustRoot:
     return verify_chain(first, [envelope for _, _, envelope in chain], tx.now)
 
 
-def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None) -> Approved:
+def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None, hmac_key: str = "") -> Approved:
     """Find the release that a reference means in an environment, and prove it.
 
     Args:
@@ -72,6 +71,7 @@ def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None) -> 
         reference: ``name``, ``name@version`` or ``sha256:…``.
         environment: Its name.
         pin: See ``trust_root``.
+        hmac_key: The shared secret of bundles in the older format, where the environment accepts them.
 
     Raises:
         NotFound: there is no such environment.
@@ -80,22 +80,7 @@ def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None) -> 
     """
     rules = declared(tx, environment)
     release = _serving(tx, reference, environment)
-    record = releases.bundle(tx, release.digest)
-    if record is None or digest_of(record.payload) != release.digest:
-        msg = f"The stored bytes of {release.bundle} {release.version} are not {release.digest}."
-        raise Untrusted(msg, code="bundle_tampered", hint="Restore the registry from a backup or rebuild it from Git.")
-    verified = verify_bundle(
-        record.envelope,
-        root=trust_root(tx, pin),
-        signatures=rules.spec.signatures,
-        path=f"bundles/{record.name}/{record.version}.dsse.json",
-        environment=environment,
-        now=parse_time(record.first_seen_at),
-        first_seen=parse_time(record.signatures_seen_at),
-    )
-    if verified.digest != release.digest:
-        msg = f"The stored envelope of {release.bundle} {release.version} is {verified.digest}, not {release.digest}."
-        raise Untrusted(msg, code="bundle_tampered", hint="Restore the registry from a backup or rebuild it from Git.")
+    verified = check_served(releases.bundle(tx, release.digest), release, rules, trust_root(tx, pin), hmac_key)
     promotion = releases.promotion(tx, release.promotion_id)
     seq = audit.seq_of(tx, promotion.audit_event_id) if promotion else None
     return Approved(release, verified, seq)

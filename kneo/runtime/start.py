@@ -62,6 +62,7 @@ class Starter:
         store: The database.
         check_spec: How a spec that does not come from the registry is validated.
         pin: The first trust root this process believes; ``None`` believes the controller's.
+        hmac_key: The shared secret of bundles in the older format, where an environment accepts them.
         max_queue: Runs that may wait for a worker; further ones are refused until some have begun.
         project: The config of the project this process works in, whose policies count too.
     """
@@ -72,6 +73,7 @@ class Starter:
         check_spec: CheckSpec,
         *,
         pin: Digest | None,
+        hmac_key: str = "",
         max_queue: int = MAX_QUEUE_DEPTH,
         project: ProjectConfig | None = None,
     ) -> None:
@@ -80,6 +82,7 @@ class Starter:
         self.max_queue = max_queue
         self.check_spec = check_spec
         self.pin = pin
+        self.hmac_key = hmac_key
 
     def start(self, order: RunOrder) -> Run:
         """Record a new run; a worker will find it.
@@ -193,7 +196,7 @@ class Starter:
         if environment is None:
             msg = f"Which environment should {reference[:200]} run in?"
             raise Usage(msg, hint="Name it: --env E, or environment in the request.")
-        approved = registry.resolve(tx, reference, environment, pin=self.pin)
+        approved = registry.resolve(tx, reference, environment, pin=self.pin, hmac_key=self.hmac_key)
         release = approved.release
         ref = ReleaseRef(
             bundle=release.bundle,
@@ -215,7 +218,8 @@ class Starter:
         if run.release is None:
             self._check_inline_allowed(tx, run.environment)
         else:
-            registry.resolve(tx, run.release.digest, run.release.environment, pin=self.pin)
+            release = run.release
+            registry.resolve(tx, release.digest, release.environment, pin=self.pin, hmac_key=self.hmac_key)
         policy = registry.policy_in_force(tx, run.environment, self.project, with_git=run.release is None)
         body = runs.load_spec(tx, run.spec_digest) if policy.enabled else None
         if body is not None:

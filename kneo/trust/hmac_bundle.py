@@ -45,6 +45,11 @@ class HmacReport:
         return not self.errors
 
 
+def hmac_path(name: str, version: str) -> str:
+    """Say where such a bundle stands in a repository."""
+    return f"bundles/{name}/{version}.json"
+
+
 def sign_hmac_bundle(
     spec: Mapping[str, object],
     *,

@@ -297,6 +297,21 @@ def test_a_revoked_key_shows_what_is_served_by_it(bench: Bench) -> None:
     assert bench.condition(ConditionType.DRIFT_DETECTED) == (True, "KeyRevoked")
 
 
+def test_a_key_that_is_revoked_while_people_decide_vouches_for_nothing(bench: Bench) -> None:
+    bench.repo.person("eve", "release")
+    bench.repo.commit("Trust eve")
+    bench.reconcile()
+    bench.repo.bundle("mail", "1.0.0", keys=[bench.repo.people["eve"]])
+    bench.repo.environment("prod", {"mail": "1.0.0"}, approvals=APPROVALS, people=PEOPLE)
+    bench.repo.commit("Release by eve")
+    assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
+    bench.decide("bob")
+    bench.repo.revoke("eve")
+    bench.repo.commit("Eve was robbed")
+    assert bench.reconcile().outcomes["prod"].state == "KeyRevoked"
+    assert bench.served() == {}
+
+
 def test_a_lost_mirror_does_not_forget_history(bench: Bench, tmp_path: Path) -> None:
     bench.repo.release("prod", "mail", "1.0.0")
     bench.reconcile()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +68,22 @@ def test_a_huge_delivery_is_refused_before_anything_is_computed(store: Store, ht
     chunks = iter([b"x" * 65_536] * 5)
     assert http.post("/v1/hooks/github", content=chunks).status_code == 413
     assert _asked(store) == []
+
+
+def test_nothing_in_a_delivery_is_followed(store: Store, http: httpx.Client) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as inside:
+        inside.setblocking(False)
+        there = f"http://127.0.0.1:{inside.getsockname()[1]}/"
+        names = ("clone_url", "ssh_url", "hooks_url", "statuses_url", "url")
+        body = json.dumps({"repository": dict.fromkeys(names, there), "ref": "--upload-pack=touch owned"}).encode()
+        for provider in hooks.PROVIDERS:
+            answer = http.post(f"/v1/hooks/{provider}", content=body, headers=_headers(provider, body, "1"))
+            assert answer.status_code == 202
+        with pytest.raises(BlockingIOError):
+            inside.accept()
+    with store.read() as tx:
+        assert all(there not in str(item.payload) for item in requests.open_requests(tx))
+    assert len(_asked(store)) == len(hooks.PROVIDERS)
 
 
 def test_too_many_deliveries_are_turned_away(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
