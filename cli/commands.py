@@ -44,7 +44,12 @@ COMMANDS: dict[str, Entry] = {
     "trust": Entry("cli.trust:app", "Edit and sign the trust root: whose keys count for what.", DECLARE),
     "run": Entry("cli.run:run", "Run an approved bundle, or a spec of your own.", RUN),
     "runs": Entry("cli.runs:app", "Look at runs.", RUN),
-    "human": Entry("cli.human:app", "Answer what runs ask people.", RUN),
+    "human": Entry(
+        "cli.human:app",
+        "Answer what runs ask people.",
+        RUN,
+        {"receipt": Entry("cli.receipts:app", "Signed proof of what was decided.")},
+    ),
     "up": Entry("cli.up:up", "Service, worker, controller and timers in one process.", SERVE),
     "controller": Entry("cli.up:controller", "The controller: from Git to the registry.", SERVE),
     "worker": Entry("cli.up:worker", "Execute steps, and bring deadlines.", SERVE),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from cli.embedding import spec_compiler
@@ -12,11 +13,12 @@ from kneo.runtime.start import Starter
 from kneo.settings import Settings
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
+from kneo.store.service_key import find_service_key
 
 
 def make_store(settings: Settings) -> Store:
     """Open the database and bring it up to date."""
-    return open_store(settings.database_url, SystemClock())
+    return open_store(settings.database_url, SystemClock(), partial(find_service_key, settings))
 
 
 def find_store(settings: Settings) -> Store:

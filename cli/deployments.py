@@ -41,6 +41,14 @@ class Deployments(Protocol):
 
     def prove(self, seq: int) -> Json: ...
 
+    def receipt(self, task_id: str) -> Json: ...
+
+    def receipts(self, run_id: str) -> Json: ...
+
+    def receipt_key(self) -> Json: ...
+
+    def verify_receipts(self, handed: Mapping[str, object]) -> Json: ...
+
     def close(self) -> None: ...
 
 
@@ -97,6 +105,18 @@ class RemoteDeployments:
     def prove(self, seq: int) -> Json:
         return self.service.send("GET", "/audit/proof", query={"seq": seq})
 
+    def receipt(self, task_id: str) -> Json:
+        return self.service.send("GET", f"/human-tasks/{quote(task_id)}/receipt")
+
+    def receipts(self, run_id: str) -> Json:
+        return self.service.send("GET", f"/runs/{quote(run_id)}/receipts")
+
+    def receipt_key(self) -> Json:
+        return self.service.send("GET", "/receipts/key")
+
+    def verify_receipts(self, handed: Mapping[str, object]) -> Json:
+        return self.service.send("POST", "/receipts/verify", body=handed)
+
     def close(self) -> None:
         self.service.close()
 
@@ -108,6 +128,7 @@ class LocalDeployments:
         store = importlib.import_module("cli.compose").find_store(settings)
         answers = importlib.import_module("kneo.service.deployments")
         self.proofs = importlib.import_module("kneo.service.audit_proofs")
+        self.decisions = importlib.import_module("kneo.service.receipts")
         self.keys = importlib.import_module("kneo.store.service_key")
         self.settings = settings
         self.store = store
@@ -151,6 +172,18 @@ class LocalDeployments:
 
     def prove(self, seq: int) -> Json:
         return cast("Json", self.proofs.prove(self.store, self.keys.service_key(self.settings), seq, None))
+
+    def receipt(self, task_id: str) -> Json:
+        return cast("Json", self.decisions.receipt_of_task(self.store, task_id))
+
+    def receipts(self, run_id: str) -> Json:
+        return cast("Json", self.decisions.receipts_of_run(self.store, run_id))
+
+    def receipt_key(self) -> Json:
+        return cast("Json", self.decisions.public_key(self.settings))
+
+    def verify_receipts(self, handed: Mapping[str, object]) -> Json:
+        return cast("Json", self.decisions.verify_receipts(self.store, self.settings, handed, None))
 
     def close(self) -> None:
         self.store.close()

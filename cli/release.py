@@ -258,7 +258,7 @@ def trace(
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Follow a run or a digest back: release, promotion, approvals, commit, signers, audit."""
+    """Follow a run or a digest back: decisions, release, promotion, approvals, commit, signers, audit."""
     with deployments(service_url, profile) as asked:
         answer = asked.trace(reference)
 
@@ -275,6 +275,10 @@ def trace(
             event = item["audit"] or {}
             render.text(f"{item['kind']:<10} {item['environment']} at {item['at']} by {item['actor']}")
             render.text(f"  commit   {item['commit']}\n  approved {people}\n  audit    event {event.get('seq')}")
+        assert isinstance(answer["receipts"], list)
+        for said in answer["receipts"]:
+            render.text(f"{said['decision']:<10} {said['gate']} by {said['actor']} at {said['decidedAt']}")
+            render.text(f"  receipt  {said['id']}  {said['digest']}")
 
     render.emit(answer, as_json=as_json, text=show)
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from kneo.errors import NotFound
 from kneo.registry.record import environment_subject
 from kneo.state.audit import SealedEvent
+from kneo.state.receipt import ReceiptRecord
 from kneo.state.release import ApprovalRecord, BundleRecord, Condition, Hold, Pending, Promotion, Release, Suspension
 from kneo.state.run import Run
-from kneo.store import approvals, audit, releases, runs
+from kneo.store import approvals, audit, receipts, releases, runs
 from kneo.store.engine import Tx
 
 COMMANDS: Mapping[str, str] = {
@@ -90,6 +91,9 @@ class Trace:
     events: Mapping[str, SealedEvent]
     """The audit event of each promotion."""
 
+    receipts: tuple[ReceiptRecord, ...]
+    """What people decided in the run, in order."""
+
 
 def trace(tx: Tx, reference: str) -> Trace:
     """Follow a run id or a digest back to its commit.
@@ -115,4 +119,5 @@ def trace(tx: Tx, reference: str) -> Trace:
         promotions=promotions,
         approvals={item.id: approvals.approvals_by_id(tx, item.approvals) for item in promotions},
         events={item.id: event for item in promotions if (event := audit.event(tx, item.audit_event_id)) is not None},
+        receipts=receipts.of_run(tx, run.id) if run is not None else (),
     )

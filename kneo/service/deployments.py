@@ -13,6 +13,7 @@ from kneo.errors import Conflict, Forbidden, Invalid, KneoError, NotFound, Trans
 from kneo.registry import explain
 from kneo.registry.explain import Explanation, Trace
 from kneo.service import wire
+from kneo.service.receipts import summary
 from kneo.service.wire import Json
 from kneo.settings import Settings
 from kneo.spec.environment import Approvals
@@ -311,6 +312,7 @@ def traced(found: Trace) -> Json:
             }
             for item in found.promotions
         ],
+        "receipts": [summary(record) for record in found.receipts],
     }
 
 

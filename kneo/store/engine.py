@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -23,6 +24,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from kneo.clock import Clock, isoformat, monotonic, sleep
 from kneo.errors import Invalid, Transient
 from kneo.store.writer import Writer
+from kneo.trust.keys import PrivateKey
 
 T = TypeVar("T")
 
@@ -36,12 +38,22 @@ WRITE = "kneo_write"
 """Execution option that marks a connection as one that will write."""
 
 
+FindKey = Callable[[], PrivateKey | None]
+"""Finds the key that this installation signs with; ``None`` where it has none."""
+
+
+def no_key() -> PrivateKey | None:
+    """Sign nothing."""
+    return None
+
+
 @dataclass(frozen=True)
 class Tx:
-    """An open transaction and the one time it happens at."""
+    """An open transaction, the one time it happens at, and what signs that it did."""
 
     connection: Connection
     now: datetime
+    find_key: FindKey = no_key
 
     @property
     def at(self) -> str:
@@ -50,11 +62,18 @@ class Tx:
 
 
 class Store:
-    """A database: transactions, and locks that live as long as their process."""
+    """A database: transactions, and locks that live as long as their process.
 
-    def __init__(self, engine: Engine, clock: Clock) -> None:
+    Args:
+        engine: The database.
+        clock: What time it is.
+        find_key: Finds the key to sign with; asked when something is to be signed, and not before.
+    """
+
+    def __init__(self, engine: Engine, clock: Clock, find_key: FindKey = no_key) -> None:
         self.engine = engine
         self.clock = clock
+        self.find_key = cache(find_key)
         self._one_writer = threading.RLock()
         self._writer = Writer(self.write, self._part)
         self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
@@ -81,7 +100,7 @@ class Store:
             self.engine.connect().execution_options(**{WRITE: True}) as connection,
             connection.begin(),
         ):
-            yield Tx(connection, self.clock.now())
+            yield Tx(connection, self.clock.now(), self.find_key)
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
@@ -121,7 +140,7 @@ class Store:
     @contextlib.contextmanager
     def _part(self, tx: Tx) -> Iterator[Tx]:
         with _translate(), tx.connection.begin_nested():
-            yield Tx(tx.connection, self.clock.now())
+            yield Tx(tx.connection, self.clock.now(), self.find_key)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Tx]:
@@ -136,7 +155,7 @@ class Store:
             still = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
             connection.execution_options(**still)
             with connection.begin():
-                yield Tx(connection, self.clock.now())
+                yield Tx(connection, self.clock.now(), self.find_key)
 
     @contextlib.contextmanager
     def exclusive(self, name: str) -> Iterator[bool]:

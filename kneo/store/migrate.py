@@ -9,22 +9,22 @@ from sqlalchemy import inspect, text
 
 from kneo.clock import Clock
 from kneo.errors import Invalid
-from kneo.store.engine import Store, open_engine
+from kneo.store.engine import FindKey, Store, no_key, open_engine
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest migration; a test holds it against the folder."""
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 
 
-def open_store(url: str, clock: Clock) -> Store:
-    """Open a database and bring it to this version.
+def open_store(url: str, clock: Clock, find_key: FindKey = no_key) -> Store:
+    """Open a database and bring it to this version; ``find_key`` finds the key that decisions are signed with.
 
     Raises:
         Invalid: the database was written by a newer version.
         Transient: it cannot be reached.
     """
-    store = Store(open_engine(url), clock)
+    store = Store(open_engine(url), clock, find_key)
     try:
         if current_version(store) != HEAD:
             migrate(store)

@@ -21,10 +21,15 @@ def service_key(settings: Settings) -> PrivateKey:
     """
     found = find_service_key(settings)
     if found is None:
-        msg = "This needs the service's signing key, and KNEO_SERV_SERVICE_KEY is not set."
-        hint = "Make one with kneo keys generate and give its PEM text to every service and controller."
-        raise Invalid(msg, code="no_service_key", hint=hint)
+        raise missing_key()
     return found
+
+
+def missing_key() -> Invalid:
+    """Say that something has to be signed and there is nothing to sign it with."""
+    msg = "This needs the service's signing key, and KNEO_SERV_SERVICE_KEY is not set."
+    hint = "Make one with kneo keys generate and give its PEM text to every service, worker and controller."
+    return Invalid(msg, code="no_service_key", hint=hint)
 
 
 def find_service_key(settings: Settings) -> PrivateKey | None:

@@ -411,6 +411,21 @@ idempotency_keys = Table(
     PrimaryKeyConstraint("principal", "scope", "key"),
 )
 
+receipts = Table(
+    "receipts",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("task_id", ID, nullable=False, unique=True),
+    Column("run_id", ID, nullable=False),
+    Column("sequence", Integer, nullable=False),
+    Column("digest", DIGEST, nullable=False, unique=True),
+    Column("envelope", LargeBinary, nullable=False),
+    Column("statements", JSON, nullable=False),
+    Column("audit_event_id", ID, nullable=False),
+    Column("at", TIME, nullable=False),
+    UniqueConstraint("run_id", "sequence"),
+)
+
 audit_events = Table(
     "audit_events",
     metadata,

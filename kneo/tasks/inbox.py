@@ -20,6 +20,7 @@ from kneo.store import audit, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.tasks.answers import Answer, check_answer
 from kneo.tasks.deadline import POLICY, Silence
+from kneo.tasks.receipts import write_receipt
 
 DEFAULT_PROMPT = "Please approve or reject what is shown."
 EXPIRE_BATCH = 200
@@ -147,7 +148,7 @@ def _record(tx: Tx, task: HumanTask, decision: Decision, *, event_type: str) -> 
         raise Conflict(msg, code="human_task_decided", continuation_id=task.id)
     runs.wake(tx, task.run_id)
     content = decision.content or ""
-    audit.record(
+    event = audit.record(
         tx,
         event_type,
         actor=decision.actor,
@@ -165,6 +166,7 @@ def _record(tx: Tx, task: HumanTask, decision: Decision, *, event_type: str) -> 
             "by": decision.by,
         },
     )
+    write_receipt(tx, task, decision, event)
     return find(tx, task.id)
 
 
@@ -229,12 +231,14 @@ def _expire(tx: Tx, task: HumanTask) -> bool:
             return False
         runs.wake(tx, task.run_id)
         kind = "human.continued" if decision.kind is DecisionKind.APPROVED else "human.expired"
-        audit.record(tx, kind, actor=None, metadata=facts | {"decision": decision.kind}, **where)
+        event = audit.record(tx, kind, actor=None, metadata=facts | {"decision": decision.kind}, **where)
+        write_receipt(tx, task, decision, event)
         return True
     if not tasks.change(tx, task, status=TaskStatus.EXPIRED):
         return False
     error = RunError(type="human_task_expired", message=f"Nobody answered {task.step_id} before {task.deadline_at}.")
     runs.end(tx, task.run_id, RunStatus.EXPIRED, error, allowed=[RunStatus.PAUSED, RunStatus.RUNNING])
     cancel_tasks(tx, task.run_id, reason="run_expired", actor=POLICY)
-    audit.record(tx, "human.expired", actor=None, metadata=facts, **where)
+    event = audit.record(tx, "human.expired", actor=None, metadata=facts, **where)
+    write_receipt(tx, task, None, event)
     return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from pydantic import JsonValue
 
@@ -91,31 +90,6 @@ def check_receipt(presented: Presented, keys: Sequence[PublicKey]) -> Checked:
         return _refused(digest, Problem(receipt=name, field=where, message=error.message))
     wrong = [*_changed(envelope, said, name), *_misread(presented.view, said, name)]
     return _refused(digest, *wrong) if wrong else Checked(digest=digest, receipt=receipt)
-
-
-def check_chain(checked: Sequence[Checked]) -> tuple[Problem, ...]:
-    """Decide whether receipts, in their order, are those of one run from its first one on, none left out.
-
-    Whether they are all of them nobody can say who has only these; the audit log knows.
-    """
-    read = [(item.digest, item.receipt) for item in checked if item.receipt is not None]
-    problems = []
-    if read and len(read) == len(checked):
-        first = read[0][1]
-        if first.sequence != 1 or first.previous is not None:
-            message = f"The first receipt here is number {first.sequence} of its run; those before it are missing."
-            problems.append(Problem(receipt=first.id, field="sequence", message=message))
-    for (digest, before), (_, after) in pairwise(read):
-        if after.run != before.run:
-            message = f"It is about the run {after.run}, and the one before it about {before.run}."
-            problems.append(Problem(receipt=after.id, field="run", message=message))
-        elif after.sequence != before.sequence + 1:
-            message = f"Number {after.sequence} follows number {before.sequence}."
-            problems.append(Problem(receipt=after.id, field="sequence", message=message))
-        elif after.previous != digest:
-            message = f"It follows {after.previous}, and the one before it is {digest}."
-            problems.append(Problem(receipt=after.id, field="previous", message=message))
-    return tuple(problems)
 
 
 def _refused(digest: Digest, *problems: Problem) -> Checked:

@@ -56,6 +56,18 @@ def find_receipts(value: object, *, file: str) -> Handed:
     return Handed((_one(value, file),), is_chain=False)
 
 
+def as_handed(value: object) -> dict[str, object]:
+    """Put an envelope that stands alone where one beside its words would stand.
+
+    Raises:
+        Invalid: it is not a JSON object.
+    """
+    if not isinstance(value, dict):
+        msg = "A receipt is a JSON object."
+        raise Invalid(msg, code="Malformed", hint="kneo human receipt show --json writes one.")
+    return {"envelope": value} if "payloadType" in value else value
+
+
 def _one(value: object, where: str) -> Presented:
     if not isinstance(value, dict):
         msg = f"{where}: a receipt is a JSON object."

@@ -1,0 +1,129 @@
+"""``kneo human receipt``: proof of what was decided, and checking it without whoever wrote it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import render
+from cli.backend import Json
+from cli.connection import JsonOption, ProfileOption, ServiceUrlOption
+from cli.deployments import deployments
+from cli.files import read_bytes, write_whole
+from kneo.spec.reader import read_json
+from kneo.trust.keys import PEM_BYTES, PublicKey
+from kneo.trust.receipt_chain import judge, told
+from kneo.trust.receipt_file import LIMITS, as_handed, read_receipts
+
+app = typer.Typer(help="Signed proof of what was decided.", no_args_is_help=True)
+
+
+@app.command("show")
+def show(
+    task_or_run: Annotated[
+        str, typer.Argument(metavar="TASK_OR_RUN", help="A task, or a run for all of its receipts.")
+    ],
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the receipt of a decision, or all of a run's; with --json as a file that proves it elsewhere."""
+    with deployments(service_url, profile) as asked:
+        of_run = task_or_run.startswith("run_")
+        answer = asked.receipts(task_or_run) if of_run else asked.receipt(task_or_run)
+    found = answer["receipts"] if of_run else [answer]
+    assert isinstance(found, list)
+
+    def text() -> None:
+        if not found:
+            render.text("Nothing was decided in this run, or nothing that there is a receipt of.")
+        for item in found:
+            _show(item)
+
+    render.emit(answer, as_json=as_json, text=text)
+
+
+def _show(shown: Json) -> None:
+    said, unsigned = shown["receipt"], shown["unsigned"]
+    assert isinstance(said, dict)
+    assert isinstance(unsigned, dict)
+    lines = [
+        ("Decision", f"{said['decision']} by {said['actor']} ({said['by']}) at {said['decidedAt']}"),
+        ("Gate", f"{said['gate']} of {said['run']}" + (f" in {said['environment']}" if said["environment"] else "")),
+        ("Shown", said["subjectDigest"]),
+        ("Answered", said["contentDigest"] or "nothing but the decision"),
+        ("Bundle", said["bundleDigest"]),
+        ("Policy", said["policyDigest"] or "no environment"),
+        ("Audit", f"event {said['auditEvent']}, number {unsigned['audit_seq'] or '(not sealed yet)'}"),
+        ("Chain", f"number {said['sequence']} of its run, after {said['previous'] or 'nothing'}"),
+        ("Digest", unsigned["digest"]),
+    ]
+    lines[1:1] = [("Voter", _voter(voter)) for voter in said["voters"]]
+    render.panel(f"Receipt {said['id']} of {said['task']}", lines)
+
+
+def _voter(voter: Json) -> str:
+    roles, groups = voter["roles"], voter["groups"]
+    assert isinstance(roles, list)
+    assert isinstance(groups, list)
+    known = [f"role {name}" for name in roles] + [f"group {name}" for name in groups]
+    return f"{voter['actor']} {voter['decision']}" + (f" as {', '.join(known)}" if known else "")
+
+
+@app.command("key")
+def key(
+    output: Annotated[Path | None, typer.Option("--output", help="Write the PEM here.")] = None,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the public key that checks receipts. Keep it elsewhere: one that comes with a receipt proves nothing."""
+    with deployments(service_url, profile) as asked:
+        answer = asked.receipt_key()
+    if output is not None:
+        write_whole(output, str(answer["key"]).encode())
+    render.emit(answer, as_json=as_json, text=lambda: render.text(str(answer["key"]).rstrip("\n")))
+
+
+@app.command("verify")
+def verify(
+    file: Annotated[Path, typer.Argument(help="What kneo human receipt show --json wrote, or a bare envelope.")],
+    keys: Annotated[
+        list[Path] | None, typer.Option("--key", help="Public key (PEM) to check with, needing no service; repeatable.")
+    ] = None,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a receipt, or the chain of a run; exit 3 when a field was changed, and say which one.
+
+    With --key nothing but the file and the key is used. Without, the installation that wrote it is asked.
+    """
+    data = read_bytes(file, max_bytes=LIMITS.max_bytes, what="file of receipts")
+    if keys:
+        handed = read_receipts(data, file=str(file))
+        answer = told(judge(handed, [_load(path) for path in keys]))
+    else:
+        handed_over = read_json(data, file=str(file), limits=LIMITS).value
+        with deployments(service_url, profile) as asked:
+            answer = asked.verify_receipts(as_handed(handed_over))
+    problems, found = answer["problems"], answer["receipts"]
+    assert isinstance(problems, list)
+    assert isinstance(found, list)
+
+    def text() -> None:
+        if answer["valid"]:
+            what = "Receipt is" if len(found) == 1 else f"{len(found)} receipts are"
+            render.success(f"{what} as signed.")
+        for problem in problems:
+            render.failure(f"{problem['field']}: {problem['message']}", f"Receipt {problem['receipt']}")
+
+    render.emit(answer, as_json=as_json, text=text)
+    if not answer["valid"]:
+        raise typer.Exit(3)
+
+
+def _load(path: Path) -> PublicKey:
+    return PublicKey.load(read_bytes(path, max_bytes=PEM_BYTES, what="public key"))

@@ -1,0 +1,58 @@
+"""Proof of what people decided."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, ConfigDict, Field
+
+from kneo.service.auth import Principal, require
+from kneo.service.context import Here
+from kneo.service.receipts import public_key, receipt_of_task, receipts_of_run, verify_receipts
+from kneo.service.wire import Json
+
+router = APIRouter(tags=["receipts"])
+
+Reader = Annotated[Principal, Depends(require("human:read"))]
+Auditor = Annotated[Principal, Depends(require("audit:read"))]
+
+
+class ReceiptsToVerify(BaseModel):
+    """One receipt as it was handed out, its envelope alone, or all of a run; what nobody signed may stand beside."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    envelope: dict[str, object] | None = Field(default=None, description="A DSSE envelope.")
+    receipt: dict[str, object] | None = Field(default=None, description="What it is said to say.")
+    receipts: list[dict[str, object]] | None = Field(default=None, description="All receipts of a run, in order.")
+    key: str | None = Field(default=None, description="PEM of the public key; left out: this service's own.")
+    statements: list[dict[str, object]] | None = None
+    unsigned: dict[str, object] | None = None
+    run_id: str | None = None
+    count: int | None = None
+
+
+@router.get("/human-tasks/{continuation_id}/receipt", operation_id="get_receipt")
+def get_receipt(continuation_id: str, service: Here, _principal: Reader) -> Json:
+    """Return the signed receipt of a decision."""
+    return receipt_of_task(service.store, continuation_id)
+
+
+@router.get("/runs/{run_id}/receipts", operation_id="list_receipts")
+def list_receipts(run_id: str, service: Here, _principal: Reader) -> Json:
+    """Return all receipts of a run; each names the one before it. They outlive the run."""
+    return receipts_of_run(service.store, run_id)
+
+
+@router.get("/receipts/key", operation_id="get_receipt_key")
+def get_receipt_key(service: Here, _principal: Auditor) -> Json:
+    """Return the public key that checks this service's receipts. Keep it elsewhere."""
+    return public_key(service.settings)
+
+
+@router.post("/receipts/verify", operation_id="verify_receipts")
+def post_verify(body: ReceiptsToVerify, service: Here, _principal: Auditor) -> Json:
+    """Check receipts: signatures, fields, and the chain where a run's are given. Names each field that was changed."""
+    handed = body.model_dump(exclude_none=True, exclude={"key"})
+    return verify_receipts(service.store, service.settings, handed, body.key)

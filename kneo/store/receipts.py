@@ -1,0 +1,47 @@
+"""Receipts: added with the decision they prove, never changed, never removed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from sqlalchemy import Row, insert, select
+
+from kneo.state.receipt import ReceiptRecord
+from kneo.store.engine import Tx
+from kneo.store.tables import receipts
+
+AnyRow = Row[*tuple[object, ...]]
+
+
+def insert_receipt(tx: Tx, record: ReceiptRecord) -> None:
+    tx.connection.execute(insert(receipts).values(**asdict(record) | {"statements": list(record.statements)}))
+
+
+def of_task(tx: Tx, task_id: str) -> ReceiptRecord | None:
+    row = tx.connection.execute(select(receipts).where(receipts.c.task_id == task_id)).first()
+    return _record(row) if row else None
+
+
+def by_digest(tx: Tx, digest: str) -> ReceiptRecord | None:
+    row = tx.connection.execute(select(receipts).where(receipts.c.digest == digest)).first()
+    return _record(row) if row else None
+
+
+def of_run(tx: Tx, run_id: str, limit: int | None = None) -> tuple[ReceiptRecord, ...]:
+    """Read a run's receipts in the order in which they were written."""
+    rows = tx.connection.execute(
+        select(receipts).where(receipts.c.run_id == run_id).order_by(receipts.c.sequence).limit(limit)
+    )
+    return tuple(_record(row) for row in rows)
+
+
+def last_of_run(tx: Tx, run_id: str) -> ReceiptRecord | None:
+    """Read a run's newest receipt; whoever writes the next one holds the run's lock."""
+    row = tx.connection.execute(
+        select(receipts).where(receipts.c.run_id == run_id).order_by(receipts.c.sequence.desc()).limit(1)
+    ).first()
+    return _record(row) if row else None
+
+
+def _record(row: AnyRow) -> ReceiptRecord:
+    return ReceiptRecord(**{**row._asdict(), "statements": tuple(row.statements)})
