@@ -11,10 +11,16 @@ import httpx
 from cli.backend import Json, Query
 from kneo.clock import sleep
 from kneo.errors import Conflict, Forbidden, Invalid, KneoError, NotFound, Transient, Unauthorized
+from kneo.settings import Settings
 
-RETRIES = 2
-BACKOFF_SECONDS = 0.25
 RETRY_STATUS = frozenset({408, 425, 429, 502, 503, 504})
+"""Answers that say nothing was done. 500 is not one of them: what failed may have been done halfway."""
+
+IN_PROGRESS = "idempotency_key_in_progress"
+"""The code of the one conflict that passes: an earlier attempt of this very request is still being answered."""
+
+MAX_WAIT_SECONDS = 30.0
+"""How long a service may ask us to wait; if it asks for more, whoever typed the command should know at once."""
 
 _BY_STATUS: Mapping[int, type[KneoError]] = {
     401: Unauthorized,
@@ -31,19 +37,20 @@ class ServiceBackend:
     Args:
         url: Its address.
         key: The API key to present; empty for none.
-        timeout_seconds: How long one answer may take.
+        settings: How patient to be, and the idempotency key that stands for one start or answer.
     """
 
-    def __init__(self, url: str, key: str, timeout_seconds: float) -> None:
+    def __init__(self, url: str, key: str, settings: Settings) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.url = url.rstrip("/")
-        self.http = httpx.Client(base_url=f"{self.url}/v1", headers=headers, timeout=timeout_seconds)
+        self.rules = settings.http
+        self.http = httpx.Client(base_url=f"{self.url}/v1", headers=headers, timeout=settings.client_timeout_seconds)
 
     def close(self) -> None:
         self.http.close()
 
     def start_run(self, order: Mapping[str, object]) -> Json:
-        return self._send("POST", "/runs", body=order)
+        return self._send("POST", "/runs", body=order, key=self.rules.client_idempotency_key)
 
     def runs(self, query: Query) -> Json:
         return self._send("GET", "/runs", query=query)
@@ -80,7 +87,9 @@ class ServiceBackend:
         return self._send("GET", f"/human-tasks/{continuation_id}")
 
     def resume(self, continuation_id: str, answer: Mapping[str, object]) -> Json:
-        return self._send("POST", f"/human-tasks/{continuation_id}/resume", body=answer)
+        return self._send(
+            "POST", f"/human-tasks/{continuation_id}/resume", body=answer, key=self.rules.client_idempotency_key
+        )
 
     def spec(self, verb: str, body: Mapping[str, object]) -> Json:
         """Let the service validate, compile or explain a spec."""
@@ -108,31 +117,62 @@ class ServiceBackend:
         return self._send(method, path, query=query, body=body)
 
     def _send(
-        self, method: str, path: str, *, query: Query | None = None, body: Mapping[str, object] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Query | None = None,
+        body: Mapping[str, object] | None = None,
+        key: str = "",
     ) -> Json:
+        """Ask, and ask again where that is harmless: under one idempotency key the service does a thing once.
+
+        Raises:
+            Transient: nothing answers, or not in time.
+            KneoError: what the service says no with.
+        """
         params = {name: value for name, value in (query or {}).items() if value is not None}
-        headers = {"Idempotency-Key": f"kneo-cli-{uuid.uuid4()}"} if method == "POST" else {}
-        for attempt in range(RETRIES + 1):
-            last = attempt == RETRIES or method != "GET"
+        headers = {"Idempotency-Key": key or f"kneo-cli-{uuid.uuid4()}"} if method == "POST" else {}
+        left = self.rules.client_retries
+        while True:
+            wait = self.rules.client_backoff_seconds * (self.rules.client_retries - left + 1)
             try:
                 answer = self.http.request(method, path, params=params, json=body, headers=headers)
-            except httpx.ConnectError as error:
-                if attempt < RETRIES:
-                    sleep(BACKOFF_SECONDS * (attempt + 1))
-                    continue
-                msg = f"Nothing answers at {self.url}."
-                raise Transient(msg, code="service_unreachable", hint="Is the service up? kneo up") from error
             except httpx.TransportError as error:
-                if not last:
-                    sleep(BACKOFF_SECONDS * (attempt + 1))
-                    continue
-                msg = f"{self.url} did not answer {method} {path}: {error or type(error).__name__}."
-                raise Transient(msg, code="service_unreachable") from error
-            if answer.status_code in RETRY_STATUS and not last:
-                sleep(BACKOFF_SECONDS * (attempt + 1))
-                continue
-            return _read(answer)
-        raise AssertionError
+                if left == 0:
+                    raise self._unreachable(method, path, error) from error
+            else:
+                wait = max(wait, _asked_to_wait(answer))
+                if left == 0 or wait > MAX_WAIT_SECONDS or not _passes(answer):
+                    return _read(answer)
+            left -= 1
+            sleep(wait)
+
+    def _unreachable(self, method: str, path: str, error: httpx.TransportError) -> Transient:
+        if isinstance(error, httpx.ConnectError):
+            msg, hint = f"Nothing answers at {self.url}.", "Is the service up? kneo up"
+            return Transient(msg, code="service_unreachable", hint=hint)
+        msg = f"{self.url} did not answer {method} {path}: {error or type(error).__name__}."
+        return Transient(msg, code="service_unreachable")
+
+
+def _passes(answer: httpx.Response) -> bool:
+    """Say whether an answer may be another one next time."""
+    return answer.status_code in RETRY_STATUS or (answer.status_code == 409 and _code(answer) == IN_PROGRESS)
+
+
+def _code(answer: httpx.Response) -> str:
+    try:
+        said = answer.json()
+    except ValueError:
+        return ""
+    return str(said.get("error")) if isinstance(said, dict) else ""
+
+
+def _asked_to_wait(answer: httpx.Response) -> float:
+    """Read ``Retry-After``, in seconds; a date is taken as not said."""
+    text = answer.headers.get("retry-after", "")
+    return float(text) if text.isdecimal() else 0.0
 
 
 def _read(answer: httpx.Response) -> Json:

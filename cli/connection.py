@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, cast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from cli.backend import Backend
-from kneo.errors import Invalid, NotFound
+from cli.profiles import load_profiles
+from kneo.project import read_config
 from kneo.settings import Settings, from_env
+
+if TYPE_CHECKING:
+    from cli.client import ServiceBackend
 
 ServiceUrlOption = Annotated[
     str | None, typer.Option("--service-url", help="Ask this service instead of working locally.")
@@ -26,29 +28,35 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @dataclass(frozen=True)
 class Address:
     url: str
-    key: str
+    key: str = field(repr=False)
 
 
 def choose(settings: Settings, service_url: str | None, profile: str | None) -> Address | None:
     """Decide whom to ask; ``None`` means the database beside us.
 
-    A profile's address can be replaced by ``--service-url``, which keeps the profile's key. Without either, the active
-    profile is used.
+    In this order: ``--service-url`` with the key of ``--profile``, ``--profile``, the project's own service, the active
+    profile.
 
     Raises:
         NotFound: there is no such profile.
     """
-    saved = _profiles(settings.profiles_path)
+    saved = load_profiles(settings.profiles_path)
     if profile is not None:
-        if profile not in saved.profiles:
-            known = ", ".join(sorted(saved.profiles)) or "none"
-            msg = f"There is no profile {profile!r}; saved: {known}."
-            raise NotFound(msg, hint="kneo config profile set NAME --service-url URL")
-        address = saved.profiles[profile]
-        return Address(service_url or address.url, address.key)
+        named = saved.get(profile)
+        return Address(service_url or named.service_url, named.api_key or settings.client_api_key)
     if service_url is not None:
         return Address(service_url, settings.client_api_key)
-    return saved.profiles.get(saved.active or "")
+    config = read_config(settings)
+    if config is not None and config.service.default_url is not None:
+        return Address(config.service.default_url, settings.client_api_key)
+    active = saved.profiles.get(saved.active or "")
+    return Address(active.service_url, active.api_key or settings.client_api_key) if active is not None else None
+
+
+def open_service(settings: Settings, address: Address) -> ServiceBackend:
+    """Make the client of a service. HTTP is imported only now: local work does without it."""
+    made = importlib.import_module("cli.client").ServiceBackend(address.url, address.key, settings)
+    return cast("ServiceBackend", made)
 
 
 @contextlib.contextmanager
@@ -56,34 +64,13 @@ def backend(service_url: str | None, profile: str | None) -> Iterator[Backend]:
     """Open whatever a command talks to, and close it afterwards."""
     settings = from_env()
     address = choose(settings, service_url, profile)
-    # Each side costs imports the other one does not need: HTTP here, the database there.
+    opened: Backend
     if address is not None:
-        made = importlib.import_module("cli.client").ServiceBackend(
-            address.url, address.key, settings.client_timeout_seconds
-        )
+        opened = open_service(settings, address)
     else:
-        made = importlib.import_module("cli.local").LocalBackend(settings)
-    opened = cast("Backend", made)
+        # The database costs imports that asking a service does not need.
+        opened = cast("Backend", importlib.import_module("cli.local").LocalBackend(settings))
     try:
         yield opened
     finally:
         opened.close()
-
-
-@dataclass(frozen=True)
-class _Saved:
-    active: str | None
-    profiles: dict[str, Address]
-
-
-def _profiles(path: Path) -> _Saved:
-    if not path.is_file():
-        return _Saved(None, {})
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        entries = content["profiles"].items()
-        profiles = {name: Address(str(item["service_url"]), str(item["api_key"] or "")) for name, item in entries}
-        return _Saved(content.get("active"), profiles)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        msg = f"{path} is not a file of profiles."
-        raise Invalid(msg, hint="Fix or remove it; kneo config profile set makes a new one.") from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from urllib.parse import quote
 
 from cli.backend import Json
-from cli.connection import choose
+from cli.connection import choose, open_service
 from kneo.errors import Usage
 from kneo.settings import Settings, from_env
 
@@ -57,13 +57,9 @@ def deployments(service_url: str | None, profile: str | None) -> Iterator[Deploy
     """Open whatever a command talks to, and close it afterwards."""
     settings = from_env()
     address = choose(settings, service_url, profile)
-    opened: Deployments
-    if address is not None:
-        client = importlib.import_module("cli.client")
-        backend = client.ServiceBackend(address.url, address.key, settings.client_timeout_seconds)
-        opened = RemoteDeployments(cast("ServiceBackend", backend))
-    else:
-        opened = LocalDeployments(settings)
+    opened: Deployments = (
+        RemoteDeployments(open_service(settings, address)) if address is not None else LocalDeployments(settings)
+    )
     try:
         yield opened
     finally:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 from typer.exceptions import Abort, TyperException
-from typer.main import get_group
+from typer.main import get_command
 
 from cli import render
 from cli.commands import COMMANDS
@@ -30,7 +30,6 @@ app = typer.Typer(
     help="Agent and workflow specs are code, Git deploys them, people stay in charge.",
     epilog="kneo COMMAND --help tells more. Every command takes --json.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -86,7 +85,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _group() -> LazyGroup:
-    group = get_group(app)
+    group = get_command(app)
     assert isinstance(group, LazyGroup), "the app above asks for this class"
     group.entries = COMMANDS
     return group

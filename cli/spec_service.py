@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, cast
-
-from cli.connection import choose
+from cli.connection import choose, open_service
 from cli.spec_check import Checked, require_usable
 from kneo.errors import Usage
-
-if TYPE_CHECKING:
-    from cli.client import ServiceBackend
 
 
 def ask_service(verb: str, checked: Checked, service_url: str | None, profile: str | None) -> dict[str, object]:
@@ -29,9 +23,7 @@ def ask_service(verb: str, checked: Checked, service_url: str | None, profile: s
     if address is None:
         message = "No service is named."
         raise Usage(message, hint="Use --service-url URL or --profile NAME.")
-    # HTTP costs more to import than a local check takes in all.
-    client = importlib.import_module("cli.client")
-    service = cast("ServiceBackend", client.ServiceBackend(address.url, address.key, settings.client_timeout_seconds))
+    service = open_service(settings, address)
     try:
         body = {"spec": checked.file.loaded.tree, "environment": checked.project.environment}
         return service.spec(verb, body)

@@ -18,6 +18,7 @@ from kneo.service.admission import Admission
 from kneo.service.auth import keyring
 from kneo.service.context import Service
 from kneo.service.dependencies import chosen_platform_manager, default_platform_manager
+from kneo.service.governance import Governance
 from kneo.service.limits import BodyLimit
 from kneo.service.metrics import Metrics
 from kneo.service.openapi import describe
@@ -129,7 +130,10 @@ def _furnish(
     routers = [module.router for module in ROUTES]
     operations = Operations(routers)
     counted = Metrics(store)
-    app.state.service = Service(settings, store, starter, keyring(settings), poke, counted, Specs(settings, tools))
+    governance = Governance(store, starter.project)
+    app.state.service = Service(
+        settings, store, starter, keyring(settings), poke, counted, Specs(settings, tools), governance
+    )
     problems.install(app)
     api = APIRouter()
     for router in routers:

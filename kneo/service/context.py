@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from kneo.runtime.start import Starter
 from kneo.service.auth import Keyring
+from kneo.service.governance import Governance
 from kneo.service.metrics import Metrics
 from kneo.service.specs import Specs
 from kneo.service.words import speaks_published
@@ -29,6 +30,7 @@ class Service:
         poke: Tells a worker in this process that there is work; does nothing where there is none.
         metrics: What was counted.
         specs: Loads specs for requests.
+        governance: Answers questions about policies and secrets.
     """
 
     settings: Settings
@@ -38,6 +40,7 @@ class Service:
     poke: Callable[[], None]
     metrics: Metrics
     specs: Specs
+    governance: Governance
 
 
 async def _service(request: Request) -> Service:

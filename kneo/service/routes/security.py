@@ -6,14 +6,12 @@ from typing import Annotated
 
 from fastapi import Depends, Query
 
-from kneo.project.secrets import secret_inventory
 from kneo.service import answers
 from kneo.service.auth import Principal, require
 from kneo.service.bodies import Name
 from kneo.service.context import Here
 from kneo.service.router import Router, shows
 from kneo.service.wire import Json
-from kneo.store import audit
 
 router = Router(tags=["security"])
 
@@ -30,20 +28,6 @@ def list_credentials(
     include_service_tokens: bool = True,
 ) -> Json:
     """Say which keys of providers, which other secrets, and which keys of this service are set."""
-    inventory = secret_inventory(
-        service.starter.project, providers=providers, extras=extras, service_tokens=include_service_tokens
+    return service.governance.credentials(
+        providers, extras, service_tokens=include_service_tokens, actor=principal.name
     )
-    groups = (("provider", "providers"), ("extra", "extra"), ("service_reference", "service_tokens"))
-    facts: Json = {
-        "providers_requested": list(providers),
-        "extras_requested": list(extras),
-        "include_service_references": include_service_tokens,
-    }
-    for word, group in groups:
-        entries = inventory.get(group, {})
-        facts[f"{word}_count"] = len(entries)
-        present = sum(bool(entry["present"]) for entry in entries.values())
-        facts[f"{word}s_present"] = present
-    with service.store.write() as tx:
-        audit.record(tx, "credential.inventory_accessed", actor=principal.name, metadata=facts)
-    return {"inventory": inventory}
