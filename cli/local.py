@@ -17,10 +17,12 @@ from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
 from kneo.runtime.start import RunOrder
 from kneo.runtime.wait import find_run
 from kneo.service import wire
+from kneo.service.task_query import task_page
+from kneo.service.task_wire import human_task
 from kneo.service.words import check_status, speaks_published
 from kneo.settings import Settings
 from kneo.state.run import Run, RunStatus
-from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
+from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.store import audit, releases, requests, runs, tasks
 from kneo.store.run_filter import RunFilter
 from kneo.tasks.answers import Answer
@@ -107,19 +109,12 @@ class LocalBackend:
         return wire.run_created(settled, self._open_task(settled), published=self.published)
 
     def tasks(self, query: Query) -> Json:
-        word = query.get("status")
-        statuses = [TaskStatus(str(word))] if word and word != "pending" else sorted(UNRESOLVED)
-        run_id = str(query["run_id"]) if query.get("run_id") else None
-        limit = int(query.get("limit") or 100)
         with self.store.read() as tx:
-            found = tasks.list_tasks(tx, statuses=statuses, run_id=run_id, limit=limit)
-            total = tasks.count_tasks(tx, statuses=statuses, run_id=run_id)
-        items = [wire.human_task(task) for task in found]
-        return wire.page("tasks", items, total=total, limit=limit, offset=0, sort_by="id", sort_order="asc")
+            return task_page(tx, query, self.actor)
 
     def task(self, continuation_id: str) -> Json:
         with self.store.read() as tx:
-            return wire.human_task(find(tx, continuation_id))
+            return human_task(find(tx, continuation_id))
 
     def resume(self, continuation_id: str, answer: Mapping[str, object]) -> Json:
         answered = decide(self.store, continuation_id, _answer(answer), actor=self.actor)

@@ -14,7 +14,7 @@ from kneo.errors import Usage
 from kneo.maintenance import backup_sqlite_database, make_retention, restore_sqlite_database
 from kneo.runtime.timers import end_overdue_runs
 from kneo.settings import from_env
-from kneo.tasks.inbox import expire_due
+from kneo.tasks.sweep import expire_due
 
 app = typer.Typer(help="Keep an installation healthy.", no_args_is_help=True)
 

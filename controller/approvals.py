@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +9,7 @@ from datetime import datetime
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import KneoError
+from kneo.state.people import same_person
 from kneo.state.release import ApprovalRecord, Release
 from kneo.trust.approvals import verify_approval, verify_recorded_approval
 from kneo.trust.dsse import parse_envelope
@@ -54,11 +54,6 @@ def prune_subject(environment: str, retired: Iterable[Release]) -> Digest:
 def rewrite_subject(old: str, new: str) -> Digest:
     """Name the replacement of exactly this commit by exactly that one."""
     return digest_of_json({"rewrite": [old, new]})
-
-
-def same_person(name: str) -> str:
-    """Fold a name so that one person spelled two ways is one person."""
-    return unicodedata.normalize("NFKC", name).casefold().strip()
 
 
 def committed_records(

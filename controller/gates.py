@@ -11,13 +11,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from controller.approvals import Vote, Votes, prune_subject, same_person
+from controller.approvals import Vote, Votes, prune_subject
 from controller.plan import Action, Plan, Retire, name_of, version_of
 from controller.verify import needs_of
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest
 from kneo.spec.environment import Approvals, Environment
 from kneo.spec.windows import next_opening, windows_open
+from kneo.state.people import same_person
 from kneo.state.release import Hold, Release, Suspension
 
 

@@ -38,8 +38,10 @@ from kneo.state.task import DecisionKind, HumanTask
 from kneo.store import audit, policies, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.run_filter import RunFilter
+from kneo.store.task_filter import TaskFilter
 from kneo.tasks.answers import Answer
-from kneo.tasks.inbox import decide, expire_due, find
+from kneo.tasks.inbox import decide, find
+from kneo.tasks.sweep import expire_due
 
 WAIT_SECONDS = 3600.0
 
@@ -232,7 +234,7 @@ class PlatformManager:
 
     def list_human_tasks(self, *, run_id: str | None = None, limit: int = 100) -> Sequence[HumanTask]:
         with self.store.read() as tx:
-            return tasks.list_tasks(tx, run_id=run_id, limit=limit)
+            return tasks.list_tasks(tx, TaskFilter(run_id=run_id), limit=limit)
 
     def get_human_task(self, continuation_id: str) -> HumanTask:
         with self.store.read() as tx:

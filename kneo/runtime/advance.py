@@ -247,6 +247,7 @@ class _Session:
             idempotency_key=f"{self.run.id}:{action.ticket}",
             previous_output=review.previous_output if review else None,
             feedback=review.feedback if review else None,
+            values=action.value.values,
             implementations=_pins(self.run),
         )
         started_at = isoformat(self.driver.store.clock.now())

@@ -9,6 +9,7 @@ from kneo.runtime.interpret.gate import DEFAULT_RETRIES, Gate
 from kneo.spec.models import Gate as DeclaredGate
 from kneo.spec.models import Human
 from kneo.state.task import DecisionKind
+from kneo.tasks.forms import check_schema
 
 DECISIONS: Mapping[str, tuple[DecisionKind, ...]] = {
     "step": tuple(DecisionKind),
@@ -23,19 +24,7 @@ DECISIONS: Mapping[str, tuple[DecisionKind, ...]] = {
 REJECTIONS: Mapping[str, str] = {"step": "stop", "route": "stop", "error": "stop"}
 """What a rejection does where neither gate nor human says it; elsewhere the step is skipped."""
 
-NOT_YET = (
-    "answer_schema",
-    "calendar",
-    "candidates",
-    "escalate",
-    "fields",
-    "grants",
-    "links",
-    "multiple",
-    "notify",
-    "quorum",
-    "remind",
-)
+NOT_YET = ("calendar", "grants", "links")
 """What this runtime does not honour; a spec that relies on it is refused before anything runs."""
 
 
@@ -72,20 +61,47 @@ def _whom(declared: DeclaredGate, humans: Mapping[str, Human], path: str) -> Hum
 
 def _gate(position: str, human: Human, path: str, name: str, declared: DeclaredGate | None = None) -> Gate:
     used = [field for field in NOT_YET if getattr(human, field)]
-    if human.receipt not in {None, "none"}:
-        used.append("receipt")
+    if human.receipt == "signed_by_reviewer":
+        used.append("receipt: signed_by_reviewer")
     if used:
         msg = f"{name} at {path} uses {', '.join(used)}, which this runtime does not honour yet."
         raise Invalid(msg, code="unsupported_spec")
-    legal = DECISIONS[position]
+    _check_form(human, path, name)
+    legal = tuple(
+        kind for kind in DECISIONS[position] if kind is not DecisionKind.SELECTED or _can_select(position, human)
+    )
     chosen = tuple(kind for kind in legal if human.decisions is None or kind.value in human.decisions)
+    if not chosen:
+        msg = f"{name} at {path} takes none of the answers that have an effect there: {', '.join(legal)}."
+        raise Invalid(msg, code="spec_invalid")
     return Gate(
         position=position,
         human=human,
-        decisions=chosen or legal,
+        decisions=chosen,
         on_reject=human.on_reject or REJECTIONS.get(position, "skip"),
         max_retries=DEFAULT_RETRIES if human.max_retries is None else human.max_retries,
         when=declared.when if declared else None,
         sample=declared.sample if declared else None,
         name=declared.key if declared else None,
     )
+
+
+def _can_select(position: str, human: Human) -> bool:
+    """Say whether there is anything to choose from; a route has the router's choices, an error its own."""
+    return bool(human.options) or position in {"route", "error"}
+
+
+def _check_form(human: Human, path: str, name: str) -> None:
+    if human.fields and human.answer_schema is not None:
+        msg = f"{name} at {path} has fields and a schema; one of them says what is filled in."
+        raise Invalid(msg, code="spec_invalid")
+    secret = [field.name for field in human.fields if field.secret]
+    if secret:
+        msg = (
+            f"{name} at {path} asks for {', '.join(secret)}, which is secret: what people fill in is kept with the run."
+        )
+        raise Invalid(
+            msg, code="unsupported_spec", hint="Keep secrets in the environment of the process that runs steps."
+        )
+    if human.answer_schema is not None:
+        check_schema(human.answer_schema, f"The schema of {name} at {path}")

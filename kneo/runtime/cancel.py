@@ -6,7 +6,7 @@ from kneo.errors import NotFound
 from kneo.state.run import Run, RunError, RunStatus
 from kneo.store import audit, runs
 from kneo.store.engine import Store
-from kneo.tasks.inbox import cancel_tasks
+from kneo.tasks.closing import cancel_tasks
 
 
 def cancel_run(store: Store, run_id: str, *, actor: str) -> Run:

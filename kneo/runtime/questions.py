@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from kneo.runtime.decide import Ask
 from kneo.runtime.prompts import render
 from kneo.state.run import Run
-from kneo.tasks.inbox import Question
+from kneo.tasks.opening import Question
 
 KINDS = {
     "step": "approval",
@@ -18,7 +20,7 @@ KINDS = {
 """What a task is called where its human does not say it."""
 
 
-def question(ask: Ask, run: Run) -> Question:
+def question(ask: Ask, run: Run, consequences: Mapping[str, object]) -> Question:
     """Fill in who is asked what, and what they are shown."""
     gate, human = ask.gate, ask.gate.human
     template = human.prompt or human.description
@@ -45,5 +47,8 @@ def question(ask: Ask, run: Run) -> Question:
         kind=KINDS[gate.position],
         prompt=render(template, names) if template else None,
         options=ask.options,
+        attempt=ask.attempt,
+        previous=ask.previous,
+        consequences=consequences,
         facts=ask.facts,
     )

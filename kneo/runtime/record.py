@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from kneo.clock import isoformat
+from kneo.runtime.consequences import consequences
 from kneo.runtime.decide import (
     Answered,
     Ask,
@@ -34,7 +35,8 @@ from kneo.state.task import HumanTask, TaskStatus
 from kneo.store import audit, history, runs, tasks
 from kneo.store.engine import Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
-from kneo.tasks.inbox import cancel_tasks, mark_applied, open_task
+from kneo.tasks.closing import cancel_tasks, mark_applied
+from kneo.tasks.opening import open_task
 
 PREVIEW_CHARS = 500
 """How much of an input or output a trace event shows."""
@@ -211,8 +213,10 @@ class _Change:
     def _ask(self, ask: Ask) -> None:
         assert self.desk is not None
         tx, run = self.tx, self.run
-        task = open_task(tx, run, question(ask, run))
-        after = settle(self.desk.program, run.state, ask.ticket, Asked(task_id=task.id), moment(run, tx))
+        now = moment(run, tx)
+        leads_to = consequences(self.desk.program, run.state, ask, now)
+        task = open_task(tx, run, question(ask, run, leads_to))
+        after = settle(self.desk.program, run.state, ask.ticket, Asked(task_id=task.id), now)
         assert not isinstance(after, Ended)
         self.run = replace(run, state=after)
         told = {"continuation_id": task.id, "request_id": task.request_id, "position": ask.gate.position}

@@ -11,7 +11,8 @@ from kneo.errors import Transient
 from kneo.state.run import RunError, RunStatus
 from kneo.store import audit, runs
 from kneo.store.engine import Store
-from kneo.tasks.inbox import cancel_tasks, expire_due
+from kneo.tasks.closing import cancel_tasks
+from kneo.tasks.sweep import expire_due
 
 log = logging.getLogger("kneo.runtime")
 

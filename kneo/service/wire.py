@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from kneo.clock import parse_time
 from kneo.registry import EnvironmentStatus
+from kneo.service.task_wire import human_request
 from kneo.service.words import say
 from kneo.state.audit import SealedEvent
 from kneo.state.release import Pending, Promotion, Release
@@ -85,56 +85,6 @@ def run_metadata(run: Run, task: HumanTask | None) -> Json:
             "pending_step_id": task.step_id,
         }
     return values
-
-
-def human_request(task: HumanTask) -> Json:
-    """What is asked."""
-    return {
-        "id": task.request_id,
-        "request_id": task.request_id,
-        "type": task.kind,
-        "title": task.title,
-        "prompt": task.prompt,
-        "context": {"input_text": task.subject},
-        "subject": {"value": task.subject},
-        "subject_digest": task.subject_digest,
-        "options": list(task.options) if task.options is not None else None,
-        "default_option": task.default_option,
-        "decisions": [decision.value for decision in task.decisions],
-        "requested_by": task.step_id,
-        "assignee": task.assignee,
-        "timeout_seconds": task.timeout_seconds,
-        "on_timeout": task.on_timeout,
-        "on_reject": task.on_reject,
-        "deadline_epoch": _epoch(task.deadline_at),
-        "metadata": dict(task.metadata),
-    }
-
-
-def human_task(task: HumanTask) -> Json:
-    """One task, open or answered."""
-    request = human_request(task)
-    return {
-        "id": task.id,
-        "continuation_id": task.id,
-        "run_id": task.run_id,
-        "environment": task.environment,
-        "workflow_name": task.workflow_name,
-        "workflow_kind": task.workflow_type,
-        "status": task.status.value,
-        "key": task.key,
-        "step_id": task.step_id,
-        "current_input": task.subject,
-        "request": request,
-        "pending_human_request": request,
-        "pending_human_request_id": task.request_id,
-        "expires_at": _epoch(task.deadline_at),
-        "escalated_at": task.escalated_at,
-        "decision": asdict(task.decision) if task.decision else None,
-        "created_at": task.created_at,
-        "updated_at": task.updated_at,
-        "metadata": {"step_id": task.step_id, **task.metadata},
-    }
 
 
 def human_resumed(run: Run, answered: HumanTask, following: HumanTask | None, *, published: bool) -> Json:
@@ -255,7 +205,3 @@ def page(
         "sort_by": sort_by,
         "sort_order": sort_order,
     }
-
-
-def _epoch(at: str | None) -> float | None:
-    return parse_time(at).timestamp() if at is not None else None

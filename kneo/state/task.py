@@ -18,7 +18,7 @@ class TaskStatus(StrEnum):
 
 
 UNRESOLVED = frozenset({TaskStatus.OPEN, TaskStatus.CLAIMED, TaskStatus.SNOOZED})
-"""Statuses in which somebody can still answer."""
+"""Statuses in which a person can still answer."""
 
 NEXT: Mapping[TaskStatus, frozenset[TaskStatus]] = {
     TaskStatus.OPEN: frozenset(
@@ -27,7 +27,9 @@ NEXT: Mapping[TaskStatus, frozenset[TaskStatus]] = {
     TaskStatus.CLAIMED: frozenset(
         {TaskStatus.OPEN, TaskStatus.SNOOZED, TaskStatus.DECIDED, TaskStatus.EXPIRED, TaskStatus.CANCELLED}
     ),
-    TaskStatus.SNOOZED: frozenset({TaskStatus.OPEN, TaskStatus.DECIDED, TaskStatus.EXPIRED, TaskStatus.CANCELLED}),
+    TaskStatus.SNOOZED: frozenset(
+        {TaskStatus.OPEN, TaskStatus.CLAIMED, TaskStatus.DECIDED, TaskStatus.EXPIRED, TaskStatus.CANCELLED}
+    ),
     TaskStatus.DECIDED: frozenset({TaskStatus.APPLIED, TaskStatus.CANCELLED}),
     TaskStatus.APPLIED: frozenset(),
     TaskStatus.EXPIRED: frozenset(),
@@ -45,7 +47,7 @@ class DecisionKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What was decided, by whom. ``by`` is ``person`` or ``policy:timeout``."""
+    """What was decided, by whom. ``by`` is ``person``, ``policy:timeout`` or ``replay``."""
 
     kind: DecisionKind
     content: str | None
@@ -56,6 +58,75 @@ class Decision:
     at: str
     effect: str | None = None
     """What a rejection does here, where that is not what the gate says: a deadline may skip or cancel."""
+    selected_options: tuple[str, ...] = ()
+    """Everything that was chosen, in the order it was chosen; ``selected_option`` is the first."""
+    values: Mapping[str, object] | None = None
+    """What was filled in, by field; checked against the task's schema."""
+    feedback: str | None = None
+    """What whoever does it again should know."""
+    voters: tuple[str, ...] = ()
+    """Everybody whose vote made this the decision."""
+    source: str | None = None
+    """The receipt or task that a reused decision was taken from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Who may answer; all empty means whoever may answer tasks at all."""
+
+    users: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    """Who may not: names, ``requester``, ``bundle_signer``, ``previous_reviewers``."""
+
+    @property
+    def is_open(self) -> bool:
+        return not (self.users or self.groups or self.roles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quorum:
+    """How many people must agree, how many of which role, in which order, and how many objections are enough."""
+
+    approvals: int = 1
+    each: tuple[tuple[str, int], ...] = ()
+    order: str = "any"
+    reject: str = "any"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vote:
+    """One person's word about a task. ``answer`` is equal for votes that say the same."""
+
+    actor: str
+    decision: DecisionKind
+    answer: str
+    at: str
+    comment: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Escalation:
+    """Whom to turn to ``after`` so many seconds from the question."""
+
+    after: int
+    to: str
+    notify: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What happens to a question as time passes, in seconds from when it was asked; and how people hear of it."""
+
+    escalate: tuple[Escalation, ...] = ()
+    remind: tuple[int, ...] = ()
+    notify: tuple[str, ...] = ()
+    links: bool = False
+    receipt: str | None = None
+    """``none``, ``signed``, ``signed_by_reviewer``; ``None`` where nobody said: signed wherever there is a key."""
+    reminded: int = 0
+    """Reminders sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +160,53 @@ class HumanTask:
     deadline_at: str | None
     escalated_at: str | None
     decision: Decision | None
+    position: str = "step"
+    step_path: str = ""
+    attempt: int = 0
+    requester: str = ""
+    """Who started the run."""
+    bundle_digest: str | None = None
+    """The spec that asks: the bundle's digest, or the spec's where there is no bundle."""
+    previous: str | None = None
+    """What the step said before it was sent back, for a reviewer to compare with."""
+    answer_schema: Mapping[str, object] | None = None
+    """JSON Schema of what has to be filled in or provided."""
+    multiple: bool = False
+    """Whether more than one option may be chosen."""
+    candidates: Candidates = field(default_factory=Candidates)
+    quorum: Quorum = field(default_factory=Quorum)
+    votes: tuple[Vote, ...] = ()
+    plan: Plan = field(default_factory=Plan)
+    consequences: Mapping[str, object] = field(default_factory=dict)
+    """What each decision leads to, found by trying it on the run's own state."""
+    priority: int = 50
+    claimed_by: str | None = None
+    snoozed_until: str | None = None
+    escalation: int = 0
+    """How many escalations have happened."""
+    due_at: str | None = None
+    """When an answer was expected; later is overdue."""
+    next_at: str | None = None
+    """When time next does something to it; ``None`` when never."""
+    resolved_at: str | None = None
     metadata: Mapping[str, object] = field(default_factory=dict)
     created_at: str = ""
     updated_at: str = ""
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether only some of those who may answer tasks may answer this one."""
+        return not self.candidates.is_open
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEvent:
+    """Something that happened to a task; ``data`` may hold what people wrote and so never enters the audit log."""
+
+    id: str
+    task_id: str
+    run_id: str
+    at: str
+    type: str
+    actor: str | None
+    data: Mapping[str, object]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from sqlalchemy import ColumnElement, Table, delete, exists, select
@@ -11,7 +11,7 @@ from kneo.clock import isoformat
 from kneo.state.run import RunStatus
 from kneo.state.task import TaskStatus
 from kneo.store.engine import Store, Tx
-from kneo.store.tables import checkpoints, runs, specs, steps, tasks, trace_events
+from kneo.store.tables import checkpoints, runs, specs, steps, task_events, tasks, trace_events
 
 BATCH = 500
 """Rows that one transaction deletes, so that nobody who writes waits long."""
@@ -28,20 +28,17 @@ RESOLVED = (TaskStatus.APPLIED, TaskStatus.EXPIRED, TaskStatus.CANCELLED)
 
 def prune_runs(store: Store, older_than: timedelta, statuses: Sequence[RunStatus] = FINAL) -> int:
     """Delete runs that ended long enough ago, with everything they left behind but their audit events."""
-    deleted = 0
     allowed = [status for status in statuses if status in FINAL]
 
     def batch(tx: Tx) -> int:
         old = select(runs.c.id).where(runs.c.status.in_(allowed), runs.c.updated_at < _before(tx, older_than))
         ids = list(tx.connection.execute(old.limit(BATCH)).scalars())
-        for table in (steps, checkpoints, trace_events, tasks):
+        for table in (steps, checkpoints, trace_events, task_events, tasks):
             tx.connection.execute(delete(table).where(table.c.run_id.in_(ids)))
         tx.connection.execute(delete(runs).where(runs.c.id.in_(ids)))
         return len(ids)
 
-    while count := store.transact(batch):
-        deleted += count
-    return deleted
+    return _in_batches(store, batch)
 
 
 def prune_specs(store: Store, older_than: timedelta) -> int:
@@ -62,7 +59,15 @@ def prune_checkpoints(store: Store, older_than: timedelta) -> int:
 
 def prune_tasks(store: Store, older_than: timedelta) -> int:
     """Delete old human tasks that are done with."""
-    return _prune(store, tasks, older_than, tasks.c.updated_at, tasks.c.status.in_(RESOLVED))
+
+    def batch(tx: Tx) -> int:
+        old = select(tasks.c.id).where(tasks.c.status.in_(RESOLVED), tasks.c.updated_at < _before(tx, older_than))
+        ids = list(tx.connection.execute(old.limit(BATCH)).scalars())
+        tx.connection.execute(delete(task_events).where(task_events.c.task_id.in_(ids)))
+        tx.connection.execute(delete(tasks).where(tasks.c.id.in_(ids)))
+        return len(ids)
+
+    return _in_batches(store, batch)
 
 
 def _prune(store: Store, table: Table, older_than: timedelta, at: ColumnElement[str], done: ColumnElement[bool]) -> int:
@@ -75,6 +80,10 @@ def _prune(store: Store, table: Table, older_than: timedelta, at: ColumnElement[
             tx.connection.execute(delete(table).where(*matches))
         return len(old)
 
+    return _in_batches(store, batch)
+
+
+def _in_batches(store: Store, batch: Callable[[Tx], int]) -> int:
     deleted = 0
     while count := store.transact(batch):
         deleted += count

@@ -49,7 +49,7 @@ class RunFilter:
         if self.created_before is not None:
             wanted.append(runs.c.created_at < self.created_before)
         if self.text is not None:
-            sought = f"%{_escaped(self.text)}%"
+            sought = f"%{escaped(self.text)}%"
             columns = (runs.c.input_text, runs.c.output_text)
             wanted.append(or_(*(column.ilike(sought, escape=LIKE_ESCAPE) for column in columns)))
         return wanted
@@ -58,7 +58,8 @@ class RunFilter:
 EVERY_RUN = RunFilter()
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Take the special meaning from what a person searches for."""
     for special in (LIKE_ESCAPE, "%", "_"):
         text = text.replace(special, LIKE_ESCAPE + special)
     return text

@@ -350,6 +350,14 @@ trace_events = Table(
     PrimaryKeyConstraint("run_id", "sequence"),
 )
 
+UNANSWERED = text("resolved_at IS NULL")
+"""What the indexes of the inbox cover: only what still waits, so that what is kept does not slow it down."""
+
+
+def _inbox(*columns: str) -> Index:
+    return Index(None, *columns, sqlite_where=UNANSWERED, postgresql_where=UNANSWERED)
+
+
 tasks = Table(
     "tasks",
     metadata,
@@ -381,9 +389,78 @@ tasks = Table(
     Column("metadata", JSON, nullable=False),
     Column("created_at", TIME, nullable=False),
     Column("updated_at", TIME, nullable=False),
+    Column("position", String(20), nullable=False, server_default="step"),
+    Column("step_path", Text, nullable=False, server_default=text("''")),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("requester", NAME, nullable=False, server_default=text("''")),
+    Column("bundle_digest", DIGEST),
+    Column("previous", Text),
+    Column("answer_schema", JSON(none_as_null=True)),
+    Column("multiple", Boolean, nullable=False, server_default=text("false")),
+    Column("candidates", JSON(none_as_null=True)),
+    Column("quorum", JSON(none_as_null=True)),
+    Column("votes", JSON(none_as_null=True)),
+    Column("plan", JSON(none_as_null=True)),
+    Column("consequences", JSON(none_as_null=True)),
+    Column("priority", Integer, nullable=False, server_default="50"),
+    Column("restricted", Boolean, nullable=False, server_default=text("false")),
+    Column("claimed_by", NAME),
+    Column("snoozed_until", TIME),
+    Column("escalation", Integer, nullable=False, server_default="0"),
+    Column("due_at", TIME),
+    Column("next_at", TIME),
+    Column("resolved_at", TIME),
     Index(None, "status", "id"),
     Index(None, "run_id", "id"),
-    Index(None, "status", "deadline_at"),
+    # Whatever the inbox is sorted or filtered by; the title is there to be searched without reading the rows.
+    _inbox("id", "title"),
+    _inbox("priority", "id"),
+    _inbox("due_at", "id"),
+    _inbox("kind", "id"),
+    _inbox("environment", "id"),
+    _inbox("workflow_name", "id"),
+    _inbox("step_id", "id"),
+    _inbox("assignee", "id"),
+    _inbox("claimed_by", "id"),
+    _inbox("escalation", "id"),
+    _inbox("restricted", "id"),
+    Index(None, "next_at", sqlite_where=text("next_at IS NOT NULL"), postgresql_where=text("next_at IS NOT NULL")),
+)
+
+task_candidates = Table(
+    "task_candidates",
+    metadata,
+    # user:ann, group:prod/editors, role:prod/reviewer, or not:ann for somebody who may not; only while it waits.
+    Column("who", String(420)),
+    Column("task_id", ID),
+    PrimaryKeyConstraint("who", "task_id"),
+    Index(None, "task_id"),
+)
+
+task_events = Table(
+    "task_events",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("task_id", ID, nullable=False),
+    Column("run_id", ID, nullable=False),
+    Column("at", TIME, nullable=False),
+    Column("type", String(40), nullable=False),
+    Column("actor", NAME),
+    Column("data", JSON, nullable=False),
+    Index(None, "task_id", "id"),
+    Index(None, "run_id"),
+)
+
+task_tallies = Table(
+    "task_tallies",
+    metadata,
+    # Counts of what waits, as changes that are added up and folded now and then: nobody waits for a counter's row.
+    Column("id", ID, primary_key=True),
+    Column("environment", NAME),
+    Column("kind", String(20), nullable=False),
+    Column("status", String(20), nullable=False),
+    Column("escalated", Boolean, nullable=False),
+    Column("amount", Integer, nullable=False),
 )
 
 # ---- set over HTTP ----------------------------------------------------------------------------------------------

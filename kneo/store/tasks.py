@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Row, func, insert, select, update
+from sqlalchemy import Row, and_, delete, func, insert, or_, select, update
 
-from kneo.state.task import UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus
+from kneo.clock import new_id
+from kneo.state.task import (
+    NEXT,
+    UNRESOLVED,
+    Candidates,
+    Decision,
+    DecisionKind,
+    Escalation,
+    HumanTask,
+    Plan,
+    Quorum,
+    TaskEvent,
+    TaskStatus,
+    Vote,
+)
+from kneo.store import task_counts
 from kneo.store.engine import Tx
-from kneo.store.tables import tasks
+from kneo.store.tables import task_candidates, task_events, tasks
+from kneo.store.task_filter import SORTABLE, WAITING, TaskFilter
 
 AnyRow = Row[*tuple[object, ...]]
 
+_COLUMNS = tuple(item.name for item in fields(HumanTask))
 
-def insert_task(tx: Tx, task: HumanTask) -> None:
-    values = asdict(task) | {
-        "options": list(task.options) if task.options is not None else None,
-        "decisions": list(task.decisions),
-        "created_at": tx.at,
-        "updated_at": tx.at,
-    }
-    tx.connection.execute(insert(tasks).values(**values))
+
+def insert_task(tx: Tx, task: HumanTask, who: Collection[str] = ()) -> None:
+    """Keep a new task and those who may, or may not, answer it (``user:ann``, ``group:prod/editors``, ``not:bob``)."""
+    values = {name: _stored(getattr(task, name)) for name in _COLUMNS} | {"created_at": tx.at, "updated_at": tx.at}
+    tx.connection.execute(insert(tasks).values(restricted=task.is_restricted, **values))
+    add_candidates(tx, task.id, who)
+    if task.status in UNRESOLVED:
+        task_counts.add(tx, [(task, 1)])
+
+
+def add_candidates(tx: Tx, task_id: str, who: Collection[str]) -> None:
+    """Let further people answer; those who may already are not told twice."""
+    if not who:
+        return
+    known = select(task_candidates.c.who).where(task_candidates.c.task_id == task_id)
+    new = set(who) - set(tx.connection.execute(known).scalars())
+    if new:
+        tx.connection.execute(insert(task_candidates), [{"who": one, "task_id": task_id} for one in sorted(new)])
 
 
 def get(tx: Tx, task_id: str) -> HumanTask | None:
@@ -30,13 +58,35 @@ def get(tx: Tx, task_id: str) -> HumanTask | None:
 
 
 def change(tx: Tx, task: HumanTask, **changes: object) -> bool:
-    """Change a task if nobody did since it was read; say whether it worked."""
+    """Change a task if nobody did since it was read; say whether it worked.
+
+    What is resolved is nobody's to answer any more and time does nothing further to it.
+    """
+    status = TaskStatus(str(changes.get("status", task.status)))
+    assert status is task.status or status in NEXT[task.status], f"{task.status} never becomes {status}"
+    resolves = task.status in UNRESOLVED and status not in UNRESOLVED
+    if resolves:
+        changes |= {"resolved_at": tx.at, "next_at": None}
     done = tx.connection.execute(
         update(tasks)
         .where(tasks.c.id == task.id, tasks.c.version == task.version)
-        .values(version=tasks.c.version + 1, updated_at=tx.at, **changes)
+        .values(
+            version=tasks.c.version + 1,
+            updated_at=tx.at,
+            **{name: _stored(value) for name, value in changes.items()},
+        )
     )
-    return done.rowcount == 1
+    if done.rowcount != 1:
+        return False
+    if resolves:
+        task_counts.add(tx, [(task, -1)])
+        if task.is_restricted or task.candidates.exclude:
+            tx.connection.execute(delete(task_candidates).where(task_candidates.c.task_id == task.id))
+    elif task.status in UNRESOLVED and (status is not task.status or "escalation" in changes):
+        after = get(tx, task.id)
+        assert after is not None
+        task_counts.add(tx, [(task, -1), (after, 1)])
+    return True
 
 
 def of_run(tx: Tx, run_id: str, statuses: Iterable[TaskStatus]) -> tuple[HumanTask, ...]:
@@ -47,11 +97,11 @@ def of_run(tx: Tx, run_id: str, statuses: Iterable[TaskStatus]) -> tuple[HumanTa
 
 
 def due(tx: Tx, limit: int) -> tuple[HumanTask, ...]:
-    """Find tasks whose deadline has passed and that nobody answered, the longest overdue first."""
+    """Find tasks to which time has something to do, the longest due first. The cost grows with what is due."""
     rows = tx.connection.execute(
         select(tasks)
-        .where(tasks.c.status.in_(list(UNRESOLVED)), tasks.c.deadline_at <= tx.at, tasks.c.escalated_at.is_(None))
-        .order_by(tasks.c.deadline_at)
+        .where(tasks.c.next_at.is_not(None), tasks.c.next_at <= tx.at)
+        .order_by(tasks.c.next_at)
         .limit(limit)
     )
     return tuple(_task(row) for row in rows)
@@ -59,40 +109,108 @@ def due(tx: Tx, limit: int) -> tuple[HumanTask, ...]:
 
 def list_tasks(
     tx: Tx,
+    where: TaskFilter = WAITING,
     *,
-    statuses: Iterable[TaskStatus] = UNRESOLVED,
-    run_id: str | None = None,
+    sort_by: str = "id",
     descending: bool = False,
     limit: int = 100,
     offset: int = 0,
+    after: str | None = None,
 ) -> tuple[HumanTask, ...]:
-    order = tasks.c.id.desc() if descending else tasks.c.id.asc()
+    """List tasks. ``after`` is the id of the last one seen: what follows it, whatever came or went meanwhile."""
+    column = SORTABLE.get(sort_by, tasks.c.id)
+    statement = select(tasks).where(*where.conditions())
+    if column is not tasks.c.id:
+        statement = statement.where(column.is_not(None))
+    if after is not None:
+        last = select(column).where(tasks.c.id == after).scalar_subquery()
+        further = column < last if descending else column > last
+        beside = and_(column == last, tasks.c.id < after if descending else tasks.c.id > after)
+        statement = statement.where(or_(further, beside) if column is not tasks.c.id else further)
+    keys = (column,) if column is tasks.c.id else (column, tasks.c.id)
     rows = tx.connection.execute(
-        select(tasks).where(*_conditions(statuses, run_id)).order_by(order).limit(limit).offset(offset)
+        statement.order_by(*(key.desc() if descending else key.asc() for key in keys)).limit(limit).offset(offset)
     )
     return tuple(_task(row) for row in rows)
 
 
-def count_tasks(tx: Tx, *, statuses: Iterable[TaskStatus] = UNRESOLVED, run_id: str | None = None) -> int:
-    statement = select(func.count()).select_from(tasks).where(*_conditions(statuses, run_id))
+def count_tasks(tx: Tx, where: TaskFilter = WAITING) -> int:
+    statement = select(func.count()).select_from(tasks).where(*where.conditions())
     return tx.connection.execute(statement).scalar_one()
 
 
-def _conditions(statuses: Iterable[TaskStatus], run_id: str | None) -> list[ColumnElement[bool]]:
-    wanted: list[ColumnElement[bool]] = [tasks.c.status.in_(list(statuses))]
-    if run_id is not None:
-        wanted.append(tasks.c.run_id == run_id)
-    return wanted
+# ---- what happened to them --------------------------------------------------------------------------------------
+
+
+def add_event(tx: Tx, task: HumanTask, kind: str, actor: str | None, data: Mapping[str, object]) -> None:
+    tx.connection.execute(
+        insert(task_events).values(
+            id=new_id("tev", tx.now), task_id=task.id, run_id=task.run_id, at=tx.at, type=kind, actor=actor, data=data
+        )
+    )
+
+
+def events_of(tx: Tx, task_id: str) -> tuple[TaskEvent, ...]:
+    rows = tx.connection.execute(select(task_events).where(task_events.c.task_id == task_id).order_by(task_events.c.id))
+    return tuple(TaskEvent(**row._asdict()) for row in rows)
+
+
+def events_after(tx: Tx, last: str, limit: int) -> tuple[TaskEvent, ...]:
+    """List what happened to any task after an event; an empty id is before all of them."""
+    rows = tx.connection.execute(
+        select(task_events).where(task_events.c.id > last).order_by(task_events.c.id).limit(limit)
+    )
+    return tuple(TaskEvent(**row._asdict()) for row in rows)
+
+
+def last_event(tx: Tx) -> str:
+    """Return the id of the newest event; empty where there is none."""
+    return tx.connection.execute(select(func.max(task_events.c.id))).scalar() or ""
+
+
+# ---- rows -------------------------------------------------------------------------------------------------------
+
+
+def _stored(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, tuple):
+        return [_stored(item) for item in value]
+    return value
 
 
 def _task(row: AnyRow) -> HumanTask:
-    decision = None
-    if row.decision is not None:
-        decision = Decision(**{**row.decision, "kind": DecisionKind(row.decision["kind"])})
-    values = row._asdict() | {
+    values = row._asdict()
+    del values["restricted"]
+    plan = values["plan"] or {}
+    values |= {
         "status": TaskStatus(row.status),
         "options": tuple(row.options) if row.options is not None else None,
         "decisions": tuple(DecisionKind(word) for word in row.decisions),
-        "decision": decision,
+        "decision": read_decision(row.decision) if row.decision is not None else None,
+        "candidates": Candidates(**{name: tuple(kept) for name, kept in (row.candidates or {}).items()}),
+        "quorum": _quorum(row.quorum or {}),
+        "votes": tuple(Vote(**{**vote, "decision": DecisionKind(vote["decision"])}) for vote in row.votes or ()),
+        "plan": Plan(
+            **{
+                **plan,
+                "escalate": tuple(Escalation(**{**one, "notify": tuple(one["notify"])}) for one in plan["escalate"]),
+                "remind": tuple(plan["remind"]),
+                "notify": tuple(plan["notify"]),
+            }
+        )
+        if plan
+        else Plan(),
+        "consequences": row.consequences or {},
     }
     return HumanTask(**values)
+
+
+def _quorum(kept: Mapping[str, Any]) -> Quorum:
+    return Quorum(**{**kept, "each": tuple((role, number) for role, number in kept.get("each", ()))})
+
+
+def read_decision(kept: Mapping[str, Any]) -> Decision:
+    """Read what ``change`` stored."""
+    lists = {name: tuple(kept.get(name) or ()) for name in ("selected_options", "voters")}
+    return Decision(**{**kept, "kind": DecisionKind(kept["kind"]), **lists})

@@ -1,132 +1,28 @@
-"""Opening, deciding and closing human tasks in the store.
+"""What people do with tasks. Each is one compare-and-set, durable before anything else happens.
 
-A decision and its effect are two writes: the first is durable before anything else happens, so a crash between them
-never asks again and never acts twice.
+A decision and its effect are two writes: a crash between them never asks again and never acts twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import timedelta
+from collections.abc import Callable
+from dataclasses import replace
 
-from kneo.clock import isoformat, new_id
+from kneo.clock import isoformat, parse_time
 from kneo.digest import digest_of_json
-from kneo.errors import Conflict, NotFound
-from kneo.spec.models import Human
-from kneo.state.run import Run, RunError, RunStatus
-from kneo.state.task import UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus
-from kneo.store import audit, runs, tasks
+from kneo.errors import Conflict, Forbidden, Invalid, NotFound
+from kneo.state.people import same_person
+from kneo.state.task import Decision, HumanTask, TaskStatus, Vote
+from kneo.store import runs, tasks
 from kneo.store.engine import Store, Tx
-from kneo.tasks.answers import Answer, check_answer
-from kneo.tasks.deadline import POLICY, Silence
-from kneo.tasks.receipts import write_receipt
+from kneo.tasks import people, voting
+from kneo.tasks.answers import Answer, check_answer, check_storable, check_unresolved, said_digest
+from kneo.tasks.happened import happened
+from kneo.tasks.receipts import check_can_sign, write_receipt
+from kneo.tasks.schedule import next_at
+from kneo.tasks.sweep import elapse, is_due
 
-DEFAULT_PROMPT = "Please approve or reject what is shown."
-EXPIRE_BATCH = 200
-"""Overdue tasks that one sweep takes in one transaction each."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What somebody is to be asked."""
-
-    key: str
-    """Stable name of the gate over resume and replay."""
-    path: str
-    step_id: str
-    position: str
-    human: Human
-    subject: str
-    decisions: tuple[DecisionKind, ...]
-    on_reject: str = "stop"
-    kind: str = "approval"
-    prompt: str | None = None
-    options: tuple[str, ...] | None = None
-    facts: Mapping[str, object] = field(default_factory=dict)
-    """What the person should know beside the subject."""
-
-
-def open_task(tx: Tx, run: Run, question: Question) -> HumanTask:
-    """Ask a person on behalf of a run."""
-    human, step_id = question.human, question.step_id
-    seconds = human.timeout_seconds or 0
-    deadline = isoformat(tx.now + timedelta(seconds=seconds)) if seconds > 0 else None
-    task = HumanTask(
-        id=new_id("cont", tx.now),
-        request_id=new_id("req", tx.now),
-        run_id=run.id,
-        environment=run.environment,
-        workflow_name=run.workflow_name,
-        workflow_type=run.workflow_type,
-        step_id=step_id,
-        key=question.key,
-        kind=human.request_type or question.kind,
-        status=TaskStatus.OPEN,
-        version=0,
-        title=human.title or human.description or f"{step_id} waits for a decision",
-        prompt=question.prompt or human.prompt or human.description or DEFAULT_PROMPT,
-        subject=question.subject,
-        subject_digest=subject_digest(run, question.path, question.position, question.subject),
-        options=question.options,
-        default_option=human.default_option,
-        decisions=question.decisions,
-        assignee=human.assignee,
-        timeout_seconds=human.timeout_seconds,
-        on_timeout=human.on_timeout,
-        on_reject=question.on_reject,
-        deadline_at=deadline,
-        escalated_at=None,
-        decision=None,
-        metadata=_shown(question),
-    )
-    tasks.insert_task(tx, task)
-    audit.record(
-        tx,
-        "human.requested",
-        actor=run.requester,
-        run_id=run.id,
-        continuation_id=task.id,
-        environment=run.environment,
-        metadata={"request_id": task.request_id, "step_id": step_id, "subject_digest": task.subject_digest},
-    )
-    return task
-
-
-def _shown(question: Question) -> dict[str, object]:
-    human = question.human
-    told = {
-        "position": question.position,
-        "step_path": question.path,
-        "context": dict(human.context) if human.context else None,
-        "priority": human.priority,
-        "due_seconds": human.due,
-        "facts": dict(question.facts) or None,
-    }
-    return {name: value for name, value in told.items() if value is not None}
-
-
-def subject_digest(run: Run, path: str, position: str, subject: str) -> str:
-    """Name exactly what a person is shown: the gate, the value, and the spec it came from."""
-    bundle = run.release.digest if run.release else run.spec_digest
-    return digest_of_json({"position": position, "step": path, "subject": subject, "bundle": bundle})
-
-
-def decide(store: Store, task_id: str, answer: Answer, *, actor: str) -> HumanTask:
-    """Record a person's decision and wake its run.
-
-    Raises:
-        NotFound: there is no such task.
-        Conflict, NotAllowed: the answer does not fit; see ``check_answer``. Nothing was written.
-    """
-
-    def work(tx: Tx) -> HumanTask:
-        runs.lock(tx, find(tx, task_id).run_id)
-        task = find(tx, task_id)
-        decision = check_answer(task, answer, actor=actor, now=tx.now)
-        return _record(tx, task, decision, event_type="human.decision")
-
-    return store.transact(work)
+MAX_COMMENT_CHARS = 20_000
 
 
 def find(tx: Tx, task_id: str) -> HumanTask:
@@ -142,103 +38,228 @@ def find(tx: Tx, task_id: str) -> HumanTask:
     return task
 
 
-def _record(tx: Tx, task: HumanTask, decision: Decision, *, event_type: str) -> HumanTask:
-    if not tasks.change(tx, task, status=TaskStatus.DECIDED, decision=asdict(decision)):
-        msg = f"Somebody else answered {task.id} at the same moment."
-        raise Conflict(msg, code="human_task_decided", continuation_id=task.id)
-    runs.wake(tx, task.run_id)
-    content = decision.content or ""
-    event = audit.record(
-        tx,
-        event_type,
+def decide(store: Store, task_id: str, answer: Answer, *, actor: str) -> HumanTask:
+    """Record what a person says. With it enough people have agreed, or objected, or others still have to be heard.
+
+    Returns:
+        The task: decided, and its run woken; or still unresolved, with one more vote.
+
+    Raises:
+        NotFound: there is no such task.
+        Forbidden: ``not_a_candidate`` or ``separation_of_duties``.
+        Conflict, NotAllowed: the answer does not fit; see ``check_answer``. Nothing was written.
+    """
+    check_storable(answer)
+
+    def work(tx: Tx, task: HumanTask) -> HumanTask:
+        decision = check_answer(task, answer, actor=actor, at=tx.at)
+        person = people.check_may_answer(tx, task, actor)
+        _check_free(task, actor)
+        check_can_sign(tx, task)
+        return _vote(tx, task, decision, person)
+
+    return _act(store, task_id, work)
+
+
+def _act(store: Store, task_id: str, work: Callable[[Tx, HumanTask], HumanTask]) -> HumanTask:
+    """Do something to a task as it is now: what time was to do to it comes first, and is durable before."""
+
+    def attempt(tx: Tx) -> HumanTask | None:
+        runs.lock(tx, find(tx, task_id).run_id)
+        task = find(tx, task_id)
+        if is_due(tx, task):
+            elapse(tx, task)
+            return None
+        return work(tx, task)
+
+    while (done := store.transact(attempt)) is None:
+        pass
+    return done
+
+
+def _vote(tx: Tx, task: HumanTask, decision: Decision, person: people.Person) -> HumanTask:
+    vote = Vote(
         actor=decision.actor,
-        run_id=task.run_id,
-        continuation_id=task.id,
-        environment=task.environment,
-        metadata={
-            "request_id": task.request_id,
-            "decision": decision.kind,
-            "has_content": bool(content),
-            "content_present": bool(content),
-            "content_digest": digest_of_json(content) if content else None,
-            "selected_option": decision.selected_option,
-            "subject_digest": task.subject_digest,
-            "by": decision.by,
-        },
+        decision=decision.kind,
+        answer=said_digest(decision),
+        at=tx.at,
+        comment=decision.comment,
     )
-    write_receipt(tx, task, decision, event)
+    roles = {
+        same_person(one.actor): people.find_person(tx, task.environment, one.actor).roles for one in task.votes
+    } | {same_person(person.name): person.roles}
+    whose = voting.turn(task.quorum, task.votes, roles)
+    if whose is not None and whose not in person.roles:
+        msg = f"{task.id} asks one role after the other, and {whose} comes first."
+        raise Forbidden(msg, code="not_a_candidate", waits_for=whose)
+    votes = voting.with_vote(task.votes, vote)
+    decisive = voting.outcome(task.quorum, votes, roles)
+    if decisive is None:
+        return _heard(tx, task, vote, votes)
+    agreed = replace(decision, voters=tuple(one.actor for one in decisive))
+    return record(tx, task, agreed, votes=votes)
+
+
+def _heard(tx: Tx, task: HumanTask, vote: Vote, votes: tuple[Vote, ...]) -> HumanTask:
+    """Keep a vote that does not decide yet; whoever gave it is done with the task."""
+    _change(tx, task, status=TaskStatus.OPEN, claimed_by=None, snoozed_until=None, votes=votes)
+    facts = {"decision": vote.decision, "votes": len(votes), "approvals": task.quorum.approvals}
+    happened(tx, task, "voted", vote.actor, facts, kept={"comment": vote.comment})
     return find(tx, task.id)
 
 
-def mark_applied(tx: Tx, task: HumanTask) -> None:
-    """Say that a decision's effect is part of the run now; in the transaction that makes it so."""
-    runs.lock(tx, task.run_id)
-    if not tasks.change(tx, task, status=TaskStatus.APPLIED):
-        msg = f"{task.id} changed while its decision was applied."
-        raise Conflict(msg, code="human_task_decided")
+def record(tx: Tx, task: HumanTask, decision: Decision, *, votes: tuple[Vote, ...] = ()) -> HumanTask:
+    """Make a decision the task's, and wake its run."""
+    _change(tx, task, status=TaskStatus.DECIDED, decision=decision, votes=votes or task.votes)
+    runs.wake(tx, task.run_id)
+    content = decision.content or ""
+    facts = {
+        "request_id": task.request_id,
+        "decision": decision.kind,
+        "has_content": bool(content),
+        "content_present": bool(content),
+        "content_digest": digest_of_json(content) if content else None,
+        "values_digest": digest_of_json(dict(decision.values)) if decision.values else None,
+        "selected_option": decision.selected_option,
+        "subject_digest": task.subject_digest,
+        "by": decision.by,
+    }
+    event = happened(tx, task, "decision", decision.actor, facts, kept={"comment": decision.comment})
+    decided = find(tx, task.id)
+    write_receipt(tx, decided, decision, event)
+    return decided
 
 
-def cancel_tasks(tx: Tx, run_id: str, *, reason: str, actor: str, only: Collection[str] | None = None) -> Sequence[str]:
-    """Close what a run asked and no longer needs: all of it when the run is over, else ``only`` these."""
-    runs.lock(tx, run_id)
-    closed = []
-    for task in tasks.of_run(tx, run_id, UNRESOLVED | {TaskStatus.DECIDED}):
-        if only is not None and task.id not in only:
-            continue
-        if tasks.change(tx, task, status=TaskStatus.CANCELLED, metadata={**task.metadata, "reason": reason}):
-            audit.record(
-                tx,
-                "human.cancelled",
-                actor=actor,
-                run_id=run_id,
-                continuation_id=task.id,
-                environment=task.environment,
-                metadata={"reason": reason},
-            )
-            closed.append(task.id)
-    return closed
+def _change(tx: Tx, task: HumanTask, **changes: object) -> None:
+    after = replace(task, **changes)  # type: ignore[arg-type]
+    if not tasks.change(tx, task, **changes, next_at=next_at(after)):
+        msg = f"Somebody else answered {task.id} at the same moment."
+        raise Conflict(msg, code="human_task_decided", continuation_id=task.id)
 
 
-def expire_due(store: Store) -> int:
-    """Do what each overdue task says should happen at its deadline; return how many were handled."""
-    handled = 0
-    with store.read() as tx:
-        overdue = tasks.due(tx, EXPIRE_BATCH)
-    for task in overdue:
-        with store.write() as tx:
-            handled += _expire(tx, task)
-    return handled
+def _check_free(task: HumanTask, actor: str) -> None:
+    if task.claimed_by is not None and same_person(task.claimed_by) != same_person(actor):
+        msg = f"{task.claimed_by} is working on {task.id}."
+        hint = "Ask them to release it, or assign it to yourself."
+        raise Conflict(msg, code="claimed_by_other", hint=hint, claimed_by=task.claimed_by)
 
 
-def _expire(tx: Tx, task: HumanTask) -> bool:
-    runs.lock(tx, task.run_id)
-    facts = {"timeout_seconds": task.timeout_seconds, "expires_at": task.deadline_at, "on_timeout": task.on_timeout}
-    where = {"run_id": task.run_id, "continuation_id": task.id, "environment": task.environment}
-    if task.on_timeout == "escalate":
-        if not tasks.change(tx, task, escalated_at=tx.at):
-            return False
-        audit.record(tx, "human.escalated", actor=None, metadata=facts | {"assignee": task.assignee}, **where)
-        return True
-    silence = Silence(
-        on_timeout=task.on_timeout,
-        decisions=task.decisions,
-        options=task.options or (),
-        default_option=task.default_option,
-    )
-    decision = silence.decision(tx.at)
-    if decision is not None:
-        if not tasks.change(tx, task, status=TaskStatus.DECIDED, decision=asdict(decision)):
-            return False
-        runs.wake(tx, task.run_id)
-        kind = "human.continued" if decision.kind is DecisionKind.APPROVED else "human.expired"
-        event = audit.record(tx, kind, actor=None, metadata=facts | {"decision": decision.kind}, **where)
-        write_receipt(tx, task, decision, event)
-        return True
-    if not tasks.change(tx, task, status=TaskStatus.EXPIRED):
-        return False
-    error = RunError(type="human_task_expired", message=f"Nobody answered {task.step_id} before {task.deadline_at}.")
-    runs.end(tx, task.run_id, RunStatus.EXPIRED, error, allowed=[RunStatus.PAUSED, RunStatus.RUNNING])
-    cancel_tasks(tx, task.run_id, reason="run_expired", actor=POLICY)
-    event = audit.record(tx, "human.expired", actor=None, metadata=facts, **where)
-    write_receipt(tx, task, None, event)
-    return True
+# ---- around an answer -------------------------------------------------------------------------------------------
+
+
+def claim(store: Store, task_id: str, *, actor: str) -> HumanTask:
+    """Take a task, so that nobody else works on it. Taking it twice changes nothing.
+
+    Raises:
+        NotFound, Conflict: there is none to take; ``claimed_by_other``.
+        Forbidden: somebody else is asked.
+    """
+
+    def work(tx: Tx, task: HumanTask) -> HumanTask:
+        check_unresolved(task)
+        people.check_may_answer(tx, task, actor)
+        _check_free(task, actor)
+        if task.claimed_by is None:
+            _change(tx, task, status=TaskStatus.CLAIMED, claimed_by=actor, snoozed_until=None)
+            happened(tx, task, "claimed", actor)
+        return find(tx, task.id)
+
+    return _act(store, task_id, work)
+
+
+def unclaim(store: Store, task_id: str, *, actor: str) -> HumanTask:
+    """Give a task back that one has taken.
+
+    Raises:
+        Conflict: ``claimed_by_other``, or it is resolved.
+    """
+
+    def work(tx: Tx, task: HumanTask) -> HumanTask:
+        check_unresolved(task)
+        _check_free(task, actor)
+        if task.claimed_by is not None:
+            _change(tx, task, status=TaskStatus.OPEN, claimed_by=None)
+            happened(tx, task, "released", actor)
+        return find(tx, task.id)
+
+    return _act(store, task_id, work)
+
+
+def assign(store: Store, task_id: str, to: str, *, actor: str) -> HumanTask:
+    """Make somebody the one who is asked first; whoever had taken it no longer has.
+
+    Raises:
+        Forbidden: they may not answer it.
+    """
+
+    def work(tx: Tx, task: HumanTask) -> HumanTask:
+        check_unresolved(task)
+        people.check_may_answer(tx, replace(task, assignee=None), to)
+        return _handed(tx, task, to, actor, "assigned")
+
+    return _act(store, task_id, work)
+
+
+def delegate(store: Store, task_id: str, to: str, *, actor: str, comment: str | None = None) -> HumanTask:
+    """Hand a task that is one's own to answer to somebody else who may.
+
+    Raises:
+        Forbidden: either of them may not answer it.
+        Conflict: ``claimed_by_other``.
+    """
+
+    def work(tx: Tx, task: HumanTask) -> HumanTask:
+        check_unresolved(task)
+        people.check_may_answer(tx, task, actor)
+        _check_free(task, actor)
+        people.check_may_answer(tx, replace(task, assignee=None), to)
+        return _handed(tx, task, to, actor, "delegated", comment)
+
+    return _act(store, task_id, work)
+
+
+def _handed(tx: Tx, task: HumanTask, to: str, actor: str, what: str, comment: str | None = None) -> HumanTask:
+    _change(tx, task, status=TaskStatus.OPEN, claimed_by=None, assignee=to, snoozed_until=None)
+    happened(tx, task, what, actor, {"to": to}, kept={"comment": comment} if comment else None)
+    return find(tx, task.id)
+
+
+def snooze(store: Store, task_id: str, until: str, *, actor: str) -> HumanTask:
+    """Hide a task until a time. Its deadline stays where it is.
+
+    Raises:
+        Invalid: the time is not to come.
+        Conflict: ``claimed_by_other``, or it is resolved.
+    """
+
+    def work(tx: Tx, task: HumanTask) -> HumanTask:
+        check_unresolved(task)
+        people.check_may_answer(tx, task, actor)
+        _check_free(task, actor)
+        moment = isoformat(parse_time(until))
+        if moment <= tx.at:
+            msg = f"{until[:60]} is not to come; it is {tx.at}."
+            raise Invalid(msg, field="until")
+        _change(tx, task, status=TaskStatus.SNOOZED, claimed_by=None, snoozed_until=moment)
+        happened(tx, task, "snoozed", actor, {"until": moment})
+        return find(tx, task.id)
+
+    return _act(store, task_id, work)
+
+
+def comment(store: Store, task_id: str, text: str, *, actor: str) -> HumanTask:
+    """Say something about a task without answering it.
+
+    Raises:
+        Invalid: the text is empty or too long.
+    """
+    if not text.strip() or len(text) > MAX_COMMENT_CHARS:
+        msg = f"A comment has 1 to {MAX_COMMENT_CHARS} characters."
+        raise Invalid(msg, field="text")
+
+    def work(tx: Tx) -> HumanTask:
+        task = find(tx, task_id)
+        happened(tx, task, "commented", actor, {"text_digest": digest_of_json(text)}, kept={"text": text})
+        return task
+
+    return store.transact(work)

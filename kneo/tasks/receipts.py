@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from kneo import registry
 from kneo.clock import new_id, parse_time
+from kneo.errors import Invalid
 from kneo.spec.environment import Environment
 from kneo.state.audit import AuditEvent, leaf_of
+from kneo.state.people import same_person
 from kneo.state.receipt import ReceiptRecord
 from kneo.state.task import Decision, DecisionKind, HumanTask
-from kneo.store import audit, receipts, releases, runs
+from kneo.store import audit, receipts, releases
 from kneo.store.engine import Tx
 from kneo.tasks.deadline import POLICY
 from kneo.trust.dsse import serialise
@@ -25,8 +27,10 @@ def write_receipt(tx: Tx, task: HumanTask, decision: Decision | None, event: Aud
         event: What the audit log says about it.
 
     Returns:
-        The receipt; None where there is no key to sign it with.
+        The receipt; None where there is no key to sign it with, or the gate wants none.
     """
+    if task.plan.receipt == "none":
+        return None
     key = tx.find_key()
     if key is None:
         return None
@@ -46,11 +50,22 @@ def write_receipt(tx: Tx, task: HumanTask, decision: Decision | None, event: Aud
     return record
 
 
+def check_can_sign(tx: Tx, task: HumanTask) -> None:
+    """Refuse a decision that has to be signed where nothing can sign it.
+
+    Raises:
+        Invalid: ``no_service_key``.
+    """
+    if task.plan.receipt in {"signed", "signed_by_reviewer"} and tx.find_key() is None:
+        msg = f"{task.id} wants a signed receipt, and this service has no key to sign it with."
+        hint = "Set KNEO_SERV_SERVICE_KEY; kneo keys generate makes one."
+        raise Invalid(msg, code="no_service_key", hint=hint)
+
+
 def _receipt(
     tx: Tx, task: HumanTask, decision: Decision | None, event: AuditEvent, before: ReceiptRecord | None
 ) -> Receipt:
     environment = _environment(tx, task)
-    run = runs.get(tx, task.run_id)
     size, head = audit.chain_head(tx)
     return Receipt.model_validate(
         {
@@ -60,9 +75,9 @@ def _receipt(
             "run": task.run_id,
             "environment": task.environment,
             "gate": task.key,
-            "position": str(task.metadata.get("position", "step")),
-            "step": str(task.metadata.get("step_path", task.step_id)),
-            "attempt": 0,
+            "position": task.position,
+            "step": task.step_path,
+            "attempt": task.attempt,
             "subject_digest": task.subject_digest,
             "decision": decision.kind.value if decision else "expired",
             "effect": _effect(task, decision),
@@ -70,11 +85,11 @@ def _receipt(
             "by": decision.by if decision else POLICY,
             "actor": decision.actor if decision else POLICY,
             "decided_at": decision.at if decision else tx.at,
-            "voters": _voters(decision, environment),
+            "voters": _voters(task, decision, environment),
             "allow_self": environment.spec.allow_self if environment else False,
-            "bundle_digest": (run.release.digest if run.release else run.spec_digest) if run else None,
+            "bundle_digest": task.bundle_digest,
             "policy_digest": environment.policy_digest if environment else None,
-            "source": None,
+            "source": decision.source if decision else None,
             "audit_event": event.id,
             "audit_leaf": leaf_of(event.canonical()),
             "audit_size": size,
@@ -105,21 +120,30 @@ def _content_digest(decision: Decision) -> str | None:
         {
             "content": decision.content,
             "selectedOption": decision.selected_option,
+            "selectedOptions": list(decision.selected_options) if len(decision.selected_options) > 1 else None,
+            "values": dict(decision.values) if decision.values else None,
+            "feedback": decision.feedback,
             "comment": decision.comment if decision.by == "person" else None,
         }
     )
 
 
-def _voters(decision: Decision | None, environment: Environment | None) -> list[Voter]:
+def _voters(task: HumanTask, decision: Decision | None, environment: Environment | None) -> list[Voter]:
     if decision is None or decision.by != "person":
         return []
-    known = environment.spec.people.get(decision.actor) if environment else None
-    return [
-        Voter(
-            actor=decision.actor,
-            decision=decision.kind.value,
-            at=parse_time(decision.at),
-            roles=known.roles if known else (),
-            groups=known.groups if known else (),
+    people = {same_person(name): known for name, known in environment.spec.people.items()} if environment else {}
+    found = []
+    for vote in task.votes:
+        if vote.actor not in decision.voters:
+            continue
+        known = people.get(same_person(vote.actor))
+        found.append(
+            Voter(
+                actor=vote.actor,
+                decision=vote.decision.value,
+                at=parse_time(vote.at),
+                roles=known.roles if known else (),
+                groups=known.groups if known else (),
+            )
         )
-    ]
+    return found

@@ -22,7 +22,8 @@ from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 from kneo.store.tables import receipts as table
 from kneo.tasks.answers import Answer
-from kneo.tasks.inbox import decide, expire_due
+from kneo.tasks.inbox import decide
+from kneo.tasks.sweep import expire_due
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.keys import PrivateKey
 from kneo.trust.receipt import Receipt, content_digest, parse_receipt
@@ -102,7 +103,7 @@ def test_a_receipt_names_its_event_in_the_audit_log(signing: Store) -> None:
 
 def test_a_deadline_leaves_a_receipt_too(signing: Store, clock: ManualClock) -> None:
     soon = isoformat(clock.now() + timedelta(seconds=5))
-    paused(signing, build_task(id="cont_1", deadline_at=soon, on_timeout="approve", timeout_seconds=5))
+    paused(signing, build_task(id="cont_1", deadline_at=soon, next_at=soon, on_timeout="approve", timeout_seconds=5))
     clock.advance(timedelta(seconds=6))
     assert expire_due(signing) == 1
     found = said(kept(signing))
@@ -113,7 +114,7 @@ def test_a_deadline_leaves_a_receipt_too(signing: Store, clock: ManualClock) -> 
 
 def test_a_deadline_that_ends_the_run_leaves_a_receipt_too(signing: Store, clock: ManualClock) -> None:
     soon = isoformat(clock.now() + timedelta(seconds=5))
-    paused(signing, build_task(id="cont_1", deadline_at=soon, on_timeout="fail", timeout_seconds=5))
+    paused(signing, build_task(id="cont_1", deadline_at=soon, next_at=soon, on_timeout="fail", timeout_seconds=5))
     clock.advance(timedelta(seconds=6))
     assert expire_due(signing) == 1
     assert (said(kept(signing)).decision, said(kept(signing)).effect) == ("expired", "fail")

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 
 from builders import build_task
 from processes import at_once
 
 from kneo.clock import ManualClock, isoformat
-from kneo.state.task import UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus
-from kneo.store import tasks
+from kneo.state.task import UNRESOLVED, Candidates, Decision, DecisionKind, HumanTask, TaskStatus
+from kneo.store import task_counts, tasks
 from kneo.store.engine import Store
+from kneo.store.task_filter import EVERY_TASK, TaskFilter
 
 
 def insert(store: Store, **changes: object) -> HumanTask:
@@ -86,24 +87,21 @@ def test_lists_filter_by_status_and_run(store: Store) -> None:
         tasks.change(tx, first, status=TaskStatus.DECIDED)
         assert [task.id for task in tasks.list_tasks(tx)] == [second.id]
         assert tasks.count_tasks(tx) == 1
-        everything = tasks.list_tasks(tx, statuses=TaskStatus, descending=True)
+        everything = tasks.list_tasks(tx, EVERY_TASK, descending=True)
         assert [task.id for task in everything] == [second.id, first.id]
-        assert tasks.list_tasks(tx, statuses=TaskStatus, limit=1, offset=1)[0].id == second.id
-        assert tasks.list_tasks(tx, run_id=first.run_id) == ()
-        assert tasks.count_tasks(tx, statuses=TaskStatus, run_id=first.run_id) == 1
+        assert tasks.list_tasks(tx, EVERY_TASK, limit=1, offset=1)[0].id == second.id
+        assert tasks.list_tasks(tx, TaskFilter(run_id=first.run_id)) == ()
+        assert tasks.count_tasks(tx, replace(EVERY_TASK, run_id=first.run_id)) == 1
         assert [task.id for task in tasks.of_run(tx, second.run_id, UNRESOLVED)] == [second.id]
         assert tasks.of_run(tx, first.run_id, UNRESOLVED) == ()
 
 
-def test_overdue_tasks_come_longest_overdue_first_and_escalated_ones_not_again(
-    store: Store, clock: ManualClock
-) -> None:
-    later = insert(store, deadline_at=isoformat(clock.now() + timedelta(seconds=20)))
-    sooner = insert(store, deadline_at=isoformat(clock.now() + timedelta(seconds=10)))
-    insert(store, deadline_at=isoformat(clock.now() + timedelta(days=1)))
-    insert(store, deadline_at=isoformat(clock.now()), escalated_at=isoformat(clock.now()))
+def test_what_is_due_comes_longest_due_first(store: Store, clock: ManualClock) -> None:
+    later = insert(store, next_at=isoformat(clock.now() + timedelta(seconds=20)))
+    sooner = insert(store, next_at=isoformat(clock.now() + timedelta(seconds=10)))
+    insert(store, next_at=isoformat(clock.now() + timedelta(days=1)))
     insert(store)
-    decided = insert(store, deadline_at=isoformat(clock.now()))
+    decided = insert(store, next_at=isoformat(clock.now()))
     with store.write() as tx:
         tasks.change(tx, decided, status=TaskStatus.DECIDED)
         assert tasks.due(tx, 10) == ()
@@ -111,3 +109,61 @@ def test_overdue_tasks_come_longest_overdue_first_and_escalated_ones_not_again(
     with store.read() as tx:
         assert [task.id for task in tasks.due(tx, 10)] == [sooner.id, later.id]
         assert [task.id for task in tasks.due(tx, 1)] == [sooner.id]
+
+
+def test_pages_follow_each_other_whatever_came_or_went(store: Store) -> None:
+    made = [insert(store, priority=number % 3) for number in range(9)]
+    with store.write() as tx:
+        page = tasks.list_tasks(tx, limit=3)
+        tasks.change(tx, made[0], status=TaskStatus.CANCELLED)
+        following = tasks.list_tasks(tx, limit=3, after=page[-1].id)
+        assert [task.id for task in following] == [task.id for task in made[3:6]]
+        ranked = tasks.list_tasks(tx, sort_by="priority", descending=True)
+        pages: list[HumanTask] = []
+        while found := tasks.list_tasks(
+            tx, sort_by="priority", descending=True, limit=2, after=pages[-1].id if pages else None
+        ):
+            pages += found
+    assert [task.priority for task in ranked] == [2, 2, 2, 1, 1, 1, 0, 0]
+    assert pages == list(ranked)
+
+
+def test_the_inbox_of_one_person(store: Store) -> None:
+    anybodys = insert(store)
+    anns = build_task(candidates=Candidates(users=("ann",), exclude=("bob",)))
+    editors = build_task(candidates=Candidates(groups=("editors",)))
+    not_bobs = build_task(candidates=Candidates(exclude=("bob",)))
+    with store.write() as tx:
+        tasks.insert_task(tx, anns, {"user:ann", "not:bob"})
+        tasks.insert_task(tx, editors, {"group:prod/editors"})
+        tasks.insert_task(tx, not_bobs, {"not:bob"})
+
+        def inbox(*who: str) -> set[str]:
+            return {task.id for task in tasks.list_tasks(tx, TaskFilter(who=who))}
+
+        assert inbox("user:ann", "group:prod/editors") == {anybodys.id, anns.id, editors.id, not_bobs.id}
+        assert inbox("user:cy") == {anybodys.id, not_bobs.id}
+        assert inbox("user:bob", "group:prod/editors") == {anybodys.id, editors.id}
+
+
+def test_counts_follow_what_happens_and_can_be_folded(store: Store, clock: ManualClock) -> None:
+    late = insert(store, kind="review", environment="prod", due_at=isoformat(clock.now() - timedelta(seconds=1)))
+    tasks_made = [insert(store) for _ in range(task_counts.FOLD_ABOVE + 10)]
+    with store.write() as tx:
+        tasks.change(tx, tasks_made[0], status=TaskStatus.CLAIMED)
+        tasks.change(tx, tasks_made[1], status=TaskStatus.DECIDED)
+        tasks.change(tx, late, escalation=1)
+        before = task_counts.summary(tx)
+        assert task_counts.fold(tx) > task_counts.FOLD_ABOVE
+        assert task_counts.fold(tx) == 0
+        after = task_counts.summary(tx)
+    waiting = task_counts.FOLD_ABOVE + 10
+    assert before == after
+    assert after == task_counts.TaskSummary(
+        waiting=waiting,
+        escalated=1,
+        overdue=1,
+        by_status={"open": waiting - 1, "claimed": 1},
+        by_kind={"approval": waiting - 1, "review": 1},
+        by_environment={"": waiting - 1, "prod": 1},
+    )

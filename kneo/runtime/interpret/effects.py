@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 from kneo.runtime.interpret.gate import Gate, effect_of, feedback_of, rejection
@@ -32,6 +33,23 @@ def rejected(gate: Gate, decision: Decision, value: Value, place: str) -> Done |
             return stopped(error)
         case _:
             return stopped(rejection(place, decision))
+
+
+def filled_in(value: Value, decision: Decision, step_id: str) -> Value:
+    """Hand on what a person filled in: to the next step as it is, and to conditions as ``<step>.<field>``."""
+    if not decision.values:
+        return value
+    named = {f"{step_id}.{name}": _text(content) for name, content in decision.values.items()}
+    return replace(value, values=dict(decision.values), variables={**value.variables, **named})
+
+
+def _text(content: object) -> str:
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+
+
+def chosen_text(decision: Decision) -> str:
+    """Spell what was chosen as one text."""
+    return ", ".join(decision.selected_options) or decision.selected_option or ""
 
 
 def edited(value: Value, decision: Decision) -> Value:

@@ -50,7 +50,7 @@ def effect_of(gate: Gate, decision: Decision) -> str:
 
 
 def feedback_of(decision: Decision) -> str:
-    return decision.content or decision.comment or ""
+    return decision.feedback or decision.content or decision.comment or ""
 
 
 def rejection(place: str, decision: Decision) -> RunError:

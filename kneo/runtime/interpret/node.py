@@ -65,6 +65,10 @@ class Ask:
     gate: Gate
     subject: Value
     options: tuple[str, ...] | None = None
+    attempt: int = 0
+    """How often what this is about was begun anew."""
+    previous: str | None = None
+    """What was sent back the last time."""
     facts: Mapping[str, object] = field(default_factory=dict)
     """What the person should know beside the subject."""
 

@@ -1,12 +1,12 @@
 """One of several ways, chosen by a function, by conditions or by a person.
 
 Frame: ``node``, ``input``, ``phase`` (``select``: a function chooses, ``route``: a person does, ``run``), ``task``, and
-one child named by its choice.
+one child named by its choice; ``left``, the further ways that a person chose, and ``taken``, how many came before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kneo.errors import Invalid
@@ -30,6 +30,7 @@ from kneo.runtime.interpret.node import (
     StepFailed,
     Succeeded,
     mismatch,
+    number,
     stopped,
     with_child,
 )
@@ -75,26 +76,39 @@ class Router(Node):
             )
         except Invalid as error:
             return condition_failed(self.path, error)
-        return self._take_way(moment, frame, chosen, place)
+        return self._take_ways(moment, frame, (chosen,), place)
 
-    def _take_way(self, moment: Moment, frame: Frame, chosen: str | None, place: str) -> Progress:
+    def _take_ways(self, moment: Moment, frame: Frame, ways: Sequence[str | None], place: str) -> Progress:
+        """Take one way, or several one after the other, each given what the one before made."""
+        chosen, left = ways[0], list(ways[1:])
         if chosen is None or chosen not in self.choices:
             what = "No condition holds and there is no default" if chosen is None else f"{chosen[:200]!r} is no choice"
             message = f"{self.path}: {what}; the choices are {', '.join(self.choices)}."
             return Failed(error=RunError(type="unknown_choice", message=message))
         value = read_value(frame["input"])
-        progress = self.choices[chosen].enter(moment, value, place)
-        if isinstance(progress, Done | Failed | Again | Ended):
+        here: Frame = {"node": self.path, "input": frame["input"], "phase": "run"}
+        if left or number(frame, "taken"):
+            here = {**here, "left": left, "taken": number(frame, "taken")}
+        node, inner = self.locate(here, chosen, place)
+        progress = node.enter(moment, value, inner)
+        match progress:
+            case Done() | Failed() | Again():
+                return self.resume(moment, here, chosen, progress, place)
+            case Ended():
+                return progress
+            case _:
+                return with_child(here, chosen, progress)
+
+    def locate(self, frame: Frame, slot: str, place: str) -> tuple[Node, str]:
+        taken = number(frame, "taken")
+        return self.choices[slot], (f"{place}:choice{taken + 1}" if taken else place)
+
+    def resume(self, moment: Moment, frame: Frame, _slot: str, progress: Done | Failed | Again, place: str) -> Progress:
+        left = frame.get("left")
+        if not isinstance(progress, Done) or not isinstance(left, list) or not left:
             return progress
-        return with_child({"node": self.path, "input": frame["input"], "phase": "run"}, chosen, progress)
-
-    def locate(self, _frame: Frame, slot: str, place: str) -> tuple[Node, str]:
-        return self.choices[slot], place
-
-    def resume(
-        self, _moment: Moment, _frame: Frame, _slot: str, progress: Done | Failed | Again, _place: str
-    ) -> Progress:
-        return progress
+        following = {**frame, "input": progress.value.as_json(), "taken": number(frame, "taken") + 1}
+        return self._take_ways(moment, following, left, place)
 
     def pending(self, frame: Frame, place: str) -> Execute | Ask | None:
         value = read_value(frame["input"])
@@ -116,11 +130,12 @@ class Router(Node):
     def take(self, moment: Moment, frame: Frame, outcome: Outcome, place: str) -> Progress:
         match outcome:
             case Succeeded():
-                return self._take_way(moment, frame, outcome.text.strip(), place)
+                return self._take_ways(moment, frame, (outcome.text.strip(),), place)
             case StepFailed():
                 return Failed(error=outcome.error, kept=frame)
             case Answered() if outcome.decision.kind is DecisionKind.SELECTED:
-                return self._take_way(moment, frame, outcome.decision.selected_option, place)
+                ways = outcome.decision.selected_options or (outcome.decision.selected_option,)
+                return self._take_ways(moment, frame, ways, place)
             case Answered() if outcome.decision.kind is DecisionKind.REJECTED:
                 value = replace(read_value(frame["input"]), review=None)
                 return rejected(self.route, outcome.decision, value, place)

@@ -16,7 +16,7 @@ from datetime import timedelta
 
 from kneo.clock import isoformat
 from kneo.runtime.interpret.branch import Branch
-from kneo.runtime.interpret.effects import edited, rejected
+from kneo.runtime.interpret.effects import chosen_text, edited, filled_in, rejected
 from kneo.runtime.interpret.gate import Gate, effect_of, feedback_of, rejection
 from kneo.runtime.interpret.node import (
     Again,
@@ -142,7 +142,9 @@ class Step(Node):
                 return self._ask(self.before, value, place, attempt)
             case "after" if self.after is not None:
                 ask = self._ask(self.after, read_value(frame["output"]), place, attempt)
-                return replace(ask, key=self.after.key(place, number(frame, "reviews")), facts=self._history(frame))
+                review = value.review
+                previous = review.previous_output if review is not None else None
+                return replace(ask, key=self.after.key(place, number(frame, "reviews")), previous=previous)
             case "error" if self.error is not None:
                 ask = self._ask(self.error, value, place, attempt)
                 facts = {"error": frame["error"], "attempt": attempt}
@@ -161,12 +163,8 @@ class Step(Node):
             gate=gate,
             subject=subject,
             options=options,
+            attempt=attempt,
         )
-
-    @staticmethod
-    def _history(frame: Frame) -> Mapping[str, object]:
-        review = read_value(frame["input"]).review
-        return {"previous_output": review.previous_output} if review is not None else {}
 
     def _error_options(self, frame: Frame) -> tuple[str, ...]:
         assert self.error is not None
@@ -274,11 +272,12 @@ class Step(Node):
         assert isinstance(self.body, Question)
         gate, decision, value = self.body.gate, answer.decision, read_value(frame["input"])
         told = replace(value, metadata={"node_kind": "human", "node_id": self.id, "decision": decision.kind.value})
+        told = filled_in(told, decision, self.id)
         match decision.kind:
             case DecisionKind.APPROVED:
                 return self._finished(replace(told, status="completed"))
             case DecisionKind.SELECTED:
-                return self._finished(replace(told, text=decision.selected_option or "", status="completed"))
+                return self._finished(replace(told, text=chosen_text(decision), status="completed"))
             case DecisionKind.EDITED | DecisionKind.PROVIDED:
                 return self._finished(replace(told, text=decision.content or "", status="completed"))
             case DecisionKind.REJECTED if effect_of(gate, decision) == RETRY:
@@ -299,7 +298,8 @@ class Step(Node):
         assert self.before is not None
         value, decision = read_value(frame["input"]), answer.decision
         if decision.kind is DecisionKind.APPROVED:
-            return self._begin(moment, frame, value, place, chosen="then")
+            value = filled_in(value, decision, self.id)
+            return self._begin(moment, {**frame, "input": value.as_json()}, value, place, chosen="then")
         if effect_of(self.before, decision) == "else" and isinstance(self.body, Branch):
             return self._begin(moment, frame, value, place, chosen="else")
         return rejected(self.before, decision, value, place)

@@ -31,6 +31,8 @@ class Value:
     outputs: Mapping[str, str] = field(default_factory=dict)
     """What each of several parallel steps said, by its id."""
     review: Review | None = None
+    values: Mapping[str, object] = field(default_factory=dict)
+    """What people filled in since the last step did something."""
 
     @property
     def facts(self) -> Facts:
@@ -45,7 +47,8 @@ class Value:
         values: dict[str, object] = {"text": self.text}
         if self.status != "completed":
             values["status"] = self.status
-        for name, content in (("metadata", self.metadata), ("variables", self.variables), ("outputs", self.outputs)):
+        for name in ("metadata", "variables", "outputs", "values"):
+            content = getattr(self, name)
             if content:
                 values[name] = dict(content)
         if self.review is not None:
@@ -64,4 +67,5 @@ def read_value(kept: object) -> Value:
         variables=kept.get("variables", {}),
         outputs=kept.get("outputs", {}),
         review=Review(**review) if review else None,
+        values=kept.get("values", {}),
     )

@@ -9,10 +9,17 @@ from kneo.spec.models import Agent
 
 async def run(name: str, agent: Agent, text: str, context: StepContext) -> StepOutput:
     """Let the agent answer."""
-    turn = await run_turn(name, agent, _with_feedback(text, context))
+    turn = await run_turn(name, agent, _with_feedback(_with_values(text, context), context))
     return StepOutput(
         text=turn.text, facts={"agent_name": name, "model_provider": turn.provider, "model_name": turn.model}
     )
+
+
+def _with_values(text: str, context: StepContext) -> str:
+    if not context.values:
+        return text
+    listed = "\n".join(f"- {name}: {value}" for name, value in context.values.items())
+    return f"{text}\n\nUser input:\n{listed}"
 
 
 def _with_feedback(text: str, context: StepContext) -> str:

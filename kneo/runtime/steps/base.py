@@ -53,6 +53,8 @@ class StepContext:
     idempotency_key: str
     previous_output: str | None = None
     feedback: str | None = None
+    values: Mapping[str, object] = field(default_factory=dict)
+    """What people filled in right before this step, by field."""
     implementations: Mapping[str, str] = field(default_factory=dict)
     """The SHA-256 that the run's environment pins modules to."""
     token: CancelToken = field(default_factory=CancelToken, compare=False)

@@ -106,6 +106,7 @@ def _request(function: str, text: str, context: StepContext, signature: Signatur
         "idempotency_key": context.idempotency_key,
         "previous_output": context.previous_output,
         "feedback": context.feedback,
+        "values": dict(context.values),
         "implementations": dict(context.implementations),
     }
     return {"function": function, "input": text, "context": given, "signature": asdict(signature)}

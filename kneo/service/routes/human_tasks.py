@@ -14,9 +14,10 @@ from kneo.service.auth import Principal, require
 from kneo.service.context import Here, Published
 from kneo.service.router import Router, shows
 from kneo.service.routes.runs import SYNC_SECONDS, open_task
+from kneo.service.task_query import task_page
+from kneo.service.task_wire import human_task
 from kneo.service.wire import Json
-from kneo.state.task import UNRESOLVED, DecisionKind, TaskStatus
-from kneo.store import tasks
+from kneo.state.task import DecisionKind
 from kneo.tasks.answers import Answer
 from kneo.tasks.inbox import decide, find
 
@@ -43,35 +44,52 @@ class HumanResume(BaseModel):
 @router.get("/human-tasks", operation_id="list_human_tasks", responses=shows(answers.HumanTaskList))
 def list_human_tasks(
     service: Here,
-    _principal: Reader,
+    principal: Reader,
     run_id: str | None = None,
-    status: str | None = None,
+    status: Annotated[str | None, Query(description="A status, or pending, escalated, overdue, all.")] = None,
+    kind: str | None = None,
+    environment: str | None = None,
+    assignee: Annotated[str | None, Query(description="A name, or me.")] = None,
+    claimed_by: Annotated[str | None, Query(description="A name, or me.")] = None,
+    candidate: Annotated[str | None, Query(description="Only what this person may answer: a name, or me.")] = None,
+    step_id: str | None = None,
+    workflow_name: str | None = None,
+    workflow_kind: str | None = None,
+    q: Annotated[str | None, Query(max_length=200, description="Somewhere in the title.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     offset: Annotated[int, Query(ge=0, le=10_000)] = 0,
+    after: Annotated[str | None, Query(description="`next_after` of the page before.")] = None,
+    sort_by: Literal["id", "created_at", "priority", "due_at"] = "id",
     sort_order: Literal["asc", "desc"] = "asc",
 ) -> Json:
     """List what waits for people, the oldest first."""
-    statuses = _statuses(status)
+    asked: dict[str, object] = {
+        "run_id": run_id,
+        "status": status,
+        "kind": kind,
+        "environment": environment,
+        "assignee": assignee,
+        "claimed_by": claimed_by,
+        "candidate": candidate,
+        "step_id": step_id,
+        "workflow_name": workflow_name,
+        "workflow_kind": workflow_kind,
+        "q": q,
+        "limit": limit,
+        "offset": offset,
+        "after": after,
+        "sort_by": sort_by,
+        "sort_order": sort_order,
+    }
     with service.store.read() as tx:
-        found = tasks.list_tasks(
-            tx, statuses=statuses, run_id=run_id, descending=sort_order == "desc", limit=limit, offset=offset
-        )
-        total = tasks.count_tasks(tx, statuses=statuses, run_id=run_id)
-    items = [wire.human_task(task) for task in found]
-    return wire.page("tasks", items, total=total, limit=limit, offset=offset, sort_by="id", sort_order=sort_order)
-
-
-def _statuses(word: str | None) -> list[TaskStatus]:
-    if word is None or word == "pending":
-        return sorted(UNRESOLVED)
-    return [TaskStatus(word)] if word in TaskStatus.__members__.values() else []
+        return task_page(tx, asked, principal.name)
 
 
 @router.get("/human-tasks/{continuation_id}", operation_id="get_human_task", responses=shows(answers.HumanTask))
 def get_human_task(continuation_id: str, service: Here, _principal: Reader) -> Json:
     """Read one task."""
     with service.store.read() as tx:
-        return wire.human_task(find(tx, continuation_id))
+        return human_task(find(tx, continuation_id))
 
 
 @router.post("/continuations/{continuation_id}/resume", operation_id="resume_human_task", include_in_schema=False)

@@ -170,7 +170,7 @@ def test_a_rejected_result_comes_back_with_what_was_said(engine: Engine) -> None
     run = engine.drive(run)
     task = engine.open(run)[0]
     assert (task.key, task.subject) == ("revise@1.after", "in|in|None|None|shorter")
-    assert task.metadata["facts"] == {"previous_output": "in|None|None"}
+    assert task.previous == "in|None|None"
     engine.answer(task, "approved")
     assert engine.drive(run).status is RunStatus.SUCCEEDED
 

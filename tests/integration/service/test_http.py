@@ -181,7 +181,7 @@ def test_a_run_goes_through_a_person(client: httpx.Client, tmp_path: Path) -> No
         ({"expect_digest": "sha256:" + "0" * 64}, 409, "subject_changed"),
         ({"decision": "edited"}, 422, "content_required"),
         ({"decision": "edited", "content": "  "}, 422, "content_required"),
-        ({"decision": "selected"}, 422, "content_required"),
+        ({"decision": "selected"}, 422, "decision_not_allowed"),
         ({"decision": "approve"}, 422, "validation_error"),
         ({"surprise": 1}, 422, "validation_error"),
         ({"content": "x" * 101}, 400, "input_too_large"),

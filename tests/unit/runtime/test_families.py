@@ -279,7 +279,7 @@ def test_ids_with_signs_that_mean_something_stay_apart() -> None:
 
 def test_what_is_not_honoured_is_refused() -> None:
     with pytest.raises(Invalid) as caught:
-        program_of([human("q")], humans={"ann": {"quorum": {"approvals": 2}}})
+        program_of([human("q")], humans={"ann": {"calendar": "work"}})
     assert caught.value.code == "unsupported_spec"
     with pytest.raises(Invalid):
         program_of([{"id": "s", "kind": "steps", "steps": [fn("a")], "timeout_seconds": 5}])

@@ -1,0 +1,82 @@
+"""What each decision about a question would lead to: found by trying it on the run's own state. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kneo.runtime.decide import Answered, Ask, Asked, Ended, Execute, Frame, Moment, actions, settle, waiting
+from kneo.runtime.program import Program
+from kneo.state.task import Decision, DecisionKind
+
+TRIED = "tried"
+"""The task of a question that is only tried."""
+
+MAX_OPTIONS = 50
+"""Options whose consequences are told; a longer list would cost more than anybody reads."""
+
+
+def consequences(program: Program, state: Frame, ask: Ask, moment: Moment) -> dict[str, object]:
+    """Say for each decision which steps come next, which questions, or how the run ends.
+
+    Args:
+        program: What runs.
+        state: Where it stands, before the question is asked.
+        ask: The question.
+        moment: Now.
+
+    Returns:
+        By decision: ``next`` (paths of steps), ``asks`` (keys of questions), ``ends`` (the run's status), ``waits``
+        (keys of other questions that are open beside it); a rejection also has its ``effect`` and what it ``skips``. For
+        ``selected`` all of it stands under ``options``.
+    """
+    asked = settle(program, state, ask.ticket, Asked(task_id=TRIED), moment)
+    assert not isinstance(asked, Ended)
+    found: dict[str, object] = {}
+    for kind in ask.gate.decisions:
+        if kind is DecisionKind.SELECTED:
+            options = [option for option in ask.options or () if option][:MAX_OPTIONS]
+            if options:
+                found[kind.value] = {
+                    "options": {option: _after(program, asked, ask, kind, moment, option) for option in options}
+                }
+            continue
+        found[kind.value] = _after(program, asked, ask, kind, moment)
+    if DecisionKind.REJECTED in ask.gate.decisions:
+        rejected = found[DecisionKind.REJECTED.value]
+        assert isinstance(rejected, dict)
+        rejected["effect"] = ask.gate.on_reject
+        if rejected.get("next") != found.get(DecisionKind.APPROVED.value, {}).get("next"):  # type: ignore[attr-defined]
+            skipped = _guarded(ask)
+            if skipped is not None:
+                rejected["skips"] = [skipped]
+    return found
+
+
+def _guarded(ask: Ask) -> str | None:
+    return ask.path if ask.gate.position == "before" else None
+
+
+def _after(
+    program: Program, state: Frame, ask: Ask, kind: DecisionKind, moment: Moment, option: str | None = None
+) -> dict[str, object]:
+    decision = Decision(
+        kind=kind,
+        content="" if kind in {DecisionKind.EDITED, DecisionKind.PROVIDED} else None,
+        selected_option=option,
+        selected_options=(option,) if option else (),
+        comment=None,
+        actor="",
+        by="person",
+        at="",
+    )
+    after = settle(program, state, ask.ticket, Answered(decision=decision), moment)
+    if isinstance(after, Ended):
+        return {"ends": after.status.value, **({"error": after.error.type} if after.error else {})}
+    before = {action.ticket for action in actions(program, state)}
+    new = [action for action in actions(program, after) if action.ticket not in before]
+    told: Mapping[str, list[str]] = {
+        "next": [action.leaf.path for action in new if isinstance(action, Execute)],
+        "asks": [action.key for action in new if isinstance(action, Ask)],
+        "waits": [other.key for task, other in waiting(program, after).items() if task != TRIED] if not new else [],
+    }
+    return {name: values for name, values in told.items() if values or name == "next"}

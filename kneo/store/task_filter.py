@@ -1,0 +1,81 @@
+"""Which human tasks somebody wants to see, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, and_, exists, or_, select
+
+from kneo.state.task import UNRESOLVED, TaskStatus
+from kneo.store.run_filter import LIKE_ESCAPE, escaped
+from kneo.store.tables import task_candidates, tasks
+
+SORTABLE = {"id": tasks.c.id, "created_at": tasks.c.id, "priority": tasks.c.priority, "due_at": tasks.c.due_at}
+"""What a list can be sorted by; the ids of tasks are in the order in which they were asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFilter:
+    """Conditions that all hold; ``None`` asks for nothing."""
+
+    statuses: Collection[TaskStatus] = UNRESOLVED
+    escalated: bool | None = None
+    overdue_at: str | None = None
+    """Only tasks that were due before this time."""
+    environment: str | None = None
+    kind: str | None = None
+    assignee: str | None = None
+    claimed_by: str | None = None
+    step_id: str | None = None
+    run_id: str | None = None
+    workflow_name: str | None = None
+    workflow_type: str | None = None
+    who: Collection[str] | None = None
+    """Everything that one person is, as ``task_candidates`` has it; only what they may answer."""
+    text: str | None = None
+    """Somewhere in the title, whatever its case."""
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """Return what a row of ``tasks`` must satisfy."""
+        equal = {
+            "environment": self.environment,
+            "kind": self.kind,
+            "assignee": self.assignee,
+            "claimed_by": self.claimed_by,
+            "step_id": self.step_id,
+            "run_id": self.run_id,
+            "workflow_name": self.workflow_name,
+            "workflow_type": self.workflow_type,
+        }
+        wanted: list[ColumnElement[bool]] = [
+            tasks.c[name] == value for name, value in equal.items() if value is not None
+        ]
+        statuses = frozenset(self.statuses)
+        if statuses <= UNRESOLVED:
+            # Said without a parameter, so that the database knows it may use the inbox's own indexes.
+            wanted.append(tasks.c.resolved_at.is_(None))
+        if statuses != UNRESOLVED:
+            wanted.append(tasks.c.status.in_(sorted(statuses)))
+        if self.escalated is not None:
+            wanted.append(tasks.c.escalation > 0 if self.escalated else tasks.c.escalation == 0)
+        if self.overdue_at is not None:
+            wanted.append(tasks.c.due_at < self.overdue_at)
+        if self.text is not None:
+            wanted.append(tasks.c.title.ilike(f"%{escaped(self.text)}%", escape=LIKE_ESCAPE))
+        if self.who is not None:
+            wanted.append(self._may_answer(self.who))
+        return wanted
+
+    @staticmethod
+    def _may_answer(who: Collection[str]) -> ColumnElement[bool]:
+        named = select(task_candidates.c.task_id).where(task_candidates.c.who.in_(sorted(who)))
+        refused = exists().where(
+            task_candidates.c.task_id == tasks.c.id,
+            task_candidates.c.who.in_(sorted(f"not:{one.removeprefix('user:')}" for one in who if one[:5] == "user:")),
+        )
+        return and_(or_(tasks.c.restricted.is_(False), tasks.c.id.in_(named)), ~refused)
+
+
+EVERY_TASK = TaskFilter(statuses=frozenset(TaskStatus))
+WAITING = TaskFilter()

@@ -1,0 +1,157 @@
+"""Asking somebody: from a question to a task in the inbox."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from kneo.clock import new_id
+from kneo.digest import digest_of_json
+from kneo.spec.models import Human
+from kneo.state.run import Run
+from kneo.state.task import Candidates, DecisionKind, Escalation, HumanTask, Plan, Quorum, TaskStatus
+from kneo.store import tasks
+from kneo.store.engine import Tx
+from kneo.tasks import people
+from kneo.tasks.forms import schema_of
+from kneo.tasks.happened import happened
+from kneo.tasks.schedule import later, next_at
+
+DEFAULT_PROMPT = "Please approve or reject what is shown."
+
+DEFAULT_PRIORITY = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What somebody is to be asked."""
+
+    key: str
+    """Stable name of the gate over resume and replay."""
+    path: str
+    step_id: str
+    position: str
+    human: Human
+    subject: str
+    decisions: tuple[DecisionKind, ...]
+    on_reject: str = "stop"
+    kind: str = "approval"
+    prompt: str | None = None
+    options: tuple[str, ...] | None = None
+    attempt: int = 0
+    previous: str | None = None
+    """What was sent back the last time."""
+    consequences: Mapping[str, object] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What the person should know beside the subject."""
+
+
+def open_task(tx: Tx, run: Run, question: Question) -> HumanTask:
+    """Ask a person on behalf of a run."""
+    task = _make(tx, run, question)
+    refused = (name for _, name in people.excluded(tx, task)) if task.candidates.exclude else iter(())
+    tasks.insert_task(tx, task, people.candidate_rows(task, refused))
+    told = {
+        "request_id": task.request_id,
+        "step_id": task.step_id,
+        "key": task.key,
+        "kind": task.kind,
+        "subject_digest": task.subject_digest,
+    }
+    happened(tx, task, "requested", run.requester, told)
+    return task
+
+
+def _make(tx: Tx, run: Run, question: Question) -> HumanTask:
+    human, step_id = question.human, question.step_id
+    seconds = human.timeout_seconds or 0
+    schema = schema_of(human.fields) if human.fields else human.answer_schema
+    task = HumanTask(
+        id=new_id("cont", tx.now),
+        request_id=new_id("req", tx.now),
+        run_id=run.id,
+        environment=run.environment,
+        workflow_name=run.workflow_name,
+        workflow_type=run.workflow_type,
+        step_id=step_id,
+        key=question.key,
+        kind=human.request_type or ("freeform" if schema and question.kind == "approval" else question.kind),
+        status=TaskStatus.OPEN,
+        version=0,
+        title=human.title or human.description or f"{step_id} waits for a decision",
+        prompt=question.prompt or human.prompt or human.description or DEFAULT_PROMPT,
+        subject=question.subject,
+        subject_digest=subject_digest(run, question.path, question.position, question.subject),
+        options=question.options,
+        default_option=human.default_option,
+        decisions=question.decisions,
+        assignee=human.assignee,
+        timeout_seconds=human.timeout_seconds,
+        on_timeout=human.on_timeout,
+        on_reject=question.on_reject,
+        deadline_at=later(tx.at, seconds) if seconds > 0 else None,
+        escalated_at=None,
+        decision=None,
+        position=question.position,
+        step_path=question.path,
+        attempt=question.attempt,
+        requester=run.requester,
+        bundle_digest=_spec(run),
+        previous=question.previous,
+        answer_schema=schema,
+        multiple=bool(human.multiple),
+        candidates=_candidates(human),
+        quorum=_quorum(human),
+        plan=_plan(human),
+        consequences=question.consequences,
+        priority=DEFAULT_PRIORITY if human.priority is None else human.priority,
+        due_at=later(tx.at, human.due) if human.due else None,
+        metadata=_shown(question),
+        created_at=tx.at,
+        updated_at=tx.at,
+    )
+    return replace(task, next_at=next_at(task))
+
+
+def _candidates(human: Human) -> Candidates:
+    said = human.candidates
+    if said is None:
+        return Candidates()
+    return Candidates(users=said.users, groups=said.groups, roles=said.roles, exclude=said.exclude)
+
+
+def _quorum(human: Human) -> Quorum:
+    said = human.quorum
+    if said is None:
+        return Quorum()
+    each = tuple((one.role, one.approvals) for one in said.each)
+    return Quorum(approvals=said.approvals, each=each, order=said.order, reject=said.reject)
+
+
+def _plan(human: Human) -> Plan:
+    return Plan(
+        escalate=tuple(Escalation(after=one.after, to=one.to, notify=one.notify) for one in human.escalate),
+        remind=human.remind,
+        notify=human.notify,
+        links=bool(human.links),
+        receipt=human.receipt,
+    )
+
+
+def _shown(question: Question) -> dict[str, object]:
+    context = question.human.context
+    told = {
+        "context": dict(context) if context else None,
+        "facts": dict(question.facts) or None,
+        "response_role": question.human.response_role,
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _spec(run: Run) -> str:
+    return run.release.digest if run.release else run.spec_digest
+
+
+def subject_digest(run: Run, path: str, position: str, subject: str) -> str:
+    """Name exactly what a person is shown: the gate, the value, and the spec it came from."""
+    return digest_of_json({"position": position, "step": path, "subject": subject, "bundle": _spec(run)})

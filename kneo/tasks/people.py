@@ -1,0 +1,158 @@
+"""Who may answer a task: what an environment says about people, held against what a task asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from kneo import registry
+from kneo.errors import Forbidden
+from kneo.state.people import same_person
+from kneo.state.task import Candidates, HumanTask, TaskStatus
+from kneo.store import releases, tasks
+from kneo.store.engine import Tx
+
+SELF = frozenset({"requester", "bundle_signer"})
+"""Parts in a run that an environment may let people combine with approving it (``allowSelf``)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Person:
+    """Somebody, as an environment knows them."""
+
+    name: str
+    environment: str | None = None
+    groups: frozenset[str] = frozenset()
+    roles: frozenset[str] = frozenset()
+
+    @property
+    def who(self) -> frozenset[str]:
+        """Everything they are, in the words of ``task_candidates``."""
+        return (
+            user(self.name)
+            | _named("group", self.environment, self.groups)
+            | _named("role", self.environment, self.roles)
+        )
+
+
+def user(name: str) -> frozenset[str]:
+    return frozenset({f"user:{same_person(name)}"})
+
+
+def _named(kind: str, environment: str | None, names: frozenset[str]) -> frozenset[str]:
+    return frozenset(f"{kind}:{environment or ''}/{name}" for name in names)
+
+
+def find_person(tx: Tx, environment: str | None, name: str) -> Person:
+    """Find out who somebody is in an environment; one that Git never declared knows nobody's groups and roles."""
+    known = _people(tx, environment)
+    groups, roles = known.get(same_person(name), (frozenset(), frozenset()))
+    return Person(name=name, environment=environment, groups=groups, roles=roles)
+
+
+def everything_about(tx: Tx, name: str) -> frozenset[str]:
+    """Find what somebody is in every environment."""
+    found = user(name)
+    for record in releases.list_environments(tx):
+        found |= find_person(tx, record.name, name).who
+    return found
+
+
+def _people(tx: Tx, environment: str | None) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
+    if environment is None or releases.environment(tx, environment) is None:
+        return {}
+    declared = registry.declared(tx, environment).spec.people
+    return {same_person(name): (frozenset(one.groups), frozenset(one.roles)) for name, one in declared.items()}
+
+
+def allows_self(tx: Tx, environment: str | None) -> bool:
+    if environment is None or releases.environment(tx, environment) is None:
+        return False
+    return registry.declared(tx, environment).spec.allow_self
+
+
+def candidate_rows(task: HumanTask, refused: Iterator[str]) -> frozenset[str]:
+    """Spell who may answer, and who may not, for the inbox to look up."""
+    candidates = task.candidates
+    may: set[str] = set()
+    if task.is_restricted:
+        names = {*candidates.users, *([task.assignee] if task.assignee else [])}
+        may |= {one for name in names for one in user(name)}
+        may |= _named("group", task.environment, frozenset(candidates.groups))
+        may |= _named("role", task.environment, frozenset(candidates.roles))
+    return frozenset(may) | {f"not:{same_person(name)}" for name in refused}
+
+
+def widened(candidates: Candidates, to: str) -> Candidates:
+    """Let somebody else answer too: a person, a group or a role of that name."""
+    if candidates.is_open:
+        return candidates
+    return replace(
+        candidates,
+        users=(*candidates.users, to),
+        groups=(*candidates.groups, to),
+        roles=(*candidates.roles, to),
+    )
+
+
+def check_may_answer(tx: Tx, task: HumanTask, name: str) -> Person:
+    """Find out who somebody is, and whether this is theirs to answer.
+
+    Raises:
+        Forbidden: ``not_a_candidate`` or ``separation_of_duties``.
+    """
+    person = find_person(tx, task.environment, name)
+    if not _is_candidate(task, person):
+        asked = [*task.candidates.users, *task.candidates.groups, *task.candidates.roles]
+        msg = f"{name} is not among those whom {task.id} asks: {', '.join(asked)}."
+        where = f"environments/{task.environment}.yaml" if task.environment else "an environment's file"
+        raise Forbidden(msg, code="not_a_candidate", hint=f"Groups and roles of people stand under people: in {where}.")
+    for part, other in excluded(tx, task):
+        if same_person(other) == same_person(name):
+            why = part if part != "name" else "one of those whom the gate excludes"
+            msg = f"{name} is the {why.replace('_', ' ')} and may not answer {task.id}."
+            raise Forbidden(msg, code="separation_of_duties", excluded_as=part)
+    return person
+
+
+def _is_candidate(task: HumanTask, person: Person) -> bool:
+    if not task.is_restricted:
+        return True
+    names = {same_person(name) for name in (*task.candidates.users, *([task.assignee] if task.assignee else []))}
+    return (
+        same_person(person.name) in names
+        or bool(person.groups & set(task.candidates.groups))
+        or bool(person.roles & set(task.candidates.roles))
+    )
+
+
+def excluded(tx: Tx, task: HumanTask) -> Iterator[tuple[str, str]]:
+    """Yield who may not answer, each with their part: ``requester``, ``bundle_signer``, ``previous_reviewers`` or ``name``."""
+    parts = frozenset(task.candidates.exclude)
+    if parts & SELF and allows_self(tx, task.environment):
+        parts -= SELF
+    for part in sorted(parts):
+        match part:
+            case "requester":
+                yield part, task.requester
+            case "bundle_signer":
+                bundle = releases.bundle(tx, task.bundle_digest) if task.bundle_digest else None
+                yield from ((part, signer) for signer in (bundle.signers if bundle else ()))
+            case "previous_reviewers":
+                yield from ((part, name) for name in _reviewers(tx, task))
+            case name:
+                yield "name", name
+
+
+def _reviewers(tx: Tx, task: HumanTask) -> frozenset[str]:
+    """Find who had a say in this run before, at this question or another."""
+    others = tasks.of_run(tx, task.run_id, TaskStatus)
+    return frozenset(
+        name
+        for other in others
+        if other.id != task.id
+        for name in (
+            *(vote.actor for vote in other.votes),
+            *([other.decision.actor] if other.decision and other.decision.by == "person" else []),
+        )
+    )

@@ -1,0 +1,138 @@
+"""What time does to tasks: reminders, escalations, deadlines, and the end of a snooze."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kneo.state.run import RunError, RunStatus
+from kneo.state.task import HumanTask, TaskStatus
+from kneo.store import runs, task_counts, tasks
+from kneo.store.engine import Store, Tx
+from kneo.tasks import people
+from kneo.tasks.closing import cancel_tasks
+from kneo.tasks.deadline import POLICY, Silence
+from kneo.tasks.happened import happened
+from kneo.tasks.receipts import write_receipt
+from kneo.tasks.schedule import Occasion, later, next_at, occasions, remaining
+
+BATCH = 200
+"""Tasks that one look finds; each is then handled in a transaction of its own."""
+
+
+def expire_due(store: Store) -> int:
+    """Do to every task what its time has come for; return how many were handled. Costs what is due, not what waits."""
+    handled = 0
+    while True:
+        with store.read() as tx:
+            due = tasks.due(tx, BATCH)
+        for task in due:
+            with store.write() as tx:
+                handled += _handle(tx, task.id)
+        if len(due) < BATCH:
+            break
+    with store.write() as tx:
+        task_counts.fold(tx)
+    return handled
+
+
+def _handle(tx: Tx, task_id: str) -> bool:
+    seen = tasks.get(tx, task_id)
+    if seen is None:
+        return False
+    runs.lock(tx, seen.run_id)
+    task = tasks.get(tx, task_id)
+    if task is None or not is_due(tx, task):
+        return False
+    elapse(tx, task)
+    return True
+
+
+def is_due(tx: Tx, task: HumanTask) -> bool:
+    return task.next_at is not None and task.next_at <= tx.at
+
+
+def elapse(tx: Tx, task: HumanTask) -> None:
+    """Do everything that is due to one task, in its order. The caller has locked the task's run."""
+    current: HumanTask | None = task
+    while current is not None and is_due(tx, current):
+        current = _one(tx, current, occasions(current)[0])
+
+
+def _one(tx: Tx, task: HumanTask, occasion: Occasion) -> HumanTask | None:
+    """Do the next thing; ``None`` when the task is resolved with it."""
+    match occasion.what:
+        case "wake":
+            return _changed(tx, task, "woken", {}, status=TaskStatus.OPEN, snoozed_until=None)
+        case "remind":
+            plan = replace(task.plan, reminded=task.plan.reminded + 1)
+            return _changed(tx, task, "reminded", {"assignee": task.assignee, "number": plan.reminded}, plan=plan)
+        case "escalate":
+            return _escalated(tx, task)
+        case _ if task.on_timeout == "escalate":
+            return _escalated(tx, task, by_deadline=True)
+        case _:
+            _silenced(tx, task)
+            return None
+
+
+def _escalated(tx: Tx, task: HumanTask, *, by_deadline: bool = False) -> HumanTask:
+    """Turn to the next in the chain; at the end of it the task only says that it is late, and stays answerable."""
+    chain = remaining(task)
+    to = chain[0].to if chain else task.assignee
+    deadline = task.deadline_at
+    if by_deadline:
+        # Whoever is asked now has as long as those before had; after the last one there is nobody left to turn to.
+        deadline = later(tx.at, task.timeout_seconds) if chain and task.timeout_seconds else None
+    changes: dict[str, object] = {
+        "status": TaskStatus.OPEN,
+        "claimed_by": None,
+        "snoozed_until": None,
+        "assignee": to,
+        "escalated_at": tx.at,
+        "escalation": task.escalation + 1,
+        "deadline_at": deadline,
+    }
+    if chain:
+        changes["candidates"] = people.widened(task.candidates, chain[0].to)
+    after = _changed(tx, task, "escalated", _facts(task) | {"assignee": to, "from": task.assignee}, **changes)
+    if chain and task.is_restricted:
+        tasks.add_candidates(tx, task.id, people.candidate_rows(after, iter(())))
+    return after
+
+
+def _changed(tx: Tx, task: HumanTask, what: str, facts: dict[str, object], **changes: object) -> HumanTask:
+    after = replace(task, **changes, version=task.version + 1, updated_at=tx.at)  # type: ignore[arg-type]
+    after = replace(after, next_at=next_at(after))
+    assert tasks.change(tx, task, **changes, next_at=after.next_at), (
+        "the run is locked, so nobody else changes its tasks"
+    )
+    happened(tx, task, what, None, facts)
+    return after
+
+
+def _silenced(tx: Tx, task: HumanTask) -> None:
+    """Do what silence means."""
+    silence = Silence(
+        on_timeout=task.on_timeout,
+        decisions=task.decisions,
+        options=task.options or (),
+        default_option=task.default_option,
+    )
+    decision = silence.decision(tx.at)
+    if decision is not None:
+        assert tasks.change(tx, task, status=TaskStatus.DECIDED, decision=decision), "the run is locked"
+        runs.wake(tx, task.run_id)
+        word = "expired" if decision.effect or decision.kind == "rejected" else "continued"
+        event = happened(tx, task, word, None, _facts(task) | {"decision": decision.kind})
+        write_receipt(tx, task, decision, event)
+        return
+    assert tasks.change(tx, task, status=TaskStatus.EXPIRED), "the run is locked"
+    error = RunError(type="human_task_expired", message=f"Nobody answered {task.step_id} before {task.deadline_at}.")
+    runs.end(tx, task.run_id, RunStatus.EXPIRED, error, allowed=[RunStatus.PAUSED, RunStatus.RUNNING])
+    cancel_tasks(tx, task.run_id, reason="run_expired", actor=POLICY)
+    event = happened(tx, task, "expired", None, _facts(task))
+    write_receipt(tx, task, None, event)
+
+
+def _facts(task: HumanTask) -> dict[str, object]:
+    return {"timeout_seconds": task.timeout_seconds, "expires_at": task.deadline_at, "on_timeout": task.on_timeout}

@@ -1,0 +1,144 @@
+"""What time does to a question: reminders, escalations, deadlines, whoever looks first."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from gates.asking import answer, ask, declare
+
+from kneo.clock import ManualClock, isoformat
+from kneo.errors import KneoError
+from kneo.state.run import RunStatus
+from kneo.state.task import HumanTask, TaskStatus
+from kneo.store import runs, tasks
+from kneo.store.engine import Store
+from kneo.store.task_filter import TaskFilter
+from kneo.tasks.inbox import claim, find, snooze
+from kneo.tasks.sweep import expire_due
+
+
+@pytest.fixture(autouse=True)
+def _people(store: Store) -> None:
+    declare(store)
+
+
+def look(store: Store, task: HumanTask) -> HumanTask:
+    with store.read() as tx:
+        return find(tx, task.id)
+
+
+def happened(store: Store, task: HumanTask) -> list[str]:
+    with store.read() as tx:
+        return [event.type for event in tasks.events_of(tx, task.id)]
+
+
+def pass_(clock: ManualClock, store: Store, seconds: int) -> int:
+    clock.advance(timedelta(seconds=seconds))
+    return expire_due(store)
+
+
+def test_reminders_and_escalations_come_in_their_order_and_once(store: Store, clock: ManualClock) -> None:
+    chain = [{"after": "2h", "to": "legal"}, {"after": "4h", "to": "cy"}]
+    task = ask(store, candidates={"users": ["ann"]}, remind=["1h", "3h"], escalate=chain, timeout_seconds="1d")
+    assert pass_(clock, store, 3599) == 0
+    assert pass_(clock, store, 1) == 1
+    assert expire_due(store) == 0
+    claim(store, task.id, actor="ann")
+    assert pass_(clock, store, 3600) == 1
+    now = look(store, task)
+    assert (now.status, now.assignee, now.claimed_by, now.escalation) == (TaskStatus.OPEN, "legal", None, 1)
+    assert pass_(clock, store, 2 * 3600) == 1
+    assert happened(store, task) == ["requested", "reminded", "claimed", "escalated", "reminded", "escalated"]
+    assert answer(store, task, "cy").status is TaskStatus.DECIDED
+
+
+def test_whoever_is_escalated_to_sees_and_answers_it(store: Store, clock: ManualClock) -> None:
+    task = ask(store, candidates={"users": ["ann"]}, escalate=[{"after": 60, "to": "legal"}])
+    with pytest.raises(KneoError):
+        answer(store, task, "cy")
+    pass_(clock, store, 60)
+    with store.read() as tx:
+        assert [one.id for one in tasks.list_tasks(tx, TaskFilter(who={"group:prod/legal"}))] == [task.id]
+        assert tasks.count_tasks(tx, TaskFilter(escalated=True)) == 1
+    assert answer(store, task, "cy").status is TaskStatus.DECIDED
+
+
+def test_a_deadline_that_escalates_gives_the_next_one_as_long(store: Store, clock: ManualClock) -> None:
+    chain = [{"after": "9h", "to": "ben"}]
+    task = ask(store, timeout_seconds=60, on_timeout="escalate", escalate=chain)
+    pass_(clock, store, 60)
+    now = look(store, task)
+    assert (now.assignee, now.deadline_at) == ("ben", isoformat(clock.now() + timedelta(seconds=60)))
+    pass_(clock, store, 60)
+    last = look(store, task)
+    assert (last.status, last.escalation, last.deadline_at, last.next_at) == (TaskStatus.OPEN, 2, None, None)
+    assert pass_(clock, store, 10**6) == 0
+    assert answer(store, task, "dee").status is TaskStatus.DECIDED
+
+
+@pytest.mark.parametrize(
+    ("effect", "kind", "does"),
+    [
+        ("continue", "approved", None),
+        ("approve", "approved", None),
+        ("reject", "rejected", None),
+        ("skip", "rejected", "skip"),
+        ("cancel", "rejected", "cancel"),
+        ("select:blue", "selected", None),
+    ],
+)
+def test_silence_decides(store: Store, clock: ManualClock, effect: str, kind: str, does: str | None) -> None:
+    options = {"options": ["red", "blue"]} if effect.startswith("select") else {}
+    task = ask(store, timeout_seconds=60, on_timeout=effect, **options)
+    assert pass_(clock, store, 60) == 1
+    now = look(store, task)
+    assert (now.status, now.decision.kind, now.decision.effect) == (TaskStatus.DECIDED, kind, does)
+    assert now.decision.by == "policy:timeout"
+    with pytest.raises(KneoError) as caught:
+        answer(store, task, "ann")
+    assert caught.value.code == "human_task_expired"
+
+
+def test_silence_ends_the_run_unless_it_says_otherwise(store: Store, clock: ManualClock) -> None:
+    task = ask(store, timeout_seconds=60)
+    pass_(clock, store, 60)
+    assert look(store, task).status is TaskStatus.EXPIRED
+    with store.read() as tx:
+        run = runs.get(tx, task.run_id)
+    assert (run.status, run.error.type) == (RunStatus.EXPIRED, "human_task_expired")
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_deadline_and_a_person_do_not_both_win(store: Store, clock: ManualClock, late: bool) -> None:
+    task = ask(store, timeout_seconds=60, on_timeout="approve")
+    clock.advance(timedelta(seconds=60 if late else 59))
+    if not late:
+        assert answer(store, task, "ann", "rejected").decision.by == "person"
+        assert pass_(clock, store, 10) == 0
+        assert look(store, task).decision.kind == "rejected"
+        return
+    # Nobody has swept yet: the deadline is applied before the answer is looked at, and stays.
+    with pytest.raises(KneoError) as caught:
+        answer(store, task, "ann", "rejected")
+    assert caught.value.code == "human_task_expired"
+    now = look(store, task)
+    assert (now.decision.by, now.decision.kind) == ("policy:timeout", "approved")
+    assert expire_due(store) == 0
+
+
+def test_a_snooze_ends_by_itself_and_does_not_move_the_deadline(store: Store, clock: ManualClock) -> None:
+    task = ask(store, timeout_seconds=100, on_timeout="reject")
+    snooze(store, task.id, isoformat(clock.now() + timedelta(seconds=50)), actor="ann")
+    assert pass_(clock, store, 50) == 1
+    assert look(store, task).status is TaskStatus.OPEN
+    snooze(store, task.id, isoformat(clock.now() + timedelta(seconds=500)), actor="ann")
+    assert pass_(clock, store, 50) == 1
+    assert look(store, task).decision.by == "policy:timeout"
+
+
+def test_a_sweep_that_comes_late_does_everything_that_was_due(store: Store, clock: ManualClock) -> None:
+    chain = [{"after": 20, "to": "ben"}]
+    task = ask(store, remind=[10, 30], escalate=chain, timeout_seconds=40, on_timeout="reject")
+    assert pass_(clock, store, 1000) == 1
+    assert happened(store, task) == ["requested", "reminded", "escalated", "reminded", "expired"]
