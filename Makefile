@@ -45,7 +45,7 @@ schemas: $(VENV)/.ready ## Write schemas/ anew from the code
 conformance: $(VENV)/.ready-dev ## Let the published clients work with a live service (needs Python 3.12)
 	@$(BIN)/pytest -rs tests/conformance/clients --published-clients
 
-.PHONY: reference fuzz bench-lint
+.PHONY: reference fuzz bench-lint bench-reconcile
 reference: $(VENV)/.ready-dev ## Write docs/reference/ anew from the code
 	@$(BIN)/python tests/guards/reference_pages.py
 
@@ -66,6 +66,9 @@ fuzz: $(VENV)/.ready-dev ## Feed spoiled files to everything that reads specs, f
 
 bench-lint: $(VENV)/.ready-dev ## Measure what checking specs costs, and how that grows
 	@$(BIN)/python -m benchmarks.lint
+
+bench-reconcile: $(VENV)/.ready-dev ## Measure what a commit costs the controller, beside the least it could cost
+	@$(BIN)/python -m benchmarks.reconcile
 
 format: $(VENV)/.ready-dev ## Put the code into shape
 	@$(BIN)/ruff check --fix-only .

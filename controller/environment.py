@@ -10,7 +10,7 @@ from controller.apply import Lease, apply, check_lease, write_report
 from controller.drift import DriftWatch
 from controller.gates import Allowed, Evidence, Verdict, Waits, judge, judge_policy, rules_of
 from controller.ledger import Ledger
-from controller.load import Declared, Problem
+from controller.load import Declared, Problem, find_bundles
 from controller.notices import notices_of
 from controller.observe import Believed, Observed, Served, evidence, record_decisions, rules_before
 from controller.outcome import Outcome
@@ -88,23 +88,24 @@ class EnvironmentPass:
         record = situation.observed.records.get(environment.name)
         before = rules_before(record, environment, situation.declared.revision)
         case = _Case(environment, before, situation)
-        verified = self._verify(case)
+        places = find_bundles(environment, situation.declared.blobs)
+        verified = self._verify(case, places)
         with self.store.write() as tx:
             check_lease(tx, situation.lease)
             # Whoever changes what gates look at takes this lock too, and so comes before or after.
             lock_table(tx, f"environment/{case.name}")
             outcome = self._decide(tx, case, verified)
         epoch = situation.trust.epoch(environment)
-        self._judged.remember(environment, epoch, situation.declared.blobs, verified)
+        self._judged.remember(environment.name, epoch, places, situation.declared.blobs, verified)
         return outcome
 
-    def _verify(self, case: _Case) -> Verified:
+    def _verify(self, case: _Case, places: Mapping[str, str]) -> Verified:
         """Judge what is new. What is served and was judged under this very trust is not even read."""
         situation = case.situation
         here = situation.observed.served.get(case.name, {})
         epoch, blobs = situation.trust.epoch(case.environment), situation.declared.blobs
-        standing = self._judged.standing(case.environment, epoch, blobs, here)
-        paths = self._judged.unread(case.environment, blobs, standing)
+        standing = self._judged.standing(case.environment, epoch, places, blobs, here)
+        paths = {name: path for name, path in places.items() if name not in standing}
         envelopes = situation.snapshot.read(paths.values())
         if case.record is not None and case.record.trust_epoch == epoch:
             standing |= self._judged.recognise(case.environment, paths, envelopes, here)

@@ -16,6 +16,7 @@ from kneo.trust.verify import bundle_path
 TRUST = "environments/trust.json"
 ENVIRONMENT = re.compile(r"environments/([a-z0-9][a-z0-9-]{0,62})\.ya?ml")
 EARLIER_ROOT = re.compile(r"environments/roots/([1-9][0-9]{0,6})\.json")
+_BALLOTS = ".approvals/"
 _BALLOT = re.compile(r"(?:bundles/[^/]+/[^/]+|environments/[^/]+)\.approvals/[^/]+\.dsse\.json")
 
 BALLOTS = 64
@@ -48,11 +49,17 @@ class Declared:
 
 def find_bundle(entry: ReleasePin, blobs: Mapping[str, str]) -> str | None:
     """Find the file of a named release in a commit."""
-    return next((path for path in (bundle_path(*_named(entry)), hmac_path(*_named(entry))) if path in blobs), None)
+    path = bundle_path(entry.bundle, entry.version)
+    if path in blobs:
+        return path
+    path = hmac_path(entry.bundle, entry.version)
+    return path if path in blobs else None
 
 
-def _named(entry: ReleasePin) -> tuple[str, str]:
-    return entry.bundle, entry.version
+def find_bundles(environment: Environment, blobs: Mapping[str, str]) -> dict[str, str]:
+    """Find the files of all releases that an environment names, by bundle name; those of which there is one."""
+    found = ((entry.bundle, find_bundle(entry, blobs)) for entry in environment.spec.releases)
+    return {name: path for name, path in found if path is not None}
 
 
 class Loader:
@@ -65,7 +72,7 @@ class Loader:
         """Read what a commit declares. A file that cannot be read is a ``Problem`` of its environment only."""
         paths, twice = _environment_paths(snapshot)
         roots = _root_paths(snapshot)
-        ballots = [path for path in snapshot.files if _BALLOT.fullmatch(path)]
+        ballots = [path for path in snapshot.files if _BALLOTS in path and _BALLOT.fullmatch(path)]
         news = [path for name, path in paths.items() if self._id(name) != snapshot.files[path].id]
         texts = snapshot.read([*news, *roots, *ballots])
         self._known = {

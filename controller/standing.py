@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from controller.load import find_bundle
 from controller.verify import Standing, Verified, standing_of, still_standing
 from kneo.digest import Digest
 from kneo.spec.environment import Environment
 from kneo.state.release import Release
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Memory:
     epoch: Digest
-    known: dict[str, tuple[str, Standing]] = field(default_factory=dict)
+    known: Mapping[str, tuple[str, Standing]]
     """Blob id and what it held, by bundle name."""
 
 
@@ -26,38 +25,38 @@ class Judged:
         self._memory: dict[str, _Memory] = {}
 
     def standing(
-        self, environment: Environment, epoch: Digest, blobs: Mapping[str, str], served: Mapping[str, Release]
+        self,
+        environment: Environment,
+        epoch: Digest,
+        places: Mapping[str, str],
+        blobs: Mapping[str, str],
+        served: Mapping[str, Release],
     ) -> dict[str, Standing]:
-        """Find the bundles that are served, and whose file is the very one that was judged under this epoch."""
+        """Find the bundles that are served, and whose file is the very one that was judged under this epoch.
+
+        Args:
+            environment: Its file.
+            epoch: What judging rests on today.
+            places: Paths of the files of the bundles it names.
+            blobs: Ids of files, by path.
+            served: What it serves.
+        """
         memory = self._memory.get(environment.name)
         if memory is None or memory.epoch != epoch:
             return {}
         found = {}
         for entry in environment.spec.releases:
-            blob, standing = memory.known.get(entry.bundle, ("", None))
-            release = served.get(entry.bundle)
-            path = find_bundle(entry, blobs)
+            name = entry.bundle
+            if name not in places or name not in served or name not in memory.known:
+                continue
+            blob, standing = memory.known[name]
             if (
-                standing is not None
-                and release is not None
-                and path is not None
-                and blobs[path] == blob
-                and release.digest == standing.digest
+                blobs[places[name]] == blob
+                and served[name].digest == standing.digest
                 and standing.version == entry.version
             ):
-                found[entry.bundle] = standing
+                found[name] = standing
         return found
-
-    def unread(
-        self, environment: Environment, blobs: Mapping[str, str], standing: Mapping[str, Standing]
-    ) -> dict[str, str]:
-        """Say which files have to be read, by bundle name."""
-        wanted = (
-            (entry.bundle, find_bundle(entry, blobs))
-            for entry in environment.spec.releases
-            if entry.bundle not in standing
-        )
-        return {name: path for name, path in wanted if path is not None}
 
     def recognise(
         self,
@@ -77,12 +76,13 @@ class Judged:
                 found[entry.bundle] = standing
         return found
 
-    def remember(self, environment: Environment, epoch: Digest, blobs: Mapping[str, str], verified: Verified) -> None:
-        """Keep what was found out, whether or not it is served yet: only what is served stands."""
-        memory = _Memory(epoch)
-        for entry in environment.spec.releases:
-            bundle, path = verified.desired.get(entry.bundle), find_bundle(entry, blobs)
-            if bundle is not None and path is not None:
-                standing = bundle if isinstance(bundle, Standing) else standing_of(bundle)
-                memory.known[entry.bundle] = (blobs[path], standing)
-        self._memory[environment.name] = memory
+    def remember(
+        self, name: str, epoch: Digest, places: Mapping[str, str], blobs: Mapping[str, str], verified: Verified
+    ) -> None:
+        """Keep what was found out for an environment, whether or not it is served yet: only what is served stands."""
+        known = {
+            bundle: (blobs[places[bundle]], item if isinstance(item, Standing) else standing_of(item))
+            for bundle, item in verified.desired.items()
+            if bundle in places
+        }
+        self._memory[name] = _Memory(epoch, known)

@@ -210,7 +210,9 @@ def _verify_under(
 ) -> VerifiedBundle:
     signatures = environment.spec.signatures
     if not path.endswith(".dsse.json"):
-        return _verify_hmac(path, envelope, environment, trust)
+        return verify_hmac_bundle(
+            envelope, key=trust.hmac_key, signatures=signatures, path=path, environment=environment.name
+        )
     # What was accepted before is judged as of then, so that expiry stops only what is new. Its signatures, where there
     # are others now, are as new as they look: else a stolen key could vouch for something old.
     accepted = trust.now if record is None else parse_time(record.first_seen_at)
@@ -224,21 +226,6 @@ def _verify_under(
         environment=environment.name,
         now=accepted,
         first_seen=seen,
-    )
-
-
-def _verify_hmac(path: str, envelope: bytes, environment: Environment, trust: Trust) -> VerifiedBundle:
-    if not trust.hmac_key:
-        msg = f"{path} is a bundle in the older format, and the controller has no key to check it with."
-        raise Untrusted(
-            msg, code="PolicyDenied", hint="Set KNEO_SERV_SPEC_SIGNING_KEY, or sign it with a key of its own."
-        )
-    return verify_hmac_bundle(
-        envelope,
-        key=trust.hmac_key,
-        signatures=environment.spec.signatures,
-        path=path,
-        environment=environment.name,
     )
 
 

@@ -274,7 +274,7 @@ class Mirror:
         parents = frozenset(
             line[1].decode("ascii", "replace") for line in head if line[0] == b"parent" and len(line) == 2
         )
-        if not trees:
+        if not trees or not _COMMIT.fullmatch(trees[0]):
             raise self._no_commit(commit)
         return _Commit(commit, trees[0], parents)
 

@@ -33,7 +33,8 @@ _KINDS = {"120000": "a symbolic link", "160000": "a submodule", "100755": "execu
 
 # Printable ASCII without spaces: so every path is its own normal form in every Unicode and on every file system.
 _PART = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9._+:-]{0,199}")
-_MODE = re.compile(rb"[0-7]{1,7}")
+_ENTRY = {size: re.compile(rb"([0-7]{1,7}) ([^\0]+)\0(.{%d})" % size, re.DOTALL) for size in (20, 32)}
+"""An entry of a tree object: mode, name and id, which is as long as the repository's hash."""
 
 
 class Trees(Protocol):
@@ -162,15 +163,14 @@ def parse_folder(path: str, content: bytes, id_bytes: int = 20) -> _Listing:
 
 def _entries(path: str, content: bytes, id_bytes: int) -> Iterator[tuple[str, str, str]]:
     """Yield mode, name and id of each entry of a tree object."""
-    at = 0
+    entry, at = _ENTRY[id_bytes], 0
     while at < len(content):
-        space = content.find(b" ", at)
-        end = content.find(b"\0", space)
-        mode, oid = content[at:space], content[end + 1 : end + 1 + id_bytes]
-        if not at < space < end or not _MODE.fullmatch(mode) or len(oid) != id_bytes:
+        found = entry.match(content, at)
+        if found is None:
             raise _unsafe(path, "is a folder that git should not have stored")
-        yield mode.decode("ascii"), content[space + 1 : end].decode(errors="backslashreplace"), oid.hex()
-        at = end + 1 + id_bytes
+        mode, name, oid = found.groups()
+        yield mode.decode("ascii"), name.decode(errors="backslashreplace"), oid.hex()
+        at = found.end()
 
 
 def _blobs(

@@ -127,6 +127,7 @@ class PlatformManager:
             self.store,
             self.compiler.compile,
             pin=self.settings.trust_root,
+            hmac_key=self.settings.spec_signing_key,
             max_queue=self.settings.execution.max_queue_depth,
             project=read_config(self.settings),
         )

@@ -117,7 +117,8 @@ def verify_hmac_bundle(
 ) -> VerifiedBundle:
     """Decide whether these bytes are an HMAC bundle that may run in an environment.
 
-    1. The environment accepts this format, and asks for no more than one signature, which is all it can carry.
+    1. The environment accepts this format, asks for no more than one signature, which is all it can carry, and there
+       is a key.
     2. Kind, version, digest and signature are right.
     3. It stands at ``bundles/<name>/<version>.json``, which is all that names it.
     4. It was signed for this environment, or for none in particular.
@@ -137,6 +138,10 @@ def verify_hmac_bundle(
         raise Untrusted(
             msg, code="ThresholdNotMet", hint="Sign it with keys of their own: kneo spec bundle sign --key."
         )
+    if not key:
+        msg = f"{path} is a bundle in the older format, and this process has no key to check it with."
+        hint = "Set KNEO_SERV_SPEC_SIGNING_KEY for every process, or sign it with a key of its own."
+        raise Untrusted(msg, code="PolicyDenied", hint=hint)
     # (2)
     report = check_hmac_bundle(data, key, file=path)
     if not report.valid:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from config_repo import ConfigRepo
+from config_repo import ConfigRepo, announcement
 from kneo_process import Machine
 
 pytestmark = pytest.mark.e2e
@@ -119,3 +119,28 @@ def _key(machine: Machine, repo: ConfigRepo) -> Path:
     path.write_bytes(repo.key.dump())
     path.chmod(0o600)
     return path
+
+
+def test_a_bundle_of_the_older_format_runs_where_the_key_is_known(tmp_path: Path, repo: ConfigRepo) -> None:
+    secret = "KNEO_SERV_SPEC_SIGNING_KEY"
+    machine = Machine(tmp_path / "work", f"sqlite:///{tmp_path / 'work' / 'kneo.sqlite'}", **{secret: "shared"})
+    spec = repo.folder / "specs/mail.json"
+    spec.parent.mkdir()
+    spec.write_text(json.dumps(announcement()))
+    output = repo.folder / "bundles/mail/1.0.0.json"
+    output.parent.mkdir(parents=True)
+    signing = ("--output", str(output), "--approved-by", "ann", "--env", "prod")
+    machine.kneo("spec", "bundle", "sign", str(spec), *signing, cwd=repo.folder)
+    accepting = {"accept": ["hmac-v1"], "roles": ["release"], "threshold": 1}
+    repo.environment("prod", {"mail": "1.0.0"}, signatures=accepting)
+    repo.commit("Release in the older format")
+    machine.kneo("controller", "run", "--once", "--repo", str(repo.folder), "--trust-root", repo.pin)
+
+    running = ("run", "--bundle", "mail", "--env", "prod", "--input", "hello")
+    run = machine.json(*running, expect=None)
+    assert run["status"] == "paused", run
+    assert run["metadata"]["release"]["version"] == "1.0.0"
+    for value, reason in (("", "PolicyDenied"), ("another", "SignatureInvalid")):
+        machine.env[secret] = value
+        refused = machine.json(*running, expect=3)
+        assert refused["error"] == reason, refused

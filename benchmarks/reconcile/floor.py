@@ -1,0 +1,56 @@
+"""The least that any implementation has to do with a commit: no registry, no gates, no history."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from config_repo import ConfigRepo
+
+from benchmarks.reconcile.repository import ENVIRONMENT
+from kneo.clock import SystemClock
+from kneo.spec.environment import parse_environment
+from kneo.spec.load import load_tree
+from kneo.spec.rules import check
+from kneo.trust.root import verify_chain
+from kneo.trust.verify import verify_bundle
+
+
+class Floor:
+    """A bare ``git fetch``, reading the blobs, verifying the signatures, parsing and validating the payloads."""
+
+    def __init__(self, repo: ConfigRepo, mirror: Path) -> None:
+        self.repo = repo
+        self.git = ["git", "--git-dir", str(mirror), "-c", "fetch.fsckObjects=true", "-c", "gc.auto=0"]
+        subprocess.run(["git", "init", "-q", "--bare", str(mirror)], check=True)
+        self.now = SystemClock().now()
+        self.root = verify_chain(repo.pin, [(repo.folder / "environments/trust.json").read_bytes()], self.now)
+
+    def run(self, paths: Sequence[str]) -> None:
+        """Take in these bundles, and the environment file that names them."""
+        subprocess.run([*self.git, "fetch", "-q", str(self.repo.folder), "+main:refs/heads/main"], check=True)
+        blobs = self._read([ENVIRONMENT, *paths])
+        environment = parse_environment(blobs[ENVIRONMENT], file=ENVIRONMENT)
+        for path in paths:
+            bundle = verify_bundle(
+                blobs[path],
+                root=self.root,
+                signatures=environment.spec.signatures,
+                path=path,
+                environment="prod",
+                now=self.now,
+            )
+            if not load_tree(dict(bundle.spec), rules=check).valid:
+                raise AssertionError(path)
+
+    def _read(self, paths: Sequence[str]) -> dict[str, bytes]:
+        asked = "".join(f"main:{path}\n" for path in paths).encode()
+        out = subprocess.run([*self.git, "cat-file", "--batch"], input=asked, capture_output=True, check=True).stdout
+        blobs, at = {}, 0
+        for path in paths:
+            end = out.index(b"\n", at)
+            size = int(out[at:end].split()[2])
+            blobs[path] = out[end + 1 : end + 1 + size]
+            at = end + size + 2
+        return blobs

@@ -1,0 +1,165 @@
+"""Side by side in one run: what the controller takes, and what nobody could do without."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+from config_repo import ConfigRepo
+from kneo_process import Machine
+
+from benchmarks.reconcile.floor import Floor
+from benchmarks.reconcile.repository import Fleet
+from controller.apply import Lease
+from controller.reconcile import Reconciler
+from controller.source.mirror import Mirror
+from kneo.clock import SystemClock
+from kneo.store import requests
+from kneo.store.engine import Store
+from kneo.store.migrate import open_store
+
+COLD_TURNS, TURNS, POLLS, PUSHES = 3, 15, 40, 7
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Say how many milliseconds something takes."""
+    started = time.perf_counter()
+    work()
+    return (time.perf_counter() - started) * 1000
+
+
+class Subject:
+    """A controller with a database and a mirror of its own."""
+
+    def __init__(self, repo: ConfigRepo, folder: Path) -> None:
+        folder.mkdir()
+        self.store: Store = open_store(f"sqlite:///{folder / 'kneo.sqlite'}", SystemClock())
+        self.mirror = Mirror(str(repo.folder), "main", folder / "mirrors")
+        self.reconciler = Reconciler(self.store, self.mirror, repo.pin)
+        with self.store.write() as tx:
+            fence = requests.take_lease(tx, "controller", "bench", timedelta(hours=1))
+        self.lease = Lease("controller", "bench", fence or 0)
+
+    def run(self) -> None:
+        """Do one pass, which has to end well."""
+        done = self.reconciler.reconcile(self.lease)
+        if done.outcomes["prod"].state != "Ready":
+            raise AssertionError(done)
+
+    def close(self) -> None:
+        self.mirror.close()
+        self.store.close()
+
+
+def cold(fleet: Fleet, folder: Path) -> dict[str, float]:
+    """A database and a mirror that hold nothing yet."""
+    ours, floors = [], []
+    for turn in range(COLD_TURNS):
+        floor = Floor(fleet.repo, folder / f"floor{turn}.git")
+        floors.append(timed(lambda it=floor: it.run(fleet.paths())))
+        subject = Subject(fleet.repo, folder / f"cold{turn}")
+        ours.append(timed(subject.run))
+        subject.close()
+        shutil.rmtree(folder / f"cold{turn}")
+        shutil.rmtree(folder / f"floor{turn}.git")
+    return _compared("cold", min(ours), min(floors))
+
+
+def changes(fleet: Fleet, folder: Path) -> dict[str, float]:
+    """Five new versions in one commit, once everything else is known; then nothing new; then another process."""
+    floor, subject = Floor(fleet.repo, folder / "floor.git"), Subject(fleet.repo, folder / "warm")
+    floor.run(fleet.paths()[:1])
+    subject.run()
+    ours, floors = [], []
+    for turn in range(TURNS):
+        paths = fleet.change(turn)
+        both = [(ours, subject.run), (floors, lambda wanted=paths: floor.run(wanted))]
+        for results, work in both if turn % 2 else both[::-1]:
+            results.append(timed(work))
+    found = _compared("five_changed", statistics.median(ours), statistics.median(floors))
+    again = Reconciler(subject.store, subject.mirror, fleet.repo.pin)
+    restart = timed(lambda: again.reconcile(subject.lease))
+    remote = ["git", "ls-remote", "-q", str(fleet.repo.folder), "refs/heads/main"]
+    polls, bare = [], []
+    for _ in range(POLLS):
+        bare.append(timed(lambda: subprocess.run(remote, check=True, capture_output=True)))
+        polls.append(timed(subject.mirror.poll))
+    subject.close()
+    return {
+        **found,
+        "restart_ms": round(restart),
+        "no_op_ms": round(statistics.median(polls), 1),
+        "ls_remote_ms": round(statistics.median(bare), 1),
+    }
+
+
+def peak_memory(fleet: Fleet, folder: Path) -> dict[str, float]:
+    """What a process needs for the first pass, beside what it needs for nothing."""
+    script = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from types import SimpleNamespace\n"
+        "from benchmarks.reconcile.measure import Subject\n"
+        "idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "repo = SimpleNamespace(folder=Path(sys.argv[1]), pin=sys.argv[2])\n"
+        "Subject(repo, Path(sys.argv[3])).run()\n"
+        "print(idle // 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+    )
+    arguments = [str(fleet.repo.folder), fleet.repo.pin, str(folder / "memory")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/local/bin:/usr/bin:/bin"},
+    )
+    idle, peak = map(int, done.stdout.split())
+    return {"idle_rss_mib": idle, "peak_rss_mib": peak}
+
+
+def webhook(fleet: Fleet, folder: Path) -> dict[str, float]:
+    """From the delivery of a webhook to the release being served, by a real ``kneo up`` that would look hourly else."""
+    secret = "bench"  # noqa: S105 - of a service that lives for this measurement
+    database = f"sqlite:///{folder / 'up.sqlite'}"
+    machine = Machine(folder / "machine", database, KNEO_SERV_HOOK_SECRET_GENERIC=secret)
+    url = f"file://{fleet.repo.folder}"
+    took = []
+    try:
+        process = machine.up("--repo", url, "--trust-root", fleet.repo.pin, "--interval", "1h")
+        with httpx.Client(base_url=process.url, timeout=30) as client:
+            _wait_for(client, fleet.repo.head())
+            for turn in range(PUSHES):
+                fleet.change(turn, 1)
+                body = json.dumps({"turn": turn}).encode()
+                proof = "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+                headers = {"x-signature": proof, "x-delivery": str(turn)}
+                started = time.perf_counter()
+                client.post("/v1/hooks/generic", content=body, headers=headers).raise_for_status()
+                _wait_for(client, fleet.repo.head())
+                took.append((time.perf_counter() - started) * 1000)
+    finally:
+        machine.stop()
+    return {"webhook_to_served_ms": round(statistics.median(took)), "webhook_to_served_worst_ms": round(max(took))}
+
+
+def _wait_for(client: httpx.Client, commit: str) -> None:
+    deadline = time.monotonic() + 120
+    # Until the first pass is through there is no such environment.
+    while commit not in client.get("/v1/environments/prod").text:
+        if time.monotonic() > deadline:
+            raise AssertionError(commit)
+        time.sleep(0.005)
+
+
+def _compared(name: str, ours: float, floor: float) -> dict[str, float]:
+    return {f"{name}_ms": round(ours), f"{name}_floor_ms": round(floor), f"{name}_ratio": round(ours / floor, 2)}
