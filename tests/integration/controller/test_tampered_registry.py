@@ -198,5 +198,5 @@ def test_a_bundle_in_the_older_format_runs_where_that_is_accepted_and_only_with_
     with_key.hmac_key = SECRET
     assert with_key.reconcile(bench.lease()).outcomes["prod"] == Done(1)
     assert _start(bench, "fax", SECRET).release is not None
-    assert _refused(bench, "fax") == "invalid_key"
+    assert _refused(bench, "fax") == "PolicyDenied"
     assert _refused(bench, "fax", "another secret") == "SignatureInvalid"
