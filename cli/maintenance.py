@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli import render
-from cli.compose import make_store
+from cli.compose import find_store, make_store
 from cli.connection import JsonOption
-from kneo.errors import Usage
-from kneo.maintenance import backup_sqlite_database, make_retention, restore_sqlite_database
+from kneo.maintenance import backup, make_retention, restore, vacuum
 from kneo.runtime.timers import end_overdue_runs
 from kneo.settings import from_env
 from kneo.tasks.sweep import expire_due
@@ -26,15 +26,12 @@ def prune(as_json: JsonOption = False) -> None:
     A running service does all of it by itself.
     """
     settings = from_env()
-    store = make_store(settings)
-    try:
+    with closing(make_store(settings)) as store:
         answer: dict[str, object] = {
             "expired_human_tasks": expire_due(store),
             "timed_out_runs": end_overdue_runs(store),
             "retention": make_retention(settings, store)().as_json(),
         }
-    finally:
-        store.close()
     retained = answer["retention"]
     assert isinstance(retained, dict)
     lines = [(name, f"{count}") for name, count in {**answer, **retained}.items() if name != "retention"]
@@ -42,28 +39,31 @@ def prune(as_json: JsonOption = False) -> None:
 
 
 @app.command("backup")
-def backup(
+def back_up(
     destination: Annotated[Path, typer.Argument(metavar="FILE")],
     as_json: JsonOption = False,
 ) -> None:
-    """Copy this project's SQLite database, in use or not."""
-    answer = backup_sqlite_database(_database(), destination)
-    render.emit(answer, as_json=as_json, text=lambda: render.text(f"Copied to {destination}."))
+    """Copy the database, in use or not, into one SQLite file, whichever kind it is of."""
+    with closing(find_store(from_env())) as store:
+        answer = backup(store, destination)
+    render.emit(answer, as_json=as_json, text=lambda: render.success(f"Copied to {destination}."))
 
 
 @app.command("restore")
-def restore(
+def bring_back(
     source: Annotated[Path, typer.Argument(metavar="FILE")],
+    replace: Annotated[bool, typer.Option("--replace", help="Let the SQLite database that is there go.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Put a backup in the place of this project's SQLite database. Stop everything that uses it first."""
-    answer = restore_sqlite_database(source, _database())
-    render.emit(answer, as_json=as_json, text=lambda: render.text(f"Restored from {source}."))
+    """Bring a backup back, into an empty database of either kind. Refused while any process uses the database."""
+    answer = restore(from_env(), source, replace=replace)
+    render.emit(answer, as_json=as_json, text=lambda: render.success(f"Restored from {source}."))
 
 
-def _database() -> Path:
-    url = from_env().database_url
-    if not url.startswith("sqlite:///"):
-        msg = "This project's database is PostgreSQL, which brings its own tools."
-        raise Usage(msg, hint="pg_dump and pg_restore.")
-    return Path(url.removeprefix("sqlite:///"))
+@app.command("vacuum")
+def give_back(as_json: JsonOption = False) -> None:
+    """Give the space of what was deleted back to the disk."""
+    with closing(find_store(from_env())) as store:
+        answer = vacuum(store)
+    lines = [(name, f"{count}") for name, count in answer.items()]
+    render.emit(answer, as_json=as_json, text=lambda: render.panel("Vacuumed", lines))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kneo.maintenance.backup import backup_sqlite_database, restore_sqlite_database
+from kneo.maintenance.backup import backup, backup_sqlite_database, restore, restore_sqlite_database, vacuum
 from kneo.maintenance.locks import LockAcquisitionError
 from kneo.maintenance.retention import RetentionManager, RetentionPolicy, RetentionReport, make_retention
 
@@ -11,7 +11,10 @@ __all__ = [
     "RetentionManager",
     "RetentionPolicy",
     "RetentionReport",
+    "backup",
     "backup_sqlite_database",
     "make_retention",
+    "restore",
     "restore_sqlite_database",
+    "vacuum",
 ]

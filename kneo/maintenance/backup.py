@@ -1,13 +1,19 @@
-"""Copies of a SQLite database, taken while it is in use."""
+"""Copies of the database, taken while it is in use, and bringing one back."""
 
 from __future__ import annotations
 
-import os
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from kneo.errors import Invalid, NotFound
+from kneo.clock import SystemClock
+from kneo.errors import Conflict
+from kneo.settings import Settings
+from kneo.state.audit import ChainVerdict
+from kneo.store import copies
+from kneo.store.engine import Store
+from kneo.store.migrate import open_store
+
+SQLITE = "sqlite:///"
 
 
 def backup_sqlite_database(source: str | Path, destination: str | Path) -> dict[str, object]:
@@ -17,46 +23,79 @@ def backup_sqlite_database(source: str | Path, destination: str | Path) -> dict[
         NotFound: there is no database at ``source``.
         Invalid: the copy is damaged, or ``destination`` is ``source``.
     """
-    return _copy(Path(source), Path(destination))
+    copies.copy_file(Path(source), Path(destination))
+    return _copied(source, destination)
 
 
 def restore_sqlite_database(source: str | Path, destination: str | Path) -> dict[str, object]:
-    """Put a backup in the place of a database, all of it or none. Stop what uses the database first.
+    """Put a backup in the place of a database, all of it or none.
 
     Raises:
         NotFound: there is no backup at ``source``.
-        Invalid: the backup is damaged, or ``destination`` is ``source``.
+        Invalid: the backup is damaged, written by a newer version, or ``destination`` itself.
+        Conflict: ``store_in_use``: some process has the database open.
     """
-    answer = _copy(Path(source), Path(destination))
-    for suffix in ("-wal", "-shm"):
-        Path(f"{destination}{suffix}").unlink(missing_ok=True)
-    return answer
+    copies.restore_file(Path(source), Path(destination), SystemClock())
+    return _copied(source, destination)
 
 
-def _copy(source: Path, destination: Path) -> dict[str, object]:
-    if not source.is_file():
-        msg = f"There is no database at {source}."
-        raise NotFound(msg)
-    if source.resolve() == destination.resolve():
-        msg = f"{source} cannot be copied onto itself."
-        raise Invalid(msg)
-    destination.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # Beside its place and then into it, so that a copy that breaks off leaves what was there.
-    draft = destination.with_name(f"{destination.name}.new")
-    draft.unlink(missing_ok=True)
-    try:
-        draft.touch(mode=0o600)
-        with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(draft)) as new:
-            old.backup(new)
-            found = new.execute("PRAGMA integrity_check").fetchone()[0]
-            # A database in WAL mode would leave files beside the copy.
-            new.execute("PRAGMA journal_mode=DELETE")
-        if found != "ok":
-            msg = f"The copy of {source} is damaged: {found[:200]}"
-            raise Invalid(msg, code="backup_damaged")
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        draft.replace(destination)
-    finally:
-        draft.unlink(missing_ok=True)
-    return {"source": str(source), "destination": str(destination), "bytes_copied": destination.stat().st_size}
+def backup(store: Store, destination: Path) -> dict[str, object]:
+    """Copy a database of either kind into a SQLite file.
+
+    Returns:
+        ``destination``, ``bytes_copied``, and ``audit`` with what a restored database has to show again: ``valid``,
+        ``size`` and ``head`` of the chain.
+
+    Raises:
+        Invalid: the copy is damaged.
+    """
+    verdict = copies.back_up(store, destination)
+    return {
+        "destination": str(destination),
+        "bytes_copied": destination.stat().st_size,
+        "audit": _chain(verdict),
+    }
+
+
+def restore(settings: Settings, source: Path, *, replace: bool = False) -> dict[str, object]:
+    """Bring a backup back into the database of these settings: into an empty one, or in the place of a SQLite file.
+
+    Args:
+        settings: Which database is meant.
+        source: The backup.
+        replace: Whether a SQLite file that is there may go.
+
+    Returns:
+        ``source``, and ``audit`` as ``backup`` does.
+
+    Raises:
+        NotFound: there is no backup.
+        Invalid: it is damaged, or written by a newer version.
+        Conflict: ``store_in_use``, ``store_not_empty``.
+    """
+    url, clock = settings.database_url, SystemClock()
+    if url.startswith(SQLITE):
+        path = Path(url.removeprefix(SQLITE))
+        if path.is_file() and not replace:
+            msg = f"There is a database at {path} already."
+            raise Conflict(msg, code="store_not_empty", hint="Say --replace to put the backup in its place.")
+        verdict = copies.restore_file(source, path, clock)
+    else:
+        with closing(open_store(url, clock)) as store:
+            verdict = copies.restore(source, store)
+    return {"source": str(source), "audit": _chain(verdict)}
+
+
+def vacuum(store: Store) -> dict[str, int]:
+    """Give unused space back; return ``bytes_before`` and ``bytes_after``."""
+    before, after = copies.vacuum(store)
+    return {"bytes_before": before, "bytes_after": after}
+
+
+def _chain(verdict: ChainVerdict) -> dict[str, object]:
+    return {"valid": verdict.valid, "size": verdict.size, "head": verdict.head}
+
+
+def _copied(source: str | Path, destination: str | Path) -> dict[str, object]:
+    size = Path(destination).stat().st_size
+    return {"source": str(source), "destination": str(destination), "bytes_copied": size}

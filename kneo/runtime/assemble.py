@@ -20,11 +20,8 @@ from kneo.runtime.worker import Worker
 from kneo.settings import Settings
 from kneo.state.run import Run
 from kneo.store import runs
-from kneo.store.engine import Store
+from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.history import CheckpointLimits
-
-WORKER_LOCK = "worker"
-"""Held by the one process that executes steps on a SQLite file, or shared by those that do on PostgreSQL."""
 
 
 class Works(Protocol):

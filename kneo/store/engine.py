@@ -34,6 +34,9 @@ BUSY_TIMEOUT_MS = 10_000
 WRITERS = 8
 """Transactions that ``submit`` has under way at once on PostgreSQL."""
 
+WORKER_LOCK = "worker"
+"""Held by the one process that executes steps on a SQLite file, or shared by those that do on PostgreSQL."""
+
 WRITE = "kneo_write"
 """Execution option that marks a connection as one that will write."""
 

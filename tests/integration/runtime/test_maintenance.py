@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import pytest
 from engine import Engine, step
 
 from kneo.clock import ManualClock
-from kneo.errors import Invalid, NotFound, Transient
-from kneo.maintenance import RetentionManager, RetentionPolicy, backup_sqlite_database, restore_sqlite_database
+from kneo.errors import Transient
+from kneo.maintenance import RetentionManager, RetentionPolicy
 from kneo.runtime.start import Starter
 from kneo.spec.project import Retention
 from kneo.state.run import RunStatus
@@ -69,24 +68,6 @@ def test_old_files_go(engine: Engine, tmp_path: Path, clock: ManualClock) -> Non
     (logs / "now.log").write_text("x")
     clock.advance(timedelta(days=365 * 10))
     assert RetentionManager(engine.store, logs=logs).prune(RetentionPolicy(logs_days=5)).logs == 1
-
-
-def test_a_backup_is_whole_and_comes_back(tmp_path: Path) -> None:
-    source, copy, back = tmp_path / "a.sqlite", tmp_path / "backups" / "a.sqlite", tmp_path / "b.sqlite"
-    with sqlite3.connect(source) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("CREATE TABLE t (x)")
-        connection.execute("INSERT INTO t VALUES (7)")
-        connection.commit()
-        answer = backup_sqlite_database(source, copy)
-    assert answer == {"source": str(source), "destination": str(copy), "bytes_copied": copy.stat().st_size}
-    restore_sqlite_database(copy, back)
-    assert sqlite3.connect(back).execute("SELECT x FROM t").fetchone() == (7,)
-    assert copy.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(NotFound):
-        backup_sqlite_database(tmp_path / "none", copy)
-    with pytest.raises(Invalid):
-        backup_sqlite_database(source, source)
 
 
 def test_a_full_queue_takes_no_more(engine: Engine) -> None:

@@ -1,0 +1,264 @@
+"""Copies of a database. Of either kind a copy is a SQLite file, taken at one moment while everybody goes on writing.
+
+PostgreSQL's tables are read within one snapshot and written into such a file, so that one kind of backup can be looked
+into with any tool, and comes back into either kind of database.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+from sqlalchemy import JSON, Table, bindparam, insert, select, text, type_coerce
+
+from kneo.clock import Clock
+from kneo.errors import Conflict, Invalid, NotFound, Transient
+from kneo.state.audit import ChainVerdict
+from kneo.store import audit, queue, runs
+from kneo.store.engine import BUSY_TIMEOUT_MS, WORKER_LOCK, Store, Tx
+from kneo.store.migrate import open_store
+from kneo.store.tables import metadata
+
+ROWS_AT_ONCE = 500
+
+
+def back_up(store: Store, destination: Path) -> ChainVerdict:
+    """Copy a database as it is at one moment; ``destination`` is replaced when the copy is whole and on disk.
+
+    Returns:
+        What the audit log of the copy looks like. One that is broken is copied all the same: it is evidence.
+
+    Raises:
+        Invalid: ``backup_damaged``: the copy does not hold together.
+        Transient: the database cannot be reached.
+    """
+    with _draft(destination) as draft:
+        if store.is_sqlite:
+            assert store.engine.url.database is not None
+            _copy_pages(Path(store.engine.url.database), draft)
+        with closing(open_store(f"sqlite:///{draft}", store.clock)) as copy:
+            if not store.is_sqlite:
+                with store.read() as source, copy.write() as target:
+                    _copy_rows(source, target)
+            verdict = audit.verify(copy)
+        _settle(draft)
+    return verdict
+
+
+def copy_file(source: Path, destination: Path) -> None:
+    """Copy a SQLite database, whoever writes to it meanwhile.
+
+    Raises:
+        NotFound: there is no database at ``source``.
+        Invalid: the copy does not hold together, or ``destination`` is ``source``.
+    """
+    if source.resolve() == destination.resolve():
+        msg = f"{source} cannot be copied onto itself."
+        raise Invalid(msg)
+    with _draft(destination) as draft:
+        _copy_pages(source, draft)
+        _settle(draft)
+
+
+def restore(source: Path, store: Store) -> ChainVerdict:
+    """Bring a copy into an empty PostgreSQL database, all of it or nothing.
+
+    Raises:
+        NotFound: there is no copy.
+        Invalid: it is damaged, or written by a newer version.
+        Conflict: the database holds something, or a process executes steps on it.
+    """
+    with tempfile.TemporaryDirectory() as folder, store.exclusive(WORKER_LOCK) as held:
+        _check_unused(held, "the database")
+        draft = Path(folder, "copy.sqlite")
+        verdict = _prepare(source, draft, store.clock)
+        with closing(open_store(f"sqlite:///{draft}", store.clock)) as copy, copy.read() as read, store.write() as tx:
+            full = next((table.name for table in metadata.sorted_tables if _has_rows(tx, table)), None)
+            if full is not None:
+                msg = f"The database is not empty: it has {full}."
+                hint = "Restore into an empty database, and point KNEO_SERV_DATABASE_URL at that one."
+                raise Conflict(msg, code="store_not_empty", hint=hint)
+            _copy_rows(read, tx)
+            queue.restore(tx, timedelta(0))
+    return verdict
+
+
+def restore_file(source: Path, destination: Path, clock: Clock) -> ChainVerdict:
+    """Put a copy in the place of a SQLite database, all of it or nothing.
+
+    Raises:
+        NotFound: there is no copy.
+        Invalid: it is damaged, or written by a newer version.
+        Conflict: some process has the database open.
+    """
+    if source.resolve() == destination.resolve():
+        msg = f"{source} cannot be copied onto itself."
+        raise Invalid(msg)
+    with _alone(destination), _draft(destination) as draft:
+        verdict = _prepare(source, draft, clock)
+        _settle(draft)
+    return verdict
+
+
+def vacuum(store: Store) -> tuple[int, int]:
+    """Give unused space back, and let the database look at its tables anew; return its bytes before and after.
+
+    Raises:
+        Transient: others write all the time, or the database cannot be reached.
+    """
+    before = _size(store)
+    if store.is_sqlite:
+        _vacuum_file(str(store.engine.url.database))
+    else:
+        with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM (ANALYZE)")
+    return before, _size(store)
+
+
+def _vacuum_file(path: str) -> None:
+    with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)) as connection:
+        try:
+            for statement in ("VACUUM", "ANALYZE", "PRAGMA wal_checkpoint(TRUNCATE)"):
+                connection.execute(statement)
+        except sqlite3.OperationalError as error:
+            msg = f"The database could not be vacuumed: {error}."
+            raise Transient(msg, code="store_unavailable") from error
+
+
+def _size(store: Store) -> int:
+    if store.is_sqlite:
+        database = store.engine.url.database
+        assert database is not None
+        files = (Path(f"{database}{suffix}") for suffix in ("", "-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+    with store.read() as tx:
+        return int(tx.connection.execute(text("SELECT pg_database_size(current_database())")).scalar_one())
+
+
+def _copy_pages(source: Path, draft: Path) -> None:
+    if not source.is_file():
+        msg = f"There is no database at {source}."
+        raise NotFound(msg)
+    try:
+        with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(draft)) as new:
+            old.backup(new)
+    except sqlite3.DatabaseError as error:
+        msg = f"{source} is no database that can be read: {error}."
+        raise Invalid(msg, code="backup_damaged") from error
+
+
+def _prepare(source: Path, draft: Path, clock: Clock) -> ChainVerdict:
+    """Make of a copy what a database of this version would be after a crash: nobody drives any run."""
+    _copy_pages(source, draft)
+    _settle(draft)
+    if _version(draft) is None:
+        msg = f"{source} is a database, but none of Kneo's."
+        raise Invalid(msg, code="backup_damaged")
+    with closing(open_store(f"sqlite:///{draft}", clock)) as copy:
+        verdict = audit.verify(copy)
+        if not verdict.valid:
+            msg = f"The audit log of {source} is not what was sealed: {verdict.problem}."
+            raise Invalid(msg, code="backup_damaged", hint="Take an earlier backup, and keep this one as evidence.")
+        copy.transact(runs.clear_owners)
+    return verdict
+
+
+def _version(file: Path) -> str | None:
+    with closing(sqlite3.connect(file)) as connection:
+        known = connection.execute("SELECT name FROM sqlite_master WHERE name = 'alembic_version'").fetchone()
+        row = connection.execute("SELECT version_num FROM alembic_version").fetchone() if known else None
+    return str(row[0]) if row else None
+
+
+def _copy_rows(source: Tx, target: Tx) -> None:
+    for table in metadata.sorted_tables:
+        statement = insert(table).values({column.name: _raw(table, column.name) for column in table.columns})
+        found = source.connection.execution_options(yield_per=ROWS_AT_ONCE).execute(select(table)).mappings()
+        for rows in found.partitions(ROWS_AT_ONCE):
+            target.connection.execute(statement, [dict(row) for row in rows])
+
+
+def _raw(table: Table, name: str) -> object:
+    # Nothing is nothing in a column that may be empty, and JSON's null in one that may not.
+    column = table.columns[name]
+    kind = JSON(none_as_null=bool(column.nullable)) if isinstance(column.type, JSON) else column.type
+    return type_coerce(bindparam(name), kind)
+
+
+def _has_rows(tx: Tx, table: Table) -> bool:
+    return tx.connection.execute(select(table).limit(1)).first() is not None
+
+
+@contextlib.contextmanager
+def _draft(destination: Path) -> Iterator[Path]:
+    """A file beside its place, and then in it: a copy that breaks off leaves what was there."""
+    destination.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = destination.with_name(f"{destination.name}.new")
+    _forget(draft)
+    try:
+        draft.touch(mode=0o600)
+        yield draft
+        draft.replace(destination)
+    finally:
+        _forget(draft)
+
+
+def _forget(draft: Path) -> None:
+    draft.unlink(missing_ok=True)
+    _forget_logs(draft)
+
+
+def _forget_logs(database: Path) -> None:
+    for suffix in ("-wal", "-shm"):
+        Path(f"{database}{suffix}").unlink(missing_ok=True)
+
+
+def _settle(draft: Path) -> None:
+    """Check a copy and leave it as one file, on disk."""
+    with closing(sqlite3.connect(draft)) as copy:
+        # A database in WAL mode would leave files beside the copy.
+        copy.execute("PRAGMA journal_mode=DELETE")
+        found = copy.execute("PRAGMA integrity_check").fetchone()[0]
+    if found != "ok":
+        msg = f"The copy is damaged: {str(found)[:200]}"
+        raise Invalid(msg, code="backup_damaged")
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _alone(database: Path) -> Iterator[None]:
+    """Be the only one who has a SQLite database open until the block ends.
+
+    Raises:
+        Conflict: somebody else has.
+    """
+    if not database.is_file():
+        _forget_logs(database)
+        yield
+        return
+    with closing(sqlite3.connect(database, timeout=0, isolation_level=None)) as connection:
+        try:
+            # Leaving WAL mode needs every other connection to be closed.
+            mode = connection.execute("PRAGMA journal_mode=DELETE").fetchone()[0]
+            connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            mode = "wal"
+        except sqlite3.DatabaseError:
+            mode = "delete"  # What is broken may well be replaced.
+        _check_unused(mode == "delete", str(database))
+        # What was not yet written back belongs to what goes; SQLite would apply it to what comes.
+        _forget_logs(database)
+        yield
+
+
+def _check_unused(unused: bool, what: str) -> None:
+    if not unused:
+        msg = f"Some process uses {what}."
+        raise Conflict(msg, code="store_in_use", hint="Stop every service, worker and controller first.")

@@ -1,0 +1,186 @@
+"""Copies taken under load are whole, come back into either kind of database, and never over one that is in use."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from engine import Engine, step
+from sqlalchemy import text
+
+from kneo.clock import SystemClock
+from kneo.errors import Conflict, Invalid, NotFound
+from kneo.maintenance import backup, backup_sqlite_database, restore, restore_sqlite_database, vacuum
+from kneo.settings import Settings, from_env
+from kneo.state.run import RunStatus
+from kneo.store import audit, runs
+from kneo.store.engine import WORKER_LOCK, Store
+from kneo.store.migrate import open_store
+
+HUMAN = {"id": "q", "kind": "human", "ref": "ann"}
+SOURCE = "def a(text): return text + '>a'\n"
+
+
+@pytest.fixture
+def engine(store: Store, tmp_path: Path) -> Engine:
+    return Engine(store, tmp_path / "code", SOURCE)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """Settings that name an empty database of each kind."""
+    url = f"sqlite:///{tmp_path}/there/kneo.sqlite"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres_url")
+    return replace(from_env({"HOME": str(tmp_path)}, tmp_path), database_url=url)
+
+
+@pytest.fixture
+def load(engine: Engine, store: Store) -> Iterator[Callable[[], int]]:
+    """Runs that keep being started and sealed while the test goes on; called, it waits for one more."""
+    stopping, done = threading.Event(), threading.Semaphore(0)
+    count = 0
+
+    def work() -> None:
+        while not stopping.is_set():
+            engine.start([step("a"), HUMAN])
+            audit.seal(store)
+            done.release()
+
+    def one_more() -> int:
+        nonlocal count
+        assert done.acquire(timeout=30)
+        count += 1
+        return count
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield one_more
+    stopping.set()
+    thread.join()
+
+
+def test_a_copy_taken_under_load_goes_on_elsewhere(
+    engine: Engine, load: Callable[[], int], elsewhere: Settings, tmp_path: Path
+) -> None:
+    paused, begun = engine.run([step("a"), HUMAN]), engine.start([step("a")])
+    with engine.store.write() as tx:
+        assert runs.acquire(tx, begun.id, "somebody who is dead by then") is not None
+    for _ in range(3):
+        load()
+    kept = tmp_path / "backups" / "kneo.sqlite"
+    copied = backup(engine.store, kept)
+    load()
+    assert copied["audit"]["valid"]
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert [file.name for file in kept.parent.iterdir()] == [kept.name]
+
+    assert restore(elsewhere, kept) == {"source": str(kept), "audit": copied["audit"]}
+    with closing(open_store(elsewhere.database_url, SystemClock())) as store:
+        engine.store = store
+        assert audit.verify(store).valid
+        assert engine.answer(engine.open(paused)[0], "approved")
+        assert engine.drive(paused).output_text == "in>a"
+        assert engine.drive(begun).status is RunStatus.SUCCEEDED
+        audit.seal(store)
+        assert audit.verify(store).size > copied["audit"]["size"]
+
+
+def test_every_row_comes_back_as_it_was(engine: Engine, elsewhere: Settings, tmp_path: Path) -> None:
+    run = engine.run([step("a"), HUMAN])
+    backup(engine.store, tmp_path / "copy")
+    restore(elsewhere, tmp_path / "copy")
+    with closing(open_store(elsewhere.database_url, SystemClock())) as store:
+        backup(store, tmp_path / "again")
+        with store.read() as tx, engine.store.read() as before:
+            assert runs.get(tx, run.id) == runs.get(before, run.id)
+    first, second = (sqlite3.connect(tmp_path / name) for name in ("copy", "again"))
+    with closing(first), closing(second):
+        names = [row[0] for row in first.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for name in names:
+            rows = [sorted(map(repr, file.execute(f"SELECT * FROM {name}"))) for file in (first, second)]
+            if name == "runs":  # Nobody drives them any more.
+                rows = [len(found) for found in rows]
+            assert rows[0] == rows[1], name
+
+
+def test_a_database_in_use_is_left_alone(engine: Engine, tmp_path: Path) -> None:
+    url = engine.store.engine.url.render_as_string(hide_password=False)
+    settings = replace(from_env({"HOME": str(tmp_path)}, tmp_path), database_url=url)
+    run = engine.run([HUMAN])
+    backup(engine.store, tmp_path / "copy")
+    with engine.store.shared(WORKER_LOCK), pytest.raises(Conflict) as refused:
+        restore(settings, tmp_path / "copy", replace=True)
+    assert refused.value.code == "store_in_use"
+    with pytest.raises(Conflict):
+        restore(settings, tmp_path / "copy")
+    assert engine.look(run).status is RunStatus.PAUSED
+    if engine.store.is_sqlite:
+        engine.start([HUMAN])
+        engine.store.close()
+        restore(settings, tmp_path / "copy", replace=True)
+        with closing(open_store(url, SystemClock())) as store, store.read() as tx:
+            assert [found.id for found in runs.list_runs(tx)] == [run.id]
+
+
+def test_what_is_no_whole_backup_changes_nothing(sqlite_url: str, elsewhere: Settings, tmp_path: Path) -> None:
+    other, broken, edited = tmp_path / "other", tmp_path / "broken", tmp_path / "edited"
+    with closing(sqlite3.connect(other)) as connection:
+        connection.execute("CREATE TABLE t (x)")
+    broken.write_bytes(b"not a database " * 1000)
+    with closing(open_store(sqlite_url, SystemClock())) as store:
+        with store.write() as tx:
+            audit.record(tx, "run.created", actor="ann")
+        audit.seal(store)
+        backup(store, edited)
+        backup(store, tmp_path / "newer")
+    with closing(sqlite3.connect(edited)) as connection, connection:
+        connection.execute("DROP TRIGGER audit_events_no_update")
+        connection.execute("UPDATE audit_events SET actor = 'bob'")
+    with closing(sqlite3.connect(tmp_path / "newer")) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    for name, code in (
+        ("other", "backup_damaged"),
+        ("broken", "backup_damaged"),
+        ("edited", "backup_damaged"),
+        ("newer", "schema_too_new"),
+    ):
+        with pytest.raises(Invalid) as refused:
+            restore(elsewhere, tmp_path / name)
+        assert refused.value.code == code
+    with pytest.raises(NotFound):
+        restore(elsewhere, tmp_path / "none")
+    if elsewhere.database_url.startswith("sqlite"):
+        there = Path(elsewhere.database_url.removeprefix("sqlite:///"))
+        assert not any(there.parent.glob("*"))
+
+
+def test_the_published_names(tmp_path: Path) -> None:
+    source, copy, back = tmp_path / "a.sqlite", tmp_path / "copies" / "a.sqlite", tmp_path / "b.sqlite"
+    open_store(f"sqlite:///{source}", SystemClock()).close()
+    for call, target in ((backup_sqlite_database, copy), (restore_sqlite_database, back)):
+        found = source if call is backup_sqlite_database else copy
+        expected = {"source": str(found), "destination": str(target)}
+        assert call(found, target) == expected | {"bytes_copied": target.stat().st_size}
+    for call in (backup_sqlite_database, restore_sqlite_database):
+        with pytest.raises(NotFound):
+            call(tmp_path / "none", back)
+        with pytest.raises(Invalid):
+            call(source, source)
+
+
+def test_space_is_given_back(engine: Engine) -> None:
+    answer = vacuum(engine.store)
+    assert answer["bytes_after"] > 0
+    if engine.store.is_sqlite:
+        with engine.store.write() as tx:
+            tx.connection.execute(text("CREATE TABLE big AS SELECT zeroblob(1000000) AS x"))
+        with engine.store.write() as tx:
+            tx.connection.execute(text("DROP TABLE big"))
+        answer = vacuum(engine.store)
+        assert answer["bytes_before"] - answer["bytes_after"] > 900_000
