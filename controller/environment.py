@@ -15,17 +15,17 @@ from controller.notices import notices_of
 from controller.observe import Believed, Observed, Served, evidence, record_decisions, rules_before
 from controller.outcome import Outcome
 from controller.plan import Retire, make_plan
-from controller.report import Findings, report, report_policy
+from controller.report import Findings, report, report_policy, report_problem
 from controller.source.snapshot import SourceSnapshot
 from controller.standing import Judged
 from controller.verify import Trust, Verified, verify
-from controller.weakening import weakenings
 from kneo import registry
 from kneo.digest import digest_of
 from kneo.errors import Transient
 from kneo.notify import outbox
 from kneo.registry import Change
 from kneo.spec.environment import Environment
+from kneo.spec.weakening import weakenings
 from kneo.state.release import EnvironmentRecord
 from kneo.store.engine import Store, Tx, lock_table
 from kneo.trust.keys import PublicKey
@@ -87,6 +87,8 @@ class EnvironmentPass:
         """
         record = situation.observed.records.get(environment.name)
         before = rules_before(record, environment, situation.declared.revision)
+        if isinstance(before, Problem):
+            return self.refuse(environment.name, before, situation)
         case = _Case(environment, before, situation)
         places = find_bundles(environment, situation.declared.blobs)
         verified = self._verify(case, places)
@@ -98,6 +100,14 @@ class EnvironmentPass:
         epoch = situation.trust.epoch(environment)
         self._judged.remember(environment.name, epoch, places, situation.declared.blobs, verified)
         return outcome
+
+    def refuse(self, name: str, problem: Problem, situation: Situation) -> Outcome:
+        """Report an environment that this commit cannot change."""
+        found = report_problem(problem, situation.declared.revision, trusted=True)
+        with self.store.write() as tx:
+            check_lease(tx, situation.lease)
+            write_report(tx, name, found, revision=situation.declared.revision)
+        return found.outcome
 
     def _verify(self, case: _Case, places: Mapping[str, str]) -> Verified:
         """Judge what is new. What is served and was judged under this very trust is not even read."""
@@ -134,7 +144,7 @@ class EnvironmentPass:
             desired=verified.desired,
             kept={rejection.bundle for rejection in verified.rejected},
             observed=seen.served.get(case.name, {}),
-            high_water=case.situation.observed.history.high_water,
+            known=case.situation.observed.history.known,
         )
         refused = verified.rejected[0].message if verified.rejected else None
         judged = judge(plan, rules_of(case.environment, case.before), seen, refused=refused)

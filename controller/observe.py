@@ -8,6 +8,7 @@ from datetime import datetime
 
 from controller.approvals import GIT, committed_records, count_votes, role_members
 from controller.gates import Evidence
+from controller.load import Problem
 from controller.verify import History, history_of
 from kneo.errors import KneoError
 from kneo.spec.environment import Environment, parse_environment
@@ -67,10 +68,16 @@ def served_by(items: Iterable[Release]) -> Served:
     return found
 
 
-def rules_before(record: EnvironmentRecord | None, environment: Environment, revision: str) -> Environment | None:
+def rules_before(
+    record: EnvironmentRecord | None, environment: Environment, revision: str
+) -> Environment | Problem | None:
     """Find the environment file in force before a commit, where its rules are others than the commit's.
 
     A file that came into force with this very commit is not yet a reason to let anything through.
+
+    Returns:
+        The file; None when there was none or its rules are the same; a problem when nobody can say which they were, and
+        so nothing can be allowed.
     """
     if record is None:
         return None
@@ -80,10 +87,15 @@ def rules_before(record: EnvironmentRecord | None, environment: Environment, rev
     if text is None:
         return None
     try:
-        return parse_environment(text, file=environment.file)
-    except KneoError:
-        # What an earlier version of this program accepted and this one cannot read binds nobody.
-        return None
+        before = parse_environment(text, file=environment.file)
+    except KneoError as error:
+        message = (
+            f"The rules in force before this commit cannot be read, so nobody can say what it loosens: {error} "
+            "Run the version that accepted them, and let it accept a file that this version can read."
+        )
+        return Problem("PolicyUnreadable", message)
+    # Digests are compared as this version computes them: another may have known fewer rules.
+    return before if before.policy_digest != environment.policy_digest else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from controller.verify import Standing, standing_of
-from kneo.state.release import PromotionKind, Release
-from kneo.trust.sequence import HighWater
-from kneo.trust.verified import VerifiedBundle
+from kneo.state.release import BundleRecord, PromotionKind, Release
+from kneo.trust.verified import UNSEQUENCED, VerifiedBundle
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Promote:
 
 @dataclass(frozen=True)
 class Rollback:
-    """Serve a bundle that was accepted before a newer one was."""
+    """Serve a bundle that is older than the one served here now."""
 
     bundle: VerifiedBundle
     current: Release | None
@@ -55,7 +54,7 @@ def make_plan(
     desired: Mapping[str, VerifiedBundle | Standing],
     kept: Collection[str],
     observed: Mapping[str, Release],
-    high_water: Mapping[str, HighWater],
+    known: Mapping[str, BundleRecord],
 ) -> Plan:
     """Compare.
 
@@ -65,7 +64,7 @@ def make_plan(
         desired: Bundles that Git names and that were verified, by name.
         kept: Names that Git names with a bundle that was refused; what they serve now stays as it is.
         observed: What is served, by bundle name.
-        high_water: The newest bundle ever accepted, by bundle name.
+        known: Every bundle ever accepted, by digest.
     """
     actions: list[Action] = []
     standing: dict[str, Standing] = {}
@@ -74,8 +73,9 @@ def make_plan(
         if isinstance(bundle, Standing) or (current is not None and current.digest == bundle.digest):
             standing[name] = bundle if isinstance(bundle, Standing) else standing_of(bundle)
             continue
-        mark = high_water.get(name)
-        older = current is not None and mark is not None and bundle.seq < mark.seq
+        before = known.get(current.digest) if current is not None else None
+        # What another environment serves makes nothing older here.
+        older = before is not None and UNSEQUENCED < bundle.seq < before.seq
         actions.append(Rollback(bundle, current) if older else Promote(bundle, current))
     actions += [Retire(observed[name]) for name in sorted(observed.keys() - desired.keys() - set(kept))]
     return Plan(environment, revision, tuple(actions), standing)

@@ -17,13 +17,13 @@ from controller.observe import Believed, Observed, Served, evidence, observe, ru
 from controller.plan import Action, Retire, kind_of, make_plan, name_of
 from controller.source.snapshot import SourceSnapshot
 from controller.verify import Rejection, Trust, Verified, history_of, root_before, verify, verify_trust
-from controller.weakening import weakenings
 from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.errors import KneoError
 from kneo.spec.diff import diff
 from kneo.spec.environment import Environment
 from kneo.spec.load import load_tree
+from kneo.spec.weakening import weakenings
 from kneo.state.release import BundleRecord, EnvironmentRecord, Release
 from kneo.store import releases
 from kneo.store.engine import Tx
@@ -113,10 +113,10 @@ def _environment(
 ) -> Json:
     environment = declared.environments[name]
     if isinstance(environment, Problem):
-        problem = {"reason": environment.reason, "message": environment.message}
-        return {"name": name, "problem": problem, "actions": [], "verdicts": [], "gates": []}
-    record = world.observed.records.get(name)
-    before = rules_before(record, environment, declared.revision)
+        return _unchanged(name, environment)
+    before = rules_before(world.observed.records.get(name), environment, declared.revision)
+    if isinstance(before, Problem):
+        return _unchanged(name, before)
     files = (environment, before) if before else (environment,)
     verified = _verify(files, snapshot, declared, trust, world)
     believed = Believed(root=trust.root, service_key=believing.service_key, now=world.now)
@@ -127,7 +127,7 @@ def _environment(
         desired=verified.desired,
         kept={rejection.bundle for rejection in verified.rejected},
         observed=seen.served.get(name, {}),
-        high_water=world.observed.history.high_water,
+        known=world.observed.history.known,
     )
     refused = verified.rejected[0].message if verified.rejected else None
     judged = judge(plan, rules_of(environment, before), seen, refused=refused)
@@ -140,6 +140,11 @@ def _environment(
         "gates": [*_rules_gate(environment, rules), *(_gate(a, v) for a, v in judged if isinstance(v, Waits))],
         "rules": {"changed": before is not None, "easier": list(easier)},
     }
+
+
+def _unchanged(name: str, problem: Problem) -> Json:
+    said = {"reason": problem.reason, "message": problem.message}
+    return {"name": name, "problem": said, "actions": [], "verdicts": [], "gates": []}
 
 
 def _verify(

@@ -159,21 +159,13 @@ class Reconciler:
         for name in in_order(declared.environments):
             environment = declared.environments[name]
             if isinstance(environment, Problem):
-                outcomes[name] = self._write_problem(name, environment, situation)
+                outcomes[name] = self.environments.refuse(name, environment, situation)
             else:
                 outcomes[name] = self.environments.run(environment, situation)
         for name in sorted(set(situation.observed.names) - set(declared.environments)):
             problem = Problem("EnvironmentRemoved", f"environments/{name}.yaml is not in {declared.revision}.")
-            outcomes[name] = self._write_problem(name, problem, situation)
+            outcomes[name] = self.environments.refuse(name, problem, situation)
         return outcomes
-
-    def _write_problem(self, name: str, problem: Problem, situation: Situation) -> Outcome:
-        revision = situation.declared.revision
-        found = report_problem(problem, revision, trusted=True)
-        with self.store.write() as tx:
-            check_lease(tx, situation.lease)
-            write_report(tx, name, found, revision=revision)
-        return found.outcome
 
 
 def _report_everywhere(tx: Tx, problem: Problem, declared: Declared | None = None) -> None:

@@ -106,14 +106,14 @@ def changes(fleet: Fleet, folder: Path) -> dict[str, float]:
 def peak_memory(fleet: Fleet, folder: Path) -> dict[str, float]:
     """What a process needs for the first pass, beside what it needs for nothing."""
     script = (
-        "import resource, sys\n"
+        "import sys\n"
         "from pathlib import Path\n"
         "from types import SimpleNamespace\n"
-        "from benchmarks.reconcile.measure import Subject\n"
-        "idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "from benchmarks.reconcile.measure import Subject, highest_rss_mib\n"
+        "idle = highest_rss_mib()\n"
         "repo = SimpleNamespace(folder=Path(sys.argv[1]), pin=sys.argv[2])\n"
         "Subject(repo, Path(sys.argv[3])).run()\n"
-        "print(idle // 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+        "print(idle, highest_rss_mib())\n"
     )
     arguments = [str(fleet.repo.folder), fleet.repo.pin, str(folder / "memory")]
     done = subprocess.run(
@@ -125,6 +125,12 @@ def peak_memory(fleet: Fleet, folder: Path) -> dict[str, float]:
     )
     idle, peak = map(int, done.stdout.split())
     return {"idle_rss_mib": idle, "peak_rss_mib": peak}
+
+
+def highest_rss_mib() -> int:
+    """Say how much memory this process needed at most; what a child inherits of its parent's does not count."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def webhook(fleet: Fleet, folder: Path) -> dict[str, float]:

@@ -107,18 +107,3 @@ def strictest(*policies: PolicyFlags) -> PolicyFlags:
     codes = sorted({code for policy in asking for code in policy.blocked_diagnostic_codes})
     switches = {name: any(getattr(policy, name) for policy in asking) for name in SWITCHES}
     return PolicyFlags(enabled=True, blocked_diagnostic_codes=tuple(codes), **switches)
-
-
-def weakenings(before: PolicyFlags, after: PolicyFlags) -> tuple[str, ...]:
-    """Say what a policy no longer asks for; empty where it asks for at least as much as before."""
-    if not before.enabled:
-        return ()
-    if not after.enabled:
-        return ("The policy is switched off.",) if before != PolicyFlags() else ()
-    gone = [
-        f"{name} is switched off: no longer, {words}."
-        for name, words in SWITCHES.items()
-        if getattr(before, name) and not getattr(after, name)
-    ]
-    missing = sorted(frozenset(before.blocked_diagnostic_codes) - frozenset(after.blocked_diagnostic_codes))
-    return (*gone, *(f"{code} is no longer blocked." for code in missing))

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kneo.spec.flags import PolicyFlags
-from kneo.spec.policy import NO_POLICY, strictest, weakenings
+from kneo.spec.policy import NO_POLICY, strictest
+from kneo.spec.weakening import flag_weakenings
 
 CODES = st.lists(st.sampled_from(["E_A", "E_B", "W_C"]), unique=True).map(lambda codes: tuple(sorted(codes)))
 FLAGS = st.builds(
@@ -29,11 +30,11 @@ def test_combining_is_a_join(one: PolicyFlags, two: PolicyFlags, three: PolicyFl
 @given(FLAGS, FLAGS)
 def test_a_combination_weakens_neither(one: PolicyFlags, two: PolicyFlags) -> None:
     both = strictest(one, two)
-    assert weakenings(one, both) == weakenings(two, both) == ()
+    assert flag_weakenings(one, both) == flag_weakenings(two, both) == ()
 
 
 @given(FLAGS, FLAGS)
 def test_nothing_is_weakened_exactly_where_the_new_one_absorbs_the_old(old: PolicyFlags, new: PolicyFlags) -> None:
     asks_as_much = strictest(old, new) == strictest(new)
     switched_off = old.enabled and not new.enabled
-    assert (weakenings(old, new) == ()) == asks_as_much or switched_off
+    assert (flag_weakenings(old, new) == ()) == asks_as_much or switched_off

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from controller_bench import Bench
+from sqlalchemy import update
 
 from controller.outcome import Done, Stalled, Waiting
 from kneo.state.release import ConditionType, Hold, Suspension
-from kneo.store import approvals
+from kneo.store import approvals, releases
 from kneo.store.engine import Store
+from kneo.store.tables import environments
 from kneo.trust.statement import Decision
 
 APPROVALS = {"required": 1, "roles": ["approver"], "exclude": ["bundle_signer"]}
@@ -337,3 +339,32 @@ def test_a_rewritten_history_is_followed_when_the_root_role_agrees(bench: Bench)
         bench.reconcile()
     bench.accept_rewrite(old, new, bench.repo.key)
     assert bench.reconcile().outcomes["prod"] == Done(0)
+
+
+def test_rules_that_nobody_can_read_any_more_allow_nothing(bench: Bench) -> None:
+    bench.repo.release("prod", "mail", "1.0.0")
+    bench.reconcile()
+    with bench.store.write() as tx:
+        tx.connection.execute(update(environments).values(declaration=b"apiVersion: kneo/v9"))
+    bench.repo.bundle("mail", "1.1.0")
+    bench.repo.environment("prod", {"mail": "1.1.0"}, inlineSpecs=True)
+    bench.repo.commit("Loosen what nobody can compare")
+    outcome = bench.reconcile().outcomes["prod"]
+    assert (outcome.state, bench.served()) == ("PolicyUnreadable", {"mail": "1.0.0"})
+    bench.repo.environment("prod", {"mail": "1.1.0"}, inlineSpecs=False)
+    bench.repo.commit("Leave the rules as they are")
+    assert bench.reconcile().outcomes["prod"].state == "Ready"
+    assert bench.served() == {"mail": "1.1.0"}
+
+
+def test_what_another_environment_serves_makes_nothing_a_rollback(bench: Bench) -> None:
+    for version in ("1.0.0", "1.1.0", "1.2.0"):
+        bench.repo.release("dev", "mail", version)
+        bench.reconcile()
+    for version in ("1.0.0", "1.1.0", "1.0.0"):
+        bench.repo.environment("prod", {"mail": version})
+        bench.repo.commit(f"Release {version} to prod")
+        bench.reconcile()
+    with bench.store.read() as tx:
+        kinds = [item.kind.value for item in releases.list_promotions(tx, "prod")]
+    assert kinds == ["rollback", "promote", "promote"]

@@ -3,9 +3,10 @@ import pytest
 from kneo.spec.diagnostics import error, warning
 from kneo.spec.flags import PolicyFlags
 from kneo.spec.models import Spec
-from kneo.spec.policy import NO_POLICY, check_policy, strictest, weakenings
+from kneo.spec.policy import NO_POLICY, check_policy, strictest
 from kneo.spec.policy_report import policy_report
 from kneo.spec.rules import check
+from kneo.spec.weakening import flag_weakenings
 
 TOOL = {"t": {"description": "d", "implementation": "app.t"}}
 BARE = {"agent": {"name": "root"}}
@@ -77,13 +78,13 @@ def test_blocked_codes_also_by_the_name_others_use() -> None:
 def test_weakenings_in_words() -> None:
     strong = PolicyFlags(require_guardrails=True, blocked_diagnostic_codes=("E_A", "E_B"))
     weak = PolicyFlags(fail_on_warnings=True, blocked_diagnostic_codes=("E_B",))
-    assert weakenings(strong, strong) == ()
-    assert weakenings(strong, weak) == (
+    assert flag_weakenings(strong, strong) == ()
+    assert flag_weakenings(strong, weak) == (
         "require_guardrails is switched off: no longer, an agent must have a guardrail.",
         "E_A is no longer blocked.",
     )
-    assert weakenings(strong, NO_POLICY) == ("The policy is switched off.",)
-    assert weakenings(NO_POLICY, strong) == ()
+    assert flag_weakenings(strong, NO_POLICY) == ("The policy is switched off.",)
+    assert flag_weakenings(NO_POLICY, strong) == ()
     assert strictest() == NO_POLICY
 
 

@@ -1,6 +1,6 @@
-"""In which ways a new environment file asks for less than the one in force. Pure.
+"""In which ways new rules ask for less than those in force. Pure.
 
-The file is not signed, so whoever can merge can change it. Asking for more passes; asking for less has to be agreed to
+An environment's file is not signed, so whoever can merge can change it. Asking for more passes; asking for less has to be agreed to
 by the very people whose agreement the present file asks for.
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from kneo.spec.environment import Approvals, Environment, EnvironmentSpec, Person, Signatures
-from kneo.spec.policy import weakenings as flag_weakenings
+from kneo.spec.flags import PolicyFlags
+from kneo.spec.policy import SWITCHES
 from kneo.spec.windows import Window
 
 NO_APPROVALS = Approvals(required=0)
@@ -29,6 +30,21 @@ def weakenings(before: Environment, after: Environment) -> tuple[str, ...]:
         *_windows(before.windows, after.windows),
         *_gates(old, new),
     )
+
+
+def flag_weakenings(before: PolicyFlags, after: PolicyFlags) -> tuple[str, ...]:
+    """Say what a policy no longer asks of specs; empty where it asks for at least as much as before."""
+    if not before.enabled:
+        return ()
+    if not after.enabled:
+        return ("The policy is switched off.",) if before != PolicyFlags() else ()
+    gone = [
+        f"{name} is switched off: no longer, {words}."
+        for name, words in SWITCHES.items()
+        if getattr(before, name) and not getattr(after, name)
+    ]
+    missing = sorted(frozenset(before.blocked_diagnostic_codes) - frozenset(after.blocked_diagnostic_codes))
+    return (*gone, *(f"{code} is no longer blocked." for code in missing))
 
 
 def _signatures(old: Signatures, new: Signatures) -> Iterator[str]:
