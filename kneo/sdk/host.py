@@ -64,18 +64,21 @@ class Host:
     def store(self) -> Store:
         return self.database.store
 
-    def start(self, tree: Mapping[str, object], text: str, metadata: Mapping[str, object]) -> Run:
+    def start(
+        self, tree: Mapping[str, object], text: str, metadata: Mapping[str, object], *, session_id: str | None = None
+    ) -> Run:
         """Record a run; whoever drives it executes it.
 
         Raises:
             Invalid, Forbidden: it may not run; nothing did.
         """
-        order = RunOrder(input=text, requester=actor(), spec=tree, metadata=metadata, origin={"inline_spec": True})
+        origin = {"inline_spec": True, **({"session_id": session_id} if session_id else {})}
+        order = RunOrder(input=text, requester=actor(), spec=tree, metadata=metadata, origin=origin)
         return Starter(self.store, check_spec, pin=None).start(order)
 
     async def drive(self, run_id: str) -> Standing:
         """Execute a run until it waits for people or has ended."""
-        await asyncio.to_thread(self._settle_time)
+        await asyncio.to_thread(self.catch_up)
         driver = Driver(self.store, ProgramLoader(self.store), InProcess(self.work, self.began))
         place = seat(self.store)
         await asyncio.to_thread(place.__enter__)
@@ -114,7 +117,7 @@ class Host:
         """
         return continue_run(self.store, ProgramLoader(self.store), run_id, actor=actor())
 
-    def _settle_time(self) -> None:
+    def catch_up(self) -> None:
         """Let deadlines that have passed take effect: no process may have been there to do it."""
         tick(self.store)
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from kneo.sdk.asked import position, step_path
 from kneo.sdk.messages import Message, RunConfig
 from kneo.state.run import Run
 from kneo.state.task import DecisionKind
@@ -50,11 +51,9 @@ class Transcript:
     def told(self, standing: Standing, path: str, text: str) -> Sequence[Message]:
         """Return the messages that a place may hear, the last of which says ``text``."""
         edited = {
-            str(task.metadata.get("step_path")): task.decision.content
+            step_path(task): task.decision.content
             for task in standing.tasks
-            if task.decision is not None
-            and task.decision.kind is DecisionKind.EDITED
-            and task.metadata.get("position") == "after"
+            if task.decision is not None and task.decision.kind is DecisionKind.EDITED and position(task) == "after"
         }
         messages = list(_given(standing.run))
         for step in standing.steps:

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kneo.errors import NotFound, Usage
+from kneo.sdk.asked import step_path
 from kneo.sdk.code import call
 from kneo.sdk.db import Database, scratch
+from kneo.sdk.failures import WorkflowFailed
 from kneo.sdk.host import Host, Standing, run_sync
 from kneo.sdk.messages import (
     HumanInterventionRequest,
@@ -29,22 +31,6 @@ from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.tasks.answers import Answer
 
 __all__ = ["HumanInTheLoopStep", "Workflow", "WorkflowBuilder", "WorkflowFailed"]
-
-
-class WorkflowFailed(RuntimeError):
-    """A run ended otherwise than by succeeding.
-
-    Attributes:
-        run_id: Which run.
-        status: ``failed``, ``cancelled``, ``expired`` or ``timed_out``.
-        error_type: What went wrong, as a word.
-    """
-
-    def __init__(self, run_id: str, status: str, error_type: str, message: str) -> None:
-        super().__init__(message)
-        self.run_id = run_id
-        self.status = status
-        self.error_type = error_type
 
 
 @dataclass
@@ -200,11 +186,6 @@ class _Written:
         if run.metadata.get("outputs"):
             metadata["outputs"] = run.metadata["outputs"]
         return RunResult(messages=self.transcript.told(standing, "", run.output_text or ""), metadata=metadata)
-
-
-def step_path(task: HumanTask) -> str:
-    """Say where the step stands that asks."""
-    return str(task.metadata.get("step_path") or task.step_id)
 
 
 def _open(standing: Standing) -> Sequence[HumanTask]:

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ ASK = WorkflowBuilder.human_step
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> SqliteDb:
-    found = SqliteDb(tmp_path / "runs.db")
+def database(migrated_file: Callable[[str], Path]) -> SqliteDb:
+    found = SqliteDb(migrated_file("runs.db"))
     yield found
     found.close()
 
@@ -243,7 +244,7 @@ def test_it_is_a_spec_like_any_other(database: SqliteDb) -> None:
     assert spec["components"]["humans"]["q"]["prompt"] == "Fine?"
 
 
-def test_it_goes_on_in_another_process(tmp_path: Path) -> None:
+def test_it_goes_on_in_another_process(tmp_path: Path, migrated_file: Callable[[str], Path]) -> None:
     program = textwrap.dedent(
         """
         import asyncio, sys
@@ -271,6 +272,7 @@ def test_it_goes_on_in_another_process(tmp_path: Path) -> None:
         """
     )
     (tmp_path / "program.py").write_text(program)
+    migrated_file("runs.db")
 
     def run(*arguments: str) -> str:
         done = subprocess.run(
