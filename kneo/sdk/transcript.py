@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from kneo.sdk.asked import position, step_path
 from kneo.sdk.messages import Message, RunConfig
 from kneo.state.run import Run
 from kneo.state.task import DecisionKind
@@ -51,9 +50,9 @@ class Transcript:
     def told(self, standing: Standing, path: str, text: str) -> Sequence[Message]:
         """Return the messages that a place may hear, the last of which says ``text``."""
         edited = {
-            step_path(task): task.decision.content
+            task.step_path: task.decision.content
             for task in standing.tasks
-            if task.decision is not None and task.decision.kind is DecisionKind.EDITED and position(task) == "after"
+            if task.decision is not None and task.decision.kind is DecisionKind.EDITED and task.position == "after"
         }
         messages = list(_given(standing.run))
         for step in standing.steps:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kneo.errors import NotFound, Usage
-from kneo.sdk.asked import step_path
 from kneo.sdk.code import call
 from kneo.sdk.db import Database, scratch
 from kneo.sdk.failures import WorkflowFailed
@@ -146,14 +145,14 @@ class _Written:
                 task = _open(standing)[0]
                 request = self._request(standing, task)
                 raise HumanInterventionRequiredError(
-                    request, run_id=run_id, continuation_id=task.id, step_path=step_path(task)
+                    request, run_id=run_id, continuation_id=task.id, step_path=task.step_path
                 )
 
     async def _resolved(self, standing: Standing) -> bool:
         """Let resolvers answer what is open; say whether any did."""
         answered = False
         for task in _open(standing):
-            step = self.draft.humans.get(step_path(task))
+            step = self.draft.humans.get(task.step_path)
             if step is None or step.resolver is None:
                 continue
             said = await call(step.resolver, self._request(standing, task))
@@ -164,11 +163,11 @@ class _Written:
         return answered
 
     def _request(self, standing: Standing, task: HumanTask) -> HumanInterventionRequest:
-        step = self.draft.humans.get(step_path(task))
+        step = self.draft.humans.get(task.step_path)
         return HumanInterventionRequest(
             step_name=task.step_id,
             prompt=task.prompt,
-            messages=self.transcript.told(standing, step_path(task), task.subject),
+            messages=self.transcript.told(standing, task.step_path, task.subject),
             config=self.transcript.config(standing.run.id),
             metadata=dict(step.metadata) if step else {},
         )

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from kneo.runtime.decide import Answered, Ask, Ended, Execute, Outcome, StepFailed, Succeeded
 from kneo.runtime.simulate.layout import Layout
 from kneo.spec.answers import AnswersFile, WrittenAnswer
+from kneo.spec.models import AnswerField
 from kneo.state.run import RunError, RunStatus
 from kneo.state.task import Decision, DecisionKind
 from kneo.tasks.deadline import Silence
+from kneo.tasks.forms import filled, problems, schema_of
 
 NOTHING_WRITTEN = AnswersFile(answers={})
 
 SOMEBODY = "somebody"
+
+ELSE = "something else"
+"""A text that no condition knows."""
+
+Values: TypeAlias = Mapping[str, object]
+
+_SOME: Mapping[str, object] = {
+    "int": 1,
+    "float": 1.0,
+    "list": [],
+    "dict": {},
+    "date": "2000-01-01",
+    "datetime": "2000-01-01T00:00:00Z",
+}
+"""A value of each type that conditions can hardly look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +121,7 @@ class Script:
         unknown = next(
             (text for text in (f"«{name}»", "«»") if not any(word in text.casefold() for word in folded)), ""
         )
-        yield "something else" if words else "", unknown
+        yield ELSE if words else "", unknown
         for word in words:
             yield json.dumps(word, ensure_ascii=False), word
         if len(words) > 1:
@@ -121,13 +139,38 @@ class Script:
         match kind:
             case DecisionKind.EDITED | DecisionKind.PROVIDED:
                 for label, text in self._texts(ask.key):
-                    yield label if text in self.layout.words else "", _decision(kind, content=text)
+                    if text:  # an empty answer is refused
+                        yield "" if label == ELSE else label, _decision(kind, content=text)
             case DecisionKind.SELECTED:
-                known = ask.options or self.layout.words
-                for option in ask.options or (text for _, text in self._texts(ask.key)):
-                    yield option if option in known else "", _decision(kind, selected_option=option)
-            case _:
+                for option in ask.options or ():
+                    yield option, _decision(kind, selected_option=option)
+            case DecisionKind.APPROVED:
+                for label, values in self._forms(ask):
+                    yield label, _decision(kind, values=values)
+            case DecisionKind.REJECTED:
                 yield "", _decision(kind)
+
+    def _forms(self, ask: Ask) -> Iterator[tuple[str, Values | None]]:
+        """Yield what may be filled in: something that fits, and each value that a condition may look at."""
+        fields = ask.gate.human.fields
+        if not fields:
+            yield "", None
+            return
+        usual = {each.name: next(iter(self._values(each))) for each in fields}
+        yield "", usual
+        for each in fields:
+            for value in self._values(each):
+                if value != usual[each.name]:
+                    yield f"{each.name}={value}", {**usual, each.name: value}
+
+    def _values(self, field: AnswerField) -> Sequence[object]:
+        if field.allowed_values is not None:
+            return field.allowed_values
+        if field.type == "bool":
+            return (True, False)
+        if field.type == "str":
+            return [text for _, text in self._texts(field.name)]
+        return (field.default if field.default is not None else _SOME[field.type],)
 
     @staticmethod
     def _misfit(ask: Ask, written: WrittenAnswer) -> str | None:
@@ -140,6 +183,12 @@ class Script:
             return f"it takes {', '.join(ask.gate.decisions)}, not {kind}"
         if kind in {DecisionKind.EDITED, DecisionKind.PROVIDED} and written.content in {None, ""}:
             return f"{kind} needs content"
+        fields = ask.gate.human.fields
+        if fields and kind is not DecisionKind.REJECTED:
+            schema = schema_of(fields)
+            wrong = problems(schema, filled(schema, written.values or {}))
+            if wrong:
+                return "; ".join(f"{each['field']} {each['message']}" for each in wrong)
         if kind is DecisionKind.SELECTED and ask.options is not None and written.selected_option not in ask.options:
             return f"{written.selected_option!r} is none of {', '.join(ask.options)}"
         return None
@@ -167,7 +216,9 @@ def _as_written(ask: Ask, written: WrittenAnswer) -> Way:
         DecisionKind(written.decision),
         content=content if isinstance(content, str) or content is None else json.dumps(content, ensure_ascii=False),
         selected_option=written.selected_option,
-        comment=written.feedback or written.comment,
+        comment=written.comment,
+        feedback=written.feedback,
+        values=written.values,
     )
     agreed = decision.kind is not DecisionKind.REJECTED and ask.gate.position != "error"
     label = f"{decision.kind} {decision.selected_option or ''}".rstrip()
@@ -175,13 +226,22 @@ def _as_written(ask: Ask, written: WrittenAnswer) -> Way:
 
 
 def _decision(
-    kind: DecisionKind, *, content: str | None = None, selected_option: str | None = None, comment: str | None = None
+    kind: DecisionKind,
+    *,
+    content: str | None = None,
+    selected_option: str | None = None,
+    comment: str | None = None,
+    feedback: str | None = None,
+    values: Values | None = None,
 ) -> Decision:
     return Decision(
         kind=kind,
         content=content,
         selected_option=selected_option,
+        selected_options=(selected_option,) if selected_option is not None else (),
         comment=comment,
+        feedback=feedback,
+        values=values,
         actor=SOMEBODY,
         by="person",
         at="",

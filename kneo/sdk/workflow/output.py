@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from kneo.sdk.asked import position, step_path
 from kneo.sdk.host import Standing
 from kneo.sdk.workflow.plan import Place, Plan
 from kneo.sdk.workflow.requirements import ErrorRequirement, Requirement, StepRequirement
@@ -61,7 +60,7 @@ class WorkflowRunOutput:
         active = self.active_requirement
         if active is None:
             return None
-        return "executor" if active.task.metadata.get("position") in {"tool", "external"} else "step"
+        return "executor" if active.task.position in {"tool", "external"} else "step"
 
     @property
     def active_requirement(self) -> Requirement | None:
@@ -125,7 +124,7 @@ def output_of(plan: Plan, standing: Standing) -> WorkflowRunOutput:
         if task.status is TaskStatus.CANCELLED:
             continue
         place = _place(plan, task)
-        if position(task) == "error":
+        if task.position == "error":
             found.error_requirements.append(ErrorRequirement(task, place))
         else:
             found.step_requirements.append(StepRequirement(task, place))
@@ -133,4 +132,4 @@ def output_of(plan: Plan, standing: Standing) -> WorkflowRunOutput:
 
 
 def _place(plan: Plan, task: HumanTask) -> Place:
-    return plan.places.get(step_path(task)) or Place(task.step_id, "Step", 0)
+    return plan.places.get(task.step_path) or Place(task.step_id, "Step", 0)

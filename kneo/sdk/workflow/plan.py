@@ -9,7 +9,6 @@ from typing import TypeAlias
 
 from kneo.runtime.interpret.node import below
 from kneo.runtime.steps.base import StepContext
-from kneo.sdk.asked import position, step_path
 from kneo.sdk.code import PREFIX, Work
 from kneo.sdk.host import Host, Standing
 from kneo.sdk.participants import identifier
@@ -81,9 +80,8 @@ class Plan:
         standing = await asyncio.to_thread(self.host.look, context.run_id)
         outputs = self.outputs(standing)
         data = dict(_told(standing.run))
-        values = getattr(context, "values", None)
-        if values:
-            data["user_input"] = dict(values)
+        if context.values:
+            data["user_input"] = dict(context.values)
         if context.previous_output is not None:
             data |= {"rejection_feedback": context.feedback, "previous_output": context.previous_output}
         return StepInput(
@@ -98,9 +96,9 @@ class Plan:
     def outputs(self, standing: Standing) -> list[StepOutput]:
         """List what each step of a run said, in order; what a reviewer wrote instead counts."""
         edited = {
-            step_path(task): task.decision.content
+            task.step_path: task.decision.content
             for task in standing.tasks
-            if position(task) == "after" and task.decision is not None and task.decision.kind is DecisionKind.EDITED
+            if task.position == "after" and task.decision is not None and task.decision.kind is DecisionKind.EDITED
         }
         found = []
         for step in standing.steps:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kneo.sdk.asked import position, step_path
 from kneo.sdk.workflow.plan import Place
 from kneo.sdk.workflow.types import HumanReview, UserInputField, spelled
 from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask
@@ -25,7 +24,7 @@ class Requirement:
     @property
     def step_id(self) -> str:
         """The path of the step that asks."""
-        return step_path(self.task)
+        return self.task.step_path
 
     @property
     def step_name(self) -> str:
@@ -83,7 +82,7 @@ class StepRequirement(Requirement):
 
     @property
     def _position(self) -> str:
-        return position(self.task)
+        return self.task.position
 
     @property
     def requires_confirmation(self) -> bool:

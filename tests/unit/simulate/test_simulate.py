@@ -36,7 +36,7 @@ def codes(simulation: Simulation) -> list[tuple[str, str]]:
 def test_answers_that_lead_the_same_way_are_one_branch() -> None:
     simulation = walk([fn("a"), human("q"), fn("b")])
     assert ends(simulation) == [("a", "b", "succeeded"), ("a", "cancelled")]
-    assert simulation.outcomes[0].choices == (("question", "q.step", ("approved", "edited", "selected", "provided")),)
+    assert simulation.outcomes[0].choices == (("question", "q.step", ("approved", "edited", "provided")),)
     assert simulation.findings == ()
 
 
@@ -84,6 +84,22 @@ def test_a_gate_that_never_asks_is_found() -> None:
 def test_a_gate_that_asks_by_chance_is_asked() -> None:
     step = fn("a", review={"before": {"when": {"type": "never"}, "sample": 0.001}})
     assert codes(walk([step])) == []
+
+
+def test_what_people_fill_in_counts_where_a_condition_looks_at_it() -> None:
+    fields = [{"name": "mode", "allowed_values": ["fast", "slow"]}, {"name": "count", "type": "int"}]
+    when = {"type": "variable_equals", "key": "a.mode", "value": "slow"}
+    steps = [
+        fn("a", review={"before": {"fields": fields}}),
+        {"id": "x", "kind": "condition", "when": when, "steps": [fn("b")]},
+    ]
+    simulation = walk(steps)
+    assert ends(simulation)[:2] == [("a", "succeeded"), ("a", "x/b", "succeeded")]
+    assert simulation.outcomes[1].choices == (("question", "a.before", ("approved mode=slow",)),)
+    written = {"answers": {"a.before": {"decision": "approved", "values": {"mode": "slow", "count": 1}}}}
+    assert ends(follow(steps, written)) == [("a", "x/b", "succeeded")]
+    written["answers"]["a.before"]["values"]["mode"] = "medium"
+    assert codes(follow(steps, written))[0] == ("answer_unfit", "a.before")
 
 
 def privileged(workflow: object) -> Spec:
