@@ -356,6 +356,45 @@ class HumanResumed(Answer):
     metadata: Map
 
 
+class TaskLink(Answer):
+    """A link; its token is shown this once."""
+
+    id: str
+    continuation_id: str
+    person: str
+    subject_digest: str
+    expires_at: str
+    path: str = Field(examples=["/h/TOKEN"])
+    url: str
+
+
+class Receipt(Answer):
+    """Proof of a decision; see the page about receipts."""
+
+    receipt: Map = Field(description="What is signed, to read.")
+    envelope: Map = Field(description="What is signed, to check.")
+    statements: list[Map]
+    unsigned: Map
+
+
+class ReceiptList(Answer):
+    run_id: str
+    receipts: list[Receipt]
+    count: int
+
+
+class ReceiptKey(Answer):
+    key: str = Field(description="PEM.")
+    keyid: str
+    algorithm: str
+
+
+class ReceiptVerdict(Answer):
+    valid: bool
+    problems: list[Map] = Field(description="Each with `receipt`, `field` and `message`.")
+    receipts: list[Map]
+
+
 # ---- releases -----------------------------------------------------------------------------------------------------
 
 

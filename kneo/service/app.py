@@ -31,6 +31,7 @@ from kneo.service.routes import (
     health,
     hooks,
     human_tasks,
+    links,
     metrics,
     policies,
     promotions,
@@ -48,6 +49,7 @@ ROUTES = (
     health,
     runs,
     human_tasks,
+    links,
     specs,
     skills,
     policies,
@@ -140,6 +142,7 @@ def _furnish(
         api.include_router(router)
     app.include_router(api, prefix=VERSION)
     app.include_router(api, include_in_schema=False)
+    app.include_router(links.pages)
     if settings.http.metrics:
         app.include_router(metrics.router)
     describe(app, operations)

@@ -19,7 +19,8 @@ ROLES: Mapping[str, frozenset[str]] = {
     "admin": frozenset({"*"}),
     "operator": _VIEWER | {"runs:write", "credentials:read", "policies:read", "policies:write"},
     "reviewer": frozenset({"runs:read", "human:read", "human:write", "audit:read"}),
-    "service": _VIEWER | {"runs:write", "human:write", "audit:write", "credentials:read", "policies:read"},
+    "service": _VIEWER
+    | {"runs:write", "human:write", "human:link", "audit:write", "credentials:read", "policies:read"},
     "viewer": _VIEWER,
     "approver": frozenset({"human:read", "human:write", "runs:read"}),
 }

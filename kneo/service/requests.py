@@ -29,6 +29,9 @@ CAREFUL = {
 }
 FOR_JSON = {"cache-control": "no-store", "content-security-policy": "default-src 'none'; frame-ancestors 'none'"}
 
+_TOKEN = re.compile(r"^(/h/).+")
+"""A link's address: whoever reads it in a log could use it."""
+
 _NAMED = re.compile(r"/(runs|human-tasks|continuations)/([A-Za-z0-9_-]{1,80})")
 
 
@@ -105,7 +108,7 @@ def _log(
         "event": "http_request",
         "request_id": request_id,
         "method": scope["method"],
-        "path": redact_text(scope["path"][:500]),
+        "path": redact_text(_TOKEN.sub(r"\1[REDACTED]", scope["path"][:500])),
         "status_code": status,
         "duration_ms": round(seconds * 1000, 3),
         "client_ip": client[0] if client else None,

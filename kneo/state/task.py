@@ -104,6 +104,8 @@ class Vote:
     answer: str
     at: str
     comment: str | None = None
+    via: str | None = None
+    """How it reached us, where they did not come themselves: by a link that somebody made."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -488,6 +488,23 @@ idempotency_keys = Table(
     PrimaryKeyConstraint("principal", "scope", "key"),
 )
 
+task_links = Table(
+    "task_links",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("token_hash", String(64), nullable=False, unique=True),
+    Column("task_id", ID, nullable=False),
+    Column("run_id", ID, nullable=False),
+    Column("person", NAME, nullable=False),
+    Column("subject_digest", DIGEST, nullable=False),
+    Column("created_by", NAME, nullable=False),
+    Column("created_at", TIME, nullable=False),
+    Column("expires_at", TIME, nullable=False),
+    Column("used_at", TIME),
+    Index(None, "task_id"),
+    Index(None, "run_id"),
+)
+
 receipts = Table(
     "receipts",
     metadata,

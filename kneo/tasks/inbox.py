@@ -38,8 +38,24 @@ def find(tx: Tx, task_id: str) -> HumanTask:
     return task
 
 
-def decide(store: Store, task_id: str, answer: Answer, *, actor: str) -> HumanTask:
+def decide(
+    store: Store,
+    task_id: str,
+    answer: Answer,
+    *,
+    actor: str,
+    via: str | None = None,
+    first: Callable[[Tx, HumanTask], None] | None = None,
+) -> HumanTask:
     """Record what a person says. With it enough people have agreed, or objected, or others still have to be heard.
+
+    Args:
+        store: The database.
+        task_id: What is answered.
+        answer: What they say.
+        actor: Who says it.
+        via: How it reached us, where they did not come themselves.
+        first: Done in the same transaction before anything else; what it raises refuses the answer.
 
     Returns:
         The task: decided, and its run woken; or still unresolved, with one more vote.
@@ -52,11 +68,13 @@ def decide(store: Store, task_id: str, answer: Answer, *, actor: str) -> HumanTa
     check_storable(answer)
 
     def work(tx: Tx, task: HumanTask) -> HumanTask:
+        if first is not None:
+            first(tx, task)
         decision = check_answer(task, answer, actor=actor, at=tx.at)
         person = people.check_may_answer(tx, task, actor)
         _check_free(task, actor)
         check_can_sign(tx, task)
-        return _vote(tx, task, decision, person)
+        return _vote(tx, task, decision, person, via)
 
     return _act(store, task_id, work)
 
@@ -77,13 +95,14 @@ def _act(store: Store, task_id: str, work: Callable[[Tx, HumanTask], HumanTask])
     return done
 
 
-def _vote(tx: Tx, task: HumanTask, decision: Decision, person: people.Person) -> HumanTask:
+def _vote(tx: Tx, task: HumanTask, decision: Decision, person: people.Person, via: str | None) -> HumanTask:
     vote = Vote(
         actor=decision.actor,
         decision=decision.kind,
         answer=said_digest(decision),
         at=tx.at,
         comment=decision.comment,
+        via=via,
     )
     roles = {
         same_person(one.actor): people.find_person(tx, task.environment, one.actor).roles for one in task.votes

@@ -144,6 +144,7 @@ def _voters(task: HumanTask, decision: Decision | None, environment: Environment
                 at=parse_time(vote.at),
                 roles=known.roles if known else (),
                 groups=known.groups if known else (),
+                via=vote.via,
             )
         )
     return found

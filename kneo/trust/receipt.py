@@ -37,6 +37,9 @@ class Voter(Record):
     at: Time
     roles: Several[Text] = ()
     groups: Several[Text] = ()
+    via: Text | None = None
+    """How their word reached the service, where they did not come themselves: a link, and who made it."""
+
     statement: DigestText | None = None
     """Digest of what they signed themselves, where the gate asks for that."""
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import Depends
 from pydantic import BaseModel, ConfigDict, Field
 
+from kneo.service import answers
 from kneo.service.auth import Principal, require
 from kneo.service.context import Here
 from kneo.service.receipts import public_key, receipt_of_task, receipts_of_run, verify_receipts
+from kneo.service.router import Router, shows
 from kneo.service.wire import Json
 
-router = APIRouter(tags=["receipts"])
+router = Router(tags=["receipts"])
 
 Reader = Annotated[Principal, Depends(require("human:read"))]
 Auditor = Annotated[Principal, Depends(require("audit:read"))]
@@ -33,25 +35,25 @@ class ReceiptsToVerify(BaseModel):
     count: int | None = None
 
 
-@router.get("/human-tasks/{continuation_id}/receipt", operation_id="get_receipt")
+@router.get("/human-tasks/{continuation_id}/receipt", operation_id="get_receipt", responses=shows(answers.Receipt))
 def get_receipt(continuation_id: str, service: Here, _principal: Reader) -> Json:
     """Return the signed receipt of a decision."""
     return receipt_of_task(service.store, continuation_id)
 
 
-@router.get("/runs/{run_id}/receipts", operation_id="list_receipts")
+@router.get("/runs/{run_id}/receipts", operation_id="list_receipts", responses=shows(answers.ReceiptList))
 def list_receipts(run_id: str, service: Here, _principal: Reader) -> Json:
     """Return all receipts of a run; each names the one before it. They outlive the run."""
     return receipts_of_run(service.store, run_id)
 
 
-@router.get("/receipts/key", operation_id="get_receipt_key")
+@router.get("/receipts/key", operation_id="get_receipt_key", responses=shows(answers.ReceiptKey))
 def get_receipt_key(service: Here, _principal: Auditor) -> Json:
     """Return the public key that checks this service's receipts. Keep it elsewhere."""
     return public_key(service.settings)
 
 
-@router.post("/receipts/verify", operation_id="verify_receipts")
+@router.post("/receipts/verify", operation_id="verify_receipts", responses=shows(answers.ReceiptVerdict))
 def post_verify(body: ReceiptsToVerify, service: Here, _principal: Auditor) -> Json:
     """Check receipts: signatures, fields, and the chain where a run's are given. Names each field that was changed."""
     handed = body.model_dump(exclude_none=True, exclude={"key"})

@@ -1,0 +1,150 @@
+"""The page behind a link: one question, what it is about, and what each answer leads to. Pure; HTML without scripts.
+
+Everything on it that somebody wrote is escaped. It loads nothing, and looking at it changes nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping
+from html import escape
+
+from kneo.state.link import TaskLink
+from kneo.state.task import DecisionKind, HumanTask
+
+SHOWN_CHARS = 50_000
+"""Most of a subject that the page shows; the rest is in the inbox."""
+
+STYLE = """
+:root{color-scheme:light dark}
+body{font:1rem/1.5 system-ui,sans-serif;max-width:44rem;margin:0 auto;padding:1rem}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;border:1px solid;padding:.75rem;max-height:24rem;overflow:auto}
+fieldset{margin:1rem 0}
+label{display:block;margin:.5rem 0}
+textarea,select,input[type=text]{width:100%;box-sizing:border-box;font:inherit}
+button{font:inherit;padding:.5rem 1.5rem}
+:focus-visible{outline:3px solid;outline-offset:2px}
+"""
+
+_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+
+HEADERS: Mapping[str, str] = {
+    "content-security-policy": (
+        f"default-src 'none'; style-src 'sha256-{_HASH}'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "cache-control": "no-store",
+    "referrer-policy": "no-referrer",
+    "x-robots-tag": "noindex, nofollow",
+    "cross-origin-opener-policy": "same-origin",
+}
+"""What keeps the page from loading, leaking or being kept anything, anywhere."""
+
+_WORDS: Mapping[DecisionKind, str] = {
+    DecisionKind.APPROVED: "Approve",
+    DecisionKind.REJECTED: "Reject",
+    DecisionKind.EDITED: "Go on with the text below",
+    DecisionKind.PROVIDED: "Answer with the text below",
+    DecisionKind.SELECTED: "Choose",
+}
+
+
+def question_page(task: HumanTask, link: TaskLink) -> str:
+    """Show the question to whom the link was made for, with a form that answers it."""
+    shown = task.subject[:SHOWN_CHARS]
+    more = f"<p>The first {SHOWN_CHARS} characters; the rest is in the inbox.</p>" if shown != task.subject else ""
+    where = f" in {escape(task.environment)}" if task.environment else ""
+    deadline = f"<p>Without an answer by {escape(task.deadline_at)}: {_silence(task)}.</p>" if task.deadline_at else ""
+    return _page(
+        task.title,
+        f"<h1>{escape(task.title)}</h1><p>{escape(task.prompt)}</p>"
+        f"<p>From {escape(task.workflow_name or 'a run')}{where}, at <code>{escape(task.key)}</code>."
+        f" You answer as <strong>{escape(link.person)}</strong>, once, until {escape(link.expires_at)}.</p>"
+        f'<h2 id="about">What it is about</h2><pre tabindex="0" aria-labelledby="about">{escape(shown)}</pre>{more}'
+        f"<p>Digest: <code>{escape(task.subject_digest)}</code></p>{deadline}{_form(task)}",
+    )
+
+
+def done_page(task: HumanTask) -> str:
+    """Say what became of an answer."""
+    said = task.decision
+    if said is not None:
+        text = f"{said.kind.value} by {said.actor} at {said.at}"
+    else:
+        text = "Your answer is kept; others still have to be heard."
+    return _page("Thank you", f'<h1>Thank you</h1><p role="status">{escape(task.title)}: {escape(text)}</p>')
+
+
+def refused_page(message: str, hint: str | None) -> str:
+    """Say why a link does not work, and that nothing was changed."""
+    more = f"<p>{escape(hint)}</p>" if hint else ""
+    text = f'<h1>This did not work</h1><p role="alert">{escape(message)}</p>{more}<p>Nothing was decided.</p>'
+    return _page("This did not work", text)
+
+
+def _form(task: HumanTask) -> str:
+    kinds = [_choice(task, kind) for kind in task.decisions]
+    parts = [f"<fieldset><legend>Your decision</legend>{''.join(kinds)}</fieldset>"]
+    if task.options and DecisionKind.SELECTED in task.decisions:
+        parts.append(_options(task))
+    if {DecisionKind.EDITED, DecisionKind.PROVIDED} & set(task.decisions):
+        text = task.subject if DecisionKind.EDITED in task.decisions and len(task.subject) <= SHOWN_CHARS else ""
+        # A browser drops the first line break of a textarea.
+        parts.append(f'<label>Text<textarea name="content" rows="8">\n{escape(text)}</textarea></label>')
+    parts.append('<label>Comment (optional)<input type="text" name="comment" maxlength="2000"></label>')
+    hidden = {"request_id": task.request_id, "expect_digest": task.subject_digest}
+    kept = "".join(f'<input type="hidden" name="{name}" value="{escape(value)}">' for name, value in hidden.items())
+    return f'<form method="post">{kept}{"".join(parts)}<button type="submit">Send</button></form>'
+
+
+def _choice(task: HumanTask, kind: DecisionKind) -> str:
+    leads = _leads_to(task.consequences.get(kind.value))
+    told = f" <small>{escape(leads)}</small>" if leads else ""
+    return (
+        f'<label><input type="radio" name="decision" value="{kind.value}" required> '
+        f"{escape(_WORDS[kind])}{told}</label>"
+    )
+
+
+def _options(task: HumanTask) -> str:
+    picked = f'<option value="">(none)</option>{"".join(_option(task, option) for option in task.options or ())}'
+    several = " multiple" if task.multiple else ""
+    return f'<label>Choice<select name="selected_option"{several}>{picked}</select></label>'
+
+
+def _option(task: HumanTask, option: str) -> str:
+    all_of = task.consequences.get(DecisionKind.SELECTED.value)
+    each = all_of.get("options") if isinstance(all_of, Mapping) else None
+    leads = _leads_to(each.get(option)) if isinstance(each, Mapping) else ""
+    return f'<option value="{escape(option)}">{escape(option)}{escape(f" – {leads}") if leads else ""}</option>'
+
+
+def _leads_to(consequence: object) -> str:
+    """Say in words what ``consequences`` of a task says in JSON."""
+    if not isinstance(consequence, Mapping):
+        return ""
+    said: list[str] = []
+    if consequence.get("effect"):
+        said.append(f"effect: {consequence['effect']}")
+    if consequence.get("ends"):
+        said.append(f"the run ends as {consequence['ends']}")
+    for name, words in (("next", "then"), ("skips", "skipped"), ("asks", "then asks"), ("waits", "still waits for")):
+        said += _listed(words, consequence.get(name))
+    return "; ".join(said)
+
+
+def _listed(words: str, names: object) -> Iterable[str]:
+    if isinstance(names, list | tuple) and names:
+        yield f"{words} {', '.join(str(name) for name in names[:10])}"
+
+
+def _silence(task: HumanTask) -> str:
+    return escape(f"{task.on_timeout} (what the gate says about silence)")
+
+
+def _page(title: str, body: str) -> str:
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)} · Kneo</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>"
+    )

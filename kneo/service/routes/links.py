@@ -1,0 +1,192 @@
+"""Links to answer one question with: made here, looked at as often as a scanner likes, used once."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from kneo.clock import parse_duration
+from kneo.errors import Invalid, KneoError
+from kneo.service import answers
+from kneo.service.auth import Principal, Require, require
+from kneo.service.context import Here, Service
+from kneo.service.link_page import HEADERS, done_page, question_page, refused_page
+from kneo.service.problems import refusal
+from kneo.service.rate import Rate
+from kneo.service.router import Router, shows
+from kneo.service.wire import Json
+from kneo.state.link import TaskLink
+from kneo.state.task import DecisionKind, HumanTask
+from kneo.tasks import links
+from kneo.tasks.answers import Answer, NotAllowed
+
+router = Router(tags=["human tasks"])
+pages = APIRouter(include_in_schema=False)
+
+Writer = Annotated[Principal, Depends(require("human:write"))]
+
+FOR_OTHERS = Require("human:link")
+"""Whoever delivers links to others could use them too, so that is a right of its own."""
+
+PER_MINUTE = 120
+"""Looks at links and answers with them, from one address. Guessing a token is hopeless anyway; this keeps it cheap."""
+
+FIELDS = 50
+
+_rate = Rate(PER_MINUTE)
+
+
+class LinkOrder(BaseModel):
+    """For whom, and how long it works."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    person: str | None = Field(default=None, min_length=1, max_length=200, description="Left out: whoever asks.")
+    expires_in: str = Field(default="24h", max_length=20, examples=["30m", "24h", "7d"])
+
+
+@router.post("/human-tasks/{continuation_id}/links", operation_id="create_link", responses=shows(answers.TaskLink))
+def create_link(continuation_id: str, order: LinkOrder, request: Request, service: Here, principal: Writer) -> Json:
+    """Make a link that answers this question once, as the person it is made for. Its token is shown only now."""
+    person = order.person or principal.name
+    if person != principal.name:
+        FOR_OTHERS.check(principal)
+    lasts = parse_duration(order.expires_in)
+    with service.store.write() as tx:
+        link, token = links.make_link(tx, continuation_id, person, actor=principal.name, lasts=lasts)
+    return {
+        "id": link.id,
+        "continuation_id": link.task_id,
+        "person": link.person,
+        "subject_digest": link.subject_digest,
+        "expires_at": link.expires_at,
+        "path": f"/h/{token}",
+        "url": f"{str(request.base_url).rstrip('/')}/h/{token}",
+    }
+
+
+@pages.api_route("/h/{token}", methods=["GET", "HEAD"])
+def look(token: str, request: Request, service: Here) -> Response:
+    """Show the question. Never decides: whoever scans mail for viruses looks at links too."""
+
+    def read() -> tuple[TaskLink, HumanTask]:
+        _rate.check(_address(request))
+        with service.store.read() as tx:
+            return links.look(tx, token)
+
+    try:
+        link, task = read()
+    except KneoError as error:
+        return _refused(error)
+    return HTMLResponse(question_page(task, link), headers=dict(HEADERS))
+
+
+@pages.post("/h/{token}")
+async def answer(token: str, request: Request, service: Here) -> Response:
+    """Answer with a link, from the page's form or as JSON."""
+    body = await request.body()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    as_json = kind == "application/json"
+    try:
+        _rate.check(_address(request))
+        fields = _json(body) if as_json else _form(body)
+        said = _answer(fields, service.settings.limits.human_content_chars)
+        task = await run_in_threadpool(_decide, service, token, said)
+    except KneoError as error:
+        return refusal(error) if as_json else _refused(error)
+    if not as_json:
+        return HTMLResponse(done_page(task), headers=dict(HEADERS))
+    decided = task.decision.kind.value if task.decision else None
+    return JSONResponse({"continuation_id": task.id, "status": task.status.value, "decision": decided})
+
+
+def _decide(service: Service, token: str, said: Answer) -> HumanTask:
+    task = links.answer(service.store, token, said)
+    service.poke()
+    return task
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else "?"
+
+
+def _refused(error: KneoError) -> HTMLResponse:
+    headers = dict(HEADERS)
+    if "retry_after" in error.details:
+        headers["retry-after"] = str(error.details["retry_after"])
+    return HTMLResponse(refused_page(error.message, error.hint), error.http_status, headers=headers)
+
+
+def _form(body: bytes) -> dict[str, object]:
+    try:
+        found = parse_qs(body.decode(), keep_blank_values=True, strict_parsing=bool(body), max_num_fields=FIELDS)
+    except ValueError as error:
+        msg = "This is not what the page sends."
+        raise Invalid(msg) from error
+    several = [option for option in found.pop("selected_option", []) if option]
+    fields: dict[str, object] = {name: values[-1].replace("\r\n", "\n") for name, values in found.items() if values[-1]}
+    if fields.get("decision") not in {"edited", "provided"}:
+        fields.pop("content", None)  # the page shows the text to whoever does not change it, too
+    if fields.get("decision") == "selected":
+        fields["selected_options"] = several
+    return fields
+
+
+def _json(body: bytes) -> dict[str, object]:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        msg = "The body is not JSON."
+        raise Invalid(msg) from error
+    if not isinstance(value, dict):
+        msg = "The body is not a JSON object."
+        raise Invalid(msg)
+    return value
+
+
+class _Said(BaseModel):
+    """What a page's form says, and a program may say in JSON."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    decision: DecisionKind
+    request_id: str
+    expect_digest: str | None = None
+    content: str | None = None
+    selected_options: tuple[str, ...] = ()
+    values: dict[str, object] | None = None
+    comment: str | None = Field(default=None, max_length=2_000)
+
+
+def _answer(fields: dict[str, object], limit: int) -> Answer:
+    """Check what was sent.
+
+    Raises:
+        NotAllowed: ``human_input_invalid``: a field is missing, unknown or of the wrong kind.
+        Invalid: ``input_too_large``.
+    """
+    try:
+        said = _Said.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])[:80]
+        msg = f"{field or 'The answer'}: {first['msg']}."
+        raise NotAllowed(msg, code="human_input_invalid", field=field) from error
+    if len(said.content or "") > limit:
+        msg = f"The text is {len(said.content or '')} characters long; at most {limit} are accepted."
+        raise Invalid(msg, code="input_too_large", field="content", limit=limit)
+    return Answer(
+        request_id=said.request_id,
+        decision=said.decision,
+        content=said.content,
+        selected_options=said.selected_options or None,
+        values=said.values,
+        comment=said.comment,
+        expect_digest=said.expect_digest,
+    )

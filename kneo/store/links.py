@@ -1,0 +1,33 @@
+"""Links to answer with. Using one is a compare-and-set, so that it works once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from sqlalchemy import func, insert, select, update
+
+from kneo.state.link import TaskLink
+from kneo.store.engine import Tx
+from kneo.store.tables import task_links
+
+
+def insert_link(tx: Tx, link: TaskLink) -> None:
+    tx.connection.execute(insert(task_links).values(**asdict(link)))
+
+
+def find(tx: Tx, token_hash: str) -> TaskLink | None:
+    row = tx.connection.execute(select(task_links).where(task_links.c.token_hash == token_hash)).first()
+    return TaskLink(**row._asdict()) if row else None
+
+
+def count_of_task(tx: Tx, task_id: str) -> int:
+    statement = select(func.count()).select_from(task_links).where(task_links.c.task_id == task_id)
+    return tx.connection.execute(statement).scalar_one()
+
+
+def use(tx: Tx, link: TaskLink) -> bool:
+    """Use a link up unless somebody did; say whether it worked."""
+    done = tx.connection.execute(
+        update(task_links).where(task_links.c.id == link.id, task_links.c.used_at.is_(None)).values(used_at=tx.at)
+    )
+    return done.rowcount == 1

@@ -1,0 +1,124 @@
+"""Links that one person can answer one question with, once. Who has the token is who it was made for."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from kneo.clock import isoformat, new_id
+from kneo.errors import Conflict, Invalid, KneoError, NotFound
+from kneo.state.link import TaskLink
+from kneo.state.task import HumanTask
+from kneo.store import links
+from kneo.store.engine import Store, Tx
+from kneo.tasks import people
+from kneo.tasks.answers import Answer, check_unresolved
+from kneo.tasks.happened import happened
+from kneo.tasks.inbox import decide, find
+
+LASTS = timedelta(hours=24)
+"""How long a link works when nobody says."""
+
+LASTS_AT_MOST = timedelta(days=30)
+
+LINKS_OF_A_TASK = 200
+"""Links that can be made for one question, so that a sender gone wild does not fill the database."""
+
+TOKEN_BYTES = 32
+
+
+def make_link(tx: Tx, task_id: str, person: str, *, actor: str, lasts: timedelta = LASTS) -> tuple[TaskLink, str]:
+    """Make a link for somebody who may answer a question; return it and its token, which is kept nowhere.
+
+    Raises:
+        NotFound, Conflict: there is no such question, or it is answered; ``too_many_links``.
+        Forbidden: the person may not answer it.
+        Invalid: it would last too long, or not at all.
+    """
+    if not timedelta(0) < lasts <= LASTS_AT_MOST:
+        msg = f"A link lasts for up to {LASTS_AT_MOST.days} days."
+        raise Invalid(msg, field="expires_in")
+    task = find(tx, task_id)
+    check_unresolved(task)
+    people.check_may_answer(tx, task, person)
+    if links.count_of_task(tx, task.id) >= LINKS_OF_A_TASK:
+        msg = f"There are {LINKS_OF_A_TASK} links to {task.id} already."
+        raise Conflict(msg, code="too_many_links")
+    token = secrets.token_urlsafe(TOKEN_BYTES)
+    link = TaskLink(
+        id=new_id("lnk", tx.now),
+        token_hash=_hash(token),
+        task_id=task.id,
+        run_id=task.run_id,
+        person=person,
+        subject_digest=task.subject_digest,
+        created_by=actor,
+        created_at=tx.at,
+        expires_at=isoformat(tx.now + lasts),
+    )
+    links.insert_link(tx, link)
+    happened(tx, task, "link_made", actor, {"link": link.id, "person": person, "expires_at": link.expires_at})
+    return link, token
+
+
+def look(tx: Tx, token: str) -> tuple[TaskLink, HumanTask]:
+    """Find what a link asks. Changes nothing.
+
+    Raises:
+        NotFound: ``link_not_found``.
+        Conflict: ``link_used``, ``link_expired``, ``subject_changed``, or the question is answered.
+    """
+    link = links.find(tx, _hash(token))
+    if link is None:
+        msg = "There is no such link."
+        raise NotFound(msg, code="link_not_found", hint="Copy the whole address, or ask for a new link.")
+    task = find(tx, link.task_id)
+    _check(link, task, tx.now)
+    return link, task
+
+
+def answer(store: Store, token: str, said: Answer) -> HumanTask:
+    """Answer with a link, as the person it was made for. It is used up with the answer, and not by one that is refused.
+
+    Raises:
+        NotFound, Conflict: as ``look`` says.
+        Forbidden, NotAllowed, Conflict: the answer does not fit; see ``decide``.
+    """
+    with store.read() as tx:
+        link, _ = look(tx, token)
+
+    def use_up(tx: Tx, task: HumanTask) -> None:
+        now = links.find(tx, link.token_hash)
+        assert now is not None, "links are deleted with their runs, and this one's is locked"
+        _check(now, task, tx.now)
+        if not links.use(tx, link):
+            raise _used(link)
+        happened(tx, task, "link_used", link.person, {"link": link.id, "made_by": link.created_by})
+
+    bound = replace(said, expect_digest=link.subject_digest)
+    if said.expect_digest not in {None, link.subject_digest}:
+        bound = said
+    return decide(store, link.task_id, bound, actor=link.person, via=f"link made by {link.created_by}", first=use_up)
+
+
+def _check(link: TaskLink, task: HumanTask, now: datetime) -> None:
+    if link.used_at is not None:
+        raise _used(link)
+    check_unresolved(task)
+    if link.expires_at <= isoformat(now):
+        msg = f"This link expired at {link.expires_at}."
+        raise Conflict(msg, code="link_expired", hint="Ask for a new one, or answer in the inbox.")
+    if link.subject_digest != task.subject_digest:
+        msg = "What is asked now is not what this link was made for."
+        raise Conflict(msg, code="subject_changed", hint="Ask for a new link.")
+
+
+def _used(link: TaskLink) -> KneoError:
+    msg = f"This link was used{f' at {link.used_at}' if link.used_at else ''}; it works once."
+    return Conflict(msg, code="link_used", hint="Answer in the inbox, or ask for a new link.")
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

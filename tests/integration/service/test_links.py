@@ -1,0 +1,247 @@
+"""Links over HTTP: looking never changes a row, and answering works once, for one person, about one question."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import httpx
+import pytest
+from service_bench import APPROVE, DRAFT, PUBLISH, Bench, spec_of
+from sqlalchemy import select, update
+
+from kneo.clock import isoformat
+from kneo.service.routes import links as routes
+from kneo.store.tables import audit_events, metadata, task_links, tasks
+from kneo.tasks.links import LINKS_OF_A_TASK
+
+Json = dict[str, object]
+
+
+@pytest.fixture
+def browser(bench: Bench) -> Iterator[httpx.Client]:
+    """Somebody without a key."""
+    with httpx.Client(base_url=bench.url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def fresh_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "_rate", routes.Rate(routes.PER_MINUTE))
+
+
+def link_to(bench: Bench, run: Json, *, role: str = "reviewer", expect: int = 200, **order: object) -> Json:
+    return bench.post(f"/human-tasks/{run['continuation_id']}/links", order, role=role, expect=expect)
+
+
+def rows(bench: Bench) -> dict[str, list[object]]:
+    """Everything in the database, but for what a worker touches by itself."""
+    with bench.store.read() as tx:
+        return {
+            name: sorted(map(repr, tx.connection.execute(select(table))))
+            for name, table in metadata.tables.items()
+            if name not in {"leases", "idempotency_keys", "audit_chain", "audit_pending", "audit_nodes"}
+        }
+
+
+def form(page: str, **said: str) -> dict[str, str]:
+    """What a browser sends for a page."""
+    hidden = dict(re.findall(r'<input type="hidden" name="([a-z_]+)" value="([^"]*)">', page))
+    return {**hidden, **said}
+
+
+def test_looking_changes_no_row(bench: Bench, browser: httpx.Client) -> None:
+    path = str(link_to(bench, bench.paused())["path"])
+    before = rows(bench)
+    for method in ("GET", "HEAD", "GET", "HEAD"):
+        assert browser.request(method, path).status_code == 200
+    assert browser.request("HEAD", path).content == b""
+    for method in ("OPTIONS", "PUT", "DELETE", "PATCH"):
+        assert browser.request(method, path).status_code == 405
+    assert rows(bench) == before
+
+
+def test_the_page_shows_the_question_and_loads_nothing(bench: Bench, browser: httpx.Client) -> None:
+    run = bench.start(spec_of(DRAFT, APPROVE, PUBLISH), input="<script>alert(1)</script> & more")
+    answer = browser.get(str(link_to(bench, run)["path"]))
+    page = answer.text
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "Publish this announcement?" in page
+    assert "reviewer" in page
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert not re.search(r"(?:src|href|url\()", page)
+    assert 'lang="en"' in page
+    assert page.count('type="radio"') == page.count('name="decision"') >= 2
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+def test_the_page_says_what_each_answer_leads_to(bench: Bench, browser: httpx.Client) -> None:
+    page = browser.get(str(link_to(bench, bench.paused())["path"])).text
+    approve, reject = (
+        part for part in page.split("<label>") if 'value="approved"' in part or 'value="rejected"' in part
+    )
+    assert "publish" in approve
+    assert "cancelled" in reject
+
+
+def test_answering_decides_as_the_person_it_was_made_for(bench: Bench, browser: httpx.Client) -> None:
+    run = bench.paused()
+    path = str(link_to(bench, run, role="service", person="reviewer")["path"])
+    done = browser.post(path, data=form(browser.get(path).text, decision="approved", comment="from my phone"))
+    assert done.status_code == 200, done.text
+    task = bench.get(f"/human-tasks/{run['continuation_id']}")
+    assert task["decision"]["actor"] == "reviewer"
+    assert task["decision"]["comment"] == "from my phone"
+    said = bench.get(f"/human-tasks/{run['continuation_id']}/receipt")["receipt"]
+    assert [(voter["actor"], voter["via"]) for voter in said["voters"]] == [("reviewer", "link made by service")]
+
+
+def test_a_link_works_once(bench: Bench, browser: httpx.Client) -> None:
+    path = str(link_to(bench, bench.paused())["path"])
+    sent = form(browser.get(path).text, decision="rejected")
+    assert browser.post(path, data=sent).status_code == 200
+    before = rows(bench)["tasks"]
+    again = browser.post(path, data=sent | {"decision": "approved"})
+    assert again.status_code == 409
+    assert "works once" in again.text
+    assert browser.get(path).status_code == 409
+    assert rows(bench)["tasks"] == before
+
+
+def test_a_refused_answer_does_not_use_it_up(bench: Bench, browser: httpx.Client) -> None:
+    run = bench.paused()
+    path = str(link_to(bench, run)["path"])
+    before = rows(bench)
+    sent = form(browser.get(path).text)
+    for said in ({"decision": "edited"}, {"decision": "nonsense"}, {}, {"decision": "approved", "surplus": "1"}):
+        assert 400 <= browser.post(path, data=sent | said).status_code < 500
+    assert browser.post(path, data=sent | {"decision": "edited", "content": "x" * 101}).status_code == 400
+    assert browser.post(path, content=b"\xff=\xfe").status_code == 400
+    assert rows(bench) == before
+    assert browser.post(path, data=sent | {"decision": "edited", "content": "better"}).status_code == 200
+    assert bench.get(f"/human-tasks/{run['continuation_id']}")["decision"]["content"] == "better"
+
+
+Spoil = Callable[[Bench, Json, dict[str, str]], object]
+
+
+def _expire(bench: Bench, link: Json, _sent: dict[str, str]) -> None:
+    with bench.store.write() as tx:
+        tx.connection.execute(
+            update(task_links)
+            .where(task_links.c.id == link["id"])
+            .values(expires_at=isoformat(tx.now - timedelta(seconds=1)))
+        )
+
+
+def _ask_something_else(bench: Bench, link: Json, _sent: dict[str, str]) -> None:
+    with bench.store.write() as tx:
+        changed = update(tasks).where(tasks.c.id == link["continuation_id"])
+        tx.connection.execute(changed.values(subject_digest="sha256:" + "0" * 64))
+
+
+def _answer_otherwise(bench: Bench, link: Json, sent: dict[str, str]) -> None:
+    bench.post(
+        f"/human-tasks/{link['continuation_id']}/resume",
+        {"request_id": sent["request_id"], "decision": "approved"},
+        role="reviewer",
+    )
+
+
+def _of_another_task(bench: Bench, _link: Json, sent: dict[str, str]) -> None:
+    other = bench.paused()
+    sent["request_id"] = other["metadata"]["pending_human_request"]["request_id"]
+
+
+def _seen_otherwise(_bench: Bench, _link: Json, sent: dict[str, str]) -> None:
+    sent["expect_digest"] = "sha256:" + "1" * 64
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (_expire, "link_expired"),
+        (_ask_something_else, "subject_changed"),
+        (_answer_otherwise, "human_task_decided"),
+        (_of_another_task, "request_mismatch"),
+        (_seen_otherwise, "subject_changed"),
+    ],
+)
+def test_what_it_was_not_made_for_is_refused(bench: Bench, browser: httpx.Client, spoil: Spoil, code: str) -> None:
+    link = link_to(bench, bench.paused())
+    path = str(link["path"])
+    sent = form(browser.get(path).text, decision="approved")
+    spoil(bench, link, sent)
+    before = rows(bench)["tasks"], rows(bench)["task_links"]
+    refused = browser.post(path, json=sent)
+    assert (refused.status_code, refused.json()["error"]) == (409, code)
+    assert (rows(bench)["tasks"], rows(bench)["task_links"]) == before
+
+
+def test_a_token_nobody_made_opens_nothing(bench: Bench, browser: httpx.Client) -> None:
+    for path in ("/h/none", "/h/" + "a" * 43, "/h/%00", "/h/" + "x" * 5000):
+        assert browser.get(path).status_code == 404
+        refused = browser.post(path, json={"decision": "approved", "request_id": "req_1"})
+        assert refused.status_code == 404
+    assert bench.get("/human-tasks/cont_none", expect=404)
+
+
+def test_only_the_hash_of_a_token_is_kept(bench: Bench) -> None:
+    link = link_to(bench, bench.paused())
+    token = str(link["path"]).removeprefix("/h/")
+    assert len(token) >= 43
+    assert not any(token in row for table in rows(bench).values() for row in table)
+
+
+def test_only_who_delivers_links_may_make_them_for_others(bench: Bench) -> None:
+    run = bench.paused()
+    refused = link_to(bench, run, person="somebody", expect=403)
+    assert refused["required_scope"] == "human:link"
+    assert link_to(bench, run, role="service", person="somebody")["person"] == "somebody"
+    link_to(bench, run, role="viewer", expect=403)
+    link_to(bench, {"continuation_id": "cont_none"}, expect=404)
+    for lasts in ("0s", "31d", "-1h", "soon"):
+        link_to(bench, run, expires_in=lasts, expect=400)
+
+
+def test_an_answered_question_gets_no_link(bench: Bench) -> None:
+    run = bench.paused()
+    bench.answer(run)
+    assert link_to(bench, run, expect=409)["error"] == "human_task_decided"
+
+
+def test_there_is_an_end_to_links(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LINKS_OF_A_TASK >= 100
+    monkeypatch.setattr("kneo.tasks.links.LINKS_OF_A_TASK", 2)
+    run = bench.paused()
+    link_to(bench, run)
+    link_to(bench, run)
+    assert link_to(bench, run, expect=409)["error"] == "too_many_links"
+
+
+def test_somebody_who_looks_too_often_waits(
+    bench: Bench, browser: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "_rate", routes.Rate(3))
+    path = str(link_to(bench, bench.paused())["path"])
+    assert [browser.get(path).status_code for _ in range(4)] == [200, 200, 200, 429]
+    late = browser.post(path, json={"decision": "approved", "request_id": "r"})
+    assert late.status_code == 429
+    assert int(late.headers["retry-after"]) >= 1
+
+
+def test_making_and_using_a_link_are_in_the_audit_log(bench: Bench, browser: httpx.Client) -> None:
+    run = bench.paused()
+    path = str(link_to(bench, run)["path"])
+    browser.post(path, data=form(browser.get(path).text, decision="approved"))
+    with bench.store.read() as tx:
+        wanted = select(audit_events.c.event_type).where(audit_events.c.continuation_id == run["continuation_id"])
+        kinds = list(tx.connection.execute(wanted.order_by(audit_events.c.id)).scalars())
+    assert [kind for kind in kinds if kind.startswith("human.link")] == ["human.link_made", "human.link_used"]
