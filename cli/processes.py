@@ -27,7 +27,7 @@ from kneo.maintenance import make_retention
 from kneo.notify.channels import run_outbox
 from kneo.runtime.assemble import background, working
 from kneo.runtime.worker import Worker
-from kneo.service.app import create_app
+from kneo.service.app import App, create_app, drain
 from kneo.settings import Settings
 from kneo.store.engine import Store
 from kneo.store.service_key import find_service_key
@@ -153,8 +153,21 @@ def serve(
         announce(f"http://{host}:{listener.getsockname()[1]}")
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _already_stopping)
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10)
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(app).run(sockets=[listener])
+
+
+class Server(uvicorn.Server):
+    """A server that answers those who wait before it waits for their answers."""
+
+    def __init__(self, app: App, *, shutdown_seconds: int = 10) -> None:
+        super().__init__(
+            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=shutdown_seconds)
+        )
+        self.app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        drain(self.app)
+        await super().shutdown(sockets)
 
 
 @contextlib.contextmanager

@@ -54,6 +54,15 @@ class Http:
     idempotency_days: int = 7
     """Days for which an idempotency key is remembered, ``KNEO_SERV_RETENTION_IDEMPOTENCY_DAYS``."""
 
+    max_streams: int = 200
+    """Answers that go on (server-sent events) at once in one process, ``KNEO_SERV_MAX_STREAMS``."""
+
+    stream_heartbeat_seconds: float = 15.0
+    """How often such an answer says that it is still there, ``KNEO_SERV_STREAM_HEARTBEAT_SECONDS``."""
+
+    stream_slow_seconds: float = 30.0
+    """How long its reader may take nothing before it is cut off, ``KNEO_SERV_STREAM_SLOW_SECONDS``."""
+
     health_providers: tuple[str, ...] = ()
     """Providers whose keys must be there for the service to be ready, ``KNEO_SERV_HEALTH_PROVIDERS``."""
 
@@ -256,6 +265,9 @@ def _http(env: Mapping[str, str]) -> Http:
             env, "KNEO_SERV_IDEMPOTENCY_LOCK_TTL_SECONDS", Http.idempotency_lock_seconds
         ),
         idempotency_days=_positive(env, "KNEO_SERV_RETENTION_IDEMPOTENCY_DAYS", Http.idempotency_days),
+        max_streams=_positive(env, "KNEO_SERV_MAX_STREAMS", Http.max_streams),
+        stream_heartbeat_seconds=_seconds(env, "KNEO_SERV_STREAM_HEARTBEAT_SECONDS", Http.stream_heartbeat_seconds),
+        stream_slow_seconds=_seconds(env, "KNEO_SERV_STREAM_SLOW_SECONDS", Http.stream_slow_seconds),
         health_providers=_listed(env, "KNEO_SERV_HEALTH_PROVIDERS"),
         health_mcp_secrets=_listed(env, "KNEO_SERV_HEALTH_MCP_SECRETS"),
         client_retries=_count(env, "KNEO_SERV_CLIENT_RETRIES", Http.client_retries),

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import httpx
-import uvicorn
 from config_repo import FUNCTIONS
 
 from cli.compose import make_starter, make_store
+from cli.processes import Server
 from kneo.runtime.assemble import background, make_driver
 from kneo.runtime.worker import Worker
 from kneo.service.app import create_app
@@ -66,6 +66,26 @@ def slow(text):
 """
 
 
+class Told(NamedTuple):
+    """A server-sent event."""
+
+    name: str
+    data: Json
+    id: str | None
+
+
+def _told(lines: Iterator[str]) -> Iterator[Told]:
+    said: dict[str, str] = {}
+    for line in lines:
+        if line:
+            name, _, value = line.partition(":")
+            said[name] = value.removeprefix(" ")
+        elif said:
+            if "retry" not in said:
+                yield Told(said.get("event", ""), json.loads(said.get("data", "{}")), said.get("id"))
+            said = {}
+
+
 class Bench:
     """A running service."""
 
@@ -77,6 +97,7 @@ class Bench:
         self.store = make_store(settings)
         self.url = url or ""
         self._clients: dict[str, httpx.Client] = {}
+        self.stop: Callable[[], None] = lambda: None
 
     def client(self, role: str = "admin") -> httpx.Client:
         """A client with the key of a role."""
@@ -103,6 +124,14 @@ class Bench:
         assert answer.status_code == expect, answer.text
         return answer.json()
 
+    @contextlib.contextmanager
+    def stream(self, path: str, *, role: str = "admin", **headers: str) -> Iterator[Iterator[Told]]:
+        """Follow server-sent events; comments have no name."""
+        with self.client(role).stream("GET", path, headers=headers) as answer:
+            assert answer.status_code == 200, answer.read()
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            yield _told(answer.iter_lines())
+
     def start(self, spec: Json | None = None, *, role: str = "operator", expect: int = 200, **body: object) -> Json:
         return self.post("/runs", {"input": "hi", "spec": spec or spec_of(DRAFT), **body}, role=role, expect=expect)
 
@@ -125,8 +154,10 @@ class Bench:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, database_url: str, *, http: Http | None = None, **variables: str) -> Iterator[Bench]:
-    """Run the service over a database until the block ends."""
+def serving(
+    folder: Path, database_url: str, *, http: Http | None = None, workers: int = 4, **variables: str
+) -> Iterator[Bench]:
+    """Run the service over a database until the block ends; without workers nobody drives runs."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "lab_functions.py").write_text(FUNCTIONS + MORE_FUNCTIONS)
     keys = ";".join(f"{role}:{role}-key:{role}" for role in ROLES)
@@ -141,9 +172,9 @@ def serving(folder: Path, database_url: str, *, http: Http | None = None, **vari
     if http is not None:
         settings = replace(settings, http=http)
     bench = Bench(folder, None, settings)
-    worker = Worker(bench.store, make_driver(settings, bench.store))
+    worker = Worker(bench.store, make_driver(settings, bench.store), concurrency=max(workers, 1))
     app = create_app(settings, bench.store, make_starter(settings, bench.store), poke=worker.poke)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
+    server = Server(app, shutdown_seconds=2)
 
     def stop() -> None:
         server.should_exit = True
@@ -151,13 +182,12 @@ def serving(folder: Path, database_url: str, *, http: Http | None = None, **vari
     with socket.create_server(("127.0.0.1", 0)) as listener:
         bench.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with (
-            background("worker", worker.run, worker.stop),
+            contextlib.closing(bench),
+            background("worker", worker.run, worker.stop) if workers else contextlib.nullcontext(),
             background("server", lambda: server.run(sockets=[listener]), stop),
         ):
-            try:
-                yield bench
-            finally:
-                bench.close()
+            bench.stop = stop
+            yield bench
 
 
 __all__ = ["APPROVE", "DRAFT", "PUBLISH", "Bench", "serving", "spec_of"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from kneo.service.admission import Admission
 from kneo.service.auth import keyring
 from kneo.service.context import Service
 from kneo.service.dependencies import chosen_platform_manager, default_platform_manager
+from kneo.service.events import Streams
 from kneo.service.governance import Governance
 from kneo.service.limits import BodyLimit
 from kneo.service.metrics import Metrics
+from kneo.service.news import News
 from kneo.service.openapi import describe
 from kneo.service.operations import VERSION, Operations
 from kneo.service.requests import Requests
@@ -40,13 +43,18 @@ from kneo.service.routes import (
     security,
     skills,
     specs,
+    start,
 )
 from kneo.service.specs import Specs
 from kneo.settings import Settings
 from kneo.store.engine import Store
 
+App = FastAPI
+"""What ``create_app`` makes, for those who may not know what it is made of."""
+
 ROUTES = (
     health,
+    start,
     runs,
     human_tasks,
     links,
@@ -91,7 +99,7 @@ def create_app(
         Invalid: the configured API keys make no sense.
         Usage: some parts are given and others are not.
     """
-    app = _PlatformApp(title="Kneo", version=WIRE_VERSION, redirect_slashes=False)
+    app = _PlatformApp(title="Kneo", version=WIRE_VERSION, redirect_slashes=False, lifespan=_until_the_end)
     app.auth_enabled = auth_enabled
     if settings is not None and store is not None and starter is not None and poke is not None:
         _furnish(app, settings, store, starter, poke, tools)
@@ -132,9 +140,17 @@ def _furnish(
     routers = [module.router for module in ROUTES]
     operations = Operations(routers)
     counted = Metrics(store)
-    governance = Governance(store, starter.project)
     app.state.service = Service(
-        settings, store, starter, keyring(settings), poke, counted, Specs(settings, tools), governance
+        settings=settings,
+        store=store,
+        starter=starter,
+        keyring=keyring(settings),
+        poke=poke,
+        metrics=counted,
+        specs=Specs(settings, tools),
+        news=News(store),
+        streams=Streams(settings.http.max_streams, settings.http.stream_slow_seconds),
+        governance=Governance(store, starter.project),
     )
     problems.install(app)
     api = APIRouter()
@@ -150,3 +166,16 @@ def _furnish(
     app.add_middleware(Admission, operations=operations, keyring=keyring(settings), settings=settings, store=store)
     app.add_middleware(BodyLimit, max_bytes=settings.limits.body_bytes)
     app.add_middleware(Requests, operations=operations, observer=counted, logged=settings.http.request_logs)
+
+
+@asynccontextmanager
+async def _until_the_end(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    drain(app)
+
+
+def drain(app: FastAPI) -> None:
+    """Answer everybody who waits, and end what goes on: the process is about to stop."""
+    service: Service | None = getattr(app.state, "service", None)
+    if service is not None:
+        service.news.stop()

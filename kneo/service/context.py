@@ -10,8 +10,10 @@ from fastapi import Depends, Request
 
 from kneo.runtime.start import Starter
 from kneo.service.auth import Keyring
+from kneo.service.events import Streams
 from kneo.service.governance import Governance
 from kneo.service.metrics import Metrics
+from kneo.service.news import News
 from kneo.service.specs import Specs
 from kneo.service.words import speaks_published
 from kneo.settings import Settings
@@ -31,6 +33,8 @@ class Service:
         metrics: What was counted.
         specs: Loads specs for requests.
         governance: Answers questions about policies and secrets.
+        news: Where requests wait for rows to change.
+        streams: Counts the answers that go on.
     """
 
     settings: Settings
@@ -41,6 +45,8 @@ class Service:
     metrics: Metrics
     specs: Specs
     governance: Governance
+    news: News
+    streams: Streams
 
 
 async def _service(request: Request) -> Service:

@@ -80,6 +80,7 @@ class Store:
         self._one_writer = threading.RLock()
         self._writer = Writer(self.write, self._part)
         self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
+        self._listeners: tuple[Callable[[], None], ...] = ()
 
     @property
     def is_sqlite(self) -> bool:
@@ -104,6 +105,20 @@ class Store:
             connection.begin(),
         ):
             yield Tx(connection, self.clock.now(), self.find_key)
+        for hear in self._listeners:
+            hear()
+
+    def listen(self, hear: Callable[[], None]) -> Callable[[], None]:
+        """Call something after every commit of this process, in the thread that wrote; returns what ends that.
+
+        What is called must be quick and must not raise. Commits of other processes are not heard.
+        """
+        self._listeners = (*self._listeners, hear)
+
+        def stop() -> None:
+            self._listeners = tuple(each for each in self._listeners if each is not hear)
+
+        return stop
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:

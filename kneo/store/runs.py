@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from sqlalchemy import Row, bindparam, func, insert, select, update
@@ -113,6 +113,21 @@ def standing(tx: Tx, run_id: str) -> Standing | None:
     """Read how a run stands without reading the run."""
     row = tx.connection.execute(select(runs.c.status, runs.c.epoch, runs.c.wake_seq).where(runs.c.id == run_id)).first()
     return Standing(status=RunStatus(row.status), epoch=row.epoch, wake_seq=row.wake_seq) if row else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is, as far as whoever looks on can tell."""
+
+    status: RunStatus
+    trace_count: int
+
+
+def progress(tx: Tx, run_ids: Sequence[str]) -> Mapping[str, Progress]:
+    """Read how far some runs are, all at once."""
+    columns = select(runs.c.id, runs.c.status, runs.c.trace_count)
+    rows = tx.connection.execute(columns.where(runs.c.id.in_(list(run_ids))))
+    return {row.id: Progress(status=RunStatus(row.status), trace_count=row.trace_count) for row in rows}
 
 
 def lock(tx: Tx, run_id: str) -> None:

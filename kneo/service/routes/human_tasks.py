@@ -6,18 +6,19 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
 
 from kneo.errors import Invalid
-from kneo.runtime.wait import wait_until_settled
 from kneo.service import answers, wire
 from kneo.service.auth import Principal, require
-from kneo.service.context import Here, Published
-from kneo.service.router import Router, shows
-from kneo.service.routes.runs import SYNC_SECONDS, open_task
+from kneo.service.context import Here, Published, Service
+from kneo.service.router import JsonAnswer, Router, shows
+from kneo.service.run_news import SYNC_SECONDS, settled
 from kneo.service.task_query import task_page
 from kneo.service.task_wire import human_task
 from kneo.service.wire import Json
-from kneo.state.task import DecisionKind
+from kneo.state.task import DecisionKind, HumanTask
 from kneo.tasks.answers import Answer
 from kneo.tasks.inbox import decide, find
 
@@ -96,10 +97,16 @@ def get_human_task(continuation_id: str, service: Here, _principal: Reader) -> J
 @router.post(
     "/human-tasks/{continuation_id}/resume", operation_id="resume_human_task", responses=shows(answers.HumanResumed)
 )
-def resume_human_task(
+async def resume_human_task(
     continuation_id: str, body: HumanResume, service: Here, published: Published, principal: Writer
-) -> Json:
+) -> Response:
     """Answer a task; the answer is durable before the run goes on."""
+    answered = await run_in_threadpool(_decided, continuation_id, body, service, principal)
+    found = await settled(service.news, answered.run_id, SYNC_SECONDS)
+    return JsonAnswer(wire.human_resumed(found.run, answered, found.task, published=published))
+
+
+def _decided(continuation_id: str, body: HumanResume, service: Service, principal: Principal) -> HumanTask:
     limit = service.settings.limits.human_content_chars
     if len(body.content or "") > limit:
         msg = f"content is {len(body.content or '')} characters long; at most {limit} are accepted."
@@ -114,5 +121,4 @@ def resume_human_task(
     )
     answered = decide(service.store, continuation_id, answer, actor=principal.name)
     service.poke()
-    run = wait_until_settled(service.store, answered.run_id, SYNC_SECONDS)
-    return wire.human_resumed(run, answered, open_task(service, run), published=published)
+    return answered

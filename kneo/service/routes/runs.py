@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from fastapi import Depends, Query
-from pydantic import Field, model_validator
+from fastapi import Depends, Header, Query
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from kneo.clock import isoformat, parse_time
-from kneo.errors import Invalid, NotFound, Usage
+from kneo.errors import Invalid, NotFound
 from kneo.runtime import views
 from kneo.runtime.cancel import cancel_run
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
-from kneo.runtime.start import RunOrder
-from kneo.runtime.wait import find_run, wait_until_settled
+from kneo.runtime.recover import read_record
+from kneo.runtime.wait import find_run
 from kneo.service import answers, wire
 from kneo.service.auth import Principal, require
-from kneo.service.bodies import Body, Name, SkillsChange, SpecRequest, overlay_of
 from kneo.service.context import Here, Published, Service
-from kneo.service.router import JsonAnswer, Router, shows
-from kneo.service.specs import SpecOrder, usable
+from kneo.service.router import Router, shows
+from kneo.service.run_news import open_task as task_of
+from kneo.service.run_news import run_events
 from kneo.service.wire import Json
 from kneo.service.words import parse_status, say
 from kneo.spec.context import NOTHING_KNOWN
@@ -39,15 +34,8 @@ from kneo.store.run_filter import RunFilter
 
 router = Router(tags=["runs"])
 
-SYNC_SECONDS = 120.0
-"""How long a synchronous request waits before it answers that the run goes on."""
-
-MAX_SECONDS = 10 * 365 * 86_400
-"""Longest time a run may be given."""
-
-STARTED = shows(answers.RunCreated, description="It paused or ended.") | shows(
-    answers.RunCreated, 202, "It goes on; look again later."
-)
+MAX_NUMBER = 2**31 - 1
+"""Highest number of an event."""
 
 Word = Annotated[str, Query(max_length=200)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -59,104 +47,10 @@ Reader = Annotated[Principal, Depends(require("runs:read"))]
 Writer = Annotated[Principal, Depends(require("runs:write"))]
 
 
-class RunCreate(SpecRequest):
-    """Run a bundle that an environment serves, or, where that is allowed, a spec of your own."""
-
-    input: str
-    bundle: Name | None = Field(default=None, description="`name`, `name@version` or `sha256:…`.")
-    target: Literal["agent", "workflow"] = "workflow"
-    async_mode: bool = False
-    metadata: dict[str, object] = Field(default_factory=dict)
-    session_id: str | None = Field(default=None, max_length=200, description="The conversation this run belongs to.")
-    skills: SkillsChange | None = None
-    timeout_seconds: int | None = Field(default=None, gt=0, le=MAX_SECONDS)
-
-    def order(self) -> SpecOrder:
-        return replace(super().order(), skills=overlay_of(self.skills))
-
-
-@router.post("/runs", operation_id="create_run", responses=STARTED)
-def create_run(body: RunCreate, service: Here, published: Published, principal: Writer) -> Response:
-    """Start a run; unless `async_mode`, wait until it pauses or ends."""
-    return _begun(service, _start(body, service, principal), body, published=published)
-
-
-@router.post("/specs/run", operation_id="run_spec", responses=STARTED)
-def run_spec(body: RunCreate, service: Here, published: Published, principal: Writer) -> Response:
-    """Do what `POST /v1/runs` does, under its other name."""
-    run = _start(body, service, principal)
-    facts = body.order().origin() | {"target": body.target, "status": run.status}
-    with service.store.write() as tx:
-        audit.record(tx, "spec.run", actor=principal.name, run_id=run.id, environment=body.environment, metadata=facts)
-    return _begun(service, run, body, published=published)
-
-
-def _start(body: RunCreate, service: Service, principal: Principal) -> Run:
-    order = body.order()
-    _check_sizes(body, service)
-    origin = order.origin() | {
-        "overrides": dict(order.overrides),
-        "skills_overlay": body.skills.model_dump() if body.skills else None,
-        "async_mode": body.async_mode,
-        "session_id": body.session_id,
-    }
-    run = service.starter.start(
-        RunOrder(
-            input=body.input,
-            requester=principal.name,
-            target=body.target,
-            environment=body.environment,
-            bundle=body.bundle,
-            spec=_spec(order, body.bundle, service),
-            timeout_seconds=body.timeout_seconds,
-            metadata=body.metadata,
-            origin=origin,
-        )
-    )
-    service.poke()
-    return run
-
-
-def _spec(order: SpecOrder, bundle: str | None, service: Service) -> Mapping[str, object] | None:
-    """Find the spec that somebody brings along or names by its path."""
-    if bundle is not None:
-        if order.spec_path is not None or order.has_layers:
-            msg = "A bundle runs as it was approved: without a path, overlays, overrides or other skills."
-            raise Usage(msg)
-        return order.spec
-    if order.is_plain or (order.spec is None and order.spec_path is None):
-        return order.spec
-    loaded = service.specs.whole(order)
-    usable(loaded)
-    return loaded.tree
-
-
-def _begun(service: Service, run: Run, body: RunCreate, *, published: bool) -> Response:
-    if not body.async_mode:
-        run = wait_until_settled(service.store, run.id, SYNC_SECONDS)
-    answer = wire.run_created(run, open_task(service, run), published=published)
-    return JsonAnswer(answer, 202 if run.status is RunStatus.RUNNING else 200)
-
-
-def _check_sizes(body: RunCreate, service: Service) -> None:
-    limits = service.settings.limits
-    service.specs.check_sizes(body.order())
-    for name, size, limit in (
-        ("input", len(body.input), limits.input_chars),
-        ("metadata", len(json.dumps(body.metadata)), limits.metadata_bytes),
-    ):
-        if size > limit:
-            msg = f"{name} is {size} long; at most {limit} is accepted."
-            raise Invalid(msg, code="input_too_large", field=name, limit=limit)
-
-
 def open_task(service: Service, run: Run) -> HumanTask | None:
     """Find what a paused run asks."""
-    if run.status is not RunStatus.PAUSED:
-        return None
     with service.store.read() as tx:
-        found = tasks.of_run(tx, run.id, UNRESOLVED)
-    return found[0] if found else None
+        return task_of(tx, run)
 
 
 @router.get("/runs", operation_id="list_runs", responses=shows(answers.RunList))
@@ -329,57 +223,12 @@ def get_run_recovery(run_id: str, service: Here, published: Published, _principa
     return _told(views.recovery_view(read_record(service.store, run_id)), published=published)
 
 
-@router.post("/runs/{run_id}/continue", operation_id="continue_run", responses=STARTED)
-def continue_(run_id: str, service: Here, published: Published, principal: Writer) -> Response:
-    """Try a failed run again from where it stood, and wait until it pauses or ends."""
-    return _go_on(service, continue_run(service.store, _programs(service), run_id, actor=principal.name), published)
-
-
-class RunFork(Body):
-    """Where in a run's past another one begins: a step or a checkpoint."""
-
-    step: str | None = Field(default=None, description="Path of the step it begins with, `#n` for the n-th time.")
-    checkpoint: int | None = Field(default=None, ge=1, description="Or the sequence number of a checkpoint.")
-    input: str | None = Field(default=None, description="What that step is given instead.")
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        if (self.step is None) == (self.checkpoint is None):
-            msg = "name a step or a checkpoint to begin at, one of them"
-            raise ValueError(msg)
-        return self
-
-
-@router.post("/runs/{run_id}/fork", operation_id="fork_run", responses=STARTED)
-def fork_run(run_id: str, body: RunFork, service: Here, published: Published, principal: Writer) -> Response:
-    """Start another run from a point in this one's past, and wait until it pauses or ends."""
-    limit = service.settings.limits.input_chars
-    if len(body.input or "") > limit:
-        msg = f"input is {len(body.input or '')} long; at most {limit} is accepted."
-        raise Invalid(msg, code="input_too_large", field="input", limit=limit)
-    order = ForkOrder(
-        run_id=run_id, step=body.step, checkpoint=body.checkpoint, input=body.input, requester=principal.name
-    )
-    return _go_on(service, fork(service.starter, _programs(service), order), published)
-
-
 def _told(view: Json, *, published: bool) -> Json:
     """Say the status of a view in the words that were asked for."""
     status = say(RunStatus(str(view["status"])), published=published)
     context = view["replay_context"]
     assert isinstance(context, dict)
     return {**view, "status": status, "replay_context": {**context, "status": status}}
-
-
-def _programs(service: Service) -> ProgramLoader:
-    return ProgramLoader(service.store)
-
-
-def _go_on(service: Service, run: Run, published: bool) -> Response:
-    service.poke()
-    settled = wait_until_settled(service.store, run.id, SYNC_SECONDS)
-    answer = wire.run_created(settled, open_task(service, settled), published=published)
-    return JsonAnswer(answer, 202 if settled.status is RunStatus.RUNNING else 200)
 
 
 @router.post("/runs/{run_id}/cancel", operation_id="cancel_run", responses=shows(answers.RunStatus))
@@ -423,3 +272,30 @@ def _spec_of(service: Service, run: Run) -> Spec:
         msg = f"The spec of {run.id} is no longer kept."
         raise NotFound(msg, code="spec_not_found")
     return Spec.model_validate_json(body)
+
+
+@router.get(
+    "/runs/{run_id}/events",
+    operation_id="stream_run_events",
+    response_class=Response,
+    responses={
+        200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    },
+)
+async def stream_run_events(
+    run_id: str,
+    service: Here,
+    published: Published,
+    _principal: Reader,
+    last_event_id: Annotated[int | None, Header(ge=0, le=MAX_NUMBER)] = None,
+    after: Annotated[int, Query(ge=0, le=MAX_NUMBER, description="The number of the last event that is known.")] = 0,
+) -> Response:
+    """Follow what happens in a run until it ends, from its beginning or from after the last event that was seen.
+
+    Each trace event has the name of its type and its number as id; `status` says that the run pauses or goes on, `end`
+    that it has ended, after which there is no more.
+    """
+    await run_in_threadpool(find_run, service.store, run_id)
+    seen = last_event_id if last_event_id is not None else after
+    heartbeat = service.settings.http.stream_heartbeat_seconds
+    return service.streams.answer(run_events(service.news, run_id, seen, heartbeat=heartbeat, published=published))
