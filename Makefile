@@ -49,9 +49,9 @@ conformance: $(VENV)/.ready-dev ## Let the published clients work with a live se
 reference: $(VENV)/.ready-dev ## Write docs/reference/ anew from the code
 	@$(BIN)/python tests/guards/reference_pages.py
 
-fresh: schemas ## Check that the schemas in the repository are what the code describes
-	@test -z "$$(git status --porcelain -- schemas)" || { git --no-pager diff --stat -- schemas; \
-		echo "schemas/ is not what the code describes: commit what 'make schemas' has written."; exit 1; }
+fresh: schemas reference ## Check that what is generated in the repository is what the code describes
+	@test -z "$$(git status --porcelain -- schemas docs/reference)" || { git --no-pager diff --stat -- schemas docs/reference; \
+		echo "What is generated is not what the code describes: commit what 'make schemas reference' has written."; exit 1; }
 
 sizes: $(VENV)/.ready ## Report what outgrew the sizes to feel comfortable in
 	@$(BIN)/python tests/guards/sizes.py

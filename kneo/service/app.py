@@ -137,8 +137,7 @@ def _furnish(
     tools: frozenset[str],
 ) -> None:
     """Give an application its routes and what they use."""
-    routers = [module.router for module in ROUTES]
-    operations = Operations(routers)
+    operations = _route(app, metrics_too=settings.http.metrics)
     counted = Metrics(store)
     app.state.service = Service(
         settings=settings,
@@ -152,6 +151,15 @@ def _furnish(
         streams=Streams(settings.http.max_streams, settings.http.stream_slow_seconds),
         governance=Governance(store, starter.project),
     )
+    # The last one added is the first one asked.
+    app.add_middleware(Admission, operations=operations, keyring=keyring(settings), settings=settings, store=store)
+    app.add_middleware(BodyLimit, max_bytes=settings.limits.body_bytes)
+    app.add_middleware(Requests, operations=operations, observer=counted, logged=settings.http.request_logs)
+
+
+def _route(app: FastAPI, *, metrics_too: bool) -> Operations:
+    routers = [module.router for module in ROUTES]
+    operations = Operations(routers)
     problems.install(app)
     api = APIRouter()
     for router in routers:
@@ -159,13 +167,17 @@ def _furnish(
     app.include_router(api, prefix=VERSION)
     app.include_router(api, include_in_schema=False)
     app.include_router(links.pages)
-    if settings.http.metrics:
+    if metrics_too:
         app.include_router(metrics.router)
     describe(app, operations)
-    # The last one added is the first one asked.
-    app.add_middleware(Admission, operations=operations, keyring=keyring(settings), settings=settings, store=store)
-    app.add_middleware(BodyLimit, max_bytes=settings.limits.body_bytes)
-    app.add_middleware(Requests, operations=operations, observer=counted, logged=settings.http.request_logs)
+    return operations
+
+
+def description() -> dict[str, object]:
+    """Return the OpenAPI description of every service of this version."""
+    app = FastAPI(title="Kneo", version=WIRE_VERSION)
+    _route(app, metrics_too=True)
+    return app.openapi()
 
 
 @asynccontextmanager

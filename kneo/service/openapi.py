@@ -80,6 +80,7 @@ def _complete(app: FastAPI, known: Mapping[tuple[str, str], Operation]) -> Tree:
     )
     components = _map(tree, "components")
     components["securitySchemes"] = SECURITY
+    components["responses"] = {f"Refused{status}": _refusal(status) for status in MEANINGS}
     schemas = _map(components, "schemas")
     schemas["Problem"] = PROBLEM
     for gone in ("HTTPValidationError", "ValidationError"):
@@ -96,7 +97,7 @@ def _complete_one(described: Tree, operation: Operation) -> None:
     answers = _map(described, "responses")
     answers.pop("422", None)
     for status in _refusals(described, operation):
-        answers.setdefault(str(status), _refusal(status))
+        answers.setdefault(str(status), {"$ref": f"#/components/responses/Refused{status}"})
     if operation.required:
         scopes = [need.scope for need in operation.required]
         described["security"] = [{"bearer": []}, {"apiKey": []}]

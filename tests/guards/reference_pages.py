@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from code_fixtures import findings, fixture_files  # noqa: E402
 from cli.commands import COMMANDS  # noqa: E402
 from cli.lazy import LazyGroup  # noqa: E402
 from cli.main import app  # noqa: E402
+from kneo.service.app import description  # noqa: E402
 from kneo.spec.reader import read  # noqa: E402
 
 WIDTH = 100
@@ -53,6 +55,16 @@ CLI_HEAD = f"""\
 Every command takes `--json`, and options may stand before or after the arguments. Exit status: 0 done, 1 refused or invalid,
 2 wrong usage, 3 untrusted, 4 not found, 5 conflict, 75 try again later. Answers go to standard output, everything else to
 standard error.
+"""
+
+
+HTTP_HEAD = f"""\
+{GENERATED}
+
+# HTTP operations
+
+The same for programs is in [openapi.json](openapi.json) and at `/openapi.json` of a running service. Refusals, waiting, streams and
+idempotency keys are explained in [the guide](../guide/http.md).
 """
 
 
@@ -114,7 +126,82 @@ def _commands(command: Command, name: str, parent: Context | None) -> Iterator[s
                 yield from _commands(found, below, context)
 
 
-PAGES = {"diagnostics.md": diagnostics_page, "cli.md": cli_page}
+def openapi_file() -> str:
+    return json.dumps(description(), indent=1, ensure_ascii=False) + "\n"
+
+
+def http_page() -> str:
+    tree = description()
+    parts = [HTTP_HEAD]
+    for tag in tree["tags"]:
+        found = [
+            (path, verb.upper(), operation)
+            for path, verbs in tree["paths"].items()
+            for verb, operation in verbs.items()
+            if tag["name"] in operation.get("tags", [])
+        ]
+        if not found:
+            continue
+        parts += [f"## {tag['name'].capitalize()}", "", tag["description"], ""]
+        for path, verb, operation in found:
+            parts += _operation(tree, path, verb, operation)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _operation(tree: dict, path: str, verb: str, operation: dict) -> Iterator[str]:
+    yield f"### `{verb} {path}`"
+    yield ""
+    scopes = ", ".join(f"`{scope}`" for scope in operation.get("x-required-scopes", [])) or "no key"
+    said = operation.get("description", operation.get("summary", "")).partition("\n\nNeeds ")[0]
+    yield f"{said}\n\nNeeds {scopes}. Operation `{operation['operationId']}`."
+    yield ""
+    parameters = [each for each in operation.get("parameters", []) if each["name"] != "Idempotency-Key"]
+    rows = [
+        f"| `{each['name']}` | {each['in']} | {_type(each['schema'])} | {_cell(each.get('description', ''))} |"
+        for each in parameters
+    ]
+    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+    if body:
+        shape = _named(tree, body)
+        rows += [
+            f"| `{name}`{' **required**' if name in shape.get('required', []) else ''} | body | {_type(field)} | "
+            f"{_cell(field.get('description', ''))} |"
+            for name, field in shape.get("properties", {}).items()
+        ]
+    if rows:
+        yield from ("| | in | type | |", "|---|---|---|---|", *rows, "")
+    for status, answer in operation["responses"].items():
+        content = answer.get("content", {}).get("application/json", {}).get("schema")
+        if status.startswith("2") and content:
+            fields = ", ".join(f"`{name}`" for name in _named(tree, content).get("properties", {}))
+            yield f"Answers {status} with {fields or 'a map'}."
+            yield ""
+
+
+def _named(tree: dict, schema: dict) -> dict:
+    parts = schema.get("anyOf", [schema])
+    found = next((part for part in parts if "$ref" in part), parts[0])
+    return tree["components"]["schemas"][found["$ref"].rpartition("/")[2]] if "$ref" in found else found
+
+
+def _type(schema: dict) -> str:
+    if "$ref" in schema:
+        return f"`{schema['$ref'].rpartition('/')[2]}`"
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_type(part) for part in schema["anyOf"]))
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if schema.get("type") == "array":
+        return f"list of {_type(schema.get('items', {}))}"
+    return str(schema.get("type", "anything"))
+
+
+PAGES = {
+    "diagnostics.md": diagnostics_page,
+    "cli.md": cli_page,
+    "http.md": http_page,
+    "openapi.json": openapi_file,
+}
 
 
 def main() -> None:
