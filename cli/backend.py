@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 Json = dict[str, object]
@@ -43,6 +43,20 @@ class Backend(Protocol):
     def task(self, continuation_id: str) -> Json: ...
 
     def resume(self, continuation_id: str, answer: Mapping[str, object]) -> Json: ...
+
+    def act(self, continuation_id: str, verb: str, body: Mapping[str, object]) -> Json:
+        """Claim, unclaim, assign, delegate, snooze or comment; takes what ``POST …/{verb}`` does."""
+        ...
+
+    def task_history(self, continuation_id: str) -> Json: ...
+
+    def task_summary(self) -> Json: ...
+
+    def resume_many(self, items: Sequence[Mapping[str, object]]) -> Json: ...
+
+    def run_input(self, run_id: str, body: Mapping[str, object]) -> Json:
+        """Answer whatever a run waits for; takes what ``POST /v1/runs/{id}/input`` does."""
+        ...
 
     def environments(self) -> Json: ...
 

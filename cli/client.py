@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import httpx
@@ -90,6 +90,21 @@ class ServiceBackend:
         return self._send(
             "POST", f"/human-tasks/{continuation_id}/resume", body=answer, key=self.rules.client_idempotency_key
         )
+
+    def act(self, continuation_id: str, verb: str, body: Mapping[str, object]) -> Json:
+        return self._send("POST", f"/human-tasks/{continuation_id}/{verb}", body=body or None)
+
+    def task_history(self, continuation_id: str) -> Json:
+        return self._send("GET", f"/human-tasks/{continuation_id}/history")
+
+    def task_summary(self) -> Json:
+        return self._send("GET", "/human-tasks/summary")
+
+    def resume_many(self, items: Sequence[Mapping[str, object]]) -> Json:
+        return self._send("POST", "/human-tasks/batch", body={"items": list(items)})
+
+    def run_input(self, run_id: str, body: Mapping[str, object]) -> Json:
+        return self._send("POST", f"/runs/{run_id}/input", body=body)
 
     def spec(self, verb: str, body: Mapping[str, object]) -> Json:
         """Let the service validate, compile or explain a spec."""

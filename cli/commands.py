@@ -48,7 +48,22 @@ COMMANDS: dict[str, Entry] = {
         "cli.human:app",
         "Answer what runs ask people.",
         RUN,
-        {"receipt": Entry("cli.receipts:app", "Signed proof of what was decided.")},
+        {
+            "claim": Entry("cli.inbox:claim", "Take a task, so that nobody else works on it."),
+            "release": Entry("cli.inbox:release", "Give back a task that you took."),
+            "assign": Entry("cli.inbox:assign", "Make somebody the one who is asked first."),
+            "delegate": Entry("cli.inbox:delegate", "Hand a task of yours to somebody else who may answer it."),
+            "snooze": Entry("cli.inbox:snooze", "Hide a task for a while."),
+            "comment": Entry("cli.inbox:comment", "Say something about a task without answering it."),
+            "history": Entry("cli.inbox:history", "Everything that happened to a task."),
+            "summary": Entry("cli.inbox:summary", "Count what waits for people."),
+            "batch": Entry("cli.inbox:batch", "Answer many tasks from a file."),
+            "review": Entry("cli.inbox:review", "Go through what waits for you, one after the other."),
+            "prune": Entry(
+                "cli.maintenance:prune_tasks", "Bring the deadlines, reminders and escalations that are due."
+            ),
+            "receipt": Entry("cli.receipts:app", "Signed proof of what was decided."),
+        },
     ),
     "up": Entry("cli.up:up", "Service, worker, controller and timers in one process.", SERVE),
     "controller": Entry("cli.up:controller", "The controller: from Git to the registry.", SERVE),

@@ -56,10 +56,10 @@ def get(
     """Show one question and what it is about."""
     with backend(service_url, profile) as asked:
         answer = asked.task(continuation_id)
-    render.emit(answer, as_json=as_json, text=lambda: _show_task(answer))
+    render.emit(answer, as_json=as_json, text=lambda: show_task(answer))
 
 
-def _show_task(task: Json) -> None:
+def show_task(task: Json) -> None:
     request = task["request"]
     assert isinstance(request, dict)
     lines = [

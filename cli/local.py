@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cli import compose
 from cli.backend import Json, Query
@@ -16,16 +16,15 @@ from kneo.runtime.load import ProgramLoader
 from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
 from kneo.runtime.start import RunOrder
 from kneo.runtime.wait import find_run
-from kneo.service import wire
+from kneo.service import task_acts, task_wire, wire
 from kneo.service.task_query import task_page
 from kneo.service.task_wire import human_task
 from kneo.service.words import check_status, speaks_published
 from kneo.settings import Settings
 from kneo.state.run import Run, RunStatus
-from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask
-from kneo.store import audit, releases, requests, runs, tasks
+from kneo.state.task import UNRESOLVED, HumanTask
+from kneo.store import audit, releases, requests, runs, task_counts, tasks
 from kneo.store.run_filter import RunFilter
-from kneo.tasks.answers import Answer
 from kneo.tasks.inbox import decide, find
 
 
@@ -117,9 +116,38 @@ class LocalBackend:
             return human_task(find(tx, continuation_id))
 
     def resume(self, continuation_id: str, answer: Mapping[str, object]) -> Json:
-        answered = decide(self.store, continuation_id, _answer(answer), actor=self.actor)
+        said = task_acts.read_answer(answer, self._content_limit)
+        answered = decide(self.store, continuation_id, said, actor=self.actor)
         run = self._drive(answered.run_id)
         return wire.human_resumed(run, answered, self._open_task(run), published=self.published)
+
+    def act(self, continuation_id: str, verb: str, body: Mapping[str, object]) -> Json:
+        return task_acts.act(self.store, continuation_id, verb, body, actor=self.actor)
+
+    def task_history(self, continuation_id: str) -> Json:
+        return task_acts.history(self.store, continuation_id)
+
+    def task_summary(self) -> Json:
+        with self.store.read() as tx:
+            return task_wire.summary(task_counts.summary(tx))
+
+    def resume_many(self, items: Sequence[Mapping[str, object]]) -> Json:
+        answer = task_acts.decide_all(self.store, items, actor=self.actor, limit=self._content_limit)
+        results = answer["results"]
+        assert isinstance(results, list)
+        for run_id in dict.fromkeys(item["run_id"] for item in results if item["run_id"] is not None):
+            self._drive(run_id)
+        return answer
+
+    def run_input(self, run_id: str, body: Mapping[str, object]) -> Json:
+        run = find_run(self.store, run_id)
+        answered = task_acts.put_in(self.store, run.id, body, actor=self.actor, limit=self._content_limit)
+        run = self._drive(run.id)
+        return wire.human_resumed(run, answered, self._open_task(run), published=self.published)
+
+    @property
+    def _content_limit(self) -> int:
+        return self.settings.limits.human_content_chars
 
     def environments(self) -> Json:
         with self.store.read() as tx:
@@ -179,15 +207,6 @@ def _order(order: Mapping[str, object], actor: str) -> RunOrder:
         bundle=_text(order, "bundle"),
         spec=spec,
         origin={"spec_path": _text(order, "spec_path"), "inline_spec": spec is not None},
-    )
-
-
-def _answer(answer: Mapping[str, object]) -> Answer:
-    return Answer(
-        request_id=str(answer["request_id"]),
-        decision=DecisionKind(str(answer["decision"])),
-        content=_text(answer, "content"),
-        selected_option=_text(answer, "selected_option"),
     )
 
 

@@ -38,6 +38,16 @@ def prune(as_json: JsonOption = False) -> None:
     render.emit(answer, as_json=as_json, text=lambda: render.panel("Pruned", lines))
 
 
+def prune_tasks(as_json: JsonOption = False) -> None:
+    """Bring the deadlines, reminders and escalations of human tasks that are due in the database beside us."""
+    store = make_store(from_env())
+    try:
+        answer: dict[str, object] = {"handled": expire_due(store)}
+    finally:
+        store.close()
+    render.emit(answer, as_json=as_json, text=lambda: render.text(f"{answer['handled']} tasks were due."))
+
+
 @app.command("backup")
 def back_up(
     destination: Annotated[Path, typer.Argument(metavar="FILE")],

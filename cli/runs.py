@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -219,6 +220,42 @@ def _finish(answer: Json, *, as_json: bool) -> None:
     render.emit(answer, as_json=as_json, text=lambda: show_outcome(answer))
     if answer["status"] == "failed":
         raise typer.Exit(1)
+
+
+@app.command("input")
+def give_input(
+    run_id: RunArgument,
+    value: Annotated[
+        str | None, typer.Option("--value", help="The value, as JSON; what is not JSON is a text.")
+    ] = None,
+    abort: Annotated[bool, typer.Option("--abort", help="Give none: what it was for does not happen.")] = False,
+    interactive: Annotated[bool, typer.Option("--interactive", help="Ask for it at the terminal.")] = False,
+    key: Annotated[str | None, typer.Option("--key", help="Which question, where the run asks several.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Why, with --abort.")] = None,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer what a run waits for with a value."""
+    if sum((value is not None, abort, interactive)) != 1:
+        msg = "Say exactly one of --value, --abort and --interactive."
+        raise Usage(msg)
+    if interactive:
+        value = typer.prompt("Value")
+    body: Json = {"abort": True, "reason": reason} if abort else {"value": _json(value or "")}
+    if key is not None:
+        body["key"] = key
+    with backend(service_url, profile) as asked:
+        answer = asked.run_input(run_id, body)
+    _finish(answer, as_json=as_json)
+
+
+def _json(text: str) -> object:
+    try:
+        value: object = json.loads(text)
+    except ValueError:
+        return text
+    return value
 
 
 @app.command("checkpoint-diff")

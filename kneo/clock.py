@@ -123,7 +123,15 @@ def new_id(prefix: str, now: datetime) -> str:
     Ten characters carry milliseconds since 1970, sixteen are random (80 bits), as ULIDs do. Ids of one process and one
     millisecond are in the order they were made.
     """
-    number = _ids.next(now)
+    return _spelled(prefix, _ids.next(now))
+
+
+def first_id(prefix: str, moment: datetime) -> str:
+    """Return what comes before every id that was made at a time or later, and after every earlier one."""
+    return _spelled(prefix, int(moment.timestamp() * 1000) << _RANDOM_BITS)
+
+
+def _spelled(prefix: str, number: int) -> str:
     letters = []
     for _ in range(26):
         number, index = divmod(number, 32)

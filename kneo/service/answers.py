@@ -395,6 +395,44 @@ class ReceiptVerdict(Answer):
     receipts: list[Map]
 
 
+class TaskSummary(Answer):
+    waiting: int
+    escalated: int
+    overdue: int
+    by_status: dict[str, int]
+    by_kind: dict[str, int]
+    by_environment: dict[str, int]
+
+
+class TaskEvent(Answer):
+    id: str
+    continuation_id: str
+    run_id: str
+    type: str
+    actor: str | None
+    at: str
+    data: Map
+
+
+class TaskHistory(Answer):
+    continuation_id: str
+    events: list[TaskEvent]
+
+
+class BatchResult(Answer):
+    continuation_id: str
+    run_id: str | None
+    status: str | None
+    error: str | None
+    message: str | None
+
+
+class TaskBatch(Answer):
+    results: list[BatchResult]
+    decided: int
+    refused: int
+
+
 # ---- releases -----------------------------------------------------------------------------------------------------
 
 

@@ -65,8 +65,7 @@ def human_task(task: HumanTask) -> Json:
         "pending_human_request": request,
         "pending_human_request_id": task.request_id,
         "candidates": {name: list(kept) for name, kept in asdict(task.candidates).items()},
-        "quorum": _quorum(task),
-        "votes": [{"actor": vote.actor, "decision": vote.decision.value, "at": vote.at} for vote in task.votes],
+        **votes_of(task),
         "consequences": dict(task.consequences),
         "timeout": _timeout(task),
         "assignee": task.assignee,
@@ -123,6 +122,12 @@ def event(item: TaskEvent) -> Json:
 def _shown(task: HumanTask, name: str) -> Mapping[str, object]:
     found = task.metadata.get(name)
     return found if isinstance(found, Mapping) else {}
+
+
+def votes_of(task: HumanTask) -> Json:
+    """Who said what so far, and how many have to."""
+    votes = [{"actor": vote.actor, "decision": vote.decision.value, "at": vote.at} for vote in task.votes]
+    return {"quorum": _quorum(task), "votes": votes}
 
 
 def _quorum(task: HumanTask) -> Json:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from kneo.registry import EnvironmentStatus
-from kneo.service.task_wire import human_request
+from kneo.service.task_wire import human_request, votes_of
 from kneo.service.words import say
 from kneo.state.audit import SealedEvent
 from kneo.state.release import Pending, Promotion, Release
 from kneo.state.run import Checkpoint, Run, StepRecord, TraceEvent
-from kneo.state.task import HumanTask
+from kneo.state.task import UNRESOLVED, HumanTask
 
 Json = dict[str, object]
 
@@ -93,6 +93,8 @@ def human_resumed(run: Run, answered: HumanTask, following: HumanTask | None, *,
     metadata = answer["metadata"]
     assert isinstance(metadata, dict)
     metadata["resumed_from_continuation_id"] = answered.id
+    if answered.status in UNRESOLVED:
+        answer |= votes_of(answered)
     return answer
 
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import Depends, Query
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from kneo.errors import Invalid
 from kneo.service import answers, wire
 from kneo.service.auth import Principal, require
 from kneo.service.context import Here, Published, Service
 from kneo.service.router import JsonAnswer, Router, shows
+from kneo.service.routes.inbox import HumanAnswer
 from kneo.service.run_news import SYNC_SECONDS, settled
+from kneo.service.task_acts import read_answer
 from kneo.service.task_query import task_page
 from kneo.service.task_wire import human_task
 from kneo.service.wire import Json
-from kneo.state.task import DecisionKind, HumanTask
-from kneo.tasks.answers import Answer
+from kneo.state.task import HumanTask
 from kneo.tasks.inbox import decide, find
 
 router = Router(tags=["human tasks"])
@@ -28,18 +27,8 @@ Reader = Annotated[Principal, Depends(require("human:read"))]
 Writer = Annotated[Principal, Depends(require("human:write"))]
 
 
-class HumanResume(BaseModel):
+class HumanResume(HumanAnswer):
     """A decision. `request_id` says which question it answers."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    request_id: str
-    decision: Literal["approved", "rejected", "edited", "selected", "provided"]
-    content: str | None = None
-    selected_option: str | None = None
-    comment: str | None = None
-    expect_digest: str | None = Field(default=None, description="The `subject_digest` that was shown.")
-    metadata: dict[str, object] = Field(default_factory=dict)
 
 
 @router.get("/human-tasks", operation_id="list_human_tasks", responses=shows(answers.HumanTaskList))
@@ -107,18 +96,7 @@ async def resume_human_task(
 
 
 def _decided(continuation_id: str, body: HumanResume, service: Service, principal: Principal) -> HumanTask:
-    limit = service.settings.limits.human_content_chars
-    if len(body.content or "") > limit:
-        msg = f"content is {len(body.content or '')} characters long; at most {limit} are accepted."
-        raise Invalid(msg, code="input_too_large", field="content", limit=limit)
-    answer = Answer(
-        request_id=body.request_id,
-        decision=DecisionKind(body.decision),
-        content=body.content,
-        selected_option=body.selected_option,
-        comment=body.comment,
-        expect_digest=body.expect_digest,
-    )
+    answer = read_answer(body.model_dump(), service.settings.limits.human_content_chars)
     answered = decide(service.store, continuation_id, answer, actor=principal.name)
     service.poke()
     return answered

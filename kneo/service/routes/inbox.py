@@ -1,0 +1,204 @@
+"""Working on the inbox: taking tasks, handing them on, answering many, and what happened to them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import Depends, Header
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from kneo.runtime.wait import find_run
+from kneo.service import answers, task_acts, task_wire, wire
+from kneo.service.auth import Principal, require
+from kneo.service.context import Here, Published
+from kneo.service.router import JsonAnswer, Router, shows
+from kneo.service.run_news import SYNC_SECONDS, settled
+from kneo.service.task_news import latest, task_events
+from kneo.service.wire import Json
+from kneo.state.task import HumanTask
+from kneo.store import task_counts
+
+router = Router(tags=["human tasks"])
+
+Reader = Annotated[Principal, Depends(require("human:read"))]
+Writer = Annotated[Principal, Depends(require("human:write"))]
+
+Decided = Literal["approved", "rejected", "edited", "selected", "provided"]
+
+
+class HumanAnswer(BaseModel):
+    """A decision. `request_id` says which question it answers."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    request_id: str
+    decision: Decided
+    content: object = Field(default=None, description="The text; any JSON value for `provided`.")
+    selected_option: str | None = None
+    selected_options: list[str] | None = Field(default=None, description="Where several may be chosen, in their order.")
+    values: dict[str, object] | None = Field(default=None, description="What was filled in, by field.")
+    feedback: str | None = Field(default=None, description="What whoever does it again should know.")
+    comment: str | None = None
+    expect_digest: str | None = Field(default=None, description="The `subject_digest` that was shown.")
+    metadata: dict[str, object] = Field(default_factory=dict)
+
+
+class BatchItem(HumanAnswer):
+    """An answer, and the task it is for."""
+
+    continuation_id: str
+
+
+class Batch(BaseModel):
+    """Answers to many tasks. Each is taken or refused for itself."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    items: list[BatchItem]
+
+
+class To(BaseModel):
+    """Somebody to hand a task to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    to: str
+    comment: str | None = None
+
+
+class Until(BaseModel):
+    """When to show a task again."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    until: str = Field(description="An ISO-8601 time with a zone.")
+
+
+class Remark(BaseModel):
+    """Something to say about a task."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+
+
+@router.get("/human-tasks/summary", operation_id="summarise_human_tasks", responses=shows(answers.TaskSummary))
+def summarise(service: Here, _principal: Reader) -> Json:
+    """Count what waits for people, by status, kind and environment."""
+    with service.store.read() as tx:
+        return task_wire.summary(task_counts.summary(tx))
+
+
+@router.post("/human-tasks/batch", operation_id="resume_human_tasks", responses=shows(answers.TaskBatch))
+def resume_many(body: Batch, service: Here, principal: Writer) -> Json:
+    """Answer many tasks; says for each whether it was taken. Their runs go on by themselves."""
+    limit = service.settings.limits.human_content_chars
+    items = [item.model_dump() for item in body.items]
+    answer = task_acts.decide_all(service.store, items, actor=principal.name, limit=limit)
+    service.poke()
+    return answer
+
+
+@router.get(
+    "/human-tasks/{continuation_id}/history",
+    operation_id="get_human_task_history",
+    responses=shows(answers.TaskHistory),
+)
+def get_history(continuation_id: str, service: Here, _principal: Reader) -> Json:
+    """Tell everything that happened to a task, comments included."""
+    return task_acts.history(service.store, continuation_id)
+
+
+@router.post(
+    "/human-tasks/{continuation_id}/claim", operation_id="claim_human_task", responses=shows(answers.HumanTask)
+)
+def claim(continuation_id: str, service: Here, principal: Writer) -> Json:
+    """Take a task, so that nobody else works on it."""
+    return task_acts.act(service.store, continuation_id, "claim", {}, actor=principal.name)
+
+
+@router.post(
+    "/human-tasks/{continuation_id}/unclaim", operation_id="unclaim_human_task", responses=shows(answers.HumanTask)
+)
+def unclaim(continuation_id: str, service: Here, principal: Writer) -> Json:
+    """Give a task back."""
+    return task_acts.act(service.store, continuation_id, "unclaim", {}, actor=principal.name)
+
+
+@router.post(
+    "/human-tasks/{continuation_id}/assign", operation_id="assign_human_task", responses=shows(answers.HumanTask)
+)
+def assign(continuation_id: str, body: To, service: Here, principal: Writer) -> Json:
+    """Make somebody the one who is asked first."""
+    return task_acts.act(service.store, continuation_id, "assign", body.model_dump(), actor=principal.name)
+
+
+@router.post(
+    "/human-tasks/{continuation_id}/delegate", operation_id="delegate_human_task", responses=shows(answers.HumanTask)
+)
+def delegate(continuation_id: str, body: To, service: Here, principal: Writer) -> Json:
+    """Hand a task that is one's own to answer to somebody else who may."""
+    return task_acts.act(service.store, continuation_id, "delegate", body.model_dump(), actor=principal.name)
+
+
+@router.post(
+    "/human-tasks/{continuation_id}/snooze", operation_id="snooze_human_task", responses=shows(answers.HumanTask)
+)
+def snooze(continuation_id: str, body: Until, service: Here, principal: Writer) -> Json:
+    """Hide a task until a time; its deadline stays."""
+    return task_acts.act(service.store, continuation_id, "snooze", body.model_dump(), actor=principal.name)
+
+
+@router.post(
+    "/human-tasks/{continuation_id}/comments", operation_id="comment_human_task", responses=shows(answers.HumanTask)
+)
+def comment(continuation_id: str, body: Remark, service: Here, principal: Writer) -> Json:
+    """Say something about a task without answering it."""
+    return task_acts.act(service.store, continuation_id, "comments", body.model_dump(), actor=principal.name)
+
+
+class RunInput(BaseModel):
+    """A value for what a run waits for, or that there will be none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    value: object = None
+    abort: bool = Field(default=False, description="Give none: what it was for does not happen.")
+    reason: str | None = None
+    key: str | None = Field(default=None, description="Which question, where the run asks several.")
+
+
+@router.post("/runs/{run_id}/input", operation_id="put_run_input", responses=shows(answers.HumanResumed))
+async def put_input(run_id: str, body: RunInput, service: Here, published: Published, principal: Writer) -> Response:
+    """Answer the one thing that a run waits for with a value."""
+
+    def put() -> HumanTask:
+        find_run(service.store, run_id)
+        limit = service.settings.limits.human_content_chars
+        return task_acts.put_in(service.store, run_id, body.model_dump(), actor=principal.name, limit=limit)
+
+    answered = await run_in_threadpool(put)
+    service.poke()
+    found = await settled(service.news, run_id, SYNC_SECONDS)
+    return JsonAnswer(wire.human_resumed(found.run, answered, found.task, published=published))
+
+
+@router.get(
+    "/human-tasks/stream",
+    operation_id="stream_human_tasks",
+    response_class=Response,
+    responses={
+        200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    },
+)
+async def stream(
+    service: Here,
+    _principal: Reader,
+    last_event_id: Annotated[str | None, Header(max_length=40, description="Go on after this event.")] = None,
+) -> Response:
+    """Tell what happens in the inbox, from now on or from after an event that was seen."""
+    seen: str = await run_in_threadpool(latest, service.store) if last_event_id is None else last_event_id
+    heartbeat = service.settings.http.stream_heartbeat_seconds
+    return service.streams.answer(task_events(service.news, seen, heartbeat=heartbeat))

@@ -1,0 +1,146 @@
+"""What can be done to a task beside answering it, in the words of requests and commands; and answering many at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+from kneo.errors import Invalid, KneoError, Usage
+from kneo.service.task_wire import event, human_task
+from kneo.service.wire import Json
+from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask
+from kneo.store import tasks
+from kneo.store.engine import Store
+from kneo.tasks import inbox, inputs
+from kneo.tasks.answers import Answer
+
+MAX_BATCH = 100
+"""Answers that one request may bring."""
+
+Body = Mapping[str, object]
+
+
+def read_answer(body: Body, limit: int) -> Answer:
+    """Read an answer from the body of a request.
+
+    Args:
+        body: What ``POST …/resume`` takes.
+        limit: Characters that anything a person writes may have.
+
+    Raises:
+        Invalid: ``input_too_large``.
+    """
+    for name in ("content", "values", "feedback", "comment"):
+        length = len(str(body.get(name) or ""))
+        if length > limit:
+            msg = f"{name} is {length} characters long; at most {limit} are accepted."
+            raise Invalid(msg, code="input_too_large", field=name, limit=limit)
+    options, values = body.get("selected_options"), body.get("values")
+    return Answer(
+        request_id=str(body["request_id"]),
+        decision=DecisionKind(str(body["decision"])),
+        content=body.get("content"),
+        selected_option=_text(body, "selected_option"),
+        selected_options=tuple(map(str, options)) if isinstance(options, list | tuple) else None,
+        values=values if isinstance(values, Mapping) else None,
+        feedback=_text(body, "feedback"),
+        comment=_text(body, "comment"),
+        expect_digest=_text(body, "expect_digest"),
+    )
+
+
+def act(store: Store, task_id: str, verb: str, body: Body, *, actor: str) -> Json:
+    """Claim, release, assign, delegate, snooze or comment on a task; answer with it as it then is.
+
+    Raises:
+        KneoError: as ``kneo.tasks.inbox`` says; Usage where something is missing.
+    """
+    return human_task(_VERBS[verb](store, task_id, body, actor))
+
+
+def _needed(body: Body, name: str) -> str:
+    value = _text(body, name)
+    if not value:
+        msg = f"{name} is missing."
+        raise Usage(msg, field=name)
+    return value
+
+
+def _text(body: Body, name: str) -> str | None:
+    value = body.get(name)
+    return str(value) if value is not None else None
+
+
+_VERBS: Mapping[str, Callable[[Store, str, Body, str], HumanTask]] = {
+    "claim": lambda store, task, _body, actor: inbox.claim(store, task, actor=actor),
+    "unclaim": lambda store, task, _body, actor: inbox.unclaim(store, task, actor=actor),
+    "assign": lambda store, task, body, actor: inbox.assign(store, task, _needed(body, "to"), actor=actor),
+    "delegate": lambda store, task, body, actor: inbox.delegate(
+        store, task, _needed(body, "to"), actor=actor, comment=_text(body, "comment")
+    ),
+    "snooze": lambda store, task, body, actor: inbox.snooze(store, task, _needed(body, "until"), actor=actor),
+    "comments": lambda store, task, body, actor: inbox.comment(store, task, _needed(body, "text"), actor=actor),
+}
+
+
+def put_in(store: Store, run_id: str, body: Body, *, actor: str, limit: int) -> HumanTask:
+    """Answer the one thing that a run waits for.
+
+    Args:
+        store: The database.
+        run_id: The run.
+        body: ``value``; or ``abort`` to give none, with a ``reason``; ``key`` where it asks several things.
+        actor: Who says it.
+        limit: Characters that the value may have.
+
+    Raises:
+        KneoError: as ``kneo.tasks.inputs`` and ``kneo.tasks.inbox`` say.
+    """
+    length = len(json.dumps(body.get("value"), default=str))
+    if length > limit:
+        msg = f"value is {length} characters long; at most {limit} are accepted."
+        raise Invalid(msg, code="input_too_large", field="value", limit=limit)
+    with store.read() as tx:
+        task = inputs.pending(run_id, tasks.of_run(tx, run_id, UNRESOLVED), _text(body, "key"))
+    answer = inputs.refusal(task, _text(body, "reason")) if body.get("abort") else inputs.given(task, body.get("value"))
+    return inbox.decide(store, task.id, answer, actor=actor)
+
+
+def history(store: Store, task_id: str) -> Json:
+    """Tell everything that happened to a task.
+
+    Raises:
+        NotFound: there is no such task.
+    """
+    with store.read() as tx:
+        inbox.find(tx, task_id)
+        return {"continuation_id": task_id, "events": [event(item) for item in tasks.events_of(tx, task_id)]}
+
+
+def decide_all(store: Store, items: Sequence[Body], *, actor: str, limit: int) -> Json:
+    """Answer many tasks, each for itself: what is refused does not keep the others from being taken.
+
+    Raises:
+        Invalid: there are too many.
+    """
+    if len(items) > MAX_BATCH:
+        msg = f"{len(items)} answers are too many at once; the limit is {MAX_BATCH}."
+        raise Invalid(msg, code="too_many_items", limit=MAX_BATCH)
+    results = [_one(store, item, actor, limit) for item in items]
+    done = sum(result["error"] is None for result in results)
+    return {"results": results, "decided": done, "refused": len(results) - done}
+
+
+def _one(store: Store, item: Body, actor: str, limit: int) -> Json:
+    task_id = str(item["continuation_id"])
+    try:
+        task = inbox.decide(store, task_id, read_answer(item, limit), actor=actor)
+    except KneoError as error:
+        return {"continuation_id": task_id, "run_id": None, "status": None, "error": error.code, "message": str(error)}
+    return {
+        "continuation_id": task_id,
+        "run_id": task.run_id,
+        "status": task.status.value,
+        "error": None,
+        "message": None,
+    }

@@ -1,0 +1,185 @@
+"""Working on the inbox over HTTP."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from service_bench import APPROVE, DRAFT, PUBLISH, Bench, spec_of
+
+from cli.main import run as kneo
+
+Json = dict[str, object]
+
+FIELDS = [{"name": "tone", "type": "str", "allowed_values": ["dry", "warm"]}]
+
+
+def paused(bench: Bench, step: Json | None = None, **human: object) -> Json:
+    """A run that waits for an answer of one human, or at one gate."""
+    spec = spec_of(DRAFT, step or APPROVE, PUBLISH, humans={"editor": {"description": "Publish?", **human}})
+    run = bench.start(spec)
+    assert run["status"] == "paused", run
+    return run
+
+
+def task_of(bench: Bench, run: Json) -> Json:
+    return bench.get(f"/human-tasks/{run['continuation_id']}", role="reviewer")
+
+
+def act(bench: Bench, run: Json, verb: str, body: object = None, *, role: str = "reviewer", expect: int = 200) -> Json:
+    return bench.post(f"/human-tasks/{run['continuation_id']}/{verb}", body, role=role, expect=expect)
+
+
+def test_a_task_says_what_each_decision_leads_to(bench: Bench) -> None:
+    gate = {"before": {"human": "editor", "fields": FIELDS}}
+    run = paused(bench, {**PUBLISH, "id": "release", "review": gate}, quorum={"approvals": 2}, timeout_seconds=60)
+    task = task_of(bench, run)
+    assert (task["position"], task["step_path"], task["key"]) == ("before", "release", "release.before")
+    assert task["request"]["schema"]["required"] == ["tone"]
+    assert task["consequences"] == {
+        "approved": {"next": ["release"]},
+        "rejected": {"next": ["publish"], "effect": "skip", "skips": ["release"]},
+    }
+    assert task["quorum"]["approvals"] == 2
+    assert task["timeout"]["effect"] == "fail"
+    assert task["request"]["subject_digest"].startswith("sha256:")
+
+
+def test_votes_are_counted_until_there_are_enough(bench: Bench) -> None:
+    run = paused(bench, quorum={"approvals": 2})
+    first = bench.answer(run)
+    assert (first["status"], [vote["actor"] for vote in first["votes"]]) == ("paused", ["reviewer"])
+    assert bench.answer(run, role="approver")["status"] == "succeeded"
+
+
+def test_values_are_checked_and_handed_on(bench: Bench) -> None:
+    run = paused(bench, {**PUBLISH, "id": "release", "review": {"before": {"human": "editor", "fields": FIELDS}}})
+    refused = bench.answer(run, values={"tone": "loud"}, expect=422)
+    assert (refused["error"], refused["fields"][0]["field"]) == ("human_input_invalid", "tone")
+    assert task_of(bench, run)["status"] == "open"
+    assert bench.answer(run, values={"tone": "dry"})["status"] == "succeeded"
+
+
+def test_what_somebody_has_taken_others_leave_alone(bench: Bench) -> None:
+    run = paused(bench)
+    assert act(bench, run, "claim")["claimed_by"] == "reviewer"
+    assert bench.answer(run, role="approver", expect=409)["error"] == "claimed_by_other"
+    assert act(bench, run, "delegate", {"to": "approver", "comment": "yours"})["assignee"] == "approver"
+    act(bench, run, "comments", {"text": "looks fine to me"})
+    act(bench, run, "snooze", {"until": "2099-01-01T00:00:00Z"})
+    assert bench.answer(run, role="approver")["status"] == "succeeded"
+    told = bench.get(f"/human-tasks/{run['continuation_id']}/history", role="viewer")["events"]
+    words = ["requested", "claimed", "delegated", "commented", "snoozed", "decision", "applied"]
+    assert [event["type"] for event in told] == [f"human.{word}" for word in words]
+    assert act(bench, run, "claim", expect=409)["error"] == "human_task_decided"
+
+
+@pytest.mark.parametrize(
+    ("verb", "body", "status"),
+    [("assign", {}, 422), ("snooze", {"until": "soon"}, 400), ("comments", {"text": " "}, 400), ("claim", None, 403)],
+)
+def test_what_makes_no_sense_changes_nothing(bench: Bench, verb: str, body: object, status: int) -> None:
+    run = paused(bench)
+    before = task_of(bench, run)
+    act(bench, run, verb, body, role="viewer" if status == 403 else "reviewer", expect=status)
+    assert task_of(bench, run) == before
+
+
+def test_the_list_filters_and_pages(bench: Bench) -> None:
+    name = "filtered"
+    runs = []
+    for number in range(3):
+        spec = spec_of(
+            DRAFT, APPROVE, name=name, humans={"editor": {"description": f"No. {number}?", "priority": number}}
+        )
+        runs.append(bench.start(spec))
+    page = bench.get("/human-tasks", workflow_name=name, limit=2)
+    assert (page["count"], page["total"], page["next_after"]) == (2, 3, runs[1]["continuation_id"])
+    rest = bench.get("/human-tasks", workflow_name=name, limit=2, after=page["next_after"])
+    assert [task["id"] for task in rest["tasks"]] == [runs[2]["continuation_id"]]
+    ranked = bench.get("/human-tasks", workflow_name=name, sort_by="priority", sort_order="desc")
+    assert [task["priority"] for task in ranked["tasks"]] == [2, 1, 0]
+    act(bench, runs[0], "claim")
+    assert (
+        bench.get("/human-tasks", workflow_name=name, status="claimed", claimed_by="me", role="reviewer")["total"] == 1
+    )
+    assert bench.get("/human-tasks", workflow_name=name, q="no. 1")["total"] == 1
+    assert bench.get("/human-tasks", workflow_name=name, status="pending", candidate="me")["total"] == 3
+    assert bench.get("/human-tasks", workflow_name=name, status="escalated")["total"] == 0
+    assert bench.get("/human-tasks", status="waiting", expect=400)["error"] == "validation_error"
+
+
+def test_many_are_answered_at_once_each_for_itself(bench: Bench) -> None:
+    runs = [paused(bench), paused(bench)]
+    items = [
+        {
+            "continuation_id": run["continuation_id"],
+            "request_id": run["metadata"]["pending_human_request"]["request_id"],
+            "decision": "approved",
+        }
+        for run in runs
+    ]
+    answer = bench.post("/human-tasks/batch", {"items": [*items, items[0]]}, role="reviewer")
+    assert (answer["decided"], answer["refused"]) == (2, 1)
+    assert answer["results"][2]["error"] == "human_task_decided"
+    before = bench.get("/human-tasks/summary")
+    paused(bench)
+    assert bench.get("/human-tasks/summary")["waiting"] == before["waiting"] + 1
+
+
+def test_a_value_answers_what_a_run_waits_for(bench: Bench) -> None:
+    run = paused(bench, request_type="freeform", decisions=["provided", "rejected"])
+    assert bench.post(f"/runs/{run['run_id']}/input", {"value": {"n": 1}}, role="reviewer")["status"] == "succeeded"
+    assert bench.post(f"/runs/{run['run_id']}/input", {"value": 1}, expect=409)["error"] == "run_state_conflict"
+    other = paused(bench, options=["red", "blue"], decisions=["selected", "rejected"])
+    path = f"/runs/{other['run_id']}/input"
+    assert bench.post(path, {"value": "green"}, expect=422)["error"] == "unknown_option"
+    assert bench.post(path, {"abort": True, "reason": "no"})["status"] == "cancelled"
+
+
+def test_a_run_that_asks_several_things_wants_a_key(bench: Bench) -> None:
+    both = {"id": "both", "kind": "parallel", "steps": [{**APPROVE, "id": "legal"}, {**APPROVE, "id": "ops"}]}
+    run = bench.start(spec_of(both, humans={"editor": {"decisions": ["approved", "rejected"]}}))
+    path = f"/runs/{run['run_id']}/input"
+    assert bench.post(path, {"value": True}, expect=409)["pending"] == ["both/legal.step", "both/ops.step"]
+    assert bench.post(path, {"value": True, "key": "both/ops.step"})["status"] == "paused"
+    assert bench.post(path, {"value": True})["status"] == "succeeded"
+
+
+def test_the_inbox_is_followed_as_it_fills_and_empties(bench: Bench) -> None:
+    with bench.stream("/human-tasks/stream", role="viewer") as events:
+        run = paused(bench)
+        bench.answer(run)
+        own = []
+        for event in events:
+            if event.data["continuation_id"] == run["continuation_id"]:
+                own.append(event)
+            if event.name == "human.applied":
+                break
+    assert [event.name for event in own] == ["human.requested", "human.decision", "human.applied"]
+    headers = {"Last-Event-ID": str(own[0].id)}
+    with bench.stream("/human-tasks/stream", **headers) as events:
+        again = [next(events), next(events)]
+    assert [event.id for event in again] == [event.id for event in own[1:]]
+
+
+def test_the_command_does_the_same(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KNEO_SERV_API_KEY", "reviewer-key")
+
+    def call(*words: str, expect: int = 0) -> Json:
+        assert kneo([*words, "--service-url", bench.url, "--json"]) == expect
+        answer: Json = json.loads(capsys.readouterr().out)
+        return answer
+
+    run = paused(bench, request_type="freeform")
+    task = str(run["continuation_id"])
+    assert call("human", "claim", task)["claimed_by"] == "reviewer"
+    assert call("human", "release", task)["claimed_by"] is None
+    assert call("human", "assign", task, "--to", "ann")["assignee"] == "ann"
+    call("human", "comment", task, "on it")
+    call("human", "snooze", task, "--for", "1h")
+    assert [event["type"] for event in call("human", "history", task)["events"]][-1] == "human.snoozed"
+    assert call("human", "summary")["waiting"] >= 1
+    assert call("runs", "input", str(run["run_id"]), "--value", '{"a": 1}')["status"] == "succeeded"
