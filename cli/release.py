@@ -14,10 +14,12 @@ from cli.connection import JsonOption, ProfileOption, ServiceUrlOption
 from cli.deployments import Deployments, deployments
 from cli.keys import load_private
 from kneo.clock import SystemClock, isoformat, parse_duration, parse_time
-from kneo.digest import Digest, digest_of_json
+from kneo.digest import Digest
 from kneo.errors import NotFound, Usage
+from kneo.trust.about import About, about_rewrite
 from kneo.trust.dsse import serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
+from kneo.trust.reading import read_record
 from kneo.trust.statement import Decision, build_approval
 
 Target = Annotated[str, typer.Argument(metavar="ENV[/BUNDLE]", help="Where, and what of it.")]
@@ -95,13 +97,15 @@ def _signed(environment: str, waits: Json, decision: Decision, key: Path, expire
     if waits["subject"] is None or waits["policy_digest"] is None:
         msg = f"{waits['bundle']} does not wait for an approval: {waits['message']}"
         raise Usage(msg, hint=f"kneo why {environment}/{waits['bundle']}")
+    about = read_record(About, waits["about"], file="what waits") if waits.get("about") else None
     statement = build_approval(
-        bundle_name=str(waits["bundle"]),
+        bundle_name=about.name if about else str(waits["bundle"]),
         bundle_digest=Digest(str(waits["subject"])),
         environment=environment,
         policy_digest=Digest(str(waits["policy_digest"])),
         decision=decision,
         expires=SystemClock().now() + parse_duration(expires),
+        about=about,
     )
     return serialise(sign(PAYLOAD_TYPE, statement.payload, load_private(key))).decode()
 
@@ -310,13 +314,15 @@ def accept_rewrite(
         if found["refused_code"] != "HistoryRewritten" or old is None or new is None:
             msg = "History was not rewritten; there is nothing to accept."
             raise NotFound(msg, code="nothing_waits", hint="kneo source show says what was refused.")
+        about = about_rewrite(str(old), str(new))
         statement = build_approval(
-            bundle_name="source",
-            bundle_digest=digest_of_json({"rewrite": [old, new]}),
+            bundle_name=about.name,
+            bundle_digest=about.digest,
             environment="source",
             policy_digest=Digest(str(found["trust_root"])),
             decision=Decision.APPROVE,
             expires=SystemClock().now() + timedelta(days=1),
+            about=about,
         )
         envelope = serialise(sign(PAYLOAD_TYPE, statement.payload, load_private(key))).decode()
         answer = asked.accept_rewrite(envelope)

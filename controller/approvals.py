@@ -10,7 +10,8 @@ from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import KneoError
 from kneo.state.people import same_person
-from kneo.state.release import ApprovalRecord, Release
+from kneo.state.release import ApprovalRecord
+from kneo.trust.about import About
 from kneo.trust.approvals import verify_approval, verify_recorded_approval
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.keys import PublicKey
@@ -21,10 +22,6 @@ from kneo.trust.verified import VerifiedApproval
 
 GIT = "git"
 REGISTRY = "registry"
-
-PRUNE_NAME = "prune"
-POLICY_NAME = "policy"
-"""What approvals that are about no single bundle name as their subject."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +37,12 @@ class Vote:
     roles: frozenset[str]
     """Roles of the trust root that the key has; none for somebody whom the service authenticated."""
 
+    about: About | None = None
+    """What was decided about, where that is no bundle and no set of rules."""
+
 
 Votes = Mapping[str, tuple[Vote, ...]]
 """Votes by the digest of what they are about."""
-
-
-def prune_subject(environment: str, retired: Iterable[Release]) -> Digest:
-    """Name the disappearance of exactly these releases, so that an approval of it says nothing about another."""
-    gone = sorted((release.bundle, release.digest) for release in retired)
-    return digest_of_json({"prune": environment, "releases": [list(item) for item in gone]})
-
-
-def rewrite_subject(old: str, new: str) -> Digest:
-    """Name the replacement of exactly this commit by exactly that one."""
-    return digest_of_json({"rewrite": [old, new]})
 
 
 def committed_records(
@@ -175,6 +164,7 @@ def _votes(record: ApprovalRecord, found: VerifiedApproval | None, root: TrustRo
             policy_digest=record.policy_digest,
             first_seen=parse_time(record.first_seen_at),
             roles=_roles(root, signer.keyid) if record.signed else frozenset(),
+            about=found.statement.predicate.about if found is not None else None,
         )
         for signer in signers[:1]
     ]

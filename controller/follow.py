@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from controller.approvals import rewrite_subject
 from controller.source.mirror import Mirror, Rewrite
 from controller.source.snapshot import SourceSnapshot
 from kneo.clock import parse_time
-from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError
 from kneo.store import approvals, sources
 from kneo.store.engine import Store, Tx
+from kneo.trust.about import about_rewrite
 from kneo.trust.approvals import verify_approval
 from kneo.trust.root import ROOT_ROLE, TrustRoot
 from kneo.trust.statement import Decision
@@ -65,9 +64,9 @@ class Follower:
 
     def _agreed(self, rewrite: Rewrite, root: TrustRoot) -> bool:
         """Say whether as many people of the root role as it takes to change the root agreed to exactly this."""
-        subject = rewrite_subject(rewrite.old, rewrite.new)
+        about = about_rewrite(rewrite.old, rewrite.new)
         with self.store.read() as tx:
-            records, now = approvals.list_approvals(tx, SOURCE_ENVIRONMENT, subject), tx.now
+            records, now = approvals.list_approvals(tx, SOURCE_ENVIRONMENT, about.digest), tx.now
         people = set()
         for record in records:
             try:
@@ -75,15 +74,16 @@ class Follower:
                     record.envelope,
                     root=root,
                     roles=(ROOT_ROLE,),
-                    bundle_digest=subject,
+                    bundle_digest=about.digest,
                     environment=SOURCE_ENVIRONMENT,
-                    policy_digest=Digest(record.policy_digest),
+                    policy_digest=root.digest,
                     now=now,
                     first_seen=parse_time(record.first_seen_at),
                 )
             except KneoError:
                 continue
-            if found.statement.predicate.decision is Decision.APPROVE:
+            said = found.statement.predicate
+            if said.decision is Decision.APPROVE and said.about == about:
                 people |= {signer.principal for signer in found.signers}
         role = root.role(ROOT_ROLE)
         return role is not None and len(people) >= role.threshold

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from controller.approvals import Vote, Votes, prune_subject
+from controller.approvals import Vote, Votes
 from controller.plan import Action, Plan, Retire, name_of, version_of
 from controller.verify import needs_of
 from kneo.clock import isoformat, parse_time
@@ -20,6 +20,7 @@ from kneo.spec.environment import Approvals, Environment
 from kneo.spec.windows import next_opening, windows_open
 from kneo.state.people import same_person
 from kneo.state.release import Hold, Release, Suspension
+from kneo.trust.about import About, about_prune
 
 
 @dataclass(frozen=True)
@@ -236,12 +237,12 @@ def no_mass_prune(action: Action, plan: Plan, rules: Rules, evidence: Evidence) 
     limit = rules.environment.spec.prune.max_percent
     if len(retired) * 100 <= limit * served:
         return Allowed()
-    subject = prune_subject(plan.environment, retired)
+    about = about_prune(plan.environment, plan.revision, ((item.bundle, item.digest) for item in retired))
     rule = rules.environment.spec.approvals or Approvals()
     # Whatever the rule says about promotions, an emptied environment waits for somebody.
     rule = rule.model_copy(update={"required": max(1, rule.required)})
     message = f"{len(retired)} of {served} releases would disappear at once; more than {limit} % needs an approval."
-    verdict = _count(subject, rule, rules, evidence, frozenset(), "this removal")
+    verdict = _count(about.digest, rule, rules, evidence, frozenset(), "this removal", about=about)
     if isinstance(verdict, Waits):
         return replace(verdict, gate="prune", reason="MassPruneBlocked", message=message)
     return verdict
@@ -300,12 +301,18 @@ def _involved(action: Action, rule: Approvals, evidence: Evidence) -> frozenset[
 
 
 def _count(
-    subject: Digest, rule: Approvals, rules: Rules, evidence: Evidence, involved: Collection[str], what: str
+    subject: Digest,
+    rule: Approvals,
+    rules: Rules,
+    evidence: Evidence,
+    involved: Collection[str],
+    what: str,
+    about: About | None = None,
 ) -> Verdict:
     counting: dict[str, Vote] = {}
     for vote in evidence.votes.get(subject, ()):
         person = same_person(vote.principal)
-        if person in involved or not _may_decide(vote, rule, rules, evidence):
+        if vote.about != about or person in involved or not _may_decide(vote, rule, rules, evidence):
             continue
         known = counting.get(person)
         if known is None or (known.first_seen, not known.approves) <= (vote.first_seen, not vote.approves):

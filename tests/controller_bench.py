@@ -18,19 +18,18 @@ from fastapi import FastAPI
 from sqlalchemy import select, update
 
 from controller.apply import Lease
-from controller.approvals import rewrite_subject
 from controller.loop import Controller
 from controller.reconcile import Pass, Reconciler
 from controller.source.mirror import Mirror
 from kneo import registry
 from kneo.clock import ManualClock, SystemClock
 from kneo.digest import Digest
-from kneo.registry import Decided
 from kneo.state.audit import SealedEvent
 from kneo.state.release import ConditionType, Pending, Release
 from kneo.store import audit, releases, requests, runs
 from kneo.store.engine import Store
 from kneo.store.tables import metadata
+from kneo.trust.about import about_rewrite
 from kneo.trust.dsse import serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
@@ -119,19 +118,8 @@ class Bench:
         """Record, as our service would, that somebody it authenticated decided about the first thing that waits."""
         waits = self.pending(environment)[0]
         with self.store.write() as tx:
-            registry.record_decision(
-                tx,
-                Decided(
-                    environment=environment,
-                    subject_name=waits.bundle,
-                    subject=Digest(waits.subject),
-                    policy_digest=Digest(waits.policy_digest),
-                    decision=decision,
-                    expires=tx.now + timedelta(days=7),
-                ),
-                approver=person,
-                service_key=self.service_key,
-            )
+            decided = registry.decided_about(tx, environment, waits, decision, tx.now + timedelta(days=7))
+            registry.record_decision(tx, decided, approver=person, service_key=self.service_key)
 
     def failed_run(self, bundle: str, environment: str) -> None:
         release = self.release(bundle, environment)
@@ -146,11 +134,12 @@ class Bench:
         shutil.rmtree(self.folder / "mirrors")
 
     def accept_rewrite(self, old: str, new: str, key: PrivateKey) -> None:
-        subject = rewrite_subject(old, new)
+        about = about_rewrite(old, new)
         with self.store.write() as tx:
             statement = build_approval(
-                bundle_name="source",
-                bundle_digest=subject,
+                bundle_name=about.name,
+                bundle_digest=about.digest,
+                about=about,
                 environment="source",
                 policy_digest=self.repo.pin,
                 decision=Decision.APPROVE,

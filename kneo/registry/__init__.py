@@ -16,6 +16,7 @@ from kneo.registry.decide import (
     suspend,
     unhold,
     unsuspend,
+    what_waits,
 )
 from kneo.registry.policy import change_policy, policy_in_force
 from kneo.registry.record import (
@@ -66,4 +67,5 @@ __all__ = [
     "trust_root",
     "unhold",
     "unsuspend",
+    "what_waits",
 ]

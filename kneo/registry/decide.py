@@ -8,10 +8,11 @@ from datetime import datetime
 
 from kneo.clock import isoformat
 from kneo.digest import Digest, digest_of_json
-from kneo.errors import Invalid, NotFound, Untrusted
+from kneo.errors import Conflict, Invalid, NotFound, Untrusted
 from kneo.state.release import ApprovalRecord, Hold, Pending, Suspension
 from kneo.store import approvals, audit, releases
 from kneo.store.engine import Tx, lock_table
+from kneo.trust.about import About, about_prune
 from kneo.trust.dsse import parse_envelope, serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import KeyId, PrivateKey
@@ -20,6 +21,9 @@ from kneo.trust.statement import Decision, build_approval, parse_approval
 
 REGISTRY = "registry"
 """The origin of decisions that came through a service or a command, rather than with a commit."""
+
+PRUNE_GATE = "prune"
+"""The gate at which the removal of many releases waits."""
 
 REASON_CHARS = 1_000
 
@@ -34,6 +38,7 @@ class Decided:
     policy_digest: Digest
     decision: Decision
     expires: datetime
+    about: About | None = None
 
     def payload(self, approver: str | None = None) -> bytes:
         """Spell it as the bytes that are signed."""
@@ -45,25 +50,47 @@ class Decided:
             decision=self.decision,
             expires=self.expires,
             approver=approver,
+            about=self.about,
         ).payload
 
 
-def decided_about(environment: str, waits: Pending, decision: Decision, expires: datetime) -> Decided:
+def what_waits(tx: Tx, environment: str, waits: Pending) -> About | None:
+    """Say in full what a decision about something that waits is about, where that is no bundle.
+
+    Raises:
+        Conflict: what is served changed since; a pass will say anew what waits.
+    """
+    record = releases.environment(tx, environment)
+    if waits.gate != PRUNE_GATE or waits.subject is None or record is None:
+        return None
+    going = {item.bundle for item in releases.pending(tx, environment) if item.subject == waits.subject}
+    served = releases.list_releases(tx, environment, going)
+    about = about_prune(environment, record.revision, ((item.bundle, item.digest) for item in served))
+    if about.digest != waits.subject:
+        msg = f"What {environment} serves changed since this removal began to wait."
+        raise Conflict(msg, code="registry_moved", hint=f"kneo reconcile, then kneo status {environment}.")
+    return about
+
+
+def decided_about(tx: Tx, environment: str, waits: Pending, decision: Decision, expires: datetime) -> Decided:
     """Write down a decision about something that waits.
 
     Raises:
         Invalid: nobody's approval would help it.
+        Conflict: it is not what it was when it began to wait.
     """
     if waits.subject is None or waits.policy_digest is None:
         msg = f"{waits.bundle} does not wait for an approval in {environment}: {waits.reason}: {waits.message}"
         raise Invalid(msg, code="not_approvable", hint="kneo why says what would help.")
+    about = what_waits(tx, environment, waits)
     return Decided(
         environment=environment,
-        subject_name=waits.bundle,
+        subject_name=about.name if about else waits.bundle,
         subject=Digest(waits.subject),
         policy_digest=Digest(waits.policy_digest),
         decision=decision,
         expires=expires,
+        about=about,
     )
 
 

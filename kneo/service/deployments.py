@@ -21,6 +21,7 @@ from kneo.state.release import ApprovalRecord, Hold, Pending, Suspension
 from kneo.store import releases, requests, sources
 from kneo.store.engine import Store, Tx
 from kneo.store.service_key import service_key
+from kneo.trust.about import about_rewrite
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.statement import Decision, parse_approval
 
@@ -87,15 +88,16 @@ class Deployments:
 
     def _record_for(self, tx: Tx, environment: str, waits: Pending, decision: Decision, actor: str) -> ApprovalRecord:
         self.check_may_decide(tx, environment, actor)
-        decided = registry.decided_about(environment, waits, decision, self._expiry(tx, environment))
+        decided = registry.decided_about(tx, environment, waits, decision, self._expiry(tx, environment))
         return registry.record_decision(tx, decided, approver=actor, service_key=service_key(self.settings))
 
     def _record_signed(
         self, tx: Tx, environment: str, waits: Pending, decision: Decision, envelope: bytes
     ) -> ApprovalRecord:
         said = parse_approval(parse_envelope(envelope, file="approval").payload).predicate
-        about = (said.environment, said.bundle_digest, said.policy_digest, said.decision)
-        if about != (environment, waits.subject, waits.policy_digest, decision):
+        bound = (said.environment, said.bundle_digest, said.policy_digest, said.decision, said.about)
+        about = registry.what_waits(tx, environment, waits)
+        if bound != (environment, waits.subject, waits.policy_digest, decision, about):
             msg = f"The signed decision is not about what waits: {waits.bundle} {waits.version} in {environment}."
             hint = f"Sign it for {waits.subject} under the policy {waits.policy_digest}."
             raise Invalid(msg, code="SubjectMismatch", hint=hint)
@@ -131,9 +133,15 @@ class Deployments:
         with self.store.write() as tx:
             root = registry.trust_root(tx, self.settings.trust_root)
             said = parse_approval(parse_envelope(envelope, file="approval").payload).predicate
-            if said.environment != "source":
-                msg = "This decision is not about the repository's history."
-                raise Invalid(msg, code="SubjectMismatch")
+            found = sources.source(tx)
+            if found is None or found.refused_code != "HistoryRewritten":
+                msg = "History was not rewritten; there is nothing to accept."
+                raise NotFound(msg, code="nothing_waits", hint="kneo source show says what was refused.")
+            wanted = about_rewrite(str(found.accepted_commit), str(found.refused_commit))
+            if (said.environment, said.about, said.policy_digest) != ("source", wanted, root.digest):
+                msg = "This decision is not about the rewriting of history that was refused."
+                hint = f"Sign it for {found.accepted_commit} becoming {found.refused_commit}."
+                raise Invalid(msg, code="SubjectMismatch", hint=hint)
             record = registry.record_signed(tx, envelope, root.keys)
         return {"approval": approval(record), **self._after("-", actor)}
 
@@ -211,11 +219,7 @@ class Deployments:
         """List what waits, then what happened, newest first."""
         with self.store.read() as tx:
             names = [environment] if environment else list(releases.environment_names(tx))
-            waiting = [
-                {"phase": "waiting", "environment": name, **wire.pending(item)}
-                for name in names
-                for item in releases.pending(tx, name)
-            ]
+            waiting = [item for name in names for item in _waiting(tx, name)]
             done = [
                 {"phase": "done", **wire.promotion(item)}
                 for item in releases.list_promotions(tx, environment, limit=limit)
@@ -314,6 +318,23 @@ def traced(found: Trace) -> Json:
         ],
         "receipts": [summary(record) for record in found.receipts],
     }
+
+
+def _waiting(tx: Tx, environment: str) -> list[Json]:
+    """What waits in an environment; where that is no bundle, with what a decision about it has to say in full."""
+    said: dict[str | None, Json | None] = {}
+    items = releases.pending(tx, environment)
+    for item in items:
+        if item.subject not in said:
+            try:
+                about = registry.what_waits(tx, environment, item)
+            except Conflict:
+                about = None  # the next pass says anew what waits
+            said[item.subject] = about.as_json() if about is not None else None
+    return [
+        {"phase": "waiting", "environment": environment, **wire.pending(item), "about": said[item.subject]}
+        for item in items
+    ]
 
 
 def _until(tx: Tx, text: str | None) -> str | None:

@@ -15,6 +15,8 @@ from typing import Annotated
 from pydantic import Field, JsonValue
 
 from kneo.digest import Digest, digest_of, digest_of_json
+from kneo.errors import Invalid
+from kneo.trust.about import About
 from kneo.trust.intoto import read_statement, write_statement
 from kneo.trust.reading import (
     SEQUENCE_LIMIT,
@@ -88,6 +90,9 @@ class ApprovalPredicate(Record):
 
     decision: Annotated[Decision, Field(strict=False)]
     expires: Time
+    about: About | None = None
+    """What was decided about where that is no bundle; ``bundle_digest`` is then the digest of this."""
+
     approver: Line | None = None
     """Who decided, in the words of a service that authenticated them and signed in their place. Absent where the
     person's own key signed, which says it better."""
@@ -141,6 +146,9 @@ def parse_approval(payload: bytes, *, file: str = "approval") -> ApprovalStateme
     """
     statement = read_statement(payload, APPROVAL_TYPE, file=file)
     predicate = read_record(ApprovalPredicate, statement.predicate, file=f"{file}: predicate")
+    if predicate.about is not None and predicate.about.digest != predicate.bundle_digest:
+        msg = f"{file}: what it says it is about is not its subject."
+        raise Invalid(msg, code="Malformed")
     return ApprovalStatement(payload, predicate, statement.subject_name, statement.subject_digest)
 
 
@@ -195,6 +203,7 @@ def build_approval(
     decision: Decision,
     expires: datetime,
     approver: str | None = None,
+    about: About | None = None,
 ) -> ApprovalStatement:
     """Write down a decision so that its maker can sign it.
 
@@ -210,6 +219,7 @@ def build_approval(
             "decision": decision,
             "expires": expires,
             "approver": approver,
+            "about": about,
         },
         file="approval",
     )
@@ -219,7 +229,9 @@ def build_approval(
 
 def _payload(predicate_type: str, name: str, digest: Digest, predicate: Record) -> bytes:
     view = predicate.model_dump(mode="json", by_alias=True)
-    for optional in ("expiresAt", "approver"):
+    for optional in ("expiresAt", "approver", "about"):
         if view.get(optional, 0) is None:
             del view[optional]
+    if isinstance(about := view.get("about"), dict):
+        view["about"] = {name: value for name, value in about.items() if value is not None}
     return write_statement(predicate_type, name, digest, view)

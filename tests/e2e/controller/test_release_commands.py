@@ -89,7 +89,7 @@ def test_from_a_plan_to_a_proof(machine: Machine, repo: ConfigRepo) -> None:
     machine.kneo("source", "show")
 
 
-def test_a_rewritten_history_is_accepted_by_a_root_key(machine: Machine, repo: ConfigRepo) -> None:
+def test_the_two_ways_out_of_a_refused_commit_take_a_key(machine: Machine, repo: ConfigRepo) -> None:
     once = ("controller", "run", "--once", "--repo", str(repo.folder), "--trust-root", repo.pin)
     repo.release("prod", "mail", "1.0.0")
     machine.kneo(*once)
@@ -100,6 +100,13 @@ def test_a_rewritten_history_is_accepted_by_a_root_key(machine: Machine, repo: C
     machine.kneo("source", "accept-rewrite", "--key", str(_key(machine, repo)))
     machine.kneo(*once)
     assert machine.json("source", "show")["refused_code"] is None
+
+    repo.environment("prod", {}, inlineSpecs=False)
+    repo.commit("Empty prod")
+    assert machine.json(*once, expect=1)["environments"]["prod"] == "MassPruneBlocked"
+    machine.kneo("approve", "prod", "--prune", "--key", str(_key(machine, repo)))
+    assert machine.json(*once)["environments"]["prod"] == "Ready"
+    assert machine.json("status", "prod")["releases"] == []
 
 
 def test_promoting_writes_one_line_and_commits_it(machine: Machine, repo: ConfigRepo) -> None:
