@@ -24,8 +24,7 @@ from controller.watch import watching
 from kneo.digest import Digest
 from kneo.errors import Usage
 from kneo.maintenance import make_retention
-from kneo.notify.channels import run_outbox
-from kneo.runtime.assemble import background, working
+from kneo.runtime.assemble import background, telling, working
 from kneo.runtime.worker import Worker
 from kneo.service.app import App, create_app, drain
 from kneo.settings import Settings
@@ -124,6 +123,7 @@ def run_controller(settings: Settings, repository: Repository, stopping: threadi
     with contextlib.ExitStack() as stack:
         stack.callback(store.close)
         controller = stack.enter_context(following(settings, store, repository))
+        stack.enter_context(telling(settings, store))
         if settings.metrics_port:
             stack.enter_context(answering("0.0.0.0", settings.metrics_port, controller.is_alive))  # noqa: S104 - probes
         stopping.wait()
@@ -178,9 +178,6 @@ def following(settings: Settings, store: Store, repository: Repository) -> Itera
         stack.enter_context(background("controller", controller.run, controller.stop))
         if repository.folder is not None:
             stack.enter_context(watching(repository.folder, controller.poke))
-        if settings.notify:
-            stopping = threading.Event()
-            stack.enter_context(background("outbox", lambda: run_outbox(store, settings, stopping), stopping.set))
         yield controller
 
 

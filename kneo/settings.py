@@ -169,6 +169,13 @@ class Settings:
     """Where notifications go, by channel: ``KNEO_SERV_NOTIFY_WEBHOOK``, ``…_SLACK`` (addresses), ``…_GITHUB``, ``…_GITLAB``,
     ``…_GITEA`` (API address of the repository, for commit statuses)."""
 
+    channels: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Where people are told of questions, by the names that specs use: ``KNEO_SERV_CHANNEL_NAME``, where SLACK_OPS is ``slack-ops``.
+    ``https://…`` is a webhook, ``slack:https://…`` a Slack-compatible one, ``smtp://…`` and ``smtps://…`` a mail server."""
+
+    public_url: str = ""
+    """Where people reach the service, ``KNEO_SERV_PUBLIC_URL``; links in messages begin with it. Empty: no links."""
+
     notify_token: str = field(default="", repr=False)
     """Token for commit statuses, ``KNEO_SERV_NOTIFY_TOKEN``."""
 
@@ -305,6 +312,30 @@ def _by_suffix(env: Mapping[str, str], prefix: str, names: Iterable[str]) -> dic
     return {name: value for name in names if (value := env.get(prefix + name.upper(), "").strip())}
 
 
+MAX_CHANNELS = 100
+
+
+def _named_by(env: Mapping[str, str], prefix: str) -> dict[str, str]:
+    """Read a family of variables whose ends are names: ``…_SLACK_OPS`` is ``slack-ops``."""
+    found = {
+        name.removeprefix(prefix).lower().replace("_", "-"): value.strip()
+        for name, value in env.items()
+        if name.startswith(prefix) and value.strip()
+    }
+    if len(found) > MAX_CHANNELS:
+        msg = f"There are {len(found)} variables {prefix}…; at most {MAX_CHANNELS} are read."
+        raise Invalid(msg, code="invalid_setting")
+    return found
+
+
+def _public_url(env: Mapping[str, str], name: str) -> str:
+    url = env.get(name, "").strip().rstrip("/")
+    if url and not url.startswith(("https://", "http://")):
+        msg = f"{name} must begin with https:// or http://, not {url[:40]!r}."
+        raise Invalid(msg, code="invalid_setting")
+    return url
+
+
 def _port(env: Mapping[str, str], name: str) -> int:
     text = env.get(name, "").strip() or "0"
     if not (text.isascii() and text.isdecimal() and len(text) <= 5) or int(text) > 65_535:
@@ -422,6 +453,8 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         spec_signing_key=env.get("KNEO_SERV_SPEC_SIGNING_KEY", ""),
         hook_secrets=_by_suffix(env, "KNEO_SERV_HOOK_SECRET_", HOOK_PROVIDERS),
         notify=_by_suffix(env, "KNEO_SERV_NOTIFY_", NOTIFY_CHANNELS),
+        channels=_named_by(env, "KNEO_SERV_CHANNEL_"),
+        public_url=_public_url(env, "KNEO_SERV_PUBLIC_URL"),
         notify_token=env.get("KNEO_SERV_NOTIFY_TOKEN", ""),
         metrics_port=_port(env, "KNEO_SERV_METRICS_PORT"),
         limits=limits,

@@ -1,29 +1,17 @@
-"""Where notices go: a webhook, a Slack-compatible one, and commit statuses of Git hosts. The only HTTP sent from here."""
+"""What a channel is: where its address leads, and the bodies that HTTP channels are sent."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from dataclasses import dataclass, field
+from typing import TypeAlias
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
-import httpx
-
-from kneo.clock import new_id
-from kneo.errors import Transient
-from kneo.notify.outbox import settle
+from kneo.errors import Invalid
+from kneo.notify.words import release_words, task_words
 from kneo.settings import Settings
-from kneo.store import outbox, requests
-from kneo.store.engine import Store
-from kneo.store.outbox import Message
 
-SECONDS = 10.0
-"""Longest one delivery may take."""
-
-BATCH = 20
-LOOK_SECONDS = 1.0
-LEASE = timedelta(seconds=BATCH * SECONDS + 30)
-
-Fields = Mapping[str, object]
+Fields: TypeAlias = Mapping[str, object]
 
 _STATES: Mapping[str, str] = {
     "promoted": "success",
@@ -35,34 +23,121 @@ _GITLAB: Mapping[str, str] = {"failure": "failed"}
 _STATUS_CHARS = 140
 
 
-def send(settings: Settings, http: httpx.Client, message: Message) -> str | None:
-    """Deliver one message; return what went wrong, without the address, which may be a secret."""
-    make = _CHANNELS.get(message.channel)
-    address = settings.notify.get(message.channel)
-    if make is None or not address:
-        return f"the channel {message.channel} is not configured any more"
-    url, body = make(address.rstrip("/"), message.payload)
-    headers = {"Idempotency-Key": message.id}
-    if message.channel in {"github", "gitlab", "gitea"} and settings.notify_token:
-        headers["Authorization"] = f"Bearer {settings.notify_token}"
+@dataclass(frozen=True, kw_only=True)
+class Http:
+    """A channel that takes JSON."""
+
+    url: str = field(repr=False)
+    body: Callable[[str, Fields], tuple[str, Fields]]
+    token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mail:
+    """A mail server.
+
+    Attributes:
+        security: ``tls`` from the first byte, ``starttls``, or ``none``, which only this machine is trusted with.
+        to: Who gets every mail; empty: whoever is asked.
+        domain: What makes an address of a name that is none.
+    """
+
+    host: str
+    port: int
+    security: str
+    sender: str
+    to: tuple[str, ...] = ()
+    domain: str = ""
+    user: str = ""
+    password: str = field(default="", repr=False)
+
+    def addresses(self, people: tuple[str, ...]) -> tuple[str, ...]:
+        """Return who of these people has an address here."""
+        found = (name if "@" in name else f"{name}@{self.domain}" for name in people if "@" in name or self.domain)
+        return tuple(dict.fromkeys(found))
+
+
+Channel: TypeAlias = Http | Mail
+
+
+def find_channel(settings: Settings, name: str) -> Channel | None:
+    """Find a channel that this process can deliver to.
+
+    Raises:
+        Invalid: ``invalid_setting``: its address is none.
+    """
+    if name in settings.notify:
+        token = settings.notify_token if name in {"github", "gitlab", "gitea"} else ""
+        return Http(url=settings.notify[name].rstrip("/"), body=_BODIES[name], token=token)
+    address = settings.channels.get(plain_name(name))
+    return _parsed(plain_name(name), address) if address else None
+
+
+def plain_name(name: str) -> str:
+    """Spell a channel's name the way its setting does: ``Slack_Ops`` is ``slack-ops``."""
+    return name.strip().lower().replace("_", "-")
+
+
+def known_channels(settings: Settings) -> tuple[str, ...]:
+    """List what this process can deliver to."""
+    return (*settings.notify, *settings.channels)
+
+
+def _parsed(name: str, address: str) -> Channel:
+    kind, _, rest = address.partition(":")
+    if kind == "slack":
+        return Http(url=_https(name, rest), body=_slack)
+    if kind in {"smtp", "smtps"}:
+        return _mail(name, urlsplit(address))
+    return Http(url=_https(name, address), body=_webhook)
+
+
+def _https(name: str, url: str) -> str:
+    if not url.startswith(("https://", "http://")):
+        raise _bad(name, "is none of https://…, slack:https://…, smtp://… and smtps://…")
+    return url
+
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def _mail(name: str, parts: SplitResult) -> Mail:
+    asked = {key: values[0] for key, values in parse_qs(parts.query).items()}
+    if not parts.hostname or "@" not in asked.get("from", ""):
+        raise _bad(name, "has no host, or no from=ADDRESS")
     try:
-        answer = http.post(url, json=body, headers=headers)
-    except httpx.HTTPError as error:
-        return f"no answer: {type(error).__name__}"
-    return None if answer.is_success else f"answered {answer.status_code}"
+        port = parts.port or (465 if parts.scheme == "smtps" else 587)
+    except ValueError as error:
+        raise _bad(name, "has no such port") from error
+    plain = "none" if parts.hostname in LOOPBACK else "starttls"
+    return Mail(
+        host=parts.hostname,
+        port=port,
+        security="tls" if parts.scheme == "smtps" else plain,
+        sender=asked["from"],
+        to=tuple(each for each in asked.get("to", "").split(",") if each),
+        domain=asked.get("domain", ""),
+        user=unquote(parts.username or ""),
+        password=unquote(parts.password or ""),
+    )
+
+
+def _bad(name: str, what: str) -> Invalid:
+    # Without the address, which may hold a password.
+    return Invalid(f"The address of the channel {name} {what}.", code="invalid_setting")
+
+
+# ---- bodies -----------------------------------------------------------------------------------------------------
 
 
 def words(notice: Fields) -> str:
-    """Say a notice in one line."""
-    what = f"{notice['bundle']} {notice['version']}"
-    if notice["phase"] in _STATES and notice["phase"] != "waiting":
-        return f"{notice['environment']}: {what} was {str(notice['phase']).replace('_', ' ')}."
-    verb = "waits" if notice["phase"] == "waiting" else "was refused"
-    return f"{notice['environment']}: {what} {verb}: {notice['reason']}: {notice['message']}"
+    """Say a notice in a few words."""
+    return task_words(notice) if notice.get("about") == "task" else release_words(notice)
 
 
 def _webhook(address: str, notice: Fields) -> tuple[str, Fields]:
-    return address, {"event": f"release.{notice['phase']}", **notice, "text": words(notice)}
+    event = f"human.{notice['what']}" if notice.get("about") == "task" else f"release.{notice['phase']}"
+    return address, {"event": event, **notice, "text": words(notice)}
 
 
 def _slack(address: str, notice: Fields) -> tuple[str, Fields]:
@@ -83,42 +158,10 @@ def _gitlab(address: str, notice: Fields) -> tuple[str, Fields]:
     return url, {**body, "state": _GITLAB.get(str(body["state"]), body["state"]), "name": body["context"]}
 
 
-_CHANNELS: Mapping[str, Callable[[str, Fields], tuple[str, Fields]]] = {
+_BODIES: Mapping[str, Callable[[str, Fields], tuple[str, Fields]]] = {
     "webhook": _webhook,
     "slack": _slack,
     "github": _status,
     "gitea": _status,
     "gitlab": _gitlab,
 }
-
-
-def deliver_due(store: Store, settings: Settings, http: httpx.Client) -> int:
-    """Deliver what is due; return how many were tried. One process at a time does this on a database."""
-    owner = new_id("out", store.clock.now())
-    with store.read() as tx:
-        if not outbox.due(tx, 1):
-            return 0
-    with store.write() as tx:
-        if requests.take_lease(tx, "outbox", owner, LEASE) is None:
-            return 0
-    try:
-        with store.read() as tx:
-            messages = outbox.due(tx, BATCH)
-        for message in messages:
-            settle(store, message, send(settings, http, message))
-    finally:
-        with store.write() as tx:
-            requests.drop_lease(tx, "outbox", owner)
-    return len(messages)
-
-
-def run_outbox(store: Store, settings: Settings, stopping: threading.Event) -> None:
-    """Deliver until told to stop."""
-    with httpx.Client(timeout=SECONDS, follow_redirects=False) as http:
-        while not stopping.is_set():
-            try:
-                tried = deliver_due(store, settings, http)
-            except Transient:
-                tried = 0
-            if not tried:
-                stopping.wait(LOOK_SECONDS)

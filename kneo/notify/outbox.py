@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from kneo.clock import isoformat, new_id
 from kneo.digest import digest_of_json
+from kneo.state.task import HumanTask
 from kneo.store import outbox
 from kneo.store.engine import Store, Tx
 from kneo.store.outbox import Message
@@ -15,6 +16,9 @@ from kneo.store.outbox import Message
 ATTEMPTS = 10
 FIRST_PAUSE = timedelta(seconds=15)
 LAST_PAUSE = timedelta(hours=1)
+
+MAX_PROMPT_CHARS = 2_000
+"""How much of a question is told; the whole of it is in the task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +64,73 @@ def post(tx: Tx, channels: Iterable[str], notices: Iterable[Notice]) -> int:
     )
 
 
-def settle(store: Store, message: Message, problem: str | None) -> None:
-    """Record how a delivery went: done, to be tried later and later, or given up."""
+@dataclass(frozen=True, kw_only=True)
+class TaskNotice:
+    """Something people should hear of a question.
+
+    Args:
+        task: The question.
+        what: ``requested``, ``reminded`` or ``escalated``.
+        number: Which reminder or escalation it is.
+        people: Who may answer, as far as the question names anybody.
+    """
+
+    task: HumanTask
+    what: str
+    number: int
+    people: tuple[str, ...] = ()
+
+    @property
+    def payload(self) -> dict[str, object]:
+        """Return what channels are given: what is asked of whom, never what is to be judged."""
+        task = self.task
+        return {
+            "about": "task",
+            "what": self.what,
+            "continuation_id": task.id,
+            "request_id": task.request_id,
+            "run_id": task.run_id,
+            "environment": task.environment,
+            "workflow_name": task.workflow_name,
+            "step_id": task.step_id,
+            "step_path": task.step_path,
+            "key": task.key,
+            "kind": task.kind,
+            "title": task.title,
+            "prompt": task.prompt[:MAX_PROMPT_CHARS],
+            "subject_digest": task.subject_digest,
+            "decisions": [kind.value for kind in task.decisions],
+            "priority": task.priority,
+            "deadline_at": task.deadline_at,
+            "due_at": task.due_at,
+            "assignee": task.assignee,
+            "people": list(self.people),
+            "links": task.plan.links,
+        }
+
+
+def post_task(tx: Tx, channels: Iterable[str], notice: TaskNotice) -> None:
+    """Tell each channel of a question, in the transaction of what happened to it."""
+    for channel in dict.fromkeys(channels):
+        key = f"{channel}:{notice.task.id}:{notice.what}:{notice.number}"
+        outbox.insert(tx, new_id("msg", tx.now), key, channel, notice.payload)
+
+
+def split(store: Store, message: Message, receivers: Iterable[tuple[str, str | None]]) -> None:
+    """Make one message for each receiver of one: an address, and the person behind it where that is known."""
     with store.write() as tx:
-        if problem is None:
+        for address, person in receivers:
+            payload = {**message.payload, "to": address, "person": person}
+            outbox.insert(tx, new_id("msg", tx.now), f"{message.id}:{address}", message.channel, payload)
+        outbox.finish(tx, message.id, "sent", None)
+
+
+def settle(store: Store, message: Message, problem: str | None, *, status: str | None = None) -> None:
+    """Record how a delivery went: done, to be tried later and later, or given up; or with a ``status``, that."""
+    with store.write() as tx:
+        if status is not None:
+            outbox.finish(tx, message.id, status, problem)
+        elif problem is None:
             outbox.finish(tx, message.id, "sent", None)
         elif message.attempts + 1 >= ATTEMPTS:
             outbox.finish(tx, message.id, "failed", problem)

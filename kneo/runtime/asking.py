@@ -24,7 +24,7 @@ DECISIONS: Mapping[str, tuple[DecisionKind, ...]] = {
 REJECTIONS: Mapping[str, str] = {"step": "stop", "route": "stop", "error": "stop"}
 """What a rejection does where neither gate nor human says it; elsewhere the step is skipped."""
 
-NOT_YET = ("calendar", "grants", "links")
+NOT_YET = ("calendar", "grants")
 """What this runtime does not honour; a spec that relies on it is refused before anything runs."""
 
 

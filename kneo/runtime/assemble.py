@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from kneo.errors import Conflict
+from kneo.notify.channels import known_channels
 from kneo.runtime.advance import Driver
 from kneo.runtime.code import CodeLoader
 from kneo.runtime.load import ProgramLoader
@@ -20,8 +21,9 @@ from kneo.runtime.worker import Worker
 from kneo.settings import Settings
 from kneo.state.run import Run
 from kneo.store import runs
-from kneo.store.engine import WORKER_LOCK, Store
+from kneo.store.engine import WORKER_LOCK, Store, Tx
 from kneo.store.history import CheckpointLimits
+from kneo.tasks import links
 
 
 class Works(Protocol):
@@ -89,10 +91,30 @@ def working(
     with only_worker(store):
         worker = make_worker(settings, store, concurrency)
         with (
+            telling(settings, store),
             background("timers", lambda: run_timers(store, stopping, hourly), stopping.set),
             background("worker", worker.run, worker.stop),
         ):
             yield worker
+
+
+@contextlib.contextmanager
+def telling(settings: Settings, store: Store) -> Iterator[None]:
+    """Deliver what people are told, where this process knows any channel."""
+    if not known_channels(settings):
+        yield
+        return
+    stopping = threading.Event()
+    # httpx costs a tenth of a second to import, and many processes have nobody to tell.
+    delivery = importlib.import_module("kneo.notify.delivery")
+    with background("outbox", lambda: delivery.run_outbox(store, settings, stopping, _token), stopping.set):
+        yield
+
+
+def _token(tx: Tx, task_id: str, person: str) -> str:
+    """Make a link for whoever gets a message."""
+    _, token = links.make_link(tx, task_id, person, actor="notifications")
+    return token
 
 
 @contextlib.contextmanager

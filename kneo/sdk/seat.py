@@ -9,10 +9,7 @@ from collections.abc import Iterator
 from kneo.clock import monotonic, sleep
 from kneo.errors import Conflict
 from kneo.store import runs
-from kneo.store.engine import Store
-
-WORKER_LOCK = "worker"
-"""The same lock that ``kneo up`` and ``kneo worker`` hold."""
+from kneo.store.engine import WORKER_LOCK, Store
 
 WAIT_SECONDS = 30.0
 LOOK_SECONDS = 0.02

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.tables import outbox
@@ -37,11 +37,12 @@ def insert(tx: Tx, message_id: str, dedupe_key: str, channel: str, payload: Mapp
     )
 
 
-def due(tx: Tx, limit: int) -> tuple[Message, ...]:
-    """Read messages whose time has come, oldest first."""
+def due(tx: Tx, channels: Collection[str], limit: int) -> tuple[Message, ...]:
+    """Read messages to these channels whose time has come, oldest first. Names are compared as settings spell them."""
+    plain = func.replace(func.lower(outbox.c.channel), "_", "-")
     rows = tx.connection.execute(
         select(outbox)
-        .where(outbox.c.status == "waiting", outbox.c.next_at <= tx.at)
+        .where(outbox.c.status == "waiting", outbox.c.next_at <= tx.at, plain.in_(list(channels)))
         .order_by(outbox.c.next_at, outbox.c.id)
         .limit(limit)
     )

@@ -16,6 +16,7 @@ from kneo.tasks import people
 from kneo.tasks.forms import schema_of
 from kneo.tasks.happened import happened
 from kneo.tasks.schedule import later, next_at
+from kneo.tasks.telling import tell
 
 DEFAULT_PROMPT = "Please approve or reject what is shown."
 
@@ -59,6 +60,7 @@ def open_task(tx: Tx, run: Run, question: Question) -> HumanTask:
         "subject_digest": task.subject_digest,
     }
     happened(tx, task, "requested", run.requester, told)
+    tell(tx, task, "requested")
     return task
 
 

@@ -14,6 +14,7 @@ from kneo.tasks.deadline import POLICY, Silence
 from kneo.tasks.happened import happened
 from kneo.tasks.receipts import write_receipt
 from kneo.tasks.schedule import Occasion, later, next_at, occasions, remaining
+from kneo.tasks.telling import tell
 
 BATCH = 200
 """Tasks that one look finds; each is then handled in a transaction of its own."""
@@ -65,7 +66,9 @@ def _one(tx: Tx, task: HumanTask, occasion: Occasion) -> HumanTask | None:
             return _changed(tx, task, "woken", {}, status=TaskStatus.OPEN, snoozed_until=None)
         case "remind":
             plan = replace(task.plan, reminded=task.plan.reminded + 1)
-            return _changed(tx, task, "reminded", {"assignee": task.assignee, "number": plan.reminded}, plan=plan)
+            after = _changed(tx, task, "reminded", {"assignee": task.assignee, "number": plan.reminded}, plan=plan)
+            tell(tx, after, "reminded", plan.reminded)
+            return after
         case "escalate":
             return _escalated(tx, task)
         case _ if task.on_timeout == "escalate":
@@ -97,6 +100,7 @@ def _escalated(tx: Tx, task: HumanTask, *, by_deadline: bool = False) -> HumanTa
     after = _changed(tx, task, "escalated", _facts(task) | {"assignee": to, "from": task.assignee}, **changes)
     if chain and task.is_restricted:
         tasks.add_candidates(tx, task.id, people.candidate_rows(after, iter(())))
+    tell(tx, after, "escalated", after.escalation, chain[0].notify if chain else ())
     return after
 
 

@@ -1,0 +1,166 @@
+"""Emptying the outbox: each message to its channel, later and later when that fails."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from email.message import EmailMessage
+
+import httpx
+
+from kneo.clock import new_id
+from kneo.errors import KneoError, Transient
+from kneo.notify.channels import Http, Mail, find_channel, known_channels
+from kneo.notify.mail import send_mail, write_mail
+from kneo.notify.outbox import settle, split
+from kneo.redaction import redact
+from kneo.settings import Settings
+from kneo.state.task import UNRESOLVED
+from kneo.store import outbox, requests, tasks
+from kneo.store.engine import Store, Tx
+from kneo.store.outbox import Message
+
+log = logging.getLogger("kneo.notify")
+
+SECONDS = 10.0
+"""Longest one delivery may take."""
+
+BATCH = 20
+LOOK_SECONDS = 1.0
+LEASE = timedelta(seconds=BATCH * SECONDS + 30)
+
+MakeLink = Callable[[Tx, str, str], str]
+"""Makes the token of a link that lets one person answer one task, once."""
+
+
+@dataclass(frozen=True)
+class Courier:
+    """Delivers what is due, to the channels that this process knows.
+
+    Attributes:
+        make_link: How links to answer with are made; without it, and without a public address, there are none.
+    """
+
+    store: Store
+    settings: Settings
+    http: httpx.Client
+    make_link: MakeLink | None = None
+
+    def deliver_due(self) -> int:
+        """Deliver what is due; return how many messages were tried. One process at a time does this on a database."""
+        channels = known_channels(self.settings)
+        owner = new_id("out", self.store.clock.now())
+        with self.store.read() as tx:
+            if not outbox.due(tx, channels, 1):
+                return 0
+        with self.store.write() as tx:
+            if requests.take_lease(tx, "outbox", owner, LEASE) is None:
+                return 0
+        try:
+            with self.store.read() as tx:
+                messages = outbox.due(tx, channels, BATCH)
+            for message in messages:
+                self._deliver(message)
+        finally:
+            with self.store.write() as tx:
+                requests.drop_lease(tx, "outbox", owner)
+        return len(messages)
+
+    def _deliver(self, message: Message) -> None:
+        """Deliver one message. One that cannot be is put off; the others do not wait for it."""
+        if self._is_moot(message):
+            settle(self.store, message, None, status="dropped")
+            return
+        try:
+            channel = find_channel(self.settings, message.channel)
+        except KneoError as error:
+            settle(self.store, message, error.message)
+            return
+        match channel:
+            case Http():
+                settle(self.store, message, self._post(channel, message))
+            case Mail():
+                self._mail(channel, message)
+            case None:
+                settle(self.store, message, f"the channel {message.channel} is not configured any more")
+
+    def _is_moot(self, message: Message) -> bool:
+        """Say whether it is about a question that nobody has to answer any more."""
+        if message.payload.get("about") != "task":
+            return False
+        with self.store.read() as tx:
+            task = tasks.get(tx, str(message.payload["continuation_id"]))
+        return task is None or task.status not in UNRESOLVED
+
+    def _post(self, channel: Http, message: Message) -> str | None:
+        url, body = channel.body(channel.url, _shown(message.payload))
+        headers = {"Idempotency-Key": message.id}
+        if channel.token:
+            headers["Authorization"] = f"Bearer {channel.token}"
+        try:
+            answer = self.http.post(url, json=body, headers=headers)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return f"no answer: {type(error).__name__}"
+        return None if answer.is_success else f"answered {answer.status_code}"
+
+    def _mail(self, channel: Mail, message: Message) -> None:
+        """Mail to one person; a message to several becomes one for each, so that none is told twice for another's sake."""
+        to = message.payload.get("to")
+        if isinstance(to, str):
+            settle(self.store, message, send_mail(channel, self._written(channel, to, message)))
+            return
+        people = message.payload.get("people")
+        asked = tuple(str(name) for name in people) if isinstance(people, list) else ()
+        receivers: list[tuple[str, str | None]] = [(each, None) for each in channel.to]
+        receivers += [(each, name) for name in asked if not channel.to for each in channel.addresses((name,))]
+        if not receivers:
+            settle(self.store, message, "nobody who is asked has an address", status="failed")
+            return
+        split(self.store, message, receivers)
+
+    def _written(self, channel: Mail, to: str, message: Message) -> EmailMessage:
+        notice = dict(_shown(message.payload))
+        link = self._link(message)
+        if link is not None:
+            notice["link"] = link
+        return write_mail(channel, to, notice, message.id)
+
+    def _link(self, message: Message) -> str | None:
+        """Make a link for this mail alone. It is kept nowhere else: whoever reads the outbox must not be able to answer."""
+        person, task = message.payload.get("person"), str(message.payload.get("continuation_id"))
+        make = self.make_link
+        if not (message.payload.get("links") and isinstance(person, str) and make and self.settings.public_url):
+            return None
+        try:
+            token = self.store.transact(lambda tx: make(tx, task, person))
+        except Transient:
+            raise
+        except KneoError:
+            return None  # they may not answer any more, or have links enough; they are told all the same
+        return f"{self.settings.public_url}/h/{token}"
+
+
+def _shown(payload: Mapping[str, object]) -> Mapping[str, object]:
+    """Leave secrets out of what goes to others; people stay, they are who is told."""
+    shown = redact(dict(payload), personal=False)
+    assert isinstance(shown, dict)
+    return shown
+
+
+def run_outbox(store: Store, settings: Settings, stopping: threading.Event, make_link: MakeLink | None = None) -> None:
+    """Deliver until told to stop."""
+    with httpx.Client(timeout=SECONDS, follow_redirects=False) as http:
+        courier = Courier(store, settings, http, make_link)
+        while not stopping.is_set():
+            try:
+                tried = courier.deliver_due()
+            except Transient:
+                tried = 0
+            except Exception:
+                log.exception("the outbox stumbled and will be tried again")
+                tried = 0
+            if not tried:
+                stopping.wait(LOOK_SECONDS)

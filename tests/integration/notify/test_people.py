@@ -1,0 +1,290 @@
+"""What people hear of a question: from the transaction that asks it to a real receiver."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from engine import Engine
+from receivers import MailReceiver, WebReceiver, mail_receiver, web_receiver
+from sqlalchemy import text
+
+from kneo.clock import ManualClock
+from kneo.errors import Forbidden
+from kneo.notify.delivery import Courier
+from kneo.runtime.assemble import telling
+from kneo.runtime.timers import tick
+from kneo.settings import Settings, from_env
+from kneo.state.task import DecisionKind
+from kneo.store.engine import Store, Tx
+from kneo.tasks import links
+from kneo.tasks.answers import Answer
+
+STEPS = "def publish(text): return text\n"
+
+
+@pytest.fixture
+def web() -> Iterator[WebReceiver]:
+    with web_receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def post() -> Iterator[MailReceiver]:
+    with mail_receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def engine(store: Store, tmp_path: Path) -> Engine:
+    return Engine(store, tmp_path / "steps", STEPS)
+
+
+@pytest.fixture
+def courier(store: Store, tmp_path: Path) -> Iterator[Callable[..., Courier]]:
+    with ExitStack() as stack:
+        http = stack.enter_context(httpx.Client(timeout=2))
+
+        def make(
+            public_url: str = "", make_link: Callable[[Tx, str, str], str] | None = None, **channels: str
+        ) -> Courier:
+            env = {f"KNEO_SERV_CHANNEL_{name.upper()}": address for name, address in channels.items()}
+            settings: Settings = from_env(env, cwd=tmp_path)
+            return Courier(store, replace(settings, public_url=public_url), http, make_link)
+
+        yield make
+
+
+def ask(engine: Engine, **human: object) -> object:
+    asked = {"description": "Release?", "assignee": "ann@example.com", "notify": ["ops"], **human}
+    return engine.run([{"id": "q", "kind": "human", "ref": "asked"}], "the secret plan", asked=asked)
+
+
+def mail_at(post: MailReceiver, **more: str) -> str:
+    rest = "".join(f"&{name}={value}" for name, value in more.items())
+    return f"smtp://127.0.0.1:{post.port}?from=kneo@example.com{rest}"
+
+
+def rows(store: Store) -> list[tuple[str, str, int, str | None]]:
+    with store.read() as tx:
+        found = tx.connection.execute(text("SELECT channel, status, attempts, error FROM outbox ORDER BY id"))
+        return [tuple(row) for row in found]
+
+
+def test_a_webhook_is_told_what_is_asked_and_not_what_is_judged(engine: Engine, courier, web: WebReceiver) -> None:
+    run = ask(engine)
+    [task] = engine.open(run)
+    assert courier(ops=web.url).deliver_due() == 1
+    [received] = web.received
+    told = received.body
+    assert (told["event"], told["continuation_id"], told["title"]) == ("human.requested", task.id, "Release?")
+    assert (told["subject_digest"], told["people"]) == (task.subject_digest, ["ann@example.com"])
+    assert "the secret plan" not in str(told)
+    assert received.headers["Idempotency-Key"].startswith("msg_")
+    assert courier(ops=web.url).deliver_due() == 0
+
+
+def test_a_secret_in_a_question_is_not_told(engine: Engine, courier, web: WebReceiver) -> None:
+    ask(engine, prompt="Use password=hunter22hunter22 ?")
+    courier(ops=web.url).deliver_due()
+    assert "hunter22" not in str(web.received[0].body)
+
+
+def test_slack_cannot_be_made_to_mention_everybody(engine: Engine, courier, web: WebReceiver) -> None:
+    ask(engine, prompt="<!channel> & <https://evil.example|fine>")
+    courier(ops=f"slack:{web.url}/T/B").deliver_due()
+    [received] = web.received
+    assert received.path == "/T/B"
+    assert received.body.keys() == {"text"}
+    assert "&lt;!channel&gt; &amp; &lt;https" in received.body["text"]
+
+
+def test_a_mail_goes_to_whoever_is_asked(engine: Engine, courier, post: MailReceiver) -> None:
+    run = ask(engine, description="Release\n to prod?")
+    [task] = engine.open(run)
+    mail = courier(ops=mail_at(post))
+    while mail.deliver_due():
+        pass
+    [(address, message)] = post.received
+    assert (address, message["To"], message["From"]) == ("ann@example.com", "ann@example.com", "kneo@example.com")
+    assert message["Subject"] == "Release to prod?"
+    assert message["Message-ID"].startswith("<msg_")
+    body = message.get_payload()
+    assert task.subject_digest in body
+    assert f"kneo human get {task.id}" in body
+    assert "the secret plan" not in body
+
+
+def test_each_of_several_people_has_a_mail_of_their_own(
+    engine: Engine, courier, post: MailReceiver, clock: ManualClock
+) -> None:
+    ask(engine, assignee=None, candidates={"users": ["ann", "bob", "cy@else.example"], "exclude": ["bob"]})
+    post.refuse.add("cy@else.example")
+    mail = courier(ops=mail_at(post, domain="example.com"))
+    while mail.deliver_due():
+        pass
+    assert [address for address, _ in post.received] == ["ann@example.com"]
+    post.refuse.clear()
+    clock.advance(timedelta(seconds=16))
+    while mail.deliver_due():
+        pass
+    assert [address for address, _ in post.received] == ["ann@example.com", "cy@else.example"]
+
+
+def test_a_mail_that_nobody_could_get_is_given_up(engine: Engine, courier, post: MailReceiver) -> None:
+    ask(engine, assignee="ann")
+    courier(ops=mail_at(post)).deliver_due()
+    assert rows(engine.store) == [("ops", "failed", 1, "nobody who is asked has an address")]
+
+
+def test_links_are_for_one_person_and_made_when_they_are_sent(engine: Engine, courier, post: MailReceiver) -> None:
+    made: list[tuple[str, str]] = []
+
+    def make_link(_tx: Tx, task: str, person: str) -> str:
+        made.append((task, person))
+        return f"token-of-{person}"
+
+    run = ask(engine, links=True, assignee=None, candidates={"users": ["ann", "bob"]})
+    [task] = engine.open(run)
+    mail = courier("https://kneo.example", make_link, ops=mail_at(post, domain="example.com"))
+    while mail.deliver_due():
+        pass
+    assert made == [(task.id, "ann"), (task.id, "bob")]
+    assert "Answer: https://kneo.example/h/token-of-ann" in post.received[0][1].get_payload()
+    with engine.store.read() as tx:
+        kept = str(tx.connection.execute(text("SELECT payload FROM outbox")).all())
+    assert "token-of" not in kept
+
+
+def test_a_link_from_a_mail_answers_as_whoever_got_it(engine: Engine, courier, post: MailReceiver) -> None:
+    def make_link(tx: Tx, task: str, person: str) -> str:
+        return links.make_link(tx, task, person, actor="notifications")[1]
+
+    run = ask(engine, links=True)
+    [task] = engine.open(run)
+    mail = courier("https://kneo.example", make_link, ops=mail_at(post))
+    while mail.deliver_due():
+        pass
+    token = post.received[0][1].get_payload(decode=True).decode().rpartition("/h/")[2].strip()
+    said = Answer(request_id=task.request_id, decision=DecisionKind.APPROVED)
+    assert links.answer(engine.store, token, said).decision.actor == "ann@example.com"
+
+
+def test_who_may_not_answer_is_told_without_a_link(engine: Engine, courier, post: MailReceiver) -> None:
+    def make_link(_tx: Tx, _task: str, _person: str) -> str:
+        raise Forbidden("not yours", code="not_a_candidate")
+
+    ask(engine, links=True)
+    mail = courier("https://kneo.example", make_link, ops=mail_at(post))
+    while mail.deliver_due():
+        pass
+    assert "kneo human get" in post.received[0][1].get_payload()
+
+
+def test_what_executes_steps_delivers_too(engine: Engine, store: Store, tmp_path: Path, web: WebReceiver) -> None:
+    ask(engine)
+    settings = from_env({"KNEO_SERV_CHANNEL_OPS": web.url}, cwd=tmp_path)
+    with telling(settings, store):
+        for _ in range(1000):
+            if web.received:
+                break
+            threading.Event().wait(0.01)
+    assert [each.body["event"] for each in web.received] == ["human.requested"]
+
+
+def test_messages_to_groups_carry_no_link(engine: Engine, courier, post: MailReceiver, web: WebReceiver) -> None:
+    def make_link(_tx: Tx, _task: str, _person: str) -> str:
+        raise AssertionError("nobody asked for it")
+
+    ask(engine, links=True, notify=["ops", "team"])
+    both = courier("https://kneo.example", make_link, ops=web.url, team=mail_at(post, to="team@example.com"))
+    while both.deliver_due():
+        pass
+    assert len(web.received) == len(post.received) == 1
+    assert "/h/" not in str(web.received[0].body) + post.received[0][1].get_payload()
+
+
+def test_reminders_and_escalations_are_told_once_each(
+    engine: Engine, courier, web: WebReceiver, clock: ManualClock
+) -> None:
+    ask(engine, remind=["1h", "2h"], escalate=[{"after": "3h", "to": "cto@example.com", "notify": ["pager"]}])
+    channels = courier(ops=f"{web.url}/ops", pager=f"{web.url}/pager")
+    for _ in range(5):
+        while channels.deliver_due():
+            pass
+        clock.advance(timedelta(hours=1))
+        tick(engine.store)
+        tick(engine.store)
+    assert [(each.path, each.body["event"]) for each in web.received] == [
+        ("/ops", "human.requested"),
+        ("/ops", "human.reminded"),
+        ("/ops", "human.reminded"),
+        ("/ops", "human.escalated"),
+        ("/pager", "human.escalated"),
+    ]
+    assert web.received[-1].body["assignee"] == "cto@example.com"
+    assert web.received[-1].body["text"].startswith("Escalated: Release?")
+
+
+def test_what_fails_is_tried_later_and_later_and_then_given_up(
+    engine: Engine, courier, web: WebReceiver, clock: ManualClock
+) -> None:
+    ask(engine)
+    web.status = 500
+    hook = courier(ops=web.url)
+    assert (hook.deliver_due(), hook.deliver_due()) == (1, 0)
+    assert rows(engine.store) == [("ops", "waiting", 1, "answered 500")]
+    for _ in range(12):
+        clock.advance(timedelta(hours=1))
+        hook.deliver_due()
+    assert rows(engine.store) == [("ops", "failed", 10, "answered 500")]
+    assert len({each.headers["Idempotency-Key"] for each in web.received}) == 1
+
+
+def test_one_receiver_that_is_down_does_not_hold_up_another(engine: Engine, courier, web: WebReceiver) -> None:
+    ask(engine, notify=["gone", "ops"])
+    courier(gone="http://127.0.0.1:9", ops=web.url).deliver_due()
+    assert len(web.received) == 1
+    assert [(channel, status) for channel, status, _, _ in rows(engine.store)] == [("gone", "waiting"), ("ops", "sent")]
+
+
+def test_what_is_answered_meanwhile_is_not_told(engine: Engine, courier, web: WebReceiver) -> None:
+    run = ask(engine)
+    [task] = engine.open(run)
+    engine.answer(task, "approved")
+    courier(ops=web.url).deliver_due()
+    assert web.received == []
+    assert rows(engine.store) == [("ops", "dropped", 1, None)]
+
+
+def test_a_channel_this_process_does_not_know_waits_for_one_that_does(
+    engine: Engine, courier, web: WebReceiver
+) -> None:
+    ask(engine, notify=["Slack_Ops"])
+    assert courier(other=web.url).deliver_due() == 0
+    assert rows(engine.store) == [("Slack_Ops", "waiting", 0, None)]
+    assert courier(slack_ops=web.url).deliver_due() == 1
+    assert len(web.received) == 1
+
+
+@pytest.mark.parametrize(
+    "address", ["ftp://x", "smtp://host", "smtp://host?from=nobody", "slack:nothing", "smtp://:x@?from=a@b"]
+)
+def test_an_address_that_is_none_is_said_without_repeating_it(engine: Engine, courier, address: str) -> None:
+    ask(engine)
+    courier(ops=address).deliver_due()
+    [(_, status, _, error)] = rows(engine.store)
+    assert (status, address in error, "ops" in error) == ("waiting", False, True)
+
+
+def test_what_did_not_happen_is_not_told(engine: Engine, store: Store) -> None:
+    run = engine.start([{"id": "q", "kind": "human", "ref": "asked"}], asked={"description": "?", "notify": ["ops"]})
+    assert rows(store) == []
+    engine.drive(run)
+    assert len(rows(store)) == 1

@@ -1,0 +1,104 @@
+"""Somebody to tell: an HTTP server and a mail server, both real, that keep what they are sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email import message_from_bytes
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from aiosmtpd.smtp import SMTP, Envelope, Session
+
+
+@dataclass
+class Received:
+    path: str
+    headers: dict[str, str]
+    body: dict[str, object]
+
+
+@dataclass
+class WebReceiver:
+    url: str
+    status: int = 200
+    received: list[Received] = field(default_factory=list)
+
+
+@contextmanager
+def web_receiver() -> Iterator[WebReceiver]:
+    receiver = WebReceiver("")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            receiver.received.append(Received(self.path, dict(self.headers), body))
+            self.send_response(receiver.status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    receiver.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@dataclass
+class MailReceiver:
+    port: int = 0
+    refuse: set[str] = field(default_factory=set)
+    """Addresses that get nothing at present."""
+    received: list[tuple[str, Message]] = field(default_factory=list)
+
+    async def handle_RCPT(  # noqa: N802
+        self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list
+    ) -> str:
+        if address in self.refuse:
+            return "451 try again later"
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
+        for address in envelope.rcpt_tos:
+            self.received.append((address, message_from_bytes(envelope.content)))
+        return "250 OK"
+
+
+@contextmanager
+def mail_receiver() -> Iterator[MailReceiver]:
+    receiver = MailReceiver()
+    started, ended = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+
+    async def serve() -> None:
+        server = await loop.create_server(lambda: SMTP(receiver, hostname="localhost"), "127.0.0.1", 0)
+        receiver.port = server.sockets[0].getsockname()[1]
+        started.set()
+        await ended.wait()
+        server.close()
+        await server.wait_closed()
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(serve())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert started.wait(10)
+    try:
+        yield receiver
+    finally:
+        loop.call_soon_threadsafe(ended.set)
+        thread.join()
