@@ -16,12 +16,12 @@ from typing import TypeVar
 from kneo.clock import isoformat, new_id, parse_time
 from kneo.errors import KneoError, Transient
 from kneo.runtime import record
-from kneo.runtime.decide import Action, Ask, Execute, StepFailed, Succeeded, actions, waiting
+from kneo.runtime.decide import Action, Ask, Execute, StepFailed, Succeeded, Waits, actions, waiting
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.migrate_state import migrate_state
 from kneo.runtime.program import Program
 from kneo.runtime.steps import Executor
-from kneo.runtime.steps.base import StepContext, StepOutput
+from kneo.runtime.steps.base import StepContext, StepOutput, Waiting
 from kneo.runtime.steps.children import ChildFailed
 from kneo.state.run import STATE_VERSION, Run, RunError, RunStatus
 from kneo.state.task import HumanTask
@@ -248,14 +248,17 @@ class _Session:
             previous_output=review.previous_output if review else None,
             feedback=review.feedback if review else None,
             values=action.value.values,
+            answers=action.answers,
             implementations=_pins(self.run),
         )
         started_at = isoformat(self.driver.store.clock.now())
         output: StepOutput | None = None
-        outcome: Succeeded | StepFailed
+        outcome: Succeeded | StepFailed | Waits
         try:
             output = await self.driver.executor.execute(self.program, leaf, action.value.text, context)
             outcome = Succeeded(text=output.text, metadata=output.metadata)
+        except Waiting as waiting:
+            outcome = Waits(wanted=waiting.wanted)
         except TimeoutError:
             message = f"{leaf.path} did not finish within {leaf.timeout_seconds} s."
             outcome = StepFailed(error=RunError(type="step_timeout", message=message))

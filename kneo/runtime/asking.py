@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 from kneo.errors import Invalid
 from kneo.runtime.interpret.gate import DEFAULT_RETRIES, Gate
+from kneo.runtime.interpret.waits import DEFAULT_HUMAN, TELL
 from kneo.spec.models import Gate as DeclaredGate
 from kneo.spec.models import Human
 from kneo.state.task import DecisionKind
@@ -18,10 +20,11 @@ DECISIONS: Mapping[str, tuple[DecisionKind, ...]] = {
     "each": (DecisionKind.APPROVED, DecisionKind.REJECTED, DecisionKind.EDITED),
     "route": (DecisionKind.SELECTED,),
     "error": (DecisionKind.SELECTED,),
+    "wait": (DecisionKind.PROVIDED, DecisionKind.SELECTED, DecisionKind.REJECTED),
 }
 """The answers that have an effect at each position."""
 
-REJECTIONS: Mapping[str, str] = {"step": "stop", "route": "stop", "error": "stop"}
+REJECTIONS: Mapping[str, str] = {"step": "stop", "route": "stop", "error": "stop", "wait": TELL}
 """What a rejection does where neither gate nor human says it; elsewhere the step is skipped."""
 
 NOT_YET = ("calendar", "grants")
@@ -35,6 +38,16 @@ def make_question(human: Human, path: str, name: str) -> Gate:
         Invalid: ``unsupported_spec``: it relies on something this runtime does not honour.
     """
     return _gate("step", human, path, name)
+
+
+def make_waits(humans: Mapping[str, Human]) -> dict[str, Gate]:
+    """Make what a function may ask of each human in its middle; those that cannot be asked so are left out."""
+    found = {}
+    for name, human in {DEFAULT_HUMAN: Human(), **humans}.items():
+        with contextlib.suppress(Invalid):
+            asked = human.model_copy(update={"decisions": None, "options": None})
+            found[name] = _gate("wait", asked, name, f"The human {name}")
+    return found
 
 
 def make_gate(position: str, declared: DeclaredGate, humans: Mapping[str, Human], path: str) -> Gate:
@@ -88,7 +101,7 @@ def _gate(position: str, human: Human, path: str, name: str, declared: DeclaredG
 
 def _can_select(position: str, human: Human) -> bool:
     """Say whether there is anything to choose from; a route has the router's choices, an error its own."""
-    return bool(human.options) or position in {"route", "error"}
+    return bool(human.options) or position in {"route", "error", "wait"}
 
 
 def _check_form(human: Human, path: str, name: str) -> None:

@@ -25,6 +25,7 @@ from kneo.runtime.interpret.node import (
     Stale,
     StepFailed,
     Succeeded,
+    Waits,
     stopped,
 )
 from kneo.runtime.interpret.values import Value
@@ -44,6 +45,7 @@ __all__ = [
     "Stale",
     "StepFailed",
     "Succeeded",
+    "Waits",
     "actions",
     "begin",
     "settle",

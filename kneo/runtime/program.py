@@ -10,7 +10,7 @@ from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, replace
 
 from kneo.errors import Invalid
-from kneo.runtime.asking import DECISIONS, make_gate, make_question
+from kneo.runtime.asking import DECISIONS, make_gate, make_question, make_waits
 from kneo.runtime.interpret.branch import Branch
 from kneo.runtime.interpret.gate import Gate
 from kneo.runtime.interpret.graph import Graph, Way
@@ -105,6 +105,7 @@ class _Compiler:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.count = 0
+        self.waits = make_waits(spec.components.humans)
 
     # ---- families ---------------------------------------------------------------------------------------------
 
@@ -209,6 +210,7 @@ class _Compiler:
             fallback=self.fallback(step, parent, depth, beside, (*instead_of, name or step.id)),
             max_retries=retries,
             save_as=step.save_as,
+            humans=self.waits if step.kind in {"agent", "function"} else {},
         )
 
     def gates(self, step: DeclaredStep, path: str) -> dict[str, Gate]:

@@ -16,6 +16,7 @@ KINDS = {
     "each": "review",
     "route": "selection",
     "error": "error",
+    "wait": "freeform",
 }
 """What a task is called where its human does not say it."""
 
@@ -45,7 +46,7 @@ def question(ask: Ask, run: Run, consequences: Mapping[str, object]) -> Question
         decisions=gate.decisions,
         on_reject=gate.on_reject,
         kind=KINDS[gate.position],
-        prompt=render(template, names) if template else None,
+        prompt=ask.prompt or (render(template, names) if template else None),
         options=ask.options,
         attempt=ask.attempt,
         previous=ask.previous,

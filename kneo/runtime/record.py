@@ -23,6 +23,7 @@ from kneo.runtime.decide import (
     Stale,
     StepFailed,
     Succeeded,
+    Waits,
     actions,
     settle,
     waiting,
@@ -49,7 +50,7 @@ class Attempt:
     action: Execute
     context: StepContext
     started_at: str
-    outcome: Succeeded | StepFailed
+    outcome: Succeeded | StepFailed | Waits
     output: StepOutput | None
 
 
@@ -67,6 +68,8 @@ def step_done(tx: Tx, desk: Desk, run: Run, attempt: Attempt, *, busy: Collectio
     ``busy`` are the tickets of steps that are still under way; the run is not let go while there are any.
     """
     leaf, outcome = attempt.action.leaf, attempt.outcome
+    if isinstance(outcome, Waits):
+        return _step_waits(tx, desk, run, attempt, outcome, busy)
     text = outcome.text if isinstance(outcome, Succeeded) else None
     error = asdict(outcome.error) if isinstance(outcome, StepFailed) else None
     try:
@@ -103,6 +106,16 @@ def step_done(tx: Tx, desk: Desk, run: Run, attempt: Attempt, *, busy: Collectio
         **(attempt.output.facts if attempt.output else {}),
     )
     change.checkpoint(kind, leaf.path, workflow_type=run.workflow_type, error=error, **shown)
+    return change.write(busy)
+
+
+def _step_waits(tx: Tx, desk: Desk, run: Run, attempt: Attempt, outcome: Waits, busy: Collection[str]) -> Run | None:
+    """Record that a step asks for something; it is not done, so it leaves no step behind."""
+    try:
+        change = _Change.of(tx, desk, run, attempt.action.ticket, outcome)
+    except Stale:
+        return run
+    change.trace("step_waiting", attempt.action.leaf.path, attempt=attempt.action.attempt)
     return change.write(busy)
 
 

@@ -62,6 +62,8 @@ class Decision:
     """Everything that was chosen, in the order it was chosen; ``selected_option`` is the first."""
     values: Mapping[str, object] | None = None
     """What was filled in, by field; checked against the task's schema."""
+    data: object = None
+    """What was provided, where that is JSON and not a text; ``content`` spells it."""
     feedback: str | None = None
     """What whoever does it again should know."""
     voters: tuple[str, ...] = ()

@@ -70,6 +70,7 @@ def check_answer(task: HumanTask, answer: Answer, *, actor: str, at: str) -> Dec
         selected_option=options[0] if options else None,
         selected_options=options,
         values=values,
+        data=_data(task, answer),
         feedback=answer.feedback,
         comment=answer.comment,
         actor=actor,
@@ -120,6 +121,13 @@ def _parsed(content: object, schema: Mapping[str, object]) -> object:
         return json.loads(content)
     except ValueError:
         return content
+
+
+def _data(task: HumanTask, answer: Answer) -> object:
+    """Return what was provided as the JSON it is; ``None`` for a text."""
+    schema = task.answer_schema
+    meant = _parsed(answer.content, schema) if schema is not None else answer.content
+    return None if isinstance(meant, str) else meant
 
 
 def _content(answer: Answer, values: Mapping[str, object] | None) -> str | None:

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from kneo.runtime.interpret.gate import Gate
 from kneo.runtime.interpret.values import Value
+from kneo.runtime.interpret.waits import Given, Wanted
 from kneo.state.run import RunError, RunStatus
 from kneo.state.task import Decision
 
@@ -51,6 +52,8 @@ class Execute:
     value: Value
     attempt: int
     not_before: str | None = None
+    answers: tuple[Given, ...] = ()
+    """What people gave to this step so far, in the order in which it asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,8 @@ class Ask:
     """How often what this is about was begun anew."""
     previous: str | None = None
     """What was sent back the last time."""
+    prompt: str | None = None
+    """The question as it is to be read, where it is not the gate's own template."""
     facts: Mapping[str, object] = field(default_factory=dict)
     """What the person should know beside the subject."""
 
@@ -93,6 +98,13 @@ class StepFailed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Waits:
+    """The step asks for something before it can go on."""
+
+    wanted: Wanted
+
+
+@dataclass(frozen=True, kw_only=True)
 class Asked:
     task_id: str
 
@@ -102,7 +114,7 @@ class Answered:
     decision: Decision
 
 
-Outcome = Succeeded | StepFailed | Asked | Answered
+Outcome = Succeeded | StepFailed | Waits | Asked | Answered
 
 
 # ---- where that leads -------------------------------------------------------------------------------------------

@@ -4,14 +4,14 @@ Frame: ``node``, ``input``, ``attempt`` (how often the body was begun anew), ``p
 ``task``, ``output`` (what is reviewed), ``error`` (what went wrong), ``failures`` (tries used up), ``reviews`` (results
 rejected), ``asked`` (times a person said retry after an error), ``not_before`` and ``children``.
 
-Phases: ``before`` and ``after`` and ``error`` ask; ``step`` is the question of a step of kind human; ``body`` and
-``fallback`` do.
+Phases: ``before`` and ``after`` and ``error`` ask; ``step`` is the question of a step of kind human, ``wait`` one that a
+function asks in its middle (``wanted``; ``answers`` to those before); ``body`` and ``fallback`` do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 
 from kneo.clock import isoformat
@@ -34,12 +34,14 @@ from kneo.runtime.interpret.node import (
     Progress,
     StepFailed,
     Succeeded,
+    Waits,
     mismatch,
     number,
     stopped,
     with_child,
 )
 from kneo.runtime.interpret.values import Review, Value, read_value
+from kneo.runtime.interpret.waits import TELL, Wanted, given, read_given, read_wanted
 from kneo.spec.gates import draw
 from kneo.state.run import RunError, RunStatus
 from kneo.state.task import DecisionKind
@@ -53,6 +55,12 @@ RETRY, SKIP, STOP = "retry", "skip", "stop"
 def retry_delay(failures: int, chance: float) -> float:
     """Seconds to wait before a further try: doubling, at most half a minute, and spread over its upper half."""
     return float(min(RETRY_CAP_SECONDS, RETRY_BASE_SECONDS * 2 ** min(failures, 16)) * (0.5 + chance / 2))
+
+
+def _answers(frame: Frame) -> Sequence[object]:
+    found = frame.get("answers", ())
+    assert isinstance(found, list | tuple)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +81,8 @@ class Step(Node):
     fallback: Node | None = None
     max_retries: int = 0
     save_as: str | None = None
+    humans: Mapping[str, Gate] = field(default_factory=dict)
+    """Whom the body may ask in its middle, by name."""
 
     @property
     def may_repeat(self) -> bool:
@@ -135,11 +145,12 @@ class Step(Node):
                     value=value,
                     attempt=attempt,
                     not_before=until if isinstance(until, str) else None,
+                    answers=read_given(frame.get("answers", ())),
                 )
-            case "step" if isinstance(self.body, Question):
-                return self._ask(self.body.gate, value, place, attempt)
-            case "before" if self.before is not None:
-                return self._ask(self.before, value, place, attempt)
+            case "wait":
+                return self._wait(frame, value, place, attempt)
+            case "step" | "before" if (gate := self._first(phase)) is not None:
+                return self._ask(gate, value, place, attempt)
             case "after" if self.after is not None:
                 ask = self._ask(self.after, read_value(frame["output"]), place, attempt)
                 review = value.review
@@ -152,6 +163,27 @@ class Step(Node):
                 return replace(ask, key=key, options=self._error_options(frame), facts=facts)
             case _:
                 return None
+
+    def _first(self, phase: object) -> Gate | None:
+        if phase == "before":
+            return self.before
+        return self.body.gate if isinstance(self.body, Question) else None
+
+    def _wait(self, frame: Frame, value: Value, place: str, attempt: int) -> Ask:
+        wanted = read_wanted(frame["wanted"])
+        gate = wanted.gate(self.humans)
+        assert gate is not None
+        return Ask(
+            ticket=f"{place}:wait{wanted.index}:{attempt}",
+            path=self.path,
+            step_id=self.id,
+            key=wanted.key_at(self._inner(frame, place)),
+            gate=gate,
+            subject=replace(value, text=wanted.subject),
+            options=wanted.options,
+            attempt=attempt,
+            prompt=wanted.prompt,
+        )
 
     def _ask(self, gate: Gate, subject: Value, place: str, attempt: int) -> Ask:
         options = tuple(gate.human.options) if gate.human.options else None
@@ -183,6 +215,8 @@ class Step(Node):
                 return self._succeeded(moment, frame, value, place)
             case StepFailed():
                 return self._failed(moment, frame, outcome.error, place, final=outcome.final)
+            case Waits() if isinstance(self.body, Leaf):
+                return self._waits(moment, frame, outcome.wanted, place)
             case Answered():
                 return self._answered(moment, frame, outcome, place)
             case _:
@@ -198,6 +232,28 @@ class Step(Node):
                 return self._failed(moment, frame, progress.error, place, final=False)
             case Again():
                 return progress
+
+    def _waits(self, moment: Moment, frame: Frame, wanted: Wanted, place: str) -> Progress:
+        if wanted.gate(self.humans) is None:
+            known = ", ".join(self.humans)
+            message = f"{self.path} asks {wanted.human}, who is not in components.humans: {known}."
+            return self._failed(moment, frame, RunError(type="unknown_human", message=message), place, final=True)
+        # What was said to another question than the one that is asked now is dropped with all that came after it.
+        answers = list(_answers(frame))[: wanted.index]
+        kept = {key: value for key, value in frame.items() if key != "not_before"}
+        return {**kept, "phase": "wait", "wanted": wanted.as_json(), "answers": answers}
+
+    def _heard(self, frame: Frame, answer: Answered, place: str) -> Progress:
+        """Begin the body again, with what was given."""
+        wanted, decision = read_wanted(frame["wanted"]), answer.decision
+        gate = wanted.gate(self.humans)
+        assert gate is not None
+        effect = effect_of(gate, decision)
+        if decision.kind is DecisionKind.REJECTED and effect != TELL:
+            return rejected(gate, decision, replace(read_value(frame["input"]), review=None), place)
+        heard = asdict(given(wanted, decision))
+        kept = {key: value for key, value in frame.items() if key != "wanted"}
+        return {**kept, "phase": "body", "answers": [*_answers(frame), heard]}
 
     def _succeeded(self, moment: Moment, frame: Frame, value: Value, place: str) -> Progress:
         if self.after is not None and self.after.asks(value, self._inner(frame, place), moment.seed):
@@ -265,6 +321,8 @@ class Step(Node):
                 return self._judgement(moment, frame, answer, place)
             case "error":
                 return self._rescue(moment, frame, answer, place)
+            case "wait":
+                return self._heard(frame, answer, place)
             case _:
                 raise mismatch(place, answer)
 

@@ -16,7 +16,8 @@ from typing import TextIO
 from kneo.clock import sleep
 from kneo.errors import KneoError
 from kneo.runtime.code import CodeLoader
-from kneo.runtime.steps.base import StepContext
+from kneo.runtime.interpret.waits import read_given
+from kneo.runtime.steps.base import StepContext, Waiting
 from kneo.runtime.steps.call import Signature, call
 
 WATCH_SECONDS = 0.5
@@ -41,7 +42,10 @@ def handle(loader: CodeLoader, request: Message) -> Message:
         assert isinstance(given, dict)
         code = loader.load(str(request["function"]), given["implementations"])
         assert isinstance(signature, dict)
-        text = call(code, str(request["input"]), StepContext(**given), Signature(**signature))
+        context = StepContext(**{**given, "answers": read_given(given["answers"])})
+        text = call(code, str(request["input"]), context, Signature(**signature))
+    except Waiting as waiting:
+        return {"waiting": waiting.wanted.as_json()}
     except Exception as error:  # noqa: BLE001 - the step's error, told to whoever asked
         kind = error.code if isinstance(error, KneoError) else type(error).__name__
         return {"error": {"type": kind, "message": str(error) or kind}}

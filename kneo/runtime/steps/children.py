@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from kneo.runtime.code import CodeLoader
-from kneo.runtime.steps.base import StepContext, StepOutput
+from kneo.runtime.interpret.waits import read_wanted
+from kneo.runtime.steps.base import StepContext, StepOutput, Waiting
 from kneo.runtime.steps.call import MAX_OUTPUT_CHARS, Signature
 
 MAX_IDLE = 4
@@ -42,6 +43,7 @@ class Children:
 
         Raises:
             ChildFailed: the function raised, or took the process down with it.
+            Waiting: it asks for something first.
         """
         child = await self._take()
         done = False
@@ -53,6 +55,8 @@ class Children:
                 self._idle.append(child)
             else:
                 await _kill(child)
+        if "waiting" in answer:
+            raise Waiting(read_wanted(answer["waiting"]))
         error = answer.get("error")
         if isinstance(error, dict):
             raise ChildFailed(error["type"], error["message"])
@@ -107,6 +111,7 @@ def _request(function: str, text: str, context: StepContext, signature: Signatur
         "previous_output": context.previous_output,
         "feedback": context.feedback,
         "values": dict(context.values),
+        "answers": [asdict(one) for one in context.answers],
         "implementations": dict(context.implementations),
     }
     return {"function": function, "input": text, "context": given, "signature": asdict(signature)}
