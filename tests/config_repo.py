@@ -204,9 +204,10 @@ class ConfigRepo:
         return key
 
     def revoke(self, name: str, *, compromised_since: datetime | None = None) -> None:
-        """Revoke somebody's key from now on in the next trust root."""
+        """Revoke somebody's key in the next trust root, as of when this repository was made: that is before anybody
+        saw it on a clock that stands still, however long a test takes."""
         keyid = self.people[name].keyid
-        at = SystemClock().now() - timedelta(seconds=1)
+        at = self.now
         self.next_root(revoke_key(self.root, keyid, at=at, reason="lost", compromised_since=compromised_since))
 
     def next_root(self, document: RootDocument) -> None:

@@ -33,15 +33,19 @@ class Objects:
         self.stored: dict[str, bytes] = {}
         self.read: list[str] = []
         self.sized: list[str] = []
+        self._trees: dict[int, tuple[Nested, str]] = {}
 
     def tree(self, files: Nested) -> str:
-        content = b""
-        for name, value in files.items():
-            if isinstance(value, str):
-                content += entry(name, oid=self._keep(b"blob " + value.encode()))
-            else:
-                content += entry(name, "40000", self.tree(value))
-        return self._keep(content)
+        # A folder that stands in many places is written once, as git does; else a small bomb would go off right here.
+        if id(files) not in self._trees:
+            content = b""
+            for name, value in files.items():
+                if isinstance(value, str):
+                    content += entry(name, oid=self._keep(b"blob " + value.encode()))
+                else:
+                    content += entry(name, "40000", self.tree(value))
+            self._trees[id(files)] = (files, self._keep(content))
+        return self._trees[id(files)][1]
 
     def _keep(self, content: bytes) -> str:
         oid = hashlib.sha1(content).hexdigest()
