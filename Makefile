@@ -64,6 +64,10 @@ SEED ?= 0
 fuzz: $(VENV)/.ready-dev ## Feed spoiled files to everything that reads specs, for SECONDS
 	@$(BIN)/python tests/fuzz/fuzz_spec.py --seconds $(SECONDS) --seed $(SEED)
 
+.PHONY: schemathesis
+schemathesis: $(VENV)/.ready-dev ## Ask a live service everything it describes and forbids, as each role, for SECONDS each
+	@$(BIN)/python tests/schemathesis/hunt.py --seconds $(SECONDS) --seed $(SEED)
+
 bench-lint: $(VENV)/.ready-dev ## Measure what checking specs costs, and how that grows
 	@$(BIN)/python -m benchmarks.lint
 

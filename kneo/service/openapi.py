@@ -48,12 +48,21 @@ MEANINGS: Mapping[int, tuple[str, str]] = {
     503: ("Try again later; see Retry-After.", "try_again"),
 }
 
+ALSO: Mapping[str, tuple[int, ...]] = {
+    "create_run": (404,),
+    "run_spec": (404,),
+    "get_source": (404,),
+    "get_audit_proof": (404,),
+    "receive_hook": (401, 429),
+}
+"""Refusals of single operations beside those that follow from what kind of operation it is."""
+
 KEY_PARAMETER: Tree = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
     "description": "Under the same key the same request is done once; its answer is given again. Keys are yours alone.",
-    "schema": {"type": "string", "maxLength": 256, "pattern": "^[!-~]+$"},
+    "schema": {"type": "string", "maxLength": 256},
 }
 
 
@@ -110,7 +119,7 @@ def _complete_one(described: Tree, operation: Operation) -> None:
 
 
 def _refusals(described: Tree, operation: Operation) -> list[int]:
-    found = [500, 503]
+    found = [500, 503, *ALSO.get(operation.id, ())]
     if operation.required:
         found += [401, 403, 422, 429]
     if "{" in operation.template:

@@ -17,6 +17,9 @@ from kneo.store.service_key import service_key
 
 router = Router(tags=["audit"])
 
+MAX_NUMBER = 2**63 - 1
+"""Highest number that both databases can store."""
+
 Reader = Annotated[Principal, Depends(require("audit:read"))]
 
 
@@ -52,8 +55,8 @@ def get_audit_checkpoint(service: Here, _principal: Reader) -> Json:
 def get_audit_proof(
     service: Here,
     _principal: Reader,
-    seq: Annotated[int, Query(ge=1)],
-    size: Annotated[int | None, Query(ge=1)] = None,
+    seq: Annotated[int, Query(ge=1, le=MAX_NUMBER)],
+    size: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
 ) -> Json:
     """Prove that an event is in the log, in a form that can be checked without this service."""
     return prove(service.store, service_key(service.settings), seq, size)

@@ -203,8 +203,8 @@ def diff_run_checkpoints(
     run_id: str,
     service: Here,
     _principal: Reader,
-    from_sequence: Annotated[int | None, Query(ge=1)] = None,
-    to_sequence: Annotated[int | None, Query(ge=1)] = None,
+    from_sequence: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
+    to_sequence: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
 ) -> Json:
     """Compare two checkpoints; left out: the last two."""
     past = read_record(service.store, run_id)

@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from fastapi import Depends, Query
-from pydantic import Field, model_validator
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -34,6 +34,9 @@ Writer = Annotated[Principal, Depends(require("runs:write"))]
 
 MAX_SECONDS = 10 * 365 * 86_400
 """Longest time a run may be given."""
+
+MAX_NUMBER = 2**31 - 1
+"""Highest number of a checkpoint."""
 
 MAX_WAIT = timedelta(minutes=10)
 
@@ -194,15 +197,10 @@ class RunFork(Body):
     """Where in a run's past another one begins: a step or a checkpoint."""
 
     step: str | None = Field(default=None, description="Path of the step it begins with, `#n` for the n-th time.")
-    checkpoint: int | None = Field(default=None, ge=1, description="Or the sequence number of a checkpoint.")
+    checkpoint: int | None = Field(
+        default=None, ge=1, le=MAX_NUMBER, description="Or the sequence number of a checkpoint."
+    )
     input: str | None = Field(default=None, description="What that step is given instead.")
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        if (self.step is None) == (self.checkpoint is None):
-            msg = "name a step or a checkpoint to begin at, one of them"
-            raise ValueError(msg)
-        return self
 
 
 @router.post("/runs/{run_id}/fork", operation_id="fork_run", responses=STARTED)
@@ -210,6 +208,9 @@ async def fork_run(
     run_id: str, body: RunFork, service: Here, published: Published, patience: Patience, principal: Writer
 ) -> Response:
     """Start another run from a point in this one's past, and wait until it pauses or ends."""
+    if (body.step is None) == (body.checkpoint is None):
+        msg = "Where should the other run begin?"
+        raise Usage(msg, hint="Name a step or a checkpoint, one of them.")
     limit = service.settings.limits.input_chars
     if len(body.input or "") > limit:
         msg = f"input is {len(body.input or '')} long; at most {limit} is accepted."

@@ -1,0 +1,43 @@
+"""What no answer may do, beside what schemathesis checks by itself; loaded by it through ``SCHEMATHESIS_HOOKS``."""
+
+from __future__ import annotations
+
+import schemathesis
+from schemathesis import Case, CheckContext, Response
+
+AWAY = {"no_controller", "no_service_key", "too_many_streams", "queue_full"}
+"""Why a healthy service without a controller may say 503."""
+
+SHAPE = "validation_error"
+"""The code of what the description already forbids."""
+
+
+@schemathesis.check
+def fails_only_where_it_must(ctx: CheckContext, response: Response, case: Case) -> None:
+    """A 5xx is a bug, unless it says that somebody else is away and when to come back."""
+    if response.status_code >= 500:
+        said = response.json()
+        assert response.status_code == 503, f"{response.status_code}: {said}"
+        assert said["error"] in AWAY, said
+        assert response.headers.get("retry-after"), "no Retry-After"
+
+
+@schemathesis.check
+def refuses_in_one_shape(ctx: CheckContext, response: Response, case: Case) -> None:
+    """Every refusal has a code and a message, at the top and in the detail."""
+    if response.status_code < 400 or not case.path.startswith("/v1"):
+        return
+    said = response.json()
+    assert isinstance(said["error"], str), said
+    assert isinstance(said["message"], str), said
+    if isinstance(said["detail"], dict):
+        assert (said["detail"]["error"], said["detail"]["message"]) == (said["error"], said["message"])
+    assert response.headers.get("x-request-id"), "no X-Request-ID"
+
+
+@schemathesis.check
+def means_what_it_describes(ctx: CheckContext, response: Response, case: Case) -> None:
+    """What the description allows is never refused for its shape, only for what it says."""
+    if response.status_code == 422 and case.meta is not None and case.meta.generation.mode.is_positive:
+        said = response.json()
+        assert said["error"] != SHAPE, said
