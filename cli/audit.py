@@ -29,13 +29,14 @@ def list_events(
     event_type: Annotated[str | None, typer.Option("--type", help="Only events of this type.")] = None,
     run_id: Annotated[str | None, typer.Option("--run-id", help="Only events of this run.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 50,
+    offset: Annotated[int, typer.Option("--offset", min=0, max=10_000, help="Leave out the first so many.")] = 0,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List audit events, newest first."""
     with backend(service_url, profile) as asked:
-        answer = asked.audit_events({"event_type": event_type, "run_id": run_id, "limit": limit})
+        answer = asked.audit_events({"event_type": event_type, "run_id": run_id, "limit": limit, "offset": offset})
     render.emit(answer, as_json=as_json, text=lambda: show_events(answer))
 
 

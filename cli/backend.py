@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 Json = dict[str, object]
-Query = Mapping[str, str | int | None]
+Query = Mapping[str, str | int | bool | Sequence[str] | None]
 
 
 class Backend(Protocol):
@@ -14,6 +14,19 @@ class Backend(Protocol):
 
     def start_run(self, order: Mapping[str, object]) -> Json:
         """Start a run and wait until it pauses or ends; takes and gives what ``POST /v1/runs`` does."""
+        ...
+
+    def begin_run(self, order: Mapping[str, object]) -> Json:
+        """Start a run and do not wait for it."""
+        ...
+
+    def follow(self, run_id: str, *, until_pause: bool) -> Iterator[Json]:
+        """Tell what happens in a run until it ends: its trace events, and ``status`` and ``end`` of the run itself.
+
+        Args:
+            run_id: Which.
+            until_pause: Whether to stop when it waits for people.
+        """
         ...
 
     def runs(self, query: Query) -> Json: ...
@@ -69,5 +82,15 @@ class Backend(Protocol):
         ...
 
     def audit_events(self, query: Query) -> Json: ...
+
+    def policies(self) -> Json: ...
+
+    def policy(self, environment: str) -> Json: ...
+
+    def set_policy(self, environment: str, flags: Json) -> Json: ...
+
+    def preview_policy(self, environment: str, flags: Json) -> Json: ...
+
+    def credentials(self, providers: Sequence[str], extras: Sequence[str], *, service_tokens: bool) -> Json: ...
 
     def close(self) -> None: ...

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
+from urllib.parse import quote
 
 import httpx
 
 from cli.backend import Json, Query
+from cli.watch import poll, read_stream
 from kneo.clock import sleep
 from kneo.errors import Conflict, Forbidden, Invalid, KneoError, NotFound, Transient, Unauthorized
 from kneo.settings import Settings
@@ -27,6 +29,7 @@ _BY_STATUS: Mapping[int, type[KneoError]] = {
     403: Forbidden,
     404: NotFound,
     409: Conflict,
+    429: Transient,
     503: Transient,
 }
 
@@ -51,6 +54,50 @@ class ServiceBackend:
 
     def start_run(self, order: Mapping[str, object]) -> Json:
         return self._send("POST", "/runs", body=order, key=self.rules.client_idempotency_key)
+
+    def begin_run(self, order: Mapping[str, object]) -> Json:
+        return self.start_run({**order, "async_mode": True})
+
+    def follow(self, run_id: str, *, until_pause: bool) -> Iterator[Json]:
+        """Read the stream of events; where there is none, as in other services, ask again and again."""
+        seen: object = None
+        while True:
+            headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": str(seen)} if seen is not None else {})
+            try:
+                with self.http.stream("GET", f"/runs/{run_id}/events", headers=headers) as answer:
+                    if answer.headers.get("content-type", "").startswith("text/event-stream"):
+                        for event in read_stream(answer.iter_lines(), until_pause=until_pause):
+                            yield event
+                            seen = event.get("sequence", seen)
+                            if event["type"] == "end":
+                                return
+                        if until_pause:
+                            return
+                    else:
+                        break
+            except httpx.TransportError:
+                self.run(run_id)  # says, with all its patience, whether anybody is there
+        yield from poll(lambda known: (self.run(run_id), self._events_after(run_id, known)), until_pause=until_pause)
+
+    def _events_after(self, run_id: str, known: int) -> list[Json]:
+        answer = self._send("GET", f"/runs/{run_id}/trace", query={"limit": 1000, "offset": known})
+        return cast("list[Json]", answer["events"])
+
+    def policies(self) -> Json:
+        return self._send("GET", "/policies/environment")
+
+    def policy(self, environment: str) -> Json:
+        return self._send("GET", f"/policies/environment/{quote(environment, safe='')}")
+
+    def set_policy(self, environment: str, flags: Json) -> Json:
+        return self._send("PUT", f"/policies/environment/{quote(environment, safe='')}", body=flags)
+
+    def preview_policy(self, environment: str, flags: Json) -> Json:
+        return self._send("POST", f"/policies/environment/{quote(environment, safe='')}/preview", body=flags)
+
+    def credentials(self, providers: Sequence[str], extras: Sequence[str], *, service_tokens: bool) -> Json:
+        query: Query = {"providers": providers, "extras": extras, "include_service_tokens": service_tokens}
+        return self._send("GET", "/security/credentials", query=query)
 
     def runs(self, query: Query) -> Json:
         return self._send("GET", "/runs", query=query)
@@ -202,4 +249,7 @@ def _read(answer: httpx.Response) -> Json:
     extra = {key: value for key, value in detail.items() if key not in {"error", "message", "detail", "code", "hint"}}
     kind = _BY_STATUS.get(answer.status_code, Invalid)
     message = str(detail.get("message") or f"The service answered {answer.status_code} {answer.reason_phrase}.")
-    raise kind(message, code=str(detail.get("error") or "http_error"), **extra)
+    hint = str(detail["hint"]) if detail.get("hint") else None
+    # Readers of the message alone are told what to do as well; here that stands on a line of its own.
+    message = message.removesuffix(f" {hint}")
+    raise kind(message, code=str(detail.get("error") or "http_error"), hint=hint, **extra)

@@ -65,6 +65,8 @@ COMMANDS: dict[str, Entry] = {
             "receipt": Entry("cli.receipts:app", "Signed proof of what was decided."),
         },
     ),
+    "credentials": Entry("cli.credentials:credentials", "Which credentials are set, never what they are.", SERVE),
+    "policy": Entry("cli.policy:app", "What environments ask of specs, beside what Git says.", RELEASE),
     "up": Entry("cli.up:up", "Service, worker, controller and timers in one process.", SERVE),
     "controller": Entry("cli.up:controller", "The controller: from Git to the registry.", SERVE),
     "worker": Entry("cli.up:worker", "Execute steps, and bring deadlines.", SERVE),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 
 from cli import compose
 from cli.backend import Json, Query
+from cli.watch import poll
 from kneo import registry
-from kneo.errors import NotFound
+from kneo.project import read_config
 from kneo.runtime import views
 from kneo.runtime.assemble import drive_or_wait
 from kneo.runtime.cancel import cancel_run
@@ -17,10 +19,13 @@ from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
 from kneo.runtime.start import RunOrder
 from kneo.runtime.wait import find_run
 from kneo.service import task_acts, task_wire, wire
+from kneo.service.governance import Governance
+from kneo.service.specs import SpecOrder
 from kneo.service.task_query import task_page
 from kneo.service.task_wire import human_task
 from kneo.service.words import check_status, speaks_published
 from kneo.settings import Settings
+from kneo.spec.flags import PolicyFlags
 from kneo.state.run import Run, RunStatus
 from kneo.state.task import UNRESOLVED, HumanTask
 from kneo.store import audit, releases, requests, runs, task_counts, tasks
@@ -34,6 +39,7 @@ class LocalBackend:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.store = compose.make_store(settings)
+        self.governance = Governance(self.store, read_config(settings))
         self.actor = getpass.getuser()
         self.published = speaks_published(settings.status_words, "")
 
@@ -46,13 +52,49 @@ class LocalBackend:
         run = self._drive(run.id)
         return wire.run_created(run, self._open_task(run), published=self.published)
 
+    def begin_run(self, order: Mapping[str, object]) -> Json:
+        run = compose.make_starter(self.settings, self.store).start(_order(order, self.actor))
+        # It goes on for as long as this process does; what is cut short then is what a crash would cut.
+        threading.Thread(target=self._drive, args=(run.id,), daemon=True).start()
+        return wire.run_created(run, None, published=self.published)
+
+    def follow(self, run_id: str, *, until_pause: bool) -> Iterator[Json]:
+        def look(known: int) -> tuple[Json, list[Json]]:
+            run = self.run(run_id)
+            with self.store.read() as tx:
+                events = runs.list_trace(tx, run_id, limit=1000, offset=known)
+            return run, [wire.trace_event(event) for event in events]
+
+        return poll(look, until_pause=until_pause)
+
+    def policies(self) -> Json:
+        return self.governance.policies()
+
+    def policy(self, environment: str) -> Json:
+        return self.governance.policy(environment)
+
+    def set_policy(self, environment: str, flags: Json) -> Json:
+        return self.governance.set_policy(environment, PolicyFlags.model_validate(flags), actor=self.actor)
+
+    def preview_policy(self, environment: str, flags: Json) -> Json:
+        return self.governance.preview_policy(environment, PolicyFlags.model_validate(flags))
+
+    def credentials(self, providers: Sequence[str], extras: Sequence[str], *, service_tokens: bool) -> Json:
+        return self.governance.credentials(providers, extras, service_tokens=service_tokens, actor=self.actor)
+
     def runs(self, query: Query) -> Json:
-        limit, offset = int(query.get("limit") or 100), int(query.get("offset") or 0)
+        limit, offset = _number(query, "limit", 100), _number(query, "offset", 0)
         word = query.get("status")
-        status = check_status(str(word)) if word else None
-        environment = str(query["environment"]) if query.get("environment") else None
+        has_error = query.get("has_error")
+        where = RunFilter(
+            status=check_status(str(word)) if word else None,
+            environment=_text(query, "environment"),
+            workflow_name=_text(query, "workflow_name"),
+            session_id=_text(query, "session_id"),
+            has_error=bool(has_error) if has_error is not None else None,
+            text=_text(query, "q"),
+        )
         with self.store.read() as tx:
-            where = RunFilter(status=status, environment=environment)
             found = runs.list_runs(tx, where, limit=limit, offset=offset)
             total = runs.count_runs(tx, where)
         items = [wire.run_status(run, self._open_task(run), published=self.published) for run in found]
@@ -155,14 +197,11 @@ class LocalBackend:
 
     def environment(self, name: str) -> Json:
         with self.store.read() as tx:
-            status = registry.status(tx, name)
-        if status is None:
-            msg = f"There is no environment {name[:80]!r}."
-            raise NotFound(msg, code="environment_not_found", hint="kneo status lists them.")
-        return wire.environment(status)
+            return wire.environment(registry.find_status(tx, name))
 
     def history(self, name: str, bundle: str | None) -> Json:
         with self.store.read() as tx:
+            registry.find_status(tx, name)
             found = releases.list_promotions(tx, name, bundle)
         return {"environment": name, "promotions": [wire.promotion(item) for item in found]}
 
@@ -173,12 +212,17 @@ class LocalBackend:
         return {"result": result, "environment": wire.environment(status) if status else None}
 
     def audit_events(self, query: Query) -> Json:
-        event_type = str(query["event_type"]) if query.get("event_type") else None
-        run_id = str(query["run_id"]) if query.get("run_id") else None
-        limit = int(query.get("limit") or 100)
+        event_type, run_id = _text(query, "event_type"), _text(query, "run_id")
+        limit, offset = _number(query, "limit", 100), _number(query, "offset", 0)
+        # Beside a service this is done now and then.
+        audit.seal(self.store)
         with self.store.read() as tx:
-            found = audit.events(tx, event_type=event_type, run_id=run_id, limit=limit)
-        return {"events": [wire.audit_event(item) for item in found], "count": len(found)}
+            found = audit.events(tx, event_type=event_type, run_id=run_id, limit=limit, offset=offset)
+            total = audit.count(tx, event_type=event_type, run_id=run_id)
+        items = [wire.audit_event(item) for item in found]
+        return wire.page(
+            "events", items, total=total, limit=limit, offset=offset, sort_by="created_at", sort_order="desc"
+        )
 
     # ---- driving --------------------------------------------------------------------------------------------------
 
@@ -206,8 +250,21 @@ def _order(order: Mapping[str, object], actor: str) -> RunOrder:
         environment=_text(order, "environment"),
         bundle=_text(order, "bundle"),
         spec=spec,
-        origin={"spec_path": _text(order, "spec_path"), "inline_spec": spec is not None},
+        timeout_seconds=_number(order, "timeout_seconds", 0) or None,
+        # What a request to the service would have said.
+        origin=SpecOrder(spec=spec, environment=_text(order, "environment")).origin()
+        | {
+            "overrides": {},
+            "skills_overlay": None,
+            "async_mode": False,
+            "session_id": _text(order, "session_id"),
+        },
     )
+
+
+def _number(values: Mapping[str, object], name: str, default: int) -> int:
+    value = values.get(name)
+    return value if isinstance(value, int) else default
 
 
 def _text(values: Mapping[str, object], name: str) -> str | None:

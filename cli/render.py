@@ -69,6 +69,17 @@ def print_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
+def print_line(value: object) -> None:
+    """Print JSON on one line at once, for a reader that follows what happens."""
+    typer.echo(json.dumps(value, ensure_ascii=False, default=str))
+    sys.stdout.flush()
+
+
+def at_terminal() -> bool:
+    """Say whether somebody looks on while a command works."""
+    return sys.stdout.isatty()
+
+
 def emit(value: object, *, as_json: bool, text: Callable[[], None]) -> None:
     """Answer a command: the value as JSON, or the words that ``text`` prints."""
     if as_json:

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from cli import render
-from cli.backend import Json
+from cli.backend import Json, Query
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.run import show_outcome
+from cli.watch import show_event
 from kneo.errors import Usage
 
 app = typer.Typer(help="Look at runs.", no_args_is_help=True)
@@ -22,14 +23,34 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN_ID")]
 def list_runs(
     status: Annotated[str | None, typer.Option("--status", help="Only runs with this status.")] = None,
     environment: Annotated[str | None, typer.Option("--env", help="Only runs of this environment.")] = None,
+    workflow: Annotated[str | None, typer.Option("--workflow", help="Only runs of this workflow.")] = None,
+    session: Annotated[str | None, typer.Option("--session", help="Only runs of this conversation.")] = None,
+    failed: Annotated[
+        bool | None,
+        typer.Option("--failed/--fine", help="Only runs with an error, or without one.", show_default=False),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--search", help="Only runs with this in what went in or came out.")
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 20,
+    offset: Annotated[int, typer.Option("--offset", min=0, max=10_000, help="Leave out the first so many.")] = 0,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List runs, the most recently changed first."""
+    query: Query = {
+        "status": status,
+        "environment": environment,
+        "workflow_name": workflow,
+        "session_id": session,
+        "has_error": failed,
+        "q": text,
+        "limit": limit,
+        "offset": offset,
+    }
     with backend(service_url, profile) as asked:
-        answer = asked.runs({"status": status, "environment": environment, "limit": limit})
+        answer = asked.runs(query)
     render.emit(answer, as_json=as_json, text=lambda: _show_list(answer))
 
 
@@ -76,6 +97,27 @@ def _show_run(answer: Json) -> None:
     if answer["continuation_id"]:
         lines.append(("Waits", f"{answer['continuation_id']}"))
     render.panel(f"Run {answer['run_id']}", lines)
+
+
+@app.command("watch")
+def watch(
+    run_id: RunArgument,
+    until_pause: Annotated[bool, typer.Option("--until-pause", help="Stop when it waits for a person.")] = False,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each event.")] = False,
+) -> None:
+    """Show what happens in a run while it happens, until it ends; exit 1 when it fails."""
+    last: Json = {}
+    with backend(service_url, profile) as asked:
+        for event in asked.follow(run_id, until_pause=until_pause):
+            if as_json:
+                render.print_line(event)
+            else:
+                show_event(event)
+            last = event
+    if last.get("status") == "failed":
+        raise typer.Exit(1)
 
 
 @app.command("trace")

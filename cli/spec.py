@@ -60,15 +60,14 @@ def validate(
 ) -> None:
     """Say whether a spec can be used. Exits 1 when it cannot."""
     checked = check(open_project(env), spec)
+    if service_url or profile:
+        checked = checked.answered(ask_service("validate", checked, service_url, profile))
     answer: dict[str, object] = {
         "valid": checked.valid,
         "diagnostics": [found.as_json() for found in checked.findings],
         "report": names_of(checked.spec),
         **checked.origin(),
     }
-    if service_url or profile:
-        answer = ask_service("validate", checked, service_url, profile)
-        checked = checked.answered(answer)
     print_findings(checked, checked.findings, shape, answer if as_json else None)
     raise typer.Exit(0 if checked.valid else 1)
 
@@ -105,7 +104,7 @@ def compile_spec(
     """Check that a spec can be run, without running it."""
     checked = check(open_project(env), spec)
     if service_url or profile:
-        answer = ask_service("compile", checked, service_url, profile)
+        answer = {**ask_service("compile", checked, service_url, profile), **checked.origin()}
         render.emit(answer, as_json=as_json, text=lambda: render.success(f"The service can run {checked.name}."))
         return
     require_usable(checked, as_json=as_json)
@@ -134,13 +133,11 @@ def explain(
 ) -> None:
     """Say what a spec does, and where people are asked."""
     checked = check(open_project(env), spec)
-    if service_url or profile:
-        render.print_json(ask_service("explain", checked, service_url, profile))
-        return
     require_usable(checked, as_json=as_json)
     usable = checked.usable()
     nodes = spec_graph(usable).nodes
-    answer: dict[str, object] = {**explained(usable), **checked.origin()}
+    asked = ask_service("explain", checked, service_url, profile) if service_url or profile else explained(usable)
+    answer: dict[str, object] = {**asked, **checked.origin()}
 
     def show() -> None:
         render.text(f"{checked.name}: agent {usable.agent.name}, {_workflow_words(usable)}.")
@@ -227,9 +224,12 @@ def report_policy(
     """
     checked = check(open_project(env), spec)
     report = policy_report(checked.spec, checked.findings)
-    answer: dict[str, object] = {**report.flat(), "report": report.flat(), **checked.origin()}
+    told: object = report.flat()
     if service_url or profile:
-        answer = ask_service("policy-report", checked, service_url, profile)
+        told = ask_service("policy-report", checked, service_url, profile)["report"]
+    assert isinstance(told, dict)
+    # Flat as beside the database, and under a name as from services: both have readers.
+    answer: dict[str, object] = {**told, "report": told, **checked.origin()}
     violated = any(found.code.startswith("E_ENV_POLICY_") for found in checked.findings)
     render.emit(answer, as_json=as_json, text=lambda: print_report(checked, report))
     raise typer.Exit(1 if violated or not report.valid else 0)

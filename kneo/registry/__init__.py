@@ -33,7 +33,7 @@ from kneo.registry.record import (
     retire,
 )
 from kneo.registry.serve import Approved, declared, resolve, trust_root
-from kneo.registry.status import EnvironmentStatus, status, statuses
+from kneo.registry.status import EnvironmentStatus, find_status, status, statuses
 
 __all__ = [
     "CONTROLLER",
@@ -49,6 +49,7 @@ __all__ = [
     "decided_about",
     "declared",
     "environment_subject",
+    "find_status",
     "find_waiting",
     "hold",
     "keep_signatures",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kneo.errors import NotFound
 from kneo.registry.record import environment_subject
 from kneo.state.release import Condition, EnvironmentRecord, Hold, Pending, Release, Suspension
 from kneo.store import approvals, releases
@@ -38,6 +39,19 @@ def status(tx: Tx, name: str) -> EnvironmentStatus | None:
         approvals.list_holds(tx, name),
         approvals.suspension(tx, name),
     )
+
+
+def find_status(tx: Tx, name: str) -> EnvironmentStatus:
+    """Read everything known of an environment.
+
+    Raises:
+        NotFound: Git never declared it.
+    """
+    found = status(tx, name)
+    if found is None:
+        msg = f"There is no environment {name[:80]!r}."
+        raise NotFound(msg, code="environment_not_found", hint="kneo status lists them.")
+    return found
 
 
 def statuses(tx: Tx) -> tuple[EnvironmentStatus, ...]:

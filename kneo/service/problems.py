@@ -49,6 +49,8 @@ def refusal(error: KneoError) -> JSONResponse:
         headers["WWW-Authenticate"] = "Bearer"
     if wait is not None:
         headers["Retry-After"] = str(wait)
+    if error.hint is not None:
+        details["hint"] = error.hint
     return problem(error.http_status, error.code, str(error), details, headers)
 
 

@@ -8,7 +8,6 @@ from fastapi import Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from kneo import registry
-from kneo.errors import NotFound
 from kneo.service import answers, wire
 from kneo.service.auth import Principal, require
 from kneo.service.context import Here, Service
@@ -72,11 +71,7 @@ def list_environments(service: Here, _principal: Reader) -> Json:
 def get_environment(name: str, service: Here, _principal: Reader) -> Json:
     """Read one environment."""
     with service.store.read() as tx:
-        status = registry.status(tx, name)
-    if status is None:
-        msg = f"There is no environment {name[:80]!r}."
-        raise NotFound(msg, code="environment_not_found")
-    return wire.environment(status)
+        return wire.environment(registry.find_status(tx, name))
 
 
 @router.get(
@@ -91,6 +86,7 @@ def get_environment_history(
 ) -> Json:
     """List an environment's promotions, newest first."""
     with service.store.read() as tx:
+        registry.find_status(tx, name)
         found = releases.list_promotions(tx, name, bundle, limit)
     return {"environment": name, "promotions": [wire.promotion(item) for item in found]}
 

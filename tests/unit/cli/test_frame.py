@@ -210,3 +210,13 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path):
 def test_a_groups_help_imports_what_it_needs(group: str, unneeded: set[str]):
     modules = imported_by(group, "--help")
     assert modules.isdisjoint(unneeded | {"fastapi", "git", "httpx", "rich", "sqlalchemy", "uvicorn", "watchdog"})
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("kneo rec", "reconcile"), ("kneo runs wa", "watch"), ("kneo runs list --sta", "--status")]
+)
+def test_shells_complete_commands_and_options(typed: str, offered: str):
+    variables = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_KNEO_COMPLETE": "complete_bash"}
+    command = ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, "-m", "cli.main"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert offered in done.stdout.split()

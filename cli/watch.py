@@ -1,0 +1,75 @@
+"""Following a run: what happens in it, as it happens, from a service that streams or from whoever can be asked again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
+
+from cli import render
+from cli.backend import Json
+from kneo.clock import sleep
+
+POLL_SECONDS = 0.2
+
+FINAL = frozenset({"succeeded", "completed", "failed", "cancelled", "expired", "timed_out"})
+PAUSED = frozenset({"paused", "blocked"})
+
+
+def poll(look: Callable[[int], tuple[Json, list[Json]]], *, until_pause: bool) -> Iterator[Json]:
+    """Tell what happens in a run by asking again and again.
+
+    Args:
+        look: Returns the run and its trace events after the first so many. The run is read before the events, so that
+            a run that has ended shows all of them.
+        until_pause: Whether to stop when it waits for people.
+    """
+    seen, told = 0, ""
+    while True:
+        run, events = look(seen)
+        yield from events
+        seen += len(events)
+        status = str(run["status"])
+        if status in FINAL:
+            yield _said("end", run)
+            return
+        if status != told:
+            yield _said("status", run)
+            told = status
+        if until_pause and status in PAUSED:
+            return
+        if not events:
+            sleep(POLL_SECONDS)
+
+
+def _said(kind: str, run: Json) -> Json:
+    return {"type": kind, "run_id": run["run_id"], "status": run["status"]}
+
+
+def read_stream(lines: Iterable[str], *, until_pause: bool) -> Iterator[Json]:
+    """Tell what happens in a run from the lines of a stream of server-sent events; ``sequence`` is each event's id."""
+    name, data = "", ""
+    for line in lines:
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if field == "event":
+            name = value
+        elif field == "data":
+            data += value
+        elif not line and name:
+            event = {"type": name, **cast("Json", json.loads(data or "{}"))}
+            yield event
+            if name == "end" or (until_pause and name == "status" and event.get("status") in PAUSED):
+                return
+            name, data = "", ""
+
+
+def show_event(event: Json) -> None:
+    """Print one event as a line."""
+    kind = str(event["type"])
+    where = event.get("step_id") or event.get("agent_name") or ""
+    said = event.get("error") or event.get("output_preview") or event.get("status") or ""
+    if isinstance(said, dict):
+        said = said.get("message", "")
+    mark = render.FAILED if kind.endswith("_failed") else render.DONE if kind.endswith("completed") else render.OPEN
+    render.line(mark, f"{kind:<28} {where!s:<20} {' '.join(str(said).split())[:100]}".rstrip())

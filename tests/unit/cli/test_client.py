@@ -1,0 +1,165 @@
+"""The client repeats what is harmless to repeat, and nothing else; against a server that counts."""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from cli.client import ServiceBackend
+from kneo.errors import Conflict, Forbidden, Invalid, Transient
+from kneo.settings import Http, from_env
+
+EVENTS = (
+    'id: 1\nevent: step_completed\ndata: {"sequence": 1, "step_id": "a"}\n\n: still here\n\n',
+    'id: 2\nevent: step_completed\ndata: {"sequence": 2, "step_id": "b"}\n\nevent: end\ndata: {"status": "done"}\n\n',
+)
+
+
+class Service(ThreadingHTTPServer):
+    """Answers what it was told to, one after the other, the last one for ever; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: list[tuple[int, dict[str, object], dict[str, str]]] = []
+        self.asked: list[tuple[str, str, str | None]] = []
+        self.streams: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        service = self.server
+        assert isinstance(service, Service)
+        length = int(self.headers.get("content-length") or 0)
+        self.rfile.read(length)
+        key = self.headers.get("idempotency-key") or self.headers.get("last-event-id")
+        service.asked.append((self.command, self.path, key))
+        if service.streams and self.path.endswith("/events"):
+            self._send(200, service.streams.pop(0).encode(), {"content-type": "text/event-stream; charset=utf-8"})
+            return
+        status, body, headers = service.answers[0]
+        if len(service.answers) > 1:
+            service.answers.pop(0)
+        self._send(status, json.dumps(body).encode(), headers)
+
+    do_POST = do_GET  # noqa: N815 - the name is the server's
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {"content-length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    server = Service()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def client(service: Service, tmp_path) -> Iterator[ServiceBackend]:
+    made = connect(service, tmp_path)
+    yield made
+    made.close()
+
+
+def connect(service: Service, folder, **http: object) -> ServiceBackend:
+    settings = from_env({"HOME": str(folder)}, folder)
+    return ServiceBackend(service.url, "k", replace(settings, http=Http(client_backoff_seconds=0.01, **http)))
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 502, 503, 504])
+def test_what_was_not_done_is_asked_again_under_the_same_key(status, service, client):
+    service.answers = [(status, {"error": "busy"}, {}), (200, {"run_id": "r"}, {})]
+    assert client.start_run({"input": "x"}) == {"run_id": "r"}
+    (_, _, first), (_, _, second) = service.asked
+    assert first == second is not None
+
+
+@pytest.mark.parametrize(("status", "kind"), [(500, Invalid), (400, Invalid), (403, Forbidden), (409, Conflict)])
+def test_what_may_have_been_done_or_never_will_be_is_asked_once(status, kind, service, client):
+    service.answers = [(status, {"error": "no", "message": "No. Do this.", "hint": "Do this."}, {})]
+    with pytest.raises(kind) as caught:
+        client.start_run({"input": "x"})
+    assert len(service.asked) == 1
+    assert (caught.value.code, caught.value.message, caught.value.hint) == ("no", "No.", "Do this.")
+
+
+def test_a_request_that_is_still_being_answered_is_asked_again(service, client):
+    busy = (409, {"error": "idempotency_key_in_progress"}, {"retry-after": "0"})
+    service.answers = [busy, busy, (200, {"run_id": "r"}, {})]
+    assert client.start_run({"input": "x"}) == {"run_id": "r"}
+
+
+def test_it_gives_up_after_as_many_times_as_it_is_told(service, tmp_path):
+    service.answers = [(503, {"error": "busy"}, {})]
+    for retries in (0, 1):
+        service.asked.clear()
+        with pytest.raises(Transient):
+            connect(service, tmp_path, client_retries=retries).runs({})
+        assert len(service.asked) == retries + 1
+
+
+def test_it_does_not_wait_for_longer_than_a_person_would(service, client):
+    service.answers = [(429, {"error": "rate_limited"}, {"retry-after": "3600"})]
+    with pytest.raises(Transient):
+        client.runs({})
+    assert len(service.asked) == 1
+
+
+def test_a_key_of_the_operator_stands_for_one_start_and_one_answer(service, tmp_path):
+    service.answers = [(200, {}, {})]
+    client = connect(service, tmp_path, client_idempotency_key="mine")
+    client.start_run({})
+    client.resume("cont_1", {})
+    client.cancel("run_1")
+    keys = [key for _, _, key in service.asked]
+    assert keys[:2] == ["mine", "mine"]
+    assert keys[2] != "mine"
+
+
+def test_nothing_listening_is_said_after_every_attempt(tmp_path):
+    settings = replace(from_env({"HOME": str(tmp_path)}, tmp_path), http=Http(client_backoff_seconds=0.001))
+    with pytest.raises(Transient) as caught:
+        ServiceBackend("http://127.0.0.1:9", "", settings).runs({})
+    assert caught.value.code == "service_unreachable"
+
+
+def test_a_stream_that_breaks_is_taken_up_where_it_broke(service, client):
+    service.streams = list(EVENTS)
+    told = list(client.follow("run_1", until_pause=False))
+    assert [event["type"] for event in told] == ["step_completed", "step_completed", "end"]
+    assert [key for _, path, key in service.asked if path.endswith("/events")] == [None, "1"]
+
+
+def test_a_service_without_streams_is_asked_again_and_again(service, client):
+    service.answers = [
+        (404, {"error": "not_found"}, {}),
+        (200, {"run_id": "run_1", "status": "running"}, {}),
+        (200, {"events": [{"type": "workflow_started"}]}, {}),
+        (200, {"run_id": "run_1", "status": "completed"}, {}),
+        (200, {"events": [{"type": "workflow_completed"}]}, {}),
+    ]
+    told = [event["type"] for event in client.follow("run_1", until_pause=False)]
+    assert told == ["workflow_started", "status", "workflow_completed", "end"]
+
+
+def test_following_stops_at_a_pause_when_asked_to(service, client):
+    service.streams = ['event: status\ndata: {"status": "paused"}\n\nevent: end\ndata: {}\n\n']
+    assert [event["type"] for event in client.follow("run_1", until_pause=True)] == ["status"]
