@@ -21,8 +21,7 @@ from kneo.runtime.wait import find_run
 from kneo.service import task_acts, task_wire, wire
 from kneo.service.governance import Governance
 from kneo.service.specs import SpecOrder
-from kneo.service.task_query import task_page
-from kneo.service.task_wire import human_task
+from kneo.service.task_query import task_detail, task_page
 from kneo.service.words import check_status, speaks_published
 from kneo.settings import Settings
 from kneo.spec.flags import PolicyFlags
@@ -30,7 +29,7 @@ from kneo.state.run import Run, RunStatus
 from kneo.state.task import UNRESOLVED, HumanTask
 from kneo.store import audit, releases, requests, runs, task_counts, tasks
 from kneo.store.run_filter import RunFilter
-from kneo.tasks.inbox import decide, find
+from kneo.tasks.inbox import decide
 
 
 class LocalBackend:
@@ -155,7 +154,7 @@ class LocalBackend:
 
     def task(self, continuation_id: str) -> Json:
         with self.store.read() as tx:
-            return human_task(find(tx, continuation_id))
+            return task_detail(tx, continuation_id)
 
     def resume(self, continuation_id: str, answer: Mapping[str, object]) -> Json:
         said = task_acts.read_answer(answer, self._content_limit)

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, exists, or_, select
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select
 
 from kneo.state.task import UNRESOLVED, TaskStatus
 from kneo.store.run_filter import LIKE_ESCAPE, escaped
 from kneo.store.tables import task_candidates, tasks
 
-SORTABLE = {"id": tasks.c.id, "created_at": tasks.c.id, "priority": tasks.c.priority, "due_at": tasks.c.due_at}
-"""What a list can be sorted by; the ids of tasks are in the order in which they were asked."""
+NEVER = "9999-12-31T23:59:59.999999Z"
+
+SORTABLE = {
+    "id": tasks.c.id,
+    "created_at": tasks.c.id,
+    "priority": tasks.c.priority,
+    "due_at": tasks.c.due_at,
+    "expires_at": func.coalesce(tasks.c.deadline_at, NEVER),
+}
+"""What a list can be sorted by; the ids of tasks are in the order in which they were asked. Without a deadline comes
+after every deadline."""
 
 
 @dataclass(frozen=True, kw_only=True)

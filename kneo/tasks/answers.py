@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from kneo.clock import parse_time
 from kneo.digest import canonical_json, digest_of_json
 from kneo.errors import Conflict, Invalid, KneoError
 from kneo.state.task import UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus
@@ -208,5 +209,9 @@ def check_unresolved(task: HumanTask) -> None:
 
 
 def _late(task: HumanTask, code: str, what: str) -> KneoError:
-    expires = {"expires_at": task.deadline_at} if code == "human_task_expired" else {}
-    return Conflict(f"{task.id} {what}.", code=code, continuation_id=task.id, **expires)
+    refused = Conflict(f"{task.id} {what}.", code=code, continuation_id=task.id)
+    if code == "human_task_expired":
+        # In seconds since 1970, as tasks are shown.
+        at = parse_time(task.deadline_at).timestamp() if task.deadline_at is not None else None
+        refused.details["expires_at"] = at
+    return refused

@@ -15,11 +15,10 @@ from kneo.service.router import JsonAnswer, Router, shows
 from kneo.service.routes.inbox import HumanAnswer
 from kneo.service.run_news import SYNC_SECONDS, settled
 from kneo.service.task_acts import read_answer
-from kneo.service.task_query import task_page
-from kneo.service.task_wire import human_task
+from kneo.service.task_query import task_detail, task_page
 from kneo.service.wire import Json
 from kneo.state.task import HumanTask
-from kneo.tasks.inbox import decide, find
+from kneo.tasks.inbox import decide
 
 router = Router(tags=["human tasks"])
 
@@ -49,7 +48,7 @@ def list_human_tasks(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     offset: Annotated[int, Query(ge=0, le=10_000)] = 0,
     after: Annotated[str | None, Query(description="`next_after` of the page before.")] = None,
-    sort_by: Literal["id", "created_at", "priority", "due_at"] = "id",
+    sort_by: Literal["id", "created_at", "priority", "due_at", "expires_at"] = "id",
     sort_order: Literal["asc", "desc"] = "asc",
 ) -> Json:
     """List what waits for people, the oldest first."""
@@ -79,7 +78,7 @@ def list_human_tasks(
 def get_human_task(continuation_id: str, service: Here, _principal: Reader) -> Json:
     """Read one task."""
     with service.store.read() as tx:
-        return human_task(find(tx, continuation_id))
+        return task_detail(tx, continuation_id)
 
 
 @router.post("/continuations/{continuation_id}/resume", operation_id="resume_human_task", include_in_schema=False)

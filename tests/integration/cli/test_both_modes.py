@@ -87,7 +87,7 @@ TABLE: tuple[tuple[str, int], ...] = (
     ("runs continue {run}", 5),
     ("human list", 0),
     ("human list --run-id {run}", 0),
-    # Waits for the states of tasks: ("human list --status escalated", 0),
+    ("human list --status escalated", 0),
     ("human get {task}", 0),
     ("human resume {task} --request-id wrong --approve", 5),
     ("human resume {task} --request-id {request}", 2),
