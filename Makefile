@@ -23,7 +23,7 @@ test: $(VENV)/.ready-dev ## Run the tests, the databases they need included
 	@$(BIN)/pytest -n $(WORKERS)
 
 crash: $(VENV)/.ready-dev ## Kill processes at every single write of every kind of run
-	@$(BIN)/pytest -n $(WORKERS) tests/e2e/crash --every-write
+	@$(BIN)/pytest -n $(WORKERS) tests/e2e/crash tests/integration/controller/test_killed.py --every-write
 
 gates: $(VENV)/.ready-dev ## Ask and answer at every place where a question can stand, with processes that die in between
 	@$(BIN)/pytest -n $(WORKERS) tests/gates --every-gate

@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -30,6 +30,12 @@ T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
 """How long a SQLite writer waits for another one before it gives up."""
+
+STOPPED_SECONDS = 60
+"""How long PostgreSQL lets a transaction wait for its process: one that was stopped half way must not hold its locks for
+ever, and when it goes on it finds that nothing of it happened."""
+
+_POSTGRES_OPTIONS = f"-c idle_in_transaction_session_timeout={STOPPED_SECONDS}s"
 
 WRITERS = 8
 """Transactions that ``submit`` has under way at once on PostgreSQL."""
@@ -234,15 +240,23 @@ def _translate() -> Iterator[None]:
     try:
         yield
     except (OperationalError, PoolTimeout) as error:
-        cause = error.orig if isinstance(error, OperationalError) else error
-        reason = str(cause).partition("\n")[0][:200]
-        msg = f"The database did not answer: {reason}."
-        raise Transient(msg, code="store_unavailable") from error
+        raise _unavailable(error) from error
     except (DataError, UnicodeEncodeError) as error:
         # A NUL, half a character, a name longer than its column: wrong input, which no second try makes right.
         why = str(error.orig) if isinstance(error, DataError) else error.reason
         msg = f"A value cannot be stored: {why.splitlines()[0][:200]}."
         raise Invalid(msg, code="unstorable_value") from error
+    except DBAPIError as error:
+        # Whatever the driver calls it: a session that the server has ended is an answer that did not come.
+        if not error.connection_invalidated:
+            raise
+        raise _unavailable(error) from error
+
+
+def _unavailable(error: SQLAlchemyError) -> Transient:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    reason = str(cause).partition("\n")[0][:200]
+    return Transient(f"The database did not answer: {reason}.", code="store_unavailable")
 
 
 def lock_table(tx: Tx, name: str) -> None:
@@ -294,7 +308,10 @@ def open_engine(url: str) -> Engine:
     reason errors, which end up in logs, do not show the values of the statement that failed.
     """
     if not url.startswith("sqlite:///"):
-        return create_engine(url, pool_pre_ping=True, hide_parameters=True)
+        options = {} if "options" in make_url(url).query else {"options": _POSTGRES_OPTIONS}
+        engine = create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=options)
+        event.listen(engine, "after_cursor_execute", _watch_idle)
+        return engine
     path = Path(url.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.touch(mode=0o600)
@@ -302,6 +319,14 @@ def open_engine(url: str) -> Engine:
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _watch_idle(connection: Connection, _cursor: object, _sql: str, _values: object, _more: object, many: bool) -> None:
+    # The driver ends many statements at once with a message that stops the server's clock for idle transactions; the
+    # next statement starts it again.
+    if many:
+        with contextlib.closing(connection.connection.cursor()) as cursor:
+            cursor.execute("SELECT 1")
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:

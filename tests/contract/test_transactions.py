@@ -15,6 +15,7 @@ from kneo.clock import ManualClock
 from kneo.errors import Invalid, Transient
 from kneo.store import engine, releases, requests
 from kneo.store.engine import Store, insert_ignoring_duplicates, lock_table, open_engine, upsert
+from kneo.store.migrate import open_store
 from kneo.store.tables import leases, trust_roots
 
 DIGEST = "sha256:" + "0" * 64
@@ -206,3 +207,20 @@ def test_a_sqlite_lock_stands_beside_the_database(sqlite_store: Store, tmp_path:
     with sqlite_store.exclusive("steps") as held:
         assert held
         assert (tmp_path / "kneo.sqlite.steps.lock").exists()
+
+
+def test_a_process_that_stops_half_way_does_not_hold_its_locks_for_ever(postgres_url: str, clock: ManualClock) -> None:
+    stopped = Store(open_engine(f"{postgres_url}&options=-c%20idle_in_transaction_session_timeout=50"), clock)
+    other = open_store(postgres_url, clock)
+    rows = [{"name": f"lease-{number}", "fence": 1, "owner": "me", "until": "x"} for number in range(3)]
+    with pytest.raises(Transient) as caught, stopped.write() as tx:  # noqa: PT012 - what follows the wait is what fails
+        tx.connection.execute(insert(leases), rows)
+        # The same rows are taken by somebody else as soon as the server has given up on the first.
+        with other.write() as late:
+            late.connection.execute(insert(leases), rows)
+        tx.connection.execute(select(leases))
+    assert caught.value.code == "store_unavailable"
+    with other.read() as tx:
+        assert len(tx.connection.execute(select(leases)).all()) == 3
+    for store in (stopped, other):
+        store.close()

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from controller_bench import Bench
 from processes import start_python
+from sqlalchemy import update
 
 from controller.outcome import Done
-from kneo.clock import ManualClock
+from kneo.clock import ManualClock, SystemClock
 from kneo.errors import Transient
 from kneo.store import audit, requests
 from kneo.store.engine import Store
+from kneo.store.migrate import open_store
+from kneo.store.tables import metadata
+
+pytestmark = pytest.mark.timeout(600)
 
 CHILD = """
 import os, signal, sys
@@ -27,30 +35,42 @@ from controller.apply import Lease
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
 from kneo.clock import SystemClock
+from kneo.errors import Transient
 from kneo.store import requests
 from kneo.store.migrate import open_store
 
-url, folder, mirrors, pin, kill_at = sys.argv[1:]
+url, folder, mirrors, pin, how, at = sys.argv[1:]
 store = open_store(url, SystemClock())
 with store.write() as tx:
     requests.drop_lease(tx, "controller", "me")
     fence = requests.take_lease(tx, "controller", "child", timedelta(minutes=5))
 count = 0
 
-def maybe_die(connection, cursor, statement, parameters, context, executemany):
+def moment(cursor=None):
     global count
-    if statement.lstrip().split(None, 1)[0].upper() in {"INSERT", "UPDATE", "DELETE"}:
-        count += 1
-        if count == int(kill_at):
-            os.kill(os.getpid(), signal.SIGKILL)
+    count += 1
+    if count == int(at):
+        if cursor is not None and how == "SIGSTOP":
+            # Whoever stops here holds locks: the database lets it, but here not for long.
+            cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 50")
+        os.kill(os.getpid(), getattr(signal, how))
 
-event.listen(store.engine, "after_cursor_execute", maybe_die)
-Reconciler(store, Mirror(folder, "main", Path(mirrors)), pin).reconcile(Lease("controller", "child", fence))
-print(count)
+def after_write(connection, cursor, statement, parameters, context, executemany):
+    if statement.lstrip().split(None, 1)[0].upper() in {"INSERT", "UPDATE", "DELETE"}:
+        moment(cursor)
+
+event.listen(store.engine, "after_cursor_execute", after_write)
+event.listen(store.engine, "checkin", lambda *_: moment())
+try:
+    Reconciler(store, Mirror(folder, "main", Path(mirrors)), pin).reconcile(Lease("controller", "child", fence))
+    print("done", count)
+except Transient as error:
+    print(error.code, count)
 """
 
-STEP = 5
-"""Between two writes at which the controller is killed."""
+STEP = 13
+"""Between two moments at which the controller is killed or stopped, unless every one is asked for: after each write, and
+after each transaction."""
 
 
 @pytest.fixture
@@ -65,28 +85,118 @@ def _commit(bench: Bench, version: str) -> None:
     bench.repo.commit(f"Release {version}")
 
 
-def test_killed_at_a_write_it_left_the_old_registry_or_the_new_one(bench: Bench, migrated_url: str) -> None:
+@pytest.fixture
+def step(request: pytest.FixtureRequest) -> int:
+    return 1 if request.config.getoption("--every-write", default=False) else STEP
+
+
+class Children:
+    """Processes that work on the registry of a bench until something happens to them."""
+
+    def __init__(self, bench: Bench, url: str) -> None:
+        self.bench, self.url = bench, url
+        self.started: list[subprocess.Popen[str]] = []
+
+    def start(self, how: str, at: int) -> subprocess.Popen[str]:
+        """Start one that gets a signal at so many writes."""
+        repo = self.bench.repo
+        mirrors = str(self.bench.folder / "mirrors")
+        self.started.append(start_python(CHILD, self.url, str(repo.folder), mirrors, repo.pin, how, str(at)))
+        return self.started[-1]
+
+    def stop(self) -> None:
+        for child in self.started:
+            if child.returncode is None:
+                child.kill()
+                child.communicate()
+
+
+@pytest.fixture
+def children(bench: Bench, migrated_url: str) -> Iterator[Children]:
+    found = Children(bench, migrated_url)
+    yield found
+    found.stop()
+
+
+def test_killed_at_a_write_it_left_the_old_registry_or_the_new_one(bench: Bench, children: Children, step: int) -> None:
     _commit(bench, "1.0.0")
     bench.reconcile()
     before, kill_at = "1.0.0", 1
     while True:
         version = f"1.{kill_at}.0"
         _commit(bench, version)
-        child = start_python(
-            CHILD, migrated_url, str(bench.repo.folder), str(bench.folder / "mirrors"), bench.repo.pin, str(kill_at)
-        )
+        child = children.start("SIGKILL", kill_at)
         output, errors = child.communicate(timeout=60)
         assert child.returncode in {0, -signal.SIGKILL}, errors
         assert bench.served() in ({"bank": before, "mail": before}, {"bank": version, "mail": version})
-        audit.seal(bench.store)
-        assert audit.verify(bench.store).valid
+        _check_log(bench)
         bench.take_over("child")
         assert isinstance(bench.reconcile().outcomes["prod"], Done)
         assert bench.served() == {"bank": version, "mail": version}
         if child.returncode == 0:
-            assert int(output) < kill_at
+            assert int(output.split()[1]) < kill_at
             return
-        before, kill_at = version, kill_at + STEP
+        before, kill_at = version, kill_at + step
+
+
+def _check_log(bench: Bench) -> None:
+    audit.seal(bench.store)
+    assert audit.verify(bench.store).valid
+
+
+@pytest.fixture
+def rivals(postgres_url: str, tmp_path: Path) -> Iterator[Children]:
+    """Processes on the database of a bench, which follows it in a process of its own."""
+    opened = open_store(postgres_url, ManualClock(SystemClock().now()))
+    found = Children(Bench(opened, tmp_path), postgres_url)
+    yield found
+    found.stop()
+    opened.close()
+
+
+def test_stopped_at_a_write_past_its_lease_it_did_all_or_nothing_and_nothing_late(rivals: Children, step: int) -> None:
+    """Two processes on one database: one is stopped, loses its lease, and goes on when the other has done its work."""
+    bench = rivals.bench
+    _commit(bench, "1.0.0")
+    bench.reconcile()
+    stop_at, versions = 1, ["1.0.0"]
+    while True:
+        versions.append(f"1.{stop_at}.0")
+        _commit(bench, versions[-1])
+        child = rivals.start("SIGSTOP", stop_at)
+        if not _stopped(child):
+            word, count = child.communicate(timeout=60)[0].split()
+            assert (word, int(count) < stop_at) == ("done", True)
+            break
+        _expire(bench, "child")
+        assert isinstance(bench.reconcile().outcomes["prod"], Done)
+        rows = bench.rows()
+        child.send_signal(signal.SIGCONT)
+        output, errors = child.communicate(timeout=60)
+        assert output.split()[:1] in (["LeaseLost"], ["store_unavailable"], ["done"]), errors
+        assert bench.rows() == rows
+        bench.drop_lease()
+        stop_at += step
+    assert bench.served() == dict.fromkeys(("bank", "mail"), versions[-1])
+    promoted = [(event["bundle"], event["version"]) for event in bench.events("release.promoted")]
+    assert sorted(promoted) == sorted((name, version) for name in ("bank", "mail") for version in versions)
+    _check_log(bench)
+
+
+def _stopped(child: subprocess.Popen[str]) -> bool:
+    """Wait until a process has stopped itself or has ended; say which."""
+    _, status = os.waitpid(child.pid, os.WUNTRACED)
+    if os.WIFSTOPPED(status):
+        return True
+    child.returncode = os.waitstatus_to_exitcode(status)
+    return False
+
+
+def _expire(bench: Bench, owner: str) -> None:
+    """Let somebody's lease run out, as time would; waits for a transaction in which its row is locked."""
+    leases = metadata.tables["leases"]
+    with bench.store.write() as tx:
+        tx.connection.execute(update(leases).where(leases.c.owner == owner).values(until=tx.at))
 
 
 def test_one_that_slept_past_its_lease_writes_nothing_more(bench: Bench) -> None:
