@@ -101,9 +101,10 @@ def run_all(
         worker = stack.enter_context(
             working(settings, store, Worker.DEFAULT_CONCURRENCY, make_retention(settings, store))
         )
+        alive: Callable[[], bool] = _always
         if repository is not None:
-            stack.enter_context(following(settings, store, repository))
-        serve(settings, store, host, port, poke=worker.poke, announce=announce)
+            alive = stack.enter_context(following(settings, store, repository)).is_alive
+        serve(settings, store, host, port, poke=worker.poke, announce=announce, alive=alive)
 
 
 def run_service(settings: Settings, host: str, port: int, workers: int, announce: Callable[[str], None]) -> None:
@@ -142,12 +143,24 @@ def run_worker(settings: Settings, stopping: threading.Event, concurrency: int) 
 # ---- parts ------------------------------------------------------------------------------------------------------
 
 
+def _always() -> bool:
+    """Be alive: nothing but the service runs here that could not be."""
+    return True
+
+
 def serve(
-    settings: Settings, store: Store, host: str, port: int, *, poke: Callable[[], None], announce: Callable[[str], None]
+    settings: Settings,
+    store: Store,
+    host: str,
+    port: int,
+    *,
+    poke: Callable[[], None],
+    announce: Callable[[str], None],
+    alive: Callable[[], bool] = _always,
 ) -> None:
     """Answer HTTP in this thread until a signal says stop. Port 0 takes a free one; ``announce`` is told which."""
     tools = spec_compiler(settings).tools
-    app = create_app(settings, store, make_starter(settings, store), poke=poke, tools=tools)
+    app = create_app(settings, store, make_starter(settings, store), poke=poke, tools=tools, alive=alive)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family, backlog=2048) as listener:
         announce(f"http://{host}:{listener.getsockname()[1]}")

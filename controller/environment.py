@@ -26,7 +26,7 @@ from kneo.notify import outbox
 from kneo.registry import Change
 from kneo.spec.environment import Environment
 from kneo.spec.weakening import weakenings
-from kneo.state.release import EnvironmentRecord
+from kneo.state.release import EnvironmentRecord, Promotion, PromotionKind
 from kneo.store.engine import Store, Tx, lock_table
 from kneo.trust.keys import PublicKey
 from kneo.trust.verified import VerifiedBundle
@@ -96,7 +96,8 @@ class EnvironmentPass:
             check_lease(tx, situation.lease)
             # Whoever changes what gates look at takes this lock too, and so comes before or after.
             lock_table(tx, f"environment/{case.name}")
-            outcome = self._decide(tx, case, verified)
+            outcome, changed = self._decide(tx, case, verified)
+        _count(case, changed)
         epoch = situation.trust.epoch(environment)
         self._judged.remember(environment.name, epoch, places, situation.declared.blobs, verified)
         return outcome
@@ -119,9 +120,15 @@ class EnvironmentPass:
         envelopes = situation.snapshot.read(paths.values())
         if case.record is not None and case.record.trust_epoch == epoch:
             standing |= self._judged.recognise(case.environment, paths, envelopes, here)
-        return verify(case.files, situation.declared, envelopes, situation.trust, situation.observed.history, standing)
+        history = situation.observed.history
+        verified = verify(case.files, situation.declared, envelopes, situation.trust, history, standing)
+        accepted = sum(isinstance(bundle, VerifiedBundle) for bundle in verified.desired.values())
+        metrics.VERIFIED.labels("accepted", "").inc(accepted)
+        for rejection in verified.rejected:
+            metrics.VERIFIED.labels("rejected", rejection.reason).inc()
+        return verified
 
-    def _decide(self, tx: Tx, case: _Case, verified: Verified) -> Outcome:
+    def _decide(self, tx: Tx, case: _Case, verified: Verified) -> tuple[Outcome, tuple[Promotion, ...]]:
         situation = case.situation
         everywhere = situation.ledger.look(tx, situation.lease.fence).served
         _check_unmoved(case, everywhere)
@@ -133,11 +140,11 @@ class EnvironmentPass:
         if isinstance(agreed, Waits):
             found = report_policy(case.environment, agreed, case.revision)
             write_report(tx, case.name, found, revision=case.revision)
-            return found.outcome
+            return found.outcome, ()
         _accept_file(tx, case)
         return self._change(tx, case, verified, seen)
 
-    def _change(self, tx: Tx, case: _Case, verified: Verified, seen: Evidence) -> Outcome:
+    def _change(self, tx: Tx, case: _Case, verified: Verified, seen: Evidence) -> tuple[Outcome, tuple[Promotion, ...]]:
         plan = make_plan(
             case.name,
             case.revision,
@@ -151,7 +158,8 @@ class EnvironmentPass:
         allowed = [(action, verdict) for action, verdict in judged if isinstance(verdict, Allowed)]
         ledger, fence = case.situation.ledger, case.situation.lease.fence
         change = Change(revision=case.revision, policy_digest=case.environment.policy_digest)
-        ledger.wrote(apply(tx, case.name, allowed, change))
+        changed = apply(tx, case.name, allowed, change)
+        ledger.wrote(changed)
         if _keep_signatures(tx, case, verified):
             ledger.forget()
         here = ledger.look(tx, fence).served.get(case.name, {})
@@ -171,7 +179,17 @@ class EnvironmentPass:
         news = write_report(tx, case.name, found, revision=case.revision)
         if self.channels:
             outbox.post(tx, self.channels, notices_of(case.name, case.revision, allowed, news))
-        return found.outcome
+        return found.outcome, changed
+
+
+def _count(case: _Case, changed: Sequence[Promotion]) -> None:
+    """Count what has happened, once it has."""
+    committed = case.situation.snapshot.committed_at
+    lead = case.situation.trust.now.timestamp() - committed if committed is not None else None
+    for promotion in changed:
+        metrics.CHANGES.labels(case.name, promotion.kind.value).inc()
+        if lead is not None and promotion.kind is not PromotionKind.RETIRE:
+            metrics.LEAD_SECONDS.labels(case.name).observe(max(0.0, lead))
 
 
 def _check_unmoved(case: _Case, everywhere: Served) -> None:

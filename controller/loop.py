@@ -114,7 +114,8 @@ class Controller:
             return
         self._news.clear()
         with self._renewing(lease):
-            result = self._pass(lease, forced=bool(looks) or self.reconciler.drift_due())
+            forced = bool(looks) or self.reconciler.drift_due()
+            result = self._pass(lease, forced=forced, announced=told or bool(looks))
         self._finish(looks, result)
 
     def _answer(self, request: ControllerRequest, lease: Lease) -> Mapping[str, object]:
@@ -154,13 +155,14 @@ class Controller:
             done.set()
             thread.join()
 
-    def _pass(self, lease: Lease, *, forced: bool) -> dict[str, object]:
+    def _pass(self, lease: Lease, *, forced: bool, announced: bool) -> dict[str, object]:
         """Look, and plan when to look next. Trouble is told, never raised: a loop must go on."""
         try:
             if not forced and self._nothing_new():
                 self._plan_next(failed=False)
                 return {"revision": "unchanged"}
-            with metrics.RECONCILE_SECONDS.time():
+            before = self.reconciler.commit
+            with metrics.RECONCILE_SECONDS.labels("pass").time():
                 done = self.reconciler.reconcile(lease)
         except Transient as error:
             self._held = None
@@ -178,10 +180,11 @@ class Controller:
             log.exception("reconcile failed")
             return {"error": error.code, "message": str(error)}
         self._plan_next(failed=False)
+        if not announced and before not in {None, self.reconciler.commit}:
+            metrics.HOOKS_MISSED.inc()
         self._settled = not any(isinstance(outcome, Waiting) for outcome in done.outcomes.values())
         for name, outcome in done.outcomes.items():
             metrics.READY.labels(name).set(isinstance(outcome, Done))
-            metrics.CHANGES.labels(name).inc(outcome.changed if isinstance(outcome, Done) else 0)
         log.info("reconciled", extra={"revision": done.revision})
         return {
             "revision": done.revision,
@@ -190,7 +193,10 @@ class Controller:
 
     def _nothing_new(self) -> bool:
         known = self.reconciler.commit
-        return self._settled and known is not None and self.reconciler.mirror.poll() == known
+        if not self._settled or known is None:
+            return False
+        with metrics.RECONCILE_SECONDS.labels("poll").time():
+            return self.reconciler.mirror.poll() == known
 
     def _plan_next(self, *, failed: bool) -> None:
         metrics.RECONCILES.labels("failed" if failed else "done").inc()

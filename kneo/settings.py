@@ -305,7 +305,7 @@ def _execution(env: Mapping[str, str]) -> Execution:
 
 
 HOOK_PROVIDERS = ("github", "gitlab", "gitea", "bitbucket", "generic")
-NOTIFY_CHANNELS = ("webhook", "slack", "github", "gitlab", "gitea")
+NOTIFY_CHANNELS = ("webhook", "slack", "github", "gitlab", "gitea", "bitbucket")
 
 
 def _by_suffix(env: Mapping[str, str], prefix: str, names: Iterable[str]) -> dict[str, str]:

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from controller import metrics
 from controller.source.address import Address, redact
 from controller.source.bounded import Bounds, Finished, SaidTooMuch, TookTooLong, run_bounded
 from controller.source.credentials import Credentials, git_environment, git_options
@@ -91,9 +92,14 @@ class Git:
             "GIT_ALLOW_PROTOCOL": protocol,
             **git_environment(self.credentials, protocol, self.askpass),
         }
-        result = self._run((*options, *arguments), env, b"", seconds, _POLL_BYTES)
-        if result.status != 0:
-            raise self._failed(arguments[0], result)
+        try:
+            result = self._run((*options, *arguments), env, b"", seconds, _POLL_BYTES)
+            if result.status != 0:
+                raise self._failed(arguments[0], result)
+        except (Invalid, Transient):
+            metrics.GIT_REQUESTS.labels(arguments[0], "failed").inc()
+            raise
+        metrics.GIT_REQUESTS.labels(arguments[0], "done").inc()
         return result.stdout
 
     def local(

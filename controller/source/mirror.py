@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from controller import metrics
 from controller.source.address import Address, parse_address, redact
 from controller.source.credentials import ASKPASS, Credentials
 from controller.source.git import Git, check_version
@@ -52,6 +53,8 @@ class _Commit:
     id: str
     tree: str
     parents: frozenset[str]
+    at: int | None
+    """When its committer says it was made, Unix time."""
 
 
 class Mirror:
@@ -183,7 +186,7 @@ class Mirror:
 
     def maintain(self) -> bool:
         """Make one pack of many, when there are many. Say whether something was done."""
-        if len(list(self.path.glob("objects/pack/*.pack"))) < PACKS:
+        if len(self._packs()) < PACKS:
             return False
         with self._lock():
             self._git.local("pack-refs", "--all")
@@ -219,6 +222,7 @@ class Mirror:
     def _bring(self, wanted: str, into: str) -> None:
         self._prepare()
         self._drop_unfinished()
+        before = self._packs()
         try:
             self._git.remote(
                 "fetch",
@@ -240,6 +244,10 @@ class Mirror:
                 msg = f"{redact(self.address.url)} sends more than {self.limits.pack_bytes} bytes."
                 raise Invalid(msg, code="LimitExceeded", hint="Keep large files out of the repository.") from error
             raise
+        metrics.FETCH_BYTES.inc(sum(pack.stat().st_size for pack in self._packs() - before))
+
+    def _packs(self) -> set[Path]:
+        return set(self.path.glob("objects/pack/*.pack"))
 
     def _drop_unfinished(self) -> int:
         """Remove what an interrupted fetch left behind and return the size of the largest such file."""
@@ -276,7 +284,7 @@ class Mirror:
         )
         if not trees or not _COMMIT.fullmatch(trees[0]):
             raise self._no_commit(commit)
-        return _Commit(commit, trees[0], parents)
+        return _Commit(commit, trees[0], parents, _commit_time(head))
 
     def _no_commit(self, ref: str) -> Invalid:
         msg = f"{ref} of {redact(self.address.url)} does not name a commit."
@@ -295,7 +303,7 @@ class Mirror:
                 raise
             raise too_large(missing, self.limits) from None
         self._known = folders
-        return SourceSnapshot(commit.id, commit.tree, ref, all_files(folders, self.limits), self)
+        return SourceSnapshot(commit.id, commit.tree, ref, all_files(folders, self.limits), self, commit.at)
 
     def _missing(self, tree: str) -> str | None:
         """Name a file of ours that the mirror was not given."""
@@ -329,6 +337,11 @@ class Mirror:
         with (self._folder / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _commit_time(head: Sequence[Sequence[bytes]]) -> int | None:
+    said = next((line[-2] for line in head if line[0] == b"committer" and len(line) > 2), b"")
+    return int(said) if said.isdigit() and len(said) < 12 else None
 
 
 def _global_config(address: Address) -> str:

@@ -34,6 +34,8 @@ class SourceSnapshot:
     """Every file below ``bundles`` and ``environments``, sorted by path."""
 
     reader: BlobReader = field(repr=False, compare=False)
+    committed_at: int | None = None
+    """When the committer says the commit was made, Unix time. For measuring; nothing that decides may believe it."""
 
     @property
     def revision(self) -> str:

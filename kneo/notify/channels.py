@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
+from kneo.digest import digest_of_json
 from kneo.errors import Invalid
 from kneo.notify.words import release_words, task_words
 from kneo.settings import Settings
@@ -20,7 +21,9 @@ _STATES: Mapping[str, str] = {
     "waiting": "pending",
 }
 _GITLAB: Mapping[str, str] = {"failure": "failed"}
+_BITBUCKET: Mapping[str, str] = {"success": "SUCCESSFUL", "pending": "INPROGRESS", "failure": "FAILED"}
 _STATUS_CHARS = 140
+_BITBUCKET_KEY_CHARS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ def find_channel(settings: Settings, name: str) -> Channel | None:
         Invalid: ``invalid_setting``: its address is none.
     """
     if name in settings.notify:
-        token = settings.notify_token if name in {"github", "gitlab", "gitea"} else ""
+        token = settings.notify_token if name in _STATUS_CHANNELS else ""
         return Http(url=settings.notify[name].rstrip("/"), body=_BODIES[name], token=token)
     address = settings.channels.get(plain_name(name))
     return _parsed(plain_name(name), address) if address else None
@@ -158,10 +161,30 @@ def _gitlab(address: str, notice: Fields) -> tuple[str, Fields]:
     return url, {**body, "state": _GITLAB.get(str(body["state"]), body["state"]), "name": body["context"]}
 
 
+def _bitbucket(address: str, notice: Fields) -> tuple[str, Fields]:
+    _, body = _status(address, notice)
+    commit = str(notice["revision"]).rpartition(":")[2]
+    name = str(body["context"])
+    # A longer key is refused; two environments must not share one.
+    key = name if len(name) <= _BITBUCKET_KEY_CHARS else f"kneo/{digest_of_json(name).removeprefix('sha256:')[:32]}"
+    said = {
+        "key": key,
+        "name": name,
+        "state": _BITBUCKET[str(body["state"])],
+        "description": body["description"],
+        # Required there, and shown as a link: the commit itself, in the words of the host.
+        "url": f"{address}/commit/{commit}",
+    }
+    return f"{address}/commit/{commit}/statuses/build", said
+
+
 _BODIES: Mapping[str, Callable[[str, Fields], tuple[str, Fields]]] = {
     "webhook": _webhook,
     "slack": _slack,
     "github": _status,
     "gitea": _status,
     "gitlab": _gitlab,
+    "bitbucket": _bitbucket,
 }
+_STATUS_CHANNELS = frozenset({"github", "gitea", "gitlab", "bitbucket"})
+"""Channels that need the token."""

@@ -73,12 +73,13 @@ ROUTES = (
 )
 
 
-def create_app(
+def create_app(  # noqa: PLR0913 - the parts of an application, all but the first three by name
     settings: Settings | None = None,
     store: Store | None = None,
     starter: Starter | None = None,
     *,
     poke: Callable[[], None] | None = None,
+    alive: Callable[[], bool] = lambda: True,
     tools: frozenset[str] = frozenset(),
     configure_default_manager: bool = True,
     state_path: str | Path | None = None,
@@ -91,6 +92,7 @@ def create_app(
         store: The database.
         starter: Starts runs.
         poke: Tells a worker in this process that there is work.
+        alive: Says whether what else runs in this process still does; ``/livez`` says no when that does not.
         tools: Tools that specs may name without declaring them.
         configure_default_manager: Make the default platform, with a worker, where none was set. Otherwise the one
             that ``set_platform_manager`` sets before the first request is served.
@@ -104,7 +106,7 @@ def create_app(
     app = _PlatformApp(title="Kneo", version=WIRE_VERSION, redirect_slashes=False, lifespan=_until_the_end)
     app.auth_enabled = auth_enabled
     if settings is not None and store is not None and starter is not None and poke is not None:
-        _furnish(app, settings, store, starter, poke, tools)
+        _furnish(app, settings, store, starter, poke, tools, alive)
     elif (settings, store, starter, poke) != (None, None, None, None):
         msg = "An application is made of settings, store, starter and poke together, or of a platform."
         raise Usage(msg)
@@ -137,6 +139,7 @@ def _furnish(
     starter: Starter,
     poke: Callable[[], None],
     tools: frozenset[str],
+    alive: Callable[[], bool] = lambda: True,
 ) -> None:
     """Give an application its routes and what they use."""
     operations = _route(app, metrics_too=settings.http.metrics)
@@ -147,6 +150,7 @@ def _furnish(
         starter=starter,
         keyring=keyring(settings),
         poke=poke,
+        alive=alive,
         metrics=counted,
         specs=Specs(settings, tools),
         news=News(store),

@@ -30,6 +30,7 @@ class Service:
         starter: Starts runs.
         keyring: Who may ask for what.
         poke: Tells a worker in this process that there is work; does nothing where there is none.
+        alive: Says whether what else runs in this process still does.
         metrics: What was counted.
         specs: Loads specs for requests.
         governance: Answers questions about policies and secrets.
@@ -42,6 +43,7 @@ class Service:
     starter: Starter
     keyring: Keyring
     poke: Callable[[], None]
+    alive: Callable[[], bool]
     metrics: Metrics
     specs: Specs
     governance: Governance

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -13,7 +13,7 @@ from kneo import WIRE_VERSION, __version__
 from kneo.clock import parse_time
 from kneo.errors import KneoError
 from kneo.service.operations import Operation
-from kneo.store import requests, standing
+from kneo.store import audit, requests, standing
 from kneo.store.engine import Store
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
@@ -35,6 +35,7 @@ class Metrics:
             buckets=BUCKETS,
             registry=self.registry,
         )
+        self._hooks = Counter("kneo_webhook", "Deliveries of webhooks.", ["provider", "result"], registry=self.registry)
         self.registry.register(_Standing(store))
 
     def seen(self, operation: Operation | None, method: str, status: int, seconds: float) -> None:
@@ -44,9 +45,13 @@ class Metrics:
         self._requests.labels(verb, name, str(status)).inc()
         self._seconds.labels(verb, name).observe(seconds)
 
+    def delivered(self, provider: str, result: str) -> None:
+        """Count a delivery of a webhook: ``accepted``, ``duplicate``, ``refused``, ``too_large`` or ``limited``."""
+        self._hooks.labels(provider, result).inc()
+
     def text(self) -> bytes:
-        """Return everything in Prometheus's text format 0.0.4."""
-        return generate_latest(self.registry)
+        """Return everything in Prometheus's text format 0.0.4, with what other parts of this process count."""
+        return generate_latest(self.registry) + generate_latest(REGISTRY)
 
 
 class _Standing(Collector):
@@ -70,6 +75,7 @@ class _Standing(Collector):
             waiting, oldest = standing.queue(tx)
             pending = standing.unsealed_events(tx)
             controller = requests.lease_holder(tx, requests.CONTROLLER_LEASE) is not None
+            sealed, _ = audit.chain_head(tx)
             now = tx.now
         yield GaugeMetricFamily("kneo_store_up", "Whether the database answers.", value=1)
         yield _by("kneo_runs", "Runs by status.", "status", runs)
@@ -78,6 +84,7 @@ class _Standing(Collector):
         age = (now - parse_time(oldest)) / timedelta(seconds=1) if oldest is not None else 0.0
         yield GaugeMetricFamily("kneo_queue_oldest_seconds", "How long the first of them has waited.", value=age)
         yield GaugeMetricFamily("kneo_audit_unsealed_events", "Audit events not yet in the chain.", value=pending)
+        yield GaugeMetricFamily("kneo_audit_tree_size", "Audit events in the chain.", value=sealed)
         yield GaugeMetricFamily("kneo_controller_running", "Whether a controller holds its lease.", value=controller)
 
 

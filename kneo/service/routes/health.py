@@ -29,9 +29,11 @@ def _health(metadata: Json) -> Json:
 
 @router.get("/healthz", operation_id="health", responses=shows(answers.Health))
 @router.get("/livez", operation_id="live", responses=shows(answers.Health))
-async def live() -> Response:
-    """Answer as long as the process does."""
+async def live(service: Here) -> Response:
+    """Answer as long as the process does, and the controller in it, where there is one, finished a look in time."""
     # On the event loop, so that it answers when every thread is busy.
+    if not service.alive():
+        return problem(503, "not_alive", "The controller in this process finished no look in time.", {})
     return JsonAnswer(_health({"status": "healthy"}))
 
 

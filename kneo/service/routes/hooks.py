@@ -86,16 +86,21 @@ async def receive(provider: str, request: Request, service: Here) -> JSONRespons
     if known is None or not secret:
         msg = f"This service takes no webhooks of {provider[:40]!r}."
         raise NotFound(msg, code="hook_not_found", hint="Set KNEO_SERV_HOOK_SECRET_ and the provider's name.")
+    counted = service.metrics
     if not _rate.take():
+        counted.delivered(provider, "limited")
         return problem(429, "rate_limited", "Too many deliveries; the next look comes by itself.", {})
     body = await _body(request)
     if body is None:
+        counted.delivered(provider, "too_large")
         return too_large(BODY_BYTES)
     if not is_signed(known, secret, request.headers, body):
+        counted.delivered(provider, "refused")
         msg = "This delivery is not signed with the secret that was agreed."
         raise Unauthorized(msg, code="hook_signature_invalid")
     delivery = request.headers.get(known.delivery, "") or hashlib.sha256(body).hexdigest()
     news = await run_in_threadpool(hooks.take_delivery, service.store, provider, delivery[:200])
+    counted.delivered(provider, "accepted" if news else "duplicate")
     return JSONResponse({"accepted": True, "duplicate": not news}, status_code=202)
 
 

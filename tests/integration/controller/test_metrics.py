@@ -1,0 +1,154 @@
+"""What a controller counts, and whether it still lives: read the way a monitor reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from controller_bench import Bench, serving
+from prometheus_client.parser import text_string_to_metric_families
+
+from cli.liveness import answering
+from controller import loop
+from controller.loop import LATE, LATE_SECONDS, Controller
+from kneo.runtime.start import Starter
+from kneo.service.app import create_app
+from kneo.settings import from_env
+from kneo.store import requests
+from kneo.store.engine import Store
+
+Count = Callable[..., float]
+
+
+@pytest.fixture
+def bench(store: Store, tmp_path: Path) -> Bench:
+    return Bench(store, tmp_path)
+
+
+def read(text: str, name: str, **labels: str) -> float:
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == name and labels.items() <= sample.labels.items():
+                return sample.value
+    return 0.0
+
+
+@pytest.fixture
+def count() -> Count:
+    """How far a number moved since the test began."""
+    with answering("127.0.0.1", 0, lambda: True) as port:
+        began = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+
+    def moved(name: str, **labels: str) -> float:
+        with answering("127.0.0.1", 0, lambda: True) as port:
+            now = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        return read(now, name, **labels) - read(began, name, **labels)
+
+    return moved
+
+
+def turn(controller: Controller) -> None:
+    """What ``Controller.run`` does over and over."""
+    controller._turn()
+
+
+def test_a_pass_counts_what_it_did(bench: Bench, count: Count) -> None:
+    bench.repo.bundle("mail", "1.0.0")
+    bench.repo.bundle("bank", "1.0.0")
+    bench.repo.tamper("bank", "1.0.0")
+    bench.repo.environment("prod", {"mail": "1.0.0", "bank": "1.0.0"})
+    bench.repo.commit("Release one that holds and one that does not")
+    controller = Controller(bench.store, bench.reconciler())
+    turn(controller)
+    assert count("kneo_bundle_verify_total", result="accepted") == 1
+    assert count("kneo_bundle_verify_total", result="rejected", reason="SignatureInvalid") == 1
+    assert count("kneo_promotion_total", environment="prod", result="promote") == 1
+    assert count("kneo_promotion_lead_seconds_count", environment="prod") == 1
+    assert 0 <= count("kneo_promotion_lead_seconds_sum", environment="prod") < 600
+    assert count("kneo_git_requests_total", op="fetch", result="done") == 1
+    assert count("kneo_git_fetch_bytes_total") > 500
+    assert count("kneo_reconcile_duration_seconds_count", loop="pass") == 1
+    assert count("kneo_reconcile_total", result="done") == 1
+    assert read(httpx_text(controller), "kneo_environment_ready", environment="prod") == 0
+    assert read(httpx_text(controller), "kneo_trust_root_expiry_timestamp") > bench.store.clock.now().timestamp()
+
+
+def httpx_text(controller: Controller) -> str:
+    with answering("127.0.0.1", 0, controller.is_alive) as port:
+        return httpx.get(f"http://127.0.0.1:{port}/metrics").text
+
+
+def test_a_commit_that_no_webhook_told_of_is_counted(
+    bench: Bench, count: Count, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(loop, "monotonic", lambda: now)
+    controller = Controller(bench.store, bench.reconciler())
+    bench.repo.release("prod", "mail", "1.0.0")
+    turn(controller)
+    assert count("kneo_webhook_missed_total") == 0
+
+    now += 3_600
+    turn(controller)
+    assert (count("kneo_webhook_missed_total"), count("kneo_reconcile_duration_seconds_count", loop="poll")) == (0, 1)
+
+    bench.repo.release("prod", "mail", "1.1.0")
+    now += 3_600
+    turn(controller)
+    assert count("kneo_webhook_missed_total") == 1
+
+    bench.repo.release("prod", "mail", "1.2.0")
+    with bench.store.write() as tx:
+        requests.insert_request(tx, "reconcile", {"environment": "-"}, "hook:generic")
+    turn(controller)
+    assert bench.served() == {"mail": "1.2.0"}
+    assert count("kneo_webhook_missed_total") == 1
+
+
+def test_a_host_that_does_not_answer_is_counted(bench: Bench, count: Count) -> None:
+    controller = Controller(bench.store, bench.reconciler())
+    bench.repo.git("branch", "-m", "main", "gone")
+    turn(controller)
+    assert count("kneo_git_requests_total", op="fetch", result="failed") == 1
+    assert count("kneo_reconcile_total", result="failed") == 1
+
+
+def test_liveness_fails_when_no_look_finished_in_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(loop, "monotonic", lambda: now)
+    controller = Controller(bench.store, bench.reconciler())
+    late = max(LATE_SECONDS, LATE * controller.interval.total_seconds())
+    with answering("127.0.0.1", 0, controller.is_alive) as port:
+        probe = f"http://127.0.0.1:{port}/livez"
+        turn(controller)
+        assert httpx.get(probe).status_code == 200
+        bench.repo.git("branch", "-m", "main", "gone")
+        now += late + 1
+        turn(controller)
+        assert httpx.get(probe).status_code == 503
+        bench.repo.git("branch", "-m", "gone", "main")
+        now += late + 1
+        turn(controller)
+        assert httpx.get(probe).status_code == 200
+
+
+def test_a_service_tells_of_its_controller_and_its_hooks(bench: Bench, tmp_path: Path) -> None:
+    alive = True
+    settings = replace(from_env({}, tmp_path), hook_secrets={"generic": "secret"})
+    starter = Starter(bench.store, lambda spec: spec, pin=bench.repo.pin)
+    bench.repo.release("prod", "mail", "1.0.0")
+    bench.reconcile()
+    with serving(create_app(settings, bench.store, starter, poke=print, alive=lambda: alive)) as http:
+        assert http.get("/v1/livez").status_code == 200
+        alive = False
+        assert http.get("/v1/livez").status_code == 503
+        assert http.post("/v1/hooks/generic", content=b"{}").status_code == 401
+        text = http.get("/metrics").text
+    assert read(text, "kneo_webhook_total", provider="generic", result="refused") == 1
+    assert read(text, "kneo_audit_tree_size") == len(bench.sealed("release.promoted")) + len(
+        bench.sealed("trust.accepted")
+    ) + len(bench.sealed("environment.declared"))
+    assert read(text, "kneo_bundle_verify_total", result="accepted") >= 1
