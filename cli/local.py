@@ -140,6 +140,8 @@ class LocalBackend:
             checkpoint=int(str(checkpoint)) if checkpoint is not None else None,
             input=_text(order, "input"),
             requester=self.actor,
+            answers=_map(order, "answers"),
+            ask=_list(order, "ask"),
         )
         starter = compose.make_starter(self.settings, self.store)
         return self._gone_on(fork(starter, ProgramLoader(self.store), wanted))
@@ -264,6 +266,18 @@ def _order(order: Mapping[str, object], actor: str) -> RunOrder:
 def _number(values: Mapping[str, object], name: str, default: int) -> int:
     value = values.get(name)
     return value if isinstance(value, int) else default
+
+
+def _map(values: Mapping[str, object], name: str) -> Mapping[str, object]:
+    found = values.get(name) or {}
+    assert isinstance(found, Mapping)
+    return found
+
+
+def _list(values: Mapping[str, object], name: str) -> tuple[str, ...]:
+    found = values.get(name) or ()
+    assert isinstance(found, list | tuple)
+    return tuple(map(str, found))
 
 
 def _text(values: Mapping[str, object], name: str) -> str | None:

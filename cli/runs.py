@@ -16,6 +16,13 @@ from kneo.errors import Usage
 
 app = typer.Typer(help="Look at runs.", no_args_is_help=True)
 
+AnswersOption = Annotated[
+    list[str] | None,
+    typer.Option("--answer", metavar="KEY=JSON", help="Answer this question so, as far as you may. May be repeated."),
+]
+AskOption = Annotated[
+    list[str] | None, typer.Option("--ask", metavar="KEY", help="Ask this question anew; all asks every one.")
+]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN_ID")]
 
 
@@ -181,16 +188,18 @@ def replay(
     run_id: RunArgument,
     step: Annotated[str | None, typer.Option("--from", help="Start another run at this step instead.")] = None,
     text: Annotated[str | None, typer.Option("--input", help="With --from: what the step is given instead.")] = None,
+    answers: AnswersOption = None,
+    ask: AskOption = None,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a run's checkpoints as a timeline; with --from, run it again from there."""
     if step is not None:
-        fork(run_id, step, None, text, service_url, profile, as_json)
+        fork(run_id, step, None, text, answers, ask, service_url, profile, as_json)
         return
-    if text is not None:
-        msg = "--input needs --from."
+    if text is not None or answers or ask:
+        msg = "--input, --answer and --ask need --from."
         raise Usage(msg, hint="kneo runs replay RUN --from STEP --input TEXT")
     with backend(service_url, profile) as asked:
         answer = asked.past(run_id, "replay")
@@ -244,18 +253,39 @@ def fork(
     step: Annotated[str | None, typer.Option("--from", help="The step to begin with, such as review/legal#2.")] = None,
     checkpoint: Annotated[int | None, typer.Option("--checkpoint", help="Or the number of a checkpoint.")] = None,
     text: Annotated[str | None, typer.Option("--input", "-i", help="What the step is given instead.")] = None,
+    answers: AnswersOption = None,
+    ask: AskOption = None,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Start another run from a point in this one's past."""
+    """Start another run from a point in this one's past. What people answered there is not asked again."""
     if (step is None) == (checkpoint is None):
         msg = "Name a step or a checkpoint to begin at, one of them."
         raise Usage(msg, hint="kneo runs fork RUN --from STEP")
-    order: Json = {"step": step, "checkpoint": checkpoint, "input": text}
+    order: Json = {
+        "step": step,
+        "checkpoint": checkpoint,
+        "input": text,
+        "answers": dict(map(_answer, answers)) if answers else None,
+        "ask": ask or None,
+    }
     with backend(service_url, profile) as asked:
         answer = asked.fork(run_id, {name: value for name, value in order.items() if value is not None})
-    _finish(answer, as_json=as_json)
+        used = asked.past(str(answer["run_id"]), "replay")["answers"]
+    assert isinstance(used, list)
+    if used and not as_json:
+        rows = [[item["key"], "used again" if item["reused"] else "not used", item["reason"]] for item in used]
+        render.table("Answers", ["Question", "The answer was", "Because"], rows)
+    _finish({**answer, "answers": used}, as_json=as_json)
+
+
+def _answer(written: str) -> tuple[str, object]:
+    key, sign, value = written.partition("=")
+    if not sign or not key:
+        msg = f"--answer {written[:80]!r} is not KEY=JSON."
+        raise Usage(msg, hint='--answer \'approve.step={"decision": "edited", "content": "better"}\'')
+    return key, _json(value)
 
 
 def _finish(answer: Json, *, as_json: bool) -> None:

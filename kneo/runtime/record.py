@@ -38,6 +38,7 @@ from kneo.store.engine import Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
 from kneo.tasks.closing import cancel_tasks, mark_applied
 from kneo.tasks.opening import open_task
+from kneo.tasks.reuse import reuse_answer
 
 PREVIEW_CHARS = 500
 """How much of an input or output a trace event shows."""
@@ -232,6 +233,7 @@ class _Change:
         after = settle(self.desk.program, run.state, ask.ticket, Asked(task_id=task.id), now)
         assert not isinstance(after, Ended)
         self.run = replace(run, state=after)
+        reuse_answer(tx, run, task)
         told = {"continuation_id": task.id, "request_id": task.request_id, "position": ask.gate.position}
         self.trace("human_intervention_requested", ask.path, **told)
         self.checkpoint("human_pause", ask.path, continuation_id=task.id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from kneo.clock import isoformat, new_id, parse_time
@@ -21,6 +21,7 @@ from kneo.state.task import UNRESOLVED
 from kneo.store import audit, history, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
+from kneo.tasks.reuse import REPLAY, Reuse, report
 
 
 def read_record(store: Store, run_id: str) -> Record:
@@ -37,6 +38,7 @@ def read_record(store: Store, run_id: str) -> Record:
             steps=history.list_steps(tx, run_id),
             checkpoints=history.list_checkpoints(tx, run_id),
             task=waiting[0] if waiting else None,
+            answers=report(tx, run_id) if REPLAY in run.metadata else (),
         )
 
 
@@ -95,6 +97,10 @@ class ForkOrder:
     input: str | None = None
     """What the step is given instead of what it was given."""
     requester: str = ""
+    answers: Mapping[str, object] = field(default_factory=dict)
+    """Answers to use instead of those that were given, by the keys of their questions."""
+    ask: tuple[str, ...] = ()
+    """Questions to ask anew, by their keys, or ``all``."""
 
 
 def fork(starter: Starter, programs: ProgramLoader, order: ForkOrder) -> Run:
@@ -157,6 +163,7 @@ def _insert(tx: Tx, parent: Run, point: Checkpoint, state: Mapping[str, object],
         "step": order.step,
         "input_changed": order.input is not None,
     }
+    reuse = Reuse(source=parent.id, answers=order.answers, ask=order.ask)
     run = replace(
         parent,
         id=new_id("run", tx.now),
@@ -167,7 +174,11 @@ def _insert(tx: Tx, parent: Run, point: Checkpoint, state: Mapping[str, object],
         state_version=STATE_VERSION,
         visited_steps=(),
         requester=order.requester,
-        metadata={**{key: value for key, value in parent.metadata.items() if key != "outputs"}, "forked_from": origin},
+        metadata={
+            **{key: value for key, value in parent.metadata.items() if key != "outputs"},
+            "forked_from": origin,
+            REPLAY: reuse.as_json(),
+        },
         deadline_at=_deadline(tx, parent),
         step_count=0,
         checkpoint_count=0,

@@ -23,6 +23,8 @@ class Record:
     steps: Sequence[StepRecord]
     checkpoints: Sequence[Checkpoint]
     task: HumanTask | None
+    answers: Sequence[Json] = ()
+    """For a run that repeats another one: which answers it used, and why it asks what it asks."""
 
 
 def can_continue(run: Run) -> bool:
@@ -62,6 +64,7 @@ def replay_view(record: Record) -> Json:
         "agent_name": run.agent_name,
         "checkpoint_count": len(record.checkpoints),
         "timeline": [_moment(run, item) for item in record.checkpoints],
+        "answers": list(record.answers),
         "replay_context": replay_context(record),
     }
 

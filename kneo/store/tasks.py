@@ -89,6 +89,15 @@ def change(tx: Tx, task: HumanTask, **changes: object) -> bool:
     return True
 
 
+def note(tx: Tx, task: HumanTask, metadata: Mapping[str, object]) -> HumanTask:
+    """Keep other facts with a task of this transaction; return it with them."""
+    done = change(tx, task, metadata=metadata)
+    assert done, "nobody else has seen it yet"
+    after = get(tx, task.id)
+    assert after is not None
+    return after
+
+
 def of_run(tx: Tx, run_id: str, statuses: Iterable[TaskStatus]) -> tuple[HumanTask, ...]:
     rows = tx.connection.execute(
         select(tasks).where(tasks.c.run_id == run_id, tasks.c.status.in_(list(statuses))).order_by(tasks.c.id)

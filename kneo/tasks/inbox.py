@@ -70,13 +70,18 @@ def decide(
     def work(tx: Tx, task: HumanTask) -> HumanTask:
         if first is not None:
             first(tx, task)
-        decision = check_answer(task, answer, actor=actor, at=tx.at)
-        person = people.check_may_answer(tx, task, actor)
-        _check_free(task, actor)
-        check_can_sign(tx, task)
-        return _vote(tx, task, decision, person, via)
+        return answer_in(tx, task, answer, actor, via)
 
     return _act(store, task_id, work)
+
+
+def answer_in(tx: Tx, task: HumanTask, answer: Answer, actor: str, via: str | None = None) -> HumanTask:
+    """Do what ``decide`` does, as a part of a transaction that has locked the task's run."""
+    decision = check_answer(task, answer, actor=actor, at=tx.at)
+    person = people.check_may_answer(tx, task, actor)
+    _check_free(task, actor)
+    check_can_sign(tx, task)
+    return _vote(tx, task, decision, person, via)
 
 
 def _act(store: Store, task_id: str, work: Callable[[Tx, HumanTask], HumanTask]) -> HumanTask:

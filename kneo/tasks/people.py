@@ -11,6 +11,7 @@ from kneo.state.people import same_person
 from kneo.state.task import Candidates, HumanTask, TaskStatus
 from kneo.store import releases, tasks
 from kneo.store.engine import Tx
+from kneo.tasks.deadline import POLICY
 
 SELF = frozenset({"requester", "bundle_signer"})
 """Parts in a run that an environment may let people combine with approving it (``allowSelf``)."""
@@ -153,6 +154,6 @@ def _reviewers(tx: Tx, task: HumanTask) -> frozenset[str]:
         if other.id != task.id
         for name in (
             *(vote.actor for vote in other.votes),
-            *([other.decision.actor] if other.decision and other.decision.by == "person" else []),
+            *([other.decision.actor] if other.decision and other.decision.by != POLICY else []),
         )
     )

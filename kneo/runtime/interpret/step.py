@@ -303,6 +303,11 @@ class Step(Node):
             return {**fresh, "attempt": number(frame, "attempt") + 1}
         return super().revived(fresh)
 
+    def unasked(self, frame: Frame) -> Frame:
+        # What a body was told in its middle belongs to the run that asked; it asks again, and may be told the same.
+        fresh = {key: value for key, value in frame.items() if key not in {"answers", "wanted"}}
+        return super().unasked({**fresh, "phase": "body"} if frame["phase"] == "wait" else fresh)
+
     def given(self, frame: Frame, ticket: str, text: str, place: str) -> Frame:
         own = self.pending(frame, place)
         if own is not None and own.ticket == ticket:

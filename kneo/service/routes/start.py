@@ -201,6 +201,12 @@ class RunFork(Body):
         default=None, ge=1, le=MAX_NUMBER, description="Or the sequence number of a checkpoint."
     )
     input: str | None = Field(default=None, description="What that step is given instead.")
+    answers: dict[str, object] = Field(
+        default_factory=dict,
+        max_length=100,
+        description="Answers to use instead of those given before, by the keys of their questions; needs human:write.",
+    )
+    ask: list[str] = Field(default_factory=list, max_length=100, description="Keys to ask anew, or `all`.")
 
 
 @router.post("/runs/{run_id}/fork", operation_id="fork_run", responses=STARTED)
@@ -215,8 +221,20 @@ async def fork_run(
     if len(body.input or "") > limit:
         msg = f"input is {len(body.input or '')} long; at most {limit} is accepted."
         raise Invalid(msg, code="input_too_large", field="input", limit=limit)
+    if body.answers:
+        require("human:write").check(principal)
+    written = len(json.dumps(body.answers, default=str))
+    if written > limit:
+        msg = f"answers are {written} long; at most {limit} is accepted."
+        raise Invalid(msg, code="input_too_large", field="answers", limit=limit)
     order = ForkOrder(
-        run_id=run_id, step=body.step, checkpoint=body.checkpoint, input=body.input, requester=principal.name
+        run_id=run_id,
+        step=body.step,
+        checkpoint=body.checkpoint,
+        input=body.input,
+        requester=principal.name,
+        answers=body.answers,
+        ask=tuple(body.ask),
     )
 
     def begin() -> Run:

@@ -183,3 +183,30 @@ def test_the_command_does_the_same(
     assert [event["type"] for event in call("human", "history", task)["events"]][-1] == "human.snoozed"
     assert call("human", "summary")["waiting"] >= 1
     assert call("runs", "input", str(run["run_id"]), "--value", '{"a": 1}')["status"] == "succeeded"
+
+
+def test_a_run_is_repeated_with_its_answers_or_with_others(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = paused(bench)
+    bench.answer(run, comment="good")
+    receipt = bench.get(f"/human-tasks/{run['continuation_id']}/receipt")
+    monkeypatch.setenv("KNEO_SERV_API_KEY", "admin-key")
+    base = ["runs", "replay", str(run["run_id"]), "--from", "draft", "--service-url", bench.url, "--json"]
+
+    def call(*more: str) -> Json:
+        assert kneo([*base, *more]) == 0
+        answer: Json = json.loads(capsys.readouterr().out)
+        return answer
+
+    again = call()
+    assert (again["status"], again["answers"][0]["reused"]) == ("succeeded", True)
+    used = bench.get(f"/human-tasks/{again['answers'][0]['continuation_id']}/receipt")["receipt"]
+    assert (used["by"], used["source"]) == ("replay", again["answers"][0]["receipt"])
+    assert receipt["receipt"]["decision"] == used["decision"]
+    assert call("--answer", "approve.step=rejected")["status"] == "cancelled"
+    assert call("--ask", "all")["answers"][0]["reason"] == "it was to be asked again"
+    body = {"step": "draft", "answers": {"approve.step": "approved"}}
+    assert (
+        bench.post(f"/runs/{run['run_id']}/fork", body, role="operator", expect=403)["required_scope"] == "human:write"
+    )

@@ -1,0 +1,129 @@
+"""Using answers again: a run that repeats another one's past is not asked what was answered there.
+
+Only what a person decided counts, about exactly what is shown now, and only while those who decided could decide it today:
+whoever starts such a run does not come by a decision that they could not have had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from kneo.errors import KneoError
+from kneo.state.people import same_person
+from kneo.state.run import Run
+from kneo.state.task import DecisionKind, HumanTask, TaskStatus
+from kneo.store import receipts, tasks
+from kneo.store.engine import Tx
+from kneo.tasks import people, voting
+from kneo.tasks.answers import Answer
+from kneo.tasks.happened import happened
+from kneo.tasks.inbox import answer_in, find, record
+from kneo.tasks.inputs import given
+
+REPLAY = "replay"
+"""Where a run's metadata say which answers it uses, and a task's whether it did."""
+
+ALL = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reuse:
+    """Which answers of an earlier run count in a later one."""
+
+    source: str
+    """The run whose answers are used."""
+    answers: Mapping[str, object] = field(default_factory=dict)
+    """Other answers, by key; each given by whoever started the run, and only where they may."""
+    ask: tuple[str, ...] = ()
+    """Keys to ask anew, or ``all``."""
+
+    def as_json(self) -> dict[str, object]:
+        return {"source": self.source, "answers": dict(self.answers), "ask": list(self.ask)}
+
+
+def reuse_answer(tx: Tx, run: Run, task: HumanTask) -> None:
+    """Answer a task that was just opened as it was answered before, or say why it is asked."""
+    kept = run.metadata.get(REPLAY)
+    if not isinstance(kept, Mapping):
+        return
+    reuse = Reuse(source=kept["source"], answers=kept["answers"], ask=tuple(kept["ask"]))
+    if task.key in reuse.answers:
+        why = _override(tx, run, task, reuse.answers[task.key])
+    elif ALL in reuse.ask or task.key in reuse.ask:
+        why = "it was to be asked again"
+    else:
+        why = _again(tx, run, task, reuse.source)
+    if why is not None:
+        now = find(tx, task.id)  # a vote may have been added
+        tasks.note(tx, now, {**now.metadata, REPLAY: {"asked_because": why}})
+
+
+def _override(tx: Tx, run: Run, task: HumanTask, value: object) -> str | None:
+    """Let whoever started the run answer, as far as they may; say why that did not do."""
+    try:
+        answered = answer_in(tx, task, _answer(task, value), run.requester)
+    except KneoError as error:
+        return f"the answer that was given for it is refused: {error.message}"
+    return None if answered.status is TaskStatus.DECIDED else "others have to agree too"
+
+
+def _answer(task: HumanTask, value: object) -> Answer:
+    """Read what stands behind ``KEY=``: a decision with its parts, the bare word of one, or the value it takes."""
+    if isinstance(value, Mapping) and "decision" in value:
+        parts = {
+            name: part for name, part in value.items() if name in {"content", "selected_option", "values", "feedback"}
+        }
+        return Answer(request_id=task.request_id, decision=DecisionKind(str(value["decision"])), **parts)
+    if value in {DecisionKind.APPROVED.value, DecisionKind.REJECTED.value} and value in task.decisions:
+        return Answer(request_id=task.request_id, decision=DecisionKind(str(value)))
+    return given(task, value)
+
+
+def _again(tx: Tx, run: Run, task: HumanTask, source: str) -> str | None:
+    """Decide as somebody did before; say why not where that is so."""
+    earlier = [one for one in tasks.of_run(tx, source, [TaskStatus.APPLIED, TaskStatus.DECIDED]) if one.key == task.key]
+    if not earlier:
+        return "nobody was asked this before"
+    before = earlier[-1]
+    decision = before.decision
+    assert decision is not None
+    if decision.by not in {"person", REPLAY}:
+        return "nobody answered it before"
+    if before.subject_digest != task.subject_digest:
+        return "what it is about has changed"
+    votes = before.votes
+    try:
+        known = {same_person(vote.actor): people.check_may_answer(tx, task, vote.actor) for vote in votes}
+    except KneoError as error:
+        return f"who answered it before may not answer it now: {error.message}"
+    roles = {name: person.roles for name, person in known.items()}
+    if voting.outcome(task.quorum, votes, roles) is None:
+        return "more people have to agree now than did before"
+    receipt = receipts.of_task(tx, before.id)
+    used = replace(decision, by=REPLAY, at=tx.at, source=receipt.digest if receipt else None)
+    facts = {"key": task.key, "source_run": source, "source_task": before.id, "source_receipt": used.source}
+    happened(tx, task, "reused", run.requester, facts)
+    noted = tasks.note(tx, task, {**task.metadata, REPLAY: {"reused_from": before.id, "receipt": used.source}})
+    record(tx, noted, used, votes=votes)
+    return None
+
+
+def report(tx: Tx, run_id: str) -> list[dict[str, object]]:
+    """Tell for every question of a run that repeats another one whether an answer was used, and else why it is asked."""
+    found: list[dict[str, object]] = []
+    for task in tasks.of_run(tx, run_id, TaskStatus):
+        told = task.metadata.get(REPLAY)
+        said = told if isinstance(told, Mapping) else {}
+        overridden = task.decision is not None and not said
+        found.append(
+            {
+                "key": task.key,
+                "continuation_id": task.id,
+                "reused": "reused_from" in said,
+                "reason": said.get("asked_because", "another answer was given" if overridden else None),
+                "source": said.get("reused_from"),
+                "receipt": said.get("receipt"),
+            }
+        )
+    return found

@@ -1,0 +1,118 @@
+"""Repeating a run: what was answered is not asked again, unless somebody says so or something changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from engine import Engine, step
+
+from kneo.runtime.load import ProgramLoader
+from kneo.runtime.recover import ForkOrder, fork, read_record
+from kneo.state.run import Run, RunStatus
+from kneo.store import audit
+from kneo.store.engine import Store
+
+SOURCE = """
+def draft(text): return text + " draft"
+def publish(text): note(text); return f"published {text}"
+def ask(text, context): return str(context.wait("How many?"))
+"""
+
+ASK = {"id": "ok", "kind": "human", "ref": "ann"}
+FLOW = [step("draft"), ASK, step("publish")]
+
+
+@pytest.fixture
+def engine(store: Store, tmp_path: Path) -> Engine:
+    return Engine(store, tmp_path / "code", SOURCE)
+
+
+def answered(engine: Engine, kind: str = "approved", content: str | None = None, **human: object) -> Run:
+    run = engine.run(FLOW, ann={"description": "Fine?", **human})
+    engine.answer(engine.open(run)[0], kind, content)
+    return engine.drive(run)
+
+
+def repeat(engine: Engine, run: Run, requester: str = "rex", **order: object) -> Run:
+    order.setdefault("step", "draft")
+    made = fork(engine.starter, ProgramLoader(engine.store), ForkOrder(run_id=run.id, requester=requester, **order))
+    return engine.drive(made)
+
+
+def told(engine: Engine, run: Run) -> list[tuple[object, object, object]]:
+    return [(one["key"], one["reused"], one["reason"]) for one in read_record(engine.store, run.id).answers]
+
+
+def test_nobody_is_asked_what_was_answered(engine: Engine) -> None:
+    run = answered(engine, "edited", "better")
+    again = repeat(engine, run)
+    assert (again.status, again.output_text) == (RunStatus.SUCCEEDED, "published better")
+    assert told(engine, again) == [("ok.step", True, None)]
+    with engine.store.read() as tx:
+        words = [item.event.event_type for item in audit.events(tx, run_id=again.id, limit=50)]
+    assert "human.reused" in words
+    assert told(engine, repeat(engine, again)) == [("ok.step", True, None)]
+
+
+def test_what_is_shown_has_to_be_the_same(engine: Engine) -> None:
+    again = repeat(engine, answered(engine), input="other")
+    assert again.status is RunStatus.PAUSED
+    assert told(engine, again) == [("ok.step", False, "what it is about has changed")]
+
+
+def test_a_question_is_asked_again_where_somebody_wants_that(engine: Engine) -> None:
+    run = answered(engine)
+    for ask in (("ok.step",), ("all",)):
+        again = repeat(engine, run, ask=ask)
+        assert (again.status, told(engine, again)) == (
+            RunStatus.PAUSED,
+            [("ok.step", False, "it was to be asked again")],
+        )
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "output"),
+    [
+        ("approved", RunStatus.SUCCEEDED, "published in draft"),
+        ("rejected", RunStatus.CANCELLED, None),
+        (False, RunStatus.CANCELLED, None),
+        ({"decision": "edited", "content": "new"}, RunStatus.SUCCEEDED, "published new"),
+        ("any text", RunStatus.SUCCEEDED, "published any text"),
+    ],
+)
+def test_another_answer_can_be_given(engine: Engine, value: object, status: RunStatus, output: str | None) -> None:
+    again = repeat(engine, answered(engine), answers={"ok.step": value})
+    assert (again.status, again.output_text) == (status, output)
+
+
+def test_whoever_repeats_a_run_gets_no_decision_they_could_not_have_had(engine: Engine) -> None:
+    run = answered(engine, candidates={"exclude": ["requester"]})
+    mine = repeat(engine, run, requester="ann")
+    assert mine.status is RunStatus.PAUSED
+    assert "may not answer it now" in str(told(engine, mine)[0][2])
+    forced = repeat(engine, run, requester="ann", answers={"ok.step": "approved"})
+    assert forced.status is RunStatus.PAUSED
+    assert "is refused" in str(told(engine, forced)[0][2])
+    assert repeat(engine, run, requester="rex").status is RunStatus.SUCCEEDED
+
+
+def test_one_word_does_not_make_a_quorum(engine: Engine) -> None:
+    run = engine.run(FLOW, ann={"quorum": {"approvals": 2}})
+    task = engine.open(run)[0]
+    engine.answer(task, "approved", actor="ann")
+    engine.answer(task, "approved", actor="ben")
+    run = engine.drive(run)
+    assert repeat(engine, run).status is RunStatus.SUCCEEDED
+    again = repeat(engine, run, answers={"ok.step": "approved"})
+    assert (again.status, told(engine, again)[0][2]) == (RunStatus.PAUSED, "others have to agree too")
+    engine.answer(engine.open(again)[0], "approved", actor="ben")
+    assert engine.drive(again).status is RunStatus.SUCCEEDED
+
+
+def test_what_a_function_was_told_is_used_again_too(engine: Engine) -> None:
+    run = engine.run([step("ask"), step("publish")])
+    engine.answer(engine.open(run)[0], "provided", "three")
+    run = engine.drive(run)
+    assert repeat(engine, run, step="ask").output_text == "published three"
+    assert repeat(engine, run, step="ask", ask=("all",)).status is RunStatus.PAUSED
