@@ -24,7 +24,7 @@ from kneo.runtime.program import Program, compile_program
 from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
 from kneo.runtime.start import RunOrder, Starter
 from kneo.runtime.timers import end_overdue_runs
-from kneo.runtime.wait import find_run
+from kneo.runtime.wait import find_run, wait_until_settled
 from kneo.runtime.worker import Worker
 from kneo.settings import Settings, from_env
 from kneo.spec.compiler import SpecCompiler, refusal, require_valid
@@ -155,7 +155,7 @@ class PlatformManager:
             target=what.get("target", "workflow"),
             environment=what.get("environment"),
             bundle=bundle,
-            spec=None if bundle is not None else self._load(what).tree,
+            spec=None if bundle is not None else self._tree(what),
             timeout_seconds=what.get("timeout_seconds"),
             metadata=what.get("metadata") or {},
             origin={"spec_path": str(path) if path else None, "inline_spec": what.get("spec") is not None},
@@ -166,7 +166,10 @@ class PlatformManager:
 
     def execute_run(self, run_id: str) -> RunResult:
         """Drive a run to its next pause or end, or wait for whoever executes steps to do it."""
-        run = drive_or_wait(self.settings, self.store, run_id, WAIT_SECONDS)
+        if self._worker is None:
+            run = drive_or_wait(self.settings, self.store, run_id, WAIT_SECONDS)
+        else:
+            run = wait_until_settled(self.store, run_id, WAIT_SECONDS)
         return result_of(self.store, run)
 
     def dispatch_run(self, run_id: str) -> Run:
@@ -309,6 +312,12 @@ class PlatformManager:
             msg = "Name a spec or its file, and lay files over a file only."
             raise Usage(msg, hint='spec={...}, or spec_path="agent.yaml" with overlays=["agent.prod.yaml"].')
         return self.compiler.load_tree(spec, overrides=overrides)
+
+    def _tree(self, what: SpecWanted) -> Mapping[str, object]:
+        spec = what.get("spec")
+        is_plain = what.get("spec_path") is None and not what.get("overlays") and what.get("overrides") is None
+        # Whoever starts a run checks the spec; one that is nothing but itself need not be loaded before.
+        return spec if spec is not None and is_plain else self._load(what).tree
 
     def _find(self, path: str | Path) -> Path:
         found = self.settings.project_root / path

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from kneo import registry
 from kneo.clock import isoformat, new_id
-from kneo.digest import Digest, canonical_json, digest_of
+from kneo.digest import Digest
 from kneo.errors import Forbidden, Invalid, KneoError, Transient, Usage
 from kneo.runtime import record
 from kneo.runtime.decide import Ended, Moment, begin
-from kneo.runtime.program import compile_program
+from kneo.runtime.frozen import CheckSpec, Freezer, FrozenSpec
 from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.flags import PolicyFlags
 from kneo.spec.models import Spec
@@ -43,16 +43,14 @@ class RunOrder:
 
 MAX_QUEUE_DEPTH = 10_000
 
-CheckSpec = Callable[[Mapping[str, object]], Spec]
-"""Validates a spec somebody brought along; raises ``Invalid`` with its diagnostics."""
-
 
 @dataclass(frozen=True)
-class _Frozen:
-    spec: Spec
-    body: bytes
-    release: ReleaseRef | None
-    audit_seq: int | None
+class _Chosen:
+    """What a run executes, and why it may."""
+
+    frozen: FrozenSpec
+    release: ReleaseRef | None = None
+    audit_seq: int | None = None
 
 
 class Starter:
@@ -81,6 +79,7 @@ class Starter:
         self.project = project
         self.max_queue = max_queue
         self.check_spec = check_spec
+        self._freezer = Freezer(check_spec)
         self.pin = pin
         self.hmac_key = hmac_key
 
@@ -101,23 +100,20 @@ class Starter:
             self._audit_refusal(order, error)
             raise
 
-    def _check_brought(self, order: RunOrder) -> _Frozen | None:
+    def _check_brought(self, order: RunOrder) -> FrozenSpec | None:
         """Validate a spec that came with the order, if it may bring one at all."""
         if order.spec is None or order.bundle is not None:
             return None
         with self.store.read() as tx:
             self._check_inline_allowed(tx, order.environment)
-        spec = self.check_spec(order.spec)
-        body = canonical_json(spec.model_dump(mode="json", by_alias=True, exclude_unset=True))
-        return _Frozen(spec, body, None, None)
+        return self._freezer.brought(order.spec)
 
-    def _start(self, tx: Tx, order: RunOrder, brought: _Frozen | None) -> Run:
+    def _start(self, tx: Tx, order: RunOrder, brought: FrozenSpec | None) -> Run:
         if runs.is_queue_full(tx, self.max_queue):
             msg = f"{self.max_queue} runs wait for a worker; no further one is taken until some have begun."
             raise Transient(msg, code="queue_full", limit=self.max_queue)
-        frozen = self._freeze(tx, order, brought)
-        program = compile_program(frozen.spec, order.target)
-        digest = digest_of(frozen.body)
+        chosen = self._freeze(tx, order, brought)
+        program, digest = chosen.frozen.program(order.target), chosen.frozen.digest
         run_id = new_id("run", tx.now)
         state = begin(program, order.input, Moment(now=tx.now, seed=run_id))
         ended = state if isinstance(state, Ended) else None
@@ -127,7 +123,7 @@ class Starter:
             status=ended.status if ended else RunStatus.RUNNING,
             target=order.target,
             spec_digest=digest,
-            release=frozen.release,
+            release=chosen.release,
             environment=order.environment,
             agent_name=program.agent_name,
             workflow_name=program.workflow_name,
@@ -139,11 +135,11 @@ class Starter:
             state_version=STATE_VERSION,
             visited_steps=(),
             requester=order.requester,
-            metadata=_metadata(order, frozen, self._pins(tx, order.environment)),
+            metadata=_metadata(order, chosen, self._pins(tx, order.environment)),
             deadline_at=deadline,
             completed_at=tx.at if ended else None,
         )
-        runs.insert_spec(tx, digest, frozen.body)
+        runs.insert_spec(tx, digest, chosen.frozen.body)
         facts = {
             "target": order.target,
             "environment": order.environment,
@@ -164,23 +160,23 @@ class Starter:
             metadata=facts
             | dict(order.origin)
             | {
-                "bundle": frozen.release.bundle if frozen.release else None,
-                "version": frozen.release.version if frozen.release else None,
-                "digest": frozen.release.digest if frozen.release else None,
+                "bundle": chosen.release.bundle if chosen.release else None,
+                "version": chosen.release.version if chosen.release else None,
+                "digest": chosen.release.digest if chosen.release else None,
                 "spec_digest": digest,
             },
         )
         return replace(run, created_at=tx.at, updated_at=tx.at, started_at=tx.at)
 
-    def _freeze(self, tx: Tx, order: RunOrder, brought: _Frozen | None) -> _Frozen:
+    def _freeze(self, tx: Tx, order: RunOrder, brought: FrozenSpec | None) -> _Chosen:
         """Decide which exact bytes this run executes."""
-        frozen = self._chosen(tx, order, brought)
+        chosen = self._choose(tx, order, brought)
         # A release satisfied Git's policy when it was promoted; what others ask for may be newer.
-        policy = registry.policy_in_force(tx, order.environment, self.project, with_git=frozen.release is None)
-        require_policy(frozen.spec, policy, order.environment)
-        return frozen
+        policy = registry.policy_in_force(tx, order.environment, self.project, with_git=chosen.release is None)
+        require_policy(chosen.frozen.spec, policy, order.environment)
+        return chosen
 
-    def _chosen(self, tx: Tx, order: RunOrder, brought: _Frozen | None) -> _Frozen:
+    def _choose(self, tx: Tx, order: RunOrder, brought: FrozenSpec | None) -> _Chosen:
         if order.bundle is not None and order.spec is not None:
             msg = "A run takes a bundle or a spec, not both."
             raise Usage(msg)
@@ -190,9 +186,9 @@ class Starter:
             msg = "A run needs a bundle or a spec."
             raise Usage(msg, hint='Send {"bundle": NAME, "environment": ENV} or a spec.')
         self._check_inline_allowed(tx, order.environment)
-        return brought
+        return _Chosen(brought)
 
-    def _freeze_bundle(self, tx: Tx, reference: str, environment: str | None) -> _Frozen:
+    def _freeze_bundle(self, tx: Tx, reference: str, environment: str | None) -> _Chosen:
         if environment is None:
             msg = f"Which environment should {reference[:200]} run in?"
             raise Usage(msg, hint="Name it: --env E, or environment in the request.")
@@ -206,8 +202,7 @@ class Starter:
             revision=release.revision,
             promotion_id=release.promotion_id,
         )
-        body = canonical_json(approved.bundle.spec)
-        return _Frozen(Spec.model_validate_json(body), body, ref, approved.audit_seq)
+        return _Chosen(self._freezer.served(approved.bundle.spec), ref, approved.audit_seq)
 
     def check_still_allowed(self, tx: Tx, run: Run) -> None:
         """Ask for a run that was started once whether it could be started today.
@@ -287,7 +282,7 @@ def _reason(error: KneoError) -> dict[str, object]:
     return {"reason": reason} if reason is not None else {}
 
 
-def _metadata(order: RunOrder, frozen: _Frozen, pins: Mapping[str, str]) -> Mapping[str, object]:
+def _metadata(order: RunOrder, chosen: _Chosen, pins: Mapping[str, str]) -> Mapping[str, object]:
     values: dict[str, object] = {
         "target": order.target,
         "environment": order.environment,
@@ -297,14 +292,14 @@ def _metadata(order: RunOrder, frozen: _Frozen, pins: Mapping[str, str]) -> Mapp
     }
     if pins:
         values["implementations"] = dict(pins)
-    if frozen.release is not None:
-        ref = frozen.release
+    if chosen.release is not None:
+        ref = chosen.release
         values["release"] = {
             "bundle": ref.bundle,
             "version": ref.version,
             "digest": ref.digest,
             "environment": ref.environment,
             "revision": ref.revision,
-            "audit_seq": frozen.audit_seq,
+            "audit_seq": chosen.audit_seq,
         }
     return values

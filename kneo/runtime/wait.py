@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kneo.clock import monotonic, sleep
+from kneo.clock import monotonic
 from kneo.errors import NotFound
 from kneo.state.run import Run, RunStatus
 from kneo.store import history, runs
 from kneo.store.engine import Store
 
-LOOK_SECONDS = 0.02
+LOOK_SECONDS = 0.05
+"""When to look first whether somebody in another process is done; a driver in this one says so by itself."""
+
+MOST_LOOK_SECONDS = 0.25
 
 
 def find_run(store: Store, run_id: str) -> Run:
@@ -33,9 +36,15 @@ def wait_until_settled(store: Store, run_id: str, timeout_seconds: float) -> Run
     """Wait until a run waits for people or has ended, at most this long; return it as it then is."""
     deadline = monotonic() + timeout_seconds
     pause = LOOK_SECONDS
-    while True:
-        run = find_run(store, run_id)
-        if run.status is not RunStatus.RUNNING or monotonic() >= deadline:
-            return run
-        sleep(pause)
-        pause = min(pause * 1.5, 0.25)
+    with store.notices.listening(run_id) as news:
+        while (left := deadline - monotonic()) > 0 and _is_running(store, run_id):
+            news.wait(min(pause, left))
+            news.clear()
+            pause = min(pause * 1.5, MOST_LOOK_SECONDS)
+    return find_run(store, run_id)
+
+
+def _is_running(store: Store, run_id: str) -> bool:
+    with store.read() as tx:
+        standing = runs.standing(tx, run_id)
+    return standing is not None and standing.status is RunStatus.RUNNING

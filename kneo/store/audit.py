@@ -22,6 +22,8 @@ WALK_BATCH = 2_000
 
 AnyRow = Row[*tuple[object, ...]]
 
+_INSERT, _INSERT_PENDING = insert(audit_events), insert(audit_pending)
+
 
 def record(
     tx: Tx,
@@ -75,8 +77,8 @@ def record_all(tx: Tx, events: Sequence[AuditEvent]) -> None:
         }
         for item in events
     ]
-    tx.connection.execute(insert(audit_events), rows)
-    tx.connection.execute(insert(audit_pending), [{"event_id": item.id} for item in events])
+    tx.connection.execute(_INSERT, rows)
+    tx.connection.execute(_INSERT_PENDING, [{"event_id": item.id} for item in events])
 
 
 def seal(store: Store) -> int:

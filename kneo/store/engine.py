@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, Insert, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -23,6 +23,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from kneo.clock import Clock, isoformat, monotonic, sleep
 from kneo.errors import Invalid, Transient
+from kneo.store.notices import Notices
 from kneo.store.writer import Writer
 from kneo.trust.keys import PrivateKey
 
@@ -86,6 +87,7 @@ class Store:
         self._one_writer = threading.RLock()
         self._writer = Writer(self.write, self._part)
         self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
+        self.notices = Notices()
         self._listeners: tuple[Callable[[], None], ...] = ()
 
     @property
@@ -270,17 +272,21 @@ def lock_table(tx: Tx, name: str) -> None:
 
 def insert_ignoring_duplicates(tx: Tx, table: Table, **values: object) -> bool:
     """Insert a row unless its key exists; say whether it was inserted."""
-    make = postgresql.insert if tx.connection.dialect.name == "postgresql" else sqlite.insert
-    statement = make(table).values(**values).on_conflict_do_nothing()
+    statement = _insert_or_not(tx.connection.dialect.name, table)
     # Without the option an insert's count is whatever the driver left after fetching defaults.
-    return tx.connection.execute(statement, execution_options={"preserve_rowcount": True}).rowcount == 1
+    return tx.connection.execute(statement, values, execution_options={"preserve_rowcount": True}).rowcount == 1
+
+
+@cache
+def _insert_or_not(dialect: str, table: Table) -> Insert:
+    make = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    return make(table).on_conflict_do_nothing()
 
 
 def insert_many_ignoring_duplicates(tx: Tx, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
     """Insert rows, leaving out those whose key exists."""
     if rows:
-        make = postgresql.insert if tx.connection.dialect.name == "postgresql" else sqlite.insert
-        tx.connection.execute(make(table).on_conflict_do_nothing(), [dict(row) for row in rows])
+        tx.connection.execute(_insert_or_not(tx.connection.dialect.name, table), [dict(row) for row in rows])
 
 
 def upsert_many(tx: Tx, table: Table, key: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:

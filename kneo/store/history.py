@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, bindparam, func, insert, select, update
 
 from kneo.clock import new_id
 from kneo.errors import NotFound
@@ -188,14 +188,17 @@ def list_steps(tx: Tx, run_id: str) -> tuple[StepRecord, ...]:
     return tuple(StepRecord(**{**row._asdict(), "error": read_error(row.error)}) for row in rows)
 
 
+_VISITED = (
+    select(steps.c.step_id)
+    .where(steps.c.run_id == bindparam("of_run"), steps.c.status == "completed")
+    .order_by(steps.c.sequence.desc())
+    .limit(MAX_VISITED)
+)
+
+
 def visited(tx: Tx, run_id: str) -> tuple[str, ...]:
     """List the steps that were done, in order; of very many the latest."""
-    rows = tx.connection.execute(
-        select(steps.c.step_id)
-        .where(steps.c.run_id == run_id, steps.c.status == "completed")
-        .order_by(steps.c.sequence.desc())
-        .limit(MAX_VISITED)
-    )
+    rows = tx.connection.execute(_VISITED, {"of_run": run_id})
     return tuple(row.step_id for row in rows)[::-1]
 
 

@@ -159,8 +159,11 @@ def set_trust_epoch(tx: Tx, environment_name: str, epoch: str) -> None:
     tx.connection.execute(update(environments).where(environments.c.name == environment_name).values(trust_epoch=epoch))
 
 
+_ENVIRONMENTS = select(environments).order_by(environments.c.name)
+
+
 def list_environments(tx: Tx) -> tuple[EnvironmentRecord, ...]:
-    rows = tx.connection.execute(select(environments).order_by(environments.c.name)).all()
+    rows = tx.connection.execute(_ENVIRONMENTS).all()
     return tuple(_environment(tx, row) for row in rows)
 
 

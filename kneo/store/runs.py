@@ -48,55 +48,63 @@ def insert_spec(tx: Tx, digest: str, body: bytes) -> None:
     insert_ignoring_duplicates(tx, specs, digest=digest, body=body, created_at=tx.at)
 
 
+_LOAD_SPEC = select(specs.c.body).where(specs.c.digest == bindparam("digest"))
+
+
 def load_spec(tx: Tx, digest: str) -> bytes | None:
-    return tx.connection.execute(select(specs.c.body).where(specs.c.digest == digest)).scalar()
+    return tx.connection.execute(_LOAD_SPEC, {"digest": digest}).scalar()
+
+
+_INSERT = insert(runs)
 
 
 def insert_run(tx: Tx, run: Run) -> None:
     release = run.release
-    tx.connection.execute(
-        insert(runs).values(
-            id=run.id,
-            status=run.status,
-            target=run.target,
-            spec_digest=run.spec_digest,
-            environment=run.environment,
-            bundle=release.bundle if release else None,
-            bundle_version=release.version if release else None,
-            bundle_digest=release.digest if release else None,
-            revision=release.revision if release else None,
-            promotion_id=release.promotion_id if release else None,
-            agent_name=run.agent_name,
-            workflow_name=run.workflow_name,
-            workflow_type=run.workflow_type,
-            input_text=run.input_text,
-            output_text=run.output_text,
-            error=asdict(run.error) if run.error else None,
-            state=run.state,
-            state_version=run.state_version,
-            visited_steps=list(run.visited_steps),
-            requester=run.requester,
-            metadata=run.metadata,
-            epoch=0,
-            owner=None,
-            wake_seq=0,
-            created_at=tx.at,
-            updated_at=tx.at,
-            started_at=tx.at,
-            completed_at=None,
-            deadline_at=run.deadline_at,
-            step_count=run.step_count,
-            checkpoint_count=run.checkpoint_count,
-            trace_count=run.trace_count,
-            session_id=run.metadata.get("session_id"),
-        )
-    )
+    row = {
+        "id": run.id,
+        "status": run.status,
+        "target": run.target,
+        "spec_digest": run.spec_digest,
+        "environment": run.environment,
+        "bundle": release.bundle if release else None,
+        "bundle_version": release.version if release else None,
+        "bundle_digest": release.digest if release else None,
+        "revision": release.revision if release else None,
+        "promotion_id": release.promotion_id if release else None,
+        "agent_name": run.agent_name,
+        "workflow_name": run.workflow_name,
+        "workflow_type": run.workflow_type,
+        "input_text": run.input_text,
+        "output_text": run.output_text,
+        "error": asdict(run.error) if run.error else None,
+        "state": run.state,
+        "state_version": run.state_version,
+        "visited_steps": list(run.visited_steps),
+        "requester": run.requester,
+        "metadata": run.metadata,
+        "epoch": 0,
+        "owner": None,
+        "wake_seq": 0,
+        "created_at": tx.at,
+        "updated_at": tx.at,
+        "started_at": tx.at,
+        "completed_at": None,
+        "deadline_at": run.deadline_at,
+        "step_count": run.step_count,
+        "checkpoint_count": run.checkpoint_count,
+        "trace_count": run.trace_count,
+        "session_id": run.metadata.get("session_id"),
+    }
+    tx.connection.execute(_INSERT, row)
     if run.status is RunStatus.RUNNING:
         enqueue(tx, run.id)
 
 
+_GET = select(runs).where(runs.c.id == bindparam("of_run"))
+
+
 def get(tx: Tx, run_id: str) -> Run | None:
-    row = tx.connection.execute(select(runs).where(runs.c.id == run_id)).first()
+    row = tx.connection.execute(_GET, {"of_run": run_id}).first()
     return _run(row) if row else None
 
 
@@ -109,9 +117,12 @@ class Standing:
     wake_seq: int
 
 
+_STANDING = select(runs.c.status, runs.c.epoch, runs.c.wake_seq).where(runs.c.id == bindparam("of_run"))
+
+
 def standing(tx: Tx, run_id: str) -> Standing | None:
     """Read how a run stands without reading the run."""
-    row = tx.connection.execute(select(runs.c.status, runs.c.epoch, runs.c.wake_seq).where(runs.c.id == run_id)).first()
+    row = tx.connection.execute(_STANDING, {"of_run": run_id}).first()
     return Standing(status=RunStatus(row.status), epoch=row.epoch, wake_seq=row.wake_seq) if row else None
 
 
@@ -130,12 +141,29 @@ def progress(tx: Tx, run_ids: Sequence[str]) -> Mapping[str, Progress]:
     return {row.id: Progress(status=RunStatus(row.status), trace_count=row.trace_count) for row in rows}
 
 
+_LOCK = select(runs.c.id).where(runs.c.id == bindparam("of_run")).with_for_update()
+
+
 def lock(tx: Tx, run_id: str) -> None:
     """Take a run's row before the rows of its tasks.
 
     Everybody who writes to both takes them in this order; on PostgreSQL any other order ends in deadlocks.
     """
-    tx.connection.execute(select(runs.c.id).where(runs.c.id == run_id).with_for_update())
+    tx.connection.execute(_LOCK, {"of_run": run_id})
+
+
+_ACQUIRE = (
+    update(runs)
+    .where(
+        runs.c.id == bindparam("of_run"),
+        runs.c.status == RunStatus.RUNNING.value,
+        # What a newer version wrote waits for a worker of that version.
+        runs.c.state_version <= STATE_VERSION,
+        (runs.c.owner.is_(None)) | (runs.c.owner == bindparam("claim")),
+    )
+    .values(owner=bindparam("claim"), epoch=runs.c.epoch + 1)
+    .returning(runs)
+)
 
 
 def acquire(tx: Tx, run_id: str, claim: str) -> Run | None:
@@ -144,18 +172,7 @@ def acquire(tx: Tx, run_id: str, claim: str) -> Run | None:
     A driver that crashed and comes back with the same claim takes over; anyone else has to wait until the owner is
     cleared. Taking it raises the epoch, so whatever an earlier owner still commits is refused.
     """
-    row = tx.connection.execute(
-        update(runs)
-        .where(
-            runs.c.id == run_id,
-            runs.c.status == RunStatus.RUNNING,
-            # What a newer version wrote waits for a worker of that version.
-            runs.c.state_version <= STATE_VERSION,
-            (runs.c.owner.is_(None)) | (runs.c.owner == claim),
-        )
-        .values(owner=claim, epoch=runs.c.epoch + 1)
-        .returning(runs)
-    ).first()
+    row = tx.connection.execute(_ACQUIRE, {"of_run": run_id, "claim": claim}).first()
     return _run(row) if row else None
 
 
@@ -183,21 +200,22 @@ def commit(tx: Tx, run: Run, **changes: object) -> None:
         raise Fenced(run.id)
 
 
+_PAUSE = _COMMIT.where(runs.c.wake_seq == bindparam("seen_wake"))
+
+
 def pause(tx: Tx, run: Run) -> bool:
     """Let a run wait for people unless there is news for it; false means: load it again and go on.
 
     What it has visited is written with it, because whoever looks at a waiting run wants to see where it stands.
     """
-    done = tx.connection.execute(
-        update(runs)
-        .where(
-            runs.c.id == run.id,
-            runs.c.epoch == run.epoch,
-            runs.c.status == RunStatus.RUNNING,
-            runs.c.wake_seq == run.wake_seq,
-        )
-        .values(status=RunStatus.PAUSED, owner=None, updated_at=tx.at, visited_steps=list(visited(tx, run.id)))
-    )
+    values = {
+        "status": RunStatus.PAUSED,
+        "owner": None,
+        "updated_at": tx.at,
+        "visited_steps": list(visited(tx, run.id)),
+    }
+    seen = {"of_run": run.id, "seen_epoch": run.epoch, "seen_wake": run.wake_seq}
+    done = tx.connection.execute(_PAUSE, seen | values)
     return done.rowcount == 1
 
 
@@ -212,13 +230,16 @@ def let_go(tx: Tx, run_id: str, claim: str) -> None:
         enqueue(tx, run_id)
 
 
+_WAKE = (
+    update(runs)
+    .where(runs.c.id == bindparam("of_run"), runs.c.status.in_([RunStatus.RUNNING.value, RunStatus.PAUSED.value]))
+    .values(status=RunStatus.RUNNING.value, wake_seq=runs.c.wake_seq + 1, updated_at=bindparam("at"))
+)
+
+
 def wake(tx: Tx, run_id: str) -> None:
     """Say that there is news for a run; one that waits runs again."""
-    woken = tx.connection.execute(
-        update(runs)
-        .where(runs.c.id == run_id, runs.c.status.in_([RunStatus.RUNNING, RunStatus.PAUSED]))
-        .values(status=RunStatus.RUNNING, wake_seq=runs.c.wake_seq + 1, updated_at=tx.at)
-    )
+    woken = tx.connection.execute(_WAKE, {"of_run": run_id, "at": tx.at})
     if woken.rowcount:
         enqueue(tx, run_id)
 
@@ -267,27 +288,32 @@ def clear_owners(tx: Tx) -> int:
     return tx.connection.execute(update(runs).where(runs.c.owner.is_not(None)).values(owner=None)).rowcount
 
 
+_RUNNABLE = (
+    select(runs.c.id)
+    .where(runs.c.status == RunStatus.RUNNING.value, runs.c.owner.is_(None), runs.c.state_version <= STATE_VERSION)
+    .order_by(runs.c.updated_at)
+    .limit(bindparam("most"))
+)
+
+
 def runnable(tx: Tx, limit: int) -> tuple[str, ...]:
     """Find runs that nobody drives, oldest first."""
-    rows = tx.connection.execute(
-        select(runs.c.id)
-        .where(runs.c.status == RunStatus.RUNNING, runs.c.owner.is_(None), runs.c.state_version <= STATE_VERSION)
-        .order_by(runs.c.updated_at)
-        .limit(limit)
-    )
+    rows = tx.connection.execute(_RUNNABLE, {"most": limit})
     return tuple(row.id for row in rows)
+
+
+_WAITING = (
+    select(runs.c.id)
+    .where(runs.c.status == RunStatus.RUNNING.value, runs.c.owner.is_(None))
+    .order_by(runs.c.status, runs.c.updated_at)
+    .offset(bindparam("others"))
+    .limit(1)
+)
 
 
 def is_queue_full(tx: Tx, limit: int) -> bool:
     """Say whether this many runs wait for somebody to drive them. The cost grows with what waits, not with what is kept."""
-    waiting = (
-        select(runs.c.id)
-        .where(runs.c.status == RunStatus.RUNNING, runs.c.owner.is_(None))
-        .order_by(runs.c.status, runs.c.updated_at)
-        .offset(limit - 1)
-        .limit(1)
-    )
-    return tx.connection.execute(waiting).first() is not None
+    return tx.connection.execute(_WAITING, {"others": limit - 1}).first() is not None
 
 
 def overdue(tx: Tx) -> tuple[str, ...]:

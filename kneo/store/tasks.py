@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Row, and_, bindparam, delete, func, insert, or_, select, update
 
 from kneo.clock import new_id
 from kneo.state.task import (
@@ -33,10 +33,13 @@ AnyRow = Row[*tuple[object, ...]]
 _COLUMNS = tuple(item.name for item in fields(HumanTask))
 
 
+_INSERT = insert(tasks)
+
+
 def insert_task(tx: Tx, task: HumanTask, who: Collection[str] = ()) -> None:
     """Keep a new task and those who may, or may not, answer it (``user:ann``, ``group:prod/editors``, ``not:bob``)."""
     values = {name: _stored(getattr(task, name)) for name in _COLUMNS} | {"created_at": tx.at, "updated_at": tx.at}
-    tx.connection.execute(insert(tasks).values(restricted=task.is_restricted, **values))
+    tx.connection.execute(_INSERT, values | {"restricted": task.is_restricted})
     add_candidates(tx, task.id, who)
     if task.status in UNRESOLVED:
         task_counts.add(tx, [(task, 1)])
@@ -52,9 +55,16 @@ def add_candidates(tx: Tx, task_id: str, who: Collection[str]) -> None:
         tx.connection.execute(insert(task_candidates), [{"who": one, "task_id": task_id} for one in sorted(new)])
 
 
+_GET = select(tasks).where(tasks.c.id == bindparam("of_task"))
+
+
 def get(tx: Tx, task_id: str) -> HumanTask | None:
-    row = tx.connection.execute(select(tasks).where(tasks.c.id == task_id)).first()
+    row = tx.connection.execute(_GET, {"of_task": task_id}).first()
     return _task(row) if row else None
+
+
+_CHANGE = update(tasks).where(tasks.c.id == bindparam("of_task"), tasks.c.version == bindparam("seen_version"))
+"""One statement for all changes; what it sets are the parameters it is given."""
 
 
 def change(tx: Tx, task: HumanTask, **changes: object) -> bool:
@@ -67,15 +77,9 @@ def change(tx: Tx, task: HumanTask, **changes: object) -> bool:
     resolves = task.status in UNRESOLVED and status not in UNRESOLVED
     if resolves:
         changes |= {"resolved_at": tx.at, "next_at": None}
-    done = tx.connection.execute(
-        update(tasks)
-        .where(tasks.c.id == task.id, tasks.c.version == task.version)
-        .values(
-            version=tasks.c.version + 1,
-            updated_at=tx.at,
-            **{name: _stored(value) for name, value in changes.items()},
-        )
-    )
+    values = {name: _stored(value) for name, value in changes.items()}
+    seen = {"of_task": task.id, "seen_version": task.version}
+    done = tx.connection.execute(_CHANGE, seen | values | {"version": task.version + 1, "updated_at": tx.at})
     if done.rowcount != 1:
         return False
     if resolves:
@@ -98,10 +102,15 @@ def note(tx: Tx, task: HumanTask, metadata: Mapping[str, object]) -> HumanTask:
     return after
 
 
+_OF_RUN = (
+    select(tasks)
+    .where(tasks.c.run_id == bindparam("of_run"), tasks.c.status.in_(bindparam("statuses", expanding=True)))
+    .order_by(tasks.c.id)
+)
+
+
 def of_run(tx: Tx, run_id: str, statuses: Iterable[TaskStatus]) -> tuple[HumanTask, ...]:
-    rows = tx.connection.execute(
-        select(tasks).where(tasks.c.run_id == run_id, tasks.c.status.in_(list(statuses))).order_by(tasks.c.id)
-    )
+    rows = tx.connection.execute(_OF_RUN, {"of_run": run_id, "statuses": sorted(statuses)})
     return tuple(_task(row) for row in rows)
 
 

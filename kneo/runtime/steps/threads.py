@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -37,5 +38,48 @@ async def in_thread(work: Callable[[], T]) -> T:
         if not loop.is_closed():
             loop.call_soon_threadsafe(put, result, error)
 
-    threading.Thread(target=run, name="step", daemon=True).start()
+    _give(run)
     return await future
+
+
+IDLE_SECONDS = 5.0
+"""How long a thread waits for more work: starting one costs more than most functions do."""
+
+
+class _Thread(threading.Thread):
+    """Does one piece of work after the other, and ends when nobody has had any for a while."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__(name="step", daemon=True)
+        self.work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.work.put(work)
+
+    def run(self) -> None:
+        while True:
+            try:
+                work = self.work.get(timeout=IDLE_SECONDS)
+            except queue.Empty:
+                with _lock:
+                    if self in _idle:
+                        _idle.remove(self)
+                        return
+                # Somebody has taken it just now and is about to hand it work.
+                continue
+            work()
+            del work
+            with _lock:
+                _idle.append(self)
+
+
+_lock = threading.Lock()
+_idle: list[_Thread] = []
+"""Threads with nothing to do. The last one is taken first, so that those that are not needed end."""
+
+
+def _give(work: Callable[[], None]) -> None:
+    with _lock:
+        thread = _idle.pop() if _idle else None
+    if thread is None:
+        _Thread(work).start()
+    else:
+        thread.work.put(work)

@@ -1,0 +1,35 @@
+"""News among the threads of this process, so that whoever waits need not ask the database all the time."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+
+class Notices:
+    """Tells those who listen to a name that something was committed. A hint: what is true stands in the database."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listeners: dict[str, list[threading.Event]] = {}
+
+    @contextlib.contextmanager
+    def listening(self, name: str) -> Iterator[threading.Event]:
+        """Listen until the block ends; the event is set at the first news since it was cleared."""
+        event = threading.Event()
+        with self._lock:
+            self._listeners.setdefault(name, []).append(event)
+        try:
+            yield event
+        finally:
+            with self._lock:
+                self._listeners[name].remove(event)
+                if not self._listeners[name]:
+                    del self._listeners[name]
+
+    def tell(self, name: str) -> None:
+        """Say that there is news; only after it was committed."""
+        with self._lock:
+            for event in self._listeners.get(name, ()):
+                event.set()

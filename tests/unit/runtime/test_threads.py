@@ -1,0 +1,41 @@
+"""Functions have a thread each, and threads are used again."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from kneo_process import eventually
+
+from kneo.runtime.steps import threads
+from kneo.runtime.steps.threads import in_thread
+
+
+def test_what_runs_at_the_same_time_never_queues() -> None:
+    meeting = threading.Barrier(20)
+
+    async def all_at_once() -> list[int]:
+        return await asyncio.gather(*(in_thread(lambda: meeting.wait(30)) for _ in range(20)))
+
+    assert sorted(asyncio.run(all_at_once())) == list(range(20))
+
+
+def test_a_thread_is_used_again_after_an_error_too() -> None:
+    async def twice() -> set[int]:
+        with pytest.raises(ZeroDivisionError):
+            await in_thread(lambda: 1 // 0)
+        first = await in_thread(threading.get_ident)
+        await asyncio.to_thread(eventually, lambda: any(thread.ident == first for thread in threads._idle))
+        return {first, await in_thread(threading.get_ident)}
+
+    assert len(asyncio.run(twice())) == 1
+
+
+def test_idle_threads_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "IDLE_SECONDS", 0.01)
+    thread = threads._Thread(lambda: None)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert thread not in threads._idle
