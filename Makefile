@@ -41,7 +41,10 @@ imports: $(VENV)/.ready-dev ## Check who imports whom
 schemas: $(VENV)/.ready ## Write schemas/ anew from the code
 	@$(BIN)/kneo spec schema --output schemas
 
-.PHONY: conformance
+.PHONY: conformance interop
+interop: $(VENV)/.ready-dev ## Let openssl, Sigstore's verifier and the published tool check what we sign (needs node, Python 3.12)
+	@$(BIN)/pytest -rs tests/conformance/trust tests/unit/trust/test_export.py --other-tools
+
 conformance: $(VENV)/.ready-dev ## Let the published clients work with a live service (needs Python 3.12)
 	@$(BIN)/pytest -rs tests/conformance/clients --published-clients
 
