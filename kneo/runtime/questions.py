@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from kneo.runtime.decide import Ask
-from kneo.runtime.prompts import render
+from kneo.runtime.prompts import Message, prompt_of
 from kneo.state.run import Run
 from kneo.tasks.opening import Question
 
@@ -21,21 +21,12 @@ KINDS = {
 """What a task is called where its human does not say it."""
 
 
-def question(ask: Ask, run: Run, consequences: Mapping[str, object]) -> Question:
-    """Fill in who is asked what, and what they are shown."""
+def question(
+    ask: Ask, run: Run, consequences: Mapping[str, object], messages: Callable[[], Sequence[Message]]
+) -> Question:
+    """Fill in who is asked what, and what they are shown; ``messages`` looks up what the steps said so far."""
     gate, human = ask.gate, ask.gate.human
     template = human.prompt or human.description
-    names = {
-        "input": ask.subject.text,
-        "output": ask.subject.text,
-        "previous.output": ask.subject.text,
-        "run.id": run.id,
-        "run.input": run.input_text,
-        "run.requester": run.requester,
-        "step.id": ask.step_id,
-        **{name: str(value) for name, value in ask.facts.items() if isinstance(value, str | int)},
-        **{f"variables.{name}": value for name, value in ask.subject.variables.items()},
-    }
     return Question(
         key=ask.key,
         path=ask.path,
@@ -46,7 +37,7 @@ def question(ask: Ask, run: Run, consequences: Mapping[str, object]) -> Question
         decisions=gate.decisions,
         on_reject=gate.on_reject,
         kind=KINDS[gate.position],
-        prompt=ask.prompt or (render(template, names) if template else None),
+        prompt=ask.prompt or (prompt_of(template, ask, run, messages) if template else None),
         options=ask.options,
         attempt=ask.attempt,
         previous=ask.previous,

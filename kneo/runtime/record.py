@@ -29,6 +29,7 @@ from kneo.runtime.decide import (
     waiting,
 )
 from kneo.runtime.program import Program
+from kneo.runtime.prompts import Message
 from kneo.runtime.questions import question
 from kneo.runtime.steps.base import StepContext, StepOutput
 from kneo.state.run import Run, RunError, RunStatus, StepRecord
@@ -229,7 +230,7 @@ class _Change:
         tx, run = self.tx, self.run
         now = moment(run, tx)
         leads_to = consequences(self.desk.program, run.state, ask, now)
-        task = open_task(tx, run, question(ask, run, leads_to))
+        task = open_task(tx, run, question(ask, run, leads_to, self._messages))
         after = settle(self.desk.program, run.state, ask.ticket, Asked(task_id=task.id), now)
         assert not isinstance(after, Ended)
         self.run = replace(run, state=after)
@@ -237,6 +238,11 @@ class _Change:
         told = {"continuation_id": task.id, "request_id": task.request_id, "position": ask.gate.position}
         self.trace("human_intervention_requested", ask.path, **told)
         self.checkpoint("human_pause", ask.path, continuation_id=task.id)
+
+    def _messages(self) -> list[Message]:
+        """List what the steps said so far, the one that is about to be written among them."""
+        steps = [*history.list_steps(self.tx, self.run.id), *self.history.steps]
+        return [(step.step_id, step.output_text) for step in steps if step.output_text is not None]
 
     def _withdraw(self) -> None:
         """Close questions that nothing waits for any more."""
