@@ -21,6 +21,7 @@ from controller.loop import Controller
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
 from controller.watch import watching
+from kneo import __version__
 from kneo.digest import Digest
 from kneo.errors import Usage
 from kneo.maintenance import make_retention
@@ -30,6 +31,7 @@ from kneo.service.app import App, create_app, drain
 from kneo.settings import Settings
 from kneo.store.engine import Store
 from kneo.store.service_key import find_service_key
+from kneo.telemetry.spans import configure_tracing
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def run_all(
     settings = with_repository(settings, repository) if repository else settings
     store = make_store(settings)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(configure_tracing(settings.tracing, version=__version__))
         stack.callback(store.close)
         worker = stack.enter_context(
             working(settings, store, Worker.DEFAULT_CONCURRENCY, make_retention(settings, store))
@@ -111,6 +114,7 @@ def run_service(settings: Settings, host: str, port: int, workers: int, announce
     """The service, with a worker unless ``workers`` is 0."""
     store = make_store(settings)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(configure_tracing(settings.tracing, version=__version__))
         stack.callback(store.close)
         poke: Callable[[], None] = _leave_it
         if workers:
@@ -135,6 +139,7 @@ def run_worker(settings: Settings, stopping: threading.Event, concurrency: int) 
     spec_compiler(settings)  # A platform that cannot be made is found out now, not by a run.
     store = make_store(settings)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(configure_tracing(settings.tracing, version=__version__))
         stack.callback(store.close)
         stack.enter_context(working(settings, store, concurrency, make_retention(settings, store)))
         stopping.wait()

@@ -15,7 +15,7 @@ from cli.compose import make_store
 from kneo.clock import parse_duration
 from kneo.digest import Digest, parse_digest
 from kneo.errors import Usage
-from kneo.settings import from_env
+from kneo.settings import Settings, from_env
 from kneo.telemetry import configure_logging
 
 RepoOption = Annotated[str | None, typer.Option("--repo", help="Config repository: a folder or an https or ssh URL.")]
@@ -35,8 +35,7 @@ def up(
     port: PortOption = 8000,
 ) -> None:
     """Run service, worker, controller and timers in one process."""
-    configure_logging()
-    settings = from_env()
+    settings = _settings()
     repository = None
     if repo is not None:
         repository = processes.find_repository(settings, repo, ref, _digest(trust_root), _interval(interval))
@@ -63,11 +62,11 @@ def controller_run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result of --once as JSON.")] = False,
 ) -> None:
     """Follow a config repository."""
-    configure_logging("WARNING" if once else "INFO")
     if repo is None:
         msg = "Which repository should be followed?"
         raise Usage(msg, hint="kneo controller run --repo DIR_OR_URL")
     settings = from_env()
+    configure_logging("WARNING" if once else settings.http.log_level)
     repository = processes.find_repository(settings, repo, ref, _digest(trust_root), _interval(interval))
     if not once:
         _until_told_to_stop(lambda stopping: processes.run_controller(settings, repository, stopping))
@@ -88,8 +87,7 @@ def worker(
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="How many runs to drive at once.")] = 4,
 ) -> None:
     """Execute steps, and bring deadlines."""
-    configure_logging()
-    settings = from_env()
+    settings = _settings()
     _until_told_to_stop(lambda stopping: processes.run_worker(settings, stopping, concurrency))
 
 
@@ -103,8 +101,13 @@ def serve(
     workers: Annotated[int, typer.Option("--workers", min=0, help="Runs to drive at once; 0 leaves it to others.")] = 4,
 ) -> None:
     """Answer HTTP, and drive runs unless --workers is 0."""
-    configure_logging()
-    processes.run_service(from_env(), host, port, workers, lambda url: render.success(f"Kneo answers at {url}"))
+    processes.run_service(_settings(), host, port, workers, lambda url: render.success(f"Kneo answers at {url}"))
+
+
+def _settings() -> Settings:
+    settings = from_env()
+    configure_logging(settings.http.log_level)
+    return settings
 
 
 def _until_told_to_stop(work: Callable[[threading.Event], None]) -> None:

@@ -69,6 +69,9 @@ class Http:
     health_mcp_secrets: tuple[str, ...] = ()
     """Variables that must be there for the service to be ready, ``KNEO_SERV_HEALTH_MCP_SECRETS``."""
 
+    health_free_bytes: int = 67_108_864
+    """Bytes that must be free where the state is kept for the service to be ready, ``KNEO_SERV_HEALTH_FREE_BYTES``."""
+
     client_retries: int = 2
     """How often the client asks again where that is harmless, ``KNEO_SERV_CLIENT_RETRIES``."""
 
@@ -77,6 +80,20 @@ class Http:
 
     client_idempotency_key: str = ""
     """The key that the client sends instead of a new one each time, ``KNEO_SERV_IDEMPOTENCY_KEY``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracing:
+    """What is told to OpenTelemetry. Where to is what the standard ``OTEL_…`` variables say."""
+
+    enabled: bool = False
+    """Whether spans are recorded, ``KNEO_SERV_OTEL_ENABLED``."""
+
+    record_arguments: bool = False
+    """Whether they carry what went into steps and tools, ``KNEO_SERV_OTEL_RECORD_ARGUMENTS``."""
+
+    record_results: bool = False
+    """Whether they carry what came out, ``KNEO_SERV_OTEL_RECORD_RESULTS``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +202,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     http: Http = field(default_factory=Http)
     execution: Execution = field(default_factory=Execution)
+    tracing: Tracing = field(default_factory=Tracing)
 
 
 def debug_wanted(env: Mapping[str, str] | None = None) -> bool:
@@ -277,6 +295,7 @@ def _http(env: Mapping[str, str]) -> Http:
         stream_slow_seconds=_seconds(env, "KNEO_SERV_STREAM_SLOW_SECONDS", Http.stream_slow_seconds),
         health_providers=_listed(env, "KNEO_SERV_HEALTH_PROVIDERS"),
         health_mcp_secrets=_listed(env, "KNEO_SERV_HEALTH_MCP_SECRETS"),
+        health_free_bytes=_count(env, "KNEO_SERV_HEALTH_FREE_BYTES", Http.health_free_bytes),
         client_retries=_count(env, "KNEO_SERV_CLIENT_RETRIES", Http.client_retries),
         client_backoff_seconds=_seconds(env, "KNEO_SERV_CLIENT_RETRY_BACKOFF_SECONDS", Http.client_backoff_seconds),
         client_idempotency_key=env.get("KNEO_SERV_IDEMPOTENCY_KEY", "").strip(),
@@ -460,4 +479,9 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         limits=limits,
         http=_http(env),
         execution=_execution(env),
+        tracing=Tracing(
+            enabled=_switch(env, "KNEO_SERV_OTEL_ENABLED", default=False),
+            record_arguments=_switch(env, "KNEO_SERV_OTEL_RECORD_ARGUMENTS", default=False),
+            record_results=_switch(env, "KNEO_SERV_OTEL_RECORD_RESULTS", default=False),
+        ),
     )

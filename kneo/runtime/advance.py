@@ -28,6 +28,7 @@ from kneo.state.task import HumanTask
 from kneo.store import runs
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits
+from kneo.telemetry.spans import span
 
 log = logging.getLogger("kneo.runtime")
 
@@ -73,7 +74,8 @@ class Driver:
         if run is None:
             return
         try:
-            await self._drive(run)
+            with span("kneo.worker.lease", kind="consumer", kneo_run__id=run_id, kneo_workflow=run.workflow_name):
+                await self._drive(run)
         except runs.Fenced:
             log.info("run was taken over or ended elsewhere", extra={"run_id": run_id})
         except (Transient, asyncio.CancelledError):
@@ -256,17 +258,23 @@ class _Session:
         started_at = isoformat(self.driver.store.clock.now())
         output: StepOutput | None = None
         outcome: Succeeded | StepFailed | Waits
-        try:
-            output = await self.driver.executor.execute(self.program, leaf, action.value.text, context)
-            outcome = Succeeded(text=output.text, metadata=output.metadata)
-        except Waiting as waiting:
-            outcome = Waits(wanted=waiting.wanted)
-        except TimeoutError:
-            message = f"{leaf.path} did not finish within {leaf.timeout_seconds} s."
-            outcome = StepFailed(error=RunError(type="step_timeout", message=message))
-        except Exception as error:
-            log.info("step failed", extra={"run_id": self.run.id, "step_id": leaf.path}, exc_info=True)
-            outcome = StepFailed(error=_error(error))
+        with span("kneo.step", kneo_run__id=self.run.id, kneo_step__id=leaf.path, kneo_step_kind=leaf.kind) as traced:
+            traced.note(kneo_step_attempt=action.attempt)
+            traced.given(action.value.text)
+            try:
+                output = await self.driver.executor.execute(self.program, leaf, action.value.text, context)
+                outcome = Succeeded(text=output.text, metadata=output.metadata)
+                traced.gave(output.text)
+            except Waiting as waiting:
+                outcome = Waits(wanted=waiting.wanted)
+            except TimeoutError:
+                message = f"{leaf.path} did not finish within {leaf.timeout_seconds} s."
+                outcome = StepFailed(error=RunError(type="step_timeout", message=message))
+            except Exception as error:
+                log.info("step failed", extra={"run_id": self.run.id, "step_id": leaf.path}, exc_info=True)
+                outcome = StepFailed(error=_error(error))
+            if isinstance(outcome, StepFailed):
+                traced.failed(outcome.error.type)
         return record.Attempt(action=action, context=context, started_at=started_at, outcome=outcome, output=output)
 
 

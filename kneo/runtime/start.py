@@ -23,6 +23,7 @@ from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunStatus
 from kneo.store import audit, history, releases, runs
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
+from kneo.telemetry.spans import span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +94,18 @@ class Starter:
         try:
             # Validating may take long; nobody who writes should wait for it.
             brought = self._check_brought(order)
-            return self.store.transact(lambda tx: self._start(tx, order, brought))
+            return self._dispatch(order, brought)
         except Transient:
             raise
         except KneoError as error:
             self._audit_refusal(order, error)
             raise
+
+    def _dispatch(self, order: RunOrder, brought: FrozenSpec | None) -> Run:
+        with span("kneo.queue.dispatch", kind="producer", kneo_environment=order.environment) as dispatching:
+            run = self.store.transact(lambda tx: self._start(tx, order, brought))
+            dispatching.note(kneo_run__id=run.id, kneo_workflow=run.workflow_name)
+        return run
 
     def _check_brought(self, order: RunOrder) -> FrozenSpec | None:
         """Validate a spec that came with the order, if it may bring one at all."""

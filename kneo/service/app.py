@@ -26,6 +26,7 @@ from kneo.service.metrics import Metrics
 from kneo.service.news import News
 from kneo.service.openapi import describe
 from kneo.service.operations import VERSION, Operations
+from kneo.service.readiness import Readiness
 from kneo.service.requests import Requests
 from kneo.service.routes import (
     audit,
@@ -143,7 +144,8 @@ def _furnish(
 ) -> None:
     """Give an application its routes and what they use."""
     operations = _route(app, metrics_too=settings.http.metrics)
-    counted = Metrics(store)
+    streams = Streams(settings.http.max_streams, settings.http.stream_slow_seconds)
+    counted = Metrics(store, streams)
     app.state.service = Service(
         settings=settings,
         store=store,
@@ -154,8 +156,9 @@ def _furnish(
         metrics=counted,
         specs=Specs(settings, tools),
         news=News(store),
-        streams=Streams(settings.http.max_streams, settings.http.stream_slow_seconds),
+        streams=streams,
         governance=Governance(store, starter.project),
+        readiness=Readiness(settings, store, starter.project, tools),
     )
     # The last one added is the first one asked.
     app.add_middleware(Admission, operations=operations, keyring=keyring(settings), settings=settings, store=store)

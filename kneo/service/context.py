@@ -14,6 +14,7 @@ from kneo.service.events import Streams
 from kneo.service.governance import Governance
 from kneo.service.metrics import Metrics
 from kneo.service.news import News
+from kneo.service.readiness import Readiness
 from kneo.service.specs import Specs
 from kneo.service.words import speaks_published
 from kneo.settings import Settings
@@ -36,6 +37,7 @@ class Service:
         governance: Answers questions about policies and secrets.
         news: Where requests wait for rows to change.
         streams: Counts the answers that go on.
+        readiness: Looks whether requests can be served.
     """
 
     settings: Settings
@@ -49,6 +51,7 @@ class Service:
     governance: Governance
     news: News
     streams: Streams
+    readiness: Readiness
 
 
 async def _service(request: Request) -> Service:

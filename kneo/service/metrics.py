@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from kneo import WIRE_VERSION, __version__
 from kneo.clock import parse_time
 from kneo.errors import KneoError
+from kneo.service.events import Streams
 from kneo.service.operations import Operation
 from kneo.store import audit, requests, standing
 from kneo.store.engine import Store
@@ -23,7 +24,7 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 class Metrics:
     """Counts the requests of one application and reads the rest from its database."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, streams: Streams) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "kneo_http_requests", "Requests answered.", ["method", "operation", "status"], registry=self.registry
@@ -36,6 +37,7 @@ class Metrics:
             registry=self.registry,
         )
         self._hooks = Counter("kneo_webhook", "Deliveries of webhooks.", ["provider", "result"], registry=self.registry)
+        Gauge("kneo_http_streams", "Answers that go on.", registry=self.registry).set_function(lambda: streams.open)
         self.registry.register(_Standing(store))
 
     def seen(self, operation: Operation | None, method: str, status: int, seconds: float) -> None:

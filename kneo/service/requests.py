@@ -15,6 +15,7 @@ from kneo.redaction import redact_text
 from kneo.service.auth import PRINCIPAL, Principal
 from kneo.service.operations import Operation, Operations
 from kneo.service.problems import crash
+from kneo.telemetry.spans import Span, span
 
 log = logging.getLogger("kneo_serv.service")
 """The published name, which people's filters know."""
@@ -75,18 +76,33 @@ class Requests:
             await send(message)
 
         failed: Exception | None = None
-        try:
-            await self.app(scope, receive, sending)
-        except Exception as error:
-            failed = error
-            log.exception("a request failed", extra={"event": "http_request_failed", "request_id": request_id})
-            if not status:
-                await crash()(scope, receive, sending)
-        seconds = monotonic() - started
         operation = self.operations.find(scope["method"], scope["path"])
+        with span(operation.id if operation else scope["method"], kind="server", headers=headers) as traced:
+            try:
+                await self.app(scope, receive, sending)
+            except Exception as error:
+                failed = error
+                log.exception("a request failed", extra={"event": "http_request_failed", "request_id": request_id})
+                if not status:
+                    await crash()(scope, receive, sending)
+            _note(traced, scope, operation, status, failed)
+        seconds = monotonic() - started
         self.observer.seen(operation, scope["method"], status, seconds)
         if self.logged:
-            _log(scope, headers, request_id, status, seconds, failed)
+            trace_id = traced.trace_id or _trace_id(headers.get("traceparent", ""))
+            _log(scope, headers, request_id, status, seconds, failed, trace_id)
+
+
+def _note(traced: Span, scope: Scope, operation: Operation | None, status: int, failed: Exception | None) -> None:
+    traced.note(
+        http_request_method=scope["method"],
+        http_route=operation.template if operation else None,
+        http_response_status__code=status,
+        kneo_request__id=scope["kneo.request_id"],
+        kneo_actor=principal.name if isinstance(principal := scope.get(PRINCIPAL), Principal) else None,
+    )
+    if status >= 500:
+        traced.failed(type(failed).__name__ if failed is not None else str(status))
 
 
 def _dress(headers: MutableHeaders, request_id: str) -> None:
@@ -99,7 +115,13 @@ def _dress(headers: MutableHeaders, request_id: str) -> None:
 
 
 def _log(
-    scope: Scope, headers: Headers, request_id: str, status: int, seconds: float, failed: Exception | None
+    scope: Scope,
+    headers: Headers,
+    request_id: str,
+    status: int,
+    seconds: float,
+    failed: Exception | None,
+    trace_id: str | None,
 ) -> None:
     named = dict(_NAMED.findall(scope["path"]))
     principal = scope.get(PRINCIPAL)
@@ -116,7 +138,7 @@ def _log(
         "actor": principal.name if isinstance(principal, Principal) else None,
         "run_id": named.get("runs"),
         "continuation_id": named.get("human-tasks") or named.get("continuations"),
-        "trace_id": _trace_id(headers.get("traceparent", "")),
+        "trace_id": trace_id,
         "error": type(failed).__name__ if failed is not None else None,
     }
     log.info("%s %s %s", scope["method"], facts["path"], status, extra=facts)

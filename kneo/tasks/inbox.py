@@ -21,6 +21,7 @@ from kneo.tasks.happened import happened
 from kneo.tasks.receipts import check_can_sign, write_receipt
 from kneo.tasks.schedule import next_at
 from kneo.tasks.sweep import elapse, is_due
+from kneo.telemetry.spans import span
 
 MAX_COMMENT_CHARS = 20_000
 
@@ -72,7 +73,8 @@ def decide(
             first(tx, task)
         return answer_in(tx, task, answer, actor, via)
 
-    return _act(store, task_id, work)
+    with span("kneo.continuation.lock", kneo_continuation__id=task_id, kneo_decision=answer.decision.value):
+        return _act(store, task_id, work)
 
 
 def answer_in(tx: Tx, task: HumanTask, answer: Answer, actor: str, via: str | None = None) -> HumanTask:

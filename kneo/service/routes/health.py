@@ -5,14 +5,11 @@ from __future__ import annotations
 from starlette.responses import JSONResponse, Response
 
 from kneo import WIRE_VERSION, __version__
-from kneo.errors import KneoError
 from kneo.service import answers
 from kneo.service.context import Here
-from kneo.service.problems import problem
+from kneo.service.problems import RETRY_AFTER_SECONDS, problem
 from kneo.service.router import JsonAnswer, Router, shows
 from kneo.service.wire import Json
-from kneo.store import requests, runs
-from kneo.store.engine import Store
 
 router = Router(tags=["health"])
 
@@ -39,25 +36,11 @@ async def live(service: Here) -> Response:
 
 @router.get("/readyz", operation_id="ready", responses=shows(answers.Health))
 def ready(service: Here) -> Json | JSONResponse:
-    """Answer when requests can be served: the database works and runs can be stored."""
-    checks: Json = {"api": {"name": "api", "ok": True, "status": "ready"}}
-    try:
-        checks |= _check_store(service.store)
-    except KneoError:
-        checks["run_state_store"] = {"name": "run_state_store", "ok": False, "error": "check_failed"}
-        metadata = {"ready": False, "manager": "PlatformManager", "checks": checks}
-        return problem(503, "not_ready", "The database does not answer.", {"metadata": metadata})
-    return _health({"ready": True, "manager": "PlatformManager", "checks": checks})
-
-
-def _check_store(store: Store) -> Json:
-    with store.read() as tx:
-        queued = len(runs.runnable(tx, 1_000))
-        controller = requests.lease_holder(tx, requests.CONTROLLER_LEASE) is not None
-    queue = {"name": "queue", "ok": True, "kind": store.engine.dialect.name, "durable": True, "queued": queued}
-    return {
-        "run_state_store": {"name": "run_state_store", "ok": True},
-        "continuation_store": {"name": "continuation_store", "ok": True},
-        "queue": queue,
-        "controller": {"name": "controller", "ok": True, "running": controller},
-    }
+    """Answer when requests can be served, with every check; 503 with the same when one fails."""
+    checks = service.readiness.checks()
+    failing = [name for name, check in checks.items() if not check["ok"]]
+    metadata = {"ready": not failing, "manager": "PlatformManager", "checks": checks}
+    if failing:
+        message = f"Not ready: {', '.join(failing)}."
+        return problem(503, "not_ready", message, {"metadata": metadata}, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+    return _health(metadata)

@@ -1,0 +1,115 @@
+"""Whether this process can serve requests now, probe by probe."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+
+from kneo.clock import parse_time
+from kneo.errors import KneoError
+from kneo.project.secrets import secret_inventory
+from kneo.service.wire import Json
+from kneo.settings import Settings
+from kneo.spec.project import ProjectConfig
+from kneo.store import requests, standing
+from kneo.store.engine import Store
+
+log = logging.getLogger("kneo.service")
+
+RUNTIMES = ("bridge", "native")
+"""Names of what runs agents, as published; specs choose by provider."""
+
+
+class Readiness:
+    """Looks at everything a request may need.
+
+    Nobody is asked over the network: a probe that waits for somebody else takes this process down with them. For the same
+    reason a controller or a worker that is away is told, and no reason to send no requests here.
+
+    Args:
+        settings: What must be there.
+        store: The database.
+        project: The project's config, which names variables.
+        tools: Tools of this process.
+    """
+
+    def __init__(self, settings: Settings, store: Store, project: ProjectConfig | None, tools: frozenset[str]) -> None:
+        self.settings = settings
+        self.store = store
+        self.project = project
+        self.tools = tools
+
+    def checks(self) -> Mapping[str, Json]:
+        """Look now; each check has its name and whether it is ``ok``."""
+        probes: Mapping[str, Callable[[], Json]] = {
+            "api": lambda: {"status": "ready"},
+            "run_state_store": self._database,
+            "continuation_store": self._database,
+            "queue": self._queue,
+            "dispatcher": self._dispatcher,
+            "controller": self._controller,
+            "disk": self._disk,
+            "runtime_registry": lambda: {"count": len(RUNTIMES), "names": list(RUNTIMES)},
+            "tool_registry": lambda: {"count": len(self.tools), "names": sorted(self.tools)},
+            "providers": self._providers,
+            "mcp": self._mcp,
+        }
+        return {name: {"name": name, "ok": True} | _probed(name, probe) for name, probe in probes.items()}
+
+    def _database(self) -> Json:
+        with self.store.read() as tx:
+            requests.lease_holder(tx, requests.CONTROLLER_LEASE)
+        return {}
+
+    def _queue(self) -> Json:
+        with self.store.read() as tx:
+            waiting, _ = standing.queue(tx)
+            driven = standing.driven(tx)
+        limit = self.settings.execution.max_queue_depth
+        kind = self.store.engine.dialect.name
+        # A full queue refuses runs and answers everything else.
+        return {"kind": kind, "durable": True, "queued": waiting, "running": driven, "failed": 0, "limit": limit}
+
+    def _dispatcher(self) -> Json:
+        with self.store.read() as tx:
+            _, since = standing.queue(tx)
+            oldest = (tx.now - parse_time(since)) / timedelta(seconds=1) if since is not None else 0.0
+        return {"oldest_seconds": round(oldest, 3)}
+
+    def _controller(self) -> Json:
+        with self.store.read() as tx:
+            return {"running": requests.lease_holder(tx, requests.CONTROLLER_LEASE) is not None}
+
+    def _disk(self) -> Json:
+        free = shutil.disk_usage(self.settings.state_dir).free if self.settings.state_dir.is_dir() else None
+        least = self.settings.http.health_free_bytes
+        return {"ok": free is None or free >= least, "free_bytes": free, "least_bytes": least}
+
+    def _providers(self) -> Json:
+        wanted = self.settings.http.health_providers
+        if not wanted:
+            return {"configured": False}
+        found = secret_inventory(self.project, providers=wanted, service_tokens=False)["providers"]
+        return _present({name: bool(entry["present"]) for name, entry in found.items()})
+
+    def _mcp(self) -> Json:
+        wanted = self.settings.http.health_mcp_secrets
+        if not wanted:
+            return {"configured": False}
+        found = secret_inventory(self.project, extras=wanted, service_tokens=False)["extra"]
+        return _present({name: bool(entry["present"]) for name, entry in found.items()})
+
+
+def _present(items: Mapping[str, bool]) -> Json:
+    return {"ok": all(items.values()), "configured": True, "items": dict(items)}
+
+
+def _probed(name: str, probe: Callable[[], Json]) -> Json:
+    try:
+        return probe()
+    except (KneoError, OSError) as error:
+        # Probes are answered to anybody; the log says what it was.
+        log.warning("the check %s failed: %s", name, error)
+        return {"ok": False, "error": "check_failed"}

@@ -1,0 +1,156 @@
+"""What takes how long, for OpenTelemetry. Switched off, nothing of it is imported and a span costs a function call.
+
+Names, not contents: a span says which run and which step. What went in and came out is added only where an operator
+asked for it, without secrets and cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kneo.errors import Invalid
+from kneo.redaction import redact_text
+from kneo.settings import Tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span as OtelSpan
+    from opentelemetry.trace import Tracer
+
+Value = str | int | float | bool
+
+CONTENT_CHARS = 2_000
+"""Characters of an input or output that a span carries at most."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Something that takes time; without a tracer it records nothing."""
+
+    _span: OtelSpan | None = None
+
+    @property
+    def trace_id(self) -> str | None:
+        """The trace's id in hexadecimal; None where nothing is recorded."""
+        return format(self._span.get_span_context().trace_id, "032x") if self._span is not None else None
+
+    def note(self, **facts: Value | None) -> None:
+        """Add what is known by now; underscores in names stand for dots."""
+        if self._span is not None:
+            self._span.set_attributes(_named(facts))
+
+    def given(self, text: str) -> None:
+        """Add what went in, where that is asked for."""
+        if self._span is not None and _state.tracing.record_arguments:
+            self._span.set_attribute("kneo.input", redact_text(text[:CONTENT_CHARS]))
+
+    def gave(self, text: str) -> None:
+        """Add what came out, where that is asked for."""
+        if self._span is not None and _state.tracing.record_results:
+            self._span.set_attribute("kneo.output", redact_text(text[:CONTENT_CHARS]))
+
+    def failed(self, kind: str) -> None:
+        """Say that it did not work."""
+        if self._span is not None:
+            trace = importlib.import_module("opentelemetry.trace")
+            self._span.set_attribute("error.type", kind)
+            self._span.set_status(trace.StatusCode.ERROR)
+
+
+@dataclass
+class _State:
+    tracer: Tracer | None = None
+    tracing: Tracing = field(default_factory=Tracing)
+
+
+_state = _State()
+
+NO_SPAN = Span()
+
+
+def configure_tracing(tracing: Tracing, *, version: str) -> contextlib.AbstractContextManager[None]:
+    """Begin to record, if that is switched on; what is still to be sent is sent when the returned block ends.
+
+    Where to is what the standard ``OTEL_…`` variables say, unless the program around us has made a provider of its own.
+
+    Raises:
+        Invalid: ``invalid_setting``: it is switched on and not installed.
+    """
+    if not tracing.enabled:
+        return contextlib.nullcontext()
+    try:
+        trace = importlib.import_module("opentelemetry.trace")
+        sdk = importlib.import_module("opentelemetry.sdk.trace")
+        export = importlib.import_module("opentelemetry.sdk.trace.export")
+        otlp = importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+        resources = importlib.import_module("opentelemetry.sdk.resources")
+    except ImportError as error:
+        msg = "KNEO_SERV_OTEL_ENABLED asks for traces, and OpenTelemetry is not installed."
+        raise Invalid(msg, code="invalid_setting", hint="pip install 'kneo[telemetry]'") from error
+    provider = trace.get_tracer_provider()
+    made = None
+    if not isinstance(provider, sdk.TracerProvider):
+        # What the environment says about the service wins over what we say.
+        resource = resources.Resource({"service.name": "kneo"}).merge(resources.OTELResourceDetector().detect())
+        provider = made = sdk.TracerProvider(resource=resource)
+        made.add_span_processor(export.BatchSpanProcessor(otlp.OTLPSpanExporter()))
+        trace.set_tracer_provider(made)
+    _state.tracer = provider.get_tracer("kneo", version)
+    _state.tracing = tracing
+    return _sending(made)
+
+
+@contextlib.contextmanager
+def _sending(provider: object) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        _state.tracer = None
+        shutdown = getattr(provider, "shutdown", None)
+        if shutdown is not None:
+            shutdown()
+
+
+@contextlib.contextmanager
+def span(
+    name: str, *, kind: str = "internal", headers: Mapping[str, str] | None = None, **facts: Value | None
+) -> Iterator[Span]:
+    """Record how long a block takes.
+
+    Args:
+        name: What is done.
+        kind: ``internal``, ``server``, ``client``, ``producer`` or ``consumer``.
+        headers: Of a request, whose ``traceparent`` says what this is part of.
+        facts: What is known from the start; underscores in names stand for dots.
+    """
+    tracer = _state.tracer
+    if tracer is None:
+        yield NO_SPAN
+        return
+    trace = importlib.import_module("opentelemetry.trace")
+    context = None
+    if headers is not None:
+        propagate = importlib.import_module("opentelemetry.propagate")
+        context = propagate.extract({key: headers[key] for key in ("traceparent", "tracestate") if key in headers})
+    with tracer.start_as_current_span(
+        name,
+        context=context,
+        kind=trace.SpanKind[kind.upper()],
+        attributes=_named(facts),
+        # The message of an exception may hold what people wrote; its class does not.
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as recorded:
+        made = Span(recorded)
+        try:
+            yield made
+        except BaseException as error:
+            made.failed(type(error).__name__)
+            raise
+
+
+def _named(facts: Mapping[str, Value | None]) -> dict[str, Value]:
+    return {key.replace("_", ".").replace("..", "_"): value for key, value in facts.items() if value is not None}
