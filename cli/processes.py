@@ -122,6 +122,13 @@ def run_service(settings: Settings, host: str, port: int, workers: int, announce
         serve(settings, store, host, port, poke=poke, announce=announce)
 
 
+def run_reloading(settings: Settings, host: str, port: int) -> None:
+    """The service with a worker, begun anew whenever a Python file below the project root changes."""
+    folders = [str(settings.project_root)]
+    app = "kneo.service.app:create_app"
+    uvicorn.run(app, factory=True, host=host, port=port, reload=True, reload_dirs=folders, log_level="warning")
+
+
 def run_controller(settings: Settings, repository: Repository, stopping: threading.Event) -> None:
     """A controller alone, until it is told to stop."""
     store = make_store(settings)

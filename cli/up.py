@@ -99,6 +99,9 @@ def serve(
     host: HostOption = "127.0.0.1",
     port: PortOption = 8000,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Runs to drive at once; 0 leaves it to others.")] = 4,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="For development: begin anew when a Python file of the project changes.")
+    ] = False,
 ) -> None:
     """Answer HTTP, and drive runs unless --workers is 0."""
     processes.run_service(_settings(), host, port, workers, lambda url: render.success(f"Kneo answers at {url}"))
@@ -108,6 +111,12 @@ def _settings() -> Settings:
     settings = from_env()
     configure_logging(settings.http.log_level)
     return settings
+    configure_logging()
+    if reload:
+        render.success(f"Kneo answers at http://{host}:{port}, and begins anew when code changes")
+        processes.run_reloading(from_env(), host, port)
+        return
+    processes.run_service(from_env(), host, port, workers, lambda url: render.success(f"Kneo answers at {url}"))
 
 
 def _until_told_to_stop(work: Callable[[threading.Event], None]) -> None:

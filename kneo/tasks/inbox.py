@@ -12,6 +12,7 @@ from kneo.clock import isoformat, parse_time
 from kneo.digest import digest_of_json
 from kneo.errors import Conflict, Forbidden, Invalid, NotFound
 from kneo.state.people import same_person
+from kneo.state.run import RunStatus
 from kneo.state.task import Decision, HumanTask, TaskStatus, Vote
 from kneo.store import runs, tasks
 from kneo.store.engine import Store, Tx
@@ -149,6 +150,9 @@ def record(tx: Tx, task: HumanTask, decision: Decision, *, votes: tuple[Vote, ..
         "selected_option": decision.selected_option,
         "subject_digest": task.subject_digest,
         "by": decision.by,
+        # What became of the run by this decision: it goes on. What it comes to is not known yet.
+        "status": RunStatus.RUNNING,
+        "result_status": RunStatus.RUNNING,
     }
     event = happened(tx, task, "decision", decision.actor, facts, kept={"comment": decision.comment})
     decided = find(tx, task.id)
