@@ -104,19 +104,18 @@ def serve(
     ] = False,
 ) -> None:
     """Answer HTTP, and drive runs unless --workers is 0."""
-    processes.run_service(_settings(), host, port, workers, lambda url: render.success(f"Kneo answers at {url}"))
+    settings = _settings()
+    if reload:
+        render.success(f"Kneo answers at http://{host}:{port}, and begins anew when code changes")
+        processes.run_reloading(settings, host, port)
+        return
+    processes.run_service(settings, host, port, workers, lambda url: render.success(f"Kneo answers at {url}"))
 
 
 def _settings() -> Settings:
     settings = from_env()
     configure_logging(settings.http.log_level)
     return settings
-    configure_logging()
-    if reload:
-        render.success(f"Kneo answers at http://{host}:{port}, and begins anew when code changes")
-        processes.run_reloading(from_env(), host, port)
-        return
-    processes.run_service(from_env(), host, port, workers, lambda url: render.success(f"Kneo answers at {url}"))
 
 
 def _until_told_to_stop(work: Callable[[threading.Event], None]) -> None:
