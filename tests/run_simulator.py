@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from kneo.runtime.consequences import consequences
 from kneo.runtime.decide import (
     Answered,
     Ask,
@@ -140,6 +141,9 @@ def _next(program: Program, state: Frame, story: Story, work: Work, answer: Answ
     if asks:
         ask = asks[choose(len(asks))]
         story.asked.append(ask.key)
+        # What every answer leads to can be told at every place, whatever stands around it.
+        told = consequences(program, state, ask, MOMENT)
+        assert json.loads(json.dumps(told)).keys() <= {kind.value for kind in ask.gate.decisions}
         return settle(program, state, ask.ticket, Asked(task_id=f"task:{ask.ticket}"), MOMENT)
     open_questions = waiting(program, state)
     count = len(todo) + len(open_questions)

@@ -77,7 +77,7 @@ def _make(tx: Tx, run: Run, question: Question) -> HumanTask:
         workflow_type=run.workflow_type,
         step_id=step_id,
         key=question.key,
-        kind=human.request_type or ("freeform" if schema and question.kind == "approval" else question.kind),
+        kind=human.request_type or ("freeform" if schema and question.position == "step" else question.kind),
         status=TaskStatus.OPEN,
         version=0,
         title=human.title or human.description or f"{step_id} waits for a decision",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-from run_simulator import Boom, append, decision, fn, human, play, program_of
+from run_simulator import MOMENT, Boom, append, decision, fn, human, play, program_of
 
-from kneo.runtime.decide import Ask
+from kneo.runtime.consequences import consequences
+from kneo.runtime.decide import Answered, Ask, Asked, Succeeded, actions, begin, settle
 from kneo.state.run import RunStatus
 from kneo.state.task import Decision
 
@@ -321,3 +322,64 @@ def test_three_questions_stand_open_at_once_and_take_any_order() -> None:
         for choose in (lambda _n: 0, lambda n: n - 1)
     }
     assert orders == {"x"}
+
+
+def test_several_ways_are_taken_one_after_the_other() -> None:
+    router = {
+        "id": "r",
+        "kind": "router",
+        "choices": {"x": {"steps": [fn("a")]}, "y": {"steps": [fn("a"), human("q")]}, "z": {"steps": [fn("c")]}},
+        "review": {"route": {"human": "ann", "multiple": True}},
+    }
+    several = decision("selected", "y", selected_options=("y", "x", "y"))
+    answers = {"r.route": several, "r/q.step": decision("approved"), "r:choice3/q.step": decision("edited", "E")}
+    story = play(program_of([router, fn("b")]), answer=answers)
+    assert story.did == ["r/a:0", "r:choice2/a:0", "r:choice3/a:0", "b:0"]
+    assert story.output == "E>b"
+
+
+def test_consequences_say_what_happens_next() -> None:
+    steps = [fn("a"), reviewed(fn("b"), before={"human": "ann"}), human("q"), fn("c")]
+    program = program_of(steps)
+    told: list[object] = []
+
+    def answer(ask: Ask) -> Decision:
+        return decision("rejected" if ask.key == "b.before" else "approved")
+
+    state = begin(program, "in", MOMENT)
+    state = settle(program, state, "a:0", Succeeded(text="A"), MOMENT)
+    for _ in range(2):
+        ask = next(iter(actions(program, state)))
+        told.append(consequences(program, state, ask, MOMENT))
+        asked = settle(program, state, ask.ticket, Asked(task_id="t"), MOMENT)
+        state = settle(program, asked, ask.ticket, Answered(decision=answer(ask)), MOMENT)
+    assert told[0] == {
+        "approved": {"next": ["b"]},
+        "rejected": {"next": [], "asks": ["q.step"], "effect": "skip", "skips": ["b"]},
+    }
+    assert told[1] == {
+        "approved": {"next": ["c"]},
+        "edited": {"next": ["c"]},
+        "provided": {"next": ["c"]},
+        "rejected": {"ends": "cancelled", "error": "human_rejected", "effect": "stop"},
+    }
+
+
+def test_options_have_consequences_of_their_own() -> None:
+    choices = {"x": {"steps": [fn("a")]}, "y": {"steps": []}}
+    router = {"id": "r", "kind": "router", "choices": choices, "review": {"route": {"human": "ann"}}}
+    program = program_of([router, fn("b")])
+    state = begin(program, "in", MOMENT)
+    ask = next(iter(actions(program, state)))
+    assert consequences(program, state, ask, MOMENT) == {
+        "selected": {"options": {"x": {"next": ["r/a"]}, "y": {"next": ["b"]}}}
+    }
+
+
+def test_beside_other_questions_a_decision_may_lead_nowhere_yet() -> None:
+    program = program_of({"type": "concurrent", "participants": [human("p"), human("q")]})
+    state = begin(program, "in", MOMENT)
+    first = next(iter(actions(program, state)))
+    state = settle(program, state, first.ticket, Asked(task_id="other"), MOMENT)
+    second = next(iter(actions(program, state)))
+    assert consequences(program, state, second, MOMENT)["approved"] == {"next": [], "waits": ["p.step"]}
