@@ -65,6 +65,10 @@ class Backend(Protocol):
 
     def task_summary(self) -> Json: ...
 
+    def follow_tasks(self, after: str | None) -> Iterator[Json]:
+        """Tell what happens in the inbox, from now on or from after an event, for ever."""
+        ...
+
     def resume_many(self, items: Sequence[Mapping[str, object]]) -> Json: ...
 
     def run_input(self, run_id: str, body: Mapping[str, object]) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
@@ -143,6 +144,22 @@ class ServiceBackend:
 
     def task_history(self, continuation_id: str) -> Json:
         return self._send("GET", f"/human-tasks/{continuation_id}/history")
+
+    def follow_tasks(self, after: str | None) -> Iterator[Json]:
+        while True:
+            headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after is not None else {})
+            try:
+                with self.http.stream("GET", "/human-tasks/stream", headers=headers, timeout=None) as answer:
+                    if not answer.is_success:
+                        answer.read()
+                        _read(answer)
+                    for line in answer.iter_lines():
+                        if line.startswith("data: "):
+                            event: Json = json.loads(line.removeprefix("data: "))
+                            after = str(event["id"])
+                            yield event
+            except httpx.TransportError:
+                self.task_summary()  # says, with all its patience, whether anybody is there
 
     def task_summary(self) -> Json:
         return self._send("GET", "/human-tasks/summary")

@@ -58,6 +58,7 @@ COMMANDS: dict[str, Entry] = {
             "history": Entry("cli.inbox:history", "Everything that happened to a task."),
             "summary": Entry("cli.inbox:summary", "Count what waits for people."),
             "batch": Entry("cli.inbox:batch", "Answer many tasks from a file."),
+            "watch": Entry("cli.inbox:watch", "Follow the inbox as it fills and empties."),
             "review": Entry("cli.inbox:review", "Go through what waits for you, one after the other."),
             "prune": Entry(
                 "cli.maintenance:prune_tasks", "Bring the deadlines, reminders and escalations that are due."

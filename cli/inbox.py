@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from datetime import timedelta
@@ -169,6 +170,25 @@ def batch(
     render.emit(answer, as_json=as_json, text=lambda: render.table("", ["Task", "Outcome", "Why"], rows))
     if answer["refused"]:
         raise typer.Exit(5)
+
+
+def watch(
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Stop after so many events.")] = None,
+    after: Annotated[str | None, typer.Option("--after", help="Go on after this event.")] = None,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow the inbox as it fills and empties, until stopped; with --json one event on each line."""
+    with backend(service_url, profile) as asked:
+        for event in itertools.islice(asked.follow_tasks(after), count):
+            data = event["data"]
+            assert isinstance(data, dict)
+            if as_json:
+                typer.echo(json.dumps(event, ensure_ascii=False))
+            else:
+                who, said = event["actor"] or "-", _said(data)
+                render.text(f"{event['at']}  {event['type']:<18} {event['continuation_id']}  {who}  {said}".rstrip())
 
 
 def _read(file: Path) -> object:

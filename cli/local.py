@@ -10,6 +10,7 @@ from cli import compose
 from cli.backend import Json, Query
 from cli.watch import poll
 from kneo import registry
+from kneo.clock import sleep
 from kneo.project import read_config
 from kneo.runtime import views
 from kneo.runtime.assemble import drive_or_wait
@@ -30,6 +31,9 @@ from kneo.state.task import UNRESOLVED, HumanTask
 from kneo.store import audit, releases, requests, runs, task_counts, tasks
 from kneo.store.run_filter import RunFilter
 from kneo.tasks.inbox import decide
+
+LOOK_SECONDS = 0.5
+"""How often to look whether something has happened."""
 
 
 class LocalBackend:
@@ -169,6 +173,17 @@ class LocalBackend:
 
     def task_history(self, continuation_id: str) -> Json:
         return task_acts.history(self.store, continuation_id)
+
+    def follow_tasks(self, after: str | None) -> Iterator[Json]:
+        with self.store.read() as tx:
+            seen = tasks.last_event(tx) if after is None else after
+        while True:
+            with self.store.read() as tx:
+                found = tasks.events_after(tx, seen, 100)
+            for item in found:
+                seen = item.id
+                yield task_wire.event(item)
+            sleep(0.0 if found else LOOK_SECONDS)
 
     def task_summary(self) -> Json:
         with self.store.read() as tx:

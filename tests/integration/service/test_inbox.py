@@ -182,6 +182,12 @@ def test_the_command_does_the_same(
     call("human", "snooze", task, "--for", "1h")
     assert [event["type"] for event in call("human", "history", task)["events"]][-1] == "human.snoozed"
     assert call("human", "summary")["waiting"] >= 1
+    events = bench.get(f"/human-tasks/{task}/history")["events"]
+    assert (
+        kneo(["human", "watch", "--after", events[0]["id"], "--count", "2", "--json", "--service-url", bench.url]) == 0
+    )
+    seen = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["type"] for event in seen] == ["human.claimed", "human.released"]
     assert call("runs", "input", str(run["run_id"]), "--value", '{"a": 1}')["status"] == "succeeded"
 
 
