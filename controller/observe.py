@@ -10,6 +10,7 @@ from controller.approvals import GIT, committed_records, count_votes, role_membe
 from controller.gates import Evidence
 from controller.load import Problem
 from controller.verify import History, history_of
+from kneo.clock import isoformat
 from kneo.errors import KneoError
 from kneo.spec.environment import Environment, parse_environment
 from kneo.state.release import ApprovalRecord, EnvironmentRecord, Release
@@ -140,14 +141,14 @@ def evidence(
 
 def record_decisions(tx: Tx, environment: str, ballots: Sequence[bytes], believed: Believed) -> None:
     """Write down the approvals that a commit carries, when they are seen first: a revocation asks for that."""
-    for item in decisions(tx, environment, ballots, believed):
+    for item in decisions(tx, environment, ballots, believed) if ballots else ():
         if item.origin == GIT:
             approvals.insert_approval(tx, item)
 
 
 def decisions(tx: Tx, environment: str, ballots: Sequence[bytes], believed: Believed) -> tuple[ApprovalRecord, ...]:
     """Gather what people decided: here in the registry, and in files that this commit still carries."""
-    recorded = approvals.list_approvals(tx, environment)
+    recorded = approvals.list_approvals(tx, environment, unexpired_at=isoformat(believed.now))
     known = {(record.payload_digest, record.principal): record for record in recorded}
     committed = committed_records(ballots, believed.root, known, believed.now)
     mine = tuple(record for record in committed if record.environment == environment)

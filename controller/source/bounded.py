@@ -40,7 +40,8 @@ class SaidTooMuch(OutOfBounds):
 class Bounds:
     seconds: float
     stdout_bytes: int
-    file_bytes: int
+    file_bytes: int | None
+    """Largest file the command may write; None for a command that writes none of a size to speak of."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,8 @@ def run_bounded(
     Raises:
         TookTooLong, SaidTooMuch: a bound was passed; nothing of the command is left running.
     """
-    blocks = str(max(1, bounds.file_bytes // _ULIMIT_UNIT))
     with subprocess.Popen(  # noqa: S603 - the argument list is ours; see controller.source.git
-        ["/bin/sh", "-c", _LIMITED, "sh", blocks, *argv],
+        _limited(argv, bounds.file_bytes),
         env=dict(env),
         cwd=cwd,
         stdin=subprocess.PIPE,
@@ -83,6 +83,12 @@ def run_bounded(
             _kill_group(process)
             raise
     return Finished(status, stdout, stderr)
+
+
+def _limited(argv: Sequence[str], file_bytes: int | None) -> list[str]:
+    if file_bytes is None:
+        return list(argv)
+    return ["/bin/sh", "-c", _LIMITED, "sh", str(max(1, file_bytes // _ULIMIT_UNIT)), *argv]
 
 
 def _converse(process: subprocess.Popen[bytes], stdin: bytes, bounds: Bounds) -> tuple[bytes, bytes]:

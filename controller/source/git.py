@@ -11,7 +11,7 @@ What is closed, and by what:
 - options smuggled in as names, by fixed argument lists, ``--`` and the patterns of ``address`` and ``refs``;
 - hooks, filters, submodules, attributes, by never checking anything out, and ``core.hooksPath``;
 - malformed objects, by ``fetch.fsckObjects``;
-- size and time, by a filter, ``RLIMIT_FSIZE``, time limits and bounded output.
+- size and time, by a filter, ``RLIMIT_FSIZE`` where something is fetched, time limits and bounded output.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ class Git:
             **git_environment(self.credentials, protocol, self.askpass),
         }
         try:
-            result = self._run((*options, *arguments), env, b"", seconds, _POLL_BYTES)
+            brings = self.limits.pack_bytes if arguments[0] == "fetch" else None
+            result = self._run((*options, *arguments), env, b"", seconds, _POLL_BYTES, brings)
             if result.status != 0:
                 raise self._failed(arguments[0], result)
         except (Invalid, Transient):
@@ -133,9 +134,15 @@ class Git:
         )
 
     def _run(
-        self, arguments: Sequence[str], env: Mapping[str, str], stdin: bytes, seconds: float, max_output: int
+        self,
+        arguments: Sequence[str],
+        env: Mapping[str, str],
+        stdin: bytes,
+        seconds: float,
+        max_output: int,
+        file_bytes: int | None = None,
     ) -> Finished:
-        bounds = Bounds(seconds=seconds, stdout_bytes=max_output, file_bytes=self.limits.pack_bytes)
+        bounds = Bounds(seconds=seconds, stdout_bytes=max_output, file_bytes=file_bytes)
         argv = (find_git(), "--git-dir", str(self.mirror), *arguments)
         try:
             return run_bounded(argv, env=env, cwd=self.mirror, bounds=bounds, stdin=stdin)

@@ -104,7 +104,7 @@ def read_folders(
     new = [path for path, oid in wanted.items() if path not in known or known[path].id != oid]
     _check_count(len(new), limits)
     contents = dict(zip(new, trees.trees([wanted[path] for path in new]), strict=True)) if new else {}
-    listings = {path: parse_folder(path, content, id_bytes) for path, content in contents.items()}
+    listings = {path: parse_folder(path, content, id_bytes, known.get(path)) for path, content in contents.items()}
     _check_count(sum(len(listing.files) + len(listing.folders) for listing in listings.values()), limits)
     blobs = _blobs(listings, known, trees, limits)
     below = {path: oid for listing in listings.values() for path, oid in listing.folders.items()}
@@ -134,8 +134,14 @@ def all_files(folders: Mapping[str, Folder], limits: SourceLimits) -> Mapping[st
     return MappingProxyType(dict(sorted(files.items())))
 
 
-def parse_folder(path: str, content: bytes, id_bytes: int = 20) -> _Listing:
+def parse_folder(path: str, content: bytes, id_bytes: int = 20, known: Folder | None = None) -> _Listing:
     """Read one tree object.
+
+    Args:
+        path: The folder's path.
+        content: The object.
+        id_bytes: How long the ids of this repository are.
+        known: The same folder at an earlier look, whose names were judged then.
 
     Raises:
         Invalid: ``UnsafeTree`` with the path.
@@ -145,7 +151,8 @@ def parse_folder(path: str, content: bytes, id_bytes: int = 20) -> _Listing:
     spelled: dict[str, str] = {}
     for mode, name, oid in _entries(path, content, id_bytes):
         full = f"{path}/{name}"
-        _check_name(full, name)
+        if known is None or not (full in known.folders or full in known.files):
+            _check_name(full, name)
         other = spelled.get(name.casefold())
         if other == name:
             raise _unsafe(full, "is listed twice")

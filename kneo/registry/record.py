@@ -263,12 +263,13 @@ def report_conditions(tx: Tx, subject: str, items: Iterable[Condition]) -> None:
     before = {item.type: item for item in releases.list_conditions(tx, subject)}
     for kind in before.keys() - wanted.keys():
         releases.delete_condition(tx, subject, kind)
+    changed = []
     for kind, item in wanted.items():
         old = before.get(kind)
         if old is not None and _same(old, item):
             continue
         turned = old is None or (old.status, old.reason) != (item.status, item.reason)
-        releases.put_condition(tx, subject, item, since=tx.at if turned or old is None else old.since)
+        changed.append(replace(item, since=tx.at if turned or old is None else old.since))
         if kind is ConditionType.STALLED and turned:
             audit.record(
                 tx,
@@ -277,6 +278,7 @@ def report_conditions(tx: Tx, subject: str, items: Iterable[Condition]) -> None:
                 environment=subject.removeprefix("environment/"),
                 metadata={"reason": item.reason, "message": item.message, "revision": item.revision},
             )
+    releases.put_conditions(tx, subject, changed)
 
 
 def _same(one: Condition, other: Condition) -> bool:

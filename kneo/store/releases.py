@@ -318,17 +318,9 @@ def list_conditions(tx: Tx, subject: str) -> tuple[Condition, ...]:
     )
 
 
-def put_condition(tx: Tx, subject: str, item: Condition, since: str) -> None:
-    upsert(
-        tx,
-        conditions,
-        {"object": subject, "type": item.type.value},
-        status=item.status,
-        reason=item.reason,
-        message=item.message,
-        revision=item.revision,
-        since=since,
-    )
+def put_conditions(tx: Tx, subject: str, items: Sequence[Condition]) -> None:
+    rows = [{"object": subject, **asdict(item), "type": item.type.value} for item in items]
+    upsert_many(tx, conditions, ("object", "type"), rows)
 
 
 def delete_condition(tx: Tx, subject: str, kind: ConditionType) -> None:
