@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -65,7 +65,7 @@ class Tx:
     now: datetime
     find_key: FindKey = no_key
 
-    @property
+    @cached_property
     def at(self) -> str:
         """The transaction's time as stored text."""
         return isoformat(self.now)
@@ -165,8 +165,16 @@ class Store:
 
     @contextlib.contextmanager
     def _part(self, tx: Tx) -> Iterator[Tx]:
-        with _translate(), tx.connection.begin_nested():
-            yield Tx(tx.connection, self.clock.now(), self.find_key)
+        # In plain words: SQLAlchemy gives each savepoint another name, and compiles three statements anew for it.
+        with _translate():
+            tx.connection.exec_driver_sql("SAVEPOINT part")
+            try:
+                yield Tx(tx.connection, self.clock.now(), self.find_key)
+            except BaseException:
+                tx.connection.exec_driver_sql("ROLLBACK TO part")
+                raise
+            finally:
+                tx.connection.exec_driver_sql("RELEASE part")
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Tx]:

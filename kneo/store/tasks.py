@@ -160,12 +160,12 @@ def count_tasks(tx: Tx, where: TaskFilter = WAITING) -> int:
 # ---- what happened to them --------------------------------------------------------------------------------------
 
 
+_ADD_EVENT = insert(task_events)
+
+
 def add_event(tx: Tx, task: HumanTask, kind: str, actor: str | None, data: Mapping[str, object]) -> None:
-    tx.connection.execute(
-        insert(task_events).values(
-            id=new_id("tev", tx.now), task_id=task.id, run_id=task.run_id, at=tx.at, type=kind, actor=actor, data=data
-        )
-    )
+    row = {"id": new_id("tev", tx.now), "task_id": task.id, "run_id": task.run_id, "at": tx.at}
+    tx.connection.execute(_ADD_EVENT, row | {"type": kind, "actor": actor, "data": data})
 
 
 def events_of(tx: Tx, task_id: str) -> tuple[TaskEvent, ...]:
