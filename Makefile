@@ -77,6 +77,10 @@ bench-lint: $(VENV)/.ready-dev ## Measure what checking specs costs, and how tha
 bench-reconcile: $(VENV)/.ready-dev ## Measure what a commit costs the controller, beside the least it could cost
 	@$(BIN)/python -m benchmarks.reconcile
 
+.PHONY: bench-engine
+bench-engine: $(VENV)/.ready-dev ## Measure what runs cost, side by side with other systems
+	@$(BIN)/python -m benchmarks.engine
+
 format: $(VENV)/.ready-dev ## Put the code into shape
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .

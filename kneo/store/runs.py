@@ -356,9 +356,9 @@ def list_runs(
 ) -> tuple[Run, ...]:
     """List runs in an order that is the same on every page; rows without the value they are sorted by come last."""
     column = SORTABLE.get(sort_by, runs.c.updated_at)
-    order = (
-        (column.desc().nulls_last(), runs.c.id.desc()) if descending else (column.asc().nulls_last(), runs.c.id.asc())
-    )
+    first, second = (column.desc(), runs.c.id.desc()) if descending else (column.asc(), runs.c.id.asc())
+    # Where every row has a value, saying where the others go would keep the database from reading its index in order.
+    order = (first.nulls_last() if column.nullable else first, second)
     rows = tx.connection.execute(select(runs).where(*where.conditions()).order_by(*order).limit(limit).offset(offset))
     return tuple(_run(row) for row in rows)
 
