@@ -15,8 +15,9 @@ from cli.bundle_check import SIGNATURES_STEP, SPEC_STEP, Account, check_bundle, 
 from cli.bundle_freeze import freeze
 from cli.bundle_hmac import HMAC_KEY, inspect_hmac, is_hmac, secret_in, sign_hmac, verify_hmac
 from cli.files import write_whole
-from cli.keys import load_private, private_from
+from cli.keys import load_private, load_public, private_from
 from cli.repository import ConfigRepository, find_repository
+from cli.signer import CommandKey
 from cli.signing import Place, SignedBundle, place_of, read_statement, sign_bundle, source_of
 from cli.trust_roots import TrustFiles
 from kneo.clock import SystemClock
@@ -24,7 +25,7 @@ from kneo.digest import Digest, parse_digest
 from kneo.errors import NotFound, Untrusted, Usage
 from kneo.settings import from_env
 from kneo.trust.export import export_pae, export_sigstore
-from kneo.trust.keys import PrivateKey
+from kneo.trust.keys import SigningKey
 
 app = typer.Typer(help="Freeze specs into signed bundles, and check who vouched for what.", no_args_is_help=True)
 
@@ -54,16 +55,21 @@ def sign(
     ] = None,
     key: Annotated[Path | None, typer.Option("--key", help="Your private key.")] = None,
     key_env: KeyEnvOption = HMAC_KEY,
+    signer: Annotated[
+        str | None, typer.Option(help="Command that signs its standard input, for a key kept elsewhere; with --public.")
+    ] = None,
+    public: Annotated[Path | None, typer.Option(help="Public key that --signer signs with.")] = None,
     name: Annotated[str | None, typer.Option(help="The bundle's name, where --output does not say it.")] = None,
     version: Annotated[str | None, typer.Option(help="The version, where --output does not say it.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Freeze a spec as it is meant for its environments, and sign it.
 
-    With a private key (--key, or a PEM text in the variable of --key-env) this makes a bundle that says who signed.
+    With a private key (--key, or a PEM text in the variable of --key-env) this makes a bundle that says who signed. A key
+    in a key service signs by a command (--signer, with --public), which reads the bytes and writes the signature.
     Signing a file that is there already adds a signature. With any other text in the variable it makes an HMAC bundle.
     """
-    private = _private_key(key, key_env)
+    private = _signing_key(key, key_env, signer, public)
     if private is None:
         sign_hmac(spec, output, approved_by, env, key_env, as_json=as_json)
         return
@@ -199,7 +205,12 @@ def export(
 # ---- signing ----------------------------------------------------------------------------------------------------
 
 
-def _private_key(file: Path | None, variable: str) -> PrivateKey | None:
+def _signing_key(file: Path | None, variable: str, signer: str | None, public: Path | None) -> SigningKey | None:
+    if (signer is None) != (public is None) or (signer and file):
+        msg = "--signer and --public belong together, and take the place of --key."
+        raise Usage(msg, hint="kneo keys show prints a public key.")
+    if signer is not None and public is not None:
+        return CommandKey(load_public(public), signer)
     if file is not None:
         return load_private(file)
     content = secret_in(variable)
@@ -222,7 +233,7 @@ def _environments(asked: Sequence[str] | None, place: Place, here: ConfigReposit
     return found
 
 
-def _warn_of_stranger(key: PrivateKey, repository: ConfigRepository | None) -> None:
+def _warn_of_stranger(key: SigningKey, repository: ConfigRepository | None) -> None:
     if repository is None or not repository.trust_file.is_file():
         return
     if key.keyid not in TrustFiles(repository.trust_file).read().newest.document.keys:
@@ -230,7 +241,7 @@ def _warn_of_stranger(key: PrivateKey, repository: ConfigRepository | None) -> N
         render.warning(msg, "Whoever holds a root key runs kneo trust add-key.")
 
 
-def _print_signed(signed: SignedBundle, key: PrivateKey) -> None:
+def _print_signed(signed: SignedBundle, key: SigningKey) -> None:
     predicate = signed.statement.predicate
     what = f"{predicate.name} {predicate.version}"
     if signed.added:

@@ -58,7 +58,10 @@ class Request:
         """Every file that is written from a template, and the template."""
         return {
             ".gitignore": "gitignore",
+            ".github/actions/check/action.yml": "action-check.yml",
+            ".github/actions/sign/action.yml": "action-sign.yml",
             ".github/workflows/kneo.yml": "workflow.yml",
+            ".github/workflows/sign.yml": "workflow-sign.yml",
             "README.md": "README.md",
             f"{self.module}.py": "functions.py.txt",
             f"specs/{self.name}.yaml": "spec.yaml",

@@ -14,7 +14,7 @@ from kneo.digest import Digest, digest_of_json
 from kneo.errors import Conflict, Invalid, NotFound, Usage
 from kneo.trust.dsse import Envelope, add_signature, parse_envelope, serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
-from kneo.trust.keys import PrivateKey
+from kneo.trust.keys import SigningKey
 from kneo.trust.statement import BundleSource, BundleStatement, build_bundle, parse_bundle
 from kneo.trust.verify import parse_bundle_path
 
@@ -77,7 +77,7 @@ def sign_bundle(
     *,
     environments: Sequence[str],
     approved_by: str,
-    key: PrivateKey,
+    key: SigningKey,
     source: BundleSource | None,
     now: datetime,
 ) -> SignedBundle:
@@ -171,7 +171,7 @@ def source_of(spec: Path) -> BundleSource | None:
         clone.close()
 
 
-def _vouch(place: Place, spec: Mapping[str, object], environments: Sequence[str], key: PrivateKey) -> SignedBundle:
+def _vouch(place: Place, spec: Mapping[str, object], environments: Sequence[str], key: SigningKey) -> SignedBundle:
     envelope, statement = read_statement(place.file)
     predicate = statement.predicate
     wanted = {"spec": digest_of_json(spec), "environments": sorted(environments)}

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid
-from kneo.trust.keys import PrivateKey
+from kneo.trust.keys import SigningKey
 from kneo.trust.reading import read_strict
 
 ENVELOPE_BYTES = 1_048_576
@@ -95,12 +95,12 @@ def read_envelope(value: object, *, file: str = "envelope") -> Envelope:
     )
 
 
-def sign(payload_type: str, payload: bytes, key: PrivateKey) -> Envelope:
+def sign(payload_type: str, payload: bytes, key: SigningKey) -> Envelope:
     """Wrap a payload with one signature."""
     return add_signature(Envelope(payload_type, payload, ()), key)
 
 
-def add_signature(envelope: Envelope, key: PrivateKey) -> Envelope:
+def add_signature(envelope: Envelope, key: SigningKey) -> Envelope:
     """Vouch for what an envelope carries, beside those who already do. A key that signs again replaces its signature.
 
     Raises:

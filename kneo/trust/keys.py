@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NewType
+from typing import NewType, Protocol
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -73,6 +73,23 @@ class PublicKey:
         except InvalidSignature:
             return False
         return True
+
+
+class SigningKey(Protocol):
+    """Something that signs as one public key: a private key, or whatever keeps one."""
+
+    @property
+    def public(self) -> PublicKey: ...
+
+    @property
+    def keyid(self) -> KeyId: ...
+
+    @property
+    def algorithm(self) -> Algorithm: ...
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign exactly these bytes."""
+        ...
 
 
 @dataclass(frozen=True)

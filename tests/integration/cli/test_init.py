@@ -45,7 +45,10 @@ def test_everything_is_committed_and_verifies(kneo: Kneo, tmp_path: Path):
     assert git(repo, "status", "--porcelain", "--ignored") == ""
     assert git(repo, "rev-list", "--count", "main") == "1"
     assert git(repo, "ls-tree", "-r", "--name-only", "main").split() == [
+        ".github/actions/check/action.yml",
+        ".github/actions/sign/action.yml",
         ".github/workflows/kneo.yml",
+        ".github/workflows/sign.yml",
         ".gitignore",
         "README.md",
         "announcement_functions.py",

@@ -1,0 +1,229 @@
+"""The checks of a config repository as its CI runs them: every step of the actions that kneo init writes, in bash."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+from kneo_process import Machine
+
+from kneo.settings import process_environment
+from kneo.trust.dsse import parse_envelope
+from kneo.trust.keys import PrivateKey
+
+ROOT = Path(__file__).parents[3]
+ACTIONS = ("check", "sign")
+_INPUT = re.compile(r"\$\{\{ inputs\.([a-z-]+) \}\}")
+_ANY = re.compile(r"\$\{\{.*?\}\}")
+
+GH = """#!/bin/sh
+# The forge's command, as far as the actions use it: a comment that is not there yet cannot be edited.
+case "$*" in *--edit-last*) exit 1 ;; esac
+shift 3
+cat "$2" > "$COMMENT"
+"""
+
+
+@dataclass
+class Runner:
+    """Runs actions as the forge's runner does."""
+
+    repo: Path
+    temp: Path
+    env: dict[str, str]
+    ran: list[str] = field(default_factory=list)
+
+    @property
+    def summary(self) -> str:
+        return (self.temp / "summary").read_text()
+
+    def run(self, action: str, **inputs: str) -> subprocess.CompletedProcess[str] | None:
+        """Run an action's steps until one fails; return that one."""
+        declared = yaml.safe_load((self.repo / f".github/actions/{action}/action.yml").read_text())
+        given = {name.replace("_", "-"): value for name, value in inputs.items()}
+        values = {name: given.pop(name, item.get("default")) for name, item in declared["inputs"].items()}
+        assert given == {}
+        assert None not in values.values(), values
+        for step in declared["runs"]["steps"]:
+            if step.get("if") == "inputs.comment != ''" and not values["comment"]:
+                continue
+            done = self._step(step, values)
+            self.ran.append(step["name"])
+            if done.returncode != 0:
+                return done
+        return None
+
+    def _step(self, step: Mapping[str, object], values: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        env = {key: _INPUT.sub(lambda found: values[found[1]], text) for key, text in step.get("env", {}).items()}  # type: ignore[attr-defined]
+        command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", str(step["run"])]
+        return subprocess.run(
+            command, cwd=self.repo, env=self.env | env, capture_output=True, text=True, timeout=120, check=False
+        )
+
+
+@dataclass
+class Made:
+    runner: Runner
+    pin: str
+    key: Path
+    origin: Path
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> tuple[Machine, dict[str, object]]:
+    """What kneo init makes, and the machine on which it was made."""
+    folder = tmp_path_factory.mktemp("fresh")
+    machine = Machine(folder, f"sqlite:///{folder / 'unused.sqlite'}")
+    return machine, machine.json("init", "acme")
+
+
+@pytest.fixture
+def made(fresh: tuple[Machine, dict[str, object]], tmp_path: Path) -> Made:
+    """A copy of it with an origin, and a runner that has it checked out."""
+    machine, answer = fresh
+    repo, origin, temp, tools = (tmp_path / name for name in ("acme", "origin.git", "temp", "tools"))
+    shutil.copytree(machine.folder / "acme", repo)
+    for folder in (temp, tools):
+        folder.mkdir()
+    (temp / "summary").touch()
+    (tools / "gh").write_text(GH)
+    (tools / "kneo").write_text(f'#!/bin/sh\nexec {sys.executable} -m cli.main "$@"\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    env = {
+        **machine.env,
+        "PATH": f"{tools}:{process_environment('PATH')['PATH']}",
+        "GITHUB_STEP_SUMMARY": str(temp / "summary"),
+        "RUNNER_TEMP": str(temp),
+        "COMMENT": str(temp / "comment"),
+        "GIT_CONFIG_NOSYSTEM": "1",
+    }
+    for words in (
+        ["clone", "-q", "--bare", str(repo), str(origin)],
+        ["-C", str(repo), "remote", "add", "origin", str(origin)],
+    ):
+        subprocess.run(["git", *words], check=True, env=env)
+    key = Path(str(answer["key"]))
+    (repo / "release.pub").write_text(PrivateKey.load(key.read_bytes()).public.pem)
+    return Made(Runner(repo, temp, env), str(answer["trust_root"]), key, origin)
+
+
+def _commit(made: Made, message: str) -> None:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    for words in (("add", "-A"), ("commit", "-q", "-m", message)):
+        subprocess.run(["git", "-C", str(made.runner.repo), *identity, *words], check=True, env=made.runner.env)
+
+
+def test_a_fresh_repository_passes_and_the_plan_is_commented(made: Made) -> None:
+    environment = made.runner.repo / "environments/dev.yaml"
+    environment.write_text(environment.read_text() + "  suspend: true\n")
+    _commit(made, "Suspend dev")
+    failed = made.runner.run("check", kneo="kneo", trust_root=made.pin, base="HEAD~1", comment="7", token="t")
+    assert failed is None, failed
+    assert made.runner.ran[-1] == "Comment"
+    assert "announcement" in made.runner.summary
+    assert "dev" in (made.runner.temp / "comment").read_text()
+    assert (made.runner.temp / "comment").read_text() in made.runner.summary
+
+
+@pytest.mark.parametrize(
+    ("break_it", "step"),
+    [
+        (("specs/announcement.yaml", "ref: editor", "ref: nobody"), "Lint specs"),
+        (("bundles/announcement/1.0.0.dsse.json", '"sig": "', '"sig": "AAAA'), "Verify bundles"),
+    ],
+)
+def test_what_is_wrong_fails_where_it_is_found(made: Made, break_it: tuple[str, str, str], step: str) -> None:
+    name, good, bad = break_it
+    file = made.runner.repo / name
+    assert good in file.read_text()
+    file.write_text(file.read_text().replace(good, bad, 1))
+    _commit(made, "Break it")
+    failed = made.runner.run("check", kneo="kneo", trust_root=made.pin, base="HEAD~1")
+    assert failed is not None
+    assert made.runner.ran[-1] == step
+
+
+def _sign(made: Made, **how: str) -> subprocess.CompletedProcess[str] | None:
+    spec = made.runner.repo / "specs/announcement.yaml"
+    spec.write_text(spec.read_text() + "# another version\n")
+    _commit(made, "Change the spec")
+    where = {"spec": "specs/announcement.yaml", "bundle": "announcement", "version": "1.1.0", "branch": "sign-1.1.0"}
+    return made.runner.run("sign", kneo="kneo", trust_root=made.pin, approved_by="ann", **where, **how)
+
+
+def _pushed(made: Made) -> bytes:
+    show = ["git", "-C", str(made.origin), "show", "sign-1.1.0:bundles/announcement/1.1.0.dsse.json"]
+    return subprocess.run(show, check=True, capture_output=True, env=made.runner.env).stdout
+
+
+def test_a_version_is_signed_with_a_secret_and_pushed(made: Made) -> None:
+    failed = _sign(made, key=made.key.read_text())
+    assert failed is None, failed
+    assert made.runner.ran == ["Install", "Lint", "Sign", "Verify", "Commit"]
+    assert len(parse_envelope(_pushed(made)).signatures) == 1
+
+
+SIGNER = """
+import base64, sys
+from pathlib import Path
+from kneo.trust.keys import PrivateKey
+print(base64.b64encode(PrivateKey.load(Path(sys.argv[1]).read_bytes()).sign(sys.stdin.buffer.read())).decode())
+"""
+
+
+def test_a_version_is_signed_by_a_command_of_a_key_service(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "signer.py").write_text(SIGNER)
+    signer = f"{sys.executable} {tmp_path / 'signer.py'} {made.key}"
+    failed = _sign(made, signer=signer, public="release.pub")
+    assert failed is None, failed
+    assert len(parse_envelope(_pushed(made)).signatures) == 1
+
+
+@pytest.mark.parametrize("how", [{"key": "not a key"}, {"signer": "/bin/echo AAAA", "public": "release.pub"}])
+def test_without_a_key_nothing_is_signed(made: Made, how: dict[str, str]) -> None:
+    failed = _sign(made, **how)
+    assert failed is not None
+    assert made.runner.ran[-1] == "Sign"
+    assert not (made.runner.repo / "bundles/announcement/1.1.0.dsse.json").exists()
+
+
+# ---- the files themselves --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_what_kneo_init_writes_is_the_action_of_this_repository(action: str) -> None:
+    ours = (ROOT / f".github/actions/{action}/action.yml").read_bytes()
+    assert (ROOT / f"cli/templates/action-{action}.yml").read_bytes() == ours
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_no_text_of_somebody_else_is_read_as_a_program(action: str) -> None:
+    declared = yaml.safe_load((ROOT / f".github/actions/{action}/action.yml").read_text())
+    assert declared["runs"]["using"] == "composite"
+    for step in declared["runs"]["steps"]:
+        assert step["shell"] == "bash"
+        assert not _ANY.search(step["run"]), step["name"]
+        used = [name for text in step.get("env", {}).values() for name in _INPUT.findall(text)]
+        assert set(used) <= set(declared["inputs"])
+
+
+@pytest.mark.parametrize(("workflow", "action"), [("workflow.yml", "check"), ("workflow-sign.yml", "sign")])
+def test_a_workflow_gives_its_action_what_it_needs_and_has_the_least_rights(workflow: str, action: str) -> None:
+    text = (ROOT / "cli/templates" / workflow).read_text()
+    content = yaml.safe_load(text)
+    declared = yaml.safe_load((ROOT / f".github/actions/{action}/action.yml").read_text())["inputs"]
+    assert content["permissions"] == {}
+    ((_, job),) = content["jobs"].items()
+    (uses,) = [step for step in job["steps"] if step.get("uses") == f"./.github/actions/{action}"]
+    assert set(uses["with"]) <= set(declared)
+    assert {name for name, item in declared.items() if item.get("required")} <= set(uses["with"])
+    for used in re.findall(r"uses: (\S+)", text):
+        assert used.startswith("./") or re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", used)
