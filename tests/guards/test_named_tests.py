@@ -1,0 +1,39 @@
+"""The pages of threats and of weaknesses name tests; each of them is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+THREATS = ROOT / "docs/security/threats.md"
+WEAKNESSES = ROOT / "docs/compatibility-weaknesses.md"
+WAITING = "waits for the agent layer"
+_NAMED = re.compile(r"`(tests/[^`:]+\.py)?(?:::([a-z_]+))?`")
+
+
+def rows_of(page: Path) -> list[str]:
+    lines = page.read_text().splitlines()
+    return [line for line in lines if line.startswith("|") and not line.startswith(("|---", "| who", "| id"))]
+
+
+@pytest.mark.parametrize("page", [THREATS, WEAKNESSES], ids=lambda page: page.name)
+def test_every_row_names_tests_and_every_test_that_is_named_exists(page: Path) -> None:
+    rows = rows_of(page)
+    assert len(rows) > 20
+    for row in rows:
+        said = row.rsplit("|", 2)[1]
+        named = [match for match in _NAMED.finditer(said) if match[0] != "``"]
+        assert named or WAITING in said, row
+        file = ""
+        for match in named:
+            file = match[1] or file
+            assert (ROOT / file).is_file(), file
+            if match[2]:
+                assert f"def {match[2]}(" in (ROOT / file).read_text(), f"{file}::{match[2]}"
+
+
+def test_every_weakness_is_on_the_page_once() -> None:
+    assert [row.split("|")[1].strip() for row in rows_of(WEAKNESSES)] == [f"W-{number:02}" for number in range(1, 57)]
