@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.types import Receive, Scope, Send
 
 from kneo import WIRE_VERSION
@@ -53,6 +54,10 @@ from kneo.store.engine import Store
 
 App = FastAPI
 """What ``create_app`` makes, for those who may not know what it is made of."""
+
+SILENT: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False}
+"""What the framework tells OpenTelemetry by itself: nothing. It would add messages of exceptions, which hold what people
+wrote, and a second span to each of ours."""
 
 ROUTES = (
     health,
@@ -104,7 +109,9 @@ def create_app(  # noqa: PLR0913 - the parts of an application, all but the firs
         Invalid: the configured API keys make no sense.
         Usage: some parts are given and others are not.
     """
-    app = _PlatformApp(title="Kneo", version=WIRE_VERSION, redirect_slashes=False, lifespan=_until_the_end)
+    app = _PlatformApp(
+        title="Kneo", version=WIRE_VERSION, redirect_slashes=False, lifespan=_until_the_end, telemetry=SILENT
+    )
     app.auth_enabled = auth_enabled
     if settings is not None and store is not None and starter is not None and poke is not None:
         _furnish(app, settings, store, starter, poke, tools, alive)

@@ -1,7 +1,7 @@
 """Waiting for rows to change, for any number of requests at once.
 
-One look at the database serves everybody who waits: after each commit of this process, and every tenth of a second for
-what other processes did. Nobody who waits holds a thread or a connection.
+One look at the database serves everybody who waits: when what they wait for is told in this process, or after each of its
+commits, and every tenth of a second for what other processes did. Nobody who waits holds a thread or a connection.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from kneo.errors import KneoError
 from kneo.store.engine import Store, Tx
@@ -27,6 +27,11 @@ T = TypeVar("T")
 class Feed(Protocol[T_co]):
     """Something to wait for. Those of a kind that wait together are looked up together."""
 
+    @property
+    def notice(self) -> str | None:
+        """The name under which ``Store.notices`` tells of it; None where any commit may be it."""
+        ...
+
     @classmethod
     def look(cls, tx: Tx, feeds: Sequence[Any]) -> Sequence[T_co | None]:
         """Say what is new for each of these feeds of one's own class; ``None`` for nothing."""
@@ -36,6 +41,8 @@ class Feed(Protocol[T_co]):
 @dataclass(eq=False)
 class _Waiting:
     feed: Feed[object]
+    due: bool = True
+    """Whether to look for it the next time anybody looks."""
     heard: asyncio.Future[object] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -61,23 +68,33 @@ class News:
             return None
         self._loop = asyncio.get_running_loop()
         waiting = _Waiting(feed)
+        if feed.notice is not None:
+            with self.store.notices.calling(feed.notice, lambda: self._nudge(waiting)):
+                return cast("T | None", await self._heard(waiting, seconds))
+        return cast("T | None", await self._heard(waiting, seconds))
+
+    async def _heard(self, waiting: _Waiting, seconds: float) -> object | None:
         self._waiting.add(waiting)
         self._nudged.set()
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look_around())
         try:
             async with asyncio.timeout(seconds):
-                heard: Any = await waiting.heard
-                return heard  # type: ignore[no-any-return]  # the feed's own look said it
+                return await waiting.heard
         except TimeoutError:
             return None
         finally:
             self._waiting.discard(waiting)
 
     def nudge(self) -> None:
-        """Say that something may have changed."""
-        # Most commits happen while nobody waits, and then cost nothing here.
-        if self._waiting and self._loop is not None and not self._nudged.is_set() and not self._loop.is_closed():
+        """Say that something was committed."""
+        # Most commits happen while nobody waits for just anything, and then cost nothing here.
+        self._nudge(*(waiting for waiting in tuple(self._waiting) if waiting.feed.notice is None))
+
+    def _nudge(self, *found: _Waiting) -> None:
+        for waiting in found:
+            waiting.due = True
+        if found and self._loop is not None and not self._nudged.is_set() and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._nudged.set)
 
     def stop(self) -> None:
@@ -95,13 +112,16 @@ class News:
     async def _look_around(self) -> None:
         while self._waiting:
             self._nudged.clear()
-            everybody = tuple(self._waiting)
+            due = [waiting for waiting in self._waiting if waiting.due]
+            for waiting in due:
+                waiting.due = False
             try:
-                found = await asyncio.to_thread(self._look, [waiting.feed for waiting in everybody])
+                found = await asyncio.to_thread(self._look, [waiting.feed for waiting in due]) if due else {}
             except KneoError:
                 await asyncio.sleep(AWAY_SECONDS)
+                self._all_due()
                 continue
-            for waiting in everybody:
+            for waiting in due:
                 news = found.get(id(waiting.feed))
                 if news is not None and not waiting.heard.done():
                     waiting.heard.set_result(news)
@@ -113,7 +133,11 @@ class News:
             async with asyncio.timeout(LOOK_SECONDS):
                 await self._nudged.wait()
         except TimeoutError:
-            pass
+            self._all_due()
+
+    def _all_due(self) -> None:
+        for waiting in self._waiting:
+            waiting.due = True
 
     def _look(self, feeds: Sequence[Feed[object]]) -> Mapping[int, object | None]:
         kinds: dict[type[Feed[object]], list[Feed[object]]] = {}

@@ -38,9 +38,13 @@ class Settled:
 
 @dataclass(frozen=True)
 class Settling:
-    """The moment when a run waits for people or has ended."""
+    """The moment when a run waits for people or has ended, which its driver tells."""
 
     run_id: str
+
+    @property
+    def notice(self) -> str:
+        return self.run_id
 
     @classmethod
     def look(cls, tx: Tx, feeds: Sequence[Settling]) -> Sequence[Settled | None]:
@@ -84,6 +88,7 @@ class Happening:
 
     run_id: str
     known: Progress | None
+    notice: None = None
 
     @classmethod
     def look(cls, tx: Tx, feeds: Sequence[Happening]) -> Sequence[Progress | None]:

@@ -27,6 +27,7 @@ class TaskHappening:
     """The moment when something has happened to any task after an event."""
 
     after: str
+    notice: None = None
 
     @classmethod
     def look(cls, tx: Tx, feeds: Sequence[TaskHappening]) -> Sequence[str | None]:
