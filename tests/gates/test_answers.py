@@ -37,7 +37,7 @@ def test_of_twenty_answers_with_two_bodies_one_wins(house: House) -> None:
         ({"decision": "edited", "content": ""}, 422, "content_required"),
         ({"decision": "edited"}, 422, "content_required"),
         ({"decision": "selected", "selected_option": "blue"}, 422, "unknown_option"),
-        ({"decision": "provided", "content": 3}, 422, None),
+        ({"decision": "edited", "content": 3}, 422, "human_input_invalid"),
     ],
 )
 def test_a_bad_answer_leaves_no_trace(house: House, said: Tree, status: int, error: str | None) -> None:

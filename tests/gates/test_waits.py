@@ -9,6 +9,7 @@ from engine import Engine, step
 
 from kneo.errors import KneoError
 from kneo.state.run import RunStatus
+from kneo.state.task import DecisionKind
 from kneo.store.engine import Store
 from kneo.tasks.answers import Answer
 from kneo.tasks.inbox import decide
@@ -123,5 +124,5 @@ def test_what_a_task_asks_cannot_be_answered_with_a_bare_approval(engine: Engine
     task = engine.open(run)[0]
     assert set(task.decisions) == {"provided", "rejected"}
     with pytest.raises(KneoError) as caught:
-        decide(engine.store, task.id, Answer(request_id=task.request_id, decision="approved"), actor="ann")
+        decide(engine.store, task.id, Answer(request_id=task.request_id, decision=DecisionKind.APPROVED), actor="ann")
     assert caught.value.code == "decision_not_allowed"
