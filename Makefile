@@ -48,7 +48,7 @@ interop: $(VENV)/.ready-dev ## Let openssl, Sigstore's verifier and the publishe
 conformance: $(VENV)/.ready-dev ## Let the published clients work with a live service (needs Python 3.12)
 	@$(BIN)/pytest -rs tests/conformance/clients --published-clients
 
-.PHONY: reference fuzz bench-lint bench-reconcile
+.PHONY: reference fuzz bench-lint bench-reconcile bench-inbox
 reference: $(VENV)/.ready-dev ## Write docs/reference/ anew from the code
 	@$(BIN)/python tests/guards/reference_pages.py
 
@@ -80,6 +80,9 @@ bench-reconcile: $(VENV)/.ready-dev ## Measure what a commit costs the controlle
 .PHONY: bench-engine
 bench-engine: $(VENV)/.ready-dev ## Measure what runs cost, side by side with other systems
 	@$(BIN)/python -m benchmarks.engine
+
+bench-inbox: $(VENV)/.ready-dev ## Measure how quick an inbox of a hundred thousand open questions is, on both databases
+	@$(BIN)/python -m benchmarks.inbox
 
 format: $(VENV)/.ready-dev ## Put the code into shape
 	@$(BIN)/ruff check --fix-only .

@@ -8,7 +8,7 @@ from kneo.errors import Invalid
 from kneo.service import task_wire, wire
 from kneo.service.wire import Json
 from kneo.state.task import UNRESOLVED, TaskStatus
-from kneo.store import history, runs, task_counts, tasks
+from kneo.store import history, runs, tasks
 from kneo.store.engine import Tx
 from kneo.store.task_filter import SORTABLE, TaskFilter
 from kneo.tasks.inbox import find
@@ -89,14 +89,16 @@ def task_page(tx: Tx, asked: FilterValues, me: str) -> Json:
 
     Args:
         tx: The transaction.
-        asked: Filters, ``sort_by``, ``sort_order``, ``limit``, ``offset`` and ``after``; absent ones mean nothing.
+        asked: Filters, ``sort_by``, ``sort_order``, ``limit``, ``offset`` and ``after``; absent ones mean nothing. What is overdue
+            comes in the order in which it was due, everything else in the order in which it was asked.
         me: Who asks.
 
     Raises:
         Invalid: a status or order nobody knows.
     """
     where = task_filter(tx, asked, me)
-    sort_by, sort_order = str(asked.get("sort_by") or "id"), str(asked.get("sort_order") or "asc")
+    usual = "id" if where.overdue_at is None else "due_at"
+    sort_by, sort_order = str(asked.get("sort_by") or usual), str(asked.get("sort_order") or "asc")
     if sort_by not in SORTABLE or sort_order not in {"asc", "desc"}:
         msg = f"Tasks are sorted by {', '.join(SORTABLE)}, asc or desc."
         raise Invalid(msg, code="validation_error", field="sort_by")
@@ -105,7 +107,7 @@ def task_page(tx: Tx, asked: FilterValues, me: str) -> Json:
     found = tasks.list_tasks(
         tx, where, sort_by=sort_by, descending=sort_order == "desc", limit=limit, offset=offset, after=after
     )
-    total = task_counts.summary(tx).waiting if where == TaskFilter() else tasks.count_tasks(tx, where)
+    total = tasks.count_tasks(tx, where)
     items = [task_wire.human_task(task) for task in found]
     page = wire.page("tasks", items, total=total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order)
     return {**page, "next_after": found[-1].id if len(found) == limit else None}

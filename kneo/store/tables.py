@@ -412,16 +412,19 @@ tasks = Table(
     Column("resolved_at", TIME),
     Index(None, "status", "id"),
     Index(None, "run_id", "id"),
-    # Whatever the inbox is sorted or filtered by; the title is there to be searched without reading the rows.
-    _inbox("id", "title"),
+    # Whatever the inbox is sorted or filtered by; the title is there to be searched without reading the rows. What is
+    # sorted by id says resolved_at first, which is null in all of them: PostgreSQL would else take the primary key for
+    # the order and pass everything that was answered since the beginning.
+    _inbox("resolved_at", "id", "title"),
     _inbox("priority", "id"),
     _inbox("due_at", "id"),
-    _inbox("kind", "id"),
-    _inbox("environment", "id"),
-    _inbox("workflow_name", "id"),
-    _inbox("step_id", "id"),
-    _inbox("assignee", "id"),
-    _inbox("claimed_by", "id"),
+    _inbox("kind", "resolved_at", "id"),
+    _inbox("environment", "resolved_at", "id"),
+    _inbox("workflow_name", "resolved_at", "id"),
+    _inbox("step_id", "resolved_at", "id"),
+    _inbox("assignee", "resolved_at", "id"),
+    _inbox("claimed_by", "resolved_at", "id"),
+    _inbox("status", "resolved_at", "id"),
     _inbox("escalation", "id"),
     _inbox("restricted", "id"),
     Index(None, "next_at", sqlite_where=text("next_at IS NOT NULL"), postgresql_where=text("next_at IS NOT NULL")),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import ColumnElement, delete, func, insert, select
 
 from kneo.clock import new_id
-from kneo.state.task import HumanTask
+from kneo.state.task import UNRESOLVED, HumanTask
 from kneo.store.engine import Tx, lock_table
 from kneo.store.tables import task_tallies, tasks
+from kneo.store.task_filter import WAITING, TaskFilter
 
 FOLD_ABOVE = 500
 """Changes that are added up one by one before they are folded into one row for each kind of task."""
@@ -69,6 +70,23 @@ def summary(tx: Tx) -> TaskSummary:
         by_kind=kinds,
         by_environment=environments,
     )
+
+
+def count(tx: Tx, where: TaskFilter) -> int | None:
+    """Count what waits without looking at it; ``None`` where the filter asks for more than is kept here."""
+    beyond = replace(where, statuses=WAITING.statuses, escalated=None, environment=None, kind=None)
+    if beyond != WAITING or not UNRESOLVED.issuperset(where.statuses):
+        return None
+    table = task_tallies.c
+    wanted: list[ColumnElement[bool]] = [table.status.in_(sorted(where.statuses))]
+    if where.escalated is not None:
+        wanted.append(table.escalated.is_(where.escalated))
+    if where.environment is not None:
+        wanted.append(table.environment == where.environment)
+    if where.kind is not None:
+        wanted.append(table.kind == where.kind)
+    found = tx.connection.execute(select(func.sum(table.amount)).where(*wanted)).scalar()
+    return int(found or 0)
 
 
 def fold(tx: Tx) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, literal, select, tuple_, update
 
 from kneo.clock import new_id
 from kneo.state.task import (
@@ -141,20 +141,30 @@ def list_tasks(
     if column is not tasks.c.id:
         statement = statement.where(column.is_not(None))
     if after is not None:
-        last = select(column).where(tasks.c.id == after).scalar_subquery()
-        further = column < last if descending else column > last
-        beside = and_(column == last, tasks.c.id < after if descending else tasks.c.id > after)
-        statement = statement.where(or_(further, beside) if column is not tasks.c.id else further)
-    keys = (column,) if column is tasks.c.id else (column, tasks.c.id)
+        statement = statement.where(_beyond(column, after, descending=descending))
+    keys = (column, tasks.c.id) if column is not tasks.c.id else (*where.before_id, tasks.c.id)
     rows = tx.connection.execute(
         statement.order_by(*(key.desc() if descending else key.asc() for key in keys)).limit(limit).offset(offset)
     )
     return tuple(_task(row) for row in rows)
 
 
+def _beyond(column: ColumnElement[Any], after: str, *, descending: bool) -> ColumnElement[bool]:
+    """Say what follows a task, as one comparison of whole rows, which an index can begin at."""
+    if column is tasks.c.id:
+        return tasks.c.id < after if descending else tasks.c.id > after
+    last = select(column).where(tasks.c.id == after).scalar_subquery()
+    here, there = tuple_(column, tasks.c.id), tuple_(last, literal(after))
+    return here < there if descending else here > there
+
+
 def count_tasks(tx: Tx, where: TaskFilter = WAITING) -> int:
-    statement = select(func.count()).select_from(tasks).where(*where.conditions())
-    return tx.connection.execute(statement).scalar_one()
+    """Count tasks; what is counted all the time anyway costs the same however many there are."""
+    known = task_counts.count(tx, where)
+    if known is not None:
+        return known
+    statements = (select(func.count()).select_from(tasks).where(*part.conditions()) for part in where.parts())
+    return sum(tx.connection.execute(statement).scalar_one() for statement in statements)
 
 
 # ---- what happened to them --------------------------------------------------------------------------------------

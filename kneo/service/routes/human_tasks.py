@@ -48,7 +48,7 @@ def list_human_tasks(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     offset: Annotated[int, Query(ge=0, le=10_000)] = 0,
     after: Annotated[str | None, Query(description="`next_after` of the page before.")] = None,
-    sort_by: Literal["id", "created_at", "priority", "due_at", "expires_at"] = "id",
+    sort_by: Literal["id", "created_at", "priority", "due_at", "expires_at"] | None = None,
     sort_order: Literal["asc", "desc"] = "asc",
 ) -> Json:
     """List what waits for people, the oldest first."""

@@ -1,0 +1,102 @@
+"""How quick a full inbox is, on both databases.
+
+    python -m benchmarks.inbox --open 100000 --answered 100000 --paused 10000
+
+Every look stands beside its target; sweeps stand beside each other: with a hundredth of the open tasks, and with four
+times the due ones. Exit status 1 says that a target was missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
+import databases
+
+from benchmarks.inbox.measure import TARGET_MS, UNINDEXED, idle_sweep, looks, sweep
+from benchmarks.inbox.populate import fill
+from kneo.clock import ManualClock
+from kneo.store.engine import Store
+from kneo.store.migrate import open_store
+
+START = datetime(2026, 1, 31, 12, tzinfo=UTC)
+DUE = 100
+SWEEP_RATIO = 2.0
+"""Most that a sweep may take longer with a hundred times the open tasks."""
+
+
+def measure(small: Store, full: Store, arguments: argparse.Namespace) -> dict[str, object]:
+    """Fill two databases, one with a hundredth of the other, and measure."""
+    fill(small, arguments.open // 100, paused=arguments.open // 100)
+    fill(full, arguments.open, answered=arguments.answered, paused=arguments.paused)
+    found: dict[str, object] = {"looks_ms": looks(full)}
+    reach = arguments.open // 100
+    sweeps = {"few open": sweep(small, DUE, of=reach), "all open": sweep(full, DUE, of=reach)}
+    sweeps["all open, four times due"] = sweep(full, 4 * DUE, of=reach)
+    found["sweep_ms"] = sweeps
+    found["idle_sweep_ms"] = {"few open": idle_sweep(small), "all open": idle_sweep(full)}
+    found["sweep_ratio"] = {
+        "hundred times open": round(sweeps["all open"] / sweeps["few open"], 2),
+        "four times due": round(sweeps["all open, four times due"] / sweeps["all open"], 2),
+    }
+    return found
+
+
+def missed(database: str, found: dict[str, object]) -> list[str]:
+    """Say which targets were missed."""
+    taken, ratio = found["looks_ms"], found["sweep_ratio"]
+    assert isinstance(taken, dict)
+    assert isinstance(ratio, dict)
+    late = [
+        f"{database}: {name} took {ms} ms" for name, ms in taken.items() if name not in UNINDEXED and ms >= TARGET_MS
+    ]
+    if ratio["hundred times open"] >= SWEEP_RATIO:
+        late.append(f"{database}: a sweep costs {ratio['hundred times open']} times as much with more open tasks")
+    return late
+
+
+def main() -> int:
+    """Fill, measure, print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--open", type=int, default=100_000)
+    parser.add_argument("--answered", type=int, default=100_000)
+    parser.add_argument("--paused", type=int, default=10_000)
+    parser.add_argument("--databases", default="sqlite,postgresql")
+    arguments = parser.parse_args()
+    found: dict[str, object] = {"open": arguments.open, "answered": arguments.answered, "paused": arguments.paused}
+    late: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        # The tests' servers are small and never tidy up; those that people run do.
+        databases.SPEED.update(shared_buffers="512MB", autovacuum="on")
+        server = databases.start_server() if "postgresql" in arguments.databases else None
+        try:
+            for name in arguments.databases.split(","):
+                urls = [
+                    server.url(server.create())
+                    if server and name == "postgresql"
+                    else f"sqlite:///{folder}/{size}.sqlite"
+                    for size in ("small", "full")
+                ]
+                small, full = (open_store(url, ManualClock(START)) for url in urls)
+                measured = measure(small, full, arguments)
+                small.close()
+                full.close()
+                found[name] = measured
+                late += missed(name, measured)
+        finally:
+            if server is not None:
+                server.stop()
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    for line in late:
+        sys.stderr.write(f"missed: {line}\n")
+    return 1 if late else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
