@@ -16,6 +16,7 @@ from typing import TypeVar
 from kneo.clock import isoformat, new_id, parse_time
 from kneo.errors import KneoError, Transient
 from kneo.runtime import record
+from kneo.runtime.code import Elsewhere
 from kneo.runtime.decide import Action, Ask, Execute, StepFailed, Succeeded, Waits, actions, waiting
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.migrate_state import migrate_state
@@ -267,6 +268,8 @@ class _Session:
                 traced.gave(output.text)
             except Waiting as waiting:
                 outcome = Waits(wanted=waiting.wanted)
+            except Elsewhere:
+                raise
             except TimeoutError:
                 message = f"{leaf.path} did not finish within {leaf.timeout_seconds} s."
                 outcome = StepFailed(error=RunError(type="step_timeout", message=message))

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kneo.digest import Digest, digest_of
-from kneo.errors import Forbidden, Invalid
+from kneo.errors import Forbidden, Invalid, Transient
+
+INPROCESS = "inprocess."
+"""What the implementation of a step begins with whose code is an object of the program that started the run."""
+
+
+class Elsewhere(Transient):
+    """A step's code is in another process; the run waits for that one."""
+
+    default_code = "implementation_elsewhere"
 
 
 @dataclass(frozen=True)
@@ -47,12 +56,16 @@ class CodeLoader:
 
         Raises:
             Invalid: the name is not dotted, the module is missing or fails to import, or it has no such function.
+            Elsewhere: it is an object of another process.
             Forbidden: the module may not be named, or is not the pinned one.
         """
         module_name, _, attribute = implementation.rpartition(".")
         if not module_name:
             msg = f"{implementation!r} is not a dotted name such as package.module.function."
             raise Invalid(msg, code="implementation_invalid")
+        if implementation.startswith(INPROCESS):
+            msg = f"The code of {implementation} is in the program that started the run."
+            raise Elsewhere(msg, hint="Go on with the run there; what people have answered is kept.")
         self._check_allowed(module_name)
         digest = self._digest_of(module_name)
         pinned = (pins or {}).get(module_name)

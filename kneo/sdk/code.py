@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 
 from kneo.runtime.code import CodeLoader
 from kneo.runtime.interpret.node import Leaf
@@ -13,12 +13,10 @@ from kneo.runtime.program import Program
 from kneo.runtime.steps import Executor
 from kneo.runtime.steps.base import StepContext, StepOutput
 from kneo.runtime.steps.threads import in_thread
+from kneo.sdk.waiting import begin_place
 
 Work = Callable[[str, StepContext], Awaitable[StepOutput]]
 """What a step does: text and context in, text out."""
-
-PREFIX = "inprocess."
-"""What the implementation of such a step begins with: a module that no other process has."""
 
 
 class InProcess(Executor):
@@ -39,6 +37,7 @@ class InProcess(Executor):
         work = self.work.get(program.functions[leaf.ref].implementation) if leaf.kind == "function" else None
         if work is None:
             return await super().execute(program, leaf, text, context)
+        begin_place(context)  # each step is a task of its own, so nobody else sees it
         try:
             async with asyncio.timeout(leaf.timeout_seconds):
                 return await work(text, context)
@@ -51,5 +50,6 @@ async def call(function: Callable[..., object], *arguments: object) -> object:
     """Call something that may be async; what is not runs beside the event loop, so that it holds nobody up."""
     if inspect.iscoroutinefunction(function):
         return await function(*arguments)
-    result = await in_thread(partial(function, *arguments))
+    around = contextvars.copy_context()
+    result = await in_thread(lambda: around.run(function, *arguments))
     return await result if inspect.isawaitable(result) else result

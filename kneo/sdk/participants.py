@@ -9,9 +9,10 @@ from hashlib import sha256
 from typing import Protocol, TypeAlias
 
 from kneo.errors import Usage
+from kneo.runtime.code import INPROCESS
 from kneo.runtime.interpret.node import below
 from kneo.runtime.steps.base import StepContext, StepOutput
-from kneo.sdk.code import PREFIX, Work, call
+from kneo.sdk.code import Work, call
 from kneo.sdk.messages import Message, Prompt, Resolver, RunConfig, Said, as_text
 from kneo.spec.models import Agent
 
@@ -55,7 +56,7 @@ class Draft:
     def function(self, path: str, work: Work) -> str:
         """Note what a step does; return the name of its component."""
         # By its place and not by number: a run that waits must find its own steps when others were added meanwhile.
-        implementation = PREFIX + identifier(path)
+        implementation = INPROCESS + identifier(path)
         self.components["functions"][path] = {"implementation": implementation}
         self.work[implementation] = work
         return path

@@ -89,6 +89,7 @@ class StepContext:
         show: str | None = None,
         schema: Mapping[str, object] | None = None,
         options: Sequence[str] | None = None,
+        key: str | None = None,
     ) -> object:
         """Ask a person and return what they give: a text or any JSON, what fits the schema, or one of the options.
 
@@ -103,6 +104,7 @@ class StepContext:
             show: What to look at before answering.
             schema: JSON Schema of the answer.
             options: What there is to choose from.
+            key: The whole name in recorded answers, where that is not ``name`` below the step's place.
 
         Raises:
             Declined: they would not.
@@ -111,6 +113,7 @@ class StepContext:
             prompt=prompt,
             index=next(self._asked),
             name=name,
+            key=key,
             human=human,
             show=show,
             schema=schema,

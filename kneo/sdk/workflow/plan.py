@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from kneo.runtime.code import INPROCESS
 from kneo.runtime.interpret.node import below
 from kneo.runtime.steps.base import StepContext
-from kneo.sdk.code import PREFIX, Work
+from kneo.sdk.code import Work
 from kneo.sdk.host import Host, Standing
 from kneo.sdk.participants import identifier
 from kneo.sdk.workflow.types import HumanReview, StepInput, StepOutput
@@ -50,7 +51,7 @@ class Plan:
     def function(self, path: str, work: Work) -> str:
         """Note what a step does; return the name of its component."""
         # By its place and not by number: a run that waits must find its own steps when others were added meanwhile.
-        implementation = PREFIX + identifier(path)
+        implementation = INPROCESS + identifier(path)
         self.components["functions"][path] = {"implementation": implementation}
         self.work[implementation] = work
         return path

@@ -1,0 +1,223 @@
+"""Flows that wait for people: what the guide describes, and what no published version of it did."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cli.main import run as kneo
+from kneo.errors import Conflict, NotFound, Usage
+from kneo.runtime.steps.base import Declined
+from kneo.sdk.db.sqlite import SqliteDb
+from kneo.sdk.durable import Executions, Flow, ask_question, flow, hitl_tool, wait, wait_for_input
+from kneo.sdk.workflow import Step, Workflow
+from kneo.store import tasks
+from kneo.tasks.answers import NotAllowed
+from kneo.tasks.inputs import given, refusal
+
+
+@pytest.fixture
+def database(migrated_file: Callable[[str], Path]) -> Iterator[SqliteDb]:
+    found = SqliteDb(migrated_file("runs.db"))
+    yield found
+    found.close()
+
+
+def made(database: SqliteDb, function: Callable[..., object]) -> tuple[Flow, Executions]:
+    found = flow(database=database)(function)
+    return found, Executions([found])
+
+
+def test_an_agents_question_becomes_its_answer(database: SqliteDb) -> None:
+    """The tutorial's last stage: look up, draft, ask, append, publish."""
+    published: list[str] = []
+
+    def publish(topic: str) -> str:
+        summary = f"{topic} persists every checkpoint output."
+        suffix = wait_for_input(question="What suffix should I add before publishing?", timeout=0)
+        published.append(f"{summary} {suffix}")
+        return published[-1]
+
+    stage, executions = made(database, publish)
+    waiting = stage.start("Durable execution")
+    assert (waiting.status, published) == ("waiting", [])
+    [listed] = executions.list(status="waiting")
+    assert listed.id == waiting.id
+    done = executions.input(waiting.id, value="Verified by ops on call")
+    assert done.result == "Durable execution persists every checkpoint output. Verified by ops on call"
+    assert published == [done.result]
+    assert [each.value for each in executions.get(waiting.id).waits] == ["Verified by ops on call"]
+    assert any("human_intervention_requested" in line for line in executions.logs(waiting.id))
+
+
+def test_questions_have_stable_names(database: SqliteDb, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kneo.sdk.waiting.wait_for_input", lambda **said: wait_for_input(**said, timeout=0))
+    stage, executions = made(database, lambda: [ask_question("What suffix?"), ask_question("What suffix?")])
+    first = stage.start()
+    assert [each.name for each in first.pending_waits] == ["ask_question:1:8176f2cc"]
+    second = executions.input(first.id, value="a")
+    assert [each.name for each in second.pending_waits] == ["ask_question:2:8176f2cc"]
+    assert executions.input(first.id, value={"b": 1}).result == ["a", '{"b": 1}']
+
+
+@dataclass
+class Approval:
+    ok: bool
+    why: str = ""
+
+
+@pytest.mark.parametrize(
+    ("schema", "wrong", "right", "result"),
+    [
+        (bool, "yes", True, "True"),
+        (int, "three", 3, "3"),
+        (Approval, {"ok": 1, "other": 2}, {"ok": True}, "Approval(ok=True, why='')"),
+        ({"enum": ["a", "b"]}, "c", "b", "'b'"),
+    ],
+)
+def test_an_answer_fits_its_schema_or_is_refused(
+    database: SqliteDb, schema: object, wrong: object, right: object, result: str
+) -> None:
+    stage, executions = made(database, lambda: repr(wait(schema=schema, question="?", timeout=0)))
+    waiting = stage.start()
+    with pytest.raises(NotAllowed):
+        executions.input(waiting.id, value=wrong)
+    assert executions.get(waiting.id).status == "waiting"
+    assert executions.input(waiting.id, value=right).result == result
+
+
+@pytest.mark.parametrize("value", ["text", 3, [1, "a"], {"k": None}, True])
+def test_an_open_question_takes_anything(database: SqliteDb, value: object) -> None:
+    """No published version took a plain text here."""
+    stage, executions = made(database, lambda: wait(question="?", timeout=0))
+    assert executions.input(stage.start().id, value=value).result == value
+
+
+def test_a_wait_has_a_name_and_facts(database: SqliteDb) -> None:
+    stage, executions = made(database, lambda: wait(question="Ship?", metadata={"risk": "high"}, timeout=0))
+    waiting = stage.start()
+    [asked] = waiting.pending_waits
+    assert (asked.name, asked.question, asked.schema) == ("wait_condition:1", "Ship?", None)
+    with database.store.read() as tx:
+        assert '"risk": "high"' in tasks.get(tx, asked.wait_id).subject
+    assert executions.get(waiting.id).pending_waits[0].entered_waiting_at
+
+
+def test_the_program_stays_for_an_answer_as_long_as_the_question_says(database: SqliteDb) -> None:
+    stage, _ = made(database, lambda: wait(question="?", timeout=30))
+    results: list[object] = []
+    thread = threading.Thread(target=lambda: results.append(stage()))
+    thread.start()
+    host = stage.host()
+    for _ in range(1000):
+        with host.store.read() as tx:
+            waiting = tasks.list_tasks(tx)
+        if waiting:
+            break
+        threading.Event().wait(0.01)
+    host.decide(waiting[0], given(waiting[0], "now"))
+    thread.join(30)
+    assert results == ["now"]
+
+
+def test_calling_a_flow_that_waits_says_so(database: SqliteDb) -> None:
+    stage, _ = made(database, lambda: wait(name="ok", timeout=0))
+    with pytest.raises(Conflict, match="waits for ok"):
+        stage()
+
+
+def test_what_it_was_given_is_kept_however_it_was_given(database: SqliteDb) -> None:
+    """A positional argument used to be lost."""
+    stage, executions = made(database, lambda topic, tone="dry": [topic, tone, wait(timeout=0)])
+    assert executions.input(stage.start("dogs", tone="warm").id, value=1).result == ["dogs", "warm", 1]
+
+
+def test_an_answer_counts_once_and_only_where_something_is_asked(database: SqliteDb) -> None:
+    stage, executions = made(database, lambda: wait(timeout=0))
+    waiting = stage.start()
+    with pytest.raises(Conflict, match="waits for an answer"):
+        executions.resume(waiting.id)
+    executions.input(waiting.id, value=1)
+    with pytest.raises(Conflict, match="asks nothing"):
+        executions.input(waiting.id, value=2)
+    with pytest.raises(NotFound):
+        executions.get("run_nothing")
+
+
+def test_a_wait_that_is_aborted_cancels(database: SqliteDb) -> None:
+    stage, executions = made(database, lambda: wait(timeout=0))
+    waiting = stage.start()
+    assert executions.abort_wait(waiting.id).status == "cancelled"
+    with pytest.raises(Conflict):
+        executions.input(waiting.id, value=1)
+
+
+def test_who_declines_is_heard_by_the_flow(database: SqliteDb) -> None:
+    def careful() -> str:
+        try:
+            return str(wait(question="Go on?", timeout=0))
+        except Declined as refused:
+            return f"left out: {refused}"
+
+    stage, executions = made(database, careful)
+    waiting = stage.start()
+    host = stage.host()
+    task = host.look(waiting.id).tasks[0]
+    host.decide(task, refusal(task, "too risky"))
+    assert executions.resume(waiting.id).result == "left out: too risky"
+
+
+def test_a_tool_whose_result_a_person_gives(database: SqliteDb) -> None:
+    @hitl_tool(schema=bool, timeout=0)
+    def may_pay(amount: int, to: str = "ann") -> bool:
+        """May this be paid?
+
+        Not part of the question.
+        """
+        raise AssertionError("never run")
+
+    stage, executions = made(database, lambda: [may_pay(5), may_pay(7, to="bob")])
+    first = stage.start()
+    [asked] = first.pending_waits
+    assert (asked.name, asked.question, asked.schema) == ("may_pay:1", "May this be paid?", {"type": "boolean"})
+    second = executions.input(first.id, value=True)
+    assert second.pending_waits[0].name == "may_pay:2"
+    assert executions.input(first.id, value=False).result == [True, False]
+
+
+def test_steps_of_workflows_may_wait_too(database: SqliteDb) -> None:
+    workflow = Workflow("w", [Step("ask", executor=lambda given: f"{given.input} {wait(question='?')}")], db=database)
+    paused = workflow.run("in")
+    assert paused.is_paused
+    [requirement] = paused.active_requirements
+    host = workflow._running(paused.run_id).host
+    host.decide(requirement.task, given(requirement.task, "out"))
+    assert workflow.continue_run(run_id=paused.run_id).content == "in out"
+
+
+def test_nobody_waits_outside_a_step() -> None:
+    with pytest.raises(Usage):
+        wait(question="?")
+
+
+def test_an_answer_from_anywhere_waits_for_the_program_that_has_the_code(
+    database: SqliteDb, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[int] = []
+
+    def publish(topic: str) -> str:
+        begun.append(1)
+        return f"{topic}: {wait(question='Publish?', timeout=0)}"
+
+    stage, executions = made(database, publish)
+    waiting = stage.start("cats")
+    monkeypatch.setenv("KNEO_SERV_DATABASE_URL", database.url)
+    assert kneo(["runs", "input", waiting.id, "--value", '"yes"']) == 75
+    assert "in the program that started the run" in capsys.readouterr().err
+    assert executions.get(waiting.id).status == "running"
+    assert executions.resume(waiting.id).result == "cats: yes"
+    assert len(begun) == 2
