@@ -59,7 +59,10 @@ def _once(url: str, number: signal.Signals) -> float:
         (folder / "marking.py").write_text(MARKING % LONG_SECONDS)
         marks = folder / "marks"
         env = {"PATH": os.defpath, "HOME": name, "PYTHONPATH": str(ROOT), "KNEO_SERV_DATABASE_URL": url}
-        workers = [subprocess.Popen([sys.executable, "-m", "cli.main", "worker"], cwd=name, env=env) for _ in "ab"]
+        workers = [
+            subprocess.Popen([sys.executable, "-m", "cli.main", "worker"], cwd=name, env=env, stderr=subprocess.DEVNULL)
+            for _ in "ab"
+        ]
         try:
             with PlatformManager(None, Database(url), settings=from_env(env, folder)) as manager:
                 spec = flows.spec(flows.step("long", "long"))

@@ -43,6 +43,7 @@ class CodeLoader:
         self.roots = tuple(root.resolve() for root in roots)
         self.allow = allow
         self._digests: dict[str, Digest | None] = {}
+        self._allowed: set[str] = set()
         for root in reversed(self.roots):
             if str(root) not in sys.path:
                 sys.path.insert(0, str(root))
@@ -85,6 +86,8 @@ class CodeLoader:
         return Code(function, digest)
 
     def _check_allowed(self, module: str) -> None:
+        if module in self._allowed:
+            return
         if self.allow:
             allowed = any(module == prefix or module.startswith(f"{prefix}.") for prefix in self.allow)
         else:
@@ -95,6 +98,7 @@ class CodeLoader:
             where = ", ".join(self.allow) if self.allow else ", ".join(str(root) for root in self.roots)
             msg = f"The module {module} may not be named by a spec; allowed: {where}."
             raise Forbidden(msg, code="implementation_forbidden", hint="KNEO_SERV_IMPORT_ALLOW lists module prefixes.")
+        self._allowed.add(module)
 
     def _digest_of(self, module: str) -> Digest | None:
         """Name a module's source as it was before this process imported it; a later change on disk is not what runs."""

@@ -29,6 +29,9 @@ STALLED_SECONDS = 3.0
 SWEEP_SECONDS = 0.5
 """How often every worker looks for jobs of dead ones."""
 
+POLL_SECONDS = 1.0
+"""How often a worker looks for jobs by itself: new ones are announced, one that is handed out again is not."""
+
 RESTORE_SECONDS = 30.0
 """How often due runs without a job are looked for; there should never be any."""
 
@@ -92,6 +95,7 @@ class QueueWorker:
                     shutdown_graceful_timeout=DRAIN_SECONDS,
                     update_heartbeat_interval=HEARTBEAT_SECONDS,
                     stalled_worker_timeout=10 * STALLED_SECONDS,
+                    fetch_job_polling_interval=POLL_SECONDS,
                 )
             finally:
                 sweeping.cancel()
