@@ -13,6 +13,7 @@ from kneo.clock import monotonic
 from kneo.errors import Conflict, NotFound
 from kneo.runtime.cancel import cancel_run
 from kneo.runtime.code import INPROCESS
+from kneo.runtime.recover import ForkOrder
 from kneo.runtime.steps.base import StepContext, StepOutput, Waiting
 from kneo.sdk.code import call
 from kneo.sdk.db import Database, scratch
@@ -25,6 +26,7 @@ from kneo.state.task import UNRESOLVED, HumanTask
 from kneo.store import history, runs
 from kneo.store.run_filter import RunFilter
 from kneo.tasks.inputs import given, pending
+from kneo.tasks.reuse import REPLAY
 
 __all__ = ["Execution", "Executions", "Flow", "Wait", "ask_question", "flow", "hitl_tool", "wait", "wait_for_input"]
 
@@ -49,6 +51,8 @@ class Wait:
     entered_waiting_at: str
     is_pending: bool
     value: object = None
+    reused: bool = False
+    """Whether the answer is that of the execution which was replayed."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,37 @@ class Flow:
             msg = f"The execution {execution_id} waits for an answer."
             raise Conflict(msg, code="execution_waiting", hint="executions.input(id, value=…) gives it one.")
         return execution_of(run_sync(self._drive(host, execution_id, poll=False)))
+
+    def replay(
+        self,
+        execution_id: str,
+        *,
+        from_: str | None = None,
+        answers: Mapping[str, object] | None = None,
+        ask: str | Sequence[str] = (),
+    ) -> Execution:
+        """Run again on what an execution was given; what was answered there is not asked again.
+
+        Args:
+            execution_id: The execution whose past this one has.
+            from_: Where it begins: the flow, which is its only step.
+            answers: Other answers, by the names of their questions.
+            ask: Questions to ask again, by name, or ``all``.
+
+        Raises:
+            NotFound: there is no such execution, or nothing of that name to begin at.
+        """
+        host = self.host()
+        if from_ not in {None, "default", self.name}:
+            msg = f"{from_} is no part of {self.name}; it begins at {self.name}."
+            raise NotFound(msg)
+        order = ForkOrder(
+            run_id=execution_id,
+            step=self.name,
+            answers=answers or {},
+            ask=(ask,) if isinstance(ask, str) else tuple(ask),
+        )
+        return execution_of(run_sync(self._drive(host, host.fork(order).id, poll=False)))
 
     # ---- the parts --------------------------------------------------------------------------------------------
 
@@ -264,6 +299,17 @@ class Executions:
         """
         return self._of(execution_id)[0].resume(execution_id)
 
+    def replay(
+        self,
+        execution_id: str,
+        *,
+        from_: str | None = None,
+        answers: Mapping[str, object] | None = None,
+        ask: str | Sequence[str] = (),
+    ) -> Execution:
+        """Run an execution again with its answers; see ``Flow.replay``."""
+        return self._of(execution_id)[0].replay(execution_id, from_=from_, answers=answers, ask=ask)
+
     def _of(self, execution_id: str) -> tuple[Flow, Host]:
         for each in self.flows:
             host = each.host()
@@ -302,5 +348,6 @@ def _wait(task: HumanTask) -> Wait:
         schema=task.answer_schema,
         entered_waiting_at=task.created_at,
         is_pending=task.status in UNRESOLVED,
+        reused=decision is not None and decision.by == REPLAY,
         value=dict(decision.values) if decision is not None and decision.values is not None else value,
     )

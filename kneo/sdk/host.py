@@ -6,14 +6,14 @@ import asyncio
 import getpass
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from kneo.errors import Invalid
 from kneo.runtime.advance import Driver
 from kneo.runtime.interpret.node import Leaf
 from kneo.runtime.load import ProgramLoader
-from kneo.runtime.recover import continue_run
+from kneo.runtime.recover import ForkOrder, fork
 from kneo.runtime.start import RunOrder, Starter
 from kneo.runtime.steps.base import StepContext
 from kneo.runtime.timers import tick
@@ -109,13 +109,14 @@ class Host:
         """
         return decide(self.store, task.id, answer, actor=actor())
 
-    def revive(self, run_id: str) -> Run:
-        """Try a failed run again from where it stood.
+    def fork(self, order: ForkOrder) -> Run:
+        """Record a run with another run's past.
 
         Raises:
-            Conflict: it did not fail.
+            NotFound, Conflict, Forbidden: there is no such past, or it may not run again.
         """
-        return continue_run(self.store, ProgramLoader(self.store), run_id, actor=actor())
+        starter = Starter(self.store, check_spec, pin=None)
+        return fork(starter, ProgramLoader(self.store), replace(order, requester=actor()))
 
     def catch_up(self) -> None:
         """Let deadlines that have passed take effect: no process may have been there to do it."""

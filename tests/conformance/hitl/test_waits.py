@@ -156,6 +156,56 @@ def test_a_wait_that_is_aborted_cancels(database: SqliteDb) -> None:
         executions.input(waiting.id, value=1)
 
 
+def answered(executions: Executions, stage: Flow, *values: object) -> str:
+    waiting = stage.start("cats")
+    for value in values:
+        executions.input(waiting.id, value=value)
+    return waiting.id
+
+
+def asking_twice(topic: str) -> list[object]:
+    return [topic, wait(name="suffix", question="What suffix?", timeout=0), wait(name="ok", schema=bool, timeout=0)]
+
+
+def test_a_replay_does_not_ask_again(database: SqliteDb) -> None:
+    """Every published version asked again."""
+    stage, executions = made(database, asking_twice)
+    first = answered(executions, stage, "!", True)
+    again = executions.replay(first, from_="default")
+    assert (again.status, again.result) == ("completed", ["cats", "!", True])
+    assert again.id != first
+    assert [each.reused for each in again.waits] == [True, True]
+    assert executions.get(first).result == again.result
+
+
+def test_a_replay_takes_other_answers(database: SqliteDb) -> None:
+    stage, executions = made(database, asking_twice)
+    first = answered(executions, stage, "!", True)
+    assert executions.replay(first, answers={"suffix": "?"}).result == ["cats", "?", True]
+
+
+def test_a_replay_asks_again_what_it_is_told_to(database: SqliteDb) -> None:
+    stage, executions = made(database, asking_twice)
+    first = answered(executions, stage, "!", True)
+    again = executions.replay(first, ask="ok")
+    assert [each.name for each in again.pending_waits] == ["ok"]
+    assert executions.input(again.id, value=False).result == ["cats", "!", False]
+    assert [each.name for each in executions.replay(first, ask="all").pending_waits] == ["suffix"]
+
+
+def test_a_replay_asks_what_was_not_asked_before(database: SqliteDb) -> None:
+    stage, executions = made(database, asking_twice)
+    first = answered(executions, stage, "!", True)
+    stage.function = lambda topic: [topic, wait(name="suffix", question="Which prefix?", timeout=0)]
+    assert [each.question for each in executions.replay(first).pending_waits] == ["Which prefix?"]
+
+
+def test_a_replay_begins_at_the_flow(database: SqliteDb) -> None:
+    stage, executions = made(database, asking_twice)
+    with pytest.raises(NotFound, match="begins at asking_twice"):
+        executions.replay(answered(executions, stage, "!", True), from_="elsewhere")
+
+
 def test_who_declines_is_heard_by_the_flow(database: SqliteDb) -> None:
     def careful() -> str:
         try:

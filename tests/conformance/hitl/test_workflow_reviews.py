@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from kneo.clock import ManualClock
-from kneo.errors import Conflict, KneoError
+from kneo.errors import Conflict, KneoError, Usage
+from kneo.sdk.db.postgres import PostgresDb
 from kneo.sdk.db.sqlite import SqliteDb
 from kneo.sdk.failures import WorkflowFailed
 from kneo.sdk.run.workflow import (
@@ -887,3 +888,26 @@ def test_steps_hear_of_each_other_and_of_what_the_run_was_told(db: SqliteDb) -> 
 def test_names_are_unique_beside_each_other(log: Log) -> None:
     with pytest.raises(ValueError, match="Two primitives"):
         flow(None, log.step("a"), log.step("a"))
+
+
+def test_runs_are_kept_in_either_database(migrated_url: str, log: Log) -> None:
+    def made() -> Workflow:
+        path = migrated_url.removeprefix("sqlite:///")
+        db = SqliteDb(path) if path != migrated_url else PostgresDb(migrated_url)
+        return flow(db, log.step("a"), Parallel(log.step("b", CONFIRM), log.step("c", REVIEW), name="p"), log.step("d"))
+
+    first = made()
+    output = first.run("in")
+    for requirement in output.active_requirements:
+        requirement.confirm()
+    first.db.close()
+    second = made()
+    assert second.continue_run(output).content == "in>a>c>d"
+    assert log == ["a", "c", "b", "d"]
+    second.db.close()
+
+
+@pytest.mark.parametrize("url", ["mysql://x", "sqlite:///x"])
+def test_a_database_of_another_kind_is_refused(url: str) -> None:
+    with pytest.raises(Usage):
+        PostgresDb(url)
