@@ -78,6 +78,24 @@ class Prune(_Camel):
     )
 
 
+class Questions(_Camel):
+    """What every question to a person asks for here at least, whatever the spec says."""
+
+    approvals: int = Field(default=1, ge=1, le=100, description="People who have to agree, at least.")
+    exclude: Many[str] = Field(
+        default=(),
+        description="Who may not answer, beside those whom a gate excludes: names, or requester, bundle_signer, "
+        "previous_reviewers.",
+        examples=[["requester", "bundle_signer"]],
+    )
+    deny_on_timeout: Many[Literal["approve", "continue", "select", "skip"]] = Field(
+        default=(), description="What silence may not do; where a spec says it, the run ends instead."
+    )
+    receipt: Literal["signed"] | None = Field(
+        default=None, description="Whether every decision needs a signed receipt."
+    )
+
+
 class WindowRule(_Camel):
     """A repeating stretch of time in which changes are allowed, or in which they are denied: one of the two."""
 
@@ -115,6 +133,7 @@ class EnvironmentSpec(_Camel):
     policy: PolicyFlags = Field(description="What every spec must satisfy here.")
     signatures: Signatures
     approvals: Approvals | None = Field(default=None, description="Left out: nobody needs to approve.")
+    questions: Questions = Questions()
     windows: Many[WindowRule] = Field(
         default=(), description="When changes may happen; denied windows win over allowed ones."
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from kneo.spec.environment import Approvals, Environment, EnvironmentSpec, Person, Signatures
+from kneo.spec.environment import Approvals, Environment, EnvironmentSpec, Person, Questions, Signatures
 from kneo.spec.flags import PolicyFlags
 from kneo.spec.policy import SWITCHES
 from kneo.spec.windows import Window
@@ -91,6 +91,17 @@ def _parted(windows: Sequence[Window]) -> tuple[set[Window], set[Window]]:
     return {w for w in windows if w.effect == "deny"}, {w for w in windows if w.effect == "allow"}
 
 
+def _questions(old: Questions, new: Questions) -> Iterator[str]:
+    if new.approvals < old.approvals:
+        yield f"questions.approvals falls from {old.approvals} to {new.approvals}"
+    if fewer := set(old.exclude) - set(new.exclude):
+        yield f"{', '.join(sorted(fewer))} could answer questions"
+    if allowed := set(old.deny_on_timeout) - set(new.deny_on_timeout):
+        yield f"silence could {', '.join(sorted(allowed))}"
+    if old.receipt is not None and new.receipt is None:
+        yield "decisions would not have to have a signed receipt"
+
+
 def _gates(old: EnvironmentSpec, new: EnvironmentSpec) -> Iterator[str]:
     if new.inline_specs and not old.inline_specs:
         yield "runs could bring their own specs"
@@ -102,6 +113,7 @@ def _gates(old: EnvironmentSpec, new: EnvironmentSpec) -> Iterator[str]:
         yield "more releases could disappear at once"
     if old.atomic and not new.atomic:
         yield "changes would not have to happen together"
+    yield from _questions(old.questions, new.questions)
     if new.allow_self and not old.allow_self:
         yield "people could approve what they signed or asked for"
     for module, digest in old.implementations.items():

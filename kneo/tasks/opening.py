@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from kneo.clock import new_id
 from kneo.digest import digest_of_json
 from kneo.spec.models import Human
+from kneo.spec.rules.strength import strengthened
 from kneo.state.run import Run
 from kneo.state.task import Candidates, DecisionKind, Escalation, HumanTask, Plan, Quorum, TaskStatus
 from kneo.store import tasks
@@ -65,7 +66,7 @@ def open_task(tx: Tx, run: Run, question: Question) -> HumanTask:
 
 
 def _make(tx: Tx, run: Run, question: Question) -> HumanTask:
-    human, step_id = question.human, question.step_id
+    human, step_id = strengthened(question.human, people.least_asked(tx, run.environment)), question.step_id
     seconds = human.timeout_seconds or 0
     schema = schema_of(human.fields) if human.fields else human.answer_schema
     task = HumanTask(

@@ -50,13 +50,18 @@ def write_receipt(tx: Tx, task: HumanTask, decision: Decision | None, event: Aud
     return record
 
 
+def can_sign(tx: Tx, task: HumanTask) -> bool:
+    """Say whether a decision can have the receipt that its gate wants."""
+    return task.plan.receipt not in {"signed", "signed_by_reviewer"} or tx.find_key() is not None
+
+
 def check_can_sign(tx: Tx, task: HumanTask) -> None:
     """Refuse a decision that has to be signed where nothing can sign it.
 
     Raises:
         Invalid: ``no_service_key``.
     """
-    if task.plan.receipt in {"signed", "signed_by_reviewer"} and tx.find_key() is None:
+    if not can_sign(tx, task):
         msg = f"{task.id} wants a signed receipt, and this service has no key to sign it with."
         hint = "Set KNEO_SERV_SERVICE_KEY; kneo keys generate makes one."
         raise Invalid(msg, code="no_service_key", hint=hint)

@@ -12,7 +12,7 @@ from kneo.tasks import people
 from kneo.tasks.closing import cancel_tasks
 from kneo.tasks.deadline import POLICY, Silence
 from kneo.tasks.happened import happened
-from kneo.tasks.receipts import write_receipt
+from kneo.tasks.receipts import can_sign, write_receipt
 from kneo.tasks.schedule import Occasion, later, next_at, occasions, remaining
 from kneo.tasks.telling import tell
 
@@ -123,7 +123,8 @@ def _silenced(tx: Tx, task: HumanTask) -> None:
         default_option=task.default_option,
     )
     decision = silence.decision(tx.at)
-    if decision is not None:
+    # A decision that has to be signed and cannot be is none: the run ends as if nobody had said anything about silence.
+    if decision is not None and can_sign(tx, task):
         assert tasks.change(tx, task, status=TaskStatus.DECIDED, decision=decision), "the run is locked"
         runs.wake(tx, task.run_id)
         word = "expired" if decision.effect or decision.kind == "rejected" else "continued"

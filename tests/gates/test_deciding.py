@@ -123,6 +123,26 @@ def test_one_objection_is_enough_unless_a_majority_is_asked(store: Store) -> Non
     assert (decided.decision.kind, decided.decision.voters) == ("rejected", ("ann", "cy"))
 
 
+def test_an_environment_only_asks_for_more(store: Store) -> None:
+    least = {
+        "approvals": 2,
+        "exclude": ["requester"],
+        "denyOnTimeout": ["approve", "continue"],
+        "receipt": "signed",
+    }
+    declare(store, questions=least)
+    plain = ask(store, timeout_seconds=60, on_timeout="approve", receipt="none")
+    assert (plain.quorum.approvals, plain.on_timeout, plain.plan.receipt) == (2, "fail", "signed")
+    assert plain.candidates.exclude == ("requester",)
+    strict = ask(
+        store, quorum={"approvals": 3}, candidates={"exclude": ["ann"]}, timeout_seconds=60, on_timeout="reject"
+    )
+    assert (strict.quorum.approvals, strict.on_timeout) == (3, "reject")
+    assert strict.candidates.exclude == ("ann", "requester")
+    # Nothing here could sign what has to be signed, so nothing is decided.
+    assert refused(store, plain, "ann") == "no_service_key"
+
+
 def test_votes_agree_only_when_they_say_the_same(store: Store) -> None:
     task = ask(store, quorum={"approvals": 2})
     answer(store, task, "ann", "edited", content="one")

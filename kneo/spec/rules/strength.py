@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kneo.spec.environment import Questions
 from kneo.spec.models import Condition, Gate, Human
-from kneo.spec.models.human import Position
+from kneo.spec.models.human import Candidates, Position, Quorum
 from kneo.spec.rules.places import in_force
 
 _ENDS = frozenset({"stop", "cancel", "fail", "retry"})
@@ -41,6 +42,26 @@ class Verdict:
     def ends_run(self) -> bool:
         """Whether nothing after it can run unless a person agreed."""
         return self.guards and not self.goes_on
+
+
+def strengthened(human: Human, least: Questions) -> Human:
+    """Return what a question asks for once an environment has had its say: never less than the spec does.
+
+    Where the spec lets silence do what the environment denies it, the run ends at the deadline instead.
+    """
+    if least == Questions():
+        return human
+    quorum, candidates = human.quorum or Quorum(), human.candidates or Candidates()
+    exclude = tuple(dict.fromkeys((*candidates.exclude, *least.exclude)))
+    denied = human.on_timeout.partition(":")[0] in least.deny_on_timeout
+    return human.model_copy(
+        update={
+            "quorum": quorum.model_copy(update={"approvals": max(quorum.approvals, least.approvals)}),
+            "candidates": candidates.model_copy(update={"exclude": exclude}),
+            "on_timeout": "fail" if denied else human.on_timeout,
+            "receipt": human.receipt if human.receipt == "signed_by_reviewer" else (least.receipt or human.receipt),
+        }
+    )
 
 
 def judge_step(human: Human) -> Verdict:

@@ -22,6 +22,7 @@ STRICT: dict[str, object] = {
     "atomic": True,
     "inlineSpecs": False,
     "allowSelf": False,
+    "questions": {"approvals": 2, "exclude": ["requester"], "denyOnTimeout": ["approve"], "receipt": "signed"},
     "implementations": {"acme.mail": DIGEST},
 }  # fmt: skip
 
@@ -55,6 +56,13 @@ LOOSER: dict[str, list[object]] = {
     "inlineSpecs": [True],
     "allowSelf": [True],
     "implementations": [{}, {"acme.mail": "sha256:" + "2" * 64}],
+    "questions": [
+        {},
+        {**dict(STRICT["questions"]), "approvals": 1},  # type: ignore[call-overload]
+        {**dict(STRICT["questions"]), "exclude": ["bundle_signer"]},  # type: ignore[call-overload]
+        {**dict(STRICT["questions"]), "denyOnTimeout": ["skip"]},  # type: ignore[call-overload]
+        {**dict(STRICT["questions"]), "receipt": None},  # type: ignore[call-overload]
+    ],
 }
 
 FREE = {"releases", "suspend"}
