@@ -42,7 +42,13 @@ def open_at(url: str, clock: ManualClock, revision: str) -> Store:
 
 def differences(store: Store) -> list[object]:
     with store.read() as tx:
-        context = MigrationContext.configure(tx.connection, opts={"compare_type": True, "compare_server_default": True})
+        here = tx.connection.dialect.name
+        opts = {
+            "compare_type": True,
+            "compare_server_default": True,
+            "include_object": lambda item, *_: item.info.get("only", here) == here,
+        }
+        context = MigrationContext.configure(tx.connection, opts=opts)
         return list(compare_metadata(context, metadata))
 
 
