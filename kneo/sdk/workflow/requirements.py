@@ -160,8 +160,25 @@ class StepRequirement(Requirement):
         return None if kind is None else kind is not DecisionKind.REJECTED
 
     @property
+    def rejection_feedback(self) -> str | None:
+        """What was said with a rejection."""
+        said = self.said or self.task.decision
+        return said.feedback if said is not None else None
+
+    @property
+    def edited_output(self) -> str | None:
+        """What was put in the place of the output."""
+        if self.said is not None and self.said.decision is DecisionKind.EDITED:
+            return spelled(self.said.content)
+        decision = self.task.decision
+        return decision.content if decision is not None and decision.kind is DecisionKind.EDITED else None
+
+    @property
     def selected_choices(self) -> Sequence[str]:
-        return self.said.selected_options or () if self.said is not None else ()
+        said = self.said or self.task.decision
+        if said is None:
+            return ()
+        return said.selected_options or ((said.selected_option,) if said.selected_option else ())
 
     # ---- saying it --------------------------------------------------------------------------------------------
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -244,45 +241,28 @@ def test_it_is_a_spec_like_any_other(database: SqliteDb) -> None:
     assert spec["components"]["humans"]["q"]["prompt"] == "Fine?"
 
 
-def test_it_goes_on_in_another_process(tmp_path: Path, migrated_file: Callable[[str], Path]) -> None:
-    program = textwrap.dedent(
-        """
-        import asyncio, sys
-        from kneo.sdk import HumanInterventionRequiredError
-        from kneo.sdk.db.sqlite import SqliteDb
-        from kneo.sdk.workflows import WorkflowBuilder
+def test_it_goes_on_where_the_same_workflow_is_built_again(migrated_file: Callable[[str], Path]) -> None:
+    ran: list[str] = []
+    path = migrated_file("runs.db")
 
-        def count(messages, config):
-            with open("counted", "a") as file:
-                file.write("x")
-            return "counted"
+    def count(_messages: list[Message], _config: RunConfig) -> str:
+        ran.append("counted")
+        return "counted"
 
-        def last(messages, config):
-            return " | ".join(message.content for message in messages)
+    def last(messages: list[Message], config: RunConfig) -> str:
+        return " | ".join([*(message.content for message in messages), str(config.metadata.get("tenant"))])
 
-        steps = [count, WorkflowBuilder.human_step("q", "?"), last]
-        workflow = WorkflowBuilder.sequential(steps, name="w", database=SqliteDb("runs.db"))
-        if len(sys.argv) == 1:
-            try:
-                workflow.run_sync("in")
-            except HumanInterventionRequiredError as error:
-                print(error.run_id)
-        else:
-            print(asyncio.run(workflow.resume(sys.argv[1], "yes")).output_text)
-        """
-    )
-    (tmp_path / "program.py").write_text(program)
-    migrated_file("runs.db")
+    def built() -> Workflow:
+        return flow(SqliteDb(path), count, ASK("q", "?"), last)
 
-    def run(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "program.py", *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
-    run_id = run()
-    assert run(run_id) == "in | counted | yes"
-    assert (tmp_path / "counted").read_text() == "x"
+    first = built()
+    with pytest.raises(HumanInterventionRequiredError) as caught:
+        first.run_sync("in", RunConfig({"tenant": "a"}))
+    first.database.close()
+    second = built()
+    result = asyncio.run(second.resume(caught.value.run_id, "yes", RunConfig({"tenant": "b"})))
+    assert (result.output_text, ran) == ("in | counted | yes | b", ["counted"])
+    second.database.close()
 
 
 def test_an_answer_counts_once(database: SqliteDb) -> None:

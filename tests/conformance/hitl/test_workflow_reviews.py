@@ -364,6 +364,22 @@ def test_an_output_is_looked_at_edited_or_discarded(db: SqliteDb, log: Log) -> N
     assert outcome("reject") == "in>a>c"
 
 
+def test_what_was_said_stays_readable(db: SqliteDb, log: Log) -> None:
+    workflow = flow(db, log.step("a", AGAIN), routed(log))
+    output = workflow.run("in")
+    only(output).reject(feedback="shorter")
+    assert (only(output).rejection_feedback, only(output).confirmed) == ("shorter", False)
+    output = workflow.continue_run(output)
+    only(output).edit("mine")
+    output = workflow.continue_run(output)
+    only(output).select("quick")
+    workflow.continue_run(output)
+    said = workflow.get_run(output.run_id).step_requirements
+    assert [each.rejection_feedback for each in said] == ["shorter", None, None]
+    assert [each.edited_output for each in said] == [None, "mine", None]
+    assert [tuple(each.selected_choices) for each in said] == [(), (), ("quick",)]
+
+
 def test_an_edit_may_be_anything(db: SqliteDb, log: Log) -> None:
     workflow = flow(db, log.step("a", REVIEW))
     output = workflow.run("in")
