@@ -127,11 +127,11 @@ class LocalBackend:
 
     def past(self, run_id: str, view: str) -> Json:
         record = read_record(self.store, run_id)
-        return (views.replay_view if view == "replay" else views.recovery_view)(record)
+        return wire.view((views.replay_view if view == "replay" else views.recovery_view)(record))
 
     def checkpoint_diff(self, run_id: str, before: int | None, after: int | None) -> Json:
         record = read_record(self.store, run_id)
-        return views.checkpoint_diff(record.run, record.checkpoints, before, after)
+        return wire.view(views.checkpoint_diff(record.run, record.checkpoints, before, after))
 
     def continue_run(self, run_id: str) -> Json:
         return self._gone_on(continue_run(self.store, ProgramLoader(self.store), run_id, actor=self.actor))

@@ -59,6 +59,10 @@ def flaky(text):
     return f"mended: {text}"
 
 
+def leak(text):
+    raise RuntimeError("no /srv/app/secrets/file, token=abcdefgh")
+
+
 def slow(text):
     import time
     time.sleep(0.6)

@@ -1,10 +1,16 @@
-"""How records look in JSON, over HTTP and with ``--json`` alike. Superset of what the published clients parse."""
+"""How records look in JSON, over HTTP and with ``--json`` alike. Superset of what the published clients parse.
+
+What runs were given and gave goes out without secrets. Texts that people have to read or judge keep names and addresses;
+what is there for machines and for looking back (metadata, trace, checkpoints) goes without those too. What is stored stays
+whole: the next step works on it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+from kneo.redaction import hide_paths, redact, redact_text
 from kneo.registry import EnvironmentStatus
 from kneo.service.task_wire import human_request, votes_of
 from kneo.service.words import say
@@ -21,11 +27,11 @@ def run_created(run: Run, task: HumanTask | None, *, published: bool) -> Json:
     return {
         "run_id": run.id,
         "status": say(run.status, published=published),
-        "output_text": run.output_text,
+        "output_text": _text(run.output_text),
         "human_intervention_required": task is not None,
         "continuation_id": task.id if task else None,
         "metadata": run_metadata(run, task),
-        "error": asdict(run.error) if run.error else None,
+        "error": _error(run),
     }
 
 
@@ -41,21 +47,21 @@ def run_status(run: Run, task: HumanTask | None, *, published: bool) -> Json:
         "agent_name": run.agent_name,
         "workflow_name": run.workflow_name,
         "workflow_kind": run.target,
-        "input_text": run.input_text,
-        "output_text": run.output_text,
+        "input_text": _text(run.input_text),
+        "output_text": _text(run.output_text),
         "current_step_index": None,
         "current_step_id": step_id,
         "current_node_id": step_id if is_graph else None,
         "visited_steps": visited,
         "visited_nodes": visited if is_graph else [],
-        "pending_human_request": human_request(task) if task else None,
+        "pending_human_request": redact(human_request(task), personal=False) if task else None,
         "continuation_id": task.id if task else None,
         "trace_event_count": run.trace_count,
         "trace_dropped": 0,
         "session_id": run.metadata.get("session_id"),
         "usage": run.metadata.get("usage"),
         "metadata": run_metadata(run, task),
-        "error": asdict(run.error) if run.error else None,
+        "error": _error(run),
         "created_at": run.created_at,
         "updated_at": run.updated_at,
         "started_at": run.started_at,
@@ -65,7 +71,7 @@ def run_status(run: Run, task: HumanTask | None, *, published: bool) -> Json:
 
 
 def run_metadata(run: Run, task: HumanTask | None) -> Json:
-    values: Json = dict(run.metadata)
+    values: Json = _clean(run.metadata)
     values["requester"] = run.requester
     values["spec_digest"] = run.spec_digest
     if run.workflow_type is not None:
@@ -76,7 +82,7 @@ def run_metadata(run: Run, task: HumanTask | None) -> Json:
         }
         values["workflow_type"] = run.workflow_type
     if task is not None:
-        request = human_request(task)
+        request = redact(human_request(task), personal=False)
         values |= {
             "human_intervention_required": True,
             "continuation_id": task.id,
@@ -98,7 +104,28 @@ def human_resumed(run: Run, answered: HumanTask, following: HumanTask | None, *,
     return answer
 
 
+def _clean(values: Mapping[str, object]) -> Json:
+    found = redact(values)
+    assert isinstance(found, dict)
+    return found
+
+
+def _text(text: str | None) -> str | None:
+    return redact_text(text, personal=False) if text is not None else None
+
+
+def _error(run: Run) -> Json | None:
+    error = run.error
+    return {"type": error.type, "message": hide_paths(redact_text(error.message))} if error is not None else None
+
+
+def view(told: Json) -> Json:
+    """A view of a run's past."""
+    return _clean(told)
+
+
 def trace_event(event: TraceEvent) -> Json:
+    data = _clean(event.data)
     return {
         "type": event.type,
         "run_id": event.run_id,
@@ -106,9 +133,9 @@ def trace_event(event: TraceEvent) -> Json:
         "sequence": event.sequence,
         "timestamp": event.timestamp,
         "step_id": event.step_id,
-        **{key: event.data.get(key) for key in ("agent_name", "model_provider", "model_name", "tool_name")},
-        **{key: event.data.get(key) for key in ("input_preview", "output_preview", "error")},
-        "metadata": {key: value for key, value in event.data.items() if key not in _TRACE_TOP},
+        **{key: data.get(key) for key in ("agent_name", "model_provider", "model_name", "tool_name")},
+        **{key: data.get(key) for key in ("input_preview", "output_preview", "error")},
+        "metadata": {key: value for key, value in data.items() if key not in _TRACE_TOP},
     }
 
 
@@ -118,11 +145,11 @@ _TRACE_TOP = frozenset(
 
 
 def step(item: StepRecord) -> Json:
-    return asdict(item)
+    return _clean(asdict(item))
 
 
 def checkpoint(item: Checkpoint) -> Json:
-    return asdict(item) | {"node_id": None}
+    return asdict(item) | {"node_id": None, "state": _clean(item.state), "metadata": _clean(item.metadata)}
 
 
 def environment(status: EnvironmentStatus) -> Json:

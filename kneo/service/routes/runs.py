@@ -208,19 +208,19 @@ def diff_run_checkpoints(
 ) -> Json:
     """Compare two checkpoints; left out: the last two."""
     past = read_record(service.store, run_id)
-    return views.checkpoint_diff(past.run, past.checkpoints, from_sequence, to_sequence)
+    return wire.view(views.checkpoint_diff(past.run, past.checkpoints, from_sequence, to_sequence))
 
 
 @router.get("/runs/{run_id}/replay", operation_id="get_run_replay", responses=shows(answers.RunReplay))
 def get_run_replay(run_id: str, service: Here, published: Published, _principal: Reader) -> Json:
     """Read a run's checkpoints as a timeline."""
-    return _told(views.replay_view(read_record(service.store, run_id)), published=published)
+    return _told(wire.view(views.replay_view(read_record(service.store, run_id))), published=published)
 
 
 @router.get("/runs/{run_id}/recovery", operation_id="get_run_recovery", responses=shows(answers.RunRecovery))
 def get_run_recovery(run_id: str, service: Here, published: Published, _principal: Reader) -> Json:
     """Read where a run stands and whether it can be continued."""
-    return _told(views.recovery_view(read_record(service.store, run_id)), published=published)
+    return _told(wire.view(views.recovery_view(read_record(service.store, run_id))), published=published)
 
 
 def _told(view: Json, *, published: bool) -> Json:

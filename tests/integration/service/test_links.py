@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import httpx
 import pytest
+from kneo_process import eventually
 from service_bench import APPROVE, DRAFT, PUBLISH, Bench, spec_of
 from sqlalchemy import select, update
 
@@ -104,9 +105,12 @@ def test_answering_decides_as_the_person_it_was_made_for(bench: Bench, browser: 
 
 
 def test_a_link_works_once(bench: Bench, browser: httpx.Client) -> None:
-    path = str(link_to(bench, bench.paused())["path"])
+    run = bench.paused()
+    path = str(link_to(bench, run)["path"])
     sent = form(browser.get(path).text, decision="rejected")
     assert browser.post(path, data=sent).status_code == 200
+    # The page does not wait for the run, which takes its answer a little later.
+    eventually(lambda: bench.get(f"/runs/{run['run_id']}")["status"] == "cancelled")
     before = rows(bench)["tasks"]
     again = browser.post(path, data=sent | {"decision": "approved"})
     assert again.status_code == 409

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kneo import redaction
 from kneo.redaction import REDACTED, hide_paths, is_secret_key, redact, redact_text
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmNHl0w5N"
@@ -116,3 +117,22 @@ def test_the_original_is_left_alone() -> None:
     given_value = {"password": "x", "list": ["ann@example.com"]}
     redact(given_value)
     assert given_value == {"password": "x", "list": ["ann@example.com"]}
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "Bearer ", "basic ", JWT, "sk-", "AKIA", "ghp_", "github_pat_", "AIza", "-----BEGIN PRIVATE KEY-----",
+                "Set-Cookie: ", "api-key", "apikey", "client_secret", "password", "token", "credential", "=", ": ", "\n",
+                "abcdefghijklmnopqrstuvwxyz", "0123456789ABCDEF", "ann@example.com", "123-45-6789", " ", '"',
+            ]
+        ),
+        max_size=6,
+    ).map("".join)
+)  # fmt: skip
+def test_looking_beforehand_keeps_nothing(text: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redaction, "SHORT", -1)
+        careful = redact_text(text)
+    assert redact_text(text) == careful
