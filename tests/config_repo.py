@@ -19,7 +19,7 @@ from kneo.trust.dsse import add_signature, parse_envelope, serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
 from kneo.trust.root import TRUST_ROOT_TYPE, RootDocument, root_payload
-from kneo.trust.root_edit import EVERYTHING, add_key, first_root, next_root, revoke_key
+from kneo.trust.root_edit import EVERYTHING, add_key, first_root, next_root, remove_key, revoke_key
 from kneo.trust.signers import TrustedKey
 from kneo.trust.statement import Decision, Dependency, build_approval, build_bundle
 
@@ -209,6 +209,10 @@ class ConfigRepo:
         keyid = self.people[name].keyid
         at = self.now
         self.next_root(revoke_key(self.root, keyid, at=at, reason="lost", compromised_since=compromised_since))
+
+    def drop(self, name: str) -> None:
+        """Take somebody's key out of the next trust root."""
+        self.next_root(remove_key(self.root, self.people[name].keyid))
 
     def next_root(self, document: RootDocument) -> None:
         """Sign this as the trust root that follows the present one."""

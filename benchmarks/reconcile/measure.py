@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -31,11 +34,34 @@ from kneo.store.migrate import open_store
 COLD_TURNS, TURNS, POLLS, PUSHES = 3, 15, 40, 7
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Milliseconds: on the clock, and of processors, by this process and all it started."""
+
+    wall: float
+    cpu: float
+
+
+def spend(work: Callable[[], object]) -> Spent:
+    """Do something and say what it took."""
+    started, before = time.perf_counter(), _cpu_seconds()
+    work()
+    return Spent((time.perf_counter() - started) * 1000, (_cpu_seconds() - before) * 1000)
+
+
 def timed(work: Callable[[], object]) -> float:
     """Say how many milliseconds something takes."""
-    started = time.perf_counter()
-    work()
-    return (time.perf_counter() - started) * 1000
+    return spend(work).wall
+
+
+def _cpu_seconds() -> float:
+    mine, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    total = mine.ru_utime + mine.ru_stime + ended.ru_utime + ended.ru_stime
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text(encoding="ascii").split():
+            running = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+            total += (int(running[11]) + int(running[12])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 class Subject:
@@ -66,13 +92,13 @@ def cold(fleet: Fleet, folder: Path) -> dict[str, float]:
     ours, floors = [], []
     for turn in range(COLD_TURNS):
         floor = Floor(fleet.repo, folder / f"floor{turn}.git")
-        floors.append(timed(lambda it=floor: it.run(fleet.paths())))
+        floors.append(spend(lambda it=floor: it.run(fleet.paths())))
         subject = Subject(fleet.repo, folder / f"cold{turn}")
-        ours.append(timed(subject.run))
+        ours.append(spend(subject.run))
         subject.close()
         shutil.rmtree(folder / f"cold{turn}")
         shutil.rmtree(folder / f"floor{turn}.git")
-    return _compared("cold", min(ours), min(floors))
+    return _compared("cold", ours, floors)
 
 
 def changes(fleet: Fleet, folder: Path) -> dict[str, float]:
@@ -85,8 +111,8 @@ def changes(fleet: Fleet, folder: Path) -> dict[str, float]:
         paths = fleet.change(turn)
         both = [(ours, subject.run), (floors, lambda wanted=paths: floor.run(wanted))]
         for results, work in both if turn % 2 else both[::-1]:
-            results.append(timed(work))
-    found = _compared("five_changed", statistics.median(ours), statistics.median(floors))
+            results.append(spend(work))
+    found = _compared("five_changed", ours, floors)
     again = Reconciler(subject.store, subject.mirror, fleet.repo.pin)
     restart = timed(lambda: again.reconcile(subject.lease))
     remote = ["git", "ls-remote", "-q", str(fleet.repo.folder), "refs/heads/main"]
@@ -167,5 +193,12 @@ def _wait_for(client: httpx.Client, commit: str) -> None:
         time.sleep(0.005)
 
 
-def _compared(name: str, ours: float, floor: float) -> dict[str, float]:
-    return {f"{name}_ms": round(ours), f"{name}_floor_ms": round(floor), f"{name}_ratio": round(ours / floor, 2)}
+def _compared(name: str, ours: Sequence[Spent], floors: Sequence[Spent]) -> dict[str, float]:
+    wall, floor_wall = (statistics.median(item.wall for item in items) for items in (ours, floors))
+    cpu, floor_cpu = (statistics.median(item.cpu for item in items) for items in (ours, floors))
+    return {
+        f"{name}_ms": round(wall),
+        f"{name}_floor_ms": round(floor_wall),
+        f"{name}_ratio": round(wall / floor_wall, 2),
+        f"{name}_cpu_ratio": round(cpu / floor_cpu, 2),
+    }

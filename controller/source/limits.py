@@ -25,5 +25,8 @@ class SourceLimits:
     files: int = 100_000
     """Most files below ``bundles`` and ``environments``."""
 
+    commits: int = 1_000
+    """Most commits judged at once, where commits have to be signed."""
+
     read_bytes: int = 536_870_912
     """Most content read at once."""

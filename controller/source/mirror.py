@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from controller import metrics
 from controller.source.address import Address, parse_address, redact
+from controller.source.commit import ID, Commit, parse_commit
 from controller.source.credentials import ASKPASS, Credentials
 from controller.source.git import Git, check_version
 from controller.source.limits import SourceLimits
@@ -32,7 +32,6 @@ ACCEPTED = "refs/kneo/accepted"
 KEEP = "refs/kneo/keep/"
 
 _REMOTE = "source"
-_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _COMMIT_BYTES = 1_048_576
 _TREE_BYTES = 67_108_864
 
@@ -46,15 +45,6 @@ class Rewrite:
 
     old: str
     new: str
-
-
-@dataclass(frozen=True)
-class _Commit:
-    id: str
-    tree: str
-    parents: frozenset[str]
-    at: int | None
-    """When its committer says it was made, Unix time."""
 
 
 class Mirror:
@@ -107,7 +97,7 @@ class Mirror:
         said = self._git.remote("ls-remote", "--quiet", "--", self.address.url, full, seconds=self.limits.poll_seconds)
         for line in said.decode("ascii", "replace").splitlines():
             commit, _, name = line.partition("\t")
-            if name == full and _COMMIT.fullmatch(commit):
+            if name == full and ID.fullmatch(commit):
                 return commit
         msg = f"{redact(self.address.url)} has no {self.ref}."
         raise Transient(msg, code="FetchFailed", hint="Push the branch, or name another one.")
@@ -147,7 +137,7 @@ class Mirror:
             Transient: ``FetchFailed``.
             Invalid: ``LimitExceeded``, ``UnsafeTree``, or not a ref.
         """
-        wanted = ref if _COMMIT.fullmatch(ref) else full_ref(short_ref(check_ref(ref)))
+        wanted = ref if ID.fullmatch(ref) else full_ref(short_ref(check_ref(ref)))
         with self._lock():
             self._bring(wanted, PEEKED)
             commit = self._head(PEEKED)
@@ -183,6 +173,23 @@ class Mirror:
         with self._lock():
             head = self._head(ACCEPTED)
             return self._look(head, self.ref) if head else None
+
+    def since(self, old: str, new: str) -> list[Commit]:
+        """Read the commits that a branch grew by, newest first: the commit itself, and each first parent back to an old one.
+
+        Raises:
+            Invalid: ``LimitExceeded``: they are too many.
+        """
+        span = f"{old}..{new}"
+        said = self._git.local(
+            "rev-list", "--first-parent", f"--max-count={self.limits.commits + 1}", span, "--"
+        ).stdout
+        ids = said.decode("ascii").split()
+        if len(ids) > self.limits.commits:
+            msg = f"{self.ref} grew by more than {self.limits.commits} commits at once."
+            raise Invalid(msg, code="LimitExceeded", hint="Push them in parts.", new=new)
+        found = self._objects.read("commit", ids, _COMMIT_BYTES * 16)
+        return [parse_commit(commit, item.content) for commit, item in zip(ids, found, strict=True)]
 
     def maintain(self) -> bool:
         """Make one pack of many, when there are many. Say whether something was done."""
@@ -257,7 +264,7 @@ class Mirror:
             file.unlink()
         return largest
 
-    def _check_descends(self, old: str, new: _Commit, rewrite: Rewrite | None) -> None:
+    def _check_descends(self, old: str, new: Commit, rewrite: Rewrite | None) -> None:
         if old == new.id or rewrite == Rewrite(old, new.id) or old in new.parents or self._is_ancestor(old, new.id):
             return
         msg = f"{self.ref} of {redact(self.address.url)} was at {old} and is now at {new.id}, which does not follow it."
@@ -266,31 +273,24 @@ class Mirror:
 
     def _is_ancestor(self, old: str, new: str) -> bool:
         """Say whether one commit leads to another; a commit that the mirror does not even have does not."""
-        if not _COMMIT.fullmatch(old) or self._objects.find([old], "commit") == [None]:
+        if not ID.fullmatch(old) or self._objects.find([old], "commit") == [None]:
             return False
         return self._git.local("merge-base", "--is-ancestor", old, new, accept=(0, 1)).status == 0
 
-    def _head(self, ref: str) -> _Commit | None:
+    def _head(self, ref: str) -> Commit | None:
         """Read the commit that a ref of ours names, through an annotated tag if there is one; None without one."""
         (found,) = self._objects.find([f"{ref}^{{commit}}"], "commit")
         return self._commit(found.id) if found is not None else None
 
-    def _commit(self, commit: str) -> _Commit:
+    def _commit(self, commit: str) -> Commit:
         (found,) = self._objects.read("commit", [commit], _COMMIT_BYTES)
-        head = [line.split(b" ") for line in found.content.partition(b"\n\n")[0].splitlines()]
-        trees = [line[1].decode("ascii") for line in head if line[0] == b"tree" and len(line) == 2]
-        parents = frozenset(
-            line[1].decode("ascii", "replace") for line in head if line[0] == b"parent" and len(line) == 2
-        )
-        if not trees or not _COMMIT.fullmatch(trees[0]):
-            raise self._no_commit(commit)
-        return _Commit(commit, trees[0], parents, _commit_time(head))
+        return parse_commit(commit, found.content)
 
     def _no_commit(self, ref: str) -> Invalid:
         msg = f"{ref} of {redact(self.address.url)} does not name a commit."
         return Invalid(msg, code="UnsafeTree", hint="Name a branch.")
 
-    def _look(self, commit: _Commit, ref: str) -> SourceSnapshot:
+    def _look(self, commit: Commit, ref: str) -> SourceSnapshot:
         id_bytes = len(commit.tree) // 2
         try:
             (root,) = self.trees([commit.tree])
@@ -337,11 +337,6 @@ class Mirror:
         with (self._folder / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-
-def _commit_time(head: Sequence[Sequence[bytes]]) -> int | None:
-    said = next((line[-2] for line in head if line[0] == b"committer" and len(line) > 2), b"")
-    return int(said) if said.isdigit() and len(said) < 12 else None
 
 
 def _global_config(address: Address) -> str:

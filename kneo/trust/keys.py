@@ -25,6 +25,8 @@ KEYID_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
 PEM_BYTES = 8_192
 """Longest PEM text read. A P-256 key with a passphrase is under 500 bytes."""
 
+_SSH = (b"ssh-", b"ecdsa-sha2-")
+
 _Public = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey
 _Private = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 
@@ -50,17 +52,19 @@ class PublicKey:
 
     @classmethod
     def load(cls, pem: str | bytes) -> PublicKey:
-        """Read a PEM SubjectPublicKeyInfo.
+        """Read a PEM SubjectPublicKeyInfo, or the one line of an SSH public key.
 
         Raises:
-            Invalid: not PEM, too long, or a key of another algorithm.
+            Invalid: neither, too long, or a key of another algorithm.
         """
         data = _bounded(pem)
+        read = serialization.load_ssh_public_key if data.startswith(_SSH) else serialization.load_pem_public_key
         try:
-            key = serialization.load_pem_public_key(data)
+            key = read(data)
         except (ValueError, UnsupportedAlgorithm) as error:
-            msg = "This is not a public key in PEM form."
-            raise Invalid(msg, code="invalid_key", hint="It begins with -----BEGIN PUBLIC KEY-----.") from error
+            msg = "This is not a public key in PEM form, nor one of SSH."
+            hint = "It begins with -----BEGIN PUBLIC KEY-----, or with ssh-ed25519 or ecdsa-sha2-nistp256."
+            raise Invalid(msg, code="invalid_key", hint=hint) from error
         return _public(key)
 
     def verify(self, data: bytes, signature: bytes) -> bool:

@@ -1,0 +1,114 @@
+"""SSH signatures (``SSHSIG``, version 1), as ``git commit -S`` makes them: read and checked here, by keys of ours only.
+
+The signature names a key and git would look for a person in a list; neither is asked. What counts is which of the given keys
+made it, and time is the caller's business: a date inside what was signed is whatever its author wanted it to be.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping
+
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+from kneo.errors import Invalid
+from kneo.trust.keys import Algorithm, KeyId
+from kneo.trust.signers import TrustedKey
+
+BEGIN, END = b"-----BEGIN SSH SIGNATURE-----", b"-----END SSH SIGNATURE-----"
+SIGNATURE_BYTES = 8_192
+"""Longest signature read. Those of the keys we know are under 400 bytes."""
+
+_MAGIC = b"SSHSIG"
+_HASHES = {b"sha256": hashlib.sha256, b"sha512": hashlib.sha512}
+_ALGORITHMS = {b"ssh-ed25519": Algorithm.ED25519, b"ecdsa-sha2-nistp256": Algorithm.P256}
+
+
+def find_ssh_signer(
+    armored: bytes, message: bytes, keys: Mapping[KeyId, TrustedKey], *, namespace: str = "git"
+) -> TrustedKey | None:
+    """Say which of these keys signed a message; None when none of them did.
+
+    Args:
+        armored: The signature as it is written.
+        message: What was signed.
+        keys: Whose signature would count.
+        namespace: What the signature has to be for: one under a file is none under a commit.
+
+    Raises:
+        Invalid: ``Malformed``: it is not such a signature, or not for this.
+    """
+    blob = _Reader(_unarmored(armored))
+    if blob.take(6) != _MAGIC or blob.number() != 1:
+        raise _malformed("it is no SSH signature of version 1")
+    blob.string()
+    space, reserved, hash_name = blob.string(), blob.string(), blob.string()
+    signature = _Reader(blob.string())
+    blob.end()
+    if space != namespace.encode():
+        raise _malformed(f"it is for {space[:40]!r}, not for {namespace}")
+    if hash_name not in _HASHES:
+        raise _malformed(f"the hash {hash_name[:40]!r} is not one we use")
+    digest = _HASHES[hash_name](message).digest()
+    signed = _MAGIC + b"".join(_string(part) for part in (space, reserved, hash_name, digest))
+    algorithm = _ALGORITHMS.get(kind := signature.string())
+    if algorithm is None:
+        raise _malformed(f"keys of the kind {kind[:40]!r} are not supported")
+    raw = _raw(algorithm, signature.string())
+    signature.end()
+    return next(
+        (key for key in keys.values() if key.public.algorithm is algorithm and key.public.verify(signed, raw)), None
+    )
+
+
+def _raw(algorithm: Algorithm, value: bytes) -> bytes:
+    """Spell a signature as our keys check it: SSH writes the two numbers of an ECDSA one in its own way."""
+    if algorithm is Algorithm.ED25519:
+        return value
+    numbers = _Reader(value)
+    r, s = (int.from_bytes(numbers.string(), "big") for _ in range(2))
+    numbers.end()
+    return encode_dss_signature(r, s)
+
+
+def _unarmored(armored: bytes) -> bytes:
+    text = armored.strip()
+    if len(text) > SIGNATURE_BYTES or not text.startswith(BEGIN) or not text.endswith(END):
+        raise _malformed("it is not in armor")
+    try:
+        return base64.b64decode(b"".join(text[len(BEGIN) : -len(END)].split()), validate=True)
+    except binascii.Error as error:
+        raise _malformed("its armor holds no base64") from error
+
+
+class _Reader:
+    """The wire format of SSH: lengths in four bytes, then so many bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def take(self, count: int) -> bytes:
+        if count > len(self._data):
+            raise _malformed("it is cut short")
+        taken, self._data = self._data[:count], self._data[count:]
+        return taken
+
+    def number(self) -> int:
+        return int.from_bytes(self.take(4), "big")
+
+    def string(self) -> bytes:
+        return self.take(self.number())
+
+    def end(self) -> None:
+        if self._data:
+            raise _malformed("something follows it")
+
+
+def _string(part: bytes) -> bytes:
+    return len(part).to_bytes(4, "big") + part
+
+
+def _malformed(why: str) -> Invalid:
+    return Invalid(f"This signature cannot be read: {why}.", code="Malformed")
