@@ -11,7 +11,7 @@ from controller.drift import DriftWatch
 from controller.gates import Allowed, Evidence, Verdict, Waits, judge, judge_policy, rules_of
 from controller.ledger import Ledger
 from controller.load import Declared, Problem, find_bundles
-from controller.notices import notices_of
+from controller.notices import notices_of_changes, notices_of_findings
 from controller.observe import Believed, Observed, Served, evidence, record_decisions, rules_before
 from controller.outcome import Outcome
 from controller.plan import Retire, make_plan
@@ -178,7 +178,9 @@ class EnvironmentPass:
         )
         news = write_report(tx, case.name, found, revision=case.revision)
         if self.channels:
-            outbox.post(tx, self.channels, notices_of(case.name, case.revision, allowed, news))
+            changes = notices_of_changes(case.name, case.revision, tx.at, allowed)
+            findings = notices_of_findings(case.name, case.revision, news, drift, here)
+            outbox.post(tx, self.channels, [*changes, *findings])
         return found.outcome, changed
 
 

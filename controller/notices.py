@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from controller.gates import Allowed
 from controller.plan import Action, Retire, kind_of, name_of, version_of
+from controller.report import Drift
 from kneo.notify.outbox import Notice
-from kneo.state.release import Pending, PromotionKind
+from kneo.state.release import Pending, PromotionKind, Release
 
 PHASES = {
     PromotionKind.PROMOTE: "promoted",
@@ -16,10 +17,18 @@ PHASES = {
 }
 
 
-def notices_of(
-    environment: str, revision: str, done: Iterable[tuple[Action, Allowed]], news: Iterable[Pending]
+def notices_of_changes(
+    environment: str, revision: str, at: str, done: Iterable[tuple[Action, Allowed]], why: str = ""
 ) -> Iterator[Notice]:
-    """Tell what happened, what waits now, and what was refused."""
+    """Tell what happened.
+
+    Args:
+        environment: Where.
+        revision: The commit.
+        at: When.
+        done: What.
+        why: The words of whoever asked for it by hand.
+    """
     for action, _ in done:
         yield Notice(
             environment=environment,
@@ -28,7 +37,25 @@ def notices_of(
             digest=action.current.digest if isinstance(action, Retire) else action.bundle.digest,
             phase=PHASES[kind_of(action)],
             reason="",
-            message="",
+            message=why,
+            revision=revision,
+            at=at,
+        )
+
+
+def notices_of_findings(
+    environment: str, revision: str, news: Iterable[Pending], drift: Iterable[Drift], served: Mapping[str, Release]
+) -> Iterator[Notice]:
+    """Tell what waits now, what was refused, and what is served and should not be."""
+    for found in drift:
+        yield Notice(
+            environment=environment,
+            bundle=found.bundle,
+            version=served[found.bundle].version,
+            digest=found.digest,
+            phase="drifted",
+            reason=found.reason,
+            message=found.message,
             revision=revision,
         )
     for item in news:

@@ -108,7 +108,8 @@ class Reconciler:
 
     def _roll_back(self, request: ControllerRequest, lease: Lease) -> Mapping[str, object]:
         going = going_from(request.payload, request.actor)
-        return roll_back(self.store, going, lease, self.pin, self.service_key, self.hmac_key)
+        channels = self.environments.channels
+        return roll_back(self.store, going, lease, self.pin, self.service_key, self.hmac_key, channels)
 
     def _preview(self, request: ControllerRequest, _lease: Lease) -> Mapping[str, object]:
         ref, name = request.payload.get("ref"), request.payload.get("environment")

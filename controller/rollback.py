@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from controller.apply import Lease, apply, check_lease
 from controller.approvals import Vote
 from controller.gates import ROLLBACK_GATES, Allowed, Evidence, judge, rules_of
+from controller.notices import notices_of_changes
 from controller.observe import Believed, evidence, served_by
 from controller.plan import Plan, Rollback
 from controller.verify import Trust, check_spec
 from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Conflict, NotFound
+from kneo.notify import outbox
 from kneo.registry import Change
 from kneo.spec.environment import Environment
 from kneo.state.release import Hold, PromotionKind, Release
@@ -42,9 +44,15 @@ class Going:
 
 
 def roll_back(
-    store: Store, going: Going, lease: Lease, pin: Digest, service_key: PublicKey | None, hmac_key: str
+    store: Store,
+    going: Going,
+    lease: Lease,
+    pin: Digest,
+    service_key: PublicKey | None,
+    hmac_key: str,
+    channels: Sequence[str] = (),
 ) -> dict[str, object]:
-    """Serve what was served before, and hold it there, in one transaction.
+    """Serve what was served before, hold it there and tell so, in one transaction.
 
     Raises:
         NotFound: nothing of it is served here, or the version never was.
@@ -82,6 +90,9 @@ def roll_back(
             since=tx.at,
         )
         registry.hold(tx, hold)
+        why = f"{going.actor} asked for it: {going.reason}"
+        told = notices_of_changes(going.environment, current.revision, tx.at, [(action, verdict)], why)
+        outbox.post(tx, channels, told)
     return {"bundle": bundle.name, "version": bundle.version, "digest": bundle.digest, "held": True}
 
 

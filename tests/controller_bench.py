@@ -48,13 +48,16 @@ class Bench:
         self.repo = ConfigRepo(folder / "repo")
         self.folder = folder
         self.service_key = PrivateKey.generate()
+        self.channels: tuple[str, ...] = ()
 
     def reconcile(self, pin: Digest | None = None) -> Pass:
         return self.reconciler(pin).reconcile(self.lease())
 
     def reconciler(self, pin: Digest | None = None) -> Reconciler:
         mirror = Mirror(str(self.repo.folder), "main", self.folder / "mirrors")
-        return Reconciler(self.store, mirror, pin or self.repo.pin, service_key=self.service_key.public)
+        return Reconciler(
+            self.store, mirror, pin or self.repo.pin, service_key=self.service_key.public, channels=self.channels
+        )
 
     def lease(self, owner: str = "me") -> Lease:
         with self.store.write() as tx:

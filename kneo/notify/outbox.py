@@ -1,4 +1,6 @@
-"""The outbox: what is to be told, once for each environment, bundle digest and phase, however often it is found out."""
+"""The outbox: what is to be told. Each change once, and what waits, was refused or drifted once for each environment, bundle
+digest and reason, however often it is found out.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,11 @@ class Notice:
         bundle: What.
         version: Which version of it.
         digest: The bundle's digest, where there is one.
-        phase: ``promoted``, ``rolled_back``, ``retired``, ``waiting`` or ``refused``.
-        reason: Why it waits or was refused, as a word; empty otherwise.
+        phase: ``promoted``, ``rolled_back``, ``retired``, ``waiting``, ``refused`` or ``drifted``.
+        reason: Why it waits, was refused or is not what it should be, as a word; empty otherwise.
         message: The same for people.
         revision: The commit.
+        at: When it happened, for a change: the same change may happen again later.
         who: Who could do something about it.
     """
 
@@ -45,13 +48,14 @@ class Notice:
     reason: str
     message: str
     revision: str
+    at: str = ""
     who: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """Equal for what need not be told twice."""
         about = [self.environment, self.digest or [self.bundle, self.version], self.phase, self.reason]
-        return digest_of_json(about)
+        return digest_of_json([*about, self.at] if self.at else about)
 
 
 def post(tx: Tx, channels: Iterable[str], notices: Iterable[Notice]) -> int:

@@ -8,6 +8,8 @@ Fields = Mapping[str, object]
 
 DONE = ("promoted", "rolled_back", "retired")
 
+_VERBS = {"waiting": "waits", "refused": "was refused", "drifted": "is served, but should not be"}
+
 PROMPT_CHARS = 1_000
 """How much of a question a message shows; what is to be judged stands in the inbox only."""
 
@@ -16,8 +18,9 @@ def release_words(notice: Fields) -> str:
     """Say in one line what happened to a release."""
     what = f"{notice['bundle']} {notice['version']}"
     if notice["phase"] in DONE:
-        return f"{notice['environment']}: {what} was {str(notice['phase']).replace('_', ' ')}."
-    verb = "waits" if notice["phase"] == "waiting" else "was refused"
+        why = f": {notice['message']}" if notice["message"] else "."
+        return f"{notice['environment']}: {what} was {str(notice['phase']).replace('_', ' ')}{why}"
+    verb = _VERBS[str(notice["phase"])]
     return f"{notice['environment']}: {what} {verb}: {notice['reason']}: {notice['message']}"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from controller_bench import Bench
 from processes import start_python
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from controller.outcome import Done
 from kneo.clock import ManualClock, SystemClock
@@ -62,7 +62,8 @@ def after_write(connection, cursor, statement, parameters, context, executemany)
 event.listen(store.engine, "after_cursor_execute", after_write)
 event.listen(store.engine, "checkin", lambda *_: moment())
 try:
-    Reconciler(store, Mirror(folder, "main", Path(mirrors)), pin).reconcile(Lease("controller", "child", fence))
+    reconciler = Reconciler(store, Mirror(folder, "main", Path(mirrors)), pin, channels=("webhook",))
+    reconciler.reconcile(Lease("controller", "child", fence))
     print("done", count)
 except Transient as error:
     print(error.code, count)
@@ -94,6 +95,7 @@ class Children:
     """Processes that work on the registry of a bench until something happens to them."""
 
     def __init__(self, bench: Bench, url: str) -> None:
+        bench.channels = ("webhook",)
         self.bench, self.url = bench, url
         self.started: list[subprocess.Popen[str]] = []
 
@@ -140,8 +142,14 @@ def test_killed_at_a_write_it_left_the_old_registry_or_the_new_one(bench: Bench,
 
 
 def _check_log(bench: Bench) -> None:
+    """What was done is in the log, which holds together, and is to be told, each thing once."""
     audit.seal(bench.store)
     assert audit.verify(bench.store).valid
+    done = [(event["bundle"], event["version"]) for event in bench.events("release.promoted")]
+    with bench.store.read() as tx:
+        told = [row.payload for row in tx.connection.execute(select(metadata.tables["outbox"]))]
+    assert sorted((item["bundle"], item["version"]) for item in told) == sorted(done)
+    assert len(set(done)) == len(done)
 
 
 @pytest.fixture
