@@ -320,10 +320,17 @@ def open_engine(url: str) -> Engine:
 
     A missing SQLite file is made with mode 0600, its folder with 0700: runs hold what people wrote. For the same
     reason errors, which end up in logs, do not show the values of the statement that failed.
+
+    Raises:
+        Invalid: ``invalid_setting``: what PostgreSQL needs is not installed.
     """
     if not url.startswith("sqlite:///"):
         options = {} if "options" in make_url(url).query else {"options": _POSTGRES_OPTIONS}
-        engine = create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=options)
+        try:
+            engine = create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=options)
+        except ModuleNotFoundError as error:
+            msg = "KNEO_SERV_DATABASE_URL names a PostgreSQL database, and the driver for it is not installed."
+            raise Invalid(msg, code="invalid_setting", hint="pip install 'kneo[postgres]'") from error
         event.listen(engine, "after_cursor_execute", _watch_idle)
         return engine
     path = Path(url.removeprefix("sqlite:///"))

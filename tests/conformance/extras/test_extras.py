@@ -1,0 +1,175 @@
+"""Kneo as people install it, with each extra and with none, in environments made for this: ``make extras``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kneo_process import Machine
+
+ROOT = Path(__file__).parents[3]
+
+SPEC = """
+version: v1
+agent: {name: a, model: {provider: dummy, name: dummy}}
+workflow:
+  type: sequential
+  name: w
+  steps: [{id: answer, kind: agent, ref: writer}]
+components:
+  agents: {writer: {name: writer, model: {provider: dummy, name: dummy}}}
+"""
+
+Install = Callable[[str], Path]
+
+
+def call(command: list[str | Path], **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def install(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Install:
+    """Installs what would be published with one extra into an environment of its own; returns its Python."""
+    if not request.config.getoption("--fresh-environments"):
+        pytest.skip("environments are made from a package index: make extras")
+    folder = tmp_path_factory.mktemp("extras")
+    pip = ["-m", "pip", "-qq", "--disable-pip-version-check", "--no-input"]
+    built = call([sys.executable, *pip, "wheel", "--no-deps", "--wheel-dir", folder, ROOT])
+    assert built.returncode == 0, built.stderr
+    (wheel,) = folder.glob("kneo-*.whl")
+    made: dict[str, Path] = {}
+
+    def install(extra: str) -> Path:
+        if extra not in made:
+            home = folder / (extra or "core")
+            assert call([sys.executable, "-m", "venv", home]).returncode == 0
+            python = home / "bin" / "python"
+            done = call([python, *pip, "install", f"{wheel}[{extra}]" if extra else wheel])
+            assert done.returncode == 0, done.stderr
+            made[extra] = python
+        return made[extra]
+
+    return install
+
+
+class Kneo:
+    """The command of one environment, in a folder with a spec."""
+
+    def __init__(self, python: Path, folder: Path, **variables: str) -> None:
+        self.python = python
+        self.machine = Machine(folder, f"sqlite:///{folder / 'kneo.sqlite'}", **variables)
+        (folder / "spec.yaml").write_text(SPEC)
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [self.python.with_name("kneo"), *arguments]
+        return call(command, cwd=self.machine.folder, env=self.machine.env)
+
+    def works(self) -> None:
+        assert "Usage: kneo" in self("--help").stdout
+        linted = self("spec", "lint", "spec.yaml", "--json")
+        assert linted.returncode == 0, linted.stdout
+        ended = self("run", "spec.yaml", "--input", "hello", "--json")
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert json.loads(ended.stdout)["status"] == "succeeded"
+
+    def has(self, module: str) -> bool:
+        return call([self.python, "-c", f"import {module}"]).returncode == 0
+
+
+@pytest.mark.timeout(600)
+def test_without_any_extra_everything_works_on_sqlite(install: Install, tmp_path: Path):
+    kneo = Kneo(install(""), tmp_path)
+    kneo.works()
+    assert not kneo.has("psycopg")
+    assert not kneo.has("opentelemetry.sdk")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("variables", "extra"),
+    [
+        ({"KNEO_SERV_DATABASE_URL": "postgresql://localhost:1/nothing"}, "kneo[postgres]"),
+        ({"KNEO_SERV_OTEL_ENABLED": "true"}, "kneo[telemetry]"),
+    ],
+)
+def test_what_an_extra_is_needed_for_says_so(variables: dict[str, str], extra: str, install: Install, tmp_path: Path):
+    kneo = Kneo(install(""), tmp_path)
+    kneo.machine.env |= variables
+    refused = kneo("service", "serve", "--port", "0")
+    assert refused.returncode == 1, refused.stderr
+    assert extra in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("extra", ["postgres", "all"])
+def test_on_postgresql(extra: str, install: Install, tmp_path: Path, postgres_url: str):
+    kneo = Kneo(install(extra), tmp_path)
+    kneo.machine.env["KNEO_SERV_DATABASE_URL"] = postgres_url
+    kneo.works()
+
+
+@pytest.fixture
+def collector() -> Iterator[object]:
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    got: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            got.append(self.path)
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server, got
+        server.shutdown()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("extra", ["telemetry", "deploy"])
+def test_with_telemetry(extra: str, install: Install, tmp_path: Path, collector):
+    server, got = collector
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    variables = {"KNEO_SERV_OTEL_ENABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+    kneo = Kneo(install(extra), tmp_path, **variables)
+    kneo.works()
+    program = "from kneo.settings import from_env; from kneo.telemetry import spans; assert spans"
+    assert call([kneo.python, "-c", program], env=kneo.machine.env).returncode == 0
+    command = [kneo.python.with_name("kneo"), "service", "serve", "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=kneo.machine.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as service:
+        assert service.stdout is not None
+        url = next(line for line in service.stdout if "http://" in line).split()[-1]
+        answer = call(["curl", "-sf", f"{url}/v1/runs"])
+        service.terminate()
+        service.stdout.read()
+    assert json.loads(answer.stdout)["count"] == 1
+    assert "/v1/traces" in got
+
+
+def test_all_is_every_extra_but_the_developers():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert {"postgres", "telemetry", "deploy", "all"} <= set(extras)
+
+    def everything(name: str) -> set[str]:
+        own = {name} if not any(each.startswith("kneo[") for each in extras[name]) else set()
+        inner = [each.removeprefix("kneo[").rstrip("]").split(",") for each in extras[name] if each.startswith("kneo[")]
+        return own | {found for names in inner for each in names for found in everything(each)}
+
+    plain = {name for name in extras if name not in {"dev", "all", "deploy"}}
+    assert everything("all") == plain
