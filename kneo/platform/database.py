@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from kneo.clock import SystemClock
-from kneo.store.engine import Store
+from kneo.store.engine import FindKey, Store, no_key
 from kneo.store.migrate import open_store
 
 
@@ -14,15 +14,17 @@ class Database:
 
     Args:
         url: ``sqlite:///path`` or ``postgresql+psycopg://…``.
+        find_key: Finds the key that receipts of decisions are signed with; without one there are none.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, find_key: FindKey = no_key) -> None:
         self._url = url
+        self._find_key = find_key
 
     @cached_property
     def store(self) -> Store:
         """The open database, brought up to date."""
-        return open_store(self._url, SystemClock())
+        return open_store(self._url, SystemClock(), self._find_key)
 
     def close(self) -> None:
         """Close it, if anybody opened it; it opens again for whoever needs it next."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Self, TypedDict, Unpack
 
@@ -38,6 +38,7 @@ from kneo.state.task import DecisionKind, HumanTask
 from kneo.store import audit, policies, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.run_filter import RunFilter
+from kneo.store.service_key import find_service_key
 from kneo.store.task_filter import TaskFilter
 from kneo.tasks.answers import Answer
 from kneo.tasks.inbox import decide, find
@@ -98,7 +99,9 @@ class PlatformManager:
     ) -> None:
         self.settings = settings or from_env()
         self.compiler = compiler or SpecCompiler()
-        self.database = run_state_store or Database(self.settings.database_url)
+        self.database = run_state_store or Database(
+            self.settings.database_url, partial(find_service_key, self.settings)
+        )
         if continuation_store is not None and continuation_store is not self.database:
             msg = "Runs and human tasks are kept in one database."
             raise Invalid(msg, hint="Pass what create_persistence_stores() returned, both times from the same call.")

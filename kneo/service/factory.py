@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 from kneo.platform import Database, PlatformManager
 from kneo.settings import from_env
 from kneo.spec.compiler import SpecCompiler
+from kneo.store.service_key import find_service_key
 from kneo.tools import ToolDefinition, ToolRegistry
 
 EXAMPLES = {"web_search": "query", "webpage_reader": "url"}
@@ -44,8 +46,9 @@ def create_persistence_stores(state_path: str | Path | None = None) -> tuple[Dat
     Args:
         state_path: A SQLite file; left out: the database that the environment and the project name.
     """
-    url = f"sqlite:///{Path(state_path).resolve()}" if state_path is not None else from_env().database_url
-    database = Database(url)
+    settings = from_env()
+    url = f"sqlite:///{Path(state_path).resolve()}" if state_path is not None else settings.database_url
+    database = Database(url, partial(find_service_key, settings))
     return database, database
 
 
