@@ -16,7 +16,7 @@ from kneo.settings import Settings, from_env
 from kneo.spec.context import RuleContext
 from kneo.spec.defaults import NO_DEFAULTS
 from kneo.spec.document import DEFAULT_LIMITS
-from kneo.spec.environment import parse_environment
+from kneo.spec.environment import Environment, Questions, parse_environment
 from kneo.spec.flags import PolicyFlags
 from kneo.spec.load import LoadedSpec, Source, load_spec
 from kneo.spec.policy import strictest
@@ -118,9 +118,22 @@ class Project:
             Invalid: the repository's file of this environment is not one.
         """
         project = self.config.policy(self.environment) if self.config is not None else None
-        files = (root / "environments" / f"{self.environment}.yaml" for root in _config_repository(spec))
-        declared = [parse_environment(self._read(file), file=self.shown(file)) for file in files if file.is_file()]
-        return strictest(*([project] if project else []), *(environment.spec.policy for environment in declared))
+        declared = self._declared(spec)
+        return strictest(*([project] if project else []), *([declared.spec.policy] if declared else []))
+
+    def questions_for(self, spec: Path) -> Questions:
+        """Return what every question asks for at least in the environment, by its file in the spec's config repository.
+
+        Raises:
+            Invalid: the repository's file of this environment is not one.
+        """
+        declared = self._declared(spec)
+        return declared.spec.questions if declared else Questions()
+
+    def _declared(self, spec: Path) -> Environment | None:
+        files = [root / "environments" / f"{self.environment}.yaml" for root in _config_repository(spec)]
+        found = next((file for file in files if file.is_file()), None)
+        return parse_environment(self._read(found), file=self.shown(found)) if found is not None else None
 
     def load(self, argument: Path | None) -> LoadedFile:
         """Load a spec with the overlays and defaults of the project's environment, and apply every rule.

@@ -44,7 +44,8 @@ def simulate(
     tolerated = tuple(found for found in checked.findings if found.code != SHOWN_BY_ITSELF)
     require_usable(replace(checked, findings=tolerated), as_json=as_json)
     scripts = [(checked.project.shown(path), _read(path)) for path in answers or ()]
-    simulator = Simulator.of(checked.usable(), limit=limit, rows=rows)
+    least = checked.project.questions_for(checked.file.path)
+    simulator = Simulator.of(checked.usable(), least=least, limit=limit, rows=rows)
     everything = simulator.everything()
     scenarios = [simulator.following(name, written) for name, written in scripts]
     findings = [finding for simulation in (everything, *scenarios) for finding in simulation.findings]

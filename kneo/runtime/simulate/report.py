@@ -10,10 +10,11 @@ from itertools import islice
 from kneo.runtime.program import ROOT_AGENT, Program, compile_program
 from kneo.runtime.simulate.layout import Layout, layout_of
 from kneo.runtime.simulate.matrix import Matrix, Outcome
-from kneo.runtime.simulate.script import Privileged, Script
+from kneo.runtime.simulate.script import ANY_QUESTIONS, Privileged, Script
 from kneo.runtime.simulate.walk import Walk
 from kneo.spec.answers import AnswersFile, Expectation
 from kneo.spec.context import NOTHING_KNOWN
+from kneo.spec.environment import Questions
 from kneo.spec.models import Spec
 from kneo.spec.rules.coverage import privileged_calls
 from kneo.spec.rules.cycles import ROOT, agent_part
@@ -78,6 +79,7 @@ class Simulator:
     """Simulates one spec.
 
     Attributes:
+        least: What every question asks for at least, whatever the spec says.
         limit: The most states of a walk that are followed.
         rows: The most branches of a walk that are listed.
     """
@@ -85,11 +87,14 @@ class Simulator:
     program: Program
     layout: Layout
     privileged: Privileged
-    limit: int = MAX_STATES
-    rows: int = MAX_ROWS
+    least: Questions
+    limit: int
+    rows: int
 
     @classmethod
-    def of(cls, spec: Spec, *, limit: int = MAX_STATES, rows: int = MAX_ROWS) -> Simulator:
+    def of(
+        cls, spec: Spec, *, least: Questions = ANY_QUESTIONS, limit: int = MAX_STATES, rows: int = MAX_ROWS
+    ) -> Simulator:
         """Prepare a spec.
 
         Raises:
@@ -97,18 +102,18 @@ class Simulator:
         """
         view = SpecView.of(spec, NOTHING_KNOWN)
         program = compile_program(_always_asking(spec), "workflow")
-        return cls(program, layout_of(program), _by_step(view, privileged_calls(view)), limit, rows)
+        return cls(program, layout_of(program), _by_step(view, privileged_calls(view)), least, limit, rows)
 
     def everything(self) -> Simulation:
         """Walk every branch: each step, question and gate must be on one of them."""
-        walk = Walk(self.program, Script(self.layout), self.privileged, self.limit)
+        walk = Walk(self.program, Script(self.layout, least=self.least), self.privileged, self.limit)
         matrix = Matrix.of(walk)
         findings = (*self._unreached(walk), *_ungated(matrix, None))
         return Simulation(None, matrix.count, self._listed(matrix), walk.cut, findings)
 
     def following(self, file: str, written: AnswersFile) -> Simulation:
         """Walk the branches that are left when answers and outputs are given."""
-        script = Script(self.layout, written)
+        script = Script(self.layout, written, self.least)
         walk = Walk(self.program, script, self.privileged, self.limit)
         matrix = Matrix.of(walk)
         findings = (

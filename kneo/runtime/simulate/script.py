@@ -10,13 +10,18 @@ from typing import TypeAlias
 from kneo.runtime.decide import Answered, Ask, Ended, Execute, Outcome, StepFailed, Succeeded
 from kneo.runtime.simulate.layout import Layout
 from kneo.spec.answers import AnswersFile, WrittenAnswer
+from kneo.spec.environment import Questions
 from kneo.spec.models import AnswerField
+from kneo.spec.rules.strength import strengthened
 from kneo.state.run import RunError, RunStatus
 from kneo.state.task import Decision, DecisionKind
 from kneo.tasks.deadline import Silence
 from kneo.tasks.forms import filled, problems, schema_of
 
 NOTHING_WRITTEN = AnswersFile(answers={})
+
+ANY_QUESTIONS = Questions()
+"""What is asked for at least where no environment says anything."""
 
 SOMEBODY = "somebody"
 
@@ -65,6 +70,7 @@ class Script:
 
     layout: Layout
     written: AnswersFile = NOTHING_WRITTEN
+    least: Questions = ANY_QUESTIONS
     used: set[str] = field(default_factory=set)
     unfit: dict[str, Unfit] = field(default_factory=dict)
 
@@ -100,7 +106,7 @@ class Script:
             self.unfit[ask.key] = Unfit(ask.key, why)
             yield from self._everything(ask)
         elif written.timeout:
-            yield _silence(ask)
+            yield _silence(ask, self.least)
         else:
             yield _as_written(ask, written)
 
@@ -132,8 +138,9 @@ class Script:
             agreed = kind is not DecisionKind.REJECTED and ask.gate.position != "error"
             for label, decision in self._said(ask, kind):
                 yield Way(f"{kind} {label}".rstrip(), Answered(decision=decision), agreed)
-        if (ask.gate.human.timeout_seconds or 0) > 0 and ask.gate.human.on_timeout != "escalate":
-            yield _silence(ask)
+        human = strengthened(ask.gate.human, self.least)
+        if (human.timeout_seconds or 0) > 0 and human.on_timeout != "escalate":
+            yield _silence(ask, self.least)
 
     def _said(self, ask: Ask, kind: DecisionKind) -> Iterator[tuple[str, Decision]]:
         match kind:
@@ -194,8 +201,8 @@ class Script:
         return None
 
 
-def _silence(ask: Ask) -> Way:
-    human = ask.gate.human
+def _silence(ask: Ask, least: Questions) -> Way:
+    human = strengthened(ask.gate.human, least)
     silence = Silence(
         on_timeout=human.on_timeout,
         decisions=ask.gate.decisions,

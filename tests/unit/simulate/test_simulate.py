@@ -11,6 +11,7 @@ from run_simulator import fn, human, spec_of
 from cli.main import run
 from kneo.runtime.simulate.report import Simulation, Simulator
 from kneo.spec.answers import AnswersFile
+from kneo.spec.environment import Questions
 from kneo.spec.models import Spec
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -61,6 +62,35 @@ def test_silence_is_a_branch_where_it_has_a_limit() -> None:
     assert ends(simulation) == [("a", "succeeded"), ("expired",)]
     turned_to_others = {"ann": {**limited["ann"], "on_timeout": "escalate"}}
     assert ends(walk([human("q"), fn("a")], humans=turned_to_others)) == [("a", "succeeded")]
+
+
+def test_an_environment_may_deny_silence_what_the_spec_lets_it_do() -> None:
+    limited = {"ann": {"description": "?", "decisions": ["approved"], "timeout_seconds": 5, "on_timeout": "approve"}}
+    spec = spec_of([human("q"), fn("a")], humans=limited)
+    assert ends(Simulator.of(spec).everything()) == [("a", "succeeded")]
+    strict = Simulator.of(spec, least=Questions.model_validate({"denyOnTimeout": ["approve"]}))
+    assert ends(strict.everything()) == [("a", "succeeded"), ("expired",)]
+
+
+def test_the_command_asks_what_the_environment_file_asks(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["init", "acme", "--json"]) == 0
+    monkeypatch.chdir("acme")
+    spec = next(Path("specs").glob("*.yaml"))
+    spec.write_text(
+        spec.read_text().replace(
+            "Publish this announcement?", "Go?\n      timeout_seconds: 60\n      on_timeout: approve"
+        )
+    )
+    prod = Path("environments/prod.yaml")
+    prod.write_text(prod.read_text().rstrip() + "\n  questions: {denyOnTimeout: [approve]}\n")
+    capsys.readouterr()
+
+    def statuses(env: str) -> set[str]:
+        run(["spec", "simulate", str(spec), "--env", env, "--json"])
+        return {outcome["status"] for outcome in json.loads(capsys.readouterr().out)["outcomes"]}
+
+    assert (statuses("dev"), statuses("prod")) == ({"succeeded", "cancelled"}, {"succeeded", "cancelled", "expired"})
 
 
 def test_failures_count_only_where_somebody_catches_them() -> None:
