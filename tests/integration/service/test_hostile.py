@@ -1,0 +1,56 @@
+"""Bodies that are valid enough to be read and wrong all the same: refused clearly, on both databases, and never a crash."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from service_bench import DRAFT, Bench, serving, spec_of
+
+DEEP = "[" * 9_000 + "]" * 9_000
+SPEC = json.dumps(spec_of(DRAFT))
+
+BODIES = {
+    "half a character": f'{{"input": "\\ud800", "spec": {SPEC}}}',
+    "half a character in a key": f'{{"input": "x", "metadata": {{"\\udfff": 1}}, "spec": {SPEC}}}',
+    "a null character": f'{{"input": "a\\u0000b", "spec": {SPEC}}}',
+    "no number": f'{{"input": "x", "metadata": {{"x": NaN}}, "spec": {SPEC}}}',
+    "no end": f'{{"input": "x", "metadata": {{"x": 1e999}}, "spec": {SPEC}}}',
+    "a number of many digits": f'{{"input": "x", "metadata": {{"x": {"9" * 1_500}}}, "spec": {SPEC}}}',
+    "deep metadata": f'{{"input": "x", "metadata": {{"x": {DEEP}}}, "spec": {SPEC}}}',
+    "a deep spec": f'{{"input": "x", "spec": {{"x": {DEEP}}}}}',
+    "deep overrides": f'{{"input": "x", "overrides": {{"x": {DEEP}}}, "spec": {SPEC}}}',
+    "the same key twice": f'{{"input": "x", "input": "y", "spec": {SPEC}}}',
+    "a list": "[]",
+    "a long time": f'{{"input": "x", "timeout_seconds": {"9" * 30}, "spec": {SPEC}}}',
+}
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    folder: Path = tmp_path_factory.mktemp("hostile")
+    url = f"sqlite:///{folder / 'kneo.sqlite'}"
+    if request.param == "postgresql":
+        server = request.getfixturevalue("postgres_server")
+        url = server.url(server.create())
+    with serving(folder, url) as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("path", ["/runs", "/specs/validate", "/specs/migrate"])
+def test_it_is_answered_and_the_answer_is_json(house: Bench, name: str, path: str) -> None:
+    headers = {"Content-Type": "application/json", "Idempotency-Key": f"{path} {name}"}
+    answer = house.client().post(path, content=BODIES[name].encode(), headers=headers)
+    assert answer.status_code < 500, answer.text
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    told = json.loads(answer.content.decode(), parse_constant=refuse)
+    if answer.status_code < 300 and path == "/runs":
+        run = house.get(f"/runs/{told['run_id']}")
+        assert run["run_id"] == told["run_id"]
+        assert house.get("/runs", limit=1)["count"] == 1
