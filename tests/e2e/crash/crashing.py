@@ -25,11 +25,10 @@ from kneo.runtime.steps import Executor
 from kneo.runtime.wait import find_run
 from kneo.runtime.worker import Worker
 from kneo.state.run import RunStatus
-from kneo.state.task import DecisionKind
 from kneo.store.engine import WRITE, Store
 from kneo.store.migrate import open_store
-from kneo.tasks.answers import Answer
 from kneo.tasks.inbox import decide, find
+from kneo.tasks.inputs import given
 
 
 def kill_before(number: int) -> None:
@@ -56,8 +55,8 @@ def worker_on(store: Store, folder: Path) -> Works:
 
 def approve(store: Store, task_id: str) -> None:
     with store.read() as tx:
-        request_id = find(tx, task_id).request_id
-    decide(store, task_id, Answer(request_id=request_id, decision=DecisionKind.APPROVED), actor="ann")
+        task = find(tx, task_id)
+    decide(store, task_id, given(task, True), actor="ann")
 
 
 def main() -> None:

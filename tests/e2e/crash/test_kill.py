@@ -22,6 +22,8 @@ from kneo.state.run import Run, RunStatus
 from kneo.state.task import TaskStatus
 from kneo.store import queue, runs, tasks
 from kneo.store.migrate import open_store
+from kneo.tasks.inbox import decide
+from kneo.tasks.inputs import given
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
 
@@ -39,6 +41,9 @@ def flaky(text, context):
     if context.attempt == 0:
         raise ValueError("at first")
     return effect(text, context)
+def asking(text, context):
+    first, second = context.wait("Go on?"), context.wait("Sure?", name="sure")
+    return effect(f"{text}|{first}{second}", context)
 def slow(text, context):
     result = effect(text, context)
     time.sleep(20 if context.step_id == "long" else 2)
@@ -72,6 +77,7 @@ FLOWS: dict[str, object] = {
         {"id": "l", "kind": "loop", "steps": [act("c")], "max_iterations": 2},
         {"id": "r", "kind": "router", "choices": CHOICES, "selector": {"default": "y"}},
     ],
+    "waiting": [act("a"), step("w", "asking"), act("b")],
     "reviewed": [act("a", review={"before": True, "after": {"human": "ann", "on_reject": "retry"}}), act("b")],
 }
 SAMPLED = {"sequential": (2, 5), "concurrent": (3,), "containers": (4,), "reviewed": (3,)}
@@ -138,7 +144,7 @@ def go_through(engine: Engine, url: str, flow: str, die_at: int) -> tuple[Run, i
             assert time.monotonic() < deadline, (flow, die_at, now)
             for task in engine.open(run):
                 if now.status is RunStatus.PAUSED:
-                    engine.answer(task, "approved")
+                    decide(engine.store, task.id, given(task, True), actor="ann")
                     acknowledged.append(task.id)
             processes.reap()
             if not processes.alive:
