@@ -11,7 +11,7 @@ from kneo.clock import isoformat
 from kneo.state.run import RunStatus
 from kneo.state.task import TaskStatus
 from kneo.store.engine import Store, Tx
-from kneo.store.tables import checkpoints, runs, specs, steps, task_events, task_links, tasks, trace_events
+from kneo.store.tables import checkpoints, outbox, runs, specs, steps, task_events, task_links, tasks, trace_events
 
 BATCH = 500
 """Rows that one transaction deletes, so that nobody who writes waits long."""
@@ -35,6 +35,7 @@ def prune_runs(store: Store, older_than: timedelta, statuses: Sequence[RunStatus
         ids = list(tx.connection.execute(old.limit(BATCH)).scalars())
         for table in (steps, checkpoints, trace_events, task_events, task_links, tasks):
             tx.connection.execute(delete(table).where(table.c.run_id.in_(ids)))
+        _forget_messages(tx, "run_id", ids)
         tx.connection.execute(delete(runs).where(runs.c.id.in_(ids)))
         return len(ids)
 
@@ -65,10 +66,17 @@ def prune_tasks(store: Store, older_than: timedelta) -> int:
         ids = list(tx.connection.execute(old.limit(BATCH)).scalars())
         for table in (task_events, task_links):
             tx.connection.execute(delete(table).where(table.c.task_id.in_(ids)))
+        _forget_messages(tx, "continuation_id", ids)
         tx.connection.execute(delete(tasks).where(tasks.c.id.in_(ids)))
         return len(ids)
 
     return _in_batches(store, batch)
+
+
+def _forget_messages(tx: Tx, about: str, ids: Sequence[str]) -> None:
+    """Delete what people were told of questions; what they were told of releases stays, so that it is told once."""
+    if ids:
+        tx.connection.execute(delete(outbox).where(outbox.c.payload[about].as_string().in_(ids)))
 
 
 def _prune(store: Store, table: Table, older_than: timedelta, at: ColumnElement[str], done: ColumnElement[bool]) -> int:

@@ -22,6 +22,7 @@ from kneo.runtime.assemble import telling
 from kneo.runtime.timers import tick
 from kneo.settings import Settings, from_env
 from kneo.state.task import DecisionKind
+from kneo.store import prune
 from kneo.store.engine import Store, Tx
 from kneo.tasks import links
 from kneo.tasks.answers import Answer
@@ -281,6 +282,20 @@ def test_an_address_that_is_none_is_said_without_repeating_it(engine: Engine, co
     courier(ops=address).deliver_due()
     [(_, status, _, error)] = rows(engine.store)
     assert (status, address in error, "ops" in error) == ("waiting", False, True)
+
+
+@pytest.mark.parametrize("what", [prune.prune_tasks, prune.prune_runs])
+def test_messages_are_kept_as_long_as_what_they_are_about(
+    engine: Engine, courier, web: WebReceiver, clock: ManualClock, what: Callable[[Store, timedelta], int]
+) -> None:
+    run = ask(engine, notify=["ops", "nowhere"])
+    ask(engine)
+    courier(ops=web.url).deliver_due()
+    engine.answer(engine.open(run)[0], "approved")
+    engine.drive(run)
+    clock.advance(timedelta(days=10))
+    assert what(engine.store, timedelta(days=5)) == 1
+    assert [channel for channel, *_ in rows(engine.store)] == ["ops"]
 
 
 def test_what_did_not_happen_is_not_told(engine: Engine, store: Store) -> None:
