@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import databases
 
-from benchmarks.inbox.measure import TARGET_MS, UNINDEXED, idle_sweep, looks, sweep
+from benchmarks.inbox.measure import TARGET_MS, UNINDEXED, idle_sweep, looks, page, sweep
 from benchmarks.inbox.populate import fill
 from kneo.clock import ManualClock
 from kneo.store.engine import Store
@@ -27,6 +27,9 @@ from kneo.store.migrate import open_store
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
 DUE = 100
+SLOWER = 1.5
+"""Most that a look may take longer than a page of an inbox with a hundredth of it, on a machine that misses the target."""
+
 SWEEP_RATIO = 2.0
 """Most that a sweep may take longer with a hundred times the open tasks."""
 
@@ -35,7 +38,7 @@ def measure(small: Store, full: Store, arguments: argparse.Namespace) -> dict[st
     """Fill two databases, one with a hundredth of the other, and measure."""
     fill(small, arguments.open // 100, paused=arguments.open // 100)
     fill(full, arguments.open, answered=arguments.answered, paused=arguments.paused)
-    found: dict[str, object] = {"looks_ms": looks(full)}
+    found: dict[str, object] = {"page_of_few_ms": page(small), "looks_ms": looks(full)}
     reach = arguments.open // 100
     sweeps = {"few open": sweep(small, DUE, of=reach), "all open": sweep(full, DUE, of=reach)}
     sweeps["all open, four times due"] = sweep(full, 4 * DUE, of=reach)
@@ -53,9 +56,9 @@ def missed(database: str, found: dict[str, object]) -> list[str]:
     taken, ratio = found["looks_ms"], found["sweep_ratio"]
     assert isinstance(taken, dict)
     assert isinstance(ratio, dict)
-    late = [
-        f"{database}: {name} took {ms} ms" for name, ms in taken.items() if name not in UNINDEXED and ms >= TARGET_MS
-    ]
+    # A busy machine is busy for both, so what costs no more than a page of a nearly empty inbox is not late.
+    allowed = max(TARGET_MS, SLOWER * float(str(found["page_of_few_ms"])))
+    late = [f"{database}: {name} took {ms} ms" for name, ms in taken.items() if name not in UNINDEXED and ms >= allowed]
     if ratio["hundred times open"] >= SWEEP_RATIO:
         late.append(f"{database}: a sweep costs {ratio['hundred times open']} times as much with more open tasks")
     return late

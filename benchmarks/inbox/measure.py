@@ -11,7 +11,6 @@ from benchmarks.inbox.populate import soon
 from kneo.clock import ManualClock
 from kneo.service.task_query import task_page
 from kneo.state.run import RunStatus
-from kneo.state.task import HumanTask
 from kneo.store import runs, task_counts, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.run_filter import RunFilter
@@ -19,8 +18,8 @@ from kneo.tasks.sweep import expire_due
 
 TURNS = 15
 TARGET_MS = 20.0
-UNINDEXED = frozenset({"floor", "title", "title of answered too"})
-"""Looks without a target: the floor, and what has to read every title."""
+UNINDEXED = frozenset({"title", "title of answered too"})
+"""Looks without a target: they have to read every title."""
 
 ME = "person-1"
 
@@ -53,19 +52,17 @@ def looks(store: Store) -> dict[str, float]:
         "title of answered too": {"q": "number 4242", "status": "all"},
         "environment and kind": {"environment": "prod", "kind": "review"},
     }
-    found = {
-        name: timed(store, lambda tx, it=query: json.dumps(task_page(tx, it, ME), ensure_ascii=False))
-        for name, query in asked.items()
-    }
+    found = {}
+    for name, query in asked.items():
+        found[name] = timed(store, lambda tx, it=query: json.dumps(task_page(tx, it, ME), ensure_ascii=False))
     found["summary"] = timed(store, task_counts.summary)
     found["paused runs"] = timed(store, lambda tx: runs.list_runs(tx, RunFilter(status=RunStatus.PAUSED), limit=100))
     return found
 
 
-def _found(tx: Tx, task_id: str) -> HumanTask:
-    found = tasks.get(tx, task_id)
-    assert found is not None
-    return found
+def page(store: Store) -> float:
+    """Measure one page of the inbox, in milliseconds."""
+    return timed(store, lambda tx: json.dumps(task_page(tx, {}, ME), ensure_ascii=False))
 
 
 def count(tx: Tx) -> int:
@@ -78,12 +75,18 @@ def _due(store: Store) -> str:
 
 
 def timed(store: Store, work: Callable[[Tx], object]) -> float:
+    """Measure in milliseconds, the best of some turns.
+
+    SQLite works in this very process, so its processor time is everything there is to wait for, however busy the machine
+    is; PostgreSQL works in another one, so there it is the time that passes.
+    """
+    clock = time.process_time if store.is_sqlite else time.perf_counter
     taken = []
     for _ in range(TURNS):
         with store.read() as tx:
-            started = time.perf_counter()
+            started = clock()
             work(tx)
-            taken.append((time.perf_counter() - started) * 1000)
+            taken.append((clock() - started) * 1000)
     return round(min(taken), 2)
 
 
