@@ -1,0 +1,53 @@
+"""What the service tells and lets run once a controller has brought a commit into force."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from config_repo import ConfigRepo, announcement
+from service_bench import Bench, serving
+
+from cli.processes import Repository, make_controller
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A service over a registry that serves one bundle, which declares a skill."""
+    folder = tmp_path_factory.mktemp("releases")
+    repo = ConfigRepo(folder / "repo")
+    spec = announcement()
+    spec["skills"] = {"briefing": {"content": "Be brief.", "description": "How to be brief."}}
+    spec["agent"] = {**spec["agent"], "skills": ["briefing"]}
+    repo.release("prod", "skilled", "1.0.0", spec)
+    with serving(folder / "house", f"sqlite:///{folder / 'house' / 'kneo.sqlite'}", workers=0) as made:
+        source = Repository(str(repo.folder), "main", repo.pin, timedelta(seconds=60))
+        outcome = make_controller(made.settings, made.store, source).run_once()
+        assert outcome.outcomes["prod"].state == "Ready", outcome
+        yield made
+
+
+def test_skills_of_served_bundles_are_listed_with_the_agents_that_have_them(house: Bench) -> None:
+    (skill,) = house.get("/skills", role="viewer")["skills"]
+    assert (skill["name"], skill["description"]) == ("briefing", "How to be brief.")
+    (where,) = skill["bundles"]
+    assert (where["bundle"], where["version"], where["environment"]) == ("skilled", "1.0.0", "prod")
+    assert where["agents"]
+
+
+def test_once_an_environment_is_declared_a_spec_in_a_request_is_refused_there(house: Bench) -> None:
+    refused = house.start(environment="prod", expect=403)
+    assert (refused["error"], refused["approved"]) == ("bundle_not_approved", ["skilled@1.0.0"])
+
+
+def test_a_policy_set_here_holds_for_what_git_has_released(house: Bench) -> None:
+    order = {"input": "x", "bundle": "skilled", "environment": "prod", "async_mode": True}
+    assert house.post("/runs", order, role="operator", expect=202)["metadata"]["release"]["bundle"] == "skilled"
+    path = "/policies/environment/prod"
+    effective = house.ask("PUT", path, {"require_guardrails": True}, role="operator").json()["effective"]
+    assert effective["require_guardrails"]
+    refused = house.post("/runs", order, role="operator", expect=403)
+    assert refused["error"] == "environment_policy_blocked"
+    house.ask("PUT", path, {"enabled": False}, role="operator")
+    house.post("/runs", order, role="operator", expect=202)
