@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conformance.clients.published import CLIENT_0_4, CLIENT_1_2, DASH, Missing, environment, find_browser
+from conformance.clients.published import CLIENT_0_4, CLIENT_1_2, DASH, STUDIO, Missing, environment, find_browser
 from conformance.clients.scene import Scene
 
 HERE = Path(__file__).parent
-DRIVERS = {"client_1_2.py": CLIENT_1_2, "client_0_4.py": CLIENT_0_4, "dash.py": DASH}
+DRIVERS = {"client_1_2.py": CLIENT_1_2, "client_0_4.py": CLIENT_0_4, "dash.py": DASH, "studio.py": STUDIO}
 
 
 Drive = Callable[[str], dict[str, str | None]]
