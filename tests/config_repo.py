@@ -221,8 +221,10 @@ class ConfigRepo:
         self.root = next_root(document)
         self.write("environments/trust.json", serialise(sign(TRUST_ROOT_TYPE, root_payload(self.root), self.key)))
 
-    def approve(self, environment: str, name: str, version: str, person: str, *, days: int = 7) -> None:
-        """Put somebody's signed approval beside a bundle."""
+    def approve(
+        self, environment: str, name: str, version: str, person: str, *, days: int = 7, file: str | None = None
+    ) -> None:
+        """Put somebody's signed approval beside a bundle; ``file`` is another name for it than the usual."""
         path = self.folder / f"environments/{environment}.yaml"
         statement = build_approval(
             bundle_name=name,
@@ -233,8 +235,11 @@ class ConfigRepo:
             expires=SystemClock().now() + timedelta(days=days),
         )
         key = self.people[person]
-        file = f"bundles/{name}/{version}.approvals/{key.keyid.removeprefix('sha256:')}.dsse.json"
-        self.write(file, serialise(sign(PAYLOAD_TYPE, statement.payload, key)))
+        stem = file or key.keyid.removeprefix("sha256:")
+        self.write(
+            f"bundles/{name}/{version}.approvals/{stem}.dsse.json",
+            serialise(sign(PAYLOAD_TYPE, statement.payload, key)),
+        )
 
     # ---- damage and effects ---------------------------------------------------------------------------------------
 

@@ -76,6 +76,24 @@ def test_one_person_is_counted_once_however_spelled(bench: Bench) -> None:
     assert bench.reconcile().outcomes["prod"] == Done(1)
 
 
+def test_one_person_with_several_keys_is_one_approver(bench: Bench) -> None:
+    bench.repo.person("bob", "approver")
+    bench.repo.commit("Trust bob")
+    bench.reconcile()
+    _needs_approval(bench, required=2)
+    bench.repo.approve("prod", "mail", "1.0.0", "bob")
+    bench.repo.approve("prod", "mail", "1.0.0", "bob", days=3, file="again")
+    bench.repo.person("bob", "approver")
+    bench.repo.approve("prod", "mail", "1.0.0", "bob")
+    bench.repo.commit("Bob, Bob and Bob approve")
+    bench.reconcile()
+    bench.decide("bob")
+    assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
+    assert "1 of 2" in bench.pending()[0].message
+    bench.decide("cid")
+    assert bench.reconcile().outcomes["prod"] == Done(1)
+
+
 def test_an_approval_expires(bench: Bench) -> None:
     _needs_approval(bench, required=2, expires="1h")
     bench.decide("bob")
