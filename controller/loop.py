@@ -160,6 +160,7 @@ class Controller:
         try:
             if not forced and self._nothing_new():
                 self._plan_next(failed=False)
+                self._tidy()
                 return {"revision": "unchanged"}
             before = self.reconciler.commit
             with metrics.RECONCILE_SECONDS.labels("pass").time():
@@ -190,6 +191,13 @@ class Controller:
             "revision": done.revision,
             "environments": {name: outcome.state for name, outcome in done.outcomes.items()},
         }
+
+    def _tidy(self) -> None:
+        """Use an idle moment for the mirror: every push leaves a pack, and many packs make git slow."""
+        try:
+            self.reconciler.mirror.maintain()
+        except KneoError as error:
+            log.warning("the mirror could not be tidied: %s", error)
 
     def _nothing_new(self) -> bool:
         known = self.reconciler.commit

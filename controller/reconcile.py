@@ -108,6 +108,8 @@ class Reconciler:
 
     def _roll_back(self, request: ControllerRequest, lease: Lease) -> Mapping[str, object]:
         going = going_from(request.payload, request.actor)
+        # It changes what is served without the ledger being told.
+        self._ledger.forget()
         channels = self.environments.channels
         return roll_back(self.store, going, lease, self.pin, self.service_key, self.hmac_key, channels)
 

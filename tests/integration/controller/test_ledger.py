@@ -14,6 +14,7 @@ from controller.observe import known
 from kneo.clock import ManualClock
 from kneo.state.release import Promotion, PromotionKind
 from kneo.store.engine import Store
+from kneo.store.requests import ControllerRequest
 from kneo.store.tables import releases as release_rows
 
 
@@ -102,3 +103,17 @@ def test_a_row_changed_behind_our_back_is_found_and_mended_in_time(bench: Bench)
     assert reconciler.drift_due()
     reconciler.reconcile(bench.lease())
     assert (bench.release("a").digest, bench.served()) == (before.digest, {"a": "1.0.0"})
+
+
+def test_a_rollback_that_a_person_asked_for_is_known_even_when_the_clock_went_back(bench: Bench) -> None:
+    reconciler, lease = bench.reconciler(), bench.lease()
+    for version in ("1.0.0", "1.1.0"):
+        bench.repo.release("prod", "a", version)
+        reconciler.reconcile(lease)
+    assert isinstance(bench.store.clock, ManualClock)
+    bench.store.clock.advance(-timedelta(minutes=1))
+    payload = {"environment": "prod", "bundle": "a", "to": "1.0.0", "reason": "broken"}
+    asked = ControllerRequest(id="req_1", kind="rollback", payload=payload, actor="bob", status="open", result=None)
+    reconciler.answers["rollback"](asked, bench.lease())
+    check(bench, reconciler._ledger, lease.fence)
+    assert bench.served() == {"a": "1.0.0"}
