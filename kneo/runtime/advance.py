@@ -79,6 +79,9 @@ class Driver:
                 await self._drive(run)
         except runs.Fenced:
             log.info("run was taken over or ended elsewhere", extra={"run_id": run_id})
+        except Elsewhere:
+            await self.write(lambda tx: runs.let_go(tx, run_id, claim, again=False))
+            raise
         except (Transient, asyncio.CancelledError):
             await self.write(lambda tx: runs.let_go(tx, run_id, claim))
             raise

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from kneo.errors import Transient
 from kneo.runtime.advance import Driver
+from kneo.runtime.code import Elsewhere
 from kneo.store import runs
 from kneo.store.engine import Store
 
@@ -36,6 +37,7 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._news = asyncio.Event()
         self._stopping = threading.Event()
+        self._elsewhere: set[str] = set()
 
     def run(self) -> None:
         """Work until ``stop``. Steps that are under way are finished first."""
@@ -79,11 +81,11 @@ class Worker:
             return []
         try:
             # On SQLite, the only place of this worker, nobody keeps a reader waiting: shorter than a hop to a thread.
-            found = self._runnable(room + len(busy))
+            found = self._runnable(room + len(busy) + len(self._elsewhere))
         except Transient as error:
             log.warning("could not look for runs: %s", error)
             return []
-        return [run_id for run_id in found if run_id not in busy][:room]
+        return [run_id for run_id in found if run_id not in busy and run_id not in self._elsewhere][:room]
 
     def _runnable(self, limit: int) -> tuple[str, ...]:
         with self.store.read() as tx:
@@ -95,7 +97,12 @@ class Worker:
         if freed:
             log.info("took over runs of a process that ended", extra={"count": freed})
 
-    @staticmethod
-    def _report(run_id: str, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
+    def _report(self, run_id: str, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, Elsewhere):
+            # It will not come to have that code; looking again every half second would only be noise.
+            self._elsewhere.add(run_id)
+            log.warning("left a run to the program that has its code", extra={"run_id": run_id})
+        else:
             log.error("driving a run failed; it will be tried again", extra={"run_id": run_id}, exc_info=error)

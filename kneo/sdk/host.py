@@ -71,10 +71,12 @@ class Host:
 
         Raises:
             Invalid, Forbidden: it may not run; nothing did.
+            Conflict: ``worker_running``: another process executes steps here.
         """
         origin = {"inline_spec": True, **({"session_id": session_id} if session_id else {})}
         order = RunOrder(input=text, requester=actor(), spec=tree, metadata=metadata, origin=origin)
-        return Starter(self.store, check_spec, pin=None).start(order)
+        with seat(self.store):  # nothing is recorded that this process could not go on with
+            return Starter(self.store, check_spec, pin=None).start(order)
 
     async def drive(self, run_id: str) -> Standing:
         """Execute a run until it waits for people or has ended."""

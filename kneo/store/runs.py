@@ -219,14 +219,14 @@ def pause(tx: Tx, run: Run) -> bool:
     return done.rowcount == 1
 
 
-def let_go(tx: Tx, run_id: str, claim: str) -> None:
-    """Free a run this driver cannot go on with, so that another attempt finds it."""
+def let_go(tx: Tx, run_id: str, claim: str, *, again: bool = True) -> None:
+    """Free a run this driver cannot go on with, so that another attempt finds it; or, with ``again`` false, only free it."""
     done = tx.connection.execute(
         update(runs)
         .where(runs.c.id == run_id, runs.c.owner == claim, runs.c.status == RunStatus.RUNNING)
         .values(owner=None)
     )
-    if done.rowcount:
+    if done.rowcount and again:
         enqueue(tx, run_id)
 
 

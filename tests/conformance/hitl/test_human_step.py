@@ -12,6 +12,8 @@ from kneo.errors import Conflict, Invalid, NotFound, Usage
 from kneo.sdk import HumanInterventionRequest, HumanInterventionRequiredError, Message, RunConfig, RunResult
 from kneo.sdk.db.sqlite import SqliteDb
 from kneo.sdk.workflows import HumanInTheLoopStep, Workflow, WorkflowBuilder, WorkflowFailed
+from kneo.store import runs
+from kneo.store.run_filter import RunFilter
 
 ASK = WorkflowBuilder.human_step
 
@@ -289,6 +291,8 @@ def test_whoever_executes_steps_elsewhere_is_not_disturbed(database: SqliteDb, m
         assert held
         with pytest.raises(Conflict, match="Another process"):
             flow(database, writer).run_sync("in")
+    with database.store.read() as tx:
+        assert runs.count_runs(tx, RunFilter()) == 0
 
 
 def test_two_participants_of_one_name_are_refused(database: SqliteDb) -> None:
