@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from kneo.clock import parse_time
-from kneo.state.task import Decision, HumanTask, TaskEvent
+from kneo.state.task import Candidates, Decision, HumanTask, TaskEvent
 from kneo.store.task_counts import TaskSummary
 from kneo.tasks.schedule import occasions, remaining
 
@@ -64,7 +64,7 @@ def human_task(task: HumanTask) -> Json:
         "request": request,
         "pending_human_request": request,
         "pending_human_request_id": task.request_id,
-        "candidates": {name: list(kept) for name, kept in asdict(task.candidates).items()},
+        "candidates": _candidates(task.candidates),
         **votes_of(task),
         "consequences": dict(task.consequences),
         "timeout": _timeout(task),
@@ -122,6 +122,15 @@ def event(item: TaskEvent) -> Json:
 def _shown(task: HumanTask, name: str) -> Mapping[str, object]:
     found = task.metadata.get(name)
     return found if isinstance(found, Mapping) else {}
+
+
+def _candidates(asked: Candidates) -> Json:
+    return {
+        "users": list(asked.users),
+        "groups": list(asked.groups),
+        "roles": list(asked.roles),
+        "exclude": list(asked.exclude),
+    }
 
 
 def votes_of(task: HumanTask) -> Json:

@@ -33,12 +33,22 @@ AnyRow = Row[*tuple[object, ...]]
 _COLUMNS = tuple(item.name for item in fields(HumanTask))
 
 
+_USUAL: Mapping[str, object] = {
+    "candidates": Candidates(),
+    "quorum": Quorum(),
+    "votes": (),
+    "plan": Plan(),
+    "consequences": {},
+}
+"""What most tasks have; nothing is stored of it, and so nothing has to be read."""
+
 _INSERT = insert(tasks)
 
 
 def insert_task(tx: Tx, task: HumanTask, who: Collection[str] = ()) -> None:
     """Keep a new task and those who may, or may not, answer it (``user:ann``, ``group:prod/editors``, ``not:bob``)."""
     values = {name: _stored(getattr(task, name)) for name in _COLUMNS} | {"created_at": tx.at, "updated_at": tx.at}
+    values |= {name: None for name, usual in _USUAL.items() if getattr(task, name) == usual}
     tx.connection.execute(_INSERT, values | {"restricted": task.is_restricted})
     add_candidates(tx, task.id, who)
     if task.status in UNRESOLVED:
