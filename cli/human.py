@@ -14,6 +14,9 @@ from kneo.errors import Usage
 
 app = typer.Typer(help="Answer what runs ask people.", no_args_is_help=True)
 
+ME = "me"
+"""Whoever asks, in the words of the service."""
+
 TaskArgument = Annotated[str, typer.Argument(metavar="CONTINUATION_ID")]
 
 
@@ -21,15 +24,19 @@ TaskArgument = Annotated[str, typer.Argument(metavar="CONTINUATION_ID")]
 def list_tasks(
     run_id: Annotated[str | None, typer.Option("--run-id", help="Only tasks of this run.")] = None,
     status: Annotated[
-        str | None, typer.Option("--status", help="open, decided, applied, …; default: unanswered.")
+        str | None,
+        typer.Option(
+            "--status", help="pending, escalated, overdue, all, open, claimed, decided, …; left out: unanswered."
+        ),
     ] = None,
+    mine: Annotated[bool, typer.Option("--mine", help="Only what you may answer.")] = False,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List what waits for people, the oldest first."""
     with backend(service_url, profile) as asked:
-        answer = asked.tasks({"run_id": run_id, "status": status})
+        answer = asked.tasks({"run_id": run_id, "status": status, "candidate": ME if mine else None})
     render.emit(answer, as_json=as_json, text=lambda: _show_list(answer))
 
 

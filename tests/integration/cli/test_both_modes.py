@@ -88,6 +88,8 @@ TABLE: tuple[tuple[str, int], ...] = (
     ("human list", 0),
     ("human list --run-id {run}", 0),
     ("human list --status escalated", 0),
+    ("human list --status nonsense", 1),
+    ("human list --mine", 0),
     ("human get {task}", 0),
     ("human resume {task} --request-id wrong --approve", 5),
     ("human resume {task} --request-id {request}", 2),
