@@ -473,6 +473,40 @@ class Why(Answer):
     who: list[str]
 
 
+class Changed(Answer):
+    """What the controller found when it looked again, and how the environment stands now."""
+
+    result: Map | None
+    environment: Environment | None
+
+
+class Decided(Changed):
+    """A decision as it is recorded, and what came of it."""
+
+    approval: Map
+
+
+class Plan(Answer):
+    """What a commit would change."""
+
+    ref: str | None = None
+    revision: str | None = None
+    environments: list[Map] = Field(default_factory=list)
+
+
+class Source(Answer):
+    """How far the repository was followed, and why not further."""
+
+    url: str
+    ref: str
+    accepted_commit: str | None
+
+
+class PromotionList(Answer):
+    promotions: list[Map]
+    count: int
+
+
 class Traced(Answer):
     digest: str
     run: Map | None

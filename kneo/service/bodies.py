@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 from kneo.service.specs import SkillsOverlay, SpecOrder
 
@@ -12,6 +12,20 @@ MAX_NAMES = 1_000
 """Entries of a list of names or paths; settings may ask for fewer."""
 
 Name = Annotated[str, Field(max_length=4_096)]
+
+Flag = StrictBool
+"""Yes or no as JSON writes them; ``0`` and ``"yes"`` are somebody's mistake."""
+
+
+def _is_number(value: object) -> object:
+    if isinstance(value, str | bool):
+        msg = "a number is not written as text or as yes or no"
+        raise ValueError(msg)  # noqa: TRY004 - this is how a field is refused
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_is_number)]
+"""A whole number as JSON writes it."""
 
 
 class Body(BaseModel):

@@ -97,7 +97,7 @@ def explain_release(name: str, bundle: str, service: Here, _principal: Reader) -
     return deployments(service).why(name, bundle)
 
 
-@router.get("/environments/{name}/plan", operation_id="plan_environment")
+@router.get("/environments/{name}/plan", operation_id="plan_environment", responses=shows(answers.Plan))
 def plan_environment(
     name: str, service: Here, principal: Reader, ref: Annotated[str | None, Query(max_length=250)] = None
 ) -> Json:
@@ -111,7 +111,7 @@ def trace(reference: str, service: Here, _principal: Reader, _runs: RunReader) -
     return deployments(service).trace(reference)
 
 
-@router.post("/environments/{name}/reconcile", operation_id="reconcile_environment")
+@router.post("/environments/{name}/reconcile", operation_id="reconcile_environment", responses=shows(answers.Changed))
 def reconcile(name: str, service: Here, principal: Writer) -> Json:
     """Ask the controller to look at the repository now, and wait for what it finds."""
     result = requests.ask(service.store, "reconcile", {"environment": name}, actor=principal.name)
@@ -120,43 +120,43 @@ def reconcile(name: str, service: Here, principal: Writer) -> Json:
     return {"result": result, "environment": wire.environment(status) if status else None}
 
 
-@router.post("/environments/{name}/suspend", operation_id="suspend_environment")
+@router.post("/environments/{name}/suspend", operation_id="suspend_environment", responses=shows(answers.Changed))
 def suspend(name: str, order: SuspendOrder, service: Here, principal: Writer) -> Json:
     """Change nothing here until a time, or until somebody lifts it; what runs keeps running."""
     return deployments(service).suspend(name, order.reason, order.until, actor=principal.name)
 
 
-@router.post("/environments/{name}/unsuspend", operation_id="unsuspend_environment")
+@router.post("/environments/{name}/unsuspend", operation_id="unsuspend_environment", responses=shows(answers.Changed))
 def unsuspend(name: str, service: Here, principal: Writer) -> Json:
     """Let the environment change again."""
     return deployments(service).unsuspend(name, actor=principal.name)
 
 
-@router.post("/environments/{name}/rollback", operation_id="rollback_release")
+@router.post("/environments/{name}/rollback", operation_id="rollback_release", responses=shows(answers.Changed))
 def rollback(name: str, order: RollbackOrder, service: Here, principal: Writer) -> Json:
     """Serve what was served before, and hold it there."""
     return deployments(service).rollback(name, order.bundle, order.to, order.reason, actor=principal.name)
 
 
-@router.post("/environments/{name}/hold", operation_id="hold_release")
+@router.post("/environments/{name}/hold", operation_id="hold_release", responses=shows(answers.Changed))
 def hold(name: str, order: HoldOrder, service: Here, principal: Writer) -> Json:
     """Keep what is served of a bundle as it is, whatever Git says."""
     return deployments(service).hold(name, order.bundle, order.reason, order.until, actor=principal.name)
 
 
-@router.post("/environments/{name}/unhold", operation_id="unhold_release")
+@router.post("/environments/{name}/unhold", operation_id="unhold_release", responses=shows(answers.Changed))
 def unhold(name: str, order: UnholdOrder, service: Here, principal: Writer) -> Json:
     """Let a bundle follow Git again."""
     return deployments(service).unhold(name, order.bundle, actor=principal.name)
 
 
-@router.get("/source", operation_id="get_source")
+@router.get("/source", operation_id="get_source", responses=shows(answers.Source))
 def get_source(service: Here, _principal: Reader) -> Json:
     """Say how far the repository was followed, and why not further."""
     return deployments(service).source()
 
 
-@router.post("/source/accept-rewrite", operation_id="accept_rewrite")
+@router.post("/source/accept-rewrite", operation_id="accept_rewrite", responses=shows(answers.Decided))
 def accept_rewrite(order: RewriteOrder, service: Here, principal: Writer) -> Json:
     """Record that somebody of the root role agrees to a rewritten history."""
     return deployments(service).accept_rewrite(order.envelope.encode(), actor=principal.name)

@@ -18,8 +18,10 @@ from starlette.responses import JSONResponse
 
 from kneo.clock import monotonic
 from kneo.errors import NotFound, Unauthorized
+from kneo.service import answers
 from kneo.service.context import Here
 from kneo.service.problems import problem, too_large
+from kneo.service.router import shows
 from kneo.store import hooks
 
 router = APIRouter(tags=["hooks"])
@@ -79,7 +81,13 @@ class Rate:
 _rate = Rate(PER_MINUTE)
 
 
-@router.post("/hooks/{provider}", operation_id="receive_hook", status_code=202, response_model=None)
+@router.post(
+    "/hooks/{provider}",
+    operation_id="receive_hook",
+    status_code=202,
+    response_model=None,
+    responses=shows(answers.HookAccepted, 202),
+)
 async def receive(provider: str, request: Request, service: Here) -> JSONResponse:
     """Take a host's word that something may have changed."""
     known, secret = PROVIDERS.get(provider), service.settings.hook_secrets.get(provider)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kneo.service import answers
 from kneo.service.auth import Principal, require
-from kneo.service.bodies import MAX_NAMES, Body, Name
+from kneo.service.bodies import MAX_NAMES, Body, Flag, Name
 from kneo.service.context import Here
 from kneo.service.router import Router, shows
 from kneo.service.wire import Json
@@ -28,13 +28,13 @@ PREVIEWED = 100
 class PolicyRequest(Body):
     """The whole policy: what is left out goes back to its default."""
 
-    enabled: bool = True
-    fail_on_warnings: bool = False
+    enabled: Flag = True
+    fail_on_warnings: Flag = False
     blocked_diagnostic_codes: list[Name] = Field(default_factory=list, max_length=MAX_NAMES)
-    require_human_review: bool = False
-    require_tool_permissions: bool = False
-    deny_unrestricted_tools: bool = False
-    require_guardrails: bool = False
+    require_human_review: Flag = False
+    require_tool_permissions: Flag = False
+    deny_unrestricted_tools: Flag = False
+    require_guardrails: Flag = False
 
     def flags(self) -> PolicyFlags:
         return PolicyFlags.model_validate(self.model_dump())

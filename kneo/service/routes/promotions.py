@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from kneo.service import answers
 from kneo.service.context import Here
-from kneo.service.router import Router
+from kneo.service.router import Router, shows
 from kneo.service.routes.environments import Reader, Writer, deployments
 from kneo.service.wire import Json
 from kneo.trust.statement import Decision
@@ -24,7 +25,7 @@ class DecisionOrder(BaseModel):
     envelope: Annotated[str, Field(min_length=1, max_length=65_536)] | None = None
 
 
-@router.get("/promotions", operation_id="list_promotions")
+@router.get("/promotions", operation_id="list_promotions", responses=shows(answers.PromotionList))
 def list_promotions(
     service: Here,
     _principal: Reader,
@@ -36,13 +37,13 @@ def list_promotions(
     return deployments(service).promotions(environment, phase, limit)
 
 
-@router.post("/promotions/{promotion_id}/approve", operation_id="approve_promotion")
+@router.post("/promotions/{promotion_id}/approve", operation_id="approve_promotion", responses=shows(answers.Decided))
 def approve(promotion_id: str, service: Here, principal: Writer, order: DecisionOrder | None = None) -> Json:
     """Agree to what waits under an id."""
     return _decide(promotion_id, Decision.APPROVE, service, principal, order)
 
 
-@router.post("/promotions/{promotion_id}/reject", operation_id="reject_promotion")
+@router.post("/promotions/{promotion_id}/reject", operation_id="reject_promotion", responses=shows(answers.Decided))
 def reject(promotion_id: str, service: Here, principal: Writer, order: DecisionOrder | None = None) -> Json:
     """Refuse what waits under an id, until it is taken back."""
     return _decide(promotion_id, Decision.REJECT, service, principal, order)

@@ -12,7 +12,7 @@ from kneo.digest import digest_of_json
 from kneo.runtime.start import require_policy
 from kneo.service import answers
 from kneo.service.auth import Principal, require
-from kneo.service.bodies import Body, SpecRequest
+from kneo.service.bodies import Body, Flag, SpecRequest
 from kneo.service.context import Here, Service
 from kneo.service.router import Router, shows
 from kneo.service.specs import SpecOrder, refused, shaped, usable
@@ -30,7 +30,7 @@ Reader = Annotated[Principal, Depends(require("specs:read"))]
 
 
 class SpecCompileRequest(SpecRequest):
-    strict: bool = Field(default=True, description="Refuse what cannot be used; else only say so.")
+    strict: Flag = Field(default=True, description="Refuse what cannot be used; else only say so.")
 
 
 class SpecMigrateRequest(Body):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from service_bench import Bench
 
-from kneo.service.app import ROUTES
+from kneo.service.app import ROUTES, description
 from kneo.service.operations import Operations
 
 OPERATIONS = Operations(module.router for module in ROUTES)
@@ -59,3 +59,14 @@ def test_the_description_names_security_errors_and_every_operation(bench: Bench)
         if operation.method == "POST" and operation.required:
             assert "Idempotency-Key" in [parameter["name"] for parameter in item["parameters"]]
     assert {operation.id for operation in OPERATIONS} <= set(described)
+
+
+def test_every_answer_that_is_json_is_described_field_by_field() -> None:
+    tree = description()
+    for path, verbs in tree["paths"].items():
+        for verb, item in verbs.items():
+            done = [answer for status, answer in item["responses"].items() if status.startswith("2")]
+            assert done, (verb, path)
+            for answer in done:
+                shape = answer.get("content", {}).get("application/json", {}).get("schema", {"$ref": ""})
+                assert "$ref" in shape, (verb, path)
