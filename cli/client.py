@@ -13,7 +13,7 @@ import httpx
 from cli.backend import Json, Query
 from cli.watch import poll, read_stream
 from kneo.clock import sleep
-from kneo.errors import Conflict, Forbidden, Invalid, KneoError, NotFound, Transient, Unauthorized
+from kneo.errors import Conflict, Forbidden, Invalid, KneoError, NotFound, Transient, Unauthorized, Untrusted
 from kneo.settings import Settings
 
 RETRY_STATUS = frozenset({408, 425, 429, 502, 503, 504})
@@ -21,6 +21,10 @@ RETRY_STATUS = frozenset({408, 425, 429, 502, 503, 504})
 
 IN_PROGRESS = "idempotency_key_in_progress"
 """The code of the one conflict that passes: an earlier attempt of this very request is still being answered."""
+
+UNTRUSTED = frozenset({"untrusted", "spec_tampered", "no_trust_root"})
+"""Codes of refusals because nobody vouches for something. The others of that kind are reasons of conditions, which begin
+with a capital letter as no other code does."""
 
 MAX_WAIT_SECONDS = 30.0
 """How long a service may ask us to wait; if it asks for more, whoever typed the command should know at once."""
@@ -264,9 +268,12 @@ def _read(answer: httpx.Response) -> Json:
         return cast("Json", body)
     detail = body if isinstance(body, dict) else {}
     extra = {key: value for key, value in detail.items() if key not in {"error", "message", "detail", "code", "hint"}}
+    code = str(detail.get("error") or "http_error")
     kind = _BY_STATUS.get(answer.status_code, Invalid)
+    if kind is Forbidden and (code in UNTRUSTED or code[:1].isupper()):
+        kind = Untrusted
     message = str(detail.get("message") or f"The service answered {answer.status_code} {answer.reason_phrase}.")
     hint = str(detail["hint"]) if detail.get("hint") else None
     # Readers of the message alone are told what to do as well; here that stands on a line of its own.
     message = message.removesuffix(f" {hint}")
-    raise kind(message, code=str(detail.get("error") or "http_error"), hint=hint, **extra)
+    raise kind(message, code=code, hint=hint, **extra)

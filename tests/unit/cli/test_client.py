@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cli.client import ServiceBackend
-from kneo.errors import Conflict, Forbidden, Invalid, Transient
+from kneo.errors import Conflict, Forbidden, Invalid, Transient, Untrusted
 from kneo.settings import Http, from_env
 
 EVENTS = (
@@ -99,6 +99,17 @@ def test_what_may_have_been_done_or_never_will_be_is_asked_once(status, kind, se
         client.start_run({"input": "x"})
     assert len(service.asked) == 1
     assert (caught.value.code, caught.value.message, caught.value.hint) == ("no", "No.", "Do this.")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [("SignatureInvalid", Untrusted), ("spec_tampered", Untrusted), ("bundle_not_approved", Forbidden)],
+)
+def test_what_nobody_vouches_for_ends_as_it_does_without_a_service(code, kind, service, client):
+    service.answers = [(403, {"error": code, "message": "No."}, {})]
+    with pytest.raises(kind) as caught:
+        client.runs({})
+    assert caught.value.exit_code == kind.exit_code
 
 
 def test_a_request_that_is_still_being_answered_is_asked_again(service, client):
