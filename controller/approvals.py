@@ -14,6 +14,7 @@ from kneo.state.release import ApprovalRecord
 from kneo.trust.about import About
 from kneo.trust.approvals import verify_approval, verify_recorded_approval
 from kneo.trust.dsse import parse_envelope
+from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
 from kneo.trust.signers import find_signers
@@ -69,6 +70,8 @@ def _committed(
     envelope: bytes, root: TrustRoot, known: Mapping[tuple[str, str], ApprovalRecord], now: datetime
 ) -> list[ApprovalRecord]:
     opened = parse_envelope(envelope)
+    if opened.payload_type != PAYLOAD_TYPE:
+        return []  # kept, it would stand in the way of the same words signed as what they are
     statement = parse_approval(opened.payload)
     predicate = statement.predicate
     records = []

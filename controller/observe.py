@@ -18,6 +18,7 @@ from kneo.store import approvals, releases
 from kneo.store.engine import Tx
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
+from kneo.trust.statement import Decision
 
 Served = Mapping[str, Mapping[str, Release]]
 """Releases by environment and bundle name."""
@@ -154,4 +155,9 @@ def decisions(tx: Tx, environment: str, ballots: Sequence[bytes], believed: Beli
     mine = tuple(record for record in committed if record.environment == environment)
     kept = {record.id for record in mine}
     registered = tuple(record for record in recorded if record.origin != GIT and record.id not in kept)
-    return tuple(sorted((*registered, *mine), key=lambda record: (record.first_seen_at, record.id)))
+    return tuple(sorted((*registered, *mine), key=_order))
+
+
+def _order(record: ApprovalRecord) -> tuple[str, bool, str]:
+    """As they were first seen; of what somebody said at one time, the no comes last and so counts."""
+    return record.first_seen_at, record.decision == Decision.REJECT, record.id

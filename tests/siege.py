@@ -29,6 +29,7 @@ from kneo.trust.root_edit import add_key, set_role
 from kneo.trust.statement import build_bundle
 
 TOLD = {
+    "approvals",
     "audit_chain",
     "audit_checkpoints",
     "audit_events",
@@ -41,12 +42,17 @@ TOLD = {
     "requests",
     "sources",
 }
-"""Tables in which a refusal is told to people. All the others say what is served and what runs."""
+"""Tables in which a refusal is told to people, and decisions kept, whether they count or not. All the others say what is served
+and what runs."""
 
 EVIL = "6.6.6"
 """The version under which bad bundles are offered."""
 
 SIGNATURES = {"accept": ["dsse"], "roles": ["release", "bankers"], "threshold": 1}
+PAIR: dict[str, object] = {
+    "signatures": {**SIGNATURES, "threshold": 2},
+    "approvals": {"required": 1, "roles": ["approver"], "signed": True},
+}
 
 Attempt = Callable[["Siege"], None]
 
@@ -69,7 +75,7 @@ class Siege:
     """Two releases of one bundle were served, the second one is; a key was revoked, a role signs one bundle only.
 
     ``ann``, ``bob`` (with two keys) and ``eve`` (revoked) have the role ``release``; ``dan`` may sign ``bank`` alone.
-    ``prod`` asks for one signature, ``pair`` for two.
+    ``prod`` asks for one signature, ``pair`` for two and for an approver, who is ``cid``.
     """
 
     def __init__(self, store: Store, folder: Path) -> None:
@@ -92,11 +98,12 @@ class Siege:
         self.eve = self.repo.person("eve", "release")
         self.dan = self.repo.person("dan", "bankers")
         self.bob = self.repo.person("bob", "release")
+        self.cid = self.repo.person("cid", "approver")
         self.twin = PrivateKey.generate()
         document = add_key(self.repo.root, self.twin.public, principal="bob", roles=["release"])
         self.repo.next_root(set_role(document, "bankers", paths=["bundles/bank/*"]))
         self.repo.environment("prod", {}, signatures=SIGNATURES)
-        self.repo.environment("pair", {}, signatures={**SIGNATURES, "threshold": 2})
+        self.repo.environment("pair", {}, **PAIR)
         self.repo.commit("Trust them")
         self.bench.reconcile()
 
@@ -172,9 +179,8 @@ class Siege:
     def name(self, releases: Mapping[str, str], environment: str = "prod", **spec: object) -> None:
         """Name releases in an environment, beside what it serves."""
         base = {"bank": "1.1.0", "mail": "1.1.0"} if environment == "prod" else {}
-        threshold = 2 if environment == "pair" else 1
-        rules = {"signatures": {**SIGNATURES, "threshold": threshold}, **spec}
-        self.repo.environment(environment, {**base, **releases}, **rules)
+        rules = PAIR if environment == "pair" else {"signatures": SIGNATURES}
+        self.repo.environment(environment, {**base, **releases}, **{**rules, **spec})
 
     def edit(self, environment: str, change: Callable[[str], str]) -> None:
         """Change an environment file as text."""
