@@ -24,8 +24,8 @@ def _is_number(value: object) -> object:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_is_number)]
-"""A whole number as JSON writes it."""
+AsNumber = BeforeValidator(_is_number)
+"""A number as JSON writes it. It stands behind the bounds of a field, or the description loses them."""
 
 
 class Body(BaseModel):

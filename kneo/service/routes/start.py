@@ -20,7 +20,7 @@ from kneo.runtime.recover import ForkOrder, continue_run, fork
 from kneo.runtime.start import RunOrder
 from kneo.service import answers, wire
 from kneo.service.auth import Principal, require
-from kneo.service.bodies import Body, Flag, Name, SkillsChange, SpecRequest, Whole, overlay_of
+from kneo.service.bodies import AsNumber, Body, Flag, Name, SkillsChange, SpecRequest, overlay_of
 from kneo.service.context import Here, Published, Service
 from kneo.service.router import JsonAnswer, Router, shows
 from kneo.service.run_news import SYNC_SECONDS, settled
@@ -87,7 +87,7 @@ class RunCreate(SpecRequest):
     metadata: dict[str, object] = Field(default_factory=dict)
     session_id: str | None = Field(default=None, max_length=200, description="The conversation this run belongs to.")
     skills: SkillsChange | None = None
-    timeout_seconds: Whole | None = Field(default=None, gt=0, le=MAX_SECONDS)
+    timeout_seconds: Annotated[int, Field(gt=0, le=MAX_SECONDS), AsNumber] | None = None
 
     def order(self) -> SpecOrder:
         return replace(super().order(), skills=overlay_of(self.skills))
@@ -197,8 +197,8 @@ class RunFork(Body):
     """Where in a run's past another one begins: a step or a checkpoint."""
 
     step: str | None = Field(default=None, description="Path of the step it begins with, `#n` for the n-th time.")
-    checkpoint: Whole | None = Field(
-        default=None, ge=1, le=MAX_NUMBER, description="Or the sequence number of a checkpoint."
+    checkpoint: Annotated[int, Field(ge=1, le=MAX_NUMBER), AsNumber] | None = Field(
+        default=None, description="Or the sequence number of a checkpoint."
     )
     input: str | None = Field(default=None, description="What that step is given instead.")
     answers: dict[str, object] = Field(
