@@ -173,7 +173,7 @@ def _verify_entry(
         msg = f"{missing} is not in {declared.revision}."
         raise Untrusted(msg, code="BundleNotFound", hint="Sign it with kneo spec bundle sign and commit it.")
     envelope = envelopes[path]
-    record = history.known.get(_digest_in(path, envelope))
+    record = history.known.get(_digest_in(path, envelope)) if history.known else None
     bundle = _verify_under(path, envelope, environments[0], trust.root, trust, record)
     record = record or history.known.get(bundle.digest)
     if entry.digest is not None and entry.digest != bundle.digest:

@@ -16,6 +16,8 @@ from kneo.spec.rules import check
 from kneo.trust.root import verify_chain
 from kneo.trust.verify import verify_bundle
 
+MANY = 100
+
 
 class Floor:
     """A bare ``git fetch``, reading the blobs, verifying the signatures, parsing and validating the payloads."""
@@ -44,8 +46,17 @@ class Floor:
             if not load_tree(dict(bundle.spec), rules=check).valid:
                 raise AssertionError(path)
 
+    def _names(self, paths: Sequence[str]) -> list[str]:
+        """Call files by path where they are few; for each of many git would search the same large folder again."""
+        if len(paths) < MANY:
+            return [f"main:{path}" for path in paths]
+        form = "--format=%(objectname) %(path)"
+        listed = subprocess.run([*self.git, "ls-tree", "-r", form, "main"], capture_output=True, check=True, text=True)
+        ids = {path: oid for oid, _, path in (line.partition(" ") for line in listed.stdout.splitlines())}
+        return [ids[path] for path in paths]
+
     def _read(self, paths: Sequence[str]) -> dict[str, bytes]:
-        asked = "".join(f"main:{path}\n" for path in paths).encode()
+        asked = "".join(f"{name}\n" for name in self._names(paths)).encode()
         out = subprocess.run([*self.git, "cat-file", "--batch"], input=asked, capture_output=True, check=True).stdout
         blobs, at = {}, 0
         for path in paths:
