@@ -68,7 +68,6 @@ class Reconciler:
         self.pin = pin
         self.service_key = service_key
         self.hmac_key = hmac_key
-        self.answers: Mapping[str, Answer] = {"rollback": self._roll_back, "plan": self._preview}
         self.commit: str | None = None
         """The commit that the last whole pass was about."""
 
@@ -101,6 +100,12 @@ class Reconciler:
         audit.seal(self.store)
         self.commit = snapshot.commit
         return Pass(declared.revision, outcomes)
+
+    @property
+    def answers(self) -> Mapping[str, Answer]:
+        """What somebody may ask for beside a look."""
+        # Made anew each time: kept, it would hold us in a circle, and with us the process that reads the mirror.
+        return {"rollback": self._roll_back, "plan": self._preview}
 
     def drift_due(self) -> bool:
         """Say whether it is time to look again at what is served, commit or not."""

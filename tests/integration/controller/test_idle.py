@@ -30,3 +30,15 @@ def test_an_idle_controller_tidies_its_mirror(store: Store, tmp_path: Path, monk
     now += 3_600
     controller._turn()
     assert bench.served() == {"mail": "1.3.0"}
+
+
+def test_whoever_is_done_leaves_nothing_running(store: Store, tmp_path: Path) -> None:
+    bench = Bench(store, tmp_path)
+    reconciler = bench.reconciler()
+    reconciler.reconcile(bench.lease())
+    reading = reconciler.mirror._objects._talk
+    assert reading is not None
+    process = reading._process
+    assert process.poll() is None
+    del reading, reconciler
+    assert process.poll() is not None
