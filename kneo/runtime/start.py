@@ -39,7 +39,9 @@ class RunOrder:
     timeout_seconds: int | None = None
     metadata: Mapping[str, object] = field(default_factory=dict)
     origin: Mapping[str, object] = field(default_factory=dict)
-    """Where the spec came from (``spec_path``, ``inline_spec``), for the audit log."""
+    """Where the spec came from (``spec_path``, ``inline_spec``), for the audit log and the run."""
+    asked: Mapping[str, object] = field(default_factory=dict)
+    """What else was asked for, for the run alone: content does not belong into the audit log."""
 
 
 MAX_QUEUE_DEPTH = 10_000
@@ -296,6 +298,7 @@ def _metadata(order: RunOrder, chosen: _Chosen, pins: Mapping[str, str]) -> Mapp
         "timeout_seconds": order.timeout_seconds,
         "caller_metadata": dict(order.metadata),
         **order.origin,
+        **order.asked,
     }
     if pins:
         values["implementations"] = dict(pins)

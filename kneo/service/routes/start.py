@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from kneo.clock import parse_duration
+from kneo.digest import digest_of_json
 from kneo.errors import Invalid, Usage
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.recover import ForkOrder, continue_run, fork
@@ -123,10 +124,13 @@ def _start(body: RunCreate, service: Service, principal: Principal) -> Run:
     order = body.order()
     _check_sizes(body, service)
     origin = order.origin() | {
-        "overrides": dict(order.overrides),
-        "skills_overlay": body.skills.model_dump() if body.skills else None,
+        "overrides_digest": digest_of_json(order.overrides) if order.overrides else None,
         "async_mode": body.async_mode,
         "session_id": body.session_id,
+    }
+    asked = {
+        "overrides": dict(order.overrides),
+        "skills_overlay": body.skills.model_dump() if body.skills else None,
     }
     run = service.starter.start(
         RunOrder(
@@ -139,6 +143,7 @@ def _start(body: RunCreate, service: Service, principal: Principal) -> Run:
             timeout_seconds=body.timeout_seconds,
             metadata=body.metadata,
             origin=origin,
+            asked=asked,
         )
     )
     service.poke()

@@ -179,6 +179,9 @@ def test_overlays_and_overrides_are_laid_over_a_spec_in_order(bench: Bench) -> N
     assert names == {"agent_name": "overlaid", "workflow_name": "overridden"}
     run = bench.start(**{key: body[key] for key in ("overlays", "overrides")})
     assert bench.get(f"/runs/{run['run_id']}")["workflow_name"] == "overridden"
+    told = bench.get("/audit-events", run_id=run["run_id"], event_type="run.created")["events"][0]
+    assert told["metadata"]["overrides_digest"].startswith("sha256:")
+    assert "overridden" not in str(told["metadata"]), "what was overridden is content"
 
 
 @pytest.mark.parametrize("path", ["../outside.yaml", "/etc/passwd", "nowhere.yaml", "a\0b", "x" * 3000, "link.yaml"])
