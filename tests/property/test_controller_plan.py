@@ -11,6 +11,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from controller.apply import record_of
 from controller.approvals import Vote
 from controller.gates import GATES, Allowed, Evidence, Gate, Rules, Verdict, Waits, approved, judge
 from controller.plan import Action, Plan, Promote, Retire, make_plan, name_of
@@ -25,7 +26,6 @@ from kneo.trust.keys import PrivateKey
 from kneo.trust.root import TRUST_ROOT_TYPE, root_payload, verify_chain
 from kneo.trust.root_edit import EVERYTHING, first_root
 from kneo.trust.rule import SignatureRule
-from kneo.trust.sequence import HighWater
 from kneo.trust.signers import TrustedKey
 from kneo.trust.statement import Dependency, build_bundle
 from kneo.trust.verified import VerifiedBundle
@@ -74,7 +74,7 @@ def _bundles() -> dict[str, list[VerifiedBundle]]:
 
 
 BUNDLES = _bundles()
-HIGH = {name: HighWater(VERSIONS, history[-1].digest) for name, history in BUNDLES.items()}
+KNOWN = {bundle.digest: record_of(bundle, "main@sha1:0") for history in BUNDLES.values() for bundle in history}
 ENVIRONMENT = """
 apiVersion: kneo/v1
 kind: Environment
@@ -129,7 +129,7 @@ def worlds(draw: st.DrawFn) -> tuple[dict[str, VerifiedBundle | Standing], set[s
 
 
 def plan_of(desired: Mapping[str, VerifiedBundle | Standing], kept: set[str], served: Mapping[str, Release]) -> Plan:
-    return make_plan("prod", "main@sha1:0", desired=desired, kept=kept, observed=served, high_water=HIGH)
+    return make_plan("prod", "main@sha1:0", desired=desired, kept=kept, observed=served, known=KNOWN)
 
 
 def apply(served: Mapping[str, Release], actions: Sequence[Action]) -> dict[str, Release]:
