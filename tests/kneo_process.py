@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import signal
 import subprocess
@@ -11,9 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
+from unittest import mock
 
 import httpx
 
+from cli.main import run
 from kneo.settings import process_environment
 
 T = TypeVar("T")
@@ -82,6 +86,27 @@ class Machine:
     def stop(self) -> None:
         for process in self.processes:
             process.kill()
+
+
+class Desk(Machine):
+    """A machine whose commands run in this process: for what commands do, not for what processes do."""
+
+    def kneo(
+        self, *arguments: str, expect: int | None = 0, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one command to its end."""
+        out, errors = io.StringIO(), io.StringIO()
+        with (
+            mock.patch.dict("os.environ", self.env, clear=True),
+            contextlib.chdir(cwd or self.folder),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(errors),
+        ):
+            status = run(list(arguments))
+        done = subprocess.CompletedProcess(arguments, status, out.getvalue(), errors.getvalue())
+        if expect is not None:
+            assert status == expect, f"{arguments} → {status}\n{done.stdout}\n{done.stderr}"
+        return done
 
 
 class Process:

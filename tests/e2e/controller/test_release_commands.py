@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from config_repo import ConfigRepo, announcement
-from kneo_process import Machine
+from kneo_process import Desk, Machine
 
 pytestmark = pytest.mark.e2e
 
@@ -18,7 +18,7 @@ RULE = {"required": 1, "roles": ["approver"]}
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    made = Machine(tmp_path / "work", f"sqlite:///{tmp_path / 'work' / 'kneo.sqlite'}")
+    made = Desk(tmp_path / "work", f"sqlite:///{tmp_path / 'work' / 'kneo.sqlite'}")
     yield made
     made.stop()
 
@@ -130,7 +130,7 @@ def _key(machine: Machine, repo: ConfigRepo) -> Path:
 
 def test_a_bundle_of_the_older_format_runs_where_the_key_is_known(tmp_path: Path, repo: ConfigRepo) -> None:
     secret = "KNEO_SERV_SPEC_SIGNING_KEY"
-    machine = Machine(tmp_path / "work", f"sqlite:///{tmp_path / 'work' / 'kneo.sqlite'}", **{secret: "shared"})
+    machine = Desk(tmp_path / "work", f"sqlite:///{tmp_path / 'work' / 'kneo.sqlite'}", **{secret: "shared"})
     spec = repo.folder / "specs/mail.json"
     spec.parent.mkdir()
     spec.write_text(json.dumps(announcement()))
