@@ -119,6 +119,16 @@ class Execution:
     retention_run_statuses: tuple[str, ...] = ()
     """Statuses of runs that may be deleted, ``KNEO_SERV_RETENTION_RUN_STATUSES``; empty: all final ones."""
 
+    dispatch: str = "auto"
+    """How due runs find a process to drive them, ``KNEO_SERV_DISPATCH``: ``auto`` needs nothing but the database,
+    ``temporal`` leaves it to a Temporal server. The same for every process on a database."""
+
+    temporal_address: str = "localhost:7233"
+    """``host:port`` of the Temporal server, ``KNEO_SERV_TEMPORAL_ADDRESS``."""
+
+    temporal_namespace: str = "default"
+    """Its namespace, ``KNEO_SERV_TEMPORAL_NAMESPACE``; one for each database."""
+
     platform: str = ""
     """``module:factory`` that makes an embedding's platform, ``KNEO_SERV_PLATFORM``; empty: Kneo's own."""
 
@@ -307,6 +317,10 @@ RETAINED = ("runs", "checkpoints", "queue", "continuations", "artifacts", "logs"
 
 
 def _execution(env: Mapping[str, str]) -> Execution:
+    dispatch = env.get("KNEO_SERV_DISPATCH", "").strip() or Execution.dispatch
+    if dispatch not in {"auto", "temporal"}:
+        msg = f"KNEO_SERV_DISPATCH must be auto or temporal, not {dispatch[:40]!r}."
+        raise Invalid(msg, code="invalid_setting")
     names = {what: "KNEO_SERV_RETENTION_" + what.upper() + "_DAYS" for what in RETAINED}
     return Execution(
         max_queue_depth=_positive(env, "KNEO_SERV_MAX_QUEUE_DEPTH", Execution.max_queue_depth),
@@ -319,6 +333,9 @@ def _execution(env: Mapping[str, str]) -> Execution:
         ),
         retention_days={what: _count(env, name, 0) for what, name in names.items() if env.get(name, "").strip()},
         retention_run_statuses=_listed(env, "KNEO_SERV_RETENTION_RUN_STATUSES"),
+        dispatch=dispatch,
+        temporal_address=env.get("KNEO_SERV_TEMPORAL_ADDRESS", "").strip() or Execution.temporal_address,
+        temporal_namespace=env.get("KNEO_SERV_TEMPORAL_NAMESPACE", "").strip() or Execution.temporal_namespace,
         platform=env.get("KNEO_SERV_PLATFORM", "").strip(),
     )
 

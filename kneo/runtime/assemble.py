@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from kneo.errors import Conflict
+from kneo.errors import Conflict, Invalid
 from kneo.notify.channels import known_channels
 from kneo.runtime.advance import Driver
 from kneo.runtime.code import CodeLoader
@@ -53,13 +53,34 @@ def make_driver(settings: Settings, store: Store) -> Driver:
 
 
 def make_worker(settings: Settings, store: Store, concurrency: int) -> Works:
-    """Make what executes steps here: alone on a SQLite file, one of many on PostgreSQL."""
+    """Make what executes steps here: alone on a SQLite file, one of many on PostgreSQL.
+
+    Raises:
+        Invalid: ``invalid_setting``: Temporal is asked for and not installed, or the database is a SQLite file.
+    """
     driver = make_driver(settings, store)
+    if settings.execution.dispatch == "temporal":
+        return _temporal_worker(settings, store, driver, concurrency)
     if store.is_sqlite:
         return Worker(store, driver, concurrency=concurrency)
     # A quarter of a second to import, and needed on PostgreSQL only.
     module = importlib.import_module("kneo.runtime.dispatch.postgres")
     worker: Works = module.QueueWorker(store, driver, concurrency=concurrency)
+    return worker
+
+
+def _temporal_worker(settings: Settings, store: Store, driver: Driver, concurrency: int) -> Works:
+    if store.is_sqlite:
+        msg = "KNEO_SERV_DISPATCH asks for Temporal, which hands runs to many processes; a SQLite file has one."
+        raise Invalid(msg, code="invalid_setting", hint="Set KNEO_SERV_DATABASE_URL to a PostgreSQL database.")
+    try:
+        module = importlib.import_module("kneo.runtime.dispatch.temporal")
+    except ImportError as error:
+        msg = "KNEO_SERV_DISPATCH asks for Temporal, and its library is not installed."
+        raise Invalid(msg, code="invalid_setting", hint="pip install 'kneo[temporal]'") from error
+    execution = settings.execution
+    server = module.Server(execution.temporal_address, execution.temporal_namespace)
+    worker: Works = module.TemporalWorker(store, driver, server, concurrency=concurrency)
     return worker
 
 

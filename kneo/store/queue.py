@@ -44,6 +44,9 @@ _ORPHANED = text(f"""
 """)  # noqa: S608 - our own names
 
 
+_DROP = text(f"DELETE FROM {SCHEMA}.procrastinate_jobs WHERE status = 'todo'")  # noqa: S608 - our own name
+
+
 def enqueue(tx: Tx, run_id: str) -> None:
     """Have some worker drive a run once this transaction is committed."""
     if tx.connection.dialect.name == "postgresql":
@@ -63,3 +66,8 @@ def restore(tx: Tx, older_than: timedelta) -> int:
     for run_id in sorted(found):
         enqueue(tx, run_id)
     return len(found)
+
+
+def drop(tx: Tx) -> None:
+    """Forget all jobs that nobody has begun: somebody else hands out runs on this database."""
+    tx.connection.execute(_DROP)

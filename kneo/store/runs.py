@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 
 from sqlalchemy import Row, bindparam, func, insert, select, update
 
+from kneo.clock import isoformat
 from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunError, RunStatus
 from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.history import (
@@ -289,7 +291,7 @@ def clear_owners(tx: Tx) -> int:
 
 
 _RUNNABLE = (
-    select(runs.c.id)
+    select(runs.c.id, runs.c.epoch)
     .where(runs.c.status == RunStatus.RUNNING.value, runs.c.owner.is_(None), runs.c.state_version <= STATE_VERSION)
     .order_by(runs.c.updated_at)
     .limit(bindparam("most"))
@@ -300,6 +302,31 @@ def runnable(tx: Tx, limit: int) -> tuple[str, ...]:
     """Find runs that nobody drives, oldest first."""
     rows = tx.connection.execute(_RUNNABLE, {"most": limit})
     return tuple(row.id for row in rows)
+
+
+_QUIET = (
+    select(runs.c.id, runs.c.owner)
+    .where(
+        runs.c.status == RunStatus.RUNNING.value,
+        runs.c.owner.is_not(None),
+        runs.c.updated_at < bindparam("before"),
+        runs.c.state_version <= STATE_VERSION,
+    )
+    .order_by(runs.c.updated_at)
+    .limit(bindparam("most"))
+)
+
+
+def claimable(tx: Tx, limit: int) -> tuple[tuple[str, str], ...]:
+    """Find runs that nobody drives, oldest first, each with the claim of whoever comes for it: another one each time."""
+    rows = tx.connection.execute(_RUNNABLE, {"most": limit})
+    return tuple((row.id, f"{row.id}.{row.epoch}") for row in rows)
+
+
+def quiet(tx: Tx, older_than: timedelta, limit: int) -> tuple[tuple[str, str], ...]:
+    """Find runs whose driver has written nothing for a while, longest first, each with that driver's claim."""
+    rows = tx.connection.execute(_QUIET, {"most": limit, "before": isoformat(tx.now - older_than)})
+    return tuple((row.id, row.owner) for row in rows)
 
 
 _WAITING = (

@@ -159,6 +159,18 @@ def test_status_words_are_one_of_three(here: Path) -> None:
         from_env({"KNEO_SERV_STATUS_WORDS": "loud"}, here)
 
 
+def test_runs_are_handed_out_in_one_of_two_ways(here: Path) -> None:
+    env = {
+        "KNEO_SERV_DISPATCH": "temporal",
+        "KNEO_SERV_TEMPORAL_ADDRESS": "t:1",
+        "KNEO_SERV_TEMPORAL_NAMESPACE": "ours",
+    }
+    chosen = from_env(env, here).execution
+    assert (chosen.dispatch, chosen.temporal_address, chosen.temporal_namespace) == ("temporal", "t:1", "ours")
+    with pytest.raises(Invalid, match="KNEO_SERV_DISPATCH"):
+        from_env({"KNEO_SERV_DISPATCH": "kafka"}, here)
+
+
 def test_the_import_allow_list_is_split_and_trimmed(here: Path) -> None:
     assert from_env({"KNEO_SERV_IMPORT_ALLOW": " app, lib.steps ,,"}, here).import_allow == ("app", "lib.steps")
 

@@ -1,0 +1,196 @@
+"""Workers that a Temporal server hands runs to. It queues, notices death and tries again; what is right is the fence's.
+
+All that Temporal ever learns are ids of runs and of claims. A workflow stands for one claim on one run, and its id is the
+claim: while it is open nobody can start it again, and whoever its activity is given to after a death takes the run over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from temporalio import activity, workflow
+from temporalio.client import Client
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+
+from kneo.errors import Transient
+from kneo.runtime.advance import Driver
+from kneo.runtime.code import Elsewhere
+from kneo.runtime.worker import DRAIN_SECONDS
+from kneo.store import queue, runs
+from kneo.store.engine import Store, Tx
+
+log = logging.getLogger("kneo.runtime")
+
+TASK_QUEUE, WORKFLOW, ACTIVITY = "kneo-runs", "kneo.Drive", "kneo.drive"
+WORKFLOW_PREFIX = "kneo-"
+
+HEARTBEAT_SECONDS = 1.0
+STALLED_SECONDS = 3.0
+"""A driver that has not been heard for this long counts as dead; at least three heartbeats."""
+
+POLL_SECONDS = 0.5
+"""How often every worker looks for runs that are due."""
+
+RESTORE_SECONDS = 30.0
+"""How often runs whose driver may have been lost by the server too are looked for, and code asked for again that no
+worker had."""
+
+RECONNECT_SECONDS = 1.0
+
+BATCH = 100
+"""Runs that one look hands to the server at most."""
+
+FOREVER = timedelta(days=3650)
+"""Steps have limits of their own; a driver has none but its heartbeat."""
+
+
+@workflow.defn(name=WORKFLOW)
+class Drive:
+    """Has some worker drive a run, again and again until one came to an end with it. Never changes."""
+
+    @workflow.run
+    async def run(self, run_id: str, claim: str) -> None:
+        await workflow.execute_activity(
+            ACTIVITY,
+            args=[run_id, claim],
+            start_to_close_timeout=FOREVER,
+            heartbeat_timeout=timedelta(seconds=STALLED_SECONDS),
+            retry_policy=RetryPolicy(
+                initial_interval=timedelta(milliseconds=100), maximum_interval=timedelta(seconds=10), maximum_attempts=0
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a Temporal server is."""
+
+    address: str
+    namespace: str
+
+
+class TemporalWorker:
+    """One of any number of processes that execute steps. ``run`` blocks; ``poke`` and ``stop`` work from any thread."""
+
+    def __init__(self, store: Store, driver: Driver, server: Server, *, concurrency: int) -> None:
+        self.store = store
+        self.driver = driver
+        self.server = server
+        self.concurrency = concurrency
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._news = asyncio.Event()
+        self._stopping = threading.Event()
+        self._handed: dict[str, float] = {}
+        """Claims that the server was told of, and when."""
+
+    def run(self) -> None:
+        """Work until ``stop``. Steps that are under way are finished first, and their runs let go of."""
+        asyncio.run(self._run())
+
+    def poke(self) -> None:
+        """Say that there may be a run to drive."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._news.set)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.driver.drain()
+        self.poke()
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        while not self._stopping.is_set():
+            try:
+                await self._work()
+            # The library says RuntimeError when it cannot connect, and when a worker of its own breaks.
+            except (RPCError, RuntimeError) as error:
+                log.warning("no Temporal server at %s, will come back: %s", self.server.address, error)
+                await self._pause(RECONNECT_SECONDS)
+        await self.driver.close()
+
+    async def _work(self) -> None:
+        client = await Client.connect(self.server.address, namespace=self.server.namespace)
+        worker = Worker(
+            client,
+            task_queue=TASK_QUEUE,
+            workflows=[Drive],
+            activities=[self._drive],
+            workflow_runner=UnsandboxedWorkflowRunner(),
+            # Else the server would keep a workflow for the worker that began it, ten seconds beyond that one's death.
+            max_cached_workflows=0,
+            max_concurrent_activities=self.concurrency,
+            max_heartbeat_throttle_interval=timedelta(seconds=HEARTBEAT_SECONDS),
+            graceful_shutdown_timeout=timedelta(seconds=DRAIN_SECONDS),
+        )
+        async with worker:
+            await self._hand_out(client)
+
+    @activity.defn(name=ACTIVITY)
+    async def _drive(self, run_id: str, claim: str) -> None:
+        driving = asyncio.create_task(self.driver.drive(run_id, claim=claim))
+        try:
+            while not driving.done():
+                activity.heartbeat()
+                await asyncio.wait([driving], timeout=HEARTBEAT_SECONDS)
+        except asyncio.CancelledError:
+            # Cut short at the end of the process. Otherwise another worker has the run by now: this one's driver finds
+            # that out by itself, and must not let go of what the other holds under the same claim.
+            if activity.is_worker_shutdown():
+                driving.cancel()
+            await asyncio.wait([driving])
+            raise
+        try:
+            driving.result()
+        except Elsewhere as error:
+            msg = "This worker does not have the run's code."
+            raise ApplicationError(msg, next_retry_delay=timedelta(seconds=RESTORE_SECONDS)) from error
+
+    async def _hand_out(self, client: Client) -> None:
+        """Have a workflow for each run that is due, until ``stop``."""
+        last_restore = -RESTORE_SECONDS
+        while not self._stopping.is_set():
+            now = asyncio.get_running_loop().time()
+            self._handed = {claim: at for claim, at in self._handed.items() if now - at < RESTORE_SECONDS}
+            try:
+                await self._start(client, await self.driver.read(self._claimable))
+                if now - last_restore > RESTORE_SECONDS:
+                    last_restore = now
+                    await self.driver.write(queue.drop)
+                    await self._start(client, await self.driver.read(_quiet))
+            except (RPCError, Transient) as error:
+                log.warning("could not hand out runs: %s", error)
+            await self._pause(POLL_SECONDS)
+
+    def _claimable(self, tx: Tx) -> list[tuple[str, str]]:
+        found = runs.claimable(tx, BATCH + len(self._handed))
+        return [(run_id, claim) for run_id, claim in found if claim not in self._handed][:BATCH]
+
+    async def _start(self, client: Client, due: Sequence[tuple[str, str]]) -> None:
+        for run_id, claim in due:
+            try:
+                await client.start_workflow(
+                    WORKFLOW, args=[run_id, claim], id=f"{WORKFLOW_PREFIX}{claim}", task_queue=TASK_QUEUE
+                )
+            except WorkflowAlreadyStartedError:
+                log.debug("a workflow has this run already", extra={"run_id": run_id})
+            self._handed[claim] = asyncio.get_running_loop().time()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait for news, or for as long."""
+        try:
+            await asyncio.wait_for(self._news.wait(), seconds)
+        except TimeoutError:
+            return
+        self._news.clear()
+
+
+def _quiet(tx: Tx) -> Sequence[tuple[str, str]]:
+    return runs.quiet(tx, timedelta(seconds=RESTORE_SECONDS), 10 * BATCH)

@@ -1,0 +1,110 @@
+"""Runs that a real Temporal server hands to real workers. Behind ``make temporal``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import temporal_server
+from engine import Engine, step
+from kneo_process import Machine, Process, eventually
+
+from kneo.clock import SystemClock
+from kneo.state.run import Run, RunStatus
+from kneo.store import runs
+from kneo.store.migrate import open_store
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+SOURCE = """
+def effect(text, context):
+    # What a careful function does with its key: the same effect again is no effect.
+    if context.idempotency_key not in (LOG.read_text().splitlines() if LOG.exists() else []):
+        note(context.idempotency_key)
+    return f"{text}>{context.step_id}"
+def slow(text, context):
+    with LOG.with_suffix(".begun").open("a") as begun:
+        begun.write("begun\\n")
+    result = effect(text, context)
+    time.sleep(8)
+    return result
+"""
+ASK = {"id": "ask", "kind": "human", "ref": "ann"}
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if not request.config.getoption("--temporal", default=False):
+        pytest.skip("needs a Temporal server: make temporal")
+    try:
+        with temporal_server.serving(tmp_path_factory.mktemp("temporal") / "server.log") as address:
+            yield address
+    except temporal_server.NoServer as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def engine(postgres_url: str, tmp_path: Path) -> Iterator[Engine]:
+    store = open_store(postgres_url, SystemClock())
+    yield Engine(store, tmp_path / "machine", SOURCE)
+    store.close()
+
+
+@pytest.fixture
+def machine(server: str, engine: Engine, postgres_url: str, tmp_path: Path) -> Iterator[Machine]:
+    variables = {"KNEO_SERV_DISPATCH": "temporal", "KNEO_SERV_TEMPORAL_ADDRESS": server}
+    made = Machine(tmp_path / "machine", postgres_url, **variables)
+    yield made
+    made.stop()
+
+
+def worker(machine: Machine) -> Process:
+    return machine.start("worker", answers=False)
+
+
+def done(engine: Engine, run: Run) -> Run:
+    ended = eventually(lambda: (now := engine.look(run)).status not in {"running", "paused"} and now, seconds=60)
+    assert ended.status is RunStatus.SUCCEEDED, ended.error
+    with engine.store.read() as tx:
+        keys = [each.idempotency_key for each in runs.list_steps(tx, run.id) if each.kind == "function"]
+    assert len(set(keys)) == len(keys), "a step was committed twice"
+    assert sorted(engine.notes()) == sorted(keys), "effects and committed steps differ"
+    return ended
+
+
+def test_a_run_waits_for_a_person_and_goes_on(engine: Engine, machine: Machine) -> None:
+    process = worker(machine)
+    run = engine.start([step("a", "effect"), ASK, step("b", "effect")])
+    (task,) = eventually(lambda: engine.look(run).status is RunStatus.PAUSED and engine.open(run), seconds=60)
+    engine.answer(task, "approved")
+    assert done(engine, run).output_text.endswith(">b")
+    assert process.terminate() == 0, process.log.read_text()
+
+
+def test_a_dead_workers_run_is_taken_over(engine: Engine, machine: Machine, server: str) -> None:
+    begun = engine.log.with_suffix(".begun")
+    first = worker(machine)
+    run = engine.start([step("long", "slow"), step("b", "effect")])
+    eventually(begun.exists, seconds=60)
+    second = worker(machine)
+    eventually(lambda: any(str(second.popen.pid) in each for each in temporal_server.pollers(server, "kneo-runs")))
+    first.kill()
+    killed = time.monotonic()
+    eventually(lambda: len(begun.read_text().splitlines()) == 2, seconds=60)
+    print(f"taken over after {time.monotonic() - killed:.1f} s")
+    assert done(engine, run).epoch == 2
+    assert second.terminate() == 0, second.log.read_text()
+
+
+def test_a_worker_that_is_stopped_finishes_its_step_and_leaves_the_rest(engine: Engine, machine: Machine) -> None:
+    begun = engine.log.with_suffix(".begun")
+    first = worker(machine)
+    run = engine.start([step("long", "slow"), step("b", "effect")])
+    eventually(begun.exists, seconds=60)
+    assert first.terminate() == 0, first.log.read_text()
+    assert engine.steps(run) == [("long", "completed")]
+    worker(machine)
+    done(engine, run)
+    assert len(begun.read_text().splitlines()) == 1
