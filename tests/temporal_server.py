@@ -38,12 +38,16 @@ def find_server() -> str:
     return str(FOLDER / "bin" / "temporal")
 
 
-@contextlib.contextmanager
-def serving(log: Path) -> Iterator[str]:
-    """Serve in memory; yields the address."""
-    command = find_server()
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving(log: Path, port: int | None = None) -> Iterator[str]:
+    """Serve in memory, on a free port if none is named; yields the address."""
+    command = find_server()
+    port = port or free_port()
     with log.open("wb") as out:
         process = subprocess.Popen(
             [command, "server", "start-dev", "--headless", "--ip", "127.0.0.1", "--port", str(port)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,3 +109,40 @@ def test_a_worker_that_is_stopped_finishes_its_step_and_leaves_the_rest(engine: 
     worker(machine)
     done(engine, run)
     assert len(begun.read_text().splitlines()) == 1
+
+
+def test_what_a_worker_that_hung_brings_late_is_discarded(engine: Engine, machine: Machine) -> None:
+    begun = engine.log.with_suffix(".begun")
+    hung = worker(machine)
+    run = engine.start([step("long", "slow"), step("b", "effect")])
+    eventually(begun.exists, seconds=60)
+    hung.popen.send_signal(signal.SIGSTOP)
+    worker(machine)
+    eventually(lambda: len(begun.read_text().splitlines()) == 2, seconds=60)
+    hung.popen.send_signal(signal.SIGCONT)
+    ended = done(engine, run)
+    assert hung.terminate() == 0, hung.log.read_text()
+    assert engine.look(run) == ended
+    assert ended.epoch == 2, "the hung one let go of what another had"
+
+
+def test_a_server_that_lost_everything_is_told_again(engine: Engine, postgres_url: str, tmp_path: Path, server: str):
+    port = temporal_server.free_port()
+    variables = {"KNEO_SERV_DISPATCH": "temporal", "KNEO_SERV_TEMPORAL_ADDRESS": f"127.0.0.1:{port}"}
+    machine = Machine(tmp_path / "machine", postgres_url, **variables)
+    begun = engine.log.with_suffix(".begun")
+    first = worker(machine)
+    try:
+        early = engine.start([step("long", "slow"), step("b", "effect")])
+        with temporal_server.serving(tmp_path / "first.log", port):
+            eventually(begun.exists, seconds=60)
+        first.kill()
+        second = worker(machine)
+        late = engine.start([step("c", "effect")])
+        with temporal_server.serving(tmp_path / "second.log", port):
+            for run in (early, late):
+                eventually(lambda run=run: engine.look(run).status is RunStatus.SUCCEEDED, seconds=90)
+            assert len(set(engine.notes())) == len(engine.notes()) == 3
+            assert second.terminate() == 0, second.log.read_text()
+    finally:
+        machine.stop()
