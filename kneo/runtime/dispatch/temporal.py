@@ -17,7 +17,7 @@ from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from kneo.errors import Transient
@@ -135,6 +135,8 @@ class TemporalWorker:
 
     @activity.defn(name=ACTIVITY)
     async def _drive(self, run_id: str, claim: str) -> None:
+        if not await _is_current():
+            return
         driving = asyncio.create_task(self.driver.drive(run_id, claim=claim))
         try:
             while not driving.done():
@@ -190,6 +192,17 @@ class TemporalWorker:
         except TimeoutError:
             return
         self._news.clear()
+
+
+async def _is_current() -> bool:
+    """Ask the server whether it still counts on this attempt: one that reached a process that hung may be long over."""
+    try:
+        await activity.client().get_async_activity_handle(task_token=activity.info().task_token).heartbeat()
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return False
+        raise
+    return True
 
 
 def _quiet(tx: Tx) -> Sequence[tuple[str, str]]:
