@@ -269,12 +269,8 @@ def _order(order: Mapping[str, object], actor: str) -> RunOrder:
         timeout_seconds=_number(order, "timeout_seconds", 0) or None,
         # What a request to the service would have said.
         origin=SpecOrder(spec=spec, environment=_text(order, "environment")).origin()
-        | {
-            "overrides": {},
-            "skills_overlay": None,
-            "async_mode": False,
-            "session_id": _text(order, "session_id"),
-        },
+        | {"async_mode": False, "session_id": _text(order, "session_id")},
+        asked={"overrides": {}, "skills_overlay": None},
     )
 
 

@@ -123,11 +123,9 @@ def _start_spec(body: RunCreate, service: Service, principal: Principal) -> Run:
 def _start(body: RunCreate, service: Service, principal: Principal) -> Run:
     order = body.order()
     _check_sizes(body, service)
-    origin = order.origin() | {
-        "overrides_digest": digest_of_json(order.overrides) if order.overrides else None,
-        "async_mode": body.async_mode,
-        "session_id": body.session_id,
-    }
+    origin = order.origin() | {"async_mode": body.async_mode, "session_id": body.session_id}
+    if order.overrides:
+        origin["overrides_digest"] = digest_of_json(order.overrides)
     asked = {
         "overrides": dict(order.overrides),
         "skills_overlay": body.skills.model_dump() if body.skills else None,
