@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
-WORKERS ?= 2
+WORKERS ?= 4
 
 .PHONY: help demo up test crash gates lint types imports schemas fresh sizes format check clean
 .DEFAULT_GOAL := help
