@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kneo.digest import Digest, parse_digest
@@ -213,6 +213,15 @@ class Settings:
     http: Http = field(default_factory=Http)
     execution: Execution = field(default_factory=Execution)
     tracing: Tracing = field(default_factory=Tracing)
+
+    def on(self, url: str) -> Settings:
+        """Return the same for another database, with what is kept beside that one.
+
+        Raises:
+            Invalid: ``invalid_setting``: it is no database that we know.
+        """
+        url = _database_url(url, self.state_dir)
+        return replace(self, database_url=url, state_dir=_state_dir(url, self.project_root))
 
 
 def debug_wanted(env: Mapping[str, str] | None = None) -> bool:
@@ -433,6 +442,11 @@ def _database_url(text: str, state_path: Path) -> str:
     raise Invalid(msg, code="invalid_setting")
 
 
+def _state_dir(url: str, root: Path) -> Path:
+    """Beside a file, what belongs to it; a server's is the project's."""
+    return Path(url.removeprefix("sqlite:///")).parent if url.startswith("sqlite:///") else root / ".kneo"
+
+
 def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Settings:
     """Read the settings of this process.
 
@@ -445,7 +459,7 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
     root = project_root_of(config) if config is not None else cwd
     state_path = root / ".kneo" / "kneo_runs.sqlite"
     url = _database_url(env.get("KNEO_SERV_DATABASE_URL", "").strip(), state_path)
-    state_dir = Path(url.removeprefix("sqlite:///")).parent if url.startswith("sqlite:///") else root / ".kneo"
+    state_dir = _state_dir(url, root)
     limits = Limits(
         body_bytes=_positive(env, "KNEO_SERV_MAX_BODY_BYTES", Limits.body_bytes),
         input_chars=_positive(env, "KNEO_SERV_MAX_INPUT_CHARS", Limits.input_chars),

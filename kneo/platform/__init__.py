@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kneo.platform.database import Database
 from kneo.platform.face import PlatformManager
 from kneo.platform.load import load_platform
 from kneo.platform.result import RunResult
+from kneo.store.database import Database
 
 __all__ = ["Database", "PlatformManager", "RunResult", "load_platform"]

@@ -13,7 +13,6 @@ from typing import Self, TypedDict, Unpack
 from kneo import registry
 from kneo.errors import Conflict, Invalid, NotFound, Usage
 from kneo.maintenance import LockAcquisitionError, RetentionManager, RetentionPolicy, RetentionReport, make_retention
-from kneo.platform.database import Database
 from kneo.platform.result import RunResult, result_of
 from kneo.project import read_config
 from kneo.runtime import views
@@ -36,6 +35,7 @@ from kneo.state.audit import SealedEvent
 from kneo.state.run import Checkpoint, Run, RunStatus, TraceEvent
 from kneo.state.task import DecisionKind, HumanTask
 from kneo.store import audit, policies, runs, tasks
+from kneo.store.database import Database
 from kneo.store.engine import Store
 from kneo.store.run_filter import RunFilter
 from kneo.store.service_key import find_service_key

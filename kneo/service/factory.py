@@ -47,8 +47,9 @@ def create_persistence_stores(state_path: str | Path | None = None) -> tuple[Dat
         state_path: A SQLite file; left out: the database that the environment and the project name.
     """
     settings = from_env()
-    url = f"sqlite:///{Path(state_path).resolve()}" if state_path is not None else settings.database_url
-    database = Database(url, partial(find_service_key, settings))
+    if state_path is not None:
+        settings = settings.on(f"sqlite:///{Path(state_path).resolve()}")
+    database = Database(settings.database_url, partial(find_service_key, settings))
     return database, database
 
 

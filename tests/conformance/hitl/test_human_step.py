@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,12 @@ from kneo.errors import Conflict, Invalid, NotFound, Usage
 from kneo.sdk import HumanInterventionRequest, HumanInterventionRequiredError, Message, RunConfig, RunResult
 from kneo.sdk.db.sqlite import SqliteDb
 from kneo.sdk.workflows import HumanInTheLoopStep, Workflow, WorkflowBuilder, WorkflowFailed
-from kneo.store import runs
+from kneo.settings import from_env
+from kneo.store import receipts, runs
 from kneo.store.run_filter import RunFilter
+from kneo.store.service_key import find_service_key
+from kneo.trust.receipt_chain import judge
+from kneo.trust.receipt_file import find_receipts
 
 ASK = WorkflowBuilder.human_step
 
@@ -275,6 +280,18 @@ def test_an_answer_counts_once(database: SqliteDb) -> None:
     with pytest.raises(NotFound):
         asyncio.run(workflow.resume(caught.value.run_id, "no"))
     assert asyncio.run(workflow.resume(caught.value.run_id)).output_text == "published yes"
+
+
+def test_an_answer_in_a_program_is_signed_like_any_other(database: SqliteDb) -> None:
+    workflow = flow(database, ASK("q", "?"), publish)
+    with pytest.raises(HumanInterventionRequiredError) as caught:
+        workflow.run_sync("in")
+    asyncio.run(workflow.resume(caught.value.run_id, "yes"))
+    with database.store.read() as tx:
+        envelopes = [{"envelope": json.loads(found.envelope)} for found in receipts.of_run(tx, caught.value.run_id)]
+    key = find_service_key(from_env({}).on(database.url))
+    verdict = judge(find_receipts({"receipts": envelopes}, file="receipts"), [key.public])
+    assert (verdict.valid, [item.receipt.run for item in verdict.checked]) == (True, [caught.value.run_id])
 
 
 def test_a_run_of_another_workflow_is_left_alone(database: SqliteDb) -> None:

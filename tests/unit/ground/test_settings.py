@@ -214,3 +214,12 @@ def test_webhook_secrets_and_channels_are_known_by_name(here: Path) -> None:
     assert settings.hook_secrets == {"github": "s"}
     assert settings.notify == {"slack": "https://hooks.example/x"}
     assert from_env({"KNEO_SERV_METRICS_PORT": "9100"}, here).metrics_port == 9100
+
+
+def test_the_same_settings_for_another_database_keep_its_key_beside_it(tmp_path: Path) -> None:
+    settings = from_env({"HOME": str(tmp_path), "KNEO_SERV_DATABASE_URL": "postgresql://h/db"}, tmp_path)
+    other = settings.on(f"sqlite:///{tmp_path / 'b' / 'runs.db'}")
+    assert other.state_dir == tmp_path / "b"
+    assert other.on("postgresql://h/db") == settings
+    with pytest.raises(Invalid, match="mysql"):
+        settings.on("mysql://h/db")
