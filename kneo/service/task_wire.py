@@ -78,7 +78,7 @@ def human_task(task: HumanTask) -> Json:
         "requester": task.requester,
         "bundle_digest": task.bundle_digest,
         "receipt": task.plan.receipt,
-        "expires_at": _epoch(task.deadline_at),
+        "expires_at": request["deadline_epoch"],
         "escalated_at": task.escalated_at,
         "escalation": task.escalation,
         "decision": decision(task.decision) if task.decision else None,
@@ -153,8 +153,10 @@ def _quorum(task: HumanTask) -> Json:
 def _timeout(task: HumanTask) -> Json | None:
     if task.deadline_at is None:
         return None
-    chain = remaining(task)
-    to = (chain[0].to if chain else task.assignee) if task.on_timeout == "escalate" else None
+    to = None
+    if task.on_timeout == "escalate":
+        chain = remaining(task)
+        to = chain[0].to if chain else task.assignee
     return {"effect": task.on_timeout, "to": to, "at": task.deadline_at}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ AnyRow = Row[*tuple[object, ...]]
 
 _COLUMNS = tuple(item.name for item in fields(HumanTask))
 
+_EVERYTHING = select(*(tasks.c[name] for name in _COLUMNS))
+"""What a record is made of, in the record's order."""
 
 _USUAL: Mapping[str, object] = {
     "candidates": Candidates(),
@@ -65,7 +67,7 @@ def add_candidates(tx: Tx, task_id: str, who: Collection[str]) -> None:
         tx.connection.execute(insert(task_candidates), [{"who": one, "task_id": task_id} for one in sorted(new)])
 
 
-_GET = select(tasks).where(tasks.c.id == bindparam("of_task"))
+_GET = _EVERYTHING.where(tasks.c.id == bindparam("of_task"))
 
 
 def get(tx: Tx, task_id: str) -> HumanTask | None:
@@ -112,11 +114,9 @@ def note(tx: Tx, task: HumanTask, metadata: Mapping[str, object]) -> HumanTask:
     return after
 
 
-_OF_RUN = (
-    select(tasks)
-    .where(tasks.c.run_id == bindparam("of_run"), tasks.c.status.in_(bindparam("statuses", expanding=True)))
-    .order_by(tasks.c.id)
-)
+_OF_RUN = _EVERYTHING.where(
+    tasks.c.run_id == bindparam("of_run"), tasks.c.status.in_(bindparam("statuses", expanding=True))
+).order_by(tasks.c.id)
 
 
 def of_run(tx: Tx, run_id: str, statuses: Iterable[TaskStatus]) -> tuple[HumanTask, ...]:
@@ -127,10 +127,7 @@ def of_run(tx: Tx, run_id: str, statuses: Iterable[TaskStatus]) -> tuple[HumanTa
 def due(tx: Tx, limit: int) -> tuple[HumanTask, ...]:
     """Find tasks to which time has something to do, the longest due first. The cost grows with what is due."""
     rows = tx.connection.execute(
-        select(tasks)
-        .where(tasks.c.next_at.is_not(None), tasks.c.next_at <= tx.at)
-        .order_by(tasks.c.next_at)
-        .limit(limit)
+        _EVERYTHING.where(tasks.c.next_at.is_not(None), tasks.c.next_at <= tx.at).order_by(tasks.c.next_at).limit(limit)
     )
     return tuple(_task(row) for row in rows)
 
@@ -147,7 +144,7 @@ def list_tasks(
 ) -> tuple[HumanTask, ...]:
     """List tasks. ``after`` is the id of the last one seen: what follows it, whatever came or went meanwhile."""
     column = SORTABLE.get(sort_by, tasks.c.id)
-    statement = select(tasks).where(*where.conditions())
+    statement = _EVERYTHING.where(*where.conditions())
     if column is not tasks.c.id:
         statement = statement.where(column.is_not(None))
     if after is not None:
@@ -217,38 +214,53 @@ def _stored(value: object) -> object:
     return value
 
 
-def _task(row: AnyRow) -> HumanTask:
-    values = row._asdict()
-    del values["restricted"]
-    plan = values["plan"] or {}
-    values |= {
-        "status": TaskStatus(row.status),
-        "options": tuple(row.options) if row.options is not None else None,
-        "decisions": tuple(DecisionKind(word) for word in row.decisions),
-        "decision": read_decision(row.decision) if row.decision is not None else None,
-        "candidates": Candidates(**{name: tuple(kept) for name, kept in (row.candidates or {}).items()}),
-        "quorum": _quorum(row.quorum or {}),
-        "votes": tuple(Vote(**{**vote, "decision": DecisionKind(vote["decision"])}) for vote in row.votes or ()),
-        "plan": Plan(
-            **{
-                **plan,
-                "escalate": tuple(Escalation(**{**one, "notify": tuple(one["notify"])}) for one in plan["escalate"]),
-                "remind": tuple(plan["remind"]),
-                "notify": tuple(plan["notify"]),
-            }
-        )
-        if plan
-        else Plan(),
-        "consequences": row.consequences or {},
-    }
-    return HumanTask(**values)
-
-
-def _quorum(kept: Mapping[str, Any]) -> Quorum:
-    return Quorum(**{**kept, "each": tuple((role, number) for role, number in kept.get("each", ()))})
+def _decisions(kept: list[str]) -> tuple[DecisionKind, ...]:
+    return tuple(map(DecisionKind, kept))
 
 
 def read_decision(kept: Mapping[str, Any]) -> Decision:
     """Read what ``change`` stored."""
     lists = {name: tuple(kept.get(name) or ()) for name in ("selected_options", "voters")}
     return Decision(**{**kept, "kind": DecisionKind(kept["kind"]), **lists})
+
+
+def _candidates(kept: Mapping[str, list[str]]) -> Candidates:
+    return Candidates(**{name: tuple(found) for name, found in kept.items()})
+
+
+def _quorum(kept: Mapping[str, Any]) -> Quorum:
+    return Quorum(**{**kept, "each": tuple((role, number) for role, number in kept["each"])})
+
+
+def _votes(kept: list[dict[str, Any]]) -> tuple[Vote, ...]:
+    return tuple(Vote(**{**vote, "decision": DecisionKind(vote["decision"])}) for vote in kept)
+
+
+def _plan(kept: Mapping[str, Any]) -> Plan:
+    escalate = tuple(Escalation(**{**one, "notify": tuple(one["notify"])}) for one in kept["escalate"])
+    return Plan(**{**kept, "escalate": escalate, "remind": tuple(kept["remind"]), "notify": tuple(kept["notify"])})
+
+
+_READERS: Mapping[str, Callable[[Any], object]] = {
+    "status": TaskStatus,
+    "options": tuple,
+    "decisions": _decisions,
+    "decision": read_decision,
+    "candidates": _candidates,
+    "quorum": _quorum,
+    "votes": _votes,
+    "plan": _plan,
+}
+"""What makes a stored value the record's, where it is not that already."""
+
+
+def _task(row: AnyRow) -> HumanTask:
+    # A page of the inbox does this a hundred times: no value is looked up twice, and what is usual is not made anew.
+    values: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
+    for name, read in _READERS.items():
+        if values[name] is not None:
+            values[name] = read(values[name])
+    for name, usual in _USUAL.items():
+        if values[name] is None:
+            values[name] = usual
+    return HumanTask(**values)
