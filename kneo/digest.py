@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from json import JSONEncoder
 from typing import NewType
 
 import rfc8785
@@ -14,6 +15,9 @@ import rfc8785
 from kneo.errors import Invalid
 
 Digest = NewType("Digest", str)
+
+_SAFE_INTEGER = 2**53 - 1
+_encode = JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -32,10 +36,28 @@ def canonical_json(value: object) -> bytes:
         Invalid: the value has no canonical form (NaN, integers beyond 2^53, lone surrogates, other types).
     """
     try:
+        if _is_plain(value):
+            return _encode(value).encode()
         return rfc8785.dumps(value)  # type: ignore[arg-type]  # it refuses what JSON does not have
     except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
         msg = f"This value cannot be written as canonical JSON: {error}."
         raise Invalid(msg) from error
+
+
+def _is_plain(value: object) -> bool:
+    """Say whether Python's own encoder, which is several times as fast, spells a value as RFC 8785 does.
+
+    The two differ in floats that have an exponent or no fraction, and in the order of keys beyond ASCII.
+    """
+    if value is None or isinstance(value, str):
+        return True
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and key.isascii() and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, float):
+        return not value.is_integer() and 1e-4 <= abs(value) < 1e16  # beyond, exponents begin
+    return isinstance(value, int) and abs(value) <= _SAFE_INTEGER
 
 
 def digest_of_json(value: object) -> Digest:

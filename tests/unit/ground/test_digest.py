@@ -4,11 +4,13 @@ import json
 import struct
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kneo.digest import canonical_json, digest_of, digest_of_json, parse_digest
 from kneo.errors import Invalid
+from kneo.state.run import RunStatus
 
 SAFE = 2**53 - 1
 values = st.recursive(
@@ -61,6 +63,14 @@ def test_canonical_json_is_json_and_a_fixed_point(value: object) -> None:
     once = canonical_json(value)
     again = json.loads(once)
     assert canonical_json(again) == once
+
+
+plain = st.text(st.characters(codec="ascii")) | st.floats(-10, 10) | st.sampled_from(list(RunStatus))
+
+
+@given(values | st.dictionaries(plain.filter(lambda key: isinstance(key, str)), plain | st.lists(plain)))
+def test_canonical_json_is_that_of_the_library_made_for_it(value: object) -> None:
+    assert canonical_json(value) == rfc8785.dumps(value)
 
 
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), st.integers(-SAFE, SAFE)))
