@@ -10,13 +10,11 @@ from controller.gates import Allowed
 from controller.plan import Action, Promote, Retire, Rollback, kind_of
 from controller.report import Report
 from kneo import registry
-from kneo.digest import digest_of_json
 from kneo.errors import Transient
 from kneo.registry import Change, Serving
-from kneo.state.release import BundleRecord, Pending, Promotion
+from kneo.state.release import Pending, Promotion
 from kneo.store import requests
 from kneo.store.engine import Tx
-from kneo.trust.verified import VerifiedBundle
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,8 @@ def apply(tx: Tx, environment: str, actions: Sequence[tuple[Action, Allowed]], c
         because = replace(change, approvals=verdict.approvals)
         match action:
             case Promote() | Rollback():
-                bundle = record_of(action.bundle, change.revision)
-                serving.append(Serving(bundle=bundle, kind=kind_of(action), current=action.current, change=because))
+                bundle, kind = action.bundle.record, kind_of(action)
+                serving.append(Serving(bundle=bundle, kind=kind, current=action.current, change=because))
             case Retire():
                 retired.append(registry.retire(tx, action.current, change=because))
             case _:
@@ -65,22 +63,3 @@ def write_report(tx: Tx, environment: str, report: Report, *, revision: str) -> 
         news = registry.report_pending(tx, environment, report.pending, revision=revision)
     registry.report_conditions(tx, registry.environment_subject(environment), report.conditions)
     return news
-
-
-def record_of(bundle: VerifiedBundle, revision: str) -> BundleRecord:
-    """Spell a verified bundle as what the registry keeps of it."""
-    statement = bundle.statement
-    return BundleRecord(
-        digest=bundle.digest,
-        name=bundle.name,
-        version=bundle.version,
-        seq=bundle.seq,
-        prev=bundle.prev,
-        payload=bundle.payload,
-        envelope=bundle.envelope,
-        # A statement's own digest of its spec was checked when it was verified.
-        spec_digest=statement.predicate.spec_digest if statement else digest_of_json(bundle.spec),
-        signers=tuple(sorted({signer.principal for signer in bundle.signers})),
-        first_seen_at="",
-        revision=revision,
-    )

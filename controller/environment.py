@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from controller import metrics
 from controller.apply import Lease, apply, check_lease, write_report
+from controller.candidate import Candidate
 from controller.drift import DriftWatch
 from controller.gates import Allowed, Evidence, Verdict, Waits, judge, judge_policy, rules_of
 from controller.ledger import Ledger
@@ -29,7 +30,6 @@ from kneo.spec.weakening import weakenings
 from kneo.state.release import EnvironmentRecord, Promotion, PromotionKind
 from kneo.store.engine import Store, Tx, lock_table
 from kneo.trust.keys import PublicKey
-from kneo.trust.verified import VerifiedBundle
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class EnvironmentPass:
             standing |= self._judged.recognise(case.environment, paths, envelopes, here)
         history = situation.observed.history
         verified = verify(case.files, situation.declared, envelopes, situation.trust, history, standing)
-        accepted = sum(isinstance(bundle, VerifiedBundle) for bundle in verified.desired.values())
+        accepted = sum(isinstance(bundle, Candidate) for bundle in verified.desired.values())
         metrics.VERIFIED.labels("accepted", "").inc(accepted)
         for rejection in verified.rejected:
             metrics.VERIFIED.labels("rejected", rejection.reason).inc()
@@ -226,10 +226,10 @@ def _keep_signatures(tx: Tx, case: _Case, verified: Verified) -> bool:
     """
     known, kept = case.situation.observed.history.known, False
     for bundle in verified.desired.values():
-        if not isinstance(bundle, VerifiedBundle) or bundle.digest not in known:
+        if not isinstance(bundle, Candidate) or bundle.digest not in known:
             continue
-        if known[bundle.digest].envelope_digest != digest_of(bundle.envelope):
-            registry.keep_signatures(tx, bundle, revision=case.revision)
+        if known[bundle.digest].envelope_digest != digest_of(bundle.record.envelope):
+            registry.keep_signatures(tx, bundle.record, revision=case.revision)
             kept = True
     return kept
 

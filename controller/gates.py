@@ -13,7 +13,6 @@ from datetime import datetime
 
 from controller.approvals import Vote, Votes
 from controller.plan import Action, Plan, Retire, name_of, version_of
-from controller.verify import needs_of
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest
 from kneo.spec.environment import Approvals, Environment
@@ -189,21 +188,15 @@ def _unmet(
     for name, action in allowed.items():
         if isinstance(action, Retire):
             continue
-        missing = [need for need in needs_of(action.bundle) if need not in after]
+        missing = [need for need in action.bundle.depends_on if need.digest not in after]
         if missing:
-            return name, f"It depends on {_called(action, missing[0])}, which is not served here."
+            return name, f"It depends on {missing[0].name} ({missing[0].digest}), which is not served here."
     leaving = {release.digest: name for name, release in served.items() if release.digest not in after}
     for standing in plan.standing.values():
         broken = [need for need in standing.needs if need in leaving]
         if broken:
             return leaving[broken[0]], f"{standing.name} {standing.version} depends on what would be replaced by this."
     return None
-
-
-def _called(action: Action, digest: Digest) -> str:
-    statement = None if isinstance(action, Retire) else action.bundle.statement
-    needs = statement.predicate.depends_on if statement else ()
-    return next((f"{need.name} ({need.digest})" for need in needs if need.digest == digest), digest)
 
 
 # ---- the gates --------------------------------------------------------------------------------------------------
@@ -292,9 +285,9 @@ def _involved(action: Action, rule: Approvals, evidence: Evidence) -> frozenset[
     assert not isinstance(action, Retire)
     bundle, people = action.bundle, set[str]()
     if "bundle_signer" in rule.exclude:
-        people |= {signer.principal for signer in bundle.signers}
-    if "author" in rule.exclude and bundle.statement is not None:
-        people.add(bundle.statement.predicate.approved_by)
+        people |= set(bundle.record.signers)
+    if "author" in rule.exclude and bundle.author is not None:
+        people.add(bundle.author)
     if "requester" in rule.exclude and evidence.requester is not None:
         people.add(evidence.requester)
     return frozenset(map(same_person, people))

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from controller.verify import Standing, standing_of
+from controller.candidate import Candidate, Standing, standing_of
 from kneo.state.release import BundleRecord, PromotionKind, Release
-from kneo.trust.verified import UNSEQUENCED, VerifiedBundle
+from kneo.trust.verified import UNSEQUENCED
 
 
 @dataclass(frozen=True)
 class Promote:
     """Serve a bundle that is newer than what is served, or new."""
 
-    bundle: VerifiedBundle
+    bundle: Candidate
     current: Release | None
 
 
@@ -22,7 +22,7 @@ class Promote:
 class Rollback:
     """Serve a bundle that is older than the one served here now."""
 
-    bundle: VerifiedBundle
+    bundle: Candidate
     current: Release | None
 
 
@@ -51,7 +51,7 @@ def make_plan(
     environment: str,
     revision: str,
     *,
-    desired: Mapping[str, VerifiedBundle | Standing],
+    desired: Mapping[str, Candidate | Standing],
     kept: Collection[str],
     observed: Mapping[str, Release],
     known: Mapping[str, BundleRecord],
@@ -75,7 +75,7 @@ def make_plan(
             continue
         before = known.get(current.digest) if current is not None else None
         # What another environment serves makes nothing older here.
-        older = before is not None and UNSEQUENCED < bundle.seq < before.seq
+        older = before is not None and UNSEQUENCED < bundle.record.seq < before.seq
         actions.append(Rollback(bundle, current) if older else Promote(bundle, current))
     actions += [Retire(observed[name]) for name in sorted(observed.keys() - desired.keys() - set(kept))]
     return Plan(environment, revision, tuple(actions), standing)

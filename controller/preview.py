@@ -7,10 +7,11 @@ what the base names, where it verifies, stands for what is served.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from controller.approvals import committed_records, count_votes, role_members
+from controller.candidate import Candidate
 from controller.gates import Allowed, Evidence, Verdict, Waits, judge, judge_policy, rules_of
 from controller.load import Declared, Problem, find_bundle, load
 from controller.observe import Believed, Observed, Served, evidence, observe, rules_before
@@ -20,6 +21,7 @@ from controller.verify import Rejection, Trust, Verified, history_of, root_befor
 from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.errors import KneoError
+from kneo.registry import spec_in
 from kneo.spec.diff import diff
 from kneo.spec.environment import Environment
 from kneo.spec.load import load_tree
@@ -28,8 +30,6 @@ from kneo.state.release import BundleRecord, EnvironmentRecord, Release
 from kneo.store import releases
 from kneo.store.engine import Tx
 from kneo.trust.keys import PublicKey
-from kneo.trust.statement import parse_bundle
-from kneo.trust.verified import VerifiedBundle
 
 Json = dict[str, object]
 Spec = Mapping[str, object]
@@ -72,14 +72,14 @@ def compare(
     snapshot: SourceSnapshot, base: SourceSnapshot | None, believing: Believing, only: str | None, now: datetime
 ) -> Json:
     """Say what a commit would change against another one, or against nothing."""
-    served, specs = _as_if_served(base, believing, now) if base is not None else ({}, {})
+    served, accepted = _as_if_served(base, believing, now) if base is not None else ({}, {})
     records = _as_if_accepted(base) if base is not None else {}
     roots = tuple(("base", envelope) for envelope in load(base).roots) if base is not None else ()
-    history = history_of(record for record, _ in specs.values())
+    history = history_of(accepted.values())
     world = _World(
         observed=Observed(tuple(records), records, served, history, roots),
         gather=lambda files, ballots, believed: _evidence_of(files, ballots, believed, served),
-        spec_of=lambda digest: specs[digest][1] if digest in specs else None,
+        spec_of=lambda digest: spec_in(accepted[digest]) if digest in accepted else None,
         now=now,
     )
     return _tell(snapshot, world, believing, only)
@@ -156,14 +156,14 @@ def _verify(
 
 def _action(action: Action, verdict: Verdict, world: _World) -> Json:
     old = world.spec_of(action.current.digest) if action.current is not None else None
-    new = None if isinstance(action, Retire) else action.bundle.spec
+    new = None if isinstance(action, Retire) else spec_in(action.bundle.record)
     return {
         "kind": kind_of(action).value,
         "bundle": name_of(action),
         "from": action.current.version if action.current is not None else None,
         "to": None if isinstance(action, Retire) else action.bundle.version,
         "digest": None if isinstance(action, Retire) else action.bundle.digest,
-        "signers": [] if isinstance(action, Retire) else sorted({s.principal for s in action.bundle.signers}),
+        "signers": [] if isinstance(action, Retire) else list(action.bundle.record.signers),
         "allowed": isinstance(verdict, Allowed),
         "diff": _diff(old, new)["changes"] if new is not None else [],
     }
@@ -211,7 +211,7 @@ def _accepted(verified: Verified) -> list[Json]:
 def _stored_spec(tx: Tx, digest: str) -> Spec | None:
     record = releases.bundle(tx, digest)
     try:
-        return parse_bundle(record.payload).predicate.spec if record is not None and record.seq else None
+        return spec_in(record) if record is not None else None
     except KneoError:
         return None
 
@@ -232,29 +232,27 @@ def _as_if_accepted(base: SourceSnapshot) -> dict[str, EnvironmentRecord]:
     }
 
 
-def _as_if_served(
-    base: SourceSnapshot, believing: Believing, now: datetime
-) -> tuple[Served, dict[str, tuple[BundleRecord, Spec]]]:
+def _as_if_served(base: SourceSnapshot, believing: Believing, now: datetime) -> tuple[Served, dict[str, BundleRecord]]:
     declared = load(base)
     nothing = Observed((), {}, {}, history_of(()), ())
     world = _World(observed=nothing, gather=lambda *_: Evidence(now=now, served={}), spec_of=lambda _: None, now=now)
     trust = _trust(declared, world, believing)
     served: dict[str, dict[str, Release]] = {}
-    specs: dict[str, tuple[BundleRecord, Spec]] = {}
+    accepted: dict[str, BundleRecord] = {}
     if isinstance(trust, Problem):
-        return served, specs
+        return served, accepted
     for name, environment in declared.environments.items():
         if not isinstance(environment, Environment):
             continue
         verified = _verify((environment,), base, declared, trust, world)
         for bundle in verified.desired.values():
-            if isinstance(bundle, VerifiedBundle):
+            if isinstance(bundle, Candidate):
                 served.setdefault(name, {})[bundle.name] = _release(bundle, name, base.revision, now)
-                specs[bundle.digest] = (_record(bundle, base.revision, now), bundle.spec)
-    return served, specs
+                accepted[bundle.digest] = replace(bundle.record, first_seen_at=isoformat(now))
+    return served, accepted
 
 
-def _release(bundle: VerifiedBundle, environment: str, revision: str, now: datetime) -> Release:
+def _release(bundle: Candidate, environment: str, revision: str, now: datetime) -> Release:
     return Release(
         environment=environment,
         bundle=bundle.name,
@@ -263,22 +261,6 @@ def _release(bundle: VerifiedBundle, environment: str, revision: str, now: datet
         revision=revision,
         promotion_id="",
         since=isoformat(now),
-    )
-
-
-def _record(bundle: VerifiedBundle, revision: str, now: datetime) -> BundleRecord:
-    return BundleRecord(
-        digest=bundle.digest,
-        name=bundle.name,
-        version=bundle.version,
-        seq=bundle.seq,
-        prev=bundle.prev,
-        payload=bundle.payload,
-        envelope=bundle.envelope,
-        spec_digest="",
-        signers=(),
-        first_seen_at=isoformat(now),
-        revision=revision,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from controller.apply import Lease, apply, check_lease
 from controller.approvals import Vote
+from controller.candidate import candidate_of
 from controller.gates import ROLLBACK_GATES, Allowed, Evidence, judge, rules_of
 from controller.notices import notices_of_changes
 from controller.observe import Believed, evidence, served_by
@@ -72,7 +73,9 @@ def roll_back(
         everywhere = served_by(releases.list_releases(tx))
         found = evidence(tx, (environment,), (), believed, everywhere)
         seen = _with_actor(found, environment, bundle.digest, going.actor)
-        plan = Plan(going.environment, current.revision, (Rollback(bundle, current),), {})
+        plan = Plan(
+            going.environment, current.revision, (Rollback(candidate_of(bundle, current.revision), current),), {}
+        )
         ((action, verdict),) = judge(plan, rules_of(environment, None), seen, gates=ROLLBACK_GATES)
         if not isinstance(verdict, Allowed):
             who = f" It could be given by {', '.join(verdict.who)}." if verdict.who else ""

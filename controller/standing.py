@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from controller.verify import Standing, Verified, standing_of, still_standing
+from controller.candidate import Standing, standing_of
+from controller.verify import Verified
 from kneo.digest import Digest
-from kneo.spec.environment import Environment
+from kneo.errors import KneoError
+from kneo.spec.environment import Environment, ReleasePin
 from kneo.state.release import Release
+from kneo.trust.dsse import parse_envelope
+from kneo.trust.statement import parse_bundle
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Judged:
             path = paths.get(entry.bundle)
             if path is None:
                 continue
-            standing = still_standing(entry, path, envelopes[path], served.get(entry.bundle))
+            standing = _recognised(entry, path, envelopes[path], served.get(entry.bundle))
             if standing is not None:
                 found[entry.bundle] = standing
         return found
@@ -86,3 +90,17 @@ class Judged:
             if bundle in places
         }
         self._memory[name] = _Memory(epoch, known)
+
+
+def _recognised(entry: ReleasePin, path: str, envelope: bytes, release: Release | None) -> Standing | None:
+    """Recognise a bundle that is served already, without judging it again; None when it has to be judged."""
+    if release is None or release.version != entry.version or not path.endswith(".dsse.json"):
+        return None
+    try:
+        opened = parse_envelope(envelope, file=path)
+        if opened.digest != release.digest:
+            return None
+        predicate = parse_bundle(opened.payload, file=path).predicate
+    except KneoError:
+        return None
+    return Standing(entry.bundle, entry.version, opened.digest, tuple(need.digest for need in predicate.depends_on))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from controller.candidate import Candidate, Standing, candidate_of
 from controller.load import Declared, Problem, find_bundle
 from kneo.clock import parse_time
 from kneo.digest import Digest, digest_of
@@ -14,12 +15,11 @@ from kneo.spec.environment import Environment, ReleasePin
 from kneo.spec.load import load_tree
 from kneo.spec.policy import check_policy, strictest
 from kneo.spec.rules import check
-from kneo.state.release import BundleRecord, Release
+from kneo.state.release import BundleRecord
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.hmac_bundle import verify_hmac_bundle
 from kneo.trust.root import TrustRoot, trust_epoch, verify_chain
 from kneo.trust.sequence import HighWater, check_sequence
-from kneo.trust.statement import parse_bundle
 from kneo.trust.verified import VerifiedBundle
 from kneo.trust.verify import bundle_path, verify_bundle
 
@@ -35,21 +35,10 @@ class Rejection:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A bundle that Git names, that is served, and that was judged before under the very trust and rules of today."""
-
-    name: str
-    version: str
-    digest: Digest
-    needs: tuple[Digest, ...]
-    """The bundles it depends on."""
-
-
-@dataclass(frozen=True)
 class Verified:
     """The bundles an environment names, sorted into those that may be considered and those that may not."""
 
-    desired: Mapping[str, VerifiedBundle | Standing]
+    desired: Mapping[str, Candidate | Standing]
     rejected: tuple[Rejection, ...]
 
 
@@ -145,7 +134,7 @@ def verify(
         history: What was accepted before.
         standing: What need not be judged again, by bundle name.
     """
-    desired: dict[str, VerifiedBundle | Standing] = {}
+    desired: dict[str, Candidate | Standing] = {}
     rejected: list[Rejection] = []
     for entry in environments[0].spec.releases:
         known = standing.get(entry.bundle)
@@ -153,7 +142,8 @@ def verify(
             desired[entry.bundle] = known
             continue
         try:
-            desired[entry.bundle] = _verify_entry(entry, environments, declared, envelopes, trust, history)
+            bundle = _verify_entry(entry, environments, declared, envelopes, trust, history)
+            desired[entry.bundle] = candidate_of(bundle, declared.revision)
         except KneoError as error:
             rejected.append(Rejection(entry.bundle, entry.version, error.code, str(error)))
     return Verified(desired, tuple(rejected))
@@ -262,28 +252,3 @@ def check_spec(bundle: VerifiedBundle, environments: Sequence[Environment], path
         more = f" ({len(violations) - 1} more)" if len(violations) > 1 else ""
         msg = f"{path}: {violations[0].code}: {violations[0].message}{more}"
         raise Untrusted(msg, code="PolicyDenied", hint=f"The policy is in {environments[0].file}.")
-
-
-def needs_of(bundle: VerifiedBundle) -> tuple[Digest, ...]:
-    """Which bundles, by digest, have to be served beside this one."""
-    statement = bundle.statement
-    return tuple(need.digest for need in statement.predicate.depends_on) if statement else ()
-
-
-def standing_of(bundle: VerifiedBundle) -> Standing:
-    """Keep of a bundle what planning needs of one that does not change."""
-    return Standing(bundle.name, bundle.version, bundle.digest, needs_of(bundle))
-
-
-def still_standing(entry: ReleasePin, path: str, envelope: bytes, release: Release | None) -> Standing | None:
-    """Recognise a bundle that is served already, without judging it again; None when it has to be judged."""
-    if release is None or release.version != entry.version or not path.endswith(".dsse.json"):
-        return None
-    try:
-        opened = parse_envelope(envelope, file=path)
-        if opened.digest != release.digest:
-            return None
-        predicate = parse_bundle(opened.payload, file=path).predicate
-    except KneoError:
-        return None
-    return Standing(entry.bundle, entry.version, opened.digest, tuple(need.digest for need in predicate.depends_on))

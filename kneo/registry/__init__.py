@@ -4,7 +4,7 @@ The controller writes here, the runtime reads here, and they meet nowhere else. 
 transaction that the caller opens, together with its audit event.
 """
 
-from kneo.registry.check import check_served
+from kneo.registry.check import check_served, spec_in
 from kneo.registry.decide import (
     Decided,
     decided_about,
@@ -62,6 +62,7 @@ __all__ = [
     "report_pending",
     "resolve",
     "retire",
+    "spec_in",
     "status",
     "statuses",
     "suspend",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from kneo.clock import parse_time
 from kneo.digest import digest_of
 from kneo.errors import Untrusted
 from kneo.spec.environment import Environment
 from kneo.state.release import BundleRecord, Release
-from kneo.trust.hmac_bundle import hmac_path, verify_hmac_bundle
+from kneo.trust.hmac_bundle import hmac_path, spec_in_hmac, verify_hmac_bundle
 from kneo.trust.root import TrustRoot
+from kneo.trust.statement import parse_bundle
 from kneo.trust.verified import UNSEQUENCED, VerifiedBundle
 from kneo.trust.verify import bundle_path, verify_bundle
 
@@ -53,6 +56,17 @@ def _verify(record: BundleRecord, environment: Environment, root: TrustRoot, hma
         now=parse_time(record.first_seen_at),
         first_seen=parse_time(record.signatures_seen_at),
     )
+
+
+def spec_in(record: BundleRecord) -> Mapping[str, object]:
+    """Read the spec that an accepted bundle carries, in either format. It vouches for nothing.
+
+    Raises:
+        Invalid: what is stored is no bundle.
+    """
+    if record.seq == UNSEQUENCED:
+        return spec_in_hmac(record.payload)
+    return parse_bundle(record.payload).predicate.spec
 
 
 def _tampered(release: Release, what: str) -> Untrusted:

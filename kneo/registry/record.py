@@ -22,7 +22,6 @@ from kneo.store import audit, releases
 from kneo.store.engine import Tx
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.root import parse_root
-from kneo.trust.verified import VerifiedBundle
 
 CONTROLLER = "controller"
 """The actor of what follows from a commit."""
@@ -84,7 +83,8 @@ class Serving:
 def promote(tx: Tx, environment: str, items: Sequence[Serving]) -> tuple[Promotion, ...]:
     """Serve bundles in an environment from now on, and return what is written down about it."""
     releases.insert_bundles(tx, [item.bundle for item in items])
-    promotions = _record_promotions(tx, [_promotion(tx, environment, item) for item in items])
+    promotions = [_promotion(tx, environment, item) for item in items]
+    _record(tx, [(promotion, _facts(item)) for promotion, item in zip(promotions, items, strict=True)])
     served = tuple(
         Release(
             environment=environment,
@@ -98,12 +98,12 @@ def promote(tx: Tx, environment: str, items: Sequence[Serving]) -> tuple[Promoti
         for item, promotion in zip(items, promotions, strict=True)
     )
     releases.put_releases(tx, served)
-    return promotions
+    return tuple(promotions)
 
 
-def _promotion(tx: Tx, environment: str, item: Serving) -> tuple[Promotion, dict[str, object]]:
+def _promotion(tx: Tx, environment: str, item: Serving) -> Promotion:
     bundle, change = item.bundle, item.change
-    promotion = Promotion(
+    return Promotion(
         id=new_id("prom", tx.now),
         environment=environment,
         bundle=bundle.name,
@@ -113,19 +113,23 @@ def _promotion(tx: Tx, environment: str, item: Serving) -> tuple[Promotion, dict
         version=bundle.version,
         actor=change.actor,
         revision=change.revision,
-        audit_event_id="",
+        audit_event_id=new_id("evt", tx.now),
         at=tx.at,
         reason=change.reason,
         approvals=change.approvals,
     )
-    return promotion, {"seq": bundle.seq, "signers": list(bundle.signers), "policy_digest": change.policy_digest}
 
 
-def keep_signatures(tx: Tx, bundle: VerifiedBundle, *, revision: str) -> None:
+def _facts(item: Serving) -> dict[str, object]:
+    bundle = item.bundle
+    return {"seq": bundle.seq, "signers": list(bundle.signers), "policy_digest": item.change.policy_digest}
+
+
+def keep_signatures(tx: Tx, bundle: BundleRecord, *, revision: str) -> None:
     """Keep the signatures an accepted bundle has now in place of those it had."""
-    signers = sorted({signer.principal for signer in bundle.signers})
-    releases.put_envelope(tx, bundle.digest, bundle.envelope, signers)
-    metadata = {"bundle": bundle.name, "version": bundle.version, "digest": bundle.digest, "signers": signers}
+    releases.put_envelope(tx, bundle.digest, bundle.envelope, bundle.signers)
+    about = {"bundle": bundle.name, "version": bundle.version, "digest": bundle.digest}
+    metadata: dict[str, object] = {**about, "signers": list(bundle.signers)}
     audit.record(tx, "bundle.signatures_changed", actor=CONTROLLER, metadata={**metadata, "revision": revision})
 
 
@@ -141,31 +145,26 @@ def retire(tx: Tx, current: Release, *, change: Change) -> Promotion:
         version=None,
         actor=change.actor,
         revision=change.revision,
-        audit_event_id="",
+        audit_event_id=new_id("evt", tx.now),
         at=tx.at,
         reason=change.reason,
         approvals=change.approvals,
     )
-    (recorded,) = _record_promotions(tx, [(promotion, {"policy_digest": change.policy_digest})])
+    _record(tx, [(promotion, {"policy_digest": change.policy_digest})])
     releases.retire_release(tx, current.environment, current.bundle)
-    return recorded
+    return promotion
 
 
-def _record_promotions(tx: Tx, items: Sequence[tuple[Promotion, Mapping[str, object]]]) -> tuple[Promotion, ...]:
+def _record(tx: Tx, items: Sequence[tuple[Promotion, Mapping[str, object]]]) -> None:
     """Write promotions with their audit events."""
-    events = [_event(tx, promotion, facts) for promotion, facts in items]
-    audit.record_all(tx, events)
-    recorded = tuple(
-        replace(promotion, audit_event_id=event.id) for (promotion, _), event in zip(items, events, strict=True)
-    )
-    releases.insert_promotions(tx, recorded)
-    return recorded
+    audit.record_all(tx, [_event(promotion, facts) for promotion, facts in items])
+    releases.insert_promotions(tx, [promotion for promotion, _ in items])
 
 
-def _event(tx: Tx, promotion: Promotion, facts: Mapping[str, object]) -> AuditEvent:
+def _event(promotion: Promotion, facts: Mapping[str, object]) -> AuditEvent:
     return AuditEvent(
-        id=new_id("evt", tx.now),
-        at=tx.at,
+        id=promotion.audit_event_id,
+        at=promotion.at,
         event_type=EVENTS[promotion.kind],
         actor=promotion.actor,
         environment=promotion.environment,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict
 
 from sqlalchemy import ColumnElement, Row, delete, func, insert, select, update
 
@@ -200,7 +199,7 @@ def find_pending(tx: Tx, pending_id: str) -> tuple[str, Pending] | None:
 def put_pending(tx: Tx, environment_name: str, items: Iterable[Pending]) -> None:
     """Replace what an environment waits for."""
     tx.connection.execute(delete(pending_releases).where(pending_releases.c.environment == environment_name))
-    rows = [{"environment": environment_name, **asdict(item), "who": list(item.who)} for item in items]
+    rows = [{"environment": environment_name, **vars(item), "who": list(item.who)} for item in items]
     if rows:
         tx.connection.execute(insert(pending_releases), rows)
 
@@ -237,7 +236,7 @@ def list_releases(
 
 
 def put_releases(tx: Tx, items: Sequence[Release]) -> None:
-    rows = [{**asdict(item), "since": tx.at, "retired_at": None} for item in items]
+    rows = [{**vars(item), "since": tx.at, "retired_at": None} for item in items]
     upsert_many(tx, releases, ("environment", "bundle"), rows)
 
 
@@ -251,7 +250,7 @@ def retire_release(tx: Tx, environment_name: str, bundle_name: str) -> None:
 
 
 def insert_promotions(tx: Tx, items: Sequence[Promotion]) -> None:
-    rows = [{**asdict(item), "at": tx.at, "approvals": list(item.approvals)} for item in items]
+    rows = [{**vars(item), "at": tx.at, "approvals": list(item.approvals)} for item in items]
     if rows:
         tx.connection.execute(insert(promotions), rows)
 
@@ -319,7 +318,7 @@ def list_conditions(tx: Tx, subject: str) -> tuple[Condition, ...]:
 
 
 def put_conditions(tx: Tx, subject: str, items: Sequence[Condition]) -> None:
-    rows = [{"object": subject, **asdict(item), "type": item.type.value} for item in items]
+    rows = [{"object": subject, **vars(item), "type": item.type.value} for item in items]
     upsert_many(tx, conditions, ("object", "type"), rows)
 
 

@@ -173,6 +173,19 @@ def verify_hmac_bundle(
     )
 
 
+def spec_in_hmac(payload: bytes) -> Mapping[str, object]:
+    """Read the spec out of a verified bundle's payload, the bytes that its HMAC covers.
+
+    Raises:
+        Invalid: there is none.
+    """
+    spec = _read(payload, "bundle").get("spec")
+    if not isinstance(spec, dict):
+        msg = "bundle: spec must be an object."
+        raise Invalid(msg, code="Malformed")
+    return spec
+
+
 def _read(data: bytes, file: str) -> Mapping[str, object]:
     if len(data) > ENVELOPE_BYTES:
         msg = f"{file}: {len(data)} bytes are too many for a bundle; the limit is {ENVELOPE_BYTES} bytes."

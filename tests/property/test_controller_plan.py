@@ -11,11 +11,10 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.apply import record_of
 from controller.approvals import Vote
+from controller.candidate import Candidate, Standing, candidate_of, standing_of
 from controller.gates import GATES, Allowed, Evidence, Gate, Rules, Verdict, Waits, approved, judge
 from controller.plan import Action, Plan, Promote, Retire, make_plan, name_of
-from controller.verify import Standing, standing_of
 from kneo.clock import isoformat
 from kneo.digest import Digest, digest_of
 from kneo.spec.environment import Environment, parse_environment
@@ -28,7 +27,6 @@ from kneo.trust.root_edit import EVERYTHING, first_root
 from kneo.trust.rule import SignatureRule
 from kneo.trust.signers import TrustedKey
 from kneo.trust.statement import Dependency, build_bundle
-from kneo.trust.verified import VerifiedBundle
 from kneo.trust.verify import bundle_path, verify_bundle
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -42,9 +40,9 @@ _PAYLOAD = root_payload(
 ROOT = verify_chain(digest_of(_PAYLOAD), [serialise(sign(TRUST_ROOT_TYPE, _PAYLOAD, KEY))], NOW)
 
 
-def _bundles() -> dict[str, list[VerifiedBundle]]:
+def _bundles() -> dict[str, list[Candidate]]:
     """Bundles that were really signed and verified; each ``fax`` needs the ``bank`` of its own number."""
-    made: dict[str, list[VerifiedBundle]] = {}
+    made: dict[str, list[Candidate]] = {}
     for name in NAMES:
         history = made.setdefault(name, [])
         for number in range(VERSIONS):
@@ -60,21 +58,20 @@ def _bundles() -> dict[str, list[VerifiedBundle]]:
                 spec={"number": number},
                 depends_on=needs,
             )
-            history.append(
-                verify_bundle(
-                    serialise(sign(PAYLOAD_TYPE, statement.payload, KEY)),
-                    root=ROOT,
-                    signatures=SignatureRule(roles=("release",)),
-                    path=bundle_path(name, f"1.{number}.0"),
-                    environment="prod",
-                    now=NOW,
-                )
+            bundle = verify_bundle(
+                serialise(sign(PAYLOAD_TYPE, statement.payload, KEY)),
+                root=ROOT,
+                signatures=SignatureRule(roles=("release",)),
+                path=bundle_path(name, f"1.{number}.0"),
+                environment="prod",
+                now=NOW,
             )
+            history.append(candidate_of(bundle, "main@sha1:0"))
     return made
 
 
 BUNDLES = _bundles()
-KNOWN = {bundle.digest: record_of(bundle, "main@sha1:0") for history in BUNDLES.values() for bundle in history}
+KNOWN = {bundle.digest: bundle.record for history in BUNDLES.values() for bundle in history}
 ENVIRONMENT = """
 apiVersion: kneo/v1
 kind: Environment
@@ -100,7 +97,7 @@ def rules(**changes: object) -> Rules:
     return Rules(found, frozenset({found.policy_digest}))
 
 
-def release_of(bundle: VerifiedBundle) -> Release:
+def release_of(bundle: Candidate) -> Release:
     return Release(
         environment="prod",
         bundle=bundle.name,
@@ -116,10 +113,10 @@ chosen = st.dictionaries(st.sampled_from(NAMES), st.integers(0, VERSIONS - 1))
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> tuple[dict[str, VerifiedBundle | Standing], set[str], dict[str, Release]]:
+def worlds(draw: st.DrawFn) -> tuple[dict[str, Candidate | Standing], set[str], dict[str, Release]]:
     """What Git names, what of that was refused, and what is served; what is served may stand without being judged."""
     served = {name: release_of(BUNDLES[name][number]) for name, number in draw(chosen).items()}
-    desired: dict[str, VerifiedBundle | Standing] = {}
+    desired: dict[str, Candidate | Standing] = {}
     for name, number in draw(chosen).items():
         bundle = BUNDLES[name][number]
         stands = name in served and served[name].digest == bundle.digest and draw(st.booleans())
@@ -128,7 +125,7 @@ def worlds(draw: st.DrawFn) -> tuple[dict[str, VerifiedBundle | Standing], set[s
     return desired, refused, served
 
 
-def plan_of(desired: Mapping[str, VerifiedBundle | Standing], kept: set[str], served: Mapping[str, Release]) -> Plan:
+def plan_of(desired: Mapping[str, Candidate | Standing], kept: set[str], served: Mapping[str, Release]) -> Plan:
     return make_plan("prod", "main@sha1:0", desired=desired, kept=kept, observed=served, known=KNOWN)
 
 
@@ -200,7 +197,7 @@ def test_what_one_gate_refuses_no_order_of_gates_lets_through(
     after = {release.digest for release in apply(world[2], [a for a, v in judged if isinstance(v, Allowed)]).values()}
     changed = [action.bundle for action, v in judged if isinstance(v, Allowed) and not isinstance(action, Retire)]
     for bundle in changed:
-        assert {need.digest for need in bundle.statement.predicate.depends_on} <= after  # type: ignore[union-attr]
+        assert {need.digest for need in bundle.depends_on} <= after
 
 
 @given(worlds())

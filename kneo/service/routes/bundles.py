@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends
 
+from kneo import registry
 from kneo.errors import NotFound
 from kneo.service import answers
 from kneo.service.auth import Principal, require
@@ -57,7 +58,7 @@ def get_bundle_version(name: str, version: str, service: Here, _principal: Reade
 
 def _content(record: BundleRecord) -> Json:
     if record.seq == 0:
-        return {"spec": None, "depends_on": [], "environments": []}
+        return {"spec": registry.spec_in(record), "depends_on": [], "environments": []}
     predicate = parse_bundle(parse_envelope(record.envelope).payload).predicate
     return {
         "spec": predicate.spec,

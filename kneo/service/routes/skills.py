@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Query
 
+from kneo import registry
 from kneo.service import answers, wire
 from kneo.service.auth import Principal, require
 from kneo.service.context import Here
@@ -15,8 +16,6 @@ from kneo.spec.load import load_tree
 from kneo.spec.models import Spec
 from kneo.store import releases
 from kneo.store.engine import Tx
-from kneo.trust.dsse import parse_envelope
-from kneo.trust.statement import parse_bundle
 
 router = Router(tags=["specs"])
 
@@ -44,9 +43,9 @@ def _declared(tx: Tx) -> dict[str, Json]:
     found: dict[str, Json] = {}
     for release in releases.list_releases(tx):
         record = releases.bundle(tx, release.digest)
-        if record is None or record.seq == 0:
+        if record is None:
             continue
-        spec = load_tree(dict(parse_bundle(parse_envelope(record.envelope).payload).predicate.spec)).spec
+        spec = load_tree(dict(registry.spec_in(record))).spec
         for name, skill in (spec.skills if spec is not None else {}).items():
             assert spec is not None
             entry = found.setdefault(name, {"name": name, "description": skill.description, "bundles": []})
