@@ -85,8 +85,6 @@ class Driver:
         except (Transient, asyncio.CancelledError):
             await self.write(lambda tx: runs.let_go(tx, run_id, claim))
             raise
-        finally:
-            self.store.notices.tell(run_id)
 
     async def drive_alone(self, run_id: str) -> None:
         """Drive one run and end what was kept for further ones."""

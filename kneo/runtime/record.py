@@ -6,7 +6,7 @@ All take a run that the caller owns and raise ``Fenced`` when it no longer does.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from kneo.clock import isoformat
@@ -32,6 +32,7 @@ from kneo.runtime.program import Program
 from kneo.runtime.prompts import Message
 from kneo.runtime.questions import question
 from kneo.runtime.steps.base import StepContext, StepOutput
+from kneo.runtime.wait import Settled
 from kneo.state.run import Run, RunError, RunStatus, StepRecord
 from kneo.state.task import HumanTask, TaskStatus
 from kneo.store import audit, history, runs, tasks
@@ -209,23 +210,30 @@ class _Change:
         if asks:
             # The fence comes first: whoever has lost the run must not open questions, nor wait for the new owner's rows.
             runs.commit(self.tx, self.run)
-        for ask in asks:
-            self._ask(ask)
+        asked = [self._ask(ask) for ask in asks]
         self.run = history.counted(self.run, self.history)
         runs.commit(self.tx, self.run, state=self.run.state, state_version=self.run.state_version)
         self._append()
         self._withdraw()
         if busy or any(isinstance(action, Execute) for action in todo):
             return self.run
-        if runs.pause(self.tx, self.run):
-            return None
-        return _still_ours(self.tx, self.run)
+        paused = runs.pause(self.tx, self.run)
+        if paused is None:
+            return _still_ours(self.tx, self.run)
+        self._tell(paused, asked)
+        return None
+
+    def _tell(self, paused: Run, asked: Sequence[HumanTask]) -> None:
+        """Say that the run waits, and for what, unless it waits for more than was asked just now."""
+        assert self.desk is not None
+        whole = {task.id for task in asked} == waiting(self.desk.program, paused.state).keys()
+        self.tx.tell(paused.id, Settled(paused, asked) if whole else None)
 
     def _append(self) -> None:
         limits = self.desk.limits if self.desk else CheckpointLimits()
         history.append(self.tx, self.before, self.history, limits)
 
-    def _ask(self, ask: Ask) -> None:
+    def _ask(self, ask: Ask) -> HumanTask:
         assert self.desk is not None
         tx, run = self.tx, self.run
         now = moment(run, tx)
@@ -238,6 +246,7 @@ class _Change:
         told = {"continuation_id": task.id, "request_id": task.request_id, "position": ask.gate.position}
         self.trace("human_intervention_requested", ask.path, **told)
         self.checkpoint("human_pause", ask.path, continuation_id=task.id)
+        return task
 
     def _messages(self) -> list[Message]:
         """List what the steps said so far, the one that is about to be written among them."""
@@ -287,6 +296,9 @@ class _Change:
             run_id=run.id,
             environment=run.environment,
             metadata={"error_type": run.error.type if run.error else None},
+        )
+        tx.tell(
+            run.id, Settled(replace(self.run, visited_steps=told, owner=None, updated_at=tx.at, completed_at=tx.at))
         )
 
 

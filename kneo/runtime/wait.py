@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from kneo.clock import monotonic
 from kneo.errors import NotFound
 from kneo.state.run import Run, RunStatus
+from kneo.state.task import HumanTask
 from kneo.store import history, runs
 from kneo.store.engine import Store
 
@@ -14,6 +16,21 @@ LOOK_SECONDS = 0.05
 """When to look first whether somebody in another process is done; a driver in this one says so by itself."""
 
 MOST_LOOK_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A run that waits for people or has ended, and what it asks, the oldest question first.
+
+    This is what ``Store.notices`` tells under the run's id by whoever let it go; or nothing, where they do not know it all.
+    """
+
+    run: Run
+    tasks: Sequence[HumanTask] = ()
+
+    @property
+    def task(self) -> HumanTask | None:
+        return next(iter(self.tasks), None)
 
 
 def find_run(store: Store, run_id: str) -> Run:

@@ -1,16 +1,20 @@
 """Waiting for rows to change, for any number of requests at once.
 
-One look at the database serves everybody who waits: when what they wait for is told in this process, or after each of its
-commits, and every tenth of a second for what other processes did. Nobody who waits holds a thread or a connection.
+What is told in this process with all there is to know needs no look at the database. Otherwise one look serves everybody
+who waits: when something is told or, for those who wait for just anything, committed, and every tenth of a second for what
+other processes did. Nobody who waits holds a thread or a connection.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
+from kneo.clock import monotonic
 from kneo.errors import KneoError
 from kneo.store.engine import Store, Tx
 
@@ -30,6 +34,10 @@ class Feed(Protocol[T_co]):
     @property
     def notice(self) -> str | None:
         """The name under which ``Store.notices`` tells of it; None where any commit may be it."""
+        ...
+
+    def heed(self, news: object) -> T_co | None:
+        """Say what is new for this feed when something is told; ``None`` where the database has to be asked."""
         ...
 
     @classmethod
@@ -62,20 +70,50 @@ class News:
         self._looking: asyncio.Task[None] | None = None
         self._unlisten: Callable[[], None] = store.listen(self.nudge)
 
-    async def hear(self, feed: Feed[T], seconds: float) -> T | None:
-        """Wait until there is something new; ``None`` when the time is over or this process is about to end."""
+    def mark(self) -> int:
+        """Return a mark for ``hear``."""
+        return self.store.notices.mark()
+
+    async def hear(self, feed: Feed[T], seconds: float, since: int | None = None) -> T | None:
+        """Wait until there is something new; ``None`` when the time is over or this process is about to end.
+
+        Args:
+            feed: What for.
+            seconds: How long.
+            since: A mark from before it could happen. Without one the database is asked first whether it has.
+        """
         if self.stopping:
             return None
         self._loop = asyncio.get_running_loop()
         waiting = _Waiting(feed)
-        if feed.notice is not None:
-            with self.store.notices.calling(feed.notice, lambda: self._nudge(waiting)):
-                return cast("T | None", await self._heard(waiting, seconds))
-        return cast("T | None", await self._heard(waiting, seconds))
+        if feed.notice is None:
+            return cast("T | None", await self._heard(waiting, seconds))
+        notices = self.store.notices
+        with notices.calling(feed.notice, partial(self._told, waiting)):
+            told = notices.since(feed.notice, since) if since is not None else None
+            waiting.due = told is None
+            for news in told or ():
+                self._heed(waiting, feed.heed(news))
+            return cast("T | None", await self._heard(waiting, seconds))
+
+    def _told(self, waiting: _Waiting, news: object) -> None:
+        """Hear what is told, in the thread that tells it."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._heed, waiting, waiting.feed.heed(news))
+
+    def _heed(self, waiting: _Waiting, found: object | None) -> None:
+        if found is None:
+            waiting.due = True
+            self._nudged.set()
+        elif not waiting.heard.done():
+            waiting.heard.set_result(found)
 
     async def _heard(self, waiting: _Waiting, seconds: float) -> object | None:
+        if waiting.heard.done():
+            return waiting.heard.result()
         self._waiting.add(waiting)
-        self._nudged.set()
+        if waiting.due:
+            self._nudged.set()
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look_around())
         try:
@@ -89,9 +127,7 @@ class News:
     def nudge(self) -> None:
         """Say that something was committed."""
         # Most commits happen while nobody waits for just anything, and then cost nothing here.
-        self._nudge(*(waiting for waiting in tuple(self._waiting) if waiting.feed.notice is None))
-
-    def _nudge(self, *found: _Waiting) -> None:
+        found = [waiting for waiting in tuple(self._waiting) if waiting.feed.notice is None]
         for waiting in found:
             waiting.due = True
         if found and self._loop is not None and not self._nudged.is_set() and not self._loop.is_closed():
@@ -110,6 +146,7 @@ class News:
                 waiting.heard.set_result(None)
 
     async def _look_around(self) -> None:
+        all_due = monotonic() + LOOK_SECONDS
         while self._waiting:
             self._nudged.clear()
             due = [waiting for waiting in self._waiting if waiting.due]
@@ -126,14 +163,13 @@ class News:
                 if news is not None and not waiting.heard.done():
                     waiting.heard.set_result(news)
                     self._waiting.discard(waiting)
-            await self._pause()
-
-    async def _pause(self) -> None:
-        try:
-            async with asyncio.timeout(LOOK_SECONDS):
-                await self._nudged.wait()
-        except TimeoutError:
-            self._all_due()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(all_due - monotonic()):
+                    await self._nudged.wait()
+            # By the clock, however much is told meanwhile: other processes must be heard beside a busy one.
+            if monotonic() >= all_due:
+                self._all_due()
+                all_due = monotonic() + LOOK_SECONDS
 
     def _all_due(self) -> None:
         for waiting in self._waiting:

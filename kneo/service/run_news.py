@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 
-from kneo.runtime.wait import find_run
+from kneo.runtime.wait import Settled, find_run
 from kneo.service import wire
 from kneo.service.events import Event, Events
 from kneo.service.news import News
@@ -15,7 +15,7 @@ from kneo.service.words import say
 from kneo.state.run import Run, RunStatus, TraceEvent
 from kneo.state.task import UNRESOLVED, HumanTask
 from kneo.store import history, runs, tasks
-from kneo.store.engine import Tx
+from kneo.store.engine import Store, Tx
 from kneo.store.runs import Progress
 
 UNSETTLED = frozenset({RunStatus.RUNNING})
@@ -29,22 +29,27 @@ EVENTS_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
-class Settled:
-    """A run that waits for people or has ended, and what it asks."""
-
-    run: Run
-    task: HumanTask | None
-
-
-@dataclass(frozen=True)
 class Settling:
-    """The moment when a run waits for people or has ended, which its driver tells."""
+    """The moment when a run waits for people or has ended, which whoever lets it go tells.
+
+    Attributes:
+        run_id: Which run.
+        epoch: News of an earlier one is late: it is about what was before.
+        answered: A question that was answered before; so is news of a run that still asks it.
+    """
 
     run_id: str
+    epoch: int = 0
+    answered: str | None = None
 
     @property
     def notice(self) -> str:
         return self.run_id
+
+    def heed(self, news: object) -> Settled | None:
+        if not isinstance(news, Settled) or news.run.epoch < self.epoch:
+            return None
+        return news if all(task.id != self.answered for task in news.tasks) else None
 
     @classmethod
     def look(cls, tx: Tx, feeds: Sequence[Settling]) -> Sequence[Settled | None]:
@@ -58,28 +63,41 @@ class Settling:
 
 def _settled(tx: Tx, run_id: str) -> Settled | None:
     run = runs.get(tx, run_id)
-    return Settled(run, open_task(tx, run)) if run is not None else None
+    return Settled(run, open_tasks(tx, run)) if run is not None else None
 
 
-def open_task(tx: Tx, run: Run) -> HumanTask | None:
+def open_tasks(tx: Tx, run: Run) -> Sequence[HumanTask]:
     """Find what a paused run asks."""
-    if run.status is not RunStatus.PAUSED:
-        return None
-    return next(iter(tasks.of_run(tx, run.id, UNRESOLVED)), None)
+    return tasks.of_run(tx, run.id, UNRESOLVED) if run.status is RunStatus.PAUSED else ()
 
 
-async def settled(news: News, run_id: str, seconds: float) -> Settled:
-    """Wait until a run waits for people or has ended, at most this long; return it as it then is."""
-    heard = await news.hear(Settling(run_id), seconds) if seconds > 0 else None
-    if heard is not None:
-        return heard
+async def begun(news: News, begin: Callable[[], Run], seconds: float) -> Settled:
+    """Begin a run, or begin it again, then wait until it waits for people or has ended, at most this long."""
+    mark = news.mark()
+    run = await run_in_threadpool(begin)
+    if seconds <= 0:
+        return Settled(run)
+    return await _settled_after(news, Settling(run.id, epoch=run.epoch), seconds, mark)
 
-    def as_it_is() -> Settled:
-        now = find_run(news.store, run_id)
-        with news.store.read() as tx:
-            return Settled(now, open_task(tx, now))
 
-    return await run_in_threadpool(as_it_is)
+async def answered(news: News, answer: Callable[[], HumanTask]) -> tuple[HumanTask, Settled]:
+    """Answer a task, then wait until its run waits for people again or has ended."""
+    mark = news.mark()
+    task = await run_in_threadpool(answer)
+    # A vote that does not decide wakes nobody, so nobody will tell.
+    since = mark if task.status not in UNRESOLVED else None
+    return task, await _settled_after(news, Settling(task.run_id, answered=task.id), SYNC_SECONDS, since)
+
+
+async def _settled_after(news: News, settling: Settling, seconds: float, since: int | None) -> Settled:
+    heard = await news.hear(settling, seconds, since)
+    return heard if heard is not None else await run_in_threadpool(_as_it_is, news.store, settling.run_id)
+
+
+def _as_it_is(store: Store, run_id: str) -> Settled:
+    run = find_run(store, run_id)
+    with store.read() as tx:
+        return Settled(run, open_tasks(tx, run))
 
 
 @dataclass(frozen=True)
@@ -89,6 +107,9 @@ class Happening:
     run_id: str
     known: Progress | None
     notice: None = None
+
+    def heed(self, news: object) -> None:  # noqa: ARG002 - nothing is told without a name
+        return None
 
     @classmethod
     def look(cls, tx: Tx, feeds: Sequence[Happening]) -> Sequence[Progress | None]:

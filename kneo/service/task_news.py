@@ -29,6 +29,9 @@ class TaskHappening:
     after: str
     notice: None = None
 
+    def heed(self, news: object) -> None:  # noqa: ARG002 - nothing is told without a name
+        return None
+
     @classmethod
     def look(cls, tx: Tx, feeds: Sequence[TaskHappening]) -> Sequence[str | None]:
         last = tasks.last_event(tx)

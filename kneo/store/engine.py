@@ -9,7 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
@@ -64,6 +64,11 @@ class Tx:
     connection: Connection
     now: datetime
     find_key: FindKey = no_key
+    told: list[tuple[str, object]] = field(default_factory=list)
+
+    def tell(self, name: str, news: object = None) -> None:
+        """Tell ``Store.notices`` of something, once it is committed."""
+        self.told.append((name, news))
 
     @cached_property
     def at(self) -> str:
@@ -112,9 +117,12 @@ class Store:
             self.engine.connect().execution_options(**{WRITE: True}) as connection,
             connection.begin(),
         ):
-            yield Tx(connection, self.clock.now(), self.find_key)
+            tx = Tx(connection, self.clock.now(), self.find_key)
+            yield tx
         for hear in self._listeners:
             hear()
+        for name, news in tx.told:
+            self.notices.tell(name, news)
 
     def listen(self, hear: Callable[[], None]) -> Callable[[], None]:
         """Call something after every commit of this process, in the thread that wrote; returns what ends that.
@@ -168,8 +176,10 @@ class Store:
         # In plain words: SQLAlchemy gives each savepoint another name, and compiles three statements anew for it.
         with _translate():
             tx.connection.exec_driver_sql("SAVEPOINT part")
+            part = Tx(tx.connection, self.clock.now(), self.find_key)
             try:
-                yield Tx(tx.connection, self.clock.now(), self.find_key)
+                yield part
+                tx.told.extend(part.told)
             except BaseException:
                 tx.connection.exec_driver_sql("ROLLBACK TO part")
                 raise

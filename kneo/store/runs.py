@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 
 from sqlalchemy import Row, bindparam, func, insert, select, update
@@ -205,20 +205,18 @@ def commit(tx: Tx, run: Run, **changes: object) -> None:
 _PAUSE = _COMMIT.where(runs.c.wake_seq == bindparam("seen_wake"))
 
 
-def pause(tx: Tx, run: Run) -> bool:
-    """Let a run wait for people unless there is news for it; false means: load it again and go on.
+def pause(tx: Tx, run: Run) -> Run | None:
+    """Let a run wait for people and return it as it then is, unless there is news for it: load it again and go on.
 
     What it has visited is written with it, because whoever looks at a waiting run wants to see where it stands.
     """
-    values = {
-        "status": RunStatus.PAUSED,
-        "owner": None,
-        "updated_at": tx.at,
-        "visited_steps": list(visited(tx, run.id)),
-    }
+    steps = visited(tx, run.id)
+    values = {"status": RunStatus.PAUSED, "owner": None, "updated_at": tx.at, "visited_steps": list(steps)}
     seen = {"of_run": run.id, "seen_epoch": run.epoch, "seen_wake": run.wake_seq}
     done = tx.connection.execute(_PAUSE, seen | values)
-    return done.rowcount == 1
+    if done.rowcount != 1:
+        return None
+    return replace(run, status=RunStatus.PAUSED, owner=None, updated_at=tx.at, visited_steps=steps)
 
 
 def let_go(tx: Tx, run_id: str, claim: str, *, again: bool = True) -> None:
@@ -260,6 +258,7 @@ def end(tx: Tx, run_id: str, status: RunStatus, error: RunError, *, allowed: Ite
             completed_at=tx.at,
         )
     )
+    tx.tell(run_id)
     return done.rowcount == 1
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import Depends, Query
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from kneo.service import answers, wire
@@ -13,7 +13,7 @@ from kneo.service.auth import Principal, require
 from kneo.service.context import Here, Published, Service
 from kneo.service.router import JsonAnswer, Router, shows
 from kneo.service.routes.inbox import HumanAnswer
-from kneo.service.run_news import SYNC_SECONDS, settled
+from kneo.service.run_news import answered
 from kneo.service.task_acts import read_answer
 from kneo.service.task_query import task_detail, task_page
 from kneo.service.wire import Json
@@ -89,13 +89,12 @@ async def resume_human_task(
     continuation_id: str, body: HumanResume, service: Here, published: Published, principal: Writer
 ) -> Response:
     """Answer a task; the answer is durable before the run goes on."""
-    answered = await run_in_threadpool(_decided, continuation_id, body, service, principal)
-    found = await settled(service.news, answered.run_id, SYNC_SECONDS)
-    return JsonAnswer(wire.human_resumed(found.run, answered, found.task, published=published))
+    task, found = await answered(service.news, partial(_decided, continuation_id, body, service, principal))
+    return JsonAnswer(wire.human_resumed(found.run, task, found.task, published=published))
 
 
 def _decided(continuation_id: str, body: HumanResume, service: Service, principal: Principal) -> HumanTask:
     answer = read_answer(body.model_dump(), service.settings.limits.human_content_chars)
-    answered = decide(service.store, continuation_id, answer, actor=principal.name)
+    task = decide(service.store, continuation_id, answer, actor=principal.name)
     service.poke()
-    return answered
+    return task

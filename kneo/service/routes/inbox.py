@@ -14,7 +14,7 @@ from kneo.service import answers, task_acts, task_wire, wire
 from kneo.service.auth import Principal, require
 from kneo.service.context import Here, Published
 from kneo.service.router import JsonAnswer, Router, shows
-from kneo.service.run_news import SYNC_SECONDS, settled
+from kneo.service.run_news import answered
 from kneo.service.task_news import latest, task_events
 from kneo.service.wire import Json
 from kneo.state.task import HumanTask
@@ -177,12 +177,12 @@ async def put_input(run_id: str, body: RunInput, service: Here, published: Publi
     def put() -> HumanTask:
         find_run(service.store, run_id)
         limit = service.settings.limits.human_content_chars
-        return task_acts.put_in(service.store, run_id, body.model_dump(), actor=principal.name, limit=limit)
+        task = task_acts.put_in(service.store, run_id, body.model_dump(), actor=principal.name, limit=limit)
+        service.poke()
+        return task
 
-    answered = await run_in_threadpool(put)
-    service.poke()
-    found = await settled(service.news, run_id, SYNC_SECONDS)
-    return JsonAnswer(wire.human_resumed(found.run, answered, found.task, published=published))
+    task, found = await answered(service.news, put)
+    return JsonAnswer(wire.human_resumed(found.run, task, found.task, published=published))
 
 
 @router.get(

@@ -18,8 +18,7 @@ from kneo.service import answers, wire
 from kneo.service.auth import Principal, require
 from kneo.service.context import Here, Published, Service
 from kneo.service.router import Router, shows
-from kneo.service.run_news import open_task as task_of
-from kneo.service.run_news import run_events
+from kneo.service.run_news import open_tasks, run_events
 from kneo.service.wire import Json
 from kneo.service.words import parse_status, say
 from kneo.spec.context import NOTHING_KNOWN
@@ -50,7 +49,7 @@ Writer = Annotated[Principal, Depends(require("runs:write"))]
 def open_task(service: Service, run: Run) -> HumanTask | None:
     """Find what a paused run asks."""
     with service.store.read() as tx:
-        return task_of(tx, run)
+        return next(iter(open_tasks(tx, run)), None)
 
 
 @router.get("/runs", operation_id="list_runs", responses=shows(answers.RunList))

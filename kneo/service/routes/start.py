@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Query
 from pydantic import Field
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from kneo.clock import parse_duration
@@ -24,7 +23,7 @@ from kneo.service.auth import Principal, require
 from kneo.service.bodies import AsNumber, Body, Flag, Name, SkillsChange, SpecRequest, overlay_of
 from kneo.service.context import Here, Published, Service
 from kneo.service.router import JsonAnswer, Router, shows
-from kneo.service.run_news import SYNC_SECONDS, settled
+from kneo.service.run_news import SYNC_SECONDS, begun
 from kneo.service.specs import SpecOrder, usable
 from kneo.state.run import Run, RunStatus
 from kneo.store import audit
@@ -46,7 +45,7 @@ STARTED = shows(answers.RunCreated, description="It paused or ended.") | shows(
 )
 
 
-def _patience(
+async def _patience(
     wait: Annotated[
         str | None,
         Query(
@@ -56,7 +55,7 @@ def _patience(
         ),
     ] = None,
 ) -> timedelta:
-    """Read how long to wait.
+    """Read how long to wait. A coroutine, because the framework would hop to a thread and back for anything else.
 
     Raises:
         Invalid: ``wait_too_long``.
@@ -164,8 +163,7 @@ def _spec(order: SpecOrder, bundle: str | None, service: Service) -> Mapping[str
 
 async def _answer(service: Service, begin: Callable[[], Run], wait: timedelta, *, published: bool) -> Response:
     """Begin, then wait: many may wait at once, and a thread is too much to spend on that."""
-    run = await run_in_threadpool(begin)
-    found = await settled(service.news, run.id, wait.total_seconds())
+    found = await begun(service.news, begin, wait.total_seconds())
     answer = wire.run_created(found.run, found.task, published=published)
     return JsonAnswer(answer, 202 if found.run.status is RunStatus.RUNNING else 200)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from engine import Engine, step
 
 from kneo.clock import SystemClock
 from kneo.runtime.cancel import cancel_run
+from kneo.runtime.wait import Settled
 from kneo.state.run import RunStatus
 from kneo.state.task import TaskStatus
 from kneo.store import runs
@@ -62,6 +65,45 @@ def test_concurrent_participants_really_run_at_once(engine: Engine, kind: str) -
     assert run.output_text == f"in>{kind}"
     assert run.metadata["outputs"] == {f"s{number}": f"in>{kind}" for number in range(4)}
     assert len(engine.steps(run)) == 4
+
+
+ASKED = {"id": "q", "kind": "human", "ref": "ann"}
+
+
+@pytest.mark.parametrize("last", ["quick", "broken"])
+def test_what_is_told_of_a_run_that_is_let_go_is_what_stands_in_the_database(engine: Engine, last: str) -> None:
+    run = engine.start({"type": "sequential", "steps": [step("later"), ASKED, step(last)]})
+    told: list[object] = []
+    with engine.store.notices.calling(run.id, told.append):
+        waiting = engine.drive(run)
+        assert _plain(told.pop()) == _plain(Settled(waiting, engine.open(waiting)))
+        engine.answer(engine.open(run)[0], "approved")
+        assert not told
+        ended = engine.drive(run)
+        assert _plain(told.pop()) == _plain(Settled(ended))
+        assert not told
+
+
+def test_of_a_run_that_asks_more_than_was_asked_just_now_only_is_told_that_there_is_news(engine: Engine) -> None:
+    branches = [{"id": f"b{n}", "kind": "steps", "steps": [ASKED, ASKED | {"id": "again"}]} for n in range(2)]
+    run = engine.run({"type": "concurrent", "participants": branches})
+    told: list[object] = []
+    with engine.store.notices.calling(run.id, told.append):
+        engine.answer(engine.open(run)[0], "approved")
+        engine.drive(run)
+    assert told == [None]
+
+
+def test_whoever_waits_is_told_of_a_run_that_was_cancelled(engine: Engine) -> None:
+    run = engine.run({"type": "sequential", "steps": [ASKED]})
+    with engine.store.notices.listening(run.id) as news:
+        cancel_run(engine.store, run.id, actor="bob")
+        assert news.is_set()
+
+
+def _plain(told: object) -> object:
+    assert isinstance(told, Settled)
+    return json.loads(json.dumps(asdict(told)))
 
 
 def test_three_questions_are_open_at_once_and_answered_in_any_order(engine: Engine) -> None:
