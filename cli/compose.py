@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cli.embedding import spec_compiler
 from kneo.clock import SystemClock
 from kneo.errors import NotFound
-from kneo.project import read_config
-from kneo.runtime.start import Starter
 from kneo.settings import Settings
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
-from kneo.store.service_key import find_service_key
+
+if TYPE_CHECKING:
+    from kneo.runtime.start import Starter
+    from kneo.trust.keys import PrivateKey
 
 
 def make_store(settings: Settings) -> Store:
     """Open the database and bring it up to date."""
-    return open_store(settings.database_url, SystemClock(), partial(find_service_key, settings))
+
+    def find_key() -> PrivateKey | None:
+        from kneo.store.service_key import find_service_key  # whoever signs nothing needs no cryptography
+
+        return find_service_key(settings)
+
+    return open_store(settings.database_url, SystemClock(), find_key)
 
 
 def find_store(settings: Settings) -> Store:
@@ -36,6 +42,11 @@ def find_store(settings: Settings) -> Store:
 
 
 def make_starter(settings: Settings, store: Store) -> Starter:
+    """Make what starts runs; whoever starts none does not import it."""
+    from cli.embedding import spec_compiler
+    from kneo.project import read_config
+    from kneo.runtime.start import Starter
+
     return Starter(
         store,
         spec_compiler(settings).compile,

@@ -9,7 +9,7 @@ import typer
 from cli import render
 from cli.backend import Json
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
-from cli.run import show_outcome
+from cli.outcome import show_outcome
 from kneo.errors import Usage
 
 app = typer.Typer(help="Answer what runs ask people.", no_args_is_help=True)

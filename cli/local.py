@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import getpass
-import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from cli import compose
 from cli.backend import Json, Query
@@ -13,15 +14,9 @@ from kneo import registry
 from kneo.clock import sleep
 from kneo.project import read_config
 from kneo.runtime import views
-from kneo.runtime.assemble import drive_or_wait
 from kneo.runtime.cancel import cancel_run
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
-from kneo.runtime.start import RunOrder
 from kneo.runtime.wait import find_run
 from kneo.service import task_acts, task_wire, wire
-from kneo.service.governance import Governance
-from kneo.service.specs import SpecOrder
 from kneo.service.task_query import task_detail, task_page
 from kneo.service.words import check_status, speaks_published
 from kneo.settings import Settings
@@ -31,6 +26,10 @@ from kneo.state.task import UNRESOLVED, HumanTask
 from kneo.store import audit, releases, requests, runs, task_counts, tasks
 from kneo.store.run_filter import RunFilter
 from kneo.tasks.inbox import decide
+
+if TYPE_CHECKING:
+    from cli.driving import Driver
+    from kneo.service.governance import Governance
 
 LOOK_SECONDS = 0.5
 """How often to look whether something has happened."""
@@ -42,24 +41,33 @@ class LocalBackend:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.store = compose.make_store(settings)
-        self.governance = Governance(self.store, read_config(settings))
         self.actor = getpass.getuser()
         self.published = speaks_published(settings.status_words, "")
 
     def close(self) -> None:
         self.store.close()
 
+    # Whoever only looks does not import what knows specs and executes them, which takes longer than looking.
+
+    @cached_property
+    def driver(self) -> Driver:
+        """What executes runs."""
+        from cli.driving import Driver
+
+        return Driver(self.settings, self.store, self.actor)
+
+    @cached_property
+    def governance(self) -> Governance:
+        """What knows policies and secrets."""
+        from kneo.service.governance import Governance
+
+        return Governance(self.store, read_config(self.settings))
+
     def start_run(self, order: Mapping[str, object]) -> Json:
-        starter = compose.make_starter(self.settings, self.store)
-        run = starter.start(_order(order, self.actor))
-        run = self._drive(run.id)
-        return wire.run_created(run, self._open_task(run), published=self.published)
+        return self._created(self.driver.start(order))
 
     def begin_run(self, order: Mapping[str, object]) -> Json:
-        run = compose.make_starter(self.settings, self.store).start(_order(order, self.actor))
-        # It goes on for as long as this process does; what is cut short then is what a crash would cut.
-        threading.Thread(target=self._drive, args=(run.id,), daemon=True).start()
-        return wire.run_created(run, None, published=self.published)
+        return wire.run_created(self.driver.begin(order), None, published=self.published)
 
     def follow(self, run_id: str, *, until_pause: bool) -> Iterator[Json]:
         def look(known: int) -> tuple[Json, list[Json]]:
@@ -126,33 +134,18 @@ class LocalBackend:
         return self._status(cancel_run(self.store, run_id, actor=self.actor))
 
     def past(self, run_id: str, view: str) -> Json:
-        record = read_record(self.store, run_id)
+        record = self.driver.record(run_id)
         return wire.view((views.replay_view if view == "replay" else views.recovery_view)(record))
 
     def checkpoint_diff(self, run_id: str, before: int | None, after: int | None) -> Json:
-        record = read_record(self.store, run_id)
+        record = self.driver.record(run_id)
         return wire.view(views.checkpoint_diff(record.run, record.checkpoints, before, after))
 
     def continue_run(self, run_id: str) -> Json:
-        return self._gone_on(continue_run(self.store, ProgramLoader(self.store), run_id, actor=self.actor))
+        return self._created(self.driver.go_on(run_id))
 
     def fork(self, run_id: str, order: Mapping[str, object]) -> Json:
-        checkpoint = order.get("checkpoint")
-        wanted = ForkOrder(
-            run_id=run_id,
-            step=_text(order, "step"),
-            checkpoint=int(str(checkpoint)) if checkpoint is not None else None,
-            input=_text(order, "input"),
-            requester=self.actor,
-            answers=_map(order, "answers"),
-            ask=_list(order, "ask"),
-        )
-        starter = compose.make_starter(self.settings, self.store)
-        return self._gone_on(fork(starter, ProgramLoader(self.store), wanted))
-
-    def _gone_on(self, run: Run) -> Json:
-        settled = self._drive(run.id)
-        return wire.run_created(settled, self._open_task(settled), published=self.published)
+        return self._created(self.driver.fork(run_id, order))
 
     def tasks(self, query: Query) -> Json:
         with self.store.read() as tx:
@@ -165,7 +158,7 @@ class LocalBackend:
     def resume(self, continuation_id: str, answer: Mapping[str, object]) -> Json:
         said = task_acts.read_answer(answer, self._content_limit)
         answered = decide(self.store, continuation_id, said, actor=self.actor)
-        run = self._drive(answered.run_id)
+        run = self.driver.drive(answered.run_id)
         return wire.human_resumed(run, answered, self._open_task(run), published=self.published)
 
     def act(self, continuation_id: str, verb: str, body: Mapping[str, object]) -> Json:
@@ -194,13 +187,13 @@ class LocalBackend:
         results = answer["results"]
         assert isinstance(results, list)
         for run_id in dict.fromkeys(item["run_id"] for item in results if item["run_id"] is not None):
-            self._drive(run_id)
+            self.driver.drive(run_id)
         return answer
 
     def run_input(self, run_id: str, body: Mapping[str, object]) -> Json:
         run = find_run(self.store, run_id)
         answered = task_acts.put_in(self.store, run.id, body, actor=self.actor, limit=self._content_limit)
-        run = self._drive(run.id)
+        run = self.driver.drive(run.id)
         return wire.human_resumed(run, answered, self._open_task(run), published=self.published)
 
     @property
@@ -240,11 +233,10 @@ class LocalBackend:
             "events", items, total=total, limit=limit, offset=offset, sort_by="created_at", sort_order="desc"
         )
 
-    # ---- driving --------------------------------------------------------------------------------------------------
+    # ---- answers --------------------------------------------------------------------------------------------------
 
-    def _drive(self, run_id: str) -> Run:
-        """Drive a run to its next pause or end ourselves, or wait for the process that executes steps to do it."""
-        return drive_or_wait(self.settings, self.store, run_id, self.settings.client_timeout_seconds)
+    def _created(self, run: Run) -> Json:
+        return wire.run_created(run, self._open_task(run), published=self.published)
 
     def _status(self, run: Run) -> Json:
         return wire.run_status(run, self._open_task(run), published=self.published)
@@ -256,39 +248,9 @@ class LocalBackend:
             return next(iter(tasks.of_run(tx, run.id, UNRESOLVED)), None)
 
 
-def _order(order: Mapping[str, object], actor: str) -> RunOrder:
-    spec = order.get("spec")
-    assert spec is None or isinstance(spec, Mapping)
-    return RunOrder(
-        input=str(order["input"]),
-        requester=actor,
-        target=str(order.get("target") or "workflow"),
-        environment=_text(order, "environment"),
-        bundle=_text(order, "bundle"),
-        spec=spec,
-        timeout_seconds=_number(order, "timeout_seconds", 0) or None,
-        # What a request to the service would have said.
-        origin=SpecOrder(spec=spec, environment=_text(order, "environment")).origin()
-        | {"async_mode": False, "session_id": _text(order, "session_id")},
-        asked={"overrides": {}, "skills_overlay": None},
-    )
-
-
 def _number(values: Mapping[str, object], name: str, default: int) -> int:
     value = values.get(name)
     return value if isinstance(value, int) else default
-
-
-def _map(values: Mapping[str, object], name: str) -> Mapping[str, object]:
-    found = values.get(name) or {}
-    assert isinstance(found, Mapping)
-    return found
-
-
-def _list(values: Mapping[str, object], name: str) -> tuple[str, ...]:
-    found = values.get(name) or ()
-    assert isinstance(found, list | tuple)
-    return tuple(map(str, found))
 
 
 def _text(values: Mapping[str, object], name: str) -> str | None:

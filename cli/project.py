@@ -17,9 +17,8 @@ from kneo.spec.context import RuleContext
 from kneo.spec.defaults import NO_DEFAULTS
 from kneo.spec.document import DEFAULT_LIMITS
 from kneo.spec.environment import Environment, Questions, parse_environment
-from kneo.spec.flags import PolicyFlags
+from kneo.spec.flags import PolicyFlags, strictest
 from kneo.spec.load import LoadedSpec, Source, load_spec
-from kneo.spec.policy import strictest
 from kneo.spec.project import ProjectConfig, choose_environment
 from kneo.spec.rules import check
 

@@ -10,7 +10,7 @@ import typer
 from cli import render
 from cli.backend import Backend, Json
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
-from cli.specs import read_tree
+from cli.outcome import show_outcome
 from cli.watch import show_event
 from kneo.clock import parse_duration
 from kneo.errors import Usage
@@ -47,6 +47,8 @@ def run(
     if bundle is not None:
         order["bundle"] = bundle
     else:
+        from cli.specs import read_tree  # a bundle is frozen: it needs nothing that reads specs here
+
         order["spec"] = read_tree(spec, environment)
     with backend(service_url, profile) as asked:
         live = render.at_terminal() and not as_json
@@ -64,24 +66,3 @@ def _live(asked: Backend, order: Json) -> Json:
             show_event(event)
     run = asked.run(run_id)
     return {**run, "human_intervention_required": run["continuation_id"] is not None}
-
-
-def show_outcome(answer: Json) -> None:
-    """Say where a run went, and what to do when it waits."""
-    metadata = answer["metadata"]
-    assert isinstance(metadata, dict)
-    lines = [("Status", f"{answer['status']}")]
-    release = metadata.get("release")
-    if isinstance(release, dict):
-        lines.append(("Bundle", f"{release['bundle']} {release['version']} in {release['environment']}"))
-        lines.append(("Digest", f"{release['digest']}"))
-    if answer["output_text"] is not None:
-        lines.append(("Output", f"{answer['output_text']}"))
-    error = answer.get("error")
-    if isinstance(error, dict):
-        lines.append(("Error", f"{error['type']}: {error['message']}"))
-    render.panel(f"Run {answer['run_id']}", lines)
-    if answer["human_intervention_required"]:
-        request = metadata["pending_human_request"]
-        render.warning(f"It waits for a person: {request['prompt']}")
-        render.text(f"  kneo human resume {answer['continuation_id']} --request-id {request['request_id']} --approve")

@@ -10,7 +10,7 @@ import typer
 from cli import render
 from cli.backend import Json, Query
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
-from cli.run import show_outcome
+from cli.outcome import show_outcome
 from cli.watch import show_event
 from kneo.errors import Usage
 

@@ -12,8 +12,9 @@ from kneo.clock import parse_time
 from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid, KneoError, Untrusted
 from kneo.spec.environment import Environment, ReleasePin
+from kneo.spec.flags import strictest
 from kneo.spec.load import load_tree
-from kneo.spec.policy import check_policy, strictest
+from kneo.spec.policy import check_policy
 from kneo.spec.rules import check
 from kneo.state.release import BundleRecord
 from kneo.trust.dsse import parse_envelope

@@ -7,9 +7,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
-
 from kneo.errors import Conflict, Invalid, NotFound
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
@@ -49,6 +46,8 @@ class ToolRegistry:
         if not _NAME.fullmatch(definition.name):
             msg = f"{definition.name[:100]!r} cannot name a tool: letters, digits, dots, dashes and underscores can."
             raise Invalid(msg)
+        from jsonschema import Draft202012Validator, SchemaError
+
         try:
             Draft202012Validator.check_schema(dict(definition.parameters))
         except SchemaError as error:

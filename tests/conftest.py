@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -77,6 +77,12 @@ def _postgres_template(postgres_server: Server) -> str:
     name = postgres_server.create()
     open_store(postgres_server.url(name), ManualClock(START)).close()
     return name
+
+
+@pytest.fixture
+def migrated_file(_sqlite_template: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Makes a SQLite file with tables and no rows in the test's folder, under the name that it is given."""
+    return lambda name: Path(shutil.copy(_sqlite_template, tmp_path / name))
 
 
 @pytest.fixture

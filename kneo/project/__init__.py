@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kneo.errors import Invalid
 from kneo.settings import Settings
-from kneo.spec.document import DEFAULT_LIMITS
-from kneo.spec.project import ProjectConfig, parse_project
+
+if TYPE_CHECKING:
+    from kneo.spec.project import ProjectConfig
 
 
 def read_config(settings: Settings) -> ProjectConfig | None:
@@ -17,6 +20,10 @@ def read_config(settings: Settings) -> ProjectConfig | None:
     path = settings.project_config
     if path is None:
         return None
+    # Most commands stand in no project, and need not know what specs look like.
+    from kneo.spec.document import DEFAULT_LIMITS
+    from kneo.spec.project import parse_project
+
     try:
         with path.open("rb") as file:
             data = file.read(DEFAULT_LIMITS.max_bytes + 1)

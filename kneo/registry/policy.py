@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kneo.registry.serve import declared
-from kneo.spec.flags import PolicyFlags
-from kneo.spec.policy import strictest
-from kneo.spec.project import ProjectConfig
+from kneo.spec.flags import PolicyFlags, strictest
 from kneo.store import audit, policies, releases
 from kneo.store.engine import Tx
+
+if TYPE_CHECKING:
+    from kneo.spec.project import ProjectConfig
 
 
 def policy_in_force(

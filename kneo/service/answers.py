@@ -13,7 +13,7 @@ Map = dict[str, Any]
 
 
 class Answer(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", defer_build=True)
 
 
 class Paged(Answer):

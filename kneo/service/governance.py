@@ -8,9 +8,9 @@ from kneo import registry
 from kneo.project.secrets import secret_inventory
 from kneo.service.wire import Json
 from kneo.spec.context import NOTHING_KNOWN
-from kneo.spec.flags import PolicyFlags
+from kneo.spec.flags import PolicyFlags, strictest
 from kneo.spec.models import Spec
-from kneo.spec.policy import check_policy, strictest
+from kneo.spec.policy import check_policy
 from kneo.spec.project import ProjectConfig
 from kneo.spec.rules import check
 from kneo.store import audit, policies, runs

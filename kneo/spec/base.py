@@ -25,7 +25,7 @@ MAX_ITEMS = 20_000  # entries of one list or map
 class Declared(BaseModel):
     """A part of a file that people write: unknown keys are errors, values are not coerced, records do not change."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, serialize_by_alias=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, serialize_by_alias=True, defer_build=True)
 
 
 T = TypeVar("T")

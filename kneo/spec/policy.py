@@ -1,7 +1,6 @@
-"""What an environment asks of every spec that is to run in it, and how several such policies combine.
+"""What an environment asks of every spec that is to run in it.
 
-The seven flags, their defaults, the order of their findings and the codes are the published ones. Policies only ever
-add up: whoever has a say can ask for more, and nobody can take back what another asks for.
+The order of the findings and the codes are the published ones.
 """
 
 from __future__ import annotations
@@ -16,18 +15,6 @@ from kneo.spec.models import Spec
 from kneo.spec.rules.permissions import is_unrestricted
 from kneo.spec.rules.places import asks_somebody
 from kneo.spec.rules.view import SpecView
-
-NO_POLICY = PolicyFlags(enabled=False)
-"""Asks for nothing; what an absent policy means where one may be absent."""
-
-SWITCHES: dict[str, str] = {
-    "fail_on_warnings": "warnings are violations",
-    "require_human_review": "a person must be asked somewhere",
-    "require_tool_permissions": "agents with tools must state permissions",
-    "deny_unrestricted_tools": "tools must not be unrestricted",
-    "require_guardrails": "an agent must have a guardrail",
-}
-"""The flags that are on or off, and what each asks for."""
 
 
 def check_policy(spec: Spec, diagnostics: Sequence[Diagnostic], flags: PolicyFlags) -> tuple[Diagnostic, ...]:
@@ -94,16 +81,3 @@ def _unrestricted(view: SpecView) -> Iterator[Diagnostic]:
 def _is_guarded(view: SpecView) -> Iterator[bool]:
     for at in view.agents:
         yield at.agent.guardrails is not None and any(at.agent.guardrails.stages().values())
-
-
-def strictest(*policies: PolicyFlags) -> PolicyFlags:
-    """Combine policies: what one of them asks for is asked for, whatever the others say.
-
-    A policy that is not enabled asks for nothing. Without any policy the result is :data:`NO_POLICY`.
-    """
-    asking = [policy for policy in policies if policy.enabled]
-    if not asking:
-        return NO_POLICY
-    codes = sorted({code for policy in asking for code in policy.blocked_diagnostic_codes})
-    switches = {name: any(getattr(policy, name) for policy in asking) for name in SWITCHES}
-    return PolicyFlags(enabled=True, blocked_diagnostic_codes=tuple(codes), **switches)

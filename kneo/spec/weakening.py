@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from kneo.spec.environment import Approvals, Environment, EnvironmentSpec, Person, Questions, Signatures
-from kneo.spec.flags import PolicyFlags
-from kneo.spec.policy import SWITCHES
+from kneo.spec.flags import SWITCHES, PolicyFlags
 from kneo.spec.windows import Window
 
 NO_APPROVALS = Approvals(required=0)

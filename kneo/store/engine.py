@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Engine, Insert, Table, create_engine, event, make_url, text
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -25,7 +24,11 @@ from kneo.clock import Clock, isoformat, monotonic, sleep
 from kneo.errors import Invalid, Transient
 from kneo.store.notices import Notices
 from kneo.store.writer import Writer
-from kneo.trust.keys import PrivateKey
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    from kneo.trust.keys import PrivateKey
 
 T = TypeVar("T")
 
@@ -48,7 +51,7 @@ WRITE = "kneo_write"
 """Execution option that marks a connection as one that will write."""
 
 
-FindKey = Callable[[], PrivateKey | None]
+FindKey: TypeAlias = "Callable[[], PrivateKey | None]"
 """Finds the key that this installation signs with; ``None`` where it has none."""
 
 
@@ -297,8 +300,18 @@ def insert_ignoring_duplicates(tx: Tx, table: Table, **values: object) -> bool:
 
 @cache
 def _insert_or_not(dialect: str, table: Table) -> Insert:
-    make = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    return make(table).on_conflict_do_nothing()
+    return _insert(dialect, table).on_conflict_do_nothing()
+
+
+def _insert(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
+    # Each dialect is some 50 ms to import, and a process meets one of them.
+    if dialect == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+
+        return postgresql_insert(table)
+    from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+    return sqlite_insert(table)
 
 
 def insert_many_ignoring_duplicates(tx: Tx, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
@@ -310,8 +323,7 @@ def insert_many_ignoring_duplicates(tx: Tx, table: Table, rows: Sequence[Mapping
 def upsert_many(tx: Tx, table: Table, key: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
     """Insert rows with the same columns, or set those columns where the key exists."""
     if rows:
-        make = postgresql.insert if tx.connection.dialect.name == "postgresql" else sqlite.insert
-        statement = make(table)
+        statement = _insert(tx.connection.dialect.name, table)
         values = {name: statement.excluded[name] for name in rows[0] if name not in key}
         tx.connection.execute(
             statement.on_conflict_do_update(index_elements=list(key), set_=values), [dict(row) for row in rows]
@@ -320,8 +332,7 @@ def upsert_many(tx: Tx, table: Table, key: Sequence[str], rows: Sequence[Mapping
 
 def upsert(tx: Tx, table: Table, key: dict[str, object], **values: object) -> None:
     """Insert a row, or set these columns on the one that has the key."""
-    make = postgresql.insert if tx.connection.dialect.name == "postgresql" else sqlite.insert
-    statement = make(table).values(**key, **values)
+    statement = _insert(tx.connection.dialect.name, table).values(**key, **values)
     tx.connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=values))
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
-
-from jsonschema import Draft202012Validator, FormatChecker
-from jsonschema.exceptions import SchemaError, ValidationError
-from referencing import Registry
-from referencing.exceptions import Unresolvable
+from functools import cache
+from typing import TYPE_CHECKING
 
 from kneo.clock import parse_time
 from kneo.errors import Invalid
-from kneo.spec.models.human import AnswerField
+
+if TYPE_CHECKING:
+    # A tenth of a second to import, for the few answers that fill in a form.
+    from jsonschema import FormatChecker, ValidationError
+
+    from kneo.spec.models.human import AnswerField
 
 Schema = Mapping[str, object]
 
@@ -30,15 +32,21 @@ TYPES: Mapping[str, Schema] = {
 MAX_PROBLEMS = 50
 """Problems that one refusal lists."""
 
-FORMATS = FormatChecker(formats=())
+
+@cache
+def _formats() -> FormatChecker:
+    from jsonschema import FormatChecker
+
+    known = FormatChecker(formats=())
+    known.checks("date", raises=ValueError)(_is_date)
+    known.checks("date-time", raises=Invalid)(_is_time)
+    return known
 
 
-@FORMATS.checks("date", raises=ValueError)
 def _is_date(value: object) -> bool:
     return not isinstance(value, str) or bool(date.fromisoformat(value))
 
 
-@FORMATS.checks("date-time", raises=Invalid)
 def _is_time(value: object) -> bool:
     return not isinstance(value, str) or bool(parse_time(value))
 
@@ -74,6 +82,8 @@ def check_schema(schema: Schema, where: str) -> None:
     Raises:
         Invalid: ``spec_invalid``: it is none, or it refers to another document.
     """
+    from jsonschema import Draft202012Validator, SchemaError
+
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
@@ -107,7 +117,11 @@ def filled(schema: Schema, values: Mapping[str, object]) -> dict[str, object]:
 
 def problems(schema: Schema, value: object) -> list[dict[str, object]]:
     """Say what does not fit: where, and which rule. Nothing of the value itself."""
-    validator = Draft202012Validator(dict(schema), format_checker=FORMATS, registry=Registry())
+    from jsonschema import Draft202012Validator
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+
+    validator = Draft202012Validator(dict(schema), format_checker=_formats(), registry=Registry())
     found = []
     try:
         for error in validator.iter_errors(value):

@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kneo.spec.flags import PolicyFlags
-from kneo.spec.policy import NO_POLICY, strictest
+from kneo.spec.flags import NO_POLICY, PolicyFlags, strictest
 from kneo.spec.weakening import flag_weakenings
 
 CODES = st.lists(st.sampled_from(["E_A", "E_B", "W_C"]), unique=True).map(lambda codes: tuple(sorted(codes)))

@@ -7,8 +7,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jsonschema import Draft202012Validator
-
 from kneo.errors import Invalid
 from kneo.runtime.code import Code
 from kneo.runtime.steps.base import StepContext
@@ -83,6 +81,8 @@ def _seen(text: str, schema: Schema) -> object:
 
 
 def _check(value: object, schema: Schema, what: str, code: str) -> None:
+    from jsonschema import Draft202012Validator  # only calls with a schema need it
+
     error = next(iter(Draft202012Validator(dict(schema)).iter_errors(value)), None)
     if error is not None:
         msg = f"What the function {what} does not fit its schema at {error.json_path}: {error.message[:300]}"

@@ -1,9 +1,9 @@
 import pytest
 
 from kneo.spec.diagnostics import error, warning
-from kneo.spec.flags import PolicyFlags
+from kneo.spec.flags import NO_POLICY, PolicyFlags, strictest
 from kneo.spec.models import Spec
-from kneo.spec.policy import NO_POLICY, check_policy, strictest
+from kneo.spec.policy import check_policy
 from kneo.spec.policy_report import policy_report
 from kneo.spec.rules import check
 from kneo.spec.weakening import flag_weakenings
