@@ -48,6 +48,10 @@ interop: $(VENV)/.ready-dev ## Let openssl, Sigstore's verifier and the publishe
 conformance: $(VENV)/.ready-dev ## Let the published clients work with a live service (needs Python 3.12)
 	@$(BIN)/pytest -rs tests/conformance/clients --published-clients
 
+.PHONY: extras
+extras: $(VENV)/.ready-dev ## Install Kneo with each extra and with none, and work with it (needs a package index)
+	@$(BIN)/pytest -rs tests/conformance/extras --fresh-environments
+
 .PHONY: temporal
 temporal: $(VENV)/.ready-dev ## Let a real Temporal server hand runs to workers that are killed (installs its server into your cache)
 	@$(BIN)/pytest -rs tests/e2e/temporal --temporal
