@@ -57,6 +57,10 @@ class Backend(Protocol):
 
     def resume(self, continuation_id: str, answer: Mapping[str, object]) -> Json: ...
 
+    def answer_to_sign(self, continuation_id: str, answer: Mapping[str, object], keyid: str | None) -> Json:
+        """Return the bytes that sign an answer, as ``POST …/statement`` does; ``keyid`` says with which key."""
+        ...
+
     def act(self, continuation_id: str, verb: str, body: Mapping[str, object]) -> Json:
         """Claim, unclaim, assign, delegate, snooze or comment; takes what ``POST …/{verb}`` does."""
         ...

@@ -15,9 +15,9 @@ from cli.bundle_check import SIGNATURES_STEP, SPEC_STEP, Account, check_bundle, 
 from cli.bundle_freeze import freeze
 from cli.bundle_hmac import HMAC_KEY, inspect_hmac, is_hmac, secret_in, sign_hmac, verify_hmac
 from cli.files import write_whole
-from cli.keys import load_private, load_public, private_from
+from cli.keys import private_from
 from cli.repository import ConfigRepository, find_repository
-from cli.signer import CommandKey
+from cli.signer import signing_key
 from cli.signing import Place, SignedBundle, place_of, read_statement, sign_bundle, source_of
 from cli.trust_roots import TrustFiles
 from kneo.clock import SystemClock
@@ -206,13 +206,9 @@ def export(
 
 
 def _signing_key(file: Path | None, variable: str, signer: str | None, public: Path | None) -> SigningKey | None:
-    if (signer is None) != (public is None) or (signer and file):
-        msg = "--signer and --public belong together, and take the place of --key."
-        raise Usage(msg, hint="kneo keys show prints a public key.")
-    if signer is not None and public is not None:
-        return CommandKey(load_public(public), signer)
-    if file is not None:
-        return load_private(file)
+    given = signing_key(file, signer, public)
+    if given is not None:
+        return given
     content = secret_in(variable)
     if "-----BEGIN" in content:
         return private_from(content.encode(), where=variable)

@@ -143,6 +143,10 @@ class ServiceBackend:
             "POST", f"/human-tasks/{continuation_id}/resume", body=answer, key=self.rules.client_idempotency_key
         )
 
+    def answer_to_sign(self, continuation_id: str, answer: Mapping[str, object], keyid: str | None) -> Json:
+        del keyid  # the service knows who asks
+        return self._send("POST", f"/human-tasks/{continuation_id}/statement", body=answer)
+
     def act(self, continuation_id: str, verb: str, body: Mapping[str, object]) -> Json:
         return self._send("POST", f"/human-tasks/{continuation_id}/{verb}", body=body or None)
 

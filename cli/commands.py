@@ -63,6 +63,8 @@ COMMANDS: dict[str, Entry] = {
             "prune": Entry(
                 "cli.maintenance:prune_tasks", "Bring the deadlines, reminders and escalations that are due."
             ),
+            "statement": Entry("cli.statements:statement", "Write down an answer for signing on another machine."),
+            "sign": Entry("cli.statements:sign_statement", "Sign an answer that was written down."),
             "receipt": Entry("cli.receipts:app", "Signed proof of what was decided."),
         },
     ),

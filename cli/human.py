@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli import render
-from cli.backend import Json
+from cli.answer_options import (
+    ApproveOption,
+    EditOption,
+    KeyOption,
+    ProvideOption,
+    PublicOption,
+    ReasonOption,
+    RejectOption,
+    RequestIdOption,
+    SelectOption,
+    SignerOption,
+    read_answer,
+)
+from cli.backend import Backend, Json
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.outcome import show_outcome
 from kneo.errors import Usage
@@ -77,6 +91,8 @@ def show_task(task: Json) -> None:
         ("Request", f"{request['request_id']}"),
         ("Answers", f"{', '.join(request['decisions'])}"),
     ]
+    if task.get("receipt") == "signed_by_reviewer":
+        lines.append(("Signed", "by whoever answers, with a key of their own: --key"))
     if request["assignee"]:
         lines.append(("For", f"{request['assignee']}"))
     render.panel(f"Task {task['continuation_id']}", lines)
@@ -85,36 +101,57 @@ def show_task(task: Json) -> None:
 @app.command("resume")
 def resume(
     continuation_id: TaskArgument,
-    request_id: Annotated[str, typer.Option("--request-id", help="Which question you answer.")],
-    approve: Annotated[bool, typer.Option("--approve", help="Let it go on.")] = False,
-    reject: Annotated[bool, typer.Option("--reject", help="Stop it.")] = False,
-    edit: Annotated[str | None, typer.Option("--edit", help="Go on with this text instead.")] = None,
-    provide: Annotated[str | None, typer.Option("--provide", help="Answer with this text.")] = None,
-    select: Annotated[str | None, typer.Option("--select", help="Choose one of the options.")] = None,
-    reason: Annotated[str | None, typer.Option("--reason", help="Why, with --reject.")] = None,
+    request_id: RequestIdOption,
+    approve: ApproveOption = False,
+    reject: RejectOption = False,
+    edit: EditOption = None,
+    provide: ProvideOption = None,
+    select: SelectOption = None,
+    reason: ReasonOption = None,
+    key: KeyOption = None,
+    signer: SignerOption = None,
+    public: PublicOption = None,
+    statement: Annotated[
+        Path | None, typer.Option("--statement", help="Or this answer as kneo human sign signed it.")
+    ] = None,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a question; the run goes on from there."""
-    given = {
-        "approved": approve or None,
-        "rejected": reject or None,
-        "edited": edit,
-        "provided": provide,
-        "selected": select,
-    }
-    chosen = [decision for decision, value in given.items() if value is not None]
-    if len(chosen) != 1:
-        msg = "Say exactly one of --approve, --reject, --edit, --provide and --select."
+    """Answer a question; the run goes on from there.
+
+    Where answers have to be signed by whoever gives them, --key signs this one, after looking that what is signed is this
+    answer to this question and nothing else.
+    """
+    answer = read_answer(
+        request_id, approve=approve, reject=reject, edit=edit, provide=provide, select=select, reason=reason
+    )
+    signed = [each for each in (key, signer or public, statement) if each is not None]
+    if len(signed) > 1:
+        msg = "An answer is signed once: with --key, with --signer and --public, or with --statement."
         raise Usage(msg)
-    answer: Json = {"request_id": request_id, "decision": chosen[0]}
-    if chosen[0] == "selected":
-        answer["selected_option"] = select
-    elif chosen[0] in {"edited", "provided"}:
-        answer["content"] = edit if edit is not None else provide
-    elif reason is not None:
-        answer["content"] = reason
     with backend(service_url, profile) as asked:
+        if signed:
+            answer["statement"] = _signed(asked, continuation_id, answer, statement, key, signer, public)
         result = asked.resume(continuation_id, answer)
     render.emit(result, as_json=as_json, text=lambda: show_outcome(result))
+
+
+def _signed(
+    asked: Backend,
+    task_id: str,
+    answer: Json,
+    statement: Path | None,
+    key: Path | None,
+    signer: str | None,
+    public: Path | None,
+) -> Json:
+    # Most answers are not signed, and cryptography takes its time to import.
+    from cli.answer_signing import read_signed, sign_answer
+    from cli.signer import signing_key
+
+    if statement is not None:
+        return read_signed(statement)
+    private = signing_key(key, signer, public)
+    assert private is not None, "one of them was given"
+    return sign_answer(asked, task_id, answer, private)

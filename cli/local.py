@@ -16,6 +16,7 @@ from kneo.project import read_config
 from kneo.runtime import views
 from kneo.runtime.cancel import cancel_run
 from kneo.runtime.wait import find_run
+from kneo.service import receipts as decisions
 from kneo.service import task_acts, task_wire, wire
 from kneo.service.task_query import task_detail, task_page
 from kneo.service.words import check_status, speaks_published
@@ -26,6 +27,9 @@ from kneo.state.task import UNRESOLVED, HumanTask
 from kneo.store import audit, releases, requests, runs, task_counts, tasks
 from kneo.store.run_filter import RunFilter
 from kneo.tasks.inbox import decide
+from kneo.trust.answer import open_answer
+from kneo.trust.dsse import read_envelope
+from kneo.trust.keys import KeyId
 
 if TYPE_CHECKING:
     from cli.driving import Driver
@@ -157,9 +161,16 @@ class LocalBackend:
 
     def resume(self, continuation_id: str, answer: Mapping[str, object]) -> Json:
         said = task_acts.read_answer(answer, self._content_limit)
-        answered = decide(self.store, continuation_id, said, actor=self.actor)
+        actor = _reviewer(said.statement) or self.actor
+        answered = decide(self.store, continuation_id, said, actor=actor, pin=self.settings.trust_root)
         run = self.driver.drive(answered.run_id)
         return wire.human_resumed(run, answered, self._open_task(run), published=self.published)
+
+    def answer_to_sign(self, continuation_id: str, answer: Mapping[str, object], keyid: str | None) -> Json:
+        # Nobody is authenticated here; whoever signs is who their key says they are.
+        actor = self._owner(keyid) if keyid is not None else self.actor
+        limit = self._content_limit
+        return decisions.answer_to_sign(self.store, continuation_id, answer, actor=actor, limit=limit)
 
     def act(self, continuation_id: str, verb: str, body: Mapping[str, object]) -> Json:
         return task_acts.act(self.store, continuation_id, verb, body, actor=self.actor)
@@ -183,7 +194,8 @@ class LocalBackend:
             return task_wire.summary(task_counts.summary(tx))
 
     def resume_many(self, items: Sequence[Mapping[str, object]]) -> Json:
-        answer = task_acts.decide_all(self.store, items, actor=self.actor, limit=self._content_limit)
+        limit, pin = self._content_limit, self.settings.trust_root
+        answer = task_acts.decide_all(self.store, items, actor=self.actor, limit=limit, pin=pin)
         results = answer["results"]
         assert isinstance(results, list)
         for run_id in dict.fromkeys(item["run_id"] for item in results if item["run_id"] is not None):
@@ -233,6 +245,11 @@ class LocalBackend:
             "events", items, total=total, limit=limit, offset=offset, sort_by="created_at", sort_order="desc"
         )
 
+    def _owner(self, keyid: str) -> str:
+        with self.store.read() as tx:
+            key = registry.trust_root(tx, self.settings.trust_root).keys.get(KeyId(keyid))
+        return key.principal if key is not None else self.actor
+
     # ---- answers --------------------------------------------------------------------------------------------------
 
     def _created(self, run: Run) -> Json:
@@ -246,6 +263,11 @@ class LocalBackend:
             return None
         with self.store.read() as tx:
             return next(iter(tasks.of_run(tx, run.id, UNRESOLVED)), None)
+
+
+def _reviewer(statement: Mapping[str, object] | None) -> str | None:
+    """Read whose answer a statement says it is; whether they signed it is looked at before it counts."""
+    return open_answer(read_envelope(statement)).said.reviewer if statement is not None else None
 
 
 def _number(values: Mapping[str, object], name: str, default: int) -> int:

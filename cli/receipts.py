@@ -9,13 +9,20 @@ import typer
 
 from cli import render
 from cli.backend import Json
+from cli.bundle_check import choose_root
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption
 from cli.deployments import deployments
 from cli.files import read_bytes, write_whole
+from kneo.clock import SystemClock
+from kneo.digest import parse_digest
+from kneo.errors import Usage
+from kneo.settings import from_env
 from kneo.spec.reader import read_json
+from kneo.trust.answer import Reviewers
 from kneo.trust.keys import PEM_BYTES, PublicKey
 from kneo.trust.receipt_chain import judge, told
 from kneo.trust.receipt_file import LIMITS, as_handed, read_receipts
+from kneo.trust.signers import TrustedKey
 
 app = typer.Typer(help="Signed proof of what was decided.", no_args_is_help=True)
 
@@ -93,18 +100,31 @@ def verify(
     keys: Annotated[
         list[Path] | None, typer.Option("--key", help="Public key (PEM) to check with, needing no service; repeatable.")
     ] = None,
+    reviewer_keys: Annotated[
+        list[str] | None,
+        typer.Option("--reviewer-key", metavar="NAME=FILE", help="Public key of somebody who answered; repeatable."),
+    ] = None,
+    trust: Annotated[Path | None, typer.Option("--trust", help="Or the trust root that names their keys.")] = None,
+    trust_root: Annotated[
+        str | None, typer.Option("--trust-root", help="Digest of the first trust root, from elsewhere.")
+    ] = None,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a receipt, or the chain of a run; exit 3 when a field was changed, and say which one.
 
-    With --key nothing but the file and the key is used. Without, the installation that wrote it is asked.
+    With --key nothing but the files and the keys is used. Without, the installation that wrote it is asked. What people signed
+    themselves is checked with --reviewer-key, or with the trust root that names their keys.
     """
     data = read_bytes(file, max_bytes=LIMITS.max_bytes, what="file of receipts")
     if keys:
         handed = read_receipts(data, file=str(file))
-        answer = told(judge(handed, [_load(path) for path in keys]))
+        reviewers = _reviewers(file, reviewer_keys or [], trust, trust_root)
+        answer = told(judge(handed, [_load(path) for path in keys], reviewers))
+    elif reviewer_keys or trust:
+        msg = "Without --key the installation is asked, and it has a trust root of its own."
+        raise Usage(msg, hint="kneo human receipt key --output service.pem, and then --key service.pem.")
     else:
         handed_over = read_json(data, file=str(file), limits=LIMITS).value
         with deployments(service_url, profile) as asked:
@@ -117,12 +137,56 @@ def verify(
         if answer["valid"]:
             what = "Receipt is" if len(found) == 1 else f"{len(found)} receipts are"
             render.success(f"{what} as signed.")
+            for item in found:
+                _show_signers(item)
         for problem in problems:
             render.failure(f"{problem['field']}: {problem['message']}", f"Receipt {problem['receipt']}")
 
     render.emit(answer, as_json=as_json, text=text)
     if not answer["valid"]:
         raise typer.Exit(3)
+
+
+def _show_signers(item: Json) -> None:
+    said, signed_by = item["said"], item["signed_by"]
+    assert isinstance(said, dict)
+    assert isinstance(signed_by, list)
+    for voter in said["voters"]:
+        if voter["statement"] is None:
+            continue
+        if voter["actor"] in signed_by:
+            render.success(f"{voter['actor']} signed it with a key of their own.")
+        else:
+            render.warning(
+                f"{voter['actor']}'s own signature was not checked; --reviewer-key {voter['actor']}=FILE does."
+            )
+
+
+def _reviewers(file: Path, given: list[str], trust: Path | None, pin: str | None) -> Reviewers | None:
+    """Find whose keys count; None where nobody's were given.
+
+    Raises:
+        Usage: keys and a trust root, or something that is no NAME=FILE.
+    """
+    if given and trust is not None:
+        msg = "Give the keys of reviewers or the trust root that names them, one of the two."
+        raise Usage(msg)
+    if trust is not None:
+        believed = choose_root(file, trust, parse_digest(pin) if pin else None, from_env(), SystemClock().now())
+        if believed.pinned_by is None:
+            render.warning(
+                f"Nobody vouched for {believed.pin}, the first version of {believed.file}; --trust-root does."
+            )
+        return Reviewers(keys=believed.root.keys, void=believed.root.void)
+    keys = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not name or not equals:
+            msg = f"{text[:80]!r} is not NAME=FILE."
+            raise Usage(msg, hint="--reviewer-key ann=ann.pem")
+        public = _load(Path(path))
+        keys[public.keyid] = TrustedKey(public, name)
+    return Reviewers(keys=keys) if keys else None
 
 
 def _load(path: Path) -> PublicKey:

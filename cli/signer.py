@@ -5,10 +5,12 @@ from __future__ import annotations
 import shlex
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
+from cli.keys import load_private, load_public
 from kneo.errors import Invalid, Transient, Usage
 from kneo.trust.dsse import decode_base64
-from kneo.trust.keys import Algorithm, KeyId, PublicKey
+from kneo.trust.keys import Algorithm, KeyId, PublicKey, SigningKey
 
 SECONDS = 60.0
 """Longest that a command may take to sign."""
@@ -71,6 +73,21 @@ class CommandKey:
     @property
     def _name(self) -> str:
         return shlex.split(self.command)[0]
+
+
+def signing_key(file: Path | None, signer: str | None, public: Path | None) -> SigningKey | None:
+    """Return what signs; None where nothing was given.
+
+    Raises:
+        Usage: a part is missing, or there is too much.
+        NotFound, Invalid: no file, or no key.
+    """
+    if (signer is None) != (public is None) or (signer and file):
+        msg = "--signer and --public belong together, and take the place of --key."
+        raise Usage(msg, hint="kneo keys show prints a public key.")
+    if signer is not None and public is not None:
+        return CommandKey(load_public(public), signer)
+    return load_private(file) if file is not None else None
 
 
 def _decoded(said: bytes) -> bytes:

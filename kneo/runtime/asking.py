@@ -74,8 +74,6 @@ def _whom(declared: DeclaredGate, humans: Mapping[str, Human], path: str) -> Hum
 
 def _gate(position: str, human: Human, path: str, name: str, declared: DeclaredGate | None = None) -> Gate:
     used = [field for field in NOT_YET if getattr(human, field)]
-    if human.receipt == "signed_by_reviewer":
-        used.append("receipt: signed_by_reviewer")
     if used:
         msg = f"{name} at {path} uses {', '.join(used)}, which this runtime does not honour yet."
         raise Invalid(msg, code="unsupported_spec")

@@ -373,8 +373,19 @@ class Receipt(Answer):
 
     receipt: Map = Field(description="What is signed, to read.")
     envelope: Map = Field(description="What is signed, to check.")
-    statements: list[Map]
+    statements: list[Map] = Field(description="Envelopes of what those who answered signed themselves.")
     unsigned: Map
+
+
+class AnswerToSign(Answer):
+    """What to sign to give an answer; see the page about receipts."""
+
+    continuation_id: str
+    payloadType: str  # noqa: N815 - as DSSE spells it
+    payload: str = Field(description="Base64 of the bytes that the signature is over, in DSSE's encoding of them.")
+    said: Map = Field(description="What the payload says.")
+    answered: Map = Field(description="What `contentDigest` is the digest of.")
+    expires_at: str
 
 
 class ReceiptList(Answer):

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 
+from kneo import registry
+from kneo.clock import isoformat, parse_duration
 from kneo.errors import NotFound
+from kneo.service.task_acts import read_answer
 from kneo.service.wire import Json
 from kneo.settings import Settings
 from kneo.state.receipt import ReceiptRecord
-from kneo.store import audit, receipts, runs, tasks
+from kneo.store import audit, receipts, releases, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.service_key import service_key
+from kneo.tasks.inbox import to_sign
+from kneo.trust.answer import Reviewers
 from kneo.trust.dsse import parse_envelope
+from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PublicKey
 from kneo.trust.receipt_chain import judge, told
 from kneo.trust.receipt_file import find_receipts
@@ -53,6 +60,27 @@ def receipts_of_run(store: Store, run_id: str) -> Json:
     return {"run_id": run_id, "receipts": found, "count": len(found)}
 
 
+def answer_to_sign(store: Store, task_id: str, body: Mapping[str, object], *, actor: str, limit: int) -> Json:
+    """Return what somebody signs to give an answer.
+
+    Raises:
+        KneoError: the answer would be refused.
+    """
+    answer = read_answer(body, limit)
+    lasts = parse_duration(str(body.get("expires_in") or "15m"))
+    with store.read() as tx:
+        found = to_sign(tx, task_id, answer, actor=actor, lasts=lasts)
+    statement = found.statement
+    return {
+        "continuation_id": task_id,
+        "payloadType": PAYLOAD_TYPE,
+        "payload": base64.b64encode(statement.payload).decode("ascii"),
+        "said": statement.said.model_dump(mode="json", by_alias=True),
+        "answered": dict(found.answered),
+        "expires_at": isoformat(statement.said.expires),
+    }
+
+
 def public_key(settings: Settings) -> Json:
     """Return the key to check receipts with. Keep it: a key that comes with a receipt proves nothing."""
     key = service_key(settings).public
@@ -77,6 +105,13 @@ def summary(record: ReceiptRecord) -> Json:
     return {name: said[name] for name in names} | {"digest": record.digest}
 
 
+def _reviewers(tx: Tx, settings: Settings) -> Reviewers | None:
+    if not releases.trust_chain(tx):
+        return None
+    root = registry.trust_root(tx, settings.trust_root)
+    return Reviewers(keys=root.keys, void=root.void)
+
+
 def _said(record: ReceiptRecord) -> Json:
     payload = parse_envelope(record.envelope).payload
     said = json.loads(payload)["predicate"]
@@ -92,8 +127,9 @@ def verify_receipts(store: Store, settings: Settings, handed: Mapping[str, objec
     """
     found = find_receipts(handed, file="the request")
     public = PublicKey.load(key) if key is not None else service_key(settings).public
-    verdict = judge(found, [public])
     with store.read() as tx:
+        # Another service's reviewers are in another trust root.
+        verdict = judge(found, [public], _reviewers(tx, settings) if key is None else None)
         known = [receipts.by_digest(tx, item.digest) is not None for item in verdict.checked]
     answer = told(verdict)
     listed = answer["receipts"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 
+from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError, Usage
 from kneo.service.task_wire import event, human_task
 from kneo.service.wire import Json
@@ -35,7 +36,7 @@ def read_answer(body: Body, limit: int) -> Answer:
         if length > limit:
             msg = f"{name} is {length} characters long; at most {limit} are accepted."
             raise Invalid(msg, code="input_too_large", field=name, limit=limit)
-    options, values = body.get("selected_options"), body.get("values")
+    options, values, statement = (body.get(name) for name in ("selected_options", "values", "statement"))
     return Answer(
         request_id=str(body["request_id"]),
         decision=DecisionKind(str(body["decision"])),
@@ -46,6 +47,7 @@ def read_answer(body: Body, limit: int) -> Answer:
         feedback=_text(body, "feedback"),
         comment=_text(body, "comment"),
         expect_digest=_text(body, "expect_digest"),
+        statement=statement if isinstance(statement, Mapping) else None,
     )
 
 
@@ -117,8 +119,15 @@ def history(store: Store, task_id: str) -> Json:
         return {"continuation_id": task_id, "events": [event(item) for item in tasks.events_of(tx, task_id)]}
 
 
-def decide_all(store: Store, items: Sequence[Body], *, actor: str, limit: int) -> Json:
+def decide_all(store: Store, items: Sequence[Body], *, actor: str, limit: int, pin: Digest | None = None) -> Json:
     """Answer many tasks, each for itself: what is refused does not keep the others from being taken.
+
+    Args:
+        store: The database.
+        items: What ``POST /v1/human-tasks/batch`` takes.
+        actor: Who says it.
+        limit: Characters that anything a person writes may have.
+        pin: See ``registry.trust_root``.
 
     Raises:
         Invalid: there are too many.
@@ -126,15 +135,15 @@ def decide_all(store: Store, items: Sequence[Body], *, actor: str, limit: int) -
     if len(items) > MAX_BATCH:
         msg = f"{len(items)} answers are too many at once; the limit is {MAX_BATCH}."
         raise Invalid(msg, code="too_many_items", limit=MAX_BATCH)
-    results = [_one(store, item, actor, limit) for item in items]
+    results = [_one(store, item, actor, limit, pin) for item in items]
     done = sum(result["error"] is None for result in results)
     return {"results": results, "decided": done, "refused": len(results) - done}
 
 
-def _one(store: Store, item: Body, actor: str, limit: int) -> Json:
+def _one(store: Store, item: Body, actor: str, limit: int, pin: Digest | None) -> Json:
     task_id = str(item["continuation_id"])
     try:
-        task = inbox.decide(store, task_id, read_answer(item, limit), actor=actor)
+        task = inbox.decide(store, task_id, read_answer(item, limit), actor=actor, pin=pin)
     except KneoError as error:
         return {"continuation_id": task_id, "run_id": None, "status": None, "error": error.code, "message": str(error)}
     return {

@@ -91,8 +91,10 @@ class Questions(_Camel):
     deny_on_timeout: Many[Literal["approve", "continue", "select", "skip"]] = Field(
         default=(), description="What silence may not do; where a spec says it, the run ends instead."
     )
-    receipt: Literal["signed"] | None = Field(
-        default=None, description="Whether every decision needs a signed receipt."
+    receipt: Literal["signed", "signed_by_reviewer"] | None = Field(
+        default=None,
+        description="Whether every decision needs a signed receipt; or that, and whoever answers signs with a key of "
+        "their own.",
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kneo.spec.environment import Approvals, Environment, EnvironmentSpec, Person, Questions, Signatures
 from kneo.spec.flags import SWITCHES, PolicyFlags
+from kneo.spec.receipts import strongest
 from kneo.spec.windows import Window
 
 NO_APPROVALS = Approvals(required=0)
@@ -97,8 +98,9 @@ def _questions(old: Questions, new: Questions) -> Iterator[str]:
         yield f"{', '.join(sorted(fewer))} could answer questions"
     if allowed := set(old.deny_on_timeout) - set(new.deny_on_timeout):
         yield f"silence could {', '.join(sorted(allowed))}"
-    if old.receipt is not None and new.receipt is None:
-        yield "decisions would not have to have a signed receipt"
+    if strongest(old.receipt, new.receipt) != new.receipt:
+        signed = "be signed by those who answer" if new.receipt else "have a signed receipt"
+        yield f"decisions would not have to {signed}"
 
 
 def _gates(old: EnvironmentSpec, new: EnvironmentSpec) -> Iterator[str]:

@@ -17,6 +17,9 @@ class TaskStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+SIGNED, SIGNED_BY_REVIEWER = "signed", "signed_by_reviewer"
+"""Receipts that a gate can insist on: one that the service signed, and one that those who answer signed as well."""
+
 UNRESOLVED = frozenset({TaskStatus.OPEN, TaskStatus.CLAIMED, TaskStatus.SNOOZED})
 """Statuses in which a person can still answer."""
 
@@ -108,6 +111,8 @@ class Vote:
     comment: str | None = None
     via: str | None = None
     """How it reached us, where they did not come themselves: by a link that somebody made."""
+    statement: str | None = None
+    """The envelope of what they signed with a key of their own, as a JSON text."""
 
 
 @dataclass(frozen=True, kw_only=True)

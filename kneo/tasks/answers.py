@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from kneo.clock import parse_time
-from kneo.digest import canonical_json, digest_of_json
+from kneo.digest import Digest, canonical_json
 from kneo.errors import Conflict, Invalid, KneoError
 from kneo.state.task import UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus
 from kneo.tasks.deadline import POLICY
 from kneo.tasks.forms import filled, problems
+from kneo.trust.answer import answer_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class Answer:
     feedback: str | None = None
     comment: str | None = None
     expect_digest: str | None = None
+    statement: Mapping[str, object] | None = None
+    """A DSSE envelope of what they signed about this answer with a key of their own."""
 
 
 class NotAllowed(Invalid):
@@ -167,13 +170,9 @@ def _options(task: HumanTask, answer: Answer) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def said_digest(decision: Decision) -> str:
+def said_digest(decision: Decision) -> Digest:
     """Name what a decision says, whoever says it and why: equal for votes that agree."""
-    said = asdict(decision)
-    return digest_of_json(
-        {name: said[name] for name in ("kind", "content", "selected_options", "values")}
-        | {"selected_options": list(decision.selected_options)}
-    )
+    return answer_digest(decision.kind.value, decision.content, decision.selected_options, decision.values)
 
 
 def check_storable(answer: Answer) -> None:

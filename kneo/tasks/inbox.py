@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 
 from kneo.clock import isoformat, parse_time
-from kneo.digest import digest_of_json
+from kneo.digest import Digest, digest_of_json
 from kneo.errors import Conflict, Forbidden, Invalid, NotFound
 from kneo.state.people import same_person
 from kneo.state.run import RunStatus
@@ -21,6 +22,7 @@ from kneo.tasks.answers import Answer, check_answer, check_storable, check_unres
 from kneo.tasks.happened import happened
 from kneo.tasks.receipts import check_can_sign, write_receipt
 from kneo.tasks.schedule import next_at
+from kneo.tasks.signing import ToSign, check_signed, write_statement
 from kneo.tasks.sweep import elapse, is_due
 from kneo.telemetry.spans import span
 
@@ -48,6 +50,7 @@ def decide(
     actor: str,
     via: str | None = None,
     first: Callable[[Tx, HumanTask], None] | None = None,
+    pin: Digest | None = None,
 ) -> HumanTask:
     """Record what a person says. With it enough people have agreed, or objected, or others still have to be heard.
 
@@ -58,6 +61,7 @@ def decide(
         actor: Who says it.
         via: How it reached us, where they did not come themselves.
         first: Done in the same transaction before anything else; what it raises refuses the answer.
+        pin: The trust root that says whose key is whose; see ``registry.trust_root``.
 
     Returns:
         The task: decided, and its run woken; or still unresolved, with one more vote.
@@ -66,25 +70,57 @@ def decide(
         NotFound: there is no such task.
         Forbidden: ``not_a_candidate`` or ``separation_of_duties``.
         Conflict, NotAllowed: the answer does not fit; see ``check_answer``. Nothing was written.
+        Forbidden, Untrusted, Invalid: it has to be signed and is not, or not as it has to be; see ``check_signed``.
     """
     check_storable(answer)
 
     def work(tx: Tx, task: HumanTask) -> HumanTask:
         if first is not None:
             first(tx, task)
-        return answer_in(tx, task, answer, actor, via)
+        return answer_in(tx, task, answer, actor, via, pin)
 
     with span("kneo.continuation.lock", kneo_continuation__id=task_id, kneo_decision=answer.decision.value):
         return _act(store, task_id, work)
 
 
-def answer_in(tx: Tx, task: HumanTask, answer: Answer, actor: str, via: str | None = None) -> HumanTask:
+def answer_in(
+    tx: Tx, task: HumanTask, answer: Answer, actor: str, via: str | None = None, pin: Digest | None = None
+) -> HumanTask:
     """Do what ``decide`` does, as a part of a transaction that has locked the task's run."""
+    decision, person = _fitting(tx, task, answer, actor)
+    signed = check_signed(tx, task, decision, answer.statement, pin)
+    vote = Vote(
+        actor=decision.actor,
+        decision=decision.kind,
+        answer=said_digest(decision),
+        at=tx.at,
+        comment=decision.comment,
+        via=via,
+        statement=signed,
+    )
+    return _vote(tx, task, decision, person, vote)
+
+
+def to_sign(tx: Tx, task_id: str, answer: Answer, *, actor: str, lasts: timedelta) -> ToSign:
+    """Write down what somebody would sign to give an answer. Changes nothing, and holds nothing for them.
+
+    Raises:
+        KneoError: the answer would be refused; as ``decide`` says.
+        Invalid: the statement would last too long, or not at all.
+    """
+    check_storable(answer)
+    task = find(tx, task_id)
+    decision, _ = _fitting(tx, task, answer, actor)
+    return write_statement(tx, task, decision, lasts)
+
+
+def _fitting(tx: Tx, task: HumanTask, answer: Answer, actor: str) -> tuple[Decision, people.Person]:
+    """Check everything about an answer but the signature on it."""
     decision = check_answer(task, answer, actor=actor, at=tx.at)
     person = people.check_may_answer(tx, task, actor)
     _check_free(task, actor)
     check_can_sign(tx, task)
-    return _vote(tx, task, decision, person, via)
+    return decision, person
 
 
 def _act(store: Store, task_id: str, work: Callable[[Tx, HumanTask], HumanTask]) -> HumanTask:
@@ -103,15 +139,7 @@ def _act(store: Store, task_id: str, work: Callable[[Tx, HumanTask], HumanTask])
     return done
 
 
-def _vote(tx: Tx, task: HumanTask, decision: Decision, person: people.Person, via: str | None) -> HumanTask:
-    vote = Vote(
-        actor=decision.actor,
-        decision=decision.kind,
-        answer=said_digest(decision),
-        at=tx.at,
-        comment=decision.comment,
-        via=via,
-    )
+def _vote(tx: Tx, task: HumanTask, decision: Decision, person: people.Person, vote: Vote) -> HumanTask:
     roles = {
         same_person(one.actor): people.find_person(tx, task.environment, one.actor).roles for one in task.votes
     } | {same_person(person.name): person.roles}

@@ -17,6 +17,7 @@ from kneo.tasks import people
 from kneo.tasks.answers import Answer, check_unresolved
 from kneo.tasks.happened import happened
 from kneo.tasks.inbox import decide, find
+from kneo.tasks.signing import check_without_key
 
 LASTS = timedelta(hours=24)
 """How long a link works when nobody says."""
@@ -34,7 +35,7 @@ def make_link(tx: Tx, task_id: str, person: str, *, actor: str, lasts: timedelta
 
     Raises:
         NotFound, Conflict: there is no such question, or it is answered; ``too_many_links``.
-        Forbidden: the person may not answer it.
+        Forbidden: the person may not answer it; ``signature_required``: nobody can answer it with a link.
         Invalid: it would last too long, or not at all.
     """
     if not timedelta(0) < lasts <= LASTS_AT_MOST:
@@ -43,6 +44,7 @@ def make_link(tx: Tx, task_id: str, person: str, *, actor: str, lasts: timedelta
     task = find(tx, task_id)
     check_unresolved(task)
     people.check_may_answer(tx, task, person)
+    check_without_key(task, "a link")
     if links.count_of_task(tx, task.id) >= LINKS_OF_A_TASK:
         msg = f"There are {LINKS_OF_A_TASK} links to {task.id} already."
         raise Conflict(msg, code="too_many_links")

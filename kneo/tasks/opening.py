@@ -66,7 +66,8 @@ def open_task(tx: Tx, run: Run, question: Question) -> HumanTask:
 
 
 def _make(tx: Tx, run: Run, question: Question) -> HumanTask:
-    human, step_id = strengthened(question.human, people.least_asked(tx, run.environment)), question.step_id
+    human = strengthened(question.human, people.least_asked(tx, run.environment), question.on_reject)
+    step_id = question.step_id
     seconds = human.timeout_seconds or 0
     schema = schema_of(human.fields) if human.fields else human.answer_schema
     task = HumanTask(

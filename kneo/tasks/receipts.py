@@ -9,11 +9,11 @@ from kneo.spec.environment import Environment
 from kneo.state.audit import AuditEvent, leaf_of
 from kneo.state.people import same_person
 from kneo.state.receipt import ReceiptRecord
-from kneo.state.task import Decision, DecisionKind, HumanTask
+from kneo.state.task import SIGNED, SIGNED_BY_REVIEWER, Decision, DecisionKind, HumanTask, Vote
 from kneo.store import audit, receipts, releases
 from kneo.store.engine import Tx
 from kneo.tasks.deadline import POLICY
-from kneo.trust.dsse import serialise
+from kneo.trust.dsse import parse_envelope, serialise
 from kneo.trust.receipt import Receipt, Voter, build_receipt, content_digest, sign_receipt
 
 
@@ -43,6 +43,7 @@ def write_receipt(tx: Tx, task: HumanTask, decision: Decision | None, event: Aud
         sequence=statement.receipt.sequence,
         digest=statement.digest,
         envelope=serialise(sign_receipt(statement, key)),
+        statements=tuple(vote.statement for vote in _decisive(task, decision) if vote.statement is not None),
         audit_event_id=event.id,
         at=tx.at,
     )
@@ -52,7 +53,7 @@ def write_receipt(tx: Tx, task: HumanTask, decision: Decision | None, event: Aud
 
 def can_sign(tx: Tx, task: HumanTask) -> bool:
     """Say whether a decision can have the receipt that its gate wants."""
-    return task.plan.receipt not in {"signed", "signed_by_reviewer"} or tx.find_key() is not None
+    return task.plan.receipt not in {SIGNED, SIGNED_BY_REVIEWER} or tx.find_key() is not None
 
 
 def check_can_sign(tx: Tx, task: HumanTask) -> None:
@@ -67,10 +68,29 @@ def check_can_sign(tx: Tx, task: HumanTask) -> None:
         raise Invalid(msg, code="no_service_key", hint=hint)
 
 
+def environment_of(tx: Tx, task: HumanTask) -> Environment | None:
+    """Read the rules in force; a name that Git never declared has none."""
+    if task.environment is None or releases.environment(tx, task.environment) is None:
+        return None
+    return registry.declared(tx, task.environment)
+
+
+def answered(decision: Decision) -> dict[str, object]:
+    """Spell what was answered beside the decision's word, as its content digest counts it."""
+    return {
+        "content": decision.content,
+        "selectedOption": decision.selected_option,
+        "selectedOptions": list(decision.selected_options) if len(decision.selected_options) > 1 else None,
+        "values": dict(decision.values) if decision.values else None,
+        "feedback": decision.feedback,
+        "comment": decision.comment if decision.by == "person" else None,
+    }
+
+
 def _receipt(
     tx: Tx, task: HumanTask, decision: Decision | None, event: AuditEvent, before: ReceiptRecord | None
 ) -> Receipt:
-    environment = _environment(tx, task)
+    environment = environment_of(tx, task)
     size, head = audit.chain_head(tx)
     return Receipt.model_validate(
         {
@@ -86,7 +106,7 @@ def _receipt(
             "subject_digest": task.subject_digest,
             "decision": decision.kind.value if decision else "expired",
             "effect": _effect(task, decision),
-            "content_digest": _content_digest(decision) if decision else None,
+            "content_digest": content_digest(answered(decision)) if decision else None,
             "by": decision.by if decision else POLICY,
             "actor": decision.actor if decision else POLICY,
             "decided_at": decision.at if decision else tx.at,
@@ -105,13 +125,6 @@ def _receipt(
     )
 
 
-def _environment(tx: Tx, task: HumanTask) -> Environment | None:
-    """Read the rules in force; a name that Git never declared has none."""
-    if task.environment is None or releases.environment(tx, task.environment) is None:
-        return None
-    return registry.declared(tx, task.environment)
-
-
 def _effect(task: HumanTask, decision: Decision | None) -> str | None:
     if decision is None:
         return "fail"
@@ -120,27 +133,17 @@ def _effect(task: HumanTask, decision: Decision | None) -> str | None:
     return decision.effect or task.on_reject
 
 
-def _content_digest(decision: Decision) -> str | None:
-    return content_digest(
-        {
-            "content": decision.content,
-            "selectedOption": decision.selected_option,
-            "selectedOptions": list(decision.selected_options) if len(decision.selected_options) > 1 else None,
-            "values": dict(decision.values) if decision.values else None,
-            "feedback": decision.feedback,
-            "comment": decision.comment if decision.by == "person" else None,
-        }
-    )
+def _decisive(task: HumanTask, decision: Decision | None) -> tuple[Vote, ...]:
+    """Return the votes that made this the decision; none where a deadline or a replay did."""
+    if decision is None or decision.by != "person":
+        return ()
+    return tuple(vote for vote in task.votes if vote.actor in decision.voters)
 
 
 def _voters(task: HumanTask, decision: Decision | None, environment: Environment | None) -> list[Voter]:
-    if decision is None or decision.by != "person":
-        return []
     people = {same_person(name): known for name, known in environment.spec.people.items()} if environment else {}
     found = []
-    for vote in task.votes:
-        if vote.actor not in decision.voters:
-            continue
+    for vote in _decisive(task, decision):
         known = people.get(same_person(vote.actor))
         found.append(
             Voter(
@@ -150,6 +153,7 @@ def _voters(task: HumanTask, decision: Decision | None, environment: Environment
                 roles=known.roles if known else (),
                 groups=known.groups if known else (),
                 via=vote.via,
+                statement=parse_envelope(vote.statement.encode()).digest if vote.statement is not None else None,
             )
         )
     return found

@@ -20,6 +20,7 @@ from kneo.tasks.answers import Answer
 from kneo.tasks.happened import happened
 from kneo.tasks.inbox import answer_in, find, record
 from kneo.tasks.inputs import given
+from kneo.tasks.signing import must_be_signed
 
 REPLAY = "replay"
 """Where a run's metadata say which answers it uses, and a task's whether it did."""
@@ -52,6 +53,8 @@ def reuse_answer(tx: Tx, run: Run, task: HumanTask) -> None:
         why = _override(tx, run, task, reuse.answers[task.key])
     elif ALL in reuse.ask or task.key in reuse.ask:
         why = "it was to be asked again"
+    elif must_be_signed(task):
+        why = "its answers are signed by those who give them, each for one question"
     else:
         why = _again(tx, run, task, reuse.source)
     if why is not None:

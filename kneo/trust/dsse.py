@@ -74,15 +74,20 @@ def parse_envelope(data: bytes, *, file: str = "envelope", max_bytes: int = ENVE
     return read_envelope(read_strict(data, file=file), file=file)
 
 
-def read_envelope(value: object, *, file: str = "envelope") -> Envelope:
+def read_envelope(value: object, *, file: str = "envelope", may_be_unsigned: bool = False) -> Envelope:
     """Read an envelope that stands inside of another document, without believing any of it.
+
+    Args:
+        value: What was parsed from JSON.
+        file: What to call it in messages.
+        may_be_unsigned: Whether it may wait for its first signature.
 
     Raises:
         Invalid: as ``parse_envelope`` says, but for the size, which whoever read the document has bounded.
     """
     fields = _object(value, file, "an envelope")
     signatures = fields.get("signatures")
-    if not isinstance(signatures, list) or not signatures:
+    if not isinstance(signatures, list) or not (signatures or may_be_unsigned):
         msg = f"{file}: signatures must be a list with at least one entry."
         raise Invalid(msg, code="Malformed")
     if len(signatures) > SIGNATURES:

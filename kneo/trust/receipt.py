@@ -123,8 +123,13 @@ def content_digest(answered: Mapping[str, object]) -> Digest | None:
     Raises:
         Invalid: it has no canonical form.
     """
-    said = {name: value for name, value in answered.items() if value not in (None, "", (), [], {})}
+    said = spoken(answered)
     return digest_of_json(said) if said else None
+
+
+def spoken(answered: Mapping[str, object]) -> dict[str, object]:
+    """Leave out what is null or empty."""
+    return {name: value for name, value in answered.items() if value not in (None, "", (), [], {})}
 
 
 def build_receipt(receipt: Receipt) -> ReceiptStatement:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
+from kneo.trust.answer import Reviewers
 from kneo.trust.keys import PublicKey
-from kneo.trust.receipt_check import Checked, Problem, check_receipt
+from kneo.trust.receipt_check import Checked, check_receipt
 from kneo.trust.receipt_file import Handed
+from kneo.trust.receipt_statements import Problem
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,15 @@ class Verdict:
         return not self.problems
 
 
-def judge(handed: Handed, keys: Sequence[PublicKey]) -> Verdict:
-    """Check every receipt, and those that are said to be a run's as a chain."""
-    checked = tuple(check_receipt(presented, keys) for presented in handed.receipts)
+def judge(handed: Handed, keys: Sequence[PublicKey], reviewers: Reviewers | None = None) -> Verdict:
+    """Check every receipt, and those that are said to be a run's as a chain.
+
+    Args:
+        handed: The receipts.
+        keys: The services' public keys.
+        reviewers: The keys of those who answered; without them what they signed is only compared with the receipts.
+    """
+    checked = tuple(check_receipt(presented, keys, reviewers) for presented in handed.receipts)
     problems = [problem for item in checked for problem in item.problems]
     if handed.is_chain and not problems:
         problems += check_chain(checked)
@@ -71,5 +79,6 @@ def _told_one(item: Checked) -> dict[str, object]:
         "id": receipt.id if receipt else None,
         "digest": item.digest,
         "valid": receipt is not None,
+        "signed_by": list(item.signed_by),
         "said": receipt.model_dump(mode="json", by_alias=True) if receipt else None,
     }

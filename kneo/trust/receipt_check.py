@@ -10,29 +10,16 @@ from pydantic import JsonValue
 from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid, KneoError
 from kneo.spec.reader import read_json
+from kneo.trust.answer import Reviewers
 from kneo.trust.dsse import Envelope
 from kneo.trust.intoto import PAYLOAD_TYPE, STATEMENT_TYPE
 from kneo.trust.keys import PublicKey
 from kneo.trust.receipt import RECEIPT_TYPE, Receipt, mark_of, parse_receipt
+from kneo.trust.receipt_statements import Problem, statement_problems
 from kneo.trust.signers import TrustedKey, find_signers
 
 SIGNATURE = "signature"
 """The field that is named when something is wrong and nobody can say what: another key, or a change made with care."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """One thing that is not as it was signed.
-
-    Attributes:
-        receipt: Its id, as far as it can be read.
-        field: Name of the field in the receipt, or ``signature``, or ``envelope.payloadType``.
-        message: One sentence about it.
-    """
-
-    receipt: str
-    field: str
-    message: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,28 +29,37 @@ class Presented:
     Attributes:
         envelope: The signed envelope.
         view: What they say is in it, for people to read; None where they handed over the envelope alone.
+        statements: What they say the reviewers signed; None where they handed over nothing of that.
     """
 
     envelope: Envelope
     view: Mapping[str, JsonValue] | None = None
+    statements: tuple[Envelope, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What looking at one receipt found. ``receipt`` is set only where nothing is wrong with it."""
+    """What looking at one receipt found. ``receipt`` is set only where nothing is wrong with it.
+
+    Attributes:
+        signed_by: Those whose own signature was checked with a key of theirs.
+    """
 
     digest: Digest
     receipt: Receipt | None
     problems: tuple[Problem, ...] = field(default=())
+    signed_by: tuple[str, ...] = ()
 
 
-def check_receipt(presented: Presented, keys: Sequence[PublicKey]) -> Checked:
+def check_receipt(presented: Presented, keys: Sequence[PublicKey], reviewers: Reviewers | None = None) -> Checked:
     """Decide whether one of these keys signed this receipt, and whether it says what it is shown to say.
 
     1. The envelope carries a statement.
     2. One of the keys signed it.
     3. The signed bytes are a receipt and nothing else, and its subject is what it says was shown.
     4. What is shown beside the envelope is what the signed bytes say.
+    5. What reviewers signed themselves is what the receipt names, says the same, and is signed with their keys; without
+       keys of reviewers, their signatures are not looked at.
     """
     envelope, digest = presented.envelope, digest_of(presented.envelope.payload)
     trusted = {key.keyid: TrustedKey(key, "service") for key in keys}
@@ -89,7 +85,11 @@ def check_receipt(presented: Presented, keys: Sequence[PublicKey]) -> Checked:
         where = str(error.details.get("field", "receipt"))
         return _refused(digest, Problem(receipt=name, field=where, message=error.message))
     wrong = [*_changed(envelope, said, name), *_misread(presented.view, said, name)]
-    return _refused(digest, *wrong) if wrong else Checked(digest=digest, receipt=receipt)
+    wrong += statement_problems(receipt, presented.statements, reviewers)
+    if wrong:
+        return _refused(digest, *wrong)
+    signed_by = tuple(voter.actor for voter in receipt.voters if voter.statement is not None) if reviewers else ()
+    return Checked(digest=digest, receipt=receipt, signed_by=signed_by)
 
 
 def _refused(digest: Digest, *problems: Problem) -> Checked:

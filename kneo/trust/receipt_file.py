@@ -10,13 +10,16 @@ from pydantic import JsonValue
 from kneo.errors import Invalid
 from kneo.spec.document import ReadLimits
 from kneo.spec.reader import read_json
-from kneo.trust.dsse import read_envelope
+from kneo.trust.dsse import Envelope, read_envelope
 from kneo.trust.receipt_check import Presented
 
 LIMITS = ReadLimits(max_bytes=16 * 1_048_576, max_nodes=1_000_000)
 """Room for the receipts of some thousand decisions."""
 
 RECEIPTS = 5_000
+
+STATEMENTS = 1_000
+"""Most statements of reviewers beside one receipt; each costs looking at the voters."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,19 @@ def _one(value: object, where: str) -> Presented:
     if "envelope" not in value:
         return Presented(envelope=read_envelope(value, file=where))
     envelope = read_envelope(value["envelope"], file=f"{where}: envelope")
-    view = value.get("receipt")
-    return Presented(envelope=envelope, view=_view(view, where) if view is not None else None)
+    view, statements = value.get("receipt"), value.get("statements")
+    return Presented(
+        envelope=envelope,
+        view=_view(view, where) if view is not None else None,
+        statements=_statements(statements, where) if statements is not None else None,
+    )
+
+
+def _statements(value: object, where: str) -> tuple[Envelope, ...]:
+    if not isinstance(value, list) or len(value) > STATEMENTS:
+        msg = f"{where}: statements must be a list of at most {STATEMENTS} envelopes."
+        raise Invalid(msg, code="Malformed")
+    return tuple(read_envelope(item, file=f"{where}: statements[{index}]") for index, item in enumerate(value))
 
 
 def _view(value: object, where: str) -> Mapping[str, JsonValue]:

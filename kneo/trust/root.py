@@ -11,7 +11,6 @@ what was trusted: an expired root admits nothing new and takes nothing away.
 from __future__ import annotations
 
 import fnmatch
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from datetime import datetime
@@ -25,7 +24,7 @@ from kneo.errors import Invalid, Untrusted
 from kneo.trust.dsse import Envelope, parse_envelope
 from kneo.trust.keys import PEM_BYTES, Algorithm, KeyId, PublicKey
 from kneo.trust.reading import KeyIdText, Line, Name, Record, Several, Time, read_record, read_strict
-from kneo.trust.signers import TrustedKey, find_signers, people
+from kneo.trust.signers import TrustedKey, find_signers, folded, people
 
 TRUST_ROOT_TYPE = "application/vnd.kneo.trust-root+json"
 
@@ -302,7 +301,6 @@ def _check_principals(principals: Iterable[str]) -> None:
     """Refuse one person spelled two ways, which would count as two people."""
     spelled: dict[str, str] = {}
     for principal in principals:
-        folded = unicodedata.normalize("NFKC", principal).casefold()
-        if principal != principal.strip() or spelled.setdefault(folded, principal) != principal:
+        if principal != principal.strip() or spelled.setdefault(folded(principal), principal) != principal:
             msg = f"the principal {principal!r} is spelled in two ways, or has spaces around it"
             raise ValueError(msg)

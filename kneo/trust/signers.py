@@ -7,6 +7,7 @@ where to look first.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -49,6 +50,16 @@ def find_signers(envelope: Envelope, keys: Mapping[KeyId, TrustedKey]) -> tuple[
 def people(signers: Iterable[Signer]) -> frozenset[str]:
     """The distinct people among these signers. Every key has one owner, so this never exceeds the distinct keys."""
     return frozenset(signer.principal for signer in signers)
+
+
+def folded(principal: str) -> str:
+    """Spell a name so that one person spelled two ways is one person."""
+    return unicodedata.normalize("NFKC", principal).casefold().strip()
+
+
+def is_same(one: str, other: str) -> bool:
+    """Say whether two names are those of one person."""
+    return folded(one) == folded(other)
 
 
 def _hinted_first(signature: Signature, keys: Mapping[KeyId, TrustedKey]) -> Iterator[TrustedKey]:

@@ -138,7 +138,7 @@ class Script:
             agreed = kind is not DecisionKind.REJECTED and ask.gate.position != "error"
             for label, decision in self._said(ask, kind):
                 yield Way(f"{kind} {label}".rstrip(), Answered(decision=decision), agreed)
-        human = strengthened(ask.gate.human, self.least)
+        human = strengthened(ask.gate.human, self.least, ask.gate.on_reject)
         if (human.timeout_seconds or 0) > 0 and human.on_timeout != "escalate":
             yield _silence(ask, self.least)
 
@@ -202,7 +202,7 @@ class Script:
 
 
 def _silence(ask: Ask, least: Questions) -> Way:
-    human = strengthened(ask.gate.human, least)
+    human = strengthened(ask.gate.human, least, ask.gate.on_reject)
     silence = Silence(
         on_timeout=human.on_timeout,
         decisions=ask.gate.decisions,

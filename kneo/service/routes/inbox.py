@@ -42,6 +42,10 @@ class HumanAnswer(BaseModel):
     feedback: str | None = Field(default=None, description="What whoever does it again should know.")
     comment: str | None = None
     expect_digest: str | None = Field(default=None, description="The `subject_digest` that was shown.")
+    statement: dict[str, object] | None = Field(
+        default=None,
+        description="A DSSE envelope of this answer, signed with a key of your own; `…/statement` says what.",
+    )
     metadata: dict[str, object] = Field(default_factory=dict)
 
 
@@ -96,7 +100,8 @@ def resume_many(body: Batch, service: Here, principal: Writer) -> Json:
     """Answer many tasks; says for each whether it was taken. Their runs go on by themselves."""
     limit = service.settings.limits.human_content_chars
     items = [item.model_dump() for item in body.items]
-    answer = task_acts.decide_all(service.store, items, actor=principal.name, limit=limit)
+    pin = service.settings.trust_root
+    answer = task_acts.decide_all(service.store, items, actor=principal.name, limit=limit, pin=pin)
     service.poke()
     return answer
 

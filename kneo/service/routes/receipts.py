@@ -10,13 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from kneo.service import answers
 from kneo.service.auth import Principal, require
 from kneo.service.context import Here
-from kneo.service.receipts import public_key, receipt_of_task, receipts_of_run, verify_receipts
+from kneo.service.receipts import answer_to_sign, public_key, receipt_of_task, receipts_of_run, verify_receipts
 from kneo.service.router import Router, shows
+from kneo.service.routes.inbox import HumanAnswer
 from kneo.service.wire import Json
 
 router = Router(tags=["receipts"])
 
 Reader = Annotated[Principal, Depends(require("human:read"))]
+Writer = Annotated[Principal, Depends(require("human:write"))]
 Auditor = Annotated[Principal, Depends(require("audit:read"))]
 
 
@@ -33,6 +35,12 @@ class ReceiptsToVerify(BaseModel):
     unsigned: dict[str, object] | None = None
     run_id: str | None = None
     count: int | None = None
+
+
+class AnswerToSign(HumanAnswer):
+    """The answer to sign, as it is then sent to `resume`."""
+
+    expires_in: str = Field(default="15m", max_length=20, description="Until when it can be sent.", examples=["15m"])
 
 
 @router.get("/human-tasks/{continuation_id}/receipt", operation_id="get_receipt", responses=shows(answers.Receipt))
@@ -58,3 +66,14 @@ def post_verify(body: ReceiptsToVerify, service: Here, _principal: Auditor) -> J
     """Check receipts: signatures, fields, and the chain where a run's are given. Names each field that was changed."""
     handed = body.model_dump(exclude_none=True, exclude={"key"})
     return verify_receipts(service.store, service.settings, handed, body.key)
+
+
+@router.post(
+    "/human-tasks/{continuation_id}/statement",
+    operation_id="get_answer_to_sign",
+    responses=shows(answers.AnswerToSign),
+)
+def get_answer_to_sign(continuation_id: str, body: AnswerToSign, service: Here, principal: Writer) -> Json:
+    """Return the bytes that sign an answer as you; changes nothing. The same answer is then sent with the envelope."""
+    limit = service.settings.limits.human_content_chars
+    return answer_to_sign(service.store, continuation_id, body.model_dump(), actor=principal.name, limit=limit)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from kneo.spec.diff.spot import HIGH, LOW, MEDIUM, Danger, Spot, Words, field, said, start, text
 from kneo.spec.diff.tree import ABSENT
+from kneo.spec.receipts import Receipt, strongest
 
 _TEXTS = frozenset({"description", "prompt", "title"})
 _WHO = frozenset({"human", "assignee", "candidates", "quorum", "escalate"})
@@ -34,6 +37,9 @@ def _asked(spot: Spot, area: str) -> Words:
         return text(spot, MEDIUM, area, key)
     if key in _WHO:
         return _who(spot, area)
+    if key == "receipt":
+        before, after = _proof(spot.old("receipt")), _proof(spot.new("receipt"))
+        return field(spot, LOW if strongest(before, after) == after else HIGH, area)
     if key in _EFFECT:
         danger: Danger = LOW if spot.event.within else HIGH
         return said(spot, danger, area, f"{'.'.join(spot.place.rest)} of {spot.name}")
@@ -57,6 +63,10 @@ def _who(spot: Spot, area: str) -> Words:
             return field(spot, LOW if _more(spot) else HIGH, area)
         case _:
             return field(spot, LOW if spot.event.within else HIGH, area)
+
+
+def _proof(value: object) -> str | None:
+    return value if isinstance(value, str) and value in get_args(Receipt) else None
 
 
 def _more(spot: Spot) -> bool:

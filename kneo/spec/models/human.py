@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from kneo.spec import shorthand
 from kneo.spec.base import Declared, FreeMap, Many, Seconds, Shorthand, Text, TimeoutEffect, refused
 from kneo.spec.models.conditions import AnyCondition
+from kneo.spec.receipts import Receipt
 
 RequestType: TypeAlias = Literal["approval", "review", "correction", "selection", "freeform"]
 Decision: TypeAlias = Literal["approved", "rejected", "edited", "selected", "provided"]
@@ -99,7 +100,11 @@ class Human(Declared):
     calendar: str | None = Field(default=None, description="Working hours by which the times above are counted.")
     notify: Many[str] = Field(default=(), description="Channels that tell people.")
     links: bool | None = Field(default=None, description="Whether messages carry links to answer with.")
-    receipt: Literal["none", "signed", "signed_by_reviewer"] | None = None
+    receipt: Receipt | None = Field(
+        default=None,
+        description="Proof of the decision: signed by the service, or by whoever answers as well. Left out: signed "
+        "wherever the service has a key.",
+    )
     decisions: Many[Decision] | None = Field(default=None, min_length=1, description="The answers that are allowed.")
     fields: Many[AnyAnswerField] = Field(default=(), description="Values to fill in.")
     answer_schema: FreeMap | None = Field(default=None, alias="schema", description="JSON Schema of the answer.")

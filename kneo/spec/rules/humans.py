@@ -8,15 +8,19 @@ from kneo.spec.diagnostics import Diagnostic, error, warning
 from kneo.spec.document import Path
 from kneo.spec.models import Gate, Human
 from kneo.spec.rules.guardrails import pattern_findings
-from kneo.spec.rules.places import GateAt, gates_of
+from kneo.spec.rules.places import GateAt, gates_of, in_force, named_human, rejection_at
+from kneo.spec.rules.strength import unsigned_effect
 from kneo.spec.rules.view import SpecView
 
 
 def humans(view: SpecView) -> Iterator[Diagnostic]:
     """What somebody is asked can be answered."""
     for name, human in view.spec.components.humans.items():
-        yield from _human(view, human, ("components", "humans", name))
+        path: Path = ("components", "humans", name)
+        yield from _human(view, human, path)
+        yield from _unsigned(human, "stop", path)
     for at in gates_of(view):
+        yield from _unsigned_at(view, at)
         yield from _human(view, at.gate, at.path, at)
         if isinstance(at.gate.human, Human):
             yield from _human(view, at.gate.human, (*at.path, "human"), at)
@@ -36,6 +40,24 @@ def _human(view: SpecView, human: Human, path: Path, gate: GateAt | None = None)
         if field.pattern is not None:
             at = (*path, "fields", index, "pattern")
             yield from pattern_findings(view.patterns, field.pattern, at, "E_HUMAN_FIELD_REGEX")
+
+
+def _unsigned(human: Human, default_reject: str, path: Path) -> Iterator[Diagnostic]:
+    effect = unsigned_effect(human, default_reject)
+    if effect is not None:
+        message = (
+            f"Answers have to be signed by whoever gives them, and silence would {effect} with nobody's signature."
+        )
+        hint = "Write on_timeout: fail, cancel or escalate."
+        yield error("E_HUMAN_TIMEOUT_UNSIGNED", message, (*path, "on_timeout"), suggestion=hint)
+
+
+def _unsigned_at(view: SpecView, at: GateAt) -> Iterator[Diagnostic]:
+    """Look at what holds at a gate, where its human has not been complained about already."""
+    humans = view.spec.components.humans
+    named = None if isinstance(at.gate.human, Human) else named_human(at.gate, humans)
+    if named is None or unsigned_effect(named, "stop") is None:
+        yield from _unsigned(in_force(at.gate, humans), rejection_at(at), at.path)
 
 
 def _options(human: Human, path: Path, gate: GateAt | None) -> Iterator[Diagnostic]:

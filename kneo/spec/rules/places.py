@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
 from kneo.spec.document import Path
-from kneo.spec.models import Gate, Human, LeafStep, Tool
+from kneo.spec.models import ConditionStep, Gate, Human, LeafStep, Tool
 from kneo.spec.models.human import Position
 from kneo.spec.rules.view import SpecView, StepAt
 
@@ -60,6 +60,14 @@ def in_force(gate: Gate, humans: Mapping[str, Human]) -> Human:
         return gate
     own = {name: getattr(gate, name) for name in gate.model_fields_set if name in Human.model_fields}
     return human.model_copy(update=own)
+
+
+def rejection_at(gate: GateAt) -> str:
+    """Return what a rejection does at a gate where nobody says it."""
+    if gate.position in {"route", "error"}:
+        return "stop"
+    at_condition = gate.position == "before" and gate.step is not None and isinstance(gate.step.step, ConditionStep)
+    return "else" if at_condition else "skip"
 
 
 def asks_somebody(view: SpecView) -> bool:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from kneo.spec.environment import Questions
 from kneo.spec.models import Condition, Gate, Human
 from kneo.spec.models.human import Candidates, Position, Quorum
+from kneo.spec.receipts import BY_REVIEWER, strongest
 from kneo.spec.rules.places import in_force
 
 _ENDS = frozenset({"stop", "cancel", "fail", "retry"})
 """What ends the run, whatever on_error says, or repeats something and asks again; at its limit that ends it too."""
+
+_STOPS = frozenset({"stop", "cancel", "fail"})
 
 _LETS_THROUGH = frozenset({"continue", "approve", "select"})
 
@@ -44,24 +47,46 @@ class Verdict:
         return self.guards and not self.goes_on
 
 
-def strengthened(human: Human, least: Questions) -> Human:
+def strengthened(human: Human, least: Questions, on_reject: str) -> Human:
     """Return what a question asks for once an environment has had its say: never less than the spec does.
 
-    Where the spec lets silence do what the environment denies it, the run ends at the deadline instead.
+    Where the spec lets silence do what the environment denies it, the run ends at the deadline instead; and so where
+    answers have to be signed by people, and silence would do more than end the run.
+
+    Args:
+        human: Who is asked, and how.
+        least: What the environment asks for.
+        on_reject: What a rejection does there.
     """
-    if least == Questions():
+    receipt = human.receipt if least.receipt is None else strongest(human.receipt, least.receipt)
+    if least == Questions() and receipt != BY_REVIEWER:
         return human
     quorum, candidates = human.quorum or Quorum(), human.candidates or Candidates()
     exclude = tuple(dict.fromkeys((*candidates.exclude, *least.exclude)))
-    denied = human.on_timeout.partition(":")[0] in least.deny_on_timeout
+    word = human.on_timeout.partition(":")[0]
+    unsigned = receipt == BY_REVIEWER and word != "escalate" and not silence_ends(word, on_reject)
+    denied = word in least.deny_on_timeout or unsigned
     return human.model_copy(
         update={
             "quorum": quorum.model_copy(update={"approvals": max(quorum.approvals, least.approvals)}),
             "candidates": candidates.model_copy(update={"exclude": exclude}),
             "on_timeout": "fail" if denied else human.on_timeout,
-            "receipt": human.receipt if human.receipt == "signed_by_reviewer" else (least.receipt or human.receipt),
+            "receipt": receipt,
         }
     )
+
+
+def silence_ends(word: str, on_reject: str) -> bool:
+    """Say whether a deadline does nothing but end the run, which nobody has to have signed."""
+    return (on_reject if word == "reject" else word) in _STOPS
+
+
+def unsigned_effect(human: Human, default_reject: str) -> str | None:
+    """Say what silence would do without anybody's signature where answers have to be signed by people; None: nothing."""
+    if human.receipt != BY_REVIEWER:
+        return None
+    beyond = _timeout(human, human.on_reject or default_reject) - _STOPS
+    return next(iter(beyond), None)
 
 
 def judge_step(human: Human) -> Verdict:

@@ -133,6 +133,8 @@ BOSS = "components/humans/boss"
         (f"{BOSS}/candidates/roles", [], "HIGH", "humans", "Role lead may no longer answer the human boss."),
         (f"{BOSS}/quorum/approvals", 1, "HIGH", "humans", "Quorum.approvals of the human boss changes from 2 to 1."),
         (f"{BOSS}/quorum/approvals", 3, "LOW", "humans", "Quorum.approvals of the human boss changes from 2 to 3."),
+        (f"{BOSS}/receipt", "signed_by_reviewer", "LOW", "humans", "Receipt of the human boss is 'signed_by_reviewer'."),
+        (f"{BOSS}/receipt", "none", "HIGH", "humans", "Receipt of the human boss is 'none'."),
         (f"{BOSS}/on_timeout", "approve", "HIGH", "humans", "On_timeout of the human boss is 'approve'."),
         ("mcp_servers/files/command", "serve-all", "HIGH", "mcp", "Command of the MCP server files changes from 'serve-files' to 'serve-all'."),
         ("mcp_servers/files/env/MODE", "rw", "HIGH", "mcp", "Env.MODE of the MCP server files changes."),

@@ -22,7 +22,7 @@ STRICT: dict[str, object] = {
     "atomic": True,
     "inlineSpecs": False,
     "allowSelf": False,
-    "questions": {"approvals": 2, "exclude": ["requester"], "denyOnTimeout": ["approve"], "receipt": "signed"},
+    "questions": {"approvals": 2, "exclude": ["requester"], "denyOnTimeout": ["approve"], "receipt": "signed_by_reviewer"},
     "implementations": {"acme.mail": DIGEST},
 }  # fmt: skip
 
@@ -62,6 +62,7 @@ LOOSER: dict[str, list[object]] = {
         {**dict(STRICT["questions"]), "exclude": ["bundle_signer"]},  # type: ignore[call-overload]
         {**dict(STRICT["questions"]), "denyOnTimeout": ["skip"]},  # type: ignore[call-overload]
         {**dict(STRICT["questions"]), "receipt": None},  # type: ignore[call-overload]
+        {**dict(STRICT["questions"]), "receipt": "signed"},  # type: ignore[call-overload]
     ],
 }
 

@@ -1,0 +1,131 @@
+"""Answers that people sign with a key of their own: what they sign, and whether what they hand over is that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from kneo import registry
+from kneo.digest import Digest
+from kneo.errors import Forbidden, Invalid
+from kneo.state.people import same_person
+from kneo.state.task import SIGNED_BY_REVIEWER, Decision, HumanTask
+from kneo.store.engine import Tx
+from kneo.tasks.answers import said_digest
+from kneo.tasks.receipts import answered, environment_of
+from kneo.trust.answer import (
+    LASTS_AT_MOST,
+    AnswerStatement,
+    Reviewers,
+    Said,
+    build_answer,
+    open_answer,
+    verify_answer,
+)
+from kneo.trust.dsse import parse_envelope, read_envelope, serialise
+from kneo.trust.receipt import content_digest, spoken
+
+LASTS = timedelta(minutes=15)
+"""How long a statement may be handed over when nobody says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToSign:
+    """A statement that nobody signed yet.
+
+    Attributes:
+        statement: The bytes, and what they say.
+        answered: What its content digest is the digest of, so that whoever signs can see that it is what they said.
+    """
+
+    statement: AnswerStatement
+    answered: Mapping[str, object]
+
+
+def must_be_signed(task: HumanTask) -> bool:
+    """Say whether only answers count here that people sign with keys of their own."""
+    return task.plan.receipt == SIGNED_BY_REVIEWER
+
+
+def check_without_key(task: HumanTask, how: str) -> None:
+    """Refuse a way to answer on which nobody can sign.
+
+    Raises:
+        Forbidden: ``signature_required``.
+    """
+    if must_be_signed(task):
+        msg = f"{task.id} takes only answers that people sign with their own key, and {how} cannot carry a signature."
+        raise Forbidden(msg, code="signature_required", hint=f"kneo human resume {task.id} --key FILE")
+
+
+def write_statement(tx: Tx, task: HumanTask, decision: Decision, lasts: timedelta) -> ToSign:
+    """Write down an answer that fits, for signing.
+
+    Raises:
+        Invalid: it would last too long, or not at all.
+    """
+    if not timedelta(0) < lasts <= LASTS_AT_MOST:
+        msg = f"A signed answer lasts for up to {LASTS_AT_MOST.total_seconds() / 3600:.0f} hours."
+        raise Invalid(msg, field="expires_in")
+    statement = build_answer(_said(tx, task, decision), issued_at=tx.now, expires=tx.now + lasts)
+    return ToSign(statement=statement, answered=spoken(answered(decision)))
+
+
+def check_signed(
+    tx: Tx, task: HumanTask, decision: Decision, handed: Mapping[str, object] | None, pin: Digest | None
+) -> str | None:
+    """Check that an answer is signed where it has to be, and well signed wherever it is.
+
+    Args:
+        tx: The transaction of the answer.
+        task: What is answered.
+        decision: What will be recorded.
+        handed: The envelope that came with it.
+        pin: See ``registry.trust_root``.
+
+    Returns:
+        The envelope to keep, as a JSON text; None where there is none.
+
+    Raises:
+        Forbidden: ``signature_required``: it has to be signed and is not.
+        Untrusted, Invalid: it is not signed as it has to be; see ``verify_answer``. Or no trust root says whose key
+            is whose: ``no_trust_root``.
+    """
+    if handed is None:
+        if must_be_signed(task):
+            msg = f"{task.id} takes only answers that people sign with their own key."
+            raise Forbidden(msg, code="signature_required", hint=f"kneo human resume {task.id} --key FILE")
+        return None
+    envelope = read_envelope(handed, file="statement")
+    root = registry.trust_root(tx, pin)
+    before = next((vote for vote in task.votes if same_person(vote.actor) == same_person(decision.actor)), None)
+    after = open_answer(parse_envelope(before.statement.encode())).said if before and before.statement else None
+    verify_answer(
+        envelope,
+        _said(tx, task, decision),
+        reviewers=Reviewers(keys=root.keys, void=root.void),
+        now=tx.now,
+        after=after.issued_at if after else None,
+    )
+    return serialise(envelope).decode()
+
+
+def _said(tx: Tx, task: HumanTask, decision: Decision) -> Said:
+    environment = environment_of(tx, task)
+    return Said.model_validate(
+        {
+            "task": task.id,
+            "request": task.request_id,
+            "run": task.run_id,
+            "environment": task.environment,
+            "gate": task.key,
+            "subject_digest": task.subject_digest,
+            "decision": decision.kind.value,
+            "answer_digest": said_digest(decision),
+            "content_digest": content_digest(answered(decision)),
+            "reviewer": decision.actor,
+            "bundle_digest": task.bundle_digest,
+            "policy_digest": environment.policy_digest if environment else None,
+        }
+    )
