@@ -107,7 +107,9 @@ def task_page(tx: Tx, asked: FilterValues, me: str) -> Json:
     found = tasks.list_tasks(
         tx, where, sort_by=sort_by, descending=sort_order == "desc", limit=limit, offset=offset, after=after
     )
-    total = tasks.count_tasks(tx, where)
+    # What comes to an end here need not be counted.
+    ends = after is None and 0 < len(found) < limit
+    total = offset + len(found) if ends else tasks.count_tasks(tx, where)
     items = [task_wire.human_task(task) for task in found]
     page = wire.page("tasks", items, total=total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order)
     return {**page, "next_after": found[-1].id if len(found) == limit else None}

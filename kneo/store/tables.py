@@ -7,6 +7,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Dialect,
     Index,
     Integer,
     LargeBinary,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     UniqueConstraint,
     text,
 )
@@ -31,6 +33,22 @@ ID = String(40)
 DIGEST = String(71)
 TIME = String(40)
 NAME = String(200)
+
+NEVER = "9999-12-31T23:59:59.999999+00:00"
+
+
+class OrNever(TypeDecorator[str]):
+    """A time, or ``None`` for never, which is kept as a time after all others so that it sorts there in every index."""
+
+    impl = TIME
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str:  # noqa: ARG002 - SQLAlchemy calls it so
+        return NEVER if value is None else value
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - likewise
+        return None if value == NEVER else value
+
 
 # ---- trust and the controller -------------------------------------------------------------------------------------
 
@@ -354,10 +372,40 @@ UNANSWERED = text("resolved_at IS NULL")
 """What the indexes of the inbox cover: only what still waits, so that what is kept does not slow it down."""
 
 
-def _inbox(*columns: str, only: str | None = None) -> Index:
+FILTERED = (
+    "status",
+    "kind",
+    "environment",
+    "workflow_name",
+    "workflow_type",
+    "step_id",
+    "assignee",
+    "claimed_by",
+    "escalation",
+    "restricted",
+    "due_at",
+    "resolved_at",
+)
+"""What the inbox is filtered by, but for what is looked up elsewhere."""
+
+
+def _inbox(*columns: str, name: str | None = None, only: str | None = None) -> Index:
     """Make an index of the inbox; one for ``only`` one kind of database says so in its ``info``."""
     info = {"only": only} if only else {}
-    return Index(None, *columns, sqlite_where=UNANSWERED, postgresql_where=UNANSWERED, info=info)
+    return Index(name, *columns, sqlite_where=UNANSWERED, postgresql_where=UNANSWERED, info=info)
+
+
+def _ordered(column: str) -> tuple[Index, Index]:
+    """Make the indexes of one order of the inbox.
+
+    PostgreSQL knows how much a filter leaves, and sorts what is little. SQLite does not, so it walks the order and finds in the
+    index itself whatever else is asked for: without reading a single row that is not listed.
+    """
+    rest = [name for name in FILTERED if name != column]
+    return (
+        _inbox(column, "id", only="postgresql"),
+        _inbox(column, "id", *rest, name=f"ix_tasks_inbox_{column}", only="sqlite"),
+    )
 
 
 tasks = Table(
@@ -385,7 +433,7 @@ tasks = Table(
     Column("timeout_seconds", Integer),
     Column("on_timeout", String(80), nullable=False),
     Column("on_reject", String(20), nullable=False),
-    Column("deadline_at", TIME),
+    Column("deadline_at", OrNever),
     Column("escalated_at", TIME),
     Column("decision", JSON(none_as_null=True)),
     Column("metadata", JSON, nullable=False),
@@ -409,19 +457,21 @@ tasks = Table(
     Column("claimed_by", NAME),
     Column("snoozed_until", TIME),
     Column("escalation", Integer, nullable=False, server_default="0"),
-    Column("due_at", TIME),
+    Column("due_at", OrNever),
     Column("next_at", TIME),
     Column("resolved_at", TIME),
     Index(None, "status", "id"),
     Index(None, "run_id", "id"),
-    # Whatever the inbox is sorted or filtered by; the title is there to be searched without reading the rows. What is
-    # sorted by id says resolved_at first, which is null in all of them: PostgreSQL would else take the primary key for
-    # the order and pass everything that was answered since the beginning. SQLite would take an index that begins with
-    # it for everything, because one value sounds like few rows.
-    _inbox("resolved_at", "id", "title", only="postgresql"),
-    _inbox("id", "title", only="sqlite"),
-    _inbox("priority", "id"),
-    _inbox("due_at", "id"),
+    # Whatever the inbox is sorted or filtered by. What is sorted by id says resolved_at first, which is null in all of them:
+    # PostgreSQL would else take the primary key for the order and pass everything that was answered since the beginning.
+    # SQLite would take an index that begins with it for everything, because one value sounds like few rows. Titles are
+    # there to be searched, and may be longer than what PostgreSQL lets into an index.
+    _inbox("resolved_at", "id", only="postgresql"),
+    _inbox("id", "title", *FILTERED, name="ix_tasks_inbox_id", only="sqlite"),
+    *_ordered("priority"),
+    *_ordered("due_at"),
+    *_ordered("deadline_at"),
+    _inbox("workflow_type", "resolved_at", "id", only="postgresql"),
     _inbox("kind", "resolved_at", "id"),
     _inbox("environment", "resolved_at", "id"),
     _inbox("workflow_name", "resolved_at", "id"),

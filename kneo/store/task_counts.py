@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, insert, select
+from sqlalchemy import ColumnElement, Select, bindparam, delete, func, insert, select
 
 from kneo.clock import new_id
-from kneo.state.task import UNRESOLVED, HumanTask
+from kneo.state.task import HumanTask
 from kneo.store.engine import Tx, lock_table
-from kneo.store.tables import task_tallies, tasks
-from kneo.store.task_filter import WAITING, TaskFilter
+from kneo.store.tables import task_tallies
+from kneo.store.task_filter import WAITING, TaskFilter, counting
 
 FOLD_ABOVE = 500
 """Changes that are added up one by one before they are folded into one row for each kind of task."""
@@ -47,25 +49,25 @@ def add(tx: Tx, changes: Iterable[tuple[HumanTask, int]]) -> None:
     tx.connection.execute(insert(task_tallies), rows)
 
 
+_KEPT = (task_tallies.c.environment, task_tallies.c.kind, task_tallies.c.status, task_tallies.c.escalated)
+_AMOUNT = func.sum(task_tallies.c.amount)
+_SUMS = select(*_KEPT, _AMOUNT.label("amount")).group_by(*_KEPT).having(_AMOUNT != 0)
+
+
 def summary(tx: Tx) -> TaskSummary:
     """Count what waits. The cost does not grow with it."""
-    table = task_tallies.c
-    rows = tx.connection.execute(
-        select(table.environment, table.kind, table.status, table.escalated, func.sum(table.amount).label("amount"))
-        .group_by(table.environment, table.kind, table.status, table.escalated)
-        .having(func.sum(table.amount) != 0)
-    ).all()
+    rows = tx.connection.execute(_SUMS).all()
     statuses: dict[str, int] = {}
     kinds: dict[str, int] = {}
     environments: dict[str, int] = {}
+    late = TaskFilter(overdue_at=tx.at)
     for row in rows:
         for counts, name in ((statuses, row.status), (kinds, row.kind), (environments, row.environment or "")):
             counts[name] = counts.get(name, 0) + int(row.amount)
-    late = select(func.count()).select_from(tasks).where(tasks.c.resolved_at.is_(None), tasks.c.due_at < tx.at)
     return TaskSummary(
         waiting=sum(statuses.values()),
         escalated=sum(int(row.amount) for row in rows if row.escalated),
-        overdue=tx.connection.execute(late).scalar_one(),
+        overdue=tx.connection.execute(counting(late.conditions), late.values).scalar_one(),
         by_status=statuses,
         by_kind=kinds,
         by_environment=environments,
@@ -75,18 +77,19 @@ def summary(tx: Tx) -> TaskSummary:
 def count(tx: Tx, where: TaskFilter) -> int | None:
     """Count what waits without looking at it; ``None`` where the filter asks for more than is kept here."""
     beyond = replace(where, statuses=WAITING.statuses, escalated=None, environment=None, kind=None)
-    if beyond != WAITING or not UNRESOLVED.issuperset(where.statuses):
+    if beyond != WAITING or not where.waits:
         return None
+    values = where.values | {"statuses": sorted(where.statuses)}
+    return int(tx.connection.execute(_sum_of(where.conditions), values).scalar() or 0)
+
+
+@cache
+def _sum_of(asked: frozenset[str]) -> Select[Any]:
     table = task_tallies.c
-    wanted: list[ColumnElement[bool]] = [table.status.in_(sorted(where.statuses))]
-    if where.escalated is not None:
-        wanted.append(table.escalated.is_(where.escalated))
-    if where.environment is not None:
-        wanted.append(table.environment == where.environment)
-    if where.kind is not None:
-        wanted.append(table.kind == where.kind)
-    found = tx.connection.execute(select(func.sum(table.amount)).where(*wanted)).scalar()
-    return int(found or 0)
+    wanted: list[ColumnElement[bool]] = [table.status.in_(bindparam("statuses", expanding=True))]
+    wanted += [table[name] == bindparam(name) for name in ("environment", "kind") if name in asked]
+    wanted += [table.escalated.is_(word == "escalated") for word in ("escalated", "not escalated") if word in asked]
+    return select(_AMOUNT).where(*wanted)
 
 
 def fold(tx: Tx) -> int:

@@ -1,31 +1,36 @@
-"""Which human tasks somebody wants to see, and in which order."""
+"""Which human tasks somebody wants to see, and in which order. Each kind of question is one statement, put together once."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy import ColumnElement, Integer, Select, String, bindparam, func, or_, select, tuple_
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from kneo.state.task import UNRESOLVED, TaskStatus
 from kneo.store.run_filter import LIKE_ESCAPE, escaped
 from kneo.store.tables import task_candidates, tasks
+from kneo.store.task_rows import TASK
 
-NEVER = "9999-12-31T23:59:59.999999Z"
-
-SORTABLE = {
+SORTABLE: Mapping[str, ColumnElement[Any]] = {
     "id": tasks.c.id,
     "created_at": tasks.c.id,
     "priority": tasks.c.priority,
     "due_at": tasks.c.due_at,
-    "expires_at": func.coalesce(tasks.c.deadline_at, NEVER),
+    "expires_at": tasks.c.deadline_at,
 }
-"""What a list can be sorted by; the ids of tasks are in the order in which they were asked. Without a deadline comes
-after every deadline."""
+"""What a list can be sorted by; the ids of tasks are in the order in which they were asked. What is due or expires at no
+time comes after everything that is or does."""
 
+EQUAL = ("environment", "kind", "assignee", "claimed_by", "step_id", "run_id", "workflow_name", "workflow_type")
+"""Filters that compare a task's own value."""
 
-EVERYTHING = 2**53
-"""More rows than there are."""
+_EVERY_STATUS = frozenset(TaskStatus)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,48 +56,49 @@ class TaskFilter:
     text: str | None = None
     """Somewhere in the title, whatever its case."""
 
-    def conditions(self) -> list[ColumnElement[bool]]:
-        """Return what a row of ``tasks`` must satisfy."""
-        equal = {
-            "environment": self.environment,
-            "kind": self.kind,
-            "assignee": self.assignee,
-            "claimed_by": self.claimed_by,
-            "step_id": self.step_id,
-            "run_id": self.run_id,
-            "workflow_name": self.workflow_name,
-            "workflow_type": self.workflow_type,
-        }
-        wanted: list[ColumnElement[bool]] = [
-            tasks.c[name] == value for name, value in equal.items() if value is not None
-        ]
-        statuses = frozenset(self.statuses)
-        if statuses <= UNRESOLVED:
-            # Said without a parameter, so that the database knows it may use the inbox's own indexes.
-            wanted.append(tasks.c.resolved_at.is_(None))
-        if statuses != UNRESOLVED:
-            wanted.append(tasks.c.status.in_(sorted(statuses)))
-        if self.escalated is not None:
-            wanted.append(self._escalated() if self.escalated else tasks.c.escalation == 0)
-        if self.overdue_at is not None:
-            wanted.append(tasks.c.due_at < self.overdue_at)
-        if self.text is not None:
-            wanted.append(self._says(self.text))
-        if self.who is not None:
-            wanted.append(self._may_answer(self.who))
-        return wanted
-
-    @staticmethod
-    def _escalated() -> ColumnElement[bool]:
-        # Few ever are: found by their own index, and not by walking through everything that waits.
-        inner = tasks.alias("escalated")
-        ids = select(inner.c.id).where(inner.c.resolved_at.is_(None), inner.c.escalation > 0)
-        return tasks.c.id.in_(ids)
+    @property
+    def waits(self) -> bool:
+        """Whether only unanswered tasks are asked for, which the inbox's own indexes have."""
+        return UNRESOLVED.issuperset(self.statuses)
 
     @property
-    def before_id(self) -> tuple[ColumnElement[str], ...]:
-        """What has to stand before the id in an order for the inbox's own indexes to serve it."""
-        return (tasks.c.resolved_at,) if UNRESOLVED.issuperset(self.statuses) else ()
+    def _picks_statuses(self) -> bool:
+        return frozenset(self.statuses) not in {UNRESOLVED, _EVERY_STATUS}
+
+    @property
+    def conditions(self) -> frozenset[str]:
+        """The names of the conditions."""
+        found = {name for name in EQUAL if getattr(self, name) is not None}
+        if self.waits:
+            found.add("waits")
+        if self._picks_statuses:
+            found.add("statuses")
+        if self.escalated is not None:
+            found.add("escalated" if self.escalated else "not escalated")
+        if self.overdue_at is not None:
+            found.add("overdue_at")
+        if self.text is not None:
+            found.add("text")
+        if self.who is not None:
+            found |= {"not refused", {None: "asked", True: "named", False: "unrestricted"}[self.restricted]}
+        return frozenset(found)
+
+    @property
+    def values(self) -> dict[str, object]:
+        """What the conditions compare with."""
+        found: dict[str, object] = {name: getattr(self, name) for name in EQUAL if getattr(self, name) is not None}
+        if self._picks_statuses:
+            found["statuses"] = sorted(self.statuses)
+        if self.overdue_at is not None:
+            found["overdue_at"] = self.overdue_at
+        if self.text is not None:
+            found["text"] = f"%{escaped(self.text)}%"
+        if self.who is not None:
+            users = [one.removeprefix("user:") for one in self.who if one.startswith("user:")]
+            found["refused"] = sorted(f"not:{name}" for name in users)
+            if self.restricted is not False:
+                found["who"] = sorted(self.who)
+        return found
 
     def parts(self) -> tuple[TaskFilter, ...]:
         """Split into filters of which each task fits one at most, and each of which an index answers."""
@@ -100,30 +106,103 @@ class TaskFilter:
             return (self,)
         return replace(self, restricted=False), replace(self, restricted=True)
 
-    def _says(self, words: str) -> ColumnElement[bool]:
-        inner = tasks.alias("titled")
-        found = inner.c.title.ilike(f"%{escaped(words)}%", escape=LIKE_ESCAPE)
-        if not UNRESOLVED.issuperset(self.statuses):
-            return tasks.c.title.ilike(f"%{escaped(words)}%", escape=LIKE_ESCAPE)
-        # By an index that has the titles beside the ids. The order and the bound keep SQLite from taking a shorter one
-        # and reading every row for its title.
-        ids = select(inner.c.id).where(inner.c.resolved_at.is_(None), found)
-        ids = ids.order_by(inner.c.resolved_at, inner.c.id).limit(EVERYTHING)
-        return tasks.c.id.in_(ids)
 
-    def _may_answer(self, who: Collection[str]) -> ColumnElement[bool]:
-        named = select(task_candidates.c.task_id).where(task_candidates.c.who.in_(sorted(who)))
-        # Looked up once and not for each task: this is what counting a full inbox costs.
-        refused = select(task_candidates.c.task_id).where(
-            task_candidates.c.who.in_(sorted(f"not:{one.removeprefix('user:')}" for one in who if one[:5] == "user:"))
-        )
-        asked: ColumnElement[bool] = or_(tasks.c.restricted.is_(False), tasks.c.id.in_(named))
-        if self.restricted is not None:
-            asked = (
-                and_(tasks.c.restricted, tasks.c.id.in_(named)) if self.restricted else tasks.c.restricted.is_(False)
-            )
-        return and_(asked, tasks.c.id.not_in(refused))
-
-
-EVERY_TASK = TaskFilter(statuses=frozenset(TaskStatus))
+EVERY_TASK = TaskFilter(statuses=_EVERY_STATUS)
 WAITING = TaskFilter()
+
+_NAMED = select(task_candidates.c.task_id).where(task_candidates.c.who.in_(bindparam("who", expanding=True)))
+_REFUSED = select(task_candidates.c.task_id).where(task_candidates.c.who.in_(bindparam("refused", expanding=True)))
+"""Looked up once and not for each task: this is what counting a full inbox costs."""
+
+_escalated = tasks.alias("escalated")
+_ESCALATED = select(_escalated.c.id).where(_escalated.c.resolved_at.is_(None), _escalated.c.escalation > 0)
+"""Few ever are: found by their own index, and not by walking through everything that waits."""
+
+
+class _Unindexed(FunctionElement[Any]):
+    """A column for whose value SQLite shall not take an index; nothing else anywhere else."""
+
+    inherit_cache = True
+
+    def __init__(self, column: ColumnElement[Any]) -> None:
+        super().__init__(column)
+        self.type = column.type
+
+
+@compiles(_Unindexed)
+def _as_it_is(element: _Unindexed, compiler: SQLCompiler, **more: object) -> str:
+    return compiler.process(element.clauses, **more)
+
+
+@compiles(_Unindexed, "sqlite")
+def _with_a_plus(element: _Unindexed, compiler: SQLCompiler, **more: object) -> str:
+    return f"+{compiler.process(element.clauses, **more)}"
+
+
+def _conditions(column: Callable[[str], ColumnElement[Any]]) -> dict[str, ColumnElement[bool]]:
+    return {
+        **{name: column(name) == bindparam(name) for name in EQUAL},
+        # Said without a parameter, so that the database knows it may use the inbox's own indexes.
+        "waits": tasks.c.resolved_at.is_(None),
+        "statuses": column("status").in_(bindparam("statuses", expanding=True)),
+        "escalated": column("escalation") > 0,
+        "not escalated": column("escalation") == 0,
+        "overdue_at": tasks.c.due_at < bindparam("overdue_at"),
+        "text": tasks.c.title.ilike(bindparam("text"), escape=LIKE_ESCAPE),
+        "asked": or_(column("restricted").is_(False), column("id").in_(_NAMED)),
+        "named": column("restricted").is_(True) & column("id").in_(_NAMED),
+        "unrestricted": column("restricted").is_(False),
+        "not refused": column("id").not_in(_REFUSED),
+    }
+
+
+_WALKING = _conditions(lambda name: _Unindexed(tasks.c[name]))
+"""Conditions that are looked at for each task, in the order in which they are listed."""
+
+_CHOOSING = _conditions(lambda name: tasks.c[name]) | {"escalated": tasks.c.id.in_(_ESCALATED)}
+"""Conditions of which the database may take one to find tasks by."""
+
+_LEADING = frozenset({*EQUAL, "statuses", "escalated", "named", "unrestricted"}) - {"workflow_type"}
+"""Conditions with an index of their own, which has what it finds in the order of the ids."""
+
+
+def _where(statement: Select[Any], asked: frozenset[str], *, by_id: bool) -> Select[Any]:
+    others = asked - {"waits", "not refused"}
+    # SQLite knows nothing about how much a condition leaves. It would take any index there is for one, and read and sort
+    # every row that this finds.
+    may_choose = "waits" not in asked or "run_id" in asked or (by_id and len(others) == 1 and others <= _LEADING)
+    conditions = _CHOOSING if may_choose else _WALKING
+    return statement.where(*(conditions[name] for name in sorted(asked)))
+
+
+@cache
+def listing(asked: frozenset[str], sort_by: str, *, descending: bool, after: bool) -> Select[Any]:
+    """Return the statement that lists tasks.
+
+    It takes what the conditions compare with, ``most`` and ``skipped``; and ``after``, the id of a task, to go on behind it.
+    """
+    column = SORTABLE[sort_by]
+    by_id = column is tasks.c.id
+    statement = _where(TASK, asked, by_id=by_id)
+    if after:
+        statement = statement.where(_beyond(column, descending=descending))
+    first = (tasks.c.resolved_at,) if by_id and "waits" in asked else ()
+    keys = (*first, tasks.c.id) if by_id else (column, tasks.c.id)
+    ordered = statement.order_by(*(key.desc() if descending else key.asc() for key in keys))
+    return ordered.limit(bindparam("most", type_=Integer)).offset(bindparam("skipped", type_=Integer))
+
+
+def _beyond(column: ColumnElement[Any], *, descending: bool) -> ColumnElement[bool]:
+    """Say what follows a task, as one comparison of whole rows, which an index can begin at."""
+    last_id = bindparam("after", type_=String)
+    if column is tasks.c.id:
+        return tasks.c.id < last_id if descending else tasks.c.id > last_id
+    last = select(column).where(tasks.c.id == last_id).scalar_subquery()
+    here, there = tuple_(column, tasks.c.id), tuple_(last, last_id)
+    return here < there if descending else here > there
+
+
+@cache
+def counting(asked: frozenset[str]) -> Select[Any]:
+    """Return the statement that counts tasks; it takes what the conditions compare with."""
+    return _where(select(func.count()).select_from(tasks), asked, by_id=True)

@@ -2,56 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import asdict, fields, is_dataclass
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
 
-from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, literal, select, tuple_, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 
 from kneo.clock import new_id
-from kneo.state.task import (
-    NEXT,
-    UNRESOLVED,
-    Candidates,
-    Decision,
-    DecisionKind,
-    Escalation,
-    HumanTask,
-    Plan,
-    Quorum,
-    TaskEvent,
-    TaskStatus,
-    Vote,
-)
+from kneo.state.task import NEXT, UNRESOLVED, HumanTask, TaskEvent, TaskStatus
 from kneo.store import task_counts
 from kneo.store.engine import Tx
 from kneo.store.tables import task_candidates, task_events, tasks
-from kneo.store.task_filter import SORTABLE, WAITING, TaskFilter
-
-AnyRow = Row[*tuple[object, ...]]
-
-_COLUMNS = tuple(item.name for item in fields(HumanTask))
-
-_EVERYTHING = select(*(tasks.c[name] for name in _COLUMNS))
-"""What a record is made of, in the record's order."""
-
-_USUAL: Mapping[str, object] = {
-    "candidates": Candidates(),
-    "quorum": Quorum(),
-    "votes": (),
-    "plan": Plan(),
-    "consequences": {},
-}
-"""What most tasks have; nothing is stored of it, and so nothing has to be read."""
+from kneo.store.task_filter import WAITING, TaskFilter, counting, listing
+from kneo.store.task_rows import TASK, read_task, store_task, stored
 
 _INSERT = insert(tasks)
 
 
 def insert_task(tx: Tx, task: HumanTask, who: Collection[str] = ()) -> None:
     """Keep a new task and those who may, or may not, answer it (``user:ann``, ``group:prod/editors``, ``not:bob``)."""
-    values = {name: _stored(getattr(task, name)) for name in _COLUMNS} | {"created_at": tx.at, "updated_at": tx.at}
-    values |= {name: None for name, usual in _USUAL.items() if getattr(task, name) == usual}
-    tx.connection.execute(_INSERT, values | {"restricted": task.is_restricted})
+    tx.connection.execute(_INSERT, store_task(task) | {"created_at": tx.at, "updated_at": tx.at})
     add_candidates(tx, task.id, who)
     if task.status in UNRESOLVED:
         task_counts.add(tx, [(task, 1)])
@@ -67,12 +35,12 @@ def add_candidates(tx: Tx, task_id: str, who: Collection[str]) -> None:
         tx.connection.execute(insert(task_candidates), [{"who": one, "task_id": task_id} for one in sorted(new)])
 
 
-_GET = _EVERYTHING.where(tasks.c.id == bindparam("of_task"))
+_GET = TASK.where(tasks.c.id == bindparam("of_task"))
 
 
 def get(tx: Tx, task_id: str) -> HumanTask | None:
     row = tx.connection.execute(_GET, {"of_task": task_id}).first()
-    return _task(row) if row else None
+    return read_task(row) if row else None
 
 
 _CHANGE = update(tasks).where(tasks.c.id == bindparam("of_task"), tasks.c.version == bindparam("seen_version"))
@@ -89,7 +57,7 @@ def change(tx: Tx, task: HumanTask, **changes: object) -> bool:
     resolves = task.status in UNRESOLVED and status not in UNRESOLVED
     if resolves:
         changes |= {"resolved_at": tx.at, "next_at": None}
-    values = {name: _stored(value) for name, value in changes.items()}
+    values = {name: stored(value) for name, value in changes.items()}
     seen = {"of_task": task.id, "seen_version": task.version}
     done = tx.connection.execute(_CHANGE, seen | values | {"version": task.version + 1, "updated_at": tx.at})
     if done.rowcount != 1:
@@ -114,22 +82,22 @@ def note(tx: Tx, task: HumanTask, metadata: Mapping[str, object]) -> HumanTask:
     return after
 
 
-_OF_RUN = _EVERYTHING.where(
+_OF_RUN = TASK.where(
     tasks.c.run_id == bindparam("of_run"), tasks.c.status.in_(bindparam("statuses", expanding=True))
 ).order_by(tasks.c.id)
 
 
 def of_run(tx: Tx, run_id: str, statuses: Iterable[TaskStatus]) -> tuple[HumanTask, ...]:
     rows = tx.connection.execute(_OF_RUN, {"of_run": run_id, "statuses": sorted(statuses)})
-    return tuple(_task(row) for row in rows)
+    return tuple(read_task(row) for row in rows)
 
 
 def due(tx: Tx, limit: int) -> tuple[HumanTask, ...]:
     """Find tasks to which time has something to do, the longest due first. The cost grows with what is due."""
     rows = tx.connection.execute(
-        _EVERYTHING.where(tasks.c.next_at.is_not(None), tasks.c.next_at <= tx.at).order_by(tasks.c.next_at).limit(limit)
+        TASK.where(tasks.c.next_at.is_not(None), tasks.c.next_at <= tx.at).order_by(tasks.c.next_at).limit(limit)
     )
-    return tuple(_task(row) for row in rows)
+    return tuple(read_task(row) for row in rows)
 
 
 def list_tasks(
@@ -143,26 +111,9 @@ def list_tasks(
     after: str | None = None,
 ) -> tuple[HumanTask, ...]:
     """List tasks. ``after`` is the id of the last one seen: what follows it, whatever came or went meanwhile."""
-    column = SORTABLE.get(sort_by, tasks.c.id)
-    statement = _EVERYTHING.where(*where.conditions())
-    if column is not tasks.c.id:
-        statement = statement.where(column.is_not(None))
-    if after is not None:
-        statement = statement.where(_beyond(column, after, descending=descending))
-    keys = (column, tasks.c.id) if column is not tasks.c.id else (*where.before_id, tasks.c.id)
-    rows = tx.connection.execute(
-        statement.order_by(*(key.desc() if descending else key.asc() for key in keys)).limit(limit).offset(offset)
-    )
-    return tuple(_task(row) for row in rows)
-
-
-def _beyond(column: ColumnElement[Any], after: str, *, descending: bool) -> ColumnElement[bool]:
-    """Say what follows a task, as one comparison of whole rows, which an index can begin at."""
-    if column is tasks.c.id:
-        return tasks.c.id < after if descending else tasks.c.id > after
-    last = select(column).where(tasks.c.id == after).scalar_subquery()
-    here, there = tuple_(column, tasks.c.id), tuple_(last, literal(after))
-    return here < there if descending else here > there
+    statement = listing(where.conditions, sort_by, descending=descending, after=after is not None)
+    values = {**where.values, "most": limit, "skipped": offset} | ({"after": after} if after is not None else {})
+    return tuple(read_task(row) for row in tx.connection.execute(statement, values))
 
 
 def count_tasks(tx: Tx, where: TaskFilter = WAITING) -> int:
@@ -170,8 +121,7 @@ def count_tasks(tx: Tx, where: TaskFilter = WAITING) -> int:
     known = task_counts.count(tx, where)
     if known is not None:
         return known
-    statements = (select(func.count()).select_from(tasks).where(*part.conditions()) for part in where.parts())
-    return sum(tx.connection.execute(statement).scalar_one() for statement in statements)
+    return sum(tx.connection.execute(counting(part.conditions), part.values).scalar_one() for part in where.parts())
 
 
 # ---- what happened to them --------------------------------------------------------------------------------------
@@ -201,66 +151,3 @@ def events_after(tx: Tx, last: str, limit: int) -> tuple[TaskEvent, ...]:
 def last_event(tx: Tx) -> str:
     """Return the id of the newest event; empty where there is none."""
     return tx.connection.execute(select(func.max(task_events.c.id))).scalar() or ""
-
-
-# ---- rows -------------------------------------------------------------------------------------------------------
-
-
-def _stored(value: object) -> object:
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if isinstance(value, tuple):
-        return [_stored(item) for item in value]
-    return value
-
-
-def _decisions(kept: list[str]) -> tuple[DecisionKind, ...]:
-    return tuple(map(DecisionKind, kept))
-
-
-def read_decision(kept: Mapping[str, Any]) -> Decision:
-    """Read what ``change`` stored."""
-    lists = {name: tuple(kept.get(name) or ()) for name in ("selected_options", "voters")}
-    return Decision(**{**kept, "kind": DecisionKind(kept["kind"]), **lists})
-
-
-def _candidates(kept: Mapping[str, list[str]]) -> Candidates:
-    return Candidates(**{name: tuple(found) for name, found in kept.items()})
-
-
-def _quorum(kept: Mapping[str, Any]) -> Quorum:
-    return Quorum(**{**kept, "each": tuple((role, number) for role, number in kept["each"])})
-
-
-def _votes(kept: list[dict[str, Any]]) -> tuple[Vote, ...]:
-    return tuple(Vote(**{**vote, "decision": DecisionKind(vote["decision"])}) for vote in kept)
-
-
-def _plan(kept: Mapping[str, Any]) -> Plan:
-    escalate = tuple(Escalation(**{**one, "notify": tuple(one["notify"])}) for one in kept["escalate"])
-    return Plan(**{**kept, "escalate": escalate, "remind": tuple(kept["remind"]), "notify": tuple(kept["notify"])})
-
-
-_READERS: Mapping[str, Callable[[Any], object]] = {
-    "status": TaskStatus,
-    "options": tuple,
-    "decisions": _decisions,
-    "decision": read_decision,
-    "candidates": _candidates,
-    "quorum": _quorum,
-    "votes": _votes,
-    "plan": _plan,
-}
-"""What makes a stored value the record's, where it is not that already."""
-
-
-def _task(row: AnyRow) -> HumanTask:
-    # A page of the inbox does this a hundred times: no value is looked up twice, and what is usual is not made anew.
-    values: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
-    for name, read in _READERS.items():
-        if values[name] is not None:
-            values[name] = read(values[name])
-    for name, usual in _USUAL.items():
-        if values[name] is None:
-            values[name] = usual
-    return HumanTask(**values)

@@ -1,0 +1,96 @@
+"""Human tasks as rows: what is stored of a record, and the record made of it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any
+
+from sqlalchemy import Row, select
+
+from kneo.state.task import Candidates, Decision, DecisionKind, Escalation, HumanTask, Plan, Quorum, TaskStatus, Vote
+from kneo.store.tables import tasks
+
+AnyRow = Row[*tuple[object, ...]]
+
+_COLUMNS = tuple(item.name for item in fields(HumanTask))
+
+TASK = select(*(tasks.c[name] for name in _COLUMNS))
+"""What a record is made of, in the record's order."""
+
+_USUAL: Mapping[str, object] = {
+    "candidates": Candidates(),
+    "quorum": Quorum(),
+    "votes": (),
+    "plan": Plan(),
+    "consequences": {},
+}
+"""What most tasks have; nothing is stored of it, and so nothing has to be read."""
+
+
+def stored(value: object) -> object:
+    """Return what is stored of one value of a record."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, tuple):
+        return [stored(item) for item in value]
+    return value
+
+
+def store_task(task: HumanTask) -> dict[str, object]:
+    """Return what is stored of a task, by column."""
+    values = {name: stored(getattr(task, name)) for name in _COLUMNS}
+    values |= {name: None for name, usual in _USUAL.items() if getattr(task, name) == usual}
+    return values | {"restricted": task.is_restricted}
+
+
+def _decisions(kept: list[str]) -> tuple[DecisionKind, ...]:
+    return tuple(map(DecisionKind, kept))
+
+
+def _decision(kept: Mapping[str, Any]) -> Decision:
+    lists = {name: tuple(kept.get(name) or ()) for name in ("selected_options", "voters")}
+    return Decision(**{**kept, "kind": DecisionKind(kept["kind"]), **lists})
+
+
+def _candidates(kept: Mapping[str, list[str]]) -> Candidates:
+    return Candidates(**{name: tuple(found) for name, found in kept.items()})
+
+
+def _quorum(kept: Mapping[str, Any]) -> Quorum:
+    return Quorum(**{**kept, "each": tuple((role, number) for role, number in kept["each"])})
+
+
+def _votes(kept: list[dict[str, Any]]) -> tuple[Vote, ...]:
+    return tuple(Vote(**{**vote, "decision": DecisionKind(vote["decision"])}) for vote in kept)
+
+
+def _plan(kept: Mapping[str, Any]) -> Plan:
+    escalate = tuple(Escalation(**{**one, "notify": tuple(one["notify"])}) for one in kept["escalate"])
+    return Plan(**{**kept, "escalate": escalate, "remind": tuple(kept["remind"]), "notify": tuple(kept["notify"])})
+
+
+_READERS: Mapping[str, Callable[[Any], object]] = {
+    "status": TaskStatus,
+    "options": tuple,
+    "decisions": _decisions,
+    "decision": _decision,
+    "candidates": _candidates,
+    "quorum": _quorum,
+    "votes": _votes,
+    "plan": _plan,
+}
+"""What makes a stored value the record's, where it is not that already."""
+
+
+def read_task(row: AnyRow) -> HumanTask:
+    """Make a record of what ``TASK`` selects."""
+    # A page of the inbox does this a hundred times: no value is looked up twice, and what is usual is not made anew.
+    values: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
+    for name, read in _READERS.items():
+        if values[name] is not None:
+            values[name] = read(values[name])
+    for name, usual in _USUAL.items():
+        if values[name] is None:
+            values[name] = usual
+    return HumanTask(**values)
