@@ -147,6 +147,15 @@ class ServiceBackend:
         del keyid  # the service knows who asks
         return self._send("POST", f"/human-tasks/{continuation_id}/statement", body=answer)
 
+    def make_link(self, continuation_id: str, order: Mapping[str, object]) -> Json:
+        return self._send("POST", f"/human-tasks/{continuation_id}/links", body=order)
+
+    def links(self, continuation_id: str) -> Json:
+        return self._send("GET", f"/human-tasks/{continuation_id}/links")
+
+    def revoke_link(self, continuation_id: str, link_id: str) -> Json:
+        return self._send("POST", f"/human-tasks/{continuation_id}/links/{link_id}/revoke")
+
     def act(self, continuation_id: str, verb: str, body: Mapping[str, object]) -> Json:
         return self._send("POST", f"/human-tasks/{continuation_id}/{verb}", body=body or None)
 

@@ -65,6 +65,7 @@ COMMANDS: dict[str, Entry] = {
             ),
             "statement": Entry("cli.statements:statement", "Write down an answer for signing on another machine."),
             "sign": Entry("cli.statements:sign_statement", "Sign an answer that was written down."),
+            "link": Entry("cli.links:app", "Links with which one person answers one question once."),
             "receipt": Entry("cli.receipts:app", "Signed proof of what was decided."),
         },
     ),

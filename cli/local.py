@@ -17,7 +17,7 @@ from kneo.runtime import views
 from kneo.runtime.cancel import cancel_run
 from kneo.runtime.wait import find_run
 from kneo.service import receipts as decisions
-from kneo.service import task_acts, task_wire, wire
+from kneo.service import task_acts, task_links, task_wire, wire
 from kneo.service.task_query import task_detail, task_page
 from kneo.service.words import check_status, speaks_published
 from kneo.settings import Settings
@@ -171,6 +171,15 @@ class LocalBackend:
         actor = self._owner(keyid) if keyid is not None else self.actor
         limit = self._content_limit
         return decisions.answer_to_sign(self.store, continuation_id, answer, actor=actor, limit=limit)
+
+    def make_link(self, continuation_id: str, order: Mapping[str, object]) -> Json:
+        return task_links.make_link(self.store, continuation_id, order, actor=self.actor, at=self.settings.public_url)
+
+    def links(self, continuation_id: str) -> Json:
+        return task_links.list_links(self.store, continuation_id)
+
+    def revoke_link(self, continuation_id: str, link_id: str) -> Json:
+        return task_links.revoke_link(self.store, continuation_id, link_id, actor=self.actor)
 
     def act(self, continuation_id: str, verb: str, body: Mapping[str, object]) -> Json:
         return task_acts.act(self.store, continuation_id, verb, body, actor=self.actor)

@@ -368,6 +368,26 @@ class TaskLink(Answer):
     url: str
 
 
+class TaskLinkState(Answer):
+    """A link as it is kept, which is without its token."""
+
+    id: str
+    continuation_id: str
+    person: str
+    subject_digest: str
+    state: Literal["open", "used", "expired"]
+    created_by: str
+    created_at: str
+    expires_at: str
+    used_at: str | None
+
+
+class TaskLinkList(Answer):
+    continuation_id: str
+    links: list[TaskLinkState]
+    count: int
+
+
 class Receipt(Answer):
     """Proof of a decision; see the page about receipts."""
 

@@ -20,7 +20,7 @@ from sqlalchemy import JSON, Table, bindparam, insert, select, text, type_coerce
 from kneo.clock import Clock
 from kneo.errors import Conflict, Invalid, NotFound, Transient
 from kneo.state.audit import ChainVerdict
-from kneo.store import audit, queue, runs
+from kneo.store import audit, links, queue, runs
 from kneo.store.engine import BUSY_TIMEOUT_MS, WORKER_LOCK, Store, Tx
 from kneo.store.migrate import open_store
 from kneo.store.tables import metadata
@@ -154,7 +154,7 @@ def _copy_pages(source: Path, draft: Path) -> None:
 
 
 def _prepare(source: Path, draft: Path, clock: Clock) -> ChainVerdict:
-    """Make of a copy what a database of this version would be after a crash: nobody drives any run."""
+    """Make of a copy what a database of this version would be after a crash: nobody drives any run, no link works."""
     _copy_pages(source, draft)
     _settle(draft)
     if _version(draft) is None:
@@ -166,6 +166,8 @@ def _prepare(source: Path, draft: Path, clock: Clock) -> ChainVerdict:
             msg = f"The audit log of {source} is not what was sealed: {verdict.problem}."
             raise Invalid(msg, code="backup_damaged", hint="Take an earlier backup, and keep this one as evidence.")
         copy.transact(runs.clear_owners)
+        # Whether a link was used after the copy was made, nobody can know from it.
+        copy.transact(links.end)
     return verdict
 
 

@@ -25,6 +25,21 @@ def count_of_task(tx: Tx, task_id: str) -> int:
     return tx.connection.execute(statement).scalar_one()
 
 
+def of_task(tx: Tx, task_id: str) -> tuple[TaskLink, ...]:
+    """List the links to a question, the first that was made first; how many there can be is bounded where they are made."""
+    rows = tx.connection.execute(select(task_links).where(task_links.c.task_id == task_id).order_by(task_links.c.id))
+    return tuple(TaskLink(**row._asdict()) for row in rows)
+
+
+def end(tx: Tx, *, task_id: str | None = None, link_id: str | None = None) -> int:
+    """Let links that nobody used work no longer: one, those of a task, or all; return how many that were."""
+    ended = update(task_links).where(task_links.c.used_at.is_(None), task_links.c.expires_at > tx.at)
+    for column, value in ((task_links.c.task_id, task_id), (task_links.c.id, link_id)):
+        if value is not None:
+            ended = ended.where(column == value)
+    return tx.connection.execute(ended.values(expires_at=tx.at)).rowcount
+
+
 def use(tx: Tx, link: TaskLink) -> bool:
     """Use a link up unless somebody did; say whether it worked."""
     done = tx.connection.execute(

@@ -65,6 +65,35 @@ def make_link(tx: Tx, task_id: str, person: str, *, actor: str, lasts: timedelta
     return link, token
 
 
+def find_link(tx: Tx, task_id: str, link_id: str) -> TaskLink:
+    """Find a link by its name; the name alone opens nothing.
+
+    Raises:
+        NotFound: there is no such question; ``link_not_found``.
+    """
+    find(tx, task_id)
+    found = next((link for link in links.of_task(tx, task_id) if link.id == link_id), None)
+    if found is None:
+        msg = f"There is no link {link_id[:80]} to {task_id}."
+        raise NotFound(msg, code="link_not_found", hint=f"kneo human link list {task_id}")
+    return found
+
+
+def revoke_link(tx: Tx, task_id: str, link_id: str, *, actor: str) -> TaskLink:
+    """End a link's life now. Doing it twice changes nothing.
+
+    Raises:
+        NotFound: as ``find_link`` says.
+        Conflict: ``link_used``: it has answered already.
+    """
+    link = find_link(tx, task_id, link_id)
+    if link.used_at is not None:
+        raise _used(link)
+    if links.end(tx, task_id=task_id, link_id=link.id):
+        happened(tx, find(tx, task_id), "link_revoked", actor, {"link": link.id, "person": link.person})
+    return find_link(tx, task_id, link_id)
+
+
 def look(tx: Tx, token: str) -> tuple[TaskLink, HumanTask]:
     """Find what a link asks. Changes nothing.
 

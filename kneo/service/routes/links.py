@@ -11,9 +11,8 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from kneo.clock import parse_duration
 from kneo.errors import Invalid, KneoError
-from kneo.service import answers
+from kneo.service import answers, task_links
 from kneo.service.auth import Principal, Require, require
 from kneo.service.context import Here, Service
 from kneo.service.link_page import HEADERS, done_page, question_page, refused_page
@@ -29,6 +28,7 @@ from kneo.tasks.answers import Answer, NotAllowed
 router = Router(tags=["human tasks"])
 pages = APIRouter(include_in_schema=False)
 
+Reader = Annotated[Principal, Depends(require("human:read"))]
 Writer = Annotated[Principal, Depends(require("human:write"))]
 
 FOR_OTHERS = Require("human:link")
@@ -54,21 +54,30 @@ class LinkOrder(BaseModel):
 @router.post("/human-tasks/{continuation_id}/links", operation_id="create_link", responses=shows(answers.TaskLink))
 def create_link(continuation_id: str, order: LinkOrder, request: Request, service: Here, principal: Writer) -> Json:
     """Make a link that answers this question once, as the person it is made for. Its token is shown only now."""
-    person = order.person or principal.name
-    if person != principal.name:
+    if order.person not in {None, principal.name}:
         FOR_OTHERS.check(principal)
-    lasts = parse_duration(order.expires_in)
-    with service.store.write() as tx:
-        link, token = links.make_link(tx, continuation_id, person, actor=principal.name, lasts=lasts)
-    return {
-        "id": link.id,
-        "continuation_id": link.task_id,
-        "person": link.person,
-        "subject_digest": link.subject_digest,
-        "expires_at": link.expires_at,
-        "path": f"/h/{token}",
-        "url": f"{str(request.base_url).rstrip('/')}/h/{token}",
-    }
+    at = service.settings.public_url or str(request.base_url)
+    return task_links.make_link(service.store, continuation_id, order.model_dump(), actor=principal.name, at=at)
+
+
+@router.get("/human-tasks/{continuation_id}/links", operation_id="list_links", responses=shows(answers.TaskLinkList))
+def list_links(continuation_id: str, service: Here, _principal: Reader) -> Json:
+    """Tell which links there are to a question, and which of them still work."""
+    return task_links.list_links(service.store, continuation_id)
+
+
+@router.post(
+    "/human-tasks/{continuation_id}/links/{link_id}/revoke",
+    operation_id="revoke_link",
+    responses=shows(answers.TaskLinkState),
+)
+def revoke_link(continuation_id: str, link_id: str, service: Here, principal: Writer) -> Json:
+    """End a link's life; one that is somebody else's only with the right to make it."""
+    with service.store.read() as tx:
+        link = links.find_link(tx, continuation_id, link_id)
+    if principal.name not in {link.person, link.created_by}:
+        FOR_OTHERS.check(principal)
+    return task_links.revoke_link(service.store, continuation_id, link_id, actor=principal.name)
 
 
 @pages.api_route("/h/{token}", methods=["GET", "HEAD"])

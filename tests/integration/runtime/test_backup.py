@@ -11,16 +11,28 @@ from pathlib import Path
 
 import pytest
 from engine import Engine, step
+from gates.asking import answer
+from gates.signing import signed, trust
 from sqlalchemy import text
 
+from kneo import registry
 from kneo.clock import SystemClock
 from kneo.errors import Conflict, Invalid, NotFound
 from kneo.maintenance import backup, backup_sqlite_database, restore, restore_sqlite_database, vacuum
 from kneo.settings import Settings, from_env
 from kneo.state.run import RunStatus
-from kneo.store import audit, runs
+from kneo.state.task import DecisionKind
+from kneo.store import audit, receipts, runs
 from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.migrate import open_store
+from kneo.tasks import links
+from kneo.tasks.answers import Answer
+from kneo.trust.answer import Reviewers
+from kneo.trust.dsse import parse_envelope
+from kneo.trust.keys import PrivateKey
+from kneo.trust.receipt_chain import judge
+from kneo.trust.receipt_check import Presented
+from kneo.trust.receipt_file import Handed
 
 HUMAN = {"id": "q", "kind": "human", "ref": "ann"}
 SOURCE = "def a(text): return text + '>a'\n"
@@ -107,6 +119,48 @@ def test_every_row_comes_back_as_it_was(engine: Engine, elsewhere: Settings, tmp
             if name == "runs":  # Nobody drives them any more.
                 rows = [len(found) for found in rows]
             assert rows[0] == rows[1], name
+
+
+def test_proof_comes_back_and_goes_on_and_links_do_not(migrated_url: str, elsewhere: Settings, tmp_path: Path) -> None:
+    service, key_of_old = PrivateKey.generate(), PrivateKey.generate()
+    with closing(open_store(migrated_url, SystemClock(), lambda: key_of_old)) as store:
+        engine = Engine(store, tmp_path / "code", SOURCE)
+        trust(store)
+        run = engine.run([HUMAN, {**HUMAN, "id": "r"}, {**HUMAN, "id": "s"}], ann={"description": "Fine?"})
+        first = engine.open(run)[0]
+        answer(store, first, "ann", statement=signed(store, first, "ann"))
+        engine.drive(run)
+        with store.write() as tx:
+            _, token = links.make_link(tx, engine.open(run)[0].id, "ben", actor="ann")
+        backup(store, tmp_path / "copy")
+        # What the copy knows nothing of.
+        links.answer(store, token, Answer(request_id=engine.open(run)[0].request_id, decision=DecisionKind.APPROVED))
+    restore(elsewhere, tmp_path / "copy")
+    with closing(open_store(elsewhere.database_url, SystemClock(), lambda: service)) as store:
+        engine.store = store
+        second = engine.open(run)[0]
+        said = Answer(request_id=second.request_id, decision=DecisionKind.APPROVED)
+        with pytest.raises(Conflict) as refused:
+            links.answer(store, token, said)
+        assert refused.value.code == "link_expired"
+        with store.write() as tx:
+            _, token = links.make_link(tx, second.id, "ben", actor="ann")
+        links.answer(store, token, said)
+        with store.read() as tx:
+            kept = receipts.of_run(tx, run.id)
+            root = registry.trust_root(tx, None)
+    handed = tuple(
+        Presented(
+            envelope=parse_envelope(one.envelope),
+            statements=tuple(parse_envelope(text.encode()) for text in one.statements),
+        )
+        for one in kept
+    )
+    # What was proved before is, with the key of before; what is decided now goes on from there.
+    reviewers = Reviewers(keys=root.keys, void=root.void)
+    chain = judge(Handed(handed, is_chain=True), [key_of_old.public, service.public], reviewers)
+    assert (chain.problems, [one.signed_by for one in chain.checked]) == ((), [("ann",), ()])
+    assert not judge(Handed(handed, is_chain=True), [service.public]).valid
 
 
 def test_a_database_in_use_is_left_alone(engine: Engine, tmp_path: Path) -> None:

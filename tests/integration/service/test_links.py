@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -12,6 +13,7 @@ from kneo_process import eventually
 from service_bench import APPROVE, DRAFT, PUBLISH, Bench, spec_of
 from sqlalchemy import select, update
 
+from cli.main import run as kneo
 from kneo.clock import isoformat
 from kneo.service.routes import links as routes
 from kneo.store.tables import audit_events, metadata, task_links, tasks
@@ -249,3 +251,41 @@ def test_making_and_using_a_link_are_in_the_audit_log(bench: Bench, browser: htt
         wanted = select(audit_events.c.event_type).where(audit_events.c.continuation_id == run["continuation_id"])
         kinds = list(tx.connection.execute(wanted.order_by(audit_events.c.id)).scalars())
     assert [kind for kind in kinds if kind.startswith("human.link")] == ["human.link_made", "human.link_used"]
+
+
+def test_the_command_makes_lists_and_takes_back(
+    bench: Bench, browser: httpx.Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(*words: str, role: str = "reviewer", expect: int = 0) -> Json:
+        monkeypatch.setenv("KNEO_SERV_API_KEY", f"{role}-key")
+        capsys.readouterr()
+        assert kneo(["human", "link", *words, "--service-url", bench.url, "--json"]) == expect
+        said = capsys.readouterr()
+        found: Json = json.loads(said.out or said.err)
+        return found
+
+    run = bench.paused()
+    task = str(run["continuation_id"])
+    one, two = call("create", task, "--expires", "8h"), call("create", task, "--person", "ann", role="service")
+    assert call("create", task, "--person", "ann", expect=1)["required_scope"] == "human:link"
+    assert call("create", "cont_none", expect=4)["error"] == "not_found"
+    before = rows(bench)
+    for path in (one["path"], two["path"]):
+        # A scanner of mail that looks at everything, more than once.
+        for method in ("HEAD", "GET", "GET"):
+            assert browser.request(method, str(path)).status_code == 200
+    assert rows(bench) == before
+    listed = call("list", task, role="viewer")
+    assert [(link["person"], link["state"]) for link in listed["links"]] == [("reviewer", "open"), ("ann", "open")]
+    assert not any(str(link["path"]).removeprefix("/h/") in json.dumps(listed) for link in (one, two))
+    assert call("revoke", task, str(two["id"]), expect=1)["error"] == "forbidden"
+    assert call("revoke", task, str(two["id"]), role="service")["state"] == "expired"
+    assert call("revoke", task, str(two["id"]), role="service")["state"] == "expired"
+    assert call("revoke", task, "lnk_none", expect=4)["error"] == "link_not_found"
+    sent = form(browser.get(str(one["path"])).text, decision="approved")
+    assert browser.post(str(two["path"]), json=sent).json()["error"] == "link_expired"
+    assert browser.post(str(one["path"]), json=sent).json()["decision"] == "approved"
+    assert [link["state"] for link in call("list", task)["links"]] == ["used", "expired"]
+    assert call("revoke", task, str(one["id"]), expect=5)["error"] == "link_used"
+    kinds = [event["type"] for event in bench.get(f"/human-tasks/{task}/history")["events"]]
+    assert kinds.count("human.link_revoked") == 1
