@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kneo.digest import digest_of, digest_of_json
 from kneo.errors import Conflict, Invalid, KneoError
 from kneo.service.auth import PRINCIPAL, Keyring, Principal, who_asks
-from kneo.service.operations import Operation, Operations, without_version
+from kneo.service.operations import Operation, operation_of, without_version
 from kneo.service.problems import RECORDED, refusal
 from kneo.service.rate import Rate
 from kneo.service.refusals import Refusals
@@ -41,17 +41,13 @@ class Admission:
 
     Args:
         app: What answers the others.
-        operations: What can be asked.
         keyring: Who may ask for what.
         settings: How much, and for how long answers are remembered.
         store: The database.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, operations: Operations, keyring: Keyring, settings: Settings, store: Store
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, keyring: Keyring, settings: Settings, store: Store) -> None:
         self.app = app
-        self.operations = operations
         self.keyring = keyring
         self.store = store
         self.rate = Rate(settings.http.rate_per_minute)
@@ -59,7 +55,7 @@ class Admission:
         self.lock = timedelta(seconds=settings.http.idempotency_lock_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        operation = self.operations.find(scope["method"], scope["path"]) if scope["type"] == "http" else None
+        operation = operation_of(scope)
         if operation is None or not operation.required:
             await self.app(scope, receive, send)
             return

@@ -26,7 +26,7 @@ from kneo.service.limits import BodyLimit
 from kneo.service.metrics import Metrics
 from kneo.service.news import News
 from kneo.service.openapi import describe
-from kneo.service.operations import VERSION, Operations
+from kneo.service.operations import VERSION, Operations, Straight
 from kneo.service.readiness import Readiness
 from kneo.service.requests import Requests
 from kneo.service.routes import (
@@ -168,7 +168,7 @@ def _furnish(
         readiness=Readiness(settings, store, starter.project, tools),
     )
     # The last one added is the first one asked.
-    app.add_middleware(Admission, operations=operations, keyring=keyring(settings), settings=settings, store=store)
+    app.add_middleware(Admission, keyring=keyring(settings), settings=settings, store=store)
     app.add_middleware(BodyLimit, max_bytes=settings.limits.body_bytes)
     app.add_middleware(Requests, operations=operations, observer=counted, logged=settings.http.request_logs)
 
@@ -177,6 +177,8 @@ def _route(app: FastAPI, *, metrics_too: bool) -> Operations:
     routers = [module.router for module in ROUTES]
     operations = Operations(routers)
     problems.install(app)
+    app.router.routes.insert(0, Straight())
+    # These describe what there is, and say no to what there is not.
     api = APIRouter()
     for router in routers:
         api.include_router(router)

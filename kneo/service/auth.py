@@ -6,9 +6,8 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Request
 
 from kneo.errors import Forbidden, Invalid, Unauthorized
 from kneo.settings import Settings
@@ -128,7 +127,7 @@ def who_asks(ring: Keyring, headers: Mapping[str, str]) -> Principal:
     return principal
 
 
-async def authenticate(request: Request) -> Principal:
+def authenticate(request: Request) -> Principal:
     """Return who sent a request, as ``Admission`` found out before anything else was looked at.
 
     Raises:
@@ -150,7 +149,8 @@ class Require:
     def __init__(self, scope: str) -> None:
         self.scope = scope
 
-    async def __call__(self, principal: Annotated[Principal, Depends(authenticate)]) -> Principal:
+    async def __call__(self, request: Request) -> Principal:
+        principal = authenticate(request)
         self.check(principal)
         return principal
 

@@ -1,18 +1,26 @@
-"""What this service can be asked, known before a request is looked at: which path, for whom, with which parameters."""
+"""What this service can be asked, known before a request is looked at: which path, for whom, with which parameters.
+
+What a request means is found out once, by whoever is outermost; all others read it from the request's ASGI scope.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from fastapi import APIRouter
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute, Match
+from starlette.types import Receive, Scope, Send
 
 from kneo.service.auth import Require
 
 VERSION = "/v1"
+
+ASKED = "kneo.asked"
+"""Where a request's ASGI scope holds what it asks for, if that is anything we know."""
 
 SCOPES_OF_KEYS = {
     "create_run": "runs:create",
@@ -33,6 +41,7 @@ class Operation:
         template: Its path, without the version: ``/runs/{run_id}``.
         required: What whoever asks must be allowed; empty for what needs no key.
         query: The query parameters it knows.
+        route: What answers it.
     """
 
     id: str
@@ -40,10 +49,19 @@ class Operation:
     template: str
     required: tuple[Require, ...]
     query: frozenset[str]
+    route: APIRoute
 
     @property
     def key_scope(self) -> str:
         return SCOPES_OF_KEYS.get(self.id, self.id)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An operation, and the values that stand in a request's path."""
+
+    operation: Operation
+    path_params: Mapping[str, str]
 
 
 class Operations:
@@ -52,11 +70,18 @@ class Operations:
     def __init__(self, routers: Iterable[APIRouter]) -> None:
         self._by_length: dict[tuple[str, int], list[tuple[re.Pattern[str], Operation]]] = {}
         for operation in _listed(routers):
-            pattern = re.compile(re.sub(r"\{[^}]*\}", "[^/]+", operation.template))
+            pattern = re.compile(re.sub(r"\{([^}]*)\}", r"(?P<\1>[^/]+)", operation.template))
             length = operation.template.count("/")
             self._by_length.setdefault((operation.method, length), []).append((pattern, operation))
 
-    def find(self, method: str, path: str) -> Operation | None:
+    def note(self, scope: Scope) -> Operation | None:
+        """Find out what a request means, and note it in its scope."""
+        path, root = scope["path"], scope.get("root_path", "")
+        asked = self.find(scope["method"], path[len(root) :] if root and path.startswith(root + "/") else path)
+        scope[ASKED] = asked
+        return asked.operation if asked is not None else None
+
+    def find(self, method: str, path: str) -> Asked | None:
         """Return what a request means; ``None`` where there is no such thing.
 
         Args:
@@ -65,14 +90,35 @@ class Operations:
         """
         bare = without_version(path)
         for pattern, operation in self._by_length.get((method, bare.count("/")), ()):
-            if pattern.fullmatch(bare):
-                return operation
+            if found := pattern.fullmatch(bare):
+                return Asked(operation, found.groupdict())
         return None
 
     def __iter__(self) -> Iterator[Operation]:
         for found in self._by_length.values():
             for _, operation in found:
                 yield operation
+
+
+def operation_of(scope: Scope) -> Operation | None:
+    """Return what a request means, as it was noted."""
+    asked: Asked | None = scope.get(ASKED)
+    return asked.operation if asked is not None else None
+
+
+class Straight(BaseRoute):
+    """The way to what a request means, where that is known: trying one route after the other takes longer than answering."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        asked: Asked | None = scope.get(ASKED)
+        if asked is None:
+            return Match.NONE, {}
+        route = asked.operation.route
+        return Match.FULL, {"endpoint": route.endpoint, "path_params": dict(asked.path_params), "route": route}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route: APIRoute = scope["route"]
+        await route.handle(scope, receive, send)
 
 
 def without_version(path: str) -> str:
@@ -92,6 +138,7 @@ def _listed(routers: Iterable[APIRouter]) -> Iterator[Operation]:
                     template=route.path,
                     required=tuple(part.call for part in parts if isinstance(part.call, Require)),
                     query=frozenset(field.alias for part in parts for field in part.query_params),
+                    route=route,
                 )
 
 

@@ -79,7 +79,7 @@ class Requests:
             await send(message)
 
         failed: Exception | None = None
-        operation = self.operations.find(scope["method"], scope["path"])
+        operation = self.operations.note(scope)
         with span(operation.id if operation else scope["method"], kind="server", headers=headers) as traced:
             try:
                 await self.app(scope, receive, sending)

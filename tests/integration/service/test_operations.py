@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import httpx
 import pytest
+from fastapi import FastAPI
 from service_bench import Bench
 
-from kneo.service.app import ROUTES, description
+from cli.compose import make_starter
+from kneo.service.app import ROUTES, create_app, description
 from kneo.service.operations import Operations
 
 OPERATIONS = Operations(module.router for module in ROUTES)
@@ -37,7 +42,7 @@ def test_only_probes_and_hooks_need_no_key() -> None:
 )
 def test_requests_are_matched_with_operations(method: str, path: str, expected: str | None) -> None:
     found = OPERATIONS.find(method, path)
-    assert (found.id if found else None) == expected
+    assert (found.operation.id if found else None) == expected
 
 
 def test_the_description_names_security_errors_and_every_operation(bench: Bench) -> None:
@@ -70,3 +75,19 @@ def test_every_answer_that_is_json_is_described_field_by_field() -> None:
             for answer in done:
                 shape = answer.get("content", {}).get("application/json", {}).get("schema", {"$ref": ""})
                 assert "$ref" in shape, (verb, path)
+
+
+def test_a_service_below_a_path_of_another_application_looks_at_requests_as_any_other(bench: Bench) -> None:
+    outer = FastAPI()
+    outer.mount("/kneo", create_app(bench.settings, bench.store, make_starter(bench.settings, bench.store), poke=int))
+
+    async def ask(method: str, path: str) -> httpx.Response:
+        headers = {"Authorization": "Bearer viewer-key"}
+        way = httpx.ASGITransport(outer)
+        async with httpx.AsyncClient(transport=way, base_url="http://test/kneo/v1", headers=headers) as client:
+            return await client.request(method, path)
+
+    assert asyncio.run(ask("GET", "/runs")).status_code == 200
+    assert asyncio.run(ask("GET", "/runs?lmit=1")).json()["error"] == "unknown_query_parameters"
+    assert asyncio.run(ask("GET", "/runs/a/b")).status_code == 404
+    assert asyncio.run(ask("PUT", "/runs")).status_code == 405
