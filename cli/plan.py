@@ -147,6 +147,18 @@ def _lines(answer: Json) -> Iterator[str]:
         )
         for gate in _rows(item["gates"]):
             yield f"  {render.CAREFUL} {gate['bundle']} waits: {gate['reason']}: {gate['message']}{_who(gate)}"
+        for added in _rows(item.get("added_gates", [])):
+            yield f"  {render.DONE if added['steps'] else render.CAREFUL} {_asked(added)}"
+
+
+def _asked(added: Json) -> str:
+    """Say which steps an environment's own question stands around."""
+    steps = added["steps"]
+    assert isinstance(steps, dict)
+    if not steps:
+        return f"The gate {added['gate']} stands around no step of anything released here."
+    told = "; ".join(f"{bundle}: {', '.join(paths)}" for bundle, paths in steps.items())
+    return f"The gate {added['gate']} asks at {told}."
 
 
 def _bad(item: Json) -> list[Json]:
@@ -185,6 +197,8 @@ def _markdown(answer: Json) -> Iterator[str]:
         )
         for gate in _rows(item["gates"]):
             yield f"- ⏳ **{_escaped(gate['bundle'])}** {_escaped(gate['reason'])}: {_escaped(gate['message'])}{_escaped(_who(gate))}"
+        for added in _rows(item.get("added_gates", [])):
+            yield f"- {'✓' if added['steps'] else '⚠'} {_escaped(_asked(added))}"
 
 
 def _changes(item: Json) -> Iterator[str]:

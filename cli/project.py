@@ -16,9 +16,10 @@ from kneo.settings import Settings, from_env
 from kneo.spec.context import RuleContext
 from kneo.spec.defaults import NO_DEFAULTS
 from kneo.spec.document import DEFAULT_LIMITS
-from kneo.spec.environment import Environment, Questions, parse_environment
+from kneo.spec.environment import Environment, parse_environment
 from kneo.spec.flags import PolicyFlags, strictest
 from kneo.spec.load import LoadedSpec, Source, load_spec
+from kneo.spec.models.asked import AddedGate, Questions, with_gates
 from kneo.spec.project import ProjectConfig, choose_environment
 from kneo.spec.rules import check
 
@@ -120,6 +121,15 @@ class Project:
         declared = self._declared(spec)
         return strictest(*([project] if project else []), *([declared.spec.policy] if declared else []))
 
+    def gates_for(self, spec: Path) -> tuple[AddedGate, ...]:
+        """Return the questions that the environment adds, by its file in the spec's config repository.
+
+        Raises:
+            Invalid: the repository's file of this environment is not one.
+        """
+        declared = self._declared(spec)
+        return declared.gates if declared else ()
+
     def questions_for(self, spec: Path) -> Questions:
         """Return what every question asks for at least in the environment, by its file in the spec's config repository.
 
@@ -144,6 +154,7 @@ class Project:
         overlays = self.overlay_paths(path)
         present = tuple(overlay for overlay in overlays if overlay.is_file())
         files = SpecFiles(path.parent, self.root)
+        gates = self.gates_for(path)
         loaded = load_spec(
             self._read(path),
             file=self.shown(path),
@@ -151,7 +162,7 @@ class Project:
             defaults=self.config.spec_defaults(self.environment) if self.config is not None else NO_DEFAULTS,
             context=self.context_of(path),
             files=files,
-            rules=check,
+            rules=lambda spec, context: check(with_gates(spec, gates), context),
         )
         missing = tuple(overlay for overlay in overlays if overlay not in present)
         return LoadedFile(loaded, path, present, missing, files)

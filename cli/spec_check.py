@@ -16,6 +16,7 @@ from kneo.spec.diagnostic_formats import as_github, as_sarif, as_text
 from kneo.spec.diagnostics import Diagnostic, Severity, has_errors
 from kneo.spec.load import resolve
 from kneo.spec.models import Spec
+from kneo.spec.models.asked import with_gates
 from kneo.spec.policy import check_policy
 
 
@@ -92,7 +93,8 @@ def check(project: Project, argument: Path | None) -> Checked:
     resolved = resolve(file.loaded, file.files)
     findings = resolved.diagnostics
     if resolved.spec is not None:
-        violations = check_policy(resolved.spec, findings, project.policy_for(file.path))
+        gated = with_gates(resolved.spec, project.gates_for(file.path))
+        violations = check_policy(gated, findings, project.policy_for(file.path))
         findings = (*findings, *resolved.place(violations))
     return Checked(project, replace(file, loaded=resolved), findings)
 

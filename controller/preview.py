@@ -22,9 +22,13 @@ from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.errors import KneoError
 from kneo.registry import spec_in
+from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.diff import diff
 from kneo.spec.environment import Environment
 from kneo.spec.load import load_tree
+from kneo.spec.models.asked import AddedGate, with_gates
+from kneo.spec.rules.around import places_around
+from kneo.spec.rules.view import SpecView
 from kneo.spec.weakening import weakenings
 from kneo.state.release import BundleRecord, EnvironmentRecord, Release
 from kneo.store import releases
@@ -139,7 +143,27 @@ def _environment(
         "verdicts": [*(_refused(item) for item in verified.rejected), *_accepted(verified)],
         "gates": [*_rules_gate(environment, rules), *(_gate(a, v) for a, v in judged if isinstance(v, Waits))],
         "rules": {"changed": before is not None, "easier": list(easier)},
+        "added_gates": [_added(gate, verified) for gate in environment.gates],
     }
+
+
+def _added(gate: AddedGate, verified: Verified) -> Json:
+    """Say which steps of what is released a question of the environment stands around."""
+    views = {
+        name: _view(spec_in(bundle.record), gate)
+        for name, bundle in verified.desired.items()
+        if isinstance(bundle, Candidate)
+    }
+    return {
+        "gate": gate.name,
+        "steps": {name: found for name, view in views.items() if (found := places_around(view, gate.name))},
+    }
+
+
+def _view(spec: Spec, gate: AddedGate) -> SpecView:
+    loaded = load_tree(dict(spec)).spec
+    assert loaded is not None, "what is planned was verified"
+    return SpecView.of(with_gates(loaded, (gate,)), NOTHING_KNOWN)
 
 
 def _unchanged(name: str, problem: Problem) -> Json:

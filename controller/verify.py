@@ -12,8 +12,9 @@ from kneo.clock import parse_time
 from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid, KneoError, Untrusted
 from kneo.spec.environment import Environment, ReleasePin
-from kneo.spec.flags import strictest
+from kneo.spec.flags import PolicyFlags, strictest
 from kneo.spec.load import load_tree
+from kneo.spec.models.asked import AddedGate, with_gates
 from kneo.spec.policy import check_policy
 from kneo.spec.rules import check
 from kneo.state.release import BundleRecord
@@ -242,14 +243,24 @@ def check_spec(bundle: VerifiedBundle, environments: Sequence[Environment], path
         Invalid: ``SpecInvalid``.
         Untrusted: ``PolicyDenied``.
     """
-    loaded = load_tree(dict(bundle.spec), rules=check)
+    flags = strictest(*(environment.spec.policy for environment in environments))
+    rules = [environment.gates for environment in environments]
+    for index, gates in enumerate(rules):
+        if gates not in rules[:index]:
+            _check_under(bundle, gates, flags, f"The policy is in {environments[0].file}.", path)
+
+
+def _check_under(
+    bundle: VerifiedBundle, gates: tuple[AddedGate, ...], flags: PolicyFlags, hint: str, path: str
+) -> None:
+    """Judge a spec as it would run: with the questions that an environment adds."""
+    loaded = load_tree(dict(bundle.spec), rules=lambda spec, context: check(with_gates(spec, gates), context))
     if loaded.spec is None or not loaded.valid:
         first = next(found for found in loaded.diagnostics if found.is_error)
         msg = f"{path}: {first.code}: {first.message} (at {first.path_text})"
         raise Invalid(msg, code="SpecInvalid", hint="Correct the spec, lint it and sign a new version.")
-    flags = strictest(*(environment.spec.policy for environment in environments))
-    violations = check_policy(loaded.spec, loaded.diagnostics, flags)
+    violations = check_policy(with_gates(loaded.spec, gates), loaded.diagnostics, flags)
     if violations:
         more = f" ({len(violations) - 1} more)" if len(violations) > 1 else ""
         msg = f"{path}: {violations[0].code}: {violations[0].message}{more}"
-        raise Untrusted(msg, code="PolicyDenied", hint=f"The policy is in {environments[0].file}.")
+        raise Untrusted(msg, code="PolicyDenied", hint=hint)

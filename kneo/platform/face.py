@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -29,7 +28,9 @@ from kneo.settings import Settings, from_env
 from kneo.spec.compiler import SpecCompiler, refusal, require_valid
 from kneo.spec.flags import PolicyFlags
 from kneo.spec.load import LoadedSpec, Source
+from kneo.spec.models.asked import read_spec
 from kneo.spec.policy_report import policy_report
+from kneo.spec.rules import check
 from kneo.spec.schema_check import check_model
 from kneo.state.audit import SealedEvent
 from kneo.state.run import Checkpoint, Run, RunStatus, TraceEvent
@@ -302,8 +303,8 @@ class PlatformManager:
         with self.store.read() as tx:
             body = runs.load_spec(tx, find_run(self.store, run_id).spec_digest)
         assert body is not None
-        loaded = self.compiler.load_tree(json.loads(body))
-        return policy_report(loaded.spec, loaded.diagnostics).flat()
+        spec = read_spec(body)
+        return policy_report(spec, check(spec)).flat()
 
     def _load(self, what: SpecWanted) -> LoadedSpec:
         spec, path = what.get("spec"), what.get("spec_path")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 from kneo.errors import Invalid
 from kneo.runtime.interpret.gate import DEFAULT_RETRIES, Gate
@@ -59,6 +60,15 @@ def make_gate(position: str, declared: DeclaredGate, humans: Mapping[str, Human]
     human = _whom(declared, humans, path)
     own = {name: getattr(declared, name) for name in declared.model_fields_set if name in Human.model_fields}
     return _gate(position, human.model_copy(update=own), path, f"review.{position}", declared=declared)
+
+
+def make_added(position: str, name: str, declared: DeclaredGate, path: str) -> Gate:
+    """Make a question that an environment puts around a step.
+
+    Raises:
+        Invalid: as above.
+    """
+    return replace(make_gate(position, declared, {}, path), added=name)
 
 
 def _whom(declared: DeclaredGate, humans: Mapping[str, Human], path: str) -> Human:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 from kneo.digest import Digest, canonical_json, digest_of
 from kneo.runtime.program import Program, compile_program
 from kneo.spec.models import Spec
+from kneo.spec.models.asked import AddedGate, read_spec
 
 CheckSpec = Callable[[Mapping[str, object]], Spec]
 """Validates a spec somebody brought along; raises ``Invalid`` with its diagnostics."""
@@ -48,6 +49,7 @@ class Freezer:
         self._check = check_spec
         self._brought = lru_cache(KEPT)(self._freeze_text)
         self._served = lru_cache(KEPT)(self._freeze_body)
+        self._gated = lru_cache(KEPT)(self._freeze_gated)
 
     def brought(self, tree: Mapping[str, object]) -> FrozenSpec:
         """Validate a spec that came along.
@@ -64,6 +66,15 @@ class Freezer:
     def served(self, tree: Mapping[str, object]) -> FrozenSpec:
         """Freeze a spec that was verified already."""
         return self._served(canonical_json(tree))
+
+    def gated(self, frozen: FrozenSpec, gates: Sequence[AddedGate]) -> FrozenSpec:
+        """Freeze a spec together with the questions that an environment adds."""
+        told = [one.model_dump(mode="json", by_alias=True, exclude_unset=True) for one in gates]
+        return self._gated(frozen.body, canonical_json(told))
+
+    def _freeze_gated(self, body: bytes, gates: bytes) -> FrozenSpec:
+        whole = canonical_json({**json.loads(body), "environment_gates": json.loads(gates)})
+        return FrozenSpec(read_spec(whole), whole)
 
     def _freeze_text(self, text: str) -> FrozenSpec:
         return self._freeze(json.loads(text))

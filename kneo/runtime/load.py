@@ -9,6 +9,7 @@ from kneo.digest import digest_of
 from kneo.errors import Untrusted
 from kneo.runtime.program import Program, compile_program
 from kneo.spec.models import Spec
+from kneo.spec.models.asked import read_spec
 from kneo.state.run import Run
 from kneo.store import runs
 from kneo.store.engine import Store
@@ -57,4 +58,4 @@ class ProgramLoader:
             found = digest_of(body) if body is not None else "nothing"
             msg = f"The run {run.id} was started with the spec {run.spec_digest}, but the store holds {found}."
             raise Untrusted(msg, code="spec_tampered", hint="Restore the row from a backup; do not start it again.")
-        return Spec.model_validate_json(body)
+        return read_spec(body)

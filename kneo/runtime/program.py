@@ -10,7 +10,7 @@ from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, replace
 
 from kneo.errors import Invalid
-from kneo.runtime.asking import DECISIONS, make_gate, make_question, make_waits
+from kneo.runtime.asking import DECISIONS, make_added, make_gate, make_question, make_waits
 from kneo.runtime.interpret.branch import Branch
 from kneo.runtime.interpret.gate import Gate
 from kneo.runtime.interpret.graph import Graph, Way
@@ -20,6 +20,7 @@ from kneo.runtime.interpret.node import Leaf, Node, below
 from kneo.runtime.interpret.parallel import Parallel
 from kneo.runtime.interpret.router import Router, Selector
 from kneo.runtime.interpret.step import Question, Step
+from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.models import (
     Agent,
     ConcurrentWorkflow,
@@ -39,6 +40,9 @@ from kneo.spec.models import (
     Workflow,
 )
 from kneo.spec.models import Step as DeclaredStep
+from kneo.spec.models.asked import AddedGate
+from kneo.spec.rules.around import gates_around, gates_around_agent
+from kneo.spec.rules.view import SpecView
 
 DEFAULT_NAMES = {
     "sequential": "sequential-workflow",
@@ -82,13 +86,15 @@ def compile_program(spec: Spec, target: str) -> Program:
         Invalid: the spec uses something this runtime cannot execute; nothing has run.
     """
     components = spec.components
+    view = SpecView.of(spec, NOTHING_KNOWN)
     workflow = spec.workflow if target == "workflow" else None
     if workflow is None:
         name = spec.agent.name
         leaf = Leaf(path=name, id=name, kind="agent", ref=ROOT_AGENT)
-        root: Node = Sequence(path="", id=name, children=(Step(path=name, id=name, kind="agent", body=leaf),))
+        step = _surrounded(Step(path=name, id=name, kind="agent", body=leaf), gates_around_agent(view))
+        root: Node = Sequence(path="", id=name, children=(step,))
     else:
-        root = _Compiler(spec).workflow(workflow, "", "workflow", 0)
+        root = _Compiler(spec, gates_around(view)).workflow(workflow, "", "workflow", 0)
     return Program(
         root=root,
         agents={ROOT_AGENT: spec.agent, spec.agent.name: spec.agent, **components.agents},
@@ -100,10 +106,16 @@ def compile_program(spec: Spec, target: str) -> Program:
 
 
 class _Compiler:
-    """Walks a spec's workflow; holds the spec so that references can be followed."""
+    """Walks a spec's workflow; holds the spec so that references can be followed.
 
-    def __init__(self, spec: Spec) -> None:
+    Args:
+        spec: What is compiled.
+        around: The questions of the environment around its steps, by the steps' identity.
+    """
+
+    def __init__(self, spec: Spec, around: Mapping[int, tuple[AddedGate, ...]]) -> None:
         self.spec = spec
+        self.around = around
         self.count = 0
         self.waits = make_waits(spec.components.humans)
 
@@ -198,7 +210,7 @@ class _Compiler:
             raise Invalid(msg, code="spec_invalid")
         gates = self.gates(step, path)
         retries = max(1, step.max_retries) if step.on_error == "retry" else step.max_retries
-        return Step(
+        made = Step(
             path=path,
             id=name or step.id,
             kind=step.kind,
@@ -212,6 +224,7 @@ class _Compiler:
             save_as=step.save_as,
             humans=self.waits if step.kind in {"agent", "function"} else {},
         )
+        return _surrounded(made, self.around.get(id(step), ()))
 
     def gates(self, step: DeclaredStep, path: str) -> dict[str, Gate]:
         declared = step.review.gates() if step.review is not None else {}
@@ -339,6 +352,21 @@ class _Compiler:
             route=route,
             asks_first=declared is not None,
         )
+
+
+def _surrounded(step: Step, gates: Ordered[AddedGate]) -> Step:
+    """Put the questions of an environment around a step; the first of them is asked first before it, and last after it."""
+    for one in reversed(gates):
+        asked = {place: make_added(place, one.name, gate, step.path) for place, gate in one.gates().items()}
+        step = Step(
+            path=step.path,
+            id=step.id,
+            kind=step.kind,
+            body=step,
+            before=asked.get("before"),
+            after=asked.get("after"),
+        )
+    return step
 
 
 def _unsupported(what: str, hint: str) -> Invalid:

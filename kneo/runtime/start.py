@@ -16,6 +16,7 @@ from kneo.runtime.frozen import CheckSpec, Freezer, FrozenSpec
 from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.flags import PolicyFlags
 from kneo.spec.models import Spec
+from kneo.spec.models.asked import AddedGate, GatedSpec, read_spec
 from kneo.spec.policy import check_policy
 from kneo.spec.project import ProjectConfig
 from kneo.spec.rules import check as check_rules
@@ -54,6 +55,11 @@ class _Chosen:
     frozen: FrozenSpec
     release: ReleaseRef | None = None
     audit_seq: int | None = None
+    gates: tuple[AddedGate, ...] = ()
+
+    def asked(self) -> dict[str, object]:
+        """Name the questions that its environment adds, where it does."""
+        return {"environment_gates": [one.name for one in self.gates]} if self.gates else {}
 
 
 class Starter:
@@ -173,13 +179,17 @@ class Starter:
                 "version": chosen.release.version if chosen.release else None,
                 "digest": chosen.release.digest if chosen.release else None,
                 "spec_digest": digest,
-            },
+            }
+            | chosen.asked(),
         )
         return replace(run, created_at=tx.at, updated_at=tx.at, started_at=tx.at)
 
     def _freeze(self, tx: Tx, order: RunOrder, brought: FrozenSpec | None) -> _Chosen:
         """Decide which exact bytes this run executes."""
         chosen = self._choose(tx, order, brought)
+        gates = _gates(tx, order.environment)
+        if gates:
+            chosen = replace(chosen, frozen=self._freezer.gated(chosen.frozen, gates), gates=gates)
         # A release satisfied Git's policy when it was promoted; what others ask for may be newer.
         policy = registry.policy_in_force(tx, order.environment, self.project, with_git=chosen.release is None)
         require_policy(chosen.frozen.spec, policy, order.environment)
@@ -225,9 +235,11 @@ class Starter:
             release = run.release
             registry.resolve(tx, release.digest, release.environment, pin=self.pin, hmac_key=self.hmac_key)
         policy = registry.policy_in_force(tx, run.environment, self.project, with_git=run.release is None)
-        body = runs.load_spec(tx, run.spec_digest) if policy.enabled else None
+        body = runs.load_spec(tx, run.spec_digest)
         if body is not None:
-            require_policy(Spec.model_validate_json(body), policy, run.environment)
+            spec = read_spec(body)
+            _require_gates(run, spec, _gates(tx, run.environment))
+            require_policy(spec, policy, run.environment)
 
     @staticmethod
     def _pins(tx: Tx, environment: str | None) -> Mapping[str, str]:
@@ -264,6 +276,26 @@ class Starter:
                 metadata=dict(order.origin)
                 | {"bundle": order.bundle, "error": error.code, "message": error.message, **_reason(error)},
             )
+
+
+def _gates(tx: Tx, environment: str | None) -> tuple[AddedGate, ...]:
+    """Find the questions that an environment adds; they are kept with the run, so that it knows no others later."""
+    if environment is None or releases.environment(tx, environment) is None:
+        return ()
+    return registry.declared(tx, environment).gates
+
+
+def _require_gates(run: Run, spec: GatedSpec, gates: tuple[AddedGate, ...]) -> None:
+    """Check that what a run was started with asks everything that its environment asks today.
+
+    Raises:
+        Forbidden: ``gates_changed``.
+    """
+    missing = [one.name for one in gates if one not in spec.environment_gates]
+    if missing:
+        msg = f"{run.environment} asks more than it did when {run.id} was started: {', '.join(missing)}."
+        hint = "Start a new run: it is asked what is asked today."
+        raise Forbidden(msg, code="gates_changed", hint=hint, environment=run.environment, gates=missing)
 
 
 def require_policy(spec: Spec, policy: PolicyFlags, environment: str | None) -> None:

@@ -9,7 +9,7 @@ from kneo.project.secrets import secret_inventory
 from kneo.service.wire import Json
 from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.flags import PolicyFlags, strictest
-from kneo.spec.models import Spec
+from kneo.spec.models.asked import read_spec
 from kneo.spec.policy import check_policy
 from kneo.spec.project import ProjectConfig
 from kneo.spec.rules import check
@@ -105,7 +105,7 @@ class Governance:
 
 
 def _accepted(body: bytes, flags: PolicyFlags) -> bool:
-    spec = Spec.model_validate_json(body)
+    spec = read_spec(body)
     return not (flags.enabled and check_policy(spec, check(spec, NOTHING_KNOWN), flags))
 
 

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, Strict, WithJsonSchema
+from pydantic import (
+    AliasGenerator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    Strict,
+    WithJsonSchema,
+)
+from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
@@ -26,6 +36,12 @@ class Declared(BaseModel):
     """A part of a file that people write: unknown keys are errors, values are not coerced, records do not change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, serialize_by_alias=True, defer_build=True)
+
+
+class Camel(Declared):
+    """A part of a file whose keys are written like ``promoteFrom``."""
+
+    model_config = ConfigDict(alias_generator=AliasGenerator(alias=to_camel))
 
 
 T = TypeVar("T")

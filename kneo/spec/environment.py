@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
-from pydantic import AliasGenerator, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import ConfigDict, Field
 
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Invalid
-from kneo.spec.base import ApiVersion, Declared, DigestText, Duration, Many, Name, Named
+from kneo.spec.base import ApiVersion, Camel, Declared, DigestText, Duration, Many, Name, Named
 from kneo.spec.diagnostics import Diagnostic, error, locate
 from kneo.spec.document import Document, ReadLimits
 from kneo.spec.flags import PolicyFlags
+from kneo.spec.models.asked import MAX_ADDED, AddedGate, Questions
+from kneo.spec.models.human import AnyHuman
 from kneo.spec.reader import read
+from kneo.spec.rules.added import added_problems, resolved
 from kneo.spec.schema_check import InvalidDeclaration, parse_model
 from kneo.spec.windows import Window, parse_window
 
@@ -29,11 +31,7 @@ ENVIRONMENT_LIMITS = ReadLimits(max_bytes=8 * 1_048_576, max_nodes=500_000)
 """Room for twenty thousand releases, each with a version and a digest."""
 
 
-class _Camel(Declared):
-    model_config = ConfigDict(alias_generator=AliasGenerator(alias=to_camel))
-
-
-class ReleasePin(_Camel):
+class ReleasePin(Camel):
     """Which version of a bundle runs here."""
 
     bundle: Name
@@ -43,14 +41,14 @@ class ReleasePin(_Camel):
     )
 
 
-class Person(_Camel):
+class Person(Camel):
     """Who somebody is in this environment."""
 
     groups: Many[Name] = ()
     roles: Many[Name] = ()
 
 
-class Signatures(_Camel):
+class Signatures(Camel):
     """Who must have signed a bundle before it may run here."""
 
     accept: Many[Literal["dsse", "hmac-v1"]] = Field(default=("dsse",), min_length=1)
@@ -58,7 +56,7 @@ class Signatures(_Camel):
     threshold: int = Field(ge=1, le=100, description="How many different principals must have signed.")
 
 
-class Approvals(_Camel):
+class Approvals(Camel):
     """How many people must agree to a promotion."""
 
     required: int = Field(default=1, ge=0, le=100)
@@ -70,7 +68,7 @@ class Approvals(_Camel):
     signed: bool = Field(default=False, description="Whether each approver must sign with a key of their own.")
 
 
-class Prune(_Camel):
+class Prune(Camel):
     """A guard against a commit that empties an environment by mistake."""
 
     max_percent: int = Field(
@@ -78,27 +76,7 @@ class Prune(_Camel):
     )
 
 
-class Questions(_Camel):
-    """What every question to a person asks for here at least, whatever the spec says."""
-
-    approvals: int = Field(default=1, ge=1, le=100, description="People who have to agree, at least.")
-    exclude: Many[str] = Field(
-        default=(),
-        description="Who may not answer, beside those whom a gate excludes: names, or requester, bundle_signer, "
-        "previous_reviewers.",
-        examples=[["requester", "bundle_signer"]],
-    )
-    deny_on_timeout: Many[Literal["approve", "continue", "select", "skip"]] = Field(
-        default=(), description="What silence may not do; where a spec says it, the run ends instead."
-    )
-    receipt: Literal["signed", "signed_by_reviewer"] | None = Field(
-        default=None,
-        description="Whether every decision needs a signed receipt; or that, and whoever answers signs with a key of "
-        "their own.",
-    )
-
-
-class WindowRule(_Camel):
+class WindowRule(Camel):
     """A repeating stretch of time in which changes are allowed, or in which they are denied: one of the two."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["allow"]}, {"required": ["deny"]}]})
@@ -121,7 +99,7 @@ class WindowRule(_Camel):
         raise Invalid(message)
 
 
-class EnvironmentSpec(_Camel):
+class EnvironmentSpec(Camel):
     """What runs in an environment, and what must hold before that changes."""
 
     releases: Many[ReleasePin] = Field(default=(), description="What runs here.")
@@ -136,6 +114,10 @@ class EnvironmentSpec(_Camel):
     signatures: Signatures
     approvals: Approvals | None = Field(default=None, description="Left out: nobody needs to approve.")
     questions: Questions = Questions()
+    humans: Named[AnyHuman] = Field(default_factory=dict, description="Whom the questions under gates ask, by name.")
+    gates: Many[AddedGate] = Field(
+        default=(), max_length=MAX_ADDED, description="Questions that are asked here beside those of the specs."
+    )
     windows: Many[WindowRule] = Field(
         default=(), description="When changes may happen; denied windows win over allowed ones."
     )
@@ -153,7 +135,7 @@ class EnvironmentSpec(_Camel):
     )
 
 
-class _Metadata(_Camel):
+class _Metadata(Camel):
     name: Name
 
 
@@ -175,6 +157,7 @@ class Environment:
     Attributes:
         spec: What the file says.
         windows: When changes may happen; see :func:`kneo.spec.windows.windows_open`.
+        gates: Its own questions, with whom they ask.
         policy_digest: Digest of the content without ``releases`` and ``suspend``: what an approval is bound to, so that
             it does not outlive the rules it was given under.
     """
@@ -182,6 +165,7 @@ class Environment:
     name: str
     spec: EnvironmentSpec
     windows: tuple[Window, ...]
+    gates: tuple[AddedGate, ...]
     policy_digest: Digest
     file: str
 
@@ -199,7 +183,8 @@ def parse_environment(data: bytes, *, file: str, limits: ReadLimits = ENVIRONMEN
     if problems:
         raise InvalidDeclaration([locate(problem, [document]) for problem in problems])
     windows = tuple(rule.window() for rule in written.spec.windows)
-    return Environment(written.metadata.name, written.spec, windows, _policy_digest(document), file)
+    gates = resolved(written.spec.gates, written.spec.humans)
+    return Environment(written.metadata.name, written.spec, windows, gates, _policy_digest(document), file)
 
 
 def _policy_digest(document: Document) -> Digest:
@@ -213,6 +198,7 @@ def _policy_digest(document: Document) -> Digest:
 def _contradictions(written: EnvironmentFile) -> list[Diagnostic]:
     spec, code = written.spec, "E_ENVIRONMENT"
     found: list[Diagnostic] = [*_repeated(spec), *_impossible_windows(spec)]
+    found += added_problems(spec.gates, spec.humans, spec.people.values())
     if spec.promote_from == written.metadata.name:
         found.append(error(code, "An environment cannot promote from itself.", ("spec", "promoteFrom")))
     if spec.soak and spec.promote_from is None:

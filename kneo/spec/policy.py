@@ -12,8 +12,8 @@ from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.diagnostics import Diagnostic, Severity, error
 from kneo.spec.flags import PolicyFlags
 from kneo.spec.models import Spec
+from kneo.spec.rules.around import asks_somebody
 from kneo.spec.rules.permissions import is_unrestricted
-from kneo.spec.rules.places import asks_somebody
 from kneo.spec.rules.view import SpecView
 
 

@@ -1,6 +1,7 @@
 """What somebody who signs or promotes a spec wants to know about it, as one map: memory, tools, guardrails, people.
 
-The shape is the published one. ``human_review.gates`` is ours beside it: questions that stand at steps and tools.
+The shape is the published one. ``human_review.gates`` is ours beside it: questions that stand at steps and tools,
+those that an environment ``added`` among them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.diagnostics import Diagnostic, spell_path
 from kneo.spec.models import LeafStep, Spec
+from kneo.spec.rules.around import gates_around
 from kneo.spec.rules.permissions import is_unrestricted
 from kneo.spec.rules.places import gates_of
 from kneo.spec.rules.view import AgentAt, SpecView
@@ -136,6 +138,12 @@ def _human_review(view: SpecView, diagnostics: Sequence[Diagnostic]) -> Map:
     gates: list[Map] = [
         {"path": spell_path(at.path), "human": at.gate.human if isinstance(at.gate.human, str) else None}
         for at in gates_of(view)
+    ]
+    around = gates_around(view)
+    gates += [
+        {"path": spell_path(at.path), "human": None, "added": one.name}
+        for at in view.steps
+        for one in around.get(id(at.step), ())
     ]
     return {
         "reviewers": sorted(view.spec.components.humans),

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from kneo.spec.environment import Approvals, Environment, EnvironmentSpec, Person, Questions, Signatures
+from kneo.spec.environment import Approvals, Environment, EnvironmentSpec, Person, Signatures
 from kneo.spec.flags import SWITCHES, PolicyFlags
+from kneo.spec.models.asked import Questions
 from kneo.spec.receipts import strongest
 from kneo.spec.windows import Window
 
@@ -28,6 +29,7 @@ def weakenings(before: Environment, after: Environment) -> tuple[str, ...]:
         *_approvals(old.approvals or NO_APPROVALS, new.approvals or NO_APPROVALS),
         *_people(old.people, new.people),
         *_windows(before.windows, after.windows),
+        *_added(before, after),
         *_gates(old, new),
     )
 
@@ -101,6 +103,14 @@ def _questions(old: Questions, new: Questions) -> Iterator[str]:
     if strongest(old.receipt, new.receipt) != new.receipt:
         signed = "be signed by those who answer" if new.receipt else "have a signed receipt"
         yield f"decisions would not have to {signed}"
+
+
+def _added(before: Environment, after: Environment) -> Iterator[str]:
+    """A gate that is changed in any way cannot be compared: it may leave somebody out, or ask somebody else."""
+    for gate in before.gates:
+        if gate not in after.gates:
+            gone = "changed" if gate.name in {other.name for other in after.gates} else "removed"
+            yield f"the gate {gate.name} is {gone}"
 
 
 def _gates(old: EnvironmentSpec, new: EnvironmentSpec) -> Iterator[str]:

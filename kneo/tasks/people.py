@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from kneo import registry
 from kneo.errors import Forbidden
-from kneo.spec.environment import Questions
+from kneo.spec.models.asked import Questions
 from kneo.state.people import same_person
 from kneo.state.task import Candidates, HumanTask, TaskStatus
 from kneo.store import releases, tasks

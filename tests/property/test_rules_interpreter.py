@@ -11,13 +11,14 @@ from itertools import count
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_workflows import EFFECTS, named, questions, workflows
+from random_workflows import EFFECTS, gates, named, questions, workflows
 from run_simulator import Boom, decision, play
 
 from kneo.errors import Invalid
 from kneo.runtime.decide import Ask, Execute
 from kneo.runtime.program import compile_program
 from kneo.spec.models import Spec
+from kneo.spec.models.asked import AddedGate, with_gates
 from kneo.spec.rules import check
 from kneo.state.task import Decision
 
@@ -41,13 +42,33 @@ def nobody_agrees(chance: random.Random) -> object:
     return answer
 
 
+MATCHES = [{"steps": ["*"]}, {"capabilities": ["shell"]}, {"kinds": ["steps", "loop", "condition"]}, {"refs": ["*1"]}]
+
+
+@st.composite
+def added(draw: st.DrawFn) -> tuple[AddedGate, ...]:
+    """Questions of an environment, weak ones too."""
+    count = draw(st.integers(0, 2))
+    places = [{place: draw(gates(EFFECTS)) for place in draw(st.sampled_from(PLACES))} for _ in range(count)]
+    return tuple(
+        AddedGate.model_validate({"name": f"g{number}", "match": draw(st.sampled_from(MATCHES)), **asked})
+        for number, asked in enumerate(places)
+    )
+
+
+PLACES = [["before"], ["after"], ["before", "after"]]
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     workflows(),
     workflows().filter(lambda inner: "workflow" not in str(inner)),
     st.lists(questions([*EFFECTS, "retry"]), min_size=2, max_size=2),
+    added(),
 )
-def test_no_call_runs_unagreed_and_unreported(outer: dict, inner: dict, humans: list[dict]) -> None:
+def test_no_call_runs_unagreed_and_unreported(
+    outer: dict, inner: dict, humans: list[dict], environment: tuple[AddedGate, ...]
+) -> None:
     numbers = count()
     outer, inner = named(outer, numbers), named(inner, numbers)
     functions = {f"fire{n}": {"implementation": "app.fire", "capabilities": ["shell"]} for n in range(next(numbers))}
@@ -62,6 +83,7 @@ def test_no_call_runs_unagreed_and_unreported(outer: dict, inner: dict, humans: 
             },
         }
     )
+    spec = with_gates(spec, environment)
     try:
         program = compile_program(spec, "workflow")
     except Invalid:

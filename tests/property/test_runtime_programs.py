@@ -7,10 +7,12 @@ from datetime import timedelta
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_simulator import MOMENT, Boom, append, decision, play, program_of, through_json
+from run_simulator import MOMENT, Boom, append, decision, play, program_of, spec_of, through_json
 
 from kneo.runtime.decide import Ask, Ended, Execute, Moment, Stale, Succeeded, actions, begin, settle
 from kneo.runtime.interpret.step import RETRY_CAP_SECONDS, retry_delay
+from kneo.runtime.program import compile_program
+from kneo.spec.models.asked import AddedGate, with_gates
 from kneo.state.run import RunStatus
 from kneo.state.task import Decision
 
@@ -131,6 +133,37 @@ def test_any_order_ends_and_gives_the_same_result(workflow: object, seed: int) -
         assert other.ended.status is not RunStatus.SUCCEEDED
     assert len(set(first.did)) == len(first.did), "two executions share a name, so an idempotency key"
     assert len(set(first.asked)) == len(first.asked)
+
+
+ADDED = st.lists(
+    st.fixed_dictionaries(
+        {"match": st.sampled_from([{"steps": ["*"]}, {"refs": ["a"]}, {"kinds": ["loop", "condition", "steps"]}])},
+        optional={"before": st.sampled_from([{}, {"on_reject": "stop"}, {"when": {"type": "never"}}])},
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(workflows(), ADDED)
+def test_a_question_of_an_environment_takes_none_of_the_spec_away(workflow: object, gates: list[dict]) -> None:
+    spec = spec_of(workflow, humans={"ann": {"on_reject": "skip"}})
+    added = tuple(
+        AddedGate.model_validate({"name": f"g{number}", "before": {}, **gate}) for number, gate in enumerate(gates)
+    )
+
+    def agreed(ask: Ask) -> Decision:
+        return decision("approved") if "+" in ask.key else answer(ask)
+
+    plain = play(compile_program(spec, "workflow"), work=work, answer=answer)
+    gated = play(compile_program(with_gates(spec, added), "workflow"), work=work, answer=agreed)
+    assert len(set(gated.asked)) == len(gated.asked)
+    if RunStatus.SUCCEEDED in {plain.ended.status, gated.ended.status}:
+        # Whoever agrees to everything that is added sees what the spec says, all of it.
+        assert sorted(key for key in gated.asked if "+" not in key) == sorted(plain.asked)
+        assert (gated.ended.status, gated.ended.output) == (plain.ended.status, plain.ended.output)
+        assert sorted(gated.did) == sorted(plain.did)
 
 
 @settings(max_examples=50, deadline=None)

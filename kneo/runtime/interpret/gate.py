@@ -21,7 +21,8 @@ DEFAULT_RETRIES = 3
 class Gate:
     """One question at one position of a step.
 
-    ``position`` is ``step`` for a step of kind human, else the name under ``review``.
+    ``position`` is ``step`` for a step of kind human, else the name under ``review``; ``added`` names the gate of an
+    environment that stands around what the spec says.
     """
 
     position: str
@@ -33,15 +34,21 @@ class Gate:
     sample: float | None = None
     name: str | None = None
     """What the question is called in recorded answers, instead of its place."""
+    added: str | None = None
+
+    @property
+    def spot(self) -> str:
+        """Which of the questions at one place this is."""
+        return f"{self.position}+{self.added}" if self.added is not None else self.position
 
     def asks(self, value: Value, place: str, seed: str) -> bool:
         """Say whether somebody has to be asked about a value."""
-        return asks(self.when, self.sample, value.facts, seed=f"{seed}:{place}.{self.position}")
+        return asks(self.when, self.sample, value.facts, seed=f"{seed}:{place}.{self.spot}")
 
     def key(self, place: str, repetition: int = 0) -> str:
         """Name the question: the same over resume and replay."""
         again = f"@{repetition}" if repetition else ""
-        return f"{self.name or place}{again}.{self.position}"
+        return f"{self.name or place}{again}.{self.spot}"
 
 
 def effect_of(gate: Gate, decision: Decision) -> str:

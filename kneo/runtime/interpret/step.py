@@ -188,7 +188,7 @@ class Step(Node):
     def _ask(self, gate: Gate, subject: Value, place: str, attempt: int) -> Ask:
         options = tuple(gate.human.options) if gate.human.options else None
         return Ask(
-            ticket=f"{place}:{gate.position}:{attempt}",
+            ticket=f"{place}:{gate.spot}:{attempt}",
             path=self.path,
             step_id=self.id,
             key=gate.key(place),

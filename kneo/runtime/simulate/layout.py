@@ -24,7 +24,7 @@ class Layout:
 
     Attributes:
         steps: Paths of steps that do something.
-        gates: Path and position of every question.
+        gates: Path and spot of every question.
         caught: Paths of steps after whose failure something else happens than the end of the run.
         words: What conditions compare texts with, in the order of the spec.
         choices: What a function may choose, by the path of its router.
@@ -113,7 +113,7 @@ class _Survey:
 
     def _gate(self, path: str, gate: Gate | None) -> None:
         if gate is not None:
-            self.gates.add((path, gate.position))
+            self.gates.add((path, gate.spot))
             self._condition(gate.when)
 
     def _condition(self, condition: Condition | None) -> None:

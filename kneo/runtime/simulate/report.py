@@ -14,8 +14,8 @@ from kneo.runtime.simulate.script import ANY_QUESTIONS, Privileged, Script
 from kneo.runtime.simulate.walk import Walk
 from kneo.spec.answers import AnswersFile, Expectation
 from kneo.spec.context import NOTHING_KNOWN
-from kneo.spec.environment import Questions
 from kneo.spec.models import Spec
+from kneo.spec.models.asked import Questions
 from kneo.spec.rules.coverage import privileged_calls
 from kneo.spec.rules.cycles import ROOT, agent_part
 from kneo.spec.rules.view import SpecView
@@ -137,16 +137,14 @@ class Simulator:
 
 def _always_asking(spec: Spec) -> Spec:
     """Have questions that are asked by chance asked always: an approval goes on as if nobody had been asked."""
-    return Spec.model_validate(_without_chance(spec.model_dump(by_alias=True, exclude_unset=True)))
+    return type(spec).model_validate(_without_chance(spec.model_dump(by_alias=True, exclude_unset=True)))
 
 
 def _without_chance(value: object) -> object:
     if isinstance(value, Mapping):
         found = {key: _without_chance(inner) for key, inner in value.items()}
-        review = found.get("review")
-        for gate in review.values() if isinstance(review, dict) else ():
-            if isinstance(gate, dict) and gate.get("sample"):
-                gate["sample"] = 1.0
+        if found.get("sample"):
+            found["sample"] = 1.0
         return found
     return [_without_chance(inner) for inner in value] if isinstance(value, list | tuple) else value
 

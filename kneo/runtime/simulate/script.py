@@ -10,8 +10,8 @@ from typing import TypeAlias
 from kneo.runtime.decide import Answered, Ask, Ended, Execute, Outcome, StepFailed, Succeeded
 from kneo.runtime.simulate.layout import Layout
 from kneo.spec.answers import AnswersFile, WrittenAnswer
-from kneo.spec.environment import Questions
 from kneo.spec.models import AnswerField
+from kneo.spec.models.asked import Questions
 from kneo.spec.rules.strength import strengthened
 from kneo.state.run import RunError, RunStatus
 from kneo.state.task import Decision, DecisionKind

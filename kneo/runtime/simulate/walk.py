@@ -111,7 +111,7 @@ class Walk:
         else:
             ask = next(iter(waiting(self._program, state).values()))
             point.doing = ("question", ask.key)
-            self.asked.add((ask.path, ask.gate.position))
+            self.asked.add((ask.path, ask.gate.spot))
             ticket, ways = ask.ticket, self._script.answers(ask)
         for way in ways:
             if isinstance(way.outcome, Ended):

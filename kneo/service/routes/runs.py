@@ -24,6 +24,7 @@ from kneo.service.words import parse_status, say
 from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.graph import spec_graph
 from kneo.spec.models import Spec
+from kneo.spec.models.asked import read_spec
 from kneo.spec.policy_report import policy_report
 from kneo.spec.rules import check
 from kneo.state.run import Run, RunStatus
@@ -270,7 +271,7 @@ def _spec_of(service: Service, run: Run) -> Spec:
     if body is None:
         msg = f"The spec of {run.id} is no longer kept."
         raise NotFound(msg, code="spec_not_found")
-    return Spec.model_validate_json(body)
+    return read_spec(body)
 
 
 @router.get(

@@ -16,10 +16,11 @@ from kneo.spec.diagnostics import Diagnostic, error, warning
 from kneo.spec.document import Path
 from kneo.spec.models import Agent
 from kneo.spec.rules.ambiguity import components
+from kneo.spec.rules.around import gates_around, gates_around_agent
 from kneo.spec.rules.cycles import ROOT, Part, dependencies
 from kneo.spec.rules.exposure import Call, Exposure, exposure, function_call
 from kneo.spec.rules.view import SpecView, WorkflowAt
-from kneo.spec.rules.walk import Walk, Way
+from kneo.spec.rules.walk import Walk, Way, surrounds
 
 START = Way(None, "")
 
@@ -31,7 +32,7 @@ def coverage(view: SpecView) -> Iterator[Diagnostic]:
     proof.follow(root)
     yield from proof.findings.values()
     call = proof.exposures[ROOT].call
-    if call is not None and ROOT not in proof.seen:
+    if call is not None and ROOT not in proof.seen and not proof.direct:
         message = f"A run with target agent reaches {call} past the gates of the workflow."
         hint = "Write review.before at the tool itself, so that it holds however the agent is run."
         yield warning("W_PRIVILEGED_DIRECT", message, ("agent", "tools"), suggestion=hint)
@@ -56,6 +57,7 @@ class _Proof:
         exposures: What each agent can call.
         seen: The workflows and agents that are reached without a gate.
         findings: What was found, by the path of the step that makes the call.
+        direct: Whether somebody has to agree before the root agent runs by itself.
     """
 
     def __init__(self, view: SpecView) -> None:
@@ -69,12 +71,14 @@ class _Proof:
         self.seen: set[Part] = set()
         self._waiting: list[tuple[Part, Way]] = []
         self.findings: dict[Path, Diagnostic] = {}
+        self._around = gates_around(view)
+        self.direct = surrounds(gates_around_agent(view))
         self._judge_parts()
 
     def _judge_parts(self) -> None:
         """Judge each workflow and agent by itself, those that others need before the others."""
         needs = dependencies(self._view)
-        walk = Walk(self._view, self._passes, self.exposures)
+        walk = Walk(self._view, self._passes, self.exposures, self._around)
         for members in components(needs, lambda part: needs[part]):
             for part in members:
                 if part in self._workflows:
@@ -86,7 +90,9 @@ class _Proof:
 
     def follow(self, root: Part) -> None:
         """Follow a run that starts with a workflow or an agent."""
-        walk = Walk(self._view, self._passes, self.exposures, self._found, self._entered)
+        walk = Walk(self._view, self._passes, self.exposures, self._around, self._found, self._entered)
+        if root == ROOT and self.direct:
+            return
         if root == ROOT:
             name = self._view.spec.agent.name
             self._found(("agent",), name, self.exposures[ROOT].call, Way(START, name))

@@ -83,12 +83,12 @@ def exposure(view: SpecView, agent: Agent, known: Mapping[Part, Exposure]) -> Ex
         gated, weakness = _gate(view, tool)
         if gated:
             continue
-        capabilities = _granted(agent, tool)
+        capabilities = _dangers(agent, tool)
         if capabilities:
             own.append(Call(f"tool {name}", capabilities, None, weakness))
         elif tool.agent:
             agents.append((f"tool {name}", ("agent", tool.agent)))
-    for what, name in _helpers(agent):
+    for what, name in helpers(agent):
         call = function_call(view, name)
         if call is not None:
             own.append(Call(what, (), call))
@@ -105,7 +105,8 @@ def _indirect(agents: Sequence[tuple[str, Part]], known: Mapping[Part, Exposure]
     return None
 
 
-def _helpers(agent: Agent) -> Iterator[tuple[str, str]]:
+def helpers(agent: Agent) -> Iterator[tuple[str, str]]:
+    """Yield what else runs when an agent does: for what, and the name of a function or an agent."""
     memory = agent.memory
     if memory and memory.summarizer:
         yield "memory", memory.summarizer.ref
@@ -132,12 +133,16 @@ def _privileged(capabilities: Sequence[Capability]) -> tuple[Capability, ...]:
     return tuple(capability for capability in capabilities if capability in PRIVILEGED)
 
 
-def _granted(agent: Agent, tool: Tool) -> tuple[Capability, ...]:
-    """Leave out what the agent's permissions refuse anyway, and network access that is held to named hosts."""
+def granted(agent: Agent, tool: Tool) -> tuple[Capability, ...]:
+    """Return what a tool may do as far as the agent's permissions do not refuse it anyway."""
+    given = permissions_of(agent)
+    return tuple(capability for capability in tool.capabilities if allows(given, capability) is not False)
+
+
+def _dangers(agent: Agent, tool: Tool) -> tuple[Capability, ...]:
+    """Leave out what nobody has to agree to, and network access that is held to named hosts."""
     given = permissions_of(agent)
     hosts_named = given is not None and bool(given.allowed_domains)
     return tuple(
-        capability
-        for capability in _privileged(tool.capabilities)
-        if allows(given, capability) is not False and not (capability == "network" and hosts_named)
+        capability for capability in _privileged(granted(agent, tool)) if not (capability == "network" and hosts_named)
     )

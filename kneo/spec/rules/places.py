@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
 from kneo.spec.document import Path
-from kneo.spec.models import ConditionStep, Gate, Human, LeafStep, Tool
+from kneo.spec.models import ConditionStep, Gate, Human, Tool
 from kneo.spec.models.human import Position
 from kneo.spec.rules.view import SpecView, StepAt
 
@@ -68,10 +68,3 @@ def rejection_at(gate: GateAt) -> str:
         return "stop"
     at_condition = gate.position == "before" and gate.step is not None and isinstance(gate.step.step, ConditionStep)
     return "else" if at_condition else "skip"
-
-
-def asks_somebody(view: SpecView) -> bool:
-    """Tell whether any workflow has a question to a person: a human step or a gate, of any family, at any depth."""
-    if any(at.step.enabled and isinstance(at.step, LeafStep) and at.step.kind == "human" for at in view.steps):
-        return True
-    return any(gate.step is None or gate.step.step.enabled for gate in gates_of(view))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kneo.spec.environment import Questions
 from kneo.spec.models import Condition, Gate, Human
+from kneo.spec.models.asked import Questions
 from kneo.spec.models.human import Candidates, Position, Quorum
 from kneo.spec.receipts import BY_REVIEWER, strongest
 from kneo.spec.rules.places import in_force
@@ -136,9 +136,11 @@ def _timeout(human: Human, reject: str) -> frozenset[str]:
 
 
 def _asks(gate: Gate) -> str | None:
-    if gate.when is None or _always(gate.when) or gate.sample == 1:
+    if gate.sample == 1 or (gate.when is not None and _always(gate.when)):
         return None
-    return "asks only when its condition holds"
+    if gate.when is not None:
+        return "asks only when its condition holds"
+    return "asks only a share of the cases" if gate.sample is not None else None
 
 
 def _always(condition: Condition) -> bool:

@@ -59,13 +59,23 @@ class WorkflowAt:
 
 @dataclass(frozen=True, slots=True)
 class StepAt:
-    """A step, where it is, and the key it is kept under where that is a map."""
+    """A step, where it is, and the key it is kept under where that is a map.
+
+    ``parent`` is the path of ids of what it stands in, within its workflow.
+    """
 
     step: Step
     path: Path
     workflow: WorkflowAt
     role: Role
     key: str | None = None
+    parent: str = ""
+
+    @property
+    def place(self) -> str:
+        """The ids from the outside in: ``review/legal``."""
+        own = self.key or self.step.id
+        return f"{self.parent}/{own}" if self.parent else own
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,5 +217,8 @@ class _Walk:
             self.steps.append(member)
             for below, steps in inner_blocks(member.step):
                 path = (*member.path, *below)
-                inner = tuple(StepAt(step, (*path, index), block.workflow, "step") for index, step in enumerate(steps))
+                inner = tuple(
+                    StepAt(step, (*path, index), block.workflow, "step", parent=member.place)
+                    for index, step in enumerate(steps)
+                )
                 self._block(Block(inner, path, block.workflow, "step"))

@@ -7,13 +7,14 @@ siblings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kneo.spec.document import Path
 from kneo.spec.models import (
     ConcurrentWorkflow,
     ConditionStep,
+    Gate,
     GraphWorkflow,
     GroupChatWorkflow,
     HandoffWorkflow,
@@ -26,6 +27,7 @@ from kneo.spec.models import (
     Step,
     StepsStep,
 )
+from kneo.spec.models.asked import AddedGate
 from kneo.spec.models.human import Position
 from kneo.spec.rules.cycles import Part, agent_part
 from kneo.spec.rules.exposure import Call, Exposure, function_call
@@ -80,6 +82,8 @@ class Walk:
 
     Attributes:
         passes: Whether a workflow or an agent can be passed without a gate; one that is missing can.
+        exposures: What each agent can call.
+        around: The questions of the environment around steps, by the steps' identity.
         found: Called with every step that is reached and the privileged call it makes, where it makes one; None to
             only find out what can be passed.
         entered: Called with what nested workflows and agents are reached.
@@ -88,6 +92,7 @@ class Walk:
     view: SpecView
     passes: dict[Part, bool]
     exposures: dict[Part, Exposure]
+    around: Mapping[int, tuple[AddedGate, ...]] = field(default_factory=dict)
     found: Callable[[Path, str, Call | None, Way], None] | None = None
     entered: Callable[[Part, Way], None] | None = None
     _stand_ins: dict[Path, bool] = field(default_factory=dict)
@@ -159,9 +164,25 @@ class Walk:
 
     def _step(self, at: _At, way: Way) -> tuple[bool, str | None]:
         """Follow a step; tell whether it can be passed without a gate, and which question in it does not count."""
-        step = at.step
-        if not step.enabled:
+        if not at.step.enabled:
             return True, None
+        return self._surrounded(at, way, self.around.get(id(at.step), ()))
+
+    def _surrounded(self, at: _At, way: Way, gates: Sequence[AddedGate]) -> tuple[bool, str | None]:
+        """Follow a step with the questions of the environment around it, the outermost first."""
+        if not gates:
+            return self._itself(at, way)
+        asked = {place: _judge_added(place, gate) for place, gate in gates[0].gates().items()}
+        before, after = asked.get("before"), asked.get("after")
+        if before is not None and before.guards:
+            return before.goes_on, None
+        passed, weak = self._surrounded(at, way, gates[1:])
+        if after is not None and after.ends_run:
+            passed, weak = False, None
+        return passed or (before is not None and before.goes_on), weak
+
+    def _itself(self, at: _At, way: Way) -> tuple[bool, str | None]:
+        step = at.step
         before = self._verdict(step, "before", "else" if isinstance(step, ConditionStep) else "skip")
         if before is not None and before.guards:
             return self._refused(at, before, way), None
@@ -236,7 +257,7 @@ class Walk:
             )
         chosen = self._verdict(step, "route", "stop")
         person = chosen is not None and chosen.guards
-        walk = Walk(self.view, self.passes, self.exposures) if person else self
+        walk = Walk(self.view, self.passes, self.exposures, self.around) if person else self
         if not step.choices:
             return True
         blocks = [
@@ -274,6 +295,15 @@ class Walk:
         if gate is None:
             return None
         return judge_gate(gate, position, self.view.spec.components.humans, default_reject=default_reject)
+
+
+def surrounds(gates: Sequence[AddedGate]) -> bool:
+    """Tell whether nothing that these stand around runs unless a person agreed."""
+    return any(_judge_added("before", one.before).guards for one in gates if one.before is not None)
+
+
+def _judge_added(position: Position, gate: Gate) -> Verdict:
+    return judge_gate(gate, position, {}, default_reject="skip")
 
 
 def _block(steps: Sequence[Step], path: Path) -> list[_At]:

@@ -28,6 +28,28 @@ def repo(tmp_path: Path) -> ConfigRepo:
     return ConfigRepo(tmp_path / "repo")
 
 
+def test_a_plan_says_where_an_environment_asks_and_what_it_stops_asking(machine: Machine, repo: ConfigRepo) -> None:
+    gates = [
+        {"name": "out", "match": {"refs": ["publish"]}, "before": {"human": {"candidates": {"users": ["ann"]}}}},
+        {"name": "idle", "match": {"steps": ["nowhere"]}, "before": {"human": {"candidates": {"users": ["ann"]}}}},
+    ]
+    repo.bundle("mail", "1.0.0")
+    repo.environment("prod", {"mail": "1.0.0"}, approvals=RULE, people=PEOPLE, gates=gates)
+    repo.commit("Ask more")
+    plan = ("plan", "--repo", str(repo.folder), "--trust-root", repo.pin, "--env", "prod")
+    [prod] = machine.json(*plan, "--base", "HEAD~1")["environments"]
+    told = [{"gate": "out", "steps": {"mail": ["publish"]}}, {"gate": "idle", "steps": {}}]
+    assert (prod["added_gates"], prod["rules"]["easier"]) == (told, ["bob gets approver"])
+    words = machine.kneo(*plan, "--base", "HEAD~1", "--markdown").stdout
+    assert "✓ The gate out asks at mail: publish." in words
+    assert "⚠ The gate idle stands around no step of anything released here." in words
+    repo.environment("prod", {"mail": "1.0.0"}, approvals=RULE, people=PEOPLE, gates=gates[:1])
+    repo.commit("Ask less")
+    [prod] = machine.json(*plan, "--base", "HEAD~1")["environments"]
+    assert prod["rules"]["easier"] == ["the gate idle is removed"]
+    assert [gate["reason"] for gate in prod["gates"]] == ["AwaitingApproval"]
+
+
 def test_from_a_plan_to_a_proof(machine: Machine, repo: ConfigRepo) -> None:
     bob = repo.person("bob", "approver")
     key = machine.folder / "bob.pem"

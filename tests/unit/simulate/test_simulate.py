@@ -11,8 +11,8 @@ from run_simulator import fn, human, spec_of
 from cli.main import run
 from kneo.runtime.simulate.report import Simulation, Simulator
 from kneo.spec.answers import AnswersFile
-from kneo.spec.environment import Questions
 from kneo.spec.models import Spec
+from kneo.spec.models.asked import Questions
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 URGENT = {"type": "output_contains", "value": "urgent"}
@@ -83,14 +83,24 @@ def test_the_command_asks_what_the_environment_file_asks(tmp_path, monkeypatch, 
         )
     )
     prod = Path("environments/prod.yaml")
-    prod.write_text(prod.read_text().rstrip() + "\n  questions: {denyOnTimeout: [approve]}\n")
+    prod.write_text(
+        prod.read_text().rstrip()
+        + """
+  questions: {denyOnTimeout: [approve]}
+  humans: {boss: {candidates: {users: [ann]}}}
+  gates: [{name: all, match: {kinds: [function]}, before: {human: boss, on_reject: fail}}]
+"""
+    )
     capsys.readouterr()
 
     def statuses(env: str) -> set[str]:
         run(["spec", "simulate", str(spec), "--env", env, "--json"])
         return {outcome["status"] for outcome in json.loads(capsys.readouterr().out)["outcomes"]}
 
-    assert (statuses("dev"), statuses("prod")) == ({"succeeded", "cancelled"}, {"succeeded", "cancelled", "expired"})
+    assert (statuses("dev"), statuses("prod")) == (
+        {"succeeded", "cancelled"},
+        {"succeeded", "cancelled", "expired", "failed"},
+    )
 
 
 def test_failures_count_only_where_somebody_catches_them() -> None:

@@ -1,0 +1,131 @@
+"""Questions that an environment adds: whether each of them can be asked, answered, and keeps back what it stands before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+from kneo.spec.diagnostics import Diagnostic, error
+from kneo.spec.document import Path
+from kneo.spec.models import Candidates, Gate, Human
+from kneo.spec.models.asked import AddedGate, AddedPosition, Match
+from kneo.spec.rules.gates import DECISIONS
+from kneo.spec.rules.places import DEFAULT_HUMAN, in_force, named_human
+from kneo.spec.rules.strength import judge_gate
+from kneo.spec.words import suggest
+
+CODE = "E_ENVIRONMENT"
+
+REVIEWERS = Human(candidates=Candidates(roles=("reviewer",)))
+"""Who is asked where a gate names nobody, and the environment declares nobody as ``default``."""
+
+AFTER_KINDS = ("agent", "function", "workflow", "guardrail", "steps", "parallel", "router")
+"""Kinds of steps whose result can be looked at; the others have none of their own."""
+
+
+class Known(Protocol):
+    """Somebody whom an environment knows."""
+
+    @property
+    def groups(self) -> tuple[str, ...]: ...
+
+    @property
+    def roles(self) -> tuple[str, ...]: ...
+
+
+def resolved(gates: Iterable[AddedGate], humans: Mapping[str, Human]) -> tuple[AddedGate, ...]:
+    """Write out whom each question asks: always people of the environment, never those of a spec."""
+    known = _known(humans)
+    return tuple(
+        one.model_copy(
+            update={
+                place: gate.model_copy(update={"human": named_human(gate, known)})
+                for place, gate in one.gates().items()
+            }
+        )
+        for one in gates
+    )
+
+
+def _known(humans: Mapping[str, Human]) -> dict[str, Human]:
+    return {DEFAULT_HUMAN: REVIEWERS, **humans}
+
+
+def added_problems(
+    gates: Sequence[AddedGate], humans: Mapping[str, Human], people: Iterable[Known]
+) -> Iterator[Diagnostic]:
+    """Find what is wrong with an environment's questions.
+
+    Args:
+        gates: The questions.
+        humans: Whom they may ask.
+        people: Who is who there.
+    """
+    everybody = list(people)
+    groups = {name for person in everybody for name in person.groups}
+    roles = {name for person in everybody for name in person.roles}
+    names: set[str] = set()
+    for index, one in enumerate(gates):
+        path: Path = ("spec", "gates", index)
+        if one.name in names:
+            yield error(CODE, f"Two gates are called {one.name}.", (*path, "name"))
+        names.add(one.name)
+        if one.match == Match():
+            hint = (
+                "Write at least one of capabilities, kinds, refs, tools, steps, workflows; steps: ['*'] is every step."
+            )
+            yield error(CODE, f"The gate {one.name} matches nothing.", (*path, "match"), suggestion=hint)
+        if not one.gates():
+            yield error(CODE, f"The gate {one.name} asks nothing.", path, suggestion="Write before or after.")
+        for place, gate in one.gates().items():
+            at = (*path, place)
+            if isinstance(gate.human, str) and gate.human not in humans:
+                hint = suggest(gate.human, tuple(humans)) or "Declare it under humans of this environment."
+                message = f"The gate {one.name} asks {gate.human}, whom this environment does not declare."
+                yield error(CODE, message, (*at, "human"), suggestion=hint)
+                continue
+            yield from _where(one, place, at)
+            yield from _what(gate, place, humans, at)
+            yield from _who(in_force(gate, _known(humans)), groups, roles, at)
+
+
+def _where(one: AddedGate, place: AddedPosition, at: Path) -> Iterator[Diagnostic]:
+    wrong = [kind for kind in one.match.kinds if place == "after" and kind not in AFTER_KINDS]
+    if wrong:
+        message = f"after means nothing for steps of kind {', '.join(wrong)}."
+        yield error(CODE, message, at, suggestion=f"Here the kinds are {', '.join(AFTER_KINDS)}; or ask before.")
+
+
+def _what(gate: Gate, place: AddedPosition, humans: Mapping[str, Human], at: Path) -> Iterator[Diagnostic]:
+    human = in_force(gate, _known(humans))
+    legal = DECISIONS[place]
+    wrong = [decision for decision in human.decisions or () if decision not in legal]
+    if wrong:
+        message = f"{place} cannot be answered with {', '.join(wrong)}."
+        yield error(CODE, message, (*at, "decisions"), suggestion=f"Here the answers are {', '.join(legal)}.")
+    if gate.key is not None:
+        message = "A gate of an environment is called by the place and its own name."
+        yield error(CODE, message, (*at, "key"), suggestion="Leave key out.")
+    effects = ("stop", "cancel", "skip", "fail", *(("retry",) if place == "after" else ()))
+    if human.on_reject is not None and human.on_reject not in effects:
+        message = f"on_reject: {human.on_reject} means nothing {place} a step of an environment's choice."
+        hint = f"Here a rejection does one of {', '.join(effects)}; left out: skip."
+        yield error(CODE, message, (*at, "on_reject"), suggestion=hint)
+        return
+    always = gate.model_copy(update={"when": None, "sample": None})
+    verdict = judge_gate(always, place, _known(humans), default_reject="skip")
+    if verdict.weakness is not None and not wrong:
+        message = f"This is no gate: it {verdict.weakness}."
+        hint = "Let it be rejected, and let silence fail, cancel, reject, skip or escalate."
+        yield error(CODE, message, at, suggestion=hint)
+
+
+def _who(human: Human, groups: set[str], roles: set[str], at: Path) -> Iterator[Diagnostic]:
+    asked = human.candidates
+    if asked is None or asked.users or human.assignee or not (asked.groups or asked.roles):
+        return
+    if not (set(asked.groups) & groups or set(asked.roles) & roles):
+        wanted = ", ".join((*asked.groups, *asked.roles))
+        message = f"Nobody under people is one of those whom it asks: {wanted}."
+        hint = "Give somebody the role or group, or name a human whom this environment declares."
+        yield error(CODE, message, at, suggestion=hint)

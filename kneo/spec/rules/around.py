@@ -1,0 +1,162 @@
+"""Which steps an environment's questions stand around."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from kneo.spec.models import Agent, LeafStep, RouterStep
+from kneo.spec.models.asked import AddedGate, GatedSpec, Match
+from kneo.spec.models.tools import Capability
+from kneo.spec.rules.exposure import granted, helpers
+from kneo.spec.rules.permissions import callable_tools
+from kneo.spec.rules.places import gates_of
+from kneo.spec.rules.view import SpecView, StepAt
+
+
+@dataclass(frozen=True, slots=True)
+class _Doing:
+    """What a step does itself, as patterns see it."""
+
+    ref: str | None = None
+    tools: frozenset[str] = frozenset()
+    capabilities: frozenset[Capability] = frozenset()
+
+
+@dataclass(slots=True)
+class _Reach:
+    """What running agents and functions can do, each found out once."""
+
+    view: SpecView
+    _known: dict[str, _Doing] = field(default_factory=dict)
+
+    def step(self, at: StepAt) -> _Doing:
+        step = at.step
+        match step:
+            case LeafStep(kind="function"):
+                return self.function(step.ref)
+            case LeafStep(kind="agent" | "guardrail"):
+                return self.agent(step.ref)
+            case LeafStep():
+                return _Doing(step.ref)
+            case RouterStep() if step.selector is not None and step.selector.function is not None:
+                return self.function(step.selector.function)
+            case _:
+                return _Doing()
+
+    def function(self, name: str) -> _Doing:
+        known = self.view.spec.components.functions.get(name)
+        return _Doing(name, capabilities=frozenset(known.capabilities if known else ()))
+
+    def agent(self, name: str) -> _Doing:
+        if name not in self._known:
+            found = self.view.agent_named(name)
+            self._known[name] = self._all_of(name, found) if found is not None else _Doing(name)
+        return self._known[name]
+
+    def _all_of(self, name: str, agent: Agent) -> _Doing:
+        """Look through an agent and those that it may run."""
+        spec = self.view.spec
+        tools: set[str] = set()
+        capabilities: set[Capability] = set()
+        seen = {name}
+        ahead = [agent]
+        while ahead:
+            one = ahead.pop()
+            others: list[str] = []
+            for tool_name in callable_tools(one):
+                tools.add(tool_name)
+                tool = spec.tools.get(tool_name)
+                if tool is not None:
+                    capabilities.update(granted(one, tool))
+                    others += [tool.agent] if tool.agent else []
+            for _, helper in helpers(one):
+                function = spec.components.functions.get(helper)
+                if function is not None:
+                    capabilities.update(function.capabilities)
+                else:
+                    others.append(helper)
+            for other in others:
+                found = self.view.agent_named(other)
+                if found is not None and other not in seen:
+                    seen.add(other)
+                    ahead.append(found)
+        return _Doing(name, frozenset(tools), frozenset(capabilities))
+
+
+def added_gates(view: SpecView) -> tuple[AddedGate, ...]:
+    """Return the questions that come with a spec from an environment."""
+    return view.spec.environment_gates if isinstance(view.spec, GatedSpec) else ()
+
+
+def gates_around(view: SpecView) -> Mapping[int, tuple[AddedGate, ...]]:
+    """Find the questions around each step, the outermost first.
+
+    Returns:
+        Them by the identity (``id``) of the step: of two steps that look alike each has its own place.
+    """
+    gates = added_gates(view)
+    if not gates:
+        return {}
+    reach = _Reach(view)
+    found = {id(at.step): _matching(gates, at, reach.step(at)) for at in view.steps if at.step.kind != "human"}
+    return {step: around for step, around in found.items() if around}
+
+
+def gates_around_agent(view: SpecView) -> tuple[AddedGate, ...]:
+    """Find the questions around a run of the root agent alone, which stands in no workflow."""
+    gates = added_gates(view)
+    name = view.spec.agent.name
+    doing = _Reach(view).agent(name) if gates else _Doing()
+    return tuple(
+        one
+        for one in gates
+        if not one.match.workflows and _kind_fits(one.match, "agent", doing) and _fits(one.match, name, doing)
+    )
+
+
+def asks_somebody(view: SpecView) -> bool:
+    """Tell whether any workflow has a question to a person: a human step or a gate, of any family, at any depth."""
+    if any(at.step.enabled and at.step.kind == "human" for at in view.steps):
+        return True
+    if any(gate.step is None or gate.step.step.enabled for gate in gates_of(view)):
+        return True
+    around = gates_around(view)
+    return any(at.step.enabled and id(at.step) in around for at in view.steps)
+
+
+def places_around(view: SpecView, name: str) -> list[str]:
+    """Name the steps that one of the questions stands around, as people write them."""
+    around = gates_around(view)
+    workflow = [at.place for at in view.steps if any(one.name == name for one in around.get(id(at.step), ()))]
+    alone = view.spec.workflow is None and any(one.name == name for one in gates_around_agent(view))
+    return [view.spec.agent.name] if alone else workflow
+
+
+def _matching(gates: Sequence[AddedGate], at: StepAt, doing: _Doing) -> tuple[AddedGate, ...]:
+    workflow = at.workflow.name or at.workflow.workflow.name or ""
+    return tuple(
+        one
+        for one in gates
+        if _any(one.match.workflows, [workflow])
+        and _kind_fits(one.match, at.step.kind, doing)
+        and _fits(one.match, at.place, doing)
+    )
+
+
+def _kind_fits(match: Match, kind: str, doing: _Doing) -> bool:
+    return kind in match.kinds if match.kinds else doing.ref is not None
+
+
+def _fits(match: Match, place: str, doing: _Doing) -> bool:
+    return (
+        _any(match.steps, [place])
+        and _any(match.refs, [doing.ref or ""])
+        and _any(match.tools, doing.tools)
+        and (not match.capabilities or bool(doing.capabilities & set(match.capabilities)))
+    )
+
+
+def _any(patterns: Sequence[str], names: Iterable[str]) -> bool:
+    return not patterns or any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
