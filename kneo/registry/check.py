@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from kneo.clock import parse_time
 from kneo.digest import digest_of
 from kneo.errors import Untrusted
-from kneo.spec.environment import Environment
 from kneo.state.release import BundleRecord, Release
 from kneo.trust.hmac_bundle import hmac_path, spec_in_hmac, verify_hmac_bundle
 from kneo.trust.root import TrustRoot
 from kneo.trust.statement import parse_bundle
 from kneo.trust.verified import UNSEQUENCED, VerifiedBundle
 from kneo.trust.verify import bundle_path, verify_bundle
+
+if TYPE_CHECKING:
+    from kneo.spec.environment import Environment
 
 
 def check_served(

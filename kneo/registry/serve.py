@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from kneo.digest import Digest
 from kneo.errors import Forbidden, KneoError, NotFound, Untrusted
 from kneo.registry.check import check_served
-from kneo.spec.environment import Environment, parse_environment
 from kneo.state.release import Release
 from kneo.store import audit, releases
 from kneo.store.engine import Tx
 from kneo.trust.root import TrustRoot, verify_chain
 from kneo.trust.verified import VerifiedBundle
+
+if TYPE_CHECKING:
+    from kneo.spec.environment import Environment
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class Approved:
 
 @lru_cache(maxsize=64)
 def _parsed(declaration: bytes, name: str) -> Environment:
+    # Its questions need all that specs are made of, and many commands look at no environment.
+    from kneo.spec.environment import parse_environment
+
     return parse_environment(declaration, file=f"environments/{name}.yaml")
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from kneo import registry
 from kneo.clock import new_id
 from kneo.digest import digest_of_json
 from kneo.spec.models import Human
+from kneo.spec.models.asked import Questions
 from kneo.spec.rules.strength import strengthened
 from kneo.state.run import Run
 from kneo.state.task import Candidates, DecisionKind, Escalation, HumanTask, Plan, Quorum, TaskStatus
-from kneo.store import tasks
+from kneo.store import releases, tasks
 from kneo.store.engine import Tx
 from kneo.tasks import people
 from kneo.tasks.forms import schema_of
@@ -66,7 +68,7 @@ def open_task(tx: Tx, run: Run, question: Question) -> HumanTask:
 
 
 def _make(tx: Tx, run: Run, question: Question) -> HumanTask:
-    human = strengthened(question.human, people.least_asked(tx, run.environment), question.on_reject)
+    human = strengthened(question.human, _least_asked(tx, run.environment), question.on_reject)
     step_id = question.step_id
     seconds = human.timeout_seconds or 0
     schema = schema_of(human.fields) if human.fields else human.answer_schema
@@ -115,6 +117,13 @@ def _make(tx: Tx, run: Run, question: Question) -> HumanTask:
         updated_at=tx.at,
     )
     return replace(task, next_at=next_at(task))
+
+
+def _least_asked(tx: Tx, environment: str | None) -> Questions:
+    """Return what an environment asks of every question at least."""
+    if environment is None or releases.environment(tx, environment) is None:
+        return Questions()
+    return registry.declared(tx, environment).spec.questions
 
 
 def _candidates(human: Human) -> Candidates:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from kneo import registry
 from kneo.errors import Forbidden
-from kneo.spec.models.asked import Questions
 from kneo.state.people import same_person
 from kneo.state.task import Candidates, HumanTask, TaskStatus
 from kneo.store import releases, tasks
@@ -71,13 +70,6 @@ def allows_self(tx: Tx, environment: str | None) -> bool:
     if environment is None or releases.environment(tx, environment) is None:
         return False
     return registry.declared(tx, environment).spec.allow_self
-
-
-def least_asked(tx: Tx, environment: str | None) -> Questions:
-    """Return what an environment asks of every question at least."""
-    if environment is None or releases.environment(tx, environment) is None:
-        return Questions()
-    return registry.declared(tx, environment).spec.questions
 
 
 def candidate_rows(task: HumanTask, refused: Iterator[str]) -> frozenset[str]:

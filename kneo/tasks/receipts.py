@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kneo import registry
 from kneo.clock import new_id, parse_time
 from kneo.errors import Invalid
-from kneo.spec.environment import Environment
 from kneo.state.audit import AuditEvent, leaf_of
 from kneo.state.people import same_person
 from kneo.state.receipt import ReceiptRecord
@@ -15,6 +16,9 @@ from kneo.store.engine import Tx
 from kneo.tasks.deadline import POLICY
 from kneo.trust.dsse import parse_envelope, serialise
 from kneo.trust.receipt import Receipt, Voter, build_receipt, content_digest, sign_receipt
+
+if TYPE_CHECKING:
+    from kneo.spec.environment import Environment
 
 
 def write_receipt(tx: Tx, task: HumanTask, decision: Decision | None, event: AuditEvent) -> ReceiptRecord | None:
