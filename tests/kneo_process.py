@@ -16,6 +16,7 @@ from typing import TypeVar
 from unittest import mock
 
 import httpx
+from warm import start_python
 
 from cli.main import run
 from kneo.settings import process_environment
@@ -56,15 +57,16 @@ class Machine:
         self, *arguments: str, expect: int | None = 0, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run one command to its end."""
-        done = subprocess.run(
-            [sys.executable, "-m", "cli.main", *arguments],
-            cwd=cwd or self.folder,
-            env=self.env,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        command = [sys.executable, "-m", "cli.main", *arguments]
+        where = cwd or self.folder
+        with start_python(
+            command, cwd=where, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                out, errors = process.communicate(timeout=60)
+            finally:
+                process.kill()
+        done = subprocess.CompletedProcess(command, process.returncode, out, errors)
         if expect is not None:
             assert done.returncode == expect, f"{arguments} → {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
@@ -115,7 +117,7 @@ class Process:
     def __init__(self, machine: Machine, arguments: Sequence[str], *, answers: bool, cwd: Path) -> None:
         self.log = machine.folder / f"process-{len(machine.processes)}.log"
         with self.log.open("w") as log:
-            self.popen = subprocess.Popen(
+            self.popen = start_python(
                 [sys.executable, "-m", "cli.main", *arguments],
                 cwd=cwd,
                 env=machine.env,

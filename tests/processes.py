@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import TypeVar
 
+from warm import start_python as start_warm
+
 T = TypeVar("T")
 
 
 def start_python(code: str, *arguments: str) -> subprocess.Popen[str]:
     """Start a Python process that runs ``code`` and talks over its pipes."""
-    return subprocess.Popen(
+    return start_warm(
         [sys.executable, "-c", code, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

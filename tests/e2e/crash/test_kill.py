@@ -16,6 +16,7 @@ import pytest
 from engine import Engine, step
 from kneo_process import eventually
 from sqlalchemy import text
+from warm import start_python
 
 from kneo.clock import SystemClock
 from kneo.state.run import Run, RunStatus
@@ -116,7 +117,7 @@ class Processes:
     def start(self, die_at: int = 0) -> subprocess.Popen[bytes]:
         folder = str(self.engine.log.parent)
         crashing = Path(__file__).with_name("crashing.py")
-        process = subprocess.Popen([sys.executable, str(crashing), self.url, folder, self.run.id, str(die_at)])
+        process = start_python([sys.executable, str(crashing), self.url, folder, self.run.id, str(die_at)])
         self.alive.append(process)
         return process
 
