@@ -13,6 +13,7 @@ from kneo.state.audit import EMPTY_HEAD, AuditEvent, ChainVerdict, SealedEvent, 
 from kneo.state.merkle import Frontier
 from kneo.store import audit_tree
 from kneo.store.engine import Store, Tx, lock_table
+from kneo.store.prepared import Prepared
 from kneo.store.tables import audit_chain, audit_events, audit_pending
 
 SEAL_BATCH = 1_000
@@ -22,7 +23,7 @@ WALK_BATCH = 2_000
 
 AnyRow = Row[*tuple[object, ...]]
 
-_INSERT, _INSERT_PENDING = insert(audit_events), insert(audit_pending)
+_INSERT, _INSERT_PENDING = Prepared(insert(audit_events)), Prepared(insert(audit_pending))
 
 
 def record(
@@ -77,8 +78,8 @@ def record_all(tx: Tx, events: Sequence[AuditEvent]) -> None:
         }
         for item in events
     ]
-    tx.connection.execute(_INSERT, rows)
-    tx.connection.execute(_INSERT_PENDING, [{"event_id": item.id} for item in events])
+    _INSERT.change_many(tx, rows)
+    _INSERT_PENDING.change_many(tx, [{"event_id": item.id} for item in events])
 
 
 def seal(store: Store) -> int:
@@ -92,9 +93,12 @@ def seal(store: Store) -> int:
             return total
 
 
+_PENDING = Prepared(select(audit_pending.c.event_id).limit(1))
+
+
 def _seal_batch(tx: Tx) -> int:
     waiting = select(audit_pending.c.event_id)
-    if tx.connection.execute(waiting.limit(1)).first() is None:
+    if _PENDING.first(tx, {}) is None:
         return 0
     lock_table(tx, "audit_chain")
     rows = tx.connection.execute(
@@ -117,11 +121,12 @@ def _seal_batch(tx: Tx) -> int:
     return len(links)
 
 
+_HEAD = Prepared(select(audit_chain.c.seq, audit_chain.c.head).order_by(audit_chain.c.seq.desc()).limit(1))
+
+
 def chain_head(tx: Tx) -> tuple[int, str]:
     """Read the chain's size and head."""
-    row = tx.connection.execute(
-        select(audit_chain.c.seq, audit_chain.c.head).order_by(audit_chain.c.seq.desc()).limit(1)
-    ).first()
+    row = _HEAD.first(tx, {})
     return (row.seq, row.head) if row else (0, EMPTY_HEAD)
 
 

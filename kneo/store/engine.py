@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,14 +14,17 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
-from sqlalchemy import Connection, Engine, Insert, Table, create_engine, event, make_url, text
+from sqlalchemy import Connection, Dialect, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DataError, DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from kneo.clock import Clock, isoformat, monotonic, sleep
 from kneo.errors import Invalid, Transient
+from kneo.store.connections import Connections, FileConnections, ServerConnections
 from kneo.store.notices import Notices
+from kneo.store.prepared import Prepared
 from kneo.store.writer import Writer
 
 if TYPE_CHECKING:
@@ -47,10 +49,6 @@ WRITERS = 8
 WORKER_LOCK = "worker"
 """Held by the one process that executes steps on a SQLite file, or shared by those that do on PostgreSQL."""
 
-WRITE = "kneo_write"
-"""Execution option that marks a connection as one that will write."""
-
-
 FindKey: TypeAlias = "Callable[[], PrivateKey | None]"
 """Finds the key that this installation signs with; ``None`` where it has none."""
 
@@ -74,6 +72,17 @@ class Tx:
         self.told.append((name, news))
 
     @cached_property
+    def dialect(self) -> Dialect:
+        return self.connection.dialect
+
+    @cached_property
+    def driver(self) -> DBAPIConnection:
+        """The driver's own connection."""
+        driver = self.connection.connection.dbapi_connection
+        assert driver is not None
+        return driver
+
+    @cached_property
     def at(self) -> str:
         """The transaction's time as stored text."""
         return isoformat(self.now)
@@ -92,7 +101,9 @@ class Store:
         self.engine = engine
         self.clock = clock
         self.find_key = cache(find_key)
-        self._one_writer = threading.RLock()
+        self._connections: Connections = (
+            FileConnections(engine, BUSY_TIMEOUT_MS / 1000) if self.is_sqlite else ServerConnections(engine)
+        )
         self._writer = Writer(self.write, self._part)
         self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
         self.notices = Notices()
@@ -114,12 +125,7 @@ class Store:
         Raises:
             Transient: the database stayed busy or unreachable.
         """
-        with (
-            self._turn(),
-            _translate(),
-            self.engine.connect().execution_options(**{WRITE: True}) as connection,
-            connection.begin(),
-        ):
+        with _translate(), self._connections.write() as connection:
             tx = Tx(connection, self.clock.now(), self.find_key)
             yield tx
         for hear in self._listeners:
@@ -138,20 +144,6 @@ class Store:
             self._listeners = tuple(each for each in self._listeners if each is not hear)
 
         return stop
-
-    @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        # Threads of one process take turns here: SQLite lets them wait by sleeping ever longer, and not in turn.
-        if not self.is_sqlite:
-            yield
-            return
-        if not self._one_writer.acquire(timeout=BUSY_TIMEOUT_MS / 1000):
-            msg = "The database did not answer: other writers of this process take too long."
-            raise Transient(msg, code="store_unavailable")
-        try:
-            yield
-        finally:
-            self._one_writer.release()
 
     def submit(self, work: Callable[[Tx], T]) -> Future[T]:
         """Run a piece of work as a transaction in another thread; its result comes when it is on disk.
@@ -196,13 +188,8 @@ class Store:
         Raises:
             Transient: the database stayed busy or unreachable.
         """
-        with _translate(), self.engine.connect() as connection:
-            # PostgreSQL's default would show each statement what was committed before it; and a block that means to
-            # write must say so.
-            still = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-            connection.execution_options(**still)
-            with connection.begin():
-                yield Tx(connection, self.clock.now(), self.find_key)
+        with _translate(), self._connections.read() as connection:
+            yield Tx(connection, self.clock.now(), self.find_key)
 
     @contextlib.contextmanager
     def exclusive(self, name: str) -> Iterator[bool]:
@@ -252,10 +239,15 @@ class Store:
                 if got:
                     connection.execute(text(f"SELECT pg_advisory_unlock{kind}(hashtext(:n))"), {"n": f"kneo:{name}"})
 
+    def disconnect(self) -> None:
+        """Close connections that nobody uses; others are opened when they are needed."""
+        self._connections.close()
+        self.engine.dispose()
+
     def close(self) -> None:
         self._writer.close()
         self._pool.shutdown()
-        self.engine.dispose()
+        self.disconnect()
 
 
 @contextlib.contextmanager
@@ -287,20 +279,18 @@ def lock_table(tx: Tx, name: str) -> None:
 
     SQLite has one writer anyway; PostgreSQL takes a transaction advisory lock.
     """
-    if tx.connection.dialect.name == "postgresql":
+    if tx.dialect.name == "postgresql":
         tx.connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:n))"), {"n": f"kneo:tx:{name}"})
 
 
 def insert_ignoring_duplicates(tx: Tx, table: Table, **values: object) -> bool:
     """Insert a row unless its key exists; say whether it was inserted."""
-    statement = _insert_or_not(tx.connection.dialect.name, table)
-    # Without the option an insert's count is whatever the driver left after fetching defaults.
-    return tx.connection.execute(statement, values, execution_options={"preserve_rowcount": True}).rowcount == 1
+    return _insert_or_not(tx.dialect.name, table).change(tx, values) == 1
 
 
 @cache
-def _insert_or_not(dialect: str, table: Table) -> Insert:
-    return _insert(dialect, table).on_conflict_do_nothing()
+def _insert_or_not(dialect: str, table: Table) -> Prepared:
+    return Prepared(_insert(dialect, table).on_conflict_do_nothing())
 
 
 def _insert(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
@@ -317,13 +307,13 @@ def _insert(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
 def insert_many_ignoring_duplicates(tx: Tx, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
     """Insert rows, leaving out those whose key exists."""
     if rows:
-        tx.connection.execute(_insert_or_not(tx.connection.dialect.name, table), [dict(row) for row in rows])
+        _insert_or_not(tx.dialect.name, table).change_many(tx, rows)
 
 
 def upsert_many(tx: Tx, table: Table, key: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
     """Insert rows with the same columns, or set those columns where the key exists."""
     if rows:
-        statement = _insert(tx.connection.dialect.name, table)
+        statement = _insert(tx.dialect.name, table)
         values = {name: statement.excluded[name] for name in rows[0] if name not in key}
         tx.connection.execute(
             statement.on_conflict_do_update(index_elements=list(key), set_=values), [dict(row) for row in rows]
@@ -332,7 +322,7 @@ def upsert_many(tx: Tx, table: Table, key: Sequence[str], rows: Sequence[Mapping
 
 def upsert(tx: Tx, table: Table, key: dict[str, object], **values: object) -> None:
     """Insert a row, or set these columns on the one that has the key."""
-    statement = _insert(tx.connection.dialect.name, table).values(**key, **values)
+    statement = _insert(tx.dialect.name, table).values(**key, **values)
     tx.connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=values))
 
 
@@ -359,7 +349,6 @@ def open_engine(url: str) -> Engine:
     path.touch(mode=0o600)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, hide_parameters=True)
     event.listen(engine, "connect", _prepare_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
@@ -393,8 +382,3 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             sleep(0.01)
         else:
             return
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get(WRITE, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -13,6 +13,7 @@ from kneo.clock import new_id
 from kneo.errors import NotFound
 from kneo.state.run import Checkpoint, Run, RunError, StepRecord, TraceEvent
 from kneo.store.engine import Tx
+from kneo.store.prepared import Prepared
 from kneo.store.tables import checkpoints, runs, steps, trace_events
 
 AnyRow = Row[*tuple[object, ...]]
@@ -56,7 +57,8 @@ class History:
     trace: list[NewTrace] = field(default_factory=list)
 
 
-_ADD_STEP, _ADD_CHECKPOINT, _ADD_TRACE = insert(steps), insert(checkpoints), insert(trace_events)
+_ADD_STEP, _ADD_CHECKPOINT = Prepared(insert(steps)), Prepared(insert(checkpoints))
+_ADD_TRACE = Prepared(insert(trace_events))
 
 
 def counted(run: Run, history: History) -> Run:
@@ -72,8 +74,8 @@ def counted(run: Run, history: History) -> Run:
 def append(tx: Tx, run: Run, history: History, limits: CheckpointLimits) -> None:
     """Add to the history of a run as it was before; the caller has committed ``counted`` behind the fence."""
     if history.steps:
-        rows = [asdict(step) | {"sequence": run.step_count + n} for n, step in enumerate(history.steps, 1)]
-        tx.connection.execute(_ADD_STEP, rows)
+        rows = [_step_row(step) | {"sequence": run.step_count + n} for n, step in enumerate(history.steps, 1)]
+        _ADD_STEP.change_many(tx, rows)
     if history.checkpoints:
         kept = [
             {
@@ -87,7 +89,7 @@ def append(tx: Tx, run: Run, history: History, limits: CheckpointLimits) -> None
             }
             for n, new in enumerate(history.checkpoints, 1)
         ]
-        tx.connection.execute(_ADD_CHECKPOINT, kept)
+        _ADD_CHECKPOINT.change_many(tx, kept)
     if history.trace:
         told = [
             {
@@ -101,7 +103,13 @@ def append(tx: Tx, run: Run, history: History, limits: CheckpointLimits) -> None
             }
             for n, new in enumerate(history.trace, 1)
         ]
-        tx.connection.execute(_ADD_TRACE, told)
+        _ADD_TRACE.change_many(tx, told)
+
+
+def _step_row(step: StepRecord) -> dict[str, object]:
+    values: dict[str, object] = dict(step.__dict__)
+    values["error"] = asdict(step.error) if step.error else None
+    return values
 
 
 def _packed(new: NewCheckpoint, limits: CheckpointLimits) -> dict[str, object]:
@@ -131,7 +139,7 @@ def _unpacked(body: bytes) -> Mapping[str, object]:
 
 
 def insert_step(tx: Tx, step: StepRecord) -> None:
-    tx.connection.execute(_ADD_STEP, asdict(step))
+    _ADD_STEP.change(tx, _step_row(step))
 
 
 def next_step_sequence(tx: Tx, run_id: str) -> int:
@@ -173,11 +181,11 @@ def _append_to(tx: Tx, run_id: str, history: History) -> None:
     for n, new in enumerate(history.checkpoints, 1 - len(history.checkpoints)):
         row = {"run_id": run_id, "sequence": checkpoint_count + n, "id": new_id("ckpt", tx.now), "type": new.type}
         packed = _packed(new, CheckpointLimits())
-        tx.connection.execute(_ADD_CHECKPOINT, row | {"step_id": new.step_id, "created_at": tx.at, **packed})
+        _ADD_CHECKPOINT.change(tx, row | {"step_id": new.step_id, "created_at": tx.at, **packed})
     for n, told in enumerate(history.trace, 1 - len(history.trace)):
         row = {"run_id": run_id, "sequence": trace_count + n, "event_id": new_id("evt", tx.now), "type": told.type}
         data = dict(told.data)
-        tx.connection.execute(_ADD_TRACE, row | {"step_id": told.step_id, "timestamp": tx.at, "data": data})
+        _ADD_TRACE.change(tx, row | {"step_id": told.step_id, "timestamp": tx.at, "data": data})
 
 
 # ---- reading ------------------------------------------------------------------------------------------------------
@@ -188,7 +196,7 @@ def list_steps(tx: Tx, run_id: str) -> tuple[StepRecord, ...]:
     return tuple(StepRecord(**{**row._asdict(), "error": read_error(row.error)}) for row in rows)
 
 
-_VISITED = (
+_VISITED = Prepared(
     select(steps.c.step_id)
     .where(steps.c.run_id == bindparam("of_run"), steps.c.status == "completed")
     .order_by(steps.c.sequence.desc())
@@ -198,7 +206,7 @@ _VISITED = (
 
 def visited(tx: Tx, run_id: str) -> tuple[str, ...]:
     """List the steps that were done, in order; of very many the latest."""
-    rows = tx.connection.execute(_VISITED, {"of_run": run_id})
+    rows = _VISITED.rows(tx, {"of_run": run_id})
     return tuple(row.step_id for row in rows)[::-1]
 
 

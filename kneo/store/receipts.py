@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
-from sqlalchemy import Row, insert, select
+from sqlalchemy import Row, bindparam, insert, select
 
 from kneo.state.receipt import ReceiptRecord
 from kneo.store.engine import Tx
+from kneo.store.prepared import Prepared
+from kneo.store.prepared import Row as PreparedRow
 from kneo.store.tables import receipts
 
 AnyRow = Row[*tuple[object, ...]]
 
 
+_INSERT = Prepared(insert(receipts))
+
+
 def insert_receipt(tx: Tx, record: ReceiptRecord) -> None:
-    tx.connection.execute(insert(receipts).values(**asdict(record) | {"statements": list(record.statements)}))
+    _INSERT.change(tx, record.__dict__ | {"statements": list(record.statements)})
 
 
 def of_task(tx: Tx, task_id: str) -> ReceiptRecord | None:
@@ -35,13 +38,16 @@ def of_run(tx: Tx, run_id: str, limit: int | None = None) -> tuple[ReceiptRecord
     return tuple(_record(row) for row in rows)
 
 
+_LAST = Prepared(
+    select(receipts).where(receipts.c.run_id == bindparam("of_run")).order_by(receipts.c.sequence.desc()).limit(1)
+)
+
+
 def last_of_run(tx: Tx, run_id: str) -> ReceiptRecord | None:
     """Read a run's newest receipt; whoever writes the next one holds the run's lock."""
-    row = tx.connection.execute(
-        select(receipts).where(receipts.c.run_id == run_id).order_by(receipts.c.sequence.desc()).limit(1)
-    ).first()
+    row = _LAST.first(tx, {"of_run": run_id})
     return _record(row) if row else None
 
 
-def _record(row: AnyRow) -> ReceiptRecord:
+def _record(row: AnyRow | PreparedRow) -> ReceiptRecord:
     return ReceiptRecord(**{**row._asdict(), "statements": tuple(row.statements)})

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 
-from sqlalchemy import Row, bindparam, func, insert, select, update
+from sqlalchemy import Row, bindparam, func, insert, or_, select, update
 
 from kneo.clock import isoformat
 from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunError, RunStatus
@@ -23,6 +23,8 @@ from kneo.store.history import (
     read_error,
     visited,
 )
+from kneo.store.prepared import Prepared
+from kneo.store.prepared import Row as PreparedRow
 from kneo.store.queue import enqueue
 from kneo.store.run_filter import EVERY_RUN, RunFilter
 from kneo.store.tables import runs, specs
@@ -50,14 +52,15 @@ def insert_spec(tx: Tx, digest: str, body: bytes) -> None:
     insert_ignoring_duplicates(tx, specs, digest=digest, body=body, created_at=tx.at)
 
 
-_LOAD_SPEC = select(specs.c.body).where(specs.c.digest == bindparam("digest"))
+_LOAD_SPEC = Prepared(select(specs.c.body).where(specs.c.digest == bindparam("digest")))
 
 
 def load_spec(tx: Tx, digest: str) -> bytes | None:
-    return tx.connection.execute(_LOAD_SPEC, {"digest": digest}).scalar()
+    row = _LOAD_SPEC.first(tx, {"digest": digest})
+    return row.body if row else None
 
 
-_INSERT = insert(runs)
+_INSERT = Prepared(insert(runs))
 
 
 def insert_run(tx: Tx, run: Run) -> None:
@@ -97,16 +100,16 @@ def insert_run(tx: Tx, run: Run) -> None:
         "trace_count": run.trace_count,
         "session_id": run.metadata.get("session_id"),
     }
-    tx.connection.execute(_INSERT, row)
+    _INSERT.change(tx, row)
     if run.status is RunStatus.RUNNING:
         enqueue(tx, run.id)
 
 
-_GET = select(runs).where(runs.c.id == bindparam("of_run"))
+_GET = Prepared(select(runs).where(runs.c.id == bindparam("of_run")))
 
 
 def get(tx: Tx, run_id: str) -> Run | None:
-    row = tx.connection.execute(_GET, {"of_run": run_id}).first()
+    row = _GET.first(tx, {"of_run": run_id})
     return _run(row) if row else None
 
 
@@ -119,12 +122,12 @@ class Standing:
     wake_seq: int
 
 
-_STANDING = select(runs.c.status, runs.c.epoch, runs.c.wake_seq).where(runs.c.id == bindparam("of_run"))
+_STANDING = Prepared(select(runs.c.status, runs.c.epoch, runs.c.wake_seq).where(runs.c.id == bindparam("of_run")))
 
 
 def standing(tx: Tx, run_id: str) -> Standing | None:
     """Read how a run stands without reading the run."""
-    row = tx.connection.execute(_STANDING, {"of_run": run_id}).first()
+    row = _STANDING.first(tx, {"of_run": run_id})
     return Standing(status=RunStatus(row.status), epoch=row.epoch, wake_seq=row.wake_seq) if row else None
 
 
@@ -143,18 +146,20 @@ def progress(tx: Tx, run_ids: Sequence[str]) -> Mapping[str, Progress]:
     return {row.id: Progress(status=RunStatus(row.status), trace_count=row.trace_count) for row in rows}
 
 
-_LOCK = select(runs.c.id).where(runs.c.id == bindparam("of_run")).with_for_update()
+_LOCK = Prepared(select(runs.c.id).where(runs.c.id == bindparam("of_run")).with_for_update())
 
 
 def lock(tx: Tx, run_id: str) -> None:
     """Take a run's row before the rows of its tasks.
 
-    Everybody who writes to both takes them in this order; on PostgreSQL any other order ends in deadlocks.
+    Everybody who writes to both takes them in this order; on PostgreSQL any other order ends in deadlocks. SQLite has
+    one writer.
     """
-    tx.connection.execute(_LOCK, {"of_run": run_id})
+    if tx.dialect.name != "sqlite":
+        _LOCK.first(tx, {"of_run": run_id})
 
 
-_ACQUIRE = (
+_ACQUIRE = Prepared(
     update(runs)
     .where(
         runs.c.id == bindparam("of_run"),
@@ -174,13 +179,14 @@ def acquire(tx: Tx, run_id: str, claim: str) -> Run | None:
     A driver that crashed and comes back with the same claim takes over; anyone else has to wait until the owner is
     cleared. Taking it raises the epoch, so whatever an earlier owner still commits is refused.
     """
-    row = tx.connection.execute(_ACQUIRE, {"of_run": run_id, "claim": claim}).first()
+    row = _ACQUIRE.first(tx, {"of_run": run_id, "claim": claim})
     return _run(row) if row else None
 
 
-_COMMIT = update(runs).where(
+_OWN = update(runs).where(
     runs.c.id == bindparam("of_run"), runs.c.epoch == bindparam("seen_epoch"), runs.c.status == RunStatus.RUNNING.value
 )
+_COMMIT = Prepared(_OWN)
 """One statement for all commits, so that it is compiled once; what it sets are the parameters it is given."""
 
 
@@ -197,12 +203,11 @@ def commit(tx: Tx, run: Run, **changes: object) -> None:
         "trace_count": run.trace_count,
         **changes,
     }
-    done = tx.connection.execute(_COMMIT, {"of_run": run.id, "seen_epoch": run.epoch, **values})
-    if done.rowcount != 1:
+    if _COMMIT.change(tx, {"of_run": run.id, "seen_epoch": run.epoch, **values}) != 1:
         raise Fenced(run.id)
 
 
-_PAUSE = _COMMIT.where(runs.c.wake_seq == bindparam("seen_wake"))
+_PAUSE = Prepared(_OWN.where(runs.c.wake_seq == bindparam("seen_wake")))
 
 
 def pause(tx: Tx, run: Run) -> Run | None:
@@ -213,8 +218,7 @@ def pause(tx: Tx, run: Run) -> Run | None:
     steps = visited(tx, run.id)
     values = {"status": RunStatus.PAUSED, "owner": None, "updated_at": tx.at, "visited_steps": list(steps)}
     seen = {"of_run": run.id, "seen_epoch": run.epoch, "seen_wake": run.wake_seq}
-    done = tx.connection.execute(_PAUSE, seen | values)
-    if done.rowcount != 1:
+    if _PAUSE.change(tx, seen | values) != 1:
         return None
     return replace(run, status=RunStatus.PAUSED, owner=None, updated_at=tx.at, visited_steps=steps)
 
@@ -230,17 +234,19 @@ def let_go(tx: Tx, run_id: str, claim: str, *, again: bool = True) -> None:
         enqueue(tx, run_id)
 
 
-_WAKE = (
+_WAKE = Prepared(
     update(runs)
-    .where(runs.c.id == bindparam("of_run"), runs.c.status.in_([RunStatus.RUNNING.value, RunStatus.PAUSED.value]))
+    .where(
+        runs.c.id == bindparam("of_run"),
+        or_(runs.c.status == RunStatus.RUNNING.value, runs.c.status == RunStatus.PAUSED.value),
+    )
     .values(status=RunStatus.RUNNING.value, wake_seq=runs.c.wake_seq + 1, updated_at=bindparam("at"))
 )
 
 
 def wake(tx: Tx, run_id: str) -> None:
     """Say that there is news for a run; one that waits runs again."""
-    woken = tx.connection.execute(_WAKE, {"of_run": run_id, "at": tx.at})
-    if woken.rowcount:
+    if _WAKE.change(tx, {"of_run": run_id, "at": tx.at}):
         enqueue(tx, run_id)
 
 
@@ -289,7 +295,7 @@ def clear_owners(tx: Tx) -> int:
     return tx.connection.execute(update(runs).where(runs.c.owner.is_not(None)).values(owner=None)).rowcount
 
 
-_RUNNABLE = (
+_RUNNABLE = Prepared(
     select(runs.c.id, runs.c.epoch)
     .where(runs.c.status == RunStatus.RUNNING.value, runs.c.owner.is_(None), runs.c.state_version <= STATE_VERSION)
     .order_by(runs.c.updated_at)
@@ -299,11 +305,11 @@ _RUNNABLE = (
 
 def runnable(tx: Tx, limit: int) -> tuple[str, ...]:
     """Find runs that nobody drives, oldest first."""
-    rows = tx.connection.execute(_RUNNABLE, {"most": limit})
+    rows = _RUNNABLE.rows(tx, {"most": limit})
     return tuple(row.id for row in rows)
 
 
-_QUIET = (
+_QUIET = Prepared(
     select(runs.c.id, runs.c.owner)
     .where(
         runs.c.status == RunStatus.RUNNING.value,
@@ -318,17 +324,17 @@ _QUIET = (
 
 def claimable(tx: Tx, limit: int) -> tuple[tuple[str, str], ...]:
     """Find runs that nobody drives, oldest first, each with the claim of whoever comes for it: another one each time."""
-    rows = tx.connection.execute(_RUNNABLE, {"most": limit})
+    rows = _RUNNABLE.rows(tx, {"most": limit})
     return tuple((row.id, f"{row.id}.{row.epoch}") for row in rows)
 
 
 def quiet(tx: Tx, older_than: timedelta, limit: int) -> tuple[tuple[str, str], ...]:
     """Find runs whose driver has written nothing for a while, longest first, each with that driver's claim."""
-    rows = tx.connection.execute(_QUIET, {"most": limit, "before": isoformat(tx.now - older_than)})
+    rows = _QUIET.rows(tx, {"most": limit, "before": isoformat(tx.now - older_than)})
     return tuple((row.id, row.owner) for row in rows)
 
 
-_WAITING = (
+_WAITING = Prepared(
     select(runs.c.id)
     .where(runs.c.status == RunStatus.RUNNING.value, runs.c.owner.is_(None))
     .order_by(runs.c.status, runs.c.updated_at)
@@ -339,7 +345,7 @@ _WAITING = (
 
 def is_queue_full(tx: Tx, limit: int) -> bool:
     """Say whether this many runs wait for somebody to drive them. The cost grows with what waits, not with what is kept."""
-    return tx.connection.execute(_WAITING, {"others": limit - 1}).first() is not None
+    return _WAITING.first(tx, {"others": limit - 1}) is not None
 
 
 def overdue(tx: Tx) -> tuple[str, ...]:
@@ -394,7 +400,7 @@ def count_runs(tx: Tx, where: RunFilter = EVERY_RUN) -> int:
     return tx.connection.execute(statement).scalar_one()
 
 
-def _run(row: AnyRow) -> Run:
+def _run(row: AnyRow | PreparedRow) -> Run:
     release = None
     if row.bundle_digest is not None:
         release = ReleaseRef(

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Select, bindparam, delete, func, insert, s
 from kneo.clock import new_id
 from kneo.state.task import HumanTask
 from kneo.store.engine import Tx, lock_table
+from kneo.store.prepared import Prepared
 from kneo.store.tables import task_tallies
 from kneo.store.task_filter import WAITING, TaskFilter, counting
 
@@ -33,6 +34,9 @@ class TaskSummary:
     by_environment: Mapping[str, int] = field(default_factory=dict)
 
 
+_INSERT = Prepared(insert(task_tallies))
+
+
 def add(tx: Tx, changes: Iterable[tuple[HumanTask, int]]) -> None:
     """Count tasks in (1) or out (-1) as they are."""
     rows = [
@@ -46,7 +50,7 @@ def add(tx: Tx, changes: Iterable[tuple[HumanTask, int]]) -> None:
         }
         for task, amount in changes
     ]
-    tx.connection.execute(insert(task_tallies), rows)
+    _INSERT.change_many(tx, rows)
 
 
 _KEPT = (task_tallies.c.environment, task_tallies.c.kind, task_tallies.c.status, task_tallies.c.escalated)

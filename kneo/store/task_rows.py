@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import select
 
 from kneo.state.task import Candidates, Decision, DecisionKind, Escalation, HumanTask, Plan, Quorum, TaskStatus, Vote
 from kneo.store.tables import tasks
-
-AnyRow = Row[*tuple[object, ...]]
 
 _COLUMNS = tuple(item.name for item in fields(HumanTask))
 
@@ -83,7 +81,7 @@ _READERS: Mapping[str, Callable[[Any], object]] = {
 """What makes a stored value the record's, where it is not that already."""
 
 
-def read_task(row: AnyRow) -> HumanTask:
+def read_task(row: Iterable[Any]) -> HumanTask:
     """Make a record of what ``TASK`` selects."""
     # A page of the inbox does this a hundred times: no value is looked up twice, and what is usual is not made anew.
     values: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))

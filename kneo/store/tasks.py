@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from functools import cache
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, or_, select, update
 
 from kneo.clock import new_id
 from kneo.state.task import NEXT, UNRESOLVED, HumanTask, TaskEvent, TaskStatus
 from kneo.store import task_counts
 from kneo.store.engine import Tx
+from kneo.store.prepared import Prepared
 from kneo.store.tables import task_candidates, task_events, tasks
 from kneo.store.task_filter import WAITING, TaskFilter, counting, listing
 from kneo.store.task_rows import TASK, read_task, store_task, stored
 
-_INSERT = insert(tasks)
+_INSERT = Prepared(insert(tasks))
 
 
 def insert_task(tx: Tx, task: HumanTask, who: Collection[str] = ()) -> None:
     """Keep a new task and those who may, or may not, answer it (``user:ann``, ``group:prod/editors``, ``not:bob``)."""
-    tx.connection.execute(_INSERT, store_task(task) | {"created_at": tx.at, "updated_at": tx.at})
+    _INSERT.change(tx, store_task(task) | {"created_at": tx.at, "updated_at": tx.at})
     add_candidates(tx, task.id, who)
     if task.status in UNRESOLVED:
         task_counts.add(tx, [(task, 1)])
@@ -35,15 +37,17 @@ def add_candidates(tx: Tx, task_id: str, who: Collection[str]) -> None:
         tx.connection.execute(insert(task_candidates), [{"who": one, "task_id": task_id} for one in sorted(new)])
 
 
-_GET = TASK.where(tasks.c.id == bindparam("of_task"))
+_GET = Prepared(TASK.where(tasks.c.id == bindparam("of_task")))
 
 
 def get(tx: Tx, task_id: str) -> HumanTask | None:
-    row = tx.connection.execute(_GET, {"of_task": task_id}).first()
+    row = _GET.first(tx, {"of_task": task_id})
     return read_task(row) if row else None
 
 
-_CHANGE = update(tasks).where(tasks.c.id == bindparam("of_task"), tasks.c.version == bindparam("seen_version"))
+_CHANGE = Prepared(
+    update(tasks).where(tasks.c.id == bindparam("of_task"), tasks.c.version == bindparam("seen_version"))
+)
 """One statement for all changes; what it sets are the parameters it is given."""
 
 
@@ -59,8 +63,7 @@ def change(tx: Tx, task: HumanTask, **changes: object) -> bool:
         changes |= {"resolved_at": tx.at, "next_at": None}
     values = {name: stored(value) for name, value in changes.items()}
     seen = {"of_task": task.id, "seen_version": task.version}
-    done = tx.connection.execute(_CHANGE, seen | values | {"version": task.version + 1, "updated_at": tx.at})
-    if done.rowcount != 1:
+    if _CHANGE.change(tx, seen | values | {"version": task.version + 1, "updated_at": tx.at}) != 1:
         return False
     if resolves:
         task_counts.add(tx, [(task, -1)])
@@ -82,14 +85,16 @@ def note(tx: Tx, task: HumanTask, metadata: Mapping[str, object]) -> HumanTask:
     return after
 
 
-_OF_RUN = TASK.where(
-    tasks.c.run_id == bindparam("of_run"), tasks.c.status.in_(bindparam("statuses", expanding=True))
-).order_by(tasks.c.id)
+@cache
+def _of_run(statuses: int) -> Prepared:
+    """Read a run's tasks in any of so many states."""
+    states = or_(*(tasks.c.status == bindparam(f"status_{number}") for number in range(statuses)))
+    return Prepared(TASK.where(tasks.c.run_id == bindparam("of_run"), states).order_by(tasks.c.id))
 
 
 def of_run(tx: Tx, run_id: str, statuses: Iterable[TaskStatus]) -> tuple[HumanTask, ...]:
-    rows = tx.connection.execute(_OF_RUN, {"of_run": run_id, "statuses": sorted(statuses)})
-    return tuple(read_task(row) for row in rows)
+    wanted = {f"status_{number}": status for number, status in enumerate(sorted(statuses))}
+    return tuple(read_task(row) for row in _of_run(len(wanted)).rows(tx, {"of_run": run_id, **wanted}))
 
 
 def due(tx: Tx, limit: int) -> tuple[HumanTask, ...]:
@@ -127,12 +132,12 @@ def count_tasks(tx: Tx, where: TaskFilter = WAITING) -> int:
 # ---- what happened to them --------------------------------------------------------------------------------------
 
 
-_ADD_EVENT = insert(task_events)
+_ADD_EVENT = Prepared(insert(task_events))
 
 
 def add_event(tx: Tx, task: HumanTask, kind: str, actor: str | None, data: Mapping[str, object]) -> None:
     row = {"id": new_id("tev", tx.now), "task_id": task.id, "run_id": task.run_id, "at": tx.at}
-    tx.connection.execute(_ADD_EVENT, row | {"type": kind, "actor": actor, "data": data})
+    _ADD_EVENT.change(tx, row | {"type": kind, "actor": actor, "data": data})
 
 
 def events_of(tx: Tx, task_id: str) -> tuple[TaskEvent, ...]:

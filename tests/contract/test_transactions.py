@@ -159,13 +159,35 @@ def test_a_sqlite_writer_that_waits_too_long_says_try_again(
     sqlite_url: str, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "BUSY_TIMEOUT_MS", 20)
-    store = Store(open_engine(sqlite_url), clock)
+    store, other = Store(open_engine(sqlite_url), clock), Store(open_engine(sqlite_url), clock)
     with store.write() as tx:
         tx.connection.execute(text("CREATE TABLE t (x)"))
-        with pytest.raises(Transient) as refused, store.write():
+        with pytest.raises(Transient) as refused, other.write():
             pass
-    assert "locked" in refused.value.message
+        assert "locked" in refused.value.message
+        with pytest.raises(Transient, match="other writers of this process"), store.write():
+            pass
     store.close()
+    other.close()
+
+
+def test_what_reads_a_file_cannot_write_to_it(sqlite_store: Store) -> None:
+    with pytest.raises(Transient, match="readonly"), sqlite_store.read() as tx:
+        tx.connection.execute(text("CREATE TABLE t (x)"))
+    with sqlite_store.write() as tx:
+        tx.connection.execute(text("CREATE TABLE t (x)"))
+
+
+def test_a_transaction_that_failed_leaves_nothing_for_the_next_one(sqlite_store: Store) -> None:
+    with sqlite_store.write() as tx:
+        tx.connection.execute(text("CREATE TABLE t (x)"))
+    with pytest.raises(ZeroDivisionError), sqlite_store.write() as tx:  # noqa: PT012 - the second one fails
+        tx.connection.execute(text("INSERT INTO t VALUES (1)"))
+        raise ZeroDivisionError
+    with sqlite_store.write() as tx:
+        tx.connection.execute(text("INSERT INTO t VALUES (2)"))
+    with sqlite_store.read() as tx:
+        assert tx.connection.execute(text("SELECT x FROM t")).scalars().all() == [2]
 
 
 # ---- locks that live as long as their process --------------------------------------------------------------------

@@ -25,7 +25,8 @@ from kneo.runtime.steps import Executor
 from kneo.runtime.wait import find_run
 from kneo.runtime.worker import Worker
 from kneo.state.run import RunStatus
-from kneo.store.engine import WRITE, Store
+from kneo.store.connections import WRITE
+from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 from kneo.tasks.inbox import decide, find
 from kneo.tasks.inputs import given

@@ -60,7 +60,7 @@ def after_write(connection, cursor, statement, parameters, context, executemany)
         moment(cursor)
 
 event.listen(store.engine, "after_cursor_execute", after_write)
-event.listen(store.engine, "checkin", lambda *_: moment())
+store.listen(moment)
 try:
     reconciler = Reconciler(store, Mirror(folder, "main", Path(mirrors)), pin, channels=("webhook",))
     reconciler.reconcile(Lease("controller", "child", fence))

@@ -70,7 +70,7 @@ def test_what_must_be_there_and_is_not_makes_it_unready(tmp_path: Path, http: Ht
 def test_a_database_that_is_away_is_said_without_saying_where_it_is(tmp_path: Path) -> None:
     with serving(tmp_path, f"sqlite:///{tmp_path / 'kneo.sqlite'}", workers=0) as bench:
         # Nothing can be opened there any more.
-        bench.store.engine.dispose()
+        bench.store.disconnect()
         (tmp_path / "kneo.sqlite").rename(tmp_path / "moved")
         (tmp_path / "kneo.sqlite").mkdir()
         answer = bench.ask("GET", "/readyz")

@@ -1,0 +1,174 @@
+"""Connections with a transaction on them: to a SQLite file, which this process keeps open, or to a PostgreSQL server."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Protocol
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from kneo.errors import Transient
+
+WRITE = "kneo_write"
+"""Execution option that marks a connection as one that writes."""
+
+IDLE_READERS = 8
+"""Connections to a file that stay open while nobody reads; further ones are closed after use."""
+
+
+class Connections(Protocol):
+    """Begins transactions and ends them: with all that they did, or with nothing when the block raises."""
+
+    def write(self) -> contextlib.AbstractContextManager[Connection]: ...
+
+    def read(self) -> contextlib.AbstractContextManager[Connection]:
+        """Begin one consistent snapshot, which never blocks a writer and cannot write."""
+        ...
+
+    def close(self) -> None:
+        """Close those that nobody uses."""
+
+
+class ServerConnections:
+    """Connections from SQLAlchemy's pool."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        with self._engine.connect().execution_options(**{WRITE: True}) as connection, connection.begin():
+            yield connection
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        with self._engine.connect() as connection:
+            # The default would show each statement what was committed before it.
+            connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            with connection.begin():
+                yield connection
+
+    def close(self) -> None:
+        """Nothing: the pool has them."""
+
+
+class FileConnections:
+    """Connections to a SQLite file: one that writes, a thread at a time, and those that read.
+
+    They stay open, and the driver begins and ends their transactions: what a pool and SQLAlchemy do around each one
+    takes several times as long as the transaction.
+
+    Args:
+        engine: The file, with a driver that begins no transactions of its own.
+        patience: Seconds that a thread waits for those of this process that write before it.
+    """
+
+    def __init__(self, engine: Engine, patience: float) -> None:
+        self._engine = engine
+        self._patience = patience
+        self._turn = threading.Lock()
+        self._writer: Connection | None = None
+        self._readers: list[Connection] = []
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        # Threads of one process take turns here: SQLite lets them wait by sleeping ever longer, and not in turn.
+        if not self._turn.acquire(timeout=self._patience):
+            msg = "The database did not answer: other writers of this process take too long."
+            raise Transient(msg, code="store_unavailable")
+        try:
+            connection = self._writer or self._open().execution_options(**{WRITE: True})
+            self._writer = None
+            try:
+                # The right to write comes first: a transaction that begins by reading cannot get it later.
+                _run(connection, "BEGIN IMMEDIATE")
+                yield connection
+                self._engine.dispatch.commit(connection)
+                _run(connection, "COMMIT")
+            finally:
+                self._writer = _settled(connection)
+        finally:
+            self._turn.release()
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        connection = self._idle_reader() or self._new_reader()
+        try:
+            _run(connection, "BEGIN")
+            yield connection
+        finally:
+            settled = _settled(connection)
+            if settled is not None:
+                self._readers.append(settled)
+                if len(self._readers) > IDLE_READERS and (one := self._idle_reader()):
+                    _drop(one)
+
+    def close(self) -> None:
+        with self._turn:
+            writer, self._writer = self._writer, None
+        if writer is not None:
+            _drop(writer)
+        while one := self._idle_reader():
+            _drop(one)
+
+    def _idle_reader(self) -> Connection | None:
+        try:
+            return self._readers.pop()
+        except IndexError:
+            return None
+
+    def _new_reader(self) -> Connection:
+        connection = self._open()
+        connection.exec_driver_sql("PRAGMA query_only=ON")
+        return connection
+
+    def _open(self) -> Connection:
+        connection = self._engine.connect()
+        # To SQLAlchemy it is one long transaction; else it would begin and end some of its own.
+        connection.begin()
+        return connection
+
+
+def spelled(connection: Connection, error: Exception, statement: str) -> Exception:
+    """Spell an error of the driver as SQLAlchemy does; any other one stays what it is."""
+    dialect = connection.dialect
+    base = dialect.loaded_dbapi.Error
+    if not isinstance(error, base):
+        return error
+    lost = dialect.is_disconnect(error, connection.connection.dbapi_connection, None)
+    if lost:
+        connection.invalidate(error)
+    return DBAPIError.instance(
+        statement, None, error, base, hide_parameters=True, connection_invalidated=lost, dialect=dialect
+    )
+
+
+def _run(connection: Connection, statement: str) -> None:
+    driver = connection.connection.dbapi_connection
+    assert driver is not None
+    try:
+        driver.cursor().execute(statement)
+    except Exception as error:
+        raise spelled(connection, error, statement) from error
+
+
+def _settled(connection: Connection) -> Connection | None:
+    """Undo what is left of a transaction; ``None`` where the connection is of no further use."""
+    try:
+        driver = connection.connection.driver_connection
+        if driver is not None and driver.in_transaction:
+            driver.rollback()
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, another one will be opened
+        _drop(connection)
+        return None
+    return connection
+
+
+def _drop(connection: Connection) -> None:
+    # Not back to the pool, where its settings would surprise whoever gets it next.
+    with contextlib.suppress(Exception):
+        connection.detach()
+        connection.close()

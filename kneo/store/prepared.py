@@ -1,0 +1,171 @@
+"""Statements that are compiled once and then handed to the driver: those that a run executes all the time.
+
+They are written like all others, in SQLAlchemy's words; what is left out is what it does anew at each execution. Whoever
+listens to the statements of an engine hears of these too.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, Protocol
+
+from sqlalchemy import BindParameter, Connection, Delete, Dialect, Insert, Select, Update
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from kneo.store.connections import spelled
+
+Values = Mapping[str, object]
+Given = Sequence[Any] | Mapping[str, Any]
+
+
+class Transaction(Protocol):
+    """What a statement is executed in."""
+
+    @property
+    def connection(self) -> Connection: ...
+
+    @property
+    def dialect(self) -> Dialect: ...
+
+    @property
+    def driver(self) -> DBAPIConnection: ...
+
+
+class Row(Protocol):
+    """A row: a named tuple of the columns that were asked for."""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as the database has it
+        ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+class Prepared:
+    """A statement, compiled once for each kind of database and each set of parameters."""
+
+    def __init__(self, statement: Select[Any] | Insert | Update | Delete) -> None:
+        self.statement = statement
+        self._compiled: dict[tuple[str, ...], _Compiled] = {}
+
+    def change(self, tx: Transaction, values: Values) -> int:
+        """Execute a change; return how many rows it was about."""
+        compiled = self._of(tx, values)
+        count: int = _execute(tx, compiled.text, compiled.bind(values)).rowcount
+        return count
+
+    def change_many(self, tx: Transaction, rows: Sequence[Values]) -> None:
+        """Execute a change for each row of parameters, which all have the same names in the same order."""
+        if rows:
+            compiled = self._of(tx, rows[0])
+            _execute_many(tx, compiled.text, [compiled.bind(row) for row in rows])
+
+    def first(self, tx: Transaction, values: Values) -> Row | None:
+        """Execute and read the first row."""
+        compiled = self._of(tx, values)
+        found = _execute(tx, compiled.text, compiled.bind(values)).fetchone()
+        return compiled.read(found) if found is not None else None
+
+    def rows(self, tx: Transaction, values: Values) -> list[Row]:
+        """Execute and read all rows."""
+        compiled = self._of(tx, values)
+        found = _execute(tx, compiled.text, compiled.bind(values)).fetchall()
+        return [compiled.read(row) for row in found]
+
+    def _of(self, tx: Transaction, values: Values) -> _Compiled:
+        key = (tx.dialect.name, *values)
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            compiled = self._compiled[key] = _compile(self.statement, tx.dialect, list(values))
+        return compiled
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    text: str
+    bind: Callable[[Values], Given]
+    """Puts parameters into the shape that the driver takes."""
+    read: Callable[[Sequence[Any]], Row]
+
+
+def _compile(statement: Select[Any] | Insert | Update | Delete, dialect: Dialect, names: list[str]) -> _Compiled:
+    sets = isinstance(statement, Insert | Update)
+    compiled = statement.compile(
+        dialect=dialect, column_keys=names if sets else None, compile_kwargs={"render_postcompile": True}
+    )
+    assert isinstance(compiled, SQLCompiler)
+    return _Compiled(text=str(compiled), bind=_binder(compiled, dialect), read=_reader(compiled, dialect))
+
+
+def _binder(compiled: SQLCompiler, dialect: Dialect) -> Callable[[Values], Given]:
+    assert not compiled.post_compile_params, "how many values an IN has must be known"
+    names = compiled.positiontup if compiled.positional else list(compiled.params)
+    assert names is not None
+    parts = [_part(compiled.binds[name], name, dialect) for name in names]
+    if compiled.positional:
+        return lambda values: [part(values) for part in parts]
+    return lambda values: {name: part(values) for name, part in zip(names, parts, strict=True)}
+
+
+def _part(parameter: BindParameter[Any], name: str, dialect: Dialect) -> Callable[[Values], object]:
+    processor = parameter.type.dialect_impl(dialect).bind_processor(dialect)
+    if not parameter.required:
+        constant = processor(parameter.effective_value) if processor is not None else parameter.effective_value
+        return lambda _values: constant
+    if processor is None:
+        return itemgetter(name)
+    return lambda values: processor(values[name])
+
+
+def _reader(compiled: SQLCompiler, dialect: Dialect) -> Callable[[Sequence[Any]], Row]:
+    columns = compiled._result_columns  # noqa: SLF001 - nothing public says what types the columns have
+    names: Any = [column.keyname for column in columns]
+    shape: Any = namedtuple("Row", names, rename=True)  # type: ignore[misc]  # noqa: PYI024 - known when asked for
+    make: Any = shape._make
+    processors = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
+    busy = [(place, processor) for place, processor in enumerate(processors) if processor is not None]
+
+    def read(row: Sequence[Any]) -> Row:
+        values = list(row)
+        for place, processor in busy:
+            values[place] = processor(values[place])
+        made: Row = make(values)
+        return made
+
+    return read
+
+
+def _execute(tx: Transaction, text: str, given: Given) -> DBAPICursor:
+    """Execute once, tell those who listen, and spell the driver's errors as SQLAlchemy does."""
+    told = tx.connection.engine.dispatch
+    cursor = tx.driver.cursor()
+    for hear in told.before_cursor_execute:
+        hear(tx.connection, cursor, text, given, None, False)
+    try:
+        cursor.execute(text, given)
+    except Exception as error:
+        raise spelled(tx.connection, error, text) from error
+    for hear in told.after_cursor_execute:
+        hear(tx.connection, cursor, text, given, None, False)
+    return cursor
+
+
+def _execute_many(tx: Transaction, text: str, given: Any) -> None:  # noqa: ANN401 - all of them lists or all of them mappings
+    if len(given) == 1:
+        _execute(tx, text, given[0])
+        return
+    told = tx.connection.engine.dispatch
+    cursor = tx.driver.cursor()
+    for hear in told.before_cursor_execute:
+        hear(tx.connection, cursor, text, given, None, True)
+    try:
+        cursor.executemany(text, given)
+    except Exception as error:
+        raise spelled(tx.connection, error, text) from error
+    for hear in told.after_cursor_execute:
+        hear(tx.connection, cursor, text, given, None, True)
