@@ -111,7 +111,10 @@ def working(
 
     Raises:
         Conflict: ``worker_running``; see ``only_worker``.
+        Invalid: ``invalid_key``: the service key is none.
     """
+    # Now rather than at somebody's deadline: there it would stop all others that are due.
+    store.find_key()
     stopping = threading.Event()
     # Many short transactions are handed from thread to thread here. With Python's default each of them may have to wait
     # 5 ms for a thread that computes, which doubles how long a run takes when several are under way.

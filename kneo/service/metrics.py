@@ -71,6 +71,12 @@ class _Standing(Collector):
         except KneoError:
             yield GaugeMetricFamily("kneo_store_up", "Whether the database answers.", value=0)
 
+    def _signs(self) -> bool:
+        try:
+            return self.store.find_key() is not None
+        except KneoError:
+            return False
+
     def _read(self) -> Iterator[Metric]:
         with self.store.read() as tx:
             runs, tasks = standing.runs_by_status(tx), standing.tasks_by_status(tx)
@@ -80,6 +86,7 @@ class _Standing(Collector):
             sealed, _ = audit.chain_head(tx)
             now = tx.now
         yield GaugeMetricFamily("kneo_store_up", "Whether the database answers.", value=1)
+        yield GaugeMetricFamily("kneo_service_key", "Whether this process can sign receipts.", value=self._signs())
         yield _by("kneo_runs", "Runs by status.", "status", runs)
         yield _by("kneo_human_tasks", "Human tasks by status.", "status", tasks)
         yield GaugeMetricFamily("kneo_queue_depth", "Runs that wait for a worker.", value=waiting)

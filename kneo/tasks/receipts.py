@@ -20,6 +20,8 @@ from kneo.trust.receipt import Receipt, Voter, build_receipt, content_digest, si
 if TYPE_CHECKING:
     from kneo.spec.environment import Environment
 
+NO_KEY = "no_service_key"
+
 
 def write_receipt(tx: Tx, task: HumanTask, decision: Decision | None, event: AuditEvent) -> ReceiptRecord | None:
     """Sign what was decided and add it to the run's chain.
@@ -69,7 +71,7 @@ def check_can_sign(tx: Tx, task: HumanTask) -> None:
     if not can_sign(tx, task):
         msg = f"{task.id} wants a signed receipt, and this service has no key to sign it with."
         hint = "Set KNEO_SERV_SERVICE_KEY; kneo keys generate makes one."
-        raise Invalid(msg, code="no_service_key", hint=hint)
+        raise Invalid(msg, code=NO_KEY, hint=hint)
 
 
 def environment_of(tx: Tx, task: HumanTask) -> Environment | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from kneo.state.run import RunError, RunStatus
@@ -12,9 +13,11 @@ from kneo.tasks import people
 from kneo.tasks.closing import cancel_tasks
 from kneo.tasks.deadline import POLICY, Silence
 from kneo.tasks.happened import happened
-from kneo.tasks.receipts import can_sign, write_receipt
+from kneo.tasks.receipts import NO_KEY, can_sign, write_receipt
 from kneo.tasks.schedule import Occasion, later, next_at, occasions, remaining
 from kneo.tasks.telling import tell
+
+log = logging.getLogger("kneo.tasks")
 
 BATCH = 200
 """Tasks that one look finds; each is then handled in a transaction of its own."""
@@ -124,7 +127,8 @@ def _silenced(tx: Tx, task: HumanTask) -> None:
     )
     decision = silence.decision(tx.at)
     # A decision that has to be signed and cannot be is none: the run ends as if nobody had said anything about silence.
-    if decision is not None and can_sign(tx, task):
+    signs = can_sign(tx, task)
+    if decision is not None and signs:
         assert tasks.change(tx, task, status=TaskStatus.DECIDED, decision=decision), "the run is locked"
         runs.wake(tx, task.run_id)
         word = "expired" if decision.effect or decision.kind == "rejected" else "continued"
@@ -132,10 +136,20 @@ def _silenced(tx: Tx, task: HumanTask) -> None:
         write_receipt(tx, task, decision, event)
         return
     assert tasks.change(tx, task, status=TaskStatus.EXPIRED), "the run is locked"
-    error = RunError(type="human_task_expired", message=f"Nobody answered {task.step_id} before {task.deadline_at}.")
+    facts = _facts(task)
+    message = f"Nobody answered {task.step_id} before {task.deadline_at}."
+    if not signs:
+        facts |= {"unsigned": NO_KEY, "not_taken": decision.kind if decision is not None else None}
+        message += f" What a deadline does there has to be signed, and there was no key to sign it with ({NO_KEY})."
+        log.warning(
+            "the deadline of %s ended its run, because there is no service key to sign its decision with",
+            task.id,
+            extra={"event": "receipt_unsigned", "continuation_id": task.id, "run_id": task.run_id, "code": NO_KEY},
+        )
+    error = RunError(type="human_task_expired", message=message)
     runs.end(tx, task.run_id, RunStatus.EXPIRED, error, allowed=[RunStatus.PAUSED, RunStatus.RUNNING])
     cancel_tasks(tx, task.run_id, reason="run_expired", actor=POLICY)
-    event = happened(tx, task, "expired", None, _facts(task))
+    event = happened(tx, task, "expired", None, facts)
     write_receipt(tx, task, None, event)
 
 

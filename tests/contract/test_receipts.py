@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from builders import build_run, build_task
 from sqlalchemy import insert, select, text
 from sqlalchemy.exc import DBAPIError
 
+from cli.compose import make_store
 from kneo.clock import ManualClock, isoformat
 from kneo.errors import KneoError
+from kneo.runtime.assemble import working
+from kneo.settings import from_env
 from kneo.state.receipt import ReceiptRecord
 from kneo.state.run import Run, RunError, RunStatus
 from kneo.state.task import DecisionKind, HumanTask
@@ -146,6 +151,13 @@ def test_without_a_key_there_is_a_decision_and_no_receipt(store: Store) -> None:
     assert say(store).decision is not None
     with store.read() as tx:
         assert receipts.of_task(tx, "cont_1") is None
+
+
+def test_a_key_that_is_none_stops_a_worker_before_any_deadline(migrated_url: str, tmp_path: Path) -> None:
+    settings = from_env({"HOME": str(tmp_path), "KNEO_SERV_SERVICE_KEY": "garbage"}, tmp_path).on(migrated_url)
+    with closing(make_store(settings)) as store, pytest.raises(KneoError) as caught, working(settings, store, 1):
+        pass
+    assert caught.value.code == "invalid_key"
 
 
 def test_receipts_outlive_their_run(signing: Store, clock: ManualClock) -> None:

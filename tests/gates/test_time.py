@@ -11,9 +11,10 @@ from kneo.clock import ManualClock, isoformat
 from kneo.errors import KneoError
 from kneo.state.run import RunStatus
 from kneo.state.task import HumanTask, TaskStatus
-from kneo.store import runs, tasks
+from kneo.store import audit, receipts, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.task_filter import TaskFilter
+from kneo.tasks import sweep
 from kneo.tasks.inbox import claim, find, snooze
 from kneo.tasks.sweep import expire_due
 
@@ -142,3 +143,39 @@ def test_a_sweep_that_comes_late_does_everything_that_was_due(store: Store, cloc
     task = ask(store, remind=[10, 30], escalate=chain, timeout_seconds=40, on_timeout="reject")
     assert pass_(clock, store, 1000) == 1
     assert happened(store, task) == ["requested", "reminded", "escalated", "reminded", "expired"]
+
+
+@pytest.mark.parametrize(
+    ("on_timeout", "not_taken"),
+    [("approve", "approved"), ("cancel", "rejected"), ("fail", None), ("reject", "rejected")],
+)
+def test_silence_that_has_to_be_signed_and_cannot_be_decides_nothing(
+    store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    on_timeout: str, not_taken: str | None,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sweep, "BATCH", 2)
+    asked = [ask(store, receipt="signed", timeout_seconds=60, on_timeout=on_timeout) for _ in range(3)]
+    clock.advance(timedelta(seconds=61))
+    assert (expire_due(store), expire_due(store)) == (3, 0)  # once, and not again and again
+    with store.read() as tx:
+        for task in asked:
+            found, run = find(tx, task.id), runs.get(tx, task.run_id)
+            assert run is not None
+            assert (found.status, found.decision, run.status) == (TaskStatus.EXPIRED, None, RunStatus.EXPIRED)
+            assert run.error is not None
+            assert "no_service_key" in run.error.message
+            assert receipts.of_task(tx, task.id) is None
+        told = audit.events(tx, event_type="human.expired", limit=10)
+    facts = [(item.event.metadata["unsigned"], item.event.metadata["not_taken"]) for item in told]
+    assert facts == [("no_service_key", not_taken)] * 3
+    assert sum(getattr(record, "event", "") == "receipt_unsigned" for record in caplog.records) == 3
+
+
+def test_a_question_that_only_escalates_needs_no_key_for_it(store: Store, clock: ManualClock) -> None:
+    task = ask(
+        store, receipt="signed", timeout_seconds=60, on_timeout="escalate", escalate=[{"after": 3600, "to": "cy"}]
+    )
+    clock.advance(timedelta(seconds=61))
+    assert expire_due(store) == 1
+    with store.read() as tx:
+        assert find(tx, task.id).status is TaskStatus.OPEN

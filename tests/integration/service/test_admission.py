@@ -276,4 +276,5 @@ def test_numbers_for_prometheus(bench: Bench) -> None:
     assert 'operation="unknown"' in told.text
     assert "some/thing" not in told.text
     assert "kneo_queue_depth 0.0" in told.text
+    assert "kneo_service_key 1.0" in told.text
     assert json.dumps("viewer-key") not in told.text
