@@ -346,8 +346,8 @@ class _Compiler:
         return Router(
             path=path,
             id=step.id,
-            choices={name: self.row(choice.steps, path, step.id, depth + 1) for name, choice in step.choices.items()},
-            descriptions={name: choice.description for name, choice in step.choices.items()},
+            choices={name: self.row(step.choices[name].steps, path, step.id, depth + 1) for name in step.names},
+            descriptions={name: step.choices[name].description for name in step.names},
             selector=selector,
             route=route,
             asks_first=declared is not None,

@@ -140,7 +140,17 @@ def _step(value: object) -> object:
         changes |= {"when": _condition, "until": _condition}
     elif expanded.get("kind") == "router":
         changes |= {"choices": _choices, "selector": _selector}
+        return _with_order(_changed(expanded, changes))
     return _changed(expanded, changes)
+
+
+def _with_order(router: Tree) -> Tree:
+    """Keep the order in which choices are written, which a signed map does not; an alphabetical one need not be kept."""
+    choices = router.get("choices")
+    names = list(choices) if isinstance(choices, dict) else []
+    if "order" in router or names == sorted(names):
+        return router
+    return {**router, "order": names}
 
 
 def _choices(value: object) -> object:

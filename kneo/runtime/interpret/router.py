@@ -63,6 +63,12 @@ class Router(Node):
     def may_repeat(self) -> bool:
         return any(node.may_repeat for node in self.choices.values())
 
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """What people may choose: every way, or those that the gate leaves them."""
+        left = tuple(name for name in self.route.human.options or () if name in self.choices)
+        return left or tuple(self.choices)
+
     def enter(self, moment: Moment, value: Value, place: str) -> Progress:
         frame: Frame = {"node": self.path, "input": value.as_json()}
         wanted = self.asks_first and self.route.asks(value, place, moment.seed)
@@ -123,7 +129,7 @@ class Router(Node):
             key=self.route.key(place),
             gate=self.route,
             subject=value,
-            options=tuple(self.choices),
+            options=self.offered,
             facts={"choices": dict(self.descriptions)},
         )
 

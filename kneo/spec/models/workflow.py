@@ -150,6 +150,15 @@ class RouterStep(_StepBase):
         ]
         | None
     ) = None
+    order: Many[str] = Field(
+        default=(), description="The choices in the order in which people see them; left out: as they are written."
+    )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The choices in the order in which people see them; a frozen spec keeps none of a map."""
+        first = tuple(dict.fromkeys(name for name in self.order if name in self.choices))
+        return (*first, *(name for name in self.choices if name not in first))
 
     @model_validator(mode="after")
     def _gates_are_in_place(self) -> Self:

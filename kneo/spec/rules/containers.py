@@ -27,6 +27,9 @@ def containers(view: SpecView) -> Iterator[Diagnostic]:
 def _router(view: SpecView, at: StepAt, step: RouterStep) -> Iterator[Diagnostic]:
     if not step.choices:
         yield error("E_ROUTER_CHOICES", f"The router {step.id} has no choices.", (*at.path, "choices"))
+    for index, name in enumerate(step.order):
+        if name not in step.choices:
+            yield _no_choice(view, step, name, (*at.path, "order", index))
     selector = step.selector
     asked = step.review is not None and step.review.route is not None
     if selector is None or (selector.function is None and not selector.conditions and selector.default is None):
@@ -42,6 +45,9 @@ def _router(view: SpecView, at: StepAt, step: RouterStep) -> Iterator[Diagnostic
         named.append((("default",), selector.default))
     for below, choice in named:
         if choice not in step.choices:
-            message = f"{choice} is no choice of the router {step.id}."
-            near = view.hints.near(choice, step.choices)
-            yield error("E_ROUTER_CHOICE", message, (*at.path, "selector", *below), suggestion=near)
+            yield _no_choice(view, step, choice, (*at.path, "selector", *below))
+
+
+def _no_choice(view: SpecView, step: RouterStep, name: str, path: Path) -> Diagnostic:
+    message = f"{name} is no choice of the router {step.id}."
+    return error("E_ROUTER_CHOICE", message, path, suggestion=view.hints.near(name, step.choices))

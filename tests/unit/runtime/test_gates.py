@@ -5,10 +5,14 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-from run_simulator import MOMENT, Boom, append, decision, fn, human, play, program_of
+from run_simulator import MOMENT, Boom, append, decision, fn, human, play, program_of, spec_of
 
+from kneo.digest import canonical_json
 from kneo.runtime.consequences import consequences
 from kneo.runtime.decide import Answered, Ask, Asked, Succeeded, actions, begin, settle
+from kneo.runtime.program import compile_program
+from kneo.spec.load import load_tree
+from kneo.spec.models import Spec
 from kneo.state.run import RunStatus
 from kneo.state.task import Decision
 
@@ -383,3 +387,26 @@ def test_beside_other_questions_a_decision_may_lead_nowhere_yet() -> None:
     state = settle(program, state, first.ticket, Asked(task_id="other"), MOMENT)
     second = next(iter(actions(program, state)))
     assert consequences(program, state, second, MOMENT)["approved"] == {"next": [], "waits": ["p.step"]}
+
+
+def ways_offered(choices: dict[str, object], **route: object) -> tuple[str, ...]:
+    """What a person is offered at a router, once its spec was frozen: a frozen map has lost its order."""
+    step = {"id": "r", "kind": "router", "choices": choices, "review": {"route": {"human": "ann", **route}}}
+    loaded = load_tree(spec_of([step]).model_dump(mode="json", by_alias=True, exclude_unset=True))
+    frozen = Spec.model_validate_json(canonical_json(loaded.tree))
+    program = compile_program(frozen, "workflow")
+    [ask] = actions(program, begin(program, "in", MOMENT))
+    assert isinstance(ask, Ask)
+    assert ask.options is not None
+    return ask.options
+
+
+def test_ways_are_offered_in_the_order_of_the_spec() -> None:
+    named = {name: {"steps": [fn("a")]} for name in ("now", "later", "never")}
+    assert ways_offered(named) == ("now", "later", "never")
+    assert ways_offered(dict(sorted(named.items()))) == ("later", "never", "now")
+
+
+def test_a_gate_may_leave_some_ways_out() -> None:
+    named = {name: {"steps": [fn("a")]} for name in ("now", "later", "never")}
+    assert ways_offered(named, options=["never", "now"]) == ("never", "now")
