@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from cli import render
+from cli.collector import settle
 from cli.compose import make_store
 from cli.known_roots import KnownRoots
 from cli.liveness import answering
@@ -70,6 +71,7 @@ def controller_run(
     if repo is None:
         msg = "Which repository should be followed?"
         raise Usage(msg, hint="kneo controller run --repo DIR_OR_URL")
+    settle()
     settings = from_env()
     configure_logging("WARNING" if once else settings.http.log_level)
     repository = find_repository(settings, repo, ref, trust_root, interval)

@@ -12,6 +12,7 @@ import typer
 import uvicorn
 
 from cli import render
+from cli.collector import settle
 from cli.compose import make_starter, make_store
 from cli.embedding import spec_compiler
 from cli.worker import logged_settings
@@ -39,6 +40,7 @@ def serve(
     ] = False,
 ) -> None:
     """Answer HTTP, and drive runs unless --workers is 0."""
+    settle()
     settings = logged_settings()
     if reload:
         render.success(f"Kneo answers at http://{host}:{port}, and begins anew when code changes")

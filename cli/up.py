@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cli import render
+from cli.collector import settle
 from cli.compose import make_store
 from cli.follow import IntervalOption, RefOption, RepoOption, Repository, RootOption, find_repository, following
 from cli.service import HostOption, PortOption, always, answer_http
@@ -28,6 +29,7 @@ def up(
     port: PortOption = 8000,
 ) -> None:
     """Run service, worker, controller and timers in one process."""
+    settle()
     settings = logged_settings()
     repository = None
     if repo is not None:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from cli.collector import settle
 from cli.compose import make_store
 from cli.embedding import spec_compiler
 from kneo import __version__
@@ -24,6 +25,7 @@ def worker(
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="How many runs to drive at once.")] = 4,
 ) -> None:
     """Execute steps, and bring deadlines."""
+    settle()
     settings = logged_settings()
     until_told_to_stop(lambda stopping: run_worker(settings, stopping, concurrency))
 

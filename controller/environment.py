@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from controller import metrics
 from controller.apply import Lease, apply, check_lease, write_report
@@ -177,10 +178,9 @@ class EnvironmentPass:
             )
         )
         news = write_report(tx, case.name, found, revision=case.revision)
-        if self.channels:
-            changes = notices_of_changes(case.name, case.revision, tx.at, allowed)
-            findings = notices_of_findings(case.name, case.revision, news, drift, here)
-            outbox.post(tx, self.channels, [*changes, *findings])
+        changes = notices_of_changes(case.name, case.revision, tx.at, allowed)
+        findings = notices_of_findings(case.name, case.revision, news, drift, here)
+        outbox.post(tx, self.channels, chain(changes, findings))
         return found.outcome, changed
 
 

@@ -95,6 +95,9 @@ def parse_duration(text: str) -> timedelta:
 
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+"""How ten bits are spelled."""
+
 _RANDOM_BITS = 80
 
 
@@ -132,8 +135,4 @@ def first_id(prefix: str, moment: datetime) -> str:
 
 
 def _spelled(prefix: str, number: int) -> str:
-    letters = []
-    for _ in range(26):
-        number, index = divmod(number, 32)
-        letters.append(_ALPHABET[index])
-    return f"{prefix}_{''.join(reversed(letters))}"
+    return prefix + "_" + "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])

@@ -31,7 +31,7 @@ from kneo.store import requests
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 
-COLD_TURNS, TURNS, POLLS, PUSHES = 3, 15, 40, 7
+COLD_TURNS, TURNS, POLLS, PUSHES = 7, 15, 40, 7
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,16 @@ digest and reason, however often it is found out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 
-from kneo.clock import isoformat, new_id
+from kneo.clock import isoformat
 from kneo.digest import digest_of_json
 from kneo.state.task import HumanTask
 from kneo.store import outbox
 from kneo.store.engine import Store, Tx
-from kneo.store.outbox import Message
+from kneo.store.outbox import Letter, Message
 
 ATTEMPTS = 10
 FIRST_PAUSE = timedelta(seconds=15)
@@ -58,14 +58,15 @@ class Notice:
         return digest_of_json([*about, self.at] if self.at else about)
 
 
-def post(tx: Tx, channels: Iterable[str], notices: Iterable[Notice]) -> int:
-    """Put notices into the outbox of each channel; say how many were new."""
-    told = tuple(notices)
-    return sum(
-        outbox.insert(tx, new_id("msg", tx.now), f"{channel}:{notice.key}", channel, asdict(notice))
+def post(tx: Tx, channels: Sequence[str], notices: Iterable[Notice]) -> None:
+    """Put notices into the outbox of each channel."""
+    told = [(notice.key, asdict(notice)) for notice in notices] if channels else []
+    letters = (
+        Letter(key=f"{channel}:{key}", channel=channel, payload=payload)
         for channel in channels
-        for notice in told
+        for key, payload in told
     )
+    outbox.insert(tx, letters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,17 +116,23 @@ class TaskNotice:
 
 def post_task(tx: Tx, channels: Iterable[str], notice: TaskNotice) -> None:
     """Tell each channel of a question, in the transaction of what happened to it."""
-    for channel in dict.fromkeys(channels):
-        key = f"{channel}:{notice.task.id}:{notice.what}:{notice.number}"
-        outbox.insert(tx, new_id("msg", tx.now), key, channel, notice.payload)
+    about = f"{notice.task.id}:{notice.what}:{notice.number}"
+    wanted = dict.fromkeys(channels)
+    outbox.insert(tx, [Letter(key=f"{name}:{about}", channel=name, payload=notice.payload) for name in wanted])
 
 
 def split(store: Store, message: Message, receivers: Iterable[tuple[str, str | None]]) -> None:
     """Make one message for each receiver of one: an address, and the person behind it where that is known."""
     with store.write() as tx:
-        for address, person in receivers:
-            payload = {**message.payload, "to": address, "person": person}
-            outbox.insert(tx, new_id("msg", tx.now), f"{message.id}:{address}", message.channel, payload)
+        parts = [
+            Letter(
+                key=f"{message.id}:{address}",
+                channel=message.channel,
+                payload={**message.payload, "to": address, "person": person},
+            )
+            for address, person in receivers
+        ]
+        outbox.insert(tx, parts)
         outbox.finish(tx, message.id, "sent", None)
 
 

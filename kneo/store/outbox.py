@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import func, select, update
 
-from kneo.store.engine import Tx, insert_ignoring_duplicates
+from kneo.clock import new_id
+from kneo.store.engine import Tx, insert_many_ignoring_duplicates
 from kneo.store.tables import outbox
 
 PROBLEM_CHARS = 500
@@ -21,20 +22,23 @@ class Message:
     attempts: int
 
 
-def insert(tx: Tx, message_id: str, dedupe_key: str, channel: str, payload: Mapping[str, object]) -> bool:
-    """Add a message unless one with the same key was ever added; say whether it was."""
-    return insert_ignoring_duplicates(
-        tx,
-        outbox,
-        id=message_id,
-        dedupe_key=dedupe_key,
-        channel=channel,
-        payload=payload,
-        status="waiting",
-        attempts=0,
-        next_at=tx.at,
-        created_at=tx.at,
-    )
+@dataclass(frozen=True, kw_only=True)
+class Letter:
+    """A message to be; ``key`` is equal for what is not to be told twice."""
+
+    key: str
+    channel: str
+    payload: Mapping[str, object]
+
+
+def insert(tx: Tx, letters: Iterable[Letter]) -> None:
+    """Add messages, but for those with a key that was ever added."""
+    begun = {"status": "waiting", "attempts": 0, "next_at": tx.at, "created_at": tx.at}
+    rows = [
+        {"id": new_id("msg", tx.now), "dedupe_key": item.key, "channel": item.channel, "payload": item.payload, **begun}
+        for item in letters
+    ]
+    insert_many_ignoring_duplicates(tx, outbox, rows)
 
 
 def due(tx: Tx, channels: Collection[str], limit: int) -> tuple[Message, ...]:
