@@ -12,8 +12,9 @@ import typer
 from cli import render
 from cli.backend import Json
 from cli.clone import MAIN, Clone
-from cli.connection import JsonOption
+from cli.connection import JsonOption, ProfileOption, ServiceUrlOption
 from cli.known_roots import KnownRoots
+from cli.open_tasks import open_tasks, said_of
 from controller.load import load
 from controller.preview import Believing, compare
 from controller.source.mirror import Mirror
@@ -44,11 +45,16 @@ def plan(
     env: Annotated[str | None, typer.Option("--env", help="Only this environment.")] = None,
     base: Base = None,
     trust_root: Root = None,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a comment for a pull request.")] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help=f"Exit {CHANGES} when there are changes.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a commit would change: releases, what their specs change, who has to agree."""
+    """Say what a commit would change: releases, what their specs change, who has to agree.
+
+    Where it takes an environment away, a service or a database beside it is asked which questions are open there.
+    """
     settings = from_env()
     with tempfile.TemporaryDirectory(prefix="kneo-plan-") as folder:
         candidate, before = _snapshots(repo, ref, base, Path(folder))
@@ -59,6 +65,9 @@ def plan(
     if env is not None and not answer["environments"] and "problem" not in answer:
         msg = f"{candidate.revision} declares no environment {env!r}."
         raise NotFound(msg, code="environment_not_found")
+    for item in _environments(answer):
+        if item.get("removed"):
+            item["open_tasks"] = open_tasks(settings, str(item["name"]), service_url, profile)
     if markdown:
         typer.echo("\n".join(_markdown(answer)))
     else:
@@ -112,7 +121,7 @@ def _pin(repo: str, given: str | None, settings: Settings, first: SourceSnapshot
 
 
 def _has_changes(answer: Json) -> bool:
-    return any(item["actions"] or item["gates"] for item in _environments(answer))
+    return any(item["actions"] or item["gates"] or item.get("removed") for item in _environments(answer))
 
 
 def _environments(answer: Json) -> list[Json]:
@@ -133,7 +142,10 @@ def _lines(answer: Json) -> Iterator[str]:
     for item in _environments(answer):
         yield f"\n{item['name']}"
         if "problem" in item:
-            yield f"  {render.FAILED} {item['problem']}"
+            yield f"  {render.FAILED} {_problem(item)}"
+        if item.get("removed"):
+            yield f"  {render.CAREFUL} {said_of(item)}"
+            continue
         if not item["actions"]:
             yield f"  {render.OPEN} no releases change"
         for action in _rows(item["actions"]):
@@ -161,6 +173,12 @@ def _asked(added: Json) -> str:
     return f"The gate {added['gate']} asks at {told}."
 
 
+def _problem(item: Json) -> str:
+    problem = item["problem"]
+    assert isinstance(problem, dict)
+    return f"{problem['reason']}: {problem['message']}"
+
+
 def _bad(item: Json) -> list[Json]:
     return [verdict for verdict in _rows(item["verdicts"]) if not verdict["ok"]]
 
@@ -182,7 +200,10 @@ def _markdown(answer: Json) -> Iterator[str]:
     for item in _environments(answer):
         yield f"\n#### {_escaped(item['name'])}\n"
         if "problem" in item:
-            yield f"**Stalled:** {_escaped(item['problem'])}\n"
+            yield f"**Stalled:** {_escaped(_problem(item))}\n"
+        if item.get("removed"):
+            yield f"- ⏳ {_escaped(said_of(item))}"
+            continue
         if not item["actions"] and not _bad(item):
             yield "No releases change.\n"
         if item["actions"]:

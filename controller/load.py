@@ -31,6 +31,18 @@ class Problem:
     message: str
 
 
+def removed(name: str, revision: str, questions: object) -> Problem:
+    """Say that a commit has no file for an environment that was declared before, and what that leaves behind.
+
+    Args:
+        name: The environment.
+        revision: The commit.
+        questions: The questions that are open there, in words.
+    """
+    message = f"environments/{name}.yaml is not in {revision}. What it serves stays as it is. {questions}"
+    return Problem("EnvironmentRemoved", message)
+
+
 @dataclass(frozen=True)
 class Declared:
     """Everything one commit says."""

@@ -13,7 +13,7 @@ from datetime import datetime
 from controller.approvals import committed_records, count_votes, role_members
 from controller.candidate import Candidate
 from controller.gates import Allowed, Evidence, Verdict, Waits, judge, judge_policy, rules_of
-from controller.load import Declared, Problem, find_bundle, load
+from controller.load import Declared, Problem, find_bundle, load, removed
 from controller.observe import Believed, Observed, Served, evidence, observe, rules_before
 from controller.plan import Action, Retire, kind_of, make_plan, name_of
 from controller.source.snapshot import SourceSnapshot
@@ -21,7 +21,7 @@ from controller.verify import Rejection, Trust, Verified, history_of, root_befor
 from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.errors import KneoError
-from kneo.registry import spec_in
+from kneo.registry import OpenTasks, open_tasks, spec_in
 from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.diff import diff
 from kneo.spec.environment import Environment
@@ -58,6 +58,8 @@ class _World:
     """Finds the spec of something served, by digest."""
 
     now: datetime
+    open_in: Callable[[str], OpenTasks | None] = lambda _: None
+    """Finds the questions that are open in an environment; None where nobody can be asked."""
 
 
 def preview(tx: Tx, snapshot: SourceSnapshot, believing: Believing, only: str | None) -> Json:
@@ -68,6 +70,7 @@ def preview(tx: Tx, snapshot: SourceSnapshot, believing: Believing, only: str | 
         gather=lambda files, ballots, believed: evidence(tx, files, ballots, believed, observed.served),
         spec_of=lambda digest: _stored_spec(tx, digest),
         now=tx.now,
+        open_in=lambda name: open_tasks(tx, name),
     )
     return _tell(snapshot, world, believing, only)
 
@@ -96,10 +99,21 @@ def _tell(snapshot: SourceSnapshot, world: _World, believing: Believing, only: s
     if isinstance(trust, Problem):
         return said | {"problem": {"reason": trust.reason, "message": trust.message}, "environments": []}
     names = [name for name in sorted(declared.environments) if only in {None, name}]
+    gone = [name for name in sorted(set(world.observed.names) - set(declared.environments)) if only in {None, name}]
     return said | {
         "trust": {"version": trust.root.version, "changed": trust.before is not None},
-        "environments": [_environment(name, snapshot, declared, trust, world, believing) for name in names],
+        "environments": [
+            *(_environment(name, snapshot, declared, trust, world, believing) for name in names),
+            *(_gone(name, declared.revision, world.open_in(name)) for name in gone),
+        ],
     }
+
+
+def _gone(name: str, revision: str, open_: OpenTasks | None) -> Json:
+    """Tell of an environment whose file a commit takes away."""
+    known = open_.as_json() if open_ is not None else None
+    problem = removed(name, revision, open_ or "Questions that are open there can still be answered.")
+    return _unchanged(name, problem) | {"removed": True, "open_tasks": known}
 
 
 def _trust(declared: Declared, world: _World, believing: Believing) -> Trust | Problem:

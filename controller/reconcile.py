@@ -10,7 +10,7 @@ from controller.apply import Lease, check_lease, write_report
 from controller.environment import EnvironmentPass, Situation, in_order
 from controller.follow import Follower
 from controller.ledger import Ledger
-from controller.load import Declared, Loader, Problem
+from controller.load import Declared, Loader, Problem, removed
 from controller.observe import Observed, observe
 from controller.outcome import Outcome, Stalled
 from controller.preview import Believing, preview
@@ -171,7 +171,8 @@ class Reconciler:
             else:
                 outcomes[name] = self.environments.run(environment, situation)
         for name in sorted(set(situation.observed.names) - set(declared.environments)):
-            problem = Problem("EnvironmentRemoved", f"environments/{name}.yaml is not in {declared.revision}.")
+            with self.store.read() as tx:
+                problem = removed(name, declared.revision, registry.open_tasks(tx, name))
             outcomes[name] = self.environments.refuse(name, problem, situation)
         return outcomes
 

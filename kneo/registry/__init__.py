@@ -18,6 +18,7 @@ from kneo.registry.decide import (
     unsuspend,
     what_waits,
 )
+from kneo.registry.open_tasks import OpenTasks, open_tasks
 from kneo.registry.policy import change_policy, policy_in_force
 from kneo.registry.record import (
     CONTROLLER,
@@ -41,6 +42,7 @@ __all__ = [
     "Change",
     "Decided",
     "EnvironmentStatus",
+    "OpenTasks",
     "Serving",
     "accept_environment",
     "accept_roots",
@@ -54,6 +56,7 @@ __all__ = [
     "hold",
     "keep_signatures",
     "lock_environment",
+    "open_tasks",
     "policy_in_force",
     "promote",
     "record_decision",

@@ -70,7 +70,7 @@ class AnswerField(Declared):
     min: float | None = None
     max: float | None = None
     pattern: str | None = Field(default=None, description="A regular expression that the whole text must match.")
-    secret: bool = Field(default=False, description="Whether the value is kept out of every view and record.")
+    secret: bool = Field(default=False, description="Refused: what people fill in is kept with the run.")
 
 
 AnyAnswerField: TypeAlias = Annotated[AnswerField, BeforeValidator(shorthand.answer_field)]

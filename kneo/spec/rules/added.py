@@ -23,6 +23,10 @@ AFTER_KINDS = ("agent", "function", "workflow", "guardrail", "steps", "parallel"
 """Kinds of steps whose result can be looked at; the others have none of their own."""
 
 
+NOT_HONOURED = ("calendar", "grants")
+"""What may be written of a human and no runtime does yet; a spec that has it is refused when it is started."""
+
+
 class Known(Protocol):
     """Somebody whom an environment knows."""
 
@@ -103,6 +107,11 @@ def _what(gate: Gate, place: AddedPosition, humans: Mapping[str, Human], at: Pat
     if wrong:
         message = f"{place} cannot be answered with {', '.join(wrong)}."
         yield error(CODE, message, (*at, "decisions"), suggestion=f"Here the answers are {', '.join(legal)}.")
+    unheard = [name for name in NOT_HONOURED if getattr(human, name)]
+    unheard += [f"a secret field ({field.name})" for field in human.fields if field.secret]
+    if unheard:
+        message = f"Every run here would be refused: {', '.join(unheard)} is not honoured."
+        yield error(CODE, message, at, suggestion="Leave it out.")
     if gate.key is not None:
         message = "A gate of an environment is called by the place and its own name."
         yield error(CODE, message, (*at, "key"), suggestion="Leave key out.")

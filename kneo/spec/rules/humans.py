@@ -37,6 +37,10 @@ def _human(view: SpecView, human: Human, path: Path, gate: GateAt | None = None)
         hint = "Leave on_reject out, or write stop."
         yield warning("W_HUMAN_REJECT_CONTINUES", message, (*path, "on_reject"), suggestion=hint)
     for index, field in enumerate(human.fields):
+        if field.secret:
+            message = f"{field.name} is secret, and what people fill in is kept: a run that waits has to find it again."
+            hint = "Ask for the name of a secret, and keep its value in the environment of the process that runs steps."
+            yield error("E_HUMAN_FIELD_SECRET", message, (*path, "fields", index, "secret"), suggestion=hint)
         if field.pattern is not None:
             at = (*path, "fields", index, "pattern")
             yield from pattern_findings(view.patterns, field.pattern, at, "E_HUMAN_FIELD_REGEX")

@@ -50,6 +50,23 @@ def test_a_plan_says_where_an_environment_asks_and_what_it_stops_asking(machine:
     assert [gate["reason"] for gate in prod["gates"]] == ["AwaitingApproval"]
 
 
+def test_a_plan_that_removes_an_environment_names_its_open_questions(machine: Machine, repo: ConfigRepo) -> None:
+    repo.release("prod", "mail", "1.0.0")
+    machine.kneo("controller", "run", "--once", "--repo", str(repo.folder), "--trust-root", repo.pin)
+    run = machine.json("run", "--bundle", "mail", "--env", "prod", "--input", "hello")
+    (repo.folder / "environments/prod.yaml").unlink()
+    repo.commit("Remove prod")
+    plan = ("plan", "--repo", str(repo.folder), "--trust-root", repo.pin, "--base", "HEAD~1")
+    prod = next(item for item in machine.json(*plan)["environments"] if item["name"] == "prod")
+    assert prod["problem"]["reason"] == "EnvironmentRemoved"
+    [task] = prod["open_tasks"]["first"]
+    assert (task["run_id"], task["key"], prod["open_tasks"]["count"]) == (run["run_id"], "approve.step", 1)
+    words = machine.kneo(*plan, "--markdown", "--exit-code", expect=10).stdout
+    assert task["continuation_id"].replace("_", "\\_") in words
+    (machine.folder / "kneo.sqlite").unlink()
+    assert "its service knows" in machine.kneo(*plan).stdout
+
+
 def test_from_a_plan_to_a_proof(machine: Machine, repo: ConfigRepo) -> None:
     bob = repo.person("bob", "approver")
     key = machine.folder / "bob.pem"

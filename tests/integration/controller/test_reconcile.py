@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 from controller_bench import Bench
+from gates.asking import answer, ask
 
 from controller.outcome import Done, Stalled, Waiting
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
+from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Invalid, Transient
 from kneo.spec.windows import DAYS
 from kneo.state.release import ConditionType
+from kneo.state.task import TaskStatus
 from kneo.store import audit, requests
 from kneo.store.engine import Store
 
@@ -106,6 +109,22 @@ def test_a_removed_environment_file_keeps_serving(bench: Bench) -> None:
     assert isinstance(outcome, Stalled)
     assert outcome.reason == "EnvironmentRemoved"
     assert bench.served() == {"mail": "1.0.0"}
+
+
+def test_whoever_removes_an_environment_is_told_of_its_open_questions(bench: Bench) -> None:
+    bench.repo.release("prod", "mail", "1.0.0")
+    bench.reconcile()
+    waiting = [ask(bench.store) for _ in range(7)]
+    (bench.repo.folder / "environments/prod.yaml").unlink()
+    bench.repo.commit("Remove prod")
+    bench.reconcile()
+    with bench.store.read() as tx:
+        status = registry.find_status(tx, "prod")
+    [told] = {condition.message for condition in status.conditions if condition.reason == "EnvironmentRemoved"}
+    assert "7 questions are open there" in told
+    assert [task.id in told for task in waiting] == [True] * 5 + [False] * 2
+    assert "and 2 more" in told
+    assert answer(bench.store, waiting[0], "ann").status is TaskStatus.DECIDED
 
 
 def test_an_emptied_environment_waits_for_a_person(bench: Bench) -> None:

@@ -53,6 +53,8 @@ def gate(match: object = None, **places: object) -> dict[str, object]:
         (gate(timeout_seconds=60, on_timeout="continue"), "goes on when nobody answers in time"),
         (gate(decisions=["approved"]), "cannot be answered with a rejection"),
         (gate(decisions=["approved", "rejected", "edited"]), "Here the answers are approved, rejected"),
+        (gate(calendar="office"), "calendar is not honoured"),
+        (gate(fields=[{"name": "pin", "secret": True}]), "a secret field (pin)"),
         (gate(key="mine"), "called by the place and its own name"),
         (gate({"kinds": ["loop", "agent"]}, after=True), "after means nothing for steps of kind loop"),
         (gate({"kinds": ["human"]}), "'agent', 'function'"),
