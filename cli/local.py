@@ -18,6 +18,7 @@ from kneo.runtime.cancel import cancel_run
 from kneo.runtime.wait import find_run
 from kneo.service import receipts as decisions
 from kneo.service import task_acts, task_links, task_wire, wire
+from kneo.service.run_query import run_page
 from kneo.service.task_query import task_detail, task_page
 from kneo.service.words import check_status, speaks_published
 from kneo.settings import Settings
@@ -110,12 +111,7 @@ class LocalBackend:
             text=_text(query, "q"),
         )
         with self.store.read() as tx:
-            found = runs.list_runs(tx, where, limit=limit, offset=offset)
-            total = runs.count_runs(tx, where)
-        items = [wire.run_status(run, self._open_task(run), published=self.published) for run in found]
-        return wire.page(
-            "runs", items, total=total, limit=limit, offset=offset, sort_by="updated_at", sort_order="desc"
-        )
+            return run_page(tx, where, published=self.published, limit=limit, offset=offset)
 
     def run(self, run_id: str) -> Json:
         return self._status(find_run(self.store, run_id))

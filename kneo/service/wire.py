@@ -40,6 +40,7 @@ def run_status(run: Run, task: HumanTask | None, *, published: bool) -> Json:
     visited = list(run.visited_steps)
     step_id = task.step_id if task else (visited[-1] if visited else None)
     is_graph = run.workflow_type == "graph"
+    metadata = run_metadata(run, task)
     return {
         "id": run.id,
         "run_id": run.id,
@@ -54,13 +55,13 @@ def run_status(run: Run, task: HumanTask | None, *, published: bool) -> Json:
         "current_node_id": step_id if is_graph else None,
         "visited_steps": visited,
         "visited_nodes": visited if is_graph else [],
-        "pending_human_request": redact(human_request(task), personal=False) if task else None,
+        "pending_human_request": metadata["pending_human_request"] if task else None,
         "continuation_id": task.id if task else None,
         "trace_event_count": run.trace_count,
         "trace_dropped": 0,
         "session_id": run.metadata.get("session_id"),
         "usage": run.metadata.get("usage"),
-        "metadata": run_metadata(run, task),
+        "metadata": metadata,
         "error": _error(run),
         "created_at": run.created_at,
         "updated_at": run.updated_at,

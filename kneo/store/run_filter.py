@@ -1,15 +1,45 @@
-"""Which runs somebody wants to see."""
+"""Which runs somebody wants to see, and in which order. Each kind of question is one statement, put together once."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
-from sqlalchemy import ColumnElement, or_
+from sqlalchemy import ColumnElement, Integer, Select, String, bindparam, func, null, or_, select, tuple_
 
 from kneo.state.run import RunStatus
 from kneo.store.tables import runs
+from kneo.store.unindexed import Unindexed
 
 LIKE_ESCAPE = "\\"
+
+SORTABLE: Mapping[str, ColumnElement[Any]] = {
+    "run_id": runs.c.id,
+    **{
+        name: runs.c[name]
+        for name in (
+            "id",
+            "status",
+            "created_at",
+            "updated_at",
+            "started_at",
+            "completed_at",
+            "deadline_at",
+            "agent_name",
+            "workflow_name",
+            "environment",
+            "session_id",
+        )
+    },
+}
+
+LASTING = frozenset({"id", "run_id", "created_at"})
+"""Orders in which no run ever moves, so that one can go on after any of them."""
+
+EQUAL = ("status", "environment", "bundle", "target", "workflow_name", "session_id")
+OTHERS = ("has_error", "created_after", "created_before", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,30 +59,18 @@ class RunFilter:
     text: str | None = None
     """Somewhere in what went in or came out, whatever its case."""
 
-    def conditions(self) -> list[ColumnElement[bool]]:
-        """Return what a row of ``runs`` must satisfy."""
-        equal = {
-            "status": self.status,
-            "environment": self.environment,
-            "bundle": self.bundle,
-            "target": self.target,
-            "workflow_name": self.workflow_name,
-            "session_id": self.session_id,
-        }
-        wanted: list[ColumnElement[bool]] = [
-            runs.c[name] == value for name, value in equal.items() if value is not None
-        ]
-        if self.has_error is not None:
-            wanted.append(runs.c.error.is_not(None) if self.has_error else runs.c.error.is_(None))
-        if self.created_after is not None:
-            wanted.append(runs.c.created_at >= self.created_after)
-        if self.created_before is not None:
-            wanted.append(runs.c.created_at < self.created_before)
-        if self.text is not None:
-            sought = f"%{escaped(self.text)}%"
-            columns = (runs.c.input_text, runs.c.output_text)
-            wanted.append(or_(*(column.ilike(sought, escape=LIKE_ESCAPE) for column in columns)))
-        return wanted
+    @property
+    def values(self) -> dict[str, object]:
+        """What the conditions compare with."""
+        found = {name: value for name in (*EQUAL, *OTHERS) if (value := getattr(self, name)) is not None}
+        found.pop("has_error", None)
+        return found | ({"text": f"%{escaped(self.text)}%"} if self.text is not None else {})
+
+    @property
+    def conditions(self) -> frozenset[str]:
+        """The names of the conditions."""
+        error = {None: set(), True: {"has_error"}, False: {"has no error"}}[self.has_error]
+        return frozenset({*self.values, *error})
 
 
 EVERY_RUN = RunFilter()
@@ -63,3 +81,53 @@ def escaped(text: str) -> str:
     for special in (LIKE_ESCAPE, "%", "_"):
         text = text.replace(special, LIKE_ESCAPE + special)
     return text
+
+
+def _conditions(column: Callable[[str], ColumnElement[Any]]) -> Mapping[str, ColumnElement[bool]]:
+    sought: ColumnElement[str] = bindparam("text", type_=String)
+    return {
+        **{name: column(name) == bindparam(name) for name in EQUAL},
+        "has_error": runs.c.error.is_not(None),
+        "has no error": runs.c.error.is_(None),
+        "created_after": runs.c.created_at >= bindparam("created_after"),
+        "created_before": runs.c.created_at < bindparam("created_before"),
+        "text": or_(*(runs.c[name].ilike(sought, escape=LIKE_ESCAPE) for name in ("input_text", "output_text"))),
+    }
+
+
+_CHOOSING = _conditions(lambda name: runs.c[name])
+"""Conditions of which the database may take one to find runs by."""
+
+_WALKING = _conditions(lambda name: Unindexed(runs.c[name]))
+"""Conditions that are looked at for each run, in the order in which they were begun: an index has nearly all of them."""
+
+_LISTED = select(*(column for column in runs.c if column.name != "state"), null().label("state"))
+"""Runs without their state: it may be long, and nobody is shown it."""
+
+
+@cache
+def listing(asked: frozenset[str], sort_by: str, *, descending: bool, after: bool) -> Select[Any]:
+    """Return the statement that lists runs; rows without the value they are sorted by come last.
+
+    It takes what the conditions compare with, ``most`` and ``skipped``; and ``after``, the id of a run, to go on behind it.
+    """
+    column = SORTABLE[sort_by]
+    conditions = _WALKING if sort_by == "created_at" else _CHOOSING
+    statement = _LISTED.where(*(conditions[name] for name in sorted(asked)))
+    if after:
+        last_id = bindparam("after", type_=String)
+        last = select(column).where(runs.c.id == last_id).scalar_subquery()
+        here, there = tuple_(column, runs.c.id), tuple_(last, last_id)
+        statement = statement.where(here < there if descending else here > there)
+    first, second = (column.desc(), runs.c.id.desc()) if descending else (column.asc(), runs.c.id.asc())
+    # Where every row has a value, saying where the others go would keep the database from reading its index in order.
+    nullable = getattr(column, "nullable", False)
+    ordered = statement.order_by(first.nulls_last() if nullable else first, second)
+    return ordered.limit(bindparam("most", type_=Integer)).offset(bindparam("skipped", type_=Integer))
+
+
+@cache
+def counting(asked: frozenset[str]) -> Select[Any]:
+    """Return the statement that counts runs; it takes what the conditions compare with."""
+    conditions = _CHOOSING if len(asked) == 1 else _WALKING
+    return select(func.count()).select_from(runs).where(*(conditions[name] for name in sorted(asked)))

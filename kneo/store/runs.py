@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 
-from sqlalchemy import Row, bindparam, func, insert, or_, select, update
+from sqlalchemy import Row, bindparam, insert, or_, select, update
 
 from kneo.clock import isoformat
 from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunError, RunStatus
@@ -26,7 +26,7 @@ from kneo.store.history import (
 from kneo.store.prepared import Prepared
 from kneo.store.prepared import Row as PreparedRow
 from kneo.store.queue import enqueue
-from kneo.store.run_filter import EVERY_RUN, RunFilter
+from kneo.store.run_filter import EVERY_RUN, RunFilter, counting, listing
 from kneo.store.tables import runs, specs
 
 AnyRow = Row[*tuple[object, ...]]
@@ -356,27 +356,6 @@ def overdue(tx: Tx) -> tuple[str, ...]:
     return tuple(row.id for row in rows)
 
 
-SORTABLE = {
-    "run_id": runs.c.id,
-    **{
-        name: runs.c[name]
-        for name in (
-            "id",
-            "status",
-            "created_at",
-            "updated_at",
-            "started_at",
-            "completed_at",
-            "deadline_at",
-            "agent_name",
-            "workflow_name",
-            "environment",
-            "session_id",
-        )
-    },
-}
-
-
 def list_runs(
     tx: Tx,
     where: RunFilter = EVERY_RUN,
@@ -385,19 +364,20 @@ def list_runs(
     descending: bool = True,
     limit: int = 100,
     offset: int = 0,
+    after: str | None = None,
 ) -> tuple[Run, ...]:
-    """List runs in an order that is the same on every page; rows without the value they are sorted by come last."""
-    column = SORTABLE.get(sort_by, runs.c.updated_at)
-    first, second = (column.desc(), runs.c.id.desc()) if descending else (column.asc(), runs.c.id.asc())
-    # Where every row has a value, saying where the others go would keep the database from reading its index in order.
-    order = (first.nulls_last() if column.nullable else first, second)
-    rows = tx.connection.execute(select(runs).where(*where.conditions()).order_by(*order).limit(limit).offset(offset))
-    return tuple(_run(row) for row in rows)
+    """List runs without their state, in an order that is the same on every page.
+
+    Rows without the value they are sorted by come last. ``after`` is the id of the last one seen, in one of the orders in
+    which no run moves (``LASTING``).
+    """
+    statement = listing(where.conditions, sort_by, descending=descending, after=after is not None)
+    values = {**where.values, "most": limit, "skipped": offset} | ({"after": after} if after is not None else {})
+    return tuple(_run(row) for row in tx.connection.execute(statement, values))
 
 
 def count_runs(tx: Tx, where: RunFilter = EVERY_RUN) -> int:
-    statement = select(func.count()).select_from(runs).where(*where.conditions())
-    return tx.connection.execute(statement).scalar_one()
+    return int(tx.connection.execute(counting(where.conditions), where.values).scalar_one())
 
 
 def _run(row: AnyRow | PreparedRow) -> Run:
@@ -424,7 +404,7 @@ def _run(row: AnyRow | PreparedRow) -> Run:
         input_text=row.input_text,
         output_text=row.output_text,
         error=read_error(row.error),
-        state=row.state,
+        state=row.state or {},
         state_version=row.state_version,
         visited_steps=tuple(row.visited_steps),
         requester=row.requester,

@@ -8,14 +8,12 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Integer, Select, String, bindparam, func, or_, select, tuple_
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
 
 from kneo.state.task import UNRESOLVED, TaskStatus
 from kneo.store.run_filter import LIKE_ESCAPE, escaped
 from kneo.store.tables import task_candidates, tasks
 from kneo.store.task_rows import TASK
+from kneo.store.unindexed import Unindexed
 
 SORTABLE: Mapping[str, ColumnElement[Any]] = {
     "id": tasks.c.id,
@@ -119,26 +117,6 @@ _ESCALATED = select(_escalated.c.id).where(_escalated.c.resolved_at.is_(None), _
 """Few ever are: found by their own index, and not by walking through everything that waits."""
 
 
-class _Unindexed(FunctionElement[Any]):
-    """A column for whose value SQLite shall not take an index; nothing else anywhere else."""
-
-    inherit_cache = True
-
-    def __init__(self, column: ColumnElement[Any]) -> None:
-        super().__init__(column)
-        self.type = column.type
-
-
-@compiles(_Unindexed)
-def _as_it_is(element: _Unindexed, compiler: SQLCompiler, **more: object) -> str:
-    return compiler.process(element.clauses, **more)
-
-
-@compiles(_Unindexed, "sqlite")
-def _with_a_plus(element: _Unindexed, compiler: SQLCompiler, **more: object) -> str:
-    return f"+{compiler.process(element.clauses, **more)}"
-
-
 def _conditions(column: Callable[[str], ColumnElement[Any]]) -> dict[str, ColumnElement[bool]]:
     return {
         **{name: column(name) == bindparam(name) for name in EQUAL},
@@ -156,7 +134,7 @@ def _conditions(column: Callable[[str], ColumnElement[Any]]) -> dict[str, Column
     }
 
 
-_WALKING = _conditions(lambda name: _Unindexed(tasks.c[name]))
+_WALKING = _conditions(lambda name: Unindexed(tasks.c[name]))
 """Conditions that are looked at for each task, in the order in which they are listed."""
 
 _CHOOSING = _conditions(lambda name: tasks.c[name]) | {"escalated": tasks.c.id.in_(_ESCALATED)}
@@ -168,8 +146,6 @@ _LEADING = frozenset({*EQUAL, "statuses", "escalated", "named", "unrestricted"})
 
 def _where(statement: Select[Any], asked: frozenset[str], *, by_id: bool) -> Select[Any]:
     others = asked - {"waits", "not refused"}
-    # SQLite knows nothing about how much a condition leaves. It would take any index there is for one, and read and sort
-    # every row that this finds.
     may_choose = "waits" not in asked or "run_id" in asked or (by_id and len(others) == 1 and others <= _LEADING)
     conditions = _CHOOSING if may_choose else _WALKING
     return statement.where(*(conditions[name] for name in sorted(asked)))

@@ -97,6 +97,23 @@ def of_run(tx: Tx, run_id: str, statuses: Iterable[TaskStatus]) -> tuple[HumanTa
     return tuple(read_task(row) for row in _of_run(len(wanted)).rows(tx, {"of_run": run_id, **wanted}))
 
 
+_FIRST = TASK.where(
+    tasks.c.id.in_(
+        select(func.min(tasks.c.id))
+        .where(tasks.c.run_id.in_(bindparam("runs", expanding=True)), tasks.c.resolved_at.is_(None))
+        .group_by(tasks.c.run_id)
+    )
+)
+
+
+def first_of_runs(tx: Tx, run_ids: Collection[str]) -> Mapping[str, HumanTask]:
+    """Find the first thing that each of some runs asks, all at once."""
+    if not run_ids:
+        return {}
+    found = (read_task(row) for row in tx.connection.execute(_FIRST, {"runs": sorted(run_ids)}))
+    return {task.run_id: task for task in found}
+
+
 def due(tx: Tx, limit: int) -> tuple[HumanTask, ...]:
     """Find tasks to which time has something to do, the longest due first. The cost grows with what is due."""
     rows = tx.connection.execute(

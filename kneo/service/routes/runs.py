@@ -19,6 +19,7 @@ from kneo.service.auth import Principal, require
 from kneo.service.context import Here, Published, Service
 from kneo.service.router import Router, shows
 from kneo.service.run_news import open_tasks, run_events
+from kneo.service.run_query import run_page
 from kneo.service.wire import Json
 from kneo.service.words import parse_status, say
 from kneo.spec.context import NOTHING_KNOWN
@@ -28,8 +29,8 @@ from kneo.spec.models.asked import read_spec
 from kneo.spec.policy_report import policy_report
 from kneo.spec.rules import check
 from kneo.state.run import Run, RunStatus
-from kneo.state.task import UNRESOLVED, HumanTask
-from kneo.store import audit, history, runs, tasks
+from kneo.state.task import HumanTask
+from kneo.store import audit, history, runs
 from kneo.store.run_filter import RunFilter
 
 router = Router(tags=["runs"])
@@ -70,6 +71,9 @@ def list_runs(
     q: Annotated[str | None, Query(max_length=200, description="Somewhere in what went in or came out.")] = None,
     limit: Limit = 100,
     offset: Offset = 0,
+    after: Annotated[
+        str | None, Query(max_length=40, description="`next_after` of the page before, sorted by created_at or run_id.")
+    ] = None,
     sort_by: Word = "updated_at",
     sort_order: Order = "desc",
 ) -> Json:
@@ -90,18 +94,16 @@ def list_runs(
             created_before=_moment(created_before),
             text=q,
         )
-        found = runs.list_runs(
+        return run_page(
             tx,
             where,
-            sort_by=sort_by,
-            descending=sort_order == "desc",
+            published=published,
             limit=limit,
             offset=offset,
+            sort_by=sort_by,
+            sort_order=sort_order,
+            after=after,
         )
-        total = runs.count_runs(tx, where)
-        asked = {run.id: next(iter(tasks.of_run(tx, run.id, UNRESOLVED)), None) for run in found if _waits(run)}
-    items = [wire.run_status(run, asked.get(run.id), published=published) for run in found]
-    return wire.page("runs", items, total=total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order)
 
 
 def _moment(text: str | None) -> str | None:
@@ -121,10 +123,6 @@ def _moment(text: str | None) -> str | None:
 class BadMoment(Invalid):
     http_status = 422
     default_code = "invalid_timestamp"
-
-
-def _waits(run: Run) -> bool:
-    return run.status is RunStatus.PAUSED
 
 
 @router.get("/runs/{run_id}", operation_id="get_run", responses=shows(answers.RunStatus))

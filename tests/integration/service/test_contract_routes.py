@@ -258,6 +258,16 @@ def test_runs_are_found_by_what_is_known_of_them(bench: Bench) -> None:
     assert bench.get("/runs", created_before="soon", expect=422)["error"] == "invalid_timestamp"
 
 
+def test_pages_of_runs_go_on_in_an_order_in_which_none_moves(bench: Bench):
+    made = [bench.paused()["run_id"] for _ in range(3)]
+    first = bench.get("/runs", sort_by="created_at", limit=2)
+    assert [run["run_id"] for run in first["runs"]] == made[:0:-1]
+    assert all(run["status"] == "paused" and run["pending_human_request"]["prompt"] for run in first["runs"])
+    second = bench.get("/runs", sort_by="created_at", limit=2, after=first["next_after"])
+    assert second["runs"][0]["run_id"] == made[0]
+    assert bench.get("/runs", sort_by="updated_at", after=made[0], expect=400)["field"] == "after"
+
+
 def test_checkpoints_are_paged_and_filtered(bench: Bench) -> None:
     run = bench.start()
     page = bench.get(f"/runs/{run['run_id']}/checkpoints", limit=1, sort_order="desc")
