@@ -25,7 +25,6 @@ from kneo.runtime.steps import Executor
 from kneo.runtime.steps.base import StepContext, StepOutput, Waiting
 from kneo.runtime.steps.children import ChildFailed
 from kneo.state.run import STATE_VERSION, Run, RunError, RunStatus
-from kneo.state.task import HumanTask
 from kneo.store import runs
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits
@@ -42,6 +41,10 @@ LOOK_SECONDS = 0.5
 
 RETRY_SECONDS = (0.2, 0.4, 0.8, 1.6, 3.2)
 """Pauses before a write is tried again while the database is away: what a step has returned is worth waiting for."""
+
+
+class _EndsError(Exception):
+    """What was about to be written ends the run or lets it wait."""
 
 
 class Driver:
@@ -71,7 +74,7 @@ class Driver:
             Transient: the database went away. The run is let go of when it can be; else the next start frees it.
         """
         claim = claim or new_id("claim", self.store.clock.now())
-        run = await self.write(lambda tx: runs.acquire(tx, run_id, claim))
+        run = await self._take(run_id, claim)
         if run is None:
             return
         try:
@@ -85,6 +88,33 @@ class Driver:
         except (Transient, asyncio.CancelledError):
             await self.write(lambda tx: runs.let_go(tx, run_id, claim))
             raise
+
+    async def _take(self, run_id: str, claim: str) -> Run | None:
+        """Take a run and let the answer it was woken for take effect; ``None`` when there is nothing left to do for it.
+
+        Neither has to be on disk before the run goes on: who drives it dies with the machine, and the answer, which is
+        there, would take the same effect again. What ends the run or lets it wait is told to others, and has to be.
+        """
+        try:
+            return await self.write(lambda tx: self._begin(tx, run_id, claim, may_end=False), durable=False)
+        except _EndsError:
+            return await self.write(lambda tx: self._begin(tx, run_id, claim, may_end=True))
+        except (runs.Fenced, Transient):
+            raise
+        except Exception:
+            # Whatever is wrong with it comes up again, and is recorded, when it is driven.
+            log.info("an answer could not take effect at once", extra={"run_id": run_id}, exc_info=True)
+            return await self.write(lambda tx: runs.acquire(tx, run_id, claim))
+
+    def _begin(self, tx: Tx, run_id: str, claim: str, *, may_end: bool) -> Run | None:
+        run = runs.acquire(tx, run_id, claim)
+        program = self.programs.cached(run) if run is not None and run.state_version == STATE_VERSION else None
+        if run is None or program is None:
+            return run
+        after = record.answer_applied(tx, record.Desk(program=program, limits=self.limits), run)
+        if after is None and not may_end:
+            raise _EndsError
+        return after
 
     async def drive_alone(self, run_id: str) -> None:
         """Drive one run and end what was kept for further ones."""
@@ -121,15 +151,15 @@ class Driver:
             if now is not None and now.epoch == run.epoch:
                 await self.write(lambda tx: record.failed(tx, desk, now, RunError(type=code, message=message)))
 
-    async def write(self, work: Callable[[Tx], T]) -> T:
+    async def write(self, work: Callable[[Tx], T], *, durable: bool = True) -> T:
         """Hop to a thread for one transaction; wait a while for a database that is away."""
         for pause in RETRY_SECONDS:
             try:
-                return await asyncio.wrap_future(self.store.submit(work))
+                return await asyncio.wrap_future(self.store.submit(work, durable=durable))
             except Transient as error:
                 log.warning("will try to write again: %s", error)
                 await asyncio.sleep(pause)
-        return await asyncio.wrap_future(self.store.submit(work))
+        return await asyncio.wrap_future(self.store.submit(work, durable=durable))
 
     async def read(self, work: Callable[[Tx], T]) -> T:
         def transaction() -> T:
@@ -164,11 +194,8 @@ class _Session:
         """Do the next thing; false when the run has been let go of."""
         if self.driver.draining:
             return await self._let_go()
-        answers = await self._answers()
-        if answers:
-            # While there are further answers the run must not be let go of: nobody would come back for them.
-            more = tuple(task.id for task in answers[1:])
-            return await self._write(lambda tx, busy: self._decided(tx, answers[0], (*busy, *more)))
+        if await self._is_answered():
+            return await self._write(lambda tx, busy: record.answer_applied(tx, self.desk, self.run, busy=busy))
         todo = actions(self.program, self.run.state)
         self._drop_stale(todo)
         if not todo or any(isinstance(action, Ask) for action in todo):
@@ -185,13 +212,10 @@ class _Session:
         await self.driver.write(lambda tx: runs.let_go(tx, self.run.id, claim))
         return False
 
-    async def _answers(self) -> Sequence[HumanTask]:
+    async def _is_answered(self) -> bool:
         if not waiting(self.program, self.run.state):
-            return ()
-        return await self.driver.read(lambda tx: record.decided(tx, self.run))
-
-    def _decided(self, tx: Tx, task: HumanTask, busy: Sequence[str]) -> Run | None:
-        return record.decision_applied(tx, self.desk, self.run, task, busy=busy)
+            return False
+        return bool(await self.driver.read(lambda tx: record.decided(tx, self.run)))
 
     def _drop_stale(self, todo: Sequence[Action]) -> None:
         current = {action.ticket for action in todo}

@@ -127,7 +127,18 @@ def questions_asked(tx: Tx, desk: Desk, run: Run, *, busy: Collection[str] = ())
     return _Change(tx, desk, run, run.state).write(busy)
 
 
-def decision_applied(tx: Tx, desk: Desk, run: Run, task: HumanTask, *, busy: Collection[str] = ()) -> Run | None:
+def answer_applied(tx: Tx, desk: Desk, run: Run, *, busy: Collection[str] = ()) -> Run | None:
+    """Let the oldest decision that had no effect yet take it; without one the run is returned as it was."""
+    if not waiting(desk.program, run.state):
+        return run
+    answers = decided(tx, run)
+    if not answers:
+        return run
+    # While there are further answers the run must not be let go of: nobody would come back for them.
+    return _decision_applied(tx, desk, run, answers[0], busy=(*busy, *(task.id for task in answers[1:])))
+
+
+def _decision_applied(tx: Tx, desk: Desk, run: Run, task: HumanTask, *, busy: Collection[str] = ()) -> Run | None:
     """Let a recorded decision take effect, exactly once."""
     assert task.decision is not None
     ask = waiting(desk.program, run.state).get(task.id)

@@ -22,7 +22,9 @@ IDLE_READERS = 8
 class Connections(Protocol):
     """Begins transactions and ends them: with all that they did, or with nothing when the block raises."""
 
-    def write(self) -> contextlib.AbstractContextManager[Connection]: ...
+    def write(self, *, durable: bool = True) -> contextlib.AbstractContextManager[Connection]:
+        """Begin a transaction that writes; what need not be durable may reach the disk with a later one that is."""
+        ...
 
     def read(self) -> contextlib.AbstractContextManager[Connection]:
         """Begin one consistent snapshot, which never blocks a writer and cannot write."""
@@ -39,7 +41,7 @@ class ServerConnections:
         self._engine = engine
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, *, durable: bool = True) -> Iterator[Connection]:  # noqa: ARG002 - always is
         with self._engine.connect().execution_options(**{WRITE: True}) as connection, connection.begin():
             yield connection
 
@@ -71,18 +73,23 @@ class FileConnections:
         self._patience = patience
         self._turn = threading.Lock()
         self._writer: Connection | None = None
+        self._durable = True
         self._readers: list[Connection] = []
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, *, durable: bool = True) -> Iterator[Connection]:
         # Threads of one process take turns here: SQLite lets them wait by sleeping ever longer, and not in turn.
         if not self._turn.acquire(timeout=self._patience):
             msg = "The database did not answer: other writers of this process take too long."
             raise Transient(msg, code="store_unavailable")
         try:
-            connection = self._writer or self._open().execution_options(**{WRITE: True})
-            self._writer = None
+            connection, self._writer = self._writer, None
+            if connection is None:
+                connection, self._durable = self._open().execution_options(**{WRITE: True}), True
             try:
+                if durable is not self._durable:
+                    _run(connection, f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                    self._durable = durable
                 # The right to write comes first: a transaction that begins by reading cannot get it later.
                 _run(connection, "BEGIN IMMEDIATE")
                 yield connection

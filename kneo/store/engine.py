@@ -104,7 +104,7 @@ class Store:
         self._connections: Connections = (
             FileConnections(engine, BUSY_TIMEOUT_MS / 1000) if self.is_sqlite else ServerConnections(engine)
         )
-        self._writer = Writer(self.write, self._part)
+        self._writer = Writer(lambda durable: self.write(durable=durable), self._part)
         self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
         self.notices = Notices()
         self._listeners: tuple[Callable[[], None], ...] = ()
@@ -119,13 +119,16 @@ class Store:
         return self.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[Tx]:
+    def write(self, *, durable: bool = True) -> Iterator[Tx]:
         """Run a block as one transaction that takes the right to write at its start.
+
+        What need not be durable survives the death of this process at once, and that of the machine as soon as
+        something durable was written after it.
 
         Raises:
             Transient: the database stayed busy or unreachable.
         """
-        with _translate(), self._connections.write() as connection:
+        with _translate(), self._connections.write(durable=durable) as connection:
             tx = Tx(connection, self.clock.now(), self.find_key)
             yield tx
         for hear in self._listeners:
@@ -145,13 +148,13 @@ class Store:
 
         return stop
 
-    def submit(self, work: Callable[[Tx], T]) -> Future[T]:
+    def submit(self, work: Callable[[Tx], T], *, durable: bool = True) -> Future[T]:
         """Run a piece of work as a transaction in another thread; its result comes when it is on disk.
 
         On SQLite pieces that wait together reach the disk together. The work must not open transactions itself.
         """
         if self.is_sqlite:
-            return self._writer.submit(work)
+            return self._writer.submit(work, durable=durable)
         return self._pool.submit(self._transact, work)
 
     def transact(self, work: Callable[[Tx], T]) -> T:

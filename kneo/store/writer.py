@@ -21,6 +21,7 @@ MAX_GROUP = 64
 class _Work(Generic[X, T]):
     do: Callable[[X], T]
     done: Future[T]
+    durable: bool
 
 
 class Writer(Generic[X]):
@@ -29,12 +30,12 @@ class Writer(Generic[X]):
     A piece that fails undoes what it did and nothing else. Nobody is told of success before the group is on disk.
 
     Args:
-        begin: Opens the transaction of a group.
+        begin: Opens the transaction of a group; it is told whether that has to be on disk when it ends.
         part: Opens a part of it that can be undone alone.
     """
 
     def __init__(
-        self, begin: Callable[[], AbstractContextManager[X]], part: Callable[[X], AbstractContextManager[X]]
+        self, begin: Callable[[bool], AbstractContextManager[X]], part: Callable[[X], AbstractContextManager[X]]
     ) -> None:
         self._begin = begin
         self._part = part
@@ -43,8 +44,11 @@ class Writer(Generic[X]):
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def submit(self, work: Callable[[X], T]) -> Future[T]:
-        """Queue a piece of work; its result or exception comes when it is on disk or undone."""
+    def submit(self, work: Callable[[X], T], *, durable: bool = True) -> Future[T]:
+        """Queue a piece of work; its result or exception comes when it is on disk or undone.
+
+        What need not be durable is on disk no later than whatever durable comes after it.
+        """
         done: Future[T] = Future()
         with self._news:
             if self._closed:
@@ -53,7 +57,7 @@ class Writer(Generic[X]):
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
                 self._thread.start()
-            self._queue.append(_Work(work, done))  # type: ignore[arg-type]  # each future gets its own work's result
+            self._queue.append(_Work(work, done, durable))  # type: ignore[arg-type]  # each future gets its own work's result
             self._news.notify()
         return done
 
@@ -78,7 +82,7 @@ class Writer(Generic[X]):
     def _write(self, group: list[_Work[X, object]]) -> None:
         outcomes: list[tuple[object, BaseException | None]] = []
         try:
-            with self._begin() as whole:
+            with self._begin(any(work.durable for work in group)) as whole:
                 if len(group) == 1:
                     outcomes.append((group[0].do(whole), None))
                 else:
