@@ -20,13 +20,13 @@ up: $(VENV)/.ready ## The same, left running
 	@$(BIN)/python -m cli.demo --up
 
 test: $(VENV)/.ready-dev ## Run the tests, the databases they need included
-	@$(BIN)/pytest -n $(WORKERS)
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 crash: $(VENV)/.ready-dev ## Kill processes at every single write of every kind of run
-	@$(BIN)/pytest -n $(WORKERS) tests/e2e/crash tests/integration/controller/test_killed.py --every-write
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/e2e/crash tests/integration/controller/test_killed.py --every-write
 
 gates: $(VENV)/.ready-dev ## Ask and answer at every place where a question can stand, with processes that die in between
-	@$(BIN)/pytest -n $(WORKERS) tests/gates --every-gate
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/gates --every-gate
 
 lint: $(VENV)/.ready-dev ## Check style
 	@$(BIN)/ruff check .

@@ -21,7 +21,7 @@ from kneo.store import audit
 from kneo.trust.checkpoint import read_checkpoint
 from kneo.trust.keys import PublicKey
 
-app = typer.Typer(help="Read and check the audit log.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command("list")

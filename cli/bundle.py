@@ -27,7 +27,7 @@ from kneo.settings import from_env
 from kneo.trust.export import export_pae, export_sigstore
 from kneo.trust.keys import SigningKey
 
-app = typer.Typer(help="Freeze specs into signed bundles, and check who vouched for what.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 class Shape(StrEnum):

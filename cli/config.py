@@ -19,7 +19,7 @@ from kneo.settings import from_env
 from kneo.spec.project import ProjectConfig, parse_project, render_project
 from kneo.spec.yaml_writer import write_yaml
 
-app = typer.Typer(help="The project's settings, and saved service addresses.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 profile_app = typer.Typer(help="Manage saved service addresses. API keys are never printed.", no_args_is_help=True)
 app.add_typer(profile_app, name="profile")
 

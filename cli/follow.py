@@ -53,7 +53,7 @@ class Repository:
         return path if path.is_dir() else None
 
 
-controller = typer.Typer(help="The controller: from Git to the registry.", no_args_is_help=True)
+controller = typer.Typer(no_args_is_help=True)
 
 
 @controller.command("run")

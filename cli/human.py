@@ -26,7 +26,7 @@ from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.outcome import show_outcome
 from kneo.errors import Usage
 
-app = typer.Typer(help="Answer what runs ask people.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 ME = "me"
 """Whoever asks, in the words of the service."""

@@ -13,7 +13,7 @@ from kneo import settings
 from kneo.errors import Invalid
 from kneo.trust.keys import PEM_BYTES, Algorithm, PrivateKey, PublicKey
 
-app = typer.Typer(help="Make signing keys and look at them. Private keys never belong in a repository.")
+app = typer.Typer()
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 

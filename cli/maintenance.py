@@ -16,7 +16,7 @@ from kneo.runtime.timers import end_overdue_runs
 from kneo.settings import from_env
 from kneo.tasks.sweep import expire_due
 
-app = typer.Typer(help="Keep an installation healthy.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command("prune")

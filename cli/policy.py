@@ -10,7 +10,7 @@ from cli import render
 from cli.backend import Json
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 
-app = typer.Typer(help="What environments ask of specs, beside what Git says.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 EnvironmentArgument = Annotated[str, typer.Argument(metavar="ENV")]
 EnabledOption = Annotated[bool, typer.Option("--enabled/--disabled", help="Whether it is looked at.")]

@@ -24,7 +24,7 @@ from kneo.trust.receipt_chain import judge, told
 from kneo.trust.receipt_file import LIMITS, as_handed, read_receipts
 from kneo.trust.signers import TrustedKey
 
-app = typer.Typer(help="Signed proof of what was decided.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command("show")

@@ -287,7 +287,7 @@ def trace(
     render.emit(answer, as_json=as_json, text=show)
 
 
-source = typer.Typer(help="The repository that is followed.", no_args_is_help=True)
+source = typer.Typer(no_args_is_help=True)
 
 
 @source.command("show")

@@ -14,7 +14,7 @@ from cli.outcome import show_outcome
 from cli.watch import show_event
 from kneo.errors import Usage
 
-app = typer.Typer(help="Look at runs.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 AnswersOption = Annotated[
     list[str] | None,

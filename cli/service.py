@@ -27,7 +27,7 @@ from kneo.telemetry.spans import configure_tracing
 HostOption = Annotated[str, typer.Option("--host", help="Address to listen on.")]
 PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
 
-service = typer.Typer(help="The HTTP service.", no_args_is_help=True)
+service = typer.Typer(no_args_is_help=True)
 
 
 @service.command("serve")

@@ -27,7 +27,7 @@ from kneo.spec.summary import compiled, explained, linted, names_of, worth_a_loo
 from kneo.spec.words import describe, suggest
 from kneo.spec.yaml_writer import write_yaml
 
-app = typer.Typer(help="Check specs, show what they mean, and turn them into one file.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 class Drawing(StrEnum):

@@ -17,7 +17,7 @@ from kneo.errors import NotFound, Untrusted, Usage
 from kneo.trust.root import ROOT_ROLE, RootDocument
 from kneo.trust.root_edit import EVERYTHING, add_key, remove_key, revoke_key, set_expiry, set_role
 
-app = typer.Typer(help="Edit and sign the trust root: whose keys count for what.")
+app = typer.Typer()
 
 DEFAULT_LIFE = "365d"
 MIN_PREFIX = 8

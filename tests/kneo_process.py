@@ -16,7 +16,7 @@ from typing import TypeVar
 from unittest import mock
 
 import httpx
-from warm import start_python
+from warm import run_python, start_python
 
 from cli.main import run
 from kneo.settings import process_environment
@@ -57,16 +57,7 @@ class Machine:
         self, *arguments: str, expect: int | None = 0, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run one command to its end."""
-        command = [sys.executable, "-m", "cli.main", *arguments]
-        where = cwd or self.folder
-        with start_python(
-            command, cwd=where, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            try:
-                out, errors = process.communicate(timeout=60)
-            finally:
-                process.kill()
-        done = subprocess.CompletedProcess(command, process.returncode, out, errors)
+        done = run_python([sys.executable, "-m", "cli.main", *arguments], cwd=cwd or self.folder, env=self.env)
         if expect is not None:
             assert done.returncode == expect, f"{arguments} → {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

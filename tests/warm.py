@@ -39,6 +39,7 @@ ALSO = (
     "cli.local",
     "kneo.notify.delivery",
     "kneo.runtime.dispatch.postgres",
+    "kneo.sdk.workflow",
     "kneo.service.deployments",
     "kneo.store.service_key",
     "sqlalchemy.dialects.postgresql.psycopg",
@@ -56,6 +57,18 @@ def start_python(command: Sequence[str | Path], **options: object) -> subprocess
     words = [str(word) for word in command]
     assert words[0] == sys.executable
     return (_Forked if sys.platform == "linux" else subprocess.Popen)(words, **options)
+
+
+def run_python(
+    command: Sequence[str | Path], *, timeout: float = 60, **options: object
+) -> subprocess.CompletedProcess[str]:
+    """Run such a process to its end and keep what it said."""
+    with start_python(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
+        try:
+            out, errors = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, out, errors)
 
 
 class _Forked(subprocess.Popen):

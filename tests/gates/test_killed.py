@@ -6,7 +6,6 @@ A sample of the writes here; all of them with ``make gates``.
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from engine import Engine
 from gate_house import House, spec_of
 from gate_places import effect
 from kneo_process import eventually
+from warm import run_python
 
 from kneo.clock import SystemClock
 from kneo.state.run import RunStatus
@@ -54,10 +54,11 @@ def answer_and_die(engine: Engine, url: str, die_at: int) -> bool:
     run = engine.run(FLOW)
     (task,) = engine.open(run)
     arguments = [sys.executable, str(CRASHING), url, str(engine.log.parent), run.id]
-    first = subprocess.run([*arguments, str(die_at), task.id], check=False, timeout=120)
-    assert first.returncode in {0, -signal.SIGKILL}
+    first = run_python([*arguments, str(die_at), task.id], timeout=120)
+    assert first.returncode in {0, -signal.SIGKILL}, first.stderr
     again = [task.id] if engine.open(run) else []
-    subprocess.run([*arguments, "0", *again], check=True, timeout=120)
+    second = run_python([*arguments, "0", *again], timeout=120)
+    assert second.returncode == 0, second.stderr
     assert engine.look(run).status is RunStatus.SUCCEEDED
     assert len(engine.notes()) == 1
     with engine.store.read() as tx:

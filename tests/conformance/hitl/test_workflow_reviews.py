@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from warm import run_python
 
 from kneo.clock import ManualClock
 from kneo.errors import Conflict, KneoError, Usage
@@ -830,8 +831,7 @@ def test_what_was_done_before_a_crash_is_not_done_again(tmp_path: Path, migrated
     migrated_file("pay.db")
 
     def run(what: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "pay.py", what]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return run_python([sys.executable, "pay.py", what], cwd=tmp_path)
 
     assert run("die").returncode == -signal.SIGKILL
     assert run("again").stdout == "sent\n"
