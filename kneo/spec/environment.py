@@ -23,7 +23,6 @@ from kneo.spec.flags import PolicyFlags
 from kneo.spec.models.asked import MAX_ADDED, AddedGate, Questions
 from kneo.spec.models.human import AnyHuman
 from kneo.spec.reader import read
-from kneo.spec.rules.added import added_problems, resolved
 from kneo.spec.schema_check import InvalidDeclaration, parse_model
 from kneo.spec.windows import Window, parse_window
 
@@ -183,6 +182,8 @@ def parse_environment(data: bytes, *, file: str, limits: ReadLimits = ENVIRONMEN
     if problems:
         raise InvalidDeclaration([locate(problem, [document]) for problem in problems])
     windows = tuple(rule.window() for rule in written.spec.windows)
+    from kneo.spec.rules.added import resolved  # as below
+
     gates = resolved(written.spec.gates, written.spec.humans)
     return Environment(written.metadata.name, written.spec, windows, gates, _policy_digest(document), file)
 
@@ -196,6 +197,9 @@ def _policy_digest(document: Document) -> Digest:
 
 
 def _contradictions(written: EnvironmentFile) -> list[Diagnostic]:
+    # Many commands know what an environment is and read none: the rules take longer to import than the rest of this.
+    from kneo.spec.rules.added import added_problems
+
     spec, code = written.spec, "E_ENVIRONMENT"
     found: list[Diagnostic] = [*_repeated(spec), *_impossible_windows(spec)]
     found += added_problems(spec.gates, spec.humans, spec.people.values())
