@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cli import render
 from cli.project import open_project
-from cli.spec_check import check, require_usable
+from cli.spec_check import Checked, check, require_usable
 from kneo.digest import digest_of_json
 from kneo.errors import Conflict
 from kneo.spec.diagnostics import Diagnostic, Severity
+from kneo.spec.load import load_tree
+from kneo.spec.migrate import bring_to_v1
 
 
 def freeze(spec: Path, environments: Sequence[str], *, as_json: bool) -> Mapping[str, object]:
@@ -20,18 +22,39 @@ def freeze(spec: Path, environments: Sequence[str], *, as_json: bool) -> Mapping
         typer.Exit: it cannot be used in one of them; the findings are printed.
         Conflict: it is not the same in all of them.
     """
-    trees: dict[str, Mapping[str, object]] = {}
+    checked = {environment: check(open_project(environment), spec) for environment in environments}
+    _require_usable(checked.values(), as_json=as_json)
+    return _same({environment: each.file.loaded.tree for environment, each in checked.items()})
+
+
+def freeze_as_written(spec: Path, environment: str, *, as_json: bool) -> Mapping[str, object]:
+    """Take a spec as its author wrote it, in the shape of v1, for the format that published tools compare byte for byte.
+
+    Where the file alone is not all that would run, because overlays, a project's defaults or other files add to it, it
+    is resolved: what somebody vouches for is what runs. Warnings are printed.
+
+    Raises:
+        typer.Exit: it cannot be used in this environment; the findings are printed.
+    """
+    checked = check(open_project(environment), spec)
+    _require_usable([checked], as_json=as_json)
+    resolved = checked.file.loaded.tree
+    value = checked.file.loaded.documents[0].value
+    assert isinstance(value, dict), "what is usable is a map"
+    written = bring_to_v1(value).tree
+    alone = load_tree(written).tree
+    return written if digest_of_json(alone) == digest_of_json(resolved) else resolved
+
+
+def _require_usable(checks: Iterable[Checked], *, as_json: bool) -> None:
     warned: set[tuple[str, str | None]] = set()
-    for environment in environments:
-        checked = check(open_project(environment), spec)
+    for checked in checks:
         require_usable(checked, as_json=as_json)
         for found in checked.findings:
             known = (found.code, found.path_text)
             if found.severity is Severity.WARNING and known not in warned:
                 warned.add(known)
                 _warn(found)
-        trees[environment] = checked.file.loaded.tree
-    return _same(trees)
 
 
 def _warn(found: Diagnostic) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from cli import render
-from cli.bundle_freeze import freeze
+from cli.bundle_freeze import freeze_as_written
 from cli.files import write_whole
 from cli.project import open_project
 from cli.repository import read_bundle
@@ -49,7 +49,7 @@ def sign_hmac(
         raise Usage(msg, hint="Use --key to sign for several.")
     environment = open_project(env[0] if env else None).environment
     data = sign_hmac_bundle(
-        freeze(spec, [environment], as_json=as_json),
+        freeze_as_written(spec, environment, as_json=as_json),
         approved_by=approved_by,
         environment=env[0] if env else None,
         created_at=SystemClock().now(),

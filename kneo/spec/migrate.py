@@ -59,24 +59,40 @@ def migrate(tree: Mapping[str, object]) -> Migration:
     Raises:
         UnsupportedVersion: it declares another version than v0 or v1.
     """
+    steps = _to_v1(tree)
+    steps.rewrite_reviews()
+    return steps.done()
+
+
+def bring_to_v1(tree: Mapping[str, object]) -> Migration:
+    """Do only what published tools do: bring another version's shape into that of v1, and leave v1 as it is written.
+
+    Raises:
+        UnsupportedVersion: it declares another version than v0 or v1.
+    """
+    return _to_v1(tree).done()
+
+
+def _to_v1(tree: Mapping[str, object]) -> _Steps:
     version = tree.get("version")
     if version is not None and version not in ("v0", TARGET_VERSION):
         message = f"The spec version {quote(version)} is not known here."
         raise UnsupportedVersion(message, hint="Write version: v1, or use a newer release of kneo.")
-    steps = _Steps(dict(tree))
+    steps = _Steps(dict(tree), version if isinstance(version, str) else None)
     if version != TARGET_VERSION:
         steps.from_v0()
-    steps.rewrite_reviews()
-    return Migration(
-        steps.tree, version if isinstance(version, str) else None, tuple(steps.applied), tuple(steps.renames)
-    )
+    return steps
 
 
 class _Steps:
-    def __init__(self, tree: dict[str, object]) -> None:
+    def __init__(self, tree: dict[str, object], source_version: str | None) -> None:
         self.tree = tree
+        self.source_version = source_version
         self.applied: list[str] = []
         self.renames: list[tuple[Path, Path]] = []
+
+    def done(self) -> Migration:
+        return Migration(self.tree, self.source_version, tuple(self.applied), tuple(self.renames))
 
     def from_v0(self) -> None:
         self.tree = {"version": TARGET_VERSION, **{key: value for key, value in self.tree.items() if key != "version"}}
