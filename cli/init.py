@@ -60,6 +60,8 @@ class Request:
             ".gitignore": "gitignore",
             ".github/actions/check/action.yml": "action-check.yml",
             ".github/actions/sign/action.yml": "action-sign.yml",
+            ".github/workflows/config-check.yml": "workflow-config-check.yml",
+            ".github/workflows/config-sign.yml": "workflow-config-sign.yml",
             ".github/workflows/kneo.yml": "workflow.yml",
             ".github/workflows/sign.yml": "workflow-sign.yml",
             "README.md": "README.md",

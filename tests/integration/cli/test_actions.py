@@ -1,4 +1,4 @@
-"""The checks of a config repository as its CI runs them: every step of the actions that kneo init writes, in bash."""
+"""The checks of a config repository as its CI runs them: every step of the actions that kneo init writes, in bash, by its workflows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,6 +21,7 @@ from kneo.trust.keys import PrivateKey
 
 ROOT = Path(__file__).parents[3]
 ACTIONS = ("check", "sign")
+WORKFLOWS = ("config-check", "config-sign")
 _INPUT = re.compile(r"\$\{\{ inputs\.([a-z-]+) \}\}")
 _ANY = re.compile(r"\$\{\{.*?\}\}")
 
@@ -44,13 +46,33 @@ class Runner:
     def summary(self) -> str:
         return (self.temp / "summary").read_text()
 
+    def follow(self, workflow: str, **context: str) -> subprocess.CompletedProcess[str] | None:
+        """Run what a workflow of this repository calls, in an event that its expressions are looked up in."""
+        ((_, job),) = self._workflow(f".github/workflows/{workflow}.yml")["jobs"].items()
+        given = {name: _evaluated(text, context) for name, text in job["with"].items()}
+        secrets = {name: _evaluated(text, context) for name, text in job.get("secrets", {}).items()}
+        called = self._workflow(job["uses"].removeprefix("./"))
+        terms = called["on"]["workflow_call"]
+        assert set(secrets) <= set(terms.get("secrets", {}))
+        inputs = _with_defaults(terms["inputs"], given)
+        ((_, job),) = called["jobs"].items()
+        inner = context | {f"inputs.{name}": value for name, value in inputs.items()}
+        inner |= {f"secrets.{name}": value for name, value in secrets.items()}
+        (step,) = [step for step in job["steps"] if step["uses"].startswith("./")]
+        passed = {name.replace("-", "_"): _evaluated(text, inner) for name, text in step["with"].items()}
+        return self.run(Path(step["uses"]).name, **passed)
+
+    def _workflow(self, path: str) -> dict[str, Any]:
+        # YAML 1.1 takes the key "on" for a truth value.
+        return {
+            str(key).replace("True", "on"): value
+            for key, value in yaml.safe_load((self.repo / path).read_text()).items()
+        }
+
     def run(self, action: str, **inputs: str) -> subprocess.CompletedProcess[str] | None:
         """Run an action's steps until one fails; return that one."""
         declared = yaml.safe_load((self.repo / f".github/actions/{action}/action.yml").read_text())
-        given = {name.replace("_", "-"): value for name, value in inputs.items()}
-        values = {name: given.pop(name, item.get("default")) for name, item in declared["inputs"].items()}
-        assert given == {}
-        assert None not in values.values(), values
+        values = _with_defaults(declared["inputs"], {name.replace("_", "-"): value for name, value in inputs.items()})
         for step in declared["runs"]["steps"]:
             if step.get("if") == "inputs.comment != ''" and not values["comment"]:
                 continue
@@ -66,6 +88,17 @@ class Runner:
         return subprocess.run(
             command, cwd=self.repo, env=self.env | env, capture_output=True, text=True, timeout=120, check=False
         )
+
+
+def _with_defaults(declared: Mapping[str, Mapping[str, str]], given: Mapping[str, str]) -> dict[str, str]:
+    values = {name: given.get(name, item.get("default")) for name, item in declared.items()}
+    assert set(given) <= set(declared)
+    assert None not in values.values(), values
+    return values
+
+
+def _evaluated(text: str, context: Mapping[str, str]) -> str:
+    return _ANY.sub(lambda found: context[found[0][3:-2].strip()], text)
 
 
 @dataclass
@@ -108,6 +141,7 @@ def made(fresh: tuple[Machine, dict[str, object]], tmp_path: Path) -> Made:
     for words in (
         ["clone", "-q", "--bare", str(repo), str(origin)],
         ["-C", str(repo), "remote", "add", "origin", str(origin)],
+        ["-C", str(repo), "fetch", "-q", "origin"],
     ):
         subprocess.run(["git", *words], check=True, env=env)
     key = Path(str(answer["key"]))
@@ -131,6 +165,30 @@ def test_a_fresh_repository_passes_and_the_plan_is_commented(made: Made) -> None
     assert "announcement" in made.runner.summary
     assert "dev" in (made.runner.temp / "comment").read_text()
     assert (made.runner.temp / "comment").read_text() in made.runner.summary
+
+
+def test_the_workflow_of_a_pull_request_checks_it_and_comments_where_it_may(made: Made) -> None:
+    _commit(made, "Add the public key")
+    mine = "github.event.pull_request.head.repo.full_name == github.repository && github.event.number || ''"
+    event = {"vars.KNEO_TRUST_ROOT": made.pin, "github.base_ref": "main", "github.token": "t", mine: ""}
+    for number, last in (("7", "Comment"), ("", "Plan")):
+        failed = made.runner.follow("kneo", **event | {mine: number})
+        assert failed is None, failed
+        assert made.runner.ran[-1] == last
+
+
+def test_the_workflow_that_signs_signs_what_it_is_asked_for(made: Made) -> None:
+    event = {
+        "vars.KNEO_TRUST_ROOT": made.pin,
+        "inputs.name": "announcement",
+        "inputs.version": "1.1.0",
+        "github.actor": "ann",
+        "secrets.KNEO_SIGNING_KEY": made.key.read_text(),
+    }
+    failed = made.runner.follow("sign", **event)
+    assert failed is None, failed
+    show = ["git", "-C", str(made.origin), "show", "sign-announcement-1.1.0:bundles/announcement/1.1.0.dsse.json"]
+    assert parse_envelope(subprocess.run(show, check=True, capture_output=True, env=made.runner.env).stdout).signatures
 
 
 @pytest.mark.parametrize(
@@ -215,15 +273,26 @@ def test_no_text_of_somebody_else_is_read_as_a_program(action: str) -> None:
         assert set(used) <= set(declared["inputs"])
 
 
-@pytest.mark.parametrize(("workflow", "action"), [("workflow.yml", "check"), ("workflow-sign.yml", "sign")])
-def test_a_workflow_gives_its_action_what_it_needs_and_has_the_least_rights(workflow: str, action: str) -> None:
-    text = (ROOT / "cli/templates" / workflow).read_text()
-    content = yaml.safe_load(text)
-    declared = yaml.safe_load((ROOT / f".github/actions/{action}/action.yml").read_text())["inputs"]
-    assert content["permissions"] == {}
-    ((_, job),) = content["jobs"].items()
-    (uses,) = [step for step in job["steps"] if step.get("uses") == f"./.github/actions/{action}"]
-    assert set(uses["with"]) <= set(declared)
-    assert {name for name, item in declared.items() if item.get("required")} <= set(uses["with"])
-    for used in re.findall(r"uses: (\S+)", text):
-        assert used.startswith("./") or re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", used)
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_what_kneo_init_writes_is_the_workflow_of_this_repository(workflow: str) -> None:
+    ours = (ROOT / f".github/workflows/{workflow}.yml").read_bytes()
+    assert (ROOT / f"cli/templates/workflow-{workflow}.yml").read_bytes() == ours
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_a_workflow_that_is_called_asks_for_no_right_that_its_caller_does_not_give(workflow: str) -> None:
+    """The forge does not start a workflow whose job asks for more, not even one that it would skip."""
+    kind = workflow.removeprefix("config-")
+    called, caller = (
+        yaml.safe_load((ROOT / "cli/templates" / name).read_text())
+        for name in (f"workflow-{workflow}.yml", {"check": "workflow.yml", "sign": "workflow-sign.yml"}[kind])
+    )
+    assert called["permissions"] == caller["permissions"] == {}
+    ((_, inner),), ((_, outer),) = called["jobs"].items(), caller["jobs"].items()
+    assert inner["permissions"] == outer["permissions"]
+    assert outer["uses"] == f"./.github/workflows/{workflow}.yml"
+    (uses,) = [step for step in inner["steps"] if step["uses"] == f"./.github/actions/{kind}"]
+    declared = yaml.safe_load((ROOT / f".github/actions/{kind}/action.yml").read_text())["inputs"]
+    assert {name for name, item in declared.items() if item.get("required")} <= set(uses["with"]) <= set(declared)
+    for step in inner["steps"]:
+        assert step["uses"].startswith("./") or re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", step["uses"])

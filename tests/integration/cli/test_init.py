@@ -47,6 +47,8 @@ def test_everything_is_committed_and_verifies(kneo: Kneo, tmp_path: Path):
     assert git(repo, "ls-tree", "-r", "--name-only", "main").split() == [
         ".github/actions/check/action.yml",
         ".github/actions/sign/action.yml",
+        ".github/workflows/config-check.yml",
+        ".github/workflows/config-sign.yml",
         ".github/workflows/kneo.yml",
         ".github/workflows/sign.yml",
         ".gitignore",
