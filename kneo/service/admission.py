@@ -13,7 +13,6 @@ from urllib.parse import parse_qsl
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kneo.digest import digest_of, digest_of_json
@@ -23,6 +22,7 @@ from kneo.service.operations import Operation, operation_of, without_version
 from kneo.service.problems import RECORDED, refusal
 from kneo.service.rate import Rate
 from kneo.service.refusals import Refusals
+from kneo.service.router import JsonAnswer
 from kneo.settings import Settings
 from kneo.store import idempotency
 from kneo.store.engine import Store
@@ -100,7 +100,7 @@ class Admission:
         digest = _digest(scope, body)
         known = await run_in_threadpool(self._claim, key, digest)
         if known is not None:
-            await JSONResponse(known.response, known.status or 200, {"Idempotency-Replayed": "true"})(
+            await JsonAnswer(known.response, known.status or 200, {"Idempotency-Replayed": "true"})(
                 scope, receive, answer.take
             )
             return

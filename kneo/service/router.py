@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import inspect
 import json
@@ -12,6 +13,7 @@ from typing import TypeVar
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
+from pydantic_core import PydanticSerializationError, from_json, to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -26,7 +28,11 @@ class JsonAnswer(Response):
     media_type = "application/json"
 
     def render(self, content: object) -> bytes:
-        return json.dumps(content, ensure_ascii=False, separators=(",", ":"), default=_plain).encode()
+        try:
+            return to_json(content, inf_nan_mode="null", fallback=_plain)
+        except PydanticSerializationError:
+            # What a program hands over may be nested deeper than that goes.
+            return json.dumps(content, ensure_ascii=False, separators=(",", ":"), default=_plain).encode()
 
 
 def _plain(value: object) -> object:
@@ -36,31 +42,34 @@ def _plain(value: object) -> object:
     raise TypeError(msg)
 
 
-_SUSPICIOUS = re.compile(rb"\\u[dD][89a-fA-F]|[eE]\+?[0-9]{3}")
-"""Half characters and numbers without end can only be where this is."""
+_HUGE = re.compile(rb"[eE]\+?[0-9]{3}")
+"""Numbers without end can only be where this is."""
 
 
 def read_json(body: bytes) -> object:
-    """Read a body as JSON that can be written again: no half characters, no numbers that are none.
+    """Read a body as JSON that can be written again: UTF-8, no half characters, no numbers that are none, 200 deep at most.
 
     Raises:
         JSONDecodeError: it is not.
     """
     try:
-        value = json.loads(body, parse_constant=_no_number)
-        if _SUSPICIOUS.search(body):
-            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except json.JSONDecodeError:
-        raise
-    except RecursionError as error:
-        raise json.JSONDecodeError("It is nested too deep", "", 0) from error
+        value = from_json(body.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
+        if _HUGE.search(body):
+            json.dumps(value, allow_nan=False)
     except ValueError as error:
-        raise json.JSONDecodeError("It holds text or numbers that JSON has not", "", 0) from error
+        raise _unreadable(body, error) from error
     return value
 
 
-def _no_number(word: str) -> object:
-    raise ValueError(word)
+def _unreadable(body: bytes, error: ValueError) -> json.JSONDecodeError:
+    """Say what is wrong with a body, and where, if that is known."""
+    try:
+        json.loads(body)
+    except json.JSONDecodeError as found:
+        return found
+    except (ValueError, RecursionError):
+        pass
+    return json.JSONDecodeError(f"It holds what JSON has not, or is nested too deep: {error}", "", 0)
 
 
 class _StrictRequest(Request):

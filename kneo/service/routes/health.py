@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from kneo import WIRE_VERSION, __version__
 from kneo.service import answers
@@ -35,7 +35,7 @@ async def live(service: Here) -> Response:
 
 
 @router.get("/readyz", operation_id="ready", responses=shows(answers.Health))
-def ready(service: Here) -> Json | JSONResponse:
+def ready(service: Here) -> Json | JsonAnswer:
     """Answer when requests can be served, with every check; 503 with the same when one fails."""
     checks = service.readiness.checks()
     failing = [name for name, check in checks.items() if not check["ok"]]

@@ -14,14 +14,13 @@ from threading import Lock
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import JSONResponse
 
 from kneo.clock import monotonic
 from kneo.errors import NotFound, Unauthorized
 from kneo.service import answers
 from kneo.service.context import Here
 from kneo.service.problems import problem, too_large
-from kneo.service.router import shows
+from kneo.service.router import JsonAnswer, shows
 from kneo.store import hooks
 
 router = APIRouter(tags=["hooks"])
@@ -88,7 +87,7 @@ _rate = Rate(PER_MINUTE)
     response_model=None,
     responses=shows(answers.HookAccepted, 202),
 )
-async def receive(provider: str, request: Request, service: Here) -> JSONResponse:
+async def receive(provider: str, request: Request, service: Here) -> JsonAnswer:
     """Take a host's word that something may have changed."""
     known, secret = PROVIDERS.get(provider), service.settings.hook_secrets.get(provider)
     if known is None or not secret:
@@ -109,7 +108,7 @@ async def receive(provider: str, request: Request, service: Here) -> JSONRespons
     delivery = request.headers.get(known.delivery, "") or hashlib.sha256(body).hexdigest()
     news = await run_in_threadpool(hooks.take_delivery, service.store, provider, delivery[:200])
     counted.delivered(provider, "accepted" if news else "duplicate")
-    return JSONResponse({"accepted": True, "duplicate": not news}, status_code=202)
+    return JsonAnswer({"accepted": True, "duplicate": not news}, status_code=202)
 
 
 async def _body(request: Request) -> bytes | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
@@ -18,7 +18,7 @@ from kneo.service.context import Here, Service
 from kneo.service.link_page import HEADERS, done_page, question_page, refused_page
 from kneo.service.problems import refusal
 from kneo.service.rate import Rate
-from kneo.service.router import Router, shows
+from kneo.service.router import JsonAnswer, Router, shows
 from kneo.service.wire import Json
 from kneo.state.link import TaskLink
 from kneo.state.task import DecisionKind, HumanTask
@@ -112,7 +112,7 @@ async def answer(token: str, request: Request, service: Here) -> Response:
     if not as_json:
         return HTMLResponse(done_page(task), headers=dict(HEADERS))
     decided = task.decision.kind.value if task.decision else None
-    return JSONResponse({"continuation_id": task.id, "status": task.status.value, "decision": decided})
+    return JsonAnswer({"continuation_id": task.id, "status": task.status.value, "decision": decided})
 
 
 def _decide(service: Service, token: str, said: Answer) -> HumanTask:
