@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar, cast
 from kneo.clock import monotonic
 from kneo.errors import KneoError
 from kneo.store.engine import Store, Tx
+from kneo.store.notices import ANYTHING
 
 LOOK_SECONDS = 0.1
 """How often somebody looks what other processes have changed."""
@@ -55,7 +56,7 @@ class _Waiting:
 
 
 class News:
-    """Tells those who wait. Belongs to one event loop; ``nudge`` and ``stop`` work from any thread.
+    """Tells those who wait. Belongs to one event loop; ``stop`` works from any thread.
 
     Args:
         store: The database.
@@ -68,7 +69,8 @@ class News:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._nudged = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
-        self._unlisten: Callable[[], None] = store.listen(self.nudge)
+        self._listening = contextlib.ExitStack()
+        self._listening.enter_context(store.notices.calling(ANYTHING, self._nudge))
 
     def mark(self) -> int:
         """Return a mark for ``hear``."""
@@ -124,8 +126,7 @@ class News:
         finally:
             self._waiting.discard(waiting)
 
-    def nudge(self) -> None:
-        """Say that something was committed."""
+    def _nudge(self, _: object) -> None:
         # Most commits happen while nobody waits for just anything, and then cost nothing here.
         found = [waiting for waiting in tuple(self._waiting) if waiting.feed.notice is None]
         for waiting in found:
@@ -136,7 +137,7 @@ class News:
     def stop(self) -> None:
         """Let everybody go who waits, now and from now on."""
         self.stopping = True
-        self._unlisten()
+        self._listening.close()
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._let_go)
 

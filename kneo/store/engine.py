@@ -107,7 +107,6 @@ class Store:
         self._writer = Writer(lambda durable: self.write(durable=durable), self._part)
         self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
         self.notices = Notices()
-        self._listeners: tuple[Callable[[], None], ...] = ()
 
     @property
     def is_sqlite(self) -> bool:
@@ -131,22 +130,7 @@ class Store:
         with _translate(), self._connections.write(durable=durable) as connection:
             tx = Tx(connection, self.clock.now(), self.find_key)
             yield tx
-        for hear in self._listeners:
-            hear()
-        for name, news in tx.told:
-            self.notices.tell(name, news)
-
-    def listen(self, hear: Callable[[], None]) -> Callable[[], None]:
-        """Call something after every commit of this process, in the thread that wrote; returns what ends that.
-
-        What is called must be quick and must not raise. Commits of other processes are not heard.
-        """
-        self._listeners = (*self._listeners, hear)
-
-        def stop() -> None:
-            self._listeners = tuple(each for each in self._listeners if each is not hear)
-
-        return stop
+        self.notices.tell(tx.told)
 
     def submit(self, work: Callable[[Tx], T], *, durable: bool = True) -> Future[T]:
         """Run a piece of work as a transaction in another thread; its result comes when it is on disk.

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 REMEMBERED = 64
 """News kept for those who were about to listen when they were told."""
 
+ANYTHING = ""
+"""The name under which every commit of this process is told, whatever it is about."""
+
 Hear = Callable[[object], object]
 
 
@@ -45,13 +48,17 @@ class Notices:
                 if not self._listeners[name]:
                     del self._listeners[name]
 
-    def tell(self, name: str, news: object = None) -> None:
-        """Say that there is news, and what, where that is known whole; only after it was committed."""
+    def tell(self, told: Sequence[tuple[str, object]] = ()) -> None:
+        """Say that something was committed: to whoever listens to anything, and to those it has news for.
+
+        Args:
+            told: Names and their news, where that is known whole.
+        """
         with self._lock:
-            self._count += 1
-            self._told.append((name, news))
-            listeners = tuple(self._listeners.get(name, ()))
-        for hear in listeners:
+            self._count += len(told)
+            self._told.extend(told)
+            heard = [(hear, news) for name, news in ((ANYTHING, None), *told) for hear in self._listeners.get(name, ())]
+        for hear, news in heard:
             hear(news)
 
     def mark(self) -> int:

@@ -38,6 +38,7 @@ from kneo.clock import SystemClock
 from kneo.errors import Transient
 from kneo.store import requests
 from kneo.store.migrate import open_store
+from kneo.store.notices import ANYTHING
 
 url, folder, mirrors, pin, how, at = sys.argv[1:]
 store = open_store(url, SystemClock())
@@ -60,10 +61,10 @@ def after_write(connection, cursor, statement, parameters, context, executemany)
         moment(cursor)
 
 event.listen(store.engine, "after_cursor_execute", after_write)
-store.listen(moment)
 try:
-    reconciler = Reconciler(store, Mirror(folder, "main", Path(mirrors)), pin, channels=("webhook",))
-    reconciler.reconcile(Lease("controller", "child", fence))
+    with store.notices.calling(ANYTHING, lambda _: moment()):
+        reconciler = Reconciler(store, Mirror(folder, "main", Path(mirrors)), pin, channels=("webhook",))
+        reconciler.reconcile(Lease("controller", "child", fence))
     print("done", count)
 except Transient as error:
     print(error.code, count)
