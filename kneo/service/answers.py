@@ -356,6 +356,16 @@ class HumanResumed(Answer):
     metadata: Map
 
 
+class WorkflowRunContinued(HumanResumed):
+    """Where a run went, and what it still requires."""
+
+    workflow_id: str | None
+    content: str | None
+    is_paused: bool
+    step_requirements: list[Map]
+    refused: list[Map]
+
+
 class TaskLink(Answer):
     """A link; its token is shown this once."""
 

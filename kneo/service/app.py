@@ -47,6 +47,7 @@ from kneo.service.routes import (
     skills,
     specs,
     start,
+    workflows,
 )
 from kneo.service.specs import Specs
 from kneo.settings import Settings
@@ -62,6 +63,7 @@ wrote, and a second span to each of ours."""
 ROUTES = (
     health,
     start,
+    workflows,
     runs,
     inbox,
     human_tasks,

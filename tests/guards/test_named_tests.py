@@ -1,4 +1,4 @@
-"""The pages of threats and of weaknesses name tests; each of them is there."""
+"""The pages of threats, of weaknesses and of what must hold for questions name tests; each of them is there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 THREATS = ROOT / "docs/security/threats.md"
 WEAKNESSES = ROOT / "docs/compatibility-weaknesses.md"
+GATES = ROOT / "docs/compatibility-gates.md"
 WAITING = "waits for the agent layer"
 _NAMED = re.compile(r"`(tests/[^`:]+\.py)?(?:::([a-z_]+))?`")
 
@@ -19,7 +20,7 @@ def rows_of(page: Path) -> list[str]:
     return [line for line in lines if line.startswith("|") and not line.startswith(("|---", "| who", "| id"))]
 
 
-@pytest.mark.parametrize("page", [THREATS, WEAKNESSES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [THREATS, WEAKNESSES, GATES], ids=lambda page: page.name)
 def test_every_row_names_tests_and_every_test_that_is_named_exists(page: Path) -> None:
     rows = rows_of(page)
     assert len(rows) > 20
@@ -37,3 +38,8 @@ def test_every_row_names_tests_and_every_test_that_is_named_exists(page: Path) -
 
 def test_every_weakness_is_on_the_page_once() -> None:
     assert [row.split("|")[1].strip() for row in rows_of(WEAKNESSES)] == [f"W-{number:02}" for number in range(1, 57)]
+
+
+def test_every_check_contradiction_and_fault_is_on_the_page_once() -> None:
+    expected = [*"abcdefghijklmno", *(f"C-{n}" for n in range(1, 9)), *(f"F-{n:02}" for n in range(1, 43))]
+    assert [row.split("|")[1].strip() for row in rows_of(GATES)] == expected

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
+
+EXECUTOR_POSITION = "wait"
+"""The position of a question that what runs inside a step asks in its middle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +104,14 @@ class RouterPausedEvent(_Paused):
 
 @dataclass(frozen=True, kw_only=True)
 class StepExecutorPausedEvent(_Paused):
-    """A tool call inside a step waits for a person."""
+    """What runs inside a step waits for a person in its middle: a tool that a person answers, a question of a function.
+
+    ``name`` is the question's own, ``schema`` the JSON Schema of its answer.
+    """
 
     event = "StepExecutorPaused"
-    executor_requirements: tuple[Mapping[str, object], ...] = field(default=())
+    name: str = ""
+    schema: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,14 @@ from kneo.runtime.interpret.node import Leaf
 from kneo.runtime.steps.base import StepContext
 from kneo.sdk.host import Host, Standing, run_sync
 from kneo.sdk.run.workflow import (
+    EXECUTOR_POSITION,
     RouterContinuedEvent,
     RouterPausedEvent,
     StepCompletedEvent,
     StepContinuedEvent,
     StepErrorEvent,
+    StepExecutorContinuedEvent,
+    StepExecutorPausedEvent,
     StepOutputReviewEvent,
     StepPausedEvent,
     StepStartedEvent,
@@ -126,7 +129,7 @@ class Follower:
             case "human_intervention_requested":
                 return self._paused(host, entry, here)
             case "workflow_resumed":
-                make = RouterContinuedEvent if entry.data.get("position") == "route" else StepContinuedEvent
+                make = _CONTINUED.get(str(entry.data.get("position")), StepContinuedEvent)
                 return make(**here, decision=str(entry.data.get("decision", "")))  # type: ignore[arg-type]
             case _:
                 return None
@@ -141,6 +144,8 @@ class Follower:
                 return RouterPausedEvent(**asked, available_choices=choices)  # type: ignore[arg-type]
             case "after":
                 return StepOutputReviewEvent(**asked)  # type: ignore[arg-type]
+            case position if position == EXECUTOR_POSITION:
+                return StepExecutorPausedEvent(**asked, name=task.key, schema=task.answer_schema)  # type: ignore[arg-type]
             case _:
                 return StepPausedEvent(**asked)  # type: ignore[arg-type]
 
@@ -157,6 +162,12 @@ class Follower:
                 return WorkflowCancelledEvent(**common, reason=told)
             case _:
                 return WorkflowErrorEvent(**common, error=told)
+
+
+_CONTINUED: Mapping[str, type[StepContinuedEvent | RouterContinuedEvent | StepExecutorContinuedEvent]] = {
+    "route": RouterContinuedEvent,
+    EXECUTOR_POSITION: StepExecutorContinuedEvent,
+}
 
 
 def _text(value: object) -> str | None:

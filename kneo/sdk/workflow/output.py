@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kneo.sdk.host import Standing
+from kneo.sdk.run.workflow import EXECUTOR_POSITION
 from kneo.sdk.workflow.plan import Place, Plan
 from kneo.sdk.workflow.requirements import ErrorRequirement, Requirement, StepRequirement
 from kneo.sdk.workflow.types import StepOutput
@@ -56,11 +57,11 @@ class WorkflowRunOutput:
 
     @property
     def pause_kind(self) -> str | None:
-        """What it waits for: a ``step``; questions of tools inside a step are ``executor``."""
+        """What it waits for: a ``step``, or what runs inside one and asks in its middle, the ``executor``."""
         active = self.active_requirement
         if active is None:
             return None
-        return "executor" if active.task.position in {"tool", "external"} else "step"
+        return "executor" if active.task.position == EXECUTOR_POSITION else "step"
 
     @property
     def active_requirement(self) -> Requirement | None:

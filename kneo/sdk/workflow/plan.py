@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -112,15 +113,15 @@ class Plan:
         return found
 
 
-class Primitive:
+class Primitive(ABC):
     """Something a workflow consists of."""
 
     name: str
     human_review: HumanReview | None
 
+    @abstractmethod
     def written(self, plan: Plan, path: str) -> Json:
         """Return it as a step of the spec."""
-        raise NotImplementedError
 
 
 def _told(run: Run) -> Mapping[str, object]:

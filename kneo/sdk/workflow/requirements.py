@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kneo.sdk.workflow.plan import Place
 from kneo.sdk.workflow.types import HumanReview, UserInputField, spelled
 from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.tasks.answers import Answer
+from kneo.tasks.inputs import given
 
 NO_REVIEW = HumanReview()
 
@@ -199,6 +200,14 @@ class StepRequirement(Requirement):
     def edit(self, content: object) -> None:
         """Put something else in the place of an output; content that is no text passes on as JSON."""
         self._say(DecisionKind.EDITED, content=spelled(content))
+
+    def provide(self, value: object) -> None:
+        """Answer what runs inside the step asked in its middle, with any JSON that fits its question.
+
+        Raises:
+            NotAllowed: such a value is no answer to it.
+        """
+        self.said = replace(given(self.task, value), expect_digest=self.task.subject_digest)
 
     def set_user_input(self, **values: object) -> None:
         """Fill in values; where nothing has to be confirmed, that is the answer.

@@ -14,6 +14,7 @@ from kneo.errors import Conflict, NotFound, Usage
 from kneo.runtime.steps.base import Declined
 from kneo.sdk.db.sqlite import SqliteDb
 from kneo.sdk.durable import Executions, Flow, ask_question, flow, hitl_tool, wait, wait_for_input
+from kneo.sdk.run.workflow import StepExecutorContinuedEvent, StepExecutorPausedEvent
 from kneo.sdk.workflow import Step, Workflow
 from kneo.store import tasks
 from kneo.tasks.answers import NotAllowed
@@ -243,10 +244,23 @@ def test_steps_of_workflows_may_wait_too(database: SqliteDb) -> None:
     workflow = Workflow("w", [Step("ask", executor=lambda given: f"{given.input} {wait(question='?')}")], db=database)
     paused = workflow.run("in")
     assert paused.is_paused
+    assert paused.pause_kind == "executor"
     [requirement] = paused.active_requirements
-    host = workflow._running(paused.run_id).host
-    host.decide(requirement.task, given(requirement.task, "out"))
-    assert workflow.continue_run(run_id=paused.run_id).content == "in out"
+    requirement.provide("out")
+    assert workflow.continue_run(paused).content == "in out"
+
+
+def test_a_wait_inside_a_step_is_among_the_events(database: SqliteDb) -> None:
+    ask = Step("ask", executor=lambda given: f"{given.input} {wait(question='Which?', name='which', schema=str)}")
+    workflow = Workflow("w", [ask], db=database)
+    *_, paused, _ = workflow.run("in", stream=True)
+    assert isinstance(paused, StepExecutorPausedEvent)
+    assert (paused.step_name, paused.message, paused.schema) == ("ask", "Which?", {"type": "string"})
+    output = workflow.get_session().runs[-1]
+    output.active_requirements[0].provide("out")
+    continued = next(iter(workflow.continue_run(output, stream=True)))
+    assert isinstance(continued, StepExecutorContinuedEvent)
+    assert continued.decision == "provided"
 
 
 def test_nobody_waits_outside_a_step() -> None:
