@@ -67,6 +67,11 @@ class Engine:
         asyncio.run(self.driver().drive_alone(run.id))
         return self.look(run)
 
+    def drive_with(self, driver: Driver, run: Run) -> Run:
+        """Drive with a driver that goes on afterwards, and so knows the programs of runs it drove."""
+        asyncio.run(driver.drive(run.id))
+        return self.look(run)
+
     def look(self, run: Run) -> Run:
         return find_run(self.store, run.id)
 

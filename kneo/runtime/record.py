@@ -207,7 +207,7 @@ class _Change:
         self.history.trace.append(NewTrace(type=kind, step_id=step_id, data=data))
 
     def checkpoint(self, kind: str, step_id: str | None = None, **facts: object) -> None:
-        state = snapshot(history.counted(self.run, self.history), self.tx)
+        state = snapshot(self.run, self.tx, new_steps=len(self.history.steps))
         self.history.checkpoints.append(NewCheckpoint(type=kind, step_id=step_id, state=state, metadata=facts))
 
     def write(self, busy: Collection[str]) -> Run | None:
@@ -336,15 +336,18 @@ def decided(tx: Tx, run: Run) -> tuple[HumanTask, ...]:
     return tasks.of_run(tx, run.id, [TaskStatus.DECIDED])
 
 
-def snapshot(run: Run, tx: Tx) -> Mapping[str, object]:
-    """What a checkpoint keeps: enough to see where the run stood and to fork from there."""
+def snapshot(run: Run, tx: Tx, *, new_steps: int = 0) -> Mapping[str, object]:
+    """What a checkpoint keeps: enough to see where the run stood and to fork from there.
+
+    ``new_steps`` are written with it and not yet in the run's count.
+    """
     return {
         "status": run.status.value,
         "output_text": run.output_text,
         "error": asdict(run.error) if run.error else None,
         "state": run.state,
         "state_version": run.state_version,
-        "step_count": run.step_count,
+        "step_count": run.step_count + new_steps,
         "at": isoformat(tx.now),
     }
 

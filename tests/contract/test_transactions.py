@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from kneo.clock import ManualClock
 from kneo.errors import Invalid, Transient
 from kneo.store import engine, releases, requests
-from kneo.store.engine import Store, insert_ignoring_duplicates, lock_table, open_engine, upsert
+from kneo.store.engine import Store, Tx, insert_ignoring_duplicates, lock_table, open_engine, upsert
 from kneo.store.migrate import open_store
 from kneo.store.tables import leases, trust_roots
 
@@ -23,7 +23,7 @@ DIGEST = "sha256:" + "0" * 64
 HOLD = """
 import sys
 from kneo.clock import SystemClock
-from kneo.store.engine import Store, open_engine
+from kneo.store.engine import Store, Tx, open_engine
 store = Store(open_engine(sys.argv[1]), SystemClock())
 with store.exclusive(sys.argv[2]) as held:
     print(held, flush=True)
@@ -246,3 +246,23 @@ def test_a_process_that_stops_half_way_does_not_hold_its_locks_for_ever(postgres
         assert len(tx.connection.execute(select(leases)).all()) == 3
     for store in (stopped, other):
         store.close()
+
+
+def test_what_need_not_be_durable_is_written_without_waiting_for_the_disk(sqlite_store: Store) -> None:
+    full, normal = 2, 1
+    for durable, level in ((True, full), (False, normal), (False, normal), (True, full)):
+        with sqlite_store.write(durable=durable) as tx:
+            assert tx.connection.exec_driver_sql("PRAGMA synchronous").scalar() == level
+
+
+def test_a_group_is_as_durable_as_its_most_durable_part(sqlite_store: Store) -> None:
+    def level(tx: Tx) -> object:
+        return tx.connection.exec_driver_sql("PRAGMA synchronous").scalar()
+
+    with sqlite_store.write():
+        # All of them wait for this one to end, and so come together.
+        asked = [sqlite_store.submit(level, durable=durable) for durable in (False, True, False)]
+    levels = [one.result() for one in asked]
+    # The first may have been taken up alone before the others came.
+    assert levels[1:] == [2, 2]
+    assert levels[0] in {1, 2}
