@@ -181,6 +181,9 @@ class ServiceBackend:
     def task_summary(self) -> Json:
         return self._send("GET", "/human-tasks/summary")
 
+    def task_stats(self, query: Query) -> Json:
+        return self._send("GET", "/human-tasks/stats", query=query)
+
     def resume_many(self, items: Sequence[Mapping[str, object]]) -> Json:
         return self._send("POST", "/human-tasks/batch", body={"items": list(items)})
 

@@ -57,6 +57,7 @@ COMMANDS: dict[str, Entry] = {
             "comment": Entry("cli.inbox:comment", "Say something about a task without answering it."),
             "history": Entry("cli.inbox:history", "Show everything that happened to a task."),
             "summary": Entry("cli.inbox:summary", "Count what waits for people."),
+            "stats": Entry("cli.review_stats:stats", "How people review, gate by gate."),
             "batch": Entry("cli.inbox:batch", "Answer many tasks from a file."),
             "watch": Entry("cli.inbox:watch", "Follow the inbox as it fills and empties."),
             "review": Entry("cli.inbox:review", "Go through what waits for you, one after the other."),

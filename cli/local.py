@@ -20,6 +20,7 @@ from kneo.service import receipts as decisions
 from kneo.service import task_acts, task_links, task_wire, wire
 from kneo.service.run_query import run_page
 from kneo.service.task_query import task_detail, task_page
+from kneo.service.task_stats import task_stats
 from kneo.service.words import check_status, speaks_published
 from kneo.settings import Settings
 from kneo.spec.flags import PolicyFlags
@@ -197,6 +198,10 @@ class LocalBackend:
     def task_summary(self) -> Json:
         with self.store.read() as tx:
             return task_wire.summary(task_counts.summary(tx))
+
+    def task_stats(self, query: Query) -> Json:
+        environment, workflow_name = _text(query, "environment"), _text(query, "workflow_name")
+        return task_stats(self.store, str(query["since"]), environment, workflow_name)
 
     def resume_many(self, items: Sequence[Mapping[str, object]]) -> Json:
         limit, pin = self._content_limit, self.settings.trust_root

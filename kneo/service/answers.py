@@ -445,6 +445,39 @@ class TaskSummary(Answer):
     by_environment: dict[str, int]
 
 
+class GateStats(Answer):
+    """One gate. Shares are from 0 to 1, of what people answered."""
+
+    gate: str = Field(examples=["draft.after"])
+    environment: str | None
+    workflow_name: str | None
+    position: str
+    decided: int
+    by_people: int
+    by_deadline: int
+    by_replay: int
+    expired: int
+    decisions: dict[str, int]
+    median_seconds: float | None
+    p90_seconds: float | None
+    edited_share: float | None
+    rejected_share: float | None
+    edit_distance: float | None = Field(description="Median share of the words that an edit changed.")
+    edits_compared: int
+    quick_share: float | None = Field(description="Approvals before what was shown could have been read.")
+    rubber_stamp: bool = Field(description="Nearly all approved as shown, and most of that unread.")
+    voted: int
+    agreement: float | None = Field(description="Where several were heard: share in which all said the same.")
+
+
+class TaskStats(Answer):
+    since: str
+    until: str
+    tasks: int
+    truncated: bool = Field(description="Whether there were more than these figures are of.")
+    gates: list[GateStats]
+
+
 class TaskEvent(Answer):
     id: str
     continuation_id: str

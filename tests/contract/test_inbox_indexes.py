@@ -14,6 +14,7 @@ from kneo.state.task import TaskStatus
 from kneo.store import tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.task_filter import EVERY_TASK, SORTABLE, TaskFilter, counting, listing
+from kneo.store.task_outcomes import of_status
 
 NOON = "2026-01-31T12:00:00.000000+00:00"
 ME = ("user:ann", "group:prod/editors")
@@ -114,3 +115,11 @@ def test_what_has_no_such_time_comes_last(store: Store, sort_by: str):
         assert getattr(listed[-1], column) is None
         rest = tasks.list_tasks(tx, sort_by=sort_by, after=soon.id, descending=False)
         assert [task.id for task in rest] == [late.id, never.id]
+
+
+@pytest.mark.parametrize("wanted", [{}, {"environment": "prod", "workflow_name": "release"}], ids=["all", "some"])
+def test_figures_about_reviewing_read_what_they_are_of(tx: Tx, wanted: dict[str, str | None]):
+    statement = of_status(TaskStatus.APPLIED, "cont_0", wanted, 100)
+    steps = plan(tx, statement, {})
+    assert not reads_everything(steps), steps
+    assert any("ix_tasks_status" in step for step in steps), steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import Depends, Header
+from fastapi import Depends, Header, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -16,6 +16,7 @@ from kneo.service.context import Here, Published
 from kneo.service.router import JsonAnswer, Router, shows
 from kneo.service.run_news import answered
 from kneo.service.task_news import latest, task_events
+from kneo.service.task_stats import task_stats
 from kneo.service.wire import Json
 from kneo.state.task import HumanTask
 from kneo.store import task_counts
@@ -93,6 +94,18 @@ def summarise(service: Here, _principal: Reader) -> Json:
     """Count what waits for people, by status, kind and environment."""
     with service.store.read() as tx:
         return task_wire.summary(task_counts.summary(tx))
+
+
+@router.get("/human-tasks/stats", operation_id="get_human_task_stats", responses=shows(answers.TaskStats))
+def get_stats(
+    service: Here,
+    _principal: Reader,
+    since: Annotated[str, Query(max_length=20, description="Questions asked since then.", examples=["30d"])] = "30d",
+    environment: str | None = None,
+    workflow_name: str | None = None,
+) -> Json:
+    """Tell how people review, gate by gate: how fast, how often they change or refuse something, whether they agree."""
+    return task_stats(service.store, since, environment, workflow_name)
 
 
 @router.post("/human-tasks/batch", operation_id="resume_human_tasks", responses=shows(answers.TaskBatch))

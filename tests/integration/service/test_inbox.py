@@ -216,3 +216,29 @@ def test_a_run_is_repeated_with_its_answers_or_with_others(
     assert (
         bench.post(f"/runs/{run['run_id']}/fork", body, role="operator", expect=403)["required_scope"] == "human:write"
     )
+
+
+def test_figures_about_reviewing_are_told_and_drawn(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "figured"
+    for said in ({"decision": "approved"}, {"decision": "edited", "content": "better"}, {"decision": "rejected"}):
+        bench.answer(bench.start(spec_of(DRAFT, APPROVE, PUBLISH, name=name)), **said)
+    told = bench.get("/human-tasks/stats", role="viewer", since="1h", workflow_name=name)
+    assert (told["tasks"], told["truncated"]) == (3, False)
+    (gate,) = told["gates"]
+    assert (gate["gate"], gate["by_people"]) == ("approve.step", 3)
+    assert gate["decisions"] == {"approved": 1, "edited": 1, "rejected": 1}
+    assert gate["edit_distance"] == 1.0
+    assert bench.get("/human-tasks/stats", since="soon", expect=400)["error"] == "invalid_request"
+    bench.get("/human-tasks/stats", since="400d", expect=400)
+    monkeypatch.setenv("KNEO_SERV_API_KEY", "viewer-key")
+    words = ["human", "stats", "--since", "1h", "--workflow", name, "--service-url", bench.url]
+    assert kneo([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gates"] == [gate]
+    assert kneo(words) == 0
+    drawn = capsys.readouterr().out
+    assert "figured/approve.step" in drawn
+    assert "██████▒▒▒▒▒░░░░░" in drawn
+    assert kneo([*words[:4], "--workflow", "none", *words[6:]]) == 0
+    assert "Nothing was answered" in capsys.readouterr().out

@@ -1,0 +1,201 @@
+"""How well people review, gate by gate: how fast, how often they say no or change something, whether they agree. Pure.
+
+Figures are of gates and never of people: they are to find questions that nobody needs, or that nobody can answer well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from statistics import median
+
+from kneo.clock import parse_time
+from kneo.state.outcome import Outcome
+from kneo.state.task import DecisionKind
+
+READ_CHARS_PER_SECOND = 48.0
+"""Twice the 238 words (of six characters with their space) that adults read in a minute, silently, of non-fiction: the mean of
+190 studies in M. Brysbaert, "How many words do we read per minute?", Journal of Memory and Language 109 (2019). Whoever is
+faster has not read it."""
+
+OPENED_SECONDS = 3.0
+"""Least that opening a question and answering it takes, however short it is. Our own guess."""
+
+JUDGED_FROM = 20
+"""Answers by people from which on a gate is judged; fewer may be chance."""
+
+ALWAYS_APPROVED, MOSTLY_QUICK = 0.95, 0.5
+
+EDITS = 100
+"""Edits that are compared with what was shown, the newest of all gates; comparing costs up to ten milliseconds each."""
+
+EDIT_CHARS = 20_000
+
+CELLS = 40_000
+"""Most pairs of words, or of lines, that one comparison looks at, beside those in which two texts begin and end alike."""
+
+PERSON, REPLAY = "person", "replay"
+
+_TURN = re.compile(r"[#@]\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateFigures:
+    """One gate. Shares are from 0 to 1, of what people answered; None where there is nothing to take them of."""
+
+    gate: str
+    """The key of its questions without the round of a loop or the attempt: ``draft.after``."""
+    environment: str | None
+    workflow_name: str | None
+    position: str
+    decided: int
+    by_people: int
+    by_deadline: int
+    by_replay: int
+    expired: int
+    """Those that nobody answered and whose deadline ended the run."""
+    decisions: Mapping[str, int]
+    """What people said, by its word."""
+    median_seconds: float | None
+    p90_seconds: float | None
+    """From the question to the decision; nine of ten took no longer."""
+    edited_share: float | None
+    rejected_share: float | None
+    edit_distance: float | None
+    """Median share of the words (or lines, of long texts) that an edit changed."""
+    edits_compared: int
+    quick_share: float | None
+    """Approvals that came before what was shown could have been read; see ``is_quick``."""
+    rubber_stamp: bool
+    """See ``is_rubber_stamp``."""
+    voted: int
+    """Answers for which several people were heard."""
+    agreement: float | None
+    """Share of those in which all said the same."""
+
+
+def to_compare(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
+    """Choose the edits to compare with what was shown."""
+    edited = (one.id for one in outcomes if one.content is not None and _compares(one))
+    return tuple(each for each, _ in zip(edited, range(EDITS), strict=False))
+
+
+def _compares(one: Outcome) -> bool:
+    return one.by == PERSON and max(one.shown_chars, len(one.content or "")) <= EDIT_CHARS
+
+
+def review(outcomes: Sequence[Outcome], shown: Mapping[str, str]) -> tuple[GateFigures, ...]:
+    """Work out the figures of every gate, those with most answers first.
+
+    Args:
+        outcomes: What became of questions.
+        shown: What was shown where it was edited, by the task's id, as ``to_compare`` chose them.
+    """
+    gates: dict[tuple[str | None, str | None, str, str], list[Outcome]] = {}
+    for one in outcomes:
+        gates.setdefault((one.environment, one.workflow_name, _TURN.sub("", one.key), one.position), []).append(one)
+    found = [_gate(*place, of_gate, shown) for place, of_gate in gates.items()]
+    return tuple(sorted(found, key=lambda one: (-one.decided, one.gate)))
+
+
+def _gate(
+    environment: str | None,
+    workflow_name: str | None,
+    gate: str,
+    position: str,
+    all_of: Sequence[Outcome],
+    shown: Mapping[str, str],
+) -> GateFigures:
+    decided = [one for one in all_of if one.decision is not None]
+    people = [one for one in decided if one.by == PERSON]
+    replayed = sum(one.by == REPLAY for one in decided)
+    said = Counter(one.decision.value for one in people if one.decision is not None)
+    seconds = sorted(_seconds(one) for one in people)
+    approved = [one for one in people if one.decision is DecisionKind.APPROVED]
+    quick = sum(map(is_quick, approved))
+    distances = [
+        distance
+        for one in people
+        if one.id in shown and (distance := edit_distance(shown[one.id], one.content or "")) is not None
+    ]
+    voted = [one for one in people if len(one.answers) > 1]
+    return GateFigures(
+        gate=gate,
+        environment=environment,
+        workflow_name=workflow_name,
+        position=position,
+        decided=len(decided),
+        by_people=len(people),
+        by_deadline=len(decided) - len(people) - replayed,
+        by_replay=replayed,
+        expired=len(all_of) - len(decided),
+        decisions=dict(sorted(said.items())),
+        median_seconds=round(median(seconds), 3) if seconds else None,
+        p90_seconds=round(seconds[ceil(0.9 * len(seconds)) - 1], 3) if seconds else None,
+        edited_share=_share(said[DecisionKind.EDITED], len(people)),
+        rejected_share=_share(said[DecisionKind.REJECTED], len(people)),
+        edit_distance=round(median(distances), 4) if distances else None,
+        edits_compared=len(distances),
+        quick_share=_share(quick, len(approved)),
+        rubber_stamp=is_rubber_stamp(len(people), len(approved), quick),
+        voted=len(voted),
+        agreement=_share(sum(len(set(one.answers)) == 1 for one in voted), len(voted)),
+    )
+
+
+def is_quick(one: Outcome) -> bool:
+    """Say whether an answer came sooner than what was shown can be read by somebody who reads twice as fast as others.
+
+    The time is counted from when the question was asked, not from when somebody opened it: whoever is quick by that was.
+    """
+    return _seconds(one) < max(OPENED_SECONDS, one.shown_chars / READ_CHARS_PER_SECOND)
+
+
+def is_rubber_stamp(answered: int, approved: int, quick: int) -> bool:
+    """Say whether a gate looks as if people only click: 20 answers or more, at least 95 % of them approvals as shown, and at
+    least half of those given before what was shown could have been read.
+
+    That nearly everything is approved is no fault by itself: the work may be good. That it is approved unread is.
+    """
+    return answered >= JUDGED_FROM and approved >= ALWAYS_APPROVED * answered and quick >= MOSTLY_QUICK * approved
+
+
+def edit_distance(before: str, after: str) -> float | None:
+    """Return how many words have to be put in, taken out or replaced to come from one text to the other, as a share of the
+    longer one's: from 0 to 1. Long texts are compared by their lines; ``None`` where that is too much work, too.
+    """
+    for parted in (str.split, str.splitlines):
+        old, new = _trimmed(parted(before), parted(after))
+        if len(old) * len(new) <= CELLS:
+            longest = max(len(parted(before)), len(parted(after)), 1)
+            return round(_levenshtein(old, new) / longest, 4)
+    return None
+
+
+def _trimmed(old: list[str], new: list[str]) -> tuple[list[str], list[str]]:
+    """Leave out what two texts begin and end with alike."""
+    least = min(len(old), len(new))
+    start = next((index for index in range(least) if old[index] != new[index]), least)
+    least -= start
+    end = next((index for index in range(least) if old[-1 - index] != new[-1 - index]), least)
+    return old[start : len(old) - end], new[start : len(new) - end]
+
+
+def _levenshtein(old: Sequence[str], new: Sequence[str]) -> int:
+    row = list(range(len(new) + 1))
+    for number, word in enumerate(old, 1):
+        diagonal, row[0] = row[0], number
+        for index, other in enumerate(new, 1):
+            diagonal, row[index] = row[index], min(row[index] + 1, row[index - 1] + 1, diagonal + (word != other))
+    return row[-1]
+
+
+def _seconds(one: Outcome) -> float:
+    return (parse_time(one.resolved_at) - parse_time(one.asked_at)).total_seconds()
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(part / whole, 4) if whole else None
