@@ -1,6 +1,6 @@
 """How quick a full inbox is, on both databases.
 
-    python -m benchmarks.inbox --open 100000 --answered 100000 --paused 10000
+    python -m benchmarks.inbox --open 100000 --answered 100000 --paused 10000 --ended 100000
 
 Every look stands beside its target; sweeps stand beside each other: with a hundredth of the open tasks, and with four
 times the due ones. Exit status 1 says that a target was missed.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from datetime import UTC, datetime
@@ -19,14 +20,13 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import databases
 
-from benchmarks.inbox.measure import TARGET_MS, UNINDEXED, idle_sweep, looks, page, sweep
+from benchmarks.inbox.measure import TARGET_MS, UNINDEXED, idle_sweep, looks, page, run_looks, served, sweep, told
 from benchmarks.inbox.populate import fill
 from kneo.clock import ManualClock
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 
 START = datetime(2026, 1, 31, 12, tzinfo=UTC)
-DUE = 100
 SLOWER = 1.5
 """Most that a look may take longer than a page of an inbox with a hundredth of it, on a machine that misses the target."""
 
@@ -34,14 +34,18 @@ SWEEP_RATIO = 2.0
 """Most that a sweep may take longer with a hundred times the open tasks."""
 
 
-def measure(small: Store, full: Store, arguments: argparse.Namespace) -> dict[str, object]:
+def measure(small: Store, full: Store, arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     """Fill two databases, one with a hundredth of the other, and measure."""
-    fill(small, arguments.open // 100, paused=arguments.open // 100)
-    fill(full, arguments.open, answered=arguments.answered, paused=arguments.paused)
+    fill(small, arguments.open // 100, paused=arguments.open // 100, ended=arguments.ended // 20)
+    fill(full, arguments.open, answered=arguments.answered, paused=arguments.paused, ended=arguments.ended)
     found: dict[str, object] = {"page_of_few_ms": page(small), "looks_ms": looks(full)}
+    found["runs_ms"] = {"few": run_looks(small), "all": run_looks(full)}
+    found["served_ms"] = served(full, folder)
+    found["told_ms"] = {"few open": told(small), "all open": told(full)}
     reach = arguments.open // 100
-    sweeps = {"few open": sweep(small, DUE, of=reach), "all open": sweep(full, DUE, of=reach)}
-    sweeps["all open, four times due"] = sweep(full, 4 * DUE, of=reach)
+    due = reach // 10
+    sweeps = {"few open": sweep(small, due, of=reach), "all open": sweep(full, due, of=reach)}
+    sweeps["all open, four times due"] = sweep(full, 4 * due, of=reach)
     found["sweep_ms"] = sweeps
     found["idle_sweep_ms"] = {"few open": idle_sweep(small), "all open": idle_sweep(full)}
     found["sweep_ratio"] = {
@@ -70,9 +74,16 @@ def main() -> int:
     parser.add_argument("--open", type=int, default=100_000)
     parser.add_argument("--answered", type=int, default=100_000)
     parser.add_argument("--paused", type=int, default=10_000)
+    parser.add_argument("--ended", type=int, default=100_000)
     parser.add_argument("--databases", default="sqlite,postgresql")
     arguments = parser.parse_args()
-    found: dict[str, object] = {"open": arguments.open, "answered": arguments.answered, "paused": arguments.paused}
+    found: dict[str, object] = {
+        "load": os.getloadavg(),
+        "open": arguments.open,
+        "answered": arguments.answered,
+        "paused": arguments.paused,
+        "ended": arguments.ended,
+    }
     late: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         # The tests' servers are small and never tidy up; those that people run do.
@@ -87,7 +98,7 @@ def main() -> int:
                     for size in ("small", "full")
                 ]
                 small, full = (open_store(url, ManualClock(START)) for url in urls)
-                measured = measure(small, full, arguments)
+                measured = measure(small, full, arguments, Path(folder) / name)
                 small.close()
                 full.close()
                 found[name] = measured

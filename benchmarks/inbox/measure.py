@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
+
+from service_bench import serving
 
 from benchmarks.inbox.populate import soon
 from kneo.clock import ManualClock
+from kneo.service.news import News
+from kneo.service.router import JsonAnswer
+from kneo.service.run_query import run_page
+from kneo.service.task_news import latest, task_events
 from kneo.service.task_query import task_page
+from kneo.service.task_wire import summary
 from kneo.state.run import RunStatus
-from kneo.store import runs, task_counts, tasks
+from kneo.store import task_counts, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.run_filter import RunFilter
 from kneo.tasks.sweep import expire_due
@@ -22,6 +30,7 @@ UNINDEXED = frozenset({"title", "title of answered too"})
 """Looks without a target: they have to read every title."""
 
 ME = "person-1"
+LISTENERS = 20
 
 
 def looks(store: Store) -> dict[str, float]:
@@ -29,49 +38,115 @@ def looks(store: Store) -> dict[str, float]:
     with store.read() as tx:
         run_id = tasks.list_tasks(tx, limit=1)[0].run_id
         middle = tasks.list_tasks(tx, limit=1, offset=count(tx) // 2)[0].id
+        due = tasks.list_tasks(tx, sort_by="due_at", limit=1, offset=1_000)[0].id
+    down = {"sort_order": "desc"}
     asked: dict[str, dict[str, object]] = {
         "inbox": {},
         "keyset page": {"after": middle},
-        "keyset page by priority": {"after": middle, "sort_by": "priority", "sort_order": "desc"},
-        "keyset page by due": {"after": _due(store), "sort_by": "due_at"},
-        "by priority": {"sort_by": "priority", "sort_order": "desc"},
+        "keyset page by priority": {"after": middle, "sort_by": "priority", **down},
+        "keyset page by due": {"after": due, "sort_by": "due_at"},
+        "keyset page by expiry": {"after": middle, "sort_by": "expires_at"},
+        "by priority": {"sort_by": "priority", **down},
         "by due": {"sort_by": "due_at"},
+        "by expiry": {"sort_by": "expires_at"},
         "environment": {"environment": "prod"},
+        "environment by priority": {"environment": "prod", "sort_by": "priority", **down},
         "kind": {"kind": "review"},
+        "kind by expiry": {"kind": "review", "sort_by": "expires_at"},
         "assignee": {"assignee": "person-3"},
+        "assignee by due": {"assignee": "person-3", "sort_by": "due_at"},
         "claimed_by": {"claimed_by": "person-1"},
         "step_id": {"step_id": "step-7"},
         "workflow_name": {"workflow_name": "workflow-7"},
+        "workflow_kind": {"workflow_kind": "sequential"},
         "run_id": {"run_id": run_id},
         "status claimed": {"status": "claimed"},
+        "claimed by due": {"status": "claimed", "sort_by": "due_at"},
         "pending": {"status": "pending"},
         "escalated": {"status": "escalated"},
         "overdue": {"status": "overdue"},
         "candidate=me": {"candidate": "me"},
+        "candidate=me by priority": {"candidate": "me", "sort_by": "priority", **down},
         "title": {"q": "number 4242"},
         "title of answered too": {"q": "number 4242", "status": "all"},
         "environment and kind": {"environment": "prod", "kind": "review"},
+        "environment and nobody's": {"environment": "prod", "assignee": "nobody"},
+        "environment and workflow": {"environment": "prod", "workflow_name": "workflow-7"},
     }
     found = {}
     for name, query in asked.items():
-        found[name] = timed(store, lambda tx, it=query: json.dumps(task_page(tx, it, ME), ensure_ascii=False))
-    found["summary"] = timed(store, task_counts.summary)
-    found["paused runs"] = timed(store, lambda tx: runs.list_runs(tx, RunFilter(status=RunStatus.PAUSED), limit=100))
+        found[name] = timed(store, lambda tx, it=query: _written(task_page(tx, it, ME)))
+    found["summary"] = timed(store, lambda tx: _written(summary(task_counts.summary(tx))))
     return found
+
+
+def run_looks(store: Store) -> dict[str, float]:
+    """Measure pages of runs likewise."""
+    asked = {
+        "the last changed": (RunFilter(), "updated_at"),
+        "the last begun": (RunFilter(), "created_at"),
+        "failed": (RunFilter(status=RunStatus.FAILED), "updated_at"),
+        "environment": (RunFilter(environment="prod"), "updated_at"),
+        "environment by begin": (RunFilter(environment="prod"), "created_at"),
+        "workflow": (RunFilter(workflow_name="workflow-7"), "updated_at"),
+        "paused, with what they ask": (RunFilter(status=RunStatus.PAUSED), "updated_at"),
+    }
+    return {
+        name: timed(store, lambda tx, it=where, by=order: _written(run_page(tx, it, published=False, sort_by=by)))
+        for name, (where, order) in asked.items()
+    }
+
+
+def served(store: Store, folder: Path) -> dict[str, float]:
+    """Measure requests for pages as a service answers them, its client's part included."""
+    found = {}
+    url = store.engine.url.render_as_string(hide_password=False)
+    with serving(folder, url, workers=0) as service:
+        for path in (
+            "/human-tasks",
+            "/human-tasks?sort_by=priority",
+            "/human-tasks/summary",
+            "/runs",
+            "/runs?status=paused",
+        ):
+            found[f"GET {path}"] = _best(store, lambda it=path: service.ask("GET", it).raise_for_status())
+    return found
+
+
+def told(store: Store) -> float:
+    """Measure the processor time until everybody who follows the inbox has heard of one change, in milliseconds."""
+    with store.read() as tx:
+        task = tasks.list_tasks(tx, limit=1)[0]
+
+    async def follow() -> float:
+        news = News(store)
+        listeners = [task_events(news, latest(store), heartbeat=60) for _ in range(LISTENERS)]
+        taken = []
+        for _ in range(TURNS):
+            hearing = [asyncio.create_task(anext(listener)) for listener in listeners]
+            await asyncio.sleep(0.3)
+            started = time.process_time()
+            await asyncio.to_thread(store.transact, lambda tx: tasks.add_event(tx, task, "commented", ME, {}))
+            heard = await asyncio.gather(*hearing)
+            taken.append((time.process_time() - started) * 1000)
+            assert all(event is not None for event in heard)
+        news.stop()
+        return min(taken)
+
+    return round(asyncio.run(follow()), 2)
+
+
+def _written(answer: object) -> bytes:
+    return JsonAnswer(answer).body
 
 
 def page(store: Store) -> float:
     """Measure one page of the inbox, in milliseconds."""
-    return timed(store, lambda tx: json.dumps(task_page(tx, {}, ME), ensure_ascii=False))
+    return timed(store, lambda tx: _written(task_page(tx, {}, ME)))
 
 
 def count(tx: Tx) -> int:
     return task_counts.summary(tx).waiting
-
-
-def _due(store: Store) -> str:
-    with store.read() as tx:
-        return tasks.list_tasks(tx, sort_by="due_at", limit=1, offset=1_000)[0].id
 
 
 def timed(store: Store, work: Callable[[Tx], object]) -> float:
@@ -80,13 +155,21 @@ def timed(store: Store, work: Callable[[Tx], object]) -> float:
     SQLite works in this very process, so its processor time is everything there is to wait for, however busy the machine
     is; PostgreSQL works in another one, so there it is the time that passes.
     """
+
+    def look() -> None:
+        with store.read() as tx:
+            work(tx)
+
+    return _best(store, look)
+
+
+def _best(store: Store, work: Callable[[], object]) -> float:
     clock = time.process_time if store.is_sqlite else time.perf_counter
     taken = []
     for _ in range(TURNS):
-        with store.read() as tx:
-            started = clock()
-            work(tx)
-            taken.append((clock() - started) * 1000)
+        started = clock()
+        work()
+        taken.append((clock() - started) * 1000)
     return round(min(taken), 2)
 
 

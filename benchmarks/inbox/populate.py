@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from typing import TypeVar
 
 from builders import build_run, build_task
 from sqlalchemy import insert, select, text
@@ -23,6 +24,7 @@ ENVIRONMENTS = ("dev", "staging", "prod")
 KINDS = ("approval", "review", "correction", "selection", "freeform")
 WORKFLOWS, STEPS, PEOPLE, GROUPS = 40, 200, 500, 20
 BATCH = 2_000
+T = TypeVar("T")
 SUBJECT = "A draft of some length, as people are shown it. " * 20
 
 
@@ -47,7 +49,7 @@ def question(store: Store, number: int, *, answered: bool = False) -> HumanTask:
         claimed_by=f"person-{number % PEOPLE}" if number % 10 == 1 else None,
         status=TaskStatus.CLAIMED if number % 10 == 1 else TaskStatus.OPEN,
         escalation=1 if number % 100 == 7 else 0,
-        due_at=isoformat(asked + timedelta(days=7)) if number % 2 else None,
+        due_at=isoformat(asked + timedelta(days=6)) if number % 2 else None,
         deadline_at=isoformat(now + timedelta(days=30 + number % 30)),
         timeout_seconds=2_592_000,
         on_timeout="reject",
@@ -60,8 +62,8 @@ def question(store: Store, number: int, *, answered: bool = False) -> HumanTask:
     return replace(task, next_at=next_at(task))
 
 
-def fill(store: Store, count: int, *, answered: int = 0, paused: int = 0) -> None:
-    """Add open tasks, answered ones, and the paused runs of the first so many open ones.
+def fill(store: Store, count: int, *, answered: int = 0, paused: int = 0, ended: int = 0) -> None:
+    """Add open tasks, answered ones, the paused runs of the first so many open ones, and runs that have ended.
 
     Rows are copied from one that the store wrote itself: a hundred thousand insertions one by one would take minutes.
     """
@@ -82,7 +84,7 @@ def fill(store: Store, count: int, *, answered: int = 0, paused: int = 0) -> Non
                 tx.connection.execute(insert(task_candidates), named)
             if waiting := [(task, 1) for task in batch if task.resolved_at is None]:
                 task_counts.add(tx, waiting)
-    _pause(store, open_tasks[:paused])
+    _add_runs(store, open_tasks[:paused], ended)
     with store.write() as tx:
         while task_counts.fold(tx):
             pass
@@ -146,20 +148,32 @@ def _row(task: HumanTask) -> Mapping[str, object]:
     return kept | {"restricted": task.is_restricted, "candidates": candidates}
 
 
-def _pause(store: Store, waiting: list[HumanTask]) -> None:
-    if not waiting:
-        return
+def _add_runs(store: Store, waiting: list[HumanTask], ended: int) -> None:
     with store.write() as tx:
-        run = build_run(id=new_id("run", tx.now), status=RunStatus.PAUSED)
+        run = build_run(id=new_id("run", tx.now), status=RunStatus.PAUSED, input_text=SUBJECT, state={"text": SUBJECT})
         runs.insert_run(tx, run)
         row = dict(tx.connection.execute(select(runs_table).where(runs_table.c.id == run.id)).one()._mapping)  # noqa: SLF001 - SQLAlchemy's public name
         tx.connection.execute(runs_table.delete().where(runs_table.c.id == run.id))
-    for batch in _batches(waiting):
+    start = store.clock.now() - timedelta(days=30)
+    over = [
+        row
+        | {
+            "id": new_id("run", start),
+            "status": (RunStatus.FAILED if number % 10 == 0 else RunStatus.SUCCEEDED).value,
+            "environment": ENVIRONMENTS[number % len(ENVIRONMENTS)],
+            "workflow_name": f"workflow-{number % WORKFLOWS}",
+            "created_at": isoformat(start + timedelta(seconds=number)),
+            "updated_at": isoformat(start + timedelta(seconds=number + 60)),
+            "output_text": SUBJECT,
+        }
+        for number in range(ended)
+    ]
+    paused = [row | {"id": task.run_id, "environment": task.environment} for task in waiting]
+    for batch in _batches([*over, *paused]):
         with store.write() as tx:
-            rows = [row | {"id": task.run_id, "environment": task.environment} for task in batch]
-            tx.connection.execute(insert(runs_table), rows)
+            tx.connection.execute(insert(runs_table), batch)
 
 
-def _batches(found: list[HumanTask]) -> Iterator[list[HumanTask]]:
+def _batches(found: list[T]) -> Iterator[list[T]]:
     for start in range(0, len(found), BATCH):
         yield found[start : start + BATCH]
