@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 REDACTED = "[REDACTED]"
 
@@ -74,21 +75,47 @@ _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
 _NAMED = r"pass(?:word|wd)|secret|token|api[_-]?key|authorization|credential"
 
-_SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"(?i)\b(set-cookie|cookie)[ \t]*:[^\r\n]{1,8192}"), rf"\1: {REDACTED}"),
-    (re.compile(r"(?i)\b(bearer|basic|digest|negotiate|ntlm)[ \t]+[A-Za-z0-9+/=._~-]{8,4096}"), rf"\1 {REDACTED}"),
-    (re.compile(r"\beyJ[A-Za-z0-9_-]{8,4096}\.[A-Za-z0-9_-]{4,8192}(?:\.[A-Za-z0-9_-]{0,4096})?"), REDACTED),
-    (re.compile(r"\bsk-[A-Za-z0-9_-]{12,512}"), REDACTED),
-    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), REDACTED),
-    (re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{20,255}|github_pat_[A-Za-z0-9_]{20,255})"), REDACTED),
-    (re.compile(r"\bAIza[A-Za-z0-9_-]{30,60}"), REDACTED),
-    (
+
+class _Rule(NamedTuple):
+    """What to look for and what to put there.
+
+    Texts without any of the ``signs`` hold nothing of it, and looking for those takes a tenth of the time.
+    """
+
+    signs: tuple[str, ...]
+    pattern: re.Pattern[str]
+    instead: str
+
+
+_SECRETS = (
+    _Rule(("cookie",), re.compile(r"(?i)\b(set-cookie|cookie)[ \t]*:[^\r\n]{1,8192}"), rf"\1: {REDACTED}"),
+    _Rule(
+        ("bearer", "basic", "digest", "negotiate", "ntlm"),
+        re.compile(r"(?i)\b(bearer|basic|digest|negotiate|ntlm)[ \t]+[A-Za-z0-9+/=._~-]{8,4096}"),
+        rf"\1 {REDACTED}",
+    ),
+    _Rule(
+        ("eyj",),
+        re.compile(r"\beyJ[A-Za-z0-9_-]{8,4096}\.[A-Za-z0-9_-]{4,8192}(?:\.[A-Za-z0-9_-]{0,4096})?"),
+        REDACTED,
+    ),
+    _Rule(("sk-",), re.compile(r"\bsk-[A-Za-z0-9_-]{12,512}"), REDACTED),
+    _Rule(("akia", "asia"), re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), REDACTED),
+    _Rule(
+        ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
+        re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{20,255}|github_pat_[A-Za-z0-9_]{20,255})"),
+        REDACTED,
+    ),
+    _Rule(("aiza",), re.compile(r"\bAIza[A-Za-z0-9_-]{30,60}"), REDACTED),
+    _Rule(
+        ("-----begin",),
         re.compile(
             r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:(?!-----END)[\s\S]){0,16384}(?:-----END [A-Z ]{0,40}-----)?"
         ),
         REDACTED,
     ),
-    (
+    _Rule(
+        ("passw", "secret", "token", "apikey", "api_key", "api-key", "authorization", "credential"),
         re.compile(
             rf"(?i)(?<![a-z0-9])((?:[a-z0-9]{{1,40}}[_-]){{0,4}}(?:{_NAMED}))([\"']?)[ \t]*[=:][ \t]*(?!\[REDACTED\])"
             r"(?:\"[^\"\r\n]{1,4096}\"?|'[^'\r\n]{1,4096}'?|[^\s,;&\"']{1,4096})"
@@ -97,19 +124,16 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
 )
 
-_PERSONAL: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}"), "[REDACTED_EMAIL]"),
-    (re.compile(r"(?<![\d-])\d{3}-\d{2}-\d{4}(?![\d-])"), "[REDACTED_SSN]"),
+_PERSONAL = (
+    _Rule(
+        ("@",),
+        re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}"),
+        "[REDACTED_EMAIL]",
+    ),
+    _Rule(("-",), re.compile(r"(?<![\d-])\d{3}-\d{2}-\d{4}(?![\d-])"), "[REDACTED_SSN]"),
 )
 
-_SUSPICIOUS = re.compile(
-    rf"(?i)cookie|bearer|basic|digest|negotiate|ntlm|eyJ|sk-|AKIA|ASIA|gh[pousr]_|github_pat_|AIza|-----BEGIN|{_NAMED}|@"
-    r"|\d-\d\d-\d"
-)
-"""Something that one of the patterns begins with or cannot do without: most short texts have nothing of it."""
-
-SHORT = 256
-"""Characters up to which looking for that first is quicker than trying every pattern."""
+_EVERYTHING = (*_SECRETS, *_PERSONAL)
 
 _PATHS = re.compile(r"(?<![\w./:-])/(?:[\w.@+-]{1,255}/){1,40}[\w.@+-]{0,255}")
 
@@ -127,14 +151,21 @@ def redact(value: object, *, personal: bool = True) -> object:
 
 def redact_text(text: str, *, personal: bool = True) -> str:
     """Replace secrets in running text, and personal data unless told to leave it."""
-    if len(text) <= SHORT and not _SUSPICIOUS.search(text):
-        return text
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
-    if personal:
-        for pattern, instead in _PERSONAL:
-            text = pattern.sub(instead, text)
+    folded = _folded(text)
+    for signs, pattern, instead in _EVERYTHING if personal else _SECRETS:
+        for sign in signs:
+            if sign in folded:
+                text = pattern.sub(instead, text)
+                break
     return text
+
+
+def _folded(text: str) -> str:
+    """Spell a text so that whatever a pattern takes for a letter is that letter."""
+    if text.isascii():
+        return text.lower()
+    # To patterns that heed no case, i is also the Turkish one, with a dot above and without.
+    return text.casefold().replace("\u0307", "").replace("\u0131", "i")
 
 
 def hide_paths(text: str) -> str:
