@@ -27,9 +27,6 @@ class ConfigRepository:
     def trust_file(self) -> Path:
         return self.root / TRUST_PATH
 
-    def environment_file(self, name: str) -> Path:
-        return self.root / "environments" / f"{name}.yaml"
-
     def bundle_file(self, name: str, version: str) -> Path:
         return self.root / bundle_path(name, version)
 
@@ -54,15 +51,6 @@ class ConfigRepository:
         msg = f"There is no environment {name!r} in {self.root}."
         known = ", ".join(self.environment_names()) or "none"
         raise NotFound(msg, hint=f"There are: {known}.")
-
-    def bundle_versions(self, name: str) -> dict[str, Path]:
-        """The files of a bundle's versions, by version."""
-        found = {}
-        for path in _listing(self.root / "bundles" / name):
-            place = parse_bundle_path(path.relative_to(self.root).as_posix())
-            if place is not None and path.is_file():
-                found[place[1]] = path
-        return found
 
 
 def find_repository(start: Path) -> ConfigRepository | None:

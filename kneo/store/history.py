@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from sqlalchemy import Row, bindparam, func, insert, select, update
 
 from kneo.clock import new_id
-from kneo.errors import NotFound
 from kneo.state.run import Checkpoint, Run, RunError, StepRecord, TraceEvent
 from kneo.store.engine import Tx
 from kneo.store.prepared import Prepared
@@ -233,21 +232,6 @@ def page_of_checkpoints(
     rows = tx.connection.execute(select(checkpoints).where(*wanted).order_by(order).limit(limit).offset(offset))
     total = tx.connection.execute(select(func.count()).select_from(checkpoints).where(*wanted)).scalar_one()
     return tuple(_checkpoint(row) for row in rows), total
-
-
-def get_checkpoint(tx: Tx, run_id: str, reference: str | int) -> Checkpoint:
-    """Read one checkpoint by its id or its number.
-
-    Raises:
-        NotFound: the run has no such checkpoint.
-    """
-    number = int(reference) if str(reference).isdecimal() else None
-    wanted = checkpoints.c.sequence == number if number is not None else checkpoints.c.id == str(reference)
-    row = tx.connection.execute(select(checkpoints).where(checkpoints.c.run_id == run_id, wanted)).first()
-    if row is None:
-        msg = f"The run {run_id[:80]} has no checkpoint {str(reference)[:80]}."
-        raise NotFound(msg, code="checkpoint_not_found", hint="kneo runs checkpoints RUN lists them.")
-    return _checkpoint(row)
 
 
 def _checkpoint(row: AnyRow) -> Checkpoint:

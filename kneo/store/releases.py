@@ -153,11 +153,6 @@ def put_environment(tx: Tx, item: EnvironmentRecord) -> None:
     )
 
 
-def set_trust_epoch(tx: Tx, environment_name: str, epoch: str) -> None:
-    """Note what everything that an environment serves was judged under."""
-    tx.connection.execute(update(environments).where(environments.c.name == environment_name).values(trust_epoch=epoch))
-
-
 _ENVIRONMENTS = select(environments).order_by(environments.c.name)
 
 
@@ -276,16 +271,6 @@ def list_promotions(
         wanted.append(promotions.c.bundle == bundle_name)
     rows = tx.connection.execute(select(promotions).where(*wanted).order_by(promotions.c.id.desc()).limit(limit))
     return tuple(_promotion(row) for row in rows)
-
-
-def was_served(tx: Tx, environment_name: str, digest: str) -> bool:
-    """Say whether an environment ever served a bundle."""
-    row = tx.connection.execute(
-        select(promotions.c.id)
-        .where(promotions.c.environment == environment_name, promotions.c.to_digest == digest)
-        .limit(1)
-    ).first()
-    return row is not None
 
 
 def last_failure(tx: Tx, environment_name: str, digest: str) -> str | None:
