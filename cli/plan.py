@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +13,11 @@ from cli.backend import Json
 from cli.clone import MAIN, Clone
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption
 from cli.known_roots import KnownRoots
-from cli.open_tasks import open_tasks, said_of
+from cli.open_tasks import open_tasks
+from cli.plan_told import as_markdown, as_text, environments
+from controller.compare import compare
 from controller.load import load
-from controller.preview import Believing, compare
+from controller.preview import Believing
 from controller.source.mirror import Mirror
 from controller.source.snapshot import SourceSnapshot
 from kneo.clock import SystemClock
@@ -27,9 +28,6 @@ from kneo.trust.dsse import parse_envelope
 
 CHANGES = 10
 """Exit status for ``--exit-code`` when there are changes."""
-
-SHOWN_LINES = 40
-"""Most lines of one changed text that are shown."""
 
 Repo = Annotated[str, typer.Option("--repo", help="Config repository: a folder or an https or ssh URL.")]
 Ref = Annotated[
@@ -57,32 +55,32 @@ def plan(
     """
     settings = from_env()
     with tempfile.TemporaryDirectory(prefix="kneo-plan-") as folder:
-        candidate, before = _snapshots(repo, ref, base, Path(folder))
+        mirror, candidate, before = _snapshots(repo, ref, base, Path(folder))
         pin = _pin(repo, trust_root, settings, before or candidate)
         believing = Believing(pin, hmac_key=settings.spec_signing_key)
-        answer = compare(candidate, before, believing, env, SystemClock().now())
+        answer = compare(candidate, before, mirror.since, believing, env, SystemClock().now())
     answer["base"] = before.revision if before is not None else None
     if env is not None and not answer["environments"] and "problem" not in answer:
         msg = f"{candidate.revision} declares no environment {env!r}."
         raise NotFound(msg, code="environment_not_found")
-    for item in _environments(answer):
+    for item in environments(answer):
         if item.get("removed"):
             item["open_tasks"] = open_tasks(settings, str(item["name"]), service_url, profile)
     if markdown:
-        typer.echo("\n".join(_markdown(answer)))
+        typer.echo("\n".join(as_markdown(answer)))
     else:
-        render.emit(answer, as_json=as_json, text=lambda: render.text("\n".join(_lines(answer))))
+        render.emit(answer, as_json=as_json, text=lambda: render.text("\n".join(as_text(answer))))
     if exit_code and _has_changes(answer):
         raise typer.Exit(CHANGES)
 
 
 def _snapshots(
     repo: str, ref: str | None, base: str | None, folder: Path
-) -> tuple[SourceSnapshot, SourceSnapshot | None]:
+) -> tuple[Mirror, SourceSnapshot, SourceSnapshot | None]:
     if not Path(repo).is_dir():
         mirror = Mirror(repo, ref or MAIN, folder)
         against = base or (MAIN if ref not in {None, MAIN} else None)
-        return mirror.peek(ref or MAIN), mirror.peek(against) if against else None
+        return mirror, mirror.peek(ref or MAIN), mirror.peek(against) if against else None
     clone = Clone.find(Path(repo).resolve())
     commit = clone.resolve(ref or "HEAD")
     if commit is None:
@@ -90,7 +88,7 @@ def _snapshots(
         raise NotFound(msg, code="commit_not_found", hint="Commit first: a plan is about a commit.")
     mirror = Mirror(str(clone.root), MAIN, folder)
     against = _base_of(clone, commit, base)
-    return mirror.peek(commit), mirror.peek(against) if against else None
+    return mirror, mirror.peek(commit), mirror.peek(against) if against else None
 
 
 def _base_of(clone: Clone, commit: str, base: str | None) -> str | None:
@@ -121,131 +119,4 @@ def _pin(repo: str, given: str | None, settings: Settings, first: SourceSnapshot
 
 
 def _has_changes(answer: Json) -> bool:
-    return any(item["actions"] or item["gates"] or item.get("removed") for item in _environments(answer))
-
-
-def _environments(answer: Json) -> list[Json]:
-    found = answer["environments"]
-    assert isinstance(found, list)
-    return found
-
-
-def _rows(value: object) -> list[Json]:
-    assert isinstance(value, list)
-    return value
-
-
-def _lines(answer: Json) -> Iterator[str]:
-    yield f"{answer['revision']} against {answer['base'] or 'nothing'}"
-    if "problem" in answer:
-        yield f"  {answer['problem']}"
-    for item in _environments(answer):
-        yield f"\n{item['name']}"
-        if "problem" in item:
-            yield f"  {render.FAILED} {_problem(item)}"
-        if item.get("removed"):
-            yield f"  {render.CAREFUL} {said_of(item)}"
-            continue
-        if not item["actions"]:
-            yield f"  {render.OPEN} no releases change"
-        for action in _rows(item["actions"]):
-            mark = render.DONE if action["allowed"] else render.CAREFUL
-            yield f"  {mark} {_said(action)}"
-            for change in _rows(action["diff"]):
-                yield f"      {change['danger']}: {change['message']}"
-                yield from (f"        {line}" for line in _texts(change))
-        yield from (
-            f"  {render.FAILED} {v['bundle']} {v['version']}: {v['reason']}: {v['message']}" for v in _bad(item)
-        )
-        for gate in _rows(item["gates"]):
-            yield f"  {render.CAREFUL} {gate['bundle']} waits: {gate['reason']}: {gate['message']}{_who(gate)}"
-        for added in _rows(item.get("added_gates", [])):
-            yield f"  {render.DONE if added['steps'] else render.CAREFUL} {_asked(added)}"
-
-
-def _asked(added: Json) -> str:
-    """Say which steps an environment's own question stands around."""
-    steps = added["steps"]
-    assert isinstance(steps, dict)
-    if not steps:
-        return f"The gate {added['gate']} stands around no step of anything released here."
-    told = "; ".join(f"{bundle}: {', '.join(paths)}" for bundle, paths in steps.items())
-    return f"The gate {added['gate']} asks at {told}."
-
-
-def _problem(item: Json) -> str:
-    problem = item["problem"]
-    assert isinstance(problem, dict)
-    return f"{problem['reason']}: {problem['message']}"
-
-
-def _bad(item: Json) -> list[Json]:
-    return [verdict for verdict in _rows(item["verdicts"]) if not verdict["ok"]]
-
-
-def _said(action: Json) -> str:
-    moved = f"{action['from']} → {action['to']}" if action["from"] and action["to"] else action["to"] or action["from"]
-    return f"{action['kind']} {action['bundle']} {moved}"
-
-
-def _who(gate: Json) -> str:
-    who = gate["who"]
-    return f" Who can: {', '.join(map(str, who))}." if isinstance(who, list) and who else ""
-
-
-def _markdown(answer: Json) -> Iterator[str]:
-    yield f"### Kneo plan\n\n`{answer['revision']}` against `{answer['base'] or 'nothing'}`"
-    if "problem" in answer:
-        yield f"\n**Nothing would change:** {_escaped(answer['problem'])}"
-    for item in _environments(answer):
-        yield f"\n#### {_escaped(item['name'])}\n"
-        if "problem" in item:
-            yield f"**Stalled:** {_escaped(_problem(item))}\n"
-        if item.get("removed"):
-            yield f"- ⏳ {_escaped(said_of(item))}"
-            continue
-        if not item["actions"] and not _bad(item):
-            yield "No releases change.\n"
-        if item["actions"]:
-            yield "| | bundle | from | to | signed by | |\n|---|---|---|---|---|---|"
-        for action in _rows(item["actions"]):
-            mark = "allowed" if action["allowed"] else "waits"
-            cells = (action["kind"], action["bundle"], action["from"] or "", action["to"] or "", _names(action), mark)
-            yield "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
-        yield from _changes(item)
-        yield from (
-            f"- ✗ **{_escaped(v['bundle'])} {_escaped(v['version'])}** {_escaped(v['message'])}" for v in _bad(item)
-        )
-        for gate in _rows(item["gates"]):
-            yield f"- ⏳ **{_escaped(gate['bundle'])}** {_escaped(gate['reason'])}: {_escaped(gate['message'])}{_escaped(_who(gate))}"
-        for added in _rows(item.get("added_gates", [])):
-            yield f"- {'✓' if added['steps'] else '⚠'} {_escaped(_asked(added))}"
-
-
-def _changes(item: Json) -> Iterator[str]:
-    for action in _rows(item["actions"]):
-        changes = _rows(action["diff"])
-        if changes:
-            yield f"\n<details><summary>{_escaped(action['bundle'])}: {len(changes)} changes</summary>\n"
-            for change in changes:
-                yield f"- {_escaped(change['danger'])}: {_escaped(change['message'])}"
-                yield from (f"  - <code>{_escaped(line)}</code>" for line in _texts(change))
-            yield "\n</details>\n"
-
-
-def _texts(change: Json) -> list[str]:
-    lines = change["lines"]
-    return [str(line) for line in lines[:SHOWN_LINES]] if isinstance(lines, list) else []
-
-
-def _names(action: Json) -> str:
-    signers = action["signers"]
-    return ", ".join(map(str, signers)) if isinstance(signers, list) else ""
-
-
-def _escaped(value: object) -> str:
-    """Keep what a pull request wrote from becoming markup, a mention or a cell border in our words."""
-    text = render.plain(str(value)).replace("\n", " ")
-    for letter, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("@", "&#64;"), ("`", "&#96;")):
-        text = text.replace(letter, name)
-    return "".join(f"\\{letter}" if letter in "*_[]" else letter for letter in text)
+    return any(item["actions"] or item["gates"] or item.get("removed") for item in environments(answer))

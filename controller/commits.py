@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from controller.source.commit import Commit
@@ -12,6 +12,23 @@ from kneo.trust.sshsig import find_ssh_signer
 
 COMMIT_ROLE = "commit"
 """A trust root with this role wants every commit signed by one of its keys. Without the role nobody asks."""
+
+
+def check_history(find: Callable[[], Iterable[Commit]], root: TrustRoot | None, now: datetime) -> bool:
+    """Check the commits that came, where the trust root in force asks for it; say whether it does.
+
+    Args:
+        find: Reads them, when they are wanted.
+        root: The trust root in force before them.
+        now: When we first saw them.
+
+    Raises:
+        Invalid: see ``check_commits``, and what finding them raises.
+    """
+    if root is None or root.role(COMMIT_ROLE) is None:
+        return False
+    check_commits(find(), root, now)
+    return True
 
 
 def check_commits(commits: Iterable[Commit], root: TrustRoot, now: datetime) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from controller.commits import COMMIT_ROLE, check_commits
+from controller.commits import check_history
 from controller.source.mirror import Mirror, Rewrite
 from controller.source.snapshot import SourceSnapshot
 from kneo.clock import parse_time
@@ -43,13 +43,8 @@ class Follower:
         self._rewrite = None
         snapshot = self._fetch(base, find_root)
         if base is not None and snapshot.commit != base:
-            self._check_commits(base, snapshot, find_root())
+            check_history(lambda: self.mirror.since(base, snapshot.commit), find_root(), self.store.clock.now())
         return snapshot
-
-    def _check_commits(self, base: str, snapshot: SourceSnapshot, root: TrustRoot | None) -> None:
-        """Where the trust root in force wants commits signed, look at every one that came."""
-        if root is not None and root.role(COMMIT_ROLE) is not None:
-            check_commits(self.mirror.since(base, snapshot.commit), root, self.store.clock.now())
 
     def _fetch(self, base: str | None, find_root: Callable[[], TrustRoot | None]) -> SourceSnapshot:
         try:

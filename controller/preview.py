@@ -1,26 +1,26 @@
 """What a commit would change, without changing anything: the controller's own judgement, told in words.
 
-Against a registry it says what the controller would do now. Against another commit it needs neither service nor secret:
-what the base names, where it verifies, stands for what is served.
+Against a registry it says what the controller would do now; ``compare`` does the same against another commit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
-from controller.approvals import committed_records, count_votes, role_members
 from controller.candidate import Candidate
+from controller.commits import check_history
 from controller.gates import Allowed, Evidence, Verdict, Waits, judge, judge_policy, rules_of
 from controller.load import Declared, Problem, find_bundle, load, removed
-from controller.observe import Believed, Observed, Served, evidence, observe, rules_before
+from controller.observe import Believed, Observed, evidence, observe, rules_before
 from controller.plan import Action, Retire, kind_of, make_plan, name_of
+from controller.source.commit import Commit
+from controller.source.mirror import Mirror
 from controller.source.snapshot import SourceSnapshot
-from controller.verify import Rejection, Trust, Verified, history_of, root_before, verify, verify_trust
-from kneo.clock import isoformat
+from controller.verify import Rejection, Trust, Verified, root_before, root_in_force, verify, verify_trust
 from kneo.digest import Digest
-from kneo.errors import KneoError
+from kneo.errors import Invalid, KneoError
 from kneo.registry import OpenTasks, open_tasks, spec_in
 from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.diff import diff
@@ -30,8 +30,7 @@ from kneo.spec.models.asked import AddedGate, with_gates
 from kneo.spec.rules.around import places_around
 from kneo.spec.rules.view import SpecView
 from kneo.spec.weakening import weakenings
-from kneo.state.release import BundleRecord, EnvironmentRecord, Release
-from kneo.store import releases
+from kneo.store import releases, sources
 from kneo.store.engine import Tx
 from kneo.trust.keys import PublicKey
 
@@ -49,7 +48,7 @@ class Believing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _World:
+class World:
     """What a commit is compared with."""
 
     observed: Observed
@@ -58,44 +57,34 @@ class _World:
     """Finds the spec of something served, by digest."""
 
     now: datetime
+    commits: Callable[[], Iterable[Commit]] = tuple
+    """Reads what came since, where the trust root wants commits signed."""
+
     open_in: Callable[[str], OpenTasks | None] = lambda _: None
     """Finds the questions that are open in an environment; None where nobody can be asked."""
 
 
-def preview(tx: Tx, snapshot: SourceSnapshot, believing: Believing, only: str | None) -> Json:
+def preview(tx: Tx, snapshot: SourceSnapshot, mirror: Mirror, believing: Believing, only: str | None) -> Json:
     """Say what the controller would do with a commit now, against the registry."""
-    observed = observe(tx)
-    world = _World(
+    observed, source = observe(tx), sources.source(tx)
+    accepted = source.accepted_commit if source else None
+    world = World(
         observed=observed,
         gather=lambda files, ballots, believed: evidence(tx, files, ballots, believed, observed.served),
         spec_of=lambda digest: _stored_spec(tx, digest),
         now=tx.now,
+        commits=lambda: mirror.since(accepted, snapshot.commit) if accepted else (),
         open_in=lambda name: open_tasks(tx, name),
     )
-    return _tell(snapshot, world, believing, only)
+    return tell(snapshot, world, believing, only)
 
 
-def compare(
-    snapshot: SourceSnapshot, base: SourceSnapshot | None, believing: Believing, only: str | None, now: datetime
-) -> Json:
-    """Say what a commit would change against another one, or against nothing."""
-    served, accepted = _as_if_served(base, believing, now) if base is not None else ({}, {})
-    records = _as_if_accepted(base) if base is not None else {}
-    roots = tuple(("base", envelope) for envelope in load(base).roots) if base is not None else ()
-    history = history_of(accepted.values())
-    world = _World(
-        observed=Observed(tuple(records), records, served, history, roots),
-        gather=lambda files, ballots, believed: _evidence_of(files, ballots, believed, served),
-        spec_of=lambda digest: spec_in(accepted[digest]) if digest in accepted else None,
-        now=now,
-    )
-    return _tell(snapshot, world, believing, only)
-
-
-def _tell(snapshot: SourceSnapshot, world: _World, believing: Believing, only: str | None) -> Json:
+def tell(snapshot: SourceSnapshot, world: World, believing: Believing, only: str | None) -> Json:
+    """Judge a commit as the controller would, and say what came of it."""
     declared = load(snapshot)
-    said: Json = {"ref": snapshot.ref, "revision": snapshot.revision}
-    trust = _trust(declared, world, believing)
+    signed = _commits(world, believing, declared.revision)
+    said: Json = {"ref": snapshot.ref, "revision": snapshot.revision, "commits": signed}
+    trust = believe(declared, world, believing)
     if isinstance(trust, Problem):
         return said | {"problem": {"reason": trust.reason, "message": trust.message}, "environments": []}
     names = [name for name in sorted(declared.environments) if only in {None, name}]
@@ -109,6 +98,21 @@ def _tell(snapshot: SourceSnapshot, world: _World, believing: Believing, only: s
     }
 
 
+def _commits(world: World, believing: Believing, revision: str) -> Json | None:
+    """Say whether the commits that came are signed as the trust root wants; None where it does not."""
+    root = root_in_force(believing.pin, _earlier(world, revision), world.now)
+    try:
+        asked = check_history(world.commits, root, world.now)
+    except Invalid as error:
+        return {"ok": False, "reason": error.code, "message": str(error)}
+    return {"ok": True, "reason": "Verified", "message": ""} if asked else None
+
+
+def _earlier(world: World, revision: str) -> list[bytes]:
+    """The trust roots that were accepted before a commit."""
+    return [envelope for brought_by, envelope in world.observed.roots if brought_by != revision]
+
+
 def _gone(name: str, revision: str, open_: OpenTasks | None) -> Json:
     """Tell of an environment whose file a commit takes away."""
     known = open_.as_json() if open_ is not None else None
@@ -116,18 +120,18 @@ def _gone(name: str, revision: str, open_: OpenTasks | None) -> Json:
     return _unchanged(name, problem) | {"removed": True, "open_tasks": known}
 
 
-def _trust(declared: Declared, world: _World, believing: Believing) -> Trust | Problem:
+def believe(declared: Declared, world: World, believing: Believing) -> Trust | Problem:
+    """Find what a pass over this commit would believe."""
     accepted = tuple(envelope for _, envelope in world.observed.roots)
     root = verify_trust(believing.pin, declared, accepted, world.now)
     if isinstance(root, Problem):
         return root
-    earlier = [envelope for revision, envelope in world.observed.roots if revision != declared.revision]
-    before = root_before(believing.pin, earlier, root, world.now)
+    before = root_before(believing.pin, _earlier(world, declared.revision), root, world.now)
     return Trust(root=root, before=before, hmac_key=believing.hmac_key, now=world.now)
 
 
 def _environment(
-    name: str, snapshot: SourceSnapshot, declared: Declared, trust: Trust, world: _World, believing: Believing
+    name: str, snapshot: SourceSnapshot, declared: Declared, trust: Trust, world: World, believing: Believing
 ) -> Json:
     environment = declared.environments[name]
     if isinstance(environment, Problem):
@@ -136,7 +140,7 @@ def _environment(
     if isinstance(before, Problem):
         return _unchanged(name, before)
     files = (environment, before) if before else (environment,)
-    verified = _verify(files, snapshot, declared, trust, world)
+    verified = verify_all(files, snapshot, declared, trust, world)
     believed = Believed(root=trust.root, service_key=believing.service_key, now=world.now)
     seen = world.gather(files, declared.ballots.get(name, ()), believed)
     plan = make_plan(
@@ -185,14 +189,15 @@ def _unchanged(name: str, problem: Problem) -> Json:
     return {"name": name, "problem": said, "actions": [], "verdicts": [], "gates": []}
 
 
-def _verify(
-    files: Sequence[Environment], snapshot: SourceSnapshot, declared: Declared, trust: Trust, world: _World
+def verify_all(
+    files: Sequence[Environment], snapshot: SourceSnapshot, declared: Declared, trust: Trust, world: World
 ) -> Verified:
+    """Verify everything that an environment names; nothing of it stands."""
     paths = [path for entry in files[0].spec.releases if (path := find_bundle(entry, declared.blobs))]
     return verify(files, declared, snapshot.read(paths), trust, world.observed.history, {})
 
 
-def _action(action: Action, verdict: Verdict, world: _World) -> Json:
+def _action(action: Action, verdict: Verdict, world: World) -> Json:
     old = world.spec_of(action.current.digest) if action.current is not None else None
     new = None if isinstance(action, Retire) else spec_in(action.bundle.record)
     return {
@@ -243,73 +248,9 @@ def _accepted(verified: Verified) -> list[Json]:
     ]
 
 
-# ---- what stands for a registry ---------------------------------------------------------------------------------
-
-
 def _stored_spec(tx: Tx, digest: str) -> Spec | None:
     record = releases.bundle(tx, digest)
     try:
         return spec_in(record) if record is not None else None
     except KneoError:
         return None
-
-
-def _as_if_accepted(base: SourceSnapshot) -> dict[str, EnvironmentRecord]:
-    declared = load(base)
-    return {
-        name: EnvironmentRecord(
-            name=name,
-            declaration=declared.files[name],
-            policy_digest=environment.policy_digest,
-            revision=declared.revision,
-            pending=(),
-            updated_at="",
-        )
-        for name, environment in declared.environments.items()
-        if isinstance(environment, Environment)
-    }
-
-
-def _as_if_served(base: SourceSnapshot, believing: Believing, now: datetime) -> tuple[Served, dict[str, BundleRecord]]:
-    declared = load(base)
-    nothing = Observed((), {}, {}, history_of(()), ())
-    world = _World(observed=nothing, gather=lambda *_: Evidence(now=now, served={}), spec_of=lambda _: None, now=now)
-    trust = _trust(declared, world, believing)
-    served: dict[str, dict[str, Release]] = {}
-    accepted: dict[str, BundleRecord] = {}
-    if isinstance(trust, Problem):
-        return served, accepted
-    for name, environment in declared.environments.items():
-        if not isinstance(environment, Environment):
-            continue
-        verified = _verify((environment,), base, declared, trust, world)
-        for bundle in verified.desired.values():
-            if isinstance(bundle, Candidate):
-                served.setdefault(name, {})[bundle.name] = _release(bundle, name, base.revision, now)
-                accepted[bundle.digest] = replace(bundle.record, first_seen_at=isoformat(now))
-    return served, accepted
-
-
-def _release(bundle: Candidate, environment: str, revision: str, now: datetime) -> Release:
-    return Release(
-        environment=environment,
-        bundle=bundle.name,
-        version=bundle.version,
-        digest=bundle.digest,
-        revision=revision,
-        promotion_id="",
-        since=isoformat(now),
-    )
-
-
-def _evidence_of(
-    files: Sequence[Environment], ballots: Sequence[bytes], believed: Believed, served: Served
-) -> Evidence:
-    name = files[0].name
-    records = [item for item in committed_records(ballots, believed.root, {}, believed.now) if item.environment == name]
-    return Evidence(
-        now=believed.now,
-        served=served,
-        votes=count_votes(records, name, believed.root, None, believed.now),
-        members=role_members(believed.root, believed.now),
-    )

@@ -123,7 +123,7 @@ class Reconciler:
         snapshot = self.mirror.peek(str(ref)) if ref else self.mirror.fetch()
         with self.store.read() as tx:
             believed = Believing(self.pin, self.service_key, self.hmac_key)
-            return preview(tx, snapshot, believed, str(name) if name else None)
+            return preview(tx, snapshot, self.mirror, believed, str(name) if name else None)
 
     def _fetch(self, lease: Lease) -> tuple[SourceSnapshot, Declared]:
         try:

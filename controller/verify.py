@@ -109,13 +109,16 @@ def root_before(pin: Digest, accepted: Sequence[bytes], root: TrustRoot, now: da
         root: The root that the commit brings.
         now: The one time of this pass.
     """
-    if not accepted:
-        return None
+    before = root_in_force(pin, accepted, now)
+    return before if before is not None and before.digest != root.digest else None
+
+
+def root_in_force(pin: Digest, accepted: Sequence[bytes], now: datetime) -> TrustRoot | None:
+    """Find the newest trust root that was accepted; None when there was none that is still believed."""
     try:
-        before = verify_chain(pin, accepted, now)
+        return verify_chain(pin, accepted, now) if accepted else None
     except KneoError:
         return None
-    return before if before.digest != root.digest else None
 
 
 def verify(

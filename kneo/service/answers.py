@@ -565,6 +565,7 @@ class Plan(Answer):
 
     ref: str | None = None
     revision: str | None = None
+    commits: Map | None = None
     environments: list[Map] = Field(default_factory=list)
 
 

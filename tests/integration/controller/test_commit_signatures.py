@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from controller_bench import Bench
 from cryptography.hazmat.primitives import serialization
 
+from cli.main import run
+from controller.preview import Believing, preview
 from controller.source.commit import parse_commit
 from kneo.errors import Invalid
 from kneo.store import sources
@@ -105,6 +108,38 @@ def test_the_commit_that_ends_it_has_to_be_signed_and_those_after_it_not(bench: 
     sign_with(bench, None)
     bench.repo.release("prod", "mail", "1.0.0")
     assert bench.reconcile().outcomes["prod"].state == "Ready"
+
+
+def test_a_plan_says_what_the_controller_would_say_of_the_commits(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.repo.release("prod", "mail", "1.0.0")
+    asked = bench.reconciler()
+    plan = ["plan", "--repo", str(bench.repo.folder), "--trust-root", bench.repo.pin, "--base", "HEAD~1"]
+
+    def said() -> list[object]:
+        """Of a plan without a service, and of the controller's own."""
+        assert run([*plan, "--json"]) == 0
+        mine = json.loads(capsys.readouterr().out)
+        with bench.store.read() as tx:
+            theirs = preview(tx, asked.mirror.fetch(), asked.mirror, Believing(bench.repo.pin), None)
+        assert [item["name"] for item in mine["environments"]] == ["dev", "prod"]
+        return [mine["commits"], theirs["commits"]]
+
+    with pytest.raises(Invalid) as refused:
+        bench.reconcile()
+    assert said() == [{"ok": False, "reason": "SignatureInvalid", "message": str(refused.value)}] * 2
+    assert run([*plan, "--markdown"]) == 0
+    assert "**Would not be followed:** SignatureInvalid" in capsys.readouterr().out
+    sign_with(bench, bench.repo.people["carol"])
+    bench.repo.git("commit", "-q", "--amend", "--no-edit")
+    assert said() == [{"ok": True, "reason": "Verified", "message": ""}] * 2
+    bench.reconcile()
+    bench.repo.drop("carol")
+    bench.repo.commit("No more signatures")
+    bench.reconcile()
+    bench.repo.release("prod", "fax", "1.0.0")
+    assert said() == [None, None]
 
 
 def test_what_git_signed_is_what_we_check(bench: Bench) -> None:
