@@ -14,6 +14,7 @@ from kneo.runtime.steps import Executor
 from kneo.runtime.steps.base import StepContext, StepOutput
 from kneo.runtime.steps.threads import in_thread
 from kneo.sdk.waiting import begin_place
+from kneo.store.engine import Store
 
 Work = Callable[[str, StepContext], Awaitable[StepOutput]]
 """What a step does: text and context in, text out."""
@@ -25,19 +26,21 @@ class InProcess(Executor):
     Args:
         work: What to do, by the implementation that the spec names.
         began: Told of every such step that begins.
+        store: Where their runs are.
     """
 
-    def __init__(self, work: Mapping[str, Work], began: Callable[[Leaf, StepContext], None]) -> None:
+    def __init__(self, work: Mapping[str, Work], began: Callable[[Leaf, StepContext], None], store: Store) -> None:
         super().__init__(CodeLoader((), ()))
         self.work = work
         self.began = began
+        self.store = store
 
     async def execute(self, program: Program, leaf: Leaf, text: str, context: StepContext) -> StepOutput:
         self.began(leaf, context)
         work = self.work.get(program.functions[leaf.ref].implementation) if leaf.kind == "function" else None
         if work is None:
             return await super().execute(program, leaf, text, context)
-        begin_place(context)  # each step is a task of its own, so nobody else sees it
+        begin_place(context, self.store)  # each step is a task of its own, so nobody else sees it
         try:
             async with asyncio.timeout(leaf.timeout_seconds):
                 return await work(text, context)

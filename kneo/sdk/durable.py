@@ -19,6 +19,7 @@ from kneo.sdk.code import call
 from kneo.sdk.db import Database, scratch
 from kneo.sdk.host import Host, Standing, actor, run_sync
 from kneo.sdk.participants import identifier
+from kneo.sdk.parts import checkpoint
 from kneo.sdk.seat import seat
 from kneo.sdk.waiting import POLL_SECONDS, ask_question, current_place, hitl_tool, wait, wait_for_input
 from kneo.state.run import RunStatus
@@ -28,7 +29,19 @@ from kneo.store.run_filter import RunFilter
 from kneo.tasks.inputs import given, pending
 from kneo.tasks.reuse import REPLAY
 
-__all__ = ["Execution", "Executions", "Flow", "Wait", "ask_question", "flow", "hitl_tool", "wait", "wait_for_input"]
+__all__ = [
+    "Checkpoint",
+    "Execution",
+    "Executions",
+    "Flow",
+    "Wait",
+    "ask_question",
+    "checkpoint",
+    "flow",
+    "hitl_tool",
+    "wait",
+    "wait_for_input",
+]
 
 LOOK_SECONDS = 0.05
 
@@ -56,6 +69,14 @@ class Wait:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """One part of an execution that is done: its name with its number, and what it gave."""
+
+    name: str
+    value: object
+
+
+@dataclass(frozen=True)
 class Execution:
     """One run of a flow, as it stood when this was read.
 
@@ -63,6 +84,7 @@ class Execution:
         status: ``running``, ``waiting``, ``completed``, ``cancelled`` or ``failed``.
         result: What the flow returned.
         waits: Everything it asked, in order.
+        checkpoints: The parts of it that are done, in order.
     """
 
     id: str
@@ -71,6 +93,7 @@ class Execution:
     result: object
     error: str | None
     waits: Sequence[Wait]
+    checkpoints: Sequence[Checkpoint] = ()
 
     @property
     def pending_waits(self) -> Sequence[Wait]:
@@ -141,7 +164,7 @@ class Flow:
 
         Args:
             execution_id: The execution whose past this one has.
-            from_: Where it begins: the flow, which is its only step.
+            from_: Where it begins: the flow; or a checkpoint, before which nothing is done again.
             answers: Other answers, by the names of their questions.
             ask: Questions to ask again, by name, or ``all``.
 
@@ -149,16 +172,15 @@ class Flow:
             NotFound: there is no such execution, or nothing of that name to begin at.
         """
         host = self.host()
-        if from_ not in {None, "default", self.name}:
-            msg = f"{from_} is no part of {self.name}; it begins at {self.name}."
-            raise NotFound(msg)
+        anchor = None if from_ in {None, "default", self.name} else from_
         order = ForkOrder(
             run_id=execution_id,
             step=self.name,
             answers=answers or {},
             ask=(ask,) if isinstance(ask, str) else tuple(ask),
         )
-        return execution_of(run_sync(self._drive(host, host.fork(order).id, poll=False)))
+        run_id = host.begin_again(order, anchor)
+        return execution_of(run_sync(self._drive(host, run_id, poll=False)))
 
     # ---- the parts --------------------------------------------------------------------------------------------
 
@@ -335,6 +357,7 @@ def execution_of(standing: Standing) -> Execution:
         result=json.loads(run.output_text) if run.output_text is not None else None,
         error=run.error.message if run.error else None,
         waits=[_wait(task) for task in standing.tasks],
+        checkpoints=[Checkpoint(part.name, json.loads(part.value)) for part in standing.parts],
     )
 
 

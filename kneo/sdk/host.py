@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from kneo.errors import Invalid
+from kneo.errors import Invalid, NotFound
 from kneo.runtime.advance import Driver
 from kneo.runtime.interpret.node import Leaf
 from kneo.runtime.load import ProgramLoader
@@ -26,8 +26,9 @@ from kneo.spec.models import Spec
 from kneo.spec.rules import check
 from kneo.state.run import Run, StepRecord
 from kneo.state.task import HumanTask, TaskStatus
-from kneo.store import history, tasks
+from kneo.store import history, parts, tasks
 from kneo.store.engine import Store
+from kneo.store.parts import Part
 from kneo.tasks.answers import Answer
 from kneo.tasks.inbox import decide
 
@@ -44,6 +45,7 @@ class Standing:
     run: Run
     steps: Sequence[StepRecord]
     tasks: Sequence[HumanTask]
+    parts: Sequence[Part]
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Host:
     async def drive(self, run_id: str) -> Standing:
         """Execute a run until it waits for people or has ended."""
         await asyncio.to_thread(self.catch_up)
-        driver = Driver(self.store, ProgramLoader(self.store), InProcess(self.work, self.began))
+        driver = Driver(self.store, ProgramLoader(self.store), InProcess(self.work, self.began, self.store))
         place = seat(self.store)
         await asyncio.to_thread(place.__enter__)
         try:
@@ -101,7 +103,8 @@ class Host:
         with self.store.read() as tx:
             steps = history.list_steps(tx, run_id)
             asked = tasks.of_run(tx, run_id, tuple(TaskStatus))
-        return Standing(run=run, steps=steps, tasks=asked)
+            done = parts.list_parts(tx, run_id)
+        return Standing(run=run, steps=steps, tasks=asked, parts=done)
 
     def decide(self, task: HumanTask, answer: Answer) -> HumanTask:
         """Record what somebody says.
@@ -119,6 +122,30 @@ class Host:
         """
         starter = Starter(self.store, check_spec, pin=None)
         return fork(starter, ProgramLoader(self.store), replace(order, requester=actor()))
+
+    def begin_again(self, order: ForkOrder, before: str | None) -> str:
+        """Record a run with another run's past and what was done in it before a part; return its id.
+
+        Args:
+            order: The other run, and where in it this one begins.
+            before: A part by its name, or by name and number: ``draft``, ``draft:2``; None for nothing done.
+
+        Raises:
+            NotFound, Conflict, Forbidden: as ``fork``; or there is no such part.
+        """
+        done = self._done_before(order.run_id, before) if before is not None else ()
+        run = self.fork(order)
+        self.store.transact(lambda tx: parts.copy_parts(tx, done, run.id))
+        return run.id
+
+    def _done_before(self, run_id: str, before: str) -> Sequence[Part]:
+        done = self.look(run_id).parts
+        anchor = next((part for part in done if before in {part.name, part.name.rpartition(":")[0]}), None)
+        if anchor is None:
+            known = ", ".join(part.name for part in done) or "none"
+            msg = f"{run_id} has no checkpoint {before[:80]}; it has {known}."
+            raise NotFound(msg, code="checkpoint_not_found", hint="Left out, a replay begins at the flow.")
+        return [part for part in done if part.sequence < anchor.sequence]
 
     def catch_up(self) -> None:
         """Let deadlines that have passed take effect: no process may have been there to do it."""

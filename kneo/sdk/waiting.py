@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from kneo.errors import Usage
 from kneo.runtime.steps.base import StepContext
+from kneo.store.engine import Store
 
 P = ParamSpec("P")
 
@@ -28,6 +29,7 @@ class Place:
     """The step that runs, and what it has asked so far."""
 
     context: StepContext
+    store: Store
     asked: Counter[str] = field(default_factory=Counter)
     poll_seconds: float = POLL_SECONDS
 
@@ -40,9 +42,9 @@ class Place:
 _current: ContextVar[Place] = ContextVar("place")
 
 
-def begin_place(context: StepContext) -> None:
-    """Note that a step begins here."""
-    _current.set(Place(context))
+def begin_place(context: StepContext, store: Store) -> None:
+    """Note that a step of a run in this database begins here."""
+    _current.set(Place(context, store))
 
 
 def current_place() -> Place:

@@ -11,7 +11,18 @@ from kneo.clock import isoformat
 from kneo.state.run import RunStatus
 from kneo.state.task import TaskStatus
 from kneo.store.engine import Store, Tx
-from kneo.store.tables import checkpoints, outbox, runs, specs, steps, task_events, task_links, tasks, trace_events
+from kneo.store.tables import (
+    checkpoints,
+    outbox,
+    runs,
+    specs,
+    step_parts,
+    steps,
+    task_events,
+    task_links,
+    tasks,
+    trace_events,
+)
 
 BATCH = 500
 """Rows that one transaction deletes, so that nobody who writes waits long."""
@@ -33,7 +44,7 @@ def prune_runs(store: Store, older_than: timedelta, statuses: Sequence[RunStatus
     def batch(tx: Tx) -> int:
         old = select(runs.c.id).where(runs.c.status.in_(allowed), runs.c.updated_at < _before(tx, older_than))
         ids = list(tx.connection.execute(old.limit(BATCH)).scalars())
-        for table in (steps, checkpoints, trace_events, task_events, task_links, tasks):
+        for table in (steps, step_parts, checkpoints, trace_events, task_events, task_links, tasks):
             tx.connection.execute(delete(table).where(table.c.run_id.in_(ids)))
         _forget_messages(tx, "run_id", ids)
         tx.connection.execute(delete(runs).where(runs.c.id.in_(ids)))

@@ -358,6 +358,20 @@ checkpoints = Table(
     PrimaryKeyConstraint("run_id", "sequence"),
 )
 
+step_parts = Table(
+    "step_parts",
+    metadata,
+    Column("run_id", ID),
+    Column("key", DIGEST),
+    Column("sequence", Integer, nullable=False),
+    Column("place", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("input_digest", DIGEST, nullable=False),
+    Column("value", Text, nullable=False),
+    Column("created_at", TIME, nullable=False),
+    PrimaryKeyConstraint("run_id", "key"),
+)
+
 trace_events = Table(
     "trace_events",
     metadata,

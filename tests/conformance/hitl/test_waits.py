@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,9 +15,11 @@ import pytest
 
 from cli.main import run as kneo
 from kneo.errors import Conflict, NotFound, Usage
+from kneo.runtime.load import ProgramLoader
+from kneo.runtime.recover import continue_run
 from kneo.runtime.steps.base import Declined
 from kneo.sdk.db.sqlite import SqliteDb
-from kneo.sdk.durable import Executions, Flow, ask_question, flow, hitl_tool, wait, wait_for_input
+from kneo.sdk.durable import Executions, Flow, ask_question, checkpoint, flow, hitl_tool, wait, wait_for_input
 from kneo.sdk.run.workflow import StepExecutorContinuedEvent, StepExecutorPausedEvent
 from kneo.sdk.workflow import Step, Workflow
 from kneo.store import tasks
@@ -203,7 +209,7 @@ def test_a_replay_asks_what_was_not_asked_before(database: SqliteDb) -> None:
 
 def test_a_replay_begins_at_the_flow(database: SqliteDb) -> None:
     stage, executions = made(database, asking_twice)
-    with pytest.raises(NotFound, match="begins at asking_twice"):
+    with pytest.raises(NotFound, match="no checkpoint elsewhere; it has none"):
         executions.replay(answered(executions, stage, "!", True), from_="elsewhere")
 
 
@@ -266,6 +272,138 @@ def test_a_wait_inside_a_step_is_among_the_events(database: SqliteDb) -> None:
 def test_nobody_waits_outside_a_step() -> None:
     with pytest.raises(Usage):
         wait(question="?")
+
+
+# ---- parts that are done once -----------------------------------------------------------------------------------
+
+
+def counted(did: list[str]) -> Callable[[str], str]:
+    @checkpoint
+    def draft(topic: str) -> str:
+        did.append(topic)
+        return f"{topic}!"
+
+    return draft
+
+
+def test_what_a_part_has_done_is_not_done_again_after_an_answer(database: SqliteDb) -> None:
+    did: list[str] = []
+    draft = counted(did)
+
+    def publish(topic: str) -> str:
+        text = draft(topic)
+        return f"{text} {wait(question='Publish?', timeout=0)} {draft(topic)}"
+
+    stage, executions = made(database, publish)
+    waiting = stage.start("cats")
+    assert [(each.name, each.value) for each in waiting.checkpoints] == [("draft:1", "cats!")]
+    assert executions.input(waiting.id, value="yes").result == "cats! yes cats!"
+    assert did == ["cats", "cats"], "two calls are two parts, each of them done once"
+
+
+def test_a_part_that_is_given_something_else_is_done_again(database: SqliteDb) -> None:
+    did: list[str] = []
+    draft, told = counted(did), iter(["a", "b"])
+    stage, executions = made(database, lambda: f"{draft(next(told))} {wait(question='?', timeout=0)}")
+    assert executions.input(stage.start().id, value="x").result == "b! x"
+    assert did == ["a", "b"]
+
+
+def test_a_part_that_fails_is_done_again_and_what_came_before_is_not(database: SqliteDb) -> None:
+    did: list[str] = []
+    draft = counted(did)
+
+    @checkpoint(name="send")
+    async def broken(text: str) -> str:
+        did.append(f"send {text}")
+        if len(did) < 3:
+            raise ValueError("no line")
+        return text
+
+    async def publish() -> str:
+        return await broken(draft("cats"))
+
+    stage, executions = made(database, publish)
+    failed = stage.start()
+    assert failed.status == "failed"
+    host = stage.host()
+    continue_run(host.store, ProgramLoader(host.store), failed.id, actor="ann")
+    assert executions.resume(failed.id).result == "cats!"
+    assert did == ["cats", "send cats!", "send cats!"]
+
+
+def test_a_replay_begins_at_a_part(database: SqliteDb) -> None:
+    did: list[str] = []
+    draft = counted(did)
+
+    @checkpoint
+    def send(text: str) -> str:
+        did.append(f"send {text}")
+        return text
+
+    stage, executions = made(database, lambda: send(draft("cats")))
+    done = stage.start()
+    assert executions.replay(done.id, from_="send").result == "cats!"
+    assert did == ["cats", "send cats!", "send cats!"]
+    assert executions.replay(done.id).result == "cats!"
+    assert did[3:] == ["cats", "send cats!"], "from the flow itself everything is done"
+    with pytest.raises(NotFound, match="it has draft:1, send:1"):
+        executions.replay(done.id, from_="nowhere")
+
+
+@pytest.mark.parametrize(("given", "gives"), [({1, 2}, None), (1, {1, 2}), (1, float("nan")), (1, "x" * 1_000_001)])
+def test_what_cannot_be_kept_is_refused(database: SqliteDb, given: object, gives: object) -> None:
+    @checkpoint
+    def part(_value: object) -> object:
+        return gives
+
+    stage, _ = made(database, lambda: part(given))
+    failed = stage.start()
+    assert failed.status == "failed"
+    assert "JSON" in str(failed.error)
+    assert failed.checkpoints == []
+
+
+def test_a_killed_program_does_no_part_twice(database: SqliteDb, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent(f"""
+            import os, signal, sys
+            from pathlib import Path
+            from kneo.sdk.db.sqlite import SqliteDb
+            from kneo.sdk.durable import Executions, checkpoint, flow
+
+            LOG = Path({str(tmp_path / "log")!r})
+
+            @checkpoint
+            def part(name):
+                with LOG.open("a") as log:
+                    log.write(name + "\\n")
+                return name
+
+            @flow(database=SqliteDb(db_url={database.url!r}))
+            def work():
+                first = part("first")
+                if sys.argv[1:] == ["die"]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return first + part("second")
+
+            if sys.argv[1:] == ["die"]:
+                work.start()
+            [run] = Executions([work]).list()
+            print(Executions([work]).resume(run.id).result)
+        """)
+    )
+    died = subprocess.run([sys.executable, str(program), "die"], check=False, timeout=60)
+    assert died.returncode == -signal.SIGKILL
+    again = subprocess.run([sys.executable, str(program)], check=True, capture_output=True, text=True, timeout=60)
+    assert again.stdout == "firstsecond\n"
+    assert (tmp_path / "log").read_text().split() == ["first", "second"]
+
+
+def test_nothing_is_a_part_outside_a_step() -> None:
+    with pytest.raises(Usage):
+        counted([])("cats")
 
 
 def test_an_answer_from_anywhere_waits_for_the_program_that_has_the_code(
