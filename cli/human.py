@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
@@ -21,7 +22,7 @@ from cli.answer_options import (
     SignerOption,
     read_answer,
 )
-from cli.backend import Backend, Json
+from cli.backend import Backend, Json, Query
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.outcome import show_outcome
 from kneo.errors import Usage
@@ -30,6 +31,11 @@ app = typer.Typer(no_args_is_help=True)
 
 ME = "me"
 """Whoever asks, in the words of the service."""
+
+Order: TypeAlias = Literal["created_at", "priority", "due_at", "expires_at"]
+
+QUESTION_CHARS = 100
+"""Most of a question that a list shows."""
 
 TaskArgument = Annotated[str, typer.Argument(metavar="CONTINUATION_ID")]
 
@@ -44,13 +50,41 @@ def list_tasks(
         ),
     ] = None,
     mine: Annotated[bool, typer.Option("--mine", help="Only what you may answer.")] = False,
+    environment: Annotated[str | None, typer.Option("--env", help="Only tasks of this environment.")] = None,
+    workflow: Annotated[str | None, typer.Option("--workflow", help="Only tasks of this workflow.")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="approval, review, correction, selection or freeform.")
+    ] = None,
+    assignee: Annotated[
+        str | None, typer.Option("--assignee", help="Only what this person is asked: a name, or me.")
+    ] = None,
+    text: Annotated[str | None, typer.Option("--search", help="Only tasks with this in their title.")] = None,
+    sort_by: Annotated[
+        Order | None, typer.Option("--sort", help="Left out: the oldest first; of what is overdue, the longest due.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 100,
+    after: Annotated[str | None, typer.Option("--after", help="Go on after this task.")] = None,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List what waits for people, the oldest first."""
+    query: Query = {
+        "run_id": run_id,
+        "status": status,
+        "candidate": ME if mine else None,
+        "environment": environment,
+        "workflow_name": workflow,
+        "kind": kind,
+        "assignee": assignee,
+        "q": text,
+        "sort_by": sort_by,
+        "sort_order": "desc" if sort_by == "priority" else None,
+        "limit": limit,
+        "after": after,
+    }
     with backend(service_url, profile) as asked:
-        answer = asked.tasks({"run_id": run_id, "status": status, "candidate": ME if mine else None})
+        answer = asked.tasks(query)
     render.emit(answer, as_json=as_json, text=lambda: _show_list(answer))
 
 
@@ -61,10 +95,20 @@ def _show_list(answer: Json) -> None:
         render.text("Nothing waits for a person.")
         return
     rows = [
-        [item["continuation_id"], item["step_id"], item["request"]["prompt"], item["environment"], item["created_at"]]
+        [
+            item["continuation_id"],
+            item["step_id"],
+            textwrap.shorten(item["request"]["prompt"], QUESTION_CHARS, placeholder=" …"),
+            item["environment"],
+            item["claimed_by"] or item["assignee"],
+            item["created_at"],
+        ]
         for item in items
     ]
-    render.table("", ["Task", "Step", "Question", "Environment", "Since"], rows)
+    render.table("", ["Task", "Step", "Question", "Environment", "With", "Since"], rows)
+    following = answer.get("next_after")
+    if following is not None:
+        render.text(f"{len(items)} of {answer['total']}. What follows: --after {following}")
 
 
 @app.command("get")

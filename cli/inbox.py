@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -12,15 +13,21 @@ from typing import Annotated
 import typer
 
 from cli import render
-from cli.backend import Json
+from cli.backend import Backend, Json, Query
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.files import read_bytes
 from cli.human import TaskArgument, show_task
 from kneo.clock import SystemClock, isoformat, parse_duration
-from kneo.errors import Invalid, Usage
+from kneo.errors import Conflict, Forbidden, Invalid, NotFound, Usage
 
 MAX_FILE_BYTES = 4_194_304
 """Largest file of answers."""
+
+REVIEWED_AT_ONCE = 20
+"""Questions that a review reads at a time: few enough that what it asks has not become old meanwhile."""
+
+STOP: Json = {}
+"""What somebody says who has had enough."""
 
 ToOption = Annotated[str, typer.Option("--to", help="Whose it shall be.")]
 
@@ -210,29 +217,59 @@ def review(
         msg = "This asks at a terminal, and there is none."
         raise Usage(msg, hint="kneo human resume TASK --request-id R --approve")
     with backend(service_url, profile) as asked:
-        answer = asked.tasks({"candidate": candidate, "sort_by": "priority", "sort_order": "desc"})
-        items = answer["tasks"]
-        assert isinstance(items, list)
-        for number, task in enumerate(items, 1):
-            render.text(f"{number} of {len(items)}")
+        for number, (task, total) in enumerate(_waiting(asked, candidate), 1):
+            render.text(f"{number} of {total}")
             show_task(task)
             said = _ask(task)
-            if said is None:
-                continue
-            asked.resume(task["continuation_id"], {"request_id": task["request"]["request_id"], **said})
-            render.success("Taken.")
+            if said is STOP:
+                return
+            if said is not None:
+                _answer(asked, task, said)
     render.text("That was everything.")
 
 
+def _waiting(asked: Backend, candidate: str) -> Iterator[tuple[Json, int]]:
+    """Yield what waits for somebody, the most urgent first, each with how many there were; a page at a time."""
+    query: Query = {"candidate": candidate, "sort_by": "priority", "sort_order": "desc", "limit": REVIEWED_AT_ONCE}
+    after: str | None = None
+    total: int | None = None
+    while True:
+        answer = asked.tasks({**query, "after": after})
+        items = answer["tasks"]
+        assert isinstance(items, list)
+        if total is None:
+            total = int(str(answer["total"]))
+        for task in items:
+            yield task, total
+        following = answer.get("next_after")
+        if following is None:
+            return
+        after = str(following)
+
+
+def _answer(asked: Backend, task: Json, said: Json) -> None:
+    request = task["request"]
+    assert isinstance(request, dict)
+    try:
+        asked.resume(str(task["continuation_id"]), {"request_id": request["request_id"], **said})
+    except (Conflict, Forbidden, Invalid, NotFound) as error:
+        # Somebody else was quicker, or this one cannot be answered so: the others may.
+        render.warning(error.message, error.hint)
+    else:
+        render.success("Taken.")
+
+
 def _ask(task: Json) -> Json | None:
-    """Ask for one decision; ``None`` goes on to the next task."""
+    """Ask for one decision; ``None`` goes on to the next task, ``STOP`` ends it all."""
     request = task["request"]
     assert isinstance(request, dict)
     allowed = request["decisions"]
     while True:
-        word = typer.prompt(f"{' / '.join(allowed)} / later", default="later")
+        word = typer.prompt(f"{' / '.join(allowed)} / later / stop", default="later")
         if word == "later":
             return None
+        if word == "stop":
+            return STOP
         if word not in allowed:
             continue
         said: Json = {"decision": word, "expect_digest": request["subject_digest"]}
