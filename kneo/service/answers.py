@@ -88,7 +88,7 @@ class RunStatus(Answer):
     updated_at: str
     started_at: str | None
     completed_at: str | None
-    deadline_at: str | None
+    deadline_at: float | None = Field(description="Seconds since 1970.")
 
 
 class RunList(Paged):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
@@ -17,12 +17,12 @@ from kneo.platform import PlatformManager
 from kneo.runtime.start import Starter
 from kneo.service import problems
 from kneo.service.admission import Admission
-from kneo.service.auth import keyring
+from kneo.service.auth import AuthConfig, configured, keyring
 from kneo.service.context import Service
 from kneo.service.dependencies import chosen_platform_manager, default_platform_manager
 from kneo.service.events import Streams
 from kneo.service.governance import Governance
-from kneo.service.limits import BodyLimit
+from kneo.service.limits import BodyLimit, RequestLimits
 from kneo.service.metrics import Metrics
 from kneo.service.news import News
 from kneo.service.openapi import describe
@@ -91,7 +91,9 @@ def create_app(  # noqa: PLR0913 - the parts of an application, all but the firs
     tools: frozenset[str] = frozenset(),
     configure_default_manager: bool = True,
     state_path: str | Path | None = None,
+    auth_config: AuthConfig | None = None,
     auth_enabled: bool | None = None,
+    request_limits: RequestLimits | None = None,
 ) -> FastAPI:
     """Make the application over its parts or, without them, over a platform.
 
@@ -105,16 +107,18 @@ def create_app(  # noqa: PLR0913 - the parts of an application, all but the firs
         configure_default_manager: Make the default platform, with a worker, where none was set. Otherwise the one
             that ``set_platform_manager`` sets before the first request is served.
         state_path: The default platform's SQLite file.
-        auth_enabled: Whether an API key is needed, whatever the settings say.
+        auth_config: The API keys, and whether one is needed, in place of what the settings say.
+        auth_enabled: Whether an API key is needed, whatever else says so.
+        request_limits: Bounds on requests, in place of what the settings say.
 
     Raises:
-        Invalid: the configured API keys make no sense.
+        Invalid: API keys or bounds make no sense.
         Usage: some parts are given and others are not.
     """
     app = _PlatformApp(
         title="Kneo", version=WIRE_VERSION, redirect_slashes=False, lifespan=_until_the_end, telemetry=SILENT
     )
-    app.auth_enabled = auth_enabled
+    app.instead = _Instead(auth_config, auth_enabled, request_limits)
     if settings is not None and store is not None and starter is not None and poke is not None:
         _furnish(app, settings, store, starter, poke, tools, alive)
     elif (settings, store, starter, poke) != (None, None, None, None):
@@ -125,16 +129,29 @@ def create_app(  # noqa: PLR0913 - the parts of an application, all but the firs
     return app
 
 
+@dataclass(frozen=True)
+class _Instead:
+    """What a program says in place of the settings."""
+
+    auth: AuthConfig | None = None
+    auth_enabled: bool | None = None
+    limits: RequestLimits | None = None
+
+    def applied(self, settings: Settings) -> tuple[Settings, AuthConfig]:
+        auth = self.auth if self.auth is not None else configured(settings)
+        if self.auth_enabled is not None:
+            auth = replace(auth, enabled=self.auth_enabled)
+        limits = self.limits.as_limits() if self.limits is not None else settings.limits
+        return replace(settings, auth_enabled=auth.enabled, limits=limits), auth
+
+
 class _PlatformApp(FastAPI):
     """The application over a platform that may be set after it was made."""
 
-    auth_enabled: bool | None = None
+    instead = _Instead()
 
     def furnish(self, manager: PlatformManager) -> None:
-        settings = manager.settings
-        if self.auth_enabled is not None:
-            settings = replace(settings, auth_enabled=self.auth_enabled)
-        _furnish(self, settings, manager.store, manager.starter, manager.poke, manager.compiler.tools)
+        _furnish(self, manager.settings, manager.store, manager.starter, manager.poke, manager.compiler.tools)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not hasattr(self.state, "service"):
@@ -143,7 +160,7 @@ class _PlatformApp(FastAPI):
 
 
 def _furnish(
-    app: FastAPI,
+    app: _PlatformApp,
     settings: Settings,
     store: Store,
     starter: Starter,
@@ -152,6 +169,8 @@ def _furnish(
     alive: Callable[[], bool] = lambda: True,
 ) -> None:
     """Give an application its routes and what they use."""
+    settings, auth = app.instead.applied(settings)
+    ring = keyring(auth)
     operations = _route(app, metrics_too=settings.http.metrics)
     streams = Streams(settings.http.max_streams, settings.http.stream_slow_seconds)
     counted = Metrics(store, streams)
@@ -159,7 +178,7 @@ def _furnish(
         settings=settings,
         store=store,
         starter=starter,
-        keyring=keyring(settings),
+        keyring=ring,
         poke=poke,
         alive=alive,
         metrics=counted,
@@ -170,7 +189,7 @@ def _furnish(
         readiness=Readiness(settings, store, starter.project, tools),
     )
     # The last one added is the first one asked.
-    app.add_middleware(Admission, keyring=keyring(settings), settings=settings, store=store)
+    app.add_middleware(Admission, keyring=ring, settings=settings, store=store)
     app.add_middleware(BodyLimit, max_bytes=settings.limits.body_bytes)
     app.add_middleware(Requests, operations=operations, observer=counted, logged=settings.http.request_logs)
 

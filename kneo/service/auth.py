@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
@@ -57,53 +57,77 @@ class Keyring:
         return found
 
 
-def keyring(settings: Settings) -> Keyring:
+@dataclass(frozen=True)
+class APIKeyRecord:
+    """A key: whose it is, and what they may do with it."""
+
+    name: str
+    key: str = field(repr=False)
+    roles: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AuthConfig:
+    """Which keys there are, and whether a request needs one."""
+
+    enabled: bool = False
+    api_keys: tuple[APIKeyRecord, ...] = ()
+
+
+def configured(settings: Settings) -> AuthConfig:
     """Read the configured keys.
 
     Raises:
-        Invalid: an entry is malformed, a role or scope is unknown, two entries share a key, or keys are required and
+        Invalid: an entry is malformed.
+    """
+    entries = [entry.strip() for entry in settings.api_keys.split(";") if entry.strip()]
+    keys = [_entry(entry, number) for number, entry in enumerate(entries, start=1)]
+    if settings.admin_api_key:
+        keys.append(APIKeyRecord("admin", settings.admin_api_key, roles=("admin",)))
+    return AuthConfig(settings.auth_enabled, tuple(keys))
+
+
+def _entry(entry: str, number: int) -> APIKeyRecord:
+    parts = [part.strip() for part in entry.split(":", 2)]
+    if len(parts) != 3 or not all(parts):
+        msg = f"Entry {number} of KNEO_SERV_API_KEYS is not name:key:role."
+        raise Invalid(msg, code="invalid_setting")
+    words = [word.strip() for word in parts[2].split(",")]
+    roles = tuple(word for word in words if word in ROLES)
+    return APIKeyRecord(parts[0], parts[1], roles, tuple(word for word in words if word not in ROLES))
+
+
+def keyring(config: AuthConfig) -> Keyring:
+    """Hash the keys of a service.
+
+    Raises:
+        Invalid: a name or key is empty, a role or scope is unknown, two have the same key, or keys are required and
             there are none. The service does not start.
     """
     keys: dict[bytes, Principal] = {}
-    entries = [entry.strip() for entry in settings.api_keys.split(";") if entry.strip()]
-    for number, entry in enumerate(entries, start=1):
-        name, key, grants = _entry(entry, number)
-        _add(keys, key, Principal(name, _scopes(grants, name)))
-    if settings.admin_api_key:
-        _add(keys, settings.admin_api_key, Principal("admin", ROLES["admin"]))
-    if settings.auth_enabled and not keys:
-        msg = "KNEO_SERV_AUTH_ENABLED asks for keys, but KNEO_SERV_API_KEYS and KNEO_SERV_ADMIN_API_KEY are empty."
-        raise Invalid(msg, code="invalid_setting")
-    return Keyring(keys, required=settings.auth_enabled)
-
-
-def _entry(entry: str, number: int) -> tuple[str, str, str]:
-    parts = entry.split(":", 2)
-    if len(parts) != 3 or not all(part.strip() for part in parts):
-        msg = f"Entry {number} of KNEO_SERV_API_KEYS is not name:key:role."
-        raise Invalid(msg, code="invalid_setting")
-    return parts[0].strip(), parts[1].strip(), parts[2]
-
-
-def _add(keys: dict[bytes, Principal], key: str, principal: Principal) -> None:
-    hashed = hashlib.sha256(key.encode()).digest()
-    if hashed in keys:
-        msg = f"{principal.name} and {keys[hashed].name} have the same API key; keys are people."
-        raise Invalid(msg, code="invalid_setting")
-    keys[hashed] = principal
-
-
-def _scopes(grants: str, name: str) -> frozenset[str]:
-    scopes: set[str] = set()
-    for word in (word.strip() for word in grants.split(",")):
-        if word in ROLES:
-            scopes |= ROLES[word]
-        elif word in SCOPES:
-            scopes.add(word)
-        else:
-            msg = f"The API key of {name} has the unknown role or scope {word!r}; roles are {', '.join(ROLES)}."
+    for record in config.api_keys:
+        if not record.name or not record.key:
+            msg = f"The API key of {record.name} is empty." if record.name else "An API key is nobody's."
             raise Invalid(msg, code="invalid_setting")
-    return frozenset(scopes)
+        hashed = hashlib.sha256(record.key.encode()).digest()
+        if hashed in keys:
+            msg = f"{record.name} and {keys[hashed].name} have the same API key; keys are people."
+            raise Invalid(msg, code="invalid_setting")
+        keys[hashed] = Principal(record.name, _scopes(record))
+    if config.enabled and not keys:
+        msg = "API keys are required, and there are none."
+        hint = "KNEO_SERV_AUTH_ENABLED asks for those of KNEO_SERV_API_KEYS and KNEO_SERV_ADMIN_API_KEY."
+        raise Invalid(msg, code="invalid_setting", hint=hint)
+    return Keyring(keys, required=config.enabled)
+
+
+def _scopes(record: APIKeyRecord) -> frozenset[str]:
+    for word in (*record.roles, *record.scopes):
+        if word not in (ROLES if word in record.roles else SCOPES):
+            msg = f"The API key of {record.name} has the unknown role or scope {word!r}; roles are {', '.join(ROLES)}."
+            raise Invalid(msg, code="invalid_setting")
+    return frozenset(record.scopes).union(*(ROLES[role] for role in record.roles))
 
 
 def who_asks(ring: Keyring, headers: Mapping[str, str]) -> Principal:

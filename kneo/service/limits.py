@@ -1,11 +1,50 @@
-"""A bound on request bodies that holds for streamed ones too."""
+"""A bound on request bodies that holds for streamed ones too; and all bounds by the names that programs already use."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kneo.errors import Invalid
 from kneo.service.problems import too_large
+from kneo.settings import Limits
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """Bounds on what a request may bring, in place of those that the settings say."""
+
+    max_body_bytes: int = Limits.body_bytes
+    max_input_chars: int = Limits.input_chars
+    max_human_content_chars: int = Limits.human_content_chars
+    max_inline_spec_bytes: int = Limits.inline_spec_bytes
+    max_overrides_bytes: int = Limits.overrides_bytes
+    max_metadata_bytes: int = Limits.metadata_bytes
+    max_list_items: int = Limits.page_items
+    max_path_chars: int = Limits.path_chars
+
+    def as_limits(self) -> Limits:
+        """Return the same as a setting.
+
+        Raises:
+            Invalid: one is not positive.
+        """
+        for name, value in vars(self).items():
+            if value <= 0:
+                msg = f"{name} must be positive, not {value}."
+                raise Invalid(msg, code="invalid_setting")
+        return Limits(
+            body_bytes=self.max_body_bytes,
+            input_chars=self.max_input_chars,
+            human_content_chars=self.max_human_content_chars,
+            inline_spec_bytes=self.max_inline_spec_bytes,
+            overrides_bytes=self.max_overrides_bytes,
+            metadata_bytes=self.max_metadata_bytes,
+            path_chars=self.max_path_chars,
+            page_items=self.max_list_items,
+        )
 
 
 class BodyLimit:

@@ -38,7 +38,8 @@ def human_request(task: HumanTask) -> Json:
         "timeout_seconds": task.timeout_seconds,
         "on_timeout": task.on_timeout,
         "on_reject": task.on_reject,
-        "deadline_epoch": _epoch(task.deadline_at),
+        "deadline_epoch": epoch(task.deadline_at),
+        **_escalated(task),
         "metadata": {**task.metadata, "position": task.position, "step_path": task.step_path},
     }
 
@@ -79,7 +80,7 @@ def human_task(task: HumanTask) -> Json:
         "bundle_digest": task.bundle_digest,
         "receipt": task.plan.receipt,
         "expires_at": request["deadline_epoch"],
-        "escalated_at": task.escalated_at,
+        "escalated_at": epoch(task.escalated_at),
         "escalation": task.escalation,
         "decision": decision(task.decision) if task.decision else None,
         "created_at": task.created_at,
@@ -117,6 +118,15 @@ def event(item: TaskEvent) -> Json:
         "at": item.at,
         "data": dict(item.data),
     }
+
+
+def _escalated(task: HumanTask) -> Json:
+    """When it went on to somebody else, and when it had to be answered until then."""
+    if task.escalated_at is None:
+        return {}
+    asked, seconds = epoch(task.created_at), task.timeout_seconds
+    original = asked + seconds if asked is not None and seconds else None
+    return {"escalated_at": epoch(task.escalated_at), "original_expires_at": original}
 
 
 def _shown(task: HumanTask, name: str) -> Mapping[str, object]:
@@ -170,5 +180,6 @@ def _diff(task: HumanTask) -> str | None:
     return "\n".join(difflib.unified_diff(before, after, "previous", "now", lineterm=""))
 
 
-def _epoch(at: str | None) -> float | None:
+def epoch(at: str | None) -> float | None:
+    """Say a time as the published clients read the ones that decide something: seconds since 1970."""
     return parse_time(at).timestamp() if at is not None else None

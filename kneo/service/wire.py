@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 from kneo.redaction import hide_paths, redact, redact_text
 from kneo.registry import EnvironmentStatus
-from kneo.service.task_wire import human_request, votes_of
+from kneo.service.task_wire import epoch, human_request, votes_of
 from kneo.service.words import say
 from kneo.state.audit import SealedEvent
 from kneo.state.release import Pending, Promotion, Release
@@ -67,7 +67,7 @@ def run_status(run: Run, task: HumanTask | None, *, published: bool) -> Json:
         "updated_at": run.updated_at,
         "started_at": run.started_at,
         "completed_at": run.completed_at,
-        "deadline_at": run.deadline_at,
+        "deadline_at": epoch(run.deadline_at),
     }
 
 
@@ -197,7 +197,9 @@ def promotion(item: Promotion) -> Json:
 
 
 def audit_event(item: SealedEvent) -> Json:
+    """An event of the audit log. Names and addresses stay, or nobody would know who did it."""
     event = item.event
+    metadata = redact(event.metadata, personal=False)
     return {
         "id": event.id,
         "seq": item.seq,
@@ -207,8 +209,8 @@ def audit_event(item: SealedEvent) -> Json:
         "continuation_id": event.continuation_id,
         "environment": event.environment,
         "actor": event.actor,
-        "metadata": dict(event.metadata),
-        "payload": dict(event.metadata),
+        "metadata": metadata,
+        "payload": metadata,
         "created_at": event.at,
         "occurred_at": event.at,
     }

@@ -15,7 +15,9 @@ from kneo.errors import Conflict, Invalid, KneoError, NotFound, Usage
 from kneo.maintenance import LockAcquisitionError
 from kneo.platform import Database, PlatformManager, load_platform
 from kneo.service.app import create_app
+from kneo.service.auth import APIKeyRecord, AuthConfig
 from kneo.service.dependencies import default_platform_manager, set_platform_manager
+from kneo.service.limits import RequestLimits
 from kneo.service.receipts import receipt_of_task
 from kneo.settings import Settings, from_env
 from kneo.spec import SpecCompiler
@@ -159,6 +161,40 @@ def test_the_default_platform_keeps_everything_in_one_file(tmp_path: Path, monke
         default_platform_manager().close()
         set_platform_manager(None)
     assert (tmp_path / "own.sqlite").is_file()
+
+
+def test_a_program_says_which_keys_there_are_and_how_much_a_request_may_bring(chosen: PlatformManager) -> None:
+    set_platform_manager(chosen)
+    key = APIKeyRecord("ann", "ann-key", roles=("viewer",), scopes=("runs:write",))
+    auth, limits = AuthConfig(enabled=True, api_keys=(key,)), RequestLimits(max_input_chars=3, max_body_bytes=2_000)
+    with serving(create_app(auth_config=auth, request_limits=limits)) as client:
+        assert client.get("/v1/runs").status_code == 401
+        client.headers["X-Kneo-Api-Key"] = "ann-key"
+        started = client.post("/v1/runs", json={"input": "x", "spec": SPEC})
+        assert started.json()["metadata"]["requester"] == "ann"
+        assert client.get("/v1/security/credentials").json()["required_scope"] == "credentials:read"
+        assert client.post("/v1/runs", json={"input": "xxxx", "spec": SPEC}).json()["error"] == "input_too_large"
+        assert client.post("/v1/runs", json={"input": "x" * 2_000}).status_code == 413
+    with serving(create_app(auth_config=auth, auth_enabled=False)) as client:
+        assert client.get("/v1/runs").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"auth_config": AuthConfig(enabled=True)},
+        {"auth_config": AuthConfig(api_keys=(APIKeyRecord("ann", "k", roles=("king",)),))},
+        {"auth_config": AuthConfig(api_keys=(APIKeyRecord("ann", "k", scopes=("viewer",)),))},
+        {"auth_config": AuthConfig(api_keys=(APIKeyRecord("ann", "k"), APIKeyRecord("ben", "k")))},
+        {"auth_config": AuthConfig(api_keys=(APIKeyRecord("ann", ""),))},
+        {"request_limits": RequestLimits(max_body_bytes=0)},
+    ],
+    ids=["no keys", "no role", "no scope", "the same key twice", "an empty key", "no bound"],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_served(chosen: PlatformManager, wrong: dict) -> None:
+    set_platform_manager(chosen)
+    with pytest.raises(Invalid):
+        create_app(**wrong)
 
 
 FACTORY = """

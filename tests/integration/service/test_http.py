@@ -23,7 +23,7 @@ from kneo.runtime.load import ProgramLoader
 from kneo.runtime.start import Starter
 from kneo.runtime.steps import Executor
 from kneo.service.app import create_app
-from kneo.service.auth import ROLES, keyring
+from kneo.service.auth import ROLES, configured, keyring
 from kneo.settings import Limits, Settings, from_env
 from kneo.spec.models import Spec
 from kneo.store import runs
@@ -246,12 +246,12 @@ def test_code_outside_the_project_is_not_imported(client: httpx.Client) -> None:
 )
 def test_keys_that_make_no_sense_keep_the_service_from_starting(keys: str, tmp_path: Path) -> None:
     with pytest.raises(Invalid):
-        keyring(from_env({"KNEO_SERV_API_KEYS": keys}, tmp_path))
+        keyring(configured(from_env({"KNEO_SERV_API_KEYS": keys}, tmp_path)))
 
 
 def test_asking_for_keys_without_any_keeps_the_service_from_starting(tmp_path: Path) -> None:
     with pytest.raises(Invalid):
-        keyring(from_env({"KNEO_SERV_AUTH_ENABLED": "true"}, tmp_path))
+        keyring(configured(from_env({"KNEO_SERV_AUTH_ENABLED": "true"}, tmp_path)))
 
 
 def test_without_a_controller_nobody_can_be_asked_to_look(client: httpx.Client) -> None:

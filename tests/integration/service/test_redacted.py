@@ -6,7 +6,7 @@ import json
 
 from service_bench import DRAFT, Bench, spec_of
 
-from kneo.store import runs
+from kneo.store import audit, runs
 
 SECRET = "hunter2-abcdefgh"
 INPUT = f"Ask ann@example.com, password={SECRET}"
@@ -38,6 +38,15 @@ def test_no_answer_about_a_run_carries_a_secret_and_its_steps_work_on_the_whole_
     assert done["output_text"] == "published: Final answer: Ask ann@example.com, password=[REDACTED]"
     published = (bench.folder / "published.jsonl").read_text()
     assert SECRET in published
+
+
+def test_the_audit_log_is_shown_without_secrets_and_with_the_people(bench: Bench) -> None:
+    facts = {"error": f"password={SECRET}", "api_key": SECRET, "assignee": "ann@example.com"}
+    with bench.store.write() as tx:
+        audit.record(tx, "test.happened", actor="bob@example.com", run_id="run_audited", metadata=facts)
+    event = bench.get("/audit-events", run_id="run_audited")["events"][0]
+    shown = {"error": "password=[REDACTED]", "api_key": "[REDACTED]", "assignee": "ann@example.com"}
+    assert (event["actor"], event["metadata"], event["payload"]) == ("bob@example.com", shown, shown)
 
 
 def test_who_judges_a_text_reads_it_whole(bench: Bench) -> None:
