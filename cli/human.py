@@ -170,32 +170,34 @@ def resume(
     answer = read_answer(
         request_id, approve=approve, reject=reject, edit=edit, provide=provide, select=select, reason=reason
     )
-    signed = [each for each in (key, signer or public, statement) if each is not None]
-    if len(signed) > 1:
+    if sum(each is not None for each in (key, signer or public, statement)) > 1:
         msg = "An answer is signed once: with --key, with --signer and --public, or with --statement."
         raise Usage(msg)
     with backend(service_url, profile) as asked:
-        if signed:
-            answer["statement"] = _signed(asked, continuation_id, answer, statement, key, signer, public)
+        answer = sign(asked, continuation_id, answer, statement=statement, key=key, signer=signer, public=public)
         result = asked.resume(continuation_id, answer)
     render.emit(result, as_json=as_json, text=lambda: show_outcome(result))
 
 
-def _signed(
+def sign(
     asked: Backend,
     task_id: str,
     answer: Json,
-    statement: Path | None,
-    key: Path | None,
-    signer: str | None,
-    public: Path | None,
+    *,
+    statement: Path | None = None,
+    key: Path | None = None,
+    signer: str | None = None,
+    public: Path | None = None,
 ) -> Json:
+    """Return an answer with whoever gives it vouching for it; as it is where nothing was given to sign with."""
+    if not any((statement, key, signer, public)):
+        return answer
     # Most answers are not signed, and cryptography takes its time to import.
     from cli.answer_signing import read_signed, sign_answer
     from cli.signer import signing_key
 
     if statement is not None:
-        return read_signed(statement)
+        return {**answer, "statement": read_signed(statement)}
     private = signing_key(key, signer, public)
     assert private is not None, "one of them was given"
-    return sign_answer(asked, task_id, answer, private)
+    return {**answer, "statement": sign_answer(asked, task_id, answer, private)}

@@ -13,12 +13,13 @@ from typing import Annotated
 import typer
 
 from cli import render
+from cli.answer_options import KeyOption
 from cli.backend import Backend, Json, Query
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.files import read_bytes
-from cli.human import TaskArgument, show_task
+from cli.human import TaskArgument, show_task, sign
 from kneo.clock import SystemClock, isoformat, parse_duration
-from kneo.errors import Conflict, Forbidden, Invalid, NotFound, Usage
+from kneo.errors import Conflict, Forbidden, Invalid, NotFound, Untrusted, Usage
 
 MAX_FILE_BYTES = 4_194_304
 """Largest file of answers."""
@@ -209,6 +210,7 @@ def _read(file: Path) -> object:
 
 def review(
     candidate: Annotated[str, typer.Option("--candidate", help="Whose tasks: a name, or me.")] = "me",
+    key: KeyOption = None,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
 ) -> None:
@@ -224,7 +226,7 @@ def review(
             if said is STOP:
                 return
             if said is not None:
-                _answer(asked, task, said)
+                _answer(asked, task, said, key)
     render.text("That was everything.")
 
 
@@ -247,12 +249,12 @@ def _waiting(asked: Backend, candidate: str) -> Iterator[tuple[Json, int]]:
         after = str(following)
 
 
-def _answer(asked: Backend, task: Json, said: Json) -> None:
-    request = task["request"]
+def _answer(asked: Backend, task: Json, said: Json, key: Path | None) -> None:
+    task_id, request = str(task["continuation_id"]), task["request"]
     assert isinstance(request, dict)
     try:
-        asked.resume(str(task["continuation_id"]), {"request_id": request["request_id"], **said})
-    except (Conflict, Forbidden, Invalid, NotFound) as error:
+        asked.resume(task_id, sign(asked, task_id, {"request_id": request["request_id"], **said}, key=key))
+    except (Conflict, Forbidden, Invalid, NotFound, Untrusted) as error:
         # Somebody else was quicker, or this one cannot be answered so: the others may.
         render.warning(error.message, error.hint)
     else:

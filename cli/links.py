@@ -54,9 +54,15 @@ def list_links(
         answer = asked.links(continuation_id)
     items = answer["links"]
     assert isinstance(items, list)
+
+    def text() -> None:
+        if not items:
+            render.text(f"There are no links to {continuation_id}.")
+            return
+        render.table("", ["Link", "For", "State", "Made by", "Until"], rows)
+
     rows = [[item["id"], item["person"], item["state"], item["created_by"], item["expires_at"]] for item in items]
-    heads = ["Link", "For", "State", "Made by", "Until"]
-    render.emit(answer, as_json=as_json, text=lambda: render.table("", heads, rows))
+    render.emit(answer, as_json=as_json, text=text)
 
 
 @app.command("revoke")

@@ -76,7 +76,8 @@ def _voter(voter: Json) -> str:
     assert isinstance(roles, list)
     assert isinstance(groups, list)
     known = [f"role {name}" for name in roles] + [f"group {name}" for name in groups]
-    return f"{voter['actor']} {voter['decision']}" + (f" as {', '.join(known)}" if known else "")
+    said = f"{voter['actor']} {voter['decision']}" + (f" as {', '.join(known)}" if known else "")
+    return f"{said}, signed with a key of their own" if voter["statement"] is not None else said
 
 
 @app.command("key")

@@ -22,7 +22,7 @@ from kneo.tasks.answers import Answer, check_answer, check_storable, check_unres
 from kneo.tasks.happened import happened
 from kneo.tasks.receipts import check_can_sign, write_receipt
 from kneo.tasks.schedule import next_at
-from kneo.tasks.signing import ToSign, check_signed, write_statement
+from kneo.tasks.signing import ToSign, check_signed, signed_fact, write_statement
 from kneo.tasks.sweep import elapse, is_due
 from kneo.telemetry.spans import span
 
@@ -158,7 +158,7 @@ def _vote(tx: Tx, task: HumanTask, decision: Decision, person: people.Person, vo
 def _heard(tx: Tx, task: HumanTask, vote: Vote, votes: tuple[Vote, ...]) -> HumanTask:
     """Keep a vote that does not decide yet; whoever gave it is done with the task."""
     _change(tx, task, status=TaskStatus.OPEN, claimed_by=None, snoozed_until=None, votes=votes)
-    facts = {"decision": vote.decision, "votes": len(votes), "approvals": task.quorum.approvals}
+    facts = {"decision": vote.decision, "votes": len(votes), "approvals": task.quorum.approvals} | signed_fact(vote)
     happened(tx, task, "voted", vote.actor, facts, kept={"comment": vote.comment})
     return find(tx, task.id)
 
@@ -182,6 +182,8 @@ def record(tx: Tx, task: HumanTask, decision: Decision, *, votes: tuple[Vote, ..
         "status": RunStatus.RUNNING,
         "result_status": RunStatus.RUNNING,
     }
+    last = next((vote for vote in votes if vote.actor == decision.actor), None)
+    facts |= signed_fact(last)
     event = happened(tx, task, "decision", decision.actor, facts, kept={"comment": decision.comment})
     decided = find(tx, task.id)
     write_receipt(tx, decided, decision, event)

@@ -10,7 +10,7 @@ from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Forbidden, Invalid
 from kneo.state.people import same_person
-from kneo.state.task import SIGNED_BY_REVIEWER, Decision, HumanTask
+from kneo.state.task import SIGNED_BY_REVIEWER, Decision, HumanTask, Vote
 from kneo.store.engine import Tx
 from kneo.tasks.answers import said_digest
 from kneo.tasks.receipts import answered, environment_of
@@ -109,6 +109,13 @@ def check_signed(
         after=after.issued_at if after else None,
     )
     return serialise(envelope).decode()
+
+
+def signed_fact(vote: Vote | None) -> dict[str, object]:
+    """Tell the audit log what somebody signed, by its digest; nothing where they did not."""
+    if vote is None or vote.statement is None:
+        return {}
+    return {"statement": parse_envelope(vote.statement.encode()).digest}
 
 
 def _said(tx: Tx, task: HumanTask, decision: Decision) -> Said:

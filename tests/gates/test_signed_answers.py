@@ -19,7 +19,7 @@ from kneo.errors import KneoError
 from kneo.state.receipt import ReceiptRecord
 from kneo.state.run import RunStatus
 from kneo.state.task import DecisionKind, HumanTask, TaskStatus
-from kneo.store import receipts, runs
+from kneo.store import audit, receipts, runs
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 from kneo.store.tables import metadata
@@ -258,6 +258,10 @@ def test_every_voter_signs_and_all_their_words_are_in_the_receipt(store: Store) 
     done = answer(store, task, "ben", comment="me too", statement=signed(store, task, "ben", comment="me too"))
     assert done.status is TaskStatus.DECIDED
     record = kept(store, task)
+    voters = parse_receipt(parse_envelope(record.envelope).payload).receipt.voters
+    with store.read() as tx:
+        told = [*audit.events(tx, event_type="human.voted"), *audit.events(tx, event_type="human.decision")]
+    assert [item.event.metadata["statement"] for item in told] == [voter.statement for voter in voters]
     verdict = check(record, keys_of("ann", "ben"))
     assert (verdict.valid, verdict.checked[0].signed_by) == (True, ("ann", "ben"))
     assert fields(check(record, keys_of("ann"))) == ["voters[1].statement.signature"]
