@@ -10,7 +10,8 @@ from controller import metrics
 from controller.apply import Lease, apply, check_lease, write_report
 from controller.candidate import Candidate
 from controller.drift import DriftWatch
-from controller.gates import Allowed, Evidence, Verdict, Waits, judge, judge_policy, rules_of
+from controller.gates import Allowed, Evidence, Verdict, Waits, judge_policy
+from controller.judge import judge, rules_of
 from controller.ledger import Ledger
 from controller.load import Declared, Problem, find_bundles
 from controller.notices import notices_of_changes, notices_of_findings

@@ -11,7 +11,8 @@ from datetime import datetime
 
 from controller.candidate import Candidate
 from controller.commits import check_history
-from controller.gates import Allowed, Evidence, Verdict, Waits, judge, judge_policy, rules_of
+from controller.gates import Allowed, Evidence, Verdict, Waits, judge_policy
+from controller.judge import judge, rules_of
 from controller.load import Declared, Problem, find_bundle, load, removed
 from controller.observe import Believed, Observed, evidence, observe, rules_before
 from controller.plan import Action, Retire, kind_of, make_plan, name_of

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from controller.apply import Lease, apply, check_lease
 from controller.approvals import Vote
 from controller.candidate import candidate_of
-from controller.gates import ROLLBACK_GATES, Allowed, Evidence, judge, rules_of
+from controller.gates import ROLLBACK_GATES, Allowed, Evidence
+from controller.judge import judge, rules_of
 from controller.notices import notices_of_changes
 from controller.observe import Believed, evidence, served_by
 from controller.plan import Plan, Rollback

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from controller.approvals import Vote
 from controller.candidate import Candidate, Standing, candidate_of, standing_of
-from controller.gates import GATES, Allowed, Evidence, Gate, Rules, Verdict, Waits, approved, judge
+from controller.gates import GATES, Allowed, Evidence, Gate, Rules, Verdict, Waits, approved
+from controller.judge import judge
 from controller.plan import Action, Plan, Promote, Retire, make_plan, name_of
 from kneo.clock import isoformat
 from kneo.digest import Digest, digest_of
