@@ -17,7 +17,6 @@ from kneo.runtime.simulate.matrix import Outcome
 from kneo.runtime.simulate.report import MAX_ROWS, MAX_STATES, Simulation, Simulator
 from kneo.spec.answers import AnswersFile
 from kneo.spec.document import DEFAULT_LIMITS
-from kneo.spec.models.asked import with_gates
 from kneo.spec.reader import read
 from kneo.spec.schema_check import parse_model
 
@@ -46,8 +45,7 @@ def simulate(
     require_usable(replace(checked, findings=tolerated), as_json=as_json)
     scripts = [(checked.project.shown(path), _read(path)) for path in answers or ()]
     least = checked.project.questions_for(checked.file.path)
-    gated = with_gates(checked.usable(), checked.project.gates_for(checked.file.path))
-    simulator = Simulator.of(gated, least=least, limit=limit, rows=rows)
+    simulator = Simulator.of(checked.gated(), least=least, limit=limit, rows=rows)
     everything = simulator.everything()
     scenarios = [simulator.following(name, written) for name, written in scripts]
     findings = [finding for simulation in (everything, *scenarios) for finding in simulation.findings]

@@ -247,7 +247,7 @@ def graph(
     checked = check(open_project(env), spec)
     if checked.spec is None:
         require_usable(checked, as_json=as_json)
-    drawn = spec_graph(checked.usable())
+    drawn = spec_graph(checked.gated())
     if as_json or drawing is Drawing.JSON:
         render.print_json(drawn.as_json())
     else:

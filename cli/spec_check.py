@@ -51,6 +51,10 @@ class Checked:
         assert self.spec is not None, "commands ask only after they looked at the findings"
         return self.spec
 
+    def gated(self) -> Spec:
+        """Return the spec as it runs in its environment, with the questions that are added there."""
+        return with_gates(self.usable(), self.project.gates_for(self.file.path))
+
     def origin(self) -> dict[str, object]:
         """Say which files and which environment the answer is about."""
         shown = self.project.shown

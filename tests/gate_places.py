@@ -18,7 +18,7 @@ LEGAL = {
     "after": ("function", "steps", "parallel", "router", "workflow"),
     "each": ("loop",),
     "route": ("router",),
-    "error": ("function",),
+    "error": ("function", "steps", "parallel", "condition", "loop", "router", "workflow"),
 }
 """Which positions mean something on which kind of step."""
 
@@ -45,6 +45,17 @@ def bodies(inner: str) -> dict[str, Tree]:
         "router": {"id": "x", "kind": "router", "choices": {"y": {"steps": two}}, "selector": {"default": "y"}},
         "workflow": {"id": "x", "kind": "workflow", "ref": f"{inner}flow"},
     }
+
+
+def broken(step: Tree) -> Tree:
+    """The same step with functions that fail."""
+    inner = {
+        key: [broken(one) for one in value]
+        for key, value in step.items()
+        if isinstance(value, list) and key in {"steps", "else"}
+    }
+    ways = {"choices": {name: broken(way) for name, way in step["choices"].items()}} if "choices" in step else {}
+    return {**step, **inner, **ways, **({"ref": "broken"} if step.get("ref") == "effect" else {})}
 
 
 HOLDERS: Mapping[str, Callable[[Sequence[Tree]], object]] = {
@@ -97,7 +108,7 @@ class Place:
     def workflows(self) -> dict[str, object]:
         two = [effect("guarded1"), effect("guarded2")]
         plain = [effect("plain1"), effect("plain2")]
-        return {"guardedflow": two, "plainflow": plain, "outer": list(self.steps)}
+        return {"guardedflow": two, "plainflow": plain, "failflow": [broken(effect("fail"))], "outer": list(self.steps)}
 
 
 YES = {"decision": "approved"}
@@ -123,7 +134,7 @@ def place(holder: str, position: str, kind: str) -> Place:
             holder, position, kind, (step,), {"decision": "selected", "selected_option": "y"}, None, ("guarded",)
         )
     if position == "error":
-        step = {"id": "x", "kind": "function", "ref": "broken", "review": {"error": {"human": "ann"}}}
+        step = {**broken(bodies("fail")[kind]), "review": {"error": {"human": "ann"}}}
         yes, no = ({"decision": "selected", "selected_option": word} for word in ("skip", "stop"))
         return Place(holder, position, kind, (step, BEHIND), yes, no, ("guarded",))
     step = {**bodies("plain")[kind], "review": {position: {"human": "ann", "on_reject": "stop"}}}

@@ -14,6 +14,7 @@ from kneo.runtime import record
 from kneo.runtime.decide import Ended, Moment, begin
 from kneo.runtime.frozen import CheckSpec, Freezer, FrozenSpec
 from kneo.spec.context import NOTHING_KNOWN
+from kneo.spec.environment import Environment
 from kneo.spec.flags import PolicyFlags
 from kneo.spec.models import Spec
 from kneo.spec.models.asked import AddedGate, GatedSpec, read_spec
@@ -127,7 +128,8 @@ class Starter:
         if runs.is_queue_full(tx, self.max_queue):
             msg = f"{self.max_queue} runs wait for a worker; no further one is taken until some have begun."
             raise Transient(msg, code="queue_full", limit=self.max_queue)
-        chosen = self._freeze(tx, order, brought)
+        rules = find_rules(tx, order.environment)
+        chosen = self._freeze(tx, order, brought, rules)
         program, digest = chosen.frozen.program(order.target), chosen.frozen.digest
         run_id = new_id("run", tx.now)
         state = begin(program, order.input, Moment(now=tx.now, seed=run_id))
@@ -150,7 +152,7 @@ class Starter:
             state_version=STATE_VERSION,
             visited_steps=(),
             requester=order.requester,
-            metadata=_metadata(order, chosen, self._pins(tx, order.environment)),
+            metadata=_metadata(order, chosen, rules.spec.implementations if rules else {}),
             deadline_at=deadline,
             completed_at=tx.at if ended else None,
         )
@@ -184,12 +186,11 @@ class Starter:
         )
         return replace(run, created_at=tx.at, updated_at=tx.at, started_at=tx.at)
 
-    def _freeze(self, tx: Tx, order: RunOrder, brought: FrozenSpec | None) -> _Chosen:
+    def _freeze(self, tx: Tx, order: RunOrder, brought: FrozenSpec | None, rules: Environment | None) -> _Chosen:
         """Decide which exact bytes this run executes."""
         chosen = self._choose(tx, order, brought)
-        gates = _gates(tx, order.environment)
-        if gates:
-            chosen = replace(chosen, frozen=self._freezer.gated(chosen.frozen, gates), gates=gates)
+        if rules is not None and rules.gates:
+            chosen = replace(chosen, frozen=self._freezer.gated(chosen.frozen, rules.gates), gates=rules.gates)
         # A release satisfied Git's policy when it was promoted; what others ask for may be newer.
         policy = registry.policy_in_force(tx, order.environment, self.project, with_git=chosen.release is None)
         require_policy(chosen.frozen.spec, policy, order.environment)
@@ -238,15 +239,8 @@ class Starter:
         body = runs.load_spec(tx, run.spec_digest)
         if body is not None:
             spec = read_spec(body)
-            _require_gates(run, spec, _gates(tx, run.environment))
+            _require_gates(run, spec, find_rules(tx, run.environment))
             require_policy(spec, policy, run.environment)
-
-    @staticmethod
-    def _pins(tx: Tx, environment: str | None) -> Mapping[str, str]:
-        """The code an environment pins, kept with the run: what is pinned later does not change a run that waits."""
-        if environment is None or releases.environment(tx, environment) is None:
-            return {}
-        return registry.declared(tx, environment).spec.implementations
 
     def _check_inline_allowed(self, tx: Tx, environment: str | None) -> None:
         """Once Git declares environments, a run names one, and brings its own spec only where that one lets it."""
@@ -278,20 +272,23 @@ class Starter:
             )
 
 
-def _gates(tx: Tx, environment: str | None) -> tuple[AddedGate, ...]:
-    """Find the questions that an environment adds; they are kept with the run, so that it knows no others later."""
+def find_rules(tx: Tx, environment: str | None) -> Environment | None:
+    """Read what an environment asks for, where Git ever declared it.
+
+    The code it pins and the questions it adds are kept with each run: what it asks for later changes no run that waits.
+    """
     if environment is None or releases.environment(tx, environment) is None:
-        return ()
-    return registry.declared(tx, environment).gates
+        return None
+    return registry.declared(tx, environment)
 
 
-def _require_gates(run: Run, spec: GatedSpec, gates: tuple[AddedGate, ...]) -> None:
+def _require_gates(run: Run, spec: GatedSpec, rules: Environment | None) -> None:
     """Check that what a run was started with asks everything that its environment asks today.
 
     Raises:
         Forbidden: ``gates_changed``.
     """
-    missing = [one.name for one in gates if one not in spec.environment_gates]
+    missing = [one.name for one in (rules.gates if rules else ()) if one not in spec.environment_gates]
     if missing:
         msg = f"{run.environment} asks more than it did when {run.id} was started: {', '.join(missing)}."
         hint = "Start a new run: it is asked what is asked today."

@@ -6,10 +6,11 @@ the path that leads there (``review/legal``), with the container as their ``pare
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.models import (
     ConcurrentWorkflow,
     Condition,
@@ -27,6 +28,11 @@ from kneo.spec.models import (
     StepsStep,
     Workflow,
 )
+from kneo.spec.models.asked import AddedGate
+from kneo.spec.rules.around import gates_around
+from kneo.spec.rules.view import SpecView
+
+NOTHING_ADDED: Mapping[int, Sequence[AddedGate]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +112,17 @@ def spec_graph(spec: Spec) -> WorkflowGraph:
     if workflow is None:
         step = LeafStep(id=spec.agent.name, kind="agent", ref=spec.agent.name)
         workflow = SequentialWorkflow(type="sequential", name=spec.agent.name, steps=(step,))
-    return workflow_graph(workflow)
+    return workflow_graph(workflow, gates_around(SpecView.of(spec, NOTHING_KNOWN)))
 
 
-def workflow_graph(workflow: Workflow) -> WorkflowGraph:
-    """Draw a workflow. Steps that are switched off, and ways to and from them, are left out."""
-    drawing = _Drawing()
+def workflow_graph(workflow: Workflow, around: Mapping[int, Sequence[AddedGate]] = NOTHING_ADDED) -> WorkflowGraph:
+    """Draw a workflow. Steps that are switched off, and ways to and from them, are left out.
+
+    Args:
+        workflow: What is drawn.
+        around: The questions that an environment adds, by the identity of steps.
+    """
+    drawing = _Drawing(around)
     start = drawing.workflow(workflow)
     return WorkflowGraph(
         workflow_name=workflow.name or f"{workflow.type}-workflow",
@@ -125,6 +136,7 @@ def workflow_graph(workflow: Workflow) -> WorkflowGraph:
 
 @dataclass(slots=True)
 class _Drawing:
+    around: Mapping[int, Sequence[AddedGate]]
     nodes: list[Node] = field(default_factory=list)
     edges: list[Arrow] = field(default_factory=list)
 
@@ -180,7 +192,8 @@ class _Drawing:
         own = name or step.id
         path = f"{parent}/{own}" if parent else own
         gates = tuple(step.review.gates()) if step.review is not None else ()
-        self.nodes.append(Node(path, step.kind, own, step, parent, gates))
+        added = (f"{place}+{one.name}" for one in self.around.get(id(step), ()) for place in one.gates())
+        self.nodes.append(Node(path, step.kind, own, step, parent, (*gates, *added)))
         self._inside(step, path)
         return path
 

@@ -6,7 +6,7 @@ import pytest
 from gate_house import House
 from gate_places import PLACES, Place, sample
 
-SAMPLED = 18
+SAMPLED = 26
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -14,6 +14,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         whole = metafunc.config.getoption("--every-gate", default=False)
         count = 3 if "cancelled" in metafunc.function.__name__ else SAMPLED
         metafunc.parametrize("place", PLACES if whole else sample(count), ids=str)
+
+
+def test_the_sample_leaves_no_position_and_no_holder_out() -> None:
+    for of in (lambda place: (place.position, place.kind), lambda place: place.holder):
+        assert set(map(of, sample(SAMPLED))) == set(map(of, PLACES))
 
 
 def guarded(did: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kneo import registry
 from kneo.digest import digest_of_json
-from kneo.runtime.start import require_policy
+from kneo.runtime.start import find_rules, require_policy
 from kneo.service import answers
 from kneo.service.auth import Principal, require
 from kneo.service.bodies import Body, Flag, SpecRequest
@@ -20,6 +20,7 @@ from kneo.service.wire import Json
 from kneo.spec.diff import diff as compare
 from kneo.spec.graph import spec_graph
 from kneo.spec.migrate import migrate
+from kneo.spec.models.asked import with_gates
 from kneo.spec.policy_report import policy_report
 from kneo.spec.summary import compiled, explained, linted, names_of
 from kneo.store import audit
@@ -78,7 +79,8 @@ def compile_spec(body: SpecCompileRequest, service: Here, principal: Reader) -> 
     if spec is not None:
         with service.store.read() as tx:
             policy = registry.policy_in_force(tx, body.environment, service.starter.project)
-        require_policy(spec, policy, body.environment)
+            rules = find_rules(tx, body.environment)
+        require_policy(with_gates(spec, rules.gates if rules else ()), policy, body.environment)
     return {
         "ok": loaded.valid,
         "diagnostics": [found.as_json() for found in loaded.diagnostics],

@@ -7,10 +7,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from config_repo import announcement
 from controller_bench import Bench
 from sqlalchemy import update
 
 from controller.outcome import Done, Stalled, Waiting
+from kneo import registry
 from kneo.state.release import ConditionType, Hold, Suspension
 from kneo.store import approvals, releases
 from kneo.store.engine import Store
@@ -35,6 +37,45 @@ def _needs_approval(bench: Bench, **changes: object) -> Mapping[str, object]:
     assert isinstance(outcome, Waiting)
     assert outcome.reason == "AwaitingApproval"
     return rule
+
+
+def test_a_gate_of_the_environment_counts_for_what_runs_there_and_only_while_it_stands(bench: Bench) -> None:
+    spec = announcement()
+    spec["workflow"]["steps"].pop(1)
+    spec["components"]["functions"]["publish"]["capabilities"] = ["network"]
+    gates = [{"name": "out", "match": {"capabilities": ["network"]}, "before": {"human": {"on_reject": "stop"}}}]
+    bench.repo.bundle("mail", "1.0.0", spec)
+    bench.repo.environment("dev", {"mail": "1.0.0"})
+    bench.repo.environment("prod", {"mail": "1.0.0"}, gates=gates)
+    bench.repo.commit("Ask in prod only")
+    bench.reconcile()
+    assert (bench.served("dev"), bench.served("prod")) == ({}, {"mail": "1.0.0"})
+    assert bench.condition(ConditionType.VERIFIED, "dev") == (False, "SpecInvalid")
+    bench.repo.environment("prod", {"mail": "1.0.0"})
+    bench.repo.commit("Ask no more")
+    bench.reconcile()
+    assert bench.condition(ConditionType.VERIFIED) == (False, "SpecInvalid")
+
+
+def test_taking_a_gate_away_needs_the_approvals_in_force(bench: Bench) -> None:
+    gates = [{"name": "out", "match": {"refs": ["publish"]}, "before": {"human": {"on_reject": "stop"}}}]
+    bench.repo.bundle("mail", "1.0.0")
+    bench.repo.environment("prod", {}, approvals=APPROVALS, people=PEOPLE, gates=gates)
+    bench.repo.commit("Ask")
+    bench.reconcile()
+    bench.repo.environment("prod", {}, approvals=APPROVALS, people=PEOPLE)
+    bench.repo.commit("Ask no more")
+    outcome = bench.reconcile().outcomes["prod"]
+    assert isinstance(outcome, Waiting)
+    assert "the gate out is removed" in outcome.message
+    with bench.store.read() as tx:
+        assert registry.declared(tx, "prod").gates
+    more = {"name": "more", "match": {"refs": ["draft"]}, "after": {"human": {"on_reject": "stop"}}}
+    bench.repo.environment("prod", {}, approvals=APPROVALS, people=PEOPLE, gates=[*gates, more])
+    bench.repo.commit("Ask more")
+    bench.reconcile()
+    with bench.store.read() as tx:
+        assert [gate.name for gate in registry.declared(tx, "prod").gates] == ["out", "more"]
 
 
 def test_a_recorded_approval_opens_the_gate(bench: Bench) -> None:
