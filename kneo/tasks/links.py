@@ -11,7 +11,7 @@ from kneo.clock import isoformat, new_id
 from kneo.errors import Conflict, Invalid, KneoError, NotFound
 from kneo.state.link import TaskLink
 from kneo.state.task import HumanTask
-from kneo.store import links
+from kneo.store import links, runs
 from kneo.store.engine import Store, Tx
 from kneo.tasks import people
 from kneo.tasks.answers import Answer, check_unresolved
@@ -86,6 +86,8 @@ def revoke_link(tx: Tx, task_id: str, link_id: str, *, actor: str) -> TaskLink:
         NotFound: as ``find_link`` says.
         Conflict: ``link_used``: it has answered already.
     """
+    # Answers hold this lock: whoever uses the link does so before this or not at all.
+    runs.lock(tx, find(tx, task_id).run_id)
     link = find_link(tx, task_id, link_id)
     if link.used_at is not None:
         raise _used(link)
