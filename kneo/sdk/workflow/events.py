@@ -140,8 +140,7 @@ class Follower:
         asked = {**here, "message": task.prompt, "continuation_id": continuation}
         match entry.data.get("position"):
             case "route":
-                choices = tuple(self._plan.places[str(here["step_id"])].choices)
-                return RouterPausedEvent(**asked, available_choices=choices)  # type: ignore[arg-type]
+                return RouterPausedEvent(**asked, available_choices=tuple(task.options or ()))  # type: ignore[arg-type]
             case "after":
                 return StepOutputReviewEvent(**asked)  # type: ignore[arg-type]
             case position if position == EXECUTOR_POSITION:

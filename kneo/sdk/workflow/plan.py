@@ -29,8 +29,6 @@ class Place:
     kind: str
     index: int
     review: HumanReview | None = None
-    choices: Sequence[str] = ()
-    """The ways of a router, as they were written; a stored spec sorts them."""
 
 
 @dataclass
@@ -71,8 +69,7 @@ class Plan:
         written = []
         for index, member in enumerate(members):
             here = below(path, member.name)
-            choices = tuple(choice.name for choice in getattr(member, "choices", ()))
-            self.places[here] = Place(member.name, type(member).__name__, index, member.human_review, choices)
+            self.places[here] = Place(member.name, type(member).__name__, index, member.human_review)
             written.append(member.written(self, here))
         return written
 

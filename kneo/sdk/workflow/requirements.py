@@ -127,7 +127,7 @@ class StepRequirement(Requirement):
 
     @property
     def available_choices(self) -> Sequence[str]:
-        return self.place.choices or self.task.options or ()
+        return self.task.options or ()
 
     @property
     def allow_multiple_selections(self) -> bool:
