@@ -32,8 +32,19 @@ UNINDEXED = frozenset({"title", "title of answered too"})
 ME = "person-1"
 LISTENERS = 20
 
+Clock = Callable[[], float]
 
-def looks(store: Store) -> dict[str, float]:
+
+def clock_of(store: Store) -> Clock:
+    """Choose what to measure by.
+
+    SQLite works in this very process, so its processor time is everything there is to wait for, however busy the machine
+    is; PostgreSQL works in another one, so there it is the time that passes.
+    """
+    return time.process_time if store.is_sqlite else time.perf_counter
+
+
+def looks(store: Store, clock: Clock) -> dict[str, float]:
     """Measure each way to look, in milliseconds: the best of some turns, JSON included."""
     with store.read() as tx:
         run_id = tasks.list_tasks(tx, limit=1)[0].run_id
@@ -75,12 +86,12 @@ def looks(store: Store) -> dict[str, float]:
     }
     found = {}
     for name, query in asked.items():
-        found[name] = timed(store, lambda tx, it=query: _written(task_page(tx, it, ME)))
-    found["summary"] = timed(store, lambda tx: _written(summary(task_counts.summary(tx))))
+        found[name] = timed(store, clock, lambda tx, it=query: _written(task_page(tx, it, ME)))
+    found["summary"] = timed(store, clock, lambda tx: _written(summary(task_counts.summary(tx))))
     return found
 
 
-def run_looks(store: Store) -> dict[str, float]:
+def run_looks(store: Store, clock: Clock) -> dict[str, float]:
     """Measure pages of runs likewise."""
     asked = {
         "the last changed": (RunFilter(), "updated_at"),
@@ -92,12 +103,14 @@ def run_looks(store: Store) -> dict[str, float]:
         "paused, with what they ask": (RunFilter(status=RunStatus.PAUSED), "updated_at"),
     }
     return {
-        name: timed(store, lambda tx, it=where, by=order: _written(run_page(tx, it, published=False, sort_by=by)))
+        name: timed(
+            store, clock, lambda tx, it=where, by=order: _written(run_page(tx, it, published=False, sort_by=by))
+        )
         for name, (where, order) in asked.items()
     }
 
 
-def served(store: Store, folder: Path) -> dict[str, float]:
+def served(store: Store, folder: Path, clock: Clock) -> dict[str, float]:
     """Measure requests for pages as a service answers them, its client's part included."""
     found = {}
     url = store.engine.url.render_as_string(hide_password=False)
@@ -109,7 +122,7 @@ def served(store: Store, folder: Path) -> dict[str, float]:
             "/runs",
             "/runs?status=paused",
         ):
-            found[f"GET {path}"] = _best(store, lambda it=path: service.ask("GET", it).raise_for_status())
+            found[f"GET {path}"] = _best(clock, lambda it=path: service.ask("GET", it).raise_for_status())
     return found
 
 
@@ -140,31 +153,26 @@ def _written(answer: object) -> bytes:
     return JsonAnswer(answer).body
 
 
-def page(store: Store) -> float:
+def page(store: Store, clock: Clock) -> float:
     """Measure one page of the inbox, in milliseconds."""
-    return timed(store, lambda tx: _written(task_page(tx, {}, ME)))
+    return timed(store, clock, lambda tx: _written(task_page(tx, {}, ME)))
 
 
 def count(tx: Tx) -> int:
     return task_counts.summary(tx).waiting
 
 
-def timed(store: Store, work: Callable[[Tx], object]) -> float:
-    """Measure in milliseconds, the best of some turns.
-
-    SQLite works in this very process, so its processor time is everything there is to wait for, however busy the machine
-    is; PostgreSQL works in another one, so there it is the time that passes.
-    """
+def timed(store: Store, clock: Clock, work: Callable[[Tx], object]) -> float:
+    """Measure in milliseconds by a clock, the best of some turns."""
 
     def look() -> None:
         with store.read() as tx:
             work(tx)
 
-    return _best(store, look)
+    return _best(clock, look)
 
 
-def _best(store: Store, work: Callable[[], object]) -> float:
-    clock = time.process_time if store.is_sqlite else time.perf_counter
+def _best(clock: Clock, work: Callable[[], object]) -> float:
     taken = []
     for _ in range(TURNS):
         started = clock()
