@@ -168,7 +168,15 @@ def _add_runs(store: Store, waiting: list[HumanTask], ended: int) -> None:
         }
         for number in range(ended)
     ]
-    paused = [row | {"id": task.run_id, "environment": task.environment} for task in waiting]
+    paused = [
+        row
+        | {
+            "id": task.run_id,
+            "environment": task.environment,
+            "updated_at": isoformat(store.clock.now() - timedelta(seconds=number)),
+        }
+        for number, task in enumerate(waiting)
+    ]
     for batch in _batches([*over, *paused]):
         with store.write() as tx:
             tx.connection.execute(insert(runs_table), batch)

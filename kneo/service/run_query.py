@@ -47,7 +47,7 @@ def run_page(
         tx, where, sort_by=order, descending=sort_order == "desc", limit=limit, offset=offset, after=after
     )
     # What comes to an end here need not be counted.
-    ends = after is None and 0 < len(found) < limit
+    ends = after is None and len(found) < limit and (found or not offset)
     total = offset + len(found) if ends else runs.count_runs(tx, where)
     asked = tasks.first_of_runs(tx, [run.id for run in found if run.status is RunStatus.PAUSED])
     items = [wire.run_status(run, asked.get(run.id), published=published) for run in found]

@@ -108,7 +108,7 @@ def task_page(tx: Tx, asked: FilterValues, me: str) -> Json:
         tx, where, sort_by=sort_by, descending=sort_order == "desc", limit=limit, offset=offset, after=after
     )
     # What comes to an end here need not be counted.
-    ends = after is None and 0 < len(found) < limit
+    ends = after is None and len(found) < limit and (found or not offset)
     total = offset + len(found) if ends else tasks.count_tasks(tx, where)
     items = [task_wire.human_task(task) for task in found]
     page = wire.page("tasks", items, total=total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order)
