@@ -113,8 +113,7 @@ class Admission:
                 await run_in_threadpool(self._release, key)
 
     def _claim(self, key: KeyOf, digest: str) -> idempotency.Known | None:
-        with self.store.write() as tx:
-            known = idempotency.claim(tx, key, digest, lock=self.lock)
+        known = self.store.transact(lambda tx: idempotency.claim(tx, key, digest, lock=self.lock))
         if known is None:
             return None
         if known.request_digest != digest:
@@ -140,12 +139,10 @@ class Admission:
         return True
 
     def _write(self, key: KeyOf, status: int, response: dict[str, object]) -> None:
-        with self.store.write() as tx:
-            idempotency.keep(tx, key, status, response)
+        self.store.transact(lambda tx: idempotency.keep(tx, key, status, response))
 
     def _release(self, key: KeyOf) -> None:
-        with self.store.write() as tx:
-            idempotency.release(tx, key)
+        self.store.transact(lambda tx: idempotency.release(tx, key))
 
 
 class UnknownParameters(Invalid):

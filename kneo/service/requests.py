@@ -7,7 +7,7 @@ import random
 import re
 from typing import Protocol
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kneo.clock import monotonic
@@ -26,12 +26,15 @@ _ids = random.Random()  # noqa: S311 - names requests in logs; nothing rests on 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 """Request ids that are taken over; another one is replaced, because it ends up in logs and headers."""
 
-CAREFUL = {
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-}
-FOR_JSON = {"cache-control": "no-store", "content-security-policy": "default-src 'none'; frame-ancestors 'none'"}
+CAREFUL = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
+FOR_JSON = (
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
 
 _TOKEN = re.compile(r"^(/h/).+")
 """A link's address: whoever reads it in a log could use it."""
@@ -75,7 +78,7 @@ class Requests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _dress(MutableHeaders(scope=message), request_id)
+                _dress(message["headers"], request_id)
             await send(message)
 
         failed: Exception | None = None
@@ -108,13 +111,11 @@ def _note(traced: Span, scope: Scope, operation: Operation | None, status: int, 
         traced.failed(type(failed).__name__ if failed is not None else str(status))
 
 
-def _dress(headers: MutableHeaders, request_id: str) -> None:
-    headers["x-request-id"] = request_id
-    for name, value in CAREFUL.items():
-        headers.setdefault(name, value)
-    if headers.get("content-type", "").startswith("application/json"):
-        for name, value in FOR_JSON.items():
-            headers.setdefault(name, value)
+def _dress(headers: list[tuple[bytes, bytes]], request_id: str) -> None:
+    there = dict(headers)
+    headers.append((b"x-request-id", request_id.encode()))
+    also = FOR_JSON if there.get(b"content-type", b"").startswith(b"application/json") else ()
+    headers.extend(header for header in (*CAREFUL, *also) if header[0] not in there)
 
 
 def _log(
