@@ -9,7 +9,6 @@ import typer
 
 from cli import render
 from cli.backend import Json
-from cli.bundle_check import choose_root
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption
 from cli.deployments import deployments
 from cli.files import read_bytes, write_whole
@@ -173,6 +172,9 @@ def _reviewers(file: Path, given: list[str], trust: Path | None, pin: str | None
         msg = "Give the keys of reviewers or the trust root that names them, one of the two."
         raise Usage(msg)
     if trust is not None:
+        # What checks bundles brings Git and the whole spec along.
+        from cli.bundle_check import choose_root
+
         believed = choose_root(file, trust, parse_digest(pin) if pin else None, from_env(), SystemClock().now())
         if believed.pinned_by is None:
             render.warning(
