@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
@@ -56,6 +57,10 @@ class Operation:
         return SCOPES_OF_KEYS.get(self.id, self.id)
 
 
+ALLOWED = "kneo.allowed"
+"""Where it holds the methods of a path that was asked for with another one."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """An operation, and the values that stand in a request's path."""
@@ -73,13 +78,18 @@ class Operations:
             pattern = re.compile(re.sub(r"\{([^}]*)\}", r"(?P<\1>[^/]+)", operation.template))
             length = operation.template.count("/")
             self._by_length.setdefault((operation.method, length), []).append((pattern, operation))
+        self._methods = sorted({method for method, _ in self._by_length})
 
     def note(self, scope: Scope) -> Operation | None:
         """Find out what a request means, and note it in its scope."""
         path, root = scope["path"], scope.get("root_path", "")
-        asked = self.find(scope["method"], path[len(root) :] if root and path.startswith(root + "/") else path)
+        path = path[len(root) :] if root and path.startswith(root + "/") else path
+        asked = self.find(scope["method"], path)
         scope[ASKED] = asked
-        return asked.operation if asked is not None else None
+        if asked is not None:
+            return asked.operation
+        scope[ALLOWED] = [method for method in self._methods if self.find(method, path) is not None]
+        return None
 
     def find(self, method: str, path: str) -> Asked | None:
         """Return what a request means; ``None`` where there is no such thing.
@@ -112,12 +122,15 @@ class Straight(BaseRoute):
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         asked: Asked | None = scope.get(ASKED)
         if asked is None:
-            return Match.NONE, {}
+            return (Match.FULL, {"route": None}) if scope.get(ALLOWED) else (Match.NONE, {})
         route = asked.operation.route
         return Match.FULL, {"endpoint": route.endpoint, "path_params": dict(asked.path_params), "route": route}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route: APIRoute = scope["route"]
+        route: APIRoute | None = scope["route"]
+        if route is None:
+            # The framework would name the methods of the first route that it met.
+            raise HTTPException(405, headers={"Allow": ", ".join(scope[ALLOWED])})
         await route.handle(scope, receive, send)
 
 

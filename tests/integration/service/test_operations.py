@@ -45,6 +45,13 @@ def test_requests_are_matched_with_operations(method: str, path: str, expected: 
     assert (found.operation.id if found else None) == expected
 
 
+@pytest.mark.parametrize("path", ["/human-tasks/cont_1/links", "/v1/human-tasks/cont_1/links"])
+def test_another_method_is_told_every_one_there_is(bench: Bench, path: str) -> None:
+    refused = bench.client("viewer").request("PUT", f"{bench.url}{path}")
+    assert (refused.status_code, refused.json()["error"]) == (405, "method_not_allowed")
+    assert refused.headers["allow"] == "GET, POST"
+
+
 def test_the_description_names_security_errors_and_every_operation(bench: Bench) -> None:
     tree = bench.client().get(f"{bench.url}/openapi.json").json()
     assert set(tree["components"]["securitySchemes"]) == {"bearer", "apiKey"}
