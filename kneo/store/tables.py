@@ -50,6 +50,14 @@ class OrNever(TypeDecorator[str]):
         return None if value == NEVER else value
 
 
+def _partial(where: str, *columns: str, name: str | None = None, unique: bool = False, only: str = "") -> Index:
+    """Make an index of the rows for which something holds; one for ``only`` one kind of database is not made on others.
+
+    It says both in its ``info``, and migrations make it so. Said as an option of both kinds of database it would have every process import both.
+    """
+    return Index(name, *columns, unique=unique, info={"where": where, **({"only": only} if only else {})})
+
+
 # ---- trust and the controller -------------------------------------------------------------------------------------
 
 trust_roots = Table(
@@ -232,7 +240,7 @@ bundles = Table(
     Column("envelope_digest", DIGEST),
     Column("envelope_seen_at", TIME),
     # Bundles in the HMAC format have no sequence; they all say 0.
-    Index(None, "name", "seq", unique=True, sqlite_where=text("seq > 0"), postgresql_where=text("seq > 0")),
+    _partial("seq > 0", "name", "seq", unique=True),
 )
 
 releases = Table(
@@ -385,7 +393,7 @@ trace_events = Table(
     PrimaryKeyConstraint("run_id", "sequence"),
 )
 
-UNANSWERED = text("resolved_at IS NULL")
+UNANSWERED = "resolved_at IS NULL"
 """What the indexes of the inbox cover: only what still waits, so that what is kept does not slow it down."""
 
 
@@ -406,10 +414,9 @@ FILTERED = (
 """What the inbox is filtered by, but for what is looked up elsewhere."""
 
 
-def _inbox(*columns: str, name: str | None = None, only: str | None = None) -> Index:
-    """Make an index of the inbox; one for ``only`` one kind of database says so in its ``info``."""
-    info = {"only": only} if only else {}
-    return Index(name, *columns, sqlite_where=UNANSWERED, postgresql_where=UNANSWERED, info=info)
+def _inbox(*columns: str, name: str | None = None, only: str = "") -> Index:
+    """Make an index of the inbox."""
+    return _partial(UNANSWERED, *columns, name=name, only=only)
 
 
 def _ordered(column: str) -> tuple[Index, Index]:
@@ -498,7 +505,7 @@ tasks = Table(
     _inbox("status", "resolved_at", "id"),
     _inbox("escalation", "id"),
     _inbox("restricted", "id"),
-    Index(None, "next_at", sqlite_where=text("next_at IS NOT NULL"), postgresql_where=text("next_at IS NOT NULL")),
+    _partial("next_at IS NOT NULL", "next_at"),
 )
 
 task_candidates = Table(

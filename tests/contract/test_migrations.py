@@ -86,6 +86,25 @@ def test_migrations_make_exactly_the_tables(store: Store) -> None:
     assert differences(store) == []
 
 
+def test_partial_indexes_cover_the_rows_they_are_meant_to(store: Store) -> None:
+    with store.read() as tx:
+        here = tx.connection.dialect.name
+        made = {
+            index["name"]: index.get("dialect_options", {}).get(f"{here}_where")
+            for table in metadata.sorted_tables
+            for index in inspect(tx.connection).get_indexes(table.name)
+            if "duplicates_constraint" not in index
+        }
+    meant = {
+        str(index.name): index.info.get("where")
+        for table in metadata.sorted_tables
+        for index in table.indexes
+        if index.info.get("only", here) == here
+    }
+    assert len([where for where in meant.values() if where]) > 5
+    assert {name: str(where).strip("()") if where is not None else None for name, where in made.items()} == meant
+
+
 def test_head_names_the_newest_migration() -> None:
     assert ScriptDirectory.from_config(make_config()).get_heads() == [HEAD]
 
