@@ -53,7 +53,8 @@ class OrNever(TypeDecorator[str]):
 def _partial(where: str, *columns: str, name: str | None = None, unique: bool = False, only: str = "") -> Index:
     """Make an index of the rows for which something holds; one for ``only`` one kind of database is not made on others.
 
-    It says both in its ``info``, and migrations make it so. Said as an option of both kinds of database it would have every process import both.
+    It says both in its ``info``, and migrations make it so. Said as options of both kinds of database, every process would
+    import both.
     """
     return Index(name, *columns, unique=unique, info={"where": where, **({"only": only} if only else {})})
 
