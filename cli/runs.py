@@ -73,6 +73,9 @@ def _show_list(answer: Json) -> None:
         what = f"{release['bundle']}@{release['version']}" if release else item["workflow_name"]
         rows.append([item["run_id"], item["status"], what, release.get("environment"), item["updated_at"]])
     render.table("", ["Run", "Status", "What", "Environment", "Changed"], rows)
+    shown = int(str(answer["offset"])) + len(items)
+    if shown < int(str(answer["total"])):
+        render.text(f"{len(items)} of {answer['total']}. What follows: --offset {shown}")
 
 
 @app.command("get")

@@ -83,6 +83,11 @@ def test_a_list_is_filtered_and_sorted(inbox: Store, kneo: Kneo) -> None:
     assert kneo("human", "list", "--search", "no. 7", "--json").json["total"] == 1
 
 
+def test_a_list_of_runs_says_how_to_go_on(inbox: Store, kneo: Kneo) -> None:
+    assert f"20 of {MANY}. What follows: --offset 20" in kneo("runs", "list").out
+    assert "--offset" not in kneo("runs", "list", "--offset", 20).out
+
+
 def test_a_review_goes_through_everything(inbox: Store, kneo: Kneo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", Typed(*["later"] * MANY))
     out = kneo("human", "review").out
