@@ -9,11 +9,13 @@ from config_repo import announcement
 from controller_bench import Bench
 from sqlalchemy import select, update
 
+from controller.preview import Believing, preview
 from controller.reconcile import Pass, Reconciler
 from controller.source.mirror import Mirror
 from kneo import registry
 from kneo.clock import SystemClock
 from kneo.errors import Untrusted
+from kneo.store import releases
 from kneo.store.engine import Store
 from kneo.store.tables import bundles
 from kneo.trust.hmac_bundle import sign_hmac_bundle
@@ -62,6 +64,21 @@ def test_it_is_served_and_may_run_where_the_key_is_known(bench: Bench) -> None:
             may_run(bench, key)
         assert refused.value.code == code
         assert "bundles/mail/1.0.0.json" in str(refused.value)
+
+
+def test_what_it_carries_is_shown_and_compared_like_any_other(bench: Bench) -> None:
+    put(bench, "1.0.0")
+    reconcile(bench, SECRET)
+    with bench.store.read() as tx:
+        stored = releases.bundle(tx, bench.release("mail").digest)
+    assert stored is not None
+    assert registry.spec_in(stored) == announcement()
+    put(bench, "1.1.0")
+    mirror = Mirror(str(bench.repo.folder), "main", bench.folder / "mirrors")
+    with bench.store.read() as tx:
+        told = preview(tx, mirror.fetch(), mirror, Believing(bench.repo.pin, hmac_key=SECRET), "prod")
+    (action,) = told["environments"][0]["actions"]
+    assert (action["kind"], action["from"], action["to"], action["diff"]) == ("promote", "1.0.0", "1.1.0", [])
 
 
 @pytest.mark.parametrize(("key", "reason"), [("", "PolicyDenied"), ("another secret", "SignatureInvalid")])
