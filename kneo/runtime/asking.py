@@ -11,6 +11,7 @@ from kneo.runtime.interpret.gate import DEFAULT_RETRIES, Gate
 from kneo.runtime.interpret.waits import DEFAULT_HUMAN, TELL
 from kneo.spec.models import Gate as DeclaredGate
 from kneo.spec.models import Human
+from kneo.spec.models.human import NOT_HONOURED
 from kneo.state.task import DecisionKind
 from kneo.tasks.forms import check_schema
 
@@ -27,9 +28,6 @@ DECISIONS: Mapping[str, tuple[DecisionKind, ...]] = {
 
 REJECTIONS: Mapping[str, str] = {"step": "stop", "route": "stop", "error": "stop", "wait": TELL}
 """What a rejection does where neither gate nor human says it; elsewhere the step is skipped."""
-
-NOT_YET = ("calendar", "grants")
-"""What this runtime does not honour; a spec that relies on it is refused before anything runs."""
 
 
 def make_question(human: Human, path: str, name: str) -> Gate:
@@ -83,7 +81,7 @@ def _whom(declared: DeclaredGate, humans: Mapping[str, Human], path: str) -> Hum
 
 
 def _gate(position: str, human: Human, path: str, name: str, declared: DeclaredGate | None = None) -> Gate:
-    used = [field for field in NOT_YET if getattr(human, field)]
+    used = [field for field in NOT_HONOURED if getattr(human, field)]
     if used:
         msg = f"{name} at {path} uses {', '.join(used)}, which this runtime does not honour yet."
         raise Invalid(msg, code="unsupported_spec")

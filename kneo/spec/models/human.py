@@ -122,6 +122,10 @@ class Human(Declared):
     grants: FreeMap | None = Field(default=None, description="What an approval may cover beyond this one question.")
 
 
+NOT_HONOURED = ("calendar", "grants")
+"""What may be written of a human and no runtime honours yet; a spec or an environment that relies on it is refused."""
+
+
 class Gate(Human):
     """One question at one place. What is left out comes from the human it names, or from the default one."""
 

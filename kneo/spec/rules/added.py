@@ -9,6 +9,7 @@ from kneo.spec.diagnostics import Diagnostic, error
 from kneo.spec.document import Path
 from kneo.spec.models import Candidates, Gate, Human
 from kneo.spec.models.asked import AddedGate, AddedPosition, Match
+from kneo.spec.models.human import NOT_HONOURED
 from kneo.spec.rules.gates import DECISIONS
 from kneo.spec.rules.places import DEFAULT_HUMAN, in_force, named_human
 from kneo.spec.rules.strength import judge_gate, unsigned_effect
@@ -21,10 +22,6 @@ REVIEWERS = Human(candidates=Candidates(roles=("reviewer",)))
 
 AFTER_KINDS = ("agent", "function", "workflow", "guardrail", "steps", "parallel", "router")
 """Kinds of steps whose result can be looked at; the others have none of their own."""
-
-
-NOT_HONOURED = ("calendar", "grants")
-"""What may be written of a human and no runtime does yet; a spec that has it is refused when it is started."""
 
 
 class Known(Protocol):

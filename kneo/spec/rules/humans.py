@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from kneo.spec.diagnostics import Diagnostic, error, warning
 from kneo.spec.document import Path
 from kneo.spec.models import Gate, Human
+from kneo.spec.models.human import NOT_HONOURED
 from kneo.spec.rules.guardrails import pattern_findings
 from kneo.spec.rules.places import GateAt, gates_of, in_force, named_human, rejection_at
 from kneo.spec.rules.strength import unsigned_effect
@@ -36,6 +37,10 @@ def _human(view: SpecView, human: Human, path: Path, gate: GateAt | None = None)
         message = "A rejection goes on as if it were an answer: what was rejected reaches the next step."
         hint = "Leave on_reject out, or write stop."
         yield warning("W_HUMAN_REJECT_CONTINUES", message, (*path, "on_reject"), suggestion=hint)
+    for name in NOT_HONOURED:
+        if getattr(human, name):
+            message = f"{name} is not honoured yet, and a run that relied on it would be refused."
+            yield error("E_HUMAN_NOT_HONOURED", message, (*path, name), suggestion=f"Leave {name} out.")
     for index, field in enumerate(human.fields):
         if field.secret:
             message = f"{field.name} is secret, and what people fill in is kept: a run that waits has to find it again."
