@@ -58,7 +58,7 @@ class Driver:
 
     def drive(self, run_id: str) -> Run:
         """Drive a run to its next pause or end ourselves, or wait for the process that executes steps to do it."""
-        return drive_or_wait(self.settings, self.store, run_id, self.settings.client_timeout_seconds)
+        return drive_or_wait(self.settings, self.store, run_id, self.settings.client_timeout_seconds).run
 
     def record(self, run_id: str) -> Record:
         """Read everything that is known of a run's past."""

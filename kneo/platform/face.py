@@ -22,7 +22,7 @@ from kneo.runtime.program import Program, compile_program
 from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
 from kneo.runtime.start import RunOrder, Starter
 from kneo.runtime.timers import end_overdue_runs
-from kneo.runtime.wait import find_run, wait_until_settled
+from kneo.runtime.wait import Settling, find_run, wait_until_settled
 from kneo.runtime.worker import Worker
 from kneo.settings import Settings, from_env
 from kneo.spec.compiler import SpecCompiler, refusal, require_valid
@@ -34,7 +34,7 @@ from kneo.spec.rules import check
 from kneo.spec.schema_check import check_model
 from kneo.state.audit import SealedEvent
 from kneo.state.run import Checkpoint, Run, RunStatus, TraceEvent
-from kneo.state.task import DecisionKind, HumanTask
+from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.store import audit, policies, runs, tasks
 from kneo.store.database import Database
 from kneo.store.engine import Store
@@ -144,7 +144,8 @@ class PlatformManager:
 
     def run_from_spec(self, input_text: str, **what: Unpack[What]) -> RunResult:
         """Start a run and wait until it pauses or ends; takes what ``start_run_from_spec`` does."""
-        return self.execute_run(self.start_run_from_spec(input_text, **what).id)
+        mark = self.store.notices.mark()
+        return self._settled(Settling(self.start_run_from_spec(input_text, **what).id), since=mark)
 
     def start_run_from_spec(self, input_text: str, **what: Unpack[What]) -> Run:
         """Record a run, which a worker will find.
@@ -170,11 +171,12 @@ class PlatformManager:
 
     def execute_run(self, run_id: str) -> RunResult:
         """Drive a run to its next pause or end, or wait for whoever executes steps to do it."""
+        return self._settled(Settling(run_id))
+
+    def _settled(self, settling: Settling, since: int | None = None) -> RunResult:
         if self._worker is None:
-            run = drive_or_wait(self.settings, self.store, run_id, WAIT_SECONDS)
-        else:
-            run = wait_until_settled(self.store, run_id, WAIT_SECONDS)
-        return result_of(self.store, run)
+            return result_of(drive_or_wait(self.settings, self.store, settling.run_id, WAIT_SECONDS))
+        return result_of(wait_until_settled(self.store, settling, WAIT_SECONDS, since))
 
     def dispatch_run(self, run_id: str) -> Run:
         """Have a run driven beside this thread; a worker is started unless there is one."""
@@ -270,9 +272,12 @@ class PlatformManager:
             content=content,
             selected_option=selected_option,
         )
+        mark = self.store.notices.mark()
         task = decide(self.store, continuation_id, answer, actor=actor)
         self.poke()
-        return self.execute_run(task.run_id)
+        # A vote that does not decide wakes nobody, so nobody will tell.
+        since = mark if task.status not in UNRESOLVED else None
+        return self._settled(Settling(task.run_id, answered=task.id), since)
 
     # ---- specs ------------------------------------------------------------------------------------------------
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kneo.state.run import Run, RunStatus
-from kneo.state.task import UNRESOLVED
-from kneo.store import tasks
-from kneo.store.engine import Store
+from kneo.runtime.wait import Settled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +21,9 @@ class RunResult:
     metadata: Mapping[str, object] = field(default_factory=dict)
 
 
-def result_of(store: Store, run: Run) -> RunResult:
+def result_of(settled: Settled) -> RunResult:
     """Say where a run is, with the first question that waits for an answer."""
-    task = None
-    if run.status is RunStatus.PAUSED:
-        with store.read() as tx:
-            task = next(iter(tasks.of_run(tx, run.id, UNRESOLVED)), None)
+    run, task = settled.run, settled.task
     asked = {"pending_human_request": {"request_id": task.request_id, "prompt": task.prompt}} if task else {}
     return RunResult(
         run_id=run.id,

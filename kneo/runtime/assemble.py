@@ -17,10 +17,9 @@ from kneo.runtime.code import CodeLoader
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.steps import Executor
 from kneo.runtime.timers import run_timers
-from kneo.runtime.wait import wait_until_settled
+from kneo.runtime.wait import Settled, Settling, wait_until_settled
 from kneo.runtime.worker import Worker
 from kneo.settings import Settings
-from kneo.state.run import Run
 from kneo.store import runs
 from kneo.store.engine import WORKER_LOCK, Store, Tx
 from kneo.store.history import CheckpointLimits
@@ -84,7 +83,7 @@ def _temporal_worker(settings: Settings, store: Store, driver: Driver, concurren
     return worker
 
 
-def drive_or_wait(settings: Settings, store: Store, run_id: str, timeout_seconds: float) -> Run:
+def drive_or_wait(settings: Settings, store: Store, run_id: str, timeout_seconds: float) -> Settled:
     """Drive a run to its next pause or end, or wait for whoever executes steps on this database to do it.
 
     Raises:
@@ -94,7 +93,7 @@ def drive_or_wait(settings: Settings, store: Store, run_id: str, timeout_seconds
         if held:
             store.transact(runs.clear_owners)
             asyncio.run(make_driver(settings, store).drive_alone(run_id))
-    return wait_until_settled(store, run_id, timeout_seconds)
+    return wait_until_settled(store, Settling(run_id), timeout_seconds)
 
 
 @contextlib.contextmanager

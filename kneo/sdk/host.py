@@ -17,7 +17,7 @@ from kneo.runtime.recover import ForkOrder, fork
 from kneo.runtime.start import RunOrder, Starter
 from kneo.runtime.steps.base import StepContext
 from kneo.runtime.timers import tick
-from kneo.runtime.wait import find_run, wait_until_settled
+from kneo.runtime.wait import Settling, find_run, wait_until_settled
 from kneo.sdk.code import InProcess, Work
 from kneo.sdk.db import Database
 from kneo.sdk.seat import seat
@@ -90,7 +90,7 @@ class Host:
             await driver.drive_alone(run_id)
         finally:
             await asyncio.to_thread(place.__exit__, None, None, None)
-        await asyncio.to_thread(wait_until_settled, self.store, run_id, SETTLE_SECONDS)
+        await asyncio.to_thread(wait_until_settled, self.store, Settling(run_id), SETTLE_SECONDS)
         return await asyncio.to_thread(self.look, run_id)
 
     def look(self, run_id: str) -> Standing:

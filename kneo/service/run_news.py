@@ -7,18 +7,17 @@ from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 
-from kneo.runtime.wait import Settled, find_run
+from kneo.runtime.wait import Settled, Settling, as_it_is
 from kneo.service import wire
 from kneo.service.events import Event, Events
 from kneo.service.news import News
 from kneo.service.words import say
 from kneo.state.run import Run, RunStatus, TraceEvent
 from kneo.state.task import UNRESOLVED, HumanTask
-from kneo.store import history, runs, tasks
-from kneo.store.engine import Store, Tx
+from kneo.store import history, runs
+from kneo.store.engine import Tx
 from kneo.store.runs import Progress
 
-UNSETTLED = frozenset({RunStatus.RUNNING})
 OPEN = frozenset({RunStatus.RUNNING, RunStatus.PAUSED})
 
 SYNC_SECONDS = 120.0
@@ -26,49 +25,6 @@ SYNC_SECONDS = 120.0
 
 EVENTS_AT_ONCE = 100
 """Events read at a time, so that a reader far behind does not make us hold all of them."""
-
-
-@dataclass(frozen=True)
-class Settling:
-    """The moment when a run waits for people or has ended, which whoever lets it go tells.
-
-    Attributes:
-        run_id: Which run.
-        epoch: News of an earlier one is late: it is about what was before.
-        answered: A question that was answered before; so is news of a run that still asks it.
-    """
-
-    run_id: str
-    epoch: int = 0
-    answered: str | None = None
-
-    @property
-    def notice(self) -> str:
-        return self.run_id
-
-    def heed(self, news: object) -> Settled | None:
-        if not isinstance(news, Settled) or news.run.epoch < self.epoch:
-            return None
-        return news if all(task.id != self.answered for task in news.tasks) else None
-
-    @classmethod
-    def look(cls, tx: Tx, feeds: Sequence[Settling]) -> Sequence[Settled | None]:
-        standing = runs.progress(tx, [feed.run_id for feed in feeds])
-        found: list[Settled | None] = []
-        for feed in feeds:
-            now = standing.get(feed.run_id)
-            found.append(_settled(tx, feed.run_id) if now is not None and now.status not in UNSETTLED else None)
-        return found
-
-
-def _settled(tx: Tx, run_id: str) -> Settled | None:
-    run = runs.get(tx, run_id)
-    return Settled(run, open_tasks(tx, run)) if run is not None else None
-
-
-def open_tasks(tx: Tx, run: Run) -> Sequence[HumanTask]:
-    """Find what a paused run asks."""
-    return tasks.of_run(tx, run.id, UNRESOLVED) if run.status is RunStatus.PAUSED else ()
 
 
 async def begun(news: News, begin: Callable[[], Run], seconds: float) -> Settled:
@@ -91,13 +47,7 @@ async def answered(news: News, answer: Callable[[], HumanTask]) -> tuple[HumanTa
 
 async def _settled_after(news: News, settling: Settling, seconds: float, since: int | None) -> Settled:
     heard = await news.hear(settling, seconds, since)
-    return heard if heard is not None else await run_in_threadpool(_as_it_is, news.store, settling.run_id)
-
-
-def _as_it_is(store: Store, run_id: str) -> Settled:
-    run = find_run(store, run_id)
-    with store.read() as tx:
-        return Settled(run, open_tasks(tx, run))
+    return heard if heard is not None else await run_in_threadpool(as_it_is, news.store, settling.run_id)
 
 
 @dataclass(frozen=True)

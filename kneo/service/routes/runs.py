@@ -13,12 +13,12 @@ from kneo.errors import Invalid, NotFound
 from kneo.runtime import views
 from kneo.runtime.cancel import cancel_run
 from kneo.runtime.recover import read_record
-from kneo.runtime.wait import find_run
+from kneo.runtime.wait import find_run, open_tasks
 from kneo.service import answers, wire
 from kneo.service.auth import Principal, require
 from kneo.service.context import Here, Published, Service
 from kneo.service.router import Router, shows
-from kneo.service.run_news import open_tasks, run_events
+from kneo.service.run_news import run_events
 from kneo.service.run_query import run_page
 from kneo.service.wire import Json
 from kneo.service.words import parse_status, say

@@ -10,12 +10,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from kneo.errors import Invalid, KneoError, NotFound
-from kneo.runtime.wait import Settled, find_run
+from kneo.runtime.wait import Settled, find_run, open_tasks
 from kneo.service import answers, requirements, wire
 from kneo.service.auth import Principal, require
 from kneo.service.context import Here, Published, Service
 from kneo.service.router import JsonAnswer, Router, shows
-from kneo.service.run_news import answered, open_tasks
+from kneo.service.run_news import answered
 from kneo.service.task_acts import MAX_BATCH, read_answer
 from kneo.service.wire import Json
 from kneo.state.run import Run
