@@ -55,10 +55,9 @@ def run_service(settings: Settings, host: str, port: int, workers: int, announce
     with contextlib.ExitStack() as stack:
         stack.enter_context(configure_tracing(settings.tracing, version=__version__))
         stack.callback(store.close)
-        poke: Callable[[], None] = _leave_it
         if workers:
-            poke = stack.enter_context(working(settings, store, workers, make_retention(settings, store))).poke
-        answer_http(settings, store, host, port, poke=poke, announce=announce)
+            stack.enter_context(working(settings, store, workers, make_retention(settings, store)))
+        answer_http(settings, store, host, port, announce=announce)
 
 
 def run_reloading(settings: Settings, host: str, port: int) -> None:
@@ -79,13 +78,12 @@ def answer_http(
     host: str,
     port: int,
     *,
-    poke: Callable[[], None],
     announce: Callable[[str], None],
     alive: Callable[[], bool] = always,
 ) -> None:
     """Answer HTTP in this thread until a signal says stop. Port 0 takes a free one; ``announce`` is told which."""
     tools = spec_compiler(settings).tools
-    app = create_app(settings, store, make_starter(settings, store), poke=poke, tools=tools, alive=alive)
+    app = create_app(settings, store, make_starter(settings, store), tools=tools, alive=alive)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family, backlog=2048) as listener:
         announce(f"http://{host}:{listener.getsockname()[1]}")
@@ -110,7 +108,3 @@ class Server(uvicorn.Server):
 
 def _already_stopping(_number: int, _frame: object) -> None:
     """Hear the signal that uvicorn raises again when it is done; worker and controller still have to be let finish."""
-
-
-def _leave_it() -> None:
-    """Tell nobody: another process looks for work by itself."""

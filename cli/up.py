@@ -51,13 +51,11 @@ def run_all(
     with contextlib.ExitStack() as stack:
         stack.enter_context(configure_tracing(settings.tracing, version=__version__))
         stack.callback(store.close)
-        worker = stack.enter_context(
-            working(settings, store, Worker.DEFAULT_CONCURRENCY, make_retention(settings, store))
-        )
+        stack.enter_context(working(settings, store, Worker.DEFAULT_CONCURRENCY, make_retention(settings, store)))
         alive: Callable[[], bool] = always
         if repository is not None:
             alive = stack.enter_context(following(settings, store, repository)).is_alive
-        answer_http(settings, store, host, port, poke=worker.poke, announce=announce, alive=alive)
+        answer_http(settings, store, host, port, announce=announce, alive=alive)
 
 
 def with_repository(settings: Settings, repository: Repository) -> Settings:

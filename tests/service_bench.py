@@ -177,7 +177,7 @@ def serving(
         settings = replace(settings, http=http)
     bench = Bench(folder, None, settings)
     worker = Worker(bench.store, make_driver(settings, bench.store), concurrency=max(workers, 1))
-    app = create_app(settings, bench.store, make_starter(settings, bench.store), poke=worker.poke)
+    app = create_app(settings, bench.store, make_starter(settings, bench.store))
     server = Server(app, shutdown_seconds=2)
 
     def stop() -> None:

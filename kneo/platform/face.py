@@ -165,9 +165,7 @@ class PlatformManager:
             metadata=what.get("metadata") or {},
             origin={"spec_path": str(path) if path else None, "inline_spec": what.get("spec") is not None},
         )
-        run = self.starter.start(order)
-        self.poke()
-        return run
+        return self.starter.start(order)
 
     def execute_run(self, run_id: str) -> RunResult:
         """Drive a run to its next pause or end, or wait for whoever executes steps to do it."""
@@ -182,7 +180,6 @@ class PlatformManager:
         """Have a run driven beside this thread; a worker is started unless there is one."""
         with suppress(LockAcquisitionError):  # Another process executes steps, and will find it.
             self.start_worker()
-        self.poke()
         return self.get_run(run_id)
 
     def get_run(self, run_id: str) -> Run:
@@ -199,14 +196,12 @@ class PlatformManager:
     def continue_run(self, run_id: str, *, actor: str = "embedded") -> RunResult:
         """Try a failed run again; what had succeeded is not repeated."""
         run = continue_run(self.store, self._programs, run_id, actor=actor)
-        self.poke()
         return self.execute_run(run.id)
 
     def fork_run(self, run_id: str, step: str, *, input_text: str | None = None, actor: str = "embedded") -> RunResult:
         """Start another run from a point in this one's past."""
         order = ForkOrder(run_id=run_id, step=step, input=input_text, requester=actor)
         run = fork(self.starter, self._programs, order)
-        self.poke()
         return self.execute_run(run.id)
 
     # ---- looking back -----------------------------------------------------------------------------------------
@@ -274,7 +269,6 @@ class PlatformManager:
         )
         mark = self.store.notices.mark()
         task = decide(self.store, continuation_id, answer, actor=actor)
-        self.poke()
         # A vote that does not decide wakes nobody, so nobody will tell.
         since = mark if task.status not in UNRESOLVED else None
         return self._settled(Settling(task.run_id, answered=task.id), since)
@@ -377,11 +371,6 @@ class PlatformManager:
         """Let steps that are under way end, and begin no further ones."""
         self._worker = None
         self._working.close()
-
-    def poke(self) -> None:
-        """Say that there may be something to drive."""
-        if self._worker is not None:
-            self._worker.poke()
 
     def prune_retention(self, policy: RetentionPolicy | None = None) -> RetentionReport:
         """Delete what has been kept long enough; left out: what the project and the environment say."""

@@ -1,7 +1,7 @@
 """Finding runs that nobody drives and driving them, a bounded number at a time.
 
-Dispatch inside one process: starting a run or answering a task pokes the worker; work that other processes queued is
-found by looking every half second.
+Dispatch inside one process: the commit that makes a run due tells the worker; what other processes made due is found by
+looking every half second.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import deque
 from typing import ClassVar
 
 from kneo.errors import Transient
@@ -16,6 +17,7 @@ from kneo.runtime.advance import Driver
 from kneo.runtime.code import Elsewhere
 from kneo.store import runs
 from kneo.store.engine import Store
+from kneo.store.queue import DUE
 
 log = logging.getLogger("kneo.runtime")
 
@@ -26,7 +28,7 @@ DRAIN_SECONDS = 30.0
 
 
 class Worker:
-    """The one process that executes steps on a database. ``run`` blocks; ``poke`` and ``stop`` work from any thread."""
+    """The one process that executes steps on a database. ``run`` blocks; ``stop`` works from any thread."""
 
     DEFAULT_CONCURRENCY: ClassVar[int] = 4
 
@@ -38,20 +40,30 @@ class Worker:
         self._news = asyncio.Event()
         self._stopping = threading.Event()
         self._elsewhere: set[str] = set()
+        self._heard: deque[str] = deque()
+        """Runs that were told to be due, as they were told: any thread may."""
+        self._told: dict[str, None] = {}
+        """Those of them that were not begun yet, in order."""
+        self._behind = True
+        """Whether runs may be due that nobody told here."""
 
     def run(self) -> None:
         """Work until ``stop``. Steps that are under way are finished first."""
-        asyncio.run(self._work())
-
-    def poke(self) -> None:
-        """Say that there may be a run to drive."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._news.set)
+        with self.store.notices.calling(DUE, self._hear):
+            asyncio.run(self._work())
 
     def stop(self) -> None:
         self._stopping.set()
         self.driver.drain()
-        self.poke()
+        self._wake()
+
+    def _hear(self, run_id: object) -> None:
+        self._heard.append(str(run_id))
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._news.set)
 
     async def _work(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -59,7 +71,7 @@ class Worker:
         busy: dict[str, asyncio.Task[None]] = {}
         while not self._stopping.is_set():
             self._news.clear()
-            for run_id in self._find(self.concurrency - len(busy), set(busy)):
+            for run_id in self._due(self.concurrency - len(busy), set(busy)):
                 busy[run_id] = asyncio.create_task(self.driver.drive(run_id))
             await self._wait(busy)
             for run_id in [run_id for run_id, task in busy.items() if task.done()]:
@@ -73,19 +85,35 @@ class Worker:
 
     async def _wait(self, busy: dict[str, asyncio.Task[None]]) -> None:
         news = asyncio.create_task(self._news.wait())
-        await asyncio.wait([news, *busy.values()], timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait([news, *busy.values()], timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         news.cancel()
+        self._behind = self._behind or not done
 
-    def _find(self, room: int, busy: set[str]) -> list[str]:
-        if room <= 0:
-            return []
+    def _due(self, room: int, busy: set[str]) -> list[str]:
+        """Choose what to begin: what was told to be due, then what is found where there may be more.
+
+        A run that is due while it is driven is kept: its driver may have let go of it already.
+        """
+        while self._heard:
+            self._told[self._heard.popleft()] = None
+        for run_id in self._elsewhere:
+            self._told.pop(run_id, None)
+        ready = [run_id for run_id in self._told if run_id not in busy][: max(room, 0)]
+        if self._behind and len(ready) < room:
+            ready += self._find(room + len(busy), {*busy, *ready})[: room - len(ready)]
+        for run_id in ready:
+            self._told.pop(run_id, None)
+        return ready
+
+    def _find(self, limit: int, known: set[str]) -> list[str]:
         try:
             # On SQLite, the only place of this worker, nobody keeps a reader waiting: shorter than a hop to a thread.
-            found = self._runnable(room + len(busy) + len(self._elsewhere))
+            found = self._runnable(limit + len(self._elsewhere))
         except Transient as error:
             log.warning("could not look for runs: %s", error)
             return []
-        return [run_id for run_id in found if run_id not in busy and run_id not in self._elsewhere][:room]
+        self._behind = len(found) >= limit
+        return [run_id for run_id in found if run_id not in known and run_id not in self._elsewhere]
 
     def _runnable(self, limit: int) -> tuple[str, ...]:
         with self.store.read() as tx:

@@ -86,7 +86,6 @@ def create_app(  # noqa: PLR0913 - the parts of an application, all but the firs
     store: Store | None = None,
     starter: Starter | None = None,
     *,
-    poke: Callable[[], None] | None = None,
     alive: Callable[[], bool] = lambda: True,
     tools: frozenset[str] = frozenset(),
     configure_default_manager: bool = True,
@@ -101,7 +100,6 @@ def create_app(  # noqa: PLR0913 - the parts of an application, all but the firs
         settings: This process's settings.
         store: The database.
         starter: Starts runs.
-        poke: Tells a worker in this process that there is work.
         alive: Says whether what else runs in this process still does; ``/livez`` says no when that does not.
         tools: Tools that specs may name without declaring them.
         configure_default_manager: Make the default platform, with a worker, where none was set. Otherwise the one
@@ -119,10 +117,10 @@ def create_app(  # noqa: PLR0913 - the parts of an application, all but the firs
         title="Kneo", version=WIRE_VERSION, redirect_slashes=False, lifespan=_until_the_end, telemetry=SILENT
     )
     app.instead = _Instead(auth_config, auth_enabled, request_limits)
-    if settings is not None and store is not None and starter is not None and poke is not None:
-        _furnish(app, settings, store, starter, poke, tools, alive)
-    elif (settings, store, starter, poke) != (None, None, None, None):
-        msg = "An application is made of settings, store, starter and poke together, or of a platform."
+    if settings is not None and store is not None and starter is not None:
+        _furnish(app, settings, store, starter, tools, alive)
+    elif (settings, store, starter) != (None, None, None):
+        msg = "An application is made of settings, store and starter together, or of a platform."
         raise Usage(msg)
     elif configure_default_manager:
         app.furnish(default_platform_manager(state_path))
@@ -151,7 +149,7 @@ class _PlatformApp(FastAPI):
     instead = _Instead()
 
     def furnish(self, manager: PlatformManager) -> None:
-        _furnish(self, manager.settings, manager.store, manager.starter, manager.poke, manager.compiler.tools)
+        _furnish(self, manager.settings, manager.store, manager.starter, manager.compiler.tools)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not hasattr(self.state, "service"):
@@ -164,7 +162,6 @@ def _furnish(
     settings: Settings,
     store: Store,
     starter: Starter,
-    poke: Callable[[], None],
     tools: frozenset[str],
     alive: Callable[[], bool] = lambda: True,
 ) -> None:
@@ -179,7 +176,6 @@ def _furnish(
         store=store,
         starter=starter,
         keyring=ring,
-        poke=poke,
         alive=alive,
         metrics=counted,
         specs=Specs(settings, tools),

@@ -30,7 +30,6 @@ class Service:
         store: The database.
         starter: Starts runs.
         keyring: Who may ask for what.
-        poke: Tells a worker in this process that there is work; does nothing where there is none.
         alive: Says whether what else runs in this process still does.
         metrics: What was counted.
         specs: Loads specs for requests.
@@ -44,7 +43,6 @@ class Service:
     store: Store
     starter: Starter
     keyring: Keyring
-    poke: Callable[[], None]
     alive: Callable[[], bool]
     metrics: Metrics
     specs: Specs

@@ -1,6 +1,6 @@
 """The queue of runs to drive, on PostgreSQL: jobs of Procrastinate, put there in the transaction that makes them due.
 
-On SQLite there is no queue; the one process that executes steps looks for runs itself.
+On SQLite there is no queue; the one process that executes steps hears of runs, and looks for what others made due.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from sqlalchemy import text
 from kneo.clock import isoformat
 from kneo.state.run import STATE_VERSION
 from kneo.store.engine import Tx
+
+DUE = "due"
+"""The name under which ``Store.notices`` tells the ids of runs that somebody should drive."""
 
 SCHEMA = "kneo_queue"
 """Where Procrastinate's tables live, apart from ours."""
@@ -49,6 +52,7 @@ _DROP = text(f"DELETE FROM {SCHEMA}.procrastinate_jobs WHERE status = 'todo'")  
 
 def enqueue(tx: Tx, run_id: str) -> None:
     """Have some worker drive a run once this transaction is committed."""
+    tx.tell(DUE, run_id)
     if tx.connection.dialect.name == "postgresql":
         args = json.dumps({"run_id": run_id})
         tx.connection.execute(_DEFER, {"queue": QUEUE, "task": TASK, "args": args})

@@ -39,7 +39,7 @@ RECONNECT_SECONDS = 1.0
 
 
 class QueueWorker:
-    """One of any number of processes that execute steps. ``run`` blocks; ``poke`` and ``stop`` work from any thread."""
+    """One of any number of processes that execute steps. ``run`` blocks; ``stop`` works from any thread."""
 
     def __init__(self, store: Store, driver: Driver, *, concurrency: int) -> None:
         self.store = store
@@ -52,9 +52,6 @@ class QueueWorker:
     def run(self) -> None:
         """Work until ``stop``. Steps that are under way are finished first, and their runs let go of."""
         asyncio.run(self._run())
-
-    def poke(self) -> None:
-        """Do nothing: whoever makes a run due enqueues it, and the database says so."""
 
     def stop(self) -> None:
         self._stopping.set()

@@ -78,7 +78,7 @@ class Server:
 
 
 class TemporalWorker:
-    """One of any number of processes that execute steps. ``run`` blocks; ``poke`` and ``stop`` work from any thread."""
+    """One of any number of processes that execute steps. ``run`` blocks; ``stop`` works from any thread."""
 
     def __init__(self, store: Store, driver: Driver, server: Server, *, concurrency: int) -> None:
         self.store = store
@@ -93,17 +93,17 @@ class TemporalWorker:
 
     def run(self) -> None:
         """Work until ``stop``. Steps that are under way are finished first, and their runs let go of."""
-        asyncio.run(self._run())
-
-    def poke(self) -> None:
-        """Say that there may be a run to drive."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._news.set)
+        with self.store.notices.calling(queue.DUE, lambda _: self._wake()):
+            asyncio.run(self._run())
 
     def stop(self) -> None:
         self._stopping.set()
         self.driver.drain()
-        self.poke()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._news.set)
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()

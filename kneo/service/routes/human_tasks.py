@@ -96,6 +96,4 @@ async def resume_human_task(
 def _decided(continuation_id: str, body: HumanResume, service: Service, principal: Principal) -> HumanTask:
     answer = read_answer(body.model_dump(), service.settings.limits.human_content_chars)
     pin = service.settings.trust_root
-    task = decide(service.store, continuation_id, answer, actor=principal.name, pin=pin)
-    service.poke()
-    return task
+    return decide(service.store, continuation_id, answer, actor=principal.name, pin=pin)

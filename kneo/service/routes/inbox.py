@@ -114,9 +114,7 @@ def resume_many(body: Batch, service: Here, principal: Writer) -> Json:
     limit = service.settings.limits.human_content_chars
     items = [item.model_dump() for item in body.items]
     pin = service.settings.trust_root
-    answer = task_acts.decide_all(service.store, items, actor=principal.name, limit=limit, pin=pin)
-    service.poke()
-    return answer
+    return task_acts.decide_all(service.store, items, actor=principal.name, limit=limit, pin=pin)
 
 
 @router.get(
@@ -195,9 +193,7 @@ async def put_input(run_id: str, body: RunInput, service: Here, published: Publi
     def put() -> HumanTask:
         find_run(service.store, run_id)
         limit = service.settings.limits.human_content_chars
-        task = task_acts.put_in(service.store, run_id, body.model_dump(), actor=principal.name, limit=limit)
-        service.poke()
-        return task
+        return task_acts.put_in(service.store, run_id, body.model_dump(), actor=principal.name, limit=limit)
 
     task, found = await answered(service.news, put)
     return JsonAnswer(wire.human_resumed(found.run, task, found.task, published=published))

@@ -116,9 +116,7 @@ async def answer(token: str, request: Request, service: Here) -> Response:
 
 
 def _decide(service: Service, token: str, said: Answer) -> HumanTask:
-    task = links.answer(service.store, token, said)
-    service.poke()
-    return task
+    return links.answer(service.store, token, said)
 
 
 def _address(request: Request) -> str:

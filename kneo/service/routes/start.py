@@ -129,7 +129,7 @@ def _start(body: RunCreate, service: Service, principal: Principal) -> Run:
         "overrides": dict(order.overrides),
         "skills_overlay": body.skills.model_dump() if body.skills else None,
     }
-    run = service.starter.start(
+    return service.starter.start(
         RunOrder(
             input=body.input,
             requester=principal.name,
@@ -143,8 +143,6 @@ def _start(body: RunCreate, service: Service, principal: Principal) -> Run:
             asked=asked,
         )
     )
-    service.poke()
-    return run
 
 
 def _spec(order: SpecOrder, bundle: str | None, service: Service) -> Mapping[str, object] | None:
@@ -187,9 +185,7 @@ async def continue_(
     """Try a failed run again from where it stood, and wait until it pauses or ends."""
 
     def begin() -> Run:
-        run = continue_run(service.store, ProgramLoader(service.store), run_id, actor=principal.name)
-        service.poke()
-        return run
+        return continue_run(service.store, ProgramLoader(service.store), run_id, actor=principal.name)
 
     return await _answer(service, begin, patience, published=published)
 
@@ -239,8 +235,6 @@ async def fork_run(
     )
 
     def begin() -> Run:
-        run = fork(service.starter, ProgramLoader(service.store), order)
-        service.poke()
-        return run
+        return fork(service.starter, ProgramLoader(service.store), order)
 
     return await _answer(service, begin, patience, published=published)

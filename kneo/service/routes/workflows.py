@@ -107,7 +107,6 @@ def _put(
                 raise
             refused.append({"continuation_id": task.id, "key": task.key, "error": error.code, "message": str(error)})
     assert taken is not None, "the last one was taken or raised"
-    service.poke()
     return taken
 
 

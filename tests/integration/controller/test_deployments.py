@@ -44,7 +44,7 @@ def settings(bench: Bench, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def http(bench: Bench, settings: Settings) -> Iterator[httpx.Client]:
-    app = create_app(settings, bench.store, Starter(bench.store, lambda spec: spec, pin=bench.repo.pin), poke=print)
+    app = create_app(settings, bench.store, Starter(bench.store, lambda spec: spec, pin=bench.repo.pin))
     with serving(app) as client:
         yield client
 

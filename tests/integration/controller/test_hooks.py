@@ -29,7 +29,7 @@ PUSH = b'{"ref": "refs/heads/main", "repository": {"clone_url": "http://169.254.
 def http(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
     monkeypatch.setattr(hooks, "_rate", hooks.Rate(hooks.PER_MINUTE))
     settings = replace(from_env({}, tmp_path), hook_secrets=dict.fromkeys(hooks.PROVIDERS, SECRET))
-    with serving(create_app(settings, store, Starter(store, lambda spec: spec, pin=None), poke=print)) as client:
+    with serving(create_app(settings, store, Starter(store, lambda spec: spec, pin=None))) as client:
         yield client
 
 
@@ -93,7 +93,7 @@ def test_too_many_deliveries_are_turned_away(http: httpx.Client, monkeypatch: py
 
 
 def test_a_provider_without_a_secret_is_not_there(store: Store, tmp_path: Path) -> None:
-    app = create_app(from_env({}, tmp_path), store, Starter(store, lambda spec: spec, pin=None), poke=print)
+    app = create_app(from_env({}, tmp_path), store, Starter(store, lambda spec: spec, pin=None))
     with serving(app) as http:
         assert http.post("/v1/hooks/github", content=b"{}").status_code == 404
         assert http.post("/v1/hooks/nobody", content=b"{}").status_code == 404

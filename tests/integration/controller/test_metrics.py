@@ -141,7 +141,7 @@ def test_a_service_tells_of_its_controller_and_its_hooks(bench: Bench, tmp_path:
     starter = Starter(bench.store, lambda spec: spec, pin=bench.repo.pin)
     bench.repo.release("prod", "mail", "1.0.0")
     bench.reconcile()
-    with serving(create_app(settings, bench.store, starter, poke=print, alive=lambda: alive)) as http:
+    with serving(create_app(settings, bench.store, starter, alive=lambda: alive)) as http:
         assert http.get("/v1/livez").status_code == 200
         alive = False
         assert http.get("/v1/livez").status_code == 503

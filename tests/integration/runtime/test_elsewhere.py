@@ -45,7 +45,6 @@ def test_a_worker_tries_it_once_and_goes_on_with_others(store: Store, engine: En
     try:
         for _ in range(3):
             near = engine.start([{"id": "near", "kind": "function", "ref": "near"}])
-            worker.poke()
             for _ in range(1000):
                 if engine.look(near).status is RunStatus.SUCCEEDED:
                     break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import sys
 import threading
@@ -18,15 +17,16 @@ from sqlalchemy import select
 
 from kneo.errors import Invalid
 from kneo.runtime.advance import Driver
+from kneo.runtime.assemble import background
 from kneo.runtime.code import CodeLoader
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.start import Starter
 from kneo.runtime.steps import Executor
+from kneo.runtime.worker import Worker
 from kneo.service.app import create_app
 from kneo.service.auth import ROLES, configured, keyring
 from kneo.settings import Limits, Settings, from_env
 from kneo.spec.models import Spec
-from kneo.store import runs
 from kneo.store.engine import Store
 from kneo.store.tables import runs as runs_table
 from kneo.store.tables import tasks as tasks_table
@@ -48,19 +48,17 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 @pytest.fixture
 def client(settings: Settings, store: Store) -> Iterator[httpx.Client]:
     driver = Driver(store, ProgramLoader(store), Executor(CodeLoader(settings.import_roots, ())))
-
-    def drive() -> None:
-        with store.read() as tx:
-            found = runs.runnable(tx, 10)
-        for run_id in found:
-            asyncio.run(driver.drive(run_id))
+    worker = Worker(store, driver)
 
     def check(tree: object) -> Spec:
         return Spec.model_validate(tree)
 
-    app = create_app(settings, store, Starter(store, check, pin=None), poke=drive)
+    app = create_app(settings, store, Starter(store, check, pin=None))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with (
+        background("worker", worker.run, worker.stop),
+        socket.create_server(("127.0.0.1", 0)) as listener,
+    ):
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as made:
