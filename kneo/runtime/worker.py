@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from typing import ClassVar
 
+from kneo.clock import monotonic
 from kneo.errors import Transient
 from kneo.runtime.advance import Driver
 from kneo.runtime.code import Elsewhere
@@ -44,8 +45,8 @@ class Worker:
         """Runs that were told to be due, as they were told: any thread may."""
         self._told: dict[str, None] = {}
         """Those of them that were not begun yet, in order."""
-        self._behind = True
-        """Whether runs may be due that nobody told here."""
+        self._looked = -POLL_SECONDS
+        """When the database was last asked for runs that nobody told of here; long ago where it had more than that."""
 
     def run(self) -> None:
         """Work until ``stop``. Steps that are under way are finished first."""
@@ -85,9 +86,8 @@ class Worker:
 
     async def _wait(self, busy: dict[str, asyncio.Task[None]]) -> None:
         news = asyncio.create_task(self._news.wait())
-        done, _ = await asyncio.wait([news, *busy.values()], timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([news, *busy.values()], timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         news.cancel()
-        self._behind = self._behind or not done
 
     def _due(self, room: int, busy: set[str]) -> list[str]:
         """Choose what to begin: what was told to be due, then what is found where there may be more.
@@ -99,7 +99,7 @@ class Worker:
         for run_id in self._elsewhere:
             self._told.pop(run_id, None)
         ready = [run_id for run_id in self._told if run_id not in busy][: max(room, 0)]
-        if self._behind and len(ready) < room:
+        if len(ready) < room and monotonic() - self._looked >= POLL_SECONDS:
             ready += self._find(room + len(busy), {*busy, *ready})[: room - len(ready)]
         for run_id in ready:
             self._told.pop(run_id, None)
@@ -112,7 +112,7 @@ class Worker:
         except Transient as error:
             log.warning("could not look for runs: %s", error)
             return []
-        self._behind = len(found) >= limit
+        self._looked = monotonic() - (POLL_SECONDS if len(found) >= limit else 0)
         return [run_id for run_id in found if run_id not in known and run_id not in self._elsewhere]
 
     def _runnable(self, limit: int) -> tuple[str, ...]:
