@@ -7,6 +7,7 @@ handed to another one, which takes the run over. Any other job for the same run 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from datetime import timedelta
@@ -55,10 +56,13 @@ class QueueWorker:
 
     def stop(self) -> None:
         self._stopping.set()
-        loop, working = self._loop, self._working
-        if loop is not None and working is not None and not loop.is_closed():
-            self.driver.drain()
-            loop.call_soon_threadsafe(working.cancel)
+        self.driver.drain()
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._working is not None:
+            self._working.cancel()
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -81,7 +85,10 @@ class QueueWorker:
             )
         )
         app.task(name=queue.TASK, queue=queue.QUEUE, pass_context=True)(self._drive)
-        async with app.open_async():
+        async with contextlib.AsyncExitStack() as closing:
+            # Told to stop while it connects, the pool has to be closed too: it would go on trying, and never end.
+            closing.push_async_callback(app.close_async)
+            await app.open_async()
             sweeping = asyncio.create_task(self._sweep(app))
             try:
                 await app.run_worker_async(

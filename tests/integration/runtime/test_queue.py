@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from kneo.clock import SystemClock
 from kneo.runtime.dispatch.postgres import QueueWorker
 from kneo.state.run import RunStatus
 from kneo.store import queue, runs
-from kneo.store.engine import Tx
+from kneo.store.engine import Store, Tx, open_engine
 from kneo.store.migrate import open_store
 
 SOURCE = """
@@ -123,3 +124,17 @@ def test_what_lost_its_job_is_found_again(engine: Engine) -> None:
     with working(engine):
         status(engine, lost, RunStatus.SUCCEEDED)
         status(engine, orphan, RunStatus.SUCCEEDED)
+
+
+def test_a_worker_that_is_told_to_stop_while_it_connects_stops(engine: Engine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        away = Store(open_engine(f"postgresql+psycopg://kneo@127.0.0.1:{silent.getsockname()[1]}/kneo"), SystemClock())
+        worker = QueueWorker(away, engine.driver(), concurrency=1)
+        thread = threading.Thread(target=worker.run, daemon=True)
+        thread.start()
+        asking, _ = silent.accept()
+        worker.stop()
+        thread.join(20)
+        assert not thread.is_alive()
+        asking.close()
+        away.close()
