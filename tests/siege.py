@@ -130,6 +130,15 @@ class Siege:
         self.repo.commit("Improve something")
         return self.bench.reconcile()
 
+    def withstand(self, what: Attempt, reason: str, environment: str) -> Pass:
+        """Look that an attempt is refused for this reason in an environment, and that nothing served changes."""
+        before = self.served()
+        found = self.attempt(what)
+        assert found.outcomes[environment].state == reason
+        assert self.told(environment) == {reason}
+        assert self.served() == before
+        return found
+
     def told(self, environment: str = "prod") -> set[str]:
         """The reason that people see for an environment not being as Git says; several where they differ."""
         kinds = (ConditionType.STALLED, ConditionType.RECONCILING)

@@ -61,9 +61,11 @@ class Prepared:
 
     def change_many(self, tx: Transaction, rows: Sequence[Values]) -> None:
         """Execute a change for each row of parameters, which all have the same names in the same order."""
-        if rows:
+        if len(rows) == 1:
+            self.change(tx, rows[0])
+        elif rows:
             compiled = self._of(tx, rows[0])
-            _execute_many(tx, compiled.text, [compiled.bind(row) for row in rows])
+            _execute(tx, compiled.text, [compiled.bind(row) for row in rows], many=True)
 
     def first(self, tx: Transaction, values: Values) -> Row | None:
         """Execute and read the first row."""
@@ -95,9 +97,7 @@ class _Compiled:
 
 def _compile(statement: Select[Any] | Insert | Update | Delete, dialect: Dialect, names: list[str]) -> _Compiled:
     sets = isinstance(statement, Insert | Update)
-    compiled = statement.compile(
-        dialect=dialect, column_keys=names if sets else None, compile_kwargs={"render_postcompile": True}
-    )
+    compiled = statement.compile(dialect=dialect, column_keys=names if sets else None)
     assert isinstance(compiled, SQLCompiler)
     return _Compiled(text=str(compiled), bind=_binder(compiled, dialect), read=_reader(compiled, dialect))
 
@@ -140,32 +140,16 @@ def _reader(compiled: SQLCompiler, dialect: Dialect) -> Callable[[Sequence[Any]]
     return read
 
 
-def _execute(tx: Transaction, text: str, given: Given) -> DBAPICursor:
-    """Execute once, tell those who listen, and spell the driver's errors as SQLAlchemy does."""
+def _execute(tx: Transaction, text: str, given: Any, *, many: bool = False) -> DBAPICursor:  # noqa: ANN401 - one, or a list
+    """Execute, tell those who listen to the engine, and spell the driver's errors as SQLAlchemy does."""
     told = tx.connection.engine.dispatch
     cursor = tx.driver.cursor()
     for hear in told.before_cursor_execute:
-        hear(tx.connection, cursor, text, given, None, False)
+        hear(tx.connection, cursor, text, given, None, many)
     try:
-        cursor.execute(text, given)
+        (cursor.executemany if many else cursor.execute)(text, given)
     except Exception as error:
         raise spelled(tx.connection, error, text) from error
     for hear in told.after_cursor_execute:
-        hear(tx.connection, cursor, text, given, None, False)
+        hear(tx.connection, cursor, text, given, None, many)
     return cursor
-
-
-def _execute_many(tx: Transaction, text: str, given: Any) -> None:  # noqa: ANN401 - all of them lists or all of them mappings
-    if len(given) == 1:
-        _execute(tx, text, given[0])
-        return
-    told = tx.connection.engine.dispatch
-    cursor = tx.driver.cursor()
-    for hear in told.before_cursor_execute:
-        hear(tx.connection, cursor, text, given, None, True)
-    try:
-        cursor.executemany(text, given)
-    except Exception as error:
-        raise spelled(tx.connection, error, text) from error
-    for hear in told.after_cursor_execute:
-        hear(tx.connection, cursor, text, given, None, True)

@@ -90,9 +90,6 @@ class Reviewers:
     keys: Mapping[KeyId, TrustedKey]
     void: Callable[[str, datetime], bool] = field(default=_nothing_revoked)
 
-    def knows(self, name: str) -> bool:
-        return any(is_same(key.principal, name) for key in self.keys.values())
-
 
 def answer_digest(
     decision: str, content: str | None, selected_options: Sequence[str], values: Mapping[str, object] | None

@@ -12,7 +12,7 @@ from kneo.spec.models.asked import AddedGate, AddedPosition, Match
 from kneo.spec.models.human import NOT_HONOURED
 from kneo.spec.rules.gates import DECISIONS
 from kneo.spec.rules.places import DEFAULT_HUMAN, in_force, named_human
-from kneo.spec.rules.strength import judge_gate, unsigned_effect
+from kneo.spec.rules.strength import UNSIGNED_HINT, judge_gate, unsigned_silence
 from kneo.spec.words import suggest
 
 CODE = "E_ENVIRONMENT"
@@ -118,12 +118,9 @@ def _what(gate: Gate, place: AddedPosition, humans: Mapping[str, Human], at: Pat
         hint = f"Here a rejection does one of {', '.join(effects)}; left out: skip."
         yield error(CODE, message, (*at, "on_reject"), suggestion=hint)
         return
-    unsigned = unsigned_effect(human, "skip")
+    unsigned = unsigned_silence(human, "skip")
     if unsigned is not None:
-        message = (
-            f"Answers have to be signed by whoever gives them, and silence would {unsigned} with nobody's signature."
-        )
-        yield error(CODE, message, (*at, "on_timeout"), suggestion="Write on_timeout: fail, cancel or escalate.")
+        yield error(CODE, unsigned, (*at, "on_timeout"), suggestion=UNSIGNED_HINT)
     always = gate.model_copy(update={"when": None, "sample": None})
     verdict = judge_gate(always, place, _known(humans), default_reject="skip")
     if verdict.weakness is not None and not wrong:

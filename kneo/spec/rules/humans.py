@@ -10,7 +10,7 @@ from kneo.spec.models import Gate, Human
 from kneo.spec.models.human import NOT_HONOURED
 from kneo.spec.rules.guardrails import pattern_findings
 from kneo.spec.rules.places import GateAt, gates_of, in_force, named_human, rejection_at
-from kneo.spec.rules.strength import unsigned_effect
+from kneo.spec.rules.strength import UNSIGNED_HINT, unsigned_silence
 from kneo.spec.rules.view import SpecView
 
 
@@ -52,20 +52,16 @@ def _human(view: SpecView, human: Human, path: Path, gate: GateAt | None = None)
 
 
 def _unsigned(human: Human, default_reject: str, path: Path) -> Iterator[Diagnostic]:
-    effect = unsigned_effect(human, default_reject)
-    if effect is not None:
-        message = (
-            f"Answers have to be signed by whoever gives them, and silence would {effect} with nobody's signature."
-        )
-        hint = "Write on_timeout: fail, cancel or escalate."
-        yield error("E_HUMAN_TIMEOUT_UNSIGNED", message, (*path, "on_timeout"), suggestion=hint)
+    message = unsigned_silence(human, default_reject)
+    if message is not None:
+        yield error("E_HUMAN_TIMEOUT_UNSIGNED", message, (*path, "on_timeout"), suggestion=UNSIGNED_HINT)
 
 
 def _unsigned_at(view: SpecView, at: GateAt) -> Iterator[Diagnostic]:
     """Look at what holds at a gate, where its human has not been complained about already."""
     humans = view.spec.components.humans
     named = None if isinstance(at.gate.human, Human) else named_human(at.gate, humans)
-    if named is None or unsigned_effect(named, "stop") is None:
+    if named is None or unsigned_silence(named, "stop") is None:
         yield from _unsigned(in_force(at.gate, humans), rejection_at(at), at.path)
 
 

@@ -81,12 +81,17 @@ def silence_ends(word: str, on_reject: str) -> bool:
     return (on_reject if word == "reject" else word) in _STOPS
 
 
-def unsigned_effect(human: Human, default_reject: str) -> str | None:
-    """Say what silence would do without anybody's signature where answers have to be signed by people; None: nothing."""
+UNSIGNED_HINT = "Write on_timeout: fail, cancel or escalate."
+
+
+def unsigned_silence(human: Human, default_reject: str) -> str | None:
+    """Say what is wrong with silence where answers have to be signed by people; None: nothing."""
     if human.receipt != BY_REVIEWER:
         return None
-    beyond = _timeout(human, human.on_reject or default_reject) - _STOPS
-    return next(iter(beyond), None)
+    effect = next(iter(sorted(_timeout(human, human.on_reject or default_reject) - _STOPS)), None)
+    if effect is None:
+        return None
+    return f"Answers have to be signed by whoever gives them, and silence would {effect} with nobody's signature."
 
 
 def judge_step(human: Human) -> Verdict:

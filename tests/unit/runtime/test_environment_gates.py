@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-from run_simulator import AGENT, Boom, Story, append, decision, fn, play, spec_of
+from run_simulator import AGENT, Boom, append, decision, fn, play, spec_of
+from shapes import BODY, CONTAINERS, HOLDERS, guarded
 
 from kneo.runtime.decide import Ask, Execute
 from kneo.runtime.program import Program, compile_program
@@ -13,30 +14,6 @@ from kneo.spec.models import Gate, Spec
 from kneo.spec.models.asked import AddedGate, with_gates
 from kneo.state.run import RunStatus
 from kneo.state.task import Decision
-
-BODY = [fn("a"), fn("b")]
-CONTAINERS = {
-    "function": fn("x", ref="a"),
-    "steps": {"id": "x", "kind": "steps", "steps": BODY},
-    "parallel": {"id": "x", "kind": "parallel", "steps": BODY},
-    "condition": {"id": "x", "kind": "condition", "when": {"type": "always"}, "steps": BODY, "else": [fn("c")]},
-    "loop": {"id": "x", "kind": "loop", "steps": BODY, "max_iterations": 2},
-    "router": {"id": "x", "kind": "router", "choices": {"y": {"steps": BODY}}, "selector": {"default": "y"}},
-    "workflow": {"id": "x", "kind": "workflow", "ref": "inner"},
-}
-HOLDERS = {
-    "sequential": lambda step: [fn("first", ref="a"), step, fn("last", ref="a")],
-    "concurrent": lambda step: {"type": "concurrent", "participants": [step, fn("d")]},
-    "handoff": lambda step: {"type": "handoff", "participants": [step, fn("d")]},
-    "graph": lambda step: {
-        "type": "graph",
-        "start": "x",
-        "nodes": {"x": step, "d": fn("d")},
-        "edges": [{"from": "x", "to": "d"}],
-    },
-    "loop": lambda step: [{"id": "g", "kind": "loop", "steps": [step], "max_iterations": 1}],
-    "workflow": lambda _step: [{"id": "g", "kind": "workflow", "ref": "outer"}],
-}
 
 
 def added(match: object, name: str = "env", **places: object) -> AddedGate:
@@ -55,10 +32,6 @@ def saying(kind: str, **by_key: Decision) -> object:
     return answer
 
 
-def guarded(story: Story) -> list[str]:
-    return [ticket for ticket in story.did if "x" in ticket.split(":")[0].replace("#1", "").split("/")]
-
-
 @pytest.mark.parametrize(("container", "holder"), list(product(CONTAINERS, HOLDERS)))
 def test_what_it_stands_before_never_runs_without_a_yes(container: str, holder: str) -> None:
     step = CONTAINERS[container]
@@ -67,10 +40,10 @@ def test_what_it_stands_before_never_runs_without_a_yes(container: str, holder: 
     program = program_with(spec, added({"steps": ["*x"], "kinds": [step["kind"]]}, before={"on_reject": "stop"}))
     agreed = play(program, answer=saying("approved"))
     assert [key.rpartition("/")[2].replace("#1", "") for key in agreed.asked] == ["x.before+env"]
-    assert guarded(agreed)
+    assert guarded(agreed.did)
     assert agreed.output == play(compile_program(spec, "workflow")).output
     refused = play(program, answer=saying("rejected"))
-    assert (refused.ended.status, guarded(refused)) == (RunStatus.CANCELLED, [])
+    assert (refused.ended.status, guarded(refused.did)) == (RunStatus.CANCELLED, [])
 
 
 def test_it_is_asked_around_what_the_spec_asks() -> None:
