@@ -85,13 +85,15 @@ def find_run(store: Store, run_id: str) -> Run:
         NotFound: there is none.
     """
     with store.read() as tx:
-        run = runs.get(tx, run_id)
-        if run is not None and run.status is RunStatus.RUNNING:
-            run = replace(run, visited_steps=history.visited(tx, run_id))
+        return _find(tx, run_id)
+
+
+def _find(tx: Tx, run_id: str) -> Run:
+    run = runs.get(tx, run_id)
     if run is None:
         msg = f"There is no run {run_id[:80]}."
         raise NotFound(msg, hint="kneo runs list shows the latest.")
-    return run
+    return replace(run, visited_steps=history.visited(tx, run_id)) if run.status is RunStatus.RUNNING else run
 
 
 def as_it_is(store: Store, run_id: str) -> Settled:
@@ -100,8 +102,8 @@ def as_it_is(store: Store, run_id: str) -> Settled:
     Raises:
         NotFound: there is none.
     """
-    run = find_run(store, run_id)
     with store.read() as tx:
+        run = _find(tx, run_id)
         return Settled(run, open_tasks(tx, run))
 
 

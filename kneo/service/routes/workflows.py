@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from kneo.errors import Invalid, KneoError, NotFound
-from kneo.runtime.wait import Settled, find_run, open_tasks
+from kneo.runtime.wait import Settled, as_it_is
 from kneo.service import answers, requirements, wire
 from kneo.service.auth import Principal, require
 from kneo.service.context import Here, Published, Service
@@ -79,7 +79,7 @@ async def continue_workflow_run(
 
     if body.background:
         task = await run_in_threadpool(put)
-        found = await run_in_threadpool(_standing, service, run_id)
+        found = await run_in_threadpool(as_it_is, service.store, run_id)
     else:
         task, found = await answered(service.news, put)
     return JsonAnswer(_told(task, found, refused, published=published))
@@ -89,12 +89,11 @@ def _put(
     workflow_id: str, run_id: str, body: ContinueRun, service: Service, principal: Principal, refused: list[Json]
 ) -> HumanTask:
     """Take every answer that fits; return the last question that was answered."""
-    run = find_run(service.store, run_id)
+    found = as_it_is(service.store, run_id)
+    run, waiting = found.run, found.tasks
     if workflow_id not in {run.workflow_name, run.agent_name} or body.session_id not in {None, _session(run)}:
         msg = f"There is no run {run_id} of the workflow {workflow_id[:80]}{' in this session' if body.session_id else ''}."
         raise NotFound(msg, code="run_not_found")
-    with service.store.read() as tx:
-        waiting = open_tasks(tx, run)
     said = requirements.answered(run_id, waiting, [one.model_dump() for one in body.step_requirements])
     read = [(task, read_answer(answer, service.settings.limits.human_content_chars)) for task, answer in said]
     taken: HumanTask | None = None
@@ -112,12 +111,6 @@ def _put(
 
 def _session(run: Run) -> object:
     return run.metadata.get("session_id")
-
-
-def _standing(service: Service, run_id: str) -> Settled:
-    run = find_run(service.store, run_id)
-    with service.store.read() as tx:
-        return Settled(run, open_tasks(tx, run))
 
 
 def _told(task: HumanTask, found: Settled, refused: list[Json], *, published: bool) -> Json:
