@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import atexit
 import json
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 
 from kneo_client.core import Profile, SyncTransport
@@ -23,6 +20,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 sys.path.insert(0, str(Path(__file__).parent))
 from checks import run_checks
+from served import free_port, serve, until
 
 PATIENCE = 15
 FLAGS = (
@@ -45,27 +43,17 @@ def house(scene):
     """Start the dashboard and the browser once."""
     if not OPEN:
         folder = Path(tempfile.mkdtemp(prefix="kneo-dash-"))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         variables = {
             "KNEO_URL": scene.url,
             "KNEO_API_KEY": scene.keys["admin"],
             "KNEO_DASH_DEV_MODE": "true",
             "KNEO_DASH_DB_URL": f"sqlite:///{folder / 'dash.db'}",
         }
-        serve = [sys.executable, "-m", "uvicorn", "kneo_dash.app:app", "--port", str(port), "--log-level", "warning"]
-        command = ["env", *(f"{name}={value}" for name, value in variables.items()), *serve]
-        server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
-        atexit.register(server.kill)
-        OPEN["url"] = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "uvicorn", "kneo_dash.app:app", "--port", str(port), "--log-level", "warning"]
+        OPEN["url"] = serve(command, variables, folder, port)
         OPEN["browser"] = _browser(scene, folder)
         atexit.register(OPEN["browser"].quit)
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(OPEN["url"], timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.1)
     return OPEN["browser"]
 
 
@@ -145,15 +133,6 @@ def press(browser, text, *, within=None):
 
     button = WebDriverWait(browser, PATIENCE).until(find, f"no button {text!r}")
     browser.execute_script("arguments[0].click()", button)
-
-
-def until(look, what):
-    for _ in range(PATIENCE * 10):
-        found = look()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"{what}: still {found!r}")
 
 
 def status(scene, run_id, expected):

@@ -3,21 +3,16 @@ looked at. Studio's own server is started here, in its own environment; it check
 
 from __future__ import annotations
 
-import atexit
 import json
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from checks import run_checks
-
-PATIENCE = 30
+from served import PATIENCE, free_port, serve, until
 
 MODEL = {"provider": "dummy", "name": "dummy"}
 
@@ -53,8 +48,7 @@ STUDIO: dict[str, str] = {}
 def studio(scene):
     if not STUDIO:
         folder = Path(tempfile.mkdtemp(prefix="kneo-studio-"))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         (folder / "project").mkdir()
         for name, tree in SPECS.items():
             (folder / "project" / f"{name}.yaml").write_text(json.dumps(tree))
@@ -67,19 +61,14 @@ def studio(scene):
             "KNEO_STUDIO_DB_URL": f"sqlite:///{folder / 'studio.db'}",
             "KNEO_STUDIO_PORT": str(port),
         }
-        serve = str(Path(sys.executable).with_name("kneo-studio"))
-        command = ["env", *(f"{name}={value}" for name, value in variables.items()), serve]
-        server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        atexit.register(server.kill)
-        STUDIO["url"] = f"http://127.0.0.1:{port}"
-        until(lambda: ask("GET", "/api/projects", reached=False), "Studio does not answer")
+        STUDIO["url"] = serve([str(Path(sys.executable).with_name("kneo-studio"))], variables, folder, port)
         exposure = ask("GET", "/api/projects/default/exposure/preflight")
         STUDIO["exposure"] = exposure["exposure_digest"]
         ask("POST", "/api/projects/default/exposure/confirm", {"exposure_digest": exposure["exposure_digest"]})
     return STUDIO
 
 
-def ask(method, path, body=None, *, reached=True):
+def ask(method, path, body=None):
     headers = {"content-type": "application/json", "origin": STUDIO["url"]}
     data = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(f"{STUDIO['url']}{path}", data, headers, method=method)
@@ -88,20 +77,7 @@ def ask(method, path, body=None, *, reached=True):
             text = answer.read()
     except urllib.error.HTTPError as error:
         raise AssertionError(f"{method} {path} → {error.code}: {error.read()[:2000]}") from error
-    except OSError:
-        if reached:
-            raise
-        return None
     return json.loads(text) if text else {}
-
-
-def until(look, what):
-    for _ in range(PATIENCE * 10):
-        found = look()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"{what}: still {found!r}")
 
 
 def start(scene, name, text="hello"):
