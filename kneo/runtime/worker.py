@@ -1,28 +1,30 @@
-"""Finding runs that nobody drives and driving them, a bounded number at a time.
+"""Finding runs that nobody drives and driving them, a bounded number at a time, each in a thread.
 
-Dispatch inside one process: the commit that makes a run due tells the worker; what other processes made due is found by
-looking every half second.
+Dispatch inside one process: the commit that makes a run due has it begun, or lines it up where there is no room; what
+other processes made due is found by looking every half second.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
-from collections import deque
 from typing import ClassVar
 
 from kneo.clock import monotonic
 from kneo.errors import Transient
 from kneo.runtime.advance import Driver
 from kneo.runtime.code import Elsewhere
+from kneo.runtime.session import LOOK_SECONDS, Session
+from kneo.runtime.steps.threads import give, in_thread
 from kneo.store import runs
 from kneo.store.engine import Store
 from kneo.store.queue import DUE
 
 log = logging.getLogger("kneo.runtime")
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = LOOK_SECONDS
 
 DRAIN_SECONDS = 30.0
 """How long steps that are under way may take to end when their process is to stop; then they are cut short."""
@@ -37,87 +39,83 @@ class Worker:
         self.store = store
         self.driver = driver
         self.concurrency = concurrency
+        self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        """Where steps go that are not plain functions; runs are begun while there is one."""
         self._news = asyncio.Event()
-        self._stopping = threading.Event()
+        self._stopping = False
+        self._due: dict[str, None] = {}
+        """Runs that are due and were not begun yet, in order."""
+        self._busy: dict[str, Session] = {}
         self._elsewhere: set[str] = set()
-        self._heard: deque[str] = deque()
-        """Runs that were told to be due, as they were told: any thread may."""
-        self._told: dict[str, None] = {}
-        """Those of them that were not begun yet, in order."""
-        self._looked = -POLL_SECONDS
-        """When the database was last asked for runs that nobody told of here; long ago where it had more than that."""
+        """Runs whose code is in other processes."""
+        self._may_be_more = False
+        """Whether the last look found as many as it asked for."""
 
     def run(self) -> None:
         """Work until ``stop``. Steps that are under way are finished first."""
-        with self.store.notices.calling(DUE, self._hear):
+        with self.store.notices.calling(DUE, lambda run_id: self._add(str(run_id))):
             asyncio.run(self._work())
 
     def stop(self) -> None:
-        self._stopping.set()
+        self._stopping = True
         self.driver.drain()
         self._wake()
 
-    def _hear(self, run_id: object) -> None:
-        self._heard.append(str(run_id))
-        self._wake()
-
     def _wake(self) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._news.set)
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._news.set)
+
+    # ---- the loop: what nobody told of, and functions that take long ----------------------------------------------
 
     async def _work(self) -> None:
+        await in_thread(self._clear_owners)
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._clear_owners)
-        busy: dict[str, asyncio.Task[None]] = {}
-        while not self._stopping.is_set():
+        while not self._stopping:
             self._news.clear()
-            for run_id in self._due(self.concurrency - len(busy), set(busy)):
-                busy[run_id] = asyncio.create_task(self.driver.drive(run_id))
-            await self._wait(busy)
-            for run_id in [run_id for run_id, task in busy.items() if task.done()]:
-                self._report(run_id, busy.pop(run_id))
-        if busy:
-            _, late = await asyncio.wait(busy.values(), timeout=DRAIN_SECONDS)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            # Nobody keeps a reader of a SQLite file waiting: shorter than a hop to a thread.
+            self._add(*self._find())
+            await self._pause()
+            await self._look_after()
+        await self._drain()
         await self.driver.close()
 
-    async def _wait(self, busy: dict[str, asyncio.Task[None]]) -> None:
-        news = asyncio.create_task(self._news.wait())
-        await asyncio.wait([news, *busy.values()], timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        news.cancel()
-
-    def _due(self, room: int, busy: set[str]) -> list[str]:
-        """Choose what to begin: what was told to be due, then what is found where there may be more.
-
-        A run that is due while it is driven is kept: its driver may have let go of it already.
-        """
-        while self._heard:
-            self._told[self._heard.popleft()] = None
-        for run_id in self._elsewhere:
-            self._told.pop(run_id, None)
-        ready = [run_id for run_id in self._told if run_id not in busy][: max(room, 0)]
-        if len(ready) < room and monotonic() - self._looked >= POLL_SECONDS:
-            ready += self._find(room + len(busy), {*busy, *ready})[: room - len(ready)]
-        for run_id in ready:
-            self._told.pop(run_id, None)
-        return ready
-
-    def _find(self, limit: int, known: set[str]) -> list[str]:
+    async def _pause(self) -> None:
         try:
-            # On SQLite, the only place of this worker, nobody keeps a reader waiting: shorter than a hop to a thread.
-            found = self._runnable(limit + len(self._elsewhere))
+            await asyncio.wait_for(self._news.wait(), POLL_SECONDS)
+        except TimeoutError:
+            return
+
+    def _find(self) -> tuple[str, ...]:
+        # As many as there may be room for until the next look, beside those that are known.
+        limit = self.concurrency + len(self._busy) + len(self._elsewhere)
+        try:
+            with self.store.read() as tx:
+                found = runs.runnable(tx, limit)
         except Transient as error:
             log.warning("could not look for runs: %s", error)
-            return []
-        self._looked = monotonic() - (POLL_SECONDS if len(found) >= limit else 0)
-        return [run_id for run_id in found if run_id not in known and run_id not in self._elsewhere]
+            return ()
+        self._may_be_more = len(found) >= limit
+        return found
 
-    def _runnable(self, limit: int) -> tuple[str, ...]:
-        with self.store.read() as tx:
-            return runs.runnable(tx, limit)
+    async def _look_after(self) -> None:
+        calling = [session for session in list(self._busy.values()) if session.is_calling]
+        lost = await in_thread(lambda: [one for one in calling if not one.look()]) if calling else []
+        for session in lost:
+            # Its thread is in a function that may never return; nothing of it counts any more.
+            follows = self._end(session)
+            if follows is not None:
+                self._begin(follows)
+
+    async def _drain(self) -> None:
+        deadline = monotonic() + DRAIN_SECONDS
+        while self._busy and monotonic() < deadline:
+            self._news.clear()
+            await self._pause()
+            await self._look_after()
+        for session in list(self._busy.values()):
+            await in_thread(session.cut)
 
     def _clear_owners(self) -> None:
         with self.store.write() as tx:
@@ -125,12 +123,55 @@ class Worker:
         if freed:
             log.info("took over runs of a process that ended", extra={"count": freed})
 
-    def _report(self, run_id: str, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        if isinstance(error, Elsewhere):
+    # ---- the threads: one run after the other ---------------------------------------------------------------------
+
+    def _add(self, *run_ids: str) -> None:
+        """Line up runs that are due, and begin those that there is room for."""
+        begun = []
+        with self._lock:
+            self._due |= dict.fromkeys(run_id for run_id in run_ids if run_id not in self._elsewhere)
+            while (session := self._next()) is not None:
+                begun.append(session)
+        for session in begun:
+            self._begin(session)
+
+    def _begin(self, session: Session) -> None:
+        give(lambda: self._drive(session))
+
+    def _next(self) -> Session | None:
+        """Choose what to begin. A run that is due while it is driven is kept: its driver may have let go of it already."""
+        if self._loop is None or self._stopping or len(self._busy) >= self.concurrency:
+            return None
+        run_id = next((run_id for run_id in self._due if run_id not in self._busy), None)
+        if run_id is None:
+            return None
+        del self._due[run_id]
+        session = self._busy[run_id] = self.driver.session(run_id, self._loop)
+        return session
+
+    def _drive(self, session: Session | None) -> None:
+        while session is not None:
+            self._go(session)
+            session = self._end(session)
+
+    def _go(self, session: Session) -> None:
+        try:
+            session.go()
+        except Elsewhere:
             # It will not come to have that code; looking again every half second would only be noise.
-            self._elsewhere.add(run_id)
-            log.warning("left a run to the program that has its code", extra={"run_id": run_id})
-        else:
-            log.error("driving a run failed; it will be tried again", extra={"run_id": run_id}, exc_info=error)
+            self._elsewhere.add(session.run_id)
+            log.warning("left a run to the program that has its code", extra={"run_id": session.run_id})
+        except Exception:
+            log.exception("driving a run failed; it will be tried again", extra={"run_id": session.run_id})
+
+    def _end(self, session: Session) -> Session | None:
+        """Take a session off the list; return what to drive instead."""
+        with self._lock:
+            if self._busy.get(session.run_id) is not session:
+                return None
+            del self._busy[session.run_id]
+            follows = self._next()
+            wanted = self._stopping or (follows is None and self._may_be_more)
+        if wanted:
+            self._wake()
+        return follows

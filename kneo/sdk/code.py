@@ -35,6 +35,9 @@ class InProcess(Executor):
         self.began = began
         self.store = store
 
+    def plain(self, program: Program, leaf: Leaf, pins: Mapping[str, str]) -> None:
+        """Nothing: whoever wants to know is told of each step that begins, and this program's own are async."""
+
     async def execute(self, program: Program, leaf: Leaf, text: str, context: StepContext) -> StepOutput:
         self.began(leaf, context)
         work = self.work.get(program.functions[leaf.ref].implementation) if leaf.kind == "function" else None

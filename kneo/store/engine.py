@@ -141,13 +141,13 @@ class Store:
             return self._writer.submit(work, durable=durable)
         return self._pool.submit(self._transact, work)
 
-    def transact(self, work: Callable[[Tx], T]) -> T:
-        """Run a piece of work as a transaction and wait for it; see ``submit``.
+    def transact(self, work: Callable[[Tx], T], *, durable: bool = True) -> T:
+        """Run a piece of work as a transaction, by itself or with others that wait; see ``submit``.
 
         Raises:
             Transient: the database stayed busy or unreachable.
         """
-        return self._writer.submit(work).result() if self.is_sqlite else self._transact(work)
+        return self._writer.do(work, durable=durable) if self.is_sqlite else self._transact(work)
 
     def _transact(self, work: Callable[[Tx], T]) -> T:
         with self.write() as tx:

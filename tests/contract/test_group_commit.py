@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 from builders import build_run
+from kneo_process import eventually
+from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 
 from kneo.errors import Conflict
@@ -13,7 +17,22 @@ from kneo.store import runs
 from kneo.store.engine import Store, Tx
 
 
-def test_one_that_fails_takes_nobody_with_it(store: Store) -> None:
+def waited_for(store: Store, work: Callable[[Tx], None]) -> Future[None]:
+    """Do it in this thread, as a future."""
+    done: Future[None] = Future()
+    try:
+        done.set_result(store.transact(work))
+    except Exception as error:  # noqa: BLE001 - a future takes any
+        done.set_exception(error)
+    return done
+
+
+@pytest.mark.parametrize(
+    "ways", [(Store.submit,), (waited_for,), (Store.submit, waited_for)], ids=["submitted", "waited for", "both"]
+)
+def test_one_that_fails_takes_nobody_with_it(
+    store: Store, ways: Sequence[Callable[[Store, Callable[[Tx], None]], Future[None]]]
+) -> None:
     made = [build_run() for _ in range(50)]
 
     def insert(number: int) -> Future[None]:
@@ -24,7 +43,7 @@ def test_one_that_fails_takes_nobody_with_it(store: Store) -> None:
             if number % 7 == 0:
                 runs.insert_run(tx, made[number])
 
-        return store.submit(work)
+        return ways[number % len(ways)](store, work)
 
     with ThreadPoolExecutor(8) as pool:
         futures = list(pool.map(insert, range(50)))
@@ -35,6 +54,48 @@ def test_one_that_fails_takes_nobody_with_it(store: Store) -> None:
     for number, failure in failures.items():
         expected = Conflict if number % 5 == 0 else IntegrityError if number % 7 == 0 else type(None)
         assert isinstance(failure, expected)
+
+
+def test_what_waits_while_somebody_writes_is_written_together_by_whoever_came_first_then(store: Store) -> None:
+    if not store.is_sqlite:
+        pytest.skip("a server has its own way of doing that")
+    writing, go_on = threading.Event(), threading.Event()
+    wrote: list[tuple[int, int]] = []
+
+    def slow(_tx: Tx) -> None:
+        writing.set()
+        assert go_on.wait(30)
+
+    def work(tx: Tx) -> None:
+        wrote.append((threading.get_ident(), id(tx.connection.connection.dbapi_connection)))
+
+    commits: list[object] = []
+    hear = commits.append
+    event.listen(store.engine, "commit", hear)
+    threads = [threading.Thread(target=store.transact, args=(task,)) for task in (slow, *[work] * 5)]
+    threads[0].start()
+    assert writing.wait(30)
+    for thread in threads[1:]:
+        thread.start()
+    assert eventually(lambda: len(store._writer._queue) == 5)
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+    event.remove(store.engine, "commit", hear)
+    assert len(wrote) == 5
+    assert len({who for who, _ in wrote}) == 1
+    assert wrote[0][0] in {thread.ident for thread in threads}
+    assert len(commits) == 2
+
+
+def test_a_closed_store_takes_nothing_more(store: Store) -> None:
+    if not store.is_sqlite:
+        pytest.skip("a server's connections are opened again")
+    store.transact(lambda _tx: None)
+    store.close()
+    for way in (Store.submit, Store.transact):
+        with pytest.raises(RuntimeError):
+            way(store, lambda _tx: None)
 
 
 def test_what_was_acknowledged_is_there(store: Store) -> None:

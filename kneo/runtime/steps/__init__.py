@@ -12,6 +12,10 @@ from kneo.runtime.steps import agent, function
 from kneo.runtime.steps.base import StepContext, StepOutput
 from kneo.runtime.steps.call import Signature
 from kneo.runtime.steps.children import Children
+from kneo.spec.models.spec import FunctionComponent
+
+Call = Callable[[str, StepContext], StepOutput]
+"""What a step does, where any thread may do it."""
 
 Runner = Callable[["Executor", Program, Leaf, str, StepContext], Awaitable[StepOutput]]
 
@@ -32,6 +36,16 @@ class Executor:
         """
         return await RUNNERS[leaf.kind](self, program, leaf, text, context)
 
+    def plain(self, program: Program, leaf: Leaf, pins: Mapping[str, str]) -> Call | None:
+        """Return what a step calls when it is a plain function that may take as long as it likes.
+
+        ``None`` where it is something else, or is not to be had: then ``execute`` says why.
+        """
+        if leaf.kind != "function" or leaf.timeout_seconds is not None:
+            return None
+        declared = program.functions[leaf.ref]
+        return function.plain(self.code, declared.implementation, pins, _signature(declared))
+
     async def close(self) -> None:
         """End what was kept for later steps."""
         await self.children.close()
@@ -44,10 +58,13 @@ async def _agent(_executor: Executor, program: Program, leaf: Leaf, text: str, c
 
 async def _function(executor: Executor, program: Program, leaf: Leaf, text: str, context: StepContext) -> StepOutput:
     declared = program.functions[leaf.ref]
-    signature = Signature(takes=declared.input_schema, returns=declared.output_schema)
     return await function.run(
-        executor.children, declared.implementation, text, context, signature, leaf.timeout_seconds
+        executor.children, declared.implementation, text, context, _signature(declared), leaf.timeout_seconds
     )
+
+
+def _signature(declared: FunctionComponent) -> Signature:
+    return Signature(takes=declared.input_schema, returns=declared.output_schema)
 
 
 RUNNERS: Mapping[str, Runner] = {"agent": _agent, "guardrail": _agent, "function": _function}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
+from contextvars import copy_context
+from functools import partial
 
-from kneo.runtime.code import Code
+from kneo.runtime.code import Code, CodeLoader
 from kneo.runtime.steps.base import StepContext, StepOutput
 from kneo.runtime.steps.call import Signature, as_text, call, check_input, is_async, keywords
 from kneo.runtime.steps.children import Children
@@ -31,11 +34,28 @@ async def run(
         async with asyncio.timeout(seconds):
             return await children.call(implementation, text, context, signature)
     try:
-        output = await in_thread(lambda: call(code, text, context, signature))
+        return await in_thread(partial(_called, code, text, context, signature))
     except asyncio.CancelledError:
         context.token.cancel()
         raise
-    return StepOutput(text=output, code_digest=code.module_digest)
+
+
+def plain(
+    loader: CodeLoader, implementation: str, pins: Mapping[str, str], signature: Signature
+) -> Callable[[str, StepContext], StepOutput] | None:
+    """Return what calls a function in the thread that it is called in; ``None`` where it is async or cannot be loaded."""
+    try:
+        code = loader.load(implementation, pins)
+    except Exception:  # noqa: BLE001 - whatever it is, it comes up again where the step is executed
+        return None
+    if is_async(code):
+        return None
+    # In a context of its own: what it sets there is not for the steps that this thread executes after it.
+    return lambda text, context: copy_context().run(_called, code, text, context, signature)
+
+
+def _called(code: Code, text: str, context: StepContext, signature: Signature) -> StepOutput:
+    return StepOutput(text=call(code, text, context, signature), code_digest=code.module_digest)
 
 
 async def _run_async(code: Code, text: str, context: StepContext, signature: Signature) -> StepOutput:

@@ -1,23 +1,27 @@
-"""Blocking work beside the event loop, one thread each, so that slow functions never queue behind each other."""
+"""Blocking work beside the event loop, one thread each, so that slow functions never queue behind each other; and the
+other way round.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from contextvars import copy_context
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Do something in a thread of its own and wait for it.
+    """Do something in a thread of its own, in the context of whoever waits for it.
 
     The thread is a daemon: work that nobody waits for any more (a cancelled function that does not look at its token)
     must not keep a process from ending.
     """
     loop = asyncio.get_running_loop()
+    around = copy_context()
     future: asyncio.Future[T] = loop.create_future()
 
     def put(result: T | None, error: BaseException | None) -> None:
@@ -31,14 +35,14 @@ async def in_thread(work: Callable[[], T]) -> T:
     def run() -> None:
         result, error = None, None
         try:
-            result = work()
+            result = around.run(work)
         except BaseException as caught:  # noqa: BLE001 - handed to whoever waits
             error = caught if not isinstance(caught, StopIteration) else RuntimeError(str(caught))
         # The loop may have closed meanwhile; then nobody waits.
         if not loop.is_closed():
             loop.call_soon_threadsafe(put, result, error)
 
-    _give(run)
+    give(run)
     return await future
 
 
@@ -76,10 +80,41 @@ _idle: list[_Thread] = []
 """Threads with nothing to do. The last one is taken first, so that those that are not needed end."""
 
 
-def _give(work: Callable[[], None]) -> None:
+def give(work: Callable[[], None]) -> None:
+    """Do something that does not raise in a thread of its own; nobody waits for it."""
     with _lock:
         thread = _idle.pop() if _idle else None
     if thread is None:
         _Thread(work).start()
     else:
         thread.work.put(work)
+
+
+class Beside(Generic[T]):
+    """Something async that a thread has begun on the event loop of another one.
+
+    Args:
+        loop: Where.
+        work: What.
+        ended: Called by that loop when it is over, however it ended; also when it was cancelled before it began.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, work: Coroutine[object, object, T], ended: Callable[[Beside[T]], object]
+    ) -> None:
+        self._loop = loop
+        self._task: asyncio.Task[T] | None = None
+
+        def begin() -> None:
+            self._task = loop.create_task(work)
+            self._task.add_done_callback(lambda _: ended(self))
+
+        loop.call_soon_threadsafe(begin)
+
+    def cancel(self) -> None:
+        self._loop.call_soon_threadsafe(lambda: self._task is not None and self._task.cancel())
+
+    def result(self) -> T:
+        """Return what came of it once it is over, or raise what it raised."""
+        assert self._task is not None
+        return self._task.result()
