@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
-from sqlalchemy import ColumnElement, Row, delete, func, insert, select
+from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, select
 
 from kneo.clock import new_id
 from kneo.errors import Invalid
@@ -14,6 +14,7 @@ from kneo.state.merkle import Frontier
 from kneo.store import audit_tree
 from kneo.store.engine import Store, Tx, lock_table
 from kneo.store.prepared import Prepared
+from kneo.store.prepared import Row as PreparedRow
 from kneo.store.tables import audit_chain, audit_events, audit_pending
 
 SEAL_BATCH = 1_000
@@ -94,16 +95,23 @@ def seal(store: Store) -> int:
 
 
 _PENDING = Prepared(select(audit_pending.c.event_id).limit(1))
+_WAITING = Prepared(
+    select(audit_events)
+    .where(audit_events.c.id.in_(select(audit_pending.c.event_id)))
+    .order_by(audit_events.c.id)
+    .limit(bindparam("most"))
+)
+_LINK, _UNLIST = (
+    Prepared(insert(audit_chain)),
+    Prepared(delete(audit_pending).where(audit_pending.c.event_id == bindparam("sealed"))),
+)
 
 
 def _seal_batch(tx: Tx) -> int:
-    waiting = select(audit_pending.c.event_id)
     if _PENDING.first(tx, {}) is None:
         return 0
     lock_table(tx, "audit_chain")
-    rows = tx.connection.execute(
-        select(audit_events).where(audit_events.c.id.in_(waiting)).order_by(audit_events.c.id).limit(SEAL_BATCH)
-    ).all()
+    rows = _WAITING.rows(tx, {"most": SEAL_BATCH})
     seq, head = chain_head(tx)
     links = []
     for row in rows:
@@ -114,10 +122,9 @@ def _seal_batch(tx: Tx) -> int:
         head = head_of(head, leaf)
         links.append({"seq": seq, "event_id": row.id, "leaf": leaf, "head": head})
     if links:
-        tx.connection.execute(insert(audit_chain), links)
+        _LINK.change_many(tx, links)
         audit_tree.extend(tx, seq - len(links) + 1, [str(link["leaf"]) for link in links])
-        sealed = [link["event_id"] for link in links]
-        tx.connection.execute(delete(audit_pending).where(audit_pending.c.event_id.in_(sealed)))
+        _UNLIST.change_many(tx, [{"sealed": link["event_id"]} for link in links])
     return len(links)
 
 
@@ -264,7 +271,7 @@ def _conditions(event_type: str | None, run_id: str | None) -> list[ColumnElemen
     return wanted
 
 
-def _event(row: AnyRow) -> AuditEvent:
+def _event(row: AnyRow | PreparedRow) -> AuditEvent:
     return AuditEvent(
         id=row.id,
         at=row.at,
@@ -286,7 +293,7 @@ def _metadata(text: str) -> Mapping[str, object]:
     return value if isinstance(value, dict) else {"unreadable": text}
 
 
-def _leaf(row: AnyRow) -> str | None:
+def _leaf(row: AnyRow | PreparedRow) -> str | None:
     try:
         return leaf_of(_event(row).canonical())
     except Invalid:

@@ -10,9 +10,15 @@ from sqlalchemy import func, insert, select
 from kneo.errors import NotFound
 from kneo.state.merkle import inclusion_proof, parent_of, root_of
 from kneo.store.engine import Tx, insert_ignoring_duplicates
+from kneo.store.prepared import Prepared
 from kneo.store.tables import audit_chain, audit_checkpoints, audit_nodes
 
 BACKFILL_BATCH = 10_000
+
+_LAST = Prepared(
+    select(audit_nodes.c.position).where(audit_nodes.c.level == 1).order_by(audit_nodes.c.position.desc()).limit(1)
+)
+_ADD = Prepared(insert(audit_nodes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +44,9 @@ class Checkpoint:
 
 def extend(tx: Tx, first: int, leaves: Sequence[str]) -> None:
     """Grow the tree by leaves whose first sequence number is ``first``; catches up where it was left behind."""
-    covered = (
-        2
-        * tx.connection.execute(
-            select(func.count()).select_from(audit_nodes).where(audit_nodes.c.level == 1)
-        ).scalar_one()
-    )
+    # The last node rather than their number: it takes no longer however long the log is.
+    last = _LAST.first(tx, {})
+    covered = 2 * (last.position + 1) if last is not None else 0
     start = first - 1
     if covered > start + 1:
         # Somebody shortened the log. Its old nodes stay, and give the lie to what is put in its place.
@@ -68,7 +71,7 @@ def _grow(tx: Tx, start: int, leaves: Sequence[str]) -> None:
         level, start = level + 1, start >> 1
         rows = [{"level": level, "position": start + i, "hash": item} for i, item in enumerate(pairs)]
         if rows:
-            tx.connection.execute(insert(audit_nodes), rows)
+            _ADD.change_many(tx, rows)
         current = pairs
 
 

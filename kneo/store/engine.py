@@ -22,6 +22,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from kneo.clock import Clock, isoformat, monotonic, sleep
 from kneo.errors import Invalid, Transient
+from kneo.store import json_text
 from kneo.store.connections import Connections, FileConnections, ServerConnections
 from kneo.store.notices import Notices
 from kneo.store.prepared import Prepared
@@ -42,6 +43,8 @@ STOPPED_SECONDS = 60
 ever, and when it goes on it finds that nothing of it happened."""
 
 _POSTGRES_OPTIONS = f"-c idle_in_transaction_session_timeout={STOPPED_SECONDS}s"
+
+_JSON = {"json_serializer": json_text.encode_text, "json_deserializer": json_text.decode}
 
 WRITERS = 8
 """Transactions that ``submit`` has under way at once on PostgreSQL."""
@@ -325,7 +328,7 @@ def open_engine(url: str) -> Engine:
     if not url.startswith("sqlite:///"):
         options = {} if "options" in make_url(url).query else {"options": _POSTGRES_OPTIONS}
         try:
-            engine = create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=options)
+            engine = create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=options, **_JSON)
         except ModuleNotFoundError as error:
             msg = "KNEO_SERV_DATABASE_URL names a PostgreSQL database, and the driver for it is not installed."
             raise Invalid(msg, code="invalid_setting", hint="pip install 'kneo[postgres]'") from error
@@ -334,7 +337,7 @@ def open_engine(url: str) -> Engine:
     path = Path(url.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.touch(mode=0o600)
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, hide_parameters=True)
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, hide_parameters=True, **_JSON)
     event.listen(engine, "connect", _prepare_sqlite)
     return engine
 

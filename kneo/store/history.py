@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -11,6 +10,7 @@ from sqlalchemy import Row, bindparam, func, insert, select, update
 
 from kneo.clock import new_id
 from kneo.state.run import Checkpoint, Run, RunError, StepRecord, TraceEvent
+from kneo.store import json_text
 from kneo.store.engine import Tx
 from kneo.store.prepared import Prepared
 from kneo.store.tables import checkpoints, runs, steps, trace_events
@@ -113,7 +113,7 @@ def _step_row(step: StepRecord) -> dict[str, object]:
 
 def _packed(new: NewCheckpoint, limits: CheckpointLimits) -> dict[str, object]:
     """Compress what is large, and keep only a preview of what is too large even so."""
-    body = json.dumps(new.state, ensure_ascii=False).encode()
+    body = json_text.encode(new.state)
     size = len(body)
     if size >= limits.compress_bytes:
         body = zlib.compress(body)
@@ -124,13 +124,14 @@ def _packed(new: NewCheckpoint, limits: CheckpointLimits) -> dict[str, object]:
     cut = {
         key: value[: limits.preview_chars] if isinstance(value, str) else value for key, value in new.metadata.items()
     }
-    return {"state": json.dumps(stub).encode(), "metadata": {**cut, "_checkpoint_storage": storage}}
+    return {"state": json_text.encode(stub), "metadata": {**cut, "_checkpoint_storage": storage}}
 
 
 def _unpacked(body: bytes) -> Mapping[str, object]:
     # JSON begins with a brace, which zlib never does.
     plain = body if body[:1] == b"{" else zlib.decompress(body)
-    state: Mapping[str, object] = json.loads(plain)
+    state = json_text.decode(plain)
+    assert isinstance(state, dict)
     return state
 
 

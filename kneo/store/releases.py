@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from sqlalchemy import ColumnElement, Row, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, select, update
 
 from kneo.digest import digest_of
 from kneo.errors import Untrusted
@@ -20,6 +20,8 @@ from kneo.state.release import (
 )
 from kneo.state.run import RunStatus
 from kneo.store.engine import Tx, insert_ignoring_duplicates, insert_many_ignoring_duplicates, upsert, upsert_many
+from kneo.store.prepared import Prepared
+from kneo.store.prepared import Row as PreparedRow
 from kneo.store.tables import (
     bundles,
     conditions,
@@ -153,12 +155,12 @@ def put_environment(tx: Tx, item: EnvironmentRecord) -> None:
     )
 
 
-_ENVIRONMENTS = select(environments).order_by(environments.c.name)
+_ENVIRONMENTS = Prepared(select(environments).order_by(environments.c.name))
+_ENVIRONMENT = Prepared(select(environments).where(environments.c.name == bindparam("called")))
 
 
 def list_environments(tx: Tx) -> tuple[EnvironmentRecord, ...]:
-    rows = tx.connection.execute(_ENVIRONMENTS).all()
-    return tuple(_environment(tx, row) for row in rows)
+    return tuple(_environment(tx, row) for row in _ENVIRONMENTS.rows(tx, {}))
 
 
 def environment_names(tx: Tx) -> tuple[str, ...]:
@@ -172,7 +174,7 @@ def environment_names(tx: Tx) -> tuple[str, ...]:
 
 
 def environment(tx: Tx, name: str) -> EnvironmentRecord | None:
-    row = tx.connection.execute(select(environments).where(environments.c.name == name)).first()
+    row = _ENVIRONMENT.first(tx, {"called": name})
     return _environment(tx, row) if row else None
 
 
@@ -318,7 +320,7 @@ def _bundle(row: AnyRow) -> BundleRecord:
     return BundleRecord(**row._asdict() | {"signers": tuple(row.signers)})
 
 
-def _environment(tx: Tx, row: AnyRow) -> EnvironmentRecord:
+def _environment(tx: Tx, row: PreparedRow) -> EnvironmentRecord:
     return EnvironmentRecord(
         name=row.name,
         declaration=row.declaration,
