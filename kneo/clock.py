@@ -5,8 +5,8 @@ Times inside the program are aware UTC datetimes; stored and sent as ISO-8601 te
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -109,11 +109,12 @@ class _Ids:
         self._last = 0
 
     def next(self, now: datetime) -> int:
-        number = (int(now.timestamp() * 1000) << _RANDOM_BITS) | secrets.randbits(_RANDOM_BITS)
+        first = int(now.timestamp() * 1000) << _RANDOM_BITS
+        chance = int.from_bytes(os.urandom(_RANDOM_BITS // 8))
         with self._lock:
             # Within one millisecond: a little more than the last, by so much that the next cannot be guessed.
-            same = number >> _RANDOM_BITS == self._last >> _RANDOM_BITS
-            self._last = self._last + 1 + secrets.randbits(_RANDOM_BITS // 2) if same else number
+            same = first >> _RANDOM_BITS == self._last >> _RANDOM_BITS
+            self._last = self._last + 1 + (chance >> _RANDOM_BITS // 2) if same else first | chance
             return self._last
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import replace
 
 from kneo.errors import Invalid
+from kneo.records import replace
 from kneo.runtime.interpret.gate import DEFAULT_RETRIES, Gate
 from kneo.runtime.interpret.waits import DEFAULT_HUMAN, TELL
 from kneo.spec.models import Gate as DeclaredGate

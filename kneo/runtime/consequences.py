@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from kneo.runtime.decide import Answered, Ask, Asked, Ended, Execute, Frame, Moment, actions, settle, waiting
 from kneo.runtime.program import Program
@@ -31,16 +31,19 @@ def consequences(program: Program, state: Frame, ask: Ask, moment: Moment) -> di
     """
     asked = settle(program, state, ask.ticket, Asked(task_id=TRIED), moment)
     assert not isinstance(asked, Ended)
+    before = {action.ticket for action in actions(program, asked)}
     found: dict[str, object] = {}
+
+    def after(kind: DecisionKind, option: str | None = None) -> dict[str, object]:
+        return _after(program, asked, ask, kind, moment, before, option)
+
     for kind in ask.gate.decisions:
         if kind is DecisionKind.SELECTED:
             options = [option for option in ask.options or () if option][:MAX_OPTIONS]
             if options:
-                found[kind.value] = {
-                    "options": {option: _after(program, asked, ask, kind, moment, option) for option in options}
-                }
+                found[kind.value] = {"options": {option: after(kind, option) for option in options}}
             continue
-        found[kind.value] = _after(program, asked, ask, kind, moment)
+        found[kind.value] = after(kind)
     if DecisionKind.REJECTED in ask.gate.decisions:
         rejected = found[DecisionKind.REJECTED.value]
         assert isinstance(rejected, dict)
@@ -57,7 +60,13 @@ def _guarded(ask: Ask) -> str | None:
 
 
 def _after(
-    program: Program, state: Frame, ask: Ask, kind: DecisionKind, moment: Moment, option: str | None = None
+    program: Program,
+    state: Frame,
+    ask: Ask,
+    kind: DecisionKind,
+    moment: Moment,
+    before: Collection[str],
+    option: str | None,
 ) -> dict[str, object]:
     decision = Decision(
         kind=kind,
@@ -72,7 +81,6 @@ def _after(
     after = settle(program, state, ask.ticket, Answered(decision=decision), moment)
     if isinstance(after, Ended):
         return {"ends": after.status.value, **({"error": after.error.type} if after.error else {})}
-    before = {action.ticket for action in actions(program, state)}
     new = [action for action in actions(program, after) if action.ticket not in before]
     told: Mapping[str, list[str]] = {
         "next": [action.leaf.path for action in new if isinstance(action, Execute)],

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kneo.errors import Invalid
+from kneo.records import replace
 from kneo.runtime.asking import DECISIONS, make_added, make_gate, make_question, make_waits
 from kneo.runtime.interpret.branch import Branch
 from kneo.runtime.interpret.gate import Gate

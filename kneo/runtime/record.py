@@ -7,9 +7,10 @@ All take a run that the caller owns and raise ``Fenced`` when it no longer does.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from kneo.clock import isoformat
+from kneo.records import replace
 from kneo.runtime.consequences import consequences
 from kneo.runtime.decide import (
     Answered,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from kneo.clock import isoformat, new_id, parse_time
 from kneo.errors import Conflict, NotFound
+from kneo.records import replace
 from kneo.runtime.decide import actions
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.migrate_state import migrate_state

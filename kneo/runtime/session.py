@@ -11,7 +11,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from kneo.clock import isoformat, parse_time, sleep
 from kneo.errors import KneoError, Transient
+from kneo.records import replace
 from kneo.runtime import record
 from kneo.runtime.attempt import Trial, pins_of
 from kneo.runtime.code import Elsewhere

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from kneo import registry
 from kneo.clock import isoformat, new_id
 from kneo.digest import Digest
 from kneo.errors import Forbidden, Invalid, KneoError, Transient, Usage
+from kneo.records import replace
 from kneo.runtime import record
 from kneo.runtime.decide import Ended, Moment, begin
 from kneo.runtime.frozen import CheckSpec, Freezer, FrozenSpec

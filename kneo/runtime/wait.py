@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kneo.clock import monotonic
 from kneo.errors import NotFound
+from kneo.records import replace
 from kneo.state.run import Run, RunStatus
 from kneo.state.task import UNRESOLVED, HumanTask
 from kneo.store import history, runs, tasks

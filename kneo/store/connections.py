@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from sqlalchemy import Connection, Engine
@@ -72,9 +74,9 @@ class FileConnections:
         self._engine = engine
         self._patience = patience
         self._turn = threading.Lock()
-        self._writer: Connection | None = None
+        self._writer: _Kept | None = None
         self._durable = True
-        self._readers: list[Connection] = []
+        self._readers: list[_Kept] = []
 
     @contextlib.contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Connection]:
@@ -83,60 +85,91 @@ class FileConnections:
             msg = "The database did not answer: other writers of this process take too long."
             raise Transient(msg, code="store_unavailable")
         try:
-            connection, self._writer = self._writer, None
-            if connection is None:
-                connection, self._durable = self._open().execution_options(**{WRITE: True}), True
+            kept, self._writer = self._writer, None
+            if kept is None:
+                kept, self._durable = self._open(**{WRITE: True}), True
             try:
                 if durable is not self._durable:
-                    _run(connection, f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                    kept.run(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                     self._durable = durable
                 # The right to write comes first: a transaction that begins by reading cannot get it later.
-                _run(connection, "BEGIN IMMEDIATE")
-                yield connection
-                self._engine.dispatch.commit(connection)
-                _run(connection, "COMMIT")
+                kept.run("BEGIN IMMEDIATE")
+                yield kept.connection
+                self._engine.dispatch.commit(kept.connection)
+                kept.run("COMMIT")
             finally:
-                self._writer = _settled(connection)
+                self._writer = kept if kept.settle() else None
         finally:
             self._turn.release()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        connection = self._idle_reader() or self._new_reader()
+        kept = self._idle_reader() or self._new_reader()
         try:
-            _run(connection, "BEGIN")
-            yield connection
+            kept.run("BEGIN")
+            yield kept.connection
         finally:
-            settled = _settled(connection)
-            if settled is not None:
-                self._readers.append(settled)
+            if kept.settle():
+                self._readers.append(kept)
                 if len(self._readers) > IDLE_READERS and (one := self._idle_reader()):
-                    _drop(one)
+                    one.drop()
 
     def close(self) -> None:
         with self._turn:
             writer, self._writer = self._writer, None
         if writer is not None:
-            _drop(writer)
+            writer.drop()
         while one := self._idle_reader():
-            _drop(one)
+            one.drop()
 
-    def _idle_reader(self) -> Connection | None:
+    def _idle_reader(self) -> _Kept | None:
         try:
             return self._readers.pop()
         except IndexError:
             return None
 
-    def _new_reader(self) -> Connection:
-        connection = self._open()
-        connection.exec_driver_sql("PRAGMA query_only=ON")
-        return connection
+    def _new_reader(self) -> _Kept:
+        kept = self._open()
+        kept.run("PRAGMA query_only=ON")
+        return kept
 
-    def _open(self) -> Connection:
-        connection = self._engine.connect()
+    def _open(self, **options: bool) -> _Kept:
+        connection = self._engine.connect().execution_options(**options)
         # To SQLAlchemy it is one long transaction; else it would begin and end some of its own.
         connection.begin()
-        return connection
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        return _Kept(connection, driver)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A connection that stays open, and the driver's own, which begins and ends its transactions."""
+
+    connection: Connection
+    driver: sqlite3.Connection
+
+    def run(self, statement: str) -> None:
+        try:
+            self.driver.execute(statement)
+        except Exception as error:
+            raise spelled(self.connection, error, statement) from error
+
+    def settle(self) -> bool:
+        """Undo what is left of a transaction; false where the connection is of no further use."""
+        try:
+            if self.driver.in_transaction:
+                self.driver.rollback()
+        except Exception:  # noqa: BLE001 - whatever is wrong with it, another one will be opened
+            self.drop()
+            return False
+        return not self.connection.invalidated
+
+    def drop(self) -> None:
+        # Not back to the pool, where its settings would surprise whoever gets it next.
+        with contextlib.suppress(Exception):
+            self.connection.detach()
+            self.connection.close()
 
 
 def spelled(connection: Connection, error: Exception, statement: str) -> Exception:
@@ -151,31 +184,3 @@ def spelled(connection: Connection, error: Exception, statement: str) -> Excepti
     return DBAPIError.instance(
         statement, None, error, base, hide_parameters=True, connection_invalidated=lost, dialect=dialect
     )
-
-
-def _run(connection: Connection, statement: str) -> None:
-    driver = connection.connection.dbapi_connection
-    assert driver is not None
-    try:
-        driver.cursor().execute(statement)
-    except Exception as error:
-        raise spelled(connection, error, statement) from error
-
-
-def _settled(connection: Connection) -> Connection | None:
-    """Undo what is left of a transaction; ``None`` where the connection is of no further use."""
-    try:
-        driver = connection.connection.driver_connection
-        if driver is not None and driver.in_transaction:
-            driver.rollback()
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, another one will be opened
-        _drop(connection)
-        return None
-    return connection
-
-
-def _drop(connection: Connection) -> None:
-    # Not back to the pool, where its settings would surprise whoever gets it next.
-    with contextlib.suppress(Exception):
-        connection.detach()
-        connection.close()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 from sqlalchemy import Row, bindparam, func, insert, select, update
 
 from kneo.clock import new_id
+from kneo.records import replace
 from kneo.state.run import Checkpoint, Run, RunError, StepRecord, TraceEvent
 from kneo.store import json_text
 from kneo.store.engine import Tx

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 
 from sqlalchemy import Row, bindparam, insert, or_, select, update
 
 from kneo.clock import isoformat
+from kneo.records import replace
 from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunError, RunStatus
 from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.history import (

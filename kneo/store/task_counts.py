@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, bindparam, delete, func, insert, select
 
 from kneo.clock import new_id
+from kneo.records import replace
 from kneo.state.task import HumanTask
 from kneo.store.engine import Tx, lock_table
 from kneo.store.prepared import Prepared

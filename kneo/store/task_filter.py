@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Integer, Select, String, bindparam, func, or_, select, tuple_
 
+from kneo.records import replace
 from kneo.state.task import UNRESOLVED, TaskStatus
 from kneo.store.run_filter import LIKE_ESCAPE, escaped
 from kneo.store.tables import task_candidates, tasks

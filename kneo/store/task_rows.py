@@ -37,8 +37,10 @@ def stored(value: object) -> object:
 
 def store_task(task: HumanTask) -> dict[str, object]:
     """Return what is stored of a task, by column."""
-    values = {name: stored(getattr(task, name)) for name in _COLUMNS}
-    values |= {name: None for name, usual in _USUAL.items() if getattr(task, name) == usual}
+    values: dict[str, object] = {}
+    for name in _COLUMNS:
+        value = getattr(task, name)
+        values[name] = None if name in _USUAL and value == _USUAL[name] else stored(value)
     return values | {"restricted": task.is_restricted}
 
 

@@ -6,12 +6,12 @@ A decision and its effect are two writes: a crash between them never asks again 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Conflict, Forbidden, Invalid, NotFound
+from kneo.records import replace
 from kneo.state.people import same_person
 from kneo.state.run import RunStatus
 from kneo.state.task import Decision, HumanTask, TaskStatus, Vote

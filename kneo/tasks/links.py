@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from kneo.clock import isoformat, new_id
 from kneo.errors import Conflict, Invalid, KneoError, NotFound
+from kneo.records import replace
 from kneo.state.link import TaskLink
 from kneo.state.task import HumanTask
 from kneo.store import links, runs

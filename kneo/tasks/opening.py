@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from kneo import registry
 from kneo.clock import new_id
 from kneo.digest import digest_of_json
+from kneo.records import replace
 from kneo.spec.models import Human
 from kneo.spec.models.asked import Questions
 from kneo.spec.rules.strength import strengthened

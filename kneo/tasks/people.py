@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kneo import registry
 from kneo.errors import Forbidden
+from kneo.records import replace
 from kneo.state.people import same_person
 from kneo.state.task import Candidates, HumanTask, TaskStatus
 from kneo.store import releases, tasks

@@ -7,9 +7,10 @@ whoever starts such a run does not come by a decision that they could not have h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from kneo.errors import KneoError
+from kneo.records import replace
 from kneo.state.people import same_person
 from kneo.state.run import Run
 from kneo.state.task import DecisionKind, HumanTask, TaskStatus

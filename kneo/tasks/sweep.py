@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
+from kneo.records import replace
 from kneo.state.run import RunError, RunStatus
 from kneo.state.task import HumanTask, TaskStatus
 from kneo.store import runs, task_counts, tasks

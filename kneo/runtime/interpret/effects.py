@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
+from kneo.records import replace
 from kneo.runtime.interpret.gate import Gate, effect_of, feedback_of, rejection
 from kneo.runtime.interpret.node import Done, Ended, stopped
 from kneo.runtime.interpret.values import Value

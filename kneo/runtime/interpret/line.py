@@ -7,8 +7,9 @@ where a person may want a step repeated, and ``visits`` (how often such steps we
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from kneo.records import replace
 from kneo.runtime.interpret.node import (
     Again,
     Done,

@@ -6,9 +6,10 @@ at a round, ``output`` and ``task``; ``reviews`` counts what they rejected.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kneo.errors import Invalid
+from kneo.records import replace
 from kneo.runtime.interpret.branch import condition_failed
 from kneo.runtime.interpret.effects import edited, rejected
 from kneo.runtime.interpret.gate import Gate, effect_of, feedback_of, rejection

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 
+from kneo.records import replace
 from kneo.runtime.interpret.gate import Gate
 from kneo.runtime.interpret.values import Value
 from kneo.runtime.interpret.waits import Given, Wanted

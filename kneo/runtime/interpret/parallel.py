@@ -10,8 +10,9 @@ in declaration order: what runs and how it ends does not depend on who is quicke
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from kneo.records import replace
 from kneo.runtime.interpret.node import (
     Action,
     Again,

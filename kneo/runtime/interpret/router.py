@@ -7,9 +7,10 @@ one child named by its choice; ``left``, the further ways that a person chose, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kneo.errors import Invalid
+from kneo.records import replace
 from kneo.runtime.interpret.branch import condition_failed
 from kneo.runtime.interpret.effects import rejected
 from kneo.runtime.interpret.gate import Gate, rejection

@@ -11,10 +11,11 @@ function asks in its middle (``wanted``; ``answers`` to those before); ``body`` 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 
 from kneo.clock import isoformat
+from kneo.records import replace
 from kneo.runtime.interpret.branch import Branch
 from kneo.runtime.interpret.effects import chosen_text, edited, filled_in, rejected
 from kneo.runtime.interpret.gate import Gate, effect_of, feedback_of, rejection

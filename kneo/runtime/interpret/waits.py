@@ -6,9 +6,10 @@ Whoever waits is begun again from the top when the answer is there, and finds it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from kneo.digest import digest_of_json
+from kneo.records import replace
 from kneo.runtime.interpret.gate import Gate
 from kneo.state.task import Decision, DecisionKind
 
