@@ -324,11 +324,12 @@ runs = Table(
     Column("trace_count", Integer, nullable=False, server_default="0"),
     Column("session_id", NAME),
     Index(None, "status", "updated_at"),
-    Index(None, "session_id", "updated_at"),
+    # What a run has not is in no index: each step moves the run in every index that has its time.
+    _partial("session_id IS NOT NULL", "session_id", "updated_at"),
     Index(None, "updated_at"),
-    Index(None, "environment", "updated_at"),
+    _partial("environment IS NOT NULL", "environment", "updated_at"),
     Index(None, "status", "deadline_at"),
-    Index(None, "bundle_digest"),
+    _partial("bundle_digest IS NOT NULL", "bundle_digest"),
     # The order in which they were begun, and what never changes of that which runs are filtered by: whoever counts or
     # looks for it reads no other row.
     Index("ix_runs_begun", "created_at", "id", "environment", "bundle", "target", "workflow_name"),
