@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -24,9 +23,6 @@ from kneo.store import runs
 from kneo.store.engine import WORKER_LOCK, Store, Tx
 from kneo.store.history import CheckpointLimits
 from kneo.tasks import links
-
-SWITCH_SECONDS = 0.0005
-"""How long a thread that computes may keep others of a process that executes steps from running."""
 
 
 class Works(Protocol):
@@ -113,9 +109,6 @@ def working(
     # Now rather than at somebody's deadline: there it would stop all others that are due.
     store.find_key()
     stopping = threading.Event()
-    # Many short transactions are handed from thread to thread here. With Python's default each of them may have to wait
-    # 5 ms for a thread that computes, which doubles how long a run takes when several are under way.
-    sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
     with only_worker(store):
         worker = make_worker(settings, store, concurrency)
         with (
