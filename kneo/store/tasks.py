@@ -8,6 +8,7 @@ from functools import cache
 from sqlalchemy import bindparam, delete, func, insert, or_, select, update
 
 from kneo.clock import new_id
+from kneo.records import replace
 from kneo.state.task import NEXT, UNRESOLVED, HumanTask, TaskEvent, TaskStatus
 from kneo.store import task_counts
 from kneo.store.engine import Tx
@@ -45,14 +46,23 @@ def get(tx: Tx, task_id: str) -> HumanTask | None:
     return read_task(row) if row else None
 
 
+_RUN = Prepared(select(tasks.c.run_id).where(tasks.c.id == bindparam("of_task")))
+
+
+def run_of(tx: Tx, task_id: str) -> str | None:
+    """Find the run that asks."""
+    row = _RUN.first(tx, {"of_task": task_id})
+    return row.run_id if row else None
+
+
 _CHANGE = Prepared(
     update(tasks).where(tasks.c.id == bindparam("of_task"), tasks.c.version == bindparam("seen_version"))
 )
 """One statement for all changes; what it sets are the parameters it is given."""
 
 
-def change(tx: Tx, task: HumanTask, **changes: object) -> bool:
-    """Change a task if nobody did since it was read; say whether it worked.
+def change(tx: Tx, task: HumanTask, **changes: object) -> HumanTask | None:
+    """Change a task if nobody did since it was read; return it as it then is, ``None`` where somebody did.
 
     What is resolved is nobody's to answer any more and time does nothing further to it.
     """
@@ -61,27 +71,24 @@ def change(tx: Tx, task: HumanTask, **changes: object) -> bool:
     resolves = task.status in UNRESOLVED and status not in UNRESOLVED
     if resolves:
         changes |= {"resolved_at": tx.at, "next_at": None}
+    changes |= {"version": task.version + 1, "updated_at": tx.at}
     values = {name: stored(value) for name, value in changes.items()}
-    seen = {"of_task": task.id, "seen_version": task.version}
-    if _CHANGE.change(tx, seen | values | {"version": task.version + 1, "updated_at": tx.at}) != 1:
-        return False
+    if _CHANGE.change(tx, {"of_task": task.id, "seen_version": task.version} | values) != 1:
+        return None
+    after = replace(task, **changes)  # type: ignore[arg-type]
     if resolves:
         task_counts.add(tx, [(task, -1)])
         if task.is_restricted or task.candidates.exclude:
             tx.connection.execute(delete(task_candidates).where(task_candidates.c.task_id == task.id))
     elif task.status in UNRESOLVED and (status is not task.status or "escalation" in changes):
-        after = get(tx, task.id)
-        assert after is not None
         task_counts.add(tx, [(task, -1), (after, 1)])
-    return True
+    return after
 
 
 def note(tx: Tx, task: HumanTask, metadata: Mapping[str, object]) -> HumanTask:
     """Keep other facts with a task of this transaction; return it with them."""
-    done = change(tx, task, metadata=metadata)
-    assert done, "nobody else has seen it yet"
-    after = get(tx, task.id)
-    assert after is not None
+    after = change(tx, task, metadata=metadata)
+    assert after is not None, "nobody else has seen it yet"
     return after
 
 

@@ -127,7 +127,9 @@ def _act(store: Store, task_id: str, work: Callable[[Tx, HumanTask], HumanTask])
     """Do something to a task as it is now: what time was to do to it comes first, and is durable before."""
 
     def attempt(tx: Tx) -> HumanTask | None:
-        runs.lock(tx, find(tx, task_id).run_id)
+        run_id = tasks.run_of(tx, task_id)
+        if run_id is not None:
+            runs.lock(tx, run_id)
         task = find(tx, task_id)
         if is_due(tx, task):
             elapse(tx, task)
@@ -157,15 +159,15 @@ def _vote(tx: Tx, task: HumanTask, decision: Decision, person: people.Person, vo
 
 def _heard(tx: Tx, task: HumanTask, vote: Vote, votes: tuple[Vote, ...]) -> HumanTask:
     """Keep a vote that does not decide yet; whoever gave it is done with the task."""
-    _change(tx, task, status=TaskStatus.OPEN, claimed_by=None, snoozed_until=None, votes=votes)
+    heard = _change(tx, task, status=TaskStatus.OPEN, claimed_by=None, snoozed_until=None, votes=votes)
     facts = {"decision": vote.decision, "votes": len(votes), "approvals": task.quorum.approvals} | signed_fact(vote)
     happened(tx, task, "voted", vote.actor, facts, kept={"comment": vote.comment})
-    return find(tx, task.id)
+    return heard
 
 
 def record(tx: Tx, task: HumanTask, decision: Decision, *, votes: tuple[Vote, ...] = ()) -> HumanTask:
     """Make a decision the task's, and wake its run."""
-    _change(tx, task, status=TaskStatus.DECIDED, decision=decision, votes=votes or task.votes)
+    decided = _change(tx, task, status=TaskStatus.DECIDED, decision=decision, votes=votes or task.votes)
     runs.wake(tx, task.run_id)
     content = decision.content or ""
     facts = {
@@ -185,16 +187,16 @@ def record(tx: Tx, task: HumanTask, decision: Decision, *, votes: tuple[Vote, ..
     last = next((vote for vote in votes if vote.actor == decision.actor), None)
     facts |= signed_fact(last)
     event = happened(tx, task, "decision", decision.actor, facts, kept={"comment": decision.comment})
-    decided = find(tx, task.id)
     write_receipt(tx, decided, decision, event)
     return decided
 
 
-def _change(tx: Tx, task: HumanTask, **changes: object) -> None:
-    after = replace(task, **changes)  # type: ignore[arg-type]
-    if not tasks.change(tx, task, **changes, next_at=next_at(after)):
+def _change(tx: Tx, task: HumanTask, **changes: object) -> HumanTask:
+    after = tasks.change(tx, task, **changes, next_at=next_at(replace(task, **changes)))  # type: ignore[arg-type]
+    if after is None:
         msg = f"Somebody else answered {task.id} at the same moment."
         raise Conflict(msg, code="human_task_decided", continuation_id=task.id)
+    return after
 
 
 def _check_free(task: HumanTask, actor: str) -> None:
@@ -219,10 +221,11 @@ def claim(store: Store, task_id: str, *, actor: str) -> HumanTask:
         check_unresolved(task)
         people.check_may_answer(tx, task, actor)
         _check_free(task, actor)
-        if task.claimed_by is None:
-            _change(tx, task, status=TaskStatus.CLAIMED, claimed_by=actor, snoozed_until=None)
-            happened(tx, task, "claimed", actor)
-        return find(tx, task.id)
+        if task.claimed_by is not None:
+            return task
+        claimed = _change(tx, task, status=TaskStatus.CLAIMED, claimed_by=actor, snoozed_until=None)
+        happened(tx, task, "claimed", actor)
+        return claimed
 
     return _act(store, task_id, work)
 
@@ -237,10 +240,11 @@ def unclaim(store: Store, task_id: str, *, actor: str) -> HumanTask:
     def work(tx: Tx, task: HumanTask) -> HumanTask:
         check_unresolved(task)
         _check_free(task, actor)
-        if task.claimed_by is not None:
-            _change(tx, task, status=TaskStatus.OPEN, claimed_by=None)
-            happened(tx, task, "released", actor)
-        return find(tx, task.id)
+        if task.claimed_by is None:
+            return task
+        released = _change(tx, task, status=TaskStatus.OPEN, claimed_by=None)
+        happened(tx, task, "released", actor)
+        return released
 
     return _act(store, task_id, work)
 
@@ -279,9 +283,9 @@ def delegate(store: Store, task_id: str, to: str, *, actor: str, comment: str | 
 
 
 def _handed(tx: Tx, task: HumanTask, to: str, actor: str, what: str, comment: str | None = None) -> HumanTask:
-    _change(tx, task, status=TaskStatus.OPEN, claimed_by=None, assignee=to, snoozed_until=None)
+    handed = _change(tx, task, status=TaskStatus.OPEN, claimed_by=None, assignee=to, snoozed_until=None)
     happened(tx, task, what, actor, {"to": to}, kept={"comment": comment} if comment else None)
-    return find(tx, task.id)
+    return handed
 
 
 def snooze(store: Store, task_id: str, until: str, *, actor: str) -> HumanTask:
@@ -300,9 +304,9 @@ def snooze(store: Store, task_id: str, until: str, *, actor: str) -> HumanTask:
         if moment <= tx.at:
             msg = f"{until[:60]} is not to come; it is {tx.at}."
             raise Invalid(msg, field="until")
-        _change(tx, task, status=TaskStatus.SNOOZED, claimed_by=None, snoozed_until=moment)
+        snoozed = _change(tx, task, status=TaskStatus.SNOOZED, claimed_by=None, snoozed_until=moment)
         happened(tx, task, "snoozed", actor, {"until": moment})
-        return find(tx, task.id)
+        return snoozed
 
     return _act(store, task_id, work)
 

@@ -108,11 +108,9 @@ def _escalated(tx: Tx, task: HumanTask, *, by_deadline: bool = False) -> HumanTa
 
 
 def _changed(tx: Tx, task: HumanTask, what: str, facts: dict[str, object], **changes: object) -> HumanTask:
-    after = replace(task, **changes, version=task.version + 1, updated_at=tx.at)  # type: ignore[arg-type]
-    after = replace(after, next_at=next_at(after))
-    assert tasks.change(tx, task, **changes, next_at=after.next_at), (
-        "the run is locked, so nobody else changes its tasks"
-    )
+    due_next = next_at(replace(task, **changes))  # type: ignore[arg-type]
+    after = tasks.change(tx, task, **changes, next_at=due_next)
+    assert after is not None, "the run is locked, so nobody else changes its tasks"
     happened(tx, task, what, None, facts)
     return after
 

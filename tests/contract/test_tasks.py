@@ -3,11 +3,12 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from datetime import timedelta
 
+import pytest
 from builders import build_task
 from processes import at_once
 
 from kneo.clock import ManualClock, isoformat
-from kneo.state.task import UNRESOLVED, Candidates, Decision, DecisionKind, HumanTask, TaskStatus
+from kneo.state.task import UNRESOLVED, Candidates, Decision, DecisionKind, HumanTask, Plan, TaskStatus, Vote
 from kneo.store import task_counts, tasks
 from kneo.store.engine import Store
 from kneo.store.task_filter import EVERY_TASK, TaskFilter
@@ -53,9 +54,37 @@ def test_a_task_comes_back_as_it_was(store: Store, clock: ManualClock) -> None:
 def test_a_decision_comes_back_as_it_was(store: Store) -> None:
     task = insert(store)
     with store.write() as tx:
-        assert tasks.change(tx, task, status=TaskStatus.DECIDED, decision=asdict(decision()))
+        assert tasks.change(tx, task, status=TaskStatus.DECIDED, decision=decision())
         found = tasks.get(tx, task.id)
     assert (found.status, found.decision, found.version) == (TaskStatus.DECIDED, decision(), 1)
+
+
+VOTE = Vote(
+    actor="ann", decision=DecisionKind.APPROVED, answer="sha256:" + "0" * 64, at="2026-01-31T12:00:00.000000+00:00"
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"status": TaskStatus.DECIDED, "decision": decision(), "votes": (VOTE,), "next_at": None},
+        {"status": TaskStatus.CLAIMED, "claimed_by": "ann", "snoozed_until": None},
+        {"status": TaskStatus.CANCELLED, "metadata": {"reason": "superseded", "k": [1, None, {"ü": 0.5}]}},
+        {"escalation": 2, "candidates": Candidates(users=("ann",), groups=("editors",)), "assignee": "bob"},
+        {"plan": Plan(remind=("1h", "2h"), reminded=1), "next_at": "2026-01-31T13:00:00.000000+00:00"},
+    ],
+    ids="+".join,
+)
+def test_what_a_change_returns_is_what_stands_there(store: Store, changes: dict[str, object]) -> None:
+    made = insert(store)
+    with store.write() as tx:
+        task = tasks.get(tx, made.id)
+        after = tasks.change(tx, task, **changes)
+        assert after == tasks.get(tx, made.id)
+        assert (after.version, {name: getattr(after, name) for name in changes if name != "next_at"}) == (
+            1,
+            {name: value for name, value in changes.items() if name != "next_at"},
+        )
 
 
 def test_a_change_on_what_was_read_earlier_is_refused(store: Store) -> None:
@@ -69,15 +98,15 @@ def test_a_change_on_what_was_read_earlier_is_refused(store: Store) -> None:
 def test_of_twenty_answers_at_once_one_counts(store: Store) -> None:
     task = insert(store)
 
-    def answer(number: int) -> bool:
+    def answer(number: int) -> HumanTask | None:
         with store.write() as tx:
-            return tasks.change(tx, task, status=TaskStatus.DECIDED, decision=asdict(decision(f"person-{number}")))
+            return tasks.change(tx, task, status=TaskStatus.DECIDED, decision=decision(f"person-{number}"))
 
     answered = at_once(20, answer)
-    assert sum(answered) == 1
+    (won,) = [one for one in answered if one is not None]
     with store.read() as tx:
         found = tasks.get(tx, task.id)
-    assert found.decision.actor == f"person-{answered.index(True)}"
+    assert found == won
     assert found.version == 1
 
 
