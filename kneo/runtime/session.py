@@ -79,6 +79,8 @@ class Session:
         self._store = means.store
         self._claim = claim
         self._loop = loop
+        self._epoch: int | None = None
+        """The one it took the run in, once it has."""
         self._over = False
         """Whether nothing that this session still does counts; asked in every transaction."""
         self._busy: dict[str, Beside[record.Attempt]] = {}
@@ -101,6 +103,7 @@ class Session:
             run = self._take()
             if run is None:
                 return
+            self._epoch = run.epoch
             with span("kneo.worker.lease", kind="consumer", kneo_run__id=run.id, kneo_workflow=run.workflow_name):
                 self._advance(run)
         except runs.Fenced:
@@ -143,8 +146,9 @@ class Session:
 
     def _stop(self) -> None:
         self._over = True
-        if self._calling is not None:
-            self._calling.cancel()
+        calling = self._calling
+        if calling is not None:
+            calling.cancel()
         self._ended.put(None)
 
     # ---- taking it and letting go of it ---------------------------------------------------------------------------
@@ -177,7 +181,11 @@ class Session:
         return after
 
     def _let_go(self, *, again: bool = True) -> None:
-        self._patiently(lambda: self._store.transact(lambda tx: runs.let_go(tx, self.run_id, self._claim, again=again)))
+        def work(tx: Tx) -> None:
+            # Whoever takes over from a driver that seemed dead has its claim, and another epoch.
+            runs.let_go(tx, self.run_id, self._claim, epoch=self._epoch, again=again)
+
+        self._patiently(lambda: self._store.transact(work))
 
     def _write(self, work: Callable[[Tx], T], *, durable: bool = True) -> T:
         self._check_counts()
@@ -206,7 +214,7 @@ class Session:
     def _check_ours(self) -> None:
         with self._store.read() as tx:
             now = runs.standing(tx, self.run_id)
-        if now is None or now.epoch != self._run.epoch or now.status is not RunStatus.RUNNING:
+        if now is None or now.epoch != self._epoch or now.status is not RunStatus.RUNNING:
             raise runs.Fenced(self.run_id)
 
     # ---- turn by turn ---------------------------------------------------------------------------------------------

@@ -136,7 +136,13 @@ class Worker:
             self._begin(session)
 
     def _begin(self, session: Session) -> None:
-        give(lambda: self._drive(session))
+        try:
+            give(lambda: self._drive(session))
+        except RuntimeError as error:
+            # Whoever told us has committed, and is not to suffer for it. The next look finds the run again.
+            log.warning("no thread to drive a run: %s", error, extra={"run_id": session.run_id})
+            with self._lock:
+                self._busy.pop(session.run_id, None)
 
     def _next(self) -> Session | None:
         """Choose what to begin. A run that is due while it is driven is kept: its driver may have let go of it already."""

@@ -224,13 +224,20 @@ def pause(tx: Tx, run: Run) -> Run | None:
     return replace(run, status=RunStatus.PAUSED, owner=None, updated_at=tx.at, visited_steps=steps)
 
 
-def let_go(tx: Tx, run_id: str, claim: str, *, again: bool = True) -> None:
-    """Free a run this driver cannot go on with, so that another attempt finds it; or, with ``again`` false, only free it."""
-    done = tx.connection.execute(
-        update(runs)
-        .where(runs.c.id == run_id, runs.c.owner == claim, runs.c.status == RunStatus.RUNNING)
-        .values(owner=None)
-    )
+def let_go(tx: Tx, run_id: str, claim: str, *, epoch: int | None = None, again: bool = True) -> None:
+    """Free a run this driver cannot go on with, so that another attempt finds it.
+
+    Args:
+        tx: The transaction.
+        run_id: Which run.
+        claim: The driver's; nothing is done where another one has the run.
+        epoch: The one the driver took it in, where it knows that; nothing is done in another one.
+        again: Whether somebody should go on with it at once; else it is only freed.
+    """
+    held = [runs.c.id == run_id, runs.c.owner == claim, runs.c.status == RunStatus.RUNNING]
+    if epoch is not None:
+        held.append(runs.c.epoch == epoch)
+    done = tx.connection.execute(update(runs).where(*held).values(owner=None))
     if done.rowcount and again:
         enqueue(tx, run_id)
 

@@ -228,6 +228,17 @@ def test_a_driver_that_lets_go_frees_only_its_own(store: Store) -> None:
     assert get(store, run).owner is None
 
 
+def test_a_driver_that_seemed_dead_does_not_let_go_of_what_took_over_with_its_claim(store: Store) -> None:
+    run = insert(store)
+    first, second = acquire(store, run, "job_1"), acquire(store, run, "job_1")
+    with store.write() as tx:
+        runs.let_go(tx, run.id, "job_1", epoch=first.epoch)
+    assert get(store, run).owner == "job_1"
+    with store.write() as tx:
+        runs.let_go(tx, run.id, "job_1", epoch=second.epoch)
+    assert get(store, run).owner is None
+
+
 # ---- pausing and waking ------------------------------------------------------------------------------------------
 
 

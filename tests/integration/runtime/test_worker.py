@@ -62,3 +62,19 @@ def test_an_answer_that_comes_while_the_driver_lets_go_is_not_left_lying(engine:
         (task,) = eventually(lambda: engine.open(run))
         engine.answer(task, "approved")
     assert eventually(lambda: succeeded(engine, run))
+
+
+def test_whoever_starts_a_run_does_not_suffer_when_there_is_no_thread_for_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def none_left(_work: object) -> None:
+        asked.append(1)
+        monkeypatch.undo()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("kneo.runtime.worker.give", none_left)
+    run = engine.start(FLOW)
+    assert asked
+    assert eventually(lambda: succeeded(engine, run))
