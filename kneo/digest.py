@@ -61,9 +61,8 @@ def _is_plain(value: object) -> bool:
         return all(map(_is_plain, value))  # type: ignore[call-overload]
     if kind is float:
         return not value.is_integer() and 1e-4 <= abs(value) < 1e16  # type: ignore[attr-defined,arg-type]  # beyond, exponents begin
-    if kind is int:
-        return abs(value) <= _SAFE_INTEGER  # type: ignore[arg-type]
-    return isinstance(value, str)  # a word of an enumeration
+    # What is a text in another way is a word of an enumeration.
+    return abs(value) <= _SAFE_INTEGER if kind is int else isinstance(value, str)  # type: ignore[arg-type]
 
 
 def digest_of_json(value: object) -> Digest:
