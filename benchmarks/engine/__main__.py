@@ -59,7 +59,7 @@ def in_process(rounds: int, count: int) -> dict[str, Found]:
 
 
 def over_http(rounds: int, count: int) -> dict[str, Found]:
-    """The human flow, eight clients at once, on Kneo's service and the published one with their defaults."""
+    """The human flow, eight clients at once, on Kneo's service and the published one with their defaults; and on nothing."""
     spec = flows.asking()
 
     def flow(serve: peers.Serve, times: int) -> Callable[[], Found]:
@@ -70,7 +70,12 @@ def over_http(rounds: int, count: int) -> dict[str, Found]:
         return once
 
     # The published one is so much slower that a tenth as many flows take it longer.
-    return _in_turns(rounds, {"kneo": flow(peers.kneo, count), "kneo-serv": flow(peers.kneo_serv, max(16, count // 8))})
+    served = (
+        ("kneo", peers.kneo, count),
+        ("kneo-serv", peers.kneo_serv, max(16, count // 8)),
+        ("HTTP", peers.bare, count),
+    )
+    return _in_turns(rounds, {name: flow(serve, times) for name, serve, times in served})
 
 
 def _in_turns(rounds: int, systems: Mapping[str, Callable[[], Found]]) -> dict[str, Found]:

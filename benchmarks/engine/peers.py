@@ -62,6 +62,14 @@ def kneo_serv() -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def bare() -> Iterator[str]:
+    """Serve the same requests without doing anything."""
+    app = ["benchmarks.engine.bare:app", "--log-level", "warning", "--no-access-log", "--port"]
+    with _serving([sys.executable, "-m", "uvicorn", *app]) as url:
+        yield url
+
+
+@contextlib.contextmanager
 def _serving(command: list[str]) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
