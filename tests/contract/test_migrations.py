@@ -105,6 +105,14 @@ def test_partial_indexes_cover_the_rows_they_are_meant_to(store: Store) -> None:
     assert {name: str(where).strip("()") if where is not None else None for name, where in made.items()} == meant
 
 
+def test_rows_of_some_tables_live_in_the_tree_of_their_key(store: Store) -> None:
+    if not store.is_sqlite:
+        pytest.skip("PostgreSQL has no such tables")
+    with store.read() as tx:
+        made = tx.connection.execute(text("SELECT name FROM sqlite_master WHERE sql LIKE '%WITHOUT ROWID%'")).scalars()
+        assert set(made) == {table.name for table in metadata.sorted_tables if table.info.get("one_tree")}
+
+
 def test_head_names_the_newest_migration() -> None:
     assert ScriptDirectory.from_config(make_config()).get_heads() == [HEAD]
 
