@@ -421,8 +421,11 @@ FILTERED = (
 """What the inbox is filtered by, but for what is looked up elsewhere."""
 
 
-CHOSEN_BY = ("workflow_type", "kind", "environment", "workflow_name", "step_id", "assignee", "claimed_by", "status")
+CHOSEN_BY = ("workflow_type", "kind", "environment", "workflow_name", "step_id", "status")
 """What PostgreSQL finds tasks by."""
+
+PEOPLE = ("assignee", "claimed_by")
+"""Who has a task: what both find it by, where anybody has."""
 
 
 def _inbox(*columns: str, name: str | None = None, only: str = "") -> Index:
@@ -507,8 +510,9 @@ tasks = Table(
     *_ordered("due_at"),
     *_ordered("deadline_at"),
     *(_inbox(column, "resolved_at", "id", only="postgresql") for column in CHOSEN_BY),
-    _inbox("restricted", "id", only="postgresql"),
+    *(_partial(f"{UNANSWERED} AND {column} IS NOT NULL", column, "resolved_at", "id") for column in PEOPLE),
     _inbox("escalation", "id"),
+    _inbox("restricted", "id"),
     _partial("next_at IS NOT NULL", "next_at"),
 )
 

@@ -141,10 +141,14 @@ _WALKING = _conditions(lambda name: Unindexed(tasks.c[name]))
 _CHOOSING = _conditions(lambda name: tasks.c[name]) | {"escalated": tasks.c.id.in_(_ESCALATED)}
 """Conditions of which the database may take one to find tasks by."""
 
+_LEADING = frozenset({"assignee", "claimed_by", "named", "unrestricted"})
+"""Conditions with an index of their own on SQLite too, which has what it finds in the order of the ids."""
 
-def _where(statement: Select[Any], asked: frozenset[str]) -> Select[Any]:
-    # What a run asks is little, and what was answered is no part of the inbox's own indexes.
-    conditions = _CHOOSING if "waits" not in asked or "run_id" in asked else _WALKING
+
+def _where(statement: Select[Any], asked: frozenset[str], *, by_id: bool) -> Select[Any]:
+    others = asked - {"waits", "not refused"}
+    may_choose = "waits" not in asked or "run_id" in asked or (by_id and len(others) == 1 and others <= _LEADING)
+    conditions = _CHOOSING if may_choose else _WALKING
     return statement.where(*(conditions[name] for name in sorted(asked)))
 
 
@@ -156,7 +160,7 @@ def listing(asked: frozenset[str], sort_by: str, *, descending: bool, after: boo
     """
     column = SORTABLE[sort_by]
     by_id = column is tasks.c.id
-    statement = _where(TASK, asked)
+    statement = _where(TASK, asked, by_id=by_id)
     if after:
         statement = statement.where(_beyond(column, descending=descending))
     first = (tasks.c.resolved_at,) if by_id and "waits" in asked else ()
@@ -178,4 +182,4 @@ def _beyond(column: ColumnElement[Any], *, descending: bool) -> ColumnElement[bo
 @cache
 def counting(asked: frozenset[str]) -> Select[Any]:
     """Return the statement that counts tasks; it takes what the conditions compare with."""
-    return _where(select(func.count()).select_from(tasks), asked)
+    return _where(select(func.count()).select_from(tasks), asked, by_id=True)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -102,7 +104,9 @@ def test_partial_indexes_cover_the_rows_they_are_meant_to(store: Store) -> None:
         if index.info.get("only", here) == here
     }
     assert len([where for where in meant.values() if where]) > 5
-    assert {name: str(where).strip("()") if where is not None else None for name, where in made.items()} == meant
+    assert {
+        name: re.sub("[()]", "", str(where)) if where is not None else None for name, where in made.items()
+    } == meant
 
 
 def test_rows_of_some_tables_live_in_the_tree_of_their_key(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""Fewer trees to write: for runs without a deadline; on SQLite for questions, answers, and what waits to be sealed."""
+"""Fewer trees to write: for runs without a deadline and tasks that nobody has; on SQLite for all of them."""
 
 from __future__ import annotations
 
@@ -10,24 +10,18 @@ down_revision = "0015"
 branch_labels = None
 depends_on = None
 
-CHOSEN_BY = ("kind", "environment", "workflow_name", "step_id", "assignee", "claimed_by", "status")
+CHOSEN_BY = ("kind", "environment", "workflow_name", "step_id", "status")
+PEOPLE = ("assignee", "claimed_by")
 
 
 def upgrade() -> None:
-    has_one = sa.text("deadline_at IS NOT NULL")
-    op.drop_index("ix_runs_status_deadline_at", "runs")
-    op.create_index(
-        "ix_runs_status_deadline_at",
-        "runs",
-        ["status", "deadline_at"],
-        sqlite_where=has_one,
-        postgresql_where=has_one,
-    )
+    _again("runs", ["status", "deadline_at"], "deadline_at IS NOT NULL")
+    for column in PEOPLE:
+        _again("tasks", [column, "resolved_at", "id"], f"resolved_at IS NULL AND {column} IS NOT NULL")
     if op.get_bind().dialect.name != "sqlite":
         return
     for column in CHOSEN_BY:
         op.drop_index(f"ix_tasks_{column}_resolved_at_id", "tasks")
-    op.drop_index("ix_tasks_restricted_id", "tasks")
     _in_one_tree(
         "audit_pending",
         sa.Column("event_id", sa.String(40), nullable=False),
@@ -43,6 +37,12 @@ def upgrade() -> None:
         sa.Column("amount", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_task_tallies"),
     )
+
+
+def _again(table: str, columns: list[str], where: str) -> None:
+    name = f"ix_{table}_{'_'.join(columns)}"
+    op.drop_index(name, table)
+    op.create_index(name, table, columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
 
 
 def _in_one_tree(table: str, *columns: sa.Column[object] | sa.PrimaryKeyConstraint) -> None:
