@@ -17,7 +17,7 @@ from kneo.errors import Transient
 WRITE = "kneo_write"
 """Execution option that marks a connection as one that writes."""
 
-IDLE_READERS = 8
+IDLE_READERS = 16
 """Connections to a file that stay open while nobody reads; further ones are closed after use."""
 
 
@@ -166,9 +166,7 @@ class _Kept:
         return not self.connection.invalidated
 
     def drop(self) -> None:
-        # Not back to the pool, where its settings would surprise whoever gets it next.
         with contextlib.suppress(Exception):
-            self.connection.detach()
             self.connection.close()
 
 

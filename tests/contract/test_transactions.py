@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +89,8 @@ def test_more_threads_than_connections_wait_their_turn(store: Store) -> None:
 
 
 def test_a_pool_with_no_free_connection_says_try_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    if store.is_sqlite:
+        pytest.skip("any number may read a file")
     monkeypatch.setattr(store.engine.pool, "_timeout", 0.01)
     with contextlib.ExitStack() as stack:
         with pytest.raises(Transient) as refused:  # noqa: PT012 - which of them fails is the pool's choice
@@ -266,3 +269,17 @@ def test_a_group_is_as_durable_as_its_most_durable_part(sqlite_store: Store) -> 
     # The first may have been taken up alone before the others came.
     assert levels[1:] == [2, 2]
     assert levels[0] in {1, 2}
+
+
+def test_any_number_may_read_at_once(store: Store) -> None:
+    if not store.is_sqlite:
+        pytest.skip("a server has a limit of its own, and a pool within it")
+    many = 40
+    meeting = threading.Barrier(many)
+
+    def read(_: int) -> int:
+        with store.read() as tx:
+            meeting.wait(20)
+            return tx.connection.execute(select(func.count()).select_from(leases)).scalar_one()
+
+    assert at_once(many, read) == [0] * many
