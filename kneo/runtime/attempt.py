@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
@@ -77,7 +78,9 @@ class Trial:
             except TimeoutError:
                 message = f"{leaf.path} did not finish within {leaf.timeout_seconds} s."
                 self._outcome = StepFailed(error=RunError(type="step_timeout", message=message))
-            except (Exception, SystemExit) as error:  # a step must not end the process that executes it
+            except (Exception, SystemExit, asyncio.CancelledError) as error:  # a step must not end who executes it
+                if isinstance(error, asyncio.CancelledError) and _is_asked_to_stop():
+                    raise
                 log.info("step failed", extra={"run_id": run_id, "step_id": leaf.path}, exc_info=True)
                 self._outcome = StepFailed(error=_error(error))
             if isinstance(self._outcome, StepFailed):
@@ -90,6 +93,15 @@ def pins_of(run: Run) -> Mapping[str, str]:
     """Read which code the environment pinned when the run was started."""
     pins = run.metadata.get("implementations", {})
     return {str(name): str(digest) for name, digest in pins.items()} if isinstance(pins, Mapping) else {}
+
+
+def _is_asked_to_stop() -> bool:
+    """Say whether somebody cancelled this task; a step may also raise what looks like it."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # a thread, which nobody can cancel
+        return False
+    return task is not None and task.cancelling() > 0
 
 
 def _error(error: BaseException) -> RunError:

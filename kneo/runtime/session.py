@@ -8,6 +8,7 @@ event loop or in threads of its own, and the session waits for whatever ends fir
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -307,6 +308,8 @@ class Session:
                 left = (parse_time(action.not_before) - now) / timedelta(seconds=1)
                 pause = min(pause, max(left, 0.001))
                 continue
+            if self._loop.is_closed():
+                raise self._abandoned()
             ended = partial(self._has_ended, action.ticket)
             self._busy[action.ticket] = Beside(self._loop, self._execute(action), ended)
         return pause
@@ -328,10 +331,18 @@ class Session:
         except Empty:
             self._check_ours()
             return True
-        if ended is None:
+        self._check_counts()
+        task = self._off_the_list(*ended) if ended is not None else None
+        if task is None:
             return True
-        task = self._off_the_list(*ended)
-        return self._finish(task.result()) if task is not None else True
+        if task.was_stopped:
+            raise self._abandoned()
+        return self._finish(task.result())
+
+    def _abandoned(self) -> Transient:
+        """Whoever ran the loop has ended it without a word; somebody else will go on."""
+        msg = f"The loop that executes steps of {self.run_id} has ended."
+        return Transient(msg, code="worker_stopped")
 
     def _off_the_list(self, ticket: str, task: Beside[record.Attempt]) -> Beside[record.Attempt] | None:
         """Take what has ended off the list, if it is what is on it."""
@@ -343,10 +354,11 @@ class Session:
         """Stop what is still under way, and wait for it to clean up after itself."""
         for task in self._busy.values():
             task.cancel()
-        while self._busy:
-            ended = self._ended.get()
-            if ended is not None:
-                self._off_the_list(*ended)
+        while self._busy and not self._loop.is_closed():
+            with contextlib.suppress(Empty):
+                ended = self._ended.get(timeout=LOOK_SECONDS)
+                if ended is not None:
+                    self._off_the_list(*ended)
 
     def _finish(self, attempt: record.Attempt) -> bool:
         return self._record(lambda tx, busy: record.step_done(tx, self._desk, self._run, attempt, busy=busy))

@@ -5,6 +5,7 @@ other way round.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Coroutine
@@ -112,7 +113,13 @@ class Beside(Generic[T]):
         loop.call_soon_threadsafe(begin)
 
     def cancel(self) -> None:
-        self._loop.call_soon_threadsafe(lambda: self._task is not None and self._task.cancel())
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing runs there any more
+            self._loop.call_soon_threadsafe(lambda: self._task is not None and self._task.cancel())
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether it was cancelled instead of coming to an end."""
+        return self._task is not None and self._task.cancelled()
 
     def result(self) -> T:
         """Return what came of it once it is over, or raise what it raised."""

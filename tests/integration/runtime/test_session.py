@@ -13,6 +13,7 @@ from engine import Engine, step
 from kneo_process import eventually
 
 from kneo.clock import SystemClock
+from kneo.errors import Transient
 from kneo.runtime.assemble import background
 from kneo.runtime.cancel import cancel_run
 from kneo.runtime.steps import threads
@@ -35,6 +36,8 @@ def sets(text): before = seen.get(); seen.set("something"); return text + ">" + 
 async def sets_later(text): return sets(text)
 def leaves(text): sys.exit(3)
 async def leaves_later(text): sys.exit("why not")
+def stops(text): raise asyncio.CancelledError("enough")
+async def stops_later(text): raise asyncio.CancelledError("enough")
 """
 
 
@@ -61,10 +64,32 @@ def test_what_a_step_sets_in_its_context_is_not_there_for_the_next_one(engine: E
     assert engine.run([step("one", function), step("two", function)]).output_text == "in>nothing>nothing"
 
 
-@pytest.mark.parametrize(("function", "said"), [("leaves", "3"), ("leaves_later", "why not")])
-def test_a_step_that_wants_to_end_the_process_has_failed(engine: Engine, function: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("function", "kind", "said"),
+    [
+        ("leaves", "SystemExit", "3"),
+        ("leaves_later", "SystemExit", "why not"),
+        ("stops", "CancelledError", "enough"),
+        ("stops_later", "CancelledError", "enough"),
+    ],
+)
+def test_a_step_that_wants_to_end_who_executes_it_has_failed(
+    engine: Engine, function: str, kind: str, said: str
+) -> None:
     run = engine.run([step("s", function)])
-    assert (run.status, run.error.type, run.error.message) == (RunStatus.FAILED, "SystemExit", said)
+    assert (run.status, run.error.type, run.error.message) == (RunStatus.FAILED, kind, said)
+
+
+def test_a_run_is_let_go_of_when_the_loop_of_its_steps_ends_without_a_word(engine: Engine) -> None:
+    run = engine.start([step("one", "thread"), step("two", "sets_later")])
+    loop = asyncio.new_event_loop()
+    session = engine.driver().session(run.id, loop)
+    loop.close()
+    with pytest.raises(Transient, match="has ended"):
+        session.go()
+    assert (engine.look(run).status, engine.look(run).owner) == (RunStatus.RUNNING, None)
+    assert engine.drive(run).status is RunStatus.SUCCEEDED
+    assert engine.steps(run) == [("one", "completed"), ("two", "completed")]
 
 
 def test_nobody_waits_for_a_function_that_does_not_hear_that_its_run_was_cancelled(engine: Engine) -> None:
