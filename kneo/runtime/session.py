@@ -231,16 +231,17 @@ class Session:
                     pass
             finally:
                 self._stop_busy()
-        except (runs.Fenced, Transient, Elsewhere):
+        except (runs.Fenced, Transient):
             raise
         except Exception as error:
             log.exception("run cannot go on", extra={"run_id": run.id})
             self._give_up(run, program, error)
 
     def _give_up(self, run: Run, program: Program | None, error: Exception) -> None:
-        known = isinstance(error, KneoError)
-        message = str(error) if known else f"{type(error).__name__} in the runtime; see its log."
-        why = RunError(type=error.code if isinstance(error, KneoError) else "internal_error", message=message)
+        if isinstance(error, KneoError):
+            why = RunError(type=error.code, message=str(error))
+        else:
+            why = RunError(type="internal_error", message=f"{type(error).__name__} in the runtime; see its log.")
         desk = record.Desk(program=program, limits=self._means.limits) if program is not None else None
         now = run if program is None else self._write(lambda tx: runs.get(tx, run.id))
         if now is not None and now.epoch == run.epoch:
@@ -341,8 +342,8 @@ class Session:
 
     def _abandoned(self) -> Transient:
         """Whoever ran the loop has ended it without a word; somebody else will go on."""
-        msg = f"The loop that executes steps of {self.run_id} has ended."
-        return Transient(msg, code="worker_stopped")
+        msg = f"The event loop that executes the steps of {self.run_id} has ended."
+        return Transient(msg, code="worker_stopped", hint="The run is free; the next worker goes on with it.")
 
     def _off_the_list(self, ticket: str, task: Beside[record.Attempt]) -> Beside[record.Attempt] | None:
         """Take what has ended off the list, if it is what is on it."""

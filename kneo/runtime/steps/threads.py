@@ -1,5 +1,5 @@
-"""Blocking work beside the event loop, one thread each, so that slow functions never queue behind each other; and the
-other way round.
+"""Between threads and the event loop: blocking work has a thread each, so that slow functions never queue behind each other;
+what is async and was begun by a thread runs on the loop.
 """
 
 from __future__ import annotations

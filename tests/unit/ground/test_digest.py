@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kneo.digest import canonical_json, digest_of, digest_of_json, parse_digest
 from kneo.errors import Invalid
 from kneo.state.run import RunStatus
+from kneo.state.task import DecisionKind
 
 SAFE = 2**53 - 1
 values = st.recursive(
@@ -129,3 +130,8 @@ def test_a_digest_is_read_back() -> None:
 def test_what_is_not_a_digest_is_refused(text: str) -> None:
     with pytest.raises(Invalid, match="not a digest"):
         parse_digest(text)
+
+
+def test_a_word_of_an_enumeration_is_spelled_as_its_text() -> None:
+    value = {"decision": DecisionKind.APPROVED, "all": [DecisionKind.REJECTED]}
+    assert canonical_json(value) == b'{"all":["rejected"],"decision":"approved"}'
