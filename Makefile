@@ -97,7 +97,7 @@ format: $(VENV)/.ready-dev ## Put the code into shape
 	@$(BIN)/ruff format .
 
 clean: ## Forget the environment and all caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis .demo
+	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis .demo
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 or newer, or say make PYTHON=/path/to/python."; exit 1; }
