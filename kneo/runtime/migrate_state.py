@@ -57,4 +57,20 @@ def _as_it_is(frame: State) -> State:
     return frame
 
 
-_STEPS: Mapping[int, Callable[[State], State]] = {1: _from_1, 2: _as_it_is}
+def _with_chosen_branches(frame: State) -> State:
+    """Keep the branch that each condition is in, where a repetition would evaluate its condition again.
+
+    Whether a person decided on it was not kept; a repetition on the same input comes to the same branch either way.
+    """
+    moved = {}
+    for name in ("children", "stuck"):
+        inner = frame.get(name)
+        if isinstance(inner, Mapping):
+            moved[name] = {slot: _with_chosen_branches(child) for slot, child in inner.items()}
+    body = moved.get("children", {}).get("body")
+    slots = set(body.get("children", {})) if body is not None else set()  # type: ignore[call-overload]
+    chosen = {"chosen": slots.pop()} if len(slots) == 1 and slots < {"then", "else"} else {}
+    return {**frame, **moved, **chosen}
+
+
+_STEPS: Mapping[int, Callable[[State], State]] = {1: _from_1, 2: _as_it_is, 3: _with_chosen_branches}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from kneo.runtime.interpret.values import Value
@@ -12,6 +13,8 @@ from kneo.state.run import RunError
 from kneo.state.task import Decision, DecisionKind
 
 REJECTED = "human_rejected"
+
+_ATTEMPT = re.compile(r"@[0-9]+")
 
 DEFAULT_RETRIES = 3
 """How often a rejected result is made anew where a gate does not say it."""
@@ -42,8 +45,12 @@ class Gate:
         return f"{self.position}+{self.added}" if self.added is not None else self.position
 
     def asks(self, value: Value, place: str, seed: str) -> bool:
-        """Say whether somebody has to be asked about a value."""
-        return asks(self.when, self.sample, value.facts, seed=f"{seed}:{place}.{self.spot}")
+        """Return whether a person has to be asked about a value.
+
+        Every attempt draws the same chance: a question that was asked is asked again when its step is repeated.
+        """
+        case = _ATTEMPT.sub("", place)
+        return asks(self.when, self.sample, value.facts, seed=f"{seed}:{case}.{self.spot}")
 
     def key(self, place: str, repetition: int = 0) -> str:
         """Name the question: the same over resume and replay."""

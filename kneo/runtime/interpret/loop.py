@@ -67,7 +67,8 @@ class Loop(Node):
     def _over(self, moment: Moment, frame: Frame, value: Value, place: str) -> Progress | None:
         """Say how it stands after a round; ``None`` means one more."""
         turn = number(frame, "round")
-        if self.each is not None and self.each.asks(value, f"{place}#{turn}", moment.seed):
+        sent_back = number(frame, "reviews") > 0
+        if self.each is not None and (sent_back or self.each.asks(value, f"{place}#{turn}", moment.seed)):
             return {**frame, "output": value.as_json()}
         try:
             good = self.until is not None and holds(self.until, value.facts)

@@ -2,7 +2,8 @@
 
 Frame: ``node``, ``input``, ``attempt`` (how often the body was begun anew), ``phase`` and, as the phase needs them,
 ``task``, ``output`` (what is reviewed), ``error`` (what went wrong), ``failures`` (tries used up), ``reviews`` (results
-rejected), ``asked`` (times a person said retry after an error), ``not_before`` and ``children``.
+rejected), ``asked`` (times a person said retry after an error), ``chosen`` (the branch that a person decided on, for every
+attempt), ``not_before`` and ``children``.
 
 Phases: ``before`` and ``after`` and ``error`` ask; ``step`` is the question of a step of kind human, ``wait`` one that a
 function asks in its middle (``wanted``; ``answers`` to those before); ``body`` and ``fallback`` do.
@@ -16,7 +17,7 @@ from datetime import timedelta
 
 from kneo.clock import isoformat
 from kneo.records import replace
-from kneo.runtime.interpret.branch import Branch
+from kneo.runtime.interpret.branch import ELSE, THEN, Branch
 from kneo.runtime.interpret.effects import chosen_text, edited, filled_in, rejected
 from kneo.runtime.interpret.gate import Gate, effect_of, feedback_of, rejection
 from kneo.runtime.interpret.node import (
@@ -51,6 +52,8 @@ RETRY_BASE_SECONDS = 0.2
 RETRY_CAP_SECONDS = 30.0
 
 RETRY, SKIP, STOP = "retry", "skip", "stop"
+
+_KEPT_FOR_REVIEW = ("node", "input", "attempt", "failures", "reviews", "asked", "chosen")
 
 
 def retry_delay(failures: int, chance: float) -> float:
@@ -99,13 +102,14 @@ class Step(Node):
             return {**frame, "phase": "before"}
         return self._begin(moment, frame, value, place)
 
-    def _begin(self, moment: Moment, frame: Frame, value: Value, place: str, *, chosen: str | None = None) -> Progress:
+    def _begin(self, moment: Moment, frame: Frame, value: Value, place: str) -> Progress:
+        chosen = frame.get("chosen")
         match self.body:
             case Leaf():
                 return {**frame, "phase": "body"}
             case Question():
                 return {**frame, "phase": "step"}
-            case Branch() as branch if chosen is not None:
+            case Branch() as branch if isinstance(chosen, str):
                 progress = branch.enter_chosen(moment, value, self._inner(frame, place), chosen)
             case node:
                 progress = node.enter(moment, value, self._inner(frame, place))
@@ -257,10 +261,9 @@ class Step(Node):
         return {**kept, "phase": "body", "answers": [*_answers(frame), heard]}
 
     def _succeeded(self, moment: Moment, frame: Frame, value: Value, place: str) -> Progress:
-        if self.after is not None and self.after.asks(value, self._inner(frame, place), moment.seed):
-            kept = {
-                key: frame[key] for key in ("node", "input", "attempt", "failures", "reviews", "asked") if key in frame
-            }
+        sent_back = number(frame, "reviews") > 0
+        if self.after is not None and (sent_back or self.after.asks(value, self._inner(frame, place), moment.seed)):
+            kept = {key: frame[key] for key in _KEPT_FOR_REVIEW if key in frame}
             return {**kept, "phase": "after", "output": value.as_json()}
         return self._finished(value)
 
@@ -363,10 +366,14 @@ class Step(Node):
         value, decision = read_value(frame["input"]), answer.decision
         if decision.kind is DecisionKind.APPROVED:
             value = filled_in(value, decision, self.id)
-            return self._begin(moment, {**frame, "input": value.as_json()}, value, place, chosen="then")
+            return self._begin(moment, self._chose(THEN, {**frame, "input": value.as_json()}), value, place)
         if effect_of(self.before, decision) == "else" and isinstance(self.body, Branch):
-            return self._begin(moment, frame, value, place, chosen="else")
+            return self._begin(moment, self._chose(ELSE, frame), value, place)
         return rejected(self.before, decision, value, place)
+
+    def _chose(self, branch: str, frame: Frame) -> Frame:
+        """Keep the branch that a person decided on, so that a repetition does not evaluate the condition instead."""
+        return {**frame, "chosen": branch} if isinstance(self.body, Branch) else frame
 
     def _judgement(self, moment: Moment, frame: Frame, answer: Answered, place: str) -> Progress:
         assert self.after is not None

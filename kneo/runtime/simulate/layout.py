@@ -88,6 +88,9 @@ class _Survey:
         for gate in (step.before, step.after, step.error):
             self._gate(step.path, gate)
         inner = caught or step.error is not None or step.on_error in {"continue", "fallback"}
+        if isinstance(step.body, Node):
+            # A step that is repeated by itself comes to the same again; a group is begun again from its first step.
+            inner = inner or step.max_retries > 0
         match step.body:
             case Leaf():
                 self.steps.add(step.path)
