@@ -75,6 +75,12 @@ SEED ?= 0
 fuzz: $(VENV)/.ready-dev ## Feed spoiled files to everything that reads specs, for SECONDS
 	@$(BIN)/python tests/fuzz/fuzz_spec.py --seconds $(SECONDS) --seed $(SEED)
 
+ONLY ?=
+
+.PHONY: hunt
+hunt: $(VENV)/.ready-dev ## Run random cases against independent models, for SECONDS each (ONLY=name for one hunt)
+	@PYTHONPATH=tests $(BIN)/python -m hunt.run --seconds $(SECONDS) --seed $(SEED) --only "$(ONLY)"
+
 .PHONY: schemathesis
 schemathesis: $(VENV)/.ready-dev ## Ask a live service everything it describes and forbids, as each role, for SECONDS each
 	@$(BIN)/python tests/schemathesis/hunt.py --seconds $(SECONDS) --seed $(SEED)

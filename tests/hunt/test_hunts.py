@@ -1,0 +1,29 @@
+"""A small sample of each hunt, the same cases every time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hunt.report import Budget
+from hunt.run import hunts
+
+SAMPLES: dict[str, int] = {}
+"""Cases of each hunt that every run of the tests goes through; a hunt that is not named here has its own test."""
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_sample_breaks_no_law(name: str) -> None:
+    report = hunts()[name](Budget(seed=20261122, cases=SAMPLES[name]))
+    assert report.findings == []
+    assert report.cases == SAMPLES[name]
+    assert all(report.counts.values())
+
+
+def test_the_command_lists_its_options() -> None:
+    folder = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "hunt.run", "--help"]
+    shown = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=True)
+    assert "--seconds" in shown.stdout
