@@ -6,7 +6,8 @@ settings apply, because it is their commit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from git import GitCommandError, InvalidGitRepositoryError, NoSuchPathError, Repo
@@ -19,6 +20,18 @@ MAIN = "main"
 
 FALLBACK_NAME, FALLBACK_EMAIL = "kneo", "kneo@localhost"
 """Who commits where Git was never told who the operator is."""
+
+
+@dataclass(frozen=True)
+class GitAccess:
+    """What makes git log in where it pushes."""
+
+    options: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+OWN_ACCESS = GitAccess()
+"""The operator's own keys, credential helpers and configuration."""
 
 
 class Clone:
@@ -128,14 +141,30 @@ class Clone:
         assert commit is not None, "a commit was just made"
         return commit
 
-    def push(self, branch: str) -> None:
+    def push_url(self) -> str:
+        """Return the address that ``origin`` is pushed to.
+
+        Raises:
+            Invalid: there is no ``origin``.
+        """
+        try:
+            return str(self._repo.git.remote("get-url", "--push", "origin"))
+        except GitCommandError as error:
+            raise _refused("This clone has no remote repository called origin", error) from error
+
+    def push(self, branch: str, access: GitAccess = OWN_ACCESS) -> None:
         """Push a branch to ``origin``.
+
+        Args:
+            branch: Its name.
+            access: Options and variables of git that log in, beside the operator's own settings.
 
         Raises:
             Invalid: git refused.
         """
+        command = ["git", *access.options, "push", "--quiet", "--set-upstream", "origin", branch]
         try:
-            self._repo.git.push("--quiet", "--set-upstream", "origin", branch)
+            self._repo.git.execute(command, env=dict(access.environment))
         except GitCommandError as error:
             raise _refused(f"The branch {branch} cannot be pushed", error) from error
 

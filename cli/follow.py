@@ -17,10 +17,10 @@ from cli.collector import settle
 from cli.compose import make_store
 from cli.known_roots import KnownRoots
 from cli.liveness import answering
+from cli.mirrors import open_mirror
 from cli.worker import until_told_to_stop
 from controller.loop import Controller
 from controller.reconcile import Reconciler
-from controller.source.mirror import Mirror
 from controller.watch import watching
 from kneo.clock import parse_duration
 from kneo.digest import Digest, parse_digest
@@ -108,7 +108,7 @@ def find_repository(settings: Settings, url: str, ref: str, trust_root: str | No
 
 
 def make_controller(settings: Settings, store: Store, repository: Repository) -> Controller:
-    mirror = Mirror(repository.url, repository.ref, settings.state_dir / "mirrors")
+    mirror = open_mirror(settings, repository.url, repository.ref, settings.state_dir / "mirrors")
     key = find_service_key(settings)
     reconciler = Reconciler(
         store,

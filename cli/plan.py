@@ -13,6 +13,7 @@ from cli.backend import Json
 from cli.clone import MAIN, Clone
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption
 from cli.known_roots import KnownRoots
+from cli.mirrors import open_mirror
 from cli.open_tasks import open_tasks
 from cli.plan_told import as_markdown, as_text, environments
 from controller.compare import compare
@@ -55,7 +56,7 @@ def plan(
     """
     settings = from_env()
     with tempfile.TemporaryDirectory(prefix="kneo-plan-") as folder:
-        mirror, candidate, before = _snapshots(repo, ref, base, Path(folder))
+        mirror, candidate, before = _snapshots(settings, repo, ref, base, Path(folder))
         pin = _pin(repo, trust_root, settings, before or candidate)
         believing = Believing(pin, hmac_key=settings.spec_signing_key)
         answer = compare(candidate, before, mirror.since, believing, env, SystemClock().now())
@@ -75,10 +76,10 @@ def plan(
 
 
 def _snapshots(
-    repo: str, ref: str | None, base: str | None, folder: Path
+    settings: Settings, repo: str, ref: str | None, base: str | None, folder: Path
 ) -> tuple[Mirror, SourceSnapshot, SourceSnapshot | None]:
     if not Path(repo).is_dir():
-        mirror = Mirror(repo, ref or MAIN, folder)
+        mirror = open_mirror(settings, repo, ref or MAIN, folder)
         against = base or (MAIN if ref not in {None, MAIN} else None)
         return mirror, mirror.peek(ref or MAIN), mirror.peek(against) if against else None
     clone = Clone.find(Path(repo).resolve())
@@ -86,7 +87,7 @@ def _snapshots(
     if commit is None:
         msg = f"{repo} has no commit {ref or 'HEAD'}."
         raise NotFound(msg, code="commit_not_found", hint="Commit first: a plan is about a commit.")
-    mirror = Mirror(str(clone.root), MAIN, folder)
+    mirror = open_mirror(settings, str(clone.root), MAIN, folder)
     against = _base_of(clone, commit, base)
     return mirror, mirror.peek(commit), mirror.peek(against) if against else None
 

@@ -12,8 +12,10 @@ from cli import render
 from cli.clone import Clone
 from cli.connection import JsonOption
 from cli.files import write_whole
+from cli.pushing import login
 from cli.repository import ConfigRepository
 from kneo.errors import Conflict, NotFound
+from kneo.settings import from_env
 from kneo.spec.environment import ReleasePin, parse_environment
 
 
@@ -45,7 +47,8 @@ def promote(
     write_whole(path, after.encode())
     commit = clone.commit([path], f"Promote {bundle} {pin.version} from {source} to {to}")
     if push:
-        clone.push(branch or clone.branch() or "HEAD")
+        with login(from_env().git, clone.push_url()) as access:
+            clone.push(branch or clone.branch() or "HEAD", access)
     answer = {"bundle": bundle, "version": pin.version, "from": source, "to": to, "commit": commit, "pushed": push}
     render.emit(answer, as_json=as_json, text=lambda: render.success(f"{to} names {bundle} {pin.version}: {commit}"))
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 from controller.commits import check_history
 from controller.source.mirror import Mirror, Rewrite
 from controller.source.snapshot import SourceSnapshot
 from kneo.clock import parse_time
-from kneo.errors import Invalid, KneoError
+from kneo.errors import Invalid, KneoError, Transient
 from kneo.store import approvals, sources
 from kneo.store.engine import Store, Tx
 from kneo.trust.about import about_rewrite
 from kneo.trust.approvals import verify_approval
 from kneo.trust.root import ROOT_ROLE, TrustRoot
 from kneo.trust.statement import Decision
+
+UNREACHABLE = frozenset({"FetchFailed", "invalid_setting", "git_missing", "git_too_old"})
+"""Codes of errors that say nothing about a commit: the host, or our own way to it, is what failed."""
 
 SOURCE_ENVIRONMENT = "source"
 """What approvals of a rewritten history name as their environment."""
@@ -27,6 +31,8 @@ class Follower:
         self.store = store
         self.mirror = mirror
         self._rewrite: Rewrite | None = None
+        self._failed = True
+        """Whether a failure may be recorded, by this process or an earlier one."""
 
     def fetch(self, find_root: Callable[[], TrustRoot | None]) -> SourceSnapshot:
         """Fetch what the ref names now; it has to follow what our own records say was accepted last.
@@ -41,7 +47,8 @@ class Follower:
             known = sources.source(tx)
         base = known.accepted_commit if known else None
         self._rewrite = None
-        snapshot = self._fetch(base, find_root)
+        with self.remembering_failures():
+            snapshot = self._fetch(base, find_root)
         if base is not None and snapshot.commit != base:
             check_history(lambda: self.mirror.since(base, snapshot.commit), find_root(), self.store.clock.now())
         return snapshot
@@ -61,6 +68,7 @@ class Follower:
         """Make a fetched snapshot the accepted one, here and in the mirror."""
         self.mirror.accept(snapshot, rewrite=self._rewrite)
         sources.accept_commit(tx, self.mirror.address.url, self.mirror.ref, snapshot.commit)
+        self._failed = False
 
     def refuse(self, tx: Tx, error: KneoError) -> None:
         """Remember why the newest commit was not accepted."""
@@ -68,6 +76,32 @@ class Follower:
         sources.refuse_commit(
             tx, self.mirror.address.url, self.mirror.ref, str(commit) if commit else None, error.code, str(error)
         )
+
+    def poll(self) -> str:
+        """Ask the host which commit the ref names now, and remember whether it answered.
+
+        Raises:
+            Transient, Invalid: see ``Mirror.poll``.
+        """
+        with self.remembering_failures():
+            commit = self.mirror.poll()
+        if self._failed:
+            with self.store.write() as tx:
+                sources.forget_failure(tx)
+            self._failed = False
+        return commit
+
+    @contextlib.contextmanager
+    def remembering_failures(self) -> Iterator[None]:
+        """Record why the host could not be asked, when what is done in a block fails for that reason."""
+        try:
+            yield
+        except (Invalid, Transient) as error:
+            if error.code in UNREACHABLE:
+                self._failed = True
+                with self.store.write() as tx:
+                    sources.record_failure(tx, self.mirror.address.url, self.mirror.ref, error.code, str(error))
+            raise
 
     def _agreed(self, rewrite: Rewrite, root: TrustRoot) -> bool:
         """Say whether as many people of the root role as it takes to change the root agreed to exactly this."""

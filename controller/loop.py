@@ -11,6 +11,7 @@ from datetime import timedelta
 
 from controller import metrics
 from controller.apply import Lease
+from controller.follow import UNREACHABLE
 from controller.outcome import Done, Waiting
 from controller.reconcile import Pass, Reconciler
 from kneo.clock import monotonic, new_id
@@ -171,8 +172,8 @@ class Controller:
             log.warning("reconcile failed, next try in %.1f s: %s", self._next - monotonic(), error)
             return {"error": error.code, "message": str(error)}
         except Invalid as error:
-            # Only another commit can help; the interval will see one.
-            self._plan_next(failed=False)
+            # Only another commit can help, and the interval will see one; or another setting.
+            self._plan_next(failed=error.code in UNREACHABLE)
             self._settled = True
             log.warning("the source cannot be followed: %s", error)
             return {"error": error.code, "message": str(error)}
@@ -200,11 +201,10 @@ class Controller:
             log.warning("the mirror could not be tidied: %s", error)
 
     def _nothing_new(self) -> bool:
-        known = self.reconciler.commit
-        if not self._settled or known is None:
+        if not self._settled or self.reconciler.commit is None:
             return False
         with metrics.RECONCILE_SECONDS.labels("poll").time():
-            return self.reconciler.mirror.poll() == known
+            return self.reconciler.is_current()
 
     def _plan_next(self, *, failed: bool) -> None:
         metrics.RECONCILES.labels("failed" if failed else "done").inc()

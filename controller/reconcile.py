@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from controller import metrics
 from controller.apply import Lease, check_lease, write_report
 from controller.environment import EnvironmentPass, Situation, in_order
-from controller.follow import Follower
+from controller.follow import UNREACHABLE, Follower
 from controller.ledger import Ledger
 from controller.load import Declared, Loader, Problem, removed
 from controller.observe import Observed, observe
@@ -107,6 +107,14 @@ class Reconciler:
         # Made anew each time: kept, it would hold us in a circle, and with us the process that reads the mirror.
         return {"rollback": self._roll_back, "plan": self._preview}
 
+    def is_current(self) -> bool:
+        """Say whether the ref still names the commit that the last whole pass was about.
+
+        Raises:
+            Transient, Invalid: see ``Mirror.poll``.
+        """
+        return self.commit is not None and self._follower.poll() == self.commit
+
     def drift_due(self) -> bool:
         """Say whether it is time to look again at what is served, commit or not."""
         return self.environments.drift.due(self.store.clock.now())
@@ -130,6 +138,8 @@ class Reconciler:
             snapshot = self._follower.fetch(self._accepted_root)
             return snapshot, self._loader.load(snapshot)
         except Invalid as error:
+            if error.code in UNREACHABLE:
+                raise
             with self.store.write() as tx:
                 check_lease(tx, lease)
                 self._follower.refuse(tx, error)

@@ -7,6 +7,7 @@ existing deployments use.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -134,6 +135,47 @@ class Execution:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GitCredentials:
+    """How processes log in to the host of a config repository. Paths only: each git and ssh reads the files itself, so
+    that secrets which are rotated need no restart. Public https repositories need none of it.
+    """
+
+    username: str = "git"
+    """User name that goes with the token, ``KNEO_SERV_GIT_USERNAME``; most hosts ignore it."""
+
+    token_file: Path | None = None
+    """A file whose first line is an access token, for https, ``KNEO_SERV_GIT_TOKEN_FILE``."""
+
+    ssh_key_file: Path | None = None
+    """A deploy key without a passphrase, for ssh, ``KNEO_SERV_GIT_SSH_KEY_FILE``."""
+
+    known_hosts_file: Path | None = None
+    """The host keys to accept, for ssh, ``KNEO_SERV_GIT_KNOWN_HOSTS_FILE``. Required there: an unknown host is never
+    trusted on first use."""
+
+    ca_file: Path | None = None
+    """Certificate authorities to trust instead of the system's, for https, ``KNEO_SERV_GIT_CA_FILE``."""
+
+    client_cert_file: Path | None = None
+    """Client certificate for hosts that ask for one, ``KNEO_SERV_GIT_CLIENT_CERT_FILE``."""
+
+    client_key_file: Path | None = None
+    """Private key of the client certificate, ``KNEO_SERV_GIT_CLIENT_KEY_FILE``."""
+
+    github_app_id: str = ""
+    """App id or client id of a GitHub App, ``KNEO_SERV_GIT_GITHUB_APP_ID``, instead of a token file."""
+
+    github_installation_id: str = ""
+    """Id of the App's installation, ``KNEO_SERV_GIT_GITHUB_INSTALLATION_ID``."""
+
+    github_app_key_file: Path | None = None
+    """Private key of the App (RSA, PEM), ``KNEO_SERV_GIT_GITHUB_APP_KEY_FILE``."""
+
+    github_api_url: str = ""
+    """Base address of GitHub's API, ``KNEO_SERV_GIT_GITHUB_API_URL``; empty: derived from the repository's host."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """One process's settings, read once at its start."""
 
@@ -210,6 +252,7 @@ class Settings:
     """Where ``controller run`` answers liveness and metrics, ``KNEO_SERV_METRICS_PORT``; 0 is nowhere."""
 
     limits: Limits = field(default_factory=Limits)
+    git: GitCredentials = field(default_factory=GitCredentials)
     http: Http = field(default_factory=Http)
     execution: Execution = field(default_factory=Execution)
     tracing: Tracing = field(default_factory=Tracing)
@@ -347,6 +390,60 @@ def _execution(env: Mapping[str, str]) -> Execution:
         temporal_namespace=env.get("KNEO_SERV_TEMPORAL_NAMESPACE", "").strip() or Execution.temporal_namespace,
         platform=env.get("KNEO_SERV_PLATFORM", "").strip(),
     )
+
+
+_APP_ID = re.compile(r"[A-Za-z0-9]{1,100}")
+
+
+def _git(env: Mapping[str, str], cwd: Path) -> GitCredentials:
+    def text(name: str) -> str:
+        return env.get(f"KNEO_SERV_GIT_{name}", "").strip()
+
+    def file(name: str) -> Path | None:
+        return cwd / Path(text(name)).expanduser() if text(name) else None
+
+    git = GitCredentials(
+        username=text("USERNAME") or GitCredentials.username,
+        token_file=file("TOKEN_FILE"),
+        ssh_key_file=file("SSH_KEY_FILE"),
+        known_hosts_file=file("KNOWN_HOSTS_FILE"),
+        ca_file=file("CA_FILE"),
+        client_cert_file=file("CLIENT_CERT_FILE"),
+        client_key_file=file("CLIENT_KEY_FILE"),
+        github_app_id=text("GITHUB_APP_ID"),
+        github_installation_id=text("GITHUB_INSTALLATION_ID"),
+        github_app_key_file=file("GITHUB_APP_KEY_FILE"),
+        github_api_url=text("GITHUB_API_URL").rstrip("/"),
+    )
+    problem = _git_problem(git)
+    if problem is not None:
+        raise Invalid(problem, code="invalid_setting")
+    return git
+
+
+def _git_problem(git: GitCredentials) -> str | None:
+    """Name what makes no sense together, or alone."""
+    app = (git.github_app_id, git.github_installation_id, git.github_app_key_file)
+    ids = git.github_app_id + git.github_installation_id
+    problems = {
+        "A GitHub App needs all of KNEO_SERV_GIT_GITHUB_APP_ID, KNEO_SERV_GIT_GITHUB_INSTALLATION_ID and "
+        "KNEO_SERV_GIT_GITHUB_APP_KEY_FILE.": any(app) and not all(app),
+        "KNEO_SERV_GIT_TOKEN_FILE and KNEO_SERV_GIT_GITHUB_APP_ID are both set; only one can log in.": any(app)
+        and git.token_file is not None,
+        "KNEO_SERV_GIT_GITHUB_APP_ID or KNEO_SERV_GIT_GITHUB_INSTALLATION_ID is not an id as GitHub shows it.": bool(
+            ids
+        )
+        and not _APP_ID.fullmatch(ids),
+        f"KNEO_SERV_GIT_GITHUB_API_URL must begin with https://, not {git.github_api_url[:40]!r}.": bool(
+            git.github_api_url
+        )
+        and not git.github_api_url.startswith("https://"),
+        "KNEO_SERV_GIT_CLIENT_KEY_FILE is set without KNEO_SERV_GIT_CLIENT_CERT_FILE.": git.client_key_file is not None
+        and git.client_cert_file is None,
+        "KNEO_SERV_GIT_USERNAME has characters that no user name has.": not git.username.isprintable()
+        or bool(set(git.username) & {":", "@"}),
+    }
+    return next((problem for problem, is_so in problems.items() if is_so), None)
 
 
 HOOK_PROVIDERS = ("github", "gitlab", "gitea", "bitbucket", "generic")
@@ -508,6 +605,7 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         notify_token=env.get("KNEO_SERV_NOTIFY_TOKEN", ""),
         metrics_port=_port(env, "KNEO_SERV_METRICS_PORT"),
         limits=limits,
+        git=_git(env, cwd),
         http=_http(env),
         execution=_execution(env),
         tracing=Tracing(

@@ -8,7 +8,6 @@ Trust does not begin here. A commit id names what was looked at; who vouches for
 """
 
 from controller.source.address import Address, parse_address
-from controller.source.credentials import Credentials
 from controller.source.limits import SourceLimits
 from controller.source.mirror import Mirror, Rewrite
 from controller.source.snapshot import Blob, SourceSnapshot, changed_paths
@@ -16,7 +15,6 @@ from controller.source.snapshot import Blob, SourceSnapshot, changed_paths
 __all__ = [
     "Address",
     "Blob",
-    "Credentials",
     "Mirror",
     "Rewrite",
     "SourceLimits",

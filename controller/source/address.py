@@ -28,6 +28,11 @@ class Address:
     path: Path | None = None
     """The folder, for ``file``."""
 
+    @property
+    def host(self) -> str:
+        """The host with its port, as the address spells it; empty for a folder."""
+        return self.url.split("://", 1)[1].split("/", 1)[0].rpartition("@")[2] if self.path is None else ""
+
 
 def parse_address(text: str) -> Address:
     """Read a repository's address.

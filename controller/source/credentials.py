@@ -1,83 +1,83 @@
-"""How we show a Git host who we are. Paths only: secrets stay in their files and are read by git and ssh themselves."""
+"""What makes git and ssh use the operator's credentials. Secrets never stand in an argument, an address or a file of ours."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from controller.source.address import Address
 from kneo.errors import Invalid
+from kneo.settings import GitCredentials
 
 ASKPASS = """\
 #!/bin/sh
 case "$1" in
-Username*) printf '%s\\n' "$KNEO_GIT_USERNAME" ;;
-*) cat -- "$KNEO_GIT_TOKEN_FILE" ;;
+"Username for 'https://$KNEO_GIT_HOST': ") printf '%s\\n' "$KNEO_GIT_USERNAME" ;;
+"Password for 'https://"*)
+    [ "${1#*@}" = "$KNEO_GIT_HOST': " ] || exit 1
+    if [ -n "$KNEO_GIT_TOKEN" ]; then printf '%s\\n' "$KNEO_GIT_TOKEN"; else cat -- "$KNEO_GIT_TOKEN_FILE"; fi ;;
+*) exit 1 ;;
 esac
 """
-"""What git runs to ask for a name and a token, so that neither ever stands in an argument or in a file of ours."""
+"""What git runs to ask for a name and a token. It answers for one host only, wherever a redirect or a submodule leads."""
+
+APP_USERNAME = "x-access-token"
+"""User name that goes with the token of a GitHub App."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Credentials:
-    """Files that prove who we are and tell whom we talk to. All optional; public https repositories need none."""
-
-    username: str = "git"
-    """Name that goes with the token; most hosts ignore it."""
-
-    token_file: Path | None = None
-    """A file whose first line is an access token, for https."""
-
-    ssh_key_file: Path | None = None
-    """A deploy key without a passphrase, for ssh."""
-
-    known_hosts_file: Path | None = None
-    """The host keys we accept, for ssh. Required there: an unknown host is never trusted on first use."""
-
-    ca_file: Path | None = None
-    """Certificate authorities to trust instead of the system's, for https."""
-
-    client_cert_file: Path | None = None
-    client_key_file: Path | None = None
-    """Our own certificate and its key, for hosts that ask for one."""
+def write_askpass(path: Path) -> None:
+    """Write the program that answers git's questions."""
+    path.write_text(ASKPASS, encoding="ascii")
+    path.chmod(0o700)
 
 
-def git_options(credentials: Credentials) -> tuple[str, ...]:
+def git_options(credentials: GitCredentials) -> tuple[str, ...]:
     """Say which ``-c`` options make git use these credentials over https."""
     files = {
         "http.sslCAInfo": credentials.ca_file,
         "http.sslCert": credentials.client_cert_file,
         "http.sslKey": credentials.client_key_file,
     }
-    return tuple(part for name, file in files.items() if file is not None for part in ("-c", f"{name}={_file(file)}"))
+    return tuple(
+        part for name, file in files.items() if file is not None for part in ("-c", f"{name}={existing_file(file)}")
+    )
 
 
-def git_environment(credentials: Credentials, protocol: str, askpass: Path) -> Mapping[str, str]:
-    """Say which environment variables make git use these credentials.
+def git_environment(
+    credentials: GitCredentials, address: Address, askpass: Path, token: str | None = None
+) -> Mapping[str, str]:
+    """Say which environment variables make git use these credentials at an address.
+
+    Args:
+        credentials: The operator's.
+        address: The one repository they are for.
+        askpass: A file with ``ASKPASS`` in it.
+        token: A token that stands in no file, as one of a GitHub App.
 
     Raises:
         Invalid: ssh without known hosts, or a file that does not exist.
     """
-    if protocol == "ssh":
+    if address.protocol == "ssh":
         return {"GIT_SSH_COMMAND": _ssh_command(credentials), "GIT_SSH_VARIANT": "ssh"}
-    if protocol == "https" and credentials.token_file is not None:
-        return {
-            "GIT_ASKPASS": str(askpass),
-            "KNEO_GIT_USERNAME": credentials.username,
-            "KNEO_GIT_TOKEN_FILE": _file(credentials.token_file),
-        }
-    return {}
+    if address.protocol != "https" or not (token or credentials.token_file):
+        return {}
+    asked = {"GIT_ASKPASS": str(askpass), "KNEO_GIT_HOST": address.host, "KNEO_GIT_USERNAME": credentials.username}
+    if token is not None:
+        return {**asked, "KNEO_GIT_USERNAME": APP_USERNAME, "KNEO_GIT_TOKEN": token}
+    assert credentials.token_file is not None
+    return {**asked, "KNEO_GIT_TOKEN_FILE": existing_file(credentials.token_file)}
 
 
-def _ssh_command(credentials: Credentials) -> str:
+def _ssh_command(credentials: GitCredentials) -> str:
     if credentials.known_hosts_file is None:
-        msg = "A repository over ssh needs a known_hosts file, so that we know the host when we meet it."
-        raise Invalid(msg, code="invalid_setting", hint="Make one with ssh-keyscan and check its fingerprints.")
+        msg = "A repository over ssh needs a known_hosts file, so that nobody can pretend to be its host."
+        hint = "Make one with ssh-keyscan, check its fingerprints, and set KNEO_SERV_GIT_KNOWN_HOSTS_FILE."
+        raise Invalid(msg, code="invalid_setting", hint=hint)
     options = {
         "BatchMode": "yes",
         "StrictHostKeyChecking": "yes",
-        "UserKnownHostsFile": _file(credentials.known_hosts_file),
+        "UserKnownHostsFile": existing_file(credentials.known_hosts_file),
         "GlobalKnownHostsFile": "/dev/null",
         "IdentitiesOnly": "yes",
         "IdentityAgent": "none",
@@ -89,11 +89,16 @@ def _ssh_command(credentials: Credentials) -> str:
     words = ["ssh", "-F", "none"]
     words += [part for name, value in options.items() for part in ("-o", f'{name}="{value}"')]
     if credentials.ssh_key_file is not None:
-        words += ["-i", _file(credentials.ssh_key_file)]
+        words += ["-i", existing_file(credentials.ssh_key_file)]
     return shlex.join(words)
 
 
-def _file(path: Path) -> str:
+def existing_file(path: Path) -> str:
+    """Return the absolute path of a file that exists.
+
+    Raises:
+        Invalid: ``invalid_setting``: it does not, or ssh would misread its path.
+    """
     text = str(path.absolute())
     if not path.is_file():
         msg = f"The file {text} does not exist or is not a file."

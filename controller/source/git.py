@@ -22,13 +22,15 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from controller import metrics
 from controller.source.address import Address, redact
 from controller.source.bounded import Bounds, Finished, SaidTooMuch, TookTooLong, run_bounded
-from controller.source.credentials import Credentials, git_environment, git_options
+from controller.source.credentials import git_environment, git_options
 from controller.source.limits import SourceLimits
 from kneo.errors import Invalid, Transient
+from kneo.settings import GitCredentials
 
 OLDEST_GIT = (2, 39)
 """Oldest git this is tested with."""
@@ -54,9 +56,25 @@ _HARDENED = (
 
 _NO_TRANSPORT = "none"
 
+_REFUSED_LOGIN = re.compile(rb"Authentication failed|could not read Username|returned error: 40[13]")
 _BAD_OBJECT = re.compile(r"fsck error|^error: object [0-9a-f]{40,64}: \w+:", re.MULTILINE)
 _POLL_BYTES = 65_536
 _MESSAGE_CHARS = 300
+
+
+class Tokens(Protocol):
+    """Makes tokens that last a while."""
+
+    def token(self) -> str:
+        """Return a token that is valid now.
+
+        Raises:
+            Transient: there is none to be had at present.
+            Invalid: what makes tokens is set wrongly.
+        """
+
+    def forget(self) -> None:
+        """Make a new one next time: the host did not take this one."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +90,11 @@ class Git:
 
     mirror: Path
     address: Address
-    credentials: Credentials
+    credentials: GitCredentials
     limits: SourceLimits
     global_config: Path | None = None
     askpass: Path = Path("/nonexistent/askpass")
+    tokens: Tokens | None = None
 
     def remote(self, *arguments: str, seconds: float, settings: Sequence[str] = ()) -> bytes:
         """Run a command that talks to the repository's host, and return its output.
@@ -86,16 +105,19 @@ class Git:
         """
         protocol = self.address.protocol
         opened = (*_HARDENED, f"protocol.{protocol}.allow=always", *settings)
-        options = (*_options(opened), *git_options(self.credentials))
-        env = {
-            **_environment(self.global_config),
-            "GIT_ALLOW_PROTOCOL": protocol,
-            **git_environment(self.credentials, protocol, self.askpass),
-        }
         try:
+            token = self.tokens.token() if self.tokens is not None else None
+            env = {
+                **_environment(self.global_config),
+                "GIT_ALLOW_PROTOCOL": protocol,
+                **git_environment(self.credentials, self.address, self.askpass, token),
+            }
             brings = self.limits.pack_bytes if arguments[0] == "fetch" else None
+            options = (*_options(opened), *git_options(self.credentials))
             result = self._run((*options, *arguments), env, b"", seconds, _POLL_BYTES, brings)
             if result.status != 0:
+                if self.tokens is not None and _REFUSED_LOGIN.search(result.stderr):
+                    self.tokens.forget()
                 raise self._failed(arguments[0], result)
         except (Invalid, Transient):
             metrics.GIT_REQUESTS.labels(arguments[0], "failed").inc()
@@ -222,11 +244,13 @@ def _last_line(stderr: bytes) -> str:
 
 def _hint(stderr: str) -> str | None:
     hints = {
-        "Authentication failed": "Check the token file.",
-        "could not read Username": "This repository needs a token; give a token file.",
-        "Permission denied (publickey": "Check the deploy key and that the host knows it.",
-        "Host key verification failed": "Check the known_hosts file against the host's published fingerprints.",
-        "certificate": "Check the CA file, or the host's certificate.",
+        "Authentication failed": "Check the token in KNEO_SERV_GIT_TOKEN_FILE, or the GitHub App.",
+        "could not read Username": "This repository needs a token; set KNEO_SERV_GIT_TOKEN_FILE.",
+        "Permission denied (publickey": "Check the deploy key in KNEO_SERV_GIT_SSH_KEY_FILE and that the host knows it.",
+        "Host key verification failed": (
+            "Check the file in KNEO_SERV_GIT_KNOWN_HOSTS_FILE against the fingerprints that the host publishes."
+        ),
+        "certificate": "Check the host's certificate; set KNEO_SERV_GIT_CA_FILE for a private certificate authority.",
         "redirect": "Use the address the host redirects to; with some hosts it ends in .git.",
         "shallow": "The repository is a shallow clone; fetch its whole history first (git fetch --unshallow).",
         "dubious ownership": "The repository belongs to another user.",

@@ -17,14 +17,15 @@ from pathlib import Path
 from controller import metrics
 from controller.source.address import Address, parse_address, redact
 from controller.source.commit import ID, Commit, parse_commit
-from controller.source.credentials import ASKPASS, Credentials
-from controller.source.git import Git, check_version
+from controller.source.credentials import write_askpass
+from controller.source.git import Git, Tokens, check_version
 from controller.source.limits import SourceLimits
 from controller.source.objects import ObjectReader
 from controller.source.refs import check_ref, full_ref, short_ref
 from controller.source.snapshot import Blob, SourceSnapshot
 from controller.source.tree import FOLDERS, Folder, all_files, our_folders, read_folders, too_large
 from kneo.errors import Conflict, Invalid, Transient
+from kneo.settings import GitCredentials
 
 CANDIDATE = "refs/kneo/candidate"
 PEEKED = "refs/kneo/peeked"
@@ -54,7 +55,7 @@ class Mirror:
         url: https, ssh or an absolute folder.
         ref: A branch name, or a full ref such as ``refs/pull/7/head``.
         folder: Where mirrors are kept; each repository has its own folder in it.
-        credentials: Files that prove who we are.
+        credentials: How to log in to its host.
         limits: How much is taken in.
 
     Raises:
@@ -66,7 +67,7 @@ class Mirror:
         url: str,
         ref: str,
         folder: Path,
-        credentials: Credentials | None = None,
+        credentials: GitCredentials | None = None,
         limits: SourceLimits | None = None,
     ) -> None:
         self.address: Address = parse_address(url)
@@ -75,13 +76,15 @@ class Mirror:
         name = hashlib.sha256(self.address.url.encode()).hexdigest()[:32]
         self.path = folder.absolute() / f"{name}.git"
         self._folder = folder.absolute() / f"{name}.d"
+        credentials = credentials or GitCredentials()
         self._git = Git(
             mirror=self.path,
             address=self.address,
-            credentials=credentials or Credentials(),
+            credentials=credentials,
             limits=self.limits,
             global_config=self._folder / "gitconfig",
             askpass=self._folder / "askpass",
+            tokens=app_tokens(credentials, self.address),
         )
         self._objects = ObjectReader(self._git)
         self._known: dict[str, Folder] = {}
@@ -325,8 +328,7 @@ class Mirror:
         self.path.mkdir(mode=0o700, exist_ok=True)
         self._folder.mkdir(mode=0o700, exist_ok=True)
         check_version(self._git.local("version").stdout)
-        (self._folder / "askpass").write_text(ASKPASS, encoding="ascii")
-        (self._folder / "askpass").chmod(0o700)
+        write_askpass(self._folder / "askpass")
         self._git.local("init", "--bare", "--quiet", "--template=", "--initial-branch=main")
         (self._folder / "gitconfig").write_text(_global_config(self.address), encoding="utf-8")
 
@@ -337,6 +339,15 @@ class Mirror:
         with (self._folder / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def app_tokens(credentials: GitCredentials, address: Address, *, write: bool = False) -> Tokens | None:
+    """Return what makes tokens of a GitHub App for a repository; None where no App is set, or none is needed."""
+    if not credentials.github_app_id or address.protocol != "https":
+        return None
+    from controller.source.github_app import InstallationTokens  # most processes need no client for it
+
+    return InstallationTokens(credentials, address, write=write)
 
 
 def _global_config(address: Address) -> str:

@@ -199,3 +199,7 @@ class SourceRecord:
     refused_commit: str | None
     refused_code: str | None
     refused_message: str | None
+    failed_at: str | None = None
+    failed_code: str | None = None
+    failed_message: str | None = None
+    """Since when, and why, its host could not be asked; None while it answers."""

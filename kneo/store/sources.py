@@ -20,12 +20,13 @@ def source(tx: Tx) -> SourceRecord | None:
 def accept_commit(tx: Tx, url: str, ref: str, commit: str) -> bool:
     """Remember the commit that was accepted last; say whether that is news."""
     before = source(tx)
-    if before is not None and (before.accepted_commit, before.refused_commit, before.url, before.ref) == (
+    known = before is not None and (before.accepted_commit, before.refused_commit, before.url, before.ref) == (
         commit,
         None,
         url,
         ref,
-    ):
+    )
+    if known and before is not None and before.failed_code is None:
         return False
     upsert(
         tx,
@@ -38,18 +39,20 @@ def accept_commit(tx: Tx, url: str, ref: str, commit: str) -> bool:
         refused_commit=None,
         refused_code=None,
         refused_message=None,
+        **_ANSWERED,
     )
-    return True
+    return not known
 
 
 def refuse_commit(tx: Tx, url: str, ref: str, commit: str | None, code: str, message: str) -> None:
     """Remember why the newest commit could not be accepted."""
     before = source(tx)
-    if before is not None and (before.refused_commit, before.refused_code, before.refused_message) == (
-        commit,
-        code,
-        message,
-    ):
+    if before is not None and (
+        before.refused_commit,
+        before.refused_code,
+        before.refused_message,
+        before.failed_code,
+    ) == (commit, code, message, None):
         return
     upsert(
         tx,
@@ -60,4 +63,23 @@ def refuse_commit(tx: Tx, url: str, ref: str, commit: str | None, code: str, mes
         refused_commit=commit,
         refused_code=code,
         refused_message=message,
+        **_ANSWERED,
     )
+
+
+_ANSWERED = {"failed_at": None, "failed_code": None, "failed_message": None}
+
+
+def record_failure(tx: Tx, url: str, ref: str, code: str, message: str) -> None:
+    """Record that the repository's host could not be asked, and since when; what was accepted or refused stays."""
+    before = source(tx)
+    if before is not None and (before.failed_code, before.failed_message) == (code, message):
+        return
+    since = before.failed_at if before is not None and before.failed_at is not None else tx.at
+    failed = {"failed_at": since, "failed_code": code, "failed_message": message}
+    upsert(tx, sources, {"name": SOURCE}, url=url, ref=ref, **failed)
+
+
+def forget_failure(tx: Tx) -> None:
+    """Record that the repository's host answers again."""
+    tx.connection.execute(sources.update().where(sources.c.failed_code.is_not(None)).values(**_ANSWERED))

@@ -87,6 +87,9 @@ sources = Table(
     Column("refused_commit", String(64)),
     Column("refused_code", String(60)),
     Column("refused_message", Text),
+    Column("failed_at", TIME),
+    Column("failed_code", String(60)),
+    Column("failed_message", Text),
 )
 
 approvals = Table(

@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 from controller.source.address import parse_address, redact
-from controller.source.credentials import Credentials, git_environment, git_options
+from controller.source.credentials import git_environment, git_options, write_askpass
 from controller.source.git import check_version
 from controller.source.refs import check_ref
 from kneo.errors import Invalid
+from kneo.settings import GitCredentials
+
+HTTPS, SSH = parse_address("https://example.org:8443/team/repo.git"), parse_address("git@example.org:team/repo.git")
 
 
 @pytest.mark.parametrize(
@@ -107,8 +110,8 @@ def test_ssh_understands_what_we_tell_it(tmp_path: Path) -> None:
     known, key = folder / "known hosts", folder / "deploy'key"
     known.write_text("")
     key.write_text("")
-    credentials = Credentials(known_hosts_file=known, ssh_key_file=key)
-    command = git_environment(credentials, "ssh", tmp_path / "askpass")["GIT_SSH_COMMAND"]
+    credentials = GitCredentials(known_hosts_file=known, ssh_key_file=key)
+    command = git_environment(credentials, SSH, tmp_path / "askpass")["GIT_SSH_COMMAND"]
     done = subprocess.run(
         ["/bin/sh", "-c", f"{command} -G git@example.org"], capture_output=True, text=True, check=True
     )
@@ -124,22 +127,46 @@ def test_ssh_understands_what_we_tell_it(tmp_path: Path) -> None:
 
 def test_an_unknown_host_is_never_trusted_on_first_use(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="known_hosts"):
-        git_environment(Credentials(), "ssh", tmp_path)
+        git_environment(GitCredentials(), SSH, tmp_path)
 
 
 def test_credentials_go_where_they_belong(tmp_path: Path) -> None:
     token, ca = tmp_path / "token", tmp_path / "ca.pem"
     token.write_text("s3cret\n")
     ca.write_text("")
-    credentials = Credentials(token_file=token, ca_file=ca)
-    environment = git_environment(credentials, "https", tmp_path / "askpass")
+    credentials = GitCredentials(token_file=token, ca_file=ca)
+    environment = git_environment(credentials, HTTPS, tmp_path / "askpass")
     assert environment["KNEO_GIT_TOKEN_FILE"] == str(token)
     assert "s3cret" not in repr(environment) + repr(credentials) + repr(git_options(credentials))
-    assert git_environment(credentials, "file", tmp_path / "askpass") == {}
+    assert git_environment(credentials, parse_address(str(tmp_path)), tmp_path / "askpass") == {}
     assert git_options(credentials) == ("-c", f"http.sslCAInfo={ca}")
 
 
+def test_the_askpass_program_answers_for_one_host_only(tmp_path: Path) -> None:
+    token, askpass = tmp_path / "token", tmp_path / "askpass"
+    token.write_text("s3cret\n")
+    write_askpass(askpass)
+    environment = dict(git_environment(GitCredentials(token_file=token, username="me"), HTTPS, askpass))
+
+    def ask(question: str) -> str:
+        return subprocess.run([askpass, question], check=False, env=environment, capture_output=True, text=True).stdout
+
+    assert ask("Username for 'https://example.org:8443': ") == "me\n"
+    assert ask("Password for 'https://me@example.org:8443': ") == "s3cret\n"
+    for other in (
+        "example.org",
+        "example.org:84430",
+        "example.org.evil.test:8443",
+        "evil.test",
+        "evil.test/@example.org:8443",
+    ):
+        assert ask(f"Username for 'https://{other}': ") + ask(f"Password for 'https://me@{other}': ") == "", other
+    environment = dict(git_environment(GitCredentials(), HTTPS, askpass, "ghs_1"))
+    assert ask("Username for 'https://example.org:8443': ") == "x-access-token\n"
+    assert ask("Password for 'https://x-access-token@example.org:8443': ") == "ghs_1\n"
+
+
 def test_a_credential_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    for credentials in (Credentials(ca_file=tmp_path / "no.pem"), Credentials(client_key_file=tmp_path)):
+    for credentials in (GitCredentials(ca_file=tmp_path / "no.pem"), GitCredentials(client_key_file=tmp_path)):
         with pytest.raises(Invalid, match=str(tmp_path)):
             git_options(credentials)
