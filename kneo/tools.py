@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kneo.errors import Conflict, Invalid, NotFound
+from kneo.spec.json_schema import find_flaws
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
@@ -46,13 +47,10 @@ class ToolRegistry:
         if not _NAME.fullmatch(definition.name):
             msg = f"{definition.name[:100]!r} cannot name a tool: letters, digits, dots, dashes and underscores can."
             raise Invalid(msg)
-        from jsonschema import Draft202012Validator, SchemaError
-
-        try:
-            Draft202012Validator.check_schema(dict(definition.parameters))
-        except SchemaError as error:
-            msg = f"The parameters of the tool {definition.name} are no JSON Schema: {error.message}"
-            raise Invalid(msg) from error
+        flaws = find_flaws(definition.parameters)
+        if flaws:
+            msg = f"The parameters of the tool {definition.name} are no JSON Schema that can be used. {flaws[0]}"
+            raise Invalid(msg)
         if definition.name in self._tools:
             msg = f"There is a tool {definition.name} already."
             raise Conflict(msg)

@@ -13,7 +13,7 @@ from kneo.spec.models import Gate as DeclaredGate
 from kneo.spec.models import Human
 from kneo.spec.models.human import NOT_HONOURED
 from kneo.state.task import DecisionKind
-from kneo.tasks.forms import check_schema
+from kneo.tasks.forms import check_fields, check_schema
 
 DECISIONS: Mapping[str, tuple[DecisionKind, ...]] = {
     "step": tuple(DecisionKind),
@@ -122,5 +122,6 @@ def _check_form(human: Human, path: str, name: str) -> None:
         raise Invalid(
             msg, code="unsupported_spec", hint="Keep secrets in the environment of the process that runs steps."
         )
+    check_fields(human.fields, f"{name} at {path}")
     if human.answer_schema is not None:
         check_schema(human.answer_schema, f"The schema of {name} at {path}")

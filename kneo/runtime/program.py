@@ -44,6 +44,7 @@ from kneo.spec.models import Step as DeclaredStep
 from kneo.spec.models.asked import AddedGate
 from kneo.spec.rules.around import gates_around, gates_around_agent
 from kneo.spec.rules.view import SpecView
+from kneo.tasks.forms import check_schema
 
 DEFAULT_NAMES = {
     "sequential": "sequential-workflow",
@@ -87,6 +88,7 @@ def compile_program(spec: Spec, target: str) -> Program:
         Invalid: the spec uses something this runtime cannot execute; nothing has run.
     """
     components = spec.components
+    _check_functions(components.functions)
     view = SpecView.of(spec, NOTHING_KNOWN)
     workflow = spec.workflow if target == "workflow" else None
     if workflow is None:
@@ -104,6 +106,13 @@ def compile_program(spec: Spec, target: str) -> Program:
         workflow_name=(workflow.name or DEFAULT_NAMES.get(workflow.type)) if workflow else None,
         workflow_type=workflow.type if workflow else None,
     )
+
+
+def _check_functions(functions: Mapping[str, FunctionComponent]) -> None:
+    for name, function in functions.items():
+        for key, schema in (("input_schema", function.input_schema), ("output_schema", function.output_schema)):
+            if schema is not None:
+                check_schema(schema, f"{key} of the function {name}")
 
 
 class _Compiler:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import date
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from kneo.clock import parse_time
 from kneo.errors import Invalid
+from kneo.spec.json_schema import Schema, SchemaInvalid, Uncheckable, compile_schema, find_flaws
+from kneo.spec.patterns import find_flaw
 
 if TYPE_CHECKING:
-    # A tenth of a second to import, for the few answers that fill in a form.
-    from jsonschema import FormatChecker, ValidationError
+    from jsonschema import ValidationError
 
     from kneo.spec.models.human import AnswerField
-
-Schema = Mapping[str, object]
 
 TYPES: Mapping[str, Schema] = {
     "str": {"type": "string"},
@@ -31,24 +27,6 @@ TYPES: Mapping[str, Schema] = {
 
 MAX_PROBLEMS = 50
 """Problems that one refusal lists."""
-
-
-@cache
-def _formats() -> FormatChecker:
-    from jsonschema import FormatChecker
-
-    known = FormatChecker(formats=())
-    known.checks("date", raises=ValueError)(_is_date)
-    known.checks("date-time", raises=Invalid)(_is_time)
-    return known
-
-
-def _is_date(value: object) -> bool:
-    return not isinstance(value, str) or bool(date.fromisoformat(value))
-
-
-def _is_time(value: object) -> bool:
-    return not isinstance(value, str) or bool(parse_time(value))
 
 
 def schema_of(fields: Sequence[AnswerField]) -> Schema:
@@ -77,32 +55,28 @@ def _property(field: AnswerField) -> Schema:
 
 
 def check_schema(schema: Schema, where: str) -> None:
-    """Check a schema that somebody wrote by hand.
+    """Check that a JSON Schema can be used.
 
     Raises:
-        Invalid: ``spec_invalid``: it is none, or it refers to another document.
+        Invalid: ``spec_invalid``: it is none, refers to another document or without end, or is too large or costly.
     """
-    from jsonschema import Draft202012Validator, SchemaError
-
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        msg = f"{where} is not a JSON Schema at {error.json_path}: {error.message[:300]}"
-        raise Invalid(msg, code="spec_invalid") from error
-    if any(not reference.startswith("#") for reference in _references(schema)):
-        msg = f"{where} refers to another document; a schema here stands alone."
-        raise Invalid(msg, code="spec_invalid", hint="Put what it refers to under $defs.")
+    flaws = find_flaws(schema)
+    if flaws:
+        msg = f"{where} cannot be used. {flaws[0]}"
+        raise Invalid(msg, code="spec_invalid", hint="kneo spec lint shows every finding.")
 
 
-def _references(part: object) -> Iterable[str]:
-    if isinstance(part, Mapping):
-        if isinstance(part.get("$ref"), str):
-            yield part["$ref"]
-        for inner in part.values():
-            yield from _references(inner)
-    elif isinstance(part, list | tuple):
-        for inner in part:
-            yield from _references(inner)
+def check_fields(fields: Sequence[AnswerField], where: str) -> None:
+    """Check that the patterns of fields can be used.
+
+    Raises:
+        Invalid: ``spec_invalid``.
+    """
+    for field in fields:
+        flaw = find_flaw(field.pattern) if field.pattern is not None else None
+        if flaw is not None:
+            msg = f"{where} cannot use the pattern of {field.name}. {flaw.reason}"
+            raise Invalid(msg, code="spec_invalid", hint="kneo spec lint shows every finding.")
 
 
 def filled(schema: Schema, values: Mapping[str, object]) -> dict[str, object]:
@@ -116,21 +90,13 @@ def filled(schema: Schema, values: Mapping[str, object]) -> dict[str, object]:
 
 
 def problems(schema: Schema, value: object) -> list[dict[str, object]]:
-    """Say what does not fit: where, and which rule. Nothing of the value itself."""
-    from jsonschema import Draft202012Validator
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-
-    validator = Draft202012Validator(dict(schema), format_checker=_formats(), registry=Registry())
-    found = []
+    """Return what does not fit: where, and which rule. Nothing of the value itself."""
     try:
-        for error in validator.iter_errors(value):
-            found.append(_problem(error))
-            if len(found) == MAX_PROBLEMS:
-                break
-    except Unresolvable:
-        found.append({"field": "", "rule": "$ref", "message": "the schema refers to something it does not have"})
-    return found
+        return [_problem(error) for error in compile_schema(schema).errors(value, MAX_PROBLEMS)]
+    except Uncheckable as error:
+        return [{"field": "", "rule": "", "message": f"cannot be checked: {error}"}]
+    except SchemaInvalid as error:
+        return [{"field": "", "rule": "", "message": f"cannot be checked, its schema cannot be used: {error}"[:500]}]
 
 
 def _problem(error: ValidationError) -> dict[str, object]:

@@ -13,7 +13,7 @@ SERVING = {"fastapi", "uvicorn", "kneo.service.app"}
 FOLLOWING = {"controller", "watchdog"}
 EXECUTING = {"kneo.runtime.advance", "kneo.runtime.decide", "kneo.runtime.start"}
 SPECS = {"kneo.spec.models", "kneo.spec.rules"}
-RARELY = {"alembic", "git", "httpx", "jsonschema", "rich"}
+RARELY = {"alembic", "git", "httpx", "jsonschema", "re2", "rich"}
 
 LOOKING = (
     ["runs", "list", "--json"],

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kneo.runtime.interpret.waits import Given, Wanted
+from kneo.tasks.forms import check_schema
 
 
 class Cancelled(Exception):
@@ -128,9 +129,12 @@ def answer_to(wanted: Wanted, answers: Sequence[Given]) -> object:
     Raises:
         Waiting: nothing yet.
         Declined: somebody would not.
+        Invalid: ``spec_invalid``: no answer could be checked against its schema.
     """
     found = answers[wanted.index] if wanted.index < len(answers) else None
     if found is None or found.question != wanted.digest:
+        if wanted.schema is not None:
+            check_schema(wanted.schema, f"The schema of the answer to {wanted.prompt[:200]!r}")
         raise Waiting(wanted)
     if found.declined:
         raise Declined(found.reason or f"Nobody gives an answer to: {wanted.prompt[:200]}")

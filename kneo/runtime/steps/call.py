@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kneo.errors import Invalid
 from kneo.runtime.code import Code
 from kneo.runtime.steps.base import StepContext
+from kneo.spec.json_schema import Schema, SchemaInvalid, Uncheckable, compile_schema
 
 MAX_OUTPUT_CHARS = 1_000_000
 """What a function may return; more would have to be stored with every later step."""
-
-Schema = Mapping[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +79,14 @@ def _seen(text: str, schema: Schema) -> object:
 
 
 def _check(value: object, schema: Schema, what: str, code: str) -> None:
-    from jsonschema import Draft202012Validator  # only calls with a schema need it
-
-    error = next(iter(Draft202012Validator(dict(schema)).iter_errors(value)), None)
-    if error is not None:
-        msg = f"What the function {what} does not fit its schema at {error.json_path}: {error.message[:300]}"
+    try:
+        errors = compile_schema(schema).errors(value, limit=1)
+    except SchemaInvalid as error:
+        msg = f"What the function {what} cannot be checked, because its schema cannot be used. {error}"
+        raise Invalid(msg, code=code) from error
+    except Uncheckable as error:
+        msg = f"What the function {what} cannot be checked against its schema: {error}."
+        raise Invalid(msg, code=code) from error
+    for wrong in errors:
+        msg = f"What the function {what} does not fit its schema at {wrong.json_path}: {wrong.message[:300]}"
         raise Invalid(msg, code=code)

@@ -25,6 +25,7 @@ from kneo.spec.rules.humans import humans
 from kneo.spec.rules.imports import implementations
 from kneo.spec.rules.mcp import mcp
 from kneo.spec.rules.references import step_references
+from kneo.spec.rules.schemas import json_schemas
 from kneo.spec.rules.secrets import inline_secrets
 from kneo.spec.rules.tools import skill_selections, tool_backings, tool_selections
 from kneo.spec.rules.view import SpecView
@@ -50,6 +51,7 @@ RULES: tuple[Rule, ...] = (
     workflow_agents,
     mcp,
     implementations,
+    json_schemas,
     inline_secrets,
     build_cycles,
     coverage,

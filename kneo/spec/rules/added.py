@@ -12,6 +12,7 @@ from kneo.spec.models.asked import AddedGate, AddedPosition, Match
 from kneo.spec.models.human import NOT_HONOURED
 from kneo.spec.rules.gates import DECISIONS
 from kneo.spec.rules.places import DEFAULT_HUMAN, in_force, named_human
+from kneo.spec.rules.schemas import form_findings
 from kneo.spec.rules.strength import UNSIGNED_HINT, judge_gate, unsigned_silence
 from kneo.spec.words import suggest
 
@@ -62,6 +63,8 @@ def added_problems(
         humans: Whom they may ask.
         people: Who is who there.
     """
+    for name, human in humans.items():
+        yield from form_findings(human, ("spec", "humans", name))
     everybody = list(people)
     groups = {name for person in everybody for name in person.groups}
     roles = {name for person in everybody for name in person.roles}
@@ -85,6 +88,9 @@ def added_problems(
                 message = f"The gate {one.name} asks {gate.human}, whom this environment does not declare."
                 yield error(CODE, message, (*at, "human"), suggestion=hint)
                 continue
+            yield from form_findings(gate, at)
+            if isinstance(gate.human, Human):
+                yield from form_findings(gate.human, (*at, "human"))
             yield from _where(one, place, at)
             yield from _what(gate, place, humans, at)
             yield from _who(in_force(gate, _known(humans)), groups, roles, at)

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from kneo.spec.diagnostics import Diagnostic, error, warning
 from kneo.spec.document import Path
 from kneo.spec.models import Agent
-from kneo.spec.rules.ambiguity import components
 from kneo.spec.rules.around import gates_around, gates_around_agent
+from kneo.spec.rules.components import components
 from kneo.spec.rules.cycles import ROOT, Part, dependencies
 from kneo.spec.rules.exposure import Call, Exposure, exposure, function_call
 from kneo.spec.rules.view import SpecView, WorkflowAt

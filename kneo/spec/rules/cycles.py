@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from kneo.spec.diagnostics import Diagnostic, error
 from kneo.spec.models import Agent, LeafStep
-from kneo.spec.rules.ambiguity import components
+from kneo.spec.rules.components import components
 from kneo.spec.rules.view import SpecView
 
 ROOT = ("agent", "")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from kneo.spec.diagnostics import Diagnostic, error, warning
 from kneo.spec.document import Path
 from kneo.spec.models import Guardrail
-from kneo.spec.rules.regex import Patterns
+from kneo.spec.patterns import find_flaw
 from kneo.spec.rules.view import SpecView
 
 TYPES = ("keyword", "regex", "function", "agent")
@@ -20,6 +20,8 @@ ACTIONS = {
     "workflow": (*_ALWAYS, "revise", "redact"),
 }
 """What a guardrail can do at each stage."""
+
+LINEAR_HINT = "Write it without look-arounds, back references and atomic groups, and repeat at most 1000 times: the syntax of RE2."
 
 
 def guardrails(view: SpecView) -> Iterator[Diagnostic]:
@@ -58,7 +60,7 @@ def _manner(item: Guardrail, stage: str, path: Path) -> Iterator[Diagnostic]:
 def _content(view: SpecView, item: Guardrail, path: Path) -> Iterator[Diagnostic]:
     match item.type:
         case "regex":
-            yield from _patterns(view.patterns, item, path)
+            yield from _patterns(item, path)
         case "keyword":
             yield from _texts(item, "keywords", path)
         case "function":
@@ -90,23 +92,20 @@ def _texts(item: Guardrail, key: str, path: Path) -> Iterator[Diagnostic]:
         yield error("E_GUARDRAIL_CONFIG", f"config.{key} must be a list of texts, none of them empty.", path)
 
 
-def _patterns(patterns: Patterns, item: Guardrail, path: Path) -> Iterator[Diagnostic]:
+def _patterns(item: Guardrail, path: Path) -> Iterator[Diagnostic]:
     given = item.config.get("patterns")
     yield from _texts(item, "patterns", path)
     for index, pattern in enumerate(given if isinstance(given, list) else ()):
         if isinstance(pattern, str):
-            at = (*path, "config", "patterns", index)
-            yield from pattern_findings(patterns, pattern, at, "E_GUARDRAIL_REGEX")
+            yield from pattern_findings(pattern, (*path, "config", "patterns", index), "E_GUARDRAIL_REGEX")
 
 
-def pattern_findings(patterns: Patterns, pattern: str, path: Path, code: str) -> Iterator[Diagnostic]:
-    """Say what is wrong with a regular expression; ``code`` gets the ending ``_UNSAFE`` where it is merely slow."""
-    flaw = patterns.flaw(pattern)
+def pattern_findings(pattern: str, path: Path, code: str) -> Iterator[Diagnostic]:
+    """Report a pattern that cannot be used; ``code`` gets the ending ``_UNSAFE`` where it takes another engine."""
+    flaw = find_flaw(pattern)
     if flaw is None:
         return
-    if flaw.slow:
-        message = f"{flaw.reason} Some texts would keep it busy for good."
-        hint = "Let each text be read in one way only: no repetition inside a repetition that can trade characters."
-        yield error(f"{code}_UNSAFE", message, path, suggestion=hint)
+    if flaw.unsupported:
+        yield error(f"{code}_UNSAFE", flaw.reason, path, suggestion=LINEAR_HINT)
     else:
         yield error(code, flaw.reason, path)

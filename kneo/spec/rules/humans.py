@@ -8,8 +8,8 @@ from kneo.spec.diagnostics import Diagnostic, error, warning
 from kneo.spec.document import Path
 from kneo.spec.models import Gate, Human
 from kneo.spec.models.human import NOT_HONOURED
-from kneo.spec.rules.guardrails import pattern_findings
 from kneo.spec.rules.places import GateAt, gates_of, in_force, named_human, rejection_at
+from kneo.spec.rules.schemas import form_findings
 from kneo.spec.rules.strength import UNSIGNED_HINT, unsigned_silence
 from kneo.spec.rules.view import SpecView
 
@@ -18,16 +18,16 @@ def humans(view: SpecView) -> Iterator[Diagnostic]:
     """What somebody is asked can be answered."""
     for name, human in view.spec.components.humans.items():
         path: Path = ("components", "humans", name)
-        yield from _human(view, human, path)
+        yield from _human(human, path)
         yield from _unsigned(human, "stop", path)
     for at in gates_of(view):
         yield from _unsigned_at(view, at)
-        yield from _human(view, at.gate, at.path, at)
+        yield from _human(at.gate, at.path, at)
         if isinstance(at.gate.human, Human):
-            yield from _human(view, at.gate.human, (*at.path, "human"), at)
+            yield from _human(at.gate.human, (*at.path, "human"), at)
 
 
-def _human(view: SpecView, human: Human, path: Path, gate: GateAt | None = None) -> Iterator[Diagnostic]:
+def _human(human: Human, path: Path, gate: GateAt | None = None) -> Iterator[Diagnostic]:
     yield from _options(human, path, gate)
     if human.response_role == "system":
         message = "The answer would speak to the model with the authority of its instructions."
@@ -46,9 +46,7 @@ def _human(view: SpecView, human: Human, path: Path, gate: GateAt | None = None)
             message = f"{field.name} is secret, and what people fill in is kept: a run that waits has to find it again."
             hint = "Ask for the name of a secret, and keep its value in the environment of the process that runs steps."
             yield error("E_HUMAN_FIELD_SECRET", message, (*path, "fields", index, "secret"), suggestion=hint)
-        if field.pattern is not None:
-            at = (*path, "fields", index, "pattern")
-            yield from pattern_findings(view.patterns, field.pattern, at, "E_HUMAN_FIELD_REGEX")
+    yield from form_findings(human, path)
 
 
 def _unsigned(human: Human, default_reject: str, path: Path) -> Iterator[Diagnostic]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 from kneo.spec.diagnostics import Diagnostic, error, warning
 from kneo.spec.models import LeafStep, RouterStep
-from kneo.spec.rules.ambiguity import components
+from kneo.spec.rules.components import components
 from kneo.spec.rules.view import Block, SpecView, StepAt
 
 _KIND_CODES = {

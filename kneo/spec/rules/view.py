@@ -30,7 +30,6 @@ from kneo.spec.models import (
     Workflow,
 )
 from kneo.spec.models import ConcurrentWorkflow as Concurrent
-from kneo.spec.rules.regex import Patterns
 from kneo.spec.words import suggest
 
 Role: TypeAlias = Literal["step", "node", "participant"]
@@ -124,7 +123,6 @@ class SpecView:
     blocks: tuple[Block, ...]
     steps: tuple[StepAt, ...]
     hints: Hints = field(default_factory=Hints, compare=False)
-    patterns: Patterns = field(default_factory=Patterns, compare=False)
 
     @classmethod
     def of(cls, spec: Spec, context: RuleContext) -> SpecView:

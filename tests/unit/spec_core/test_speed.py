@@ -70,6 +70,7 @@ def test_checking_imports_nothing_heavy():
         "alembic",
         "rich",
         "jsonschema",
+        "re2",
         "asyncio",
     }
     assert heavy.isdisjoint(loaded)

@@ -1,53 +1,11 @@
-"""Whether an automaton has a loop that reads the same text in two ways: exponential backtracking."""
+"""Strongly connected components of a graph: which of its nodes lead back to themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from kneo.spec.rules.automaton import MANY, Automaton, Budget, Ways
-
 Node = TypeVar("Node")
-Pair = tuple[int, int]
-
-
-def ambiguous_loop(automaton: Automaton, budget: Budget) -> bool:
-    """Tell whether some state can come back to itself over one text in two ways.
-
-    Two copies of the automaton read together. They do so in two ways when they part and meet again: when a round of
-    the pairs passes both through one state and through two different ones.
-
-    Raises:
-        TooLarge: the budget is spent.
-    """
-    loops = _loops(automaton)
-    if any(count >= MANY for ways in loops.values() for count in ways.values()):
-        return True
-
-    def together(pair: Pair) -> Iterator[Pair]:
-        for first in loops[pair[0]]:
-            for second in loops[pair[1]]:
-                budget.spend()
-                if automaton.reads[first] & automaton.reads[second]:
-                    yield (first, second) if first <= second else (second, first)
-
-    for pairs in components([(state, state) for state in loops], together):
-        met = [one == two for one, two in pairs]
-        if any(met) and not all(met):
-            return True
-    return False
-
-
-def _loops(automaton: Automaton) -> dict[int, Ways]:
-    """Return the states that can come back to themselves, with the ways that stay within such a round."""
-    kept: dict[int, Ways] = {}
-    ways = automaton.ways
-    for members in components(range(len(ways)), lambda state: ways[state]):
-        if len(members) > 1 or members[0] in ways[members[0]]:
-            inside = set(members)
-            for state in members:
-                kept[state] = {target: count for target, count in ways[state].items() if target in inside}
-    return kept
 
 
 def components(starts: Iterable[Node], after: Callable[[Node], Iterable[Node]]) -> Iterator[list[Node]]:
