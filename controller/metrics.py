@@ -9,6 +9,7 @@ MINUTE, HOUR, DAY = 60, 3_600, 86_400
 RECONCILE_SECONDS = Histogram("kneo_reconcile_duration_seconds", "How long a look took, by what it was.", ["loop"])
 RECONCILES = Counter("kneo_reconcile_total", "Looks by how they ended.", ["result"])
 GIT_REQUESTS = Counter("kneo_git_requests_total", "Questions to the repository's host.", ["op", "result"])
+MIRROR_REBUILT = Counter("kneo_mirror_rebuilt", "Damaged mirrors that were made again.")
 FETCH_BYTES = Counter("kneo_git_fetch_bytes", "Bytes of objects that fetches brought.")
 LAST_SUCCESS = Gauge("kneo_source_last_success_timestamp", "When the repository was last looked at, Unix time.")
 HOOKS_MISSED = Counter("kneo_webhook_missed", "Commits that an interval found and no webhook had told of.")

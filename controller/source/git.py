@@ -58,8 +58,27 @@ _NO_TRANSPORT = "none"
 
 _REFUSED_LOGIN = re.compile(rb"Authentication failed|could not read Username|returned error: 40[13]")
 _BAD_OBJECT = re.compile(r"fsck error|^error: object [0-9a-f]{40,64}: \w+:", re.MULTILINE)
+_DAMAGE = re.compile(
+    r"not a git repository: |bad config|bad object|bad tree object|reference broken|bad ref|unexpected line in .*refs"
+    r"|index-pack failed|invalid index-pack output|unpack-objects failed|did not send all necessary objects"
+    r"|packfile .* (cannot|is)|is corrupt|object file .* is empty|inflate: |Could not read [0-9a-f]{40}"
+    r"|unable to read (tree|sha1 file|[0-9a-f]{40})|missing (commit|tree|blob)|index file .* (is too small|corrupt)"
+)
+"""What git complains about when the repository it works on is broken, beside naming a file of it. A host that is broken may
+say the same."""
+
+_NOT_DAMAGE = re.compile(
+    r"early EOF|unexpected disconnect|RPC failed|hung up|No space left|[Dd]isk quota|File too large|Too many open files"
+    r"|Cannot allocate memory|out of memory"
+)
+"""What may make git complain so although the mirror is intact."""
+
 _POLL_BYTES = 65_536
 _MESSAGE_CHARS = 300
+
+
+class MirrorDamaged(Transient):
+    """The mirror on this machine is broken: what git says is about our copy, not about the host."""
 
 
 class Tokens(Protocol):
@@ -101,6 +120,7 @@ class Git:
 
         Raises:
             Transient: ``FetchFailed``: the host did not answer, or not with what was asked for.
+            MirrorDamaged: git cannot work on the mirror.
             Invalid: ``UnsafeTree``: what it sent is not well formed; ``LimitExceeded``: it is too much.
         """
         protocol = self.address.protocol
@@ -131,14 +151,16 @@ class Git:
         """Run a command that only reads or writes the mirror.
 
         Raises:
-            Transient: ``FetchFailed``: git failed, which a mirror of ours should not make it do.
+            MirrorDamaged: git failed, which an intact mirror never makes it do.
+            Transient: ``FetchFailed``: git did not end in time, or there is no space.
             Invalid: ``LimitExceeded``: it said more than allowed.
         """
         options = (*_options(_HARDENED), *arguments)
         result = self._run(options, _local_environment(), stdin, self.limits.read_seconds, max_output)
         if result.status not in accept:
             msg = f"git {arguments[0]} failed on the mirror of {redact(self.address.url)}: {_last_line(result.stderr)}"
-            raise Transient(msg, code="FetchFailed")
+            kind = Transient if _NOT_DAMAGE.search(result.stderr.decode(errors="replace")) else MirrorDamaged
+            raise kind(msg, code="FetchFailed")
         return result
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
@@ -182,6 +204,8 @@ class Git:
         if _BAD_OBJECT.search(stderr):
             msg = f"{what} The repository holds an object that is not well formed."
             return Invalid(msg, code="UnsafeTree", hint="git fsck --strict in a clone says which, and since when.")
+        if (_DAMAGE.search(stderr) or f"{self.mirror}/" in stderr) and not _NOT_DAMAGE.search(stderr):
+            return MirrorDamaged(what, code="FetchFailed")
         return Transient(what, code="FetchFailed", hint=_hint(stderr))
 
 

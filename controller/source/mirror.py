@@ -10,22 +10,31 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from controller import metrics
 from controller.source.address import Address, parse_address, redact
 from controller.source.commit import ID, Commit, parse_commit
-from controller.source.credentials import write_askpass
-from controller.source.git import Git, Tokens, check_version
+from controller.source.credentials import ASKPASS, write_askpass
+from controller.source.git import Git, MirrorDamaged, Tokens, check_version
 from controller.source.limits import SourceLimits
 from controller.source.objects import ObjectReader
 from controller.source.refs import check_ref, full_ref, short_ref
 from controller.source.snapshot import Blob, SourceSnapshot
 from controller.source.tree import FOLDERS, Folder, all_files, our_folders, read_folders, too_large
+from kneo.clock import Clock, SystemClock, isoformat, parse_time
 from kneo.errors import Conflict, Invalid, Transient
 from kneo.settings import GitCredentials
+
+log = logging.getLogger("kneo.controller")
+
+T = TypeVar("T")
 
 CANDIDATE = "refs/kneo/candidate"
 PEEKED = "refs/kneo/peeked"
@@ -35,6 +44,9 @@ KEEP = "refs/kneo/keep/"
 _REMOTE = "source"
 _COMMIT_BYTES = 1_048_576
 _TREE_BYTES = 67_108_864
+
+REBUILD_EVERY = timedelta(hours=1)
+"""A mirror that is damaged is made again once in so long: fetching everything is the host's work, too."""
 
 PACKS = 50
 """From so many packs on, ``maintain`` makes one of them. Every fetch that brings something adds one."""
@@ -57,6 +69,7 @@ class Mirror:
         folder: Where mirrors are kept; each repository has its own folder in it.
         credentials: How to log in to its host.
         limits: How much is taken in.
+        clock: Says what time it is.
 
     Raises:
         Invalid: the address or the ref is not one we use.
@@ -69,6 +82,7 @@ class Mirror:
         folder: Path,
         credentials: GitCredentials | None = None,
         limits: SourceLimits | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.address: Address = parse_address(url)
         self.ref = short_ref(check_ref(ref))
@@ -88,6 +102,9 @@ class Mirror:
         )
         self._objects = ObjectReader(self._git)
         self._known: dict[str, Folder] = {}
+        self._clock = clock or SystemClock()
+        self._marked = self._folder / "damaged"
+        """There when a use of the mirror failed in a way that an intact mirror does not, in this process or another."""
 
     def poll(self) -> str:
         """Ask the host which commit the ref names now. Touches nothing; the cheap half of an idle loop.
@@ -95,9 +112,9 @@ class Mirror:
         Raises:
             Transient: ``FetchFailed``: the host did not answer, or has no such ref.
         """
-        self._prepare()
         full = full_ref(self.ref)
-        said = self._git.remote("ls-remote", "--quiet", "--", self.address.url, full, seconds=self.limits.poll_seconds)
+        with self._lock():
+            said = self._repairing(lambda: self._ask_host(full))
         for line in said.decode("ascii", "replace").splitlines():
             commit, _, name = line.partition("\t")
             if name == full and ID.fullmatch(commit):
@@ -121,17 +138,23 @@ class Mirror:
             Invalid: ``HistoryRewritten``, ``LimitExceeded``, ``UnsafeTree``.
         """
         with self._lock():
-            # (1)
-            self._bring(full_ref(self.ref), CANDIDATE)
-            commit = self._head(CANDIDATE)
-            if commit is None:
-                raise self._no_commit(self.ref)
-            # (2)
-            accepted = self._head(ACCEPTED)
-            for old in {base, accepted.id if accepted else None} - {None}:
-                self._check_descends(str(old), commit, rewrite)
-            # (3)
-            return self._look(commit, self.ref)
+            return self._repairing(lambda: self._fetch(base, rewrite))
+
+    def _fetch(self, base: str | None, rewrite: Rewrite | None) -> SourceSnapshot:
+        # (1)
+        self._bring(full_ref(self.ref), CANDIDATE)
+        commit = self._head(CANDIDATE)
+        if commit is None:
+            raise self._no_commit(self.ref)
+        # (2)
+        accepted = self._head(ACCEPTED)
+        if accepted is None and (self.path / ACCEPTED).is_file():
+            msg = f"The mirror of {redact(self.address.url)} no longer has the commit that was accepted."
+            raise MirrorDamaged(msg, code="FetchFailed")
+        for old in {base, accepted.id if accepted else None} - {None}:
+            self._check_descends(str(old), commit, rewrite)
+        # (3)
+        return self._look(commit, self.ref)
 
     def peek(self, ref: str) -> SourceSnapshot:
         """Look at another ref, or at a commit id where the host allows it, and accept nothing. For plans.
@@ -142,11 +165,14 @@ class Mirror:
         """
         wanted = ref if ID.fullmatch(ref) else full_ref(short_ref(check_ref(ref)))
         with self._lock():
-            self._bring(wanted, PEEKED)
-            commit = self._head(PEEKED)
-            if commit is None:
-                raise self._no_commit(wanted)
-            return self._look(commit, short_ref(wanted))
+            return self._repairing(lambda: self._peek(wanted))
+
+    def _peek(self, wanted: str) -> SourceSnapshot:
+        self._bring(wanted, PEEKED)
+        commit = self._head(PEEKED)
+        if commit is None:
+            raise self._no_commit(wanted)
+        return self._look(commit, short_ref(wanted))
 
     def accept(self, snapshot: SourceSnapshot, *, rewrite: Rewrite | None = None) -> None:
         """Make a fetched snapshot the accepted one.
@@ -154,8 +180,9 @@ class Mirror:
         Raises:
             Invalid: ``HistoryRewritten``: it does not descend from what is accepted now.
             Conflict: somebody else moved the accepted ref meanwhile.
+            Transient: ``FetchFailed``: the mirror is damaged; the next fetch makes it again.
         """
-        with self._lock():
+        with self._lock(), self._noticing_damage():
             accepted = self._head(ACCEPTED)
             if accepted is not None and accepted.id == snapshot.commit:
                 return
@@ -166,6 +193,9 @@ class Mirror:
                 f"update {ACCEPTED} {snapshot.commit} {before}\nupdate {KEEP}{snapshot.commit} {snapshot.commit}\n"
             )
             if self._git.local("update-ref", "--stdin", stdin=commands.encode(), accept=(0, 128)).status != 0:
+                if (self._head(ACCEPTED) or accepted) == accepted:
+                    msg = f"The mirror of {redact(self.address.url)} takes no accepted commit."
+                    raise MirrorDamaged(msg, code="FetchFailed")
                 msg = f"The mirror of {redact(self.address.url)} moved while {snapshot.revision} was being accepted."
                 raise Conflict(msg, code="mirror_moved", hint="Fetch again.")
 
@@ -173,7 +203,7 @@ class Mirror:
         """Return the accepted snapshot, or None when nothing was accepted yet. Needs no network."""
         if not self.path.is_dir():
             return None
-        with self._lock():
+        with self._lock(), self._noticing_damage():
             head = self._head(ACCEPTED)
             return self._look(head, self.ref) if head else None
 
@@ -184,21 +214,22 @@ class Mirror:
             Invalid: ``LimitExceeded``: they are too many.
         """
         span = f"{old}..{new}"
-        said = self._git.local(
-            "rev-list", "--first-parent", f"--max-count={self.limits.commits + 1}", span, "--"
-        ).stdout
-        ids = said.decode("ascii").split()
-        if len(ids) > self.limits.commits:
-            msg = f"{self.ref} grew by more than {self.limits.commits} commits at once."
-            raise Invalid(msg, code="LimitExceeded", hint="Push them in parts.", new=new)
-        found = self._objects.read("commit", ids, _COMMIT_BYTES * 16)
+        with self._noticing_damage():
+            said = self._git.local(
+                "rev-list", "--first-parent", f"--max-count={self.limits.commits + 1}", span, "--"
+            ).stdout
+            ids = said.decode("ascii").split()
+            if len(ids) > self.limits.commits:
+                msg = f"{self.ref} grew by more than {self.limits.commits} commits at once."
+                raise Invalid(msg, code="LimitExceeded", hint="Push them in parts.", new=new)
+            found = self._objects.read("commit", ids, _COMMIT_BYTES * 16)
         return [parse_commit(commit, item.content) for commit, item in zip(ids, found, strict=True)]
 
     def maintain(self) -> bool:
         """Make one pack of many, when there are many. Say whether something was done."""
         if len(self._packs()) < PACKS:
             return False
-        with self._lock():
+        with self._lock(), self._noticing_damage():
             self._git.local("pack-refs", "--all")
             self._git.local("repack", "-a", "-d", "-q")
             self._objects.close()
@@ -219,7 +250,8 @@ class Mirror:
         if total > self.limits.read_bytes:
             msg = f"{total} bytes are too many to read at once; the limit is {self.limits.read_bytes}."
             raise Invalid(msg, code="LimitExceeded")
-        return [found.content for found in self._objects.read("blob", [blob.id for blob in blobs], total)]
+        with self._noticing_damage():
+            return [found.content for found in self._objects.read("blob", [blob.id for blob in blobs], total)]
 
     def trees(self, ids: Sequence[str]) -> list[bytes]:
         """Return tree objects as they are stored, in order."""
@@ -228,6 +260,73 @@ class Mirror:
     def sizes(self, ids: Sequence[str]) -> list[int]:
         """Return the sizes of blobs, in order."""
         return self._objects.sizes(ids)
+
+    def _ask_host(self, full: str) -> bytes:
+        self._prepare()
+        return self._git.remote("ls-remote", "--quiet", "--", self.address.url, full, seconds=self.limits.poll_seconds)
+
+    def _repairing(self, act: Callable[[], T]) -> T:
+        """Do something on the mirror under its lock; make a damaged mirror again, and do it once more."""
+        if self._marked.exists() and self._may_rebuild():
+            self._rebuild("an earlier use of it failed")
+        try:
+            with self._noticing_damage():
+                return act()
+        except MirrorDamaged as error:
+            if not self._may_rebuild():
+                raise
+            self._rebuild(str(error))
+            with self._noticing_damage():
+                return act()
+
+    @contextlib.contextmanager
+    def _noticing_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except MirrorDamaged:
+            with contextlib.suppress(OSError):
+                self._marked.touch()
+            raise
+
+    def _may_rebuild(self) -> bool:
+        """Say whether the last rebuilding, by whichever process, is long enough ago."""
+        try:
+            last = parse_time((self._folder / "rebuilt").read_text(encoding="ascii"))
+        except (OSError, ValueError, Invalid):
+            return True
+        return abs(self._clock.now() - last) >= REBUILD_EVERY
+
+    def _ask_elsewhere(self) -> None:
+        """Ask the host something, away from the mirror.
+
+        Raises:
+            Transient: ``FetchFailed``: it does not answer.
+        """
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        away = replace(self._git, mirror=self._folder)
+        away.remote("ls-remote", "--quiet", "--", self.address.url, "HEAD", seconds=self.limits.poll_seconds)
+
+    def _rebuild(self, why: str) -> None:
+        """Put the mirror aside and begin an empty one. What was accepted is in the registry too, and is still compared.
+
+        Raises:
+            Transient: ``FetchFailed``: the host is away, so that nothing could be fetched, or the disk refuses.
+        """
+        self._ask_elsewhere()
+        aside = self.path.with_suffix(".damaged")
+        self._objects.close()
+        self._known = {}
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            if self.path.exists():
+                self.path.rename(aside)
+            self._marked.unlink(missing_ok=True)
+            (self._folder / "rebuilt").write_text(isoformat(self._clock.now()), encoding="ascii")
+        except OSError as error:
+            msg = f"The mirror of {redact(self.address.url)} is damaged and cannot be put aside: {error.strerror}."
+            raise Transient(msg, code="FetchFailed", hint=f"Remove {self.path}; it is made again.") from error
+        metrics.MIRROR_REBUILT.inc()
+        log.warning("a damaged mirror is made again: %s", why, extra={"event": "mirror_rebuilt", "aside": str(aside)})
 
     def _bring(self, wanted: str, into: str) -> None:
         self._prepare()
@@ -302,7 +401,7 @@ class Mirror:
         except Transient:
             # Of a file that the filter left out git cannot say how large it is, and stops.
             missing = self._missing(commit.tree)
-            if missing is None:
+            if missing is None or self._had(missing, commit.tree):
                 raise
             raise too_large(missing, self.limits) from None
         self._known = folders
@@ -319,26 +418,42 @@ class Mirror:
                 return path.decode("ascii", "backslashreplace")
         return None
 
+    def _had(self, path: str, tree: str) -> bool:
+        """Say whether the accepted commit has the same file, so that the mirror had it once."""
+        accepted = self._head(ACCEPTED)
+        if accepted is None:
+            return False
+        both = [self._git.local("ls-tree", each, "--", path).stdout for each in (tree, accepted.tree)]
+        return both[0] == both[1]
+
     def _prepare(self) -> None:
-        """Make the mirror and the files beside it, once."""
-        if (self.path / "HEAD").is_file() and (self._folder / "gitconfig").is_file():
+        """Make the mirror and the files beside it, where they are not."""
+        config, askpass = self._folder / "gitconfig", self._folder / "askpass"
+        if not _holds(askpass, ASKPASS):
+            write_askpass(askpass)
+        if not _holds(config, _global_config(self.address)):
+            config.write_text(_global_config(self.address), encoding="utf-8")
+        if (self.path / "HEAD").is_file():
             return
         self._objects.close()
-        self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path.mkdir(mode=0o700, exist_ok=True)
-        self._folder.mkdir(mode=0o700, exist_ok=True)
         check_version(self._git.local("version").stdout)
-        write_askpass(self._folder / "askpass")
         self._git.local("init", "--bare", "--quiet", "--template=", "--initial-branch=main")
-        (self._folder / "gitconfig").write_text(_global_config(self.address), encoding="utf-8")
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         """Let one process at a time work on the mirror. Every command inside is bounded, so waiting for it is too."""
-        self._prepare()
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self._folder / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _holds(file: Path, text: str) -> bool:
+    try:
+        return file.read_text(encoding="utf-8") == text
+    except (OSError, ValueError):
+        return False
 
 
 def app_tokens(credentials: GitCredentials, address: Address, *, write: bool = False) -> Tokens | None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from controller.source.address import redact
-from controller.source.git import Git
+from controller.source.git import Git, MirrorDamaged
 from kneo.clock import monotonic
 from kneo.errors import Invalid, Transient
 
@@ -32,7 +32,11 @@ class Found:
 
 
 class _Ended(Exception):
-    """The process said something else than an answer, or nothing in time."""
+    """The process said something else than an answer."""
+
+
+class _Late(Exception):
+    """The process said nothing in time."""
 
 
 class ObjectReader:
@@ -47,7 +51,8 @@ class ObjectReader:
         """Return objects of one kind with their content, in order.
 
         Raises:
-            Transient: ``FetchFailed``: the mirror lacks one, or has something else under its name.
+            MirrorDamaged: the mirror lacks one, or has something else under its name.
+            Transient: ``FetchFailed``: git did not answer in time.
             Invalid: ``LimitExceeded``: together they are larger than allowed.
         """
         found = self._ask("contents", names, max_bytes)
@@ -57,7 +62,8 @@ class ObjectReader:
         """Return the sizes of blobs, in order.
 
         Raises:
-            Transient: ``FetchFailed``: the mirror lacks one, as it does one that was too large to be fetched.
+            MirrorDamaged: the mirror lacks one, as it does one that was too large to be fetched.
+            Transient: ``FetchFailed``: git did not answer in time.
         """
         found = self._ask("info", ids, 0)
         return [self._expect(item, "blob", oid).size for item, oid in zip(found, ids, strict=True)]
@@ -80,6 +86,10 @@ class ObjectReader:
                 self._talk = _Talk(self._git)
             try:
                 return self._talk.ask(command, names, max_bytes)
+            except _Late as error:
+                self._stop()
+                msg = f"The mirror of {redact(self._git.address.url)} was not read: {error}."
+                raise Transient(msg, code="FetchFailed") from error
             except (_Ended, OSError) as error:
                 self._stop()
                 raise self._lacks(f"one of {len(names)} objects", str(error)) from error
@@ -98,9 +108,9 @@ class ObjectReader:
             raise self._lacks(f"the {kind} {name}", "it has something else, or nothing, under that name")
         return item
 
-    def _lacks(self, what: str, why: str) -> Transient:
+    def _lacks(self, what: str, why: str) -> MirrorDamaged:
         msg = f"The mirror of {redact(self._git.address.url)} lacks {what}: {why}."
-        return Transient(msg, code="FetchFailed", hint="Remove the mirror; it is made again.")
+        return MirrorDamaged(msg, code="FetchFailed")
 
 
 class _Talk:
@@ -186,7 +196,7 @@ class _Talk:
         poll.register(descriptor, event)
         if not poll.poll(max(0.0, self._deadline - monotonic()) * 1000):
             msg = f"git did not answer within {self._limits.read_seconds:g} s"
-            raise _Ended(msg)
+            raise _Late(msg)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

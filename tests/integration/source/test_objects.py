@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 
 from controller.source.address import parse_address
-from controller.source.credentials import Credentials
 from controller.source.git import Git
 from controller.source.limits import SourceLimits
 from controller.source.objects import ObjectReader
 from kneo.errors import Invalid, Transient
+from kneo.settings import GitCredentials
 
 
 @pytest.fixture
 def git(tmp_path: Path) -> Git:
     subprocess.run(["git", "init", "-q", "--bare", tmp_path / "m.git"], check=True)
-    return Git(tmp_path / "m.git", parse_address(str(tmp_path)), Credentials(), SourceLimits())
+    return Git(tmp_path / "m.git", parse_address(str(tmp_path)), GitCredentials(), SourceLimits())
 
 
 def put(git: Git, content: bytes) -> str:
