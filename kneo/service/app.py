@@ -51,6 +51,7 @@ from kneo.service.routes import (
 )
 from kneo.service.specs import Specs
 from kneo.settings import Settings
+from kneo.store import key_names
 from kneo.store.engine import Store
 
 App = FastAPI
@@ -168,6 +169,7 @@ def _furnish(
     """Give an application its routes and what they use."""
     settings, auth = app.instead.applied(settings)
     ring = keyring(auth)
+    store.transact(lambda tx: key_names.put(tx, ring.names))
     operations = _route(app, metrics_too=settings.http.metrics)
     streams = Streams(settings.http.max_streams, settings.http.stream_slow_seconds)
     counted = Metrics(store, streams)

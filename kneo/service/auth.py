@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from kneo.errors import Forbidden, Invalid, Unauthorized
+from kneo.names import person_key, person_name, shown
 from kneo.settings import Settings
 
 _VIEWER = frozenset({"runs:read", "specs:read", "human:read", "audit:read"})
@@ -46,6 +47,11 @@ class Keyring:
     def __init__(self, keys: Mapping[bytes, Principal], *, required: bool) -> None:
         self._keys = keys
         self.required = required
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The people whom the keys are for; empty where no key is needed and so none says who asks."""
+        return frozenset(principal.name for principal in self._keys.values()) if self.required else frozenset()
 
     def find(self, key: str) -> Principal | None:
         """Compare with every key in constant time."""
@@ -102,19 +108,25 @@ def keyring(config: AuthConfig) -> Keyring:
     """Hash the keys of a service.
 
     Raises:
-        Invalid: a name or key is empty, a role or scope is unknown, two have the same key, or keys are required and
-            there are none. The service does not start.
+        Invalid: a name or key is empty, a name is no person's or spelled in two ways, a role or scope is unknown, two
+            have the same key, or keys are required and there are none. The service does not start.
     """
     keys: dict[bytes, Principal] = {}
+    names: dict[str, str] = {}
     for record in config.api_keys:
         if not record.name or not record.key:
             msg = f"The API key of {record.name} is empty." if record.name else "An API key is nobody's."
+            raise Invalid(msg, code="invalid_setting")
+        name = person_name(record.name, "The name of an API key")
+        spelled = names.setdefault(person_key(name), name)
+        if spelled != name:
+            msg = f"{shown(name)} and {shown(spelled)} are two spellings of one name; give both API keys the same."
             raise Invalid(msg, code="invalid_setting")
         hashed = hashlib.sha256(record.key.encode()).digest()
         if hashed in keys:
             msg = f"{record.name} and {keys[hashed].name} have the same API key; keys are people."
             raise Invalid(msg, code="invalid_setting")
-        keys[hashed] = Principal(record.name, _scopes(record))
+        keys[hashed] = Principal(name, _scopes(record))
     if config.enabled and not keys:
         msg = "API keys are required, and there are none."
         hint = "KNEO_SERV_AUTH_ENABLED asks for those of KNEO_SERV_API_KEYS and KNEO_SERV_ADMIN_API_KEY."

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
+from kneo.names import person_key as same_person
 
-
-def same_person(name: str) -> str:
-    """Fold a name so that one person spelled two ways is one person."""
-    return unicodedata.normalize("NFKC", name).casefold().strip()
+__all__ = ["same_person"]

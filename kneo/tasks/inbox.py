@@ -142,14 +142,16 @@ def _act(store: Store, task_id: str, work: Callable[[Tx, HumanTask], HumanTask])
 
 
 def _vote(tx: Tx, task: HumanTask, decision: Decision, person: people.Person, vote: Vote) -> HumanTask:
-    roles = {
-        same_person(one.actor): people.find_person(tx, task.environment, one.actor).roles for one in task.votes
-    } | {same_person(person.name): person.roles}
-    whose = voting.turn(task.quorum, task.votes, roles)
+    # A vote counts for as long as the person could give it: who has left the group or the installation has no say.
+    before = [one for one in task.votes if people.may_still_answer(tx, task, one.actor)]
+    roles = {same_person(one.actor): people.find_person(tx, task.environment, one.actor).roles for one in before} | {
+        same_person(person.name): person.roles
+    }
+    whose = voting.turn(task.quorum, before, roles)
     if whose is not None and whose not in person.roles:
         msg = f"{task.id} asks one role after the other, and {whose} comes first."
         raise Forbidden(msg, code="not_a_candidate", waits_for=whose)
-    votes = voting.with_vote(task.votes, vote)
+    votes = voting.with_vote(before, vote)
     decisive = voting.outcome(task.quorum, votes, roles)
     if decisive is None:
         return _heard(tx, task, vote, votes)
@@ -250,16 +252,17 @@ def unclaim(store: Store, task_id: str, *, actor: str) -> HumanTask:
 
 
 def assign(store: Store, task_id: str, to: str, *, actor: str) -> HumanTask:
-    """Make somebody the one who is asked first; whoever had taken it no longer has.
+    """Make a person the one who is asked first; whoever had taken the task no longer has.
 
     Raises:
-        Forbidden: they may not answer it.
+        Invalid: ``invalid_name`` or ``unknown_person``: nothing declares the person.
+        Forbidden: the person may not answer it; or the actor is excluded from it and so does not choose who answers.
     """
 
     def work(tx: Tx, task: HumanTask) -> HumanTask:
         check_unresolved(task)
-        people.check_may_answer(tx, replace(task, assignee=None), to)
-        return _handed(tx, task, to, actor, "assigned")
+        people.check_not_excluded(tx, task, actor, "assign")
+        return _handed(tx, task, _receiver(tx, task, to), actor, "assigned")
 
     return _act(store, task_id, work)
 
@@ -268,6 +271,7 @@ def delegate(store: Store, task_id: str, to: str, *, actor: str, comment: str | 
     """Hand a task that is one's own to answer to somebody else who may.
 
     Raises:
+        Invalid: ``invalid_name`` or ``unknown_person``: nothing declares the person.
         Forbidden: either of them may not answer it.
         Conflict: ``claimed_by_other``.
     """
@@ -276,10 +280,16 @@ def delegate(store: Store, task_id: str, to: str, *, actor: str, comment: str | 
         check_unresolved(task)
         people.check_may_answer(tx, task, actor)
         _check_free(task, actor)
-        people.check_may_answer(tx, replace(task, assignee=None), to)
-        return _handed(tx, task, to, actor, "delegated", comment)
+        return _handed(tx, task, _receiver(tx, task, to), actor, "delegated", comment)
 
     return _act(store, task_id, work)
+
+
+def _receiver(tx: Tx, task: HumanTask, to: str) -> str:
+    """Return the declared name of a person who is known and may answer a task."""
+    name = people.check_known(tx, task.environment, to)
+    people.check_may_answer(tx, replace(task, assignee=None), name)
+    return name
 
 
 def _handed(tx: Tx, task: HumanTask, to: str, actor: str, what: str, comment: str | None = None) -> HumanTask:

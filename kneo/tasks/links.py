@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from kneo.clock import isoformat, new_id
 from kneo.errors import Conflict, Invalid, KneoError, NotFound
@@ -31,11 +31,13 @@ TOKEN_BYTES = 32
 
 
 def make_link(tx: Tx, task_id: str, person: str, *, actor: str, lasts: timedelta = LASTS) -> tuple[TaskLink, str]:
-    """Make a link for somebody who may answer a question; return it and its token, which is kept nowhere.
+    """Make a link for a person who may answer a question; return it and its token, which is kept nowhere.
 
     Raises:
         NotFound, Conflict: there is no such question, or it is answered; ``too_many_links``.
-        Forbidden: the person may not answer it; ``signature_required``: nobody can answer it with a link.
+        Invalid: ``invalid_name`` or ``unknown_person``: nothing declares the person.
+        Forbidden: the person may not answer it, or the actor is excluded from it; ``signature_required``: nobody can
+            answer it with a link.
         Invalid: it would last too long, or not at all.
     """
     if not timedelta(0) < lasts <= LASTS_AT_MOST:
@@ -43,6 +45,8 @@ def make_link(tx: Tx, task_id: str, person: str, *, actor: str, lasts: timedelta
         raise Invalid(msg, field="expires_in")
     task = find(tx, task_id)
     check_unresolved(task)
+    people.check_not_excluded(tx, task, actor, "make a link to")
+    person = people.check_known(tx, task.environment, person)
     people.check_may_answer(tx, task, person)
     check_without_key(task, "a link")
     if links.count_of_task(tx, task.id) >= LINKS_OF_A_TASK:
@@ -102,13 +106,14 @@ def look(tx: Tx, token: str) -> tuple[TaskLink, HumanTask]:
     Raises:
         NotFound: ``link_not_found``.
         Conflict: ``link_used``, ``link_expired``, ``subject_changed``, or the question is answered.
+        Invalid, Forbidden: the person is not known or may not answer any more, or whoever made it is excluded now.
     """
     link = links.find(tx, _hash(token))
     if link is None:
         msg = "There is no such link."
         raise NotFound(msg, code="link_not_found", hint="Copy the whole address, or ask for a new link.")
     task = find(tx, link.task_id)
-    _check(link, task, tx.now)
+    _check(tx, link, task)
     return link, task
 
 
@@ -125,7 +130,7 @@ def answer(store: Store, token: str, said: Answer) -> HumanTask:
     def use_up(tx: Tx, task: HumanTask) -> None:
         now = links.find(tx, link.token_hash)
         assert now is not None, "links are deleted with their runs, and this one's is locked"
-        _check(now, task, tx.now)
+        _check(tx, now, task)
         if not links.use(tx, link):
             raise _used(link)
         happened(tx, task, "link_used", link.person, {"link": link.id, "made_by": link.created_by})
@@ -136,16 +141,20 @@ def answer(store: Store, token: str, said: Answer) -> HumanTask:
     return decide(store, link.task_id, bound, actor=link.person, via=f"link made by {link.created_by}", first=use_up)
 
 
-def _check(link: TaskLink, task: HumanTask, now: datetime) -> None:
+def _check(tx: Tx, link: TaskLink, task: HumanTask) -> None:
     if link.used_at is not None:
         raise _used(link)
     check_unresolved(task)
-    if link.expires_at <= isoformat(now):
+    if link.expires_at <= tx.at:
         msg = f"This link expired at {link.expires_at}."
         raise Conflict(msg, code="link_expired", hint="Ask for a new one, or answer in the inbox.")
     if link.subject_digest != task.subject_digest:
         msg = "What is asked now is not what this link was made for."
         raise Conflict(msg, code="subject_changed", hint="Ask for a new link.")
+    # Who is known and who may answer can have changed since the link was made.
+    people.check_known(tx, task.environment, link.person)
+    people.check_may_answer(tx, task, link.person)
+    people.check_not_excluded(tx, task, link.created_by, "let others answer")
 
 
 def _used(link: TaskLink) -> KneoError:

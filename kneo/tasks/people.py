@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kneo import registry
-from kneo.errors import Forbidden
+from kneo.errors import Forbidden, Invalid, Untrusted
+from kneo.names import person_name
 from kneo.records import replace
 from kneo.state.people import same_person
 from kneo.state.task import Candidates, HumanTask, TaskStatus
-from kneo.store import releases, tasks
+from kneo.store import key_names, releases, tasks
 from kneo.store.engine import Tx
 from kneo.tasks.deadline import POLICY
 
@@ -47,8 +48,8 @@ def _named(kind: str, environment: str | None, names: frozenset[str]) -> frozens
 
 def find_person(tx: Tx, environment: str | None, name: str) -> Person:
     """Find out who somebody is in an environment; one that Git never declared knows nobody's groups and roles."""
-    known = _people(tx, environment)
-    groups, roles = known.get(same_person(name), (frozenset(), frozenset()))
+    declared = _declared(tx, environment)
+    _, groups, roles = declared.get(same_person(name), (name, frozenset(), frozenset()))
     return Person(name=name, environment=environment, groups=groups, roles=roles)
 
 
@@ -60,11 +61,64 @@ def everything_about(tx: Tx, name: str) -> frozenset[str]:
     return found
 
 
-def _people(tx: Tx, environment: str | None) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
+def _declared(tx: Tx, environment: str | None) -> dict[str, tuple[str, frozenset[str], frozenset[str]]]:
+    """Return the people of an environment's file by their key: how the file spells them, their groups and their roles."""
     if environment is None or releases.environment(tx, environment) is None:
         return {}
-    declared = registry.declared(tx, environment).spec.people
-    return {same_person(name): (frozenset(one.groups), frozenset(one.roles)) for name, one in declared.items()}
+    people = registry.declared(tx, environment).spec.people
+    return {same_person(name): (name, frozenset(one.groups), frozenset(one.roles)) for name, one in people.items()}
+
+
+def known_name(tx: Tx, environment: str | None, name: str) -> str | None:
+    """Return how a person's name is declared, or ``None`` for a person whom nothing declares.
+
+    Known are the people of the environment's file, the names of API keys and the principals of the trust root. Where the
+    environment is not declared and the service needs no API key, nothing says who is who, and each name is known.
+    """
+    spelled = same_person(name)
+    keys = key_names.read(tx)
+    declared = environment is not None and releases.environment(tx, environment) is not None
+    if not keys and not declared:
+        return name
+    people = _declared(tx, environment)
+    if spelled in people:
+        return people[spelled][0]
+    return keys.get(spelled) or _principals(tx).get(spelled)
+
+
+def _principals(tx: Tx) -> dict[str, str]:
+    """Return the owners of the keys that the accepted trust root vouches for."""
+    try:
+        document = registry.trust_root(tx, None).document
+    except Untrusted:
+        return {}
+    revoked = {revocation.keyid for revocation in document.revoked}
+    members = {keyid for role in document.roles.values() for keyid in role.keys} - revoked
+    return {same_person(document.keys[keyid].principal): document.keys[keyid].principal for keyid in members}
+
+
+class UnknownPerson(Invalid):
+    """A name that neither the environment nor an API key declares."""
+
+    http_status = 422
+    default_code = "unknown_person"
+
+
+def check_known(tx: Tx, environment: str | None, name: str) -> str:
+    """Return the declared spelling of a name that one person gives for another.
+
+    Raises:
+        Invalid: ``invalid_name``: it can be nobody's.
+        UnknownPerson: nothing declares this person, so nobody could tell who answers in their name.
+    """
+    plain = person_name(name, "The person")
+    known = known_name(tx, environment, plain)
+    if known is None:
+        where = f"environments/{environment}.yaml" if environment else "the file of the run's environment"
+        msg = f"{plain} is not known here: neither the environment nor an API key has a person of this name."
+        hint = f"Use the name of an API key, or of a person below people: in {where}."
+        raise UnknownPerson(msg, hint=hint, person=plain)
+    return known
 
 
 def allows_self(tx: Tx, environment: str | None) -> bool:
@@ -109,12 +163,38 @@ def check_may_answer(tx: Tx, task: HumanTask, name: str) -> Person:
         msg = f"{name} is not among those whom {task.id} asks: {', '.join(asked)}."
         where = f"environments/{task.environment}.yaml" if task.environment else "an environment's file"
         raise Forbidden(msg, code="not_a_candidate", hint=f"Groups and roles of people stand under people: in {where}.")
+    check_not_excluded(tx, task, name, "answer")
+    return person
+
+
+def check_not_excluded(tx: Tx, task: HumanTask, name: str, what: str) -> None:
+    """Check that the task does not exclude a person.
+
+    Args:
+        tx: An open transaction.
+        task: The task.
+        name: The person.
+        what: What the person wants to do with the task.
+
+    Raises:
+        Forbidden: ``separation_of_duties``.
+    """
     for part, other in excluded(tx, task):
         if same_person(other) == same_person(name):
             why = part if part != "name" else "one of those whom the gate excludes"
-            msg = f"{name} is the {why.replace('_', ' ')} and may not answer {task.id}."
+            msg = f"{name} is the {why.replace('_', ' ')} and may not {what} {task.id}."
             raise Forbidden(msg, code="separation_of_duties", excluded_as=part)
-    return person
+
+
+def may_still_answer(tx: Tx, task: HumanTask, name: str) -> bool:
+    """Return whether a person who answered before could answer now: known, a candidate, and not excluded."""
+    if known_name(tx, task.environment, name) is None:
+        return False
+    try:
+        check_may_answer(tx, task, name)
+    except Forbidden:
+        return False
+    return True
 
 
 def _is_candidate(task: HumanTask, person: Person) -> bool:

@@ -98,6 +98,8 @@ def _again(tx: Tx, run: Run, task: HumanTask, source: str) -> str | None:
         return "what it is about has changed"
     votes = before.votes
     try:
+        for vote in votes:
+            people.check_known(tx, task.environment, vote.actor)
         known = {same_person(vote.actor): people.check_may_answer(tx, task, vote.actor) for vote in votes}
     except KneoError as error:
         return f"who answered it before may not answer it now: {error.message}"

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from kneo import registry
-from kneo.errors import Forbidden
 from kneo.notify.outbox import TaskNotice, post_task
 from kneo.state.task import HumanTask
 from kneo.store import releases
 from kneo.store.engine import Tx
-from kneo.tasks.people import check_may_answer
+from kneo.tasks.people import known_name, may_still_answer
 
 MAX_PEOPLE = 50
 """People of one question that are told by name; a larger group has a channel of its own."""
@@ -32,16 +31,14 @@ def tell(tx: Tx, task: HumanTask, what: str, number: int = 0, more: Iterable[str
 
 
 def _asked(tx: Tx, task: HumanTask) -> list[str]:
-    """Name who is asked and may answer: whoever it is assigned to alone, else everybody whom it names."""
+    """Return who is asked, known and may answer: the assignee alone where there is one, else all whom the task names."""
     found: dict[str, None] = {}
     for name in [task.assignee] if task.assignee else _named(tx, task):
         if len(found) == MAX_PEOPLE:
             break
-        try:
-            check_may_answer(tx, task, name)
-        except Forbidden:
-            continue
-        found[name] = None
+        known = known_name(tx, task.environment, name)
+        if known is not None and may_still_answer(tx, task, known):
+            found[known] = None
     return list(found)
 
 

@@ -7,10 +7,10 @@ where to look first.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from kneo.names import person_key
 from kneo.trust.dsse import Envelope, Signature
 from kneo.trust.keys import KeyId, PublicKey
 
@@ -54,7 +54,7 @@ def people(signers: Iterable[Signer]) -> frozenset[str]:
 
 def folded(principal: str) -> str:
     """Spell a name so that one person spelled two ways is one person."""
-    return unicodedata.normalize("NFKC", principal).casefold().strip()
+    return person_key(principal)
 
 
 def is_same(one: str, other: str) -> bool:

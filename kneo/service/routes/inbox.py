@@ -69,7 +69,7 @@ class To(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    to: str
+    to: str = Field(min_length=1, max_length=200, description="The name of a known person.")
     comment: str | None = None
 
 

@@ -177,7 +177,7 @@ def test_the_command_does_the_same(
     task = str(run["continuation_id"])
     assert call("human", "claim", task)["claimed_by"] == "reviewer"
     assert call("human", "release", task)["claimed_by"] is None
-    assert call("human", "assign", task, "--to", "ann")["assignee"] == "ann"
+    assert call("human", "assign", task, "--to", "approver")["assignee"] == "approver"
     call("human", "comment", task, "on it")
     call("human", "snooze", task, "--for", "1h")
     assert [event["type"] for event in call("human", "history", task)["events"]][-1] == "human.snoozed"

@@ -208,9 +208,9 @@ def test_only_the_hash_of_a_token_is_kept(bench: Bench) -> None:
 
 def test_only_who_delivers_links_may_make_them_for_others(bench: Bench) -> None:
     run = bench.paused()
-    refused = link_to(bench, run, person="somebody", expect=403)
+    refused = link_to(bench, run, person="approver", expect=403)
     assert refused["required_scope"] == "human:link"
-    assert link_to(bench, run, role="service", person="somebody")["person"] == "somebody"
+    assert link_to(bench, run, role="service", person="Approver")["person"] == "approver"
     link_to(bench, run, role="viewer", expect=403)
     link_to(bench, {"continuation_id": "cont_none"}, expect=404)
     for lasts in ("0s", "31d", "-1h", "soon"):
@@ -266,8 +266,8 @@ def test_the_command_makes_lists_and_takes_back(
 
     run = bench.paused()
     task = str(run["continuation_id"])
-    one, two = call("create", task, "--expires", "8h"), call("create", task, "--person", "ann", role="service")
-    assert call("create", task, "--person", "ann", expect=1)["required_scope"] == "human:link"
+    one, two = call("create", task, "--expires", "8h"), call("create", task, "--person", "approver", role="service")
+    assert call("create", task, "--person", "approver", expect=1)["required_scope"] == "human:link"
     assert call("create", "cont_none", expect=4)["error"] == "not_found"
     before = rows(bench)
     for path in (one["path"], two["path"]):
@@ -276,7 +276,7 @@ def test_the_command_makes_lists_and_takes_back(
             assert browser.request(method, str(path)).status_code == 200
     assert rows(bench) == before
     listed = call("list", task, role="viewer")
-    assert [(link["person"], link["state"]) for link in listed["links"]] == [("reviewer", "open"), ("ann", "open")]
+    assert [(link["person"], link["state"]) for link in listed["links"]] == [("reviewer", "open"), ("approver", "open")]
     assert not any(str(link["path"]).removeprefix("/h/") in json.dumps(listed) for link in (one, two))
     assert call("revoke", task, str(two["id"]), expect=1)["error"] == "forbidden"
     assert call("revoke", task, str(two["id"]), role="service")["state"] == "expired"
