@@ -89,7 +89,7 @@ def rules_before(
     if text is None:
         return None
     try:
-        before = parse_environment(text, file=environment.file)
+        before = parse_environment(text, file=environment.file, accepted=True)
     except KneoError as error:
         message = (
             f"The rules in force before this commit cannot be read, so nobody can say what it loosens: {error} "

@@ -34,7 +34,7 @@ def _parsed(declaration: bytes, name: str) -> Environment:
     # Its questions need all that specs are made of, and many commands look at no environment.
     from kneo.spec.environment import parse_environment
 
-    return parse_environment(declaration, file=f"environments/{name}.yaml")
+    return parse_environment(declaration, file=f"environments/{name}.yaml", accepted=True)
 
 
 def declared(tx: Tx, name: str) -> Environment:

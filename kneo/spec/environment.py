@@ -21,7 +21,7 @@ from kneo.spec.diagnostics import Diagnostic, error, locate
 from kneo.spec.document import Document, ReadLimits
 from kneo.spec.flags import PolicyFlags
 from kneo.spec.models.asked import MAX_ADDED, AddedGate, Questions
-from kneo.spec.models.human import AnyHuman
+from kneo.spec.models.human import AnyHuman, Human
 from kneo.spec.reader import read
 from kneo.spec.schema_check import InvalidDeclaration, parse_model
 from kneo.spec.windows import Window, parse_window
@@ -169,8 +169,16 @@ class Environment:
     file: str
 
 
-def parse_environment(data: bytes, *, file: str, limits: ReadLimits = ENVIRONMENT_LIMITS) -> Environment:
+def parse_environment(
+    data: bytes, *, file: str, limits: ReadLimits = ENVIRONMENT_LIMITS, accepted: bool = False
+) -> Environment:
     """Read an environment file, YAML or JSON by its name.
+
+    Args:
+        data: The file.
+        file: Its path.
+        limits: Bounds on its size.
+        accepted: Whether the file was accepted earlier. Its names were, too, and are not checked again.
 
     Raises:
         Unreadable: the bytes are not a document.
@@ -178,7 +186,7 @@ def parse_environment(data: bytes, *, file: str, limits: ReadLimits = ENVIRONMEN
     """
     document = read(data, file=file, limits=limits)
     written = parse_model(EnvironmentFile, document)
-    problems = _contradictions(written)
+    problems = _contradictions(written) if accepted else [*_contradictions(written), *_names(written.spec)]
     if problems:
         raise InvalidDeclaration([locate(problem, [document]) for problem in problems])
     windows = tuple(rule.window() for rule in written.spec.windows)
@@ -209,6 +217,17 @@ def _contradictions(written: EnvironmentFile) -> list[Diagnostic]:
         message = "soak says how long another environment must have served a bundle, and promoteFrom names none."
         found.append(error(code, message, ("spec", "soak"), suggestion="Add promoteFrom, or drop soak."))
     return found
+
+
+def _names(spec: EnvironmentSpec) -> Iterator[Diagnostic]:
+    from kneo.spec.rules.names import environment_names, human_names  # as in _contradictions
+
+    yield from environment_names(spec.people, spec.humans, spec.questions)
+    for index, added in enumerate(spec.gates):
+        for place, gate in added.gates().items():
+            yield from human_names(gate, ("spec", "gates", index, place))
+            if isinstance(gate.human, Human):
+                yield from human_names(gate.human, ("spec", "gates", index, place, "human"))
 
 
 def _repeated(spec: EnvironmentSpec) -> Iterator[Diagnostic]:

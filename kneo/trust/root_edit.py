@@ -12,6 +12,7 @@ from datetime import datetime
 from pydantic_core import to_jsonable_python
 
 from kneo.errors import Conflict, NotFound
+from kneo.names import person_name
 from kneo.trust.keys import KeyId, PublicKey
 from kneo.trust.reading import read_record
 from kneo.trust.root import ROOT_ROLE, Revocation, Role, RootDocument, RootKey
@@ -169,9 +170,8 @@ def _known(document: RootDocument, keyid: str) -> KeyId:
 
 
 def _root_key(key: PublicKey, principal: str) -> RootKey:
-    return read_record(
-        RootKey, {"algorithm": key.algorithm, "public": key.pem, "principal": principal}, file="trust root"
-    )
+    owner = person_name(principal, "The principal")
+    return read_record(RootKey, {"algorithm": key.algorithm, "public": key.pem, "principal": owner}, file="trust root")
 
 
 def _changed(document: RootDocument, **changes: object) -> RootDocument:

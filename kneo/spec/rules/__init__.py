@@ -24,6 +24,7 @@ from kneo.spec.rules.guardrails import guardrails
 from kneo.spec.rules.humans import humans
 from kneo.spec.rules.imports import implementations
 from kneo.spec.rules.mcp import mcp
+from kneo.spec.rules.names import names
 from kneo.spec.rules.references import step_references
 from kneo.spec.rules.schemas import json_schemas
 from kneo.spec.rules.secrets import inline_secrets
@@ -33,6 +34,7 @@ from kneo.spec.rules.view import SpecView
 Rule: TypeAlias = Callable[[SpecView], Iterator[Diagnostic]]
 
 RULES: tuple[Rule, ...] = (
+    names,
     step_references,
     containers,
     tool_selections,
