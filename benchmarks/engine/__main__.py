@@ -27,12 +27,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=100, help="flows of each kind in each round")
-    parser.add_argument("--only", choices=["in-process", "http", "scale", "takeover"])
+    parser.add_argument("--only", choices=["in-process", "waiting", "http", "scale", "takeover"])
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     answer: dict[str, object] = {}
     if asked.only in {None, "in-process"}:
         answer["in process"] = in_process(asked.rounds, asked.count)
+    if asked.only in {None, "waiting"}:
+        answer["waiting"] = waiting(asked.rounds)
     if asked.only in {None, "http"}:
         answer["over HTTP"] = over_http(asked.rounds, asked.count)
     if asked.only in {None, "scale"}:
@@ -56,6 +58,19 @@ def in_process(rounds: int, count: int) -> dict[str, Found]:
         "langgraph": [str(peers.langgraph()), str(HERE / "peer_langgraph.py"), order],
     }
     return _in_turns(rounds, {name: lambda command=command: _printed(command) for name, command in systems.items()})
+
+
+def waiting(rounds: int) -> dict[str, Found]:
+    """A thousand runs at once that each wait two seconds in an async step."""
+    order = json.dumps({"runs": 1000})
+    systems = {
+        "kneo": [sys.executable, "-m", "benchmarks.engine.waiting", order],
+        "langgraph": [str(peers.langgraph()), str(HERE / "peer_langgraph.py"), order],
+    }
+    return _in_turns(
+        rounds,
+        {name: lambda command=command: {"waiting x1000": _printed(command)} for name, command in systems.items()},
+    )
 
 
 def over_http(rounds: int, count: int) -> dict[str, Found]:

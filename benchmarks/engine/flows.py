@@ -30,6 +30,12 @@ def wait(text):
     import time
     time.sleep(float(text))
     return text
+
+
+async def wait_async(text):
+    import asyncio
+    await asyncio.sleep(float(text))
+    return text
 """
 
 
@@ -48,7 +54,8 @@ def spec(*steps: Mapping[str, object]) -> Json:
         "workflow": {"type": "sequential", "name": "bench", "steps": list(steps)},
         "components": {
             "functions": {
-                name: {"implementation": f"{MODULE}.{name}"} for name in ("draft", "polish", "publish", "wait", "same")
+                name: {"implementation": f"{MODULE}.{name}"}
+                for name in ("draft", "polish", "publish", "wait", "wait_async", "same")
             },
             "humans": {"editor": {"description": "Publish it?"}},
         },
@@ -68,3 +75,8 @@ def asking() -> Json:
 def chain(length: int) -> Json:
     """Steps one after the other whose text does not grow."""
     return spec(*(step(f"s{number}", "same") for number in range(length)))
+
+
+def waiting() -> Json:
+    """One async step that waits for as many seconds as its input says."""
+    return spec(step("wait", "wait_async"))

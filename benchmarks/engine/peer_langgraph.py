@@ -1,15 +1,19 @@
 """The same flows on LangGraph with SqliteSaver. Runs in an environment of its own; prints JSON."""
 
+import asyncio
 import json
+import resource
 import sqlite3
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypedDict
 
 from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
 
@@ -85,6 +89,33 @@ def measure(work, count, workers):
     return {"per_second": count / seconds, "ms": seconds / count * 1000, "cpu_ms": cpu / count * 1000}
 
 
+async def waiting(count):
+    """So many invocations at once that each wait two seconds in an async node."""
+
+    async def wait(state):
+        await asyncio.sleep(2.0)
+        return {"text": state["text"]}
+
+    with tempfile.TemporaryDirectory() as folder:
+        async with AsyncSqliteSaver.from_conn_string(str(Path(folder, "graph.sqlite"))) as saver:
+            await saver.setup()
+            await saver.conn.execute("PRAGMA synchronous=FULL")
+            made = graph(saver, [wait])
+            started, cpu = time.perf_counter(), time.process_time()
+            await asyncio.gather(
+                *(
+                    made.ainvoke({"text": "2"}, {"configurable": {"thread_id": str(number)}}, durability="sync")
+                    for number in range(count)
+                )
+            )
+            seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "cpu_seconds": cpu, "threads": threading.active_count(), "megabytes": memory}
+
+
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    print(json.dumps(main(asked["count"], asked["workers"], asked["lengths"])))
+    if "runs" in asked:
+        print(json.dumps(asyncio.run(waiting(asked["runs"]))))
+    else:
+        print(json.dumps(main(asked["count"], asked["workers"], asked["lengths"])))

@@ -1,17 +1,18 @@
-"""One driver's time with one run: take it, begin what is due, record what ends, until the run is let go of.
+"""One driver's session with one run: acquire the run, begin what is due, record what ends, release the run.
 
-A session has a thread to itself. A plain function that is all there is to do is called there and recorded by the same
-thread: handing it to another one would take longer than most functions do. Everything else is begun beside it, on an
-event loop or in threads of its own, and the session waits for whatever ends first.
+A session is resumable and holds a thread only while there is something to do. A plain function that is all there is to do
+is called in the thread that advances the session and recorded by the same thread: handing it to another one would take
+longer than most functions do. Everything else is begun on an event loop or in threads of its own; the session is then
+suspended, and resumed by whatever ends first.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import contextvars
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -30,7 +31,7 @@ from kneo.runtime.migrate_state import migrate_state
 from kneo.runtime.program import Program
 from kneo.runtime.steps import Call, Executor
 from kneo.runtime.steps.base import CancelToken
-from kneo.runtime.steps.threads import Beside
+from kneo.runtime.steps.threads import BoundedThreads, LoopTask
 from kneo.state.run import STATE_VERSION, Run, RunError, RunStatus
 from kneo.store import runs
 from kneo.store.engine import Store, Tx
@@ -42,7 +43,7 @@ log = logging.getLogger("kneo.runtime")
 T = TypeVar("T")
 
 LOOK_SECONDS = 0.5
-"""How often a session whose steps take long looks whether the run is still its own and whether somebody answered."""
+"""How often sessions whose steps take long are checked: is the run still theirs, is there an answer for it."""
 
 RETRY_SECONDS = (0.2, 0.4, 0.8, 1.6, 3.2)
 """Pauses before a write is tried again while the database is away: what a step has returned is worth waiting for."""
@@ -53,60 +54,137 @@ class _EndsError(Exception):
 
 
 @dataclass(frozen=True)
-class Means:
+class SessionDeps:
     """What all sessions of a process share."""
 
     store: Store
     programs: ProgramLoader
     executor: Executor
     limits: CheckpointLimits
+    threads: BoundedThreads
+    """Where sessions are advanced."""
     draining: threading.Event = field(default_factory=threading.Event)
     """Set when no further steps are to begin."""
 
 
+@dataclass(frozen=True)
+class _Pause:
+    """Nothing to do but wait for a step to end, for this many seconds at most; ``None``: for as long as it takes."""
+
+    seconds: float | None = None
+
+
 class Session:
-    """One driver's time with one run.
+    """One driver's session with one run.
 
     Args:
-        means: What to do it with.
+        deps: What to do it with.
         run_id: Which run.
-        claim: Who drives it. Whoever comes with the claim of a driver that crashed takes over from it.
+        claim: Identity of the driver. A driver with the claim of one that crashed takes over from it.
         loop: Where steps are executed that are not plain functions. It must run for as long as the session does.
+        resume: Called once, from any thread, when a suspended session has something to do: call ``advance`` again.
     """
 
-    def __init__(self, means: Means, run_id: str, claim: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        deps: SessionDeps,
+        run_id: str,
+        claim: str,
+        loop: asyncio.AbstractEventLoop,
+        resume: Callable[[Session], object],
+    ) -> None:
         self.run_id = run_id
-        self._means = means
-        self._store = means.store
+        self._deps = deps
+        self._store = deps.store
         self._claim = claim
         self._loop = loop
+        self._resume = resume
         self._epoch: int | None = None
-        """The one it took the run in, once it has."""
+        """The epoch of the run since this session acquired it."""
+        self._wake_seq = 0
+        """The number of the last signal to the run that this session has seen."""
         self._over = False
-        """Whether nothing that this session still does counts; asked in every transaction."""
-        self._busy: dict[str, Beside[record.Attempt]] = {}
-        self._ended: SimpleQueue[tuple[str, Beside[record.Attempt]] | None] = SimpleQueue()
-        """Steps that ended, as they end; ``None`` when there is another reason to look up."""
+        """Whether nothing that this session still does counts; checked in every transaction."""
+        self._busy: dict[str, LoopTask[record.Attempt]] = {}
+        self._ended: SimpleQueue[tuple[str, LoopTask[record.Attempt]] | None] = SimpleQueue()
+        """Steps that ended, as they end; ``None`` when there is another reason to resume."""
         self._calling: CancelToken | None = None
-        """Of the function that this thread is in."""
-        self._seen: CancelToken | None = None
+        """The token of the function that this session's thread is in."""
+        self._checked: CancelToken | None = None
+        """The token that the last ``needs_check`` found."""
+        self._lock = threading.Lock()
+        self._is_suspended = False
+        self._timer: asyncio.TimerHandle | None = None
+        # A context of its own, entered by one thread after the other, so that spans stay nested across suspensions.
+        self._context = contextvars.Context()
+        self._pauses = self._drive()
 
-    # ---- for whoever started it -----------------------------------------------------------------------------------
+    # ---- advancing and suspending ---------------------------------------------------------------------------------
 
-    def go(self) -> None:
-        """Advance the run until it waits or ends; do nothing when somebody else has it.
+    def advance(self) -> bool:
+        """Advance the run until it waits or ends, or until there is nothing to do but wait for its steps.
+
+        Does nothing when another driver has the run.
+
+        Returns:
+            Whether the session is over. If not, it is suspended, and ``resume`` is called when to call this again.
 
         Raises:
-            Transient: the database went away. The run is let go of when it can be; else the next start frees it.
-            Elsewhere: its code is in another process; it has been let go of.
+            Transient: the database went away. The run is released when it can be; else the next start frees it.
+            Elsewhere: the run's code is in another process; the run has been released.
         """
+        while True:
+            try:
+                pause = self._context.run(next, self._pauses)
+            except StopIteration:
+                return True
+            if self._suspend(pause):
+                return False
+
+    def wake(self) -> None:
+        """Have a suspended session look at its run again. From any thread."""
+        self._ended.put(None)
+        self._resume_if_suspended()
+
+    def _suspend(self, pause: _Pause) -> bool:
+        with self._lock:
+            if not self._ended.empty():
+                return False
+            self._is_suspended = True
+        if pause.seconds is not None and not self._on_loop(partial(self._set_timer, pause.seconds)):
+            # Without its event loop nothing would wake it; it finds out when it begins its next step.
+            self.wake()
+        return True
+
+    def _resume_if_suspended(self) -> None:
+        with self._lock:
+            suspended, self._is_suspended = self._is_suspended, False
+            timer, self._timer = self._timer, None
+        if timer is not None:
+            self._on_loop(timer.cancel)
+        if suspended:
+            self._resume(self)
+
+    def _set_timer(self, seconds: float) -> None:
+        with self._lock:
+            if self._is_suspended:
+                self._timer = self._loop.call_later(seconds, self.wake)
+
+    def _on_loop(self, work: Callable[[], object]) -> bool:
+        try:
+            self._loop.call_soon_threadsafe(work)
+        except RuntimeError:  # the loop is closed
+            return False
+        return True
+
+    def _drive(self) -> Iterator[_Pause]:
         try:
             run = self._take()
             if run is None:
                 return
-            self._epoch = run.epoch
+            self._epoch, self._wake_seq = run.epoch, run.wake_seq
             with span("kneo.worker.lease", kind="consumer", kneo_run__id=run.id, kneo_workflow=run.workflow_name):
-                self._advance(run)
+                yield from self._advance(run)
         except runs.Fenced:
             log.info("run was taken over or ended elsewhere", extra={"run_id": self.run_id})
         except Elsewhere:
@@ -116,32 +194,38 @@ class Session:
             self._let_go()
             raise
 
+    # ---- checks from outside, while a function or a step takes long -----------------------------------------------
+
     @property
     def is_calling(self) -> bool:
-        """Whether a function keeps its thread from looking up, so that somebody else has to ``look``."""
+        """Whether a function keeps this session's thread."""
         return self._calling is not None
 
-    def look(self) -> bool:
-        """Say whether the run is still this session's, or may be; else what it does is stopped and does not count.
+    def needs_check(self) -> bool:
+        """Say whether this session cannot look at its run itself: it is suspended, or still in the function of the last call."""
+        calling, checked = self._calling, self._checked
+        self._checked = calling
+        return self._is_suspended or (calling is not None and calling is checked)
 
-        Every ``LOOK_SECONDS`` while ``is_calling``, from any thread. It asks the database about functions that were under
-        way the last time already.
+    def check(self, lease: runs.Standing | None) -> bool:
+        """Compare the run's lease with this session's; stop the session when another driver has it, resume it on a signal.
+
+        Args:
+            lease: The lease as it is in the database; ``None`` where there is no such run.
+
+        Returns:
+            False where the session's thread is in a function that may never return and nothing of it counts any more.
         """
-        calling, seen = self._calling, self._seen
-        self._seen = calling
-        if calling is None or calling is not seen:
-            return True
-        try:
-            self._check_ours()
-        except runs.Fenced:
+        if lease is None or lease.epoch != self._epoch or lease.status is not RunStatus.RUNNING:
             self._stop()
-            return False
-        except Transient as error:
-            log.warning("could not look after a run: %s", error, extra={"run_id": self.run_id})
+            return self._calling is None
+        if lease.wake_seq > self._wake_seq:
+            self._wake_seq = lease.wake_seq
+            self.wake()
         return True
 
     def cut(self) -> None:
-        """Stop what is under way and let go of the run, for somebody else to begin it again. From any thread."""
+        """Stop the session's steps and release the run, for another driver to begin them again. From any thread."""
         self._stop()
         self._let_go()
 
@@ -150,7 +234,7 @@ class Session:
         calling = self._calling
         if calling is not None:
             calling.cancel()
-        self._ended.put(None)
+        self.wake()
 
     # ---- taking it and letting go of it ---------------------------------------------------------------------------
 
@@ -173,10 +257,10 @@ class Session:
 
     def _taken(self, tx: Tx, *, may_end: bool) -> Run | None:
         run = runs.acquire(tx, self.run_id, self._claim)
-        program = self._means.programs.cached(run) if run is not None and run.state_version == STATE_VERSION else None
+        program = self._deps.programs.cached(run) if run is not None and run.state_version == STATE_VERSION else None
         if run is None or program is None:
             return run
-        after = record.answer_applied(tx, record.Desk(program=program, limits=self._means.limits), run)
+        after = record.answer_applied(tx, record.Desk(program=program, limits=self._deps.limits), run)
         if after is None and not may_end:
             raise _EndsError
         return after
@@ -212,25 +296,15 @@ class Session:
                 sleep(pause)
         return write()
 
-    def _check_ours(self) -> None:
-        with self._store.read() as tx:
-            now = runs.standing(tx, self.run_id)
-        if now is None or now.epoch != self._epoch or now.status is not RunStatus.RUNNING:
-            raise runs.Fenced(self.run_id)
-
     # ---- turn by turn ---------------------------------------------------------------------------------------------
 
-    def _advance(self, run: Run) -> None:
+    def _advance(self, run: Run) -> Iterator[_Pause]:
         program: Program | None = None
         try:
             self._run = replace(run, state=migrate_state(run.state, run.state_version), state_version=STATE_VERSION)
-            program = self._program = self._means.programs.load(run)
-            self._desk = record.Desk(program=program, limits=self._means.limits)
-            try:
-                while self._turn():
-                    pass
-            finally:
-                self._stop_busy()
+            program = self._program = self._deps.programs.load(run)
+            self._desk = record.Desk(program=program, limits=self._deps.limits)
+            yield from self._turns()
         except (runs.Fenced, Transient):
             raise
         except Exception as error:
@@ -242,15 +316,31 @@ class Session:
             why = RunError(type=error.code, message=str(error))
         else:
             why = RunError(type="internal_error", message=f"{type(error).__name__} in the runtime; see its log.")
-        desk = record.Desk(program=program, limits=self._means.limits) if program is not None else None
+        desk = record.Desk(program=program, limits=self._deps.limits) if program is not None else None
         now = run if program is None else self._write(lambda tx: runs.get(tx, run.id))
         if now is not None and now.epoch == run.epoch:
             self._write(lambda tx: record.failed(tx, desk, now, why))
 
-    def _turn(self) -> bool:
-        """Do the next thing; false when the run has been let go of."""
+    def _turns(self) -> Iterator[_Pause]:
+        """Do one thing after the other until the run is released; yield where there is nothing to do but wait."""
+        failure: Exception | None = None
+        try:
+            while (pause := self._turn()) is not False:
+                if isinstance(pause, _Pause):
+                    yield pause
+        except Exception as error:  # noqa: BLE001 - raised again below
+            failure = error
+        yield from self._stop_busy()
+        if failure is not None:
+            raise failure
+
+    def _turn(self) -> _Pause | bool:
+        """Do the next thing; return false when the run has been released, or for how long there is nothing to do."""
         self._check_counts()
-        if self._means.draining.is_set():
+        attempt = self._next_ended()
+        if attempt is not None:
+            return self._finish(attempt)
+        if self._deps.draining.is_set():
             return self._drain()
         asks = waiting(self._program, self._run.state)
         if asks and self._is_answered():
@@ -263,12 +353,12 @@ class Session:
         call = self._plain(due[0]) if len(due) == 1 and not asks and not self._busy else None
         if call is not None:
             return self._finish(self._call(due[0], call))
-        return self._wait(self._begin(due))
+        return self._begin(due)
 
-    def _drain(self) -> bool:
+    def _drain(self) -> _Pause | bool:
         """Record what is under way when it ends, then leave the run to another process."""
         if self._busy:
-            return self._wait(LOOK_SECONDS)
+            return _Pause()
         self._let_go()
         return False
 
@@ -286,80 +376,84 @@ class Session:
         """Find what a step calls, where it may be called in this thread and now."""
         if action.not_before is not None:
             return None
-        return self._means.executor.plain(self._program, action.leaf, pins_of(self._run))
+        return self._deps.executor.plain(self._program, action.leaf, pins_of(self._run))
 
     def _call(self, action: Execute, call: Call) -> record.Attempt:
         trial = Trial(self._run, action, self._store.clock)
         self._calling = trial.context.token
         try:
-            with trial.under_way():
+            with self._deps.threads.blocking(), trial.under_way():
                 trial.output = call(action.value.text, trial.context)
         finally:
             self._calling = None
         return trial.attempt
 
-    def _begin(self, due: Sequence[Execute]) -> float:
-        """Begin what is due beside this thread; return how long to wait for news at most."""
+    def _begin(self, due: Sequence[Execute]) -> _Pause:
+        """Begin what is due on the event loop; return for how long there is nothing else to do."""
         now = self._store.clock.now()
-        pause = LOOK_SECONDS
+        pauses = []
+        if self._loop.is_closed():
+            raise self._abandoned()
         for action in due:
             if action.ticket in self._busy:
                 continue
             if action.not_before is not None and action.not_before > isoformat(now):
-                left = (parse_time(action.not_before) - now) / timedelta(seconds=1)
-                pause = min(pause, max(left, 0.001))
+                pauses.append(max((parse_time(action.not_before) - now) / timedelta(seconds=1), 0.001))
                 continue
-            if self._loop.is_closed():
-                raise self._abandoned()
             ended = partial(self._has_ended, action.ticket)
-            self._busy[action.ticket] = Beside(self._loop, self._execute(action), ended)
-        return pause
+            self._busy[action.ticket] = LoopTask(self._loop, self._execute(action), ended)
+        return _Pause(min(pauses, default=None))
 
-    def _has_ended(self, ticket: str, task: Beside[record.Attempt]) -> None:
+    def _has_ended(self, ticket: str, task: LoopTask[record.Attempt]) -> None:
         self._ended.put((ticket, task))
+        self._resume_if_suspended()
 
     async def _execute(self, action: Execute) -> record.Attempt:
         trial = Trial(self._run, action, self._store.clock)
         with trial.under_way():
             text = action.value.text
-            trial.output = await self._means.executor.execute(self._program, action.leaf, text, trial.context)
+            trial.output = await self._deps.executor.execute(self._program, action.leaf, text, trial.context)
         return trial.attempt
 
-    def _wait(self, pause: float) -> bool:
-        """Record the first step that ends; look around when none does."""
-        try:
-            ended = self._ended.get(timeout=pause)
-        except Empty:
-            self._check_ours()
-            return True
-        self._check_counts()
-        task = self._off_the_list(*ended) if ended is not None else None
-        if task is None:
-            return True
-        if task.was_stopped:
-            raise self._abandoned()
-        return self._finish(task.result())
+    def _next_ended(self) -> record.Attempt | None:
+        """Take the result of the first step that has ended; ``None`` where none has.
+
+        Raises:
+            Transient: the event loop ended before the step did.
+        """
+        while True:
+            try:
+                ended = self._ended.get_nowait()
+            except Empty:
+                return None
+            task = self._off_the_list(*ended) if ended is not None else None
+            if task is not None:
+                if task.was_stopped:
+                    raise self._abandoned()
+                return task.result()
 
     def _abandoned(self) -> Transient:
-        """Whoever ran the loop has ended it without a word; somebody else will go on."""
         msg = f"The event loop that executes the steps of {self.run_id} has ended."
         return Transient(msg, code="worker_stopped", hint="The run is free; the next worker goes on with it.")
 
-    def _off_the_list(self, ticket: str, task: Beside[record.Attempt]) -> Beside[record.Attempt] | None:
+    def _off_the_list(self, ticket: str, task: LoopTask[record.Attempt]) -> LoopTask[record.Attempt] | None:
         """Take what has ended off the list, if it is what is on it."""
         if self._busy.get(ticket) is not task:
             return None
         return self._busy.pop(ticket)
 
-    def _stop_busy(self) -> None:
-        """Stop what is still under way, and wait for it to clean up after itself."""
+    def _stop_busy(self) -> Iterator[_Pause]:
+        """Stop the steps that are under way, and wait for them to clean up after themselves."""
         for task in self._busy.values():
             task.cancel()
         while self._busy and not self._loop.is_closed():
-            with contextlib.suppress(Empty):
-                ended = self._ended.get(timeout=LOOK_SECONDS)
-                if ended is not None:
-                    self._off_the_list(*ended)
+            try:
+                ended = self._ended.get_nowait()
+            except Empty:
+                yield _Pause(LOOK_SECONDS)
+                continue
+            if ended is not None:
+                self._off_the_list(*ended)
 
     def _finish(self, attempt: record.Attempt) -> bool:
         return self._record(lambda tx, busy: record.step_done(tx, self._desk, self._run, attempt, busy=busy))

@@ -1,4 +1,4 @@
-"""Finding runs that nobody drives and driving them, a bounded number at a time, each in a thread.
+"""Finding runs that nobody drives and driving them, a bounded number at a time.
 
 Dispatch inside one process: the commit that makes a run due has it begun, or lines it up where there is no room; what
 other processes made due is found by looking every half second.
@@ -17,7 +17,7 @@ from kneo.errors import Transient
 from kneo.runtime.advance import Driver
 from kneo.runtime.code import Elsewhere
 from kneo.runtime.session import LOOK_SECONDS, Session
-from kneo.runtime.steps.threads import give, in_thread
+from kneo.runtime.steps.threads import in_thread
 from kneo.store import runs
 from kneo.store.engine import Store
 from kneo.store.queue import DUE
@@ -49,6 +49,8 @@ class Worker:
         self._busy: dict[str, Session] = {}
         self._elsewhere: set[str] = set()
         """Runs whose code is in other processes."""
+        self._checked_at = 0.0
+        """When the sessions of this worker were last checked, on the monotonic clock."""
         self._may_be_more = False
         """Whether the last look found as many as it asked for."""
 
@@ -100,8 +102,11 @@ class Worker:
         return found
 
     async def _look_after(self) -> None:
-        calling = [session for session in list(self._busy.values()) if session.is_calling]
-        lost = await in_thread(lambda: [one for one in calling if not one.look()]) if calling else []
+        if monotonic() - self._checked_at < LOOK_SECONDS:
+            return
+        self._checked_at = monotonic()
+        sessions = list(self._busy.values())
+        lost = await in_thread(lambda: self.driver.check(sessions)) if sessions else ()
         for session in lost:
             # Its thread is in a function that may never return; nothing of it counts any more.
             follows = self._end(session)
@@ -130,14 +135,17 @@ class Worker:
         begun = []
         with self._lock:
             self._due |= dict.fromkeys(run_id for run_id in run_ids if run_id not in self._elsewhere)
+            driven = [self._busy[run_id] for run_id in run_ids if run_id in self._busy]
             while (session := self._next()) is not None:
                 begun.append(session)
+        for session in driven:
+            session.wake()
         for session in begun:
             self._begin(session)
 
     def _begin(self, session: Session) -> None:
         try:
-            give(lambda: self._drive(session))
+            self.driver.threads.submit(lambda: self._drive(session))
         except RuntimeError as error:
             # Whoever told us has committed, and is not to suffer for it. The next look finds the run again.
             log.warning("no thread to drive a run: %s", error, extra={"run_id": session.run_id})
@@ -152,23 +160,24 @@ class Worker:
         if run_id is None:
             return None
         del self._due[run_id]
-        session = self._busy[run_id] = self.driver.session(run_id, self._loop)
+        session = self._busy[run_id] = self.driver.session(run_id, self._loop, self._begin)
         return session
 
     def _drive(self, session: Session | None) -> None:
         while session is not None:
-            self._go(session)
-            session = self._end(session)
+            session = self._end(session) if self._advance(session) else None
 
-    def _go(self, session: Session) -> None:
+    def _advance(self, session: Session) -> bool:
+        """Advance a session; return whether it is over."""
         try:
-            session.go()
+            return session.advance()
         except Elsewhere:
             # It will not come to have that code; looking again every half second would only be noise.
             self._elsewhere.add(session.run_id)
             log.warning("left a run to the program that has its code", extra={"run_id": session.run_id})
         except Exception:
             log.exception("driving a run failed; it will be tried again", extra={"run_id": session.run_id})
+        return True
 
     def _end(self, session: Session) -> Session | None:
         """Take a session off the list; return what to drive instead."""

@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Coroutine
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
 from contextvars import copy_context
 from typing import Generic, TypeVar
 
@@ -91,8 +92,75 @@ def give(work: Callable[[], None]) -> None:
         thread.work.put(work)
 
 
-class Beside(Generic[T]):
-    """Something async that a thread has begun on the event loop of another one.
+class BoundedThreads:
+    """Does work in threads, a bounded number at a time, first come first served.
+
+    Args:
+        limit: Pieces of work that are done at the same time. Those inside ``blocking`` do not count.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._running = 0
+        self._blocked = 0
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Do something that does not raise, once a thread is free.
+
+        Raises:
+            RuntimeError: there is no thread, and none of these threads runs that could do it later.
+        """
+        with self._lock:
+            self._waiting.append(work)
+        try:
+            self._start()
+        except RuntimeError:
+            with self._lock:
+                if self._running or work not in self._waiting:
+                    return
+                self._waiting.remove(work)
+            raise
+
+    @contextlib.contextmanager
+    def blocking(self) -> Iterator[None]:
+        """Let another piece of work begin while this thread is in code that may block."""
+        with self._lock:
+            self._blocked += 1
+        try:
+            with contextlib.suppress(RuntimeError):  # no thread now; what waits is done when one is free
+                self._start()
+            yield
+        finally:
+            with self._lock:
+                self._blocked -= 1
+
+    def _start(self) -> None:
+        with self._lock:
+            if not self._waiting or self._running - self._blocked >= self._limit:
+                return
+            self._running += 1
+        try:
+            give(self._run)
+        except RuntimeError:
+            with self._lock:
+                self._running -= 1
+            raise
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting or self._running - self._blocked > self._limit:
+                    self._running -= 1
+                    return
+                work = self._waiting.popleft()
+            work()
+            del work
+
+
+class LoopTask(Generic[T]):
+    """A coroutine that a thread has begun on the event loop of another one.
 
     Args:
         loop: Where.
@@ -101,7 +169,10 @@ class Beside(Generic[T]):
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, work: Coroutine[object, object, T], ended: Callable[[Beside[T]], object]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        work: Coroutine[object, object, T],
+        ended: Callable[[LoopTask[T]], object],
     ) -> None:
         self._loop = loop
         self._task: asyncio.Task[T] | None = None

@@ -14,6 +14,7 @@ from kneo_process import eventually
 
 from kneo.clock import SystemClock
 from kneo.errors import Transient
+from kneo.runtime.advance import THREADS
 from kneo.runtime.assemble import background
 from kneo.runtime.cancel import cancel_run
 from kneo.runtime.steps import threads
@@ -31,6 +32,10 @@ def deaf(text):
     while not GO_ON.exists() and time.monotonic() < deadline: time.sleep(0.01)
     note("ended")
     return text + ">deaf"
+async def waits(text):
+    note("begun")
+    while not GO_ON.exists(): await asyncio.sleep(0.02)
+    return text + ">waits"
 def thread(text): return f"{text}>{threading.get_ident()}"
 def sets(text): before = seen.get(); seen.set("something"); return text + ">" + before
 async def sets_later(text): return sets(text)
@@ -83,10 +88,10 @@ def test_a_step_that_wants_to_end_who_executes_it_has_failed(
 def test_a_run_is_let_go_of_when_the_loop_of_its_steps_ends_without_a_word(engine: Engine) -> None:
     run = engine.start([step("one", "thread"), step("two", "sets_later")])
     loop = asyncio.new_event_loop()
-    session = engine.driver().session(run.id, loop)
+    session = engine.driver().session(run.id, loop, lambda _: None)
     loop.close()
     with pytest.raises(Transient, match="has ended"):
-        session.go()
+        session.advance()
     assert (engine.look(run).status, engine.look(run).owner) == (RunStatus.RUNNING, None)
     assert engine.drive(run).status is RunStatus.SUCCEEDED
     assert engine.steps(run) == [("one", "completed"), ("two", "completed")]
@@ -134,6 +139,46 @@ def test_a_worker_goes_on_without_the_thread_of_a_function_that_nobody_waits_for
         cancel_run(engine.store, stuck.id, actor="ann")
         assert eventually(lambda: engine.look(after).status is RunStatus.SUCCEEDED)
         _end_and_look(engine, stuck, RunStatus.CANCELLED, [])
+
+
+def test_runs_that_wait_for_async_steps_hold_no_threads(engine: Engine) -> None:
+    count = 60
+    before = threading.active_count()
+    begun = [engine.start([step("waits"), step("thread")]) for _ in range(count)]
+
+    def threads_held() -> int:
+        return threading.active_count() - before
+
+    async def drive_all() -> int:
+        driver = engine.driver()
+        driving = [asyncio.create_task(driver.drive(run.id)) for run in begun]
+        # This looks from a thread of its own, which counts.
+        assert await asyncio.to_thread(eventually, lambda: len(engine.notes()) == count)
+        assert await asyncio.to_thread(eventually, lambda: threads_held() <= THREADS + 2)
+        held = threads_held()
+        let_them_end(engine)
+        await asyncio.gather(*driving)
+        return held
+
+    assert asyncio.run(drive_all()) <= THREADS + 2
+    assert {engine.look(run).status for run in begun} == {RunStatus.SUCCEEDED}
+
+
+def test_an_answer_takes_effect_beside_an_async_step_that_still_waits(engine: Engine) -> None:
+    branches = [
+        step("waits"),
+        {"id": "ask", "kind": "steps", "steps": [{"id": "fine", "kind": "human", "ref": "ann"}, step("sets")]},
+    ]
+    run = engine.start([{"id": "both", "kind": "parallel", "steps": branches}])
+    driving = threading.Thread(target=lambda: asyncio.run(engine.driver().drive_alone(run.id)))
+    driving.start()
+    (task,) = eventually(lambda: engine.open(run))
+    engine.answer(task, "approved")
+    assert eventually(lambda: ("both/ask/sets", "completed") in engine.steps(run))
+    assert engine.look(run).status is RunStatus.RUNNING
+    let_them_end(engine)
+    driving.join(30)
+    assert engine.look(run).status is RunStatus.SUCCEEDED
 
 
 def _end_and_look(engine: Engine, run: Run, status: RunStatus, steps: list[tuple[str, str]]) -> None:

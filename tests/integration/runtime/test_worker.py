@@ -11,6 +11,7 @@ from kneo_process import eventually
 
 from kneo.clock import SystemClock
 from kneo.runtime.assemble import background
+from kneo.runtime.steps.threads import BoundedThreads
 from kneo.runtime.worker import Worker
 from kneo.state.run import Run, RunStatus
 from kneo.store.migrate import open_store
@@ -69,12 +70,12 @@ def test_whoever_starts_a_run_does_not_suffer_when_there_is_no_thread_for_it(
 ) -> None:
     asked = []
 
-    def none_left(_work: object) -> None:
+    def none_left(_threads: BoundedThreads, _work: object) -> None:
         asked.append(1)
         monkeypatch.undo()
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("kneo.runtime.worker.give", none_left)
+    monkeypatch.setattr(BoundedThreads, "submit", none_left)
     run = engine.start(FLOW)
     assert asked
     assert eventually(lambda: succeeded(engine, run))

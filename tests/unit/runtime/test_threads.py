@@ -9,7 +9,7 @@ import pytest
 from kneo_process import eventually
 
 from kneo.runtime.steps import threads
-from kneo.runtime.steps.threads import in_thread
+from kneo.runtime.steps.threads import BoundedThreads, in_thread
 
 
 def test_what_runs_at_the_same_time_never_queues() -> None:
@@ -41,3 +41,52 @@ def test_idle_threads_end(monkeypatch: pytest.MonkeyPatch) -> None:
     thread.join(30)
     assert not thread.is_alive()
     assert thread not in threads._idle
+
+
+def test_bounded_threads_do_everything_and_never_more_than_allowed_at_once() -> None:
+    bounded = BoundedThreads(3)
+    lock, active, most, done = threading.Lock(), [0], [0], threading.Semaphore(0)
+
+    def work() -> None:
+        with lock:
+            active[0] += 1
+            most[0] = max(most[0], active[0])
+        with lock:
+            active[0] -= 1
+        done.release()
+
+    for _ in range(200):
+        bounded.submit(work)
+    assert all(done.acquire(timeout=30) for _ in range(200))
+    assert 1 <= most[0] <= 3
+
+
+def test_work_that_blocks_lets_other_work_begin() -> None:
+    bounded = BoundedThreads(1)
+    meeting = threading.Barrier(5)
+    done = threading.Semaphore(0)
+
+    def work() -> None:
+        with bounded.blocking():
+            meeting.wait(30)
+        done.release()
+
+    for _ in range(4):
+        bounded.submit(work)
+    meeting.wait(30)
+    assert all(done.acquire(timeout=30) for _ in range(4))
+
+
+def test_work_is_refused_where_no_thread_can_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounded = BoundedThreads(2)
+    done = threading.Event()
+
+    def no_thread(_work: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threads, "give", no_thread)
+        with pytest.raises(RuntimeError):
+            bounded.submit(lambda: pytest.fail("refused work was done"))
+    bounded.submit(done.set)
+    assert done.wait(30)
