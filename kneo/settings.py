@@ -48,10 +48,6 @@ class Http:
     rate_per_minute: int = 0
     """Requests that one API key may send in a minute, ``KNEO_SERV_RATE_LIMIT_PER_MINUTE``; 0 does not count them."""
 
-    idempotency_lock_seconds: int = 300
-    """How long a request under an idempotency key counts as under way when its process died,
-    ``KNEO_SERV_IDEMPOTENCY_LOCK_TTL_SECONDS``."""
-
     idempotency_days: int = 7
     """Days for which an idempotency key is remembered, ``KNEO_SERV_RETENTION_IDEMPOTENCY_DAYS``."""
 
@@ -348,9 +344,6 @@ def _http(env: Mapping[str, str]) -> Http:
         log_level=level,
         metrics=_switch(env, "KNEO_SERV_METRICS_ENABLED", default=True),
         rate_per_minute=_count(env, "KNEO_SERV_RATE_LIMIT_PER_MINUTE", 0),
-        idempotency_lock_seconds=_positive(
-            env, "KNEO_SERV_IDEMPOTENCY_LOCK_TTL_SECONDS", Http.idempotency_lock_seconds
-        ),
         idempotency_days=_positive(env, "KNEO_SERV_RETENTION_IDEMPOTENCY_DAYS", Http.idempotency_days),
         max_streams=_positive(env, "KNEO_SERV_MAX_STREAMS", Http.max_streams),
         stream_heartbeat_seconds=_seconds(env, "KNEO_SERV_STREAM_HEARTBEAT_SECONDS", Http.stream_heartbeat_seconds),

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 from unittest import mock
 
 import httpx
@@ -39,6 +39,9 @@ def eventually(look: Callable[[], T], *, seconds: float = PATIENCE_SECONDS) -> T
 
 class Machine:
     """A folder to work in and the environment its processes see."""
+
+    program: ClassVar[Sequence[str]] = ("-m", "cli.main")
+    """What a process that stays executes."""
 
     def __init__(self, folder: Path, database_url: str, **variables: str) -> None:
         self.folder = folder
@@ -109,7 +112,7 @@ class Process:
         self.log = machine.folder / f"process-{len(machine.processes)}.log"
         with self.log.open("w") as log:
             self.popen = start_python(
-                [sys.executable, "-m", "cli.main", *arguments],
+                [sys.executable, *machine.program, *arguments],
                 cwd=cwd,
                 env=machine.env,
                 stdout=subprocess.PIPE,

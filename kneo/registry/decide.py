@@ -10,7 +10,7 @@ from kneo.clock import isoformat
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Conflict, Invalid, NotFound, Untrusted
 from kneo.state.release import ApprovalRecord, Hold, Pending, Suspension
-from kneo.store import approvals, audit, releases
+from kneo.store import approvals, audit, idempotency, releases
 from kneo.store.engine import Tx, lock_table
 from kneo.trust.about import About, about_prune
 from kneo.trust.dsse import parse_envelope, serialise, sign
@@ -142,6 +142,7 @@ def _record(envelope: bytes, principal: str, keyid: str, *, signed: bool) -> App
 
 
 def _keep(tx: Tx, record: ApprovalRecord) -> ApprovalRecord:
+    idempotency.bind(tx, record.id)
     lock_environment(tx, record.environment)
     if approvals.insert_approval(tx, record):
         verb = "approved" if record.decision == Decision.APPROVE else "rejected"
@@ -193,6 +194,7 @@ def hold(tx: Tx, item: Hold) -> None:
     """
     _check_reason(item.reason)
     _check_declared(tx, item.environment)
+    idempotency.bind(tx, item.environment)
     lock_environment(tx, item.environment)
     approvals.put_hold(tx, item)
     audit.record(
@@ -210,6 +212,7 @@ def unhold(tx: Tx, environment: str, bundle: str, *, actor: str) -> None:
     Raises:
         NotFound: it was not held.
     """
+    idempotency.bind(tx, environment)
     lock_environment(tx, environment)
     if not approvals.delete_hold(tx, environment, bundle):
         msg = f"{bundle[:200]} is not held in {environment[:80]}."
@@ -225,6 +228,7 @@ def suspend(tx: Tx, item: Suspension) -> None:
     """
     _check_reason(item.reason)
     _check_declared(tx, item.environment)
+    idempotency.bind(tx, item.environment)
     lock_environment(tx, item.environment)
     approvals.put_suspension(tx, item)
     metadata = {"reason": item.reason, "until": item.until}
@@ -237,6 +241,7 @@ def unsuspend(tx: Tx, environment: str, *, actor: str) -> None:
     Raises:
         NotFound: it was not suspended, other than by its own file.
     """
+    idempotency.bind(tx, environment)
     lock_environment(tx, environment)
     if not approvals.delete_suspension(tx, environment):
         msg = f"Nobody suspended {environment[:80]}."

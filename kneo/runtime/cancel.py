@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kneo.errors import NotFound
 from kneo.state.run import Run, RunError, RunStatus
-from kneo.store import audit, runs
+from kneo.store import audit, idempotency, runs
 from kneo.store.engine import Store
 from kneo.tasks.closing import cancel_tasks
 
@@ -22,6 +22,9 @@ def cancel_run(store: Store, run_id: str, *, actor: str) -> Run:
         if run is None:
             msg = f"There is no run {run_id[:80]}."
             raise NotFound(msg)
+        if idempotency.made() is not None:
+            return run
+        idempotency.bind(tx, run_id)
         error = RunError(type="cancelled", message=f"{actor} cancelled the run.")
         if runs.end(tx, run_id, RunStatus.CANCELLED, error, allowed=[RunStatus.RUNNING, RunStatus.PAUSED]):
             cancel_tasks(tx, run_id, reason="run_cancelled", actor=actor)

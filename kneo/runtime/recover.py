@@ -19,7 +19,7 @@ from kneo.runtime.views import Record, can_continue
 from kneo.runtime.wait import find_run
 from kneo.state.run import STATE_VERSION, Checkpoint, Run, RunStatus
 from kneo.state.task import UNRESOLVED
-from kneo.store import audit, history, runs, tasks
+from kneo.store import audit, history, idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
 from kneo.tasks.reuse import REPLAY, Reuse, report
@@ -57,6 +57,7 @@ def continue_run(store: Store, programs: ProgramLoader, run_id: str, *, actor: s
     state = program.root.revived(migrate_state(run.state, run.state_version))
 
     def work(tx: Tx) -> Run:
+        idempotency.bind(tx, run.id)
         if not runs.revive(tx, run, state=state, state_version=STATE_VERSION):
             raise _not_continuable(run)
         history.add_trace(tx, run.id, "workflow_resumed", continued=True)
@@ -193,6 +194,7 @@ def _insert(tx: Tx, parent: Run, point: Checkpoint, state: Mapping[str, object],
         steps=past, checkpoints=[begun], trace=[NewTrace(type="workflow_started", data={"forked_from": origin})]
     )
     run = history.counted(run, new)
+    idempotency.bind(tx, run.id)
     begun = replace(begun, state=snapshot(run, tx))
     new.checkpoints = [begun]
     runs.insert_run(tx, run)

@@ -23,9 +23,10 @@ from kneo.spec.policy import check_policy
 from kneo.spec.project import ProjectConfig
 from kneo.spec.rules import check as check_rules
 from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunStatus
-from kneo.store import audit, history, releases, runs
+from kneo.store import audit, history, idempotency, releases, runs
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
+from kneo.store.idempotency import AlreadyExecuted
 from kneo.telemetry.spans import span
 
 
@@ -105,7 +106,7 @@ class Starter:
             # Validating may take long; nobody who writes should wait for it.
             brought = self._check_brought(order)
             return self._dispatch(order, brought)
-        except Transient:
+        except (Transient, AlreadyExecuted):
             raise
         except KneoError as error:
             self._audit_refusal(order, error)
@@ -126,13 +127,14 @@ class Starter:
         return self._freezer.brought(order.spec)
 
     def _start(self, tx: Tx, order: RunOrder, brought: FrozenSpec | None) -> Run:
+        run_id = new_id("run", tx.now)
+        idempotency.bind(tx, run_id)
         if runs.is_queue_full(tx, self.max_queue):
             msg = f"{self.max_queue} runs wait for a worker; no further one is taken until some have begun."
             raise Transient(msg, code="queue_full", limit=self.max_queue)
         rules = find_rules(tx, order.environment)
         chosen = self._freeze(tx, order, brought, rules)
         program, digest = chosen.frozen.program(order.target), chosen.frozen.digest
-        run_id = new_id("run", tx.now)
         state = begin(program, order.input, Moment(now=tx.now, seed=run_id))
         ended = state if isinstance(state, Ended) else None
         deadline = isoformat(tx.now + timedelta(seconds=order.timeout_seconds)) if order.timeout_seconds else None

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import timedelta
 from urllib.parse import parse_qsl
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kneo.clock import new_id
 from kneo.digest import digest_of, digest_of_json
-from kneo.errors import Conflict, Invalid, KneoError
+from kneo.errors import Invalid, KneoError
+from kneo.records import replace
 from kneo.service.auth import PRINCIPAL, Keyring, Principal, who_asks
 from kneo.service.operations import Operation, operation_of, without_version
 from kneo.service.problems import RECORDED, refusal
@@ -26,7 +27,7 @@ from kneo.service.router import JsonAnswer
 from kneo.settings import Settings
 from kneo.store import idempotency
 from kneo.store.engine import Store
-from kneo.store.idempotency import KeyOf
+from kneo.store.idempotency import KeyedRequest, KeyOf, Known
 
 log = logging.getLogger("kneo.service")
 
@@ -52,7 +53,6 @@ class Admission:
         self.store = store
         self.rate = Rate(settings.http.rate_per_minute)
         self.refusals = Refusals(store)
-        self.lock = timedelta(seconds=settings.http.idempotency_lock_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         operation = operation_of(scope)
@@ -95,54 +95,64 @@ class Admission:
             raise UnknownParameters(unknown, operation.query)
 
     async def _once(self, key: KeyOf, scope: Scope, receive: Receive, answer: _Answer) -> None:
-        """Do what is asked unless this key has been answered; then answer the same again."""
+        """Execute a request unless its key is bound; then give its answer, or answer for what it has made."""
         body = await _body(receive)
-        digest = _digest(scope, body)
-        known = await run_in_threadpool(self._claim, key, digest)
-        if known is not None:
-            await JsonAnswer(known.response, known.status or 200, {"Idempotency-Replayed": "true"})(
-                scope, receive, answer.take
-            )
-            return
-        kept, answer.holding = False, True
+        request = KeyedRequest(key=key, request_digest=_digest(scope, body), attempt=self._attempt())
+        answer.holding = True
+        known = await run_in_threadpool(self._look, request)
+        while True:
+            if known is not None:
+                answer.replayed = True
+                if known.status is not None:
+                    await JsonAnswer(known.response, known.status)(scope, receive, answer.take)
+                    return
+                request = replace(request, subject=known.subject)
+            await self._execute(request, scope, _replay(body, receive), answer)
+            if 200 <= answer.status < 300:
+                await self._keep(request, answer)
+                return
+            known = await self._executed_elsewhere(request)
+            if known is None:
+                return
+            # It was refused because another execution of the same request came first: that one's answer counts.
+            answer.forget()
+            scope.pop(RECORDED, None)
+
+    async def _execute(self, request: KeyedRequest, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        token = idempotency.current.set(request)
         try:
-            await self.app(scope, _replay(body, receive), answer.take)
-            kept = await self._keep(key, answer)
+            await self.app(scope, receive, answer.take)
         finally:
-            if not kept:
-                await run_in_threadpool(self._release, key)
+            idempotency.current.reset(token)
 
-    def _claim(self, key: KeyOf, digest: str) -> idempotency.Known | None:
-        known = self.store.transact(lambda tx: idempotency.claim(tx, key, digest, lock=self.lock))
-        if known is None:
+    async def _executed_elsewhere(self, request: KeyedRequest) -> Known | None:
+        """Look whether another execution has bound the key meanwhile."""
+        if request.subject is not None:
             return None
-        if known.request_digest != digest:
-            msg = "This idempotency key was used for another request."
-            raise Conflict(
-                msg, code="idempotency_key_conflict", scope=key.scope, hint="Send a new key with a new request."
-            )
-        if known.status is None:
-            msg = "The request with this idempotency key is still being answered."
-            raise Conflict(msg, code="idempotency_key_in_progress", scope=key.scope, retry_after=1)
-        return known
+        try:
+            known = await run_in_threadpool(self._look, request)
+        except KneoError:
+            return None
+        return known if known is not None and known.attempt != request.attempt else None
 
-    async def _keep(self, key: KeyOf, answer: _Answer) -> bool:
-        """Remember an answer; only of what was done."""
-        if not 200 <= answer.status < 300:
-            return False
+    def _attempt(self) -> str:
+        return new_id("req", self.store.clock.now())
+
+    def _look(self, request: KeyedRequest) -> Known | None:
+        with self.store.read() as tx:
+            return idempotency.look(tx, request)
+
+    async def _keep(self, request: KeyedRequest, answer: _Answer) -> None:
+        """Store the answer to a request that was executed."""
         try:
             response = json.loads(answer.body)
-            await run_in_threadpool(self._write, key, answer.status, response)
+            await run_in_threadpool(self._write, request, answer.status, response)
         except (ValueError, KneoError) as error:
-            # It was done, so the key stays taken: asked again, the service must not do it twice.
+            # What the request has made is bound to the key, so it is not made again.
             log.warning("an answer could not be kept under its idempotency key: %s", error)
-        return True
 
-    def _write(self, key: KeyOf, status: int, response: dict[str, object]) -> None:
-        self.store.transact(lambda tx: idempotency.keep(tx, key, status, response))
-
-    def _release(self, key: KeyOf) -> None:
-        self.store.transact(lambda tx: idempotency.release(tx, key))
+    def _write(self, request: KeyedRequest, status: int, response: dict[str, object]) -> None:
+        self.store.transact(lambda tx: idempotency.keep(tx, request, status, response))
 
 
 class UnknownParameters(Invalid):
@@ -167,17 +177,26 @@ class _Answer:
         self.status = 0
         self.body = b""
         self.holding = False
+        self.replayed = False
+        """Whether it is about what an earlier request has done."""
         self._send = send
         self._held: list[Message] = []
 
     async def take(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if self.replayed and self.status < 300:
+                message = {**message, "headers": [*message.get("headers", ()), (b"idempotency-replayed", b"true")]}
         if not self.holding and self.status < 400:
             await self._send(message)
             return
         self.body += message.get("body", b"")
         self._held.append(message)
+
+    def forget(self) -> None:
+        """Drop an answer that was held and will not be given."""
+        self.status, self.body = 0, b""
+        self._held.clear()
 
     async def let_go(self) -> None:
         for message in self._held:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 
-from kneo.runtime.wait import Settled, Settling, as_it_is
+from kneo.runtime.wait import Settled, Settling, as_it_is, find_run
 from kneo.service import wire
 from kneo.service.events import Event, Events
 from kneo.service.news import News
 from kneo.service.words import say
 from kneo.state.run import Run, RunStatus, TraceEvent
 from kneo.state.task import UNRESOLVED, HumanTask
-from kneo.store import history, runs
-from kneo.store.engine import Tx
+from kneo.store import history, idempotency, runs
+from kneo.store.engine import Store, Tx
 from kneo.store.runs import Progress
+from kneo.tasks.inbox import find
 
 OPEN = frozenset({RunStatus.RUNNING, RunStatus.PAUSED})
 
@@ -29,8 +31,9 @@ EVENTS_AT_ONCE = 100
 
 async def begun(news: News, begin: Callable[[], Run], seconds: float) -> Settled:
     """Begin a run, or begin it again, then wait until it waits for people or has ended, at most this long."""
-    mark = news.mark()
-    run = await run_in_threadpool(begin)
+    made = idempotency.made()
+    mark = news.mark() if made is None else None
+    run = await run_in_threadpool(begin if made is None else partial(find_run, news.store, made))
     if seconds <= 0:
         return Settled(run)
     return await _settled_after(news, Settling(run.id, epoch=run.epoch), seconds, mark)
@@ -39,10 +42,21 @@ async def begun(news: News, begin: Callable[[], Run], seconds: float) -> Settled
 async def answered(news: News, answer: Callable[[], HumanTask]) -> tuple[HumanTask, Settled]:
     """Answer a task, then wait until its run waits for people again or has ended."""
     mark = news.mark()
-    task = await run_in_threadpool(answer)
+    task = await taken(news, answer)
     # A vote that does not decide wakes nobody, so nobody will tell.
-    since = mark if task.status not in UNRESOLVED else None
+    since = mark if task.status not in UNRESOLVED and idempotency.made() is None else None
     return task, await _settled_after(news, Settling(task.run_id, answered=task.id), SYNC_SECONDS, since)
+
+
+async def taken(news: News, answer: Callable[[], HumanTask]) -> HumanTask:
+    """Answer a task; where an earlier request with the same key has done so, read that task."""
+    made = idempotency.made()
+    return await run_in_threadpool(answer if made is None else partial(_task, news.store, made))
+
+
+def _task(store: Store, task_id: str) -> HumanTask:
+    with store.read() as tx:
+        return find(tx, task_id)
 
 
 async def _settled_after(news: News, settling: Settling, seconds: float, since: int | None) -> Settled:

@@ -12,6 +12,7 @@ from kneo.service.wire import Json
 from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.store import tasks
 from kneo.store.engine import Store
+from kneo.store.idempotency import AlreadyExecuted
 from kneo.tasks import inbox, inputs
 from kneo.tasks.answers import Answer
 
@@ -144,6 +145,8 @@ def _one(store: Store, item: Body, actor: str, limit: int, pin: Digest | None) -
     task_id = str(item["continuation_id"])
     try:
         task = inbox.decide(store, task_id, read_answer(item, limit), actor=actor, pin=pin)
+    except AlreadyExecuted:
+        raise
     except KneoError as error:
         return {"continuation_id": task_id, "run_id": None, "status": None, "error": error.code, "message": str(error)}
     return {

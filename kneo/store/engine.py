@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import fcntl
 import os
 import sqlite3
@@ -140,6 +141,7 @@ class Store:
 
         On SQLite pieces that wait together reach the disk together. The work must not open transactions itself.
         """
+        work = _in_this_context(work)
         if self.is_sqlite:
             return self._writer.submit(work, durable=durable)
         return self._pool.submit(self._transact, work)
@@ -150,7 +152,7 @@ class Store:
         Raises:
             Transient: the database stayed busy or unreachable.
         """
-        return self._writer.do(work, durable=durable) if self.is_sqlite else self._transact(work)
+        return self._writer.do(_in_this_context(work), durable=durable) if self.is_sqlite else self._transact(work)
 
     def _transact(self, work: Callable[[Tx], T]) -> T:
         with self.write() as tx:
@@ -238,6 +240,12 @@ class Store:
         self._writer.close()
         self._pool.shutdown()
         self.disconnect()
+
+
+def _in_this_context(work: Callable[[Tx], T]) -> Callable[[Tx], T]:
+    """Return work that finds the caller's context variables in whichever thread executes it."""
+    context = contextvars.copy_context()
+    return lambda tx: context.run(work, tx)
 
 
 @contextlib.contextmanager

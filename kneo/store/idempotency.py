@@ -1,14 +1,21 @@
-"""Answers already given under a key, so that asking twice does a thing once. A key belongs to whoever sent it."""
+"""Idempotency keys: a request sent twice under one key is executed once. A key belongs to the principal that sent it.
+
+A key is bound to what its request makes (a run, an answered task) in the transaction that makes it. Nothing is claimed
+before, so a process that dies or a database that is away leaves nothing to be released: either the transaction was
+committed and the key is bound, or nothing was made and the key is free.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 
 from sqlalchemy import bindparam, delete, select, update
 
 from kneo.clock import isoformat
+from kneo.errors import Conflict
 from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.prepared import Prepared
 from kneo.store.tables import idempotency_keys as keys
@@ -19,7 +26,7 @@ FORGET_BATCH = 1_000
 
 @dataclass(frozen=True, kw_only=True)
 class KeyOf:
-    """Whose key it is, for what kind of request, and the key."""
+    """The principal that sent a key, the kind of request it is for, and the key."""
 
     principal: str
     scope: str
@@ -27,60 +34,140 @@ class KeyOf:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeyedRequest:
+    """One execution of a request that carries a key.
+
+    Attributes:
+        key: The key.
+        request_digest: Names the request; another request under the same key is refused.
+        attempt: Names this execution; no two executions have the same.
+        subject: What an earlier execution has made; this one answers for it and makes nothing.
+    """
+
+    key: KeyOf
+    request_digest: str
+    attempt: str
+    subject: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Known:
-    """What is known of a key that somebody used before."""
+    """What the database knows of a key."""
 
     request_digest: str
+    subject: str | None
+    """What the request has made; ``None`` for a request that makes nothing."""
+    attempt: str
     status: int | None
-    """The answer's HTTP status; ``None`` while the request is under way."""
+    """The answer's HTTP status; ``None`` where no answer was stored."""
     response: Mapping[str, object] | None
     created_at: str
 
+
+class AlreadyExecuted(Conflict):
+    """Another execution of the same request has made its changes. Nothing was changed by this one."""
+
+    default_code = "idempotency_key_in_progress"
+
+    def __init__(self, key: KeyOf) -> None:
+        super().__init__(
+            "The request with this idempotency key was executed, and its answer is not known yet.",
+            hint="Send it again in a moment. If no answer comes, its process has ended: read what it was about.",
+            scope=key.scope,
+            retry_after=1,
+        )
+
+
+class DifferentRequest(Conflict):
+    """The key was sent with another request."""
+
+    default_code = "idempotency_key_conflict"
+
+    def __init__(self, key: KeyOf) -> None:
+        super().__init__(
+            "This idempotency key was used for another request.",
+            hint="Send a new key with a new request.",
+            scope=key.scope,
+        )
+
+
+current: ContextVar[KeyedRequest | None] = ContextVar("kneo_keyed_request", default=None)
+"""The request that is being executed; set around its execution by the service."""
 
 _IS = (
     keys.c.principal == bindparam("of_principal"),
     keys.c.scope == bindparam("of_scope"),
     keys.c.key == bindparam("of_key"),
 )
-_READ = Prepared(select(keys).where(*_IS).with_for_update())
-_CHANGE = Prepared(update(keys).where(*_IS))
-_RELEASE = Prepared(delete(keys).where(*_IS, keys.c.status.is_(None)))
+_READ = Prepared(select(keys).where(*_IS))
+_LOCK = Prepared(select(keys).where(*_IS).with_for_update())
+_KEEP = Prepared(update(keys).where(*_IS, keys.c.status.is_(None), keys.c.request_digest == bindparam("of_digest")))
 _FORGET = Prepared(delete(keys).where(*_IS))
 
 
-def claim(tx: Tx, key: KeyOf, request_digest: str, *, lock: timedelta) -> Known | None:
-    """Take a key for a request that is about to be done.
+def look(tx: Tx, request: KeyedRequest) -> Known | None:
+    """Read what is known of a request's key.
+
+    Raises:
+        Conflict: ``idempotency_key_conflict``: the key is another request's.
+    """
+    row = _READ.first(tx, _is(request.key))
+    if row is None:
+        return None
+    if row.request_digest != request.request_digest:
+        raise DifferentRequest(request.key)
+    return Known(
+        request_digest=row.request_digest,
+        subject=row.subject,
+        attempt=row.attempt,
+        status=row.status,
+        response=row.response,
+        created_at=row.created_at,
+    )
+
+
+def made() -> str | None:
+    """Return what an earlier execution of the current request has made; ``None`` where the request is to be executed."""
+    request = current.get()
+    return request.subject if request is not None else None
+
+
+def bind(tx: Tx, subject: str) -> None:
+    """Bind the current request's key to what this transaction makes; does nothing where the request carries no key.
+
+    To be called before anything else in every transaction that changes something for a request. The parts of one execution
+    (each answer of a batch) share the key, which stays bound to the first of them.
 
     Args:
-        tx: An open transaction.
-        key: The key.
-        request_digest: Names the request; another one under the same key is somebody's mistake.
-        lock: After this long, a request that never ended may be done again.
+        tx: The transaction that makes it.
+        subject: The id of what is made or changed.
 
-    Returns:
-        ``None`` when the request may be done now; else what is known of the earlier one.
+    Raises:
+        AlreadyExecuted: another execution has made its changes. The caller lets the transaction fail.
+        Conflict: ``idempotency_key_conflict``: the key is another request's.
     """
-    values = {"request_digest": request_digest, "status": None, "response": None, "created_at": tx.at}
-    if insert_ignoring_duplicates(tx, keys, principal=key.principal, scope=key.scope, key=key.key, **values):
-        return None
-    row = _READ.first(tx, _is(key))
-    if row is None:
-        return claim(tx, key, request_digest, lock=lock)
-    same_and_lost = row.request_digest == request_digest and row.status is None
-    if same_and_lost and row.created_at <= isoformat(tx.now - lock):
-        _CHANGE.change(tx, _is(key) | {"created_at": tx.at})
-        return None
-    return Known(request_digest=row.request_digest, status=row.status, response=row.response, created_at=row.created_at)
+    request = current.get()
+    if request is None:
+        return
+    if request.subject is not None:
+        raise AlreadyExecuted(request.key)
+    # On PostgreSQL this waits until another execution's transaction has ended.
+    while not _insert(tx, request, subject=subject, status=None, response=None):
+        row = _LOCK.first(tx, _is(request.key))
+        if row is None:
+            continue
+        if row.request_digest != request.request_digest:
+            raise DifferentRequest(request.key)
+        if row.attempt != request.attempt:
+            raise AlreadyExecuted(request.key)
+        return
 
 
-def keep(tx: Tx, key: KeyOf, status: int, response: Mapping[str, object]) -> None:
-    """Keep the answer to give again."""
-    _CHANGE.change(tx, _is(key) | {"status": status, "response": dict(response)})
-
-
-def release(tx: Tx, key: KeyOf) -> None:
-    """Let the key be used again: what was asked was refused, nothing was done."""
-    _RELEASE.change(tx, _is(key))
+def keep(tx: Tx, request: KeyedRequest, status: int, response: Mapping[str, object]) -> None:
+    """Store a request's answer, to be given again. The first answer that is stored stays."""
+    if not _insert(tx, request, subject=request.subject, status=status, response=dict(response)):
+        of = _is(request.key) | {"of_digest": request.request_digest}
+        _KEEP.change(tx, of | {"status": status, "response": dict(response)})
 
 
 def forget(tx: Tx, older_than: timedelta) -> int:
@@ -90,6 +177,24 @@ def forget(tx: Tx, older_than: timedelta) -> int:
     found = tx.connection.execute(old).all()
     _FORGET.change_many(tx, [_is(KeyOf(principal=row.principal, scope=row.scope, key=row.key)) for row in found])
     return len(found)
+
+
+def _insert(
+    tx: Tx, request: KeyedRequest, *, subject: str | None, status: int | None, response: Mapping[str, object] | None
+) -> bool:
+    return insert_ignoring_duplicates(
+        tx,
+        keys,
+        principal=request.key.principal,
+        scope=request.key.scope,
+        key=request.key.key,
+        request_digest=request.request_digest,
+        status=status,
+        response=response,
+        created_at=tx.at,
+        subject=subject,
+        attempt=request.attempt,
+    )
 
 
 def _is(key: KeyOf) -> dict[str, object]:

@@ -10,6 +10,7 @@ from sqlalchemy import Row, insert, select, update
 
 from kneo.clock import isoformat, monotonic, new_id, sleep
 from kneo.errors import Transient
+from kneo.store import idempotency
 from kneo.store.engine import Store, Tx, insert_ignoring_duplicates
 from kneo.store.tables import leases, requests
 
@@ -70,6 +71,7 @@ def ask(store: Store, kind: str, payload: Mapping[str, object], *, actor: str) -
         if lease_holder(tx, CONTROLLER_LEASE) is None:
             msg = "No controller is running on this database."
             raise Transient(msg, code="no_controller", hint="Start one: kneo controller run, or kneo up.")
+        idempotency.bind(tx, kind)
         request_id = insert_request(tx, kind, payload, actor)
     deadline = monotonic() + ANSWER_SECONDS
     while monotonic() < deadline:

@@ -578,6 +578,9 @@ idempotency_keys = Table(
     Column("status", Integer),
     Column("response", JSON(none_as_null=True)),
     Column("created_at", TIME, nullable=False),
+    # What the request has made, and which execution of it did.
+    Column("subject", Text),
+    Column("attempt", ID),
     PrimaryKeyConstraint("principal", "scope", "key"),
 )
 

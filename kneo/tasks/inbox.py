@@ -15,7 +15,7 @@ from kneo.records import replace
 from kneo.state.people import same_person
 from kneo.state.run import RunStatus
 from kneo.state.task import Decision, HumanTask, TaskStatus, Vote
-from kneo.store import runs, tasks
+from kneo.store import idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.tasks import people, voting
 from kneo.tasks.answers import Answer, check_answer, check_storable, check_unresolved, said_digest
@@ -127,6 +127,8 @@ def _act(store: Store, task_id: str, work: Callable[[Tx, HumanTask], HumanTask])
     """Do something to a task as it is now: what time was to do to it comes first, and is durable before."""
 
     def attempt(tx: Tx) -> HumanTask | None:
+        if idempotency.made() is not None:
+            return find(tx, task_id)
         run_id = tasks.run_of(tx, task_id)
         if run_id is not None:
             runs.lock(tx, run_id)
@@ -134,6 +136,7 @@ def _act(store: Store, task_id: str, work: Callable[[Tx, HumanTask], HumanTask])
         if is_due(tx, task):
             elapse(tx, task)
             return None
+        idempotency.bind(tx, task_id)
         return work(tx, task)
 
     while (done := store.transact(attempt)) is None:
@@ -333,6 +336,9 @@ def comment(store: Store, task_id: str, text: str, *, actor: str) -> HumanTask:
 
     def work(tx: Tx) -> HumanTask:
         task = find(tx, task_id)
+        if idempotency.made() is not None:
+            return task
+        idempotency.bind(tx, task_id)
         happened(tx, task, "commented", actor, {"text_digest": digest_of_json(text)}, kept={"text": text})
         return task
 

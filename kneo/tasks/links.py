@@ -11,7 +11,7 @@ from kneo.errors import Conflict, Invalid, KneoError, NotFound
 from kneo.records import replace
 from kneo.state.link import TaskLink
 from kneo.state.task import HumanTask
-from kneo.store import links, runs
+from kneo.store import idempotency, links, runs
 from kneo.store.engine import Store, Tx
 from kneo.tasks import people
 from kneo.tasks.answers import Answer, check_unresolved
@@ -49,6 +49,7 @@ def make_link(tx: Tx, task_id: str, person: str, *, actor: str, lasts: timedelta
     person = people.check_known(tx, task.environment, person)
     people.check_may_answer(tx, task, person)
     check_without_key(task, "a link")
+    idempotency.bind(tx, task_id)
     if links.count_of_task(tx, task.id) >= LINKS_OF_A_TASK:
         msg = f"There are {LINKS_OF_A_TASK} links to {task.id} already."
         raise Conflict(msg, code="too_many_links")
@@ -92,6 +93,9 @@ def revoke_link(tx: Tx, task_id: str, link_id: str, *, actor: str) -> TaskLink:
     """
     # Answers hold this lock: whoever uses the link does so before this or not at all.
     runs.lock(tx, find(tx, task_id).run_id)
+    if idempotency.made() is not None:
+        return find_link(tx, task_id, link_id)
+    idempotency.bind(tx, task_id)
     link = find_link(tx, task_id, link_id)
     if link.used_at is not None:
         raise _used(link)

@@ -15,11 +15,12 @@ from kneo.service import answers, requirements, wire
 from kneo.service.auth import Principal, require
 from kneo.service.context import Here, Published, Service
 from kneo.service.router import JsonAnswer, Router, shows
-from kneo.service.run_news import answered
+from kneo.service.run_news import answered, taken
 from kneo.service.task_acts import MAX_BATCH, read_answer
 from kneo.service.wire import Json
 from kneo.state.run import Run
 from kneo.state.task import HumanTask
+from kneo.store.idempotency import AlreadyExecuted
 from kneo.tasks.inbox import decide
 
 router = Router(tags=["human tasks"])
@@ -78,7 +79,7 @@ async def continue_workflow_run(
         return _put(workflow_id, run_id, body, service, principal, refused)
 
     if body.background:
-        task = await run_in_threadpool(put)
+        task = await taken(service.news, put)
         found = await run_in_threadpool(as_it_is, service.store, run_id)
     else:
         task, found = await answered(service.news, put)
@@ -96,17 +97,19 @@ def _put(
         raise NotFound(msg, code="run_not_found")
     said = requirements.answered(run_id, waiting, [one.model_dump() for one in body.step_requirements])
     read = [(task, read_answer(answer, service.settings.limits.human_content_chars)) for task, answer in said]
-    taken: HumanTask | None = None
+    last: HumanTask | None = None
     for number, (task, answer) in enumerate(read):
         try:
             pin = service.settings.trust_root
-            taken = decide(service.store, task.id, answer, actor=principal.name, pin=pin)
+            last = decide(service.store, task.id, answer, actor=principal.name, pin=pin)
+        except AlreadyExecuted:
+            raise
         except KneoError as error:
-            if taken is None and number == len(read) - 1:
+            if last is None and number == len(read) - 1:
                 raise
             refused.append({"continuation_id": task.id, "key": task.key, "error": error.code, "message": str(error)})
-    assert taken is not None, "the last one was taken or raised"
-    return taken
+    assert last is not None, "the last one was taken or raised"
+    return last
 
 
 def _session(run: Run) -> object:
