@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from processes import run_pythons
-from sqlalchemy import inspect, text
+from processes import at_once, run_pythons
+from sqlalchemy import create_engine, inspect, text
 
 from kneo.clock import ManualClock
 from kneo.errors import Invalid, Transient
@@ -46,6 +46,99 @@ def test_opening_again_changes_nothing(database_url: str) -> None:
 
 def test_processes_that_meet_an_empty_database_together_all_open_it(database_url: str) -> None:
     assert run_pythons(IMPORTS, OPEN, [[database_url]] * 3) == [HEAD] * 3
+
+
+def test_threads_that_meet_an_empty_database_together_all_open_it(database_url: str) -> None:
+    def opened(_: int) -> str | None:
+        store = open_store(database_url, CLOCK)
+        try:
+            return current_version(store)
+        finally:
+            store.close()
+
+    assert at_once(12, opened) == [HEAD] * 12
+
+
+OPEN_IN_THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+def opened(number):
+    store = open_store(sys.argv[1], SystemClock())
+    try:
+        return current_version(store)
+    finally:
+        store.close()
+with ThreadPoolExecutor(6) as pool:
+    print(*set(pool.map(opened, range(6))))
+"""
+
+
+def test_threads_of_several_processes_that_meet_an_empty_database_together_all_open_it(database_url: str) -> None:
+    assert run_pythons(IMPORTS, OPEN_IN_THREADS, [[database_url]] * 3) == [HEAD] * 3
+
+
+def test_threads_that_open_several_databases_migrate_each(tmp_path: Path) -> None:
+    def opened(number: int) -> str | None:
+        store = open_store(f"sqlite:///{tmp_path / str(number % 3)}.sqlite", CLOCK)
+        try:
+            return current_version(store)
+        finally:
+            store.close()
+
+    assert at_once(9, opened) == [HEAD] * 9
+
+
+PUBLISHED = ("schema_migrations", "runs", "checkpoints", "run_queue", "audit_events", "project_metadata")
+
+
+def raw(url: str, *statements: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    engine.dispose()
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_a_database_that_is_not_ours_is_named_and_left_alone(database_url: str, *, published: bool) -> None:
+    names = PUBLISHED if published else ("audit_events", "customers")
+    raw(database_url, *(f"CREATE TABLE {name} (id integer)" for name in names))
+    file = Path(database_url.removeprefix("sqlite:///"))
+    before = file.read_bytes() if file.is_file() else None
+    with pytest.raises(Invalid) as refused:
+        open_store(database_url, CLOCK)
+    assert refused.value.code == "store_not_ours"
+    assert ("published platform" in refused.value.message) is published
+    assert "audit_events" in refused.value.message
+    assert refused.value.hint
+    if before is not None:
+        assert file.read_bytes() == before
+        assert [item.name for item in file.parent.iterdir()] == [file.name]
+
+
+def test_the_versions_of_another_program_are_not_ours(database_url: str) -> None:
+    raw(
+        database_url,
+        "CREATE TABLE alembic_version (version_num varchar(32))",
+        "INSERT INTO alembic_version VALUES ('ae1027a6acf')",
+        "CREATE TABLE customers (id integer)",
+    )
+    with pytest.raises(Invalid) as refused:
+        open_store(database_url, CLOCK)
+    assert refused.value.code == "store_not_ours"
+
+
+def test_a_file_that_is_no_database_is_not_ours(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("Dear diary, " * 500)
+    with pytest.raises(Invalid) as refused:
+        open_store(f"sqlite:///{path}", CLOCK)
+    assert refused.value.code == "store_not_ours"
+    assert path.read_text() == "Dear diary, " * 500
+
+
+def test_an_empty_file_becomes_ours(tmp_path: Path) -> None:
+    (tmp_path / "kneo.sqlite").touch()
+    open_store(f"sqlite:///{tmp_path / 'kneo.sqlite'}", CLOCK).close()
 
 
 def test_a_database_of_a_newer_version_is_refused_and_left_alone(store: Store, migrated_url: str) -> None:
