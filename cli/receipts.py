@@ -138,7 +138,7 @@ def verify(
             what = "Receipt is" if len(found) == 1 else f"{len(found)} receipts are"
             render.success(f"{what} as signed.")
             for item in found:
-                _show_signers(item)
+                _show_signers(item, reviewed=bool(reviewer_keys or trust))
         for problem in problems:
             render.failure(f"{problem['field']}: {problem['message']}", f"Receipt {problem['receipt']}")
 
@@ -147,15 +147,22 @@ def verify(
         raise typer.Exit(3)
 
 
-def _show_signers(item: Json) -> None:
+def _show_signers(item: Json, *, reviewed: bool) -> None:
     said, signed_by = item["said"], item["signed_by"]
     assert isinstance(said, dict)
     assert isinstance(signed_by, list)
     for voter in said["voters"]:
         if voter["statement"] is None:
+            if reviewed:
+                render.warning(f"{voter['actor']} signed nothing of this; it is the service's word alone.")
             continue
         if voter["actor"] in signed_by:
             render.success(f"{voter['actor']} signed it with a key of their own.")
+        elif reviewed:
+            last = said["voters"][-1]["actor"]
+            render.warning(
+                f"What {voter['actor']} signed cannot be compared with what was recorded: the answer is {last}'s, who signed none."
+            )
         else:
             render.warning(
                 f"{voter['actor']}'s own signature was not checked; --reviewer-key {voter['actor']}=FILE does."

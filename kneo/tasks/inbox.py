@@ -156,7 +156,8 @@ def _vote(tx: Tx, task: HumanTask, decision: Decision, person: people.Person, vo
         raise Forbidden(msg, code="not_a_candidate", waits_for=whose)
     votes = voting.with_vote(before, vote)
     decisive = voting.outcome(task.quorum, votes, roles)
-    if decisive is None:
+    if decisive is None or vote not in decisive:
+        # Roles that changed since may let earlier votes suffice; what is recorded is the answer of whoever votes now.
         return _heard(tx, task, vote, votes)
     agreed = replace(decision, voters=tuple(one.actor for one in decisive))
     return record(tx, task, agreed, votes=votes)

@@ -28,6 +28,9 @@ PAYLOAD_BYTES = 65_536
 
 LASTS_AT_MOST = timedelta(days=1)
 
+CLOCKS_DIFFER = timedelta(minutes=5)
+"""How far the clocks of processes may differ: one writes down what is signed, and another one takes the answer."""
+
 Text: TypeAlias = Annotated[str, Field(max_length=20_000)]
 
 
@@ -198,6 +201,9 @@ def verify_answer(
     if now >= expires:
         msg = f"The signed answer expired at {expires.isoformat()}."
         raise Untrusted(msg, code="Expired", hint="Sign it again.")
+    if issued > now + CLOCKS_DIFFER:
+        msg = f"The signed answer says it was made at {issued.isoformat()}, which is to come."
+        raise Untrusted(msg, code="Expired", field="issuedAt", hint="Sign it again, with a clock that is right.")
     if not issued < expires <= issued + LASTS_AT_MOST or expires > now + LASTS_AT_MOST:
         msg = f"A signed answer lasts for up to {LASTS_AT_MOST.total_seconds() / 3600:.0f} hours from when it was made."
         raise Untrusted(msg, code="Expired", field="expires", hint="Sign it again.")

@@ -15,6 +15,7 @@ from kneo.trust.dsse import Envelope
 from kneo.trust.intoto import PAYLOAD_TYPE, STATEMENT_TYPE
 from kneo.trust.keys import PublicKey
 from kneo.trust.receipt import RECEIPT_TYPE, Receipt, mark_of, parse_receipt
+from kneo.trust.receipt_rules import broken_rules
 from kneo.trust.receipt_statements import Problem, statement_problems
 from kneo.trust.signers import TrustedKey, find_signers
 
@@ -57,8 +58,9 @@ def check_receipt(presented: Presented, keys: Sequence[PublicKey], reviewers: Re
     1. The envelope carries a statement.
     2. One of the keys signed it.
     3. The signed bytes are a receipt and nothing else, and its subject is what it says was shown.
-    4. What is shown beside the envelope is what the signed bytes say.
-    5. What reviewers signed themselves is what the receipt names, says the same, and is signed with their keys; without
+    4. Its fields do not contradict each other: the decision is what those who voted said, the last of them made it.
+    5. What is shown beside the envelope is what the signed bytes say.
+    6. What reviewers signed themselves is what the receipt names, says the same, and is signed with their keys; without
        keys of reviewers, their signatures are not looked at.
     """
     envelope, digest = presented.envelope, digest_of(presented.envelope.payload)
@@ -85,11 +87,22 @@ def check_receipt(presented: Presented, keys: Sequence[PublicKey], reviewers: Re
         where = str(error.details.get("field", "receipt"))
         return _refused(digest, Problem(receipt=name, field=where, message=error.message))
     wrong = [*_changed(envelope, said, name), *_misread(presented.view, said, name)]
+    wrong += [Problem(receipt=name, field=where, message=message) for where, message in broken_rules(receipt)]
     wrong += statement_problems(receipt, presented.statements, reviewers)
     if wrong:
         return _refused(digest, *wrong)
-    signed_by = tuple(voter.actor for voter in receipt.voters if voter.statement is not None) if reviewers else ()
-    return Checked(digest=digest, receipt=receipt, signed_by=signed_by)
+    return Checked(digest=digest, receipt=receipt, signed_by=_signed_by(receipt) if reviewers else ())
+
+
+def _signed_by(receipt: Receipt) -> tuple[str, ...]:
+    """Name those whose own signature covers what was recorded.
+
+    The words of the last voter are recorded, and those who agree with them signed the same answer. Where the last voter signed
+    nothing, what the others signed cannot be compared with the words that the receipt names.
+    """
+    if receipt.decision != "rejected" and receipt.voters and receipt.voters[-1].statement is None:
+        return ()
+    return tuple(voter.actor for voter in receipt.voters if voter.statement is not None)
 
 
 def _refused(digest: Digest, *problems: Problem) -> Checked:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kneo.errors import KneoError
-from kneo.trust.answer import AnswerStatement, Reviewers, SignedSaid, check_signer, open_answer
+from kneo.trust.answer import CLOCKS_DIFFER, AnswerStatement, Reviewers, SignedSaid, check_signer, open_answer
 from kneo.trust.dsse import Envelope
 from kneo.trust.receipt import Receipt, Voter
 from kneo.trust.signers import is_same
@@ -15,7 +15,7 @@ SHARED = ("task", "request", "run", "environment", "gate", "subject_digest", "bu
 """What every statement has in common with the receipt."""
 
 DECISIVE = ("content_digest", "policy_digest")
-"""What the last of them has, whose answer was recorded, under the rules of that moment."""
+"""What the statement of the last voter has, whose answer was recorded, under the rules of that moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +70,8 @@ def _all_of(receipt: Receipt, handed: tuple[Envelope, ...], reviewers: Reviewers
             yield f"{where}.{error.details.get('field', 'signature')}", error.message
             continue
         said.append(statement.said)
-        yield from (
-            (f"{where}.{name}", f"{name} is not what the receipt says.") for name in _differs(receipt, voter, statement)
-        )
+        changed = _differs(receipt, voter, statement)
+        yield from ((f"{where}.{name}", f"{name} is not what the receipt says.") for name in changed)
     if receipt.decision != "rejected" and len({one.answer_digest for one in said}) > 1:
         yield "voters.statement.answerDigest", "Those who are said to agree signed different answers."
     missing = sum(voter.statement is not None and voter.statement not in by_digest for voter in receipt.voters)
@@ -96,7 +95,7 @@ def _missing(receipt: Receipt, voter: Voter, strangers: Sequence[Envelope], wher
 
 def _differs(receipt: Receipt, voter: Voter, statement: AnswerStatement) -> Iterator[str]:
     said, fields = statement.said, SignedSaid.model_fields
-    decisive = DECISIVE if voter.actor == receipt.actor else ()
+    decisive = DECISIVE if voter == receipt.voters[-1] else ()
     for name in (*SHARED, *decisive):
         if getattr(said, name) != getattr(receipt, name):
             yield fields[name].alias or name
@@ -104,5 +103,7 @@ def _differs(receipt: Receipt, voter: Voter, statement: AnswerStatement) -> Iter
         yield "decision"
     if not is_same(said.reviewer, voter.actor):
         yield "reviewer"
+    if voter.at < said.issued_at - CLOCKS_DIFFER:
+        yield "issuedAt"
     if voter.at >= said.expires:
         yield "expires"
