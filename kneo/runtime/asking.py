@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from kneo.errors import Invalid
 from kneo.records import replace
 from kneo.runtime.interpret.gate import DEFAULT_RETRIES, Gate
-from kneo.runtime.interpret.waits import DEFAULT_HUMAN, TELL
+from kneo.runtime.interpret.waits import DEFAULT_HUMAN
+from kneo.spec.gates import default_rejection
 from kneo.spec.models import Gate as DeclaredGate
 from kneo.spec.models import Human
 from kneo.spec.models.human import NOT_HONOURED
@@ -25,9 +26,6 @@ DECISIONS: Mapping[str, tuple[DecisionKind, ...]] = {
     "wait": (DecisionKind.PROVIDED, DecisionKind.SELECTED, DecisionKind.REJECTED),
 }
 """The answers that have an effect at each position."""
-
-REJECTIONS: Mapping[str, str] = {"step": "stop", "route": "stop", "error": "stop", "wait": TELL}
-"""What a rejection does where neither gate nor human says it; elsewhere the step is skipped."""
 
 
 def make_question(human: Human, path: str, name: str) -> Gate:
@@ -97,7 +95,7 @@ def _gate(position: str, human: Human, path: str, name: str, declared: DeclaredG
         position=position,
         human=human,
         decisions=chosen,
-        on_reject=human.on_reject or REJECTIONS.get(position, "skip"),
+        on_reject=human.on_reject or default_rejection(position),
         max_retries=DEFAULT_RETRIES if human.max_retries is None else human.max_retries,
         when=declared.when if declared else None,
         sample=declared.sample if declared else None,

@@ -22,6 +22,7 @@ from kneo.runtime.interpret.parallel import Parallel
 from kneo.runtime.interpret.router import Router, Selector
 from kneo.runtime.interpret.step import Question, Step
 from kneo.spec.context import NOTHING_KNOWN
+from kneo.spec.gates import default_rejection
 from kneo.spec.models import (
     Agent,
     ConcurrentWorkflow,
@@ -244,7 +245,7 @@ class _Compiler:
         if isinstance(step, ConditionStep) and "before" in found:
             before = found["before"]
             says = before.human.on_reject
-            found["before"] = before = replace(before, on_reject=says or "else")
+            found["before"] = before = replace(before, on_reject=says or default_rejection("before", at_condition=True))
             if step.when is None:
                 # A person who decides instead of a condition is always asked.
                 found["before"] = replace(before, when=None, sample=None)

@@ -108,6 +108,21 @@ def asks(when: Condition | None, sample: float | None, facts: Facts, *, seed: st
     return sample is not None and draw(seed) < sample
 
 
+def default_rejection(position: str, *, at_condition: bool = False) -> str:
+    """Return what a rejection does where neither the gate nor its human says it.
+
+    It stops the run. Two positions have another way to go: a condition its other branch, and whatever asks in its own
+    middle (a tool, a function that waits) the answer itself, which it is told.
+
+    Args:
+        position: Where the question stands: ``step``, ``wait``, ``tool``, or a name under ``review``.
+        at_condition: Whether it stands before a condition.
+    """
+    if position in {"wait", "tool"}:
+        return "tell"
+    return "else" if at_condition and position == "before" else "stop"
+
+
 def draw(seed: str) -> float:
     """Turn a text into a number from 0 up to, not including, 1; the same text into the same number."""
     return int.from_bytes(sha256(seed.encode()).digest()[:8]) / 2**64

@@ -15,17 +15,14 @@ from kneo.state.task import Decision
 def rejected(gate: Gate, decision: Decision, value: Value, place: str) -> Done | Ended:
     """End the run or go past what was rejected; what that is never runs.
 
-    ``value`` is what flows on when the step is skipped. Effects that mean something only at one position (retry, else)
+    ``value`` is what flows on where the run does: skipped, or as it is with ``continue``. Effects that mean something only at one position (retry, else)
     are its caller's; one that gets here stops the run, as does any word nobody knows.
     """
     match effect_of(gate, decision):
         case "skip":
             return Done(value=value.passed_on("skipped"))
         case "continue":
-            text = f"Rejected by human reviewer: {feedback_of(decision)}"
-            return Done(
-                value=replace(value, text=text, status="completed", metadata={"decision": "rejected"}, review=None)
-            )
+            return Done(value=replace(value, status="completed", metadata={"decision": "rejected"}, review=None))
         case "fail":
             return Ended(status=RunStatus.FAILED, output=None, error=rejection(place, decision))
         case "cancel":
@@ -33,6 +30,11 @@ def rejected(gate: Gate, decision: Decision, value: Value, place: str) -> Done |
             return stopped(error)
         case _:
             return stopped(rejection(place, decision))
+
+
+def forwarded(value: Value, decision: Decision) -> Value:
+    """Put the words of a rejection in the place of a value: what ``continue`` hands on at a step of kind human."""
+    return replace(value, text=f"Rejected by human reviewer: {feedback_of(decision)}")
 
 
 def filled_in(value: Value, decision: Decision, step_id: str) -> Value:

@@ -70,6 +70,10 @@ class Loop(Node):
         sent_back = number(frame, "reviews") > 0
         if self.each is not None and (sent_back or self.each.asks(value, f"{place}#{turn}", moment.seed)):
             return {**frame, "output": value.as_json()}
+        return self._unreviewed(value, turn)
+
+    def _unreviewed(self, value: Value, turn: int) -> Progress | None:
+        """Return the end of the loop after a round, or ``None`` for one more round."""
         try:
             good = self.until is not None and holds(self.until, value.facts)
         except Invalid as error:
@@ -115,7 +119,10 @@ class Loop(Node):
             return Done(value=output)
         if decision.kind is DecisionKind.EDITED:
             return Done(value=edited(output, decision))
-        if effect_of(self.each, decision) != "retry":
+        effect = effect_of(self.each, decision)
+        if effect == "continue":
+            return self._unreviewed(output, turn) or self._go(moment, frame, turn + 1, output, place)
+        if effect != "retry":
             return rejected(self.each, decision, read_value(frame["input"]), here)
         reviews = number(frame, "reviews")
         if turn >= self.max_iterations or reviews >= self.each.max_retries:

@@ -18,7 +18,7 @@ from datetime import timedelta
 from kneo.clock import isoformat
 from kneo.records import replace
 from kneo.runtime.interpret.branch import ELSE, THEN, Branch
-from kneo.runtime.interpret.effects import chosen_text, edited, filled_in, rejected
+from kneo.runtime.interpret.effects import chosen_text, edited, filled_in, forwarded, rejected
 from kneo.runtime.interpret.gate import Gate, effect_of, feedback_of, rejection
 from kneo.runtime.interpret.node import (
     Again,
@@ -51,7 +51,7 @@ from kneo.state.task import DecisionKind
 RETRY_BASE_SECONDS = 0.2
 RETRY_CAP_SECONDS = 30.0
 
-RETRY, SKIP, STOP = "retry", "skip", "stop"
+RETRY, SKIP, STOP, CONTINUE = "retry", "skip", "stop", "continue"
 
 _KEPT_FOR_REVIEW = ("node", "input", "attempt", "failures", "reviews", "asked", "chosen")
 
@@ -254,7 +254,7 @@ class Step(Node):
         gate = wanted.gate(self.humans)
         assert gate is not None
         effect = effect_of(gate, decision)
-        if decision.kind is DecisionKind.REJECTED and effect != TELL:
+        if decision.kind is DecisionKind.REJECTED and effect not in {TELL, CONTINUE}:
             return rejected(gate, decision, replace(read_value(frame["input"]), review=None), place)
         heard = asdict(given(wanted, decision))
         kept = {key: value for key, value in frame.items() if key != "wanted"}
@@ -356,7 +356,8 @@ class Step(Node):
                     error=rejection(place, decision),
                 )
             case DecisionKind.REJECTED:
-                return self._past(rejected(gate, decision, value, place))
+                passed_on = forwarded(value, decision) if effect_of(gate, decision) == CONTINUE else value
+                return self._past(rejected(gate, decision, passed_on, place))
 
     def _past(self, progress: Done | Ended) -> Progress:
         return self._finished(progress.value) if isinstance(progress, Done) else progress
@@ -382,8 +383,10 @@ class Step(Node):
             return self._finished(output)
         if decision.kind is DecisionKind.EDITED:
             return self._finished(edited(output, decision))
-        value = read_value(frame["input"])
-        if effect_of(self.after, decision) != RETRY:
+        value, effect = read_value(frame["input"]), effect_of(self.after, decision)
+        if effect == CONTINUE:
+            return self._finished(output)
+        if effect != RETRY:
             return rejected(self.after, decision, replace(value, review=None), place)
         reviews = number(frame, "reviews")
         if reviews >= self.after.max_retries:

@@ -116,7 +116,8 @@ class Human(Declared):
         default=None, description="As whose message the answer enters the conversation."
     )
     on_reject: RejectEffect | None = Field(
-        default=None, description="What a rejection does; see the place of the gate."
+        default=None,
+        description="What a rejection does. Left out: stop, at a condition else.",
     )
     max_retries: int | None = Field(default=None, ge=0, description="Repetitions after the first try; 0 means none.")
     grants: FreeMap | None = Field(default=None, description="What an approval may cover beyond this one question.")

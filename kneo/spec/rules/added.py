@@ -7,6 +7,7 @@ from typing import Protocol
 
 from kneo.spec.diagnostics import Diagnostic, error
 from kneo.spec.document import Path
+from kneo.spec.gates import default_rejection
 from kneo.spec.models import Candidates, Gate, Human
 from kneo.spec.models.asked import AddedGate, AddedPosition, Match
 from kneo.spec.models.human import NOT_HONOURED
@@ -121,14 +122,14 @@ def _what(gate: Gate, place: AddedPosition, humans: Mapping[str, Human], at: Pat
     effects = ("stop", "cancel", "skip", "fail", *(("retry",) if place == "after" else ()))
     if human.on_reject is not None and human.on_reject not in effects:
         message = f"on_reject: {human.on_reject} means nothing {place} a step of an environment's choice."
-        hint = f"Here a rejection does one of {', '.join(effects)}; left out: skip."
+        hint = f"Here a rejection does one of {', '.join(effects)}; left out: {default_rejection(place)}."
         yield error(CODE, message, (*at, "on_reject"), suggestion=hint)
         return
-    unsigned = unsigned_silence(human, "skip")
+    unsigned = unsigned_silence(human, default_rejection(place))
     if unsigned is not None:
         yield error(CODE, unsigned, (*at, "on_timeout"), suggestion=UNSIGNED_HINT)
     always = gate.model_copy(update={"when": None, "sample": None})
-    verdict = judge_gate(always, place, _known(humans), default_reject="skip")
+    verdict = judge_gate(always, place, _known(humans), default_reject=default_rejection(place))
     if verdict.weakness is not None and not wrong:
         message = f"This is no gate: it {verdict.weakness}."
         hint = "Let it be rejected, and let silence fail, cancel, reject, skip or escalate."

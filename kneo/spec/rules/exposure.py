@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from kneo.spec.gates import default_rejection
 from kneo.spec.models import Agent, Tool
 from kneo.spec.models.tools import Capability
 from kneo.spec.rules.cycles import Part, agent_part
@@ -122,7 +123,7 @@ def _gate(view: SpecView, tool: Tool) -> tuple[bool, str | None]:
     """Tell whether somebody agrees to each call of a tool; otherwise why the gate it has does not count."""
     weakness = None
     for position, gate in tool_gates(tool).items():
-        verdict = judge_gate(gate, position, view.spec.components.humans, default_reject="skip")
+        verdict = judge_gate(gate, position, view.spec.components.humans, default_reject=default_rejection("tool"))
         if position == "external" or verdict.guards:
             return True, None
         weakness = verdict.weakness

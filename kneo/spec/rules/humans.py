@@ -34,7 +34,7 @@ def _human(human: Human, path: Path, gate: GateAt | None = None) -> Iterator[Dia
         hint = "Write response_role: user."
         yield warning("W_HUMAN_RESPONSE_ROLE_SYSTEM", message, (*path, "response_role"), suggestion=hint)
     if human.on_reject == "continue":
-        message = "A rejection goes on as if it were an answer: what was rejected reaches the next step."
+        message = "A rejection does not stop the run: it goes on with the next step."
         hint = "Leave on_reject out, or write stop."
         yield warning("W_HUMAN_REJECT_CONTINUES", message, (*path, "on_reject"), suggestion=hint)
     for name in NOT_HONOURED:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
 from kneo.spec.document import Path
-from kneo.spec.models import ConditionStep, Gate, Human, Tool
+from kneo.spec.gates import default_rejection
+from kneo.spec.models import ConditionStep, Gate, Human, Step, Tool
 from kneo.spec.models.human import Position
 from kneo.spec.rules.view import SpecView, StepAt
 
@@ -64,7 +65,11 @@ def in_force(gate: Gate, humans: Mapping[str, Human]) -> Human:
 
 def rejection_at(gate: GateAt) -> str:
     """Return what a rejection does at a gate where nobody says it."""
-    if gate.position in {"route", "error"}:
-        return "stop"
-    at_condition = gate.position == "before" and gate.step is not None and isinstance(gate.step.step, ConditionStep)
-    return "else" if at_condition else "skip"
+    if gate.tool is not None:
+        return default_rejection("tool")
+    return default_rejection_at(gate.position, gate.step.step if gate.step is not None else None)
+
+
+def default_rejection_at(position: Position, step: Step | None) -> str:
+    """Return what a rejection does at a position of a step where nobody says it."""
+    return default_rejection(position, at_condition=isinstance(step, ConditionStep))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kneo.spec.document import Path
+from kneo.spec.gates import default_rejection
 from kneo.spec.models import (
     ConcurrentWorkflow,
     ConditionStep,
@@ -31,6 +32,7 @@ from kneo.spec.models.asked import AddedGate
 from kneo.spec.models.human import Position
 from kneo.spec.rules.cycles import Part, agent_part
 from kneo.spec.rules.exposure import Call, Exposure, function_call
+from kneo.spec.rules.places import default_rejection_at
 from kneo.spec.rules.strength import Verdict, judge_gate, judge_step, lets_skip
 from kneo.spec.rules.view import SpecView, WorkflowAt
 
@@ -183,7 +185,7 @@ class Walk:
 
     def _itself(self, at: _At, way: Way) -> tuple[bool, str | None]:
         step = at.step
-        before = self._verdict(step, "before", "else" if isinstance(step, ConditionStep) else "skip")
+        before = self._verdict(step, "before")
         if before is not None and before.guards:
             return self._refused(at, before, way), None
         weak = _note(step, "before", before)
@@ -202,7 +204,7 @@ class Walk:
         """Tell whether a step can be passed once it has run, and which question about its result does not count."""
         weak = None
         for position in _AFTERWARDS:
-            verdict = self._verdict(step, position, "skip")
+            verdict = self._verdict(step, position)
             if verdict is not None and verdict.ends_run:
                 return False, None
             weak = weak or _note(step, position, verdict)
@@ -255,7 +257,7 @@ class Walk:
             self._report(
                 (*path, "selector", "function"), step.id, function_call(self.view, step.selector.function), way
             )
-        chosen = self._verdict(step, "route", "stop")
+        chosen = self._verdict(step, "route")
         person = chosen is not None and chosen.guards
         walk = Walk(self.view, self.passes, self.exposures, self.around) if person else self
         if not step.choices:
@@ -290,11 +292,13 @@ class Walk:
     def _human(self, step: LeafStep) -> Human:
         return self.view.spec.components.humans.get(step.ref) or Human()
 
-    def _verdict(self, step: Step, position: Position, default_reject: str) -> Verdict | None:
+    def _verdict(self, step: Step, position: Position) -> Verdict | None:
         gate = step.review.gates().get(position) if step.review else None
         if gate is None:
             return None
-        return judge_gate(gate, position, self.view.spec.components.humans, default_reject=default_reject)
+        return judge_gate(
+            gate, position, self.view.spec.components.humans, default_reject=default_rejection_at(position, step)
+        )
 
 
 def surrounds(gates: Sequence[AddedGate]) -> bool:
@@ -303,7 +307,7 @@ def surrounds(gates: Sequence[AddedGate]) -> bool:
 
 
 def _judge_added(position: Position, gate: Gate) -> Verdict:
-    return judge_gate(gate, position, {}, default_reject="skip")
+    return judge_gate(gate, position, {}, default_reject=default_rejection(position))
 
 
 def _block(steps: Sequence[Step], path: Path) -> list[_At]:

@@ -38,7 +38,7 @@ def test_a_task_says_what_each_decision_leads_to(bench: Bench) -> None:
     assert task["request"]["schema"]["required"] == ["tone"]
     assert task["consequences"] == {
         "approved": {"next": ["release"]},
-        "rejected": {"next": ["publish"], "effect": "skip", "skips": ["release"]},
+        "rejected": {"ends": "cancelled", "error": "human_rejected", "effect": "stop", "skips": ["release"]},
     }
     assert task["quorum"]["approvals"] == 2
     assert task["timeout"]["effect"] == "fail"

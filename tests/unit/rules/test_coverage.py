@@ -56,9 +56,10 @@ def test_questions_before_a_call(steps: list[dict]) -> None:
 
 def test_questions_that_come_too_late_or_elsewhere() -> None:
     assert ungated([FIRE, ASK]) == ["workflow.steps[0]"]
-    assert ungated([gated(CALM), FIRE]) == ["workflow.steps[1]"]  # its rejection skips calm only
-    assert ungated([gated(CALM, on_reject="stop"), FIRE]) == []
-    assert ungated([{**CALM, "review": {"after": True}}, FIRE]) == ["workflow.steps[1]"]
+    assert ungated([gated(CALM, on_reject="skip"), FIRE]) == ["workflow.steps[1]"]  # its rejection skips calm only
+    assert ungated([gated(CALM), FIRE]) == []
+    assert ungated([{**CALM, "review": {"after": {"on_reject": "skip"}}}, FIRE]) == ["workflow.steps[1]"]
+    assert ungated([{**CALM, "review": {"after": True}}, FIRE]) == []
     assert ungated([{**CALM, "review": {"after": {"on_reject": "stop"}}}, FIRE]) == []
     assert ungated([{**CALM, "review": {"after": {"on_reject": "retry"}}}, FIRE]) == []
     assert ungated([{**CALM, "review": {"error": True}}, FIRE]) == ["workflow.steps[1]"]
@@ -115,7 +116,7 @@ def test_a_gate_that_asks_sometimes() -> None:
 def test_a_gate_that_asks_sometimes_may_also_skip_the_questions_behind_it() -> None:
     group = {"id": "g", "kind": "steps", "steps": [CALM, ASK]}
     sometimes = {"type": "output_contains", "value": "€"}
-    assert ungated([gated(group, when=sometimes), FIRE]) == ["workflow.steps[1]"]
+    assert ungated([gated(group, when=sometimes, on_reject="skip"), FIRE]) == ["workflow.steps[1]"]
     assert ungated([gated(group, when=sometimes, on_reject="stop"), FIRE]) == []
 
 
@@ -183,8 +184,10 @@ def test_loops_and_groups() -> None:
     assert ungated([each, FIRE]) == []
     each = {"id": "l", "kind": "loop", "steps": [CALM], "review": {"each": {"on_reject": "retry"}}}
     assert ungated([each, FIRE]) == []
-    each = {"id": "l", "kind": "loop", "steps": [CALM], "review": {"each": True}}
+    each = {"id": "l", "kind": "loop", "steps": [CALM], "review": {"each": {"on_reject": "skip"}}}
     assert ungated([each, FIRE]) == ["workflow.steps[1]"]
+    each = {"id": "l", "kind": "loop", "steps": [CALM], "review": {"each": True}}
+    assert ungated([each, FIRE]) == []
 
 
 def test_routers() -> None:

@@ -58,8 +58,9 @@ def test_it_is_asked_around_what_the_spec_asks() -> None:
 
 
 def test_each_of_them_can_refuse() -> None:
-    step = {**fn("a"), "review": {"before": {"human": "ann"}}}
-    program = program_with(spec_of([step, fn("b")]), added({"refs": ["a"]}, before={}, after={}))
+    step = {**fn("a"), "review": {"before": {"human": "ann", "on_reject": "skip"}}}
+    skip = {"on_reject": "skip"}
+    program = program_with(spec_of([step, fn("b")]), added({"refs": ["a"]}, before=skip, after=skip))
     for key, ran in [("a_before_env", ["b:0"]), ("a_before", ["b:0"]), ("a_after_env", ["a:0", "b:0"])]:
         story = play(program, answer=saying("approved", **{key: decision("rejected")}))
         assert story.did == ran, key
@@ -71,7 +72,7 @@ def test_a_person_who_decides_for_a_condition_still_does() -> None:
     program = program_with(spec_of([step]), added({"kinds": ["condition"]}, before={}))
     assert play(program, answer=saying("approved")).output == "in>x/a>x/b"
     assert play(program, answer=saying("approved", x_before=decision("rejected"))).output == "in>x/c"
-    assert play(program, answer=saying("approved", x_before_env=decision("rejected"))).output == "in"
+    assert play(program, answer=saying("approved", x_before_env=decision("rejected"))).error == "human_rejected"
 
 
 def test_an_approval_of_the_environment_decides_no_condition() -> None:

@@ -129,8 +129,8 @@ def test_after_a_step_its_result_is_judged() -> None:
 
     assert run(decision("approved")).output == "in>a>b"
     assert run(decision("edited", "E")).output == "E>b"
-    assert run(decision("rejected")).output == "in>b"
-    assert run(decision("rejected"), on_reject="stop").error == "human_rejected"
+    assert run(decision("rejected")).error == "human_rejected"
+    assert run(decision("rejected"), on_reject="skip").output == "in>b"
     again = run(decision("rejected", "no"), decision("rejected", "nope"), decision("approved"), on_reject="retry")
     assert again.did == ["a:0", "a:1", "a:2", "b:0"]
     assert again.output == "in[nope]>a>b"
@@ -187,7 +187,7 @@ def test_each_round_of_a_loop_is_looked_at_once() -> None:
     assert play(program_of([loop]), answer=always("rejected")).error == "human_rejected"
     assert len(play(program_of([loop]), answer=always("approved")).did) == 3
     assert play(program_of([loop, fn("d")]), answer=always("edited", "E")).output == "E>d"
-    drop = {**loop, "review": {"each": {"human": "ann"}}}
+    drop = {**loop, "review": {"each": {"human": "ann", "on_reject": "skip"}}}
     assert play(program_of([drop, fn("d")]), answer=always("rejected")).output == "in>d"
 
 
@@ -307,7 +307,7 @@ def test_several_ways_are_taken_one_after_the_other() -> None:
 
 
 def test_consequences_say_what_happens_next() -> None:
-    steps = [fn("a"), reviewed(fn("b"), before={"human": "ann"}), human("q"), fn("c")]
+    steps = [fn("a"), reviewed(fn("b"), before={"human": "ann", "on_reject": "skip"}), human("q"), fn("c")]
     program = program_of(steps)
     told: list[object] = []
 
