@@ -7,6 +7,7 @@ take memory, and time whenever Python looks for garbage among them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from kneo.digest import Digest, digest_of_json
 from kneo.state.release import BundleRecord
@@ -27,6 +28,8 @@ class Candidate:
     record: BundleRecord
     author: str | None
     depends_on: tuple[Dependency, ...]
+    issued_at: datetime | None = None
+    """When its signers say that it was signed; None where its format has no word for that."""
 
     @property
     def name(self) -> str:
@@ -78,6 +81,7 @@ def candidate_of(bundle: VerifiedBundle, revision: str) -> Candidate:
         record=record,
         author=predicate.approved_by if predicate else None,
         depends_on=tuple(predicate.depends_on) if predicate else (),
+        issued_at=predicate.issued_at if predicate else None,
     )
 
 

@@ -42,7 +42,7 @@ def compare(
     history = history_of(accepted.values())
     world = World(
         observed=Observed(tuple(records), records, served, history, roots),
-        gather=lambda files, ballots, believed: _evidence_of(files, ballots, believed, served),
+        gather=lambda files, ballots, believed, _: _evidence_of(files, ballots, believed, served),
         spec_of=lambda digest: spec_in(accepted[digest]) if digest in accepted else None,
         now=now,
         commits=lambda: since(base.commit, snapshot.commit) if base is not None else (),

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from controller import metrics
 from controller.apply import Lease, apply, check_lease, write_report
 from controller.candidate import Candidate
 from controller.drift import DriftWatch
-from controller.gates import Allowed, Evidence, Verdict, Waits, judge_policy
+from controller.gates import Allowed, Dated, Evidence, Verdict, Waits, from_environment, judge_policy
 from controller.judge import judge, rules_of
 from controller.ledger import Ledger
 from controller.load import Declared, Problem, find_bundles
 from controller.notices import notices_of_changes, notices_of_findings
 from controller.observe import Believed, Observed, Served, evidence, record_decisions, rules_before
 from controller.outcome import Outcome
-from controller.plan import Retire, make_plan
+from controller.plan import Action, Plan, Retire, make_plan
 from controller.report import Findings, report, report_policy, report_problem
 from controller.source.snapshot import SourceSnapshot
 from controller.standing import Judged
@@ -30,6 +30,7 @@ from kneo.registry import Change
 from kneo.spec.environment import Environment
 from kneo.spec.weakening import weakenings
 from kneo.state.release import EnvironmentRecord, Promotion, PromotionKind
+from kneo.store import releases
 from kneo.store.engine import Store, Tx, lock_table
 from kneo.trust.keys import PublicKey
 
@@ -44,6 +45,11 @@ class Situation:
     lease: Lease
     observed: Observed
     ledger: Ledger
+    dated: Dated | None = None
+    """Set while a registry is rebuilt from Git."""
+
+    quiet: bool = False
+    """Whether people are told nothing, because what happens here happened before."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,12 @@ class _Case:
     @property
     def record(self) -> EnvironmentRecord | None:
         return self.situation.observed.records.get(self.name)
+
+    @property
+    def waited(self) -> frozenset[str]:
+        """Digests of the bundles that were verified for this environment before and wait for a gate."""
+        waiting = self.record.pending if self.record is not None else ()
+        return frozenset(item.digest for item in waiting if item.digest is not None)
 
 
 class EnvironmentPass:
@@ -99,7 +111,8 @@ class EnvironmentPass:
             # Whoever changes what gates look at takes this lock too, and so comes before or after.
             lock_table(tx, f"environment/{case.name}")
             outcome, changed = self._decide(tx, case, verified)
-        _count(case, changed)
+        if not situation.quiet:
+            _count(case, changed)
         epoch = situation.trust.epoch(environment)
         self._judged.remember(environment.name, epoch, places, situation.declared.blobs, verified)
         return outcome
@@ -123,7 +136,7 @@ class EnvironmentPass:
         if case.record is not None and case.record.trust_epoch == epoch:
             standing |= self._judged.recognise(case.environment, paths, envelopes, here)
         history = situation.observed.history
-        verified = verify(case.files, situation.declared, envelopes, situation.trust, history, standing)
+        verified = verify(case.files, situation.declared, envelopes, situation.trust, history, standing, case.waited)
         accepted = sum(isinstance(bundle, Candidate) for bundle in verified.desired.values())
         metrics.VERIFIED.labels("accepted", "").inc(accepted)
         for rejection in verified.rejected:
@@ -137,7 +150,8 @@ class EnvironmentPass:
         believed = Believed(root=situation.trust.root, service_key=self.service_key, now=situation.trust.now)
         ballots = situation.declared.ballots.get(case.name, ())
         record_decisions(tx, case.name, ballots, believed)
-        seen = evidence(tx, case.files, ballots, believed, everywhere)
+        seen = evidence(tx, case.files, ballots, believed, everywhere, verified.candidates)
+        seen = replace(seen, dated=situation.dated)
         agreed = _agree_to_rules(case, seen)
         if isinstance(agreed, Waits):
             found = report_policy(case.environment, agreed, case.revision)
@@ -158,6 +172,9 @@ class EnvironmentPass:
         refused = verified.rejected[0].message if verified.rejected else None
         judged = judge(plan, rules_of(case.environment, case.before), seen, refused=refused)
         allowed = [(action, verdict) for action, verdict in judged if isinstance(verdict, Allowed)]
+        if case.situation.dated is not None:
+            waiting = [action for action, verdict in judged if isinstance(verdict, Waits)]
+            releases.qualify(tx, case.name, _qualified(waiting, plan, case, seen), case.revision)
         ledger, fence = case.situation.ledger, case.situation.lease.fence
         change = Change(revision=case.revision, policy_digest=case.environment.policy_digest)
         changed = apply(tx, case.name, allowed, change)
@@ -179,10 +196,22 @@ class EnvironmentPass:
             )
         )
         news = write_report(tx, case.name, found, revision=case.revision)
+        if case.situation.quiet:
+            return found.outcome, changed
         changes = notices_of_changes(case.name, case.revision, tx.at, allowed)
         findings = notices_of_findings(case.name, case.revision, news, drift, here)
         outbox.post(tx, self.channels, chain(changes, findings))
         return found.outcome, changed
+
+
+def _qualified(waiting: Sequence[Action], plan: Plan, case: _Case, seen: Evidence) -> Iterator[str]:
+    """Find what came far enough in the environment before, whatever else it waits for."""
+    rules = rules_of(case.environment, case.before)
+    for action in waiting:
+        if isinstance(action, Retire) or all(item.environment.spec.promote_from is None for item in rules):
+            continue
+        if all(isinstance(from_environment(action, plan, item, seen), Allowed) for item in rules):
+            yield action.bundle.digest
 
 
 def _count(case: _Case, changed: Sequence[Promotion]) -> None:

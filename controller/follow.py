@@ -33,6 +33,7 @@ class Follower:
         self._rewrite: Rewrite | None = None
         self._failed = True
         """Whether a failure may be recorded, by this process or an earlier one."""
+        self._base: str | None = None
 
     def fetch(self, find_root: Callable[[], TrustRoot | None]) -> SourceSnapshot:
         """Fetch what the ref names now; it has to follow what our own records say was accepted last.
@@ -45,13 +46,29 @@ class Follower:
         """
         with self.store.read() as tx:
             known = sources.source(tx)
-        base = known.accepted_commit if known else None
+        self._base = base = known.accepted_commit if known else None
         self._rewrite = None
         with self.remembering_failures():
-            snapshot = self._fetch(base, find_root)
+            return self._fetch(base, find_root)
+
+    def replayed(self, snapshot: SourceSnapshot) -> list[SourceSnapshot]:
+        """Find the commits to follow before a fetched one: all that led to it where the registry is empty, else none."""
+        with self.store.read() as tx:
+            known = sources.source(tx)
+        rebuilds = known is None or known.accepted_commit is None or known.rebuilding_since is not None
+        if not rebuilds or snapshot.commit == self._base:
+            return []
+        return self.mirror.history(self._base, snapshot.commit)
+
+    def check_signed(self, snapshot: SourceSnapshot, find_root: Callable[[], TrustRoot | None]) -> None:
+        """Check who signed the commits that came since the accepted one, where the trust root in force asks for it.
+
+        Raises:
+            Invalid: see ``check_history``.
+        """
+        base = self._base
         if base is not None and snapshot.commit != base:
             check_history(lambda: self.mirror.since(base, snapshot.commit), find_root(), self.store.clock.now())
-        return snapshot
 
     def _fetch(self, base: str | None, find_root: Callable[[], TrustRoot | None]) -> SourceSnapshot:
         try:
@@ -67,8 +84,13 @@ class Follower:
     def accept(self, tx: Tx, snapshot: SourceSnapshot) -> None:
         """Make a fetched snapshot the accepted one, here and in the mirror."""
         self.mirror.accept(snapshot, rewrite=self._rewrite)
+        self.accept_earlier(tx, snapshot)
+
+    def accept_earlier(self, tx: Tx, snapshot: SourceSnapshot) -> None:
+        """Make a commit that others follow the accepted one. The mirror keeps it for theirs."""
         sources.accept_commit(tx, self.mirror.address.url, self.mirror.ref, snapshot.commit)
         self._failed = False
+        self._base = snapshot.commit
 
     def refuse(self, tx: Tx, error: KneoError) -> None:
         """Remember why the newest commit was not accepted."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from controller.approvals import Vote, Votes
+from controller.candidate import Candidate
 from controller.plan import Action, Plan, Retire, name_of, version_of
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest
@@ -54,6 +55,21 @@ Verdict = Allowed | Waits
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dated:
+    """What the dates of commits say while a registry is rebuilt from them: they are believed only where they refuse.
+
+    Args:
+        since: Since when an environment has served a bundle, by environment and digest; else since this commit.
+        at: When the commit that is replayed came.
+        until: When the commit that is replayed was followed by the next one.
+    """
+
+    since: Mapping[tuple[str, str], datetime]
+    at: datetime
+    until: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What gates may look at.
 
@@ -76,6 +92,11 @@ class Evidence:
     suspension: Suspension | None = None
     failures: Mapping[str, str] = field(default_factory=dict)
     requester: str | None = None
+    served_before: frozenset[str] = frozenset()
+    """Digests of bundles that this environment has served at any time."""
+
+    dated: Dated | None = None
+    """Set while a registry is rebuilt from Git."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +155,9 @@ def no_mass_prune(action: Action, plan: Plan, rules: Rules, evidence: Evidence) 
 
 
 def from_environment(action: Action, _plan: Plan, rules: Rules, evidence: Evidence) -> Verdict:
-    """Only what the previous environment serves, long enough and without failure, may come here."""
+    """Only what the previous environment serves, long enough and without failure, may come here for the first time."""
     origin = rules.environment.spec.promote_from
-    if origin is None or isinstance(action, Retire):
+    if origin is None or isinstance(action, Retire) or action.bundle.digest in evidence.served_before:
         return Allowed()
     release = evidence.served.get(origin, {}).get(action.bundle.name)
     if release is None or release.digest != action.bundle.digest:
@@ -145,12 +166,20 @@ def from_environment(action: Action, _plan: Plan, rules: Rules, evidence: Eviden
     soak = rules.environment.spec.soak
     failed = evidence.failures.get(release.digest)
     began = max(release.since, failed) if failed is not None else release.since
-    until = parse_time(began) + soak
-    if soak and evidence.now < until:
+    until, now = parse_time(began) + soak, evidence.now
+    if evidence.dated is not None:
+        until, now = _dated_since(evidence.dated, origin, action.bundle, evidence.now) + soak, evidence.dated.until
+    if soak and now < until:
         since = f"; a run of it failed there at {failed}" if failed is not None and failed == began else ""
         message = f"{origin} has to serve it without failure until {isoformat(until)}{since}."
         return Waits("soak", "AwaitingSoak", message)
     return Allowed()
+
+
+def _dated_since(dated: Dated, origin: str, bundle: Candidate, now: datetime) -> datetime:
+    """Say since when an environment has served a bundle by the dates of commits, never before it was signed."""
+    since = dated.since.get((origin, bundle.digest), dated.at)
+    return max(since, bundle.issued_at) if bundle.issued_at is not None else now
 
 
 def within_window(_action: Action, _plan: Plan, rules: Rules, evidence: Evidence) -> Verdict:

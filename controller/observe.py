@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -110,7 +110,12 @@ class Believed:
 
 
 def evidence(
-    tx: Tx, files: Sequence[Environment], ballots: Sequence[bytes], believed: Believed, everywhere: Served
+    tx: Tx,
+    files: Sequence[Environment],
+    ballots: Sequence[bytes],
+    believed: Believed,
+    everywhere: Served,
+    named: Collection[str] = (),
 ) -> Evidence:
     """Read what the gates of an environment look at, inside the transaction that acts on it.
 
@@ -120,8 +125,10 @@ def evidence(
         ballots: Approvals that the commit carries.
         believed: Whose decisions count.
         everywhere: What is served, as this transaction sees it.
+        named: Digests of the bundles that may come to be served.
     """
     name = files[0].name
+    chained = any(file.spec.promote_from is not None for file in files)
     records = decisions(tx, name, ballots, believed)
     soaking = {file.spec.promote_from for file in files if file.spec.soak} - {None}
     return Evidence(
@@ -137,6 +144,9 @@ def evidence(
             for release in everywhere.get(str(origin), {}).values()
             if (failed := releases.last_failure(tx, str(origin), release.digest)) is not None
         },
+        served_before=releases.served_before(tx, name, named) | releases.qualified(tx, name)
+        if chained
+        else frozenset(),
     )
 
 

@@ -5,7 +5,7 @@ Against a registry it says what the controller would do now; ``compare`` does th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -53,7 +53,7 @@ class World:
     """What a commit is compared with."""
 
     observed: Observed
-    gather: Callable[[Sequence[Environment], Sequence[bytes], Believed], Evidence]
+    gather: Callable[[Sequence[Environment], Sequence[bytes], Believed, Collection[str]], Evidence]
     spec_of: Callable[[str], Spec | None]
     """Finds the spec of something served, by digest."""
 
@@ -71,7 +71,7 @@ def preview(tx: Tx, snapshot: SourceSnapshot, mirror: Mirror, believing: Believi
     accepted = source.accepted_commit if source else None
     world = World(
         observed=observed,
-        gather=lambda files, ballots, believed: evidence(tx, files, ballots, believed, observed.served),
+        gather=lambda files, ballots, believed, named: evidence(tx, files, ballots, believed, observed.served, named),
         spec_of=lambda digest: _stored_spec(tx, digest),
         now=tx.now,
         commits=lambda: mirror.since(accepted, snapshot.commit) if accepted else (),
@@ -143,7 +143,7 @@ def _environment(
     files = (environment, before) if before else (environment,)
     verified = verify_all(files, snapshot, declared, trust, world)
     believed = Believed(root=trust.root, service_key=believing.service_key, now=world.now)
-    seen = world.gather(files, declared.ballots.get(name, ()), believed)
+    seen = world.gather(files, declared.ballots.get(name, ()), believed, verified.candidates)
     plan = make_plan(
         name,
         declared.revision,

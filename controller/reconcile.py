@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from controller import metrics
 from controller.apply import Lease, check_lease, write_report
 from controller.environment import EnvironmentPass, Situation, in_order
 from controller.follow import UNREACHABLE, Follower
+from controller.gates import Dated
 from controller.ledger import Ledger
 from controller.load import Declared, Loader, Problem, removed
-from controller.observe import Observed, observe
+from controller.observe import Observed, Served, observe
 from controller.outcome import Outcome, Stalled
 from controller.preview import Believing, preview
+from controller.replay import Calendar
 from controller.report import report_problem
 from controller.rollback import going_from, roll_back
 from controller.source.mirror import Mirror
@@ -22,11 +26,15 @@ from controller.verify import Trust, root_before, verify_trust
 from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError
-from kneo.store import audit, releases
+from kneo.store import audit, releases, sources
 from kneo.store.engine import Store, Tx
 from kneo.store.requests import ControllerRequest
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
+
+log = logging.getLogger("kneo.controller")
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,8 @@ class Pass:
 
     revision: str
     outcomes: Mapping[str, Outcome]
+    problem: Problem | None = None
+    """Why the commit as a whole was not followed."""
 
 
 Answer = Callable[[ControllerRequest, Lease], Mapping[str, object]]
@@ -87,19 +97,65 @@ class Reconciler:
         self.commit = None
         if self.drift_due():
             self._ledger.forget()
-        snapshot, declared = self._fetch(lease)
+        snapshot = self._guarded(lease, lambda: self._follower.fetch(self._accepted_root))
+        earlier = self._guarded(lease, lambda: self._follower.replayed(snapshot))
+        if earlier or self._rebuilding():
+            done = self._rebuild([*earlier, snapshot], lease)
+        else:
+            done, _ = self._follow(snapshot, lease)
+        if not isinstance(done.problem, Problem):
+            self.commit = snapshot.commit
+        return done
+
+    def _rebuild(self, commits: Sequence[SourceSnapshot], lease: Lease) -> Pass:
+        """Follow commit after commit into an empty registry."""
+        log.info("rebuilding the registry from %d commits", len(commits))
+        with self.store.write() as tx:
+            check_lease(tx, lease)
+            sources.begin_rebuild(tx, self.mirror.address.url, self.mirror.ref)
+        calendar = Calendar(self.store.clock.now())
+        try:
+            for commit, following in zip(commits, [*commits[1:], None], strict=True):
+                done, after = self._follow(
+                    commit, lease, calendar.begin(commit, following), quiet=following is not None
+                )
+                calendar.end(after)
+        except Invalid:
+            # Here somebody who followed would have stopped as well.
+            self._end_rebuild(lease)
+            raise
+        self._end_rebuild(lease)
+        return done
+
+    def _rebuilding(self) -> bool:
+        with self.store.read() as tx:
+            return sources.is_rebuilding(tx)
+
+    def _end_rebuild(self, lease: Lease) -> None:
+        with self.store.write() as tx:
+            check_lease(tx, lease)
+            sources.end_rebuild(tx)
+
+    def _follow(
+        self, snapshot: SourceSnapshot, lease: Lease, dated: Dated | None = None, *, quiet: bool = False
+    ) -> tuple[Pass, Served]:
+        """Bring the registry to what one commit declares; say how that ended and what is served then."""
+        self._guarded(lease, lambda: self._follower.check_signed(snapshot, self._accepted_root))
+        declared = self._guarded(lease, lambda: self._loader.load(snapshot))
         with self.store.read() as tx:
             observed = observe(tx, self._ledger.look(tx, lease.fence))
         trust = self._trust(declared, observed)
-        self._accept(snapshot, declared, trust, lease)
+        self._accept(snapshot, declared, trust, lease, last=not quiet)
         if isinstance(trust, Problem):
             audit.seal(self.store)
-            return Pass(declared.revision, dict.fromkeys(declared.environments, Stalled(trust.reason, trust.message)))
+            stalled = Stalled(trust.reason, trust.message)
+            return Pass(declared.revision, dict.fromkeys(declared.environments, stalled), trust), observed.served
         metrics.ROOT_EXPIRY.set(trust.root.expires.timestamp())
-        outcomes = self._each_environment(Situation(snapshot, declared, trust, lease, observed, self._ledger))
+        situation = Situation(snapshot, declared, trust, lease, observed, self._ledger, dated, quiet)
+        outcomes = self._each_environment(situation)
         audit.seal(self.store)
-        self.commit = snapshot.commit
-        return Pass(declared.revision, outcomes)
+        with self.store.read() as tx:
+            return Pass(declared.revision, outcomes), self._ledger.look(tx, lease.fence).served
 
     @property
     def answers(self) -> Mapping[str, Answer]:
@@ -133,10 +189,10 @@ class Reconciler:
             believed = Believing(self.pin, self.service_key, self.hmac_key)
             return preview(tx, snapshot, self.mirror, believed, str(name) if name else None)
 
-    def _fetch(self, lease: Lease) -> tuple[SourceSnapshot, Declared]:
+    def _guarded(self, lease: Lease, look: Callable[[], Found]) -> Found:
+        """Look at the repository, and report everywhere why it cannot be followed, where it cannot."""
         try:
-            snapshot = self._follower.fetch(self._accepted_root)
-            return snapshot, self._loader.load(snapshot)
+            return look()
         except Invalid as error:
             if error.code in UNREACHABLE:
                 raise
@@ -147,14 +203,17 @@ class Reconciler:
             audit.seal(self.store)
             raise
 
-    def _accept(self, snapshot: SourceSnapshot, declared: Declared, trust: Trust | Problem, lease: Lease) -> None:
-        """Follow the commit, and believe the trust roots it brings or say why not."""
+    def _accept(
+        self, snapshot: SourceSnapshot, declared: Declared, trust: Trust | Problem, lease: Lease, *, last: bool
+    ) -> None:
+        """Follow the commit and believe the trust roots it brings, or say why not."""
         with self.store.write() as tx:
             check_lease(tx, lease)
-            self._follower.accept(tx, snapshot)
             if isinstance(trust, Problem):
+                self._follower.refuse(tx, Invalid(trust.message, code=trust.reason, new=snapshot.commit))
                 _report_everywhere(tx, trust, declared)
             else:
+                (self._follower.accept if last else self._follower.accept_earlier)(tx, snapshot)
                 registry.accept_roots(tx, declared.roots, revision=declared.revision)
 
     def _trust(self, declared: Declared, observed: Observed) -> Trust | Problem:

@@ -26,7 +26,7 @@ class SourceLimits:
     """Most files below ``bundles`` and ``environments``."""
 
     commits: int = 1_000
-    """Most commits judged at once, where commits have to be signed."""
+    """Most commits judged at once, where commits have to be signed; and most from which a registry is rebuilt."""
 
     read_bytes: int = 536_870_912
     """Most content read at once."""

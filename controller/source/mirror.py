@@ -225,6 +225,25 @@ class Mirror:
             found = self._objects.read("commit", ids, _COMMIT_BYTES * 16)
         return [parse_commit(commit, item.content) for commit, item in zip(ids, found, strict=True)]
 
+    def history(self, old: str | None, new: str) -> list[SourceSnapshot]:
+        """Look at the commits by which a branch came to one, oldest first and without that one: those that changed a file of ours.
+
+        Args:
+            old: The commit after which to begin; None begins at the first, or at the limit of how many are looked at.
+            new: The commit they lead to.
+        """
+        span = new if old is None else f"{old}..{new}"
+        count = f"--max-count={self.limits.commits + 1}"
+        said = self._git.local("rev-list", "--first-parent", count, span, "--", *FOLDERS).stdout
+        ids = [commit for commit in reversed(said.decode("ascii").split()) if commit != new]
+        found = []
+        with self._lock():
+            for commit in ids[-self.limits.commits :]:
+                # A commit that could not be followed when it came is not followed now.
+                with contextlib.suppress(Invalid):
+                    found.append(self._look(self._commit(commit), self.ref))
+        return found
+
     def maintain(self) -> bool:
         """Make one pack of many, when there are many. Say whether something was done."""
         if len(self._packs()) < PACKS:

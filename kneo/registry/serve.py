@@ -7,10 +7,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from kneo.digest import Digest
-from kneo.errors import Forbidden, KneoError, NotFound, Untrusted
+from kneo.errors import Forbidden, KneoError, NotFound, Transient, Untrusted
 from kneo.registry.check import check_served
 from kneo.state.release import Release
-from kneo.store import audit, releases
+from kneo.store import audit, releases, sources
 from kneo.store.engine import Tx
 from kneo.trust.root import TrustRoot, verify_chain
 from kneo.trust.verified import VerifiedBundle
@@ -83,7 +83,11 @@ def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None, hma
         NotFound: there is no such environment.
         Forbidden: ``bundle_not_approved``: it does not serve that; says why and what it does serve.
         Untrusted: the stored bytes are not what was approved, or nobody vouches for them any more.
+        Transient: ``registry_rebuilding``: what is served may be the release of an earlier commit.
     """
+    if sources.is_rebuilding(tx):
+        msg = "The registry is being rebuilt from Git; what it serves now may be an earlier release."
+        raise Transient(msg, code="registry_rebuilding", hint="Try again; kneo source show says how far it is.")
     rules = declared(tx, environment)
     release = _serving(tx, reference, environment)
     verified = check_served(releases.bundle(tx, release.digest), release, rules, trust_root(tx, pin), hmac_key)

@@ -203,3 +203,5 @@ class SourceRecord:
     failed_code: str | None = None
     failed_message: str | None = None
     """Since when, and why, its host could not be asked; None while it answers."""
+    rebuilding_since: str | None = None
+    """Since when the registry is rebuilt from the commits; None when it is not."""

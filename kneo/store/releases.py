@@ -28,6 +28,7 @@ from kneo.store.tables import (
     environments,
     pending_releases,
     promotions,
+    qualified_bundles,
     releases,
     runs,
     trust_roots,
@@ -273,6 +274,35 @@ def list_promotions(
         wanted.append(promotions.c.bundle == bundle_name)
     rows = tx.connection.execute(select(promotions).where(*wanted).order_by(promotions.c.id.desc()).limit(limit))
     return tuple(_promotion(row) for row in rows)
+
+
+def served_before(tx: Tx, environment_name: str, digests: Collection[str]) -> frozenset[str]:
+    """Find those of some bundles that an environment has served at any time, by digest."""
+    found: set[str] = set()
+    for some in _batches(digests):
+        rows = tx.connection.execute(
+            select(promotions.c.to_digest)
+            .where(promotions.c.environment == environment_name, promotions.c.to_digest.in_(some or ()))
+            .distinct()
+        )
+        found.update(rows.scalars())
+    return frozenset(found)
+
+
+def qualify(tx: Tx, environment_name: str, digests: Iterable[str], revision: str) -> None:
+    """Note that by the commits of a registry that was lost, bundles had come far enough for an environment."""
+    for digest in digests:
+        insert_ignoring_duplicates(
+            tx, qualified_bundles, environment=environment_name, digest=digest, revision=revision
+        )
+
+
+def qualified(tx: Tx, environment_name: str) -> frozenset[str]:
+    """Find the bundles that were noted by ``qualify``, by digest."""
+    rows = tx.connection.execute(
+        select(qualified_bundles.c.digest).where(qualified_bundles.c.environment == environment_name)
+    )
+    return frozenset(rows.scalars())
 
 
 def last_failure(tx: Tx, environment_name: str, digest: str) -> str | None:

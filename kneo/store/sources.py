@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from kneo.state.release import SourceRecord
 from kneo.store.engine import Tx, upsert
+from kneo.store.prepared import Prepared
 from kneo.store.tables import sources
 
 SOURCE = "config"
@@ -15,6 +16,24 @@ SOURCE = "config"
 def source(tx: Tx) -> SourceRecord | None:
     row = tx.connection.execute(select(sources).where(sources.c.name == SOURCE)).first()
     return SourceRecord(**{name: value for name, value in row._asdict().items() if name != "name"}) if row else None
+
+
+_REBUILDING = Prepared(select(sources.c.rebuilding_since).where(sources.c.rebuilding_since.is_not(None)))
+
+
+def is_rebuilding(tx: Tx) -> bool:
+    """Say whether the registry is being rebuilt from the commits, so that what it serves may be of another day."""
+    return _REBUILDING.first(tx, {}) is not None
+
+
+def begin_rebuild(tx: Tx, url: str, ref: str) -> None:
+    """Note that the commits of a repository are followed one after the other into an empty registry."""
+    upsert(tx, sources, {"name": SOURCE}, url=url, ref=ref, rebuilding_since=tx.at)
+
+
+def end_rebuild(tx: Tx) -> None:
+    """Note that the newest commit was reached, or the last that can be followed."""
+    tx.connection.execute(update(sources).values(rebuilding_since=None))
 
 
 def accept_commit(tx: Tx, url: str, ref: str, commit: str) -> bool:

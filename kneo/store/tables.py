@@ -90,6 +90,7 @@ sources = Table(
     Column("failed_at", TIME),
     Column("failed_code", String(60)),
     Column("failed_message", Text),
+    Column("rebuilding_since", TIME),
 )
 
 approvals = Table(
@@ -283,6 +284,14 @@ promotions = Table(
     Column("reason", Text),
     Column("approvals", JSON(none_as_null=True)),
     Index(None, "environment", "bundle", "id"),
+)
+
+qualified_bundles = Table(
+    "qualified_bundles",
+    metadata,
+    Column("environment", NAME, primary_key=True),
+    Column("digest", DIGEST, primary_key=True),
+    Column("revision", Text, nullable=False),
 )
 
 # ---- runs -------------------------------------------------------------------------------------------------------

@@ -170,6 +170,9 @@ def _key(machine: Machine, repo: ConfigRepo) -> Path:
 def test_a_bundle_of_the_older_format_runs_where_the_key_is_known(tmp_path: Path, repo: ConfigRepo) -> None:
     secret = "KNEO_SERV_SPEC_SIGNING_KEY"
     machine = Desk(tmp_path / "work", f"sqlite:///{tmp_path / 'work' / 'kneo.sqlite'}", **{secret: "shared"})
+    accepting = {"accept": ["hmac-v1"], "roles": ["release"], "threshold": 1}
+    repo.environment("prod", {}, signatures=accepting)
+    repo.commit("Accept the older format")
     spec = repo.folder / "specs/mail.json"
     spec.parent.mkdir()
     spec.write_text(json.dumps(announcement()))
@@ -177,7 +180,6 @@ def test_a_bundle_of_the_older_format_runs_where_the_key_is_known(tmp_path: Path
     output.parent.mkdir(parents=True)
     signing = ("--output", str(output), "--approved-by", "ann", "--env", "prod")
     machine.kneo("spec", "bundle", "sign", str(spec), *signing, cwd=repo.folder)
-    accepting = {"accept": ["hmac-v1"], "roles": ["release"], "threshold": 1}
     repo.environment("prod", {"mail": "1.0.0"}, signatures=accepting)
     repo.commit("Release in the older format")
     machine.kneo("controller", "run", "--once", "--repo", str(repo.folder), "--trust-root", repo.pin)

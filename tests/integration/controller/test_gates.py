@@ -44,10 +44,12 @@ def test_a_gate_of_the_environment_counts_for_what_runs_there_and_only_while_it_
     spec["workflow"]["steps"].pop(1)
     spec["components"]["functions"]["publish"]["capabilities"] = ["network"]
     gates = [{"name": "out", "match": {"capabilities": ["network"]}, "before": {"human": {"on_reject": "stop"}}}]
+    bench.repo.environment("prod", {}, gates=gates)
+    bench.repo.commit("Ask in prod only")
     bench.repo.bundle("mail", "1.0.0", spec)
     bench.repo.environment("dev", {"mail": "1.0.0"})
     bench.repo.environment("prod", {"mail": "1.0.0"}, gates=gates)
-    bench.repo.commit("Ask in prod only")
+    bench.repo.commit("Release mail to both")
     bench.reconcile()
     assert (bench.served("dev"), bench.served("prod")) == ({}, {"mail": "1.0.0"})
     assert bench.condition(ConditionType.VERIFIED, "dev") == (False, "SpecInvalid")

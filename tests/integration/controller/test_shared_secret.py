@@ -26,7 +26,11 @@ ACCEPTED = {"accept": ["dsse", "hmac-v1"], "roles": ["release"], "threshold": 1}
 
 @pytest.fixture
 def bench(store: Store, tmp_path: Path) -> Bench:
-    return Bench(store, tmp_path)
+    bench = Bench(store, tmp_path)
+    # A commit that accepts a format brings no bundle in it.
+    bench.repo.environment("prod", {}, signatures=ACCEPTED)
+    bench.repo.commit("Accept the older format")
+    return bench
 
 
 def put(bench: Bench, version: str, *, key: str = SECRET, environment: str | None = "prod") -> None:
