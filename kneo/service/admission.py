@@ -212,7 +212,7 @@ class _Answer:
 
 
 def _changes(operation: Operation) -> bool:
-    return operation.method != "GET" and any(need.scope.endswith(":write") for need in operation.required)
+    return operation.method != "GET" and any(not need.scope.endswith(":read") for need in operation.required)
 
 
 def _key(operation: Operation, principal: Principal, headers: Headers) -> KeyOf | None:

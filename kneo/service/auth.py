@@ -13,19 +13,62 @@ from kneo.errors import Forbidden, Invalid, Unauthorized
 from kneo.names import person_key, person_name, shown
 from kneo.settings import Settings
 
-_VIEWER = frozenset({"runs:read", "specs:read", "human:read", "audit:read"})
+SCOPES: Mapping[str, str] = {
+    "*": "everything",
+    "runs:read": "read runs, their traces and what they left behind",
+    "runs:write": "start, continue, fork and cancel runs",
+    "specs:read": "read bundles; check specs",
+    "human:read": "read human tasks",
+    "human:write": "answer human tasks; claim, assign, delegate and discuss them",
+    "human:link": "make one-time links for other people",
+    "receipts:read": "read and verify receipts of decisions",
+    "audit:read": "read and prove the audit log",
+    "audit:write": "nothing any more; existing keys may name it",
+    "releases:read": "read environments, releases, promotions and their history",
+    "releases:decide": "approve and reject promotions, where the environment's file names the person as an approver",
+    "releases:operate": "reconcile, suspend, hold and roll back environments",
+    "policies:read": "read the policies that were set over HTTP",
+    "policies:write": "set policies over HTTP",
+    "credentials:read": "list which credentials are set, never their values",
+}
+"""What a key may do, by scope."""
+
+INCLUDED: Mapping[str, frozenset[str]] = {
+    "policies:read": frozenset({"releases:read"}),
+    "policies:write": frozenset({"releases:operate"}),
+    "human:read": frozenset({"receipts:read"}),
+    "audit:read": frozenset({"receipts:read"}),
+}
+"""Scopes that come with another one. Nothing includes ``releases:decide``: who operates does not approve."""
+
+_VIEWER = frozenset({"runs:read", "specs:read", "human:read", "audit:read", "releases:read"})
 
 ROLES: Mapping[str, frozenset[str]] = {
     "admin": frozenset({"*"}),
-    "operator": _VIEWER | {"runs:write", "credentials:read", "policies:read", "policies:write"},
+    "operator": _VIEWER | {"runs:write", "credentials:read", "policies:read", "policies:write", "releases:operate"},
+    "approver": frozenset(
+        {
+            "runs:read",
+            "specs:read",
+            "human:read",
+            "human:write",
+            "audit:read",
+            "releases:read",
+            "releases:decide",
+        }
+    ),
     "reviewer": frozenset({"runs:read", "human:read", "human:write", "audit:read"}),
+    "auditor": _VIEWER | {"receipts:read"},
     "service": _VIEWER
     | {"runs:write", "human:write", "human:link", "audit:write", "credentials:read", "policies:read"},
     "viewer": _VIEWER,
-    "approver": frozenset({"human:read", "human:write", "runs:read"}),
 }
+"""What a key with a role may do."""
 
-SCOPES = frozenset().union(*ROLES.values())
+
+def with_included(scopes: frozenset[str]) -> frozenset[str]:
+    """Add the scopes that others include."""
+    return scopes.union(*(INCLUDED.get(scope, frozenset()) for scope in scopes))
 
 
 @dataclass(frozen=True)
@@ -137,9 +180,10 @@ def keyring(config: AuthConfig) -> Keyring:
 def _scopes(record: APIKeyRecord) -> frozenset[str]:
     for word in (*record.roles, *record.scopes):
         if word not in (ROLES if word in record.roles else SCOPES):
-            msg = f"The API key of {record.name} has the unknown role or scope {word!r}; roles are {', '.join(ROLES)}."
-            raise Invalid(msg, code="invalid_setting")
-    return frozenset(record.scopes).union(*(ROLES[role] for role in record.roles))
+            msg = f"The API key of {record.name} has the unknown role or scope {word[:60]!r}."
+            hint = f"Roles are {', '.join(ROLES)}; scopes are {', '.join(SCOPES)}."
+            raise Invalid(msg, code="invalid_setting", hint=hint)
+    return with_included(frozenset(record.scopes).union(*(ROLES[role] for role in record.roles)))
 
 
 def who_asks(ring: Keyring, headers: Mapping[str, str]) -> Principal:

@@ -15,9 +15,10 @@ from typer.core import TyperGroup
 from typer.main import get_group
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(Path(__file__).parent)]
 
 from code_fixtures import findings, fixture_files  # noqa: E402
+from roles_page import roles_page  # noqa: E402
 
 from cli.commands import COMMANDS  # noqa: E402
 from cli.lazy import LazyGroup  # noqa: E402
@@ -114,6 +115,25 @@ def cli_page() -> str:
     return "\n".join([CLI_HEAD, *_commands(root, "kneo", None)])
 
 
+def commands_of_services() -> set[str]:
+    """Return the commands that can ask a service."""
+    root = get_group(app)
+    assert isinstance(root, LazyGroup)
+    root.entries = COMMANDS
+    return set(_asking(root, "", None))
+
+
+def _asking(command: Command, name: str, parent: Context | None) -> Iterator[str]:
+    context = Context(command, info_name=name, parent=parent)
+    if isinstance(command, TyperGroup):
+        for below in command.list_commands(context):
+            found = command.get_command(context, below)
+            if found is not None and not found.hidden:
+                yield from _asking(found, f"{name} {below}".strip(), context)
+    elif any("--service-url" in parameter.opts for parameter in command.params):
+        yield name
+
+
 def _commands(command: Command, name: str, parent: Context | None) -> Iterator[str]:
     context = Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH)
     yield f"{'#' * (2 if parent is None or parent.parent is None else 3)} {context.command_path}\n"
@@ -196,7 +216,12 @@ def _type(schema: dict) -> str:
     return str(schema.get("type", "anything"))
 
 
+def roles_text() -> str:
+    return roles_page(GENERATED)
+
+
 PAGES = {
+    "roles.md": roles_text,
     "diagnostics.md": diagnostics_page,
     "cli.md": cli_page,
     "http.md": http_page,

@@ -23,6 +23,6 @@ def written(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["diagnostics.md", "cli.md", "http.md", "openapi.json"])
+@pytest.mark.parametrize("name", ["diagnostics.md", "cli.md", "http.md", "openapi.json", "roles.md"])
 def test_the_page_is_fresh(written, name):
     assert (ROOT / "docs" / "reference" / name).read_text() == (written / name).read_text(), "run make reference"

@@ -18,9 +18,10 @@ from kneo.store import releases, requests
 
 router = Router(tags=["environments"])
 
-Reader = Annotated[Principal, Depends(require("policies:read"))]
+Reader = Annotated[Principal, Depends(require("releases:read"))]
 RunReader = Annotated[Principal, Depends(require("runs:read"))]
-Writer = Annotated[Principal, Depends(require("policies:write"))]
+Operator = Annotated[Principal, Depends(require("releases:operate"))]
+Decider = Annotated[Principal, Depends(require("releases:decide"))]
 
 Text = Annotated[str, Field(min_length=1, max_length=1_000)]
 Moment = Annotated[str, Field(max_length=60)]
@@ -112,7 +113,7 @@ def trace(reference: str, service: Here, _principal: Reader, _runs: RunReader) -
 
 
 @router.post("/environments/{name}/reconcile", operation_id="reconcile_environment", responses=shows(answers.Changed))
-def reconcile(name: str, service: Here, principal: Writer) -> Json:
+def reconcile(name: str, service: Here, principal: Operator) -> Json:
     """Ask the controller to look at the repository now, and wait for what it finds."""
     result = requests.ask(service.store, "reconcile", {"environment": name}, actor=principal.name)
     with service.store.read() as tx:
@@ -121,31 +122,31 @@ def reconcile(name: str, service: Here, principal: Writer) -> Json:
 
 
 @router.post("/environments/{name}/suspend", operation_id="suspend_environment", responses=shows(answers.Changed))
-def suspend(name: str, order: SuspendOrder, service: Here, principal: Writer) -> Json:
+def suspend(name: str, order: SuspendOrder, service: Here, principal: Operator) -> Json:
     """Change nothing here until a time, or until somebody lifts it; what runs keeps running."""
     return deployments(service).suspend(name, order.reason, order.until, actor=principal.name)
 
 
 @router.post("/environments/{name}/unsuspend", operation_id="unsuspend_environment", responses=shows(answers.Changed))
-def unsuspend(name: str, service: Here, principal: Writer) -> Json:
+def unsuspend(name: str, service: Here, principal: Operator) -> Json:
     """Let the environment change again."""
     return deployments(service).unsuspend(name, actor=principal.name)
 
 
 @router.post("/environments/{name}/rollback", operation_id="rollback_release", responses=shows(answers.Changed))
-def rollback(name: str, order: RollbackOrder, service: Here, principal: Writer) -> Json:
+def rollback(name: str, order: RollbackOrder, service: Here, principal: Operator) -> Json:
     """Serve what was served before, and hold it there."""
     return deployments(service).rollback(name, order.bundle, order.to, order.reason, actor=principal.name)
 
 
 @router.post("/environments/{name}/hold", operation_id="hold_release", responses=shows(answers.Changed))
-def hold(name: str, order: HoldOrder, service: Here, principal: Writer) -> Json:
+def hold(name: str, order: HoldOrder, service: Here, principal: Operator) -> Json:
     """Keep what is served of a bundle as it is, whatever Git says."""
     return deployments(service).hold(name, order.bundle, order.reason, order.until, actor=principal.name)
 
 
 @router.post("/environments/{name}/unhold", operation_id="unhold_release", responses=shows(answers.Changed))
-def unhold(name: str, order: UnholdOrder, service: Here, principal: Writer) -> Json:
+def unhold(name: str, order: UnholdOrder, service: Here, principal: Operator) -> Json:
     """Let a bundle follow Git again."""
     return deployments(service).unhold(name, order.bundle, actor=principal.name)
 
@@ -157,6 +158,6 @@ def get_source(service: Here, _principal: Reader) -> Json:
 
 
 @router.post("/source/accept-rewrite", operation_id="accept_rewrite", responses=shows(answers.Decided))
-def accept_rewrite(order: RewriteOrder, service: Here, principal: Writer) -> Json:
+def accept_rewrite(order: RewriteOrder, service: Here, principal: Decider) -> Json:
     """Record that somebody of the root role agrees to a rewritten history."""
     return deployments(service).accept_rewrite(order.envelope.encode(), actor=principal.name)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from kneo.service import answers
 from kneo.service.context import Here
 from kneo.service.router import Router, shows
-from kneo.service.routes.environments import Reader, Writer, deployments
+from kneo.service.routes.environments import Decider, Reader, deployments
 from kneo.service.wire import Json
 from kneo.trust.statement import Decision
 
@@ -38,19 +38,19 @@ def list_promotions(
 
 
 @router.post("/promotions/{promotion_id}/approve", operation_id="approve_promotion", responses=shows(answers.Decided))
-def approve(promotion_id: str, service: Here, principal: Writer, order: DecisionOrder | None = None) -> Json:
+def approve(promotion_id: str, service: Here, principal: Decider, order: DecisionOrder | None = None) -> Json:
     """Agree to what waits under an id."""
     return _decide(promotion_id, Decision.APPROVE, service, principal, order)
 
 
 @router.post("/promotions/{promotion_id}/reject", operation_id="reject_promotion", responses=shows(answers.Decided))
-def reject(promotion_id: str, service: Here, principal: Writer, order: DecisionOrder | None = None) -> Json:
+def reject(promotion_id: str, service: Here, principal: Decider, order: DecisionOrder | None = None) -> Json:
     """Refuse what waits under an id, until it is taken back."""
     return _decide(promotion_id, Decision.REJECT, service, principal, order)
 
 
 def _decide(
-    promotion_id: str, decision: Decision, service: Here, principal: Writer, order: DecisionOrder | None
+    promotion_id: str, decision: Decision, service: Here, principal: Decider, order: DecisionOrder | None
 ) -> Json:
     envelope = order.envelope.encode() if order is not None and order.envelope is not None else None
     return deployments(service).decide_by_id(promotion_id, decision, actor=principal.name, envelope=envelope)

@@ -17,9 +17,8 @@ from kneo.service.wire import Json
 
 router = Router(tags=["receipts"])
 
-Reader = Annotated[Principal, Depends(require("human:read"))]
+Reader = Annotated[Principal, Depends(require("receipts:read"))]
 Writer = Annotated[Principal, Depends(require("human:write"))]
-Auditor = Annotated[Principal, Depends(require("audit:read"))]
 
 
 class ReceiptsToVerify(BaseModel):
@@ -56,13 +55,13 @@ def list_receipts(run_id: str, service: Here, _principal: Reader) -> Json:
 
 
 @router.get("/receipts/key", operation_id="get_receipt_key", responses=shows(answers.ReceiptKey))
-def get_receipt_key(service: Here, _principal: Auditor) -> Json:
+def get_receipt_key(service: Here, _principal: Reader) -> Json:
     """Return the public key that checks this service's receipts. Keep it elsewhere."""
     return public_key(service.settings)
 
 
 @router.post("/receipts/verify", operation_id="verify_receipts", responses=shows(answers.ReceiptVerdict))
-def post_verify(body: ReceiptsToVerify, service: Here, _principal: Auditor) -> Json:
+def post_verify(body: ReceiptsToVerify, service: Here, _principal: Reader) -> Json:
     """Check receipts: signatures, fields, and the chain where a run's are given. Names each field that was changed."""
     handed = body.model_dump(exclude_none=True, exclude={"key"})
     return verify_receipts(service.store, service.settings, handed, body.key)

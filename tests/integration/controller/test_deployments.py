@@ -27,8 +27,11 @@ from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PublicKey
 from kneo.trust.statement import Decision, build_approval
 
-PEOPLE = {"bob": {"roles": ["approver"]}, "cid": {"roles": ["approver"]}}
-KEYS = "bob:bobs-key:operator;cid:cids-key:operator;eve:eves-key:operator;vic:vics-key:viewer"
+PEOPLE = {name: {"roles": ["approver"]} for name in ("bob", "cid", "olga")}
+KEYS = (
+    "bob:bobs-key:approver,operator;cid:cids-key:approver;eve:eves-key:approver,operator;"
+    "vic:vics-key:viewer;olga:olgas-key:operator"
+)
 
 
 @pytest.fixture
@@ -77,7 +80,7 @@ def test_an_approver_opens_a_gate_and_the_answer_says_so(
     _waiting_release(bench)
     assert http.post("/v1/environments/prod/reconcile", headers=_as("bob")).status_code == 200
     (waits,) = http.get("/v1/promotions?phase=waiting", headers=_as("bob")).json()["promotions"]
-    assert (waits["gate"], waits["who"]) == ("approvals", ["bob", "cid"])
+    assert (waits["gate"], waits["who"]) == ("approvals", ["bob", "cid", "olga"])
     refused = http.post(f"/v1/promotions/{waits['id']}/approve", headers=_as("eve"))
     assert (refused.status_code, refused.json()["error"]) == (403, "not_an_approver")
     assert http.post(f"/v1/promotions/{waits['id']}/approve", headers=_as("vic")).status_code == 403
@@ -93,6 +96,47 @@ def test_an_approver_opens_a_gate_and_the_answer_says_so(
     assert promotion["audit"]["seq"] is not None
     gone = http.post(f"/v1/promotions/{waits['id']}/approve", headers=_as("bob"))
     assert gone.status_code == 404
+
+
+def test_approvers_approve_operators_operate_and_viewers_look(
+    bench: Bench, http: httpx.Client, following: Controller
+) -> None:
+    _waiting_release(bench)
+    assert http.post("/v1/environments/prod/reconcile", headers=_as("olga")).status_code == 200
+    for who in ("cid", "vic", "olga"):
+        for path in (
+            "environments",
+            "environments/prod",
+            "environments/prod/why/mail",
+            "environments/prod/history",
+            "source",
+        ):
+            assert http.get(f"/v1/{path}", headers=_as(who)).status_code == 200, (who, path)
+        (waits,) = http.get("/v1/promotions?phase=waiting", headers=_as(who)).json()["promotions"]
+    approve = f"/v1/promotions/{waits['id']}/approve"
+    for who in ("vic", "olga"):  # although the file names olga as an approver
+        refused = http.post(approve, headers=_as(who))
+        assert (refused.status_code, refused.json()["required_scope"]) == (403, "releases:decide")
+    orders = {"hold": {"bundle": "mail", "reason": "x"}, "suspend": {"reason": "x"}, "reconcile": {}, "unsuspend": {}}
+    for verb, order in orders.items():
+        refused = http.post(f"/v1/environments/prod/{verb}", json=order or None, headers=_as("cid"))
+        assert (refused.status_code, refused.json()["required_scope"]) == (403, "releases:operate")
+    refused = http.put("/v1/policies/environment/prod", json={}, headers=_as("cid"))
+    assert (refused.status_code, refused.json()["required_scope"]) == (403, "policies:write")
+    assert http.post(approve, headers=_as("cid")).status_code == 200
+    assert bench.served() == {"mail": "1.0.0"}
+
+
+def test_a_scope_may_be_given_alone(bench: Bench, settings: Settings) -> None:
+    keys = "one:one-key:releases:read;two:two-key:policies:read;three:three-key:human:read;four:four-key:receipts:read"
+    alone = replace(settings, api_keys=keys)
+    app = create_app(alone, bench.store, Starter(bench.store, lambda spec: spec, pin=bench.repo.pin))
+    expected = {"one": (200, 403, 403), "two": (200, 200, 403), "three": (403, 403, 200), "four": (403, 403, 200)}
+    with serving(app) as client:
+        for name, statuses in expected.items():
+            asked = ("/v1/environments", "/v1/policies/environment", "/v1/receipts/key")
+            got = tuple(client.get(path, headers={"Authorization": f"Bearer {name}-key"}).status_code for path in asked)
+            assert got == statuses, name
 
 
 def test_where_people_must_sign_themselves_their_envelope_is_asked_for(

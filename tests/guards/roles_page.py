@@ -1,0 +1,142 @@
+"""``docs/reference/roles.md``: which role may do what, from the code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from kneo.service.app import ROUTES
+from kneo.service.auth import INCLUDED, ROLES, SCOPES, with_included
+from kneo.service.operations import VERSION, Operation, Operations
+
+HEAD = """\
+# Roles and scopes
+
+`KNEO_SERV_API_KEYS` gives each key a name and roles or scopes: `ann:KEY:approver;ci:KEY:viewer,runs:write`. The name is who did what in the
+audit log, and the person of that name in environment files. A request without a known key is refused with 401, one whose key lacks the scope
+with 403 and the scope that is missing. A service without keys lets everybody on this machine do everything.
+
+Roles here say which requests a key may send. Whose approval counts in an environment is for that environment's file to say: an `approver`
+who is not listed there is refused with `not_an_approver`. Roles of the trust root (`root`, `release`, `approver`) are about signing keys and
+are a third thing.
+"""
+
+COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "approve": ("list_promotions", "approve_promotion"),
+    "audit checkpoint": ("get_audit_checkpoint",),
+    "audit list": ("list_audit_events",),
+    "audit prove": ("get_audit_proof",),
+    "credentials": ("list_credentials",),
+    "events": ("list_audit_events",),
+    "history": ("get_environment_history",),
+    "hold": ("hold_release",),
+    "human assign": ("assign_human_task",),
+    "human batch": ("resume_human_tasks",),
+    "human claim": ("claim_human_task",),
+    "human comment": ("comment_human_task",),
+    "human delegate": ("delegate_human_task",),
+    "human get": ("get_human_task",),
+    "human history": ("get_human_task_history",),
+    "human link create": ("create_link",),
+    "human link list": ("list_links",),
+    "human link revoke": ("revoke_link",),
+    "human list": ("list_human_tasks",),
+    "human receipt key": ("get_receipt_key",),
+    "human receipt show": ("get_receipt", "list_receipts"),
+    "human receipt verify": ("verify_receipts",),
+    "human release": ("unclaim_human_task",),
+    "human resume": ("resume_human_task",),
+    "human review": ("list_human_tasks", "resume_human_task"),
+    "human snooze": ("snooze_human_task",),
+    "human statement": ("get_answer_to_sign",),
+    "human stats": ("get_human_task_stats",),
+    "human summary": ("summarise_human_tasks",),
+    "human watch": ("stream_human_tasks",),
+    "plan": ("list_human_tasks",),
+    "policy get": ("get_environment_policy",),
+    "policy list": ("list_environment_policies",),
+    "policy preview": ("preview_environment_policy",),
+    "policy set": ("set_environment_policy",),
+    "reconcile": ("reconcile_environment",),
+    "reject": ("list_promotions", "reject_promotion"),
+    "rollback": ("rollback_release",),
+    "run": ("create_run",),
+    "runs cancel": ("cancel_run",),
+    "runs checkpoint-diff": ("diff_run_checkpoints",),
+    "runs checkpoints": ("list_run_checkpoints",),
+    "runs continue": ("continue_run",),
+    "runs fork": ("fork_run",),
+    "runs get": ("get_run",),
+    "runs input": ("put_run_input",),
+    "runs list": ("list_runs",),
+    "runs recovery": ("get_run_recovery",),
+    "runs replay": ("get_run_replay",),
+    "runs trace": ("get_run_trace",),
+    "runs watch": ("stream_run_events",),
+    "source accept-rewrite": ("get_source", "accept_rewrite"),
+    "source show": ("get_source",),
+    "spec compile": ("compile_spec",),
+    "spec explain": ("explain_spec",),
+    "spec lint": ("validate_spec",),
+    "spec policy-report": ("report_spec_policy",),
+    "spec validate": ("validate_spec",),
+    "status": ("list_environments", "get_environment"),
+    "suspend": ("suspend_environment",),
+    "trace": ("trace",),
+    "unhold": ("unhold_release",),
+    "unsuspend": ("unsuspend_environment",),
+    "why": ("explain_release",),
+}
+"""Which operations a command asks a service for. Checked against the commands and the operations there are."""
+
+OPERATIONS: Mapping[str, Operation] = {each.id: each for each in Operations(module.router for module in ROUTES)}
+
+
+def roles_page(generated: str) -> str:
+    """Return the page."""
+    roles = list(ROLES)
+    lines = [generated, "", HEAD, "## What a role has", "", _row(["scope", *roles, "what it allows"])]
+    lines.append(_row(["---", *("---" for _ in roles), "---"]))
+    for scope, meaning in SCOPES.items():
+        also = f"; comes with {_listed(_including(scope))}" if _including(scope) else ""
+        lines.append(_row([f"`{scope}`", *("✓" if _has(role, scope) else "" for role in roles), meaning + also]))
+    lines += ["", "## What an operation needs", "", _row(["operation", "", "scopes", "roles"]), _row(["---"] * 4)]
+    for operation in sorted(OPERATIONS.values(), key=lambda each: (each.template, each.method)):
+        asked = f"`{operation.method} {VERSION}{operation.template}`"
+        lines.append(_row([f"`{operation.id}`", asked, *_needs(_scopes([operation.id]))]))
+    lines += [
+        "",
+        "## What a command needs",
+        "",
+        "With `--service-url` or `--profile`; beside the database commands need no key.",
+        "",
+    ]
+    lines += [_row(["command", "scopes", "roles"]), _row(["---"] * 3)]
+    lines += [_row([f"`kneo {name}`", *_needs(_scopes(asked))]) for name, asked in sorted(COMMANDS.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _scopes(operations: Iterable[str]) -> list[str]:
+    return sorted({need.scope for each in operations for need in OPERATIONS[each].required})
+
+
+def _needs(scopes: list[str]) -> list[str]:
+    if not scopes:
+        return ["no key", "everybody"]
+    return [_listed(scopes), ", ".join(role for role in ROLES if all(_has(role, scope) for scope in scopes))]
+
+
+def _has(role: str, scope: str) -> bool:
+    found = with_included(ROLES[role])
+    return "*" in found or scope in found
+
+
+def _including(scope: str) -> list[str]:
+    return [each for each, included in INCLUDED.items() if scope in included]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
