@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
+from functools import cached_property
 
 from kneo.errors import Invalid
 from kneo.records import replace
 from kneo.runtime.asking import DECISIONS, make_added, make_gate, make_question, make_waits
 from kneo.runtime.interpret.branch import Branch
+from kneo.runtime.interpret.fork_gates import GateIndex, index_gates
 from kneo.runtime.interpret.gate import Gate
 from kneo.runtime.interpret.graph import Graph, Way
 from kneo.runtime.interpret.line import Sequence, Turns
@@ -72,6 +74,11 @@ class Program:
     agent_name: str
     workflow_name: str | None
     workflow_type: str | None
+
+    @cached_property
+    def gates(self) -> GateIndex:
+        """Every gate of the program; see ``index_gates``."""
+        return index_gates(self.root)
 
 
 ROOT_AGENT = ""

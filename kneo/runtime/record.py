@@ -41,7 +41,7 @@ from kneo.store.engine import Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
 from kneo.tasks.closing import cancel_tasks, mark_applied
 from kneo.tasks.opening import open_task
-from kneo.tasks.reuse import reuse_answer
+from kneo.tasks.reuse import reuse_answer, reuse_passed
 
 PREVIEW_CHARS = 500
 """How much of an input or output a trace event shows."""
@@ -150,7 +150,7 @@ def _decision_applied(tx: Tx, desk: Desk, run: Run, task: HumanTask, *, busy: Co
     runs.lock(tx, run.id)
     mark_applied(tx, task)
     change = _Change.of(tx, desk, run, ask.ticket, Answered(decision=task.decision))
-    if ask.gate.position == "step":
+    if ask.gate.position == "step" and ask.passed is None:
         change.history.steps.append(_answered_step(tx, run, ask, task))
     change.trace(
         "workflow_resumed",
@@ -254,7 +254,10 @@ class _Change:
         after = settle(self.desk.program, run.state, ask.ticket, Asked(task_id=task.id), now)
         assert not isinstance(after, Ended)
         self.run = replace(run, state=after)
-        reuse_answer(tx, run, task)
+        if ask.passed is None:
+            reuse_answer(tx, run, task)
+        else:
+            reuse_passed(tx, run, task, ask.passed.source)
         told = {"continuation_id": task.id, "request_id": task.request_id, "position": ask.gate.position}
         self.trace("human_intervention_requested", ask.path, **told)
         self.checkpoint("human_pause", ask.path, continuation_id=task.id)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from kneo.clock import isoformat, new_id, parse_time
 from kneo.errors import Conflict, NotFound
 from kneo.records import replace
-from kneo.runtime.decide import actions
+from kneo.runtime.decide import Execute, actions, given, revived, unasked
+from kneo.runtime.fork_past import FORK, ForkPoint, asked_in, find_passed, fork_gates, lapsed_gates
+from kneo.runtime.interpret.fork_gates import behind_gates
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.migrate_state import migrate_state
 from kneo.runtime.program import Program
@@ -17,7 +19,7 @@ from kneo.runtime.record import snapshot
 from kneo.runtime.start import Starter
 from kneo.runtime.views import Record, can_continue
 from kneo.runtime.wait import find_run
-from kneo.state.run import STATE_VERSION, Checkpoint, Run, RunStatus
+from kneo.state.run import STATE_VERSION, Checkpoint, Run, RunStatus, StepRecord
 from kneo.state.task import UNRESOLVED
 from kneo.store import audit, history, idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
@@ -54,10 +56,13 @@ def continue_run(store: Store, programs: ProgramLoader, run_id: str, *, actor: s
     if not can_continue(run):
         raise _not_continuable(run)
     program = programs.load(run)
-    state = program.root.revived(migrate_state(run.state, run.state_version))
+    before = revived(program, migrate_state(run.state, run.state_version))
+    with store.read() as tx:
+        passed = find_passed(tx, programs, run, None)
 
     def work(tx: Tx) -> Run:
         idempotency.bind(tx, run.id)
+        state = behind_gates(before, lapsed_gates(tx, passed, asked_in(program, before)))
         if not runs.revive(tx, run, state=state, state_version=STATE_VERSION):
             raise _not_continuable(run)
         history.add_trace(tx, run.id, "workflow_resumed", continued=True)
@@ -82,6 +87,10 @@ def _not_continuable(run: Run) -> Conflict:
     msg = f"The run {run.id} is {run.status} and cannot be continued."
     hint = "Only a run that failed in a step can; kneo runs fork starts another one from any point of this one."
     return Conflict(msg, code="run_state_conflict", hint=hint, run_id=run.id, status=run.status)
+
+
+MAX_REPEATS = 100
+"""Repeated steps that a fork's metadata list; the count is of all of them."""
 
 
 # ---- fork -------------------------------------------------------------------------------------------------------
@@ -118,15 +127,76 @@ def fork(starter: Starter, programs: ProgramLoader, order: ForkOrder) -> Run:
     program = programs.load(parent)
     with store.read() as tx:
         checkpoints = history.list_checkpoints(tx, parent.id)
-    point, ticket, state = _point(program, parent, checkpoints, order)
-    if order.input is not None and ticket is not None:
-        state = program.root.given(state, ticket, order.input, "")
+        point, ticket, state = _point(program, parent, checkpoints, order)
+        passed = find_passed(tx, programs, parent, point.sequence)
+        steps = history.list_steps(tx, parent.id)
+    if order.input is not None:
+        changed = given(program, state, ticket, order.input) if ticket is not None else state
+        if ticket is None or _input_of(program, changed, ticket) != order.input:
+            msg = f"Nothing of {parent.id} takes an input at checkpoint {point.sequence}."
+            raise Conflict(msg, code="fork_input_unused", hint="Fork from a step: --from STEP --input TEXT.")
+        state = changed
+    done = point.state.get("step_count", 0)
+    assert isinstance(done, int)
+    gates = fork_gates(
+        program,
+        passed,
+        [step.step_id for step in steps if step.sequence <= done],
+        ForkPoint(state=state, ticket=ticket, input=order.input, seed=parent.id),
+    )
+    past = ForkPast(
+        point=point,
+        state=behind_gates(state, gates, ticket=ticket if order.input is not None else None),
+        steps=[step for step in steps if step.sequence <= done],
+        gates=[gate.key for gate in gates],
+        repeats=[step for step in steps if step.sequence > done and step.kind != "human"],
+    )
 
     def work(tx: Tx) -> Run:
         starter.check_still_allowed(tx, parent)
-        return _insert(tx, parent, point, state, order)
+        return _insert(tx, parent, past, order)
 
     return store.transact(work)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForkPast:
+    """What a fork takes over from its parent, and what it does once more."""
+
+    point: Checkpoint
+    state: Mapping[str, object]
+    steps: Sequence[StepRecord]
+    """The parent's steps before the point."""
+    gates: Sequence[str]
+    """The keys of the gates before the point, whose answers the fork has to have."""
+    repeats: Sequence[StepRecord]
+    """The parent's steps from the point on: the fork repeats their effects as far as it reaches them."""
+
+    def as_json(self, run_id: str, order: ForkOrder) -> dict[str, object]:
+        """Return what the fork's metadata and trace say."""
+        listed = self.repeats[:MAX_REPEATS]
+        return {
+            "run_id": run_id,
+            "checkpoint": self.point.sequence,
+            "step": order.step,
+            "input_changed": order.input is not None,
+            "gates": list(self.gates),
+            "repeats": [
+                {
+                    "step": step.step_id,
+                    "kind": step.kind,
+                    "status": step.status,
+                    "idempotency_key": step.idempotency_key,
+                }
+                for step in listed
+            ],
+            "repeat_count": len(self.repeats),
+        }
+
+
+def _input_of(program: Program, state: Mapping[str, object], ticket: str) -> str | None:
+    action = next((one for one in actions(program, state) if one.ticket == ticket), None)
+    return None if action is None else (action.value if isinstance(action, Execute) else action.subject).text
 
 
 def _point(
@@ -146,7 +216,7 @@ def _point(
         inner, version = kept["state"], kept["state_version"]
         assert isinstance(inner, Mapping)
         assert isinstance(version, int)
-        state = program.root.unasked(migrate_state(inner, version))
+        state = unasked(program, migrate_state(inner, version))
         ready = {action.ticket: action for action in actions(program, state)}
         if order.step is None:
             return item, next(iter(ready), None), state
@@ -158,7 +228,8 @@ def _point(
     raise NotFound(msg, code="fork_point_not_found", hint="kneo runs replay RUN shows where it stood.")
 
 
-def _insert(tx: Tx, parent: Run, point: Checkpoint, state: Mapping[str, object], order: ForkOrder) -> Run:
+def _insert(tx: Tx, parent: Run, past: ForkPast, order: ForkOrder) -> Run:
+    point, forked = past.point, past.as_json(parent.id, order)
     origin = {
         "run_id": parent.id,
         "checkpoint": point.sequence,
@@ -172,13 +243,14 @@ def _insert(tx: Tx, parent: Run, point: Checkpoint, state: Mapping[str, object],
         status=RunStatus.RUNNING,
         output_text=None,
         error=None,
-        state=state,
+        state=past.state,
         state_version=STATE_VERSION,
         visited_steps=(),
         requester=order.requester,
         metadata={
             **{key: value for key, value in parent.metadata.items() if key != "outputs"},
             "forked_from": origin,
+            FORK: forked,
             REPLAY: reuse.as_json(),
         },
         deadline_at=_deadline(tx, parent),
@@ -186,12 +258,14 @@ def _insert(tx: Tx, parent: Run, point: Checkpoint, state: Mapping[str, object],
         checkpoint_count=0,
         trace_count=0,
     )
-    done = point.state.get("step_count", 0)
-    assert isinstance(done, int)
-    past = [replace(step, run_id=run.id) for step in history.list_steps(tx, parent.id) if step.sequence <= done]
     begun = NewCheckpoint(type="run_started", step_id=None, state={}, metadata={"forked_from": origin})
     new = History(
-        steps=past, checkpoints=[begun], trace=[NewTrace(type="workflow_started", data={"forked_from": origin})]
+        steps=[replace(step, run_id=run.id) for step in past.steps],
+        checkpoints=[begun],
+        trace=[
+            NewTrace(type="workflow_started", data={"forked_from": origin}),
+            NewTrace(type="workflow_forked", data={FORK: forked}),
+        ],
     )
     run = history.counted(run, new)
     idempotency.bind(tx, run.id)
@@ -205,7 +279,14 @@ def _insert(tx: Tx, parent: Run, point: Checkpoint, state: Mapping[str, object],
         actor=order.requester,
         run_id=run.id,
         environment=run.environment,
-        metadata={"parent_run_id": parent.id, "checkpoint": point.sequence, "step": order.step},
+        metadata={
+            "parent_run_id": parent.id,
+            "checkpoint": point.sequence,
+            "step": order.step,
+            "input_changed": order.input is not None,
+            "gates": forked["gates"],
+            "repeat_count": forked["repeat_count"],
+        },
     )
     after = runs.get(tx, run.id)
     assert after is not None

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 """Version of the interpreter's state format; a loader migrates older ones, so a deploy never strands a run."""
 
 

@@ -40,6 +40,10 @@ NEXT: Mapping[TaskStatus, frozenset[TaskStatus]] = {
 }
 
 
+REPLAYED = "replay"
+"""Who decided, where an answer of an earlier run was used again; see ``Decision.by``."""
+
+
 class DecisionKind(StrEnum):
     APPROVED = "approved"
     REJECTED = "rejected"

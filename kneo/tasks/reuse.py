@@ -6,14 +6,14 @@ whoever starts such a run does not come by a decision that they could not have h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kneo.errors import KneoError
 from kneo.records import replace
 from kneo.state.people import same_person
 from kneo.state.run import Run
-from kneo.state.task import DecisionKind, HumanTask, TaskStatus
+from kneo.state.task import REPLAYED, DecisionKind, HumanTask, TaskStatus, Vote
 from kneo.store import receipts, tasks
 from kneo.store.engine import Tx
 from kneo.tasks import people, voting
@@ -21,9 +21,10 @@ from kneo.tasks.answers import Answer
 from kneo.tasks.happened import happened
 from kneo.tasks.inbox import answer_in, find, record
 from kneo.tasks.inputs import given
+from kneo.tasks.opening import subject_digest
 from kneo.tasks.signing import must_be_signed
 
-REPLAY = "replay"
+REPLAY = REPLAYED
 """Where a run's metadata say which answers it uses, and a task's whether it did."""
 
 ALL = "all"
@@ -46,10 +47,57 @@ class Reuse:
 
 def reuse_answer(tx: Tx, run: Run, task: HumanTask) -> None:
     """Answer a task that was just opened as it was answered before, or say why it is asked."""
+    reuse = _reuse_of(run)
+    if reuse is not None:
+        _reuse(tx, run, task, reuse, _earlier(tx, reuse.source, task.key), passed=False)
+
+
+def reuse_passed(tx: Tx, run: Run, task: HumanTask, source: str | None) -> None:
+    """Do the same for a gate that was passed before the point from which the run goes on.
+
+    Args:
+        tx: The transaction.
+        run: The run.
+        task: What was just opened: the gate's question, about what flowed on from it.
+        source: The run in which the gate was answered; None where no earlier answer may count.
+    """
+    earlier = _earlier(tx, source, task.key) if source is not None else None
+    _reuse(tx, run, task, _reuse_of(run) or Reuse(source=source or run.id), earlier, passed=True)
+
+
+def flowed(task: HumanTask) -> str:
+    """Return the text that flowed on from a question when it was answered."""
+    decision = task.decision
+    if decision is None:
+        return task.subject
+    if decision.kind in {DecisionKind.EDITED, DecisionKind.PROVIDED} and task.position != "wait":
+        return decision.content or ""
+    if decision.kind is DecisionKind.SELECTED and task.position == "step":
+        return ", ".join(decision.selected_options) or decision.selected_option or ""
+    return task.subject
+
+
+def lapsed(tx: Tx, task: HumanTask) -> str | None:
+    """Say why the answer that a run was given no longer holds for this run; None where it does.
+
+    Deadlines decided as the spec says; people's answers hold while those people may still answer.
+    """
+    decision = task.decision
+    if decision is None or decision.by not in {"person", REPLAY}:
+        return None
+    # Reviewers of later questions are no previous reviewers of this one.
+    exclude = tuple(part for part in task.candidates.exclude if part != "previous_reviewers")
+    return _votes_fail(tx, replace(task, candidates=replace(task.candidates, exclude=exclude)), task.votes)
+
+
+def _reuse_of(run: Run) -> Reuse | None:
     kept = run.metadata.get(REPLAY)
     if not isinstance(kept, Mapping):
-        return
-    reuse = Reuse(source=kept["source"], answers=kept["answers"], ask=tuple(kept["ask"]))
+        return None
+    return Reuse(source=kept["source"], answers=kept["answers"], ask=tuple(kept["ask"]))
+
+
+def _reuse(tx: Tx, run: Run, task: HumanTask, reuse: Reuse, earlier: HumanTask | None, *, passed: bool) -> None:
     if task.key in reuse.answers:
         why = _override(tx, run, task, reuse.answers[task.key])
     elif ALL in reuse.ask or task.key in reuse.ask:
@@ -57,10 +105,16 @@ def reuse_answer(tx: Tx, run: Run, task: HumanTask) -> None:
     elif must_be_signed(task):
         why = "its answers are signed by those who give them, each for one question"
     else:
-        why = _again(tx, run, task, reuse.source)
+        why = _again(tx, run, task, earlier, passed=passed)
     if why is not None:
         now = find(tx, task.id)  # a vote may have been added
         tasks.note(tx, now, {**now.metadata, REPLAY: {"asked_because": why}})
+
+
+def _earlier(tx: Tx, source: str, key: str) -> HumanTask | None:
+    """Find the last answer to a question in a run."""
+    answered = [task for task in tasks.of_run(tx, source, [TaskStatus.APPLIED, TaskStatus.DECIDED]) if task.key == key]
+    return answered[-1] if answered else None
 
 
 def _override(tx: Tx, run: Run, task: HumanTask, value: object) -> str | None:
@@ -84,19 +138,32 @@ def _answer(task: HumanTask, value: object) -> Answer:
     return given(task, value)
 
 
-def _again(tx: Tx, run: Run, task: HumanTask, source: str) -> str | None:
+def _again(tx: Tx, run: Run, task: HumanTask, before: HumanTask | None, *, passed: bool) -> str | None:
     """Decide as somebody did before; say why not where that is so."""
-    earlier = [one for one in tasks.of_run(tx, source, [TaskStatus.APPLIED, TaskStatus.DECIDED]) if one.key == task.key]
-    if not earlier:
+    if before is None:
         return "nobody was asked this before"
-    before = earlier[-1]
     decision = before.decision
     assert decision is not None
     if decision.by not in {"person", REPLAY}:
         return "nobody answered it before"
-    if before.subject_digest != task.subject_digest:
+    seen = subject_digest(run, before.step_path, before.position, flowed(before)) if passed else before.subject_digest
+    if seen != task.subject_digest:
         return "what it is about has changed"
     votes = before.votes
+    why = _votes_fail(tx, task, votes)
+    if why is not None:
+        return why
+    receipt = receipts.of_task(tx, before.id)
+    used = replace(decision, by=REPLAY, at=tx.at, source=receipt.digest if receipt else None)
+    facts = {"key": task.key, "source_run": before.run_id, "source_task": before.id, "source_receipt": used.source}
+    happened(tx, task, "reused", run.requester, facts)
+    noted = tasks.note(tx, task, {**task.metadata, REPLAY: {"reused_from": before.id, "receipt": used.source}})
+    record(tx, noted, used, votes=votes)
+    return None
+
+
+def _votes_fail(tx: Tx, task: HumanTask, votes: Sequence[Vote]) -> str | None:
+    """Say why votes would not decide a task today; None where they would."""
     try:
         for vote in votes:
             people.check_known(tx, task.environment, vote.actor)
@@ -106,12 +173,6 @@ def _again(tx: Tx, run: Run, task: HumanTask, source: str) -> str | None:
     roles = {name: person.roles for name, person in known.items()}
     if voting.outcome(task.quorum, votes, roles) is None:
         return "more people have to agree now than did before"
-    receipt = receipts.of_task(tx, before.id)
-    used = replace(decision, by=REPLAY, at=tx.at, source=receipt.digest if receipt else None)
-    facts = {"key": task.key, "source_run": source, "source_task": before.id, "source_receipt": used.source}
-    happened(tx, task, "reused", run.requester, facts)
-    noted = tasks.note(tx, task, {**task.metadata, REPLAY: {"reused_from": before.id, "receipt": used.source}})
-    record(tx, noted, used, votes=votes)
     return None
 
 

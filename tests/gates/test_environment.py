@@ -14,7 +14,7 @@ from kneo.runtime.recover import ForkOrder, fork
 from kneo.runtime.start import RunOrder
 from kneo.state.run import Run, RunStatus
 from kneo.state.task import HumanTask
-from kneo.store import audit
+from kneo.store import audit, history
 from kneo.store.engine import Store
 
 SOURCE = """
@@ -100,6 +100,25 @@ def test_a_past_without_a_question_that_is_asked_today_is_not_used_again(engine:
     with pytest.raises(Forbidden, match="asks more than it did") as refused:
         fork(engine.starter, programs, ForkOrder(run_id=run.id, step="pay", requester="bob"))
     assert refused.value.code == "gates_changed"
+
+
+def test_a_fork_does_not_pass_the_question_with_another_input(engine: Engine) -> None:
+    run = start(engine, step("tell"), step("pay"))
+    engine.answer(only(engine, run), "approved", actor="cy")
+    run = engine.drive(run)
+    programs, notes = ProgramLoader(engine.store), engine.notes()
+    with engine.store.read() as tx:
+        behind = next(item.sequence for item in history.list_checkpoints(tx, run.id) if item.type == "human_resume")
+    for point in ({"checkpoint": behind}, {"step": "pay"}):
+        order = ForkOrder(run_id=run.id, requester="mal", input="EVIL", **point)
+        forked = engine.drive(fork(engine.starter, programs, order))
+        task = only(engine, forked)
+        assert (forked.status, task.key, task.subject) == (RunStatus.PAUSED, "pay.before+money", "EVIL")
+        with pytest.raises(Forbidden):
+            engine.answer(task, "approved", actor="mal")
+    assert engine.notes() == notes
+    same = fork(engine.starter, programs, ForkOrder(run_id=run.id, requester="bob", checkpoint=behind))
+    assert (engine.drive(same).status, engine.notes()) == (RunStatus.SUCCEEDED, [*notes, "pay"])
 
 
 def test_what_every_question_asks_for_here_holds_for_it_too(engine: Engine) -> None:

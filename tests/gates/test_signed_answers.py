@@ -6,9 +6,11 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
-from gates.asking import answer, ask, declare
+from engine import Engine, step
+from gates.asking import ENVIRONMENT, answer, ask, declare
 from gates.signing import KEYS, STRANGER, enveloped, prepare, revoke, signed, trust
 from sqlalchemy import select
 
@@ -16,6 +18,9 @@ from kneo import registry
 from kneo.clock import ManualClock
 from kneo.digest import Digest
 from kneo.errors import KneoError
+from kneo.runtime.load import ProgramLoader
+from kneo.runtime.recover import ForkOrder, fork
+from kneo.runtime.start import RunOrder
 from kneo.state.receipt import ReceiptRecord
 from kneo.state.run import RunStatus
 from kneo.state.task import DecisionKind, HumanTask, TaskStatus
@@ -381,3 +386,23 @@ def test_a_statement_is_not_left_out_nor_put_in(store: Store) -> None:
     alone = Handed((handed,), is_chain=False)
     assert judge(alone, [KEY.public]).valid
     assert fields(judge(alone, [KEY.public], keys_of("ann"))) == ["voters[0].statement"]
+
+
+@pytest.mark.usefixtures("root")
+def test_a_fork_behind_a_signed_answer_needs_a_signature_of_its_own(store: Store, tmp_path: Path) -> None:
+    declare(store, inlineSpecs=True)
+    engine = Engine(store, tmp_path / "code", "def publish(text): note(text); return text")
+    tree = engine.tree([{"id": "ok", "kind": "human", "ref": "ann"}, step("publish")], ann=BY_REVIEWER)
+    run = engine.drive(engine.starter.start(RunOrder(input="in", requester="bob", spec=tree, environment=ENVIRONMENT)))
+    task = engine.open(run)[0]
+    answer(store, task, "ann", statement=signed(store, task, "ann"))
+    run = engine.drive(run)
+    for more in ({}, {"input": "EVIL"}):
+        order = ForkOrder(run_id=run.id, step="publish", requester="mal", answers={"ok.step": "approved"}, **more)
+        forked = engine.drive(fork(engine.starter, ProgramLoader(store), order))
+        assert (forked.status, engine.notes()) == (RunStatus.PAUSED, ["in"])
+        assert refused(store, engine.open(forked)[0], "ann") == "signature_required"
+    again = engine.open(forked)[0]
+    answer(store, again, "ann", statement=signed(store, again, "ann"))
+    assert (engine.drive(forked).status, engine.notes()) == (RunStatus.SUCCEEDED, ["in", "EVIL"])
+    assert check(kept(store, again), keys_of("ann")).valid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kneo.errors import Invalid
@@ -24,6 +25,9 @@ class Branch(Node):
     """``None`` where a person decides before it begins."""
     then: Node
     otherwise: Node
+
+    def parts(self) -> Iterable[Node]:
+        return self.then, self.otherwise
 
     @property
     def may_repeat(self) -> bool:

@@ -6,7 +6,7 @@ Frame: ``node``, ``at`` (where it is), ``count`` (nodes begun), ``visits`` by no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kneo.errors import Invalid
@@ -46,6 +46,9 @@ class Graph(Node):
     nodes: Mapping[str, Node]
     ways: Mapping[str, tuple[Way, ...]]
     max_steps: int
+
+    def parts(self) -> Iterable[Node]:
+        return self.nodes.values()
 
     @property
     def may_repeat(self) -> bool:

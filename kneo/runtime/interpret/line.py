@@ -6,7 +6,7 @@ where a person may want a step repeated, and ``visits`` (how often such steps we
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kneo.records import replace
@@ -36,6 +36,9 @@ def repeated(value: Value, again: Again) -> Value:
 @dataclass(frozen=True, kw_only=True)
 class Sequence(Node):
     children: tuple[Node, ...]
+
+    def parts(self) -> Iterable[Node]:
+        return self.children
 
     @property
     def length(self) -> int:

@@ -6,6 +6,7 @@ at a round, ``output`` and ``task``; ``reviews`` counts what they rejected.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kneo.errors import Invalid
@@ -42,6 +43,12 @@ class Loop(Node):
     max_iterations: int
     until: Condition | None = None
     each: Gate | None = None
+
+    def parts(self) -> Iterable[Node]:
+        return (self.body,)
+
+    def own_gates(self) -> Iterable[tuple[Gate, str]]:
+        return [(self.each, "")] if self.each is not None else []
 
     def enter(self, moment: Moment, value: Value, place: str) -> Progress:
         return self._go(moment, {"node": self.path, "input": value.as_json()}, 1, value, place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -58,6 +58,14 @@ class Execute:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Passed:
+    """A gate that was passed already, and is asked once more before a run goes on behind it."""
+
+    source: str | None
+    """The run in which it was answered; ``None`` where no earlier answer may count."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ask:
     """Open a human task."""
 
@@ -77,6 +85,10 @@ class Ask:
     """The question as it is to be read, where it is not the gate's own template."""
     facts: Mapping[str, object] = field(default_factory=dict)
     """What the person should know beside the subject."""
+    human: str | None = None
+    """Which of a step's humans, where a function asks in its middle."""
+    passed: Passed | None = None
+    """Set where the gate was passed before: its step is not done again."""
 
 
 Action = Execute | Ask
@@ -204,6 +216,14 @@ class Node(ABC):
     def changed(self, _moment: Moment, frame: Frame, _place: str) -> Progress:
         """Look again after a child moved on without ending."""
         return frame
+
+    def parts(self) -> Iterable[Node]:
+        """List the nodes directly inside."""
+        return ()
+
+    def own_gates(self) -> Iterable[tuple[Gate, str]]:
+        """List the node's own gates, each with the name of the human whom a function asks in its middle."""
+        return ()
 
     # ---- the walk ---------------------------------------------------------------------------------------------
 

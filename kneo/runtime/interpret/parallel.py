@@ -9,7 +9,7 @@ in declaration order: what runs and how it ends does not depend on who is quicke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kneo.records import replace
@@ -35,6 +35,9 @@ from kneo.state.run import RunError
 @dataclass(frozen=True, kw_only=True)
 class Parallel(Node):
     children: tuple[Node, ...]
+
+    def parts(self) -> Iterable[Node]:
+        return self.children
 
     def enter(self, moment: Moment, value: Value, place: str) -> Progress:
         frame: Frame = {"node": self.path, "input": value.as_json(), "children": {}, "done": {}}

@@ -6,7 +6,7 @@ one child named by its choice; ``left``, the further ways that a person chose, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kneo.errors import Invalid
@@ -59,6 +59,12 @@ class Router(Node):
     route: Gate
     asks_first: bool
     """Whether the spec has people choose; else they are asked only when a result was rejected, to go another way."""
+
+    def parts(self) -> Iterable[Node]:
+        return self.choices.values()
+
+    def own_gates(self) -> Iterable[tuple[Gate, str]]:
+        return [(self.route, "")]
 
     @property
     def may_repeat(self) -> bool:
@@ -116,6 +122,12 @@ class Router(Node):
             return progress
         following = {**frame, "input": progress.value.as_json(), "taken": number(frame, "taken") + 1}
         return self._take_ways(moment, following, left, place)
+
+    def given(self, frame: Frame, ticket: str, text: str, place: str) -> Frame:
+        own = self.pending(frame, place)
+        if own is not None and own.ticket == ticket:
+            return {**frame, "input": replace(read_value(frame["input"]), text=text).as_json()}
+        return super().given(frame, ticket, text, place)
 
     def pending(self, frame: Frame, place: str) -> Execute | Ask | None:
         value = read_value(frame["input"])

@@ -11,7 +11,7 @@ function asks in its middle (``wanted``; ``answers`` to those before); ``body`` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 
@@ -43,7 +43,7 @@ from kneo.runtime.interpret.node import (
     with_child,
 )
 from kneo.runtime.interpret.values import Review, Value, read_value
-from kneo.runtime.interpret.waits import TELL, Wanted, given, read_given, read_wanted
+from kneo.runtime.interpret.waits import DEFAULT_HUMAN, TELL, Wanted, given, read_given, read_wanted
 from kneo.spec.gates import draw
 from kneo.state.run import RunError, RunStatus
 from kneo.state.task import DecisionKind
@@ -93,6 +93,14 @@ class Step(Node):
         if isinstance(self.body, Question):
             return self.body.gate.on_reject == RETRY
         return isinstance(self.body, Node) and self.body.may_repeat
+
+    def parts(self) -> Iterable[Node]:
+        return [node for node in (self.body, self.fallback) if isinstance(node, Node)]
+
+    def own_gates(self) -> Iterable[tuple[Gate, str]]:
+        asked = self.body.gate if isinstance(self.body, Question) else None
+        yield from ((gate, "") for gate in (self.before, asked, self.after, self.error) if gate is not None)
+        yield from ((gate, name) for name, gate in self.humans.items())
 
     # ---- begin ------------------------------------------------------------------------------------------------
 
@@ -188,6 +196,7 @@ class Step(Node):
             options=wanted.options,
             attempt=attempt,
             prompt=wanted.prompt,
+            human=wanted.human or DEFAULT_HUMAN,
         )
 
     def _ask(self, gate: Gate, subject: Value, place: str, attempt: int) -> Ask:

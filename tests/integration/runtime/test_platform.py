@@ -64,7 +64,12 @@ def test_a_run_from_start_to_end(manager: PlatformManager, with_worker: bool) ->
     assert manager.get_run(done.run_id).visited_steps == ("ask", "up")
     assert manager.replay_view(done.run_id)["checkpoint_count"] == len(manager.list_checkpoints(done.run_id))
     assert manager.get_trace(done.run_id)[-1].type == "workflow_completed"
-    assert manager.fork_run(done.run_id, "up", input_text="other").output_text == "OTHER"
+    assert manager.fork_run(done.run_id, "up").output_text == "HELLO"
+    forked = manager.fork_run(done.run_id, "up", input_text="other")
+    assert (forked.status, manager.get_human_task(forked.continuation_id).subject) == ("paused", "other")
+    request = manager.get_human_task(forked.continuation_id).request_id
+    again = manager.resume_human_task(forked.continuation_id, request_id=request, decision="approved")
+    assert again.output_text == "OTHER"
     assert manager.prune_expired_human_tasks() == manager.prune_timed_out_runs() == 0
     assert manager.prune_retention().runs == 0
     kinds = {event.event.event_type for event in manager.list_audit_events(run_id=done.run_id)}

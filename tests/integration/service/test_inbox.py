@@ -218,6 +218,32 @@ def test_a_run_is_repeated_with_its_answers_or_with_others(
     )
 
 
+@pytest.mark.parametrize("through", ["http", "cli"])
+def test_a_fork_with_another_input_is_asked_about(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, through: str
+) -> None:
+    run = paused(bench)
+    bench.answer(run)
+    if through == "http":
+        body = {"step": "publish", "input": "EVIL"}
+        forked = bench.post(f"/runs/{run['run_id']}/fork", body, role="operator")
+    else:
+        monkeypatch.setenv("KNEO_SERV_API_KEY", "operator-key")
+        words = ["runs", "replay", str(run["run_id"]), "--from", "publish", "--input", "EVIL", "--json"]
+        assert kneo([*words, "--service-url", bench.url]) == 0
+        forked = json.loads(capsys.readouterr().out)
+        assert forked["answers"][0]["reason"] == "what it is about has changed"
+    assert forked["status"] == "paused"
+    task = task_of(bench, forked)
+    assert (task["key"], task["request"]["subject"]["value"]) == ("approve.step", "EVIL")
+    assert task["consequences"]["approved"]["next"] == ["publish"]
+    read = bench.get(f"/runs/{forked['run_id']}")
+    assert read["metadata"]["fork"]["gates"] == ["approve.step"]
+    events = bench.get(f"/runs/{forked['run_id']}/trace")["events"]
+    assert [one["type"] for one in events][:2] == ["workflow_started", "workflow_forked"]
+    assert bench.answer(forked)["status"] == "succeeded"
+
+
 def test_figures_about_reviewing_are_told_and_drawn(
     bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
