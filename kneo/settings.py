@@ -6,6 +6,7 @@ existing deployments use.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -238,6 +239,13 @@ class Settings:
     """Where people are told of questions, by the names that specs use: ``KNEO_SERV_CHANNEL_NAME``, where SLACK_OPS is ``slack-ops``.
     ``https://…`` is a webhook, ``slack:https://…`` a Slack-compatible one, ``smtp://…`` and ``smtps://…`` a mail server."""
 
+    webhook_keys: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict, repr=False)
+    """Secrets that sign messages to webhooks of tasks (Standard Webhooks), by channel: ``KNEO_SERV_CHANNEL_NAME_SECRET``;
+    several separated by spaces while a receiver changes to another. A channel without one is sent unsigned messages."""
+
+    notify_webhook_keys: tuple[bytes, ...] = field(default=(), repr=False)
+    """The same for ``KNEO_SERV_NOTIFY_WEBHOOK``, ``KNEO_SERV_NOTIFY_WEBHOOK_SECRET``."""
+
     public_url: str = ""
     """Where people reach the service, ``KNEO_SERV_PUBLIC_URL``; links in messages begin with it. Empty: no links."""
 
@@ -463,6 +471,45 @@ def _named_by(env: Mapping[str, str], prefix: str) -> dict[str, str]:
     return found
 
 
+def _channels(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str, tuple[bytes, ...]]]:
+    """Read the channels of tasks, and the secrets of those that are webhooks.
+
+    Raises:
+        Invalid: ``invalid_setting``: a secret belongs to no webhook, or is none.
+    """
+    found = _named_by(env, "KNEO_SERV_CHANNEL_")
+    channels = {name: value for name, value in found.items() if not name.endswith("-secret")}
+    keys = {}
+    for name in found.keys() - channels.keys():
+        channel = name.removesuffix("-secret")
+        variable = "KNEO_SERV_CHANNEL_" + name.upper().replace("-", "_")
+        keys[channel] = _webhook_keys(variable, found[name], channels.get(channel, ""))
+    return channels, keys
+
+
+def _webhook_keys(variable: str, text: str, address: str) -> tuple[bytes, ...]:
+    """Read the secrets of a webhook, separated by spaces: ``whsec_`` and 24 to 64 bytes in base64."""
+    if not text.strip():
+        return ()
+    if not address.startswith(("https://", "http://")):
+        msg = (
+            f"{variable} is the secret of a webhook, and {variable.removesuffix('_SECRET')} is not the address of one."
+        )
+        raise Invalid(msg, code="invalid_setting")
+    keys = []
+    for secret in text.split():
+        try:
+            key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+        except ValueError:
+            key = b""
+        if not 24 <= len(key) <= 64:
+            msg = f"{variable} holds no secret of a webhook: whsec_ and 24 to 64 random bytes in base64."
+            hint = "python3 -c \"import base64, secrets; print('whsec_' + base64.b64encode(secrets.token_bytes(32)).decode())\""
+            raise Invalid(msg, code="invalid_setting", hint=hint)
+        keys.append(key)
+    return tuple(keys)
+
+
 def _public_url(env: Mapping[str, str], name: str) -> str:
     url = env.get(name, "").strip().rstrip("/")
     if url and not url.startswith(("https://", "http://")):
@@ -566,6 +613,7 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         msg = f"KNEO_SERV_STATUS_WORDS must be auto, documented or published, not {words[:40]!r}."
         raise Invalid(msg, code="invalid_setting")
     home = Path(env.get("HOME", "~")).expanduser()
+    channels, webhook_keys = _channels(env)
     return Settings(
         project_root=root,
         database_url=url,
@@ -593,7 +641,13 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         spec_signing_key=env.get("KNEO_SERV_SPEC_SIGNING_KEY", ""),
         hook_secrets=_by_suffix(env, "KNEO_SERV_HOOK_SECRET_", HOOK_PROVIDERS),
         notify=_by_suffix(env, "KNEO_SERV_NOTIFY_", NOTIFY_CHANNELS),
-        channels=_named_by(env, "KNEO_SERV_CHANNEL_"),
+        channels=channels,
+        webhook_keys=webhook_keys,
+        notify_webhook_keys=_webhook_keys(
+            "KNEO_SERV_NOTIFY_WEBHOOK_SECRET",
+            env.get("KNEO_SERV_NOTIFY_WEBHOOK_SECRET", ""),
+            env.get("KNEO_SERV_NOTIFY_WEBHOOK", "").strip(),
+        ),
         public_url=_public_url(env, "KNEO_SERV_PUBLIC_URL"),
         notify_token=env.get("KNEO_SERV_NOTIFY_TOKEN", ""),
         metrics_port=_port(env, "KNEO_SERV_METRICS_PORT"),

@@ -20,6 +20,8 @@ class Received:
     path: str
     headers: dict[str, str]
     body: dict[str, object]
+    raw: bytes = b""
+    """The body as it came."""
 
 
 @dataclass
@@ -35,8 +37,8 @@ def web_receiver() -> Iterator[WebReceiver]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            receiver.received.append(Received(self.path, dict(self.headers), body))
+            raw = self.rfile.read(int(self.headers["Content-Length"]))
+            receiver.received.append(Received(self.path, dict(self.headers), json.loads(raw), raw))
             self.send_response(receiver.status)
             self.end_headers()
 

@@ -33,6 +33,8 @@ class Http:
     url: str = field(repr=False)
     body: Callable[[str, Fields], tuple[str, Fields]]
     token: str = field(default="", repr=False)
+    keys: tuple[bytes, ...] = field(default=(), repr=False)
+    """Secrets that sign each message; none: it is sent unsigned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +65,24 @@ class Mail:
 Channel: TypeAlias = Http | Mail
 
 
-def find_channel(settings: Settings, name: str) -> Channel | None:
-    """Find a channel that this process can deliver to.
+def find_release_channel(settings: Settings, name: str) -> Channel | None:
+    """Find a channel that takes notices of releases, ``KNEO_SERV_NOTIFY_…``."""
+    if name not in settings.notify:
+        return None
+    token = settings.notify_token if name in _STATUS_CHANNELS else ""
+    keys = settings.notify_webhook_keys if name == "webhook" else ()
+    return Http(url=settings.notify[name].rstrip("/"), body=_BODIES[name], token=token, keys=keys)
+
+
+def find_task_channel(settings: Settings, name: str) -> Channel | None:
+    """Find a channel that takes notices of tasks, ``KNEO_SERV_CHANNEL_…``.
 
     Raises:
         Invalid: ``invalid_setting``: its address is none.
     """
-    if name in settings.notify:
-        token = settings.notify_token if name in _STATUS_CHANNELS else ""
-        return Http(url=settings.notify[name].rstrip("/"), body=_BODIES[name], token=token)
-    address = settings.channels.get(plain_name(name))
-    return _parsed(plain_name(name), address) if address else None
+    plain = plain_name(name)
+    address = settings.channels.get(plain)
+    return _parsed(plain, address, settings.webhook_keys.get(plain, ())) if address else None
 
 
 def plain_name(name: str) -> str:
@@ -86,13 +95,13 @@ def known_channels(settings: Settings) -> tuple[str, ...]:
     return (*settings.notify, *settings.channels)
 
 
-def _parsed(name: str, address: str) -> Channel:
+def _parsed(name: str, address: str, keys: tuple[bytes, ...]) -> Channel:
     kind, _, rest = address.partition(":")
     if kind == "slack":
         return Http(url=_https(name, rest), body=_slack)
     if kind in {"smtp", "smtps"}:
         return _mail(name, urlsplit(address))
-    return Http(url=_https(name, address), body=_webhook)
+    return Http(url=_https(name, address), body=_webhook, keys=keys)
 
 
 def _https(name: str, url: str) -> str:

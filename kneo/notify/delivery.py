@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -13,9 +14,18 @@ import httpx
 
 from kneo.clock import new_id
 from kneo.errors import KneoError, Transient
-from kneo.notify.channels import Http, Mail, find_channel, known_channels
+from kneo.notify.channels import (
+    Channel,
+    Http,
+    Mail,
+    find_release_channel,
+    find_task_channel,
+    known_channels,
+    plain_name,
+)
 from kneo.notify.mail import send_mail, write_mail
 from kneo.notify.outbox import settle, split
+from kneo.notify.webhook_signature import signed_headers
 from kneo.redaction import redact
 from kneo.settings import Settings
 from kneo.state.task import UNRESOLVED
@@ -34,6 +44,18 @@ LEASE = timedelta(seconds=BATCH * SECONDS + 30)
 
 MakeLink = Callable[[Tx, str, str], str]
 """Makes the token of a link that lets one person answer one task, once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How one delivery went: without a ``problem`` it was sent, and a ``status`` says what else ends the message."""
+
+    problem: str | None = None
+    status: str | None = None
+
+
+DONE = Outcome(status="sent")
+"""The message was settled in a transaction of its own."""
 
 
 @dataclass(frozen=True)
@@ -70,22 +92,35 @@ class Courier:
         return len(messages)
 
     def _deliver(self, message: Message) -> None:
-        """Deliver one message. One that cannot be is put off; the others do not wait for it."""
-        if self._is_moot(message):
-            settle(self.store, message, None, status="dropped")
-            return
+        """Deliver one message. Whatever goes wrong with it is its own: it is put off, and the others do not wait for it."""
         try:
-            channel = find_channel(self.settings, message.channel)
+            outcome = self._attempt(message)
         except KneoError as error:
-            settle(self.store, message, error.message)
-            return
+            outcome = Outcome(problem=error.message)
+        except Exception as error:
+            log.exception("the message %s to %s cannot be delivered as it is", message.id, message.channel)
+            outcome = Outcome(problem=f"it cannot be written: {type(error).__name__}")
+        if outcome is not DONE:
+            settle(self.store, message, outcome.problem, status=outcome.status)
+
+    def _attempt(self, message: Message) -> Outcome:
+        if self._is_moot(message):
+            return Outcome(status="dropped")
+        channel, variable = self._channel(message)
         match channel:
             case Http():
-                settle(self.store, message, self._post(channel, message))
+                return Outcome(problem=self._post(channel, message))
             case Mail():
-                self._mail(channel, message)
+                return self._mail(channel, message)
             case None:
-                settle(self.store, message, f"the channel {message.channel} is not configured any more")
+                return Outcome(problem=f"{variable} is not set here")
+
+    def _channel(self, message: Message) -> tuple[Channel | None, str]:
+        """Find the channel of a message, and the variable that says where it leads."""
+        ending = plain_name(message.channel).upper().replace("-", "_")
+        if message.payload.get("about") == "task":
+            return find_task_channel(self.settings, message.channel), f"KNEO_SERV_CHANNEL_{ending}"
+        return find_release_channel(self.settings, message.channel), f"KNEO_SERV_NOTIFY_{ending}"
 
     def _is_moot(self, message: Message) -> bool:
         """Say whether it is about a question that nobody has to answer any more."""
@@ -96,30 +131,33 @@ class Courier:
         return task is None or task.status not in UNRESOLVED
 
     def _post(self, channel: Http, message: Message) -> str | None:
-        url, body = channel.body(channel.url, _shown(message.payload))
-        headers = {"Idempotency-Key": message.id}
+        url, fields = channel.body(channel.url, _shown(message.payload))
+        body = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+        headers = {"Content-Type": "application/json", "Idempotency-Key": message.id}
+        if channel.keys:
+            sent_at = int(self.store.clock.now().timestamp())
+            headers |= signed_headers(channel.keys, message.id, sent_at, body)
         if channel.token:
             headers["Authorization"] = f"Bearer {channel.token}"
         try:
-            answer = self.http.post(url, json=body, headers=headers)
+            answer = self.http.post(url, content=body, headers=headers)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return f"no answer: {type(error).__name__}"
         return None if answer.is_success else f"answered {answer.status_code}"
 
-    def _mail(self, channel: Mail, message: Message) -> None:
+    def _mail(self, channel: Mail, message: Message) -> Outcome:
         """Mail to one person; a message to several becomes one for each, so that none is told twice for another's sake."""
         to = message.payload.get("to")
         if isinstance(to, str):
-            settle(self.store, message, send_mail(channel, self._written(channel, to, message)))
-            return
+            return Outcome(problem=send_mail(channel, self._written(channel, to, message)))
         people = message.payload.get("people")
         asked = tuple(str(name) for name in people) if isinstance(people, list) else ()
         receivers: list[tuple[str, str | None]] = [(each, None) for each in channel.to]
         receivers += [(each, name) for name in asked if not channel.to for each in channel.addresses((name,))]
         if not receivers:
-            settle(self.store, message, "nobody who is asked has an address", status="failed")
-            return
+            return Outcome(problem="nobody who is asked is known here and has an address", status="failed")
         split(self.store, message, receivers)
+        return DONE
 
     def _written(self, channel: Mail, to: str, message: Message) -> EmailMessage:
         notice = dict(_shown(message.payload))
@@ -137,7 +175,7 @@ class Courier:
         try:
             token = self.store.transact(lambda tx: make(tx, task, person))
         except Transient:
-            raise
+            raise  # the whole message is tried again later
         except KneoError:
             return None  # they may not answer any more, or have links enough; they are told all the same
         return f"{self.settings.public_url}/h/{token}"

@@ -4,6 +4,7 @@ digest and reason, however often it is found out.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -14,6 +15,8 @@ from kneo.state.task import HumanTask
 from kneo.store import outbox
 from kneo.store.engine import Store, Tx
 from kneo.store.outbox import Letter, Message
+
+log = logging.getLogger("kneo.notify")
 
 ATTEMPTS = 10
 FIRST_PAUSE = timedelta(seconds=15)
@@ -138,13 +141,18 @@ def split(store: Store, message: Message, receivers: Iterable[tuple[str, str | N
 
 def settle(store: Store, message: Message, problem: str | None, *, status: str | None = None) -> None:
     """Record how a delivery went: done, to be tried later and later, or given up; or with a ``status``, that."""
+    if status is None and (problem is None or message.attempts + 1 >= ATTEMPTS):
+        status = "sent" if problem is None else "failed"
     with store.write() as tx:
         if status is not None:
             outbox.finish(tx, message.id, status, problem)
-        elif problem is None:
-            outbox.finish(tx, message.id, "sent", None)
-        elif message.attempts + 1 >= ATTEMPTS:
-            outbox.finish(tx, message.id, "failed", problem)
         else:
+            assert problem is not None
             pause = min(LAST_PAUSE, FIRST_PAUSE * 2**message.attempts)
             outbox.retry(tx, message.id, isoformat(tx.now + pause), problem)
+    if status == "failed":
+        told = {"event": "notification_failed", "message_id": message.id, "channel": message.channel}
+        told |= {
+            name: str(message.payload[name]) for name in ("continuation_id", "environment") if name in message.payload
+        }
+        log.warning("the message %s to %s was given up: %s", message.id, message.channel, problem, extra=told)

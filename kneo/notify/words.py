@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 Fields = Mapping[str, object]
@@ -14,26 +15,52 @@ PROMPT_CHARS = 1_000
 """How much of a question a message shows; what is to be judged stands in the inbox only."""
 
 
+_HIDDEN = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that are not shown, or that change the order in which others are."""
+
+QUOTE = "> "
+"""Stands before each line of a text that a spec or a run's input wrote, so that none is taken for a line of Kneo's."""
+
+
+def one_line(value: object) -> str:
+    """Return a text as one line of visible characters."""
+    return " ".join(_HIDDEN.sub(" ", str(value)).split())
+
+
+def quoted(text: str) -> list[str]:
+    """Return the lines of a text from outside, marked as quoted; what would be a link in it is not one."""
+    plain = [_HIDDEN.sub("", line) for line in text.splitlines()]
+    return [f"{QUOTE}{line}".rstrip() for line in unlinked("\n".join(plain)).split("\n")]
+
+
+def unlinked(text: str) -> str:
+    """Return a text in which mail and chat programs find no address to make a link of."""
+    return re.sub(r"(?i)\b(www)\.", r"\1[.]", text.replace("://", "[:]//"))
+
+
 def release_words(notice: Fields) -> str:
     """Say in one line what happened to a release."""
     what = f"{notice['bundle']} {notice['version']}"
     if notice["phase"] in DONE:
         why = f": {notice['message']}" if notice["message"] else "."
-        return f"{notice['environment']}: {what} was {str(notice['phase']).replace('_', ' ')}{why}"
+        return one_line(f"{notice['environment']}: {what} was {str(notice['phase']).replace('_', ' ')}{why}")
     verb = _VERBS[str(notice["phase"])]
-    return f"{notice['environment']}: {what} {verb}: {notice['reason']}: {notice['message']}"
+    return one_line(f"{notice['environment']}: {what} {verb}: {notice['reason']}: {notice['message']}")
 
 
 def task_subject(notice: Fields) -> str:
     """Say in one line what is asked."""
     begin = {"requested": "", "reminded": "Reminder: ", "escalated": "Escalated: "}[str(notice["what"])]
-    return " ".join(f"{begin}{notice['title']}".split())[:200]
+    return unlinked(one_line(f"{begin}{notice['title']}"))[:200]
 
 
 def task_words(notice: Fields) -> str:
     """Say what is asked, of whom, until when, and where to answer."""
     where = " / ".join(str(part) for part in (notice.get("environment"), notice.get("workflow_name")) if part)
-    lines = [task_subject(notice), "", str(notice["prompt"])[:PROMPT_CHARS], ""]
+    # The title and the prompt come from a spec and, through templates, from whoever started the run.
+    prompt = str(notice["prompt"])[:PROMPT_CHARS]
+    first = task_subject(notice) if notice["what"] != "requested" else f"Question: {task_subject(notice)}"
+    lines = [first, "", "The question, as the workflow asks it:", *quoted(prompt), ""]
     asked = notice.get("assignee") or ", ".join(_texts(notice.get("people")))
     said = {
         "Where": f"{where} ({notice['step_path']})" if where else str(notice["step_path"]),
@@ -42,7 +69,7 @@ def task_words(notice: Fields) -> str:
         "Answers": ", ".join(_texts(notice.get("decisions"))),
         "Shown": notice["subject_digest"],
     }
-    lines += [f"{name}: {value}" for name, value in said.items() if value]
+    lines += [f"{name}: {unlinked(one_line(value))}" for name, value in said.items() if value]
     answer = notice.get("link") or f"kneo human get {notice['continuation_id']}"
     return "\n".join([*lines, f"Answer: {answer}"])
 

@@ -375,7 +375,7 @@ class TaskLink(Answer):
     subject_digest: str
     expires_at: str
     path: str = Field(examples=["/h/TOKEN"])
-    url: str
+    url: str | None = Field(description="`path` at `KNEO_SERV_PUBLIC_URL`; null where that is not set.")
 
 
 class TaskLinkState(Answer):

@@ -82,6 +82,7 @@ class _Standing(Collector):
             runs, tasks = standing.runs_by_status(tx), standing.tasks_by_status(tx)
             waiting, oldest = standing.queue(tx)
             pending = standing.unsealed_events(tx)
+            unsent = standing.unsent_messages(tx)
             controller = requests.lease_holder(tx, requests.CONTROLLER_LEASE) is not None
             sealed, _ = audit.chain_head(tx)
             now = tx.now
@@ -89,6 +90,7 @@ class _Standing(Collector):
         yield GaugeMetricFamily("kneo_service_key", "Whether this process can sign receipts.", value=self._signs())
         yield _by("kneo_runs", "Runs by status.", "status", runs)
         yield _by("kneo_human_tasks", "Human tasks by status.", "status", tasks)
+        yield _by("kneo_notifications", "Messages to people that wait or were given up.", "status", unsent)
         yield GaugeMetricFamily("kneo_queue_depth", "Runs that wait for a worker.", value=waiting)
         age = (now - parse_time(oldest)) / timedelta(seconds=1) if oldest is not None else 0.0
         yield GaugeMetricFamily("kneo_queue_oldest_seconds", "How long the first of them has waited.", value=age)

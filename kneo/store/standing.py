@@ -6,7 +6,7 @@ from sqlalchemy import func, select
 
 from kneo.state.run import RunStatus
 from kneo.store.engine import Tx
-from kneo.store.tables import audit_pending, runs, tasks
+from kneo.store.tables import audit_pending, outbox, runs, tasks
 
 
 def runs_by_status(tx: Tx) -> dict[str, int]:
@@ -37,6 +37,15 @@ def driven(tx: Tx) -> int:
         select(func.count()).select_from(runs).where(runs.c.status == RunStatus.RUNNING, runs.c.owner.is_not(None))
     ).scalar_one()
     return count
+
+
+def unsent_messages(tx: Tx) -> dict[str, int]:
+    """Count messages of the outbox that wait or were given up."""
+    unsent = ("waiting", "failed")
+    rows = tx.connection.execute(
+        select(outbox.c.status, func.count().label("n")).where(outbox.c.status.in_(unsent)).group_by(outbox.c.status)
+    )
+    return dict.fromkeys(unsent, 0) | {row.status: row.n for row in rows}
 
 
 def unsealed_events(tx: Tx) -> int:

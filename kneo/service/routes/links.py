@@ -52,11 +52,12 @@ class LinkOrder(BaseModel):
 
 
 @router.post("/human-tasks/{continuation_id}/links", operation_id="create_link", responses=shows(answers.TaskLink))
-def create_link(continuation_id: str, order: LinkOrder, request: Request, service: Here, principal: Writer) -> Json:
+def create_link(continuation_id: str, order: LinkOrder, service: Here, principal: Writer) -> Json:
     """Make a link that answers this question once, as the person it is made for. Its token is shown only now."""
     if order.person not in {None, principal.name}:
         FOR_OTHERS.check(principal)
-    at = service.settings.public_url or str(request.base_url)
+    # Never from the Host header: whoever sends it would choose where the token goes.
+    at = service.settings.public_url
     return task_links.make_link(service.store, continuation_id, order.model_dump(), actor=principal.name, at=at)
 
 

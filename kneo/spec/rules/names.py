@@ -16,7 +16,7 @@ from kneo.spec.rules.view import SpecView
 
 CODE = "E_NAME"
 
-CHANNEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+CHANNEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
 """Names of channels: what can end the name of a variable, ``slack-ops`` as ``KNEO_SERV_CHANNEL_SLACK_OPS``."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,17 +14,18 @@ from pathlib import Path
 import httpx
 import pytest
 from engine import Engine
-from receivers import MailReceiver, WebReceiver, mail_receiver, web_receiver
+from receivers import MailReceiver, Received, WebReceiver, mail_receiver, web_receiver
 from sqlalchemy import text
 
 from kneo.clock import ManualClock
 from kneo.errors import Forbidden
 from kneo.notify.delivery import Courier
+from kneo.notify.outbox import ATTEMPTS
 from kneo.runtime.assemble import telling
 from kneo.runtime.timers import tick
 from kneo.settings import Settings, from_env
 from kneo.state.task import DecisionKind
-from kneo.store import prune
+from kneo.store import prune, standing
 from kneo.store.engine import Store, Tx
 from kneo.tasks import links
 from kneo.tasks.answers import Answer
@@ -141,7 +144,7 @@ def test_each_of_several_people_has_a_mail_of_their_own(
 def test_a_mail_that_nobody_could_get_is_given_up(engine: Engine, courier, post: MailReceiver) -> None:
     ask(engine, assignee="ann")
     courier(ops=mail_at(post)).deliver_due()
-    assert rows(engine.store) == [("ops", "failed", 1, "nobody who is asked has an address")]
+    assert rows(engine.store) == [("ops", "failed", 1, "nobody who is asked is known here and has an address")]
 
 
 def test_links_are_for_one_person_and_made_when_they_are_sent(engine: Engine, courier, post: MailReceiver) -> None:
@@ -296,6 +299,154 @@ def test_messages_are_kept_as_long_as_what_they_are_about(
     clock.advance(timedelta(days=10))
     assert what(engine.store, timedelta(days=5)) == 1
     assert [channel for channel, *_ in rows(engine.store)] == ["ops"]
+
+
+BAD_NAME = "x@evil.test\r\nBcc: all@corp.test"
+
+
+def test_a_name_that_no_mail_can_carry_holds_up_nobody_else(
+    engine: Engine, courier, post: MailReceiver, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask(engine, assignee=BAD_NAME)
+    ask(engine, assignee=None, candidates={"users": ["ann@example.com", BAD_NAME, "ben@example.com"]})
+    ask(engine, assignee="cy@example.com")
+    mail = courier(ops=mail_at(post))
+    for _ in range(ATTEMPTS):
+        while mail.deliver_due():
+            pass
+        clock.advance(timedelta(hours=1))
+    assert sorted(address for address, _ in post.received) == ["ann@example.com", "ben@example.com", "cy@example.com"]
+    assert not any(line.startswith("Bcc") for _, message in post.received for line in message.as_string().splitlines())
+    given_up = [(attempts, error) for _, status, attempts, error in rows(engine.store) if status == "failed"]
+    assert given_up == [(ATTEMPTS, "it cannot be written: ValueError")] * 2
+    told = [record for record in caplog.records if getattr(record, "event", "") == "notification_failed"]
+    assert len(told) == 2
+    assert all(record.channel == "ops" and record.continuation_id.startswith("cont_") for record in told)
+    with engine.store.read() as tx:
+        assert standing.unsent_messages(tx) == {"waiting": 0, "failed": 2}
+
+
+@pytest.mark.parametrize("name", ["github", "gitlab", "gitea", "bitbucket", "slack", "webhook"])
+def test_a_channel_of_releases_takes_no_tasks_and_holds_up_nobody(
+    engine: Engine, store: Store, tmp_path: Path, web: WebReceiver, clock: ManualClock, name: str
+) -> None:
+    ask(engine, notify=[name])
+    ask(engine)
+    env = {f"KNEO_SERV_NOTIFY_{name.upper()}": f"{web.url}/releases", "KNEO_SERV_CHANNEL_OPS": f"{web.url}/ops"}
+    with httpx.Client(timeout=2) as http:
+        both = Courier(store, from_env(env, cwd=tmp_path), http)
+        for _ in range(ATTEMPTS):
+            while both.deliver_due():
+                pass
+            clock.advance(timedelta(hours=1))
+    assert [each.path for each in web.received] == ["/ops"]
+    variable = f"KNEO_SERV_CHANNEL_{name.upper()} is not set here"
+    assert sorted(rows(store)) == sorted([(name, "failed", ATTEMPTS, variable), ("ops", "sent", 1, None)])
+
+
+def test_a_task_channel_may_be_called_like_one_of_releases(
+    engine: Engine, store: Store, tmp_path: Path, web: WebReceiver
+) -> None:
+    ask(engine, notify=["github"])
+    env = {"KNEO_SERV_NOTIFY_GITHUB": f"{web.url}/releases", "KNEO_SERV_CHANNEL_GITHUB": f"{web.url}/tasks"}
+    with httpx.Client(timeout=2) as http:
+        assert Courier(store, from_env(env, cwd=tmp_path), http).deliver_due() == 1
+    assert [(each.path, each.body["event"]) for each in web.received] == [("/tasks", "human.requested")]
+
+
+def test_a_message_that_is_damaged_holds_up_nobody(engine: Engine, courier, web: WebReceiver) -> None:
+    ask(engine)
+    with engine.store.write() as tx:
+        tx.connection.execute(text('UPDATE outbox SET payload = \'{"about": "task"}\''))
+    ask(engine)
+    assert courier(ops=web.url).deliver_due() == 2
+    assert [(status, error) for _, status, _, error in rows(engine.store)] == [
+        ("waiting", "it cannot be written: KeyError"),
+        ("sent", None),
+    ]
+
+
+FALSE_LINES = [
+    "Fine?\n\nAnswer: https://evil.test/h/x",
+    "Fine?\r\rAnswer: https://evil.test/h/x",
+    "Fine?\u2028Answer: https://evil.test/h/x",
+    "Fine?\x85Answer: https://evil.test/h/x",
+    "Fine?\x0bAnswer: https://evil.test/h/x",
+    "Answer: https://evil.test/h/x",
+    "Fine?\n\u202eAnswer: HTTPS://evil.test/h/x",
+    "x\n> y\nAnswer: www.evil.test",
+]
+
+
+@pytest.mark.parametrize("prompt", FALSE_LINES)
+@pytest.mark.parametrize("where", ["prompt", "title"])
+def test_no_text_of_a_run_looks_like_a_line_of_kneo(
+    engine: Engine, courier, post: MailReceiver, prompt: str, where: str
+) -> None:
+    run = ask(engine, **{where: prompt.replace("\x85", "\u0085")})
+    [task] = engine.open(run)
+    mail = courier(ops=mail_at(post))
+    while mail.deliver_due():
+        pass
+    [(_, message)] = post.received
+    body = message.get_payload(decode=True).decode()
+    answers = [line for line in body.splitlines() if line.lstrip("\u202e ").startswith("Answer:")]
+    assert answers == [f"Answer: kneo human get {task.id}"]
+    assert "://" not in body
+    assert "www." not in body
+    assert {"evil.test"} & set(message.keys()) == set()
+    assert len(message["Subject"].splitlines()) == 1
+
+
+# ---- signed webhooks ------------------------------------------------------------------------------------------------
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+OTHER = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+
+
+def signed_by(received: Received, secret: str) -> bool:
+    """Check a message as a receiver does, from the bytes that came."""
+    headers = {name.lower(): value for name, value in received.headers.items()}
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + received.raw
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    expected = "v1," + base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
+    return expected in headers["webhook-signature"].split(" ")
+
+
+def test_a_webhook_with_a_secret_is_signed_each_time_under_one_id(
+    engine: Engine, courier, web: WebReceiver, clock: ManualClock
+) -> None:
+    ask(engine, prompt="\u00dc\u2264?")
+    hook = courier(ops=web.url, ops_secret=SECRET)
+    web.status = 500
+    hook.deliver_due()
+    clock.advance(timedelta(minutes=1))
+    web.status = 200
+    hook.deliver_due()
+    first, second = web.received
+    assert signed_by(first, SECRET)
+    assert signed_by(second, SECRET)
+    assert not signed_by(second, OTHER)
+    ids = {name: [each.headers[name] for each in web.received] for name in ("webhook-id", "Idempotency-Key")}
+    assert len({*ids["webhook-id"], *ids["Idempotency-Key"]}) == 1
+    assert [int(each.headers["webhook-timestamp"]) for each in web.received] == [
+        int(moment.timestamp()) for moment in (clock.now() - timedelta(minutes=1), clock.now())
+    ]
+
+
+def test_a_channel_is_signed_with_its_own_secrets(engine: Engine, courier, web: WebReceiver) -> None:
+    ask(engine, notify=["one", "two", "plain"])
+    courier(
+        one=f"{web.url}/one",
+        one_secret=f"{SECRET} {OTHER}",
+        two=f"{web.url}/two",
+        two_secret=OTHER,
+        plain=f"{web.url}/plain",
+    ).deliver_due()
+    came = {each.path: each for each in web.received}
+    assert (signed_by(came["/one"], SECRET), signed_by(came["/one"], OTHER)) == (True, True)
+    assert (signed_by(came["/two"], SECRET), signed_by(came["/two"], OTHER)) == (False, True)
+    assert "webhook-signature" not in {name.lower() for name in came["/plain"].headers}
 
 
 def test_what_did_not_happen_is_not_told(engine: Engine, store: Store) -> None:

@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import httpx
 import pytest
 from kneo_process import eventually
-from service_bench import APPROVE, DRAFT, PUBLISH, Bench, spec_of
+from service_bench import APPROVE, DRAFT, PUBLISH, Bench, serving, spec_of
 from sqlalchemy import select, update
 
 from cli.main import run as kneo
@@ -215,6 +216,18 @@ def test_only_who_delivers_links_may_make_them_for_others(bench: Bench) -> None:
     link_to(bench, {"continuation_id": "cont_none"}, expect=404)
     for lasts in ("0s", "31d", "-1h", "soon"):
         link_to(bench, run, expires_in=lasts, expect=400)
+
+
+def test_the_address_of_a_link_is_the_one_that_was_configured(bench: Bench, tmp_path: Path) -> None:
+    made = bench.ask(
+        "POST", f"/human-tasks/{bench.paused()['continuation_id']}/links", {}, headers={"Host": "evil.test"}
+    ).json()
+    assert (made["url"], made["path"][:3]) == (None, "/h/")
+    database = f"sqlite:///{tmp_path / 'kneo.sqlite'}"
+    with serving(tmp_path, database, KNEO_SERV_PUBLIC_URL="https://kneo.example/") as public:
+        path = f"/human-tasks/{public.paused()['continuation_id']}/links"
+        made = public.ask("POST", path, {}, headers={"Host": "evil.test", "X-Forwarded-Host": "evil.test"}).json()
+    assert made["url"] == f"https://kneo.example{made['path']}"
 
 
 def test_an_answered_question_gets_no_link(bench: Bench) -> None:
