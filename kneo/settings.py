@@ -199,7 +199,7 @@ class Settings:
 
     import_allow: tuple[str, ...] = ()
     """Module prefixes that ``implementation:`` may name, ``KNEO_SERV_IMPORT_ALLOW``; empty means modules found under
-    the import roots, and ``examples``."""
+    the import roots."""
 
     import_roots: tuple[Path, ...] = ()
     """Folders that ``implementation:`` modules are looked for in."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from functools import cache
 from pathlib import Path
 
 from kneo.errors import Invalid
 from kneo.platform.face import PlatformManager, looking_only
+from kneo.runtime import modules
 from kneo.settings import Settings
 
 
@@ -28,10 +28,11 @@ def load_platform(settings: Settings) -> PlatformManager | None:
 @cache
 def _make(named: str, roots: tuple[Path, ...]) -> PlatformManager:
     module, _, attribute = named.partition(":")
-    for root in reversed(roots):
-        if str(root) not in sys.path:
-            sys.path.insert(0, str(root))
+    modules.make_importable(roots)
     try:
+        with modules.lock:
+            # The factory may import what specs name: from bytes that can be compared with what environments pin.
+            modules.accept(modules.closure(module, roots))
         factory = getattr(importlib.import_module(module), attribute)
         with looking_only():
             made = factory()

@@ -9,6 +9,9 @@ from kneo.spec.context import Module
 
 MAX_SOURCE = 1_048_576  # characters of one module
 
+OWN_PACKAGES = frozenset({"kneo", "controller", "cli"})
+"""Packages of this program: where they lie in a project's folder, specs cannot name them for that."""
+
 UNKNOWN = Module(complete=False)
 """A module that exists and whose names cannot be told from its source."""
 
@@ -31,6 +34,35 @@ def read_module(source: str, name: str = "", *, is_package: bool = False) -> Mod
     scan = _Scan(package)
     scan.block(body)
     return Module(frozenset(scan.names), scan.complete and "__getattr__" not in scan.names, scan.imported)
+
+
+def imports_of(source: bytes, name: str, *, is_package: bool) -> frozenset[str]:
+    """Return every module that a module may import, wherever in its source the import stands.
+
+    ``from a import b`` counts as ``a`` and ``a.b``, which may be a module too. Imports by computed names are not seen.
+    """
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return frozenset()  # it cannot be executed either
+    package = name if is_package else name.rpartition(".")[0]
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = _absolute(node, package)
+            found.add(origin)
+            found.update(f"{origin}.{alias.name}" for alias in node.names if alias.name != "*")
+    return frozenset(found - {""})
+
+
+def _absolute(statement: ast.ImportFrom, package: str) -> str:
+    if not statement.level:
+        return statement.module or ""
+    parts = package.split(".")
+    base = parts[: len(parts) - statement.level + 1]
+    return ".".join([*base, *([statement.module] if statement.module else [])])
 
 
 class _Scan:
@@ -66,8 +98,11 @@ class _Scan:
         for target in targets:
             self.names |= {node.id for node in ast.walk(target) if isinstance(node, ast.Name)}
         [*_, last] = targets
-        if isinstance(statement.value, ast.Name | ast.Attribute) and isinstance(last, ast.Name):
-            origin = self._origin(statement.value)
+        value = statement.value
+        while isinstance(value, ast.Call) and value.args and _is_wrapper(value.func):
+            value = value.args[0]
+        if isinstance(value, ast.Name | ast.Attribute) and isinstance(last, ast.Name):
+            origin = self._origin(value)
             if origin is not None:
                 self.imported[last.id] = origin
 
@@ -83,23 +118,22 @@ class _Scan:
         return ".".join([root, *reversed(parts)]) if root is not None else None
 
     def _from(self, statement: ast.ImportFrom) -> None:
-        origin = self._absolute(statement)
+        origin = _absolute(statement, self._package)
         for alias in statement.names:
             if alias.name == "*":
                 self.complete = False
             else:
                 self._import(alias.asname or alias.name, f"{origin}.{alias.name}")
 
-    def _absolute(self, statement: ast.ImportFrom) -> str:
-        if not statement.level:
-            return statement.module or ""
-        parts = self._package.split(".")
-        base = parts[: len(parts) - statement.level + 1]
-        return ".".join([*base, *([statement.module] if statement.module else [])])
-
     def _import(self, bound: str, origin: str) -> None:
         self.names.add(bound)
         self.imported[bound] = origin
+
+
+def _is_wrapper(called: ast.expr) -> bool:
+    """Say whether calling something makes a callable that does what its first argument does."""
+    name = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+    return name in {"partial", "cache", "lru_cache"}
 
 
 def _bodies(statement: ast.stmt) -> Iterator[Sequence[ast.stmt]]:

@@ -71,6 +71,7 @@ class Children:
         pipe = asyncio.subprocess.PIPE
         child = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # nothing of the working directory is imported in place of what is installed
             "-m",
             "kneo.runtime.steps.child",
             stdin=pipe,

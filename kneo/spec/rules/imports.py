@@ -9,6 +9,7 @@ from typing import TypeAlias
 from kneo.spec.context import Module, RuleContext
 from kneo.spec.diagnostics import Diagnostic, error
 from kneo.spec.document import Path
+from kneo.spec.modules import OWN_PACKAGES
 from kneo.spec.rules.view import SpecView
 from kneo.spec.words import quote
 
@@ -144,7 +145,8 @@ def _reachable(path: Path, dotted: str, context: RuleContext) -> Iterator[Diagno
         message = f"{quote(dotted)} is no dotted path of a Python callable."
         yield error("E_IMPORT_PATH", message, path, suggestion="Write package.module.name.")
         return
-    if not _allowed(dotted, context.import_allow):
+    is_own = context.modules is not None and context.import_allow is None and parts[0] in OWN_PACKAGES
+    if is_own or not _allowed(dotted, context.import_allow):
         yield _refused(path, dotted, dotted, context)
         return
     if context.modules is None:

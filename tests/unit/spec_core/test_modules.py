@@ -1,4 +1,4 @@
-from kneo.spec.modules import read_module
+from kneo.spec.modules import imports_of, read_module
 
 SOURCE = '''
 """Doc."""
@@ -10,6 +10,9 @@ from ..up import thing as renamed
 from os import system
 run = system
 call = os.system
+part = partial(os.system, "x")
+kept = functools.cache(partial(system))
+made = Service(os.environ)
 X, (Y, Z) = 1, (2, 3)
 N: int = 3
 def function(): inner = 1
@@ -31,7 +34,7 @@ def test_names_and_where_they_come_from():
     module = read_module(SOURCE, "pkg.sub.mod")
     assert module.complete
     assert module.names == {
-        "os", "short", "c", "sibling", "renamed", "system", "run", "call", "X", "Y", "Z", "N", "function", "coroutine",
+        "part", "kept", "made", "os", "short", "c", "sibling", "renamed", "system", "run", "call", "X", "Y", "Z", "N", "function", "coroutine",
         "Class", "fast", "extra", "conditional",
     }  # fmt: skip
     assert module.imported == {
@@ -43,6 +46,8 @@ def test_names_and_where_they_come_from():
         "system": "os.system",
         "run": "os.system",
         "call": "os.system",
+        "part": "os.system",
+        "kept": "os.system",
         "fast": "fast",
     }
 
@@ -58,3 +63,29 @@ def test_what_cannot_be_told_is_said_to_be_incomplete():
         module = read_module(source)
         assert not module.complete
         assert module.names == frozenset()
+
+
+def test_imports_are_found_wherever_they_stand():
+    source = b"""
+import a.b
+from . import c
+from .d import e as f
+from .. import g
+def act():
+    from h import *
+    if True:
+        import i
+"""
+    assert imports_of(source, "p.q.r", is_package=False) == {
+        "a.b",
+        "p.q",
+        "p.q.c",
+        "p.q.d",
+        "p.q.d.e",
+        "p",
+        "p.g",
+        "h",
+        "i",
+    }
+    assert imports_of(b"from . import c", "p", is_package=True) == {"p", "p.c"}
+    assert imports_of(b"def (", "p", is_package=False) == frozenset()
