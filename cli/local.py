@@ -19,7 +19,7 @@ from kneo.runtime.wait import find_run
 from kneo.service import receipts as decisions
 from kneo.service import task_acts, task_links, task_wire, wire
 from kneo.service.run_query import run_page
-from kneo.service.task_query import task_detail, task_page
+from kneo.service.task_query import task_page
 from kneo.service.task_stats import task_stats
 from kneo.service.words import check_status, speaks_published
 from kneo.settings import Settings
@@ -153,6 +153,9 @@ class LocalBackend:
             return task_page(tx, query, self.actor)
 
     def task(self, continuation_id: str) -> Json:
+        # What an answer leads to takes the interpreter, which lists of tasks do without.
+        from kneo.service.task_detail import task_detail
+
         with self.store.read() as tx:
             return task_detail(tx, continuation_id)
 

@@ -1,4 +1,4 @@
-"""What each decision about a question would lead to: found by trying it on the run's own state. Pure."""
+"""What each decision about a question leads to: found by trying it on the state of its run. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kneo.runtime.program import Program
 from kneo.state.task import Decision, DecisionKind
 
 TRIED = "tried"
-"""The task of a question that is only tried."""
+"""Prefix of the tasks of questions that are only tried."""
 
 MAX_OPTIONS = 50
 """Options whose consequences are told; a longer list would cost more than anybody reads."""
@@ -20,17 +20,16 @@ def consequences(program: Program, state: Frame, ask: Ask, moment: Moment) -> di
 
     Args:
         program: What runs.
-        state: Where it stands, before the question is asked.
-        ask: The question.
+        state: Where it stands.
+        ask: The question, open or about to be asked.
         moment: Now.
 
     Returns:
-        By decision: ``next`` (paths of steps), ``asks`` (keys of questions), ``ends`` (the run's status), ``waits``
-        (keys of other questions that are open beside it); a rejection also has its ``effect`` and what it ``skips``. For
-        ``selected`` all of it stands under ``options``.
+        By decision: ``next`` (paths of steps), ``asks`` (keys of questions), ``ends`` (the run's status); where nothing
+        follows yet, ``waits`` (keys of the other open questions) and ``running`` (paths of the steps under way). A
+        rejection also has its ``effect`` and what it ``skips``. For ``selected`` all of it stands under ``options``.
     """
-    asked = settle(program, state, ask.ticket, Asked(task_id=TRIED), moment)
-    assert not isinstance(asked, Ended)
+    asked = all_asked(program, state, moment)
     before = {action.ticket for action in actions(program, asked)}
     found: dict[str, object] = {}
 
@@ -53,6 +52,15 @@ def consequences(program: Program, state: Frame, ask: Ask, moment: Moment) -> di
             if skipped is not None:
                 rejected["skips"] = [skipped]
     return found
+
+
+def all_asked(program: Program, state: Frame, moment: Moment) -> Frame:
+    """Return the state with every question open that is about to be asked."""
+    while (ask := next((one for one in actions(program, state) if isinstance(one, Ask)), None)) is not None:
+        after = settle(program, state, ask.ticket, Asked(task_id=f"{TRIED}:{ask.ticket}"), moment)
+        assert not isinstance(after, Ended), "asking ends nothing"
+        state = after
+    return state
 
 
 def _guarded(ask: Ask) -> str | None:
@@ -82,9 +90,10 @@ def _after(
     if isinstance(after, Ended):
         return {"ends": after.status.value, **({"error": after.error.type} if after.error else {})}
     new = [action for action in actions(program, after) if action.ticket not in before]
-    told: Mapping[str, list[str]] = {
+    leads_to: Mapping[str, list[str]] = {
         "next": [action.leaf.path for action in new if isinstance(action, Execute)],
         "asks": [action.key for action in new if isinstance(action, Ask)],
-        "waits": [other.key for task, other in waiting(program, after).items() if task != TRIED] if not new else [],
+        "waits": [other.key for other in waiting(program, after).values()] if not new else [],
+        "running": [a.leaf.path for a in actions(program, after) if isinstance(a, Execute)] if not new else [],
     }
-    return {name: values for name, values in told.items() if values or name == "next"}
+    return {name: values for name, values in leads_to.items() if values or name == "next"}

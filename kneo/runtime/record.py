@@ -249,6 +249,7 @@ class _Change:
         assert self.desk is not None
         tx, run = self.tx, self.run
         now = moment(run, tx)
+        # What is shown later is found anew, beside whatever was answered by then; this is what lists show.
         leads_to = consequences(self.desk.program, run.state, ask, now)
         task = open_task(tx, run, question(ask, run, leads_to, self._messages))
         after = settle(self.desk.program, run.state, ask.ticket, Asked(task_id=task.id), now)

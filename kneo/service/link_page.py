@@ -128,7 +128,13 @@ def _leads_to(consequence: object) -> str:
         said.append(f"effect: {consequence['effect']}")
     if consequence.get("ends"):
         said.append(f"the run ends as {consequence['ends']}")
-    for name, words in (("next", "then"), ("skips", "skipped"), ("asks", "then asks"), ("waits", "still waits for")):
+    for name, words in (
+        ("next", "then"),
+        ("skips", "skipped"),
+        ("asks", "then asks"),
+        ("waits", "still waits for"),
+        ("running", "still running"),
+    ):
         said += _listed(words, consequence.get(name))
     return "; ".join(said)
 

@@ -8,19 +8,15 @@ from kneo.errors import Invalid
 from kneo.service import task_wire, wire
 from kneo.service.wire import Json
 from kneo.state.task import UNRESOLVED, TaskStatus
-from kneo.store import history, runs, tasks
+from kneo.store import tasks
 from kneo.store.engine import Tx
 from kneo.store.task_filter import SORTABLE, TaskFilter
-from kneo.tasks.inbox import find
 from kneo.tasks.people import everything_about
 
 EQUAL = ("environment", "kind", "assignee", "claimed_by", "step_id", "run_id", "workflow_name")
 """Filters that compare a task's own value."""
 
 ME = "me"
-
-MESSAGES = 50
-"""Of the steps before a question, the last so many are told."""
 
 FilterValues = Mapping[str, object]
 
@@ -62,26 +58,6 @@ def _status(tx: Tx, word: object) -> dict[str, object]:
     known = ", ".join(("unresolved", "pending", "escalated", "overdue", "all", *TaskStatus))
     msg = f"{str(word)[:40]!r} is no status of tasks; they are {known}."
     raise Invalid(msg, code="validation_error", field="status")
-
-
-def task_detail(tx: Tx, continuation_id: str) -> Json:
-    """Answer with one task and what was said before it, so that whoever decides sees what led there.
-
-    Raises:
-        NotFound: there is no such task.
-    """
-    task = find(tx, continuation_id)
-    run = runs.get(tx, task.run_id)
-    said: list[Json] = []
-    if run is not None:
-        said.append(_message("user", None, run.input_text, run.created_at))
-        steps = [step for step in history.list_steps(tx, run.id) if step.output_text is not None]
-        said += [_message("assistant", step.step_id, step.output_text, step.completed_at) for step in steps[-MESSAGES:]]
-    return {**task_wire.human_task(task), "messages": said}
-
-
-def _message(role: str, name: str | None, content: str | None, at: str) -> Json:
-    return {"role": role, "name": name, "content": content, "timestamp": at, "tool_call_id": None, "metadata": {}}
 
 
 def task_page(tx: Tx, asked: FilterValues, me: str) -> Json:

@@ -15,7 +15,8 @@ from kneo.service.router import JsonAnswer, Router, shows
 from kneo.service.routes.inbox import HumanAnswer
 from kneo.service.run_news import answered
 from kneo.service.task_acts import read_answer
-from kneo.service.task_query import task_detail, task_page
+from kneo.service.task_detail import task_detail
+from kneo.service.task_query import task_page
 from kneo.service.wire import Json
 from kneo.state.task import HumanTask
 from kneo.tasks.inbox import decide

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from kneo.errors import Invalid, KneoError
+from kneo.runtime.prospect import as_it_stands
 from kneo.service import answers, task_links
 from kneo.service.auth import Principal, Require, require
 from kneo.service.context import Here, Service
@@ -88,7 +89,8 @@ def look(token: str, request: Request, service: Here) -> Response:
     def read() -> tuple[TaskLink, HumanTask]:
         _rate.check(_address(request))
         with service.store.read() as tx:
-            return links.look(tx, token)
+            link, task = links.look(tx, token)
+            return link, as_it_stands(tx, task)
 
     try:
         link, task = read()

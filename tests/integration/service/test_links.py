@@ -302,3 +302,16 @@ def test_the_command_makes_lists_and_takes_back(
     assert call("revoke", task, str(one["id"]), expect=5)["error"] == "link_used"
     kinds = [event["type"] for event in bench.get(f"/human-tasks/{task}/history")["events"]]
     assert kinds.count("human.link_revoked") == 1
+
+
+def test_the_page_and_the_task_say_what_follows_now(bench: Bench, browser: httpx.Client) -> None:
+    """A question beside another one: once that is answered, an approval runs the next step."""
+    asked = [{"id": name, "kind": "human", "ref": "editor"} for name in ("one", "two")]
+    run = bench.start(spec_of({"id": "both", "kind": "parallel", "steps": asked}, PUBLISH))
+    one, two = bench.get("/human-tasks", run_id=run["run_id"])["tasks"]
+    path = str(bench.post(f"/human-tasks/{two['id']}/links", {}, role="reviewer")["path"])
+    assert f"still waits for {one['key']}" in browser.get(path).text
+    said = {"request_id": one["request"]["request_id"], "decision": "approved"}
+    bench.post(f"/human-tasks/{one['id']}/resume", said, role="reviewer")
+    assert "then publish" in browser.get(path).text
+    assert bench.get(f"/human-tasks/{two['id']}")["consequences"]["approved"] == {"next": ["publish"]}
