@@ -276,19 +276,45 @@ def debug_wanted(env: Mapping[str, str] | None = None) -> bool:
 
     Beside ``Settings`` rather than in it, because it is also asked when the settings themselves are wrong.
     """
-    env = os.environ if env is None else env  # noqa: TID251 - this is that one reader
+    env = _environment() if env is None else env
     return env.get("KNEO_SERV_DEBUG", "").strip().lower() in TRUE
 
 
 def colour_wanted(env: Mapping[str, str] | None = None) -> bool:
     """Say whether a terminal may be coloured: not with ``NO_COLOR`` (no-color.org), not on a dumb terminal."""
-    env = os.environ if env is None else env  # noqa: TID251 - this is that one reader
+    env = _environment() if env is None else env
     return not env.get("NO_COLOR") and env.get("TERM") != "dumb"
 
 
 def process_environment(*names: str) -> dict[str, str]:
     """Pick variables to hand on to a process that starts with nothing else."""
-    return {name: os.environ[name] for name in names if name in os.environ}  # noqa: TID251 - this is that one reader
+    found = _environment()
+    return {name: found[name] for name in names if name in found}
+
+
+OWN_PREFIX = "KNEO_SERV_"
+"""How the names of this program's own settings begin. Keys, passwords and addresses with passwords are among them."""
+
+_hidden: dict[str, str] = {}
+"""Settings that are no longer in the process's environment."""
+
+
+def hide_settings() -> None:
+    """Take this program's settings out of the environment, where functions of specs and what they start would see them.
+
+    :func:`from_env` goes on knowing them. Code in the same process can still find them in memory.
+    """
+    for name in [name for name in os.environ if name.startswith(OWN_PREFIX)]:  # noqa: TID251 - this is that one reader
+        _hidden[name] = os.environ.pop(name)  # noqa: TID251
+
+
+def function_environment() -> dict[str, str]:
+    """Return what a process that executes functions of specs starts with: everything but this program's settings."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIX)}  # noqa: TID251
+
+
+def _environment() -> Mapping[str, str]:
+    return {**_hidden, **os.environ}  # noqa: TID251 - this is that one reader
 
 
 def forget_calling_repository() -> None:
@@ -554,7 +580,7 @@ def _project_config(env: Mapping[str, str], cwd: Path) -> Path | None:
 
 def variables_set(names: Iterable[str], env: Mapping[str, str] | None = None) -> frozenset[str]:
     """Tell which of these variables have a value, without looking at any value."""
-    env = os.environ if env is None else env  # noqa: TID251 - this is that one reader
+    env = _environment() if env is None else env
     return frozenset(name for name in names if env.get(name))
 
 
@@ -590,7 +616,7 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
     Raises:
         Invalid: a variable has a value that makes no sense; its name is in the message.
     """
-    env = os.environ if env is None else env  # noqa: TID251 - this is that one reader
+    env = _environment() if env is None else env
     cwd = Path.cwd() if cwd is None else cwd
     config = _project_config(env, cwd)
     root = project_root_of(config) if config is not None else cwd

@@ -6,11 +6,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest import mock
 
 import hypothesis
 import pytest
 from databases import Server, start_server
 
+from kneo import settings
 from kneo.clock import ManualClock
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
@@ -23,6 +25,13 @@ hypothesis.settings.load_profile("suite")
 
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 DIALECTS = ("sqlite", "postgresql")
+
+
+@pytest.fixture(autouse=True)
+def shown_settings() -> Iterator[None]:
+    """Forget which settings a test took out of the environment."""
+    with mock.patch.dict(settings._hidden):
+        yield
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from kneo.runtime.steps import Executor
 from kneo.runtime.timers import run_timers
 from kneo.runtime.wait import Settled, Settling, wait_until_settled
 from kneo.runtime.worker import Worker
-from kneo.settings import Settings
+from kneo.settings import Settings, hide_settings
 from kneo.store import runs
 from kneo.store.engine import WORKER_LOCK, Store, Tx
 from kneo.store.history import CheckpointLimits
@@ -86,6 +86,7 @@ def drive_or_wait(settings: Settings, store: Store, run_id: str, timeout_seconds
     with store.exclusive(WORKER_LOCK) as held:
         if held:
             store.transact(runs.clear_owners)
+            hide_settings()
             asyncio.run(make_driver(settings, store).drive_alone(run_id))
     return wait_until_settled(store, Settling(run_id), timeout_seconds)
 
@@ -109,6 +110,7 @@ def working(
     # Now rather than at somebody's deadline: there it would stop all others that are due.
     store.find_key()
     stopping = threading.Event()
+    hide_settings()
     with only_worker(store):
         worker = make_worker(settings, store, concurrency)
         with (

@@ -15,6 +15,7 @@ from kneo.runtime.code import CodeLoader
 from kneo.runtime.interpret.waits import read_wanted
 from kneo.runtime.steps.base import StepContext, StepOutput, Waiting
 from kneo.runtime.steps.call import MAX_OUTPUT_CHARS, Signature
+from kneo.settings import function_environment
 
 MAX_IDLE = 4
 """Processes kept for later; each holds some 20 MB."""
@@ -76,6 +77,7 @@ class Children:
             "kneo.runtime.steps.child",
             stdin=pipe,
             stdout=pipe,
+            env=function_environment(),
             start_new_session=True,
             limit=LINE_BYTES,
         )

@@ -6,7 +6,16 @@ import pytest
 
 from kneo.digest import digest_of
 from kneo.errors import Invalid
-from kneo.settings import Limits, debug_wanted, find_project_config, from_env, process_environment, variables_set
+from kneo.settings import (
+    Limits,
+    debug_wanted,
+    find_project_config,
+    from_env,
+    function_environment,
+    hide_settings,
+    process_environment,
+    variables_set,
+)
 
 
 @pytest.fixture
@@ -223,3 +232,18 @@ def test_the_same_settings_for_another_database_keep_its_key_beside_it(tmp_path:
     assert other.on("postgresql://h/db") == settings
     with pytest.raises(Invalid, match="mysql"):
         settings.on("mysql://h/db")
+
+
+def test_settings_that_are_hidden_are_still_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KNEO_SERV_API_KEYS", "ann:secret:viewer")
+    monkeypatch.setenv("SHOP_TOKEN", "token")
+    hide_settings()
+    hide_settings()
+    assert "KNEO_SERV_API_KEYS" not in function_environment()
+    assert function_environment()["SHOP_TOKEN"] == "token"
+    assert process_environment("KNEO_SERV_API_KEYS") == {"KNEO_SERV_API_KEYS": "ann:secret:viewer"}
+    assert from_env().api_keys == "ann:secret:viewer"
+    assert variables_set(["KNEO_SERV_API_KEYS"])
+    monkeypatch.setenv("KNEO_SERV_API_KEYS", "ben:other:viewer")
+    assert from_env().api_keys == "ben:other:viewer"
