@@ -48,6 +48,8 @@ class RunOrder:
     """What else was asked for, for the run alone: content does not belong into the audit log."""
 
 
+TARGETS = frozenset({"workflow", "agent"})
+
 MAX_QUEUE_DEPTH = 10_000
 
 
@@ -192,11 +194,12 @@ class Starter:
     def _freeze(self, tx: Tx, order: RunOrder, brought: FrozenSpec | None, rules: Environment | None) -> _Chosen:
         """Decide which exact bytes this run executes."""
         chosen = self._choose(tx, order, brought)
+        _check_target(chosen.frozen.spec, order.target, chosen.release)
         if rules is not None and rules.gates:
             chosen = replace(chosen, frozen=self._freezer.gated(chosen.frozen, rules.gates), gates=rules.gates)
         # A release satisfied Git's policy when it was promoted; what others ask for may be newer.
         policy = registry.policy_in_force(tx, order.environment, self.project, with_git=chosen.release is None)
-        require_policy(chosen.frozen.spec, policy, order.environment)
+        require_policy(chosen.frozen.spec, policy, order.environment, order.target)
         return chosen
 
     def _choose(self, tx: Tx, order: RunOrder, brought: FrozenSpec | None) -> _Chosen:
@@ -243,7 +246,8 @@ class Starter:
         if body is not None:
             spec = read_spec(body)
             _require_gates(run, spec, find_rules(tx, run.environment))
-            require_policy(spec, policy, run.environment)
+            _check_target(spec, run.target, run.release)
+            require_policy(spec, policy, run.environment, run.target)
 
     def _check_inline_allowed(self, tx: Tx, environment: str | None) -> None:
         """Once Git declares environments, a run names one, and brings its own spec only where that one lets it."""
@@ -298,7 +302,25 @@ def _require_gates(run: Run, spec: GatedSpec, rules: Environment | None) -> None
         raise Forbidden(msg, code="gates_changed", hint=hint, environment=run.environment, gates=missing)
 
 
-def require_policy(spec: Spec, policy: PolicyFlags, environment: str | None) -> None:
+def _check_target(spec: Spec, target: str, release: ReleaseRef | None) -> None:
+    """Check that a released bundle is run as its spec allows: its workflow, whose gates were approved with it.
+
+    Raises:
+        Usage: there is no such target.
+        Forbidden: ``target_not_allowed``.
+    """
+    if target not in TARGETS:
+        msg = f"{target[:80]!r} is no target; it is workflow or agent."
+        raise Usage(msg)
+    if release is None or spec.allows(target):
+        return
+    allowed = ", ".join(spec.targets or ("workflow",))
+    msg = f"{release.bundle}@{release.version} is not released to be run with target {target}; it allows: {allowed}."
+    hint = "Leave the target out, or release a version whose spec names it under targets."
+    raise Forbidden(msg, code="target_not_allowed", hint=hint, target=target, bundle=release.bundle)
+
+
+def require_policy(spec: Spec, policy: PolicyFlags, environment: str | None, target: str = "workflow") -> None:
     """Check that a spec satisfies what an environment asks for.
 
     Raises:
@@ -306,7 +328,7 @@ def require_policy(spec: Spec, policy: PolicyFlags, environment: str | None) -> 
     """
     if not policy.enabled:
         return
-    violations = check_policy(spec, check_rules(spec, NOTHING_KNOWN), policy)
+    violations = check_policy(spec, check_rules(spec, NOTHING_KNOWN), policy, target=target)
     if violations:
         more = f" And {len(violations) - 1} more." if len(violations) > 1 else ""
         raise Forbidden(

@@ -12,25 +12,28 @@ from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.diagnostics import Diagnostic, Severity, error
 from kneo.spec.flags import PolicyFlags
 from kneo.spec.models import Spec
-from kneo.spec.rules.around import asks_somebody
+from kneo.spec.rules.around import agent_asks_somebody, asks_somebody
 from kneo.spec.rules.permissions import is_unrestricted
 from kneo.spec.rules.view import SpecView
 
 
-def check_policy(spec: Spec, diagnostics: Sequence[Diagnostic], flags: PolicyFlags) -> tuple[Diagnostic, ...]:
+def check_policy(
+    spec: Spec, diagnostics: Sequence[Diagnostic], flags: PolicyFlags, *, target: str | None = None
+) -> tuple[Diagnostic, ...]:
     """Judge a spec by a policy.
 
     Args:
         spec: The spec, in normal form.
         diagnostics: What the rules found in it.
         flags: The policy.
+        target: What is run of it: ``workflow`` or ``agent``; None for all that a released bundle of it may run.
 
     Returns:
         The violations, in the published order; all of them are errors.
     """
     if not flags.enabled:
         return ()
-    return (*_findings(diagnostics, flags), *_demands(SpecView.of(spec, NOTHING_KNOWN), flags))
+    return (*_findings(diagnostics, flags), *_demands(SpecView.of(spec, NOTHING_KNOWN), flags, target))
 
 
 def _findings(diagnostics: Sequence[Diagnostic], flags: PolicyFlags) -> Iterator[Diagnostic]:
@@ -47,8 +50,16 @@ def _violation(code: str, message: str, found: Diagnostic) -> Diagnostic:
     return replace(found, code=code, severity=Severity.ERROR, message=message, aliases=())
 
 
-def _demands(view: SpecView, flags: PolicyFlags) -> Iterator[Diagnostic]:
-    if flags.require_human_review and not asks_somebody(view):
+def _demands(view: SpecView, flags: PolicyFlags, target: str | None) -> Iterator[Diagnostic]:
+    workflow = view.spec.workflow is not None
+    alone = not workflow or target == "agent" or (target is None and "agent" in view.spec.targets)
+    if flags.require_human_review and workflow and alone and not agent_asks_somebody(view):
+        message = "This environment wants a person to be asked, and a run with target agent asks nobody."
+        hint = "Run the workflow, or write review.before at the tools of the root agent."
+        yield error("E_ENV_POLICY_HUMAN_REVIEW", message, ("agent",), suggestion=hint)
+    elif flags.require_human_review and not (
+        (workflow and target == "agent") or (asks_somebody(view) if workflow else agent_asks_somebody(view))
+    ):
         message = "This environment wants a person to be asked, and no workflow asks one."
         hint = "Add a step of kind human, or a review at the step or tool that needs one."
         yield error("E_ENV_POLICY_HUMAN_REVIEW", message, ("workflow",), suggestion=hint)

@@ -161,5 +161,9 @@ def _step(spot: Spot) -> Words:
 
 
 def other(spot: Spot) -> Words:
-    """Speak of what no sentence was written for."""
+    """Speak of what no sentence was written for, and of what a run may execute."""
+    if spot.event.keys == ("targets", "agent"):
+        may = "may no longer" if spot.gone else "may"
+        message = f"A run {may} execute the root agent alone, past the gates of the workflow."
+        return Words(LOW if spot.gone else HIGH, "gates", message)
     return said(spot, LOW, "other", ".".join(spot.event.keys))

@@ -41,8 +41,16 @@ class Spec(Declared):
     metadata: FreeMap | None = Field(default=None, description="Anything worth noting.")
     agent: Agent = Field(description="The root agent.")
     workflow: AnyWorkflow | None = Field(default=None, description="Left out: the root agent answers by itself.")
+    targets: Many[Literal["workflow", "agent"]] = Field(
+        default=(),
+        description="What a run of a released bundle may execute; left out: its workflow, where it has one, alone.",
+    )
     components: Components = Components()
     tools: Named[Tool] = Field(default_factory=dict)
     skills: Named[Skill] = Field(default_factory=dict)
     policies: FreeMap = Field(default_factory=dict, description="Project defaults are kept here.")
     mcp_servers: Named[McpServer] = Field(default_factory=dict)
+
+    def allows(self, target: str) -> bool:
+        """Tell whether a released bundle of this spec may be run with a target."""
+        return self.workflow is None or target in (self.targets or ("workflow",))

@@ -126,6 +126,28 @@ def asks_somebody(view: SpecView) -> bool:
     return any(at.step.enabled and id(at.step) in around for at in view.steps)
 
 
+def agent_asks_somebody(view: SpecView) -> bool:
+    """Tell whether a run of the root agent alone asks a person: around it, at its tools, in the workflow that it is."""
+    if gates_around_agent(view):
+        return True
+    around = gates_around(view)
+    inside, ahead = set[str](), [view.spec.agent.as_agent]
+    while ahead:
+        name = ahead.pop()
+        if name is None or name in inside:
+            continue
+        inside.add(name)
+        for at in view.steps:
+            if at.workflow.name != name or not at.step.enabled:
+                continue
+            if at.step.kind == "human" or at.step.review is not None or id(at.step) in around:
+                return True
+            if at.step.kind == "workflow":
+                ahead.append(at.step.ref)
+    reached = _Reach(view).agent(view.spec.agent.name).tools
+    return any(gate.tool in reached for gate in gates_of(view) if gate.tool is not None)
+
+
 def places_around(view: SpecView, name: str) -> list[str]:
     """Name the steps that one of the questions stands around, as people write them."""
     around = gates_around(view)

@@ -30,6 +30,8 @@ def coverage(view: SpecView) -> Iterator[Diagnostic]:
     proof = _Proof(view)
     root: Part = ("workflow", "") if view.spec.workflow is not None else ROOT
     proof.follow(root)
+    if root != ROOT and "agent" in view.spec.targets:
+        proof.follow(ROOT)
     yield from proof.findings.values()
     call = proof.exposures[ROOT].call
     if call is not None and ROOT not in proof.seen and not proof.direct:

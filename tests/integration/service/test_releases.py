@@ -21,6 +21,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     spec["skills"] = {"briefing": {"content": "Be brief.", "description": "How to be brief."}}
     spec["agent"] = {**spec["agent"], "skills": ["briefing"]}
     repo.release("prod", "skilled", "1.0.0", spec)
+    repo.release("dev", "both", "1.0.0", {**spec, "targets": ["workflow", "agent"]})
     with serving(folder / "house", f"sqlite:///{folder / 'house' / 'kneo.sqlite'}", workers=0) as made:
         source = Repository(str(repo.folder), "main", repo.pin, timedelta(seconds=60))
         outcome = make_controller(made.settings, made.store, source).run_once()
@@ -31,7 +32,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 def test_skills_of_served_bundles_are_listed_with_the_agents_that_have_them(house: Bench) -> None:
     (skill,) = house.get("/skills", role="viewer")["skills"]
     assert (skill["name"], skill["description"]) == ("briefing", "How to be brief.")
-    (where,) = skill["bundles"]
+    (where,) = [one for one in skill["bundles"] if one["bundle"] == "skilled"]
     assert (where["bundle"], where["version"], where["environment"]) == ("skilled", "1.0.0", "prod")
     assert where["agents"]
 
@@ -51,3 +52,19 @@ def test_a_policy_set_here_holds_for_what_git_has_released(house: Bench) -> None
     assert refused["error"] == "environment_policy_blocked"
     house.ask("PUT", path, {"enabled": False}, role="operator")
     house.post("/runs", order, role="operator", expect=202)
+
+
+def test_a_released_workflow_is_not_passed_by_with_its_root_agent(house: Bench) -> None:
+    order = {"input": "x", "bundle": "skilled", "environment": "prod", "async_mode": True, "target": "agent"}
+    refused = house.post("/runs", order, role="operator", expect=403)
+    assert refused["error"] == "target_not_allowed"
+    assert "skilled@1.0.0" in refused["message"]
+    allowed = {**order, "bundle": "both", "environment": "dev"}
+    assert house.post("/runs", allowed, role="operator", expect=202)["run_id"]
+    house.post("/runs", {**allowed, "target": "workflow"}, role="operator", expect=202)
+    house.ask("PUT", "/policies/environment/dev", {"require_human_review": True}, role="operator")
+    refused = house.post("/runs", allowed, role="operator", expect=403)
+    assert refused["error"] == "environment_policy_blocked"
+    own = {"input": "x", "spec": announcement(), "environment": "dev", "async_mode": True}
+    assert house.post("/runs", {**own, "target": "agent"}, role="operator", expect=403)["error"] == refused["error"]
+    house.post("/runs", own, role="operator", expect=202)

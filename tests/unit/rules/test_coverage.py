@@ -331,6 +331,8 @@ def test_the_root_agent_by_itself() -> None:
     assert ungated(agent=agent("root"), tools={"t": tool()}) == ["agent"]
     [found] = judge([ASK, run("root")], agent=agent("root"), tools={"t": tool()})
     assert (found.code, found.path_text) == ("W_PRIVILEGED_DIRECT", "agent.tools")
+    [found] = judge([ASK, run("root")], agent=agent("root"), tools={"t": tool()}, targets=["workflow", "agent"])
+    assert (found.code, found.path_text) == ("E_PRIVILEGED_UNGATED", "agent")
     assert ungated([ASK], agent=agent("root"), tools={"t": tool(review={"before": True})}) == []
 
 

@@ -279,3 +279,9 @@ def test_long_texts_and_many_changes_are_shortened() -> None:
     many = diff(Spec.model_validate(PLAIN), Spec.model_validate(changed("tools", tools)))
     assert len(many.changes) > 300
     assert many.to_text().splitlines()[-1].endswith("more.")
+
+
+def test_a_run_past_the_workflow_is_the_first_thing_to_read() -> None:
+    allowed = {**copy.deepcopy(PLAIN), "targets": ["workflow", "agent"]}
+    first = diff(Spec.model_validate(PLAIN), Spec.model_validate(allowed)).changes[0]
+    assert (first.danger, first.area, first.path) == (Danger.HIGH, "gates", "targets.agent")

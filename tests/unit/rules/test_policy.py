@@ -158,3 +158,21 @@ def test_the_report_on_what_is_dangerous() -> None:
 def test_the_report_on_a_wrong_shape() -> None:
     found = error("E_SCHEMA", "Wrong.")
     assert policy_report(None, [found]).flat() == {"valid": False, "diagnostics": [found.as_json()]}
+
+
+def test_a_person_has_to_be_asked_in_what_is_run() -> None:
+    asks = {**BARE, **HUMAN, "workflow": [ASK, {"id": "a", "kind": "agent", "ref": "root"}]}
+    assert violations(asks, require_human_review=True) == []
+    assert violations({**asks, "targets": ["workflow", "agent"]}, require_human_review=True) == [
+        ("E_ENV_POLICY_HUMAN_REVIEW", "agent")
+    ]
+    made, flags = Spec.model_validate(asks), PolicyFlags(require_human_review=True)
+    assert [found.path_text for found in check_policy(made, (), flags, target="agent")] == ["agent"]
+    assert check_policy(made, (), flags, target="workflow") == ()
+    tool = {"t": {**TOOL["t"], "review": {"before": True}}}
+    guarded = Spec.model_validate({**asks, "agent": TOOLED["agent"], "tools": tool})
+    assert check_policy(guarded, (), flags, target="agent") == ()
+    unused = {**BARE, **HUMAN, "components": {**HUMAN["components"], "workflows": {"other": [ASK]}}}
+    assert violations(unused, require_human_review=True) == [("E_ENV_POLICY_HUMAN_REVIEW", "workflow")]
+    as_agent = {**unused, "agent": {"name": "root", "as_agent": "other"}}
+    assert violations(as_agent, require_human_review=True) == []
