@@ -53,7 +53,7 @@ class Story:
         done = subprocess.run(  # noqa: S603 - our own command
             command, cwd=self.folder / cwd, env=self.environment(who), capture_output=True, text=True, check=False
         )
-        said = (done.stdout + done.stderr).replace(f"{self.folder}/", "")
+        said = (done.stderr + done.stdout).replace(f"{self.folder}/", "")
         if not quiet:
             render.text("\n".join(f"     {line.rstrip()}" for line in said.splitlines() if line.strip()))
         if done.returncode != expect:
@@ -68,7 +68,7 @@ class Story:
 
     def environment(self, who: str) -> Mapping[str, str]:
         """What a command of this person sees: a home of its own, so that nothing of yours is touched."""
-        roles = {"bob": "operator", "ann": "approver,audit:read"}
+        roles = {"bob": "operator", "ann": "approver,audit:read,policies:read,policies:write"}
         keys = ";".join(f"{name}:{key}:{roles[name]}" for name, key in self.keys.items())
         return {
             **process_environment("PATH", "LANG", "LC_ALL", "COLUMNS", "TMPDIR"),
@@ -124,9 +124,10 @@ def tell(story: Story) -> None:
     """Path 1 to 5: declare, sign, deploy, run, approve; and what is refused."""
     story.say(
         "A config repository",
-        "Specs, signed bundles, one file per environment and a trust root. The private key stays outside.",
+        "Specs, signed bundles, one file per environment and a trust root. The private keys stay outside: bob holds those of",
+        "root and release, ann that of the approver. prod requires an approval of somebody who did not sign the bundle.",
     )
-    story.kneo("init", "acme")
+    story.kneo("init", "acme", "--principal", "bob", "--approver", "ann")
     key, spec = "../acme-keys/release.pem", f"specs/{NAME}.yaml"
 
     story.say("Change the spec, lint it, sign it, name it in prod, commit", "A signature is over the resolved spec.")
@@ -140,15 +141,24 @@ def tell(story: Story) -> None:
     story.say("One process follows the commit", "It believes the trust root that kneo init made on this machine.")
     process = story.up()
     try:
-        story.wait_for("1.1.0")
         at = ("--service-url", story.url)
-        story.kneo("status", "prod", *at)
+        _approve_release(story, at)
         _run_and_approve(story, at)
         _refusals(story, at, key)
     except BaseException:
         process.kill()
         raise
     _end(story, process)
+
+
+def _approve_release(story: Story, at: Sequence[str]) -> None:
+    story.wait_for(reason="AwaitingApproval")
+    story.kneo("status", "prod", *at)
+    story.say("Another person approves the release", "Compared with the bundle in the clone, shown, and then signed.")
+    words = ("--key", "../acme-keys/approver.pem", "--reason", "Read the diff")
+    story.kneo("approve", f"prod/{NAME}@1.1.0", *words, *at, who="ann", cwd="acme")
+    story.wait_for("1.1.0")
+    story.kneo("history", "prod", *at)
 
 
 def _run_and_approve(story: Story, at: Sequence[str]) -> None:

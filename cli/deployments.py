@@ -23,7 +23,9 @@ class Deployments(Protocol):
 
     def promotions(self, environment: str) -> Json: ...
 
-    def decide(self, environment: str, pending_id: str, decision: str, envelope: str | None) -> Json: ...
+    def decide(
+        self, environment: str, pending_id: str, decision: str, envelope: str | None, reason: str | None
+    ) -> Json: ...
 
     def act(self, environment: str, verb: str, body: Mapping[str, object]) -> Json:
         """``hold``, ``unhold``, ``suspend``, ``unsuspend`` or ``rollback``."""
@@ -75,9 +77,13 @@ class RemoteDeployments:
     def promotions(self, environment: str) -> Json:
         return self.service.send("GET", "/promotions", query={"environment": environment, "phase": "waiting"})
 
-    def decide(self, environment: str, pending_id: str, decision: str, envelope: str | None) -> Json:
+    def decide(
+        self, environment: str, pending_id: str, decision: str, envelope: str | None, reason: str | None
+    ) -> Json:
         del environment
-        body = {"envelope": envelope} if envelope is not None else None
+        body = {
+            name: value for name, value in (("envelope", envelope), ("reason", reason)) if value is not None
+        } or None
         return self.service.send("POST", f"/promotions/{quote(pending_id)}/{decision}", body=body)
 
     def act(self, environment: str, verb: str, body: Mapping[str, object]) -> Json:
@@ -134,7 +140,10 @@ class LocalDeployments:
     def promotions(self, environment: str) -> Json:
         return cast("Json", self.answers.promotions(environment, "waiting", 1000))
 
-    def decide(self, environment: str, pending_id: str, decision: str, envelope: str | None) -> Json:
+    def decide(
+        self, environment: str, pending_id: str, decision: str, envelope: str | None, reason: str | None
+    ) -> Json:
+        del reason  # signed with the decision
         if envelope is None:
             msg = "Without a service nobody knows who you are, so a decision has to be signed."
             raise Usage(msg, hint="Add --key FILE, or --service-url URL.")

@@ -1,13 +1,14 @@
-"""``kneo init``: a config repository that works, and the key that signs for it."""
+"""``kneo init``: a config repository that works, and the keys that sign for it."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from typing import Annotated
 import typer
 
 from cli import render
+from cli.approvals import Subject, sign_decision
 from cli.clone import Clone
 from cli.files import write_secret, write_whole
 from cli.keys import load_private
@@ -27,10 +29,13 @@ from kneo.clock import SystemClock
 from kneo.digest import Digest
 from kneo.errors import Conflict, Invalid, Usage
 from kneo.settings import Settings, from_env
+from kneo.spec.environment import parse_environment
 from kneo.spec.load import load_spec
 from kneo.spec.rules import check
+from kneo.state.people import same_person
 from kneo.trust.keys import PrivateKey
-from kneo.trust.statement import BundleSource
+from kneo.trust.signers import TrustedKey
+from kneo.trust.statement import BundleSource, Decision
 
 VERSION = "1.0.0"
 ENVIRONMENTS = ("dev", "staging", "prod")
@@ -48,7 +53,19 @@ class Request:
     directory: Path
     name: str
     key_file: Path
+    """The key of the role release; those of root and approver are made beside it."""
+
     principal: str
+    approver: str
+
+    @property
+    def key_files(self) -> dict[str, Path]:
+        """Where the private keys are, by role."""
+        return {
+            "root": self.key_file.with_name("root.pem"),
+            "release": self.key_file,
+            "approver": self.key_file.with_name("approver.pem"),
+        }
 
     @property
     def module(self) -> str:
@@ -84,27 +101,35 @@ def init(
     *,
     name: Annotated[str, typer.Option(help="The example's name.")] = "announcement",
     key: Annotated[
-        Path | None, typer.Option("--key", help="Private key to make, or to use if it exists; outside DIR.")
+        Path | None,
+        typer.Option("--key", help="Private key that signs bundles, made unless it exists; outside DIR."),
     ] = None,
-    principal: Annotated[str, typer.Option(help="Whose key it is; also the name of their API key.")] = "owner",
+    principal: Annotated[
+        str, typer.Option(help="Who holds the root and release keys; also the name of their API key.")
+    ] = "owner",
+    approver: Annotated[
+        str, typer.Option(help="Who holds the approver key and approves releases to prod; another person.")
+    ] = "approver",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make a config repository that works: keys, trust root, environments, a signed example, CI; all committed.
 
-    The private key is kept outside of it, in DIR-keys/release.pem unless --key says otherwise. This machine remembers
-    the trust root, so that kneo up --repo DIR needs no more.
+    The private keys are kept outside of it, in DIR-keys/ or beside --key: root.pem changes the trust root, release.pem
+    signs bundles, approver.pem approves releases to prod. Give each to the person it is for. This machine remembers the
+    trust root, so that kneo up --repo DIR needs no more.
     """
     settings = from_env()
     target = directory.absolute()
-    request = Request(
-        target, name, (key or target.with_name(f"{target.name}-keys") / "release.pem").absolute(), principal
-    )
+    key_file = (key or target.with_name(f"{target.name}-keys") / "release.pem").absolute()
+    request = Request(target, name, key_file, principal, approver)
     _check(request)
     made = make_repository(request, settings)
     predicate = made.bundle.statement.predicate
     answer = {
         "directory": str(target),
         "key": str(request.key_file),
+        "keys": {role: str(path) for role, path in request.key_files.items()},
+        "principals": {"root": principal, "release": principal, "approver": approver},
         "trust_root": made.trust_root,
         "bundle": f"{predicate.name}@{predicate.version}",
         "environments": list(ENVIRONMENTS),
@@ -119,20 +144,53 @@ def make_repository(request: Request, settings: Settings) -> Made:
     Raises:
         KneoError: a file cannot be written, git refused, or the key cannot be used.
     """
-    with _key(request.key_file, settings) as private, _draft(request.directory) as draft:
+    with ExitStack() as stack:
+        keys = {role: stack.enter_context(_key(path, settings)) for role, path in request.key_files.items()}
+        draft = stack.enter_context(_draft(request.directory))
         repository = ConfigRepository(draft)
         clone = Clone.create(draft)
         try:
-            trust_root = TrustFiles(repository.trust_file).begin(
-                private, request.principal, SystemClock().now() + ROOT_LIFE
-            )
+            trust_root = _begin(request, repository, keys)
             _write_templates(request, draft, trust_root)
-            bundle = _sign(request, repository, private)
+            bundle = _sign(request, repository, keys["release"])
+            _approve(request, draft, bundle, keys["approver"])
             clone.commit([draft], f"Begin with {request.name} {VERSION}", plain=True)
         finally:
             clone.close()
         KnownRoots(settings.known_roots_path).remember(request.directory, trust_root)
     return Made(trust_root, bundle)
+
+
+def _begin(request: Request, repository: ConfigRepository, keys: Mapping[str, PrivateKey]) -> Digest:
+    others = {
+        "release": TrustedKey(keys["release"].public, request.principal),
+        "approver": TrustedKey(keys["approver"].public, request.approver),
+    }
+    if keys["approver"].keyid in {keys["root"].keyid, keys["release"].keyid}:
+        msg = f"{request.key_files['approver']} holds the same key as another role; the approver needs a key of their own."
+        raise Usage(msg, hint="Move it away; kneo init makes a new one.")
+    expires = SystemClock().now() + ROOT_LIFE
+    return TrustFiles(repository.trust_file).begin(keys["root"], request.principal, expires, others)
+
+
+def _approve(request: Request, folder: Path, bundle: SignedBundle, key: PrivateKey) -> None:
+    """Approve the environment files and the first release to prod, as people do later with ``kneo approve``.
+
+    Kept in Git, so that an empty database accepts them for as long as the trust root lasts.
+    """
+    file_name = f"{key.keyid.removeprefix('sha256:')}.dsse.json"
+    reason, now = "First release, made by kneo init", SystemClock().now()
+    for name in ENVIRONMENTS:
+        path = f"environments/{name}.yaml"
+        rules = parse_environment((folder / path).read_bytes(), file=path)
+        digest = rules.policy_digest
+        subject = Subject(environment=name, name=path, digest=digest, policy_digest=digest)
+        envelope = sign_decision(subject, Decision.APPROVE, key, now, ROOT_LIFE, reason)
+        write_whole(folder / f"environments/{name}.approvals" / file_name, envelope)
+        if rules.spec.approvals is not None and rules.spec.approvals.required:
+            release = replace(subject, name=request.name, digest=bundle.statement.digest)
+            envelope = sign_decision(release, Decision.APPROVE, key, now, ROOT_LIFE, reason)
+            write_whole(folder / f"bundles/{request.name}/{VERSION}.approvals" / file_name, envelope)
 
 
 def _check(request: Request) -> None:
@@ -144,6 +202,12 @@ def _check(request: Request) -> None:
     elif request.directory.exists() or request.directory.is_symlink():
         msg = f"{request.directory} exists and is not empty; nothing was changed."
         raise Conflict(msg, hint="Choose another folder, or empty this one.", file=str(request.directory))
+    if request.key_file.name in {"root.pem", "approver.pem"}:
+        msg = f"{request.key_file.name} is the name of another role's key; the release key needs a name of its own."
+        raise Usage(msg, hint="Name it release.pem, or choose another folder.")
+    if same_person(request.principal) == same_person(request.approver):
+        msg = f"{request.approver[:80]!r} signs releases, so somebody else has to approve them."
+        raise Usage(msg, hint="Name two people: --principal NAME --approver NAME.")
     if request.key_file.resolve().is_relative_to(request.directory.resolve()):
         msg = f"The private key {request.key_file} would be inside the repository, for everybody to copy."
         raise Usage(msg, hint="Choose a place outside of it.")
@@ -196,6 +260,7 @@ def _write_templates(request: Request, folder: Path, trust_root: Digest) -> None
         "@DIRECTORY@": request.directory.name,
         "@TRUST_ROOT@": trust_root,
         "@VERSION@": __version__,
+        "@APPROVER@": json.dumps(request.approver),
     }
     for path, template in request.files().items():
         content = (_TEMPLATES / template).read_text(encoding="utf-8")
@@ -224,7 +289,9 @@ def _print(directory: Path, request: Request, made: Made) -> None:
     render.success(f"{directory} is a config repository with one commit.")
     render.text(
         f"  bundle      {request.name} {VERSION}, released to {', '.join(ENVIRONMENTS)}\n"
-        f"  key         {request.key_file}: keep it safe, and out of every repository\n"
+        f"  keys        {request.key_file.parent}: keep them safe, apart, and out of every repository\n"
+        f"              {request.key_files['root'].name} changes who is trusted, {request.key_file.name} signs bundles,\n"
+        f"              {request.key_files['approver'].name} approves releases to prod ({request.approver})\n"
         f"  trust root  {made.trust_root}\n"
         f"\nNext: kneo up --repo {directory}\nThe tour is in {directory / 'README.md'}."
     )

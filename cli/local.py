@@ -236,8 +236,7 @@ class LocalBackend:
     def history(self, name: str, bundle: str | None) -> Json:
         with self.store.read() as tx:
             registry.find_status(tx, name)
-            found = releases.list_promotions(tx, name, bundle)
-        return {"environment": name, "promotions": [wire.promotion(item) for item in found]}
+            return wire.history(tx, name, releases.list_promotions(tx, name, bundle))
 
     def reconcile(self, name: str | None) -> Json:
         result = requests.ask(self.store, "reconcile", {"environment": name}, actor=self.actor)

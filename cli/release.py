@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -9,27 +10,40 @@ from typing import Annotated
 import typer
 
 from cli import render
+from cli.approval_review import POLICY, PRUNE, Named, confirm, find_item, parse_target, review, subject_of
+from cli.approvals import Subject, sign_decision
 from cli.backend import Json
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption
 from cli.deployments import Deployments, deployments
+from cli.files import write_whole
 from cli.keys import load_private
 from kneo.clock import SystemClock, isoformat, parse_duration, parse_time
 from kneo.digest import Digest
-from kneo.errors import NotFound, Usage
-from kneo.trust.about import About, about_rewrite
-from kneo.trust.dsse import serialise, sign
-from kneo.trust.intoto import PAYLOAD_TYPE
-from kneo.trust.reading import read_record
-from kneo.trust.statement import Decision, build_approval
+from kneo.errors import NotFound, Untrusted, Usage
+from kneo.trust.about import about_rewrite
+from kneo.trust.statement import Decision
 
-Target = Annotated[str, typer.Argument(metavar="ENV[/BUNDLE]", help="Where, and what of it.")]
+Target = Annotated[
+    str, typer.Argument(metavar="ENV[/BUNDLE[@VERSION]]", help="Environment, and bundle or sha256: digest.")
+]
 Both = Annotated[str, typer.Argument(metavar="ENV/BUNDLE", help="Where, and what of it.")]
 Environment = Annotated[str, typer.Argument(metavar="ENV")]
 Key = Annotated[Path | None, typer.Option("--key", help="Your own private key; the service's word counts without it.")]
-Expires = Annotated[str, typer.Option("--expires", help="How long the decision counts, such as 7d.")]
+Expires = Annotated[str, typer.Option("--expires", help="How long the approval counts, such as 7d; at most 366d.")]
+Why = Annotated[str | None, typer.Option("--reason", help="Why, in one line; signed and kept with the decision.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", help="Also write the signed decision to this file, to be kept in Git.")
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Sign without asking.")]
 Prune = Annotated[bool, typer.Option("--prune", help="The removal of more releases at once than allowed.")]
 Policy = Annotated[bool, typer.Option("--policy", help="A change of the environment's own rules.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why, for everybody who asks later.")]
+MIN_COMMIT = 7
+"""Shortest beginning of a commit's id that names it."""
+
+REJECTED_FOR = "366d"
+"""What a rejection names as its end: the format wants one, and nothing looks at it."""
+
 Until = Annotated[str | None, typer.Option("--until", help="A time, or a duration from now such as 4h.")]
 
 
@@ -38,14 +52,23 @@ def approve(
     key: Key = None,
     prune: Prune = False,
     policy: Policy = False,
+    reason: Why = None,
     expires: Expires = "7d",
+    output: Output = None,
+    yes: Yes = False,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Agree to something that waits."""
+    """Approve a pending change.
+
+    With --key the decision is shown before it is signed, compared with the config repository that the command runs in, and
+    has to be confirmed at a terminal. Without a terminal it is signed only where a version or a digest was named, where the
+    repository has the very same, or with --yes.
+    """
+    order = _Order(parse_target(target, _gate(prune, policy)), Decision.APPROVE, key, expires, reason, output, yes)
     with deployments(service_url, profile) as asked:
-        answer = _decide(asked, target, Decision.APPROVE, key, _gate(prune, policy), expires)
+        answer = _decide(asked, order)
     _show_decision(answer, "Approved", as_json=as_json)
 
 
@@ -54,60 +77,61 @@ def reject(
     key: Key = None,
     prune: Prune = False,
     policy: Policy = False,
-    expires: Expires = "7d",
+    reason: Why = None,
+    output: Output = None,
+    yes: Yes = False,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Refuse something that waits, until you take that back."""
+    """Reject a pending change.
+
+    A rejection has no end: it counts until the same person approves the same thing later.
+    """
+    order = _Order(parse_target(target, _gate(prune, policy)), Decision.REJECT, key, REJECTED_FOR, reason, output, yes)
     with deployments(service_url, profile) as asked:
-        answer = _decide(asked, target, Decision.REJECT, key, _gate(prune, policy), expires)
+        answer = _decide(asked, order)
     _show_decision(answer, "Rejected", as_json=as_json)
 
 
 def _gate(prune: bool, policy: bool) -> str | None:
-    return "prune" if prune else "policy" if policy else None
+    if prune and policy:
+        msg = "--prune and --policy are two things to decide about."
+        raise Usage(msg, hint="Run the command once for each.")
+    return PRUNE if prune else POLICY if policy else None
 
 
-def _decide(
-    asked: Deployments, target: str, decision: Decision, key: Path | None, gate: str | None, expires: str
-) -> Json:
-    environment, _, bundle = target.partition("/")
-    waits = _find(asked, environment, bundle, gate)
-    envelope = _signed(environment, waits, decision, key, expires) if key is not None else None
-    return asked.decide(environment, str(waits["id"]), decision.value, envelope)
+@dataclass(frozen=True)
+class _Order:
+    named: Named
+    decision: Decision
+    key: Path | None
+    expires: str
+    reason: str | None
+    output: Path | None
+    sure: bool
 
 
-def _find(asked: Deployments, environment: str, bundle: str, gate: str | None) -> Json:
-    items = asked.promotions(environment)["promotions"]
-    assert isinstance(items, list)
-    for item in items:
-        names = {item["bundle"], f"{item['bundle']}@{item['version']}", item["digest"]}
-        if item["gate"] == gate if gate else bundle in names:
-            found: Json = item
-            return found
-    if not bundle and gate is None:
-        msg = "What should be decided about?"
-        raise Usage(msg, hint=f"kneo approve {environment}/BUNDLE, or --prune or --policy.")
-    msg = f"Nothing of {gate or bundle} waits in {environment}."
-    raise NotFound(msg, code="nothing_waits", hint=f"kneo status {environment} lists what does.")
-
-
-def _signed(environment: str, waits: Json, decision: Decision, key: Path, expires: str) -> str:
-    if waits["subject"] is None or waits["policy_digest"] is None:
-        msg = f"{waits['bundle']} does not wait for an approval: {waits['message']}"
-        raise Usage(msg, hint=f"kneo why {environment}/{waits['bundle']}")
-    about = read_record(About, waits["about"], file="what waits") if waits.get("about") else None
-    statement = build_approval(
-        bundle_name=about.name if about else str(waits["bundle"]),
-        bundle_digest=Digest(str(waits["subject"])),
-        environment=environment,
-        policy_digest=Digest(str(waits["policy_digest"])),
-        decision=decision,
-        expires=SystemClock().now() + parse_duration(expires),
-        about=about,
-    )
-    return serialise(sign(PAYLOAD_TYPE, statement.payload, load_private(key))).decode()
+def _decide(asked: Deployments, order: _Order) -> Json:
+    environment = order.named.environment
+    if order.output is not None and order.key is None:
+        msg = "--output keeps a decision that you signed, so it needs --key."
+        raise Usage(msg)
+    waits = find_item(order.named, asked.promotions(environment)["promotions"])
+    subject = subject_of(order.named, waits)
+    envelope = None
+    if order.key is not None:
+        private = load_private(order.key)
+        lines, same = review(subject, waits)
+        verb = "Approve" if order.decision is Decision.APPROVE else "Reject"
+        confirm(lines, f"{verb} and sign this?", sure=order.sure, known=same or order.named.is_exact)
+        now, life = SystemClock().now(), parse_duration(order.expires)
+        envelope = sign_decision(subject, order.decision, private, now, life, order.reason)
+        if order.output is not None:
+            write_whole(order.output, envelope)
+    reason = order.reason if envelope is None else None
+    signed = envelope.decode() if envelope is not None else None
+    return asked.decide(environment, str(waits["id"]), order.decision.value, signed, reason)
 
 
 def _show_decision(answer: Json, verb: str, *, as_json: bool) -> None:
@@ -303,27 +327,35 @@ def show_source(
 @source.command("accept-rewrite")
 def accept_rewrite(
     key: Annotated[Path, typer.Option("--key", help="Private key of somebody with the role root.")],
+    commit: Annotated[
+        str | None, typer.Option("--commit", help="The commit that was refused, or its beginning, as you reviewed it.")
+    ] = None,
+    reason: Why = None,
+    yes: Yes = False,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Agree that history was rewritten: from exactly the accepted commit to exactly the one that was refused."""
+    """Accept a rewritten history: from exactly the accepted commit to exactly the one that was refused.
+
+    Both commits are shown before the decision is signed, and have to be confirmed at a terminal. Without a terminal it is
+    signed only where --commit names the new one, or with --yes.
+    """
     with deployments(service_url, profile) as asked:
         found = asked.source()
         old, new = found["accepted_commit"], found["refused_commit"]
         if found["refused_code"] != "HistoryRewritten" or old is None or new is None:
             msg = "History was not rewritten; there is nothing to accept."
             raise NotFound(msg, code="nothing_waits", hint="kneo source show says what was refused.")
-        about = about_rewrite(str(old), str(new))
-        statement = build_approval(
-            bundle_name=about.name,
-            bundle_digest=about.digest,
-            environment="source",
-            policy_digest=Digest(str(found["trust_root"])),
-            decision=Decision.APPROVE,
-            expires=SystemClock().now() + timedelta(days=1),
-            about=about,
-        )
-        envelope = serialise(sign(PAYLOAD_TYPE, statement.payload, load_private(key))).decode()
-        answer = asked.accept_rewrite(envelope)
-    render.emit(answer, as_json=as_json, text=lambda: render.success(f"Agreed: {old} may become {new}"))
+        if commit is not None and (len(commit) < MIN_COMMIT or not str(new).startswith(commit)):
+            msg = f"The commit that was refused is {new}, not {commit[:80]}. Nothing was signed."
+            raise Untrusted(msg, code="SubjectMismatch", hint="kneo source show says what was refused.")
+        private, about = load_private(key), about_rewrite(str(old), str(new))
+        lines = [f"repository   {found['url']} {found['ref']}", f"accepted     {old}", f"replaced by  {new}"]
+        confirm(lines, "Accept and sign this?", sure=yes, known=commit is not None)
+        root = Digest(str(found["trust_root"]))
+        subject = Subject(environment="source", name=about.name, digest=about.digest, policy_digest=root, about=about)
+        life = parse_duration("1d")
+        envelope = sign_decision(subject, Decision.APPROVE, private, SystemClock().now(), life, reason)
+        answer = asked.accept_rewrite(envelope.decode())
+    render.emit(answer, as_json=as_json, text=lambda: render.success(f"Accepted: {old} may become {new}"))

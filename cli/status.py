@@ -64,14 +64,30 @@ def history(
     items = answer["promotions"]
     assert isinstance(items, list)
     rows = [
-        [item["at"], item["kind"], item["bundle"], item["version"], item["to_digest"], item["revision"]]
+        [
+            item["at"],
+            item["kind"],
+            item["bundle"],
+            item["version"],
+            item["to_digest"],
+            item["revision"],
+            _approvers(item),
+        ]
         for item in items
     ]
     render.emit(
         answer,
         as_json=as_json,
-        text=lambda: render.table("", ["At", "What", "Bundle", "Version", "Digest", "Revision"], rows),
+        text=lambda: render.table("", ["At", "What", "Bundle", "Version", "Digest", "Revision", "Approved by"], rows),
     )
+
+
+def _approvers(promotion: Json) -> str:
+    """Name who approved a change, each with the reason they gave."""
+    decisions = promotion.get("decisions")
+    assert isinstance(decisions, list)
+    names = (f"{item['principal']}: {item['reason']}" if item["reason"] else item["principal"] for item in decisions)
+    return "; ".join(names)
 
 
 def events(

@@ -7,7 +7,7 @@ one. A root that still lacks signatures is a draft: changes go into it, and drop
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -111,8 +111,16 @@ class TrustFiles:
             raise NotFound(msg, hint=hint, file=str(self.file))
         return RootChain((*map(_read, self._earlier()), _read(self.file)))
 
-    def begin(self, key: PrivateKey, principal: str, expires: datetime) -> Digest:
-        """Write a first root: one person, who may do everything alone.
+    def begin(
+        self, key: PrivateKey, principal: str, expires: datetime, others: Mapping[str, TrustedKey] | None = None
+    ) -> Digest:
+        """Write a first root.
+
+        Args:
+            key: The key of the role root, which signs it.
+            principal: Whose key that is.
+            expires: From when on nothing new is admitted under this root.
+            others: The keys of further roles; a role that is left out gets the root key.
 
         Raises:
             Conflict: there is a root already.
@@ -121,7 +129,10 @@ class TrustFiles:
             msg = f"{self.file} exists already."
             raise Conflict(msg, hint="Change it with kneo trust add-key and the others.", file=str(self.file))
         owner = TrustedKey(key.public, principal)
-        document = first_root({role: [owner] for role in FIRST_ROLES}, expires=expires, paths={"release": EVERYTHING})
+        members = dict.fromkeys(FIRST_ROLES, owner) | dict(others or {})
+        document = first_root(
+            {role: [key] for role, key in members.items()}, expires=expires, paths={"release": EVERYTHING}
+        )
         envelope = add_signature(_unsigned(document), key)
         write_whole(self.file, serialise(envelope))
         return envelope.digest

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest, digest_of_json
-from kneo.errors import KneoError
+from kneo.errors import KneoError, Untrusted
 from kneo.state.people import same_person
 from kneo.state.release import ApprovalRecord
 from kneo.trust.about import About
-from kneo.trust.approvals import verify_approval, verify_recorded_approval
+from kneo.trust.approvals import CLOCK_SKEW, verify_approval, verify_recorded_approval
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
-from kneo.trust.signers import find_signers
+from kneo.trust.signers import Signer, find_signers
 from kneo.trust.statement import Decision, parse_approval
 from kneo.trust.verified import VerifiedApproval
 
@@ -27,9 +27,12 @@ REGISTRY = "registry"
 
 @dataclass(frozen=True)
 class Vote:
-    """One person's latest decision about one thing under one set of rules."""
+    """One person's decision about one thing under one set of rules."""
 
     principal: str
+    name: str
+    """What its maker calls the subject: a bundle's name, an environment file's path, or the name of ``about``."""
+
     approves: bool
     signed: bool
     id: str
@@ -38,12 +41,33 @@ class Vote:
     roles: frozenset[str]
     """Roles of the trust root that the key has; none for somebody whom the service authenticated."""
 
+    issued: datetime | None = None
+    """When it was signed; for a rejection without a time when it was first seen, for an approval without one None."""
+
+    reason: str = ""
     about: About | None = None
     """What was decided about, where that is no bundle and no set of rules."""
+
+    @property
+    def order(self) -> tuple[datetime, bool]:
+        """Sort one person's decisions: the one signed later counts, and of two signed at one time the rejection."""
+        return self.issued or datetime.min.replace(tzinfo=UTC), not self.approves
 
 
 Votes = Mapping[str, tuple[Vote, ...]]
 """Votes by the digest of what they are about."""
+
+
+def signed_by_known(envelopes: Sequence[bytes], root: TrustRoot) -> tuple[bytes, ...]:
+    """Leave out files that nobody of the trust root signed, before a transaction is held up by them."""
+    return tuple(envelope for envelope in envelopes if _signers(envelope, root))
+
+
+def _signers(envelope: bytes, root: TrustRoot) -> tuple[Signer, ...]:
+    try:
+        return tuple(find_signers(parse_envelope(envelope), root.keys))
+    except KneoError:
+        return ()
 
 
 def committed_records(
@@ -77,6 +101,8 @@ def _committed(
     records = []
     for signer in find_signers(opened, root.keys):
         before = known.get((opened.digest, signer.principal))
+        if before is None and (predicate.issued_at is None or predicate.issued_at > now + CLOCK_SKEW):
+            continue  # whoever keeps a decision back decides else when it counts
         records.append(
             before
             or ApprovalRecord(
@@ -109,21 +135,24 @@ def count_votes(
     """Verify decisions about an environment; those that do not hold are left out.
 
     Args:
-        records: In the order in which they were first seen; a person's later word replaces the earlier one, but what
-            the service says for somebody never replaces what that person signed.
+        records: In the order in which they were first seen. Of each person the approval and the rejection signed last
+            are kept, those of the person's own key apart from those that the service recorded.
         environment: Its name.
         root: The trust root in force.
         service_key: The key our own service signs with; None believes no unsigned approval.
         now: The one time of this pass.
     """
-    latest: dict[str, dict[tuple[str, str, bool], Vote]] = {}
+    latest: dict[str, dict[tuple[str, str, bool, bool], Vote]] = {}
     for record in records:
         try:
             found = _verified(record, environment, root, service_key, now)
         except KneoError:
             continue
         for vote in _votes(record, found, root):
-            latest.setdefault(record.subject, {})[same_person(vote.principal), vote.policy_digest, vote.signed] = vote
+            votes = latest.setdefault(record.subject, {})
+            key = same_person(vote.principal), vote.policy_digest, vote.signed, vote.approves
+            if key not in votes or votes[key].order <= vote.order:
+                votes[key] = vote
     return {subject: tuple(votes.values()) for subject, votes in latest.items()}
 
 
@@ -144,6 +173,9 @@ def _verified(
         )
     if service_key is None:
         return None
+    if root.expired_at(parse_time(record.first_seen_at)):
+        msg = f"The trust root expired on {root.expires.isoformat()}, before this decision was seen."
+        raise Untrusted(msg, code="Expired")
     return verify_recorded_approval(
         record.envelope,
         service_key=service_key,
@@ -156,18 +188,24 @@ def _verified(
 
 def _votes(record: ApprovalRecord, found: VerifiedApproval | None, root: TrustRoot) -> list[Vote]:
     """One vote for the person the record is about; an envelope that several signed has a record for each."""
-    signers = [signer for signer in found.signers if signer.principal == record.principal] if found else []
-    assert found is not None or not signers
+    if found is None:
+        return []
+    signers = [signer for signer in found.signers if signer.principal == record.principal]
+    said, seen = found.statement.predicate, parse_time(record.first_seen_at)
+    approves = said.decision is Decision.APPROVE
     return [
         Vote(
             principal=signer.principal,
-            approves=found is not None and found.statement.predicate.decision is Decision.APPROVE,
+            name=found.statement.subject_name,
+            approves=approves,
             signed=record.signed,
             id=record.id,
             policy_digest=record.policy_digest,
-            first_seen=parse_time(record.first_seen_at),
+            first_seen=seen,
             roles=_roles(root, signer.keyid) if record.signed else frozenset(),
-            about=found.statement.predicate.about if found is not None else None,
+            issued=said.issued_at or (None if approves else seen),
+            reason=said.reason or "",
+            about=said.about,
         )
         for signer in signers[:1]
     ]

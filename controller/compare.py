@@ -108,4 +108,5 @@ def _evidence_of(
         served=served,
         votes=count_votes(records, name, believed.root, None, believed.now),
         members=role_members(believed.root, believed.now),
+        root_expires=believed.root.expires,
     )

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from controller import metrics
+from controller.agreement import EnvironmentFiles, judge_rules
 from controller.apply import Lease, apply, check_lease, write_report
+from controller.approvals import signed_by_known
 from controller.candidate import Candidate
 from controller.drift import DriftWatch
-from controller.gates import Allowed, Dated, Evidence, Verdict, Waits, from_environment, judge_policy
+from controller.gates import Allowed, Dated, Evidence, Verdict, Waits, from_environment
 from controller.judge import judge, rules_of
 from controller.ledger import Ledger
 from controller.load import Declared, Problem, find_bundles
@@ -28,7 +30,6 @@ from kneo.errors import Transient
 from kneo.notify import outbox
 from kneo.registry import Change
 from kneo.spec.environment import Environment
-from kneo.spec.weakening import weakenings
 from kneo.state.release import EnvironmentRecord, Promotion, PromotionKind
 from kneo.store import releases
 from kneo.store.engine import Store, Tx, lock_table
@@ -45,6 +46,7 @@ class Situation:
     lease: Lease
     observed: Observed
     ledger: Ledger
+    files: EnvironmentFiles
     dated: Dated | None = None
     """Set while a registry is rebuilt from Git."""
 
@@ -106,11 +108,12 @@ class EnvironmentPass:
         case = _Case(environment, before, situation)
         places = find_bundles(environment, situation.declared.blobs)
         verified = self._verify(case, places)
+        ballots = signed_by_known(situation.declared.ballots.get(case.name, ()), situation.trust.root)
         with self.store.write() as tx:
             check_lease(tx, situation.lease)
             # Whoever changes what gates look at takes this lock too, and so comes before or after.
             lock_table(tx, f"environment/{case.name}")
-            outcome, changed = self._decide(tx, case, verified)
+            outcome, changed = self._decide(tx, case, verified, ballots)
         if not situation.quiet:
             _count(case, changed)
         epoch = situation.trust.epoch(environment)
@@ -143,12 +146,13 @@ class EnvironmentPass:
             metrics.VERIFIED.labels("rejected", rejection.reason).inc()
         return verified
 
-    def _decide(self, tx: Tx, case: _Case, verified: Verified) -> tuple[Outcome, tuple[Promotion, ...]]:
+    def _decide(
+        self, tx: Tx, case: _Case, verified: Verified, ballots: Sequence[bytes]
+    ) -> tuple[Outcome, tuple[Promotion, ...]]:
         situation = case.situation
         everywhere = situation.ledger.look(tx, situation.lease.fence).served
         _check_unmoved(case, everywhere)
         believed = Believed(root=situation.trust.root, service_key=self.service_key, now=situation.trust.now)
-        ballots = situation.declared.ballots.get(case.name, ())
         record_decisions(tx, case.name, ballots, believed)
         seen = evidence(tx, case.files, ballots, believed, everywhere, verified.candidates)
         seen = replace(seen, dated=situation.dated)
@@ -157,7 +161,7 @@ class EnvironmentPass:
             found = report_policy(case.environment, agreed, case.revision)
             write_report(tx, case.name, found, revision=case.revision)
             return found.outcome, ()
-        _accept_file(tx, case)
+        _accept_file(tx, case, agreed)
         return self._change(tx, case, verified, seen)
 
     def _change(self, tx: Tx, case: _Case, verified: Verified, seen: Evidence) -> tuple[Outcome, tuple[Promotion, ...]]:
@@ -232,12 +236,12 @@ def _check_unmoved(case: _Case, everywhere: Served) -> None:
 
 def _agree_to_rules(case: _Case, seen: Evidence) -> Verdict:
     record = case.record
-    if record is None or record.policy_digest == case.environment.policy_digest or case.before is None:
+    if record is not None and (record.policy_digest == case.environment.policy_digest or case.before is None):
         return Allowed()
-    return judge_policy(case.environment, case.before, weakenings(case.before, case.environment), seen)
+    return judge_rules(case.environment, case.before, case.situation.files, seen)
 
 
-def _accept_file(tx: Tx, case: _Case) -> None:
+def _accept_file(tx: Tx, case: _Case, agreed: Allowed) -> None:
     registry.accept_environment(
         tx,
         case.name,
@@ -245,6 +249,7 @@ def _accept_file(tx: Tx, case: _Case) -> None:
         case.environment.policy_digest,
         revision=case.revision,
         epoch=case.situation.trust.epoch(case.environment),
+        approvals=agreed.approvals,
     )
 
 

@@ -19,6 +19,7 @@ from kneo.spec.windows import next_opening, windows_open
 from kneo.state.people import same_person
 from kneo.state.release import Hold, Release, Suspension
 from kneo.trust.about import About, about_prune
+from kneo.trust.root import ROOT_ROLE
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Evidence:
         suspension: Whether somebody suspended this environment.
         failures: When a run of a bundle last failed in the environment that this one promotes from, by digest.
         requester: Who asked for these changes by hand; nobody for what a commit asks for.
+        root_expires: From when on the trust root admits nothing; None for never.
     """
 
     now: datetime
@@ -98,6 +100,8 @@ class Evidence:
     dated: Dated | None = None
     """Set while a registry is rebuilt from Git."""
 
+    root_expires: datetime | None = None
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -113,6 +117,14 @@ class Rules:
 
 
 Gate = Callable[[Action, Plan, Rules, Evidence], Verdict]
+
+
+def trusted_root(action: Action, _plan: Plan, _rules: Rules, evidence: Evidence) -> Verdict:
+    """An expired trust root admits nothing: not even what was signed and accepted elsewhere before it expired."""
+    if isinstance(action, Retire) or evidence.root_expires is None or evidence.now < evidence.root_expires:
+        return Allowed()
+    message = f"The trust root expired on {isoformat(evidence.root_expires)}; nothing is released until it is renewed."
+    return Waits("trust", "Expired", message, tuple(sorted(evidence.members.get(ROOT_ROLE, ()))))
 
 
 def not_suspended(_action: Action, _plan: Plan, rules: Rules, evidence: Evidence) -> Verdict:
@@ -148,7 +160,7 @@ def no_mass_prune(action: Action, plan: Plan, rules: Rules, evidence: Evidence) 
     # Whatever the rule says about promotions, an emptied environment waits for somebody.
     rule = rule.model_copy(update={"required": max(1, rule.required)})
     message = f"{len(retired)} of {served} releases would disappear at once; more than {limit} % needs an approval."
-    verdict = _count(about.digest, rule, rules, evidence, frozenset(), "this removal", about=about)
+    verdict = count_approvals(about.digest, about.name, rule, rules, evidence, "this removal", about=about)
     if isinstance(verdict, Waits):
         return replace(verdict, gate="prune", reason="MassPruneBlocked", message=message)
     return verdict
@@ -198,7 +210,8 @@ def approved(action: Action, _plan: Plan, rules: Rules, evidence: Evidence) -> V
         return Allowed()
     involved = frozenset() if rules.environment.spec.allow_self else _involved(action, rule, evidence)
     what = f"{name_of(action)} {version_of(action)}"
-    return _count(action.bundle.digest, rule, rules, evidence, involved, what)
+    bundle = action.bundle
+    return count_approvals(bundle.digest, bundle.name, rule, rules, evidence, what, involved=involved)
 
 
 def _involved(action: Action, rule: Approvals, evidence: Evidence) -> frozenset[str]:
@@ -214,27 +227,46 @@ def _involved(action: Action, rule: Approvals, evidence: Evidence) -> frozenset[
     return frozenset(map(same_person, people))
 
 
-def _count(
+def count_approvals(
     subject: Digest,
+    name: str,
     rule: Approvals,
     rules: Rules,
     evidence: Evidence,
-    involved: Collection[str],
     what: str,
+    *,
+    involved: Collection[str] = (),
     about: About | None = None,
 ) -> Verdict:
-    counting: dict[str, Vote] = {}
-    for vote in evidence.votes.get(subject, ()):
-        person = same_person(vote.principal)
-        if vote.about != about or person in involved or not _may_decide(vote, rule, rules, evidence):
-            continue
-        known = counting.get(person)
-        if known is None or (known.first_seen, not known.approves) <= (vote.first_seen, not vote.approves):
-            counting[person] = vote
-    against = [vote for vote in counting.values() if not vote.approves]
+    """Count the decisions of people about one thing under one rule.
+
+    Args:
+        subject: What they decided about.
+        name: What it has to be called in their decisions, so that one about a bundle is none about rules.
+        rule: How many approvals of whom it takes.
+        rules: The environment file with the people, and the policy digests that an approval may name.
+        evidence: What the gates may look at.
+        what: The subject in words.
+        involved: People whose decision does not count, because of their part in the change.
+        about: The subject in full, where it is no bundle and no set of rules.
+    """
+    heard = [
+        vote
+        for vote in evidence.votes.get(subject, ())
+        if (vote.name, vote.about) == (name, about)
+        and same_person(vote.principal) not in involved
+        and _may_decide(vote, rule, rules)
+    ]
+    against = _rejections(heard)
     if against:
-        message = f"{against[0].principal} rejected {what}."
+        why = f" Reason: {against[0].reason}" if against[0].reason else ""
+        message = f"{against[0].principal} rejected {what}.{why}"
         return Waits("approvals", "Rejected", message, (against[0].principal,), subject)
+    counting: dict[str, Vote] = {}
+    for vote in heard:
+        known = counting.get(same_person(vote.principal))
+        if _counts_now(vote, rule, rules, evidence) and (known is None or known.order <= vote.order):
+            counting[same_person(vote.principal)] = vote
     if len(counting) >= rule.required:
         return Allowed(tuple(sorted(vote.id for vote in counting.values() if vote.id)))
     message = f"{len(counting)} of {rule.required} approvals for {what}."
@@ -242,12 +274,28 @@ def _count(
     return Waits("approvals", "AwaitingApproval", message, tuple(sorted(could)), subject)
 
 
-def _may_decide(vote: Vote, rule: Approvals, rules: Rules, evidence: Evidence) -> bool:
-    if vote.policy_digest not in rules.digests or evidence.now >= vote.first_seen + rule.expires:
-        return False
+def _rejections(heard: Sequence[Vote]) -> list[Vote]:
+    """Find the rejections that stand: those whose makers signed no approval of the same thing later.
+
+    Under whichever rules they were made, and however long ago: an approval lapses, a rejection has to be taken back.
+    """
+    latest: dict[str, Vote] = {}
+    for vote in heard:
+        known = latest.get(same_person(vote.principal))
+        if known is None or known.order <= vote.order:
+            latest[same_person(vote.principal)] = vote
+    return [vote for vote in latest.values() if not vote.approves]
+
+
+def _may_decide(vote: Vote, rule: Approvals, rules: Rules) -> bool:
     if rule.signed and not vote.signed:
         return False
     return bool((vote.roles | _roles_of(vote.principal, rules.environment)) & set(rule.roles))
+
+
+def _counts_now(vote: Vote, rule: Approvals, rules: Rules, evidence: Evidence) -> bool:
+    """Say whether an approval is one of these rules, and not too old."""
+    return vote.approves and vote.policy_digest in rules.digests and evidence.now < vote.first_seen + rule.expires
 
 
 def _roles_of(name: str, environment: Environment) -> frozenset[str]:
@@ -279,14 +327,22 @@ def judge_policy(after: Environment, before: Environment | None, easier: Sequenc
     if rule is None or rule.required == 0:
         return Allowed()
     rules = Rules(before, frozenset({after.policy_digest}))
-    verdict = _count(after.policy_digest, rule, rules, evidence, frozenset(), "a change of the rules")
+    verdict = count_approvals(after.policy_digest, after.file, rule, rules, evidence, "a change of the rules")
     if isinstance(verdict, Waits):
-        said = f"{verdict.message} It would make things easier: {'; '.join(easier)}."
+        said = f"{verdict.message} This change weakens protection rules: {'; '.join(easier)}."
         return replace(verdict, gate="policy", message=said)
     return verdict
 
 
-GATES: Sequence[Gate] = (not_suspended, not_held, no_mass_prune, from_environment, within_window, approved)
+GATES: Sequence[Gate] = (
+    trusted_root,
+    not_suspended,
+    not_held,
+    no_mass_prune,
+    from_environment,
+    within_window,
+    approved,
+)
 
 ROLLBACK_GATES: Sequence[Gate] = (not_suspended, approved)
 """Gates of a rollback that a person asks for: it goes back to what was served here, at any hour, without a soak."""

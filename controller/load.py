@@ -19,9 +19,6 @@ EARLIER_ROOT = re.compile(r"environments/roots/([1-9][0-9]{0,6})\.json")
 _BALLOTS = ".approvals/"
 _BALLOT = re.compile(r"(?:bundles/[^/]+/[^/]+|environments/[^/]+)\.approvals/[^/]+\.dsse\.json")
 
-BALLOTS = 64
-"""Most approvals of one thing that are read."""
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -133,9 +130,8 @@ def _ballots(
     """Sort approvals to the environments that could be meant; each says itself which one is."""
     by_folder: dict[str, list[bytes]] = defaultdict(list)
     for path, text in sorted(texts.items()):
-        folder = by_folder[path.rpartition("/")[0]]
-        if len(folder) < BALLOTS:
-            folder.append(text)
+        # None is left out here: which of them count takes the trust root, and rubbish must not crowd out what counts.
+        by_folder[path.rpartition("/")[0]].append(text)
     return {
         name: tuple(ballot for folder in _ballot_folders(name, environment) for ballot in by_folder.get(folder, ()))
         for name, environment in environments.items()

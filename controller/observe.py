@@ -18,7 +18,6 @@ from kneo.store import approvals, releases
 from kneo.store.engine import Tx
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
-from kneo.trust.statement import Decision
 
 Served = Mapping[str, Mapping[str, Release]]
 """Releases by environment and bundle name."""
@@ -136,6 +135,7 @@ def evidence(
         served=everywhere,
         votes=count_votes(records, name, believed.root, believed.service_key, believed.now),
         members=role_members(believed.root, believed.now),
+        root_expires=believed.root.expires,
         holds={hold.bundle: hold for hold in approvals.list_holds(tx, name)},
         suspension=approvals.suspension(tx, name),
         failures={
@@ -158,16 +158,12 @@ def record_decisions(tx: Tx, environment: str, ballots: Sequence[bytes], believe
 
 
 def decisions(tx: Tx, environment: str, ballots: Sequence[bytes], believed: Believed) -> tuple[ApprovalRecord, ...]:
-    """Gather what people decided: here in the registry, and in files that this commit still carries."""
+    """Gather what people decided: everything recorded here, wherever it came from, and what this commit adds to it.
+
+    A decision that a commit brought stays recorded when a later one deletes its file: whoever may push may not undo it.
+    """
     recorded = approvals.list_approvals(tx, environment, unexpired_at=isoformat(believed.now))
     known = {(record.payload_digest, record.principal): record for record in recorded}
     committed = committed_records(ballots, believed.root, known, believed.now)
-    mine = tuple(record for record in committed if record.environment == environment)
-    kept = {record.id for record in mine}
-    registered = tuple(record for record in recorded if record.origin != GIT and record.id not in kept)
-    return tuple(sorted((*registered, *mine), key=_order))
-
-
-def _order(record: ApprovalRecord) -> tuple[str, bool, str]:
-    """As they were first seen; of what somebody said at one time, the no comes last and so counts."""
-    return record.first_seen_at, record.decision == Decision.REJECT, record.id
+    here = {record.id: record for record in (*recorded, *committed) if record.environment == environment}
+    return tuple(sorted(here.values(), key=lambda record: (record.first_seen_at, record.id)))

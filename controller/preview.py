@@ -9,9 +9,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from controller.agreement import files_of, judge_rules, root_threshold
 from controller.candidate import Candidate
 from controller.commits import check_history
-from controller.gates import Allowed, Evidence, Verdict, Waits, judge_policy
+from controller.gates import Allowed, Evidence, Verdict, Waits
 from controller.judge import judge, rules_of
 from controller.load import Declared, Problem, find_bundle, load, removed
 from controller.observe import Believed, Observed, evidence, observe, rules_before
@@ -155,15 +156,30 @@ def _environment(
     refused = verified.rejected[0].message if verified.rejected else None
     judged = judge(plan, rules_of(environment, before), seen, refused=refused)
     easier = weakenings(before, environment) if before else ()
-    rules = judge_policy(environment, before, easier, seen) if before else Allowed()
+    rules = _judge_file(environment, before, declared, trust, world, seen)
     return {
         "name": name,
-        "actions": [_action(action, verdict, world) for action, verdict in judged],
+        "actions": [_action(a, rules if isinstance(rules, Waits) else v, world) for a, v in judged],
         "verdicts": [*(_refused(item) for item in verified.rejected), *_accepted(verified)],
         "gates": [*_rules_gate(environment, rules), *(_gate(a, v) for a, v in judged if isinstance(v, Waits))],
         "rules": {"changed": before is not None, "easier": list(easier)},
         "added_gates": [_added(gate, verified) for gate in environment.gates],
     }
+
+
+def _judge_file(
+    environment: Environment,
+    before: Environment | None,
+    declared: Declared,
+    trust: Trust,
+    world: World,
+    seen: Evidence,
+) -> Verdict:
+    if before is None and environment.name in world.observed.records:
+        return Allowed()
+    records, threshold = world.observed.records, root_threshold(trust.root)
+    files = files_of(records, declared.environments, declared.revision, threshold)
+    return judge_rules(environment, before, files, seen)
 
 
 def _added(gate: AddedGate, verified: Verified) -> Json:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from controller import metrics
+from controller.agreement import files_of, root_threshold
 from controller.apply import Lease, check_lease, write_report
 from controller.environment import EnvironmentPass, Situation, in_order
 from controller.follow import UNREACHABLE, Follower
@@ -151,7 +152,9 @@ class Reconciler:
             stalled = Stalled(trust.reason, trust.message)
             return Pass(declared.revision, dict.fromkeys(declared.environments, stalled), trust), observed.served
         metrics.ROOT_EXPIRY.set(trust.root.expires.timestamp())
-        situation = Situation(snapshot, declared, trust, lease, observed, self._ledger, dated, quiet)
+        threshold = root_threshold(trust.root)
+        files = files_of(observed.records, declared.environments, declared.revision, threshold)
+        situation = Situation(snapshot, declared, trust, lease, observed, self._ledger, files, dated, quiet)
         outcomes = self._each_environment(situation)
         audit.seal(self.store)
         with self.store.read() as tx:

@@ -73,7 +73,7 @@ def roll_back(
         believed = Believed(root=trust.root, service_key=service_key, now=tx.now)
         everywhere = served_by(releases.list_releases(tx))
         found = evidence(tx, (environment,), (), believed, everywhere)
-        seen = _with_actor(found, environment, bundle.digest, going.actor)
+        seen = _with_actor(found, environment, bundle.name, bundle.digest, going.actor)
         plan = Plan(
             going.environment, current.revision, (Rollback(candidate_of(bundle, current.revision), current),), {}
         )
@@ -100,16 +100,18 @@ def roll_back(
     return {"bundle": bundle.name, "version": bundle.version, "digest": bundle.digest, "held": True}
 
 
-def _with_actor(seen: Evidence, environment: Environment, digest: Digest, actor: str) -> Evidence:
+def _with_actor(seen: Evidence, environment: Environment, bundle: str, digest: Digest, actor: str) -> Evidence:
     """Count whoever asks as somebody who agrees, where the service's word for it is enough."""
     vote = Vote(
         principal=actor,
+        name=bundle,
         approves=True,
         signed=False,
         id="",
         policy_digest=environment.policy_digest,
         first_seen=seen.now,
         roles=frozenset(),
+        issued=seen.now,
     )
     return replace(seen, votes={**seen.votes, digest: (*seen.votes.get(digest, ()), vote)}, requester=actor)
 

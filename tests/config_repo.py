@@ -222,24 +222,51 @@ class ConfigRepo:
         self.write("environments/trust.json", serialise(sign(TRUST_ROOT_TYPE, root_payload(self.root), self.key)))
 
     def approve(
-        self, environment: str, name: str, version: str, person: str, *, days: int = 7, file: str | None = None
-    ) -> None:
-        """Put somebody's signed approval beside a bundle; ``file`` is another name for it than the usual."""
+        self,
+        environment: str,
+        name: str,
+        version: str,
+        person: str,
+        *,
+        days: int = 7,
+        file: str | None = None,
+        decision: Decision = Decision.APPROVE,
+        issued_at: datetime | None = None,
+    ) -> Path:
+        """Put somebody's signed decision beside a bundle; ``file`` is another name for it than the usual."""
         path = self.folder / f"environments/{environment}.yaml"
         statement = build_approval(
             bundle_name=name,
             bundle_digest=parse_envelope((self.folder / f"bundles/{name}/{version}.dsse.json").read_bytes()).digest,
             environment=environment,
             policy_digest=parse_environment(path.read_bytes(), file=path.name).policy_digest,
-            decision=Decision.APPROVE,
+            decision=decision,
+            issued_at=issued_at or SystemClock().now(),
             expires=SystemClock().now() + timedelta(days=days),
         )
         key = self.people[person]
         stem = file or key.keyid.removeprefix("sha256:")
-        self.write(
-            f"bundles/{name}/{version}.approvals/{stem}.dsse.json",
-            serialise(sign(PAYLOAD_TYPE, statement.payload, key)),
+        target = f"bundles/{name}/{version}.approvals/{stem}.dsse.json"
+        self.write(target, serialise(sign(PAYLOAD_TYPE, statement.payload, key)))
+        return self.folder / target
+
+    def agree(self, environment: str, person: str = "ann", *, days: int = 7) -> None:
+        """Put somebody's signed approval of an environment file beside it."""
+        path = f"environments/{environment}.yaml"
+        digest = parse_environment((self.folder / path).read_bytes(), file=path).policy_digest
+        statement = build_approval(
+            bundle_name=path,
+            bundle_digest=digest,
+            environment=environment,
+            policy_digest=digest,
+            decision=Decision.APPROVE,
+            issued_at=SystemClock().now(),
+            expires=SystemClock().now() + timedelta(days=days),
         )
+        key = self.people[person]
+        stem = f"{key.keyid.removeprefix('sha256:')[:16]}-{digest.removeprefix('sha256:')[:8]}"
+        envelope = serialise(sign(PAYLOAD_TYPE, statement.payload, key))
+        self.write(f"environments/{environment}.approvals/{stem}.dsse.json", envelope)
 
     # ---- damage and effects ---------------------------------------------------------------------------------------
 

@@ -146,6 +146,7 @@ class Bench:
                 environment="source",
                 policy_digest=self.repo.pin,
                 decision=Decision.APPROVE,
+                issued_at=tx.now,
                 expires=tx.now + timedelta(days=1),
             )
             envelope = serialise(sign(PAYLOAD_TYPE, statement.payload, key))

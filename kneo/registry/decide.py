@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 from kneo.clock import isoformat
 from kneo.digest import Digest, digest_of_json
-from kneo.errors import Conflict, Invalid, NotFound, Untrusted
+from kneo.errors import Conflict, Invalid, KneoError, NotFound, Untrusted
 from kneo.state.release import ApprovalRecord, Hold, Pending, Suspension
 from kneo.store import approvals, audit, idempotency, releases
 from kneo.store.engine import Tx, lock_table
 from kneo.trust.about import About, about_prune
+from kneo.trust.approvals import check_issued
 from kneo.trust.dsse import parse_envelope, serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import KeyId, PrivateKey
 from kneo.trust.signers import TrustedKey, find_signers
-from kneo.trust.statement import Decision, build_approval, parse_approval
+from kneo.trust.statement import APPROVAL_LIFE, Decision, build_approval, parse_approval
 
 REGISTRY = "registry"
 """The origin of decisions that came through a service or a command, rather than with a commit."""
@@ -37,7 +38,9 @@ class Decided:
     subject: Digest
     policy_digest: Digest
     decision: Decision
+    issued_at: datetime
     expires: datetime
+    reason: str | None = None
     about: About | None = None
 
     def payload(self, approver: str | None = None) -> bytes:
@@ -48,8 +51,10 @@ class Decided:
             environment=self.environment,
             policy_digest=self.policy_digest,
             decision=self.decision,
+            issued_at=self.issued_at,
             expires=self.expires,
             approver=approver,
+            reason=self.reason,
             about=self.about,
         ).payload
 
@@ -72,7 +77,9 @@ def what_waits(tx: Tx, environment: str, waits: Pending) -> About | None:
     return about
 
 
-def decided_about(tx: Tx, environment: str, waits: Pending, decision: Decision, expires: datetime) -> Decided:
+def decided_about(
+    tx: Tx, environment: str, waits: Pending, decision: Decision, expires: datetime, reason: str | None = None
+) -> Decided:
     """Write down a decision about something that waits.
 
     Raises:
@@ -89,7 +96,9 @@ def decided_about(tx: Tx, environment: str, waits: Pending, decision: Decision, 
         subject=Digest(waits.subject),
         policy_digest=Digest(waits.policy_digest),
         decision=decision,
-        expires=expires,
+        issued_at=tx.now,
+        expires=min(expires, tx.now + APPROVAL_LIFE),
+        reason=reason,
         about=about,
     )
 
@@ -116,6 +125,11 @@ def record_signed(tx: Tx, envelope: bytes, keys: Mapping[KeyId, TrustedKey]) -> 
     if len(signers) > 1:
         msg = "A decision is one person's; send one envelope for each."
         raise Invalid(msg, code="Malformed")
+    said = parse_approval(opened.payload).predicate
+    if said.issued_at is None:
+        msg = "The decision does not say when it was signed (issuedAt)."
+        raise Invalid(msg, code="Malformed", hint="Sign it with this version of kneo approve or kneo reject.")
+    check_issued(said, tx.now)
     return _keep(tx, _record(envelope, signers[0].principal, signers[0].keyid, signed=True))
 
 
@@ -144,7 +158,8 @@ def _record(envelope: bytes, principal: str, keyid: str, *, signed: bool) -> App
 def _keep(tx: Tx, record: ApprovalRecord) -> ApprovalRecord:
     idempotency.bind(tx, record.id)
     lock_environment(tx, record.environment)
-    if approvals.insert_approval(tx, record):
+    # A decision that a commit brought first is recorded as decided here too, once its maker sends it.
+    if approvals.insert_approval(tx, record) or approvals.note_origin(tx, record.id, REGISTRY):
         verb = "approved" if record.decision == Decision.APPROVE else "rejected"
         audit.record(
             tx,
@@ -160,9 +175,19 @@ def _keep(tx: Tx, record: ApprovalRecord) -> ApprovalRecord:
                 "signed": record.signed,
                 "keyid": record.keyid,
                 "expires": record.expires_at,
+                "reason": reason_of(record),
             },
         )
-    return replace(record, first_seen_at=tx.at)
+    (kept,) = approvals.approvals_by_id(tx, (record.id,))
+    return kept
+
+
+def reason_of(record: ApprovalRecord) -> str | None:
+    """Read why somebody decided as they did, from what was signed; None where nothing says."""
+    try:
+        return parse_approval(parse_envelope(record.envelope).payload).predicate.reason
+    except KneoError:
+        return None
 
 
 def lock_environment(tx: Tx, environment: str) -> None:

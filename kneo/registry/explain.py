@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = {
     "suspend": "kneo unsuspend {environment}",
     "promoteFrom": "kneo promote {bundle} --from OTHER --to {environment}",
     "verify": "kneo spec bundle verify bundles/{bundle}/{version}.dsse.json",
+    "trust": "kneo trust sign --expires 365d --key FILE",
     "dependsOn": "kneo plan --env {environment}",
 }
 """The command that opens a gate, or that says more about it. Gates of time open by themselves."""

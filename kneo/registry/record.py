@@ -182,7 +182,16 @@ def _event(promotion: Promotion, facts: Mapping[str, object]) -> AuditEvent:
     )
 
 
-def accept_environment(tx: Tx, name: str, declaration: bytes, policy_digest: str, *, revision: str, epoch: str) -> None:
+def accept_environment(
+    tx: Tx,
+    name: str,
+    declaration: bytes,
+    policy_digest: str,
+    *,
+    revision: str,
+    epoch: str,
+    approvals: Sequence[str] = (),
+) -> None:
     """Take an environment file as the one in force; a change of its rules is audited."""
     before = releases.environment(tx, name)
     changes = before is None or before.policy_digest != policy_digest
@@ -210,6 +219,7 @@ def accept_environment(tx: Tx, name: str, declaration: bytes, policy_digest: str
                 "policy_digest": policy_digest,
                 "previous": before.policy_digest if before else None,
                 "revision": revision,
+                "approvals": list(approvals),
             },
         )
 

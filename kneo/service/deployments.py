@@ -23,10 +23,11 @@ from kneo.store.engine import Store, Tx
 from kneo.store.service_key import service_key
 from kneo.trust.about import about_rewrite
 from kneo.trust.dsse import parse_envelope
+from kneo.trust.root import TrustRoot
 from kneo.trust.statement import Decision, parse_approval
 
-APPROVAL_DAYS = 7
-"""How long an approval counts where the environment does not say."""
+POLICY = "policy"
+"""What kind of change an environment file that waits is."""
 
 
 class Deployments:
@@ -47,7 +48,14 @@ class Deployments:
     # ---- deciding -------------------------------------------------------------------------------------------------
 
     def decide(
-        self, environment: str, bundle: str, decision: Decision, *, actor: str, envelope: bytes | None = None
+        self,
+        environment: str,
+        bundle: str,
+        decision: Decision,
+        *,
+        actor: str,
+        envelope: bytes | None = None,
+        reason: str | None = None,
     ) -> Json:
         """Record a decision about something that waits.
 
@@ -57,6 +65,7 @@ class Deployments:
             decision: Which.
             actor: Who is known to ask.
             envelope: The person's own signed decision; without one the service signs for ``actor``.
+            reason: Why, where the service signs; a signed decision carries its own.
 
         Raises:
             NotFound: nothing of it waits there.
@@ -67,13 +76,21 @@ class Deployments:
         with self.store.write() as tx:
             waits = registry.find_waiting(tx, environment, bundle)
             record = (
-                self._record_for(tx, environment, waits, decision, actor)
+                self._record_for(tx, environment, waits, decision, actor, reason)
                 if envelope is None
-                else self._record_signed(tx, environment, waits, decision, envelope)
+                else self._record_signed(tx, environment, waits, decision, envelope, reason)
             )
         return {"approval": approval(record), **self._after(environment, actor)}
 
-    def decide_by_id(self, pending_id: str, decision: Decision, *, actor: str, envelope: bytes | None = None) -> Json:
+    def decide_by_id(
+        self,
+        pending_id: str,
+        decision: Decision,
+        *,
+        actor: str,
+        envelope: bytes | None = None,
+        reason: str | None = None,
+    ) -> Json:
         """Record a decision about what waits under an id.
 
         Raises:
@@ -84,15 +101,21 @@ class Deployments:
         if found is None:
             msg = f"Nothing waits under {pending_id[:60]!r}."
             raise NotFound(msg, code="promotion_not_found", hint="GET /v1/promotions lists what does.")
-        return self.decide(found[0], pending_id, decision, actor=actor, envelope=envelope)
+        return self.decide(found[0], pending_id, decision, actor=actor, envelope=envelope, reason=reason)
 
-    def _record_for(self, tx: Tx, environment: str, waits: Pending, decision: Decision, actor: str) -> ApprovalRecord:
-        self.check_may_decide(tx, environment, actor)
-        decided = registry.decided_about(tx, environment, waits, decision, self._expiry(tx, environment))
+    def _record_for(
+        self, tx: Tx, environment: str, waits: Pending, decision: Decision, actor: str, reason: str | None
+    ) -> ApprovalRecord:
+        if waits.kind == POLICY:
+            self._check_may_decide_rules(tx, environment, actor)
+        else:
+            self.check_may_decide(tx, environment, actor)
+        self._check_root(tx)
+        decided = registry.decided_about(tx, environment, waits, decision, self._expiry(tx, environment), reason)
         return registry.record_decision(tx, decided, approver=actor, service_key=service_key(self.settings))
 
     def _record_signed(
-        self, tx: Tx, environment: str, waits: Pending, decision: Decision, envelope: bytes
+        self, tx: Tx, environment: str, waits: Pending, decision: Decision, envelope: bytes, reason: str | None
     ) -> ApprovalRecord:
         said = parse_approval(parse_envelope(envelope, file="approval").payload).predicate
         bound = (said.environment, said.bundle_digest, said.policy_digest, said.decision, said.about)
@@ -101,11 +124,27 @@ class Deployments:
             msg = f"The signed decision is not about what waits: {waits.bundle} {waits.version} in {environment}."
             hint = f"Sign it for {waits.subject} under the policy {waits.policy_digest}."
             raise Invalid(msg, code="SubjectMismatch", hint=hint)
-        return registry.record_signed(tx, envelope, registry.trust_root(tx, self.settings.trust_root).keys)
+        if reason not in {None, said.reason}:
+            msg = "The reason beside the signed decision is not the one that was signed."
+            raise Invalid(msg, code="SubjectMismatch", hint="Send it inside the signed decision only.")
+        return registry.record_signed(tx, envelope, self._check_root(tx).keys)
+
+    def _check_root(self, tx: Tx) -> TrustRoot:
+        """Read the trust root, which has to be valid still: an expired one admits no decision.
+
+        Raises:
+            Untrusted: ``Expired``, or there is none.
+        """
+        root = registry.trust_root(tx, self.settings.trust_root)
+        if root.expired_at(tx.now):
+            msg = f"The trust root expired on {isoformat(root.expires)}; no decision is taken until it is renewed."
+            raise Untrusted(msg, code="Expired", hint="kneo trust sign --expires 365d --key FILE, then commit.")
+        return root
 
     def _check_known(self, tx: Tx, environment: str, actor: str) -> None:
-        if self.over_http:
-            self.check_may_decide(tx, environment, actor)
+        """Check that somebody who holds, suspends or rolls back is one of those who decide about the environment."""
+        if self.over_http and releases.environment(tx, environment) is not None:
+            self._check_person(tx, environment, actor)
 
     def check_may_decide(self, tx: Tx, environment: str, actor: str) -> None:
         """Check that somebody whom we only authenticated has a say in an environment.
@@ -120,18 +159,54 @@ class Deployments:
         if rule.signed:
             msg = f"{environment} counts only decisions that people sign with their own keys."
             raise Forbidden(msg, code="signature_required", hint="kneo approve --key FILE")
+        self._check_person(tx, environment, actor)
+
+    def _check_person(self, tx: Tx, environment: str, actor: str) -> None:
+        spec = registry.declared(tx, environment).spec
+        rule = spec.approvals
+        if rule is None:
+            return
         person = spec.people.get(actor)
         if person is None or not set(person.roles) & set(rule.roles):
             msg = f"{actor} may not decide about {environment}; that takes the role {' or '.join(rule.roles)} there."
             raise Forbidden(msg, code="not_an_approver", hint=f"environments/{environment}.yaml lists people.")
 
+    def _check_may_decide_rules(self, tx: Tx, environment: str, actor: str) -> None:
+        """Check that somebody whom we only authenticated has a say in an environment file that waits.
+
+        The first file of an environment, and one that lets runs bring their own specs, are approved by the people of every
+        environment that requires approvals; which of them still have to, the controller says each time.
+
+        Raises:
+            Forbidden: ``not_an_approver``, or ``signature_required``.
+        """
+        refused: list[KneoError] = []
+        names = [record.name for record in releases.list_environments(tx)]
+        for name in sorted(names, key=lambda one: one != environment):
+            rule = registry.declared(tx, name).spec.approvals
+            if rule is None or rule.required == 0:
+                continue
+            try:
+                self.check_may_decide(tx, name, actor)
+            except Forbidden as error:
+                refused.append(error)
+            else:
+                return
+        if refused:
+            raise refused[0]
+        msg = f"No rules are in force yet that say who may approve the first file of {environment}."
+        hint = f"Sign with a key of the trust root: kneo approve {environment} --policy --key FILE"
+        raise Forbidden(msg, code="signature_required", hint=hint)
+
     def _expiry(self, tx: Tx, environment: str) -> datetime:
-        return tx.now + (registry.declared(tx, environment).spec.approvals or Approvals()).expires
+        record = releases.environment(tx, environment)
+        rule = registry.declared(tx, environment).spec.approvals if record is not None else None
+        return tx.now + (rule or Approvals()).expires
 
     def accept_rewrite(self, envelope: bytes, *, actor: str) -> Json:
         """Record that somebody of the root role agrees to a rewritten history."""
         with self.store.write() as tx:
-            root = registry.trust_root(tx, self.settings.trust_root)
+            root = self._check_root(tx)
             said = parse_approval(parse_envelope(envelope, file="approval").payload).predicate
             found = sources.source(tx)
             if found is None or found.refused_code != "HistoryRewritten":
@@ -175,6 +250,7 @@ class Deployments:
         """Change nothing in an environment for a while."""
         self._require_controller()
         with self.store.write() as tx:
+            self._check_known(tx, environment, actor)
             item = Suspension(environment=environment, actor=actor, reason=reason, since=tx.at, until=_until(tx, until))
             registry.suspend(tx, item)
         return {"suspension": asdict(item), **self._after(environment, actor)}
@@ -183,6 +259,7 @@ class Deployments:
         """Let an environment change again."""
         self._require_controller()
         with self.store.write() as tx:
+            self._check_known(tx, environment, actor)
             registry.unsuspend(tx, environment, actor=actor)
         return self._after(environment, actor)
 
@@ -265,7 +342,8 @@ class Deployments:
 
 def approval(record: ApprovalRecord) -> Json:
     """A decision, without its proof's bytes."""
-    return {name: value for name, value in asdict(record).items() if name != "envelope"}
+    without = {name: value for name, value in asdict(record).items() if name != "envelope"}
+    return without | {"reason": registry.reason_of(record)}
 
 
 def explanation(found: Explanation) -> Json:

@@ -11,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from kneo.redaction import hide_paths, redact, redact_text
-from kneo.registry import EnvironmentStatus
+from kneo.registry import EnvironmentStatus, reason_of
 from kneo.service.task_wire import epoch, human_request, votes_of
 from kneo.service.words import say
 from kneo.state.audit import SealedEvent
-from kneo.state.release import Pending, Promotion, Release
+from kneo.state.release import ApprovalRecord, Pending, Promotion, Release
 from kneo.state.run import Checkpoint, Run, StepRecord, TraceEvent
 from kneo.state.task import UNRESOLVED, HumanTask
+from kneo.store import approvals
+from kneo.store.engine import Tx
 
 Json = dict[str, object]
 
@@ -194,6 +196,25 @@ def release(item: Release) -> Json:
 
 def promotion(item: Promotion) -> Json:
     return asdict(item) | {"approvals": list(item.approvals)}
+
+
+def history(tx: Tx, name: str, items: Sequence[Promotion]) -> Json:
+    """What an environment served, with the decisions that each change rests on."""
+    found = {item.id: approvals.approvals_by_id(tx, item.approvals) for item in items}
+    changes = [promotion(item) | {"decisions": [decision(one) for one in found[item.id]]} for item in items]
+    return {"environment": name, "promotions": changes}
+
+
+def decision(item: ApprovalRecord) -> Json:
+    """Who decided what about a release, and why."""
+    return {
+        "id": item.id,
+        "principal": item.principal,
+        "decision": item.decision,
+        "signed": item.signed,
+        "at": item.first_seen_at,
+        "reason": reason_of(item),
+    }
 
 
 def audit_event(item: SealedEvent) -> Json:

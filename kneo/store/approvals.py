@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Row, delete, select
+from sqlalchemy import ColumnElement, Row, delete, or_, select, update
 
 from kneo.state.release import ApprovalRecord, Hold, Suspension
 from kneo.store.engine import Tx, insert_ignoring_duplicates, upsert
@@ -36,17 +36,30 @@ def insert_approval(tx: Tx, item: ApprovalRecord) -> bool:
     )
 
 
+def note_origin(tx: Tx, identity: str, origin: str) -> bool:
+    """Note that a decision came by another way too; say whether that is news."""
+    other = (approvals.c.id == identity) & (approvals.c.origin != origin)
+    return tx.connection.execute(update(approvals).where(other).values(origin=origin)).rowcount > 0
+
+
 def list_approvals(
     tx: Tx, environment: str | None = None, subject: str | None = None, *, unexpired_at: str | None = None
 ) -> tuple[ApprovalRecord, ...]:
-    """Read decisions in the order in which they were first seen."""
+    """Read decisions in the order in which they were first seen.
+
+    Args:
+        tx: An open transaction.
+        environment: Only those about this environment.
+        subject: Only those about this.
+        unexpired_at: Leave out approvals that expired by then; a rejection stands until it is taken back.
+    """
     wanted = []
     if environment is not None:
         wanted.append(approvals.c.environment == environment)
     if subject is not None:
         wanted.append(approvals.c.subject == subject)
     if unexpired_at is not None:
-        wanted.append(approvals.c.expires_at > unexpired_at)
+        wanted.append(or_(approvals.c.expires_at > unexpired_at, approvals.c.decision == "reject"))
     rows = tx.connection.execute(select(approvals).where(*wanted).order_by(approvals.c.first_seen_at, approvals.c.id))
     return tuple(_approval(row) for row in rows)
 

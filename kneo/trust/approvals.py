@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from kneo.digest import Digest
 from kneo.errors import Invalid, Untrusted
@@ -12,8 +12,11 @@ from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
 from kneo.trust.signers import Signer, TrustedKey, find_signers
-from kneo.trust.statement import ApprovalPredicate, parse_approval
+from kneo.trust.statement import ApprovalPredicate, Decision, parse_approval
 from kneo.trust.verified import SEAL, VerifiedApproval
+
+CLOCK_SKEW = timedelta(minutes=5)
+"""How far the clock of whoever signs may be ahead of ours."""
 
 
 def verify_approval(  # noqa: PLR0913 - what a decision is bound to is all of this, and all by name
@@ -34,7 +37,8 @@ def verify_approval(  # noqa: PLR0913 - what a decision is bound to is all of th
     2. Somebody of these roles signed it with a key that is not revoked.
     3. The signed bytes are an approval statement and nothing else.
     4. It is about this bundle, this environment and this policy.
-    5. It has not expired.
+    5. It is an approval that has not expired, or a rejection: that counts until its maker takes it back.
+    6. We saw it first while the trust root had not expired, and not before it was signed.
 
     Whether approver and signer may be the same person, and how many are needed, is for the gate.
 
@@ -75,9 +79,14 @@ def verify_approval(  # noqa: PLR0913 - what a decision is bound to is all of th
     wanted = {"bundle": bundle_digest, "environment": environment, "policy": policy_digest}
     _check_binding(statement.predicate, statement.subject_digest, wanted, file)
     # (5)
-    if now >= statement.predicate.expires:
-        msg = f"{file}: expired at {statement.predicate.expires.isoformat()}."
-        raise Untrusted(msg, code="Expired", hint="Approve again.")
+    _check_unexpired(statement.predicate, now, file)
+    # (6)
+    if root.expired_at(seen):
+        msg = f"{file}: the trust root expired on {root.expires.isoformat()}, before this decision was seen."
+        raise Untrusted(
+            msg, code="Expired", hint="Renew the trust root with kneo trust sign --expires, then decide again."
+        )
+    check_issued(statement.predicate, seen, file=file)
     return VerifiedApproval(statement=statement, envelope=envelope, signers=signers, seal=SEAL)
 
 
@@ -111,11 +120,27 @@ def verify_recorded_approval(
         raise Untrusted(msg, code="SignatureInvalid")
     wanted = {"bundle": bundle_digest, "environment": environment, "policy": policy_digest}
     _check_binding(statement.predicate, statement.subject_digest, wanted, file)
-    if now >= statement.predicate.expires:
-        msg = f"{file}: expired at {statement.predicate.expires.isoformat()}."
-        raise Untrusted(msg, code="Expired", hint="Approve again.")
+    _check_unexpired(statement.predicate, now, file)
     signer = Signer(approver, service_key.keyid)
     return VerifiedApproval(statement=statement, envelope=envelope, signers=(signer,), seal=SEAL)
+
+
+def check_issued(predicate: ApprovalPredicate, seen: datetime, *, file: str = "approval") -> None:
+    """Refuse a decision dated ahead of when it was first seen: it would outdo what its maker decides until then.
+
+    Raises:
+        Untrusted: ``NotYetValid``.
+    """
+    issued = predicate.issued_at
+    if issued is not None and issued > seen + CLOCK_SKEW:
+        msg = f"{file}: signed at {issued.isoformat()}, which lies ahead."
+        raise Untrusted(msg, code="NotYetValid", hint="Set the clock of the machine that signs, and decide again.")
+
+
+def _check_unexpired(predicate: ApprovalPredicate, now: datetime, file: str) -> None:
+    if predicate.decision is Decision.APPROVE and now >= predicate.expires:
+        msg = f"{file}: expired at {predicate.expires.isoformat()}."
+        raise Untrusted(msg, code="Expired", hint="Approve again.")
 
 
 def _open(envelope: bytes, file: str) -> Envelope:

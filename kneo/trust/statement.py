@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated
 
@@ -32,6 +32,9 @@ from kneo.trust.reading import (
 
 BUNDLE_TYPE = "urn:kneo:attestation:bundle:v1"
 APPROVAL_TYPE = "urn:kneo:attestation:approval:v1"
+
+APPROVAL_LIFE = timedelta(days=366)
+"""Longest time for which a decision may count from when it was signed."""
 
 ENVIRONMENTS = 64
 DEPENDENCIES = 64
@@ -89,7 +92,16 @@ class ApprovalPredicate(Record):
     """The rules that were in force when somebody decided; under other rules the decision says nothing."""
 
     decision: Annotated[Decision, Field(strict=False)]
+    issued_at: Time | None = None
+    """When its maker signed it: of one person's statements the one signed last counts, whenever it is brought. Absent only
+    in statements that were recorded before this field existed."""
+
     expires: Time
+    """From when on an approval does not count any more. A rejection counts until its maker takes it back."""
+
+    reason: Line | None = None
+    """Why, in the words of whoever decided."""
+
     about: About | None = None
     """What was decided about where that is no bundle; ``bundle_digest`` is then the digest of this."""
 
@@ -149,6 +161,10 @@ def parse_approval(payload: bytes, *, file: str = "approval") -> ApprovalStateme
     if predicate.about is not None and predicate.about.digest != predicate.bundle_digest:
         msg = f"{file}: what it says it is about is not its subject."
         raise Invalid(msg, code="Malformed")
+    issued, expires = predicate.issued_at, predicate.expires
+    if issued is not None and not issued < expires <= issued + APPROVAL_LIFE:
+        msg = f"{file}: expires has to be after issuedAt, and at most {APPROVAL_LIFE.days} days after it."
+        raise Invalid(msg, code="Malformed", hint="Sign the decision again with a shorter --expires.")
     return ApprovalStatement(payload, predicate, statement.subject_name, statement.subject_digest)
 
 
@@ -194,15 +210,17 @@ def build_bundle(  # noqa: PLR0913 - one argument per field of the predicate, al
     return BundleStatement(payload, predicate, name, spec_digest)
 
 
-def build_approval(
+def build_approval(  # noqa: PLR0913 - as above
     *,
     bundle_name: str,
     bundle_digest: Digest,
     environment: str,
     policy_digest: Digest,
     decision: Decision,
+    issued_at: datetime,
     expires: datetime,
     approver: str | None = None,
+    reason: str | None = None,
     about: About | None = None,
 ) -> ApprovalStatement:
     """Write down a decision so that its maker can sign it.
@@ -217,19 +235,20 @@ def build_approval(
             "environment": environment,
             "policyDigest": policy_digest,
             "decision": decision,
+            "issuedAt": issued_at,
             "expires": expires,
             "approver": approver,
+            "reason": reason,
             "about": about,
         },
         file="approval",
     )
-    payload = _payload(APPROVAL_TYPE, bundle_name, bundle_digest, predicate)
-    return ApprovalStatement(payload, predicate, bundle_name, bundle_digest)
+    return parse_approval(_payload(APPROVAL_TYPE, bundle_name, bundle_digest, predicate))
 
 
 def _payload(predicate_type: str, name: str, digest: Digest, predicate: Record) -> bytes:
     view = predicate.model_dump(mode="json", by_alias=True)
-    for optional in ("expiresAt", "approver", "about"):
+    for optional in ("expiresAt", "approver", "about", "reason"):
         if view.get(optional, 0) is None:
             del view[optional]
     if isinstance(about := view.get("about"), dict):

@@ -33,6 +33,7 @@ class Tour:
         self.made = self.machine.json("init", "acme")
         self.repo = Path(str(self.made["directory"]))
         self.key = Path(str(self.made["key"]))
+        self.approver = str(self.made["keys"]["approver"])
         self.pin = str(self.made["trust_root"])
 
     def up(self) -> Process:
@@ -71,6 +72,18 @@ class Tour:
         self.sign(version)
         self.name_release(version)
         self.commit(f"Release {NAME} {version} to prod")
+
+    def approve(self, up: Process, version: str) -> None:
+        """Approve a release that waits, as the README says: in the clone, with the key of another person."""
+        eventually(lambda: [item for item in prod(up, "pending") if item["version"] == version])
+        words = ["--key", self.approver, "--reason", "Read the diff", "--service-url", up.url]
+        self.machine.kneo("approve", f"prod/{NAME}@{version}", *words, cwd=self.repo)
+
+    def deploy(self, up: Process, version: str) -> None:
+        """Release a version to prod, approve it, and wait until it is served."""
+        self.release(version)
+        self.approve(up, version)
+        eventually(lambda: served(up, version))
 
     def rows(self) -> dict[str, list[tuple[object, ...]]]:
         """Everything the registry and the engine hold, as it is stored."""
@@ -141,7 +154,16 @@ def test_a_commit_deploys_and_a_person_approves(tour: Tour) -> None:
     assert condition(up, "Ready")["status"]
 
     tour.release("1.1.0")
+    waiting = eventually(lambda: prod(up, "pending"))
+    assert (waiting[0]["reason"], waiting[0]["who"]) == ("AwaitingApproval", ["approver"])
+    assert served(up, "1.0.0")
+    release_key = ["--key", str(tour.key), "--service-url", up.url]
+    tour.machine.kneo("approve", f"prod/{NAME}@1.1.0", *release_key, cwd=tour.repo)
+    assert served(up, "1.0.0"), "whoever signed the bundle does not approve it"
+    tour.approve(up, "1.1.0")
     eventually(lambda: served(up, "1.1.0"))
+    (approval,) = up.get("/environments/prod/history")["promotions"][0]["decisions"]
+    assert (approval["principal"], approval["reason"]) == ("approver", "Read the diff")
     run = start_run(up)
     release = run["metadata"]["release"]
     assert release["version"] == "1.1.0"
@@ -175,7 +197,10 @@ def test_commands_do_what_the_routes_do(tour: Tour) -> None:
     assert [item["run_id"] for item in kneo("runs", "list", *at)["runs"]] == [run["run_id"]]
     tour.release("2.0.0")
     answer = kneo("reconcile", "prod", *at)
-    assert answer["environment"]["releases"][0]["version"] == "2.0.0"
+    assert answer["environment"]["pending"][0]["gate"] == "approvals"
+    assert kneo("why", f"prod/{NAME}", *at)["who"] == ["approver"]
+    approved = kneo("approve", f"prod/{NAME}@2.0.0", "--key", tour.approver, *at, cwd=tour.repo)
+    assert approved["environment"]["releases"][0]["version"] == "2.0.0"
     assert kneo("status", "prod", *at)["releases"][0]["version"] == "2.0.0"
     # The same, from the database beside the process: a local run is driven by the process that executes steps.
     local = kneo("run", "--bundle", NAME, "--env", "prod", "--input", "beside")
@@ -268,8 +293,7 @@ def test_a_revert_serves_the_previous_release_again(tour: Tour) -> None:
     up = tour.up()
     eventually(lambda: served(up, "1.0.0"))
     first = served(up, "1.0.0")[0]["digest"]
-    tour.release("1.1.0")
-    eventually(lambda: served(up, "1.1.0"))
+    tour.deploy(up, "1.1.0")
     run = start_run(up)
     second = run["metadata"]["release"]["digest"]
     assert second != first
@@ -296,6 +320,5 @@ def test_the_roles_work_as_processes_of_their_own(tour: Tour) -> None:
     eventually(lambda: served(service, "1.0.0"))
     run = start_run(service)
     assert approve(service, run)["status"] == "succeeded"
-    tour.release("1.1.0")
-    eventually(lambda: served(service, "1.1.0"))
+    tour.deploy(service, "1.1.0")
     assert [process.terminate() for process in (service, worker, controller)] == [0, 0, 0]

@@ -88,8 +88,7 @@ def get_environment_history(
     """List an environment's promotions, newest first."""
     with service.store.read() as tx:
         registry.find_status(tx, name)
-        found = releases.list_promotions(tx, name, bundle, limit)
-    return {"environment": name, "promotions": [wire.promotion(item) for item in found]}
+        return wire.history(tx, name, releases.list_promotions(tx, name, bundle, limit))
 
 
 @router.get("/environments/{name}/why/{bundle}", operation_id="explain_release", responses=shows(answers.Why))

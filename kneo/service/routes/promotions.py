@@ -23,6 +23,9 @@ class DecisionOrder(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     envelope: Annotated[str, Field(min_length=1, max_length=65_536)] | None = None
+    reason: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
+        default=None, description="Why, in one line; a signed decision carries its own."
+    )
 
 
 @router.get("/promotions", operation_id="list_promotions", responses=shows(answers.PromotionList))
@@ -52,5 +55,8 @@ def reject(promotion_id: str, service: Here, principal: Decider, order: Decision
 def _decide(
     promotion_id: str, decision: Decision, service: Here, principal: Decider, order: DecisionOrder | None
 ) -> Json:
-    envelope = order.envelope.encode() if order is not None and order.envelope is not None else None
-    return deployments(service).decide_by_id(promotion_id, decision, actor=principal.name, envelope=envelope)
+    order = order or DecisionOrder()
+    envelope = order.envelope.encode() if order.envelope is not None else None
+    return deployments(service).decide_by_id(
+        promotion_id, decision, actor=principal.name, envelope=envelope, reason=order.reason
+    )

@@ -105,8 +105,9 @@ def test_from_a_plan_to_a_proof(machine: Machine, repo: ConfigRepo) -> None:
     assert (why["gate"], why["who"]) == ("approvals", ["ann", "bob"][1:])
     machine.kneo("approve", "prod/mail", expect=2)
     machine.kneo("approve", "prod/nothing", "--key", str(key), expect=4)
-    approved = machine.json("approve", "prod/mail", "--key", str(key))
-    assert approved["approval"]["principal"] == "bob"
+    machine.kneo("approve", "prod/mail", "--key", str(key), expect=2)
+    approved = machine.json("approve", "prod/mail@1.1.0", "--key", str(key), "--reason", "read it")
+    assert (approved["approval"]["principal"], approved["approval"]["reason"]) == ("bob", "read it")
     machine.kneo(*once)
     status = machine.json("status", "prod")
     assert [item["version"] for item in status["releases"]] == ["1.1.0"]
@@ -136,14 +137,17 @@ def test_the_two_ways_out_of_a_refused_commit_take_a_key(machine: Machine, repo:
     repo.git("commit", "-q", "--amend", "-m", "Another past")
     machine.kneo(*once, expect=1)
     assert machine.json("source", "show")["refused_code"] == "HistoryRewritten"
-    machine.kneo("source", "accept-rewrite", "--key", str(_key(machine, repo)))
+    machine.kneo("source", "accept-rewrite", "--key", str(_key(machine, repo)), expect=2)
+    new = ("--commit", repo.head()[:12])
+    machine.kneo("source", "accept-rewrite", "--key", str(_key(machine, repo)), *new)
     machine.kneo(*once)
     assert machine.json("source", "show")["refused_code"] is None
 
     repo.environment("prod", {}, inlineSpecs=False)
     repo.commit("Empty prod")
     assert machine.json(*once, expect=1)["environments"]["prod"] == "MassPruneBlocked"
-    machine.kneo("approve", "prod", "--prune", "--key", str(_key(machine, repo)))
+    machine.kneo("approve", "prod", "--prune", "--key", str(_key(machine, repo)), expect=2)
+    machine.kneo("approve", "prod", "--prune", "--key", str(_key(machine, repo)), "--yes")
     assert machine.json(*once)["environments"]["prod"] == "Ready"
     assert machine.json("status", "prod")["releases"] == []
 

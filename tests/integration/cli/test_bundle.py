@@ -75,7 +75,17 @@ def test_versions_follow_each_other(sign: Callable[..., Any], repo: dict[str, An
 def test_a_second_signature_joins_the_first(
     kneo: Kneo, sign: Callable[..., Any], repo: dict[str, Any], verify: Callable[..., Any]
 ):
-    add = ["trust", "add-key", repo["stranger"], "--principal", "bob", "--role", "release", "--key", repo["key"]]
+    add = [
+        "trust",
+        "add-key",
+        repo["stranger"],
+        "--principal",
+        "bob",
+        "--role",
+        "release",
+        "--key",
+        repo["keys"]["root"],
+    ]
     assert kneo(*add).status == 0
     prod = Path("environments/prod.yaml")
     prod.write_text(prod.read_text().replace("roles: [release], threshold: 1", "roles: [release], threshold: 2"))
@@ -325,7 +335,7 @@ def test_openssl_checks_what_is_exported(
 ):
     key = str(tmp_path / "k.pem")
     kneo("keys", "generate", "-o", key, "--algorithm", algorithm)
-    kneo("trust", "add-key", key, "--principal", "bob", "--role", "release", "--key", repo["key"])
+    kneo("trust", "add-key", key, "--principal", "bob", "--role", "release", "--key", repo["keys"]["root"])
     sign("1.1.0", key=key)
     out = tmp_path / "out"
     assert kneo("spec", "bundle", "export", path_of("1.1.0"), "--format", "pae", "--output", out).status == 0

@@ -36,12 +36,17 @@ def test_the_answer(kneo: Kneo, tmp_path: Path):
         "bundle": "announcement@1.0.0",
         "environments": ["dev", "staging", "prod"],
     }
+    assert made.json["keys"] == {
+        role: str(tmp_path / "acme-keys" / f"{role}.pem") for role in ("root", "release", "approver")
+    }
+    assert made.json["principals"] == {"root": "owner", "release": "owner", "approver": "approver"}
     assert str(made.json["trust_root"]).startswith("sha256:")
 
 
 def test_everything_is_committed_and_verifies(kneo: Kneo, tmp_path: Path):
     made = kneo("init", "acme", "--json").json
     repo = tmp_path / "acme"
+    approver = PrivateKey.load(Path(made["keys"]["approver"]).read_bytes()).keyid.removeprefix("sha256:")
     assert git(repo, "status", "--porcelain", "--ignored") == ""
     assert git(repo, "rev-list", "--count", "main") == "1"
     assert git(repo, "ls-tree", "-r", "--name-only", "main").split() == [
@@ -54,9 +59,13 @@ def test_everything_is_committed_and_verifies(kneo: Kneo, tmp_path: Path):
         ".gitignore",
         "README.md",
         "announcement_functions.py",
+        f"bundles/announcement/1.0.0.approvals/{approver}.dsse.json",
         BUNDLE,
+        f"environments/dev.approvals/{approver}.dsse.json",
         "environments/dev.yaml",
+        f"environments/prod.approvals/{approver}.dsse.json",
         "environments/prod.yaml",
+        f"environments/staging.approvals/{approver}.dsse.json",
         "environments/staging.yaml",
         "environments/trust.json",
         "specs/announcement.yaml",
@@ -82,11 +91,33 @@ def test_everything_is_committed_and_verifies(kneo: Kneo, tmp_path: Path):
 
 def test_the_key_is_private_and_elsewhere(kneo: Kneo, tmp_path: Path):
     made = kneo("init", "acme", "--json").json
-    key = Path(made["key"])
-    assert not key.is_relative_to(tmp_path / "acme")
-    assert (key.stat().st_mode & 0o777, key.parent.stat().st_mode & 0o777) == (0o600, 0o700)
-    secret = key.read_text().splitlines()[1]
-    assert all(secret.encode() not in content for content in everything(tmp_path / "acme").values())
+    for key in map(Path, made["keys"].values()):
+        assert not key.is_relative_to(tmp_path / "acme")
+        assert (key.stat().st_mode & 0o777, key.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+        secret = key.read_text().splitlines()[1]
+        assert all(secret.encode() not in content for content in everything(tmp_path / "acme").values())
+
+
+def test_each_key_does_one_thing_and_prod_asks_for_another_person(kneo: Kneo, tmp_path: Path):
+    made = kneo("init", "acme", "--principal", "bob", "--approver", "ann", "--json").json
+    keys = {role: PrivateKey.load(Path(path).read_bytes()).keyid for role, path in made["keys"].items()}
+    shown = kneo("trust", "show", "--file", "acme/environments/trust.json", "--json").json
+    assert {name: role["keys"] for name, role in shown["roles"].items()} == {role: [keys[role]] for role in keys}
+    assert [shown["keys"][keys[role]]["principal"] for role in ("root", "release", "approver")] == ["bob", "bob", "ann"]
+    prod = parse_environment((tmp_path / "acme/environments/prod.yaml").read_bytes(), file="prod.yaml").spec
+    assert prod.approvals is not None
+    assert (prod.approvals.required, prod.approvals.exclude) == (1, ("bundle_signer",))
+    assert prod.people["ann"].roles == ("approver",)
+
+
+def test_one_person_cannot_hold_both_sides(kneo: Kneo, tmp_path: Path):
+    assert kneo("init", "acme", "--principal", "ann", "--approver", "ANN").status == 2
+    assert kneo("init", "acme", "--key", "approver.pem").status == 2
+    kneo("keys", "generate", "-o", "release.pem")
+    (tmp_path / "approver.pem").write_bytes((tmp_path / "release.pem").read_bytes())
+    (tmp_path / "approver.pem").chmod(0o600)
+    assert kneo("init", "acme", "--key", "release.pem").status == 2
+    assert not (tmp_path / "acme").exists()
 
 
 @pytest.mark.parametrize("word", ["@NAME@", "@MODULE@", "@DIRECTORY@", "@TRUST_ROOT@", "@VERSION@"])
@@ -170,7 +201,7 @@ def test_a_key_that_is_there_is_used(kneo: Kneo, tmp_path: Path):
     assert made["key"] == str(tmp_path / "ann.pem")
     keyid = PrivateKey.load((tmp_path / "ann.pem").read_bytes()).keyid
     shown = kneo("trust", "show", "--file", "acme/environments/trust.json", "--json").json
-    assert list(shown["keys"]) == [keyid]
+    assert shown["roles"]["release"]["keys"] == [keyid]
     assert shown["keys"][keyid]["principal"] == "ann"
 
 

@@ -157,6 +157,7 @@ def test_where_people_must_sign_themselves_their_envelope_is_asked_for(
             environment="prod",
             policy_digest=waits["policy_digest"],
             decision=Decision.APPROVE,
+            issued_at=bench.store.clock.now(),
             expires=bench.store.clock.now() + timedelta(days=1),
         )
         envelope = serialise(sign(PAYLOAD_TYPE, statement.payload, key)).decode()

@@ -40,6 +40,7 @@ def _approval(siege: Siege, subject: Digest, **changes: object) -> bytes:
         "environment": "pair",
         "policy_digest": parse_environment(file.read_bytes(), file=file.name).policy_digest,
         "decision": Decision.APPROVE,
+        "issued_at": siege.now - timedelta(hours=1),
         "expires": siege.now + timedelta(days=1),
     }
     return build_approval(**{**fields, **changes}).payload
@@ -129,7 +130,7 @@ def test_it_counts_for_nothing_and_nothing_changes(siege: Siege, name: str) -> N
 
 def test_the_one_that_is_asked_for_opens_the_gate(siege: Siege) -> None:
     def honest(siege: Siege) -> None:
-        _by(siege, siege.cid)
+        _by(siege, siege.cid, issued_at=siege.now)
 
     assert siege.attempt(honest).outcomes["pair"].state == "Ready"
     assert siege.bench.served("pair") == {"mail": EVIL}

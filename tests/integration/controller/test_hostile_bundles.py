@@ -131,6 +131,7 @@ def an_approval_where_a_bundle_belongs(siege: Siege) -> None:
         environment="prod",
         policy_digest=siege.repo.pin,
         decision=Decision.APPROVE,
+        issued_at=siege.now,
         expires=siege.now + timedelta(days=1),
     )
     siege.plant(siege.signed(approval.payload))

@@ -49,6 +49,7 @@ def agree(bench: Bench, about: About | None, *, subject: Digest | None = None) -
         subject=subject or (about.digest if about else Digest(str(waits.subject))),
         policy_digest=Digest(str(waits.policy_digest)),
         decision=Decision.APPROVE,
+        issued_at=bench.store.clock.now(),
         expires=bench.store.clock.now() + timedelta(days=1),
         about=about,
     )
@@ -137,6 +138,7 @@ def test_statements_read_as_they_were_written(bench: Bench) -> None:
             environment="prod",
             policy_digest=bench.repo.pin,
             decision=Decision.APPROVE,
+            issued_at=bench.store.clock.now() - timedelta(hours=1),
             expires=bench.store.clock.now(),
             about=about,
         )
@@ -157,6 +159,7 @@ def test_a_plain_approval_does_not_rewrite_history(bench: Bench) -> None:
         environment="source",
         policy_digest=bench.repo.pin,
         decision=Decision.APPROVE,
+        issued_at=bench.store.clock.now(),
         expires=bench.store.clock.now() + timedelta(days=1),
     )
     with bench.store.write() as tx:

@@ -77,11 +77,12 @@ def test_an_approval_says_what_the_format_says() -> None:
         environment="prod",
         policy_digest=Digest("sha256:" + "c" * 64),
         decision=Decision.APPROVE,
-        expires=NOW,
+        issued_at=NOW,
+        expires=NOW + timedelta(days=7),
     )
     value = json.loads(approval.payload)
     assert value["predicateType"] == "urn:kneo:attestation:approval:v1"
-    assert set(value["predicate"]) == {"bundleDigest", "environment", "policyDigest", "decision", "expires"}
+    assert set(value["predicate"]) == {"bundleDigest", "environment", "policyDigest", "decision", "issuedAt", "expires"}
     assert value["predicate"]["decision"] == "approve"
     assert parse_approval(approval.payload) == approval
 

@@ -319,6 +319,7 @@ def approval(key: PrivateKey, **changes: object) -> bytes:
         "environment": "prod",
         "policy_digest": POLICY,
         "decision": Decision.APPROVE,
+        "issued_at": NOW - DAY,
         "expires": NOW + DAY,
     }
     return signed(build_approval(**{**fields, **changes}).payload, key)  # type: ignore[arg-type]
@@ -341,7 +342,7 @@ def test_an_approval_holds_for_what_it_was_made_about() -> None:
     assert approval_refusal(approval(CARA, environment="dev")) == "SubjectMismatch"
     assert approval_refusal(approval(CARA, bundle_digest=OLD)) == "SubjectMismatch"
     assert approval_refusal(approval(CARA, policy_digest=OLD)) == "SubjectMismatch"
-    assert approval_refusal(approval(CARA, expires=NOW)) == "Expired"
+    assert approval_refusal(approval(CARA, issued_at=NOW - DAY, expires=NOW)) == "Expired"
     assert approval_refusal(approval(ANN)) == "SignatureInvalid"
     assert approval_refusal(approval(CARA), roles=[]) == "SignatureInvalid"
     assert approval_refusal(signed(bundle().payload, CARA)) == "Malformed"
