@@ -41,7 +41,7 @@ class Deployments(Protocol):
 
     def checkpoint(self) -> Json: ...
 
-    def prove(self, seq: int) -> Json: ...
+    def prove(self, seq: int, size: int | None = None) -> Json: ...
 
     def receipt(self, task_id: str) -> Json: ...
 
@@ -104,8 +104,8 @@ class RemoteDeployments:
     def checkpoint(self) -> Json:
         return self.service.send("GET", "/audit/checkpoint")
 
-    def prove(self, seq: int) -> Json:
-        return self.service.send("GET", "/audit/proof", query={"seq": seq})
+    def prove(self, seq: int, size: int | None = None) -> Json:
+        return self.service.send("GET", "/audit/proof", query={"seq": seq, "size": size})
 
     def receipt(self, task_id: str) -> Json:
         return self.service.send("GET", f"/human-tasks/{quote(task_id)}/receipt")
@@ -175,8 +175,8 @@ class LocalDeployments:
         key = self.keys.service_key(self.settings)
         return cast("Json", self.proofs.checkpoint(self.store, key) | {"key": key.public.pem})
 
-    def prove(self, seq: int) -> Json:
-        return cast("Json", self.proofs.prove(self.store, self.keys.service_key(self.settings), seq, None))
+    def prove(self, seq: int, size: int | None = None) -> Json:
+        return cast("Json", self.proofs.prove(self.store, self.keys.service_key(self.settings), seq, size))
 
     def receipt(self, task_id: str) -> Json:
         return cast("Json", self.decisions.receipt_of_task(self.store, task_id))

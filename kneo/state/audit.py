@@ -64,7 +64,10 @@ class SealedEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class ChainVerdict:
-    """What a walk over the whole chain found. ``broken_at`` is the first bad sequence number."""
+    """What a walk over the whole chain found. ``broken_at`` is the first bad sequence number.
+
+    ``signatures`` says whether the signatures of the stored checkpoints were checked, which needs the key.
+    """
 
     valid: bool
     size: int
@@ -72,3 +75,12 @@ class ChainVerdict:
     pending: int
     broken_at: int | None = None
     problem: str | None = None
+    signatures: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What an auditor has written down elsewhere: heads of the chain and roots of the tree, each by the size of the log."""
+
+    heads: Mapping[int, str] = field(default_factory=dict)
+    roots: Mapping[int, str] = field(default_factory=dict)

@@ -79,13 +79,16 @@ class Frontier:
     size: int = 0
     _edge: list[str] = field(default_factory=list)
 
-    def add(self, leaf: str) -> None:
-        """Append a leaf."""
-        current, place = leaf, self.size
+    def add(self, leaf: str) -> tuple[tuple[int, int, str], ...]:
+        """Append a leaf; return the inner nodes that it completes, each with its level and position."""
+        current, place, level = leaf, self.size, 0
+        completed = []
         while place & 1:
-            current, place = parent_of(self._edge.pop(), current), place >> 1
+            current, place, level = parent_of(self._edge.pop(), current), place >> 1, level + 1
+            completed.append((level, place, current))
         self._edge.append(current)
         self.size += 1
+        return tuple(completed)
 
     def root(self) -> str:
         """Compute the root over all leaves so far."""

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, select
+from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, select, update
 
-from kneo.clock import new_id
-from kneo.errors import Invalid
-from kneo.state.audit import EMPTY_HEAD, AuditEvent, ChainVerdict, SealedEvent, head_of, leaf_of
-from kneo.state.merkle import Frontier
-from kneo.store import audit_tree
+from kneo.clock import isoformat, new_id
+from kneo.errors import Invalid, Untrusted
+from kneo.records import replace
+from kneo.state.audit import EMPTY_HEAD, AuditEvent, ChainVerdict, Kept, SealedEvent, head_of, leaf_of
+from kneo.state.merkle import EMPTY_ROOT, Frontier
+from kneo.store import audit_tree, guards
 from kneo.store.engine import Store, Tx, lock_table
 from kneo.store.prepared import Prepared
 from kneo.store.prepared import Row as PreparedRow
 from kneo.store.tables import audit_chain, audit_events, audit_pending
+from kneo.trust.checkpoint import parse_checkpoint, read_checkpoint
+
+if TYPE_CHECKING:
+    from kneo.trust.keys import PublicKey
+
+log = logging.getLogger("kneo.audit")
 
 SEAL_BATCH = 1_000
 """Events that one sealing transaction takes; bounds how long it keeps other writers waiting."""
 
 WALK_BATCH = 2_000
+
+MOST_WAITING = timedelta(minutes=1)
+"""How long an event may wait to be sealed; sealing is done every second."""
+
+NOTHING_KEPT = Kept()
 
 AnyRow = Row[*tuple[object, ...]]
 
@@ -88,16 +103,16 @@ def seal(store: Store) -> int:
     total = 0
     while True:
         with store.write() as tx:
-            count = _seal_batch(tx)
+            count, seen = _seal_batch(tx)
         total += count
-        if count < SEAL_BATCH:
+        if seen < SEAL_BATCH:
             return total
 
 
-_PENDING = Prepared(select(audit_pending.c.event_id).limit(1))
+_PENDING = Prepared(select(audit_pending.c.event_id).where(audit_pending.c.unsealable.is_(False)).limit(1))
 _WAITING = Prepared(
     select(audit_events)
-    .where(audit_events.c.id.in_(select(audit_pending.c.event_id)))
+    .where(audit_events.c.id.in_(select(audit_pending.c.event_id).where(audit_pending.c.unsealable.is_(False))))
     .order_by(audit_events.c.id)
     .limit(bindparam("most"))
 )
@@ -105,19 +120,22 @@ _LINK, _UNLIST = (
     Prepared(insert(audit_chain)),
     Prepared(delete(audit_pending).where(audit_pending.c.event_id == bindparam("sealed"))),
 )
+_LEAVE = Prepared(update(audit_pending).where(audit_pending.c.event_id == bindparam("left")))
 
 
-def _seal_batch(tx: Tx) -> int:
+def _seal_batch(tx: Tx) -> tuple[int, int]:
+    """Seal a batch of waiting events; return how many were sealed, and how many were looked at."""
     if _PENDING.first(tx, {}) is None:
-        return 0
+        return 0, 0
     lock_table(tx, "audit_chain")
     rows = _WAITING.rows(tx, {"most": SEAL_BATCH})
     seq, head = chain_head(tx)
-    links = []
+    links, left = [], []
     for row in rows:
         leaf = _leaf(row)
         if leaf is None:
-            continue  # somebody tampered with it while it waited; the others do not wait for it
+            left.append(row.id)
+            continue
         seq += 1
         head = head_of(head, leaf)
         links.append({"seq": seq, "event_id": row.id, "leaf": leaf, "head": head})
@@ -125,7 +143,12 @@ def _seal_batch(tx: Tx) -> int:
         _LINK.change_many(tx, links)
         audit_tree.extend(tx, seq - len(links) + 1, [str(link["leaf"]) for link in links])
         _UNLIST.change_many(tx, [{"sealed": link["event_id"]} for link in links])
-    return len(links)
+    if left:
+        log.error(
+            "audit events cannot be sealed, because they were changed while they waited: %s", ", ".join(left[:20])
+        )
+        _LEAVE.change_many(tx, [{"left": event_id, "unsealable": True} for event_id in left])
+    return len(links), len(rows)
 
 
 _HEAD = Prepared(select(audit_chain.c.seq, audit_chain.c.head).order_by(audit_chain.c.seq.desc()).limit(1))
@@ -137,27 +160,122 @@ def chain_head(tx: Tx) -> tuple[int, str]:
     return (row.seq, row.head) if row else (0, EMPTY_HEAD)
 
 
-def verify(store: Store) -> ChainVerdict:
-    """Walk the whole chain and compare every event with what was sealed.
+def verify(
+    store: Store, *, keys: Sequence[PublicKey] = (), kept: Kept = NOTHING_KEPT, waiting: timedelta | None = MOST_WAITING
+) -> ChainVerdict:
+    """Walk the whole chain, compare every event with what was sealed, and everything beside it with what follows from it.
 
-    Finds an edited event, a removed or added one, and an edited link. A rewrite of the whole chain is found only by
-    comparing ``head`` with one written down elsewhere.
+    Finds an edited event, a removed or added one, an edited link, a tree or checkpoint that is not that of the events, events
+    that are not sealed, and triggers or views that could swallow some. A rewrite of all of it, by somebody who has the key too,
+    is found only by comparing with what was written down elsewhere.
+
+    Args:
+        store: The database.
+        keys: The public keys that signed checkpoints; without any, their signatures are not checked.
+        kept: What an auditor has written down.
+        waiting: How long an event may wait to be sealed; None for a copy, in which nothing is sealed.
     """
     with store.read() as tx:
+        walked = _Walk(tx, kept)
+        verdict = walked.verdict()
+        if verdict.valid:
+            problem = (
+                _note_problem(walked.checkpoints, keys)
+                or _problem_outside(tx)
+                or (_waiting_problem(tx, waiting) if waiting is not None else None)
+                or guards.problem(tx)
+            )
+            verdict = replace(verdict, valid=problem is None, problem=problem)
+        return replace(verdict, signatures=bool(keys))
+
+
+class _Walk:
+    """One walk over the chain, from its first event on."""
+
+    def __init__(self, tx: Tx, kept: Kept) -> None:
+        self._tx = tx
+        self.checkpoints = audit_tree.checkpoints(tx)
+        self._stored = {item.size: item.root for item in self.checkpoints}
+        self._kept = kept
+
+    def verdict(self) -> ChainVerdict:
         size, head, problem = 0, EMPTY_HEAD, None
-        tree, said = Frontier(), {item.size: item.root for item in audit_tree.checkpoints(tx)}
-        for row in _walk(tx):
-            tree.add(row.leaf)
-            problem = _problem(row, size + 1, head) or _contradicts(tree, said)
+        tree, nodes = Frontier(), audit_tree.NodeCheck(self._tx)
+        for row in _walk(self._tx):
+            problem = _problem(row, size + 1, head)
             if problem:
-                return ChainVerdict(valid=False, size=size, head=head, pending=0, broken_at=size + 1, problem=problem)
+                break
+            nodes.add(tree.add(row.leaf))
+            problem = self._contradicts(tree, row.head)
+            if problem:
+                break
             size, head = row.seq, row.head
-        if said and max(said) > size:
-            problem = f"a checkpoint of {max(said)} events exists, and the log has {size}"
-            return ChainVerdict(valid=False, size=size, head=head, pending=0, broken_at=size + 1, problem=problem)
-        waiting = tx.connection.execute(select(func.count()).select_from(audit_pending)).scalar_one()
-        problem = _problem_outside(tx)
-        return ChainVerdict(valid=problem is None, size=size, head=head, pending=waiting, problem=problem)
+            if size % WALK_BATCH == 0 and (problem := nodes.problem()):
+                break
+        else:
+            problem = self._missing(size) or nodes.problem() or nodes.problem_beyond(size)
+            if not problem:
+                waiting = self._tx.connection.execute(select(func.count()).select_from(audit_pending)).scalar_one()
+                return ChainVerdict(valid=True, size=size, head=head, pending=waiting)
+        return ChainVerdict(valid=False, size=size, head=head, pending=0, broken_at=size + 1, problem=problem)
+
+    def _contradicts(self, tree: Frontier, head: str) -> str | None:
+        """Compare the first events with what was said about exactly so many of them."""
+        size = tree.size
+        if self._kept.heads.get(size, head) != head:
+            return f"the head over the first {size} events is not the one that was kept"
+        for roots, whose in ((self._stored, "that was made of them"), (self._kept.roots, "that was kept")):
+            if size in roots and roots[size] != tree.root():
+                return f"the first {size} events are not those of the checkpoint {whose}"
+        return None
+
+    def _missing(self, size: int) -> str | None:
+        for sizes, what in (
+            (self._stored, "checkpoint"),
+            (self._kept.roots, "kept checkpoint"),
+            (self._kept.heads, "kept head"),
+        ):
+            if sizes and max(sizes) > size:
+                return f"a {what} of {max(sizes)} events exists, and the log has {size}"
+        if self._kept.heads.get(0, EMPTY_HEAD) != EMPTY_HEAD or self._kept.roots.get(0, EMPTY_ROOT) != EMPTY_ROOT:
+            return "what was kept of an empty log is not that of an empty log"
+        return None
+
+
+def _note_problem(made: Sequence[audit_tree.Checkpoint], keys: Sequence[PublicKey]) -> str | None:
+    """Compare what stored checkpoints say with the columns beside them, and check who signed them."""
+    for item in made:
+        try:
+            note = read_checkpoint(item.note, *keys) if keys else parse_checkpoint(item.note)
+        except Untrusted:
+            return (
+                f"the checkpoint of {item.size} events is not signed with a key that was given; where the service key was "
+                "replaced since, give the former one too, with --key"
+            )
+        except Invalid as error:
+            return f"the note of the checkpoint of {item.size} events cannot be read: {error.message}"
+        if (note.size, note.root) != (item.size, item.root):
+            return f"the checkpoint of {item.size} events is stored with another root than the one that was signed"
+    return None
+
+
+def _waiting_problem(tx: Tx, most: timedelta) -> str | None:
+    """Find an event that cannot be sealed, or should have been long ago."""
+    left = (
+        select(audit_pending.c.event_id).where(audit_pending.c.unsealable.is_(True)).order_by(audit_pending.c.event_id)
+    )
+    changed = tx.connection.execute(left.limit(1)).scalar()
+    if changed is not None:
+        return f"the event {changed} was changed while it waited, so that it cannot be sealed"
+    late = tx.connection.execute(
+        select(audit_events.c.id)
+        .join(audit_pending, audit_pending.c.event_id == audit_events.c.id)
+        .where(audit_events.c.at < isoformat(tx.now - most))
+        .order_by(audit_events.c.id)
+        .limit(1)
+    ).scalar()
+    seconds = f"{most.total_seconds():.0f} seconds"
+    return f"the event {late} has waited for more than {seconds} to be sealed" if late is not None else None
 
 
 def _walk(tx: Tx) -> Iterator[AnyRow]:
@@ -206,13 +324,6 @@ def _problem(row: AnyRow, seq: int, head: str) -> str | None:
     if head_of(head, row.leaf) != row.head:
         return f"the link after event {row.event_id} does not follow from the one before"
     return None
-
-
-def _contradicts(tree: Frontier, said: Mapping[int, str]) -> str | None:
-    """Compare with the checkpoint of this size, if one was made."""
-    if tree.size not in said or said[tree.size] == tree.root():
-        return None
-    return f"the first {tree.size} events are not those of the checkpoint that was made of them"
 
 
 def event(tx: Tx, event_id: str) -> SealedEvent | None:

@@ -124,6 +124,49 @@ def prove(tx: Tx, seq: int, at: int | None = None) -> Proof:
     return Proof(seq=seq, leaf=node(0, seq - 1), size=total, root=root_of(total, node), path=path)
 
 
+class NodeCheck:
+    """Compares the stored nodes with those that the leaves make, while somebody walks over the leaves.
+
+    Args:
+        tx: The snapshot.
+    """
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx = tx
+        self._made: dict[int, dict[int, str]] = {}
+
+    def add(self, completed: Sequence[tuple[int, int, str]]) -> None:
+        """Take nodes that the next leaf has completed."""
+        for level, position, node in completed:
+            self._made.setdefault(level, {})[position] = node
+
+    def problem(self) -> str | None:
+        """Compare what was taken since the last time; return what is wrong, in a clause."""
+        made, self._made = self._made, {}
+        for level, nodes in sorted(made.items()):
+            rows = self._tx.connection.execute(
+                select(audit_nodes.c.position, audit_nodes.c.hash).where(
+                    audit_nodes.c.level == level, audit_nodes.c.position.between(min(nodes), max(nodes))
+                )
+            )
+            stored = {row.position: row.hash for row in rows}
+            for position, node in nodes.items():
+                if stored.get(position) != node:
+                    what = "is missing" if position not in stored else "is not what the events make it"
+                    return f"the tree's node {position} of level {level} {what}, so proofs would not hold"
+        return None
+
+    def problem_beyond(self, size: int) -> str | None:
+        """Find nodes of events that are not in the log any more."""
+        counts = self._tx.connection.execute(
+            select(audit_nodes.c.level, func.max(audit_nodes.c.position)).group_by(audit_nodes.c.level)
+        )
+        for level, last in counts:
+            if last + 1 > size >> level or level < 1:
+                return f"the tree has nodes of more than the {size} events of the log: its end was cut off"
+        return None
+
+
 def keep_checkpoint(tx: Tx, item: Checkpoint) -> None:
     """Keep a checkpoint; the first of its size stays."""
     insert_ignoring_duplicates(tx, audit_checkpoints, size=item.size, root=item.root, note=item.note, created_at=tx.at)

@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from sqlalchemy import JSON, Table, bindparam, insert, select, text, type_coerce
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from kneo.clock import Clock
 from kneo.errors import Conflict, Invalid, NotFound, Transient
@@ -46,7 +47,7 @@ def back_up(store: Store, destination: Path) -> ChainVerdict:
             if not store.is_sqlite:
                 with store.read() as source, copy.write() as target:
                     _copy_rows(source, target)
-            verdict = audit.verify(copy)
+            verdict = audit.verify(copy, waiting=None)
         _settle(draft)
     return verdict
 
@@ -154,14 +155,22 @@ def _copy_pages(source: Path, draft: Path) -> None:
 
 
 def _prepare(source: Path, draft: Path, clock: Clock) -> ChainVerdict:
-    """Make of a copy what a database of this version would be after a crash: nobody drives any run, no link works."""
-    _copy_pages(source, draft)
-    _settle(draft)
-    if _version(draft) is None:
-        msg = f"{source} is a database, but none of Kneo's."
-        raise Invalid(msg, code="backup_damaged")
+    """Make of a copy what a database of this version would be after a crash: nobody drives any run, no link works.
+
+    Only the rows of a copy are taken, into tables, indexes and triggers that are made here: whoever wrote the file may have put
+    other triggers and views there, or taken away those that keep the audit log append-only.
+    """
+    with tempfile.TemporaryDirectory(dir=draft.parent, prefix=f".{draft.name}.") as folder:
+        taken = Path(folder, "copy.sqlite")
+        _copy_pages(source, taken)
+        _settle(taken)
+        if _version(taken) is None:
+            msg = f"{source} is a database, but none of Kneo's."
+            raise Invalid(msg, code="backup_damaged")
+        with closing(open_store(f"sqlite:///{draft}", clock)) as copy:
+            _take_rows(source, taken, copy)
     with closing(open_store(f"sqlite:///{draft}", clock)) as copy:
-        verdict = audit.verify(copy)
+        verdict = audit.verify(copy, waiting=None)
         if not verdict.valid:
             msg = f"The audit log of {source} is not what was sealed: {verdict.problem}."
             raise Invalid(msg, code="backup_damaged", hint="Take an earlier backup, and keep this one as evidence.")
@@ -169,6 +178,22 @@ def _prepare(source: Path, draft: Path, clock: Clock) -> ChainVerdict:
         # Whether a link was used after the copy was made, nobody can know from it.
         copy.transact(links.end)
     return verdict
+
+
+def _take_rows(source: Path, taken: Path, copy: Store) -> None:
+    try:
+        with (
+            closing(open_store(f"sqlite:///{taken}", copy.clock)) as old,
+            old.read() as rows,
+            copy.write() as target,
+        ):
+            _copy_rows(rows, target)
+    except (SQLAlchemyError, ValueError, TypeError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        msg = f"The rows of {source} are not those of a database of Kneo's: {str(cause).splitlines()[0][:200]}."
+        raise Invalid(
+            msg, code="backup_damaged", hint="Take an earlier backup, and keep this one as evidence."
+        ) from error
 
 
 def _version(file: Path) -> str | None:

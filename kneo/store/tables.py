@@ -644,6 +644,8 @@ audit_pending = Table(
     "audit_pending",
     metadata,
     Column("event_id", ID, primary_key=True),
+    # It has no canonical form, so somebody changed it while it waited: it would be tried again with every batch.
+    Column("unsealable", Boolean, nullable=False, server_default=text("false")),
     info=ONE_TREE,
 )
 

@@ -45,28 +45,42 @@ def make_checkpoint(origin: str, size: int, root: str, key: PrivateKey) -> str:
     return f"{body}\n— {origin} {signature}\n"
 
 
-def read_checkpoint(note: str, key: PublicKey) -> Checkpoint:
-    """Read a checkpoint that this key signed.
+def parse_checkpoint(note: str) -> Checkpoint:
+    """Read what a checkpoint says. Who signed it is for ``read_checkpoint``.
 
     Raises:
         Invalid: it is not a checkpoint.
-        Untrusted: ``SignatureInvalid``: this key did not sign it.
     """
-    body, _, signatures = note.partition("\n\n")
-    body += "\n"
-    match = _BODY.fullmatch(body) if len(note) <= NOTE_BYTES else None
-    if match is None:
+    match = _BODY.fullmatch(_body(note)) if len(note) <= NOTE_BYTES else None
+    root = decode_base64(match[3]) if match is not None else b""
+    if match is None or len(root) != hashlib.sha256().digest_size:
         msg = "This is not a checkpoint: expected an origin, a size and a root, a line each, and signatures."
-        raise Invalid(msg, code="Malformed")
-    for line in signatures.splitlines():
+        raise Invalid(msg, code="Malformed", hint="kneo audit checkpoint prints one.")
+    return Checkpoint(match[1], int(match[2]), root.hex())
+
+
+def read_checkpoint(note: str, *keys: PublicKey) -> Checkpoint:
+    """Read a checkpoint that one of these keys signed.
+
+    Raises:
+        Invalid: it is not a checkpoint.
+        Untrusted: ``SignatureInvalid``: none of these keys signed it.
+    """
+    read, body = parse_checkpoint(note), _body(note)
+    for line in note.partition("\n\n")[2].splitlines():
         found = _SIGNATURE.fullmatch(line)
-        if found is None or found[1] != match[1]:
+        if found is None or found[1] != read.origin:
             continue
         data = decode_base64(found[2])
-        if data[:4] == _key_hash(found[1], key) and key.verify(body.encode(), data[4:]):
-            return Checkpoint(match[1], int(match[2]), decode_base64(match[3]).hex())
-    msg = "This checkpoint was not signed by that key."
+        for key in keys:
+            if data[:4] == _key_hash(found[1], key) and key.verify(body.encode(), data[4:]):
+                return read
+    msg = f"The checkpoint of {read.size} events was not signed by {'that key' if len(keys) == 1 else 'any of those keys'}."
     raise Untrusted(msg, code="SignatureInvalid")
+
+
+def _body(note: str) -> str:
+    return note.partition("\n\n")[0] + "\n"
 
 
 def _key_hash(name: str, key: PublicKey) -> bytes:

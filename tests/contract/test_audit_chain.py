@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 
 import pytest
+from audit_log import hostile_admin, record, sealed
 from processes import at_once, run_pythons
 from sqlalchemy import delete, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from kneo.errors import Invalid
-from kneo.state.audit import EMPTY_HEAD, head_of, leaf_of
+from kneo.state.audit import EMPTY_HEAD, Kept, head_of, leaf_of
 from kneo.store import audit
-from kneo.store.engine import Store, Tx
-from kneo.store.tables import audit_chain, audit_events, audit_pending
+from kneo.store.engine import Store
+from kneo.store.tables import audit_chain, audit_events, audit_nodes, audit_pending
 
 IMPORTS = """
 from kneo.clock import SystemClock
@@ -33,41 +32,6 @@ for number in range(40):
 print(sealed)
 store.close()
 """
-
-
-def record(store: Store, count: int = 5) -> list[str]:
-    ids = []
-    for number in range(count):
-        with store.write() as tx:
-            event = audit.record(
-                tx, "thing.done", actor="ann", run_id="run_1", environment="prod", metadata={"n": number, "ü": "≤"}
-            )
-            ids.append(event.id)
-    return ids
-
-
-def sealed(store: Store, count: int = 5) -> list[str]:
-    ids = record(store, count)
-    assert audit.seal(store) == count
-    assert audit.verify(store).valid
-    with store.read() as tx:
-        in_order = [row.event_id for row in tx.connection.execute(select(audit_chain).order_by(audit_chain.c.seq))]
-    assert set(in_order) == set(ids)
-    return in_order
-
-
-@contextlib.contextmanager
-def hostile_admin(store: Store) -> Iterator[Tx]:
-    """Write with everything that guards the log switched off, as the owner of the database can."""
-    with store.write() as tx:
-        if store.is_sqlite:
-            names = tx.connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'trigger'")).scalars().all()
-            for name in names:
-                tx.connection.execute(text(f"DROP TRIGGER {name}"))
-        else:
-            for table in (audit_events, audit_chain, audit_pending):
-                tx.connection.execute(text(f"ALTER TABLE {table.name} DISABLE TRIGGER USER"))
-        yield tx
 
 
 # ---- recording and sealing ---------------------------------------------------------------------------------------
@@ -277,7 +241,9 @@ def test_an_event_made_unreadable_while_it_waits_does_not_stop_the_others(store:
     with hostile_admin(store) as tx:
         tx.connection.execute(update(audit_events).where(audit_events.c.id == victim).values(metadata='{"n": 1e400}'))
     assert audit.seal(store) == 1
-    assert audit.verify(store).pending == 1
+    verdict = audit.verify(store)
+    assert (verdict.valid, verdict.pending) == (False, 1)
+    assert victim in verdict.problem
 
 
 def test_a_removed_event_that_hides_behind_a_made_up_one_is_found(store: Store) -> None:
@@ -330,11 +296,14 @@ def test_a_rewritten_chain_has_another_head(store: Store) -> None:
     with hostile_admin(store) as tx:
         tx.connection.execute(update(audit_events).values(actor="mallory"))
         tx.connection.execute(delete(audit_chain))
+        tx.connection.execute(delete(audit_nodes))
         tx.connection.execute(insert(audit_pending).from_select(["event_id"], select(audit_events.c.id)))
     audit.seal(store)
     after = audit.verify(store)
     assert after.valid
     assert after.head != before
+    kept = Kept(heads={5: before})
+    assert "head over the first 5" in audit.verify(store, kept=kept).problem
 
 
 def test_verifying_is_not_confused_by_what_is_written_meanwhile(store: Store) -> None:

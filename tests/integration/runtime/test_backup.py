@@ -13,7 +13,8 @@ import pytest
 from engine import Engine, step
 from gates.asking import answer
 from gates.signing import signed, trust
-from sqlalchemy import text
+from sqlalchemy import inspect, text
+from sqlalchemy.exc import DBAPIError
 
 from kneo import registry
 from kneo.clock import SystemClock
@@ -95,7 +96,7 @@ def test_a_copy_taken_under_load_goes_on_elsewhere(
     assert restore(elsewhere, kept) == {"source": str(kept), "audit": copied["audit"]}
     with closing(open_store(elsewhere.database_url, SystemClock())) as store:
         engine.store = store
-        assert audit.verify(store).valid
+        assert audit.verify(store, waiting=None).valid
         assert engine.answer(engine.open(paused)[0], "approved")
         assert engine.drive(paused).output_text == "in>a"
         assert engine.drive(begun).status is RunStatus.SUCCEEDED
@@ -212,6 +213,86 @@ def test_what_is_no_whole_backup_changes_nothing(sqlite_url: str, elsewhere: Set
     if elsewhere.database_url.startswith("sqlite"):
         there = Path(elsewhere.database_url.removeprefix("sqlite:///"))
         assert not any(there.parent.glob("*"))
+
+
+CRAFTED = {
+    "a trigger that swallows approvals": (
+        """CREATE TRIGGER t BEFORE INSERT ON audit_events WHEN NEW.event_type = 'release.approved'
+        BEGIN SELECT RAISE(IGNORE); END""",
+    ),
+    "a trigger that deletes holds": ("CREATE TRIGGER t AFTER INSERT ON holds BEGIN DELETE FROM holds; END",),
+    "a view in the place of a table": (
+        "ALTER TABLE audit_pending RENAME TO hidden",
+        "CREATE VIEW audit_pending AS SELECT * FROM hidden WHERE 0",
+    ),
+    "a log that may be changed": (
+        "DROP TRIGGER audit_events_no_update",
+        "DROP TRIGGER audit_chain_no_delete",
+        "DROP TRIGGER receipts_no_update",
+    ),
+    "a table that drops rows": (
+        "DROP TABLE audit_pending",
+        "CREATE TABLE audit_pending (event_id TEXT PRIMARY KEY ON CONFLICT IGNORE, unsealable BOOLEAN DEFAULT 0)",
+    ),
+    "a table of its own": ("CREATE TABLE loot (x)", "INSERT INTO loot VALUES (1)"),
+}
+
+
+@pytest.mark.parametrize("what", CRAFTED)
+def test_of_a_crafted_backup_only_the_rows_come_back(
+    sqlite_url: str, elsewhere: Settings, tmp_path: Path, what: str
+) -> None:
+    crafted = tmp_path / "crafted"
+    with closing(open_store(sqlite_url, SystemClock())) as store:
+        with store.write() as tx:
+            audit.record(tx, "run.created", actor="ann")
+        audit.seal(store)
+        backup(store, crafted)
+    with closing(sqlite3.connect(crafted)) as connection, connection:
+        for statement in CRAFTED[what]:
+            connection.execute(statement)
+    assert restore(elsewhere, crafted)["audit"]["size"] == 1
+    with closing(open_store(elsewhere.database_url, SystemClock())) as store:
+        assert audit.verify(store).valid
+        with store.write() as tx:
+            audit.record(tx, "release.approved", actor="ben")
+            tx.connection.execute(
+                text("INSERT INTO holds (environment, bundle, actor, reason, since) VALUES ('e', 'b', 'a', 'r', 's')")
+            )
+        assert audit.seal(store) == 1
+        with store.read() as tx:
+            assert tx.connection.execute(text("SELECT count(*) FROM holds")).scalar_one() == 1
+            tables = inspect(tx.connection).get_table_names()
+        assert "loot" not in tables
+        assert "hidden" not in tables
+        for table in ("audit_events", "audit_chain"):
+            with pytest.raises(DBAPIError, match="append-only"), store.write() as tx:
+                tx.connection.execute(text(f"DELETE FROM {table}"))
+    if elsewhere.database_url.startswith("sqlite"):
+        there = Path(elsewhere.database_url.removeprefix("sqlite:///"))
+        assert {file.name for file in there.parent.iterdir()} <= {there.name, f"{there.name}-wal", f"{there.name}-shm"}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE runs SET metadata = 'no JSON'",
+        "INSERT INTO holds (environment, bundle, actor, reason, since) VALUES (NULL, 'b', 'a', 'r', 's')",
+    ],
+)
+def test_rows_that_no_database_of_ours_has_are_refused(
+    engine: Engine, elsewhere: Settings, tmp_path: Path, statement: str
+) -> None:
+    engine.run([HUMAN])
+    backup(engine.store, tmp_path / "spoiled")
+    with closing(sqlite3.connect(tmp_path / "spoiled")) as connection, connection:
+        connection.execute("CREATE TABLE other AS SELECT * FROM holds")
+        connection.execute("DROP TABLE holds")
+        connection.execute("ALTER TABLE other RENAME TO holds")
+        connection.execute(statement)
+    with pytest.raises(Invalid) as refused:
+        restore(elsewhere, tmp_path / "spoiled")
+    assert refused.value.code == "backup_damaged"
 
 
 def test_the_published_names(tmp_path: Path) -> None:
