@@ -148,8 +148,11 @@ class _Compiler:
             case GroupChatWorkflow():
                 children = self.all_of(workflow.participants, path, depth)
                 order = tuple(range(len(children)))
+                limit = workflow.max_iterations
                 turns = workflow.rounds * len(children)
-                return Turns(path=path, id=name, children=children, order=order, turns=turns)
+                cut = limit is not None and limit < len(children)
+                turns = turns if limit is None else min(turns, limit)
+                return Turns(path=path, id=name, children=children, order=order, turns=turns, cut_short=cut)
             case HandoffWorkflow():
                 return self.handoff(workflow, path, name, depth)
             case GraphWorkflow():

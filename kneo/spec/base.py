@@ -82,10 +82,13 @@ def _seconds(value: object) -> object:
 Seconds: TypeAlias = Annotated[
     int,
     BeforeValidator(_seconds),
-    Field(le=int(MAX_DURATION.total_seconds())),
-    WithJsonSchema({"anyOf": [{"type": "integer"}, _DURATION_SCHEMA]}),
+    Field(ge=1, le=int(MAX_DURATION.total_seconds())),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, _DURATION_SCHEMA]}),
 ]
-"""A whole number of seconds, written as one or like a :data:`Duration`."""
+"""A whole number of seconds, at least one, written as a number or like a :data:`Duration`.
+
+A limit of no time would be over before it began, or none at all; who wants none leaves it out.
+"""
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _TIMEOUT_EFFECT = r"^(fail|continue|escalate|approve|reject|skip|cancel|select:.+)$"

@@ -89,7 +89,7 @@ class ModelDefaults(Declared):
     name: str | None = None
     temperature: float | None = None
     max_tokens: int | None = None
-    timeout_seconds: int | None = None
+    timeout_seconds: int | None = Field(default=None, ge=1)
     extra: FreeMap = Field(default_factory=dict)
 
 

@@ -19,7 +19,7 @@ class Model(Declared):
     name: str
     temperature: float | None = None
     max_tokens: int | None = Field(default=None, description="Upper bound of one reply.")
-    timeout_seconds: int | None = None
+    timeout_seconds: int | None = Field(default=None, ge=1, description="Time for one reply.")
     extra: FreeMap = Field(
         default_factory=dict, description="What the provider needs beyond that: base_url, api_key_ref, …"
     )

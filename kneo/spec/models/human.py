@@ -86,7 +86,7 @@ class Human(Declared):
     assignee: str | None = Field(default=None, description="Who is asked first.")
     candidates: Candidates | None = None
     quorum: Quorum | None = None
-    timeout_seconds: Seconds | None = Field(default=None, description="Time to answer; 0 or less means no limit.")
+    timeout_seconds: Seconds | None = Field(default=None, description="Time to answer. Left out: no limit.")
     on_timeout: TimeoutEffect = Field(
         default="fail",
         description="What happens when nobody answers in time.",

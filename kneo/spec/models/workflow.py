@@ -249,7 +249,7 @@ class HandoffWorkflow(_WorkflowBase):
     type: Literal["handoff"]
     participants: Many[AnyStep]
     selector: HandoffSelector = HandoffSelector()
-    max_iterations: int | None = None
+    max_iterations: int | None = Field(default=None, ge=1, description="The most turns.")
 
 
 class GroupChatWorkflow(_WorkflowBase):
@@ -258,7 +258,9 @@ class GroupChatWorkflow(_WorkflowBase):
     type: Literal["group-chat"]
     participants: Many[AnyStep]
     rounds: int = Field(default=1, json_schema_extra={"minimum": 1})
-    max_iterations: int | None = None
+    max_iterations: int | None = Field(
+        default=None, ge=1, description="The most turns of all rounds together; fewer than participants is an error."
+    )
 
 
 FAMILIES = ("sequential", "graph", "concurrent", "handoff", "group-chat")

@@ -132,7 +132,7 @@ def _outcomes(human: Human, default_reject: str) -> frozenset[str]:
 
 
 def _timeout(human: Human, reject: str) -> frozenset[str]:
-    if human.timeout_seconds is None or human.timeout_seconds <= 0:
+    if human.timeout_seconds is None:
         return frozenset()
     effect = human.on_timeout.partition(":")[0]
     if effect == "escalate":

@@ -322,7 +322,7 @@ def _turns(workflow: HandoffWorkflow | GroupChatWorkflow, members: list[_At]) ->
     if isinstance(workflow, HandoffWorkflow) and workflow.selector.sequence:
         by_id = {at.step.id: at for at in present}
         present = [by_id[name] for name in workflow.selector.sequence if name in by_id]
-    return present if workflow.max_iterations is None else present[: max(0, workflow.max_iterations)]
+    return present if workflow.max_iterations is None else present[: workflow.max_iterations]
 
 
 def _leaves_out(step: Step, gate: Verdict) -> bool:

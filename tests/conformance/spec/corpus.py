@@ -30,7 +30,6 @@ COMMANDS = {
         "families_good",
         "graph_fallback_human",
         "guardrails_good",
-        "humans_good",
         "many_findings",
         "mcp_good",
         "memory_good",

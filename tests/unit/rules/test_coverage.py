@@ -87,7 +87,6 @@ def test_questions_that_do_not_count(fields: dict, words: str) -> None:
         {"timeout_seconds": 60, "on_timeout": "escalate"},
         {"timeout_seconds": 60, "on_timeout": "reject"},
         {"timeout_seconds": 60, "on_timeout": "fail"},
-        {"timeout_seconds": 0, "on_timeout": "approve"},
         {"on_reject": "retry"},
         {"request_type": "freeform"},
         {"request_type": "selection", "options": ["a"]},

@@ -59,6 +59,14 @@ def test_a_handoff_that_is_cut_short_failed() -> None:
     assert (story.ended.status, story.error) == (RunStatus.FAILED, "max_iterations")
 
 
+def test_a_group_chat_ends_after_its_most_turns() -> None:
+    chat = {"type": "group-chat", "participants": [fn("a"), fn("b")], "rounds": 2}
+    assert play(program_of({**chat, "max_iterations": 3})).output == "in>a>b>a"
+    assert play(program_of({**chat, "max_iterations": 9})).output == "in>a>b>a>b"
+    unheard = play(program_of({**chat, "max_iterations": 1}))
+    assert (unheard.error, unheard.did) == ("max_iterations", ["a:0"])
+
+
 def test_a_group_chat_speaks_in_rounds() -> None:
     story = play(program_of({"type": "group-chat", "participants": [fn("a"), fn("b")], "rounds": 2}))
     assert story.output == "in>a>b>a>b"

@@ -2,8 +2,10 @@
 
 import pytest
 
+from kneo.spec.load import load_spec
 from kneo.spec.models import ConditionStep, LeafStep, LoopStep, RouterStep, Spec
 from kneo.spec.reader import read_yaml
+from kneo.spec.rules import check
 from kneo.spec.schema_check import check_model
 
 AGENT = "agent: {name: a}\n"
@@ -172,7 +174,30 @@ workflow:
 def test_times_are_seconds_however_they_are_written():
     human = spec("components: {humans: {h: {timeout: 2d, remind: [1h, 30], due: 8h}}}").components.humans["h"]
     assert (human.timeout_seconds, human.remind, human.due) == (172_800, (3600, 30), 28_800)
-    assert spec("components: {humans: {h: {timeout_seconds: 0}}}").components.humans["h"].timeout_seconds == 0
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "0s", "'0h'"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "components: {humans: {h: {timeout_seconds: VALUE, on_timeout: reject}}}",
+        "components: {humans: {h: {due: VALUE}}}",
+        "components: {humans: {h: {remind: [1h, VALUE]}}}",
+        "components: {humans: {h: {escalate: [{after: VALUE, to: ann}]}}}",
+        "workflow: [{id: a, kind: agent, ref: root, timeout_seconds: VALUE}]",
+        "workflow: [{id: a, kind: agent, ref: root, review: {before: {timeout: VALUE}}}]",
+        "agent: {name: root, model: {provider: dummy, name: dummy, timeout_seconds: VALUE}}",
+    ],
+)
+def test_a_time_of_nothing_or_less_is_refused(place: str, value: str):
+    whole = place if place.startswith("agent") else f"agent: {{name: root}}\n{place}"
+    loaded = load_spec(whole.replace("VALUE", value).encode(), file="s.yaml", rules=check)
+    assert [found.code for found in loaded.diagnostics if found.severity == "error"] == ["E_SCHEMA"]
+
+
+def test_the_least_times_are_taken():
+    human = spec("components: {humans: {h: {timeout: 1, due: 1s, remind: [1]}}}").components.humans["h"]
+    assert (human.timeout_seconds, human.due, human.remind) == (1, 1, (1,))
 
 
 @pytest.mark.parametrize(
