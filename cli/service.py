@@ -15,12 +15,14 @@ from cli import render
 from cli.collector import settle
 from cli.compose import make_starter, make_store
 from cli.embedding import spec_compiler
+from cli.http_limits import DefaultProtocol, RequestTimer, timed_protocol
 from cli.worker import logged_settings
 from kneo import __version__
 from kneo.maintenance import make_retention
 from kneo.runtime.assemble import working
 from kneo.service.app import App, create_app, drain
-from kneo.settings import Settings
+from kneo.service.head_check import check_reachable
+from kneo.settings import Http, Settings
 from kneo.store.engine import Store
 from kneo.telemetry.spans import configure_tracing
 
@@ -51,6 +53,7 @@ def serve(
 
 def run_service(settings: Settings, host: str, port: int, workers: int, announce: Callable[[str], None]) -> None:
     """The service, with a worker unless ``workers`` is 0."""
+    check_reachable(settings, host)
     store = make_store(settings)
     with contextlib.ExitStack() as stack:
         stack.enter_context(configure_tracing(settings.tracing, version=__version__))
@@ -64,7 +67,18 @@ def run_reloading(settings: Settings, host: str, port: int) -> None:
     """The service with a worker, begun anew whenever a Python file below the project root changes."""
     folders = [str(settings.project_root)]
     app = "kneo.service.app:create_app"
-    uvicorn.run(app, factory=True, host=host, port=port, reload=True, reload_dirs=folders, log_level="warning")
+    check_reachable(settings, host)
+    uvicorn.run(
+        app,
+        factory=True,
+        host=host,
+        port=port,
+        reload=True,
+        reload_dirs=folders,
+        log_level="warning",
+        http="cli.http_limits:DefaultProtocol",
+        h11_max_incomplete_event_size=settings.http.header_bytes,
+    )
 
 
 def always() -> bool:
@@ -89,15 +103,30 @@ def answer_http(
         announce(f"http://{host}:{listener.getsockname()[1]}")
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _already_stopping)
-        Server(app).run(sockets=[listener])
+        Server(app, settings.http).run(sockets=[listener])
 
 
 class Server(uvicorn.Server):
-    """A server that answers those who wait before it waits for their answers."""
+    """A server that bounds what arrives, and answers those who wait before it waits for their answers."""
 
-    def __init__(self, app: App, *, shutdown_seconds: int = 10) -> None:
+    def __init__(
+        self,
+        app: App,
+        http: Http | None = None,
+        *,
+        shutdown_seconds: int = 10,
+        protocol: type[RequestTimer] = DefaultProtocol,
+    ) -> None:
+        http = http or Http()
         super().__init__(
-            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=shutdown_seconds)
+            uvicorn.Config(
+                app,
+                http=timed_protocol(http, protocol),
+                h11_max_incomplete_event_size=http.header_bytes,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=shutdown_seconds,
+            )
         )
         self.app = app
 

@@ -16,6 +16,7 @@ from kneo import __version__
 from kneo.maintenance import make_retention
 from kneo.runtime.assemble import working
 from kneo.runtime.worker import Worker
+from kneo.service.head_check import check_reachable
 from kneo.settings import Settings
 from kneo.telemetry.spans import configure_tracing
 
@@ -46,6 +47,7 @@ def run_all(
     settings: Settings, repository: Repository | None, host: str, port: int, announce: Callable[[str], None]
 ) -> None:
     """Service, worker, timers and, with a repository, a controller in one process; until it is told to stop."""
+    check_reachable(settings, host)
     settings = with_repository(settings, repository) if repository else settings
     store = make_store(settings)
     with contextlib.ExitStack() as stack:

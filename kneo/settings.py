@@ -46,6 +46,24 @@ class Http:
     metrics: bool = True
     """Whether ``/metrics`` answers, ``KNEO_SERV_METRICS_ENABLED``."""
 
+    open_pages: tuple[str, ...] = ()
+    """Pages that need no key where others do, ``KNEO_SERV_OPEN_PAGES``: ``metrics``, and ``docs`` for ``/openapi.json``,
+    ``/docs`` and ``/redoc``."""
+
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names by which the service may be asked, ``KNEO_SERV_ALLOWED_HOSTS``; ``*`` is any. Empty: any with keys, and
+    without keys those of this machine."""
+
+    anonymous: bool = False
+    """Whether a service without keys may listen where others reach it, ``KNEO_SERV_ALLOW_ANONYMOUS``."""
+
+    header_bytes: int = 32_768
+    """Bytes that the head of a request may have, ``KNEO_SERV_MAX_HEADER_BYTES``. Browsers and proxies send a few thousand."""
+
+    request_seconds: float = 30.0
+    """Seconds in which a request has to arrive whole, ``KNEO_SERV_REQUEST_TIMEOUT_SECONDS``. Enough for the largest body on a
+    slow line; whoever takes longer holds a connection for nothing."""
+
     rate_per_minute: int = 0
     """Requests that one API key may send in a minute, ``KNEO_SERV_RATE_LIMIT_PER_MINUTE``; 0 does not count them."""
 
@@ -365,6 +383,28 @@ def _listed(env: Mapping[str, str], name: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in env.get(name, "").split(",") if part.strip())
 
 
+OPEN_PAGES = ("metrics", "docs")
+_HOST = re.compile(r"\*|[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\]")
+
+
+def _pages(env: Mapping[str, str], name: str) -> tuple[str, ...]:
+    pages = _listed(env, name)
+    unknown = sorted(set(pages) - set(OPEN_PAGES))
+    if unknown:
+        msg = f"{name} lists {' and '.join(OPEN_PAGES)}, not {unknown[0][:40]!r}."
+        raise Invalid(msg, code="invalid_setting")
+    return pages
+
+
+def _hosts(env: Mapping[str, str], name: str) -> tuple[str, ...]:
+    hosts = tuple(host.lower() for host in _listed(env, name))
+    wrong = [host for host in hosts if not _HOST.fullmatch(host)]
+    if wrong:
+        msg = f"{name} lists host names without scheme and port, as kneo.example.org, not {wrong[0][:60]!r}."
+        raise Invalid(msg, code="invalid_setting")
+    return hosts
+
+
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -377,6 +417,11 @@ def _http(env: Mapping[str, str]) -> Http:
         request_logs=_switch(env, "KNEO_SERV_REQUEST_LOGS", default=True),
         log_level=level,
         metrics=_switch(env, "KNEO_SERV_METRICS_ENABLED", default=True),
+        open_pages=_pages(env, "KNEO_SERV_OPEN_PAGES"),
+        allowed_hosts=_hosts(env, "KNEO_SERV_ALLOWED_HOSTS"),
+        anonymous=_switch(env, "KNEO_SERV_ALLOW_ANONYMOUS", default=False),
+        header_bytes=_positive(env, "KNEO_SERV_MAX_HEADER_BYTES", Http.header_bytes),
+        request_seconds=_seconds(env, "KNEO_SERV_REQUEST_TIMEOUT_SECONDS", Http.request_seconds),
         rate_per_minute=_count(env, "KNEO_SERV_RATE_LIMIT_PER_MINUTE", 0),
         idempotency_days=_positive(env, "KNEO_SERV_RETENTION_IDEMPOTENCY_DAYS", Http.idempotency_days),
         max_streams=_positive(env, "KNEO_SERV_MAX_STREAMS", Http.max_streams),

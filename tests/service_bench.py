@@ -178,7 +178,7 @@ def serving(
     bench = Bench(folder, None, settings)
     worker = Worker(bench.store, make_driver(settings, bench.store), concurrency=max(workers, 1))
     app = create_app(settings, bench.store, make_starter(settings, bench.store))
-    server = Server(app, shutdown_seconds=2)
+    server = Server(app, settings.http, shutdown_seconds=2)
 
     def stop() -> None:
         server.should_exit = True

@@ -22,6 +22,7 @@ from kneo.service.context import Service
 from kneo.service.dependencies import chosen_platform_manager, default_platform_manager
 from kneo.service.events import Streams
 from kneo.service.governance import Governance
+from kneo.service.head_check import HeadCheck
 from kneo.service.limits import BodyLimit, RequestLimits
 from kneo.service.metrics import Metrics
 from kneo.service.news import News
@@ -189,6 +190,7 @@ def _furnish(
     # The last one added is the first one asked.
     app.add_middleware(Admission, keyring=ring, settings=settings, store=store)
     app.add_middleware(BodyLimit, max_bytes=settings.limits.body_bytes)
+    app.add_middleware(HeadCheck, settings=settings, keyring=ring)
     app.add_middleware(Requests, operations=operations, observer=counted, logged=settings.http.request_logs)
 
 

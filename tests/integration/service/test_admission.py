@@ -379,7 +379,7 @@ def test_a_crash_is_an_answer_that_says_nothing_and_a_log_that_says_all(
 def test_numbers_for_prometheus(bench: Bench) -> None:
     bench.ask("GET", "/runs", role="viewer")
     bench.ask("GET", "/some/thing/else")
-    told = httpx.get(f"{bench.url}/metrics")
+    told = bench.client("viewer").get(f"{bench.url}/metrics")
     assert told.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert 'kneo_http_requests_total{method="GET",operation="list_runs",status="200"}' in told.text
     assert 'operation="unknown"' in told.text

@@ -1,0 +1,146 @@
+"""The server's side of HTTP, bounded: how long a request may take to arrive, and how much of a head is read before it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import ClassVar
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from kneo.settings import Http
+
+_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+class RequestTimer(asyncio.Protocol):
+    """Ends connections on which a request does not arrive whole in time. Mixed into a protocol of uvicorn."""
+
+    seconds: ClassVar[float] = Http.request_seconds
+    header_bytes: ClassVar[int] = Http.header_bytes
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.transport.is_closing() or not self.is_arriving():
+            self._disarm()
+        elif self._deadline is None:
+            self._arm()
+
+    def is_arriving(self) -> bool:
+        """Say whether what was received so far is less than whole requests."""
+        raise NotImplementedError
+
+    def is_unanswered(self) -> bool:
+        """Say whether nothing of an answer to the request that arrives was sent."""
+        raise NotImplementedError
+
+    def is_paused(self) -> bool:
+        """Say whether it is this server that does not read."""
+        flow = getattr(self, "flow", None)
+        return bool(flow is not None and flow.read_paused)
+
+    def _arm(self) -> None:
+        self._deadline = self.loop.call_later(self.seconds, self._end)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _end(self) -> None:
+        self._deadline = None
+        if self.transport.is_closing():
+            return
+        if self.is_paused():
+            self._arm()
+            return
+        if self.is_unanswered():
+            self.transport.write(_TOO_SLOW)
+        self.transport.close()
+
+
+class TimedH11(RequestTimer, H11Protocol):
+    """The protocol in Python. How much of a head it keeps is told to it by uvicorn."""
+
+    def is_arriving(self) -> bool:
+        return self.conn.their_state in {h11.IDLE, h11.SEND_BODY}
+
+    def is_unanswered(self) -> bool:
+        if self.conn.their_state is h11.IDLE:
+            return bool(self.conn.trailing_data[0])
+        return not self.cycle.response_started
+
+
+PROTOCOLS: list[type[RequestTimer]] = [TimedH11]
+
+try:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+except ImportError:
+    pass
+else:
+
+    class TimedHttpTools(RequestTimer, HttpToolsProtocol):
+        """The protocol in C. Its parser keeps whatever it is fed, so what it is fed is counted until a head is complete."""
+
+        _arriving = False
+        _in_head = False
+        _fed = 0
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            idle = self.cycle is None or self.cycle.response_complete
+            self._fed = self._fed + len(data) if self._in_head or (idle and not self._arriving) else 0
+            if self._fed > self.header_bytes and not self.transport.is_closing():
+                self.transport.write(_TOO_LARGE)
+                self.transport.close()
+
+        def on_message_begin(self) -> None:
+            self._arriving = self._in_head = True
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            self._in_head = False
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._arriving = False
+            super().on_message_complete()
+
+        def is_arriving(self) -> bool:
+            return self._arriving or self.cycle is None or self.cycle.response_complete
+
+        def is_unanswered(self) -> bool:
+            if self._in_head:
+                return self.cycle is None or self.cycle.response_complete
+            return self._arriving and not self.cycle.response_started
+
+    PROTOCOLS.insert(0, TimedHttpTools)
+
+
+def timed_protocol(http: Http, base: type[RequestTimer] = PROTOCOLS[0]) -> type[asyncio.Protocol]:
+    """Return a protocol for uvicorn with these bounds.
+
+    Args:
+        http: The bounds.
+        base: Which one; the quickest that is installed.
+    """
+    bounds = {"seconds": http.request_seconds, "header_bytes": http.header_bytes}
+    made: type[asyncio.Protocol] = type(base.__name__, (base,), bounds)
+    return made
+
+
+DefaultProtocol = PROTOCOLS[0]
+"""With the bounds of a service that is not set otherwise."""

@@ -1,0 +1,166 @@
+"""Requests that arrive slowly, or never whole, hold no connection; those that are answered slowly do."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import httpx
+import pytest
+
+from cli.http_limits import PROTOCOLS, RequestTimer
+from cli.service import Server
+from kneo.runtime.assemble import background
+from kneo.settings import Http
+
+SECONDS = 0.5
+PATIENCE_SECONDS = 30.0
+
+
+async def answer(scope, receive, send) -> None:
+    """Reads the body, waits as long as the query says, and tells how long the body was."""
+    if scope["type"] != "http":
+        return
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+    if scope["query_string"]:
+        await asyncio.sleep(float(scope["query_string"]))
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(str(size)))]})
+    await send({"type": "http.response.body", "body": str(size).encode()})
+
+
+class App:
+    """The application, with what a server asks of it."""
+
+    state = SimpleNamespace()
+
+    async def __call__(self, scope, receive, send) -> None:
+        await answer(scope, receive, send)
+
+
+@pytest.fixture(scope="module", params=PROTOCOLS, ids=lambda protocol: protocol.__name__)
+def port(request: pytest.FixtureRequest) -> Iterator[int]:
+    protocol: type[RequestTimer] = request.param
+    http = Http(request_seconds=SECONDS, header_bytes=8_192)
+    server = Server(App(), http, shutdown_seconds=1, protocol=protocol)  # type: ignore[arg-type]
+
+    def stop() -> None:
+        server.should_exit = True
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        background("server", lambda: server.run(sockets=[listener]), stop),
+    ):
+        yield listener.getsockname()[1]
+
+
+@contextmanager
+def connected(port: int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as connection:
+        yield connection
+
+
+def rest(connection: socket.socket) -> bytes:
+    """Read until the server closes the connection."""
+    said = b""
+    try:
+        while chunk := connection.recv(65_536):
+            said += chunk
+    except ConnectionResetError:
+        pass
+    return said
+
+
+def is_up(port: int) -> bool:
+    return httpx.post(f"http://127.0.0.1:{port}/", content=b"x" * 10, timeout=PATIENCE_SECONDS).text == "10"
+
+
+HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "status"),
+    [
+        (b"", b""),
+        (b"\r\n", b""),
+        (b"P", b"408"),
+        (HEAD, b"408"),
+        (HEAD + b"X-Half: ", b"408"),
+        (HEAD + b"Content-Length: 10\r\n\r\n12345", b"408"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n123", b"408"),
+    ],
+    ids=["nothing", "an empty line", "a letter", "half a head", "half a header", "half a body", "half a chunk"],
+)
+def test_a_request_that_never_arrives_whole_is_ended(port: int, begin: bytes, status: bytes) -> None:
+    with connected(port) as connection:
+        connection.sendall(begin)
+        assert rest(connection)[9:12] == status or (begin == b"\r\n" and not status)
+    assert is_up(port)
+
+
+@pytest.mark.parametrize("begin", [HEAD, HEAD + b"Content-Length: 100000\r\n\r\n"], ids=["head", "body"])
+def test_a_request_that_arrives_byte_by_byte_is_ended(port: int, begin: bytes) -> None:
+    with connected(port) as connection:
+        connection.sendall(begin)
+        try:
+            while True:
+                connection.sendall(b"x")
+                time.sleep(SECONDS / 10)
+        except OSError:
+            pass
+    assert is_up(port)
+
+
+def test_half_requests_are_in_nobodys_way(port: int) -> None:
+    held = [socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) for _ in range(100)]
+    for connection in held:
+        connection.sendall(HEAD)
+    assert is_up(port)
+    for connection in held:
+        assert rest(connection)[9:12] == b"408"
+        connection.close()
+
+
+def test_half_a_second_request_is_ended_too(port: int) -> None:
+    with connected(port) as connection:
+        connection.sendall(HEAD + b"Content-Length: 2\r\n\r\n12")
+        first = connection.recv(65_536)
+        assert first.startswith(b"HTTP/1.1 200")
+        connection.sendall(HEAD)
+        assert b"408" in rest(connection)
+    assert is_up(port)
+
+
+def test_a_slow_answer_is_not_cut_off(port: int) -> None:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_SECONDS) as client:
+        for _ in range(2):
+            assert client.post(f"/?{SECONDS * 2}", content=b"x" * 100).text == "100"
+
+
+def test_several_requests_at_once_are_answered(port: int) -> None:
+    one = HEAD + b"Content-Length: 2\r\n\r\n12"
+    with connected(port) as connection:
+        connection.sendall(one * 3)
+        said = b""
+        while said.count(b"HTTP/1.1 200") < 3:
+            said += connection.recv(65_536)
+
+
+@pytest.mark.parametrize("filler", [b"X-Large: " + b"x" * 300_000, b"X-Many: y\r\n" * 30_000, b"\r\n" * 10_000])
+def test_a_head_without_end_is_refused(port: int, filler: bytes) -> None:
+    with connected(port) as connection:
+        try:
+            connection.sendall((b"" if filler.startswith(b"\r") else HEAD) + filler)
+        except OSError:
+            return
+        said = rest(connection)
+        assert said[9:12] in {b"400", b"431", b""}
+    assert is_up(port)
