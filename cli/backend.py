@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
+
+from kneo.api.operation import Operation
+
+P = ParamSpec("P")
+V = TypeVar("V")
 
 Json = dict[str, object]
 Query = Mapping[str, str | int | bool | Sequence[str] | None]
@@ -11,6 +16,10 @@ Query = Mapping[str, str | int | bool | Sequence[str] | None]
 
 class Backend(Protocol):
     """Everything the commands about runs, people, environments and audit need."""
+
+    def call(self, operation: Operation[P, V], /, *args: P.args, **kwargs: P.kwargs) -> V:
+        """Call an operation with its own parameters, in this process or over HTTP, and return its view."""
+        ...
 
     def start_run(self, order: Mapping[str, object]) -> Json:
         """Start a run and wait until it pauses or ends; takes and gives what ``POST /v1/runs`` does."""
@@ -28,16 +37,6 @@ class Backend(Protocol):
             until_pause: Whether to stop when it waits for people.
         """
         ...
-
-    def runs(self, query: Query) -> Json: ...
-
-    def run(self, run_id: str) -> Json: ...
-
-    def trace(self, run_id: str) -> Json: ...
-
-    def checkpoints(self, run_id: str) -> Json: ...
-
-    def cancel(self, run_id: str) -> Json: ...
 
     def past(self, run_id: str, view: str) -> Json:
         """Read a view of a run's past: ``replay`` or ``recovery``."""

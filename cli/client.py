@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import cast
 from urllib.parse import quote
 
 import httpx
+from pydantic import TypeAdapter, ValidationError
 
-from cli.backend import Json, Query
+from cli.backend import Json, P, Query, V
 from cli.watch import poll, read_stream
+from kneo.api.operation import Operation
 from kneo.clock import sleep
 from kneo.errors import Conflict, Forbidden, Invalid, KneoError, NotFound, Transient, Unauthorized, Untrusted
 from kneo.settings import Settings
@@ -57,6 +60,17 @@ class ServiceBackend:
     def close(self) -> None:
         self.http.close()
 
+    def call(self, operation: Operation[P, V], /, *args: P.args, **kwargs: P.kwargs) -> V:
+        request = operation.request(*args, **kwargs)
+        body = request.body.model_dump(mode="json", exclude_unset=True) if request.body is not None else None
+        answer = self._send(request.method, request.path, query=cast("Query", request.query), body=body)
+        try:
+            return TypeAdapter(operation.view).validate_python(answer)
+        except ValidationError as error:
+            msg = f"{self.url} answered {operation.id} in another form: {error.error_count()} fields do not fit."
+            hint = "Compare the versions of this command and of the service: kneo --version, GET /v1/healthz."
+            raise Invalid(msg, code="service_mismatch", hint=hint) from error
+
     def start_run(self, order: Mapping[str, object]) -> Json:
         return self._send("POST", "/runs", body=order, key=self.rules.client_idempotency_key)
 
@@ -81,12 +95,14 @@ class ServiceBackend:
                     else:
                         break
             except httpx.TransportError:
-                self.run(run_id)  # says, with all its patience, whether anybody is there
-        yield from poll(lambda known: (self.run(run_id), self._events_after(run_id, known)), until_pause=until_pause)
+                self._send("GET", f"/runs/{run_id}")  # says, with all its patience, whether anybody is there
+        yield from poll(partial(self._look, run_id), run_id, until_pause=until_pause)
 
-    def _events_after(self, run_id: str, known: int) -> list[Json]:
-        answer = self._send("GET", f"/runs/{run_id}/trace", query={"limit": 1000, "offset": known})
-        return cast("list[Json]", answer["events"])
+    def _look(self, run_id: str, known: int) -> tuple[str, Sequence[Json]]:
+        # Services without streams are older, or others: no more is expected of them than what is needed here.
+        run = self._send("GET", f"/runs/{run_id}")
+        trace = self._send("GET", f"/runs/{run_id}/trace", query={"limit": 1000, "offset": known})
+        return str(run["status"]), cast("list[Json]", trace["events"])
 
     def policies(self) -> Json:
         return self._send("GET", "/policies/environment")
@@ -104,18 +120,6 @@ class ServiceBackend:
         query: Query = {"providers": providers, "extras": extras, "include_service_tokens": service_tokens}
         return self._send("GET", "/security/credentials", query=query)
 
-    def runs(self, query: Query) -> Json:
-        return self._send("GET", "/runs", query=query)
-
-    def run(self, run_id: str) -> Json:
-        return self._send("GET", f"/runs/{run_id}")
-
-    def trace(self, run_id: str) -> Json:
-        return self._send("GET", f"/runs/{run_id}/trace", query={"limit": 1000})
-
-    def checkpoints(self, run_id: str) -> Json:
-        return self._send("GET", f"/runs/{run_id}/checkpoints")
-
     def past(self, run_id: str, view: str) -> Json:
         return self._send("GET", f"/runs/{run_id}/{view}")
 
@@ -128,9 +132,6 @@ class ServiceBackend:
 
     def fork(self, run_id: str, order: Mapping[str, object]) -> Json:
         return self._send("POST", f"/runs/{run_id}/fork", body=order)
-
-    def cancel(self, run_id: str) -> Json:
-        return self._send("POST", f"/runs/{run_id}/cancel")
 
     def tasks(self, query: Query) -> Json:
         return self._send("GET", "/human-tasks", query=query)

@@ -8,26 +8,27 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cli import compose
-from cli.backend import Json, Query
+from cli.backend import Json, P, Query, V
 from cli.watch import poll
 from kneo import registry
+from kneo.api import task_views
+from kneo.api.operation import Context, Operation
+from kneo.api.run_views import TraceEventView
+from kneo.api.runs import get_run
+from kneo.api.status_words import in_published_words, speaks_published
 from kneo.clock import sleep
 from kneo.project import read_config
 from kneo.runtime import views
-from kneo.runtime.cancel import cancel_run
 from kneo.runtime.wait import find_run
 from kneo.service import receipts as decisions
-from kneo.service import task_acts, task_links, task_wire, wire
-from kneo.service.run_query import run_page
+from kneo.service import task_acts, task_links, wire
 from kneo.service.task_query import task_page
 from kneo.service.task_stats import task_stats
-from kneo.service.words import check_status, speaks_published
 from kneo.settings import Settings
 from kneo.spec.flags import PolicyFlags
 from kneo.state.run import Run, RunStatus
 from kneo.state.task import UNRESOLVED, HumanTask
 from kneo.store import audit, releases, requests, runs, task_counts, tasks
-from kneo.store.run_filter import RunFilter
 from kneo.tasks.inbox import decide
 from kneo.trust.answer import open_answer
 from kneo.trust.dsse import read_envelope
@@ -69,6 +70,10 @@ class LocalBackend:
 
         return Governance(self.store, read_config(self.settings))
 
+    def call(self, operation: Operation[P, V], /, *args: P.args, **kwargs: P.kwargs) -> V:
+        view = operation(Context(self.store, self.actor), *args, **kwargs)
+        return in_published_words(view) if self.published else view
+
     def start_run(self, order: Mapping[str, object]) -> Json:
         return self._created(self.driver.start(order))
 
@@ -76,13 +81,13 @@ class LocalBackend:
         return wire.run_created(self.driver.begin(order), None, published=self.published)
 
     def follow(self, run_id: str, *, until_pause: bool) -> Iterator[Json]:
-        def look(known: int) -> tuple[Json, list[Json]]:
-            run = self.run(run_id)
+        def look(known: int) -> tuple[str, Sequence[Json]]:
+            status = self.call(get_run, run_id).status
             with self.store.read() as tx:
                 events = runs.list_trace(tx, run_id, limit=1000, offset=known)
-            return run, [wire.trace_event(event) for event in events]
+            return str(status), [vars(TraceEventView.of(one)) for one in events]
 
-        return poll(look, until_pause=until_pause)
+        return poll(look, run_id, until_pause=until_pause)
 
     def policies(self) -> Json:
         return self.governance.policies()
@@ -98,41 +103,6 @@ class LocalBackend:
 
     def credentials(self, providers: Sequence[str], extras: Sequence[str], *, service_tokens: bool) -> Json:
         return self.governance.credentials(providers, extras, service_tokens=service_tokens, actor=self.actor)
-
-    def runs(self, query: Query) -> Json:
-        limit, offset = _number(query, "limit", 100), _number(query, "offset", 0)
-        word = query.get("status")
-        has_error = query.get("has_error")
-        where = RunFilter(
-            status=check_status(str(word)) if word else None,
-            environment=_text(query, "environment"),
-            workflow_name=_text(query, "workflow_name"),
-            session_id=_text(query, "session_id"),
-            has_error=bool(has_error) if has_error is not None else None,
-            text=_text(query, "q"),
-        )
-        with self.store.read() as tx:
-            return run_page(tx, where, published=self.published, limit=limit, offset=offset)
-
-    def run(self, run_id: str) -> Json:
-        return self._status(find_run(self.store, run_id))
-
-    def trace(self, run_id: str) -> Json:
-        find_run(self.store, run_id)
-        with self.store.read() as tx:
-            events = [wire.trace_event(event) for event in runs.list_trace(tx, run_id)]
-        return {"run_id": run_id, "events": events}
-
-    def checkpoints(self, run_id: str) -> Json:
-        find_run(self.store, run_id)
-        with self.store.read() as tx:
-            return {
-                "run_id": run_id,
-                "checkpoints": [wire.checkpoint(item) for item in runs.list_checkpoints(tx, run_id)],
-            }
-
-    def cancel(self, run_id: str) -> Json:
-        return self._status(cancel_run(self.store, run_id, actor=self.actor))
 
     def past(self, run_id: str, view: str) -> Json:
         record = self.driver.record(run_id)
@@ -195,12 +165,12 @@ class LocalBackend:
                 found = tasks.events_after(tx, seen, 100)
             for item in found:
                 seen = item.id
-                yield task_wire.event(item)
+                yield task_views.event(item)
             sleep(0.0 if found else LOOK_SECONDS)
 
     def task_summary(self) -> Json:
         with self.store.read() as tx:
-            return task_wire.summary(task_counts.summary(tx))
+            return task_views.summary(task_counts.summary(tx))
 
     def task_stats(self, query: Query) -> Json:
         environment, workflow_name = _text(query, "environment"), _text(query, "workflow_name")
@@ -266,9 +236,6 @@ class LocalBackend:
 
     def _created(self, run: Run) -> Json:
         return wire.run_created(run, self._open_task(run), published=self.published)
-
-    def _status(self, run: Run) -> Json:
-        return wire.run_status(run, self._open_task(run), published=self.published)
 
     def _open_task(self, run: Run) -> HumanTask | None:
         if run.status is not RunStatus.PAUSED:

@@ -6,6 +6,7 @@ somebody looks at a terminal. rich is imported by the functions that draw with i
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -65,14 +66,18 @@ def failure(message: str, hint: str | None = None) -> None:
 
 
 def print_json(value: object) -> None:
-    """Print JSON, indented by two; times, paths and digests as their text."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """Print JSON, indented by two; views as their fields; times, paths and digests as their text."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_encoded))
 
 
 def print_line(value: object) -> None:
     """Print JSON on one line at once, for a reader that follows what happens."""
-    typer.echo(json.dumps(value, ensure_ascii=False, default=str))
+    typer.echo(json.dumps(value, ensure_ascii=False, default=_encoded))
     sys.stdout.flush()
+
+
+def _encoded(value: object) -> object:
+    return vars(value) if dataclasses.is_dataclass(value) else str(value)
 
 
 def at_terminal() -> bool:

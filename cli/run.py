@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from cli.backend import Backend, Json
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.outcome import show_outcome
 from cli.watch import show_event
+from kneo.api.runs import get_run
 from kneo.clock import parse_duration
 from kneo.errors import Usage
 
@@ -64,5 +66,5 @@ def _live(asked: Backend, order: Json) -> Json:
     for event in asked.follow(run_id, until_pause=True):
         if event["type"] not in {"status", "end"}:
             show_event(event)
-    run = asked.run(run_id)
-    return {**run, "human_intervention_required": run["continuation_id"] is not None}
+    run = asked.call(get_run, run_id)
+    return {**asdict(run), "human_intervention_required": run.continuation_id is not None}

@@ -8,10 +8,14 @@ from typing import Annotated
 import typer
 
 from cli import render
-from cli.backend import Json, Query
+from cli.backend import Json
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.outcome import show_outcome
 from cli.watch import show_event
+from kneo.api.run_views import RunPageView, RunView
+from kneo.api.runs import cancel_run, get_run, get_run_trace, list_run_checkpoints
+from kneo.api.runs import list_runs as list_runs_
+from kneo.api.status_words import check_status
 from kneo.errors import Usage
 
 app = typer.Typer(no_args_is_help=True)
@@ -46,36 +50,37 @@ def list_runs(
     as_json: JsonOption = False,
 ) -> None:
     """List runs, the most recently changed first."""
-    query: Query = {
-        "status": status,
-        "environment": environment,
-        "workflow_name": workflow,
-        "session_id": session,
-        "has_error": failed,
-        "q": text,
-        "limit": limit,
-        "offset": offset,
-    }
+    if status is not None:
+        check_status(status)
     with backend(service_url, profile) as asked:
-        answer = asked.runs(query)
-    render.emit(answer, as_json=as_json, text=lambda: _show_list(answer))
+        page = asked.call(
+            list_runs_,
+            status=status,
+            environment=environment,
+            workflow_name=workflow,
+            session_id=session,
+            has_error=failed,
+            q=text,
+            limit=limit,
+            offset=offset,
+        )
+    render.emit(page, as_json=as_json, text=lambda: _show_list(page))
 
 
-def _show_list(answer: Json) -> None:
-    items = answer["runs"]
-    assert isinstance(items, list)
-    if not items:
+def _show_list(page: RunPageView) -> None:
+    if not page.runs:
         render.text("No runs.")
         return
     rows = []
-    for item in items:
-        release = item["metadata"].get("release") or {}
-        what = f"{release['bundle']}@{release['version']}" if release else item["workflow_name"]
-        rows.append([item["run_id"], item["status"], what, release.get("environment"), item["updated_at"]])
-    render.table("", ["Run", "Status", "What", "Environment", "Changed"], rows)
-    shown = int(str(answer["offset"])) + len(items)
-    if shown < int(str(answer["total"])):
-        render.text(f"{len(items)} of {answer['total']}. What follows: --offset {shown}")
+    for run in page.runs:
+        release = run.metadata.get("release")
+        release = release if isinstance(release, dict) else {}
+        what = f"{release['bundle']}@{release['version']}" if release else run.workflow_name
+        rows.append([run.run_id, run.status, what, release.get("environment"), run.updated_at])
+    render.table("", ["Run", "Status", "Bundle or workflow", "Environment", "Updated"], rows)
+    shown = page.offset + len(page.runs)
+    if shown < page.total:
+        render.text(f"{len(page.runs)} of {page.total}. Next page: --offset {shown}")
 
 
 @app.command("get")
@@ -87,26 +92,23 @@ def get(
 ) -> None:
     """Show one run."""
     with backend(service_url, profile) as asked:
-        answer = asked.run(run_id)
-    render.emit(answer, as_json=as_json, text=lambda: _show_run(answer))
+        run = asked.call(get_run, run_id)
+    render.emit(run, as_json=as_json, text=lambda: _show_run(run))
 
 
-def _show_run(answer: Json) -> None:
-    visited = answer["visited_steps"]
-    assert isinstance(visited, list)
+def _show_run(run: RunView) -> None:
     lines = [
-        ("Status", f"{answer['status']}"),
-        ("Workflow", f"{answer['workflow_name']}"),
-        ("Agent", f"{answer['agent_name']}"),
-        ("Steps", f"{' → '.join(visited) or '-'}"),
-        ("Output", f"{answer['output_text'] if answer['output_text'] is not None else '-'}"),
+        ("Status", run.status),
+        ("Workflow", run.workflow_name),
+        ("Agent", run.agent_name),
+        ("Steps", " → ".join(run.visited_steps) or "-"),
+        ("Output", run.output_text if run.output_text is not None else "-"),
     ]
-    error = answer["error"]
-    if isinstance(error, dict):
-        lines.append(("Error", f"{error['type']}: {error['message']}"))
-    if answer["continuation_id"]:
-        lines.append(("Waits", f"{answer['continuation_id']}"))
-    render.panel(f"Run {answer['run_id']}", lines)
+    if run.error is not None:
+        lines.append(("Error", f"{run.error.type}: {run.error.message}"))
+    if run.continuation_id is not None:
+        lines.append(("Waits for", run.continuation_id))
+    render.panel(f"Run {run.run_id}", lines)
 
 
 @app.command("watch")
@@ -139,11 +141,9 @@ def trace(
 ) -> None:
     """Show what happened in a run, step by step."""
     with backend(service_url, profile) as asked:
-        answer = asked.trace(run_id)
-    events = answer["events"]
-    assert isinstance(events, list)
+        events = asked.call(get_run_trace, run_id, limit=1000).events
     rows = [
-        [number, event["type"], event["step_id"], event["output_preview"] or event["input_preview"], event["timestamp"]]
+        [number, event.type, event.step_id, event.output_preview or event.input_preview, event.timestamp]
         for number, event in enumerate(events, start=1)
     ]
     render.emit(
@@ -162,10 +162,8 @@ def checkpoints(
 ) -> None:
     """Show the durable points of a run."""
     with backend(service_url, profile) as asked:
-        answer = asked.checkpoints(run_id)
-    items = answer["checkpoints"]
-    assert isinstance(items, list)
-    rows = [[item["sequence"], item["type"], item["step_id"], item["created_at"]] for item in items]
+        items = asked.call(list_run_checkpoints, run_id, limit=1000).checkpoints
+    rows = [[item.sequence, item.type, item.step_id, item.created_at] for item in items]
     render.emit(
         {"run_id": run_id, "checkpoints": items},
         as_json=as_json,
@@ -182,8 +180,8 @@ def cancel(
 ) -> None:
     """End a run now and withdraw what it asked."""
     with backend(service_url, profile) as asked:
-        answer = asked.cancel(run_id)
-    render.emit(answer, as_json=as_json, text=lambda: _show_run(answer))
+        run = asked.call(cancel_run, run_id)
+    render.emit(run, as_json=as_json, text=lambda: _show_run(run))
 
 
 @app.command("replay")

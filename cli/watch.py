@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 from cli import render
@@ -16,34 +16,30 @@ FINAL = frozenset({"succeeded", "completed", "failed", "cancelled", "expired", "
 PAUSED = frozenset({"paused", "blocked"})
 
 
-def poll(look: Callable[[int], tuple[Json, list[Json]]], *, until_pause: bool) -> Iterator[Json]:
-    """Tell what happens in a run by asking again and again.
+def poll(look: Callable[[int], tuple[str, Sequence[Json]]], run_id: str, *, until_pause: bool) -> Iterator[Json]:
+    """Yield the events of a run by asking again and again.
 
     Args:
-        look: Returns the run and its trace events after the first so many. The run is read before the events, so that
-            a run that has ended shows all of them.
-        until_pause: Whether to stop when it waits for people.
+        look: Returns the status of the run and its trace events after the first so many. The run is read before the
+            events, so that a run that has ended shows all of them.
+        run_id: The run.
+        until_pause: Whether to stop when the run waits for people.
     """
-    seen, told = 0, ""
+    seen, last = 0, ""
     while True:
-        run, events = look(seen)
+        status, events = look(seen)
         yield from events
         seen += len(events)
-        status = str(run["status"])
         if status in FINAL:
-            yield _said("end", run)
+            yield {"type": "end", "run_id": run_id, "status": status}
             return
-        if status != told:
-            yield _said("status", run)
-            told = status
+        if status != last:
+            yield {"type": "status", "run_id": run_id, "status": status}
+            last = status
         if until_pause and status in PAUSED:
             return
         if not events:
             sleep(POLL_SECONDS)
-
-
-def _said(kind: str, run: Json) -> Json:
-    return {"type": kind, "run_id": run["run_id"], "status": run["status"]}
 
 
 def read_stream(lines: Iterable[str], *, until_pause: bool) -> Iterator[Json]:

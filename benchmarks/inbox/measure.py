@@ -11,17 +11,16 @@ from pathlib import Path
 from service_bench import serving
 
 from benchmarks.inbox.populate import soon
+from kneo.api.operation import Context
+from kneo.api.runs import list_runs
+from kneo.api.task_views import summary
 from kneo.clock import ManualClock
 from kneo.service.news import News
 from kneo.service.router import JsonAnswer
-from kneo.service.run_query import run_page
 from kneo.service.task_news import latest, task_events
 from kneo.service.task_query import task_page
-from kneo.service.task_wire import summary
-from kneo.state.run import RunStatus
 from kneo.store import task_counts, tasks
 from kneo.store.engine import Store, Tx
-from kneo.store.run_filter import RunFilter
 from kneo.tasks.sweep import expire_due
 
 TURNS = 15
@@ -93,20 +92,19 @@ def looks(store: Store, clock: Clock) -> dict[str, float]:
 
 def run_looks(store: Store, clock: Clock) -> dict[str, float]:
     """Measure pages of runs likewise."""
-    asked = {
-        "the last changed": (RunFilter(), "updated_at"),
-        "the last begun": (RunFilter(), "created_at"),
-        "failed": (RunFilter(status=RunStatus.FAILED), "updated_at"),
-        "environment": (RunFilter(environment="prod"), "updated_at"),
-        "environment by begin": (RunFilter(environment="prod"), "created_at"),
-        "workflow": (RunFilter(workflow_name="workflow-7"), "updated_at"),
-        "paused, with what they ask": (RunFilter(status=RunStatus.PAUSED), "updated_at"),
+    asked: dict[str, dict[str, str]] = {
+        "the last changed": {},
+        "the last begun": {"sort_by": "created_at"},
+        "failed": {"status": "failed"},
+        "environment": {"environment": "prod"},
+        "environment by begin": {"environment": "prod", "sort_by": "created_at"},
+        "workflow": {"workflow_name": "workflow-7"},
+        "paused, with what they ask": {"status": "paused"},
     }
+    context = Context(store, ME)
     return {
-        name: timed(
-            store, clock, lambda tx, it=where, by=order: _written(run_page(tx, it, published=False, sort_by=by))
-        )
-        for name, (where, order) in asked.items()
+        name: timed(store, clock, lambda _, query=query: _written(list_runs(context, **query)))
+        for name, query in asked.items()
     }
 
 

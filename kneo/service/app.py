@@ -12,6 +12,7 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.types import Receive, Scope, Send
 
 from kneo import WIRE_VERSION
+from kneo.api import runs as runs_api
 from kneo.errors import Usage
 from kneo.platform import PlatformManager
 from kneo.runtime.start import Starter
@@ -25,6 +26,7 @@ from kneo.service.governance import Governance
 from kneo.service.head_check import HeadCheck
 from kneo.service.limits import BodyLimit, RequestLimits
 from kneo.service.metrics import Metrics
+from kneo.service.mount import mount
 from kneo.service.news import News
 from kneo.service.openapi import describe
 from kneo.service.operations import VERSION, Operations, Straight
@@ -62,25 +64,27 @@ SILENT: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "o
 """What the framework tells OpenTelemetry by itself: nothing. It would add messages of exceptions, which hold what people
 wrote, and a second span to each of ours."""
 
-ROUTES = (
-    health,
-    start,
-    workflows,
-    runs,
-    inbox,
-    human_tasks,
-    links,
-    specs,
-    skills,
-    policies,
-    security,
-    receipts,
-    environments,
-    promotions,
-    bundles,
-    hooks,
-    audit,
+ROUTERS: tuple[APIRouter, ...] = (
+    health.router,
+    start.router,
+    workflows.router,
+    runs.router,
+    inbox.router,
+    human_tasks.router,
+    links.router,
+    specs.router,
+    skills.router,
+    policies.router,
+    security.router,
+    receipts.router,
+    environments.router,
+    promotions.router,
+    bundles.router,
+    hooks.router,
+    audit.router,
+    mount(runs_api, "runs"),
 )
+"""Everything under the version."""
 
 
 def create_app(  # noqa: PLR0913 - the parts of an application, all but the first three by name
@@ -195,13 +199,12 @@ def _furnish(
 
 
 def _route(app: FastAPI, *, metrics_too: bool) -> Operations:
-    routers = [module.router for module in ROUTES]
-    operations = Operations(routers)
+    operations = Operations(ROUTERS)
     problems.install(app)
     app.router.routes.insert(0, Straight())
     # These describe what there is, and say no to what there is not.
     api = APIRouter()
-    for router in routers:
+    for router in ROUTERS:
         api.include_router(router)
     app.include_router(api, prefix=VERSION)
     app.include_router(api, include_in_schema=False)

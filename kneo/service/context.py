@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from kneo.api.status_words import speaks_published
 from kneo.runtime.start import Starter
 from kneo.service.auth import Keyring
 from kneo.service.events import Streams
@@ -16,7 +17,6 @@ from kneo.service.metrics import Metrics
 from kneo.service.news import News
 from kneo.service.readiness import Readiness
 from kneo.service.specs import Specs
-from kneo.service.words import speaks_published
 from kneo.settings import Settings
 from kneo.store.engine import Store
 

@@ -9,9 +9,9 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from kneo.api.status_words import say, speaks_published
 from kneo.errors import KneoError, Transient, Unauthorized
 from kneo.service.router import JsonAnswer
-from kneo.service.words import say, speaks_published
 from kneo.settings import Settings
 from kneo.state.run import RunStatus
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import functools
 import inspect
 import json
@@ -38,6 +39,8 @@ class JsonAnswer(Response):
 def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
     msg = f"a {type(value).__name__} has no form in JSON"
     raise TypeError(msg)
 

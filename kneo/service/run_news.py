@@ -8,11 +8,11 @@ from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 
+from kneo.api.run_views import TraceEventView
+from kneo.api.status_words import say
 from kneo.runtime.wait import Settled, Settling, as_it_is, find_run
-from kneo.service import wire
 from kneo.service.events import Event, Events
 from kneo.service.news import News
-from kneo.service.words import say
 from kneo.state.run import Run, RunStatus, TraceEvent
 from kneo.state.task import UNRESOLVED, HumanTask
 from kneo.store import history, idempotency, runs
@@ -97,7 +97,7 @@ async def run_events(news: News, run_id: str, after: int, *, heartbeat: float, p
         known = now
         while events := await run_in_threadpool(_after, news, run_id, after):
             for event in events:
-                yield Event(name=event.type, id=str(event.sequence), data=wire.trace_event(event))
+                yield Event(name=event.type, id=str(event.sequence), data=vars(TraceEventView.of(event)))
             after = events[-1].sequence
             if len(events) < EVENTS_AT_ONCE:
                 break

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 
+from kneo.api.task_views import event, human_task
 from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError, Usage
-from kneo.service.task_wire import event, human_task
 from kneo.service.wire import Json
 from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.store import tasks

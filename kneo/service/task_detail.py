@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from kneo.api import task_views
 from kneo.runtime.prospect import as_it_stands
-from kneo.service import task_wire
 from kneo.service.wire import Json
 from kneo.store import history, runs
 from kneo.store.engine import Tx
@@ -26,7 +26,7 @@ def task_detail(tx: Tx, continuation_id: str) -> Json:
         said.append(_message("user", None, run.input_text, run.created_at))
         steps = [step for step in history.list_steps(tx, run.id) if step.output_text is not None]
         said += [_message("assistant", step.step_id, step.output_text, step.completed_at) for step in steps[-MESSAGES:]]
-    return {**task_wire.human_task(task), "messages": said}
+    return {**task_views.human_task(task), "messages": said}
 
 
 def _message(role: str, name: str | None, content: str | None, at: str) -> Json:

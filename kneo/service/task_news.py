@@ -8,10 +8,10 @@ from datetime import timedelta
 
 from starlette.concurrency import run_in_threadpool
 
+from kneo.api.task_views import event
 from kneo.clock import first_id
 from kneo.service.events import Event, Events
 from kneo.service.news import News
-from kneo.service.task_wire import event
 from kneo.state.task import TaskEvent
 from kneo.store import tasks
 from kneo.store.engine import Store, Tx

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kneo.api import task_views
 from kneo.errors import Invalid
-from kneo.service import task_wire, wire
+from kneo.service import wire
 from kneo.service.wire import Json
 from kneo.state.task import UNRESOLVED, TaskStatus
 from kneo.store import tasks
@@ -86,6 +87,6 @@ def task_page(tx: Tx, asked: FilterValues, me: str) -> Json:
     # What comes to an end here need not be counted.
     ends = after is None and len(found) < limit and (found or not offset)
     total = offset + len(found) if ends else tasks.count_tasks(tx, where)
-    items = [task_wire.human_task(task) for task in found]
+    items = [task_views.human_task(task) for task in found]
     page = wire.page("tasks", items, total=total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order)
     return {**page, "next_after": found[-1].id if len(found) == limit else None}

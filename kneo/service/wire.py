@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from kneo.redaction import hide_paths, redact, redact_text
+from kneo.api.run_views import RunErrorView, clean, readable, run_metadata
+from kneo.api.status_words import say
+from kneo.api.task_views import votes_of
+from kneo.redaction import redact
 from kneo.registry import EnvironmentStatus, reason_of
-from kneo.service.task_wire import epoch, human_request, votes_of
-from kneo.service.words import say
 from kneo.state.audit import SealedEvent
 from kneo.state.release import ApprovalRecord, Pending, Promotion, Release
-from kneo.state.run import Checkpoint, Run, StepRecord, TraceEvent
+from kneo.state.run import Run
 from kneo.state.task import UNRESOLVED, HumanTask
 from kneo.store import approvals
 from kneo.store.engine import Tx
@@ -29,71 +30,12 @@ def run_created(run: Run, task: HumanTask | None, *, published: bool) -> Json:
     return {
         "run_id": run.id,
         "status": say(run.status, published=published),
-        "output_text": _text(run.output_text),
+        "output_text": readable(run.output_text),
         "human_intervention_required": task is not None,
         "continuation_id": task.id if task else None,
         "metadata": run_metadata(run, task),
-        "error": _error(run),
+        "error": RunErrorView.of(run),
     }
-
-
-def run_status(run: Run, task: HumanTask | None, *, published: bool) -> Json:
-    """One run, whole but for its history."""
-    visited = list(run.visited_steps)
-    step_id = task.step_id if task else (visited[-1] if visited else None)
-    is_graph = run.workflow_type == "graph"
-    metadata = run_metadata(run, task)
-    return {
-        "id": run.id,
-        "run_id": run.id,
-        "status": say(run.status, published=published),
-        "agent_name": run.agent_name,
-        "workflow_name": run.workflow_name,
-        "workflow_kind": run.target,
-        "input_text": _text(run.input_text),
-        "output_text": _text(run.output_text),
-        "current_step_index": None,
-        "current_step_id": step_id,
-        "current_node_id": step_id if is_graph else None,
-        "visited_steps": visited,
-        "visited_nodes": visited if is_graph else [],
-        "pending_human_request": metadata["pending_human_request"] if task else None,
-        "continuation_id": task.id if task else None,
-        "trace_event_count": run.trace_count,
-        "trace_dropped": 0,
-        "session_id": run.metadata.get("session_id"),
-        "usage": run.metadata.get("usage"),
-        "metadata": metadata,
-        "error": _error(run),
-        "created_at": run.created_at,
-        "updated_at": run.updated_at,
-        "started_at": run.started_at,
-        "completed_at": run.completed_at,
-        "deadline_at": epoch(run.deadline_at),
-    }
-
-
-def run_metadata(run: Run, task: HumanTask | None) -> Json:
-    values: Json = _clean(run.metadata)
-    values["requester"] = run.requester
-    values["spec_digest"] = run.spec_digest
-    if run.workflow_type is not None:
-        values["workflow"] = {
-            "name": run.workflow_name,
-            "type": run.workflow_type,
-            "visited_steps": list(run.visited_steps),
-        }
-        values["workflow_type"] = run.workflow_type
-    if task is not None:
-        request = redact(human_request(task), personal=False)
-        values |= {
-            "human_intervention_required": True,
-            "continuation_id": task.id,
-            "pending_human_request": request,
-            "request": request,
-            "pending_step_id": task.step_id,
-        }
-    return values
 
 
 def human_resumed(run: Run, answered: HumanTask, following: HumanTask | None, *, published: bool) -> Json:
@@ -107,52 +49,9 @@ def human_resumed(run: Run, answered: HumanTask, following: HumanTask | None, *,
     return answer
 
 
-def _clean(values: Mapping[str, object]) -> Json:
-    found = redact(values)
-    assert isinstance(found, dict)
-    return found
-
-
-def _text(text: str | None) -> str | None:
-    return redact_text(text, personal=False) if text is not None else None
-
-
-def _error(run: Run) -> Json | None:
-    error = run.error
-    return {"type": error.type, "message": hide_paths(redact_text(error.message))} if error is not None else None
-
-
 def view(told: Json) -> Json:
     """A view of a run's past."""
-    return _clean(told)
-
-
-def trace_event(event: TraceEvent) -> Json:
-    data = _clean(event.data)
-    return {
-        "type": event.type,
-        "run_id": event.run_id,
-        "event_id": event.event_id,
-        "sequence": event.sequence,
-        "timestamp": event.timestamp,
-        "step_id": event.step_id,
-        **{key: data.get(key) for key in ("agent_name", "model_provider", "model_name", "tool_name")},
-        **{key: data.get(key) for key in ("input_preview", "output_preview", "error")},
-        "metadata": {key: value for key, value in data.items() if key not in _TRACE_TOP},
-    }
-
-
-_TRACE_TOP = frozenset(
-    {"agent_name", "model_provider", "model_name", "tool_name", "input_preview", "output_preview", "error"}
-)
-
-
-def step(item: StepRecord) -> Json:
-    return _clean(asdict(item))
-
-
-def checkpoint(item: Checkpoint) -> Json:
-    return asdict(item) | {"node_id": None, "state": _clean(item.state), "metadata": _clean(item.metadata)}
+    return clean(told)
 
 
 def environment(status: EnvironmentStatus) -> Json:

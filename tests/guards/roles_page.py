@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from kneo.service.app import ROUTES
+from kneo.service.app import ROUTERS
 from kneo.service.auth import INCLUDED, ROLES, SCOPES, with_included
 from kneo.service.operations import VERSION, Operation, Operations
 
@@ -88,7 +88,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
 }
 """Which operations a command asks a service for. Checked against the commands and the operations there are."""
 
-OPERATIONS: Mapping[str, Operation] = {each.id: each for each in Operations(module.router for module in ROUTES)}
+OPERATIONS: Mapping[str, Operation] = {each.id: each for each in Operations(ROUTERS)}
 
 
 def roles_page(generated: str) -> str:

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from kneo.api import task_views
 from kneo.runtime.wait import find_run
-from kneo.service import answers, task_acts, task_wire, wire
+from kneo.service import answers, task_acts, wire
 from kneo.service.auth import Principal, require
 from kneo.service.context import Here, Published
 from kneo.service.router import JsonAnswer, Router, shows
@@ -93,7 +94,7 @@ class Remark(BaseModel):
 def summarise(service: Here, _principal: Reader) -> Json:
     """Count what waits for people, by status, kind and environment."""
     with service.store.read() as tx:
-        return task_wire.summary(task_counts.summary(tx))
+        return task_views.summary(task_counts.summary(tx))
 
 
 @router.get("/human-tasks/stats", operation_id="get_human_task_stats", responses=shows(answers.TaskStats))

@@ -8,10 +8,9 @@ from fastapi import Depends, Header, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from kneo.clock import isoformat, parse_time
-from kneo.errors import Invalid, NotFound
+from kneo.api.status_words import say
+from kneo.errors import NotFound
 from kneo.runtime import views
-from kneo.runtime.cancel import cancel_run
 from kneo.runtime.recover import read_record
 from kneo.runtime.wait import find_run, open_tasks
 from kneo.service import answers, wire
@@ -19,9 +18,7 @@ from kneo.service.auth import Principal, require
 from kneo.service.context import Here, Published, Service
 from kneo.service.router import Router, shows
 from kneo.service.run_news import run_events
-from kneo.service.run_query import run_page
 from kneo.service.wire import Json
-from kneo.service.words import parse_status, say
 from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.graph import spec_graph
 from kneo.spec.models import Spec
@@ -30,8 +27,7 @@ from kneo.spec.policy_report import policy_report
 from kneo.spec.rules import check
 from kneo.state.run import Run, RunStatus
 from kneo.state.task import HumanTask
-from kneo.store import audit, history, runs
-from kneo.store.run_filter import RunFilter
+from kneo.store import audit, runs
 
 router = Router(tags=["runs"])
 
@@ -52,146 +48,6 @@ def open_task(service: Service, run: Run) -> HumanTask | None:
     """Find what a paused run asks."""
     with service.store.read() as tx:
         return next(iter(open_tasks(tx, run)), None)
-
-
-@router.get("/runs", operation_id="list_runs", responses=shows(answers.RunList))
-def list_runs(
-    service: Here,
-    published: Published,
-    _principal: Reader,
-    status: Word | None = None,
-    environment: Word | None = None,
-    bundle: Word | None = None,
-    workflow_kind: Word | None = None,
-    workflow_name: Word | None = None,
-    session_id: Word | None = None,
-    has_error: bool | None = None,
-    created_after: Moment | None = None,
-    created_before: Moment | None = None,
-    q: Annotated[str | None, Query(max_length=200, description="Somewhere in what went in or came out.")] = None,
-    limit: Limit = 100,
-    offset: Offset = 0,
-    after: Annotated[
-        str | None, Query(max_length=40, description="`next_after` of the page before, sorted by created_at or run_id.")
-    ] = None,
-    sort_by: Word = "updated_at",
-    sort_order: Order = "desc",
-) -> Json:
-    """List runs, the most recently changed first."""
-    wanted = parse_status(status) if status is not None else None
-    if status is not None and wanted is None:
-        return wire.page("runs", [], total=0, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order)
-    with service.store.read() as tx:
-        where = RunFilter(
-            status=wanted,
-            environment=environment,
-            bundle=bundle,
-            target=workflow_kind,
-            workflow_name=workflow_name,
-            session_id=session_id,
-            has_error=has_error,
-            created_after=_moment(created_after),
-            created_before=_moment(created_before),
-            text=q,
-        )
-        return run_page(
-            tx,
-            where,
-            published=published,
-            limit=limit,
-            offset=offset,
-            sort_by=sort_by,
-            sort_order=sort_order,
-            after=after,
-        )
-
-
-def _moment(text: str | None) -> str | None:
-    """Read a time and write it as it is stored.
-
-    Raises:
-        Invalid: ``invalid_timestamp``.
-    """
-    if text is None:
-        return None
-    try:
-        return isoformat(parse_time(text))
-    except Invalid as error:
-        raise BadMoment(error.message) from error
-
-
-class BadMoment(Invalid):
-    http_status = 422
-    default_code = "invalid_timestamp"
-
-
-@router.get("/runs/{run_id}", operation_id="get_run", responses=shows(answers.RunStatus))
-def get_run(run_id: str, service: Here, published: Published, _principal: Reader) -> Json:
-    """Read one run."""
-    return _status(service, find_run(service.store, run_id), published=published)
-
-
-def _status(service: Service, run: Run, *, published: bool) -> Json:
-    return wire.run_status(run, open_task(service, run), published=published)
-
-
-@router.get("/runs/{run_id}/trace", operation_id="get_run_trace", responses=shows(answers.Trace))
-def get_run_trace(
-    run_id: str,
-    service: Here,
-    _principal: Reader,
-    event_type: Word | None = None,
-    limit: Limit = 100,
-    offset: Offset = 0,
-    sort_by: Word = "timestamp",
-    sort_order: Order = "asc",
-) -> Json:
-    """Read what happened in a run, step by step."""
-    find_run(service.store, run_id)
-    with service.store.read() as tx:
-        events = runs.list_trace(
-            tx, run_id, event_type=event_type, descending=sort_order == "desc", limit=limit, offset=offset
-        )
-        total = runs.count_trace(tx, run_id, event_type=event_type)
-    answer = wire.page(
-        "events",
-        [wire.trace_event(event) for event in events],
-        total=total,
-        limit=limit,
-        offset=offset,
-        sort_by=sort_by,
-        sort_order=sort_order,
-    )
-    return {"run_id": run_id, **answer, "dropped": 0, "complete": True}
-
-
-@router.get("/runs/{run_id}/checkpoints", operation_id="list_run_checkpoints", responses=shows(answers.CheckpointList))
-def list_run_checkpoints(
-    run_id: str,
-    service: Here,
-    _principal: Reader,
-    type: Word | None = None,  # noqa: A002 - the published name of the parameter
-    limit: Limit = 100,
-    offset: Offset = 0,
-    sort_by: Word = "sequence",
-    sort_order: Order = "asc",
-) -> Json:
-    """Read a run's checkpoints, oldest first."""
-    find_run(service.store, run_id)
-    with service.store.read() as tx:
-        found, total = history.page_of_checkpoints(
-            tx, run_id, type_=type, descending=sort_order == "desc", limit=limit, offset=offset
-        )
-    answer = wire.page(
-        "checkpoints",
-        [wire.checkpoint(item) for item in found],
-        total=total,
-        limit=limit,
-        offset=offset,
-        sort_by=sort_by,
-        sort_order=sort_order,
-    )
-    return {"run_id": run_id, **answer}
 
 
 @router.get(
@@ -227,12 +83,6 @@ def _told(view: Json, *, published: bool) -> Json:
     context = view["replay_context"]
     assert isinstance(context, dict)
     return {**view, "status": status, "replay_context": {**context, "status": status}}
-
-
-@router.post("/runs/{run_id}/cancel", operation_id="cancel_run", responses=shows(answers.RunStatus))
-def cancel(run_id: str, service: Here, published: Published, principal: Writer) -> Json:
-    """End a run now. What it asked people is withdrawn; what it had begun is not committed."""
-    return _status(service, cancel_run(service.store, run_id, actor=principal.name), published=published)
 
 
 @router.get("/runs/{run_id}/graph", operation_id="get_run_graph", responses=shows(answers.RunGraph))

@@ -84,7 +84,7 @@ def test_a_list_is_filtered_and_sorted(inbox: Store, kneo: Kneo) -> None:
 
 
 def test_a_list_of_runs_says_how_to_go_on(inbox: Store, kneo: Kneo) -> None:
-    assert f"20 of {MANY}. What follows: --offset 20" in kneo("runs", "list").out
+    assert f"20 of {MANY}. Next page: --offset 20" in kneo("runs", "list").out
     assert "--offset" not in kneo("runs", "list", "--offset", 20).out
 
 

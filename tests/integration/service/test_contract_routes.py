@@ -8,10 +8,10 @@ import httpx
 import pytest
 from service_bench import APPROVE, DRAFT, PUBLISH, Bench, spec_of
 
-from kneo.service.app import ROUTES
+from kneo.service.app import ROUTERS
 from kneo.service.operations import Operations
 
-OPERATIONS = Operations(module.router for module in ROUTES)
+OPERATIONS = Operations(ROUTERS)
 
 
 class Row(NamedTuple):

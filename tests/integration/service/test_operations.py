@@ -10,10 +10,10 @@ from fastapi import FastAPI
 from service_bench import Bench
 
 from cli.compose import make_starter
-from kneo.service.app import ROUTES, create_app, description
+from kneo.service.app import ROUTERS, create_app, description
 from kneo.service.operations import Operations
 
-OPERATIONS = Operations(module.router for module in ROUTES)
+OPERATIONS = Operations(ROUTERS)
 OPEN = {"health", "live", "ready", "receive_hook"}
 
 

@@ -8,8 +8,8 @@ import pytest
 from builders import build_task
 from service_bench import Bench
 
+from kneo.api.task_views import human_task
 from kneo.clock import parse_time
-from kneo.service.task_wire import human_task
 
 
 def test_times_that_decide_something_are_seconds_as_the_published_clients_read_them(bench: Bench) -> None:

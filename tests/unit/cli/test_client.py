@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cli.client import ServiceBackend
+from kneo.api.runs import cancel_run, list_runs
 from kneo.errors import Conflict, Forbidden, Invalid, Transient, Untrusted
 from kneo.settings import Http, from_env
 
@@ -108,7 +109,7 @@ def test_what_may_have_been_done_or_never_will_be_is_asked_once(status, kind, se
 def test_what_nobody_vouches_for_ends_as_it_does_without_a_service(code, kind, service, client):
     service.answers = [(403, {"error": code, "message": "No."}, {})]
     with pytest.raises(kind) as caught:
-        client.runs({})
+        client.call(list_runs)
     assert caught.value.exit_code == kind.exit_code
 
 
@@ -123,14 +124,14 @@ def test_it_gives_up_after_as_many_times_as_it_is_told(service, tmp_path):
     for retries in (0, 1):
         service.asked.clear()
         with pytest.raises(Transient):
-            connect(service, tmp_path, client_retries=retries).runs({})
+            connect(service, tmp_path, client_retries=retries).call(list_runs)
         assert len(service.asked) == retries + 1
 
 
 def test_it_does_not_wait_for_longer_than_a_person_would(service, client):
     service.answers = [(429, {"error": "rate_limited"}, {"retry-after": "3600"})]
     with pytest.raises(Transient):
-        client.runs({})
+        client.call(list_runs)
     assert len(service.asked) == 1
 
 
@@ -139,7 +140,8 @@ def test_a_key_of_the_operator_stands_for_one_start_and_one_answer(service, tmp_
     client = connect(service, tmp_path, client_idempotency_key="mine")
     client.start_run({})
     client.resume("cont_1", {})
-    client.cancel("run_1")
+    with pytest.raises(Invalid, match="another form"):
+        client.call(cancel_run, "run_1")
     keys = [key for _, _, key in service.asked]
     assert keys[:2] == ["mine", "mine"]
     assert keys[2] != "mine"
@@ -148,7 +150,7 @@ def test_a_key_of_the_operator_stands_for_one_start_and_one_answer(service, tmp_
 def test_nothing_listening_is_said_after_every_attempt(tmp_path):
     settings = replace(from_env({"HOME": str(tmp_path)}, tmp_path), http=Http(client_backoff_seconds=0.001))
     with pytest.raises(Transient) as caught:
-        ServiceBackend("http://127.0.0.1:9", "", settings).runs({})
+        ServiceBackend("http://127.0.0.1:9", "", settings).call(list_runs)
     assert caught.value.code == "service_unreachable"
 
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Annotated, TypeVar
+
+from pydantic import BeforeValidator, WithJsonSchema
+
 from kneo.errors import Invalid
 from kneo.state.run import RunStatus
+
+V = TypeVar("V")
 
 PUBLISHED = {RunStatus.PAUSED: "blocked", RunStatus.SUCCEEDED: "completed"}
 PUBLISHED_CLIENT = "kneo-client/"
@@ -43,3 +50,24 @@ def check_status(word: str) -> RunStatus:
         msg = f"{word[:40]!r} is not a run status; known: {known}."
         raise Invalid(msg)
     return status
+
+
+def in_published_words(view: V) -> V:
+    """Return a view with its run statuses in the words of the published clients; data that runs carry stays as it is."""
+    translated: object = view
+    if isinstance(view, RunStatus):
+        translated = PUBLISHED.get(view, view.value)
+    elif isinstance(view, list):
+        translated = [in_published_words(item) for item in view]
+    elif dataclasses.is_dataclass(view) and not isinstance(view, type):
+        values = {item.name: in_published_words(getattr(view, item.name)) for item in dataclasses.fields(view)}
+        translated = dataclasses.replace(view, **values)
+    return translated  # type: ignore[return-value]  # a status is written as its word
+
+
+StatusWord = Annotated[
+    RunStatus,
+    BeforeValidator(lambda word: check_status(word) if isinstance(word, str) else word),
+    WithJsonSchema({"type": "string", "examples": ["succeeded"]}),
+]
+"""The status of a run in a view: read in either vocabulary."""

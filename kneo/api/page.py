@@ -1,0 +1,29 @@
+"""Pages of lists: the parameters that ask for one, and what every page says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+WINDOW = 10_000
+"""The deepest offset."""
+
+Word = Annotated[str, Field(max_length=200)]
+Limit = Annotated[int, Field(ge=1, le=1000)]
+Offset = Annotated[int, Field(ge=0, le=WINDOW)]
+Order = Literal["asc", "desc"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageView:
+    """One page of a list; ``window`` is the deepest offset."""
+
+    count: int
+    total: int
+    window: int = WINDOW
+    limit: int
+    offset: int
+    sort_by: str
+    sort_order: Order

@@ -1,0 +1,239 @@
+"""What a run, its trace and its checkpoints look like to a caller. Supersets of what the published clients parse.
+
+Texts of a run go out without secrets. Texts that people have to read or judge keep names and addresses; metadata, traces
+and checkpoints go without those too. What is stored stays whole: the next step works on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from kneo.api.page import PageView
+from kneo.api.status_words import StatusWord
+from kneo.api.task_views import epoch, human_request
+from kneo.redaction import hide_paths, redact, redact_text
+from kneo.state.run import Checkpoint, Run, TraceEvent
+from kneo.state.task import HumanTask
+
+Json = dict[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunErrorView:
+    """Why a run ended."""
+
+    type: str
+    message: str
+
+    @classmethod
+    def of(cls, run: Run) -> RunErrorView | None:
+        """Return the error of a run, without secrets and paths of the machine."""
+        error = run.error
+        return cls(type=error.type, message=hide_paths(redact_text(error.message))) if error is not None else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """One run."""
+
+    id: str
+    run_id: str
+    status: StatusWord
+    agent_name: str | None
+    workflow_name: str | None
+    workflow_kind: str | None
+    input_text: str
+    output_text: str | None
+    current_step_index: int | None = None
+    current_step_id: str | None
+    current_node_id: str | None
+    visited_steps: list[str]
+    visited_nodes: list[str]
+    pending_human_request: Json | None
+    continuation_id: str | None
+    trace_event_count: int
+    trace_dropped: int = 0
+    session_id: str | None
+    usage: Json | None
+    metadata: Json
+    error: RunErrorView | None
+    created_at: str
+    updated_at: str
+    started_at: str | None
+    completed_at: str | None
+    deadline_at: Annotated[float | None, Field(description="Seconds since 1970.")]
+
+    @classmethod
+    def of(cls, run: Run, task: HumanTask | None) -> RunView:
+        """Build the view of a run and of the first question that it asks."""
+        visited = list(run.visited_steps)
+        step_id = task.step_id if task else (visited[-1] if visited else None)
+        is_graph = run.workflow_type == "graph"
+        session_id, usage = run.metadata.get("session_id"), run.metadata.get("usage")
+        return cls(
+            id=run.id,
+            run_id=run.id,
+            status=run.status,
+            agent_name=run.agent_name,
+            workflow_name=run.workflow_name,
+            workflow_kind=run.target,
+            input_text=redact_text(run.input_text, personal=False),
+            output_text=readable(run.output_text),
+            current_step_id=step_id,
+            current_node_id=step_id if is_graph else None,
+            visited_steps=visited,
+            visited_nodes=visited if is_graph else [],
+            pending_human_request=_request(task) if task else None,
+            continuation_id=task.id if task else None,
+            trace_event_count=run.trace_count,
+            session_id=str(session_id) if session_id is not None else None,
+            usage=dict(usage) if isinstance(usage, Mapping) else None,
+            metadata=run_metadata(run, task),
+            error=RunErrorView.of(run),
+            created_at=run.created_at,
+            updated_at=run.updated_at,
+            started_at=run.started_at,
+            completed_at=run.completed_at,
+            deadline_at=epoch(run.deadline_at),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPageView(PageView):
+    """One page of runs."""
+
+    runs: list[RunView]
+    next_after: Annotated[str | None, Field(description="Where the next page begins, in an order that keeps.")]
+
+
+def run_metadata(run: Run, task: HumanTask | None) -> Json:
+    """Return what a caller may know of a run's metadata, with what the run asks."""
+    values = clean(run.metadata)
+    values["requester"] = run.requester
+    values["spec_digest"] = run.spec_digest
+    if run.workflow_type is not None:
+        values["workflow"] = {
+            "name": run.workflow_name,
+            "type": run.workflow_type,
+            "visited_steps": list(run.visited_steps),
+        }
+        values["workflow_type"] = run.workflow_type
+    if task is not None:
+        request = _request(task)
+        values |= {
+            "human_intervention_required": True,
+            "continuation_id": task.id,
+            "pending_human_request": request,
+            "request": request,
+            "pending_step_id": task.step_id,
+        }
+    return values
+
+
+def _request(task: HumanTask) -> Json:
+    request = redact(human_request(task), personal=False)
+    assert isinstance(request, dict)
+    return request
+
+
+def clean(values: Mapping[str, object]) -> Json:
+    """Return data without secrets and personal data."""
+    found = redact(values)
+    assert isinstance(found, dict)
+    return found
+
+
+def readable(text: str | None) -> str | None:
+    """Return a text that people have to judge: without secrets, with names and addresses."""
+    return redact_text(text, personal=False) if text is not None else None
+
+
+_TRACE_FIELDS = ("agent_name", "model_provider", "model_name", "tool_name", "input_preview", "output_preview", "error")
+"""Data of a trace event that stands at the top of its view."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceEventView:
+    """Something that happened in a run."""
+
+    type: str
+    run_id: str
+    event_id: str
+    sequence: int
+    timestamp: str
+    step_id: str | None
+    agent_name: str | None = None
+    model_provider: str | None = None
+    model_name: str | None = None
+    tool_name: str | None = None
+    input_preview: str | None = None
+    output_preview: str | None = None
+    error: Json | None = None
+    metadata: Json
+
+    @classmethod
+    def of(cls, event: TraceEvent) -> TraceEventView:
+        """Build the view of an event."""
+        data = clean(event.data)
+        top = {name: data.pop(name) for name in _TRACE_FIELDS if name in data}
+        return cls(
+            type=event.type,
+            run_id=event.run_id,
+            event_id=event.event_id,
+            sequence=event.sequence,
+            timestamp=event.timestamp,
+            step_id=event.step_id,
+            metadata=data,
+            **top,  # type: ignore[arg-type]  # what the runtime writes under these names
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceView(PageView):
+    """One page of what happened in a run."""
+
+    run_id: str
+    events: list[TraceEventView]
+    dropped: int = 0
+    complete: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointView:
+    """Where a run stood."""
+
+    id: str
+    run_id: str
+    sequence: int
+    type: str
+    step_id: str | None
+    node_id: str | None = None
+    state: Json
+    metadata: Json
+    created_at: str
+
+    @classmethod
+    def of(cls, item: Checkpoint) -> CheckpointView:
+        """Build the view of a checkpoint."""
+        return cls(
+            id=item.id,
+            run_id=item.run_id,
+            sequence=item.sequence,
+            type=item.type,
+            step_id=item.step_id,
+            state=clean(item.state),
+            metadata=clean(item.metadata),
+            created_at=item.created_at,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointPageView(PageView):
+    """One page of checkpoints."""
+
+    run_id: str
+    checkpoints: list[CheckpointView]

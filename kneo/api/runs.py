@@ -1,0 +1,202 @@
+"""Operations on runs: list them, look at them, cancel them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kneo.api.operation import Context, operation
+from kneo.api.page import Limit, Offset, Order, Word
+from kneo.api.run_views import (
+    CheckpointPageView,
+    CheckpointView,
+    RunPageView,
+    RunView,
+    TraceEventView,
+    TraceView,
+)
+from kneo.api.status_words import parse_status
+from kneo.clock import isoformat, parse_time
+from kneo.errors import Invalid
+from kneo.runtime.cancel import cancel_run as cancel
+from kneo.runtime.wait import find_run, open_tasks
+from kneo.state.run import Run, RunStatus
+from kneo.store import history, runs, tasks
+from kneo.store.run_filter import LASTING, RunFilter
+
+Moment = Annotated[str, Field(max_length=60, description="A time, as in 2026-01-31T12:00:00Z.")]
+RunOrder = Literal[
+    "run_id",
+    "id",
+    "status",
+    "created_at",
+    "updated_at",
+    "started_at",
+    "completed_at",
+    "deadline_at",
+    "agent_name",
+    "workflow_name",
+    "environment",
+    "session_id",
+]
+
+
+@operation("GET", "/runs", scope="runs:read")
+def list_runs(
+    context: Context,
+    *,
+    status: Word | None = None,
+    environment: Word | None = None,
+    bundle: Word | None = None,
+    workflow_kind: Word | None = None,
+    workflow_name: Word | None = None,
+    session_id: Word | None = None,
+    has_error: bool | None = None,
+    created_after: Moment | None = None,
+    created_before: Moment | None = None,
+    q: Annotated[str | None, Field(max_length=200, description="Somewhere in what went in or came out.")] = None,
+    limit: Limit = 100,
+    offset: Offset = 0,
+    after: Annotated[
+        str | None, Field(max_length=40, description="`next_after` of the page before, sorted by created_at or run_id.")
+    ] = None,
+    sort_by: RunOrder = "updated_at",
+    sort_order: Order = "desc",
+) -> RunPageView:
+    """List runs, the most recently changed first."""
+    lasts = sort_by in LASTING
+    if after is not None and not lasts:
+        msg = f"Runs move while they are sorted by {sort_by}, so no page can begin after one of them."
+        hint = f"Sort by {', '.join(sorted(LASTING))}, or page with offset."
+        raise Invalid(msg, code="validation_error", field="after", hint=hint)
+    known = parse_status(status) if status is not None else None
+    where = RunFilter(
+        status=known,
+        environment=environment,
+        bundle=bundle,
+        target=workflow_kind,
+        workflow_name=workflow_name,
+        session_id=session_id,
+        has_error=has_error,
+        created_after=_stored_time(created_after),
+        created_before=_stored_time(created_before),
+        text=q,
+    )
+    found: tuple[Run, ...] = ()
+    total = 0
+    with context.store.read() as tx:
+        if status is None or known is not None:
+            descending = sort_order == "desc"
+            found = runs.list_runs(
+                tx, where, sort_by=sort_by, descending=descending, limit=limit, offset=offset, after=after
+            )
+            # A list that ends on this page need not be counted.
+            ends = after is None and len(found) < limit and (found or not offset)
+            total = offset + len(found) if ends else runs.count_runs(tx, where)
+        questions = tasks.first_of_runs(tx, [run.id for run in found if run.status is RunStatus.PAUSED])
+    return RunPageView(
+        runs=[RunView.of(run, questions.get(run.id)) for run in found],
+        next_after=found[-1].id if lasts and len(found) == limit else None,
+        count=len(found),
+        total=total,
+        limit=limit,
+        offset=offset,
+        sort_by=sort_by,
+        sort_order=sort_order,
+    )
+
+
+class InvalidTime(Invalid):
+    """A text that is not a time."""
+
+    http_status = 422
+    default_code = "invalid_timestamp"
+
+
+def _stored_time(text: str | None) -> str | None:
+    """Write a time as the database stores it.
+
+    Raises:
+        InvalidTime: it is not a time.
+    """
+    if text is None:
+        return None
+    try:
+        return isoformat(parse_time(text))
+    except Invalid as error:
+        raise InvalidTime(error.message) from error
+
+
+@operation("GET", "/runs/{run_id}", scope="runs:read")
+def get_run(context: Context, run_id: str) -> RunView:
+    """Read one run."""
+    return _view(context, find_run(context.store, run_id))
+
+
+def _view(context: Context, run: Run) -> RunView:
+    with context.store.read() as tx:
+        return RunView.of(run, next(iter(open_tasks(tx, run)), None))
+
+
+@operation("GET", "/runs/{run_id}/trace", scope="runs:read")
+def get_run_trace(
+    context: Context,
+    run_id: str,
+    event_type: Word | None = None,
+    limit: Limit = 100,
+    offset: Offset = 0,
+    sort_by: Literal["timestamp", "sequence"] = "timestamp",
+    sort_order: Order = "asc",
+) -> TraceView:
+    """Read what happened in a run, step by step."""
+    find_run(context.store, run_id)
+    with context.store.read() as tx:
+        events = runs.list_trace(
+            tx, run_id, event_type=event_type, descending=sort_order == "desc", limit=limit, offset=offset
+        )
+        total = runs.count_trace(tx, run_id, event_type=event_type)
+    return TraceView(
+        run_id=run_id,
+        events=[TraceEventView.of(event) for event in events],
+        count=len(events),
+        total=total,
+        limit=limit,
+        offset=offset,
+        sort_by=sort_by,
+        sort_order=sort_order,
+    )
+
+
+@operation("GET", "/runs/{run_id}/checkpoints", scope="runs:read")
+def list_run_checkpoints(
+    context: Context,
+    run_id: str,
+    type: Word | None = None,  # noqa: A002 - the published name of the parameter
+    limit: Limit = 100,
+    offset: Offset = 0,
+    sort_by: Literal["sequence", "created_at"] = "sequence",
+    sort_order: Order = "asc",
+) -> CheckpointPageView:
+    """Read a run's checkpoints, oldest first."""
+    find_run(context.store, run_id)
+    with context.store.read() as tx:
+        found, total = history.page_of_checkpoints(
+            tx, run_id, type_=type, descending=sort_order == "desc", limit=limit, offset=offset
+        )
+    return CheckpointPageView(
+        run_id=run_id,
+        checkpoints=[CheckpointView.of(item) for item in found],
+        count=len(found),
+        total=total,
+        limit=limit,
+        offset=offset,
+        sort_by=sort_by,
+        sort_order=sort_order,
+    )
+
+
+@operation("POST", "/runs/{run_id}/cancel", scope="runs:write")
+def cancel_run(context: Context, run_id: str) -> RunView:
+    """End a run now. Its open questions are withdrawn; steps that were under way are not committed."""
+    return _view(context, cancel(context.store, run_id, actor=context.actor))
