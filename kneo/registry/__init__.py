@@ -34,7 +34,7 @@ from kneo.registry.record import (
     report_pending,
     retire,
 )
-from kneo.registry.serve import Approved, declared, resolve, trust_root
+from kneo.registry.serve import Approved, declared, is_followed, resolve, trust_root
 from kneo.registry.status import EnvironmentStatus, find_status, status, statuses
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "find_status",
     "find_waiting",
     "hold",
+    "is_followed",
     "keep_signatures",
     "lock_environment",
     "open_tasks",

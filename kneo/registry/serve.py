@@ -10,7 +10,7 @@ from kneo.digest import Digest
 from kneo.errors import Forbidden, KneoError, NotFound, Transient, Untrusted
 from kneo.registry.check import check_served
 from kneo.state.release import Release
-from kneo.store import audit, releases, sources
+from kneo.store import audit, releases, requests, sources
 from kneo.store.engine import Tx
 from kneo.trust.root import TrustRoot, verify_chain
 from kneo.trust.verified import VerifiedBundle
@@ -49,6 +49,15 @@ def declared(tx: Tx, name: str) -> Environment:
         msg = f"There is no environment {name[:80]!r}; declared: {names}."
         raise NotFound(msg, code="environment_not_found")
     return _parsed(record.declaration, name)
+
+
+def is_followed(tx: Tx, pin: Digest | None) -> bool:
+    """Say whether Git decides here what runs: a trust root is pinned, or a controller ever worked on this database.
+
+    Long before the first commit is accepted: a repository that cannot be reached, or is not the one that was pinned, must
+    not leave a database open that nobody declared anything for yet.
+    """
+    return pin is not None or sources.source(tx) is not None or requests.was_leased(tx, requests.CONTROLLER_LEASE)
 
 
 def trust_root(tx: Tx, pin: Digest | None) -> TrustRoot:

@@ -23,7 +23,7 @@ from kneo.spec.policy import check_policy
 from kneo.spec.project import ProjectConfig
 from kneo.spec.rules import check as check_rules
 from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunStatus
-from kneo.store import audit, history, idempotency, releases, runs
+from kneo.store import audit, history, idempotency, releases, runs, sources
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
 from kneo.store.idempotency import AlreadyExecuted
@@ -251,9 +251,16 @@ class Starter:
 
     def _check_inline_allowed(self, tx: Tx, environment: str | None) -> None:
         """Once Git declares environments, a run names one, and brings its own spec only where that one lets it."""
+        if sources.is_rebuilding(tx):
+            msg = "The registry is being rebuilt from Git; which specs may run is not known yet."
+            raise Transient(msg, code="registry_rebuilding", hint="Try again; kneo source show says how far it is.")
         declared = releases.list_environments(tx)
-        if not declared:
+        if not declared and not registry.is_followed(tx, self.pin):
             return
+        if not declared:
+            msg = "Git decides here what runs, and no commit with an environment was accepted yet; so nothing runs."
+            hint = "kneo source show and kneo status say why. Without a config repository, unset KNEO_SERV_TRUST_ROOT."
+            raise Forbidden(msg, code="bundle_not_approved", hint=hint, approved=[])
         if environment is None:
             names = ", ".join(item.name for item in declared)
             msg = f"Git declares environments here, so a run must name one of them: {names}."

@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 
+from kneo import registry
 from kneo.clock import parse_time
 from kneo.errors import KneoError
 from kneo.project.secrets import secret_inventory
 from kneo.service.wire import Json
 from kneo.settings import Settings
 from kneo.spec.project import ProjectConfig
-from kneo.store import requests, standing
+from kneo.store import releases, requests, standing
 from kneo.store.engine import Store
 
 log = logging.getLogger("kneo.service")
@@ -50,6 +51,7 @@ class Readiness:
             "queue": self._queue,
             "dispatcher": self._dispatcher,
             "controller": self._controller,
+            "source": self._source,
             "disk": self._disk,
             "runtime_registry": lambda: {"count": len(RUNTIMES), "names": list(RUNTIMES)},
             "tool_registry": lambda: {"count": len(self.tools), "names": sorted(self.tools)},
@@ -81,6 +83,20 @@ class Readiness:
     def _controller(self) -> Json:
         with self.store.read() as tx:
             return {"running": requests.lease_holder(tx, requests.CONTROLLER_LEASE) is not None}
+
+    def _source(self) -> Json:
+        """Where Git decides what runs, a commit has to have been accepted; until then nothing runs here."""
+        with self.store.read() as tx:
+            pin = self.settings.trust_root
+            if not registry.is_followed(tx, pin):
+                return {"configured": False}
+            if not releases.trust_chain(tx):
+                return {"ok": False, "configured": True, "accepted": False}
+            registry.trust_root(tx, pin)
+            names = releases.environment_names(tx)
+            # An environment whose first file waits for approvals counts: people approve it through this service.
+            accepted = any(releases.environment(tx, name) or releases.pending(tx, name) for name in names)
+        return {"ok": accepted, "configured": True, "accepted": accepted}
 
     def _disk(self) -> Json:
         free = shutil.disk_usage(self.settings.state_dir).free if self.settings.state_dir.is_dir() else None

@@ -121,6 +121,11 @@ def holds_lease(tx: Tx, name: str, owner: str, fence: int) -> bool:
     return row is not None and row.owner == owner and row.fence == fence and row.until > tx.at
 
 
+def was_leased(tx: Tx, name: str) -> bool:
+    """Say whether anybody ever held a lease."""
+    return tx.connection.execute(select(leases.c.name).where(leases.c.name == name)).first() is not None
+
+
 def lease_holder(tx: Tx, name: str) -> str | None:
     """Find who holds a lease now."""
     row = tx.connection.execute(select(leases).where(leases.c.name == name)).first()

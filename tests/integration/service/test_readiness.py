@@ -29,6 +29,7 @@ def test_every_check_has_a_name_and_says_how_it_is(bench: Bench) -> None:
             "controller",
             "disk",
             "runtime_registry",
+            "source",
             "tool_registry",
             "providers",
             "mcp",
