@@ -4,8 +4,8 @@ A changed file is judged by the rules in force in its own environment. Two files
 because with them things run that no other environment would let run: the first file of an environment, and one that lets
 runs bring their own specs. Wherever an environment requires approvals, such a file needs them too.
 
-Where no file is in force that requires approvals, as on an empty database, the new files of the commit are all there is to
-go by. Nobody vouches for the people they list, so only keys of the pinned trust root count then: those of the roles that a
+Where no file is in force that requires approvals, as on an empty database, the other new files of the commit are all there
+is to go by, and on an empty database the file itself. Nobody vouches for the people they list, so only keys of the pinned trust root count then: those of the roles that a
 file asks for, or as many of the role root as it takes to change the trust root.
 """
 
@@ -112,6 +112,8 @@ def _verdicts(after: Environment, what: str, files: EnvironmentFiles, evidence: 
     if asking:
         return
     for first in files.first:
+        if files.in_force and isinstance(first, Environment) and first.name == after.name:
+            continue  # it adds approvals where none are required
         yield _agreed_by_keys(after, first, what, files, evidence)
 
 

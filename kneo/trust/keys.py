@@ -27,6 +27,10 @@ PEM_BYTES = 8_192
 
 _SSH = (b"ssh-", b"ecdsa-sha2-")
 
+_FIELD = 2**255 - 19
+_ORDER_EIGHT = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
+_SMALL_ORDER = frozenset({0, 1, _FIELD - 1, _ORDER_EIGHT, _FIELD - _ORDER_EIGHT})
+
 _Public = ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey
 _Private = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 
@@ -150,6 +154,16 @@ class PrivateKey:
         return self._key.sign(data, ec.ECDSA(hashes.SHA256()))
 
 
+def is_weak_ed25519(key: bytes) -> bool:
+    """Say whether an Ed25519 public key is a point of small order, or encoded in another way than RFC 8032 says.
+
+    Signatures under such a key can be made without a private key, and the library that verifies accepts them: whoever
+    gives one out can deny every signature. All eight points of small order share five y coordinates.
+    """
+    y = int.from_bytes(key, "little") & (2**255 - 1)
+    return y >= _FIELD or y in _SMALL_ORDER
+
+
 def _bounded(pem: str | bytes) -> bytes:
     data = pem.encode("ascii", "replace") if isinstance(pem, str) else pem
     if len(data) > PEM_BYTES:
@@ -161,6 +175,12 @@ def _bounded(pem: str | bytes) -> bytes:
 def _public(key: object) -> PublicKey:
     if isinstance(key, ed25519.Ed25519PublicKey):
         algorithm = Algorithm.ED25519
+        raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+        if is_weak_ed25519(raw):
+            msg = (
+                "This Ed25519 key has a small order or a non-canonical encoding: signatures for it take no private key."
+            )
+            raise Invalid(msg, code="invalid_key", hint="Make a key with kneo keys generate.")
     elif isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
         algorithm = Algorithm.P256
     else:

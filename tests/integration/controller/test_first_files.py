@@ -137,6 +137,19 @@ def test_where_no_environment_requires_approvals_a_new_one_needs_none(bench: Ben
     assert bench.reconcile().outcomes["new"] == Done(0)
 
 
+def test_the_first_environment_that_requires_approvals_is_no_weaker_rule(bench: Bench) -> None:
+    bench.reconcile()
+    bench.repo.environment("strict", {}, approvals=APPROVALS, people=PEOPLE)
+    bench.repo.environment("loose", {}, inlineSpecs=True)
+    bench.repo.commit("Add one that requires approvals, and one that does not")
+    outcomes = bench.reconcile().outcomes
+    assert (outcomes["strict"].state, outcomes["loose"].state) == ("Ready", "AwaitingApproval")
+    bench.repo.commit("Something else")
+    assert bench.reconcile().outcomes["loose"].state == "AwaitingApproval"
+    bench.decide("bob", "loose")
+    assert bench.reconcile().outcomes["loose"].state == "Ready"
+
+
 def test_a_deleted_file_still_guards(bench: Bench) -> None:
     _guarded(bench)
     (bench.repo.folder / "environments/prod.yaml").unlink()
