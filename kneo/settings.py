@@ -67,7 +67,7 @@ class Http:
     rate_per_minute: int = 0
     """Requests that one API key may send in a minute, ``KNEO_SERV_RATE_LIMIT_PER_MINUTE``; 0 does not count them."""
 
-    idempotency_days: int = 7
+    idempotency_days: int | None = None
     """Days for which an idempotency key is remembered, ``KNEO_SERV_RETENTION_IDEMPOTENCY_DAYS``."""
 
     max_streams: int = 200
@@ -423,7 +423,11 @@ def _http(env: Mapping[str, str]) -> Http:
         header_bytes=_positive(env, "KNEO_SERV_MAX_HEADER_BYTES", Http.header_bytes),
         request_seconds=_seconds(env, "KNEO_SERV_REQUEST_TIMEOUT_SECONDS", Http.request_seconds),
         rate_per_minute=_count(env, "KNEO_SERV_RATE_LIMIT_PER_MINUTE", 0),
-        idempotency_days=_positive(env, "KNEO_SERV_RETENTION_IDEMPOTENCY_DAYS", Http.idempotency_days),
+        idempotency_days=(
+            _positive(env, "KNEO_SERV_RETENTION_IDEMPOTENCY_DAYS", 1)
+            if env.get("KNEO_SERV_RETENTION_IDEMPOTENCY_DAYS", "").strip()
+            else None
+        ),
         max_streams=_positive(env, "KNEO_SERV_MAX_STREAMS", Http.max_streams),
         stream_heartbeat_seconds=_seconds(env, "KNEO_SERV_STREAM_HEARTBEAT_SECONDS", Http.stream_heartbeat_seconds),
         stream_slow_seconds=_seconds(env, "KNEO_SERV_STREAM_SLOW_SECONDS", Http.stream_slow_seconds),

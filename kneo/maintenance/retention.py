@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from kneo.clock import Clock
 from kneo.project import read_config
@@ -26,6 +28,7 @@ class RetentionPolicy:
     continuations_days: int | None = None
     artifacts_days: int | None = None
     logs_days: int | None = None
+    idempotency_days: int | None = None
     run_statuses: tuple[RunStatus, ...] = prune.FINAL
     """Which runs may be deleted; one that is not over never is."""
 
@@ -46,7 +49,7 @@ class RetentionPolicy:
         declared = project.model_dump() if project is not None else {}
         days = {
             f"{what}_days": execution.retention_days.get(what, declared.get(f"{what}_days"))
-            for what in ("runs", "checkpoints", "queue", "continuations", "artifacts", "logs")
+            for what in ("runs", "checkpoints", "queue", "continuations", "artifacts", "logs", "idempotency")
         }
         chosen = tuple(RunStatus(word) for word in execution.retention_run_statuses)
         return cls(**days, run_statuses=chosen or prune.FINAL)
@@ -88,16 +91,26 @@ class RetentionManager:
         self.artifacts = artifacts
         self.logs = logs
 
-    def prune(self, policy: RetentionPolicy) -> RetentionReport:
-        """Delete what is older than the policy says. Safe beside everything else, and safe to break off."""
+    def prune(self, policy: RetentionPolicy, go_on: Callable[[], bool] = prune.always) -> RetentionReport:
+        """Delete what is older than the policy says. Safe beside everything else, and safe to break off.
+
+        Args:
+            policy: How long to keep what.
+            go_on: Asked before each batch; once it says no, the rest is left for another time.
+        """
         report: dict[str, int] = {}
         if policy.runs_days is not None:
-            report["runs"] = prune.prune_runs(self.store, timedelta(days=policy.runs_days), policy.run_statuses)
-            prune.prune_specs(self.store, timedelta(days=policy.runs_days))
-        if policy.checkpoints_days is not None:
-            report["checkpoints"] = prune.prune_checkpoints(self.store, timedelta(days=policy.checkpoints_days))
-        if policy.continuations_days is not None:
-            report["continuations"] = prune.prune_tasks(self.store, timedelta(days=policy.continuations_days))
+            kept = timedelta(days=policy.runs_days)
+            report["runs"] = prune.prune_runs(self.store, kept, policy.run_statuses, go_on=go_on)
+            if go_on():
+                prune.prune_specs(self.store, kept)
+        for name, days, delete in (
+            ("checkpoints", policy.checkpoints_days, prune.prune_checkpoints),
+            ("continuations", policy.continuations_days, prune.prune_tasks),
+            ("idempotency_records", policy.idempotency_days, prune.prune_idempotency_keys),
+        ):
+            if days is not None:
+                report[name] = delete(self.store, timedelta(days=days), go_on=go_on)
         clock = self.store.clock
         report["artifacts"] = _prune_files(self.artifacts, policy.artifacts_days, clock)
         report["logs"] = _prune_files(self.logs, policy.logs_days, clock)
@@ -116,17 +129,29 @@ def _prune_files(folder: Path | None, days: int | None, clock: Clock) -> int:
     return len(old)
 
 
-def make_retention(settings: Settings, store: Store) -> Callable[[], RetentionReport]:
+IDEMPOTENCY_DAYS = 7
+"""Days for which an idempotency key is remembered where neither the environment nor the project says."""
+
+
+class Retain(Protocol):
+    """Deletes what has been kept long enough, for as long as it may go on."""
+
+    def __call__(self, go_on: Callable[[], bool] = prune.always) -> RetentionReport: ...
+
+
+def make_retention(settings: Settings, store: Store) -> Retain:
     """Make what deletes, when it is called, what the project and this process say has been kept long enough."""
     project = read_config(settings)
     policy = RetentionPolicy.from_settings(settings.execution, project.retention if project else None)
+    said = (settings.http.idempotency_days, policy.idempotency_days, IDEMPOTENCY_DAYS)
+    policy = replace(policy, idempotency_days=next(days for days in said if days is not None))
     local = project.local if project else None
     manager = RetentionManager(
         store,
         artifacts=_own_folder(settings, local.artifact_path) if local else None,
         logs=_own_folder(settings, local.log_path) if local else None,
     )
-    return lambda: manager.prune(policy)
+    return partial(manager.prune, policy)
 
 
 def _own_folder(settings: Settings, path: str) -> Path | None:

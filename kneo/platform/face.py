@@ -361,9 +361,9 @@ class PlatformManager:
         """
         if self._worker is not None or _looking_only.get():
             return
-        hourly = make_retention(self.settings, self.store)
+        retain = make_retention(self.settings, self.store)
         try:
-            self._worker = self._working.enter_context(working(self.settings, self.store, concurrency, hourly))
+            self._worker = self._working.enter_context(working(self.settings, self.store, concurrency, retain))
         except Conflict as error:
             raise LockAcquisitionError(error.message, hint=error.hint) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -15,14 +16,17 @@ from kneo.runtime.advance import Driver
 from kneo.runtime.code import CodeLoader
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.steps import Executor
-from kneo.runtime.timers import run_timers
+from kneo.runtime.timers import INTERVAL_SECONDS, Prune, run_retention, run_timers
 from kneo.runtime.wait import Settled, Settling, wait_until_settled
 from kneo.runtime.worker import Worker
 from kneo.settings import Settings, hide_settings
 from kneo.store import runs
 from kneo.store.engine import WORKER_LOCK, Store, Tx
 from kneo.store.history import CheckpointLimits
+from kneo.store.locks import Lock
 from kneo.tasks import links
+
+log = logging.getLogger("kneo.runtime")
 
 
 class Works(Protocol):
@@ -92,16 +96,14 @@ def drive_or_wait(settings: Settings, store: Store, run_id: str, timeout_seconds
 
 
 @contextlib.contextmanager
-def working(
-    settings: Settings, store: Store, concurrency: int, hourly: Callable[[], object] | None = None
-) -> Iterator[Works]:
+def working(settings: Settings, store: Store, concurrency: int, prune: Prune | None = None) -> Iterator[Works]:
     """Execute steps and bring deadlines beside whatever else this process does.
 
     Args:
         settings: This process's settings.
         store: The database.
         concurrency: How many runs to drive at once.
-        hourly: What need not be on time: deleting what has been kept long enough.
+        prune: Deletes what has been kept long enough.
 
     Raises:
         Conflict: ``worker_running``; see ``only_worker``.
@@ -111,14 +113,62 @@ def working(
     store.find_key()
     stopping = threading.Event()
     hide_settings()
-    with only_worker(store):
-        worker = make_worker(settings, store, concurrency)
-        with (
-            telling(settings, store),
-            background("timers", lambda: run_timers(store, stopping, hourly), stopping.set),
-            background("worker", worker.run, worker.stop),
-        ):
-            yield worker
+    with only_worker(store) as lock, contextlib.ExitStack() as stack:
+        worker = LockedWorker(lock, lambda: make_worker(settings, store, concurrency))
+        stack.enter_context(telling(settings, store))
+        stack.enter_context(background("timers", lambda: run_timers(store, stopping), stopping.set))
+        if prune is not None:
+            stack.enter_context(background("retention", lambda: run_retention(store, stopping, prune), stopping.set))
+        stack.enter_context(background("worker", worker.run, worker.stop))
+        yield worker
+
+
+class LockedWorker:
+    """Executes steps while this process holds the lock of those that do.
+
+    When the lock is lost, because the server restarted or ended the session, it is taken again at once; where somebody else has
+    it by then, steps under way are ended and none is begun until it is free.
+
+    Args:
+        lock: The lock, held.
+        make: Makes what executes steps.
+    """
+
+    def __init__(self, lock: Lock, make: Callable[[], Works]) -> None:
+        self._lock = lock
+        self._make = make
+        self._worker = make()
+        self._turn = threading.Lock()
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Work until ``stop``."""
+        while True:
+            with background("steps", self._worker.run, self._worker.stop):
+                while not self._stopping.wait(INTERVAL_SECONDS) and self._keeps_lock():
+                    pass
+            while not self._stopping.is_set() and not self._lock.renew():
+                self._stopping.wait(INTERVAL_SECONDS)
+            with self._turn:
+                if self._stopping.is_set():
+                    return
+                self._worker = self._make()
+            log.warning("executing steps again")
+
+    def stop(self) -> None:
+        """End when the steps under way have ended."""
+        with self._turn:
+            self._stopping.set()
+        self._worker.stop()
+
+    def _keeps_lock(self) -> bool:
+        if self._lock.held():
+            return True
+        if self._lock.renew():
+            log.warning("the lock of those that execute steps was lost, and taken again")
+            return True
+        log.warning("the lock of those that execute steps was lost; no steps are executed until it is taken again")
+        return False
 
 
 @contextlib.contextmanager
@@ -141,17 +191,17 @@ def _token(tx: Tx, task_id: str, person: str) -> str:
 
 
 @contextlib.contextmanager
-def only_worker(store: Store) -> Iterator[None]:
+def only_worker(store: Store) -> Iterator[Lock]:
     """Be the one process that executes steps on a SQLite file, or one of those that share a PostgreSQL database.
 
     Raises:
         Conflict: another process is the one; on PostgreSQL: a command drives a run of its own just now.
     """
-    with store.shared(WORKER_LOCK) as held:
-        if not held:
+    with store.shared(WORKER_LOCK) as lock:
+        if not lock:
             msg = "Another process executes steps on this database."
             raise Conflict(msg, code="worker_running", hint="Stop it, or use its service: --service-url URL.")
-        yield
+        yield lock
 
 
 @contextlib.contextmanager

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 from kneo.clock import monotonic
 from kneo.errors import Transient
 from kneo.state.run import RunError, RunStatus
 from kneo.store import audit, runs
 from kneo.store.engine import Store
+from kneo.store.locks import Lock
 from kneo.tasks.closing import cancel_tasks
 from kneo.tasks.sweep import expire_due
 
@@ -20,7 +22,12 @@ INTERVAL_SECONDS = 1.0
 
 TIMERS_LOCK = "timers"
 
+RETENTION_LOCK = "retention"
+
 HOUR_SECONDS = 3600.0
+
+TURN_SECONDS = 60.0
+"""How long retention deletes at once, and then pauses."""
 
 
 def tick(store: Store) -> int:
@@ -45,22 +52,54 @@ def end_overdue_runs(store: Store) -> int:
     return count
 
 
-def run_timers(store: Store, stopping: threading.Event, hourly: Callable[[], object] | None = None) -> None:
-    """Tick every second until told to stop; of all processes that share a database, one at a time does.
-
-    ``hourly`` is what need not be on time: deleting what has been kept long enough.
-    """
-    next_hour = monotonic()
+def run_timers(store: Store, stopping: threading.Event) -> None:
+    """Tick every second until told to stop; of all processes that share a database, one at a time does."""
     while not stopping.is_set():
         try:
-            with store.exclusive(TIMERS_LOCK) as held:
-                while held and not stopping.is_set():
+            with store.exclusive(TIMERS_LOCK) as lock:
+                while lock.held() and not stopping.is_set():
                     started = monotonic()
                     tick(store)
-                    if hourly is not None and started >= next_hour:
-                        next_hour = started + HOUR_SECONDS
-                        hourly()
                     stopping.wait(max(0.0, INTERVAL_SECONDS - (monotonic() - started)))
         except Transient as error:
             log.warning("timers could not reach the database: %s", error)
         stopping.wait(INTERVAL_SECONDS)
+
+
+class Prune(Protocol):
+    """Deletes what has been kept long enough, in small steps, for as long as it may go on."""
+
+    def __call__(self, go_on: Callable[[], bool]) -> object: ...
+
+
+def run_retention(store: Store, stopping: threading.Event, prune: Prune) -> None:
+    """Delete what has been kept long enough, each hour, until told to stop; of all processes one at a time does.
+
+    A turn takes a minute at most, and goes on a minute later where it was cut short. It has a thread and a lock of its own, so
+    that deadlines never wait for it.
+    """
+    while not stopping.is_set():
+        pause = TURN_SECONDS
+        try:
+            with store.exclusive(RETENTION_LOCK) as lock:
+                if lock:
+                    pause = _turn(stopping, lock, prune)
+        except Transient as error:
+            log.warning("retention could not reach the database: %s", error)
+        except Exception:
+            log.exception("retention failed; it will be tried again")
+        stopping.wait(pause)
+
+
+def _turn(stopping: threading.Event, lock: Lock, prune: Prune) -> float:
+    """Delete for a while; return how long to wait then."""
+    deadline = monotonic() + TURN_SECONDS
+    cut_short = False
+
+    def go_on() -> bool:
+        nonlocal cut_short
+        cut_short = stopping.is_set() or monotonic() >= deadline or not lock.held()
+        return not cut_short
+
+    prune(go_on)
+    return TURN_SECONDS if cut_short else HOUR_SECONDS

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import fcntl
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Dialect, Engine, Table, create_engine, event, make_url, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -25,6 +23,7 @@ from kneo.clock import Clock, isoformat, monotonic, sleep
 from kneo.errors import Invalid, Transient
 from kneo.store import json_text
 from kneo.store.connections import Connections, FileConnections, ServerConnections
+from kneo.store.locks import Kind, Lock, SessionLock, file_lock
 from kneo.store.notices import Notices
 from kneo.store.prepared import Prepared
 from kneo.store.writer import Writer
@@ -44,6 +43,9 @@ STOPPED_SECONDS = 60
 ever, and when it goes on it finds that nothing of it happened."""
 
 _POSTGRES_OPTIONS = f"-c idle_in_transaction_session_timeout={STOPPED_SECONDS}s"
+
+_KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
+"""What libpq is told, so that a connection whose server is gone without a word is found out in half a minute."""
 
 _JSON = {"json_serializer": json_text.encode_text, "json_deserializer": json_text.decode}
 
@@ -183,53 +185,34 @@ class Store:
         with _translate(), self._connections.read() as connection:
             yield Tx(connection, self.clock.now(), self.find_key)
 
-    @contextlib.contextmanager
-    def exclusive(self, name: str) -> Iterator[bool]:
-        """Try to be the only process that does ``name`` on this database; yields whether it worked.
+    def exclusive(self, name: str) -> contextlib.AbstractContextManager[Lock]:
+        """Try to be the only process that does ``name`` on this database; the lock is true where it worked.
 
         The lock is the operating system's (SQLite: a lock on a file beside the database) or the server's (PostgreSQL:
-        a session advisory lock), so a killed process never leaves it behind.
+        a session advisory lock), so a killed process never leaves it behind. A server that restarts, or ends the session,
+        takes it away: whoever holds it for long asks ``held``.
         """
-        holder = self._file_lock(name) if self.is_sqlite else self._advisory_lock(name)
-        with holder as held:
-            yield held
+        return self._file_lock(name) if self.is_sqlite else self._session_lock(name, "")
 
-    @contextlib.contextmanager
-    def shared(self, name: str) -> Iterator[bool]:
-        """Try to be one of those that do ``name`` while nobody does it exclusively; yields whether it worked.
+    def shared(self, name: str) -> contextlib.AbstractContextManager[Lock]:
+        """Try to be one of those that do ``name`` while nobody does it exclusively; the lock is true where it worked.
 
         On SQLite that is the same as exclusively.
         """
-        holder = self._file_lock(name) if self.is_sqlite else self._advisory_lock(name, kind="_shared")
-        with holder as held:
-            yield held
+        return self._file_lock(name) if self.is_sqlite else self._session_lock(name, "_shared")
+
+    def _file_lock(self, name: str) -> contextlib.AbstractContextManager[Lock]:
+        return file_lock(Path(f"{self.engine.url.database}.{name}.lock"))
 
     @contextlib.contextmanager
-    def _file_lock(self, name: str) -> Iterator[bool]:
-        database = self.engine.url.database
-        assert database is not None
-        descriptor = os.open(f"{database}.{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
+    def _session_lock(self, name: str, kind: Kind) -> Iterator[Lock]:
+        lock = SessionLock(self.engine, name, kind)
+        with _translate():
+            lock.acquire()
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
-            os.close(descriptor)
-
-    @contextlib.contextmanager
-    def _advisory_lock(self, name: str, kind: Literal["", "_shared"] = "") -> Iterator[bool]:
-        with _translate(), self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            got = connection.execute(
-                text(f"SELECT pg_try_advisory_lock{kind}(hashtext(:n))"), {"n": f"kneo:{name}"}
-            ).scalar()
-            try:
-                yield bool(got)
+                yield lock
             finally:
-                if got:
-                    connection.execute(text(f"SELECT pg_advisory_unlock{kind}(hashtext(:n))"), {"n": f"kneo:{name}"})
+                lock.release()
 
     def disconnect(self) -> None:
         """Close connections that nobody uses; others are opened when they are needed."""
@@ -334,7 +317,8 @@ def open_engine(url: str) -> Engine:
         Invalid: ``invalid_setting``: what PostgreSQL needs is not installed.
     """
     if not url.startswith("sqlite:///"):
-        options = {} if "options" in make_url(url).query else {"options": _POSTGRES_OPTIONS}
+        options = {**_KEEPALIVE, "options": _POSTGRES_OPTIONS}
+        options = {name: value for name, value in options.items() if name not in make_url(url).query}
         try:
             engine = create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=options, **_JSON)
         except ModuleNotFoundError as error:

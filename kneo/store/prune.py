@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import TypeAlias
 
 from sqlalchemy import ColumnElement, Table, delete, exists, select
 
 from kneo.clock import isoformat
 from kneo.state.run import RunStatus
 from kneo.state.task import TaskStatus
+from kneo.store import idempotency
 from kneo.store.engine import Store, Tx
 from kneo.store.tables import (
     checkpoints,
@@ -37,7 +39,18 @@ FINAL = (
 RESOLVED = (TaskStatus.APPLIED, TaskStatus.EXPIRED, TaskStatus.CANCELLED)
 
 
-def prune_runs(store: Store, older_than: timedelta, statuses: Sequence[RunStatus] = FINAL) -> int:
+GoOn: TypeAlias = Callable[[], bool]
+"""Asked before each batch: whether there is time for another one."""
+
+
+def always() -> bool:
+    """Go on until nothing is left to delete."""
+    return True
+
+
+def prune_runs(
+    store: Store, older_than: timedelta, statuses: Sequence[RunStatus] = FINAL, *, go_on: GoOn = always
+) -> int:
     """Delete runs that ended long enough ago, with everything they left behind but their audit events."""
     allowed = [status for status in statuses if status in FINAL]
 
@@ -50,7 +63,7 @@ def prune_runs(store: Store, older_than: timedelta, statuses: Sequence[RunStatus
         tx.connection.execute(delete(runs).where(runs.c.id.in_(ids)))
         return len(ids)
 
-    return _in_batches(store, batch)
+    return _in_batches(store, batch, go_on)
 
 
 def prune_specs(store: Store, older_than: timedelta) -> int:
@@ -63,13 +76,13 @@ def prune_specs(store: Store, older_than: timedelta) -> int:
     return store.transact(work)
 
 
-def prune_checkpoints(store: Store, older_than: timedelta) -> int:
+def prune_checkpoints(store: Store, older_than: timedelta, *, go_on: GoOn = always) -> int:
     """Delete old checkpoints of runs that ended; a live run keeps all of its own."""
     ended = exists().where(runs.c.id == checkpoints.c.run_id, runs.c.status.in_(FINAL))
-    return _prune(store, checkpoints, older_than, checkpoints.c.created_at, ended)
+    return _prune(store, checkpoints, older_than, checkpoints.c.created_at, ended, go_on)
 
 
-def prune_tasks(store: Store, older_than: timedelta) -> int:
+def prune_tasks(store: Store, older_than: timedelta, *, go_on: GoOn = always) -> int:
     """Delete old human tasks that are done with."""
 
     def batch(tx: Tx) -> int:
@@ -81,7 +94,7 @@ def prune_tasks(store: Store, older_than: timedelta) -> int:
         tx.connection.execute(delete(tasks).where(tasks.c.id.in_(ids)))
         return len(ids)
 
-    return _in_batches(store, batch)
+    return _in_batches(store, batch, go_on)
 
 
 def _forget_messages(tx: Tx, about: str, ids: Sequence[str]) -> None:
@@ -90,7 +103,19 @@ def _forget_messages(tx: Tx, about: str, ids: Sequence[str]) -> None:
         tx.connection.execute(delete(outbox).where(outbox.c.payload[about].as_string().in_(ids)))
 
 
-def _prune(store: Store, table: Table, older_than: timedelta, at: ColumnElement[str], done: ColumnElement[bool]) -> int:
+def prune_idempotency_keys(store: Store, older_than: timedelta, *, go_on: GoOn = always) -> int:
+    """Forget old idempotency keys, with the answers that were given under them."""
+    return _in_batches(store, lambda tx: idempotency.forget(tx, older_than), go_on)
+
+
+def _prune(
+    store: Store,
+    table: Table,
+    older_than: timedelta,
+    at: ColumnElement[str],
+    done: ColumnElement[bool],
+    go_on: GoOn,
+) -> int:
     key = list(table.primary_key.columns)
 
     def batch(tx: Tx) -> int:
@@ -100,12 +125,12 @@ def _prune(store: Store, table: Table, older_than: timedelta, at: ColumnElement[
             tx.connection.execute(delete(table).where(*matches))
         return len(old)
 
-    return _in_batches(store, batch)
+    return _in_batches(store, batch, go_on)
 
 
-def _in_batches(store: Store, batch: Callable[[Tx], int]) -> int:
+def _in_batches(store: Store, batch: Callable[[Tx], int], go_on: GoOn) -> int:
     deleted = 0
-    while count := store.transact(batch):
+    while go_on() and (count := store.transact(batch)):
         deleted += count
     return deleted
 

@@ -36,5 +36,5 @@ def configure_logging(level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for noisy in ("watchdog", "uvicorn.access", "httpx", "alembic"):
+    for noisy in ("watchdog", "uvicorn.access", "httpx", "alembic", "procrastinate"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -21,6 +22,7 @@ from kneo.state.run import RunStatus
 from kneo.store import queue, runs
 from kneo.store.engine import Store, Tx, open_engine
 from kneo.store.migrate import open_store
+from kneo.telemetry import configure_logging
 
 SOURCE = """
 def quick(text): note("quick"); return text + ">quick"
@@ -138,3 +140,17 @@ def test_a_worker_that_is_told_to_stop_while_it_connects_stops(engine: Engine) -
         assert not thread.is_alive()
         asking.close()
         away.close()
+
+
+def test_each_piece_of_work_is_not_logged() -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        configure_logging("INFO")
+        for name in ("procrastinate", "procrastinate.worker", "procrastinate.jobs"):
+            assert not logging.getLogger(name).isEnabledFor(logging.INFO)
+            assert logging.getLogger(name).isEnabledFor(logging.WARNING)
+        assert logging.getLogger("kneo.runtime").isEnabledFor(logging.INFO)
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)

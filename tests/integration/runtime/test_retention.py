@@ -1,0 +1,115 @@
+"""Retention beside deadlines: it takes its time, and they do not wait for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from datetime import timedelta
+
+import pytest
+from builders import build_run
+from kneo_process import eventually
+
+from kneo.clock import ManualClock, SystemClock, isoformat
+from kneo.maintenance import RetentionManager, RetentionPolicy, make_retention
+from kneo.runtime import timers
+from kneo.runtime.assemble import background
+from kneo.runtime.timers import RETENTION_LOCK, run_retention, run_timers
+from kneo.settings import from_env
+from kneo.state.run import RunStatus
+from kneo.store import idempotency, prune, runs
+from kneo.store.engine import Store
+from kneo.store.idempotency import KeyedRequest, KeyOf
+from kneo.store.migrate import open_store
+
+
+def test_a_deadline_does_not_wait_for_retention(migrated_url: str) -> None:
+    entered, leave, stopping = threading.Event(), threading.Event(), threading.Event()
+
+    def prune_slowly(go_on: Callable[[], bool]) -> None:
+        assert go_on()
+        entered.set()
+        leave.wait(60)
+
+    def stop() -> None:
+        stopping.set()
+        leave.set()
+
+    with (
+        closing(open_store(migrated_url, SystemClock())) as store,
+        background("timers", lambda: run_timers(store, stopping), stopping.set),
+        background("retention", lambda: run_retention(store, stopping, prune_slowly), stop),
+    ):
+        assert entered.wait(30)
+        with store.write() as tx:
+            due = isoformat(store.clock.now() - timedelta(seconds=1))
+            runs.insert_run(tx, build_run(id="run_1", deadline_at=due))
+
+        def ended() -> bool:
+            with store.read() as tx:
+                found = runs.get(tx, "run_1")
+            return found is not None and found.status is RunStatus.TIMED_OUT
+
+        eventually(ended)
+        assert not leave.is_set()
+        with store.exclusive(RETENTION_LOCK) as other:
+            assert not other
+
+
+def old_runs(store: Store, clock: ManualClock, count: int) -> None:
+    with store.write() as tx:
+        for number in range(count):
+            runs.insert_run(tx, build_run(id=f"run_{number}", status=RunStatus.SUCCEEDED))
+    clock.advance(timedelta(days=10))
+
+
+def test_a_turn_ends_when_its_time_is_over_and_goes_on_the_next_time(
+    store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune, "BATCH", 2)
+    old_runs(store, clock, 7)
+    turns = iter([True, True, False])
+    manager, policy = RetentionManager(store), RetentionPolicy(runs_days=5, checkpoints_days=5)
+    assert manager.prune(policy, lambda: next(turns, False)).runs == 4
+    assert manager.prune(policy).runs == 3
+
+
+@pytest.mark.parametrize("cut_short", [True, False])
+def test_what_was_cut_short_goes_on_a_minute_later_and_the_rest_each_hour(
+    store: Store, monkeypatch: pytest.MonkeyPatch, *, cut_short: bool
+) -> None:
+    monkeypatch.setattr(timers, "TURN_SECONDS", -1.0 if cut_short else 60.0)
+    stopping = threading.Event()
+    with store.exclusive(RETENTION_LOCK) as lock:
+        pause = timers._turn(stopping, lock, lambda go_on: go_on())
+    assert pause == (timers.TURN_SECONDS if cut_short else timers.HOUR_SECONDS)
+
+
+def test_retention_that_fails_does_not_end(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timers, "TURN_SECONDS", 0.01)
+    stopping, tried = threading.Event(), []
+
+    def fail(go_on: Callable[[], bool]) -> None:
+        del go_on
+        tried.append(1)
+        raise RuntimeError("broken")
+
+    with background("retention", lambda: run_retention(store, stopping, fail), stopping.set):
+        eventually(lambda: len(tried) > 2)
+
+
+@pytest.mark.parametrize(("variables", "days"), [({}, 7), ({"KNEO_SERV_RETENTION_IDEMPOTENCY_DAYS": "2"}, 2)])
+def test_idempotency_keys_are_forgotten_after_some_days(
+    store: Store, clock: ManualClock, tmp_path, variables: dict[str, str], days: int
+) -> None:
+    request = KeyedRequest(
+        key=KeyOf(principal="ann", scope="s", key="k"), request_digest="sha256:" + "a" * 64, attempt="1"
+    )
+    with store.write() as tx:
+        idempotency.keep(tx, request, 200, {})
+    retain = make_retention(from_env({"HOME": str(tmp_path), **variables}, tmp_path), store)
+    clock.advance(timedelta(days=days) - timedelta(seconds=1))
+    assert retain().idempotency_records == 0
+    clock.advance(timedelta(seconds=2))
+    assert retain().idempotency_records == 1
