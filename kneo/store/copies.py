@@ -75,8 +75,8 @@ def restore(source: Path, store: Store) -> ChainVerdict:
         Invalid: it is damaged, or written by a newer version.
         Conflict: the database holds something, or a process executes steps on it.
     """
-    with tempfile.TemporaryDirectory() as folder, store.exclusive(WORKER_LOCK) as held:
-        _check_unused(held, "the database")
+    with tempfile.TemporaryDirectory() as folder, store.exclusive(WORKER_LOCK) as lock:
+        _check_unused(bool(lock), "the database")
         draft = Path(folder, "copy.sqlite")
         verdict = _prepare(source, draft, store.clock)
         with closing(open_store(f"sqlite:///{draft}", store.clock)) as copy, copy.read() as read, store.write() as tx:
@@ -87,6 +87,8 @@ def restore(source: Path, store: Store) -> ChainVerdict:
                 raise Conflict(msg, code="store_not_empty", hint=hint)
             _copy_rows(read, tx)
             queue.restore(tx, timedelta(0))
+            # A server that restarted meanwhile has given the lock to whoever asked.
+            _check_unused(lock.held(), "the database")
     return verdict
 
 
