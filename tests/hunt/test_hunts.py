@@ -10,8 +10,11 @@ import pytest
 from hunt.report import Budget
 from hunt.run import hunts
 
-SAMPLES = {"workflows": 300}
+SAMPLES = {"workflows": 300, "people": 2}
 """Cases of each hunt that every run of the tests goes through; a hunt that is not named here has its own test."""
+
+BY_CHANCE = {"succeeded", "published"}
+"""What is counted and depends on who was quicker."""
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -19,7 +22,7 @@ def test_a_sample_breaks_no_law(name: str) -> None:
     report = hunts()[name](Budget(seed=20261122, cases=SAMPLES[name]))
     assert report.findings == []
     assert report.cases == SAMPLES[name]
-    assert all(report.counts.values())
+    assert all(number for what, number in report.counts.items() if what not in BY_CHANCE)
 
 
 def test_the_command_lists_its_options() -> None:
