@@ -21,7 +21,7 @@ def open_tasks(settings: Settings, environment: str, service_url: str | None, pr
         ``count`` and the ``first`` of them; None where nobody can be asked: a plan needs neither service nor secret.
     """
     try:
-        if choose(settings, service_url, profile) is None and not _has_database(settings):
+        if choose(settings, service_url, profile) is None and not has_database(settings):
             return None
         with backend(service_url, profile) as asked:
             found = asked.tasks({"environment": environment, "limit": SHOWN})
@@ -47,6 +47,7 @@ def said_of(item: Json) -> str:
     return f"{count} open: {named}{more}. Answers are still taken; each run keeps the bundle it was started with."
 
 
-def _has_database(settings: Settings) -> bool:
+def has_database(settings: Settings) -> bool:
+    """Say whether there is a database to look into: a SQLite file is not made for a question."""
     scheme, _, path = settings.database_url.partition(":///")
     return scheme != "sqlite" or Path(path).is_file()

@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from cli import render
-from cli.backend import Json
 from cli.clone import MAIN, Clone
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption
 from cli.known_roots import KnownRoots
+from cli.live import Source, find_source
 from cli.mirrors import open_mirror
 from cli.open_tasks import open_tasks
-from cli.plan_told import as_markdown, as_text, environments
+from cli.plan_told import as_markdown, as_text, environments, has_changes, is_refused
 from controller.compare import compare
 from controller.load import load
 from controller.preview import Believing
@@ -50,17 +50,24 @@ def plan(
     exit_code: Annotated[bool, typer.Option("--exit-code", help=f"Exit {CHANGES} when there are changes.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a commit would change: releases, what their specs change, who has to agree.
+    """Show what a commit would change: the trust root, rules, releases, what their specs change, and who has to approve.
 
-    Where it takes an environment away, a service or a database beside it is asked which questions are open there.
+    Compares with what a service or database serves, where there is one and --base is not given; else with Git alone. Exits 1
+    when something in the commit would be refused or would stall an environment.
     """
     settings = from_env()
     with tempfile.TemporaryDirectory(prefix="kneo-plan-") as folder:
-        mirror, candidate, before = _snapshots(settings, repo, ref, base, Path(folder))
+        source = Source()
+        if base is None:
+            source = find_source(settings, service_url, profile, lambda commit: _is_here(repo, commit))
+        mirror, candidate, before = _snapshots(settings, repo, ref, base or source.commit, Path(folder))
+        followed = [*mirror.history(None, before.commit), before] if before is not None else []
         pin = _pin(repo, trust_root, settings, before or candidate)
         believing = Believing(pin, hmac_key=settings.spec_signing_key)
-        answer = compare(candidate, before, mirror.since, believing, env, SystemClock().now())
+        answer = compare(candidate, followed, mirror.since, believing, env, SystemClock().now(), source.live)
     answer["base"] = before.revision if before is not None else None
+    answer["source"] = source.as_json()
+    answer["ok"], answer["changes"] = not is_refused(answer), has_changes(answer)
     if env is not None and not answer["environments"] and "problem" not in answer:
         msg = f"{candidate.revision} declares no environment {env!r}."
         raise NotFound(msg, code="environment_not_found")
@@ -71,8 +78,14 @@ def plan(
         typer.echo("\n".join(as_markdown(answer)))
     else:
         render.emit(answer, as_json=as_json, text=lambda: render.text("\n".join(as_text(answer))))
-    if exit_code and _has_changes(answer):
+    if not answer["ok"]:
+        raise typer.Exit(1)
+    if exit_code and answer["changes"]:
         raise typer.Exit(CHANGES)
+
+
+def _is_here(repo: str, commit: str) -> bool:
+    return not Path(repo).is_dir() or Clone.find(Path(repo).resolve()).resolve(commit) is not None
 
 
 def _snapshots(
@@ -117,7 +130,3 @@ def _pin(repo: str, given: str | None, settings: Settings, first: SourceSnapshot
     pin = parse_envelope(roots[0]).digest
     render.warning(f"Nobody said which trust root to believe, so this plan believes the repository's own: {pin}")
     return pin
-
-
-def _has_changes(answer: Json) -> bool:
-    return any(item["actions"] or item["gates"] or item.get("removed") for item in environments(answer))

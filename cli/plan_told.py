@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 from cli import render
 from cli.backend import Json
 from cli.open_tasks import said_of
+
+MARKER = "<!-- kneo-plan -->"
+"""First line of the comment on a pull request, by which the check finds its own comment again."""
 
 SHOWN_LINES = 40
 """Most lines of one changed text that are shown."""
@@ -19,6 +23,74 @@ def environments(answer: Json) -> list[Json]:
     return found
 
 
+def is_refused(answer: Json) -> bool:
+    """Say whether something in the commit would be refused or would stall an environment."""
+    return bool("problem" in answer or _unsigned(answer)) or any(
+        "problem" in item or _bad(item) for item in environments(answer)
+    )
+
+
+def has_changes(answer: Json) -> bool:
+    """Say whether the commit would change anything: trust, rules, releases, or what waits."""
+    return _trust(answer)["changed"] is True or any(
+        item["actions"] or item["gates"] or item.get("policy") or item.get("removed") or item.get("new")
+        for item in environments(answer)
+    )
+
+
+def _trust(answer: Json) -> Json:
+    trust = answer["trust"]
+    assert isinstance(trust, dict)
+    return trust
+
+
+def _trust_lines(answer: Json) -> Iterator[str]:
+    """Say who gains and who loses which role, and what else a new trust root changes."""
+    trust = _trust(answer)
+    if not trust["changed"]:
+        return
+    signed = ", ".join(map(str, trust["signed_by"])) if isinstance(trust["signed_by"], list) else ""
+    yield f"The trust root changes: version {trust['from'] or 'none'} → {trust['to'] or 'none'}, signed by {signed or 'nobody'}"
+    for role in _rows(trust["roles"]):
+        yield from (f"{name} gains the role {role['role']}" for name in role["gained"])  # type: ignore[attr-defined]
+        yield from (f"{name} loses the role {role['role']}" for name in role["lost"])  # type: ignore[attr-defined]
+        for what in ("threshold", "paths"):
+            change = role[what]
+            assert isinstance(change, dict)
+            if change["from"] != change["to"]:
+                yield f"The {what} of the role {role['role']}: {_value(change['from'])} → {_value(change['to'])}"
+    for verb, keys in (("added", trust["keys_added"]), ("removed", trust["keys_removed"])):
+        yield from (f"Key {verb}: {key['keyid']} of {key['principal']}" for key in _rows(keys))
+    for item in _rows(trust["revoked"]):
+        since = f", compromised since {item['compromised_since']}" if item["compromised_since"] else ""
+        yield f"Key revoked: {item['keyid']} of {item['principal']} as of {item['at']}{since}: {item['reason']}"
+
+
+def _policy_lines(item: Json) -> Iterator[tuple[bool, str]]:
+    """Say which rules of an environment change; whether that asks for less comes first."""
+    for change in _rows(item.get("policy", [])):
+        loosened = change["direction"] == "loosened"
+        verb = "weakens" if loosened else "tightens"
+        yield loosened, f"{change['field']}: {_value(change['from'])} → {_value(change['to'])} ({verb} protection)"
+    windows = item.get("windows")
+    if isinstance(windows, dict) and not windows["open"] and item["actions"]:
+        yield True, f"Changes are not allowed until {windows['next_opening'] or 'the windows change'}."
+
+
+def _value(value: object) -> str:
+    return (
+        json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list | bool) or value is None else str(value)
+    )
+
+
+def _compared(answer: Json) -> str:
+    source = answer.get("source")
+    if not isinstance(source, dict) or source["kind"] == "git":
+        return f"{answer['revision']} against {answer['base'] or 'nothing'} (compared with Git alone)"
+    where = "the database" if source["kind"] == "database" else f"the service {source['address']}"
+    return f"{answer['revision']} against {answer['base'] or 'nothing'} (compared with what {where} serves)"
+
+
 def _rows(value: object) -> list[Json]:
     assert isinstance(value, list)
     return value
@@ -26,7 +98,8 @@ def _rows(value: object) -> list[Json]:
 
 def as_text(answer: Json) -> Iterator[str]:
     """Tell a plan to somebody at a terminal, line by line."""
-    yield f"{answer['revision']} against {answer['base'] or 'nothing'}"
+    yield _compared(answer)
+    yield from (f"  {render.CAREFUL} {said}" for said in _trust_lines(answer))
     if "problem" in answer:
         yield f"  {render.FAILED} {_problem(answer)}"
     if unsigned := _unsigned(answer):
@@ -44,6 +117,8 @@ def _environment_text(item: Json) -> Iterator[str]:
         return
     if not item["actions"]:
         yield f"  {render.OPEN} no releases change"
+    for loosened, said in _policy_lines(item):
+        yield f"  {render.CAREFUL if loosened else render.DONE} {said}"
     for action in _rows(item["actions"]):
         mark = render.DONE if action["allowed"] else render.CAREFUL
         yield f"  {mark} {_said(action)}"
@@ -97,9 +172,15 @@ def _who(gate: Json) -> str:
 
 def as_markdown(answer: Json) -> Iterator[str]:
     """Tell a plan as a comment on a pull request, line by line."""
-    yield f"### Kneo plan\n\n`{answer['revision']}` against `{answer['base'] or 'nothing'}`"
+    yield MARKER
+    yield "### Kneo plan\n"
+    if _trust(answer)["changed"]:
+        yield "#### ⚠ Trust root\n"
+        yield from (f"- {_escaped(said)}" for said in _trust_lines(answer))
+        yield ""
+    yield _escaped(_compared(answer))
     if "problem" in answer:
-        yield f"\n**Nothing would change:** {_escaped(_problem(answer))}"
+        yield f"\n**Refused:** {_escaped(_problem(answer))}"
     if unsigned := _unsigned(answer):
         yield f"\n**Would not be followed:** {_escaped(unsigned)}"
     for item in environments(answer):
@@ -115,6 +196,9 @@ def _environment_markdown(item: Json) -> Iterator[str]:
         return
     if not item["actions"] and not _bad(item):
         yield "No releases change.\n"
+    yield from (f"- {'⚠' if loosened else '✓'} {_escaped(said)}" for loosened, said in _policy_lines(item))
+    if _rows(item.get("policy", [])):
+        yield ""
     if item["actions"]:
         yield "| | bundle | from | to | signed by | |\n|---|---|---|---|---|---|"
     for action in _rows(item["actions"]):
@@ -136,11 +220,15 @@ def _changes(item: Json) -> Iterator[str]:
     for action in _rows(item["actions"]):
         changes = _rows(action["diff"])
         if changes:
-            yield f"\n<details><summary>{_escaped(action['bundle'])}: {len(changes)} changes</summary>\n"
+            yield f"\n<details><summary>{_escaped(action['bundle'])}: {_counted(changes)}</summary>\n"
             for change in changes:
                 yield f"- {_escaped(change['danger'])}: {_escaped(change['message'])}"
                 yield from (f"  - <code>{_escaped(line)}</code>" for line in _texts(change))
             yield "\n</details>\n"
+
+
+def _counted(changes: list[Json]) -> str:
+    return "1 change" if len(changes) == 1 else f"{len(changes)} changes"
 
 
 def _texts(change: Json) -> list[str]:

@@ -1,59 +1,152 @@
 """What a commit would change against another one, where there is no registry to ask: for pull requests.
 
-Needs neither service nor secret: what the base names, where it verifies, stands for what is served.
+Needs neither service nor secret: what the commits up to the base name, where it verifies, stands for what is served. A
+release that a commit broke stays what it was before, as the controller leaves it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from controller.approvals import committed_records, count_votes, role_members
-from controller.candidate import Candidate
+from controller.candidate import Candidate, Standing, standing_of
 from controller.gates import Evidence
-from controller.load import Problem, load
+from controller.load import Declared, Loader, Problem, find_bundles
 from controller.observe import Believed, Observed, Served
-from controller.preview import Believing, Json, World, believe, tell, verify_all
+from controller.preview import Believing, Json, World, believe, tell
 from controller.source.commit import Commit
 from controller.source.snapshot import SourceSnapshot
-from controller.verify import history_of
+from controller.verify import Trust, history_of, verify
 from kneo.clock import isoformat
-from kneo.registry import spec_in
+from kneo.digest import Digest
+from kneo.registry import OpenTasks, spec_in
 from kneo.spec.environment import Environment
-from kneo.state.release import BundleRecord, EnvironmentRecord, Release
+from kneo.state.release import BundleRecord, EnvironmentRecord, Hold, Release, Suspension
 
 Since = Callable[[str, str], Iterable[Commit]]
 """Reads the commits that a branch grew by from one to another."""
 
 
+@dataclass(frozen=True)
+class Live:
+    """What a registry says of its environments, where there is one to ask: it counts more than what commits name."""
+
+    served: Served = field(default_factory=dict)
+    holds: Mapping[str, Mapping[str, Hold]] = field(default_factory=dict)
+    suspensions: Mapping[str, Suspension] = field(default_factory=dict)
+    rules: Mapping[str, str] = field(default_factory=dict)
+    """Policy digests of the environment files in force."""
+
+
 def compare(
     snapshot: SourceSnapshot,
-    base: SourceSnapshot | None,
+    followed: Sequence[SourceSnapshot],
     since: Since,
     believing: Believing,
     only: str | None,
     now: datetime,
+    live: Live | None = None,
+    open_in: Callable[[str], OpenTasks | None] = lambda _: None,
 ) -> Json:
-    """Say what a commit would change against another one, or against nothing."""
-    served, accepted = _as_if_served(base, believing, now) if base is not None else ({}, {})
-    records = _as_if_accepted(base) if base is not None else {}
-    roots = tuple(("base", envelope) for envelope in load(base).roots) if base is not None else ()
-    history = history_of(accepted.values())
+    """Say what a commit would change against another one, or against nothing.
+
+    Args:
+        snapshot: The commit.
+        followed: The commits up to the one that it is compared with, oldest first; empty compares with nothing.
+        since: Reads the commits in between.
+        believing: What is believed.
+        only: The one environment to look at; None looks at all.
+        now: The time to judge at.
+        live: What a registry says, where one was asked.
+        open_in: Finds the questions that are open in an environment; None where nobody can be asked.
+    """
+    live = live or Live()
+    past = Past(believing, now)
+    for commit in followed:
+        past.follow(commit)
+    served = {**past.served, **live.served}
+    records = past.records | {
+        name: past.files[name, digest] for name, digest in live.rules.items() if (name, digest) in past.files
+    }
+    base = followed[-1].commit if followed else None
     world = World(
-        observed=Observed(tuple(records), records, served, history, roots),
-        gather=lambda files, ballots, believed, _: _evidence_of(files, ballots, believed, served),
-        spec_of=lambda digest: spec_in(accepted[digest]) if digest in accepted else None,
+        observed=Observed(tuple(records), records, served, history_of(past.accepted.values()), past.roots),
+        gather=lambda files, ballots, believed, _: _evidence_of(files, ballots, believed, served, past, live),
+        spec_of=lambda digest: spec_in(past.accepted[digest]) if digest in past.accepted else None,
         now=now,
-        commits=lambda: since(base.commit, snapshot.commit) if base is not None else (),
+        commits=lambda: since(base, snapshot.commit) if base is not None else (),
+        open_in=open_in,
     )
     return tell(snapshot, world, believing, only)
 
 
-def _as_if_accepted(base: SourceSnapshot) -> dict[str, EnvironmentRecord]:
-    declared = load(base)
-    return {
-        name: EnvironmentRecord(
+class Past:
+    """What a controller would serve that followed commits whose gates were all open, in memory."""
+
+    def __init__(self, believing: Believing, now: datetime) -> None:
+        self.believing = believing
+        self.now = now
+        self.records: dict[str, EnvironmentRecord] = {}
+        self.served: dict[str, dict[str, Release]] = {}
+        self.accepted: dict[str, BundleRecord] = {}
+        self.roots: tuple[tuple[str | None, bytes], ...] = ()
+        self.files: dict[tuple[str, str], EnvironmentRecord] = {}
+        """Environment files by name and policy digest."""
+        self.before: dict[str, set[str]] = {}
+        """Digests of what each environment served at any time."""
+        self._loader = Loader()
+        self._judged: dict[tuple[str, str, Digest], Standing] = {}
+
+    def follow(self, commit: SourceSnapshot) -> None:
+        """Come to the next commit; what of it cannot be used changes nothing."""
+        declared = self._loader.load(commit)
+        trust = believe(declared, self._world(), self.believing)
+        if isinstance(trust, Problem):
+            return
+        self.roots = tuple(("base", envelope) for envelope in declared.roots)
+        for name, environment in declared.environments.items():
+            if isinstance(environment, Environment):
+                self._environment(name, environment, commit, declared, replace(trust, before=None))
+        # A file that is gone, of an environment in which nothing is served, is the end of it.
+        for name in self.records.keys() - declared.environments.keys():
+            if not self.served.get(name):
+                del self.records[name]
+
+    def _world(self) -> World:
+        observed = Observed((), {}, {}, history_of(()), self.roots)
+        return World(
+            observed=observed,
+            gather=lambda *_: Evidence(now=self.now, served={}),
+            spec_of=lambda _: None,
+            now=self.now,
+        )
+
+    def _environment(
+        self, name: str, environment: Environment, commit: SourceSnapshot, declared: Declared, trust: Trust
+    ) -> None:
+        here = self.served.setdefault(name, {})
+        places, epoch = find_bundles(environment, declared.blobs), trust.epoch(environment)
+        known = {
+            bundle: self._judged[name, declared.blobs[path], epoch]
+            for bundle, path in places.items()
+            if (name, declared.blobs[path], epoch) in self._judged
+        }
+        envelopes = commit.read(path for bundle, path in places.items() if bundle not in known)
+        history = history_of(self.accepted.values())
+        verified = verify((environment,), declared, envelopes, trust, history, known)
+        for bundle, item in verified.desired.items():
+            standing = standing_of(item) if isinstance(item, Candidate) else item
+            self._judged[name, declared.blobs[places[bundle]], epoch] = standing
+            if isinstance(item, Candidate):
+                self.accepted.setdefault(item.digest, replace(item.record, first_seen_at=isoformat(self.now)))
+            if bundle not in here or here[bundle].digest != item.digest:
+                here[bundle] = release_of(item, name, declared.revision, self.now)
+            self.before.setdefault(name, set()).add(item.digest)
+        named = {entry.bundle for entry in environment.spec.releases}
+        self.served[name] = {bundle: release for bundle, release in here.items() if bundle in named}
+        self.records[name] = EnvironmentRecord(
             name=name,
             declaration=declared.files[name],
             policy_digest=environment.policy_digest,
@@ -61,32 +154,11 @@ def _as_if_accepted(base: SourceSnapshot) -> dict[str, EnvironmentRecord]:
             pending=(),
             updated_at="",
         )
-        for name, environment in declared.environments.items()
-        if isinstance(environment, Environment)
-    }
+        self.files[name, environment.policy_digest] = self.records[name]
 
 
-def _as_if_served(base: SourceSnapshot, believing: Believing, now: datetime) -> tuple[Served, dict[str, BundleRecord]]:
-    declared = load(base)
-    nothing = Observed((), {}, {}, history_of(()), ())
-    world = World(observed=nothing, gather=lambda *_: Evidence(now=now, served={}), spec_of=lambda _: None, now=now)
-    trust = believe(declared, world, believing)
-    served: dict[str, dict[str, Release]] = {}
-    accepted: dict[str, BundleRecord] = {}
-    if isinstance(trust, Problem):
-        return served, accepted
-    for name, environment in declared.environments.items():
-        if not isinstance(environment, Environment):
-            continue
-        verified = verify_all((environment,), base, declared, trust, world)
-        for bundle in verified.desired.values():
-            if isinstance(bundle, Candidate):
-                served.setdefault(name, {})[bundle.name] = _release(bundle, name, base.revision, now)
-                accepted[bundle.digest] = replace(bundle.record, first_seen_at=isoformat(now))
-    return served, accepted
-
-
-def _release(bundle: Candidate, environment: str, revision: str, now: datetime) -> Release:
+def release_of(bundle: Candidate | Standing, environment: str, revision: str, now: datetime) -> Release:
+    """Return what would be served."""
     return Release(
         environment=environment,
         bundle=bundle.name,
@@ -99,7 +171,7 @@ def _release(bundle: Candidate, environment: str, revision: str, now: datetime) 
 
 
 def _evidence_of(
-    files: Sequence[Environment], ballots: Sequence[bytes], believed: Believed, served: Served
+    files: Sequence[Environment], ballots: Sequence[bytes], believed: Believed, served: Served, past: Past, live: Live
 ) -> Evidence:
     name = files[0].name
     records = [item for item in committed_records(ballots, believed.root, {}, believed.now) if item.environment == name]
@@ -109,4 +181,7 @@ def _evidence_of(
         votes=count_votes(records, name, believed.root, None, believed.now),
         members=role_members(believed.root, believed.now),
         root_expires=believed.root.expires,
+        holds=live.holds.get(name, {}),
+        suspension=live.suspensions.get(name),
+        served_before=frozenset(past.before.get(name, ())),
     )

@@ -267,20 +267,3 @@ def _keep_signatures(tx: Tx, case: _Case, verified: Verified) -> bool:
             registry.keep_signatures(tx, bundle.record, revision=case.revision)
             kept = True
     return kept
-
-
-def in_order(environments: Mapping[str, Environment | Problem]) -> list[str]:
-    """Sort environments so that each comes after the one it promotes from."""
-    ordered: list[str] = []
-
-    def visit(name: str, above: tuple[str, ...]) -> None:
-        environment = environments.get(name)
-        if environment is None or name in ordered or name in above:
-            return
-        if isinstance(environment, Environment) and environment.spec.promote_from is not None:
-            visit(environment.spec.promote_from, (*above, name))
-        ordered.append(name)
-
-    for name in sorted(environments):
-        visit(name, ())
-    return ordered

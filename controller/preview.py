@@ -6,21 +6,23 @@ Against a registry it says what the controller would do now; ``compare`` does th
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from controller.agreement import files_of, judge_rules, root_threshold
 from controller.candidate import Candidate
 from controller.commits import check_history
+from controller.differences import policy_difference, trust_difference, window_state
 from controller.gates import Allowed, Evidence, Verdict, Waits
 from controller.judge import judge, rules_of
-from controller.load import Declared, Problem, find_bundle, load, removed
+from controller.load import Declared, Problem, find_bundle, in_order, load, removed
 from controller.observe import Believed, Observed, evidence, observe, rules_before
 from controller.plan import Action, Retire, kind_of, make_plan, name_of
 from controller.source.commit import Commit
 from controller.source.mirror import Mirror
 from controller.source.snapshot import SourceSnapshot
 from controller.verify import Rejection, Trust, Verified, root_before, root_in_force, verify, verify_trust
+from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError
 from kneo.registry import OpenTasks, open_tasks, spec_in
@@ -32,6 +34,7 @@ from kneo.spec.models.asked import AddedGate, with_gates
 from kneo.spec.rules.around import places_around
 from kneo.spec.rules.view import SpecView
 from kneo.spec.weakening import weakenings
+from kneo.state.release import Release
 from kneo.store import releases, sources
 from kneo.store.engine import Tx
 from kneo.trust.keys import PublicKey
@@ -87,14 +90,20 @@ def tell(snapshot: SourceSnapshot, world: World, believing: Believing, only: str
     signed = _commits(world, believing, declared.revision)
     said: Json = {"ref": snapshot.ref, "revision": snapshot.revision, "commits": signed}
     trust = believe(declared, world, believing)
+    earlier = _earlier(world, declared.revision)
+    roots = trust_difference(earlier[-1] if earlier else None, declared.roots[-1] if declared.roots else None)
+    said["trust"] = roots | {"version": roots["to"], "changed": roots["from"] != roots["to"]}
     if isinstance(trust, Problem):
         return said | {"problem": {"reason": trust.reason, "message": trust.message}, "environments": []}
-    names = [name for name in sorted(declared.environments) if only in {None, name}]
+    served = {name: dict(releases) for name, releases in world.observed.served.items()}
+    told = {
+        name: _environment(name, snapshot, declared, trust, world, believing, served)
+        for name in in_order(declared.environments)
+    }
     gone = [name for name in sorted(set(world.observed.names) - set(declared.environments)) if only in {None, name}]
     return said | {
-        "trust": {"version": trust.root.version, "changed": trust.before is not None},
         "environments": [
-            *(_environment(name, snapshot, declared, trust, world, believing) for name in names),
+            *(told[name] for name in sorted(told) if only in {None, name}),
             *(_gone(name, declared.revision, world.open_in(name)) for name in gone),
         ],
     }
@@ -133,8 +142,15 @@ def believe(declared: Declared, world: World, believing: Believing) -> Trust | P
 
 
 def _environment(
-    name: str, snapshot: SourceSnapshot, declared: Declared, trust: Trust, world: World, believing: Believing
+    name: str,
+    snapshot: SourceSnapshot,
+    declared: Declared,
+    trust: Trust,
+    world: World,
+    believing: Believing,
+    served: dict[str, dict[str, Release]],
 ) -> Json:
+    """Judge one environment, and note in ``served`` what it would serve then: another may promote from it."""
     environment = declared.environments[name]
     if isinstance(environment, Problem):
         return _unchanged(name, environment)
@@ -145,6 +161,7 @@ def _environment(
     verified = verify_all(files, snapshot, declared, trust, world)
     believed = Believed(root=trust.root, service_key=believing.service_key, now=world.now)
     seen = world.gather(files, declared.ballots.get(name, ()), believed, verified.candidates)
+    seen = replace(seen, served=served)
     plan = make_plan(
         name,
         declared.revision,
@@ -157,12 +174,17 @@ def _environment(
     judged = judge(plan, rules_of(environment, before), seen, refused=refused)
     easier = weakenings(before, environment) if before else ()
     rules = _judge_file(environment, before, declared, trust, world, seen)
+    if isinstance(rules, Allowed):
+        _apply(judged, served.setdefault(name, {}), declared.revision, world.now)
     return {
         "name": name,
         "actions": [_action(a, rules if isinstance(rules, Waits) else v, world) for a, v in judged],
         "verdicts": [*(_refused(item) for item in verified.rejected), *_accepted(verified)],
         "gates": [*_rules_gate(environment, rules), *(_gate(a, v) for a, v in judged if isinstance(v, Waits))],
         "rules": {"changed": before is not None, "easier": list(easier)},
+        "policy": policy_difference(before, environment) if before else [],
+        "windows": window_state(environment, world.now),
+        "new": name not in world.observed.records,
         "added_gates": [_added(gate, verified) for gate in environment.gates],
     }
 
@@ -180,6 +202,24 @@ def _judge_file(
     records, threshold = world.observed.records, root_threshold(trust.root)
     files = files_of(records, declared.environments, declared.revision, threshold)
     return judge_rules(environment, before, files, seen)
+
+
+def _apply(judged: Iterable[tuple[Action, Verdict]], here: dict[str, Release], revision: str, now: datetime) -> None:
+    for action, verdict in judged:
+        if not isinstance(verdict, Allowed):
+            continue
+        if isinstance(action, Retire):
+            del here[name_of(action)]
+            continue
+        here[action.bundle.name] = Release(
+            environment=action.current.environment if action.current is not None else "",
+            bundle=action.bundle.name,
+            version=action.bundle.version,
+            digest=action.bundle.digest,
+            revision=revision,
+            promotion_id="",
+            since=isoformat(now),
+        )
 
 
 def _added(gate: AddedGate, verified: Verified) -> Json:

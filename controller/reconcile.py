@@ -10,11 +10,11 @@ from typing import TypeVar
 from controller import metrics
 from controller.agreement import files_of, root_threshold
 from controller.apply import Lease, check_lease, write_report
-from controller.environment import EnvironmentPass, Situation, in_order
+from controller.environment import EnvironmentPass, Situation
 from controller.follow import UNREACHABLE, Follower
 from controller.gates import Dated
 from controller.ledger import Ledger
-from controller.load import Declared, Loader, Problem, removed
+from controller.load import Declared, Loader, Problem, in_order, removed
 from controller.observe import Observed, Served, observe
 from controller.outcome import Outcome, Stalled
 from controller.preview import Believing, preview

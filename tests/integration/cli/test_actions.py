@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,17 @@ WORKFLOWS = ("config-check", "config-sign")
 _INPUT = re.compile(r"\$\{\{ inputs\.([a-z-]+) \}\}")
 _ANY = re.compile(r"\$\{\{.*?\}\}")
 
+JUDGED = "Refuse what would stall an environment"
+
 GH = """#!/bin/sh
-# The forge's command, as far as the actions use it: a comment that is not there yet cannot be edited.
-case "$*" in *--edit-last*) exit 1 ;; esac
-shift 3
-cat "$2" > "$COMMENT"
+# The forge's command, as far as the actions use it: comments lie in a file, and one has the id 17 when it is the check's own.
+echo "$*" >> "$COMMENT.calls"
+case "$*" in
+  *--paginate*) if head -n 1 "$COMMENT" 2>/dev/null | grep -q "^<!-- kneo-plan -->$"; then echo 17; fi ;;
+  *PATCH*issues/comments/17*) for word; do case "$word" in body=@*) cat "${word#body=@}" > "$COMMENT" ;; esac; done ;;
+  "pr comment"*) shift 3; cat "$2" > "$COMMENT" ;;
+  *) exit 1 ;;
+esac
 """
 
 
@@ -41,6 +47,9 @@ class Runner:
     temp: Path
     env: dict[str, str]
     ran: list[str] = field(default_factory=list)
+    printed: list[str] = field(default_factory=list)
+    keep_going: bool = False
+    failed_at: str | None = None
 
     @property
     def summary(self) -> str:
@@ -73,14 +82,19 @@ class Runner:
         """Run an action's steps until one fails; return that one."""
         declared = yaml.safe_load((self.repo / f".github/actions/{action}/action.yml").read_text())
         values = _with_defaults(declared["inputs"], {name.replace("_", "-"): value for name, value in inputs.items()})
+        failed = None
         for step in declared["runs"]["steps"]:
-            if step.get("if") == "inputs.comment != ''" and not values["comment"]:
+            condition = step.get("if", "")
+            if "inputs.comment != ''" in condition and not values["comment"]:
+                continue
+            if failed is not None and "!cancelled()" not in condition and not self.keep_going:
                 continue
             done = self._step(step, values)
             self.ran.append(step["name"])
-            if done.returncode != 0:
-                return done
-        return None
+            self.printed.append(done.stdout + done.stderr)
+            if done.returncode != 0 and failed is None:
+                failed, self.failed_at = done, step["name"]
+        return failed
 
     def _step(self, step: Mapping[str, object], values: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         env = {key: _INPUT.sub(lambda found: values[found[1]], text) for key, text in step.get("env", {}).items()}  # type: ignore[attr-defined]
@@ -136,6 +150,7 @@ def made(fresh: tuple[Machine, dict[str, object]], tmp_path: Path) -> Made:
         "GITHUB_STEP_SUMMARY": str(temp / "summary"),
         "RUNNER_TEMP": str(temp),
         "COMMENT": str(temp / "comment"),
+        "GITHUB_REPOSITORY": "acme/config",
         "GIT_CONFIG_NOSYSTEM": "1",
     }
     for words in (
@@ -161,7 +176,7 @@ def test_a_fresh_repository_passes_and_the_plan_is_commented(made: Made) -> None
     _commit(made, "Suspend dev")
     failed = made.runner.run("check", kneo="kneo", trust_root=made.pin, base="HEAD~1", comment="7", token="t")
     assert failed is None, failed
-    assert made.runner.ran[-1] == "Comment"
+    assert made.runner.ran[-2:] == ["Comment", JUDGED]
     assert "announcement" in made.runner.summary
     assert "dev" in (made.runner.temp / "comment").read_text()
     assert (made.runner.temp / "comment").read_text() in made.runner.summary
@@ -174,7 +189,55 @@ def test_the_workflow_of_a_pull_request_checks_it_and_comments_where_it_may(made
     for number, last in (("7", "Comment"), ("", "Plan")):
         failed = made.runner.follow("kneo", **event | {mine: number})
         assert failed is None, failed
-        assert made.runner.ran[-1] == last
+        assert made.runner.ran[-2:] == [last, JUDGED]
+
+
+def test_a_commit_that_would_stall_an_environment_is_commented_and_fails(made: Made) -> None:
+    (made.runner.repo / "environments/prod.yaml").write_text("x: [\n")
+    _commit(made, "Break prod")
+    failed = made.runner.run("check", kneo="kneo", trust_root=made.pin, base="HEAD~1", comment="7", token="t")
+    assert failed is not None
+    assert made.runner.ran[-2:] == ["Comment", JUDGED]
+    assert "PolicyInvalid" in (made.runner.temp / "comment").read_text()
+
+
+def test_only_its_own_comment_is_edited(made: Made) -> None:
+    comment = made.runner.temp / "comment"
+    comment.write_text("Somebody else's words\n")
+    _commit(made, "Add the public key")
+    for expected in ("pr comment 7", "--method PATCH"):
+        assert made.runner.run("check", kneo="kneo", trust_root=made.pin, base="HEAD~1", comment="7", token="t") is None
+        calls = (made.runner.temp / "comment.calls").read_text().splitlines()
+        assert expected in calls[-1]
+    assert comment.read_text().startswith("<!-- kneo-plan -->")
+
+
+def test_names_with_line_breaks_give_the_runner_no_commands(made: Made) -> None:
+    specs = made.runner.repo / "specs"
+    text = (specs / "announcement.yaml").read_text()
+    (specs / "x\n::add-mask::pwned\n.yaml").write_text(text)
+    (specs / "y.yaml").write_text(text.replace("id: draft", 'id: "a\\n::add-mask::pwned"'))
+    (specs / "z\n::warning::pwned\n.yaml").write_text("x: [\n")
+    _commit(made, "Names with line breaks")
+    made.runner.keep_going = True
+    made.runner.run("check", kneo="kneo", trust_root=made.pin, base="HEAD~1")
+    obeyed = list(_obeyed("".join(made.runner.printed)))
+    assert obeyed
+    assert not [line for line in obeyed if "pwned" in line and not line.startswith("::error file=")], obeyed
+    assert any("pwned" in line for line in "".join(made.runner.printed).splitlines())
+
+
+def _obeyed(log: str) -> Iterator[str]:
+    """The lines that a runner takes for commands, as it does: after spaces, unless they are stopped."""
+    token = None
+    for line in log.splitlines():
+        said = line.strip()
+        if token is not None:
+            token = None if said == f"::{token}::" else token
+        elif said.startswith("::stop-commands::"):
+            token = said.removeprefix("::stop-commands::")
+        elif said.startswith("::") or "##[" in said:
+            yield said
 
 
 def test_the_workflow_that_signs_signs_what_it_is_asked_for(made: Made) -> None:
@@ -206,7 +269,7 @@ def test_what_is_wrong_fails_where_it_is_found(made: Made, break_it: tuple[str, 
     _commit(made, "Break it")
     failed = made.runner.run("check", kneo="kneo", trust_root=made.pin, base="HEAD~1")
     assert failed is not None
-    assert made.runner.ran[-1] == step
+    assert made.runner.failed_at == step
 
 
 def _sign(made: Made, **how: str) -> subprocess.CompletedProcess[str] | None:

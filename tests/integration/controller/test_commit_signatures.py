@@ -119,17 +119,18 @@ def test_a_plan_says_what_the_controller_would_say_of_the_commits(
 
     def said() -> list[object]:
         """Of a plan without a service, and of the controller's own."""
-        assert run([*plan, "--json"]) == 0
+        status = run([*plan, "--json"])
         mine = json.loads(capsys.readouterr().out)
         with bench.store.read() as tx:
             theirs = preview(tx, asked.mirror.fetch(), asked.mirror, Believing(bench.repo.pin), None)
         assert [item["name"] for item in mine["environments"]] == ["dev", "prod"]
+        assert status == (0 if mine["commits"] is None or mine["commits"]["ok"] else 1)
         return [mine["commits"], theirs["commits"]]
 
     with pytest.raises(Invalid) as refused:
         bench.reconcile()
     assert said() == [{"ok": False, "reason": "SignatureInvalid", "message": str(refused.value)}] * 2
-    assert run([*plan, "--markdown"]) == 0
+    assert run([*plan, "--markdown"]) == 1
     assert "**Would not be followed:** SignatureInvalid" in capsys.readouterr().out
     sign_with(bench, bench.repo.people["carol"])
     bench.repo.git("commit", "-q", "--amend", "--no-edit")

@@ -1,0 +1,185 @@
+"""What a commit changes beside releases: the trust root and an environment's rules, in words for the people who review it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from kneo.clock import isoformat
+from kneo.errors import KneoError
+from kneo.spec.environment import Environment, EnvironmentSpec
+from kneo.spec.weakening import weakenings
+from kneo.spec.windows import next_opening, windows_open
+from kneo.trust.dsse import Envelope, parse_envelope
+from kneo.trust.keys import PublicKey
+from kneo.trust.root import RootDocument, parse_root
+from kneo.trust.signers import TrustedKey, find_signers
+
+Json = dict[str, object]
+Model = TypeVar("Model", bound=BaseModel)
+
+NOT_RULES = frozenset({"releases"})
+"""Fields of an environment that say what runs there, not what must hold."""
+
+
+def trust_difference(before: bytes | None, after: bytes | None) -> Json:
+    """Compare two trust roots as they are written, verified or not.
+
+    Args:
+        before: The envelope of the root in force; None where there is none.
+        after: The envelope that a commit brings; None where it has none, or none that can be read.
+    """
+    old, new = _document(before), _document(after)
+    keys_before, keys_after = (_keys(item[1]) if item else {} for item in (old, new))
+    return {
+        "from": old[1].version if old else None,
+        "to": new[1].version if new else None,
+        "keys_added": [keys_after[keyid] for keyid in sorted(keys_after.keys() - keys_before.keys())],
+        "keys_removed": [keys_before[keyid] for keyid in sorted(keys_before.keys() - keys_after.keys())] if new else [],
+        "roles": list(_roles(old[1] if old else None, new[1])) if new else [],
+        "revoked": _revoked(old[1] if old else None, new[1]) if new else [],
+        "signed_by": _signed_by(new[0], old[1] if old else None, new[1]) if new else [],
+    }
+
+
+def _document(data: bytes | None) -> tuple[Envelope, RootDocument] | None:
+    try:
+        envelope = parse_envelope(data) if data is not None else None
+        return (envelope, parse_root(envelope.payload)) if envelope is not None else None
+    except KneoError:
+        return None
+
+
+def _keys(document: RootDocument) -> dict[str, Json]:
+    return {
+        keyid: {
+            "keyid": keyid,
+            "principal": key.principal,
+            "algorithm": str(key.algorithm),
+            "roles": sorted(name for name, role in document.roles.items() if keyid in role.keys),
+        }
+        for keyid, key in document.keys.items()
+    }
+
+
+def _members(document: RootDocument | None, role: str) -> frozenset[str]:
+    """Name the people who can sign for a role: those with a key of it that is not revoked."""
+    if document is None or role not in document.roles:
+        return frozenset()
+    revoked = {item.keyid for item in document.revoked}
+    return frozenset(document.keys[keyid].principal for keyid in document.roles[role].keys if keyid not in revoked)
+
+
+def _roles(old: RootDocument | None, new: RootDocument) -> Iterator[Json]:
+    names = sorted(new.roles.keys() | (old.roles.keys() if old else set()))
+    for name in names:
+        before, after = _members(old, name), _members(new, name)
+        one = old.roles.get(name) if old else None
+        other = new.roles.get(name)
+        threshold = {"from": one.threshold if one else None, "to": other.threshold if other else None}
+        paths = {"from": list(one.paths or ()) if one else None, "to": list(other.paths or ()) if other else None}
+        if before == after and threshold["from"] == threshold["to"] and paths["from"] == paths["to"]:
+            continue
+        yield {
+            "role": name,
+            "gained": sorted(after - before),
+            "lost": sorted(before - after),
+            "threshold": threshold,
+            "paths": paths,
+        }
+
+
+def _revoked(old: RootDocument | None, new: RootDocument) -> list[Json]:
+    known = set(old.revoked) if old else set()
+    return [
+        {
+            "keyid": item.keyid,
+            "principal": new.keys[item.keyid].principal if item.keyid in new.keys else None,
+            "at": isoformat(item.at),
+            "reason": item.reason,
+            "compromised_since": isoformat(item.compromised_since) if item.compromised_since else None,
+        }
+        for item in new.revoked
+        if item not in known
+    ]
+
+
+def _signed_by(envelope: Envelope, old: RootDocument | None, new: RootDocument) -> list[str]:
+    known = {**new.keys, **(old.keys if old else {})}
+    keys = {keyid: TrustedKey(PublicKey.load(key.public), key.principal) for keyid, key in known.items()}
+    return sorted({signer.principal for signer in find_signers(envelope, keys)})
+
+
+# ---- an environment's rules ---------------------------------------------------------------------------------------
+
+
+def policy_difference(before: Environment, after: Environment) -> list[Json]:
+    """Compare an environment's rules field by field, and say of each change in which direction it goes.
+
+    A change that alone would weaken the rules in force is ``loosened``; any other asks for more, or for something else.
+    """
+    return list(_fields(before, after, before.spec, after.spec, ()))
+
+
+def _fields(
+    before: Environment, after: Environment, old: BaseModel, new: BaseModel, path: tuple[str, ...]
+) -> Iterator[Json]:
+    for name, info in type(old).model_fields.items():
+        if not path and name in NOT_RULES:
+            continue
+        was, becomes = getattr(old, name), getattr(new, name)
+        if was == becomes:
+            continue
+        here = (*path, name)
+        if isinstance(was, BaseModel) and type(was) is type(becomes):
+            yield from _fields(before, after, was, becomes, here)
+            continue
+        said = ".".join((*(_alias(before.spec, path)), info.alias or name))
+        loosens = bool(weakenings(before, _with(before, after, here, becomes)))
+        if here == ("suspend",):
+            loosens = not becomes
+        yield {
+            "field": said,
+            "from": _plain(old, name),
+            "to": _plain(new, name),
+            "direction": "loosened" if loosens else "tightened",
+        }
+
+
+def _alias(spec: BaseModel, path: tuple[str, ...]) -> Iterator[str]:
+    for name in path:
+        yield type(spec).model_fields[name].alias or name
+        spec = getattr(spec, name)
+
+
+def _with(before: Environment, after: Environment, path: tuple[str, ...], value: object) -> Environment:
+    """Return the rules in force with one field as it is after."""
+    spec: EnvironmentSpec = _replaced(before.spec, path, value)
+    windows = after.windows if path[0] == "windows" else before.windows
+    gates = after.gates if path[0] in {"gates", "humans"} else before.gates
+    return replace(before, spec=spec, windows=windows, gates=gates)
+
+
+def _replaced(model: Model, path: tuple[str, ...], value: object) -> Model:
+    name, *rest = path
+    return model.model_copy(update={name: _replaced(getattr(model, name), tuple(rest), value) if rest else value})
+
+
+def _plain(model: BaseModel, name: str) -> object:
+    said: Mapping[str, object] = model.model_dump(mode="json", by_alias=True, include={name})
+    return next(iter(said.values()), None)
+
+
+def window_state(environment: Environment, now: datetime) -> Json:
+    """Say whether changes may happen now, and when they may next."""
+    opening = None if windows_open(environment.windows, now) else next_opening(environment.windows, now)
+    rules = [rule.model_dump(mode="json", by_alias=True, exclude_none=True) for rule in environment.spec.windows]
+    return {
+        "open": windows_open(environment.windows, now),
+        "next_opening": isoformat(opening) if opening is not None else None,
+        "rules": rules,
+    }
