@@ -171,11 +171,18 @@ class ServiceBackend:
                     if not answer.is_success:
                         answer.read()
                         _read(answer)
+                    fields: dict[str, str] = {}
                     for line in answer.iter_lines():
-                        if line.startswith("data: "):
-                            event: Json = json.loads(line.removeprefix("data: "))
-                            after = str(event["id"])
+                        if line:
+                            name, _, value = line.partition(": ")
+                            fields[name] = value
+                            continue
+                        # An empty line ends an event. One that was cut off before is sent again.
+                        after = fields.get("id", after)
+                        if "data" in fields:
+                            event: Json = json.loads(fields["data"])
                             yield event
+                        fields = {}
             except httpx.TransportError:
                 self.task_summary()  # says, with all its patience, whether anybody is there
 

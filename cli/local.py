@@ -28,7 +28,7 @@ from kneo.settings import Settings
 from kneo.spec.flags import PolicyFlags
 from kneo.state.run import Run, RunStatus
 from kneo.state.task import UNRESOLVED, HumanTask
-from kneo.store import audit, releases, requests, runs, task_counts, tasks
+from kneo.store import audit, releases, requests, runs, task_counts, task_feed, tasks
 from kneo.tasks.inbox import decide
 from kneo.trust.answer import open_answer
 from kneo.trust.dsse import read_envelope
@@ -158,15 +158,14 @@ class LocalBackend:
         return task_acts.history(self.store, continuation_id)
 
     def follow_tasks(self, after: str | None) -> Iterator[Json]:
-        with self.store.read() as tx:
-            seen = tasks.last_event(tx) if after is None else after
+        position = task_feed.find_cursor(self.store, after).position
         while True:
-            with self.store.read() as tx:
-                found = tasks.events_after(tx, seen, 100)
-            for item in found:
-                seen = item.id
+            found = task_feed.events_after(self.store, position)
+            for at, item in found:
+                position = at
                 yield task_views.event(item)
-            sleep(0.0 if found else LOOK_SECONDS)
+            if not found:
+                sleep(LOOK_SECONDS)
 
     def task_summary(self) -> Json:
         with self.store.read() as tx:

@@ -73,6 +73,9 @@ class Http:
     max_streams: int = 200
     """Answers that go on (server-sent events) at once in one process, ``KNEO_SERV_MAX_STREAMS``."""
 
+    max_streams_per_person: int = 20
+    """The same of one person, ``KNEO_SERV_MAX_STREAMS_PER_PERSON``; a service without API keys knows one person."""
+
     stream_heartbeat_seconds: float = 15.0
     """How often such an answer says that it is still there, ``KNEO_SERV_STREAM_HEARTBEAT_SECONDS``."""
 
@@ -429,6 +432,7 @@ def _http(env: Mapping[str, str]) -> Http:
             else None
         ),
         max_streams=_positive(env, "KNEO_SERV_MAX_STREAMS", Http.max_streams),
+        max_streams_per_person=_positive(env, "KNEO_SERV_MAX_STREAMS_PER_PERSON", Http.max_streams_per_person),
         stream_heartbeat_seconds=_seconds(env, "KNEO_SERV_STREAM_HEARTBEAT_SECONDS", Http.stream_heartbeat_seconds),
         stream_slow_seconds=_seconds(env, "KNEO_SERV_STREAM_SLOW_SECONDS", Http.stream_slow_seconds),
         health_providers=_listed(env, "KNEO_SERV_HEALTH_PROVIDERS"),

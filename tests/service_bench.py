@@ -85,7 +85,8 @@ def _told(lines: Iterator[str]) -> Iterator[Told]:
             name, _, value = line.partition(":")
             said[name] = value.removeprefix(" ")
         elif said:
-            if "retry" not in said:
+            # Of an id alone browsers take note, too, without an event.
+            if "retry" not in said and said.keys() != {"id"}:
                 yield Told(said.get("event", ""), json.loads(said.get("data", "{}")), said.get("id"))
             said = {}
 

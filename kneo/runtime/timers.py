@@ -10,7 +10,7 @@ from typing import Protocol
 from kneo.clock import monotonic
 from kneo.errors import Transient
 from kneo.state.run import RunError, RunStatus
-from kneo.store import audit, runs
+from kneo.store import audit, runs, task_feed
 from kneo.store.engine import Store
 from kneo.store.locks import Lock
 from kneo.tasks.closing import cancel_tasks
@@ -32,7 +32,10 @@ TURN_SECONDS = 60.0
 
 def tick(store: Store) -> int:
     """Do everything that is due now; return how many things were."""
-    return expire_due(store) + end_overdue_runs(store) + audit.seal(store)
+    done = expire_due(store) + end_overdue_runs(store) + audit.seal(store)
+    # Those who follow the inbox do it themselves, at once; without them the events that have no position stay few.
+    task_feed.number(store)
+    return done
 
 
 def end_overdue_runs(store: Store) -> int:

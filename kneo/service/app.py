@@ -176,7 +176,9 @@ def _furnish(
     ring = keyring(auth)
     store.transact(lambda tx: key_names.put(tx, ring.names))
     operations = _route(app, metrics_too=settings.http.metrics)
-    streams = Streams(settings.http.max_streams, settings.http.stream_slow_seconds)
+    streams = Streams(
+        settings.http.max_streams, settings.http.max_streams_per_person, settings.http.stream_slow_seconds
+    )
     counted = Metrics(store, streams)
     app.state.service = Service(
         settings=settings,

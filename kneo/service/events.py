@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from kneo.errors import Transient
+from kneo.names import person_key
+from kneo.service.problems import refusal
+from kneo.service.rate import TooMany
 
 HEADERS = {
     "cache-control": "no-store",
@@ -25,13 +30,19 @@ RETRY_MS = 1_000
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One event. ``id`` is what a reader that was cut off sends as ``Last-Event-ID`` to go on from here."""
+    """One event. ``id`` is what a reader that was cut off sends as ``Last-Event-ID`` to continue from here.
+
+    Without a name it is the id alone, of which readers take note without an event.
+    """
 
     name: str
     data: Mapping[str, object]
     id: str | None = None
 
     def encode(self) -> bytes:
+        if not self.name:
+            # Readers remember the id and are told of no event.
+            return f"id: {self.id}\n\n".encode()
         data = json.dumps(self.data, ensure_ascii=False, separators=(",", ":"), default=dict)
         number = f"id: {self.id}\n" if self.id is not None else ""
         return f"{number}event: {self.name}\ndata: {data}\n\n".encode()
@@ -42,47 +53,85 @@ Events = AsyncIterator[Event | None]
 
 
 class Streams:
-    """Counts the answers that go on; there is room for so many.
+    """Counts the open streams of one process, all of them and those of each person.
 
     Args:
-        most: How many at once.
+        most: Streams that may be open at once.
+        most_of_person: Streams that one person may have open at once, so that one alone does not take them all.
         slow_seconds: How long a reader may not take what is sent before it is cut off.
     """
 
-    def __init__(self, most: int, slow_seconds: float) -> None:
+    def __init__(self, most: int, most_of_person: int, slow_seconds: float) -> None:
         self.most = most
+        self.most_of_person = most_of_person
         self.slow_seconds = slow_seconds
-        self.open = 0
+        self._open: Counter[str] = Counter()
 
-    def answer(self, events: Events) -> EventStream:
-        """Begin one.
+    @property
+    def open(self) -> int:
+        """How many streams are open."""
+        return self._open.total()
+
+    def answer(self, events: Events, person: str) -> EventStream:
+        """Make a stream for a person.
 
         Raises:
-            Transient: ``too_many_streams``.
+            Transient: ``too_many_streams``: 429 where the person has as many as one may have, else 503.
         """
+        self.check(person)
+        return EventStream(self, events, person)
+
+    def check(self, person: str) -> None:
+        """Check that there is room for another stream of a person.
+
+        Raises:
+            Transient: as ``answer`` says.
+        """
+        if self._open[person_key(person)] >= self.most_of_person:
+            msg = f"{person} has {self.most_of_person} streams open here, which is as many as one person may have."
+            raise TooMany(msg, code="too_many_streams", limit=self.most_of_person)
         if self.open >= self.most:
             msg = f"{self.most} streams are open here, which is as many as there may be."
             raise Transient(msg, code="too_many_streams", limit=self.most)
-        return EventStream(self, events)
+
+    @contextmanager
+    def counted(self, person: str) -> Iterator[None]:
+        """Count a stream of a person for as long as a block runs."""
+        key = person_key(person)
+        self._open[key] += 1
+        try:
+            yield
+        finally:
+            self._open[key] -= 1
+            self._open += Counter()  # forgets those who have none
 
 
 class EventStream(Response):
     """Sends events until there are no more, the reader is gone or too slow."""
 
-    def __init__(self, streams: Streams, events: Events) -> None:
+    def __init__(self, streams: Streams, events: Events, person: str) -> None:
         super().__init__(None, 200, HEADERS)
         del self.headers["content-length"]
         self.streams = streams
         self.events = events
+        self.person = person
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        self.streams.open += 1
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            # Again, because other streams may have begun since this one was made.
+            self.streams.check(self.person)
+        except Transient as error:
+            await refusal(error)(scope, receive, send)
+            return
+        with self.streams.counted(self.person):
+            await self._stream(receive, send)
+
+    async def _stream(self, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send(send))
         listening = asyncio.create_task(_gone(receive))
         try:
             await asyncio.wait({sending, listening}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self.streams.open -= 1
             for task in (sending, listening):
                 task.cancel()
             await asyncio.gather(sending, listening, return_exceptions=True)

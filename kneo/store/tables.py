@@ -548,8 +548,19 @@ task_events = Table(
     Column("type", String(40), nullable=False),
     Column("actor", NAME),
     Column("data", JSON, nullable=False),
+    Column("seq", BigInteger),
     Index(None, "task_id", "id"),
     Index(None, "run_id"),
+    _partial("seq IS NULL", "id"),
+    _partial("seq IS NOT NULL", "seq", unique=True),
+)
+
+task_feed = Table(
+    "task_feed",
+    metadata,
+    # One row. It stays when events are deleted, so that no number is given twice.
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("last_seq", BigInteger, nullable=False),
 )
 
 task_tallies = Table(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 
-from sqlalchemy import bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Row, bindparam, delete, func, insert, or_, select, update
 
 from kneo.clock import new_id
 from kneo.records import replace
@@ -156,6 +156,9 @@ def count_tasks(tx: Tx, where: TaskFilter = WAITING) -> int:
 # ---- what happened to them --------------------------------------------------------------------------------------
 
 
+EVENT = [column for column in task_events.c if column.name != "seq"]
+"""What an event says; its place in the feed is ``task_feed``'s."""
+
 _ADD_EVENT = Prepared(insert(task_events))
 
 
@@ -165,18 +168,12 @@ def add_event(tx: Tx, task: HumanTask, kind: str, actor: str | None, data: Mappi
 
 
 def events_of(tx: Tx, task_id: str) -> tuple[TaskEvent, ...]:
-    rows = tx.connection.execute(select(task_events).where(task_events.c.task_id == task_id).order_by(task_events.c.id))
-    return tuple(TaskEvent(**row._asdict()) for row in rows)
+    rows = tx.connection.execute(select(*EVENT).where(task_events.c.task_id == task_id).order_by(task_events.c.id))
+    return tuple(read_event(row) for row in rows)
 
 
-def events_after(tx: Tx, last: str, limit: int) -> tuple[TaskEvent, ...]:
-    """List what happened to any task after an event; an empty id is before all of them."""
-    rows = tx.connection.execute(
-        select(task_events).where(task_events.c.id > last).order_by(task_events.c.id).limit(limit)
+def read_event(row: Row[*tuple[object, ...]]) -> TaskEvent:
+    """Make an event of a row with the columns of ``EVENT``."""
+    return TaskEvent(
+        id=row.id, task_id=row.task_id, run_id=row.run_id, at=row.at, type=row.type, actor=row.actor, data=row.data
     )
-    return tuple(TaskEvent(**row._asdict()) for row in rows)
-
-
-def last_event(tx: Tx) -> str:
-    """Return the id of the newest event; empty where there is none."""
-    return tx.connection.execute(select(func.max(task_events.c.id))).scalar() or ""

@@ -104,6 +104,19 @@ def revoke_link(tx: Tx, task_id: str, link_id: str, *, actor: str) -> TaskLink:
     return find_link(tx, task_id, link_id)
 
 
+def find_by_token(tx: Tx, token: str) -> TaskLink:
+    """Find a link by its token, whether it still works or not.
+
+    Raises:
+        NotFound: ``link_not_found``.
+    """
+    link = links.find(tx, _hash(token))
+    if link is None:
+        msg = "There is no such link."
+        raise NotFound(msg, code="link_not_found", hint="Copy the whole address, or ask for a new link.")
+    return link
+
+
 def look(tx: Tx, token: str) -> tuple[TaskLink, HumanTask]:
     """Find what a link asks. Changes nothing.
 
@@ -112,10 +125,7 @@ def look(tx: Tx, token: str) -> tuple[TaskLink, HumanTask]:
         Conflict: ``link_used``, ``link_expired``, ``subject_changed``, or the question is answered.
         Invalid, Forbidden: the person is not known or may not answer any more, or whoever made it is excluded now.
     """
-    link = links.find(tx, _hash(token))
-    if link is None:
-        msg = "There is no such link."
-        raise NotFound(msg, code="link_not_found", hint="Copy the whole address, or ask for a new link.")
+    link = find_by_token(tx, token)
     task = find(tx, link.task_id)
     _check(tx, link, task)
     return link, task

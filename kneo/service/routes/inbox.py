@@ -16,11 +16,11 @@ from kneo.service.auth import Principal, require
 from kneo.service.context import Here, Published
 from kneo.service.router import JsonAnswer, Router, shows
 from kneo.service.run_news import answered
-from kneo.service.task_news import latest, task_events
+from kneo.service.task_news import task_events
 from kneo.service.task_stats import task_stats
 from kneo.service.wire import Json
 from kneo.state.task import HumanTask
-from kneo.store import task_counts
+from kneo.store import task_counts, task_feed
 
 router = Router(tags=["human tasks"])
 
@@ -210,10 +210,13 @@ async def put_input(run_id: str, body: RunInput, service: Here, published: Publi
 )
 async def stream(
     service: Here,
-    _principal: Reader,
-    last_event_id: Annotated[str | None, Header(max_length=40, description="Go on after this event.")] = None,
+    principal: Reader,
+    last_event_id: Annotated[
+        str | None,
+        Header(max_length=40, description="Continue after the event with this id; `0` is before the first one."),
+    ] = None,
 ) -> Response:
-    """Tell what happens in the inbox, from now on or from after an event that was seen."""
-    seen: str = await run_in_threadpool(latest, service.store) if last_event_id is None else last_event_id
+    """Follow the inbox, from now on or from after an event that was seen: each event once, in the same order for all."""
+    cursor = await run_in_threadpool(task_feed.find_cursor, service.store, last_event_id)
     heartbeat = service.settings.http.stream_heartbeat_seconds
-    return service.streams.answer(task_events(service.news, seen, heartbeat=heartbeat))
+    return service.streams.answer(task_events(service.news, cursor, heartbeat=heartbeat), principal.name)

@@ -11,14 +11,14 @@ from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from kneo.errors import Invalid, KneoError
+from kneo.errors import Invalid, KneoError, NotFound
 from kneo.runtime.prospect import as_it_stands
 from kneo.service import answers, task_links
 from kneo.service.auth import Principal, Require, require
 from kneo.service.context import Here, Service
 from kneo.service.link_page import HEADERS, done_page, question_page, refused_page
 from kneo.service.problems import refusal
-from kneo.service.rate import Rate
+from kneo.service.rate import Rate, TooMany
 from kneo.service.router import JsonAnswer, Router, shows
 from kneo.service.wire import Json
 from kneo.state.link import TaskLink
@@ -36,11 +36,15 @@ FOR_OTHERS = Require("human:link")
 """Whoever delivers links to others could use them too, so that is a right of its own."""
 
 PER_MINUTE = 120
-"""Looks at links and answers with them, from one address. Guessing a token is hopeless anyway; this keeps it cheap."""
+"""Looks at one link and answers with it. Counted by link, because behind a proxy all people share one address."""
+
+WRONG_PER_MINUTE = 120
+"""Requests with tokens that do not exist, from one address. Guessing a token is hopeless anyway; this keeps it cheap."""
 
 FIELDS = 50
 
-_rate = Rate(PER_MINUTE)
+_of_link = Rate(PER_MINUTE)
+_wrong = Rate(WRONG_PER_MINUTE)
 
 
 class LinkOrder(BaseModel):
@@ -87,7 +91,7 @@ def look(token: str, request: Request, service: Here) -> Response:
     """Show the question. Never decides: whoever scans mail for viruses looks at links too."""
 
     def read() -> tuple[TaskLink, HumanTask]:
-        _rate.check(_address(request))
+        _count(service, request, token)
         with service.store.read() as tx:
             link, task = links.look(tx, token)
             return link, as_it_stands(tx, task)
@@ -106,7 +110,7 @@ async def answer(token: str, request: Request, service: Here) -> Response:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     as_json = kind == "application/json"
     try:
-        _rate.check(_address(request))
+        await run_in_threadpool(_count, service, request, token)
         fields = _json(body) if as_json else _form(body)
         said = _answer(fields, service.settings.limits.human_content_chars)
         task = await run_in_threadpool(_decide, service, token, said)
@@ -116,6 +120,29 @@ async def answer(token: str, request: Request, service: Here) -> Response:
         return HTMLResponse(done_page(task), headers=dict(HEADERS))
     decided = task.decision.kind.value if task.decision else None
     return JsonAnswer({"continuation_id": task.id, "status": task.status.value, "decision": decided})
+
+
+def _count(service: Service, request: Request, token: str) -> None:
+    """Count a request, by its link where there is one and else by the address that it comes from.
+
+    Raises:
+        TooMany: there were too many of them in a minute.
+        NotFound: ``link_not_found``.
+    """
+    with service.store.read() as tx:
+        try:
+            link = links.find_by_token(tx, token)
+        except NotFound:
+            link = None
+    if link is not None:
+        wait, what = _of_link.take(link.id), f"This link is used more than {_of_link.per_minute} times in a minute."
+    else:
+        wait, what = (
+            _wrong.take(_address(request)),
+            "Too many links that do not exist were asked for from this address.",
+        )
+    if wait:
+        raise TooMany(what, retry_after=max(1, round(wait + 0.5)))
 
 
 def _decide(service: Service, token: str, said: Answer) -> HumanTask:

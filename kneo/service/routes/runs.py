@@ -134,7 +134,7 @@ async def stream_run_events(
     run_id: str,
     service: Here,
     published: Published,
-    _principal: Reader,
+    principal: Reader,
     last_event_id: Annotated[int | None, Header(ge=0, le=MAX_NUMBER)] = None,
     after: Annotated[int, Query(ge=0, le=MAX_NUMBER, description="The number of the last event that is known.")] = 0,
 ) -> Response:
@@ -146,4 +146,5 @@ async def stream_run_events(
     await run_in_threadpool(find_run, service.store, run_id)
     seen = last_event_id if last_event_id is not None else after
     heartbeat = service.settings.http.stream_heartbeat_seconds
-    return service.streams.answer(run_events(service.news, run_id, seen, heartbeat=heartbeat, published=published))
+    events = run_events(service.news, run_id, seen, heartbeat=heartbeat, published=published)
+    return service.streams.answer(events, principal.name)

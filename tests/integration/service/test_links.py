@@ -32,7 +32,8 @@ def browser(bench: Bench) -> Iterator[httpx.Client]:
 
 @pytest.fixture(autouse=True)
 def fresh_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "_rate", routes.Rate(routes.PER_MINUTE))
+    monkeypatch.setattr(routes, "_of_link", routes.Rate(routes.PER_MINUTE))
+    monkeypatch.setattr(routes, "_wrong", routes.Rate(routes.WRONG_PER_MINUTE))
 
 
 def link_to(bench: Bench, run: Json, *, role: str = "reviewer", expect: int = 200, **order: object) -> Json:
@@ -248,12 +249,24 @@ def test_there_is_an_end_to_links(bench: Bench, monkeypatch: pytest.MonkeyPatch)
 def test_somebody_who_looks_too_often_waits(
     bench: Bench, browser: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(routes, "_rate", routes.Rate(3))
-    path = str(link_to(bench, bench.paused())["path"])
+    monkeypatch.setattr(routes, "_of_link", routes.Rate(3))
+    run = bench.paused()
+    path, other = str(link_to(bench, run)["path"]), str(link_to(bench, run)["path"])
     assert [browser.get(path).status_code for _ in range(4)] == [200, 200, 200, 429]
     late = browser.post(path, json={"decision": "approved", "request_id": "r"})
     assert late.status_code == 429
     assert int(late.headers["retry-after"]) >= 1
+    # Other people come from the same address where a proxy stands before the service.
+    assert browser.get(other).status_code == 200
+
+
+def test_guessing_links_locks_nobody_out(bench: Bench, browser: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "_wrong", routes.Rate(3))
+    path = str(link_to(bench, bench.paused())["path"])
+    assert [browser.get(f"/h/guess-{number}").status_code for number in range(5)] == [404, 404, 404, 429, 429]
+    body = {"decision": "approved", "request_id": "r"}
+    assert browser.post("/h/guess", json=body).status_code == 429
+    assert browser.get(path).status_code == 200
 
 
 def test_making_and_using_a_link_are_in_the_audit_log(bench: Bench, browser: httpx.Client) -> None:

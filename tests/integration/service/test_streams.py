@@ -99,6 +99,55 @@ def test_there_is_room_for_so_many_streams_and_a_reader_that_leaves_makes_room(i
     eventually(fits)
 
 
+def test_one_person_does_not_take_the_streams_of_others(tmp_path: Path) -> None:
+    few = replace(QUICK, max_streams=10, max_streams_per_person=2)
+    with (
+        serving(tmp_path, f"sqlite:///{tmp_path / 'kneo.sqlite'}", http=few, workers=0) as bench,
+        ExitStack() as open_ones,
+    ):
+        paths = [f"/runs/{begun(bench, DRAFT)}/events", "/human-tasks/stream"]
+        readers = [open_ones.enter_context(bench.stream(path, role="viewer")) for path in paths]
+        assert [next(reader).name for reader in readers] == ["workflow_started", ""]
+        for path in paths:
+            refused = bench.ask("GET", path, role="viewer")
+            assert (refused.status_code, refused.json()["error"]) == (429, "too_many_streams")
+            assert refused.json()["detail"]["limit"] == 2
+        for role in ("operator", "reviewer", "admin"):
+            reader = open_ones.enter_context(bench.stream(paths[0], role=role))
+            assert next(reader).name == "workflow_started"
+
+
+def test_streams_that_begin_at_once_are_counted_before_they_are_sent() -> None:
+    async def forever() -> AsyncIterator[Event]:
+        await asyncio.Event().wait()
+        yield Event(name="never", data={})
+
+    async def scene() -> list[int]:
+        streams = Streams(10, 2, 30)
+        never, all_begun, statuses = asyncio.Event(), asyncio.Event(), []
+
+        async def send(message: Json) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+            if len(statuses) == len(made):
+                all_begun.set()
+
+        async def receive() -> Json:
+            await never.wait()
+            return {"type": "http.disconnect"}
+
+        made = [streams.answer(forever(), name) for name in ("ann", "ANN", "ann ", "ben")]
+        tasks = [asyncio.create_task(stream({"type": "http"}, receive, send)) for stream in made]
+        await all_begun.wait()
+        assert streams.open == 3
+        never.set()
+        await asyncio.gather(*tasks)
+        assert streams.open == 0
+        return sorted(statuses)
+
+    assert asyncio.run(asyncio.wait_for(scene(), 60)) == [200, 200, 200, 429]
+
+
 def test_streams_need_the_scope_and_a_run(idle: Bench) -> None:
     assert idle.get("/runs/nope/events", expect=404)["error"] == "not_found"
     assert idle.get("/runs/nope/events", after="-1", expect=422)["error"] == "validation_error"
@@ -112,7 +161,7 @@ def test_a_reader_that_takes_nothing_is_cut_off() -> None:
             yield Event(name="more", data={})
 
     async def scene() -> None:
-        streams = Streams(1, 0.05)
+        streams = Streams(1, 1, 0.05)
         never = asyncio.Event()
 
         async def send(message: Json) -> None:
@@ -124,7 +173,7 @@ def test_a_reader_that_takes_nothing_is_cut_off() -> None:
             await never.wait()
             return {"type": "http.disconnect"}
 
-        await streams.answer(forever())({"type": "http"}, receive, send)
+        await streams.answer(forever(), "ann")({"type": "http"}, receive, send)
         assert streams.open == 0
 
     asyncio.run(asyncio.wait_for(scene(), 10))
