@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Dialect, Engine, Table, create_engine, event, make_url, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -324,6 +324,7 @@ def open_engine(url: str) -> Engine:
         except ModuleNotFoundError as error:
             msg = "KNEO_SERV_DATABASE_URL names a PostgreSQL database, and the driver for it is not installed."
             raise Invalid(msg, code="invalid_setting", hint="pip install 'kneo[postgres]'") from error
+        event.listen(engine, "before_cursor_execute", _check_text)
         event.listen(engine, "after_cursor_execute", _watch_idle)
         return engine
     path = Path(url.removeprefix("sqlite:///"))
@@ -333,8 +334,22 @@ def open_engine(url: str) -> Engine:
     engine = create_engine(
         url, poolclass=NullPool, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, hide_parameters=True, **_JSON
     )
+    event.listen(engine, "before_cursor_execute", _check_text)
     event.listen(engine, "connect", _prepare_sqlite)
     return engine
+
+
+def _check_text(_connection: Connection, _cursor: object, _sql: str, given: Any, _more: object, many: bool) -> None:
+    """Refuse a text with a NUL, which PostgreSQL does not take and SQLite does: what one refuses, both do.
+
+    Raises:
+        Invalid: ``unstorable_value``.
+    """
+    for values in given if many else (given,):
+        for value in values.values() if isinstance(values, dict) else values:
+            if type(value) is str and "\0" in value:
+                msg = "A value cannot be stored: it has a NUL character in it."
+                raise Invalid(msg, code="unstorable_value", hint="Leave the NUL character out.")
 
 
 def _watch_idle(connection: Connection, _cursor: object, _sql: str, _values: object, _more: object, many: bool) -> None:

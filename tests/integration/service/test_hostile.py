@@ -54,3 +54,35 @@ def test_it_is_answered_and_the_answer_is_json(house: Bench, name: str, path: st
         run = house.get(f"/runs/{told['run_id']}")
         assert run["run_id"] == told["run_id"]
         assert house.get("/runs", limit=1)["count"] == 1
+
+
+NUL = {
+    "an input": ("POST", "/runs", {"input": "a\0b", "spec": spec_of(DRAFT)}),
+    "an environment": ("POST", "/runs", {"input": "x", "bundle": "b", "environment": "a\0b"}),
+    "a comment": ("POST", "/human-tasks/{task}/comments", {"text": "a\0b"}),
+    "an assignee": ("POST", "/human-tasks/{task}/delegate", {"to": "a\0b"}),
+    "a run that is looked for": ("GET", "/runs/a%00b", None),
+    "a filter": ("GET", "/runs?environment=a%00b", None),
+    "a search": ("GET", "/runs?q=a%00b", None),
+    "a filter of tasks": ("GET", "/human-tasks?assignee=a%00b", None),
+    "an event type": ("GET", "/audit-events?event_type=a%00b", None),
+}
+
+
+def test_a_nul_is_answered_alike_on_both_databases(tmp_path: Path, postgres_url: str) -> None:
+    told = []
+    for folder, url in ((tmp_path / "lite", f"sqlite:///{tmp_path / 'kneo.sqlite'}"), (tmp_path / "pg", postgres_url)):
+        with serving(folder, url) as house:
+            task = house.paused()["continuation_id"]
+            answers = [
+                house.ask(method, path.format(task=task), body, role="admin") for method, path, body in NUL.values()
+            ]
+            told.append(
+                {name: (one.status_code, one.json().get("error")) for name, one in zip(NUL, answers, strict=True)}
+            )
+            held = house.get(f"/human-tasks/{task}")["status"]
+            assert held == "open"
+    assert told[0] == told[1]
+    assert told[0]["an input"] == (400, "unstorable_value")
+    assert told[0]["a run that is looked for"] == (400, "unstorable_value")
+    assert {name for name, (status, _) in told[0].items() if status not in {400, 404, 422}} <= {"a comment"}
