@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Dialect, Engine, Table, create_engine, event, make_url, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -25,7 +25,7 @@ from kneo.store import json_text
 from kneo.store.connections import Connections, FileConnections, ServerConnections
 from kneo.store.locks import Kind, Lock, SessionLock, file_lock
 from kneo.store.notices import Notices
-from kneo.store.prepared import Prepared
+from kneo.store.prepared import Given, Prepared
 from kneo.store.writer import Writer
 
 if TYPE_CHECKING:
@@ -339,7 +339,7 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
-def _check_text(_connection: Connection, _cursor: object, _sql: str, given: Any, _more: object, many: bool) -> None:
+def _check_text(_connection: Connection, _cursor: object, _sql: str, given: Given, _more: object, many: bool) -> None:
     """Refuse a text with a NUL, which PostgreSQL does not take and SQLite does: what one refuses, both do.
 
     Raises:
