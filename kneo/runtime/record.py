@@ -43,6 +43,9 @@ from kneo.tasks.closing import cancel_tasks, mark_applied
 from kneo.tasks.opening import open_task
 from kneo.tasks.reuse import reuse_answer, reuse_passed
 
+ENDINGS = {RunStatus.SUCCEEDED: "workflow_completed", RunStatus.CANCELLED: "workflow_cancelled"}
+"""The last trace event of a run; a run that a person rejected is cancelled, and any other ending is a failure."""
+
 PREVIEW_CHARS = 500
 """How much of an input or output a trace event shows."""
 
@@ -283,7 +286,7 @@ class _Change:
         succeeded = run.status is RunStatus.SUCCEEDED
         told = history.visited(tx, run.id) + tuple(s.step_id for s in self.history.steps if s.status == "completed")
         self.trace(
-            "workflow_completed" if succeeded else "workflow_failed",
+            ENDINGS.get(run.status, "workflow_failed"),
             output_preview=preview(run.output_text),
             visited_steps=list(told),
             error=error,

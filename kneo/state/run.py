@@ -25,7 +25,8 @@ class RunStatus(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        return not NEXT[self]
+        """Whether the run has ended; a failed one has, and may be continued."""
+        return self not in {RunStatus.RUNNING, RunStatus.PAUSED}
 
 
 NEXT: Mapping[RunStatus, frozenset[RunStatus]] = {
@@ -48,7 +49,7 @@ NEXT: Mapping[RunStatus, frozenset[RunStatus]] = {
     RunStatus.EXPIRED: frozenset(),
     RunStatus.TIMED_OUT: frozenset(),
 }
-"""The legal transitions. A failed run may be continued, so it is final only until somebody asks for that."""
+"""The legal transitions; the store refuses any other. A failed run has ended, and runs again when it is continued."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ from datetime import timedelta
 from sqlalchemy import Row, bindparam, insert, or_, select, update
 
 from kneo.clock import isoformat
+from kneo.errors import Conflict
 from kneo.records import replace
-from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunError, RunStatus
+from kneo.state.run import NEXT, STATE_VERSION, ReleaseRef, Run, RunError, RunStatus
 from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.history import (
     add_checkpoint,
@@ -46,6 +47,18 @@ __all__ = [  # what a run leaves behind is read through here too
 
 class Fenced(Exception):
     """The run is no longer this driver's; whatever it was about to commit is discarded."""
+
+
+class IllegalTransition(Conflict):
+    """A run in one status never gets into the other one; nothing was written."""
+
+    default_code = "run_transition_illegal"
+
+
+def _check_transition(before: RunStatus, after: RunStatus) -> None:
+    if after not in NEXT[before]:
+        msg = f"A run that is {before} never becomes {after}."
+        raise IllegalTransition(msg, before=before.value, after=after.value)
 
 
 def insert_spec(tx: Tx, digest: str, body: bytes) -> None:
@@ -194,7 +207,11 @@ def commit(tx: Tx, run: Run, **changes: object) -> None:
 
     Raises:
         Fenced: somebody took it over, cancelled it or ended it.
+        IllegalTransition: a running run never gets into that status.
     """
+    status = RunStatus(str(changes.get("status", RunStatus.RUNNING)))
+    if status is not RunStatus.RUNNING:
+        _check_transition(RunStatus.RUNNING, status)
     values = {
         "updated_at": tx.at,
         "step_count": run.step_count,
@@ -257,7 +274,14 @@ def wake(tx: Tx, run_id: str) -> None:
 
 
 def end(tx: Tx, run_id: str, status: RunStatus, error: RunError, *, allowed: Iterable[RunStatus]) -> bool:
-    """End a run from outside its driver (cancel, deadline); the driver's next commit is refused."""
+    """End a run from outside its driver (cancel, deadline); the driver's next commit is refused.
+
+    Raises:
+        IllegalTransition: a run in one of the ``allowed`` statuses never ends like that.
+    """
+    allowed = tuple(allowed)
+    for before in allowed:
+        _check_transition(before, status)
     done = tx.connection.execute(
         update(runs)
         .where(runs.c.id == run_id, runs.c.status.in_(list(allowed)))

@@ -10,11 +10,11 @@ from processes import at_once
 
 from kneo.clock import ManualClock, isoformat
 from kneo.digest import digest_of
-from kneo.state.run import ReleaseRef, Run, RunError, RunStatus, StepRecord
+from kneo.state.run import NEXT, ReleaseRef, Run, RunError, RunStatus, StepRecord
 from kneo.store import audit, runs
 from kneo.store.engine import Store
 from kneo.store.run_filter import RunFilter
-from kneo.store.runs import Fenced
+from kneo.store.runs import Fenced, IllegalTransition
 
 LIVE = (RunStatus.RUNNING, RunStatus.PAUSED)
 CANCELLED = RunError(type="cancelled", message="ann cancelled it")
@@ -306,6 +306,35 @@ def test_an_ended_run_refuses_its_driver(store: Store) -> None:
     after = get(store, run)
     assert (after.status, after.error, after.owner) == (RunStatus.CANCELLED, CANCELLED, None)
     assert after.completed_at
+
+
+@pytest.mark.parametrize("before", RunStatus)
+@pytest.mark.parametrize("after", RunStatus)
+def test_only_legal_transitions_are_written(store: Store, before: RunStatus, after: RunStatus) -> None:
+    run = insert(store, status=before)
+    try:
+        with store.write() as tx:
+            written = runs.end(tx, run.id, after, CANCELLED, allowed=[before])
+    except IllegalTransition:
+        written = False
+    assert written == (after in NEXT[before])
+    assert get(store, run).status is (after if written else before)
+
+
+def test_a_driver_writes_legal_transitions_only(store: Store) -> None:
+    run = insert(store)
+    mine = acquire(store, run, "a")
+    with pytest.raises(ValueError, match="unknown"):
+        commit(store, mine, status="unknown")
+    commit(store, mine, status=RunStatus.RUNNING)
+    commit(store, mine, status=RunStatus.FAILED)
+    with pytest.raises(Fenced):
+        commit(store, mine, status=RunStatus.SUCCEEDED)
+
+
+def test_what_has_ended_and_what_has_not() -> None:
+    assert {status for status in RunStatus if not status.is_final} == set(LIVE)
+    assert {status for status in RunStatus if status.is_final and NEXT[status]} == {RunStatus.FAILED}
 
 
 def test_a_run_ends_once(store: Store) -> None:

@@ -10,10 +10,11 @@ from engine import Engine, step
 from kneo.clock import SystemClock
 from kneo.errors import Conflict, Invalid, NotFound
 from kneo.runtime import views
+from kneo.runtime.cancel import cancel_run
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
 from kneo.state.run import Run, RunStatus
-from kneo.store import audit
+from kneo.store import audit, history
 from kneo.store.migrate import open_store
 
 SOURCE = """
@@ -116,3 +117,20 @@ def test_the_past_can_be_looked_at(engine: Engine) -> None:
     for pair in ((1, 1), (1, 99)):
         with pytest.raises(Invalid):
             views.checkpoint_diff(past.run, past.checkpoints, *pair)
+
+
+@pytest.mark.parametrize(
+    ("on_reject", "status", "event"),
+    [("stop", RunStatus.CANCELLED, "workflow_cancelled"), ("fail", RunStatus.FAILED, "workflow_failed")],
+)
+def test_the_last_event_says_how_a_run_ended(engine: Engine, on_reject: str, status: RunStatus, event: str) -> None:
+    run = engine.run([HUMAN, step("a")], ann={"on_reject": on_reject})
+    engine.answer(engine.open(run)[0], "rejected")
+    run = engine.drive(run)
+    with engine.store.read() as tx:
+        last = history.list_trace(tx, run.id)[-1]
+    assert (run.status, last.type, last.data["error"]["type"]) == (status, event, "human_rejected")
+    waiting = engine.run([HUMAN])
+    cancel_run(engine.store, waiting.id, actor="ann")
+    with engine.store.read() as tx:
+        assert history.list_trace(tx, waiting.id)[-1].type == "workflow_cancelled"
