@@ -7,10 +7,12 @@ from collections.abc import Mapping
 
 from cli.compose import make_starter
 from kneo.runtime.assemble import drive_or_wait
+from kneo.runtime.code import Elsewhere
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
 from kneo.runtime.start import RunOrder
 from kneo.runtime.views import Record
+from kneo.runtime.wait import find_run
 from kneo.service.specs import SpecOrder
 from kneo.settings import Settings
 from kneo.state.run import Run
@@ -57,8 +59,14 @@ class Driver:
         return self.drive(fork(make_starter(self.settings, self.store), ProgramLoader(self.store), wanted).id)
 
     def drive(self, run_id: str) -> Run:
-        """Drive a run to its next pause or end ourselves, or wait for the process that executes steps to do it."""
-        return drive_or_wait(self.settings, self.store, run_id, self.settings.client_timeout_seconds).run
+        """Drive a run to its next pause or end, or wait for the process that executes steps on this database to do it.
+
+        A run whose code is in a Python program stays running: that program continues it.
+        """
+        try:
+            return drive_or_wait(self.settings, self.store, run_id, self.settings.client_timeout_seconds).run
+        except Elsewhere:
+            return find_run(self.store, run_id)
 
     def record(self, run_id: str) -> Record:
         """Read everything that is known of a run's past."""

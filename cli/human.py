@@ -97,6 +97,7 @@ def _show_list(answer: Json) -> None:
     rows = [
         [
             item["continuation_id"],
+            item["request"]["request_id"],
             item["step_id"],
             textwrap.shorten(item["request"]["prompt"], QUESTION_CHARS, placeholder=" …"),
             item["environment"],
@@ -105,7 +106,7 @@ def _show_list(answer: Json) -> None:
         ]
         for item in items
     ]
-    render.table("", ["Task", "Step", "Question", "Environment", "With", "Since"], rows)
+    render.table("", ["Task", "Request", "Step", "Question", "Environment", "With", "Since"], rows)
     following = answer.get("next_after")
     if following is not None:
         render.text(f"{len(items)} of {answer['total']}. What follows: --after {following}")

@@ -134,7 +134,7 @@ class LocalBackend:
         actor = _reviewer(said.statement) or self.actor
         answered = decide(self.store, continuation_id, said, actor=actor, pin=self.settings.trust_root)
         run = self.driver.drive(answered.run_id)
-        return wire.human_resumed(run, answered, self._open_task(run), published=self.published)
+        return self._resumed(run, answered)
 
     def answer_to_sign(self, continuation_id: str, answer: Mapping[str, object], keyid: str | None) -> Json:
         # Nobody is authenticated here; whoever signs is who their key says they are.
@@ -188,7 +188,7 @@ class LocalBackend:
         run = find_run(self.store, run_id)
         answered = task_acts.put_in(self.store, run.id, body, actor=self.actor, limit=self._content_limit)
         run = self.driver.drive(run.id)
-        return wire.human_resumed(run, answered, self._open_task(run), published=self.published)
+        return self._resumed(run, answered)
 
     @property
     def _content_limit(self) -> int:
@@ -235,6 +235,13 @@ class LocalBackend:
 
     def _created(self, run: Run) -> Json:
         return wire.run_created(run, self._open_task(run), published=self.published)
+
+    def _resumed(self, run: Run, answered: HumanTask) -> Json:
+        answer = wire.human_resumed(run, answered, self._open_task(run), published=self.published)
+        if run.status is RunStatus.RUNNING:
+            program = f"The program that executes the workflow {run.workflow_name} continues the run {run.id}"
+            answer["note"] = f"The answer is recorded. {program}; start that program if it is not running."
+        return answer
 
     def _open_task(self, run: Run) -> HumanTask | None:
         if run.status is not RunStatus.PAUSED:

@@ -21,6 +21,8 @@ def show_outcome(answer: Json) -> None:
     if isinstance(error, dict):
         lines.append(("Error", f"{error['type']}: {error['message']}"))
     render.panel(f"Run {answer['run_id']}", lines)
+    if answer.get("note"):
+        render.text(f"{answer['note']}")
     if answer["human_intervention_required"]:
         request = metadata["pending_human_request"]
         render.warning(f"It waits for a person: {request['prompt']}")

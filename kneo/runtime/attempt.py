@@ -37,6 +37,7 @@ class Trial:
             previous_output=review.previous_output if review else None,
             feedback=review.feedback if review else None,
             values=action.value.values,
+            outputs=action.value.outputs,
             answers=action.answers,
             implementations=pins_of(run),
         )

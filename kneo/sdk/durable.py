@@ -15,12 +15,12 @@ from kneo.runtime.cancel import cancel_run
 from kneo.runtime.code import INPROCESS
 from kneo.runtime.recover import ForkOrder
 from kneo.runtime.steps.base import StepContext, StepOutput, Waiting
+from kneo.runtime.wait import find_run
 from kneo.sdk.code import call
 from kneo.sdk.db import Database, scratch
 from kneo.sdk.host import Host, Standing, actor, run_sync
 from kneo.sdk.participants import identifier
 from kneo.sdk.parts import checkpoint
-from kneo.sdk.seat import seat
 from kneo.sdk.waiting import POLL_SECONDS, ask_question, current_place, hitl_tool, wait, wait_for_input
 from kneo.state.run import RunStatus
 from kneo.state.task import UNRESOLVED, HumanTask
@@ -211,20 +211,21 @@ class Flow:
         return StepOutput(text=json.dumps(result, ensure_ascii=False))
 
     async def _drive(self, host: Host, run_id: str, *, poll: bool) -> Standing:
-        """Drive; and while somebody may answer soon, stay the one who goes on with it."""
-        place = seat(host.store)
-        await asyncio.to_thread(place.__enter__)
-        try:
+        """Drive the run, and continue it as soon as its question is answered, as long as the question says to wait.
+
+        The worker lock is held only while steps are executed: other programs use the database while this one waits.
+        """
+        standing = await host.drive(run_id)
+        until = monotonic() + (self._polls.get(run_id, POLL_SECONDS) if poll else 0)
+        while standing.run.status is RunStatus.PAUSED and monotonic() < until:
+            await asyncio.sleep(LOOK_SECONDS)
+            now = await asyncio.to_thread(find_run, host.store, run_id)
+            if now.status is RunStatus.PAUSED:
+                continue
+            # Another program may have answered, continued or ended it meanwhile.
             standing = await host.drive(run_id)
-            until = monotonic() + (self._polls.get(run_id, POLL_SECONDS) if poll else 0)
-            while standing.run.status is RunStatus.PAUSED and monotonic() < until:
-                await asyncio.sleep(LOOK_SECONDS)
-                if host.look(run_id).run.status is RunStatus.RUNNING:
-                    standing = await host.drive(run_id)
-                    until = monotonic() + self._polls.get(run_id, POLL_SECONDS)
-            return standing
-        finally:
-            await asyncio.to_thread(place.__exit__, None, None, None)
+            until = monotonic() + self._polls.get(run_id, POLL_SECONDS)
+        return standing
 
 
 @overload

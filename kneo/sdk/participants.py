@@ -198,6 +198,9 @@ def participant(given: object) -> Participant:
         return part
     if isinstance(given, Agent):
         return AgentStep(name=given.name, agent=given)
+    if hasattr(given, "as_step"):
+        msg = f"{type(given).__name__} of kneo.sdk.workflow cannot take part in a workflow of WorkflowBuilder."
+        raise Usage(msg, hint="Build both with kneo.sdk.workflow, or both with WorkflowBuilder.")
     run, name = getattr(given, "run", None), getattr(given, "name", None)
     if callable(run) and isinstance(name, str):
         return FunctionStep(name=name, function=run)

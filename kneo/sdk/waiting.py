@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -65,7 +66,7 @@ def wait(
     schema: object = None,
     name: str | None = None,
     question: str | None = None,
-    timeout: float = POLL_SECONDS,
+    timeout: float | None = POLL_SECONDS,
     metadata: Mapping[str, object] | None = None,
 ) -> object:
     """Wait for an answer, however long it takes, and return it.
@@ -77,7 +78,8 @@ def wait(
         schema: A Python type or a JSON Schema of the answer; left out, any JSON is one.
         name: What the answer is called, so that a replay finds it; left out: ``wait_condition:<n>``.
         question: What is asked.
-        timeout: Seconds that the program itself stays and looks for an answer; not a deadline.
+        timeout: Seconds that the program itself stays and looks for an answer; None stays until there is one. Not a
+            deadline.
         metadata: Facts shown beside the question.
 
     Raises:
@@ -86,7 +88,7 @@ def wait(
     """
     place = current_place()
     called = name or f"wait_condition:{place.count('wait_condition')}"
-    place.poll_seconds = timeout
+    place.poll_seconds = math.inf if timeout is None else timeout
     typed: TypeAdapter[object] | None = None
     found = schema
     if schema is not None and not isinstance(schema, Mapping):
@@ -99,7 +101,7 @@ def wait(
 
 
 def wait_for_input(
-    *, question: str, name: str | None = None, schema: object = None, timeout: float = POLL_SECONDS
+    *, question: str, name: str | None = None, schema: object = None, timeout: float | None = POLL_SECONDS
 ) -> object:
     """Ask a question and return the answer; see ``wait``."""
     return wait(question=question, name=name, schema=schema, timeout=timeout)
@@ -118,7 +120,7 @@ def ask_question(question: str) -> str:
 
 
 def hitl_tool(
-    *, schema: object = None, question: str | None = None, timeout: float = POLL_SECONDS
+    *, schema: object = None, question: str | None = None, timeout: float | None = POLL_SECONDS
 ) -> Callable[[Callable[P, object]], Callable[P, object]]:
     """Make a function whose result a person gives: they see its arguments, and their answer is what it returns.
 

@@ -74,6 +74,8 @@ class StepContext:
     feedback: str | None = None
     values: Mapping[str, object] = field(default_factory=dict)
     """What people filled in right before this step, by field."""
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    """What each branch said, by its id, where the step before ran several at the same time."""
     implementations: Mapping[str, str] = field(default_factory=dict)
     """The SHA-256 that the run's environment pins modules to."""
     answers: tuple[Given, ...] = ()

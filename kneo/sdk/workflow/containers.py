@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from kneo.runtime.interpret.node import below
 from kneo.runtime.steps.base import StepContext
@@ -14,13 +14,31 @@ from kneo.sdk.workflow.reviewing import NEEDS_REVIEW, chosen, gates
 from kneo.sdk.workflow.step import Step, asks
 from kneo.sdk.workflow.types import HumanReview, StepInput, StepOutput
 
-Member: TypeAlias = Primitive | Callable[[StepInput], object]
-"""A primitive, or a function that becomes a Step of its name."""
+
+@runtime_checkable
+class HasSteps(Protocol):
+    """A workflow that can be a step of another one."""
+
+    def as_step(self) -> Primitive: ...
+
+
+Member: TypeAlias = Primitive | HasSteps | Callable[[StepInput], object]
+"""A primitive, a workflow, or a function that becomes a Step of its name."""
 
 
 def as_primitives(members: Sequence[Member]) -> list[Primitive]:
-    """Make steps of functions."""
-    return [each if isinstance(each, Primitive) else Step(executor=each) for each in members]
+    """Make steps of functions, and of other workflows.
+
+    Raises:
+        ValueError: a member is none of these.
+    """
+    return [_as_primitive(each) for each in members]
+
+
+def _as_primitive(member: Member) -> Primitive:
+    if isinstance(member, Primitive):
+        return member
+    return member.as_step() if isinstance(member, HasSteps) else Step(executor=member)
 
 
 class Steps(Primitive):
@@ -52,11 +70,23 @@ class Parallel(Primitive):
         self, *steps: Member, name: str = "parallel", human_review: HumanReview | None = None, **flat: object
     ) -> None:
         self.name = name
-        self.steps = as_primitives(steps)
+        # What branches of a branch said is put together by a step behind it.
+        self.steps = [Steps(each.name, [each]) if isinstance(each, Parallel) else each for each in as_primitives(steps)]
         self.human_review = chosen("Parallel", name, human_review, flat)
 
     def written(self, plan: Plan, path: str) -> Json:
-        return {"id": self.name, "kind": "parallel", "steps": plan.all_of(self.steps, path)}
+        return {"id": self.name, "kind": "parallel", "steps": plan.branches(self.steps, path)}
+
+    def tail(self, plan: Plan, path: str) -> list[Json]:
+        """Write the step that puts together what the branches said: all of it reaches the next step and its reviewers."""
+
+        async def work(text: str, context: StepContext) -> Outcome:
+            outputs = context.outputs
+            if len(outputs) > 1:
+                text = "\n\n".join(f"## {name}\n\n{said}" for name, said in outputs.items())
+            return Outcome(text=text)
+
+        return [{"id": f"{self.name}.join", "kind": "function", "ref": plan.function(f"{path}.join", work)}]
 
 
 Evaluator: TypeAlias = bool | Callable[[StepInput], object]
@@ -195,13 +225,13 @@ class Router(Primitive):
             raise ValueError(msg)
 
     def written(self, plan: Plan, path: str) -> Json:
-        inner = plan.all_of(self.choices, path)
+        inner = plan.branches(self.choices, path)
         judge = self.human_review.requires_output_review if self.human_review is not None else False
         ways: dict[str, object] = {}
         for choice, step in zip(self.choices, inner, strict=True):
-            tail = []
+            tail = choice.tail(plan, below(path, choice.name))
             if callable(judge):
-                tail = [probe(plan, path, f"{choice.name}.review", _reviewed(judge))]
+                tail = [*tail, probe(plan, path, f"{choice.name}.review", _reviewed(judge))]
             about = getattr(choice, "description", None)
             ways[choice.name] = {"steps": [step, *tail], **({"description": about} if about else {})}
         found: Json = {"id": self.name, "kind": "router", "choices": ways}

@@ -56,7 +56,14 @@ class Plan:
         return path
 
     def all_of(self, members: Sequence[Primitive], path: str) -> list[Json]:
-        """Write primitives in a row down.
+        """Write primitives in a row down; raises what ``branches`` does."""
+        written = []
+        for member, step in zip(members, self.branches(members, path), strict=True):
+            written += [step, *member.tail(self, below(path, member.name))]
+        return written
+
+    def branches(self, members: Sequence[Primitive], path: str) -> list[Json]:
+        """Write primitives down that do not follow each other: one step each.
 
         Raises:
             ValueError: two of them have the same name.
@@ -119,6 +126,10 @@ class Primitive(ABC):
     @abstractmethod
     def written(self, plan: Plan, path: str) -> Json:
         """Return it as a step of the spec."""
+
+    def tail(self, _plan: Plan, _path: str) -> list[Json]:
+        """Return the steps that have to follow it in a row."""
+        return []
 
 
 def _told(run: Run) -> Mapping[str, object]:

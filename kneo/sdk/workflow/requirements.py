@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from kneo.sdk.workflow.plan import Place
 from kneo.sdk.workflow.types import HumanReview, UserInputField, spelled
 from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask
-from kneo.tasks.answers import Answer
+from kneo.tasks.answers import Answer, check_answer
 from kneo.tasks.inputs import given
 
 NO_REVIEW = HumanReview()
@@ -205,9 +205,12 @@ class StepRequirement(Requirement):
         """Answer what runs inside the step asked in its middle, with any JSON that fits its question.
 
         Raises:
-            NotAllowed: such a value is no answer to it.
+            NotAllowed: such a value is no answer to it; nothing of it is kept.
+            Conflict: the question is answered already.
         """
-        self.said = replace(given(self.task, value), expect_digest=self.task.subject_digest)
+        answer = replace(given(self.task, value), expect_digest=self.task.subject_digest)
+        check_answer(self.task, answer, actor="", at="")
+        self.said = answer
 
     def set_user_input(self, **values: object) -> None:
         """Fill in values; where nothing has to be confirmed, that is the answer.

@@ -50,6 +50,12 @@ class Step(Primitive):
         if (agent is None) == (executor is None):
             msg = f"Step {self.name} takes an agent or an executor."
             raise ValueError(msg)
+        if hasattr(agent, "as_step") or hasattr(executor, "as_step"):
+            msg = f"{self.name} is a workflow: put it among the steps itself, without a Step around it."
+            raise ValueError(msg)
+        if executor is not None and not callable(executor):
+            msg = f"The executor of Step {self.name} is {type(executor).__name__}, which cannot be called."
+            raise ValueError(msg)
         self.agent = agent
         self.executor = executor
         self.description = description

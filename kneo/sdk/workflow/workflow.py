@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from uuid import uuid4
 
 from kneo.errors import NotFound
 from kneo.sdk.db import Database, scratch
 from kneo.sdk.failures import WorkflowFailed
 from kneo.sdk.host import Host, Standing, run_sync
 from kneo.sdk.run.workflow import WorkflowEvent
-from kneo.sdk.workflow.containers import Member, as_primitives
+from kneo.sdk.workflow.containers import Member, Steps, as_primitives
 from kneo.sdk.workflow.events import Follower
 from kneo.sdk.workflow.output import WorkflowRunOutput, output_of
 from kneo.sdk.workflow.plan import Json, Plan
@@ -40,7 +41,8 @@ class Workflow:
         steps: Primitives and functions.
         db: Where its runs are kept; left out: in a database that ends with this process.
         description: What it is for.
-        session_id: The conversation that its runs belong to.
+        session_id: The conversation that its runs belong to; left out: one of this object's own. Name it where another
+            process has to find the runs again.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Workflow:
         self.name = name
         self.steps = as_primitives(steps)
         self.description = description
-        self.session_id = session_id
+        self.session_id = session_id or f"session_{uuid4().hex}"
         self._db = db
         self._plan()  # what cannot be written down is refused here, not when it runs
 
@@ -69,6 +71,10 @@ class Workflow:
     def spec(self) -> Mapping[str, object]:
         """Return the spec that is run."""
         return self._plan()[1]
+
+    def as_step(self) -> Steps:
+        """Return the workflow as a step of another one: its steps, in a row."""
+        return Steps(self.name, self.steps, description=self.description)
 
     # ---- run --------------------------------------------------------------------------------------------------
 
@@ -160,7 +166,7 @@ class Workflow:
         return output_of(running.plan, running.look())
 
     def get_session(self, session_id: str | None = None) -> Session:
-        """Read a conversation; left out: the workflow's own, or else everything it ran."""
+        """Read a conversation; left out: the workflow's own."""
         wanted = session_id or self.session_id
         plan, _ = self._plan()
         host = Host(self.db, plan.work)

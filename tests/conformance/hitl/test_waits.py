@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +21,21 @@ from kneo.runtime.load import ProgramLoader
 from kneo.runtime.recover import continue_run
 from kneo.runtime.steps.base import Declined
 from kneo.sdk.db.sqlite import SqliteDb
-from kneo.sdk.durable import Executions, Flow, ask_question, checkpoint, flow, hitl_tool, wait, wait_for_input
+from kneo.sdk.durable import (
+    Execution,
+    Executions,
+    Flow,
+    ask_question,
+    checkpoint,
+    flow,
+    hitl_tool,
+    wait,
+    wait_for_input,
+)
 from kneo.sdk.run.workflow import StepExecutorContinuedEvent, StepExecutorPausedEvent
 from kneo.sdk.workflow import Step, Workflow
 from kneo.store import tasks
+from kneo.store.engine import WORKER_LOCK
 from kneo.tasks.answers import NotAllowed
 from kneo.tasks.inputs import given, refusal
 
@@ -418,8 +431,72 @@ def test_an_answer_from_anywhere_waits_for_the_program_that_has_the_code(
     stage, executions = made(database, publish)
     waiting = stage.start("cats")
     monkeypatch.setenv("KNEO_SERV_DATABASE_URL", database.url)
-    assert kneo(["runs", "input", waiting.id, "--value", '"yes"']) == 75
-    assert "in the program that started the run" in capsys.readouterr().err
+    assert kneo(["runs", "input", waiting.id, "--value", '"yes"', "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["status"] == "running"
+    assert answer["note"].startswith("The answer is recorded. The program that executes the workflow publish continues")
     assert executions.get(waiting.id).status == "running"
     assert executions.resume(waiting.id).result == "cats: yes"
     assert len(begun) == 2
+
+
+def test_a_value_that_does_not_fit_is_refused_where_it_is_provided(database: SqliteDb) -> None:
+    ask = Step("ask", executor=lambda _given: wait(question="How many?", schema=int))
+    workflow = Workflow("w", [ask], db=database)
+    paused = workflow.run("in")
+    requirement = paused.active_requirements[0]
+    with pytest.raises(NotAllowed):
+        requirement.provide("three")
+    assert not requirement.is_resolved
+    requirement.provide(3)
+    assert workflow.continue_run(paused).content == "3"
+
+
+def test_a_flow_that_waits_leaves_the_database_to_other_programs(
+    database: SqliteDb, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun, done = threading.Semaphore(0), []
+
+    def publish(topic: str) -> str:
+        begun.release()
+        return f"{topic}: {wait(question='Publish?', timeout=None)}"
+
+    stage, executions = made(database, publish)
+    thread = threading.Thread(target=lambda: done.append(stage.start("cats").result), daemon=True)
+    thread.start()
+    assert begun.acquire(timeout=60)
+    waiting = wait_for(lambda: executions.list(status="waiting"))[0]
+    with wait_for_lock(database):
+        pass
+    other = Flow("other", lambda: "mine", database)
+    assert other.start().result == "mine"
+    task = waiting.pending_waits[0]
+    monkeypatch.setenv("KNEO_SERV_DATABASE_URL", database.url)
+    assert kneo(["human", "list", "--json"]) == 0
+    [item] = json.loads(capsys.readouterr().out)["tasks"]
+    request = item["request"]["request_id"]
+    assert kneo(["human", "list"]) == 0
+    assert request in capsys.readouterr().out.replace("\n", "")
+    assert kneo(["human", "resume", task.wait_id, "--request-id", request, "--provide", "yes"]) == 0
+    thread.join(60)
+    assert done == ["cats: yes"]
+
+
+def wait_for(look: Callable[[], Sequence[Execution]]) -> Sequence[Execution]:
+    """Look until there is something; the other thread makes it so."""
+    for _ in range(6000):
+        if found := look():
+            return found
+        threading.Event().wait(0.01)
+    raise AssertionError
+
+
+def wait_for_lock(database: SqliteDb) -> contextlib.AbstractContextManager[None]:
+    """Be the worker as another process would; the flow has to let go of the lock."""
+    stack = contextlib.ExitStack()
+    for _ in range(6000):
+        if stack.enter_context(database.store.exclusive(WORKER_LOCK)):
+            return stack
+        stack.close()
+        threading.Event().wait(0.01)
+    raise AssertionError

@@ -815,7 +815,7 @@ KILLED = textwrap.dedent(
         return "sent"
 
     steps = [Step("charge", executor=charge, human_review=HumanReview(requires_confirmation=True)), Step("send", executor=send)]
-    workflow = Workflow("pay", steps, db=SqliteDb("pay.db"))
+    workflow = Workflow("pay", steps, db=SqliteDb("pay.db"), session_id="payments")
     if sys.argv[1] == "die":
         output = workflow.run("in")
         output.steps_requiring_confirmation[0].confirm()
@@ -918,7 +918,7 @@ def test_runs_are_kept_in_either_database(migrated_url: str, log: Log) -> None:
         requirement.confirm()
     first.db.close()
     second = made()
-    assert second.continue_run(output).content == "in>a>c>d"
+    assert second.continue_run(output).content == "## b\n\nin>a>b\n\n## c\n\nin>a>c>d"
     assert log == ["a", "c", "b", "d"]
     second.db.close()
 
@@ -927,3 +927,54 @@ def test_runs_are_kept_in_either_database(migrated_url: str, log: Log) -> None:
 def test_a_database_of_another_kind_is_refused(url: str) -> None:
     with pytest.raises(Usage):
         PostgresDb(url)
+
+
+def test_a_workflow_without_a_session_reads_its_own_runs(db: SqliteDb, log: Log) -> None:
+    mine, other = (Workflow("flow", [log.step("a")], db=db) for _ in range(2))
+    run = mine.run("in")
+    assert [each.run_id for each in mine.get_session().runs] == [run.run_id]
+    assert other.get_session().runs == []
+    assert [each.run_id for each in other.get_session(run.session_id).runs] == [run.run_id]
+
+
+def test_a_workflow_is_a_step_of_another_one(db: SqliteDb, log: Log) -> None:
+    inner = Workflow("inner", [log.step("a"), log.step("b", CONFIRM)])
+    workflow = flow(db, inner, log.step("c"))
+    paused = workflow.run("in")
+    assert paused.active_requirement.step_id == "inner/b"
+    paused.steps_requiring_confirmation[0].confirm()
+    assert workflow.continue_run(paused).content == "in>a>b>c"
+    for around in ({"agent": inner}, {"executor": inner}):
+        with pytest.raises(ValueError, match="workflow"):
+            Step("around", **around)
+    with pytest.raises(ValueError, match="called"):
+        flow(db, "no step at all")
+
+
+def test_the_step_behind_a_parallel_gets_what_every_branch_said(db: SqliteDb, log: Log) -> None:
+    seen: list[StepInput] = []
+
+    def after(given: StepInput) -> str:
+        seen.append(given)
+        return "done"
+
+    nested = Parallel(log.step("c"), log.step("d"), name="inner")
+    workflow = flow(db, Parallel(log.step("a"), log.step("b"), nested, name="p"), Step("after", executor=after))
+    assert workflow.run("in").content == "done"
+    assert all(f"in>{name}" in seen[0].previous_step_content for name in "abcd")
+    assert [seen[0].get_step_content(name) for name in "abcd"] == ["in>a", "in>b", "in>c", "in>d"]
+    review = HumanReview(requires_confirmation=True)
+    asks = flow(db, Parallel(log.step("a"), log.step("b"), name="p"), log.step("after", review)).run("in")
+    assert "in>a" in asks.active_requirement.step_input
+    assert "in>b" in asks.active_requirement.step_input
+
+
+def test_a_run_that_failed_is_not_continued_as_if_it_waited(db: SqliteDb) -> None:
+    def broken(_given: StepInput) -> str:
+        raise RuntimeError("no")
+
+    workflow = flow(db, Step("broken", executor=broken))
+    with pytest.raises(WorkflowFailed) as failed:
+        workflow.run("in")
+    with pytest.raises(ValueError, match="not paused; it is failed"):
+        workflow.continue_run(run_id=failed.value.run_id)
