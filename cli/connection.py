@@ -12,8 +12,10 @@ import typer
 
 from cli.backend import Backend
 from cli.profiles import load_profiles
+from kneo import __version__
 from kneo.project import read_config
 from kneo.settings import Settings, from_env
+from kneo.telemetry.spans import configure_tracing
 
 if TYPE_CHECKING:
     from cli.client import ServiceBackend
@@ -65,12 +67,13 @@ def backend(service_url: str | None, profile: str | None) -> Iterator[Backend]:
     settings = from_env()
     address = choose(settings, service_url, profile)
     opened: Backend
-    if address is not None:
-        opened = open_service(settings, address)
-    else:
-        # The database costs imports that asking a service does not need.
-        opened = cast("Backend", importlib.import_module("cli.local").LocalBackend(settings))
-    try:
+    with contextlib.ExitStack() as stack:
+        if address is not None:
+            opened = open_service(settings, address)
+        else:
+            # What runs here is traced as it is in a service.
+            stack.enter_context(configure_tracing(settings.tracing, version=__version__))
+            # The database costs imports that asking a service does not need.
+            opened = cast("Backend", importlib.import_module("cli.local").LocalBackend(settings))
+        stack.callback(opened.close)
         yield opened
-    finally:
-        opened.close()

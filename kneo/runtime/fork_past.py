@@ -20,7 +20,7 @@ from kneo.runtime.load import ProgramLoader
 from kneo.runtime.migrate_state import migrate_state
 from kneo.runtime.program import Program
 from kneo.state.run import Checkpoint, Run
-from kneo.state.task import HumanTask
+from kneo.state.task import HumanTask, TaskStatus
 from kneo.store import history, runs, tasks
 from kneo.store.engine import Tx
 from kneo.tasks.reuse import flowed, lapsed
@@ -66,16 +66,19 @@ def _passed(tx: Tx, program: Program, run: Run, upto: int | None, depth: int) ->
     for item in past[-1:]:
         for gate in passed_gates(_state(item, run)):
             found[gate.place] = Answered(gate=replace(gate, source=run.id))
-    for item in past:
-        task_id = item.metadata.get("continuation_id")
-        if item.type != "human_resume" or not isinstance(task_id, str):
+    later = {
+        item.metadata.get("continuation_id")
+        for item in checkpoints
+        if item.type == "human_resume" and upto is not None and item.sequence > upto
+    }
+    # An answer whose checkpoint is no longer kept came before those that are.
+    for task in tasks.of_run(tx, run.id, [TaskStatus.APPLIED]):
+        if task.id in later:
             continue
-        task, asked = tasks.get(tx, task_id), questions.get(task_id)
-        if task is None or asked is None:
-            raise _unknown(run, item)
-        ask = waiting(program, _state(asked, run)).get(task_id)
+        asked = questions.get(task.id)
+        ask = waiting(program, _state(asked, run)).get(task.id) if asked is not None else None
         if ask is None:
-            raise _unknown(run, item)
+            raise _unknown(run, task)
         gate = _of_ask(ask, task)
         found[gate.place] = Answered(gate=gate, task=task)
     return found
@@ -105,8 +108,9 @@ def _state(item: Checkpoint, run: Run) -> Mapping[str, object]:
     return migrate_state(kept, version) if kept else kept
 
 
-def _unknown(run: Run, item: Checkpoint) -> Conflict:
-    msg = f"What a person was asked before checkpoint {item.sequence} of {run.id} is not kept whole."
+def _unknown(run: Run, item: Checkpoint | HumanTask) -> Conflict:
+    what = f"checkpoint {item.sequence}" if isinstance(item, Checkpoint) else f"the checkpoint of {item.key}"
+    msg = f"What a person was asked in {run.id} is not known any more: {what} is not kept whole."
     return Conflict(msg, code="checkpoint_incomplete", hint="Fork from an earlier one, or start a new run.")
 
 

@@ -101,8 +101,10 @@ def compile_program(spec: Spec, target: str) -> Program:
     workflow = spec.workflow if target == "workflow" else None
     if workflow is None:
         name = spec.agent.name
-        leaf = Leaf(path=name, id=name, kind="agent", ref=ROOT_AGENT)
-        step = _surrounded(Step(path=name, id=name, kind="agent", body=leaf), gates_around_agent(view))
+        body: Leaf | Node = Leaf(path=name, id=name, kind="agent", ref=ROOT_AGENT)
+        if spec.agent.as_agent is not None:
+            body = _Compiler(spec, gates_around(view)).answering(spec.agent, name, 0)
+        step = _surrounded(Step(path=name, id=name, kind="agent", body=body), gates_around_agent(view))
         root: Node = Sequence(path="", id=name, children=(step,))
     else:
         root = _Compiler(spec, gates_around(view)).workflow(workflow, "", "workflow", 0)
@@ -326,7 +328,7 @@ class _Compiler:
         components = self.spec.components
         kinds: Mapping[str, tuple[str, Mapping[str, object]]] = {
             "agent": ("agents", {self.spec.agent.name: self.spec.agent, **components.agents}),
-            "guardrail": ("agents", components.agents),
+            "guardrail": ("agents", {self.spec.agent.name: self.spec.agent, **components.agents}),
             "function": ("functions", components.functions),
             "human": ("humans", components.humans),
             "workflow": ("workflows", components.workflows),
@@ -340,7 +342,19 @@ class _Compiler:
         if step.kind == "workflow":
             self._timeless(step, path)
             return self.workflow(components.workflows[step.ref], path, step.ref, depth + 1)
+        agent = known[step.ref]
+        if isinstance(agent, Agent) and agent.as_agent is not None:
+            self._timeless(step, path)
+            return self.answering(agent, path, depth)
         return Leaf(path=path, id=step.id, kind=step.kind, ref=step.ref, timeout_seconds=step.timeout_seconds)
+
+    def answering(self, agent: Agent, path: str, depth: int) -> Node:
+        """Compile the workflow that answers as an agent."""
+        assert agent.as_agent is not None
+        if agent.as_agent not in self.spec.components.workflows:
+            msg = f"The agent {agent.name} is the workflow {agent.as_agent}, which is not in components.workflows."
+            raise Invalid(msg, code="spec_invalid")
+        return self.workflow(self.spec.components.workflows[agent.as_agent], path, agent.as_agent, depth + 1)
 
     @staticmethod
     def question(human: Human, path: str, name: str) -> Question:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -97,3 +98,24 @@ def test_requests_runs_and_steps_are_told(tmp_path: Path, receiver: tuple[Receiv
     assert str(first["kneo.input"]).startswith("Write about password=[REDACTED]")
     assert "kneo.output" not in first
     assert "hunter22" not in str(heard.spans)
+
+
+def test_a_local_run_is_told_as_well(tmp_path: Path, receiver: tuple[Receiver, str]) -> None:
+    heard, address = receiver
+    machine = Machine(
+        tmp_path,
+        f"sqlite:///{tmp_path / 'kneo.sqlite'}",
+        KNEO_SERV_OTEL_ENABLED="true",
+        OTEL_EXPORTER_OTLP_ENDPOINT=address,
+    )
+    (tmp_path / "lab_functions.py").write_text(FUNCTIONS)
+    spec = spec_of(DRAFT, PUBLISH)
+    components = spec["components"]
+    assert isinstance(components, dict)
+    for name in ("flaky", "slow"):
+        del components["functions"][name]
+    (tmp_path / "lab.json").write_text(json.dumps(spec))
+    run = machine.json("run", "lab.json", "--input", "in", cwd=tmp_path)
+    (dispatched,) = heard.named("kneo.queue.dispatch")
+    assert dispatched[2]["kneo.run_id"] == run["run_id"]
+    assert [span[2]["kneo.step_id"] for span in heard.named("kneo.step")] == ["draft", "publish"]

@@ -238,6 +238,9 @@ def test_a_fork_of_an_earlier_version_is_followed_back_to_its_gates(engine: Engi
         as_it_was["forked_from"] = {**as_it_was["forked_from"], "input_changed": changed}
         with engine.store.write() as tx:
             tx.connection.execute(tables.runs.update().where(tables.runs.c.id == twin.id).values(metadata=as_it_was))
+            tx.connection.execute(
+                tables.tasks.update().where(tables.tasks.c.run_id == twin.id).values(status="cancelled")
+            )
             first = history.list_checkpoints(tx, twin.id)[0]
             behind = json_text.encode({**first.state, "state": first.state["state"]["children"]["run"]})
             tx.connection.execute(
@@ -407,3 +410,16 @@ def test_a_failed_run_is_asked_again_where_its_answers_no_longer_hold(engine: En
     assert (run.status, engine.notes()) == (RunStatus.PAUSED, ["tried"])
     engine.answer(engine.open(run)[0], "approved", actor="eve")
     assert (engine.drive(run).status, engine.notes()) == (RunStatus.SUCCEEDED, ["tried", "tried"])
+
+
+def test_a_gate_whose_checkpoints_were_pruned_is_not_forgotten(engine: Engine) -> None:
+    run = finish(engine, engine.start(FLOW))
+    gone = tables.checkpoints.c.type.in_(["human_pause", "human_resume", "run_started"])
+    with engine.store.write() as tx:
+        tx.connection.execute(tables.checkpoints.delete().where(gone, tables.checkpoints.c.run_id == run.id))
+        last = history.list_checkpoints(tx, run.id)[-1].sequence
+    for more in ({}, {"input": "EVIL"}):
+        with pytest.raises(Conflict) as caught:
+            repeat(engine, run, checkpoint=last, **more)
+        assert caught.value.code == "checkpoint_incomplete"
+    assert engine.notes() == ["in draft"]

@@ -61,11 +61,24 @@ def as_text(result: object, signature: Signature) -> str:
     if signature.returns is not None:
         seen = _seen(result, signature.returns) if isinstance(result, str) else result
         _check(seen, signature.returns, "returned", "function_output_invalid")
-    output = str(result)
+    output = json_text(result) if isinstance(result, dict | list | tuple) else str(result)
     if len(output) > MAX_OUTPUT_CHARS:
         msg = f"The function returned {len(output)} characters; at most {MAX_OUTPUT_CHARS} are kept."
         raise Invalid(msg, code="output_too_large")
     return output
+
+
+def json_text(value: object) -> str:
+    """Write what a function returned as JSON, for the next step to read.
+
+    Raises:
+        Invalid: ``function_output_invalid``: it holds what JSON cannot say.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        msg = f"What the function returned cannot be written as JSON: {error}"
+        raise Invalid(msg, code="function_output_invalid", hint="Return a text, or what JSON can say.") from error
 
 
 def _seen(text: str, schema: Schema) -> object:

@@ -307,3 +307,39 @@ def test_a_step_may_name_the_root_agent() -> None:
     spec = Spec.model_validate({"agent": agent, "workflow": {"type": "sequential", "steps": steps}})
     program = compile_program(spec, "workflow")
     assert program.agents["writer"] is spec.agent
+
+
+def test_a_workflow_answers_as_an_agent() -> None:
+    inner = {"type": "sequential", "steps": [fn("a"), human("ann"), fn("b")]}
+    tree = {
+        "agent": {"name": "root", "as_agent": "inner"},
+        "components": {
+            "agents": {"team": {"name": "team", "as_agent": "inner"}},
+            "workflows": {"inner": inner},
+            "functions": {name: {"implementation": f"m.{name}"} for name in "abc"},
+            "humans": {"ann": {"description": "Fine?"}},
+        },
+    }
+    team = {"id": "t", "kind": "agent", "ref": "team"}
+    program = compile_program(Spec.model_validate({**tree, "workflow": [team, fn("c")]}), "workflow")
+    story = play(program, answer=lambda _ask: decision("approved"))
+    assert (story.output, story.did, story.asked) == (
+        "in>t/a>t/b>c",
+        ["t/a:0", "t/b:0", "c:0"],
+        ["t/ann.step"],
+    )
+    for target, workflow in (("workflow", None), ("agent", [fn("c")])):
+        alone = compile_program(Spec.model_validate({**tree, "workflow": workflow}), target)
+        assert play(alone, answer=lambda _ask: decision("approved")).output == "in>root/a>root/b"
+    refused = play(program, answer=lambda _ask: decision("rejected"))
+    assert (refused.ended.status, refused.did) == (RunStatus.CANCELLED, ["t/a:0"])
+    timed = {**tree, "workflow": [{**team, "timeout_seconds": 5}]}
+    with pytest.raises(Invalid, match="timeout_seconds"):
+        compile_program(Spec.model_validate(timed), "workflow")
+
+
+def test_the_root_agent_is_a_guardrail_like_any_other() -> None:
+    tree = {"agent": {"name": "root", "model": {"provider": "dummy", "name": "dummy"}}}
+    guard = {"id": "g", "kind": "guardrail", "ref": "root"}
+    program = compile_program(Spec.model_validate({**tree, "workflow": [guard]}), "workflow")
+    assert play(program).did == ["g:0"]
