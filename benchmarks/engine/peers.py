@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.engine import flows
+from tests.conformance.clients.published import find_python
 
 CACHE = Path.home() / ".cache" / "kneo-bench"
 PATIENCE_SECONDS = 60
@@ -30,10 +30,7 @@ def langgraph() -> Path:
 
 def published() -> Path:
     """Return a Python that has the published service, with a FastAPI that it can import."""
-    python = shutil.which("python3.12") or str(
-        next(iter(sorted(Path.home().glob(".pyenv/versions/3.12.*/bin/python"))))
-    )
-    return _environment("kneo-serv", [python], ["kneo-serv==1.2.0", "fastapi==0.136.3", "uvicorn"])
+    return _environment("kneo-serv", [str(find_python())], ["kneo-serv==1.2.0", "fastapi==0.136.3", "uvicorn"])
 
 
 def _environment(name: str, python: list[str], packages: list[str]) -> Path:
