@@ -35,4 +35,8 @@ def upgrade() -> None:
         sa.Column("last_seq", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_task_feed"),
     )
-    op.execute("INSERT INTO task_feed (id, last_seq) SELECT 1, coalesce(max(seq), 0) FROM task_events")
+    # A database without events stays without rows: what a backup has is copied into such a one.
+    op.execute(
+        "INSERT INTO task_feed (id, last_seq) SELECT 1, newest.seq"
+        " FROM (SELECT max(seq) AS seq FROM task_events) AS newest WHERE newest.seq IS NOT NULL"
+    )
