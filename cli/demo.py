@@ -68,7 +68,7 @@ class Story:
 
     def environment(self, who: str) -> Mapping[str, str]:
         """What a command of this person sees: a home of its own, so that nothing of yours is touched."""
-        roles = {"bob": "operator", "ann": "approver,audit:read,policies:read,policies:write"}
+        roles = {"bob": "operator", "ann": "approver,audit:read"}
         keys = ";".join(f"{name}:{key}:{roles[name]}" for name, key in self.keys.items())
         return {
             **process_environment("PATH", "LANG", "LC_ALL", "COLUMNS", "TMPDIR"),

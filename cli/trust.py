@@ -152,7 +152,7 @@ def sign(
         return
     files = _files(file)
     files.sign([load_private(path) for path in key])
-    _answer(files, as_json=as_json)
+    _answer(files, as_json=as_json, edited=True)
 
 
 def _edit(
@@ -170,7 +170,7 @@ def _edit(
 
     files = _files(file)
     files.edit(change_all, [load_private(path) for path in keys], now)
-    _answer(files, as_json=as_json)
+    _answer(files, as_json=as_json, edited=True)
 
 
 def _find_key(document: RootDocument, name: str) -> str:
@@ -192,7 +192,7 @@ def _files(file: Path | None) -> TrustFiles:
     return TrustFiles(file or (repository.trust_file if repository else TRUST_PATH))
 
 
-def _answer(files: TrustFiles, *, as_json: bool) -> None:
+def _answer(files: TrustFiles, *, as_json: bool, edited: bool = False) -> None:
     chain = files.read()
     missing = chain.missing(SystemClock().now())
     document = chain.newest.document
@@ -207,7 +207,16 @@ def _answer(files: TrustFiles, *, as_json: bool) -> None:
         "keys": view["keys"],
         "revoked": view["revoked"],
     }
-    render.emit(value, as_json=as_json, text=lambda: _print(files.file, chain, missing))
+    commit = [str(path) for path in files.files_of(chain)]
+    if edited:
+        value["commit"] = commit
+
+    def show() -> None:
+        _print(files.file, chain, missing)
+        if edited:
+            render.text(f"\nCommit together: {' '.join(commit)}")
+
+    render.emit(value, as_json=as_json, text=show)
 
 
 def _print(file: Path, chain: RootChain, missing: Untrusted | None) -> None:
@@ -226,7 +235,9 @@ def _print(file: Path, chain: RootChain, missing: Untrusted | None) -> None:
     for revocation in document.revoked:
         owner = document.keys[revocation.keyid].principal if revocation.keyid in document.keys else "?"
         when = isoformat(revocation.at)
-        render.text(f"  revoked  {revocation.keyid[:19]}… of {owner} from {when}: {revocation.reason}")
+        since = revocation.compromised_since
+        others = f" (compromised since {isoformat(since)})" if since is not None else ""
+        render.text(f"  revoked  {revocation.keyid[:19]}… of {owner} from {when}{others}: {revocation.reason}")
     if missing is None:
         render.success("Every signature that it needs is there.")
     else:

@@ -163,6 +163,11 @@ class TrustFiles:
         envelope = _sign(chain.newest.envelope, keys, chain.roots[-2:-1])
         write_whole(self.file, serialise(envelope))
 
+    def files_of(self, chain: RootChain) -> list[Path]:
+        """List the files of the newest root and of the one before it: what a change has to be committed with."""
+        before = self.file.parent / "roots" / f"{chain.newest.document.version - 1}.json"
+        return [self.file, before] if before.is_file() else [self.file]
+
     def _earlier(self) -> list[Path]:
         folder = self.file.parent / "roots"
         named = [(_ROOT_FILE.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []

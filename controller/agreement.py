@@ -65,7 +65,7 @@ def _file_before(record: EnvironmentRecord, revision: str) -> Environment | Prob
     if text is None:
         return None
     try:
-        return parse_environment(text, file=f"environments/{record.name}.yaml")
+        return parse_environment(text, file=f"environments/{record.name}.yaml", accepted=True)
     except KneoError as error:
         message = f"The rules in force in {record.name} cannot be read, so it is unknown which approvals they ask for."
         return Problem("PolicyUnreadable", f"{message} {error}")

@@ -84,16 +84,16 @@ class WindowRule(Camel):
     deny: str | None = Field(default=None, examples=["Fri 16:00 - Mon 08:00"])
     timezone: str = Field(default="UTC", examples=["Europe/Berlin"])
 
-    def window(self) -> Window:
+    def window(self, *, accepted: bool = False) -> Window:
         """Return the window this describes.
 
         Raises:
             Invalid: it describes none, or two.
         """
         if self.allow is not None and self.deny is None:
-            return parse_window("allow", self.allow, self.timezone)
+            return parse_window("allow", self.allow, self.timezone, accepted=accepted)
         if self.deny is not None and self.allow is None:
-            return parse_window("deny", self.deny, self.timezone)
+            return parse_window("deny", self.deny, self.timezone, accepted=accepted)
         message = "A window says either allow or deny."
         raise Invalid(message)
 
@@ -189,7 +189,7 @@ def parse_environment(
     problems = _contradictions(written) if accepted else [*_contradictions(written), *_names(written.spec)]
     if problems:
         raise InvalidDeclaration([locate(problem, [document]) for problem in problems])
-    windows = tuple(rule.window() for rule in written.spec.windows)
+    windows = tuple(rule.window(accepted=accepted) for rule in written.spec.windows)
     from kneo.spec.rules.added import resolved  # as below
 
     gates = resolved(written.spec.gates, written.spec.humans)

@@ -19,6 +19,10 @@ from kneo.errors import Invalid
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
+_OF_THE_MACHINE = frozenset({"localtime", "posixrules", "Factory"})
+"""Files beside the zones that mean another zone on each machine, or none."""
+
+_VARIANTS = ("posix/", "right/")
 _DAY_MINUTES = 24 * 60
 _WEEK_MINUTES = 7 * _DAY_MINUTES
 _DAY = r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
@@ -69,8 +73,16 @@ class Window:
                     yield moment.replace(tzinfo=zone).astimezone(UTC)
 
 
-def parse_window(effect: Literal["allow", "deny"], expression: str, timezone: str = "UTC") -> Window:
+def parse_window(
+    effect: Literal["allow", "deny"], expression: str, timezone: str = "UTC", *, accepted: bool = False
+) -> Window:
     """Read a window.
+
+    Args:
+        effect: What it does.
+        expression: When.
+        timezone: Where.
+        accepted: Whether it was accepted by an earlier version, which took windows that are never, and zones of a machine.
 
     Raises:
         Invalid: the expression or the time zone is not one.
@@ -79,6 +91,9 @@ def parse_window(effect: Literal["allow", "deny"], expression: str, timezone: st
     if match is None:
         message = f"{expression[:80]!r} is not a window."
         raise Invalid(message, hint='Write it like "Fri 16:00 - Mon 08:00" or "Mon-Fri 09:00 - 17:00".')
+    if not accepted and (timezone in _OF_THE_MACHINE or timezone.startswith(_VARIANTS)):
+        message = f"{timezone[:80]!r} is another time zone on each machine, or none."
+        raise Invalid(message, hint="Use an IANA name such as Europe/Berlin, or UTC.")
     try:
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
@@ -94,6 +109,11 @@ def parse_window(effect: Literal["allow", "deny"], expression: str, timezone: st
     else:
         message = f"{expression[:80]!r} begins on several days and ends on one."
         raise Invalid(message, hint="Name one day at each end, or no day at the end.")
+    if not accepted and any(start == end for start, end in spans):
+        message = f"{expression[:80]!r} ends when it begins, so it is never."
+        raise Invalid(
+            message, hint='Write 24:00 at the end of a day, or 00:00 at the beginning, as in "Sun 00:00 - 24:00".'
+        )
     return Window(effect, expression.strip(), timezone, spans)
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from kneo import registry
+from kneo.clock import isoformat
 from kneo.digest import Digest
-from kneo.errors import Forbidden, Invalid
+from kneo.errors import Forbidden, Invalid, Untrusted
 from kneo.state.people import same_person
 from kneo.state.task import SIGNED_BY_REVIEWER, Decision, HumanTask, Vote
 from kneo.store.engine import Tx
@@ -99,6 +100,9 @@ def check_signed(
         return None
     envelope = read_envelope(handed, file="statement")
     root = registry.trust_root(tx, pin)
+    if root.expired_at(tx.now):
+        msg = f"The trust root expired on {isoformat(root.expires)}; no signed answer is taken until it is renewed."
+        raise Untrusted(msg, code="Expired", hint="kneo trust sign --expires 365d --key FILE, then commit.")
     before = next((vote for vote in task.votes if same_person(vote.actor) == same_person(decision.actor)), None)
     after = open_answer(parse_envelope(before.statement.encode())).said if before and before.statement else None
     verify_answer(

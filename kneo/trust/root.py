@@ -11,6 +11,7 @@ what was trusted: an expired root admits nothing new and takes nothing away.
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from datetime import datetime
@@ -225,7 +226,11 @@ def verify_chain(pinned: Digest, envelopes: Sequence[bytes], now: datetime) -> T
     start = next((i for i, envelope in enumerate(opened) if envelope.digest == pinned), None)
     if start is None:
         msg = f"None of the {len(opened)} trust roots here is the pinned one, {pinned}."
-        hint = "Check the digest you were given; if the root was replaced on purpose, pin the new one."
+        missing = _missing_versions(opened)
+        hint = "Check the digest you were given with whoever made the repository."
+        if missing:
+            msg = f"{msg} There is no {' and no '.join(missing)}, so the walk from the pinned root cannot begin."
+            hint = "Commit the files that kneo trust wrote to environments/roots; do not pin another root instead."
         raise Untrusted(msg, code="RootNotPinned", hint=hint)
     root = _load(opened[start])
     # (3)
@@ -237,7 +242,10 @@ def verify_chain(pinned: Digest, envelopes: Sequence[bytes], now: datetime) -> T
         # (4)
         if following.version != root.version + 1:
             msg = f"After trust root version {root.version} comes {following.version}; expected {root.version + 1}."
-            raise Untrusted(msg, code="RollbackDetected", hint="Earlier roots stay in environments/roots/<N>.json.")
+            hint = "Earlier roots stay in environments/roots/<N>.json."
+            if following.version > root.version + 1:
+                hint = f"Commit environments/roots/{root.version + 1}.json, which kneo trust wrote. {hint}"
+            raise Untrusted(msg, code="RollbackDetected", hint=hint)
         # (5)
         _require_threshold(envelope, root, following, now)
         # (6)
@@ -262,6 +270,16 @@ def _open(data: bytes) -> Envelope:
         msg = f"A trust root has payload type {TRUST_ROOT_TYPE}, not {envelope.payload_type}."
         raise Invalid(msg, code="Malformed")
     return envelope
+
+
+def _missing_versions(opened: Sequence[Envelope]) -> list[str]:
+    """Name the files of earlier roots that are not there, as far as what is there says; a few are enough."""
+    try:
+        versions = {parse_root(envelope.payload).version for envelope in opened}
+    except Invalid:
+        return []
+    missing = (version for version in range(1, max(versions, default=1)) if version not in versions)
+    return [f"environments/roots/{version}.json" for version in itertools.islice(missing, 3)]
 
 
 def _load(envelope: Envelope) -> TrustRoot:

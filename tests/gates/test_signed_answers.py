@@ -249,6 +249,16 @@ def test_the_pinned_root_says_whose_key_is_whose(store: Store) -> None:
     assert caught.value.code == "RootNotPinned"
 
 
+def test_an_expired_trust_root_takes_no_answer(store: Store, clock: ManualClock) -> None:
+    trust(store)
+    task = ask(store, **BY_REVIEWER)
+    said = signed(store, task, "ann")
+    with store.read() as tx:
+        ends = registry.trust_root(tx, None).expires
+    clock.advance(ends - clock.now())
+    assert refused(store, task, "ann", statement=said) == "Expired"
+
+
 def test_without_a_trust_root_nobody_can_answer(store: Store) -> None:
     task = ask(store, **BY_REVIEWER)
     said = signed(store, task, "ann")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from kneo.clock import SystemClock
+from kneo.errors import Untrusted
 from kneo.trust.root import verify_chain
 
 Kneo = Callable[..., Any]
@@ -155,3 +156,30 @@ def test_usage(kneo: Kneo, keys: dict[str, str]):
     assert kneo("trust", "set-role", "release", "--key", "ann.pem").status == 2
     assert kneo("trust", "sign").status == 2
     assert kneo("trust", "sign", "--expires", "soon", "--key", "ann.pem").status == 1
+
+
+def test_a_change_names_the_files_to_commit_and_a_missing_one_is_named(
+    kneo: Kneo, keys: dict[str, str], tmp_path: Path
+):
+    pin = show(kneo)["digest"]
+    add = ["trust", "add-key", "bob.pem", "--principal", "bob", "--role", "release", "--key", "ann.pem"]
+    earlier = tmp_path / "environments/roots/1.json"
+    assert kneo(*add, "--json").json["commit"] == [str(tmp_path / FILE), str(earlier)]
+    told = kneo("trust", "sign", "--expires", "30d", "--key", "ann.pem")
+    assert f"Commit together: {tmp_path / FILE} {tmp_path / 'environments/roots/2.json'}" in told.out
+    envelopes, now = chain(tmp_path), SystemClock().now()
+    with pytest.raises(Untrusted) as refused:
+        verify_chain(pin, envelopes[2:], now)
+    assert "environments/roots/1.json and no environments/roots/2.json" in refused.value.message
+    assert "do not pin another root" in (refused.value.hint or "")
+    with pytest.raises(Untrusted) as refused:
+        verify_chain(pin, [envelopes[0], envelopes[2]], now)
+    assert "environments/roots/2.json" in (refused.value.hint or "")
+
+
+def test_since_when_a_key_was_compromised_is_shown(kneo: Kneo, keys: dict[str, str]):
+    add = ["trust", "add-key", "bob.pem", "--principal", "bob", "--role", "release", "--key", "ann.pem"]
+    assert kneo(*add).status == 0
+    revoke = ["trust", "revoke", "bob.pem", "--reason", "stolen", "--compromised-since", "2026-01-02T03:04:05Z"]
+    assert kneo(*revoke, "--key", "ann.pem").status == 0
+    assert "(compromised since 2026-01-02T03:04:05" in kneo("trust", "show").out

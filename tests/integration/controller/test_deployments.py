@@ -214,6 +214,48 @@ def test_suspended_environments_stay_as_they_are(bench: Bench, http: httpx.Clien
     assert len(lifted["environment"]["releases"]) == 1
 
 
+def test_the_same_people_hold_suspend_and_roll_back(bench: Bench, http: httpx.Client, following: Controller) -> None:
+    bench.reconcile_by(following)
+    for rule in ({"required": 1}, {"required": 1, "signed": True}):
+        bench.repo.environment("prod", {}, approvals=rule, people=PEOPLE)
+        bench.repo.commit(f"Require approvals: {rule}")
+        bench.reconcile_by(following)
+        orders = {
+            "hold": {"bundle": "mail", "reason": "x"},
+            "unhold": {"bundle": "mail"},
+            "rollback": {"bundle": "mail", "reason": "x"},
+            "suspend": {"reason": "x"},
+            "unsuspend": None,
+        }
+        for verb, order in orders.items():
+            answer = http.post(f"/v1/environments/prod/{verb}", json=order, headers=_as("eve"))
+            assert (answer.status_code, answer.json()["error"]) == (403, "not_an_approver"), verb
+        assert http.post("/v1/environments/prod/suspend", json={"reason": "x"}, headers=_as("bob")).status_code == 200
+        assert http.post("/v1/environments/prod/unsuspend", headers=_as("eve")).status_code == 403
+        assert http.post("/v1/environments/prod/unsuspend", headers=_as("bob")).status_code == 200
+
+
+def test_a_first_environment_file_is_approved_over_http_by_people_of_the_others(
+    bench: Bench, http: httpx.Client, following: Controller
+) -> None:
+    bench.repo.environment("prod", {}, approvals={"required": 1}, people=PEOPLE)
+    bench.repo.commit("Require approvals")
+    bench.reconcile_by(following)
+    bench.repo.environment("new", {}, people={"eve": {"roles": ["approver"]}})
+    bench.repo.commit("Add an environment")
+    bench.reconcile_by(following)
+    shown = http.get("/v1/environments/new", headers=_as("bob")).json()
+    (waits,) = shown["pending"]
+    assert (waits["gate"], waits["kind"], shown["releases"]) == ("policy", "policy", [])
+    path = f"/v1/promotions/{waits['id']}/approve"
+    refused = http.post(path, headers=_as("eve"))
+    assert (refused.status_code, refused.json()["error"]) == (403, "not_an_approver")
+    done = http.post(path, json={"reason": "We need it"}, headers=_as("bob")).json()
+    assert done["approval"]["reason"] == "We need it"
+    ready = next(item for item in done["environment"]["conditions"] if item["type"] == "Ready")
+    assert ready["status"] is True
+
+
 def test_without_a_controller_nothing_is_promised(bench: Bench, http: httpx.Client) -> None:
     bench.reconcile()
     bench.drop_lease()

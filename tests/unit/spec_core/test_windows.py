@@ -72,3 +72,18 @@ def test_the_next_opening():
 def test_what_is_not_a_window(expression, zone):
     with pytest.raises(Invalid):
         parse_window("allow", expression, zone)
+
+
+@pytest.mark.parametrize("expression", ["Sun 24:00 - Mon 00:00", "* 24:00 - 00:00"])
+def test_a_window_that_is_never_is_refused(expression: str) -> None:
+    with pytest.raises(Invalid):
+        parse_window("deny", expression)
+    assert parse_window("deny", expression, accepted=True).spans
+    assert parse_window("deny", "Sun 00:00 - 24:00").contains(datetime(2026, 11, 22, 23, 59, tzinfo=UTC))
+    assert parse_window("deny", "Mon 00:00 - Mon 00:00").contains(datetime(2026, 11, 22, 23, 59, tzinfo=UTC))
+
+
+@pytest.mark.parametrize("zone", ["localtime", "posixrules", "Factory", "posix/Europe/Berlin", "right/Europe/Berlin"])
+def test_a_zone_that_each_machine_has_its_own_of_is_refused(zone: str) -> None:
+    with pytest.raises(Invalid):
+        parse_window("deny", "Sun 00:00 - 24:00", zone)
