@@ -269,13 +269,17 @@ def why(
         if not answer["blocked"]:
             render.success(str(answer["message"]))
             return
-        render.line(render.CAREFUL, f"{answer['gate']}: {answer['reason']} since {answer['since']}")
-        render.text(f"  {answer['message']}")
-        who = answer["who"]
-        if isinstance(who, list) and who:
-            render.text(f"  {', '.join(map(str, who))} can change that")
-        if answer["command"]:
-            render.text(f"  {answer['command']}")
+        gates = answer["gates"]
+        assert isinstance(gates, list)
+        for gate in gates:
+            render.line(render.CAREFUL, f"{gate['gate']}: {gate['reason']} since {gate['since']}")
+            render.text(f"  {gate['message']}")
+            if gate["who"]:
+                render.text(f"  Can be changed by: {', '.join(map(str, gate['who']))}")
+            if gate["command"]:
+                render.text(f"  {gate['command']}")
+        if answer["way_back"]:
+            render.text(f"  Served here before; to serve it at once and hold it: {answer['way_back']}")
 
     render.emit(answer, as_json=as_json, text=show)
 

@@ -9,7 +9,8 @@ import typer
 from cli import render
 from cli.backend import Json
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
-from kneo.errors import Transient
+from cli.deployments import deployments
+from kneo.errors import KneoError, Transient
 
 EnvironmentArgument = Annotated[str | None, typer.Argument(metavar="[ENV]")]
 
@@ -27,7 +28,7 @@ def status(
     assert isinstance(found, list)
 
     def show() -> None:
-        if not found:
+        if not _show_source(service_url, profile) and not found:
             render.text("No environment is declared yet. kneo up --repo DIR follows a config repository.")
         for item in found:
             _show_environment(item)
@@ -46,9 +47,38 @@ def _show_environment(item: Json) -> None:
     render.line(mark, f"{item['name']}  {item['revision'] or '-'}{said}")
     for entry in releases:
         render.text(f"    serves  {entry['bundle']} {entry['version']}  {entry['digest']}  since {entry['since']}")
+    for entry in _rows(item["holds"]):
+        until = f" until {entry['until']}" if entry["until"] else ""
+        render.text(f"    held    {entry['bundle']}  by {entry['actor']}{until}: {entry['reason']}")
+    suspended = item["suspension"]
+    if isinstance(suspended, dict):
+        until = f" until {suspended['until']}" if suspended["until"] else ""
+        render.text(f"    suspended  by {suspended['actor']}{until}: {suspended['reason']}")
     for entry in pending:
         who = f" ({', '.join(entry['who'])})" if entry["who"] else ""
         render.text(f"    waits   {entry['bundle']} {entry['version']}  {entry['reason']}{who}: {entry['message']}")
+
+
+def _rows(value: object) -> list[Json]:
+    assert isinstance(value, list)
+    return value
+
+
+def _show_source(service_url: str | None, profile: str | None) -> bool:
+    """Print why the repository is not followed further, where it is not; say whether something was printed."""
+    try:
+        with deployments(service_url, profile) as asked:
+            source = asked.source()
+    except KneoError:
+        return False  # nothing was followed yet, or who may see environments may not see the source
+    for kind, verb in (("failed", "cannot be fetched"), ("refused", "was refused")):
+        if source.get(f"{kind}_code"):
+            commit = f" at {source['refused_commit']}" if kind == "refused" and source["refused_commit"] else ""
+            since = f" since {source['failed_at']}" if kind == "failed" else ""
+            said = f"{source['url']} ({source['ref']}){commit} {verb}{since}: {source[f'{kind}_message']}"
+            render.line(render.CAREFUL, said)
+            return True
+    return False
 
 
 def history(
@@ -69,6 +99,8 @@ def history(
             item["kind"],
             item["bundle"],
             item["version"],
+            item["actor"],
+            item["reason"],
             item["to_digest"],
             item["revision"],
             _approvers(item),
@@ -78,7 +110,9 @@ def history(
     render.emit(
         answer,
         as_json=as_json,
-        text=lambda: render.table("", ["At", "What", "Bundle", "Version", "Digest", "Revision", "Approved by"], rows),
+        text=lambda: render.table(
+            "", ["At", "What", "Bundle", "Version", "Who", "Why", "Digest", "Revision", "Approved by"], rows
+        ),
     )
 
 

@@ -43,6 +43,7 @@ class Waits:
         message: Why, for people.
         who: Who could open it.
         subject: What an approval that opens it has to be about.
+        also: The other gates that are closed.
     """
 
     gate: str
@@ -50,6 +51,7 @@ class Waits:
     message: str
     who: tuple[str, ...] = ()
     subject: str | None = None
+    also: tuple[Waits, ...] = ()
 
 
 Verdict = Allowed | Waits

@@ -1,6 +1,6 @@
 """Whether planned changes may happen. Pure.
 
-Gates are asked in order and the first that does not agree speaks for all. Where a commit changes an environment's rules,
+Gates are asked in order; the first that does not agree speaks for all, and names the others that do not. Where a commit changes an environment's rules,
 every gate is asked under the rules before and after, and both must agree: so nothing a commit loosens can let something
 through that the same commit brings.
 """
@@ -58,12 +58,17 @@ def _judge_one(
     if not rules:
         return Waits("policy", "PolicyInvalid", "There are no rules to judge this under.")
     approvals: list[str] = []
+    closed: dict[str, Waits] = {}
     for number, item in enumerate(rules):
         for gate in gates:
             verdict = gate(action, plan, item, evidence)
             if isinstance(verdict, Waits):
-                return verdict if number == 0 else _under_earlier_rules(verdict)
-            approvals += verdict.approvals
+                closed.setdefault(verdict.gate, verdict if number == 0 else _under_earlier_rules(verdict))
+            else:
+                approvals += verdict.approvals
+    if closed:
+        first, *others = closed.values()
+        return replace(first, also=tuple(others))
     return Allowed(tuple(dict.fromkeys(approvals)))
 
 

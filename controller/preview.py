@@ -18,6 +18,7 @@ from controller.judge import judge, rules_of
 from controller.load import Declared, Problem, find_bundle, in_order, load, removed
 from controller.observe import Believed, Observed, evidence, observe, rules_before
 from controller.plan import Action, Retire, kind_of, make_plan, name_of
+from controller.report import also_closed
 from controller.source.commit import Commit
 from controller.source.mirror import Mirror
 from controller.source.snapshot import SourceSnapshot
@@ -281,7 +282,7 @@ def _gate(action: Action, verdict: Waits) -> Json:
         "bundle": name_of(action),
         "gate": verdict.gate,
         "reason": verdict.reason,
-        "message": verdict.message,
+        "message": verdict.message + also_closed(verdict),
         "who": list(verdict.who),
     }
 

@@ -178,13 +178,20 @@ def _pending(action: Action, verdict: Waits, policy_digest: Digest) -> Pending:
         version=version_of(action),
         gate=verdict.gate,
         reason=verdict.reason,
-        message=verdict.message,
+        message=verdict.message + also_closed(verdict),
         who=verdict.who,
         kind=kind_of(action).value,
         digest=digest,
         subject=verdict.subject or digest,
         policy_digest=policy_digest,
     )
+
+
+def also_closed(verdict: Waits) -> str:
+    """Name the other gates that are closed, in words that follow the message of the first."""
+    if not verdict.also:
+        return ""
+    return f" Also closed: {'; '.join(f'{item.gate}: {item.message}' for item in verdict.also)}"
 
 
 def _condition(kind: ConditionType, status: bool, reason: str, message: str, revision: str) -> Condition:

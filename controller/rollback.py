@@ -82,7 +82,7 @@ def roll_back(
             who = f" It could be given by {', '.join(verdict.who)}." if verdict.who else ""
             raise Conflict(f"{verdict.message}{who}", code=verdict.reason, who=list(verdict.who))
         change = Change(
-            revision=current.revision, policy_digest=environment.policy_digest, actor=going.actor, reason=going.reason
+            revision=target.revision, policy_digest=environment.policy_digest, actor=going.actor, reason=going.reason
         )
         apply(tx, going.environment, [(action, verdict)], change)
         hold = Hold(
@@ -94,6 +94,9 @@ def roll_back(
             since=tx.at,
         )
         registry.hold(tx, hold)
+        # What waited to be served and is served now waits no more.
+        waiting = [item for item in releases.pending(tx, going.environment) if item.digest != bundle.digest]
+        releases.put_pending(tx, going.environment, waiting)
         why = f"{going.actor} asked for it: {going.reason}"
         told = notices_of_changes(going.environment, current.revision, tx.at, [(action, verdict)], why)
         outbox.post(tx, channels, told)
@@ -129,7 +132,12 @@ def _target(tx: Tx, going: Going, current: Release) -> Release:
         if promotion.kind is PromotionKind.RETIRE or promotion.to_digest in {None, current.digest}:
             continue
         if going.version in {None, promotion.version, promotion.to_digest}:
-            return replace(current, version=str(promotion.version), digest=str(promotion.to_digest))
+            return replace(
+                current,
+                version=str(promotion.version),
+                digest=str(promotion.to_digest),
+                revision=promotion.revision,
+            )
     wanted = going.version or "anything else"
     msg = f"{going.environment} never served {wanted[:100]} of {going.bundle[:200]}."
     raise NotFound(msg, code="never_served", hint=f"kneo history {going.environment} {going.bundle} lists what it did.")

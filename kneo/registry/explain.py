@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kneo.errors import NotFound
+from kneo.errors import KneoError, NotFound
 from kneo.registry.record import environment_subject
+from kneo.registry.serve import declared
 from kneo.state.audit import SealedEvent
 from kneo.state.receipt import ReceiptRecord
-from kneo.state.release import ApprovalRecord, BundleRecord, Condition, Hold, Pending, Promotion, Release, Suspension
+from kneo.state.release import (
+    ApprovalRecord,
+    BundleRecord,
+    Condition,
+    ConditionType,
+    Hold,
+    Pending,
+    Promotion,
+    Release,
+    Suspension,
+)
 from kneo.state.run import Run
 from kneo.store import approvals, audit, receipts, releases, runs
 from kneo.store.engine import Tx
@@ -20,12 +31,25 @@ COMMANDS: Mapping[str, str] = {
     "prune": "kneo approve {environment} --prune --key FILE",
     "hold": "kneo unhold {environment}/{bundle}",
     "suspend": "kneo unsuspend {environment}",
-    "promoteFrom": "kneo promote {bundle} --from OTHER --to {environment}",
+    "promoteFrom": "kneo promote {bundle} --from {environment} --to {origin}",
+    "environment": "kneo plan --env {environment}",
     "verify": "kneo spec bundle verify bundles/{bundle}/{version}.dsse.json",
     "trust": "kneo trust sign --expires 365d --key FILE",
     "dependsOn": "kneo plan --env {environment}",
 }
 """The command that opens a gate, or that says more about it. Gates of time open by themselves."""
+
+
+@dataclass(frozen=True)
+class ClosedGate:
+    """A gate that keeps a bundle from following Git, and the command that opens it or says more about it."""
+
+    gate: str
+    reason: str
+    message: str
+    since: str | None
+    who: tuple[str, ...] = ()
+    command: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,14 +65,56 @@ class Explanation:
     conditions: tuple[Condition, ...]
     """Those of the whole environment that are not as they should be."""
 
+    origin: str | None = None
+    """The environment that this one promotes from."""
+
+    returns: bool = False
+    """Whether what waits was served here before, so that a rollback can serve it again."""
+
+    @property
+    def gates(self) -> tuple[ClosedGate, ...]:
+        """Every gate that is known to be closed, what concerns the whole environment first."""
+        found: list[ClosedGate] = []
+        stalled = next((item for item in self.conditions if item.type is ConditionType.STALLED), None)
+        if stalled is not None and (self.waits is None or self.waits.gate != "verify"):
+            found.append(self._gate("environment", stalled.reason, stalled.message, stalled.since))
+        if self.suspension is not None:
+            by = (self.suspension.actor,)
+            found.append(self._gate("suspend", "Suspended", _until(self.suspension), self.suspension.since, by))
+        if self.hold is not None:
+            found.append(self._gate("hold", "Held", _until(self.hold), self.hold.since, (self.hold.actor,)))
+        if self.waits is not None and self.waits.gate not in {item.gate for item in found}:
+            item = self.waits
+            found.append(self._gate(item.gate, item.reason, item.message, item.since, item.who))
+        return tuple(found)
+
     @property
     def command(self) -> str | None:
         """What somebody could run to get on."""
-        if self.waits is None:
+        return next((item.command for item in self.gates if item.command is not None), None)
+
+    @property
+    def way_back(self) -> str | None:
+        """The command that serves what waits at once, where it was served here before."""
+        if self.waits is None or not self.returns:
             return None
-        pattern = COMMANDS.get(self.waits.gate)
-        known = {"environment": self.environment, "bundle": self.bundle, "version": self.waits.version}
-        return pattern.format(**known) if pattern else None
+        return f"kneo rollback {self.environment}/{self.bundle} --to {self.waits.version} --reason TEXT"
+
+    def _gate(self, gate: str, reason: str, message: str, since: str | None, who: tuple[str, ...] = ()) -> ClosedGate:
+        pattern = COMMANDS.get(gate)
+        known = {
+            "environment": self.environment,
+            "bundle": self.bundle,
+            "version": self.waits.version if self.waits is not None else "",
+            "origin": self.origin or "OTHER",
+        }
+        return ClosedGate(gate, reason, message, since, who, pattern.format(**known) if pattern else None)
+
+
+def _until(item: Hold | Suspension) -> str:
+    verb = "holds it as it is" if isinstance(item, Hold) else "suspended the environment"
+    until = f" until {item.until}" if item.until else ""
+    return f"{item.actor} {verb}{until}: {item.reason}"
 
 
 def why(tx: Tx, environment: str, bundle: str) -> Explanation:
@@ -69,7 +135,26 @@ def why(tx: Tx, environment: str, bundle: str) -> Explanation:
         raise NotFound(msg, code="bundle_not_found", hint=f"Name it in environments/{environment}.yaml.")
     bad = tuple(item for item in releases.list_conditions(tx, environment_subject(environment)) if _is_bad(item))
     suspension = approvals.suspension(tx, environment)
-    return Explanation(environment, bundle, serving, waits or everything, hold, suspension, bad)
+    waits = waits or everything
+    digest = waits.digest if waits is not None else None
+    return Explanation(
+        environment,
+        bundle,
+        serving,
+        waits,
+        hold,
+        suspension,
+        bad,
+        origin=_origin(tx, environment),
+        returns=digest is not None and bool(releases.served_before(tx, environment, [digest])),
+    )
+
+
+def _origin(tx: Tx, environment: str) -> str | None:
+    try:
+        return declared(tx, environment).spec.promote_from
+    except KneoError:
+        return None
 
 
 def _is_bad(item: Condition) -> bool:

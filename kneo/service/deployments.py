@@ -348,17 +348,20 @@ def approval(record: ApprovalRecord) -> Json:
 
 def explanation(found: Explanation) -> Json:
     """Why a bundle is not served as Git says."""
-    waits = found.waits
+    waits, gates = found.waits, found.gates
+    first = gates[0] if gates else None
     return {
         "environment": found.environment,
         "bundle": found.bundle,
-        "blocked": waits is not None,
-        "gate": waits.gate if waits else None,
-        "reason": waits.reason if waits else None,
-        "message": waits.message if waits else "It is served as Git says.",
-        "since": waits.since if waits else None,
-        "who": list(waits.who) if waits else [],
+        "blocked": first is not None,
+        "gate": first.gate if first else None,
+        "reason": first.reason if first else None,
+        "message": first.message if first else "It is served as Git says.",
+        "since": first.since if first else None,
+        "who": list(first.who) if first else [],
         "command": found.command,
+        "gates": [asdict(item) | {"who": list(item.who)} for item in gates],
+        "way_back": found.way_back,
         "waiting": wire.pending(waits) if waits else None,
         "serving": wire.release(found.serving) if found.serving else None,
         "hold": asdict(found.hold) if found.hold else None,
