@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kneo.agents import dummy
 from kneo.errors import Invalid
 from kneo.spec.models import Agent
+from kneo.spec.providers import AVAILABLE_PROVIDERS
 
 
 @dataclass(frozen=True)
@@ -17,17 +18,18 @@ class Turn:
 
 
 def check_provider(name: str, agent: Agent) -> None:
-    """Refuse an agent nobody could answer for, before anything runs.
+    """Refuse an agent that no provider could answer for, before anything runs.
 
     Raises:
         Invalid: the agent has no model, or its provider is not available here. The dummy never stands in for it.
     """
+    available = ", ".join(AVAILABLE_PROVIDERS)
     if agent.model is None:
         msg = f"The agent {name} has no model."
         raise Invalid(msg, code="provider_not_configured", hint="Give it model: {provider: dummy, name: dummy}.")
-    if agent.model.provider != "dummy":
-        msg = f"The agent {name} needs the provider {agent.model.provider!r}, which this installation does not have."
-        raise Invalid(msg, code="provider_not_configured", hint="Available here: dummy.")
+    if agent.model.provider not in AVAILABLE_PROVIDERS:
+        msg = f"The agent {name} needs the provider {agent.model.provider!r}, which this version does not have."
+        raise Invalid(msg, code="provider_not_configured", hint=f"Available here: {available}.")
 
 
 async def run_turn(name: str, agent: Agent, text: str) -> Turn:

@@ -70,6 +70,8 @@ class Program:
 
     root: Node
     agents: Mapping[str, Agent]
+    asked: tuple[str, ...]
+    """The agents that its steps run, by their names in ``agents``."""
     functions: Mapping[str, FunctionComponent]
     agent_name: str
     workflow_name: str | None
@@ -98,19 +100,24 @@ def compile_program(spec: Spec, target: str) -> Program:
     components = spec.components
     _check_functions(components.functions)
     view = SpecView.of(spec, NOTHING_KNOWN)
+    compiler = _Compiler(spec, gates_around(view))
     workflow = spec.workflow if target == "workflow" else None
     if workflow is None:
         name = spec.agent.name
-        body: Leaf | Node = Leaf(path=name, id=name, kind="agent", ref=ROOT_AGENT)
+        body: Leaf | Node
         if spec.agent.as_agent is not None:
-            body = _Compiler(spec, gates_around(view)).answering(spec.agent, name, 0)
+            body = compiler.answering(spec.agent, name, 0)
+        else:
+            body = Leaf(path=name, id=name, kind="agent", ref=ROOT_AGENT)
+            compiler.asked[ROOT_AGENT] = None
         step = _surrounded(Step(path=name, id=name, kind="agent", body=body), gates_around_agent(view))
         root: Node = Sequence(path="", id=name, children=(step,))
     else:
-        root = _Compiler(spec, gates_around(view)).workflow(workflow, "", "workflow", 0)
+        root = compiler.workflow(workflow, "", "workflow", 0)
     return Program(
         root=root,
         agents={ROOT_AGENT: spec.agent, spec.agent.name: spec.agent, **components.agents},
+        asked=tuple(compiler.asked),
         functions=components.functions,
         agent_name=spec.agent.name,
         workflow_name=(workflow.name or DEFAULT_NAMES.get(workflow.type)) if workflow else None,
@@ -137,6 +144,7 @@ class _Compiler:
         self.spec = spec
         self.around = around
         self.count = 0
+        self.asked: dict[str, None] = {}
         self.waits = make_waits(spec.components.humans)
 
     # ---- families ---------------------------------------------------------------------------------------------
@@ -343,9 +351,11 @@ class _Compiler:
             self._timeless(step, path)
             return self.workflow(components.workflows[step.ref], path, step.ref, depth + 1)
         agent = known[step.ref]
-        if isinstance(agent, Agent) and agent.as_agent is not None:
-            self._timeless(step, path)
-            return self.answering(agent, path, depth)
+        if isinstance(agent, Agent):
+            if agent.as_agent is not None:
+                self._timeless(step, path)
+                return self.answering(agent, path, depth)
+            self.asked[step.ref] = None
         return Leaf(path=path, id=step.id, kind=step.kind, ref=step.ref, timeout_seconds=step.timeout_seconds)
 
     def answering(self, agent: Agent, path: str, depth: int) -> Node:

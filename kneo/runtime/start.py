@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from kneo import registry
+from kneo.agents.turn import check_provider
 from kneo.clock import isoformat, new_id
 from kneo.digest import Digest
 from kneo.errors import Forbidden, Invalid, KneoError, Transient, Usage
@@ -137,6 +138,8 @@ class Starter:
         rules = find_rules(tx, order.environment)
         chosen = self._freeze(tx, order, brought, rules)
         program, digest = chosen.frozen.program(order.target), chosen.frozen.digest
+        for ref in program.asked:
+            check_provider(ref or program.agent_name, program.agents[ref])
         state = begin(program, order.input, Moment(now=tx.now, seed=run_id))
         ended = state if isinstance(state, Ended) else None
         deadline = isoformat(tx.now + timedelta(seconds=order.timeout_seconds)) if order.timeout_seconds else None

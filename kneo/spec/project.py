@@ -16,6 +16,7 @@ from kneo.spec.base import Declared, FreeMap, Many, Named
 from kneo.spec.defaults import SpecDefaults
 from kneo.spec.flags import PolicyFlags
 from kneo.spec.models.agent import RuntimeMode
+from kneo.spec.providers import PROVIDER_VARIABLES
 from kneo.spec.reader import read
 from kneo.spec.schema_check import parse_model
 from kneo.spec.yaml_writer import write_yaml
@@ -23,15 +24,6 @@ from kneo.spec.yaml_writer import write_yaml
 FALLBACK_ENVIRONMENT = "dev"
 
 SERVICE_TOKENS = ("KNEO_SERV_API_KEY", "KNEO_SERV_API_KEYS", "KNEO_SERV_ADMIN_API_KEY")
-
-PROVIDER_VARIABLES = {
-    "openai": "OPENAI_API_KEY",
-    "openai-agents": "OPENAI_API_KEY",
-    "anthropic": "ANTHROPIC_API_KEY",
-    "google": "GOOGLE_API_KEY",
-    "google-adk": "GOOGLE_API_KEY",
-}
-"""Where providers' keys are looked for when the project does not say."""
 
 
 class ProjectAbout(Declared):

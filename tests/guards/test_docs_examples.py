@@ -116,13 +116,13 @@ def test_the_yaml_of_the_guide_is_valid(block: Block) -> None:
     elif block.said == "overlay":
         base = ROOT / "examples" / "research_agent.yaml"
         over = [Source("overlay.yaml", block.text.encode())]
-        assert (
-            load_spec(base.read_bytes(), file="a.yaml", overlays=over, context=CONTEXT, rules=check).diagnostics == ()
-        )
+        found = load_spec(base.read_bytes(), file="a.yaml", overlays=over, context=CONTEXT, rules=check).diagnostics
+        assert {each.code for each in found} <= {"W_FIELD_NO_EFFECT", "W_MODEL_PROVIDER"}
     else:
         part = value if "agent" in value or "root_agent" in value else completed(value)
         found = load_tree(part, context=CONTEXT, files=Anything(), rules=check).diagnostics
-        assert [each.code for each in found] == block.said.split(), [each.message for each in found]
+        codes = list(dict.fromkeys(each.code for each in found))
+        assert codes == block.said.split(), [each.message for each in found]
 
 
 @pytest.fixture

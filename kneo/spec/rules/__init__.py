@@ -12,7 +12,7 @@ from typing import TypeAlias
 from kneo.spec.context import NOTHING_KNOWN, RuleContext
 from kneo.spec.diagnostics import Diagnostic
 from kneo.spec.models import Spec
-from kneo.spec.rules.agents import memory, models, runtime_preferences, workflow_agents
+from kneo.spec.rules.agents import memory, models, providers, runtime_preferences, workflow_agents
 from kneo.spec.rules.conditions import conditions
 from kneo.spec.rules.containers import containers
 from kneo.spec.rules.coverage import coverage
@@ -25,6 +25,7 @@ from kneo.spec.rules.humans import humans
 from kneo.spec.rules.imports import implementations
 from kneo.spec.rules.mcp import mcp
 from kneo.spec.rules.names import names
+from kneo.spec.rules.no_effect import no_effect
 from kneo.spec.rules.references import step_references
 from kneo.spec.rules.schemas import json_schemas
 from kneo.spec.rules.secrets import inline_secrets
@@ -57,6 +58,8 @@ RULES: tuple[Rule, ...] = (
     inline_secrets,
     build_cycles,
     coverage,
+    providers,
+    no_effect,
 )
 """Every rule. The order is the published one of what they find; rules of our own stand beside their kin."""
 

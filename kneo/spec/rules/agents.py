@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from kneo.spec.diagnostics import Diagnostic, error, warning
 from kneo.spec.models import Memory, MemoryRef, RuntimePreferences
+from kneo.spec.providers import AVAILABLE_PROVIDERS, KNOWN_PROVIDERS, UNNAMED
 from kneo.spec.rules.view import AgentAt, SpecView
+from kneo.spec.words import quote
 
 
 def runtime_preferences(view: SpecView) -> Iterator[Diagnostic]:
@@ -42,6 +44,25 @@ def models(view: SpecView) -> Iterator[Diagnostic]:
             continue
         message = f"The agent {at.agent.name} works by {strategy.type} and names no model."
         yield warning("W_AGENT_MODEL", message, (*at.path, "model"))
+
+
+def providers(view: SpecView) -> Iterator[Diagnostic]:
+    """Providers exist and are available."""
+    for at in view.agents:
+        model = at.agent.model
+        if model is None or model.provider in AVAILABLE_PROVIDERS:
+            continue
+        path = (*at.path, "model", "provider")
+        hint = f"Available here: {', '.join(AVAILABLE_PROVIDERS)}."
+        if model.provider == UNNAMED:
+            message = f"The model {model.name} names no provider"
+        elif model.provider in KNOWN_PROVIDERS:
+            message = f"The provider {model.provider} is not available in this version"
+        else:
+            message = f"{quote(model.provider)} is no provider that is known here"
+            hint = view.hints.near(model.provider, KNOWN_PROVIDERS) or hint
+        message = f"{message}: a run that needs the agent {at.agent.name} is refused."
+        yield warning("W_MODEL_PROVIDER", message, path, suggestion=hint)
 
 
 MEMORY_POLICIES = ("full", "sliding_window", "summary", "retrieval")

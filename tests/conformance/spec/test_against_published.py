@@ -34,11 +34,16 @@ def rows() -> dict[tuple[str, str], list[str]]:
 
 LISTED = rows()
 UNKNOWN_TO_OLDER = set(re.findall(r"`([EW]_[A-Z_]+)`", section("Codes that 0.4.0 does not know")))
+ONLY_OURS = set(re.findall(r"`([EW]_[A-Z_]+)`", section("Codes that are only ours")))
 
 
 def comparable(case: Case, findings: list[Finding], version: str) -> list[Finding]:
     """Leave out what differs everywhere, as the page says: places in files of a wrong shape, and codes of a later version."""
-    kept = [(code, severity, None if code == "E_SCHEMA" else path) for code, severity, path in findings]
+    kept = [
+        (code, severity, None if code == "E_SCHEMA" else path)
+        for code, severity, path in findings
+        if code not in ONLY_OURS
+    ]
     if case.policy is not None:
         return [(code, None, None) for code, _, _ in kept if code.startswith("E_ENV_POLICY_")]
     if version == "0.4.0":

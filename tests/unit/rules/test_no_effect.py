@@ -1,0 +1,218 @@
+"""Each field of a spec is read when it runs, or lint says that it has no effect. A new field has to stand in a table here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from kneo.spec import models
+from kneo.spec.load import load_tree
+from kneo.spec.rules import check
+from kneo.spec.rules.no_effect import NO_EFFECT
+
+ROOT = Path(__file__).parents[3]
+
+PROGRAM = "kneo/runtime/program.py"
+OPENING = "kneo/tasks/opening.py"
+STEP = "id enabled on_error fallback_ref max_retries save_as review"
+
+READ: dict[str, dict[str, str]] = {
+    "Agent": {PROGRAM: "name as_agent", "kneo/agents/turn.py": "model"},
+    "AnswerField": {
+        "kneo/tasks/forms.py": "name type description required default allowed_values min max pattern",
+    },
+    "Candidates": {OPENING: "users groups roles exclude"},
+    "Choice": {PROGRAM: "steps description"},
+    "Components": {PROGRAM: "agents workflows functions humans"},
+    "ConcurrentWorkflow": {PROGRAM: "type name participants"},
+    "Condition": {"kneo/spec/gates.py": "type value key case_sensitive conditions condition"},
+    "ConditionStep": {PROGRAM: f"{STEP} kind when steps otherwise timeout_seconds"},
+    "Edge": {PROGRAM: "source target condition"},
+    "Escalation": {OPENING: "after to notify"},
+    "FunctionComponent": {
+        "kneo/runtime/steps/__init__.py": "implementation input_schema output_schema",
+        "kneo/spec/rules/around.py": "capabilities",
+    },
+    "Gate": {"kneo/runtime/asking.py": "human when sample key"},
+    "GraphWorkflow": {PROGRAM: "type name start nodes edges max_steps"},
+    "GroupChatWorkflow": {PROGRAM: "type name participants rounds"},
+    "HandoffSelector": {PROGRAM: "type sequence"},
+    "HandoffWorkflow": {PROGRAM: "type name participants selector max_iterations"},
+    "Human": {
+        OPENING: "description title prompt request_type assignee candidates quorum timeout_seconds on_timeout escalate "
+        "remind due priority notify links receipt fields answer_schema options default_option multiple context "
+        "response_role",
+        "kneo/sdk/durable.py": "poll_seconds",
+        "kneo/runtime/asking.py": "decisions on_reject max_retries",
+    },
+    "LeafStep": {PROGRAM: f"{STEP} kind ref timeout_seconds"},
+    "LoopStep": {PROGRAM: f"{STEP} kind steps max_iterations until timeout_seconds"},
+    "Model": {"kneo/agents/turn.py": "provider name"},
+    "ParallelStep": {PROGRAM: f"{STEP} kind steps timeout_seconds"},
+    "Quorum": {"kneo/tasks/voting.py": "approvals each order reject"},
+    "Review": {
+        "kneo/runtime/interpret/step.py": "before after error",
+        "kneo/runtime/interpret/loop.py": "each",
+        "kneo/runtime/interpret/router.py": "route",
+    },
+    "RoleQuorum": {OPENING: "role approvals"},
+    "RouteCondition": {PROGRAM: "when choice"},
+    "RouterSelector": {PROGRAM: "function conditions default"},
+    "RouterStep": {PROGRAM: f"{STEP} kind choices selector timeout_seconds", "kneo/spec/models/workflow.py": "order"},
+    "SequentialWorkflow": {PROGRAM: "type name steps"},
+    "Spec": {PROGRAM: "agent workflow components", "kneo/runtime/start.py": "targets"},
+    "StepsStep": {PROGRAM: f"{STEP} kind steps timeout_seconds"},
+}
+"""Where a field is read."""
+
+ABOUT: dict[str, str] = {
+    "Agent": "description",
+    "Edge": "label",
+    "FunctionComponent": "description",
+    "Spec": "metadata",
+    **dict.fromkeys(
+        ("ConditionStep", "LeafStep", "LoopStep", "ParallelStep", "RouterStep", "StepsStep"), "description"
+    ),
+    **dict.fromkeys(
+        ("ConcurrentWorkflow", "GraphWorkflow", "GroupChatWorkflow", "HandoffWorkflow", "SequentialWorkflow"),
+        "description",
+    ),
+}
+"""What only tells people something, and nobody takes for more."""
+
+READ_BEFORE: dict[str, str] = {"Spec": "version"}
+"""What says how a spec is read."""
+
+MODEL_DEPENDENT: dict[str, str] = {"Agent": "system_prompt"}
+"""What a provider is given; what the dummy says does not depend on it, as its description says."""
+
+REFUSED: dict[str, str] = {"AnswerField": "secret", "Human": "calendar grants"}
+"""What lint refuses."""
+
+TOOLS_ONLY: dict[str, str] = {"Agent": "policies", "Review": "external"}
+"""What is about calls of tools alone; lint reports the tools."""
+
+BELOW = {
+    *("AgentPolicies", "AgentToolPolicy", "Guardrail", "Guardrails", "McpServer", "McpToolRef", "Memory", "MemoryRef"),
+    *("RuntimePreferences", "Skill", "Strategy", "Tool", "ToolPermissions", "ToolSelection"),
+}
+"""Models that only stand below a field without effect."""
+
+
+def declared() -> dict[str, type[BaseModel]]:
+    found = (getattr(models, name) for name in models.__all__)
+    return {each.__name__: each for each in found if isinstance(each, type) and issubclass(each, BaseModel)}
+
+
+def own_fields(model: type[BaseModel]) -> set[str]:
+    inherited = set(models.Human.model_fields) if model is models.Gate else set()
+    return set(model.model_fields) - inherited
+
+
+def unread(name: str) -> set[str]:
+    return next((set(fields) for model, fields in NO_EFFECT.items() if model.__name__ == name), set())
+
+
+@pytest.mark.parametrize("name", sorted(set(declared()) - BELOW))
+def test_each_field_is_read_or_said_to_have_no_effect(name: str) -> None:
+    read = [field for fields in READ.get(name, {}).values() for field in fields.split()]
+    tables = [ABOUT, READ_BEFORE, MODEL_DEPENDENT, REFUSED, TOOLS_ONLY]
+    known = {*read, *unread(name), *(field for table in tables for field in table.get(name, "").split())}
+    fields = own_fields(declared()[name])
+    assert fields - known == set(), f"{name}: where are these read? If nowhere, add them to NO_EFFECT"
+    assert known - fields == set(), f"{name} has no such fields any more"
+
+
+@pytest.mark.parametrize("name", sorted(READ))
+def test_a_field_that_is_read_is_read_where_the_table_says(name: str) -> None:
+    for file, fields in READ[name].items():
+        text = (ROOT / file).read_text()
+        assert [field for field in fields.split() if not re.search(rf"\.{field}\b", text)] == [], file
+
+
+def test_models_stand_in_one_table() -> None:
+    assert set(READ) | BELOW == set(declared())
+    assert not set(READ) & BELOW
+
+
+ASK = {"id": "ask", "kind": "human", "ref": "boss"}
+TOOL = {"search": {"description": "Search.", "implementation": "acme.search"}}
+
+SAMPLES: dict[str, tuple[dict, str]] = {
+    "Spec.tools": ({"tools": TOOL}, "tools"),
+    "Spec.skills": ({"skills": {"s": {"content": "Be kind."}}}, "skills"),
+    "Spec.mcp_servers": ({"mcp_servers": {"m": {"transport": "stdio", "command": "mcp"}}}, "mcp_servers"),
+    "Spec.policies": ({"policies": {"tracing": {"enabled": True}}}, "policies"),
+    "ConcurrentWorkflow.max_iterations": (
+        {"workflow": {"type": "concurrent", "participants": [ASK], "max_iterations": 3}},
+        "workflow.max_iterations",
+    ),
+    "GroupChatWorkflow.max_iterations": (
+        {"workflow": {"type": "group-chat", "participants": [ASK], "max_iterations": 3}},
+        "workflow.max_iterations",
+    ),
+    "LeafStep.timeout_seconds": (
+        {"workflow": [{"id": "s", "kind": "steps", "steps": [{**ASK, "timeout_seconds": 60}]}]},
+        "workflow.steps[0].steps[0].timeout_seconds",
+    ),
+}
+OF_AGENTS = {
+    "strategy": "react",
+    "runtime_preferences": {"preferred_mode": "native", "native_provider": "openai"},
+    "history": {"limit": 3},
+    "memory": {"policy": "full"},
+    "guardrails": {"input": [{"id": "g", "type": "keyword", "config": {"keywords": ["no"]}}]},
+    "tools": ["search"],
+    "skills": ["s"],
+    "middleware": ["m"],
+    "defaults": {"append_mode": "never"},
+}
+OF_MODELS = {"temperature": 0.0, "max_tokens": 5, "timeout_seconds": 5, "extra": {"base_url": "x"}, "token_budget": 5}
+SAMPLES |= {
+    f"Agent.{field}": ({"components": {"agents": {"a": {"name": "a", field: value}}}}, f"components.agents.a.{field}")
+    for field, value in OF_AGENTS.items()
+}
+SAMPLES |= {
+    f"Model.{field}": (
+        {"agent": {"name": "root", "model": {"provider": "dummy", "name": "echo", field: value}}},
+        f"agent.model.{field}",
+    )
+    for field, value in OF_MODELS.items()
+}
+
+
+def found_in(part: dict) -> set[str | None]:
+    components = {"humans": {"boss": {}}, **part.get("components", {})}
+    tree = {"agent": {"name": "root"}, **part, "components": components}
+    loaded = load_tree(tree, rules=check)
+    assert loaded.spec is not None, loaded.diagnostics
+    return {found.path_text for found in loaded.diagnostics if found.code == "W_FIELD_NO_EFFECT"}
+
+
+def test_every_field_without_effect_has_a_sample() -> None:
+    assert set(SAMPLES) == {f"{model.__name__}.{field}" for model, fields in NO_EFFECT.items() for field in fields}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_field_without_effect_is_found(name: str) -> None:
+    part, path = SAMPLES[name]
+    assert found_in(part) == {path}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"agent": {"name": "root", "description": "d", "system_prompt": "Be kind.", "strategy": "simple"}},
+        {"agent": {"name": "root", "runtime_preferences": {"preferred_mode": "bridge", "fallback_mode": "native"}}},
+        {"agent": {"name": "root", "runtime_preferences": {"allowed_modes": ["bridge", "native"]}}},
+        {"agent": {"name": "root", "tools": {"permissions": {"allow_network": False}}, "guardrails": {}}},
+        {"agent": {"name": "root", "defaults": {"append_mode": "auto"}, "model": {"provider": "dummy", "name": "e"}}},
+        {"policies": {"project_defaults": {"tracing": {"enabled": True}}}},
+        {"workflow": [{"id": "s", "kind": "function", "ref": "f", "timeout_seconds": 5}]},
+    ],
+)
+def test_what_says_what_happens_anyway_is_not_reported(part: dict) -> None:
+    assert found_in(part) == set()
