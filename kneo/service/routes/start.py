@@ -197,7 +197,9 @@ class RunFork(Body):
     checkpoint: Annotated[int, Field(ge=1, le=MAX_NUMBER), AsNumber] | None = Field(
         default=None, description="Or the sequence number of a checkpoint."
     )
-    input: str | None = Field(default=None, description="What that step is given instead.")
+    input: str | None = Field(
+        default=None, description="What that step is given instead; gates before it are asked about it."
+    )
     answers: dict[str, object] = Field(
         default_factory=dict,
         max_length=100,
