@@ -25,11 +25,14 @@ from kneo.store import hooks
 
 router = APIRouter(tags=["hooks"])
 
+ID_CHARS = 200
+"""Characters of a delivery's id that are remembered."""
+
 BODY_BYTES = 262_144
 """Longest delivery read. Hosts send far less for a push; ours is never parsed beyond its signature."""
 
 PER_MINUTE = 120
-"""Deliveries taken in a minute by one process, whoever sends them; the interval finds what is turned away."""
+"""Signed deliveries of one provider that one process takes in a minute; the interval finds what is turned away."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class Rate:
             return self._count <= self.per_minute
 
 
-_rate = Rate(PER_MINUTE)
+_rates = {name: Rate(PER_MINUTE) for name in PROVIDERS}
+"""Deliveries without a valid signature are not counted: whoever sends them takes nothing from those that are signed."""
 
 
 @router.post(
@@ -94,9 +98,6 @@ async def receive(provider: str, request: Request, service: Here) -> JsonAnswer:
         msg = f"This service takes no webhooks of {provider[:40]!r}."
         raise NotFound(msg, code="hook_not_found", hint="Set KNEO_SERV_HOOK_SECRET_ and the provider's name.")
     counted = service.metrics
-    if not _rate.take():
-        counted.delivered(provider, "limited")
-        return problem(429, "rate_limited", "Too many deliveries; the next look comes by itself.", {})
     body = await _body(request)
     if body is None:
         counted.delivered(provider, "too_large")
@@ -105,8 +106,11 @@ async def receive(provider: str, request: Request, service: Here) -> JsonAnswer:
         counted.delivered(provider, "refused")
         msg = "This delivery is not signed with the secret that was agreed."
         raise Unauthorized(msg, code="hook_signature_invalid")
-    delivery = request.headers.get(known.delivery, "") or hashlib.sha256(body).hexdigest()
-    news = await run_in_threadpool(hooks.take_delivery, service.store, provider, delivery[:200])
+    if not _rates[provider].take():
+        counted.delivered(provider, "limited")
+        return problem(429, "rate_limited", "Too many deliveries; the next look comes by itself.", {})
+    names = delivery_names(known, request.headers, body)
+    news = await run_in_threadpool(hooks.take_delivery, service.store, provider, names)
     counted.delivered(provider, "accepted" if news else "duplicate")
     return JsonAnswer({"accepted": True, "duplicate": not news}, status_code=202)
 
@@ -118,6 +122,19 @@ async def _body(request: Request) -> bytes | None:
         if len(body) > BODY_BYTES:
             return None
     return body
+
+
+def delivery_names(provider: Provider, headers: Mapping[str, str], body: bytes) -> tuple[str, ...]:
+    """Return the names under which a delivery counts once.
+
+    Where the signature covers the body only, the body is one of them: its id in a header is nobody's word, so that a captured
+    delivery under another id would count again. A host that shows a secret signs nothing; there the id is all there is.
+    """
+    told = headers.get(provider.delivery, "")[:ID_CHARS]
+    body_name = f"body:{hashlib.sha256(body).hexdigest()}"
+    if provider.token:
+        return (told or body_name,)
+    return (body_name, told) if told else (body_name,)
 
 
 def is_signed(provider: Provider, secret: str, headers: Mapping[str, str], body: bytes) -> bool:
