@@ -32,6 +32,8 @@ with a capital letter as no other code does."""
 MAX_WAIT_SECONDS = 30.0
 """How long a service may ask us to wait; if it asks for more, whoever typed the command should know at once."""
 
+NO_KEY = "Set KNEO_SERV_API_KEY, or name a profile that has a key with --profile NAME (kneo config profile set)."
+
 _BY_STATUS: Mapping[int, type[KneoError]] = {
     401: Unauthorized,
     403: Forbidden,
@@ -300,4 +302,6 @@ def _read(answer: httpx.Response) -> Json:
     hint = str(detail["hint"]) if detail.get("hint") else None
     # Readers of the message alone are told what to do as well; here that stands on a line of its own.
     message = message.removesuffix(f" {hint}")
+    if code == "unauthorized":
+        hint = NO_KEY
     raise kind(message, code=code, hint=hint, **extra)

@@ -17,7 +17,7 @@ from cli import render
 from cli.commands import COMMANDS
 from cli.lazy import LazyGroup
 from kneo import __version__
-from kneo.errors import KneoError
+from kneo.errors import KneoError, NotFound
 from kneo.settings import debug_wanted
 
 USAGE = 2
@@ -96,12 +96,20 @@ def _status(returned: object) -> int:
 
 
 def _explain(error: KneoError, *, as_json: bool) -> None:
+    hint = error.hint or _hint(error)
     if as_json:
-        render.print_json({"error": error.code, "message": error.message, "hint": error.hint, **error.details})
+        render.print_json({"error": error.code, "message": error.message, "hint": hint, **error.details})
     else:
-        render.failure(error.message, error.hint)
+        render.failure(error.message, hint)
     if debug_wanted():
         traceback.print_exception(error)
+
+
+def _hint(error: KneoError) -> str | None:
+    """Say which command helps, where an error that has no hint of its own is as good as known."""
+    if isinstance(error, NotFound) and error.message == f"There is no run {error.details.get('run_id')}.":
+        return "kneo runs list shows the latest."
+    return None
 
 
 def _explain_usage(error: TyperException, *, as_json: bool) -> int:

@@ -12,7 +12,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from kneo.errors import Invalid
+from kneo.errors import InvalidValue
 
 
 class Clock(Protocol):
@@ -60,21 +60,21 @@ def parse_time(text: str) -> datetime:
     """Read an ISO-8601 time; a text without a zone is refused.
 
     Raises:
-        Invalid: the text is not a time with a zone.
+        InvalidValue: the text is not a time with a zone.
     """
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
         msg = f"{text[:60]!r} is not an ISO-8601 time such as 2026-01-31T12:00:00+00:00."
-        raise Invalid(msg) from error
+        raise InvalidValue(msg) from error
     if moment.tzinfo is None:
         msg = f"{text[:60]!r} has no time zone; end it with Z or an offset such as +01:00."
-        raise Invalid(msg)
+        raise InvalidValue(msg)
     try:
         return moment.astimezone(UTC)
     except OverflowError as error:
         msg = f"{text[:60]!r} lies outside the years 1 to 9999 in UTC."
-        raise Invalid(msg) from error
+        raise InvalidValue(msg) from error
 
 
 _DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)")
@@ -85,12 +85,12 @@ def parse_duration(text: str) -> timedelta:
     """Read ``90s``, ``15m``, ``24h`` or ``7d``.
 
     Raises:
-        Invalid: anything else.
+        InvalidValue: anything else.
     """
     match = _DURATION.fullmatch(text)
     if match is None:
         msg = f"{text[:60]!r} is not a duration; write a number and s, m, h or d, such as 15m."
-        raise Invalid(msg)
+        raise InvalidValue(msg)
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 

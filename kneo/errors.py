@@ -53,6 +53,13 @@ class Invalid(KneoError):
     default_code = "invalid_request"
 
 
+class InvalidValue(Invalid):
+    """A value that was read and is not accepted: too long, out of range, or a word that is not known there."""
+
+    http_status = 422
+    default_code = "validation_error"
+
+
 class Usage(KneoError):
     http_status = 400
     exit_code = 2

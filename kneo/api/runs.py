@@ -16,9 +16,9 @@ from kneo.api.run_views import (
     TraceEventView,
     TraceView,
 )
-from kneo.api.status_words import parse_status
+from kneo.api.status_words import check_status
 from kneo.clock import isoformat, parse_time
-from kneo.errors import Invalid
+from kneo.errors import Invalid, InvalidValue
 from kneo.runtime.cancel import cancel_run as cancel
 from kneo.runtime.wait import find_run, open_tasks
 from kneo.state.run import Run, RunStatus
@@ -69,8 +69,8 @@ def list_runs(
     if after is not None and not lasts:
         msg = f"Runs move while they are sorted by {sort_by}, so no page can begin after one of them."
         hint = f"Sort by {', '.join(sorted(LASTING))}, or page with offset."
-        raise Invalid(msg, code="validation_error", field="after", hint=hint)
-    known = parse_status(status) if status is not None else None
+        raise InvalidValue(msg, field="after", hint=hint)
+    known = check_status(status) if status is not None else None
     where = RunFilter(
         status=known,
         environment=environment,
@@ -83,17 +83,14 @@ def list_runs(
         created_before=_stored_time(created_before),
         text=q,
     )
-    found: tuple[Run, ...] = ()
-    total = 0
     with context.store.read() as tx:
-        if status is None or known is not None:
-            descending = sort_order == "desc"
-            found = runs.list_runs(
-                tx, where, sort_by=sort_by, descending=descending, limit=limit, offset=offset, after=after
-            )
-            # A list that ends on this page need not be counted.
-            ends = after is None and len(found) < limit and (found or not offset)
-            total = offset + len(found) if ends else runs.count_runs(tx, where)
+        descending = sort_order == "desc"
+        found = runs.list_runs(
+            tx, where, sort_by=sort_by, descending=descending, limit=limit, offset=offset, after=after
+        )
+        # A list that ends on this page need not be counted.
+        ends = after is None and len(found) < limit and (found or not offset)
+        total = offset + len(found) if ends else runs.count_runs(tx, where)
         questions = tasks.first_of_runs(tx, [run.id for run in found if run.status is RunStatus.PAUSED])
     return RunPageView(
         runs=[RunView.of(run, questions.get(run.id)) for run in found],
@@ -107,10 +104,9 @@ def list_runs(
     )
 
 
-class InvalidTime(Invalid):
+class InvalidTime(InvalidValue):
     """A text that is not a time."""
 
-    http_status = 422
     default_code = "invalid_timestamp"
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BeforeValidator, WithJsonSchema
 
-from kneo.errors import Invalid
+from kneo.errors import InvalidValue
 from kneo.state.run import RunStatus
 
 V = TypeVar("V")
@@ -48,7 +48,7 @@ def check_status(word: str) -> RunStatus:
     if status is None:
         known = ", ".join([*RunStatus, *PUBLISHED.values()])
         msg = f"{word[:40]!r} is not a run status; known: {known}."
-        raise Invalid(msg)
+        raise InvalidValue(msg)
     return status
 
 

@@ -93,7 +93,7 @@ def _find(tx: Tx, run_id: str) -> Run:
     run = runs.get(tx, run_id)
     if run is None:
         msg = f"There is no run {run_id[:80]}."
-        raise NotFound(msg, hint="kneo runs list shows the latest.")
+        raise NotFound(msg, run_id=run_id[:80])
     return replace(run, visited_steps=history.visited(tx, run_id)) if run.status is RunStatus.RUNNING else run
 
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from kneo import registry
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest
-from kneo.errors import Conflict, Forbidden, Invalid, KneoError, NotFound, Transient, Untrusted
+from kneo.errors import Conflict, Forbidden, Invalid, InvalidValue, KneoError, NotFound, Transient, Untrusted
 from kneo.registry import explain
 from kneo.registry.explain import Explanation, Trace
 from kneo.service import wire
@@ -424,7 +424,7 @@ def _until(tx: Tx, text: str | None) -> str | None:
     until = parse_time(text)
     if not tx.now < until <= tx.now + timedelta(days=3_650):
         msg = f"{text[:60]} is not a time ahead of us."
-        raise Invalid(msg, code="invalid_time")
+        raise InvalidValue(msg, code="invalid_time")
     return isoformat(until)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kneo.errors import Invalid, Usage
+from kneo.errors import Invalid, InvalidValue, Usage
 from kneo.project.files import SpecFiles
 from kneo.project.modules import ModuleFiles
 from kneo.settings import Settings
@@ -101,7 +101,7 @@ class Specs:
         for name, size, limit in sizes:
             if size > limit:
                 msg = f"{name} is {size} long; at most {limit} is accepted."
-                raise Invalid(msg, code="input_too_large", field=name, limit=limit)
+                raise InvalidValue(msg, code="input_too_large", field=name, limit=limit)
 
     def load(self, order: SpecOrder) -> LoadedSpec:
         """Load a spec and find everything that is wrong with it.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from kneo.api.task_views import event, human_task
 from kneo.digest import Digest
-from kneo.errors import Invalid, KneoError, Usage
+from kneo.errors import InvalidValue, KneoError, Usage
 from kneo.service.wire import Json
 from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.store import tasks
@@ -36,7 +36,7 @@ def read_answer(body: Body, limit: int) -> Answer:
         length = len(str(body.get(name) or ""))
         if length > limit:
             msg = f"{name} is {length} characters long; at most {limit} are accepted."
-            raise Invalid(msg, code="input_too_large", field=name, limit=limit)
+            raise InvalidValue(msg, code="input_too_large", field=name, limit=limit)
     options, values, statement = (body.get(name) for name in ("selected_options", "values", "statement"))
     return Answer(
         request_id=str(body["request_id"]),
@@ -102,7 +102,7 @@ def put_in(store: Store, run_id: str, body: Body, *, actor: str, limit: int) -> 
     length = len(json.dumps(body.get("value"), default=str))
     if length > limit:
         msg = f"value is {length} characters long; at most {limit} are accepted."
-        raise Invalid(msg, code="input_too_large", field="value", limit=limit)
+        raise InvalidValue(msg, code="input_too_large", field="value", limit=limit)
     with store.read() as tx:
         task = inputs.pending(run_id, tasks.of_run(tx, run_id, UNRESOLVED), _text(body, "key"))
     answer = inputs.refusal(task, _text(body, "reason")) if body.get("abort") else inputs.given(task, body.get("value"))
@@ -135,7 +135,7 @@ def decide_all(store: Store, items: Sequence[Body], *, actor: str, limit: int, p
     """
     if len(items) > MAX_BATCH:
         msg = f"{len(items)} answers are too many at once; the limit is {MAX_BATCH}."
-        raise Invalid(msg, code="too_many_items", limit=MAX_BATCH)
+        raise InvalidValue(msg, code="too_many_items", limit=MAX_BATCH)
     results = [_one(store, item, actor, limit, pin) for item in items]
     done = sum(result["error"] is None for result in results)
     return {"results": results, "decided": done, "refused": len(results) - done}

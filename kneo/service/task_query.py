@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kneo.api import task_views
-from kneo.errors import Invalid
+from kneo.errors import InvalidValue
 from kneo.service import wire
 from kneo.service.wire import Json
 from kneo.state.task import UNRESOLVED, TaskStatus
@@ -58,7 +58,7 @@ def _status(tx: Tx, word: object) -> dict[str, object]:
             return {"statuses": frozenset({TaskStatus(str(word))})}
     known = ", ".join(("unresolved", "pending", "escalated", "overdue", "all", *TaskStatus))
     msg = f"{str(word)[:40]!r} is no status of tasks; they are {known}."
-    raise Invalid(msg, code="validation_error", field="status")
+    raise InvalidValue(msg, code="validation_error", field="status")
 
 
 def task_page(tx: Tx, asked: FilterValues, me: str) -> Json:
@@ -78,7 +78,7 @@ def task_page(tx: Tx, asked: FilterValues, me: str) -> Json:
     sort_by, sort_order = str(asked.get("sort_by") or usual), str(asked.get("sort_order") or "asc")
     if sort_by not in SORTABLE or sort_order not in {"asc", "desc"}:
         msg = f"Tasks are sorted by {', '.join(SORTABLE)}, asc or desc."
-        raise Invalid(msg, code="validation_error", field="sort_by")
+        raise InvalidValue(msg, code="validation_error", field="sort_by")
     limit, offset = int(str(asked.get("limit") or 100)), int(str(asked.get("offset") or 0))
     after = str(asked["after"]) if asked.get("after") else None
     found = tasks.list_tasks(

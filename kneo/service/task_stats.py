@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import timedelta
 
 from kneo.clock import first_id, isoformat, parse_duration
-from kneo.errors import Invalid
+from kneo.errors import InvalidValue
 from kneo.service.wire import Json
 from kneo.store import task_outcomes
 from kneo.store.engine import Store
@@ -35,7 +35,7 @@ def task_stats(store: Store, since: str, environment: str | None, workflow_name:
     lasts = parse_duration(since)
     if not timedelta(0) < lasts <= SINCE_AT_MOST:
         msg = f"Figures are of up to {SINCE_AT_MOST.days} days."
-        raise Invalid(msg, field="since")
+        raise InvalidValue(msg, field="since")
     with store.read() as tx:
         start, now = tx.now - lasts, tx.at
         first = first_id("cont", start)

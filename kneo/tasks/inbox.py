@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest, digest_of_json
-from kneo.errors import Conflict, Forbidden, Invalid, NotFound
+from kneo.errors import Conflict, Forbidden, InvalidValue, NotFound
 from kneo.records import replace
 from kneo.state.people import same_person
 from kneo.state.run import RunStatus
@@ -317,7 +317,7 @@ def snooze(store: Store, task_id: str, until: str, *, actor: str) -> HumanTask:
         moment = isoformat(parse_time(until))
         if moment <= tx.at:
             msg = f"{until[:60]} is not to come; it is {tx.at}."
-            raise Invalid(msg, field="until")
+            raise InvalidValue(msg, field="until")
         snoozed = _change(tx, task, status=TaskStatus.SNOOZED, claimed_by=None, snoozed_until=moment)
         happened(tx, task, "snoozed", actor, {"until": moment})
         return snoozed
@@ -333,7 +333,7 @@ def comment(store: Store, task_id: str, text: str, *, actor: str) -> HumanTask:
     """
     if not text.strip() or len(text) > MAX_COMMENT_CHARS:
         msg = f"A comment has 1 to {MAX_COMMENT_CHARS} characters."
-        raise Invalid(msg, field="text")
+        raise InvalidValue(msg, field="text")
 
     def work(tx: Tx) -> HumanTask:
         task = find(tx, task_id)

@@ -7,7 +7,7 @@ import secrets
 from datetime import timedelta
 
 from kneo.clock import isoformat, new_id
-from kneo.errors import Conflict, Invalid, KneoError, NotFound
+from kneo.errors import Conflict, InvalidValue, KneoError, NotFound
 from kneo.records import replace
 from kneo.state.link import TaskLink
 from kneo.state.task import HumanTask
@@ -42,7 +42,7 @@ def make_link(tx: Tx, task_id: str, person: str, *, actor: str, lasts: timedelta
     """
     if not timedelta(0) < lasts <= LASTS_AT_MOST:
         msg = f"A link lasts for up to {LASTS_AT_MOST.days} days."
-        raise Invalid(msg, field="expires_in")
+        raise InvalidValue(msg, field="expires_in")
     task = find(tx, task_id)
     check_unresolved(task)
     people.check_not_excluded(tx, task, actor, "make a link to")

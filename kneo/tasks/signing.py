@@ -9,7 +9,7 @@ from datetime import timedelta
 from kneo import registry
 from kneo.clock import isoformat
 from kneo.digest import Digest
-from kneo.errors import Forbidden, Invalid, Untrusted
+from kneo.errors import Forbidden, InvalidValue, Untrusted
 from kneo.state.people import same_person
 from kneo.state.task import SIGNED_BY_REVIEWER, Decision, HumanTask, Vote
 from kneo.store.engine import Tx
@@ -68,7 +68,7 @@ def write_statement(tx: Tx, task: HumanTask, decision: Decision, lasts: timedelt
     """
     if not timedelta(0) < lasts <= LASTS_AT_MOST:
         msg = f"A signed answer lasts for up to {LASTS_AT_MOST.total_seconds() / 3600:.0f} hours."
-        raise Invalid(msg, field="expires_in")
+        raise InvalidValue(msg, field="expires_in")
     statement = build_answer(_said(tx, task, decision), issued_at=tx.now, expires=tx.now + lasts)
     return ToSign(statement=statement, answered=spoken(answered(decision)))
 

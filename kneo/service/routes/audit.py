@@ -31,7 +31,7 @@ def list_audit_events(
     run_id: Annotated[str | None, Query(max_length=200)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     offset: Annotated[int, Query(ge=0, le=10_000)] = 0,
-    sort_by: Annotated[str, Query(max_length=200)] = "created_at",
+    sort_by: Literal["created_at", "occurred_at", "seq", "id"] = "created_at",
     sort_order: Literal["asc", "desc"] = "desc",
 ) -> Json:
     """List audit events, newest first, each with its place in the chain."""

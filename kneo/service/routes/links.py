@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from kneo.errors import Invalid, KneoError, NotFound
+from kneo.errors import Invalid, InvalidValue, KneoError, NotFound
 from kneo.runtime.prospect import as_it_stands
 from kneo.service import answers, task_links
 from kneo.service.auth import Principal, Require, require
@@ -217,7 +217,7 @@ def _answer(fields: dict[str, object], limit: int) -> Answer:
         raise NotAllowed(msg, code="human_input_invalid", field=field) from error
     if len(said.content or "") > limit:
         msg = f"The text is {len(said.content or '')} characters long; at most {limit} are accepted."
-        raise Invalid(msg, code="input_too_large", field="content", limit=limit)
+        raise InvalidValue(msg, code="input_too_large", field="content", limit=limit)
     return Answer(
         request_id=said.request_id,
         decision=said.decision,

@@ -26,7 +26,7 @@ def list_skills(
     _principal: Annotated[Principal, Depends(require("specs:read"))],
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     offset: Annotated[int, Query(ge=0, le=10_000)] = 0,
-    sort_by: Annotated[str, Query(max_length=60)] = "name",
+    sort_by: Literal["name"] = "name",
     sort_order: Literal["asc", "desc"] = "asc",
 ) -> Json:
     """List the skills that served bundles declare, and which of their agents have each."""

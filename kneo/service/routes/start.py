@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from kneo.clock import parse_duration
 from kneo.digest import digest_of_json
-from kneo.errors import Invalid, Usage
+from kneo.errors import Invalid, InvalidValue, Usage
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.recover import ForkOrder, continue_run, fork
 from kneo.runtime.start import RunOrder
@@ -175,7 +175,7 @@ def _check_sizes(body: RunCreate, service: Service) -> None:
     ):
         if size > limit:
             msg = f"{name} is {size} long; at most {limit} is accepted."
-            raise Invalid(msg, code="input_too_large", field=name, limit=limit)
+            raise InvalidValue(msg, code="input_too_large", field=name, limit=limit)
 
 
 @router.post("/runs/{run_id}/continue", operation_id="continue_run", responses=STARTED)
@@ -219,13 +219,13 @@ async def fork_run(
     limit = service.settings.limits.input_chars
     if len(body.input or "") > limit:
         msg = f"input is {len(body.input or '')} long; at most {limit} is accepted."
-        raise Invalid(msg, code="input_too_large", field="input", limit=limit)
+        raise InvalidValue(msg, code="input_too_large", field="input", limit=limit)
     if body.answers:
         require("human:write").check(principal)
     written = len(json.dumps(body.answers, default=str))
     if written > limit:
         msg = f"answers are {written} long; at most {limit} is accepted."
-        raise Invalid(msg, code="input_too_large", field="answers", limit=limit)
+        raise InvalidValue(msg, code="input_too_large", field="answers", limit=limit)
     order = ForkOrder(
         run_id=run_id,
         step=body.step,

@@ -271,7 +271,7 @@ def test_pages_of_runs_go_on_in_an_order_in_which_none_moves(bench: Bench):
     assert all(run["status"] == "paused" and run["pending_human_request"]["prompt"] for run in first["runs"])
     second = bench.get("/runs", sort_by="created_at", limit=2, after=first["next_after"])
     assert second["runs"][0]["run_id"] == made[0]
-    assert bench.get("/runs", sort_by="updated_at", after=made[0], expect=400)["field"] == "after"
+    assert bench.get("/runs", sort_by="updated_at", after=made[0], expect=422)["field"] == "after"
 
 
 def test_checkpoints_are_paged_and_filtered(bench: Bench) -> None:
@@ -344,3 +344,56 @@ def test_credentials_are_maps_that_never_hold_a_value(bench: Bench) -> None:
 def test_skills_are_a_page_of_what_bundles_declare(bench: Bench) -> None:
     page = bench.get("/skills", role="viewer")
     assert (page["skills"], page["total"], page["window"], page["sort_by"]) == ([], 0, 10_000, "name")
+
+
+# ---- values that are read and not accepted -----------------------------------------------------------------------------
+
+REFUSED_VALUES = (
+    ("GET", "/runs?sort_by=nope", None),
+    ("GET", "/runs?sort_order=up", None),
+    ("GET", "/runs?status=nope", None),
+    ("GET", "/runs?limit=0", None),
+    ("GET", "/runs?limit=1001", None),
+    ("GET", "/runs?offset=-1", None),
+    ("GET", "/runs?created_after=soon", None),
+    ("GET", f"/runs?q={'x' * 201}", None),
+    ("GET", "/runs/{run}/trace?sort_by=nope", None),
+    ("GET", "/runs/{run}/checkpoints?sort_by=nope", None),
+    ("GET", "/audit-events?sort_by=nope", None),
+    ("GET", "/skills?sort_by=nope", None),
+    ("GET", "/human-tasks?sort_by=nope", None),
+    ("GET", "/human-tasks?status=nope", None),
+    ("GET", "/human-tasks/stats?since=1000d", None),
+    ("GET", "/human-tasks/stats?since=soon", None),
+    ("GET", "/promotions?phase=nope", None),
+    ("POST", "/runs?wait=11m", {"input": "x"}),
+    ("POST", "/runs", {"input": "x" * 501, "spec": spec_of(DRAFT)}),
+    ("POST", "/runs", {"input": "x", "spec": spec_of(DRAFT), "metadata": {"x": "y" * 3_000}}),
+    ("POST", "/runs/{run}/fork", {"checkpoint": 1, "input": "x" * 501}),
+    ("POST", "/human-tasks/{task}/resume", {"request_id": "{request}", "decision": "approved", "content": "x" * 101}),
+    ("POST", "/human-tasks/{task}/resume", {"request_id": "{request}", "decision": "nope"}),
+    ("POST", "/human-tasks/{task}/snooze", {"until": "2001-01-01T00:00:00Z"}),
+    ("POST", "/human-tasks/{task}/snooze", {"until": "soon"}),
+    ("POST", "/human-tasks/{task}/links", {"expires_in": "999d"}),
+    ("POST", "/human-tasks/{task}/comments", {"text": "x" * 20_001}),
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"), REFUSED_VALUES, ids=[f"{row[0]} {row[1][:40]}" for row in REFUSED_VALUES]
+)
+def test_a_value_that_is_not_accepted_is_422(
+    bench: Bench, method: str, path: str, body: dict[str, object] | None
+) -> None:
+    run = bench.paused()
+    path = path.format(run=run["run_id"], task=run["continuation_id"])
+    if body and body.get("request_id"):
+        body = {**body, "request_id": run["metadata"]["pending_human_request"]["request_id"]}
+    refused = bench.ask(method, path, body)
+    assert refused.status_code == 422, refused.text
+
+
+def test_a_run_that_is_not_there_names_no_command(bench: Bench) -> None:
+    missing = bench.get("/runs/run_nope", expect=404)
+    assert (missing["error"], missing["message"]) == ("not_found", "There is no run run_nope.")
+    assert "kneo" not in str(missing)

@@ -147,7 +147,7 @@ def test_bodies_are_bounded_when_streamed_too(client: httpx.Client) -> None:
 
 def test_an_input_that_is_too_long_is_refused(client: httpx.Client) -> None:
     answer = client.post("/v1/runs", json={"input": "x" * 501, "spec": announcement()}, headers=bearer("operator"))
-    assert answer.status_code == 400
+    assert answer.status_code == 422
     assert answer.json()["field"] == "input"
 
 
@@ -158,7 +158,8 @@ def test_published_clients_hear_their_own_words(client: httpx.Client) -> None:
     assert [run["status"] for run in listed] == ["blocked"]
     for word in ("paused", "blocked"):
         assert client.get(f"/v1/runs?status={word}", headers=bearer("viewer")).json()["total"] == 1
-    assert client.get("/v1/runs?status=nonsense", headers=bearer("viewer")).json()["runs"] == []
+    refused = client.get("/v1/runs?status=nonsense", headers=bearer("viewer"))
+    assert (refused.status_code, refused.json()["error"]) == (422, "validation_error")
 
 
 def test_a_run_goes_through_a_person(client: httpx.Client, tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_a_run_goes_through_a_person(client: httpx.Client, tmp_path: Path) -> No
         ({"decision": "selected"}, 422, "decision_not_allowed"),
         ({"decision": "approve"}, 422, "validation_error"),
         ({"surprise": 1}, 422, "validation_error"),
-        ({"content": "x" * 101}, 400, "input_too_large"),
+        ({"content": "x" * 101}, 422, "input_too_large"),
     ],
 )
 def test_an_answer_that_does_not_fit_changes_nothing(

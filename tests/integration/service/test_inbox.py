@@ -76,7 +76,7 @@ def test_what_somebody_has_taken_others_leave_alone(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("verb", "body", "status"),
-    [("assign", {}, 422), ("snooze", {"until": "soon"}, 400), ("comments", {"text": " "}, 400), ("claim", None, 403)],
+    [("assign", {}, 422), ("snooze", {"until": "soon"}, 422), ("comments", {"text": " "}, 422), ("claim", None, 403)],
 )
 def test_what_makes_no_sense_changes_nothing(bench: Bench, verb: str, body: object, status: int) -> None:
     run = paused(bench)
@@ -106,7 +106,7 @@ def test_the_list_filters_and_pages(bench: Bench) -> None:
     assert bench.get("/human-tasks", workflow_name=name, q="no. 1")["total"] == 1
     assert bench.get("/human-tasks", workflow_name=name, status="pending", candidate="me")["total"] == 3
     assert bench.get("/human-tasks", workflow_name=name, status="escalated")["total"] == 0
-    assert bench.get("/human-tasks", status="waiting", expect=400)["error"] == "validation_error"
+    assert bench.get("/human-tasks", status="waiting", expect=422)["error"] == "validation_error"
 
 
 def test_many_are_answered_at_once_each_for_itself(bench: Bench) -> None:
@@ -256,8 +256,8 @@ def test_figures_about_reviewing_are_told_and_drawn(
     assert (gate["gate"], gate["by_people"]) == ("approve.step", 3)
     assert gate["decisions"] == {"approved": 1, "edited": 1, "rejected": 1}
     assert gate["edit_distance"] == 1.0
-    assert bench.get("/human-tasks/stats", since="soon", expect=400)["error"] == "invalid_request"
-    bench.get("/human-tasks/stats", since="400d", expect=400)
+    assert bench.get("/human-tasks/stats", since="soon", expect=422)["error"] == "validation_error"
+    bench.get("/human-tasks/stats", since="400d", expect=422)
     monkeypatch.setenv("KNEO_SERV_API_KEY", "viewer-key")
     words = ["human", "stats", "--since", "1h", "--workflow", name, "--service-url", bench.url]
     assert kneo([*words, "--json"]) == 0

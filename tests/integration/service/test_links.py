@@ -130,7 +130,7 @@ def test_a_refused_answer_does_not_use_it_up(bench: Bench, browser: httpx.Client
     sent = form(browser.get(path).text)
     for said in ({"decision": "edited"}, {"decision": "nonsense"}, {}, {"decision": "approved", "surplus": "1"}):
         assert 400 <= browser.post(path, data=sent | said).status_code < 500
-    assert browser.post(path, data=sent | {"decision": "edited", "content": "x" * 101}).status_code == 400
+    assert browser.post(path, data=sent | {"decision": "edited", "content": "x" * 101}).status_code == 422
     assert browser.post(path, content=b"\xff=\xfe").status_code == 400
     assert rows(bench) == before
     assert browser.post(path, data=sent | {"decision": "edited", "content": "better"}).status_code == 200
@@ -216,7 +216,7 @@ def test_only_who_delivers_links_may_make_them_for_others(bench: Bench) -> None:
     link_to(bench, run, role="viewer", expect=403)
     link_to(bench, {"continuation_id": "cont_none"}, expect=404)
     for lasts in ("0s", "31d", "-1h", "soon"):
-        link_to(bench, run, expires_in=lasts, expect=400)
+        link_to(bench, run, expires_in=lasts, expect=422)
 
 
 def test_the_address_of_a_link_is_the_one_that_was_configured(bench: Bench, tmp_path: Path) -> None:

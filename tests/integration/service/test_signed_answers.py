@@ -211,7 +211,7 @@ def test_what_to_sign_is_refused_where_the_answer_would_be(bench: Bench, waiting
     assert bench.get(f"/human-tasks/{task_of(waiting)}") == before
     bench.post(path, body, role="viewer", expect=403)
     assert bench.post(path, body | {"request_id": "r"}, role="reviewer", expect=409)["error"] == "request_mismatch"
-    bench.post(path, body | {"expires_in": "25h"}, role="reviewer", expect=400)
+    bench.post(path, body | {"expires_in": "25h"}, role="reviewer", expect=422)
     bench.post(path, body | {"surplus": 1}, role="reviewer", expect=422)
     bench.post("/human-tasks/cont_none/statement", body, role="reviewer", expect=404)
 

@@ -9,8 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cli.client import ServiceBackend
+from cli.main import run
 from kneo.api.runs import cancel_run, list_runs
-from kneo.errors import Conflict, Forbidden, Invalid, Transient, Untrusted
+from kneo.errors import Conflict, Forbidden, Invalid, Transient, Unauthorized, Untrusted
 from kneo.settings import Http, from_env
 
 EVENTS = (
@@ -176,3 +177,27 @@ def test_a_service_without_streams_is_asked_again_and_again(service, client):
 def test_following_stops_at_a_pause_when_asked_to(service, client):
     service.streams = ['event: status\ndata: {"status": "paused"}\n\nevent: end\ndata: {}\n\n']
     assert [event["type"] for event in client.follow("run_1", until_pause=True)] == ["status"]
+
+
+def test_a_refused_key_is_told_in_the_words_of_the_command(service: Service, client: ServiceBackend) -> None:
+    body = {
+        "error": "unauthorized",
+        "message": "A valid API key is required.",
+        "hint": "Send Authorization: Bearer KEY.",
+    }
+    service.answers = [(401, body, {})]
+    with pytest.raises(Unauthorized) as refused:
+        client.environments()
+    hint = str(refused.value.hint)
+    assert "KNEO_SERV_API_KEY" in hint
+    assert "--profile" in hint
+    assert "Authorization" not in hint
+
+
+def test_a_run_that_is_not_there_is_told_with_the_command_that_lists_them(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = {"error": "not_found", "message": "There is no run run_1.", "run_id": "run_1"}
+    service.answers = [(404, body, {})]
+    assert run(["runs", "get", "run_1", "--service-url", service.url]) == 4
+    assert "kneo runs list" in capsys.readouterr().err
