@@ -72,7 +72,7 @@ def plan(
         msg = f"{candidate.revision} declares no environment {env!r}."
         raise NotFound(msg, code="environment_not_found")
     for item in environments(answer):
-        if item.get("removed"):
+        if item.get("removed") or item.get("retired"):
             item["open_tasks"] = open_tasks(settings, str(item["name"]), service_url, profile)
     if markdown:
         typer.echo("\n".join(as_markdown(answer)))

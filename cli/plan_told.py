@@ -12,6 +12,8 @@ from cli.open_tasks import said_of
 MARKER = "<!-- kneo-plan -->"
 """First line of the comment on a pull request, by which the check finds its own comment again."""
 
+ENDS = "The environment is retired: its releases end and no run starts there."
+
 SHOWN_LINES = 40
 """Most lines of one changed text that are shown."""
 
@@ -115,6 +117,8 @@ def _environment_text(item: Json) -> Iterator[str]:
     if item.get("removed"):
         yield f"  {render.CAREFUL} {said_of(item)}"
         return
+    if item.get("retired"):
+        yield f"  {render.CAREFUL} {ENDS} {said_of(item)}"
     if not item["actions"]:
         yield f"  {render.OPEN} no releases change"
     for loosened, said in _policy_lines(item):
@@ -194,6 +198,8 @@ def _environment_markdown(item: Json) -> Iterator[str]:
     if item.get("removed"):
         yield f"- ⏳ {_escaped(said_of(item))}"
         return
+    if item.get("retired"):
+        yield f"{_escaped(f'{ENDS} {said_of(item)}')}\n"
     if not item["actions"] and not _bad(item):
         yield "No releases change.\n"
     yield from (f"- {'⚠' if loosened else '✓'} {_escaped(said)}" for loosened, said in _policy_lines(item))

@@ -109,10 +109,6 @@ class Past:
         for name, environment in declared.environments.items():
             if isinstance(environment, Environment):
                 self._environment(name, environment, commit, declared, replace(trust, before=None))
-        # A file that is gone, of an environment in which nothing is served, is the end of it.
-        for name in self.records.keys() - declared.environments.keys():
-            if not self.served.get(name):
-                del self.records[name]
 
     def _world(self) -> World:
         observed = Observed((), {}, {}, history_of(()), self.roots)

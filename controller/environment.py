@@ -197,6 +197,7 @@ class EnvironmentPass:
                 waiting=[(action, verdict) for action, verdict in judged if isinstance(verdict, Waits)],
                 changed=len(allowed),
                 drift=drift,
+                questions=registry.open_tasks(tx, case.name) if case.environment.spec.retired else None,
             )
         )
         news = write_report(tx, case.name, found, revision=case.revision)

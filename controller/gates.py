@@ -155,13 +155,16 @@ def no_mass_prune(action: Action, plan: Plan, rules: Rules, evidence: Evidence) 
     retired = [other.current for other in plan.actions if isinstance(other, Retire)]
     served = len(evidence.served.get(plan.environment, {}))
     limit = rules.environment.spec.prune.max_percent
-    if len(retired) * 100 <= limit * served:
+    ends = rules.environment.spec.retired
+    if len(retired) * 100 <= limit * served and not ends:
         return Allowed()
     about = about_prune(plan.environment, plan.revision, ((item.bundle, item.digest) for item in retired))
     rule = rules.environment.spec.approvals or Approvals()
     # Whatever the rule says about promotions, an emptied environment waits for somebody.
     rule = rule.model_copy(update={"required": max(1, rule.required)})
     message = f"{len(retired)} of {served} releases would disappear at once; more than {limit} % needs an approval."
+    if ends:
+        message = f"{plan.environment} is retired: removing its {served} releases needs an approval."
     verdict = count_approvals(about.digest, about.name, rule, rules, evidence, "this removal", about=about)
     if isinstance(verdict, Waits):
         return replace(verdict, gate="prune", reason="MassPruneBlocked", message=message)

@@ -69,6 +69,16 @@ def served_by(items: Iterable[Release]) -> Served:
     return found
 
 
+def is_retired(record: EnvironmentRecord | None, everywhere: Served) -> bool:
+    """Say whether an environment has ended: the file in force says so, and nothing is served there any more."""
+    if record is None or everywhere.get(record.name):
+        return False
+    try:
+        return parse_environment(record.declaration, file=f"environments/{record.name}.yaml").spec.retired
+    except KneoError:
+        return False
+
+
 def rules_before(
     record: EnvironmentRecord | None, environment: Environment, revision: str
 ) -> Environment | Problem | None:

@@ -16,7 +16,7 @@ from controller.differences import policy_difference, trust_difference, window_s
 from controller.gates import Allowed, Evidence, Verdict, Waits
 from controller.judge import judge, rules_of
 from controller.load import Declared, Problem, find_bundle, in_order, load, removed
-from controller.observe import Believed, Observed, evidence, observe, rules_before
+from controller.observe import Believed, Observed, evidence, is_retired, observe, rules_before
 from controller.plan import Action, Retire, kind_of, make_plan, name_of
 from controller.report import also_closed
 from controller.source.commit import Commit
@@ -101,7 +101,11 @@ def tell(snapshot: SourceSnapshot, world: World, believing: Believing, only: str
         name: _environment(name, snapshot, declared, trust, world, believing, served)
         for name in in_order(declared.environments)
     }
-    gone = [name for name in sorted(set(world.observed.names) - set(declared.environments)) if only in {None, name}]
+    gone = [
+        name
+        for name in sorted(set(world.observed.names) - set(declared.environments))
+        if only in {None, name} and not is_retired(world.observed.records.get(name), world.observed.served)
+    ]
     return said | {
         "environments": [
             *(told[name] for name in sorted(told) if only in {None, name}),
@@ -185,6 +189,8 @@ def _environment(
         "rules": {"changed": before is not None, "easier": list(easier)},
         "policy": policy_difference(before, environment) if before else [],
         "windows": window_state(environment, world.now),
+        "retired": environment.spec.retired,
+        "open_tasks": open_.as_json() if environment.spec.retired and (open_ := world.open_in(name)) else None,
         "new": name not in world.observed.records,
         "added_gates": [_added(gate, verified) for gate in environment.gates],
     }

@@ -15,8 +15,8 @@ from controller.follow import UNREACHABLE, Follower
 from controller.gates import Dated
 from controller.ledger import Ledger
 from controller.load import Declared, Loader, Problem, in_order, removed
-from controller.observe import Observed, Served, observe
-from controller.outcome import Outcome, Stalled
+from controller.observe import Observed, Served, is_retired, observe
+from controller.outcome import Done, Outcome, Stalled
 from controller.preview import Believing, preview
 from controller.replay import Calendar
 from controller.report import report_problem
@@ -243,6 +243,9 @@ class Reconciler:
             else:
                 outcomes[name] = self.environments.run(environment, situation)
         for name in sorted(set(situation.observed.names) - set(declared.environments)):
+            if is_retired(situation.observed.records.get(name), situation.observed.served):
+                outcomes[name] = Done(0)
+                continue
             with self.store.read() as tx:
                 problem = removed(name, declared.revision, registry.open_tasks(tx, name))
             outcomes[name] = self.environments.refuse(name, problem, situation)

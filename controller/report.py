@@ -56,6 +56,8 @@ class Findings:
     waiting: Sequence[tuple[Action, Waits]] = ()
     changed: int = 0
     drift: Sequence[Drift] = ()
+    questions: object = None
+    """The questions that are open in a retired environment, in words."""
 
 
 def report_problem(problem: Problem, revision: str, *, trusted: bool) -> Report:
@@ -112,6 +114,8 @@ def _conditions(found: Findings, outcome: Outcome) -> list[Condition]:
     fine = isinstance(outcome, Done)
     reason = "Serving" if isinstance(outcome, Done) else outcome.reason
     message = f"{served} of {served} releases are served." if isinstance(outcome, Done) else outcome.message
+    if fine and found.environment.spec.retired:
+        reason, message = "Retired", f"Retired; serves nothing, and its file may be removed. {found.questions}"
     rejected = found.rejected
     held = [verdict.message for _, verdict in found.waiting if verdict.reason == HELD]
     drift = found.drift

@@ -34,7 +34,7 @@ from kneo.registry.record import (
     report_pending,
     retire,
 )
-from kneo.registry.serve import Approved, declared, is_followed, resolve, trust_root
+from kneo.registry.serve import Approved, check_not_retired, declared, is_followed, resolve, trust_root
 from kneo.registry.status import EnvironmentStatus, find_status, status, statuses
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "accept_environment",
     "accept_roots",
     "change_policy",
+    "check_not_retired",
     "check_served",
     "decided_about",
     "declared",

@@ -78,6 +78,17 @@ def trust_root(tx: Tx, pin: Digest | None) -> TrustRoot:
     return verify_chain(first, [envelope for _, _, envelope in chain], tx.now)
 
 
+def check_not_retired(tx: Tx, environment: Environment) -> None:
+    """Refuse runs in an environment that has ended; until its releases are removed they still run.
+
+    Raises:
+        Forbidden: ``environment_retired``.
+    """
+    if environment.spec.retired and not releases.list_releases(tx, environment.name):
+        msg = f"{environment.name} is retired; no run starts there."
+        raise Forbidden(msg, code="environment_retired", hint="kneo status lists the environments.")
+
+
 def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None, hmac_key: str = "") -> Approved:
     """Find the release that a reference means in an environment, and prove it.
 
@@ -98,6 +109,7 @@ def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None, hma
         msg = "The registry is being rebuilt from Git; what it serves now may be an earlier release."
         raise Transient(msg, code="registry_rebuilding", hint="Try again; kneo source show says how far it is.")
     rules = declared(tx, environment)
+    check_not_retired(tx, rules)
     release = _serving(tx, reference, environment)
     verified = check_served(releases.bundle(tx, release.digest), release, rules, trust_root(tx, pin), hmac_key)
     promotion = releases.promotion(tx, release.promotion_id)

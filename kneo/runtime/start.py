@@ -268,7 +268,9 @@ class Starter:
             names = ", ".join(item.name for item in declared)
             msg = f"Git declares environments here, so a run must name one of them: {names}."
             raise Forbidden(msg, code="bundle_not_approved", approved=[])
-        if not registry.declared(tx, environment).spec.inline_specs:
+        rules = registry.declared(tx, environment)
+        registry.check_not_retired(tx, rules)
+        if not rules.spec.inline_specs:
             served = [f"{item.bundle}@{item.version}" for item in releases.list_releases(tx, environment)]
             msg = f"{environment} runs approved bundles only, no specs that a request brings along."
             hint = f"Approved there: {', '.join(served) or 'nothing'}."

@@ -126,6 +126,10 @@ class EnvironmentSpec(Camel):
     prune: Prune = Prune()
     atomic: bool = Field(default=False, description="All changes of this environment happen, or none.")
     suspend: bool = Field(default=False, description="Change nothing here; what runs keeps running.")
+    retired: bool = Field(
+        default=False,
+        description="The environment ends: what it still serves is removed with an approval, then no run starts here.",
+    )
     implementations: Named[DigestText] = Field(
         default_factory=dict, description="The SHA-256 that a Python module behind an implementation must have here."
     )
@@ -190,10 +194,12 @@ def parse_environment(
     if problems:
         raise InvalidDeclaration([locate(problem, [document]) for problem in problems])
     windows = tuple(rule.window(accepted=accepted) for rule in written.spec.windows)
+    # A retired environment names nothing, whatever its list of releases still says.
+    spec = written.spec.model_copy(update={"releases": ()}) if written.spec.retired else written.spec
     from kneo.spec.rules.added import resolved  # as below
 
     gates = resolved(written.spec.gates, written.spec.humans)
-    return Environment(written.metadata.name, written.spec, windows, gates, _policy_digest(document), file)
+    return Environment(written.metadata.name, spec, windows, gates, _policy_digest(document), file)
 
 
 def _policy_digest(document: Document) -> Digest:
