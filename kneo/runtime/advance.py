@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from kneo.clock import new_id
-from kneo.errors import Transient
+from kneo.errors import Conflict, Transient
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.session import LOOK_SECONDS, Session, SessionDeps
 from kneo.runtime.steps import Executor
@@ -20,6 +20,7 @@ from kneo.runtime.steps.threads import BoundedThreads, in_thread
 from kneo.store import runs
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits
+from kneo.store.locks import Lock
 
 log = logging.getLogger("kneo.runtime")
 
@@ -27,8 +28,23 @@ T = TypeVar("T")
 
 DEFAULT_LIMITS = CheckpointLimits()
 
+LOCK_SECONDS = 1.0
+"""How often a process that executes steps checks that it holds the lock that allows it."""
+
 THREADS = 8
 """Sessions that are advanced at the same time, beside those whose thread is in a function of a step."""
+
+
+class LockLost(Conflict):
+    """Another process took the lock of those that execute steps."""
+
+    default_code = "worker_running"
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(
+            f"This process lost the lock of those that execute steps while it executed {run_id}, and another one has it now.",
+            hint="The run is free: the other process goes on with it, or this program when it is started again.",
+        )
 
 
 class Driver:
@@ -128,11 +144,27 @@ class Driver:
                 if over is not None and not over.done():
                     over.set_result(None)
 
-    async def drive_alone(self, run_id: str) -> None:
-        """Drive one run and end what was kept for further ones."""
+    async def drive_alone(self, run_id: str, lock: Lock | None = None) -> None:
+        """Drive one run and end what was kept for further ones.
+
+        Args:
+            run_id: The run.
+            lock: Allows this process to execute steps. When it is lost it is taken again at once; where another process has it
+                by then, the steps under way are ended and the run is released.
+
+        Raises:
+            LockLost: another process took the lock.
+            Transient, Elsewhere: as ``Session.advance``.
+        """
+        driving = asyncio.ensure_future(self.drive(run_id))
         try:
-            await self.drive(run_id)
+            while not (await asyncio.wait([driving], timeout=LOCK_SECONDS))[0]:
+                if lock is not None and not await in_thread(lock.renew):
+                    raise LockLost(run_id)
+            driving.result()
         finally:
+            if driving.cancel():
+                await asyncio.wait([driving])
             await self.close()
 
     def drain(self) -> None:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from kneo.errors import Conflict, Invalid
 from kneo.notify.channels import known_channels
-from kneo.runtime.advance import Driver
+from kneo.runtime.advance import Driver, LockLost
 from kneo.runtime.code import CodeLoader
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.steps import Executor
@@ -82,7 +82,9 @@ def _temporal_worker(settings: Settings, store: Store, driver: Driver, concurren
 
 
 def drive_or_wait(settings: Settings, store: Store, run_id: str, timeout_seconds: float) -> Settled:
-    """Drive a run to its next pause or end, or wait for whoever executes steps on this database to do it.
+    """Drive a run to its next pause or end, or wait for the process that executes steps on this database to do it.
+
+    Where another process takes the lock meanwhile, that one goes on with the run.
 
     Raises:
         NotFound: there is no such run.
@@ -91,7 +93,10 @@ def drive_or_wait(settings: Settings, store: Store, run_id: str, timeout_seconds
         if held:
             store.transact(runs.clear_owners)
             hide_settings()
-            asyncio.run(make_driver(settings, store).drive_alone(run_id))
+            try:
+                asyncio.run(make_driver(settings, store).drive_alone(run_id, held))
+            except LockLost as error:
+                log.warning("%s", error, extra={"run_id": run_id})
     return wait_until_settled(store, Settling(run_id), timeout_seconds)
 
 

@@ -81,13 +81,17 @@ class Host:
             return Starter(self.store, check_spec, pin=None).start(order)
 
     async def drive(self, run_id: str) -> Standing:
-        """Execute a run until it waits for people or has ended."""
+        """Execute a run until it waits for people or has ended.
+
+        Raises:
+            Conflict: ``worker_running``: another process executes steps here, or took over.
+        """
         await asyncio.to_thread(self.catch_up)
         driver = Driver(self.store, ProgramLoader(self.store), InProcess(self.work, self.began, self.store))
         place = seat(self.store)
-        await asyncio.to_thread(place.__enter__)
+        lock = await asyncio.to_thread(place.__enter__)
         try:
-            await driver.drive_alone(run_id)
+            await driver.drive_alone(run_id, lock)
         finally:
             await asyncio.to_thread(place.__exit__, None, None, None)
         await asyncio.to_thread(wait_until_settled, self.store, Settling(run_id), SETTLE_SECONDS)
