@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -68,6 +68,10 @@ class _Chosen:
         return {"environment_gates": [one.name for one in self.gates]} if self.gates else {}
 
 
+def nothing(_tx: Tx, _run: Run) -> None:
+    """Record nothing beside a run."""
+
+
 class Starter:
     """Starts runs on one database.
 
@@ -98,8 +102,12 @@ class Starter:
         self.pin = pin
         self.hmac_key = hmac_key
 
-    def start(self, order: RunOrder) -> Run:
+    def start(self, order: RunOrder, also: Callable[[Tx, Run], None] = nothing) -> Run:
         """Record a new run; a worker will find it.
+
+        Args:
+            order: What to run.
+            also: Done in the transaction that records the run.
 
         Raises:
             Forbidden, Untrusted, NotFound, Invalid, Usage: it may not run; audited as ``run.refused``, nothing ran.
@@ -108,16 +116,21 @@ class Starter:
         try:
             # Validating may take long; nobody who writes should wait for it.
             brought = self._check_brought(order)
-            return self._dispatch(order, brought)
+            return self._dispatch(order, brought, also)
         except (Transient, AlreadyExecuted):
             raise
         except KneoError as error:
             self._audit_refusal(order, error)
             raise
 
-    def _dispatch(self, order: RunOrder, brought: FrozenSpec | None) -> Run:
+    def _dispatch(self, order: RunOrder, brought: FrozenSpec | None, also: Callable[[Tx, Run], None]) -> Run:
+        def work(tx: Tx) -> Run:
+            run = self._start(tx, order, brought)
+            also(tx, run)
+            return run
+
         with span("kneo.queue.dispatch", kind="producer", kneo_environment=order.environment) as dispatching:
-            run = self.store.transact(lambda tx: self._start(tx, order, brought))
+            run = self.store.transact(work)
             dispatching.note(kneo_run__id=run.id, kneo_workflow=run.workflow_name)
         return run
 

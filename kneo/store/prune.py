@@ -66,14 +66,10 @@ def prune_runs(
     return _in_batches(store, batch, go_on)
 
 
-def prune_specs(store: Store, older_than: timedelta) -> int:
+def prune_specs(store: Store, older_than: timedelta, *, go_on: GoOn = always) -> int:
     """Delete frozen specs that no run refers to any more."""
-
-    def work(tx: Tx) -> int:
-        unused = ~exists().where(runs.c.spec_digest == specs.c.digest)
-        return tx.connection.execute(delete(specs).where(specs.c.created_at < _before(tx, older_than), unused)).rowcount
-
-    return store.transact(work)
+    unused = ~exists().where(runs.c.spec_digest == specs.c.digest)
+    return _prune(store, specs, older_than, specs.c.created_at, unused, go_on)
 
 
 def prune_checkpoints(store: Store, older_than: timedelta, *, go_on: GoOn = always) -> int:
@@ -119,10 +115,12 @@ def _prune(
     key = list(table.primary_key.columns)
 
     def batch(tx: Tx) -> int:
-        old = tx.connection.execute(select(*key).where(at < _before(tx, older_than), done).limit(BATCH)).all()
+        # Locked, and asked again when it is deleted: a run that begins meanwhile keeps what it needs.
+        found = select(*key).where(at < _before(tx, older_than), done).limit(BATCH).with_for_update(skip_locked=True)
+        old = tx.connection.execute(found).all()
         for row in old:
             matches = [column == value for column, value in zip(key, row, strict=True)]
-            tx.connection.execute(delete(table).where(*matches))
+            tx.connection.execute(delete(table).where(*matches, done))
         return len(old)
 
     return _in_batches(store, batch, go_on)

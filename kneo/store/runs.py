@@ -61,9 +61,16 @@ def _check_transition(before: RunStatus, after: RunStatus) -> None:
         raise IllegalTransition(msg, before=before.value, after=after.value)
 
 
+_KEEP_SPEC = Prepared(
+    select(specs.c.digest).where(specs.c.digest == bindparam("digest")).with_for_update(read=True, key_share=True)
+)
+
+
 def insert_spec(tx: Tx, digest: str, body: bytes) -> None:
-    """Keep a frozen spec; the same one is kept once."""
-    insert_ignoring_duplicates(tx, specs, digest=digest, body=body, created_at=tx.at)
+    """Keep a frozen spec; the same one is kept once, and not deleted before this transaction has ended."""
+    while not insert_ignoring_duplicates(tx, specs, digest=digest, body=body, created_at=tx.at):
+        if _KEEP_SPEC.first(tx, {"digest": digest}) is not None:
+            return
 
 
 _LOAD_SPEC = Prepared(select(specs.c.body).where(specs.c.digest == bindparam("digest")))

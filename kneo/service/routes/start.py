@@ -17,7 +17,7 @@ from kneo.digest import digest_of_json
 from kneo.errors import Invalid, InvalidValue, Usage
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.recover import ForkOrder, continue_run, fork
-from kneo.runtime.start import RunOrder
+from kneo.runtime.start import RunOrder, nothing
 from kneo.service import answers, wire
 from kneo.service.auth import Principal, require
 from kneo.service.bodies import AsNumber, Body, Flag, Name, SkillsChange, SpecRequest, overlay_of
@@ -27,6 +27,7 @@ from kneo.service.run_news import SYNC_SECONDS, begun
 from kneo.service.specs import SpecOrder, usable
 from kneo.state.run import Run, RunStatus
 from kneo.store import audit
+from kneo.store.engine import Tx
 
 router = Router(tags=["runs"])
 
@@ -112,14 +113,14 @@ async def run_spec(
 
 
 def _start_spec(body: RunCreate, service: Service, principal: Principal) -> Run:
-    run = _start(body, service, principal)
-    facts = body.order().origin() | {"target": body.target, "status": run.status}
-    with service.store.write() as tx:
+    def also(tx: Tx, run: Run) -> None:
+        facts = body.order().origin() | {"target": body.target, "status": run.status}
         audit.record(tx, "spec.run", actor=principal.name, run_id=run.id, environment=body.environment, metadata=facts)
-    return run
+
+    return _start(body, service, principal, also)
 
 
-def _start(body: RunCreate, service: Service, principal: Principal) -> Run:
+def _start(body: RunCreate, service: Service, principal: Principal, also: Callable[[Tx, Run], None] = nothing) -> Run:
     order = body.order()
     _check_sizes(body, service)
     origin = order.origin() | {"async_mode": body.async_mode, "session_id": body.session_id}
@@ -141,7 +142,8 @@ def _start(body: RunCreate, service: Service, principal: Principal) -> Run:
             metadata=body.metadata,
             origin=origin,
             asked=asked,
-        )
+        ),
+        also,
     )
 
 

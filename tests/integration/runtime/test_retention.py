@@ -10,8 +10,10 @@ from datetime import timedelta
 import pytest
 from builders import build_run
 from kneo_process import eventually
+from sqlalchemy import func, select
 
 from kneo.clock import ManualClock, SystemClock, isoformat
+from kneo.digest import digest_of
 from kneo.maintenance import RetentionManager, RetentionPolicy, make_retention
 from kneo.runtime import timers
 from kneo.runtime.assemble import background
@@ -22,6 +24,7 @@ from kneo.store import idempotency, prune, runs
 from kneo.store.engine import Store
 from kneo.store.idempotency import KeyedRequest, KeyOf
 from kneo.store.migrate import open_store
+from kneo.store.tables import specs
 
 
 def test_a_deadline_does_not_wait_for_retention(migrated_url: str) -> None:
@@ -113,3 +116,41 @@ def test_idempotency_keys_are_forgotten_after_some_days(
     assert retain().idempotency_records == 0
     clock.advance(timedelta(seconds=2))
     assert retain().idempotency_records == 1
+
+
+def specs_left(store: Store) -> int:
+    with store.read() as tx:
+        return tx.connection.execute(select(func.count()).select_from(specs)).scalar_one()
+
+
+def test_specs_are_deleted_in_batches_for_as_long_as_there_is_time(
+    store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune, "BATCH", 2)
+    digests = [digest_of(str(number).encode()) for number in range(7)]
+    with store.write() as tx:
+        for digest in digests:
+            runs.insert_spec(tx, digest, b"{}")
+        runs.insert_run(tx, build_run(spec_digest=digests[0]))
+    clock.advance(timedelta(days=10))
+    turns = iter([True, False])
+    assert prune.prune_specs(store, timedelta(days=5), go_on=lambda: next(turns)) == 2
+    assert specs_left(store) == 5
+    RetentionManager(store).prune(RetentionPolicy(runs_days=5))
+    assert specs_left(store) == 1
+    with store.read() as tx:
+        assert runs.load_spec(tx, digests[0]) == b"{}"
+
+
+def test_the_spec_of_a_run_that_begins_meanwhile_stays(store: Store, clock: ManualClock) -> None:
+    if store.is_sqlite:
+        pytest.skip("one transaction at a time writes")
+    digest = digest_of(b"a spec")
+    store.transact(lambda tx: runs.insert_spec(tx, digest, b"{}"))
+    clock.advance(timedelta(days=10))
+    with store.write() as tx:
+        runs.insert_spec(tx, digest, b"{}")
+        assert prune.prune_specs(store, timedelta(days=5)) == 0
+        runs.insert_run(tx, build_run(spec_digest=digest))
+    assert prune.prune_specs(store, timedelta(days=5)) == 0
+    assert specs_left(store) == 1

@@ -8,8 +8,11 @@ import httpx
 import pytest
 from service_bench import APPROVE, DRAFT, PUBLISH, Bench, spec_of
 
+from kneo.errors import Transient
 from kneo.service.app import ROUTERS
 from kneo.service.operations import Operations
+from kneo.store import audit
+from kneo.store.engine import Tx
 
 OPERATIONS = Operations(ROUTERS)
 
@@ -231,6 +234,22 @@ def test_running_a_spec_under_its_other_name_answers_202_when_asked_not_to_wait(
     listed = bench.get("/runs", session_id="talk-1")["runs"]
     assert [(item["run_id"], item["session_id"]) for item in listed] == [(run["run_id"], "talk-1")]
     assert bench.get("/audit-events", event_type="spec.run")["events"][0]["run_id"] == run["run_id"]
+
+
+def test_a_run_whose_audit_event_cannot_be_written_is_not_started(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = audit.record
+
+    def fail(tx: Tx, event_type: str, **facts: object) -> int:
+        if event_type == "spec.run":
+            raise Transient("The disk is full.")
+        return record(tx, event_type, **facts)
+
+    before = bench.get("/runs")["total"]
+    monkeypatch.setattr(audit, "record", fail)
+    bench.post("/specs/run", {"input": "hi", "spec": spec_of(DRAFT)}, role="operator", expect=503)
+    assert bench.get("/runs")["total"] == before
 
 
 def test_a_bundle_takes_nothing_that_would_change_it(bench: Bench) -> None:
