@@ -66,17 +66,17 @@ def verify(
 ) -> None:
     """Walk the whole log of the database beside us, and compare it with what you have kept; exit 3 when it was changed."""
     settings = from_env()
-    mine = find_service_key(settings)
-    public = [*_keys(keys or []), *([mine.public] if mine is not None else [])]
-    if notes and not public:
-        msg = "Whose signature should the checkpoint have?"
-        raise Usage(msg, hint="Give the service's public key with --key; kneo human receipt key writes it.")
-    kept = Kept(
-        heads=_heads(heads or []),
-        roots={note.size: note.root for note in (read_checkpoint(_note(path), *public) for path in notes or [])},
-    )
     store = find_store(settings)
     try:
+        mine = find_service_key(settings)
+        public = [*_keys(keys or []), *([mine.public] if mine is not None else [])]
+        if notes and not public:
+            msg = "Whose signature should the checkpoint have?"
+            raise Usage(msg, hint="Give the service's public key with --key; kneo human receipt key writes it.")
+        kept = Kept(
+            heads=_heads(heads or []),
+            roots={note.size: note.root for note in (read_checkpoint(_note(path), *public) for path in notes or [])},
+        )
         audit.seal(store)
         verdict = audit.verify(store, keys=public, kept=kept)
     finally:
