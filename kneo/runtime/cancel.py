@@ -28,7 +28,6 @@ def cancel_run(store: Store, run_id: str, *, actor: str) -> Run:
         error = RunError(type="cancelled", message=f"{actor} cancelled the run.")
         if runs.end(tx, run_id, RunStatus.CANCELLED, error, allowed=[RunStatus.RUNNING, RunStatus.PAUSED]):
             cancel_tasks(tx, run_id, reason="run_cancelled", actor=actor)
-            runs.add_trace(tx, run_id, "workflow_cancelled", error={"type": error.type, "message": error.message})
             audit.record(tx, "run.cancelled", actor=actor, run_id=run_id, environment=run.environment)
         after = runs.get(tx, run_id)
         assert after is not None

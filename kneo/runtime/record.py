@@ -34,7 +34,7 @@ from kneo.runtime.prompts import Message
 from kneo.runtime.questions import question
 from kneo.runtime.steps.base import StepContext, StepOutput
 from kneo.runtime.wait import Settled
-from kneo.state.run import Run, RunError, RunStatus, StepRecord
+from kneo.state.run import Run, RunError, RunStatus, StepRecord, ending
 from kneo.state.task import HumanTask, TaskStatus
 from kneo.store import audit, history, runs, tasks
 from kneo.store.engine import Tx
@@ -42,9 +42,6 @@ from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrac
 from kneo.tasks.closing import cancel_tasks, mark_applied
 from kneo.tasks.opening import open_task
 from kneo.tasks.reuse import reuse_answer, reuse_passed
-
-ENDINGS = {RunStatus.SUCCEEDED: "workflow_completed", RunStatus.CANCELLED: "workflow_cancelled"}
-"""The last trace event of a run; a run that a person rejected is cancelled, and any other ending is a failure."""
 
 PREVIEW_CHARS = 500
 """How much of an input or output a trace event shows."""
@@ -286,7 +283,7 @@ class _Change:
         succeeded = run.status is RunStatus.SUCCEEDED
         told = history.visited(tx, run.id) + tuple(s.step_id for s in self.history.steps if s.status == "completed")
         self.trace(
-            ENDINGS.get(run.status, "workflow_failed"),
+            ending(run.status),
             output_preview=preview(run.output_text),
             visited_steps=list(told),
             error=error,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 
 from kneo import registry
@@ -23,7 +23,7 @@ from kneo.spec.models.asked import AddedGate, GatedSpec, read_spec
 from kneo.spec.policy import check_policy
 from kneo.spec.project import ProjectConfig
 from kneo.spec.rules import check as check_rules
-from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunStatus
+from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunStatus, ending
 from kneo.store import audit, history, idempotency, releases, runs, sources
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
@@ -187,6 +187,10 @@ class Starter:
         begun = NewCheckpoint(type="run_started", step_id=None, state=record.snapshot(run, tx), metadata=facts)
         told = NewTrace(type="workflow_started", data={"input_preview": record.preview(order.input)})
         first = History(checkpoints=[begun], trace=[told])
+        if ended is not None:
+            error = asdict(ended.error) if ended.error else None
+            last = {"output_preview": record.preview(ended.output), "error": error}
+            first.trace.append(NewTrace(type=ending(ended.status), data=last))
         runs.insert_run(tx, history.counted(run, first))
         history.append(tx, run, first, CheckpointLimits())
         audit.record(

@@ -16,7 +16,7 @@ class PolicyFlags(Declared):
     enabled: bool = Field(default=True, description="false skips every check of this policy.")
     fail_on_warnings: bool = Field(default=False, description="Treat every warning as a violation.")
     blocked_diagnostic_codes: Many[str] = Field(default=(), description="Diagnostic codes that are violations here.")
-    require_human_review: bool = Field(default=False, description="At least one human step or gate must exist.")
+    require_human_review: bool = Field(default=False, description="A run must be able to come to a human step or gate.")
     require_tool_permissions: bool = Field(
         default=False, description="Every agent that selects tools must state permissions."
     )

@@ -12,7 +12,7 @@ from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.diagnostics import Diagnostic, Severity, error
 from kneo.spec.flags import PolicyFlags
 from kneo.spec.models import Spec
-from kneo.spec.rules.around import agent_asks_somebody, asks_somebody
+from kneo.spec.rules.asking import agent_asks_somebody, asks_somebody
 from kneo.spec.rules.permissions import is_unrestricted
 from kneo.spec.rules.view import SpecView
 
@@ -57,9 +57,7 @@ def _demands(view: SpecView, flags: PolicyFlags, target: str | None) -> Iterator
         message = "This environment wants a person to be asked, and a run with target agent asks nobody."
         hint = "Run the workflow, or write review.before at the tools of the root agent."
         yield error("E_ENV_POLICY_HUMAN_REVIEW", message, ("agent",), suggestion=hint)
-    elif flags.require_human_review and not (
-        (workflow and target == "agent") or (asks_somebody(view) if workflow else agent_asks_somebody(view))
-    ):
+    elif flags.require_human_review and not ((workflow and target == "agent") or asks_somebody(view)):
         message = "This environment wants a person to be asked, and no workflow asks one."
         hint = "Add a step of kind human, or a review at the step or tool that needs one."
         yield error("E_ENV_POLICY_HUMAN_REVIEW", message, ("workflow",), suggestion=hint)

@@ -52,6 +52,20 @@ NEXT: Mapping[RunStatus, frozenset[RunStatus]] = {
 """The legal transitions; the store refuses any other. A failed run has ended, and runs again when it is continued."""
 
 
+def ending(status: RunStatus) -> str:
+    """Return the type of the last trace event of a run that ended with a status.
+
+    A run that a person rejected is cancelled; a run that expired or timed out has failed.
+    """
+    match status:
+        case RunStatus.SUCCEEDED:
+            return "workflow_completed"
+        case RunStatus.CANCELLED:
+            return "workflow_cancelled"
+        case _:
+            return "workflow_failed"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReleaseRef:
     """Which approved release a run executes, copied into the run so that later promotions never change it."""

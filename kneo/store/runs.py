@@ -11,7 +11,7 @@ from sqlalchemy import Row, bindparam, insert, or_, select, update
 from kneo.clock import isoformat
 from kneo.errors import Conflict
 from kneo.records import replace
-from kneo.state.run import NEXT, STATE_VERSION, ReleaseRef, Run, RunError, RunStatus
+from kneo.state.run import NEXT, STATE_VERSION, ReleaseRef, Run, RunError, RunStatus, ending
 from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.history import (
     add_checkpoint,
@@ -281,7 +281,7 @@ def wake(tx: Tx, run_id: str) -> None:
 
 
 def end(tx: Tx, run_id: str, status: RunStatus, error: RunError, *, allowed: Iterable[RunStatus]) -> bool:
-    """End a run from outside its driver (cancel, deadline); the driver's next commit is refused.
+    """End a run from outside its driver (cancel, deadline) and its trace; the driver's next commit is refused.
 
     Raises:
         IllegalTransition: a run in one of the ``allowed`` statuses never ends like that.
@@ -301,8 +301,11 @@ def end(tx: Tx, run_id: str, status: RunStatus, error: RunError, *, allowed: Ite
             completed_at=tx.at,
         )
     )
+    ended = done.rowcount == 1
+    if ended:
+        add_trace(tx, run_id, ending(status), error=asdict(error))
     tx.tell(run_id)
-    return done.rowcount == 1
+    return ended
 
 
 def revive(tx: Tx, run: Run, *, state: Mapping[str, object], state_version: int) -> bool:

@@ -11,7 +11,6 @@ from kneo.spec.models.asked import AddedGate, GatedSpec, Match
 from kneo.spec.models.tools import Capability
 from kneo.spec.rules.exposure import granted, helpers
 from kneo.spec.rules.permissions import callable_tools
-from kneo.spec.rules.places import gates_of
 from kneo.spec.rules.view import SpecView, StepAt
 
 
@@ -114,38 +113,6 @@ def gates_around_agent(view: SpecView) -> tuple[AddedGate, ...]:
         for one in gates
         if not one.match.workflows and _kind_fits(one.match, "agent", doing) and _fits(one.match, name, doing)
     )
-
-
-def asks_somebody(view: SpecView) -> bool:
-    """Tell whether any workflow has a question to a person: a human step or a gate, of any family, at any depth."""
-    if any(at.step.enabled and at.step.kind == "human" for at in view.steps):
-        return True
-    if any(gate.step is None or gate.step.step.enabled for gate in gates_of(view)):
-        return True
-    around = gates_around(view)
-    return any(at.step.enabled and id(at.step) in around for at in view.steps)
-
-
-def agent_asks_somebody(view: SpecView) -> bool:
-    """Tell whether a run of the root agent alone asks a person: around it, at its tools, in the workflow that it is."""
-    if gates_around_agent(view):
-        return True
-    around = gates_around(view)
-    inside, ahead = set[str](), [view.spec.agent.as_agent]
-    while ahead:
-        name = ahead.pop()
-        if name is None or name in inside:
-            continue
-        inside.add(name)
-        for at in view.steps:
-            if at.workflow.name != name or not at.step.enabled:
-                continue
-            if at.step.kind == "human" or at.step.review is not None or id(at.step) in around:
-                return True
-            if at.step.kind == "workflow":
-                ahead.append(at.step.ref)
-    reached = _Reach(view).agent(view.spec.agent.name).tools
-    return any(gate.tool in reached for gate in gates_of(view) if gate.tool is not None)
 
 
 def places_around(view: SpecView, name: str) -> list[str]:

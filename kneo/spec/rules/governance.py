@@ -8,7 +8,7 @@ from kneo.spec.diagnostics import Diagnostic, warning
 from kneo.spec.document import Path
 from kneo.spec.models import ToolPermissions
 from kneo.spec.models.tools import Capability
-from kneo.spec.rules.around import asks_somebody
+from kneo.spec.rules.asking import asks_somebody
 from kneo.spec.rules.imports import unsafe_imports
 from kneo.spec.rules.permissions import allows, callable_tools, permissions_of
 from kneo.spec.rules.view import AgentAt, SpecView

@@ -47,6 +47,15 @@ def _graph(view: SpecView, at: WorkflowAt, graph: GraphWorkflow) -> Iterator[Dia
 
 
 def _unreachable(at: WorkflowAt, graph: GraphWorkflow) -> Iterator[Diagnostic]:
+    reached = reached_nodes(graph)
+    for name, node in graph.nodes.items():
+        if node.enabled and name not in reached:
+            message = f"No way leads from {graph.start} to {name}; it never runs."
+            yield warning("W_GRAPH_NODE_UNREACHABLE", message, (*at.path, "nodes", name))
+
+
+def reached_nodes(graph: GraphWorkflow) -> frozenset[str]:
+    """Return the enabled nodes to which edges and fallbacks lead from the start."""
     ways: dict[str, list[str]] = {name: [] for name, node in graph.nodes.items() if node.enabled}
     for edge in graph.edges:
         if edge.source in ways and edge.target in ways:
@@ -55,17 +64,14 @@ def _unreachable(at: WorkflowAt, graph: GraphWorkflow) -> Iterator[Diagnostic]:
         fallback = graph.nodes[name].fallback_ref
         if fallback in ways:
             targets.append(fallback)
-    seen = {graph.start}
-    ahead = [graph.start]
+    seen = {graph.start} & ways.keys()
+    ahead = list(seen)
     while ahead:
         for target in ways[ahead.pop()]:
             if target not in seen:
                 seen.add(target)
                 ahead.append(target)
-    for name in ways:
-        if name not in seen:
-            message = f"No way leads from {graph.start} to {name}; it never runs."
-            yield warning("W_GRAPH_NODE_UNREACHABLE", message, (*at.path, "nodes", name))
+    return frozenset(seen)
 
 
 def _handoff(view: SpecView, at: WorkflowAt, handoff: HandoffWorkflow) -> Iterator[Diagnostic]:

@@ -15,6 +15,7 @@ from kneo.runtime.cancel import cancel_run
 from kneo.runtime.timers import tick
 from kneo.state.run import Run, RunStatus
 from kneo.state.task import TaskStatus
+from kneo.store import history
 from kneo.store.engine import Store
 from kneo.tasks.inbox import find
 
@@ -96,6 +97,19 @@ def test_what_was_answered_in_time_is_not_undone_by_the_deadline(engine: Engine,
     clock.advance(timedelta(seconds=61))
     tick(engine.store)
     assert engine.drive(run).output_text == "in>a>published"
+
+
+def test_the_trace_of_a_run_that_time_ended_says_how_it_ended(engine: Engine, clock: ManualClock) -> None:
+    silent = waiting(engine)
+    late = engine.drive(engine.start([HUMAN, step("publish")], timeout_seconds=30))
+    clock.advance(timedelta(seconds=61))
+    tick(engine.store)
+    with engine.store.read() as tx:
+        ends = {run.id: history.list_trace(tx, run.id)[-1] for run in (silent, late)}
+    assert {run: (last.type, last.data["error"]["type"]) for run, last in ends.items()} == {
+        silent.id: ("workflow_failed", "human_task_expired"),
+        late.id: ("workflow_failed", "run_timed_out"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from kneo.spec.diagnostics import error, warning
@@ -13,6 +15,7 @@ BARE = {"agent": {"name": "root"}}
 TOOLED = {"agent": {"name": "root", "tools": {"include": ["t"]}}, "tools": TOOL}
 HUMAN = {"components": {"humans": {"boss": {"description": "May I?"}}}}
 ASK = {"id": "ask", "kind": "human", "ref": "boss"}
+AGENT = {"id": "a", "kind": "agent", "ref": "root"}
 
 
 def violations(spec: dict, **flags: object) -> list[tuple[str, str | None]]:
@@ -163,7 +166,7 @@ def test_the_report_on_a_wrong_shape() -> None:
 
 
 def test_a_person_has_to_be_asked_in_what_is_run() -> None:
-    asks = {**BARE, **HUMAN, "workflow": [ASK, {"id": "a", "kind": "agent", "ref": "root"}]}
+    asks = {**BARE, **HUMAN, "workflow": [ASK, AGENT]}
     assert violations(asks, require_human_review=True) == []
     assert violations({**asks, "targets": ["workflow", "agent"]}, require_human_review=True) == [
         ("E_ENV_POLICY_HUMAN_REVIEW", "agent")
@@ -176,5 +179,30 @@ def test_a_person_has_to_be_asked_in_what_is_run() -> None:
     assert check_policy(guarded, (), flags, target="agent") == ()
     unused = {**BARE, **HUMAN, "components": {**HUMAN["components"], "workflows": {"other": [ASK]}}}
     assert violations(unused, require_human_review=True) == [("E_ENV_POLICY_HUMAN_REVIEW", "workflow")]
+    runs_it = {**unused, "workflow": [{"id": "w", "kind": "workflow", "ref": "other"}]}
+    assert violations(runs_it, require_human_review=True) == []
     as_agent = {**unused, "agent": {"name": "root", "as_agent": "other"}}
     assert violations(as_agent, require_human_review=True) == []
+
+
+NEVER_ASKED: dict[str, dict[str, Any]] = {
+    "in a workflow that nothing runs": {"components": {"workflows": {"unused": [ASK]}}},
+    "in a group that is disabled": {"workflow": [{"id": "g", "kind": "steps", "enabled": False, "steps": [ASK]}]},
+    "at a node that no edge leads to": {
+        "workflow": {"type": "graph", "start": "a", "nodes": {"a": AGENT, "q": ASK}, "edges": []}
+    },
+    "at a tool that no agent of the workflow has": {"tools": {"t": {**TOOL["t"], "review": {"before": True}}}},
+    "on a condition that never holds": {
+        "workflow": [{"id": "a", "kind": "agent", "ref": "root", "review": {"before": {"when": {"type": "never"}}}}]
+    },
+    "by a chance of nothing": {
+        "workflow": [{"id": "a", "kind": "agent", "ref": "root", "review": {"before": {"sample": 0}}}]
+    },
+}
+
+
+@pytest.mark.parametrize("part", NEVER_ASKED.values(), ids=NEVER_ASKED)
+def test_a_question_that_no_run_can_ask_counts_for_nothing(part: dict[str, Any]) -> None:
+    spec = {**BARE, "workflow": [AGENT], **part}
+    spec["components"] = {**HUMAN["components"], **part.get("components", {})}
+    assert violations(spec, require_human_review=True) == [("E_ENV_POLICY_HUMAN_REVIEW", "workflow")]
