@@ -8,6 +8,7 @@ import textwrap
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from run_simulator import AGENT
 
@@ -82,13 +83,16 @@ class Engine:
         with self.store.read() as tx:
             return tasks.of_run(tx, run.id, UNRESOLVED)
 
-    def answer(self, task: HumanTask, kind: str, content: str | None = None, actor: str = "ann") -> HumanTask:
+    def answer(
+        self, task: HumanTask, kind: str, content: str | None = None, actor: str = "ann", **more: Any
+    ) -> HumanTask:
         option = content if kind == "selected" else None
         answer = Answer(
             request_id=task.request_id,
             decision=DecisionKind(kind),
             content=None if option else content,
             selected_option=option,
+            **more,
         )
         return decide(self.store, task.id, answer, actor=actor)
 

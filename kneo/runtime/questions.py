@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from kneo.records import replace
 from kneo.runtime.decide import Ask
 from kneo.runtime.prompts import Message, prompt_of
 from kneo.state.run import Run
@@ -43,4 +44,11 @@ def question(
         previous=ask.previous,
         consequences=consequences,
         facts=ask.facts,
+        flow=_flow(ask, prompt_of(template, ask, replace(run, id=""), messages) if template else ask.prompt),
     )
+
+
+def _flow(ask: Ask, prompt: str | None) -> Mapping[str, object]:
+    """Return what an answer depends on beside the subject: variables and metadata decide which step comes next."""
+    kept = {name: part for name, part in ask.subject.as_json().items() if name not in {"text", "review"}}
+    return {"value": kept, "prompt": prompt, "options": list(ask.options or ())}

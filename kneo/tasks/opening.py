@@ -26,6 +26,9 @@ DEFAULT_PROMPT = "Please approve or reject what is shown."
 
 DEFAULT_PRIORITY = 50
 
+FLOW_DIGEST = "flow_digest"
+"""The key of a task's metadata with the digest of ``Question.flow``: an answer counts again only where it is the same."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
@@ -49,6 +52,8 @@ class Question:
     consequences: Mapping[str, object] = field(default_factory=dict)
     facts: Mapping[str, object] = field(default_factory=dict)
     """What the person should know beside the subject."""
+    flow: Mapping[str, object] = field(default_factory=dict)
+    """What else an answer depends on: the words of the question, and what flows on with the subject."""
 
 
 def open_task(tx: Tx, run: Run, question: Question) -> HumanTask:
@@ -158,6 +163,7 @@ def _shown(question: Question) -> dict[str, object]:
         "context": dict(context) if context else None,
         "facts": dict(question.facts) or None,
         "response_role": question.human.response_role,
+        FLOW_DIGEST: digest_of_json(dict(question.flow)) if question.flow else None,
     }
     return {name: value for name, value in told.items() if value is not None}
 

@@ -21,7 +21,7 @@ from kneo.tasks.answers import Answer
 from kneo.tasks.happened import happened
 from kneo.tasks.inbox import answer_in, find, record
 from kneo.tasks.inputs import given
-from kneo.tasks.opening import subject_digest
+from kneo.tasks.opening import FLOW_DIGEST, subject_digest
 from kneo.tasks.signing import must_be_signed
 
 REPLAY = REPLAYED
@@ -149,6 +149,10 @@ def _again(tx: Tx, run: Run, task: HumanTask, before: HumanTask | None, *, passe
     seen = subject_digest(run, before.step_path, before.position, flowed(before)) if passed else before.subject_digest
     if seen != task.subject_digest:
         return "what it is about has changed"
+    flow = before.metadata.get(FLOW_DIGEST)
+    # What flowed on from a gate that was passed is in the state from which the run goes on, and did not change.
+    if not passed and flow != task.metadata.get(FLOW_DIGEST):
+        return "what goes on beside it has changed"
     votes = before.votes
     why = _votes_fail(tx, task, votes)
     if why is not None:
@@ -157,7 +161,8 @@ def _again(tx: Tx, run: Run, task: HumanTask, before: HumanTask | None, *, passe
     used = replace(decision, by=REPLAY, at=tx.at, source=receipt.digest if receipt else None)
     facts = {"key": task.key, "source_run": before.run_id, "source_task": before.id, "source_receipt": used.source}
     happened(tx, task, "reused", run.requester, facts)
-    noted = tasks.note(tx, task, {**task.metadata, REPLAY: {"reused_from": before.id, "receipt": used.source}})
+    kept = {**task.metadata, FLOW_DIGEST: flow, REPLAY: {"reused_from": before.id, "receipt": used.source}}
+    noted = tasks.note(tx, task, kept)
     record(tx, noted, used, votes=votes)
     return None
 

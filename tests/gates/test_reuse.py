@@ -116,3 +116,48 @@ def test_what_a_function_was_told_is_used_again_too(engine: Engine) -> None:
     run = engine.drive(run)
     assert repeat(engine, run, step="ask").output_text == "published three"
     assert repeat(engine, run, step="ask", ask=("all",)).status is RunStatus.PAUSED
+
+
+ROUTES = """
+def draft(text): return "the same draft"
+def pay(text): note("paid"); return "paid"
+def file(text): note("filed"); return "filed"
+"""
+
+
+def test_an_answer_counts_only_where_what_flows_on_unseen_is_the_same(store: Store, tmp_path: Path) -> None:
+    """A variable decides what an approval of the same text leads to."""
+    engine = Engine(store, tmp_path / "code", ROUTES + "\ndef amount(text): return text\n")
+    branch = {
+        "id": "c",
+        "kind": "condition",
+        "when": {"type": "variable_equals", "key": "amount", "value": "much"},
+        "steps": [step("pay")],
+        "else": [step("file")],
+    }
+    flow = [{**step("amount"), "save_as": "amount"}, step("draft"), ASK, branch]
+    run = engine.run(flow, text="little")
+    engine.answer(engine.open(run)[0], "approved")
+    run = engine.drive(run)
+    assert (run.output_text, engine.notes()) == ("filed", ["filed"])
+    same = repeat(engine, run, step="amount")
+    assert (same.status, told(engine, same)) == (RunStatus.SUCCEEDED, [("ok.step", True, None)])
+    other = repeat(engine, run, step="amount", input="much")
+    assert (other.status, told(engine, other)) == (
+        RunStatus.PAUSED,
+        [("ok.step", False, "what goes on beside it has changed")],
+    )
+    assert "paid" not in engine.notes()
+
+
+def test_an_answer_to_a_form_counts_only_after_the_same_form(engine: Engine) -> None:
+    form = {"fields": [{"name": "amount", "type": "int", "required": True}]}
+    asks = {"id": "form", "kind": "human", "ref": "ben"}
+    run = engine.run([asks, ASK, step("publish")], ann={"description": "Fine?"}, ben={"description": "?", **form})
+    engine.answer(engine.open(run)[0], "approved", values={"amount": 1})
+    run = engine.drive(run)
+    engine.answer(engine.open(run)[0], "approved")
+    run = engine.drive(run)
+    again = repeat(engine, run, step="form", answers={"form.step": {"decision": "approved", "values": {"amount": 9}}})
+    assert again.status is RunStatus.PAUSED
+    assert told(engine, again)[-1] == ("ok.step", False, "what goes on beside it has changed")
