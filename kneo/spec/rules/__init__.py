@@ -14,7 +14,7 @@ from kneo.spec.diagnostics import Diagnostic
 from kneo.spec.models import Spec
 from kneo.spec.rules.agents import memory, models, providers, runtime_preferences, workflow_agents
 from kneo.spec.rules.conditions import conditions
-from kneo.spec.rules.containers import containers
+from kneo.spec.rules.containers import containers, timeouts
 from kneo.spec.rules.coverage import coverage
 from kneo.spec.rules.cycles import build_cycles
 from kneo.spec.rules.gates import gates
@@ -38,6 +38,7 @@ RULES: tuple[Rule, ...] = (
     names,
     step_references,
     containers,
+    timeouts,
     tool_selections,
     skill_selections,
     runtime_preferences,

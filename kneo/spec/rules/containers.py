@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from kneo.spec.diagnostics import Diagnostic, error
 from kneo.spec.document import Path
-from kneo.spec.models import ConditionStep, RouterStep
+from kneo.spec.models import ConditionStep, LeafStep, RouterStep
 from kneo.spec.rules.view import SpecView, StepAt
 
 
@@ -22,6 +22,22 @@ def containers(view: SpecView) -> Iterator[Diagnostic]:
                 yield from _router(view, at, at.step)
             case _:
                 pass
+
+
+def timeouts(view: SpecView) -> Iterator[Diagnostic]:
+    """A step with a time limit does something that can be stopped: it calls a function, an agent or a person."""
+    for at in view.steps:
+        if at.step.timeout_seconds is None or not at.step.enabled:
+            continue
+        kind: str | None = at.step.kind
+        if isinstance(at.step, LeafStep) and kind != "workflow":
+            agent = view.agent_named(at.step.ref) if kind in {"agent", "guardrail"} else None
+            if agent is None or agent.as_agent is None:
+                continue
+            kind = f"{kind}, whose agent is the workflow {agent.as_agent}"
+        message = f"The step {at.step.id} is of kind {kind}: a run does not limit its time, and is refused."
+        hint = "Give the steps in it a timeout, or the whole run."
+        yield error("E_STEP_TIMEOUT", message, (*at.path, "timeout_seconds"), suggestion=hint)
 
 
 def _router(view: SpecView, at: StepAt, step: RouterStep) -> Iterator[Diagnostic]:

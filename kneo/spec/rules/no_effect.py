@@ -14,7 +14,6 @@ from kneo.spec.document import Path
 from kneo.spec.models import (
     Agent,
     ConcurrentWorkflow,
-    GroupChatWorkflow,
     LeafStep,
     Model,
     RuntimePreferences,
@@ -53,7 +52,6 @@ NO_EFFECT: Mapping[type[Declared], Mapping[str, str]] = {
         "token_budget": "tokens are not counted in this version",
     },
     ConcurrentWorkflow: {"max_iterations": "every participant runs once"},
-    GroupChatWorkflow: {"max_iterations": "rounds says how many turns there are"},
     LeafStep: {"timeout_seconds": "a question waits as long as the timeout_seconds of its human says"},
 }
 """What happens instead, by model and field. A test compares this with every field that there is."""

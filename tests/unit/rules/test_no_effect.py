@@ -38,7 +38,7 @@ READ: dict[str, dict[str, str]] = {
     },
     "Gate": {"kneo/runtime/asking.py": "human when sample key"},
     "GraphWorkflow": {PROGRAM: "type name start nodes edges max_steps"},
-    "GroupChatWorkflow": {PROGRAM: "type name participants rounds"},
+    "GroupChatWorkflow": {PROGRAM: "type name participants rounds max_iterations"},
     "HandoffSelector": {PROGRAM: "type sequence"},
     "HandoffWorkflow": {PROGRAM: "type name participants selector max_iterations"},
     "Human": {
@@ -150,10 +150,6 @@ SAMPLES: dict[str, tuple[dict, str]] = {
         {"workflow": {"type": "concurrent", "participants": [ASK], "max_iterations": 3}},
         "workflow.max_iterations",
     ),
-    "GroupChatWorkflow.max_iterations": (
-        {"workflow": {"type": "group-chat", "participants": [ASK], "max_iterations": 3}},
-        "workflow.max_iterations",
-    ),
     "LeafStep.timeout_seconds": (
         {"workflow": [{"id": "s", "kind": "steps", "steps": [{**ASK, "timeout_seconds": 60}]}]},
         "workflow.steps[0].steps[0].timeout_seconds",
@@ -212,6 +208,7 @@ def test_a_field_without_effect_is_found(name: str) -> None:
         {"agent": {"name": "root", "defaults": {"append_mode": "auto"}, "model": {"provider": "dummy", "name": "e"}}},
         {"policies": {"project_defaults": {"tracing": {"enabled": True}}}},
         {"workflow": [{"id": "s", "kind": "function", "ref": "f", "timeout_seconds": 5}]},
+        {"workflow": {"type": "group-chat", "participants": [ASK], "max_iterations": 3}},
     ],
 )
 def test_what_says_what_happens_anyway_is_not_reported(part: dict) -> None:

@@ -1,0 +1,45 @@
+"""What a run would refuse before it starts, lint says with its place."""
+
+from __future__ import annotations
+
+import pytest
+
+from kneo.errors import Invalid
+from kneo.runtime.program import compile_program
+from kneo.spec.load import load_tree
+from kneo.spec.rules import check
+
+MODEL = {"provider": "dummy", "name": "echo"}
+ECHO = {"id": "one", "kind": "agent", "ref": "root"}
+FLOW = {"type": "sequential", "steps": [ECHO]}
+
+TIMED: dict[str, dict] = {
+    "steps": {"kind": "steps", "steps": [ECHO]},
+    "parallel": {"kind": "parallel", "steps": [ECHO]},
+    "condition": {"kind": "condition", "when": {"type": "always"}, "steps": [ECHO]},
+    "loop": {"kind": "loop", "steps": [ECHO], "max_iterations": 2},
+    "router": {"kind": "router", "choices": {"a": {"steps": [ECHO]}}, "selector": {"default": "a"}},
+    "workflow": {"kind": "workflow", "ref": "flow"},
+    "agent that is a workflow": {"kind": "agent", "ref": "flow-agent"},
+}
+
+
+def loaded_with(step: dict) -> object:
+    components = {"workflows": {"flow": FLOW}, "agents": {"flow-agent": {"name": "flow-agent", "as_agent": "flow"}}}
+    tree = {"agent": {"name": "root", "model": MODEL}, "workflow": [{"id": "s", **step}], "components": components}
+    return load_tree(tree, rules=check)
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_a_time_limit_that_a_run_refuses_is_an_error_of_lint(name: str) -> None:
+    loaded = loaded_with({**TIMED[name], "timeout_seconds": 60})
+    with pytest.raises(Invalid, match="timeout_seconds"):
+        compile_program(loaded.spec, "workflow")
+    errors = [(found.code, found.path_text) for found in loaded.diagnostics if found.is_error]
+    assert errors == [("E_STEP_TIMEOUT", "workflow.steps[0].timeout_seconds")]
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_without_a_time_limit_or_where_it_is_disabled_there_is_no_error(name: str) -> None:
+    assert loaded_with(TIMED[name]).valid
+    assert loaded_with({**TIMED[name], "timeout_seconds": 60, "enabled": False}).valid
