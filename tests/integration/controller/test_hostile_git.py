@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from siege import Siege
 from controller.reconcile import Reconciler
 from controller.source import Mirror, SourceLimits
 from kneo.errors import Invalid, Transient
-from kneo.state.release import ConditionType
+from kneo.state.release import ConditionType, SourceRecord
+from kneo.store import sources
 from kneo.store.engine import Store
 from kneo.store.requests import ControllerRequest
 
@@ -284,14 +286,31 @@ def test_a_ref_of_another_history_is_history_rewritten(siege: Siege, raw: RawObj
     assert siege.served() == before
 
 
-def test_a_ref_that_is_gone_is_tried_again_and_nothing_is_written(siege: Siege, raw: RawObjects) -> None:
+def test_a_ref_that_is_gone_is_tried_again_and_only_the_failure_is_recorded(siege: Siege, raw: RawObjects) -> None:
     siege.bench.reconcile()
-    before = siege.bench.rows()
+    before, accepted = siege.bench.rows(), _source(siege)
+    commit = siege.repo.git("rev-parse", "refs/heads/main")
     siege.repo.git("update-ref", "-d", "refs/heads/main")
-    with pytest.raises(Transient) as caught:
-        siege.bench.reconcile()
-    assert caught.value.code == "FetchFailed"
+    for _ in range(2):
+        with pytest.raises(Transient) as caught:
+            siege.bench.reconcile()
+        assert caught.value.code == "FetchFailed"
+    assert siege.bench.rows(but=("leases", "sources")) == {
+        name: rows for name, rows in before.items() if name != "sources"
+    }
+    failed = _source(siege)
+    assert (failed.failed_code, failed.failed_message) == ("FetchFailed", str(caught.value))
+    assert replace(failed, failed_at=None, failed_code=None, failed_message=None) == accepted
+    siege.repo.git("update-ref", "refs/heads/main", commit)
+    siege.bench.reconcile()
     assert siege.bench.rows() == before
+
+
+def _source(siege: Siege) -> SourceRecord:
+    with siege.bench.store.read() as tx:
+        record = sources.source(tx)
+    assert record is not None
+    return record
 
 
 def test_a_host_that_withholds_commits_is_stopped_by_the_roots_expiry(siege: Siege) -> None:
