@@ -104,17 +104,22 @@ def parse_window(
     if match["last"] is None:
         spans = tuple(_span(day * _DAY_MINUTES + start, day * _DAY_MINUTES + end, _DAY_MINUTES) for day in days)
     elif len(days) == 1:
-        last = DAYS.index(match["last"]) * _DAY_MINUTES + end
-        spans = (_span(days[0] * _DAY_MINUTES + start, last, _WEEK_MINUTES),)
+        first, last = days[0] * _DAY_MINUTES + start, DAYS.index(match["last"]) * _DAY_MINUTES + end
+        if not accepted and first % _WEEK_MINUTES == last and match["start"] == "24:00" and match["end"] == "00:00":
+            raise _never(expression)
+        spans = (_span(first, last, _WEEK_MINUTES),)
     else:
         message = f"{expression[:80]!r} begins on several days and ends on one."
         raise Invalid(message, hint="Name one day at each end, or no day at the end.")
     if not accepted and any(start == end for start, end in spans):
-        message = f"{expression[:80]!r} ends when it begins, so it is never."
-        raise Invalid(
-            message, hint='Write 24:00 at the end of a day, or 00:00 at the beginning, as in "Sun 00:00 - 24:00".'
-        )
+        raise _never(expression)
     return Window(effect, expression.strip(), timezone, spans)
+
+
+def _never(expression: str) -> Invalid:
+    message = f"{expression[:80]!r} ends when it begins, so it is never."
+    hint = 'Write 24:00 at the end of a day, or 00:00 at the beginning, as in "Sun 00:00 - 24:00".'
+    return Invalid(message, hint=hint)
 
 
 def windows_open(windows: Sequence[Window], now: datetime) -> bool:

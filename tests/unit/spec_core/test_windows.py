@@ -74,13 +74,19 @@ def test_what_is_not_a_window(expression, zone):
         parse_window("allow", expression, zone)
 
 
-@pytest.mark.parametrize("expression", ["Sun 24:00 - Mon 00:00", "* 24:00 - 00:00"])
+@pytest.mark.parametrize("expression", ["Sun 24:00 - Mon 00:00", "Mon 24:00 - Tue 00:00", "* 24:00 - 00:00"])
 def test_a_window_that_is_never_is_refused(expression: str) -> None:
     with pytest.raises(Invalid):
         parse_window("deny", expression)
     assert parse_window("deny", expression, accepted=True).spans
     assert parse_window("deny", "Sun 00:00 - 24:00").contains(datetime(2026, 11, 22, 23, 59, tzinfo=UTC))
     assert parse_window("deny", "Mon 00:00 - Mon 00:00").contains(datetime(2026, 11, 22, 23, 59, tzinfo=UTC))
+
+
+@pytest.mark.parametrize("expression", ["Mon 00:00 - Mon 00:00", "Tue 00:00 - Mon 24:00", "Mon 24:00 - Mon 24:00"])
+def test_a_window_that_is_the_whole_week_is_read(expression: str) -> None:
+    window = parse_window("deny", expression)
+    assert all(window.contains(at(day, hour)) for day in range(7) for hour in range(24))
 
 
 @pytest.mark.parametrize("zone", ["localtime", "posixrules", "Factory", "posix/Europe/Berlin", "right/Europe/Berlin"])
