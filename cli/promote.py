@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cli import render
-from cli.clone import Clone
+from cli.clone import OWN_ACCESS, Clone
 from cli.connection import JsonOption
 from cli.files import write_whole
 from cli.pushing import login
@@ -42,15 +43,29 @@ def promote(
     if after == before:
         msg = f"{to} names {bundle} {pin.version} already."
         raise Conflict(msg, code="nothing_to_promote")
-    if branch is not None:
-        clone.switch(branch)
-    write_whole(path, after.encode())
-    commit = clone.commit([path], f"Promote {bundle} {pin.version} from {source} to {to}")
-    if push:
-        with login(from_env().git, clone.push_url()) as access:
-            clone.push(branch or clone.branch() or "HEAD", access)
+    pushed_branch = _pushed_branch(clone, branch) if push else None
+    with contextlib.ExitStack() as stack:
+        # Whatever keeps a push from working, and is known before it, is found before anything is written.
+        access = stack.enter_context(login(from_env().git, clone.push_url())) if push else OWN_ACCESS
+        if branch is not None:
+            clone.switch(branch)
+        write_whole(path, after.encode())
+        commit = clone.commit([path], f"Promote {bundle} {pin.version} from {source} to {to}")
+        if pushed_branch is not None:
+            clone.push(pushed_branch, access)
     answer = {"bundle": bundle, "version": pin.version, "from": source, "to": to, "commit": commit, "pushed": push}
     render.emit(answer, as_json=as_json, text=lambda: render.success(f"{to} names {bundle} {pin.version}: {commit}"))
+
+
+def _pushed_branch(clone: Clone, branch: str | None) -> str:
+    if clone.origin() is None:
+        msg = "This clone has no remote repository called origin, so nothing can be pushed."
+        raise Conflict(msg, code="no_remote", hint="Add one with git remote add origin URL, or leave out --push.")
+    name = branch or clone.branch()
+    if name is None:
+        msg = "No branch is checked out, so there is none to push."
+        raise Conflict(msg, code="no_branch", hint="Name one with --branch, or leave out --push.")
+    return name
 
 
 def _pin(repository: ConfigRepository, environment: str, bundle: str) -> ReleasePin:

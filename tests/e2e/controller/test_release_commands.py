@@ -164,6 +164,28 @@ def test_promoting_writes_one_line_and_commits_it(machine: Machine, repo: Config
     machine.kneo("promote", "other", "--from", "dev", "--to", "prod", cwd=repo.folder, expect=4)
 
 
+def test_a_promotion_that_cannot_be_pushed_is_not_committed(machine: Machine, repo: ConfigRepo) -> None:
+    repo.bundle("mail", "1.0.0")
+    repo.environment("dev", {"mail": "1.0.0"})
+    before = repo.commit("Release to dev")
+    promote = ("promote", "mail", "--from", "dev", "--to", "prod", "--push")
+    for more in ((), ("--branch", "promote-mail")):
+        refused = machine.kneo(*promote, *more, cwd=repo.folder, expect=5)
+        assert "git remote add origin" in refused.stderr
+        assert (repo.head(), repo.git("status", "--porcelain"), repo.git("branch", "--list", "promote-mail")) == (
+            before,
+            "",
+            "",
+        )
+    repo.git("init", "--bare", "--quiet", str(repo.folder.parent / "origin.git"))
+    repo.git("remote", "add", "origin", str(repo.folder.parent / "origin.git"))
+    repo.git("switch", "--quiet", "--detach")
+    assert "--branch" in machine.kneo(*promote, cwd=repo.folder, expect=5).stderr
+    assert (repo.head(), repo.git("status", "--porcelain")) == (before, "")
+    machine.kneo(*promote, "--branch", "promote-mail", cwd=repo.folder)
+    assert repo.git("ls-remote", "origin", "promote-mail").startswith(repo.head())
+
+
 def _key(machine: Machine, repo: ConfigRepo) -> Path:
     path = machine.folder / "ann.pem"
     path.write_bytes(repo.key.dump())
