@@ -550,19 +550,31 @@ def _named_by(env: Mapping[str, str], prefix: str) -> dict[str, str]:
     return found
 
 
+_RESERVED_ENDS = ("-file", "-secrets", "-token", "-password", "-key", "-keys")
+"""Ends of names that say what a setting of a channel holds: never a channel, so that none is read as an address."""
+
+
+def _channel_variable(name: str) -> str:
+    return "KNEO_SERV_CHANNEL_" + name.upper().replace("-", "_")
+
+
 def _channels(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str, tuple[bytes, ...]]]:
     """Read the channels of tasks, and the secrets of those that are webhooks.
 
     Raises:
-        Invalid: ``invalid_setting``: a secret belongs to no webhook, or is none.
+        Invalid: ``invalid_setting``: a secret belongs to no webhook, or is none, or a name is no setting.
     """
     found = _named_by(env, "KNEO_SERV_CHANNEL_")
+    for name in sorted(found):
+        if name.endswith(_RESERVED_ENDS):
+            msg = f"{_channel_variable(name)} is no setting; names of channels do not end like that."
+            hint = "KNEO_SERV_CHANNEL_NAME is a channel, KNEO_SERV_CHANNEL_NAME_SECRET its secret; name a channel otherwise."
+            raise Invalid(msg, code="invalid_setting", hint=hint)
     channels = {name: value for name, value in found.items() if not name.endswith("-secret")}
     keys = {}
     for name in found.keys() - channels.keys():
         channel = name.removesuffix("-secret")
-        variable = "KNEO_SERV_CHANNEL_" + name.upper().replace("-", "_")
-        keys[channel] = _webhook_keys(variable, found[name], channels.get(channel, ""))
+        keys[channel] = _webhook_keys(_channel_variable(name), found[name], channels.get(channel, ""))
     return channels, keys
 
 

@@ -225,6 +225,23 @@ def test_webhook_secrets_and_channels_are_known_by_name(here: Path) -> None:
     assert from_env({"KNEO_SERV_METRICS_PORT": "9100"}, here).metrics_port == 9100
 
 
+@pytest.mark.parametrize(
+    "name", ["OPS_SECRET_FILE", "OPS_FILE", "OPS_TOKEN", "OPS_PASSWORD", "OPS_KEY", "OPS_SECRETS", "Ops_Secret_File"]
+)
+def test_a_setting_that_is_not_known_is_refused_and_becomes_no_channel(here: Path, name: str) -> None:
+    env = {"KNEO_SERV_CHANNEL_OPS": "https://hooks.example", f"KNEO_SERV_CHANNEL_{name}": "/run/secrets/ops"}
+    with pytest.raises(Invalid, match=f"KNEO_SERV_CHANNEL_{name.upper()}") as caught:
+        from_env(env, here)
+    assert caught.value.code == "invalid_setting"
+    assert "/run/secrets/ops" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["OPS", "FILE", "KEY", "SLACK_OPS", "PROFILE", "MONKEY"])
+def test_a_channel_may_have_any_other_name(here: Path, name: str) -> None:
+    channels = from_env({f"KNEO_SERV_CHANNEL_{name}": "https://hooks.example"}, here).channels
+    assert channels == {name.lower().replace("_", "-"): "https://hooks.example"}
+
+
 def test_the_same_settings_for_another_database_keep_its_key_beside_it(tmp_path: Path) -> None:
     settings = from_env({"HOME": str(tmp_path), "KNEO_SERV_DATABASE_URL": "postgresql://h/db"}, tmp_path)
     other = settings.on(f"sqlite:///{tmp_path / 'b' / 'runs.db'}")
