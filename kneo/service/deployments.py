@@ -10,6 +10,7 @@ from kneo import registry
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest
 from kneo.errors import Conflict, Forbidden, Invalid, InvalidValue, KneoError, NotFound, Transient, Untrusted
+from kneo.names import person_key
 from kneo.registry import explain
 from kneo.registry.explain import Explanation, Trace
 from kneo.service import wire
@@ -166,7 +167,7 @@ class Deployments:
         rule = spec.approvals
         if rule is None:
             return
-        person = spec.people.get(actor)
+        person = {person_key(name): person for name, person in spec.people.items()}.get(person_key(actor))
         if person is None or not set(person.roles) & set(rule.roles):
             msg = f"{actor} may not decide about {environment}; that takes the role {' or '.join(rule.roles)} there."
             raise Forbidden(msg, code="not_an_approver", hint=f"environments/{environment}.yaml lists people.")

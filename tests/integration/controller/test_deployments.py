@@ -214,6 +214,19 @@ def test_suspended_environments_stay_as_they_are(bench: Bench, http: httpx.Clien
     assert len(lifted["environment"]["releases"]) == 1
 
 
+def test_another_spelling_of_a_name_is_the_same_person(bench: Bench, http: httpx.Client, following: Controller) -> None:
+    people = {"Bob": {"roles": ["approver"]}, "cid": {"roles": ["approver"]}}
+    bench.repo.bundle("mail", "1.0.0")
+    bench.repo.environment("prod", {"mail": "1.0.0"}, approvals={"required": 1, "roles": ["approver"]}, people=people)
+    bench.repo.commit("Release mail")
+    bench.reconcile_by(following)
+    (waits,) = http.get("/v1/promotions?phase=waiting", headers=_as("bob")).json()["promotions"]
+    assert http.post(f"/v1/promotions/{waits['id']}/approve", headers=_as("eve")).status_code == 403
+    done = http.post(f"/v1/promotions/{waits['id']}/approve", headers=_as("bob"))
+    assert done.status_code == 200, done.text
+    assert [item["bundle"] for item in done.json()["environment"]["releases"]] == ["mail"]
+
+
 def test_the_same_people_hold_suspend_and_roll_back(bench: Bench, http: httpx.Client, following: Controller) -> None:
     bench.reconcile_by(following)
     for rule in ({"required": 1}, {"required": 1, "signed": True}):
