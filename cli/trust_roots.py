@@ -23,6 +23,7 @@ from kneo.trust.root import (
     TRUST_ROOT_TYPE,
     RootDocument,
     TrustRoot,
+    check_new_principals,
     parse_root,
     root_payload,
     verify_chain,
@@ -196,7 +197,10 @@ def _unsigned(document: RootDocument) -> Envelope:
 
 def _sign(envelope: Envelope, keys: Sequence[PrivateKey], before: Sequence[StoredRoot]) -> Envelope:
     # A new root needs the people of the one before and its own, so both may sign; nobody else's signature counts.
-    welcome = frozenset(parse_root(envelope.payload).roles[ROOT_ROLE].keys).union(*(root.signers() for root in before))
+    document = parse_root(envelope.payload)
+    welcome = frozenset(document.roles[ROOT_ROLE].keys).union(*(root.signers() for root in before))
+    for root in before[-1:]:
+        check_new_principals(document, root.document)
     for key in keys:
         if key.keyid not in welcome:
             msg = f"The key {key.keyid} is not one of the role root, so its signature would count for nothing."

@@ -221,7 +221,8 @@ class Reconciler:
 
     def _trust(self, declared: Declared, observed: Observed) -> Trust | Problem:
         now = self.store.clock.now()
-        root = verify_trust(self.pin, declared, tuple(envelope for _, envelope in observed.roots), now)
+        accepted = tuple(envelope for _, envelope in observed.roots)
+        root = verify_trust(self.pin, declared, accepted, now, rebuilding=self._rebuilding())
         if isinstance(root, Problem):
             return root
         earlier = [envelope for revision, envelope in observed.roots if revision != declared.revision]

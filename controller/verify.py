@@ -20,7 +20,7 @@ from kneo.spec.rules import check
 from kneo.state.release import BundleRecord
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.hmac_bundle import verify_hmac_bundle
-from kneo.trust.root import TrustRoot, trust_epoch, verify_chain
+from kneo.trust.root import TrustRoot, check_new_principals, trust_epoch, verify_chain
 from kneo.trust.sequence import HighWater, check_sequence
 from kneo.trust.verified import VerifiedBundle
 from kneo.trust.verify import bundle_path, verify_bundle
@@ -90,8 +90,18 @@ def history_of(records: Iterable[BundleRecord]) -> History:
     return History(known, high_water)
 
 
-def verify_trust(pin: Digest, declared: Declared, accepted: tuple[bytes, ...], now: datetime) -> TrustRoot | Problem:
-    """Walk the trust roots from the pinned one, never back behind one that was accepted."""
+def verify_trust(
+    pin: Digest, declared: Declared, accepted: tuple[bytes, ...], now: datetime, *, rebuilding: bool = False
+) -> TrustRoot | Problem:
+    """Walk the trust roots from the pinned one, never back behind one that was accepted.
+
+    Args:
+        pin: The root that was believed first.
+        declared: What the commit declares.
+        accepted: The roots that were accepted by earlier commits, oldest first.
+        now: The one time of this pass.
+        rebuilding: Whether this commit was accepted earlier on another database; names of people are then not judged again.
+    """
     try:
         root = verify_chain(pin, declared.roots, now)
         if accepted:
@@ -100,6 +110,8 @@ def verify_trust(pin: Digest, declared: Declared, accepted: tuple[bytes, ...], n
                 msg = f"The trust root is version {root.version}, but version {newest.version} was accepted before."
                 raise Untrusted(msg, code="RollbackDetected", hint="Restore environments/trust.json.")
             verify_chain(newest.digest, declared.roots, now)
+            if not rebuilding:
+                check_new_principals(root.document, newest.document)
     except KneoError as error:
         return Problem(error.code, f"environments/trust.json: {error}")
     return root

@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 
 from kneo.digest import Digest, canonical_json, digest_of, digest_of_json
 from kneo.errors import Invalid, Untrusted
+from kneo.names import person_name, shown
 from kneo.trust.dsse import Envelope, parse_envelope
 from kneo.trust.keys import PEM_BYTES, Algorithm, KeyId, PublicKey
 from kneo.trust.reading import KeyIdText, Line, Name, Record, Several, Time, read_record, read_strict
@@ -252,6 +253,22 @@ def verify_chain(pinned: Digest, envelopes: Sequence[bytes], now: datetime) -> T
         _require_threshold(envelope, following, following, now)
         root = following
     return root
+
+
+def check_new_principals(document: RootDocument, before: RootDocument) -> None:
+    """Check the names of people whom a root adds, as they are checked where a key is added by command.
+
+    A name that the root before has stays readable, whatever it looks like.
+
+    Raises:
+        Invalid: ``invalid_name``: a name of mixed scripts, with characters that cannot be seen, or not in its normal spelling.
+    """
+    known = {key.principal for key in before.keys.values()}
+    for principal in sorted({key.principal for key in document.keys.values()} - known):
+        normal = person_name(principal, "The principal")
+        if normal != principal:
+            msg = f"The principal {shown(principal)} is not in its normal spelling, {normal!r}."
+            raise Invalid(msg, code="invalid_name", hint="Change it in the draft, and let everybody sign again.")
 
 
 def trust_epoch(root: TrustRoot, *rules: Digest) -> Digest:

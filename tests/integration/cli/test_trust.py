@@ -7,7 +7,9 @@ import pytest
 
 from kneo.clock import SystemClock
 from kneo.errors import Untrusted
-from kneo.trust.root import verify_chain
+from kneo.trust.dsse import parse_envelope, serialise, sign
+from kneo.trust.keys import PrivateKey
+from kneo.trust.root import TRUST_ROOT_TYPE, verify_chain
 
 Kneo = Callable[..., Any]
 FILE = "environments/trust.json"
@@ -88,6 +90,22 @@ def test_two_people_sign_one_after_the_other(kneo: Kneo, keys: dict[str, str], t
     assert signed.json["complete"] is True
     assert signed.json["digest"] == begun.json["digest"]
     verify_chain(signed.json["first"], chain(tmp_path), SystemClock().now())
+
+
+@pytest.mark.parametrize("name", ["b\u043eb", "ev\u3164e"], ids=["mixed scripts", "a letter that is not seen"])
+def test_a_name_written_into_a_draft_by_hand_is_checked(kneo: Kneo, keys: dict[str, str], tmp_path: Path, name: str):
+    kneo("trust", "add-key", "bob.pem", "--principal", "bob", "--role", "root", "--key", "ann.pem")
+    kneo("trust", "set-role", "root", "--threshold", "2", "--key", "ann.pem", "--key", "bob.pem")
+    kneo("trust", "add-key", "eve.pem", "--principal", "eve", "--role", "release", "--key", "ann.pem")
+    draft = parse_envelope((tmp_path / FILE).read_bytes())
+    ann = PrivateKey.load((tmp_path / "ann.pem").read_bytes())
+    for principal, status in ((name, 1), ("erin", 0)):
+        edited = draft.payload.replace(b'"principal":"eve"', f'"principal":"{principal}"'.encode())
+        (tmp_path / FILE).write_bytes(serialise(sign(TRUST_ROOT_TYPE, edited, ann)))
+        before = (tmp_path / FILE).read_bytes()
+        done = kneo("trust", "sign", "--key", "bob.pem")
+        assert done.status == status, done.err
+        assert ((tmp_path / FILE).read_bytes() == before) == bool(status)
 
 
 def test_a_draft_is_changed_in_place(kneo: Kneo, keys: dict[str, str], tmp_path: Path):

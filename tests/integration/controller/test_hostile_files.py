@@ -176,6 +176,24 @@ def the_present_one_changed_by_a_byte(siege: Siege) -> None:
     path.write_bytes(serialise(Envelope(TRUST_ROOT_TYPE, changed, present.signatures)))
 
 
+def _named(siege: Siege, principal: str) -> None:
+    document = next_root(add_key(siege.repo.root, siege.repo.stranger.public, principal="mallory", roles=["release"]))
+    keyid = siege.repo.stranger.keyid
+    renamed = document.keys[keyid].model_copy(update={"principal": principal})
+    edited = document.model_copy(update={"keys": {**document.keys, keyid: renamed}})
+    _root(siege, sign(TRUST_ROOT_TYPE, root_payload(edited), siege.repo.key))
+
+
+@ROOTS.refused("invalid_name")
+def a_person_with_a_name_of_mixed_scripts(siege: Siege) -> None:
+    _named(siege, "b\u043eb")
+
+
+@ROOTS.refused("invalid_name")
+def a_person_with_a_letter_that_is_not_seen(siege: Siege) -> None:
+    _named(siege, "mal\u3164lory")
+
+
 @ROOTS.refused("RollbackDetected")
 def an_earlier_one_brought_back(siege: Siege) -> None:
     folder = siege.repo.folder / "environments"

@@ -160,3 +160,17 @@ def _in_one_pass(bench: Bench, again: Store, folder: Path) -> None:
     reconciler.reconcile(_lease(again))
     assert _registry(again) == _registry(bench.store)
     assert _told(again) == _told(bench.store)
+
+
+def test_a_name_that_an_earlier_version_accepted_is_accepted_again(bench: Bench) -> None:
+    bench.repo.release("prod", "mail", "1.0.0")
+    key = bench.repo.person("odd", "release")
+    odd = bench.repo.root.keys[key.keyid].model_copy(update={"principal": "\u043edd"})
+    document = bench.repo.root.model_copy(update={"keys": {**bench.repo.root.keys, key.keyid: odd}})
+    bench.repo.next_root(document)
+    bench.repo.commit("Name a person in mixed scripts")
+    bench.repo.release("prod", "mail", "1.1.0")
+    assert bench.reconcile().outcomes["prod"].state == "Ready"
+    bench.repo.person("cid", "release")
+    bench.repo.commit("Add a person and keep the others")
+    assert bench.reconcile().outcomes["prod"].state == "Ready"
