@@ -12,7 +12,7 @@ from controller.apply import Lease, apply, check_lease, write_report
 from controller.approvals import signed_by_known
 from controller.candidate import Candidate
 from controller.drift import DriftWatch
-from controller.gates import Allowed, Dated, Evidence, Verdict, Waits, from_environment
+from controller.gates import Allowed, Dated, Evidence, Rules, Verdict, Waits, from_environment
 from controller.judge import judge, rules_of
 from controller.ledger import Ledger
 from controller.load import Declared, Problem, find_bundles
@@ -30,6 +30,7 @@ from kneo.errors import Transient
 from kneo.notify import outbox
 from kneo.registry import Change
 from kneo.spec.environment import Environment
+from kneo.spec.windows import windows_open
 from kneo.state.release import EnvironmentRecord, Promotion, PromotionKind
 from kneo.store import releases
 from kneo.store.engine import Store, Tx, lock_table
@@ -177,7 +178,7 @@ class EnvironmentPass:
         judged = judge(plan, rules_of(case.environment, case.before), seen, refused=refused)
         allowed = [(action, verdict) for action, verdict in judged if isinstance(verdict, Allowed)]
         if case.situation.dated is not None:
-            waiting = [action for action, verdict in judged if isinstance(verdict, Waits)]
+            waiting = [(action, verdict) for action, verdict in judged if isinstance(verdict, Waits)]
             releases.qualify(tx, case.name, _qualified(waiting, plan, case, seen), case.revision)
         ledger, fence = case.situation.ledger, case.situation.lease.fence
         change = Change(revision=case.revision, policy_digest=case.environment.policy_digest)
@@ -209,14 +210,25 @@ class EnvironmentPass:
         return found.outcome, changed
 
 
-def _qualified(waiting: Sequence[Action], plan: Plan, case: _Case, seen: Evidence) -> Iterator[str]:
-    """Find what came far enough in the environment before, whatever else it waits for."""
+def _qualified(waiting: Sequence[tuple[Action, Waits]], plan: Plan, case: _Case, seen: Evidence) -> Iterator[str]:
+    """Find what came far enough in the environment before, and waits only for what the lost registry had.
+
+    That is an approval that nobody has rejected, or a window that is closed now and was open then by the dates of the commits.
+    """
     rules = rules_of(case.environment, case.before)
-    for action in waiting:
+    for action, verdict in waiting:
         if isinstance(action, Retire) or all(item.environment.spec.promote_from is None for item in rules):
             continue
-        if all(isinstance(from_environment(action, plan, item, seen), Allowed) for item in rules):
+        lost = all(_was_open(item, rules, case.situation.dated) for item in (verdict, *verdict.also))
+        if lost and all(isinstance(from_environment(action, plan, item, seen), Allowed) for item in rules):
             yield action.bundle.digest
+
+
+def _was_open(closed: Waits, rules: Sequence[Rules], dated: Dated | None) -> bool:
+    if closed.gate == "windows" and dated is not None:
+        times = (dated.at, dated.until)
+        return any(all(windows_open(item.environment.windows, time) for item in rules) for time in times)
+    return closed.gate == "approvals" and closed.reason == "AwaitingApproval"
 
 
 def _count(case: _Case, changed: Sequence[Promotion]) -> None:

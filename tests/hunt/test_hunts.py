@@ -10,7 +10,7 @@ import pytest
 from hunt.report import Budget
 from hunt.run import hunts
 
-SAMPLES = {"workflows": 300, "people": 2}
+SAMPLES = {"workflows": 300, "people": 2, "histories": 2}
 """Cases of each hunt that every run of the tests goes through; a hunt that is not named here has its own test."""
 
 BY_CHANCE = {"succeeded", "published"}

@@ -164,7 +164,7 @@ def test_dates_of_commits_make_no_bundle_older_than_its_signature(bench: Bench, 
 
 def test_what_history_allowed_waits_for_its_window_and_its_approval(bench: Bench, emptied: Bench) -> None:
     now: datetime = bench.store.clock.now()
-    closed = [{"deny": f"{now - timedelta(hours=1):%a %H:%M} - {now + timedelta(hours=2):%a %H:%M}"}]
+    closed = [{"deny": f"{now + timedelta(hours=1):%a %H:%M} - {now + timedelta(hours=4):%a %H:%M}"}]
     approvals = {"approvals": {"required": 1, "roles": ["approver"]}, "people": {"bob": {"roles": ["approver"]}}}
     for version in ("1.0.0", "1.1.0"):
         bench.repo.bundle("mail", version, **EVERY)
@@ -172,6 +172,7 @@ def test_what_history_allowed_waits_for_its_window_and_its_approval(bench: Bench
         _staging(bench, staging)
         _prod(bench, prod, windows=closed, **approvals)
         _commit(bench, f"staging {staging}, prod {prod}")
+    _later(emptied, timedelta(hours=2))
     assert emptied.reconcile().outcomes["prod"].state == "WindowClosed"
     assert emptied.served("staging") == {"mail": "1.1.0"}
     assert emptied.reconcile().outcomes["prod"].state == "WindowClosed"
