@@ -28,7 +28,7 @@ from kneo.spec.models import Spec
 from kneo.state.run import RunError
 from kneo.state.task import Decision, DecisionKind
 
-MOMENT = Moment(now=datetime(2026, 1, 31, 12, tzinfo=UTC), seed="run_1")
+MOMENT = Moment(now=datetime(2026, 1, 31, 12, tzinfo=UTC), seed="run_1", case="case")
 
 AGENT = {"name": "root", "model": {"provider": "dummy", "name": "dummy"}}
 

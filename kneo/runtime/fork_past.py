@@ -155,7 +155,7 @@ class ForkPoint:
     ticket: str | None
     input: str | None
     """The new input; None where it was not changed."""
-    seed: str
+    case: str
 
 
 def fork_gates(
@@ -201,14 +201,14 @@ def _woken(program: Program, visited: Collection[str], point: ForkPoint) -> Sequ
             continue  # what stands around the point itself is asked there
         position = gate.position
         done = place not in inside
-        if (position in ALWAYS_BEFORE or (done and position in WHEN_DONE)) and _asks(gate, value, place, point.seed):
+        if (position in ALWAYS_BEFORE or (done and position in WHEN_DONE)) and _asks(gate, value, place, point.case):
             found.append(_of_gate(gate, place))
     return found
 
 
-def _asks(gate: Gate, value: Value, place: str, seed: str) -> bool:
+def _asks(gate: Gate, value: Value, place: str, case: str) -> bool:
     try:
-        return gate.asks(value, place, seed)
+        return gate.asks(value, place, case)
     except Invalid:
         return True
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 from kneo.digest import digest_of
 from kneo.errors import KneoError
 from kneo.records import replace
+from kneo.runtime.case import case_of
 from kneo.runtime.consequences import consequences
 from kneo.runtime.decide import Answered, Ended, Frame, Moment, settle, waiting
 from kneo.runtime.migrate_state import migrate_state
@@ -42,7 +43,7 @@ def _found(tx: Tx, run: Run, task: HumanTask) -> Mapping[str, object]:
     if body is None or digest_of(body) != run.spec_digest:
         return {}
     program = _program(body, run.target)
-    moment = Moment(now=tx.now, seed=run.id)
+    moment = Moment(now=tx.now, seed=run.id, case=case_of(run))
     state = _decided(tx, run, program, moment)
     if isinstance(state, Ended):
         return {kind.value: {"next": [], "ends": state.status.value} for kind in task.decisions}

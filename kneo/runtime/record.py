@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 from kneo.clock import isoformat
 from kneo.records import replace
+from kneo.runtime.case import case_of
 from kneo.runtime.consequences import consequences
 from kneo.runtime.decide import (
     Answered,
@@ -333,7 +334,7 @@ def _ended(run: Run, ended: Ended) -> Run:
 
 
 def moment(run: Run, tx: Tx) -> Moment:
-    return Moment(now=tx.now, seed=run.id)
+    return Moment(now=tx.now, seed=run.id, case=case_of(run))
 
 
 def decided(tx: Tx, run: Run) -> tuple[HumanTask, ...]:

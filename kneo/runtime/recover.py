@@ -9,6 +9,7 @@ from datetime import timedelta
 from kneo.clock import isoformat, new_id, parse_time
 from kneo.errors import Conflict, NotFound
 from kneo.records import replace
+from kneo.runtime.case import CASE_INPUT, case_of, input_digest
 from kneo.runtime.decide import Execute, actions, given, revived, unasked
 from kneo.runtime.fork_past import FORK, ForkPoint, asked_in, find_passed, fork_gates, lapsed_gates
 from kneo.runtime.interpret.fork_gates import behind_gates
@@ -142,7 +143,7 @@ def fork(starter: Starter, programs: ProgramLoader, order: ForkOrder) -> Run:
         program,
         passed,
         [step.step_id for step in steps if step.sequence <= done],
-        ForkPoint(state=state, ticket=ticket, input=order.input, seed=parent.id),
+        ForkPoint(state=state, ticket=ticket, input=order.input, case=case_of(parent, new_input=order.input)),
     )
     past = ForkPast(
         point=point,
@@ -252,6 +253,7 @@ def _insert(tx: Tx, parent: Run, past: ForkPast, order: ForkOrder) -> Run:
             "forked_from": origin,
             FORK: forked,
             REPLAY: reuse.as_json(),
+            **({CASE_INPUT: input_digest(order.input)} if order.input is not None else {}),
         },
         deadline_at=_deadline(tx, parent),
         step_count=0,

@@ -13,6 +13,7 @@ from kneo.digest import Digest
 from kneo.errors import Forbidden, Invalid, KneoError, Transient, Usage
 from kneo.records import replace
 from kneo.runtime import record
+from kneo.runtime.case import input_digest, name_case
 from kneo.runtime.decide import Ended, Moment, begin
 from kneo.runtime.frozen import CheckSpec, Freezer, FrozenSpec
 from kneo.spec.context import NOTHING_KNOWN
@@ -153,7 +154,8 @@ class Starter:
         program, digest = chosen.frozen.program(order.target), chosen.frozen.digest
         for ref in program.asked:
             check_provider(ref or program.agent_name, program.agents[ref])
-        state = begin(program, order.input, Moment(now=tx.now, seed=run_id))
+        case = name_case(digest, order.environment, order.target, input_digest(order.input), tx.at)
+        state = begin(program, order.input, Moment(now=tx.now, seed=run_id, case=case))
         ended = state if isinstance(state, Ended) else None
         deadline = isoformat(tx.now + timedelta(seconds=order.timeout_seconds)) if order.timeout_seconds else None
         run = Run(

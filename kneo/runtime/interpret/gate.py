@@ -44,13 +44,13 @@ class Gate:
         """Which of the questions at one place this is."""
         return f"{self.position}+{self.added}" if self.added is not None else self.position
 
-    def asks(self, value: Value, place: str, seed: str) -> bool:
+    def asks(self, value: Value, place: str, case: str) -> bool:
         """Return whether a person has to be asked about a value.
 
-        Every attempt draws the same chance: a question that was asked is asked again when its step is repeated.
+        Every attempt, and every run of the same case, draws the same chance: what was asked is asked again.
         """
-        case = _ATTEMPT.sub("", place)
-        return asks(self.when, self.sample, value.facts, seed=f"{seed}:{case}.{self.spot}")
+        stable = _ATTEMPT.sub("", place)
+        return asks(self.when, self.sample, value.facts, seed=f"{case}:{stable}.{self.spot}")
 
     def key(self, place: str, repetition: int = 0) -> str:
         """Name the question: the same over resume and replay."""

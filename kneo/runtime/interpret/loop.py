@@ -75,7 +75,7 @@ class Loop(Node):
         """Say how it stands after a round; ``None`` means one more."""
         turn = number(frame, "round")
         sent_back = number(frame, "reviews") > 0
-        if self.each is not None and (sent_back or self.each.asks(value, f"{place}#{turn}", moment.seed)):
+        if self.each is not None and (sent_back or self.each.asks(value, f"{place}#{turn}", moment.case)):
             return {**frame, "output": value.as_json()}
         return self._unreviewed(value, turn)
 

@@ -23,10 +23,15 @@ class Stale(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """What the world contributes to a decision: the time, and a text to draw chances from (the run's id)."""
+    """What the world contributes to a decision: the time, and texts to draw chances from.
+
+    ``seed`` is the run's id: pauses before retries differ from run to run. ``case`` is what the run is about, so that
+    starting the run again draws no other chance of being asked.
+    """
 
     now: datetime
     seed: str
+    case: str
 
 
 # ---- what may be done -------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ class Router(Node):
 
     def enter(self, moment: Moment, value: Value, place: str) -> Progress:
         frame: Frame = {"node": self.path, "input": value.as_json()}
-        wanted = self.asks_first and self.route.asks(value, place, moment.seed)
+        wanted = self.asks_first and self.route.asks(value, place, moment.case)
         if wanted or self.selector is None or value.review is not None:
             return {**frame, "phase": "route"}
         if self.selector.function is not None:

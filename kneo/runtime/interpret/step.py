@@ -106,7 +106,7 @@ class Step(Node):
 
     def enter(self, moment: Moment, value: Value, place: str) -> Progress:
         frame: Frame = {"node": self.path, "input": value.as_json(), "attempt": 0}
-        if self.before is not None and self.before.asks(value, place, moment.seed):
+        if self.before is not None and self.before.asks(value, place, moment.case):
             return {**frame, "phase": "before"}
         return self._begin(moment, frame, value, place)
 
@@ -271,7 +271,7 @@ class Step(Node):
 
     def _succeeded(self, moment: Moment, frame: Frame, value: Value, place: str) -> Progress:
         sent_back = number(frame, "reviews") > 0
-        if self.after is not None and (sent_back or self.after.asks(value, self._inner(frame, place), moment.seed)):
+        if self.after is not None and (sent_back or self.after.asks(value, self._inner(frame, place), moment.case)):
             kept = {key: frame[key] for key in _KEPT_FOR_REVIEW if key in frame}
             return {**kept, "phase": "after", "output": value.as_json()}
         return self._finished(value)
@@ -288,7 +288,7 @@ class Step(Node):
             until = isoformat(moment.now + timedelta(seconds=wait))
             again = {**frame, "failures": failures + 1, "not_before": until}
             return self._anew(moment, again, read_value(frame["input"]), place)
-        if self.error is not None and self.error.asks(read_value(frame["input"]), place, moment.seed):
+        if self.error is not None and self.error.asks(read_value(frame["input"]), place, moment.case):
             kept = {key: value for key, value in frame.items() if key not in {"children", "not_before"}}
             return {**kept, "phase": "error", "error": {"type": error.type, "message": error.message}}
         return self._gave_up(moment, frame, error, place)

@@ -13,7 +13,7 @@ from kneo.runtime.decide import Ask, Asked, Ended, Execute, Frame, Moment, actio
 from kneo.runtime.program import Program
 from kneo.runtime.simulate.script import Privileged, Script, Way
 
-MOMENT = Moment(now=datetime(2000, 1, 1, tzinfo=UTC), seed="simulation")
+MOMENT = Moment(now=datetime(2000, 1, 1, tzinfo=UTC), seed="simulation", case="simulation")
 """Nothing depends on it: no time passes, and questions asked by chance are always asked."""
 
 

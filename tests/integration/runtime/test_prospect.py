@@ -9,6 +9,7 @@ from engine import Engine, step
 from sqlalchemy import update
 
 from kneo.records import replace
+from kneo.runtime.case import case_of
 from kneo.runtime.decide import Ended, Moment, begin
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.prospect import as_it_stands
@@ -93,7 +94,7 @@ def test_a_step_under_way_is_named(engine: Engine) -> None:
     with engine.store.write() as tx:
         owned = runs.acquire(tx, run.id, "w")
         assert owned is not None
-        begun = begin(program, "in", Moment(now=tx.now, seed=run.id))
+        begun = begin(program, "in", Moment(now=tx.now, seed=run.id, case=case_of(run)))
         assert not isinstance(begun, Ended)
         questions_asked(tx, Desk(program=program, limits=CheckpointLimits()), replace(owned, state=begun))
     [task] = engine.open(run)
