@@ -1,8 +1,10 @@
-"""The server's side of HTTP, bounded: how long a request may take to arrive, and how much of a head is read before it ends."""
+"""The server's side of HTTP, bounded: how long a request may take to arrive and an answer to be read, and how long a head is."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import ClassVar
 
 import h11
@@ -14,8 +16,17 @@ _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-lengt
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
+ANSWER_BYTES = 65_536
+"""How much of an answer a client reads at least in the time in which a request has to arrive."""
+
+_RESET = struct.pack("ii", 1, 0)
+"""Linger for no time: what the kernel still holds of an answer goes with the connection."""
+
+
 class RequestTimer(asyncio.Protocol):
-    """Ends connections on which a request does not arrive whole in time. Mixed into a protocol of uvicorn."""
+    """Ends connections on which a request does not arrive whole in time, or an answer is not read. Mixed into a protocol of
+    uvicorn.
+    """
 
     seconds: ClassVar[float] = Http.request_seconds
     header_bytes: ClassVar[int] = Http.header_bytes
@@ -23,14 +34,26 @@ class RequestTimer(asyncio.Protocol):
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
     _deadline: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        # So writing is paused for as long as anything is left that the client has not taken, a closed connection's included.
+        self.transport.set_write_buffer_limits(high=0)
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._stop_reading()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        self._stop_reading()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -51,6 +74,27 @@ class RequestTimer(asyncio.Protocol):
         """Say whether it is this server that does not read."""
         flow = getattr(self, "flow", None)
         return bool(flow is not None and flow.read_paused)
+
+    def _expect_reading(self) -> None:
+        """Look again, after the time for a request, how much of what waits now the client has taken."""
+        waiting = self.transport.get_write_buffer_size()
+        self._reading = self.loop.call_later(self.seconds, self._check_reading, waiting)
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def _check_reading(self, before: int) -> None:
+        # Nothing is written while writing is paused, so what waits only becomes less.
+        if before - self.transport.get_write_buffer_size() >= ANSWER_BYTES:
+            self._expect_reading()
+            return
+        self._reading = None
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
 
     def _arm(self) -> None:
         self._deadline = self.loop.call_later(self.seconds, self._end)

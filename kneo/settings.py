@@ -62,7 +62,8 @@ class Http:
 
     request_seconds: float = 30.0
     """Seconds in which a request has to arrive whole, ``KNEO_SERV_REQUEST_TIMEOUT_SECONDS``. Enough for the largest body on a
-    slow line; whoever takes longer holds a connection for nothing."""
+    slow line; whoever takes longer holds a connection for nothing. A client that reads less than 64 KiB of an answer in that time
+    does too."""
 
     rate_per_minute: int = 0
     """Requests that one API key may send in a minute, ``KNEO_SERV_RATE_LIMIT_PER_MINUTE``; 0 does not count them."""

@@ -1,4 +1,4 @@
-"""Requests that arrive slowly, or never whole, hold no connection; those that are answered slowly do."""
+"""Requests that arrive slowly and answers that nobody reads hold no connection; those that are answered slowly do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import httpx
@@ -20,6 +21,8 @@ from kneo.settings import Http
 
 SECONDS = 0.5
 PATIENCE_SECONDS = 30.0
+LARGE = 33_554_432
+"""Bytes of an answer that no buffer of a system holds."""
 
 
 async def answer(scope, receive, send) -> None:
@@ -32,10 +35,21 @@ async def answer(scope, receive, send) -> None:
         if message["type"] == "http.disconnect":
             return
         size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+    if scope["path"] == "/large":
+        await _send_large(send, int(scope["query_string"]))
+        return
     if scope["query_string"]:
         await asyncio.sleep(float(scope["query_string"]))
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(str(size)))]})
     await send({"type": "http.response.body", "body": str(size).encode()})
+
+
+async def _send_large(send, pieces: int) -> None:
+    head = [(b"content-length", b"%d" % LARGE)]
+    await send({"type": "http.response.start", "status": 200, "headers": head})
+    for number in range(pieces):
+        body = b"x" * (LARGE // pieces)
+        await send({"type": "http.response.body", "body": body, "more_body": number < pieces - 1})
 
 
 class App:
@@ -47,8 +61,14 @@ class App:
         await answer(scope, receive, send)
 
 
+@dataclass
+class Served:
+    server: Server
+    port: int
+
+
 @pytest.fixture(scope="module", params=PROTOCOLS, ids=lambda protocol: protocol.__name__)
-def port(request: pytest.FixtureRequest) -> Iterator[int]:
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     protocol: type[RequestTimer] = request.param
     http = Http(request_seconds=SECONDS, header_bytes=8_192)
     server = Server(App(), http, shutdown_seconds=1, protocol=protocol)  # type: ignore[arg-type]
@@ -60,7 +80,12 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
         socket.create_server(("127.0.0.1", 0)) as listener,
         background("server", lambda: server.run(sockets=[listener]), stop),
     ):
-        yield listener.getsockname()[1]
+        yield Served(server, listener.getsockname()[1])
+
+
+@pytest.fixture
+def port(served: Served) -> int:
+    return served.port
 
 
 @contextmanager
@@ -148,6 +173,60 @@ def test_a_slow_answer_is_not_cut_off(port: int) -> None:
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_SECONDS) as client:
         for _ in range(2):
             assert client.post(f"/?{SECONDS * 2}", content=b"x" * 100).text == "100"
+
+
+@contextmanager
+def reading_little(port: int) -> Iterator[socket.socket]:
+    """A client with a small buffer."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        connection.settimeout(PATIENCE_SECONDS)
+        connection.connect(("127.0.0.1", port))
+        yield connection
+
+
+@pytest.mark.parametrize("pieces", [1, 64], ids=["in one piece", "in pieces"])
+@pytest.mark.parametrize("closing", [b"", b"Connection: close\r\n"], ids=["kept alive", "to be closed"])
+def test_an_answer_that_is_never_read_is_ended(served: Served, pieces: int, closing: bytes) -> None:
+    assert eventually(lambda: not served.server.server_state.connections)
+    with reading_little(served.port) as connection:
+        connection.sendall(b"GET /large?%d HTTP/1.1\r\nHost: x\r\n%s\r\n" % (pieces, closing))
+        assert connection.recv(1)
+        assert eventually(lambda: not served.server.server_state.connections)
+        assert len(rest(connection)) < LARGE
+    assert is_up(served.port)
+
+
+def test_an_answer_that_is_read_byte_by_byte_is_ended(served: Served) -> None:
+    assert eventually(lambda: not served.server.server_state.connections)
+    with reading_little(served.port) as connection:
+        connection.sendall(b"GET /large?64 HTTP/1.1\r\nHost: x\r\n\r\n")
+
+        def ended() -> bool:
+            with suppress(ConnectionResetError):
+                connection.recv(1)
+            return not served.server.server_state.connections
+
+        assert eventually(ended)
+    assert is_up(served.port)
+
+
+@pytest.mark.parametrize("pieces", [1, 64], ids=["in one piece", "in pieces"])
+def test_an_answer_that_is_read_slowly_arrives_whole(port: int, pieces: int) -> None:
+    def arrives() -> bool:
+        # On a busy machine this client may be one that reads too slowly.
+        begin, read = time.monotonic(), 0
+        with reading_little(port) as connection, suppress(ConnectionResetError):
+            connection.sendall(b"GET /large?%d HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % pieces)
+            pause = 0
+            while chunk := connection.recv(1_048_576):
+                read += len(chunk)
+                if read // (LARGE // 16) > pause:
+                    pause += 1
+                    time.sleep(SECONDS / 4)
+        return read > LARGE and time.monotonic() - begin > SECONDS * 2
+
+    assert eventually(arrives)
 
 
 def test_several_requests_at_once_are_answered(port: int) -> None:
