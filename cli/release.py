@@ -272,7 +272,8 @@ def why(
         gates = answer["gates"]
         assert isinstance(gates, list)
         for gate in gates:
-            render.line(render.CAREFUL, f"{gate['gate']}: {gate['reason']} since {gate['since']}")
+            since = f" since {gate['since']}" if gate["since"] else ""
+            render.line(render.CAREFUL, f"{gate['gate']}: {gate['reason']}{since}")
             render.text(f"  {gate['message']}")
             if gate["who"]:
                 render.text(f"  Can be changed by: {', '.join(map(str, gate['who']))}")

@@ -2,7 +2,9 @@
 
 A changed file is judged by the rules in force in its own environment. Two files are dangerous beyond their own environment,
 because with them things run that no other environment would let run: the first file of an environment, and one that lets
-runs bring their own specs. Wherever an environment requires approvals, such a file needs them too.
+runs bring their own specs. Wherever an environment requires approvals, such a file needs them too; and so does one that
+retires an environment, or takes that back. While a retired environment still serves releases, their removal asks for the
+approval instead.
 
 Where no file is in force that requires approvals, as on an empty database, the other new files of the commit are all there
 is to go by, and on an empty database the file itself. Nobody vouches for the people they list, so only keys of the pinned trust root count then: those of the roles that a
@@ -81,7 +83,7 @@ def judge_rules(after: Environment, before: Environment | None, files: Environme
         evidence: What the gates may look at.
     """
     own = judge_policy(after, before, weakenings(before, after) if before else (), evidence)
-    what = _guarded_by_all(after, before)
+    what = _guarded_by_all(after, before, serves=bool(evidence.served.get(after.name)))
     if isinstance(own, Waits) or what is None:
         return own
     approvals = [*own.approvals]
@@ -92,12 +94,16 @@ def judge_rules(after: Environment, before: Environment | None, files: Environme
     return Allowed(tuple(dict.fromkeys(approvals)))
 
 
-def _guarded_by_all(after: Environment, before: Environment | None) -> str | None:
+def _guarded_by_all(after: Environment, before: Environment | None, *, serves: bool) -> str | None:
     """Name the change that every environment with approvals has a say in; None where there is none."""
     if before is None:
         return f"the first file of the environment {after.name}"
     if after.spec.inline_specs and not before.spec.inline_specs:
         return f"runs in {after.name} that bring their own specs"
+    if before.spec.retired and not after.spec.retired:
+        return f"runs in {after.name}, which is retired"
+    if after.spec.retired and not before.spec.retired and not serves:
+        return f"the retirement of {after.name}"
     return None
 
 

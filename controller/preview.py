@@ -18,7 +18,7 @@ from controller.judge import judge, rules_of
 from controller.load import Declared, Problem, find_bundle, in_order, load, removed
 from controller.observe import Believed, Observed, evidence, is_retired, observe, rules_before
 from controller.plan import Action, Retire, kind_of, make_plan, name_of
-from controller.report import also_closed
+from controller.report import further_gates
 from controller.source.commit import Commit
 from controller.source.mirror import Mirror
 from controller.source.snapshot import SourceSnapshot
@@ -35,7 +35,7 @@ from kneo.spec.models.asked import AddedGate, with_gates
 from kneo.spec.rules.around import places_around
 from kneo.spec.rules.view import SpecView
 from kneo.spec.weakening import weakenings
-from kneo.state.release import Release
+from kneo.state.release import Release, also_closed
 from kneo.store import releases, sources
 from kneo.store.engine import Tx
 from kneo.trust.keys import PublicKey
@@ -288,7 +288,7 @@ def _gate(action: Action, verdict: Waits) -> Json:
         "bundle": name_of(action),
         "gate": verdict.gate,
         "reason": verdict.reason,
-        "message": verdict.message + also_closed(verdict),
+        "message": verdict.message + also_closed(further_gates(verdict)),
         "who": list(verdict.who),
     }
 

@@ -12,7 +12,7 @@ from controller.plan import Action, Retire, kind_of, name_of, version_of
 from controller.verify import Rejection
 from kneo.digest import Digest
 from kneo.spec.environment import Environment
-from kneo.state.release import Condition, ConditionType, Pending
+from kneo.state.release import Condition, ConditionType, Pending, PendingGate, also_closed
 
 HELD = "Held"
 
@@ -177,25 +177,27 @@ def _described(rejection: Rejection) -> str:
 
 def _pending(action: Action, verdict: Waits, policy_digest: Digest) -> Pending:
     digest = None if isinstance(action, Retire) else action.bundle.digest
+    also = further_gates(verdict)
     return Pending(
         bundle=name_of(action),
         version=version_of(action),
         gate=verdict.gate,
         reason=verdict.reason,
-        message=verdict.message + also_closed(verdict),
+        message=verdict.message + also_closed(also),
         who=verdict.who,
         kind=kind_of(action).value,
         digest=digest,
         subject=verdict.subject or digest,
         policy_digest=policy_digest,
+        also=also,
     )
 
 
-def also_closed(verdict: Waits) -> str:
-    """Name the other gates that are closed, in words that follow the message of the first."""
-    if not verdict.also:
-        return ""
-    return f" Also closed: {'; '.join(f'{item.gate}: {item.message}' for item in verdict.also)}"
+def further_gates(verdict: Waits) -> tuple[PendingGate, ...]:
+    """Return the gates that are closed after the first one."""
+    return tuple(
+        PendingGate(gate=item.gate, reason=item.reason, message=item.message, who=item.who) for item in verdict.also
+    )
 
 
 def _condition(kind: ConditionType, status: bool, reason: str, message: str, revision: str) -> Condition:

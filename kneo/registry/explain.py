@@ -20,6 +20,7 @@ from kneo.state.release import (
     Promotion,
     Release,
     Suspension,
+    also_closed,
 )
 from kneo.state.run import Run
 from kneo.store import approvals, audit, receipts, releases, runs
@@ -36,6 +37,7 @@ COMMANDS: Mapping[str, str] = {
     "verify": "kneo spec bundle verify bundles/{bundle}/{version}.dsse.json",
     "trust": "kneo trust sign --expires 365d --key FILE",
     "dependsOn": "kneo plan --env {environment}",
+    "atomic": "kneo plan --env {environment}",
 }
 """The command that opens a gate, or that says more about it. Gates of time open by themselves."""
 
@@ -83,9 +85,12 @@ class Explanation:
             found.append(self._gate("suspend", "Suspended", _until(self.suspension), self.suspension.since, by))
         if self.hold is not None:
             found.append(self._gate("hold", "Held", _until(self.hold), self.hold.since, (self.hold.actor,)))
-        if self.waits is not None and self.waits.gate not in {item.gate for item in found}:
-            item = self.waits
-            found.append(self._gate(item.gate, item.reason, item.message, item.since, item.who))
+        if self.waits is not None:
+            item, known = self.waits, {item.gate for item in found}
+            message = item.message.removesuffix(also_closed(item.also))
+            first = self._gate(item.gate, item.reason, message, item.since, item.who)
+            further = (self._gate(one.gate, one.reason, one.message, None, one.who) for one in item.also)
+            found += [one for one in (first, *further) if one.gate not in known]
         return tuple(found)
 
     @property

@@ -80,7 +80,8 @@ def environment(status: EnvironmentStatus) -> Json:
 
 def pending(item: Pending) -> Json:
     """A change that did not happen yet; ``id`` is what ``/promotions/{id}/approve`` takes."""
-    return asdict(item) | {"who": list(item.who)}
+    also = [asdict(one) | {"who": list(one.who)} for one in item.also]
+    return asdict(item) | {"who": list(item.who), "also": also}
 
 
 def release(item: Release) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -94,6 +95,21 @@ class Promotion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PendingGate:
+    """A further gate that is closed for a pending change."""
+
+    gate: str
+    reason: str
+    message: str
+    who: tuple[str, ...] = ()
+
+
+def also_closed(gates: Sequence[PendingGate]) -> str:
+    """Name further closed gates, in words that follow the message of the first; empty where there are none."""
+    return f" Also closed: {'; '.join(f'{item.gate}: {item.message}' for item in gates)}" if gates else ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pending:
     """A change that an environment asks for and that did not happen yet, and why."""
 
@@ -118,6 +134,9 @@ class Pending:
     id: str = ""
     since: str = ""
     """Since when this gate has waited for this reason."""
+
+    also: tuple[PendingGate, ...] = ()
+    """The further gates that are closed; ``message`` names them, too."""
 
 
 @dataclass(frozen=True, kw_only=True)

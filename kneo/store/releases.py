@@ -14,6 +14,7 @@ from kneo.state.release import (
     ConditionType,
     EnvironmentRecord,
     Pending,
+    PendingGate,
     Promotion,
     PromotionKind,
     Release,
@@ -197,7 +198,10 @@ def find_pending(tx: Tx, pending_id: str) -> tuple[str, Pending] | None:
 def put_pending(tx: Tx, environment_name: str, items: Iterable[Pending]) -> None:
     """Replace what an environment waits for."""
     tx.connection.execute(delete(pending_releases).where(pending_releases.c.environment == environment_name))
-    rows = [{"environment": environment_name, **vars(item), "who": list(item.who)} for item in items]
+    rows = [
+        {"environment": environment_name, **vars(item), "who": list(item.who), "also": [vars(one) for one in item.also]}
+        for item in items
+    ]
     if rows:
         tx.connection.execute(insert(pending_releases), rows)
 
@@ -382,4 +386,5 @@ def _promotion(row: AnyRow) -> Promotion:
 
 def _pending(row: AnyRow) -> Pending:
     values = {name: value for name, value in row._asdict().items() if name != "environment"}
-    return Pending(**values | {"who": tuple(row.who)})
+    also = tuple(PendingGate(**item | {"who": tuple(item["who"])}) for item in row.also or ())
+    return Pending(**values | {"who": tuple(row.who), "also": also})

@@ -217,6 +217,7 @@ pending_releases = Table(
     Column("subject", DIGEST),
     Column("policy_digest", DIGEST),
     Column("since", TIME, nullable=False),
+    Column("also", JSON),
     PrimaryKeyConstraint("environment", "bundle"),
 )
 

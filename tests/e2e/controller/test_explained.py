@@ -76,16 +76,34 @@ def test_every_closed_gate_is_named(store: Store, tmp_path: Path) -> None:
     )
     bench.repo.commit("Ask a lot")
     bench.reconcile()
-    for person in () if not bench.pending() or bench.pending()[0].kind != "policy" else ("bob",):
-        pytest.skip(f"{person} would have to agree to the rules first")
     (waits,) = bench.pending()
-    assert waits.reason == "DependencyNotReady"
+    assert (waits.kind, waits.reason) == ("promote", "DependencyNotReady")
     for gate in ("windows:", "approvals: 0 of 1"):
         assert gate in waits.message
     with store.read() as tx:
         found = explanation(explain.why(tx, "prod", "mail"))
-    assert found["command"] == "kneo promote mail --from prod --to staging"
-    assert found["way_back"] is None
+    promote = "kneo promote mail --from prod --to staging"
+    assert [(gate["gate"], gate["reason"], gate["command"]) for gate in found["gates"]] == [
+        ("promoteFrom", "DependencyNotReady", promote),
+        ("windows", "WindowClosed", None),
+        ("approvals", "AwaitingApproval", "kneo approve prod/mail --key FILE"),
+    ]
+    assert not [gate["message"] for gate in found["gates"] if "Also closed" in gate["message"]]
+    assert (found["command"], found["way_back"]) == (promote, None)
+
+
+def test_each_closed_gate_is_printed_with_its_command(machine: Machine, repo: ConfigRepo) -> None:
+    repo.environment("staging", {})
+    repo.bundle("mail", "2.0.0", environments=("prod", "staging"))
+    repo.environment("prod", {"mail": "2.0.0"}, promoteFrom="staging", approvals={"required": 1})
+    repo.commit("Ask for more")
+    _follow(machine, repo)
+    first, second = machine.json("why", "prod/mail")["gates"]
+    assert (first["gate"], first["command"]) == ("promoteFrom", "kneo promote mail --from prod --to staging")
+    assert (second["gate"], second["command"]) == ("approvals", "kneo approve prod/mail --key FILE")
+    words = machine.kneo("why", "prod/mail").stdout
+    assert words.index(first["command"]) < words.index("approvals: AwaitingApproval") < words.index(second["command"])
+    assert "None" not in words
 
 
 def test_a_rollback_names_its_own_revision_and_waits_for_nothing(store: Store, tmp_path: Path) -> None:

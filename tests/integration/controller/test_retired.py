@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from controller_bench import Bench
+from gates.asking import ask
 
+from cli.plan_told import as_text
 from controller.outcome import Done
 from controller.preview import Believing, preview
 from kneo import registry
 from kneo.errors import Forbidden
+from kneo.runtime.start import RunOrder, Starter
+from kneo.spec.load import load_tree
+from kneo.spec.models import Spec
 from kneo.state.release import ConditionType
 from kneo.store.engine import Store
 
@@ -69,3 +75,92 @@ def test_then_its_file_may_go_and_not_before(bench: Bench) -> None:
     with pytest.raises(Forbidden) as refused:
         _resolve(bench)
     assert refused.value.code == "environment_retired"
+
+
+# ---- who may retire an environment that serves nothing ---------------------------------------------------------------
+
+
+def _empty(store: Store, folder: Path, **guard: object) -> Bench:
+    """Follow a repository in which ``dev`` serves nothing and ``prod`` is as given."""
+    bench = Bench(store, folder)
+    bench.reconcile()
+    bench.repo.environment("prod", {}, **guard)
+    bench.repo.commit("Change prod")
+    bench.reconcile()
+    return bench
+
+
+def _retire_dev(bench: Bench, *, retired: bool = True) -> str:
+    bench.repo.environment("dev", {}, inlineSpecs=True, retired=retired)
+    bench.repo.commit("Retire dev" if retired else "Bring dev back")
+    return bench.reconcile().outcomes["dev"].state
+
+
+def _read_spec(tree: Mapping[str, object]) -> Spec:
+    spec = load_tree(dict(tree)).spec
+    assert spec is not None
+    return spec
+
+
+def _start_inline(bench: Bench) -> None:
+    starter = Starter(bench.store, _read_spec, pin=bench.repo.pin)
+    starter.start(RunOrder(input="x", requester="eve", environment="dev", spec=bench.repo.other_spec()))
+
+
+def test_an_empty_environment_is_retired_with_the_approval_of_those_that_require_one(
+    store: Store, tmp_path: Path
+) -> None:
+    bench = _empty(store, tmp_path, approvals={"required": 1}, people={"bob": {"roles": ["approver"]}})
+    assert _retire_dev(bench) == "AwaitingApproval"
+    (pending,) = bench.pending("dev")
+    assert (pending.kind, pending.who) == ("policy", ("ann", "bob"))
+    assert "the retirement of dev" in pending.message
+    _start_inline(bench)
+    bench.decide("mallory", "dev")
+    assert bench.reconcile().outcomes["dev"].state == "AwaitingApproval"
+    bench.decide("bob", "dev")
+    assert bench.reconcile().outcomes["dev"] == Done(0)
+    with pytest.raises(Forbidden) as refused:
+        _start_inline(bench)
+    assert refused.value.code == "environment_retired"
+    assert _retire_dev(bench, retired=False) == "AwaitingApproval"
+    with pytest.raises(Forbidden):
+        _start_inline(bench)
+    bench.decide("bob", "dev")
+    assert bench.reconcile().outcomes["dev"] == Done(0)
+    _start_inline(bench)
+
+
+def test_where_no_environment_requires_approvals_an_empty_one_is_retired_without(store: Store, tmp_path: Path) -> None:
+    bench = _empty(store, tmp_path)
+    _start_inline(bench)
+    assert _retire_dev(bench) == "Ready"
+    with pytest.raises(Forbidden) as refused:
+        _start_inline(bench)
+    assert refused.value.code == "environment_retired"
+    assert _retire_dev(bench, retired=False) == "Ready"
+    _start_inline(bench)
+
+
+# ---- open tasks --------------------------------------------------------------------------------------------------------
+
+
+def test_open_tasks_of_a_retired_environment_are_listed_by_status_and_plan(bench: Bench) -> None:
+    task = ask(bench.store)
+    with bench.store.read() as tx:
+        reconciler = bench.reconciler()
+        plan = preview(tx, reconciler.mirror.fetch(), reconciler.mirror, Believing(bench.repo.pin), "prod")
+    (planned,) = plan["environments"]
+    assert planned["retired"] is True
+    assert planned["open_tasks"]["count"] == 1
+    assert planned["open_tasks"]["first"][0]["continuation_id"] == task.id
+    assert task.id in "\n".join(as_text(plan | {"base": None}))
+    bench.reconcile()
+    bench.decide("bob")
+    bench.reconcile()
+    with bench.store.read() as tx:
+        status = registry.status(tx, "prod")
+    assert status is not None
+    (ready,) = [item for item in status.conditions if item.type is ConditionType.READY]
+    assert ready.reason == "Retired"
+    assert task.id in ready.message
