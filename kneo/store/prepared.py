@@ -16,6 +16,7 @@ from sqlalchemy import BindParameter, Connection, Delete, Dialect, Insert, Selec
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from kneo.store.bounded import Bounded
 from kneo.store.connections import spelled
 
 Values = Mapping[str, object]
@@ -106,14 +107,17 @@ def _binder(compiled: SQLCompiler, dialect: Dialect) -> Callable[[Values], Given
     assert not compiled.post_compile_params, "how many values an IN has must be known"
     names = compiled.positiontup if compiled.positional else list(compiled.params)
     assert names is not None
-    parts = [_part(compiled.binds[name], name, dialect) for name in names]
+    stores = compiled.isinsert or compiled.isupdate
+    parts = [_part(compiled.binds[name], name, dialect, stores=stores) for name in names]
     if compiled.positional:
         return lambda values: [part(values) for part in parts]
     return lambda values: {name: part(values) for name, part in zip(names, parts, strict=True)}
 
 
-def _part(parameter: BindParameter[Any], name: str, dialect: Dialect) -> Callable[[Values], object]:
-    processor = parameter.type.dialect_impl(dialect).bind_processor(dialect)
+def _part(parameter: BindParameter[Any], name: str, dialect: Dialect, *, stores: bool) -> Callable[[Values], object]:
+    # What is only looked for may have any length.
+    kind = parameter.type.impl_instance if isinstance(parameter.type, Bounded) and not stores else parameter.type
+    processor = kind.dialect_impl(dialect).bind_processor(dialect)
     if not parameter.required:
         constant = processor(parameter.effective_value) if processor is not None else parameter.effective_value
         return lambda _values: constant

@@ -69,6 +69,37 @@ NUL = {
 }
 
 
+LONG = {
+    "the name of a workflow": ("POST", "/runs", {"input": "x", "spec": spec_of(DRAFT, name="n" * 300)}),
+    "an environment": ("POST", "/runs", {"input": "x", "bundle": "b", "environment": "n" * 300}),
+    "a session": ("POST", "/runs", {"input": "x", "spec": spec_of(DRAFT), "session_id": "n" * 300}),
+    "a person": ("POST", "/human-tasks/{task}/delegate", {"to": "n" * 300}),
+    "a policy's environment": ("PUT", f"/policies/environment/{'n' * 300}", {"require_guardrails": True}),
+    "a run that is looked for": ("GET", f"/runs/{'n' * 300}", None),
+    "a task that is looked for": ("GET", f"/human-tasks/{'n' * 300}", None),
+    "a filter of tasks": ("GET", f"/human-tasks?assignee={'n' * 300}", None),
+}
+
+
+def test_a_long_name_is_answered_alike_on_both_databases(tmp_path: Path, postgres_url: str) -> None:
+    told = []
+    for folder, url in ((tmp_path / "lite", f"sqlite:///{tmp_path / 'kneo.sqlite'}"), (tmp_path / "pg", postgres_url)):
+        with serving(folder, url) as house:
+            task = house.paused()["continuation_id"]
+            runs = house.get("/runs")["total"]
+            answers = [
+                house.ask(method, path.format(task=task), body, role="admin") for method, path, body in LONG.values()
+            ]
+            assert house.get("/runs")["total"] == runs
+            told.append(
+                {name: (one.status_code, one.json().get("error")) for name, one in zip(LONG, answers, strict=True)}
+            )
+    assert told[0] == told[1]
+    assert told[0]["the name of a workflow"] == (400, "unstorable_value")
+    assert told[0]["a run that is looked for"][0] == 404
+    assert {name for name, (status, _) in told[0].items() if not 400 <= status < 500} <= {"a filter of tasks"}
+
+
 def test_a_nul_is_answered_alike_on_both_databases(tmp_path: Path, postgres_url: str) -> None:
     told = []
     for folder, url in ((tmp_path / "lite", f"sqlite:///{tmp_path / 'kneo.sqlite'}"), (tmp_path / "pg", postgres_url)):
