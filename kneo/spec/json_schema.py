@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from functools import cache, lru_cache
 from graphlib import CycleError, TopologicalSorter
+from math import isfinite
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote
 
@@ -39,10 +40,14 @@ MAX_SUBSCHEMAS = 1_000
 MAX_APPLIED = 10_000
 """Subschemas that are applied to one and the same value. References to references multiply."""
 
-MAX_WORK = 100_000_000
+MAX_WORK = 200_000_000
 """What checking one value may cost, in units of some five nanoseconds."""
 
 _KEYWORD_COST = 1_000
+"""Units for a keyword, or a subschema, that is applied to a value."""
+
+_ENTRY_COST = 50
+"""Units for each entry of a keyword that is looked up in a value: a property, a subschema that is ``true``."""
 
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _MAPS = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
@@ -207,6 +212,8 @@ class _Walk:
     nodes: dict[Path, object] = field(default_factory=dict)
     same_value: dict[Path, list[Path]] = field(default_factory=dict)
     anchors: dict[str, Path] = field(default_factory=dict)
+    unevaluated: list[Path] = field(default_factory=list)
+    patterned: bool = False
 
     def flaws(self) -> Iterator[Flaw]:
         references: list[tuple[Path, str, str]] = []
@@ -232,6 +239,10 @@ class _Walk:
                     self.same_value[path].append(target)
                     waiting.append(target)
             references = []
+        if self.patterned:
+            # What is evaluated already is found with a backtracking engine, in any subschema for the same value.
+            message = "unevaluatedProperties and patternProperties do not go together; write additionalProperties."
+            yield from (Flaw(path, message) for path in self.unevaluated)
         yield from self._loops()
 
     def _children(self, path: Path, node: Mapping[str, object]) -> list[Path]:
@@ -260,11 +271,10 @@ class _Walk:
                 yield Flaw((*path, key), f"{key} may stand at the top of a schema only.")
         patterned = node.get("patternProperties")
         names = patterned if isinstance(patterned, dict) else {}
-        if names and "unevaluatedProperties" in node:
-            yield Flaw(
-                (*path, "unevaluatedProperties"),
-                "unevaluatedProperties does not go together with patternProperties; write additionalProperties.",
-            )
+        if names:
+            self.patterned = True
+        if "unevaluatedProperties" in node:
+            self.unevaluated.append((*path, "unevaluatedProperties"))
         for name in names:
             yield from _pattern_flaws(name, (*path, "patternProperties", name))
         pattern = node.get("pattern")
@@ -383,20 +393,54 @@ def _validator_class() -> Any:  # noqa: ANN401 - jsonschema makes its classes at
         "additionalProperties": _additional_properties,
         "pattern": _pattern,
         "patternProperties": _pattern_properties,
+        "unevaluatedItems": _unevaluated_items,
+        "unevaluatedProperties": _unevaluated_properties,
         "uniqueItems": _unique_items,
     }
     keywords = {**Draft202012Validator.VALIDATORS, **own}
-    return validators.extend(  # type: ignore[no-untyped-call]
-        Draft202012Validator, {name: _counted(rule) for name, rule in keywords.items()}
+    made = validators.extend(  # type: ignore[no-untyped-call]
+        Draft202012Validator, {name: _counted(name, rule) for name, rule in keywords.items()}
     )
+    _count_subschemas(made)
+    return made
 
 
-def _counted(rule: Rule) -> Rule:
+def _counted(name: str, rule: Rule) -> Rule:
+    applies_others = name in {*_LISTS, *_MAPS, *_SINGLE} - {"not", "oneOf"}
+
     def check(validator: object, expected: object, value: object, schema: object) -> Iterator[ValidationError] | None:
-        _work.get().apply(value)
+        work = _work.get()
+        work.apply(value)
+        if isinstance(expected, dict | list):
+            # Everything of it is compared with the value, or repeated in what is said when it fails.
+            work.spend(_ENTRY_COST * len(expected) if applies_others else 3 * work.size(expected))
         return rule(validator, expected, value, schema)
 
     return check
+
+
+def _count_subschemas(validator_class: Any) -> None:  # noqa: ANN401
+    """Count the subschemas that are applied: one may have no keyword that is counted, as ``true``, ``false`` and ``{}``."""
+    evolve, iter_errors, descend = validator_class.evolve, validator_class.iter_errors, validator_class.descend
+
+    def counted_evolve(self: object, **changes: object) -> object:
+        _work.get().spend(_KEYWORD_COST)
+        return evolve(self, **changes)
+
+    def counted_iter_errors(self: object, instance: object) -> object:
+        _work.get().spend(_KEYWORD_COST)
+        return iter_errors(self, instance)
+
+    def counted_descend(self: object, instance: object, schema: object, *args: object, **named: object) -> object:
+        if schema is True:
+            _work.get().spend(_ENTRY_COST)
+        elif schema is False:
+            _work.get().apply(instance)
+        return descend(self, instance, schema, *args, **named)
+
+    validator_class.evolve = counted_evolve
+    validator_class.iter_errors = counted_iter_errors
+    validator_class.descend = counted_descend
 
 
 def _matches(pattern: str, text: str) -> bool:
@@ -449,6 +493,50 @@ def _additional_properties(
         yield ValidationError(f"Additional properties are not allowed ({shown})")
 
 
+def _unevaluated_properties(
+    validator: Any,  # noqa: ANN401
+    subschema: object,
+    value: Any,  # noqa: ANN401
+    schema: Mapping[str, Any],
+) -> Iterator[ValidationError]:
+    from jsonschema._utils import find_evaluated_property_keys_by_schema
+
+    if validator.is_type(value, "object"):
+        evaluated = set(find_evaluated_property_keys_by_schema(validator, value, schema))
+        yield from _unevaluated(
+            validator, subschema, "properties", [each for each in value.items() if each[0] not in evaluated]
+        )
+
+
+def _unevaluated_items(
+    validator: Any,  # noqa: ANN401
+    subschema: object,
+    value: Any,  # noqa: ANN401
+    schema: Mapping[str, Any],
+) -> Iterator[ValidationError]:
+    from jsonschema._utils import find_evaluated_item_indexes_by_schema
+
+    if validator.is_type(value, "array"):
+        evaluated = set(find_evaluated_item_indexes_by_schema(validator, value, schema))
+        yield from _unevaluated(
+            validator, subschema, "items", [each for each in enumerate(value) if each[0] not in evaluated]
+        )
+
+
+def _unevaluated(
+    validator: Any,  # noqa: ANN401
+    subschema: object,
+    what: str,
+    parts: Sequence[tuple[object, object]],
+) -> Iterator[ValidationError]:
+    from jsonschema import ValidationError
+
+    wrong = [key for key, inner in parts if next(validator.descend(inner, subschema), None) is not None]
+    if wrong:
+        shown = ", ".join(repr(key)[:100] for key in wrong[:10])
+        yield ValidationError(f"Unevaluated {what} are not allowed ({shown})")
+
+
 def _unique_items(
     validator: Any,  # noqa: ANN401
     unique: object,
@@ -474,7 +562,13 @@ def _hashable(value: object) -> object:
         return "map", frozenset((key, _hashable(inner)) for key, inner in value.items())
     if isinstance(value, list):
         return "list", tuple(_hashable(inner) for inner in value)
-    if value is None or isinstance(value, str | int | float):
+    if isinstance(value, float):
+        value = int(value) if isfinite(value) and value.is_integer() else repr(value)
+        return "number", hex(value) if isinstance(value, int) else value
+    if isinstance(value, int) and not isinstance(value, bool):
+        # As text: hashes of numbers are known beforehand, and a set of numbers that share one takes quadratic time.
+        return "number", hex(value)
+    if value is None or isinstance(value, str | bool):
         return type(value) is bool, value
     return "other", id(value)  # a function may return what is no JSON
 
@@ -498,7 +592,10 @@ def _no_formats() -> FormatChecker:
 
 
 def _is_date(value: object) -> bool:
-    return not isinstance(value, str) or bool(date.fromisoformat(value))
+    if not isinstance(value, str):
+        return True
+    # date.fromisoformat takes week dates and dates without dashes, too.
+    return len(value) == 10 and value[4] == value[7] == "-" and bool(date.fromisoformat(value))
 
 
 def _is_time(value: object) -> bool:

@@ -54,6 +54,12 @@ def test_no_pattern_of_a_schema_backtracks(schema: dict, value: object) -> None:
         ({"uniqueItems": False}, [1, 1], None),
         ({"format": "regex"}, "^a+$", "("),
         ({"format": "date"}, "2026-01-31", "2026-02-31"),
+        ({"format": "date"}, "2026-01-31", "2026-W01-1"),
+        ({"format": "date"}, "2026-01-31", "20260131"),
+        ({"prefixItems": [STRING], "unevaluatedItems": False}, ["a"], ["a", "b"]),
+        ({"unevaluatedProperties": STRING, "properties": {"a": {}}}, {"a": 1, "b": "c"}, {"b": 1}),
+        ({"oneOf": [STRING, {"maxLength": 2}]}, "abc", "a"),
+        ({"contains": STRING, "maxContains": 1}, [1, "a"], ["a", "b"]),
         ({"items": {"$ref": "#/$defs/n"}, "$defs": {"n": {"type": "integer"}}}, [1, 2], ["a"]),
         ({"items": {"$ref": "#n"}, "$defs": {"x": {"$anchor": "n", "type": "integer"}}}, [1, 2], ["a"]),
         ({"$ref": "#/$defs/a~1b%20c", "$defs": {"a/b c": STRING}}, "a", 1),
@@ -170,6 +176,14 @@ def deep(levels: int) -> dict:
     return value
 
 
+DOUBLING = {
+    "$defs": {
+        **{f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(11)},
+        "d11": {"properties": {"a": True}},
+    },
+}
+
+
 @pytest.mark.parametrize(
     ("schema", "value"),
     [
@@ -180,6 +194,18 @@ def deep(levels: int) -> dict:
         ({"not": {"pattern": "^a$"}}, "\ud800"),
         ({"properties": {"a": {"$ref": "#"}}}, deep(5_000)),
         ({"multipleOf": 0.1}, 10**400),
+        ({"items": {"not": {"anyOf": [False] * 900}}}, [1] * 100_000),
+        ({"not": {"anyOf": [{"items": False}] * 400}}, [1] * 100_000),
+        ({"allOf": [{"contains": {}, "minContains": 100_000}] * 400}, [1] * 100_000),
+        ({"items": {"not": {"enum": [f"x{n}" for n in range(19_000)]}}}, ["y"] * 100_000),
+        ({"items": {"not": {"const": [0] * 19_000}}}, [1] * 100_000),
+        ({"items": {"not": {"required": [f"x{n}" for n in range(19_000)]}}}, [{}] * 100_000),
+        ({"items": {"dependentRequired": {f"x{n}": [] for n in range(19_000)}}}, [{}] * 100_000),
+        ({"items": {"properties": {f"x{n}": True for n in range(900)}}}, [{}] * 100_000),
+        (
+            {"items": {"not": {"not": {"unevaluatedProperties": False, "$ref": "#/$defs/d0"}}}, **DOUBLING},
+            [{"a": 1}] * 100_000,
+        ),
     ],
 )
 def test_a_value_that_takes_too_long_is_refused_soon(schema: dict, value: object) -> None:
@@ -194,6 +220,40 @@ def test_many_different_items_are_compared_in_linear_time() -> None:
     begun = process_time()
     assert fits({"uniqueItems": True}, [{"a": n} for n in range(20_000)])
     assert process_time() - begun < 2
+
+
+def test_numbers_that_share_a_hash_are_compared_in_linear_time() -> None:
+    begun = process_time()
+    assert fits({"uniqueItems": True}, [n * (2**61 - 1) for n in range(20_000)])
+    assert process_time() - begun < 2
+
+
+def test_numbers_are_the_same_however_they_are_written() -> None:
+    for same in ([1, 1.0], [0, -0.0], [10**20, 1e20], [0.1, 0.1]):
+        assert not fits({"uniqueItems": True}, same)
+    assert fits({"uniqueItems": True}, [0.1, 0.2, 1, "1", "0x1", True, None, 10**400, 1e308])
+
+
+def test_many_unevaluated_parts_are_found_in_linear_time() -> None:
+    begun = process_time()
+    several = [{"properties": {f"k{n}": True for n in range(90)}}] * 10
+    assert not fits({"unevaluatedProperties": False, "allOf": several}, {f"k{n}": 1 for n in range(20_000)})
+    assert not fits({"unevaluatedItems": False, "allOf": [{"prefixItems": [True] * 90}] * 10}, [1] * 20_000)
+    assert process_time() - begun < 4
+
+
+@pytest.mark.parametrize("around", [{}, {"allOf": [0]}, {"if": 0}, {"$ref": "#/$defs/p", "$defs": {"p": 0}}])
+def test_properties_by_pattern_and_unevaluated_ones_do_not_meet(around: dict) -> None:
+    patterned = {"patternProperties": {POISON: {}}}
+    inner = {
+        key: [patterned] if value == [0] else {"p": patterned} if key == "$defs" else value
+        for key, value in around.items()
+    }
+    inner = {key: patterned if value == 0 else value for key, value in inner.items()} or patterned
+    with pytest.raises(SchemaInvalid, match="do not go together"):
+        compile_schema({"unevaluatedProperties": False, **inner})
+    with pytest.raises(SchemaInvalid, match="do not go together"):
+        compile_schema({**inner, "properties": {"a": {"unevaluatedProperties": False}}})
 
 
 def test_large_honest_answers_are_checked() -> None:
