@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import h11
@@ -75,10 +77,14 @@ class RequestTimer(asyncio.Protocol):
         flow = getattr(self, "flow", None)
         return bool(flow is not None and flow.read_paused)
 
+    def later(self, seconds: float, act: Callable[[], None]) -> asyncio.TimerHandle:
+        """Do something when a time has passed."""
+        return self.loop.call_later(seconds, act)
+
     def _expect_reading(self) -> None:
         """Look again, after the time for a request, how much of what waits now the client has taken."""
         waiting = self.transport.get_write_buffer_size()
-        self._reading = self.loop.call_later(self.seconds, self._check_reading, waiting)
+        self._reading = self.later(self.seconds, partial(self._check_reading, waiting))
 
     def _stop_reading(self) -> None:
         if self._reading is not None:
@@ -97,7 +103,7 @@ class RequestTimer(asyncio.Protocol):
         self.transport.abort()
 
     def _arm(self) -> None:
-        self._deadline = self.loop.call_later(self.seconds, self._end)
+        self._deadline = self.later(self.seconds, self._end)
 
     def _disarm(self) -> None:
         if self._deadline is not None:

@@ -7,7 +7,7 @@ about text. Keys are compared word by word, so that ``max_tokens`` and ``session
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -84,7 +84,13 @@ class _Rule(NamedTuple):
 
     signs: tuple[str, ...]
     pattern: re.Pattern[str]
-    instead: str
+    instead: str | Callable[[re.Match[str]], str]
+
+
+def _web_token(found: re.Match[str]) -> str:
+    # A run of its letters without what comes after is no token. It is taken whole all the same: a search that began again at
+    # each "eyJ" in it would read it once for each.
+    return REDACTED if found.end() > found.end(1) else found[0]
 
 
 _SECRETS = (
@@ -96,8 +102,8 @@ _SECRETS = (
     ),
     _Rule(
         ("eyj",),
-        re.compile(r"\beyJ[A-Za-z0-9_-]{8,4096}\.[A-Za-z0-9_-]{4,8192}(?:\.[A-Za-z0-9_-]{0,4096})?"),
-        REDACTED,
+        re.compile(r"\b(eyJ[A-Za-z0-9_-]{8,}+)(?:\.[A-Za-z0-9_-]{4,8192}(?:\.[A-Za-z0-9_-]{0,4096})?)?"),
+        _web_token,
     ),
     _Rule(("sk-",), re.compile(r"\bsk-[A-Za-z0-9_-]{12,512}"), REDACTED),
     _Rule(("akia", "asia"), re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), REDACTED),
@@ -176,7 +182,8 @@ def hide_paths(text: str) -> str:
 @lru_cache(maxsize=4096)
 def is_secret_key(key: str) -> bool:
     """Say whether what stands under a key is kept back whatever it is."""
-    words = [word.lower() for word in _WORDS.findall(key[:200])]
+    # Of a long key the end, which says what it holds, is looked at as well as the beginning.
+    words = [word.lower() for word in _WORDS.findall(key if len(key) <= 400 else f"{key[:200]} {key[-200:]}")]
     spelled = "_".join(words)
     if spelled in _READABLE or _COUNTERS.fullmatch(spelled):
         return False

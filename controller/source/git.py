@@ -59,13 +59,13 @@ _NO_TRANSPORT = "none"
 _REFUSED_LOGIN = re.compile(rb"Authentication failed|could not read Username|returned error: 40[13]")
 _BAD_OBJECT = re.compile(r"fsck error|^error: object [0-9a-f]{40,64}: \w+:", re.MULTILINE)
 _DAMAGE = re.compile(
-    r"not a git repository: |bad config|bad object|bad tree object|reference broken|bad ref|unexpected line in .*refs"
+    r"not a git repository: |bad config|bad object|bad tree object|reference broken|bad ref|unexpected line in .{,400}refs"
     r"|index-pack failed|invalid index-pack output|unpack-objects failed|did not send all necessary objects"
-    r"|packfile .* (cannot|is)|is corrupt|object file .* is empty|inflate: |Could not read [0-9a-f]{40}"
-    r"|unable to read (tree|sha1 file|[0-9a-f]{40})|missing (commit|tree|blob)|index file .* (is too small|corrupt)"
+    r"|packfile .{,400} (cannot|is)|is corrupt|object file .{,400} is empty|inflate: |Could not read [0-9a-f]{40}"
+    r"|unable to read (tree|sha1 file|[0-9a-f]{40})|missing (commit|tree|blob)|index file .{,400} (is too small|corrupt)"
 )
 """What git complains about when the repository it works on is broken, beside naming a file of it. A host that is broken may
-say the same."""
+say the same; what it says is searched in a bounded number of steps for each character."""
 
 _NOT_DAMAGE = re.compile(
     r"early EOF|unexpected disconnect|RPC failed|hung up|No space left|[Dd]isk quota|File too large|Too many open files"

@@ -7,11 +7,17 @@ from pathlib import Path
 from kneo.spec.base import MAX_TEXT
 
 
+def is_hidden(path: Path, root: Path) -> bool:
+    """Tell whether a path below a root has a part that begins with a dot."""
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
 class SpecFiles:
     """Files that a spec names by a path relative to its own folder, or to the project's root.
 
     Nothing outside the project is read, however it is reached: ``..`` and links are followed first and judged by
-    where they lead.
+    where they lead. Nothing hidden is read either, whose name or folder begins with a dot: keys, databases, ``.env`` and
+    the configuration of Git are there.
 
     Args:
         folder: Where the spec is.
@@ -50,7 +56,7 @@ class SpecFiles:
         for base in dict.fromkeys((self._folder, self._root)):
             try:
                 found = (base / path).resolve()
-                if found.is_relative_to(self._root) and found.exists():
+                if found.is_relative_to(self._root) and not is_hidden(found, self._root) and found.exists():
                     return found
             except (OSError, ValueError, RuntimeError):  # a NUL in the name, a name too long, links in a circle
                 continue

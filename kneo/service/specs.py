@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kneo.errors import Invalid, InvalidValue, Usage
-from kneo.project.files import SpecFiles
+from kneo.project.files import SpecFiles, is_hidden
 from kneo.project.modules import ModuleFiles
 from kneo.settings import Settings
 from kneo.spec.context import RuleContext
@@ -150,10 +150,10 @@ class Specs:
             return read(file.read(DEFAULT_LIMITS.max_bytes + 1), file=path)
 
     def _inside(self, path: str) -> Path:
-        """Find a file below the spec root; no ``..`` and no link leads out of it."""
+        """Find a file below the spec root; no ``..`` and no link leads out of it, and nothing hidden is one."""
         try:
             target = (self.root / path).resolve()
-            if target.is_relative_to(self.root) and target.is_file():
+            if target.is_relative_to(self.root) and not is_hidden(target, self.root) and target.is_file():
                 return target
         except (OSError, ValueError, RuntimeError):  # a NUL in the name, a name too long, links in a circle
             pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 from kneo.errors import Invalid
@@ -48,8 +49,9 @@ def find_service_key(settings: Settings) -> PrivateKey | None:
 def _make(path: Path) -> None:
     """Write a new key, whole or not at all: several processes may start at once, and one key wins."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    mine = path.with_name(f"{FILE}.{os.getpid()}")
-    descriptor = os.open(mine, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    # A name that nobody can know beforehand: the folder may come from a checkout, with a link or a readable file in it.
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{FILE}.")
+    mine = Path(name)
     with os.fdopen(descriptor, "wb") as file:
         file.write(PrivateKey.generate().dump())
         file.flush()

@@ -14,12 +14,14 @@ from kneo.spec.document import Path
 from kneo.spec.models import (
     Agent,
     ConcurrentWorkflow,
+    ConditionStep,
     LeafStep,
     Model,
     RuntimePreferences,
     Spec,
     Strategy,
 )
+from kneo.spec.rules.places import DEFAULT_HUMAN, GateAt, gates_of, in_force
 from kneo.spec.rules.view import SpecView
 
 CODE = "W_FIELD_NO_EFFECT"
@@ -90,6 +92,34 @@ def no_effect(view: SpecView) -> Iterator[Diagnostic]:
     for at in view.steps:
         if isinstance(at.step, LeafStep) and at.step.kind == "human":
             yield from _unread(at.step, at.path)
+    yield from _rejections(view)
+
+
+def _rejections(view: SpecView) -> Iterator[Diagnostic]:
+    """What the human of a question says of a rejection has an effect there; what a gate says itself is checked with its shape."""
+    humans = view.spec.components.humans
+    for at in view.steps:
+        if at.step.kind == "human":
+            human = humans.get(getattr(at.step, "ref", None) or DEFAULT_HUMAN)
+            if human is not None and human.on_reject == "else":
+                yield _rejection(human.on_reject, f"the step {at.place}", at.path)
+    for gate in gates_of(view):
+        effect = in_force(gate.gate, humans).on_reject
+        if gate.gate.on_reject is None and effect is not None and not _has_effect(effect, gate):
+            yield _rejection(effect, f"review.{gate.position}", gate.path)
+
+
+def _has_effect(effect: str, at: GateAt) -> bool:
+    if effect == "else":
+        return at.position == "before" and at.step is not None and isinstance(at.step.step, ConditionStep)
+    # Where a person chooses, nothing can be rejected.
+    return effect != "retry" or at.position != "before"
+
+
+def _rejection(effect: str, where: str, path: Path) -> Diagnostic:
+    message = f"on_reject: {effect} has no effect at {where}: a rejection stops the run."
+    hint = "Name a human that says stop, or says nothing of rejections."
+    return warning(CODE, message, path, suggestion=hint)
 
 
 def _unread(part: Declared, path: Path) -> Iterator[Diagnostic]:

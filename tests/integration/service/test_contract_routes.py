@@ -218,6 +218,57 @@ def test_files_beside_a_spec_are_taken_in_and_a_spec_in_a_request_has_none(bench
     assert [item["code"] for item in inline["diagnostics"] if item["severity"] == "error"] == ["E_FILE_REF"]
 
 
+DUMMY = "{provider: dummy, name: dummy}"
+KEY = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIHr0zUFBWNYqHYFGSbWqjnLJbmCjFCvCGGFKKnRhkcSD\n-----END PRIVATE KEY-----\n"
+
+
+@pytest.mark.parametrize(
+    "path", [".env", ".git/config", ".kneo/notes.md", "x/../.env", "plain.md", "skills/.env", "./.env"]
+)
+def test_nothing_hidden_is_read_for_a_request(bench: Bench, path: str) -> None:
+    for name in (".env", ".git/config", ".kneo/notes.md", "skills/.env"):
+        (bench.folder / name).parent.mkdir(exist_ok=True)
+        (bench.folder / name).write_text("version: v1\nDATABASE=hush-hush\n")
+    if not (bench.folder / "plain.md").is_symlink():
+        (bench.folder / "plain.md").symlink_to(".env")
+    (bench.folder / "seen.yaml").write_text(f"version: v1\nagent: {{name: helper, model: {DUMMY}}}\n")
+    laid = {"agent": {"system_prompt": {"file": path}}, "skills": {"s": {"source": path}}}
+    for what in ("resolve", "validate", "compile", "explain"):
+        answer = bench.ask("POST", f"/specs/{what}", {"spec_path": "seen.yaml", "overrides": laid}, role="viewer")
+        assert "hush" not in answer.text
+        for body in ({"spec_path": path}, {"spec": spec_of(DRAFT), "overlays": [path]}):
+            refused = bench.post(f"/specs/{what}", body, role="viewer", expect=422)
+            assert refused["error"] == "spec_path_confined"
+            assert "hush" not in str(refused)
+
+
+def test_a_skill_takes_in_no_hidden_file_of_its_folder(bench: Bench) -> None:
+    (bench.folder / "able").mkdir(exist_ok=True)
+    for name in ("SKILL.md", "more.md", ".env"):
+        (bench.folder / "able" / name).write_text(f"This is {name}.")
+    (bench.folder / "able.yaml").write_text(
+        f"version: v1\nagent: {{name: helper, model: {DUMMY}}}\nskills: {{s: {{source: able}}}}\n"
+    )
+    skill = bench.post("/specs/resolve", {"spec_path": "able.yaml"}, role="viewer")["spec"]["skills"]["s"]
+    assert (skill["content"], skill["resources"]) == ("This is SKILL.md.", {"more.md": "This is more.md."})
+
+
+def test_a_key_beside_a_spec_is_not_taken_in(bench: Bench) -> None:
+    (bench.folder / "service_key.pem").write_text(KEY)
+    (bench.folder / "seen.yaml").write_text(f"version: v1\nagent: {{name: helper, model: {DUMMY}}}\n")
+    laid = {"agent": {"system_prompt": {"file": "service_key.pem"}}}
+    for what in ("resolve", "compile", "explain", "graph", "policy-report", "run"):
+        body = (
+            {"spec_path": "seen.yaml", "overrides": laid, "input": "x"}
+            if what == "run"
+            else {"spec_path": "seen.yaml", "overrides": laid}
+        )
+        answer = bench.ask("POST", f"/specs/{what}", body, role="admin")
+        assert "MC4CAQ" not in answer.text
+    resolved = bench.ask("POST", "/specs/resolve", {"spec_path": "seen.yaml", "overrides": laid}, role="viewer")
+    assert "E_SECRET_INLINE" in resolved.text
+
+
 def test_an_older_spec_is_migrated_and_two_are_compared(bench: Bench) -> None:
     old = {"root_agent": {"name": "old", "model": {"provider": "dummy", "name": "dummy"}}}
     new = bench.post("/specs/migrate", {"spec": old}, role="viewer")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-import httpx
 import pytest
 from kneo_process import eventually
 
@@ -19,29 +18,89 @@ from cli.service import Server
 from kneo.runtime.assemble import background
 from kneo.settings import Http
 
-SECONDS = 0.5
-PATIENCE_SECONDS = 30.0
+SECONDS = 30.0
+"""How long a request may take, by a clock that the tests move."""
+
+PATIENCE_SECONDS = 60.0
 LARGE = 33_554_432
 """Bytes of an answer that no buffer of a system holds."""
 
 
-async def answer(scope, receive, send) -> None:
-    """Reads the body, waits as long as the query says, and tells how long the body was."""
-    if scope["type"] != "http":
-        return
-    size, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
+class Timer:
+    def __init__(self, due: float, act: Callable[[], None]) -> None:
+        self.due, self.act, self.over = due, act, False
+
+    def cancel(self) -> None:
+        self.over = True
+
+
+class Clock:
+    """What time it is for the server, and what it has received; moved in the server's own thread."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[Timer] = []
+        self.received: dict[int, int] = {}
+        self.changed = threading.Condition()
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def call_later(self, seconds: float, act: Callable[[], None]) -> Timer:
+        self.timers.append(Timer(self.now + seconds, act))
+        return self.timers[-1]
+
+    def note(self, protocol: asyncio.BaseProtocol, size: int) -> None:
+        port = protocol.transport.get_extra_info("peername")[1]  # type: ignore[attr-defined]
+        with self.changed:
+            self.received[port] = self.received.get(port, 0) + size
+            self.changed.notify_all()
+
+    def wait(self, connection: socket.socket, size: int) -> None:
+        """Wait until the server has this many bytes of a connection."""
+        port = connection.getsockname()[1]
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.received.get(port, -1) >= size, PATIENCE_SECONDS)
+
+    def advance(self, seconds: float) -> None:
+        done = threading.Event()
+
+        def move() -> None:
+            self.now += seconds
+            for timer in [each for each in self.timers if each.due <= self.now and not each.over]:
+                timer.over = True
+                timer.act()
+            self.timers = [each for each in self.timers if not each.over]
+            done.set()
+
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(move)
+        assert done.wait(PATIENCE_SECONDS)
+
+
+class App:
+    """The application, with what a server asks of it. It reads the body and tells how long it was, once it may."""
+
+    state = SimpleNamespace()
+
+    def __init__(self) -> None:
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http":
             return
-        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
-    if scope["path"] == "/large":
-        await _send_large(send, int(scope["query_string"]))
-        return
-    if scope["query_string"]:
-        await asyncio.sleep(float(scope["query_string"]))
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(str(size)))]})
-    await send({"type": "http.response.body", "body": str(size).encode()})
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+        if scope["path"] == "/large":
+            await _send_large(send, int(scope["query_string"]))
+            return
+        await asyncio.to_thread(self.may_answer.wait, PATIENCE_SECONDS)
+        length = b"%d" % len(str(size))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+        await send({"type": "http.response.body", "body": str(size).encode()})
 
 
 async def _send_large(send, pieces: int) -> None:
@@ -52,26 +111,21 @@ async def _send_large(send, pieces: int) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": number < pieces - 1})
 
 
-class App:
-    """The application, with what a server asks of it."""
-
-    state = SimpleNamespace()
-
-    async def __call__(self, scope, receive, send) -> None:
-        await answer(scope, receive, send)
-
-
 @dataclass
-class Served:
+class Place:
+    """A server: its port, its application and its clock."""
+
     server: Server
     port: int
+    app: App
+    clock: Clock
 
 
-@pytest.fixture(scope="module", params=PROTOCOLS, ids=lambda protocol: protocol.__name__)
-def served(request: pytest.FixtureRequest) -> Iterator[Served]:
-    protocol: type[RequestTimer] = request.param
-    http = Http(request_seconds=SECONDS, header_bytes=8_192)
-    server = Server(App(), http, shutdown_seconds=1, protocol=protocol)  # type: ignore[arg-type]
+@contextmanager
+def serving(protocol: type[RequestTimer], seconds: float) -> Iterator[tuple[Server, int, App]]:
+    app = App()
+    server = Server(app, Http(request_seconds=seconds, header_bytes=8_192), shutdown_seconds=1, protocol=protocol)  # type: ignore[arg-type]
+    server.config.timeout_keep_alive = 3_600
 
     def stop() -> None:
         server.should_exit = True
@@ -80,12 +134,28 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
         socket.create_server(("127.0.0.1", 0)) as listener,
         background("server", lambda: server.run(sockets=[listener]), stop),
     ):
-        yield Served(server, listener.getsockname()[1])
+        yield server, listener.getsockname()[1], app
 
 
-@pytest.fixture
-def port(served: Served) -> int:
-    return served.port
+@pytest.fixture(scope="module", params=PROTOCOLS, ids=lambda protocol: protocol.__name__)
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    clock = Clock()
+
+    class Watched(request.param):  # type: ignore[name-defined, misc]
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            clock.loop = self.loop
+            clock.note(self, 0)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            clock.note(self, len(data))
+
+        def later(self, seconds: float, act: Callable[[], None]) -> Timer:
+            return clock.call_later(seconds, act)
+
+    with serving(Watched, SECONDS) as (server, port, app):
+        yield Place(server, port, app, clock)
 
 
 @contextmanager
@@ -105,12 +175,20 @@ def rest(connection: socket.socket) -> bytes:
     return said
 
 
-def is_up(port: int) -> bool:
-    def answered() -> bool:
-        # On a busy machine this request may be one that arrives too slowly.
-        return httpx.post(f"http://127.0.0.1:{port}/", content=b"x" * 10, timeout=PATIENCE_SECONDS).text == "10"
+def answered(connection: socket.socket) -> bytes:
+    """Read one answer."""
+    said = b""
+    while not (said.count(b"\r\n\r\n") and said[-1:].isdigit()):
+        chunk = connection.recv(65_536)
+        assert chunk, said
+        said += chunk
+    return said
 
-    return eventually(answered)
+
+def is_up(place: Place) -> bool:
+    with connected(place.port) as connection:
+        connection.sendall(HEAD + b"Content-Length: 10\r\n\r\n1234567890")
+        return answered(connection).endswith(b"\r\n\r\n10")
 
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
@@ -129,50 +207,62 @@ HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
     ],
     ids=["nothing", "an empty line", "a letter", "half a head", "half a header", "half a body", "half a chunk"],
 )
-def test_a_request_that_never_arrives_whole_is_ended(port: int, begin: bytes, status: bytes) -> None:
-    with connected(port) as connection:
+def test_a_request_that_never_arrives_whole_is_ended(place: Place, begin: bytes, status: bytes) -> None:
+    with connected(place.port) as connection:
         connection.sendall(begin)
+        place.clock.wait(connection, len(begin))
+        place.clock.advance(SECONDS)
         assert rest(connection)[9:12] == status or (begin == b"\r\n" and not status)
-    assert is_up(port)
+    assert is_up(place)
 
 
 @pytest.mark.parametrize("begin", [HEAD, HEAD + b"Content-Length: 100000\r\n\r\n"], ids=["head", "body"])
-def test_a_request_that_arrives_byte_by_byte_is_ended(port: int, begin: bytes) -> None:
-    with connected(port) as connection:
+def test_a_request_that_arrives_byte_by_byte_is_ended(place: Place, begin: bytes) -> None:
+    with connected(place.port) as connection:
         connection.sendall(begin)
-        try:
-            while True:
-                connection.sendall(b"x")
-                time.sleep(SECONDS / 10)
-        except OSError:
-            pass
-    assert is_up(port)
+        for count in range(10):
+            connection.sendall(b"x")
+            place.clock.wait(connection, len(begin) + count + 1)
+            place.clock.advance(SECONDS / 10)
+        assert rest(connection)[9:12] == b"408"
+    assert is_up(place)
 
 
-def test_half_requests_are_in_nobodys_way(port: int) -> None:
-    held = [socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) for _ in range(100)]
+def test_half_requests_are_in_nobodys_way(place: Place) -> None:
+    held = [socket.create_connection(("127.0.0.1", place.port), timeout=PATIENCE_SECONDS) for _ in range(100)]
     for connection in held:
         connection.sendall(HEAD)
-    assert is_up(port)
+    for connection in held:
+        place.clock.wait(connection, len(HEAD))
+    assert is_up(place)
+    place.clock.advance(SECONDS)
     for connection in held:
         assert rest(connection)[9:12] == b"408"
         connection.close()
 
 
-def test_half_a_second_request_is_ended_too(port: int) -> None:
-    with connected(port) as connection:
-        connection.sendall(HEAD + b"Content-Length: 2\r\n\r\n12")
-        first = connection.recv(65_536)
-        assert first.startswith(b"HTTP/1.1 200")
+def test_half_a_second_request_is_ended_too(place: Place) -> None:
+    whole = HEAD + b"Content-Length: 2\r\n\r\n12"
+    with connected(place.port) as connection:
+        connection.sendall(whole)
+        assert answered(connection).startswith(b"HTTP/1.1 200")
         connection.sendall(HEAD)
+        place.clock.wait(connection, len(whole) + len(HEAD))
+        place.clock.advance(SECONDS)
         assert b"408" in rest(connection)
-    assert is_up(port)
+    assert is_up(place)
 
 
-def test_a_slow_answer_is_not_cut_off(port: int) -> None:
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_SECONDS) as client:
-        for _ in range(2):
-            assert client.post(f"/?{SECONDS * 2}", content=b"x" * 100).text == "100"
+def test_a_slow_answer_is_not_cut_off(place: Place) -> None:
+    whole = HEAD + b"Content-Length: 100\r\n\r\n" + b"x" * 100
+    with connected(place.port) as connection:
+        for count in (1, 2):
+            place.app.may_answer.clear()
+            connection.sendall(whole)
+            place.clock.wait(connection, count * len(whole))
+            place.clock.advance(SECONDS * 2)
+            place.app.may_answer.set()
+            assert answered(connection).endswith(b"\r\n\r\n100")
 
 
 @contextmanager
@@ -185,53 +275,59 @@ def reading_little(port: int) -> Iterator[socket.socket]:
         yield connection
 
 
+def is_idle(place: Place) -> bool:
+    return not place.server.server_state.connections
+
+
 @pytest.mark.parametrize("pieces", [1, 64], ids=["in one piece", "in pieces"])
 @pytest.mark.parametrize("closing", [b"", b"Connection: close\r\n"], ids=["kept alive", "to be closed"])
-def test_an_answer_that_is_never_read_is_ended(served: Served, pieces: int, closing: bytes) -> None:
-    assert eventually(lambda: not served.server.server_state.connections)
-    with reading_little(served.port) as connection:
+def test_an_answer_that_is_never_read_is_ended(place: Place, pieces: int, closing: bytes) -> None:
+    assert eventually(lambda: is_idle(place))
+    with reading_little(place.port) as connection:
         connection.sendall(b"GET /large?%d HTTP/1.1\r\nHost: x\r\n%s\r\n" % (pieces, closing))
         assert connection.recv(1)
-        assert eventually(lambda: not served.server.server_state.connections)
-        assert len(rest(connection)) < LARGE
-    assert is_up(served.port)
-
-
-def test_an_answer_that_is_read_byte_by_byte_is_ended(served: Served) -> None:
-    assert eventually(lambda: not served.server.server_state.connections)
-    with reading_little(served.port) as connection:
-        connection.sendall(b"GET /large?64 HTTP/1.1\r\nHost: x\r\n\r\n")
 
         def ended() -> bool:
-            with suppress(ConnectionResetError):
-                connection.recv(1)
-            return not served.server.server_state.connections
+            place.clock.advance(SECONDS)
+            return is_idle(place)
 
         assert eventually(ended)
-    assert is_up(served.port)
+        assert len(rest(connection)) < LARGE
+    assert is_up(place)
+
+
+def test_an_answer_that_is_read_byte_by_byte_is_ended(place: Place) -> None:
+    assert eventually(lambda: is_idle(place))
+    with reading_little(place.port) as connection:
+        connection.sendall(b"GET /large?64 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(1)
+
+        def ended() -> bool:
+            place.clock.advance(SECONDS / 2)
+            with suppress(ConnectionResetError):
+                connection.recv(1)
+            return is_idle(place)
+
+        assert eventually(ended)
+    assert is_up(place)
 
 
 @pytest.mark.parametrize("pieces", [1, 64], ids=["in one piece", "in pieces"])
-def test_an_answer_that_is_read_slowly_arrives_whole(port: int, pieces: int) -> None:
-    def arrives() -> bool:
-        # On a busy machine this client may be one that reads too slowly.
-        begin, read = time.monotonic(), 0
-        with reading_little(port) as connection, suppress(ConnectionResetError):
-            connection.sendall(b"GET /large?%d HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % pieces)
-            pause = 0
-            while chunk := connection.recv(1_048_576):
-                read += len(chunk)
-                if read // (LARGE // 16) > pause:
-                    pause += 1
-                    time.sleep(SECONDS / 4)
-        return read > LARGE and time.monotonic() - begin > SECONDS * 2
-
-    assert eventually(arrives)
+def test_an_answer_that_is_read_slowly_arrives_whole(place: Place, pieces: int) -> None:
+    with reading_little(place.port) as connection:
+        connection.sendall(b"GET /large?%d HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % pieces)
+        pauses = read = 0
+        while chunk := connection.recv(1_048_576):
+            read += len(chunk)
+            if read // (LARGE // 16) > pauses:
+                pauses += 1
+                place.clock.advance(SECONDS / 4)
+        assert (read > LARGE, pauses) == (True, 16)
 
 
-def test_several_requests_at_once_are_answered(port: int) -> None:
+def test_several_requests_at_once_are_answered(place: Place) -> None:
     one = HEAD + b"Content-Length: 2\r\n\r\n12"
-    with connected(port) as connection:
+    with connected(place.port) as connection:
         connection.sendall(one * 3)
         said = b""
         while said.count(b"HTTP/1.1 200") < 3:
@@ -239,12 +335,21 @@ def test_several_requests_at_once_are_answered(port: int) -> None:
 
 
 @pytest.mark.parametrize("filler", [b"X-Large: " + b"x" * 300_000, b"X-Many: y\r\n" * 30_000, b"\r\n" * 10_000])
-def test_a_head_without_end_is_refused(port: int, filler: bytes) -> None:
-    with connected(port) as connection:
+def test_a_head_without_end_is_refused(place: Place, filler: bytes) -> None:
+    with connected(place.port) as connection:
         try:
             connection.sendall((b"" if filler.startswith(b"\r") else HEAD) + filler)
+            place.clock.advance(SECONDS)
         except OSError:
             return
         said = rest(connection)
-        assert said[9:12] in {b"400", b"431", b""}
-    assert is_up(port)
+        assert said[9:12] in {b"400", b"431", b"408", b""}
+    assert is_up(place)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.__name__)
+def test_a_deadline_comes_by_itself(protocol: type[RequestTimer]) -> None:
+    with serving(protocol, 0.05) as (_, port, _), connected(port) as connection:
+        connection.sendall(HEAD)
+        # On a busy machine the deadline may pass before anything was read.
+        assert rest(connection)[9:12] in {b"408", b""}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from time import process_time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -139,3 +141,17 @@ def test_looking_beforehand_keeps_nothing(text: str) -> None:
         patch.setattr(redaction, "_folded", lambda _text: EVERY_SIGN)
         careful = redact_text(text)
     assert redact_text(text) == careful
+
+
+def test_a_long_run_of_tokens_that_are_none_is_read_once() -> None:
+    begun = process_time()
+    for piece in ("-eyJ", "eyJ-", "eyJabcdefgh-"):
+        text = piece * 250_000
+        assert redact_text(text) == text
+    assert process_time() - begun < 5
+    assert redact_text("x-eyJ" * 1_000 + JWT) == "x-" + REDACTED
+
+
+def test_a_long_key_is_judged_by_its_end_too() -> None:
+    assert redact({"a" * 5_000 + "_password": "plain words"}) == {"a" * 5_000 + "_password": REDACTED}
+    assert redact({"password_" + "a" * 5_000: "plain words"}) == {"password_" + "a" * 5_000: REDACTED}

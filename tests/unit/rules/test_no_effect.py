@@ -213,3 +213,32 @@ def test_a_field_without_effect_is_found(name: str) -> None:
 )
 def test_what_says_what_happens_anyway_is_not_reported(part: dict) -> None:
     assert found_in(part) == set()
+
+
+CONDITION = {"id": "big", "kind": "condition", "when": {"type": "output_contains", "value": "x"}, "steps": [ASK]}
+GROUP = {"id": "group", "kind": "steps", "steps": [ASK]}
+
+
+def rejecting(effect: str, *steps: dict, name: str = "judge") -> set[str | None]:
+    return found_in({"components": {"humans": {"boss": {}, name: {"on_reject": effect}}}, "workflow": list(steps)})
+
+
+@pytest.mark.parametrize("name", ["judge", "default"])
+def test_a_rejection_that_goes_nowhere_is_found(name: str) -> None:
+    gate = {"human": "judge"} if name == "judge" else {}
+    assert rejecting("else", {"id": "ask", "kind": "human", "ref": name}, name=name) == {"workflow.steps[0]"}
+    for effect, place in [("else", "before"), ("else", "after"), ("retry", "before")]:
+        step = {**GROUP, "review": {place: gate}}
+        assert rejecting(effect, step, name=name) == {f"workflow.steps[0].review.{place}"}
+    assert rejecting("retry", {**CONDITION, "review": {"before": gate}}, name=name) == {
+        "workflow.steps[0].review.before"
+    }
+
+
+def test_a_rejection_that_has_an_effect_is_none() -> None:
+    gate = {"human": "judge"}
+    assert rejecting("else", {**CONDITION, "review": {"before": gate}}) == set()
+    assert rejecting("else", {**GROUP, "review": {"before": {**gate, "on_reject": "stop"}}}) == set()
+    for effect in ("stop", "cancel", "skip", "fail", "continue", "retry"):
+        assert rejecting(effect, {"id": "ask", "kind": "human", "ref": "judge"}) == set()
+        assert rejecting(effect, {**GROUP, "review": {"after": gate}}) == set()
