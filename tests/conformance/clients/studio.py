@@ -17,7 +17,7 @@ from served import PATIENCE, free_port, serve, until
 MODEL = {"provider": "dummy", "name": "dummy"}
 
 
-def spec(name, steps, model=MODEL):
+def spec(name, steps, model=MODEL, **question):
     """A sequence of agents and people: Studio lets no spec name functions that nobody registered with it."""
     kinds = {"writer": "agent", "editor": "human"}
     return {
@@ -30,7 +30,7 @@ def spec(name, steps, model=MODEL):
         },
         "components": {
             "agents": {"writer": {"name": "writer", "model": model}},
-            "humans": {"editor": {"description": "Approve the draft?"}},
+            "humans": {"editor": {"description": "Approve the draft?", **question}},
         },
     }
 
@@ -39,6 +39,7 @@ SPECS = {
     "plain": spec("plain", {"draft": "writer", "publish": "writer"}),
     "reviewed": spec("reviewed", {"draft": "writer", "approve": "editor", "publish": "writer"}),
     "broken": spec("broken", {"draft": "writer"}, {"provider": "nobodys", "name": "none"}),
+    "failing": spec("failing", {"draft": "writer", "approve": "editor"}, timeout_seconds=1, on_timeout="fail"),
 }
 
 STUDIO: dict[str, str] = {}
@@ -134,8 +135,18 @@ def check_a_run_that_waits_is_shown_and_stopped(scene):
 
 
 def check_a_run_that_fails_says_why(scene):
-    run, _ = start(scene, "broken")
-    assert "nobodys" in str(settled(run, "failed")["platform"]["error"])
+    run, _ = start(scene, "failing")
+    assert "approve" in str(settled(run, "expired")["platform"]["error"])
+
+
+def check_a_run_that_cannot_start_says_why(scene):
+    refusal = ""
+    try:
+        start(scene, "broken")
+    except AssertionError as error:
+        refusal = str(error)
+    assert "provider_not_configured" in refusal
+    assert "nobodys" in refusal
 
 
 def check_an_artifact_is_judged_before_it_runs(scene):
