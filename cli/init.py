@@ -43,6 +43,9 @@ ROOT_LIFE = timedelta(days=365)
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _NAME_CHARS = 60
+LOCK = "uv pip compile --generate-hashes --universal .github/kneo.in --output-file .github/kneo.txt"
+"""The command that makes the lock file from which CI installs; pip-compile --generate-hashes does the same."""
+
 _TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -77,6 +80,7 @@ class Request:
             ".gitignore": "gitignore",
             ".github/actions/check/action.yml": "action-check.yml",
             ".github/actions/sign/action.yml": "action-sign.yml",
+            ".github/kneo.in": "requirements.in",
             ".github/workflows/config-check.yml": "workflow-config-check.yml",
             ".github/workflows/config-sign.yml": "workflow-config-sign.yml",
             ".github/workflows/kneo.yml": "workflow.yml",
@@ -293,5 +297,6 @@ def _print(directory: Path, request: Request, made: Made) -> None:
         f"              {request.key_files['root'].name} changes who is trusted, {request.key_file.name} signs bundles,\n"
         f"              {request.key_files['approver'].name} approves releases to prod ({request.approver})\n"
         f"  trust root  {made.trust_root}\n"
-        f"\nNext: kneo up --repo {directory}\nThe tour is in {directory / 'README.md'}."
+        f"\nNext: kneo up --repo {directory}\nThe tour is in {directory / 'README.md'}.\n"
+        f"Before CI runs: {LOCK}"
     )

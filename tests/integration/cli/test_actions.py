@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,11 +100,10 @@ class Runner:
         return failed
 
     def _step(self, step: Mapping[str, object], values: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-        env = {key: _INPUT.sub(lambda found: values[found[1]], text) for key, text in step.get("env", {}).items()}  # type: ignore[attr-defined]
+        env = self.env | {"PATH": ":".join([*reversed((self.temp / "path").read_text().split()), self.env["PATH"]])}
+        env |= {key: _INPUT.sub(lambda found: values[found[1]], text) for key, text in step.get("env", {}).items()}  # type: ignore[attr-defined]
         command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", str(step["run"])]
-        return subprocess.run(
-            command, cwd=self.repo, env=self.env | env, capture_output=True, text=True, timeout=120, check=False
-        )
+        return subprocess.run(command, cwd=self.repo, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
 def _with_defaults(declared: Mapping[str, Mapping[str, str]], given: Mapping[str, str]) -> dict[str, str]:
@@ -113,6 +115,31 @@ def _with_defaults(declared: Mapping[str, Mapping[str, str]], given: Mapping[str
 
 def _evaluated(text: str, context: Mapping[str, str]) -> str:
     return _ANY.sub(lambda found: context[found[0][3:-2].strip()], text)
+
+
+LOCK = ".github/kneo.txt"
+
+SHIM = "import os, sys\ndef main():\n    os.execv({python!r}, [{python!r}, '-m', 'cli.main', *sys.argv[1:]])\n"
+
+
+def _wheel(folder: Path, name: str, version: str = "0.1.0") -> str:
+    """A package whose command of the same name starts this kneo, in a folder that stands for the registry; its hash."""
+    about = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}_shim.py": SHIM.format(python=sys.executable),
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{about}/entry_points.txt": f"[console_scripts]\n{name} = {name}_shim:main\n",
+    }
+    record = "".join(
+        f"{path},sha256={base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b'=').decode()},{len(text)}\n"
+        for path, text in files.items()
+    )
+    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in {**files, f"{about}/RECORD": f"{record}{about}/RECORD,,\n"}.items():
+            archive.writestr(path, text)
+    return hashlib.sha256(wheel.read_bytes()).hexdigest()
 
 
 @dataclass
@@ -135,11 +162,14 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> tuple[Machine, dict[str, 
 def made(fresh: tuple[Machine, dict[str, object]], tmp_path: Path) -> Made:
     """A copy of it with an origin, and a runner that has it checked out."""
     machine, answer = fresh
-    repo, origin, temp, tools = (tmp_path / name for name in ("acme", "origin.git", "temp", "tools"))
+    repo, origin, temp, tools, packages = (
+        tmp_path / name for name in ("acme", "origin.git", "temp", "tools", "packages")
+    )
     shutil.copytree(machine.folder / "acme", repo)
-    for folder in (temp, tools):
+    for folder in (temp, tools, packages):
         folder.mkdir()
-    (temp / "summary").touch()
+    for name in ("summary", "path"):
+        (temp / name).touch()
     (tools / "gh").write_text(GH)
     (tools / "kneo").write_text(f'#!/bin/sh\nexec {sys.executable} -m cli.main "$@"\n')
     for tool in tools.iterdir():
@@ -149,11 +179,18 @@ def made(fresh: tuple[Machine, dict[str, object]], tmp_path: Path) -> Made:
         "PATH": f"{tools}:{process_environment('PATH')['PATH']}",
         "GITHUB_STEP_SUMMARY": str(temp / "summary"),
         "RUNNER_TEMP": str(temp),
+        "GITHUB_PATH": str(temp / "path"),
         "COMMENT": str(temp / "comment"),
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(packages),
         "GITHUB_REPOSITORY": "acme/config",
         "GIT_CONFIG_NOSYSTEM": "1",
     }
+    (repo / LOCK).write_text(f"kneo==0.1.0 --hash=sha256:{_wheel(packages, 'kneo')}\n")
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     for words in (
+        ["-C", str(repo), "add", LOCK],
+        ["-C", str(repo), *identity, "commit", "-q", "-m", "Lock what CI installs"],
         ["clone", "-q", "--bare", str(repo), str(origin)],
         ["-C", str(repo), "remote", "add", "origin", str(origin)],
         ["-C", str(repo), "fetch", "-q", "origin"],
@@ -162,6 +199,76 @@ def made(fresh: tuple[Machine, dict[str, object]], tmp_path: Path) -> Made:
     key = Path(str(answer["key"]))
     (repo / "release.pub").write_text(PrivateKey.load(key.read_bytes()).public.pem)
     return Made(Runner(repo, temp, env), str(answer["trust_root"]), key, origin)
+
+
+NO_KNEO = "#!/bin/sh\necho 'the kneo of the machine ran' >&2\nexit 99\n"
+
+
+def _sign_install(made: Made, **how: str) -> subprocess.CompletedProcess[str] | None:
+    """Run the action that signs on a machine whose own kneo must not be used."""
+    (made.runner.temp.parent / "tools/kneo").write_text(NO_KNEO)
+    return _sign(made, key=made.key.read_text(), **how)
+
+
+def _spoil(made: Made, lock: str) -> None:
+    packages = made.runner.temp.parent / "packages"
+    (made.runner.repo / LOCK).write_text(lock.format(other=_wheel(packages, "other"), wrong="0" * 64))
+
+
+@pytest.mark.parametrize(
+    ("lock", "reason"),
+    [
+        ("", "lock file with hashes"),
+        ("kneo==0.1.0\n", "lock file with hashes"),
+        ("kneo==0.1.0\nother==0.1.0 --hash=sha256:{other}\n", "HASHES ARE REQUIRED"),
+        ("kneo==0.1.0 --hash=sha256:{wrong}\n", "DO NOT MATCH"),
+        ("other==0.1.0 --hash=sha256:{other}\n", "does not name kneo"),
+    ],
+    ids=["empty", "no hashes", "one without a hash", "another hash", "no kneo"],
+)
+def test_the_job_that_signs_installs_only_what_the_lock_file_names_by_hash(made: Made, lock: str, reason: str) -> None:
+    _spoil(made, lock)
+    failed = _sign_install(made)
+    assert failed is not None
+    assert made.runner.ran == ["Install"]
+    assert reason.lower() in "".join(made.runner.printed).lower()
+    assert not (made.runner.repo / "bundles/announcement/1.1.0.dsse.json").exists()
+
+
+def test_the_job_that_signs_refuses_a_lock_file_that_is_not_there(made: Made) -> None:
+    failed = _sign_install(made, requirements=".github/other.txt")
+    assert failed is not None
+    assert made.runner.ran == ["Install"]
+    assert "uv pip compile --generate-hashes" in failed.stdout
+
+
+def test_the_job_that_signs_builds_nothing_and_imports_nothing_of_the_repository(made: Made) -> None:
+    for name in ("venv", "pip", "ensurepip"):
+        (made.runner.repo / f"{name}.py").write_text("raise SystemExit('the repository was imported')\n")
+    assert _sign_install(made) is None
+    packages = made.runner.temp.parent / "packages"
+    (packages / "kneo-0.1.0-py3-none-any.whl").unlink()
+    source = packages / "kneo-0.1.0.tar.gz"
+    source.write_bytes(b"a source distribution is never opened")
+    (made.runner.repo / LOCK).write_text(
+        f"kneo==0.1.0 --hash=sha256:{hashlib.sha256(source.read_bytes()).hexdigest()}\n"
+    )
+    made.runner.ran.clear()
+    failed = made.runner.run("sign", **_what(made), key=made.key.read_text())
+    assert failed is not None
+    assert made.runner.ran == ["Install"]
+    assert "no matching distribution" in failed.stderr.lower()
+
+
+def test_the_check_installs_by_the_lock_file_of_the_commit_it_compares_with(made: Made) -> None:
+    (made.runner.temp.parent / "tools/kneo").unlink()
+    (made.runner.repo / LOCK).write_text("kneo==0.1.0 --hash=sha256:" + "0" * 64 + "\n")
+    _commit(made, "Choose what is installed")
+    failed = made.runner.run("check", trust_root=made.pin, base="HEAD~1")
+    assert failed is None, failed
+    (made.runner.temp / "path").write_text("")
+    made.runner.run("check", trust_root=made.pin, base="HEAD")
+    assert made.runner.failed_at == "Install"
 
 
 def _commit(made: Made, message: str) -> None:
@@ -174,7 +281,7 @@ def test_a_fresh_repository_passes_and_the_plan_is_commented(made: Made) -> None
     environment = made.runner.repo / "environments/dev.yaml"
     environment.write_text(environment.read_text() + "  suspend: true\n")
     _commit(made, "Suspend dev")
-    failed = made.runner.run("check", kneo="kneo", trust_root=made.pin, base="HEAD~1", comment="7", token="t")
+    failed = made.runner.run("check", trust_root=made.pin, base="HEAD~1", comment="7", token="t")
     assert failed is None, failed
     assert made.runner.ran[-2:] == ["Comment", JUDGED]
     assert "announcement" in made.runner.summary
@@ -195,7 +302,7 @@ def test_the_workflow_of_a_pull_request_checks_it_and_comments_where_it_may(made
 def test_a_commit_that_would_stall_an_environment_is_commented_and_fails(made: Made) -> None:
     (made.runner.repo / "environments/prod.yaml").write_text("x: [\n")
     _commit(made, "Break prod")
-    failed = made.runner.run("check", kneo="kneo", trust_root=made.pin, base="HEAD~1", comment="7", token="t")
+    failed = made.runner.run("check", trust_root=made.pin, base="HEAD~1", comment="7", token="t")
     assert failed is not None
     assert made.runner.ran[-2:] == ["Comment", JUDGED]
     assert "PolicyInvalid" in (made.runner.temp / "comment").read_text()
@@ -206,7 +313,7 @@ def test_only_its_own_comment_is_edited(made: Made) -> None:
     comment.write_text("Somebody else's words\n")
     _commit(made, "Add the public key")
     for expected in ("pr comment 7", "--method PATCH"):
-        assert made.runner.run("check", kneo="kneo", trust_root=made.pin, base="HEAD~1", comment="7", token="t") is None
+        assert made.runner.run("check", trust_root=made.pin, base="HEAD~1", comment="7", token="t") is None
         calls = (made.runner.temp / "comment.calls").read_text().splitlines()
         assert expected in calls[-1]
     assert comment.read_text().startswith("<!-- kneo-plan -->")
@@ -220,7 +327,7 @@ def test_names_with_line_breaks_give_the_runner_no_commands(made: Made) -> None:
     (specs / "z\n::warning::pwned\n.yaml").write_text("x: [\n")
     _commit(made, "Names with line breaks")
     made.runner.keep_going = True
-    made.runner.run("check", kneo="kneo", trust_root=made.pin, base="HEAD~1")
+    made.runner.run("check", trust_root=made.pin, base="HEAD~1")
     obeyed = list(_obeyed("".join(made.runner.printed)))
     assert obeyed
     assert not [line for line in obeyed if "pwned" in line and not line.startswith("::error file=")], obeyed
@@ -267,7 +374,7 @@ def test_what_is_wrong_fails_where_it_is_found(made: Made, break_it: tuple[str, 
     assert good in file.read_text()
     file.write_text(file.read_text().replace(good, bad, 1))
     _commit(made, "Break it")
-    failed = made.runner.run("check", kneo="kneo", trust_root=made.pin, base="HEAD~1")
+    failed = made.runner.run("check", trust_root=made.pin, base="HEAD~1")
     assert failed is not None
     assert made.runner.failed_at == step
 
@@ -276,8 +383,12 @@ def _sign(made: Made, **how: str) -> subprocess.CompletedProcess[str] | None:
     spec = made.runner.repo / "specs/announcement.yaml"
     spec.write_text(spec.read_text() + "# another version\n")
     _commit(made, "Change the spec")
+    return made.runner.run("sign", **_what(made), **how)
+
+
+def _what(made: Made) -> dict[str, str]:
     where = {"spec": "specs/announcement.yaml", "bundle": "announcement", "version": "1.1.0", "branch": "sign-1.1.0"}
-    return made.runner.run("sign", kneo="kneo", trust_root=made.pin, approved_by="ann", **where, **how)
+    return where | {"trust_root": made.pin, "approved_by": "ann"}
 
 
 def _pushed(made: Made) -> bytes:

@@ -52,6 +52,7 @@ def test_everything_is_committed_and_verifies(kneo: Kneo, tmp_path: Path):
     assert git(repo, "ls-tree", "-r", "--name-only", "main").split() == [
         ".github/actions/check/action.yml",
         ".github/actions/sign/action.yml",
+        ".github/kneo.in",
         ".github/workflows/config-check.yml",
         ".github/workflows/config-sign.yml",
         ".github/workflows/kneo.yml",
