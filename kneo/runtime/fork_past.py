@@ -167,22 +167,31 @@ def fork_gates(
     if point.input is not None:
         gates += [gate for gate in _woken(program, visited, point) if gate.place not in passed]
         gates = [replace(gate, subject=point.input) for gate in gates]
-    return tuple(gate for gate in gates if gate.key not in asked)
+    return tuple(gate for gate in gates if question_of(gate) not in asked)
 
 
-def lapsed_gates(tx: Tx, passed: Mapping[object, Answered], asked: Collection[str]) -> tuple[PassedGate, ...]:
+def lapsed_gates(tx: Tx, passed: Mapping[object, Answered], asked: Collection[QuestionAt]) -> tuple[PassedGate, ...]:
     """List the gates of a run whose answers no longer hold, for a run that is continued."""
     found = []
     for one in passed.values():
         why = lapsed(tx, one.task) if one.task is not None else "it is still to be answered"
-        if why is not None and one.gate.key not in asked:
+        if why is not None and question_of(one.gate) not in asked:
             found.append(replace(one.gate, source=None, facts={**one.gate.facts, "asked_because": why}))
     return tuple(found)
 
 
-def asked_in(program: Program, state: Mapping[str, object]) -> frozenset[str]:
+QuestionAt = tuple[str, str, str, str]
+"""The key of a question, and the place of its gate: several gates may have one key."""
+
+
+def asked_in(program: Program, state: Mapping[str, object]) -> frozenset[QuestionAt]:
     """Name the questions that a state asks by itself."""
-    return frozenset(action.key for action in actions(program, state) if isinstance(action, Ask))
+    asks = (action for action in actions(program, state) if isinstance(action, Ask))
+    return frozenset((ask.key, ask.path, ask.gate.spot, ask.human or "") for ask in asks)
+
+
+def question_of(gate: PassedGate) -> QuestionAt:
+    return gate.key, *gate.place
 
 
 def _woken(program: Program, visited: Collection[str], point: ForkPoint) -> Sequence[PassedGate]:

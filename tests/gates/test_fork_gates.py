@@ -423,3 +423,17 @@ def test_a_gate_whose_checkpoints_were_pruned_is_not_forgotten(engine: Engine) -
             repeat(engine, run, checkpoint=last, **more)
         assert caught.value.code == "checkpoint_incomplete"
     assert engine.notes() == ["in draft"]
+
+
+def test_two_gates_of_one_key_do_not_stand_in_for_each_other(engine: Engine) -> None:
+    """The key of a question is what its author writes; which gate it is is decided by its place."""
+    first = {**step("draft"), "review": {"before": {"human": "ben", "key": "ok"}}}
+    second = {**step("publish"), "review": {"before": {"human": "ann", "key": "ok"}}}
+    run = engine.run([first, second], ben={"candidates": {"users": ["ben"]}}, ann={"candidates": {"users": ["ann"]}})
+    engine.answer(engine.open(run)[0], "approved", actor="ben")
+    run = engine.drive(run)
+    engine.answer(engine.open(run)[0], "approved", actor="ann")
+    run = engine.drive(run)
+    forked = repeat(engine, run, step="publish", input="evil")
+    [task] = engine.open(forked)
+    assert (task.step_id, task.subject) == ("draft", "evil")

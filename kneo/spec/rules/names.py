@@ -28,6 +28,8 @@ def names(view: SpecView) -> Iterator[Diagnostic]:
         yield from human_names(human, ("components", "humans", name))
     for gate in gates_of(view):
         yield from human_names(gate.gate, gate.path)
+        if gate.gate.key is not None:
+            yield from _name(gate.gate.key, (*gate.path, "key"))
         if isinstance(gate.gate.human, Human):
             yield from human_names(gate.gate.human, (*gate.path, "human"))
 

@@ -30,6 +30,7 @@ PLACES = {
     "gate": '{"agent": {"name": "root"}, "workflow": [{"id": "s", "kind": "agent", "ref": "root", '
     '"review": {"before": {"assignee": NAME}}}]}',
 }
+PLACES["key"] = PLACES["gate"].replace('"assignee": NAME', '"key": NAME')
 PEOPLE_PLACES = ["assignee", "user", "excluded", "escalation", "gate"]
 
 
