@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import smtplib
 import ssl
 from collections.abc import Mapping
 from email.message import EmailMessage
 from email.utils import make_msgid
 
+from kneo.errors import Invalid
 from kneo.notify.channels import Mail
 from kneo.notify.words import release_words, task_subject, task_words
+
+_MAILBOX = re.compile(r'[^\s@<>()\[\]{},;:\\"]{1,64}@[^\s@<>()\[\]{},;:\\"]{1,253}')
+"""One plain address. Signs with a meaning in headers would make several addresses of a name, or another person's."""
 
 SECONDS = 10.0
 """Longest one answer of a mail server may take."""
 
 
 def write_mail(channel: Mail, to: str, notice: Mapping[str, object], message_id: str) -> EmailMessage:
-    """Write a mail; the same message to the same person always has the same id, so that a repetition is known as one."""
+    """Write a mail; the same message to the same person always has the same id, so that a repetition is known as one.
+
+    Raises:
+        Invalid: ``invalid_address``: what stands for the receiver is not exactly one address.
+    """
+    if not (_MAILBOX.fullmatch(to) and to.isprintable()):
+        msg = "the name of the person makes no single mail address"
+        raise Invalid(msg, code="invalid_address")
     mail = EmailMessage()
     about_task = notice.get("about") == "task"
     mail["From"] = channel.sender

@@ -318,12 +318,38 @@ def test_a_name_that_no_mail_can_carry_holds_up_nobody_else(
     assert sorted(address for address, _ in post.received) == ["ann@example.com", "ben@example.com", "cy@example.com"]
     assert not any(line.startswith("Bcc") for _, message in post.received for line in message.as_string().splitlines())
     given_up = [(attempts, error) for _, status, attempts, error in rows(engine.store) if status == "failed"]
-    assert given_up == [(ATTEMPTS, "it cannot be written: ValueError")] * 2
+    assert given_up == [(ATTEMPTS, "the name of the person makes no single mail address")] * 2
     told = [record for record in caplog.records if getattr(record, "event", "") == "notification_failed"]
     assert len(told) == 2
     assert all(record.channel == "ops" and record.continuation_id.startswith("cont_") for record in told)
     with engine.store.read() as tx:
         assert standing.unsent_messages(tx) == {"waiting": 0, "failed": 2}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ann@example.com, eve@evil.test",
+        "ann <eve@evil.test>",
+        "ann<eve@evil.test>",
+        "eve@evil.test;ann@example.com",
+        "ann(the other)",
+        "ann <eve",
+        '"ann"',
+        "ann\u200b@example.com",
+    ],
+)
+def test_a_name_is_mailed_to_one_address_that_is_its_own(
+    engine: Engine, courier, post: MailReceiver, name: str
+) -> None:
+    ask(engine, assignee=None, candidates={"users": [name, "ben"]})
+    mail = courier(ops=mail_at(post, domain="example.com"))
+    while mail.deliver_due():
+        pass
+    assert [address for address, _ in post.received] == ["ben@example.com"]
+    assert {error for _, status, _, error in rows(engine.store) if status == "waiting"} == {
+        "the name of the person makes no single mail address"
+    }
 
 
 @pytest.mark.parametrize("name", ["github", "gitlab", "gitea", "bitbucket", "slack", "webhook"])
