@@ -193,7 +193,7 @@ def watch(
             data = event["data"]
             assert isinstance(data, dict)
             if as_json:
-                typer.echo(json.dumps(event, ensure_ascii=False))
+                typer.echo(render.plain(json.dumps(event, ensure_ascii=False)))
             else:
                 who, said = event["actor"] or "-", _said(data)
                 render.text(f"{event['at']}  {event['type']:<18} {event['continuation_id']}  {who}  {said}".rstrip())

@@ -66,13 +66,16 @@ def failure(message: str, hint: str | None = None) -> None:
 
 
 def print_json(value: object) -> None:
-    """Print JSON, indented by two; views as their fields; times, paths and digests as their text."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_encoded))
+    """Print JSON, indented by two; views as their fields; times, paths and digests as their text.
+
+    What ``plain`` writes for a control character is how JSON spells it, so the value stays the same.
+    """
+    typer.echo(plain(json.dumps(value, indent=2, ensure_ascii=False, default=_encoded)))
 
 
 def print_line(value: object) -> None:
     """Print JSON on one line at once, for a reader that follows what happens."""
-    typer.echo(json.dumps(value, ensure_ascii=False, default=_encoded))
+    typer.echo(plain(json.dumps(value, ensure_ascii=False, default=_encoded)))
     sys.stdout.flush()
 
 

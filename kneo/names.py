@@ -6,10 +6,12 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from kneo.errors import Invalid
+from kneo.errors import Invalid, InvalidValue
 
 MAX_PERSON_CHARS = 200
 """Characters that the name of a person may have, as columns for names do."""
+
+MAX_ENVIRONMENT_CHARS = 128
 
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200d\u2060-\u2064\u3164\ufe00-\ufe0f\ufeff\uffa0"
@@ -64,6 +66,23 @@ def person_problem(name: str) -> str | None:
     if mixed is not None:
         return f"{name[:80]!a} mixes the scripts {' and '.join(mixed)}, which lets it look like another name."
     return None
+
+
+def check_environment_name(name: str) -> str:
+    """Return the name of an environment, which is written in one way only: two that look alike would have two policies.
+
+    Raises:
+        InvalidValue: ``invalid_name``: empty, too long, with ``/`` or characters that are not visible, or not in normal form.
+    """
+    problem = person_problem(name)
+    if problem is None and len(name) > MAX_ENVIRONMENT_CHARS:
+        problem = f"has {len(name)} characters; at most {MAX_ENVIRONMENT_CHARS} are accepted."
+    if problem is None and ("/" in name or name != person_name(name)):
+        problem = f"{shown(name)} has a slash, spaces at its ends, or characters that look like others."
+    if problem is not None:
+        msg = f"The name of the environment {problem}"
+        raise InvalidValue(msg, code="invalid_name", field="environment")
+    return name
 
 
 def name_problem(name: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kneo.names import check_environment_name
 from kneo.registry.serve import declared
 from kneo.spec.flags import PolicyFlags, strictest
 from kneo.store import audit, policies, releases
@@ -33,8 +34,12 @@ def policy_in_force(
 
 
 def change_policy(tx: Tx, environment: str, flags: PolicyFlags, *, actor: str | None) -> PolicyFlags | None:
-    """Set what an environment asks for beside what Git says; return what was set before."""
-    before = policies.put(tx, environment, flags)
+    """Set what an environment asks for beside what Git says; return what was set before.
+
+    Raises:
+        InvalidValue: ``invalid_name``.
+    """
+    before = policies.put(tx, check_environment_name(environment), flags)
     now = flags.model_dump(mode="json")
     then = before.model_dump(mode="json") if before is not None else None
     audit.record(

@@ -10,7 +10,8 @@ from kneo import registry
 from kneo.agents.turn import check_provider
 from kneo.clock import isoformat, new_id
 from kneo.digest import Digest
-from kneo.errors import Forbidden, Invalid, KneoError, Transient, Usage
+from kneo.errors import Forbidden, Invalid, InvalidValue, KneoError, Transient, Usage
+from kneo.names import check_environment_name, name_problem
 from kneo.records import replace
 from kneo.runtime import record
 from kneo.runtime.case import input_digest, name_case
@@ -114,6 +115,7 @@ class Starter:
             Forbidden, Untrusted, NotFound, Invalid, Usage: it may not run; audited as ``run.refused``, nothing ran.
             Transient: ``queue_full``: too many runs wait for a worker.
         """
+        _check_names(order)
         try:
             # Validating may take long; nobody who writes should wait for it.
             brought = self._check_brought(order)
@@ -374,6 +376,21 @@ def require_policy(spec: Spec, policy: PolicyFlags, environment: str | None, tar
 def _reason(error: KneoError) -> dict[str, object]:
     reason = error.details.get("reason")
     return {"reason": reason} if reason is not None else {}
+
+
+def _check_names(order: RunOrder) -> None:
+    """Check the names that a run is found by; nothing is recorded under one that is refused.
+
+    Raises:
+        InvalidValue: ``invalid_name``.
+    """
+    if order.environment is not None:
+        check_environment_name(order.environment)
+    session = order.origin.get("session_id")
+    problem = name_problem(session) if isinstance(session, str) else None
+    if problem is not None:
+        msg = f"The name of the session {problem}"
+        raise InvalidValue(msg, code="invalid_name", field="session_id")
 
 
 def _metadata(order: RunOrder, chosen: _Chosen, pins: Mapping[str, str]) -> Mapping[str, object]:

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
+from kneo.errors import InvalidValue
+from kneo.names import MAX_ENVIRONMENT_CHARS, check_environment_name
 from kneo.service.specs import SkillsOverlay, SpecOrder
 
 MAX_NAMES = 1_000
 """Entries of a list of names or paths; settings may ask for fewer."""
 
 Name = Annotated[str, Field(max_length=4_096)]
+
+
+def _check_environment(name: str) -> str:
+    try:
+        return check_environment_name(name)
+    except InvalidValue as error:
+        raise ValueError(error.message) from None
+
+
+EnvironmentName = Annotated[
+    str, Field(min_length=1, max_length=MAX_ENVIRONMENT_CHARS), AfterValidator(_check_environment)
+]
 
 Flag = StrictBool
 """Yes or no as JSON writes them; ``0`` and ``"yes"`` are somebody's mistake."""
@@ -46,7 +60,7 @@ class SpecRequest(Body):
 
     spec_path: Name | None = Field(default=None, description="A file below the service's spec root.")
     spec: dict[str, object] | None = Field(default=None, description="The spec itself; it wins over a path.")
-    environment: Name | None = None
+    environment: EnvironmentName | None = None
     overlays: list[Name] = Field(
         default_factory=list, max_length=MAX_NAMES, description="Files below the service's spec root."
     )

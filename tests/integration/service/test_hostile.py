@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from service_bench import DRAFT, Bench, serving, spec_of
@@ -117,3 +118,36 @@ def test_a_nul_is_answered_alike_on_both_databases(tmp_path: Path, postgres_url:
     assert told[0]["an input"] == (400, "unstorable_value")
     assert told[0]["a run that is looked for"] == (400, "unstorable_value")
     assert {name for name, (status, _) in told[0].items() if status not in {400, 404, 422}} <= {"a comment"}
+
+
+ENVIRONMENTS = {
+    "nothing": "",
+    "too long": "a" * 129,
+    "a line break": "pr\nod",
+    "the other direction": "prod\u202e",
+    "a space at the end": "prod ",
+    "no width": "prod\u200b",
+    "full width": "\uff50rod",
+    "mixed scripts": "\u0440rod",
+    "a command of terminals": "prod\x1b[2J",
+}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+def test_an_environment_has_one_spelling(house: Bench, name: str) -> None:
+    """A name that looks like another one has no policy, and says ``prod`` in every list."""
+    client = house.client()
+    for path in ("/runs", "/specs/validate"):
+        body = {"spec": spec_of(DRAFT), "environment": name} | ({"input": "x"} if path == "/runs" else {})
+        assert client.post(path, json=body).status_code == 422
+    if name:
+        assert client.put(f"/policies/environment/{quote(name, safe='')}", json={}).status_code == 422
+    assert client.post("/runs", json={"input": "x", "spec": spec_of(DRAFT), "environment": "Team 7"}).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\u202eb", "a\x1b[2J", " "])
+def test_a_session_has_a_name_that_can_be_read(house: Bench, name: str) -> None:
+    body = {"input": "x", "spec": spec_of(DRAFT), "session_id": name}
+    answer = house.client().post("/runs", json=body)
+    assert (answer.status_code, answer.json()["error"]) == (422, "invalid_name")
+    assert house.client().post("/runs", json=body | {"session_id": "chat 7/b"}).status_code == 200

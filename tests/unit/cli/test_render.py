@@ -60,3 +60,12 @@ def test_colour_follows_the_environment():
     assert colour_wanted({"NO_COLOR": ""})
     assert not colour_wanted({"NO_COLOR": "1"})
     assert not colour_wanted({"TERM": "dumb"})
+
+
+def test_json_is_the_same_value_without_control_characters(capsys: pytest.CaptureFixture[str]):
+    value = {"a\u202e": "\x9b2J \u2066 \x7f\x1b[0m", "b": ["ü", "\n"]}
+    for show in (render.print_json, render.print_line):
+        show(value)
+        printed = capsys.readouterr().out
+        assert json.loads(printed) == value
+        assert not any(sign in printed for sign in "\x9b\u202e\u2066\x7f\x1b")

@@ -374,3 +374,12 @@ def test_ways_are_offered_in_the_order_of_the_spec() -> None:
 def test_a_gate_may_leave_some_ways_out() -> None:
     named = {name: {"steps": [fn("a")]} for name in ("now", "later", "never")}
     assert ways_offered(named, options=["never", "now"]) == ("never", "now")
+
+
+def test_a_name_with_a_sign_of_places_is_no_other_place() -> None:
+    gate = {"before": True}
+    inner = {"id": "g", "kind": "steps", "steps": [reviewed(fn("a"), **gate)]}
+    names = ["g/a", "g#2", "g@1", "a:1"]
+    program = program_of([inner, *({**reviewed(fn("a"), **gate), "id": name} for name in names)])
+    asked = play(program, answer=always("approved")).asked
+    assert asked == ["g/a.before", "g%2Fa.before", "g%232.before", "g%401.before", "a%3A1.before"]
