@@ -83,7 +83,7 @@ hunt: $(VENV)/.ready-dev ## Run random cases against independent models, for SEC
 
 .PHONY: schemathesis
 schemathesis: $(VENV)/.ready-dev ## Ask a live service everything it describes and forbids, as each role, for SECONDS each
-	@$(BIN)/python tests/schemathesis/hunt.py --seconds $(SECONDS) --seed $(SEED)
+	@$(BIN)/python tests/schemathesis/contract_hunt.py --seconds $(SECONDS) --seed $(SEED)
 
 bench-lint: $(VENV)/.ready-dev ## Measure what checking specs costs, and how that grows
 	@$(BIN)/python -m benchmarks.lint

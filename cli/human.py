@@ -106,7 +106,8 @@ def _show_list(answer: Json) -> None:
         ]
         for item in items
     ]
-    render.table("", ["Task", "Request", "Step", "Question", "Environment", "With", "Since"], rows)
+    columns = ["Task", "Request", "Step", "Question", "Environment", "With", "Since"]
+    render.table("", columns, rows, unbroken=("Task", "Request"))
     following = answer.get("next_after")
     if following is not None:
         render.text(f"{len(items)} of {answer['total']}. What follows: --after {following}")

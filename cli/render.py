@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -96,15 +96,24 @@ def emit(value: object, *, as_json: bool, text: Callable[[], None]) -> None:
         text()
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table. Cells fold rather than vanish on a narrow terminal; None is an empty cell."""
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, unbroken: Collection[str] = ()
+) -> None:
+    """Print a table. Cells fold rather than vanish on a narrow terminal; None is an empty cell.
+
+    Args:
+        title: What stands above it.
+        columns: The heads of the columns.
+        rows: The cells, row by row.
+        unbroken: Columns whose cells stay on one line, so that people can copy them.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     drawn = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for column in columns:
-        drawn.add_column(column, overflow="fold")
+        drawn.add_column(column, overflow="fold", no_wrap=column in unbroken)
     for row in rows:
         drawn.add_row(*(Text(plain("" if cell is None else str(cell))) for cell in row))
     _console().print(drawn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,13 @@ def shown_settings() -> Iterator[None]:
     """Forget which settings a test took out of the environment."""
     with mock.patch.dict(settings._hidden):
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_examples() -> None:
+    """Forget imported examples: commands run in this process import those of the folder that they work in."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "examples"]:
+        del sys.modules[name]
 
 
 @pytest.fixture

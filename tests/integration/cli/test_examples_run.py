@@ -18,9 +18,6 @@ def folder(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("KNEO_ENV", "KNEO_PROJECT_CONFIG", "KNEO_SERV_DATABASE_URL", "KNEO_SERV_IMPORT_ALLOW"):
         monkeypatch.delenv(name, raising=False)
-    # Commands run in this process, where another test may have imported the examples of the repository.
-    for name in [name for name in sys.modules if name.partition(".")[0] == "examples"]:
-        monkeypatch.delitem(sys.modules, name)
     return tmp_path
 
 

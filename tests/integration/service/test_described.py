@@ -10,7 +10,7 @@ from service_bench import Bench
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "schemathesis"))
 
-from hunt import hunt
+from contract_hunt import hunt
 
 
 @pytest.mark.parametrize("role", ["operator"])
