@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -17,7 +17,7 @@ from kneo.runtime.load import ProgramLoader
 from kneo.runtime.migrate_state import migrate_state
 from kneo.runtime.program import Program
 from kneo.runtime.record import snapshot
-from kneo.runtime.start import Starter
+from kneo.runtime.start import Starter, nothing
 from kneo.runtime.views import Record, can_continue
 from kneo.runtime.wait import find_run
 from kneo.state.run import STATE_VERSION, Checkpoint, Run, RunStatus, StepRecord
@@ -115,8 +115,14 @@ class ForkOrder:
     """Questions to ask anew, by their keys, or ``all``."""
 
 
-def fork(starter: Starter, programs: ProgramLoader, order: ForkOrder) -> Run:
+def fork(starter: Starter, programs: ProgramLoader, order: ForkOrder, also: Callable[[Tx, Run], None] = nothing) -> Run:
     """Start a run with another run's past. What may run at all is asked anew, exactly as for a new run.
+
+    Args:
+        starter: What says whether a run may start.
+        programs: Programs of runs.
+        order: The other run, and where in it this one begins.
+        also: Done in the transaction that records the run.
 
     Raises:
         NotFound: there is no such run, step or checkpoint.
@@ -155,7 +161,9 @@ def fork(starter: Starter, programs: ProgramLoader, order: ForkOrder) -> Run:
 
     def work(tx: Tx) -> Run:
         starter.check_still_allowed(tx, parent)
-        return _insert(tx, parent, past, order)
+        run = _insert(tx, parent, past, order)
+        also(tx, run)
+        return run
 
     return store.transact(work)
 

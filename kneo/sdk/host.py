@@ -118,14 +118,20 @@ class Host:
         """
         return decide(self.store, task.id, answer, actor=actor())
 
-    def fork(self, order: ForkOrder) -> Run:
+    def fork(self, order: ForkOrder, done: Sequence[Part] = ()) -> Run:
         """Record a run with another run's past.
+
+        Args:
+            order: The other run, and where in it this one begins.
+            done: Parts of the other run that are not done again.
 
         Raises:
             NotFound, Conflict, Forbidden: there is no such past, or it may not run again.
         """
         starter = Starter(self.store, check_spec, pin=None)
-        return fork(starter, ProgramLoader(self.store), replace(order, requester=actor()))
+        order = replace(order, requester=actor())
+        programs = ProgramLoader(self.store)
+        return fork(starter, programs, order, lambda tx, run: parts.copy_parts(tx, done, run.id))
 
     def begin_again(self, order: ForkOrder, before: str | None) -> str:
         """Record a run with another run's past and what was done in it before a part; return its id.
@@ -138,9 +144,7 @@ class Host:
             NotFound, Conflict, Forbidden: as ``fork``; or there is no such part.
         """
         done = self._done_before(order.run_id, before) if before is not None else ()
-        run = self.fork(order)
-        self.store.transact(lambda tx: parts.copy_parts(tx, done, run.id))
-        return run.id
+        return self.fork(order, done).id
 
     def _done_before(self, run_id: str, before: str) -> Sequence[Part]:
         done = self.look(run_id).parts

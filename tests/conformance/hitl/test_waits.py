@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cli.main import run as kneo
-from kneo.errors import Conflict, NotFound, Usage
+from kneo.errors import Conflict, NotFound, Transient, Usage
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.recover import continue_run
 from kneo.runtime.steps.base import Declined
@@ -34,7 +34,7 @@ from kneo.sdk.durable import (
 )
 from kneo.sdk.run.workflow import StepExecutorContinuedEvent, StepExecutorPausedEvent
 from kneo.sdk.workflow import Step, Workflow
-from kneo.store import tasks
+from kneo.store import parts, tasks
 from kneo.store.engine import WORKER_LOCK
 from kneo.tasks.answers import NotAllowed
 from kneo.tasks.inputs import given, refusal
@@ -362,6 +362,24 @@ def test_a_replay_begins_at_a_part(database: SqliteDb) -> None:
     assert did[3:] == ["cats", "send cats!"], "from the flow itself everything is done"
     with pytest.raises(NotFound, match="it has draft:1, send:1"):
         executions.replay(done.id, from_="nowhere")
+
+
+def test_a_replay_that_cannot_take_over_the_parts_is_not_recorded(
+    database: SqliteDb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @checkpoint
+    def send(text: str) -> str:
+        return text
+
+    def fail(*_given: object) -> None:
+        raise Transient("The disk is full.")
+
+    stage, executions = made(database, lambda: send("cats"))
+    done = stage.start()
+    monkeypatch.setattr(parts, "copy_parts", fail)
+    with pytest.raises(Transient):
+        executions.replay(done.id, from_="send")
+    assert [each.id for each in executions.list()] == [done.id]
 
 
 @pytest.mark.parametrize(("given", "gives"), [({1, 2}, None), (1, {1, 2}), (1, float("nan")), (1, "x" * 1_000_001)])
