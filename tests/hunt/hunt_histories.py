@@ -3,6 +3,10 @@
 Commits bump, go back, remove, break files and mend them, promote along a chain, close windows and change the trust root, several
 in one pass; people hold and suspend in between. Law 1: after each pass the registry serves what the model says. Law 2: the
 commits, followed one by one into an empty registry, end at the same digests as all of them in one pass.
+
+Sequences that random commits rarely make are played now and then, each move followed by a pass: a release promoted twice along
+the chain and then returned to its first version, and a promotion that a window keeps waiting while its origin moves on.
+Approvals and ``soak`` are not in these histories: both depend on times and decisions that a rebuild does not have.
 """
 
 from __future__ import annotations
@@ -32,6 +36,11 @@ ORDER = ("dev", "staging", "prod")
 NAMES = ("bank", "mail")
 STEPS = 14
 NEVER = [{"deny": "Mon 00:00 - Sun 24:00"}]
+SEQUENCES = (
+    (("bump", "staging"), ("promote", "prod"), ("bump", "staging"), ("promote", "prod"), ("back", "prod")),
+    (("bump", "staging"), ("windows", "prod"), ("promote", "prod"), ("bump", "staging"), ("windows", "prod")),
+)
+"""Moves for one bundle, each with its environment."""
 
 Versions = dict[str, int]
 
@@ -97,18 +106,26 @@ class History:
         self.bench, self.random, self.model, self.report = bench, random.Random(seed), Model(), report
         self.signed: Versions = dict.fromkeys(NAMES, 0)
         self.log: list[str] = []
+        self.next: list[tuple[str, str, str]] = []
         self._write("Begin to follow")
         bench.reconcile()
 
     def step(self) -> None:
-        for _ in range(self.random.choice([1, 1, 1, 2, 3])):
-            self._commit()
+        if not self.next and self.random.random() < 0.3:
+            name = self.random.choice(NAMES)
+            self.next = [(move, name, environment) for move, environment in self.random.choice(SEQUENCES)]
+        if self.next:
+            self._commit(*self.next.pop(0))
+        else:
+            for _ in range(self.random.choice([1, 1, 1, 2, 3])):
+                self._commit(*self._any())
         if self.random.random() < 0.2:
             self._decide()
         self.bench.reconcile()
         self.model.follow()
 
-    def _commit(self) -> None:
+    def _any(self) -> tuple[str, str, str]:
+        """Choose a move, a bundle and an environment."""
         moves = [
             "bump",
             "bump",
@@ -124,9 +141,11 @@ class History:
             "mend",
         ]
         moves += ["windows"] if self.random.random() < 0.5 else ["trust"]
-        move, name = self.random.choice(moves), self.random.choice(NAMES)
         # Most of it happens along the chain, where what was served before counts.
         environment = self.random.choice(["dev", "staging", "staging", "prod", "prod"])
+        return self.random.choice(moves), self.random.choice(NAMES), environment
+
+    def _commit(self, move: str, name: str, environment: str) -> None:
         model = self.model
         if move == "bump" or not self.signed[name]:
             move = "bump"
