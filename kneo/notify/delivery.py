@@ -140,10 +140,11 @@ class Courier:
         if channel.token:
             headers["Authorization"] = f"Bearer {channel.token}"
         try:
-            answer = self.http.post(url, content=body, headers=headers)
+            # What a receiver says beside its status is not read: it may be large, or never end.
+            with self.http.stream("POST", url, content=body, headers=headers) as answer:
+                return None if answer.is_success else f"answered {answer.status_code}"
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return f"no answer: {type(error).__name__}"
-        return None if answer.is_success else f"answered {answer.status_code}"
 
     def _mail(self, channel: Mail, message: Message) -> Outcome:
         """Mail to one person; a message to several becomes one for each, so that none is told twice for another's sake."""

@@ -23,7 +23,15 @@ def render(template: str, names: Mapping[str, str]) -> str:
 
     What is filled in is not looked at again, so a value that contains braces is only text.
     """
-    filled = _SLOT.sub(lambda slot: names.get(slot[1], slot[0]), template)
+    parts: list[str] = []
+    length = done = 0
+    for slot in _SLOT.finditer(template):
+        value = names.get(slot[1], slot[0])
+        parts += (template[done : slot.start()], value)
+        length, done = length + slot.start() - done + len(value), slot.end()
+        if length > MAX_PROMPT_CHARS:  # a long value in many places is not written out before it is cut off
+            break
+    filled = "".join([*parts, template[done:]])
     return filled if len(filled) <= MAX_PROMPT_CHARS else filled[:MAX_PROMPT_CHARS] + "...[truncated]"
 
 

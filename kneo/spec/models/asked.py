@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
 
@@ -18,6 +18,9 @@ StepKind: TypeAlias = Literal[
 ]
 
 MAX_ADDED = 100
+
+Pattern: TypeAlias = Annotated[str, Field(min_length=1, max_length=200)]
+"""Text with ``*`` and ``?``. Reading one takes time that grows with the square of its length."""
 
 
 class Questions(Camel):
@@ -52,12 +55,14 @@ class Match(Camel):
     kinds: Many[StepKind] = Field(
         default=(), description="Left out: every step that does something itself; groups only where they are named."
     )
-    refs: Many[str] = Field(default=(), description="Patterns of names: the agent, function or workflow that it runs.")
-    tools: Many[str] = Field(default=(), description="Patterns of tools that its agent can call.")
-    steps: Many[str] = Field(
+    refs: Many[Pattern] = Field(
+        default=(), description="Patterns of names: the agent, function or workflow that it runs."
+    )
+    tools: Many[Pattern] = Field(default=(), description="Patterns of tools that its agent can call.")
+    steps: Many[Pattern] = Field(
         default=(), description="Patterns of paths: ids from the outside in.", examples=[["release/*"]]
     )
-    workflows: Many[str] = Field(default=(), description="Patterns of names: the workflow that it stands in.")
+    workflows: Many[Pattern] = Field(default=(), description="Patterns of names: the workflow that it stands in.")
 
 
 class AddedGate(Camel):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import hmac
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from engine import Engine
+from kneo_process import eventually
 from receivers import MailReceiver, Received, WebReceiver, mail_receiver, web_receiver
 from sqlalchemy import text
 
@@ -200,6 +202,44 @@ def test_what_executes_steps_delivers_too(engine: Engine, store: Store, tmp_path
                 break
             threading.Event().wait(0.01)
     assert [each.body["event"] for each in web.received] == ["human.requested"]
+
+
+@contextmanager
+def raw_receiver(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """Answers each request with these bytes, and keeps the connection open."""
+    heads: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as held:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection = held.enter_context(listener.accept()[0])
+                    heads.append(connection.recv(65_536))
+                    connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", heads
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_redirect_of_a_receiver_is_not_followed(
+    engine: Engine, store: Store, tmp_path: Path, web: WebReceiver
+) -> None:
+    ask(engine)
+    answer = f"HTTP/1.1 307 Temporary Redirect\r\nLocation: {web.url}/inside\r\nContent-Length: 0\r\n\r\n".encode()
+    with raw_receiver(answer) as (url, heads):
+        settings = from_env({"KNEO_SERV_CHANNEL_OPS": url}, cwd=tmp_path)
+        with telling(settings, store):
+            assert eventually(lambda: rows(store)[0][3])
+    assert rows(store) == [("ops", "waiting", 1, "answered 307")]
+    assert (len(heads), web.received) == (1, [])
+
+
+def test_an_answer_of_a_receiver_that_never_ends_is_not_read(engine: Engine, store: Store, courier) -> None:
+    ask(engine)
+    with raw_receiver(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000000\r\n\r\nx") as (url, _):
+        assert courier(ops=url).deliver_due() == 1
+    assert rows(store) == [("ops", "sent", 1, None)]
 
 
 def test_messages_to_groups_carry_no_link(engine: Engine, courier, post: MailReceiver, web: WebReceiver) -> None:
