@@ -39,7 +39,7 @@ def end_rebuild(tx: Tx) -> None:
 def accept_commit(tx: Tx, url: str, ref: str, commit: str) -> bool:
     """Remember the commit that was accepted last; say whether that is news."""
     before = source(tx)
-    known = before is not None and (before.accepted_commit, before.refused_commit, before.url, before.ref) == (
+    known = before is not None and (before.accepted_commit, before.refused_code, before.url, before.ref) == (
         commit,
         None,
         url,

@@ -67,6 +67,15 @@ def test_a_pass_that_succeeds_forgets_an_earlier_failure(bench: Bench) -> None:
     assert recorded(bench).failed_code is None
 
 
+def test_a_pass_that_succeeds_forgets_a_refusal_that_named_no_commit(bench: Bench) -> None:
+    bench.reconcile()
+    accepted = recorded(bench)
+    with bench.store.write() as tx:
+        sources.refuse_commit(tx, accepted.url, accepted.ref, None, "LimitExceeded", "The ref names too much.")
+    bench.reconcile()
+    assert (recorded(bench).refused_code, recorded(bench).refused_message) == (None, None)
+
+
 def test_another_process_that_polls_forgets_it_too(bench: Bench) -> None:
     reconciler = bench.reconciler()
     reconciler.reconcile(bench.lease())
