@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -165,6 +166,8 @@ def serving(
     """Run the service over a database until the block ends; without workers nobody drives runs."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "lab_functions.py").write_text(FUNCTIONS + MORE_FUNCTIONS)
+    # Services of other tests in this process have a module of this name in folders of their own.
+    sys.modules.pop("lab_functions", None)
     keys = ";".join(f"{role}:{role}-key:{role}" for role in ROLES)
     env = {
         "HOME": str(folder),
