@@ -120,9 +120,13 @@ def source_of(name: str, roots: Sequence[Path]) -> ModuleSource | None:
     if module is not None:
         return _imported(name, module, roots)
     accepted = _finder.accepted.get(name)
-    if accepted is not None and any(accepted.path in (_place(root, name), _folder(root, name)) for root in roots):
-        return accepted
-    return next((found for root in roots if (found := _find(root, name))), None)
+    for root in roots:
+        # What was accepted counts where it stands: an earlier folder comes before it.
+        if accepted is not None and accepted.path in (_place(root, name), _folder(root, name)):
+            return accepted
+        if found := _find(root, name):
+            return found
+    return None
 
 
 def has_module(root: Path, name: str) -> bool:

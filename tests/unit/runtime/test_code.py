@@ -76,6 +76,15 @@ def test_an_allow_list_replaces_the_roots(module: Path) -> None:
     assert loader(module, module.stem).load(f"{module.stem}.act")
 
 
+def test_a_loader_finds_a_module_in_its_own_folders_first(module: Path, tmp_path: Path) -> None:
+    loader(module, module.stem).load(f"{module.stem}.act")
+    del sys.modules[module.stem]
+    other = tmp_path / "other" / module.name
+    other.parent.mkdir()
+    other.write_text("def act(text):\n    return 'other'\n")
+    assert loader(other, module.stem).load(f"{module.stem}.act").function("x") == "other"
+
+
 @pytest.mark.parametrize("name", ["act", "{}.missing", "{}.ran"])
 def test_a_name_that_is_no_function_is_refused(module: Path, name: str) -> None:
     with pytest.raises(Invalid):
