@@ -11,7 +11,7 @@ from cli import render
 from cli.files import write_whole
 from cli.profiles import Profile, Profiles, check_url, load_profiles, save_profiles
 from cli.project import open_project
-from cli.spec import EnvOption, JsonOption, resolve_spec
+from cli.specs.spec import EnvOption, JsonOption, resolve_spec
 from kneo.errors import Conflict
 from kneo.project.secrets import secret_inventory
 from kneo.redaction import REDACTED

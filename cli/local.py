@@ -18,6 +18,8 @@ from kneo.api.runs import get_run
 from kneo.api.status_words import in_published_words, speaks_published
 from kneo.clock import sleep
 from kneo.project import read_config
+from kneo.records.run import Run, RunStatus
+from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.runtime import views
 from kneo.runtime.wait import find_run
 from kneo.service import receipts as decisions
@@ -26,8 +28,6 @@ from kneo.service.task_query import task_page
 from kneo.service.task_stats import task_stats
 from kneo.settings import Settings
 from kneo.spec.flags import PolicyFlags
-from kneo.state.run import Run, RunStatus
-from kneo.state.task import UNRESOLVED, HumanTask
 from kneo.store import audit, releases, requests, runs, task_counts, task_feed, tasks
 from kneo.tasks.inbox import decide
 from kneo.trust.answer import open_answer
@@ -35,7 +35,7 @@ from kneo.trust.dsse import read_envelope
 from kneo.trust.keys import KeyId
 
 if TYPE_CHECKING:
-    from cli.driving import Driver
+    from cli.runs.local_runs import Driver
     from kneo.service.governance import Governance
 
 LOOK_SECONDS = 0.5
@@ -59,7 +59,7 @@ class LocalBackend:
     @cached_property
     def driver(self) -> Driver:
         """What executes runs."""
-        from cli.driving import Driver
+        from cli.runs.local_runs import Driver
 
         return Driver(self.settings, self.store, self.actor)
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 from controller.gates import Allowed, Evidence, Rules, Verdict, Waits, count_approvals, judge_policy
 from controller.load import Problem
 from kneo.errors import KneoError
+from kneo.records.release import EnvironmentRecord
 from kneo.spec.environment import Approvals, Environment, parse_environment
 from kneo.spec.weakening import weakenings
-from kneo.state.release import EnvironmentRecord
 from kneo.trust.root import ROOT_ROLE, TrustRoot
 
 REJECTED = "Rejected"

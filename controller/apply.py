@@ -11,8 +11,8 @@ from controller.plan import Action, Promote, Retire, Rollback, kind_of
 from controller.report import Report
 from kneo import registry
 from kneo.errors import Transient
+from kneo.records.release import Pending, Promotion
 from kneo.registry import Change, Serving
-from kneo.state.release import Pending, Promotion
 from kneo.store import requests
 from kneo.store.engine import Tx
 

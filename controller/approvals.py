@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import KneoError, Untrusted
-from kneo.state.people import same_person
-from kneo.state.release import ApprovalRecord
+from kneo.records.people import same_person
+from kneo.records.release import ApprovalRecord
 from kneo.trust.about import About
 from kneo.trust.approvals import CLOCK_SKEW, verify_approval, verify_recorded_approval
 from kneo.trust.dsse import parse_envelope

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from kneo.digest import Digest, digest_of_json
-from kneo.state.release import BundleRecord
+from kneo.records.release import BundleRecord
 from kneo.trust.statement import Dependency
 from kneo.trust.verified import VerifiedBundle
 

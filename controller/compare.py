@@ -21,9 +21,9 @@ from controller.source.snapshot import SourceSnapshot
 from controller.verify import Trust, history_of, verify
 from kneo.clock import isoformat
 from kneo.digest import Digest
+from kneo.records.release import BundleRecord, EnvironmentRecord, Hold, Release, Suspension
 from kneo.registry import OpenTasks, spec_in
 from kneo.spec.environment import Environment
-from kneo.state.release import BundleRecord, EnvironmentRecord, Hold, Release, Suspension
 
 Since = Callable[[str, str], Iterable[Commit]]
 """Reads the commits that a branch grew by from one to another."""

@@ -10,8 +10,8 @@ from controller.verify import Trust
 from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import KneoError
+from kneo.records.release import Release
 from kneo.spec.environment import Environment
-from kneo.state.release import Release
 from kneo.store import releases
 from kneo.store.engine import Tx
 

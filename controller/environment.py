@@ -28,10 +28,10 @@ from kneo import registry
 from kneo.digest import digest_of
 from kneo.errors import Transient
 from kneo.notify import outbox
+from kneo.records.release import EnvironmentRecord, Promotion, PromotionKind
 from kneo.registry import Change
 from kneo.spec.environment import Environment
 from kneo.spec.windows import windows_open
-from kneo.state.release import EnvironmentRecord, Promotion, PromotionKind
 from kneo.store import releases
 from kneo.store.engine import Store, Tx, lock_table
 from kneo.trust.keys import PublicKey

@@ -14,10 +14,10 @@ from controller.candidate import Candidate
 from controller.plan import Action, Plan, Retire, name_of, version_of
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest
+from kneo.records.people import same_person
+from kneo.records.release import Hold, Release, Suspension
 from kneo.spec.environment import Approvals, Environment
 from kneo.spec.windows import next_opening, windows_open
-from kneo.state.people import same_person
-from kneo.state.release import Hold, Release, Suspension
 from kneo.trust.about import About, about_prune
 from kneo.trust.root import ROOT_ROLE
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from controller.gates import GATES, Allowed, Evidence, Gate, Rules, Verdict, Waits
 from controller.plan import Action, Plan, Retire, name_of
+from kneo.records.release import Release
 from kneo.spec.environment import Environment
-from kneo.state.release import Release
 
 
 def rules_of(environment: Environment, before: Environment | None) -> tuple[Rules, ...]:

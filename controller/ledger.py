@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from controller.observe import Known, known, served_by
 from controller.verify import History, history_of
-from kneo.state.release import Promotion
+from kneo.records.release import Promotion
 from kneo.store import releases
 from kneo.store.engine import Tx
 

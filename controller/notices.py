@@ -8,7 +8,7 @@ from controller.gates import Allowed
 from controller.plan import Action, Retire, kind_of, name_of, version_of
 from controller.report import Drift
 from kneo.notify.outbox import Notice
-from kneo.state.release import Pending, PromotionKind, Release
+from kneo.records.release import Pending, PromotionKind, Release
 
 PHASES = {
     PromotionKind.PROMOTE: "promoted",

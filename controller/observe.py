@@ -12,8 +12,8 @@ from controller.load import Problem
 from controller.verify import History, history_of
 from kneo.clock import isoformat
 from kneo.errors import KneoError
+from kneo.records.release import ApprovalRecord, EnvironmentRecord, Release
 from kneo.spec.environment import Environment, parse_environment
-from kneo.state.release import ApprovalRecord, EnvironmentRecord, Release
 from kneo.store import approvals, releases
 from kneo.store.engine import Tx
 from kneo.trust.keys import PublicKey

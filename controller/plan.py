@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from controller.candidate import Candidate, Standing, standing_of
-from kneo.state.release import BundleRecord, PromotionKind, Release
+from kneo.records.release import BundleRecord, PromotionKind, Release
 from kneo.trust.verified import UNSEQUENCED
 
 

@@ -26,6 +26,7 @@ from controller.verify import Rejection, Trust, Verified, root_before, root_in_f
 from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError
+from kneo.records.release import Release, also_closed
 from kneo.registry import OpenTasks, open_tasks, spec_in
 from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.diff import diff
@@ -35,7 +36,6 @@ from kneo.spec.models.asked import AddedGate, with_gates
 from kneo.spec.rules.around import places_around
 from kneo.spec.rules.view import SpecView
 from kneo.spec.weakening import weakenings
-from kneo.state.release import Release, also_closed
 from kneo.store import releases, sources
 from kneo.store.engine import Tx
 from kneo.trust.keys import PublicKey

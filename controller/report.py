@@ -11,8 +11,8 @@ from controller.outcome import Done, Outcome, Stalled, Waiting
 from controller.plan import Action, Retire, kind_of, name_of, version_of
 from controller.verify import Rejection
 from kneo.digest import Digest
+from kneo.records.release import Condition, ConditionType, Pending, PendingGate, also_closed
 from kneo.spec.environment import Environment
-from kneo.state.release import Condition, ConditionType, Pending, PendingGate, also_closed
 
 HELD = "Held"
 

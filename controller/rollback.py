@@ -18,9 +18,9 @@ from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Conflict, NotFound
 from kneo.notify import outbox
+from kneo.records.release import Hold, PromotionKind, Release
 from kneo.registry import Change
 from kneo.spec.environment import Environment
-from kneo.state.release import Hold, PromotionKind, Release
 from kneo.store import releases
 from kneo.store.engine import Store, Tx
 from kneo.trust.keys import PublicKey

@@ -9,8 +9,8 @@ from controller.candidate import Standing, standing_of
 from controller.verify import Verified
 from kneo.digest import Digest
 from kneo.errors import KneoError
+from kneo.records.release import Release
 from kneo.spec.environment import Environment, ReleasePin
-from kneo.state.release import Release
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.statement import parse_bundle
 

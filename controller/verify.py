@@ -11,13 +11,13 @@ from controller.load import Declared, Problem, find_bundle
 from kneo.clock import parse_time
 from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid, KneoError, Untrusted
+from kneo.records.release import BundleRecord
 from kneo.spec.environment import Environment, ReleasePin
 from kneo.spec.flags import PolicyFlags, strictest
 from kneo.spec.load import load_tree
 from kneo.spec.models.asked import AddedGate, with_gates
 from kneo.spec.policy import check_policy
 from kneo.spec.rules import check
-from kneo.state.release import BundleRecord
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.hmac_bundle import verify_hmac_bundle
 from kneo.trust.root import TrustRoot, check_new_principals, trust_epoch, verify_chain

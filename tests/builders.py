@@ -6,9 +6,9 @@ import itertools
 from dataclasses import replace
 
 from kneo.digest import digest_of
-from kneo.state.release import Release
-from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunStatus
-from kneo.state.task import DecisionKind, HumanTask, TaskStatus
+from kneo.records.release import Release
+from kneo.records.run import STATE_VERSION, ReleaseRef, Run, RunStatus
+from kneo.records.task import DecisionKind, HumanTask, TaskStatus
 
 _numbers = itertools.count(1)
 

@@ -24,8 +24,8 @@ from controller.source.mirror import Mirror
 from kneo import registry
 from kneo.clock import ManualClock, SystemClock
 from kneo.digest import Digest
-from kneo.state.audit import SealedEvent
-from kneo.state.release import ConditionType, Pending, Release
+from kneo.records.audit import SealedEvent
+from kneo.records.release import ConditionType, Pending, Release
 from kneo.store import audit, releases, requests, runs
 from kneo.store.engine import Store
 from kneo.store.tables import metadata

@@ -12,6 +12,8 @@ from typing import Any
 
 from run_simulator import AGENT
 
+from kneo.records.run import Run
+from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.runtime.advance import Driver
 from kneo.runtime.code import CodeLoader
 from kneo.runtime.load import ProgramLoader
@@ -19,8 +21,6 @@ from kneo.runtime.start import RunOrder, Starter
 from kneo.runtime.steps import Executor
 from kneo.runtime.wait import find_run
 from kneo.spec.models import Spec
-from kneo.state.run import Run
-from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.store import runs, tasks
 from kneo.store.engine import Store
 from kneo.tasks.answers import Answer

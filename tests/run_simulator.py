@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from kneo.records.run import RunError
+from kneo.records.task import Decision, DecisionKind
 from kneo.runtime.consequences import consequences
 from kneo.runtime.decide import (
     Answered,
@@ -25,8 +27,6 @@ from kneo.runtime.decide import (
 )
 from kneo.runtime.program import Program, compile_program
 from kneo.spec.models import Spec
-from kneo.state.run import RunError
-from kneo.state.task import Decision, DecisionKind
 
 MOMENT = Moment(now=datetime(2026, 1, 31, 12, tzinfo=UTC), seed="run_1", case="case")
 

@@ -15,7 +15,7 @@ import httpx
 from config_repo import FUNCTIONS
 
 from cli.compose import make_starter, make_store
-from cli.service import Server
+from cli.serve.service import Server
 from kneo.runtime.assemble import background, make_driver
 from kneo.runtime.worker import Worker
 from kneo.service.app import create_app

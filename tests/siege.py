@@ -19,7 +19,7 @@ from controller.reconcile import Pass
 from kneo import registry
 from kneo.clock import isoformat
 from kneo.digest import canonical_json, digest_of_json
-from kneo.state.release import ConditionType
+from kneo.records.release import ConditionType
 from kneo.store.engine import Store
 from kneo.store.tables import metadata
 from kneo.trust.dsse import Envelope, Signature, serialise

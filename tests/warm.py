@@ -35,7 +35,7 @@ LONGEST_REQUEST = 1_048_576
 
 ALSO = (
     "alembic.command",
-    "cli.driving",
+    "cli.runs.local_runs",
     "cli.local",
     "kneo.notify.delivery",
     "kneo.runtime.dispatch.postgres",

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from benchmarks.engine import flows
 from kneo.platform import PlatformManager
+from kneo.records.run import RunStatus
 from kneo.settings import from_env
-from kneo.state.run import RunStatus
 from kneo.store import runs
 from kneo.store.run_filter import RunFilter
 

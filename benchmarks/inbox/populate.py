@@ -11,8 +11,8 @@ from builders import build_run, build_task
 from sqlalchemy import insert, select, text
 
 from kneo.clock import isoformat, new_id
-from kneo.state.run import RunStatus
-from kneo.state.task import Candidates, HumanTask, Plan, TaskStatus
+from kneo.records.run import RunStatus
+from kneo.records.task import Candidates, HumanTask, Plan, TaskStatus
 from kneo.store import runs, task_counts, tasks
 from kneo.store.engine import Store
 from kneo.store.tables import runs as runs_table

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from benchmarks.reconcile.measure import changes, cold, peak_memory, webhook
 from benchmarks.reconcile.repository import Fleet
-from cli.collector import settle
+from cli.serve.tune_gc import settle
 
 MEASURES = {"cold": cold, "changes": changes, "memory": peak_memory, "webhook": webhook}
 

@@ -15,9 +15,9 @@ from pydantic import Field
 from kneo.api.page import PageView
 from kneo.api.status_words import StatusWord
 from kneo.api.task_views import epoch, human_request
+from kneo.records.run import Checkpoint, Run, TraceEvent
+from kneo.records.task import HumanTask
 from kneo.redaction import hide_paths, redact, redact_text
-from kneo.state.run import Checkpoint, Run, TraceEvent
-from kneo.state.task import HumanTask
 
 Json = dict[str, object]
 

@@ -19,9 +19,9 @@ from kneo.api.run_views import (
 from kneo.api.status_words import check_status
 from kneo.clock import isoformat, parse_time
 from kneo.errors import Invalid, InvalidValue
+from kneo.records.run import Run, RunStatus
 from kneo.runtime.cancel import cancel_run as cancel
 from kneo.runtime.wait import find_run, open_tasks
-from kneo.state.run import Run, RunStatus
 from kneo.store import history, runs, tasks
 from kneo.store.run_filter import LASTING, RunFilter
 

@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 from pydantic import BeforeValidator, WithJsonSchema
 
 from kneo.errors import InvalidValue
-from kneo.state.run import RunStatus
+from kneo.records.run import RunStatus
 
 V = TypeVar("V")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from kneo.clock import parse_time
-from kneo.state.task import Candidates, Decision, HumanTask, TaskEvent
+from kneo.records.task import Candidates, Decision, HumanTask, TaskEvent
 from kneo.store.task_counts import TaskSummary
 from kneo.tasks.schedule import occasions, remaining
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from kneo.clock import SystemClock
 from kneo.errors import Conflict
+from kneo.records.audit import ChainVerdict
 from kneo.settings import Settings
-from kneo.state.audit import ChainVerdict
 from kneo.store import copies
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store

@@ -11,9 +11,9 @@ from typing import Protocol
 
 from kneo.clock import Clock
 from kneo.project import read_config
+from kneo.records.run import RunStatus
 from kneo.settings import Execution, Settings, from_env
 from kneo.spec.project import Retention
-from kneo.state.run import RunStatus
 from kneo.store import prune
 from kneo.store.engine import Store
 

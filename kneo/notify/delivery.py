@@ -26,9 +26,9 @@ from kneo.notify.channels import (
 from kneo.notify.mail import send_mail, write_mail
 from kneo.notify.outbox import settle, split
 from kneo.notify.webhook_signature import signed_headers
+from kneo.records.task import UNRESOLVED
 from kneo.redaction import redact
 from kneo.settings import Settings
-from kneo.state.task import UNRESOLVED
 from kneo.store import outbox, requests, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.outbox import Message

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from kneo.clock import isoformat
 from kneo.digest import digest_of_json
-from kneo.state.task import HumanTask
+from kneo.records.task import HumanTask
 from kneo.store import outbox
 from kneo.store.engine import Store, Tx
 from kneo.store.outbox import Letter, Message

@@ -14,6 +14,9 @@ from kneo.errors import Conflict, Invalid, NotFound, Usage
 from kneo.maintenance import LockAcquisitionError, RetentionManager, RetentionPolicy, RetentionReport, make_retention
 from kneo.platform.result import RunResult, result_of
 from kneo.project import read_config
+from kneo.records.audit import SealedEvent
+from kneo.records.run import Checkpoint, Run, RunStatus, TraceEvent
+from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.runtime import views
 from kneo.runtime.assemble import Works, drive_or_wait, working
 from kneo.runtime.cancel import cancel_run
@@ -32,9 +35,6 @@ from kneo.spec.models.asked import read_spec
 from kneo.spec.policy_report import policy_report
 from kneo.spec.rules import check
 from kneo.spec.schema_check import check_model
-from kneo.state.audit import SealedEvent
-from kneo.state.run import Checkpoint, Run, RunStatus, TraceEvent
-from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.store import audit, policies, runs, tasks
 from kneo.store.database import Database
 from kneo.store.engine import Store

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kneo.clock import parse_time
 from kneo.digest import digest_of
 from kneo.errors import Untrusted
-from kneo.state.release import BundleRecord, Release
+from kneo.records.release import BundleRecord, Release
 from kneo.trust.hmac_bundle import hmac_path, spec_in_hmac, verify_hmac_bundle
 from kneo.trust.root import TrustRoot
 from kneo.trust.statement import parse_bundle

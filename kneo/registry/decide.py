@@ -9,7 +9,7 @@ from datetime import datetime
 from kneo.clock import isoformat
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Untrusted
-from kneo.state.release import ApprovalRecord, Hold, Pending, Suspension
+from kneo.records.release import ApprovalRecord, Hold, Pending, Suspension
 from kneo.store import approvals, audit, idempotency, releases
 from kneo.store.engine import Tx, lock_table
 from kneo.trust.about import About, about_prune

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kneo.errors import KneoError, NotFound
-from kneo.registry.record import environment_subject
-from kneo.registry.serve import declared
-from kneo.state.audit import SealedEvent
-from kneo.state.receipt import ReceiptRecord
-from kneo.state.release import (
+from kneo.records.audit import SealedEvent
+from kneo.records.receipt import ReceiptRecord
+from kneo.records.release import (
     ApprovalRecord,
     BundleRecord,
     Condition,
@@ -22,7 +20,9 @@ from kneo.state.release import (
     Suspension,
     also_closed,
 )
-from kneo.state.run import Run
+from kneo.records.run import Run
+from kneo.registry.record import environment_subject
+from kneo.registry.serve import declared
 from kneo.store import approvals, audit, receipts, releases, runs
 from kneo.store.engine import Tx
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kneo.state.task import HumanTask
+from kneo.records.task import HumanTask
 from kneo.store import tasks
 from kneo.store.engine import Tx
 from kneo.store.task_filter import TaskFilter

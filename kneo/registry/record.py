@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from kneo.clock import new_id
 from kneo.digest import digest_of_json
-from kneo.state.audit import AuditEvent
-from kneo.state.release import (
+from kneo.records.audit import AuditEvent
+from kneo.records.release import (
     BundleRecord,
     Condition,
     ConditionType,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from kneo.digest import Digest
 from kneo.errors import Forbidden, KneoError, NotFound, Transient, Untrusted
+from kneo.records.release import Release
 from kneo.registry.check import check_served
-from kneo.state.release import Release
 from kneo.store import audit, releases, requests, sources
 from kneo.store.engine import Tx
 from kneo.trust.root import TrustRoot, verify_chain

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kneo.errors import NotFound
+from kneo.records.release import Condition, EnvironmentRecord, Hold, Pending, Release, Suspension
 from kneo.registry.record import environment_subject
-from kneo.state.release import Condition, EnvironmentRecord, Hold, Pending, Release, Suspension
 from kneo.store import approvals, releases
 from kneo.store.engine import Tx
 

@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import Mapping
 
 from kneo.errors import Invalid
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.task import DecisionKind
 from kneo.runtime.interpret.gate import DEFAULT_RETRIES, Gate
 from kneo.runtime.interpret.waits import DEFAULT_HUMAN
 from kneo.spec.gates import default_rejection
 from kneo.spec.models import Gate as DeclaredGate
 from kneo.spec.models import Human
 from kneo.spec.models.human import NOT_HONOURED
-from kneo.state.task import DecisionKind
 from kneo.tasks.forms import check_fields, check_schema
 
 DECISIONS: Mapping[str, tuple[DecisionKind, ...]] = {

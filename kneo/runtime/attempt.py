@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 
 from kneo.clock import Clock, isoformat
 from kneo.errors import KneoError
+from kneo.records.run import Run, RunError
 from kneo.runtime.code import Elsewhere
 from kneo.runtime.decide import Execute, StepFailed, Succeeded, Waits
 from kneo.runtime.record import Attempt
 from kneo.runtime.steps.base import StepContext, StepOutput, Waiting
 from kneo.runtime.steps.children import ChildFailed
-from kneo.state.run import Run, RunError
 from kneo.telemetry.spans import span
 
 log = logging.getLogger("kneo.runtime")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kneo.errors import NotFound
-from kneo.state.run import Run, RunError, RunStatus
+from kneo.records.run import Run, RunError, RunStatus
 from kneo.store import audit, idempotency, runs
 from kneo.store.engine import Store
 from kneo.tasks.closing import cancel_tasks

@@ -7,7 +7,7 @@ and input. The day is part of it, so that a run that is started every day with t
 from __future__ import annotations
 
 from kneo.digest import digest_of, digest_of_json
-from kneo.state.run import Run
+from kneo.records.run import Run
 
 CASE_INPUT = "case_input"
 """The key of a fork's metadata with the digest of the input that it was given in place of its parent's."""

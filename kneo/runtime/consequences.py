@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from kneo.records.task import Decision, DecisionKind
 from kneo.runtime.decide import Answered, Ask, Asked, Ended, Execute, Frame, Moment, actions, settle, waiting
 from kneo.runtime.program import Program
-from kneo.state.task import Decision, DecisionKind
 
 TRIED = "tried"
 """Prefix of the tasks of questions that are only tried."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kneo.records.run import RunStatus
 from kneo.runtime.interpret.fork_gates import FORK_GATES, ForkGates
 from kneo.runtime.interpret.node import (
     Action,
@@ -31,7 +32,6 @@ from kneo.runtime.interpret.node import (
 )
 from kneo.runtime.interpret.values import Value
 from kneo.runtime.program import Program
-from kneo.state.run import RunStatus
 
 __all__ = [
     "Action",

@@ -11,7 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from kneo.errors import Conflict, Invalid
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.run import Checkpoint, Run
+from kneo.records.task import HumanTask, TaskStatus
 from kneo.runtime.decide import Ask, Execute, actions, waiting
 from kneo.runtime.interpret.fork_gates import PassedGate, passed_gates
 from kneo.runtime.interpret.gate import Gate
@@ -19,8 +21,6 @@ from kneo.runtime.interpret.values import Value
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.migrate_state import migrate_state
 from kneo.runtime.program import Program
-from kneo.state.run import Checkpoint, Run
-from kneo.state.task import HumanTask, TaskStatus
 from kneo.store import history, runs, tasks
 from kneo.store.engine import Tx
 from kneo.tasks.reuse import flowed, lapsed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from kneo.errors import Invalid
-from kneo.state.run import STATE_VERSION
+from kneo.records.run import STATE_VERSION
 
 State = Mapping[str, object]
 

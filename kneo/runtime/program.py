@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kneo.errors import Invalid
-from kneo.records import replace
+from kneo.record_copy import replace
 from kneo.runtime.asking import DECISIONS, make_added, make_gate, make_question, make_waits
 from kneo.runtime.interpret.branch import Branch
 from kneo.runtime.interpret.fork_gates import GateIndex, index_gates

@@ -6,8 +6,8 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from kneo.records.run import Run
 from kneo.runtime.decide import Ask
-from kneo.state.run import Run
 
 MAX_PROMPT_CHARS = 20_000
 """A subject put into a prompt may be long; the whole of it is in the task's subject."""

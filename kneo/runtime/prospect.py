@@ -7,15 +7,15 @@ from functools import lru_cache
 
 from kneo.digest import digest_of
 from kneo.errors import KneoError
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.run import Run
+from kneo.records.task import UNRESOLVED, HumanTask, TaskStatus
 from kneo.runtime.case import case_of
 from kneo.runtime.consequences import consequences
 from kneo.runtime.decide import Answered, Ended, Frame, Moment, settle, waiting
 from kneo.runtime.migrate_state import migrate_state
 from kneo.runtime.program import Program, compile_program
 from kneo.spec.models.asked import read_spec
-from kneo.state.run import Run
-from kneo.state.task import UNRESOLVED, HumanTask, TaskStatus
 from kneo.store import runs, tasks
 from kneo.store.engine import Tx
 

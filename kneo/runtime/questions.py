@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.run import Run
 from kneo.runtime.decide import Ask
 from kneo.runtime.prompts import Message, prompt_of
-from kneo.state.run import Run
 from kneo.tasks.opening import Question
 
 KINDS = {

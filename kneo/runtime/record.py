@@ -10,7 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from kneo.clock import isoformat
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.run import Run, RunError, RunStatus, StepRecord, ending
+from kneo.records.task import HumanTask, TaskStatus
 from kneo.runtime.case import case_of
 from kneo.runtime.consequences import consequences
 from kneo.runtime.decide import (
@@ -35,8 +37,6 @@ from kneo.runtime.prompts import Message
 from kneo.runtime.questions import question
 from kneo.runtime.steps.base import StepContext, StepOutput
 from kneo.runtime.wait import Settled
-from kneo.state.run import Run, RunError, RunStatus, StepRecord, ending
-from kneo.state.task import HumanTask, TaskStatus
 from kneo.store import audit, history, runs, tasks
 from kneo.store.engine import Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace

@@ -8,7 +8,9 @@ from datetime import timedelta
 
 from kneo.clock import isoformat, new_id, parse_time
 from kneo.errors import Conflict, NotFound
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.run import STATE_VERSION, Checkpoint, Run, RunStatus, StepRecord
+from kneo.records.task import UNRESOLVED
 from kneo.runtime.case import CASE_INPUT, case_of, input_digest
 from kneo.runtime.decide import Execute, actions, given, revived, unasked
 from kneo.runtime.fork_past import FORK, ForkPoint, asked_in, find_passed, fork_gates, lapsed_gates
@@ -20,8 +22,6 @@ from kneo.runtime.record import snapshot
 from kneo.runtime.start import Starter, nothing
 from kneo.runtime.views import Record, can_continue
 from kneo.runtime.wait import find_run
-from kneo.state.run import STATE_VERSION, Checkpoint, Run, RunStatus, StepRecord
-from kneo.state.task import UNRESOLVED
 from kneo.store import audit, history, idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace

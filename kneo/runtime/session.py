@@ -21,7 +21,8 @@ from typing import TypeVar
 
 from kneo.clock import isoformat, parse_time, sleep
 from kneo.errors import KneoError, Transient
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.run import STATE_VERSION, Run, RunError, RunStatus
 from kneo.runtime import record
 from kneo.runtime.attempt import Trial, pins_of
 from kneo.runtime.code import Elsewhere
@@ -32,7 +33,6 @@ from kneo.runtime.program import Program
 from kneo.runtime.steps import Call, Executor
 from kneo.runtime.steps.base import CancelToken
 from kneo.runtime.steps.threads import BoundedThreads, LoopTask
-from kneo.state.run import STATE_VERSION, Run, RunError, RunStatus
 from kneo.store import runs
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits

@@ -12,7 +12,8 @@ from kneo.clock import isoformat, new_id
 from kneo.digest import Digest
 from kneo.errors import Forbidden, Invalid, InvalidValue, KneoError, Transient, Usage
 from kneo.names import check_environment_name, name_problem
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.run import STATE_VERSION, ReleaseRef, Run, RunStatus, ending
 from kneo.runtime import record
 from kneo.runtime.case import input_digest, name_case
 from kneo.runtime.decide import Ended, Moment, begin
@@ -25,7 +26,6 @@ from kneo.spec.models.asked import AddedGate, GatedSpec, read_spec
 from kneo.spec.policy import check_policy
 from kneo.spec.project import ProjectConfig
 from kneo.spec.rules import check as check_rules
-from kneo.state.run import STATE_VERSION, ReleaseRef, Run, RunStatus, ending
 from kneo.store import audit, history, idempotency, releases, runs, sources
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from kneo.clock import monotonic
 from kneo.errors import Transient
-from kneo.state.run import RunError, RunStatus
+from kneo.records.run import RunError, RunStatus
 from kneo.store import audit, runs, task_feed
 from kneo.store.engine import Store
 from kneo.store.locks import Lock

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from kneo.errors import Invalid
-from kneo.state.run import Checkpoint, Run, RunStatus, StepRecord
-from kneo.state.task import HumanTask
+from kneo.records.run import Checkpoint, Run, RunStatus, StepRecord
+from kneo.records.task import HumanTask
 
 Json = dict[str, object]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from kneo.clock import monotonic
 from kneo.errors import NotFound
-from kneo.records import replace
-from kneo.state.run import Run, RunStatus
-from kneo.state.task import UNRESOLVED, HumanTask
+from kneo.record_copy import replace
+from kneo.records.run import Run, RunStatus
+from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.store import history, runs, tasks
 from kneo.store.engine import Store, Tx
 

@@ -11,6 +11,8 @@ from typing import overload
 
 from kneo.clock import monotonic
 from kneo.errors import Conflict, NotFound
+from kneo.records.run import RunStatus
+from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.runtime.cancel import cancel_run
 from kneo.runtime.code import INPROCESS
 from kneo.runtime.recover import ForkOrder
@@ -22,8 +24,6 @@ from kneo.sdk.host import Host, Standing, actor, run_sync
 from kneo.sdk.participants import identifier
 from kneo.sdk.parts import checkpoint
 from kneo.sdk.waiting import POLL_SECONDS, ask_question, current_place, hitl_tool, wait, wait_for_input
-from kneo.state.run import RunStatus
-from kneo.state.task import UNRESOLVED, HumanTask
 from kneo.store import history, runs
 from kneo.store.run_filter import RunFilter
 from kneo.tasks.inputs import given, pending

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from kneo.errors import Invalid, NotFound
+from kneo.records.run import Run, StepRecord
+from kneo.records.task import HumanTask, TaskStatus
 from kneo.runtime.advance import Driver
 from kneo.runtime.interpret.node import Leaf
 from kneo.runtime.load import ProgramLoader
@@ -24,8 +26,6 @@ from kneo.sdk.seat import seat
 from kneo.spec.load import load_tree
 from kneo.spec.models import Spec
 from kneo.spec.rules import check
-from kneo.state.run import Run, StepRecord
-from kneo.state.task import HumanTask, TaskStatus
 from kneo.store import history, parts, tasks
 from kneo.store.engine import Store
 from kneo.store.parts import Part

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from kneo.records.run import Run
+from kneo.records.task import DecisionKind
 from kneo.sdk.messages import Message, RunConfig
-from kneo.state.run import Run
-from kneo.state.task import DecisionKind
 
 if TYPE_CHECKING:
     from kneo.runtime.steps.base import StepContext

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kneo.errors import NotFound, Usage
+from kneo.records.run import RunStatus
+from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.sdk.code import call
 from kneo.sdk.db import Database, scratch
 from kneo.sdk.failures import WorkflowFailed
@@ -25,8 +27,6 @@ from kneo.sdk.messages import (
 from kneo.sdk.participants import AgentStep, Draft, Function, FunctionStep, HumanInTheLoopStep, Part, participant
 from kneo.sdk.transcript import Transcript
 from kneo.spec.models import Agent
-from kneo.state.run import RunStatus
-from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.tasks.answers import Answer
 
 __all__ = ["HumanInTheLoopStep", "Workflow", "WorkflowBuilder", "WorkflowFailed"]

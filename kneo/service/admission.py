@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kneo.clock import new_id
 from kneo.digest import digest_of, digest_of_json
 from kneo.errors import Invalid, KneoError
-from kneo.records import replace
+from kneo.record_copy import replace
 from kneo.service.auth import PRINCIPAL, Keyring, Principal, who_asks
 from kneo.service.operations import Operation, operation_of, without_version
 from kneo.service.problems import RECORDED, refusal

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from kneo.errors import Invalid, NotFound
+from kneo.records.audit import SealedEvent, leaf_of
 from kneo.service.wire import Json, audit_event
-from kneo.state.audit import SealedEvent, leaf_of
 from kneo.store import audit, audit_tree
 from kneo.store.audit_tree import Checkpoint, Proof
 from kneo.store.engine import Store, Tx

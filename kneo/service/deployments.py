@@ -11,6 +11,7 @@ from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest
 from kneo.errors import Conflict, Forbidden, Invalid, InvalidValue, KneoError, NotFound, Transient, Untrusted
 from kneo.names import person_key
+from kneo.records.release import ApprovalRecord, Hold, Pending, Suspension
 from kneo.registry import explain
 from kneo.registry.explain import Explanation, Trace
 from kneo.service import wire
@@ -18,7 +19,6 @@ from kneo.service.receipts import summary
 from kneo.service.wire import Json
 from kneo.settings import Settings
 from kneo.spec.environment import Approvals
-from kneo.state.release import ApprovalRecord, Hold, Pending, Suspension
 from kneo.store import approvals, idempotency, releases, requests, sources
 from kneo.store.engine import Store, Tx
 from kneo.store.service_key import service_key

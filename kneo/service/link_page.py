@@ -10,8 +10,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from html import escape
 
-from kneo.state.link import TaskLink
-from kneo.state.task import DecisionKind, HumanTask
+from kneo.records.link import TaskLink
+from kneo.records.task import DecisionKind, HumanTask
 
 SHOWN_CHARS = 50_000
 """Most of a subject that the page shows; the rest is in the inbox."""

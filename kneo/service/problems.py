@@ -11,9 +11,9 @@ from starlette.exceptions import HTTPException
 
 from kneo.api.status_words import say, speaks_published
 from kneo.errors import KneoError, Transient, Unauthorized
+from kneo.records.run import RunStatus
 from kneo.service.router import JsonAnswer
 from kneo.settings import Settings
-from kneo.state.run import RunStatus
 
 RETRY_AFTER_SECONDS = 5
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from kneo import registry
 from kneo.clock import isoformat, parse_duration
 from kneo.errors import NotFound
+from kneo.records.receipt import ReceiptRecord
 from kneo.service.task_acts import read_answer
 from kneo.service.wire import Json
 from kneo.settings import Settings
-from kneo.state.receipt import ReceiptRecord
 from kneo.store import audit, receipts, releases, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.service_key import service_key

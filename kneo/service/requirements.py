@@ -10,8 +10,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 from kneo.errors import Conflict, Usage
+from kneo.records.task import DecisionKind, HumanTask
 from kneo.service.wire import Json
-from kneo.state.task import DecisionKind, HumanTask
 from kneo.tasks.inputs import pending
 
 Body = Mapping[str, object]

@@ -10,11 +10,11 @@ from starlette.concurrency import run_in_threadpool
 
 from kneo.api.run_views import TraceEventView
 from kneo.api.status_words import say
+from kneo.records.run import Run, RunStatus, TraceEvent
+from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.runtime.wait import Settled, Settling, as_it_is, find_run
 from kneo.service.events import Event, Events
 from kneo.service.news import News
-from kneo.state.run import Run, RunStatus, TraceEvent
-from kneo.state.task import UNRESOLVED, HumanTask
 from kneo.store import history, idempotency, runs
 from kneo.store.engine import Store, Tx
 from kneo.store.runs import Progress

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from kneo.api.task_views import event, human_task
 from kneo.digest import Digest
 from kneo.errors import InvalidValue, KneoError, Usage
+from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.service.wire import Json
-from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.store import tasks
 from kneo.store.engine import Store
 from kneo.store.idempotency import AlreadyExecuted

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from kneo.clock import parse_duration, parse_time
+from kneo.records.link import TaskLink
 from kneo.service.wire import Json
-from kneo.state.link import TaskLink
 from kneo.store import links as stored
 from kneo.store.engine import Store
 from kneo.tasks import links

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from kneo.api import task_views
 from kneo.errors import InvalidValue
+from kneo.records.task import UNRESOLVED, TaskStatus
 from kneo.service import wire
 from kneo.service.wire import Json
-from kneo.state.task import UNRESOLVED, TaskStatus
 from kneo.store import tasks
 from kneo.store.engine import Tx
 from kneo.store.task_filter import SORTABLE, TaskFilter

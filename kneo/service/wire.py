@@ -13,12 +13,12 @@ from dataclasses import asdict
 from kneo.api.run_views import RunErrorView, clean, readable, run_metadata
 from kneo.api.status_words import say
 from kneo.api.task_views import votes_of
+from kneo.records.audit import SealedEvent
+from kneo.records.release import ApprovalRecord, Pending, Promotion, Release
+from kneo.records.run import Run
+from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.redaction import redact
 from kneo.registry import EnvironmentStatus, reason_of
-from kneo.state.audit import SealedEvent
-from kneo.state.release import ApprovalRecord, Pending, Promotion, Release
-from kneo.state.run import Run
-from kneo.state.task import UNRESOLVED, HumanTask
 from kneo.store import approvals
 from kneo.store.engine import Tx
 

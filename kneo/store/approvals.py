@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import ColumnElement, Row, delete, or_, select, update
 
-from kneo.state.release import ApprovalRecord, Hold, Suspension
+from kneo.records.release import ApprovalRecord, Hold, Suspension
 from kneo.store.engine import Tx, insert_ignoring_duplicates, upsert
 from kneo.store.tables import approvals, holds, suspensions
 

@@ -12,9 +12,9 @@ from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, sele
 
 from kneo.clock import isoformat, new_id
 from kneo.errors import Invalid, Untrusted
-from kneo.records import replace
-from kneo.state.audit import EMPTY_HEAD, AuditEvent, ChainVerdict, Kept, SealedEvent, head_of, leaf_of
-from kneo.state.merkle import EMPTY_ROOT, Frontier
+from kneo.record_copy import replace
+from kneo.records.audit import EMPTY_HEAD, AuditEvent, ChainVerdict, Kept, SealedEvent, head_of, leaf_of
+from kneo.records.merkle import EMPTY_ROOT, Frontier
 from kneo.store import audit_tree, guards
 from kneo.store.engine import Store, Tx, lock_table
 from kneo.store.prepared import Prepared

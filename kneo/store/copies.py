@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from kneo.clock import Clock
 from kneo.errors import Conflict, Invalid, NotFound, Transient
-from kneo.state.audit import ChainVerdict
+from kneo.records.audit import ChainVerdict
 from kneo.store import audit, links, queue, runs
 from kneo.store.engine import BUSY_TIMEOUT_MS, WORKER_LOCK, Store, Tx
 from kneo.store.migrate import open_store

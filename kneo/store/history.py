@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from sqlalchemy import Row, bindparam, func, insert, select, update
 
 from kneo.clock import new_id
-from kneo.records import replace
-from kneo.state.run import Checkpoint, Run, RunError, StepRecord, TraceEvent
+from kneo.record_copy import replace
+from kneo.records.run import Checkpoint, Run, RunError, StepRecord, TraceEvent
 from kneo.store import json_text
 from kneo.store.engine import Tx
 from kneo.store.prepared import Prepared

@@ -9,8 +9,8 @@ from typing import TypeAlias
 from sqlalchemy import ColumnElement, Table, delete, exists, select
 
 from kneo.clock import isoformat
-from kneo.state.run import RunStatus
-from kneo.state.task import TaskStatus
+from kneo.records.run import RunStatus
+from kneo.records.task import TaskStatus
 from kneo.store import idempotency
 from kneo.store.engine import Store, Tx
 from kneo.store.tables import (

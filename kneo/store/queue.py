@@ -11,7 +11,7 @@ from datetime import timedelta
 from sqlalchemy import text
 
 from kneo.clock import isoformat
-from kneo.state.run import STATE_VERSION
+from kneo.records.run import STATE_VERSION
 from kneo.store.engine import Tx
 
 DUE = "due"

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, sele
 
 from kneo.digest import digest_of
 from kneo.errors import Untrusted
-from kneo.state.release import (
+from kneo.records.release import (
     BundleRecord,
     Condition,
     ConditionType,
@@ -19,7 +19,7 @@ from kneo.state.release import (
     PromotionKind,
     Release,
 )
-from kneo.state.run import RunStatus
+from kneo.records.run import RunStatus
 from kneo.store.engine import Tx, insert_ignoring_duplicates, insert_many_ignoring_duplicates, upsert, upsert_many
 from kneo.store.prepared import Prepared
 from kneo.store.prepared import Row as PreparedRow

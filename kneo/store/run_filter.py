@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Integer, Select, String, bindparam, func, null, or_, select, tuple_
 
-from kneo.state.run import RunStatus
+from kneo.records.run import RunStatus
 from kneo.store.tables import runs
 from kneo.store.unindexed import Unindexed
 

@@ -10,8 +10,8 @@ from sqlalchemy import Row, bindparam, insert, or_, select, update
 
 from kneo.clock import isoformat
 from kneo.errors import Conflict
-from kneo.records import replace
-from kneo.state.run import NEXT, STATE_VERSION, ReleaseRef, Run, RunError, RunStatus, ending
+from kneo.record_copy import replace
+from kneo.records.run import NEXT, STATE_VERSION, ReleaseRef, Run, RunError, RunStatus, ending
 from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.history import (
     add_checkpoint,

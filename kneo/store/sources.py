@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import select, update
 
-from kneo.state.release import SourceRecord
+from kneo.records.release import SourceRecord
 from kneo.store.engine import Tx, upsert
 from kneo.store.prepared import Prepared
 from kneo.store.tables import sources

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import func, select
 
-from kneo.state.run import RunStatus
+from kneo.records.run import RunStatus
 from kneo.store.engine import Tx
 from kneo.store.tables import audit_pending, outbox, runs, tasks
 

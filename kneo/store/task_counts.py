@@ -10,8 +10,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, bindparam, delete, func, insert, select
 
 from kneo.clock import new_id
-from kneo.records import replace
-from kneo.state.task import HumanTask
+from kneo.record_copy import replace
+from kneo.records.task import HumanTask
 from kneo.store.engine import Tx, lock_table
 from kneo.store.prepared import Prepared
 from kneo.store.tables import task_tallies

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import bindparam, select, update
 
 from kneo.errors import Conflict
-from kneo.state.task import TaskEvent
+from kneo.records.task import TaskEvent
 from kneo.store.engine import Store, Tx, lock_table, upsert
 from kneo.store.prepared import Prepared
 from kneo.store.tables import task_events, task_feed

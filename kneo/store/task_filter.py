@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Integer, Select, String, bindparam, func, or_, select, tuple_
 
-from kneo.records import replace
-from kneo.state.task import UNRESOLVED, TaskStatus
+from kneo.record_copy import replace
+from kneo.records.task import UNRESOLVED, TaskStatus
 from kneo.store.run_filter import LIKE_ESCAPE, escaped
 from kneo.store.tables import task_candidates, tasks
 from kneo.store.task_rows import TASK

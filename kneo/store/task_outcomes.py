@@ -10,8 +10,8 @@ from typing import Any
 
 from sqlalchemy import Row, Select, func, select
 
-from kneo.state.outcome import Outcome
-from kneo.state.task import DecisionKind, TaskStatus
+from kneo.records.outcome import Outcome
+from kneo.records.task import DecisionKind, TaskStatus
 from kneo.store.engine import Tx
 from kneo.store.tables import tasks
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from kneo.state.task import Candidates, Decision, DecisionKind, Escalation, HumanTask, Plan, Quorum, TaskStatus, Vote
+from kneo.records.task import Candidates, Decision, DecisionKind, Escalation, HumanTask, Plan, Quorum, TaskStatus, Vote
 from kneo.store.tables import tasks
 
 _COLUMNS = tuple(item.name for item in fields(HumanTask))

@@ -8,8 +8,8 @@ from functools import cache
 from sqlalchemy import Row, bindparam, delete, func, insert, or_, select, update
 
 from kneo.clock import new_id
-from kneo.records import replace
-from kneo.state.task import NEXT, UNRESOLVED, HumanTask, TaskEvent, TaskStatus
+from kneo.record_copy import replace
+from kneo.records.task import NEXT, UNRESOLVED, HumanTask, TaskEvent, TaskStatus
 from kneo.store import task_counts
 from kneo.store.engine import Tx
 from kneo.store.prepared import Prepared

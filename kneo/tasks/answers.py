@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kneo.clock import parse_time
 from kneo.digest import Digest, canonical_json
 from kneo.errors import Conflict, Invalid, KneoError
-from kneo.state.task import UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus
+from kneo.records.task import UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus
 from kneo.tasks.deadline import POLICY
 from kneo.tasks.forms import filled, problems
 from kneo.trust.answer import answer_digest

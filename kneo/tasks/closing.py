@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from kneo.errors import Conflict
-from kneo.state.task import UNRESOLVED, HumanTask, TaskStatus
+from kneo.records.task import UNRESOLVED, HumanTask, TaskStatus
 from kneo.store import runs, tasks
 from kneo.store.engine import Tx
 from kneo.tasks.happened import happened

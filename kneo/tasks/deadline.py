@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from kneo.state.task import Decision, DecisionKind
+from kneo.records.task import Decision, DecisionKind
 
 POLICY = "policy:timeout"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kneo.state.audit import AuditEvent
-from kneo.state.task import HumanTask
+from kneo.records.audit import AuditEvent
+from kneo.records.task import HumanTask
 from kneo.store import audit, tasks
 from kneo.store.engine import Tx
 

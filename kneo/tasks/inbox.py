@@ -11,10 +11,10 @@ from datetime import timedelta
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Conflict, Forbidden, InvalidValue, NotFound
-from kneo.records import replace
-from kneo.state.people import same_person
-from kneo.state.run import RunStatus
-from kneo.state.task import Decision, HumanTask, TaskStatus, Vote
+from kneo.record_copy import replace
+from kneo.records.people import same_person
+from kneo.records.run import RunStatus
+from kneo.records.task import Decision, HumanTask, TaskStatus, Vote
 from kneo.store import idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.tasks import people, voting

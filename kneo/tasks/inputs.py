@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kneo.errors import Conflict
-from kneo.state.task import DecisionKind, HumanTask
+from kneo.records.task import DecisionKind, HumanTask
 from kneo.tasks.answers import Answer, NotAllowed
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from kneo import registry
 from kneo.clock import new_id
 from kneo.digest import digest_of_json
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.run import Run
+from kneo.records.task import Candidates, DecisionKind, Escalation, HumanTask, Plan, Quorum, TaskStatus
 from kneo.spec.models import Human
 from kneo.spec.models.asked import Questions
 from kneo.spec.rules.strength import strengthened
-from kneo.state.run import Run
-from kneo.state.task import Candidates, DecisionKind, Escalation, HumanTask, Plan, Quorum, TaskStatus
 from kneo.store import releases, tasks
 from kneo.store.engine import Tx
 from kneo.tasks import people

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from kneo import registry
 from kneo.errors import Forbidden, Invalid, Untrusted
 from kneo.names import person_name
-from kneo.records import replace
-from kneo.state.people import same_person
-from kneo.state.task import Candidates, HumanTask, TaskStatus
+from kneo.record_copy import replace
+from kneo.records.people import same_person
+from kneo.records.task import Candidates, HumanTask, TaskStatus
 from kneo.store import key_names, releases, tasks
 from kneo.store.engine import Tx
 from kneo.tasks.deadline import POLICY

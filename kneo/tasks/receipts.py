@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from kneo import registry
 from kneo.clock import new_id, parse_time
 from kneo.errors import Invalid
-from kneo.state.audit import AuditEvent, leaf_of
-from kneo.state.people import same_person
-from kneo.state.receipt import ReceiptRecord
-from kneo.state.task import SIGNED, SIGNED_BY_REVIEWER, Decision, DecisionKind, HumanTask, Vote
+from kneo.records.audit import AuditEvent, leaf_of
+from kneo.records.people import same_person
+from kneo.records.receipt import ReceiptRecord
+from kneo.records.task import SIGNED, SIGNED_BY_REVIEWER, Decision, DecisionKind, HumanTask, Vote
 from kneo.store import audit, receipts, releases
 from kneo.store.engine import Tx
 from kneo.tasks.deadline import POLICY

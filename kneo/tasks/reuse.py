@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kneo.errors import KneoError
-from kneo.records import replace
-from kneo.state.people import same_person
-from kneo.state.run import Run
-from kneo.state.task import REPLAYED, DecisionKind, HumanTask, TaskStatus, Vote
+from kneo.record_copy import replace
+from kneo.records.people import same_person
+from kneo.records.run import Run
+from kneo.records.task import REPLAYED, DecisionKind, HumanTask, TaskStatus, Vote
 from kneo.store import receipts, tasks
 from kneo.store.engine import Tx
 from kneo.tasks import people, voting

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from kneo.clock import isoformat, parse_time
-from kneo.state.task import Escalation, HumanTask, TaskStatus
+from kneo.records.task import Escalation, HumanTask, TaskStatus
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from kneo import registry
 from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.errors import Forbidden, InvalidValue, Untrusted
-from kneo.state.people import same_person
-from kneo.state.task import SIGNED_BY_REVIEWER, Decision, HumanTask, Vote
+from kneo.records.people import same_person
+from kneo.records.task import SIGNED_BY_REVIEWER, Decision, HumanTask, Vote
 from kneo.store.engine import Tx
 from kneo.tasks.answers import said_digest
 from kneo.tasks.receipts import answered, environment_of

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from kneo.records import replace
-from kneo.state.run import RunError, RunStatus
-from kneo.state.task import HumanTask, TaskStatus
+from kneo.record_copy import replace
+from kneo.records.run import RunError, RunStatus
+from kneo.records.task import HumanTask, TaskStatus
 from kneo.store import runs, task_counts, tasks
 from kneo.store.engine import Store, Tx
 from kneo.tasks import people

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from kneo import registry
 from kneo.notify.outbox import TaskNotice, post_task
-from kneo.state.task import HumanTask
+from kneo.records.task import HumanTask
 from kneo.store import releases
 from kneo.store.engine import Tx
 from kneo.tasks.people import known_name, may_still_answer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kneo.state.people import same_person
-from kneo.state.task import DecisionKind, Quorum, Vote
+from kneo.records.people import same_person
+from kneo.records.task import DecisionKind, Quorum, Vote
 
 Roles = Mapping[str, frozenset[str]]
 """The roles of each voter, by their folded name."""

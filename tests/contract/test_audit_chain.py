@@ -11,7 +11,7 @@ from sqlalchemy import delete, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from kneo.errors import Invalid
-from kneo.state.audit import EMPTY_HEAD, Kept, head_of, leaf_of
+from kneo.records.audit import EMPTY_HEAD, Kept, head_of, leaf_of
 from kneo.store import audit
 from kneo.store.engine import Store
 from kneo.store.tables import audit_chain, audit_events, audit_nodes, audit_pending

@@ -9,8 +9,8 @@ from audit_log import hostile_admin, record, sealed
 from sqlalchemy import delete, func, insert, select, text, update
 
 from kneo.clock import ManualClock
+from kneo.records.audit import EMPTY_HEAD, Kept, head_of
 from kneo.service.audit_proofs import checkpoint
-from kneo.state.audit import EMPTY_HEAD, Kept, head_of
 from kneo.store import audit, audit_tree, guards
 from kneo.store.engine import Store, Tx
 from kneo.store.tables import audit_chain, audit_checkpoints, audit_events, audit_nodes, audit_pending

@@ -10,7 +10,7 @@ import pytest
 from builders import build_task
 from sqlalchemy import Select, text
 
-from kneo.state.task import TaskStatus
+from kneo.records.task import TaskStatus
 from kneo.store import tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.task_filter import EVERY_TASK, SORTABLE, TaskFilter, counting, listing

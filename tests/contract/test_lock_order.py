@@ -6,9 +6,9 @@ from builders import build_run, build_task
 from processes import at_once
 
 from kneo.errors import Conflict
+from kneo.records.run import Run, RunStatus
+from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.cancel import cancel_run
-from kneo.state.run import Run, RunStatus
-from kneo.state.task import DecisionKind, HumanTask
 from kneo.store import runs, tasks
 from kneo.store.engine import Store
 from kneo.tasks.answers import Answer

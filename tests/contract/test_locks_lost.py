@@ -15,9 +15,9 @@ from kneo_process import Machine, eventually
 from sqlalchemy import text
 
 from kneo.clock import ManualClock, SystemClock, isoformat
+from kneo.records.run import RunStatus
 from kneo.runtime.assemble import LockedWorker, background
 from kneo.runtime.timers import TIMERS_LOCK, run_timers
-from kneo.state.run import RunStatus
 from kneo.store import locks, runs
 from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.migrate import open_store

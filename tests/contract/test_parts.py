@@ -8,7 +8,7 @@ from builders import build_run
 
 from kneo.clock import ManualClock
 from kneo.digest import digest_of
-from kneo.state.run import RunStatus
+from kneo.records.run import RunStatus
 from kneo.store import parts, runs
 from kneo.store.engine import Store
 from kneo.store.prune import prune_runs

@@ -17,11 +17,11 @@ from sqlalchemy.exc import DBAPIError
 from cli.compose import make_store
 from kneo.clock import ManualClock, isoformat
 from kneo.errors import KneoError
+from kneo.records.receipt import ReceiptRecord
+from kneo.records.run import Run, RunError, RunStatus
+from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.assemble import working
 from kneo.settings import from_env
-from kneo.state.receipt import ReceiptRecord
-from kneo.state.run import Run, RunError, RunStatus
-from kneo.state.task import DecisionKind, HumanTask
 from kneo.store import audit, prune, receipts, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store

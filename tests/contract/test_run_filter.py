@@ -9,7 +9,7 @@ from builders import build_run
 from sqlalchemy import Select, text
 
 from kneo.clock import ManualClock, isoformat
-from kneo.state.run import RunError, RunStatus
+from kneo.records.run import RunError, RunStatus
 from kneo.store import project_metadata, runs
 from kneo.store.engine import Store
 from kneo.store.run_filter import LASTING, SORTABLE, RunFilter, counting, listing

@@ -10,7 +10,7 @@ from processes import at_once
 
 from kneo.clock import ManualClock, isoformat
 from kneo.digest import digest_of
-from kneo.state.run import NEXT, ReleaseRef, Run, RunError, RunStatus, StepRecord
+from kneo.records.run import NEXT, ReleaseRef, Run, RunError, RunStatus, StepRecord
 from kneo.store import audit, runs
 from kneo.store.engine import Store
 from kneo.store.run_filter import RunFilter

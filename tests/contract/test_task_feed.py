@@ -14,7 +14,7 @@ from sqlalchemy import select, text
 
 from kneo.clock import ManualClock
 from kneo.errors import Conflict
-from kneo.state.task import HumanTask
+from kneo.records.task import HumanTask
 from kneo.store import prune, task_feed, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.migrate import open_store

@@ -8,7 +8,7 @@ from builders import build_task
 from processes import at_once
 
 from kneo.clock import ManualClock, isoformat
-from kneo.state.task import UNRESOLVED, Candidates, Decision, DecisionKind, HumanTask, Plan, TaskStatus, Vote
+from kneo.records.task import UNRESOLVED, Candidates, Decision, DecisionKind, HumanTask, Plan, TaskStatus, Vote
 from kneo.store import task_counts, tasks
 from kneo.store.engine import Store
 from kneo.store.task_filter import EVERY_TASK, TaskFilter

@@ -9,10 +9,10 @@ from dataclasses import replace
 from builders import build_run
 
 from kneo.digest import digest_of
+from kneo.records.release import EnvironmentRecord
+from kneo.records.run import Run
+from kneo.records.task import DecisionKind, HumanTask
 from kneo.spec.models import Human
-from kneo.state.release import EnvironmentRecord
-from kneo.state.run import Run
-from kneo.state.task import DecisionKind, HumanTask
 from kneo.store import releases, runs
 from kneo.store.engine import Store
 from kneo.tasks.answers import Answer

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from kneo import registry
-from kneo.state.task import DecisionKind, HumanTask
+from kneo.records.task import DecisionKind, HumanTask
 from kneo.store.engine import Store
 from kneo.tasks.answers import Answer
 from kneo.tasks.inbox import to_sign

@@ -12,9 +12,9 @@ from processes import at_once
 from kneo.clock import ManualClock, isoformat
 from kneo.digest import digest_of
 from kneo.errors import KneoError
-from kneo.state.release import BundleRecord
-from kneo.state.run import ReleaseRef
-from kneo.state.task import HumanTask, TaskStatus
+from kneo.records.release import BundleRecord
+from kneo.records.run import ReleaseRef
+from kneo.records.task import HumanTask, TaskStatus
 from kneo.store import audit, releases, runs, tasks
 from kneo.store.engine import Store
 from kneo.tasks.inbox import assign, claim, comment, delegate, find, snooze, unclaim

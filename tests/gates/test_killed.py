@@ -18,7 +18,7 @@ from kneo_process import eventually
 from warm import run_python
 
 from kneo.clock import SystemClock
-from kneo.state.run import RunStatus
+from kneo.records.run import RunStatus
 from kneo.store import audit
 from kneo.store.migrate import open_store
 

@@ -10,8 +10,8 @@ from gates.asking import PEOPLE, answer, ask, declare
 from sqlalchemy import text
 
 from kneo.errors import KneoError
-from kneo.state.run import Run
-from kneo.state.task import DecisionKind, HumanTask, TaskStatus
+from kneo.records.run import Run
+from kneo.records.task import DecisionKind, HumanTask, TaskStatus
 from kneo.store import key_names, runs, tasks
 from kneo.store.engine import Store
 from kneo.tasks import links

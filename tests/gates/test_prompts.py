@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from engine import Engine, step
 
-from kneo.state.run import Run
+from kneo.records.run import Run
 from kneo.store.engine import Store
 
 SOURCE = """

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from engine import Engine, step
 
+from kneo.records.run import Run, RunStatus
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.recover import ForkOrder, fork, read_record
-from kneo.state.run import Run, RunStatus
 from kneo.store import audit
 from kneo.store.engine import Store
 

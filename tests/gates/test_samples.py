@@ -9,9 +9,9 @@ import pytest
 from engine import Engine, step
 
 from kneo.clock import ManualClock
+from kneo.records.run import Run, RunStatus
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.recover import ForkOrder, fork
-from kneo.state.run import Run, RunStatus
 from kneo.store.engine import Store
 
 SOURCE = """

@@ -18,12 +18,12 @@ from kneo import registry
 from kneo.clock import ManualClock
 from kneo.digest import Digest
 from kneo.errors import KneoError
+from kneo.records.receipt import ReceiptRecord
+from kneo.records.run import RunStatus
+from kneo.records.task import DecisionKind, HumanTask, TaskStatus
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.recover import ForkOrder, fork
 from kneo.runtime.start import RunOrder
-from kneo.state.receipt import ReceiptRecord
-from kneo.state.run import RunStatus
-from kneo.state.task import DecisionKind, HumanTask, TaskStatus
 from kneo.store import audit, receipts, runs
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store

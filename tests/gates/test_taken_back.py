@@ -7,7 +7,7 @@ from gates.asking import ask, declare
 from processes import at_once
 
 from kneo.errors import Conflict, KneoError, NotFound
-from kneo.state.task import DecisionKind, HumanTask, TaskStatus
+from kneo.records.task import DecisionKind, HumanTask, TaskStatus
 from kneo.store import links as stored
 from kneo.store import tasks
 from kneo.store.engine import Store

@@ -9,8 +9,8 @@ from gates.asking import answer, ask, declare
 
 from kneo.clock import ManualClock, isoformat
 from kneo.errors import KneoError
-from kneo.state.run import RunStatus
-from kneo.state.task import HumanTask, TaskStatus
+from kneo.records.run import RunStatus
+from kneo.records.task import HumanTask, TaskStatus
 from kneo.store import audit, receipts, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.task_filter import TaskFilter

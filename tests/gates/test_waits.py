@@ -8,8 +8,8 @@ import pytest
 from engine import Engine, step
 
 from kneo.errors import KneoError
-from kneo.state.run import RunStatus
-from kneo.state.task import DecisionKind
+from kneo.records.run import RunStatus
+from kneo.records.task import DecisionKind
 from kneo.store.engine import Store
 from kneo.tasks.answers import Answer
 from kneo.tasks.inbox import decide

@@ -27,7 +27,7 @@ from controller.source.mirror import Mirror
 from kneo import registry
 from kneo.clock import ManualClock, SystemClock
 from kneo.errors import NotFound
-from kneo.state.release import Hold, Suspension
+from kneo.records.release import Hold, Suspension
 from kneo.store import releases, requests
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store

@@ -20,6 +20,7 @@ from hunt.report import Budget, Finding, Report
 from run_simulator import MOMENT, decision, through_json
 
 from kneo.errors import Invalid
+from kneo.records.run import RunError
 from kneo.runtime.consequences import consequences
 from kneo.runtime.decide import (
     Answered,
@@ -37,7 +38,6 @@ from kneo.runtime.decide import (
 from kneo.runtime.program import Program, compile_program
 from kneo.spec.gates import draw
 from kneo.spec.models import Spec
-from kneo.state.run import RunError
 
 MOST_EVENTS = 3000
 """Of one run; retries inside loops inside graphs can make a run long, and a longer one says nothing new."""

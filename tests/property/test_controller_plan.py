@@ -18,8 +18,8 @@ from controller.judge import judge
 from controller.plan import Action, Plan, Promote, Retire, make_plan, name_of
 from kneo.clock import isoformat
 from kneo.digest import Digest, digest_of
+from kneo.records.release import Hold, Release, Suspension
 from kneo.spec.environment import Environment, parse_environment
-from kneo.state.release import Hold, Release, Suspension
 from kneo.trust.dsse import serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey

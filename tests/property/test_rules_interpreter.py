@@ -15,12 +15,12 @@ from random_workflows import EFFECTS, gates, named, questions, workflows
 from run_simulator import Boom, decision, play
 
 from kneo.errors import Invalid
+from kneo.records.task import Decision
 from kneo.runtime.decide import Ask, Execute
 from kneo.runtime.program import compile_program
 from kneo.spec.models import Spec
 from kneo.spec.models.asked import AddedGate, with_gates
 from kneo.spec.rules import check
-from kneo.state.task import Decision
 
 
 def nobody_agrees(chance: random.Random) -> object:

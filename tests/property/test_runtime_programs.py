@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_simulator import MOMENT, Boom, append, decision, play, program_of, spec_of, through_json
 
+from kneo.records.run import RunStatus
+from kneo.records.task import Decision
 from kneo.runtime.decide import Ask, Ended, Execute, Moment, Stale, Succeeded, actions, begin, settle
 from kneo.runtime.interpret.step import RETRY_CAP_SECONDS, retry_delay
 from kneo.runtime.program import compile_program
 from kneo.spec.models.asked import AddedGate, with_gates
-from kneo.state.run import RunStatus
-from kneo.state.task import Decision
 
 WORDS = st.sampled_from(["a", "b", "c", ">a", "in"])
 CONDITIONS = st.one_of(

@@ -12,10 +12,10 @@ from random_workflows import EFFECTS, named, questions, workflows
 from run_simulator import Boom, decision, play
 
 from kneo.errors import Invalid
+from kneo.records.task import Decision
 from kneo.runtime.decide import Ask, Execute
 from kneo.runtime.simulate.report import Simulator
 from kneo.spec.models import Spec
-from kneo.state.task import Decision
 
 ROUND = re.compile(r"[#@][0-9]+|:fallback")
 

@@ -9,8 +9,8 @@ from functools import cached_property
 import pytest
 from builders import build_run
 
-from kneo.records import replace
-from kneo.state.run import RunStatus
+from kneo.record_copy import replace
+from kneo.records.run import RunStatus
 
 
 def test_a_copy_differs_in_what_was_changed_alone() -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kneo.errors import Invalid
+from kneo.records.run import RunError
 from kneo.runtime.interpret.node import Again, Done, Ended, Failed, Frame, Moment, Node, Progress, with_child
 from kneo.runtime.interpret.values import Value
 from kneo.spec.gates import holds
 from kneo.spec.models.conditions import Condition
-from kneo.state.run import RunError
 
 THEN, ELSE = "then", "else"
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.run import RunError, RunStatus
+from kneo.records.task import Decision
 from kneo.runtime.interpret.gate import Gate, effect_of, feedback_of, rejection
 from kneo.runtime.interpret.node import Done, Ended, stopped
 from kneo.runtime.interpret.values import Value
-from kneo.state.run import RunError, RunStatus
-from kneo.state.task import Decision
 
 
 def rejected(gate: Gate, decision: Decision, value: Value, place: str) -> Done | Ended:

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.task import REPLAYED, DecisionKind
 from kneo.runtime.interpret.gate import Gate, rejection
 from kneo.runtime.interpret.node import (
     Answered,
@@ -28,7 +29,6 @@ from kneo.runtime.interpret.node import (
     stopped,
 )
 from kneo.runtime.interpret.values import Value
-from kneo.state.task import REPLAYED, DecisionKind
 
 FORK_GATES = "fork_gates"
 

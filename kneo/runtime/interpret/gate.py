@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from kneo.records.run import RunError
+from kneo.records.task import Decision, DecisionKind
 from kneo.runtime.interpret.values import Value
 from kneo.spec.gates import asks
 from kneo.spec.models.conditions import Condition
 from kneo.spec.models.human import Human
-from kneo.state.run import RunError
-from kneo.state.task import Decision, DecisionKind
 
 REJECTED = "human_rejected"
 

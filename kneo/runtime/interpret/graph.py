@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kneo.errors import Invalid
+from kneo.records.run import RunError
 from kneo.runtime.interpret.branch import condition_failed
 from kneo.runtime.interpret.line import repeated
 from kneo.runtime.interpret.node import (
@@ -29,7 +30,6 @@ from kneo.runtime.interpret.node import (
 from kneo.runtime.interpret.values import Value, read_value
 from kneo.spec.gates import holds
 from kneo.spec.models.conditions import Condition
-from kneo.state.run import RunError
 
 
 @dataclass(frozen=True, kw_only=True)

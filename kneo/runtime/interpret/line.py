@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.run import RunError
 from kneo.runtime.interpret.node import (
     Again,
     Done,
@@ -25,7 +26,6 @@ from kneo.runtime.interpret.node import (
     with_child,
 )
 from kneo.runtime.interpret.values import Review, Value, read_value
-from kneo.state.run import RunError
 
 
 def repeated(value: Value, again: Again) -> Value:

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kneo.errors import Invalid
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.task import DecisionKind
 from kneo.runtime.interpret.branch import condition_failed
 from kneo.runtime.interpret.effects import edited, rejected
 from kneo.runtime.interpret.gate import Gate, effect_of, feedback_of, rejection
@@ -34,7 +35,6 @@ from kneo.runtime.interpret.node import (
 from kneo.runtime.interpret.values import Review, Value, read_value
 from kneo.spec.gates import holds
 from kneo.spec.models.conditions import Condition
-from kneo.state.task import DecisionKind
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.run import RunError, RunStatus
+from kneo.records.task import Decision
 from kneo.runtime.interpret.gate import Gate
 from kneo.runtime.interpret.values import Value
 from kneo.runtime.interpret.waits import Given, Wanted
-from kneo.state.run import RunError, RunStatus
-from kneo.state.task import Decision
 
 Frame = Mapping[str, object]
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.run import RunError
 from kneo.runtime.interpret.node import (
     Action,
     Again,
@@ -29,7 +30,6 @@ from kneo.runtime.interpret.node import (
     stopped,
 )
 from kneo.runtime.interpret.values import Value, read_value
-from kneo.state.run import RunError
 
 
 @dataclass(frozen=True, kw_only=True)

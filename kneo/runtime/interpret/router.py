@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kneo.errors import Invalid
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.run import RunError
+from kneo.records.task import DecisionKind
 from kneo.runtime.interpret.branch import condition_failed
 from kneo.runtime.interpret.effects import rejected
 from kneo.runtime.interpret.gate import Gate, rejection
@@ -38,8 +40,6 @@ from kneo.runtime.interpret.node import (
 from kneo.runtime.interpret.values import Value, read_value
 from kneo.spec.gates import holds
 from kneo.spec.models.conditions import Condition
-from kneo.state.run import RunError
-from kneo.state.task import DecisionKind
 
 
 @dataclass(frozen=True, kw_only=True)

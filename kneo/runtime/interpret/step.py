@@ -16,7 +16,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 
 from kneo.clock import isoformat
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.run import RunError, RunStatus
+from kneo.records.task import DecisionKind
 from kneo.runtime.interpret.branch import ELSE, THEN, Branch
 from kneo.runtime.interpret.effects import chosen_text, edited, filled_in, forwarded, rejected
 from kneo.runtime.interpret.gate import Gate, effect_of, feedback_of, rejection
@@ -45,8 +47,6 @@ from kneo.runtime.interpret.node import (
 from kneo.runtime.interpret.values import Review, Value, read_value
 from kneo.runtime.interpret.waits import DEFAULT_HUMAN, TELL, Wanted, given, read_given, read_wanted
 from kneo.spec.gates import draw
-from kneo.state.run import RunError, RunStatus
-from kneo.state.task import DecisionKind
 
 RETRY_BASE_SECONDS = 0.2
 RETRY_CAP_SECONDS = 30.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kneo.records import replace
+from kneo.record_copy import replace
 from kneo.spec.gates import Facts
 
 

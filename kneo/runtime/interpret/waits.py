@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from kneo.digest import digest_of_json
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.task import Decision, DecisionKind
 from kneo.runtime.interpret.gate import Gate
-from kneo.state.task import Decision, DecisionKind
 
 DEFAULT_HUMAN = "default"
 

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from kneo.records.run import RunError, RunStatus
+from kneo.records.task import Decision, DecisionKind
 from kneo.runtime.decide import Answered, Ask, Ended, Execute, Outcome, StepFailed, Succeeded
 from kneo.runtime.simulate.layout import Layout
 from kneo.spec.answers import AnswersFile, WrittenAnswer
 from kneo.spec.models import AnswerField
 from kneo.spec.models.asked import Questions
 from kneo.spec.rules.strength import strengthened
-from kneo.state.run import RunError, RunStatus
-from kneo.state.task import Decision, DecisionKind
 from kneo.tasks.deadline import Silence
 from kneo.tasks.forms import filled, problems, schema_of
 

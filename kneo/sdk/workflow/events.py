@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 
 from kneo.clock import isoformat
+from kneo.records.run import RunStatus, TraceEvent
 from kneo.runtime.interpret.node import Leaf
 from kneo.runtime.steps.base import StepContext
 from kneo.sdk.host import Host, Standing, run_sync
@@ -30,7 +31,6 @@ from kneo.sdk.run.workflow import (
     WorkflowStartedEvent,
 )
 from kneo.sdk.workflow.plan import Plan
-from kneo.state.run import RunStatus, TraceEvent
 from kneo.store import history
 
 LOOK_SECONDS = 0.02

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from kneo.records import run as states
+from kneo.records.task import HumanTask, TaskStatus
 from kneo.sdk.host import Standing
 from kneo.sdk.run.workflow import EXECUTOR_POSITION
 from kneo.sdk.workflow.plan import Place, Plan
 from kneo.sdk.workflow.requirements import ErrorRequirement, Requirement, StepRequirement
 from kneo.sdk.workflow.types import StepOutput
-from kneo.state import run as states
-from kneo.state.task import HumanTask, TaskStatus
 
 
 class RunStatus(StrEnum):

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from kneo.records.run import Run
+from kneo.records.task import DecisionKind
 from kneo.runtime.code import INPROCESS
 from kneo.runtime.interpret.node import below
 from kneo.runtime.steps.base import StepContext
@@ -15,8 +17,6 @@ from kneo.sdk.code import Work
 from kneo.sdk.host import Host, Standing
 from kneo.sdk.participants import identifier
 from kneo.sdk.workflow.types import HumanReview, StepInput, StepOutput
-from kneo.state.run import Run
-from kneo.state.task import DecisionKind
 
 Json: TypeAlias = dict[str, object]
 

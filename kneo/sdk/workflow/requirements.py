@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.sdk.workflow.plan import Place
 from kneo.sdk.workflow.types import HumanReview, UserInputField, spelled
-from kneo.state.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.tasks.answers import Answer, check_answer
 from kneo.tasks.inputs import given
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from kneo.errors import NotFound
+from kneo.records.run import RunStatus
 from kneo.sdk.db import Database, scratch
 from kneo.sdk.failures import WorkflowFailed
 from kneo.sdk.host import Host, Standing, run_sync
@@ -18,7 +19,6 @@ from kneo.sdk.workflow.output import WorkflowRunOutput, output_of
 from kneo.sdk.workflow.plan import Json, Plan
 from kneo.sdk.workflow.requirements import Requirement
 from kneo.sdk.workflow.types import spelled
-from kneo.state.run import RunStatus
 from kneo.store import runs
 from kneo.store.run_filter import RunFilter
 

@@ -8,12 +8,12 @@ from fastapi import Depends
 
 from kneo import registry
 from kneo.errors import NotFound
+from kneo.records.release import BundleRecord, Release
 from kneo.service import answers
 from kneo.service.auth import Principal, require
 from kneo.service.context import Here
 from kneo.service.router import Router, shows
 from kneo.service.wire import Json
-from kneo.state.release import BundleRecord, Release
 from kneo.store import releases
 from kneo.store.engine import Tx
 from kneo.trust.dsse import parse_envelope

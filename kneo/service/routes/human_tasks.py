@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from fastapi import Depends, Query
 from starlette.responses import Response
 
+from kneo.records.task import HumanTask
 from kneo.service import answers, wire
 from kneo.service.auth import Principal, require
 from kneo.service.context import Here, Published, Service
@@ -18,7 +19,6 @@ from kneo.service.task_acts import read_answer
 from kneo.service.task_detail import task_detail
 from kneo.service.task_query import task_page
 from kneo.service.wire import Json
-from kneo.state.task import HumanTask
 from kneo.tasks.inbox import decide
 
 router = Router(tags=["human tasks"])

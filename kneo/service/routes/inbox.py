@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from kneo.api import task_views
+from kneo.records.task import HumanTask
 from kneo.runtime.wait import find_run
 from kneo.service import answers, task_acts, wire
 from kneo.service.auth import Principal, require
@@ -19,7 +20,6 @@ from kneo.service.run_news import answered
 from kneo.service.task_news import task_events
 from kneo.service.task_stats import task_stats
 from kneo.service.wire import Json
-from kneo.state.task import HumanTask
 from kneo.store import task_counts, task_feed
 
 router = Router(tags=["human tasks"])

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from kneo.errors import Invalid, InvalidValue, KneoError, NotFound
+from kneo.records.link import TaskLink
+from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.prospect import as_it_stands
 from kneo.service import answers, task_links
 from kneo.service.auth import Principal, Require, require
@@ -21,8 +23,6 @@ from kneo.service.problems import refusal
 from kneo.service.rate import Rate, TooMany
 from kneo.service.router import JsonAnswer, Router, shows
 from kneo.service.wire import Json
-from kneo.state.link import TaskLink
-from kneo.state.task import DecisionKind, HumanTask
 from kneo.tasks import links
 from kneo.tasks.answers import Answer, NotAllowed
 

@@ -10,6 +10,8 @@ from starlette.responses import Response
 
 from kneo.api.status_words import say
 from kneo.errors import NotFound
+from kneo.records.run import Run, RunStatus
+from kneo.records.task import HumanTask
 from kneo.runtime import views
 from kneo.runtime.recover import read_record
 from kneo.runtime.wait import find_run, open_tasks
@@ -25,8 +27,6 @@ from kneo.spec.models import Spec
 from kneo.spec.models.asked import read_spec
 from kneo.spec.policy_report import policy_report
 from kneo.spec.rules import check
-from kneo.state.run import Run, RunStatus
-from kneo.state.task import HumanTask
 from kneo.store import audit, runs
 
 router = Router(tags=["runs"])

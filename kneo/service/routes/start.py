@@ -15,6 +15,7 @@ from starlette.responses import Response
 from kneo.clock import parse_duration
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, InvalidValue, Usage
+from kneo.records.run import Run, RunStatus
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.recover import ForkOrder, continue_run, fork
 from kneo.runtime.start import RunOrder, nothing
@@ -25,7 +26,6 @@ from kneo.service.context import Here, Published, Service
 from kneo.service.router import JsonAnswer, Router, shows
 from kneo.service.run_news import SYNC_SECONDS, begun
 from kneo.service.specs import SpecOrder, usable
-from kneo.state.run import Run, RunStatus
 from kneo.store import audit
 from kneo.store.engine import Tx
 

@@ -10,6 +10,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from kneo.errors import Invalid, KneoError, NotFound
+from kneo.records.run import Run
+from kneo.records.task import HumanTask
 from kneo.runtime.wait import Settled, as_it_is
 from kneo.service import answers, requirements, wire
 from kneo.service.auth import Principal, require
@@ -18,8 +20,6 @@ from kneo.service.router import JsonAnswer, Router, shows
 from kneo.service.run_news import answered, taken
 from kneo.service.task_acts import MAX_BATCH, read_answer
 from kneo.service.wire import Json
-from kneo.state.run import Run
-from kneo.state.task import HumanTask
 from kneo.store.idempotency import AlreadyExecuted
 from kneo.tasks.inbox import decide
 

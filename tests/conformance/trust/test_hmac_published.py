@@ -65,7 +65,7 @@ def test_our_command_makes_the_bytes_that_its_command_makes(
 ) -> None:
     metadata = json.loads(file.read_bytes())["metadata"]
     then = ManualClock(datetime.fromisoformat(metadata["created_at"]))
-    monkeypatch.setattr("cli.bundle_hmac.SystemClock", lambda: then)
+    monkeypatch.setattr("cli.specs.bundle_hmac.SystemClock", lambda: then)
     (spec,) = (HERE / "specs").glob(f"{file.stem.partition('-')[0]}.*")
     assert _sign(spec, tmp_path, monkeypatch, metadata["environment"]) == file.read_bytes()
 

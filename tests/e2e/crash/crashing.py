@@ -17,6 +17,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.engine import Engine
 
 from kneo.clock import SystemClock, sleep
+from kneo.records.run import RunStatus
 from kneo.runtime.advance import Driver
 from kneo.runtime.assemble import Works
 from kneo.runtime.code import CodeLoader
@@ -24,7 +25,6 @@ from kneo.runtime.load import ProgramLoader
 from kneo.runtime.steps import Executor
 from kneo.runtime.wait import find_run
 from kneo.runtime.worker import Worker
-from kneo.state.run import RunStatus
 from kneo.store.connections import WRITE
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store

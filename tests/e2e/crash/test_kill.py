@@ -19,8 +19,8 @@ from sqlalchemy import text
 from warm import start_python
 
 from kneo.clock import SystemClock
-from kneo.state.run import Run, RunStatus
-from kneo.state.task import TaskStatus
+from kneo.records.run import Run, RunStatus
+from kneo.records.task import TaskStatus
 from kneo.store import queue, runs, tasks
 from kneo.store.migrate import open_store
 from kneo.tasks.inbox import decide

@@ -13,7 +13,7 @@ from engine import Engine, step
 from kneo_process import Machine, Process, eventually
 
 from kneo.clock import SystemClock
-from kneo.state.run import Run, RunStatus
+from kneo.records.run import Run, RunStatus
 from kneo.store import runs
 from kneo.store.migrate import open_store
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cli.repository import ConfigRepository
+from cli.repository.layout import ConfigRepository
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.statement import parse_approval, parse_bundle
 

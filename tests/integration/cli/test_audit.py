@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.audit import check_proof
+from cli.audit.audit import check_proof
 from kneo.clock import SystemClock
 from kneo.errors import KneoError
 from kneo.service.audit_proofs import prove

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from builders import build_run, build_task
 
-from cli.inbox import REVIEWED_AT_ONCE
+from cli.people.inbox import REVIEWED_AT_ONCE
 from kneo.clock import ManualClock
-from kneo.state.task import HumanTask, TaskStatus
+from kneo.records.task import HumanTask, TaskStatus
 from kneo.store import runs, tasks
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store

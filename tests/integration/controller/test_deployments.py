@@ -15,10 +15,10 @@ from controller_bench import Bench, serving
 from kneo_process import eventually
 
 from controller.loop import Controller
+from kneo.records.merkle import verify_inclusion
 from kneo.runtime.start import Starter
 from kneo.service.app import create_app
 from kneo.settings import Settings, from_env
-from kneo.state.merkle import verify_inclusion
 from kneo.store import audit
 from kneo.store.engine import Store
 from kneo.trust.checkpoint import read_checkpoint

@@ -14,12 +14,12 @@ from controller_bench import Bench
 from controller.loop import Controller
 from kneo.digest import Digest
 from kneo.errors import Forbidden, KneoError
+from kneo.records.run import Run
 from kneo.runtime.start import RunOrder, Starter
 from kneo.service.readiness import Readiness
 from kneo.settings import from_env
 from kneo.spec.load import load_tree
 from kneo.spec.models import Spec
-from kneo.state.run import Run
 from kneo.store.engine import Store
 
 

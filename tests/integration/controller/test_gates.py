@@ -13,7 +13,7 @@ from sqlalchemy import update
 
 from controller.outcome import Done, Stalled, Waiting
 from kneo import registry
-from kneo.state.release import ConditionType, Hold, Suspension
+from kneo.records.release import ConditionType, Hold, Suspension
 from kneo.store import approvals, releases
 from kneo.store.engine import Store
 from kneo.store.tables import environments

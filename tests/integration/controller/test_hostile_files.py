@@ -9,7 +9,7 @@ import pytest
 import yaml
 from siege import SIGNATURES, Attempts, Siege
 
-from kneo.state.release import ConditionType
+from kneo.records.release import ConditionType
 from kneo.store.engine import Store
 from kneo.trust.dsse import Envelope, parse_envelope, serialise, sign
 from kneo.trust.root import TRUST_ROOT_TYPE, RootDocument, root_payload

@@ -15,7 +15,7 @@ from siege import Siege
 from controller.reconcile import Reconciler
 from controller.source import Mirror, SourceLimits
 from kneo.errors import Invalid, Transient
-from kneo.state.release import ConditionType, SourceRecord
+from kneo.records.release import ConditionType, SourceRecord
 from kneo.store import sources
 from kneo.store.engine import Store
 from kneo.store.requests import ControllerRequest

@@ -12,7 +12,7 @@ from sqlalchemy import update
 from controller.ledger import Ledger
 from controller.observe import known
 from kneo.clock import ManualClock
-from kneo.state.release import Promotion, PromotionKind
+from kneo.records.release import Promotion, PromotionKind
 from kneo.store.engine import Store
 from kneo.store.requests import ControllerRequest
 from kneo.store.tables import releases as release_rows

@@ -11,7 +11,7 @@ import pytest
 from controller_bench import Bench, serving
 from prometheus_client.parser import text_string_to_metric_families
 
-from cli.liveness import answering
+from cli.serve.liveness import answering
 from controller import loop
 from controller.loop import LATE, LATE_SECONDS, Controller
 from kneo.runtime.start import Starter

@@ -15,9 +15,9 @@ from controller.source.mirror import Mirror
 from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Invalid, Transient
+from kneo.records.release import ConditionType
+from kneo.records.task import TaskStatus
 from kneo.spec.windows import DAYS
-from kneo.state.release import ConditionType
-from kneo.state.task import TaskStatus
 from kneo.store import audit, requests
 from kneo.store.engine import Store
 

@@ -9,15 +9,15 @@ import pytest
 from controller_bench import Bench
 from gates.asking import ask
 
-from cli.plan_told import as_text
+from cli.releases.plan_render import as_text
 from controller.outcome import Done
 from controller.preview import Believing, preview
 from kneo import registry
 from kneo.errors import Forbidden
+from kneo.records.release import ConditionType
 from kneo.runtime.start import RunOrder, Starter
 from kneo.spec.load import load_tree
 from kneo.spec.models import Spec
-from kneo.state.release import ConditionType
 from kneo.store.engine import Store
 
 RULES = {"people": {"bob": {"roles": ["approver"]}}, "prune": {"maxPercent": 100}}

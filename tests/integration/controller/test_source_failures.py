@@ -10,7 +10,7 @@ from controller_bench import Bench
 
 from kneo.clock import ManualClock
 from kneo.errors import Invalid, Transient
-from kneo.state.release import SourceRecord
+from kneo.records.release import SourceRecord
 from kneo.store import sources
 from kneo.store.engine import Store
 

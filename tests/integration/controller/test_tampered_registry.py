@@ -14,11 +14,11 @@ from sqlalchemy import delete, insert, select, update
 from controller.drift import DRIFT_INTERVAL
 from controller.outcome import Done, Stalled
 from kneo.errors import Forbidden, KneoError
+from kneo.records.release import ConditionType
+from kneo.records.run import Run
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.start import RunOrder, Starter
 from kneo.spec.models import Spec
-from kneo.state.release import ConditionType
-from kneo.state.run import Run
 from kneo.store.engine import Store
 from kneo.store.tables import metadata
 from kneo.trust.dsse import Envelope, parse_envelope, serialise, sign

@@ -12,8 +12,8 @@ from controller_bench import Bench
 from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Conflict, Invalid
+from kneo.records.release import Pending
 from kneo.registry import Decided
-from kneo.state.release import Pending
 from kneo.store.engine import Store
 from kneo.trust.about import About, about_prune, about_rewrite
 from kneo.trust.dsse import serialise, sign

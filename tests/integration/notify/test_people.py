@@ -23,10 +23,10 @@ from kneo.clock import ManualClock
 from kneo.errors import Forbidden
 from kneo.notify.delivery import Courier
 from kneo.notify.outbox import ATTEMPTS
+from kneo.records.task import DecisionKind
 from kneo.runtime.assemble import telling
 from kneo.runtime.timers import tick
 from kneo.settings import Settings, from_env
-from kneo.state.task import DecisionKind
 from kneo.store import prune, standing
 from kneo.store.engine import Store, Tx
 from kneo.tasks import links

@@ -20,9 +20,9 @@ from kneo import registry
 from kneo.clock import SystemClock
 from kneo.errors import Conflict, Invalid, NotFound
 from kneo.maintenance import backup, backup_sqlite_database, restore, restore_sqlite_database, vacuum
+from kneo.records.run import RunStatus
+from kneo.records.task import DecisionKind
 from kneo.settings import Settings, from_env
-from kneo.state.run import RunStatus
-from kneo.state.task import DecisionKind
 from kneo.store import audit, receipts, runs
 from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.migrate import open_store

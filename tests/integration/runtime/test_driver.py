@@ -13,10 +13,10 @@ from engine import Engine, step
 from kneo_process import eventually
 
 from kneo.clock import SystemClock
+from kneo.records.run import RunStatus
+from kneo.records.task import TaskStatus
 from kneo.runtime.cancel import cancel_run
 from kneo.runtime.wait import Settled
-from kneo.state.run import RunStatus
-from kneo.state.task import TaskStatus
 from kneo.store import runs
 from kneo.store.migrate import open_store
 from kneo.tasks.inbox import find

@@ -9,7 +9,7 @@ import pytest
 from engine import Engine, step
 from sqlalchemy import Connection, event
 
-from kneo.state.run import RunStatus
+from kneo.records.run import RunStatus
 from kneo.store.connections import WRITE
 from kneo.store.engine import Store
 

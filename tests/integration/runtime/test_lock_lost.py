@@ -17,11 +17,11 @@ from sqlalchemy import text
 
 from kneo.clock import SystemClock
 from kneo.errors import Conflict
+from kneo.records.run import RunStatus
 from kneo.runtime.assemble import drive_or_wait
 from kneo.sdk.db import Database
 from kneo.sdk.durable import Flow
 from kneo.settings import from_env
-from kneo.state.run import RunStatus
 from kneo.store import locks
 from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.migrate import open_store

@@ -11,9 +11,9 @@ from engine import Engine, step
 from kneo.clock import ManualClock
 from kneo.errors import Transient
 from kneo.maintenance import RetentionManager, RetentionPolicy
+from kneo.records.run import RunStatus
 from kneo.runtime.start import Starter
 from kneo.spec.project import Retention
-from kneo.state.run import RunStatus
 from kneo.store import audit, history, runs, tasks
 from kneo.store.engine import Store
 

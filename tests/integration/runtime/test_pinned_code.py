@@ -15,6 +15,7 @@ from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
 from kneo.clock import ManualClock, SystemClock
 from kneo.digest import digest_of
+from kneo.records.run import Run, RunStatus
 from kneo.runtime.advance import Driver
 from kneo.runtime.code import CodeLoader
 from kneo.runtime.load import ProgramLoader
@@ -22,7 +23,6 @@ from kneo.runtime.start import RunOrder, Starter
 from kneo.runtime.steps import Executor
 from kneo.runtime.wait import find_run
 from kneo.spec.models import Spec
-from kneo.state.run import Run, RunStatus
 from kneo.store import requests
 from kneo.store.engine import Store
 

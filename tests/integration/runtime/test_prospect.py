@@ -8,7 +8,9 @@ import pytest
 from engine import Engine, step
 from sqlalchemy import update
 
-from kneo.records import replace
+from kneo.record_copy import replace
+from kneo.records.run import Run, RunStatus
+from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.case import case_of
 from kneo.runtime.decide import Ended, Moment, begin
 from kneo.runtime.load import ProgramLoader
@@ -16,8 +18,6 @@ from kneo.runtime.prospect import as_it_stands
 from kneo.runtime.record import Desk, questions_asked
 from kneo.service.link_page import _leads_to
 from kneo.service.task_detail import task_detail
-from kneo.state.run import Run, RunStatus
-from kneo.state.task import DecisionKind, HumanTask
 from kneo.store import runs, tables
 from kneo.store.engine import Store
 from kneo.store.history import CheckpointLimits

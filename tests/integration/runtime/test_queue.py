@@ -16,9 +16,9 @@ from kneo_process import eventually
 from sqlalchemy import text
 
 from kneo.clock import SystemClock
+from kneo.records.run import RunStatus
 from kneo.runtime.dispatch import postgres
 from kneo.runtime.dispatch.postgres import QueueWorker
-from kneo.state.run import RunStatus
 from kneo.store import queue, runs
 from kneo.store.engine import Store, Tx, open_engine
 from kneo.store.migrate import open_store

@@ -11,10 +11,10 @@ from processes import at_once
 
 from kneo.clock import ManualClock
 from kneo.errors import Conflict, KneoError
+from kneo.records.run import Run, RunStatus
+from kneo.records.task import TaskStatus
 from kneo.runtime.cancel import cancel_run
 from kneo.runtime.timers import tick
-from kneo.state.run import Run, RunStatus
-from kneo.state.task import TaskStatus
 from kneo.store import history
 from kneo.store.engine import Store
 from kneo.tasks.inbox import find

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from engine import Engine, step
 
-from kneo.state.run import RunStatus
+from kneo.records.run import RunStatus
 from kneo.store.engine import Store
 
 SOURCE = """

@@ -15,11 +15,11 @@ from sqlalchemy import func, select
 from kneo.clock import ManualClock, SystemClock, isoformat
 from kneo.digest import digest_of
 from kneo.maintenance import RetentionManager, RetentionPolicy, make_retention
+from kneo.records.run import RunStatus
 from kneo.runtime import timers
 from kneo.runtime.assemble import background
 from kneo.runtime.timers import RETENTION_LOCK, run_retention, run_timers
 from kneo.settings import from_env
-from kneo.state.run import RunStatus
 from kneo.store import idempotency, prune, runs
 from kneo.store.engine import Store
 from kneo.store.idempotency import KeyedRequest, KeyOf

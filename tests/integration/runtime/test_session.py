@@ -14,12 +14,12 @@ from kneo_process import eventually
 
 from kneo.clock import SystemClock
 from kneo.errors import Transient
+from kneo.records.run import Run, RunStatus
 from kneo.runtime.advance import THREADS
 from kneo.runtime.assemble import background
 from kneo.runtime.cancel import cancel_run
 from kneo.runtime.steps import threads
 from kneo.runtime.worker import Worker
-from kneo.state.run import Run, RunStatus
 from kneo.store.migrate import open_store
 
 SOURCE = """

@@ -11,10 +11,10 @@ from engine import Engine, step
 from kneo_process import eventually
 
 from kneo.clock import SystemClock
+from kneo.records.run import Run, RunStatus
 from kneo.runtime.assemble import background
 from kneo.runtime.steps.threads import BoundedThreads
 from kneo.runtime.worker import Worker
-from kneo.state.run import Run, RunStatus
 from kneo.store.migrate import open_store
 
 STEPS = """

@@ -11,9 +11,9 @@ import pytest
 from gates.signing import KEYS, trust
 from service_bench import DRAFT, PUBLISH, Bench, spec_of
 
-from cli.answer_signing import fetch_statement
 from cli.client import ServiceBackend
 from cli.main import run
+from cli.people.answer_signing import fetch_statement
 from kneo.errors import Untrusted
 from kneo.settings import from_env
 from kneo.store import releases

@@ -12,10 +12,10 @@ from kneo.api import runs
 from kneo.api.operation import Context, operation, operations_of
 from kneo.api.runs import RunOrder, get_run, list_runs
 from kneo.api.status_words import in_published_words
+from kneo.records.run import RunStatus
 from kneo.service.app import ROUTERS
 from kneo.service.auth import SCOPES
 from kneo.service.operations import Operations
-from kneo.state.run import RunStatus
 from kneo.store.run_filter import SORTABLE
 
 

@@ -202,9 +202,9 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path):
 @pytest.mark.parametrize(
     ("group", "unneeded"),
     [
-        ("spec", {"cli.bundle", "cli.clone", "cryptography"}),
-        ("keys", {"cli.trust", "cli.spec", "kneo.spec.rules"}),
-        ("trust", {"cli.bundle", "cli.spec", "kneo.spec.rules"}),
+        ("spec", {"cli.specs.bundle", "cli.repository.clone", "cryptography"}),
+        ("keys", {"cli.specs.trust", "cli.specs.spec", "kneo.spec.rules"}),
+        ("trust", {"cli.specs.bundle", "cli.specs.spec", "kneo.spec.rules"}),
     ],
 )
 def test_a_groups_help_imports_what_it_needs(group: str, unneeded: set[str]):

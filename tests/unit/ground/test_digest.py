@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from kneo.digest import canonical_json, digest_of, digest_of_json, parse_digest
 from kneo.errors import Invalid
-from kneo.state.run import RunStatus
-from kneo.state.task import DecisionKind
+from kneo.records.run import RunStatus
+from kneo.records.task import DecisionKind
 
 SAFE = 2**53 - 1
 values = st.recursive(

@@ -9,7 +9,7 @@ from time import process_time
 import pytest
 from pydantic import ValidationError
 
-from cli.promote import named
+from cli.releases.promote import named
 from cli.render import plain
 from controller.source.address import parse_address, redact
 from controller.source.refs import check_ref

@@ -8,12 +8,12 @@ import pytest
 from run_simulator import AGENT, Boom, append, decision, fn, play, spec_of
 from shapes import BODY, CONTAINERS, HOLDERS, guarded
 
+from kneo.records.run import RunStatus
+from kneo.records.task import Decision
 from kneo.runtime.decide import Ask, Execute
 from kneo.runtime.program import Program, compile_program
 from kneo.spec.models import Gate, Spec
 from kneo.spec.models.asked import AddedGate, with_gates
-from kneo.state.run import RunStatus
-from kneo.state.task import Decision
 
 
 def added(match: object, name: str = "env", **places: object) -> AddedGate:

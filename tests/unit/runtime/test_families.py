@@ -6,9 +6,9 @@ import pytest
 from run_simulator import Boom, append, decision, fn, human, play, program_of
 
 from kneo.errors import Invalid
+from kneo.records.run import RunStatus
 from kneo.runtime.program import compile_program
 from kneo.spec.models import Spec
-from kneo.state.run import RunStatus
 
 
 def contains(value: str) -> dict[str, object]:

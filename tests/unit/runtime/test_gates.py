@@ -9,13 +9,13 @@ from run_simulator import MOMENT, Boom, append, decision, fn, human, play, progr
 from shapes import BODY, CONTAINERS, HOLDERS, guarded
 
 from kneo.digest import canonical_json
+from kneo.records.run import RunStatus
+from kneo.records.task import Decision
 from kneo.runtime.consequences import consequences
 from kneo.runtime.decide import Answered, Ask, Asked, Succeeded, actions, begin, settle
 from kneo.runtime.program import compile_program
 from kneo.spec.load import load_tree
 from kneo.spec.models import Spec
-from kneo.state.run import RunStatus
-from kneo.state.task import Decision
 
 
 def always(kind: str, text: str | None = None, **more: object) -> object:

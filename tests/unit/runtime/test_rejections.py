@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from run_simulator import MOMENT, Boom, Story, decision, fn, human, play, program_of, spec_of
 
+from kneo.records.run import RunStatus
+from kneo.records.task import Decision
 from kneo.runtime.decide import Answered, Ask, Asked, Ended, Execute, Succeeded, Waits, actions, begin, settle, waiting
 from kneo.runtime.interpret.waits import Wanted
 from kneo.runtime.program import compile_program
@@ -18,8 +20,6 @@ from kneo.spec.load import load_tree
 from kneo.spec.models import Spec
 from kneo.spec.models.asked import AddedGate, with_gates
 from kneo.spec.rules import check
-from kneo.state.run import RunStatus
-from kneo.state.task import Decision
 
 GUIDE = Path(__file__).parents[3] / "docs/guide/gates.md"
 HEADER = "| position | left out |"

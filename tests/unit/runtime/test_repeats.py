@@ -9,6 +9,8 @@ import pytest
 from run_simulator import MOMENT, Boom, append, decision, fn, human, play, program_of, spec_of
 from shapes import HOLDERS
 
+from kneo.records.run import RunError, RunStatus
+from kneo.records.task import Decision
 from kneo.runtime.decide import Answered, Ask, Asked, Ended, Execute, StepFailed, actions, begin, settle
 from kneo.runtime.migrate_state import migrate_state
 from kneo.runtime.program import compile_program
@@ -16,8 +18,6 @@ from kneo.runtime.simulate.report import Simulator
 from kneo.spec.models import Spec
 from kneo.spec.models.asked import AddedGate, with_gates
 from kneo.spec.rules import check
-from kneo.state.run import RunError, RunStatus
-from kneo.state.task import Decision
 
 RETRIED = {"on_error": "retry", "max_retries": 1}
 ASKED_ON_ERROR = {"error": {"human": "ann", "options": ["retry", "stop"]}}

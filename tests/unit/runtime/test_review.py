@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cli.review_stats import bar, duration
+from cli.people.review_stats import bar, duration
 from kneo.clock import isoformat
-from kneo.state.outcome import Outcome
-from kneo.state.task import DecisionKind, TaskStatus
+from kneo.records.outcome import Outcome
+from kneo.records.task import DecisionKind, TaskStatus
 from kneo.tasks.review import EDITS, GateFigures, edit_distance, is_quick, is_rubber_stamp, review, to_compare
 
 ASKED = datetime(2026, 1, 31, 12, tzinfo=UTC)

@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from cli.main import run
-from cli.schemas import rendered
+from cli.specs.schemas import rendered
 from examples.app_functions import compress_history, summarize, web_search, webpage_reader
 from examples.human_functions import draft_report, publish_report
 from examples.my_tools import lookup_user

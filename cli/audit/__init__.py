@@ -1,0 +1,1 @@
+"""Commands that read and verify the audit log."""

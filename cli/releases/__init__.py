@@ -1,0 +1,1 @@
+"""Commands that release, promote and approve."""

@@ -1,0 +1,132 @@
+"""``kneo plan``: what a commit would change, in words. Needs no service and no secret."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import render
+from cli.connection import JsonOption, ProfileOption, ServiceUrlOption
+from cli.people.open_tasks import open_tasks
+from cli.releases.live import Source, find_source
+from cli.releases.plan_render import as_markdown, as_text, environments, has_changes, is_refused
+from cli.repository.clone import MAIN, Clone
+from cli.repository.known_roots import KnownRoots
+from cli.repository.mirrors import open_mirror
+from controller.compare import compare
+from controller.load import load
+from controller.preview import Believing
+from controller.source.mirror import Mirror
+from controller.source.snapshot import SourceSnapshot
+from kneo.clock import SystemClock
+from kneo.digest import Digest, parse_digest
+from kneo.errors import NotFound
+from kneo.settings import Settings, from_env
+from kneo.trust.dsse import parse_envelope
+
+CHANGES = 10
+"""Exit status for ``--exit-code`` when there are changes."""
+
+Repo = Annotated[str, typer.Option("--repo", help="Config repository: a folder or an https or ssh URL.")]
+Ref = Annotated[
+    str | None, typer.Option("--ref", help="The commit to judge: a branch or a commit; else what is checked out.")
+]
+Base = Annotated[str | None, typer.Option("--base", help="What to compare with; else main, or the commit before.")]
+Root = Annotated[str | None, typer.Option("--trust-root", help="Digest of the first trust root to believe.")]
+
+
+def plan(
+    repo: Repo = ".",
+    ref: Ref = None,
+    env: Annotated[str | None, typer.Option("--env", help="Only this environment.")] = None,
+    base: Base = None,
+    trust_root: Root = None,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a comment for a pull request.")] = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help=f"Exit {CHANGES} when there are changes.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a commit would change: the trust root, rules, releases, what their specs change, and who has to approve.
+
+    Compares with what a service or database serves, where there is one and --base is not given; else with Git alone. Exits 1
+    when something in the commit would be refused or would stall an environment.
+    """
+    settings = from_env()
+    with tempfile.TemporaryDirectory(prefix="kneo-plan-") as folder:
+        source = Source()
+        if base is None:
+            source = find_source(settings, service_url, profile, lambda commit: _is_here(repo, commit))
+        mirror, candidate, before = _snapshots(settings, repo, ref, base or source.commit, Path(folder))
+        followed = [*mirror.history(None, before.commit), before] if before is not None else []
+        pin = _pin(repo, trust_root, settings, before or candidate)
+        believing = Believing(pin, hmac_key=settings.spec_signing_key)
+        answer = compare(candidate, followed, mirror.since, believing, env, SystemClock().now(), source.live)
+    answer["base"] = before.revision if before is not None else None
+    answer["source"] = source.as_json()
+    answer["ok"], answer["changes"] = not is_refused(answer), has_changes(answer)
+    if env is not None and not answer["environments"] and "problem" not in answer:
+        msg = f"{candidate.revision} declares no environment {env!r}."
+        raise NotFound(msg, code="environment_not_found")
+    for item in environments(answer):
+        if item.get("removed") or item.get("retired"):
+            item["open_tasks"] = open_tasks(settings, str(item["name"]), service_url, profile)
+    if markdown:
+        typer.echo("\n".join(as_markdown(answer)))
+    else:
+        render.emit(answer, as_json=as_json, text=lambda: render.text("\n".join(as_text(answer))))
+    if not answer["ok"]:
+        raise typer.Exit(1)
+    if exit_code and answer["changes"]:
+        raise typer.Exit(CHANGES)
+
+
+def _is_here(repo: str, commit: str) -> bool:
+    return not Path(repo).is_dir() or Clone.find(Path(repo).resolve()).resolve(commit) is not None
+
+
+def _snapshots(
+    settings: Settings, repo: str, ref: str | None, base: str | None, folder: Path
+) -> tuple[Mirror, SourceSnapshot, SourceSnapshot | None]:
+    if not Path(repo).is_dir():
+        mirror = open_mirror(settings, repo, ref or MAIN, folder)
+        against = base or (MAIN if ref not in {None, MAIN} else None)
+        return mirror, mirror.peek(ref or MAIN), mirror.peek(against) if against else None
+    clone = Clone.find(Path(repo).resolve())
+    commit = clone.resolve(ref or "HEAD")
+    if commit is None:
+        msg = f"{repo} has no commit {ref or 'HEAD'}."
+        raise NotFound(msg, code="commit_not_found", hint="Commit first: a plan is about a commit.")
+    mirror = open_mirror(settings, str(clone.root), MAIN, folder)
+    against = _base_of(clone, commit, base)
+    return mirror, mirror.peek(commit), mirror.peek(against) if against else None
+
+
+def _base_of(clone: Clone, commit: str, base: str | None) -> str | None:
+    if base is not None:
+        found = clone.resolve(base)
+        if found is None:
+            msg = f"There is no commit {base[:100]}."
+            raise NotFound(msg, code="commit_not_found", hint="In CI, fetch the whole history: fetch-depth: 0.")
+        return found
+    main = clone.resolve(f"refs/heads/{MAIN}")
+    return main if main not in {None, commit} else clone.resolve(f"{commit}~1")
+
+
+def _pin(repo: str, given: str | None, settings: Settings, first: SourceSnapshot) -> Digest:
+    """Decide which first trust root to believe; a plan decides nothing, so the repository's own is better than none."""
+    pin = parse_digest(given) if given else settings.trust_root
+    if pin is None and Path(repo).is_dir():
+        pin = KnownRoots(settings.known_roots_path).lookup(Clone.find(Path(repo).resolve()).root)
+    if pin is not None:
+        return pin
+    roots = load(first).roots
+    if not roots:
+        msg = f"{first.revision} has no environments/trust.json."
+        raise NotFound(msg, code="no_trust_root", hint="Is this a config repository? kneo init makes one.")
+    pin = parse_envelope(roots[0]).digest
+    render.warning(f"Nobody said which trust root to believe, so this plan believes the repository's own: {pin}")
+    return pin

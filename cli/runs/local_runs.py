@@ -1,0 +1,110 @@
+"""Runs on the database beside us: starting them, and driving them to where they pause or end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+from cli.compose import make_starter
+from kneo.records.run import Run
+from kneo.runtime.assemble import drive_or_wait
+from kneo.runtime.code import Elsewhere
+from kneo.runtime.load import ProgramLoader
+from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
+from kneo.runtime.start import RunOrder
+from kneo.runtime.views import Record
+from kneo.runtime.wait import find_run
+from kneo.service.specs import SpecOrder
+from kneo.settings import Settings
+from kneo.store.engine import Store
+
+Order = Mapping[str, object]
+
+
+class Driver:
+    """Executes steps, but only while nobody else does; otherwise it waits for whoever does."""
+
+    def __init__(self, settings: Settings, store: Store, actor: str) -> None:
+        self.settings = settings
+        self.store = store
+        self.actor = actor
+
+    def start(self, order: Order) -> Run:
+        """Start a run and drive it; takes what ``POST /v1/runs`` does."""
+        return self.drive(self._start(order).id)
+
+    def begin(self, order: Order) -> Run:
+        """Start a run and drive it beside whatever else happens here."""
+        run = self._start(order)
+        # It goes on for as long as this process does; what is cut short then is what a crash would cut.
+        threading.Thread(target=self.drive, args=(run.id,), daemon=True).start()
+        return run
+
+    def go_on(self, run_id: str) -> Run:
+        """Let a run that ended go on where it stopped."""
+        return self.drive(continue_run(self.store, ProgramLoader(self.store), run_id, actor=self.actor).id)
+
+    def fork(self, run_id: str, order: Order) -> Run:
+        """Start a run from another one's past; takes what ``POST /v1/runs/{id}/fork`` does."""
+        checkpoint = order.get("checkpoint")
+        wanted = ForkOrder(
+            run_id=run_id,
+            step=_text(order, "step"),
+            checkpoint=int(str(checkpoint)) if checkpoint is not None else None,
+            input=_text(order, "input"),
+            requester=self.actor,
+            answers=_map(order, "answers"),
+            ask=_list(order, "ask"),
+        )
+        return self.drive(fork(make_starter(self.settings, self.store), ProgramLoader(self.store), wanted).id)
+
+    def drive(self, run_id: str) -> Run:
+        """Drive a run to its next pause or end, or wait for the process that executes steps on this database to do it.
+
+        A run whose code is in a Python program stays running: that program continues it.
+        """
+        try:
+            return drive_or_wait(self.settings, self.store, run_id, self.settings.client_timeout_seconds).run
+        except Elsewhere:
+            return find_run(self.store, run_id)
+
+    def record(self, run_id: str) -> Record:
+        """Read everything that is known of a run's past."""
+        return read_record(self.store, run_id)
+
+    def _start(self, order: Order) -> Run:
+        spec = order.get("spec")
+        assert spec is None or isinstance(spec, Mapping)
+        timeout = order.get("timeout_seconds")
+        environment = _text(order, "environment")
+        wanted = RunOrder(
+            input=str(order["input"]),
+            requester=self.actor,
+            target=str(order.get("target") or "workflow"),
+            environment=environment,
+            bundle=_text(order, "bundle"),
+            spec=spec,
+            timeout_seconds=timeout if isinstance(timeout, int) and timeout else None,
+            # What a request to the service would have said.
+            origin=SpecOrder(spec=spec, environment=environment).origin()
+            | {"async_mode": False, "session_id": _text(order, "session_id")},
+            asked={"overrides": {}, "skills_overlay": None},
+        )
+        return make_starter(self.settings, self.store).start(wanted)
+
+
+def _map(values: Order, name: str) -> Mapping[str, object]:
+    found = values.get(name) or {}
+    assert isinstance(found, Mapping)
+    return found
+
+
+def _list(values: Order, name: str) -> tuple[str, ...]:
+    found = values.get(name) or ()
+    assert isinstance(found, list | tuple)
+    return tuple(map(str, found))
+
+
+def _text(values: Order, name: str) -> str | None:
+    value = values.get(name)
+    return str(value) if value is not None else None

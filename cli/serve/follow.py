@@ -1,0 +1,156 @@
+"""``kneo controller run``: a process that follows a config repository."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import render
+from cli.compose import make_store
+from cli.repository.known_roots import KnownRoots
+from cli.repository.mirrors import open_mirror
+from cli.serve.liveness import answering
+from cli.serve.tune_gc import settle
+from cli.serve.worker import until_told_to_stop
+from controller.loop import Controller
+from controller.reconcile import Reconciler
+from controller.watch import watching
+from kneo.clock import parse_duration
+from kneo.digest import Digest, parse_digest
+from kneo.errors import Usage
+from kneo.runtime.assemble import background, telling
+from kneo.settings import Settings, from_env
+from kneo.store.engine import Store
+from kneo.store.service_key import find_service_key
+from kneo.telemetry import configure_logging
+
+RepoOption = Annotated[str | None, typer.Option("--repo", help="Config repository: a folder or an https or ssh URL.")]
+RefOption = Annotated[str, typer.Option("--ref", help="Branch to follow.")]
+RootOption = Annotated[str | None, typer.Option("--trust-root", help="Digest of the first trust root to believe.")]
+IntervalOption = Annotated[str, typer.Option("--interval", help="How often to look for commits: 90s, 15m.")]
+
+
+@dataclass(frozen=True)
+class Repository:
+    """Which repository a controller follows, and what it believes first."""
+
+    url: str
+    ref: str
+    pin: Digest
+    interval: timedelta
+
+    @property
+    def folder(self) -> Path | None:
+        """The repository's folder, when it is one on this machine."""
+        path = Path(self.url)
+        return path if path.is_dir() else None
+
+
+controller = typer.Typer(no_args_is_help=True)
+
+
+@controller.command("run")
+def controller_run(
+    repo: RepoOption = None,
+    ref: RefOption = "main",
+    trust_root: RootOption = None,
+    interval: IntervalOption = "60s",
+    once: Annotated[
+        bool, typer.Option("--once", help="Do one pass; exit 1 unless every environment is Ready.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result of --once as JSON.")] = False,
+) -> None:
+    """Follow a config repository."""
+    if repo is None:
+        msg = "Which repository should be followed?"
+        raise Usage(msg, hint="kneo controller run --repo DIR_OR_URL")
+    settle()
+    settings = from_env()
+    configure_logging("WARNING" if once else settings.http.log_level)
+    repository = find_repository(settings, repo, ref, trust_root, interval)
+    if not once:
+        until_told_to_stop(lambda stopping: run_controller(settings, repository, stopping))
+        return
+    store = make_store(settings)
+    done = make_controller(settings, store, repository).run_once()
+    states = {name: outcome.state for name, outcome in done.outcomes.items()}
+
+    def show() -> None:
+        render.table(done.revision, ["Environment", "State"], sorted(states.items()))
+
+    render.emit({"revision": done.revision, "environments": states}, as_json=as_json, text=show)
+    if any(state != "Ready" for state in states.values()):
+        raise typer.Exit(1)
+
+
+def find_repository(settings: Settings, url: str, ref: str, trust_root: str | None, interval: str) -> Repository:
+    """Decide which first trust root to believe: the one given, the one configured, or the one made on this machine.
+
+    Raises:
+        Usage: nobody said which. The repository itself is never asked.
+    """
+    location = str(Path(url).resolve()) if Path(url).is_dir() else url
+    believed = _digest(trust_root) or settings.trust_root
+    if believed is None and Path(location).is_dir():
+        believed = KnownRoots(settings.known_roots_path).lookup(Path(location))
+    if believed is None:
+        msg = f"Nobody said which first trust root of {url} to believe."
+        hint = "Get its digest from whoever made the repository and pass --trust-root sha256:… once."
+        raise Usage(msg, code="trust_root_not_pinned", hint=hint)
+    return Repository(location, ref, believed, _interval(interval))
+
+
+def make_controller(settings: Settings, store: Store, repository: Repository) -> Controller:
+    mirror = open_mirror(settings, repository.url, repository.ref, settings.state_dir / "mirrors")
+    key = find_service_key(settings)
+    reconciler = Reconciler(
+        store,
+        mirror,
+        repository.pin,
+        service_key=key.public if key else None,
+        hmac_key=settings.spec_signing_key,
+        channels=tuple(settings.notify),
+    )
+    return Controller(store, reconciler, interval=repository.interval)
+
+
+def run_controller(settings: Settings, repository: Repository, stopping: threading.Event) -> None:
+    """A controller alone, until it is told to stop."""
+    store = make_store(settings)
+    with contextlib.ExitStack() as stack:
+        stack.callback(store.close)
+        controller = stack.enter_context(following(settings, store, repository))
+        stack.enter_context(telling(settings, store))
+        if settings.metrics_port:
+            stack.enter_context(answering("0.0.0.0", settings.metrics_port, controller.is_alive))  # noqa: S104 - probes
+        stopping.wait()
+
+
+@contextlib.contextmanager
+def following(settings: Settings, store: Store, repository: Repository) -> Iterator[Controller]:
+    """Follow a repository beside whatever else this process does."""
+    controller = make_controller(settings, store, repository)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(background("controller", controller.run, controller.stop))
+        if repository.folder is not None:
+            stack.enter_context(watching(repository.folder, controller.poke))
+        yield controller
+
+
+def _digest(text: str | None) -> Digest | None:
+    return parse_digest(text) if text is not None else None
+
+
+def _interval(text: str) -> timedelta:
+    interval = parse_duration(text)
+    if interval < timedelta(seconds=1):
+        msg = "An interval is at least 1s."
+        raise Usage(msg)
+    return interval

@@ -1,0 +1,139 @@
+"""``kneo service serve``: a process that answers HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from cli import render
+from cli.compose import make_starter, make_store
+from cli.embedding import spec_compiler
+from cli.serve.http_limits import DefaultProtocol, RequestTimer, timed_protocol
+from cli.serve.tune_gc import settle
+from cli.serve.worker import logged_settings
+from kneo import __version__
+from kneo.maintenance import make_retention
+from kneo.runtime.assemble import working
+from kneo.service.app import App, create_app, drain
+from kneo.service.head_check import check_reachable
+from kneo.settings import Http, Settings
+from kneo.store.engine import Store
+from kneo.telemetry.spans import configure_tracing
+
+HostOption = Annotated[str, typer.Option("--host", help="Address to listen on.")]
+PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
+
+service = typer.Typer(no_args_is_help=True)
+
+
+@service.command("serve")
+def serve(
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8000,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Runs to drive at once; 0 leaves it to others.")] = 4,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="For development: begin anew when a Python file of the project changes.")
+    ] = False,
+) -> None:
+    """Answer HTTP, and drive runs unless --workers is 0."""
+    settle()
+    settings = logged_settings()
+    if reload:
+        render.success(f"Kneo answers at http://{host}:{port}, and begins anew when code changes")
+        run_reloading(settings, host, port)
+        return
+    run_service(settings, host, port, workers, lambda url: render.success(f"Kneo answers at {url}"))
+
+
+def run_service(settings: Settings, host: str, port: int, workers: int, announce: Callable[[str], None]) -> None:
+    """The service, with a worker unless ``workers`` is 0."""
+    check_reachable(settings, host)
+    store = make_store(settings)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(configure_tracing(settings.tracing, version=__version__))
+        stack.callback(store.close)
+        if workers:
+            stack.enter_context(working(settings, store, workers, make_retention(settings, store)))
+        answer_http(settings, store, host, port, announce=announce)
+
+
+def run_reloading(settings: Settings, host: str, port: int) -> None:
+    """The service with a worker, begun anew whenever a Python file below the project root changes."""
+    folders = [str(settings.project_root)]
+    app = "kneo.service.app:create_app"
+    check_reachable(settings, host)
+    uvicorn.run(
+        app,
+        factory=True,
+        host=host,
+        port=port,
+        reload=True,
+        reload_dirs=folders,
+        log_level="warning",
+        http="cli.serve.http_limits:DefaultProtocol",
+        h11_max_incomplete_event_size=settings.http.header_bytes,
+    )
+
+
+def always() -> bool:
+    """Be alive: nothing but the service runs here that could not be."""
+    return True
+
+
+def answer_http(
+    settings: Settings,
+    store: Store,
+    host: str,
+    port: int,
+    *,
+    announce: Callable[[str], None],
+    alive: Callable[[], bool] = always,
+) -> None:
+    """Answer HTTP in this thread until a signal says stop. Port 0 takes a free one; ``announce`` is told which."""
+    tools = spec_compiler(settings).tools
+    app = create_app(settings, store, make_starter(settings, store), tools=tools, alive=alive)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=2048) as listener:
+        announce(f"http://{host}:{listener.getsockname()[1]}")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _already_stopping)
+        Server(app, settings.http).run(sockets=[listener])
+
+
+class Server(uvicorn.Server):
+    """A server that bounds what arrives, and answers those who wait before it waits for their answers."""
+
+    def __init__(
+        self,
+        app: App,
+        http: Http | None = None,
+        *,
+        shutdown_seconds: int = 10,
+        protocol: type[RequestTimer] = DefaultProtocol,
+    ) -> None:
+        http = http or Http()
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=timed_protocol(http, protocol),
+                h11_max_incomplete_event_size=http.header_bytes,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=shutdown_seconds,
+            )
+        )
+        self.app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        drain(self.app)
+        await super().shutdown(sockets)
+
+
+def _already_stopping(_number: int, _frame: object) -> None:
+    """Hear the signal that uvicorn raises again when it is done; worker and controller still have to be let finish."""

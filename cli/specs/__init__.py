@@ -1,0 +1,1 @@
+"""Commands that check specs and build signed bundles."""

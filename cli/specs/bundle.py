@@ -1,0 +1,258 @@
+"""``kneo spec bundle``: freeze a spec and vouch for it; check who vouched for what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import render
+from cli.files import write_whole
+from cli.repository.layout import ConfigRepository, find_repository
+from cli.specs.bundle_check import SIGNATURES_STEP, SPEC_STEP, Account, check_bundle, choose_root, known_keys
+from cli.specs.bundle_freeze import freeze
+from cli.specs.bundle_hmac import HMAC_KEY, inspect_hmac, is_hmac, secret_in, sign_hmac, verify_hmac
+from cli.specs.bundle_render import facts_of, print_account, print_facts, step_facts, trust_facts
+from cli.specs.keys import private_from
+from cli.specs.signer import signing_key
+from cli.specs.signing import Place, SignedBundle, place_of, read_statement, sign_bundle, source_of
+from cli.specs.trust_roots import TrustFiles
+from kneo.clock import SystemClock
+from kneo.digest import Digest, parse_digest
+from kneo.errors import NotFound, Untrusted, Usage
+from kneo.settings import from_env
+from kneo.trust.export import export_pae, export_sigstore
+from kneo.trust.keys import SigningKey
+
+app = typer.Typer(no_args_is_help=True)
+
+
+class Shape(StrEnum):
+    PAE = "pae"
+    SIGSTORE = "sigstore"
+
+
+BundleFile = Annotated[Path, typer.Argument(metavar="FILE", help="A bundle.")]
+TrustOption = Annotated[Path | None, typer.Option("--trust", help="The trust root; the repository's when left out.")]
+PinOption = Annotated[str | None, typer.Option("--trust-root", help="Digest of the first trust root, from elsewhere.")]
+KeyEnvOption = Annotated[str, typer.Option("--key-env", help="Environment variable that holds a key.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("sign")
+def sign(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A YAML or JSON file.")],
+    *,
+    approved_by: Annotated[str, typer.Option(help="Who says that this may run.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="bundles/NAME/VERSION.dsse.json says name and version too.")
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option("--env", help="Where it may run; repeatable. Left out: every environment here.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", help="Your private key.")] = None,
+    key_env: KeyEnvOption = HMAC_KEY,
+    signer: Annotated[
+        str | None, typer.Option(help="Command that signs its standard input, for a key kept elsewhere; with --public.")
+    ] = None,
+    public: Annotated[Path | None, typer.Option(help="Public key that --signer signs with.")] = None,
+    name: Annotated[str | None, typer.Option(help="The bundle's name, where --output does not say it.")] = None,
+    version: Annotated[str | None, typer.Option(help="The version, where --output does not say it.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Freeze a spec as it is meant for its environments, and sign it.
+
+    With a private key (--key, or a PEM text in the variable of --key-env) this makes a bundle that says who signed. A key
+    in a key service signs by a command (--signer, with --public), which reads the bytes and writes the signature.
+    Signing a file that is there already adds a signature. With any other text in the variable it makes an HMAC bundle.
+    """
+    private = _signing_key(key, key_env, signer, public)
+    if private is None:
+        sign_hmac(spec, output, approved_by, env, key_env, as_json=as_json)
+        return
+    here = find_repository(Path.cwd())
+    place = place_of(output, name, version, here)
+    environments = _environments(env, place, here)
+    _warn_of_stranger(private, place.repository or here)
+    signed = sign_bundle(
+        place,
+        freeze(spec, environments, as_json=as_json),
+        environments=environments,
+        approved_by=approved_by,
+        key=private,
+        source=source_of(spec),
+        now=SystemClock().now(),
+    )
+    for path in signed.skipped:
+        render.warning(f"{path} is not a bundle, and was left out when the new version was numbered.")
+    answer = {
+        "output": str(signed.file),
+        "digest": signed.statement.digest,
+        "signature": {"algorithm": private.algorithm.value, "key_id": private.keyid},
+        **facts_of(signed.statement),
+        "signers": list(signed.signers),
+        "added": signed.added,
+    }
+    render.emit(answer, as_json=as_json, text=lambda: _print_signed(signed, private))
+
+
+@app.command("verify")
+def verify(
+    file: BundleFile,
+    *,
+    trust: TrustOption = None,
+    trust_root: PinOption = None,
+    env: Annotated[str | None, typer.Option("--env", help="Judge it for this environment only.")] = None,
+    key_env: KeyEnvOption = HMAC_KEY,
+    as_json: JsonOption = False,
+) -> None:
+    """Go through the verification step by step. Exits 3 when nobody trusted vouches for it."""
+    if is_hmac(file):
+        verify_hmac(file, key_env, as_json=as_json)
+        return
+    account = _account(file, trust, trust_root, env)
+    told = account.told
+    failed = told.failed
+    answer = {
+        "valid": account.valid,
+        "digest_valid": told.passed(SPEC_STEP),
+        "signature_valid": told.passed(SIGNATURES_STEP),
+        "errors": [f"{failed.number}. {failed.title}: {failed.detail}"] if failed else [],
+        "reason": failed.code if failed else None,
+        **trust_facts(account),
+        "environments": [
+            {"name": each.environment, "valid": each.valid, "steps": [step_facts(step) for step in each.steps]}
+            for each in account.environments
+        ],
+    }
+    render.emit(answer, as_json=as_json, text=lambda: print_account(account))
+    if not account.valid:
+        raise typer.Exit(Untrusted.exit_code)
+
+
+@app.command("inspect")
+def inspect(
+    file: BundleFile,
+    *,
+    trust: TrustOption = None,
+    trust_root: PinOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a bundle says, and, where there is a trust root, how its verification goes. Decides nothing."""
+    if is_hmac(file):
+        inspect_hmac(file, as_json=as_json)
+        return
+    envelope, statement = read_statement(file)
+    try:
+        account = _account(file, trust, trust_root, None)
+    except NotFound:
+        account = None
+    except Untrusted as error:
+        render.warning(error.message, error.hint)
+        account = None
+    owners = {str(keyid): key.principal for keyid, key in account.believed.root.keys.items()} if account else {}
+    signatures = [{"keyid": s.keyid, "principal": owners.get(s.keyid)} for s in envelope.signatures]
+    answer = {
+        "file": str(file),
+        "digest": statement.digest,
+        **facts_of(statement),
+        "signatures": signatures,
+        "valid": account.valid if account else None,
+        "steps": [step_facts(step) for step in account.told.steps] if account else [],
+        "spec": statement.predicate.spec,
+    }
+
+    def show() -> None:
+        render.text(f"{file}\n  digest        {statement.digest}")
+        print_facts(statement)
+        for signature in signatures:
+            whose = signature["principal"] or "nobody known"
+            render.text(f"  signed with   {signature['keyid']} of {whose}")
+        if account:
+            print_account(account)
+
+    render.emit(answer, as_json=as_json, text=show)
+
+
+@app.command("export")
+def export(
+    file: BundleFile,
+    *,
+    shape: Annotated[Shape, typer.Option("--format", help="Raw bytes for openssl, or Sigstore bundles.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder; it is made.")],
+    trust: TrustOption = None,
+    trust_root: PinOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the signatures in forms that other tools check."""
+    envelope, _ = read_statement(file)
+    try:
+        settings, pin = from_env(), parse_digest(trust_root) if trust_root else None
+        keys = known_keys(choose_root(file, trust, pin, settings, SystemClock().now()))
+    except NotFound:
+        keys = []
+    files = export_pae(envelope, keys) if shape is Shape.PAE else export_sigstore(envelope)
+    for name, data in files.items():
+        write_whole(output / name, data)
+    written = [str(output / name) for name in files]
+    answer = {"format": shape.value, "digest": envelope.digest, "files": written}
+    render.emit(answer, as_json=as_json, text=lambda: render.success(f"Wrote {', '.join(written)}"))
+
+
+# ---- signing ----------------------------------------------------------------------------------------------------
+
+
+def _signing_key(file: Path | None, variable: str, signer: str | None, public: Path | None) -> SigningKey | None:
+    given = signing_key(file, signer, public)
+    if given is not None:
+        return given
+    content = secret_in(variable)
+    if "-----BEGIN" in content:
+        return private_from(content.encode(), where=variable)
+    return None
+
+
+def _environments(asked: Sequence[str] | None, place: Place, here: ConfigRepository | None) -> list[str]:
+    """Where a bundle may run: what was asked for, what its present file says, or every environment there is."""
+    if asked:
+        return sorted(set(asked))
+    if place.file.exists():
+        return list(read_statement(place.file)[1].predicate.environments)
+    repository = place.repository or here
+    found = repository.environment_names() if repository else []
+    if not found:
+        msg = "Where may this bundle run? There are no environment files here."
+        raise Usage(msg, hint="Say --env NAME, once for each environment.")
+    return found
+
+
+def _warn_of_stranger(key: SigningKey, repository: ConfigRepository | None) -> None:
+    if repository is None or not repository.trust_file.is_file():
+        return
+    if key.keyid not in TrustFiles(repository.trust_file).read().newest.document.keys:
+        msg = f"The trust root does not know the key {key.keyid}, so this signature counts for nothing yet."
+        render.warning(msg, "Whoever holds a root key runs kneo trust add-key.")
+
+
+def _print_signed(signed: SignedBundle, key: SigningKey) -> None:
+    predicate = signed.statement.predicate
+    what = f"{predicate.name} {predicate.version}"
+    if signed.added:
+        render.success(f"Added your signature to {what}: {signed.file}")
+    else:
+        render.success(f"Signed {what} (number {predicate.seq}) for {', '.join(predicate.environments)}: {signed.file}")
+    render.text(f"  digest  {signed.statement.digest}\n  key     {key.keyid}")
+    render.text(f"  Next: name it in environments/*.yaml as {{bundle: {predicate.name}, version: {predicate.version}}}")
+
+
+# ---- showing ----------------------------------------------------------------------------------------------------
+
+
+def _account(file: Path, trust: Path | None, trust_root: str | None, env: str | None) -> Account:
+    now = SystemClock().now()
+    pin: Digest | None = parse_digest(trust_root) if trust_root else None
+    believed = choose_root(file, trust, pin, from_env(), now)
+    return check_bundle(file, believed, env, now)

@@ -1,0 +1,84 @@
+"""The one spec that a bundle carries: resolved and checked as each of its environments sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from cli import render
+from cli.project import open_project
+from cli.specs.check import Checked, check, require_usable
+from kneo.digest import digest_of_json
+from kneo.errors import Conflict
+from kneo.spec.diagnostics import Diagnostic, Severity
+from kneo.spec.load import load_tree
+from kneo.spec.migrate import bring_to_v1
+
+
+def freeze(spec: Path, environments: Sequence[str], *, as_json: bool) -> Mapping[str, object]:
+    """Resolve a spec for its environments. Warnings are printed.
+
+    Raises:
+        typer.Exit: it cannot be used in one of them; the findings are printed.
+        Conflict: it is not the same in all of them.
+    """
+    checked = {environment: check(open_project(environment), spec) for environment in environments}
+    _require_usable(checked.values(), as_json=as_json)
+    return _same({environment: each.file.loaded.tree for environment, each in checked.items()})
+
+
+def freeze_as_written(spec: Path, environment: str, *, as_json: bool) -> Mapping[str, object]:
+    """Take a spec as its author wrote it, in the shape of v1, for the format that published tools compare byte for byte.
+
+    Where the file alone is not all that would run, because overlays, a project's defaults or other files add to it, it
+    is resolved: what somebody vouches for is what runs. Warnings are printed.
+
+    Raises:
+        typer.Exit: it cannot be used in this environment; the findings are printed.
+    """
+    checked = check(open_project(environment), spec)
+    _require_usable([checked], as_json=as_json)
+    resolved = checked.file.loaded.tree
+    value = checked.file.loaded.documents[0].value
+    assert isinstance(value, dict), "what is usable is a map"
+    written = bring_to_v1(value).tree
+    alone = load_tree(written).tree
+    return written if digest_of_json(alone) == digest_of_json(resolved) else resolved
+
+
+def _require_usable(checks: Iterable[Checked], *, as_json: bool) -> None:
+    warned: set[tuple[str, str | None]] = set()
+    for checked in checks:
+        require_usable(checked, as_json=as_json)
+        for found in checked.findings:
+            known = (found.code, found.path_text)
+            if found.severity is Severity.WARNING and known not in warned:
+                warned.add(known)
+                _warn(found)
+
+
+def _warn(found: Diagnostic) -> None:
+    where = f"{found.file}:{found.line}: " if found.file else ""
+    render.warning(f"{where}{found.code}: {found.message}", found.suggestion)
+
+
+def _same(trees: Mapping[str, Mapping[str, object]]) -> Mapping[str, object]:
+    """A project's defaults write the environment's name into ``metadata``; a bundle for several has no one name."""
+    (first, tree), *others = trees.items()
+    if not others:
+        return tree
+    wanted = _without_environment(tree)
+    for name, other in others:
+        if digest_of_json(_without_environment(other)) != digest_of_json(wanted):
+            msg = f"The spec is not the same in {first} and {name}: their overlays or defaults differ."
+            raise Conflict(msg, hint=f"Sign a version for each: --env {first}, and another with --env {name}.")
+    return wanted
+
+
+def _without_environment(tree: Mapping[str, object]) -> dict[str, object]:
+    metadata = tree.get("metadata")
+    if not isinstance(metadata, dict) or "environment" not in metadata:
+        return dict(tree)
+    rest = {key: value for key, value in metadata.items() if key != "environment"}
+    whole = {key: value for key, value in tree.items() if key != "metadata"}
+    return {**whole, "metadata": rest} if rest else whole

@@ -1,0 +1,119 @@
+"""Bundles in the older HMAC format: signed and checked as the published tool does, with its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from cli import render
+from cli.files import write_whole
+from cli.project import open_project
+from cli.repository.layout import read_bundle
+from cli.specs.bundle_freeze import freeze_as_written
+from kneo.clock import SystemClock
+from kneo.errors import Invalid, Usage
+from kneo.settings import process_environment
+from kneo.spec.reader import read_json
+from kneo.trust.hmac_bundle import KIND, check_hmac_bundle, sign_hmac_bundle
+
+HMAC_KEY = "KNEO_SERV_SPEC_SIGNING_KEY"
+"""The variable that holds the key, unless another is named."""
+
+
+def secret_in(variable: str) -> str:
+    """Read the environment variable that holds a key; empty when it is not set."""
+    return process_environment(variable).get(variable, "")
+
+
+def is_hmac(file: Path) -> bool:
+    """Say whether a file is a bundle in this format rather than an envelope."""
+    try:
+        value = read_json(read_bundle(file), file=str(file)).value
+    except Invalid:
+        return False  # the verification says what is wrong with it
+    return isinstance(value, dict) and (value.get("kind") == KIND or ("signature" in value and "spec" in value))
+
+
+def sign_hmac(
+    spec: Path, output: Path | None, approved_by: str, env: Sequence[str] | None, variable: str, *, as_json: bool
+) -> None:
+    """Make such a bundle and answer the command."""
+    secret = secret_in(variable)
+    if not secret:
+        msg = f"There is no key: --key was not given, and {variable} is not set."
+        raise Usage(msg, hint="kneo keys generate makes one for --key.")
+    if output is None or (env and len(env) > 1):
+        msg = "An HMAC bundle needs --output, and is for one environment at most."
+        raise Usage(msg, hint="Use --key to sign for several.")
+    environment = open_project(env[0] if env else None).environment
+    data = sign_hmac_bundle(
+        freeze_as_written(spec, environment, as_json=as_json),
+        approved_by=approved_by,
+        environment=env[0] if env else None,
+        created_at=SystemClock().now(),
+        key=secret,
+        key_id=variable,
+    )
+    write_whole(output, data)
+    answer = {"output": str(output), **_hmac_facts(data, output)}
+    render.emit(answer, as_json=as_json, text=lambda: render.success(f"Signed {spec} with {variable}: {output}"))
+
+
+def _hmac_facts(data: bytes, file: Path) -> dict[str, object]:
+    value = read_json(data, file=str(file)).value
+    fields = value if isinstance(value, dict) else {}
+    digest, signature = fields.get("digest"), fields.get("signature")
+    said = signature if isinstance(signature, dict) else {}
+    return {
+        "digest": digest.get("value") if isinstance(digest, dict) else None,
+        "signature": {"algorithm": said.get("algorithm"), "key_id": said.get("key_id")},
+    }
+
+
+def verify_hmac(file: Path, variable: str, *, as_json: bool) -> None:
+    """Check such a bundle and answer the command in the published words."""
+    secret = secret_in(variable)
+    if not secret:
+        msg = f"{file} is an HMAC bundle, and {variable} is not set."
+        raise Usage(msg, hint="Name the variable that holds its key with --key-env.")
+    report = check_hmac_bundle(read_bundle(file), secret, file=str(file))
+    answer = {
+        "valid": report.valid,
+        "digest_valid": report.digest_valid,
+        "signature_valid": report.signature_valid,
+        "errors": list(report.errors),
+    }
+
+    def show() -> None:
+        render.line(render.DONE if report.digest_valid else render.FAILED, " 1 The digest is that of the spec")
+        render.line(render.DONE if report.signature_valid else render.FAILED, f" 2 The HMAC is made with {variable}")
+        for error in report.errors:
+            render.text(f"  {error}")
+
+    render.emit(answer, as_json=as_json, text=show)
+    if not report.valid:
+        raise typer.Exit(Invalid.exit_code)
+
+
+def inspect_hmac(file: Path, *, as_json: bool) -> None:
+    """Show what such a bundle says."""
+    data = read_bundle(file)
+    value = read_json(data, file=str(file)).value
+    fields = value if isinstance(value, dict) else {}
+    answer = {
+        "file": str(file),
+        **_hmac_facts(data, file),
+        "metadata": fields.get("metadata"),
+        "spec": fields.get("spec"),
+    }
+
+    def show() -> None:
+        render.text(f"{file}: an HMAC bundle; whoever can check it can also make it.")
+        metadata = fields.get("metadata")
+        for name, said in (metadata if isinstance(metadata, dict) else {}).items():
+            render.text(f"  {name.replace('_', ' ')}  {said}")
+        render.text(f"  digest  {answer['digest']}")
+
+    render.emit(answer, as_json=as_json, text=show)

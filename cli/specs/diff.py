@@ -1,0 +1,164 @@
+"""``kneo spec diff``: what changes from one spec to another, in the words an approver reads.
+
+A spec is named by a file, by ``REV:path`` as Git writes a file of a commit, or by a bundle of either kind. Bundles are
+read and not believed: who vouches for one is what ``kneo spec bundle verify`` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+import typer
+
+from cli import render
+from cli.files import read_bytes
+from cli.project import Project, open_project
+from cli.repository.clone import Clone
+from cli.specs.check import check
+from kneo.errors import Invalid, NotFound
+from kneo.spec.diagnostics import Diagnostic
+from kneo.spec.diff import diff as compare
+from kneo.spec.document import DEFAULT_LIMITS
+from kneo.spec.inline import Files
+from kneo.spec.load import LoadedSpec, load_spec, load_tree, resolve
+from kneo.spec.models import Spec
+from kneo.spec.reader import read_json
+from kneo.trust.dsse import ENVELOPE_BYTES, parse_envelope
+from kneo.trust.hmac_bundle import KIND
+from kneo.trust.intoto import PAYLOAD_TYPE
+from kneo.trust.statement import parse_bundle
+
+
+def diff(
+    before: Annotated[str, typer.Argument(metavar="A", help="What it was: a file, REV:path of a commit, or a bundle.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="What it is to be, named the same way.")],
+    *,
+    env: Annotated[str | None, typer.Option("--env", help="The environment whose overlays and defaults apply.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a comment for a pull request.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what changes from spec A to spec B, the most dangerous first.
+
+    Prompts, models, tools, permissions, domains, people, gates and steps.
+    """
+    project = open_project(env)
+    changes = compare(_spec(project, before), _spec(project, after))
+    if as_json:
+        render.print_json({"from": before, "to": after, **changes.as_json()})
+    else:
+        render.text(changes.to_markdown() if markdown else changes.to_text())
+
+
+def _spec(project: Project, name: str) -> Spec:
+    """Return the spec that a name means, in normal form and with its texts taken in.
+
+    Raises:
+        NotFound: it means nothing.
+        Invalid: what it means has not the shape of a spec.
+    """
+    path = Path(name)
+    revision, colon, inside = name.partition(":")
+    if colon and not (project.cwd / path).exists():
+        return _committed(revision, inside, name)
+    data = read_bytes(project.cwd / path, max_bytes=ENVELOPE_BYTES, what="spec")
+    carried = _carried(data, name)
+    if carried is not None:
+        return _usable(load_tree(dict(carried)), name)
+    checked = check(project, path)
+    return _whole(checked.spec, checked.findings, name)
+
+
+def _committed(revision: str, inside: str, name: str) -> Spec:
+    clone = Clone.find(Path.cwd())
+    try:
+        commit = clone.resolve(revision)
+        if commit is None:
+            message = f"There is no commit {revision!r} here, and no file {name}."
+            raise NotFound(message, code="commit_not_found")
+        data = clone.read(commit, inside, max_bytes=ENVELOPE_BYTES)
+        if data is None:
+            message = f"The commit {revision} has no file {inside}."
+            raise NotFound(message, hint="The path is from the repository's root, as in git show REV:path.")
+        carried = _carried(data, name)
+        if carried is not None:
+            return _usable(load_tree(dict(carried)), name)
+        files = CommittedFiles(clone, commit, PurePosixPath(inside).parent)
+        return _usable(resolve(load_spec(data, file=name, files=files), files), name)
+    finally:
+        clone.close()
+
+
+def _carried(data: bytes, name: str) -> Mapping[str, object] | None:
+    """Return the spec that a bundle carries; None where this is no bundle.
+
+    Raises:
+        Invalid: it is one, and damaged.
+    """
+    if not data.lstrip().startswith(b"{"):
+        return None
+    try:
+        value = read_json(data, file=name).value
+    except Invalid:
+        return None  # not JSON: YAML may begin so too
+    if not isinstance(value, dict):
+        return None
+    if "payloadType" in value:
+        envelope = parse_envelope(data, file=name)
+        if envelope.payload_type != PAYLOAD_TYPE:
+            message = f"{name} holds {envelope.payload_type}, not a bundle."
+            raise Invalid(message, code="Malformed", file=name)
+        return parse_bundle(envelope.payload, file=name).predicate.spec
+    spec = value.get("spec")
+    return spec if value.get("kind") == KIND and isinstance(spec, dict) else None
+
+
+def _usable(loaded: LoadedSpec, name: str) -> Spec:
+    return _whole(loaded.spec, loaded.diagnostics, name)
+
+
+def _whole(spec: Spec | None, findings: tuple[Diagnostic, ...], name: str) -> Spec:
+    """Return a spec whose shape is right; whether its rules hold is not asked, so that a fix can be compared too."""
+    if spec is not None:
+        return spec
+    first = next(found for found in findings if found.is_error)
+    where = f"{first.file}:{first.line}" if first.file else name
+    message = f"{where}: {first.code}: {first.message}"
+    raise Invalid(message, hint=first.suggestion, file=name, diagnostics=[found.as_json() for found in findings])
+
+
+@dataclass(frozen=True)
+class CommittedFiles(Files):
+    """The files beside a spec, as they are in the same commit."""
+
+    clone: Clone
+    commit: str
+    folder: PurePosixPath
+
+    def text(self, path: str) -> str | None:
+        for place in self._places(path):
+            data = self.clone.read(self.commit, place, max_bytes=DEFAULT_LIMITS.max_bytes)
+            if data is not None:
+                return _decoded(data)
+        return None
+
+    def names(self, path: str) -> tuple[str, ...] | None:
+        found = (self.clone.names(self.commit, place) for place in self._places(path))
+        return next((names for names in found if names is not None), None)
+
+    def _places(self, path: str) -> tuple[str, ...]:
+        """From the spec's folder and from the root, as a checkout would be read; never out of the repository."""
+        parts = PurePosixPath(path)
+        if parts.is_absolute() or ".." in parts.parts:
+            return ()
+        return tuple(dict.fromkeys((str(self.folder / parts), str(parts))))
+
+
+def _decoded(data: bytes) -> str | None:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text
