@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kneo.platform.face import PlatformManager
 from kneo.platform.load import load_platform
+from kneo.platform.manager import PlatformManager
 from kneo.platform.result import RunResult
 from kneo.store.database import Database
 

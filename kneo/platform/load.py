@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from kneo.errors import Invalid
-from kneo.platform.face import PlatformManager, looking_only
+from kneo.platform.manager import PlatformManager, looking_only
 from kneo.runtime import modules
 from kneo.settings import Settings
 

@@ -14,12 +14,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("kneo", "controller", "cli")
 
-VAGUE = {"common", "data", "handler", "helper", "info", "manager", "misc", "stuff", "util"}
-"""Words that name a drawer, not a thing."""
-
-TAKEN_OVER = {"PlatformManager", "RetentionManager"}
-"""Names that people's programs already use."""
-
 UNFINISHED = re.compile(r"\b(todo|fixme|xxx|hack|wip)\b", re.IGNORECASE)
 TICKET = re.compile(
     r"(?<![\w&])#\d+\b|\b(issue|ticket|bug|pull request|pr)[ -]?#?\d+\b|\b[A-Z]{2,}-\d{2,}\b", re.IGNORECASE
@@ -70,18 +64,6 @@ def test_no_comment_needs_a_tracker_to_be_understood() -> None:
         for line, text in comments(path, TICKET)
         if TICKET.search(STANDARD.sub("", text))
     ]
-    assert found == []
-
-
-def test_no_module_or_class_is_a_drawer() -> None:
-    found = []
-    for path in modules(*PACKAGES):
-        words = set(path.stem.lower().split("_"))
-        found += [f"{path.relative_to(ROOT)}" for word in words if word in VAGUE or word.removesuffix("s") in VAGUE]
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef) and node.name not in TAKEN_OVER:
-                last = re.findall(r"[A-Z][a-z]+", node.name)[-1:]
-                found += [f"{named(path, node.lineno)} {node.name}" for word in last if word.lower() in VAGUE]
     assert found == []
 
 

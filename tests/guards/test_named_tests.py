@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 THREATS = ROOT / "docs/security/threats.md"
-WEAKNESSES = ROOT / "docs/compatibility-weaknesses.md"
-GATES = ROOT / "docs/compatibility-gates.md"
+WEAKNESSES = ROOT / "docs/conformance/weaknesses.md"
+GATES = ROOT / "docs/conformance/gates.md"
 WAITING = "waits for the agent layer"
 _NAMED = re.compile(r"`(tests/[^`:]+\.py)?(?:::([a-z_]+))?`")
 

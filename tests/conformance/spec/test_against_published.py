@@ -10,7 +10,7 @@ from conformance.spec.corpus import VERSIONS, Answer, Case, Finding, answer_of, 
 
 from cli.main import run
 
-PAGE = Path(__file__).parents[3] / "docs" / "compatibility-spec.md"
+PAGE = Path(__file__).parents[3] / "docs" / "conformance" / "spec.md"
 CORPUS = cases()
 NEWEST = VERSIONS[-1]
 

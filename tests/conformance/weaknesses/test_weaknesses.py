@@ -1,5 +1,5 @@
 """What goes wrong in the published service and must not here, as far as no other test shows it. The page
-``docs/compatibility-weaknesses.md`` names the test for each weakness."""
+``docs/conformance/weaknesses.md`` names the test for each weakness."""
 
 from __future__ import annotations
 
