@@ -36,7 +36,7 @@ from kneo.trust.keys import KeyId
 
 if TYPE_CHECKING:
     from cli.runs.local_runs import Driver
-    from kneo.service.governance import Governance
+    from kneo.api.governance import Governance
 
 LOOK_SECONDS = 0.5
 """How often to look whether something has happened."""
@@ -66,7 +66,7 @@ class LocalBackend:
     @cached_property
     def governance(self) -> Governance:
         """What knows policies and secrets."""
-        from kneo.service.governance import Governance
+        from kneo.api.governance import Governance
 
         return Governance(self.store, read_config(self.settings))
 

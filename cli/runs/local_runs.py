@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping
 
 from cli.compose import make_starter
+from kneo.api.spec_loader import SpecSelection
 from kneo.records.run import Run
 from kneo.runtime.assemble import drive_or_wait
 from kneo.runtime.code import Elsewhere
@@ -14,7 +15,6 @@ from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
 from kneo.runtime.start import RunOrder
 from kneo.runtime.views import Record
 from kneo.runtime.wait import find_run
-from kneo.service.specs import SpecOrder
 from kneo.settings import Settings
 from kneo.store.engine import Store
 
@@ -86,7 +86,7 @@ class Driver:
             spec=spec,
             timeout_seconds=timeout if isinstance(timeout, int) and timeout else None,
             # What a request to the service would have said.
-            origin=SpecOrder(spec=spec, environment=environment).origin()
+            origin=SpecSelection(spec=spec, environment=environment).origin()
             | {"async_mode": False, "session_id": _text(order, "session_id")},
             asked={"overrides": {}, "skills_overlay": None},
         )

@@ -18,12 +18,12 @@ from kneo.clock import new_id
 from kneo.digest import digest_of, digest_of_json
 from kneo.errors import Invalid, KneoError
 from kneo.record_copy import replace
-from kneo.service.auth import PRINCIPAL, Keyring, Principal, who_asks
-from kneo.service.operations import Operation, operation_of, without_version
+from kneo.service.auth import PRINCIPAL, Keyring, Principal, authenticate
 from kneo.service.problems import RECORDED, refusal
 from kneo.service.rate import Rate
 from kneo.service.refusals import Refusals
-from kneo.service.router import JsonAnswer
+from kneo.service.router import JsonResponse
+from kneo.service.routing import RouteEntry, route_of, without_version
 from kneo.settings import Settings
 from kneo.store import idempotency
 from kneo.store.engine import Store
@@ -55,14 +55,14 @@ class Admission:
         self.refusals = Refusals(store)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        operation = operation_of(scope)
+        operation = route_of(scope)
         if operation is None or not operation.required:
             await self.app(scope, receive, send)
             return
         answer = _Answer(send)
         try:
             headers = Headers(scope=scope)
-            principal = who_asks(self.keyring, headers)
+            principal = authenticate(self.keyring, headers)
             scope[PRINCIPAL] = principal
             self._check(operation, principal, scope)
             key = _key(operation, principal, headers)
@@ -75,7 +75,7 @@ class Admission:
         await self._written_down(operation, scope, answer)
         await answer.let_go()
 
-    async def _written_down(self, operation: Operation, scope: Scope, answer: _Answer) -> None:
+    async def _written_down(self, operation: RouteEntry, scope: Scope, answer: _Answer) -> None:
         """Record a refusal before whoever is refused hears it, unless what refused has done so."""
         if scope.get(RECORDED) or not (answer.status in REFUSED or (answer.status >= 400 and _changes(operation))):
             return
@@ -85,7 +85,7 @@ class Admission:
             self.refusals.record, operation, scope["path"], caller, answer.status, answer.error_code()
         )
 
-    def _check(self, operation: Operation, principal: Principal, scope: Scope) -> None:
+    def _check(self, operation: RouteEntry, principal: Principal, scope: Scope) -> None:
         for need in operation.required:
             need.check(principal)
         self.rate.check(principal.name)
@@ -104,7 +104,7 @@ class Admission:
             if known is not None:
                 answer.replayed = True
                 if known.status is not None:
-                    await JsonAnswer(known.response, known.status)(scope, receive, answer.take)
+                    await JsonResponse(known.response, known.status)(scope, receive, answer.take)
                     return
                 request = replace(request, subject=known.subject)
             await self._execute(request, scope, _replay(body, receive), answer)
@@ -211,11 +211,11 @@ class _Answer:
         return str(said.get("error", "http_error"))[:60] if isinstance(said, dict) else "http_error"
 
 
-def _changes(operation: Operation) -> bool:
+def _changes(operation: RouteEntry) -> bool:
     return operation.method != "GET" and any(not need.scope.endswith(":read") for need in operation.required)
 
 
-def _key(operation: Operation, principal: Principal, headers: Headers) -> KeyOf | None:
+def _key(operation: RouteEntry, principal: Principal, headers: Headers) -> KeyOf | None:
     """Read the idempotency key of a request that takes one.
 
     Raises:

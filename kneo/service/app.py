@@ -13,25 +13,25 @@ from starlette.types import Receive, Scope, Send
 
 from kneo import WIRE_VERSION
 from kneo.api import runs as runs_api
+from kneo.api.governance import Governance
+from kneo.api.spec_loader import SpecLoader
 from kneo.errors import Usage
 from kneo.platform import PlatformManager
 from kneo.runtime.start import Starter
 from kneo.service import problems
+from kneo.service.access_log import AccessLog
 from kneo.service.admission import Admission
 from kneo.service.auth import AuthConfig, configured, keyring
 from kneo.service.context import Service
 from kneo.service.dependencies import chosen_platform_manager, default_platform_manager
 from kneo.service.events import Streams
-from kneo.service.governance import Governance
 from kneo.service.head_check import HeadCheck
 from kneo.service.limits import BodyLimit, RequestLimits
 from kneo.service.metrics import Metrics
 from kneo.service.mount import mount
 from kneo.service.news import News
 from kneo.service.openapi import describe
-from kneo.service.operations import VERSION, Operations, Straight
 from kneo.service.readiness import Readiness
-from kneo.service.requests import Requests
 from kneo.service.routes import (
     audit,
     bundles,
@@ -52,7 +52,7 @@ from kneo.service.routes import (
     start,
     workflows,
 )
-from kneo.service.specs import Specs
+from kneo.service.routing import VERSION, DirectRoute, RouteTable
 from kneo.settings import Settings
 from kneo.store import key_names
 from kneo.store.engine import Store
@@ -187,7 +187,7 @@ def _furnish(
         keyring=ring,
         alive=alive,
         metrics=counted,
-        specs=Specs(settings, tools),
+        specs=SpecLoader(settings, tools),
         news=News(store),
         streams=streams,
         governance=Governance(store, starter.project),
@@ -197,13 +197,13 @@ def _furnish(
     app.add_middleware(Admission, keyring=ring, settings=settings, store=store)
     app.add_middleware(BodyLimit, max_bytes=settings.limits.body_bytes)
     app.add_middleware(HeadCheck, settings=settings, keyring=ring)
-    app.add_middleware(Requests, operations=operations, observer=counted, logged=settings.http.request_logs)
+    app.add_middleware(AccessLog, operations=operations, observer=counted, logged=settings.http.request_logs)
 
 
-def _route(app: FastAPI, *, metrics_too: bool) -> Operations:
-    operations = Operations(ROUTERS)
+def _route(app: FastAPI, *, metrics_too: bool) -> RouteTable:
+    operations = RouteTable(ROUTERS)
     problems.install(app)
-    app.router.routes.insert(0, Straight())
+    app.router.routes.insert(0, DirectRoute())
     # These describe what there is, and say no to what there is not.
     api = APIRouter()
     for router in ROUTERS:

@@ -186,7 +186,7 @@ def _scopes(record: APIKeyRecord) -> frozenset[str]:
     return with_included(frozenset(record.scopes).union(*(ROLES[role] for role in record.roles)))
 
 
-def who_asks(ring: Keyring, headers: Mapping[str, str]) -> Principal:
+def authenticate(ring: Keyring, headers: Mapping[str, str]) -> Principal:
     """Find out who sent a request.
 
     Args:
@@ -207,7 +207,7 @@ def who_asks(ring: Keyring, headers: Mapping[str, str]) -> Principal:
     return principal
 
 
-def authenticate(request: Request) -> Principal:
+def principal_of(request: Request) -> Principal:
     """Return who sent a request, as ``Admission`` found out before anything else was looked at.
 
     Raises:
@@ -216,7 +216,7 @@ def authenticate(request: Request) -> Principal:
     known: object = request.scope.get(PRINCIPAL)
     if isinstance(known, Principal):
         return known
-    return who_asks(request.app.state.service.keyring, request.headers)
+    return authenticate(request.app.state.service.keyring, request.headers)
 
 
 PRINCIPAL = "kneo.principal"
@@ -230,7 +230,7 @@ class Require:
         self.scope = scope
 
     async def __call__(self, request: Request) -> Principal:
-        principal = authenticate(request)
+        principal = principal_of(request)
         self.check(principal)
         return principal
 

@@ -8,15 +8,15 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from kneo.api.governance import Governance
+from kneo.api.spec_loader import SpecLoader
 from kneo.api.status_words import speaks_published
 from kneo.runtime.start import Starter
 from kneo.service.auth import Keyring
 from kneo.service.events import Streams
-from kneo.service.governance import Governance
 from kneo.service.metrics import Metrics
 from kneo.service.news import News
 from kneo.service.readiness import Readiness
-from kneo.service.specs import Specs
 from kneo.settings import Settings
 from kneo.store.engine import Store
 
@@ -45,7 +45,7 @@ class Service:
     keyring: Keyring
     alive: Callable[[], bool]
     metrics: Metrics
-    specs: Specs
+    specs: SpecLoader
     governance: Governance
     news: News
     streams: Streams
@@ -62,8 +62,8 @@ async def _published(request: Request) -> bool:
     return speaks_published((await _service(request)).settings.status_words, request.headers.get("user-agent", ""))
 
 
-Here = Annotated[Service, Depends(_service)]
+ServiceDep = Annotated[Service, Depends(_service)]
 """This service."""
 
-Published = Annotated[bool, Depends(_published)]
+LegacyClient = Annotated[bool, Depends(_published)]
 """Whether this request is answered in the published status words."""

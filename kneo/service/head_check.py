@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kneo.errors import Forbidden, Invalid, KneoError
-from kneo.service.auth import Keyring, who_asks
+from kneo.service.auth import Keyring, authenticate
 from kneo.service.problems import refusal
 from kneo.settings import Settings
 
@@ -76,7 +76,7 @@ class HeadCheck:
         if not self.keyring.required:
             self._check_origin(scope["method"], headers)
         if PAGES.get(path, "") not in {"", *self.open_pages}:
-            who_asks(self.keyring, headers)
+            authenticate(self.keyring, headers)
 
     def _check_size(self, scope: Scope) -> None:
         line = len(scope.get("raw_path") or b"") + len(scope["query_string"])

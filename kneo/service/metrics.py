@@ -13,7 +13,7 @@ from kneo import WIRE_VERSION, __version__
 from kneo.clock import parse_time
 from kneo.errors import KneoError
 from kneo.service.events import Streams
-from kneo.service.operations import Operation
+from kneo.service.routing import RouteEntry
 from kneo.store import audit, requests, standing
 from kneo.store.engine import Store
 
@@ -40,7 +40,7 @@ class Metrics:
         Gauge("kneo_http_streams", "Answers that go on.", registry=self.registry).set_function(lambda: streams.open)
         self.registry.register(_Standing(store))
 
-    def seen(self, operation: Operation | None, method: str, status: int, seconds: float) -> None:
+    def seen(self, operation: RouteEntry | None, method: str, status: int, seconds: float) -> None:
         """Count a request. What is not an operation counts as one, or anybody could make us keep names."""
         name = operation.id if operation is not None else "unknown"
         verb = method if operation is not None else "OTHER"

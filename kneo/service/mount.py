@@ -12,8 +12,8 @@ from fastapi import Depends
 from kneo.api.operation import Context, Operation, operations_of
 from kneo.api.status_words import in_published_words
 from kneo.service.auth import Principal, require
-from kneo.service.context import Here, Published, Service
-from kneo.service.router import JsonAnswer, Router, shows
+from kneo.service.context import LegacyClient, Service, ServiceDep
+from kneo.service.router import JsonResponse, Router, responds
 
 
 def mount(module: ModuleType, tag: str) -> Router:
@@ -25,19 +25,19 @@ def mount(module: ModuleType, tag: str) -> Router:
             _endpoint(operation),
             methods=[operation.method],
             operation_id=operation.id,
-            responses=shows(operation.view),
+            responses=responds(operation.view),
         )
     return router
 
 
-def _endpoint(operation: Operation[..., object]) -> Callable[..., JsonAnswer]:
-    def serve(*, service: Service, published: bool, principal: Principal, **values: object) -> JsonAnswer:
+def _endpoint(operation: Operation[..., object]) -> Callable[..., JsonResponse]:
+    def serve(*, service: Service, published: bool, principal: Principal, **values: object) -> JsonResponse:
         view = operation(Context(service.store, principal.name), **values)
-        return JsonAnswer(in_published_words(view) if published else view)
+        return JsonResponse(in_published_words(view) if published else view)
 
     edge = {
-        "service": Here,
-        "published": Published,
+        "service": ServiceDep,
+        "published": LegacyClient,
         "principal": Annotated[Principal, Depends(require(operation.scope))],
     }
     own = operation.signature.parameters.values()

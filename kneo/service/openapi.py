@@ -8,7 +8,7 @@ from typing import cast
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from kneo.service.operations import VERSION, Operation, Operations
+from kneo.service.routing import VERSION, RouteEntry, RouteTable
 
 Tree = dict[str, object]
 
@@ -66,7 +66,7 @@ KEY_PARAMETER: Tree = {
 }
 
 
-def describe(app: FastAPI, operations: Operations) -> None:
+def describe(app: FastAPI, operations: RouteTable) -> None:
     """Let an application say everything about itself at ``/openapi.json``."""
     known = {(operation.method.lower(), VERSION + operation.template): operation for operation in operations}
 
@@ -78,7 +78,7 @@ def describe(app: FastAPI, operations: Operations) -> None:
     app.openapi = openapi  # type: ignore[method-assign]  # this is how FastAPI wants it replaced
 
 
-def _complete(app: FastAPI, known: Mapping[tuple[str, str], Operation]) -> Tree:
+def _complete(app: FastAPI, known: Mapping[tuple[str, str], RouteEntry]) -> Tree:
     tree = get_openapi(
         title=app.title,
         version=app.version,
@@ -102,7 +102,7 @@ def _complete(app: FastAPI, known: Mapping[tuple[str, str], Operation]) -> Tree:
     return tree
 
 
-def _complete_one(described: Tree, operation: Operation) -> None:
+def _complete_one(described: Tree, operation: RouteEntry) -> None:
     answers = _map(described, "responses")
     answers.pop("422", None)
     for status in _refusals(described, operation):
@@ -118,7 +118,7 @@ def _complete_one(described: Tree, operation: Operation) -> None:
         parameters.append(KEY_PARAMETER)
 
 
-def _refusals(described: Tree, operation: Operation) -> list[int]:
+def _refusals(described: Tree, operation: RouteEntry) -> list[int]:
     found = [500, 503, *ALSO.get(operation.id, ())]
     if operation.required:
         found += [401, 403, 422, 429]

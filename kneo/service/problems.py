@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from kneo.api.status_words import say, speaks_published
 from kneo.errors import KneoError, Transient, Unauthorized
 from kneo.records.run import RunStatus
-from kneo.service.router import JsonAnswer
+from kneo.service.router import JsonResponse
 from kneo.settings import Settings
 
 RETRY_AFTER_SECONDS = 5
@@ -23,12 +23,12 @@ RECORDED = "kneo.recorded"
 
 def problem(
     status: int, code: str, message: str, details: Mapping[str, object], headers: Mapping[str, str] | None = None
-) -> JsonAnswer:
+) -> JsonResponse:
     body: dict[str, object] = {"error": code, "message": message, **details}
-    return JsonAnswer({**body, "detail": body}, status_code=status, headers=dict(headers or {}))
+    return JsonResponse({**body, "detail": body}, status_code=status, headers=dict(headers or {}))
 
 
-def too_large(max_bytes: int) -> JsonAnswer:
+def too_large(max_bytes: int) -> JsonResponse:
     message = f"The request is larger than {max_bytes} bytes."
     return problem(413, "payload_too_large", message, {"max_body_bytes": max_bytes})
 
@@ -40,7 +40,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
 
 
-def refusal(error: KneoError) -> JsonAnswer:
+def refusal(error: KneoError) -> JsonResponse:
     """Say no in the words of an error; details called ``retry_after`` become the header."""
     headers = {}
     details = dict(error.details)
@@ -54,12 +54,12 @@ def refusal(error: KneoError) -> JsonAnswer:
     return problem(error.http_status, error.code, str(error), details, headers)
 
 
-def crash() -> JsonAnswer:
+def crash() -> JsonResponse:
     """Say that something went wrong and nothing about what; the log says that."""
     return problem(500, "internal_error", "The service failed on this request; its log says why.", {})
 
 
-async def _refusal(request: Request, error: Exception) -> JsonAnswer:
+async def _refusal(request: Request, error: Exception) -> JsonResponse:
     assert isinstance(error, KneoError)
     request.scope[RECORDED] = error.recorded
     settings: Settings = request.app.state.service.settings
@@ -70,17 +70,17 @@ async def _refusal(request: Request, error: Exception) -> JsonAnswer:
     return refusal(error)
 
 
-async def _validation(_request: Request, error: Exception) -> JsonAnswer:
+async def _validation(_request: Request, error: Exception) -> JsonResponse:
     assert isinstance(error, RequestValidationError)
     # The offending input is left out: echoing it back would double whatever was sent.
     fields = [{key: item[key] for key in ("type", "loc", "msg", "ctx") if key in item} for item in error.errors()]
     first = fields[0]
     where = ".".join(str(part) for part in first["loc"])
     body = {"error": "validation_error", "message": f"{where}: {first['msg']}", "detail": fields}
-    return JsonAnswer(jsonable_encoder(body, custom_encoder={Exception: str}), status_code=422)
+    return JsonResponse(jsonable_encoder(body, custom_encoder={Exception: str}), status_code=422)
 
 
-async def _http(request: Request, error: Exception) -> JsonAnswer:
+async def _http(request: Request, error: Exception) -> JsonResponse:
     assert isinstance(error, HTTPException)
     if error.status_code == 413:
         return too_large(request.app.state.service.settings.limits.body_bytes)

@@ -6,8 +6,8 @@ import logging
 
 from kneo.errors import KneoError
 from kneo.redaction import redact_text
-from kneo.service.operations import Operation
 from kneo.service.rate import Rate
+from kneo.service.routing import RouteEntry
 from kneo.store import audit
 from kneo.store.engine import Store
 
@@ -24,7 +24,7 @@ class Refusals:
         self.store = store
         self._rate = Rate(PER_MINUTE)
 
-    def record(self, operation: Operation, path: str, caller: str | None, status: int, code: str) -> None:
+    def record(self, operation: RouteEntry, path: str, caller: str | None, status: int, code: str) -> None:
         """Write one down, unless this caller has filled the minute."""
         if self._rate.take(caller or "") > 0:
             return

@@ -23,7 +23,7 @@ T = TypeVar("T")
 Answers = dict[int | str, dict[str, object]]
 
 
-class JsonAnswer(Response):
+class JsonResponse(Response):
     """An answer in JSON."""
 
     media_type = "application/json"
@@ -114,11 +114,11 @@ def _writing(endpoint: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(endpoint)
     def write(*args: object, **values: object) -> Response:
         answer = endpoint(*args, **values)
-        return answer if isinstance(answer, Response) else JsonAnswer(answer)
+        return answer if isinstance(answer, Response) else JsonResponse(answer)
 
     return write
 
 
-def shows(model: object, status: int = 200, description: str = "Done.") -> Answers:
+def responds(model: object, status: int = 200, description: str = "Done.") -> Answers:
     """Describe an answer by a model."""
     return {status: {"model": model, "description": description}}

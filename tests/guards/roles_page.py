@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from kneo.service.app import ROUTERS
 from kneo.service.auth import INCLUDED, ROLES, SCOPES, with_included
-from kneo.service.operations import VERSION, Operation, Operations
+from kneo.service.routing import VERSION, RouteEntry, RouteTable
 
 HEAD = """\
 # Roles and scopes
@@ -88,7 +88,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
 }
 """Which operations a command asks a service for. Checked against the commands and the operations there are."""
 
-OPERATIONS: Mapping[str, Operation] = {each.id: each for each in Operations(ROUTERS)}
+OPERATIONS: Mapping[str, RouteEntry] = {each.id: each for each in RouteTable(ROUTERS)}
 
 
 def roles_page(generated: str) -> str:

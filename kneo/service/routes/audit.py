@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Query
 
-from kneo.service import answers, wire
+from kneo.service import responses, wire
 from kneo.service.audit_proofs import checkpoint, prove
 from kneo.service.auth import Principal, require
-from kneo.service.context import Here
-from kneo.service.router import Router, shows
+from kneo.service.context import ServiceDep
+from kneo.service.router import Router, responds
 from kneo.service.wire import Json
 from kneo.store import audit
 from kneo.store.service_key import service_key
@@ -23,9 +23,9 @@ MAX_NUMBER = 2**63 - 1
 Reader = Annotated[Principal, Depends(require("audit:read"))]
 
 
-@router.get("/audit-events", operation_id="list_audit_events", responses=shows(answers.AuditList))
+@router.get("/audit-events", operation_id="list_audit_events", responses=responds(responses.AuditList))
 def list_audit_events(
-    service: Here,
+    service: ServiceDep,
     _principal: Reader,
     event_type: Annotated[str | None, Query(max_length=200)] = None,
     run_id: Annotated[str | None, Query(max_length=200)] = None,
@@ -44,16 +44,16 @@ def list_audit_events(
     return wire.page("events", items, total=total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order)
 
 
-@router.get("/audit/checkpoint", operation_id="get_audit_checkpoint", responses=shows(answers.AuditCheckpoint))
-def get_audit_checkpoint(service: Here, _principal: Reader) -> Json:
+@router.get("/audit/checkpoint", operation_id="get_audit_checkpoint", responses=responds(responses.AuditCheckpoint))
+def get_audit_checkpoint(service: ServiceDep, _principal: Reader) -> Json:
     """Sign how long the log is and what is in it. Keep it elsewhere: it shows later whether the log was rewritten."""
     key = service_key(service.settings)
     return checkpoint(service.store, key) | {"key": key.public.pem}
 
 
-@router.get("/audit/proof", operation_id="get_audit_proof", responses=shows(answers.AuditProof))
+@router.get("/audit/proof", operation_id="get_audit_proof", responses=responds(responses.AuditProof))
 def get_audit_proof(
-    service: Here,
+    service: ServiceDep,
     _principal: Reader,
     seq: Annotated[int, Query(ge=1, le=MAX_NUMBER)],
     size: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,

@@ -9,10 +9,10 @@ from fastapi import Depends
 from kneo import registry
 from kneo.errors import NotFound
 from kneo.records.release import BundleRecord, Release
-from kneo.service import answers
+from kneo.service import responses
 from kneo.service.auth import Principal, require
-from kneo.service.context import Here
-from kneo.service.router import Router, shows
+from kneo.service.context import ServiceDep
+from kneo.service.router import Router, responds
 from kneo.service.wire import Json
 from kneo.store import releases
 from kneo.store.engine import Tx
@@ -24,8 +24,8 @@ router = Router(tags=["bundles"])
 Reader = Annotated[Principal, Depends(require("specs:read"))]
 
 
-@router.get("/bundles", operation_id="list_bundles", responses=shows(answers.BundleList))
-def list_bundles(service: Here, _principal: Reader) -> Json:
+@router.get("/bundles", operation_id="list_bundles", responses=responds(responses.BundleList))
+def list_bundles(service: ServiceDep, _principal: Reader) -> Json:
     """List bundles by name, with their newest version."""
     with service.store.read() as tx:
         newest = {item.name: item for item in releases.known_bundles(tx)}
@@ -34,8 +34,8 @@ def list_bundles(service: Here, _principal: Reader) -> Json:
     return {"bundles": items, "count": len(items)}
 
 
-@router.get("/bundles/{name}", operation_id="get_bundle", responses=shows(answers.BundleVersions))
-def get_bundle(name: str, service: Here, _principal: Reader) -> Json:
+@router.get("/bundles/{name}", operation_id="get_bundle", responses=responds(responses.BundleVersions))
+def get_bundle(name: str, service: ServiceDep, _principal: Reader) -> Json:
     """List the accepted versions of a bundle, newest first."""
     with service.store.read() as tx:
         found = _versions(tx, name)
@@ -43,8 +43,8 @@ def get_bundle(name: str, service: Here, _principal: Reader) -> Json:
     return {"name": name, "versions": [_summary(item, served) for item in reversed(found)]}
 
 
-@router.get("/bundles/{name}/{version}", operation_id="get_bundle_version", responses=shows(answers.BundleVersion))
-def get_bundle_version(name: str, version: str, service: Here, _principal: Reader) -> Json:
+@router.get("/bundles/{name}/{version}", operation_id="get_bundle_version", responses=responds(responses.BundleVersion))
+def get_bundle_version(name: str, version: str, service: ServiceDep, _principal: Reader) -> Json:
     """Read one version, with the spec it carries."""
     with service.store.read() as tx:
         found = next((item for item in reversed(_versions(tx, name)) if version in {item.version, item.digest}), None)

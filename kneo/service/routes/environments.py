@@ -8,11 +8,11 @@ from fastapi import Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from kneo import registry
-from kneo.service import answers, wire
+from kneo.service import responses, wire
 from kneo.service.auth import Principal, require
-from kneo.service.context import Here, Service
+from kneo.service.context import Service, ServiceDep
 from kneo.service.deployments import Deployments
-from kneo.service.router import Router, shows
+from kneo.service.router import Router, responds
 from kneo.service.wire import Json
 from kneo.store import releases, requests
 
@@ -61,26 +61,28 @@ def deployments(service: Service) -> Deployments:
     return Deployments(service.store, service.settings, over_http=True)
 
 
-@router.get("/environments", operation_id="list_environments", responses=shows(answers.EnvironmentList))
-def list_environments(service: Here, _principal: Reader) -> Json:
+@router.get("/environments", operation_id="list_environments", responses=responds(responses.EnvironmentList))
+def list_environments(service: ServiceDep, _principal: Reader) -> Json:
     """List every environment with its conditions, releases and pending gates."""
     with service.store.read() as tx:
         return {"environments": [wire.environment(item) for item in registry.statuses(tx)]}
 
 
-@router.get("/environments/{name}", operation_id="get_environment", responses=shows(answers.Environment))
-def get_environment(name: str, service: Here, _principal: Reader) -> Json:
+@router.get("/environments/{name}", operation_id="get_environment", responses=responds(responses.Environment))
+def get_environment(name: str, service: ServiceDep, _principal: Reader) -> Json:
     """Read one environment."""
     with service.store.read() as tx:
         return wire.environment(registry.find_status(tx, name))
 
 
 @router.get(
-    "/environments/{name}/history", operation_id="get_environment_history", responses=shows(answers.EnvironmentHistory)
+    "/environments/{name}/history",
+    operation_id="get_environment_history",
+    responses=responds(responses.EnvironmentHistory),
 )
 def get_environment_history(
     name: str,
-    service: Here,
+    service: ServiceDep,
     _principal: Reader,
     bundle: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -91,28 +93,30 @@ def get_environment_history(
         return wire.history(tx, name, releases.list_promotions(tx, name, bundle, limit))
 
 
-@router.get("/environments/{name}/why/{bundle}", operation_id="explain_release", responses=shows(answers.Why))
-def explain_release(name: str, bundle: str, service: Here, _principal: Reader) -> Json:
+@router.get("/environments/{name}/why/{bundle}", operation_id="explain_release", responses=responds(responses.Why))
+def explain_release(name: str, bundle: str, service: ServiceDep, _principal: Reader) -> Json:
     """Say which gate blocks a bundle, since when, and who can open it."""
     return deployments(service).why(name, bundle)
 
 
-@router.get("/environments/{name}/plan", operation_id="plan_environment", responses=shows(answers.Plan))
+@router.get("/environments/{name}/plan", operation_id="plan_environment", responses=responds(responses.Plan))
 def plan_environment(
-    name: str, service: Here, principal: Reader, ref: Annotated[str | None, Query(max_length=250)] = None
+    name: str, service: ServiceDep, principal: Reader, ref: Annotated[str | None, Query(max_length=250)] = None
 ) -> Json:
     """Ask the controller what a commit would change here."""
     return deployments(service).plan(name, ref, actor=principal.name)
 
 
-@router.get("/trace/{reference}", operation_id="trace", responses=shows(answers.Traced))
-def trace(reference: str, service: Here, _principal: Reader, _runs: RunReader) -> Json:
+@router.get("/trace/{reference}", operation_id="trace", responses=responds(responses.Traced))
+def trace(reference: str, service: ServiceDep, _principal: Reader, _runs: RunReader) -> Json:
     """Follow a run, or the digest of a bundle, back to its commit and the people who vouch for it."""
     return deployments(service).trace(reference)
 
 
-@router.post("/environments/{name}/reconcile", operation_id="reconcile_environment", responses=shows(answers.Changed))
-def reconcile(name: str, service: Here, principal: Operator) -> Json:
+@router.post(
+    "/environments/{name}/reconcile", operation_id="reconcile_environment", responses=responds(responses.Changed)
+)
+def reconcile(name: str, service: ServiceDep, principal: Operator) -> Json:
     """Ask the controller to look at the repository now, and wait for what it finds."""
     result = requests.ask(service.store, "reconcile", {"environment": name}, actor=principal.name)
     with service.store.read() as tx:
@@ -120,43 +124,45 @@ def reconcile(name: str, service: Here, principal: Operator) -> Json:
     return {"result": result, "environment": wire.environment(status) if status else None}
 
 
-@router.post("/environments/{name}/suspend", operation_id="suspend_environment", responses=shows(answers.Changed))
-def suspend(name: str, order: SuspendOrder, service: Here, principal: Operator) -> Json:
+@router.post("/environments/{name}/suspend", operation_id="suspend_environment", responses=responds(responses.Changed))
+def suspend(name: str, order: SuspendOrder, service: ServiceDep, principal: Operator) -> Json:
     """Change nothing here until a time, or until somebody lifts it; what runs keeps running."""
     return deployments(service).suspend(name, order.reason, order.until, actor=principal.name)
 
 
-@router.post("/environments/{name}/unsuspend", operation_id="unsuspend_environment", responses=shows(answers.Changed))
-def unsuspend(name: str, service: Here, principal: Operator) -> Json:
+@router.post(
+    "/environments/{name}/unsuspend", operation_id="unsuspend_environment", responses=responds(responses.Changed)
+)
+def unsuspend(name: str, service: ServiceDep, principal: Operator) -> Json:
     """Let the environment change again."""
     return deployments(service).unsuspend(name, actor=principal.name)
 
 
-@router.post("/environments/{name}/rollback", operation_id="rollback_release", responses=shows(answers.Changed))
-def rollback(name: str, order: RollbackOrder, service: Here, principal: Operator) -> Json:
+@router.post("/environments/{name}/rollback", operation_id="rollback_release", responses=responds(responses.Changed))
+def rollback(name: str, order: RollbackOrder, service: ServiceDep, principal: Operator) -> Json:
     """Serve what was served before, and hold it there."""
     return deployments(service).rollback(name, order.bundle, order.to, order.reason, actor=principal.name)
 
 
-@router.post("/environments/{name}/hold", operation_id="hold_release", responses=shows(answers.Changed))
-def hold(name: str, order: HoldOrder, service: Here, principal: Operator) -> Json:
+@router.post("/environments/{name}/hold", operation_id="hold_release", responses=responds(responses.Changed))
+def hold(name: str, order: HoldOrder, service: ServiceDep, principal: Operator) -> Json:
     """Keep what is served of a bundle as it is, whatever Git says."""
     return deployments(service).hold(name, order.bundle, order.reason, order.until, actor=principal.name)
 
 
-@router.post("/environments/{name}/unhold", operation_id="unhold_release", responses=shows(answers.Changed))
-def unhold(name: str, order: UnholdOrder, service: Here, principal: Operator) -> Json:
+@router.post("/environments/{name}/unhold", operation_id="unhold_release", responses=responds(responses.Changed))
+def unhold(name: str, order: UnholdOrder, service: ServiceDep, principal: Operator) -> Json:
     """Let a bundle follow Git again."""
     return deployments(service).unhold(name, order.bundle, actor=principal.name)
 
 
-@router.get("/source", operation_id="get_source", responses=shows(answers.Source))
-def get_source(service: Here, _principal: Reader) -> Json:
+@router.get("/source", operation_id="get_source", responses=responds(responses.Source))
+def get_source(service: ServiceDep, _principal: Reader) -> Json:
     """Say how far the repository was followed, and why not further."""
     return deployments(service).source()
 
 
-@router.post("/source/accept-rewrite", operation_id="accept_rewrite", responses=shows(answers.Decided))
-def accept_rewrite(order: RewriteOrder, service: Here, principal: Decider) -> Json:
+@router.post("/source/accept-rewrite", operation_id="accept_rewrite", responses=responds(responses.Decided))
+def accept_rewrite(order: RewriteOrder, service: ServiceDep, principal: Decider) -> Json:
     """Record that somebody of the root role agrees to a rewritten history."""
     return deployments(service).accept_rewrite(order.envelope.encode(), actor=principal.name)

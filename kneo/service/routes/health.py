@@ -5,10 +5,10 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from kneo import WIRE_VERSION, __version__
-from kneo.service import answers
-from kneo.service.context import Here
+from kneo.service import responses
+from kneo.service.context import ServiceDep
 from kneo.service.problems import RETRY_AFTER_SECONDS, problem
-from kneo.service.router import JsonAnswer, Router, shows
+from kneo.service.router import JsonResponse, Router, responds
 from kneo.service.wire import Json
 
 router = Router(tags=["health"])
@@ -24,18 +24,18 @@ def _health(metadata: Json) -> Json:
     }
 
 
-@router.get("/healthz", operation_id="health", responses=shows(answers.Health))
-@router.get("/livez", operation_id="live", responses=shows(answers.Health))
-async def live(service: Here) -> Response:
+@router.get("/healthz", operation_id="health", responses=responds(responses.Health))
+@router.get("/livez", operation_id="live", responses=responds(responses.Health))
+async def live(service: ServiceDep) -> Response:
     """Answer as long as the process does, and the controller in it, where there is one, finished a look in time."""
     # On the event loop, so that it answers when every thread is busy.
     if not service.alive():
         return problem(503, "not_alive", "The controller in this process finished no look in time.", {})
-    return JsonAnswer(_health({"status": "healthy"}))
+    return JsonResponse(_health({"status": "healthy"}))
 
 
-@router.get("/readyz", operation_id="ready", responses=shows(answers.Health))
-def ready(service: Here) -> Json | JsonAnswer:
+@router.get("/readyz", operation_id="ready", responses=responds(responses.Health))
+def ready(service: ServiceDep) -> Json | JsonResponse:
     """Answer when requests can be served, with every check; 503 with the same when one fails."""
     checks = service.readiness.checks()
     failing = [name for name, check in checks.items() if not check["ok"]]

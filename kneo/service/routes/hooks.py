@@ -17,10 +17,10 @@ from starlette.concurrency import run_in_threadpool
 
 from kneo.clock import monotonic
 from kneo.errors import NotFound, Unauthorized
-from kneo.service import answers
-from kneo.service.context import Here
+from kneo.service import responses
+from kneo.service.context import ServiceDep
 from kneo.service.problems import problem, too_large
-from kneo.service.router import JsonAnswer, shows
+from kneo.service.router import JsonResponse, responds
 from kneo.store import hooks
 
 router = APIRouter(tags=["hooks"])
@@ -89,9 +89,9 @@ _rates = {name: Rate(PER_MINUTE) for name in PROVIDERS}
     operation_id="receive_hook",
     status_code=202,
     response_model=None,
-    responses=shows(answers.HookAccepted, 202),
+    responses=responds(responses.HookAccepted, 202),
 )
-async def receive(provider: str, request: Request, service: Here) -> JsonAnswer:
+async def receive(provider: str, request: Request, service: ServiceDep) -> JsonResponse:
     """Take a host's word that something may have changed."""
     known, secret = PROVIDERS.get(provider), service.settings.hook_secrets.get(provider)
     if known is None or not secret:
@@ -112,7 +112,7 @@ async def receive(provider: str, request: Request, service: Here) -> JsonAnswer:
     names = delivery_names(known, request.headers, body)
     news = await run_in_threadpool(hooks.take_delivery, service.store, provider, names)
     counted.delivered(provider, "accepted" if news else "duplicate")
-    return JsonAnswer({"accepted": True, "duplicate": not news}, status_code=202)
+    return JsonResponse({"accepted": True, "duplicate": not news}, status_code=202)
 
 
 async def _body(request: Request) -> bytes | None:

@@ -9,10 +9,10 @@ from fastapi import Depends, Query
 from starlette.responses import Response
 
 from kneo.records.task import HumanTask
-from kneo.service import answers, wire
+from kneo.service import responses, wire
 from kneo.service.auth import Principal, require
-from kneo.service.context import Here, Published, Service
-from kneo.service.router import JsonAnswer, Router, shows
+from kneo.service.context import LegacyClient, Service, ServiceDep
+from kneo.service.router import JsonResponse, Router, responds
 from kneo.service.routes.inbox import HumanAnswer
 from kneo.service.run_news import answered
 from kneo.service.task_acts import read_answer
@@ -31,9 +31,9 @@ class HumanResume(HumanAnswer):
     """A decision. `request_id` says which question it answers."""
 
 
-@router.get("/human-tasks", operation_id="list_human_tasks", responses=shows(answers.HumanTaskList))
+@router.get("/human-tasks", operation_id="list_human_tasks", responses=responds(responses.HumanTaskList))
 def list_human_tasks(
-    service: Here,
+    service: ServiceDep,
     principal: Reader,
     run_id: str | None = None,
     status: Annotated[str | None, Query(description="A status, or pending, escalated, overdue, all.")] = None,
@@ -75,8 +75,8 @@ def list_human_tasks(
         return task_page(tx, asked, principal.name)
 
 
-@router.get("/human-tasks/{continuation_id}", operation_id="get_human_task", responses=shows(answers.HumanTask))
-def get_human_task(continuation_id: str, service: Here, _principal: Reader) -> Json:
+@router.get("/human-tasks/{continuation_id}", operation_id="get_human_task", responses=responds(responses.HumanTask))
+def get_human_task(continuation_id: str, service: ServiceDep, _principal: Reader) -> Json:
     """Read one task."""
     with service.store.read() as tx:
         return task_detail(tx, continuation_id)
@@ -84,14 +84,16 @@ def get_human_task(continuation_id: str, service: Here, _principal: Reader) -> J
 
 @router.post("/continuations/{continuation_id}/resume", operation_id="resume_human_task", include_in_schema=False)
 @router.post(
-    "/human-tasks/{continuation_id}/resume", operation_id="resume_human_task", responses=shows(answers.HumanResumed)
+    "/human-tasks/{continuation_id}/resume",
+    operation_id="resume_human_task",
+    responses=responds(responses.HumanResumed),
 )
 async def resume_human_task(
-    continuation_id: str, body: HumanResume, service: Here, published: Published, principal: Writer
+    continuation_id: str, body: HumanResume, service: ServiceDep, published: LegacyClient, principal: Writer
 ) -> Response:
     """Answer a task; the answer is durable before the run goes on."""
     task, found = await answered(service.news, partial(_decided, continuation_id, body, service, principal))
-    return JsonAnswer(wire.human_resumed(found.run, task, found.task, published=published))
+    return JsonResponse(wire.human_resumed(found.run, task, found.task, published=published))
 
 
 def _decided(continuation_id: str, body: HumanResume, service: Service, principal: Principal) -> HumanTask:

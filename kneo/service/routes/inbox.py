@@ -12,10 +12,10 @@ from starlette.responses import Response
 from kneo.api import task_views
 from kneo.records.task import HumanTask
 from kneo.runtime.wait import find_run
-from kneo.service import answers, task_acts, wire
+from kneo.service import responses, task_acts, wire
 from kneo.service.auth import Principal, require
-from kneo.service.context import Here, Published
-from kneo.service.router import JsonAnswer, Router, shows
+from kneo.service.context import LegacyClient, ServiceDep
+from kneo.service.router import JsonResponse, Router, responds
 from kneo.service.run_news import answered
 from kneo.service.task_news import task_events
 from kneo.service.task_stats import task_stats
@@ -90,16 +90,16 @@ class Remark(BaseModel):
     text: str
 
 
-@router.get("/human-tasks/summary", operation_id="summarise_human_tasks", responses=shows(answers.TaskSummary))
-def summarise(service: Here, _principal: Reader) -> Json:
+@router.get("/human-tasks/summary", operation_id="summarise_human_tasks", responses=responds(responses.TaskSummary))
+def summarise(service: ServiceDep, _principal: Reader) -> Json:
     """Count what waits for people, by status, kind and environment."""
     with service.store.read() as tx:
         return task_views.summary(task_counts.summary(tx))
 
 
-@router.get("/human-tasks/stats", operation_id="get_human_task_stats", responses=shows(answers.TaskStats))
+@router.get("/human-tasks/stats", operation_id="get_human_task_stats", responses=responds(responses.TaskStats))
 def get_stats(
-    service: Here,
+    service: ServiceDep,
     _principal: Reader,
     since: Annotated[str, Query(max_length=20, description="Questions asked since then.", examples=["30d"])] = "30d",
     environment: str | None = None,
@@ -109,8 +109,8 @@ def get_stats(
     return task_stats(service.store, since, environment, workflow_name)
 
 
-@router.post("/human-tasks/batch", operation_id="resume_human_tasks", responses=shows(answers.TaskBatch))
-def resume_many(body: Batch, service: Here, principal: Writer) -> Json:
+@router.post("/human-tasks/batch", operation_id="resume_human_tasks", responses=responds(responses.TaskBatch))
+def resume_many(body: Batch, service: ServiceDep, principal: Writer) -> Json:
     """Answer many tasks; says for each whether it was taken. Their runs go on by themselves."""
     limit = service.settings.limits.human_content_chars
     items = [item.model_dump() for item in body.items]
@@ -121,57 +121,61 @@ def resume_many(body: Batch, service: Here, principal: Writer) -> Json:
 @router.get(
     "/human-tasks/{continuation_id}/history",
     operation_id="get_human_task_history",
-    responses=shows(answers.TaskHistory),
+    responses=responds(responses.TaskHistory),
 )
-def get_history(continuation_id: str, service: Here, _principal: Reader) -> Json:
+def get_history(continuation_id: str, service: ServiceDep, _principal: Reader) -> Json:
     """Tell everything that happened to a task, comments included."""
     return task_acts.history(service.store, continuation_id)
 
 
 @router.post(
-    "/human-tasks/{continuation_id}/claim", operation_id="claim_human_task", responses=shows(answers.HumanTask)
+    "/human-tasks/{continuation_id}/claim", operation_id="claim_human_task", responses=responds(responses.HumanTask)
 )
-def claim(continuation_id: str, service: Here, principal: Writer) -> Json:
+def claim(continuation_id: str, service: ServiceDep, principal: Writer) -> Json:
     """Take a task, so that nobody else works on it."""
     return task_acts.act(service.store, continuation_id, "claim", {}, actor=principal.name)
 
 
 @router.post(
-    "/human-tasks/{continuation_id}/unclaim", operation_id="unclaim_human_task", responses=shows(answers.HumanTask)
+    "/human-tasks/{continuation_id}/unclaim", operation_id="unclaim_human_task", responses=responds(responses.HumanTask)
 )
-def unclaim(continuation_id: str, service: Here, principal: Writer) -> Json:
+def unclaim(continuation_id: str, service: ServiceDep, principal: Writer) -> Json:
     """Give a task back."""
     return task_acts.act(service.store, continuation_id, "unclaim", {}, actor=principal.name)
 
 
 @router.post(
-    "/human-tasks/{continuation_id}/assign", operation_id="assign_human_task", responses=shows(answers.HumanTask)
+    "/human-tasks/{continuation_id}/assign", operation_id="assign_human_task", responses=responds(responses.HumanTask)
 )
-def assign(continuation_id: str, body: To, service: Here, principal: Writer) -> Json:
+def assign(continuation_id: str, body: To, service: ServiceDep, principal: Writer) -> Json:
     """Make somebody the one who is asked first."""
     return task_acts.act(service.store, continuation_id, "assign", body.model_dump(), actor=principal.name)
 
 
 @router.post(
-    "/human-tasks/{continuation_id}/delegate", operation_id="delegate_human_task", responses=shows(answers.HumanTask)
+    "/human-tasks/{continuation_id}/delegate",
+    operation_id="delegate_human_task",
+    responses=responds(responses.HumanTask),
 )
-def delegate(continuation_id: str, body: To, service: Here, principal: Writer) -> Json:
+def delegate(continuation_id: str, body: To, service: ServiceDep, principal: Writer) -> Json:
     """Hand a task that is one's own to answer to somebody else who may."""
     return task_acts.act(service.store, continuation_id, "delegate", body.model_dump(), actor=principal.name)
 
 
 @router.post(
-    "/human-tasks/{continuation_id}/snooze", operation_id="snooze_human_task", responses=shows(answers.HumanTask)
+    "/human-tasks/{continuation_id}/snooze", operation_id="snooze_human_task", responses=responds(responses.HumanTask)
 )
-def snooze(continuation_id: str, body: Until, service: Here, principal: Writer) -> Json:
+def snooze(continuation_id: str, body: Until, service: ServiceDep, principal: Writer) -> Json:
     """Hide a task until a time; its deadline stays."""
     return task_acts.act(service.store, continuation_id, "snooze", body.model_dump(), actor=principal.name)
 
 
 @router.post(
-    "/human-tasks/{continuation_id}/comments", operation_id="comment_human_task", responses=shows(answers.HumanTask)
+    "/human-tasks/{continuation_id}/comments",
+    operation_id="comment_human_task",
+    responses=responds(responses.HumanTask),
 )
-def comment(continuation_id: str, body: Remark, service: Here, principal: Writer) -> Json:
+def comment(continuation_id: str, body: Remark, service: ServiceDep, principal: Writer) -> Json:
     """Say something about a task without answering it."""
     return task_acts.act(service.store, continuation_id, "comments", body.model_dump(), actor=principal.name)
 
@@ -187,8 +191,10 @@ class RunInput(BaseModel):
     key: str | None = Field(default=None, description="Which question, where the run asks several.")
 
 
-@router.post("/runs/{run_id}/input", operation_id="put_run_input", responses=shows(answers.HumanResumed))
-async def put_input(run_id: str, body: RunInput, service: Here, published: Published, principal: Writer) -> Response:
+@router.post("/runs/{run_id}/input", operation_id="put_run_input", responses=responds(responses.HumanResumed))
+async def put_input(
+    run_id: str, body: RunInput, service: ServiceDep, published: LegacyClient, principal: Writer
+) -> Response:
     """Answer the one thing that a run waits for with a value."""
 
     def put() -> HumanTask:
@@ -197,7 +203,7 @@ async def put_input(run_id: str, body: RunInput, service: Here, published: Publi
         return task_acts.put_in(service.store, run_id, body.model_dump(), actor=principal.name, limit=limit)
 
     task, found = await answered(service.news, put)
-    return JsonAnswer(wire.human_resumed(found.run, task, found.task, published=published))
+    return JsonResponse(wire.human_resumed(found.run, task, found.task, published=published))
 
 
 @router.get(
@@ -209,7 +215,7 @@ async def put_input(run_id: str, body: RunInput, service: Here, published: Publi
     },
 )
 async def stream(
-    service: Here,
+    service: ServiceDep,
     principal: Reader,
     last_event_id: Annotated[
         str | None,

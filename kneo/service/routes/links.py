@@ -15,13 +15,13 @@ from kneo.errors import Invalid, InvalidValue, KneoError, NotFound
 from kneo.records.link import TaskLink
 from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.prospect import as_it_stands
-from kneo.service import answers, task_links
+from kneo.service import responses, task_links
 from kneo.service.auth import Principal, Require, require
-from kneo.service.context import Here, Service
+from kneo.service.context import Service, ServiceDep
 from kneo.service.link_page import HEADERS, done_page, question_page, refused_page
 from kneo.service.problems import refusal
 from kneo.service.rate import Rate, TooMany
-from kneo.service.router import JsonAnswer, Router, shows
+from kneo.service.router import JsonResponse, Router, responds
 from kneo.service.wire import Json
 from kneo.tasks import links
 from kneo.tasks.answers import Answer, NotAllowed
@@ -56,8 +56,8 @@ class LinkOrder(BaseModel):
     expires_in: str = Field(default="24h", max_length=20, examples=["30m", "24h", "7d"])
 
 
-@router.post("/human-tasks/{continuation_id}/links", operation_id="create_link", responses=shows(answers.TaskLink))
-def create_link(continuation_id: str, order: LinkOrder, service: Here, principal: Writer) -> Json:
+@router.post("/human-tasks/{continuation_id}/links", operation_id="create_link", responses=responds(responses.TaskLink))
+def create_link(continuation_id: str, order: LinkOrder, service: ServiceDep, principal: Writer) -> Json:
     """Make a link that answers this question once, as the person it is made for. Its token is shown only now."""
     if order.person not in {None, principal.name}:
         FOR_OTHERS.check(principal)
@@ -66,8 +66,10 @@ def create_link(continuation_id: str, order: LinkOrder, service: Here, principal
     return task_links.make_link(service.store, continuation_id, order.model_dump(), actor=principal.name, at=at)
 
 
-@router.get("/human-tasks/{continuation_id}/links", operation_id="list_links", responses=shows(answers.TaskLinkList))
-def list_links(continuation_id: str, service: Here, _principal: Reader) -> Json:
+@router.get(
+    "/human-tasks/{continuation_id}/links", operation_id="list_links", responses=responds(responses.TaskLinkList)
+)
+def list_links(continuation_id: str, service: ServiceDep, _principal: Reader) -> Json:
     """Tell which links there are to a question, and which of them still work."""
     return task_links.list_links(service.store, continuation_id)
 
@@ -75,9 +77,9 @@ def list_links(continuation_id: str, service: Here, _principal: Reader) -> Json:
 @router.post(
     "/human-tasks/{continuation_id}/links/{link_id}/revoke",
     operation_id="revoke_link",
-    responses=shows(answers.TaskLinkState),
+    responses=responds(responses.TaskLinkState),
 )
-def revoke_link(continuation_id: str, link_id: str, service: Here, principal: Writer) -> Json:
+def revoke_link(continuation_id: str, link_id: str, service: ServiceDep, principal: Writer) -> Json:
     """End a link's life; one that is somebody else's only with the right to make it."""
     with service.store.read() as tx:
         link = links.find_link(tx, continuation_id, link_id)
@@ -87,7 +89,7 @@ def revoke_link(continuation_id: str, link_id: str, service: Here, principal: Wr
 
 
 @pages.api_route("/h/{token}", methods=["GET", "HEAD"])
-def look(token: str, request: Request, service: Here) -> Response:
+def look(token: str, request: Request, service: ServiceDep) -> Response:
     """Show the question. Never decides: whoever scans mail for viruses looks at links too."""
 
     def read() -> tuple[TaskLink, HumanTask]:
@@ -104,7 +106,7 @@ def look(token: str, request: Request, service: Here) -> Response:
 
 
 @pages.post("/h/{token}")
-async def answer(token: str, request: Request, service: Here) -> Response:
+async def answer(token: str, request: Request, service: ServiceDep) -> Response:
     """Answer with a link, from the page's form or as JSON."""
     body = await request.body()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -119,7 +121,7 @@ async def answer(token: str, request: Request, service: Here) -> Response:
     if not as_json:
         return HTMLResponse(done_page(task), headers=dict(HEADERS))
     decided = task.decision.kind.value if task.decision else None
-    return JsonAnswer({"continuation_id": task.id, "status": task.status.value, "decision": decided})
+    return JsonResponse({"continuation_id": task.id, "status": task.status.value, "decision": decided})
 
 
 def _count(service: Service, request: Request, token: str) -> None:

@@ -7,11 +7,11 @@ from typing import Annotated
 from fastapi import Depends, Path
 from pydantic import Field
 
-from kneo.service import answers
+from kneo.api.requests import MAX_NAMES, Body, Flag, Name
+from kneo.service import responses
 from kneo.service.auth import Principal, require
-from kneo.service.bodies import MAX_NAMES, Body, Flag, Name
-from kneo.service.context import Here
-from kneo.service.router import Router, shows
+from kneo.service.context import ServiceDep
+from kneo.service.router import Router, responds
 from kneo.service.wire import Json
 from kneo.spec.flags import PolicyFlags
 
@@ -40,24 +40,26 @@ class PolicyRequest(Body):
         return PolicyFlags.model_validate(self.model_dump())
 
 
-@router.get("/policies/environment", operation_id="list_environment_policies", responses=shows(answers.PolicyList))
-def list_environment_policies(service: Here, _principal: Reader) -> Json:
+@router.get("/policies/environment", operation_id="list_environment_policies", responses=responds(responses.PolicyList))
+def list_environment_policies(service: ServiceDep, _principal: Reader) -> Json:
     """List the policies that were set here."""
     return service.governance.policies()
 
 
 @router.get(
-    "/policies/environment/{environment}", operation_id="get_environment_policy", responses=shows(answers.Policy)
+    "/policies/environment/{environment}", operation_id="get_environment_policy", responses=responds(responses.Policy)
 )
-def get_environment_policy(environment: Environment, service: Here, _principal: Reader) -> Json:
+def get_environment_policy(environment: Environment, service: ServiceDep, _principal: Reader) -> Json:
     """Read what was set here for an environment, and what it asks for in all."""
     return service.governance.policy(environment)
 
 
 @router.put(
-    "/policies/environment/{environment}", operation_id="set_environment_policy", responses=shows(answers.Policy)
+    "/policies/environment/{environment}", operation_id="set_environment_policy", responses=responds(responses.Policy)
 )
-def set_environment_policy(environment: Environment, body: PolicyRequest, service: Here, principal: Writer) -> Json:
+def set_environment_policy(
+    environment: Environment, body: PolicyRequest, service: ServiceDep, principal: Writer
+) -> Json:
     """Set an environment's policy. It can ask for more than Git does, and takes nothing of that back."""
     return service.governance.set_policy(environment, body.flags(), actor=principal.name)
 
@@ -65,10 +67,10 @@ def set_environment_policy(environment: Environment, body: PolicyRequest, servic
 @router.post(
     "/policies/environment/{environment}/preview",
     operation_id="preview_environment_policy",
-    responses=shows(answers.PolicyPreview),
+    responses=responds(responses.PolicyPreview),
 )
 def preview_environment_policy(
-    environment: Environment, body: PolicyRequest, service: Here, _principal: Reader
+    environment: Environment, body: PolicyRequest, service: ServiceDep, _principal: Reader
 ) -> Json:
     """Say what a policy would change, and which of the latest runs here could not be started under it."""
     return service.governance.preview_policy(environment, body.flags())

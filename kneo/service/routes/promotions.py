@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from kneo.service import answers
-from kneo.service.context import Here
-from kneo.service.router import Router, shows
+from kneo.service import responses
+from kneo.service.context import ServiceDep
+from kneo.service.router import Router, responds
 from kneo.service.routes.environments import Decider, Reader, deployments
 from kneo.service.wire import Json
 from kneo.trust.statement import Decision
@@ -28,9 +28,9 @@ class DecisionOrder(BaseModel):
     )
 
 
-@router.get("/promotions", operation_id="list_promotions", responses=shows(answers.PromotionList))
+@router.get("/promotions", operation_id="list_promotions", responses=responds(responses.PromotionList))
 def list_promotions(
-    service: Here,
+    service: ServiceDep,
     _principal: Reader,
     environment: str | None = None,
     phase: Literal["waiting", "done"] | None = None,
@@ -40,20 +40,24 @@ def list_promotions(
     return deployments(service).promotions(environment, phase, limit)
 
 
-@router.post("/promotions/{promotion_id}/approve", operation_id="approve_promotion", responses=shows(answers.Decided))
-def approve(promotion_id: str, service: Here, principal: Decider, order: DecisionOrder | None = None) -> Json:
+@router.post(
+    "/promotions/{promotion_id}/approve", operation_id="approve_promotion", responses=responds(responses.Decided)
+)
+def approve(promotion_id: str, service: ServiceDep, principal: Decider, order: DecisionOrder | None = None) -> Json:
     """Agree to what waits under an id."""
     return _decide(promotion_id, Decision.APPROVE, service, principal, order)
 
 
-@router.post("/promotions/{promotion_id}/reject", operation_id="reject_promotion", responses=shows(answers.Decided))
-def reject(promotion_id: str, service: Here, principal: Decider, order: DecisionOrder | None = None) -> Json:
+@router.post(
+    "/promotions/{promotion_id}/reject", operation_id="reject_promotion", responses=responds(responses.Decided)
+)
+def reject(promotion_id: str, service: ServiceDep, principal: Decider, order: DecisionOrder | None = None) -> Json:
     """Refuse what waits under an id, until it is taken back."""
     return _decide(promotion_id, Decision.REJECT, service, principal, order)
 
 
 def _decide(
-    promotion_id: str, decision: Decision, service: Here, principal: Decider, order: DecisionOrder | None
+    promotion_id: str, decision: Decision, service: ServiceDep, principal: Decider, order: DecisionOrder | None
 ) -> Json:
     order = order or DecisionOrder()
     envelope = order.envelope.encode() if order.envelope is not None else None

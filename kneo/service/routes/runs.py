@@ -15,10 +15,10 @@ from kneo.records.task import HumanTask
 from kneo.runtime import views
 from kneo.runtime.recover import read_record
 from kneo.runtime.wait import find_run, open_tasks
-from kneo.service import answers, wire
+from kneo.service import responses, wire
 from kneo.service.auth import Principal, require
-from kneo.service.context import Here, Published, Service
-from kneo.service.router import Router, shows
+from kneo.service.context import LegacyClient, Service, ServiceDep
+from kneo.service.router import Router, responds
 from kneo.service.run_news import run_events
 from kneo.service.wire import Json
 from kneo.spec.context import NOTHING_KNOWN
@@ -51,11 +51,11 @@ def open_task(service: Service, run: Run) -> HumanTask | None:
 
 
 @router.get(
-    "/runs/{run_id}/checkpoints/diff", operation_id="diff_run_checkpoints", responses=shows(answers.CheckpointDiff)
+    "/runs/{run_id}/checkpoints/diff", operation_id="diff_run_checkpoints", responses=responds(responses.CheckpointDiff)
 )
 def diff_run_checkpoints(
     run_id: str,
-    service: Here,
+    service: ServiceDep,
     _principal: Reader,
     from_sequence: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
     to_sequence: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
@@ -65,14 +65,14 @@ def diff_run_checkpoints(
     return wire.view(views.checkpoint_diff(past.run, past.checkpoints, from_sequence, to_sequence))
 
 
-@router.get("/runs/{run_id}/replay", operation_id="get_run_replay", responses=shows(answers.RunReplay))
-def get_run_replay(run_id: str, service: Here, published: Published, _principal: Reader) -> Json:
+@router.get("/runs/{run_id}/replay", operation_id="get_run_replay", responses=responds(responses.RunReplay))
+def get_run_replay(run_id: str, service: ServiceDep, published: LegacyClient, _principal: Reader) -> Json:
     """Read a run's checkpoints as a timeline."""
     return _told(wire.view(views.replay_view(read_record(service.store, run_id))), published=published)
 
 
-@router.get("/runs/{run_id}/recovery", operation_id="get_run_recovery", responses=shows(answers.RunRecovery))
-def get_run_recovery(run_id: str, service: Here, published: Published, _principal: Reader) -> Json:
+@router.get("/runs/{run_id}/recovery", operation_id="get_run_recovery", responses=responds(responses.RunRecovery))
+def get_run_recovery(run_id: str, service: ServiceDep, published: LegacyClient, _principal: Reader) -> Json:
     """Read where a run stands and whether it can be continued."""
     return _told(wire.view(views.recovery_view(read_record(service.store, run_id))), published=published)
 
@@ -85,8 +85,8 @@ def _told(view: Json, *, published: bool) -> Json:
     return {**view, "status": status, "replay_context": {**context, "status": status}}
 
 
-@router.get("/runs/{run_id}/graph", operation_id="get_run_graph", responses=shows(answers.RunGraph))
-def get_run_graph(run_id: str, service: Here, published: Published, _principal: Reader) -> Json:
+@router.get("/runs/{run_id}/graph", operation_id="get_run_graph", responses=responds(responses.RunGraph))
+def get_run_graph(run_id: str, service: ServiceDep, published: LegacyClient, _principal: Reader) -> Json:
     """Draw the workflow a run executes, with where it stands."""
     run = find_run(service.store, run_id)
     task = open_task(service, run)
@@ -101,8 +101,10 @@ def get_run_graph(run_id: str, service: Here, published: Published, _principal: 
     }
 
 
-@router.get("/runs/{run_id}/policy-report", operation_id="report_run_policy", responses=shows(answers.PolicyReport))
-def report_run_policy(run_id: str, service: Here, principal: Reader) -> Json:
+@router.get(
+    "/runs/{run_id}/policy-report", operation_id="report_run_policy", responses=responds(responses.PolicyReport)
+)
+def report_run_policy(run_id: str, service: ServiceDep, principal: Reader) -> Json:
     """Say what whoever approved the spec of a run wanted to know."""
     run = find_run(service.store, run_id)
     spec = _spec_of(service, run)
@@ -132,8 +134,8 @@ def _spec_of(service: Service, run: Run) -> Spec:
 )
 async def stream_run_events(
     run_id: str,
-    service: Here,
-    published: Published,
+    service: ServiceDep,
+    published: LegacyClient,
     principal: Reader,
     last_event_id: Annotated[int | None, Header(ge=0, le=MAX_NUMBER)] = None,
     after: Annotated[int, Query(ge=0, le=MAX_NUMBER, description="The number of the last event that is known.")] = 0,

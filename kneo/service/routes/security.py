@@ -7,10 +7,10 @@ from typing import Annotated
 from fastapi import Depends, Query
 from pydantic import Field
 
-from kneo.service import answers
+from kneo.service import responses
 from kneo.service.auth import Principal, require
-from kneo.service.context import Here
-from kneo.service.router import Router, shows
+from kneo.service.context import ServiceDep
+from kneo.service.router import Router, responds
 from kneo.service.wire import Json
 
 router = Router(tags=["security"])
@@ -19,9 +19,9 @@ Names = Annotated[list[Annotated[str, Field(max_length=200)]], Query(max_length=
 """All of them at their longest fit into an address that servers read."""
 
 
-@router.get("/security/credentials", operation_id="list_credentials", responses=shows(answers.CredentialInventory))
+@router.get("/security/credentials", operation_id="list_credentials", responses=responds(responses.CredentialInventory))
 def list_credentials(
-    service: Here,
+    service: ServiceDep,
     principal: Annotated[Principal, Depends(require("credentials:read"))],
     providers: Names = [],  # noqa: B006 - it is read by the framework and never changed
     extras: Names = [],  # noqa: B006 - so is it

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from fastapi import Depends, Query
 
 from kneo import registry
-from kneo.service import answers, wire
+from kneo.service import responses, wire
 from kneo.service.auth import Principal, require
-from kneo.service.context import Here
-from kneo.service.router import Router, shows
+from kneo.service.context import ServiceDep
+from kneo.service.router import Router, responds
 from kneo.service.wire import Json
 from kneo.spec.load import load_tree
 from kneo.spec.models import Spec
@@ -20,9 +20,9 @@ from kneo.store.engine import Tx
 router = Router(tags=["specs"])
 
 
-@router.get("/skills", operation_id="list_skills", responses=shows(answers.SkillsList))
+@router.get("/skills", operation_id="list_skills", responses=responds(responses.SkillsList))
 def list_skills(
-    service: Here,
+    service: ServiceDep,
     _principal: Annotated[Principal, Depends(require("specs:read"))],
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     offset: Annotated[int, Query(ge=0, le=10_000)] = 0,

@@ -8,14 +8,14 @@ from fastapi import Depends
 from pydantic import Field
 
 from kneo import registry
+from kneo.api.requests import Body, Flag, SpecRequest
+from kneo.api.spec_loader import SpecSelection, refused, shaped, usable
 from kneo.digest import digest_of_json
 from kneo.runtime.start import find_rules, require_policy
-from kneo.service import answers
+from kneo.service import responses
 from kneo.service.auth import Principal, require
-from kneo.service.bodies import Body, Flag, SpecRequest
-from kneo.service.context import Here, Service
-from kneo.service.router import Router, shows
-from kneo.service.specs import SpecOrder, refused, shaped, usable
+from kneo.service.context import Service, ServiceDep
+from kneo.service.router import Router, responds
 from kneo.service.wire import Json
 from kneo.spec.diff import diff as compare
 from kneo.spec.graph import spec_graph
@@ -45,13 +45,13 @@ class SpecDiffRequest(Body):
     after: SpecRequest
 
 
-def _note(service: Service, principal: Principal, event: str, order: SpecOrder, **facts: object) -> None:
+def _note(service: Service, principal: Principal, event: str, order: SpecSelection, **facts: object) -> None:
     with service.store.write() as tx:
         audit.record(tx, event, actor=principal.name, environment=order.environment, metadata=order.origin() | facts)
 
 
-@router.post("/specs/validate", operation_id="validate_spec", responses=shows(answers.SpecValidate))
-def validate_spec(body: SpecRequest, service: Here, principal: Reader) -> Json:
+@router.post("/specs/validate", operation_id="validate_spec", responses=responds(responses.SpecValidate))
+def validate_spec(body: SpecRequest, service: ServiceDep, principal: Reader) -> Json:
     """Say whether a spec can be used, with everything that was found."""
     loaded = service.specs.load(body.order())
     _note(service, principal, "spec.validated", body.order(), valid=loaded.valid)
@@ -62,14 +62,14 @@ def validate_spec(body: SpecRequest, service: Here, principal: Reader) -> Json:
     }
 
 
-@router.post("/specs/lint", operation_id="lint_spec", responses=shows(answers.SpecLint))
-def lint_spec(body: SpecRequest, service: Here, _principal: Reader) -> Json:
+@router.post("/specs/lint", operation_id="lint_spec", responses=responds(responses.SpecLint))
+def lint_spec(body: SpecRequest, service: ServiceDep, _principal: Reader) -> Json:
     """List what should be looked at: errors and warnings."""
     return linted(service.specs.load(body.order()).diagnostics)
 
 
-@router.post("/specs/compile", operation_id="compile_spec", responses=shows(answers.SpecCompile))
-def compile_spec(body: SpecCompileRequest, service: Here, principal: Reader) -> Json:
+@router.post("/specs/compile", operation_id="compile_spec", responses=responds(responses.SpecCompile))
+def compile_spec(body: SpecCompileRequest, service: ServiceDep, principal: Reader) -> Json:
     """Check that a spec could be run here, by the policy of its environment too, without running it."""
     loaded = service.specs.whole(body.order())
     _note(service, principal, "spec.compiled", body.order(), valid=loaded.valid)
@@ -88,24 +88,24 @@ def compile_spec(body: SpecCompileRequest, service: Here, principal: Reader) -> 
     }
 
 
-@router.post("/specs/explain", operation_id="explain_spec", responses=shows(answers.SpecExplain))
-def explain_spec(body: SpecRequest, service: Here, principal: Reader) -> Json:
+@router.post("/specs/explain", operation_id="explain_spec", responses=responds(responses.SpecExplain))
+def explain_spec(body: SpecRequest, service: ServiceDep, principal: Reader) -> Json:
     """Say what a spec does, step by step, and where people are asked."""
     spec = usable(service.specs.load(body.order()))
     _note(service, principal, "spec.explained", body.order())
     return explained(spec)
 
 
-@router.post("/specs/graph", operation_id="graph_spec", responses=shows(answers.SpecGraph))
-def graph_spec(body: SpecRequest, service: Here, principal: Reader) -> Json:
+@router.post("/specs/graph", operation_id="graph_spec", responses=responds(responses.SpecGraph))
+def graph_spec(body: SpecRequest, service: ServiceDep, principal: Reader) -> Json:
     """Draw the workflow as nodes and edges."""
     spec = shaped(service.specs.load(body.order()))
     _note(service, principal, "spec.graph", body.order())
     return spec_graph(spec).as_json()
 
 
-@router.post("/specs/policy-report", operation_id="report_spec_policy", responses=shows(answers.PolicyReport))
-def report_spec_policy(body: SpecRequest, service: Here, principal: Reader) -> Json:
+@router.post("/specs/policy-report", operation_id="report_spec_policy", responses=responds(responses.PolicyReport))
+def report_spec_policy(body: SpecRequest, service: ServiceDep, principal: Reader) -> Json:
     """Say what whoever approves a spec wants to know: tools, memory, guardrails, people."""
     loaded = service.specs.load(body.order())
     report = policy_report(loaded.spec, loaded.diagnostics)
@@ -113,18 +113,18 @@ def report_spec_policy(body: SpecRequest, service: Here, principal: Reader) -> J
     return report.nested()
 
 
-@router.post("/specs/resolve", operation_id="resolve_spec", responses=shows(answers.SpecResolve))
-def resolve_spec(body: SpecRequest, service: Here, _principal: Reader) -> Json:
+@router.post("/specs/resolve", operation_id="resolve_spec", responses=responds(responses.SpecResolve))
+def resolve_spec(body: SpecRequest, service: ServiceDep, _principal: Reader) -> Json:
     """Return a spec with everything laid over it and taken in: what would be signed."""
     loaded = service.specs.whole(body.order())
     usable(loaded)
     return {"spec": loaded.tree, "digest": digest_of_json(loaded.tree)}
 
 
-@router.post("/specs/migrate", operation_id="migrate_spec", responses=shows(answers.SpecMigrate))
-def migrate_spec(body: SpecMigrateRequest, service: Here, _principal: Reader) -> Json:
+@router.post("/specs/migrate", operation_id="migrate_spec", responses=responds(responses.SpecMigrate))
+def migrate_spec(body: SpecMigrateRequest, service: ServiceDep, _principal: Reader) -> Json:
     """Bring an older spec into the shape of v1."""
-    service.specs.check_sizes(SpecOrder(spec=body.spec))
+    service.specs.check_sizes(SpecSelection(spec=body.spec))
     result = migrate(body.spec)
     return {
         "source_version": result.source_version,
@@ -135,8 +135,8 @@ def migrate_spec(body: SpecMigrateRequest, service: Here, _principal: Reader) ->
     }
 
 
-@router.post("/specs/diff", operation_id="diff_specs", responses=shows(answers.SpecDiff))
-def diff_specs(body: SpecDiffRequest, service: Here, _principal: Reader) -> Json:
+@router.post("/specs/diff", operation_id="diff_specs", responses=responds(responses.SpecDiff))
+def diff_specs(body: SpecDiffRequest, service: ServiceDep, _principal: Reader) -> Json:
     """Say what changes from one spec to another, the most dangerous first."""
     before = shaped(service.specs.load(body.before.order()))
     after = shaped(service.specs.load(body.after.order()))

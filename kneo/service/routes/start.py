@@ -12,6 +12,8 @@ from fastapi import Depends, Query
 from pydantic import Field
 from starlette.responses import Response
 
+from kneo.api.requests import AsNumber, Body, Flag, Name, SkillsChange, SpecRequest, overlay_of
+from kneo.api.spec_loader import SpecSelection, usable
 from kneo.clock import parse_duration
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, InvalidValue, Usage
@@ -19,13 +21,11 @@ from kneo.records.run import Run, RunStatus
 from kneo.runtime.load import ProgramLoader
 from kneo.runtime.recover import ForkOrder, continue_run, fork
 from kneo.runtime.start import RunOrder, nothing
-from kneo.service import answers, wire
+from kneo.service import responses, wire
 from kneo.service.auth import Principal, require
-from kneo.service.bodies import AsNumber, Body, Flag, Name, SkillsChange, SpecRequest, overlay_of
-from kneo.service.context import Here, Published, Service
-from kneo.service.router import JsonAnswer, Router, shows
+from kneo.service.context import LegacyClient, Service, ServiceDep
+from kneo.service.router import JsonResponse, Router, responds
 from kneo.service.run_news import SYNC_SECONDS, begun
-from kneo.service.specs import SpecOrder, usable
 from kneo.store import audit
 from kneo.store.engine import Tx
 
@@ -41,8 +41,8 @@ MAX_NUMBER = 2**31 - 1
 
 MAX_WAIT = timedelta(minutes=10)
 
-STARTED = shows(answers.RunCreated, description="It paused or ended.") | shows(
-    answers.RunCreated, 202, "It goes on; look again later."
+STARTED = responds(responses.RunCreated, description="It paused or ended.") | responds(
+    responses.RunCreated, 202, "It goes on; look again later."
 )
 
 
@@ -90,13 +90,13 @@ class RunCreate(SpecRequest):
     skills: SkillsChange | None = None
     timeout_seconds: Annotated[int, Field(gt=0, le=MAX_SECONDS), AsNumber] | None = None
 
-    def order(self) -> SpecOrder:
+    def order(self) -> SpecSelection:
         return replace(super().order(), skills=overlay_of(self.skills))
 
 
 @router.post("/runs", operation_id="create_run", responses=STARTED)
 async def create_run(
-    body: RunCreate, service: Here, published: Published, patience: Patience, principal: Writer
+    body: RunCreate, service: ServiceDep, published: LegacyClient, patience: Patience, principal: Writer
 ) -> Response:
     """Start a run; unless `async_mode`, wait until it pauses or ends."""
     wait = timedelta(0) if body.async_mode else patience
@@ -105,7 +105,7 @@ async def create_run(
 
 @router.post("/specs/run", operation_id="run_spec", responses=STARTED)
 async def run_spec(
-    body: RunCreate, service: Here, published: Published, patience: Patience, principal: Writer
+    body: RunCreate, service: ServiceDep, published: LegacyClient, patience: Patience, principal: Writer
 ) -> Response:
     """Do what `POST /v1/runs` does, under its other name."""
     wait = timedelta(0) if body.async_mode else patience
@@ -147,7 +147,7 @@ def _start(body: RunCreate, service: Service, principal: Principal, also: Callab
     )
 
 
-def _spec(order: SpecOrder, bundle: str | None, service: Service) -> Mapping[str, object] | None:
+def _spec(order: SpecSelection, bundle: str | None, service: Service) -> Mapping[str, object] | None:
     """Find the spec that somebody brings along or names by its path."""
     if bundle is not None:
         if order.spec_path is not None or order.has_layers:
@@ -165,7 +165,7 @@ async def _answer(service: Service, begin: Callable[[], Run], wait: timedelta, *
     """Begin, then wait: many may wait at once, and a thread is too much to spend on that."""
     found = await begun(service.news, begin, wait.total_seconds())
     answer = wire.run_created(found.run, found.task, published=published)
-    return JsonAnswer(answer, 202 if found.run.status is RunStatus.RUNNING else 200)
+    return JsonResponse(answer, 202 if found.run.status is RunStatus.RUNNING else 200)
 
 
 def _check_sizes(body: RunCreate, service: Service) -> None:
@@ -182,7 +182,7 @@ def _check_sizes(body: RunCreate, service: Service) -> None:
 
 @router.post("/runs/{run_id}/continue", operation_id="continue_run", responses=STARTED)
 async def continue_(
-    run_id: str, service: Here, published: Published, patience: Patience, principal: Writer
+    run_id: str, service: ServiceDep, published: LegacyClient, patience: Patience, principal: Writer
 ) -> Response:
     """Try a failed run again from where it stood, and wait until it pauses or ends."""
 
@@ -212,7 +212,7 @@ class RunFork(Body):
 
 @router.post("/runs/{run_id}/fork", operation_id="fork_run", responses=STARTED)
 async def fork_run(
-    run_id: str, body: RunFork, service: Here, published: Published, patience: Patience, principal: Writer
+    run_id: str, body: RunFork, service: ServiceDep, published: LegacyClient, patience: Patience, principal: Writer
 ) -> Response:
     """Start another run from a point in this one's past, and wait until it pauses or ends."""
     if (body.step is None) == (body.checkpoint is None):

@@ -13,10 +13,10 @@ from kneo.errors import Invalid, KneoError, NotFound
 from kneo.records.run import Run
 from kneo.records.task import HumanTask
 from kneo.runtime.wait import Settled, as_it_is
-from kneo.service import answers, requirements, wire
+from kneo.service import requirements, responses, wire
 from kneo.service.auth import Principal, require
-from kneo.service.context import Here, Published, Service
-from kneo.service.router import JsonAnswer, Router, shows
+from kneo.service.context import LegacyClient, Service, ServiceDep
+from kneo.service.router import JsonResponse, Router, responds
 from kneo.service.run_news import answered, taken
 from kneo.service.task_acts import MAX_BATCH, read_answer
 from kneo.service.wire import Json
@@ -61,10 +61,10 @@ class ContinueRun(BaseModel):
 @router.post(
     "/workflows/{workflow_id}/runs/{run_id}/continue",
     operation_id="continue_workflow_run",
-    responses=shows(answers.WorkflowRunContinued),
+    responses=responds(responses.WorkflowRunContinued),
 )
 async def continue_workflow_run(
-    workflow_id: str, run_id: str, body: ContinueRun, service: Here, published: Published, principal: Writer
+    workflow_id: str, run_id: str, body: ContinueRun, service: ServiceDep, published: LegacyClient, principal: Writer
 ) -> Response:
     """Answer what a paused run requires, and go on with it; each answer counts as in the inbox, with its receipt.
 
@@ -83,7 +83,7 @@ async def continue_workflow_run(
         found = await run_in_threadpool(as_it_is, service.store, run_id)
     else:
         task, found = await answered(service.news, put)
-    return JsonAnswer(_told(task, found, refused, published=published))
+    return JsonResponse(_told(task, found, refused, published=published))
 
 
 def _put(

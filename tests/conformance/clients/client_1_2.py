@@ -315,7 +315,7 @@ async def check_every_decision(scene):
 
         rejected = await answer("rejected", content="no")
         assert rejected.status == "cancelled"
-        assert "Published" not in str(rejected.output_text)
+        assert "LegacyClient" not in str(rejected.output_text)
         assert (await answer("edited", content="better")).output_text == "Published: better"
         chosen = await answer("selected", spec="choosing", selected_option="long")
         assert chosen.output_text == "Published: long"

@@ -76,13 +76,13 @@ def start(scene, name, text="hello"):
     return platform(scene, "POST", "/v1/runs", {"input": text, "spec": scene.specs[name]})
 
 
-def visit(scene, path, *, shows):
+def visit(scene, path, *, responds):
     """Open a page, wait for a text, and fail if anything behind or on it went wrong."""
     browser = house(scene)
     browser.get_log("performance")
     browser.get_log("browser")
     browser.get(f"{OPEN['url']}{path}")
-    see(browser, shows)
+    see(browser, responds)
     settle(browser)
     return browser
 
@@ -144,23 +144,23 @@ def status(scene, run_id, expected):
 
 def check_overview(scene):
     start(scene, "reviewed")
-    visit(scene, "/overview", shows="overview")
+    visit(scene, "/overview", responds="overview")
 
 
 def check_runs(scene):
     run = start(scene, "plain")
-    visit(scene, "/runs", shows=run["run_id"][:12])
+    visit(scene, "/runs", responds=run["run_id"][:12])
 
 
 def check_runs_by_status_and_error(scene):
     run = start(scene, "broken")
-    visit(scene, "/runs?status=failed", shows=run["run_id"][:12])
-    visit(scene, "/errors", shows="broken")
+    visit(scene, "/runs?status=failed", responds=run["run_id"][:12])
+    visit(scene, "/errors", responds="broken")
 
 
 def check_every_tab_of_a_run(scene):
     run = start(scene, "reviewed", "tabs")
-    browser = visit(scene, f"/runs/{run['run_id']}", shows=run["run_id"][:12])
+    browser = visit(scene, f"/runs/{run['run_id']}", responds=run["run_id"][:12])
     tabs = [tab.text for tab in browser.find_elements(By.CSS_SELECTOR, "[role=tab], .tabs button, .tabs a") if tab.text]
     assert len(tabs) >= 5, tabs
     for name in tabs:
@@ -173,31 +173,31 @@ def check_every_tab_of_a_run(scene):
 
 def check_two_runs_are_compared(scene):
     first, second = start(scene, "plain"), start(scene, "broken")
-    visit(scene, f"/compare?a={first['run_id']}&b={second['run_id']}", shows="compare")
+    visit(scene, f"/compare?a={first['run_id']}&b={second['run_id']}", responds="compare")
 
 
 def check_human_tasks(scene):
     run = start(scene, "reviewed", "queue")
-    visit(scene, "/human-tasks", shows="approve the draft?")
-    visit(scene, f"/human-tasks/{run['continuation_id']}", shows="DRAFT<queue>")
+    visit(scene, "/human-tasks", responds="approve the draft?")
+    visit(scene, f"/human-tasks/{run['continuation_id']}", responds="DRAFT<queue>")
 
 
 def check_health(scene):
-    visit(scene, "/health", shows="run_state_store")
+    visit(scene, "/health", responds="run_state_store")
 
 
 def check_audit(scene):
     start(scene, "plain")
-    visit(scene, "/audit", shows="run.created")
+    visit(scene, "/audit", responds="run.created")
 
 
 def check_credentials(scene):
-    visit(scene, "/credentials", shows="KNEO_SERV_API_KEYS")
+    visit(scene, "/credentials", responds="KNEO_SERV_API_KEYS")
 
 
 def check_policies(scene):
     platform(scene, "PUT", "/v1/policies/environment/dashboard", {"require_guardrails": False})
-    browser = visit(scene, "/policies", shows="dashboard")
+    browser = visit(scene, "/policies", responds="dashboard")
     press(browser, "dashboard")
     press(browser, "Preview")
     settle(browser)
@@ -208,11 +208,11 @@ def check_policies(scene):
 def check_a_session(scene):
     body = {"input": "x", "spec": scene.specs["plain"], "session_id": "dash-session"}
     run = platform(scene, "POST", "/v1/runs", body)
-    visit(scene, "/sessions/dash-session", shows=run["run_id"][:12])
+    visit(scene, "/sessions/dash-session", responds=run["run_id"][:12])
 
 
 def check_settings(scene):
-    visit(scene, "/settings", shows="settings")
+    visit(scene, "/settings", responds="settings")
 
 
 # ---- what buttons do ------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def row_of(browser, run_id):
 
 def check_a_task_is_approved_in_the_queue(scene):
     run = start(scene, "reviewed", "approve me")
-    browser = visit(scene, "/human-tasks", shows=run["run_id"][:12])
+    browser = visit(scene, "/human-tasks", responds=run["run_id"][:12])
     press(browser, "Approve", within=row_of(browser, run["run_id"]))
     status(scene, run["run_id"], "completed")
     nothing_failed(browser)
@@ -240,7 +240,7 @@ def check_a_task_is_approved_in_the_queue(scene):
 
 def check_a_task_is_rejected_in_the_queue_and_nothing_is_published(scene):
     run = start(scene, "reviewed", "reject me")
-    browser = visit(scene, "/human-tasks", shows=run["run_id"][:12])
+    browser = visit(scene, "/human-tasks", responds=run["run_id"][:12])
     press(browser, "Reject", within=row_of(browser, run["run_id"]))
     status(scene, run["run_id"], "cancelled")
     assert "reject me" not in Path(scene.folder, "published.txt").read_text()
@@ -249,14 +249,14 @@ def check_a_task_is_rejected_in_the_queue_and_nothing_is_published(scene):
 
 def check_a_task_is_approved_on_its_page(scene):
     run = start(scene, "reviewed", "details")
-    browser = visit(scene, f"/human-tasks/{run['continuation_id']}", shows="resume run")
+    browser = visit(scene, f"/human-tasks/{run['continuation_id']}", responds="resume run")
     press(browser, "Resume run")
     status(scene, run["run_id"], "completed")
 
 
 def check_a_run_is_stopped(scene):
     run = start(scene, "reviewed", "stop me")
-    browser = visit(scene, f"/runs/{run['run_id']}", shows="stop")
+    browser = visit(scene, f"/runs/{run['run_id']}", responds="stop")
     press(browser, "Stop")
     status(scene, run["run_id"], "cancelled")
     nothing_failed(browser)
@@ -265,7 +265,7 @@ def check_a_run_is_stopped(scene):
 def check_a_failed_run_is_continued(scene):
     run = start(scene, "fails_once", f"dash {time.monotonic()}")
     assert run["status"] == "failed"
-    browser = visit(scene, f"/runs/{run['run_id']}", shows="recover")
+    browser = visit(scene, f"/runs/{run['run_id']}", responds="recover")
     press(browser, "Recover")
     button = WebDriverWait(browser, PATIENCE).until(
         lambda it: it.find_elements(By.CSS_SELECTOR, "button[title^='Continue this run']"), "no button to continue"
@@ -276,7 +276,7 @@ def check_a_failed_run_is_continued(scene):
 
 
 def check_a_spec_is_launched(scene):
-    browser = visit(scene, "/launch", shows="launch")
+    browser = visit(scene, "/launch", responds="launch")
     first = browser.find_element(By.CSS_SELECTOR, "textarea[placeholder*='workflow']")
     _fill(browser, first, json.dumps(scene.specs["reviewed"]))
     press(browser, "Load")

@@ -123,7 +123,7 @@ def test_every_line_does_what_is_written(chapter: str, shell: Shell):
             # What waits or ended beside the database is looked at beside it, whatever profile is active by now.
             shell.prepare(needed)
         status, said = shell.type(item["line"])
-        missing = [text for text in item.get("shows", ()) if text not in said]
+        missing = [text for text in item.get("responds", ()) if text not in said]
         if status != item.get("exit", 0) or missing:
             problems.append(f"{item['line'].strip()}\n    ended with {status}, without {missing}:\n{said[:1500]}")
         shell.learn(said)

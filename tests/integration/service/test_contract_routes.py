@@ -10,11 +10,11 @@ from service_bench import APPROVE, DRAFT, PUBLISH, Bench, spec_of
 
 from kneo.errors import Transient
 from kneo.service.app import ROUTERS
-from kneo.service.operations import Operations
+from kneo.service.routing import RouteTable
 from kneo.store import audit
 from kneo.store.engine import Tx
 
-OPERATIONS = Operations(ROUTERS)
+OPERATIONS = RouteTable(ROUTERS)
 
 
 class Row(NamedTuple):

@@ -11,9 +11,9 @@ from service_bench import Bench
 
 from cli.compose import make_starter
 from kneo.service.app import ROUTERS, create_app, description
-from kneo.service.operations import Operations
+from kneo.service.routing import RouteTable
 
-OPERATIONS = Operations(ROUTERS)
+OPERATIONS = RouteTable(ROUTERS)
 OPEN = {"health", "live", "ready", "receive_hook"}
 
 

@@ -8,19 +8,19 @@ from types import MappingProxyType
 
 import pytest
 
-from kneo.service.router import JsonAnswer, read_json
+from kneo.service.router import JsonResponse, read_json
 
 
 def test_answers_are_compact_utf8_that_every_reader_takes() -> None:
     told = {"a": MappingProxyType({"é": (1, 2.5, None, True)}), "no number": math.nan, "no end": -math.inf}
-    assert JsonAnswer(told).body == '{"a":{"é":[1,2.5,null,true]},"no number":null,"no end":null}'.encode()
+    assert JsonResponse(told).body == '{"a":{"é":[1,2.5,null,true]},"no number":null,"no end":null}'.encode()
 
 
 def test_what_a_program_nested_deeper_than_any_request_may_is_answered_too() -> None:
     deep: object = "end"
     for _ in range(400):
         deep = [deep]
-    assert json.loads(JsonAnswer({"deep": deep}).body) == {"deep": deep}
+    assert json.loads(JsonResponse({"deep": deep}).body) == {"deep": deep}
 
 
 @pytest.mark.parametrize(

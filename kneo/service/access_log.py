@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kneo.clock import monotonic
 from kneo.redaction import redact_text
 from kneo.service.auth import PRINCIPAL, Principal
-from kneo.service.operations import Operation, Operations
 from kneo.service.problems import crash
+from kneo.service.routing import RouteEntry, RouteTable
 from kneo.telemetry.spans import Span, span
 
 log = logging.getLogger("kneo_serv.service")
@@ -45,10 +45,10 @@ _NAMED = re.compile(r"/(runs|human-tasks|continuations)/([A-Za-z0-9_-]{1,80})")
 class Observer(Protocol):
     """Somebody who counts requests."""
 
-    def seen(self, operation: Operation | None, method: str, status: int, seconds: float) -> None: ...
+    def seen(self, operation: RouteEntry | None, method: str, status: int, seconds: float) -> None: ...
 
 
-class Requests:
+class AccessLog:
     """The outermost layer.
 
     Args:
@@ -58,7 +58,7 @@ class Requests:
         logged: Whether each is logged.
     """
 
-    def __init__(self, app: ASGIApp, *, operations: Operations, observer: Observer, logged: bool) -> None:
+    def __init__(self, app: ASGIApp, *, operations: RouteTable, observer: Observer, logged: bool) -> None:
         self.app = app
         self.operations = operations
         self.observer = observer
@@ -99,7 +99,7 @@ class Requests:
             _log(scope, headers, request_id, status, seconds, failed, trace_id)
 
 
-def _note(traced: Span, scope: Scope, operation: Operation | None, status: int, failed: Exception | None) -> None:
+def _note(traced: Span, scope: Scope, operation: RouteEntry | None, status: int, failed: Exception | None) -> None:
     traced.note(
         http_request_method=scope["method"],
         http_route=operation.template if operation else None,

@@ -40,7 +40,7 @@ class SkillsOverlay:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpecOrder:
+class SpecSelection:
     """Which spec is meant: one brought along, or one below the spec root; and what is laid over it, in this order."""
 
     spec: Tree | None = None
@@ -70,7 +70,7 @@ class SpecOrder:
         }
 
 
-class Specs:
+class SpecLoader:
     """Loads specs for requests. Nothing outside the spec root is read, and nothing is imported.
 
     Args:
@@ -83,7 +83,7 @@ class Specs:
         self.tools = tools
         self.root = settings.spec_root.resolve()
 
-    def check_sizes(self, order: SpecOrder) -> None:
+    def check_sizes(self, order: SpecSelection) -> None:
         """Check what came along.
 
         Raises:
@@ -103,7 +103,7 @@ class Specs:
                 msg = f"{name} is {size} long; at most {limit} is accepted."
                 raise InvalidValue(msg, code="input_too_large", field=name, limit=limit)
 
-    def load(self, order: SpecOrder) -> LoadedSpec:
+    def load(self, order: SpecSelection) -> LoadedSpec:
         """Load a spec and find everything that is wrong with it.
 
         Raises:
@@ -127,11 +127,11 @@ class Specs:
             rules=check,
         )
 
-    def whole(self, order: SpecOrder) -> LoadedSpec:
+    def whole(self, order: SpecSelection) -> LoadedSpec:
         """Load a spec with every file it refers to taken in: what would be signed, and what is run."""
         return resolve(self.load(order), self._files(order))
 
-    def _files(self, order: SpecOrder) -> Files:
+    def _files(self, order: SpecSelection) -> Files:
         # Whoever brings a spec along has no folder here, so there are no files beside it.
         if order.spec is not None or order.spec_path is None:
             return NoFiles()

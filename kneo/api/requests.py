@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
+from kneo.api.spec_loader import SkillsOverlay, SpecSelection
 from kneo.errors import InvalidValue
 from kneo.names import MAX_ENVIRONMENT_CHARS, check_environment_name
-from kneo.service.specs import SkillsOverlay, SpecOrder
 
 MAX_NAMES = 1_000
 """Entries of a list of names or paths; settings may ask for fewer."""
@@ -66,8 +66,8 @@ class SpecRequest(Body):
     )
     overrides: dict[str, object] = Field(default_factory=dict)
 
-    def order(self) -> SpecOrder:
-        return SpecOrder(
+    def order(self) -> SpecSelection:
+        return SpecSelection(
             spec=self.spec,
             spec_path=self.spec_path,
             environment=self.environment,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kneo import registry
+from kneo.api.run_views import Json
 from kneo.project.secrets import secret_inventory
-from kneo.service.wire import Json
 from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.flags import PolicyFlags, strictest
 from kneo.spec.models.asked import read_spec

@@ -20,7 +20,7 @@ from kneo.service.auth import Require
 
 VERSION = "/v1"
 
-ASKED = "kneo.asked"
+MATCHED = "kneo.asked"
 """Where a request's ASGI scope holds what it asks for, if that is anything we know."""
 
 SCOPES_OF_KEYS = {
@@ -33,7 +33,7 @@ SCOPES_OF_KEYS = {
 
 
 @dataclass(frozen=True)
-class Operation:
+class RouteEntry:
     """One thing that can be asked.
 
     Attributes:
@@ -62,36 +62,36 @@ ALLOWED = "kneo.allowed"
 
 
 @dataclass(frozen=True)
-class Asked:
+class RouteMatch:
     """An operation, and the values that stand in a request's path."""
 
-    operation: Operation
+    operation: RouteEntry
     path_params: Mapping[str, str]
 
 
-class Operations:
+class RouteTable:
     """Finds the operation that a request means."""
 
     def __init__(self, routers: Iterable[APIRouter]) -> None:
-        self._by_length: dict[tuple[str, int], list[tuple[re.Pattern[str], Operation]]] = {}
+        self._by_length: dict[tuple[str, int], list[tuple[re.Pattern[str], RouteEntry]]] = {}
         for operation in _listed(routers):
             pattern = re.compile(re.sub(r"\{([^}]*)\}", r"(?P<\1>[^/]+)", operation.template))
             length = operation.template.count("/")
             self._by_length.setdefault((operation.method, length), []).append((pattern, operation))
         self._methods = sorted({method for method, _ in self._by_length})
 
-    def note(self, scope: Scope) -> Operation | None:
+    def note(self, scope: Scope) -> RouteEntry | None:
         """Find out what a request means, and note it in its scope."""
         path, root = scope["path"], scope.get("root_path", "")
         path = path[len(root) :] if root and path.startswith(root + "/") else path
         asked = self.find(scope["method"], path)
-        scope[ASKED] = asked
+        scope[MATCHED] = asked
         if asked is not None:
             return asked.operation
         scope[ALLOWED] = [method for method in self._methods if self.find(method, path) is not None]
         return None
 
-    def find(self, method: str, path: str) -> Asked | None:
+    def find(self, method: str, path: str) -> RouteMatch | None:
         """Return what a request means; ``None`` where there is no such thing.
 
         Args:
@@ -101,26 +101,26 @@ class Operations:
         bare = without_version(path)
         for pattern, operation in self._by_length.get((method, bare.count("/")), ()):
             if found := pattern.fullmatch(bare):
-                return Asked(operation, found.groupdict())
+                return RouteMatch(operation, found.groupdict())
         return None
 
-    def __iter__(self) -> Iterator[Operation]:
+    def __iter__(self) -> Iterator[RouteEntry]:
         for found in self._by_length.values():
             for _, operation in found:
                 yield operation
 
 
-def operation_of(scope: Scope) -> Operation | None:
+def route_of(scope: Scope) -> RouteEntry | None:
     """Return what a request means, as it was noted."""
-    asked: Asked | None = scope.get(ASKED)
+    asked: RouteMatch | None = scope.get(MATCHED)
     return asked.operation if asked is not None else None
 
 
-class Straight(BaseRoute):
+class DirectRoute(BaseRoute):
     """The way to what a request means, where that is known: trying one route after the other takes longer than answering."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        asked: Asked | None = scope.get(ASKED)
+        asked: RouteMatch | None = scope.get(MATCHED)
         if asked is None:
             return (Match.FULL, {"route": None}) if scope.get(ALLOWED) else (Match.NONE, {})
         route = asked.operation.route
@@ -139,13 +139,13 @@ def without_version(path: str) -> str:
     return path[len(VERSION) :] if path.startswith(VERSION + "/") else path
 
 
-def _listed(routers: Iterable[APIRouter]) -> Iterator[Operation]:
+def _listed(routers: Iterable[APIRouter]) -> Iterator[RouteEntry]:
     for router in routers:
         for route in router.routes:
             assert isinstance(route, APIRoute)
             for method in sorted(route.methods or ()):
                 parts = list(_tree(route.dependant))
-                yield Operation(
+                yield RouteEntry(
                     id=route.operation_id or route.name,
                     method=method,
                     template=route.path,
