@@ -12,7 +12,8 @@ from cli.backend import Json, P, Query, V
 from cli.watch import poll
 from kneo import registry
 from kneo.api import task_views
-from kneo.api.operation import Context, Operation
+from kneo.api.context import EVERYTHING, Context, Principal, Waiting
+from kneo.api.operation import Operation
 from kneo.api.run_views import TraceEventView
 from kneo.api.runs import get_run
 from kneo.api.status_words import in_published_words, speaks_published
@@ -21,7 +22,7 @@ from kneo.project import read_config
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.runtime import views
-from kneo.runtime.wait import find_run
+from kneo.runtime.wait import Settled, find_run
 from kneo.service import receipts as decisions
 from kneo.service import task_acts, task_links, wire
 from kneo.service.task_query import task_page
@@ -70,8 +71,31 @@ class LocalBackend:
 
         return Governance(self.store, read_config(self.settings))
 
+    @cached_property
+    def context(self) -> Context:
+        """What operations work with in this process."""
+        return Context(
+            store=self.store,
+            settings=self.settings,
+            principal=Principal(self.actor, frozenset({EVERYTHING})),
+            project=read_config(self.settings),
+            make_starter=lambda: compose.make_starter(self.settings, self.store),
+            settle=self._settle,
+            drive=self._drive,
+        )
+
+    def _drive(self, run_id: str) -> Run:
+        return self.driver.drive(run_id)
+
+    def _settle(self, waiting: Waiting[object]) -> Settled:
+        run_id = waiting.settled.run.id
+        if waiting.seconds <= 0:
+            self.driver.drive_aside(run_id)
+            return waiting.settled
+        return self.driver.settle(run_id)
+
     def call(self, operation: Operation[P, V], /, *args: P.args, **kwargs: P.kwargs) -> V:
-        view = operation(Context(self.store, self.actor), *args, **kwargs)
+        view = operation(self.context, *args, **kwargs)
         return in_published_words(view) if self.published else view
 
     def start_run(self, order: Mapping[str, object]) -> Json:

@@ -14,7 +14,7 @@ from kneo.runtime.load import ProgramLoader
 from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
 from kneo.runtime.start import RunOrder
 from kneo.runtime.views import Record
-from kneo.runtime.wait import find_run
+from kneo.runtime.wait import Settled, as_it_is
 from kneo.settings import Settings
 from kneo.store.engine import Store
 
@@ -36,9 +36,12 @@ class Driver:
     def begin(self, order: Order) -> Run:
         """Start a run and drive it beside whatever else happens here."""
         run = self._start(order)
-        # It goes on for as long as this process does; what is cut short then is what a crash would cut.
-        threading.Thread(target=self.drive, args=(run.id,), daemon=True).start()
+        self.drive_aside(run.id)
         return run
+
+    def drive_aside(self, run_id: str) -> None:
+        """Drive a run in a thread of its own. The thread ends with this process, as it would in a crash."""
+        threading.Thread(target=self.drive, args=(run_id,), daemon=True).start()
 
     def go_on(self, run_id: str) -> Run:
         """Let a run that ended go on where it stopped."""
@@ -63,10 +66,14 @@ class Driver:
 
         A run whose code is in a Python program stays running: that program continues it.
         """
+        return self.settle(run_id).run
+
+    def settle(self, run_id: str) -> Settled:
+        """Drive a run as ``drive`` does; return it with what it asks."""
         try:
-            return drive_or_wait(self.settings, self.store, run_id, self.settings.client_timeout_seconds).run
+            return drive_or_wait(self.settings, self.store, run_id, self.settings.client_timeout_seconds)
         except Elsewhere:
-            return find_run(self.store, run_id)
+            return as_it_is(self.store, run_id)
 
     def record(self, run_id: str) -> Record:
         """Read everything that is known of a run's past."""

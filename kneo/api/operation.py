@@ -1,9 +1,14 @@
-"""Operations: functions that can be asked for by name, with their scope and their place in HTTP.
+"""Operations: functions with their scope and their place in HTTP beside them.
 
 An operation is a plain function of a ``Context`` and typed parameters that returns a view, a frozen dataclass:
 
     @operation("GET", "/runs/{run_id}", scope="runs:read")
     def get_run(context: Context, run_id: str) -> RunView: ...
+
+An operation that begins work on a run returns ``Waiting``, from which its caller gets the view:
+
+    @run_operation("POST", "/runs", scope="runs:write")
+    def create_run(context: Context, body: RunCreate) -> Waiting[RunStartedView]: ...
 
 Parameters named in the path are part of it. A parameter whose type is a model is the body of the request, every other one
 is part of the query. The name of the function is the operation's id, its docstring the description of the operation.
@@ -16,31 +21,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_origin
+from typing import Concatenate, Generic, Literal, ParamSpec, TypeVar, get_args, get_origin
 from urllib.parse import quote
 
 from pydantic import BaseModel
 
-if TYPE_CHECKING:  # a command that only names operations does without a database
-    from kneo.store.engine import Store
+from kneo.api.context import Context, Waiting
 
 P = ParamSpec("P")
 V = TypeVar("V")
 
+Json = dict[str, object]
 Method = Literal["GET", "POST", "PUT", "DELETE"]
 
-
-@dataclass(frozen=True)
-class Context:
-    """What operations work with.
-
-    Attributes:
-        store: The database.
-        actor: The name of the caller, who is allowed to do what the operation's scope says.
-    """
-
-    store: Store
-    actor: str
+DONE: Mapping[int, str] = {200: "Done."}
+SETTLED: Mapping[int, str] = {200: "It paused or ended.", 202: "It goes on; look again later."}
+"""The statuses of an operation that waits for a run: 202 when the time was over before the run paused or ended."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +51,31 @@ class HttpRequest:
 
 @dataclass(frozen=True)
 class Operation(Generic[P, V]):
-    """A function that can be asked for. Call it with a context and the function's own parameters.
+    """A function of a ``Context``. Call it with a context and the function's own parameters.
 
     Attributes:
-        function: What it does.
+        function: The implementation.
         method: The method of its HTTP request.
         path: The path of its HTTP request, without the version: ``/runs/{run_id}``.
-        scope: What the caller has to be allowed.
+        scopes: The scopes that a caller needs, all of them.
+        statuses: The statuses of its HTTP response, the usual one first, and their descriptions.
+        errors: Statuses of errors beside those that follow from the method and the path.
+        aliases: Older paths of its HTTP request.
+        key_scope: The scope of its idempotency keys, where that is not the operation's id.
     """
 
-    function: Callable[Concatenate[Context, P], V]
+    function: Callable[Concatenate[Context, P], V | Waiting[V]]
     method: Method
     path: str
-    scope: str
+    scopes: tuple[str, ...]
+    statuses: Mapping[int, str]
+    errors: tuple[int, ...] = ()
+    aliases: tuple[str, ...] = ()
+    key_scope: str | None = None
 
     def __call__(self, context: Context, /, *args: P.args, **kwargs: P.kwargs) -> V:
-        return self.function(context, *args, **kwargs)
+        result = self.function(context, *args, **kwargs)
+        return result.view(context.settle(result)) if isinstance(result, Waiting) else result
 
     @property
     def id(self) -> str:
@@ -84,9 +89,15 @@ class Operation(Generic[P, V]):
         return whole.replace(parameters=list(whole.parameters.values())[1:])
 
     @property
+    def waits(self) -> bool:
+        """Whether the function returns ``Waiting``."""
+        return get_origin(self.signature.return_annotation) is Waiting
+
+    @property
     def view(self) -> type[V]:
-        """The type of what the operation returns."""
-        view: type[V] = self.signature.return_annotation
+        """The type of the view."""
+        annotation = self.signature.return_annotation
+        view: type[V] = get_args(annotation)[0] if self.waits else annotation
         return view
 
     def request(self, *args: P.args, **kwargs: P.kwargs) -> HttpRequest:
@@ -114,10 +125,30 @@ def _is_model(annotation: object) -> bool:
 
 
 def operation(
-    method: Method, path: str, *, scope: str
+    method: Method,
+    path: str,
+    *,
+    scope: str | tuple[str, ...],
+    statuses: Mapping[int, str] = DONE,
+    errors: tuple[int, ...] = (),
 ) -> Callable[[Callable[Concatenate[Context, P], V]], Operation[P, V]]:
-    """Make an operation of a function; see the module."""
-    return lambda function: Operation(function, method, path, scope)
+    """Make an operation of a function; the parameters are the attributes of ``Operation``."""
+    scopes = (scope,) if isinstance(scope, str) else scope
+    return lambda function: Operation(function, method, path, scopes, statuses, errors)
+
+
+def run_operation(
+    method: Method,
+    path: str,
+    *,
+    scope: str,
+    statuses: Mapping[int, str] = SETTLED,
+    errors: tuple[int, ...] = (),
+    aliases: tuple[str, ...] = (),
+    key_scope: str | None = None,
+) -> Callable[[Callable[Concatenate[Context, P], Waiting[V]]], Operation[P, V]]:
+    """Make an operation of a function that begins work on a run; the parameters are the attributes of ``Operation``."""
+    return lambda function: Operation(function, method, path, (scope,), statuses, errors, aliases, key_scope)
 
 
 def operations_of(module: ModuleType) -> Iterator[Operation[..., object]]:

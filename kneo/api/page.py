@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 from pydantic import Field
 
@@ -27,3 +28,21 @@ class PageView:
     offset: int
     sort_by: str
     sort_order: Order
+
+
+class PageFields(TypedDict):
+    """The fields of a page beside its items."""
+
+    count: int
+    total: int
+    limit: int
+    offset: int
+    sort_by: str
+    sort_order: Order
+
+
+def page_fields(
+    items: Sequence[object], total: int, *, limit: int, offset: int, sort_by: str, sort_order: Order
+) -> PageFields:
+    """Return the fields of a page of these items: ``RunPageView(runs=views, **page_fields(views, total, …))``."""
+    return PageFields(count=len(items), total=total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order)

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kneo.api.operation import Context, operation
-from kneo.api.page import Limit, Offset, Order, Word
+from kneo.api.context import Context
+from kneo.api.operation import operation
+from kneo.api.page import Limit, Offset, Order, Word, page_fields
 from kneo.api.run_views import (
     CheckpointPageView,
     CheckpointView,
@@ -95,12 +96,7 @@ def list_runs(
     return RunPageView(
         runs=[RunView.of(run, questions.get(run.id)) for run in found],
         next_after=found[-1].id if lasts and len(found) == limit else None,
-        count=len(found),
-        total=total,
-        limit=limit,
-        offset=offset,
-        sort_by=sort_by,
-        sort_order=sort_order,
+        **page_fields(found, total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order),
     )
 
 
@@ -155,12 +151,7 @@ def get_run_trace(
     return TraceView(
         run_id=run_id,
         events=[TraceEventView.of(event) for event in events],
-        count=len(events),
-        total=total,
-        limit=limit,
-        offset=offset,
-        sort_by=sort_by,
-        sort_order=sort_order,
+        **page_fields(events, total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order),
     )
 
 
@@ -183,12 +174,7 @@ def list_run_checkpoints(
     return CheckpointPageView(
         run_id=run_id,
         checkpoints=[CheckpointView.of(item) for item in found],
-        count=len(found),
-        total=total,
-        limit=limit,
-        offset=offset,
-        sort_by=sort_by,
-        sort_order=sort_order,
+        **page_fields(found, total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order),
     )
 
 

@@ -10,9 +10,10 @@ from typing import Protocol
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kneo.api.context import Principal
 from kneo.clock import monotonic
 from kneo.redaction import redact_text
-from kneo.service.auth import PRINCIPAL, Principal
+from kneo.service.auth import PRINCIPAL
 from kneo.service.problems import crash
 from kneo.service.routing import RouteEntry, RouteTable
 from kneo.telemetry.spans import Span, span

@@ -14,11 +14,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kneo.api.context import Principal
 from kneo.clock import new_id
 from kneo.digest import digest_of, digest_of_json
 from kneo.errors import Invalid, KneoError
 from kneo.record_copy import replace
-from kneo.service.auth import PRINCIPAL, Keyring, Principal, authenticate
+from kneo.service.auth import PRINCIPAL, Keyring, authenticate
 from kneo.service.problems import RECORDED, refusal
 from kneo.service.rate import Rate
 from kneo.service.refusals import Refusals
@@ -87,7 +88,7 @@ class Admission:
 
     def _check(self, operation: RouteEntry, principal: Principal, scope: Scope) -> None:
         for need in operation.required:
-            need.check(principal)
+            principal.require(need.scope)
         self.rate.check(principal.name)
         names = {name for name, _ in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)}
         unknown = sorted(names - operation.query)

@@ -192,6 +192,7 @@ def _furnish(
         streams=streams,
         governance=Governance(store, starter.project),
         readiness=Readiness(settings, store, starter.project, tools),
+        tools=tools,
     )
     # The last one added is the first one asked.
     app.add_middleware(Admission, keyring=ring, settings=settings, store=store)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
-from kneo.errors import Forbidden, Invalid, Unauthorized
+from kneo.api.context import Principal
+from kneo.errors import Invalid, Unauthorized
 from kneo.names import person_key, person_name, shown
 from kneo.settings import Settings
 
@@ -69,15 +70,6 @@ ROLES: Mapping[str, frozenset[str]] = {
 def with_included(scopes: frozenset[str]) -> frozenset[str]:
     """Add the scopes that others include."""
     return scopes.union(*(INCLUDED.get(scope, frozenset()) for scope in scopes))
-
-
-@dataclass(frozen=True)
-class Principal:
-    name: str
-    scopes: frozenset[str]
-
-    def may(self, scope: str) -> bool:
-        return "*" in self.scopes or scope in self.scopes
 
 
 ANONYMOUS = Principal("anonymous", frozenset({"*"}))
@@ -231,18 +223,8 @@ class Require:
 
     async def __call__(self, request: Request) -> Principal:
         principal = principal_of(request)
-        self.check(principal)
+        principal.require(self.scope)
         return principal
-
-    def check(self, principal: Principal) -> None:
-        """Check that somebody has the scope.
-
-        Raises:
-            Forbidden: they have not; the scope they need is in the details.
-        """
-        if not principal.may(self.scope):
-            msg = f"{principal.name} may not do this; it needs the scope {self.scope}."
-            raise Forbidden(msg, required_scope=self.scope)
 
 
 def require(scope: str) -> Require:

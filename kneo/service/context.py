@@ -8,10 +8,12 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from kneo.api.context import Context, Principal, Waiting
 from kneo.api.governance import Governance
 from kneo.api.spec_loader import SpecLoader
 from kneo.api.status_words import speaks_published
 from kneo.runtime.start import Starter
+from kneo.runtime.wait import Settled, wait_until_settled
 from kneo.service.auth import Keyring
 from kneo.service.events import Streams
 from kneo.service.metrics import Metrics
@@ -37,6 +39,7 @@ class Service:
         news: Where requests wait for rows to change.
         streams: Counts the answers that go on.
         readiness: Looks whether requests can be served.
+        tools: Tools of this process, which specs may name.
     """
 
     settings: Settings
@@ -50,6 +53,24 @@ class Service:
     news: News
     streams: Streams
     readiness: Readiness
+    tools: frozenset[str] = frozenset()
+
+    def context(self, principal: Principal) -> Context:
+        """Make the context of an operation that a caller asks for."""
+        return Context(
+            store=self.store,
+            settings=self.settings,
+            principal=principal,
+            project=self.starter.project,
+            make_starter=lambda: self.starter,
+            settle=self._settle,
+            drive=lambda _run_id: None,
+            tools=self.tools,
+            over_http=True,
+        )
+
+    def _settle(self, waiting: Waiting[object]) -> Settled:
+        return wait_until_settled(self.store, waiting.settling, waiting.seconds)
 
 
 async def _service(request: Request) -> Service:

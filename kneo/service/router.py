@@ -18,9 +18,11 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from kneo.api.operation import Operation
+
 T = TypeVar("T")
 
-Answers = dict[int | str, dict[str, object]]
+Responses = dict[int | str, dict[str, object]]
 
 
 class JsonResponse(Response):
@@ -101,6 +103,7 @@ class Router(APIRouter):
 
     def __init__(self, *, tags: list[str | Enum]) -> None:
         super().__init__(tags=tags, route_class=_StrictRoute)
+        self.operations: dict[str, Operation[..., object]] = {}
 
     def add_api_route(self, path: str, endpoint: Callable[..., object], **more: object) -> None:
         """Add a route; ``responses`` says what its answers look like."""
@@ -119,6 +122,6 @@ def _writing(endpoint: Callable[..., object]) -> Callable[..., object]:
     return write
 
 
-def responds(model: object, status: int = 200, description: str = "Done.") -> Answers:
+def responds(model: object, status: int = 200, description: str = "Done.") -> Responses:
     """Describe an answer by a model."""
     return {status: {"model": model, "description": description}}

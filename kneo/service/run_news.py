@@ -8,6 +8,7 @@ from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 
+from kneo.api.context import Waiting
 from kneo.api.run_views import TraceEventView
 from kneo.api.status_words import say
 from kneo.records.run import Run, RunStatus, TraceEvent
@@ -27,6 +28,21 @@ SYNC_SECONDS = 120.0
 
 EVENTS_AT_ONCE = 100
 """Events read at a time, so that a reader far behind does not make us hold all of them."""
+
+
+async def settled_after(news: News, waiting: Waiting[object], mark: int) -> Settled:
+    """Wait for the run that an operation works on.
+
+    Args:
+        news: Where requests wait for rows to change.
+        waiting: The run, and how long to wait.
+        mark: A mark of ``news`` from before the operation was called.
+    """
+    if waiting.seconds <= 0:
+        return waiting.settled
+    # An earlier execution of the request may have notified before the mark.
+    since = mark if waiting.notified and idempotency.made() is None else None
+    return await _settled_after(news, waiting.settling, waiting.seconds, since)
 
 
 async def begun(news: News, begin: Callable[[], Run], seconds: float) -> Settled:

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Query
 
+from kneo.api.context import Principal
 from kneo.service import responses, wire
 from kneo.service.audit_proofs import checkpoint, prove
-from kneo.service.auth import Principal, require
+from kneo.service.auth import require
 from kneo.service.context import ServiceDep
 from kneo.service.router import Router, responds
 from kneo.service.wire import Json

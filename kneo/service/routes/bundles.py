@@ -7,10 +7,11 @@ from typing import Annotated
 from fastapi import Depends
 
 from kneo import registry
+from kneo.api.context import Principal
 from kneo.errors import NotFound
 from kneo.records.release import BundleRecord, Release
 from kneo.service import responses
-from kneo.service.auth import Principal, require
+from kneo.service.auth import require
 from kneo.service.context import ServiceDep
 from kneo.service.router import Router, responds
 from kneo.service.wire import Json

@@ -8,8 +8,9 @@ from fastapi import Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from kneo import registry
+from kneo.api.context import Principal
 from kneo.service import responses, wire
-from kneo.service.auth import Principal, require
+from kneo.service.auth import require
 from kneo.service.context import Service, ServiceDep
 from kneo.service.deployments import Deployments
 from kneo.service.router import Router, responds

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 from fastapi import Depends, Query
 from starlette.responses import Response
 
+from kneo.api.context import Principal
 from kneo.records.task import HumanTask
 from kneo.service import responses, wire
-from kneo.service.auth import Principal, require
+from kneo.service.auth import require
 from kneo.service.context import LegacyClient, Service, ServiceDep
 from kneo.service.router import JsonResponse, Router, responds
 from kneo.service.routes.inbox import HumanAnswer

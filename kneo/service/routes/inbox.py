@@ -10,10 +10,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from kneo.api import task_views
+from kneo.api.context import Principal
 from kneo.records.task import HumanTask
 from kneo.runtime.wait import find_run
 from kneo.service import responses, task_acts, wire
-from kneo.service.auth import Principal, require
+from kneo.service.auth import require
 from kneo.service.context import LegacyClient, ServiceDep
 from kneo.service.router import JsonResponse, Router, responds
 from kneo.service.run_news import answered

@@ -11,12 +11,13 @@ from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from kneo.api.context import Principal
 from kneo.errors import Invalid, InvalidValue, KneoError, NotFound
 from kneo.records.link import TaskLink
 from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.prospect import as_it_stands
 from kneo.service import responses, task_links
-from kneo.service.auth import Principal, Require, require
+from kneo.service.auth import Require, require
 from kneo.service.context import Service, ServiceDep
 from kneo.service.link_page import HEADERS, done_page, question_page, refused_page
 from kneo.service.problems import refusal
@@ -60,7 +61,7 @@ class LinkOrder(BaseModel):
 def create_link(continuation_id: str, order: LinkOrder, service: ServiceDep, principal: Writer) -> Json:
     """Make a link that answers this question once, as the person it is made for. Its token is shown only now."""
     if order.person not in {None, principal.name}:
-        FOR_OTHERS.check(principal)
+        principal.require("human:link")
     # Never from the Host header: whoever sends it would choose where the token goes.
     at = service.settings.public_url
     return task_links.make_link(service.store, continuation_id, order.model_dump(), actor=principal.name, at=at)
@@ -84,7 +85,7 @@ def revoke_link(continuation_id: str, link_id: str, service: ServiceDep, princip
     with service.store.read() as tx:
         link = links.find_link(tx, continuation_id, link_id)
     if principal.name not in {link.person, link.created_by}:
-        FOR_OTHERS.check(principal)
+        principal.require("human:link")
     return task_links.revoke_link(service.store, continuation_id, link_id, actor=principal.name)
 
 

@@ -7,9 +7,10 @@ from typing import Annotated
 from fastapi import Depends, Path
 from pydantic import Field
 
+from kneo.api.context import Principal
 from kneo.api.requests import MAX_NAMES, Body, Flag, Name
 from kneo.service import responses
-from kneo.service.auth import Principal, require
+from kneo.service.auth import require
 from kneo.service.context import ServiceDep
 from kneo.service.router import Router, responds
 from kneo.service.wire import Json

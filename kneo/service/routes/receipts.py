@@ -7,8 +7,9 @@ from typing import Annotated
 from fastapi import Depends
 from pydantic import BaseModel, ConfigDict, Field
 
+from kneo.api.context import Principal
 from kneo.service import responses
-from kneo.service.auth import Principal, require
+from kneo.service.auth import require
 from kneo.service.context import ServiceDep
 from kneo.service.receipts import answer_to_sign, public_key, receipt_of_task, receipts_of_run, verify_receipts
 from kneo.service.router import Router, responds

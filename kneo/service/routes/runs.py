@@ -8,6 +8,7 @@ from fastapi import Depends, Header, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from kneo.api.context import Principal
 from kneo.api.status_words import say
 from kneo.errors import NotFound
 from kneo.records.run import Run, RunStatus
@@ -16,7 +17,7 @@ from kneo.runtime import views
 from kneo.runtime.recover import read_record
 from kneo.runtime.wait import find_run, open_tasks
 from kneo.service import responses, wire
-from kneo.service.auth import Principal, require
+from kneo.service.auth import require
 from kneo.service.context import LegacyClient, Service, ServiceDep
 from kneo.service.router import Router, responds
 from kneo.service.run_news import run_events

@@ -8,12 +8,13 @@ from fastapi import Depends
 from pydantic import Field
 
 from kneo import registry
+from kneo.api.context import Principal
 from kneo.api.requests import Body, Flag, SpecRequest
 from kneo.api.spec_loader import SpecSelection, refused, shaped, usable
 from kneo.digest import digest_of_json
 from kneo.runtime.start import find_rules, require_policy
 from kneo.service import responses
-from kneo.service.auth import Principal, require
+from kneo.service.auth import require
 from kneo.service.context import Service, ServiceDep
 from kneo.service.router import Router, responds
 from kneo.service.wire import Json

@@ -12,6 +12,7 @@ from fastapi import Depends, Query
 from pydantic import Field
 from starlette.responses import Response
 
+from kneo.api.context import Principal
 from kneo.api.requests import AsNumber, Body, Flag, Name, SkillsChange, SpecRequest, overlay_of
 from kneo.api.spec_loader import SpecSelection, usable
 from kneo.clock import parse_duration
@@ -22,7 +23,7 @@ from kneo.runtime.load import ProgramLoader
 from kneo.runtime.recover import ForkOrder, continue_run, fork
 from kneo.runtime.start import RunOrder, nothing
 from kneo.service import responses, wire
-from kneo.service.auth import Principal, require
+from kneo.service.auth import require
 from kneo.service.context import LegacyClient, Service, ServiceDep
 from kneo.service.router import JsonResponse, Router, responds
 from kneo.service.run_news import SYNC_SECONDS, begun
@@ -223,7 +224,7 @@ async def fork_run(
         msg = f"input is {len(body.input or '')} long; at most {limit} is accepted."
         raise InvalidValue(msg, code="input_too_large", field="input", limit=limit)
     if body.answers:
-        require("human:write").check(principal)
+        principal.require("human:write")
     written = len(json.dumps(body.answers, default=str))
     if written > limit:
         msg = f"answers are {written} long; at most {limit} is accepted."

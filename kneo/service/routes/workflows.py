@@ -9,12 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from kneo.api.context import Principal
 from kneo.errors import Invalid, KneoError, NotFound
 from kneo.records.run import Run
 from kneo.records.task import HumanTask
 from kneo.runtime.wait import Settled, as_it_is
 from kneo.service import requirements, responses, wire
-from kneo.service.auth import Principal, require
+from kneo.service.auth import require
 from kneo.service.context import LegacyClient, Service, ServiceDep
 from kneo.service.router import JsonResponse, Router, responds
 from kneo.service.run_news import answered, taken
