@@ -14,9 +14,9 @@ from time import process_time
 
 import yaml
 
-from kneo.spec.load import load_spec, no_rules
+from kneo.spec.lint import check
 from kneo.spec.models import Spec
-from kneo.spec.rules import check
+from kneo.spec.reading.load import load_spec, no_rules
 
 AGENTS = 50
 SIZES = (10, 100, 1_000)

@@ -28,7 +28,7 @@ from kneo.service import task_acts, task_links, wire
 from kneo.service.task_query import task_page
 from kneo.service.task_stats import task_stats
 from kneo.settings import Settings
-from kneo.spec.flags import PolicyFlags
+from kneo.spec.policy_flags import PolicyFlags
 from kneo.store import audit, releases, requests, runs, task_counts, task_feed, tasks
 from kneo.tasks.inbox import decide
 from kneo.trust.answer import open_answer

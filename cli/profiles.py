@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from cli.files import PRIVATE_FILE, read_bytes, write_whole
 from kneo.errors import Invalid, NotFound, Usage
-from kneo.spec.reader import ReadLimits, read_json
+from kneo.spec.reading.reader import ReadLimits, read_json
 
 MAX_BYTES = 1_048_576
 

@@ -14,14 +14,14 @@ from kneo.project.files import SpecFiles
 from kneo.project.modules import ModuleFiles
 from kneo.settings import Settings, from_env
 from kneo.spec.context import RuleContext
-from kneo.spec.defaults import NO_DEFAULTS
-from kneo.spec.document import DEFAULT_LIMITS
+from kneo.spec.documents import DEFAULT_LIMITS
 from kneo.spec.environment import Environment, parse_environment
-from kneo.spec.flags import PolicyFlags, strictest
-from kneo.spec.load import LoadedSpec, Source, load_spec
-from kneo.spec.models.asked import AddedGate, Questions, with_gates
+from kneo.spec.lint import check
+from kneo.spec.models.environment_gates import EnvironmentGate, QuestionPolicy, with_gates
+from kneo.spec.policy_flags import PolicyFlags, strictest
 from kneo.spec.project import ProjectConfig, choose_environment
-from kneo.spec.rules import check
+from kneo.spec.reading.defaults import NO_DEFAULTS
+from kneo.spec.reading.load import LoadedSpec, SourceFile, load_spec
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Project:
         declared = self._declared(spec)
         return strictest(*([project] if project else []), *([declared.spec.policy] if declared else []))
 
-    def gates_for(self, spec: Path) -> tuple[AddedGate, ...]:
+    def gates_for(self, spec: Path) -> tuple[EnvironmentGate, ...]:
         """Return the questions that the environment adds, by its file in the spec's config repository.
 
         Raises:
@@ -130,14 +130,14 @@ class Project:
         declared = self._declared(spec)
         return declared.gates if declared else ()
 
-    def questions_for(self, spec: Path) -> Questions:
+    def questions_for(self, spec: Path) -> QuestionPolicy:
         """Return what every question asks for at least in the environment, by its file in the spec's config repository.
 
         Raises:
             Invalid: the repository's file of this environment is not one.
         """
         declared = self._declared(spec)
-        return declared.spec.questions if declared else Questions()
+        return declared.spec.questions if declared else QuestionPolicy()
 
     def _declared(self, spec: Path) -> Environment | None:
         files = [root / "environments" / f"{self.environment}.yaml" for root in _config_repository(spec)]
@@ -158,7 +158,7 @@ class Project:
         loaded = load_spec(
             self._read(path),
             file=self.shown(path),
-            overlays=[Source(self.shown(overlay), self._read(overlay)) for overlay in present],
+            overlays=[SourceFile(self.shown(overlay), self._read(overlay)) for overlay in present],
             defaults=self.config.spec_defaults(self.environment) if self.config is not None else NO_DEFAULTS,
             context=self.context_of(path),
             files=files,

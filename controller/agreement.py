@@ -20,8 +20,8 @@ from controller.gates import Allowed, Evidence, Rules, Verdict, Waits, count_app
 from controller.load import Problem
 from kneo.errors import KneoError
 from kneo.records.release import EnvironmentRecord
+from kneo.spec.diff.weakening import weakenings
 from kneo.spec.environment import Approvals, Environment, parse_environment
-from kneo.spec.weakening import weakenings
 from kneo.trust.root import ROOT_ROLE, TrustRoot
 
 REJECTED = "Rejected"

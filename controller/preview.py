@@ -29,13 +29,13 @@ from kneo.errors import Invalid, KneoError
 from kneo.records.release import Release, also_closed
 from kneo.registry import OpenTasks, open_tasks, spec_in
 from kneo.spec.context import NOTHING_KNOWN
+from kneo.spec.coverage.environment_gates import places_around
 from kneo.spec.diff import diff
+from kneo.spec.diff.weakening import weakenings
 from kneo.spec.environment import Environment
-from kneo.spec.load import load_tree
-from kneo.spec.models.asked import AddedGate, with_gates
-from kneo.spec.rules.around import places_around
-from kneo.spec.rules.view import SpecView
-from kneo.spec.weakening import weakenings
+from kneo.spec.index import SpecIndex
+from kneo.spec.models.environment_gates import EnvironmentGate, with_gates
+from kneo.spec.reading.load import load_tree
 from kneo.store import releases, sources
 from kneo.store.engine import Tx
 from kneo.trust.keys import PublicKey
@@ -229,7 +229,7 @@ def _apply(judged: Iterable[tuple[Action, Verdict]], here: dict[str, Release], r
         )
 
 
-def _added(gate: AddedGate, verified: Verified) -> Json:
+def _added(gate: EnvironmentGate, verified: Verified) -> Json:
     """Say which steps of what is released a question of the environment stands around."""
     views = {
         name: _view(spec_in(bundle.record), gate)
@@ -242,10 +242,10 @@ def _added(gate: AddedGate, verified: Verified) -> Json:
     }
 
 
-def _view(spec: Spec, gate: AddedGate) -> SpecView:
+def _view(spec: Spec, gate: EnvironmentGate) -> SpecIndex:
     loaded = load_tree(dict(spec)).spec
     assert loaded is not None, "what is planned was verified"
-    return SpecView.of(with_gates(loaded, (gate,)), NOTHING_KNOWN)
+    return SpecIndex.of(with_gates(loaded, (gate,)), NOTHING_KNOWN)
 
 
 def _unchanged(name: str, problem: Problem) -> Json:

@@ -12,12 +12,12 @@ from kneo.clock import parse_time
 from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid, KneoError, Untrusted
 from kneo.records.release import BundleRecord
+from kneo.spec.coverage.policy import check_policy
 from kneo.spec.environment import Environment, ReleasePin
-from kneo.spec.flags import PolicyFlags, strictest
-from kneo.spec.load import load_tree
-from kneo.spec.models.asked import AddedGate, with_gates
-from kneo.spec.policy import check_policy
-from kneo.spec.rules import check
+from kneo.spec.lint import check
+from kneo.spec.models.environment_gates import EnvironmentGate, with_gates
+from kneo.spec.policy_flags import PolicyFlags, strictest
+from kneo.spec.reading.load import load_tree
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.hmac_bundle import verify_hmac_bundle
 from kneo.trust.root import TrustRoot, check_new_principals, trust_epoch, verify_chain
@@ -276,7 +276,7 @@ def check_spec(bundle: VerifiedBundle, environments: Sequence[Environment], path
 
 
 def _check_under(
-    bundle: VerifiedBundle, gates: tuple[AddedGate, ...], flags: PolicyFlags, hint: str, path: str
+    bundle: VerifiedBundle, gates: tuple[EnvironmentGate, ...], flags: PolicyFlags, hint: str, path: str
 ) -> None:
     """Judge a spec as it would run: with the questions that an environment adds."""
     loaded = load_tree(dict(bundle.spec), rules=lambda spec, context: check(with_gates(spec, gates), context))

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import yaml
 
-from kneo.spec.answers import AnswersFile
 from kneo.spec.context import Module, RuleContext
+from kneo.spec.coverage.policy import check_policy
 from kneo.spec.diagnostics import Diagnostic
 from kneo.spec.environment import parse_environment
-from kneo.spec.flags import PolicyFlags
-from kneo.spec.load import load_tree, resolve
-from kneo.spec.policy import check_policy
-from kneo.spec.reader import read
-from kneo.spec.rules import check
-from kneo.spec.schema_check import InvalidDeclaration, parse_model
+from kneo.spec.lint import check
+from kneo.spec.models.answers import AnswersFile
+from kneo.spec.policy_flags import PolicyFlags
+from kneo.spec.reading.load import load_tree, resolve
+from kneo.spec.reading.reader import read
+from kneo.spec.reading.validate import InvalidDeclaration, parse_model
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SPEC_SOURCE = Path(__file__).parents[1] / "kneo" / "spec"

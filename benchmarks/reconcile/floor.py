@@ -11,8 +11,8 @@ from config_repo import ConfigRepo
 from benchmarks.reconcile.repository import ENVIRONMENT
 from kneo.clock import SystemClock
 from kneo.spec.environment import parse_environment
-from kneo.spec.load import load_tree
-from kneo.spec.rules import check
+from kneo.spec.lint import check
+from kneo.spec.reading.load import load_tree
 from kneo.trust.root import verify_chain
 from kneo.trust.verify import verify_bundle
 

@@ -22,7 +22,7 @@ from kneo.errors import Invalid, Untrusted, Usage
 from kneo.records.audit import Kept, leaf_of
 from kneo.records.merkle import verify_inclusion
 from kneo.settings import from_env
-from kneo.spec.reader import read_json
+from kneo.spec.reading.reader import read_json
 from kneo.store import audit
 from kneo.store.service_key import find_service_key
 from kneo.trust.checkpoint import NOTE_BYTES, Checkpoint, read_checkpoint

@@ -10,7 +10,7 @@ from cli.backend import Backend, Json
 from cli.files import read_bytes
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, Untrusted
-from kneo.spec.reader import read_json
+from kneo.spec.reading.reader import read_json
 from kneo.trust.answer import PAYLOAD_BYTES, AnswerStatement, SignedSaid, answer_digest, parse_answer
 from kneo.trust.dsse import Envelope, decode_base64, read_envelope, serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE

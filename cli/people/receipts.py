@@ -16,7 +16,7 @@ from kneo.clock import SystemClock
 from kneo.digest import parse_digest
 from kneo.errors import Usage
 from kneo.settings import from_env
-from kneo.spec.reader import read_json
+from kneo.spec.reading.reader import read_json
 from kneo.trust.answer import Reviewers
 from kneo.trust.keys import PEM_BYTES, PublicKey
 from kneo.trust.receipt_chain import judge, told

@@ -16,7 +16,7 @@ from cli.repository.layout import ConfigRepository, find_repository, read_bundle
 from kneo.digest import Digest
 from kneo.errors import KneoError, NotFound, Untrusted, Usage
 from kneo.spec.diff import diff
-from kneo.spec.load import load_tree
+from kneo.spec.reading.load import load_tree
 from kneo.trust.about import About
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.reading import read_record

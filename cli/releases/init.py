@@ -31,8 +31,8 @@ from kneo.errors import Conflict, Invalid, Usage
 from kneo.records.people import same_person
 from kneo.settings import Settings, from_env
 from kneo.spec.environment import parse_environment
-from kneo.spec.load import load_spec
-from kneo.spec.rules import check
+from kneo.spec.lint import check
+from kneo.spec.reading.load import load_spec
 from kneo.trust.keys import PrivateKey
 from kneo.trust.signers import TrustedKey
 from kneo.trust.statement import BundleSource, Decision

@@ -12,7 +12,7 @@ from pathlib import Path
 from cli.files import PRIVATE_FILE, read_bytes, write_whole
 from kneo.digest import Digest, parse_digest
 from kneo.errors import Invalid, NotFound
-from kneo.spec.reader import read_json
+from kneo.spec.reading.reader import read_json
 
 MAX_BYTES = 1_048_576
 

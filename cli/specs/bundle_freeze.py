@@ -11,8 +11,8 @@ from cli.specs.check import Checked, check, require_usable
 from kneo.digest import digest_of_json
 from kneo.errors import Conflict
 from kneo.spec.diagnostics import Diagnostic, Severity
-from kneo.spec.load import load_tree
-from kneo.spec.migrate import bring_to_v1
+from kneo.spec.reading.load import load_tree
+from kneo.spec.reading.migrate import bring_to_v1
 
 
 def freeze(spec: Path, environments: Sequence[str], *, as_json: bool) -> Mapping[str, object]:

@@ -15,7 +15,7 @@ from cli.specs.bundle_freeze import freeze_as_written
 from kneo.clock import SystemClock
 from kneo.errors import Invalid, Usage
 from kneo.settings import process_environment
-from kneo.spec.reader import read_json
+from kneo.spec.reading.reader import read_json
 from kneo.trust.hmac_bundle import KIND, check_hmac_bundle, sign_hmac_bundle
 
 HMAC_KEY = "KNEO_SERV_SPEC_SIGNING_KEY"

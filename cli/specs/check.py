@@ -12,12 +12,12 @@ import typer
 from cli import render
 from cli.project import LoadedFile, Project
 from kneo import __version__
-from kneo.spec.diagnostic_formats import as_github, as_sarif, as_text
+from kneo.spec.coverage.policy import check_policy
 from kneo.spec.diagnostics import Diagnostic, Severity, has_errors
-from kneo.spec.load import resolve
+from kneo.spec.lint.formats import as_github, as_sarif, as_text
 from kneo.spec.models import Spec
-from kneo.spec.models.asked import with_gates
-from kneo.spec.policy import check_policy
+from kneo.spec.models.environment_gates import with_gates
+from kneo.spec.reading.load import resolve
 
 
 class Format(StrEnum):

@@ -21,11 +21,11 @@ from cli.specs.check import check
 from kneo.errors import Invalid, NotFound
 from kneo.spec.diagnostics import Diagnostic
 from kneo.spec.diff import diff as compare
-from kneo.spec.document import DEFAULT_LIMITS
-from kneo.spec.inline import Files
-from kneo.spec.load import LoadedSpec, load_spec, load_tree, resolve
+from kneo.spec.documents import DEFAULT_LIMITS
 from kneo.spec.models import Spec
-from kneo.spec.reader import read_json
+from kneo.spec.reading.inline import Files
+from kneo.spec.reading.load import LoadedSpec, load_spec, load_tree, resolve
+from kneo.spec.reading.reader import read_json
 from kneo.trust.dsse import ENVELOPE_BYTES, parse_envelope
 from kneo.trust.hmac_bundle import KIND
 from kneo.trust.intoto import PAYLOAD_TYPE

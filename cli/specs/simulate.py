@@ -15,10 +15,10 @@ from cli.specs.check import Checked, check, require_usable
 from cli.specs.spec import EnvOption, JsonOption, SpecArgument
 from kneo.runtime.simulate.matrix import Outcome
 from kneo.runtime.simulate.report import MAX_ROWS, MAX_STATES, Simulation, Simulator
-from kneo.spec.answers import AnswersFile
-from kneo.spec.document import DEFAULT_LIMITS
-from kneo.spec.reader import read
-from kneo.spec.schema_check import parse_model
+from kneo.spec.documents import DEFAULT_LIMITS
+from kneo.spec.models.answers import AnswersFile
+from kneo.spec.reading.reader import read
+from kneo.spec.reading.validate import parse_model
 
 SHOWN_BY_ITSELF = "E_PRIVILEGED_UNGATED"
 """Not a reason to refuse: the simulation shows the decisions that lead there."""

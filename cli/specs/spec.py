@@ -17,15 +17,15 @@ from cli.specs.report import print_report
 from cli.specs.spec_service import ask_service
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, NotFound
-from kneo.spec.document import DEFAULT_LIMITS
-from kneo.spec.graph import Node, as_dot, as_mermaid, spec_graph
-from kneo.spec.migrate import migrate as bring_up_to_date
+from kneo.spec.coverage.policy_report import policy_report
+from kneo.spec.documents import DEFAULT_LIMITS
+from kneo.spec.graph import GraphNode, as_dot, as_mermaid, spec_graph
+from kneo.spec.messages import describe, suggest
 from kneo.spec.models import LeafStep, Spec
-from kneo.spec.policy_report import policy_report
-from kneo.spec.reader import read
+from kneo.spec.reading.migrate import migrate as bring_up_to_date
+from kneo.spec.reading.reader import read
+from kneo.spec.reading.yaml_writer import write_yaml
 from kneo.spec.summary import compiled, explained, linted, names_of, worth_a_look
-from kneo.spec.words import describe, suggest
-from kneo.spec.yaml_writer import write_yaml
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -292,7 +292,7 @@ def _workflow_words(spec: Spec) -> str:
     return f"{workflow.type} workflow {workflow.name}" if workflow.name else f"a {workflow.type} workflow"
 
 
-def _step_words(node: Node) -> str:
+def _step_words(node: GraphNode) -> str:
     step = node.step
     what = f"{node.kind} {step.ref}" if isinstance(step, LeafStep) else node.kind
     asked = [f"asks {place}" for place in node.gates]

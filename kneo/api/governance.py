@@ -8,11 +8,11 @@ from kneo import registry
 from kneo.api.run_views import Json
 from kneo.project.secrets import secret_inventory
 from kneo.spec.context import NOTHING_KNOWN
-from kneo.spec.flags import PolicyFlags, strictest
-from kneo.spec.models.asked import read_spec
-from kneo.spec.policy import check_policy
+from kneo.spec.coverage.policy import check_policy
+from kneo.spec.lint import check
+from kneo.spec.models.environment_gates import read_spec
+from kneo.spec.policy_flags import PolicyFlags, strictest
 from kneo.spec.project import ProjectConfig
-from kneo.spec.rules import check
 from kneo.store import audit, policies, runs
 from kneo.store.engine import Store, Tx
 from kneo.store.run_filter import RunFilter

@@ -13,13 +13,13 @@ from kneo.project.modules import ModuleFiles
 from kneo.settings import Settings
 from kneo.spec.context import RuleContext
 from kneo.spec.diagnostics import unreadable
-from kneo.spec.document import DEFAULT_LIMITS, Document, Unreadable
-from kneo.spec.inline import Files, NoFiles
-from kneo.spec.load import LoadedSpec, load_tree, resolve
-from kneo.spec.merge import merge_all
+from kneo.spec.documents import DEFAULT_LIMITS, Document, Unreadable
+from kneo.spec.lint import check
 from kneo.spec.models import Spec
-from kneo.spec.reader import read
-from kneo.spec.rules import check
+from kneo.spec.reading.inline import Files, NoFiles
+from kneo.spec.reading.load import LoadedSpec, load_tree, resolve
+from kneo.spec.reading.overlays import merge_all
+from kneo.spec.reading.reader import read
 
 Tree = Mapping[str, object]
 

@@ -29,12 +29,12 @@ from kneo.runtime.wait import Settling, find_run, wait_until_settled
 from kneo.runtime.worker import Worker
 from kneo.settings import Settings, from_env
 from kneo.spec.compiler import SpecCompiler, refusal, require_valid
-from kneo.spec.flags import PolicyFlags
-from kneo.spec.load import LoadedSpec, Source
-from kneo.spec.models.asked import read_spec
-from kneo.spec.policy_report import policy_report
-from kneo.spec.rules import check
-from kneo.spec.schema_check import check_model
+from kneo.spec.coverage.policy_report import policy_report
+from kneo.spec.lint import check
+from kneo.spec.models.environment_gates import read_spec
+from kneo.spec.policy_flags import PolicyFlags
+from kneo.spec.reading.load import LoadedSpec, SourceFile
+from kneo.spec.reading.validate import check_model
 from kneo.store import audit, policies, runs, tasks
 from kneo.store.database import Database
 from kneo.store.engine import Store
@@ -309,7 +309,7 @@ class PlatformManager:
         spec, path = what.get("spec"), what.get("spec_path")
         overlays, overrides = what.get("overlays") or (), what.get("overrides")
         if path is not None and spec is None:
-            laid = [Source(str(overlay), self._find(overlay).read_bytes()) for overlay in overlays]
+            laid = [SourceFile(str(overlay), self._find(overlay).read_bytes()) for overlay in overlays]
             return self.compiler.load(self._find(path).read_bytes(), str(path), overlays=laid, overrides=overrides)
         if spec is None or path is not None or overlays:
             msg = "Name a spec or its file, and lay files over a file only."

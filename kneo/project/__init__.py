@@ -21,7 +21,7 @@ def read_config(settings: Settings) -> ProjectConfig | None:
     if path is None:
         return None
     # Most commands stand in no project, and need not know what specs look like.
-    from kneo.spec.document import DEFAULT_LIMITS
+    from kneo.spec.documents import DEFAULT_LIMITS
     from kneo.spec.project import parse_project
 
     try:

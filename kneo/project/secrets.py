@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from kneo.redaction import REDACTED
 from kneo.settings import variables_set
+from kneo.spec.models.providers import PROVIDER_VARIABLES
 from kneo.spec.project import SERVICE_TOKENS, ProjectConfig, provider_variable
-from kneo.spec.providers import PROVIDER_VARIABLES
 
 Inventory = dict[str, dict[str, dict[str, object]]]
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from kneo.digest import Digest, canonical_json, digest_of
 from kneo.runtime.program import Program, compile_program
 from kneo.spec.models import Spec
-from kneo.spec.models.asked import AddedGate, read_spec
+from kneo.spec.models.environment_gates import EnvironmentGate, read_spec
 
 CheckSpec = Callable[[Mapping[str, object]], Spec]
 """Validates a spec somebody brought along; raises ``Invalid`` with its diagnostics."""
@@ -67,7 +67,7 @@ class Freezer:
         """Freeze a spec that was verified already."""
         return self._served(canonical_json(tree))
 
-    def gated(self, frozen: FrozenSpec, gates: Sequence[AddedGate]) -> FrozenSpec:
+    def gated(self, frozen: FrozenSpec, gates: Sequence[EnvironmentGate]) -> FrozenSpec:
         """Freeze a spec together with the questions that an environment adds."""
         told = [one.model_dump(mode="json", by_alias=True, exclude_unset=True) for one in gates]
         return self._gated(frozen.body, canonical_json(told))

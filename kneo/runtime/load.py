@@ -10,7 +10,7 @@ from kneo.errors import Untrusted
 from kneo.records.run import Run
 from kneo.runtime.program import Program, compile_program
 from kneo.spec.models import Spec
-from kneo.spec.models.asked import read_spec
+from kneo.spec.models.environment_gates import read_spec
 from kneo.store import runs
 from kneo.store.engine import Store
 

@@ -24,7 +24,9 @@ from kneo.runtime.interpret.parallel import Parallel
 from kneo.runtime.interpret.router import Router, Selector
 from kneo.runtime.interpret.step import Question, Step
 from kneo.spec.context import NOTHING_KNOWN
+from kneo.spec.coverage.environment_gates import gates_around, gates_around_agent
 from kneo.spec.gates import default_rejection
+from kneo.spec.index import SpecIndex
 from kneo.spec.models import (
     Agent,
     ConcurrentWorkflow,
@@ -44,9 +46,7 @@ from kneo.spec.models import (
     Workflow,
 )
 from kneo.spec.models import Step as DeclaredStep
-from kneo.spec.models.asked import AddedGate
-from kneo.spec.rules.around import gates_around, gates_around_agent
-from kneo.spec.rules.view import SpecView
+from kneo.spec.models.environment_gates import EnvironmentGate
 from kneo.tasks.forms import check_schema
 
 DEFAULT_NAMES = {
@@ -99,7 +99,7 @@ def compile_program(spec: Spec, target: str) -> Program:
     """
     components = spec.components
     _check_functions(components.functions)
-    view = SpecView.of(spec, NOTHING_KNOWN)
+    view = SpecIndex.of(spec, NOTHING_KNOWN)
     compiler = _Compiler(spec, gates_around(view))
     workflow = spec.workflow if target == "workflow" else None
     if workflow is None:
@@ -140,7 +140,7 @@ class _Compiler:
         around: The questions of the environment around its steps, by the steps' identity.
     """
 
-    def __init__(self, spec: Spec, around: Mapping[int, tuple[AddedGate, ...]]) -> None:
+    def __init__(self, spec: Spec, around: Mapping[int, tuple[EnvironmentGate, ...]]) -> None:
         self.spec = spec
         self.around = around
         self.count = 0
@@ -399,7 +399,7 @@ class _Compiler:
         )
 
 
-def _surrounded(step: Step, gates: Ordered[AddedGate]) -> Step:
+def _surrounded(step: Step, gates: Ordered[EnvironmentGate]) -> Step:
     """Put the questions of an environment around a step; the first of them is asked first before it, and last after it."""
     for one in reversed(gates):
         asked = {place: make_added(place, one.name, gate, step.path) for place, gate in one.gates().items()}

@@ -15,7 +15,7 @@ from kneo.runtime.consequences import consequences
 from kneo.runtime.decide import Answered, Ended, Frame, Moment, settle, waiting
 from kneo.runtime.migrate_state import migrate_state
 from kneo.runtime.program import Program, compile_program
-from kneo.spec.models.asked import read_spec
+from kneo.spec.models.environment_gates import read_spec
 from kneo.store import runs, tasks
 from kneo.store.engine import Tx
 

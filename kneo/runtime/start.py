@@ -19,13 +19,13 @@ from kneo.runtime.case import input_digest, name_case
 from kneo.runtime.decide import Ended, Moment, begin
 from kneo.runtime.frozen import CheckSpec, Freezer, FrozenSpec
 from kneo.spec.context import NOTHING_KNOWN
+from kneo.spec.coverage.policy import check_policy
 from kneo.spec.environment import Environment
-from kneo.spec.flags import PolicyFlags
+from kneo.spec.lint import check as check_rules
 from kneo.spec.models import Spec
-from kneo.spec.models.asked import AddedGate, GatedSpec, read_spec
-from kneo.spec.policy import check_policy
+from kneo.spec.models.environment_gates import EnvironmentGate, GatedSpec, read_spec
+from kneo.spec.policy_flags import PolicyFlags
 from kneo.spec.project import ProjectConfig
-from kneo.spec.rules import check as check_rules
 from kneo.store import audit, history, idempotency, releases, runs, sources
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
@@ -63,7 +63,7 @@ class _Chosen:
     frozen: FrozenSpec
     release: ReleaseRef | None = None
     audit_seq: int | None = None
-    gates: tuple[AddedGate, ...] = ()
+    gates: tuple[EnvironmentGate, ...] = ()
 
     def asked(self) -> dict[str, object]:
         """Name the questions that its environment adds, where it does."""

@@ -23,9 +23,9 @@ from kneo.runtime.wait import Settling, find_run, wait_until_settled
 from kneo.sdk.code import InProcess, Work
 from kneo.sdk.db import Database
 from kneo.sdk.seat import seat
-from kneo.spec.load import load_tree
+from kneo.spec.lint import check
 from kneo.spec.models import Spec
-from kneo.spec.rules import check
+from kneo.spec.reading.load import load_tree
 from kneo.store import history, parts, tasks
 from kneo.store.engine import Store
 from kneo.store.parts import Part

@@ -23,7 +23,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from kneo.clock import parse_duration
 from kneo.errors import Invalid
-from kneo.spec.words import describe, nearest, quote
+from kneo.spec.messages import describe, nearest, quote
 
 MAX_DURATION = timedelta(days=3660)
 """Ten years; longer is a slip of the finger, and overflows when added to a date."""
@@ -32,13 +32,13 @@ MAX_TEXT = 262_144  # characters; the longest text a person may write into one f
 MAX_ITEMS = 20_000  # entries of one list or map
 
 
-class Declared(BaseModel):
+class SpecModel(BaseModel):
     """A part of a file that people write: unknown keys are errors, values are not coerced, records do not change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, serialize_by_alias=True, defer_build=True)
 
 
-class Camel(Declared):
+class CamelModel(SpecModel):
     """A part of a file whose keys are written like ``promoteFrom``."""
 
     model_config = ConfigDict(alias_generator=AliasGenerator(alias=to_camel))
@@ -46,14 +46,14 @@ class Camel(Declared):
 
 T = TypeVar("T")
 
-Many: TypeAlias = Annotated[tuple[T, ...], Strict(strict=False), Field(max_length=MAX_ITEMS)]
+ListOf: TypeAlias = Annotated[tuple[T, ...], Strict(strict=False), Field(max_length=MAX_ITEMS)]
 """A list in the file, a tuple in the program."""
 
-Named: TypeAlias = Annotated[dict[str, T], Field(max_length=MAX_ITEMS)]
+MapOf: TypeAlias = Annotated[dict[str, T], Field(max_length=MAX_ITEMS)]
 """A map from names that people choose."""
 
 Text: TypeAlias = Annotated[str, Field(max_length=MAX_TEXT)]
-FreeMap: TypeAlias = dict[str, object]
+JsonObject: TypeAlias = dict[str, object]
 
 
 def _duration(value: object) -> object:

@@ -8,13 +8,13 @@ from typing import Protocol
 from kneo.errors import Invalid
 from kneo.spec.context import RuleContext
 from kneo.spec.diagnostics import Diagnostic
-from kneo.spec.load import LoadedSpec, Source, load_spec, load_tree
-from kneo.spec.merge import merge_all
+from kneo.spec.lint import check
 from kneo.spec.models import Spec
-from kneo.spec.rules import check
+from kneo.spec.reading.load import LoadedSpec, SourceFile, load_spec, load_tree
+from kneo.spec.reading.overlays import merge_all
 
 
-class Names(Protocol):
+class NamedTools(Protocol):
     """Something that knows tools by their names."""
 
     @property
@@ -29,7 +29,7 @@ class SpecCompiler:
         tool_registry: The tools of this process, which specs may name.
     """
 
-    def __init__(self, runtime_registry: object | None = None, tool_registry: Names | None = None) -> None:
+    def __init__(self, runtime_registry: object | None = None, tool_registry: NamedTools | None = None) -> None:
         self.runtime_registry = runtime_registry
         self.tool_registry = tool_registry
 
@@ -43,7 +43,12 @@ class SpecCompiler:
         return RuleContext(tools=self.tools)
 
     def load(
-        self, data: bytes, file: str, *, overlays: Sequence[Source] = (), overrides: Mapping[str, object] | None = None
+        self,
+        data: bytes,
+        file: str,
+        *,
+        overlays: Sequence[SourceFile] = (),
+        overrides: Mapping[str, object] | None = None,
     ) -> LoadedSpec:
         """Load a spec from the bytes of a file, with everything that is wrong with it."""
         return load_spec(data, file=file, overlays=overlays, overrides=overrides, rules=check, context=self._context)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from kneo.spec.document import Document, Path, Unreadable
+from kneo.spec.documents import Document, Path, Unreadable
 
 
 class Severity(StrEnum):
@@ -46,7 +46,7 @@ class Diagnostic:
     @property
     def path_text(self) -> str | None:
         """The path as people write it: ``workflow.steps[0].ref``."""
-        return None if self.path is None else spell_path(self.path)
+        return None if self.path is None else format_path(self.path)
 
     @property
     def is_error(self) -> bool:
@@ -87,7 +87,7 @@ def unreadable(refusal: Unreadable, code: str = "E_SCHEMA") -> Diagnostic:
     return replace(found, file=refusal.file, line=refusal.line, column=refusal.column)
 
 
-def spell_path(path: Path) -> str:
+def format_path(path: Path) -> str:
     """Spell a path: ``("steps", 0, "ref")`` is ``steps[0].ref``."""
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]
     return "".join(parts).removeprefix(".")

@@ -16,21 +16,21 @@ from pydantic import ConfigDict, Field
 
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Invalid
-from kneo.spec.base import ApiVersion, Camel, Declared, DigestText, Duration, Many, Name, Named
+from kneo.spec.base import ApiVersion, CamelModel, DigestText, Duration, ListOf, MapOf, Name, SpecModel
 from kneo.spec.diagnostics import Diagnostic, error, locate
-from kneo.spec.document import Document, ReadLimits
-from kneo.spec.flags import PolicyFlags
-from kneo.spec.models.asked import MAX_ADDED, AddedGate, Questions
+from kneo.spec.documents import Document, ReadLimits
+from kneo.spec.models.environment_gates import MAX_ADDED, EnvironmentGate, QuestionPolicy
 from kneo.spec.models.human import AnyHuman, Human
-from kneo.spec.reader import read
-from kneo.spec.schema_check import InvalidDeclaration, parse_model
+from kneo.spec.policy_flags import PolicyFlags
+from kneo.spec.reading.reader import read
+from kneo.spec.reading.validate import InvalidDeclaration, parse_model
 from kneo.spec.windows import Window, parse_window
 
 ENVIRONMENT_LIMITS = ReadLimits(max_bytes=8 * 1_048_576, max_nodes=500_000)
 """Room for twenty thousand releases, each with a version and a digest."""
 
 
-class ReleasePin(Camel):
+class ReleasePin(CamelModel):
     """Which version of a bundle runs here."""
 
     bundle: Name
@@ -40,34 +40,34 @@ class ReleasePin(Camel):
     )
 
 
-class Person(Camel):
+class Person(CamelModel):
     """Who somebody is in this environment."""
 
-    groups: Many[Name] = ()
-    roles: Many[Name] = ()
+    groups: ListOf[Name] = ()
+    roles: ListOf[Name] = ()
 
 
-class Signatures(Camel):
+class Signatures(CamelModel):
     """Who must have signed a bundle before it may run here."""
 
-    accept: Many[Literal["dsse", "hmac-v1"]] = Field(default=("dsse",), min_length=1)
-    roles: Many[Name] = Field(min_length=1, description="Roles of the trust root whose keys count.")
+    accept: ListOf[Literal["dsse", "hmac-v1"]] = Field(default=("dsse",), min_length=1)
+    roles: ListOf[Name] = Field(min_length=1, description="Roles of the trust root whose keys count.")
     threshold: int = Field(ge=1, le=100, description="How many different principals must have signed.")
 
 
-class Approvals(Camel):
+class Approvals(CamelModel):
     """How many people must agree to a promotion."""
 
     required: int = Field(default=1, ge=0, le=100)
-    roles: Many[Name] = Field(default=("approver",), min_length=1)
-    exclude: Many[Literal["bundle_signer", "author", "requester"]] = Field(
+    roles: ListOf[Name] = Field(default=("approver",), min_length=1)
+    exclude: ListOf[Literal["bundle_signer", "author", "requester"]] = Field(
         default=("bundle_signer",), description="People whose approval does not count, by their part in the change."
     )
     expires: Duration = Field(default=timedelta(days=7), description="How long an approval counts.")
     signed: bool = Field(default=False, description="Whether each approver must sign with a key of their own.")
 
 
-class Prune(Camel):
+class PruneGuard(CamelModel):
     """A guard against a commit that empties an environment by mistake."""
 
     max_percent: int = Field(
@@ -75,7 +75,7 @@ class Prune(Camel):
     )
 
 
-class WindowRule(Camel):
+class WindowRule(CamelModel):
     """A repeating stretch of time in which changes are allowed, or in which they are denied: one of the two."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["allow"]}, {"required": ["deny"]}]})
@@ -98,12 +98,12 @@ class WindowRule(Camel):
         raise Invalid(message)
 
 
-class EnvironmentSpec(Camel):
+class EnvironmentSpec(CamelModel):
     """What runs in an environment, and what must hold before that changes."""
 
-    releases: Many[ReleasePin] = Field(default=(), description="What runs here.")
+    releases: ListOf[ReleasePin] = Field(default=(), description="What runs here.")
     inline_specs: bool = Field(default=False, description="Whether a run may bring its own spec.")
-    people: Named[Person] = Field(
+    people: MapOf[Person] = Field(
         default_factory=dict, description="Who is who; a name is also the name of an API key and of a principal."
     )
     promote_from: Name | None = Field(
@@ -112,25 +112,25 @@ class EnvironmentSpec(Camel):
     policy: PolicyFlags = Field(description="What every spec must satisfy here.")
     signatures: Signatures
     approvals: Approvals | None = Field(default=None, description="Left out: nobody needs to approve.")
-    questions: Questions = Questions()
-    humans: Named[AnyHuman] = Field(default_factory=dict, description="Whom the questions under gates ask, by name.")
-    gates: Many[AddedGate] = Field(
+    questions: QuestionPolicy = QuestionPolicy()
+    humans: MapOf[AnyHuman] = Field(default_factory=dict, description="Whom the questions under gates ask, by name.")
+    gates: ListOf[EnvironmentGate] = Field(
         default=(), max_length=MAX_ADDED, description="Questions that are asked here beside those of the specs."
     )
-    windows: Many[WindowRule] = Field(
+    windows: ListOf[WindowRule] = Field(
         default=(), description="When changes may happen; denied windows win over allowed ones."
     )
     soak: Duration = Field(
         default=timedelta(0), description="How long the environment it comes from must have served it without failure."
     )
-    prune: Prune = Prune()
+    prune: PruneGuard = PruneGuard()
     atomic: bool = Field(default=False, description="All changes of this environment happen, or none.")
     suspend: bool = Field(default=False, description="Change nothing here; what runs keeps running.")
     retired: bool = Field(
         default=False,
         description="The environment ends: what it still serves is removed with an approval, then no run starts here.",
     )
-    implementations: Named[DigestText] = Field(
+    implementations: MapOf[DigestText] = Field(
         default_factory=dict, description="The SHA-256 that a Python module behind an implementation must have here."
     )
     allow_self: bool = Field(
@@ -138,11 +138,11 @@ class EnvironmentSpec(Camel):
     )
 
 
-class _Metadata(Camel):
+class _Metadata(CamelModel):
     name: Name
 
 
-class EnvironmentFile(Declared):
+class EnvironmentFile(SpecModel):
     """One environment, as its file says it."""
 
     model_config = ConfigDict(title="Environment")
@@ -168,7 +168,7 @@ class Environment:
     name: str
     spec: EnvironmentSpec
     windows: tuple[Window, ...]
-    gates: tuple[AddedGate, ...]
+    gates: tuple[EnvironmentGate, ...]
     policy_digest: Digest
     file: str
 
@@ -196,7 +196,7 @@ def parse_environment(
     windows = tuple(rule.window(accepted=accepted) for rule in written.spec.windows)
     # A retired environment names nothing, whatever its list of releases still says.
     spec = written.spec.model_copy(update={"releases": ()}) if written.spec.retired else written.spec
-    from kneo.spec.rules.added import resolved  # as below
+    from kneo.spec.lint.environment_gates import resolved  # as below
 
     gates = resolved(written.spec.gates, written.spec.humans)
     return Environment(written.metadata.name, spec, windows, gates, _policy_digest(document), file)
@@ -212,7 +212,7 @@ def _policy_digest(document: Document) -> Digest:
 
 def _contradictions(written: EnvironmentFile) -> list[Diagnostic]:
     # Many commands know what an environment is and read none: the rules take longer to import than the rest of this.
-    from kneo.spec.rules.added import added_problems
+    from kneo.spec.lint.environment_gates import added_problems
 
     spec, code = written.spec, "E_ENVIRONMENT"
     found: list[Diagnostic] = [*_repeated(spec), *_impossible_windows(spec)]
@@ -226,7 +226,7 @@ def _contradictions(written: EnvironmentFile) -> list[Diagnostic]:
 
 
 def _names(spec: EnvironmentSpec) -> Iterator[Diagnostic]:
-    from kneo.spec.rules.names import environment_names, human_names  # as in _contradictions
+    from kneo.spec.lint.names import environment_names, human_names  # as in _contradictions
 
     yield from environment_names(spec.people, spec.humans, spec.questions)
     for index, added in enumerate(spec.gates):

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from kneo.spec.context import NOTHING_KNOWN
+from kneo.spec.coverage.environment_gates import gates_around
+from kneo.spec.index import SpecIndex
 from kneo.spec.models import (
     ConcurrentWorkflow,
     Condition,
@@ -28,15 +30,13 @@ from kneo.spec.models import (
     StepsStep,
     Workflow,
 )
-from kneo.spec.models.asked import AddedGate
-from kneo.spec.rules.around import gates_around
-from kneo.spec.rules.view import SpecView
+from kneo.spec.models.environment_gates import EnvironmentGate
 
-NOTHING_ADDED: Mapping[int, Sequence[AddedGate]] = {}
+NOTHING_ADDED: Mapping[int, Sequence[EnvironmentGate]] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class GraphNode:
     """A step. ``parent`` is the container it stands in, ``gates`` the places around it at which people are asked."""
 
     id: str
@@ -66,7 +66,7 @@ class WorkflowGraph:
     workflow_kind: str
     start: str | None
     max_steps: int | None
-    nodes: tuple[Node, ...]
+    nodes: tuple[GraphNode, ...]
     edges: tuple[Arrow, ...]
 
     def as_json(self) -> dict[str, object]:
@@ -90,7 +90,7 @@ class WorkflowGraph:
         }
 
 
-def _node_json(node: Node) -> dict[str, object]:
+def _node_json(node: GraphNode) -> dict[str, object]:
     step = node.step
     return {
         "id": node.id,
@@ -112,10 +112,12 @@ def spec_graph(spec: Spec) -> WorkflowGraph:
     if workflow is None:
         step = LeafStep(id=spec.agent.name, kind="agent", ref=spec.agent.name)
         workflow = SequentialWorkflow(type="sequential", name=spec.agent.name, steps=(step,))
-    return workflow_graph(workflow, gates_around(SpecView.of(spec, NOTHING_KNOWN)))
+    return workflow_graph(workflow, gates_around(SpecIndex.of(spec, NOTHING_KNOWN)))
 
 
-def workflow_graph(workflow: Workflow, around: Mapping[int, Sequence[AddedGate]] = NOTHING_ADDED) -> WorkflowGraph:
+def workflow_graph(
+    workflow: Workflow, around: Mapping[int, Sequence[EnvironmentGate]] = NOTHING_ADDED
+) -> WorkflowGraph:
     """Draw a workflow. Steps that are switched off, and ways to and from them, are left out.
 
     Args:
@@ -136,8 +138,8 @@ def workflow_graph(workflow: Workflow, around: Mapping[int, Sequence[AddedGate]]
 
 @dataclass(slots=True)
 class _Drawing:
-    around: Mapping[int, Sequence[AddedGate]]
-    nodes: list[Node] = field(default_factory=list)
+    around: Mapping[int, Sequence[EnvironmentGate]]
+    nodes: list[GraphNode] = field(default_factory=list)
     edges: list[Arrow] = field(default_factory=list)
 
     def workflow(self, workflow: Workflow) -> str | None:
@@ -193,7 +195,7 @@ class _Drawing:
         path = f"{parent}/{own}" if parent else own
         gates = tuple(step.review.gates()) if step.review is not None else ()
         added = (f"{place}+{one.name}" for one in self.around.get(id(step), ()) for place in one.gates())
-        self.nodes.append(Node(path, step.kind, own, step, parent, (*gates, *added)))
+        self.nodes.append(GraphNode(path, step.kind, own, step, parent, (*gates, *added)))
         self._inside(step, path)
         return path
 

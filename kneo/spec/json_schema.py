@@ -20,7 +20,7 @@ from urllib.parse import unquote
 
 from kneo.clock import parse_time
 from kneo.errors import Invalid
-from kneo.spec.document import Path
+from kneo.spec.documents import Path
 from kneo.spec.patterns import PatternInvalid, TextUnmatchable, compile_pattern, find_flaw
 
 if TYPE_CHECKING:

@@ -12,31 +12,31 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from kneo.spec.base import Declared, FreeMap, Many, Named
-from kneo.spec.defaults import SpecDefaults
-from kneo.spec.flags import PolicyFlags
+from kneo.spec.base import JsonObject, ListOf, MapOf, SpecModel
 from kneo.spec.models.agent import RuntimeMode
-from kneo.spec.providers import PROVIDER_VARIABLES
-from kneo.spec.reader import read
-from kneo.spec.schema_check import parse_model
-from kneo.spec.yaml_writer import write_yaml
+from kneo.spec.models.providers import PROVIDER_VARIABLES
+from kneo.spec.policy_flags import PolicyFlags
+from kneo.spec.reading.defaults import SpecDefaults
+from kneo.spec.reading.reader import read
+from kneo.spec.reading.validate import parse_model
+from kneo.spec.reading.yaml_writer import write_yaml
 
 FALLBACK_ENVIRONMENT = "dev"
 
 SERVICE_TOKENS = ("KNEO_SERV_API_KEY", "KNEO_SERV_API_KEYS", "KNEO_SERV_ADMIN_API_KEY")
 
 
-class ProjectAbout(Declared):
+class ProjectAbout(SpecModel):
     """What the project is."""
 
     name: str
     owner: str | None = None
     description: str | None = None
     default_environment: str = FALLBACK_ENVIRONMENT
-    tags: Many[str] = ()
+    tags: ListOf[str] = ()
 
 
-class ServiceConnection(Declared):
+class ServiceConnection(SpecModel):
     """The service that commands talk to when nothing else is said."""
 
     default_url: str | None = None
@@ -44,7 +44,7 @@ class ServiceConnection(Declared):
     headers: dict[str, str] = Field(default_factory=dict)
 
 
-class LocalPlaces(Declared):
+class LocalPlaces(SpecModel):
     """Where local runs keep what they need, below the project's root."""
 
     state_path: str = ".kneo/kneo_runs.sqlite"
@@ -54,27 +54,29 @@ class LocalPlaces(Declared):
     create_missing_dirs: bool = True
 
 
-class SpecPlaces(Declared):
+class SpecPlaces(SpecModel):
     """Which spec is meant when none is named, and what is laid over it."""
 
     default_spec: str | None = None
-    overlays: Named[Many[str]] = Field(default_factory=dict, description="Overlay files of each environment, in order.")
-    include_paths: Many[str] = ()
+    overlays: MapOf[ListOf[str]] = Field(
+        default_factory=dict, description="Overlay files of each environment, in order."
+    )
+    include_paths: ListOf[str] = ()
     validate_on_run: bool = Field(default=True, description="Whether a run of a spec with errors is refused.")
 
 
-class RuntimeDefaults(Declared):
+class RuntimeDefaults(SpecModel):
     """Fills the root agent's runtime_preferences."""
 
     preferred_mode: RuntimeMode | None = "bridge"
-    allowed_modes: Many[RuntimeMode] | None = ("bridge",)
+    allowed_modes: ListOf[RuntimeMode] | None = ("bridge",)
     fallback_mode: RuntimeMode | None = None
     native_provider: str | None = None
     adapter_ref: str | None = None
     bridge_provider: str | None = None
 
 
-class ModelDefaults(Declared):
+class ModelDefaults(SpecModel):
     """Fills the root agent's model in one environment."""
 
     provider: str | None = None
@@ -82,39 +84,39 @@ class ModelDefaults(Declared):
     temperature: float | None = None
     max_tokens: int | None = None
     timeout_seconds: int | None = Field(default=None, ge=1)
-    extra: FreeMap = Field(default_factory=dict)
+    extra: JsonObject = Field(default_factory=dict)
 
 
-class Checkpointing(Declared):
+class Checkpointing(SpecModel):
     enabled: bool = True
     mode: Literal["none", "run", "step", "node"] = "step"
 
 
-class Logging(Declared):
+class Logging(SpecModel):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-class Tracing(Declared):
+class TracingConfig(SpecModel):
     enabled: bool = True
     include_messages: bool = False
     include_tool_results: bool = True
 
 
-class DefaultGuardrails(Declared):
+class DefaultGuardrails(SpecModel):
     enable_default_input_filter: bool = False
     enable_default_output_review: bool = False
 
 
-class PolicyDefaults(Declared):
+class PolicyDefaults(SpecModel):
     """What runs of this project do unless a spec says otherwise; kept in the spec as policies.project_defaults."""
 
     checkpointing: Checkpointing = Checkpointing()
     logging: Logging = Logging()
-    tracing: Tracing = Tracing()
+    tracing: TracingConfig = TracingConfig()
     guardrails: DefaultGuardrails = DefaultGuardrails()
 
 
-class Secrets(Declared):
+class Secrets(SpecModel):
     """Which environment variables hold secrets. Only their names stand here."""
 
     provider_env: dict[str, str] = Field(default_factory=dict, description="Variable of each provider's key.")
@@ -124,7 +126,7 @@ class Secrets(Declared):
 _DAYS = Field(default=None, ge=0, description="Days to keep; left out: for ever.")
 
 
-class Retention(Declared):
+class Retention(SpecModel):
     """How long things are kept."""
 
     runs_days: int | None = _DAYS
@@ -139,16 +141,16 @@ class Retention(Declared):
     idempotency_days: int | None = _DAYS
 
 
-class ProjectEnvironment(Declared):
+class ProjectEnvironment(SpecModel):
     """What is special about one environment; further keys are the project's own."""
 
     model_config = ConfigDict(extra="allow")
 
     policy_enforcement: PolicyFlags | None = None
-    defaults: FreeMap = Field(default_factory=dict, description="What specs are laid over in this environment.")
+    defaults: JsonObject = Field(default_factory=dict, description="What specs are laid over in this environment.")
 
 
-class ProjectConfig(Declared):
+class ProjectConfig(SpecModel):
     """A project's settings for the kneo command."""
 
     model_config = ConfigDict(title="Kneo project config")
@@ -158,11 +160,11 @@ class ProjectConfig(Declared):
     local: LocalPlaces = LocalPlaces()
     specs: SpecPlaces = SpecPlaces()
     runtime_defaults: RuntimeDefaults = RuntimeDefaults()
-    model_defaults: Named[ModelDefaults] = Field(default_factory=dict)
+    model_defaults: MapOf[ModelDefaults] = Field(default_factory=dict)
     policy_defaults: PolicyDefaults = PolicyDefaults()
     secrets: Secrets = Secrets()
     retention: Retention = Retention()
-    environments: Named[ProjectEnvironment] = Field(default_factory=dict)
+    environments: MapOf[ProjectEnvironment] = Field(default_factory=dict)
 
     def policy(self, environment: str) -> PolicyFlags | None:
         """Return what specs must satisfy in an environment; None where the project does not say."""
@@ -207,7 +209,7 @@ def provider_variable(provider: str) -> str:
     return PROVIDER_VARIABLES.get(provider, f"{spelled}_API_KEY")
 
 
-def _said(model: Declared) -> dict[str, object]:
+def _said(model: SpecModel) -> dict[str, object]:
     return {key: value for key, value in model.model_dump(mode="json").items() if value not in (None, {})}
 
 

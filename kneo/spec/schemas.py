@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from kneo.spec.inline import TEXT_KEYS
+from kneo.spec.reading.inline import TEXT_KEYS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kneo.spec.diagnostics import Diagnostic, Severity
-from kneo.spec.graph import Node, spec_graph
+from kneo.spec.graph import GraphNode, spec_graph
 from kneo.spec.models import LeafStep, Spec
 
 Map = dict[str, object]
@@ -61,7 +61,7 @@ def worth_a_look(findings: Sequence[Diagnostic]) -> list[Diagnostic]:
     return [found for found in findings if found.severity is not Severity.INFO]
 
 
-def _step(node: Node) -> Map:
+def _step(node: GraphNode) -> Map:
     step = node.step
     review = step.review
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kneo.spec.flags import PolicyFlags
+from kneo.spec.policy_flags import PolicyFlags
 from kneo.store import project_metadata
 from kneo.store.engine import Tx
 

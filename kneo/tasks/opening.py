@@ -11,9 +11,9 @@ from kneo.digest import digest_of_json
 from kneo.record_copy import replace
 from kneo.records.run import Run
 from kneo.records.task import Candidates, DecisionKind, Escalation, HumanTask, Plan, Quorum, TaskStatus
+from kneo.spec.coverage.gate_strength import strengthened
 from kneo.spec.models import Human
-from kneo.spec.models.asked import Questions
-from kneo.spec.rules.strength import strengthened
+from kneo.spec.models.environment_gates import QuestionPolicy
 from kneo.store import releases, tasks
 from kneo.store.engine import Tx
 from kneo.tasks import people
@@ -125,10 +125,10 @@ def _make(tx: Tx, run: Run, question: Question) -> HumanTask:
     return replace(task, next_at=next_at(task))
 
 
-def _least_asked(tx: Tx, environment: str | None) -> Questions:
+def _least_asked(tx: Tx, environment: str | None) -> QuestionPolicy:
     """Return what an environment asks of every question at least."""
     if environment is None or releases.environment(tx, environment) is None:
-        return Questions()
+        return QuestionPolicy()
     return registry.declared(tx, environment).spec.questions
 
 

@@ -11,7 +11,7 @@ from pydantic.alias_generators import to_camel
 from kneo.clock import isoformat, parse_time
 from kneo.digest import DIGEST_PATTERN, Digest
 from kneo.errors import Invalid, KneoError
-from kneo.spec.reader import read_json
+from kneo.spec.reading.reader import read_json
 from kneo.trust.keys import KeyId
 
 NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?"

@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid, KneoError
-from kneo.spec.reader import read_json
+from kneo.spec.reading.reader import read_json
 from kneo.trust.answer import Reviewers
 from kneo.trust.dsse import Envelope
 from kneo.trust.intoto import PAYLOAD_TYPE, STATEMENT_TYPE

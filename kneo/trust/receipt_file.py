@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from kneo.errors import Invalid
-from kneo.spec.document import ReadLimits
-from kneo.spec.reader import read_json
+from kneo.spec.documents import ReadLimits
+from kneo.spec.reading.reader import read_json
 from kneo.trust.dsse import Envelope, read_envelope
 from kneo.trust.receipt_check import Presented
 

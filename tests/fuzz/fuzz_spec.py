@@ -21,19 +21,19 @@ from types import FrameType
 from typing import Never
 
 from kneo.errors import Invalid
-from kneo.spec.diagnostic_formats import as_github, as_sarif, as_text
+from kneo.spec.coverage.policy import check_policy
+from kneo.spec.coverage.policy_report import policy_report
 from kneo.spec.diff import diff
 from kneo.spec.environment import parse_environment
-from kneo.spec.flags import PolicyFlags
 from kneo.spec.graph import as_dot, as_mermaid, spec_graph
-from kneo.spec.inline import NoFiles
-from kneo.spec.load import Source, load_spec, resolve
-from kneo.spec.policy import check_policy
-from kneo.spec.policy_report import policy_report
+from kneo.spec.lint import check
+from kneo.spec.lint.formats import as_github, as_sarif, as_text
+from kneo.spec.policy_flags import PolicyFlags
 from kneo.spec.project import parse_project
-from kneo.spec.reader import read_json, read_yaml
-from kneo.spec.rules import check
-from kneo.spec.yaml_writer import write_yaml
+from kneo.spec.reading.inline import NoFiles
+from kneo.spec.reading.load import SourceFile, load_spec, resolve
+from kneo.spec.reading.reader import read_json, read_yaml
+from kneo.spec.reading.yaml_writer import write_yaml
 
 ROOT = Path(__file__).parents[2]
 SECONDS_PER_INPUT = 2.0
@@ -72,7 +72,7 @@ def _load(data: bytes) -> object:
 
 
 def _overlay(data: bytes) -> object:
-    return load_spec(b"agent: {name: root}", file="f.yaml", overlays=[Source("o.yaml", data)], rules=check)
+    return load_spec(b"agent: {name: root}", file="f.yaml", overlays=[SourceFile("o.yaml", data)], rules=check)
 
 
 EVERYTHING = PolicyFlags(

@@ -24,7 +24,7 @@ from cli.commands import COMMANDS  # noqa: E402
 from cli.lazy import LazyGroup  # noqa: E402
 from cli.main import app  # noqa: E402
 from kneo.service.app import description  # noqa: E402
-from kneo.spec.reader import read  # noqa: E402
+from kneo.spec.reading.reader import read  # noqa: E402
 
 WIDTH = 100
 """Columns of a help text."""

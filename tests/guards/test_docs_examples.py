@@ -18,14 +18,14 @@ import pytest
 
 from cli.main import run
 from kneo.project.modules import ModuleFiles
-from kneo.spec.answers import AnswersFile
 from kneo.spec.context import RuleContext
 from kneo.spec.environment import parse_environment
-from kneo.spec.load import Source, load_spec, load_tree
+from kneo.spec.lint import check
+from kneo.spec.models.answers import AnswersFile
 from kneo.spec.project import parse_project
-from kneo.spec.reader import read
-from kneo.spec.rules import check
-from kneo.spec.schema_check import parse_model
+from kneo.spec.reading.load import SourceFile, load_spec, load_tree
+from kneo.spec.reading.reader import read
+from kneo.spec.reading.validate import parse_model
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "guide"
@@ -115,7 +115,7 @@ def test_the_yaml_of_the_guide_is_valid(block: Block) -> None:
         parse_model(AnswersFile, read(block.text.encode(), file="answers.yaml"))
     elif block.said == "overlay":
         base = ROOT / "examples" / "research_agent.yaml"
-        over = [Source("overlay.yaml", block.text.encode())]
+        over = [SourceFile("overlay.yaml", block.text.encode())]
         found = load_spec(base.read_bytes(), file="a.yaml", overlays=over, context=CONTEXT, rules=check).diagnostics
         assert {each.code for each in found} <= {"W_FIELD_NO_EFFECT", "W_MODEL_PROVIDER"}
     else:

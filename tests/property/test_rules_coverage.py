@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kneo.spec.lint import check
 from kneo.spec.models import Spec
-from kneo.spec.rules import check
 
 OK, ENDED = "ok", "ended"
 REJECTIONS = ["stop", "cancel", "fail", "retry", "skip", "continue"]

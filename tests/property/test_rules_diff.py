@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kneo.spec.diff import diff
-from kneo.spec.diff.places import SPEC
+from kneo.spec.diff.locations import SPEC
 from kneo.spec.diff.tree import compare, same
 from kneo.spec.models import Spec
 

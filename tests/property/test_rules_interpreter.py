@@ -18,9 +18,9 @@ from kneo.errors import Invalid
 from kneo.records.task import Decision
 from kneo.runtime.decide import Ask, Execute
 from kneo.runtime.program import compile_program
+from kneo.spec.lint import check
 from kneo.spec.models import Spec
-from kneo.spec.models.asked import AddedGate, with_gates
-from kneo.spec.rules import check
+from kneo.spec.models.environment_gates import EnvironmentGate, with_gates
 
 
 def nobody_agrees(chance: random.Random) -> object:
@@ -46,12 +46,12 @@ MATCHES = [{"steps": ["*"]}, {"capabilities": ["shell"]}, {"kinds": ["steps", "l
 
 
 @st.composite
-def added(draw: st.DrawFn) -> tuple[AddedGate, ...]:
+def added(draw: st.DrawFn) -> tuple[EnvironmentGate, ...]:
     """Questions of an environment, weak ones too."""
     count = draw(st.integers(0, 2))
     places = [{place: draw(gates(EFFECTS)) for place in draw(st.sampled_from(PLACES))} for _ in range(count)]
     return tuple(
-        AddedGate.model_validate({"name": f"g{number}", "match": draw(st.sampled_from(MATCHES)), **asked})
+        EnvironmentGate.model_validate({"name": f"g{number}", "match": draw(st.sampled_from(MATCHES)), **asked})
         for number, asked in enumerate(places)
     )
 
@@ -67,7 +67,7 @@ PLACES = [["before"], ["after"], ["before", "after"]]
     added(),
 )
 def test_no_call_runs_unagreed_and_unreported(
-    outer: dict, inner: dict, humans: list[dict], environment: tuple[AddedGate, ...]
+    outer: dict, inner: dict, humans: list[dict], environment: tuple[EnvironmentGate, ...]
 ) -> None:
     numbers = count()
     outer, inner = named(outer, numbers), named(inner, numbers)

@@ -14,7 +14,7 @@ from kneo.records.task import Decision
 from kneo.runtime.decide import Ask, Ended, Execute, Moment, Stale, Succeeded, actions, begin, settle
 from kneo.runtime.interpret.step import RETRY_CAP_SECONDS, retry_delay
 from kneo.runtime.program import compile_program
-from kneo.spec.models.asked import AddedGate, with_gates
+from kneo.spec.models.environment_gates import EnvironmentGate, with_gates
 
 WORDS = st.sampled_from(["a", "b", "c", ">a", "in"])
 CONDITIONS = st.one_of(
@@ -150,7 +150,8 @@ ADDED = st.lists(
 def test_a_question_of_an_environment_takes_none_of_the_spec_away(workflow: object, gates: list[dict]) -> None:
     spec = spec_of(workflow, humans={"ann": {"on_reject": "skip"}})
     added = tuple(
-        AddedGate.model_validate({"name": f"g{number}", "before": {}, **gate}) for number, gate in enumerate(gates)
+        EnvironmentGate.model_validate({"name": f"g{number}", "before": {}, **gate})
+        for number, gate in enumerate(gates)
     )
 
     def agreed(ask: Ask) -> Decision:

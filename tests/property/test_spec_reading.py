@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kneo.spec.reader import Place, ReadLimits, Unreadable, read_json, read_yaml
+from kneo.spec.reading.reader import ReadLimits, SourceLocation, Unreadable, read_json, read_yaml
 
 LIMITS = ReadLimits(max_bytes=4096, max_depth=8, max_nodes=200)
 TOKENS = [
@@ -88,7 +88,7 @@ def test_both_readers_agree_on_json(value):
 @given(plain)
 def test_every_value_has_a_place(value):
     def check(part, place):
-        assert isinstance(place, Place)
+        assert isinstance(place, SourceLocation)
         if isinstance(part, dict):
             assert set(place.keys) == set(part) == set(place.children)
             for key, child in part.items():

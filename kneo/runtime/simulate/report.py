@@ -12,13 +12,13 @@ from kneo.runtime.simulate.layout import Layout, layout_of
 from kneo.runtime.simulate.matrix import Matrix, Outcome
 from kneo.runtime.simulate.script import ANY_QUESTIONS, Privileged, Script
 from kneo.runtime.simulate.walk import Walk
-from kneo.spec.answers import AnswersFile, Expectation
 from kneo.spec.context import NOTHING_KNOWN
+from kneo.spec.coverage.dependencies import ROOT, agent_part
+from kneo.spec.coverage.privileged_calls import privileged_calls
+from kneo.spec.index import SpecIndex
 from kneo.spec.models import Spec
-from kneo.spec.models.asked import Questions
-from kneo.spec.rules.coverage import privileged_calls
-from kneo.spec.rules.cycles import ROOT, agent_part
-from kneo.spec.rules.view import SpecView
+from kneo.spec.models.answers import AnswersFile, Expectation
+from kneo.spec.models.environment_gates import QuestionPolicy
 
 MAX_STATES = 20_000
 MAX_ROWS = 100
@@ -87,20 +87,20 @@ class Simulator:
     program: Program
     layout: Layout
     privileged: Privileged
-    least: Questions
+    least: QuestionPolicy
     limit: int
     rows: int
 
     @classmethod
     def of(
-        cls, spec: Spec, *, least: Questions = ANY_QUESTIONS, limit: int = MAX_STATES, rows: int = MAX_ROWS
+        cls, spec: Spec, *, least: QuestionPolicy = ANY_QUESTIONS, limit: int = MAX_STATES, rows: int = MAX_ROWS
     ) -> Simulator:
         """Prepare a spec.
 
         Raises:
             Invalid: it uses something this runtime cannot execute.
         """
-        view = SpecView.of(spec, NOTHING_KNOWN)
+        view = SpecIndex.of(spec, NOTHING_KNOWN)
         program = compile_program(_always_asking(spec), "workflow")
         return cls(program, layout_of(program), _by_step(view, privileged_calls(view)), least, limit, rows)
 
@@ -149,7 +149,7 @@ def _without_chance(value: object) -> object:
     return [_without_chance(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _by_step(view: SpecView, calls: Mapping[tuple[str, str], str]) -> Privileged:
+def _by_step(view: SpecIndex, calls: Mapping[tuple[str, str], str]) -> Privileged:
     """Name calls by the kind and ref of the steps that make them."""
     found = {("function", name): call for (kind, name), call in calls.items() if kind == "function"}
     names = [view.spec.agent.name, *view.spec.components.agents]

@@ -11,16 +11,16 @@ from kneo.records.run import RunError, RunStatus
 from kneo.records.task import Decision, DecisionKind
 from kneo.runtime.decide import Answered, Ask, Ended, Execute, Outcome, StepFailed, Succeeded
 from kneo.runtime.simulate.layout import Layout
-from kneo.spec.answers import AnswersFile, WrittenAnswer
+from kneo.spec.coverage.gate_strength import strengthened
 from kneo.spec.models import AnswerField
-from kneo.spec.models.asked import Questions
-from kneo.spec.rules.strength import strengthened
+from kneo.spec.models.answers import AnswersFile, ScriptedAnswer
+from kneo.spec.models.environment_gates import QuestionPolicy
 from kneo.tasks.deadline import Silence
 from kneo.tasks.forms import filled, problems, schema_of
 
 NOTHING_WRITTEN = AnswersFile(answers={})
 
-ANY_QUESTIONS = Questions()
+ANY_QUESTIONS = QuestionPolicy()
 """What is asked for at least where no environment says anything."""
 
 SOMEBODY = "somebody"
@@ -70,7 +70,7 @@ class Script:
 
     layout: Layout
     written: AnswersFile = NOTHING_WRITTEN
-    least: Questions = ANY_QUESTIONS
+    least: QuestionPolicy = ANY_QUESTIONS
     used: set[str] = field(default_factory=set)
     unfit: dict[str, Unfit] = field(default_factory=dict)
 
@@ -180,7 +180,7 @@ class Script:
         return (field.default if field.default is not None else _SOME[field.type],)
 
     @staticmethod
-    def _misfit(ask: Ask, written: WrittenAnswer) -> str | None:
+    def _misfit(ask: Ask, written: ScriptedAnswer) -> str | None:
         """Say why an answer is none to this question."""
         if written.timeout:
             return None if (ask.gate.human.timeout_seconds or 0) > 0 else "it has no time limit to run out"
@@ -201,7 +201,7 @@ class Script:
         return None
 
 
-def _silence(ask: Ask, least: Questions) -> Way:
+def _silence(ask: Ask, least: QuestionPolicy) -> Way:
     human = strengthened(ask.gate.human, least, ask.gate.on_reject)
     silence = Silence(
         on_timeout=human.on_timeout,
@@ -216,7 +216,7 @@ def _silence(ask: Ask, least: Questions) -> Way:
     return Way("timeout", Ended(status=RunStatus.EXPIRED, output=None, error=error))
 
 
-def _as_written(ask: Ask, written: WrittenAnswer) -> Way:
+def _as_written(ask: Ask, written: ScriptedAnswer) -> Way:
     assert written.decision is not None
     content = written.content
     decision = _decision(

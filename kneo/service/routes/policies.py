@@ -14,7 +14,7 @@ from kneo.service.auth import require
 from kneo.service.context import ServiceDep
 from kneo.service.router import Router, responds
 from kneo.service.wire import Json
-from kneo.spec.flags import PolicyFlags
+from kneo.spec.policy_flags import PolicyFlags
 
 router = Router(tags=["policies"])
 

@@ -23,11 +23,11 @@ from kneo.service.router import Router, responds
 from kneo.service.run_news import run_events
 from kneo.service.wire import Json
 from kneo.spec.context import NOTHING_KNOWN
+from kneo.spec.coverage.policy_report import policy_report
 from kneo.spec.graph import spec_graph
+from kneo.spec.lint import check
 from kneo.spec.models import Spec
-from kneo.spec.models.asked import read_spec
-from kneo.spec.policy_report import policy_report
-from kneo.spec.rules import check
+from kneo.spec.models.environment_gates import read_spec
 from kneo.store import audit, runs
 
 router = Router(tags=["runs"])

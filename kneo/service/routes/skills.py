@@ -13,8 +13,8 @@ from kneo.service.auth import require
 from kneo.service.context import ServiceDep
 from kneo.service.router import Router, responds
 from kneo.service.wire import Json
-from kneo.spec.load import load_tree
 from kneo.spec.models import Spec
+from kneo.spec.reading.load import load_tree
 from kneo.store import releases
 from kneo.store.engine import Tx
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from kneo.spec.diff.places import SPEC
+from kneo.spec.diff.context import Danger, Sentence
+from kneo.spec.diff.locations import SPEC
 from kneo.spec.diff.render import escaped, fenced, text_lines, visible
-from kneo.spec.diff.spot import Danger, Words
-from kneo.spec.diff.tree import Event, by_name, compare
-from kneo.spec.diff.words import describe_event
+from kneo.spec.diff.sentences import describe_difference
+from kneo.spec.diff.tree import Difference, by_name, compare
 from kneo.spec.models import Spec
 
-__all__ = ["Change", "Danger", "SpecDiff", "diff"]
+__all__ = ["Danger", "SpecChange", "SpecDiff", "diff"]
 
 MAX_SHOWN = 200  # changes that a text lists
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class SpecChange:
     """One change.
 
     Attributes:
@@ -58,7 +58,7 @@ class SpecDiff:
         is_new: Whether there was no spec before; everything is then listed.
     """
 
-    changes: tuple[Change, ...]
+    changes: tuple[SpecChange, ...]
     is_new: bool = False
 
     def __bool__(self) -> bool:
@@ -108,7 +108,7 @@ def diff(old: Spec | None, new: Spec) -> SpecDiff:
     old_names, new_names = by_name(before), by_name(after)
     changes = []
     for event in compare(before, after, SPEC):
-        words = describe_event(event, old_names, new_names)
+        words = describe_difference(event, old_names, new_names)
         if words is not None:
             changes.append(_change(event, words))
     changes.sort(key=lambda change: -change.danger)  # stable: otherwise as one reads
@@ -119,11 +119,11 @@ def _tree(spec: Spec) -> dict[str, object]:
     return spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-def _change(event: Event, words: Words) -> Change:
+def _change(event: Difference, words: Sentence) -> SpecChange:
     lines: tuple[str, ...] = ()
     if words.is_text:
         lines = text_lines(_as_text(event.before), _as_text(event.after))
-    return Change(words.danger, words.area, visible(words.message), visible(".".join(event.keys)), lines)
+    return SpecChange(words.danger, words.area, visible(words.message), visible(".".join(event.keys)), lines)
 
 
 def _as_text(value: object) -> str:

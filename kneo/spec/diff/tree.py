@@ -27,7 +27,7 @@ Kind: TypeAlias = Literal["added", "removed", "changed", "moved"]
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class Difference:
     """One difference.
 
     Attributes:
@@ -42,7 +42,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class TreeShape:
     """What the maps of a tree are.
 
     Attributes:
@@ -54,7 +54,9 @@ class Shape:
     is_one: Callable[[Keys], bool]
 
 
-def compare(before: object, after: object, shape: Shape, keys: Keys = (), *, within: bool = False) -> Iterator[Event]:
+def compare(
+    before: object, after: object, shape: TreeShape, keys: Keys = (), *, within: bool = False
+) -> Iterator[Difference]:
     """Yield every difference, outer before inner. Equal trees yield nothing, different ones at least one event."""
     if shape.is_one(keys):
         if not same(before, after):
@@ -86,19 +88,19 @@ def by_name(tree: object) -> object:
     return tree
 
 
-def _event(before: object, after: object, keys: Keys, *, within: bool) -> Event:
+def _event(before: object, after: object, keys: Keys, *, within: bool) -> Difference:
     kind: Kind = "added" if before is ABSENT else "removed" if after is ABSENT else "changed"
-    return Event(keys, kind, before, after, within)
+    return Difference(keys, kind, before, after, within)
 
 
 def _maps(
     before: Mapping[str, object] | Absent,
     after: Mapping[str, object] | Absent,
-    shape: Shape,
+    shape: TreeShape,
     keys: Keys,
     *,
     within: bool,
-) -> Iterator[Event]:
+) -> Iterator[Difference]:
     old = {} if isinstance(before, Absent) else before
     new = {} if isinstance(after, Absent) else after
     if (before is ABSENT or after is ABSENT) and not (shape.holds(keys) and (old or new)):
@@ -111,11 +113,11 @@ def _maps(
 def _lists(
     before: Sequence[object] | Absent,
     after: Sequence[object] | Absent,
-    shape: Shape,
+    shape: TreeShape,
     keys: Keys,
     *,
     within: bool,
-) -> Iterator[Event]:
+) -> Iterator[Difference]:
     old = () if isinstance(before, Absent) else before
     new = () if isinstance(after, Absent) else after
     old_names, new_names = _named(old), _named(new)
@@ -130,7 +132,7 @@ def _lists(
         yield from compare(one, other, shape, (*keys, name), within=within)
     kept = [name for name in old_names if name in new_names]
     if kept != [name for name in new_names if name in old_names]:
-        yield Event(keys, "moved", list(old_names), list(new_names), within)
+        yield Difference(keys, "moved", list(old_names), list(new_names), within)
 
 
 def _named(items: Sequence[object]) -> dict[str, object] | None:

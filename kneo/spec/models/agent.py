@@ -6,13 +6,13 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
-from kneo.spec import shorthand
-from kneo.spec.base import Declared, FreeMap, Many, Shorthand, Text, refused
+from kneo.spec.base import JsonObject, ListOf, Shorthand, SpecModel, Text, refused
+from kneo.spec.models import shorthand
 
 RuntimeMode: TypeAlias = Literal["bridge", "native", "adapter"]
 
 
-class Model(Declared):
+class Model(SpecModel):
     """Which model answers, and how it is asked."""
 
     provider: str = Field(description="Who serves the model: openai, anthropic, google, dummy, …", examples=["dummy"])
@@ -20,13 +20,13 @@ class Model(Declared):
     temperature: float | None = None
     max_tokens: int | None = Field(default=None, description="Upper bound of one reply.")
     timeout_seconds: int | None = Field(default=None, ge=1, description="Time for one reply.")
-    extra: FreeMap = Field(
+    extra: JsonObject = Field(
         default_factory=dict, description="What the provider needs beyond that: base_url, api_key_ref, …"
     )
     token_budget: int | None = Field(default=None, gt=0, description="Upper bound of tokens for a whole run.")
 
 
-class Strategy(Declared):
+class Strategy(SpecModel):
     """How an agent gets from a task to an answer."""
 
     type: Literal["simple", "react", "plan-act"] = Field(
@@ -37,63 +37,63 @@ class Strategy(Declared):
     parallel_tool_calls: bool | None = Field(default=None, description="Whether calls of one round run at once.")
 
 
-class RuntimePreferences(Declared):
+class RuntimePreferences(SpecModel):
     """Which runtimes may run the agent."""
 
     preferred_mode: RuntimeMode | None = None
     fallback_mode: RuntimeMode | None = None
-    allowed_modes: Many[RuntimeMode] | None = None
+    allowed_modes: ListOf[RuntimeMode] | None = None
     native_provider: str | None = None
     adapter_ref: str | None = None
     bridge_provider: str | None = None
 
 
-class ToolPermissions(Declared):
+class ToolPermissions(SpecModel):
     """What the agent's tools may do. Left out means not stated, which is not the same as forbidden."""
 
     allow_network: bool | None = None
     allow_filesystem_read: bool | None = None
     allow_filesystem_write: bool | None = None
     allow_shell: bool | None = None
-    allowed_domains: Many[str] = Field(default=(), description="The only hosts that tools may reach.")
-    denied_domains: Many[str] = Field(default=(), description="Hosts that tools may not reach.")
-    allowed_tools: Many[str] | None = Field(
+    allowed_domains: ListOf[str] = Field(default=(), description="The only hosts that tools may reach.")
+    denied_domains: ListOf[str] = Field(default=(), description="Hosts that tools may not reach.")
+    allowed_tools: ListOf[str] | None = Field(
         default=None, description="The only tools that may be called, of those included; left out: all of them."
     )
-    denied_tools: Many[str] = Field(default=(), description="Tools that may not be called, even if included.")
+    denied_tools: ListOf[str] = Field(default=(), description="Tools that may not be called, even if included.")
 
 
-class ToolSelection(Declared):
+class ToolSelection(SpecModel):
     """Which tools the agent is given."""
 
-    include: Many[str] = Field(default=(), description="Names in tools, or tools that the platform registers.")
-    exclude: Many[str] = ()
+    include: ListOf[str] = Field(default=(), description="Names in tools, or tools that the platform registers.")
+    exclude: ListOf[str] = ()
     permissions: ToolPermissions | None = None
 
 
-class AgentToolPolicy(Declared):
+class AgentToolPolicy(SpecModel):
     """Another way to write tool permissions; see :class:`ToolPermissions`."""
 
-    allow: Many[str] | None = Field(default=None, description="The only tools that may be called.")
-    deny: Many[str] = Field(default=(), description="Tools that may not be called.")
+    allow: ListOf[str] | None = Field(default=None, description="The only tools that may be called.")
+    deny: ListOf[str] = Field(default=(), description="Tools that may not be called.")
     network: bool | None = None
     filesystem: bool | None = Field(default=None, description="Reading and writing files.")
     shell: bool | None = None
 
 
-class AgentPolicies(Declared):
+class AgentPolicies(SpecModel):
     """Another way to write tool permissions."""
 
     tool: AgentToolPolicy | None = None
 
 
-class MemoryRef(Declared):
+class MemoryRef(SpecModel):
     """What summarises or retrieves: a name in components.agents or components.functions."""
 
     ref: str
 
 
-class Memory(Declared):
+class Memory(SpecModel):
     """What of the conversation the agent sees."""
 
     policy: str | None = Field(
@@ -112,7 +112,7 @@ class Memory(Declared):
     top_k: int | None = Field(default=None, description="retrieval: how many pieces; 5 if left out.")
 
 
-class Guardrail(Declared):
+class Guardrail(SpecModel):
     """One check of what goes in, comes out, or is called."""
 
     id: str | None = None
@@ -124,7 +124,7 @@ class Guardrail(Declared):
     )
     ref: str | None = Field(default=None, description="function, agent: a name in components.")
     target: str | None = None
-    config: FreeMap = Field(default_factory=dict, description="keyword: keywords; regex: patterns.")
+    config: JsonObject = Field(default_factory=dict, description="keyword: keywords; regex: patterns.")
 
 
 def _map_only(value: object) -> object:
@@ -134,10 +134,10 @@ def _map_only(value: object) -> object:
     return value
 
 
-GuardrailList: TypeAlias = Many[Annotated[Guardrail, BeforeValidator(_map_only)]]
+GuardrailList: TypeAlias = ListOf[Annotated[Guardrail, BeforeValidator(_map_only)]]
 
 
-class Guardrails(Declared):
+class Guardrails(SpecModel):
     """Checks by the stage at which they run."""
 
     input: GuardrailList = Field(default=(), description="On what the agent is given.")
@@ -150,7 +150,7 @@ class Guardrails(Declared):
         return {"input": self.input, "output": self.output, "tool": self.tool, "workflow": self.workflow}
 
 
-class Agent(Declared):
+class Agent(SpecModel):
     """One agent."""
 
     name: str
@@ -167,7 +167,7 @@ class Agent(Declared):
         | None
     ) = Field(default=None, description="How it works; left out: simple.")
     runtime_preferences: RuntimePreferences | None = None
-    history: FreeMap | None = Field(default=None, description="Accepted for older specs; memory is what counts.")
+    history: JsonObject | None = Field(default=None, description="Accepted for older specs; memory is what counts.")
     memory: Memory | None = None
     guardrails: Guardrails | None = None
     tools: (
@@ -178,9 +178,9 @@ class Agent(Declared):
         ]
         | None
     ) = None
-    skills: Many[str] = Field(default=(), description="Names in skills.")
-    middleware: Many[str] = Field(default=(), description="Accepted for older specs.")
-    defaults: FreeMap = Field(
+    skills: ListOf[str] = Field(default=(), description="Names in skills.")
+    middleware: ListOf[str] = Field(default=(), description="Accepted for older specs.")
+    defaults: JsonObject = Field(
         default_factory=dict, description="append_mode: auto, never, user_only or assistant_only."
     )
     as_agent: str | None = Field(default=None, description="A name in components.workflows that answers as this agent.")

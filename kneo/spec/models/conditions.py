@@ -6,8 +6,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
-from kneo.spec import shorthand
-from kneo.spec.base import Declared, Many, Shorthand
+from kneo.spec.base import ListOf, Shorthand, SpecModel
+from kneo.spec.models import shorthand
 
 ConditionType: TypeAlias = Literal[
     "always",
@@ -31,14 +31,14 @@ _SHORT = {
 }
 
 
-class Condition(Declared):
+class Condition(SpecModel):
     """One question, or several joined by ``all_of``, ``any_of`` or ``not``."""
 
     type: ConditionType
     value: object = Field(default=None, description="What to compare with.")
     key: str | None = Field(default=None, description="Which metadata entry or variable to look at.")
     case_sensitive: bool = Field(default=False, description="Whether upper and lower case differ in a comparison.")
-    conditions: Many[AnyCondition] = Field(default=(), description="The parts of all_of and any_of.")
+    conditions: ListOf[AnyCondition] = Field(default=(), description="The parts of all_of and any_of.")
     condition: AnyCondition | None = Field(default=None, description="What not turns around.")
 
 

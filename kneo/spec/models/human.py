@@ -10,10 +10,10 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from kneo.spec import shorthand
-from kneo.spec.base import Declared, FreeMap, Many, Seconds, Shorthand, Text, TimeoutEffect, refused
+from kneo.spec.base import JsonObject, ListOf, Seconds, Shorthand, SpecModel, Text, TimeoutEffect, refused
+from kneo.spec.models import shorthand
 from kneo.spec.models.conditions import AnyCondition
-from kneo.spec.receipts import Receipt
+from kneo.spec.models.receipts import Receipt
 
 RequestType: TypeAlias = Literal["approval", "review", "correction", "selection", "freeform"]
 Decision: TypeAlias = Literal["approved", "rejected", "edited", "selected", "provided"]
@@ -21,44 +21,44 @@ RejectEffect: TypeAlias = Literal["stop", "cancel", "skip", "retry", "else", "fa
 Position: TypeAlias = Literal["before", "after", "each", "route", "error", "external"]
 
 
-class Candidates(Declared):
+class Candidates(SpecModel):
     """Who may answer."""
 
-    users: Many[str] = ()
-    groups: Many[str] = ()
-    roles: Many[str] = ()
-    exclude: Many[str] = Field(
+    users: ListOf[str] = ()
+    groups: ListOf[str] = ()
+    roles: ListOf[str] = ()
+    exclude: ListOf[str] = Field(
         default=(),
         description="Who may not: names, or requester, bundle_signer, previous_reviewers.",
         examples=[["requester", "bundle_signer"]],
     )
 
 
-class RoleQuorum(Declared):
+class RoleQuorum(SpecModel):
     """How many of one role must agree."""
 
     role: str
     approvals: int = Field(default=1, ge=1)
 
 
-class Quorum(Declared):
+class Quorum(SpecModel):
     """How many people must agree, and how many must object."""
 
     approvals: int = Field(default=1, ge=1)
-    each: Many[RoleQuorum] = Field(default=(), description="Roles that must be among those who agree.")
+    each: ListOf[RoleQuorum] = Field(default=(), description="Roles that must be among those who agree.")
     order: Literal["any", "sequence"] = Field(default="any", description="sequence asks one role after the other.")
     reject: Literal["any", "majority"] = Field(default="any", description="Whether one objection is enough.")
 
 
-class Escalation(Declared):
+class Escalation(SpecModel):
     """Whom to turn to when an answer is late."""
 
     after: Seconds
     to: str
-    notify: Many[str] = ()
+    notify: ListOf[str] = ()
 
 
-class AnswerField(Declared):
+class AnswerField(SpecModel):
     """One value that a person fills in."""
 
     name: str
@@ -66,7 +66,7 @@ class AnswerField(Declared):
     description: Text | None = None
     required: bool = True
     default: object = None
-    allowed_values: Many[object] | None = Field(default=None, description="The values there are to choose from.")
+    allowed_values: ListOf[object] | None = Field(default=None, description="The values there are to choose from.")
     min: float | None = None
     max: float | None = None
     pattern: str | None = Field(default=None, description="A regular expression that the whole text must match.")
@@ -76,7 +76,7 @@ class AnswerField(Declared):
 AnyAnswerField: TypeAlias = Annotated[AnswerField, BeforeValidator(shorthand.answer_field)]
 
 
-class Human(Declared):
+class Human(SpecModel):
     """How somebody is asked: who, by when, how told, how many, and what their answer does."""
 
     description: Text | None = Field(default=None, description="What this is about; title and prompt where not given.")
@@ -93,25 +93,25 @@ class Human(Declared):
         examples=["fail", "continue", "escalate", "approve", "reject", "skip", "cancel", "select:later"],
     )
     poll_seconds: int | None = Field(default=None, ge=0, description="How long an embedded run waits before it parks.")
-    escalate: Many[Escalation] = Field(default=(), description="Whom to turn to, one after the other.")
-    remind: Many[Seconds] = Field(default=(), description="When to remind, counted from the question.")
+    escalate: ListOf[Escalation] = Field(default=(), description="Whom to turn to, one after the other.")
+    remind: ListOf[Seconds] = Field(default=(), description="When to remind, counted from the question.")
     due: Seconds | None = Field(default=None, description="When an answer is expected; later ones count as overdue.")
     priority: int | None = Field(default=None, ge=0, le=100)
     calendar: str | None = Field(default=None, description="Working hours by which the times above are counted.")
-    notify: Many[str] = Field(default=(), description="Channels that tell people.")
+    notify: ListOf[str] = Field(default=(), description="Channels that tell people.")
     links: bool | None = Field(default=None, description="Whether messages carry links to answer with.")
     receipt: Receipt | None = Field(
         default=None,
         description="Proof of the decision: signed by the service, or by whoever answers as well. Left out: signed "
         "wherever the service has a key.",
     )
-    decisions: Many[Decision] | None = Field(default=None, min_length=1, description="The answers that are allowed.")
-    fields: Many[AnyAnswerField] = Field(default=(), description="Values to fill in.")
-    answer_schema: FreeMap | None = Field(default=None, alias="schema", description="JSON Schema of the answer.")
-    options: Many[str] | None = Field(default=None, description="What there is to choose from.")
+    decisions: ListOf[Decision] | None = Field(default=None, min_length=1, description="The answers that are allowed.")
+    fields: ListOf[AnyAnswerField] = Field(default=(), description="Values to fill in.")
+    answer_schema: JsonObject | None = Field(default=None, alias="schema", description="JSON Schema of the answer.")
+    options: ListOf[str] | None = Field(default=None, description="What there is to choose from.")
     default_option: str | None = None
     multiple: bool | None = Field(default=None, description="Whether more than one option may be chosen.")
-    context: FreeMap | None = Field(default=None, description="Facts shown beside the question.")
+    context: JsonObject | None = Field(default=None, description="Facts shown beside the question.")
     response_role: Literal["user", "assistant", "system"] | None = Field(
         default=None, description="As whose message the answer enters the conversation."
     )
@@ -120,7 +120,7 @@ class Human(Declared):
         description="What a rejection does. Left out: stop, at a condition else.",
     )
     max_retries: int | None = Field(default=None, ge=0, description="Repetitions after the first try; 0 means none.")
-    grants: FreeMap | None = Field(default=None, description="What an approval may cover beyond this one question.")
+    grants: JsonObject | None = Field(default=None, description="What an approval may cover beyond this one question.")
 
 
 NOT_HONOURED = ("calendar", "grants")
@@ -162,7 +162,7 @@ AnyGate: TypeAlias = Annotated[
 """A gate, ``true`` for one with every default, or the name of the human to ask."""
 
 
-class Review(Declared):
+class Review(SpecModel):
     """Where people are asked around a step or a tool. At least one place must be named."""
 
     before: AnyGate | None = Field(default=None, description="Before it runs: may it, and with what?")

@@ -6,31 +6,31 @@ from typing import Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from kneo.spec.base import Declared, FreeMap, Many, Named, Text, refused
+from kneo.spec.base import JsonObject, ListOf, MapOf, SpecModel, Text, refused
 from kneo.spec.models.human import Review, check_review
 
 Capability: TypeAlias = Literal["network", "filesystem_read", "filesystem_write", "shell", "privileged"]
 """What a call may do beyond computing its result; ``privileged`` is anything that should not happen unseen."""
 
 
-class McpToolRef(Declared):
+class McpToolRef(SpecModel):
     """A tool of an MCP server."""
 
     server: str | None = Field(default=None, description="A name in mcp_servers.")
     name: str | None = Field(default=None, description="The tool's name there, where it differs.")
 
 
-class Tool(Declared):
+class Tool(SpecModel):
     """Something an agent can call, backed by exactly one of implementation, mcp and agent."""
 
     description: Text = Field(description="What it does, as the model is told.")
-    parameters: FreeMap = Field(default_factory=dict, description="JSON Schema of its arguments.")
+    parameters: JsonObject = Field(default_factory=dict, description="JSON Schema of its arguments.")
     implementation: str | None = Field(
         default=None, description="Dotted path of a Python callable: package.module.name."
     )
     mcp: McpToolRef | None = None
     agent: str | None = Field(default=None, description="A name in components.agents: the agent is the tool.")
-    capabilities: Many[Capability] = Field(default=(), description="What a call may do beyond computing its result.")
+    capabilities: ListOf[Capability] = Field(default=(), description="What a call may do beyond computing its result.")
     always_ask: bool = Field(default=False, description="Whether standing grants never apply to it.")
     review: Review | None = Field(default=None, description="Where people are asked about its calls: before, external.")
 
@@ -40,14 +40,14 @@ class Tool(Declared):
         return self
 
 
-class Skill(Declared):
+class Skill(SpecModel):
     """Instructions in a file or folder that agents can be given."""
 
     source: str | None = Field(default=None, description="Path of a file or folder.")
     description: Text | None = None
     content: Text | None = Field(default=None, description="The instructions themselves, in place of a source.")
-    tools: Many[str] = Field(default=(), description="Tools the instructions speak of.")
-    resources: Named[Text] = Field(default_factory=dict, description="Further texts that came with the instructions.")
+    tools: ListOf[str] = Field(default=(), description="Tools the instructions speak of.")
+    resources: MapOf[Text] = Field(default_factory=dict, description="Further texts that came with the instructions.")
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> Self:
@@ -57,12 +57,12 @@ class Skill(Declared):
         return self
 
 
-class McpServer(Declared):
+class McpServer(SpecModel):
     """A server that offers tools over the Model Context Protocol."""
 
     transport: Literal["stdio", "http", "sse"]
     command: str | None = Field(default=None, description="stdio: the program to start.")
-    args: Many[str] = ()
+    args: ListOf[str] = ()
     env: dict[str, str] | None = Field(default=None, description="stdio: variables for the program.")
     cwd: str | None = None
     url: str | None = Field(default=None, description="http: where the server is.")

@@ -10,17 +10,17 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from kneo.spec import shorthand
-from kneo.spec.base import Declared, Many, Named, Seconds, Shorthand, Text, refused, require_choice
+from kneo.spec.base import ListOf, MapOf, Seconds, Shorthand, SpecModel, Text, refused, require_choice
+from kneo.spec.messages import quote
+from kneo.spec.models import shorthand
 from kneo.spec.models.conditions import AnyCondition
 from kneo.spec.models.human import Position, Review, check_review
-from kneo.spec.words import quote
 
 DEFAULT_LOOP_ITERATIONS = 10
 DEFAULT_GRAPH_STEPS = 50
 
 
-class _StepBase(Declared):
+class _StepBase(SpecModel):
     id: str = Field(description="Its name in this workflow.")
     description: Text | None = Field(default=None, description="What it is for; shown to people who choose.")
     enabled: bool = Field(default=True, description="false leaves it out.")
@@ -52,7 +52,7 @@ class StepsStep(_StepBase):
     """Steps in a row that count as one."""
 
     kind: Literal["steps"]
-    steps: Many[AnyStep]
+    steps: ListOf[AnyStep]
 
     @model_validator(mode="after")
     def _gates_are_in_place(self) -> Self:
@@ -64,7 +64,7 @@ class ParallelStep(_StepBase):
     """Steps that run at the same time on the same input."""
 
     kind: Literal["parallel"]
-    steps: Many[AnyStep]
+    steps: ListOf[AnyStep]
 
     @model_validator(mode="after")
     def _gates_are_in_place(self) -> Self:
@@ -77,8 +77,8 @@ class ConditionStep(_StepBase):
 
     kind: Literal["condition"]
     when: AnyCondition | None = Field(default=None, description="Left out where review.before lets a person decide.")
-    steps: Many[AnyStep]
-    otherwise: Many[AnyStep] = Field(default=(), alias="else")
+    steps: ListOf[AnyStep]
+    otherwise: ListOf[AnyStep] = Field(default=(), alias="else")
 
     @model_validator(mode="after")
     def _gates_are_in_place(self) -> Self:
@@ -90,7 +90,7 @@ class LoopStep(_StepBase):
     """Steps that repeat until something holds or the rounds are used up."""
 
     kind: Literal["loop"]
-    steps: Many[AnyStep]
+    steps: ListOf[AnyStep]
     max_iterations: int = Field(default=DEFAULT_LOOP_ITERATIONS, ge=1, le=10_000)
     until: AnyCondition | None = Field(default=None, description="Asked after each round.")
 
@@ -100,25 +100,25 @@ class LoopStep(_StepBase):
         return self
 
 
-class Choice(Declared):
+class Choice(SpecModel):
     """One way a router can go."""
 
-    steps: Many[AnyStep]
+    steps: ListOf[AnyStep]
     description: Text | None = Field(default=None, description="What a person who chooses is told.")
 
 
-class RouteCondition(Declared):
+class RouteCondition(SpecModel):
     """Go one way when something holds."""
 
     when: AnyCondition
     choice: str
 
 
-class RouterSelector(Declared):
+class RouterSelector(SpecModel):
     """What chooses: a function that returns a choice's name, or the first condition that holds."""
 
     function: str | None = Field(default=None, description="A name in components.functions.")
-    conditions: Many[RouteCondition] = ()
+    conditions: ListOf[RouteCondition] = ()
     default: str | None = Field(default=None, description="The choice when no condition holds.")
 
 
@@ -137,7 +137,7 @@ class RouterStep(_StepBase):
 
     kind: Literal["router"]
     choices: Annotated[
-        Named[Choice],
+        MapOf[Choice],
         BeforeValidator(shorthand.choices),
         BeforeValidator(_check_choice_ids),
         Shorthand({"type": "array", "items": {"type": "object"}, "description": "Steps; each is a choice by its id."}),
@@ -150,7 +150,7 @@ class RouterStep(_StepBase):
         ]
         | None
     ) = None
-    order: Many[str] = Field(
+    order: ListOf[str] = Field(
         default=(), description="The choices in the order in which people see them; left out: as they are written."
     )
 
@@ -197,7 +197,7 @@ AnyStep: TypeAlias = Annotated[
 """A step, or the name of the agent it runs."""
 
 
-class _WorkflowBase(Declared):
+class _WorkflowBase(SpecModel):
     name: str | None = None
     description: Text | None = None
 
@@ -206,10 +206,10 @@ class SequentialWorkflow(_WorkflowBase):
     """One step after the other; each gets what the one before it said."""
 
     type: Literal["sequential"]
-    steps: Many[AnyStep]
+    steps: ListOf[AnyStep]
 
 
-class Edge(Declared):
+class Edge(SpecModel):
     """A way from one node to another."""
 
     source: str = Field(alias="from")
@@ -223,8 +223,8 @@ class GraphWorkflow(_WorkflowBase):
 
     type: Literal["graph"]
     start: str = Field(description="The id of the first node.")
-    nodes: Named[Step]
-    edges: Many[Edge]
+    nodes: MapOf[Step]
+    edges: ListOf[Edge]
     max_steps: int = Field(default=DEFAULT_GRAPH_STEPS, json_schema_extra={"minimum": 1})
 
 
@@ -232,22 +232,22 @@ class ConcurrentWorkflow(_WorkflowBase):
     """Everybody at the same time on the same input."""
 
     type: Literal["concurrent"]
-    participants: Many[AnyStep]
+    participants: ListOf[AnyStep]
     max_iterations: int | None = None
 
 
-class HandoffSelector(Declared):
+class HandoffSelector(SpecModel):
     """Who comes next."""
 
     type: Literal["sequence", "round_robin"] = "sequence"
-    sequence: Many[str] = Field(default=(), description="Ids of participants; left out: all, as declared.")
+    sequence: ListOf[str] = Field(default=(), description="Ids of participants; left out: all, as declared.")
 
 
 class HandoffWorkflow(_WorkflowBase):
     """One participant hands over to the next."""
 
     type: Literal["handoff"]
-    participants: Many[AnyStep]
+    participants: ListOf[AnyStep]
     selector: HandoffSelector = HandoffSelector()
     max_iterations: int | None = Field(default=None, ge=1, description="The most turns.")
 
@@ -256,7 +256,7 @@ class GroupChatWorkflow(_WorkflowBase):
     """Everybody in turn, for a number of rounds."""
 
     type: Literal["group-chat"]
-    participants: Many[AnyStep]
+    participants: ListOf[AnyStep]
     rounds: int = Field(default=1, json_schema_extra={"minimum": 1})
     max_iterations: int | None = Field(
         default=None, ge=1, description="The most turns of all rounds together; fewer than participants is an error."

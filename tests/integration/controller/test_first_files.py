@@ -13,8 +13,8 @@ from controller.outcome import Done, Waiting
 from kneo import registry
 from kneo.errors import Forbidden, NotFound
 from kneo.runtime.start import RunOrder, Starter
-from kneo.spec.load import load_tree
 from kneo.spec.models import Spec
+from kneo.spec.reading.load import load_tree
 from kneo.store import releases
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store

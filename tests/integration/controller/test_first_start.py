@@ -18,8 +18,8 @@ from kneo.records.run import Run
 from kneo.runtime.start import RunOrder, Starter
 from kneo.service.readiness import Readiness
 from kneo.settings import from_env
-from kneo.spec.load import load_tree
 from kneo.spec.models import Spec
+from kneo.spec.reading.load import load_tree
 from kneo.store.engine import Store
 
 

@@ -16,8 +16,8 @@ from kneo import registry
 from kneo.errors import Forbidden
 from kneo.records.release import ConditionType
 from kneo.runtime.start import RunOrder, Starter
-from kneo.spec.load import load_tree
 from kneo.spec.models import Spec
+from kneo.spec.reading.load import load_tree
 from kneo.store.engine import Store
 
 RULES = {"people": {"bob": {"roles": ["approver"]}}, "prune": {"maxPercent": 100}}

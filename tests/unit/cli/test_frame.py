@@ -203,8 +203,8 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path):
     ("group", "unneeded"),
     [
         ("spec", {"cli.specs.bundle", "cli.repository.clone", "cryptography"}),
-        ("keys", {"cli.specs.trust", "cli.specs.spec", "kneo.spec.rules"}),
-        ("trust", {"cli.specs.bundle", "cli.specs.spec", "kneo.spec.rules"}),
+        ("keys", {"cli.specs.trust", "cli.specs.spec", "kneo.spec.lint"}),
+        ("trust", {"cli.specs.bundle", "cli.specs.spec", "kneo.spec.lint"}),
     ],
 )
 def test_a_groups_help_imports_what_it_needs(group: str, unneeded: set[str]):

@@ -19,12 +19,12 @@ from kneo.names import name_problem, person_key
 from kneo.notify.words import one_line, quoted
 from kneo.redaction import hide_paths, redact_text
 from kneo.runtime.prompts import render
+from kneo.spec.coverage.environment_gates import _any
 from kneo.spec.diff.render import escaped, fenced
 from kneo.spec.environment import ReleasePin
-from kneo.spec.load import load_tree
-from kneo.spec.models.asked import Match
-from kneo.spec.rules import check
-from kneo.spec.rules.around import _any
+from kneo.spec.lint import check
+from kneo.spec.models.environment_gates import Match
+from kneo.spec.reading.load import load_tree
 from kneo.spec.windows import parse_window
 from kneo.trust.checkpoint import parse_checkpoint
 from kneo.trust.verify import parse_bundle_path

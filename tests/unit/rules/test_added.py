@@ -7,15 +7,15 @@ import json
 import pytest
 
 from kneo.spec.context import NOTHING_KNOWN
+from kneo.spec.coverage.environment_gates import places_around
+from kneo.spec.coverage.policy import check_policy
 from kneo.spec.environment import Environment, parse_environment
-from kneo.spec.flags import strictest
+from kneo.spec.index import SpecIndex
+from kneo.spec.lint import check
 from kneo.spec.models import Spec
-from kneo.spec.models.asked import with_gates
-from kneo.spec.policy import check_policy
-from kneo.spec.rules import check
-from kneo.spec.rules.around import places_around
-from kneo.spec.rules.view import SpecView
-from kneo.spec.schema_check import InvalidDeclaration
+from kneo.spec.models.environment_gates import with_gates
+from kneo.spec.policy_flags import strictest
+from kneo.spec.reading.validate import InvalidDeclaration
 
 FINANCE = {"finance": {"candidates": {"roles": ["treasurer"]}, "on_reject": "stop"}}
 PEOPLE = {"ann": {"roles": ["treasurer", "reviewer"]}}
@@ -144,7 +144,7 @@ SPEC = Spec.model_validate(
     ],
 )
 def test_steps_are_chosen_by_everything_that_is_written(match: object, places: list[str]) -> None:
-    view = SpecView.of(with_gates(SPEC, environment(gate(match)).gates), NOTHING_KNOWN)
+    view = SpecIndex.of(with_gates(SPEC, environment(gate(match)).gates), NOTHING_KNOWN)
     assert places_around(view, "money") == places
 
 

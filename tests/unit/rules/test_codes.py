@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from kneo.spec import rules
+from kneo.spec import lint
 from kneo.spec.context import Module, RuleContext
+from kneo.spec.coverage.policy import check_policy
 from kneo.spec.diagnostics import Diagnostic
-from kneo.spec.flags import PolicyFlags
-from kneo.spec.load import load_tree
-from kneo.spec.policy import check_policy
-from kneo.spec.reader import read
-from kneo.spec.rules import check
+from kneo.spec.lint import check
+from kneo.spec.policy_flags import PolicyFlags
+from kneo.spec.reading.load import load_tree
+from kneo.spec.reading.reader import read
 
 SPECS = Path(__file__).parents[2] / "fixtures" / "specs"
 FILES = sorted(SPECS.glob("*.yaml"))
@@ -67,6 +67,6 @@ SHARED = {"E_GUARDRAIL_REGEX_UNSAFE", "E_HUMAN_FIELD_REGEX", "E_HUMAN_FIELD_REGE
 
 
 def test_no_code_is_without_a_file() -> None:
-    sources = [Path(rules.__file__).parent.glob("*.py"), Path(rules.__file__).parents[1].glob("policy.py")]
+    sources = [Path(lint.__file__).parent.glob("*.py"), Path(lint.__file__).parents[1].glob("policy.py")]
     named = {code for files in sources for file in files for code in EMITTED.findall(file.read_text("utf-8"))}
     assert named - {"E_UNKNOWN_TOOL"} | SHARED <= {file.stem for file in FILES}

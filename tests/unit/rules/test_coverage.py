@@ -3,8 +3,8 @@
 import pytest
 
 from kneo.spec.diagnostics import Diagnostic
+from kneo.spec.lint import check
 from kneo.spec.models import Spec
-from kneo.spec.rules import check
 
 ASK = {"id": "ask", "kind": "human", "ref": "boss"}
 FIRE = {"id": "fire", "kind": "function", "ref": "fire"}

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from kneo.spec.environment import parse_environment
-from kneo.spec.load import load_spec
-from kneo.spec.rules import check
-from kneo.spec.schema_check import InvalidDeclaration
+from kneo.spec.lint import check
+from kneo.spec.reading.load import load_spec
+from kneo.spec.reading.validate import InvalidDeclaration
 
 HIDDEN = ["", " ", "a\nb", "a\tb", "a\u202eb", "a\u0007b", "\u2028"]
 

@@ -9,9 +9,9 @@ import pytest
 from pydantic import BaseModel
 
 from kneo.spec import models
-from kneo.spec.load import load_tree
-from kneo.spec.rules import check
-from kneo.spec.rules.no_effect import NO_EFFECT
+from kneo.spec.lint import check
+from kneo.spec.lint.no_effect import NO_EFFECT
+from kneo.spec.reading.load import load_tree
 
 ROOT = Path(__file__).parents[3]
 
@@ -34,7 +34,7 @@ READ: dict[str, dict[str, str]] = {
     "Escalation": {OPENING: "after to notify"},
     "FunctionComponent": {
         "kneo/runtime/steps/__init__.py": "implementation input_schema output_schema",
-        "kneo/spec/rules/around.py": "capabilities",
+        "kneo/spec/coverage/environment_gates.py": "capabilities",
     },
     "Gate": {"kneo/runtime/asking.py": "human when sample key"},
     "GraphWorkflow": {PROGRAM: "type name start nodes edges max_steps"},

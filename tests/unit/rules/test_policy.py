@@ -2,13 +2,13 @@ from typing import Any
 
 import pytest
 
+from kneo.spec.coverage.policy import check_policy
+from kneo.spec.coverage.policy_report import policy_report
 from kneo.spec.diagnostics import error, warning
-from kneo.spec.flags import NO_POLICY, PolicyFlags, strictest
+from kneo.spec.diff.weakening import flag_weakenings
+from kneo.spec.lint import check
 from kneo.spec.models import Spec
-from kneo.spec.policy import check_policy
-from kneo.spec.policy_report import policy_report
-from kneo.spec.rules import check
-from kneo.spec.weakening import flag_weakenings
+from kneo.spec.policy_flags import NO_POLICY, PolicyFlags, strictest
 
 TOOL = {"t": {"description": "d", "implementation": "app.t"}}
 BARE = {"agent": {"name": "root"}}

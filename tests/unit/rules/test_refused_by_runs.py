@@ -6,8 +6,8 @@ import pytest
 
 from kneo.errors import Invalid
 from kneo.runtime.program import compile_program
-from kneo.spec.load import load_tree
-from kneo.spec.rules import check
+from kneo.spec.lint import check
+from kneo.spec.reading.load import load_tree
 
 MODEL = {"provider": "dummy", "name": "echo"}
 ECHO = {"id": "one", "kind": "agent", "ref": "root"}

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from kneo.spec.diff.weakening import weakenings
 from kneo.spec.environment import Approvals, Environment, EnvironmentSpec, Signatures, parse_environment
-from kneo.spec.weakening import weakenings
 
 DIGEST = "sha256:" + "1" * 64
 STRICT: dict[str, object] = {

@@ -13,15 +13,15 @@ from kneo.records.task import Decision
 from kneo.runtime.decide import Ask, Execute
 from kneo.runtime.program import Program, compile_program
 from kneo.spec.models import Gate, Spec
-from kneo.spec.models.asked import AddedGate, with_gates
+from kneo.spec.models.environment_gates import EnvironmentGate, with_gates
 
 
-def added(match: object, name: str = "env", **places: object) -> AddedGate:
+def added(match: object, name: str = "env", **places: object) -> EnvironmentGate:
     asked = {place: Gate.model_validate({"human": {"description": "Sure?"}, **say}) for place, say in places.items()}
-    return AddedGate.model_validate({"name": name, "match": match}).model_copy(update=asked)
+    return EnvironmentGate.model_validate({"name": name, "match": match}).model_copy(update=asked)
 
 
-def program_with(spec: Spec, *gates: AddedGate, target: str = "workflow") -> Program:
+def program_with(spec: Spec, *gates: EnvironmentGate, target: str = "workflow") -> Program:
     return compile_program(with_gates(spec, gates), target)
 
 

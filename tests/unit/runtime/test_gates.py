@@ -14,8 +14,8 @@ from kneo.records.task import Decision
 from kneo.runtime.consequences import consequences
 from kneo.runtime.decide import Answered, Ask, Asked, Succeeded, actions, begin, settle
 from kneo.runtime.program import compile_program
-from kneo.spec.load import load_tree
 from kneo.spec.models import Spec
+from kneo.spec.reading.load import load_tree
 
 
 def always(kind: str, text: str | None = None, **more: object) -> object:

@@ -16,10 +16,10 @@ from kneo.runtime.program import compile_program
 from kneo.runtime.simulate.report import Simulator
 from kneo.sdk.workflow import HumanReview
 from kneo.sdk.workflow.reviewing import gates
-from kneo.spec.load import load_tree
+from kneo.spec.lint import check
 from kneo.spec.models import Spec
-from kneo.spec.models.asked import AddedGate, with_gates
-from kneo.spec.rules import check
+from kneo.spec.models.environment_gates import EnvironmentGate, with_gates
+from kneo.spec.reading.load import load_tree
 
 GUIDE = Path(__file__).parents[3] / "docs/guide/gates.md"
 HEADER = "| position | left out |"
@@ -196,7 +196,7 @@ def refused(position: str, effect: str | None) -> bool:
 
 @pytest.mark.parametrize("position", ["before", "after"])
 def test_gates_of_an_environment_have_the_same_default(position: str) -> None:
-    gate = AddedGate.model_validate({"name": "env", "match": {"refs": ["b"]}, position: {"human": {}}})
+    gate = EnvironmentGate.model_validate({"name": "env", "match": {"refs": ["b"]}, position: {"human": {}}})
     program = compile_program(with_gates(spec_of([fn("a"), fn("b"), fn("c")]), (gate,)), "workflow")
     story = play(program, answer=first(decision("rejected", "no")))
     assert (story.ended.status, story.error) == ENDS["stop"]

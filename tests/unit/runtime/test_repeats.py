@@ -15,9 +15,9 @@ from kneo.runtime.decide import Answered, Ask, Asked, Ended, Execute, StepFailed
 from kneo.runtime.migrate_state import migrate_state
 from kneo.runtime.program import compile_program
 from kneo.runtime.simulate.report import Simulator
+from kneo.spec.lint import check
 from kneo.spec.models import Spec
-from kneo.spec.models.asked import AddedGate, with_gates
-from kneo.spec.rules import check
+from kneo.spec.models.environment_gates import EnvironmentGate, with_gates
 
 RETRIED = {"on_error": "retry", "max_retries": 1}
 ASKED_ON_ERROR = {"error": {"human": "ann", "options": ["retry", "stop"]}}
@@ -101,7 +101,9 @@ def test_a_route_that_was_chosen_is_asked_again_when_the_router_is_repeated() ->
 
 def test_an_environment_gate_around_a_condition_decides_no_branch() -> None:
     meant = {"kinds": ["condition"]}
-    around = AddedGate.model_validate({"name": "money", "match": meant, "before": {"human": {}, "on_reject": "stop"}})
+    around = EnvironmentGate.model_validate(
+        {"name": "money", "match": meant, "before": {"human": {}, "on_reject": "stop"}}
+    )
     step = {key: value for key, value in condition("never", **RETRIED).items() if key != "review"}
     program = compile_program(with_gates(spec_of([step]), (around,)), "workflow")
     story = play(program, work=Once({"b"}), answer=by_position(before="approved"))

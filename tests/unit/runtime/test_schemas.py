@@ -8,10 +8,10 @@ from kneo.errors import Invalid
 from kneo.runtime.program import compile_program
 from kneo.runtime.steps.base import StepContext, Waiting
 from kneo.spec.environment import parse_environment
-from kneo.spec.load import load_spec
+from kneo.spec.lint import check
 from kneo.spec.models import Spec
-from kneo.spec.rules import check
-from kneo.spec.schema_check import InvalidDeclaration
+from kneo.spec.reading.load import load_spec
+from kneo.spec.reading.validate import InvalidDeclaration
 
 HUMAN = {"workflow": {"type": "sequential", "steps": [{"id": "ask", "kind": "human", "ref": "ann"}]}}
 

@@ -10,9 +10,9 @@ from run_simulator import fn, human, spec_of
 
 from cli.main import run
 from kneo.runtime.simulate.report import Simulation, Simulator
-from kneo.spec.answers import AnswersFile
 from kneo.spec.models import Spec
-from kneo.spec.models.asked import Questions
+from kneo.spec.models.answers import AnswersFile
+from kneo.spec.models.environment_gates import QuestionPolicy
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 URGENT = {"type": "output_contains", "value": "urgent"}
@@ -68,7 +68,7 @@ def test_an_environment_may_deny_silence_what_the_spec_lets_it_do() -> None:
     limited = {"ann": {"description": "?", "decisions": ["approved"], "timeout_seconds": 5, "on_timeout": "approve"}}
     spec = spec_of([human("q"), fn("a")], humans=limited)
     assert ends(Simulator.of(spec).everything()) == [("a", "succeeded")]
-    strict = Simulator.of(spec, least=Questions.model_validate({"denyOnTimeout": ["approve"]}))
+    strict = Simulator.of(spec, least=QuestionPolicy.model_validate({"denyOnTimeout": ["approve"]}))
     assert ends(strict.everything()) == [("a", "succeeded"), ("expired",)]
 
 

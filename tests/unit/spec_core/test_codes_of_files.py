@@ -3,7 +3,7 @@
 import pytest
 from code_fixtures import FIXTURES, codes_in_source, findings, fixture_files
 
-from kneo.spec.reader import read
+from kneo.spec.reading.reader import read
 
 
 @pytest.mark.parametrize("file", sorted(FIXTURES.glob("files/*.yaml")), ids=lambda file: file.stem)

@@ -1,6 +1,6 @@
-from kneo.spec.diagnostic_formats import as_github, as_sarif, as_text
-from kneo.spec.diagnostics import Severity, error, has_errors, locate, reading_order, spell_path, unreadable, warning
-from kneo.spec.reader import Unreadable, read_json, read_yaml
+from kneo.spec.diagnostics import Severity, error, format_path, has_errors, locate, reading_order, unreadable, warning
+from kneo.spec.lint.formats import as_github, as_sarif, as_text
+from kneo.spec.reading.reader import Unreadable, read_json, read_yaml
 
 BASE = read_yaml(b"workflow:\n  steps:\n    - {id: a, ref: x}\n", file="spec.yaml")
 OVERLAY = read_yaml(b"workflow:\n  name: other\n", file="prod.yaml")
@@ -8,8 +8,8 @@ PATH = ("workflow", "steps", 0, "ref")
 
 
 def test_a_path_reads_as_people_write_it():
-    assert spell_path(PATH) == "workflow.steps[0].ref"
-    assert spell_path(()) == ""
+    assert format_path(PATH) == "workflow.steps[0].ref"
+    assert format_path(()) == ""
 
 
 def test_the_last_file_that_says_it_is_the_place():

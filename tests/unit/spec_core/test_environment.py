@@ -3,8 +3,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from kneo.spec.environment import parse_environment
-from kneo.spec.reader import Unreadable
-from kneo.spec.schema_check import InvalidDeclaration
+from kneo.spec.reading.reader import Unreadable
+from kneo.spec.reading.validate import InvalidDeclaration
 
 FULL = """\
 apiVersion: kneo/v1

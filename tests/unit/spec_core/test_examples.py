@@ -16,10 +16,10 @@ from examples.my_tools import lookup_user
 from kneo.project.modules import ModuleFiles
 from kneo.spec.context import RuleContext
 from kneo.spec.graph import spec_graph
-from kneo.spec.load import Source, load_spec
+from kneo.spec.lint import check
 from kneo.spec.project import parse_project
-from kneo.spec.reader import read_yaml
-from kneo.spec.rules import check
+from kneo.spec.reading.load import SourceFile, load_spec
+from kneo.spec.reading.reader import read_yaml
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
@@ -33,7 +33,7 @@ NOT_YET = {"W_FIELD_NO_EFFECT", "W_MODEL_PROVIDER"}
 
 
 def load(name, overlays=()):
-    sources = [Source(overlay, (EXAMPLES / overlay).read_bytes()) for overlay in overlays]
+    sources = [SourceFile(overlay, (EXAMPLES / overlay).read_bytes()) for overlay in overlays]
     return load_spec((EXAMPLES / name).read_bytes(), file=name, overlays=sources, context=CONTEXT, rules=check)
 
 

@@ -1,5 +1,5 @@
 from kneo.spec.graph import as_dot, as_mermaid, spec_graph
-from kneo.spec.load import load_spec
+from kneo.spec.reading.load import load_spec
 
 HEAD = "agent: {name: a}\n"
 

@@ -1,7 +1,7 @@
 from kneo.spec.context import RuleContext
 from kneo.spec.diagnostics import warning
-from kneo.spec.load import Source, load_spec, load_tree, resolve
-from kneo.spec.normalize import normalize
+from kneo.spec.reading.load import SourceFile, load_spec, load_tree, resolve
+from kneo.spec.reading.normalize import normalize
 
 SPEC = b"""\
 version: v1
@@ -66,8 +66,8 @@ def test_overlays_then_overrides_and_positions_in_the_file_that_counts():
         b"agent: {name: a}\nworkflow: {steps: [{id: x, kind: agent, ref: a}]}\n",
         file="base.yaml",
         overlays=[
-            Source("prod.yaml", b"\nagent:\n  model: {provider: p, name: n, temperatur: 1}\n"),
-            Source("e.yaml", b""),
+            SourceFile("prod.yaml", b"\nagent:\n  model: {provider: p, name: n, temperatur: 1}\n"),
+            SourceFile("e.yaml", b""),
         ],
         overrides={"agent": {"name": "b"}},
     )
@@ -79,7 +79,7 @@ def test_overlays_then_overrides_and_positions_in_the_file_that_counts():
 
 
 def test_what_cannot_be_read_is_one_finding():
-    loaded = load_spec(b"agent: {name: a}", file="s.yaml", overlays=[Source("o.yaml", b"a: [")])
+    loaded = load_spec(b"agent: {name: a}", file="s.yaml", overlays=[SourceFile("o.yaml", b"a: [")])
     [found] = loaded.diagnostics
     assert (found.code, found.file, found.line) == ("E_SCHEMA", "o.yaml", 2)
     assert not loaded.valid

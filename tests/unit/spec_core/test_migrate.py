@@ -1,7 +1,7 @@
 import pytest
 
-from kneo.spec.load import load_spec
-from kneo.spec.migrate import UnsupportedVersion, migrate
+from kneo.spec.reading.load import load_spec
+from kneo.spec.reading.migrate import UnsupportedVersion, migrate
 
 LEGACY = {
     "root_agent": {"name": "a"},

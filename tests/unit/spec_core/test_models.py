@@ -2,11 +2,11 @@
 
 import pytest
 
-from kneo.spec.load import load_spec
+from kneo.spec.lint import check
 from kneo.spec.models import ConditionStep, LeafStep, LoopStep, RouterStep, Spec
-from kneo.spec.reader import read_yaml
-from kneo.spec.rules import check
-from kneo.spec.schema_check import check_model
+from kneo.spec.reading.load import load_spec
+from kneo.spec.reading.reader import read_yaml
+from kneo.spec.reading.validate import check_model
 
 AGENT = "agent: {name: a}\n"
 

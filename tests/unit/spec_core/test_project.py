@@ -1,8 +1,8 @@
 import pytest
 
-from kneo.spec.load import load_spec
 from kneo.spec.project import choose_environment, parse_project, provider_variable, render_project
-from kneo.spec.schema_check import InvalidDeclaration
+from kneo.spec.reading.load import load_spec
+from kneo.spec.reading.validate import InvalidDeclaration
 
 WHOLE = b"""\
 project: {name: demo, owner: team, description: d, default_environment: staging, tags: [a]}

@@ -5,7 +5,7 @@ from time import process_time
 
 import pytest
 
-from kneo.spec.reader import ReadLimits, Unreadable, read, read_json, read_yaml
+from kneo.spec.reading.reader import ReadLimits, Unreadable, read, read_json, read_yaml
 
 BOTH = pytest.mark.parametrize("reader", [read_json, read_yaml])
 

@@ -6,7 +6,7 @@ from jsonschema import Draft202012Validator
 from kneo.spec.environment import EnvironmentFile
 from kneo.spec.models import Spec
 from kneo.spec.project import ProjectConfig, render_project
-from kneo.spec.reader import read_yaml
+from kneo.spec.reading.reader import read_yaml
 from kneo.spec.schemas import json_schema, write_schema
 
 SPEC = json_schema(Spec, "spec")

@@ -6,7 +6,7 @@ import pytest
 
 from cli.main import run
 from kneo.digest import digest_of_json
-from kneo.spec.reader import read_json, read_yaml
+from kneo.spec.reading.reader import read_json, read_yaml
 
 SPEC = """\
 agent: {name: root, system_prompt: {file: prompts/root.md}}

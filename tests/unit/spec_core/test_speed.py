@@ -4,8 +4,8 @@ import subprocess
 import sys
 from time import process_time
 
-from kneo.spec.load import load_spec
-from kneo.spec.rules import check
+from kneo.spec.lint import check
+from kneo.spec.reading.load import load_spec
 
 AGENT = """\
     a{n}:

@@ -1,0 +1,79 @@
+"""What must hold between the parts of a spec, as a table of small functions.
+
+A rule takes the indexed spec and yields what it finds. It changes nothing, asks nobody and imports nothing that the spec
+names: what it may know of the world is in the :class:`~kneo.spec.context.RuleContext`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+from kneo.spec.context import NOTHING_KNOWN, RuleContext
+from kneo.spec.coverage.dependencies import build_cycles
+from kneo.spec.coverage.privileged_calls import coverage
+from kneo.spec.diagnostics import Diagnostic
+from kneo.spec.index import SpecIndex
+from kneo.spec.lint.agents import memory, models, providers, runtime_preferences, workflow_agents
+from kneo.spec.lint.conditions import conditions
+from kneo.spec.lint.containers import containers, timeouts
+from kneo.spec.lint.gates import gates
+from kneo.spec.lint.governance import capabilities, governance
+from kneo.spec.lint.graphs import families
+from kneo.spec.lint.guardrails import guardrails
+from kneo.spec.lint.humans import humans
+from kneo.spec.lint.implementations import implementations
+from kneo.spec.lint.mcp import mcp
+from kneo.spec.lint.names import names
+from kneo.spec.lint.no_effect import no_effect
+from kneo.spec.lint.references import step_references
+from kneo.spec.lint.schemas import json_schemas
+from kneo.spec.lint.secrets import inline_secrets
+from kneo.spec.lint.tools import skill_selections, tool_backings, tool_selections
+from kneo.spec.models import Spec
+
+Rule: TypeAlias = Callable[[SpecIndex], Iterator[Diagnostic]]
+
+RULES: tuple[Rule, ...] = (
+    names,
+    step_references,
+    containers,
+    timeouts,
+    tool_selections,
+    skill_selections,
+    runtime_preferences,
+    families,
+    conditions,
+    models,
+    governance,
+    capabilities,
+    humans,
+    gates,
+    memory,
+    guardrails,
+    tool_backings,
+    workflow_agents,
+    mcp,
+    implementations,
+    json_schemas,
+    inline_secrets,
+    build_cycles,
+    coverage,
+    providers,
+    no_effect,
+)
+"""Every rule. The order is the published one of what they find; rules of our own stand beside their kin."""
+
+
+def check(spec: Spec, context: RuleContext = NOTHING_KNOWN) -> tuple[Diagnostic, ...]:
+    """Judge a spec that has the right shape.
+
+    Args:
+        spec: The spec, in normal form.
+        context: What may be known of the world around it.
+
+    Returns:
+        What was found, in the order of the rules; positions in files are for the caller to add.
+    """
+    view = SpecIndex.of(spec, context)
+    return tuple(found for rule in RULES for found in rule(view))

@@ -1,0 +1,187 @@
+"""What ``implementation`` may name. Modules are looked up in an index that is handed in and are never imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from kneo.spec.context import Module, RuleContext
+from kneo.spec.diagnostics import Diagnostic, error
+from kneo.spec.documents import Path
+from kneo.spec.index import SpecIndex
+from kneo.spec.messages import quote
+from kneo.spec.modules import OWN_PACKAGES
+
+DENIED_PREFIXES = (
+    "builtins.",
+    "code.",
+    "codeop.",
+    "ctypes.",
+    "fcntl.",
+    "importlib.",
+    "io.",
+    "marshal.",
+    "mmap.",
+    "multiprocessing.",
+    "nt.",
+    "os.",
+    "pathlib.",
+    "pdb.",
+    "pickle.",
+    "platform.",
+    "posix.",
+    "pty.",
+    "runpy.",
+    "shutil.",
+    "signal.",
+    "socket.",
+    "subprocess.",
+    "sys.",
+    "tty.",
+)
+"""Modules whose functions act on the machine itself: the published list and their other names."""
+
+DENIED_NAMES = frozenset({"eval", "exec", "open", "compile", "__import__", "breakpoint"})
+
+MAX_HOPS = 8
+"""Re-exports that are followed from an implementation to where it is defined."""
+
+_Reach: TypeAlias = tuple[str, Path, str]
+
+
+def unsafe_imports(view: SpecIndex) -> Iterator[Diagnostic]:
+    """Implementations are not the machine's own primitives, by any name.
+
+    The deny list is a help for people: it names the obvious mistakes. What refuses is the allow list of the context.
+    """
+    for what, path, dotted in _all(view):
+        if is_unsafe(dotted, view.context):
+            message = f"{quote(dotted)} gives the {what} the machine itself."
+            hint = "Write a function of your own that does exactly what is needed, and name that."
+            code = "E_UNSAFE_TOOL_IMPORT" if what == "tool" else "E_UNSAFE_FUNCTION_IMPORT"
+            yield error(code, message, path, suggestion=hint)
+
+
+def implementations(view: SpecIndex) -> Iterator[Diagnostic]:
+    """Implementations exist and are allowed, as far as the context knows modules and prefixes."""
+    for _, path, dotted in _all(view):
+        if not is_unsafe(dotted, view.context):
+            yield from _reachable(path, dotted, view.context)
+
+
+def _all(view: SpecIndex) -> Iterator[_Reach]:
+    for name, tool in view.spec.tools.items():
+        if tool.implementation is not None:
+            yield "tool", ("tools", name, "implementation"), tool.implementation
+    for name, function in view.spec.components.functions.items():
+        yield "function", ("components", "functions", name, "implementation"), function.implementation
+
+
+def is_unsafe(dotted: str, context: RuleContext) -> bool:
+    """Tell whether a dotted name, or what it stands for in the index of modules, is on the deny list."""
+    if _denied(dotted):
+        return True
+    target = resolve(dotted, context)
+    return target is not None and any(_denied(hop) for hop in target.hops)
+
+
+def _denied(dotted: str) -> bool:
+    return dotted in DENIED_NAMES or f"{dotted}.".startswith(DENIED_PREFIXES)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a dotted name leads.
+
+    Attributes:
+        module: The module that defines it, or the last one known.
+        missing: The attribute that module does not have.
+        hops: The dotted names of the origins that were passed on the way.
+    """
+
+    module: str
+    missing: str | None = None
+    hops: tuple[str, ...] = ()
+
+
+def resolve(dotted: str, context: RuleContext) -> Target | None:
+    """Follow a dotted name through the index of modules; None where no part of it is a known module."""
+    hops: list[str] = []
+    found: Target | None = None
+    for _ in range(MAX_HOPS):
+        parts = _split(dotted, context)
+        if parts is None:
+            return found
+        module, known, attribute, rest = parts
+        found = Target(module, None, tuple(hops))
+        if not attribute:
+            return found
+        origin = known.imported.get(attribute)
+        if origin is None:
+            lacks = known.complete and attribute not in known.names
+            return Target(module, attribute if lacks else None, tuple(hops))
+        dotted = f"{origin}.{rest}" if rest else origin
+        hops.append(dotted)
+        found = Target(module, None, tuple(hops))
+    return found
+
+
+def _split(dotted: str, context: RuleContext) -> tuple[str, Module, str, str] | None:
+    """Part a dotted name into the longest module that is known, its attribute, and what is below that."""
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        name = ".".join(parts[:length])
+        module = context.modules.get(name) if context.modules is not None else None
+        if module is not None:
+            attribute, *rest = parts[length:] or [""]
+            return name, module, attribute, ".".join(rest)
+    return None
+
+
+def _reachable(path: Path, dotted: str, context: RuleContext) -> Iterator[Diagnostic]:
+    parts = dotted.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        message = f"{quote(dotted)} is no dotted path of a Python callable."
+        yield error("E_IMPORT_PATH", message, path, suggestion="Write package.module.name.")
+        return
+    is_own = context.modules is not None and context.import_allow is None and parts[0] in OWN_PACKAGES
+    if is_own or not _allowed(dotted, context.import_allow):
+        yield _refused(path, dotted, dotted, context)
+        return
+    if context.modules is None:
+        return
+    target = resolve(dotted, context)
+    if target is None or target.module == dotted:
+        module = dotted if target else dotted.rpartition(".")[0]
+        what = "is a module, not something in it" if target else "is in no module that can be found"
+        hint = (
+            f"Check the spelling of {module}; modules are looked for under the project root and the allowed prefixes."
+        )
+        yield error("E_IMPORT_MODULE", f"{dotted} {what}.", path, suggestion=hint)
+    elif target.missing is not None:
+        message = f"The module {target.module} has no {target.missing}."
+        yield error("E_IMPORT_ATTRIBUTE", message, path, suggestion=f"Define {target.missing} in {target.module}.")
+    else:
+        yield from _foreign(path, dotted, target, context)
+
+
+def _foreign(path: Path, dotted: str, target: Target, context: RuleContext) -> Iterator[Diagnostic]:
+    """An allowed module must not lend its name to code that is not allowed."""
+    for hop in target.hops:
+        known = _split(hop, context) is not None
+        if not (_allowed(hop, context.import_allow) if context.import_allow is not None else known):
+            yield _refused(path, dotted, hop, context)
+            return
+
+
+def _allowed(dotted: str, allow: tuple[str, ...] | None) -> bool:
+    return allow is None or any(dotted.startswith(f"{prefix}.") for prefix in allow)
+
+
+def _refused(path: Path, dotted: str, origin: str, context: RuleContext) -> Diagnostic:
+    through = "" if dotted == origin else f", which is {origin}"
+    allowed = ", ".join(context.import_allow or ()) or "what is found under the project root"
+    message = f"{dotted}{through} may not be imported here; allowed: {allowed}."
+    hint = "Move the function into an allowed module, or have the operator allow its module."
+    return error("E_IMPORT_NOT_ALLOWED", message, path, suggestion=hint)

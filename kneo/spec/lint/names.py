@@ -1,0 +1,134 @@
+"""Names: every part, option, person and channel that a spec or an environment names can be read, typed and told apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from kneo.names import name_problem, person_key, person_problem, shown
+from kneo.spec.coverage.gates import all_gates
+from kneo.spec.diagnostics import Diagnostic, error
+from kneo.spec.documents import Path
+from kneo.spec.index import SpecIndex
+from kneo.spec.models import Human, RouterStep
+from kneo.spec.models.environment_gates import QuestionPolicy
+
+CODE = "E_NAME"
+
+CHANNEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
+"""Names of channels: what can end the name of a variable, ``slack-ops`` as ``KNEO_SERV_CHANNEL_SLACK_OPS``."""
+
+
+def names(view: SpecIndex) -> Iterator[Diagnostic]:
+    """Check the names of agents, workflows, steps, components, options, people and channels."""
+    yield from _declared(view)
+    yield from _parts(view)
+    for name, human in view.spec.components.humans.items():
+        yield from human_names(human, ("components", "humans", name))
+    for gate in all_gates(view):
+        yield from human_names(gate.gate, gate.path)
+        if gate.gate.key is not None:
+            yield from _name(gate.gate.key, (*gate.path, "key"))
+        if isinstance(gate.gate.human, Human):
+            yield from human_names(gate.gate.human, (*gate.path, "human"))
+
+
+def _parts(view: SpecIndex) -> Iterator[Diagnostic]:
+    for agent in view.agents:
+        yield from _name(agent.agent.name, (*agent.path, "name"))
+    for workflow in view.workflows:
+        if workflow.workflow.name is not None:
+            yield from _name(workflow.workflow.name, (*workflow.path, "name"))
+    for at in view.steps:
+        yield from _name(at.step.id, (*at.path, "id"))
+        if isinstance(at.step, RouterStep):
+            yield from _keys(at.step.choices, (*at.path, "choices"))
+        if at.key is not None:
+            yield from _key(at.key, at.path)
+
+
+def _declared(view: SpecIndex) -> Iterator[Diagnostic]:
+    spec = view.spec
+    for kind in ("agents", "workflows", "functions", "humans"):
+        yield from _keys(getattr(spec.components, kind), ("components", kind))
+    for kind in ("tools", "skills", "mcp_servers"):
+        yield from _keys(getattr(spec, kind), (kind,))
+
+
+def human_names(human: Human, path: Path) -> Iterator[Diagnostic]:
+    """Check the names that a question gives: of people, groups, roles, options, fields and channels."""
+    if human.assignee is not None:
+        yield from _person(human.assignee, (*path, "assignee"))
+    if human.candidates is not None:
+        below = (*path, "candidates")
+        yield from _people(human.candidates.users, (*below, "users"))
+        yield from _people(human.candidates.exclude, (*below, "exclude"))
+        yield from _names(human.candidates.groups, (*below, "groups"))
+        yield from _names(human.candidates.roles, (*below, "roles"))
+    for index, step in enumerate(human.escalate):
+        yield from _person(step.to, (*path, "escalate", index, "to"))
+        yield from _channels(step.notify, (*path, "escalate", index, "notify"))
+    yield from _names(human.options or (), (*path, "options"))
+    for index, field in enumerate(human.fields):
+        yield from _name(field.name, (*path, "fields", index, "name"))
+    yield from _channels(human.notify, (*path, "notify"))
+
+
+def environment_names(
+    people: Iterable[str], humans: Mapping[str, Human], questions: QuestionPolicy
+) -> Iterator[Diagnostic]:
+    """Check the names in an environment's file: of its people, each once, and of whom its questions ask."""
+    spelled: dict[str, str] = {}
+    for name in people:
+        path = ("spec", "people", name)
+        problems = [replace(found, at_key=True) for found in _person(name, path)]
+        yield from problems
+        first = spelled.setdefault(person_key(name), name)
+        if first != name and not problems:
+            message = f"{shown(name)} and {shown(first)} are two spellings of one name."
+            yield replace(error(CODE, message, path, suggestion="Write each person once."), at_key=True)
+    yield from _keys(humans, ("spec", "humans"))
+    for name, human in humans.items():
+        yield from human_names(human, ("spec", "humans", name))
+    yield from _people(questions.exclude, ("spec", "questions", "exclude"))
+
+
+def _keys(parts: Iterable[str], path: Path) -> Iterator[Diagnostic]:
+    for name in parts:
+        yield from _key(name, (*path, name))
+
+
+def _key(name: str, path: Path) -> Iterator[Diagnostic]:
+    yield from (replace(found, at_key=True) for found in _name(name, path))
+
+
+def _names(several: Iterable[str], path: Path) -> Iterator[Diagnostic]:
+    for index, name in enumerate(several):
+        yield from _name(name, (*path, index))
+
+
+def _name(name: str, path: Path) -> Iterator[Diagnostic]:
+    yield from _finding(name_problem(name), path)
+
+
+def _people(several: Iterable[str], path: Path) -> Iterator[Diagnostic]:
+    for index, name in enumerate(several):
+        yield from _person(name, (*path, index))
+
+
+def _person(name: str, path: Path) -> Iterator[Diagnostic]:
+    yield from _finding(person_problem(name), path)
+
+
+def _channels(several: Iterable[str], path: Path) -> Iterator[Diagnostic]:
+    for index, name in enumerate(several):
+        if not CHANNEL.fullmatch(name):
+            message = f"{shown(name)} is no name of a channel: letters, digits, dashes and underscores."
+            hint = "Name the end of a KNEO_SERV_CHANNEL_… variable: slack-ops for KNEO_SERV_CHANNEL_SLACK_OPS."
+            yield error(CODE, message, (*path, index), suggestion=hint)
+
+
+def _finding(problem: str | None, path: Path) -> Iterator[Diagnostic]:
+    if problem is not None:
+        yield error(CODE, f"The name {problem}", path, suggestion="Write a name of visible characters.")

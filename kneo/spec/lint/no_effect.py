@@ -1,0 +1,135 @@
+"""Fields that a spec may have and that nothing reads when it runs.
+
+They are accepted, because specs that other versions run have them. Whoever relies on one has to know: a guardrail that does
+not run guards nothing. A field that only says what happens anyway (``strategy: simple``) is not reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from kneo.spec.base import SpecModel
+from kneo.spec.coverage.gates import DEFAULT_HUMAN, LocatedGate, all_gates, effective_human
+from kneo.spec.diagnostics import Diagnostic, warning
+from kneo.spec.documents import Path
+from kneo.spec.index import SpecIndex
+from kneo.spec.models import (
+    Agent,
+    ConcurrentWorkflow,
+    ConditionStep,
+    LeafStep,
+    Model,
+    RuntimePreferences,
+    Spec,
+    Strategy,
+)
+
+CODE = "W_FIELD_NO_EFFECT"
+
+NO_TOOLS = "agents do not call tools in this version; gates, permissions and policies count them all the same"
+
+NO_EFFECT: Mapping[type[SpecModel], Mapping[str, str]] = {
+    Spec: {
+        "tools": NO_TOOLS,
+        "skills": "agents are not given skills in this version",
+        "mcp_servers": "no server is connected to in this version",
+        "policies": "nothing here is applied; an environment's policy is in its own file",
+    },
+    Agent: {
+        "strategy": "an agent answers once, as with strategy: simple",
+        "runtime_preferences": "every agent runs in this process, as with preferred_mode: bridge",
+        "history": "an agent sees the text that its step is given",
+        "memory": "an agent sees the text that its step is given",
+        "guardrails": "no guardrail runs in this version; put a person in front of what has to be guarded",
+        "tools": NO_TOOLS,
+        "skills": "agents are not given skills in this version",
+        "middleware": "no middleware runs",
+        "defaults": "an agent's answer is its step's output",
+    },
+    Model: {
+        "temperature": "no provider that is available here takes it",
+        "max_tokens": "no provider that is available here takes it",
+        "timeout_seconds": "a step's timeout_seconds limits its time",
+        "extra": "no provider that is available here takes it",
+        "token_budget": "tokens are not counted in this version",
+    },
+    ConcurrentWorkflow: {"max_iterations": "every participant runs once"},
+    LeafStep: {"timeout_seconds": "a question waits as long as the timeout_seconds of its human says"},
+}
+"""What happens instead, by model and field. A test compares this with every field that there is."""
+
+
+def _runs_elsewhere(value: object) -> bool:
+    assert isinstance(value, RuntimePreferences)
+    preferred = value.preferred_mode not in {None, "bridge"}
+    return preferred or bool(value.bridge_provider) or "bridge" not in (value.allowed_modes or ("bridge",))
+
+
+def _works_in_rounds(value: object) -> bool:
+    return value != Strategy(type="simple")
+
+
+_MEANT: Mapping[tuple[type[SpecModel], str], Callable[[object], bool]] = {
+    (Spec, "policies"): lambda value: isinstance(value, dict) and value.keys() != {"project_defaults"},
+    (Agent, "strategy"): _works_in_rounds,
+    (Agent, "runtime_preferences"): _runs_elsewhere,
+    (Agent, "guardrails"): lambda value: any(getattr(value, "stages", dict)().values()),
+    (Agent, "tools"): lambda value: bool(getattr(value, "include", ())),
+    (Agent, "defaults"): lambda value: value != {"append_mode": "auto"},
+}
+"""Where a value may say what happens anyway: whether this one says something else."""
+
+
+def no_effect(view: SpecIndex) -> Iterator[Diagnostic]:
+    """What a spec says has an effect."""
+    yield from _unread(view.spec, ())
+    for agent in view.agents:
+        yield from _unread(agent.agent, agent.path)
+        if agent.agent.model is not None:
+            yield from _unread(agent.agent.model, (*agent.path, "model"))
+    for workflow in view.workflows:
+        yield from _unread(workflow.workflow, workflow.path)
+    for at in view.steps:
+        if isinstance(at.step, LeafStep) and at.step.kind == "human":
+            yield from _unread(at.step, at.path)
+    yield from _rejections(view)
+
+
+def _rejections(view: SpecIndex) -> Iterator[Diagnostic]:
+    """What the human of a question says of a rejection has an effect there; what a gate says itself is checked with its shape."""
+    humans = view.spec.components.humans
+    for at in view.steps:
+        if at.step.kind == "human":
+            human = humans.get(getattr(at.step, "ref", None) or DEFAULT_HUMAN)
+            if human is not None and human.on_reject == "else":
+                yield _rejection(human.on_reject, f"the step {at.place}", at.path)
+    for gate in all_gates(view):
+        effect = effective_human(gate.gate, humans).on_reject
+        if gate.gate.on_reject is None and effect is not None and not _has_effect(effect, gate):
+            yield _rejection(effect, f"review.{gate.position}", gate.path)
+
+
+def _has_effect(effect: str, at: LocatedGate) -> bool:
+    if effect == "else":
+        return at.position == "before" and at.step is not None and isinstance(at.step.step, ConditionStep)
+    # Where a person chooses, nothing can be rejected.
+    return effect != "retry" or at.position != "before"
+
+
+def _rejection(effect: str, where: str, path: Path) -> Diagnostic:
+    message = f"on_reject: {effect} has no effect at {where}: a rejection stops the run."
+    hint = "Name a human that says stop, or says nothing of rejections."
+    return warning(CODE, message, path, suggestion=hint)
+
+
+def _unread(part: SpecModel, path: Path) -> Iterator[Diagnostic]:
+    for name, instead in NO_EFFECT.get(type(part), NO_EFFECT[Spec] if isinstance(part, Spec) else {}).items():
+        value = getattr(part, name)
+        is_meant = _MEANT.get((Spec if isinstance(part, Spec) else type(part), name), _is_set)
+        if _is_set(value) and is_meant(value):
+            hint = "Leave it out, or do not rely on it."
+            yield warning(CODE, f"{name} has no effect: {instead}.", (*path, name), suggestion=hint)
+
+
+def _is_set(value: object) -> bool:
+    return value is not None and value not in ((), {})

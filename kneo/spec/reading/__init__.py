@@ -1,0 +1,1 @@
+"""From files to specs: bounded readers, overlays, migration, defaults, normal form and the schema."""

@@ -1,0 +1,163 @@
+"""Taking in what a spec refers to, so that what is signed and run needs no other file.
+
+``system_prompt: {file: prompts/research.md}`` stands for the text of that file, wherever the language takes a text for
+people or models. A skill's ``source`` becomes its content. Files come from a :class:`Files` that is handed in and that
+decides what may be read; here a path is only a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Protocol
+
+from kneo.spec.diagnostics import Diagnostic, error
+from kneo.spec.documents import Path, Unreadable
+from kneo.spec.messages import quote
+from kneo.spec.reading.reader import read
+
+TEXT_KEYS = frozenset({"system_prompt", "description", "prompt", "title", "content"})
+"""Keys whose value may be a reference to a file."""
+
+MAX_SKILL_FILES = 100
+_INSTRUCTIONS = ("SKILL.md", "skill.md", "README.md")
+_ABOUT = ("skill.yaml", "skill.yml", "skill.json")
+
+
+class Files(Protocol):
+    """The files beside a spec, as far as they may be read."""
+
+    def text(self, path: str) -> str | None:
+        """Return a file's text; None where there is no such file, it may not be read, or it is not text."""
+        ...
+
+    def names(self, path: str) -> tuple[str, ...] | None:
+        """Return the names of the files in a folder, sorted; None where there is no such folder."""
+        ...
+
+
+class NoFiles:
+    """Nothing beside the spec may be read."""
+
+    def text(self, path: str) -> str | None:  # noqa: ARG002 - there is nothing to look for
+        return None
+
+    def names(self, path: str) -> tuple[str, ...] | None:  # noqa: ARG002 - there is nothing to look for
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Inlined:
+    """A spec with its files taken in, and what could not be."""
+
+    tree: dict[str, object]
+    findings: tuple[Diagnostic, ...] = ()
+
+
+def inline_texts(tree: Mapping[str, object], files: Files) -> Inlined:
+    """Replace every ``{file: …}`` by the text of the file."""
+    findings: list[Diagnostic] = []
+    inlined = _texts(dict(tree), (), files, findings)
+    return Inlined(inlined if isinstance(inlined, dict) else dict(tree), tuple(findings))
+
+
+def _texts(value: object, path: Path, files: Files, findings: list[Diagnostic]) -> object:
+    if isinstance(value, list):
+        return [_texts(item, (*path, index), files, findings) for index, item in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _text(inner, (*path, key), files, findings)
+        if key in TEXT_KEYS and isinstance(inner, dict) and inner.keys() == {"file"}
+        else _texts(inner, (*path, key), files, findings)
+        for key, inner in value.items()
+    }
+
+
+def _text(reference: dict[str, object], path: Path, files: Files, findings: list[Diagnostic]) -> object:
+    name = reference["file"]
+    text = files.text(name) if isinstance(name, str) else None
+    if text is None:
+        message = f"The file {quote(name)} cannot be read from here."
+        suggestion = "Name a text file beside the spec, without leaving its folder."
+        findings.append(error("E_FILE_REF", message, (*path, "file"), suggestion=suggestion))
+        return ""
+    return text
+
+
+def inline_skills(tree: Mapping[str, object], files: Files) -> Inlined:
+    """Replace every skill's source by its content."""
+    skills = tree.get("skills")
+    if not isinstance(skills, dict):
+        return Inlined(dict(tree))
+    findings: list[Diagnostic] = []
+    inlined: dict[str, object] = {}
+    for name, skill in skills.items():
+        source = skill.get("source") if isinstance(skill, dict) else None
+        if not isinstance(source, str):
+            inlined[name] = skill
+            continue
+        try:
+            inlined[name] = _skill(skill, source, files)
+        except (Unreadable, LookupError) as problem:
+            message = f"The skill {quote(source)} cannot be read from here. {problem.args[0]}"
+            findings.append(error("E_SKILL_SOURCE", message, ("skills", name, "source")))
+            inlined[name] = skill
+    return Inlined({**tree, "skills": inlined}, tuple(findings))
+
+
+def _skill(skill: Mapping[str, object], source: str, files: Files) -> dict[str, object]:
+    names = files.names(source)
+    if names is None:
+        text = files.text(source)
+        if text is None:
+            message = "There is no such file or folder beside the spec."
+            raise LookupError(message)
+        about, content = _front_matter(text, source)
+        resources: dict[str, object] = {}
+    else:
+        about, content, resources = _folder(source, names, files)
+    said: dict[str, object] = {key: about[key] for key in ("description", "tools") if about.get(key) is not None}
+    said |= {key: value for key, value in skill.items() if key != "source" and value is not None}
+    return {**said, "content": content, **({"resources": resources} if resources else {})}
+
+
+def _folder(source: str, names: tuple[str, ...], files: Files) -> tuple[Mapping[str, object], str, dict[str, object]]:
+    main = next((name for name in _INSTRUCTIONS if name in names), None)
+    text = files.text(str(PurePosixPath(source, main))) if main is not None else None
+    if main is None or text is None:
+        message = f"The folder has none of {', '.join(_INSTRUCTIONS)}."
+        raise LookupError(message)
+    if len(names) > MAX_SKILL_FILES:
+        message = f"The folder has more than {MAX_SKILL_FILES} files."
+        raise LookupError(message)
+    front, content = _front_matter(text, f"{source}/{main}")
+    about = {**dict(_about(source, names, files)), **front}
+    others = (name for name in names if name != main and name not in _ABOUT)
+    resources: dict[str, object] = {}
+    for name in others:
+        resource = files.text(str(PurePosixPath(source, name)))
+        if resource is not None:
+            resources[name] = resource
+    return about, content, resources
+
+
+def _about(source: str, names: tuple[str, ...], files: Files) -> Iterator[tuple[str, object]]:
+    name = next((name for name in _ABOUT if name in names), None)
+    text = files.text(str(PurePosixPath(source, name))) if name is not None else None
+    if name is not None and text is not None:
+        value = read(text.encode(), file=f"{source}/{name}").value
+        if isinstance(value, dict):
+            yield from value.items()
+
+
+def _front_matter(text: str, file: str) -> tuple[Mapping[str, object], str]:
+    """Split the YAML between two lines of ``---`` from the text after it."""
+    if not text.startswith("---\n"):
+        return {}, text
+    head, mark, body = text[4:].partition("\n---\n")
+    if not mark:
+        return {}, text
+    value = read(head.encode(), file=f"{file}.yaml").value
+    return (value if isinstance(value, dict) else {}), body.lstrip("\n")

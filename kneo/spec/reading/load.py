@@ -1,0 +1,184 @@
+"""From files to a spec: read, lay overlays over it, migrate, fill defaults, expand, check the schema, apply the rules.
+
+Every stage hands a plain tree to the next. The first stage that cannot go on ends the pipeline, with its findings; the
+rules run only over a spec whose shape is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from kneo.spec.context import NOTHING_KNOWN, RuleContext
+from kneo.spec.diagnostics import Diagnostic, error, has_errors, known_depth, locate, unreadable
+from kneo.spec.documents import DEFAULT_LIMITS, Document, Path, ReadLimits, Unreadable, too_large
+from kneo.spec.messages import describe
+from kneo.spec.models import Spec
+from kneo.spec.reading.defaults import NO_DEFAULTS, SpecDefaults, apply_defaults
+from kneo.spec.reading.inline import Files, inline_skills, inline_texts
+from kneo.spec.reading.migrate import Migration, UnsupportedVersion, migrate
+from kneo.spec.reading.normalize import normalize
+from kneo.spec.reading.overlays import merge_all
+from kneo.spec.reading.reader import read
+from kneo.spec.reading.source_paths import source_path
+from kneo.spec.reading.validate import check_model
+
+_TREE_LIMITS = replace(DEFAULT_LIMITS, max_nodes=10 * DEFAULT_LIMITS.max_nodes)
+"""For merged values: each file was within its own bounds, and there may be several."""
+
+Rules = Callable[[Spec, RuleContext], tuple[Diagnostic, ...]]
+
+
+def no_rules(_spec: Spec, _context: RuleContext) -> tuple[Diagnostic, ...]:
+    """Check nothing beyond the schema."""
+    return ()
+
+
+class SourceFile(NamedTuple):
+    """A file's name and bytes."""
+
+    file: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSpec:
+    """What came of loading a spec.
+
+    Attributes:
+        spec: The spec; None where its shape is wrong.
+        tree: The same as plain values, as far as the pipeline got.
+        diagnostics: Everything found, in the order of the checks.
+        documents: The files that were read: the spec, then its overlays.
+    """
+
+    spec: Spec | None
+    tree: dict[str, object]
+    diagnostics: tuple[Diagnostic, ...]
+    documents: tuple[Document, ...] = field(default=(), repr=False)
+    renames: tuple[tuple[Path, Path], ...] = field(default=(), repr=False)
+
+    @property
+    def valid(self) -> bool:
+        """Whether the spec can be used: its shape is right and no finding is an error."""
+        return self.spec is not None and not has_errors(self.diagnostics)
+
+    def place(self, findings: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:
+        """Add file, line and column to findings about this spec."""
+        return tuple(_place(found, self.documents, self.renames) for found in findings)
+
+
+def load_spec(  # noqa: PLR0913 - one argument for each stage of the pipeline
+    data: bytes,
+    *,
+    file: str,
+    overlays: Sequence[SourceFile] = (),
+    overrides: Mapping[str, object] | None = None,
+    defaults: SpecDefaults = NO_DEFAULTS,
+    context: RuleContext = NOTHING_KNOWN,
+    files: Files | None = None,
+    rules: Rules = no_rules,
+    limits: ReadLimits = DEFAULT_LIMITS,
+) -> LoadedSpec:
+    """Load a spec and find everything that is wrong with it. Nothing is raised for what a file says.
+
+    Args:
+        data: The spec's bytes.
+        file: Its name; ``.json`` is read as JSON, anything else as YAML.
+        overlays: Files laid over it, in order.
+        overrides: One more overlay that is not a file, laid over last.
+        defaults: What a project fills in where the spec says nothing.
+        context: What the rules may know of the world.
+        files: The files beside the spec; without them a reference to one is an error.
+        rules: The semantic checks.
+        limits: Bounds for each file.
+    """
+    documents: list[Document] = []
+    try:
+        documents.extend(read(source, file=name, limits=limits) for name, source in [SourceFile(file, data), *overlays])
+    except Unreadable as refusal:
+        return LoadedSpec(None, {}, (unreadable(refusal),), tuple(documents))
+    if (reason := too_large(overrides, limits)) is not None:
+        return LoadedSpec(None, {}, (error("E_SCHEMA", f"The overrides are too large. {reason}"),), tuple(documents))
+    merged = merge_all(documents[0].value, [*(overlay.value for overlay in documents[1:]), overrides])
+    return load_tree(merged, documents=documents, defaults=defaults, context=context, files=files, rules=rules)
+
+
+def load_tree(
+    value: object,
+    *,
+    documents: Sequence[Document] = (),
+    defaults: SpecDefaults = NO_DEFAULTS,
+    context: RuleContext = NOTHING_KNOWN,
+    files: Files | None = None,
+    rules: Rules = no_rules,
+) -> LoadedSpec:
+    """Do what :func:`load_spec` does after reading and merging, for a spec that is already plain values.
+
+    Args are those of :func:`load_spec`; ``documents`` are the files the values came from, for positions.
+    """
+    documents = tuple(documents)
+    if (reason := too_large(value, _TREE_LIMITS)) is not None:
+        return LoadedSpec(None, {}, (error("E_SCHEMA", f"The spec is too large. {reason}", ()),), documents)
+    if not isinstance(value, dict):
+        found = error("E_SCHEMA", f"A spec is a map, not {describe(value)}.", ())
+        return LoadedSpec(None, {}, (locate(found, documents),), documents)
+    try:
+        migration = migrate(value)
+    except UnsupportedVersion as refusal:
+        found = error("E_SCHEMA", refusal.message, ("version",), suggestion=refusal.hint)
+        return LoadedSpec(None, value, (locate(found, documents),), documents)
+    tree, findings = _prepare(migration, defaults, files)
+    loaded = LoadedSpec(None, tree, (), documents, migration.renames)
+    checked = check_model(Spec, tree)
+    if isinstance(checked, tuple):
+        return replace(loaded, diagnostics=loaded.place([*findings, *checked]))
+    findings = [*findings, *rules(checked, context)]
+    return replace(loaded, spec=checked, diagnostics=loaded.place(findings))
+
+
+def _prepare(
+    migration: Migration, defaults: SpecDefaults, files: Files | None
+) -> tuple[dict[str, object], list[Diagnostic]]:
+    tree = normalize(apply_defaults(migration.tree, defaults))
+    if files is None:
+        return tree, []
+    inlined = inline_texts(tree, files)
+    return inlined.tree, list(inlined.findings)
+
+
+def resolve(loaded: LoadedSpec, files: Files) -> LoadedSpec:
+    """Take in the skills too, so that the spec needs no other file: what is signed and run.
+
+    Returns:
+        The spec with every source replaced by its content; findings say what could not be read.
+    """
+    if loaded.spec is None:
+        return loaded
+    inlined = inline_skills(loaded.tree, files)
+    findings = [*loaded.diagnostics, *loaded.place(inlined.findings)]
+    checked = check_model(Spec, inlined.tree)
+    if isinstance(checked, tuple):
+        return replace(loaded, spec=None, diagnostics=(*findings, *loaded.place(checked)))
+    return replace(loaded, spec=checked, tree=inlined.tree, diagnostics=tuple(findings))
+
+
+def _place(found: Diagnostic, documents: Sequence[Document], renames: Sequence[tuple[Path, Path]]) -> Diagnostic:
+    if found.path is None or found.file is not None:
+        return found
+    origin = found.path
+    for new, old in reversed(renames):
+        if origin[: len(new)] == new:
+            origin = (*old, *origin[len(new) :])
+    placed = locate(replace(found, path=_written(origin, documents)), documents)
+    return replace(placed, path=found.path)
+
+
+def _written(path: Path, documents: Sequence[Document]) -> Path:
+    """Choose the spelling of the last document that says most of it."""
+    spellings = [source_path(path, document.places()) for document in documents]
+    best = max(
+        range(len(documents)), key=lambda index: (known_depth(documents[index], spellings[index]), index), default=0
+    )
+    return spellings[best] if spellings else path

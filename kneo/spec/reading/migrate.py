@@ -1,0 +1,166 @@
+"""From older shapes of a spec to v1.
+
+Unversioned and ``v0`` specs kept their components at the root and wrote workflows as lists. Each step that was
+necessary is reported in the published words, and each moved part is remembered so that a finding in the new shape can
+still point to where the old one is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kneo.errors import Invalid
+from kneo.spec.diagnostics import format_path
+from kneo.spec.documents import Path
+from kneo.spec.messages import quote
+from kneo.spec.reading.human_review import rewrite_reviews
+
+TARGET_VERSION = "v1"
+
+_RENAMED_ROOT = (("root_agent", "agent"), ("root_workflow", "workflow"))
+_MOVED_TO_COMPONENTS = (
+    ("component_agents", "agents"),
+    ("component_workflows", "workflows"),
+    ("functions", "functions"),
+    ("humans", "humans"),
+)
+
+
+class UnsupportedVersion(Invalid):
+    """The spec is written for a version of the language that is not known here."""
+
+    default_code = "unsupported_spec_version"
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """A spec in today's shape.
+
+    Attributes:
+        source_version: What the spec said; None where it said nothing.
+        applied: What was done, in order, in words that tools may rely on.
+        renames: New place and old place of every part that moved, in order.
+    """
+
+    tree: dict[str, object]
+    source_version: str | None
+    applied: tuple[str, ...] = ()
+    renames: tuple[tuple[Path, Path], ...] = field(default=(), repr=False)
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.applied)
+
+
+def migrate(tree: Mapping[str, object]) -> Migration:
+    """Bring a spec into the shape of v1.
+
+    Raises:
+        UnsupportedVersion: it declares another version than v0 or v1.
+    """
+    steps = _to_v1(tree)
+    steps.rewrite_reviews()
+    return steps.done()
+
+
+def bring_to_v1(tree: Mapping[str, object]) -> Migration:
+    """Do only what published tools do: bring another version's shape into that of v1, and leave v1 as it is written.
+
+    Raises:
+        UnsupportedVersion: it declares another version than v0 or v1.
+    """
+    return _to_v1(tree).done()
+
+
+def _to_v1(tree: Mapping[str, object]) -> _Steps:
+    version = tree.get("version")
+    if version is not None and version not in ("v0", TARGET_VERSION):
+        message = f"The spec version {quote(version)} is not known here."
+        raise UnsupportedVersion(message, hint="Write version: v1, or use a newer release of kneo.")
+    steps = _Steps(dict(tree), version if isinstance(version, str) else None)
+    if version != TARGET_VERSION:
+        steps.from_v0()
+    return steps
+
+
+class _Steps:
+    def __init__(self, tree: dict[str, object], source_version: str | None) -> None:
+        self.tree = tree
+        self.source_version = source_version
+        self.applied: list[str] = []
+        self.renames: list[tuple[Path, Path]] = []
+
+    def done(self) -> Migration:
+        return Migration(self.tree, self.source_version, tuple(self.applied), tuple(self.renames))
+
+    def from_v0(self) -> None:
+        self.tree = {"version": TARGET_VERSION, **{key: value for key, value in self.tree.items() if key != "version"}}
+        self.applied.append("set version=v1")
+        for old, new in _RENAMED_ROOT:
+            if old in self.tree and new not in self.tree:
+                self.tree = {(new if key == old else key): value for key, value in self.tree.items()}
+                self._moved(f"renamed {old} to {new}", (new,), (old,))
+        self._collect_components()
+        self._type_workflow(("workflow",))
+        components = self.tree.get("components")
+        workflows = components.get("workflows") if isinstance(components, dict) else None
+        for name in workflows if isinstance(workflows, dict) else ():
+            self._type_workflow(("components", "workflows", name))
+
+    def _collect_components(self) -> None:
+        components = self.tree.get("components")
+        if components is None:
+            components = {}
+        for old, new in _MOVED_TO_COMPONENTS:
+            moved = self.tree.get(old)
+            if not isinstance(moved, dict | None) or not isinstance(components, dict):
+                continue  # a wrong kind stays where it is, for the schema to refuse
+            self.tree.pop(old, None)
+            if moved:
+                kept = components.get(new)
+                components = {**components, new: {**(kept if isinstance(kept, dict) else {}), **moved}}
+                self.applied.append(f"moved {old} to components.{new}")
+                self.renames += [(("components", new, name), (old, name)) for name in moved]
+        self.tree["components"] = components
+
+    def _type_workflow(self, path: Path) -> None:
+        workflow = _at(self.tree, path)
+        spelled = ".".join(str(part) for part in path)
+        if isinstance(workflow, list):
+            self.tree = _replaced(self.tree, path, {"type": "sequential", "steps": workflow})
+            self._moved(f"converted {spelled} list to sequential workflow", (*path, "steps"), path)
+        elif isinstance(workflow, dict) and "steps" in workflow and workflow.get("type") is None:
+            typed = {"type": "sequential", **{key: value for key, value in workflow.items() if key != "type"}}
+            self.tree = _replaced(self.tree, path, typed)
+            self.applied.append(f"set {spelled}.type=sequential")
+
+    def rewrite_reviews(self) -> None:
+        rewritten, places = rewrite_reviews(self.tree)
+        if isinstance(rewritten, dict):
+            self.tree = rewritten
+        for path in places:
+            words = f"rewrote {format_path(path)}.human_review to review"
+            self._moved(words, (*path, "review"), (*path, "human_review"))
+
+    def _moved(self, words: str, new: Path, old: Path) -> None:
+        self.applied.append(words)
+        self.renames.append((new, old))
+
+
+def _at(tree: object, path: Path) -> object:
+    for part in path:
+        if isinstance(tree, dict):
+            tree = tree.get(part)
+        elif isinstance(tree, list) and isinstance(part, int) and part < len(tree):
+            tree = tree[part]
+        else:
+            return None
+    return tree
+
+
+def _replaced(tree: dict[str, object], path: Path, value: object) -> dict[str, object]:
+    """Return the tree with another value at a path of map keys that exist."""
+    first, *rest = path
+    inner = tree[str(first)]
+    return {**tree, str(first): _replaced(inner, tuple(rest), value) if rest and isinstance(inner, dict) else value}

@@ -1,0 +1,240 @@
+"""From plain values to declared models, with findings that name the place and the nearest right word.
+
+Pydantic knows what is wrong and where in its own terms. This module turns its locations back into paths of the file,
+its error types into sentences, and an unknown key into a suggestion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import UnionType
+from typing import Annotated, TypeVar, Union, cast, get_args, get_origin
+
+from pydantic import BaseModel, Tag, ValidationError
+from pydantic_core import ErrorDetails
+
+from kneo.errors import Invalid
+from kneo.spec.base import PATTERN_WORDS, SpecModel
+from kneo.spec.diagnostics import Diagnostic, error, locate
+from kneo.spec.documents import Document, Path
+from kneo.spec.messages import describe, nearest, quote, suggest
+
+MAX_FINDINGS = 50  # more of the same helps nobody
+
+M = TypeVar("M", bound=SpecModel)
+
+
+class InvalidDeclaration(Invalid):
+    """A file is readable and still not what it should be; ``findings`` says where and why."""
+
+    default_code = "invalid_declaration"
+
+    def __init__(self, findings: Sequence[Diagnostic]) -> None:
+        first = findings[0]
+        spot = ":".join(str(part) for part in (first.file, first.line, first.column) if part is not None)
+        at = f" (at {first.path_text})" if first.path_text else ""
+        more = f" And {len(findings) - 1} more." if len(findings) > 1 else ""
+        super().__init__(
+            f"{spot}: {first.message}{at}{more}",
+            hint=first.suggestion,
+            file=first.file,
+            line=first.line,
+            column=first.column,
+            diagnostics=[found.as_json() for found in findings],
+        )
+        self.findings = tuple(findings)
+
+
+def check_model(model: type[M], value: object, documents: Sequence[Document] = ()) -> M | tuple[Diagnostic, ...]:
+    """Return the model of a value, or everything that keeps it from being one.
+
+    Args:
+        model: What the value should be.
+        value: Plain maps, lists and scalars.
+        documents: Where the value came from, for positions: the file and then its overlays.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as failure:
+        errors = failure.errors(include_url=False)
+    return tuple(_finding(model, detail, documents) for detail in errors[:MAX_FINDINGS])
+
+
+def parse_model(model: type[M], document: Document) -> M:
+    """Return the model of a document.
+
+    Raises:
+        InvalidDeclaration: the document is not one; every finding is in it.
+    """
+    checked = check_model(model, document.value, [document])
+    if isinstance(checked, tuple):
+        raise InvalidDeclaration(checked)
+    return checked
+
+
+def _finding(model: type[BaseModel], detail: ErrorDetails, documents: Sequence[Document]) -> Diagnostic:
+    path, known = follow(model, detail["loc"])
+    kind = detail["type"]
+    context: _Context = detail.get("ctx", {})
+    below = context.get("path", ())
+    path = (*path, *below) if isinstance(below, tuple) else path
+    message, suggestion = _explain(kind, path, detail, known)
+    found = error(str(context.get("code", "E_SCHEMA")), message, path, suggestion=suggestion)
+    return locate(replace(found, at_key=kind == "extra_forbidden"), documents)
+
+
+def follow(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[Path, tuple[str, ...]]:
+    """Turn a location of pydantic into a path of the file and the keys that are known where it ends.
+
+    The two differ where a value may be one of several models: pydantic adds the tag of the one it tried.
+    """
+    path: list[int | str] = []
+    known: tuple[str, ...] = ()
+    here: object = model
+    for part in loc:
+        here, is_tag = _choose(here, part)
+        if is_tag:
+            continue
+        if part == "[key]":
+            break
+        path.append(part)
+        known = tuple(_fields(here)) if isinstance(here, type) and issubclass(here, BaseModel) else ()
+        here = _step_into(here, part)
+    return tuple(path), known
+
+
+def _choose(annotation: object, part: int | str) -> tuple[object, bool]:
+    """Strip what surrounds a type; where a part of the location is a tag, take the member it names."""
+    annotation = _bare(annotation)
+    if get_origin(annotation) in {Union, UnionType}:
+        for member in get_args(annotation):
+            if any(isinstance(extra, Tag) and extra.tag == part for extra in get_args(member)[1:]):
+                return _bare(member), True
+    return annotation, False
+
+
+def _bare(annotation: object) -> object:
+    while True:
+        arguments = get_args(annotation)
+        if get_origin(annotation) is Annotated:
+            annotation = arguments[0]
+        elif get_origin(annotation) in {Union, UnionType} and len(solid := _without_none(arguments)) == 1:
+            annotation = solid[0]
+        else:
+            return annotation
+
+
+def _without_none(members: tuple[object, ...]) -> tuple[object, ...]:
+    return tuple(member for member in members if member is not type(None))
+
+
+def _fields(model: type[BaseModel]) -> dict[str, object]:
+    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+
+
+def _step_into(annotation: object, part: int | str) -> object:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return _fields(annotation).get(str(part))
+    arguments = get_args(annotation)
+    if get_origin(annotation) is dict:
+        return cast("object", arguments[1])
+    if get_origin(annotation) in {tuple, list}:
+        return cast("object", arguments[0])
+    return None
+
+
+_WANTED: Mapping[str, str] = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a number",
+    "bool_type": "true or false",
+    "dict_type": "a map",
+    "model_type": "a map",
+    "model_attributes_type": "a map",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "time_delta_type": "a duration such as 15m",
+}
+
+
+_Explain = tuple[str, str | None]
+
+
+def _name(path: Path) -> str:
+    if not path:
+        return "the file"
+    return f"{path[-2]}[{path[-1]}]" if isinstance(path[-1], int) and len(path) > 1 else str(path[-1])
+
+
+def _explain(kind: str, path: Path, detail: ErrorDetails, known: Sequence[str]) -> _Explain:
+    name = _name(path)
+    given: object = detail["input"]
+    if kind in _WANTED:
+        hint = "Put it in quotes to make it text." if kind == "string_type" and isinstance(given, int | float) else None
+        return f"{name} must be {_WANTED[kind]}, not {describe(given)}.", hint
+    special = _SPECIAL.get(kind)
+    if special is not None:
+        return special(name, given, detail.get("ctx", {}), known)
+    return f"{name}: {detail['msg'].rstrip('.')}.", None
+
+
+_Context = Mapping[str, object]
+
+
+def _missing(name: str, _given: object, _context: _Context, _known: Sequence[str]) -> _Explain:
+    return f"{name} is required here.", None
+
+
+def _refused(_name: str, _given: object, context: _Context, _known: Sequence[str]) -> _Explain:
+    suggestion = context.get("suggestion")
+    return str(context["message"]), suggestion if isinstance(suggestion, str) else None
+
+
+def _unknown(name: str, _given: object, _context: _Context, known: Sequence[str]) -> _Explain:
+    return f"{quote(name)} is not a key that is known here.", suggest(name, known)
+
+
+def _choice(name: str, given: object, context: _Context, _known: Sequence[str]) -> _Explain:
+    shown = quote(given) if isinstance(given, str | int | float) else describe(given)
+    expected = str(context.get("expected"))
+    must = "one of " if " or " in expected else ""
+    return f"{name} is {shown}; it must be {must}{expected}.", _nearest_choice(given, expected)
+
+
+def _nearest_choice(given: object, expected: str) -> str | None:
+    words = [word.strip(" '") for word in expected.replace(" or ", ",").split(",")]
+    close = nearest(given, words) if isinstance(given, str) else None
+    return f"Did you mean {close}?" if close else None
+
+
+def _bound(words: str, key: str) -> Callable[[str, object, _Context, Sequence[str]], _Explain]:
+    def explain(name: str, given: object, context: _Context, _known: Sequence[str]) -> _Explain:
+        shown = quote(given) if isinstance(given, int | float) else describe(given)
+        return f"{name} is {shown}; it must be {words.format(context.get(key))}.", None
+
+    return explain
+
+
+def _pattern(name: str, given: object, context: _Context, _known: Sequence[str]) -> _Explain:
+    pattern = str(context.get("pattern"))
+    return f"{name} is {quote(given)}; it must be {PATTERN_WORDS.get(pattern, pattern)}.", None
+
+
+_SPECIAL: Mapping[str, Callable[[str, object, _Context, Sequence[str]], _Explain]] = {
+    "missing": _missing,
+    "refused": _refused,
+    "extra_forbidden": _unknown,
+    "literal_error": _choice,
+    "greater_than_equal": _bound("at least {}", "ge"),
+    "greater_than": _bound("more than {}", "gt"),
+    "less_than_equal": _bound("at most {}", "le"),
+    "less_than": _bound("less than {}", "lt"),
+    "too_long": _bound("at most {} long", "max_length"),
+    "too_short": _bound("at least {} long", "min_length"),
+    "string_too_long": _bound("at most {} characters", "max_length"),
+    "string_too_short": _bound("at least {} characters", "min_length"),
+    "string_pattern_mismatch": _pattern,
+}
