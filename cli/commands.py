@@ -1,6 +1,6 @@
-"""The tree of commands: the only list of what ``kneo`` can do, and where each part lives.
+"""The tree of commands: the only list of ``kneo`` commands and the modules that implement them.
 
-The one-line help stands here rather than beside the function, so that ``kneo --help`` imports no command.
+The one-line help is part of the tree, so that ``kneo --help`` imports no command.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """Where a command or a group of commands lives.
+    """The implementation of a command or of a group of commands.
 
     Attributes:
         target: ``module:attribute``; a function is a command, a ``typer.Typer`` is a group.
-        help: What it does, in one line.
-        section: The heading it stands under in the help.
-        parts: Further commands of a group that live in modules of their own.
+        help: One line of at most 60 characters, in the imperative.
+        section: The heading above the command in the help.
+        parts: Further commands of a group, implemented in other modules.
     """
 
     target: str
@@ -25,87 +25,78 @@ class Entry(NamedTuple):
     parts: Mapping[str, Entry] = {}
 
 
-START, DECLARE, RUN, SERVE, RELEASE, KNOW = "Start", "Declare and sign", "Run", "Serve", "Release", "Look back"
+GET_STARTED, SPECS, RUNS, RELEASES, SERVERS, AUDIT = (
+    "Get started",
+    "Specs and bundles",
+    "Runs and tasks",
+    "Releases",
+    "Servers",
+    "Audit and history",
+)
 
 COMMANDS: dict[str, Entry] = {
-    "init": Entry("cli.releases.init:init", "Make a config repository that works, with a signed example.", START),
-    "config": Entry("cli.config:app", "Show and set the project's settings and saved service addresses.", START),
+    "init": Entry("cli.releases.init:init", "Create a config repository with a signed example", GET_STARTED),
+    "up": Entry("cli.serve.up:up", "Run API server, worker and controller in one process", GET_STARTED),
+    "config": Entry("cli.config:app", "Manage project settings and server profiles", GET_STARTED),
     "spec": Entry(
         "cli.specs.spec:app",
-        "Check specs, show what they mean, and freeze them into signed bundles.",
-        DECLARE,
+        "Check specs and build signed bundles",
+        SPECS,
         {
-            "diff": Entry("cli.specs.diff:diff", "Say what changes from one spec to another."),
-            "simulate": Entry("cli.specs.simulate:simulate", "Walk every branch of a spec without running anything."),
-            "bundle": Entry(
-                "cli.specs.bundle:app", "Freeze specs into signed bundles, and check who vouched for what."
-            ),
+            "diff": Entry("cli.specs.diff:diff", "Compare two specs"),
+            "simulate": Entry("cli.specs.simulate:simulate", "Simulate every branch of a workflow"),
+            "bundle": Entry("cli.specs.bundle:app", "Sign, verify and inspect bundles"),
         },
     ),
-    "keys": Entry("cli.specs.keys:app", "Make signing keys and look at them.", DECLARE),
-    "trust": Entry("cli.specs.trust:app", "Edit and sign the trust root: whose keys count for what.", DECLARE),
-    "run": Entry("cli.runs.run:run", "Run an approved bundle, or a spec of your own.", RUN),
-    "runs": Entry("cli.runs.runs:app", "Look at runs, stop them, go on with them, repeat them.", RUN),
+    "keys": Entry("cli.specs.keys:app", "Generate and show signing keys", SPECS),
+    "trust": Entry("cli.specs.trust:app", "Manage the trust root: keys, roles and thresholds", SPECS),
+    "run": Entry("cli.runs.run:run", "Start a run and wait until it pauses or finishes", RUNS),
+    "runs": Entry("cli.runs.runs:app", "List, inspect, cancel, retry and fork runs", RUNS),
     "human": Entry(
         "cli.people.human:app",
-        "Answer what runs ask people.",
-        RUN,
+        "Work on human tasks: list, review and decide",
+        RUNS,
         {
-            "claim": Entry("cli.people.inbox:claim", "Take a task, so that nobody else works on it."),
-            "release": Entry("cli.people.inbox:release", "Give back a task that you took."),
-            "assign": Entry("cli.people.inbox:assign", "Make somebody the one who is asked first."),
-            "delegate": Entry("cli.people.inbox:delegate", "Hand a task of yours to somebody else who may answer it."),
-            "snooze": Entry("cli.people.inbox:snooze", "Hide a task for a while."),
-            "comment": Entry("cli.people.inbox:comment", "Say something about a task without answering it."),
-            "history": Entry("cli.people.inbox:history", "Show everything that happened to a task."),
-            "summary": Entry("cli.people.inbox:summary", "Count what waits for people."),
-            "stats": Entry("cli.people.review_stats:stats", "How people review, gate by gate."),
-            "batch": Entry("cli.people.inbox:batch", "Answer many tasks from a file."),
-            "watch": Entry("cli.people.inbox:watch", "Follow the inbox as it fills and empties."),
-            "review": Entry("cli.people.inbox:review", "Go through what waits for you, one after the other."),
-            "prune": Entry(
-                "cli.serve.maintenance:prune_tasks", "Bring the deadlines, reminders and escalations that are due."
-            ),
-            "statement": Entry(
-                "cli.people.statements:statement", "Write down an answer for signing on another machine."
-            ),
-            "sign": Entry("cli.people.statements:sign_statement", "Sign an answer that was written down."),
-            "link": Entry(
-                "cli.people.links:app", "Make, list and revoke links with which one person answers one question once."
-            ),
-            "receipt": Entry("cli.people.receipts:app", "Show and check signed proof of what was decided."),
+            "claim": Entry("cli.people.inbox:claim", "Claim a task so that others do not work on it"),
+            "release": Entry("cli.people.inbox:release", "Release a task that you claimed"),
+            "assign": Entry("cli.people.inbox:assign", "Assign a task to a person"),
+            "delegate": Entry("cli.people.inbox:delegate", "Delegate your task to another candidate"),
+            "snooze": Entry("cli.people.inbox:snooze", "Hide a task until a later time"),
+            "comment": Entry("cli.people.inbox:comment", "Comment on a task without deciding it"),
+            "history": Entry("cli.people.inbox:history", "Show the events of a task"),
+            "summary": Entry("cli.people.inbox:summary", "Count open tasks by status"),
+            "stats": Entry("cli.people.review_stats:stats", "Show review statistics for each gate"),
+            "batch": Entry("cli.people.inbox:batch", "Submit many decisions from a file"),
+            "watch": Entry("cli.people.inbox:watch", "Watch the inbox for new and closed tasks"),
+            "review": Entry("cli.people.inbox:review", "Review your open tasks one by one"),
+            "prune": Entry("cli.serve.maintenance:prune_tasks", "Process due deadlines, reminders and escalations"),
+            "statement": Entry("cli.people.statements:statement", "Export a decision for signing on another machine"),
+            "sign": Entry("cli.people.statements:sign_statement", "Sign an exported decision"),
+            "link": Entry("cli.people.links:app", "Manage one-time approval links"),
+            "receipt": Entry("cli.people.receipts:app", "Show and verify signed receipts of decisions"),
         },
     ),
-    "credentials": Entry("cli.credentials:credentials", "Say which credentials are set, never what they are.", SERVE),
-    "policy": Entry(
-        "cli.releases.policy:app", "Show and set what environments ask of specs, beside what Git says.", RELEASE
-    ),
-    "up": Entry("cli.serve.up:up", "Run service, worker, controller and timers in one process.", SERVE),
-    "controller": Entry("cli.serve.follow:controller", "Follow a config repository, from Git to the registry.", SERVE),
-    "worker": Entry("cli.serve.worker:worker", "Execute steps, and bring deadlines.", SERVE),
-    "service": Entry("cli.serve.service:service", "Answer HTTP.", SERVE),
-    "maintenance": Entry(
-        "cli.serve.maintenance:app", "Bring deadlines, delete what is old, copy the database and put it back.", SERVE
-    ),
-    "plan": Entry("cli.releases.plan:plan", "Show what a commit would change, before it is merged.", RELEASE),
-    "promote": Entry("cli.releases.promote:promote", "Name in one environment what another one names.", RELEASE),
-    "approve": Entry("cli.releases.release:approve", "Agree to a change that waits.", RELEASE),
-    "reject": Entry("cli.releases.release:reject", "Refuse a change that waits.", RELEASE),
-    "rollback": Entry("cli.releases.release:rollback", "Serve what was served before, and hold it there.", RELEASE),
-    "hold": Entry("cli.releases.release:hold", "Keep what is served of a bundle as it is.", RELEASE),
-    "unhold": Entry("cli.releases.release:unhold", "Let a bundle follow Git again.", RELEASE),
-    "suspend": Entry("cli.releases.release:suspend", "Change nothing in an environment for a while.", RELEASE),
-    "unsuspend": Entry("cli.releases.release:unsuspend", "Let an environment change again.", RELEASE),
-    "source": Entry(
-        "cli.releases.release:source",
-        "Show the repository that is followed, and accept that its history was rewritten.",
-        RELEASE,
-    ),
-    "status": Entry("cli.releases.status:status", "Show what each environment serves, and what waits.", RELEASE),
-    "history": Entry("cli.releases.status:history", "Show what an environment served before.", RELEASE),
-    "reconcile": Entry("cli.releases.status:reconcile", "Ask the controller to look at the repository now.", RELEASE),
-    "why": Entry("cli.releases.release:why", "Say why a bundle is not served yet, and who can change that.", KNOW),
-    "trace": Entry("cli.releases.release:trace", "Go from a run back to the people who vouch for it.", KNOW),
-    "events": Entry("cli.releases.status:events", "Show what happened lately.", KNOW),
-    "audit": Entry("cli.audit.audit:app", "Read and check the audit log.", KNOW),
+    "status": Entry("cli.releases.status:status", "Show environments, conditions and pending changes", RELEASES),
+    "plan": Entry("cli.releases.plan:plan", "Preview what a commit would change", RELEASES),
+    "promote": Entry("cli.releases.promote:promote", "Promote a release from one environment to another", RELEASES),
+    "approve": Entry("cli.releases.release:approve", "Approve a pending change", RELEASES),
+    "reject": Entry("cli.releases.release:reject", "Reject a pending change", RELEASES),
+    "rollback": Entry("cli.releases.release:rollback", "Roll back to the previous release and hold it", RELEASES),
+    "why": Entry("cli.releases.release:why", "Explain why a release is pending and who can unblock it", RELEASES),
+    "hold": Entry("cli.releases.release:hold", "Keep the current release of a bundle", RELEASES),
+    "unhold": Entry("cli.releases.release:unhold", "Let a bundle follow Git again", RELEASES),
+    "suspend": Entry("cli.releases.release:suspend", "Pause all changes to an environment", RELEASES),
+    "unsuspend": Entry("cli.releases.release:unsuspend", "Resume changes to an environment", RELEASES),
+    "reconcile": Entry("cli.releases.status:reconcile", "Reconcile the config repository now", RELEASES),
+    "source": Entry("cli.releases.release:source", "Show the config repository; accept a rewritten history", RELEASES),
+    "policy": Entry("cli.releases.policy:app", "Manage server-side policies that add to those in Git", RELEASES),
+    "service": Entry("cli.serve.service:service", "Run the API server", SERVERS),
+    "worker": Entry("cli.serve.worker:worker", "Run a worker: execute steps, process deadlines", SERVERS),
+    "controller": Entry("cli.serve.follow:controller", "Run the controller: reconcile environments with Git", SERVERS),
+    "maintenance": Entry("cli.serve.maintenance:app", "Prune, back up, restore and compact the database", SERVERS),
+    "credentials": Entry("cli.credentials:credentials", "List which credentials are set, without values", SERVERS),
+    "trace": Entry("cli.releases.release:trace", "Trace a run or digest to its release, commit and approvers", AUDIT),
+    "history": Entry("cli.releases.status:history", "Show past releases of an environment", AUDIT),
+    "events": Entry("cli.releases.status:events", "Show recent events", AUDIT),
+    "audit": Entry("cli.audit.audit:app", "Read and verify the audit log", AUDIT),
 }

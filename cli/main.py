@@ -1,4 +1,4 @@
-"""The entry point: from a command line to an exit status, with every error said in one way."""
+"""The entry point: parse a command line, run the command, render errors and return an exit status."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ INTERRUPTED = 130
 app = typer.Typer(
     name="kneo",
     cls=LazyGroup,
-    help="Agent and workflow specs are code, Git deploys them, people stay in charge.",
-    epilog="kneo COMMAND --help tells more. Every command that answers takes --json.",
+    help="Deploy AI agents from Git, and keep people in control of what they do.",
+    epilog='Use "kneo COMMAND --help" for details. All commands support --json.',
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -45,7 +45,7 @@ def _show_version(value: bool) -> None:
 def _root(
     *,
     version: Annotated[
-        bool, typer.Option("--version", "-V", help="Print the version and stop.", is_eager=True, callback=_show_version)
+        bool, typer.Option("--version", "-V", help="Print the version and exit.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
     pass
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit status: 0 done, else what ``kneo.errors`` says."""
+    """Run one command and return its exit status: 0 for success, else the ``exit_code`` of the error."""
     as_json = "--json" in arguments
     try:
         return _status(_group().main(args=list(arguments), prog_name="kneo", standalone_mode=False))
@@ -80,7 +80,7 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         _discard_output()
         return 1
-    except Exception as error:  # noqa: BLE001 - the outermost edge: whatever is left is a defect, and is said in one line
+    except Exception as error:  # noqa: BLE001 - the outermost edge: any other exception is a defect, reported in one line
         return _explain_defect(error, as_json=as_json)
 
 
@@ -106,9 +106,9 @@ def _explain(error: KneoError, *, as_json: bool) -> None:
 
 
 def _hint(error: KneoError) -> str | None:
-    """Say which command helps, where an error that has no hint of its own is as good as known."""
+    """Return the command that helps with an error that has no hint of its own."""
     if isinstance(error, NotFound) and error.message == f"There is no run {error.details.get('run_id')}.":
-        return "kneo runs list shows the latest."
+        return "List the latest runs with kneo runs list."
     return None
 
 
@@ -126,8 +126,8 @@ def _explain_usage(error: TyperException, *, as_json: bool) -> int:
 
 
 def _explain_defect(error: Exception, *, as_json: bool) -> int:
-    message = f"Something went wrong inside kneo: {type(error).__name__}: {error}"
-    hint = "This is a defect; please report it. KNEO_SERV_DEBUG=1 shows where it happened."
+    message = f"Internal error: {type(error).__name__}: {error}"
+    hint = "Please report this defect. Set KNEO_SERV_DEBUG=1 to print the traceback."
     if as_json:
         render.print_json({"error": "internal_error", "message": message, "hint": hint})
     else:
@@ -138,7 +138,7 @@ def _explain_defect(error: Exception, *, as_json: bool) -> int:
 
 
 def _discard_output() -> None:
-    """Whoever read our output has gone; give the interpreter somewhere to flush to, so that it does not complain."""
+    """Replace the closed standard output, so that the interpreter can flush it without an error at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
