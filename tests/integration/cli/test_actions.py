@@ -433,7 +433,7 @@ def test_without_a_key_nothing_is_signed(made: Made, how: dict[str, str]) -> Non
 @pytest.mark.parametrize("action", ACTIONS)
 def test_what_kneo_init_writes_is_the_action_of_this_repository(action: str) -> None:
     ours = (ROOT / f".github/actions/{action}/action.yml").read_bytes()
-    assert (ROOT / f"cli/templates/action-{action}.yml").read_bytes() == ours
+    assert (ROOT / f"cli/releases/templates/action-{action}.yml").read_bytes() == ours
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -450,7 +450,7 @@ def test_no_text_of_somebody_else_is_read_as_a_program(action: str) -> None:
 @pytest.mark.parametrize("workflow", WORKFLOWS)
 def test_what_kneo_init_writes_is_the_workflow_of_this_repository(workflow: str) -> None:
     ours = (ROOT / f".github/workflows/{workflow}.yml").read_bytes()
-    assert (ROOT / f"cli/templates/workflow-{workflow}.yml").read_bytes() == ours
+    assert (ROOT / f"cli/releases/templates/workflow-{workflow}.yml").read_bytes() == ours
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS)
@@ -458,7 +458,7 @@ def test_a_workflow_that_is_called_asks_for_no_right_that_its_caller_does_not_gi
     """The forge does not start a workflow whose job asks for more, not even one that it would skip."""
     kind = workflow.removeprefix("config-")
     called, caller = (
-        yaml.safe_load((ROOT / "cli/templates" / name).read_text())
+        yaml.safe_load((ROOT / "cli/releases/templates" / name).read_text())
         for name in (f"workflow-{workflow}.yml", {"check": "workflow.yml", "sign": "workflow-sign.yml"}[kind])
     )
     assert called["permissions"] == caller["permissions"] == {}
