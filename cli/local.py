@@ -29,7 +29,7 @@ from kneo.service.task_query import task_page
 from kneo.service.task_stats import task_stats
 from kneo.settings import Settings
 from kneo.spec.policy_flags import PolicyFlags
-from kneo.store import audit, releases, requests, runs, task_counts, task_feed, tasks
+from kneo.store import audit, releases, requests, runs, task_feed, task_statistics, tasks
 from kneo.tasks.inbox import decide
 from kneo.trust.answer import open_answer
 from kneo.trust.dsse import read_envelope
@@ -193,7 +193,7 @@ class LocalBackend:
 
     def task_summary(self) -> Json:
         with self.store.read() as tx:
-            return task_views.summary(task_counts.summary(tx))
+            return task_views.summary(task_statistics.summary(tx))
 
     def task_stats(self, query: Query) -> Json:
         environment, workflow_name = _text(query, "environment"), _text(query, "workflow_name")

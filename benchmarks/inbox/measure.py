@@ -15,11 +15,11 @@ from kneo.api.operation import Context
 from kneo.api.runs import list_runs
 from kneo.api.task_views import summary
 from kneo.clock import ManualClock
-from kneo.service.news import News
+from kneo.service.change_feed import News
 from kneo.service.router import JsonAnswer
 from kneo.service.task_news import latest, task_events
 from kneo.service.task_query import task_page
-from kneo.store import task_counts, tasks
+from kneo.store import task_statistics, tasks
 from kneo.store.engine import Store, Tx
 from kneo.tasks.sweep import expire_due
 
@@ -86,7 +86,7 @@ def looks(store: Store, clock: Clock) -> dict[str, float]:
     found = {}
     for name, query in asked.items():
         found[name] = timed(store, clock, lambda tx, it=query: _written(task_page(tx, it, ME)))
-    found["summary"] = timed(store, clock, lambda tx: _written(summary(task_counts.summary(tx))))
+    found["summary"] = timed(store, clock, lambda tx: _written(summary(task_statistics.summary(tx))))
     return found
 
 
@@ -157,7 +157,7 @@ def page(store: Store, clock: Clock) -> float:
 
 
 def count(tx: Tx) -> int:
-    return task_counts.summary(tx).waiting
+    return task_statistics.summary(tx).waiting
 
 
 def timed(store: Store, clock: Clock, work: Callable[[Tx], object]) -> float:

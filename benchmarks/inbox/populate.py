@@ -13,7 +13,7 @@ from sqlalchemy import insert, select, text
 from kneo.clock import isoformat, new_id
 from kneo.records.run import RunStatus
 from kneo.records.task import Candidates, HumanTask, Plan, TaskStatus
-from kneo.store import runs, task_counts, tasks
+from kneo.store import runs, task_statistics, tasks
 from kneo.store.engine import Store
 from kneo.store.tables import runs as runs_table
 from kneo.store.tables import task_candidates
@@ -83,10 +83,10 @@ def fill(store: Store, count: int, *, answered: int = 0, paused: int = 0, ended:
             if named:
                 tx.connection.execute(insert(task_candidates), named)
             if waiting := [(task, 1) for task in batch if task.resolved_at is None]:
-                task_counts.add(tx, waiting)
+                task_statistics.add(tx, waiting)
     _add_runs(store, open_tasks[:paused], ended)
     with store.write() as tx:
-        while task_counts.fold(tx):
+        while task_statistics.fold(tx):
             pass
     if not store.is_sqlite:
         # What autovacuum does on a server that has it on.
@@ -114,7 +114,7 @@ def _template(store: Store) -> dict[str, object]:
         tasks.insert_task(tx, task)
         row = dict(tx.connection.execute(select(tasks_table).where(tasks_table.c.id == task.id)).one()._mapping)  # noqa: SLF001 - SQLAlchemy's public name
         tx.connection.execute(tasks_table.delete().where(tasks_table.c.id == task.id))
-        task_counts.add(tx, [(task, -1)])
+        task_statistics.add(tx, [(task, -1)])
     return row
 
 

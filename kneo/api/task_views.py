@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from kneo.clock import parse_time
 from kneo.records.task import Candidates, Decision, HumanTask, TaskEvent
-from kneo.store.task_counts import TaskSummary
+from kneo.store.task_statistics import TaskSummary
 from kneo.tasks.schedule import occasions, remaining
 
 Json = dict[str, object]

@@ -36,8 +36,8 @@ from kneo.spec.policy_flags import PolicyFlags
 from kneo.spec.reading.load import LoadedSpec, SourceFile
 from kneo.spec.reading.validate import check_model
 from kneo.store import audit, policies, runs, tasks
-from kneo.store.database import Database
 from kneo.store.engine import Store
+from kneo.store.migrate import Database
 from kneo.store.run_filter import RunFilter
 from kneo.store.service_key import find_service_key
 from kneo.store.task_filter import TaskFilter

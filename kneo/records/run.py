@@ -110,7 +110,7 @@ class Run:
     epoch: int = 0
     """Raised by whoever takes or cancels the run; a commit with an older epoch is refused."""
     owner: str | None = None
-    wake_seq: int = 0
+    signal_seq: int = 0
     """Raised by whoever has news for the run; a worker that saw an older one looks again before it lets go."""
     created_at: str = ""
     updated_at: str = ""

@@ -88,7 +88,7 @@ class Driver:
             return ()
         try:
             with self.store.read() as tx:
-                leases = runs.standings(tx, [session.run_id for session in waiting])
+                leases = runs.read_leases(tx, [session.run_id for session in waiting])
         except Transient as error:
             log.warning("could not check the runs of this process: %s", error)
             return ()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 from kneo.errors import Invalid
-from kneo.record_copy import replace
 from kneo.records.task import DecisionKind
 from kneo.runtime.interpret.gate import DEFAULT_RETRIES, Gate
 from kneo.runtime.interpret.waits import DEFAULT_HUMAN

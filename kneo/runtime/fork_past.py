@@ -8,10 +8,9 @@ rules of ``kneo.tasks.reuse``.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kneo.errors import Conflict, Invalid
-from kneo.record_copy import replace
 from kneo.records.run import Checkpoint, Run
 from kneo.records.task import HumanTask, TaskStatus
 from kneo.runtime.decide import Ask, Execute, actions, waiting

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from kneo.errors import Invalid
-from kneo.record_copy import replace
 from kneo.runtime.asking import DECISIONS, make_added, make_gate, make_question, make_waits
 from kneo.runtime.interpret.branch import Branch
 from kneo.runtime.interpret.fork_gates import GateIndex, index_gates

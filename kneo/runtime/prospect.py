@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 from kneo.digest import digest_of
 from kneo.errors import KneoError
-from kneo.record_copy import replace
 from kneo.records.run import Run
 from kneo.records.task import UNRESOLVED, HumanTask, TaskStatus
 from kneo.runtime.case import case_of

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from kneo.record_copy import replace
 from kneo.records.run import Run
 from kneo.runtime.decide import Ask
 from kneo.runtime.prompts import Message, prompt_of

@@ -7,10 +7,9 @@ All take a run that the caller owns and raise ``Fenced`` when it no longer does.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from kneo.clock import isoformat
-from kneo.record_copy import replace
 from kneo.records.run import Run, RunError, RunStatus, StepRecord, ending
 from kneo.records.task import HumanTask, TaskStatus
 from kneo.runtime.case import case_of

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from kneo.clock import isoformat, new_id, parse_time
 from kneo.errors import Conflict, NotFound
-from kneo.record_copy import replace
 from kneo.records.run import STATE_VERSION, Checkpoint, Run, RunStatus, StepRecord
 from kneo.records.task import UNRESOLVED
 from kneo.runtime.case import CASE_INPUT, case_of, input_digest

@@ -13,7 +13,7 @@ import contextvars
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -21,7 +21,6 @@ from typing import TypeVar
 
 from kneo.clock import isoformat, parse_time, sleep
 from kneo.errors import KneoError, Transient
-from kneo.record_copy import replace
 from kneo.records.run import STATE_VERSION, Run, RunError, RunStatus
 from kneo.runtime import record
 from kneo.runtime.attempt import Trial, pins_of
@@ -101,7 +100,7 @@ class Session:
         self._resume = resume
         self._epoch: int | None = None
         """The epoch of the run since this session acquired it."""
-        self._wake_seq = 0
+        self._signal_seq = 0
         """The number of the last signal to the run that this session has seen."""
         self._over = False
         """Whether nothing that this session still does counts; checked in every transaction."""
@@ -182,7 +181,7 @@ class Session:
             run = self._take()
             if run is None:
                 return
-            self._epoch, self._wake_seq = run.epoch, run.wake_seq
+            self._epoch, self._signal_seq = run.epoch, run.signal_seq
             with span("kneo.worker.lease", kind="consumer", kneo_run__id=run.id, kneo_workflow=run.workflow_name):
                 yield from self._advance(run)
         except runs.Fenced:
@@ -207,7 +206,7 @@ class Session:
         self._checked = calling
         return self._is_suspended or (calling is not None and calling is checked)
 
-    def check(self, lease: runs.Standing | None) -> bool:
+    def check(self, lease: runs.RunLease | None) -> bool:
         """Compare the run's lease with this session's; stop the session when another driver has it, resume it on a signal.
 
         Args:
@@ -219,8 +218,8 @@ class Session:
         if lease is None or lease.epoch != self._epoch or lease.status is not RunStatus.RUNNING:
             self._stop()
             return self._calling is None
-        if lease.wake_seq > self._wake_seq:
-            self._wake_seq = lease.wake_seq
+        if lease.signal_seq > self._signal_seq:
+            self._signal_seq = lease.signal_seq
             self.wake()
         return True
 
@@ -268,7 +267,7 @@ class Session:
     def _let_go(self, *, again: bool = True) -> None:
         def work(tx: Tx) -> None:
             # Whoever takes over from a driver that seemed dead has its claim, and another epoch.
-            runs.let_go(tx, self.run_id, self._claim, epoch=self._epoch, again=again)
+            runs.release(tx, self.run_id, self._claim, epoch=self._epoch, again=again)
 
         self._patiently(lambda: self._store.transact(work))
 

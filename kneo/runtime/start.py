@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 
 from kneo import registry
@@ -12,7 +12,6 @@ from kneo.clock import isoformat, new_id
 from kneo.digest import Digest
 from kneo.errors import Forbidden, Invalid, InvalidValue, KneoError, Transient, Usage
 from kneo.names import check_environment_name, name_problem
-from kneo.record_copy import replace
 from kneo.records.run import STATE_VERSION, ReleaseRef, Run, RunStatus, ending
 from kneo.runtime import record
 from kneo.runtime.case import input_digest, name_case

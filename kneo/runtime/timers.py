@@ -41,7 +41,7 @@ def tick(store: Store) -> int:
 def end_overdue_runs(store: Store) -> int:
     """Time out runs whose deadline has passed and close what they asked."""
     with store.read() as tx:
-        overdue = runs.overdue(tx)
+        overdue = runs.list_overdue(tx)
     count = 0
     for run_id in overdue:
         with store.write() as tx:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kneo.clock import monotonic
 from kneo.errors import NotFound
-from kneo.record_copy import replace
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.store import history, runs, tasks

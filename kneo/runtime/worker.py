@@ -94,7 +94,7 @@ class Worker:
         limit = self.concurrency + len(self._busy) + len(self._elsewhere)
         try:
             with self.store.read() as tx:
-                found = runs.runnable(tx, limit)
+                found = runs.list_runnable(tx, limit)
         except Transient as error:
             log.warning("could not look for runs: %s", error)
             return ()

@@ -26,9 +26,9 @@ from kneo.sdk.seat import seat
 from kneo.spec.lint import check
 from kneo.spec.models import Spec
 from kneo.spec.reading.load import load_tree
-from kneo.store import history, parts, tasks
+from kneo.store import history, journal, tasks
 from kneo.store.engine import Store
-from kneo.store.parts import Part
+from kneo.store.journal import JournalEntry
 from kneo.tasks.answers import Answer
 from kneo.tasks.inbox import decide
 
@@ -45,7 +45,7 @@ class Standing:
     run: Run
     steps: Sequence[StepRecord]
     tasks: Sequence[HumanTask]
-    parts: Sequence[Part]
+    parts: Sequence[JournalEntry]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Host:
         with self.store.read() as tx:
             steps = history.list_steps(tx, run_id)
             asked = tasks.of_run(tx, run_id, tuple(TaskStatus))
-            done = parts.list_parts(tx, run_id)
+            done = journal.list_entries(tx, run_id)
         return Standing(run=run, steps=steps, tasks=asked, parts=done)
 
     def decide(self, task: HumanTask, answer: Answer) -> HumanTask:
@@ -118,7 +118,7 @@ class Host:
         """
         return decide(self.store, task.id, answer, actor=actor())
 
-    def fork(self, order: ForkOrder, done: Sequence[Part] = ()) -> Run:
+    def fork(self, order: ForkOrder, done: Sequence[JournalEntry] = ()) -> Run:
         """Record a run with another run's past.
 
         Args:
@@ -131,7 +131,7 @@ class Host:
         starter = Starter(self.store, check_spec, pin=None)
         order = replace(order, requester=actor())
         programs = ProgramLoader(self.store)
-        return fork(starter, programs, order, lambda tx, run: parts.copy_parts(tx, done, run.id))
+        return fork(starter, programs, order, lambda tx, run: journal.copy_entries(tx, done, run.id))
 
     def begin_again(self, order: ForkOrder, before: str | None) -> str:
         """Record a run with another run's past and what was done in it before a part; return its id.
@@ -146,7 +146,7 @@ class Host:
         done = self._done_before(order.run_id, before) if before is not None else ()
         return self.fork(order, done).id
 
-    def _done_before(self, run_id: str, before: str) -> Sequence[Part]:
+    def _done_before(self, run_id: str, before: str) -> Sequence[JournalEntry]:
         done = self.look(run_id).parts
         anchor = next((part for part in done if before in {part.name, part.name.rpartition(":")[0]}), None)
         if anchor is None:

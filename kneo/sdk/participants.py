@@ -146,7 +146,7 @@ class HumanInTheLoopStep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class JournalEntry:
     """A workflow inside another one, or the whole."""
 
     name: str
@@ -182,7 +182,7 @@ class Part:
         raise Usage(msg, hint="Put it into a sequential workflow of its own, and that one here.")
 
 
-Participant: TypeAlias = FunctionStep | AgentStep | HumanInTheLoopStep | Part
+Participant: TypeAlias = FunctionStep | AgentStep | HumanInTheLoopStep | JournalEntry
 
 
 def participant(given: object) -> Participant:
@@ -191,10 +191,10 @@ def participant(given: object) -> Participant:
     Raises:
         Usage: it is nothing that can take part.
     """
-    if isinstance(given, FunctionStep | AgentStep | HumanInTheLoopStep | Part):
+    if isinstance(given, FunctionStep | AgentStep | HumanInTheLoopStep | JournalEntry):
         return given
     part = getattr(given, "part", None)
-    if isinstance(part, Part):
+    if isinstance(part, JournalEntry):
         return part
     if isinstance(given, Agent):
         return AgentStep(name=given.name, agent=given)

@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar, overload
 from kneo.digest import Digest, digest_of
 from kneo.errors import Usage
 from kneo.sdk.waiting import Place, current_place
-from kneo.store.parts import find_part, keep_part
+from kneo.store.journal import find_entry, record_entry
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,7 +40,7 @@ class _Call:
         """Find what it gave; one value, or nothing where it was never done or was given something else."""
         context = self.place.context
         with self.place.store.read() as tx:
-            part = find_part(tx, context.run_id, context.step_id, self.name)
+            part = find_entry(tx, context.run_id, context.step_id, self.name)
         return (json.loads(part.value),) if part is not None and part.input_digest == self.input_digest else None
 
     def done(self, result: object) -> object:
@@ -49,7 +49,7 @@ class _Call:
         context = self.place.context
         context.token.raise_if_cancelled()
         self.place.store.transact(
-            lambda tx: keep_part(
+            lambda tx: record_entry(
                 tx, context.run_id, context.step_id, self.name, input_digest=self.input_digest, value=value
             )
         )

@@ -24,7 +24,15 @@ from kneo.sdk.messages import (
     as_messages,
     as_text,
 )
-from kneo.sdk.participants import AgentStep, Draft, Function, FunctionStep, HumanInTheLoopStep, Part, participant
+from kneo.sdk.participants import (
+    AgentStep,
+    Draft,
+    Function,
+    FunctionStep,
+    HumanInTheLoopStep,
+    JournalEntry,
+    participant,
+)
 from kneo.sdk.transcript import Transcript
 from kneo.spec.models import Agent
 from kneo.tasks.answers import Answer
@@ -36,7 +44,7 @@ __all__ = ["HumanInTheLoopStep", "Workflow", "WorkflowBuilder", "WorkflowFailed"
 class Workflow:
     """A workflow that can run. Its runs are in its database; without one, in one that ends with this process."""
 
-    part: Part
+    part: JournalEntry
     database: Database | None = None
     _configs: dict[str, RunConfig] = field(default_factory=dict)
 
@@ -306,4 +314,4 @@ def _workflow(
     if len(set(names)) < len(names):
         msg = f"Two participants of {name} have the same name: {', '.join(names)}."
         raise Usage(msg)
-    return Workflow(Part(name=name, family=family, members=taken, settings=settings or {}), database)
+    return Workflow(JournalEntry(name=name, family=family, members=taken, settings=settings or {}), database)

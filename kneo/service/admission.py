@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from urllib.parse import parse_qsl
 
 from starlette.concurrency import run_in_threadpool
@@ -18,7 +19,6 @@ from kneo.api.context import Principal
 from kneo.clock import new_id
 from kneo.digest import digest_of, digest_of_json
 from kneo.errors import Invalid, KneoError
-from kneo.record_copy import replace
 from kneo.service.auth import PRINCIPAL, Keyring, authenticate
 from kneo.service.problems import RECORDED, refusal
 from kneo.service.rate import Rate

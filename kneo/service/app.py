@@ -22,6 +22,7 @@ from kneo.service import problems
 from kneo.service.access_log import AccessLog
 from kneo.service.admission import Admission
 from kneo.service.auth import AuthConfig, configured, keyring
+from kneo.service.change_feed import News
 from kneo.service.context import Service
 from kneo.service.dependencies import chosen_platform_manager, default_platform_manager
 from kneo.service.events import Streams
@@ -29,7 +30,6 @@ from kneo.service.head_check import HeadCheck
 from kneo.service.limits import BodyLimit, RequestLimits
 from kneo.service.metrics import Metrics
 from kneo.service.mount import mount
-from kneo.service.news import News
 from kneo.service.openapi import describe
 from kneo.service.readiness import Readiness
 from kneo.service.routes import (

@@ -15,9 +15,9 @@ from kneo.api.status_words import speaks_published
 from kneo.runtime.start import Starter
 from kneo.runtime.wait import Settled, wait_until_settled
 from kneo.service.auth import Keyring
+from kneo.service.change_feed import News
 from kneo.service.events import Streams
 from kneo.service.metrics import Metrics
-from kneo.service.news import News
 from kneo.service.readiness import Readiness
 from kneo.settings import Settings
 from kneo.store.engine import Store

@@ -14,7 +14,7 @@ from kneo.clock import parse_time
 from kneo.errors import KneoError
 from kneo.service.events import Streams
 from kneo.service.routing import RouteEntry
-from kneo.store import audit, requests, standing
+from kneo.store import audit, metrics, requests
 from kneo.store.engine import Store
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
@@ -79,10 +79,10 @@ class _Standing(Collector):
 
     def _read(self) -> Iterator[Metric]:
         with self.store.read() as tx:
-            runs, tasks = standing.runs_by_status(tx), standing.tasks_by_status(tx)
-            waiting, oldest = standing.queue(tx)
-            pending = standing.unsealed_events(tx)
-            unsent = standing.unsent_messages(tx)
+            runs, tasks = metrics.runs_by_status(tx), metrics.tasks_by_status(tx)
+            waiting, oldest = metrics.queue(tx)
+            pending = metrics.unsealed_events(tx)
+            unsent = metrics.unsent_messages(tx)
             controller = requests.lease_holder(tx, requests.CONTROLLER_LEASE) is not None
             sealed, _ = audit.chain_head(tx)
             now = tx.now

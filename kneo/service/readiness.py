@@ -14,7 +14,7 @@ from kneo.project.secrets import secret_inventory
 from kneo.service.wire import Json
 from kneo.settings import Settings
 from kneo.spec.project import ProjectConfig
-from kneo.store import releases, requests, standing
+from kneo.store import metrics, releases, requests
 from kneo.store.engine import Store
 
 log = logging.getLogger("kneo.service")
@@ -67,8 +67,8 @@ class Readiness:
 
     def _queue(self) -> Json:
         with self.store.read() as tx:
-            waiting, _ = standing.queue(tx)
-            driven = standing.driven(tx)
+            waiting, _ = metrics.queue(tx)
+            driven = metrics.driven(tx)
         limit = self.settings.execution.max_queue_depth
         kind = self.store.engine.dialect.name
         # A full queue refuses runs and answers everything else.
@@ -76,7 +76,7 @@ class Readiness:
 
     def _dispatcher(self) -> Json:
         with self.store.read() as tx:
-            _, since = standing.queue(tx)
+            _, since = metrics.queue(tx)
             oldest = (tx.now - parse_time(since)) / timedelta(seconds=1) if since is not None else 0.0
         return {"oldest_seconds": round(oldest, 3)}
 

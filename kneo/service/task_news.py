@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from starlette.concurrency import run_in_threadpool
 
 from kneo.api.task_views import event
+from kneo.service.change_feed import News
 from kneo.service.events import Event, Events
-from kneo.service.news import News
 from kneo.store import task_feed
 from kneo.store.engine import Tx
 from kneo.store.task_feed import Cursor

@@ -8,7 +8,7 @@ from datetime import timedelta
 from kneo.clock import first_id, isoformat, parse_duration
 from kneo.errors import InvalidValue
 from kneo.service.wire import Json
-from kneo.store import task_outcomes
+from kneo.store import task_statistics
 from kneo.store.engine import Store
 from kneo.tasks.review import review, to_compare
 
@@ -39,9 +39,9 @@ def task_stats(store: Store, since: str, environment: str | None, workflow_name:
     with store.read() as tx:
         start, now = tx.now - lasts, tx.at
         first = first_id("cont", start)
-        found = task_outcomes.newest(tx, first, environment=environment, workflow_name=workflow_name, limit=TASKS + 1)
+        found = task_statistics.newest(tx, first, environment=environment, workflow_name=workflow_name, limit=TASKS + 1)
         kept = found[:TASKS]
-        shown = task_outcomes.subjects(tx, to_compare(kept))
+        shown = task_statistics.subjects(tx, to_compare(kept))
     gates = review(kept, shown)
     return {
         "since": isoformat(start),

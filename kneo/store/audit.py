@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,9 @@ from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, sele
 
 from kneo.clock import isoformat, new_id
 from kneo.errors import Invalid, Untrusted
-from kneo.record_copy import replace
 from kneo.records.audit import EMPTY_HEAD, AuditEvent, ChainVerdict, Kept, SealedEvent, head_of, leaf_of
 from kneo.records.merkle import EMPTY_ROOT, Frontier
-from kneo.store import audit_tree, guards
+from kneo.store import append_only, audit_tree
 from kneo.store.engine import Store, Tx, lock_table
 from kneo.store.prepared import Prepared
 from kneo.store.prepared import Row as PreparedRow
@@ -183,7 +183,7 @@ def verify(
                 _note_problem(walked.checkpoints, keys)
                 or _problem_outside(tx)
                 or (_waiting_problem(tx, waiting) if waiting is not None else None)
-                or guards.problem(tx)
+                or append_only.find_problem(tx)
             )
             verdict = replace(verdict, valid=problem is None, problem=problem)
         return replace(verdict, signatures=bool(keys))

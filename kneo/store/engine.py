@@ -24,7 +24,7 @@ from kneo.errors import Invalid, Transient
 from kneo.store import json_text
 from kneo.store.connections import Connections, FileConnections, ServerConnections
 from kneo.store.locks import Kind, Lock, SessionLock, file_lock
-from kneo.store.notices import Notices
+from kneo.store.notifier import CommitNotifier
 from kneo.store.prepared import Given, Prepared
 from kneo.store.writer import Writer
 
@@ -112,7 +112,7 @@ class Store:
         )
         self._writer = Writer(lambda durable: self.write(durable=durable), self._part)
         self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
-        self.notices = Notices()
+        self.notices = CommitNotifier()
 
     @property
     def is_sqlite(self) -> bool:

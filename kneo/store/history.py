@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from sqlalchemy import Row, bindparam, func, insert, select, update
 
 from kneo.clock import new_id
-from kneo.record_copy import replace
 from kneo.records.run import Checkpoint, Run, RunError, StepRecord, TraceEvent
 from kneo.store import json_text
 from kneo.store.engine import Tx

@@ -16,8 +16,8 @@ from sqlalchemy import BindParameter, Connection, Delete, Dialect, Insert, Selec
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from kneo.store.bounded import Bounded
 from kneo.store.connections import spelled
+from kneo.store.tables import Bounded
 
 Values = Mapping[str, object]
 Given = Sequence[Any] | Mapping[str, Any]

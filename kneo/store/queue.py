@@ -5,6 +5,7 @@ On SQLite there is no queue; the one process that executes steps hears of runs, 
 
 from __future__ import annotations
 
+import importlib
 import json
 from datetime import timedelta
 
@@ -48,6 +49,37 @@ _ORPHANED = text(f"""
 
 
 _DROP = text(f"DELETE FROM {SCHEMA}.procrastinate_jobs WHERE status = 'todo'")  # noqa: S608 - our own name
+
+_PIN_SEARCH_PATH = f"""
+DO $$
+DECLARE found regprocedure;
+BEGIN
+    FOR found IN SELECT p.oid::regprocedure FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+                 WHERE n.nspname = '{SCHEMA}'
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path = {SCHEMA}, pg_catalog', found);
+    END LOOP;
+END
+$$
+"""  # noqa: S608 - names of this module
+"""Procrastinate's functions name their tables without a schema and are called from transactions on Kneo's tables too."""
+
+
+def create_schema(tx: Tx) -> None:
+    """Create Procrastinate's tables and functions in a new PostgreSQL database."""
+    if tx.dialect.name != "postgresql":
+        return
+    # Commands on SQLite do without Procrastinate.
+    statements = importlib.import_module("procrastinate.schema").SchemaManager.get_schema()
+    before = tx.connection.exec_driver_sql("SHOW search_path").scalar_one()
+    tx.connection.exec_driver_sql(f"CREATE SCHEMA {SCHEMA}")
+    tx.connection.exec_driver_sql(f"SET LOCAL search_path TO {SCHEMA}")
+    driver = tx.connection.connection.driver_connection
+    assert driver is not None
+    # SQLAlchemy would read the scripts' percent signs as parameters.
+    driver.execute(statements)
+    driver.execute(_PIN_SEARCH_PATH)
+    tx.connection.exec_driver_sql(f"SET LOCAL search_path TO {before}")
 
 
 def enqueue(tx: Tx, run_id: str) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, delete, insert, select, update
 
 from kneo.clock import isoformat, monotonic, new_id, sleep
 from kneo.errors import Transient
 from kneo.store import idempotency
 from kneo.store.engine import Store, Tx, insert_ignoring_duplicates
-from kneo.store.tables import leases, requests
+from kneo.store.tables import hook_deliveries, leases, requests
 
 CONTROLLER_LEASE = "controller"
 """Held by the one controller that may write on a database."""
@@ -130,3 +130,38 @@ def lease_holder(tx: Tx, name: str) -> str | None:
     """Find who holds a lease now."""
     row = tx.connection.execute(select(leases).where(leases.c.name == name)).first()
     return row.owner if row is not None and row.owner is not None and row.until > tx.at else None
+
+
+REMEMBERED = timedelta(days=7)
+"""How long a delivery is known again. Replaying an older one makes the controller look once, no more."""
+
+RECONCILE = "reconcile"
+
+
+def take_delivery(store: Store, provider: str, names: Sequence[str]) -> bool:
+    """Remember a delivery and ask the controller to look; say whether it was new.
+
+    Deliveries that come while a look is still asked for ask for nothing more.
+
+    Args:
+        store: The database.
+        provider: Who sent it.
+        names: What it is known by; one of them that is known already makes it no news.
+    """
+    with store.write() as tx:
+        tx.connection.execute(
+            delete(hook_deliveries).where(hook_deliveries.c.received_at < isoformat(tx.now - REMEMBERED))
+        )
+        new = [
+            insert_ignoring_duplicates(tx, hook_deliveries, provider=provider, delivery=name, received_at=tx.at)
+            for name in names
+        ]
+        if not all(new):
+            return False
+        actor = f"hook:{provider}"
+        waiting = select(requests.c.id).where(
+            requests.c.status == "open", requests.c.kind == RECONCILE, requests.c.actor == actor
+        )
+        if tx.connection.execute(waiting.limit(1)).first() is None:
+            insert_request(tx, RECONCILE, {"environment": "-"}, actor)
+    return True

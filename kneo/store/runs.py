@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 
 from sqlalchemy import Row, bindparam, insert, or_, select, update
 
 from kneo.clock import isoformat
 from kneo.errors import Conflict
-from kneo.record_copy import replace
 from kneo.records.run import NEXT, STATE_VERSION, ReleaseRef, Run, RunError, RunStatus, ending
 from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.history import (
@@ -110,7 +109,7 @@ def insert_run(tx: Tx, run: Run) -> None:
         "metadata": run.metadata,
         "epoch": 0,
         "owner": None,
-        "wake_seq": 0,
+        "signal_seq": 0,
         "created_at": tx.at,
         "updated_at": tx.at,
         "started_at": tx.at,
@@ -135,19 +134,19 @@ def get(tx: Tx, run_id: str) -> Run | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class RunLease:
     """Who may write to a run, and whether there is news for it."""
 
     status: RunStatus
     epoch: int
-    wake_seq: int
+    signal_seq: int
 
 
-def standings(tx: Tx, run_ids: Sequence[str]) -> Mapping[str, Standing]:
+def read_leases(tx: Tx, run_ids: Sequence[str]) -> Mapping[str, RunLease]:
     """Read how some runs stand without reading the runs, all at once."""
-    columns = select(runs.c.id, runs.c.status, runs.c.epoch, runs.c.wake_seq)
+    columns = select(runs.c.id, runs.c.status, runs.c.epoch, runs.c.signal_seq)
     rows = tx.connection.execute(columns.where(runs.c.id.in_(list(run_ids))))
-    return {row.id: Standing(status=RunStatus(row.status), epoch=row.epoch, wake_seq=row.wake_seq) for row in rows}
+    return {row.id: RunLease(status=RunStatus(row.status), epoch=row.epoch, signal_seq=row.signal_seq) for row in rows}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +229,7 @@ def commit(tx: Tx, run: Run, **changes: object) -> None:
         raise Fenced(run.id)
 
 
-_PAUSE = Prepared(_OWN.where(runs.c.wake_seq == bindparam("seen_wake")))
+_PAUSE = Prepared(_OWN.where(runs.c.signal_seq == bindparam("seen_signal")))
 
 
 def pause(tx: Tx, run: Run) -> Run | None:
@@ -240,13 +239,13 @@ def pause(tx: Tx, run: Run) -> Run | None:
     """
     steps = visited(tx, run.id)
     values = {"status": RunStatus.PAUSED, "owner": None, "updated_at": tx.at, "visited_steps": list(steps)}
-    seen = {"of_run": run.id, "seen_epoch": run.epoch, "seen_wake": run.wake_seq}
+    seen = {"of_run": run.id, "seen_epoch": run.epoch, "seen_signal": run.signal_seq}
     if _PAUSE.change(tx, seen | values) != 1:
         return None
     return replace(run, status=RunStatus.PAUSED, owner=None, updated_at=tx.at, visited_steps=steps)
 
 
-def let_go(tx: Tx, run_id: str, claim: str, *, epoch: int | None = None, again: bool = True) -> None:
+def release(tx: Tx, run_id: str, claim: str, *, epoch: int | None = None, again: bool = True) -> None:
     """Free a run this driver cannot go on with, so that another attempt finds it.
 
     Args:
@@ -264,19 +263,19 @@ def let_go(tx: Tx, run_id: str, claim: str, *, epoch: int | None = None, again: 
         enqueue(tx, run_id)
 
 
-_WAKE = Prepared(
+_SIGNAL = Prepared(
     update(runs)
     .where(
         runs.c.id == bindparam("of_run"),
         or_(runs.c.status == RunStatus.RUNNING.value, runs.c.status == RunStatus.PAUSED.value),
     )
-    .values(status=RunStatus.RUNNING.value, wake_seq=runs.c.wake_seq + 1, updated_at=bindparam("at"))
+    .values(status=RunStatus.RUNNING.value, signal_seq=runs.c.signal_seq + 1, updated_at=bindparam("at"))
 )
 
 
-def wake(tx: Tx, run_id: str) -> None:
+def signal(tx: Tx, run_id: str) -> None:
     """Say that there is news for a run; one that waits runs again."""
-    if _WAKE.change(tx, {"of_run": run_id, "at": tx.at}):
+    if _SIGNAL.change(tx, {"of_run": run_id, "at": tx.at}):
         enqueue(tx, run_id)
 
 
@@ -320,7 +319,7 @@ def revive(tx: Tx, run: Run, *, state: Mapping[str, object], state_version: int)
             error=None,
             owner=None,
             epoch=runs.c.epoch + 1,
-            wake_seq=runs.c.wake_seq + 1,
+            signal_seq=runs.c.signal_seq + 1,
             updated_at=tx.at,
             completed_at=None,
         )
@@ -343,13 +342,13 @@ _RUNNABLE = Prepared(
 )
 
 
-def runnable(tx: Tx, limit: int) -> tuple[str, ...]:
+def list_runnable(tx: Tx, limit: int) -> tuple[str, ...]:
     """Find runs that nobody drives, oldest first."""
     rows = _RUNNABLE.rows(tx, {"most": limit})
     return tuple(row.id for row in rows)
 
 
-_QUIET = Prepared(
+_STALLED = Prepared(
     select(runs.c.id, runs.c.owner)
     .where(
         runs.c.status == RunStatus.RUNNING.value,
@@ -362,15 +361,15 @@ _QUIET = Prepared(
 )
 
 
-def claimable(tx: Tx, limit: int) -> tuple[tuple[str, str], ...]:
+def list_claimable(tx: Tx, limit: int) -> tuple[tuple[str, str], ...]:
     """Find runs that nobody drives, oldest first, each with the claim of whoever comes for it: another one each time."""
     rows = _RUNNABLE.rows(tx, {"most": limit})
     return tuple((row.id, f"{row.id}.{row.epoch}") for row in rows)
 
 
-def quiet(tx: Tx, older_than: timedelta, limit: int) -> tuple[tuple[str, str], ...]:
+def find_stalled(tx: Tx, older_than: timedelta, limit: int) -> tuple[tuple[str, str], ...]:
     """Find runs whose driver has written nothing for a while, longest first, each with that driver's claim."""
-    rows = _QUIET.rows(tx, {"most": limit, "before": isoformat(tx.now - older_than)})
+    rows = _STALLED.rows(tx, {"most": limit, "before": isoformat(tx.now - older_than)})
     return tuple((row.id, row.owner) for row in rows)
 
 
@@ -388,7 +387,7 @@ def is_queue_full(tx: Tx, limit: int) -> bool:
     return _WAITING.first(tx, {"others": limit - 1}) is not None
 
 
-def overdue(tx: Tx) -> tuple[str, ...]:
+def list_overdue(tx: Tx) -> tuple[str, ...]:
     """Find runs whose deadline has passed."""
     rows = tx.connection.execute(
         select(runs.c.id).where(runs.c.status.in_([RunStatus.RUNNING, RunStatus.PAUSED]), runs.c.deadline_at <= tx.at)
@@ -451,7 +450,7 @@ def _run(row: AnyRow | PreparedRow) -> Run:
         metadata=row.metadata,
         epoch=row.epoch,
         owner=row.owner,
-        wake_seq=row.wake_seq,
+        signal_seq=row.signal_seq,
         created_at=row.created_at,
         updated_at=row.updated_at,
         started_at=row.started_at,

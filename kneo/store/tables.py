@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -13,14 +15,58 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
+    String,
     Table,
     Text,
     TypeDecorator,
     UniqueConstraint,
     text,
 )
+from sqlalchemy.exc import DontWrapMixin
+from sqlalchemy.sql.operators import OperatorType
 
-from kneo.store.bounded import Bounded
+from kneo.errors import Invalid
+
+
+class TooLong(Invalid, DontWrapMixin):
+    """A text is longer than its column. Nothing was written."""
+
+    default_code = "unstorable_value"
+
+    def __init__(self, length: int, limit: int) -> None:
+        super().__init__(
+            f"A value cannot be stored: it is {length} characters long, and at most {limit} are kept there.",
+            hint="Use a shorter name.",
+            limit=limit,
+        )
+
+
+class Bounded(TypeDecorator[str]):
+    """A text of at most so many characters. What is only looked for may be longer: there is no such thing."""
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.length = length
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Check a text that is to be stored.
+
+        Raises:
+            TooLong: it is too long.
+        """
+        del dialect
+        if value is not None and len(value) > self.length:
+            raise TooLong(len(value), self.length)
+        return value
+
+    def coerce_compared_value(self, op: OperatorType | None, value: Any) -> String:  # noqa: ANN401 - as it is declared
+        """Return the type of what a column is compared with."""
+        del op, value
+        return String()
+
 
 metadata = MetaData(
     naming_convention={
@@ -38,12 +84,12 @@ NAME = Bounded(200)
 NEVER = "9999-12-31T23:59:59.999999+00:00"
 
 
-ONE_TREE = {"one_tree": True}
+WITHOUT_ROWID = {"without_rowid": True}
 """On SQLite, rows of such a table live in its key's own tree (``WITHOUT ROWID``): small ones, written with everything else, for
 which a second tree would be the larger part of the price. Migrations make it so."""
 
 
-class OrNever(TypeDecorator[str]):
+class TimeOrNever(TypeDecorator[str]):
     """A time, or ``None`` for never, which is kept as a time after all others so that it sorts there in every index."""
 
     impl = TIME
@@ -57,12 +103,14 @@ class OrNever(TypeDecorator[str]):
 
 
 def _partial(where: str, *columns: str, name: str | None = None, unique: bool = False, only: str = "") -> Index:
-    """Make an index of the rows for which something holds; one for ``only`` one kind of database is not made on others.
+    """Return an index of the rows that match a condition, on both databases or on ``only`` one of them.
 
-    It says both in its ``info``, and migrations make it so. Said as options of both kinds of database, every process would
-    import both.
+    The condition is in the index's ``info`` until the schema is created: as an option of each dialect it would import both.
     """
-    return Index(name, *columns, unique=unique, info={"where": where, **({"only": only} if only else {})})
+    index = Index(name, *columns, unique=unique, info={"where": where, **({"only": only} if only else {})})
+    if only:
+        index.ddl_if(dialect=only)
+    return index
 
 
 # ---- trust and the controller -------------------------------------------------------------------------------------
@@ -332,7 +380,7 @@ runs = Table(
     Column("metadata", JSON, nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("owner", ID),
-    Column("wake_seq", BigInteger, nullable=False),
+    Column("signal_seq", BigInteger, nullable=False),
     Column("created_at", TIME, nullable=False),
     Column("updated_at", TIME, nullable=False),
     Column("started_at", TIME),
@@ -351,7 +399,7 @@ runs = Table(
     _partial("bundle_digest IS NOT NULL", "bundle_digest"),
     # The order in which they were begun, and what never changes of that which runs are filtered by: whoever counts or
     # looks for it reads no other row.
-    Index("ix_runs_begun", "created_at", "id", "environment", "bundle", "target", "workflow_name"),
+    Index("ix_runs_created", "created_at", "id", "environment", "bundle", "target", "workflow_name"),
 )
 
 steps = Table(
@@ -387,13 +435,13 @@ checkpoints = Table(
     PrimaryKeyConstraint("run_id", "sequence"),
 )
 
-step_parts = Table(
-    "step_parts",
+journal_entries = Table(
+    "journal_entries",
     metadata,
     Column("run_id", ID),
     Column("key", DIGEST),
     Column("sequence", Integer, nullable=False),
-    Column("place", Text, nullable=False),
+    Column("location", Text, nullable=False),
     Column("name", Text, nullable=False),
     Column("input_digest", DIGEST, nullable=False),
     Column("value", Text, nullable=False),
@@ -485,7 +533,7 @@ tasks = Table(
     Column("timeout_seconds", Integer),
     Column("on_timeout", Bounded(80), nullable=False),
     Column("on_reject", Bounded(20), nullable=False),
-    Column("deadline_at", OrNever),
+    Column("deadline_at", TimeOrNever),
     Column("escalated_at", TIME),
     Column("decision", JSON(none_as_null=True)),
     Column("metadata", JSON, nullable=False),
@@ -509,7 +557,7 @@ tasks = Table(
     Column("claimed_by", NAME),
     Column("snoozed_until", TIME),
     Column("escalation", Integer, nullable=False, server_default="0"),
-    Column("due_at", OrNever),
+    Column("due_at", TimeOrNever),
     Column("next_at", TIME),
     Column("resolved_at", TIME),
     Index(None, "status", "id"),
@@ -534,9 +582,9 @@ task_candidates = Table(
     "task_candidates",
     metadata,
     # user:ann, group:prod/editors, role:prod/reviewer, or not:ann for somebody who may not; only while it waits.
-    Column("who", Bounded(420)),
+    Column("candidate", Bounded(420)),
     Column("task_id", ID),
-    PrimaryKeyConstraint("who", "task_id"),
+    PrimaryKeyConstraint("candidate", "task_id"),
     Index(None, "task_id"),
 )
 
@@ -565,8 +613,8 @@ task_feed = Table(
     Column("last_seq", BigInteger, nullable=False),
 )
 
-task_tallies = Table(
-    "task_tallies",
+task_count_changes = Table(
+    "task_count_changes",
     metadata,
     # Counts of what waits, as changes that are added up and folded now and then: nobody waits for a counter's row.
     Column("id", ID, primary_key=True),
@@ -575,7 +623,7 @@ task_tallies = Table(
     Column("status", Bounded(20), nullable=False),
     Column("escalated", Boolean, nullable=False),
     Column("amount", Integer, nullable=False),
-    info=ONE_TREE,
+    info=WITHOUT_ROWID,
 )
 
 # ---- set over HTTP ----------------------------------------------------------------------------------------------
@@ -659,7 +707,7 @@ audit_pending = Table(
     Column("event_id", ID, primary_key=True),
     # It has no canonical form, so somebody changed it while it waited: it would be tried again with every batch.
     Column("unsealable", Boolean, nullable=False, server_default=text("false")),
-    info=ONE_TREE,
+    info=WITHOUT_ROWID,
 )
 
 audit_chain = Table(

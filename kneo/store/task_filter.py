@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Integer, Select, String, bindparam, func, or_, select, tuple_
 
-from kneo.record_copy import replace
 from kneo.records.task import UNRESOLVED, TaskStatus
 from kneo.store.run_filter import LIKE_ESCAPE, escaped
 from kneo.store.tables import task_candidates, tasks
@@ -109,8 +108,10 @@ class TaskFilter:
 EVERY_TASK = TaskFilter(statuses=_EVERY_STATUS)
 WAITING = TaskFilter()
 
-_NAMED = select(task_candidates.c.task_id).where(task_candidates.c.who.in_(bindparam("who", expanding=True)))
-_REFUSED = select(task_candidates.c.task_id).where(task_candidates.c.who.in_(bindparam("refused", expanding=True)))
+_NAMED = select(task_candidates.c.task_id).where(task_candidates.c.candidate.in_(bindparam("who", expanding=True)))
+_REFUSED = select(task_candidates.c.task_id).where(
+    task_candidates.c.candidate.in_(bindparam("refused", expanding=True))
+)
 """Looked up once and not for each task: this is what counting a full inbox costs."""
 
 _escalated = tasks.alias("escalated")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 
 from sqlalchemy import Row, bindparam, delete, func, insert, or_, select, update
 
 from kneo.clock import new_id
-from kneo.record_copy import replace
 from kneo.records.task import NEXT, UNRESOLVED, HumanTask, TaskEvent, TaskStatus
-from kneo.store import task_counts
+from kneo.store import task_statistics
 from kneo.store.engine import Tx
 from kneo.store.prepared import Prepared
 from kneo.store.tables import task_candidates, task_events, tasks
@@ -25,17 +25,17 @@ def insert_task(tx: Tx, task: HumanTask, who: Collection[str] = ()) -> None:
     _INSERT.change(tx, store_task(task) | {"created_at": tx.at, "updated_at": tx.at})
     add_candidates(tx, task.id, who)
     if task.status in UNRESOLVED:
-        task_counts.add(tx, [(task, 1)])
+        task_statistics.add(tx, [(task, 1)])
 
 
 def add_candidates(tx: Tx, task_id: str, who: Collection[str]) -> None:
     """Let further people answer; those who may already are not told twice."""
     if not who:
         return
-    known = select(task_candidates.c.who).where(task_candidates.c.task_id == task_id)
+    known = select(task_candidates.c.candidate).where(task_candidates.c.task_id == task_id)
     new = set(who) - set(tx.connection.execute(known).scalars())
     if new:
-        tx.connection.execute(insert(task_candidates), [{"who": one, "task_id": task_id} for one in sorted(new)])
+        tx.connection.execute(insert(task_candidates), [{"candidate": one, "task_id": task_id} for one in sorted(new)])
 
 
 _GET = Prepared(TASK.where(tasks.c.id == bindparam("of_task")))
@@ -77,11 +77,11 @@ def change(tx: Tx, task: HumanTask, **changes: object) -> HumanTask | None:
         return None
     after = replace(task, **changes)  # type: ignore[arg-type]
     if resolves:
-        task_counts.add(tx, [(task, -1)])
+        task_statistics.add(tx, [(task, -1)])
         if task.is_restricted or task.candidates.exclude:
             tx.connection.execute(delete(task_candidates).where(task_candidates.c.task_id == task.id))
     elif task.status in UNRESOLVED and (status is not task.status or "escalation" in changes):
-        task_counts.add(tx, [(task, -1), (after, 1)])
+        task_statistics.add(tx, [(task, -1), (after, 1)])
     return after
 
 
@@ -147,7 +147,7 @@ def list_tasks(
 
 def count_tasks(tx: Tx, where: TaskFilter = WAITING) -> int:
     """Count tasks; what is counted all the time anyway costs the same however many there are."""
-    known = task_counts.count(tx, where)
+    known = task_statistics.count(tx, where)
     if known is not None:
         return known
     return sum(tx.connection.execute(counting(part.conditions), part.values).scalar_one() for part in where.parts())

@@ -6,12 +6,12 @@ A decision and its effect are two writes: a crash between them never asks again 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Conflict, Forbidden, InvalidValue, NotFound
-from kneo.record_copy import replace
 from kneo.records.people import same_person
 from kneo.records.run import RunStatus
 from kneo.records.task import Decision, HumanTask, TaskStatus, Vote
@@ -174,7 +174,7 @@ def _heard(tx: Tx, task: HumanTask, vote: Vote, votes: tuple[Vote, ...]) -> Huma
 def record(tx: Tx, task: HumanTask, decision: Decision, *, votes: tuple[Vote, ...] = ()) -> HumanTask:
     """Make a decision the task's, and wake its run."""
     decided = _change(tx, task, status=TaskStatus.DECIDED, decision=decision, votes=votes or task.votes)
-    runs.wake(tx, task.run_id)
+    runs.signal(tx, task.run_id)
     content = decision.content or ""
     facts = {
         "request_id": task.request_id,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from dataclasses import replace
 from datetime import timedelta
 
 from kneo.clock import isoformat, new_id
 from kneo.errors import Conflict, InvalidValue, KneoError, NotFound
-from kneo.record_copy import replace
 from kneo.records.link import TaskLink
 from kneo.records.task import HumanTask
 from kneo.store import idempotency, links, runs

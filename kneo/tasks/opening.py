@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kneo import registry
 from kneo.clock import new_id
 from kneo.digest import digest_of_json
-from kneo.record_copy import replace
 from kneo.records.run import Run
 from kneo.records.task import Candidates, DecisionKind, Escalation, HumanTask, Plan, Quorum, TaskStatus
 from kneo.spec.coverage.gate_strength import strengthened

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kneo import registry
 from kneo.errors import Forbidden, Invalid, Untrusted
 from kneo.names import person_name
-from kneo.record_copy import replace
 from kneo.records.people import same_person
 from kneo.records.task import Candidates, HumanTask, TaskStatus
 from kneo.store import key_names, releases, tasks

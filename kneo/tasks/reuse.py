@@ -7,10 +7,9 @@ whoever starts such a run does not come by a decision that they could not have h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kneo.errors import KneoError
-from kneo.record_copy import replace
 from kneo.records.people import same_person
 from kneo.records.run import Run
 from kneo.records.task import REPLAYED, DecisionKind, HumanTask, TaskStatus, Vote

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
-from kneo.record_copy import replace
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import HumanTask, TaskStatus
-from kneo.store import runs, task_counts, tasks
+from kneo.store import runs, task_statistics, tasks
 from kneo.store.engine import Store, Tx
 from kneo.tasks import people
 from kneo.tasks.closing import cancel_tasks
@@ -35,7 +35,7 @@ def expire_due(store: Store) -> int:
         if len(due) < BATCH:
             break
     with store.write() as tx:
-        task_counts.fold(tx)
+        task_statistics.fold(tx)
     return handled
 
 
@@ -128,7 +128,7 @@ def _silenced(tx: Tx, task: HumanTask) -> None:
     signs = can_sign(tx, task)
     if decision is not None and signs:
         assert tasks.change(tx, task, status=TaskStatus.DECIDED, decision=decision), "the run is locked"
-        runs.wake(tx, task.run_id)
+        runs.signal(tx, task.run_id)
         word = "expired" if decision.effect or decision.kind == "rejected" else "continued"
         event = happened(tx, task, word, None, _facts(task) | {"decision": decision.kind})
         write_receipt(tx, task, decision, event)

@@ -14,7 +14,7 @@ from kneo.records.task import TaskStatus
 from kneo.store import tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.task_filter import EVERY_TASK, SORTABLE, TaskFilter, counting, listing
-from kneo.store.task_outcomes import of_status
+from kneo.store.task_statistics import of_status
 
 NOON = "2026-01-31T12:00:00.000000+00:00"
 ME = ("user:ann", "group:prod/editors")

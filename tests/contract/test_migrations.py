@@ -1,49 +1,58 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import JSON, Boolean, Column, Integer, LargeBinary, MetaData, insert, inspect, select, text
+from sqlalchemy import JSON, Boolean, Column, Integer, LargeBinary, MetaData, insert, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from kneo.clock import ManualClock
-from kneo.errors import Transient
-from kneo.store import migrate
-from kneo.store.engine import Store, open_engine
+from kneo.errors import Invalid, Transient
+from kneo.store import append_only, audit, backup, migrate
+from kneo.store.engine import Store
 from kneo.store.migrate import HEAD, current_version, open_store
 from kneo.store.tables import metadata
 
-WORKED_OUT_AGAIN = {"pending_releases"}
-"""Tables whose rows a migration may drop, because the next pass of the controller writes them anew."""
+LATER = "kneo_0002"
+"""A revision after the newest one, which exists in tests only."""
+
+LATER_REVISION = f"""
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision = "{LATER}", "{HEAD}"
 
 
-def make_config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(migrate.MIGRATIONS))
-    return config
+def upgrade() -> None:
+    op.add_column("runs", sa.Column("cost", sa.Integer(), nullable=False, server_default="0"))
+    with op.batch_alter_table("specs") as batch:
+        batch.alter_column("created_at", new_column_name="stored_at")
+    op.create_table("budgets", sa.Column("name", sa.String(40), primary_key=True))
+    op.create_index("ix_runs_cost", "runs", ["cost"])
+"""
 
 
-REVISIONS = [script.revision for script in ScriptDirectory.from_config(make_config()).walk_revisions()]
-OLDER = [revision for revision in reversed(REVISIONS) if revision != HEAD]
+@pytest.fixture
+def later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]:
+    """Installs a version of Kneo with one more migration; returns the migration's file."""
 
+    def install() -> Path:
+        folder = Path(shutil.copytree(migrate.MIGRATIONS, tmp_path / "migrations"))
+        revision = folder / "versions" / f"{LATER}_later.py"
+        revision.write_text(LATER_REVISION)
+        monkeypatch.setattr(migrate, "MIGRATIONS", folder)
+        monkeypatch.setattr(migrate, "HEAD", LATER)
+        return revision
 
-def open_at(url: str, clock: ManualClock, revision: str) -> Store:
-    """Open a database as an older version of the program left it."""
-    store = Store(open_engine(url), clock)
-    upgrade(store, revision)
-    return store
-
-
-def upgrade(store: Store, revision: str) -> None:
-    config = make_config()
-    with store.write() as tx:
-        config.attributes["connection"] = tx.connection
-        command.upgrade(config, revision)
+    return install
 
 
 def differences(store: Store) -> list[object]:
@@ -66,25 +75,29 @@ def value_for(column: Column[object]) -> object:
 
 
 def fill(store: Store) -> set[str]:
-    """Put a row into every table that has none; return the tables' names."""
+    """Insert a row into every table; return the tables' names."""
     found = MetaData()
     with store.write() as tx:
         found.reflect(tx.connection)
         tables = [table for table in found.sorted_tables if table.name != "alembic_version"]
-        tables = [table for table in tables if not tx.connection.execute(select(table)).first()]
         for table in tables:
             tx.connection.execute(insert(table).values({column.name: value_for(column) for column in table.columns}))
     return {table.name for table in tables}
 
 
-def lost(store: Store, filled: set[str]) -> set[str]:
-    """Which of the tables that were filled do not have their one row any more."""
+def missing(store: Store, filled: set[str]) -> set[str]:
+    """Return the filled tables that no longer have exactly their one row."""
     with store.read() as tx:
         counts = {name: tx.connection.execute(text(f"SELECT count(*) FROM {name}")).scalar_one() for name in filled}
-    return {name for name, count in counts.items() if count != 1} - WORKED_OUT_AGAIN
+    return {name for name, count in counts.items() if count != 1}
 
 
-def test_migrations_make_exactly_the_tables(store: Store) -> None:
+def columns(store: Store, table: str) -> set[str]:
+    with store.read() as tx:
+        return {column["name"] for column in inspect(tx.connection).get_columns(table)}
+
+
+def test_a_new_database_has_exactly_the_tables(store: Store) -> None:
     assert differences(store) == []
 
 
@@ -114,54 +127,91 @@ def test_rows_of_some_tables_live_in_the_tree_of_their_key(store: Store) -> None
         pytest.skip("PostgreSQL has no such tables")
     with store.read() as tx:
         made = tx.connection.execute(text("SELECT name FROM sqlite_master WHERE sql LIKE '%WITHOUT ROWID%'")).scalars()
-        assert set(made) == {table.name for table in metadata.sorted_tables if table.info.get("one_tree")}
+        assert set(made) == {table.name for table in metadata.sorted_tables if table.info.get("without_rowid")}
 
 
-def test_head_names_the_newest_migration() -> None:
-    assert ScriptDirectory.from_config(make_config()).get_heads() == [HEAD]
+def test_head_names_the_newest_migration_and_revisions_are_numbered_in_their_order() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(migrate.MIGRATIONS))
+    scripts = ScriptDirectory.from_config(config)
+    revisions = [script.revision for script in scripts.walk_revisions()]
+    assert scripts.get_heads() == [HEAD]
+    assert revisions == sorted(revisions, reverse=True)
 
 
-def test_migrations_are_numbered_in_their_order() -> None:
-    assert sorted(REVISIONS, reverse=True) == REVISIONS
+def test_a_later_version_migrates_a_database_and_keeps_every_row(
+    migrated_url: str, clock: ManualClock, later: Callable[[], Path]
+) -> None:
+    with closing(open_store(migrated_url, clock)) as older:
+        filled = fill(older)
+    later()
+    with closing(open_store(migrated_url, clock)) as newer:
+        assert current_version(newer) == LATER
+        assert missing(newer, filled) == set()
+        assert "cost" in columns(newer, "runs")
+        assert "stored_at" in columns(newer, "specs")
+        with newer.read() as tx:
+            assert append_only.find_problem(tx) is None
+    with closing(open_store(migrated_url, clock)) as again:
+        assert missing(again, filled) == set()
 
 
-def test_every_migration_keeps_what_is_there(database_url: str, clock: ManualClock) -> None:
-    """One database grows through all versions; at each, every table that is empty gets a row."""
-    store = open_at(database_url, clock, OLDER[0])
-    filled = fill(store)
-    for revision in OLDER[1:]:
-        upgrade(store, revision)
-        assert lost(store, filled) == set(), revision
-        filled |= fill(store)
-    assert len(filled) > 10
-    store.close()
-    newest = open_store(database_url, clock)
-    assert current_version(newest) == HEAD
-    assert lost(newest, filled) == set()
-    assert differences(newest) == []
-    newest.close()
+def test_an_earlier_version_refuses_a_migrated_database_and_leaves_it_alone(
+    migrated_url: str, clock: ManualClock, later: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later()
+    open_store(migrated_url, clock).close()
+    monkeypatch.setattr(migrate, "HEAD", HEAD)
+    with pytest.raises(Invalid) as refused:
+        open_store(migrated_url, clock)
+    assert refused.value.code == "schema_too_new"
+    assert LATER in refused.value.message
+    assert HEAD in refused.value.message
+    assert "restore a backup" in str(refused.value.hint)
+    monkeypatch.setattr(migrate, "HEAD", LATER)
+    with closing(open_store(migrated_url, clock)) as store:
+        assert current_version(store) == LATER
 
 
-def test_the_oldest_database_is_brought_along_at_once(database_url: str, clock: ManualClock) -> None:
-    older = open_at(database_url, clock, OLDER[0])
-    filled = fill(older)
-    older.close()
-    store = open_store(database_url, clock)
-    assert current_version(store) == HEAD
-    assert differences(store) == []
-    assert lost(store, filled) == set()
-    store.close()
+def test_a_backup_of_an_earlier_version_restores_that_version_or_upgrades(
+    store: Store, tmp_path: Path, clock: ManualClock, later: Callable[[], Path]
+) -> None:
+    with store.write() as tx:
+        audit.record(tx, "run.created", actor="ann")
+    audit.seal(store)
+    copy, target = tmp_path / "before-upgrade.sqlite", tmp_path / "restored.sqlite"
+    backup.back_up(store, copy)
+    assert backup.restore_file(copy, target, clock).size == 1
+    with closing(open_store(f"sqlite:///{target}", clock)) as restored:
+        assert current_version(restored) == HEAD
+    later()
+    with closing(open_store(f"sqlite:///{target}", clock)) as upgraded:
+        assert current_version(upgraded) == LATER
+        assert audit.verify(upgraded, waiting=None).valid
 
 
-def test_a_migration_that_fails_leaves_the_database_as_it_was(database_url: str, clock: ManualClock) -> None:
-    older = open_at(database_url, clock, OLDER[0])
-    with older.write() as tx:
-        before = set(inspect(tx.connection).get_table_names())
-        last_new = max(set(metadata.tables) - before)
-        tx.connection.execute(text(f"CREATE TABLE {last_new} (in_the_way INTEGER)"))
-    with pytest.raises((DBAPIError, Transient), match="already exists"):
-        open_store(database_url, clock)
-    assert current_version(older) == OLDER[0]
-    with older.read() as tx:
-        assert set(inspect(tx.connection).get_table_names()) == before | {last_new}
-    older.close()
+def test_a_migration_that_fails_leaves_the_database_as_it_was(
+    migrated_url: str, clock: ManualClock, later: Callable[[], Path]
+) -> None:
+    with closing(open_store(migrated_url, clock)) as older:
+        filled = fill(older)
+        with older.write() as tx:
+            tx.connection.execute(text("CREATE TABLE budgets (in_the_way INTEGER)"))
+        before = columns(older, "runs")
+        later()
+        with pytest.raises((DBAPIError, Transient), match="already exists"):
+            open_store(migrated_url, clock)
+        assert current_version(older) == HEAD
+        assert columns(older, "runs") == before
+        assert missing(older, filled) == set()
+
+
+def test_a_database_of_a_development_version_is_refused_and_left_alone(store: Store, migrated_url: str) -> None:
+    with store.write() as tx:
+        tx.connection.execute(text("UPDATE alembic_version SET version_num = '0022'"))
+    with pytest.raises(Invalid) as refused:
+        open_store(migrated_url, store.clock)
+    assert refused.value.code == "schema_unsupported"
+    assert "0022" in refused.value.message
+    assert refused.value.hint
+    assert current_version(store) == "0022"

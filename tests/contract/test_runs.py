@@ -70,7 +70,7 @@ def test_a_run_comes_back_as_it_was(store: Store, clock: ManualClock) -> None:
     assert found.release == release
     assert (found.input_text, found.state, found.metadata) == (run.input_text, run.state, run.metadata)
     assert (found.visited_steps, found.deadline_at) == (("draft",), run.deadline_at)
-    assert (found.epoch, found.owner, found.wake_seq) == (0, None, 0)
+    assert (found.epoch, found.owner, found.signal_seq) == (0, None, 0)
     assert found.created_at == found.started_at == isoformat(clock.now())
 
 
@@ -136,7 +136,7 @@ def test_lists_filter_sort_and_page(store: Store, clock: ManualClock) -> None:
         assert {run.id for run in runs.list_runs(tx, RunFilter(environment="prod"))} == {made[1].id, made[3].id}
         assert runs.count_runs(tx, RunFilter(environment="prod")) == 2
         assert runs.count_runs(tx, RunFilter(status=RunStatus.PAUSED)) == 0
-        assert runs.runnable(tx, 2) == (made[0].id, made[1].id)
+        assert runs.list_runnable(tx, 2) == (made[0].id, made[1].id)
 
 
 # ---- the fence ---------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_a_run_has_one_driver(store: Store) -> None:
     assert acquire(store, run, "a")
     assert acquire(store, run, "b") is None
     with store.read() as tx:
-        assert runs.runnable(tx, 10) == ()
+        assert runs.list_runnable(tx, 10) == ()
 
 
 def test_of_many_drivers_one_gets_the_run(store: Store) -> None:
@@ -221,10 +221,10 @@ def test_a_driver_that_lets_go_frees_only_its_own(store: Store) -> None:
     run = insert(store)
     acquire(store, run, "a")
     with store.write() as tx:
-        runs.let_go(tx, run.id, "b")
+        runs.release(tx, run.id, "b")
     assert get(store, run).owner == "a"
     with store.write() as tx:
-        runs.let_go(tx, run.id, "a")
+        runs.release(tx, run.id, "a")
     assert get(store, run).owner is None
 
 
@@ -232,10 +232,10 @@ def test_a_driver_that_seemed_dead_does_not_let_go_of_what_took_over_with_its_cl
     run = insert(store)
     first, second = acquire(store, run, "job_1"), acquire(store, run, "job_1")
     with store.write() as tx:
-        runs.let_go(tx, run.id, "job_1", epoch=first.epoch)
+        runs.release(tx, run.id, "job_1", epoch=first.epoch)
     assert get(store, run).owner == "job_1"
     with store.write() as tx:
-        runs.let_go(tx, run.id, "job_1", epoch=second.epoch)
+        runs.release(tx, run.id, "job_1", epoch=second.epoch)
     assert get(store, run).owner is None
 
 
@@ -247,7 +247,7 @@ def test_a_paused_run_is_nobodys_and_not_runnable(store: Store) -> None:
     mine = acquire(store, run, "a")
     with store.write() as tx:
         assert runs.pause(tx, mine)
-        assert runs.runnable(tx, 10) == ()
+        assert runs.list_runnable(tx, 10) == ()
     assert (get(store, run).status, get(store, run).owner) == (RunStatus.PAUSED, None)
     assert acquire(store, run, "b") is None
 
@@ -257,16 +257,16 @@ def test_news_wakes_a_paused_run(store: Store) -> None:
     mine = acquire(store, run, "a")
     with store.write() as tx:
         runs.pause(tx, mine)
-        runs.wake(tx, run.id)
-        assert runs.runnable(tx, 10) == (run.id,)
-    assert acquire(store, run, "b").wake_seq == 1
+        runs.signal(tx, run.id)
+        assert runs.list_runnable(tx, 10) == (run.id,)
+    assert acquire(store, run, "b").signal_seq == 1
 
 
 def test_news_that_came_before_the_pause_is_not_slept_through(store: Store) -> None:
     run = insert(store)
     mine = acquire(store, run, "a")
     with store.write() as tx:
-        runs.wake(tx, run.id)
+        runs.signal(tx, run.id)
     with store.write() as tx:
         assert not runs.pause(tx, mine)
     assert get(store, run).status is RunStatus.RUNNING
@@ -284,7 +284,7 @@ def test_pausing_and_waking_at_once_never_loses_the_news(store: Store) -> None:
             with store.write() as tx:
                 if number == 0:
                     return runs.pause(tx, mine)
-                runs.wake(tx, mine.id)
+                runs.signal(tx, mine.id)
                 return True
 
         paused, _ = at_once(2, work)
@@ -377,8 +377,8 @@ def test_waking_does_not_bring_back_an_ended_run(store: Store) -> None:
     run = insert(store)
     with store.write() as tx:
         runs.end(tx, run.id, RunStatus.CANCELLED, CANCELLED, allowed=LIVE)
-        runs.wake(tx, run.id)
-        assert runs.runnable(tx, 10) == ()
+        runs.signal(tx, run.id)
+        assert runs.list_runnable(tx, 10) == ()
     assert get(store, run).status is RunStatus.CANCELLED
 
 
@@ -389,7 +389,7 @@ def test_only_runs_past_their_deadline_are_overdue(store: Store, clock: ManualCl
     ended = insert(store, deadline_at=isoformat(clock.now()))
     with store.write() as tx:
         runs.end(tx, ended.id, RunStatus.CANCELLED, CANCELLED, allowed=LIVE)
-        assert runs.overdue(tx) == ()
+        assert runs.list_overdue(tx) == ()
     clock.advance(timedelta(seconds=10))
     with store.read() as tx:
-        assert runs.overdue(tx) == (soon.id,)
+        assert runs.list_overdue(tx) == (soon.id,)

@@ -9,7 +9,7 @@ from processes import at_once
 
 from kneo.clock import ManualClock, isoformat
 from kneo.records.task import UNRESOLVED, Candidates, Decision, DecisionKind, HumanTask, Plan, TaskStatus, Vote
-from kneo.store import task_counts, tasks
+from kneo.store import task_statistics, tasks
 from kneo.store.engine import Store
 from kneo.store.task_filter import EVERY_TASK, TaskFilter
 
@@ -177,18 +177,18 @@ def test_the_inbox_of_one_person(store: Store) -> None:
 
 def test_counts_follow_what_happens_and_can_be_folded(store: Store, clock: ManualClock) -> None:
     late = insert(store, kind="review", environment="prod", due_at=isoformat(clock.now() - timedelta(seconds=1)))
-    tasks_made = [insert(store) for _ in range(task_counts.FOLD_ABOVE + 10)]
+    tasks_made = [insert(store) for _ in range(task_statistics.FOLD_ABOVE + 10)]
     with store.write() as tx:
         tasks.change(tx, tasks_made[0], status=TaskStatus.CLAIMED)
         tasks.change(tx, tasks_made[1], status=TaskStatus.DECIDED)
         tasks.change(tx, late, escalation=1)
-        before = task_counts.summary(tx)
-        assert task_counts.fold(tx) > task_counts.FOLD_ABOVE
-        assert task_counts.fold(tx) == 0
-        after = task_counts.summary(tx)
-    waiting = task_counts.FOLD_ABOVE + 10
+        before = task_statistics.summary(tx)
+        assert task_statistics.fold(tx) > task_statistics.FOLD_ABOVE
+        assert task_statistics.fold(tx) == 0
+        after = task_statistics.summary(tx)
+    waiting = task_statistics.FOLD_ABOVE + 10
     assert before == after
-    assert after == task_counts.TaskSummary(
+    assert after == task_statistics.TaskSummary(
         waiting=waiting,
         escalated=1,
         overdue=1,

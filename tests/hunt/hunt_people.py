@@ -102,7 +102,7 @@ class Case:
         """Drive what may be driven, again and again, as a worker does."""
         while not over.is_set():
             with engine.store.read() as tx:
-                found = [run_id for run_id, _ in runs.claimable(tx, 50)]
+                found = [run_id for run_id, _ in runs.list_claimable(tx, 50)]
             for run_id in found:
                 engine.drive(self._of(run_id))
             over.wait(0.01 if not found else 0)

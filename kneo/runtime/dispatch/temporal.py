@@ -172,7 +172,7 @@ class TemporalWorker:
             await self._pause(POLL_SECONDS)
 
     def _claimable(self, tx: Tx) -> list[tuple[str, str]]:
-        found = runs.claimable(tx, BATCH + len(self._handed))
+        found = runs.list_claimable(tx, BATCH + len(self._handed))
         return [(run_id, claim) for run_id, claim in found if claim not in self._handed][:BATCH]
 
     async def _start(self, client: Client, due: Sequence[tuple[str, str]]) -> None:
@@ -206,4 +206,4 @@ async def _is_current() -> bool:
 
 
 def _quiet(tx: Tx) -> Sequence[tuple[str, str]]:
-    return runs.quiet(tx, timedelta(seconds=RESTORE_SECONDS), 10 * BATCH)
+    return runs.find_stalled(tx, timedelta(seconds=RESTORE_SECONDS), 10 * BATCH)

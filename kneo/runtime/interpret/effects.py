@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
-from kneo.record_copy import replace
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import Decision
 from kneo.runtime.interpret.gate import Gate, effect_of, feedback_of, rejection

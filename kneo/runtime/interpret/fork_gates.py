@@ -9,9 +9,8 @@ Each gate is a yes-or-no question to the people whom the gate names: may this fl
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from kneo.record_copy import replace
 from kneo.records.task import REPLAYED, DecisionKind
 from kneo.runtime.interpret.gate import Gate, rejection
 from kneo.runtime.interpret.node import (

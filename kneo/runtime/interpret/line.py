@@ -7,9 +7,8 @@ where a person may want a step repeated, and ``visits`` (how often such steps we
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from kneo.record_copy import replace
 from kneo.records.run import RunError
 from kneo.runtime.interpret.node import (
     Again,

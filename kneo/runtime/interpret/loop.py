@@ -7,10 +7,9 @@ at a round, ``output`` and ``task``; ``reviews`` counts what they rejected.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kneo.errors import Invalid
-from kneo.record_copy import replace
 from kneo.records.task import DecisionKind
 from kneo.runtime.interpret.branch import condition_failed
 from kneo.runtime.interpret.effects import edited, rejected

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from kneo.record_copy import replace
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import Decision
 from kneo.runtime.interpret.gate import Gate

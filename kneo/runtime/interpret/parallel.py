@@ -10,9 +10,8 @@ in declaration order: what runs and how it ends does not depend on who is quicke
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from kneo.record_copy import replace
 from kneo.records.run import RunError
 from kneo.runtime.interpret.node import (
     Action,

@@ -7,10 +7,9 @@ one child named by its choice; ``left``, the further ways that a person chose, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kneo.errors import Invalid
-from kneo.record_copy import replace
 from kneo.records.run import RunError
 from kneo.records.task import DecisionKind
 from kneo.runtime.interpret.branch import condition_failed

@@ -12,11 +12,10 @@ function asks in its middle (``wanted``; ``answers`` to those before); ``body`` 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 
 from kneo.clock import isoformat
-from kneo.record_copy import replace
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import DecisionKind
 from kneo.runtime.interpret.branch import ELSE, THEN, Branch

@@ -6,10 +6,9 @@ Whoever waits is begun again from the top when the answer is there, and finds it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from kneo.digest import digest_of_json
-from kneo.record_copy import replace
 from kneo.records.task import Decision, DecisionKind
 from kneo.runtime.interpret.gate import Gate
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from kneo.clock import Clock
 from kneo.settings import from_env
-from kneo.store import database
+from kneo.store import migrate
 from kneo.store.service_key import find_service_key
 
 
-class Database(database.Database):
+class Database(migrate.Database):
     """A database that is opened when it is first needed; decisions are signed with the key that belongs to it.
 
     Args:

@@ -21,7 +21,7 @@ from kneo.service import responses
 from kneo.service.context import ServiceDep
 from kneo.service.problems import problem, too_large
 from kneo.service.router import JsonResponse, responds
-from kneo.store import hooks
+from kneo.store import requests
 
 router = APIRouter(tags=["hooks"])
 
@@ -110,7 +110,7 @@ async def receive(provider: str, request: Request, service: ServiceDep) -> JsonR
         counted.delivered(provider, "limited")
         return problem(429, "rate_limited", "Too many deliveries; the next look comes by itself.", {})
     names = delivery_names(known, request.headers, body)
-    news = await run_in_threadpool(hooks.take_delivery, service.store, provider, names)
+    news = await run_in_threadpool(requests.take_delivery, service.store, provider, names)
     counted.delivered(provider, "accepted" if news else "duplicate")
     return JsonResponse({"accepted": True, "duplicate": not news}, status_code=202)
 

@@ -21,7 +21,7 @@ from kneo.service.run_news import answered
 from kneo.service.task_news import task_events
 from kneo.service.task_stats import task_stats
 from kneo.service.wire import Json
-from kneo.store import task_counts, task_feed
+from kneo.store import task_feed, task_statistics
 
 router = Router(tags=["human tasks"])
 
@@ -95,7 +95,7 @@ class Remark(BaseModel):
 def summarise(service: ServiceDep, _principal: Reader) -> Json:
     """Count what waits for people, by status, kind and environment."""
     with service.store.read() as tx:
-        return task_views.summary(task_counts.summary(tx))
+        return task_views.summary(task_statistics.summary(tx))
 
 
 @router.get("/human-tasks/stats", operation_id="get_human_task_stats", responses=responds(responses.TaskStats))

@@ -27,7 +27,7 @@ from kneo.records.task import DecisionKind
 from kneo.runtime.assemble import telling
 from kneo.runtime.timers import tick
 from kneo.settings import Settings, from_env
-from kneo.store import prune, standing
+from kneo.store import metrics, prune
 from kneo.store.engine import Store, Tx
 from kneo.tasks import links
 from kneo.tasks.answers import Answer
@@ -363,7 +363,7 @@ def test_a_name_that_no_mail_can_carry_holds_up_nobody_else(
     assert len(told) == 2
     assert all(record.channel == "ops" and record.continuation_id.startswith("cont_") for record in told)
     with engine.store.read() as tx:
-        assert standing.unsent_messages(tx) == {"waiting": 0, "failed": 2}
+        assert metrics.unsent_messages(tx) == {"waiting": 0, "failed": 2}
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_what_is_no_whole_backup_changes_nothing(sqlite_url: str, elsewhere: Set
         connection.execute("DROP TRIGGER audit_events_no_update")
         connection.execute("UPDATE audit_events SET actor = 'bob'")
     with closing(sqlite3.connect(tmp_path / "newer")) as connection, connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("UPDATE alembic_version SET version_num = 'kneo_9999'")
     for name, code in (
         ("other", "backup_damaged"),
         ("broken", "backup_damaged"),

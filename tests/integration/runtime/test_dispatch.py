@@ -39,14 +39,14 @@ def test_who_comes_for_a_run_has_a_claim_of_its_own_until_the_driver_was_lost(st
     engine = Engine(store, tmp_path / "code", SOURCE)
     run = engine.start([step("quick")])
     with store.write() as tx:
-        ((run_id, first),) = runs.claimable(tx, 10)
+        ((run_id, first),) = runs.list_claimable(tx, 10)
         assert run_id == run.id
         assert runs.acquire(tx, run.id, first) is not None
-        assert runs.claimable(tx, 10) == ()
-        assert runs.quiet(tx, timedelta(seconds=1), 10) == ()
-        assert runs.quiet(tx, timedelta(seconds=-1), 10) == ((run.id, first),)
-        runs.let_go(tx, run.id, first)
-        ((_, second),) = runs.claimable(tx, 10)
+        assert runs.list_claimable(tx, 10) == ()
+        assert runs.find_stalled(tx, timedelta(seconds=1), 10) == ()
+        assert runs.find_stalled(tx, timedelta(seconds=-1), 10) == ((run.id, first),)
+        runs.release(tx, run.id, first)
+        ((_, second),) = runs.list_claimable(tx, 10)
         assert second != first
         assert len(second) <= 40
 

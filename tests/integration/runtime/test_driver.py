@@ -266,6 +266,6 @@ def test_what_a_newer_version_wrote_is_left_to_it(engine: Engine) -> None:
     with engine.store.write() as tx:
         claimed = runs.acquire(tx, run.id, "new")
         runs.commit(tx, claimed, state_version=99, owner=None)
-        assert runs.runnable(tx, 10) == ()
+        assert runs.list_runnable(tx, 10) == ()
     assert engine.drive(run).status is RunStatus.RUNNING
     assert engine.notes() == []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from engine import Engine, step
 from sqlalchemy import update
 
-from kneo.record_copy import replace
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.case import case_of

@@ -81,7 +81,7 @@ def test_a_run_that_was_not_committed_has_no_job(engine: Engine) -> None:
     assert jobs(engine) == 1
 
     def woken_in_vain(tx: Tx) -> None:
-        runs.wake(tx, run.id)
+        runs.signal(tx, run.id)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -12,7 +12,7 @@ from builders import build_run, build_task
 
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.wait import Settled
-from kneo.service.news import News
+from kneo.service.change_feed import News
 from kneo.service.run_news import Settling, begun
 from kneo.store import runs
 from kneo.store.engine import Store, Tx

@@ -1,7 +1,6 @@
-"""What keeps the audit log and the receipts append-only: the triggers that the migrations make, and nothing else.
+"""Triggers that keep the audit log and the receipts append-only.
 
-Whoever owns the database can put other triggers, views or rules there, which swallow or change what is written. They are found
-by comparing with the list here; a test compares the list with the migrations.
+The owner of a database can add triggers, views or rules that drop or change what is written; ``find_problem`` finds them.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ APPEND_ONLY: Mapping[str, tuple[str, str]] = {
         _RECEIPTS,
     ),
 }
-"""Tables that can only be added to: which row is in the way of a new one, and what a trigger says."""
+"""Append-only tables: the condition for an existing row with the key of a new one, and the message of the triggers."""
 
 _FUNCTIONS = {_AUDIT: "kneo_append_only", _RECEIPTS: "kneo_receipts_stay"}
 
@@ -50,47 +49,61 @@ WHERE c.relnamespace = current_schema()::regnamespace AND c.relrowsecurity
 """
 
 
-def problem(tx: Tx) -> str | None:
-    """Compare triggers, views and rules with what the migrations make; return what is wrong, in a clause."""
-    expected, found = wanted(tx.dialect.name), _found(tx)
+def create_triggers(tx: Tx) -> None:
+    """Create the triggers that keep the tables append-only."""
+    if tx.dialect.name == "postgresql":
+        for message, function in _FUNCTIONS.items():
+            tx.connection.exec_driver_sql(
+                f"CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $${_body(message)}$$"
+            )
+    for definition, _ in triggers(tx.dialect.name).values():
+        tx.connection.exec_driver_sql(definition)
+
+
+def find_problem(tx: Tx) -> str | None:
+    """Compare the triggers, views and rules of a database with those that Kneo creates; return the first difference, as a clause."""
+    found = _found(tx)
+    expected = {
+        name: definition if tx.dialect.name == "sqlite" else f"O {definition} AS {_body(message)}"
+        for name, (definition, message) in triggers(tx.dialect.name).items()
+    }
     for name in sorted(expected):
         if name not in found:
             return f"the trigger {name}, which keeps it append-only, is missing"
         if found[name] != expected[name]:
-            return f"the trigger {name} is not what it was made as"
+            return f"the trigger {name} differs from its definition"
     others = sorted(set(found) - set(expected)) or _others(tx)
-    return f"there is a {others[0]} in the database that Kneo has not made" if others else None
+    return f"the database has a {others[0]} that Kneo did not create" if others else None
 
 
-def wanted(dialect: str) -> dict[str, str]:
-    """Return what the migrations make: the definition of each trigger, by its name."""
-    made: dict[str, str] = {}
-    for table, (same, says) in APPEND_ONLY.items():
+def triggers(dialect: str) -> Mapping[str, tuple[str, str]]:
+    """Return the definition and the message of each trigger, by its name."""
+    made: dict[str, tuple[str, str]] = {}
+    for table, (same, message) in APPEND_ONLY.items():
         if dialect == "postgresql":
-            function = _FUNCTIONS[says]
-            body = f" BEGIN RAISE EXCEPTION '{says}'; END "
-            begin = f"CREATE TRIGGER {table}"
-            end = f"EXECUTE FUNCTION {function}()"
-            made[f"{table}_append_only"] = _enabled(
-                f"{begin}_append_only BEFORE DELETE OR UPDATE ON {table} FOR EACH ROW {end}", body
-            )
-            made[f"{table}_no_truncate"] = _enabled(
-                f"{begin}_no_truncate BEFORE TRUNCATE ON {table} FOR EACH STATEMENT {end}", body
-            )
+            execute = f"EXECUTE FUNCTION {_FUNCTIONS[message]}()"
+            for suffix, change, each in (
+                ("append_only", "DELETE OR UPDATE", "ROW"),
+                ("no_truncate", "TRUNCATE", "STATEMENT"),
+            ):
+                name = f"{table}_{suffix}"
+                made[name] = f"CREATE TRIGGER {name} BEFORE {change} ON {table} FOR EACH {each} {execute}", message
             continue
-        refuse = f"BEGIN SELECT RAISE(ABORT, '{says}'); END"
-        for change in ("UPDATE", "DELETE"):
-            name = f"{table}_no_{change.lower()}"
-            made[name] = f"CREATE TRIGGER {name} BEFORE {change} ON {table} {refuse}"
-        exists = f"EXISTS (SELECT 1 FROM {table} WHERE {same})"  # noqa: S608 - words of this file
-        made[f"{table}_no_replace"] = (
-            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} WHEN {exists} {refuse}"
-        )
+        refuse = f"BEGIN SELECT RAISE(ABORT, '{message}'); END"
+        # INSERT OR REPLACE removes the row with the same key without the trigger for DELETE.
+        exists = f" WHEN EXISTS (SELECT 1 FROM {table} WHERE {same})"  # noqa: S608 - names of this module
+        for suffix, change, when in (
+            ("no_update", "UPDATE", ""),
+            ("no_delete", "DELETE", ""),
+            ("no_replace", "INSERT", exists),
+        ):
+            name = f"{table}_{suffix}"
+            made[name] = f"CREATE TRIGGER {name} BEFORE {change} ON {table}{when} {refuse}", message
     return made
 
 
-def _enabled(definition: str, body: str) -> str:
-    return f"O {definition} AS {body}"
+def _body(message: str) -> str:
+    return f" BEGIN RAISE EXCEPTION '{message}'; END "
 
 
 def _found(tx: Tx) -> dict[str, str]:
@@ -102,10 +115,10 @@ def _found(tx: Tx) -> dict[str, str]:
 
 
 def _others(tx: Tx) -> list[str]:
-    """Find what can hide or change rows beside triggers."""
+    """Find views, rules and conflict clauses, which can hide or change rows as triggers can."""
     if tx.dialect.name == "postgresql":
         return sorted(f"{row.kind} {row.name}" for row in tx.connection.execute(text(_POSTGRES_OTHERS)))
-    # A constraint that says ON CONFLICT IGNORE or REPLACE drops rows in silence; none of ours does.
+    # A constraint with ON CONFLICT IGNORE or REPLACE drops rows without an error; Kneo creates none.
     rows = tx.connection.execute(text(_SQLITE_TABLES)).all()
     return sorted(
         f"conflict clause of {row.name}"

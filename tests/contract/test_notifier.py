@@ -10,11 +10,11 @@ from builders import build_run
 from kneo.errors import Conflict
 from kneo.store import runs
 from kneo.store.engine import Store, Tx
-from kneo.store.notices import ANYTHING, REMEMBERED, Notices
+from kneo.store.notifier import ANYTHING, REMEMBERED, CommitNotifier
 
 
 def test_all_who_listen_are_told_and_nobody_else() -> None:
-    notices = Notices()
+    notices = CommitNotifier()
     with notices.listening("a") as one, notices.listening("a") as two, notices.listening("b") as other:
         notices.tell([("a", None)])
         assert (one.is_set(), two.is_set(), other.is_set()) == (True, True, False)
@@ -39,7 +39,7 @@ def test_every_commit_of_this_process_is_told_to_who_listens_to_anything(store: 
 
 
 def test_whoever_waits_is_woken() -> None:
-    notices, heard = Notices(), threading.Event()
+    notices, heard = CommitNotifier(), threading.Event()
     with notices.listening("a") as news:
         threading.Thread(target=lambda: news.wait(30) and heard.set()).start()
         notices.tell([("a", None)])
@@ -47,7 +47,7 @@ def test_whoever_waits_is_woken() -> None:
 
 
 def test_what_was_told_just_before_is_still_to_be_had() -> None:
-    notices = Notices()
+    notices = CommitNotifier()
     notices.tell([("a", 1)])
     mark = notices.mark()
     notices.tell([("b", 2)])

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar, cast
 from kneo.clock import monotonic
 from kneo.errors import KneoError
 from kneo.store.engine import Store, Tx
-from kneo.store.notices import ANYTHING
+from kneo.store.notifier import ANYTHING
 
 LOOK_SECONDS = 0.1
 """How often somebody looks what other processes have changed."""

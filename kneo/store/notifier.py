@@ -16,7 +16,7 @@ ANYTHING = ""
 Hear = Callable[[object], object]
 
 
-class Notices:
+class CommitNotifier:
     """Tells those who listen to a name that something was committed, and what, where whoever tells knows all of it.
 
     A hint: what is true stands in the database.
