@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from controller.approvals import committed_records, count_votes, role_members
-from controller.candidate import Candidate, Standing, standing_of
-from controller.gates import Evidence
-from controller.load import Declared, Loader, Problem, find_bundles
-from controller.observe import Believed, Observed, Served
+from controller.stages.candidate import Candidate, Standing, standing_of
+from controller.stages.gates import Evidence
+from controller.stages.load import Declared, Loader, Problem, find_bundles
+from controller.registry_state import Believed, Observed, Served
 from controller.preview import Believing, Json, World, believe, tell
 from controller.source.commit import Commit
 from controller.source.snapshot import SourceSnapshot
-from controller.verify import Trust, history_of, verify
+from controller.stages.verify import Trust, history_of, verify
 from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.records.release import BundleRecord, EnvironmentRecord, Hold, Release, Suspension

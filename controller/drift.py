@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 
-from controller.report import Drift
-from controller.verify import Trust
+from controller.stages.report import Drift
+from controller.stages.verify import Trust
 from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import KneoError

@@ -7,23 +7,23 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from controller import metrics
-from controller.agreement import EnvironmentFiles, judge_rules
-from controller.apply import Lease, apply, check_lease, write_report
+from controller.policy_gate import EnvironmentFiles, judge_rules
+from controller.stages.apply import Lease, apply, check_lease, write_report
 from controller.approvals import signed_by_known
-from controller.candidate import Candidate
+from controller.stages.candidate import Candidate
 from controller.drift import DriftWatch
-from controller.gates import Allowed, Dated, Evidence, Rules, Verdict, Waits, from_environment
-from controller.judge import judge, rules_of
-from controller.ledger import Ledger
-from controller.load import Declared, Problem, find_bundles
+from controller.stages.gates import Allowed, Dated, Evidence, Rules, Verdict, Waits, from_environment
+from controller.stages.evaluation import judge, rules_of
+from controller.registry_cache import Ledger
+from controller.stages.load import Declared, Problem, find_bundles
 from controller.notices import notices_of_changes, notices_of_findings
-from controller.observe import Believed, Observed, Served, evidence, record_decisions, rules_before
-from controller.outcome import Outcome
-from controller.plan import Action, Plan, Retire, make_plan
-from controller.report import Findings, report, report_policy, report_problem
+from controller.registry_state import Believed, Observed, Served, evidence, record_decisions, rules_before
+from controller.stages.outcome import Outcome
+from controller.stages.plan import Action, Plan, Retire, make_plan
+from controller.stages.report import Findings, report, report_policy, report_problem
 from controller.source.snapshot import SourceSnapshot
-from controller.standing import Judged
-from controller.verify import Trust, Verified, verify
+from controller.verification_cache import Judged
+from controller.stages.verify import Trust, Verified, verify
 from kneo import registry
 from kneo.digest import digest_of
 from kneo.errors import Transient

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 
 from controller import metrics
-from controller.apply import Lease
-from controller.follow import UNREACHABLE
-from controller.outcome import Done, Waiting
+from controller.stages.apply import Lease
+from controller.source_tracker import UNREACHABLE
+from controller.stages.outcome import Done, Waiting
 from controller.reconcile import Pass, Reconciler
 from kneo.clock import monotonic, new_id
 from kneo.errors import Invalid, KneoError, Transient

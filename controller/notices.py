@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from controller.gates import Allowed
-from controller.plan import Action, Retire, kind_of, name_of, version_of
-from controller.report import Drift
+from controller.stages.gates import Allowed
+from controller.stages.plan import Action, Retire, kind_of, name_of, version_of
+from controller.stages.report import Drift
 from kneo.notify.outbox import Notice
 from kneo.records.release import Pending, PromotionKind, Release
 

@@ -9,20 +9,20 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from controller.agreement import files_of, judge_rules, root_threshold
-from controller.candidate import Candidate
-from controller.commits import check_history
+from controller.policy_gate import files_of, judge_rules, root_threshold
+from controller.stages.candidate import Candidate
+from controller.commit_signatures import check_history
 from controller.differences import policy_difference, trust_difference, window_state
-from controller.gates import Allowed, Evidence, Verdict, Waits
-from controller.judge import judge, rules_of
-from controller.load import Declared, Problem, find_bundle, in_order, load, removed
-from controller.observe import Believed, Observed, evidence, is_retired, observe, rules_before
-from controller.plan import Action, Retire, kind_of, make_plan, name_of
-from controller.report import further_gates
+from controller.stages.gates import Allowed, Evidence, Verdict, Waits
+from controller.stages.evaluation import judge, rules_of
+from controller.stages.load import Declared, Problem, find_bundle, in_order, load, removed
+from controller.registry_state import Believed, Observed, evidence, is_retired, observe, rules_before
+from controller.stages.plan import Action, Retire, kind_of, make_plan, name_of
+from controller.stages.report import further_gates
 from controller.source.commit import Commit
 from controller.source.mirror import Mirror
 from controller.source.snapshot import SourceSnapshot
-from controller.verify import Rejection, Trust, Verified, root_before, root_in_force, verify, verify_trust
+from controller.stages.verify import Rejection, Trust, Verified, root_before, root_in_force, verify, verify_trust
 from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError

@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from controller import metrics
-from controller.agreement import files_of, root_threshold
-from controller.apply import Lease, check_lease, write_report
+from controller.policy_gate import files_of, root_threshold
+from controller.stages.apply import Lease, check_lease, write_report
 from controller.environment import EnvironmentPass, Situation
-from controller.follow import UNREACHABLE, Follower
-from controller.gates import Dated
-from controller.ledger import Ledger
-from controller.load import Declared, Loader, Problem, in_order, removed
-from controller.observe import Observed, Served, is_retired, observe
-from controller.outcome import Done, Outcome, Stalled
+from controller.source_tracker import UNREACHABLE, Follower
+from controller.stages.gates import Dated
+from controller.registry_cache import Ledger
+from controller.stages.load import Declared, Loader, Problem, in_order, removed
+from controller.registry_state import Observed, Served, is_retired, observe
+from controller.stages.outcome import Done, Outcome, Stalled
 from controller.preview import Believing, preview
-from controller.replay import Calendar
-from controller.report import report_problem
+from controller.rebuild import Calendar
+from controller.stages.report import report_problem
 from controller.rollback import going_from, roll_back
 from controller.source.mirror import Mirror
 from controller.source.snapshot import SourceSnapshot
-from controller.verify import Trust, root_before, verify_trust
+from controller.stages.verify import Trust, root_before, verify_trust
 from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError

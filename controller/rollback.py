@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from controller.apply import Lease, apply, check_lease
+from controller.stages.apply import Lease, apply, check_lease
 from controller.approvals import Vote
-from controller.candidate import candidate_of
-from controller.gates import ROLLBACK_GATES, Allowed, Evidence
-from controller.judge import judge, rules_of
+from controller.stages.candidate import candidate_of
+from controller.stages.gates import ROLLBACK_GATES, Allowed, Evidence
+from controller.stages.evaluation import judge, rules_of
 from controller.notices import notices_of_changes
-from controller.observe import Believed, evidence, served_by
-from controller.plan import Plan, Rollback
-from controller.verify import Trust, check_spec
+from controller.registry_state import Believed, evidence, served_by
+from controller.stages.plan import Plan, Rollback
+from controller.stages.verify import Trust, check_spec
 from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Conflict, NotFound

@@ -17,7 +17,7 @@ from config_repo import ConfigRepo
 from fastapi import FastAPI
 from sqlalchemy import select, update
 
-from controller.apply import Lease
+from controller.stages.apply import Lease
 from controller.loop import Controller
 from controller.reconcile import Pass, Reconciler
 from controller.source.mirror import Mirror

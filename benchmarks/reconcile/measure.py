@@ -23,7 +23,7 @@ from kneo_process import Machine
 
 from benchmarks.reconcile.floor import Floor
 from benchmarks.reconcile.repository import Fleet
-from controller.apply import Lease
+from controller.stages.apply import Lease
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
 from kneo.clock import SystemClock

@@ -17,7 +17,7 @@ from cli.repository.clone import MAIN, Clone
 from cli.repository.known_roots import KnownRoots
 from cli.repository.mirrors import open_mirror
 from controller.compare import compare
-from controller.load import load
+from controller.stages.load import load
 from controller.preview import Believing
 from controller.source.mirror import Mirror
 from controller.source.snapshot import SourceSnapshot

@@ -21,7 +21,7 @@ from pathlib import Path
 from controller_bench import Bench
 from hunt.report import Budget, Finding, Report
 
-from controller.apply import Lease
+from controller.stages.apply import Lease
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
 from kneo import registry

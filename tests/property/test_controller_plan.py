@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.approvals import Vote
-from controller.candidate import Candidate, Standing, candidate_of, standing_of
-from controller.gates import GATES, Allowed, Evidence, Gate, Rules, Verdict, Waits, approved
-from controller.judge import judge
-from controller.plan import Action, Plan, Promote, Retire, make_plan, name_of
+from controller.stages.candidate import Candidate, Standing, candidate_of, standing_of
+from controller.stages.gates import GATES, Allowed, Evidence, Gate, Rules, Verdict, Waits, approved
+from controller.stages.evaluation import judge
+from controller.stages.plan import Action, Plan, Promote, Retire, make_plan, name_of
 from kneo.clock import isoformat
 from kneo.digest import Digest, digest_of
 from kneo.records.release import Hold, Release, Suspension

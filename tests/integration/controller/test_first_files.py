@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from controller_bench import Bench
 
-from controller.outcome import Done, Waiting
+from controller.stages.outcome import Done, Waiting
 from kneo import registry
 from kneo.errors import Forbidden, NotFound
 from kneo.runtime.start import RunOrder, Starter

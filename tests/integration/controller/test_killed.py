@@ -14,7 +14,7 @@ from controller_bench import Bench
 from processes import start_python
 from sqlalchemy import select, update
 
-from controller.outcome import Done
+from controller.stages.outcome import Done
 from kneo.clock import ManualClock, SystemClock
 from kneo.errors import Transient
 from kneo.store import audit, requests
@@ -31,7 +31,7 @@ from pathlib import Path
 
 from sqlalchemy import event
 
-from controller.apply import Lease
+from controller.stages.apply import Lease
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
 from kneo.clock import SystemClock

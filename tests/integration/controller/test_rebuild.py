@@ -12,8 +12,8 @@ import pytest
 from controller_bench import Bench
 from sqlalchemy import select
 
-from controller.apply import Lease
-from controller.outcome import Done
+from controller.stages.apply import Lease
+from controller.stages.outcome import Done
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
 from kneo.clock import ManualClock

@@ -9,7 +9,7 @@ import pytest
 from controller_bench import Bench
 from gates.asking import answer, ask
 
-from controller.outcome import Done, Stalled, Waiting
+from controller.stages.outcome import Done, Stalled, Waiting
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
 from kneo import registry

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from controller_bench import Bench
 
-from controller.outcome import Done
+from controller.stages.outcome import Done
 from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Invalid, Untrusted

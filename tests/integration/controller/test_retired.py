@@ -10,7 +10,7 @@ from controller_bench import Bench
 from gates.asking import ask
 
 from cli.releases.plan_render import as_text
-from controller.outcome import Done
+from controller.stages.outcome import Done
 from controller.preview import Believing, preview
 from kneo import registry
 from kneo.errors import Forbidden

@@ -12,7 +12,7 @@ from controller_bench import Bench
 from sqlalchemy import delete, insert, select, update
 
 from controller.drift import DRIFT_INTERVAL
-from controller.outcome import Done, Stalled
+from controller.stages.outcome import Done, Stalled
 from kneo.errors import Forbidden, KneoError
 from kneo.records.release import ConditionType
 from kneo.records.run import Run

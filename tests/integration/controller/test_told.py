@@ -15,7 +15,7 @@ from receivers import WebReceiver, web_receiver
 from sqlalchemy import select, update
 
 from controller.drift import DRIFT_INTERVAL
-from controller.outcome import Done
+from controller.stages.outcome import Done
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
 from kneo.notify.delivery import LEASE, Courier

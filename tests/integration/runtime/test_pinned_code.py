@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from config_repo import ConfigRepo, announcement
 
-from controller.apply import Lease
+from controller.stages.apply import Lease
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
 from kneo.clock import ManualClock, SystemClock

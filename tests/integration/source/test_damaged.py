@@ -12,7 +12,7 @@ import pytest
 from controller_bench import Bench
 
 from controller import metrics
-from controller.outcome import Done
+from controller.stages.outcome import Done
 from controller.source.git import MirrorDamaged
 from controller.source.limits import SourceLimits
 from controller.source.mirror import REBUILD_EVERY, Mirror

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from controller.candidate import Candidate, Standing, candidate_of
-from controller.load import Declared, Problem, find_bundle
+from controller.stages.candidate import Candidate, Standing, candidate_of
+from controller.stages.load import Declared, Problem, find_bundle
 from kneo.clock import parse_time
 from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid, KneoError, Untrusted

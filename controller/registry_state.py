@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from controller.approvals import GIT, committed_records, count_votes, role_members
-from controller.gates import Evidence
-from controller.load import Problem
-from controller.verify import History, history_of
+from controller.stages.gates import Evidence
+from controller.stages.load import Problem
+from controller.stages.verify import History, history_of
 from kneo.clock import isoformat
 from kneo.errors import KneoError
 from kneo.records.release import ApprovalRecord, EnvironmentRecord, Release

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from controller.gates import Waits
-from controller.load import Problem
-from controller.outcome import Done, Outcome, Stalled, Waiting
-from controller.plan import Action, Retire, kind_of, name_of, version_of
-from controller.verify import Rejection
+from controller.stages.gates import Waits
+from controller.stages.load import Problem
+from controller.stages.outcome import Done, Outcome, Stalled, Waiting
+from controller.stages.plan import Action, Retire, kind_of, name_of, version_of
+from controller.stages.verify import Rejection
 from kneo.digest import Digest
 from kneo.records.release import Condition, ConditionType, Pending, PendingGate, also_closed
 from kneo.spec.environment import Environment

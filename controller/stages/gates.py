@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from controller.approvals import Vote, Votes
-from controller.candidate import Candidate
-from controller.plan import Action, Plan, Retire, name_of, version_of
+from controller.stages.candidate import Candidate
+from controller.stages.plan import Action, Plan, Retire, name_of, version_of
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest
 from kneo.records.people import same_person

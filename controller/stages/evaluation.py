@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from controller.gates import GATES, Allowed, Evidence, Gate, Rules, Verdict, Waits
-from controller.plan import Action, Plan, Retire, name_of
+from controller.stages.gates import GATES, Allowed, Evidence, Gate, Rules, Verdict, Waits
+from controller.stages.plan import Action, Plan, Retire, name_of
 from kneo.records.release import Release
 from kneo.spec.environment import Environment
 

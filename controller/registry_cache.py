@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from controller.observe import Known, known, served_by
-from controller.verify import History, history_of
+from controller.registry_state import Known, known, served_by
+from controller.stages.verify import History, history_of
 from kneo.records.release import Promotion
 from kneo.store import releases
 from kneo.store.engine import Tx

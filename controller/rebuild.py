@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from controller.gates import Dated
-from controller.observe import Served
+from controller.stages.gates import Dated
+from controller.registry_state import Served
 from controller.source.snapshot import SourceSnapshot
 
 

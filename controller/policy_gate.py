@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from controller.gates import Allowed, Evidence, Rules, Verdict, Waits, count_approvals, judge_policy
-from controller.load import Problem
+from controller.stages.gates import Allowed, Evidence, Rules, Verdict, Waits, count_approvals, judge_policy
+from controller.stages.load import Problem
 from kneo.errors import KneoError
 from kneo.records.release import EnvironmentRecord
 from kneo.spec.diff.weakening import weakenings

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from controller.gates import Allowed
-from controller.plan import Action, Promote, Retire, Rollback, kind_of
-from controller.report import Report
+from controller.stages.gates import Allowed
+from controller.stages.plan import Action, Promote, Retire, Rollback, kind_of
+from controller.stages.report import Report
 from kneo import registry
 from kneo.errors import Transient
 from kneo.records.release import Pending, Promotion

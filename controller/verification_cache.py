@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from controller.candidate import Standing, standing_of
-from controller.verify import Verified
+from controller.stages.candidate import Standing, standing_of
+from controller.stages.verify import Verified
 from kneo.digest import Digest
 from kneo.errors import KneoError
 from kneo.records.release import Release

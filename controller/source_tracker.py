@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from controller.commits import check_history
+from controller.commit_signatures import check_history
 from controller.source.mirror import Mirror, Rewrite
 from controller.source.snapshot import SourceSnapshot
 from kneo.clock import parse_time

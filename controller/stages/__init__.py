@@ -1,0 +1,1 @@
+"""The stages of a reconciliation, in order: load → verify → plan → gates → apply → report."""
