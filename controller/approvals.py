@@ -11,14 +11,14 @@ from kneo.digest import Digest, digest_of_json
 from kneo.errors import KneoError, Untrusted
 from kneo.records.people import same_person
 from kneo.records.release import ApprovalRecord
-from kneo.trust.about import About
+from kneo.trust.about import DecisionSubject
 from kneo.trust.approvals import CLOCK_SKEW, verify_approval, verify_recorded_approval
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
 from kneo.trust.signers import Signer, find_signers
-from kneo.trust.statement import Decision, parse_approval
+from kneo.trust.statement import ApprovalDecision, parse_approval
 from kneo.trust.verified import VerifiedApproval
 
 GIT = "git"
@@ -26,7 +26,7 @@ REGISTRY = "registry"
 
 
 @dataclass(frozen=True)
-class Vote:
+class ApprovalVote:
     """One person's decision about one thing under one set of rules."""
 
     principal: str
@@ -45,7 +45,7 @@ class Vote:
     """When it was signed; for a rejection without a time when it was first seen, for an approval without one None."""
 
     reason: str = ""
-    about: About | None = None
+    about: DecisionSubject | None = None
     """What was decided about, where that is no bundle and no set of rules."""
 
     @property
@@ -54,7 +54,7 @@ class Vote:
         return self.issued or datetime.min.replace(tzinfo=UTC), not self.approves
 
 
-Votes = Mapping[str, tuple[Vote, ...]]
+ApprovalVotes = Mapping[str, tuple[ApprovalVote, ...]]
 """Votes by the digest of what they are about."""
 
 
@@ -131,7 +131,7 @@ def count_votes(
     root: TrustRoot,
     service_key: PublicKey | None,
     now: datetime,
-) -> Votes:
+) -> ApprovalVotes:
     """Verify decisions about an environment; those that do not hold are left out.
 
     Args:
@@ -142,7 +142,7 @@ def count_votes(
         service_key: The key our own service signs with; None believes no unsigned approval.
         now: The one time of this pass.
     """
-    latest: dict[str, dict[tuple[str, str, bool, bool], Vote]] = {}
+    latest: dict[str, dict[tuple[str, str, bool, bool], ApprovalVote]] = {}
     for record in records:
         try:
             found = _verified(record, environment, root, service_key, now)
@@ -186,15 +186,15 @@ def _verified(
     )
 
 
-def _votes(record: ApprovalRecord, found: VerifiedApproval | None, root: TrustRoot) -> list[Vote]:
+def _votes(record: ApprovalRecord, found: VerifiedApproval | None, root: TrustRoot) -> list[ApprovalVote]:
     """One vote for the person the record is about; an envelope that several signed has a record for each."""
     if found is None:
         return []
     signers = [signer for signer in found.signers if signer.principal == record.principal]
     said, seen = found.statement.predicate, parse_time(record.first_seen_at)
-    approves = said.decision is Decision.APPROVE
+    approves = said.decision is ApprovalDecision.APPROVE
     return [
-        Vote(
+        ApprovalVote(
             principal=signer.principal,
             name=found.statement.subject_name,
             approves=approves,

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from controller.approvals import committed_records, count_votes, role_members
-from controller.stages.candidate import Candidate, Standing, standing_of
-from controller.stages.gates import Evidence
-from controller.stages.load import Declared, Loader, Problem, find_bundles
-from controller.registry_state import Believed, Observed, Served
-from controller.preview import Believing, Json, World, believe, tell
+from controller.preview import Json, PlanInputs, TrustConfig, describe_plan, establish_trust
+from controller.registry_state import DecisionTrust, RegistryState, Served
 from controller.source.commit import Commit
 from controller.source.snapshot import SourceSnapshot
-from controller.stages.verify import Trust, history_of, verify
+from controller.stages.candidate import Candidate, UnchangedBundle, unchanged_bundle
+from controller.stages.gates import Evidence
+from controller.stages.load import DeclaredState, Loader, SourceProblem, find_bundles
+from controller.stages.verify import TrustContext, bundle_history, verify
 from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.records.release import BundleRecord, EnvironmentRecord, Hold, Release, Suspension
@@ -30,7 +30,7 @@ Since = Callable[[str, str], Iterable[Commit]]
 
 
 @dataclass(frozen=True)
-class Live:
+class LiveRegistry:
     """What a registry says of its environments, where there is one to ask: it counts more than what commits name."""
 
     served: Served = field(default_factory=dict)
@@ -44,10 +44,10 @@ def compare(
     snapshot: SourceSnapshot,
     followed: Sequence[SourceSnapshot],
     since: Since,
-    believing: Believing,
+    believing: TrustConfig,
     only: str | None,
     now: datetime,
-    live: Live | None = None,
+    live: LiveRegistry | None = None,
     open_in: Callable[[str], OpenTasks | None] = lambda _: None,
 ) -> Json:
     """Say what a commit would change against another one, or against nothing.
@@ -62,8 +62,8 @@ def compare(
         live: What a registry says, where one was asked.
         open_in: Finds the questions that are open in an environment; None where nobody can be asked.
     """
-    live = live or Live()
-    past = Past(believing, now)
+    live = live or LiveRegistry()
+    past = SimulatedRegistry(believing, now)
     for commit in followed:
         past.follow(commit)
     served = {**past.served, **live.served}
@@ -71,21 +71,21 @@ def compare(
         name: past.files[name, digest] for name, digest in live.rules.items() if (name, digest) in past.files
     }
     base = followed[-1].commit if followed else None
-    world = World(
-        observed=Observed(tuple(records), records, served, history_of(past.accepted.values()), past.roots),
+    world = PlanInputs(
+        observed=RegistryState(tuple(records), records, served, bundle_history(past.accepted.values()), past.roots),
         gather=lambda files, ballots, believed, _: _evidence_of(files, ballots, believed, served, past, live),
         spec_of=lambda digest: spec_in(past.accepted[digest]) if digest in past.accepted else None,
         now=now,
         commits=lambda: since(base, snapshot.commit) if base is not None else (),
         open_in=open_in,
     )
-    return tell(snapshot, world, believing, only)
+    return describe_plan(snapshot, world, believing, only)
 
 
-class Past:
+class SimulatedRegistry:
     """What a controller would serve that followed commits whose gates were all open, in memory."""
 
-    def __init__(self, believing: Believing, now: datetime) -> None:
+    def __init__(self, believing: TrustConfig, now: datetime) -> None:
         self.believing = believing
         self.now = now
         self.records: dict[str, EnvironmentRecord] = {}
@@ -97,22 +97,22 @@ class Past:
         self.before: dict[str, set[str]] = {}
         """Digests of what each environment served at any time."""
         self._loader = Loader()
-        self._judged: dict[tuple[str, str, Digest], Standing] = {}
+        self._judged: dict[tuple[str, str, Digest], UnchangedBundle] = {}
 
     def follow(self, commit: SourceSnapshot) -> None:
         """Come to the next commit; what of it cannot be used changes nothing."""
         declared = self._loader.load(commit)
-        trust = believe(declared, self._world(), self.believing)
-        if isinstance(trust, Problem):
+        trust = establish_trust(declared, self._world(), self.believing)
+        if isinstance(trust, SourceProblem):
             return
         self.roots = tuple(("base", envelope) for envelope in declared.roots)
         for name, environment in declared.environments.items():
             if isinstance(environment, Environment):
                 self._environment(name, environment, commit, declared, replace(trust, before=None))
 
-    def _world(self) -> World:
-        observed = Observed((), {}, {}, history_of(()), self.roots)
-        return World(
+    def _world(self) -> PlanInputs:
+        observed = RegistryState((), {}, {}, bundle_history(()), self.roots)
+        return PlanInputs(
             observed=observed,
             gather=lambda *_: Evidence(now=self.now, served={}),
             spec_of=lambda _: None,
@@ -120,7 +120,7 @@ class Past:
         )
 
     def _environment(
-        self, name: str, environment: Environment, commit: SourceSnapshot, declared: Declared, trust: Trust
+        self, name: str, environment: Environment, commit: SourceSnapshot, declared: DeclaredState, trust: TrustContext
     ) -> None:
         here = self.served.setdefault(name, {})
         places, epoch = find_bundles(environment, declared.blobs), trust.epoch(environment)
@@ -130,10 +130,10 @@ class Past:
             if (name, declared.blobs[path], epoch) in self._judged
         }
         envelopes = commit.read(path for bundle, path in places.items() if bundle not in known)
-        history = history_of(self.accepted.values())
+        history = bundle_history(self.accepted.values())
         verified = verify((environment,), declared, envelopes, trust, history, known)
         for bundle, item in verified.desired.items():
-            standing = standing_of(item) if isinstance(item, Candidate) else item
+            standing = unchanged_bundle(item) if isinstance(item, Candidate) else item
             self._judged[name, declared.blobs[places[bundle]], epoch] = standing
             if isinstance(item, Candidate):
                 self.accepted.setdefault(item.digest, replace(item.record, first_seen_at=isoformat(self.now)))
@@ -153,7 +153,7 @@ class Past:
         self.files[name, environment.policy_digest] = self.records[name]
 
 
-def release_of(bundle: Candidate | Standing, environment: str, revision: str, now: datetime) -> Release:
+def release_of(bundle: Candidate | UnchangedBundle, environment: str, revision: str, now: datetime) -> Release:
     """Return what would be served."""
     return Release(
         environment=environment,
@@ -167,7 +167,12 @@ def release_of(bundle: Candidate | Standing, environment: str, revision: str, no
 
 
 def _evidence_of(
-    files: Sequence[Environment], ballots: Sequence[bytes], believed: Believed, served: Served, past: Past, live: Live
+    files: Sequence[Environment],
+    ballots: Sequence[bytes],
+    believed: DecisionTrust,
+    served: Served,
+    past: SimulatedRegistry,
+    live: LiveRegistry,
 ) -> Evidence:
     name = files[0].name
     records = [item for item in committed_records(ballots, believed.root, {}, believed.now) if item.environment == name]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 
 from controller.stages.report import Drift
-from controller.stages.verify import Trust
+from controller.stages.verify import TrustContext
 from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import KneoError
@@ -30,7 +30,13 @@ class DriftWatch:
         return any(now >= looked + DRIFT_INTERVAL for _, looked, _ in self._seen.values())
 
     def look(
-        self, tx: Tx, environment: Environment, trust: Trust, served: Mapping[str, Release], *, fresh: Collection[str]
+        self,
+        tx: Tx,
+        environment: Environment,
+        trust: TrustContext,
+        served: Mapping[str, Release],
+        *,
+        fresh: Collection[str],
     ) -> tuple[Drift, ...]:
         """Say what is wrong with what an environment serves.
 
@@ -50,7 +56,7 @@ class DriftWatch:
         return tuple(item for item in known[2] if item.bundle in served and served[item.bundle].digest == item.digest)
 
 
-def find_drift(tx: Tx, environment: Environment, trust: Trust, served: Mapping[str, Release]) -> list[Drift]:
+def find_drift(tx: Tx, environment: Environment, trust: TrustContext, served: Mapping[str, Release]) -> list[Drift]:
     """Hash and verify everything an environment serves, as the runtime would before running it."""
     found = []
     for name, release in sorted(served.items()):

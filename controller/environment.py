@@ -7,29 +7,36 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from controller import metrics
-from controller.policy_gate import EnvironmentFiles, judge_rules
-from controller.stages.apply import Lease, apply, check_lease, write_report
 from controller.approvals import signed_by_known
-from controller.stages.candidate import Candidate
 from controller.drift import DriftWatch
-from controller.stages.gates import Allowed, Dated, Evidence, Rules, Verdict, Waits, from_environment
-from controller.stages.evaluation import judge, rules_of
-from controller.registry_cache import Ledger
-from controller.stages.load import Declared, Problem, find_bundles
 from controller.notices import notices_of_changes, notices_of_findings
-from controller.registry_state import Believed, Observed, Served, evidence, record_decisions, rules_before
-from controller.stages.outcome import Outcome
-from controller.stages.plan import Action, Plan, Retire, make_plan
-from controller.stages.report import Findings, report, report_policy, report_problem
+from controller.policy_gate import EnvironmentFiles, evaluate_policy_gate
+from controller.registry_cache import RegistryCache
+from controller.registry_state import (
+    DecisionTrust,
+    RegistryState,
+    Served,
+    gather_evidence,
+    record_decisions,
+    rules_before,
+)
 from controller.source.snapshot import SourceSnapshot
-from controller.verification_cache import Judged
-from controller.stages.verify import Trust, Verified, verify
+from controller.stages.apply import Lease, apply, check_lease, write_report
+from controller.stages.candidate import Candidate
+from controller.stages.evaluation import evaluate_gates, rules_of
+from controller.stages.gates import Allowed, Blocked, CommitTimes, Evidence, GateVerdict, Rules, from_environment
+from controller.stages.load import DeclaredState, SourceProblem, find_bundles
+from controller.stages.outcome import Outcome
+from controller.stages.plan import Action, ReleasePlan, Retire, make_plan
+from controller.stages.report import Findings, report, report_policy, report_problem
+from controller.stages.verify import TrustContext, Verified, verify
+from controller.verification_cache import VerificationCache
 from kneo import registry
 from kneo.digest import digest_of
 from kneo.errors import Transient
 from kneo.notify import outbox
 from kneo.records.release import EnvironmentRecord, Promotion, PromotionKind
-from kneo.registry import Change
+from kneo.registry import ReleaseChange
 from kneo.spec.environment import Environment
 from kneo.spec.windows import windows_open
 from kneo.store import releases
@@ -38,17 +45,17 @@ from kneo.trust.keys import PublicKey
 
 
 @dataclass(frozen=True)
-class Situation:
+class ReconcileContext:
     """What all environments of one pass share."""
 
     snapshot: SourceSnapshot
-    declared: Declared
-    trust: Trust
+    declared: DeclaredState
+    trust: TrustContext
     lease: Lease
-    observed: Observed
-    ledger: Ledger
+    observed: RegistryState
+    ledger: RegistryCache
     files: EnvironmentFiles
-    dated: Dated | None = None
+    dated: CommitTimes | None = None
     """Set while a registry is rebuilt from Git."""
 
     quiet: bool = False
@@ -56,12 +63,12 @@ class Situation:
 
 
 @dataclass(frozen=True)
-class _Case:
+class EnvironmentContext:
     environment: Environment
     before: Environment | None
     """The rules in force before this commit, where they are others."""
 
-    situation: Situation
+    situation: ReconcileContext
 
     @property
     def name(self) -> str:
@@ -86,7 +93,7 @@ class _Case:
         return frozenset(item.digest for item in waiting if item.digest is not None)
 
 
-class EnvironmentPass:
+class EnvironmentReconciler:
     """Does the same for each environment, and remembers what need not be done again."""
 
     def __init__(self, store: Store, service_key: PublicKey | None, channels: Sequence[str] = ()) -> None:
@@ -94,9 +101,9 @@ class EnvironmentPass:
         self.channels = tuple(channels)
         self.service_key = service_key
         self.drift = DriftWatch()
-        self._judged = Judged()
+        self._judged = VerificationCache()
 
-    def run(self, environment: Environment, situation: Situation) -> Outcome:
+    def run(self, environment: Environment, situation: ReconcileContext) -> Outcome:
         """Bring one environment to what its file says, as far as trust and gates allow.
 
         Raises:
@@ -104,9 +111,9 @@ class EnvironmentPass:
         """
         record = situation.observed.records.get(environment.name)
         before = rules_before(record, environment, situation.declared.revision)
-        if isinstance(before, Problem):
+        if isinstance(before, SourceProblem):
             return self.refuse(environment.name, before, situation)
-        case = _Case(environment, before, situation)
+        case = EnvironmentContext(environment, before, situation)
         places = find_bundles(environment, situation.declared.blobs)
         verified = self._verify(case, places)
         ballots = signed_by_known(situation.declared.ballots.get(case.name, ()), situation.trust.root)
@@ -121,7 +128,7 @@ class EnvironmentPass:
         self._judged.remember(environment.name, epoch, places, situation.declared.blobs, verified)
         return outcome
 
-    def refuse(self, name: str, problem: Problem, situation: Situation) -> Outcome:
+    def refuse(self, name: str, problem: SourceProblem, situation: ReconcileContext) -> Outcome:
         """Report an environment that this commit cannot change."""
         found = report_problem(problem, situation.declared.revision, trusted=True)
         with self.store.write() as tx:
@@ -129,7 +136,7 @@ class EnvironmentPass:
             write_report(tx, name, found, revision=situation.declared.revision)
         return found.outcome
 
-    def _verify(self, case: _Case, places: Mapping[str, str]) -> Verified:
+    def _verify(self, case: EnvironmentContext, places: Mapping[str, str]) -> Verified:
         """Judge what is new. What is served and was judged under this very trust is not even read."""
         situation = case.situation
         here = situation.observed.served.get(case.name, {})
@@ -148,24 +155,26 @@ class EnvironmentPass:
         return verified
 
     def _decide(
-        self, tx: Tx, case: _Case, verified: Verified, ballots: Sequence[bytes]
+        self, tx: Tx, case: EnvironmentContext, verified: Verified, ballots: Sequence[bytes]
     ) -> tuple[Outcome, tuple[Promotion, ...]]:
         situation = case.situation
         everywhere = situation.ledger.look(tx, situation.lease.fence).served
         _check_unmoved(case, everywhere)
-        believed = Believed(root=situation.trust.root, service_key=self.service_key, now=situation.trust.now)
+        believed = DecisionTrust(root=situation.trust.root, service_key=self.service_key, now=situation.trust.now)
         record_decisions(tx, case.name, ballots, believed)
-        seen = evidence(tx, case.files, ballots, believed, everywhere, verified.candidates)
+        seen = gather_evidence(tx, case.files, ballots, believed, everywhere, verified.candidates)
         seen = replace(seen, dated=situation.dated)
         agreed = _agree_to_rules(case, seen)
-        if isinstance(agreed, Waits):
+        if isinstance(agreed, Blocked):
             found = report_policy(case.environment, agreed, case.revision)
             write_report(tx, case.name, found, revision=case.revision)
             return found.outcome, ()
         _accept_file(tx, case, agreed)
         return self._change(tx, case, verified, seen)
 
-    def _change(self, tx: Tx, case: _Case, verified: Verified, seen: Evidence) -> tuple[Outcome, tuple[Promotion, ...]]:
+    def _change(
+        self, tx: Tx, case: EnvironmentContext, verified: Verified, seen: Evidence
+    ) -> tuple[Outcome, tuple[Promotion, ...]]:
         plan = make_plan(
             case.name,
             case.revision,
@@ -175,13 +184,13 @@ class EnvironmentPass:
             known=case.situation.observed.history.known,
         )
         refused = verified.rejected[0].message if verified.rejected else None
-        judged = judge(plan, rules_of(case.environment, case.before), seen, refused=refused)
+        judged = evaluate_gates(plan, rules_of(case.environment, case.before), seen, refused=refused)
         allowed = [(action, verdict) for action, verdict in judged if isinstance(verdict, Allowed)]
         if case.situation.dated is not None:
-            waiting = [(action, verdict) for action, verdict in judged if isinstance(verdict, Waits)]
+            waiting = [(action, verdict) for action, verdict in judged if isinstance(verdict, Blocked)]
             releases.qualify(tx, case.name, _qualified(waiting, plan, case, seen), case.revision)
         ledger, fence = case.situation.ledger, case.situation.lease.fence
-        change = Change(revision=case.revision, policy_digest=case.environment.policy_digest)
+        change = ReleaseChange(revision=case.revision, policy_digest=case.environment.policy_digest)
         changed = apply(tx, case.name, allowed, change)
         ledger.wrote(changed)
         if _keep_signatures(tx, case, verified):
@@ -195,7 +204,7 @@ class EnvironmentPass:
                 revision=case.revision,
                 environment=case.environment,
                 rejected=verified.rejected,
-                waiting=[(action, verdict) for action, verdict in judged if isinstance(verdict, Waits)],
+                waiting=[(action, verdict) for action, verdict in judged if isinstance(verdict, Blocked)],
                 changed=len(allowed),
                 drift=drift,
                 questions=registry.open_tasks(tx, case.name) if case.environment.spec.retired else None,
@@ -210,7 +219,9 @@ class EnvironmentPass:
         return found.outcome, changed
 
 
-def _qualified(waiting: Sequence[tuple[Action, Waits]], plan: Plan, case: _Case, seen: Evidence) -> Iterator[str]:
+def _qualified(
+    waiting: Sequence[tuple[Action, Blocked]], plan: ReleasePlan, case: EnvironmentContext, seen: Evidence
+) -> Iterator[str]:
     """Find what came far enough in the environment before, and waits only for what the lost registry had.
 
     That is an approval that nobody has rejected, or a window that is closed now and was open then by the dates of the commits.
@@ -224,14 +235,14 @@ def _qualified(waiting: Sequence[tuple[Action, Waits]], plan: Plan, case: _Case,
             yield action.bundle.digest
 
 
-def _was_open(closed: Waits, rules: Sequence[Rules], dated: Dated | None) -> bool:
+def _was_open(closed: Blocked, rules: Sequence[Rules], dated: CommitTimes | None) -> bool:
     if closed.gate == "windows" and dated is not None:
         times = (dated.at, dated.until)
         return any(all(windows_open(item.environment.windows, time) for item in rules) for time in times)
     return closed.gate == "approvals" and closed.reason == "AwaitingApproval"
 
 
-def _count(case: _Case, changed: Sequence[Promotion]) -> None:
+def _count(case: EnvironmentContext, changed: Sequence[Promotion]) -> None:
     """Count what has happened, once it has."""
     committed = case.situation.snapshot.committed_at
     lead = case.situation.trust.now.timestamp() - committed if committed is not None else None
@@ -241,20 +252,20 @@ def _count(case: _Case, changed: Sequence[Promotion]) -> None:
             metrics.LEAD_SECONDS.labels(case.name).observe(max(0.0, lead))
 
 
-def _check_unmoved(case: _Case, everywhere: Served) -> None:
+def _check_unmoved(case: EnvironmentContext, everywhere: Served) -> None:
     if everywhere.get(case.name, {}) != case.situation.observed.served.get(case.name, {}):
         msg = f"The releases of {case.name} changed while a plan for them was made."
         raise Transient(msg, code="RegistryMoved")
 
 
-def _agree_to_rules(case: _Case, seen: Evidence) -> Verdict:
+def _agree_to_rules(case: EnvironmentContext, seen: Evidence) -> GateVerdict:
     record = case.record
     if record is not None and (record.policy_digest == case.environment.policy_digest or case.before is None):
         return Allowed()
-    return judge_rules(case.environment, case.before, case.situation.files, seen)
+    return evaluate_policy_gate(case.environment, case.before, case.situation.files, seen)
 
 
-def _accept_file(tx: Tx, case: _Case, agreed: Allowed) -> None:
+def _accept_file(tx: Tx, case: EnvironmentContext, agreed: Allowed) -> None:
     registry.accept_environment(
         tx,
         case.name,
@@ -266,7 +277,7 @@ def _accept_file(tx: Tx, case: _Case, agreed: Allowed) -> None:
     )
 
 
-def _keep_signatures(tx: Tx, case: _Case, verified: Verified) -> bool:
+def _keep_signatures(tx: Tx, case: EnvironmentContext, verified: Verified) -> bool:
     """Take over signatures that were added to an accepted bundle, so that it can be verified by them from now on.
 
     Returns:
@@ -277,6 +288,6 @@ def _keep_signatures(tx: Tx, case: _Case, verified: Verified) -> bool:
         if not isinstance(bundle, Candidate) or bundle.digest not in known:
             continue
         if known[bundle.digest].envelope_digest != digest_of(bundle.record.envelope):
-            registry.keep_signatures(tx, bundle.record, revision=case.revision)
+            registry.update_signatures(tx, bundle.record, revision=case.revision)
             kept = True
     return kept

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 
 from controller import metrics
-from controller.stages.apply import Lease
+from controller.reconcile import Reconciler, ReconcileResult
 from controller.source_tracker import UNREACHABLE
-from controller.stages.outcome import Done, Waiting
-from controller.reconcile import Pass, Reconciler
+from controller.stages.apply import Lease
+from controller.stages.outcome import Ready, Reconciling
 from kneo.clock import monotonic, new_id
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.store import requests
@@ -81,7 +81,7 @@ class Controller:
         with self.store.write() as tx:
             requests.drop_lease(tx, requests.CONTROLLER_LEASE, self.owner)
 
-    def run_once(self) -> Pass:
+    def run_once(self) -> ReconcileResult:
         """Do one pass now.
 
         Raises:
@@ -184,9 +184,9 @@ class Controller:
         self._plan_next(failed=False)
         if not announced and before not in {None, self.reconciler.commit}:
             metrics.HOOKS_MISSED.inc()
-        self._settled = not any(isinstance(outcome, Waiting) for outcome in done.outcomes.values())
+        self._settled = not any(isinstance(outcome, Reconciling) for outcome in done.outcomes.values())
         for name, outcome in done.outcomes.items():
-            metrics.READY.labels(name).set(isinstance(outcome, Done))
+            metrics.READY.labels(name).set(isinstance(outcome, Ready))
         log.info("reconciled", extra={"revision": done.revision})
         return {
             "revision": done.revision,

@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from controller.stages.gates import Allowed, Evidence, Rules, Verdict, Waits, count_approvals, judge_policy
-from controller.stages.load import Problem
+from controller.stages.gates import Allowed, Blocked, Evidence, GateVerdict, Rules, count_approvals, evaluate_own_policy
+from controller.stages.load import SourceProblem
 from kneo.errors import KneoError
 from kneo.records.release import EnvironmentRecord
 from kneo.spec.diff.weakening import weakenings
@@ -37,14 +37,14 @@ class EnvironmentFiles:
         root_threshold: How many people it takes to change the trust root.
     """
 
-    in_force: tuple[Environment | Problem, ...]
-    first: tuple[Environment | Problem, ...]
+    in_force: tuple[Environment | SourceProblem, ...]
+    first: tuple[Environment | SourceProblem, ...]
     root_threshold: int
 
 
-def files_of(
+def environment_files(
     records: Mapping[str, EnvironmentRecord],
-    declared: Mapping[str, Environment | Problem],
+    declared: Mapping[str, Environment | SourceProblem],
     revision: str,
     root_threshold: int,
 ) -> EnvironmentFiles:
@@ -61,7 +61,7 @@ def files_of(
     return EnvironmentFiles(tuple(in_force.values()), first, root_threshold)
 
 
-def _file_before(record: EnvironmentRecord, revision: str) -> Environment | Problem | None:
+def _file_before(record: EnvironmentRecord, revision: str) -> Environment | SourceProblem | None:
     """Read the file in force before a commit; None where this very commit brought the first one."""
     text = record.previous if record.policy_revision == revision else record.declaration
     if text is None:
@@ -70,10 +70,12 @@ def _file_before(record: EnvironmentRecord, revision: str) -> Environment | Prob
         return parse_environment(text, file=f"environments/{record.name}.yaml", accepted=True)
     except KneoError as error:
         message = f"The rules in force in {record.name} cannot be read, so it is unknown which approvals they ask for."
-        return Problem("PolicyUnreadable", f"{message} {error}")
+        return SourceProblem("PolicyUnreadable", f"{message} {error}")
 
 
-def judge_rules(after: Environment, before: Environment | None, files: EnvironmentFiles, evidence: Evidence) -> Verdict:
+def evaluate_policy_gate(
+    after: Environment, before: Environment | None, files: EnvironmentFiles, evidence: Evidence
+) -> GateVerdict:
     """Decide whether an environment file may come into force.
 
     Args:
@@ -82,13 +84,13 @@ def judge_rules(after: Environment, before: Environment | None, files: Environme
         files: The environment files around it.
         evidence: What the gates may look at.
     """
-    own = judge_policy(after, before, weakenings(before, after) if before else (), evidence)
+    own = evaluate_own_policy(after, before, weakenings(before, after) if before else (), evidence)
     what = _guarded_by_all(after, before, serves=bool(evidence.served.get(after.name)))
-    if isinstance(own, Waits) or what is None:
+    if isinstance(own, Blocked) or what is None:
         return own
     approvals = [*own.approvals]
     for verdict in _verdicts(after, what, files, evidence):
-        if isinstance(verdict, Waits):
+        if isinstance(verdict, Blocked):
             return verdict
         approvals += verdict.approvals
     return Allowed(tuple(dict.fromkeys(approvals)))
@@ -107,10 +109,10 @@ def _guarded_by_all(after: Environment, before: Environment | None, *, serves: b
     return None
 
 
-def _verdicts(after: Environment, what: str, files: EnvironmentFiles, evidence: Evidence) -> Iterator[Verdict]:
+def _verdicts(after: Environment, what: str, files: EnvironmentFiles, evidence: Evidence) -> Iterator[GateVerdict]:
     for file in files.in_force:
-        if isinstance(file, Problem):
-            yield Waits("policy", file.reason, file.message)
+        if isinstance(file, SourceProblem):
+            yield Blocked("policy", file.reason, file.message)
     asking = [file for file in files.in_force if isinstance(file, Environment) and _required(file)]
     for file in asking:
         rules = Rules(file, frozenset({after.policy_digest}))
@@ -124,8 +126,8 @@ def _verdicts(after: Environment, what: str, files: EnvironmentFiles, evidence: 
 
 
 def _agreed_by_keys(
-    after: Environment, first: Environment | Problem, what: str, files: EnvironmentFiles, evidence: Evidence
-) -> Verdict:
+    after: Environment, first: Environment | SourceProblem, what: str, files: EnvironmentFiles, evidence: Evidence
+) -> GateVerdict:
     """Count signatures of the trust root alone: nobody vouches for what an environment file says before one is in force."""
     if isinstance(first, Environment) and not _required(first):
         return Allowed()
@@ -134,7 +136,7 @@ def _agreed_by_keys(
     nobody = replace(after, spec=after.spec.model_copy(update={"people": {}}))
     rules = Rules(nobody, frozenset({after.policy_digest}))
     verdict = count_approvals(after.policy_digest, after.file, rule, rules, evidence, what)
-    if isinstance(verdict, Waits) and verdict.reason != REJECTED:
+    if isinstance(verdict, Blocked) and verdict.reason != REJECTED:
         root = rule.model_copy(update={"required": files.root_threshold, "roles": (ROOT_ROLE,)})
         by_root = count_approvals(after.policy_digest, after.file, root, rules, evidence, what)
         if isinstance(by_root, Allowed) or by_root.reason == REJECTED:
@@ -144,7 +146,7 @@ def _agreed_by_keys(
     return _told(verdict, first.name if isinstance(first, Environment) else "another file of this commit", signed=True)
 
 
-def _told(verdict: Verdict, asking: str, *, signed: bool = False) -> Verdict:
+def _told(verdict: GateVerdict, asking: str, *, signed: bool = False) -> GateVerdict:
     if isinstance(verdict, Allowed):
         return verdict
     keys = ", by keys of the trust root because no rules are in force yet" if signed else ""

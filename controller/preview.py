@@ -9,20 +9,27 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from controller.policy_gate import files_of, judge_rules, root_threshold
-from controller.stages.candidate import Candidate
 from controller.commit_signatures import check_history
 from controller.differences import policy_difference, trust_difference, window_state
-from controller.stages.gates import Allowed, Evidence, Verdict, Waits
-from controller.stages.evaluation import judge, rules_of
-from controller.stages.load import Declared, Problem, find_bundle, in_order, load, removed
-from controller.registry_state import Believed, Observed, evidence, is_retired, observe, rules_before
-from controller.stages.plan import Action, Retire, kind_of, make_plan, name_of
-from controller.stages.report import further_gates
+from controller.policy_gate import environment_files, evaluate_policy_gate, root_threshold
+from controller.registry_state import (
+    DecisionTrust,
+    RegistryState,
+    gather_evidence,
+    is_retired,
+    read_registry,
+    rules_before,
+)
 from controller.source.commit import Commit
 from controller.source.mirror import Mirror
 from controller.source.snapshot import SourceSnapshot
-from controller.stages.verify import Rejection, Trust, Verified, root_before, root_in_force, verify, verify_trust
+from controller.stages.candidate import Candidate
+from controller.stages.evaluation import evaluate_gates, rules_of
+from controller.stages.gates import Allowed, Blocked, Evidence, GateVerdict
+from controller.stages.load import DeclaredState, SourceProblem, find_bundle, in_order, load, removed
+from controller.stages.plan import Action, Retire, kind_of, make_plan, name_of
+from controller.stages.report import further_gates
+from controller.stages.verify import Rejection, TrustContext, Verified, root_before, root_in_force, verify, verify_trust
 from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError
@@ -45,7 +52,7 @@ Spec = Mapping[str, object]
 
 
 @dataclass(frozen=True)
-class Believing:
+class TrustConfig:
     """What a preview believes: as ``Reconciler``."""
 
     pin: Digest
@@ -54,11 +61,11 @@ class Believing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class PlanInputs:
     """What a commit is compared with."""
 
-    observed: Observed
-    gather: Callable[[Sequence[Environment], Sequence[bytes], Believed, Collection[str]], Evidence]
+    observed: RegistryState
+    gather: Callable[[Sequence[Environment], Sequence[bytes], DecisionTrust, Collection[str]], Evidence]
     spec_of: Callable[[str], Spec | None]
     """Finds the spec of something served, by digest."""
 
@@ -70,31 +77,33 @@ class World:
     """Finds the questions that are open in an environment; None where nobody can be asked."""
 
 
-def preview(tx: Tx, snapshot: SourceSnapshot, mirror: Mirror, believing: Believing, only: str | None) -> Json:
+def preview(tx: Tx, snapshot: SourceSnapshot, mirror: Mirror, believing: TrustConfig, only: str | None) -> Json:
     """Say what the controller would do with a commit now, against the registry."""
-    observed, source = observe(tx), sources.source(tx)
+    observed, source = read_registry(tx), sources.source(tx)
     accepted = source.accepted_commit if source else None
-    world = World(
+    world = PlanInputs(
         observed=observed,
-        gather=lambda files, ballots, believed, named: evidence(tx, files, ballots, believed, observed.served, named),
+        gather=lambda files, ballots, believed, named: gather_evidence(
+            tx, files, ballots, believed, observed.served, named
+        ),
         spec_of=lambda digest: _stored_spec(tx, digest),
         now=tx.now,
         commits=lambda: mirror.since(accepted, snapshot.commit) if accepted else (),
         open_in=lambda name: open_tasks(tx, name),
     )
-    return tell(snapshot, world, believing, only)
+    return describe_plan(snapshot, world, believing, only)
 
 
-def tell(snapshot: SourceSnapshot, world: World, believing: Believing, only: str | None) -> Json:
+def describe_plan(snapshot: SourceSnapshot, world: PlanInputs, believing: TrustConfig, only: str | None) -> Json:
     """Judge a commit as the controller would, and say what came of it."""
     declared = load(snapshot)
     signed = _commits(world, believing, declared.revision)
     said: Json = {"ref": snapshot.ref, "revision": snapshot.revision, "commits": signed}
-    trust = believe(declared, world, believing)
+    trust = establish_trust(declared, world, believing)
     earlier = _earlier(world, declared.revision)
     roots = trust_difference(earlier[-1] if earlier else None, declared.roots[-1] if declared.roots else None)
     said["trust"] = roots | {"version": roots["to"], "changed": roots["from"] != roots["to"]}
-    if isinstance(trust, Problem):
+    if isinstance(trust, SourceProblem):
         return said | {"problem": {"reason": trust.reason, "message": trust.message}, "environments": []}
     served = {name: dict(releases) for name, releases in world.observed.served.items()}
     told = {
@@ -114,7 +123,7 @@ def tell(snapshot: SourceSnapshot, world: World, believing: Believing, only: str
     }
 
 
-def _commits(world: World, believing: Believing, revision: str) -> Json | None:
+def _commits(world: PlanInputs, believing: TrustConfig, revision: str) -> Json | None:
     """Say whether the commits that came are signed as the trust root wants; None where it does not."""
     root = root_in_force(believing.pin, _earlier(world, revision), world.now)
     try:
@@ -124,7 +133,7 @@ def _commits(world: World, believing: Believing, revision: str) -> Json | None:
     return {"ok": True, "reason": "Verified", "message": ""} if asked else None
 
 
-def _earlier(world: World, revision: str) -> list[bytes]:
+def _earlier(world: PlanInputs, revision: str) -> list[bytes]:
     """The trust roots that were accepted before a commit."""
     return [envelope for brought_by, envelope in world.observed.roots if brought_by != revision]
 
@@ -136,35 +145,35 @@ def _gone(name: str, revision: str, open_: OpenTasks | None) -> Json:
     return _unchanged(name, problem) | {"removed": True, "open_tasks": known}
 
 
-def believe(declared: Declared, world: World, believing: Believing) -> Trust | Problem:
+def establish_trust(declared: DeclaredState, world: PlanInputs, believing: TrustConfig) -> TrustContext | SourceProblem:
     """Find what a pass over this commit would believe."""
     accepted = tuple(envelope for _, envelope in world.observed.roots)
     root = verify_trust(believing.pin, declared, accepted, world.now)
-    if isinstance(root, Problem):
+    if isinstance(root, SourceProblem):
         return root
     before = root_before(believing.pin, _earlier(world, declared.revision), root, world.now)
-    return Trust(root=root, before=before, hmac_key=believing.hmac_key, now=world.now)
+    return TrustContext(root=root, before=before, hmac_key=believing.hmac_key, now=world.now)
 
 
 def _environment(
     name: str,
     snapshot: SourceSnapshot,
-    declared: Declared,
-    trust: Trust,
-    world: World,
-    believing: Believing,
+    declared: DeclaredState,
+    trust: TrustContext,
+    world: PlanInputs,
+    believing: TrustConfig,
     served: dict[str, dict[str, Release]],
 ) -> Json:
     """Judge one environment, and note in ``served`` what it would serve then: another may promote from it."""
     environment = declared.environments[name]
-    if isinstance(environment, Problem):
+    if isinstance(environment, SourceProblem):
         return _unchanged(name, environment)
     before = rules_before(world.observed.records.get(name), environment, declared.revision)
-    if isinstance(before, Problem):
+    if isinstance(before, SourceProblem):
         return _unchanged(name, before)
     files = (environment, before) if before else (environment,)
     verified = verify_all(files, snapshot, declared, trust, world)
-    believed = Believed(root=trust.root, service_key=believing.service_key, now=world.now)
+    believed = DecisionTrust(root=trust.root, service_key=believing.service_key, now=world.now)
     seen = world.gather(files, declared.ballots.get(name, ()), believed, verified.candidates)
     seen = replace(seen, served=served)
     plan = make_plan(
@@ -176,16 +185,16 @@ def _environment(
         known=world.observed.history.known,
     )
     refused = verified.rejected[0].message if verified.rejected else None
-    judged = judge(plan, rules_of(environment, before), seen, refused=refused)
+    judged = evaluate_gates(plan, rules_of(environment, before), seen, refused=refused)
     easier = weakenings(before, environment) if before else ()
     rules = _judge_file(environment, before, declared, trust, world, seen)
     if isinstance(rules, Allowed):
         _apply(judged, served.setdefault(name, {}), declared.revision, world.now)
     return {
         "name": name,
-        "actions": [_action(a, rules if isinstance(rules, Waits) else v, world) for a, v in judged],
+        "actions": [_action(a, rules if isinstance(rules, Blocked) else v, world) for a, v in judged],
         "verdicts": [*(_refused(item) for item in verified.rejected), *_accepted(verified)],
-        "gates": [*_rules_gate(environment, rules), *(_gate(a, v) for a, v in judged if isinstance(v, Waits))],
+        "gates": [*_rules_gate(environment, rules), *(_gate(a, v) for a, v in judged if isinstance(v, Blocked))],
         "rules": {"changed": before is not None, "easier": list(easier)},
         "policy": policy_difference(before, environment) if before else [],
         "windows": window_state(environment, world.now),
@@ -199,19 +208,21 @@ def _environment(
 def _judge_file(
     environment: Environment,
     before: Environment | None,
-    declared: Declared,
-    trust: Trust,
-    world: World,
+    declared: DeclaredState,
+    trust: TrustContext,
+    world: PlanInputs,
     seen: Evidence,
-) -> Verdict:
+) -> GateVerdict:
     if before is None and environment.name in world.observed.records:
         return Allowed()
     records, threshold = world.observed.records, root_threshold(trust.root)
-    files = files_of(records, declared.environments, declared.revision, threshold)
-    return judge_rules(environment, before, files, seen)
+    files = environment_files(records, declared.environments, declared.revision, threshold)
+    return evaluate_policy_gate(environment, before, files, seen)
 
 
-def _apply(judged: Iterable[tuple[Action, Verdict]], here: dict[str, Release], revision: str, now: datetime) -> None:
+def _apply(
+    judged: Iterable[tuple[Action, GateVerdict]], here: dict[str, Release], revision: str, now: datetime
+) -> None:
     for action, verdict in judged:
         if not isinstance(verdict, Allowed):
             continue
@@ -248,20 +259,24 @@ def _view(spec: Spec, gate: EnvironmentGate) -> SpecIndex:
     return SpecIndex.of(with_gates(loaded, (gate,)), NOTHING_KNOWN)
 
 
-def _unchanged(name: str, problem: Problem) -> Json:
+def _unchanged(name: str, problem: SourceProblem) -> Json:
     said = {"reason": problem.reason, "message": problem.message}
     return {"name": name, "problem": said, "actions": [], "verdicts": [], "gates": []}
 
 
 def verify_all(
-    files: Sequence[Environment], snapshot: SourceSnapshot, declared: Declared, trust: Trust, world: World
+    files: Sequence[Environment],
+    snapshot: SourceSnapshot,
+    declared: DeclaredState,
+    trust: TrustContext,
+    world: PlanInputs,
 ) -> Verified:
     """Verify everything that an environment names; nothing of it stands."""
     paths = [path for entry in files[0].spec.releases if (path := find_bundle(entry, declared.blobs))]
     return verify(files, declared, snapshot.read(paths), trust, world.observed.history, {})
 
 
-def _action(action: Action, verdict: Verdict, world: World) -> Json:
+def _action(action: Action, verdict: GateVerdict, world: PlanInputs) -> Json:
     old = world.spec_of(action.current.digest) if action.current is not None else None
     new = None if isinstance(action, Retire) else spec_in(action.bundle.record)
     return {
@@ -283,7 +298,7 @@ def _diff(old: Spec | None, new: Spec) -> Json:
     return diff(before, after).as_json()
 
 
-def _gate(action: Action, verdict: Waits) -> Json:
+def _gate(action: Action, verdict: Blocked) -> Json:
     return {
         "bundle": name_of(action),
         "gate": verdict.gate,
@@ -293,7 +308,7 @@ def _gate(action: Action, verdict: Waits) -> Json:
     }
 
 
-def _rules_gate(environment: Environment, verdict: Verdict) -> list[Json]:
+def _rules_gate(environment: Environment, verdict: GateVerdict) -> list[Json]:
     if isinstance(verdict, Allowed):
         return []
     said = {"gate": verdict.gate, "reason": verdict.reason, "message": verdict.message, "who": list(verdict.who)}

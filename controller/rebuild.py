@@ -12,13 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from controller.stages.gates import Dated
 from controller.registry_state import Served
 from controller.source.snapshot import SourceSnapshot
+from controller.stages.gates import CommitTimes
 
 
 @dataclass
-class Calendar:
+class CommitCalendar:
     """Since when environments served what they serve, by the dates of the commits that were replayed so far.
 
     Args:
@@ -29,7 +29,7 @@ class Calendar:
     _at: datetime = datetime(1970, 1, 1, tzinfo=UTC)
     _since: dict[tuple[str, str], datetime] = field(default_factory=dict)
 
-    def begin(self, commit: SourceSnapshot, following: SourceSnapshot | None) -> Dated:
+    def begin(self, commit: SourceSnapshot, following: SourceSnapshot | None) -> CommitTimes:
         """Come to a commit.
 
         Args:
@@ -38,7 +38,7 @@ class Calendar:
         """
         self._at = max(self._at, self._date(commit))
         until = max(self._at, self._date(following)) if following is not None else self.now
-        return Dated(since=dict(self._since), at=self._at, until=until)
+        return CommitTimes(since=dict(self._since), at=self._at, until=until)
 
     def end(self, after: Served) -> None:
         """Note what is served now."""

@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from controller import metrics
-from controller.policy_gate import files_of, root_threshold
-from controller.stages.apply import Lease, check_lease, write_report
-from controller.environment import EnvironmentPass, Situation
-from controller.source_tracker import UNREACHABLE, Follower
-from controller.stages.gates import Dated
-from controller.registry_cache import Ledger
-from controller.stages.load import Declared, Loader, Problem, in_order, removed
-from controller.registry_state import Observed, Served, is_retired, observe
-from controller.stages.outcome import Done, Outcome, Stalled
-from controller.preview import Believing, preview
-from controller.rebuild import Calendar
-from controller.stages.report import report_problem
-from controller.rollback import going_from, roll_back
+from controller.environment import EnvironmentReconciler, ReconcileContext
+from controller.policy_gate import environment_files, root_threshold
+from controller.preview import TrustConfig, preview
+from controller.rebuild import CommitCalendar
+from controller.registry_cache import RegistryCache
+from controller.registry_state import RegistryState, Served, is_retired, read_registry
+from controller.rollback import parse_rollback, roll_back
 from controller.source.mirror import Mirror
 from controller.source.snapshot import SourceSnapshot
-from controller.stages.verify import Trust, root_before, verify_trust
+from controller.source_tracker import UNREACHABLE, SourceTracker
+from controller.stages.apply import Lease, check_lease, write_report
+from controller.stages.gates import CommitTimes
+from controller.stages.load import DeclaredState, Loader, SourceProblem, in_order, removed
+from controller.stages.outcome import Outcome, Ready, Stalled
+from controller.stages.report import report_problem
+from controller.stages.verify import TrustContext, root_before, verify_trust
 from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError
@@ -39,12 +39,12 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
-class Pass:
+class ReconcileResult:
     """How one pass ended, environment by environment."""
 
     revision: str
     outcomes: Mapping[str, Outcome]
-    problem: Problem | None = None
+    problem: SourceProblem | None = None
     """Why the commit as a whole was not followed."""
 
 
@@ -82,12 +82,12 @@ class Reconciler:
         self.commit: str | None = None
         """The commit that the last whole pass was about."""
 
-        self.environments = EnvironmentPass(store, service_key, channels)
-        self._follower = Follower(store, mirror)
+        self.environments = EnvironmentReconciler(store, service_key, channels)
+        self._follower = SourceTracker(store, mirror)
         self._loader = Loader()
-        self._ledger = Ledger()
+        self._ledger = RegistryCache()
 
-    def reconcile(self, lease: Lease) -> Pass:
+    def reconcile(self, lease: Lease) -> ReconcileResult:
         """Bring the registry to what the newest commit declares, as far as trust and gates allow.
 
         Raises:
@@ -104,17 +104,17 @@ class Reconciler:
             done = self._rebuild([*earlier, snapshot], lease)
         else:
             done, _ = self._follow(snapshot, lease)
-        if not isinstance(done.problem, Problem):
+        if not isinstance(done.problem, SourceProblem):
             self.commit = snapshot.commit
         return done
 
-    def _rebuild(self, commits: Sequence[SourceSnapshot], lease: Lease) -> Pass:
+    def _rebuild(self, commits: Sequence[SourceSnapshot], lease: Lease) -> ReconcileResult:
         """Follow commit after commit into an empty registry."""
         log.info("rebuilding the registry from %d commits", len(commits))
         with self.store.write() as tx:
             check_lease(tx, lease)
             sources.begin_rebuild(tx, self.mirror.address.url, self.mirror.ref)
-        calendar = Calendar(self.store.clock.now())
+        calendar = CommitCalendar(self.store.clock.now())
         try:
             for commit, following in zip(commits, [*commits[1:], None], strict=True):
                 done, after = self._follow(
@@ -138,27 +138,29 @@ class Reconciler:
             sources.end_rebuild(tx)
 
     def _follow(
-        self, snapshot: SourceSnapshot, lease: Lease, dated: Dated | None = None, *, quiet: bool = False
-    ) -> tuple[Pass, Served]:
+        self, snapshot: SourceSnapshot, lease: Lease, dated: CommitTimes | None = None, *, quiet: bool = False
+    ) -> tuple[ReconcileResult, Served]:
         """Bring the registry to what one commit declares; say how that ended and what is served then."""
         self._guarded(lease, lambda: self._follower.check_signed(snapshot, self._accepted_root))
         declared = self._guarded(lease, lambda: self._loader.load(snapshot))
         with self.store.read() as tx:
-            observed = observe(tx, self._ledger.look(tx, lease.fence))
+            observed = read_registry(tx, self._ledger.look(tx, lease.fence))
         trust = self._trust(declared, observed)
         self._accept(snapshot, declared, trust, lease, last=not quiet)
-        if isinstance(trust, Problem):
+        if isinstance(trust, SourceProblem):
             audit.seal(self.store)
             stalled = Stalled(trust.reason, trust.message)
-            return Pass(declared.revision, dict.fromkeys(declared.environments, stalled), trust), observed.served
+            return ReconcileResult(
+                declared.revision, dict.fromkeys(declared.environments, stalled), trust
+            ), observed.served
         metrics.ROOT_EXPIRY.set(trust.root.expires.timestamp())
         threshold = root_threshold(trust.root)
-        files = files_of(observed.records, declared.environments, declared.revision, threshold)
-        situation = Situation(snapshot, declared, trust, lease, observed, self._ledger, files, dated, quiet)
+        files = environment_files(observed.records, declared.environments, declared.revision, threshold)
+        situation = ReconcileContext(snapshot, declared, trust, lease, observed, self._ledger, files, dated, quiet)
         outcomes = self._each_environment(situation)
         audit.seal(self.store)
         with self.store.read() as tx:
-            return Pass(declared.revision, outcomes), self._ledger.look(tx, lease.fence).served
+            return ReconcileResult(declared.revision, outcomes), self._ledger.look(tx, lease.fence).served
 
     @property
     def answers(self) -> Mapping[str, Answer]:
@@ -179,7 +181,7 @@ class Reconciler:
         return self.environments.drift.due(self.store.clock.now())
 
     def _roll_back(self, request: ControllerRequest, lease: Lease) -> Mapping[str, object]:
-        going = going_from(request.payload, request.actor)
+        going = parse_rollback(request.payload, request.actor)
         # It changes what is served without the ledger being told.
         self._ledger.forget()
         channels = self.environments.channels
@@ -189,7 +191,7 @@ class Reconciler:
         ref, name = request.payload.get("ref"), request.payload.get("environment")
         snapshot = self.mirror.peek(str(ref)) if ref else self.mirror.fetch()
         with self.store.read() as tx:
-            believed = Believing(self.pin, self.service_key, self.hmac_key)
+            believed = TrustConfig(self.pin, self.service_key, self.hmac_key)
             return preview(tx, snapshot, self.mirror, believed, str(name) if name else None)
 
     def _guarded(self, lease: Lease, look: Callable[[], Found]) -> Found:
@@ -202,31 +204,39 @@ class Reconciler:
             with self.store.write() as tx:
                 check_lease(tx, lease)
                 self._follower.refuse(tx, error)
-                _report_everywhere(tx, Problem(error.code, str(error)))
+                _report_everywhere(tx, SourceProblem(error.code, str(error)))
             audit.seal(self.store)
             raise
 
     def _accept(
-        self, snapshot: SourceSnapshot, declared: Declared, trust: Trust | Problem, lease: Lease, *, last: bool
+        self,
+        snapshot: SourceSnapshot,
+        declared: DeclaredState,
+        trust: TrustContext | SourceProblem,
+        lease: Lease,
+        *,
+        last: bool,
     ) -> None:
         """Follow the commit and believe the trust roots it brings, or say why not."""
         with self.store.write() as tx:
             check_lease(tx, lease)
-            if isinstance(trust, Problem):
+            if isinstance(trust, SourceProblem):
                 self._follower.refuse(tx, Invalid(trust.message, code=trust.reason, new=snapshot.commit))
                 _report_everywhere(tx, trust, declared)
             else:
                 (self._follower.accept if last else self._follower.accept_earlier)(tx, snapshot)
                 registry.accept_roots(tx, declared.roots, revision=declared.revision)
 
-    def _trust(self, declared: Declared, observed: Observed) -> Trust | Problem:
+    def _trust(self, declared: DeclaredState, observed: RegistryState) -> TrustContext | SourceProblem:
         now = self.store.clock.now()
         accepted = tuple(envelope for _, envelope in observed.roots)
         root = verify_trust(self.pin, declared, accepted, now, rebuilding=self._rebuilding())
-        if isinstance(root, Problem):
+        if isinstance(root, SourceProblem):
             return root
         earlier = [envelope for revision, envelope in observed.roots if revision != declared.revision]
-        return Trust(root=root, before=root_before(self.pin, earlier, root, now), hmac_key=self.hmac_key, now=now)
+        return TrustContext(
+            root=root, before=root_before(self.pin, earlier, root, now), hmac_key=self.hmac_key, now=now
+        )
 
     def _accepted_root(self) -> TrustRoot | None:
         with self.store.read() as tx:
@@ -235,17 +245,17 @@ class Reconciler:
             except KneoError:
                 return None
 
-    def _each_environment(self, situation: Situation) -> dict[str, Outcome]:
+    def _each_environment(self, situation: ReconcileContext) -> dict[str, Outcome]:
         declared, outcomes = situation.declared, dict[str, Outcome]()
         for name in in_order(declared.environments):
             environment = declared.environments[name]
-            if isinstance(environment, Problem):
+            if isinstance(environment, SourceProblem):
                 outcomes[name] = self.environments.refuse(name, environment, situation)
             else:
                 outcomes[name] = self.environments.run(environment, situation)
         for name in sorted(set(situation.observed.names) - set(declared.environments)):
             if is_retired(situation.observed.records.get(name), situation.observed.served):
-                outcomes[name] = Done(0)
+                outcomes[name] = Ready(0)
                 continue
             with self.store.read() as tx:
                 problem = removed(name, declared.revision, registry.open_tasks(tx, name))
@@ -253,7 +263,7 @@ class Reconciler:
         return outcomes
 
 
-def _report_everywhere(tx: Tx, problem: Problem, declared: Declared | None = None) -> None:
+def _report_everywhere(tx: Tx, problem: SourceProblem, declared: DeclaredState | None = None) -> None:
     revision = declared.revision if declared else "unknown"
     names = set(declared.environments) if declared else set()
     for name in sorted(names | set(releases.environment_names(tx))):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from controller.registry_state import Known, known, served_by
-from controller.stages.verify import History, history_of
+from controller.registry_state import KnownBundles, known, served_by
+from controller.stages.verify import BundleHistory, bundle_history
 from kneo.records.release import Promotion
 from kneo.store import releases
 from kneo.store.engine import Tx
 
 
-class Ledger:
+class RegistryCache:
     """The registry in memory, as long as it cannot have changed behind our back.
 
     Whoever holds the lease is the only one to change it, and nothing changes without a promotion. So while the lease and
@@ -22,10 +22,10 @@ class Ledger:
     def __init__(self) -> None:
         self._fence: int | None = None
         self._newest: str | None = None
-        self._known: Known | None = None
+        self._known: KnownBundles | None = None
         self._changed: list[Promotion] = []
 
-    def look(self, tx: Tx, fence: int) -> Known:
+    def look(self, tx: Tx, fence: int) -> KnownBundles:
         """Say what the registry holds, as this transaction sees it.
 
         Args:
@@ -51,7 +51,7 @@ class Ledger:
         self._known = None
 
 
-def _brought_up(before: Known, changes: Iterable[Promotion], tx: Tx) -> Known:
+def _brought_up(before: KnownBundles, changes: Iterable[Promotion], tx: Tx) -> KnownBundles:
     """Read again what some promotions changed."""
     touched: dict[str, set[str]] = {}
     digests: set[str] = set()
@@ -64,13 +64,13 @@ def _brought_up(before: Known, changes: Iterable[Promotion], tx: Tx) -> Known:
         kept = {name: release for name, release in served.get(environment, {}).items() if name not in names}
         fresh = served_by(releases.list_releases(tx, environment, names)).get(environment, {})
         served[environment] = {**kept, **fresh}
-    return Known(served, _more(before.history, history_of(releases.known_bundles(tx, digests))))
+    return KnownBundles(served, _more(before.history, bundle_history(releases.known_bundles(tx, digests))))
 
 
-def _more(before: History, news: History) -> History:
+def _more(before: BundleHistory, news: BundleHistory) -> BundleHistory:
     """Add newly accepted bundles to those known."""
     marks = dict(before.high_water)
     for name, mark in news.high_water.items():
         if name not in marks or mark.seq > marks[name].seq:
             marks[name] = mark
-    return History({**before.known, **news.known}, marks)
+    return BundleHistory({**before.known, **news.known}, marks)

@@ -8,8 +8,8 @@ from datetime import datetime
 
 from controller.approvals import GIT, committed_records, count_votes, role_members
 from controller.stages.gates import Evidence
-from controller.stages.load import Problem
-from controller.stages.verify import History, history_of
+from controller.stages.load import SourceProblem
+from controller.stages.verify import BundleHistory, bundle_history
 from kneo.clock import isoformat
 from kneo.errors import KneoError
 from kneo.records.release import ApprovalRecord, EnvironmentRecord, Release
@@ -24,30 +24,30 @@ Served = Mapping[str, Mapping[str, Release]]
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownBundles:
     """The bundles of the registry: which are served where, and which were ever accepted."""
 
     served: Served
-    history: History
+    history: BundleHistory
 
 
 @dataclass(frozen=True)
-class Observed:
+class RegistryState:
     """What the registry holds at the start of a pass."""
 
     names: tuple[str, ...]
     records: Mapping[str, EnvironmentRecord]
     served: Served
-    history: History
+    history: BundleHistory
     roots: tuple[tuple[str | None, bytes], ...]
     """Accepted trust roots with the commit that brought each, oldest first."""
 
 
-def observe(tx: Tx, bundles: Known | None = None) -> Observed:
+def read_registry(tx: Tx, bundles: KnownBundles | None = None) -> RegistryState:
     """Read everything a pass compares with; of bundles only what is not known already."""
     chain = releases.trust_chain(tx)
     bundles = bundles or known(tx)
-    return Observed(
+    return RegistryState(
         names=releases.environment_names(tx),
         records={record.name: record for record in releases.list_environments(tx)},
         served=bundles.served,
@@ -56,9 +56,9 @@ def observe(tx: Tx, bundles: Known | None = None) -> Observed:
     )
 
 
-def known(tx: Tx) -> Known:
+def known(tx: Tx) -> KnownBundles:
     """Read all of it."""
-    return Known(served_by(releases.list_releases(tx)), history_of(releases.known_bundles(tx)))
+    return KnownBundles(served_by(releases.list_releases(tx)), bundle_history(releases.known_bundles(tx)))
 
 
 def served_by(items: Iterable[Release]) -> Served:
@@ -81,7 +81,7 @@ def is_retired(record: EnvironmentRecord | None, everywhere: Served) -> bool:
 
 def rules_before(
     record: EnvironmentRecord | None, environment: Environment, revision: str
-) -> Environment | Problem | None:
+) -> Environment | SourceProblem | None:
     """Find the environment file in force before a commit, where its rules are others than the commit's.
 
     A file that came into force with this very commit is not yet a reason to let anything through.
@@ -104,13 +104,13 @@ def rules_before(
             f"The rules in force before this commit cannot be read, so nobody can say what it loosens: {error} "
             "Run the version that accepted them, and let it accept a file that this version can read."
         )
-        return Problem("PolicyUnreadable", message)
+        return SourceProblem("PolicyUnreadable", message)
     # Digests are compared as this version computes them: another may have known fewer rules.
     return before if before.policy_digest != environment.policy_digest else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Believed:
+class DecisionTrust:
     """Whose decisions count."""
 
     root: TrustRoot
@@ -118,11 +118,11 @@ class Believed:
     now: datetime
 
 
-def evidence(
+def gather_evidence(
     tx: Tx,
     files: Sequence[Environment],
     ballots: Sequence[bytes],
-    believed: Believed,
+    believed: DecisionTrust,
     everywhere: Served,
     named: Collection[str] = (),
 ) -> Evidence:
@@ -160,14 +160,16 @@ def evidence(
     )
 
 
-def record_decisions(tx: Tx, environment: str, ballots: Sequence[bytes], believed: Believed) -> None:
+def record_decisions(tx: Tx, environment: str, ballots: Sequence[bytes], believed: DecisionTrust) -> None:
     """Write down the approvals that a commit carries, when they are seen first: a revocation asks for that."""
     for item in decisions(tx, environment, ballots, believed) if ballots else ():
         if item.origin == GIT:
             approvals.insert_approval(tx, item)
 
 
-def decisions(tx: Tx, environment: str, ballots: Sequence[bytes], believed: Believed) -> tuple[ApprovalRecord, ...]:
+def decisions(
+    tx: Tx, environment: str, ballots: Sequence[bytes], believed: DecisionTrust
+) -> tuple[ApprovalRecord, ...]:
     """Gather what people decided: everything recorded here, wherever it came from, and what this commit adds to it.
 
     A decision that a commit brought stays recorded when a later one deletes its file: whoever may push may not undo it.

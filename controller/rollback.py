@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from controller.stages.apply import Lease, apply, check_lease
-from controller.approvals import Vote
-from controller.stages.candidate import candidate_of
-from controller.stages.gates import ROLLBACK_GATES, Allowed, Evidence
-from controller.stages.evaluation import judge, rules_of
+from controller.approvals import ApprovalVote
 from controller.notices import notices_of_changes
-from controller.registry_state import Believed, evidence, served_by
-from controller.stages.plan import Plan, Rollback
-from controller.stages.verify import Trust, check_spec
+from controller.registry_state import DecisionTrust, gather_evidence, served_by
+from controller.stages.apply import Lease, apply, check_lease
+from controller.stages.candidate import candidate_of
+from controller.stages.evaluation import evaluate_gates, rules_of
+from controller.stages.gates import ROLLBACK_GATES, Allowed, Evidence
+from controller.stages.plan import ReleasePlan, Rollback
+from controller.stages.verify import TrustContext, check_spec
 from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Conflict, NotFound
 from kneo.notify import outbox
 from kneo.records.release import Hold, PromotionKind, Release
-from kneo.registry import Change
+from kneo.registry import ReleaseChange
 from kneo.spec.environment import Environment
 from kneo.store import releases
 from kneo.store.engine import Store, Tx
@@ -27,7 +27,7 @@ from kneo.trust.keys import PublicKey
 
 
 @dataclass(frozen=True, kw_only=True)
-class Going:
+class RollbackRequest:
     """Where to go back to.
 
     Args:
@@ -47,7 +47,7 @@ class Going:
 
 def roll_back(
     store: Store,
-    going: Going,
+    going: RollbackRequest,
     lease: Lease,
     pin: Digest,
     service_key: PublicKey | None,
@@ -67,21 +67,21 @@ def roll_back(
         environment = registry.declared(tx, going.environment)
         current = _current(tx, going)
         target = _target(tx, going, current)
-        trust = Trust(root=registry.trust_root(tx, pin), before=None, hmac_key=hmac_key, now=tx.now)
+        trust = TrustContext(root=registry.trust_root(tx, pin), before=None, hmac_key=hmac_key, now=tx.now)
         bundle = registry.check_served(releases.bundle(tx, target.digest), target, environment, trust.root, hmac_key)
         check_spec(bundle, (environment,), f"{bundle.name} {bundle.version}")
-        believed = Believed(root=trust.root, service_key=service_key, now=tx.now)
+        believed = DecisionTrust(root=trust.root, service_key=service_key, now=tx.now)
         everywhere = served_by(releases.list_releases(tx))
-        found = evidence(tx, (environment,), (), believed, everywhere)
+        found = gather_evidence(tx, (environment,), (), believed, everywhere)
         seen = _with_actor(found, environment, bundle.name, bundle.digest, going.actor)
-        plan = Plan(
+        plan = ReleasePlan(
             going.environment, current.revision, (Rollback(candidate_of(bundle, current.revision), current),), {}
         )
-        ((action, verdict),) = judge(plan, rules_of(environment, None), seen, gates=ROLLBACK_GATES)
+        ((action, verdict),) = evaluate_gates(plan, rules_of(environment, None), seen, gates=ROLLBACK_GATES)
         if not isinstance(verdict, Allowed):
             who = f" It could be given by {', '.join(verdict.who)}." if verdict.who else ""
             raise Conflict(f"{verdict.message}{who}", code=verdict.reason, who=list(verdict.who))
-        change = Change(
+        change = ReleaseChange(
             revision=target.revision, policy_digest=environment.policy_digest, actor=going.actor, reason=going.reason
         )
         apply(tx, going.environment, [(action, verdict)], change)
@@ -105,7 +105,7 @@ def roll_back(
 
 def _with_actor(seen: Evidence, environment: Environment, bundle: str, digest: Digest, actor: str) -> Evidence:
     """Count whoever asks as somebody who agrees, where the service's word for it is enough."""
-    vote = Vote(
+    vote = ApprovalVote(
         principal=actor,
         name=bundle,
         approves=True,
@@ -119,7 +119,7 @@ def _with_actor(seen: Evidence, environment: Environment, bundle: str, digest: D
     return replace(seen, votes={**seen.votes, digest: (*seen.votes.get(digest, ()), vote)}, requester=actor)
 
 
-def _current(tx: Tx, going: Going) -> Release:
+def _current(tx: Tx, going: RollbackRequest) -> Release:
     current = releases.release(tx, going.environment, going.bundle)
     if current is None:
         msg = f"{going.environment} does not serve {going.bundle[:200]}."
@@ -127,7 +127,7 @@ def _current(tx: Tx, going: Going) -> Release:
     return current
 
 
-def _target(tx: Tx, going: Going, current: Release) -> Release:
+def _target(tx: Tx, going: RollbackRequest, current: Release) -> Release:
     for promotion in releases.list_promotions(tx, going.environment, going.bundle):
         if promotion.kind is PromotionKind.RETIRE or promotion.to_digest in {None, current.digest}:
             continue
@@ -143,10 +143,10 @@ def _target(tx: Tx, going: Going, current: Release) -> Release:
     raise NotFound(msg, code="never_served", hint=f"kneo history {going.environment} {going.bundle} lists what it did.")
 
 
-def going_from(payload: Mapping[str, object], actor: str) -> Going:
+def parse_rollback(payload: Mapping[str, object], actor: str) -> RollbackRequest:
     """Read a request row."""
     version = payload.get("to")
-    return Going(
+    return RollbackRequest(
         environment=str(payload.get("environment")),
         bundle=str(payload.get("bundle")),
         version=str(version) if version else None,

@@ -6,16 +6,16 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from controller.commit_signatures import check_history
-from controller.source.mirror import Mirror, Rewrite
+from controller.source.mirror import AllowedRewrite, Mirror
 from controller.source.snapshot import SourceSnapshot
 from kneo.clock import parse_time
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.store import approvals, sources
 from kneo.store.engine import Store, Tx
-from kneo.trust.about import about_rewrite
+from kneo.trust.about import rewrite_subject
 from kneo.trust.approvals import verify_approval
 from kneo.trust.root import ROOT_ROLE, TrustRoot
-from kneo.trust.statement import Decision
+from kneo.trust.statement import ApprovalDecision
 
 UNREACHABLE = frozenset({"FetchFailed", "invalid_setting", "git_missing", "git_too_old"})
 """Codes of errors that say nothing about a commit: the host, or our own way to it, is what failed."""
@@ -24,13 +24,13 @@ SOURCE_ENVIRONMENT = "source"
 """What approvals of a rewritten history name as their environment."""
 
 
-class Follower:
+class SourceTracker:
     """The repository through a mirror, with the registry's memory of it beside."""
 
     def __init__(self, store: Store, mirror: Mirror) -> None:
         self.store = store
         self.mirror = mirror
-        self._rewrite: Rewrite | None = None
+        self._rewrite: AllowedRewrite | None = None
         self._failed = True
         """Whether a failure may be recorded, by this process or an earlier one."""
         self._base: str | None = None
@@ -125,9 +125,9 @@ class Follower:
                     sources.record_failure(tx, self.mirror.address.url, self.mirror.ref, error.code, str(error))
             raise
 
-    def _agreed(self, rewrite: Rewrite, root: TrustRoot) -> bool:
+    def _agreed(self, rewrite: AllowedRewrite, root: TrustRoot) -> bool:
         """Say whether as many people of the root role as it takes to change the root agreed to exactly this."""
-        about = about_rewrite(rewrite.old, rewrite.new)
+        about = rewrite_subject(rewrite.old, rewrite.new)
         with self.store.read() as tx:
             records, now = approvals.list_approvals(tx, SOURCE_ENVIRONMENT, about.digest), tx.now
         people = set()
@@ -146,14 +146,14 @@ class Follower:
             except KneoError:
                 continue
             said = found.statement.predicate
-            if said.decision is Decision.APPROVE and said.about == about:
+            if said.decision is ApprovalDecision.APPROVE and said.about == about:
                 people |= {signer.principal for signer in found.signers}
         role = root.role(ROOT_ROLE)
         return role is not None and len(people) >= role.threshold
 
 
-def _rewrite_of(error: Invalid) -> Rewrite | None:
+def _rewrite_of(error: Invalid) -> AllowedRewrite | None:
     old, new = error.details.get("old"), error.details.get("new")
     if error.code != "HistoryRewritten" or not isinstance(old, str) or not isinstance(new, str):
         return None
-    return Rewrite(old, new)
+    return AllowedRewrite(old, new)

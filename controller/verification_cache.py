@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from controller.stages.candidate import Standing, standing_of
+from controller.stages.candidate import UnchangedBundle, unchanged_bundle
 from controller.stages.verify import Verified
 from kneo.digest import Digest
 from kneo.errors import KneoError
@@ -18,11 +18,11 @@ from kneo.trust.statement import parse_bundle
 @dataclass(frozen=True)
 class _Memory:
     epoch: Digest
-    known: Mapping[str, tuple[str, Standing]]
+    known: Mapping[str, tuple[str, UnchangedBundle]]
     """Blob id and what it held, by bundle name."""
 
 
-class Judged:
+class VerificationCache:
     """Remembers which file was which bundle, for as long as trust and rules stay what they are."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Judged:
         places: Mapping[str, str],
         blobs: Mapping[str, str],
         served: Mapping[str, Release],
-    ) -> dict[str, Standing]:
+    ) -> dict[str, UnchangedBundle]:
         """Find the bundles that are served, and whose file is the very one that was judged under this epoch.
 
         Args:
@@ -68,7 +68,7 @@ class Judged:
         paths: Mapping[str, str],
         envelopes: Mapping[str, bytes],
         served: Mapping[str, Release],
-    ) -> dict[str, Standing]:
+    ) -> dict[str, UnchangedBundle]:
         """Find what an earlier process judged: the registry says under which epoch, the bytes say that it is it."""
         found = {}
         for entry in environment.spec.releases:
@@ -85,14 +85,14 @@ class Judged:
     ) -> None:
         """Keep what was found out for an environment, whether or not it is served yet: only what is served stands."""
         known = {
-            bundle: (blobs[places[bundle]], item if isinstance(item, Standing) else standing_of(item))
+            bundle: (blobs[places[bundle]], item if isinstance(item, UnchangedBundle) else unchanged_bundle(item))
             for bundle, item in verified.desired.items()
             if bundle in places
         }
         self._memory[name] = _Memory(epoch, known)
 
 
-def _recognised(entry: ReleasePin, path: str, envelope: bytes, release: Release | None) -> Standing | None:
+def _recognised(entry: ReleasePin, path: str, envelope: bytes, release: Release | None) -> UnchangedBundle | None:
     """Recognise a bundle that is served already, without judging it again; None when it has to be judged."""
     if release is None or release.version != entry.version or not path.endswith(".dsse.json"):
         return None
@@ -103,4 +103,6 @@ def _recognised(entry: ReleasePin, path: str, envelope: bytes, release: Release 
         predicate = parse_bundle(opened.payload, file=path).predicate
     except KneoError:
         return None
-    return Standing(entry.bundle, entry.version, opened.digest, tuple(need.digest for need in predicate.depends_on))
+    return UnchangedBundle(
+        entry.bundle, entry.version, opened.digest, tuple(need.digest for need in predicate.depends_on)
+    )

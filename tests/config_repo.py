@@ -21,7 +21,7 @@ from kneo.trust.keys import PrivateKey
 from kneo.trust.root import TRUST_ROOT_TYPE, RootDocument, root_payload
 from kneo.trust.root_edit import EVERYTHING, add_key, first_root, next_root, remove_key, revoke_key
 from kneo.trust.signers import TrustedKey
-from kneo.trust.statement import Decision, Dependency, build_approval, build_bundle
+from kneo.trust.statement import ApprovalDecision, Dependency, build_approval, build_bundle
 
 GIT_ENV = {
     **process_environment("PATH"),
@@ -230,7 +230,7 @@ class ConfigRepo:
         *,
         days: int = 7,
         file: str | None = None,
-        decision: Decision = Decision.APPROVE,
+        decision: ApprovalDecision = ApprovalDecision.APPROVE,
         issued_at: datetime | None = None,
     ) -> Path:
         """Put somebody's signed decision beside a bundle; ``file`` is another name for it than the usual."""
@@ -259,7 +259,7 @@ class ConfigRepo:
             bundle_digest=digest,
             environment=environment,
             policy_digest=digest,
-            decision=Decision.APPROVE,
+            decision=ApprovalDecision.APPROVE,
             issued_at=SystemClock().now(),
             expires=SystemClock().now() + timedelta(days=days),
         )

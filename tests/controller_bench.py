@@ -17,10 +17,10 @@ from config_repo import ConfigRepo
 from fastapi import FastAPI
 from sqlalchemy import select, update
 
-from controller.stages.apply import Lease
 from controller.loop import Controller
-from controller.reconcile import Pass, Reconciler
+from controller.reconcile import Reconciler, ReconcileResult
 from controller.source.mirror import Mirror
+from controller.stages.apply import Lease
 from kneo import registry
 from kneo.clock import ManualClock, SystemClock
 from kneo.digest import Digest
@@ -29,12 +29,12 @@ from kneo.records.release import ConditionType, Pending, Release
 from kneo.store import audit, releases, requests, runs
 from kneo.store.engine import Store
 from kneo.store.tables import metadata
-from kneo.trust.about import about_rewrite
+from kneo.trust.about import rewrite_subject
 from kneo.trust.dsse import serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
 from kneo.trust.signers import TrustedKey
-from kneo.trust.statement import Decision, build_approval
+from kneo.trust.statement import ApprovalDecision, build_approval
 
 
 class Bench:
@@ -50,7 +50,7 @@ class Bench:
         self.service_key = PrivateKey.generate()
         self.channels: tuple[str, ...] = ()
 
-    def reconcile(self, pin: Digest | None = None) -> Pass:
+    def reconcile(self, pin: Digest | None = None) -> ReconcileResult:
         return self.reconciler(pin).reconcile(self.lease())
 
     def reconciler(self, pin: Digest | None = None) -> Reconciler:
@@ -117,11 +117,13 @@ class Bench:
         with self.store.read() as tx:
             return releases.pending(tx, environment)
 
-    def decide(self, person: str, environment: str = "prod", decision: Decision = Decision.APPROVE) -> None:
+    def decide(
+        self, person: str, environment: str = "prod", decision: ApprovalDecision = ApprovalDecision.APPROVE
+    ) -> None:
         """Record, as our service would, that somebody it authenticated decided about the first thing that waits."""
         waits = self.pending(environment)[0]
         with self.store.write() as tx:
-            decided = registry.decided_about(tx, environment, waits, decision, tx.now + timedelta(days=7))
+            decided = registry.prepare_decision(tx, environment, waits, decision, tx.now + timedelta(days=7))
             registry.record_decision(tx, decided, approver=person, service_key=self.service_key)
 
     def failed_run(self, bundle: str, environment: str) -> None:
@@ -137,7 +139,7 @@ class Bench:
         shutil.rmtree(self.folder / "mirrors")
 
     def accept_rewrite(self, old: str, new: str, key: PrivateKey) -> None:
-        about = about_rewrite(old, new)
+        about = rewrite_subject(old, new)
         with self.store.write() as tx:
             statement = build_approval(
                 bundle_name=about.name,
@@ -145,13 +147,13 @@ class Bench:
                 about=about,
                 environment="source",
                 policy_digest=self.repo.pin,
-                decision=Decision.APPROVE,
+                decision=ApprovalDecision.APPROVE,
                 issued_at=tx.now,
                 expires=tx.now + timedelta(days=1),
             )
             envelope = serialise(sign(PAYLOAD_TYPE, statement.payload, key))
             who = "ann" if key is self.repo.key else "mallory"
-            registry.record_signed(tx, envelope, {key.keyid: TrustedKey(key.public, who)})
+            registry.record_signed_decision(tx, envelope, {key.keyid: TrustedKey(key.public, who)})
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import yaml
 from controller_bench import Bench
 from sqlalchemy import select
 
-from controller.reconcile import Pass
+from controller.reconcile import ReconcileResult
 from kneo import registry
 from kneo.clock import isoformat
 from kneo.digest import canonical_json, digest_of_json
@@ -122,7 +122,7 @@ class Siege:
             found = [registry.resolve(tx, name, "prod", pin=self.repo.pin).bundle for name in ("bank", "mail")]
         return self.bench.rows(but=TOLD), policies, [(bundle.digest, bundle.payload) for bundle in found]
 
-    def attempt(self, what: Attempt) -> Pass:
+    def attempt(self, what: Attempt) -> ReconcileResult:
         """Let somebody commit something on top of what is good, and the controller look at it."""
         self.repo.git("read-tree", "-u", "--reset", self.good)
         self.repo.git("clean", "-fdq")
@@ -130,7 +130,7 @@ class Siege:
         self.repo.commit("Improve something")
         return self.bench.reconcile()
 
-    def withstand(self, what: Attempt, reason: str, environment: str) -> Pass:
+    def withstand(self, what: Attempt, reason: str, environment: str) -> ReconcileResult:
         """Look that an attempt is refused for this reason in an environment, and that nothing served changes."""
         before = self.served()
         found = self.attempt(what)

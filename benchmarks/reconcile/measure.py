@@ -23,9 +23,9 @@ from kneo_process import Machine
 
 from benchmarks.reconcile.floor import Floor
 from benchmarks.reconcile.repository import Fleet
-from controller.stages.apply import Lease
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
+from controller.stages.apply import Lease
 from kneo.clock import SystemClock
 from kneo.store import requests
 from kneo.store.engine import Store

@@ -25,7 +25,7 @@ from kneo.settings import from_env
 from kneo.spec.reading.reader import read_json
 from kneo.store import audit
 from kneo.store.service_key import find_service_key
-from kneo.trust.checkpoint import NOTE_BYTES, Checkpoint, read_checkpoint
+from kneo.trust.checkpoint import NOTE_BYTES, SignedCheckpoint, read_checkpoint
 from kneo.trust.keys import PEM_BYTES, PublicKey
 
 app = typer.Typer(no_args_is_help=True)
@@ -175,7 +175,7 @@ def prove(
 
 
 def check_proof(
-    answer: Json, seq: int, *, keys: Sequence[PublicKey] = (), kept: Checkpoint | None = None
+    answer: Json, seq: int, *, keys: Sequence[PublicKey] = (), kept: SignedCheckpoint | None = None
 ) -> dict[str, object]:
     """Check a proof as anybody could: the event hashes to the leaf, the leaf leads to the root, the key signed the root.
 

@@ -11,7 +11,7 @@ from cli.files import read_bytes
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, Untrusted
 from kneo.spec.reading.reader import read_json
-from kneo.trust.answer import PAYLOAD_BYTES, AnswerStatement, SignedSaid, answer_digest, parse_answer
+from kneo.trust.answer import PAYLOAD_BYTES, AnswerStatement, SignedAnswer, answer_digest, parse_answer
 from kneo.trust.dsse import Envelope, decode_base64, read_envelope, serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import SigningKey
@@ -70,7 +70,7 @@ def as_json(envelope: Envelope) -> Json:
     return found
 
 
-def _misfits(said: SignedSaid, task: Json, answer: Json, answered: Json) -> Iterator[str]:
+def _misfits(said: SignedAnswer, task: Json, answer: Json, answered: Json) -> Iterator[str]:
     """Name what a statement says other than what was shown and is answered.
 
     The reviewer and the digest of the rules are the service's word; it refuses the answer where they are wrong.

@@ -17,10 +17,10 @@ from kneo.digest import parse_digest
 from kneo.errors import Usage
 from kneo.settings import from_env
 from kneo.spec.reading.reader import read_json
-from kneo.trust.answer import Reviewers
+from kneo.trust.answer import ReviewerKeys
 from kneo.trust.keys import PEM_BYTES, PublicKey
-from kneo.trust.receipt_chain import judge, told
-from kneo.trust.receipt_file import LIMITS, as_handed, read_receipts
+from kneo.trust.receipt_chain import check_receipts, verdict_json
+from kneo.trust.receipt_file import LIMITS, read_receipts, wrap_envelope
 from kneo.trust.signers import TrustedKey
 
 app = typer.Typer(no_args_is_help=True)
@@ -121,14 +121,14 @@ def verify(
     if keys:
         handed = read_receipts(data, file=str(file))
         reviewers = _reviewers(file, reviewer_keys or [], trust, trust_root)
-        answer = told(judge(handed, [_load(path) for path in keys], reviewers))
+        answer = verdict_json(check_receipts(handed, [_load(path) for path in keys], reviewers))
     elif reviewer_keys or trust:
         msg = "Without --key the installation is asked, and it has a trust root of its own."
         raise Usage(msg, hint="kneo human receipt key --output service.pem, and then --key service.pem.")
     else:
         handed_over = read_json(data, file=str(file), limits=LIMITS).value
         with deployments(service_url, profile) as asked:
-            answer = asked.verify_receipts(as_handed(handed_over))
+            answer = asked.verify_receipts(wrap_envelope(handed_over))
     problems, found = answer["problems"], answer["receipts"]
     assert isinstance(problems, list)
     assert isinstance(found, list)
@@ -169,7 +169,7 @@ def _show_signers(item: Json, *, reviewed: bool) -> None:
             )
 
 
-def _reviewers(file: Path, given: list[str], trust: Path | None, pin: str | None) -> Reviewers | None:
+def _reviewers(file: Path, given: list[str], trust: Path | None, pin: str | None) -> ReviewerKeys | None:
     """Find whose keys count; None where nobody's were given.
 
     Raises:
@@ -187,7 +187,7 @@ def _reviewers(file: Path, given: list[str], trust: Path | None, pin: str | None
             render.warning(
                 f"Nobody vouched for {believed.pin}, the first version of {believed.file}; --trust-root does."
             )
-        return Reviewers(keys=believed.root.keys, void=believed.root.void)
+        return ReviewerKeys(keys=believed.root.keys, void=believed.root.void)
     keys = {}
     for text in given:
         name, equals, path = text.partition("=")
@@ -196,7 +196,7 @@ def _reviewers(file: Path, given: list[str], trust: Path | None, pin: str | None
             raise Usage(msg, hint="--reviewer-key ann=ann.pem")
         public = _load(Path(path))
         keys[public.keyid] = TrustedKey(public, name)
-    return Reviewers(keys=keys) if keys else None
+    return ReviewerKeys(keys=keys) if keys else None
 
 
 def _load(path: Path) -> PublicKey:

@@ -17,7 +17,7 @@ from kneo.digest import Digest
 from kneo.errors import KneoError, NotFound, Untrusted, Usage
 from kneo.spec.diff import diff
 from kneo.spec.reading.load import load_tree
-from kneo.trust.about import About
+from kneo.trust.about import DecisionSubject
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.reading import read_record
 from kneo.trust.statement import BundleStatement, parse_bundle
@@ -107,7 +107,7 @@ def subject_of(named: Named, item: Json) -> Subject:
     if item["subject"] is None or item["policy_digest"] is None:
         msg = f"{item['bundle']} does not wait for an approval: {item['message']}"
         raise Usage(msg, hint=f"kneo why {named.environment}/{item['bundle']}")
-    about = read_record(About, item["about"], file="what waits") if item.get("about") else None
+    about = read_record(DecisionSubject, item["about"], file="what waits") if item.get("about") else None
     subject = Subject(
         environment=named.environment,
         name=about.name if about is not None else str(item["bundle"]),

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from kneo.digest import Digest
-from kneo.trust.about import About
+from kneo.trust.about import DecisionSubject
 from kneo.trust.dsse import serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
-from kneo.trust.statement import Decision, build_approval
+from kneo.trust.statement import ApprovalDecision, build_approval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +29,12 @@ class Subject:
     name: str
     digest: Digest
     policy_digest: Digest
-    about: About | None = None
+    about: DecisionSubject | None = None
 
 
 def sign_decision(
     subject: Subject,
-    decision: Decision,
+    decision: ApprovalDecision,
     key: PrivateKey,
     now: datetime,
     life: timedelta,

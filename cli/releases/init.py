@@ -35,7 +35,7 @@ from kneo.spec.lint import check
 from kneo.spec.reading.load import load_spec
 from kneo.trust.keys import PrivateKey
 from kneo.trust.signers import TrustedKey
-from kneo.trust.statement import BundleSource, Decision
+from kneo.trust.statement import ApprovalDecision, BundleSource
 
 VERSION = "1.0.0"
 ENVIRONMENTS = ("dev", "staging", "prod")
@@ -189,11 +189,11 @@ def _approve(request: Request, folder: Path, bundle: SignedBundle, key: PrivateK
         rules = parse_environment((folder / path).read_bytes(), file=path)
         digest = rules.policy_digest
         subject = Subject(environment=name, name=path, digest=digest, policy_digest=digest)
-        envelope = sign_decision(subject, Decision.APPROVE, key, now, ROOT_LIFE, reason)
+        envelope = sign_decision(subject, ApprovalDecision.APPROVE, key, now, ROOT_LIFE, reason)
         write_whole(folder / f"environments/{name}.approvals" / file_name, envelope)
         if rules.spec.approvals is not None and rules.spec.approvals.required:
             release = replace(subject, name=request.name, digest=bundle.statement.digest)
-            envelope = sign_decision(release, Decision.APPROVE, key, now, ROOT_LIFE, reason)
+            envelope = sign_decision(release, ApprovalDecision.APPROVE, key, now, ROOT_LIFE, reason)
             write_whole(folder / f"bundles/{request.name}/{VERSION}.approvals" / file_name, envelope)
 
 

@@ -10,7 +10,7 @@ from cli.backend import Json
 from cli.connection import backend, choose
 from cli.deployments import deployments
 from cli.people.open_tasks import has_database
-from controller.compare import Live
+from controller.compare import LiveRegistry
 from kneo.errors import KneoError, NotFound
 from kneo.records.release import Hold, Release, Suspension
 from kneo.settings import Settings
@@ -30,7 +30,7 @@ class Source:
     kind: str = "git"
     address: str | None = None
     commit: str | None = None
-    live: Live = field(default_factory=Live)
+    live: LiveRegistry = field(default_factory=LiveRegistry)
 
     def as_json(self) -> Json:
         return {"kind": self.kind, "address": self.address, "commit": self.commit}
@@ -73,7 +73,7 @@ def find_source(
     return Source(kind, address.url if address is not None else None, commit, _live(environments))
 
 
-def _live(environments: list[Json]) -> Live:
+def _live(environments: list[Json]) -> LiveRegistry:
     served: dict[str, dict[str, Release]] = {}
     holds: dict[str, dict[str, Hold]] = {}
     suspensions: dict[str, Suspension] = {}
@@ -87,7 +87,7 @@ def _live(environments: list[Json]) -> Live:
         if isinstance(suspended, dict):
             suspensions[name] = Suspension(**suspended)
     rules = {str(item["name"]): str(item["policy_digest"]) for item in environments if item["policy_digest"]}
-    return Live(served, holds, suspensions, rules)
+    return LiveRegistry(served, holds, suspensions, rules)
 
 
 def _release(environment: str, entry: Json) -> Release:

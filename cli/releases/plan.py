@@ -17,10 +17,10 @@ from cli.repository.clone import MAIN, Clone
 from cli.repository.known_roots import KnownRoots
 from cli.repository.mirrors import open_mirror
 from controller.compare import compare
-from controller.stages.load import load
-from controller.preview import Believing
+from controller.preview import TrustConfig
 from controller.source.mirror import Mirror
 from controller.source.snapshot import SourceSnapshot
+from controller.stages.load import load
 from kneo.clock import SystemClock
 from kneo.digest import Digest, parse_digest
 from kneo.errors import NotFound
@@ -63,7 +63,7 @@ def plan(
         mirror, candidate, before = _snapshots(settings, repo, ref, base or source.commit, Path(folder))
         followed = [*mirror.history(None, before.commit), before] if before is not None else []
         pin = _pin(repo, trust_root, settings, before or candidate)
-        believing = Believing(pin, hmac_key=settings.spec_signing_key)
+        believing = TrustConfig(pin, hmac_key=settings.spec_signing_key)
         answer = compare(candidate, followed, mirror.since, believing, env, SystemClock().now(), source.live)
     answer["base"] = before.revision if before is not None else None
     answer["source"] = source.as_json()

@@ -20,8 +20,8 @@ from cli.specs.keys import load_private
 from kneo.clock import SystemClock, isoformat, parse_duration, parse_time
 from kneo.digest import Digest
 from kneo.errors import NotFound, Untrusted, Usage
-from kneo.trust.about import about_rewrite
-from kneo.trust.statement import Decision
+from kneo.trust.about import rewrite_subject
+from kneo.trust.statement import ApprovalDecision
 
 Target = Annotated[
     str, typer.Argument(metavar="ENV[/BUNDLE[@VERSION]]", help="Environment, and bundle or sha256: digest.")
@@ -66,7 +66,9 @@ def approve(
     has to be confirmed at a terminal. Without a terminal it is signed only where a version or a digest was named, where the
     repository has the very same, or with --yes.
     """
-    order = _Order(parse_target(target, _gate(prune, policy)), Decision.APPROVE, key, expires, reason, output, yes)
+    order = _Order(
+        parse_target(target, _gate(prune, policy)), ApprovalDecision.APPROVE, key, expires, reason, output, yes
+    )
     with deployments(service_url, profile) as asked:
         answer = _decide(asked, order)
     _show_decision(answer, "Approved", as_json=as_json)
@@ -88,7 +90,9 @@ def reject(
 
     A rejection has no end: it counts until the same person approves the same thing later.
     """
-    order = _Order(parse_target(target, _gate(prune, policy)), Decision.REJECT, key, REJECTED_FOR, reason, output, yes)
+    order = _Order(
+        parse_target(target, _gate(prune, policy)), ApprovalDecision.REJECT, key, REJECTED_FOR, reason, output, yes
+    )
     with deployments(service_url, profile) as asked:
         answer = _decide(asked, order)
     _show_decision(answer, "Rejected", as_json=as_json)
@@ -104,7 +108,7 @@ def _gate(prune: bool, policy: bool) -> str | None:
 @dataclass(frozen=True)
 class _Order:
     named: Named
-    decision: Decision
+    decision: ApprovalDecision
     key: Path | None
     expires: str
     reason: str | None
@@ -123,7 +127,7 @@ def _decide(asked: Deployments, order: _Order) -> Json:
     if order.key is not None:
         private = load_private(order.key)
         lines, same = review(subject, waits)
-        verb = "Approve" if order.decision is Decision.APPROVE else "Reject"
+        verb = "Approve" if order.decision is ApprovalDecision.APPROVE else "Reject"
         confirm(lines, f"{verb} and sign this?", sure=order.sure, known=same or order.named.is_exact)
         now, life = SystemClock().now(), parse_duration(order.expires)
         envelope = sign_decision(subject, order.decision, private, now, life, order.reason)
@@ -355,12 +359,12 @@ def accept_rewrite(
         if commit is not None and (len(commit) < MIN_COMMIT or not str(new).startswith(commit)):
             msg = f"The commit that was refused is {new}, not {commit[:80]}. Nothing was signed."
             raise Untrusted(msg, code="SubjectMismatch", hint="kneo source show says what was refused.")
-        private, about = load_private(key), about_rewrite(str(old), str(new))
+        private, about = load_private(key), rewrite_subject(str(old), str(new))
         lines = [f"repository   {found['url']} {found['ref']}", f"accepted     {old}", f"replaced by  {new}"]
         confirm(lines, "Accept and sign this?", sure=yes, known=commit is not None)
         root = Digest(str(found["trust_root"]))
         subject = Subject(environment="source", name=about.name, digest=about.digest, policy_digest=root, about=about)
         life = parse_duration("1d")
-        envelope = sign_decision(subject, Decision.APPROVE, private, SystemClock().now(), life, reason)
+        envelope = sign_decision(subject, ApprovalDecision.APPROVE, private, SystemClock().now(), life, reason)
         answer = asked.accept_rewrite(envelope.decode())
     render.emit(answer, as_json=as_json, text=lambda: render.success(f"Accepted: {old} may become {new}"))

@@ -17,7 +17,7 @@ def kinds() -> Mapping[str, type[BaseModel]]:
     from kneo.spec.models import Spec
     from kneo.spec.models.answers import AnswersFile
     from kneo.spec.project import ProjectConfig
-    from kneo.trust.answer import SignedSaid
+    from kneo.trust.answer import SignedAnswer
     from kneo.trust.receipt import Receipt
     from kneo.trust.root import RootDocument
     from kneo.trust.statement import ApprovalPredicate, BundlePredicate
@@ -31,7 +31,7 @@ def kinds() -> Mapping[str, type[BaseModel]]:
         "bundle": BundlePredicate,
         "approval": ApprovalPredicate,
         "receipt": Receipt,
-        "signed-answer": SignedSaid,
+        "signed-answer": SignedAnswer,
     }
 
 

@@ -7,16 +7,16 @@ bounds. What comes out is a snapshot of the few files we care about, all of them
 Trust does not begin here. A commit id names what was looked at; who vouches for a bundle is for ``kneo.trust`` to say.
 """
 
-from controller.source.address import Address, parse_address
+from controller.source.address import RepositoryAddress, parse_address
 from controller.source.limits import SourceLimits
-from controller.source.mirror import Mirror, Rewrite
+from controller.source.mirror import AllowedRewrite, Mirror
 from controller.source.snapshot import Blob, SourceSnapshot, changed_paths
 
 __all__ = [
-    "Address",
+    "AllowedRewrite",
     "Blob",
     "Mirror",
-    "Rewrite",
+    "RepositoryAddress",
     "SourceLimits",
     "SourceSnapshot",
     "changed_paths",

@@ -20,7 +20,7 @@ ADDRESS_CHARS = 2_000
 
 
 @dataclass(frozen=True)
-class Address:
+class RepositoryAddress:
     url: str
     protocol: str
     """``https``, ``ssh`` or ``file``: the one transport git may use for this repository."""
@@ -34,7 +34,7 @@ class Address:
         return self.url.split("://", 1)[1].split("/", 1)[0].rpartition("@")[2] if self.path is None else ""
 
 
-def parse_address(text: str) -> Address:
+def parse_address(text: str) -> RepositoryAddress:
     """Read a repository's address.
 
     Raises:
@@ -49,9 +49,9 @@ def parse_address(text: str) -> Address:
     if _has_odd_parts(text):
         raise _refused(text, "has a path that goes up or looks like an option")
     if _HTTPS.fullmatch(text):
-        return Address(text, "https")
+        return RepositoryAddress(text, "https")
     if _SSH.fullmatch(text):
-        return Address(text, "ssh")
+        return RepositoryAddress(text, "ssh")
     if _USERINFO.search(text):
         raise _refused(text, "carries a user name or a secret")
     raise _refused(text, "is not one we use")
@@ -63,14 +63,14 @@ def redact(text: str) -> str:
     return _USERINFO.sub("://***@", visible)
 
 
-def _folder(text: str) -> Address:
+def _folder(text: str) -> RepositoryAddress:
     path = Path(text)
     if not text.isprintable() or ".." in path.parts:
         raise _refused(text, "is not a plain folder")
     if not path.is_dir():
         msg = f"There is no repository at {text}."
         raise Invalid(msg, code="invalid_repository", hint="Give the folder of a Git repository, or its https address.")
-    return Address(str(path), "file", path)
+    return RepositoryAddress(str(path), "file", path)
 
 
 def _has_odd_parts(text: str) -> bool:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from controller.source.address import Address
+from controller.source.address import RepositoryAddress
 from kneo.errors import Invalid
 from kneo.settings import GitCredentials
 
@@ -45,7 +45,7 @@ def git_options(credentials: GitCredentials) -> tuple[str, ...]:
 
 
 def git_environment(
-    credentials: GitCredentials, address: Address, askpass: Path, token: str | None = None
+    credentials: GitCredentials, address: RepositoryAddress, askpass: Path, token: str | None = None
 ) -> Mapping[str, str]:
     """Say which environment variables make git use these credentials at an address.
 

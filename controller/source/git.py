@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Protocol
 
 from controller import metrics
-from controller.source.address import Address, redact
+from controller.source.address import RepositoryAddress, redact
 from controller.source.bounded import Bounds, Finished, SaidTooMuch, TookTooLong, run_bounded
 from controller.source.credentials import git_environment, git_options
 from controller.source.limits import SourceLimits
@@ -108,7 +108,7 @@ class Git:
     """
 
     mirror: Path
-    address: Address
+    address: RepositoryAddress
     credentials: GitCredentials
     limits: SourceLimits
     global_config: Path | None = None

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import jwt
 
-from controller.source.address import Address, redact
+from controller.source.address import RepositoryAddress, redact
 from controller.source.credentials import existing_file
 from kneo.clock import Clock, SystemClock, parse_time
 from kneo.errors import Invalid, Transient
@@ -51,7 +51,12 @@ class InstallationTokens:
     """
 
     def __init__(
-        self, credentials: GitCredentials, address: Address, *, write: bool = False, clock: Clock | None = None
+        self,
+        credentials: GitCredentials,
+        address: RepositoryAddress,
+        *,
+        write: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         self._credentials = credentials
         self._api = credentials.github_api_url or api_of(address)
@@ -130,7 +135,7 @@ _HINTS = {
 }
 
 
-def api_of(address: Address) -> str:
+def api_of(address: RepositoryAddress) -> str:
     """Derive the base address of GitHub's API from a repository's: github.com, GHE.com or an Enterprise Server."""
     host = address.host.lower()
     if host in {"github.com", "www.github.com"}:

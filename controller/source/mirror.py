@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from controller import metrics
-from controller.source.address import Address, parse_address, redact
+from controller.source.address import RepositoryAddress, parse_address, redact
 from controller.source.commit import ID, Commit, parse_commit
 from controller.source.credentials import ASKPASS, write_askpass
 from controller.source.git import Git, MirrorDamaged, Tokens, check_version
@@ -53,7 +53,7 @@ PACKS = 50
 
 
 @dataclass(frozen=True)
-class Rewrite:
+class AllowedRewrite:
     """A rewriting of history that somebody entitled to has agreed to: from exactly this commit to exactly that one."""
 
     old: str
@@ -84,7 +84,7 @@ class Mirror:
         limits: SourceLimits | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.address: Address = parse_address(url)
+        self.address: RepositoryAddress = parse_address(url)
         self.ref = short_ref(check_ref(ref))
         self.limits = limits or SourceLimits()
         name = hashlib.sha256(self.address.url.encode()).hexdigest()[:32]
@@ -122,7 +122,7 @@ class Mirror:
         msg = f"{redact(self.address.url)} has no {self.ref}."
         raise Transient(msg, code="FetchFailed", hint="Push the branch, or name another one.")
 
-    def fetch(self, *, base: str | None = None, rewrite: Rewrite | None = None) -> SourceSnapshot:
+    def fetch(self, *, base: str | None = None, rewrite: AllowedRewrite | None = None) -> SourceSnapshot:
         """Bring what the ref names now and look at it, without accepting it.
 
         1. Objects are fetched to the candidate ref; git refuses malformed ones and stops at the limits.
@@ -140,7 +140,7 @@ class Mirror:
         with self._lock():
             return self._repairing(lambda: self._fetch(base, rewrite))
 
-    def _fetch(self, base: str | None, rewrite: Rewrite | None) -> SourceSnapshot:
+    def _fetch(self, base: str | None, rewrite: AllowedRewrite | None) -> SourceSnapshot:
         # (1)
         self._bring(full_ref(self.ref), CANDIDATE)
         commit = self._head(CANDIDATE)
@@ -174,7 +174,7 @@ class Mirror:
             raise self._no_commit(wanted)
         return self._look(commit, short_ref(wanted))
 
-    def accept(self, snapshot: SourceSnapshot, *, rewrite: Rewrite | None = None) -> None:
+    def accept(self, snapshot: SourceSnapshot, *, rewrite: AllowedRewrite | None = None) -> None:
         """Make a fetched snapshot the accepted one.
 
         Raises:
@@ -385,8 +385,13 @@ class Mirror:
             file.unlink()
         return largest
 
-    def _check_descends(self, old: str, new: Commit, rewrite: Rewrite | None) -> None:
-        if old == new.id or rewrite == Rewrite(old, new.id) or old in new.parents or self._is_ancestor(old, new.id):
+    def _check_descends(self, old: str, new: Commit, rewrite: AllowedRewrite | None) -> None:
+        if (
+            old == new.id
+            or rewrite == AllowedRewrite(old, new.id)
+            or old in new.parents
+            or self._is_ancestor(old, new.id)
+        ):
             return
         msg = f"{self.ref} of {redact(self.address.url)} was at {old} and is now at {new.id}, which does not follow it."
         hint = "If that was meant, kneo source accept-rewrite says so; until then what runs keeps running."
@@ -475,7 +480,7 @@ def _holds(file: Path, text: str) -> bool:
         return False
 
 
-def app_tokens(credentials: GitCredentials, address: Address, *, write: bool = False) -> Tokens | None:
+def app_tokens(credentials: GitCredentials, address: RepositoryAddress, *, write: bool = False) -> Tokens | None:
     """Return what makes tokens of a GitHub App for a repository; None where no App is set, or none is needed."""
     if not credentials.github_app_id or address.protocol != "https":
         return None
@@ -484,7 +489,7 @@ def app_tokens(credentials: GitCredentials, address: Address, *, write: bool = F
     return InstallationTokens(credentials, address, write=write)
 
 
-def _global_config(address: Address) -> str:
+def _global_config(address: RepositoryAddress) -> str:
     """The one configuration file git reads. Only a folder needs something in it: that we may read what others own."""
     if address.path is None:
         return ""

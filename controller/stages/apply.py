@@ -8,11 +8,11 @@ from typing import assert_never
 
 from controller.stages.gates import Allowed
 from controller.stages.plan import Action, Promote, Retire, Rollback, kind_of
-from controller.stages.report import Report
+from controller.stages.report import EnvironmentReport
 from kneo import registry
 from kneo.errors import Transient
 from kneo.records.release import Pending, Promotion
-from kneo.registry import Change, Serving
+from kneo.registry import BundlePromotion, ReleaseChange
 from kneo.store import requests
 from kneo.store.engine import Tx
 
@@ -37,7 +37,9 @@ def check_lease(tx: Tx, lease: Lease) -> None:
         raise Transient(msg, code="LeaseLost")
 
 
-def apply(tx: Tx, environment: str, actions: Sequence[tuple[Action, Allowed]], change: Change) -> tuple[Promotion, ...]:
+def apply(
+    tx: Tx, environment: str, actions: Sequence[tuple[Action, Allowed]], change: ReleaseChange
+) -> tuple[Promotion, ...]:
     """Do what was allowed, with what allowed it written down beside it; return that."""
     serving, retired = [], []
     for action, verdict in actions:
@@ -45,7 +47,7 @@ def apply(tx: Tx, environment: str, actions: Sequence[tuple[Action, Allowed]], c
         match action:
             case Promote() | Rollback():
                 bundle, kind = action.bundle.record, kind_of(action)
-                serving.append(Serving(bundle=bundle, kind=kind, current=action.current, change=because))
+                serving.append(BundlePromotion(bundle=bundle, kind=kind, current=action.current, change=because))
             case Retire():
                 retired.append(registry.retire(tx, action.current, change=because))
             case _:
@@ -53,7 +55,7 @@ def apply(tx: Tx, environment: str, actions: Sequence[tuple[Action, Allowed]], c
     return (*retired, *registry.promote(tx, environment, serving))
 
 
-def write_report(tx: Tx, environment: str, report: Report, *, revision: str) -> tuple[Pending, ...]:
+def write_report(tx: Tx, environment: str, report: EnvironmentReport, *, revision: str) -> tuple[Pending, ...]:
     """Record what a pass found out, and return what waits or is refused now and did not before.
 
     Writes nothing that is known already.

@@ -45,7 +45,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Standing:
+class UnchangedBundle:
     """A bundle that Git names, that is served, and that was judged before under the very trust and rules of today."""
 
     name: str
@@ -85,6 +85,6 @@ def candidate_of(bundle: VerifiedBundle, revision: str) -> Candidate:
     )
 
 
-def standing_of(bundle: Candidate) -> Standing:
+def unchanged_bundle(bundle: Candidate) -> UnchangedBundle:
     """Keep of a bundle what planning needs of one that does not change."""
-    return Standing(bundle.name, bundle.version, bundle.digest, tuple(need.digest for need in bundle.depends_on))
+    return UnchangedBundle(bundle.name, bundle.version, bundle.digest, tuple(need.digest for need in bundle.depends_on))

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from controller.stages.gates import GATES, Allowed, Evidence, Gate, Rules, Verdict, Waits
-from controller.stages.plan import Action, Plan, Retire, name_of
+from controller.stages.gates import GATES, Allowed, Blocked, Evidence, Gate, GateVerdict, Rules
+from controller.stages.plan import Action, ReleasePlan, Retire, name_of
 from kneo.records.release import Release
 from kneo.spec.environment import Environment
 
@@ -24,14 +24,14 @@ def rules_of(environment: Environment, before: Environment | None) -> tuple[Rule
     return (Rules(environment, frozenset({environment.policy_digest})), Rules(before, both))
 
 
-def judge(
-    plan: Plan,
+def evaluate_gates(
+    plan: ReleasePlan,
     rules: Sequence[Rules],
     evidence: Evidence,
     *,
     refused: str | None = None,
     gates: Sequence[Gate] | None = None,
-) -> tuple[tuple[Action, Verdict], ...]:
+) -> tuple[tuple[Action, GateVerdict], ...]:
     """Ask every gate about every action, under every set of rules.
 
     Args:
@@ -45,24 +45,24 @@ def judge(
     judged = {name_of(action): (action, _judge_one(action, plan, rules, evidence, asked)) for action in plan.actions}
     _hold_back_dependents(plan, judged, evidence)
     verdicts = tuple(judged.values())
-    blocked = refused or next((verdict.message for _, verdict in verdicts if isinstance(verdict, Waits)), None)
+    blocked = refused or next((verdict.message for _, verdict in verdicts if isinstance(verdict, Blocked)), None)
     if any(item.environment.spec.atomic for item in rules) and blocked is not None:
-        held = Waits("atomic", "AtomicBlocked", f"All changes of this environment wait together: {blocked}")
+        held = Blocked("atomic", "AtomicBlocked", f"All changes of this environment wait together: {blocked}")
         return tuple((action, held if isinstance(verdict, Allowed) else verdict) for action, verdict in verdicts)
     return verdicts
 
 
 def _judge_one(
-    action: Action, plan: Plan, rules: Sequence[Rules], evidence: Evidence, gates: Sequence[Gate]
-) -> Verdict:
+    action: Action, plan: ReleasePlan, rules: Sequence[Rules], evidence: Evidence, gates: Sequence[Gate]
+) -> GateVerdict:
     if not rules:
-        return Waits("policy", "PolicyInvalid", "There are no rules to judge this under.")
+        return Blocked("policy", "PolicyInvalid", "There are no rules to judge this under.")
     approvals: list[str] = []
-    closed: dict[str, Waits] = {}
+    closed: dict[str, Blocked] = {}
     for number, item in enumerate(rules):
         for gate in gates:
             verdict = gate(action, plan, item, evidence)
-            if isinstance(verdict, Waits):
+            if isinstance(verdict, Blocked):
                 closed.setdefault(verdict.gate, verdict if number == 0 else _under_earlier_rules(verdict))
             else:
                 approvals += verdict.approvals
@@ -72,7 +72,7 @@ def _judge_one(
     return Allowed(tuple(dict.fromkeys(approvals)))
 
 
-def _under_earlier_rules(verdict: Waits) -> Waits:
+def _under_earlier_rules(verdict: Blocked) -> Blocked:
     said = f"{verdict.message} The rules that ask for this were changed; a later commit is judged without them."
     return replace(verdict, message=said)
 
@@ -80,7 +80,7 @@ def _under_earlier_rules(verdict: Waits) -> Waits:
 # ---- dependencies -----------------------------------------------------------------------------------------------
 
 
-def _hold_back_dependents(plan: Plan, judged: dict[str, tuple[Action, Verdict]], evidence: Evidence) -> None:
+def _hold_back_dependents(plan: ReleasePlan, judged: dict[str, tuple[Action, GateVerdict]], evidence: Evidence) -> None:
     """Let nothing happen that leaves something served without what it depends on.
 
     What depends on each other may come together; so the allowed changes are looked at as a whole, and the ones that do
@@ -94,7 +94,7 @@ def _hold_back_dependents(plan: Plan, judged: dict[str, tuple[Action, Verdict]],
         if found is None:
             return
         name, message = found
-        judged[name] = (judged[name][0], Waits("dependsOn", "DependencyNotReady", message))
+        judged[name] = (judged[name][0], Blocked("dependsOn", "DependencyNotReady", message))
 
 
 def _served_after(served: Mapping[str, Release], allowed: Mapping[str, Action]) -> frozenset[str]:
@@ -108,7 +108,7 @@ def _served_after(served: Mapping[str, Release], allowed: Mapping[str, Action]) 
 
 
 def _unmet(
-    plan: Plan, allowed: Mapping[str, Action], served: Mapping[str, Release], after: frozenset[str]
+    plan: ReleasePlan, allowed: Mapping[str, Action], served: Mapping[str, Release], after: frozenset[str]
 ) -> tuple[str, str] | None:
     for name, action in allowed.items():
         if isinstance(action, Retire):

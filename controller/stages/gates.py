@@ -9,16 +9,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from controller.approvals import Vote, Votes
+from controller.approvals import ApprovalVote, ApprovalVotes
 from controller.stages.candidate import Candidate
-from controller.stages.plan import Action, Plan, Retire, name_of, version_of
+from controller.stages.plan import Action, ReleasePlan, Retire, name_of, version_of
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest
 from kneo.records.people import same_person
 from kneo.records.release import Hold, Release, Suspension
 from kneo.spec.environment import Approvals, Environment
 from kneo.spec.windows import next_opening, windows_open
-from kneo.trust.about import About, about_prune
+from kneo.trust.about import DecisionSubject, prune_subject
 from kneo.trust.root import ROOT_ROLE
 
 
@@ -34,7 +34,7 @@ class Allowed:
 
 
 @dataclass(frozen=True)
-class Waits:
+class Blocked:
     """A gate is not open yet.
 
     Args:
@@ -51,14 +51,14 @@ class Waits:
     message: str
     who: tuple[str, ...] = ()
     subject: str | None = None
-    also: tuple[Waits, ...] = ()
+    also: tuple[Blocked, ...] = ()
 
 
-Verdict = Allowed | Waits
+GateVerdict = Allowed | Blocked
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dated:
+class CommitTimes:
     """What the dates of commits say while a registry is rebuilt from them: they are believed only where they refuse.
 
     Args:
@@ -90,7 +90,7 @@ class Evidence:
 
     now: datetime
     served: Mapping[str, Mapping[str, Release]]
-    votes: Votes = field(default_factory=dict)
+    votes: ApprovalVotes = field(default_factory=dict)
     members: Mapping[str, frozenset[str]] = field(default_factory=dict)
     holds: Mapping[str, Hold] = field(default_factory=dict)
     suspension: Suspension | None = None
@@ -99,7 +99,7 @@ class Evidence:
     served_before: frozenset[str] = frozenset()
     """Digests of bundles that this environment has served at any time."""
 
-    dated: Dated | None = None
+    dated: CommitTimes | None = None
     """Set while a registry is rebuilt from Git."""
 
     root_expires: datetime | None = None
@@ -118,37 +118,37 @@ class Rules:
     digests: frozenset[str]
 
 
-Gate = Callable[[Action, Plan, Rules, Evidence], Verdict]
+Gate = Callable[[Action, ReleasePlan, Rules, Evidence], GateVerdict]
 
 
-def trusted_root(action: Action, _plan: Plan, _rules: Rules, evidence: Evidence) -> Verdict:
+def trusted_root(action: Action, _plan: ReleasePlan, _rules: Rules, evidence: Evidence) -> GateVerdict:
     """An expired trust root admits nothing: not even what was signed and accepted elsewhere before it expired."""
     if isinstance(action, Retire) or evidence.root_expires is None or evidence.now < evidence.root_expires:
         return Allowed()
     message = f"The trust root expired on {isoformat(evidence.root_expires)}; nothing is released until it is renewed."
-    return Waits("trust", "Expired", message, tuple(sorted(evidence.members.get(ROOT_ROLE, ()))))
+    return Blocked("trust", "Expired", message, tuple(sorted(evidence.members.get(ROOT_ROLE, ()))))
 
 
-def not_suspended(_action: Action, _plan: Plan, rules: Rules, evidence: Evidence) -> Verdict:
+def not_suspended(_action: Action, _plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
     environment = rules.environment
     if environment.spec.suspend:
-        return Waits("suspend", "Suspended", f"environments/{environment.name}.yaml says suspend: true.")
+        return Blocked("suspend", "Suspended", f"environments/{environment.name}.yaml says suspend: true.")
     found = evidence.suspension
     if found is not None:
         until = f" until {found.until}" if found.until else ""
-        return Waits("suspend", "Suspended", f"{found.actor} suspended it{until}: {found.reason}", (found.actor,))
+        return Blocked("suspend", "Suspended", f"{found.actor} suspended it{until}: {found.reason}", (found.actor,))
     return Allowed()
 
 
-def not_held(action: Action, _plan: Plan, _rules: Rules, evidence: Evidence) -> Verdict:
+def not_held(action: Action, _plan: ReleasePlan, _rules: Rules, evidence: Evidence) -> GateVerdict:
     hold = evidence.holds.get(name_of(action))
     if hold is None:
         return Allowed()
     until = f" until {hold.until}" if hold.until else ""
-    return Waits("hold", "Held", f"{hold.actor} holds it as it is{until}: {hold.reason}", (hold.actor,))
+    return Blocked("hold", "Held", f"{hold.actor} holds it as it is{until}: {hold.reason}", (hold.actor,))
 
 
-def no_mass_prune(action: Action, plan: Plan, rules: Rules, evidence: Evidence) -> Verdict:
+def no_mass_prune(action: Action, plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
     """Guard against an emptied file: more than the allowed share disappearing at once waits for a person."""
     if not isinstance(action, Retire):
         return Allowed()
@@ -158,7 +158,7 @@ def no_mass_prune(action: Action, plan: Plan, rules: Rules, evidence: Evidence) 
     ends = rules.environment.spec.retired
     if len(retired) * 100 <= limit * served and not ends:
         return Allowed()
-    about = about_prune(plan.environment, plan.revision, ((item.bundle, item.digest) for item in retired))
+    about = prune_subject(plan.environment, plan.revision, ((item.bundle, item.digest) for item in retired))
     rule = rules.environment.spec.approvals or Approvals()
     # Whatever the rule says about promotions, an emptied environment waits for somebody.
     rule = rule.model_copy(update={"required": max(1, rule.required)})
@@ -166,12 +166,12 @@ def no_mass_prune(action: Action, plan: Plan, rules: Rules, evidence: Evidence) 
     if ends:
         message = f"{plan.environment} is retired: removing its {served} releases needs an approval."
     verdict = count_approvals(about.digest, about.name, rule, rules, evidence, "this removal", about=about)
-    if isinstance(verdict, Waits):
+    if isinstance(verdict, Blocked):
         return replace(verdict, gate="prune", reason="MassPruneBlocked", message=message)
     return verdict
 
 
-def from_environment(action: Action, _plan: Plan, rules: Rules, evidence: Evidence) -> Verdict:
+def from_environment(action: Action, _plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
     """Only what the previous environment serves, long enough and without failure, may come here for the first time."""
     origin = rules.environment.spec.promote_from
     if origin is None or isinstance(action, Retire) or action.bundle.digest in evidence.served_before:
@@ -179,7 +179,7 @@ def from_environment(action: Action, _plan: Plan, rules: Rules, evidence: Eviden
     release = evidence.served.get(origin, {}).get(action.bundle.name)
     if release is None or release.digest != action.bundle.digest:
         message = f"{origin} does not serve {action.bundle.digest} of {action.bundle.name}."
-        return Waits("promoteFrom", "DependencyNotReady", message)
+        return Blocked("promoteFrom", "DependencyNotReady", message)
     soak = rules.environment.spec.soak
     failed = evidence.failures.get(release.digest)
     began = max(release.since, failed) if failed is not None else release.since
@@ -189,26 +189,26 @@ def from_environment(action: Action, _plan: Plan, rules: Rules, evidence: Eviden
     if soak and now < until:
         since = f"; a run of it failed there at {failed}" if failed is not None and failed == began else ""
         message = f"{origin} has to serve it without failure until {isoformat(until)}{since}."
-        return Waits("soak", "AwaitingSoak", message)
+        return Blocked("soak", "AwaitingSoak", message)
     return Allowed()
 
 
-def _dated_since(dated: Dated, origin: str, bundle: Candidate, now: datetime) -> datetime:
+def _dated_since(dated: CommitTimes, origin: str, bundle: Candidate, now: datetime) -> datetime:
     """Say since when an environment has served a bundle by the dates of commits, never before it was signed."""
     since = dated.since.get((origin, bundle.digest), dated.at)
     return max(since, bundle.issued_at) if bundle.issued_at is not None else now
 
 
-def within_window(_action: Action, _plan: Plan, rules: Rules, evidence: Evidence) -> Verdict:
+def within_window(_action: Action, _plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
     windows = rules.environment.windows
     if windows_open(windows, evidence.now):
         return Allowed()
     opens = next_opening(windows, evidence.now)
     when = f"until {isoformat(opens)}" if opens else "by any window"
-    return Waits("windows", "WindowClosed", f"Changes are not allowed {when}.")
+    return Blocked("windows", "WindowClosed", f"Changes are not allowed {when}.")
 
 
-def approved(action: Action, _plan: Plan, rules: Rules, evidence: Evidence) -> Verdict:
+def approved(action: Action, _plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
     """Ask for enough people of the right roles who have no part in what they approve."""
     rule = rules.environment.spec.approvals
     if rule is None or rule.required == 0 or isinstance(action, Retire):
@@ -241,8 +241,8 @@ def count_approvals(
     what: str,
     *,
     involved: Collection[str] = (),
-    about: About | None = None,
-) -> Verdict:
+    about: DecisionSubject | None = None,
+) -> GateVerdict:
     """Count the decisions of people about one thing under one rule.
 
     Args:
@@ -266,8 +266,8 @@ def count_approvals(
     if against:
         why = f" Reason: {against[0].reason}" if against[0].reason else ""
         message = f"{against[0].principal} rejected {what}.{why}"
-        return Waits("approvals", "Rejected", message, (against[0].principal,), subject)
-    counting: dict[str, Vote] = {}
+        return Blocked("approvals", "Rejected", message, (against[0].principal,), subject)
+    counting: dict[str, ApprovalVote] = {}
     for vote in heard:
         known = counting.get(same_person(vote.principal))
         if _counts_now(vote, rule, rules, evidence) and (known is None or known.order <= vote.order):
@@ -276,15 +276,15 @@ def count_approvals(
         return Allowed(tuple(sorted(vote.id for vote in counting.values() if vote.id)))
     message = f"{len(counting)} of {rule.required} approvals for {what}."
     could = {name for name in _eligible(rule, rules, evidence) if same_person(name) not in {*involved, *counting}}
-    return Waits("approvals", "AwaitingApproval", message, tuple(sorted(could)), subject)
+    return Blocked("approvals", "AwaitingApproval", message, tuple(sorted(could)), subject)
 
 
-def _rejections(heard: Sequence[Vote]) -> list[Vote]:
+def _rejections(heard: Sequence[ApprovalVote]) -> list[ApprovalVote]:
     """Find the rejections that stand: those whose makers signed no approval of the same thing later.
 
     Under whichever rules they were made, and however long ago: an approval lapses, a rejection has to be taken back.
     """
-    latest: dict[str, Vote] = {}
+    latest: dict[str, ApprovalVote] = {}
     for vote in heard:
         known = latest.get(same_person(vote.principal))
         if known is None or known.order <= vote.order:
@@ -292,13 +292,13 @@ def _rejections(heard: Sequence[Vote]) -> list[Vote]:
     return [vote for vote in latest.values() if not vote.approves]
 
 
-def _may_decide(vote: Vote, rule: Approvals, rules: Rules) -> bool:
+def _may_decide(vote: ApprovalVote, rule: Approvals, rules: Rules) -> bool:
     if rule.signed and not vote.signed:
         return False
     return bool((vote.roles | _roles_of(vote.principal, rules.environment)) & set(rule.roles))
 
 
-def _counts_now(vote: Vote, rule: Approvals, rules: Rules, evidence: Evidence) -> bool:
+def _counts_now(vote: ApprovalVote, rule: Approvals, rules: Rules, evidence: Evidence) -> bool:
     """Say whether an approval is one of these rules, and not too old."""
     return vote.approves and vote.policy_digest in rules.digests and evidence.now < vote.first_seen + rule.expires
 
@@ -317,7 +317,9 @@ def _eligible(rule: Approvals, rules: Rules, evidence: Evidence) -> frozenset[st
     return frozenset(listed | keyed)
 
 
-def judge_policy(after: Environment, before: Environment | None, easier: Sequence[str], evidence: Evidence) -> Verdict:
+def evaluate_own_policy(
+    after: Environment, before: Environment | None, easier: Sequence[str], evidence: Evidence
+) -> GateVerdict:
     """Decide whether a new environment file may come into force, by the rules of the one that is.
 
     Args:
@@ -333,7 +335,7 @@ def judge_policy(after: Environment, before: Environment | None, easier: Sequenc
         return Allowed()
     rules = Rules(before, frozenset({after.policy_digest}))
     verdict = count_approvals(after.policy_digest, after.file, rule, rules, evidence, "a change of the rules")
-    if isinstance(verdict, Waits):
+    if isinstance(verdict, Blocked):
         said = f"{verdict.message} This change weakens protection rules: {'; '.join(easier)}."
         return replace(verdict, gate="policy", message=said)
     return verdict

@@ -21,14 +21,14 @@ _BALLOT = re.compile(r"(?:bundles/[^/]+/[^/]+|environments/[^/]+)\.approvals/[^/
 
 
 @dataclass(frozen=True)
-class Problem:
+class SourceProblem:
     """A file that cannot be used, in the words of a condition."""
 
     reason: str
     message: str
 
 
-def removed(name: str, revision: str, questions: object) -> Problem:
+def removed(name: str, revision: str, questions: object) -> SourceProblem:
     """Say that a commit has no file for an environment that was declared before, and what that leaves behind.
 
     Args:
@@ -37,15 +37,15 @@ def removed(name: str, revision: str, questions: object) -> Problem:
         questions: The questions that are open there, in words.
     """
     message = f"environments/{name}.yaml is not in {revision}. What it serves stays as it is. {questions}"
-    return Problem("EnvironmentRemoved", message)
+    return SourceProblem("EnvironmentRemoved", message)
 
 
 @dataclass(frozen=True)
-class Declared:
+class DeclaredState:
     """Everything one commit says."""
 
     revision: str
-    environments: Mapping[str, Environment | Problem]
+    environments: Mapping[str, Environment | SourceProblem]
     files: Mapping[str, bytes]
     """The environment files as they were read, by environment."""
     roots: tuple[bytes, ...]
@@ -75,10 +75,10 @@ class Loader:
     """Reads commits one after the other, and of each only what the one before did not have."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[str, Environment | Problem, bytes]] = {}
+        self._known: dict[str, tuple[str, Environment | SourceProblem, bytes]] = {}
 
-    def load(self, snapshot: SourceSnapshot) -> Declared:
-        """Read what a commit declares. A file that cannot be read is a ``Problem`` of its environment only."""
+    def load(self, snapshot: SourceSnapshot) -> DeclaredState:
+        """Read what a commit declares. A file that cannot be read is a ``SourceProblem`` of its environment only."""
         paths, twice = _environment_paths(snapshot)
         roots = _root_paths(snapshot)
         ballots = [path for path in snapshot.files if _BALLOTS in path and _BALLOT.fullmatch(path)]
@@ -91,7 +91,7 @@ class Loader:
             for name, path in paths.items()
         }
         environments = {name: known[1] for name, known in self._known.items()} | twice
-        return Declared(
+        return DeclaredState(
             revision=snapshot.revision,
             environments=environments,
             files={name: known[2] for name, known in self._known.items()},
@@ -104,28 +104,28 @@ class Loader:
         return self._known[name][0] if name in self._known else None
 
 
-def load(snapshot: SourceSnapshot) -> Declared:
+def load(snapshot: SourceSnapshot) -> DeclaredState:
     """Read what one commit declares."""
     return Loader().load(snapshot)
 
 
-def _environment_paths(snapshot: SourceSnapshot) -> tuple[dict[str, str], dict[str, Problem]]:
+def _environment_paths(snapshot: SourceSnapshot) -> tuple[dict[str, str], dict[str, SourceProblem]]:
     """Find each environment's file. One with two is a problem: whoever reviews the one must not be bypassed by the other."""
     paths: dict[str, str] = {}
-    twice: dict[str, Problem] = {}
+    twice: dict[str, SourceProblem] = {}
     for path in sorted(snapshot.files):
         match = ENVIRONMENT.fullmatch(path)
         if match is None:
             continue
         if match[1] in paths:
             message = f"{paths[match[1]]} and {path} are about the same environment; remove one of them."
-            twice[match[1]] = Problem("PolicyInvalid", message)
+            twice[match[1]] = SourceProblem("PolicyInvalid", message)
         paths.setdefault(match[1], path)
     return paths, twice
 
 
 def _ballots(
-    environments: Mapping[str, Environment | Problem], texts: Mapping[str, bytes]
+    environments: Mapping[str, Environment | SourceProblem], texts: Mapping[str, bytes]
 ) -> dict[str, tuple[bytes, ...]]:
     """Sort approvals to the environments that could be meant; each says itself which one is."""
     by_folder: dict[str, list[bytes]] = defaultdict(list)
@@ -138,7 +138,7 @@ def _ballots(
     }
 
 
-def _ballot_folders(name: str, environment: Environment | Problem) -> Iterable[str]:
+def _ballot_folders(name: str, environment: Environment | SourceProblem) -> Iterable[str]:
     yield f"environments/{name}.approvals"
     if isinstance(environment, Environment):
         for entry in environment.spec.releases:
@@ -151,18 +151,18 @@ def _root_paths(snapshot: SourceSnapshot) -> list[str]:
     return [*paths, TRUST] if TRUST in snapshot.files else paths
 
 
-def _environment(name: str, path: str, text: bytes) -> Environment | Problem:
+def _environment(name: str, path: str, text: bytes) -> Environment | SourceProblem:
     try:
         environment = parse_environment(text, file=path)
     except KneoError as error:
-        return Problem("PolicyInvalid", str(error))
+        return SourceProblem("PolicyInvalid", str(error))
     if environment.name != name:
         message = f"{path}: metadata.name is {environment.name!r}; it must be {name!r}, like the file."
-        return Problem("PolicyInvalid", message)
+        return SourceProblem("PolicyInvalid", message)
     return environment
 
 
-def in_order(environments: Mapping[str, Environment | Problem]) -> list[str]:
+def in_order(environments: Mapping[str, Environment | SourceProblem]) -> list[str]:
     """Sort environments so that each comes after the one it promotes from."""
     ordered: list[str] = []
 

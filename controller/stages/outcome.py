@@ -7,7 +7,7 @@ from typing import ClassVar
 
 
 @dataclass(frozen=True)
-class Done:
+class Ready:
     """What Git declares is what the registry serves."""
 
     changed: int
@@ -15,7 +15,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class Reconciling:
     """Something has to happen first: a person, a window, time. Worth looking again."""
 
     reason: str
@@ -40,4 +40,4 @@ class Stalled:
         return self.reason
 
 
-Outcome = Done | Waiting | Stalled
+Outcome = Ready | Reconciling | Stalled

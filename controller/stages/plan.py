@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from controller.stages.candidate import Candidate, Standing, standing_of
+from controller.stages.candidate import Candidate, UnchangedBundle, unchanged_bundle
 from kneo.records.release import BundleRecord, PromotionKind, Release
 from kneo.trust.verified import UNSEQUENCED
 
@@ -37,13 +37,13 @@ Action = Promote | Rollback | Retire
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReleasePlan:
     """What one commit would change in one environment."""
 
     environment: str
     revision: str
     actions: tuple[Action, ...]
-    standing: Mapping[str, Standing]
+    standing: Mapping[str, UnchangedBundle]
     """What stays as it is because Git and the registry agree, by bundle name."""
 
 
@@ -51,11 +51,11 @@ def make_plan(
     environment: str,
     revision: str,
     *,
-    desired: Mapping[str, Candidate | Standing],
+    desired: Mapping[str, Candidate | UnchangedBundle],
     kept: Collection[str],
     observed: Mapping[str, Release],
     known: Mapping[str, BundleRecord],
-) -> Plan:
+) -> ReleasePlan:
     """Compare.
 
     Args:
@@ -67,18 +67,18 @@ def make_plan(
         known: Every bundle ever accepted, by digest.
     """
     actions: list[Action] = []
-    standing: dict[str, Standing] = {}
+    standing: dict[str, UnchangedBundle] = {}
     for name, bundle in sorted(desired.items()):
         current = observed.get(name)
-        if isinstance(bundle, Standing) or (current is not None and current.digest == bundle.digest):
-            standing[name] = bundle if isinstance(bundle, Standing) else standing_of(bundle)
+        if isinstance(bundle, UnchangedBundle) or (current is not None and current.digest == bundle.digest):
+            standing[name] = bundle if isinstance(bundle, UnchangedBundle) else unchanged_bundle(bundle)
             continue
         before = known.get(current.digest) if current is not None else None
         # What another environment serves makes nothing older here.
         older = before is not None and UNSEQUENCED < bundle.record.seq < before.seq
         actions.append(Rollback(bundle, current) if older else Promote(bundle, current))
     actions += [Retire(observed[name]) for name in sorted(observed.keys() - desired.keys() - set(kept))]
-    return Plan(environment, revision, tuple(actions), standing)
+    return ReleasePlan(environment, revision, tuple(actions), standing)
 
 
 def name_of(action: Action) -> str:

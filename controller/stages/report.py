@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from controller.stages.gates import Waits
-from controller.stages.load import Problem
-from controller.stages.outcome import Done, Outcome, Stalled, Waiting
+from controller.stages.gates import Blocked
+from controller.stages.load import SourceProblem
+from controller.stages.outcome import Outcome, Ready, Reconciling, Stalled
 from controller.stages.plan import Action, Retire, kind_of, name_of, version_of
 from controller.stages.verify import Rejection
 from kneo.digest import Digest
@@ -28,7 +28,7 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class Report:
+class EnvironmentReport:
     """Everything that is shown about an environment after a pass."""
 
     outcome: Outcome
@@ -53,14 +53,14 @@ class Findings:
     revision: str
     environment: Environment
     rejected: Sequence[Rejection] = ()
-    waiting: Sequence[tuple[Action, Waits]] = ()
+    waiting: Sequence[tuple[Action, Blocked]] = ()
     changed: int = 0
     drift: Sequence[Drift] = ()
     questions: object = None
     """The questions that are open in a retired environment, in words."""
 
 
-def report_problem(problem: Problem, revision: str, *, trusted: bool) -> Report:
+def report_problem(problem: SourceProblem, revision: str, *, trusted: bool) -> EnvironmentReport:
     """Report an environment that cannot change because a file it needs is bad. What it serves, it keeps serving."""
     kind = ConditionType.POLICY_VALID if trusted else ConditionType.SOURCE_VERIFIED
     conditions = (
@@ -68,10 +68,10 @@ def report_problem(problem: Problem, revision: str, *, trusted: bool) -> Report:
         _condition(ConditionType.STALLED, True, problem.reason, problem.message, revision),
         _condition(ConditionType.READY, False, problem.reason, problem.message, revision),
     )
-    return Report(Stalled(problem.reason, problem.message), conditions, None)
+    return EnvironmentReport(Stalled(problem.reason, problem.message), conditions, None)
 
 
-def report_policy(environment: Environment, verdict: Waits, revision: str) -> Report:
+def report_policy(environment: Environment, verdict: Blocked, revision: str) -> EnvironmentReport:
     """Report an environment whose new rules wait for people; until then nothing in it changes."""
     item = Pending(
         bundle=environment.file,
@@ -92,10 +92,10 @@ def report_policy(environment: Environment, verdict: Waits, revision: str) -> Re
         _condition(ConditionType.RECONCILING, True, verdict.reason, verdict.message, revision),
         _condition(ConditionType.READY, False, verdict.reason, verdict.message, revision),
     )
-    return Report(Waiting(verdict.reason, verdict.message), conditions, (item,))
+    return EnvironmentReport(Reconciling(verdict.reason, verdict.message), conditions, (item,))
 
 
-def report(found: Findings) -> Report:
+def report(found: Findings) -> EnvironmentReport:
     """Report a pass that got as far as its gates."""
     policy = found.environment.policy_digest
     pending = (
@@ -106,14 +106,14 @@ def report(found: Findings) -> Report:
         *(_pending(action, verdict, policy) for action, verdict in found.waiting),
     )
     outcome = _outcome(found)
-    return Report(outcome, tuple(_conditions(found, outcome)), pending)
+    return EnvironmentReport(outcome, tuple(_conditions(found, outcome)), pending)
 
 
 def _conditions(found: Findings, outcome: Outcome) -> list[Condition]:
     revision, served = found.revision, len(found.environment.spec.releases)
-    fine = isinstance(outcome, Done)
-    reason = "Serving" if isinstance(outcome, Done) else outcome.reason
-    message = f"{served} of {served} releases are served." if isinstance(outcome, Done) else outcome.message
+    fine = isinstance(outcome, Ready)
+    reason = "Serving" if isinstance(outcome, Ready) else outcome.reason
+    message = f"{served} of {served} releases are served." if isinstance(outcome, Ready) else outcome.message
     if fine and found.environment.spec.retired:
         reason, message = "Retired", f"Retired; serves nothing, and its file may be removed. {found.questions}"
     rejected = found.rejected
@@ -150,7 +150,7 @@ def _conditions(found: Findings, outcome: Outcome) -> list[Condition]:
     ]
     if isinstance(outcome, Stalled):
         conditions.append(_condition(ConditionType.STALLED, True, outcome.reason, outcome.message, revision))
-    if isinstance(outcome, Waiting):
+    if isinstance(outcome, Reconciling):
         conditions.append(_condition(ConditionType.RECONCILING, True, outcome.reason, outcome.message, revision))
     return conditions
 
@@ -162,8 +162,8 @@ def _outcome(found: Findings) -> Outcome:
         return Stalled(found.rejected[0].reason, _described(found.rejected[0]))
     if found.waiting:
         verdict = found.waiting[0][1]
-        return Waiting(verdict.reason, verdict.message)
-    return Done(found.changed)
+        return Reconciling(verdict.reason, verdict.message)
+    return Ready(found.changed)
 
 
 def _drifted(drift: Sequence[Drift]) -> str:
@@ -175,7 +175,7 @@ def _described(rejection: Rejection) -> str:
     return f"{rejection.bundle} {rejection.version} was refused: {rejection.message}"
 
 
-def _pending(action: Action, verdict: Waits, policy_digest: Digest) -> Pending:
+def _pending(action: Action, verdict: Blocked, policy_digest: Digest) -> Pending:
     digest = None if isinstance(action, Retire) else action.bundle.digest
     also = further_gates(verdict)
     return Pending(
@@ -193,7 +193,7 @@ def _pending(action: Action, verdict: Waits, policy_digest: Digest) -> Pending:
     )
 
 
-def further_gates(verdict: Waits) -> tuple[PendingGate, ...]:
+def further_gates(verdict: Blocked) -> tuple[PendingGate, ...]:
     """Return the gates that are closed after the first one."""
     return tuple(
         PendingGate(gate=item.gate, reason=item.reason, message=item.message, who=item.who) for item in verdict.also

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from controller.stages.candidate import Candidate, Standing, candidate_of
-from controller.stages.load import Declared, Problem, find_bundle
+from controller.stages.candidate import Candidate, UnchangedBundle, candidate_of
+from controller.stages.load import DeclaredState, SourceProblem, find_bundle
 from kneo.clock import parse_time
 from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid, KneoError, Untrusted
@@ -21,7 +21,7 @@ from kneo.spec.reading.load import load_tree
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.hmac_bundle import verify_hmac_bundle
 from kneo.trust.root import TrustRoot, check_new_principals, trust_epoch, verify_chain
-from kneo.trust.sequence import HighWater, check_sequence
+from kneo.trust.sequence import NewestAccepted, check_sequence
 from kneo.trust.verified import VerifiedBundle
 from kneo.trust.verify import bundle_path, verify_bundle
 
@@ -40,7 +40,7 @@ class Rejection:
 class Verified:
     """The bundles an environment names, sorted into those that may be considered and those that may not."""
 
-    desired: Mapping[str, Candidate | Standing]
+    desired: Mapping[str, Candidate | UnchangedBundle]
     rejected: tuple[Rejection, ...]
 
     @property
@@ -50,15 +50,15 @@ class Verified:
 
 
 @dataclass(frozen=True)
-class History:
+class BundleHistory:
     """What was accepted before: bundles by digest, and the highest sequence number by name."""
 
     known: Mapping[str, BundleRecord]
-    high_water: Mapping[str, HighWater]
+    high_water: Mapping[str, NewestAccepted]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trust:
+class TrustContext:
     """What a pass believes.
 
     Args:
@@ -78,21 +78,21 @@ class Trust:
         return trust_epoch(self.root, environment.policy_digest)
 
 
-def history_of(records: Iterable[BundleRecord]) -> History:
+def bundle_history(records: Iterable[BundleRecord]) -> BundleHistory:
     """Sum up every bundle ever accepted."""
     known: dict[str, BundleRecord] = {}
-    high_water: dict[str, HighWater] = {}
+    high_water: dict[str, NewestAccepted] = {}
     for record in records:
         known[record.digest] = record
         mark = high_water.get(record.name)
         if mark is None or record.seq > mark.seq:
-            high_water[record.name] = HighWater(record.seq, Digest(record.digest))
-    return History(known, high_water)
+            high_water[record.name] = NewestAccepted(record.seq, Digest(record.digest))
+    return BundleHistory(known, high_water)
 
 
 def verify_trust(
-    pin: Digest, declared: Declared, accepted: tuple[bytes, ...], now: datetime, *, rebuilding: bool = False
-) -> TrustRoot | Problem:
+    pin: Digest, declared: DeclaredState, accepted: tuple[bytes, ...], now: datetime, *, rebuilding: bool = False
+) -> TrustRoot | SourceProblem:
     """Walk the trust roots from the pinned one, never back behind one that was accepted.
 
     Args:
@@ -113,7 +113,7 @@ def verify_trust(
             if not rebuilding:
                 check_new_principals(root.document, newest.document)
     except KneoError as error:
-        return Problem(error.code, f"environments/trust.json: {error}")
+        return SourceProblem(error.code, f"environments/trust.json: {error}")
     return root
 
 
@@ -140,11 +140,11 @@ def root_in_force(pin: Digest, accepted: Sequence[bytes], now: datetime) -> Trus
 
 def verify(
     environments: Sequence[Environment],
-    declared: Declared,
+    declared: DeclaredState,
     envelopes: Mapping[str, bytes],
-    trust: Trust,
-    history: History,
-    standing: Mapping[str, Standing],
+    trust: TrustContext,
+    history: BundleHistory,
+    standing: Mapping[str, UnchangedBundle],
     waited: frozenset[str] = frozenset(),
 ) -> Verified:
     """Verify every release an environment names; one bad bundle says nothing about another.
@@ -159,7 +159,7 @@ def verify(
         waited: Digests of bundles that were verified for this environment before and wait for a gate since then. They are no
             older for what another environment has taken meanwhile.
     """
-    desired: dict[str, Candidate | Standing] = {}
+    desired: dict[str, Candidate | UnchangedBundle] = {}
     rejected: list[Rejection] = []
     for entry in environments[0].spec.releases:
         known = standing.get(entry.bundle)
@@ -177,10 +177,10 @@ def verify(
 def _verify_entry(
     entry: ReleasePin,
     environments: Sequence[Environment],
-    declared: Declared,
+    declared: DeclaredState,
     envelopes: Mapping[str, bytes],
-    trust: Trust,
-    history: History,
+    trust: TrustContext,
+    history: BundleHistory,
     waited: frozenset[str],
 ) -> VerifiedBundle:
     path = find_bundle(entry, declared.blobs)
@@ -207,7 +207,7 @@ def _verify_entry(
     return bundle
 
 
-def _check_earlier_trust(path: str, envelope: bytes, environments: Sequence[Environment], trust: Trust) -> None:
+def _check_earlier_trust(path: str, envelope: bytes, environments: Sequence[Environment], trust: TrustContext) -> None:
     """Refuse a new bundle that only the trust or the rules that came with it would admit."""
     roots = [trust.root] if trust.before is None else [trust.root, trust.before]
     for environment in environments:
@@ -223,7 +223,12 @@ def _check_earlier_trust(path: str, envelope: bytes, environments: Sequence[Envi
 
 
 def _verify_under(
-    path: str, envelope: bytes, environment: Environment, root: TrustRoot, trust: Trust, record: BundleRecord | None
+    path: str,
+    envelope: bytes,
+    environment: Environment,
+    root: TrustRoot,
+    trust: TrustContext,
+    record: BundleRecord | None,
 ) -> VerifiedBundle:
     signatures = environment.spec.signatures
     if not path.endswith(".dsse.json"):

@@ -12,13 +12,13 @@ from kneo.errors import Conflict, Invalid, KneoError, NotFound, Untrusted
 from kneo.records.release import ApprovalRecord, Hold, Pending, Suspension
 from kneo.store import approvals, audit, idempotency, releases
 from kneo.store.engine import Tx, lock_table
-from kneo.trust.about import About, about_prune
+from kneo.trust.about import DecisionSubject, prune_subject
 from kneo.trust.approvals import check_issued
 from kneo.trust.dsse import parse_envelope, serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import KeyId, PrivateKey
 from kneo.trust.signers import TrustedKey, find_signers
-from kneo.trust.statement import APPROVAL_LIFE, Decision, build_approval, parse_approval
+from kneo.trust.statement import APPROVAL_LIFE, ApprovalDecision, build_approval, parse_approval
 
 REGISTRY = "registry"
 """The origin of decisions that came through a service or a command, rather than with a commit."""
@@ -30,18 +30,18 @@ REASON_CHARS = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decided:
+class UnsignedDecision:
     """Somebody's decision, before it is signed."""
 
     environment: str
     subject_name: str
     subject: Digest
     policy_digest: Digest
-    decision: Decision
+    decision: ApprovalDecision
     issued_at: datetime
     expires: datetime
     reason: str | None = None
-    about: About | None = None
+    about: DecisionSubject | None = None
 
     def payload(self, approver: str | None = None) -> bytes:
         """Spell it as the bytes that are signed."""
@@ -59,7 +59,7 @@ class Decided:
         ).payload
 
 
-def what_waits(tx: Tx, environment: str, waits: Pending) -> About | None:
+def pending_subject(tx: Tx, environment: str, waits: Pending) -> DecisionSubject | None:
     """Say in full what a decision about something that waits is about, where that is no bundle.
 
     Raises:
@@ -70,16 +70,16 @@ def what_waits(tx: Tx, environment: str, waits: Pending) -> About | None:
         return None
     going = {item.bundle for item in releases.pending(tx, environment) if item.subject == waits.subject}
     served = releases.list_releases(tx, environment, going)
-    about = about_prune(environment, record.revision, ((item.bundle, item.digest) for item in served))
+    about = prune_subject(environment, record.revision, ((item.bundle, item.digest) for item in served))
     if about.digest != waits.subject:
         msg = f"What {environment} serves changed since this removal began to wait."
         raise Conflict(msg, code="registry_moved", hint=f"kneo reconcile, then kneo status {environment}.")
     return about
 
 
-def decided_about(
-    tx: Tx, environment: str, waits: Pending, decision: Decision, expires: datetime, reason: str | None = None
-) -> Decided:
+def prepare_decision(
+    tx: Tx, environment: str, waits: Pending, decision: ApprovalDecision, expires: datetime, reason: str | None = None
+) -> UnsignedDecision:
     """Write down a decision about something that waits.
 
     Raises:
@@ -89,8 +89,8 @@ def decided_about(
     if waits.subject is None or waits.policy_digest is None:
         msg = f"{waits.bundle} does not wait for an approval in {environment}: {waits.reason}: {waits.message}"
         raise Invalid(msg, code="not_approvable", hint="kneo why says what would help.")
-    about = what_waits(tx, environment, waits)
-    return Decided(
+    about = pending_subject(tx, environment, waits)
+    return UnsignedDecision(
         environment=environment,
         subject_name=about.name if about else waits.bundle,
         subject=Digest(waits.subject),
@@ -103,14 +103,14 @@ def decided_about(
     )
 
 
-def record_decision(tx: Tx, decided: Decided, *, approver: str, service_key: PrivateKey) -> ApprovalRecord:
+def record_decision(tx: Tx, decided: UnsignedDecision, *, approver: str, service_key: PrivateKey) -> ApprovalRecord:
     """Record a decision of somebody the service authenticated; the service signs in their place and says so."""
     envelope = sign(PAYLOAD_TYPE, decided.payload(approver), service_key)
     record = _record(serialise(envelope), approver, service_key.keyid, signed=False)
     return _keep(tx, record)
 
 
-def record_signed(tx: Tx, envelope: bytes, keys: Mapping[KeyId, TrustedKey]) -> ApprovalRecord:
+def record_signed_decision(tx: Tx, envelope: bytes, keys: Mapping[KeyId, TrustedKey]) -> ApprovalRecord:
     """Record a decision that somebody signed with a key of their own. Whether it counts, the gates say each time.
 
     Raises:
@@ -160,7 +160,7 @@ def _keep(tx: Tx, record: ApprovalRecord) -> ApprovalRecord:
     lock_environment(tx, record.environment)
     # A decision that a commit brought first is recorded as decided here too, once its maker sends it.
     if approvals.insert_approval(tx, record) or approvals.note_origin(tx, record.id, REGISTRY):
-        verb = "approved" if record.decision == Decision.APPROVE else "rejected"
+        verb = "approved" if record.decision == ApprovalDecision.APPROVE else "rejected"
         audit.record(
             tx,
             f"release.{verb}",
@@ -175,14 +175,14 @@ def _keep(tx: Tx, record: ApprovalRecord) -> ApprovalRecord:
                 "signed": record.signed,
                 "keyid": record.keyid,
                 "expires": record.expires_at,
-                "reason": reason_of(record),
+                "reason": decision_reason(record),
             },
         )
     (kept,) = approvals.approvals_by_id(tx, (record.id,))
     return kept
 
 
-def reason_of(record: ApprovalRecord) -> str | None:
+def decision_reason(record: ApprovalRecord) -> str | None:
     """Read why somebody decided as they did, from what was signed; None where nothing says."""
     try:
         return parse_approval(parse_envelope(record.envelope).payload).predicate.reason
@@ -195,7 +195,7 @@ def lock_environment(tx: Tx, environment: str) -> None:
     lock_table(tx, f"environment/{environment}")
 
 
-def find_waiting(tx: Tx, environment: str, bundle: str) -> Pending:
+def pending_item(tx: Tx, environment: str, bundle: str) -> Pending:
     """Find what waits of a bundle in an environment.
 
     Raises:

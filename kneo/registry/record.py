@@ -52,7 +52,7 @@ def accept_roots(tx: Tx, envelopes: Iterable[bytes], *, revision: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class ReleaseChange:
     """What makes an environment change, for its history.
 
     Args:
@@ -71,16 +71,16 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serving:
+class BundlePromotion:
     """A bundle that shall be served from now on, in place of what is."""
 
     bundle: BundleRecord
     kind: PromotionKind
     current: Release | None
-    change: Change
+    change: ReleaseChange
 
 
-def promote(tx: Tx, environment: str, items: Sequence[Serving]) -> tuple[Promotion, ...]:
+def promote(tx: Tx, environment: str, items: Sequence[BundlePromotion]) -> tuple[Promotion, ...]:
     """Serve bundles in an environment from now on, and return what is written down about it."""
     releases.insert_bundles(tx, [item.bundle for item in items])
     promotions = [_promotion(tx, environment, item) for item in items]
@@ -101,7 +101,7 @@ def promote(tx: Tx, environment: str, items: Sequence[Serving]) -> tuple[Promoti
     return tuple(promotions)
 
 
-def _promotion(tx: Tx, environment: str, item: Serving) -> Promotion:
+def _promotion(tx: Tx, environment: str, item: BundlePromotion) -> Promotion:
     bundle, change = item.bundle, item.change
     return Promotion(
         id=new_id("prom", tx.now),
@@ -120,12 +120,12 @@ def _promotion(tx: Tx, environment: str, item: Serving) -> Promotion:
     )
 
 
-def _facts(item: Serving) -> dict[str, object]:
+def _facts(item: BundlePromotion) -> dict[str, object]:
     bundle = item.bundle
     return {"seq": bundle.seq, "signers": list(bundle.signers), "policy_digest": item.change.policy_digest}
 
 
-def keep_signatures(tx: Tx, bundle: BundleRecord, *, revision: str) -> None:
+def update_signatures(tx: Tx, bundle: BundleRecord, *, revision: str) -> None:
     """Keep the signatures an accepted bundle has now in place of those it had."""
     releases.put_envelope(tx, bundle.digest, bundle.envelope, bundle.signers)
     about = {"bundle": bundle.name, "version": bundle.version, "digest": bundle.digest}
@@ -133,7 +133,7 @@ def keep_signatures(tx: Tx, bundle: BundleRecord, *, revision: str) -> None:
     audit.record(tx, "bundle.signatures_changed", actor=CONTROLLER, metadata={**metadata, "revision": revision})
 
 
-def retire(tx: Tx, current: Release, *, change: Change) -> Promotion:
+def retire(tx: Tx, current: Release, *, change: ReleaseChange) -> Promotion:
     """Stop serving a bundle in an environment, and return what is written down about it."""
     promotion = Promotion(
         id=new_id("prom", tx.now),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Approved:
+class ResolvedRelease:
     """A release that was looked up, re-hashed and re-verified just now: the very bytes that may run."""
 
     release: Release
@@ -89,7 +89,7 @@ def check_not_retired(tx: Tx, environment: Environment) -> None:
         raise Forbidden(msg, code="environment_retired", hint="kneo status lists the environments.")
 
 
-def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None, hmac_key: str = "") -> Approved:
+def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None, hmac_key: str = "") -> ResolvedRelease:
     """Find the release that a reference means in an environment, and prove it.
 
     Args:
@@ -114,7 +114,7 @@ def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None, hma
     verified = check_served(releases.bundle(tx, release.digest), release, rules, trust_root(tx, pin), hmac_key)
     promotion = releases.promotion(tx, release.promotion_id)
     seq = audit.seq_of(tx, promotion.audit_event_id) if promotion else None
-    return Approved(release, verified, seq)
+    return ResolvedRelease(release, verified, seq)
 
 
 def _serving(tx: Tx, reference: str, environment: str) -> Release:

@@ -22,10 +22,10 @@ from kneo.spec.environment import Approvals
 from kneo.store import approvals, idempotency, releases, requests, sources
 from kneo.store.engine import Store, Tx
 from kneo.store.service_key import service_key
-from kneo.trust.about import about_rewrite
+from kneo.trust.about import rewrite_subject
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.root import TrustRoot
-from kneo.trust.statement import Decision, parse_approval
+from kneo.trust.statement import ApprovalDecision, parse_approval
 
 POLICY = "policy"
 """What kind of change an environment file that waits is."""
@@ -52,7 +52,7 @@ class Deployments:
         self,
         environment: str,
         bundle: str,
-        decision: Decision,
+        decision: ApprovalDecision,
         *,
         actor: str,
         envelope: bytes | None = None,
@@ -77,7 +77,7 @@ class Deployments:
             return done
         self._require_controller()
         with self.store.write() as tx:
-            waits = registry.find_waiting(tx, environment, bundle)
+            waits = registry.pending_item(tx, environment, bundle)
             record = (
                 self._record_for(tx, environment, waits, decision, actor, reason)
                 if envelope is None
@@ -88,7 +88,7 @@ class Deployments:
     def decide_by_id(
         self,
         pending_id: str,
-        decision: Decision,
+        decision: ApprovalDecision,
         *,
         actor: str,
         envelope: bytes | None = None,
@@ -118,22 +118,22 @@ class Deployments:
         return {"approval": approval(record), "result": None, "environment": self._status(record.environment)}
 
     def _record_for(
-        self, tx: Tx, environment: str, waits: Pending, decision: Decision, actor: str, reason: str | None
+        self, tx: Tx, environment: str, waits: Pending, decision: ApprovalDecision, actor: str, reason: str | None
     ) -> ApprovalRecord:
         if waits.kind == POLICY:
             self._check_may_decide_rules(tx, environment, actor)
         else:
             self.check_may_decide(tx, environment, actor)
         self._check_root(tx)
-        decided = registry.decided_about(tx, environment, waits, decision, self._expiry(tx, environment), reason)
+        decided = registry.prepare_decision(tx, environment, waits, decision, self._expiry(tx, environment), reason)
         return registry.record_decision(tx, decided, approver=actor, service_key=service_key(self.settings))
 
     def _record_signed(
-        self, tx: Tx, environment: str, waits: Pending, decision: Decision, envelope: bytes, reason: str | None
+        self, tx: Tx, environment: str, waits: Pending, decision: ApprovalDecision, envelope: bytes, reason: str | None
     ) -> ApprovalRecord:
         said = parse_approval(parse_envelope(envelope, file="approval").payload).predicate
         bound = (said.environment, said.bundle_digest, said.policy_digest, said.decision, said.about)
-        about = registry.what_waits(tx, environment, waits)
+        about = registry.pending_subject(tx, environment, waits)
         if bound != (environment, waits.subject, waits.policy_digest, decision, about):
             msg = f"The signed decision is not about what waits: {waits.bundle} {waits.version} in {environment}."
             hint = f"Sign it for {waits.subject} under the policy {waits.policy_digest}."
@@ -141,7 +141,7 @@ class Deployments:
         if reason not in {None, said.reason}:
             msg = "The reason beside the signed decision is not the one that was signed."
             raise Invalid(msg, code="SubjectMismatch", hint="Send it inside the signed decision only.")
-        return registry.record_signed(tx, envelope, self._check_root(tx).keys)
+        return registry.record_signed_decision(tx, envelope, self._check_root(tx).keys)
 
     def _check_root(self, tx: Tx) -> TrustRoot:
         """Read the trust root, which has to be valid still: an expired one admits no decision.
@@ -228,12 +228,12 @@ class Deployments:
             if found is None or found.refused_code != "HistoryRewritten":
                 msg = "History was not rewritten; there is nothing to accept."
                 raise NotFound(msg, code="nothing_waits", hint="kneo source show says what was refused.")
-            wanted = about_rewrite(str(found.accepted_commit), str(found.refused_commit))
+            wanted = rewrite_subject(str(found.accepted_commit), str(found.refused_commit))
             if (said.environment, said.about, said.policy_digest) != ("source", wanted, root.digest):
                 msg = "This decision is not about the rewriting of history that was refused."
                 hint = f"Sign it for {found.accepted_commit} becoming {found.refused_commit}."
                 raise Invalid(msg, code="SubjectMismatch", hint=hint)
-            record = registry.record_signed(tx, envelope, root.keys)
+            record = registry.record_signed_decision(tx, envelope, root.keys)
         return {"approval": approval(record), **self._after("-", actor)}
 
     def hold(self, environment: str, bundle: str, reason: str, until: str | None, *, actor: str) -> Json:
@@ -359,7 +359,7 @@ class Deployments:
 def approval(record: ApprovalRecord) -> Json:
     """A decision, without its proof's bytes."""
     without = {name: value for name, value in asdict(record).items() if name != "envelope"}
-    return without | {"reason": registry.reason_of(record)}
+    return without | {"reason": registry.decision_reason(record)}
 
 
 def explanation(found: Explanation) -> Json:
@@ -424,7 +424,7 @@ def _waiting(tx: Tx, environment: str) -> list[Json]:
     for item in items:
         if item.subject not in said:
             try:
-                about = registry.what_waits(tx, environment, item)
+                about = registry.pending_subject(tx, environment, item)
             except Conflict:
                 about = None  # the next pass says anew what waits
             said[item.subject] = about.as_json() if about is not None else None

@@ -17,11 +17,11 @@ from kneo.store import audit, receipts, releases, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.service_key import service_key
 from kneo.tasks.inbox import to_sign
-from kneo.trust.answer import Reviewers
+from kneo.trust.answer import ReviewerKeys
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PublicKey
-from kneo.trust.receipt_chain import judge, told
+from kneo.trust.receipt_chain import check_receipts, verdict_json
 from kneo.trust.receipt_file import find_receipts
 
 
@@ -105,11 +105,11 @@ def summary(record: ReceiptRecord) -> Json:
     return {name: said[name] for name in names} | {"digest": record.digest}
 
 
-def _reviewers(tx: Tx, settings: Settings) -> Reviewers | None:
+def _reviewers(tx: Tx, settings: Settings) -> ReviewerKeys | None:
     if not releases.trust_chain(tx):
         return None
     root = registry.trust_root(tx, settings.trust_root)
-    return Reviewers(keys=root.keys, void=root.void)
+    return ReviewerKeys(keys=root.keys, void=root.void)
 
 
 def _said(record: ReceiptRecord) -> Json:
@@ -129,9 +129,9 @@ def verify_receipts(store: Store, settings: Settings, handed: Mapping[str, objec
     public = PublicKey.load(key) if key is not None else service_key(settings).public
     with store.read() as tx:
         # Another service's reviewers are in another trust root.
-        verdict = judge(found, [public], _reviewers(tx, settings) if key is None else None)
+        verdict = check_receipts(found, [public], _reviewers(tx, settings) if key is None else None)
         known = [receipts.by_digest(tx, item.digest) is not None for item in verdict.checked]
-    answer = told(verdict)
+    answer = verdict_json(verdict)
     listed = answer["receipts"]
     assert isinstance(listed, list)
     for item, is_known in zip(listed, known, strict=True):

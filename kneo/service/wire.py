@@ -18,7 +18,7 @@ from kneo.records.release import ApprovalRecord, Pending, Promotion, Release
 from kneo.records.run import Run
 from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.redaction import redact
-from kneo.registry import EnvironmentStatus, reason_of
+from kneo.registry import EnvironmentStatus, decision_reason
 from kneo.store import approvals
 from kneo.store.engine import Tx
 
@@ -113,7 +113,7 @@ def decision(item: ApprovalRecord) -> Json:
         "decision": item.decision,
         "signed": item.signed,
         "at": item.first_seen_at,
-        "reason": reason_of(item),
+        "reason": decision_reason(item),
     }
 
 

@@ -17,9 +17,9 @@ from kneo.tasks.answers import said_digest
 from kneo.tasks.receipts import answered, environment_of
 from kneo.trust.answer import (
     LASTS_AT_MOST,
+    AnswerBinding,
     AnswerStatement,
-    Reviewers,
-    Said,
+    ReviewerKeys,
     build_answer,
     open_answer,
     verify_answer,
@@ -108,7 +108,7 @@ def check_signed(
     verify_answer(
         envelope,
         _said(tx, task, decision),
-        reviewers=Reviewers(keys=root.keys, void=root.void),
+        reviewers=ReviewerKeys(keys=root.keys, void=root.void),
         now=tx.now,
         after=after.issued_at if after else None,
     )
@@ -122,9 +122,9 @@ def signed_fact(vote: Vote | None) -> dict[str, object]:
     return {"statement": parse_envelope(vote.statement.encode()).digest}
 
 
-def _said(tx: Tx, task: HumanTask, decision: Decision) -> Said:
+def _said(tx: Tx, task: HumanTask, decision: Decision) -> AnswerBinding:
     environment = environment_of(tx, task)
-    return Said.model_validate(
+    return AnswerBinding.model_validate(
         {
             "task": task.id,
             "request": task.request_id,

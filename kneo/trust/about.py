@@ -8,12 +8,12 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from kneo.digest import Digest, digest_of_json
-from kneo.trust.reading import DigestText, Line, Name, Record
+from kneo.trust.reading import DigestText, Line, Name, SignedRecord
 
 Commit = Annotated[str, Field(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")]
 
 
-class Prune(Record):
+class PruneSubject(SignedRecord):
     """More releases than allowed disappearing at once, by exactly one commit."""
 
     environment: Name
@@ -25,18 +25,18 @@ class Prune(Record):
     """Digest of which ones; see ``digest_of_releases``."""
 
 
-class Rewrite(Record):
+class RewriteSubject(SignedRecord):
     """The history of the repository replaced, from exactly one commit to exactly another."""
 
     old: Commit
     new: Commit
 
 
-class About(Record):
+class DecisionSubject(SignedRecord):
     """One of these things."""
 
-    prune: Prune | None = None
-    rewrite: Rewrite | None = None
+    prune: PruneSubject | None = None
+    rewrite: RewriteSubject | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -64,13 +64,13 @@ def digest_of_releases(releases: Iterable[tuple[str, str]]) -> Digest:
     return digest_of_json([list(item) for item in sorted(releases)])
 
 
-def about_prune(environment: str, revision: str, releases: Iterable[tuple[str, str]]) -> About:
+def prune_subject(environment: str, revision: str, releases: Iterable[tuple[str, str]]) -> DecisionSubject:
     """Name the disappearance of exactly these releases by exactly this commit."""
     gone = sorted(releases)
-    prune = Prune(environment=environment, revision=revision, count=len(gone), releases=digest_of_releases(gone))
-    return About(prune=prune)
+    prune = PruneSubject(environment=environment, revision=revision, count=len(gone), releases=digest_of_releases(gone))
+    return DecisionSubject(prune=prune)
 
 
-def about_rewrite(old: str, new: str) -> About:
+def rewrite_subject(old: str, new: str) -> DecisionSubject:
     """Name the replacement of exactly this commit by exactly that one."""
-    return About(rewrite=Rewrite(old=old, new=new))
+    return DecisionSubject(rewrite=RewriteSubject(old=old, new=new))

@@ -18,7 +18,7 @@ from kneo.errors import Invalid, Untrusted
 from kneo.trust.dsse import Envelope
 from kneo.trust.intoto import PAYLOAD_TYPE, read_statement, write_statement
 from kneo.trust.keys import KeyId
-from kneo.trust.reading import DigestText, Record, Time, read_record
+from kneo.trust.reading import DigestText, SignedRecord, Time, read_record
 from kneo.trust.signers import TrustedKey, find_signers, is_same
 
 ANSWER_TYPE = "urn:kneo:attestation:answer:v1"
@@ -34,7 +34,7 @@ CLOCKS_DIFFER = timedelta(minutes=5)
 Text: TypeAlias = Annotated[str, Field(max_length=20_000)]
 
 
-class Said(Record):
+class AnswerBinding(SignedRecord):
     """What an answer is bound to. Names are camelCase in files, digests ``sha256:`` and 64 hex digits."""
 
     task: Text
@@ -57,7 +57,7 @@ class Said(Record):
     policy_digest: DigestText | None
 
 
-class SignedSaid(Said):
+class SignedAnswer(AnswerBinding):
     """The statement's predicate: what is said, and for how long that may be handed over."""
 
     issued_at: Time
@@ -69,7 +69,7 @@ class AnswerStatement:
     """The bytes that are signed, and what they say."""
 
     payload: bytes
-    said: SignedSaid
+    said: SignedAnswer
 
     @property
     def digest(self) -> Digest:
@@ -82,7 +82,7 @@ def _nothing_revoked(keyid: str, seen: datetime) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reviewers:
+class ReviewerKeys:
     """Whose keys count.
 
     Attributes:
@@ -108,9 +108,9 @@ def answer_digest(
     )
 
 
-def build_answer(said: Said, *, issued_at: datetime, expires: datetime) -> AnswerStatement:
+def build_answer(said: AnswerBinding, *, issued_at: datetime, expires: datetime) -> AnswerStatement:
     """Spell an answer as the bytes to sign."""
-    full = SignedSaid(**dict(said), issued_at=issued_at, expires=expires)
+    full = SignedAnswer(**dict(said), issued_at=issued_at, expires=expires)
     predicate = full.model_dump(mode="json", by_alias=True)
     return AnswerStatement(write_statement(ANSWER_TYPE, full.task, full.subject_digest, predicate), full)
 
@@ -125,7 +125,7 @@ def parse_answer(payload: bytes, *, file: str = "statement") -> AnswerStatement:
         msg = f"{file}: {len(payload)} bytes are too many; the limit is {PAYLOAD_BYTES} bytes."
         raise Invalid(msg, code="LimitExceeded")
     statement = read_statement(payload, ANSWER_TYPE, file=file)
-    said = read_record(SignedSaid, statement.predicate, file=f"{file}: predicate")
+    said = read_record(SignedAnswer, statement.predicate, file=f"{file}: predicate")
     if (statement.subject_name, statement.subject_digest) != (said.task, said.subject_digest):
         msg = f"{file}: its subject is not the task that it is about."
         raise Invalid(msg, code="Malformed", field="subject")
@@ -147,7 +147,7 @@ def open_answer(envelope: Envelope, *, file: str = "statement") -> AnswerStateme
     return parse_answer(envelope.payload, file=file)
 
 
-def check_signer(envelope: Envelope, reviewer: str, reviewers: Reviewers, seen: datetime) -> None:
+def check_signer(envelope: Envelope, reviewer: str, reviewers: ReviewerKeys, seen: datetime) -> None:
     """Check that a statement was signed with a key of this person, which was not revoked when it was seen.
 
     Raises:
@@ -167,7 +167,7 @@ def check_signer(envelope: Envelope, reviewer: str, reviewers: Reviewers, seen: 
 
 
 def verify_answer(
-    envelope: Envelope, said: Said, *, reviewers: Reviewers, now: datetime, after: datetime | None = None
+    envelope: Envelope, said: AnswerBinding, *, reviewers: ReviewerKeys, now: datetime, after: datetime | None = None
 ) -> AnswerStatement:
     """Decide whether these bytes are this person's word for exactly this answer.
 
@@ -214,9 +214,9 @@ def verify_answer(
     return statement
 
 
-def differences(one: Said, other: Said) -> Iterator[str]:
+def differences(one: AnswerBinding, other: AnswerBinding) -> Iterator[str]:
     """Name the fields, as files spell them, in which two answers differ; a person's name may be spelled two ways."""
-    for name, about in Said.model_fields.items():
+    for name, about in AnswerBinding.model_fields.items():
         left, right = getattr(one, name), getattr(other, name)
         if left != right and not (name == "reviewer" and is_same(left, right)):
             yield about.alias or name

@@ -12,7 +12,7 @@ from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
 from kneo.trust.signers import Signer, TrustedKey, find_signers
-from kneo.trust.statement import ApprovalPredicate, Decision, parse_approval
+from kneo.trust.statement import ApprovalDecision, ApprovalPredicate, parse_approval
 from kneo.trust.verified import SEAL, VerifiedApproval
 
 CLOCK_SKEW = timedelta(minutes=5)
@@ -138,7 +138,7 @@ def check_issued(predicate: ApprovalPredicate, seen: datetime, *, file: str = "a
 
 
 def _check_unexpired(predicate: ApprovalPredicate, now: datetime, file: str) -> None:
-    if predicate.decision is Decision.APPROVE and now >= predicate.expires:
+    if predicate.decision is ApprovalDecision.APPROVE and now >= predicate.expires:
         msg = f"{file}: expired at {predicate.expires.isoformat()}."
         raise Untrusted(msg, code="Expired", hint="Approve again.")
 

@@ -22,7 +22,7 @@ _KINDS = {Algorithm.ED25519: 1, Algorithm.P256: 2}
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class SignedCheckpoint:
     """What a note says."""
 
     origin: str
@@ -45,7 +45,7 @@ def make_checkpoint(origin: str, size: int, root: str, key: PrivateKey) -> str:
     return f"{body}\n— {origin} {signature}\n"
 
 
-def parse_checkpoint(note: str) -> Checkpoint:
+def parse_checkpoint(note: str) -> SignedCheckpoint:
     """Read what a checkpoint says. Who signed it is for ``read_checkpoint``.
 
     Raises:
@@ -56,10 +56,10 @@ def parse_checkpoint(note: str) -> Checkpoint:
     if match is None or len(root) != hashlib.sha256().digest_size:
         msg = "This is not a checkpoint: expected an origin, a size and a root, a line each, and signatures."
         raise Invalid(msg, code="Malformed", hint="kneo audit checkpoint prints one.")
-    return Checkpoint(match[1], int(match[2]), root.hex())
+    return SignedCheckpoint(match[1], int(match[2]), root.hex())
 
 
-def read_checkpoint(note: str, *keys: PublicKey) -> Checkpoint:
+def read_checkpoint(note: str, *keys: PublicKey) -> SignedCheckpoint:
     """Read a checkpoint that one of these keys signed.
 
     Raises:

@@ -8,22 +8,22 @@ from pydantic import Field, JsonValue
 
 from kneo.digest import Digest, canonical_json
 from kneo.errors import Invalid
-from kneo.trust.reading import Line, Record, Several, read_record, read_strict
+from kneo.trust.reading import Line, Several, SignedRecord, read_record, read_strict
 
 STATEMENT_TYPE: Literal["https://in-toto.io/Statement/v1"] = "https://in-toto.io/Statement/v1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 
 
-class _DigestSet(Record):
+class _DigestSet(SignedRecord):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Subject(Record):
+class _Subject(SignedRecord):
     name: Line
     digest: _DigestSet
 
 
-class Statement(Record):
+class Statement(SignedRecord):
     """A statement whose predicate nobody has looked at yet."""
 
     type: Annotated[Literal["https://in-toto.io/Statement/v1"], Field(alias="_type")]

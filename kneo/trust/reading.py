@@ -23,7 +23,7 @@ SEQUENCE_LIMIT = 2**53 - 1
 """Largest whole number that every JSON reader reads alike (RFC 8785)."""
 
 
-class Record(BaseModel):
+class SignedRecord(BaseModel):
     """A part of something signed. Keys are camelCase in files; an unknown key refuses, so that nobody signs what we ignore."""
 
     model_config = ConfigDict(
@@ -74,7 +74,7 @@ Line = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_not_b
 """One printable line for people: a person's name, a reason, an address."""
 
 T = TypeVar("T")
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=SignedRecord)
 
 Several = Annotated[tuple[T, ...], Field(strict=False)]
 """A list in the file, a tuple in the program, so that a frozen record is frozen all the way down."""

@@ -18,7 +18,7 @@ from kneo.digest import Digest, canonical_json, digest_of, digest_of_json
 from kneo.trust.dsse import Envelope, sign
 from kneo.trust.intoto import PAYLOAD_TYPE, read_statement, write_statement
 from kneo.trust.keys import PrivateKey
-from kneo.trust.reading import SEQUENCE_LIMIT, DigestText, Record, Several, Time, read_record
+from kneo.trust.reading import SEQUENCE_LIMIT, DigestText, Several, SignedRecord, Time, read_record
 
 RECEIPT_TYPE = "urn:kneo:attestation:decision:v1"
 
@@ -29,7 +29,7 @@ Hash: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Word: TypeAlias = Literal["approved", "rejected", "edited", "selected", "provided", "expired"]
 
 
-class Voter(Record):
+class Voter(SignedRecord):
     """One person whose word counted, and who they were in the environment at that time."""
 
     actor: Text
@@ -44,7 +44,7 @@ class Voter(Record):
     """Digest of what they signed themselves, where the gate asks for that."""
 
 
-class Receipt(Record):
+class Receipt(SignedRecord):
     """What is signed. Names are camelCase in files, times ISO-8601 in UTC, digests ``sha256:`` and 64 hex digits."""
 
     id: Text

@@ -6,26 +6,28 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
-from kneo.trust.answer import Reviewers
+from kneo.trust.answer import ReviewerKeys
 from kneo.trust.keys import PublicKey
-from kneo.trust.receipt_check import Checked, check_receipt
-from kneo.trust.receipt_file import Handed
-from kneo.trust.receipt_statements import Problem
+from kneo.trust.receipt_check import CheckedReceipt, check_receipt
+from kneo.trust.receipt_file import ReceiptFile
+from kneo.trust.receipt_statements import ReceiptProblem
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ReceiptVerdict:
     """What checking a file of receipts found."""
 
-    checked: tuple[Checked, ...]
-    problems: tuple[Problem, ...]
+    checked: tuple[CheckedReceipt, ...]
+    problems: tuple[ReceiptProblem, ...]
 
     @property
     def valid(self) -> bool:
         return not self.problems
 
 
-def judge(handed: Handed, keys: Sequence[PublicKey], reviewers: Reviewers | None = None) -> Verdict:
+def check_receipts(
+    handed: ReceiptFile, keys: Sequence[PublicKey], reviewers: ReviewerKeys | None = None
+) -> ReceiptVerdict:
     """Check every receipt, and those that are said to be a run's as a chain.
 
     Args:
@@ -37,10 +39,10 @@ def judge(handed: Handed, keys: Sequence[PublicKey], reviewers: Reviewers | None
     problems = [problem for item in checked for problem in item.problems]
     if handed.is_chain and not problems:
         problems += check_chain(checked)
-    return Verdict(checked, tuple(problems))
+    return ReceiptVerdict(checked, tuple(problems))
 
 
-def check_chain(checked: Sequence[Checked]) -> tuple[Problem, ...]:
+def check_chain(checked: Sequence[CheckedReceipt]) -> tuple[ReceiptProblem, ...]:
     """Decide whether receipts, in their order, are those of one run from its first one on, none left out.
 
     Whether they are all of them nobody can say who has only these; the audit log knows.
@@ -50,21 +52,21 @@ def check_chain(checked: Sequence[Checked]) -> tuple[Problem, ...]:
     for _, first in read[:1]:
         if first.sequence != 1 or first.previous is not None:
             message = f"The first receipt here is number {first.sequence} of its run; those before it are missing."
-            problems.append(Problem(receipt=first.id, field="sequence", message=message))
+            problems.append(ReceiptProblem(receipt=first.id, field="sequence", message=message))
     for (digest, before), (_, after) in pairwise(read):
         if after.run != before.run:
             message = f"It is about the run {after.run}, and the one before it about {before.run}."
-            problems.append(Problem(receipt=after.id, field="run", message=message))
+            problems.append(ReceiptProblem(receipt=after.id, field="run", message=message))
         elif after.sequence != before.sequence + 1:
             message = f"Number {after.sequence} follows number {before.sequence}."
-            problems.append(Problem(receipt=after.id, field="sequence", message=message))
+            problems.append(ReceiptProblem(receipt=after.id, field="sequence", message=message))
         elif after.previous != digest:
             message = f"It follows {after.previous}, and the one before it is {digest}."
-            problems.append(Problem(receipt=after.id, field="previous", message=message))
+            problems.append(ReceiptProblem(receipt=after.id, field="previous", message=message))
     return tuple(problems)
 
 
-def told(verdict: Verdict) -> dict[str, object]:
+def verdict_json(verdict: ReceiptVerdict) -> dict[str, object]:
     """Spell a verdict as JSON."""
     return {
         "valid": verdict.valid,
@@ -73,7 +75,7 @@ def told(verdict: Verdict) -> dict[str, object]:
     }
 
 
-def _told_one(item: Checked) -> dict[str, object]:
+def _told_one(item: CheckedReceipt) -> dict[str, object]:
     receipt = item.receipt
     return {
         "id": receipt.id if receipt else None,

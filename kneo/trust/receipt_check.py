@@ -10,13 +10,13 @@ from pydantic import JsonValue
 from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid, KneoError
 from kneo.spec.reading.reader import read_json
-from kneo.trust.answer import Reviewers
+from kneo.trust.answer import ReviewerKeys
 from kneo.trust.dsse import Envelope
 from kneo.trust.intoto import PAYLOAD_TYPE, STATEMENT_TYPE
 from kneo.trust.keys import PublicKey
 from kneo.trust.receipt import RECEIPT_TYPE, Receipt, mark_of, parse_receipt
 from kneo.trust.receipt_rules import broken_rules
-from kneo.trust.receipt_statements import Problem, statement_problems
+from kneo.trust.receipt_statements import ReceiptProblem, statement_problems
 from kneo.trust.signers import TrustedKey, find_signers
 
 SIGNATURE = "signature"
@@ -24,7 +24,7 @@ SIGNATURE = "signature"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Presented:
+class PresentedReceipt:
     """A receipt as somebody hands it over.
 
     Attributes:
@@ -39,7 +39,7 @@ class Presented:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
+class CheckedReceipt:
     """What looking at one receipt found. ``receipt`` is set only where nothing is wrong with it.
 
     Attributes:
@@ -48,11 +48,13 @@ class Checked:
 
     digest: Digest
     receipt: Receipt | None
-    problems: tuple[Problem, ...] = field(default=())
+    problems: tuple[ReceiptProblem, ...] = field(default=())
     signed_by: tuple[str, ...] = ()
 
 
-def check_receipt(presented: Presented, keys: Sequence[PublicKey], reviewers: Reviewers | None = None) -> Checked:
+def check_receipt(
+    presented: PresentedReceipt, keys: Sequence[PublicKey], reviewers: ReviewerKeys | None = None
+) -> CheckedReceipt:
     """Decide whether one of these keys signed this receipt, and whether it says what it is shown to say.
 
     1. The envelope carries a statement.
@@ -69,29 +71,29 @@ def check_receipt(presented: Presented, keys: Sequence[PublicKey], reviewers: Re
     name = str(said.get("id", "?"))[:80]
     if envelope.payload_type != PAYLOAD_TYPE:
         message = f"The envelope says it carries {envelope.payload_type}, expected {PAYLOAD_TYPE}."
-        return _refused(digest, Problem(receipt=name, field="envelope.payloadType", message=message))
+        return _refused(digest, ReceiptProblem(receipt=name, field="envelope.payloadType", message=message))
     signers = find_signers(envelope, trusted)
     if not signers:
         changed = [*_changed(envelope, said, name), *_misread(presented.view, said, name)]
         message = "None of the keys given signed it."
         return _refused(
-            digest, *changed, *([] if changed else [Problem(receipt=name, field=SIGNATURE, message=message)])
+            digest, *changed, *([] if changed else [ReceiptProblem(receipt=name, field=SIGNATURE, message=message)])
         )
     hints = {signature.keyid for signature in envelope.signatures}
     if "" not in hints and hints.isdisjoint(signer.keyid for signer in signers):
         message = f"The signature was made by {signers[0].keyid}, and the envelope names another key."
-        return _refused(digest, Problem(receipt=name, field="envelope.signatures.keyid", message=message))
+        return _refused(digest, ReceiptProblem(receipt=name, field="envelope.signatures.keyid", message=message))
     try:
         receipt = parse_receipt(envelope.payload).receipt
     except KneoError as error:
         where = str(error.details.get("field", "receipt"))
-        return _refused(digest, Problem(receipt=name, field=where, message=error.message))
+        return _refused(digest, ReceiptProblem(receipt=name, field=where, message=error.message))
     wrong = [*_changed(envelope, said, name), *_misread(presented.view, said, name)]
-    wrong += [Problem(receipt=name, field=where, message=message) for where, message in broken_rules(receipt)]
+    wrong += [ReceiptProblem(receipt=name, field=where, message=message) for where, message in broken_rules(receipt)]
     wrong += statement_problems(receipt, presented.statements, reviewers)
     if wrong:
         return _refused(digest, *wrong)
-    return Checked(digest=digest, receipt=receipt, signed_by=_signed_by(receipt) if reviewers else ())
+    return CheckedReceipt(digest=digest, receipt=receipt, signed_by=_signed_by(receipt) if reviewers else ())
 
 
 def _signed_by(receipt: Receipt) -> tuple[str, ...]:
@@ -105,8 +107,8 @@ def _signed_by(receipt: Receipt) -> tuple[str, ...]:
     return tuple(voter.actor for voter in receipt.voters if voter.statement is not None)
 
 
-def _refused(digest: Digest, *problems: Problem) -> Checked:
-    return Checked(digest=digest, receipt=None, problems=problems)
+def _refused(digest: Digest, *problems: ReceiptProblem) -> CheckedReceipt:
+    return CheckedReceipt(digest=digest, receipt=None, problems=problems)
 
 
 def _statement(envelope: Envelope) -> Mapping[str, JsonValue]:
@@ -122,7 +124,7 @@ def _predicate(envelope: Envelope) -> Mapping[str, JsonValue]:
     return value if isinstance(value, dict) else {}
 
 
-def _changed(envelope: Envelope, said: Mapping[str, JsonValue], name: str) -> Iterator[Problem]:
+def _changed(envelope: Envelope, said: Mapping[str, JsonValue], name: str) -> Iterator[ReceiptProblem]:
     """Compare every field with its mark, and the statement around them with what it has to be."""
     marked = said.get("marks")
     marks = marked if isinstance(marked, dict) else {}
@@ -130,7 +132,7 @@ def _changed(envelope: Envelope, said: Mapping[str, JsonValue], name: str) -> It
     for key in [*fields, *(key for key in marks if key not in fields)]:
         if key not in fields or _mark(fields[key]) != marks.get(key):
             message = f"{key} is not what was signed: it and its mark disagree."
-            yield Problem(receipt=name, field=key[:80], message=message)
+            yield ReceiptProblem(receipt=name, field=key[:80], message=message)
     shown = str(said.get("subjectDigest")).removeprefix("sha256:")
     fixed: Mapping[str, JsonValue] = {
         "_type": STATEMENT_TYPE,
@@ -140,10 +142,12 @@ def _changed(envelope: Envelope, said: Mapping[str, JsonValue], name: str) -> It
     statement = _statement(envelope)
     for key, value in fixed.items():
         if statement.get(key) != value:
-            yield Problem(receipt=name, field=key, message=f"{key} is not that of a receipt about this task.")
+            yield ReceiptProblem(receipt=name, field=key, message=f"{key} is not that of a receipt about this task.")
 
 
-def _misread(view: Mapping[str, JsonValue] | None, said: Mapping[str, JsonValue], name: str) -> Iterator[Problem]:
+def _misread(
+    view: Mapping[str, JsonValue] | None, said: Mapping[str, JsonValue], name: str
+) -> Iterator[ReceiptProblem]:
     """Compare what is shown with what is signed."""
     if view is None:
         return
@@ -151,7 +155,7 @@ def _misread(view: Mapping[str, JsonValue] | None, said: Mapping[str, JsonValue]
         # By their marks, because Python takes false for 0.
         if key not in view or key not in said or _mark(view[key]) != _mark(said[key]):
             message = f"{key} is shown as something else than what the envelope says."
-            yield Problem(receipt=name, field=key[:80], message=message)
+            yield ReceiptProblem(receipt=name, field=key[:80], message=message)
 
 
 def _mark(value: JsonValue) -> str | None:

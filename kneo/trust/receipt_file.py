@@ -11,7 +11,7 @@ from kneo.errors import Invalid
 from kneo.spec.documents import ReadLimits
 from kneo.spec.reading.reader import read_json
 from kneo.trust.dsse import Envelope, read_envelope
-from kneo.trust.receipt_check import Presented
+from kneo.trust.receipt_check import PresentedReceipt
 
 LIMITS = ReadLimits(max_bytes=16 * 1_048_576, max_nodes=1_000_000)
 """Room for the receipts of some thousand decisions."""
@@ -23,7 +23,7 @@ STATEMENTS = 1_000
 
 
 @dataclass(frozen=True)
-class Handed:
+class ReceiptFile:
     """What somebody hands over.
 
     Attributes:
@@ -31,11 +31,11 @@ class Handed:
         is_chain: Whether they are said to be those of a run, from the first on.
     """
 
-    receipts: tuple[Presented, ...]
+    receipts: tuple[PresentedReceipt, ...]
     is_chain: bool
 
 
-def read_receipts(data: bytes, *, file: str) -> Handed:
+def read_receipts(data: bytes, *, file: str) -> ReceiptFile:
     """Read a file of receipts without believing any of it.
 
     Raises:
@@ -44,7 +44,7 @@ def read_receipts(data: bytes, *, file: str) -> Handed:
     return find_receipts(read_json(data, file=file, limits=LIMITS).value, file=file)
 
 
-def find_receipts(value: object, *, file: str) -> Handed:
+def find_receipts(value: object, *, file: str) -> ReceiptFile:
     """Find the receipts in a JSON value: an envelope, ``{"envelope", "receipt"}`` or ``{"receipts": [...]}``.
 
     Raises:
@@ -55,11 +55,11 @@ def find_receipts(value: object, *, file: str) -> Handed:
             msg = f"{file}: {len(listed)} receipts; from 1 to {RECEIPTS} are read at once."
             raise Invalid(msg, code="Malformed")
         found = tuple(_one(item, f"{file}: receipts[{index}]") for index, item in enumerate(listed))
-        return Handed(found, is_chain=True)
-    return Handed((_one(value, file),), is_chain=False)
+        return ReceiptFile(found, is_chain=True)
+    return ReceiptFile((_one(value, file),), is_chain=False)
 
 
-def as_handed(value: object) -> dict[str, object]:
+def wrap_envelope(value: object) -> dict[str, object]:
     """Put an envelope that stands alone where one beside its words would stand.
 
     Raises:
@@ -71,15 +71,15 @@ def as_handed(value: object) -> dict[str, object]:
     return {"envelope": value} if "payloadType" in value else value
 
 
-def _one(value: object, where: str) -> Presented:
+def _one(value: object, where: str) -> PresentedReceipt:
     if not isinstance(value, dict):
         msg = f"{where}: a receipt is a JSON object."
         raise Invalid(msg, code="Malformed", hint="kneo human receipt show --json writes one.")
     if "envelope" not in value:
-        return Presented(envelope=read_envelope(value, file=where))
+        return PresentedReceipt(envelope=read_envelope(value, file=where))
     envelope = read_envelope(value["envelope"], file=f"{where}: envelope")
     view, statements = value.get("receipt"), value.get("statements")
-    return Presented(
+    return PresentedReceipt(
         envelope=envelope,
         view=_view(view, where) if view is not None else None,
         statements=_statements(statements, where) if statements is not None else None,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kneo.errors import KneoError
-from kneo.trust.answer import CLOCKS_DIFFER, AnswerStatement, Reviewers, SignedSaid, check_signer, open_answer
+from kneo.trust.answer import CLOCKS_DIFFER, AnswerStatement, ReviewerKeys, SignedAnswer, check_signer, open_answer
 from kneo.trust.dsse import Envelope
 from kneo.trust.receipt import Receipt, Voter
 from kneo.trust.signers import is_same
@@ -19,7 +19,7 @@ DECISIVE = ("content_digest", "policy_digest")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class ReceiptProblem:
     """One thing that is not as it was signed.
 
     Attributes:
@@ -34,8 +34,8 @@ class Problem:
 
 
 def statement_problems(
-    receipt: Receipt, handed: Sequence[Envelope] | None, reviewers: Reviewers | None
-) -> list[Problem]:
+    receipt: Receipt, handed: Sequence[Envelope] | None, reviewers: ReviewerKeys | None
+) -> list[ReceiptProblem]:
     """Find what is wrong with the statements that a receipt names.
 
     Args:
@@ -46,14 +46,16 @@ def statement_problems(
     if handed is None and reviewers is None:
         return []
     found = [*_all_of(receipt, tuple(handed or ()), reviewers)]
-    return [Problem(receipt=receipt.id, field=where, message=message) for where, message in found]
+    return [ReceiptProblem(receipt=receipt.id, field=where, message=message) for where, message in found]
 
 
-def _all_of(receipt: Receipt, handed: tuple[Envelope, ...], reviewers: Reviewers | None) -> Iterator[tuple[str, str]]:
+def _all_of(
+    receipt: Receipt, handed: tuple[Envelope, ...], reviewers: ReviewerKeys | None
+) -> Iterator[tuple[str, str]]:
     by_digest = {envelope.digest: envelope for envelope in handed}
     named = {voter.statement for voter in receipt.voters}
     strangers = [envelope for envelope in handed if envelope.digest not in named]
-    said: list[SignedSaid] = []
+    said: list[SignedAnswer] = []
     for index, voter in enumerate(receipt.voters):
         where = f"voters[{index}].statement"
         if voter.statement is None:
@@ -94,7 +96,7 @@ def _missing(receipt: Receipt, voter: Voter, strangers: Sequence[Envelope], wher
 
 
 def _differs(receipt: Receipt, voter: Voter, statement: AnswerStatement) -> Iterator[str]:
-    said, fields = statement.said, SignedSaid.model_fields
+    said, fields = statement.said, SignedAnswer.model_fields
     decisive = DECISIVE if voter == receipt.voters[-1] else ()
     for name in (*SHARED, *decisive):
         if getattr(said, name) != getattr(receipt, name):

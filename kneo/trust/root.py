@@ -25,7 +25,7 @@ from kneo.errors import Invalid, Untrusted
 from kneo.names import person_name, shown
 from kneo.trust.dsse import Envelope, parse_envelope
 from kneo.trust.keys import PEM_BYTES, Algorithm, KeyId, PublicKey
-from kneo.trust.reading import KeyIdText, Line, Name, Record, Several, Time, read_record, read_strict
+from kneo.trust.reading import KeyIdText, Line, Name, Several, SignedRecord, Time, read_record, read_strict
 from kneo.trust.signers import TrustedKey, find_signers, folded, people
 
 TRUST_ROOT_TYPE = "application/vnd.kneo.trust-root+json"
@@ -45,7 +45,7 @@ ROOT_ROLE = "root"
 _SEAL = object()
 
 
-class RootKey(Record):
+class RootKey(SignedRecord):
     algorithm: Annotated[Algorithm, Field(strict=False)]
     public: Annotated[str, Field(max_length=PEM_BYTES)]
     """PEM SubjectPublicKeyInfo."""
@@ -54,7 +54,7 @@ class RootKey(Record):
     """Whose key it is: the same text as the person's API key name and entry in environment files."""
 
 
-class Role(Record):
+class Role(SignedRecord):
     keys: Annotated[Several[KeyIdText], Field(min_length=1, max_length=KEYS)]
     threshold: Annotated[int, Field(ge=1, le=KEYS)]
     """How many different people must have signed."""
@@ -69,7 +69,7 @@ class Role(Record):
         return any(fnmatch.fnmatchcase(path, scope) for scope in self.paths or ())
 
 
-class Revocation(Record):
+class Revocation(SignedRecord):
     keyid: KeyIdText
     at: Time
     """From this moment on the key vouches for nothing it had not already vouched for, by our own records."""
@@ -83,7 +83,7 @@ class Revocation(Record):
         return seen >= self.at or (self.compromised_since is not None and seen >= self.compromised_since)
 
 
-class RootDocument(Record):
+class RootDocument(SignedRecord):
     """What a trust root says. Reading one proves nothing about it; ``verify_chain`` does."""
 
     version: Annotated[int, Field(ge=1, le=1_000_000_000)]

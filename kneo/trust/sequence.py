@@ -18,14 +18,14 @@ SEQUENCE_JUMP = 1_000
 
 
 @dataclass(frozen=True)
-class HighWater:
+class NewestAccepted:
     """The newest bundle ever accepted under a name."""
 
     seq: int
     digest: Digest
 
 
-def check_sequence(bundle: VerifiedBundle, high_water: HighWater | None, known_digests: Container[str]) -> None:
+def check_sequence(bundle: VerifiedBundle, high_water: NewestAccepted | None, known_digests: Container[str]) -> None:
     """Refuse a rollback, a second history and an absurd jump.
 
     A digest that was accepted before passes: going back to it is a rollback promotion, which has its own gates.

@@ -16,15 +16,15 @@ from pydantic import Field, JsonValue
 
 from kneo.digest import Digest, digest_of, digest_of_json
 from kneo.errors import Invalid
-from kneo.trust.about import About
+from kneo.trust.about import DecisionSubject
 from kneo.trust.intoto import read_statement, write_statement
 from kneo.trust.reading import (
     SEQUENCE_LIMIT,
     DigestText,
     Line,
     Name,
-    Record,
     Several,
+    SignedRecord,
     Time,
     Version,
     read_record,
@@ -40,14 +40,14 @@ ENVIRONMENTS = 64
 DEPENDENCIES = 64
 
 
-class Dependency(Record):
+class Dependency(SignedRecord):
     """A bundle that must run in the same environment, by content."""
 
     name: Name
     digest: DigestText
 
 
-class BundleSource(Record):
+class BundleSource(SignedRecord):
     """Where the signer says the spec came from. A statement of the signer, shown to people, decided upon by nobody."""
 
     repo: Line | None = None
@@ -56,7 +56,7 @@ class BundleSource(Record):
     ci_run: Line | None = None
 
 
-class BundlePredicate(Record):
+class BundlePredicate(SignedRecord):
     name: Name
     version: Version
     seq: Annotated[int, Field(ge=1, le=SEQUENCE_LIMIT)]
@@ -80,18 +80,18 @@ class BundlePredicate(Record):
     """Digest of ``spec`` in its RFC 8785 form."""
 
 
-class Decision(StrEnum):
+class ApprovalDecision(StrEnum):
     APPROVE = "approve"
     REJECT = "reject"
 
 
-class ApprovalPredicate(Record):
+class ApprovalPredicate(SignedRecord):
     bundle_digest: DigestText
     environment: Name
     policy_digest: DigestText
     """The rules that were in force when somebody decided; under other rules the decision says nothing."""
 
-    decision: Annotated[Decision, Field(strict=False)]
+    decision: Annotated[ApprovalDecision, Field(strict=False)]
     issued_at: Time | None = None
     """When its maker signed it: of one person's statements the one signed last counts, whenever it is brought. Absent only
     in statements that were recorded before this field existed."""
@@ -102,7 +102,7 @@ class ApprovalPredicate(Record):
     reason: Line | None = None
     """Why, in the words of whoever decided."""
 
-    about: About | None = None
+    about: DecisionSubject | None = None
     """What was decided about where that is no bundle; ``bundle_digest`` is then the digest of this."""
 
     approver: Line | None = None
@@ -216,12 +216,12 @@ def build_approval(  # noqa: PLR0913 - as above
     bundle_digest: Digest,
     environment: str,
     policy_digest: Digest,
-    decision: Decision,
+    decision: ApprovalDecision,
     issued_at: datetime,
     expires: datetime,
     approver: str | None = None,
     reason: str | None = None,
-    about: About | None = None,
+    about: DecisionSubject | None = None,
 ) -> ApprovalStatement:
     """Write down a decision so that its maker can sign it.
 
@@ -246,7 +246,7 @@ def build_approval(  # noqa: PLR0913 - as above
     return parse_approval(_payload(APPROVAL_TYPE, bundle_name, bundle_digest, predicate))
 
 
-def _payload(predicate_type: str, name: str, digest: Digest, predicate: Record) -> bytes:
+def _payload(predicate_type: str, name: str, digest: Digest, predicate: SignedRecord) -> bytes:
     view = predicate.model_dump(mode="json", by_alias=True)
     for optional in ("expiresAt", "approver", "about", "reason"):
         if view.get(optional, 0) is None:

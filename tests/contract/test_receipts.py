@@ -32,9 +32,9 @@ from kneo.tasks.sweep import expire_due
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.keys import PrivateKey
 from kneo.trust.receipt import Receipt, content_digest, parse_receipt
-from kneo.trust.receipt_chain import judge
-from kneo.trust.receipt_check import Presented
-from kneo.trust.receipt_file import Handed
+from kneo.trust.receipt_chain import check_receipts
+from kneo.trust.receipt_check import PresentedReceipt
+from kneo.trust.receipt_file import ReceiptFile
 
 KEY = PrivateKey.generate()
 
@@ -79,8 +79,8 @@ def test_a_decision_leaves_a_receipt_that_its_key_signed(signing: Store) -> None
     run = paused(signing)
     task = say(signing, kind="edited", content="better")
     record = kept(signing)
-    handed = Handed((Presented(envelope=parse_envelope(record.envelope)),), is_chain=True)
-    assert judge(handed, [KEY.public]).valid
+    handed = ReceiptFile((PresentedReceipt(envelope=parse_envelope(record.envelope)),), is_chain=True)
+    assert check_receipts(handed, [KEY.public]).valid
     found = said(record)
     assert (found.task, found.run, found.request) == (task.id, run.id, task.request_id)
     assert (found.gate, found.subject_digest) == (task.key, task.subject_digest)
@@ -132,9 +132,9 @@ def test_receipts_of_a_run_are_a_chain(signing: Store) -> None:
     with signing.read() as tx:
         found = receipts.of_run(tx, run.id)
     assert [item.task_id for item in found] == ["cont_2", "cont_0", "cont_1"]
-    presented = tuple(Presented(envelope=parse_envelope(item.envelope)) for item in found)
-    assert judge(Handed(presented, is_chain=True), [KEY.public]).valid
-    assert not judge(Handed(presented[::2], is_chain=True), [KEY.public]).valid
+    presented = tuple(PresentedReceipt(envelope=parse_envelope(item.envelope)) for item in found)
+    assert check_receipts(ReceiptFile(presented, is_chain=True), [KEY.public]).valid
+    assert not check_receipts(ReceiptFile(presented[::2], is_chain=True), [KEY.public]).valid
 
 
 def test_a_refused_answer_leaves_none(signing: Store) -> None:

@@ -32,14 +32,14 @@ from kneo.tasks.answers import Answer
 from kneo.tasks.inbox import decide, find
 from kneo.tasks.links import make_link
 from kneo.tasks.sweep import expire_due
-from kneo.trust.answer import Reviewers
+from kneo.trust.answer import ReviewerKeys
 from kneo.trust.dsse import parse_envelope, serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
 from kneo.trust.receipt import parse_receipt
-from kneo.trust.receipt_chain import Verdict, judge
-from kneo.trust.receipt_check import Presented
-from kneo.trust.receipt_file import Handed
+from kneo.trust.receipt_chain import ReceiptVerdict, check_receipts
+from kneo.trust.receipt_check import PresentedReceipt
+from kneo.trust.receipt_file import ReceiptFile
 from kneo.trust.root import RootDocument
 from kneo.trust.signers import TrustedKey
 
@@ -85,20 +85,20 @@ def kept(store: Store, task: HumanTask) -> ReceiptRecord:
     return found
 
 
-def check(record: ReceiptRecord, reviewers: Reviewers | None = None, *statements: Json) -> Verdict:
+def check(record: ReceiptRecord, reviewers: ReviewerKeys | None = None, *statements: Json) -> ReceiptVerdict:
     texts = [json.dumps(one) for one in statements] or record.statements
-    handed = Presented(
+    handed = PresentedReceipt(
         envelope=parse_envelope(record.envelope),
         statements=tuple(parse_envelope(text.encode()) for text in texts),
     )
-    return judge(Handed((handed,), is_chain=False), [KEY.public], reviewers)
+    return check_receipts(ReceiptFile((handed,), is_chain=False), [KEY.public], reviewers)
 
 
-def keys_of(*names: str) -> Reviewers:
-    return Reviewers(keys={KEYS[name].keyid: TrustedKey(KEYS[name].public, name) for name in names})
+def keys_of(*names: str) -> ReviewerKeys:
+    return ReviewerKeys(keys={KEYS[name].keyid: TrustedKey(KEYS[name].public, name) for name in names})
 
 
-def fields(verdict: Verdict) -> list[str]:
+def fields(verdict: ReceiptVerdict) -> list[str]:
     return [problem.field for problem in verdict.problems]
 
 
@@ -115,7 +115,7 @@ def test_an_answer_signed_by_who_gives_it_is_taken_and_proved_by_the_receipt(sto
     assert (verdict.valid, verdict.checked[0].signed_by) == (True, ("ann",))
     with store.read() as tx:
         found = registry.trust_root(tx, None)
-    assert check(record, Reviewers(keys=found.keys, void=found.void)).valid
+    assert check(record, ReviewerKeys(keys=found.keys, void=found.void)).valid
 
 
 @pytest.mark.usefixtures("root")
@@ -236,7 +236,7 @@ def test_a_revoked_key_counts_no_more_and_what_it_signed_before_does(
     assert refused(store, after, "ben", statement=said) == "KeyRevoked"
     with store.read() as tx:
         found = registry.trust_root(tx, None)
-    assert check(kept(store, before), Reviewers(keys=found.keys, void=found.void)).valid
+    assert check(kept(store, before), ReviewerKeys(keys=found.keys, void=found.void)).valid
 
 
 @pytest.mark.usefixtures("root")
@@ -392,10 +392,10 @@ def test_a_statement_is_not_left_out_nor_put_in(store: Store) -> None:
     own = json.loads(record.statements[0])
     assert fields(check(record, keys_of("ann"), own, foreign)) == ["statements"]
     assert set(fields(check(record, keys_of("ann"), foreign))) >= {"voters[0].statement.task"}
-    handed = Presented(envelope=parse_envelope(record.envelope))
-    alone = Handed((handed,), is_chain=False)
-    assert judge(alone, [KEY.public]).valid
-    assert fields(judge(alone, [KEY.public], keys_of("ann"))) == ["voters[0].statement"]
+    handed = PresentedReceipt(envelope=parse_envelope(record.envelope))
+    alone = ReceiptFile((handed,), is_chain=False)
+    assert check_receipts(alone, [KEY.public]).valid
+    assert fields(check_receipts(alone, [KEY.public], keys_of("ann"))) == ["voters[0].statement"]
 
 
 @pytest.mark.usefixtures("root")

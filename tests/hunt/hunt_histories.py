@@ -21,9 +21,9 @@ from pathlib import Path
 from controller_bench import Bench
 from hunt.report import Budget, Finding, Report
 
-from controller.stages.apply import Lease
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
+from controller.stages.apply import Lease
 from kneo import registry
 from kneo.clock import ManualClock, SystemClock
 from kneo.errors import NotFound

@@ -11,11 +11,11 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.approvals import Vote
-from controller.stages.candidate import Candidate, Standing, candidate_of, standing_of
-from controller.stages.gates import GATES, Allowed, Evidence, Gate, Rules, Verdict, Waits, approved
-from controller.stages.evaluation import judge
-from controller.stages.plan import Action, Plan, Promote, Retire, make_plan, name_of
+from controller.approvals import ApprovalVote
+from controller.stages.candidate import Candidate, UnchangedBundle, candidate_of, unchanged_bundle
+from controller.stages.evaluation import evaluate_gates
+from controller.stages.gates import GATES, Allowed, Blocked, Evidence, Gate, GateVerdict, Rules, approved
+from controller.stages.plan import Action, Promote, ReleasePlan, Retire, make_plan, name_of
 from kneo.clock import isoformat
 from kneo.digest import Digest, digest_of
 from kneo.records.release import Hold, Release, Suspension
@@ -114,19 +114,21 @@ chosen = st.dictionaries(st.sampled_from(NAMES), st.integers(0, VERSIONS - 1))
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> tuple[dict[str, Candidate | Standing], set[str], dict[str, Release]]:
+def worlds(draw: st.DrawFn) -> tuple[dict[str, Candidate | UnchangedBundle], set[str], dict[str, Release]]:
     """What Git names, what of that was refused, and what is served; what is served may stand without being judged."""
     served = {name: release_of(BUNDLES[name][number]) for name, number in draw(chosen).items()}
-    desired: dict[str, Candidate | Standing] = {}
+    desired: dict[str, Candidate | UnchangedBundle] = {}
     for name, number in draw(chosen).items():
         bundle = BUNDLES[name][number]
         stands = name in served and served[name].digest == bundle.digest and draw(st.booleans())
-        desired[name] = standing_of(bundle) if stands else bundle
+        desired[name] = unchanged_bundle(bundle) if stands else bundle
     refused = draw(st.sets(st.sampled_from(NAMES))) - set(desired)
     return desired, refused, served
 
 
-def plan_of(desired: Mapping[str, Candidate | Standing], kept: set[str], served: Mapping[str, Release]) -> Plan:
+def plan_of(
+    desired: Mapping[str, Candidate | UnchangedBundle], kept: set[str], served: Mapping[str, Release]
+) -> ReleasePlan:
     return make_plan("prod", "main@sha1:0", desired=desired, kept=kept, observed=served, known=KNOWN)
 
 
@@ -168,10 +170,10 @@ def test_a_plan_says_each_thing_once_and_nothing_about_what_stays(world: tuple) 
 def _scripted(number: int, waits: set[tuple[int, str, int]], order: list[Rules]) -> Gate:
     """A gate that says for each action and each set of rules what it was told to."""
 
-    def gate(action: Action, _plan: Plan, item: Rules, _evidence: Evidence) -> Verdict:
+    def gate(action: Action, _plan: ReleasePlan, item: Rules, _evidence: Evidence) -> GateVerdict:
         found = next(i for i, known in enumerate(order) if known is item)
         if (number, name_of(action), found) in waits:
-            return Waits(f"gate-{number}", "Waits", "It waits.")
+            return Blocked(f"gate-{number}", "Blocked", "It waits.")
         return Allowed((f"appr_{number}",))
 
     return gate
@@ -187,7 +189,7 @@ def test_what_one_gate_refuses_no_order_of_gates_lets_through(
     plan = plan_of(*world)
     asked = [rules(atomic=atomic), rules(required=1)][: 2 if two else 1]
     gates = [_scripted(number, waits, asked) for number in order]
-    judged = judge(plan, asked, Evidence(now=NOW, served={"prod": world[2]}), gates=gates)
+    judged = evaluate_gates(plan, asked, Evidence(now=NOW, served={"prod": world[2]}), gates=gates)
     assert [action for action, _ in judged] == list(plan.actions)
     refused = {name for _, name, number in waits if number < len(asked)}
     allowed = {name_of(action) for action, verdict in judged if isinstance(verdict, Allowed)}
@@ -204,8 +206,8 @@ def test_what_one_gate_refuses_no_order_of_gates_lets_through(
 @given(worlds())
 def test_without_rules_or_with_a_refused_release_nothing_atomic_moves(world: tuple) -> None:
     plan, evidence = plan_of(*world), Evidence(now=NOW, served={"prod": world[2]})
-    assert not any(isinstance(verdict, Allowed) for _, verdict in judge(plan, [], evidence))
-    held = judge(plan, [rules(atomic=True)], evidence, refused="mail 1.0.0 was refused")
+    assert not any(isinstance(verdict, Allowed) for _, verdict in evaluate_gates(plan, [], evidence))
+    held = evaluate_gates(plan, [rules(atomic=True)], evidence, refused="mail 1.0.0 was refused")
     assert not any(isinstance(verdict, Allowed) for _, verdict in held)
 
 
@@ -227,7 +229,7 @@ def test_the_order_of_the_real_gates_decides_nothing(
     asked = [rules(required=required, percent=percent)]
 
     def passed(order: Sequence[Gate]) -> set[str]:
-        judged = judge(plan, asked, evidence, gates=order)
+        judged = evaluate_gates(plan, asked, evidence, gates=order)
         return {name_of(action) for action, verdict in judged if isinstance(verdict, Allowed)}
 
     assert passed(gates) == passed(GATES)
@@ -247,7 +249,7 @@ def mostly(value: object, *others: object) -> st.SearchStrategy:
 
 votes = st.lists(
     st.builds(
-        Vote,
+        ApprovalVote,
         principal=st.sampled_from(SPELLINGS),
         approves=mostly(True, False),
         signed=st.booleans(),
@@ -262,9 +264,9 @@ votes = st.lists(
 )
 
 
-def counted(cast: Sequence[Vote], required: int, *, signed: bool) -> bool:
+def counted(cast: Sequence[ApprovalVote], required: int, *, signed: bool) -> bool:
     """The rule in other words: nobody's last word is a rejection, and enough people have an approval that counts now."""
-    last: dict[str, Vote] = {}
+    last: dict[str, ApprovalVote] = {}
     approved_by = set()
     for vote in sorted(cast, key=lambda vote: (vote.issued or datetime.min.replace(tzinfo=UTC), not vote.approves)):
         person = unicodedata.normalize("NFKC", vote.principal).casefold().strip()
@@ -281,7 +283,7 @@ def counted(cast: Sequence[Vote], required: int, *, signed: bool) -> bool:
 @given(votes, st.integers(1, 3), st.booleans(), st.randoms(use_true_random=False))
 @settings(max_examples=250)
 def test_nobody_is_counted_twice_and_nobody_who_does_not_count(
-    cast: list[Vote], required: int, signed: bool, random: Random
+    cast: list[ApprovalVote], required: int, signed: bool, random: Random
 ) -> None:
     asked = rules(required=required, signed=signed)
     this = asked.environment.policy_digest
@@ -289,7 +291,7 @@ def test_nobody_is_counted_twice_and_nobody_who_does_not_count(
     bundle = BUNDLES["mail"][0]
     plan = plan_of({"mail": bundle}, set(), {})
 
-    def passes(given_votes: Sequence[Vote]) -> bool:
+    def passes(given_votes: Sequence[ApprovalVote]) -> bool:
         evidence = Evidence(now=NOW, served={}, votes={bundle.digest: tuple(given_votes)})
         return isinstance(approved(Promote(bundle, None), plan, asked, evidence), Allowed)
 
@@ -300,10 +302,10 @@ def test_nobody_is_counted_twice_and_nobody_who_does_not_count(
 
 
 @given(votes)
-def test_votes_about_something_else_are_not_looked_at(cast: list[Vote]) -> None:
+def test_votes_about_something_else_are_not_looked_at(cast: list[ApprovalVote]) -> None:
     bundle, other = BUNDLES["mail"][0], BUNDLES["mail"][1]
     asked = rules(required=1)
     mine = tuple(replace(vote, approves=True, policy_digest=asked.environment.policy_digest) for vote in cast)
     evidence = Evidence(now=NOW, served={}, votes={other.digest: mine})
     plan = plan_of({"mail": bundle}, set(), {})
-    assert isinstance(approved(Promote(bundle, None), plan, asked, evidence), Waits)
+    assert isinstance(approved(Promote(bundle, None), plan, asked, evidence), Blocked)

@@ -18,7 +18,7 @@ from kneo.trust.keys import PrivateKey
 from kneo.trust.root import TRUST_ROOT_TYPE, TrustRoot, parse_root, root_payload, verify_chain
 from kneo.trust.root_edit import add_key, first_root, next_root, remove_key, revoke_key, set_role
 from kneo.trust.rule import SignatureRule
-from kneo.trust.sequence import HighWater, check_sequence
+from kneo.trust.sequence import NewestAccepted, check_sequence
 from kneo.trust.signers import TrustedKey
 from kneo.trust.statement import build_bundle, parse_bundle
 from kneo.trust.verified import SEAL, VerifiedBundle
@@ -185,7 +185,7 @@ def candidate(seq: int, prev: int | None) -> VerifiedBundle:
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.none() | st.integers(1, 5)), max_size=40))
 def test_what_is_newly_accepted_only_ever_goes_up(offers: list[tuple[int, int | None]]) -> None:
-    high: HighWater | None = None
+    high: NewestAccepted | None = None
     known: set[Digest] = set()
     for offer in offers:
         bundle = candidate(*offer)
@@ -196,7 +196,7 @@ def test_what_is_newly_accepted_only_ever_goes_up(offers: list[tuple[int, int | 
             continue
         if bundle.digest not in known:
             assert high is None or bundle.seq > high.seq
-            high = HighWater(bundle.seq, bundle.digest)
+            high = NewestAccepted(bundle.seq, bundle.digest)
             known.add(bundle.digest)
 
 

@@ -12,7 +12,7 @@ from kneo.service.context import ServiceDep
 from kneo.service.router import Router, responds
 from kneo.service.routes.environments import Decider, Reader, deployments
 from kneo.service.wire import Json
-from kneo.trust.statement import Decision
+from kneo.trust.statement import ApprovalDecision
 
 router = Router(tags=["promotions"])
 
@@ -45,7 +45,7 @@ def list_promotions(
 )
 def approve(promotion_id: str, service: ServiceDep, principal: Decider, order: DecisionOrder | None = None) -> Json:
     """Agree to what waits under an id."""
-    return _decide(promotion_id, Decision.APPROVE, service, principal, order)
+    return _decide(promotion_id, ApprovalDecision.APPROVE, service, principal, order)
 
 
 @router.post(
@@ -53,11 +53,11 @@ def approve(promotion_id: str, service: ServiceDep, principal: Decider, order: D
 )
 def reject(promotion_id: str, service: ServiceDep, principal: Decider, order: DecisionOrder | None = None) -> Json:
     """Refuse what waits under an id, until it is taken back."""
-    return _decide(promotion_id, Decision.REJECT, service, principal, order)
+    return _decide(promotion_id, ApprovalDecision.REJECT, service, principal, order)
 
 
 def _decide(
-    promotion_id: str, decision: Decision, service: ServiceDep, principal: Decider, order: DecisionOrder | None
+    promotion_id: str, decision: ApprovalDecision, service: ServiceDep, principal: Decider, order: DecisionOrder | None
 ) -> Json:
     order = order or DecisionOrder()
     envelope = order.envelope.encode() if order.envelope is not None else None

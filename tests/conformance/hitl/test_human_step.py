@@ -17,7 +17,7 @@ from kneo.settings import from_env
 from kneo.store import receipts, runs
 from kneo.store.run_filter import RunFilter
 from kneo.store.service_key import find_service_key
-from kneo.trust.receipt_chain import judge
+from kneo.trust.receipt_chain import check_receipts
 from kneo.trust.receipt_file import find_receipts
 
 ASK = WorkflowBuilder.human_step
@@ -290,7 +290,7 @@ def test_an_answer_in_a_program_is_signed_like_any_other(database: SqliteDb) -> 
     with database.store.read() as tx:
         envelopes = [{"envelope": json.loads(found.envelope)} for found in receipts.of_run(tx, caught.value.run_id)]
     key = find_service_key(from_env({}).on(database.url))
-    verdict = judge(find_receipts({"receipts": envelopes}, file="receipts"), [key.public])
+    verdict = check_receipts(find_receipts({"receipts": envelopes}, file="receipts"), [key.public])
     assert (verdict.valid, [item.receipt.run for item in verdict.checked]) == (True, [caught.value.run_id])
 
 

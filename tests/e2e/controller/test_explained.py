@@ -9,7 +9,7 @@ from config_repo import ConfigRepo
 from controller_bench import Bench
 from kneo_process import Machine
 
-from controller.rollback import going_from, roll_back
+from controller.rollback import parse_rollback, roll_back
 from kneo.registry import explain
 from kneo.service.deployments import explanation
 from kneo.store import releases
@@ -119,7 +119,7 @@ def test_a_rollback_names_its_own_revision_and_waits_for_nothing(store: Store, t
     with store.read() as tx:
         found = explanation(explain.why(tx, "prod", "mail"))
     assert found["way_back"] == "kneo rollback prod/mail --to 1.0.0 --reason TEXT"
-    going = going_from({"environment": "prod", "bundle": "mail", "to": "1.0.0", "reason": "it failed"}, "bob")
+    going = parse_rollback({"environment": "prod", "bundle": "mail", "to": "1.0.0", "reason": "it failed"}, "bob")
     roll_back(store, going, bench.lease(), bench.repo.pin, None, "")
     assert bench.pending() == ()
     with store.read() as tx:

@@ -11,7 +11,7 @@ from controller_bench import Bench
 from cryptography.hazmat.primitives import serialization
 
 from cli.main import run
-from controller.preview import Believing, preview
+from controller.preview import TrustConfig, preview
 from controller.source.commit import parse_commit
 from kneo.errors import Invalid
 from kneo.store import sources
@@ -122,7 +122,7 @@ def test_a_plan_says_what_the_controller_would_say_of_the_commits(
         status = run([*plan, "--json"])
         mine = json.loads(capsys.readouterr().out)
         with bench.store.read() as tx:
-            theirs = preview(tx, asked.mirror.fetch(), asked.mirror, Believing(bench.repo.pin), None)
+            theirs = preview(tx, asked.mirror.fetch(), asked.mirror, TrustConfig(bench.repo.pin), None)
         assert [item["name"] for item in mine["environments"]] == ["dev", "prod"]
         assert status == (0 if mine["commits"] is None or mine["commits"]["ok"] else 1)
         return [mine["commits"], theirs["commits"]]

@@ -25,7 +25,7 @@ from kneo.trust.checkpoint import read_checkpoint
 from kneo.trust.dsse import serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PublicKey
-from kneo.trust.statement import Decision, build_approval
+from kneo.trust.statement import ApprovalDecision, build_approval
 
 PEOPLE = {name: {"roles": ["approver"]} for name in ("bob", "cid", "olga")}
 KEYS = (
@@ -156,7 +156,7 @@ def test_where_people_must_sign_themselves_their_envelope_is_asked_for(
             bundle_digest=digest,
             environment="prod",
             policy_digest=waits["policy_digest"],
-            decision=Decision.APPROVE,
+            decision=ApprovalDecision.APPROVE,
             issued_at=bench.store.clock.now(),
             expires=bench.store.clock.now() + timedelta(days=1),
         )

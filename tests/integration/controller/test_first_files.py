@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from controller_bench import Bench
 
-from controller.stages.outcome import Done, Waiting
+from controller.stages.outcome import Ready, Reconciling
 from kneo import registry
 from kneo.errors import Forbidden, NotFound
 from kneo.runtime.start import RunOrder, Starter
@@ -18,7 +18,7 @@ from kneo.spec.reading.load import load_tree
 from kneo.store import releases
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
-from kneo.trust.statement import Decision
+from kneo.trust.statement import ApprovalDecision
 
 APPROVALS = {"required": 1, "roles": ["approver"]}
 PEOPLE = {"bob": {"roles": ["approver"]}}
@@ -35,7 +35,7 @@ def _guarded(bench: Bench) -> None:
     bench.repo.environment("dev", {}, inlineSpecs=False)
     bench.repo.commit("Require approvals in prod")
     outcomes = bench.reconcile().outcomes
-    assert outcomes == {"dev": Done(0), "prod": Done(0)}
+    assert outcomes == {"dev": Ready(0), "prod": Ready(0)}
 
 
 def _declared(bench: Bench) -> list[str]:
@@ -65,7 +65,7 @@ def test_a_new_environment_waits_for_the_approvals_of_those_in_force(bench: Benc
     bench.repo.commit("Add an environment of my own")
     for _ in range(2):
         outcome = bench.reconcile().outcomes["evil"]
-        assert isinstance(outcome, Waiting)
+        assert isinstance(outcome, Reconciling)
         assert outcome.reason == "AwaitingApproval"
         assert "prod" in outcome.message
     (waits,) = bench.pending("evil")
@@ -76,7 +76,7 @@ def test_a_new_environment_waits_for_the_approvals_of_those_in_force(bench: Benc
     bench.decide("eve", "evil")
     assert bench.reconcile().outcomes["evil"].state == "AwaitingApproval"
     bench.decide("bob", "evil")
-    assert bench.reconcile().outcomes["evil"] == Done(1)
+    assert bench.reconcile().outcomes["evil"] == Ready(1)
     assert _inline_allowed(bench, "evil")
     (event,) = [item.event for item in bench.sealed("environment.declared") if item.event.environment == "evil"]
     assert len(event.metadata["approvals"]) == 1
@@ -87,7 +87,7 @@ def test_a_rejected_new_environment_stays_out(bench: Bench) -> None:
     bench.repo.environment("evil", {})
     bench.repo.commit("Add an environment")
     bench.reconcile()
-    bench.decide("bob", "evil", Decision.REJECT)
+    bench.decide("bob", "evil", ApprovalDecision.REJECT)
     assert bench.reconcile().outcomes["evil"].state == "Rejected"
 
 
@@ -99,7 +99,7 @@ def test_inline_specs_wait_though_their_own_environment_requires_nothing(bench: 
     assert bench.reconcile().outcomes["dev"].state == "AwaitingApproval"
     assert not _inline_allowed(bench, "dev")
     bench.decide("bob", "dev")
-    assert bench.reconcile().outcomes["dev"] == Done(0)
+    assert bench.reconcile().outcomes["dev"] == Ready(0)
     assert _inline_allowed(bench, "dev")
 
 
@@ -114,7 +114,7 @@ def test_every_environment_that_requires_approvals_is_heard(bench: Bench) -> Non
     bench.decide("bob", "new")
     assert bench.reconcile().outcomes["new"].state == "AwaitingApproval"
     bench.decide("cid", "new")
-    assert bench.reconcile().outcomes["new"] == Done(0)
+    assert bench.reconcile().outcomes["new"] == Ready(0)
 
 
 def test_loosening_the_guard_and_adding_an_environment_in_one_commit_helps_nobody(bench: Bench) -> None:
@@ -125,7 +125,7 @@ def test_loosening_the_guard_and_adding_an_environment_in_one_commit_helps_nobod
     bench.reconcile()
     bench.decide("bob", "prod")
     outcomes = bench.reconcile().outcomes
-    assert outcomes["prod"] == Done(0)
+    assert outcomes["prod"] == Ready(0)
     assert outcomes["evil"].state == "AwaitingApproval"
     assert bench.reconcile().outcomes["evil"].state == "AwaitingApproval"
 
@@ -134,7 +134,7 @@ def test_where_no_environment_requires_approvals_a_new_one_needs_none(bench: Ben
     bench.reconcile()
     bench.repo.environment("new", {}, inlineSpecs=True)
     bench.repo.commit("Add an environment")
-    assert bench.reconcile().outcomes["new"] == Done(0)
+    assert bench.reconcile().outcomes["new"] == Ready(0)
 
 
 def test_the_first_environment_that_requires_approvals_is_no_weaker_rule(bench: Bench) -> None:
@@ -162,7 +162,7 @@ def test_an_empty_database_serves_only_what_keys_of_the_root_approved(bench: Ben
     bench.repo.bundle("mail", "1.0.0")
     bench.repo.environment("prod", {"mail": "1.0.0"}, approvals=APPROVALS, people=PEOPLE)
     bench.repo.commit("Begin")
-    assert bench.reconcile().outcomes["dev"] == Done(0)
+    assert bench.reconcile().outcomes["dev"] == Ready(0)
     assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
     bench.repo.person("bob", "approver")
     bench.repo.commit("Trust bob")

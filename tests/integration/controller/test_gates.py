@@ -11,13 +11,13 @@ from config_repo import announcement
 from controller_bench import Bench
 from sqlalchemy import update
 
-from controller.stages.outcome import Done, Stalled, Waiting
+from controller.stages.outcome import Ready, Reconciling, Stalled
 from kneo import registry
 from kneo.records.release import ConditionType, Hold, Suspension
 from kneo.store import approvals, releases
 from kneo.store.engine import Store
 from kneo.store.tables import environments
-from kneo.trust.statement import Decision
+from kneo.trust.statement import ApprovalDecision
 
 APPROVALS = {"required": 1, "roles": ["approver"], "exclude": ["bundle_signer"]}
 PEOPLE = {"bob": {"roles": ["approver"]}, "cid": {"roles": ["approver"]}, "ann": {"roles": ["approver"]}}
@@ -34,7 +34,7 @@ def _needs_approval(bench: Bench, **changes: object) -> Mapping[str, object]:
     bench.repo.environment("prod", {"mail": "1.0.0"}, approvals=rule, people=PEOPLE)
     bench.repo.commit("Release mail")
     outcome = bench.reconcile().outcomes["prod"]
-    assert isinstance(outcome, Waiting)
+    assert isinstance(outcome, Reconciling)
     assert outcome.reason == "AwaitingApproval"
     return rule
 
@@ -68,7 +68,7 @@ def test_taking_a_gate_away_needs_the_approvals_in_force(bench: Bench) -> None:
     bench.repo.environment("prod", {}, approvals=APPROVALS, people=PEOPLE)
     bench.repo.commit("Ask no more")
     outcome = bench.reconcile().outcomes["prod"]
-    assert isinstance(outcome, Waiting)
+    assert isinstance(outcome, Reconciling)
     assert "the gate out is removed" in outcome.message
     with bench.store.read() as tx:
         assert registry.declared(tx, "prod").gates
@@ -84,7 +84,7 @@ def test_a_recorded_approval_opens_the_gate(bench: Bench) -> None:
     _needs_approval(bench)
     assert bench.pending()[0].who == ("bob", "cid")
     bench.decide("bob")
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
     (event,) = bench.events("release.promoted")
     assert event["approvals"]
 
@@ -95,7 +95,7 @@ def test_a_committed_approval_opens_the_gate(bench: Bench) -> None:
     _needs_approval(bench)
     bench.repo.approve("prod", "mail", "1.0.0", "bob")
     bench.repo.commit("Approve mail")
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
 
 
 def test_whoever_signed_the_bundle_does_not_count(bench: Bench) -> None:
@@ -116,7 +116,7 @@ def test_one_person_is_counted_once_however_spelled(bench: Bench) -> None:
     bench.decide("BOB")
     assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
     bench.decide("cid")
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
 
 
 def test_one_person_with_several_keys_is_one_approver(bench: Bench) -> None:
@@ -134,7 +134,7 @@ def test_one_person_with_several_keys_is_one_approver(bench: Bench) -> None:
     assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
     assert "1 of 2" in bench.pending()[0].message
     bench.decide("cid")
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
 
 
 def test_an_approval_expires(bench: Bench) -> None:
@@ -148,12 +148,12 @@ def test_an_approval_expires(bench: Bench) -> None:
 def test_a_rejection_stops_what_others_approved_until_it_is_taken_back(bench: Bench) -> None:
     _needs_approval(bench)
     bench.decide("bob")
-    bench.decide("cid", decision=Decision.REJECT)
+    bench.decide("cid", decision=ApprovalDecision.REJECT)
     outcome = bench.reconcile().outcomes["prod"]
     assert outcome.state == "Rejected"
     bench.store.clock.advance(timedelta(seconds=1))
     bench.decide("cid")
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
 
 
 def test_where_approvals_must_be_signed_the_services_word_is_not_enough(bench: Bench) -> None:
@@ -164,7 +164,7 @@ def test_where_approvals_must_be_signed_the_services_word_is_not_enough(bench: B
     assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
     bench.repo.approve("prod", "mail", "1.0.0", "bob")
     bench.repo.commit("Approve mail")
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
 
 
 def test_an_approval_for_dev_says_nothing_about_prod(bench: Bench) -> None:
@@ -206,7 +206,7 @@ def test_loosening_needs_the_approvals_of_the_file_in_force(bench: Bench) -> Non
     assert bench.pending()[0].bundle == "mail"
     assert bench.served() == {}
     bench.repo.commit("Some other commit")
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
 
 
 def test_a_person_who_adds_himself_to_the_file_cannot_approve_that(bench: Bench) -> None:
@@ -241,7 +241,7 @@ def test_a_key_and_what_it_signed_cannot_come_in_one_commit(bench: Bench) -> Non
     assert outcome.reason == "SignatureInvalid"
     assert bench.reconcile().outcomes["prod"].state == "SignatureInvalid"
     bench.repo.commit("Another commit")
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
 
 
 def test_a_policy_denies(bench: Bench) -> None:
@@ -256,7 +256,7 @@ def test_a_policy_that_gets_stricter_than_what_is_served_says_so(bench: Bench) -
     bench.repo.bundle("mail", "1.0.0", _unreviewed())
     bench.repo.environment("prod", {"mail": "1.0.0"})
     bench.repo.commit("Release")
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
     bench.repo.environment("prod", {"mail": "1.0.0"}, policy={"enabled": True, "require_human_review": True})
     bench.repo.commit("Ask for review")
     assert bench.reconcile().outcomes["prod"].state == "PolicyDenied"
@@ -284,7 +284,7 @@ def test_a_hold_keeps_what_is_served(bench: Bench) -> None:
     assert bench.served() == {"mail": "1.0.0"}
     with bench.store.write() as tx:
         approvals.delete_hold(tx, "prod", "mail")
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
 
 
 def test_a_suspension_ends_by_itself(bench: Bench) -> None:
@@ -296,7 +296,7 @@ def test_a_suspension_ends_by_itself(bench: Bench) -> None:
     bench.repo.release("prod", "mail", "1.0.0")
     assert bench.reconcile().outcomes["prod"].state == "Suspended"
     bench.store.clock.advance(timedelta(hours=2))
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
 
 
 def test_an_emptied_environment_goes_through_when_somebody_agrees_to_exactly_that(bench: Bench) -> None:
@@ -308,7 +308,7 @@ def test_an_emptied_environment_goes_through_when_somebody_agrees_to_exactly_tha
     bench.repo.commit("Empty prod")
     assert bench.reconcile().outcomes["prod"].state == "MassPruneBlocked"
     bench.decide("bob")
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
     assert bench.served() == {}
 
 
@@ -318,14 +318,14 @@ def test_soak_begins_again_with_a_failed_run(bench: Bench) -> None:
     bench.repo.environment("prod", {"mail": "1.0.0"}, promoteFrom="dev", soak="1h")
     bench.repo.commit("Release mail to both")
     outcomes = bench.reconcile().outcomes
-    assert outcomes["dev"] == Done(1)
+    assert outcomes["dev"] == Ready(1)
     assert outcomes["prod"].state == "AwaitingSoak"
     bench.store.clock.advance(timedelta(minutes=40))
     bench.failed_run("mail", "dev")
     bench.store.clock.advance(timedelta(minutes=40))
     assert bench.reconcile().outcomes["prod"].state == "AwaitingSoak"
     bench.store.clock.advance(timedelta(minutes=21))
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
 
 
 def test_what_depends_on_each_other_comes_together(bench: Bench) -> None:
@@ -336,7 +336,7 @@ def test_what_depends_on_each_other_comes_together(bench: Bench) -> None:
     assert bench.reconcile().outcomes["prod"].state == "DependencyNotReady"
     bench.repo.environment("prod", {"mail": "1.0.0", "tools": "1.0.0"}, atomic=True)
     bench.repo.commit("Release both")
-    assert bench.reconcile().outcomes["prod"] == Done(2)
+    assert bench.reconcile().outcomes["prod"] == Ready(2)
     bench.repo.bundle("tools", "1.1.0")
     bench.repo.environment("prod", {"mail": "1.0.0", "tools": "1.1.0"}, atomic=True)
     bench.repo.commit("Take away what mail depends on")
@@ -351,7 +351,7 @@ def test_a_revoked_key_shows_what_is_served_by_it(bench: Bench) -> None:
     bench.repo.bundle("mail", "1.0.0", keys=[bench.repo.people["eve"]])
     bench.repo.environment("prod", {"mail": "1.0.0"})
     bench.repo.commit("Release by eve")
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
     bench.repo.revoke("eve", compromised_since=bench.store.clock.now() - timedelta(days=1))
     bench.repo.commit("Eve was robbed")
     outcome = bench.reconcile().outcomes["prod"]
@@ -399,7 +399,7 @@ def test_a_rewritten_history_is_followed_when_the_root_role_agrees(bench: Bench)
     with pytest.raises(Exception, match="does not follow"):
         bench.reconcile()
     bench.accept_rewrite(old, new, bench.repo.key)
-    assert bench.reconcile().outcomes["prod"] == Done(0)
+    assert bench.reconcile().outcomes["prod"] == Ready(0)
 
 
 def test_rules_that_nobody_can_read_any_more_allow_nothing(bench: Bench) -> None:

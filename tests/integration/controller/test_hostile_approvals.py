@@ -13,7 +13,7 @@ from kneo.store.engine import Store
 from kneo.trust.dsse import Envelope, serialise
 from kneo.trust.keys import PrivateKey
 from kneo.trust.root import TRUST_ROOT_TYPE
-from kneo.trust.statement import Decision, build_approval
+from kneo.trust.statement import ApprovalDecision, build_approval
 
 ATTEMPTS = Attempts()
 refused = ATTEMPTS.refused
@@ -39,7 +39,7 @@ def _approval(siege: Siege, subject: Digest, **changes: object) -> bytes:
         "bundle_digest": subject,
         "environment": "pair",
         "policy_digest": parse_environment(file.read_bytes(), file=file.name).policy_digest,
-        "decision": Decision.APPROVE,
+        "decision": ApprovalDecision.APPROVE,
         "issued_at": siege.now - timedelta(hours=1),
         "expires": siege.now + timedelta(days=1),
     }
@@ -96,7 +96,7 @@ def that_has_expired(siege: Siege) -> None:
 
 @refused("AwaitingApproval", "pair")
 def made_of_a_rejection(siege: Siege) -> None:
-    made = siege.signed(_approval(siege, _waiting(siege), decision=Decision.REJECT), siege.cid)
+    made = siege.signed(_approval(siege, _waiting(siege), decision=ApprovalDecision.REJECT), siege.cid)
     turned = made.payload.replace(b'"decision":"reject"', b'"decision":"approve"')
     assert turned != made.payload
     _cast(siege, Envelope(made.payload_type, turned, made.signatures))
@@ -117,7 +117,7 @@ def outweighed_by_a_rejection(siege: Siege) -> None:
     subject = _waiting(siege)
     _cast(siege, siege.signed(_approval(siege, subject), siege.cid))
     later = siege.signed(
-        _approval(siege, subject, decision=Decision.REJECT, expires=siege.now + timedelta(days=2)), siege.cid
+        _approval(siege, subject, decision=ApprovalDecision.REJECT, expires=siege.now + timedelta(days=2)), siege.cid
     )
     siege.repo.write(f"bundles/mail/{EVIL}.approvals/later.dsse.json", serialise(later))
 

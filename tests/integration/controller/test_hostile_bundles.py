@@ -16,7 +16,7 @@ from kneo.trust.dsse import SIGNATURES, Envelope, Signature, parse_envelope, ser
 from kneo.trust.hmac_bundle import sign_hmac_bundle
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.root import TRUST_ROOT_TYPE
-from kneo.trust.statement import Decision, build_approval
+from kneo.trust.statement import ApprovalDecision, build_approval
 
 ATTEMPTS = Attempts()
 refused = ATTEMPTS.refused
@@ -130,7 +130,7 @@ def an_approval_where_a_bundle_belongs(siege: Siege) -> None:
         bundle_digest=siege.head,
         environment="prod",
         policy_digest=siege.repo.pin,
-        decision=Decision.APPROVE,
+        decision=ApprovalDecision.APPROVE,
         issued_at=siege.now,
         expires=siege.now + timedelta(days=1),
     )

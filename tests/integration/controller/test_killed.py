@@ -14,7 +14,7 @@ from controller_bench import Bench
 from processes import start_python
 from sqlalchemy import select, update
 
-from controller.stages.outcome import Done
+from controller.stages.outcome import Ready
 from kneo.clock import ManualClock, SystemClock
 from kneo.errors import Transient
 from kneo.store import audit, requests
@@ -134,7 +134,7 @@ def test_killed_at_a_write_it_left_the_old_registry_or_the_new_one(bench: Bench,
         assert bench.served() in ({"bank": before, "mail": before}, {"bank": version, "mail": version})
         _check_log(bench)
         bench.take_over("child")
-        assert isinstance(bench.reconcile().outcomes["prod"], Done)
+        assert isinstance(bench.reconcile().outcomes["prod"], Ready)
         assert bench.served() == {"bank": version, "mail": version}
         if child.returncode == 0:
             assert int(output.split()[1]) < kill_at
@@ -178,7 +178,7 @@ def test_stopped_at_a_write_past_its_lease_it_did_all_or_nothing_and_nothing_lat
             assert (word, int(count) < stop_at) == ("done", True)
             break
         _expire(bench, "child")
-        assert isinstance(bench.reconcile().outcomes["prod"], Done)
+        assert isinstance(bench.reconcile().outcomes["prod"], Ready)
         rows = bench.rows()
         child.send_signal(signal.SIGCONT)
         output, errors = child.communicate(timeout=60)

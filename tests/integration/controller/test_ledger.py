@@ -9,7 +9,7 @@ import pytest
 from controller_bench import Bench
 from sqlalchemy import update
 
-from controller.registry_cache import Ledger
+from controller.registry_cache import RegistryCache
 from controller.registry_state import known
 from kneo.clock import ManualClock
 from kneo.records.release import Promotion, PromotionKind
@@ -23,7 +23,7 @@ def bench(store: Store, tmp_path: Path) -> Bench:
     return Bench(store, tmp_path)
 
 
-def check(bench: Bench, ledger: Ledger, fence: int = 1) -> None:
+def check(bench: Bench, ledger: RegistryCache, fence: int = 1) -> None:
     with bench.store.read() as tx:
         found, fresh = ledger.look(tx, fence), known(tx)
     assert {name: dict(here) for name, here in found.served.items() if here} == fresh.served
@@ -64,7 +64,7 @@ def test_what_somebody_else_changes_is_read_again(bench: Bench) -> None:
 def test_another_lease_means_reading_again(bench: Bench) -> None:
     bench.repo.release("prod", "a", "1.0.0")
     bench.reconcile()
-    ledger = Ledger()
+    ledger = RegistryCache()
     with bench.store.read() as tx:
         first = ledger.look(tx, 1)
         assert ledger.look(tx, 1) is first
@@ -74,7 +74,7 @@ def test_another_lease_means_reading_again(bench: Bench) -> None:
 def test_a_change_that_never_came_to_be_is_not_believed(bench: Bench) -> None:
     bench.repo.release("prod", "a", "1.0.0")
     bench.reconcile()
-    ledger = Ledger()
+    ledger = RegistryCache()
     check(bench, ledger)
     facts = {"version": None, "actor": "me", "revision": "r", "audit_event_id": "e", "at": "", "reason": None}
     lost = Promotion(

@@ -12,10 +12,10 @@ import pytest
 from controller_bench import Bench
 from sqlalchemy import select
 
-from controller.stages.apply import Lease
-from controller.stages.outcome import Done
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
+from controller.stages.apply import Lease
+from controller.stages.outcome import Ready
 from kneo.clock import ManualClock
 from kneo.store import audit, requests
 from kneo.store.engine import Store
@@ -132,7 +132,7 @@ def test_what_was_reached_is_reached_again(bench: Bench, empty: Empty, tmp_path:
         rows = bench.rows()
         assert bench.reconcile().outcomes["prod"].state == outcome.state
         assert bench.rows() == rows
-        if isinstance(outcome, Done):
+        if isinstance(outcome, Ready):
             reached += 1
             assert bench.served() == walk.named
     assert reached

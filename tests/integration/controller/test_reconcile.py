@@ -9,9 +9,9 @@ import pytest
 from controller_bench import Bench
 from gates.asking import answer, ask
 
-from controller.stages.outcome import Done, Stalled, Waiting
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
+from controller.stages.outcome import Ready, Reconciling, Stalled
 from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Invalid, Transient
@@ -30,7 +30,7 @@ def bench(store: Store, tmp_path: Path) -> Bench:
 def test_a_release_is_served_with_its_promotion_and_its_event(bench: Bench) -> None:
     digest = bench.repo.release("prod", "mail", "1.0.0")
     done = bench.reconcile()
-    assert done.outcomes == {"dev": Done(0), "prod": Done(1)}
+    assert done.outcomes == {"dev": Ready(0), "prod": Ready(1)}
     assert bench.release("mail").digest == digest
     assert bench.release("mail").revision == f"main@sha1:{bench.repo.head()}"
     assert bench.condition(ConditionType.READY) == (True, "Serving")
@@ -42,7 +42,7 @@ def test_a_second_pass_writes_nothing(bench: Bench) -> None:
     bench.repo.release("prod", "mail", "1.0.0")
     bench.reconcile()
     before = bench.rows()
-    assert bench.reconcile().outcomes["prod"] == Done(0)
+    assert bench.reconcile().outcomes["prod"] == Ready(0)
     assert bench.rows() == before
 
 
@@ -81,7 +81,7 @@ def test_a_bad_environment_file_stalls_that_environment_only(bench: Bench) -> No
     bench.repo.write("environments/prod.yaml", b"apiVersion: kneo/v1\nkind: Environment\nspec: {}\n")
     bench.repo.commit("Break prod")
     outcomes = bench.reconcile().outcomes
-    assert outcomes["dev"] == Done(1)
+    assert outcomes["dev"] == Ready(1)
     assert isinstance(outcomes["prod"], Stalled)
     assert bench.condition(ConditionType.POLICY_VALID) == (False, "PolicyInvalid")
     assert bench.served() == {"mail": "1.0.0"}
@@ -133,7 +133,7 @@ def test_an_emptied_environment_waits_for_a_person(bench: Bench) -> None:
     bench.repo.environment("prod", {})
     bench.repo.commit("Empty prod")
     outcome = bench.reconcile().outcomes["prod"]
-    assert isinstance(outcome, Waiting)
+    assert isinstance(outcome, Reconciling)
     assert outcome.reason == "MassPruneBlocked"
     assert bench.served() == {"mail": "1.0.0"}
 
@@ -147,7 +147,7 @@ def test_a_release_that_is_not_named_any_more_is_retired_within_the_guard(bench:
     bench.reconcile()
     bench.repo.environment("prod", dict.fromkeys(names[1:], "1.0.0"))
     bench.repo.commit("Retire one")
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
     assert set(bench.served()) == set(names[1:])
     assert len(bench.events("release.retired")) == 1
 
@@ -178,7 +178,7 @@ def test_going_back_to_what_ran_before_is_a_rollback_promotion(bench: Bench) -> 
     bench.repo.release("prod", "mail", "1.1.0")
     bench.reconcile()
     bench.repo.git("revert", "--no-edit", "HEAD")
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
     assert bench.release("mail").digest == first
     assert [event["to_digest"] for event in bench.events("release.rolled_back")] == [first]
 
@@ -189,13 +189,13 @@ def test_a_closed_window_waits(bench: Bench) -> None:
     bench.repo.environment("prod", {"mail": "1.0.0"}, windows=[{"allow": f"{later} 08:00 - 20:00"}])
     bench.repo.commit("Release before the window")
     outcome = bench.reconcile().outcomes["prod"]
-    assert isinstance(outcome, Waiting)
+    assert isinstance(outcome, Reconciling)
     assert outcome.reason == "WindowClosed"
     assert bench.served() == {}
     bench.store.clock.advance(timedelta(hours=8))
     while bench.store.clock.now().weekday() != DAYS.index(later) or not 8 <= bench.store.clock.now().hour < 20:
         bench.store.clock.advance(timedelta(hours=1))
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
 
 
 def test_only_what_dev_serves_may_come_to_prod(bench: Bench) -> None:

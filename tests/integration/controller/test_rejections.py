@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from controller_bench import Bench
 
-from controller.stages.outcome import Done
+from controller.stages.outcome import Ready
 from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Invalid, Untrusted
@@ -19,7 +19,7 @@ from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 from kneo.trust.dsse import serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
-from kneo.trust.statement import Decision, build_approval
+from kneo.trust.statement import ApprovalDecision, build_approval
 
 RULE: dict[str, object] = {"required": 1, "roles": ["approver"], "signed": True}
 MINUTE = timedelta(minutes=1)
@@ -41,7 +41,12 @@ def bench(store: Store, tmp_path: Path) -> Bench:
 
 
 def _decide(
-    bench: Bench, person: str, decision: Decision = Decision.APPROVE, *, at: datetime | None = None, file: str = ""
+    bench: Bench,
+    person: str,
+    decision: ApprovalDecision = ApprovalDecision.APPROVE,
+    *,
+    at: datetime | None = None,
+    file: str = "",
 ) -> Path:
     return bench.repo.approve("prod", "mail", "1.0.0", person, decision=decision, issued_at=at, file=file or None)
 
@@ -80,7 +85,7 @@ def _wait_until_it_expired(bench: Bench, rejection: Path) -> None:
     "attempt", [_delete, _replace, _hide, _bring_an_older_approval, _tighten, _wait_until_it_expired]
 )
 def test_somebody_without_a_key_does_not_undo_a_rejection(bench: Bench, attempt: Callable[[Bench, Path], None]) -> None:
-    rejection = _decide(bench, "bob", Decision.REJECT)
+    rejection = _decide(bench, "bob", ApprovalDecision.REJECT)
     assert _state(bench, "Bob rejects") == "Rejected"
     attempt(bench, rejection)
     _decide(bench, "cid")
@@ -90,7 +95,7 @@ def test_somebody_without_a_key_does_not_undo_a_rejection(bench: Bench, attempt:
 
 def test_whoever_rejected_takes_it_back_by_approving_later(bench: Bench) -> None:
     now = bench.store.clock.now()
-    _decide(bench, "bob", Decision.REJECT, at=now - 2 * MINUTE)
+    _decide(bench, "bob", ApprovalDecision.REJECT, at=now - 2 * MINUTE)
     assert _state(bench, "Bob rejects") == "Rejected"
     _decide(bench, "bob", at=now - MINUTE, file="later")
     assert _state(bench, "Bob approves after all") == "Ready"
@@ -98,7 +103,7 @@ def test_whoever_rejected_takes_it_back_by_approving_later(bench: Bench) -> None
 
 
 def test_a_rejection_among_rubbish_counts_when_it_is_seen_first(bench: Bench) -> None:
-    rejection = _decide(bench, "bob", Decision.REJECT)
+    rejection = _decide(bench, "bob", ApprovalDecision.REJECT)
     _hide(bench, rejection)
     _decide(bench, "cid")
     assert _state(bench, "Bob rejects, cid approves, and a hundred others write nothing") == "Rejected"
@@ -114,9 +119,9 @@ def test_an_approval_counts_though_its_file_is_gone(bench: Bench) -> None:
 
 
 def test_the_reason_of_a_rejection_is_told(bench: Bench) -> None:
-    envelope = _envelope(bench, Decision.REJECT, reason="It promises too much")
+    envelope = _envelope(bench, ApprovalDecision.REJECT, reason="It promises too much")
     with bench.store.write() as tx:
-        registry.record_signed(tx, envelope, registry.trust_root(tx, bench.repo.pin).keys)
+        registry.record_signed_decision(tx, envelope, registry.trust_root(tx, bench.repo.pin).keys)
     outcome = bench.reconcile().outcomes["prod"]
     assert outcome.state == "Rejected"
     assert "bob rejected mail 1.0.0. Reason: It promises too much" in bench.pending()[0].message
@@ -124,13 +129,13 @@ def test_the_reason_of_a_rejection_is_told(bench: Bench) -> None:
 
 
 def test_a_decision_that_came_with_git_and_then_over_http_is_recorded_as_both(bench: Bench) -> None:
-    path = _decide(bench, "bob", Decision.REJECT)
+    path = _decide(bench, "bob", ApprovalDecision.REJECT)
     assert _state(bench, "Bob rejects") == "Rejected"
     assert _origins(bench) == ["git"]
     with bench.store.write() as tx:
         root = registry.trust_root(tx, bench.repo.pin)
-        first = registry.record_signed(tx, path.read_bytes(), root.keys)
-        again = registry.record_signed(tx, path.read_bytes(), root.keys)
+        first = registry.record_signed_decision(tx, path.read_bytes(), root.keys)
+        again = registry.record_signed_decision(tx, path.read_bytes(), root.keys)
     assert (first, first.origin) == (again, "registry")
     assert _origins(bench) == ["registry"]
     assert len(bench.events("release.rejected")) == 1
@@ -144,19 +149,19 @@ def _origins(bench: Bench) -> list[str]:
 def test_a_decision_dated_ahead_counts_for_nothing_yet(bench: Bench) -> None:
     _decide(bench, "bob", at=bench.store.clock.now() + timedelta(hours=1))
     assert _state(bench, "Bob approves in an hour") == "AwaitingApproval"
-    envelope = _envelope(bench, Decision.APPROVE, at=bench.store.clock.now() + timedelta(hours=1))
+    envelope = _envelope(bench, ApprovalDecision.APPROVE, at=bench.store.clock.now() + timedelta(hours=1))
     with bench.store.write() as tx:
         keys = registry.trust_root(tx, bench.repo.pin).keys
         with pytest.raises(Untrusted) as refused:
-            registry.record_signed(tx, envelope, keys)
+            registry.record_signed_decision(tx, envelope, keys)
     assert refused.value.code == "NotYetValid"
     bench.store.clock.advance(timedelta(hours=2))
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
 
 
 def test_nobody_signs_for_longer_than_a_year(bench: Bench) -> None:
     with pytest.raises(Invalid) as refused:
-        _envelope(bench, Decision.APPROVE, days=367)
+        _envelope(bench, ApprovalDecision.APPROVE, days=367)
     assert refused.value.code == "Malformed"
 
 
@@ -164,7 +169,7 @@ def test_an_empty_database_hears_the_same_from_git_alone(bench: Bench, tmp_path:
     now = bench.store.clock.now()
     bench.repo.agree("prod")
     bench.repo.agree("dev")
-    _decide(bench, "bob", Decision.REJECT, at=now - 2 * MINUTE)
+    _decide(bench, "bob", ApprovalDecision.REJECT, at=now - 2 * MINUTE)
     _decide(bench, "cid", at=now - 2 * MINUTE)
     assert _state(bench, "Bob rejects, cid approves") == "Rejected"
     assert _rebuilt(bench, tmp_path / "one") == ("Rejected", {})
@@ -196,9 +201,9 @@ def test_an_expired_trust_root_admits_no_decision_and_no_promotion(bench: Bench)
 
 def test_an_approval_from_before_the_end_does_not_promote_after_it(bench: Bench) -> None:
     bench.store.clock.advance(timedelta(days=364))
-    envelope = _envelope(bench, Decision.APPROVE, person="cid", at=bench.store.clock.now())
+    envelope = _envelope(bench, ApprovalDecision.APPROVE, person="cid", at=bench.store.clock.now())
     with bench.store.write() as tx:
-        registry.record_signed(tx, envelope, registry.trust_root(tx, bench.repo.pin).keys)
+        registry.record_signed_decision(tx, envelope, registry.trust_root(tx, bench.repo.pin).keys)
     bench.store.clock.advance(timedelta(days=2))
     assert bench.reconcile().outcomes["prod"].state == "Expired"
     assert bench.served() == {}
@@ -206,7 +211,7 @@ def test_an_approval_from_before_the_end_does_not_promote_after_it(bench: Bench)
 
 def _envelope(
     bench: Bench,
-    decision: Decision,
+    decision: ApprovalDecision,
     *,
     person: str = "bob",
     at: datetime | None = None,

@@ -10,8 +10,8 @@ from controller_bench import Bench
 from gates.asking import ask
 
 from cli.releases.plan_render import as_text
-from controller.stages.outcome import Done
-from controller.preview import Believing, preview
+from controller.preview import TrustConfig, preview
+from controller.stages.outcome import Ready
 from kneo import registry
 from kneo.errors import Forbidden
 from kneo.records.release import ConditionType
@@ -37,7 +37,7 @@ def bench(store: Store, tmp_path: Path) -> Bench:
     return bench
 
 
-def _resolve(bench: Bench) -> registry.Approved:
+def _resolve(bench: Bench) -> registry.ResolvedRelease:
     with bench.store.read() as tx:
         return registry.resolve(tx, "mail", "prod", pin=bench.repo.pin)
 
@@ -48,7 +48,7 @@ def test_its_releases_go_with_one_approval_and_run_until_then(bench: Bench) -> N
     bench.decide("mallory")
     assert bench.reconcile().outcomes["prod"].state == "MassPruneBlocked"
     bench.decide("bob")
-    assert bench.reconcile().outcomes["prod"] == Done(2)
+    assert bench.reconcile().outcomes["prod"] == Ready(2)
     assert bench.served() == {}
     with pytest.raises(Forbidden) as refused:
         _resolve(bench)
@@ -69,9 +69,9 @@ def test_then_its_file_may_go_and_not_before(bench: Bench) -> None:
     bench.repo.commit("Remove it")
     with bench.store.read() as tx:
         reconciler = bench.reconciler()
-        plan = preview(tx, reconciler.mirror.fetch(), reconciler.mirror, Believing(bench.repo.pin), None)
+        plan = preview(tx, reconciler.mirror.fetch(), reconciler.mirror, TrustConfig(bench.repo.pin), None)
     assert [item["name"] for item in plan["environments"]] == ["dev"]
-    assert bench.reconcile().outcomes["prod"] == Done(0)
+    assert bench.reconcile().outcomes["prod"] == Ready(0)
     with pytest.raises(Forbidden) as refused:
         _resolve(bench)
     assert refused.value.code == "environment_retired"
@@ -119,7 +119,7 @@ def test_an_empty_environment_is_retired_with_the_approval_of_those_that_require
     bench.decide("mallory", "dev")
     assert bench.reconcile().outcomes["dev"].state == "AwaitingApproval"
     bench.decide("bob", "dev")
-    assert bench.reconcile().outcomes["dev"] == Done(0)
+    assert bench.reconcile().outcomes["dev"] == Ready(0)
     with pytest.raises(Forbidden) as refused:
         _start_inline(bench)
     assert refused.value.code == "environment_retired"
@@ -127,7 +127,7 @@ def test_an_empty_environment_is_retired_with_the_approval_of_those_that_require
     with pytest.raises(Forbidden):
         _start_inline(bench)
     bench.decide("bob", "dev")
-    assert bench.reconcile().outcomes["dev"] == Done(0)
+    assert bench.reconcile().outcomes["dev"] == Ready(0)
     _start_inline(bench)
 
 
@@ -149,7 +149,7 @@ def test_open_tasks_of_a_retired_environment_are_listed_by_status_and_plan(bench
     task = ask(bench.store)
     with bench.store.read() as tx:
         reconciler = bench.reconciler()
-        plan = preview(tx, reconciler.mirror.fetch(), reconciler.mirror, Believing(bench.repo.pin), "prod")
+        plan = preview(tx, reconciler.mirror.fetch(), reconciler.mirror, TrustConfig(bench.repo.pin), "prod")
     (planned,) = plan["environments"]
     assert planned["retired"] is True
     assert planned["open_tasks"]["count"] == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from controller_bench import Bench
 
-from controller.stages.outcome import Done
+from controller.stages.outcome import Ready
 from kneo import registry
 from kneo.clock import ManualClock
 from kneo.errors import Invalid, Transient
@@ -79,7 +79,7 @@ def test_a_reverted_prod_does_not_wait_for_staging(bench: Bench) -> None:
     bench.reconcile()
     assert bench.served() == {"mail": "1.1.0"}
     bench.repo.git("revert", "--no-edit", "HEAD")
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
     assert bench.served() == {"mail": "1.0.0"}
 
 
@@ -109,7 +109,7 @@ def test_approvals_and_windows_hold_for_what_was_served_before(bench: Bench) -> 
     _commit(bench, "Back")
     assert bench.reconcile().outcomes["prod"].state == "AwaitingApproval"
     bench.decide("bob")
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
     _prod(bench, "1.1.0", approvals=approvals, people=people, windows=[{"deny": "Mon 00:00 - Sun 24:00"}])
     _commit(bench, "Never, from now on")
     assert bench.reconcile().outcomes["prod"].state == "WindowClosed"
@@ -121,10 +121,10 @@ def test_approvals_and_windows_hold_for_what_was_served_before(bench: Bench) -> 
 @pytest.mark.parametrize("soak", ["0s", "24h"])
 def test_an_empty_registry_ends_where_the_lost_one_was(bench: Bench, emptied: Bench, soak: str) -> None:
     _chain(bench, soak=soak)
-    assert emptied.reconcile().outcomes["prod"] == Done(0)
+    assert emptied.reconcile().outcomes["prod"] == Ready(0)
     for environment in ("staging", "prod"):
         assert emptied.served(environment) == bench.served(environment)
-    assert emptied.reconcile().outcomes["prod"] == Done(0)
+    assert emptied.reconcile().outcomes["prod"] == Ready(0)
     # What prod served before the loss counts as before it.
     _prod(bench, "1.1.0", soak=soak)
     _commit(bench, "Release 1.1.0 to prod")
@@ -179,7 +179,7 @@ def test_what_history_allowed_waits_for_its_window_and_its_approval(bench: Bench
     _later(emptied, timedelta(hours=3))
     assert emptied.reconcile().outcomes["prod"].state == "AwaitingApproval"
     emptied.decide("bob")
-    assert emptied.reconcile().outcomes["prod"] == Done(1)
+    assert emptied.reconcile().outcomes["prod"] == Ready(1)
     assert emptied.served() == {"mail": "1.0.0"}
 
 
@@ -193,7 +193,7 @@ def test_an_older_version_that_waits_is_not_a_rollback_in_the_next_pass(bench: B
     bench.repo.commit("dev is ahead")
     assert [bench.reconcile().outcomes["prod"].state for _ in range(2)] == ["AwaitingApproval"] * 2
     bench.decide("bob")
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
 
 
 def test_an_old_version_that_nobody_named_stays_refused_after_a_rebuild(bench: Bench, emptied: Bench) -> None:

@@ -9,8 +9,8 @@ from config_repo import announcement
 from controller_bench import Bench
 from sqlalchemy import select, update
 
-from controller.preview import Believing, preview
-from controller.reconcile import Pass, Reconciler
+from controller.preview import TrustConfig, preview
+from controller.reconcile import Reconciler, ReconcileResult
 from controller.source.mirror import Mirror
 from kneo import registry
 from kneo.clock import SystemClock
@@ -47,12 +47,12 @@ def put(bench: Bench, version: str, *, key: str = SECRET, environment: str | Non
     bench.repo.commit(f"Release mail {version}")
 
 
-def reconcile(bench: Bench, key: str) -> Pass:
+def reconcile(bench: Bench, key: str) -> ReconcileResult:
     mirror = Mirror(str(bench.repo.folder), "main", bench.folder / "mirrors")
     return Reconciler(bench.store, mirror, bench.repo.pin, hmac_key=key).reconcile(bench.lease())
 
 
-def may_run(bench: Bench, key: str) -> registry.Approved:
+def may_run(bench: Bench, key: str) -> registry.ResolvedRelease:
     with bench.store.read() as tx:
         return registry.resolve(tx, "mail", "prod", pin=bench.repo.pin, hmac_key=key)
 
@@ -80,7 +80,7 @@ def test_what_it_carries_is_shown_and_compared_like_any_other(bench: Bench) -> N
     put(bench, "1.1.0")
     mirror = Mirror(str(bench.repo.folder), "main", bench.folder / "mirrors")
     with bench.store.read() as tx:
-        told = preview(tx, mirror.fetch(), mirror, Believing(bench.repo.pin, hmac_key=SECRET), "prod")
+        told = preview(tx, mirror.fetch(), mirror, TrustConfig(bench.repo.pin, hmac_key=SECRET), "prod")
     (action,) = told["environments"][0]["actions"]
     assert (action["kind"], action["from"], action["to"], action["diff"]) == ("promote", "1.0.0", "1.1.0", [])
 

@@ -12,7 +12,7 @@ from controller_bench import Bench
 from sqlalchemy import delete, insert, select, update
 
 from controller.drift import DRIFT_INTERVAL
-from controller.stages.outcome import Done, Stalled
+from controller.stages.outcome import Ready, Stalled
 from kneo.errors import Forbidden, KneoError
 from kneo.records.release import ConditionType
 from kneo.records.run import Run
@@ -103,7 +103,7 @@ def test_what_was_changed_does_not_run_and_is_shown_within_the_interval(
 ) -> None:
     _start(bench)
     reconciler, lease = bench.reconciler(), bench.lease()
-    assert reconciler.reconcile(lease).outcomes["prod"] == Done(0)
+    assert reconciler.reconcile(lease).outcomes["prod"] == Ready(0)
     change(bench)
     assert _refused(bench) == reason
     assert not reconciler.drift_due()
@@ -125,14 +125,14 @@ def test_a_release_that_was_never_accepted_does_not_run_and_is_taken_away(bench:
         tx.connection.execute(insert(rows).values(row))
     _write(bench, "releases", {"bundle": "mail"}, digest=evil.digest)
     assert _refused(bench) == "SignatureInvalid"
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
     assert bench.release("mail").digest == _envelope(bench).digest
     assert _start(bench).release is not None
 
 
 def test_a_release_that_was_moved_is_moved_back(bench: Bench) -> None:
     _write(bench, "releases", {"bundle": "mail"}, version="1.0.0", digest=_envelope(bench, "1.0.0").digest)
-    assert bench.reconcile().outcomes["prod"] == Done(1)
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
     assert bench.served() == {"mail": "1.1.0"}
     assert len(bench.events("release.promoted")) == 3
 
@@ -190,13 +190,13 @@ def test_a_bundle_in_the_older_format_runs_where_that_is_accepted_and_only_with_
     signatures = {"accept": ["dsse", "hmac-v1"], "roles": ["release"], "threshold": 1}
     bench.repo.environment("prod", {"mail": "1.1.0"}, signatures=signatures)
     bench.repo.commit("Accept the older format")
-    assert bench.reconcile().outcomes["prod"] == Done(0)
+    assert bench.reconcile().outcomes["prod"] == Ready(0)
     bench.repo.environment("prod", {"fax": "1.0.0", "mail": "1.1.0"}, signatures=signatures)
     bench.repo.commit("Release in the older format")
     assert bench.reconcile().outcomes["prod"].state == "PolicyDenied"
     with_key = bench.reconciler()
     with_key.hmac_key = SECRET
-    assert with_key.reconcile(bench.lease()).outcomes["prod"] == Done(1)
+    assert with_key.reconcile(bench.lease()).outcomes["prod"] == Ready(1)
     assert _start(bench, "fax", SECRET).release is not None
     assert _refused(bench, "fax") == "PolicyDenied"
     assert _refused(bench, "fax", "another secret") == "SignatureInvalid"

@@ -15,9 +15,9 @@ from receivers import WebReceiver, web_receiver
 from sqlalchemy import select, update
 
 from controller.drift import DRIFT_INTERVAL
-from controller.stages.outcome import Done
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
+from controller.stages.outcome import Ready
 from kneo.notify.delivery import LEASE, Courier
 from kneo.notify.outbox import FIRST_PAUSE
 from kneo.registry import resolve
@@ -204,4 +204,4 @@ def test_what_is_retired_leaves_a_tombstone(bench: Bench, web: WebReceiver) -> N
     assert _look(bench) == "Equivocation"
     bench.repo.environment("prod", dict.fromkeys(names, "1.0.0"))
     bench.repo.commit("Bring back what there was")
-    assert _reconciler(bench).reconcile(bench.lease()).outcomes["prod"] == Done(1)
+    assert _reconciler(bench).reconcile(bench.lease()).outcomes["prod"] == Ready(1)

@@ -13,12 +13,12 @@ from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Conflict, Invalid
 from kneo.records.release import Pending
-from kneo.registry import Decided
+from kneo.registry import UnsignedDecision
 from kneo.store.engine import Store
-from kneo.trust.about import About, about_prune, about_rewrite
+from kneo.trust.about import DecisionSubject, prune_subject, rewrite_subject
 from kneo.trust.dsse import serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
-from kneo.trust.statement import Decision, build_approval, parse_approval
+from kneo.trust.statement import ApprovalDecision, build_approval, parse_approval
 
 PEOPLE = {"bob": {"roles": ["approver"]}}
 
@@ -40,22 +40,22 @@ def empty(bench: Bench, message: str = "Empty prod") -> None:
     assert bench.reconcile().outcomes["prod"].state == "MassPruneBlocked"
 
 
-def agree(bench: Bench, about: About | None, *, subject: Digest | None = None) -> None:
+def agree(bench: Bench, about: DecisionSubject | None, *, subject: Digest | None = None) -> None:
     """Sign as ann, who is an approver of the trust root, something about what waits."""
     waits: Pending = bench.pending()[0]
-    decided = Decided(
+    decided = UnsignedDecision(
         environment="prod",
         subject_name="prune",
         subject=subject or (about.digest if about else Digest(str(waits.subject))),
         policy_digest=Digest(str(waits.policy_digest)),
-        decision=Decision.APPROVE,
+        decision=ApprovalDecision.APPROVE,
         issued_at=bench.store.clock.now(),
         expires=bench.store.clock.now() + timedelta(days=1),
         about=about,
     )
     with bench.store.write() as tx:
         root = registry.trust_root(tx, bench.repo.pin)
-        registry.record_signed(tx, serialise(sign(PAYLOAD_TYPE, decided.payload(), bench.repo.key)), root.keys)
+        registry.record_signed_decision(tx, serialise(sign(PAYLOAD_TYPE, decided.payload(), bench.repo.key)), root.keys)
 
 
 def gone(bench: Bench) -> list[tuple[str, str]]:
@@ -64,25 +64,25 @@ def gone(bench: Bench) -> list[tuple[str, str]]:
 
 def test_exactly_this_removal_by_exactly_this_commit_passes(bench: Bench) -> None:
     empty(bench)
-    agree(bench, about_prune("prod", f"main@sha1:{bench.repo.head()}", gone(bench)))
+    agree(bench, prune_subject("prod", f"main@sha1:{bench.repo.head()}", gone(bench)))
     assert bench.reconcile().outcomes["prod"].state == "Ready"
     assert bench.served() == {"fax": "1.0.0"}
     assert bench.events("release.retired")[0]["approvals"]
 
 
-Wrong = Callable[[Bench, str], About | None]
+Wrong = Callable[[Bench, str], DecisionSubject | None]
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         lambda _bench, _head: None,
-        lambda bench, _head: about_prune("prod", f"main@sha1:{'0' * 40}", gone(bench)),
-        lambda bench, head: about_prune("dev", head, gone(bench)),
-        lambda bench, head: about_prune("prod", head, gone(bench)[:1]),
-        lambda bench, head: about_prune("prod", head, [*gone(bench), ("fax", bench.release("fax").digest)]),
-        lambda bench, head: about_prune("prod", head, [(name, "sha256:" + "0" * 64) for name, _ in gone(bench)]),
-        lambda _bench, _head: about_rewrite("0" * 40, "1" * 40),
+        lambda bench, _head: prune_subject("prod", f"main@sha1:{'0' * 40}", gone(bench)),
+        lambda bench, head: prune_subject("dev", head, gone(bench)),
+        lambda bench, head: prune_subject("prod", head, gone(bench)[:1]),
+        lambda bench, head: prune_subject("prod", head, [*gone(bench), ("fax", bench.release("fax").digest)]),
+        lambda bench, head: prune_subject("prod", head, [(name, "sha256:" + "0" * 64) for name, _ in gone(bench)]),
+        lambda _bench, _head: rewrite_subject("0" * 40, "1" * 40),
     ],
     ids=["a plain approval", "another commit", "another place", "fewer", "more", "other versions", "a rewrite"],
 )
@@ -95,7 +95,7 @@ def test_a_statement_about_anything_else_does_not(bench: Bench, wrong: Wrong) ->
 
 def test_agreeing_says_nothing_about_the_next_commit(bench: Bench) -> None:
     empty(bench)
-    agree(bench, about_prune("prod", f"main@sha1:{bench.repo.head()}", gone(bench)))
+    agree(bench, prune_subject("prod", f"main@sha1:{bench.repo.head()}", gone(bench)))
     bench.repo.write("environments/note.txt", b"another commit")
     empty(bench, "And something else")
     assert len(bench.served()) == 3
@@ -106,7 +106,7 @@ def test_the_service_signs_for_somebody_in_the_same_words(bench: Bench) -> None:
     bench.decide("bob")
     with bench.store.read() as tx:
         waits = bench.pending()[0]
-        assert registry.what_waits(tx, "prod", waits) == about_prune(
+        assert registry.pending_subject(tx, "prod", waits) == prune_subject(
             "prod", f"main@sha1:{bench.repo.head()}", gone(bench)
         )
     assert bench.reconcile().outcomes["prod"].state == "Ready"
@@ -119,25 +119,29 @@ def test_deciding_about_what_has_changed_meanwhile_is_refused(bench: Bench) -> N
     bench.repo.commit("Never mind")
     bench.reconcile()
     with bench.store.read() as tx, pytest.raises(Conflict):
-        registry.what_waits(tx, "prod", waits)
+        registry.pending_subject(tx, "prod", waits)
 
 
 def test_a_statement_whose_subject_is_not_what_it_is_about_is_none(bench: Bench) -> None:
     empty(bench)
-    about = about_prune("prod", "main@sha1:" + "0" * 40, gone(bench))
+    about = prune_subject("prod", "main@sha1:" + "0" * 40, gone(bench))
     with pytest.raises(Invalid) as refused:
         agree(bench, about, subject=Digest(str(bench.pending()[0].subject)))
     assert refused.value.code == "Malformed"
 
 
 def test_statements_read_as_they_were_written(bench: Bench) -> None:
-    for about in (about_prune("prod", "main@sha1:" + "0" * 40, gone(bench)), about_rewrite("0" * 40, "1" * 64), None):
+    for about in (
+        prune_subject("prod", "main@sha1:" + "0" * 40, gone(bench)),
+        rewrite_subject("0" * 40, "1" * 64),
+        None,
+    ):
         made = build_approval(
             bundle_name="x",
             bundle_digest=about.digest if about else Digest("sha256:" + "1" * 64),
             environment="prod",
             policy_digest=bench.repo.pin,
-            decision=Decision.APPROVE,
+            decision=ApprovalDecision.APPROVE,
             issued_at=bench.store.clock.now() - timedelta(hours=1),
             expires=bench.store.clock.now(),
             about=about,
@@ -155,16 +159,16 @@ def test_a_plain_approval_does_not_rewrite_history(bench: Bench) -> None:
         bench.reconcile()
     statement = build_approval(
         bundle_name="rewrite",
-        bundle_digest=about_rewrite(old, new).digest,
+        bundle_digest=rewrite_subject(old, new).digest,
         environment="source",
         policy_digest=bench.repo.pin,
-        decision=Decision.APPROVE,
+        decision=ApprovalDecision.APPROVE,
         issued_at=bench.store.clock.now(),
         expires=bench.store.clock.now() + timedelta(days=1),
     )
     with bench.store.write() as tx:
         root = registry.trust_root(tx, bench.repo.pin)
-        registry.record_signed(tx, serialise(sign(PAYLOAD_TYPE, statement.payload, bench.repo.key)), root.keys)
+        registry.record_signed_decision(tx, serialise(sign(PAYLOAD_TYPE, statement.payload, bench.repo.key)), root.keys)
     with pytest.raises(Invalid):
         bench.reconcile()
     bench.accept_rewrite(old, new, bench.repo.key)

@@ -28,12 +28,12 @@ from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.migrate import open_store
 from kneo.tasks import links
 from kneo.tasks.answers import Answer
-from kneo.trust.answer import Reviewers
+from kneo.trust.answer import ReviewerKeys
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.keys import PrivateKey
-from kneo.trust.receipt_chain import judge
-from kneo.trust.receipt_check import Presented
-from kneo.trust.receipt_file import Handed
+from kneo.trust.receipt_chain import check_receipts
+from kneo.trust.receipt_check import PresentedReceipt
+from kneo.trust.receipt_file import ReceiptFile
 
 HUMAN = {"id": "q", "kind": "human", "ref": "ann"}
 SOURCE = "def a(text): return text + '>a'\n"
@@ -151,17 +151,17 @@ def test_proof_comes_back_and_goes_on_and_links_do_not(migrated_url: str, elsewh
             kept = receipts.of_run(tx, run.id)
             root = registry.trust_root(tx, None)
     handed = tuple(
-        Presented(
+        PresentedReceipt(
             envelope=parse_envelope(one.envelope),
             statements=tuple(parse_envelope(text.encode()) for text in one.statements),
         )
         for one in kept
     )
     # What was proved before is, with the key of before; what is decided now goes on from there.
-    reviewers = Reviewers(keys=root.keys, void=root.void)
-    chain = judge(Handed(handed, is_chain=True), [key_of_old.public, service.public], reviewers)
+    reviewers = ReviewerKeys(keys=root.keys, void=root.void)
+    chain = check_receipts(ReceiptFile(handed, is_chain=True), [key_of_old.public, service.public], reviewers)
     assert (chain.problems, [one.signed_by for one in chain.checked]) == ((), [("ann",), ()])
-    assert not judge(Handed(handed, is_chain=True), [service.public]).valid
+    assert not check_receipts(ReceiptFile(handed, is_chain=True), [service.public]).valid
 
 
 def test_a_database_in_use_is_left_alone(engine: Engine, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from config_repo import ConfigRepo, announcement
 
-from controller.stages.apply import Lease
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
+from controller.stages.apply import Lease
 from kneo.clock import ManualClock, SystemClock
 from kneo.digest import digest_of
 from kneo.records.run import Run, RunStatus

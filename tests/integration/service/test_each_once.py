@@ -27,10 +27,10 @@ from kneo.service.routing import RouteTable
 from kneo.settings import from_env
 from kneo.store.engine import Store
 from kneo.store.tables import idempotency_keys, metadata
-from kneo.trust.about import about_rewrite
+from kneo.trust.about import rewrite_subject
 from kneo.trust.dsse import serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
-from kneo.trust.statement import Decision, build_approval
+from kneo.trust.statement import ApprovalDecision, build_approval
 
 Json = dict[str, object]
 
@@ -252,14 +252,14 @@ def rewritten(bench: controller_bench.Bench) -> Json:
     with pytest.raises(Exception, match="does not follow"):
         bench.reconcile()
     bench.drop_lease()
-    about, now = about_rewrite(old, new), bench.store.clock.now()
+    about, now = rewrite_subject(old, new), bench.store.clock.now()
     statement = build_approval(
         bundle_name=about.name,
         bundle_digest=about.digest,
         about=about,
         environment="source",
         policy_digest=bench.repo.pin,
-        decision=Decision.APPROVE,
+        decision=ApprovalDecision.APPROVE,
         issued_at=now,
         expires=now + timedelta(days=1),
     )

@@ -12,10 +12,10 @@ import pytest
 from controller_bench import Bench
 
 from controller import metrics
-from controller.stages.outcome import Done
 from controller.source.git import MirrorDamaged
 from controller.source.limits import SourceLimits
 from controller.source.mirror import REBUILD_EVERY, Mirror
+from controller.stages.outcome import Ready
 from kneo.clock import ManualClock
 from kneo.errors import Invalid, Transient
 from kneo.settings import process_environment
@@ -263,9 +263,9 @@ def test_a_controller_goes_on_with_a_mirror_that_was_damaged(store: Store, tmp_p
     bench = Bench(store, tmp_path)
     bench.repo.release("prod", "mail", "1.0.0")
     reconciler, lease = bench.reconciler(), bench.lease()
-    assert reconciler.reconcile(lease).outcomes["prod"] == Done(1)
+    assert reconciler.reconcile(lease).outcomes["prod"] == Ready(1)
     empty(reconciler.mirror.path / "HEAD")
     assert reconciler.is_current()
     bench.repo.release("prod", "mail", "1.1.0")
-    assert reconciler.reconcile(lease).outcomes["prod"] == Done(1)
+    assert reconciler.reconcile(lease).outcomes["prod"] == Ready(1)
     assert bench.served() == {"mail": "1.1.0"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from raw_git import RawObjects
 
-from controller.source import Blob, Mirror, Rewrite, SourceLimits, SourceSnapshot, changed_paths
+from controller.source import AllowedRewrite, Blob, Mirror, SourceLimits, SourceSnapshot, changed_paths
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Transient
 
 BUNDLE = "bundles/research/1.0.0.dsse.json"
@@ -170,8 +170,8 @@ def test_going_back_to_an_earlier_commit_is_a_rewriting(origin: Origin, mirror: 
 
 def test_a_rewriting_that_was_agreed_to_passes_once(origin: Origin, mirror: Mirror) -> None:
     before, commit = accepted_then_rewritten(origin, mirror)
-    agreed = Rewrite(before.commit, commit)
-    assert refusal(mirror, rewrite=Rewrite(before.commit, "0" * 40)).code == "HistoryRewritten"
+    agreed = AllowedRewrite(before.commit, commit)
+    assert refusal(mirror, rewrite=AllowedRewrite(before.commit, "0" * 40)).code == "HistoryRewritten"
     after = mirror.fetch(rewrite=agreed)
     with pytest.raises(Invalid):
         mirror.accept(after)

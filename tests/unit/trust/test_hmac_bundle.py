@@ -9,7 +9,7 @@ from kneo.digest import digest_of
 from kneo.errors import Invalid, KneoError
 from kneo.trust.hmac_bundle import check_hmac_bundle, sign_hmac_bundle, verify_hmac_bundle
 from kneo.trust.rule import SignatureRule
-from kneo.trust.sequence import HighWater, check_sequence
+from kneo.trust.sequence import NewestAccepted, check_sequence
 from kneo.trust.verified import VerifiedBundle
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -103,7 +103,7 @@ def test_an_environment_must_say_that_it_accepts_it() -> None:
 def test_a_name_with_a_signed_history_does_not_fall_back() -> None:
     bundle = verify(signed())
     check_sequence(bundle, None, set())
-    check_sequence(bundle, HighWater(0, digest_of(b"an earlier one")), set())
+    check_sequence(bundle, NewestAccepted(0, digest_of(b"an earlier one")), set())
     with pytest.raises(KneoError) as refused:
-        check_sequence(bundle, HighWater(3, digest_of(b"signed")), set())
+        check_sequence(bundle, NewestAccepted(3, digest_of(b"signed")), set())
     assert refused.value.code == "RollbackDetected"

@@ -16,7 +16,7 @@ from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey, PublicKey
 from kneo.trust.receipt import Receipt, ReceiptStatement, Voter, build_receipt, content_digest, sign_receipt
 from kneo.trust.receipt_chain import check_chain
-from kneo.trust.receipt_check import SIGNATURE, Checked, Presented, check_receipt
+from kneo.trust.receipt_check import SIGNATURE, CheckedReceipt, PresentedReceipt, check_receipt
 from kneo.trust.receipt_file import find_receipts, read_receipts
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -45,11 +45,11 @@ def signed(statement: ReceiptStatement) -> Envelope:
     return sign_receipt(statement, KEY)
 
 
-def check(envelope: Envelope, view: dict[str, JsonValue] | None = None, key: PublicKey = KEY.public) -> Checked:
-    return check_receipt(Presented(envelope=envelope, view=view), [key])
+def check(envelope: Envelope, view: dict[str, JsonValue] | None = None, key: PublicKey = KEY.public) -> CheckedReceipt:
+    return check_receipt(PresentedReceipt(envelope=envelope, view=view), [key])
 
 
-def fields_named(found: Checked) -> set[str]:
+def fields_named(found: CheckedReceipt) -> set[str]:
     assert found.receipt is None
     return {problem.field for problem in found.problems}
 
@@ -150,8 +150,8 @@ def test_what_is_no_receipt_is_not_believed(payload: bytes) -> None:
     assert check(Envelope(PAYLOAD_TYPE, payload, (Signature("", b"x"),))).receipt is None
 
 
-def chain(count: int = 4) -> list[Checked]:
-    found: list[Checked] = []
+def chain(count: int = 4) -> list[CheckedReceipt]:
+    found: list[CheckedReceipt] = []
     for number in range(1, count + 1):
         previous = found[-1].digest if found else None
         found.append(check(signed(build_receipt(receipt(id=f"rcp_{number}", sequence=number, previous=previous)))))
@@ -183,10 +183,10 @@ def test_receipts_are_read_alone_with_their_view_or_as_a_run() -> None:
     }
     shown = {"receipt": predicate(envelope), "envelope": written, "unsigned": {"audit_seq": 3}}
     alone = find_receipts(written, file="r")
-    assert alone.receipts == (Presented(envelope=envelope),)
+    assert alone.receipts == (PresentedReceipt(envelope=envelope),)
     assert not alone.is_chain
     assert read_receipts(json.dumps(shown).encode(), file="r").receipts == (
-        Presented(envelope=envelope, view=predicate(envelope)),
+        PresentedReceipt(envelope=envelope, view=predicate(envelope)),
     )
     several = find_receipts({"run_id": "run_1", "receipts": [shown]}, file="r")
     assert several.is_chain

@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from pydantic import JsonValue
 
 from kneo.digest import digest_of_json
-from kneo.trust.answer import Reviewers, Said, answer_digest, build_answer
+from kneo.trust.answer import AnswerBinding, ReviewerKeys, answer_digest, build_answer
 from kneo.trust.dsse import Envelope, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
 from kneo.trust.receipt import Receipt, Voter, build_receipt, content_digest, marks_of, sign_receipt
-from kneo.trust.receipt_check import Checked, Presented, check_receipt
+from kneo.trust.receipt_check import CheckedReceipt, PresentedReceipt, check_receipt
 from kneo.trust.signers import TrustedKey
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 SERVICE = PrivateKey.generate()
 KEYS = {name: PrivateKey.generate() for name in ("ann", "ben")}
-REVIEWERS = Reviewers(keys={key.keyid: TrustedKey(key.public, name) for name, key in KEYS.items()})
+REVIEWERS = ReviewerKeys(keys={key.keyid: TrustedKey(key.public, name) for name, key in KEYS.items()})
 TEN, MORE = "pay 10 EUR", "pay 9999 EUR"
 
 
@@ -40,7 +40,7 @@ def statement(name: str, decision: str = "edited", content: str | None = TEN, *,
         "content_digest": content_digest({"content": content}), "reviewer": name, "bundle_digest": digest("b"),
         "policy_digest": digest("c"),
     }  # fmt: skip
-    built = build_answer(Said.model_validate(said), issued_at=at, expires=at + timedelta(minutes=15))
+    built = build_answer(AnswerBinding.model_validate(said), issued_at=at, expires=at + timedelta(minutes=15))
     return sign(PAYLOAD_TYPE, built.payload, KEYS[name])
 
 
@@ -70,14 +70,14 @@ GENUINE: dict[str, object] = {
 }  # fmt: skip
 
 
-def check(*, statements: tuple[Envelope, ...] | None = STATEMENTS, **changes: object) -> Checked:
+def check(*, statements: tuple[Envelope, ...] | None = STATEMENTS, **changes: object) -> CheckedReceipt:
     """Look at a receipt that the service has signed with care: its marks are those of what it says."""
     receipt = Receipt.model_validate({**GENUINE, **changes})
     envelope = sign_receipt(build_receipt(receipt), SERVICE)
-    return check_receipt(Presented(envelope=envelope, statements=statements), [SERVICE.public], REVIEWERS)
+    return check_receipt(PresentedReceipt(envelope=envelope, statements=statements), [SERVICE.public], REVIEWERS)
 
 
-def named(found: Checked) -> list[str]:
+def named(found: CheckedReceipt) -> list[str]:
     assert found.receipt is None
     return [problem.field for problem in found.problems]
 
@@ -252,7 +252,7 @@ def test_any_single_field_that_somebody_changes_is_found(
         replace(one, payload=payload) if which == name else one
         for name, one in zip(("ann", "ben"), STATEMENTS, strict=True)
     )
-    found = check_receipt(Presented(envelope=envelope, statements=statements), [SERVICE.public], REVIEWERS)
+    found = check_receipt(PresentedReceipt(envelope=envelope, statements=statements), [SERVICE.public], REVIEWERS)
     assert found.receipt is None
     assert found.problems
 
@@ -262,4 +262,4 @@ def test_marks_made_anew_by_somebody_without_the_key_help_nobody() -> None:
     said = {name: value for name, value in tree["predicate"].items() if name != "marks"} | {"actor": "mallory"}
     tree["predicate"] = {**said, "marks": marks_of(said)}
     forged = replace(ENVELOPE, payload=json.dumps(tree).encode())
-    assert check_receipt(Presented(envelope=forged), [SERVICE.public]).receipt is None
+    assert check_receipt(PresentedReceipt(envelope=forged), [SERVICE.public]).receipt is None

@@ -9,9 +9,9 @@ import pytest
 from kneo.digest import Digest, digest_of, digest_of_json
 from kneo.errors import Invalid
 from kneo.trust.statement import (
+    ApprovalDecision,
     BundleSource,
     BundleStatement,
-    Decision,
     Dependency,
     build_approval,
     build_bundle,
@@ -76,7 +76,7 @@ def test_an_approval_says_what_the_format_says() -> None:
         bundle_digest=DIGEST,
         environment="prod",
         policy_digest=Digest("sha256:" + "c" * 64),
-        decision=Decision.APPROVE,
+        decision=ApprovalDecision.APPROVE,
         issued_at=NOW,
         expires=NOW + timedelta(days=7),
     )

@@ -17,9 +17,9 @@ from kneo.trust.keys import Algorithm, PrivateKey
 from kneo.trust.root import TRUST_ROOT_TYPE, RootDocument, TrustRoot, root_payload, verify_chain
 from kneo.trust.root_edit import add_key, first_root, revoke_key, set_role
 from kneo.trust.rule import SignatureRule
-from kneo.trust.sequence import SEQUENCE_JUMP, HighWater, check_sequence
+from kneo.trust.sequence import SEQUENCE_JUMP, NewestAccepted, check_sequence
 from kneo.trust.signers import TrustedKey
-from kneo.trust.statement import BundleStatement, Decision, build_approval, build_bundle
+from kneo.trust.statement import ApprovalDecision, BundleStatement, build_approval, build_bundle
 from kneo.trust.verified import VerifiedBundle
 from kneo.trust.verify import verification_steps, verify_bundle
 
@@ -278,7 +278,7 @@ def next_bundle(seq: int, prev: Digest | None, **changes: object) -> VerifiedBun
     return verify(signed(bundle(seq=seq, prev=prev, **changes).payload, ANN))
 
 
-def sequence_refusal(candidate: VerifiedBundle, high: HighWater | None, known: set[Digest]) -> str:
+def sequence_refusal(candidate: VerifiedBundle, high: NewestAccepted | None, known: set[Digest]) -> str:
     with pytest.raises(Untrusted) as refused:
         check_sequence(candidate, high, known)
     return refused.value.code
@@ -287,18 +287,18 @@ def sequence_refusal(candidate: VerifiedBundle, high: HighWater | None, known: s
 def test_sequence_goes_up() -> None:
     first = next_bundle(1, None)
     check_sequence(first, None, set())
-    high = HighWater(1, first.digest)
+    high = NewestAccepted(1, first.digest)
     second = next_bundle(2, first.digest)
     check_sequence(second, high, {first.digest})
     check_sequence(next_bundle(7, OLD), high, {first.digest})
-    check_sequence(first, HighWater(2, second.digest), {first.digest, second.digest})
-    check_sequence(second, HighWater(2, second.digest), set())
+    check_sequence(first, NewestAccepted(2, second.digest), {first.digest, second.digest})
+    check_sequence(second, NewestAccepted(2, second.digest), set())
 
 
 def test_what_does_not_follow_is_refused() -> None:
     first = next_bundle(1, None)
     second = next_bundle(2, first.digest)
-    high, known = HighWater(2, second.digest), {first.digest, second.digest}
+    high, known = NewestAccepted(2, second.digest), {first.digest, second.digest}
     other_spec = {"version": "v1"}
     assert sequence_refusal(next_bundle(1, None, spec=other_spec), high, known) == "RollbackDetected"
     assert sequence_refusal(next_bundle(2, first.digest, spec=other_spec), high, known) == "Equivocation"
@@ -318,7 +318,7 @@ def approval(key: PrivateKey, **changes: object) -> bytes:
         "bundle_digest": bundle().digest,
         "environment": "prod",
         "policy_digest": POLICY,
-        "decision": Decision.APPROVE,
+        "decision": ApprovalDecision.APPROVE,
         "issued_at": NOW - DAY,
         "expires": NOW + DAY,
     }
