@@ -12,7 +12,7 @@ from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 
 if TYPE_CHECKING:
-    from kneo.runtime.start import Starter
+    from kneo.runtime.engine.start import Starter
     from kneo.trust.keys import PrivateKey
 
 
@@ -45,7 +45,7 @@ def make_starter(settings: Settings, store: Store) -> Starter:
     """Make what starts runs; whoever starts none does not import it."""
     from cli.embedding import spec_compiler
     from kneo.project import read_config
-    from kneo.runtime.start import Starter
+    from kneo.runtime.engine.start import Starter
 
     return Starter(
         store,

@@ -21,8 +21,8 @@ from kneo.clock import sleep
 from kneo.project import read_config
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import UNRESOLVED, HumanTask
-from kneo.runtime import views
-from kneo.runtime.wait import Settled, find_run
+from kneo.runtime.engine import views
+from kneo.runtime.engine.wait import Settled, find_run
 from kneo.service import receipts as decisions
 from kneo.service import task_acts, task_links, wire
 from kneo.service.task_query import task_page

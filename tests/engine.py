@@ -14,12 +14,12 @@ from run_simulator import AGENT
 
 from kneo.records.run import Run
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
-from kneo.runtime.advance import Driver
-from kneo.runtime.code import CodeLoader
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.start import RunOrder, Starter
-from kneo.runtime.steps import Executor
-from kneo.runtime.wait import find_run
+from kneo.runtime.engine.driver import Driver
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.start import RunOrder, Starter
+from kneo.runtime.engine.wait import find_run
+from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.executor import Executor
 from kneo.spec.models import Spec
 from kneo.store import runs, tasks
 from kneo.store.engine import Store

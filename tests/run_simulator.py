@@ -9,23 +9,10 @@ from datetime import UTC, datetime
 
 from kneo.records.run import RunError
 from kneo.records.task import Decision, DecisionKind
-from kneo.runtime.consequences import consequences
-from kneo.runtime.decide import (
-    Answered,
-    Ask,
-    Asked,
-    Ended,
-    Execute,
-    Frame,
-    Moment,
-    StepFailed,
-    Succeeded,
-    actions,
-    begin,
-    settle,
-    waiting,
-)
-from kneo.runtime.program import Program, compile_program
+from kneo.runtime.engine.consequences import consequences
+from kneo.runtime.interpreter.node import Answered, Ask, Asked, Ended, Execute, Frame, Moment, StepFailed, Succeeded
+from kneo.runtime.interpreter.program import Program, actions, begin, settle, waiting
+from kneo.runtime.program.compiler import compile_program
 from kneo.spec.models import Spec
 
 MOMENT = Moment(now=datetime(2026, 1, 31, 12, tzinfo=UTC), seed="run_1", case="case")

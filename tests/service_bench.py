@@ -16,8 +16,8 @@ from config_repo import FUNCTIONS
 
 from cli.compose import make_starter, make_store
 from cli.serve.service import Server
-from kneo.runtime.assemble import background, make_driver
-from kneo.runtime.worker import Worker
+from kneo.runtime.engine.assemble import background, make_driver
+from kneo.runtime.engine.worker import Worker
 from kneo.service.app import create_app
 from kneo.service.auth import ROLES
 from kneo.settings import Http, Limits, Settings, from_env

@@ -120,7 +120,7 @@ def _copy(store: Store, times: int, *, with_tasks: bool) -> None:
 WORKER = """
 import json, sys, threading, time
 from kneo.clock import SystemClock
-from kneo.runtime.assemble import working
+from kneo.runtime.engine.assemble import working
 from kneo.settings import from_env
 from kneo.store.migrate import open_store
 started = time.perf_counter()

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from cli.compose import make_starter
 from kneo.api.spec_loader import SpecSelection
 from kneo.records.run import Run
-from kneo.runtime.assemble import drive_or_wait
-from kneo.runtime.code import Elsewhere
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
-from kneo.runtime.start import RunOrder
-from kneo.runtime.views import Record
-from kneo.runtime.wait import Settled, as_it_is
+from kneo.runtime.engine.assemble import drive_or_wait
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.recover import ForkOrder, continue_run, fork, read_record
+from kneo.runtime.engine.start import RunOrder
+from kneo.runtime.engine.views import Record
+from kneo.runtime.engine.wait import Settled, as_it_is
+from kneo.runtime.steps.code import Elsewhere
 from kneo.settings import Settings
 from kneo.store.engine import Store
 

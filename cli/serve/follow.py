@@ -25,7 +25,7 @@ from controller.watch import watching
 from kneo.clock import parse_duration
 from kneo.digest import Digest, parse_digest
 from kneo.errors import Usage
-from kneo.runtime.assemble import background, telling
+from kneo.runtime.engine.assemble import background, telling
 from kneo.settings import Settings, from_env
 from kneo.store.engine import Store
 from kneo.store.service_key import find_service_key

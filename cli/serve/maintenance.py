@@ -12,7 +12,7 @@ from cli import render
 from cli.compose import find_store, make_store
 from cli.connection import JsonOption
 from kneo.maintenance import backup, make_retention, restore, vacuum
-from kneo.runtime.timers import end_overdue_runs
+from kneo.runtime.engine.timers import end_overdue_runs
 from kneo.settings import from_env
 from kneo.tasks.sweep import expire_due
 

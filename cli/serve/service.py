@@ -19,7 +19,7 @@ from cli.serve.tune_gc import settle
 from cli.serve.worker import logged_settings
 from kneo import __version__
 from kneo.maintenance import make_retention
-from kneo.runtime.assemble import working
+from kneo.runtime.engine.assemble import working
 from kneo.service.app import App, create_app, drain
 from kneo.service.head_check import check_reachable
 from kneo.settings import Http, Settings

@@ -14,8 +14,8 @@ from cli.serve.tune_gc import settle
 from cli.serve.worker import logged_settings
 from kneo import __version__
 from kneo.maintenance import make_retention
-from kneo.runtime.assemble import working
-from kneo.runtime.worker import Worker
+from kneo.runtime.engine.assemble import working
+from kneo.runtime.engine.worker import Worker
 from kneo.service.head_check import check_reachable
 from kneo.settings import Settings
 from kneo.telemetry.spans import configure_tracing

@@ -15,7 +15,7 @@ from cli.embedding import spec_compiler
 from cli.serve.tune_gc import settle
 from kneo import __version__
 from kneo.maintenance import make_retention
-from kneo.runtime.assemble import working
+from kneo.runtime.engine.assemble import working
 from kneo.settings import Settings, from_env
 from kneo.telemetry import configure_logging
 from kneo.telemetry.spans import configure_tracing

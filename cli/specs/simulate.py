@@ -13,7 +13,7 @@ from cli.files import read_bytes
 from cli.project import open_project
 from cli.specs.check import Checked, check, require_usable
 from cli.specs.spec import EnvOption, JsonOption, SpecArgument
-from kneo.runtime.simulate.matrix import Outcome
+from kneo.runtime.simulate.exploration import Outcome
 from kneo.runtime.simulate.report import MAX_ROWS, MAX_STATES, Simulation, Simulator
 from kneo.spec.documents import DEFAULT_LIMITS
 from kneo.spec.models.answers import AnswersFile

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from kneo.errors import Forbidden
 
 if TYPE_CHECKING:  # a command that only names operations does without a database
-    from kneo.runtime.start import Starter
-    from kneo.runtime.wait import Settled, Settling
+    from kneo.runtime.engine.start import Starter
+    from kneo.runtime.engine.wait import Settled, Settling
     from kneo.settings import Settings
     from kneo.spec.project import ProjectConfig
     from kneo.store.engine import Store

@@ -21,8 +21,8 @@ from kneo.api.status_words import check_status
 from kneo.clock import isoformat, parse_time
 from kneo.errors import Invalid, InvalidValue
 from kneo.records.run import Run, RunStatus
-from kneo.runtime.cancel import cancel_run as cancel
-from kneo.runtime.wait import find_run, open_tasks
+from kneo.runtime.engine.cancel import cancel_run as cancel
+from kneo.runtime.engine.wait import find_run, open_tasks
 from kneo.store import history, runs, tasks
 from kneo.store.run_filter import LASTING, RunFilter
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kneo.errors import Invalid
 from kneo.platform.manager import PlatformManager, looking_only
-from kneo.runtime import modules
+from kneo.runtime.steps import modules
 from kneo.settings import Settings
 
 

@@ -17,16 +17,17 @@ from kneo.project import read_config
 from kneo.records.audit import SealedEvent
 from kneo.records.run import Checkpoint, Run, RunStatus, TraceEvent
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
-from kneo.runtime import views
-from kneo.runtime.assemble import Works, drive_or_wait, working
-from kneo.runtime.cancel import cancel_run
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.program import Program, compile_program
-from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
-from kneo.runtime.start import RunOrder, Starter
-from kneo.runtime.timers import end_overdue_runs
-from kneo.runtime.wait import Settling, find_run, wait_until_settled
-from kneo.runtime.worker import Worker
+from kneo.runtime.engine import views
+from kneo.runtime.engine.assemble import Works, drive_or_wait, working
+from kneo.runtime.engine.cancel import cancel_run
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.recover import ForkOrder, continue_run, fork, read_record
+from kneo.runtime.engine.start import RunOrder, Starter
+from kneo.runtime.engine.timers import end_overdue_runs
+from kneo.runtime.engine.wait import Settling, find_run, wait_until_settled
+from kneo.runtime.engine.worker import Worker
+from kneo.runtime.interpreter.program import Program
+from kneo.runtime.program.compiler import compile_program
 from kneo.settings import Settings, from_env
 from kneo.spec.compiler import SpecCompiler, refusal, require_valid
 from kneo.spec.coverage.policy_report import policy_report

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kneo.runtime.wait import Settled
+from kneo.runtime.engine.wait import Settled
 
 
 @dataclass(frozen=True, kw_only=True)

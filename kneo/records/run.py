@@ -102,7 +102,7 @@ class Run:
     output_text: str | None
     error: RunError | None
     state: Mapping[str, object]
-    """The interpreter's position; see ``kneo.runtime.decide``."""
+    """The interpreter's position; see ``kneo.runtime.interpreter.program``."""
     state_version: int
     visited_steps: tuple[str, ...]
     requester: str

@@ -7,11 +7,11 @@ import contextvars
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 
-from kneo.runtime.code import CodeLoader
-from kneo.runtime.interpret.node import Leaf
-from kneo.runtime.program import Program
-from kneo.runtime.steps import Executor
-from kneo.runtime.steps.base import StepContext, StepOutput
+from kneo.runtime.interpreter.node import Leaf
+from kneo.runtime.interpreter.program import Program
+from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.context import StepContext, StepOutput
+from kneo.runtime.steps.executor import Executor
 from kneo.runtime.steps.threads import in_thread
 from kneo.sdk.waiting import begin_place
 from kneo.store.engine import Store

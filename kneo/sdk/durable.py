@@ -13,11 +13,11 @@ from kneo.clock import monotonic
 from kneo.errors import Conflict, NotFound
 from kneo.records.run import RunStatus
 from kneo.records.task import UNRESOLVED, HumanTask
-from kneo.runtime.cancel import cancel_run
-from kneo.runtime.code import INPROCESS
-from kneo.runtime.recover import ForkOrder
-from kneo.runtime.steps.base import StepContext, StepOutput, Waiting
-from kneo.runtime.wait import find_run
+from kneo.runtime.engine.cancel import cancel_run
+from kneo.runtime.engine.recover import ForkOrder
+from kneo.runtime.engine.wait import find_run
+from kneo.runtime.steps.code import INPROCESS
+from kneo.runtime.steps.context import StepContext, StepOutput, Waiting
 from kneo.sdk.code import call
 from kneo.sdk.db import Database, scratch
 from kneo.sdk.host import Host, Standing, actor, run_sync

@@ -12,14 +12,14 @@ from typing import TypeVar
 from kneo.errors import Invalid, NotFound
 from kneo.records.run import Run, StepRecord
 from kneo.records.task import HumanTask, TaskStatus
-from kneo.runtime.advance import Driver
-from kneo.runtime.interpret.node import Leaf
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.recover import ForkOrder, fork
-from kneo.runtime.start import RunOrder, Starter
-from kneo.runtime.steps.base import StepContext
-from kneo.runtime.timers import tick
-from kneo.runtime.wait import Settling, find_run, wait_until_settled
+from kneo.runtime.engine.driver import Driver
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.recover import ForkOrder, fork
+from kneo.runtime.engine.start import RunOrder, Starter
+from kneo.runtime.engine.timers import tick
+from kneo.runtime.engine.wait import Settling, find_run, wait_until_settled
+from kneo.runtime.interpreter.node import Leaf
+from kneo.runtime.steps.context import StepContext
 from kneo.sdk.code import InProcess, Work
 from kneo.sdk.db import Database
 from kneo.sdk.seat import seat

@@ -9,9 +9,9 @@ from hashlib import sha256
 from typing import Protocol, TypeAlias
 
 from kneo.errors import Usage
-from kneo.runtime.code import INPROCESS
-from kneo.runtime.interpret.node import below
-from kneo.runtime.steps.base import StepContext, StepOutput
+from kneo.runtime.interpreter.node import below
+from kneo.runtime.steps.code import INPROCESS
+from kneo.runtime.steps.context import StepContext, StepOutput
 from kneo.sdk.code import Work, call
 from kneo.sdk.messages import Message, Prompt, Resolver, RunConfig, Said, as_text
 from kneo.spec.models import Agent

@@ -11,7 +11,7 @@ from kneo.records.task import DecisionKind
 from kneo.sdk.messages import Message, RunConfig
 
 if TYPE_CHECKING:
-    from kneo.runtime.steps.base import StepContext
+    from kneo.runtime.steps.context import StepContext
     from kneo.sdk.host import Host, Standing
     from kneo.sdk.participants import Draft
 

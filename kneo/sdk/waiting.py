@@ -16,7 +16,7 @@ from typing import ParamSpec, cast
 from pydantic import TypeAdapter
 
 from kneo.errors import Usage
-from kneo.runtime.steps.base import StepContext
+from kneo.runtime.steps.context import StepContext
 from kneo.store.engine import Store
 
 P = ParamSpec("P")

@@ -17,7 +17,7 @@ from kneo.api.governance import Governance
 from kneo.api.spec_loader import SpecLoader
 from kneo.errors import Usage
 from kneo.platform import PlatformManager
-from kneo.runtime.start import Starter
+from kneo.runtime.engine.start import Starter
 from kneo.service import problems
 from kneo.service.access_log import AccessLog
 from kneo.service.admission import Admission

@@ -12,8 +12,8 @@ from kneo.api.context import Context, Principal, Waiting
 from kneo.api.governance import Governance
 from kneo.api.spec_loader import SpecLoader
 from kneo.api.status_words import speaks_published
-from kneo.runtime.start import Starter
-from kneo.runtime.wait import Settled, wait_until_settled
+from kneo.runtime.engine.start import Starter
+from kneo.runtime.engine.wait import Settled, wait_until_settled
 from kneo.service.auth import Keyring
 from kneo.service.change_feed import News
 from kneo.service.events import Streams

@@ -13,7 +13,7 @@ from kneo.api.run_views import TraceEventView
 from kneo.api.status_words import say
 from kneo.records.run import Run, RunStatus, TraceEvent
 from kneo.records.task import UNRESOLVED, HumanTask
-from kneo.runtime.wait import Settled, Settling, as_it_is, find_run
+from kneo.runtime.engine.wait import Settled, Settling, as_it_is, find_run
 from kneo.service.change_feed import News
 from kneo.service.events import Event, Events
 from kneo.store import history, idempotency, runs

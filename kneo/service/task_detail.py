@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kneo.api import task_views
-from kneo.runtime.prospect import as_it_stands
+from kneo.runtime.engine.consequences import as_it_stands
 from kneo.service.wire import Json
 from kneo.store import history, runs
 from kneo.store.engine import Tx

@@ -16,8 +16,8 @@ from sqlalchemy import text
 
 from kneo.clock import ManualClock, SystemClock, isoformat
 from kneo.records.run import RunStatus
-from kneo.runtime.assemble import LockedWorker, background
-from kneo.runtime.timers import TIMERS_LOCK, run_timers
+from kneo.runtime.engine.assemble import LockedWorker, background
+from kneo.runtime.engine.timers import TIMERS_LOCK, run_timers
 from kneo.store import locks, runs
 from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.migrate import open_store
@@ -127,7 +127,7 @@ class Steps:
 
 
 def test_steps_are_executed_only_while_the_lock_is_held(pg: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kneo.runtime.assemble.INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr("kneo.runtime.engine.assemble.INTERVAL_SECONDS", 0.05)
     made: list[Steps] = []
 
     def make() -> Steps:

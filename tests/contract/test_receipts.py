@@ -20,7 +20,7 @@ from kneo.errors import KneoError
 from kneo.records.receipt import ReceiptRecord
 from kneo.records.run import Run, RunError, RunStatus
 from kneo.records.task import DecisionKind, HumanTask
-from kneo.runtime.assemble import working
+from kneo.runtime.engine.assemble import working
 from kneo.settings import from_env
 from kneo.store import audit, prune, receipts, runs, tasks
 from kneo.store.engine import Store

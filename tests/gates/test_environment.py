@@ -11,9 +11,9 @@ from gates.asking import ENVIRONMENT, declare
 from kneo.errors import Forbidden
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import HumanTask
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.recover import ForkOrder, fork
-from kneo.runtime.start import RunOrder
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.recover import ForkOrder, fork
+from kneo.runtime.engine.start import RunOrder
 from kneo.store import audit, history
 from kneo.store.engine import Store
 

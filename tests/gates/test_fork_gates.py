@@ -12,9 +12,9 @@ from gates.asking import ENVIRONMENT, PEOPLE, declare
 from kneo.clock import ManualClock
 from kneo.errors import Conflict, Forbidden
 from kneo.records.run import Run, RunStatus
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
-from kneo.runtime.start import RunOrder
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.recover import ForkOrder, continue_run, fork, read_record
+from kneo.runtime.engine.start import RunOrder
 from kneo.store import audit, history, json_text, tables
 from kneo.store.engine import Store
 from kneo.tasks.sweep import expire_due

@@ -8,8 +8,8 @@ import pytest
 from engine import Engine, step
 
 from kneo.records.run import Run, RunStatus
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.recover import ForkOrder, fork, read_record
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.recover import ForkOrder, fork, read_record
 from kneo.store import audit
 from kneo.store.engine import Store
 

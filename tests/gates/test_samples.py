@@ -10,8 +10,8 @@ from engine import Engine, step
 
 from kneo.clock import ManualClock
 from kneo.records.run import Run, RunStatus
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.recover import ForkOrder, fork
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.recover import ForkOrder, fork
 from kneo.store.engine import Store
 
 SOURCE = """

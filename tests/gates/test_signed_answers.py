@@ -21,9 +21,9 @@ from kneo.errors import KneoError
 from kneo.records.receipt import ReceiptRecord
 from kneo.records.run import RunStatus
 from kneo.records.task import DecisionKind, HumanTask, TaskStatus
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.recover import ForkOrder, fork
-from kneo.runtime.start import RunOrder
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.recover import ForkOrder, fork
+from kneo.runtime.engine.start import RunOrder
 from kneo.store import audit, receipts, runs
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store

@@ -16,7 +16,7 @@ from kneo.tasks.inbox import decide
 from kneo.tasks.inputs import given, refusal
 
 SOURCE = """
-from kneo.runtime.steps.base import Declined
+from kneo.runtime.steps.context import Declined
 
 def name_it(text, context):
     note(f"before {context.idempotency_key}")

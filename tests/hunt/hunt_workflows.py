@@ -21,21 +21,10 @@ from run_simulator import MOMENT, decision, through_json
 
 from kneo.errors import Invalid
 from kneo.records.run import RunError
-from kneo.runtime.consequences import consequences
-from kneo.runtime.decide import (
-    Answered,
-    Ask,
-    Asked,
-    Ended,
-    Execute,
-    StepFailed,
-    Succeeded,
-    actions,
-    begin,
-    settle,
-    waiting,
-)
-from kneo.runtime.program import Program, compile_program
+from kneo.runtime.engine.consequences import consequences
+from kneo.runtime.interpreter.node import Answered, Ask, Asked, Ended, Execute, StepFailed, Succeeded
+from kneo.runtime.interpreter.program import Program, actions, begin, settle, waiting
+from kneo.runtime.program.compiler import compile_program
 from kneo.spec.gates import draw
 from kneo.spec.models import Spec
 

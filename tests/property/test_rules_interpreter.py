@@ -16,8 +16,8 @@ from run_simulator import Boom, decision, play
 
 from kneo.errors import Invalid
 from kneo.records.task import Decision
-from kneo.runtime.decide import Ask, Execute
-from kneo.runtime.program import compile_program
+from kneo.runtime.interpreter.node import Ask, Execute
+from kneo.runtime.program.compiler import compile_program
 from kneo.spec.lint import check
 from kneo.spec.models import Spec
 from kneo.spec.models.environment_gates import EnvironmentGate, with_gates

@@ -11,9 +11,10 @@ from run_simulator import MOMENT, Boom, append, decision, play, program_of, spec
 
 from kneo.records.run import RunStatus
 from kneo.records.task import Decision
-from kneo.runtime.decide import Ask, Ended, Execute, Moment, Stale, Succeeded, actions, begin, settle
-from kneo.runtime.interpret.step import RETRY_CAP_SECONDS, retry_delay
-from kneo.runtime.program import compile_program
+from kneo.runtime.interpreter.node import Ask, Ended, Execute, Moment, Stale, Succeeded
+from kneo.runtime.interpreter.program import actions, begin, settle
+from kneo.runtime.interpreter.step import RETRY_CAP_SECONDS, retry_delay
+from kneo.runtime.program.compiler import compile_program
 from kneo.spec.models.environment_gates import EnvironmentGate, with_gates
 
 WORDS = st.sampled_from(["a", "b", "c", ">a", "in"])

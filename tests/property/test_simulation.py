@@ -13,7 +13,7 @@ from run_simulator import Boom, decision, play
 
 from kneo.errors import Invalid
 from kneo.records.task import Decision
-from kneo.runtime.decide import Ask, Execute
+from kneo.runtime.interpreter.node import Ask, Execute
 from kneo.runtime.simulate.report import Simulator
 from kneo.spec.models import Spec
 

@@ -16,8 +16,8 @@ from procrastinate import App, JobContext, PsycopgConnector
 from procrastinate.exceptions import ProcrastinateException
 
 from kneo.errors import Transient
-from kneo.runtime.advance import Driver
-from kneo.runtime.worker import DRAIN_SECONDS
+from kneo.runtime.engine.driver import Driver
+from kneo.runtime.engine.worker import DRAIN_SECONDS
 from kneo.store import queue
 from kneo.store.engine import Store
 

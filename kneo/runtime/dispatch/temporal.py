@@ -21,9 +21,9 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from kneo.errors import Transient
-from kneo.runtime.advance import Driver
-from kneo.runtime.code import Elsewhere
-from kneo.runtime.worker import DRAIN_SECONDS
+from kneo.runtime.engine.driver import Driver
+from kneo.runtime.engine.worker import DRAIN_SECONDS
+from kneo.runtime.steps.code import Elsewhere
 from kneo.store import queue, runs
 from kneo.store.engine import Store, Tx
 

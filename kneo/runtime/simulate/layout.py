@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from kneo.runtime.interpret.branch import Branch
-from kneo.runtime.interpret.gate import Gate
-from kneo.runtime.interpret.graph import Graph
-from kneo.runtime.interpret.line import Sequence
-from kneo.runtime.interpret.loop import Loop
-from kneo.runtime.interpret.node import Leaf, Node
-from kneo.runtime.interpret.parallel import Parallel
-from kneo.runtime.interpret.router import Router
-from kneo.runtime.interpret.step import Question, Step
-from kneo.runtime.program import Program
+from kneo.runtime.interpreter.branch import Branch, Router
+from kneo.runtime.interpreter.gate import Gate
+from kneo.runtime.interpreter.graph import Graph
+from kneo.runtime.interpreter.loop import Loop
+from kneo.runtime.interpreter.node import Leaf, Node
+from kneo.runtime.interpreter.parallel import Parallel
+from kneo.runtime.interpreter.program import Program
+from kneo.runtime.interpreter.sequence import Sequence
+from kneo.runtime.interpreter.step import Question, Step
 from kneo.spec.models import Condition
 
 

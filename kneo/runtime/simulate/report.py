@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from kneo.runtime.program import ROOT_AGENT, Program, compile_program
+from kneo.runtime.interpreter.program import ROOT_AGENT, Program
+from kneo.runtime.program.compiler import compile_program
+from kneo.runtime.simulate.exploration import Matrix, Outcome, Walk
 from kneo.runtime.simulate.layout import Layout, layout_of
-from kneo.runtime.simulate.matrix import Matrix, Outcome
-from kneo.runtime.simulate.script import ANY_QUESTIONS, Privileged, Script
-from kneo.runtime.simulate.walk import Walk
+from kneo.runtime.simulate.scenario import ANY_QUESTIONS, Privileged, Script
 from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.coverage.dependencies import ROOT, agent_part
 from kneo.spec.coverage.privileged_calls import privileged_calls

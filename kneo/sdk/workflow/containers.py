@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from kneo.runtime.interpret.node import below
-from kneo.runtime.steps.base import StepContext
-from kneo.runtime.steps.base import StepOutput as Outcome
+from kneo.runtime.interpreter.node import below
+from kneo.runtime.steps.context import StepContext
+from kneo.runtime.steps.context import StepOutput as Outcome
 from kneo.sdk.code import Work, call
 from kneo.sdk.workflow.plan import Json, Plan, Primitive
 from kneo.sdk.workflow.reviewing import NEEDS_REVIEW, chosen, gates

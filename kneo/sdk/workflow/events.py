@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 
 from kneo.clock import isoformat
 from kneo.records.run import RunStatus, TraceEvent
-from kneo.runtime.interpret.node import Leaf
-from kneo.runtime.steps.base import StepContext
+from kneo.runtime.interpreter.node import Leaf
+from kneo.runtime.steps.context import StepContext
 from kneo.sdk.host import Host, Standing, run_sync
 from kneo.sdk.run.workflow import (
     EXECUTOR_POSITION,

@@ -10,9 +10,9 @@ from typing import TypeAlias
 
 from kneo.records.run import Run
 from kneo.records.task import DecisionKind
-from kneo.runtime.code import INPROCESS
-from kneo.runtime.interpret.node import below
-from kneo.runtime.steps.base import StepContext
+from kneo.runtime.interpreter.node import below
+from kneo.runtime.steps.code import INPROCESS
+from kneo.runtime.steps.context import StepContext
 from kneo.sdk.code import Work
 from kneo.sdk.host import Host, Standing
 from kneo.sdk.participants import identifier

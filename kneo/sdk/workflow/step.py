@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from kneo.runtime.steps.base import StepContext
-from kneo.runtime.steps.base import StepOutput as Outcome
-from kneo.runtime.steps.call import Signature, as_text
+from kneo.runtime.steps.context import StepContext
+from kneo.runtime.steps.context import StepOutput as Outcome
+from kneo.runtime.steps.functions import Signature, as_text
 from kneo.sdk.code import call
 from kneo.sdk.workflow.plan import Json, Plan, Primitive
 from kneo.sdk.workflow.reviewing import NEEDS_REVIEW, chosen, gates

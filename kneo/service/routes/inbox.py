@@ -12,7 +12,7 @@ from starlette.responses import Response
 from kneo.api import task_views
 from kneo.api.context import Principal
 from kneo.records.task import HumanTask
-from kneo.runtime.wait import find_run
+from kneo.runtime.engine.wait import find_run
 from kneo.service import responses, task_acts, wire
 from kneo.service.auth import require
 from kneo.service.context import LegacyClient, ServiceDep

@@ -15,7 +15,7 @@ from kneo.api.context import Principal
 from kneo.errors import Invalid, InvalidValue, KneoError, NotFound
 from kneo.records.link import TaskLink
 from kneo.records.task import DecisionKind, HumanTask
-from kneo.runtime.prospect import as_it_stands
+from kneo.runtime.engine.consequences import as_it_stands
 from kneo.service import responses, task_links
 from kneo.service.auth import Require, require
 from kneo.service.context import Service, ServiceDep

@@ -13,9 +13,9 @@ from kneo.api.status_words import say
 from kneo.errors import NotFound
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import HumanTask
-from kneo.runtime import views
-from kneo.runtime.recover import read_record
-from kneo.runtime.wait import find_run, open_tasks
+from kneo.runtime.engine import views
+from kneo.runtime.engine.recover import read_record
+from kneo.runtime.engine.wait import find_run, open_tasks
 from kneo.service import responses, wire
 from kneo.service.auth import require
 from kneo.service.context import LegacyClient, Service, ServiceDep

@@ -12,7 +12,7 @@ from kneo.api.context import Principal
 from kneo.api.requests import Body, Flag, SpecRequest
 from kneo.api.spec_loader import SpecSelection, refused, shaped, usable
 from kneo.digest import digest_of_json
-from kneo.runtime.start import find_rules, require_policy
+from kneo.runtime.engine.start import find_rules, require_policy
 from kneo.service import responses
 from kneo.service.auth import require
 from kneo.service.context import Service, ServiceDep

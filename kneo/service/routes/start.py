@@ -19,9 +19,9 @@ from kneo.clock import parse_duration
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, InvalidValue, Usage
 from kneo.records.run import Run, RunStatus
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.recover import ForkOrder, continue_run, fork
-from kneo.runtime.start import RunOrder, nothing
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.recover import ForkOrder, continue_run, fork
+from kneo.runtime.engine.start import RunOrder, nothing
 from kneo.service import responses, wire
 from kneo.service.auth import require
 from kneo.service.context import LegacyClient, Service, ServiceDep

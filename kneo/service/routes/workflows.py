@@ -13,7 +13,7 @@ from kneo.api.context import Principal
 from kneo.errors import Invalid, KneoError, NotFound
 from kneo.records.run import Run
 from kneo.records.task import HumanTask
-from kneo.runtime.wait import Settled, as_it_is
+from kneo.runtime.engine.wait import Settled, as_it_is
 from kneo.service import requirements, responses, wire
 from kneo.service.auth import require
 from kneo.service.context import LegacyClient, Service, ServiceDep

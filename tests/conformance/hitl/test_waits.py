@@ -17,9 +17,9 @@ import pytest
 
 from cli.main import run as kneo
 from kneo.errors import Conflict, NotFound, Transient, Usage
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.recover import continue_run
-from kneo.runtime.steps.base import Declined
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.recover import continue_run
+from kneo.runtime.steps.context import Declined
 from kneo.sdk.db.sqlite import SqliteDb
 from kneo.sdk.durable import (
     Execution,

@@ -18,13 +18,13 @@ from sqlalchemy.engine import Engine
 
 from kneo.clock import SystemClock, sleep
 from kneo.records.run import RunStatus
-from kneo.runtime.advance import Driver
-from kneo.runtime.assemble import Works
-from kneo.runtime.code import CodeLoader
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.steps import Executor
-from kneo.runtime.wait import find_run
-from kneo.runtime.worker import Worker
+from kneo.runtime.engine.assemble import Works
+from kneo.runtime.engine.driver import Driver
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.wait import find_run
+from kneo.runtime.engine.worker import Worker
+from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.executor import Executor
 from kneo.store.connections import WRITE
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store

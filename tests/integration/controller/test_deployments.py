@@ -16,7 +16,7 @@ from kneo_process import eventually
 
 from controller.loop import Controller
 from kneo.records.merkle import verify_inclusion
-from kneo.runtime.start import Starter
+from kneo.runtime.engine.start import Starter
 from kneo.service.app import create_app
 from kneo.settings import Settings, from_env
 from kneo.store import audit

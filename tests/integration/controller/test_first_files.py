@@ -12,7 +12,7 @@ from controller_bench import Bench
 from controller.stages.outcome import Ready, Reconciling
 from kneo import registry
 from kneo.errors import Forbidden, NotFound
-from kneo.runtime.start import RunOrder, Starter
+from kneo.runtime.engine.start import RunOrder, Starter
 from kneo.spec.models import Spec
 from kneo.spec.reading.load import load_tree
 from kneo.store import releases

@@ -15,7 +15,7 @@ from controller.loop import Controller
 from kneo.digest import Digest
 from kneo.errors import Forbidden, KneoError
 from kneo.records.run import Run
-from kneo.runtime.start import RunOrder, Starter
+from kneo.runtime.engine.start import RunOrder, Starter
 from kneo.service.readiness import Readiness
 from kneo.settings import from_env
 from kneo.spec.models import Spec

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from controller_bench import serving
 
-from kneo.runtime.start import Starter
+from kneo.runtime.engine.start import Starter
 from kneo.service.app import create_app
 from kneo.service.routes import hooks
 from kneo.settings import from_env

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cli.serve.liveness import answering
 from controller import loop
 from controller.loop import LATE, LATE_SECONDS, Controller
-from kneo.runtime.start import Starter
+from kneo.runtime.engine.start import Starter
 from kneo.service.app import create_app
 from kneo.settings import from_env
 from kneo.store import requests

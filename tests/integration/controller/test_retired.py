@@ -15,7 +15,7 @@ from controller.stages.outcome import Ready
 from kneo import registry
 from kneo.errors import Forbidden
 from kneo.records.release import ConditionType
-from kneo.runtime.start import RunOrder, Starter
+from kneo.runtime.engine.start import RunOrder, Starter
 from kneo.spec.models import Spec
 from kneo.spec.reading.load import load_tree
 from kneo.store.engine import Store

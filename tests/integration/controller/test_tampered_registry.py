@@ -16,8 +16,8 @@ from controller.stages.outcome import Ready, Stalled
 from kneo.errors import Forbidden, KneoError
 from kneo.records.release import ConditionType
 from kneo.records.run import Run
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.start import RunOrder, Starter
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.start import RunOrder, Starter
 from kneo.spec.models import Spec
 from kneo.store.engine import Store
 from kneo.store.tables import metadata

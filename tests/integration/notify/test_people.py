@@ -24,8 +24,8 @@ from kneo.errors import Forbidden
 from kneo.notify.delivery import Courier
 from kneo.notify.outbox import ATTEMPTS
 from kneo.records.task import DecisionKind
-from kneo.runtime.assemble import telling
-from kneo.runtime.timers import tick
+from kneo.runtime.engine.assemble import telling
+from kneo.runtime.engine.timers import tick
 from kneo.settings import Settings, from_env
 from kneo.store import metrics, prune
 from kneo.store.engine import Store, Tx

@@ -12,7 +12,7 @@ from engine import Engine, step
 from sqlalchemy import text
 
 from kneo.errors import Invalid
-from kneo.runtime.assemble import make_worker
+from kneo.runtime.engine.assemble import make_worker
 from kneo.settings import Execution, from_env
 from kneo.store import queue, runs
 from kneo.store.engine import Store

@@ -15,8 +15,8 @@ from kneo_process import eventually
 from kneo.clock import SystemClock
 from kneo.records.run import RunStatus
 from kneo.records.task import TaskStatus
-from kneo.runtime.cancel import cancel_run
-from kneo.runtime.wait import Settled
+from kneo.runtime.engine.cancel import cancel_run
+from kneo.runtime.engine.wait import Settled
 from kneo.store import runs
 from kneo.store.migrate import open_store
 from kneo.tasks.inbox import find
@@ -239,7 +239,7 @@ def test_declared_schemas_are_held(engine: Engine) -> None:
     tree = engine.tree([step("quick")])
     function = tree["components"]["functions"]["quick"]
     function["input_schema"] = {"type": "object", "required": ["x"]}
-    from kneo.runtime.start import RunOrder
+    from kneo.runtime.engine.start import RunOrder
 
     def run(text: str) -> object:
         order = RunOrder(input=text, requester="bob", spec=tree)

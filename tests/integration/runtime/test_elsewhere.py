@@ -10,9 +10,9 @@ from engine import Engine
 from run_simulator import AGENT
 
 from kneo.records.run import Run, RunStatus
-from kneo.runtime.code import Elsewhere
-from kneo.runtime.start import RunOrder
-from kneo.runtime.worker import Worker
+from kneo.runtime.engine.start import RunOrder
+from kneo.runtime.engine.worker import Worker
+from kneo.runtime.steps.code import Elsewhere
 from kneo.store.engine import Store
 
 

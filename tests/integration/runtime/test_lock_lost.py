@@ -18,7 +18,7 @@ from sqlalchemy import text
 from kneo.clock import SystemClock
 from kneo.errors import Conflict
 from kneo.records.run import RunStatus
-from kneo.runtime.assemble import drive_or_wait
+from kneo.runtime.engine.assemble import drive_or_wait
 from kneo.sdk.db import Database
 from kneo.sdk.durable import Flow
 from kneo.settings import from_env

@@ -12,7 +12,7 @@ from kneo.clock import ManualClock
 from kneo.errors import Transient
 from kneo.maintenance import RetentionManager, RetentionPolicy
 from kneo.records.run import RunStatus
-from kneo.runtime.start import Starter
+from kneo.runtime.engine.start import Starter
 from kneo.spec.project import Retention
 from kneo.store import audit, history, runs, tasks
 from kneo.store.engine import Store

@@ -16,12 +16,12 @@ from controller.stages.apply import Lease
 from kneo.clock import ManualClock, SystemClock
 from kneo.digest import digest_of
 from kneo.records.run import Run, RunStatus
-from kneo.runtime.advance import Driver
-from kneo.runtime.code import CodeLoader
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.start import RunOrder, Starter
-from kneo.runtime.steps import Executor
-from kneo.runtime.wait import find_run
+from kneo.runtime.engine.driver import Driver
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.start import RunOrder, Starter
+from kneo.runtime.engine.wait import find_run
+from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.executor import Executor
 from kneo.spec.models import Spec
 from kneo.store import requests
 from kneo.store.engine import Store

@@ -11,11 +11,12 @@ from sqlalchemy import update
 
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import DecisionKind, HumanTask
-from kneo.runtime.case import case_of
-from kneo.runtime.decide import Ended, Moment, begin
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.prospect import as_it_stands
-from kneo.runtime.record import Desk, questions_asked
+from kneo.runtime.engine.consequences import as_it_stands
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.questions import case_of
+from kneo.runtime.engine.record import Desk, questions_asked
+from kneo.runtime.interpreter.node import Ended, Moment
+from kneo.runtime.interpreter.program import begin
 from kneo.service.link_page import _leads_to
 from kneo.service.task_detail import task_detail
 from kneo.store import runs, tables

@@ -10,10 +10,10 @@ from engine import Engine, step
 from kneo.clock import SystemClock
 from kneo.errors import Conflict, Invalid, NotFound
 from kneo.records.run import Run, RunStatus
-from kneo.runtime import views
-from kneo.runtime.cancel import cancel_run
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.recover import ForkOrder, continue_run, fork, read_record
+from kneo.runtime.engine import views
+from kneo.runtime.engine.cancel import cancel_run
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.recover import ForkOrder, continue_run, fork, read_record
 from kneo.store import audit, history
 from kneo.store.migrate import open_store
 

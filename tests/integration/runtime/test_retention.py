@@ -16,9 +16,9 @@ from kneo.clock import ManualClock, SystemClock, isoformat
 from kneo.digest import digest_of
 from kneo.maintenance import RetentionManager, RetentionPolicy, make_retention
 from kneo.records.run import RunStatus
-from kneo.runtime import timers
-from kneo.runtime.assemble import background
-from kneo.runtime.timers import RETENTION_LOCK, run_retention, run_timers
+from kneo.runtime.engine import timers
+from kneo.runtime.engine.assemble import background
+from kneo.runtime.engine.timers import RETENTION_LOCK, run_retention, run_timers
 from kneo.settings import from_env
 from kneo.store import idempotency, prune, runs
 from kneo.store.engine import Store

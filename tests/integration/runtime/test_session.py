@@ -15,11 +15,11 @@ from kneo_process import eventually
 from kneo.clock import SystemClock
 from kneo.errors import Transient
 from kneo.records.run import Run, RunStatus
-from kneo.runtime.advance import THREADS
-from kneo.runtime.assemble import background
-from kneo.runtime.cancel import cancel_run
+from kneo.runtime.engine.assemble import background
+from kneo.runtime.engine.cancel import cancel_run
+from kneo.runtime.engine.driver import THREADS
+from kneo.runtime.engine.worker import Worker
 from kneo.runtime.steps import threads
-from kneo.runtime.worker import Worker
 from kneo.store.migrate import open_store
 
 SOURCE = """

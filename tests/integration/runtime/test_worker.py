@@ -12,9 +12,9 @@ from kneo_process import eventually
 
 from kneo.clock import SystemClock
 from kneo.records.run import Run, RunStatus
-from kneo.runtime.assemble import background
+from kneo.runtime.engine.assemble import background
+from kneo.runtime.engine.worker import Worker
 from kneo.runtime.steps.threads import BoundedThreads
-from kneo.runtime.worker import Worker
 from kneo.store.migrate import open_store
 
 STEPS = """

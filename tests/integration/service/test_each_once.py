@@ -21,7 +21,7 @@ from service_bench import DRAFT, Bench, spec_of
 from sqlalchemy import func, select, update
 
 from controller.loop import Controller
-from kneo.runtime.start import Starter
+from kneo.runtime.engine.start import Starter
 from kneo.service.app import ROUTERS, create_app
 from kneo.service.routing import RouteTable
 from kneo.settings import from_env

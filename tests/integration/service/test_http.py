@@ -16,13 +16,13 @@ from config_repo import FUNCTIONS, announcement
 from sqlalchemy import select
 
 from kneo.errors import Invalid
-from kneo.runtime.advance import Driver
-from kneo.runtime.assemble import background
-from kneo.runtime.code import CodeLoader
-from kneo.runtime.load import ProgramLoader
-from kneo.runtime.start import Starter
-from kneo.runtime.steps import Executor
-from kneo.runtime.worker import Worker
+from kneo.runtime.engine.assemble import background
+from kneo.runtime.engine.driver import Driver
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.start import Starter
+from kneo.runtime.engine.worker import Worker
+from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.executor import Executor
 from kneo.service.app import create_app
 from kneo.service.auth import ROLES, configured, keyring
 from kneo.settings import Limits, Settings, from_env

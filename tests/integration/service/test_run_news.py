@@ -11,7 +11,7 @@ import pytest
 from builders import build_run, build_task
 
 from kneo.records.run import Run, RunStatus
-from kneo.runtime.wait import Settled
+from kneo.runtime.engine.wait import Settled
 from kneo.service.change_feed import News
 from kneo.service.run_news import Settling, begun
 from kneo.store import runs

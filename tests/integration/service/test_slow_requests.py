@@ -15,7 +15,7 @@ from kneo_process import eventually
 
 from cli.serve.http_limits import PROTOCOLS, RequestTimer
 from cli.serve.service import Server
-from kneo.runtime.assemble import background
+from kneo.runtime.engine.assemble import background
 from kneo.settings import Http
 
 SECONDS = 30.0

@@ -18,7 +18,7 @@ from kneo.errors import Invalid, KneoError
 from kneo.names import name_problem, person_key
 from kneo.notify.words import one_line, quoted
 from kneo.redaction import hide_paths, redact_text
-from kneo.runtime.prompts import render
+from kneo.runtime.engine.questions import render
 from kneo.spec.coverage.environment_gates import _any
 from kneo.spec.diff.render import escaped, fenced
 from kneo.spec.environment import ReleasePin

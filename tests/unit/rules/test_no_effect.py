@@ -15,7 +15,7 @@ from kneo.spec.reading.load import load_tree
 
 ROOT = Path(__file__).parents[3]
 
-PROGRAM = "kneo/runtime/program.py"
+PROGRAM = "kneo/runtime/program/compiler.py"
 OPENING = "kneo/tasks/opening.py"
 STEP = "id enabled on_error fallback_ref max_retries save_as review"
 
@@ -36,7 +36,7 @@ READ: dict[str, dict[str, str]] = {
         "kneo/runtime/steps/__init__.py": "implementation input_schema output_schema",
         "kneo/spec/coverage/environment_gates.py": "capabilities",
     },
-    "Gate": {"kneo/runtime/asking.py": "human when sample key"},
+    "Gate": {"kneo/runtime/program/gates.py": "human when sample key"},
     "GraphWorkflow": {PROGRAM: "type name start nodes edges max_steps"},
     "GroupChatWorkflow": {PROGRAM: "type name participants rounds max_iterations"},
     "HandoffSelector": {PROGRAM: "type sequence"},
@@ -46,7 +46,7 @@ READ: dict[str, dict[str, str]] = {
         "remind due priority notify links receipt fields answer_schema options default_option multiple context "
         "response_role",
         "kneo/sdk/durable.py": "poll_seconds",
-        "kneo/runtime/asking.py": "decisions on_reject max_retries",
+        "kneo/runtime/program/gates.py": "decisions on_reject max_retries",
     },
     "LeafStep": {PROGRAM: f"{STEP} kind ref timeout_seconds"},
     "LoopStep": {PROGRAM: f"{STEP} kind steps max_iterations until timeout_seconds"},
@@ -54,16 +54,16 @@ READ: dict[str, dict[str, str]] = {
     "ParallelStep": {PROGRAM: f"{STEP} kind steps timeout_seconds"},
     "Quorum": {"kneo/tasks/voting.py": "approvals each order reject"},
     "Review": {
-        "kneo/runtime/interpret/step.py": "before after error",
-        "kneo/runtime/interpret/loop.py": "each",
-        "kneo/runtime/interpret/router.py": "route",
+        "kneo/runtime/interpreter/step.py": "before after error",
+        "kneo/runtime/interpreter/loop.py": "each",
+        "kneo/runtime/interpreter/branch.py": "route",
     },
     "RoleQuorum": {OPENING: "role approvals"},
     "RouteCondition": {PROGRAM: "when choice"},
     "RouterSelector": {PROGRAM: "function conditions default"},
     "RouterStep": {PROGRAM: f"{STEP} kind choices selector timeout_seconds", "kneo/spec/models/workflow.py": "order"},
     "SequentialWorkflow": {PROGRAM: "type name steps"},
-    "Spec": {PROGRAM: "agent workflow components", "kneo/runtime/start.py": "targets"},
+    "Spec": {PROGRAM: "agent workflow components", "kneo/runtime/engine/start.py": "targets"},
     "StepsStep": {PROGRAM: f"{STEP} kind steps timeout_seconds"},
 }
 """Where a field is read."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kneo.errors import Invalid
-from kneo.runtime.program import compile_program
+from kneo.runtime.program.compiler import compile_program
 from kneo.spec.lint import check
 from kneo.spec.reading.load import load_tree
 

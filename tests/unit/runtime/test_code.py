@@ -13,7 +13,7 @@ import pytest
 
 from kneo.digest import digest_of
 from kneo.errors import Forbidden, Invalid
-from kneo.runtime.code import CodeLoader
+from kneo.runtime.steps.code import CodeLoader
 
 _numbers = itertools.count(1)
 

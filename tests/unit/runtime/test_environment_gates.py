@@ -10,8 +10,9 @@ from shapes import BODY, CONTAINERS, HOLDERS, guarded
 
 from kneo.records.run import RunStatus
 from kneo.records.task import Decision
-from kneo.runtime.decide import Ask, Execute
-from kneo.runtime.program import Program, compile_program
+from kneo.runtime.interpreter.node import Ask, Execute
+from kneo.runtime.interpreter.program import Program
+from kneo.runtime.program.compiler import compile_program
 from kneo.spec.models import Gate, Spec
 from kneo.spec.models.environment_gates import EnvironmentGate, with_gates
 

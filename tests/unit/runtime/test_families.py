@@ -7,7 +7,7 @@ from run_simulator import Boom, append, decision, fn, human, play, program_of
 
 from kneo.errors import Invalid
 from kneo.records.run import RunStatus
-from kneo.runtime.program import compile_program
+from kneo.runtime.program.compiler import compile_program
 from kneo.spec.models import Spec
 
 

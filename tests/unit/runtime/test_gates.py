@@ -11,9 +11,10 @@ from shapes import BODY, CONTAINERS, HOLDERS, guarded
 from kneo.digest import canonical_json
 from kneo.records.run import RunStatus
 from kneo.records.task import Decision
-from kneo.runtime.consequences import consequences
-from kneo.runtime.decide import Answered, Ask, Asked, Succeeded, actions, begin, settle
-from kneo.runtime.program import compile_program
+from kneo.runtime.engine.consequences import consequences
+from kneo.runtime.interpreter.node import Answered, Ask, Asked, Succeeded
+from kneo.runtime.interpreter.program import actions, begin, settle
+from kneo.runtime.program.compiler import compile_program
 from kneo.spec.models import Spec
 from kneo.spec.reading.load import load_tree
 

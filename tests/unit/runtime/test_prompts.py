@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kneo.runtime.prompts import MAX_PROMPT_CHARS, render
+from kneo.runtime.engine.questions import MAX_PROMPT_CHARS, render
 
 
 class Names(dict):

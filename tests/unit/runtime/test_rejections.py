@@ -10,9 +10,10 @@ from run_simulator import MOMENT, Boom, Story, decision, fn, human, play, progra
 
 from kneo.records.run import RunStatus
 from kneo.records.task import Decision
-from kneo.runtime.decide import Answered, Ask, Asked, Ended, Execute, Succeeded, Waits, actions, begin, settle, waiting
-from kneo.runtime.interpret.waits import Wanted
-from kneo.runtime.program import compile_program
+from kneo.runtime.interpreter.gate import Wanted
+from kneo.runtime.interpreter.node import Answered, Ask, Asked, Ended, Execute, Succeeded, Waits
+from kneo.runtime.interpreter.program import actions, begin, settle, waiting
+from kneo.runtime.program.compiler import compile_program
 from kneo.runtime.simulate.report import Simulator
 from kneo.sdk.workflow import HumanReview
 from kneo.sdk.workflow.reviewing import gates

@@ -11,9 +11,10 @@ from shapes import HOLDERS
 
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import Decision
-from kneo.runtime.decide import Answered, Ask, Asked, Ended, Execute, StepFailed, actions, begin, settle
-from kneo.runtime.migrate_state import migrate_state
-from kneo.runtime.program import compile_program
+from kneo.runtime.engine.programs import migrate_state
+from kneo.runtime.interpreter.node import Answered, Ask, Asked, Ended, Execute, StepFailed
+from kneo.runtime.interpreter.program import actions, begin, settle
+from kneo.runtime.program.compiler import compile_program
 from kneo.runtime.simulate.report import Simulator
 from kneo.spec.lint import check
 from kneo.spec.models import Spec

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kneo.errors import Invalid
-from kneo.runtime.program import compile_program
-from kneo.runtime.steps.base import StepContext, Waiting
+from kneo.runtime.program.compiler import compile_program
+from kneo.runtime.steps.context import StepContext, Waiting
 from kneo.spec.environment import parse_environment
 from kneo.spec.lint import check
 from kneo.spec.models import Spec

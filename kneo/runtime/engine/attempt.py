@@ -1,0 +1,114 @@
+"""One try at a step: what it is given, how long it takes, and what came of it, whoever calls it and in which thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+
+from kneo.clock import Clock, isoformat
+from kneo.errors import KneoError
+from kneo.records.run import Run, RunError
+from kneo.runtime.engine.record import Attempt
+from kneo.runtime.interpreter.node import Execute, StepFailed, Succeeded, Waits
+from kneo.runtime.steps.child_process import ChildFailed
+from kneo.runtime.steps.code import Elsewhere
+from kneo.runtime.steps.context import StepContext, StepOutput, Waiting
+from kneo.telemetry.spans import span
+
+log = logging.getLogger("kneo.runtime")
+
+MAX_ERROR_CHARS = 4_000
+"""How much of what an exception says is kept."""
+
+
+class Trial:
+    """A try that is under way. Whoever makes it sets ``output``; ``attempt`` is there when it is over."""
+
+    def __init__(self, run: Run, action: Execute, clock: Clock) -> None:
+        review = action.value.review
+        self.action = action
+        self.context = StepContext(
+            run_id=run.id,
+            step_id=action.leaf.path,
+            attempt=action.attempt,
+            idempotency_key=f"{run.id}:{action.ticket}",
+            previous_output=review.previous_output if review else None,
+            feedback=review.feedback if review else None,
+            values=action.value.values,
+            outputs=action.value.outputs,
+            answers=action.answers,
+            implementations=pins_of(run),
+        )
+        self.output: StepOutput | None = None
+        self._started_at = isoformat(clock.now())
+        self._outcome: StepFailed | Waits | None = None
+
+    @property
+    def attempt(self) -> Attempt:
+        outcome: Succeeded | StepFailed | Waits | None = self._outcome
+        if outcome is None:
+            assert self.output is not None
+            outcome = Succeeded(text=self.output.text, metadata=self.output.metadata)
+        return Attempt(
+            action=self.action,
+            context=self.context,
+            started_at=self._started_at,
+            outcome=outcome,
+            output=self.output,
+        )
+
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Do the step's work in a block. What it raises is the step's outcome, and not an error of whoever calls it.
+
+        Raises:
+            Elsewhere: its code is in another process.
+        """
+        run_id, leaf = self.context.run_id, self.action.leaf
+        with span("kneo.step", kneo_run__id=run_id, kneo_step__id=leaf.path, kneo_step_kind=leaf.kind) as traced:
+            traced.note(kneo_step_attempt=self.action.attempt)
+            traced.given(self.action.value.text)
+            try:
+                yield
+            except Waiting as waiting:
+                self._outcome = Waits(wanted=waiting.wanted)
+            except Elsewhere:
+                raise
+            except TimeoutError:
+                message = f"{leaf.path} did not finish within {leaf.timeout_seconds} s."
+                self._outcome = StepFailed(error=RunError(type="step_timeout", message=message))
+            except (Exception, SystemExit, asyncio.CancelledError) as error:  # a step must not end who executes it
+                if isinstance(error, asyncio.CancelledError) and _is_asked_to_stop():
+                    raise
+                log.info("step failed", extra={"run_id": run_id, "step_id": leaf.path}, exc_info=True)
+                self._outcome = StepFailed(error=_error(error))
+            if isinstance(self._outcome, StepFailed):
+                traced.failed(self._outcome.error.type)
+            elif self.output is not None:
+                traced.gave(self.output.text)
+
+
+def pins_of(run: Run) -> Mapping[str, str]:
+    """Read which code the environment pinned when the run was started."""
+    pins = run.metadata.get("implementations", {})
+    return {str(name): str(digest) for name, digest in pins.items()} if isinstance(pins, Mapping) else {}
+
+
+def _is_asked_to_stop() -> bool:
+    """Say whether somebody cancelled this task; a step may also raise what looks like it."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # a thread, which nobody can cancel
+        return False
+    return task is not None and task.cancelling() > 0
+
+
+def _error(error: BaseException) -> RunError:
+    kind = type(error).__name__
+    if isinstance(error, KneoError):
+        kind = error.code
+    if isinstance(error, ChildFailed):
+        kind = error.kind
+    return RunError(type=kind, message=(str(error) or kind)[:MAX_ERROR_CHARS])

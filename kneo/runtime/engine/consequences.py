@@ -1,0 +1,159 @@
+"""What each decision about a question leads to: found by trying it on the state of its run. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from functools import lru_cache
+
+from kneo.digest import digest_of
+from kneo.errors import KneoError
+from kneo.records.run import Run
+from kneo.records.task import UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus
+from kneo.runtime.engine.programs import migrate_state
+from kneo.runtime.engine.questions import case_of
+from kneo.runtime.interpreter.node import Answered, Ask, Asked, Ended, Execute, Frame, Moment
+from kneo.runtime.interpreter.program import Program, actions, settle, waiting
+from kneo.runtime.program.compiler import compile_program
+from kneo.spec.models.environment_gates import read_spec
+from kneo.store import runs, tasks
+from kneo.store.engine import Tx
+
+TRIED = "tried"
+"""Prefix of the tasks of questions that are only tried."""
+
+MAX_OPTIONS = 50
+"""Options whose consequences are told; a longer list would cost more than anybody reads."""
+
+
+def consequences(program: Program, state: Frame, ask: Ask, moment: Moment) -> dict[str, object]:
+    """Say for each decision which steps come next, which questions, or how the run ends.
+
+    Args:
+        program: What runs.
+        state: Where it stands.
+        ask: The question, open or about to be asked.
+        moment: Now.
+
+    Returns:
+        By decision: ``next`` (paths of steps), ``asks`` (keys of questions), ``ends`` (the run's status); where nothing
+        follows yet, ``waits`` (keys of the other open questions) and ``running`` (paths of the steps under way). A
+        rejection also has its ``effect`` and what it ``skips``. For ``selected`` all of it stands under ``options``.
+    """
+    asked = all_asked(program, state, moment)
+    before = {action.ticket for action in actions(program, asked)}
+    found: dict[str, object] = {}
+
+    def after(kind: DecisionKind, option: str | None = None) -> dict[str, object]:
+        return _after(program, asked, ask, kind, moment, before, option)
+
+    for kind in ask.gate.decisions:
+        if kind is DecisionKind.SELECTED:
+            options = [option for option in ask.options or () if option][:MAX_OPTIONS]
+            if options:
+                found[kind.value] = {"options": {option: after(kind, option) for option in options}}
+            continue
+        found[kind.value] = after(kind)
+    if DecisionKind.REJECTED in ask.gate.decisions:
+        rejected = found[DecisionKind.REJECTED.value]
+        assert isinstance(rejected, dict)
+        rejected["effect"] = ask.gate.on_reject
+        if rejected.get("next") != found.get(DecisionKind.APPROVED.value, {}).get("next"):  # type: ignore[attr-defined]
+            skipped = _guarded(ask)
+            if skipped is not None:
+                rejected["skips"] = [skipped]
+    return found
+
+
+def all_asked(program: Program, state: Frame, moment: Moment) -> Frame:
+    """Return the state with every question open that is about to be asked."""
+    while (ask := next((one for one in actions(program, state) if isinstance(one, Ask)), None)) is not None:
+        after = settle(program, state, ask.ticket, Asked(task_id=f"{TRIED}:{ask.ticket}"), moment)
+        assert not isinstance(after, Ended), "asking ends nothing"
+        state = after
+    return state
+
+
+def _guarded(ask: Ask) -> str | None:
+    return ask.path if ask.gate.position == "before" else None
+
+
+def _after(
+    program: Program,
+    state: Frame,
+    ask: Ask,
+    kind: DecisionKind,
+    moment: Moment,
+    before: Collection[str],
+    option: str | None,
+) -> dict[str, object]:
+    decision = Decision(
+        kind=kind,
+        content="" if kind in {DecisionKind.EDITED, DecisionKind.PROVIDED} else None,
+        selected_option=option,
+        selected_options=(option,) if option else (),
+        comment=None,
+        actor="",
+        by="person",
+        at="",
+    )
+    after = settle(program, state, ask.ticket, Answered(decision=decision), moment)
+    if isinstance(after, Ended):
+        return {"ends": after.status.value, **({"error": after.error.type} if after.error else {})}
+    new = [action for action in actions(program, after) if action.ticket not in before]
+    leads_to: Mapping[str, list[str]] = {
+        "next": [action.leaf.path for action in new if isinstance(action, Execute)],
+        "asks": [action.key for action in new if isinstance(action, Ask)],
+        "waits": [other.key for other in waiting(program, after).values()] if not new else [],
+        "running": [a.leaf.path for a in actions(program, after) if isinstance(a, Execute)] if not new else [],
+    }
+    return {name: values for name, values in leads_to.items() if values or name == "next"}
+
+
+CACHED_PROGRAMS = 32
+
+
+def as_it_stands(tx: Tx, task: HumanTask) -> HumanTask:
+    """Return an open task with the consequences of each answer in the present state of its run.
+
+    The row keeps what was found when the question was opened, which other answers make untrue. A resolved task keeps
+    those; where the run's program cannot be read, there are none rather than old ones.
+    """
+    run = runs.get(tx, task.run_id) if task.status in UNRESOLVED else None
+    if run is None:
+        return task
+    try:
+        found = _found(tx, run, task)
+    except KneoError:
+        found = {}
+    return replace(task, consequences=found)
+
+
+def _found(tx: Tx, run: Run, task: HumanTask) -> Mapping[str, object]:
+    body = runs.load_spec(tx, run.spec_digest)
+    if body is None or digest_of(body) != run.spec_digest:
+        return {}
+    program = _program(body, run.target)
+    moment = Moment(now=tx.now, seed=run.id, case=case_of(run))
+    state = _decided(tx, run, program, moment)
+    if isinstance(state, Ended):
+        return {kind.value: {"next": [], "ends": state.status.value} for kind in task.decisions}
+    ask = waiting(program, state).get(task.id)
+    return consequences(program, state, ask, moment) if ask is not None else {}
+
+
+def _decided(tx: Tx, run: Run, program: Program, moment: Moment) -> Frame | Ended:
+    """Return the state of a run once the answers that are recorded and not applied yet have taken effect."""
+    state: Frame | Ended = migrate_state(run.state, run.state_version)
+    for answered in tasks.of_run(tx, run.id, [TaskStatus.DECIDED]):
+        if isinstance(state, Ended):
+            return state
+        ask = waiting(program, state).get(answered.id)
+        if ask is not None and answered.decision is not None:
+            state = settle(program, state, ask.ticket, Answered(decision=answered.decision), moment)
+    return state
+
+
+@lru_cache(maxsize=CACHED_PROGRAMS)
+def _program(body: bytes, target: str) -> Program:
+    return compile_program(read_spec(body), target)

@@ -1,0 +1,188 @@
+"""Driving runs: sessions for those who have runs to drive, and the event loop that their steps need.
+
+A driver that is killed leaves a run whose last transaction is whole. One that was only slow finds its epoch gone and
+what it has is discarded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from kneo.clock import new_id
+from kneo.errors import Conflict, Transient
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.session import LOOK_SECONDS, Session, SessionDeps
+from kneo.runtime.steps.executor import Executor
+from kneo.runtime.steps.threads import BoundedThreads, in_thread
+from kneo.store import runs
+from kneo.store.engine import Store, Tx
+from kneo.store.history import CheckpointLimits
+from kneo.store.locks import Lock
+
+log = logging.getLogger("kneo.runtime")
+
+T = TypeVar("T")
+
+DEFAULT_LIMITS = CheckpointLimits()
+
+LOCK_SECONDS = 1.0
+"""How often a process that executes steps checks that it holds the lock that allows it."""
+
+THREADS = 8
+"""Sessions that are advanced at the same time, beside those whose thread is in a function of a step."""
+
+
+class LockLost(Conflict):
+    """Another process took the lock of those that execute steps."""
+
+    default_code = "worker_running"
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(
+            f"This process lost the lock of those that execute steps while it executed {run_id}, and another one has it now.",
+            hint="The run is free: the other process goes on with it, or this program when it is started again.",
+        )
+
+
+class Driver:
+    """Drives runs to their next pause or end. One per process; safe for many runs at once."""
+
+    def __init__(
+        self,
+        store: Store,
+        programs: ProgramLoader,
+        executor: Executor,
+        limits: CheckpointLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self.store = store
+        self.threads = BoundedThreads(THREADS)
+        self._deps = SessionDeps(store, programs, executor, limits, self.threads)
+        self._driven: dict[Session, asyncio.Future[None]] = {}
+        """Sessions of ``drive``, each with the future that is done when the session is over."""
+        self._checking: asyncio.Task[None] | None = None
+
+    def session(
+        self,
+        run_id: str,
+        loop: asyncio.AbstractEventLoop,
+        resume: Callable[[Session], object],
+        *,
+        claim: str | None = None,
+    ) -> Session:
+        """Make a session with a run; see ``Session``. Without a claim the session gets one that no other driver has."""
+        return Session(self._deps, run_id, claim or new_id("claim", self.store.clock.now()), loop, resume)
+
+    def check(self, sessions: Sequence[Session]) -> Sequence[Session]:
+        """Find out whether the runs of suspended and busy sessions are still theirs, and wake those with a signal.
+
+        Call it every ``LOOK_SECONDS``. One statement for all sessions.
+
+        Returns:
+            Sessions whose thread is in a function that may never return, and of which nothing counts any more.
+        """
+        waiting = [session for session in sessions if session.needs_check()]
+        if not waiting:
+            return ()
+        try:
+            with self.store.read() as tx:
+                leases = runs.read_leases(tx, [session.run_id for session in waiting])
+        except Transient as error:
+            log.warning("could not check the runs of this process: %s", error)
+            return ()
+        return [session for session in waiting if not session.check(leases.get(session.run_id))]
+
+    async def drive(self, run_id: str, *, claim: str | None = None) -> None:
+        """Advance a run until it waits or ends, with this loop for its steps; cancelled, the run is released.
+
+        Raises:
+            Transient, Elsewhere: as ``Session.advance``.
+        """
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[None] = loop.create_future()
+        session = self.session(run_id, loop, lambda one: self._advance(one, over), claim=claim)
+        self._driven[session] = over
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.create_task(self._check_driven())
+        self._advance(session, over)
+        try:
+            await asyncio.wait([over])
+        except asyncio.CancelledError:
+            await in_thread(session.cut)
+            if not session.is_calling:
+                await asyncio.wait([over])
+            raise
+        finally:
+            del self._driven[session]
+        over.result()
+
+    def _advance(self, session: Session, over: asyncio.Future[None]) -> None:
+        def settle(error: Exception | None) -> None:
+            if not over.done():
+                over.set_result(None) if error is None else over.set_exception(error)
+
+        def advance() -> None:
+            failure: Exception | None = None
+            try:
+                if not session.advance():
+                    return
+            except Exception as error:  # noqa: BLE001 - raised where the session is waited for
+                failure = error
+            loop = over.get_loop()
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle, failure)
+
+        self.threads.submit(advance)
+
+    async def _check_driven(self) -> None:
+        while self._driven:
+            await asyncio.sleep(LOOK_SECONDS)
+            for session in await in_thread(lambda: self.check(list(self._driven))):
+                over = self._driven.get(session)
+                if over is not None and not over.done():
+                    over.set_result(None)
+
+    async def drive_alone(self, run_id: str, lock: Lock | None = None) -> None:
+        """Drive one run and end what was kept for further ones.
+
+        Args:
+            run_id: The run.
+            lock: Allows this process to execute steps. When it is lost it is taken again at once; where another process has it
+                by then, the steps under way are ended and the run is released.
+
+        Raises:
+            LockLost: another process took the lock.
+            Transient, Elsewhere: as ``Session.advance``.
+        """
+        driving = asyncio.ensure_future(self.drive(run_id))
+        try:
+            while not (await asyncio.wait([driving], timeout=LOCK_SECONDS))[0]:
+                if lock is not None and not await in_thread(lock.renew):
+                    raise LockLost(run_id)
+            driving.result()
+        finally:
+            if driving.cancel():
+                await asyncio.wait([driving])
+            await self.close()
+
+    def drain(self) -> None:
+        """Begin no further steps: runs are let go of when what is under way in them has ended."""
+        self._deps.draining.set()
+
+    async def close(self) -> None:
+        await self._deps.executor.close()
+
+    async def write(self, work: Callable[[Tx], T]) -> T:
+        """Write without keeping the loop waiting."""
+        return await asyncio.wrap_future(self.store.submit(work))
+
+    async def read(self, work: Callable[[Tx], T]) -> T:
+        """Read without keeping the loop waiting."""
+
+        def transaction() -> T:
+            with self.store.read() as tx:
+                return work(tx)
+
+        return await asyncio.to_thread(transaction)

@@ -1,0 +1,238 @@
+"""The gates that a run passed before a point in its past: which they were, and which have to be asked before another go.
+
+A fork executes nothing that a person has not seen. Where its input was changed, every gate before the point is asked about
+the new input; where it was not, each gate is asked about what flowed on from it, and an earlier answer counts under the
+rules of ``kneo.tasks.reuse``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from kneo.errors import Conflict, Invalid
+from kneo.records.run import Checkpoint, Run
+from kneo.records.task import HumanTask, TaskStatus
+from kneo.runtime.engine.programs import ProgramLoader, migrate_state
+from kneo.runtime.interpreter.fork_gates import PassedGate, passed_gates
+from kneo.runtime.interpreter.gate import Gate
+from kneo.runtime.interpreter.node import Ask, Execute
+from kneo.runtime.interpreter.program import Program, actions, waiting
+from kneo.runtime.interpreter.values import Value
+from kneo.store import history, runs, tasks
+from kneo.store.engine import Tx
+from kneo.tasks.reuse import flowed, lapsed
+
+FORK = "fork"
+"""The key of a run's metadata that says what the fork takes over and repeats."""
+
+ALWAYS_BEFORE, WHEN_DONE = frozenset({"before", "route"}), frozenset({"after", "each"})
+
+MAX_GENERATIONS = 100
+"""Forks of forks that are followed back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A gate that was passed, with the task that was answered; no task where it was still to be asked."""
+
+    gate: PassedGate
+    task: HumanTask | None = None
+
+
+def find_passed(tx: Tx, programs: ProgramLoader, run: Run, upto: int | None) -> Mapping[object, Answered]:
+    """Find the gates that a run passed, the latest answer of each, in the order in which they were first passed.
+
+    Args:
+        tx: The transaction.
+        programs: Loads the run's program.
+        run: The run.
+        upto: The number of the checkpoint at which the point lies; None for all that the run has passed.
+
+    Raises:
+        Conflict: ``checkpoint_incomplete``: what a person was asked is no longer known.
+    """
+    return _passed(tx, programs.load(run), run, upto, 0)
+
+
+def _passed(tx: Tx, program: Program, run: Run, upto: int | None, depth: int) -> dict[object, Answered]:
+    found = _inherited(tx, program, run, depth)
+    checkpoints = history.list_checkpoints(tx, run.id)
+    past = [item for item in checkpoints if upto is None or item.sequence <= upto]
+    questions = {item.metadata.get("continuation_id"): item for item in checkpoints if item.type == "human_pause"}
+    # What the run itself was still to ask before it went on counts like what it has asked.
+    for item in past[-1:]:
+        for gate in passed_gates(_state(item, run)):
+            found[gate.place] = Answered(gate=replace(gate, source=run.id))
+    later = {
+        item.metadata.get("continuation_id")
+        for item in checkpoints
+        if item.type == "human_resume" and upto is not None and item.sequence > upto
+    }
+    # An answer whose checkpoint is no longer kept came before those that are.
+    for task in tasks.of_run(tx, run.id, [TaskStatus.APPLIED]):
+        if task.id in later:
+            continue
+        asked = questions.get(task.id)
+        ask = waiting(program, _state(asked, run)).get(task.id) if asked is not None else None
+        if ask is None:
+            raise _unknown(run, task)
+        gate = _of_ask(ask, task)
+        found[gate.place] = Answered(gate=gate, task=task)
+    return found
+
+
+def _inherited(tx: Tx, program: Program, run: Run, depth: int) -> dict[object, Answered]:
+    """Find the gates of a past that a fork of an earlier version took over without asking for them."""
+    origin = run.metadata.get("forked_from")
+    if not isinstance(origin, Mapping) or FORK in run.metadata:
+        return {}
+    parent = runs.get(tx, str(origin["run_id"]))
+    if parent is None or depth > MAX_GENERATIONS:
+        msg = f"{run.id} was forked from {origin['run_id']}, which is no longer kept."
+        raise Conflict(msg, code="checkpoint_incomplete", hint="Start a new run.")
+    found = _passed(tx, program, parent, int(origin["checkpoint"]), depth + 1)
+    if origin.get("input_changed"):
+        return {place: Answered(gate=replace(one.gate, source=None)) for place, one in found.items()}
+    return found
+
+
+def _state(item: Checkpoint, run: Run) -> Mapping[str, object]:
+    kept, version = item.state.get("state"), item.state.get("state_version")
+    if "state" not in item.state:
+        raise _unknown(run, item)
+    assert isinstance(kept, Mapping)
+    assert isinstance(version, int)
+    return migrate_state(kept, version) if kept else kept
+
+
+def _unknown(run: Run, item: Checkpoint | HumanTask) -> Conflict:
+    what = f"checkpoint {item.sequence}" if isinstance(item, Checkpoint) else f"the checkpoint of {item.key}"
+    msg = f"What a person was asked in {run.id} is not known any more: {what} is not kept whole."
+    return Conflict(msg, code="checkpoint_incomplete", hint="Fork from an earlier one, or start a new run.")
+
+
+def _of_ask(ask: Ask, task: HumanTask) -> PassedGate:
+    decision = task.decision
+    chosen = (
+        decision.selected_options or ((decision.selected_option,) if decision.selected_option else ())
+        if decision
+        else ()
+    )
+    answer = {
+        "decision": decision.kind.value if decision else None,
+        "actor": decision.actor if decision else None,
+        "content": decision.content if decision else None,
+        "selected_options": list(chosen) or None,
+        "values": dict(decision.values) if decision and decision.values else None,
+    }
+    facts = {name: value for name, value in ask.facts.items() if name != "answered"}
+    return PassedGate(
+        path=ask.path,
+        spot=ask.gate.spot,
+        step_id=ask.step_id,
+        key=ask.key,
+        subject=flowed(task),
+        human=ask.human or "",
+        source=task.run_id,
+        prompt=ask.prompt,
+        options=ask.options or (),
+        chosen=tuple(chosen),
+        facts={**facts, "answered": {name: value for name, value in answer.items() if value is not None}},
+    )
+
+
+# ---- which are asked ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForkPoint:
+    """Where a fork begins, with its input changed already."""
+
+    state: Mapping[str, object]
+    ticket: str | None
+    input: str | None
+    """The new input; None where it was not changed."""
+    case: str
+
+
+def fork_gates(
+    program: Program, passed: Mapping[object, Answered], visited: Collection[str], point: ForkPoint
+) -> tuple[PassedGate, ...]:
+    """List the gates that a fork asks before it goes on. Pure."""
+    asked = asked_in(program, point.state)
+    gates = [one.gate for one in passed.values()]
+    if point.input is not None:
+        gates += [gate for gate in _woken(program, visited, point) if gate.place not in passed]
+        gates = [replace(gate, subject=point.input) for gate in gates]
+    return tuple(gate for gate in gates if question_of(gate) not in asked)
+
+
+def lapsed_gates(tx: Tx, passed: Mapping[object, Answered], asked: Collection[QuestionAt]) -> tuple[PassedGate, ...]:
+    """List the gates of a run whose answers no longer hold, for a run that is continued."""
+    found = []
+    for one in passed.values():
+        why = lapsed(tx, one.task) if one.task is not None else "it is still to be answered"
+        if why is not None and question_of(one.gate) not in asked:
+            found.append(replace(one.gate, source=None, facts={**one.gate.facts, "asked_because": why}))
+    return tuple(found)
+
+
+QuestionAt = tuple[str, str, str, str]
+"""The key of a question, and the place of its gate: several gates may have one key."""
+
+
+def asked_in(program: Program, state: Mapping[str, object]) -> frozenset[QuestionAt]:
+    """Name the questions that a state asks by itself."""
+    asks = (action for action in actions(program, state) if isinstance(action, Ask))
+    return frozenset((ask.key, ask.path, ask.gate.spot, ask.human or "") for ask in asks)
+
+
+def question_of(gate: PassedGate) -> QuestionAt:
+    return gate.key, *gate.place
+
+
+def _woken(program: Program, visited: Collection[str], point: ForkPoint) -> Sequence[PassedGate]:
+    """Find the gates before the point that were not asked then, and ask about the new input: by condition or by sample."""
+    action = next((one for one in actions(program, point.state) if one.ticket == point.ticket), None)
+    if action is None:
+        return ()
+    path = action.leaf.path if isinstance(action, Execute) else action.path
+    value = action.value if isinstance(action, Execute) else action.subject
+    inside, found = _around(path), []
+    ahead = {*inside, *(outer for one in visited for outer in _around(one))}
+    for (place, _, _), gate in program.gates.items():
+        if place not in ahead or (gate.when is None and gate.sample is None):
+            continue
+        if isinstance(action, Ask) and place == path:
+            continue  # what stands around the point itself is asked there
+        position = gate.position
+        done = place not in inside
+        if (position in ALWAYS_BEFORE or (done and position in WHEN_DONE)) and _asks(gate, value, place, point.case):
+            found.append(_of_gate(gate, place))
+    return found
+
+
+def _asks(gate: Gate, value: Value, place: str, case: str) -> bool:
+    try:
+        return gate.asks(value, place, case)
+    except Invalid:
+        return True
+
+
+def _of_gate(gate: Gate, place: str) -> PassedGate:
+    options = tuple(gate.human.options or ())
+    return PassedGate(
+        path=place,
+        spot=gate.spot,
+        step_id=place.rpartition("/")[2],
+        key=gate.key(place),
+        subject="",
+        options=options,
+    )
+
+
+def _around(path: str) -> frozenset[str]:
+    """List a step's path and those of everything it stands in."""
+    parts = path.split("/")
+    return frozenset("/".join(parts[: number + 1]) for number in range(len(parts)))

@@ -1,0 +1,210 @@
+"""Getting the program of a run: the frozen bytes, re-hashed, then compiled. Nothing else is ever executed."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from threading import Lock
+
+from kneo.digest import Digest, canonical_json, digest_of
+from kneo.errors import Invalid, Untrusted
+from kneo.records.run import STATE_VERSION, Run
+from kneo.runtime.interpreter.program import Program
+from kneo.runtime.program.compiler import compile_program
+from kneo.spec.models import Spec
+from kneo.spec.models.environment_gates import EnvironmentGate, read_spec
+from kneo.store import runs
+from kneo.store.engine import Store
+
+CACHED_PROGRAMS = 64
+
+
+class ProgramLoader:
+    """Loads and keeps compiled programs by the digest of their spec; safe for many threads."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._programs: OrderedDict[tuple[str, str], Program] = OrderedDict()
+        self._lock = Lock()
+
+    def load(self, run: Run) -> Program:
+        """Return the program a run was started with.
+
+        Raises:
+            Untrusted: the stored spec is missing or is not what the run was started with.
+            Invalid: this version cannot execute it.
+        """
+        known = self.cached(run)
+        if known is not None:
+            return known
+        key = (run.spec_digest, run.target)
+        program = compile_program(self._read(run), run.target)
+        with self._lock:
+            self._programs[key] = program
+            while len(self._programs) > CACHED_PROGRAMS:
+                self._programs.popitem(last=False)
+        return program
+
+    def cached(self, run: Run) -> Program | None:
+        """Return the program if it is here already."""
+        key = (run.spec_digest, run.target)
+        with self._lock:
+            if key in self._programs:
+                self._programs.move_to_end(key)
+            return self._programs.get(key)
+
+    def _read(self, run: Run) -> Spec:
+        with self.store.read() as tx:
+            body = runs.load_spec(tx, run.spec_digest)
+        if body is None or digest_of(body) != run.spec_digest:
+            found = digest_of(body) if body is not None else "nothing"
+            msg = f"The run {run.id} was started with the spec {run.spec_digest}, but the store holds {found}."
+            raise Untrusted(msg, code="spec_tampered", hint="Restore the row from a backup; do not start it again.")
+        return read_spec(body)
+
+
+CheckSpec = Callable[[Mapping[str, object]], Spec]
+"""Validates a spec somebody brought along; raises ``Invalid`` with its diagnostics."""
+
+KEPT = 64
+"""Specs kept ready. What was refused is looked at again."""
+
+
+class FrozenSpec:
+    """A spec and the exact bytes that stand for it."""
+
+    def __init__(self, spec: Spec, body: bytes) -> None:
+        self.spec = spec
+        self.body = body
+        self.digest: Digest = digest_of(body)
+        self._programs: dict[str, Program] = {}
+
+    def program(self, target: str) -> Program:
+        """Return what it executes.
+
+        Raises:
+            Invalid: this version cannot execute it.
+        """
+        if target not in self._programs:
+            self._programs[target] = compile_program(self.spec, target)
+        return self._programs[target]
+
+
+class Freezer:
+    """Freezes specs, and knows the latest ones again.
+
+    Args:
+        check_spec: How a spec that does not come from the registry is validated.
+    """
+
+    def __init__(self, check_spec: CheckSpec) -> None:
+        self._check = check_spec
+        self._brought = lru_cache(KEPT)(self._freeze_text)
+        self._served = lru_cache(KEPT)(self._freeze_body)
+        self._gated = lru_cache(KEPT)(self._freeze_gated)
+
+    def brought(self, tree: Mapping[str, object]) -> FrozenSpec:
+        """Validate a spec that came along.
+
+        Raises:
+            Invalid: ``spec_invalid``.
+        """
+        try:
+            text = json.dumps(tree)
+        except (TypeError, ValueError, RecursionError):
+            return self._freeze(tree)
+        return self._brought(text)
+
+    def served(self, tree: Mapping[str, object]) -> FrozenSpec:
+        """Freeze a spec that was verified already."""
+        return self._served(canonical_json(tree))
+
+    def gated(self, frozen: FrozenSpec, gates: Sequence[EnvironmentGate]) -> FrozenSpec:
+        """Freeze a spec together with the questions that an environment adds."""
+        told = [one.model_dump(mode="json", by_alias=True, exclude_unset=True) for one in gates]
+        return self._gated(frozen.body, canonical_json(told))
+
+    def _freeze_gated(self, body: bytes, gates: bytes) -> FrozenSpec:
+        whole = canonical_json({**json.loads(body), "environment_gates": json.loads(gates)})
+        return FrozenSpec(read_spec(whole), whole)
+
+    def _freeze_text(self, text: str) -> FrozenSpec:
+        return self._freeze(json.loads(text))
+
+    def _freeze(self, tree: Mapping[str, object]) -> FrozenSpec:
+        spec = self._check(tree)
+        return FrozenSpec(spec, canonical_json(spec.model_dump(mode="json", by_alias=True, exclude_unset=True)))
+
+    def _freeze_body(self, body: bytes) -> FrozenSpec:
+        return FrozenSpec(Spec.model_validate_json(body), body)
+
+
+State = Mapping[str, object]
+
+
+def migrate_state(state: State, version: int) -> State:
+    """Return a state in today's format.
+
+    Raises:
+        Invalid: ``state_too_new``: a newer version of Kneo wrote it.
+    """
+    if version > STATE_VERSION:
+        msg = f"The run's state has version {version}; this version of Kneo knows {STATE_VERSION}."
+        raise Invalid(msg, code="state_too_new", hint="Run it with the newer version.")
+    for number in range(version, STATE_VERSION):
+        state = _STEPS[number](state)
+    return state
+
+
+def _from_1(frame: State) -> State:
+    """Texts became values; a leaf and a gate became a step in a phase; a child moved under its slot."""
+    if "child" in frame:
+        child = frame["child"]
+        assert isinstance(child, Mapping)
+        inner = _from_1(child)
+        index = frame["index"]
+        # A nested sequence is what a step does now, not what stands in its place.
+        wrapped = inner if "phase" in inner else _as_body(inner)
+        return {"node": frame["node"], "index": index, "children": {str(index): wrapped}}
+    kept = {"node": frame["node"], "input": {"text": frame["input"]}, "attempt": frame.get("attempt", 0)}
+    if "task" not in frame:
+        return {**kept, "phase": "body", "failures": frame["attempt"]}
+    asked = {"task": frame["task"]} if frame["task"] else {}
+    return {**kept, "phase": "step", **asked}
+
+
+def _as_body(inner: State) -> State:
+    return {
+        "node": inner["node"],
+        # What a nested workflow was given was not kept; it is needed only by retries, which did not exist for it.
+        "input": {"text": ""},
+        "attempt": 0,
+        "phase": "body",
+        "children": {"body": inner},
+    }
+
+
+def _as_it_is(frame: State) -> State:
+    """Take a state to which a version only added what older programs would not understand."""
+    return frame
+
+
+def _with_chosen_branches(frame: State) -> State:
+    """Keep the branch that each condition is in, where a repetition would evaluate its condition again.
+
+    Whether a person decided on it was not kept; a repetition on the same input comes to the same branch either way.
+    """
+    moved = {}
+    for name in ("children", "stuck"):
+        inner = frame.get(name)
+        if isinstance(inner, Mapping):
+            moved[name] = {slot: _with_chosen_branches(child) for slot, child in inner.items()}
+    body = moved.get("children", {}).get("body")
+    slots = set(body.get("children", {})) if body is not None else set()  # type: ignore[call-overload]
+    chosen = {"chosen": slots.pop()} if len(slots) == 1 and slots < {"then", "else"} else {}
+    return {**frame, **moved, **chosen}
+
+
+_STEPS: Mapping[int, Callable[[State], State]] = {1: _from_1, 2: _as_it_is, 3: _with_chosen_branches, 4: _as_it_is}

@@ -1,0 +1,309 @@
+"""Trying a failed run again from where it stood, and starting another one from a point in a run's past."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+from kneo.clock import isoformat, new_id, parse_time
+from kneo.errors import Conflict, NotFound
+from kneo.records.run import STATE_VERSION, Checkpoint, Run, RunStatus, StepRecord
+from kneo.records.task import UNRESOLVED
+from kneo.runtime.engine.passed_gates import FORK, ForkPoint, asked_in, find_passed, fork_gates, lapsed_gates
+from kneo.runtime.engine.programs import ProgramLoader, migrate_state
+from kneo.runtime.engine.questions import CASE_INPUT, case_of, input_digest
+from kneo.runtime.engine.record import snapshot
+from kneo.runtime.engine.start import Starter, nothing
+from kneo.runtime.engine.views import Record, can_continue
+from kneo.runtime.engine.wait import find_run
+from kneo.runtime.interpreter.fork_gates import behind_gates
+from kneo.runtime.interpreter.node import Execute
+from kneo.runtime.interpreter.program import Program, actions, given, revived, unasked
+from kneo.store import audit, history, idempotency, runs, tasks
+from kneo.store.engine import Store, Tx
+from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
+from kneo.tasks.reuse import REPLAY, Reuse, report
+
+
+def read_record(store: Store, run_id: str) -> Record:
+    """Read everything that is known of a run's past.
+
+    Raises:
+        NotFound: there is no such run.
+    """
+    run = find_run(store, run_id)
+    with store.read() as tx:
+        waiting = tasks.of_run(tx, run_id, UNRESOLVED) if run.status is RunStatus.PAUSED else ()
+        return Record(
+            run=run,
+            steps=history.list_steps(tx, run_id),
+            checkpoints=history.list_checkpoints(tx, run_id),
+            task=waiting[0] if waiting else None,
+            answers=report(tx, run_id) if REPLAY in run.metadata else (),
+        )
+
+
+def continue_run(store: Store, programs: ProgramLoader, run_id: str, *, actor: str) -> Run:
+    """Try a failed run again: what had succeeded is not repeated, what failed is a new attempt.
+
+    Raises:
+        NotFound: there is no such run.
+        Conflict: ``run_state_conflict``: it did not fail, or trying again makes no sense.
+    """
+    run = find_run(store, run_id)
+    if not can_continue(run):
+        raise _not_continuable(run)
+    program = programs.load(run)
+    before = revived(program, migrate_state(run.state, run.state_version))
+    with store.read() as tx:
+        passed = find_passed(tx, programs, run, None)
+
+    def work(tx: Tx) -> Run:
+        idempotency.bind(tx, run.id)
+        state = behind_gates(before, lapsed_gates(tx, passed, asked_in(program, before)))
+        if not runs.revive(tx, run, state=state, state_version=STATE_VERSION):
+            raise _not_continuable(run)
+        history.add_trace(tx, run.id, "workflow_resumed", continued=True)
+        kept = snapshot(replace(run, status=RunStatus.RUNNING, state=state, error=None), tx)
+        history.add_checkpoint(tx, run.id, "replay_context", step_id=None, state=kept, metadata={"continued": True})
+        audit.record(
+            tx,
+            "run.continued",
+            actor=actor,
+            run_id=run.id,
+            environment=run.environment,
+            metadata={"status": RunStatus.RUNNING.value},
+        )
+        after = runs.get(tx, run.id)
+        assert after is not None
+        return after
+
+    return store.transact(work)
+
+
+def _not_continuable(run: Run) -> Conflict:
+    msg = f"The run {run.id} is {run.status} and cannot be continued."
+    hint = "Only a run that failed in a step can; kneo runs fork starts another one from any point of this one."
+    return Conflict(msg, code="run_state_conflict", hint=hint, run_id=run.id, status=run.status)
+
+
+MAX_REPEATS = 100
+"""Repeated steps that a fork's metadata list; the count is of all of them."""
+
+
+# ---- fork -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForkOrder:
+    """Where in a run's past another one begins."""
+
+    run_id: str
+    step: str | None = None
+    """The step it begins with: its path, with ``#n`` for the n-th time it was begun."""
+    checkpoint: int | None = None
+    """Or the number of the checkpoint it begins at."""
+    input: str | None = None
+    """What the step is given instead of what it was given."""
+    requester: str = ""
+    answers: Mapping[str, object] = field(default_factory=dict)
+    """Answers to use instead of those that were given, by the keys of their questions."""
+    ask: tuple[str, ...] = ()
+    """Questions to ask anew, by their keys, or ``all``."""
+
+
+def fork(starter: Starter, programs: ProgramLoader, order: ForkOrder, also: Callable[[Tx, Run], None] = nothing) -> Run:
+    """Start a run with another run's past. What may run at all is asked anew, exactly as for a new run.
+
+    Args:
+        starter: What says whether a run may start.
+        programs: Programs of runs.
+        order: The other run, and where in it this one begins.
+        also: Done in the transaction that records the run.
+
+    Raises:
+        NotFound: there is no such run, step or checkpoint.
+        Conflict: ``checkpoint_incomplete``: too much was left out of the checkpoint to go on from it.
+        Forbidden: what the run executed may no longer run.
+    """
+    store = starter.store
+    parent = find_run(store, order.run_id)
+    program = programs.load(parent)
+    with store.read() as tx:
+        checkpoints = history.list_checkpoints(tx, parent.id)
+        point, ticket, state = _point(program, parent, checkpoints, order)
+        passed = find_passed(tx, programs, parent, point.sequence)
+        steps = history.list_steps(tx, parent.id)
+    if order.input is not None:
+        changed = given(program, state, ticket, order.input) if ticket is not None else state
+        if ticket is None or _input_of(program, changed, ticket) != order.input:
+            msg = f"Nothing of {parent.id} takes an input at checkpoint {point.sequence}."
+            raise Conflict(msg, code="fork_input_unused", hint="Fork from a step: --from STEP --input TEXT.")
+        state = changed
+    done = point.state.get("step_count", 0)
+    assert isinstance(done, int)
+    gates = fork_gates(
+        program,
+        passed,
+        [step.step_id for step in steps if step.sequence <= done],
+        ForkPoint(state=state, ticket=ticket, input=order.input, case=case_of(parent, new_input=order.input)),
+    )
+    past = ForkPast(
+        point=point,
+        state=behind_gates(state, gates, ticket=ticket if order.input is not None else None),
+        steps=[step for step in steps if step.sequence <= done],
+        gates=[gate.key for gate in gates],
+        repeats=[step for step in steps if step.sequence > done and step.kind != "human"],
+    )
+
+    def work(tx: Tx) -> Run:
+        starter.check_still_allowed(tx, parent)
+        run = _insert(tx, parent, past, order)
+        also(tx, run)
+        return run
+
+    return store.transact(work)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForkPast:
+    """What a fork takes over from its parent, and what it does once more."""
+
+    point: Checkpoint
+    state: Mapping[str, object]
+    steps: Sequence[StepRecord]
+    """The parent's steps before the point."""
+    gates: Sequence[str]
+    """The keys of the gates before the point, whose answers the fork has to have."""
+    repeats: Sequence[StepRecord]
+    """The parent's steps from the point on: the fork repeats their effects as far as it reaches them."""
+
+    def as_json(self, run_id: str, order: ForkOrder) -> dict[str, object]:
+        """Return what the fork's metadata and trace say."""
+        listed = self.repeats[:MAX_REPEATS]
+        return {
+            "run_id": run_id,
+            "checkpoint": self.point.sequence,
+            "step": order.step,
+            "input_changed": order.input is not None,
+            "gates": list(self.gates),
+            "repeats": [
+                {
+                    "step": step.step_id,
+                    "kind": step.kind,
+                    "status": step.status,
+                    "idempotency_key": step.idempotency_key,
+                }
+                for step in listed
+            ],
+            "repeat_count": len(self.repeats),
+        }
+
+
+def _input_of(program: Program, state: Mapping[str, object], ticket: str) -> str | None:
+    action = next((one for one in actions(program, state) if one.ticket == ticket), None)
+    return None if action is None else (action.value if isinstance(action, Execute) else action.subject).text
+
+
+def _point(
+    program: Program, parent: Run, checkpoints: tuple[Checkpoint, ...], order: ForkOrder
+) -> tuple[Checkpoint, str | None, Mapping[str, object]]:
+    for item in checkpoints:
+        if order.checkpoint is not None and item.sequence != order.checkpoint:
+            continue
+        kept = item.state
+        if "state" not in kept:
+            if order.checkpoint is None:
+                continue
+            msg = f"Checkpoint {item.sequence} of {parent.id} was too large to be kept whole."
+            raise Conflict(msg, code="checkpoint_incomplete", hint="Fork from an earlier one.")
+        if not kept["state"]:
+            continue
+        inner, version = kept["state"], kept["state_version"]
+        assert isinstance(inner, Mapping)
+        assert isinstance(version, int)
+        state = unasked(program, migrate_state(inner, version))
+        ready = {action.ticket: action for action in actions(program, state)}
+        if order.step is None:
+            return item, next(iter(ready), None), state
+        for ticket in ready:
+            if ticket.rpartition(":")[0] == order.step or ticket.split(":")[0] == order.step:
+                return item, ticket, state
+    what = f"step {order.step}" if order.step is not None else f"checkpoint {order.checkpoint}"
+    msg = f"The run {parent.id} never stood before {what}."
+    raise NotFound(msg, code="fork_point_not_found", hint="kneo runs replay RUN shows where it stood.")
+
+
+def _insert(tx: Tx, parent: Run, past: ForkPast, order: ForkOrder) -> Run:
+    point, forked = past.point, past.as_json(parent.id, order)
+    origin = {
+        "run_id": parent.id,
+        "checkpoint": point.sequence,
+        "step": order.step,
+        "input_changed": order.input is not None,
+    }
+    reuse = Reuse(source=parent.id, answers=order.answers, ask=order.ask)
+    run = replace(
+        parent,
+        id=new_id("run", tx.now),
+        status=RunStatus.RUNNING,
+        output_text=None,
+        error=None,
+        state=past.state,
+        state_version=STATE_VERSION,
+        visited_steps=(),
+        requester=order.requester,
+        metadata={
+            **{key: value for key, value in parent.metadata.items() if key != "outputs"},
+            "forked_from": origin,
+            FORK: forked,
+            REPLAY: reuse.as_json(),
+            **({CASE_INPUT: input_digest(order.input)} if order.input is not None else {}),
+        },
+        deadline_at=_deadline(tx, parent),
+        step_count=0,
+        checkpoint_count=0,
+        trace_count=0,
+    )
+    begun = NewCheckpoint(type="run_started", step_id=None, state={}, metadata={"forked_from": origin})
+    new = History(
+        steps=[replace(step, run_id=run.id) for step in past.steps],
+        checkpoints=[begun],
+        trace=[
+            NewTrace(type="workflow_started", data={"forked_from": origin}),
+            NewTrace(type="workflow_forked", data={FORK: forked}),
+        ],
+    )
+    run = history.counted(run, new)
+    idempotency.bind(tx, run.id)
+    begun = replace(begun, state=snapshot(run, tx))
+    new.checkpoints = [begun]
+    runs.insert_run(tx, run)
+    history.append(tx, replace(run, step_count=0, checkpoint_count=0, trace_count=0), new, CheckpointLimits())
+    audit.record(
+        tx,
+        "run.forked",
+        actor=order.requester,
+        run_id=run.id,
+        environment=run.environment,
+        metadata={
+            "parent_run_id": parent.id,
+            "checkpoint": point.sequence,
+            "step": order.step,
+            "input_changed": order.input is not None,
+            "gates": forked["gates"],
+            "repeat_count": forked["repeat_count"],
+        },
+    )
+    after = runs.get(tx, run.id)
+    assert after is not None
+    return after
+
+
+def _deadline(tx: Tx, parent: Run) -> str | None:
+    """Give the new run the time the old one had."""
+    if parent.deadline_at is None or parent.started_at is None:
+        return None
+    allowed: timedelta = parse_time(parent.deadline_at) - parse_time(parent.started_at)
+    return isoformat(tx.now + allowed)

@@ -1,0 +1,417 @@
+"""Starting a run: the one place that decides what may run at all, whoever asks and by whatever door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
+
+from kneo import registry
+from kneo.agents.turn import check_provider
+from kneo.clock import isoformat, new_id
+from kneo.digest import Digest
+from kneo.errors import Forbidden, Invalid, InvalidValue, KneoError, Transient, Usage
+from kneo.names import check_environment_name, name_problem
+from kneo.records.run import STATE_VERSION, ReleaseRef, Run, RunStatus, ending
+from kneo.runtime.engine import record
+from kneo.runtime.engine.programs import CheckSpec, Freezer, FrozenSpec
+from kneo.runtime.engine.questions import input_digest, name_case
+from kneo.runtime.interpreter.node import Ended, Moment
+from kneo.runtime.interpreter.program import begin
+from kneo.spec.context import NOTHING_KNOWN
+from kneo.spec.coverage.policy import check_policy
+from kneo.spec.environment import Environment
+from kneo.spec.lint import check as check_rules
+from kneo.spec.models import Spec
+from kneo.spec.models.environment_gates import EnvironmentGate, GatedSpec, read_spec
+from kneo.spec.policy_flags import PolicyFlags
+from kneo.spec.project import ProjectConfig
+from kneo.store import audit, history, idempotency, releases, runs, sources
+from kneo.store.engine import Store, Tx
+from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
+from kneo.store.idempotency import AlreadyExecuted
+from kneo.telemetry.spans import span
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOrder:
+    """What somebody asks to have run: a bundle that an environment serves, or a spec of their own."""
+
+    input: str
+    requester: str
+    target: str = "workflow"
+    environment: str | None = None
+    bundle: str | None = None
+    spec: Mapping[str, object] | None = None
+    timeout_seconds: int | None = None
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    origin: Mapping[str, object] = field(default_factory=dict)
+    """Where the spec came from (``spec_path``, ``inline_spec``), for the audit log and the run."""
+    asked: Mapping[str, object] = field(default_factory=dict)
+    """What else was asked for, for the run alone: content does not belong into the audit log."""
+
+
+TARGETS = frozenset({"workflow", "agent"})
+
+MAX_QUEUE_DEPTH = 10_000
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What a run executes, and why it may."""
+
+    frozen: FrozenSpec
+    release: ReleaseRef | None = None
+    audit_seq: int | None = None
+    gates: tuple[EnvironmentGate, ...] = ()
+
+    def asked(self) -> dict[str, object]:
+        """Name the questions that its environment adds, where it does."""
+        return {"environment_gates": [one.name for one in self.gates]} if self.gates else {}
+
+
+def nothing(_tx: Tx, _run: Run) -> None:
+    """Record nothing beside a run."""
+
+
+class Starter:
+    """Starts runs on one database.
+
+    Args:
+        store: The database.
+        check_spec: How a spec that does not come from the registry is validated.
+        pin: The first trust root this process believes; ``None`` believes the controller's.
+        hmac_key: The shared secret of bundles in the older format, where an environment accepts them.
+        max_queue: Runs that may wait for a worker; further ones are refused until some have begun.
+        project: The config of the project this process works in, whose policies count too.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        check_spec: CheckSpec,
+        *,
+        pin: Digest | None,
+        hmac_key: str = "",
+        max_queue: int = MAX_QUEUE_DEPTH,
+        project: ProjectConfig | None = None,
+    ) -> None:
+        self.store = store
+        self.project = project
+        self.max_queue = max_queue
+        self.check_spec = check_spec
+        self._freezer = Freezer(check_spec)
+        self.pin = pin
+        self.hmac_key = hmac_key
+
+    def start(self, order: RunOrder, also: Callable[[Tx, Run], None] = nothing) -> Run:
+        """Record a new run; a worker will find it.
+
+        Args:
+            order: What to run.
+            also: Done in the transaction that records the run.
+
+        Raises:
+            Forbidden, Untrusted, NotFound, Invalid, Usage: it may not run; audited as ``run.refused``, nothing ran.
+            Transient: ``queue_full``: too many runs wait for a worker.
+        """
+        _check_names(order)
+        try:
+            # Validating may take long; nobody who writes should wait for it.
+            brought = self._check_brought(order)
+            return self._dispatch(order, brought, also)
+        except (Transient, AlreadyExecuted):
+            raise
+        except KneoError as error:
+            self._audit_refusal(order, error)
+            raise
+
+    def _dispatch(self, order: RunOrder, brought: FrozenSpec | None, also: Callable[[Tx, Run], None]) -> Run:
+        def work(tx: Tx) -> Run:
+            run = self._start(tx, order, brought)
+            also(tx, run)
+            return run
+
+        with span("kneo.queue.dispatch", kind="producer", kneo_environment=order.environment) as dispatching:
+            run = self.store.transact(work)
+            dispatching.note(kneo_run__id=run.id, kneo_workflow=run.workflow_name)
+        return run
+
+    def _check_brought(self, order: RunOrder) -> FrozenSpec | None:
+        """Validate a spec that came with the order, if it may bring one at all."""
+        if order.spec is None or order.bundle is not None:
+            return None
+        with self.store.read() as tx:
+            self._check_inline_allowed(tx, order.environment)
+        return self._freezer.brought(order.spec)
+
+    def _start(self, tx: Tx, order: RunOrder, brought: FrozenSpec | None) -> Run:
+        run_id = new_id("run", tx.now)
+        idempotency.bind(tx, run_id)
+        if runs.is_queue_full(tx, self.max_queue):
+            msg = f"{self.max_queue} runs wait for a worker; no further one is taken until some have begun."
+            raise Transient(msg, code="queue_full", limit=self.max_queue)
+        rules = find_rules(tx, order.environment)
+        chosen = self._freeze(tx, order, brought, rules)
+        program, digest = chosen.frozen.program(order.target), chosen.frozen.digest
+        for ref in program.asked:
+            check_provider(ref or program.agent_name, program.agents[ref])
+        case = name_case(digest, order.environment, order.target, input_digest(order.input), tx.at)
+        state = begin(program, order.input, Moment(now=tx.now, seed=run_id, case=case))
+        ended = state if isinstance(state, Ended) else None
+        deadline = isoformat(tx.now + timedelta(seconds=order.timeout_seconds)) if order.timeout_seconds else None
+        run = Run(
+            id=run_id,
+            status=ended.status if ended else RunStatus.RUNNING,
+            target=order.target,
+            spec_digest=digest,
+            release=chosen.release,
+            environment=order.environment,
+            agent_name=program.agent_name,
+            workflow_name=program.workflow_name,
+            workflow_type=program.workflow_type,
+            input_text=order.input,
+            output_text=ended.output if ended else None,
+            error=ended.error if ended else None,
+            state={} if isinstance(state, Ended) else state,
+            state_version=STATE_VERSION,
+            visited_steps=(),
+            requester=order.requester,
+            metadata=_metadata(order, chosen, rules.spec.implementations if rules else {}),
+            deadline_at=deadline,
+            completed_at=tx.at if ended else None,
+        )
+        runs.insert_spec(tx, digest, chosen.frozen.body)
+        facts = {
+            "target": order.target,
+            "environment": order.environment,
+            "timeout_seconds": order.timeout_seconds,
+            "deadline_at": deadline,
+        }
+        begun = NewCheckpoint(type="run_started", step_id=None, state=record.snapshot(run, tx), metadata=facts)
+        told = NewTrace(type="workflow_started", data={"input_preview": record.preview(order.input)})
+        first = History(checkpoints=[begun], trace=[told])
+        if ended is not None:
+            error = asdict(ended.error) if ended.error else None
+            last = {"output_preview": record.preview(ended.output), "error": error}
+            first.trace.append(NewTrace(type=ending(ended.status), data=last))
+        runs.insert_run(tx, history.counted(run, first))
+        history.append(tx, run, first, CheckpointLimits())
+        audit.record(
+            tx,
+            "run.created",
+            actor=order.requester,
+            run_id=run.id,
+            environment=order.environment,
+            metadata=facts
+            | dict(order.origin)
+            | {
+                "bundle": chosen.release.bundle if chosen.release else None,
+                "version": chosen.release.version if chosen.release else None,
+                "digest": chosen.release.digest if chosen.release else None,
+                "spec_digest": digest,
+            }
+            | chosen.asked(),
+        )
+        return replace(run, created_at=tx.at, updated_at=tx.at, started_at=tx.at)
+
+    def _freeze(self, tx: Tx, order: RunOrder, brought: FrozenSpec | None, rules: Environment | None) -> _Chosen:
+        """Decide which exact bytes this run executes."""
+        chosen = self._choose(tx, order, brought)
+        _check_target(chosen.frozen.spec, order.target, chosen.release)
+        if rules is not None and rules.gates:
+            chosen = replace(chosen, frozen=self._freezer.gated(chosen.frozen, rules.gates), gates=rules.gates)
+        # A release satisfied Git's policy when it was promoted; what others ask for may be newer.
+        policy = registry.policy_in_force(tx, order.environment, self.project, with_git=chosen.release is None)
+        require_policy(chosen.frozen.spec, policy, order.environment, order.target)
+        return chosen
+
+    def _choose(self, tx: Tx, order: RunOrder, brought: FrozenSpec | None) -> _Chosen:
+        if order.bundle is not None and order.spec is not None:
+            msg = "A run takes a bundle or a spec, not both."
+            raise Usage(msg)
+        if order.bundle is not None:
+            return self._freeze_bundle(tx, order.bundle, order.environment)
+        if brought is None:
+            msg = "A run needs a bundle or a spec."
+            raise Usage(msg, hint='Send {"bundle": NAME, "environment": ENV} or a spec.')
+        self._check_inline_allowed(tx, order.environment)
+        return _Chosen(brought)
+
+    def _freeze_bundle(self, tx: Tx, reference: str, environment: str | None) -> _Chosen:
+        if environment is None:
+            msg = f"Which environment should {reference[:200]} run in?"
+            raise Usage(msg, hint="Name it: --env E, or environment in the request.")
+        approved = registry.resolve(tx, reference, environment, pin=self.pin, hmac_key=self.hmac_key)
+        release = approved.release
+        ref = ReleaseRef(
+            bundle=release.bundle,
+            version=release.version,
+            digest=release.digest,
+            environment=environment,
+            revision=release.revision,
+            promotion_id=release.promotion_id,
+        )
+        return _Chosen(self._freezer.served(approved.bundle.spec), ref, approved.audit_seq)
+
+    def check_still_allowed(self, tx: Tx, run: Run) -> None:
+        """Ask for a run that was started once whether it could be started today.
+
+        Raises:
+            Forbidden, Untrusted, NotFound: it could not.
+        """
+        if run.release is None:
+            self._check_inline_allowed(tx, run.environment)
+        else:
+            release = run.release
+            registry.resolve(tx, release.digest, release.environment, pin=self.pin, hmac_key=self.hmac_key)
+        policy = registry.policy_in_force(tx, run.environment, self.project, with_git=run.release is None)
+        body = runs.load_spec(tx, run.spec_digest)
+        if body is not None:
+            spec = read_spec(body)
+            _require_gates(run, spec, find_rules(tx, run.environment))
+            _check_target(spec, run.target, run.release)
+            require_policy(spec, policy, run.environment, run.target)
+
+    def _check_inline_allowed(self, tx: Tx, environment: str | None) -> None:
+        """Once Git declares environments, a run names one, and brings its own spec only where that one lets it."""
+        if sources.is_rebuilding(tx):
+            msg = "The registry is being rebuilt from Git; which specs may run is not known yet."
+            raise Transient(msg, code="registry_rebuilding", hint="Try again; kneo source show says how far it is.")
+        declared = releases.list_environments(tx)
+        if not declared and not registry.is_followed(tx, self.pin):
+            return
+        if not declared:
+            msg = "Git decides here what runs, and no commit with an environment was accepted yet; so nothing runs."
+            hint = "kneo source show and kneo status say why. Without a config repository, unset KNEO_SERV_TRUST_ROOT."
+            raise Forbidden(msg, code="bundle_not_approved", hint=hint, approved=[])
+        if environment is None:
+            names = ", ".join(item.name for item in declared)
+            msg = f"Git declares environments here, so a run must name one of them: {names}."
+            raise Forbidden(msg, code="bundle_not_approved", approved=[])
+        rules = registry.declared(tx, environment)
+        registry.check_not_retired(tx, rules)
+        if not rules.spec.inline_specs:
+            served = [f"{item.bundle}@{item.version}" for item in releases.list_releases(tx, environment)]
+            msg = f"{environment} runs approved bundles only, no specs that a request brings along."
+            hint = f"Approved there: {', '.join(served) or 'nothing'}."
+            raise Forbidden(msg, code="bundle_not_approved", hint=hint, environment=environment, approved=served)
+
+    def _audit_refusal(self, order: RunOrder, error: KneoError) -> None:
+        if isinstance(error, Invalid) and order.bundle is None:
+            return
+        error.recorded = True
+        with self.store.write() as tx:
+            audit.record(
+                tx,
+                "run.refused",
+                actor=order.requester,
+                environment=order.environment,
+                metadata=dict(order.origin)
+                | {"bundle": order.bundle, "error": error.code, "message": error.message, **_reason(error)},
+            )
+
+
+def find_rules(tx: Tx, environment: str | None) -> Environment | None:
+    """Read what an environment asks for, where Git ever declared it.
+
+    The code it pins and the questions it adds are kept with each run: what it asks for later changes no run that waits.
+    """
+    if environment is None or releases.environment(tx, environment) is None:
+        return None
+    return registry.declared(tx, environment)
+
+
+def _require_gates(run: Run, spec: GatedSpec, rules: Environment | None) -> None:
+    """Check that what a run was started with asks everything that its environment asks today.
+
+    Raises:
+        Forbidden: ``gates_changed``.
+    """
+    missing = [one.name for one in (rules.gates if rules else ()) if one not in spec.environment_gates]
+    if missing:
+        msg = f"{run.environment} asks more than it did when {run.id} was started: {', '.join(missing)}."
+        hint = "Start a new run: it is asked what is asked today."
+        raise Forbidden(msg, code="gates_changed", hint=hint, environment=run.environment, gates=missing)
+
+
+def _check_target(spec: Spec, target: str, release: ReleaseRef | None) -> None:
+    """Check that a released bundle is run as its spec allows: its workflow, whose gates were approved with it.
+
+    Raises:
+        Usage: there is no such target.
+        Forbidden: ``target_not_allowed``.
+    """
+    if target not in TARGETS:
+        msg = f"{target[:80]!r} is no target; it is workflow or agent."
+        raise Usage(msg)
+    if release is None or spec.allows(target):
+        return
+    allowed = ", ".join(spec.targets or ("workflow",))
+    msg = f"{release.bundle}@{release.version} is not released to be run with target {target}; it allows: {allowed}."
+    hint = "Leave the target out, or release a version whose spec names it under targets."
+    raise Forbidden(msg, code="target_not_allowed", hint=hint, target=target, bundle=release.bundle)
+
+
+def require_policy(spec: Spec, policy: PolicyFlags, environment: str | None, target: str = "workflow") -> None:
+    """Check that a spec satisfies what an environment asks for.
+
+    Raises:
+        Forbidden: ``environment_policy_blocked``; the violations are in its details.
+    """
+    if not policy.enabled:
+        return
+    violations = check_policy(spec, check_rules(spec, NOTHING_KNOWN), policy, target=target)
+    if violations:
+        more = f" And {len(violations) - 1} more." if len(violations) > 1 else ""
+        raise Forbidden(
+            f"The policy of {environment} does not accept this spec. {violations[0].code}: {violations[0].message}{more}",
+            code="environment_policy_blocked",
+            hint=violations[0].suggestion,
+            environment=environment,
+            diagnostics=[found.as_json() for found in violations],
+        )
+
+
+def _reason(error: KneoError) -> dict[str, object]:
+    reason = error.details.get("reason")
+    return {"reason": reason} if reason is not None else {}
+
+
+def _check_names(order: RunOrder) -> None:
+    """Check the names that a run is found by; nothing is recorded under one that is refused.
+
+    Raises:
+        InvalidValue: ``invalid_name``.
+    """
+    if order.environment is not None:
+        check_environment_name(order.environment)
+    session = order.origin.get("session_id")
+    problem = name_problem(session) if isinstance(session, str) else None
+    if problem is not None:
+        msg = f"The name of the session {problem}"
+        raise InvalidValue(msg, code="invalid_name", field="session_id")
+
+
+def _metadata(order: RunOrder, chosen: _Chosen, pins: Mapping[str, str]) -> Mapping[str, object]:
+    values: dict[str, object] = {
+        "target": order.target,
+        "environment": order.environment,
+        "timeout_seconds": order.timeout_seconds,
+        "caller_metadata": dict(order.metadata),
+        **order.origin,
+        **order.asked,
+    }
+    if pins:
+        values["implementations"] = dict(pins)
+    if chosen.release is not None:
+        ref = chosen.release
+        values["release"] = {
+            "bundle": ref.bundle,
+            "version": ref.version,
+            "digest": ref.digest,
+            "environment": ref.environment,
+            "revision": ref.revision,
+            "audit_seq": chosen.audit_seq,
+        }
+    return values

@@ -1,0 +1,260 @@
+"""Following a program through everything that may happen, each state once."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import blake2b
+
+from kneo.runtime.interpreter.node import Ask, Asked, Ended, Execute, Frame, Moment
+from kneo.runtime.interpreter.program import Program, actions, begin, settle, waiting
+from kneo.runtime.simulate.scenario import Privileged, Script, Way
+
+MOMENT = Moment(now=datetime(2000, 1, 1, tzinfo=UTC), seed="simulation", case="simulation")
+"""Nothing depends on it: no time passes, and questions asked by chance are always asked."""
+
+
+@dataclass(slots=True)
+class Point:
+    """A state of the run, and where it leads.
+
+    Attributes:
+        state: The interpreter's state, or the end.
+        agreed: Whether a person has agreed to anything on the way here.
+        doing: Kind (``input``, ``step``, ``question``) and name of what happens next.
+        ungated: The privileged call that happens next though nobody has agreed to anything.
+        ways: What may come of it, and the number of the point that leads to.
+        cut: Whether the simulation went no further here.
+    """
+
+    state: Frame | Ended
+    agreed: bool
+    doing: tuple[str, str] = ("end", "")
+    ungated: str | None = None
+    ways: list[tuple[str, int]] = field(default_factory=list)
+    cut: bool = False
+
+
+class Walk:
+    """All states that a program can come to, the nearest ones first.
+
+    Args:
+        program: What is simulated.
+        script: What may happen.
+        privileged: Calls that somebody must agree to.
+        limit: The most states that are looked at.
+    """
+
+    def __init__(self, program: Program, script: Script, privileged: Privileged, limit: int) -> None:
+        self.points: list[Point] = [Point({}, agreed=False, doing=("input", "input"))]
+        self.reached: set[str] = set()
+        self.asked: set[tuple[str, str]] = set()
+        self._program = program
+        self._script = script
+        self._privileged = privileged
+        self._numbers: dict[bytes, int] = {}
+        self._follow(limit)
+
+    @property
+    def cut(self) -> int:
+        """How many states were found and not followed."""
+        return sum(point.cut for point in self.points)
+
+    def _follow(self, limit: int) -> None:
+        ahead: deque[int] = deque()
+        for label, text in self._script.inputs():
+            self._lead(self.points[0], label, begin(self._program, text, MOMENT), agreed=False, ahead=ahead)
+        done = 0
+        while ahead:
+            point = self.points[ahead.popleft()]
+            if isinstance(point.state, Ended):
+                continue
+            done += 1
+            if done > limit:
+                point.cut = True
+                continue
+            for way, after in self._next(point, point.state):
+                self._lead(point, way.label, after, agreed=point.agreed or way.agreed, ahead=ahead)
+
+    def _lead(self, point: Point, label: str, state: Frame | Ended, *, agreed: bool, ahead: deque[int]) -> None:
+        state = state if isinstance(state, Ended) else self._all_asked(state)
+        key = _name(state, agreed=agreed)
+        if key not in self._numbers:
+            self._numbers[key] = len(self.points)
+            self.points.append(Point(state, agreed))
+            ahead.append(self._numbers[key])
+        point.ways.append((label, self._numbers[key]))
+
+    def _all_asked(self, state: Frame) -> Frame:
+        """Open every question: nothing can come of that but that they are open."""
+        while True:
+            ask = next((one for one in actions(self._program, state) if isinstance(one, Ask)), None)
+            if ask is None:
+                return state
+            after = settle(self._program, state, ask.ticket, Asked(task_id=ask.ticket), MOMENT)
+            assert not isinstance(after, Ended), "asking ends nothing"
+            state = after
+
+    def _next(self, point: Point, state: Frame) -> Iterator[tuple[Way, Frame | Ended]]:
+        """Do what is first to be done, or else answer the first open question."""
+        execute = next((one for one in actions(self._program, state) if isinstance(one, Execute)), None)
+        if execute is not None:
+            place = execute.ticket.rpartition(":")[0]
+            point.doing = ("step", place)
+            self.reached.add(execute.leaf.path)
+            call = self._privileged.get((execute.leaf.kind, execute.leaf.ref))
+            point.ungated = call if not point.agreed else None
+            ticket, ways = execute.ticket, self._script.results(execute)
+        else:
+            ask = next(iter(waiting(self._program, state).values()))
+            point.doing = ("question", ask.key)
+            self.asked.add((ask.path, ask.gate.spot))
+            ticket, ways = ask.ticket, self._script.answers(ask)
+        for way in ways:
+            if isinstance(way.outcome, Ended):
+                yield way, way.outcome
+            else:
+                yield way, settle(self._program, state, ticket, way.outcome, MOMENT)
+
+
+def _name(state: Frame | Ended, *, agreed: bool) -> bytes:
+    if isinstance(state, Ended):
+        told: object = [state.status, state.output, state.error.type if state.error else None]
+    else:
+        told = state
+    return blake2b(json.dumps([told, agreed], sort_keys=True).encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One branch, from its beginning to its end.
+
+    Attributes:
+        choices: What was decided on the way: the kind of thing, its name, and the words that all lead this way.
+        ran: The places of the steps that ran, in order.
+        ungated: Places of steps that called something privileged though nobody had agreed to anything, and the call.
+        status: How the run ends; None where the simulation went no further.
+    """
+
+    choices: tuple[tuple[str, str, tuple[str, ...]], ...]
+    ran: tuple[str, ...]
+    ungated: tuple[tuple[str, str], ...]
+    status: str | None
+    error: str | None
+    output: str | None
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "choices": [{"kind": kind, "name": name, "any_of": list(words)} for kind, name, words in self.choices],
+            "ran": list(self.ran),
+            "ungated": [{"step": place, "call": call} for place, call in self.ungated],
+            "status": self.status,
+            "error": self.error,
+            "output": self.output,
+        }
+
+
+Fork = list[tuple[tuple[str, ...], int]]
+
+
+@dataclass(slots=True)
+class Matrix:
+    """The branches of a walk.
+
+    Attributes:
+        count: How many there are.
+        forks: By point: the words that lead to the same future, and a point that begins it.
+    """
+
+    points: Sequence[Point]
+    count: int = 0
+    forks: list[Fork] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, walk: Walk) -> Matrix:
+        """Fold the states of a walk that can only go the same ways."""
+        futures: list[int] = [-1] * len(walk.points)
+        known: dict[object, int] = {}
+        counts: list[int] = [0] * len(walk.points)
+        forks: list[Fork] = [[] for _ in walk.points]
+        for number in _innermost_first(walk.points):
+            point = walk.points[number]
+            forks[number] = _fork(point, futures)
+            counts[number] = sum(counts[to] for _, to in forks[number]) or 1
+            leads = tuple((words, futures[to]) for words, to in forks[number])
+            future = (_kind(point), leads if len(leads) > 1 else tuple(to for _, to in leads))
+            futures[number] = known.setdefault(future, len(known))
+        return cls(points=walk.points, count=counts[0], forks=forks)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Yield each branch; what people agree to comes before what they refuse."""
+        ahead: list[tuple[int, _Trail | None]] = [(0, None)]
+        while ahead:
+            number, trail = ahead.pop()
+            fork = self.forks[number]
+            if not fork:
+                yield self._outcome(number, trail)
+            for words, to in reversed(fork):
+                ahead.append((to, _Trail(trail, self.points[number], words, chosen=len(fork) > 1)))
+
+    def _outcome(self, number: int, trail: _Trail | None) -> Outcome:
+        passed = list(_links(trail))[::-1]
+        end = self.points[number].state
+        ended = end if isinstance(end, Ended) else None
+        shown = [link for link in passed if link.chosen or link.point.doing[0] == "question"]
+        return Outcome(
+            choices=tuple((*link.point.doing, link.words) for link in shown),
+            ran=tuple(link.point.doing[1] for link in passed if link.point.doing[0] == "step"),
+            ungated=tuple((link.point.doing[1], link.point.ungated) for link in passed if link.point.ungated),
+            status=ended.status.value if ended else None,
+            error=ended.error.type if ended and ended.error else None,
+            output=ended.output if ended else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Trail:
+    """How a point was reached, from the last step back."""
+
+    before: _Trail | None
+    point: Point
+    words: tuple[str, ...]
+    chosen: bool
+
+
+def _links(trail: _Trail | None) -> Iterator[_Trail]:
+    while trail is not None:
+        yield trail
+        trail = trail.before
+
+
+def _kind(point: Point) -> object:
+    if isinstance(point.state, Ended):
+        return point.state.status, point.state.error.type if point.state.error else None
+    return point.doing, point.ungated, point.cut
+
+
+def _fork(point: Point, futures: Sequence[int]) -> Fork:
+    """Join the words that lead to the same future."""
+    joined: dict[int, tuple[dict[str, None], int]] = {}
+    for word, to in point.ways:
+        joined.setdefault(futures[to], ({}, to))[0][word] = None
+    return [(tuple(words), to) for words, to in joined.values()]
+
+
+def _innermost_first(points: Sequence[Point]) -> Iterator[int]:
+    """Yield every point after all that it leads to."""
+    seen = {0}
+    path: list[tuple[int, Iterator[tuple[str, int]]]] = [(0, iter(points[0].ways))]
+    while path:
+        number, ways = path[-1]
+        following = next((to for _, to in ways if to not in seen), None)
+        if following is None:
+            path.pop()
+            yield number
+        else:
+            seen.add(following)
+            path.append((following, iter(points[following].ways)))

@@ -1,0 +1,259 @@
+"""What may come of each action: everything, or what an answers file says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from kneo.records.run import RunError, RunStatus
+from kneo.records.task import Decision, DecisionKind
+from kneo.runtime.interpreter.node import Answered, Ask, Ended, Execute, Outcome, StepFailed, Succeeded
+from kneo.runtime.simulate.layout import Layout
+from kneo.spec.coverage.gate_strength import strengthened
+from kneo.spec.models import AnswerField
+from kneo.spec.models.answers import AnswersFile, ScriptedAnswer
+from kneo.spec.models.environment_gates import QuestionPolicy
+from kneo.tasks.deadline import Silence
+from kneo.tasks.forms import filled, problems, schema_of
+
+NOTHING_WRITTEN = AnswersFile(answers={})
+
+ANY_QUESTIONS = QuestionPolicy()
+"""What is asked for at least where no environment says anything."""
+
+SOMEBODY = "somebody"
+
+ELSE = "something else"
+"""A text that no condition knows."""
+
+Values: TypeAlias = Mapping[str, object]
+
+_SOME: Mapping[str, object] = {
+    "int": 1,
+    "float": 1.0,
+    "list": [],
+    "dict": {},
+    "date": "2000-01-01",
+    "datetime": "2000-01-01T00:00:00Z",
+}
+"""A value of each type that conditions can hardly look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One thing that may happen.
+
+    Attributes:
+        label: What happens, in a word; empty for what happens without a choice.
+        outcome: What the interpreter is told; an end is what the interpreter is not asked about.
+        agreed: Whether a person agreed to something by it.
+    """
+
+    label: str
+    outcome: Outcome | Ended
+    agreed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """An answer that was written for a question it does not fit."""
+
+    key: str
+    why: str
+
+
+@dataclass(slots=True)
+class Script:
+    """What may happen in one simulation; remembers which of the written answers were used, and which do not fit."""
+
+    layout: Layout
+    written: AnswersFile = NOTHING_WRITTEN
+    least: QuestionPolicy = ANY_QUESTIONS
+    used: set[str] = field(default_factory=set)
+    unfit: dict[str, Unfit] = field(default_factory=dict)
+
+    def inputs(self) -> Iterator[tuple[str, str]]:
+        """Yield what the run may be given, with a word for each."""
+        if self.written.input is not None:
+            yield "", self.written.input
+        else:
+            yield from self._texts("input")
+
+    def results(self, action: Execute) -> Iterator[Way]:
+        """Yield what a step may come to."""
+        place = action.ticket.rpartition(":")[0]
+        known = self._output(place, action.leaf.path)
+        if known is not None:
+            yield Way("", Succeeded(text=known))
+            return
+        choices = self.layout.choices.get(action.leaf.path) if action.ticket.endswith(":select") else None
+        for label, text in ((name, name) for name in choices) if choices else self._texts(place):
+            yield Way(label, Succeeded(text=text))
+        if action.leaf.path in self.layout.caught:
+            yield Way("fails", StepFailed(error=RunError(type="simulated", message=f"{place} failed"), final=True))
+
+    def answers(self, ask: Ask) -> Iterator[Way]:
+        """Yield what people may say, and silence where it has a limit."""
+        written = self.written.answers.get(ask.key)
+        if written is None:
+            yield from self._everything(ask)
+            return
+        self.used.add(ask.key)
+        why = self._misfit(ask, written)
+        if why is not None:
+            self.unfit[ask.key] = Unfit(ask.key, why)
+            yield from self._everything(ask)
+        elif written.timeout:
+            yield _silence(ask, self.least)
+        else:
+            yield _as_written(ask, written)
+
+    # ---- the parts --------------------------------------------------------------------------------------------
+
+    def _output(self, place: str, path: str) -> str | None:
+        outputs = self.written.outputs
+        for name in (place, path):
+            if name in outputs:
+                self.used.add(name)
+                return outputs[name]
+        return None
+
+    def _texts(self, name: str) -> Iterator[tuple[str, str]]:
+        """Yield a text that no condition knows, each word that one does, and all of them."""
+        words = self.layout.words
+        folded = [word.casefold() for word in words]
+        unknown = next(
+            (text for text in (f"«{name}»", "«»") if not any(word in text.casefold() for word in folded)), ""
+        )
+        yield ELSE if words else "", unknown
+        for word in words:
+            yield json.dumps(word, ensure_ascii=False), word
+        if len(words) > 1:
+            yield "all of the words", " ".join(words)
+
+    def _everything(self, ask: Ask) -> Iterator[Way]:
+        for kind in ask.gate.decisions:
+            agreed = kind is not DecisionKind.REJECTED and ask.gate.position != "error"
+            for label, decision in self._said(ask, kind):
+                yield Way(f"{kind} {label}".rstrip(), Answered(decision=decision), agreed)
+        human = strengthened(ask.gate.human, self.least, ask.gate.on_reject)
+        if (human.timeout_seconds or 0) > 0 and human.on_timeout != "escalate":
+            yield _silence(ask, self.least)
+
+    def _said(self, ask: Ask, kind: DecisionKind) -> Iterator[tuple[str, Decision]]:
+        match kind:
+            case DecisionKind.EDITED | DecisionKind.PROVIDED:
+                for label, text in self._texts(ask.key):
+                    if text:  # an empty answer is refused
+                        yield "" if label == ELSE else label, _decision(kind, content=text)
+            case DecisionKind.SELECTED:
+                for option in ask.options or ():
+                    yield option, _decision(kind, selected_option=option)
+            case DecisionKind.APPROVED:
+                for label, values in self._forms(ask):
+                    yield label, _decision(kind, values=values)
+            case DecisionKind.REJECTED:
+                yield "", _decision(kind)
+
+    def _forms(self, ask: Ask) -> Iterator[tuple[str, Values | None]]:
+        """Yield what may be filled in: something that fits, and each value that a condition may look at."""
+        fields = ask.gate.human.fields
+        if not fields:
+            yield "", None
+            return
+        usual = {each.name: next(iter(self._values(each))) for each in fields}
+        yield "", usual
+        for each in fields:
+            for value in self._values(each):
+                if value != usual[each.name]:
+                    yield f"{each.name}={value}", {**usual, each.name: value}
+
+    def _values(self, field: AnswerField) -> Sequence[object]:
+        if field.allowed_values is not None:
+            return field.allowed_values
+        if field.type == "bool":
+            return (True, False)
+        if field.type == "str":
+            return [text for _, text in self._texts(field.name)]
+        return (field.default if field.default is not None else _SOME[field.type],)
+
+    @staticmethod
+    def _misfit(ask: Ask, written: ScriptedAnswer) -> str | None:
+        """Say why an answer is none to this question."""
+        if written.timeout:
+            return None if (ask.gate.human.timeout_seconds or 0) > 0 else "it has no time limit to run out"
+        assert written.decision is not None
+        kind = DecisionKind(written.decision)
+        if kind not in ask.gate.decisions:
+            return f"it takes {', '.join(ask.gate.decisions)}, not {kind}"
+        if kind in {DecisionKind.EDITED, DecisionKind.PROVIDED} and written.content in {None, ""}:
+            return f"{kind} needs content"
+        fields = ask.gate.human.fields
+        if fields and kind is not DecisionKind.REJECTED:
+            schema = schema_of(fields)
+            wrong = problems(schema, filled(schema, written.values or {}))
+            if wrong:
+                return "; ".join(f"{each['field']} {each['message']}" for each in wrong)
+        if kind is DecisionKind.SELECTED and ask.options is not None and written.selected_option not in ask.options:
+            return f"{written.selected_option!r} is none of {', '.join(ask.options)}"
+        return None
+
+
+def _silence(ask: Ask, least: QuestionPolicy) -> Way:
+    human = strengthened(ask.gate.human, least, ask.gate.on_reject)
+    silence = Silence(
+        on_timeout=human.on_timeout,
+        decisions=ask.gate.decisions,
+        options=ask.options or (),
+        default_option=human.default_option,
+    )
+    decision = silence.decision("")
+    if decision is not None:
+        return Way("timeout", Answered(decision=decision))
+    error = RunError(type="human_task_expired", message=f"Nobody answered {ask.key} in time.")
+    return Way("timeout", Ended(status=RunStatus.EXPIRED, output=None, error=error))
+
+
+def _as_written(ask: Ask, written: ScriptedAnswer) -> Way:
+    assert written.decision is not None
+    content = written.content
+    decision = _decision(
+        DecisionKind(written.decision),
+        content=content if isinstance(content, str) or content is None else json.dumps(content, ensure_ascii=False),
+        selected_option=written.selected_option,
+        comment=written.comment,
+        feedback=written.feedback,
+        values=written.values,
+    )
+    agreed = decision.kind is not DecisionKind.REJECTED and ask.gate.position != "error"
+    label = f"{decision.kind} {decision.selected_option or ''}".rstrip()
+    return Way(label, Answered(decision=decision), agreed)
+
+
+def _decision(
+    kind: DecisionKind,
+    *,
+    content: str | None = None,
+    selected_option: str | None = None,
+    comment: str | None = None,
+    feedback: str | None = None,
+    values: Values | None = None,
+) -> Decision:
+    return Decision(
+        kind=kind,
+        content=content,
+        selected_option=selected_option,
+        selected_options=(selected_option,) if selected_option is not None else (),
+        comment=comment,
+        feedback=feedback,
+        values=values,
+        actor=SOMEBODY,
+        by="person",
+        at="",
+    )
+
+
+Privileged = Mapping[tuple[str, str], str]
+"""What steps call that somebody must agree to: kind and ref of the step, and the call in words."""

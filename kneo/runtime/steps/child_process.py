@@ -1,0 +1,184 @@
+"""Child processes for functions with a time limit: kept for the next call, killed when the limit passes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TextIO
+
+from kneo.clock import sleep
+from kneo.errors import KneoError
+from kneo.runtime.interpreter.gate import read_given, read_wanted
+from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.context import StepContext, StepOutput, Waiting
+from kneo.runtime.steps.functions import MAX_OUTPUT_CHARS, Signature, call
+from kneo.settings import function_environment
+
+MAX_IDLE = 4
+"""Processes kept for later; each holds some 20 MB."""
+
+LINE_BYTES = 16 * MAX_OUTPUT_CHARS
+"""Longest answer that is read: every character may be escaped."""
+
+
+class ChildFailed(Exception):
+    """What a function raised in a child process."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Children:
+    """A pool of child processes. All its methods belong to the event loop that first used it."""
+
+    def __init__(self, code: CodeLoader) -> None:
+        self.code = code
+        self._idle: list[asyncio.subprocess.Process] = []
+
+    async def call(self, function: str, text: str, context: StepContext, signature: Signature) -> StepOutput:
+        """Call a function in a child; one that is cancelled while it waits kills the child and all it started.
+
+        Raises:
+            ChildFailed: the function raised, or took the process down with it.
+            Waiting: it asks for something first.
+        """
+        child = await self._take()
+        done = False
+        try:
+            answer = await self._ask(child, _request(function, text, context, signature))
+            done = True
+        finally:
+            if done and len(self._idle) < MAX_IDLE:
+                self._idle.append(child)
+            else:
+                await _kill(child)
+        if "waiting" in answer:
+            raise Waiting(read_wanted(answer["waiting"]))
+        error = answer.get("error")
+        if isinstance(error, dict):
+            raise ChildFailed(error["type"], error["message"])
+        digest = answer["code_digest"]
+        return StepOutput(text=str(answer["text"]), code_digest=str(digest) if digest is not None else None)
+
+    async def _take(self) -> asyncio.subprocess.Process:
+        while self._idle:
+            child = self._idle.pop()
+            if child.returncode is None:
+                return child
+        pipe = asyncio.subprocess.PIPE
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",  # nothing of the working directory is imported in place of what is installed
+            "-m",
+            "kneo.runtime.steps.child_process",
+            stdin=pipe,
+            stdout=pipe,
+            env=function_environment(),
+            start_new_session=True,
+            limit=LINE_BYTES,
+        )
+        assert child.stdin is not None
+        hello = {"roots": [str(root) for root in self.code.roots], "allow": list(self.code.allow)}
+        child.stdin.write(json.dumps(hello).encode() + b"\n")
+        return child
+
+    @staticmethod
+    async def _ask(child: asyncio.subprocess.Process, request: Mapping[str, object]) -> Mapping[str, object]:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            child.stdin.write(json.dumps(request).encode() + b"\n")
+            await child.stdin.drain()
+        line = await child.stdout.readline()
+        if not line:
+            code = await child.wait()
+            raise ChildFailed("process_died", f"The function took its process down (exit status {code}).")
+        answer: Mapping[str, object] = json.loads(line)
+        return answer
+
+    async def close(self) -> None:
+        while self._idle:
+            await _kill(self._idle.pop())
+
+
+def _request(function: str, text: str, context: StepContext, signature: Signature) -> Mapping[str, object]:
+    given = {
+        "run_id": context.run_id,
+        "step_id": context.step_id,
+        "attempt": context.attempt,
+        "idempotency_key": context.idempotency_key,
+        "previous_output": context.previous_output,
+        "feedback": context.feedback,
+        "values": dict(context.values),
+        "answers": [asdict(one) for one in context.answers],
+        "implementations": dict(context.implementations),
+    }
+    return {"function": function, "input": text, "context": given, "signature": asdict(signature)}
+
+
+async def _kill(child: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        child.kill()
+    await child.wait()
+    transport = getattr(child, "_transport", None)
+    if transport is not None:
+        transport.close()
+
+
+WATCH_SECONDS = 0.5
+
+Message = Mapping[str, object]
+
+
+def main() -> None:
+    """Answer until the other side is gone."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # what a function prints must not be taken for an answer
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    hello = json.loads(sys.stdin.readline())
+    loader = CodeLoader(tuple(Path(root) for root in hello["roots"]), tuple(hello["allow"]))
+    for line in sys.stdin:
+        _answer(answers, handle(loader, json.loads(line)))
+
+
+def handle(loader: CodeLoader, request: Message) -> Message:
+    """Call the function a request names and say what came of it."""
+    try:
+        given, signature = request["context"], request["signature"]
+        assert isinstance(given, dict)
+        code = loader.load(str(request["function"]), given["implementations"])
+        assert isinstance(signature, dict)
+        context = StepContext(**{**given, "answers": read_given(given["answers"])})
+        text = call(code, str(request["input"]), context, Signature(**signature))
+    except Waiting as waiting:
+        return {"waiting": waiting.wanted.as_json()}
+    except Exception as error:  # noqa: BLE001 - the step's error, told to whoever asked
+        kind = error.code if isinstance(error, KneoError) else type(error).__name__
+        return {"error": {"type": kind, "message": str(error) or kind}}
+    return {"text": text, "code_digest": code.module_digest}
+
+
+def _answer(answers: TextIO, message: Message) -> None:
+    answers.write(json.dumps(message) + "\n")
+    answers.flush()
+
+
+def _end_with_parent(parent: int) -> None:
+    # A function must not go on having effects after the process that would record them was killed.
+    while os.getppid() == parent:
+        sleep(WATCH_SECONDS)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

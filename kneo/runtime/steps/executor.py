@@ -1,0 +1,121 @@
+"""The executor: how a step of each kind does its work. Text in, text out, or an exception that becomes the step's error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextvars import copy_context
+from functools import partial
+
+from kneo.agents.turn import run_turn
+from kneo.runtime.interpreter.node import Activity
+from kneo.runtime.interpreter.program import Program
+from kneo.runtime.steps.child_process import ChildProcesses
+from kneo.runtime.steps.code import Code, CodeLoader
+from kneo.runtime.steps.context import StepContext, StepOutput
+from kneo.runtime.steps.functions import FunctionSchemas, as_text, call, check_input, is_async, keywords
+from kneo.runtime.steps.threads import in_thread
+from kneo.spec.models import FunctionComponent
+
+Call = Callable[[str, StepContext], StepOutput]
+"""The work of a step that any thread can do."""
+
+
+class Executor:
+    """Executes activities. Knows nothing of runs, stores or fences."""
+
+    def __init__(self, code: CodeLoader) -> None:
+        self.code = code
+        self.children = ChildProcesses(code)
+
+    async def execute(self, program: Program, activity: Activity, text: str, context: StepContext) -> StepOutput:
+        """Do a step's work.
+
+        Raises:
+            TimeoutError: it took longer than the step allows.
+            Exception: any other failure of the step.
+        """
+        if activity.kind == "function":
+            return await self._call_function(program.functions[activity.ref], text, context, activity.timeout_seconds)
+        async with asyncio.timeout(activity.timeout_seconds):
+            return await _run_agent(program, activity, text, context)
+
+    def plain(self, program: Program, activity: Activity, pins: Mapping[str, str]) -> Call | None:
+        """Return the call of a plain function without a time limit, for the thread that drives the run.
+
+        ``None`` for every other activity, and where the code cannot be loaded: ``execute`` then raises the reason.
+        """
+        if activity.kind != "function" or activity.timeout_seconds is not None:
+            return None
+        declared = program.functions[activity.ref]
+        try:
+            code = self.code.load(declared.implementation, pins)
+        except Exception:  # noqa: BLE001 - raised again by execute
+            return None
+        if is_async(code):
+            return None
+        schemas = _schemas(declared)
+        # In a context of its own: a context variable that a step sets is not seen by later steps of the same thread.
+        return lambda text, context: copy_context().run(_call, code, text, context, schemas)
+
+    async def close(self) -> None:
+        """End the child processes that are kept for later steps."""
+        await self.children.close()
+
+    async def _call_function(
+        self, declared: FunctionComponent, text: str, context: StepContext, seconds: int | None
+    ) -> StepOutput:
+        """Call a function: on the loop when it is async, else in a thread, or in a child process when it has a time limit.
+
+        A child process can be killed; a thread cannot.
+        """
+        implementation, schemas = declared.implementation, _schemas(declared)
+        code = self.code.load(implementation, context.implementations)
+        if is_async(code):
+            async with asyncio.timeout(seconds):
+                return await _await(code, text, context, schemas)
+        if seconds is not None:
+            async with asyncio.timeout(seconds):
+                return await self.children.call(implementation, text, context, schemas)
+        try:
+            return await in_thread(partial(_call, code, text, context, schemas))
+        except asyncio.CancelledError:
+            context.token.cancel()
+            raise
+
+
+def _schemas(declared: FunctionComponent) -> FunctionSchemas:
+    return FunctionSchemas(takes=declared.input_schema, returns=declared.output_schema)
+
+
+def _call(code: Code, text: str, context: StepContext, schemas: FunctionSchemas) -> StepOutput:
+    return StepOutput(text=call(code, text, context, schemas), code_digest=code.module_digest)
+
+
+async def _await(code: Code, text: str, context: StepContext, schemas: FunctionSchemas) -> StepOutput:
+    check_input(text, schemas)
+    pending = code.function(text, **keywords(code, context))
+    assert asyncio.iscoroutine(pending)
+    return StepOutput(text=as_text(await pending, schemas), code_digest=code.module_digest)
+
+
+# ---- agents -----------------------------------------------------------------------------------------------------
+
+
+async def _run_agent(program: Program, activity: Activity, text: str, context: StepContext) -> StepOutput:
+    name = activity.ref or program.agent_name
+    turn = await run_turn(name, program.agents[activity.ref], _message(text, context))
+    return StepOutput(
+        text=turn.text, facts={"agent_name": name, "model_provider": turn.provider, "model_name": turn.model}
+    )
+
+
+def _message(text: str, context: StepContext) -> str:
+    """Return an agent's input with the form values and the reviewer feedback of the step."""
+    if context.values:
+        listed = "\n".join(f"- {name}: {value}" for name, value in context.values.items())
+        text = f"{text}\n\nUser input:\n{listed}"
+    if context.previous_output is not None:
+        feedback = context.feedback or "It was rejected without a reason."
+        text = f"{text}\n\nPrevious output:\n{context.previous_output}\n\nReviewer feedback:\n{feedback}"
+    return text
