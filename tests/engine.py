@@ -16,7 +16,7 @@ from kneo.records.run import Run
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.start import RunOrder, Starter
+from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.wait import find_run
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
@@ -59,7 +59,7 @@ class Engine:
         return {"agent": AGENT, "workflow": workflow, "components": components}
 
     def start(self, workflow: object, text: str = "in", *, timeout_seconds: int | None = None, **humans: object) -> Run:
-        order = RunOrder(
+        order = StartRequest(
             input=text, requester="bob", spec=self.tree(workflow, **humans), timeout_seconds=timeout_seconds
         )
         return self.starter.start(order)

@@ -10,12 +10,22 @@ from datetime import UTC, datetime
 from kneo.records.run import RunError
 from kneo.records.task import Decision, DecisionKind
 from kneo.runtime.engine.consequences import consequences
-from kneo.runtime.interpreter.node import Answered, Ask, Asked, Ended, Execute, Frame, Moment, StepFailed, Succeeded
+from kneo.runtime.interpreter.node import (
+    Ask,
+    DecisionContext,
+    Execute,
+    Frame,
+    RunEnded,
+    StepFailed,
+    Succeeded,
+    TaskDecided,
+    TaskOpened,
+)
 from kneo.runtime.interpreter.program import Program, actions, begin, settle, waiting
 from kneo.runtime.program.compiler import compile_program
 from kneo.spec.models import Spec
 
-MOMENT = Moment(now=datetime(2026, 1, 31, 12, tzinfo=UTC), seed="run_1", case="case")
+MOMENT = DecisionContext(now=datetime(2026, 1, 31, 12, tzinfo=UTC), seed="run_1", case="case")
 
 AGENT = {"name": "root", "model": {"provider": "dummy", "name": "dummy"}}
 
@@ -70,7 +80,7 @@ def append(execute: Execute) -> str:
     """What steps do here: say what they were given, and their name."""
     review = execute.value.review
     heard = f"[{review.feedback}]" if review else ""
-    return f"{execute.value.text}{heard}>{execute.leaf.path}"
+    return f"{execute.value.text}{heard}>{execute.activity.path}"
 
 
 Answer = Callable[[Ask], Decision]
@@ -82,7 +92,7 @@ Choose = Callable[[int], int]
 class Story:
     """What happened in a simulated run."""
 
-    ended: Ended
+    ended: RunEnded
     did: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     most: int = 0
@@ -111,9 +121,9 @@ def play(
     """Run to the end; ``choose`` says which of several actions comes next. Every state goes through JSON."""
     answers = answer if callable(answer) else (lambda ask: (answer or {})[ask.key])
     state = begin(program, text, MOMENT)
-    story = Story(ended=Ended(status="none", output=None))  # type: ignore[arg-type]
+    story = Story(ended=RunEnded(status="none", output=None))  # type: ignore[arg-type]
     for _ in range(limit):
-        if isinstance(state, Ended):
+        if isinstance(state, RunEnded):
             story.ended = state
             return story
         state = through_json(state)
@@ -122,7 +132,7 @@ def play(
     raise AssertionError("did not end")
 
 
-def _next(program: Program, state: Frame, story: Story, work: Work, answer: Answer, choose: Choose) -> Frame | Ended:
+def _next(program: Program, state: Frame, story: Story, work: Work, answer: Answer, choose: Choose) -> Frame | RunEnded:
     todo = actions(program, state)
     asks = [action for action in todo if isinstance(action, Ask)]
     if asks:
@@ -131,7 +141,7 @@ def _next(program: Program, state: Frame, story: Story, work: Work, answer: Answ
         # What every answer leads to can be told at every place, whatever stands around it.
         told = consequences(program, state, ask, MOMENT)
         assert json.loads(json.dumps(told)).keys() <= {kind.value for kind in ask.gate.decisions}
-        return settle(program, state, ask.ticket, Asked(task_id=f"task:{ask.ticket}"), MOMENT)
+        return settle(program, state, ask.ticket, TaskOpened(task_id=f"task:{ask.ticket}"), MOMENT)
     open_questions = waiting(program, state)
     count = len(todo) + len(open_questions)
     assert count, "nothing to do and nothing to wait for"
@@ -147,7 +157,7 @@ def _next(program: Program, state: Frame, story: Story, work: Work, answer: Answ
             outcome = StepFailed(error=RunError(type="boom", message=str(error)))
         return settle(program, state, execute.ticket, outcome, MOMENT)
     ask = list(open_questions.values())[number - len(todo)]
-    return settle(program, state, ask.ticket, Answered(decision=answer(ask)), MOMENT)
+    return settle(program, state, ask.ticket, TaskDecided(decision=answer(ask)), MOMENT)
 
 
 def through_json(state: Frame) -> Frame:

@@ -10,11 +10,11 @@ from kneo.api.spec_loader import SpecSelection
 from kneo.records.run import Run
 from kneo.runtime.engine.assemble import drive_or_wait
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.recover import ForkOrder, continue_run, fork, read_record
-from kneo.runtime.engine.start import RunOrder
-from kneo.runtime.engine.views import Record
+from kneo.runtime.engine.recover import ForkRequest, continue_run, fork, read_record
+from kneo.runtime.engine.start import StartRequest
+from kneo.runtime.engine.views import RunRecord
 from kneo.runtime.engine.wait import Settled, as_it_is
-from kneo.runtime.steps.code import Elsewhere
+from kneo.runtime.steps.code import CodeUnavailable
 from kneo.settings import Settings
 from kneo.store.engine import Store
 
@@ -50,7 +50,7 @@ class Driver:
     def fork(self, run_id: str, order: Order) -> Run:
         """Start a run from another one's past; takes what ``POST /v1/runs/{id}/fork`` does."""
         checkpoint = order.get("checkpoint")
-        wanted = ForkOrder(
+        wanted = ForkRequest(
             run_id=run_id,
             step=_text(order, "step"),
             checkpoint=int(str(checkpoint)) if checkpoint is not None else None,
@@ -72,10 +72,10 @@ class Driver:
         """Drive a run as ``drive`` does; return it with what it asks."""
         try:
             return drive_or_wait(self.settings, self.store, run_id, self.settings.client_timeout_seconds)
-        except Elsewhere:
+        except CodeUnavailable:
             return as_it_is(self.store, run_id)
 
-    def record(self, run_id: str) -> Record:
+    def record(self, run_id: str) -> RunRecord:
         """Read everything that is known of a run's past."""
         return read_record(self.store, run_id)
 
@@ -84,7 +84,7 @@ class Driver:
         assert spec is None or isinstance(spec, Mapping)
         timeout = order.get("timeout_seconds")
         environment = _text(order, "environment")
-        wanted = RunOrder(
+        wanted = StartRequest(
             input=str(order["input"]),
             requester=self.actor,
             target=str(order.get("target") or "workflow"),

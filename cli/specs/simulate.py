@@ -13,7 +13,7 @@ from cli.files import read_bytes
 from cli.project import open_project
 from cli.specs.check import Checked, check, require_usable
 from cli.specs.spec import EnvOption, JsonOption, SpecArgument
-from kneo.runtime.simulate.exploration import Outcome
+from kneo.runtime.simulate.exploration import BranchOutcome
 from kneo.runtime.simulate.report import MAX_ROWS, MAX_STATES, Simulation, Simulator
 from kneo.spec.documents import DEFAULT_LIMITS
 from kneo.spec.models.answers import AnswersFile
@@ -90,7 +90,7 @@ def _matrix(checked: Checked, simulation: Simulation) -> None:
         render.warning(f"{found}; there are at least {simulation.branches} branches. --limit follows more.")
 
 
-def _end(outcome: Outcome) -> str:
+def _end(outcome: BranchOutcome) -> str:
     if outcome.status is None:
         return "not followed"
     return f"{outcome.status} ({outcome.error})" if outcome.error else outcome.status

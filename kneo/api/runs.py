@@ -27,7 +27,7 @@ from kneo.store import history, runs, tasks
 from kneo.store.run_filter import LASTING, RunFilter
 
 Moment = Annotated[str, Field(max_length=60, description="A time, as in 2026-01-31T12:00:00Z.")]
-RunOrder = Literal[
+StartRequest = Literal[
     "run_id",
     "id",
     "status",
@@ -62,7 +62,7 @@ def list_runs(
     after: Annotated[
         str | None, Field(max_length=40, description="`next_after` of the page before, sorted by created_at or run_id.")
     ] = None,
-    sort_by: RunOrder = "updated_at",
+    sort_by: StartRequest = "updated_at",
     sort_order: Order = "desc",
 ) -> RunPageView:
     """List runs, the most recently changed first."""

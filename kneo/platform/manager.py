@@ -18,11 +18,11 @@ from kneo.records.audit import SealedEvent
 from kneo.records.run import Checkpoint, Run, RunStatus, TraceEvent
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.runtime.engine import views
-from kneo.runtime.engine.assemble import Works, drive_or_wait, working
+from kneo.runtime.engine.assemble import StepWorker, drive_or_wait, working
 from kneo.runtime.engine.cancel import cancel_run
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.recover import ForkOrder, continue_run, fork, read_record
-from kneo.runtime.engine.start import RunOrder, Starter
+from kneo.runtime.engine.recover import ForkRequest, continue_run, fork, read_record
+from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.timers import end_overdue_runs
 from kneo.runtime.engine.wait import Settling, find_run, wait_until_settled
 from kneo.runtime.engine.worker import Worker
@@ -108,7 +108,7 @@ class PlatformManager:
             msg = "Runs and human tasks are kept in one database."
             raise Invalid(msg, hint="Pass what create_persistence_stores() returned, both times from the same call.")
         self._working = ExitStack()
-        self._worker: Works | None = None
+        self._worker: StepWorker | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -155,7 +155,7 @@ class PlatformManager:
             Forbidden, Untrusted, NotFound, Invalid, Usage, Transient: it may not run, or not now.
         """
         bundle, path = what.get("bundle"), what.get("spec_path")
-        order = RunOrder(
+        order = StartRequest(
             input=input_text,
             requester=what.get("requester", "embedded"),
             target=what.get("target", "workflow"),
@@ -201,7 +201,7 @@ class PlatformManager:
 
     def fork_run(self, run_id: str, step: str, *, input_text: str | None = None, actor: str = "embedded") -> RunResult:
         """Start another run from a point in this one's past."""
-        order = ForkOrder(run_id=run_id, step=step, input=input_text, requester=actor)
+        order = ForkRequest(run_id=run_id, step=step, input=input_text, requester=actor)
         run = fork(self.starter, self._programs, order)
         return self.execute_run(run.id)
 

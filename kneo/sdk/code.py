@@ -7,7 +7,7 @@ import contextvars
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 
-from kneo.runtime.interpreter.node import Leaf
+from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.context import StepContext, StepOutput
@@ -29,23 +29,23 @@ class InProcess(Executor):
         store: Where their runs are.
     """
 
-    def __init__(self, work: Mapping[str, Work], began: Callable[[Leaf, StepContext], None], store: Store) -> None:
+    def __init__(self, work: Mapping[str, Work], began: Callable[[Activity, StepContext], None], store: Store) -> None:
         super().__init__(CodeLoader((), ()))
         self.work = work
         self.began = began
         self.store = store
 
-    def plain(self, program: Program, leaf: Leaf, pins: Mapping[str, str]) -> None:
+    def plain(self, program: Program, activity: Activity, pins: Mapping[str, str]) -> None:
         """Nothing: whoever wants to know is told of each step that begins, and this program's own are async."""
 
-    async def execute(self, program: Program, leaf: Leaf, text: str, context: StepContext) -> StepOutput:
-        self.began(leaf, context)
-        work = self.work.get(program.functions[leaf.ref].implementation) if leaf.kind == "function" else None
+    async def execute(self, program: Program, activity: Activity, text: str, context: StepContext) -> StepOutput:
+        self.began(activity, context)
+        work = self.work.get(program.functions[activity.ref].implementation) if activity.kind == "function" else None
         if work is None:
-            return await super().execute(program, leaf, text, context)
+            return await super().execute(program, activity, text, context)
         begin_place(context, self.store)  # each step is a task of its own, so nobody else sees it
         try:
-            async with asyncio.timeout(leaf.timeout_seconds):
+            async with asyncio.timeout(activity.timeout_seconds):
                 return await work(text, context)
         except (asyncio.CancelledError, TimeoutError):
             context.token.cancel()

@@ -14,10 +14,10 @@ from kneo.errors import Conflict, NotFound
 from kneo.records.run import RunStatus
 from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.runtime.engine.cancel import cancel_run
-from kneo.runtime.engine.recover import ForkOrder
+from kneo.runtime.engine.recover import ForkRequest
 from kneo.runtime.engine.wait import find_run
 from kneo.runtime.steps.code import INPROCESS
-from kneo.runtime.steps.context import StepContext, StepOutput, Waiting
+from kneo.runtime.steps.context import StepContext, StepOutput, WaitForAnswer
 from kneo.sdk.code import call
 from kneo.sdk.db import Database, scratch
 from kneo.sdk.host import Host, Standing, actor, run_sync
@@ -173,7 +173,7 @@ class Flow:
         """
         host = self.host()
         anchor = None if from_ in {None, "default", self.name} else from_
-        order = ForkOrder(
+        order = ForkRequest(
             run_id=execution_id,
             step=self.name,
             answers=answers or {},
@@ -205,7 +205,7 @@ class Flow:
         told = json.loads(text)
         try:
             result = await call(functools.partial(self.function, **told["kwargs"]), *told["args"])
-        except Waiting:
+        except WaitForAnswer:
             self._polls[context.run_id] = current_place().poll_seconds
             raise
         return StepOutput(text=json.dumps(result, ensure_ascii=False))

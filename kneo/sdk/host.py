@@ -14,11 +14,11 @@ from kneo.records.run import Run, StepRecord
 from kneo.records.task import HumanTask, TaskStatus
 from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.recover import ForkOrder, fork
-from kneo.runtime.engine.start import RunOrder, Starter
+from kneo.runtime.engine.recover import ForkRequest, fork
+from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.timers import tick
 from kneo.runtime.engine.wait import Settling, find_run, wait_until_settled
-from kneo.runtime.interpreter.node import Leaf
+from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.steps.context import StepContext
 from kneo.sdk.code import InProcess, Work
 from kneo.sdk.db import Database
@@ -60,7 +60,7 @@ class Host:
 
     database: Database
     work: Mapping[str, Work]
-    began: Callable[[Leaf, StepContext], None] = lambda _leaf, _context: None
+    began: Callable[[Activity, StepContext], None] = lambda _leaf, _context: None
 
     @property
     def store(self) -> Store:
@@ -76,7 +76,7 @@ class Host:
             Conflict: ``worker_running``: another process executes steps here.
         """
         origin = {"inline_spec": True, **({"session_id": session_id} if session_id else {})}
-        order = RunOrder(input=text, requester=actor(), spec=tree, metadata=metadata, origin=origin)
+        order = StartRequest(input=text, requester=actor(), spec=tree, metadata=metadata, origin=origin)
         with seat(self.store):  # nothing is recorded that this process could not go on with
             return Starter(self.store, check_spec, pin=None).start(order)
 
@@ -118,7 +118,7 @@ class Host:
         """
         return decide(self.store, task.id, answer, actor=actor())
 
-    def fork(self, order: ForkOrder, done: Sequence[JournalEntry] = ()) -> Run:
+    def fork(self, order: ForkRequest, done: Sequence[JournalEntry] = ()) -> Run:
         """Record a run with another run's past.
 
         Args:
@@ -133,7 +133,7 @@ class Host:
         programs = ProgramLoader(self.store)
         return fork(starter, programs, order, lambda tx, run: journal.copy_entries(tx, done, run.id))
 
-    def begin_again(self, order: ForkOrder, before: str | None) -> str:
+    def begin_again(self, order: ForkRequest, before: str | None) -> str:
         """Record a run with another run's past and what was done in it before a part; return its id.
 
         Args:

@@ -12,8 +12,8 @@ from kneo.errors import Forbidden
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import HumanTask
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.recover import ForkOrder, fork
-from kneo.runtime.engine.start import RunOrder
+from kneo.runtime.engine.recover import ForkRequest, fork
+from kneo.runtime.engine.start import StartRequest
 from kneo.store import audit, history
 from kneo.store.engine import Store
 
@@ -37,7 +37,7 @@ def engine(store: Store, tmp_path: Path) -> Engine:
 
 def start(engine: Engine, *steps: object, **humans: object) -> Run:
     tree = engine.tree(list(steps), **humans)
-    run = engine.starter.start(RunOrder(input="in", requester="bob", spec=tree, environment=ENVIRONMENT))
+    run = engine.starter.start(StartRequest(input="in", requester="bob", spec=tree, environment=ENVIRONMENT))
     return engine.drive(run)
 
 
@@ -94,11 +94,11 @@ def test_a_past_without_a_question_that_is_asked_today_is_not_used_again(engine:
     run = start(engine, step("tell"), step("pay"))
     assert engine.notes() == ["tell", "pay"]
     programs = ProgramLoader(engine.store)
-    again = fork(engine.starter, programs, ForkOrder(run_id=run.id, step="pay", requester="bob"))
+    again = fork(engine.starter, programs, ForkRequest(run_id=run.id, step="pay", requester="bob"))
     assert again.status is RunStatus.RUNNING
     declare(engine.store, inlineSpecs=True, humans=TREASURER, gates=[MONEY])
     with pytest.raises(Forbidden, match="asks more than it did") as refused:
-        fork(engine.starter, programs, ForkOrder(run_id=run.id, step="pay", requester="bob"))
+        fork(engine.starter, programs, ForkRequest(run_id=run.id, step="pay", requester="bob"))
     assert refused.value.code == "gates_changed"
 
 
@@ -110,14 +110,14 @@ def test_a_fork_does_not_pass_the_question_with_another_input(engine: Engine) ->
     with engine.store.read() as tx:
         behind = next(item.sequence for item in history.list_checkpoints(tx, run.id) if item.type == "human_resume")
     for point in ({"checkpoint": behind}, {"step": "pay"}):
-        order = ForkOrder(run_id=run.id, requester="mal", input="EVIL", **point)
+        order = ForkRequest(run_id=run.id, requester="mal", input="EVIL", **point)
         forked = engine.drive(fork(engine.starter, programs, order))
         task = only(engine, forked)
         assert (forked.status, task.key, task.subject) == (RunStatus.PAUSED, "pay.before+money", "EVIL")
         with pytest.raises(Forbidden):
             engine.answer(task, "approved", actor="mal")
     assert engine.notes() == notes
-    same = fork(engine.starter, programs, ForkOrder(run_id=run.id, requester="bob", checkpoint=behind))
+    same = fork(engine.starter, programs, ForkRequest(run_id=run.id, requester="bob", checkpoint=behind))
     assert (engine.drive(same).status, engine.notes()) == (RunStatus.SUCCEEDED, [*notes, "pay"])
 
 

@@ -13,8 +13,8 @@ from kneo.clock import ManualClock
 from kneo.errors import Conflict, Forbidden
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.recover import ForkOrder, continue_run, fork, read_record
-from kneo.runtime.engine.start import RunOrder
+from kneo.runtime.engine.recover import ForkRequest, continue_run, fork, read_record
+from kneo.runtime.engine.start import StartRequest
 from kneo.store import audit, history, json_text, tables
 from kneo.store.engine import Store
 from kneo.tasks.sweep import expire_due
@@ -55,7 +55,7 @@ def finish(engine: Engine, run: Run) -> Run:
 
 def repeat(engine: Engine, run: Run, **order: object) -> Run:
     order.setdefault("requester", "rex")
-    return engine.drive(fork(engine.starter, ProgramLoader(engine.store), ForkOrder(run_id=run.id, **order)))
+    return engine.drive(fork(engine.starter, ProgramLoader(engine.store), ForkRequest(run_id=run.id, **order)))
 
 
 def asked(engine: Engine, run: Run) -> list[tuple[str, str]]:
@@ -315,7 +315,7 @@ def test_a_gate_in_a_nested_workflow_is_asked(engine: Engine) -> None:
     tree["components"]["functions"] |= {"draft": {"implementation": f"{engine.module}.draft"}}
     tree["components"]["workflows"] = {"inner": inner}
     tree["workflow"] = [{"id": "w", "kind": "workflow", "ref": "inner"}]
-    run = finish(engine, engine.starter.start(RunOrder(input="in", requester="bob", spec=tree)))
+    run = finish(engine, engine.starter.start(StartRequest(input="in", requester="bob", spec=tree)))
     forked = repeat(engine, run, step="w/publish", input="EVIL")
     assert asked(engine, forked) == [("w/ok.step", "EVIL")]
 
@@ -401,7 +401,9 @@ def test_a_failed_run_is_continued_while_its_answers_hold(engine: Engine) -> Non
 def test_a_failed_run_is_asked_again_where_its_answers_no_longer_hold(engine: Engine) -> None:
     declare(engine.store, inlineSpecs=True)
     tree = engine.tree([HUMAN, step("flaky")], ann={"candidates": {"roles": ["legal"]}})
-    run = engine.drive(engine.starter.start(RunOrder(input="in", requester="bob", spec=tree, environment=ENVIRONMENT)))
+    run = engine.drive(
+        engine.starter.start(StartRequest(input="in", requester="bob", spec=tree, environment=ENVIRONMENT))
+    )
     engine.answer(engine.open(run)[0], "approved", actor="cy")
     run = engine.drive(run)
     assert (run.status, engine.notes()) == (RunStatus.FAILED, ["tried"])

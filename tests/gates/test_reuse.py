@@ -9,7 +9,7 @@ from engine import Engine, step
 
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.recover import ForkOrder, fork, read_record
+from kneo.runtime.engine.recover import ForkRequest, fork, read_record
 from kneo.store import audit
 from kneo.store.engine import Store
 
@@ -36,7 +36,7 @@ def answered(engine: Engine, kind: str = "approved", content: str | None = None,
 
 def repeat(engine: Engine, run: Run, requester: str = "rex", **order: object) -> Run:
     order.setdefault("step", "draft")
-    made = fork(engine.starter, ProgramLoader(engine.store), ForkOrder(run_id=run.id, requester=requester, **order))
+    made = fork(engine.starter, ProgramLoader(engine.store), ForkRequest(run_id=run.id, requester=requester, **order))
     return engine.drive(made)
 
 

@@ -11,7 +11,7 @@ from engine import Engine, step
 from kneo.clock import ManualClock
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.recover import ForkOrder, fork
+from kneo.runtime.engine.recover import ForkRequest, fork
 from kneo.store.engine import Store
 
 SOURCE = """
@@ -34,7 +34,7 @@ def is_asked(engine: Engine, run: Run) -> bool:
 
 
 def fork_of(engine: Engine, run: Run, **order: object) -> Run:
-    made = ForkOrder(run_id=run.id, requester="rex", step="draft", **order)
+    made = ForkRequest(run_id=run.id, requester="rex", step="draft", **order)
     return fork(engine.starter, ProgramLoader(engine.store), made)
 
 

@@ -22,8 +22,8 @@ from kneo.records.receipt import ReceiptRecord
 from kneo.records.run import RunStatus
 from kneo.records.task import DecisionKind, HumanTask, TaskStatus
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.recover import ForkOrder, fork
-from kneo.runtime.engine.start import RunOrder
+from kneo.runtime.engine.recover import ForkRequest, fork
+from kneo.runtime.engine.start import StartRequest
 from kneo.store import audit, receipts, runs
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
@@ -403,12 +403,14 @@ def test_a_fork_behind_a_signed_answer_needs_a_signature_of_its_own(store: Store
     declare(store, inlineSpecs=True)
     engine = Engine(store, tmp_path / "code", "def publish(text): note(text); return text")
     tree = engine.tree([{"id": "ok", "kind": "human", "ref": "ann"}, step("publish")], ann=BY_REVIEWER)
-    run = engine.drive(engine.starter.start(RunOrder(input="in", requester="bob", spec=tree, environment=ENVIRONMENT)))
+    run = engine.drive(
+        engine.starter.start(StartRequest(input="in", requester="bob", spec=tree, environment=ENVIRONMENT))
+    )
     task = engine.open(run)[0]
     answer(store, task, "ann", statement=signed(store, task, "ann"))
     run = engine.drive(run)
     for more in ({}, {"input": "EVIL"}):
-        order = ForkOrder(run_id=run.id, step="publish", requester="mal", answers={"ok.step": "approved"}, **more)
+        order = ForkRequest(run_id=run.id, step="publish", requester="mal", answers={"ok.step": "approved"}, **more)
         forked = engine.drive(fork(engine.starter, ProgramLoader(store), order))
         assert (forked.status, engine.notes()) == (RunStatus.PAUSED, ["in"])
         assert refused(store, engine.open(forked)[0], "ann") == "signature_required"

@@ -22,7 +22,7 @@ from run_simulator import MOMENT, decision, through_json
 from kneo.errors import Invalid
 from kneo.records.run import RunError
 from kneo.runtime.engine.consequences import consequences
-from kneo.runtime.interpreter.node import Answered, Ask, Asked, Ended, Execute, StepFailed, Succeeded
+from kneo.runtime.interpreter.node import Ask, Execute, RunEnded, StepFailed, Succeeded, TaskDecided, TaskOpened
 from kneo.runtime.interpreter.program import Program, actions, begin, settle, waiting
 from kneo.runtime.program.compiler import compile_program
 from kneo.spec.gates import draw
@@ -83,14 +83,14 @@ class Played:
 
 def play(program: Program, fate: Fate, choose: random.Random) -> Played:
     state, played = begin(program, "in", MOMENT), Played()
-    while not isinstance(state, Ended):
+    while not isinstance(state, RunEnded):
         state = through_json(state)
         todo, open_asks = list(actions(program, state)), list(waiting(program, state).values())
         chosen = choose.choice([*todo, *open_asks])
         if isinstance(chosen, Ask) and chosen in todo:
             played.events.append(("ask", chosen.key, chosen.subject.text))
             played.log.append(("asked", place_of(chosen), chosen.gate.position))
-            state = settle(program, state, chosen.ticket, Asked(task_id=f"t:{chosen.ticket}"), MOMENT)
+            state = settle(program, state, chosen.ticket, TaskOpened(task_id=f"t:{chosen.ticket}"), MOMENT)
         elif isinstance(chosen, Ask):
             said = fate.answer(chosen.key, [kind.value for kind in chosen.gate.decisions], chosen.options or ())
             found = consequences(program, state, chosen, MOMENT).get(said.kind)
@@ -99,7 +99,7 @@ def play(program: Program, fate: Fate, choose: random.Random) -> Played:
             if said.kind in {"approved", "rejected"} or said.kind == "selected":
                 played.told.append((len(played.events), found))
             played.log.append((said.kind, place_of(chosen), chosen.gate.position))
-            answer = Answered(decision=decision(said.kind, said.text or None))
+            answer = TaskDecided(decision=decision(said.kind, said.text or None))
             state = settle(program, state, chosen.ticket, answer, MOMENT)
         else:
             state = settle(program, state, chosen.ticket, did(chosen, fate, played), MOMENT)
@@ -112,7 +112,7 @@ def did(execute: Execute, fate: Fate, played: Played) -> Succeeded | StepFailed:
     review = execute.value.review
     feedback = review.feedback if review else None
     played.events.append(("do", execute.ticket, execute.value.text, feedback or ""))
-    played.log.append(("done", execute.ticket.rpartition(":")[0], execute.leaf.path))
+    played.log.append(("done", execute.ticket.rpartition(":")[0], execute.activity.path))
     said = fate.work(execute.ticket, Value(execute.value.text, feedback=feedback))
     return StepFailed(error=RunError(type="boom", message="")) if said is None else Succeeded(text=said)
 

@@ -93,10 +93,10 @@ def test_no_call_runs_unagreed_and_unreported(
         chance, fired = random.Random(seed), set()
 
         def work(execute: Execute) -> str:
-            if execute.leaf.ref.startswith("fire"):
-                fired.add(f"function {execute.leaf.ref} (")  # noqa: B023 - runs within this round
+            if execute.activity.ref.startswith("fire"):
+                fired.add(f"function {execute.activity.ref} (")  # noqa: B023 - runs within this round
             if chance.random() < 0.25:  # noqa: B023
-                raise Boom(execute.leaf.path)
+                raise Boom(execute.activity.path)
             return chance.choice("xy")  # noqa: B023
 
         play(program, work=work, answer=nobody_agrees(chance), choose=chance.randrange)

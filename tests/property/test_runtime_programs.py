@@ -11,7 +11,7 @@ from run_simulator import MOMENT, Boom, append, decision, play, program_of, spec
 
 from kneo.records.run import RunStatus
 from kneo.records.task import Decision
-from kneo.runtime.interpreter.node import Ask, Ended, Execute, Moment, Stale, Succeeded
+from kneo.runtime.interpreter.node import Ask, DecisionContext, Execute, RunEnded, Stale, Succeeded
 from kneo.runtime.interpreter.program import actions, begin, settle
 from kneo.runtime.interpreter.step import RETRY_CAP_SECONDS, retry_delay
 from kneo.runtime.program.compiler import compile_program
@@ -105,8 +105,8 @@ def workflows(draw: st.DrawFn) -> object:
 
 def work(execute: Execute) -> str:
     """A pure function of what the step was given; some fail, some only at first."""
-    if execute.leaf.ref == "boom" and execute.attempt == 0:
-        raise Boom(execute.leaf.path)
+    if execute.activity.ref == "boom" and execute.attempt == 0:
+        raise Boom(execute.activity.path)
     return append(execute)[-2000:]
 
 
@@ -174,7 +174,7 @@ def test_settling_is_deterministic_and_changes_nothing_in_place(workflow: object
     program = program_of(workflow)
     state = begin(program, "in", MOMENT)
     for _ in range(30):
-        if isinstance(state, Ended):
+        if isinstance(state, RunEnded):
             return
         todo = [action for action in actions(program, state) if isinstance(action, Execute)]
         if not todo:
@@ -191,7 +191,7 @@ def test_settling_is_deterministic_and_changes_nothing_in_place(workflow: object
 def test_an_outcome_nobody_waits_for_is_refused(workflow: object, ticket: str) -> None:
     program = program_of(workflow)
     state = begin(program, "in", MOMENT)
-    if isinstance(state, Ended) or ticket in {action.ticket for action in actions(program, state)}:
+    if isinstance(state, RunEnded) or ticket in {action.ticket for action in actions(program, state)}:
         return
     try:
         settle(program, state, ticket, Succeeded(text="x"), MOMENT)
@@ -208,8 +208,8 @@ def test_waits_between_tries_grow_and_stay_bounded(failures: int, chance: float)
 
 def test_a_retry_is_not_before_its_time() -> None:
     program = program_of([{"id": "a", "kind": "function", "ref": "a", "max_retries": 1}])
-    moment = Moment(now=MOMENT.now + timedelta(hours=1), seed="run_1", case="case")
+    moment = DecisionContext(now=MOMENT.now + timedelta(hours=1), seed="run_1", case="case")
     play(program, work=work)
     state = begin(program, "in", moment)
-    assert not isinstance(state, Ended)
+    assert not isinstance(state, RunEnded)
     assert actions(program, state)[0].not_before is None

@@ -60,8 +60,8 @@ def test_every_run_is_foreseen(workflow: dict, humans: list[dict]) -> None:
 
         def work(execute: Execute) -> str:
             ran.add(ROUND.sub("", execute.ticket.rpartition(":")[0]))  # noqa: B023 - runs within this round
-            if execute.leaf.path in simulator.layout.caught and chance.random() < 0.25:  # noqa: B023
-                raise Boom(execute.leaf.path)
+            if execute.activity.path in simulator.layout.caught and chance.random() < 0.25:  # noqa: B023
+                raise Boom(execute.activity.path)
             return chance.choice("xo")  # noqa: B023
 
         story = play(simulator.program, work=work, answer=anybody(chance))

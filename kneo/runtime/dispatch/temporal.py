@@ -23,7 +23,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from kneo.errors import Transient
 from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.worker import DRAIN_SECONDS
-from kneo.runtime.steps.code import Elsewhere
+from kneo.runtime.steps.code import CodeUnavailable
 from kneo.store import queue, runs
 from kneo.store.engine import Store, Tx
 
@@ -70,7 +70,7 @@ class Drive:
 
 
 @dataclass(frozen=True)
-class Server:
+class TemporalServer:
     """Where a Temporal server is."""
 
     address: str
@@ -80,7 +80,7 @@ class Server:
 class TemporalWorker:
     """One of any number of processes that execute steps. ``run`` blocks; ``stop`` works from any thread."""
 
-    def __init__(self, store: Store, driver: Driver, server: Server, *, concurrency: int) -> None:
+    def __init__(self, store: Store, driver: Driver, server: TemporalServer, *, concurrency: int) -> None:
         self.store = store
         self.driver = driver
         self.server = server
@@ -151,7 +151,7 @@ class TemporalWorker:
             raise
         try:
             driving.result()
-        except Elsewhere as error:
+        except CodeUnavailable as error:
             msg = "This worker does not have the run's code."
             raise ApplicationError(msg, next_retry_delay=timedelta(seconds=RESTORE_SECONDS)) from error
 

@@ -14,7 +14,7 @@ from kneo.errors import Conflict, Invalid
 from kneo.notify.channels import known_channels
 from kneo.runtime.engine.driver import Driver, LockLost
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.timers import INTERVAL_SECONDS, Prune, run_retention, run_timers
+from kneo.runtime.engine.timers import INTERVAL_SECONDS, RetentionJob, run_retention, run_timers
 from kneo.runtime.engine.wait import Settled, Settling, wait_until_settled
 from kneo.runtime.engine.worker import Worker
 from kneo.runtime.steps.code import CodeLoader
@@ -29,7 +29,7 @@ from kneo.tasks import links
 log = logging.getLogger("kneo.runtime")
 
 
-class Works(Protocol):
+class StepWorker(Protocol):
     """Something that executes steps until it is told to stop."""
 
     def run(self) -> None: ...
@@ -49,7 +49,7 @@ def make_driver(settings: Settings, store: Store) -> Driver:
     return Driver(store, ProgramLoader(store), Executor(code), limits)
 
 
-def make_worker(settings: Settings, store: Store, concurrency: int) -> Works:
+def make_worker(settings: Settings, store: Store, concurrency: int) -> StepWorker:
     """Make what executes steps here: alone on a SQLite file, one of many on PostgreSQL.
 
     Raises:
@@ -62,11 +62,11 @@ def make_worker(settings: Settings, store: Store, concurrency: int) -> Works:
         return Worker(store, driver, concurrency=concurrency)
     # A quarter of a second to import, and needed on PostgreSQL only.
     module = importlib.import_module("kneo.runtime.dispatch.postgres")
-    worker: Works = module.QueueWorker(store, driver, concurrency=concurrency)
+    worker: StepWorker = module.QueueWorker(store, driver, concurrency=concurrency)
     return worker
 
 
-def _temporal_worker(settings: Settings, store: Store, driver: Driver, concurrency: int) -> Works:
+def _temporal_worker(settings: Settings, store: Store, driver: Driver, concurrency: int) -> StepWorker:
     if store.is_sqlite:
         msg = "KNEO_SERV_DISPATCH asks for Temporal, which hands runs to many processes; a SQLite file has one."
         raise Invalid(msg, code="invalid_setting", hint="Set KNEO_SERV_DATABASE_URL to a PostgreSQL database.")
@@ -76,8 +76,8 @@ def _temporal_worker(settings: Settings, store: Store, driver: Driver, concurren
         msg = "KNEO_SERV_DISPATCH asks for Temporal, and its library is not installed."
         raise Invalid(msg, code="invalid_setting", hint="pip install 'kneo[temporal]'") from error
     execution = settings.execution
-    server = module.Server(execution.temporal_address, execution.temporal_namespace)
-    worker: Works = module.TemporalWorker(store, driver, server, concurrency=concurrency)
+    server = module.TemporalServer(execution.temporal_address, execution.temporal_namespace)
+    worker: StepWorker = module.TemporalWorker(store, driver, server, concurrency=concurrency)
     return worker
 
 
@@ -101,7 +101,9 @@ def drive_or_wait(settings: Settings, store: Store, run_id: str, timeout_seconds
 
 
 @contextlib.contextmanager
-def working(settings: Settings, store: Store, concurrency: int, prune: Prune | None = None) -> Iterator[Works]:
+def working(
+    settings: Settings, store: Store, concurrency: int, prune: RetentionJob | None = None
+) -> Iterator[StepWorker]:
     """Execute steps and bring deadlines beside whatever else this process does.
 
     Args:
@@ -139,7 +141,7 @@ class LockedWorker:
         make: Makes what executes steps.
     """
 
-    def __init__(self, lock: Lock, make: Callable[[], Works]) -> None:
+    def __init__(self, lock: Lock, make: Callable[[], StepWorker]) -> None:
         self._lock = lock
         self._make = make
         self._worker = make()

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from kneo.clock import Clock, isoformat
 from kneo.errors import KneoError
 from kneo.records.run import Run, RunError
-from kneo.runtime.engine.record import Attempt
-from kneo.runtime.interpreter.node import Execute, StepFailed, Succeeded, Waits
+from kneo.runtime.engine.record import AttemptResult
+from kneo.runtime.interpreter.node import Execute, StepFailed, StepWaiting, Succeeded
 from kneo.runtime.steps.child_process import ChildFailed
-from kneo.runtime.steps.code import Elsewhere
-from kneo.runtime.steps.context import StepContext, StepOutput, Waiting
+from kneo.runtime.steps.code import CodeUnavailable
+from kneo.runtime.steps.context import StepContext, StepOutput, WaitForAnswer
 from kneo.telemetry.spans import span
 
 log = logging.getLogger("kneo.runtime")
@@ -23,7 +23,7 @@ MAX_ERROR_CHARS = 4_000
 """How much of what an exception says is kept."""
 
 
-class Trial:
+class Attempt:
     """A try that is under way. Whoever makes it sets ``output``; ``attempt`` is there when it is over."""
 
     def __init__(self, run: Run, action: Execute, clock: Clock) -> None:
@@ -31,7 +31,7 @@ class Trial:
         self.action = action
         self.context = StepContext(
             run_id=run.id,
-            step_id=action.leaf.path,
+            step_id=action.activity.path,
             attempt=action.attempt,
             idempotency_key=f"{run.id}:{action.ticket}",
             previous_output=review.previous_output if review else None,
@@ -43,15 +43,15 @@ class Trial:
         )
         self.output: StepOutput | None = None
         self._started_at = isoformat(clock.now())
-        self._outcome: StepFailed | Waits | None = None
+        self._outcome: StepFailed | StepWaiting | None = None
 
     @property
-    def attempt(self) -> Attempt:
-        outcome: Succeeded | StepFailed | Waits | None = self._outcome
+    def result(self) -> AttemptResult:
+        outcome: Succeeded | StepFailed | StepWaiting | None = self._outcome
         if outcome is None:
             assert self.output is not None
             outcome = Succeeded(text=self.output.text, metadata=self.output.metadata)
-        return Attempt(
+        return AttemptResult(
             action=self.action,
             context=self.context,
             started_at=self._started_at,
@@ -66,23 +66,25 @@ class Trial:
         Raises:
             Elsewhere: its code is in another process.
         """
-        run_id, leaf = self.context.run_id, self.action.leaf
-        with span("kneo.step", kneo_run__id=run_id, kneo_step__id=leaf.path, kneo_step_kind=leaf.kind) as traced:
+        run_id, activity = self.context.run_id, self.action.activity
+        with span(
+            "kneo.step", kneo_run__id=run_id, kneo_step__id=activity.path, kneo_step_kind=activity.kind
+        ) as traced:
             traced.note(kneo_step_attempt=self.action.attempt)
             traced.given(self.action.value.text)
             try:
                 yield
-            except Waiting as waiting:
-                self._outcome = Waits(wanted=waiting.wanted)
-            except Elsewhere:
+            except WaitForAnswer as waiting:
+                self._outcome = StepWaiting(wanted=waiting.wanted)
+            except CodeUnavailable:
                 raise
             except TimeoutError:
-                message = f"{leaf.path} did not finish within {leaf.timeout_seconds} s."
+                message = f"{activity.path} did not finish within {activity.timeout_seconds} s."
                 self._outcome = StepFailed(error=RunError(type="step_timeout", message=message))
             except (Exception, SystemExit, asyncio.CancelledError) as error:  # a step must not end who executes it
                 if isinstance(error, asyncio.CancelledError) and _is_asked_to_stop():
                     raise
-                log.info("step failed", extra={"run_id": run_id, "step_id": leaf.path}, exc_info=True)
+                log.info("step failed", extra={"run_id": run_id, "step_id": activity.path}, exc_info=True)
                 self._outcome = StepFailed(error=_error(error))
             if isinstance(self._outcome, StepFailed):
                 traced.failed(self._outcome.error.type)

@@ -12,7 +12,7 @@ from kneo.records.run import Run
 from kneo.records.task import UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus
 from kneo.runtime.engine.programs import migrate_state
 from kneo.runtime.engine.questions import case_of
-from kneo.runtime.interpreter.node import Answered, Ask, Asked, Ended, Execute, Frame, Moment
+from kneo.runtime.interpreter.node import Ask, DecisionContext, Execute, Frame, RunEnded, TaskDecided, TaskOpened
 from kneo.runtime.interpreter.program import Program, actions, settle, waiting
 from kneo.runtime.program.compiler import compile_program
 from kneo.spec.models.environment_gates import read_spec
@@ -26,26 +26,26 @@ MAX_OPTIONS = 50
 """Options whose consequences are told; a longer list would cost more than anybody reads."""
 
 
-def consequences(program: Program, state: Frame, ask: Ask, moment: Moment) -> dict[str, object]:
+def consequences(program: Program, state: Frame, ask: Ask, context: DecisionContext) -> dict[str, object]:
     """Say for each decision which steps come next, which questions, or how the run ends.
 
     Args:
         program: What runs.
         state: Where it stands.
         ask: The question, open or about to be asked.
-        moment: Now.
+        context: The time and the chances of the run.
 
     Returns:
         By decision: ``next`` (paths of steps), ``asks`` (keys of questions), ``ends`` (the run's status); where nothing
         follows yet, ``waits`` (keys of the other open questions) and ``running`` (paths of the steps under way). A
         rejection also has its ``effect`` and what it ``skips``. For ``selected`` all of it stands under ``options``.
     """
-    asked = all_asked(program, state, moment)
+    asked = all_asked(program, state, context)
     before = {action.ticket for action in actions(program, asked)}
     found: dict[str, object] = {}
 
     def after(kind: DecisionKind, option: str | None = None) -> dict[str, object]:
-        return _after(program, asked, ask, kind, moment, before, option)
+        return _after(program, asked, ask, kind, context, before, option)
 
     for kind in ask.gate.decisions:
         if kind is DecisionKind.SELECTED:
@@ -65,11 +65,11 @@ def consequences(program: Program, state: Frame, ask: Ask, moment: Moment) -> di
     return found
 
 
-def all_asked(program: Program, state: Frame, moment: Moment) -> Frame:
+def all_asked(program: Program, state: Frame, context: DecisionContext) -> Frame:
     """Return the state with every question open that is about to be asked."""
     while (ask := next((one for one in actions(program, state) if isinstance(one, Ask)), None)) is not None:
-        after = settle(program, state, ask.ticket, Asked(task_id=f"{TRIED}:{ask.ticket}"), moment)
-        assert not isinstance(after, Ended), "asking ends nothing"
+        after = settle(program, state, ask.ticket, TaskOpened(task_id=f"{TRIED}:{ask.ticket}"), context)
+        assert not isinstance(after, RunEnded), "asking ends nothing"
         state = after
     return state
 
@@ -83,7 +83,7 @@ def _after(
     state: Frame,
     ask: Ask,
     kind: DecisionKind,
-    moment: Moment,
+    context: DecisionContext,
     before: Collection[str],
     option: str | None,
 ) -> dict[str, object]:
@@ -97,15 +97,15 @@ def _after(
         by="person",
         at="",
     )
-    after = settle(program, state, ask.ticket, Answered(decision=decision), moment)
-    if isinstance(after, Ended):
+    after = settle(program, state, ask.ticket, TaskDecided(decision=decision), context)
+    if isinstance(after, RunEnded):
         return {"ends": after.status.value, **({"error": after.error.type} if after.error else {})}
     new = [action for action in actions(program, after) if action.ticket not in before]
     leads_to: Mapping[str, list[str]] = {
-        "next": [action.leaf.path for action in new if isinstance(action, Execute)],
+        "next": [action.activity.path for action in new if isinstance(action, Execute)],
         "asks": [action.key for action in new if isinstance(action, Ask)],
         "waits": [other.key for other in waiting(program, after).values()] if not new else [],
-        "running": [a.leaf.path for a in actions(program, after) if isinstance(a, Execute)] if not new else [],
+        "running": [a.activity.path for a in actions(program, after) if isinstance(a, Execute)] if not new else [],
     }
     return {name: values for name, values in leads_to.items() if values or name == "next"}
 
@@ -134,23 +134,23 @@ def _found(tx: Tx, run: Run, task: HumanTask) -> Mapping[str, object]:
     if body is None or digest_of(body) != run.spec_digest:
         return {}
     program = _program(body, run.target)
-    moment = Moment(now=tx.now, seed=run.id, case=case_of(run))
-    state = _decided(tx, run, program, moment)
-    if isinstance(state, Ended):
+    context = DecisionContext(now=tx.now, seed=run.id, case=case_of(run))
+    state = _decided(tx, run, program, context)
+    if isinstance(state, RunEnded):
         return {kind.value: {"next": [], "ends": state.status.value} for kind in task.decisions}
     ask = waiting(program, state).get(task.id)
-    return consequences(program, state, ask, moment) if ask is not None else {}
+    return consequences(program, state, ask, context) if ask is not None else {}
 
 
-def _decided(tx: Tx, run: Run, program: Program, moment: Moment) -> Frame | Ended:
+def _decided(tx: Tx, run: Run, program: Program, context: DecisionContext) -> Frame | RunEnded:
     """Return the state of a run once the answers that are recorded and not applied yet have taken effect."""
-    state: Frame | Ended = migrate_state(run.state, run.state_version)
+    state: Frame | RunEnded = migrate_state(run.state, run.state_version)
     for answered in tasks.of_run(tx, run.id, [TaskStatus.DECIDED]):
-        if isinstance(state, Ended):
+        if isinstance(state, RunEnded):
             return state
         ask = waiting(program, state).get(answered.id)
         if ask is not None and answered.decision is not None:
-            state = settle(program, state, ask.ticket, Answered(decision=answered.decision), moment)
+            state = settle(program, state, ask.ticket, TaskDecided(decision=answered.decision), context)
     return state
 
 

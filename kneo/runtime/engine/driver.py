@@ -14,7 +14,7 @@ from typing import TypeVar
 from kneo.clock import new_id
 from kneo.errors import Conflict, Transient
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.session import LOOK_SECONDS, Session, SessionDeps
+from kneo.runtime.engine.session import LOOK_SECONDS, RunSession, SessionDeps
 from kneo.runtime.steps.executor import Executor
 from kneo.runtime.steps.threads import BoundedThreads, in_thread
 from kneo.store import runs
@@ -60,7 +60,7 @@ class Driver:
         self.store = store
         self.threads = BoundedThreads(THREADS)
         self._deps = SessionDeps(store, programs, executor, limits, self.threads)
-        self._driven: dict[Session, asyncio.Future[None]] = {}
+        self._driven: dict[RunSession, asyncio.Future[None]] = {}
         """Sessions of ``drive``, each with the future that is done when the session is over."""
         self._checking: asyncio.Task[None] | None = None
 
@@ -68,14 +68,14 @@ class Driver:
         self,
         run_id: str,
         loop: asyncio.AbstractEventLoop,
-        resume: Callable[[Session], object],
+        resume: Callable[[RunSession], object],
         *,
         claim: str | None = None,
-    ) -> Session:
-        """Make a session with a run; see ``Session``. Without a claim the session gets one that no other driver has."""
-        return Session(self._deps, run_id, claim or new_id("claim", self.store.clock.now()), loop, resume)
+    ) -> RunSession:
+        """Make a session with a run; see ``RunSession``. Without a claim the session gets one that no other driver has."""
+        return RunSession(self._deps, run_id, claim or new_id("claim", self.store.clock.now()), loop, resume)
 
-    def check(self, sessions: Sequence[Session]) -> Sequence[Session]:
+    def check(self, sessions: Sequence[RunSession]) -> Sequence[RunSession]:
         """Find out whether the runs of suspended and busy sessions are still theirs, and wake those with a signal.
 
         Call it every ``LOOK_SECONDS``. One statement for all sessions.
@@ -98,7 +98,7 @@ class Driver:
         """Advance a run until it waits or ends, with this loop for its steps; cancelled, the run is released.
 
         Raises:
-            Transient, Elsewhere: as ``Session.advance``.
+            Transient, Elsewhere: as ``RunSession.advance``.
         """
         loop = asyncio.get_running_loop()
         over: asyncio.Future[None] = loop.create_future()
@@ -118,7 +118,7 @@ class Driver:
             del self._driven[session]
         over.result()
 
-    def _advance(self, session: Session, over: asyncio.Future[None]) -> None:
+    def _advance(self, session: RunSession, over: asyncio.Future[None]) -> None:
         def settle(error: Exception | None) -> None:
             if not over.done():
                 over.set_result(None) if error is None else over.set_exception(error)
@@ -154,7 +154,7 @@ class Driver:
 
         Raises:
             LockLost: another process took the lock.
-            Transient, Elsewhere: as ``Session.advance``.
+            Transient, Elsewhere: as ``RunSession.advance``.
         """
         driving = asyncio.ensure_future(self.drive(run_id))
         try:

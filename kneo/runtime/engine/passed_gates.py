@@ -15,7 +15,7 @@ from kneo.records.run import Checkpoint, Run
 from kneo.records.task import HumanTask, TaskStatus
 from kneo.runtime.engine.programs import ProgramLoader, migrate_state
 from kneo.runtime.interpreter.fork_gates import PassedGate, passed_gates
-from kneo.runtime.interpreter.gate import Gate
+from kneo.runtime.interpreter.gate import CompiledGate
 from kneo.runtime.interpreter.node import Ask, Execute
 from kneo.runtime.interpreter.program import Program, actions, waiting
 from kneo.runtime.interpreter.values import Value
@@ -33,14 +33,14 @@ MAX_GENERATIONS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
+class AnsweredGate:
     """A gate that was passed, with the task that was answered; no task where it was still to be asked."""
 
     gate: PassedGate
     task: HumanTask | None = None
 
 
-def find_passed(tx: Tx, programs: ProgramLoader, run: Run, upto: int | None) -> Mapping[object, Answered]:
+def find_passed(tx: Tx, programs: ProgramLoader, run: Run, upto: int | None) -> Mapping[object, AnsweredGate]:
     """Find the gates that a run passed, the latest answer of each, in the order in which they were first passed.
 
     Args:
@@ -55,7 +55,7 @@ def find_passed(tx: Tx, programs: ProgramLoader, run: Run, upto: int | None) -> 
     return _passed(tx, programs.load(run), run, upto, 0)
 
 
-def _passed(tx: Tx, program: Program, run: Run, upto: int | None, depth: int) -> dict[object, Answered]:
+def _passed(tx: Tx, program: Program, run: Run, upto: int | None, depth: int) -> dict[object, AnsweredGate]:
     found = _inherited(tx, program, run, depth)
     checkpoints = history.list_checkpoints(tx, run.id)
     past = [item for item in checkpoints if upto is None or item.sequence <= upto]
@@ -63,7 +63,7 @@ def _passed(tx: Tx, program: Program, run: Run, upto: int | None, depth: int) ->
     # What the run itself was still to ask before it went on counts like what it has asked.
     for item in past[-1:]:
         for gate in passed_gates(_state(item, run)):
-            found[gate.place] = Answered(gate=replace(gate, source=run.id))
+            found[gate.place] = AnsweredGate(gate=replace(gate, source=run.id))
     later = {
         item.metadata.get("continuation_id")
         for item in checkpoints
@@ -78,11 +78,11 @@ def _passed(tx: Tx, program: Program, run: Run, upto: int | None, depth: int) ->
         if ask is None:
             raise _unknown(run, task)
         gate = _of_ask(ask, task)
-        found[gate.place] = Answered(gate=gate, task=task)
+        found[gate.place] = AnsweredGate(gate=gate, task=task)
     return found
 
 
-def _inherited(tx: Tx, program: Program, run: Run, depth: int) -> dict[object, Answered]:
+def _inherited(tx: Tx, program: Program, run: Run, depth: int) -> dict[object, AnsweredGate]:
     """Find the gates of a past that a fork of an earlier version took over without asking for them."""
     origin = run.metadata.get("forked_from")
     if not isinstance(origin, Mapping) or FORK in run.metadata:
@@ -93,7 +93,7 @@ def _inherited(tx: Tx, program: Program, run: Run, depth: int) -> dict[object, A
         raise Conflict(msg, code="checkpoint_incomplete", hint="Start a new run.")
     found = _passed(tx, program, parent, int(origin["checkpoint"]), depth + 1)
     if origin.get("input_changed"):
-        return {place: Answered(gate=replace(one.gate, source=None)) for place, one in found.items()}
+        return {place: AnsweredGate(gate=replace(one.gate, source=None)) for place, one in found.items()}
     return found
 
 
@@ -157,7 +157,7 @@ class ForkPoint:
 
 
 def fork_gates(
-    program: Program, passed: Mapping[object, Answered], visited: Collection[str], point: ForkPoint
+    program: Program, passed: Mapping[object, AnsweredGate], visited: Collection[str], point: ForkPoint
 ) -> tuple[PassedGate, ...]:
     """List the gates that a fork asks before it goes on. Pure."""
     asked = asked_in(program, point.state)
@@ -168,7 +168,9 @@ def fork_gates(
     return tuple(gate for gate in gates if question_of(gate) not in asked)
 
 
-def lapsed_gates(tx: Tx, passed: Mapping[object, Answered], asked: Collection[QuestionAt]) -> tuple[PassedGate, ...]:
+def lapsed_gates(
+    tx: Tx, passed: Mapping[object, AnsweredGate], asked: Collection[QuestionAt]
+) -> tuple[PassedGate, ...]:
     """List the gates of a run whose answers no longer hold, for a run that is continued."""
     found = []
     for one in passed.values():
@@ -197,7 +199,7 @@ def _woken(program: Program, visited: Collection[str], point: ForkPoint) -> Sequ
     action = next((one for one in actions(program, point.state) if one.ticket == point.ticket), None)
     if action is None:
         return ()
-    path = action.leaf.path if isinstance(action, Execute) else action.path
+    path = action.activity.path if isinstance(action, Execute) else action.path
     value = action.value if isinstance(action, Execute) else action.subject
     inside, found = _around(path), []
     ahead = {*inside, *(outer for one in visited for outer in _around(one))}
@@ -213,14 +215,14 @@ def _woken(program: Program, visited: Collection[str], point: ForkPoint) -> Sequ
     return found
 
 
-def _asks(gate: Gate, value: Value, place: str, case: str) -> bool:
+def _asks(gate: CompiledGate, value: Value, place: str, case: str) -> bool:
     try:
         return gate.asks(value, place, case)
     except Invalid:
         return True
 
 
-def _of_gate(gate: Gate, place: str) -> PassedGate:
+def _of_gate(gate: CompiledGate, place: str) -> PassedGate:
     options = tuple(gate.human.options or ())
     return PassedGate(
         path=place,

@@ -92,7 +92,7 @@ class FrozenSpec:
         return self._programs[target]
 
 
-class Freezer:
+class SpecFreezer:
     """Freezes specs, and knows the latest ones again.
 
     Args:

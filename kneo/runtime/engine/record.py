@@ -16,18 +16,18 @@ from kneo.runtime.engine.consequences import consequences
 from kneo.runtime.engine.questions import Message, case_of, question
 from kneo.runtime.engine.wait import Settled
 from kneo.runtime.interpreter.node import (
-    Answered,
     Ask,
-    Asked,
-    Ended,
+    DecisionContext,
     Execute,
     Frame,
-    Moment,
     Outcome,
+    RunEnded,
     Stale,
     StepFailed,
+    StepWaiting,
     Succeeded,
-    Waits,
+    TaskDecided,
+    TaskOpened,
 )
 from kneo.runtime.interpreter.program import Program, actions, settle, waiting
 from kneo.runtime.steps.context import StepContext, StepOutput
@@ -43,36 +43,38 @@ PREVIEW_CHARS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attempt:
+class AttemptResult:
     """One try at a step: what was asked, when it began, what came back."""
 
     action: Execute
     context: StepContext
     started_at: str
-    outcome: Succeeded | StepFailed | Waits
+    outcome: Succeeded | StepFailed | StepWaiting
     output: StepOutput | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Desk:
+class RunContext:
     """Where outcomes of one program's runs are written down."""
 
     program: Program
     limits: CheckpointLimits
 
 
-def step_done(tx: Tx, desk: Desk, run: Run, attempt: Attempt, *, busy: Collection[str] = ()) -> Run | None:
+def step_done(
+    tx: Tx, context: RunContext, run: Run, attempt: AttemptResult, *, busy: Collection[str] = ()
+) -> Run | None:
     """Record a step that succeeded or failed, and whatever follows from it.
 
     ``busy`` are the tickets of steps that are still under way; the run is not let go while there are any.
     """
-    leaf, outcome = attempt.action.leaf, attempt.outcome
-    if isinstance(outcome, Waits):
-        return _step_waits(tx, desk, run, attempt, outcome, busy)
+    activity, outcome = attempt.action.activity, attempt.outcome
+    if isinstance(outcome, StepWaiting):
+        return _step_waits(tx, context, run, attempt, outcome, busy)
     text = outcome.text if isinstance(outcome, Succeeded) else None
     error = asdict(outcome.error) if isinstance(outcome, StepFailed) else None
     try:
-        change = _Change.of(tx, desk, run, attempt.action.ticket, outcome)
+        change = _Change.of(tx, context, run, attempt.action.ticket, outcome)
     except Stale:
         return run
     kind = "step_failed" if error else "step_completed"
@@ -81,8 +83,8 @@ def step_done(tx: Tx, desk: Desk, run: Run, attempt: Attempt, *, busy: Collectio
         StepRecord(
             run_id=run.id,
             sequence=0,
-            step_id=leaf.path,
-            kind=leaf.kind,
+            step_id=activity.path,
+            kind=activity.kind,
             attempt=attempt.action.attempt,
             status="failed" if error else "completed",
             idempotency_key=attempt.context.idempotency_key,
@@ -96,7 +98,7 @@ def step_done(tx: Tx, desk: Desk, run: Run, attempt: Attempt, *, busy: Collectio
     )
     change.trace(
         kind,
-        leaf.path,
+        activity.path,
         input_preview=shown["input_text"],
         output_preview=shown["output_text"],
         error=error,
@@ -104,47 +106,51 @@ def step_done(tx: Tx, desk: Desk, run: Run, attempt: Attempt, *, busy: Collectio
         idempotency_key=attempt.context.idempotency_key,
         **(attempt.output.facts if attempt.output else {}),
     )
-    change.checkpoint(kind, leaf.path, workflow_type=run.workflow_type, error=error, **shown)
+    change.checkpoint(kind, activity.path, workflow_type=run.workflow_type, error=error, **shown)
     return change.write(busy)
 
 
-def _step_waits(tx: Tx, desk: Desk, run: Run, attempt: Attempt, outcome: Waits, busy: Collection[str]) -> Run | None:
+def _step_waits(
+    tx: Tx, context: RunContext, run: Run, attempt: AttemptResult, outcome: StepWaiting, busy: Collection[str]
+) -> Run | None:
     """Record that a step asks for something; it is not done, so it leaves no step behind."""
     try:
-        change = _Change.of(tx, desk, run, attempt.action.ticket, outcome)
+        change = _Change.of(tx, context, run, attempt.action.ticket, outcome)
     except Stale:
         return run
-    change.trace("step_waiting", attempt.action.leaf.path, attempt=attempt.action.attempt)
+    change.trace("step_waiting", attempt.action.activity.path, attempt=attempt.action.attempt)
     return change.write(busy)
 
 
-def questions_asked(tx: Tx, desk: Desk, run: Run, *, busy: Collection[str] = ()) -> Run | None:
+def questions_asked(tx: Tx, context: RunContext, run: Run, *, busy: Collection[str] = ()) -> Run | None:
     """Ask people what the run has to ask now, and let go of it when nothing else is to be done."""
-    return _Change(tx, desk, run, run.state).write(busy)
+    return _Change(tx, context, run, run.state).write(busy)
 
 
-def answer_applied(tx: Tx, desk: Desk, run: Run, *, busy: Collection[str] = ()) -> Run | None:
+def answer_applied(tx: Tx, context: RunContext, run: Run, *, busy: Collection[str] = ()) -> Run | None:
     """Let the oldest decision that had no effect yet take it; without one the run is returned as it was."""
-    if not waiting(desk.program, run.state):
+    if not waiting(context.program, run.state):
         return run
     answers = decided(tx, run)
     if not answers:
         return run
     # While there are further answers the run must not be let go of: nobody would come back for them.
-    return _decision_applied(tx, desk, run, answers[0], busy=(*busy, *(task.id for task in answers[1:])))
+    return _decision_applied(tx, context, run, answers[0], busy=(*busy, *(task.id for task in answers[1:])))
 
 
-def _decision_applied(tx: Tx, desk: Desk, run: Run, task: HumanTask, *, busy: Collection[str] = ()) -> Run | None:
+def _decision_applied(
+    tx: Tx, context: RunContext, run: Run, task: HumanTask, *, busy: Collection[str] = ()
+) -> Run | None:
     """Let a recorded decision take effect, exactly once."""
     assert task.decision is not None
-    ask = waiting(desk.program, run.state).get(task.id)
+    ask = waiting(context.program, run.state).get(task.id)
     if ask is None:
         # Nothing waits for it any more; a decision without a place has no effect.
         cancel_tasks(tx, run.id, reason="superseded", actor=run.requester, only={task.id})
         return run
     runs.lock(tx, run.id)
     mark_applied(tx, task)
-    change = _Change.of(tx, desk, run, ask.ticket, Answered(decision=task.decision))
+    change = _Change.of(tx, context, run, ask.ticket, TaskDecided(decision=task.decision))
     if ask.gate.position == "step" and ask.passed is None:
         change.history.steps.append(_answered_step(tx, run, ask, task))
     change.trace(
@@ -177,9 +183,9 @@ def _answered_step(tx: Tx, run: Run, ask: Ask, task: HumanTask) -> StepRecord:
     )
 
 
-def failed(tx: Tx, desk: Desk | None, run: Run, error: RunError) -> None:
+def failed(tx: Tx, context: RunContext | None, run: Run, error: RunError) -> None:
     """End a run that cannot go on for a reason outside its steps."""
-    _Change(tx, desk, run, Ended(status=RunStatus.FAILED, output=None, error=error, kept=run.state)).write(())
+    _Change(tx, context, run, RunEnded(status=RunStatus.FAILED, output=None, error=error, kept=run.state)).write(())
 
 
 # ---- one change -------------------------------------------------------------------------------------------------
@@ -188,16 +194,16 @@ def failed(tx: Tx, desk: Desk | None, run: Run, error: RunError) -> None:
 class _Change:
     """A run's next state on its way into the database, with what it adds to the run's history."""
 
-    def __init__(self, tx: Tx, desk: Desk | None, run: Run, after: Frame | Ended) -> None:
+    def __init__(self, tx: Tx, context: RunContext | None, run: Run, after: Frame | RunEnded) -> None:
         self.tx = tx
-        self.desk = desk
+        self.context = context
         self.history = History()
         self.before = run
-        self.run = _ended(run, after) if isinstance(after, Ended) else replace(run, state=after)
+        self.run = _ended(run, after) if isinstance(after, RunEnded) else replace(run, state=after)
 
     @classmethod
-    def of(cls, tx: Tx, desk: Desk, run: Run, ticket: str, outcome: Outcome) -> _Change:
-        return cls(tx, desk, run, settle(desk.program, run.state, ticket, outcome, moment(run, tx)))
+    def of(cls, tx: Tx, context: RunContext, run: Run, ticket: str, outcome: Outcome) -> _Change:
+        return cls(tx, context, run, settle(context.program, run.state, ticket, outcome, decision_context(run, tx)))
 
     def trace(self, kind: str, step_id: str | None = None, **data: object) -> None:
         self.history.trace.append(NewTrace(type=kind, step_id=step_id, data=data))
@@ -211,8 +217,8 @@ class _Change:
         if self.run.status is not RunStatus.RUNNING:
             self._finish()
             return None
-        assert self.desk is not None
-        todo = actions(self.desk.program, self.run.state)
+        assert self.context is not None
+        todo = actions(self.context.program, self.run.state)
         asks = [action for action in todo if isinstance(action, Ask)]
         if asks:
             # The fence comes first: whoever has lost the run must not open questions, nor wait for the new owner's rows.
@@ -232,23 +238,23 @@ class _Change:
 
     def _tell(self, paused: Run, asked: Sequence[HumanTask]) -> None:
         """Say that the run waits, and for what, unless it waits for more than was asked just now."""
-        assert self.desk is not None
-        whole = {task.id for task in asked} == waiting(self.desk.program, paused.state).keys()
+        assert self.context is not None
+        whole = {task.id for task in asked} == waiting(self.context.program, paused.state).keys()
         self.tx.tell(paused.id, Settled(paused, asked) if whole else None)
 
     def _append(self) -> None:
-        limits = self.desk.limits if self.desk else CheckpointLimits()
+        limits = self.context.limits if self.context else CheckpointLimits()
         history.append(self.tx, self.before, self.history, limits)
 
     def _ask(self, ask: Ask) -> HumanTask:
-        assert self.desk is not None
+        assert self.context is not None
         tx, run = self.tx, self.run
-        now = moment(run, tx)
+        now = decision_context(run, tx)
         # What is shown later is found anew, beside whatever was answered by then; this is what lists show.
-        leads_to = consequences(self.desk.program, run.state, ask, now)
+        leads_to = consequences(self.context.program, run.state, ask, now)
         task = open_task(tx, run, question(ask, run, leads_to, self._messages))
-        after = settle(self.desk.program, run.state, ask.ticket, Asked(task_id=task.id), now)
-        assert not isinstance(after, Ended)
+        after = settle(self.context.program, run.state, ask.ticket, TaskOpened(task_id=task.id), now)
+        assert not isinstance(after, RunEnded)
         self.run = replace(run, state=after)
         if ask.passed is None:
             reuse_answer(tx, run, task)
@@ -266,8 +272,8 @@ class _Change:
 
     def _withdraw(self) -> None:
         """Close questions that nothing waits for any more."""
-        assert self.desk is not None
-        program = self.desk.program
+        assert self.context is not None
+        program = self.context.program
         gone = waiting(program, self.before.state).keys() - waiting(program, self.run.state).keys()
         if gone:
             cancel_tasks(self.tx, self.run.id, reason="superseded", actor=self.run.requester, only=gone)
@@ -321,14 +327,14 @@ def _still_ours(tx: Tx, run: Run) -> Run:
     return now
 
 
-def _ended(run: Run, ended: Ended) -> Run:
+def _ended(run: Run, ended: RunEnded) -> Run:
     metadata = {**run.metadata, "outputs": dict(ended.outputs)} if ended.outputs else run.metadata
     after = replace(run, status=ended.status, output_text=ended.output, error=ended.error, metadata=metadata)
     return replace(after, state=ended.kept or {}) if ended.status is RunStatus.FAILED else after
 
 
-def moment(run: Run, tx: Tx) -> Moment:
-    return Moment(now=tx.now, seed=run.id, case=case_of(run))
+def decision_context(run: Run, tx: Tx) -> DecisionContext:
+    return DecisionContext(now=tx.now, seed=run.id, case=case_of(run))
 
 
 def decided(tx: Tx, run: Run) -> tuple[HumanTask, ...]:

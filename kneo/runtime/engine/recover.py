@@ -15,7 +15,7 @@ from kneo.runtime.engine.programs import ProgramLoader, migrate_state
 from kneo.runtime.engine.questions import CASE_INPUT, case_of, input_digest
 from kneo.runtime.engine.record import snapshot
 from kneo.runtime.engine.start import Starter, nothing
-from kneo.runtime.engine.views import Record, can_continue
+from kneo.runtime.engine.views import RunRecord, can_continue
 from kneo.runtime.engine.wait import find_run
 from kneo.runtime.interpreter.fork_gates import behind_gates
 from kneo.runtime.interpreter.node import Execute
@@ -26,7 +26,7 @@ from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrac
 from kneo.tasks.reuse import REPLAY, Reuse, report
 
 
-def read_record(store: Store, run_id: str) -> Record:
+def read_record(store: Store, run_id: str) -> RunRecord:
     """Read everything that is known of a run's past.
 
     Raises:
@@ -35,7 +35,7 @@ def read_record(store: Store, run_id: str) -> Record:
     run = find_run(store, run_id)
     with store.read() as tx:
         waiting = tasks.of_run(tx, run_id, UNRESOLVED) if run.status is RunStatus.PAUSED else ()
-        return Record(
+        return RunRecord(
             run=run,
             steps=history.list_steps(tx, run_id),
             checkpoints=history.list_checkpoints(tx, run_id),
@@ -96,7 +96,7 @@ MAX_REPEATS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForkOrder:
+class ForkRequest:
     """Where in a run's past another one begins."""
 
     run_id: str
@@ -113,7 +113,9 @@ class ForkOrder:
     """Questions to ask anew, by their keys, or ``all``."""
 
 
-def fork(starter: Starter, programs: ProgramLoader, order: ForkOrder, also: Callable[[Tx, Run], None] = nothing) -> Run:
+def fork(
+    starter: Starter, programs: ProgramLoader, order: ForkRequest, also: Callable[[Tx, Run], None] = nothing
+) -> Run:
     """Start a run with another run's past. What may run at all is asked anew, exactly as for a new run.
 
     Args:
@@ -179,7 +181,7 @@ class ForkPast:
     repeats: Sequence[StepRecord]
     """The parent's steps from the point on: the fork repeats their effects as far as it reaches them."""
 
-    def as_json(self, run_id: str, order: ForkOrder) -> dict[str, object]:
+    def as_json(self, run_id: str, order: ForkRequest) -> dict[str, object]:
         """Return what the fork's metadata and trace say."""
         listed = self.repeats[:MAX_REPEATS]
         return {
@@ -207,7 +209,7 @@ def _input_of(program: Program, state: Mapping[str, object], ticket: str) -> str
 
 
 def _point(
-    program: Program, parent: Run, checkpoints: tuple[Checkpoint, ...], order: ForkOrder
+    program: Program, parent: Run, checkpoints: tuple[Checkpoint, ...], order: ForkRequest
 ) -> tuple[Checkpoint, str | None, Mapping[str, object]]:
     for item in checkpoints:
         if order.checkpoint is not None and item.sequence != order.checkpoint:
@@ -235,7 +237,7 @@ def _point(
     raise NotFound(msg, code="fork_point_not_found", hint="kneo runs replay RUN shows where it stood.")
 
 
-def _insert(tx: Tx, parent: Run, past: ForkPast, order: ForkOrder) -> Run:
+def _insert(tx: Tx, parent: Run, past: ForkPast, order: ForkRequest) -> Run:
     point, forked = past.point, past.as_json(parent.id, order)
     origin = {
         "run_id": parent.id,

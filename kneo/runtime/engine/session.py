@@ -23,11 +23,11 @@ from kneo.clock import isoformat, parse_time, sleep
 from kneo.errors import KneoError, Transient
 from kneo.records.run import STATE_VERSION, Run, RunError, RunStatus
 from kneo.runtime.engine import record
-from kneo.runtime.engine.attempt import Trial, pins_of
+from kneo.runtime.engine.attempt import Attempt, pins_of
 from kneo.runtime.engine.programs import ProgramLoader, migrate_state
 from kneo.runtime.interpreter.node import Action, Ask, Execute
 from kneo.runtime.interpreter.program import Program, actions, waiting
-from kneo.runtime.steps.code import Elsewhere
+from kneo.runtime.steps.code import CodeUnavailable
 from kneo.runtime.steps.context import CancelToken
 from kneo.runtime.steps.executor import Call, Executor
 from kneo.runtime.steps.threads import BoundedThreads, LoopTask
@@ -72,7 +72,7 @@ class _Pause:
     seconds: float | None = None
 
 
-class Session:
+class RunSession:
     """One driver's session with one run.
 
     Args:
@@ -89,7 +89,7 @@ class Session:
         run_id: str,
         claim: str,
         loop: asyncio.AbstractEventLoop,
-        resume: Callable[[Session], object],
+        resume: Callable[[RunSession], object],
     ) -> None:
         self.run_id = run_id
         self._deps = deps
@@ -103,8 +103,8 @@ class Session:
         """The number of the last signal to the run that this session has seen."""
         self._over = False
         """Whether nothing that this session still does counts; checked in every transaction."""
-        self._busy: dict[str, LoopTask[record.Attempt]] = {}
-        self._ended: SimpleQueue[tuple[str, LoopTask[record.Attempt]] | None] = SimpleQueue()
+        self._busy: dict[str, LoopTask[record.AttemptResult]] = {}
+        self._ended: SimpleQueue[tuple[str, LoopTask[record.AttemptResult]] | None] = SimpleQueue()
         """Steps that ended, as they end; ``None`` when there is another reason to resume."""
         self._calling: CancelToken | None = None
         """The token of the function that this session's thread is in."""
@@ -185,11 +185,11 @@ class Session:
                 yield from self._advance(run)
         except runs.Fenced:
             log.info("run was taken over or ended elsewhere", extra={"run_id": self.run_id})
-        except Elsewhere:
-            self._let_go(again=False)
+        except CodeUnavailable:
+            self._release(again=False)
             raise
         except Transient:
-            self._let_go()
+            self._release()
             raise
 
     # ---- checks from outside, while a function or a step takes long -----------------------------------------------
@@ -225,7 +225,7 @@ class Session:
     def cut(self) -> None:
         """Stop the session's steps and release the run, for another driver to begin them again. From any thread."""
         self._stop()
-        self._let_go()
+        self._release()
 
     def _stop(self) -> None:
         self._over = True
@@ -258,12 +258,12 @@ class Session:
         program = self._deps.programs.cached(run) if run is not None and run.state_version == STATE_VERSION else None
         if run is None or program is None:
             return run
-        after = record.answer_applied(tx, record.Desk(program=program, limits=self._deps.limits), run)
+        after = record.answer_applied(tx, record.RunContext(program=program, limits=self._deps.limits), run)
         if after is None and not may_end:
             raise _EndsError
         return after
 
-    def _let_go(self, *, again: bool = True) -> None:
+    def _release(self, *, again: bool = True) -> None:
         def work(tx: Tx) -> None:
             # Whoever takes over from a driver that seemed dead has its claim, and another epoch.
             runs.release(tx, self.run_id, self._claim, epoch=self._epoch, again=again)
@@ -301,7 +301,7 @@ class Session:
         try:
             self._run = replace(run, state=migrate_state(run.state, run.state_version), state_version=STATE_VERSION)
             program = self._program = self._deps.programs.load(run)
-            self._desk = record.Desk(program=program, limits=self._deps.limits)
+            self._run_context = record.RunContext(program=program, limits=self._deps.limits)
             yield from self._turns()
         except (runs.Fenced, Transient):
             raise
@@ -314,10 +314,10 @@ class Session:
             why = RunError(type=error.code, message=str(error))
         else:
             why = RunError(type="internal_error", message=f"{type(error).__name__} in the runtime; see its log.")
-        desk = record.Desk(program=program, limits=self._deps.limits) if program is not None else None
+        context = record.RunContext(program=program, limits=self._deps.limits) if program is not None else None
         now = run if program is None else self._write(lambda tx: runs.get(tx, run.id))
         if now is not None and now.epoch == run.epoch:
-            self._write(lambda tx: record.failed(tx, desk, now, why))
+            self._write(lambda tx: record.failed(tx, context, now, why))
 
     def _turns(self) -> Iterator[_Pause]:
         """Do one thing after the other until the run is released; yield where there is nothing to do but wait."""
@@ -342,11 +342,11 @@ class Session:
             return self._drain()
         asks = waiting(self._program, self._run.state)
         if asks and self._is_answered():
-            return self._record(lambda tx, busy: record.answer_applied(tx, self._desk, self._run, busy=busy))
+            return self._record(lambda tx, busy: record.answer_applied(tx, self._run_context, self._run, busy=busy))
         todo = actions(self._program, self._run.state)
         self._drop_stale(todo)
         if not todo or any(isinstance(action, Ask) for action in todo):
-            return self._record(lambda tx, busy: record.questions_asked(tx, self._desk, self._run, busy=busy))
+            return self._record(lambda tx, busy: record.questions_asked(tx, self._run_context, self._run, busy=busy))
         due = [action for action in todo if isinstance(action, Execute)]
         call = self._plain(due[0]) if len(due) == 1 and not asks and not self._busy else None
         if call is not None:
@@ -357,7 +357,7 @@ class Session:
         """Record what is under way when it ends, then leave the run to another process."""
         if self._busy:
             return _Pause()
-        self._let_go()
+        self._release()
         return False
 
     def _is_answered(self) -> bool:
@@ -374,17 +374,17 @@ class Session:
         """Find what a step calls, where it may be called in this thread and now."""
         if action.not_before is not None:
             return None
-        return self._deps.executor.plain(self._program, action.leaf, pins_of(self._run))
+        return self._deps.executor.plain(self._program, action.activity, pins_of(self._run))
 
-    def _call(self, action: Execute, call: Call) -> record.Attempt:
-        trial = Trial(self._run, action, self._store.clock)
-        self._calling = trial.context.token
+    def _call(self, action: Execute, call: Call) -> record.AttemptResult:
+        attempt = Attempt(self._run, action, self._store.clock)
+        self._calling = attempt.context.token
         try:
-            with self._deps.threads.blocking(), trial.under_way():
-                trial.output = call(action.value.text, trial.context)
+            with self._deps.threads.blocking(), attempt.under_way():
+                attempt.output = call(action.value.text, attempt.context)
         finally:
             self._calling = None
-        return trial.attempt
+        return attempt.result
 
     def _begin(self, due: Sequence[Execute]) -> _Pause:
         """Begin what is due on the event loop; return for how long there is nothing else to do."""
@@ -402,18 +402,18 @@ class Session:
             self._busy[action.ticket] = LoopTask(self._loop, self._execute(action), ended)
         return _Pause(min(pauses, default=None))
 
-    def _has_ended(self, ticket: str, task: LoopTask[record.Attempt]) -> None:
+    def _has_ended(self, ticket: str, task: LoopTask[record.AttemptResult]) -> None:
         self._ended.put((ticket, task))
         self._resume_if_suspended()
 
-    async def _execute(self, action: Execute) -> record.Attempt:
-        trial = Trial(self._run, action, self._store.clock)
-        with trial.under_way():
+    async def _execute(self, action: Execute) -> record.AttemptResult:
+        attempt = Attempt(self._run, action, self._store.clock)
+        with attempt.under_way():
             text = action.value.text
-            trial.output = await self._deps.executor.execute(self._program, action.leaf, text, trial.context)
-        return trial.attempt
+            attempt.output = await self._deps.executor.execute(self._program, action.activity, text, attempt.context)
+        return attempt.result
 
-    def _next_ended(self) -> record.Attempt | None:
+    def _next_ended(self) -> record.AttemptResult | None:
         """Take the result of the first step that has ended; ``None`` where none has.
 
         Raises:
@@ -434,7 +434,7 @@ class Session:
         msg = f"The event loop that executes the steps of {self.run_id} has ended."
         return Transient(msg, code="worker_stopped", hint="The run is free; the next worker goes on with it.")
 
-    def _off_the_list(self, ticket: str, task: LoopTask[record.Attempt]) -> LoopTask[record.Attempt] | None:
+    def _off_the_list(self, ticket: str, task: LoopTask[record.AttemptResult]) -> LoopTask[record.AttemptResult] | None:
         """Take what has ended off the list, if it is what is on it."""
         if self._busy.get(ticket) is not task:
             return None
@@ -453,8 +453,8 @@ class Session:
             if ended is not None:
                 self._off_the_list(*ended)
 
-    def _finish(self, attempt: record.Attempt) -> bool:
-        return self._record(lambda tx, busy: record.step_done(tx, self._desk, self._run, attempt, busy=busy))
+    def _finish(self, attempt: record.AttemptResult) -> bool:
+        return self._record(lambda tx, busy: record.step_done(tx, self._run_context, self._run, attempt, busy=busy))
 
     def _record(self, work: Callable[[Tx, Sequence[str]], Run | None]) -> bool:
         busy = tuple(self._busy)

@@ -14,9 +14,9 @@ from kneo.errors import Forbidden, Invalid, InvalidValue, KneoError, Transient, 
 from kneo.names import check_environment_name, name_problem
 from kneo.records.run import STATE_VERSION, ReleaseRef, Run, RunStatus, ending
 from kneo.runtime.engine import record
-from kneo.runtime.engine.programs import CheckSpec, Freezer, FrozenSpec
+from kneo.runtime.engine.programs import CheckSpec, FrozenSpec, SpecFreezer
 from kneo.runtime.engine.questions import input_digest, name_case
-from kneo.runtime.interpreter.node import Ended, Moment
+from kneo.runtime.interpreter.node import DecisionContext, RunEnded
 from kneo.runtime.interpreter.program import begin
 from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.coverage.policy import check_policy
@@ -34,7 +34,7 @@ from kneo.telemetry.spans import span
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOrder:
+class StartRequest:
     """What somebody asks to have run: a bundle that an environment serves, or a spec of their own."""
 
     input: str
@@ -100,11 +100,11 @@ class Starter:
         self.project = project
         self.max_queue = max_queue
         self.check_spec = check_spec
-        self._freezer = Freezer(check_spec)
+        self._freezer = SpecFreezer(check_spec)
         self.pin = pin
         self.hmac_key = hmac_key
 
-    def start(self, order: RunOrder, also: Callable[[Tx, Run], None] = nothing) -> Run:
+    def start(self, order: StartRequest, also: Callable[[Tx, Run], None] = nothing) -> Run:
         """Record a new run; a worker will find it.
 
         Args:
@@ -126,7 +126,7 @@ class Starter:
             self._audit_refusal(order, error)
             raise
 
-    def _dispatch(self, order: RunOrder, brought: FrozenSpec | None, also: Callable[[Tx, Run], None]) -> Run:
+    def _dispatch(self, order: StartRequest, brought: FrozenSpec | None, also: Callable[[Tx, Run], None]) -> Run:
         def work(tx: Tx) -> Run:
             run = self._start(tx, order, brought)
             also(tx, run)
@@ -137,7 +137,7 @@ class Starter:
             dispatching.note(kneo_run__id=run.id, kneo_workflow=run.workflow_name)
         return run
 
-    def _check_brought(self, order: RunOrder) -> FrozenSpec | None:
+    def _check_brought(self, order: StartRequest) -> FrozenSpec | None:
         """Validate a spec that came with the order, if it may bring one at all."""
         if order.spec is None or order.bundle is not None:
             return None
@@ -145,7 +145,7 @@ class Starter:
             self._check_inline_allowed(tx, order.environment)
         return self._freezer.brought(order.spec)
 
-    def _start(self, tx: Tx, order: RunOrder, brought: FrozenSpec | None) -> Run:
+    def _start(self, tx: Tx, order: StartRequest, brought: FrozenSpec | None) -> Run:
         run_id = new_id("run", tx.now)
         idempotency.bind(tx, run_id)
         if runs.is_queue_full(tx, self.max_queue):
@@ -157,8 +157,8 @@ class Starter:
         for ref in program.asked:
             check_provider(ref or program.agent_name, program.agents[ref])
         case = name_case(digest, order.environment, order.target, input_digest(order.input), tx.at)
-        state = begin(program, order.input, Moment(now=tx.now, seed=run_id, case=case))
-        ended = state if isinstance(state, Ended) else None
+        state = begin(program, order.input, DecisionContext(now=tx.now, seed=run_id, case=case))
+        ended = state if isinstance(state, RunEnded) else None
         deadline = isoformat(tx.now + timedelta(seconds=order.timeout_seconds)) if order.timeout_seconds else None
         run = Run(
             id=run_id,
@@ -173,7 +173,7 @@ class Starter:
             input_text=order.input,
             output_text=ended.output if ended else None,
             error=ended.error if ended else None,
-            state={} if isinstance(state, Ended) else state,
+            state={} if isinstance(state, RunEnded) else state,
             state_version=STATE_VERSION,
             visited_steps=(),
             requester=order.requester,
@@ -215,7 +215,7 @@ class Starter:
         )
         return replace(run, created_at=tx.at, updated_at=tx.at, started_at=tx.at)
 
-    def _freeze(self, tx: Tx, order: RunOrder, brought: FrozenSpec | None, rules: Environment | None) -> _Chosen:
+    def _freeze(self, tx: Tx, order: StartRequest, brought: FrozenSpec | None, rules: Environment | None) -> _Chosen:
         """Decide which exact bytes this run executes."""
         chosen = self._choose(tx, order, brought)
         _check_target(chosen.frozen.spec, order.target, chosen.release)
@@ -226,7 +226,7 @@ class Starter:
         require_policy(chosen.frozen.spec, policy, order.environment, order.target)
         return chosen
 
-    def _choose(self, tx: Tx, order: RunOrder, brought: FrozenSpec | None) -> _Chosen:
+    def _choose(self, tx: Tx, order: StartRequest, brought: FrozenSpec | None) -> _Chosen:
         if order.bundle is not None and order.spec is not None:
             msg = "A run takes a bundle or a spec, not both."
             raise Usage(msg)
@@ -297,7 +297,7 @@ class Starter:
             hint = f"Approved there: {', '.join(served) or 'nothing'}."
             raise Forbidden(msg, code="bundle_not_approved", hint=hint, environment=environment, approved=served)
 
-    def _audit_refusal(self, order: RunOrder, error: KneoError) -> None:
+    def _audit_refusal(self, order: StartRequest, error: KneoError) -> None:
         if isinstance(error, Invalid) and order.bundle is None:
             return
         error.recorded = True
@@ -378,7 +378,7 @@ def _reason(error: KneoError) -> dict[str, object]:
     return {"reason": reason} if reason is not None else {}
 
 
-def _check_names(order: RunOrder) -> None:
+def _check_names(order: StartRequest) -> None:
     """Check the names that a run is found by; nothing is recorded under one that is refused.
 
     Raises:
@@ -393,7 +393,7 @@ def _check_names(order: RunOrder) -> None:
         raise InvalidValue(msg, code="invalid_name", field="session_id")
 
 
-def _metadata(order: RunOrder, chosen: _Chosen, pins: Mapping[str, str]) -> Mapping[str, object]:
+def _metadata(order: StartRequest, chosen: _Chosen, pins: Mapping[str, str]) -> Mapping[str, object]:
     values: dict[str, object] = {
         "target": order.target,
         "environment": order.environment,

@@ -69,13 +69,13 @@ def run_timers(store: Store, stopping: threading.Event) -> None:
         stopping.wait(INTERVAL_SECONDS)
 
 
-class Prune(Protocol):
+class RetentionJob(Protocol):
     """Deletes what has been kept long enough, in small steps, for as long as it may go on."""
 
     def __call__(self, go_on: Callable[[], bool]) -> object: ...
 
 
-def run_retention(store: Store, stopping: threading.Event, prune: Prune) -> None:
+def run_retention(store: Store, stopping: threading.Event, prune: RetentionJob) -> None:
     """Delete what has been kept long enough, each hour, until told to stop; of all processes one at a time does.
 
     A turn takes a minute at most, and goes on a minute later where it was cut short. It has a thread and a lock of its own, so
@@ -94,7 +94,7 @@ def run_retention(store: Store, stopping: threading.Event, prune: Prune) -> None
         stopping.wait(pause)
 
 
-def _turn(stopping: threading.Event, lock: Lock, prune: Prune) -> float:
+def _turn(stopping: threading.Event, lock: Lock, prune: RetentionJob) -> float:
     """Delete for a while; return how long to wait then."""
     deadline = monotonic() + TURN_SECONDS
     cut_short = False

@@ -16,7 +16,7 @@ MAX_CHANGES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class RunRecord:
     """Everything the views look at."""
 
     run: Run
@@ -32,7 +32,7 @@ def can_continue(run: Run) -> bool:
     return run.status is RunStatus.FAILED and bool(run.state)
 
 
-def replay_context(record: Record) -> Json:
+def replay_context(record: RunRecord) -> Json:
     """Say what is done and what would come next."""
     run, steps = record.run, record.steps
     done = [step.step_id for step in steps if step.status == "completed"]
@@ -56,7 +56,7 @@ def replay_context(record: Record) -> Json:
     }
 
 
-def replay_view(record: Record) -> Json:
+def replay_view(record: RunRecord) -> Json:
     """Tell a run's checkpoints as a timeline."""
     run = record.run
     return {
@@ -69,7 +69,7 @@ def replay_view(record: Record) -> Json:
     }
 
 
-def recovery_view(record: Record) -> Json:
+def recovery_view(record: RunRecord) -> Json:
     """Say where a run stands and whether it can be continued."""
     run, task = record.run, record.task
     visited = list(run.visited_steps)

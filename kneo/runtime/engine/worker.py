@@ -15,8 +15,8 @@ from typing import ClassVar
 from kneo.clock import monotonic
 from kneo.errors import Transient
 from kneo.runtime.engine.driver import Driver
-from kneo.runtime.engine.session import LOOK_SECONDS, Session
-from kneo.runtime.steps.code import Elsewhere
+from kneo.runtime.engine.session import LOOK_SECONDS, RunSession
+from kneo.runtime.steps.code import CodeUnavailable
 from kneo.runtime.steps.threads import in_thread
 from kneo.store import runs
 from kneo.store.engine import Store
@@ -46,7 +46,7 @@ class Worker:
         self._stopping = False
         self._due: dict[str, None] = {}
         """Runs that are due and were not begun yet, in order."""
-        self._busy: dict[str, Session] = {}
+        self._busy: dict[str, RunSession] = {}
         self._elsewhere: set[str] = set()
         """Runs whose code is in other processes."""
         self._checked_at = 0.0
@@ -143,7 +143,7 @@ class Worker:
         for session in begun:
             self._begin(session)
 
-    def _begin(self, session: Session) -> None:
+    def _begin(self, session: RunSession) -> None:
         try:
             self.driver.threads.submit(lambda: self._drive(session))
         except RuntimeError as error:
@@ -152,7 +152,7 @@ class Worker:
             with self._lock:
                 self._busy.pop(session.run_id, None)
 
-    def _next(self) -> Session | None:
+    def _next(self) -> RunSession | None:
         """Choose what to begin. A run that is due while it is driven is kept: its driver may have let go of it already."""
         if self._loop is None or self._stopping or len(self._busy) >= self.concurrency:
             return None
@@ -163,15 +163,15 @@ class Worker:
         session = self._busy[run_id] = self.driver.session(run_id, self._loop, self._begin)
         return session
 
-    def _drive(self, session: Session | None) -> None:
+    def _drive(self, session: RunSession | None) -> None:
         while session is not None:
             session = self._end(session) if self._advance(session) else None
 
-    def _advance(self, session: Session) -> bool:
+    def _advance(self, session: RunSession) -> bool:
         """Advance a session; return whether it is over."""
         try:
             return session.advance()
-        except Elsewhere:
+        except CodeUnavailable:
             # It will not come to have that code; looking again every half second would only be noise.
             self._elsewhere.add(session.run_id)
             log.warning("left a run to the program that has its code", extra={"run_id": session.run_id})
@@ -179,7 +179,7 @@ class Worker:
             log.exception("driving a run failed; it will be tried again", extra={"run_id": session.run_id})
         return True
 
-    def _end(self, session: Session) -> Session | None:
+    def _end(self, session: RunSession) -> RunSession | None:
         """Take a session off the list; return what to drive instead."""
         with self._lock:
             if self._busy.get(session.run_id) is not session:

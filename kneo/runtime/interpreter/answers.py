@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import Decision
-from kneo.runtime.interpreter.gate import Gate, effect_of, feedback_of, rejection
-from kneo.runtime.interpreter.node import Done, Ended, stopped
+from kneo.runtime.interpreter.gate import CompiledGate, effect_of, feedback_of, rejection
+from kneo.runtime.interpreter.node import Completed, RunEnded, stopped
 from kneo.runtime.interpreter.values import Value
 
 
-def rejected(gate: Gate, decision: Decision, value: Value, place: str) -> Done | Ended:
+def rejected(gate: CompiledGate, decision: Decision, value: Value, place: str) -> Completed | RunEnded:
     """End the run or go past what was rejected; what that is never runs.
 
     ``value`` is what flows on where the run does: skipped, or as it is with ``continue``. Effects that mean something only at one position (retry, else)
@@ -20,11 +20,11 @@ def rejected(gate: Gate, decision: Decision, value: Value, place: str) -> Done |
     """
     match effect_of(gate, decision):
         case "skip":
-            return Done(value=value.passed_on("skipped"))
+            return Completed(value=value.passed_on("skipped"))
         case "continue":
-            return Done(value=replace(value, status="completed", metadata={"decision": "rejected"}, review=None))
+            return Completed(value=replace(value, status="completed", metadata={"decision": "rejected"}, review=None))
         case "fail":
-            return Ended(status=RunStatus.FAILED, output=None, error=rejection(place, decision))
+            return RunEnded(status=RunStatus.FAILED, output=None, error=rejection(place, decision))
         case "cancel":
             error = RunError(type="cancelled", message=rejection(place, decision).message)
             return stopped(error)

@@ -12,17 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kneo.records.task import REPLAYED, DecisionKind
-from kneo.runtime.interpreter.gate import Gate, rejection
+from kneo.runtime.interpreter.gate import CompiledGate, rejection
 from kneo.runtime.interpreter.node import (
-    Answered,
     Ask,
-    Asked,
-    Ended,
     Frame,
-    Node,
+    GateRecheck,
     Outcome,
-    Passed,
+    ProgramNode,
+    RunEnded,
     Stale,
+    TaskDecided,
+    TaskOpened,
     children,
     mismatch,
     stopped,
@@ -40,7 +40,7 @@ CAREFUL_TIMEOUTS = frozenset({"fail", "cancel", "reject", "escalate"})
 EDITABLE = frozenset({"step", "before", "after", "each"})
 """Positions at which a reviewer may put other text in the place of a changed input."""
 
-GateIndex = Mapping[tuple[str, str, str], Gate]
+GateIndex = Mapping[tuple[str, str, str], CompiledGate]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +81,9 @@ def read_passed(kept: object) -> PassedGate:
     return PassedGate(**{**kept, "options": tuple(kept.get("options", ())), "chosen": tuple(kept.get("chosen", ()))})
 
 
-def index_gates(root: Node) -> GateIndex:
+def index_gates(root: ProgramNode) -> GateIndex:
     """Find every gate of a program by the path of its step, its spot there, and the human whom a function asks."""
-    found: dict[tuple[str, str, str], Gate] = {}
+    found: dict[tuple[str, str, str], CompiledGate] = {}
     ahead = [root]
     while ahead:
         node = ahead.pop()
@@ -110,7 +110,7 @@ class ForkGates:
         gates: The program's gates.
     """
 
-    body: Node
+    body: ProgramNode
     gates: GateIndex
 
     def ready(self, frame: Frame) -> Iterator[Ask]:
@@ -122,7 +122,7 @@ class ForkGates:
         if isinstance(task, str):
             yield task, self._ask(frame)
 
-    def settle(self, frame: Frame, ticket: str, outcome: Outcome) -> Frame | Ended:
+    def settle(self, frame: Frame, ticket: str, outcome: Outcome) -> Frame | RunEnded:
         """Take the outcome of the question.
 
         Raises:
@@ -132,14 +132,14 @@ class ForkGates:
         if ask.ticket != ticket:
             raise Stale(ticket)
         match outcome:
-            case Asked():
+            case TaskOpened():
                 return {**frame, "task": outcome.task_id}
-            case Answered():
+            case TaskDecided():
                 return self._answered(frame, ask, outcome)
             case _:
                 raise mismatch(ask.path, outcome)
 
-    def _answered(self, frame: Frame, ask: Ask, answer: Answered) -> Frame | Ended:
+    def _answered(self, frame: Frame, ask: Ask, answer: TaskDecided) -> Frame | RunEnded:
         decision, gate = answer.decision, passed_gates(frame)[0]
         match decision.kind:
             case _ if decision.by == REPLAYED:
@@ -175,10 +175,10 @@ class ForkGates:
             prompt=asked.prompt,
             facts=asked.facts,
             human=asked.human or None,
-            passed=Passed(source=asked.source),
+            passed=GateRecheck(source=asked.source),
         )
 
-    def _gate(self, asked: PassedGate, *, changed: bool) -> Gate:
+    def _gate(self, asked: PassedGate, *, changed: bool) -> CompiledGate:
         gate = self.gates[asked.place]
         decisions = [DecisionKind.APPROVED, DecisionKind.REJECTED]
         if asked.chosen:

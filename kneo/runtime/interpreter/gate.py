@@ -23,7 +23,7 @@ DEFAULT_RETRIES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
+class CompiledGate:
     """One question at one position of a step.
 
     ``position`` is ``step`` for a step of kind human, else the name under ``review``; ``added`` names the gate of an
@@ -60,7 +60,7 @@ class Gate:
         return f"{self.name or place}{again}.{self.spot}"
 
 
-def effect_of(gate: Gate, decision: Decision) -> str:
+def effect_of(gate: CompiledGate, decision: Decision) -> str:
     """Say what a rejection does; a deadline may have decided on something else than the gate's own."""
     return decision.effect or gate.on_reject
 
@@ -82,7 +82,7 @@ TELL = "tell"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class WaitRequest:
     """What somebody is asked for. ``index`` counts the questions of one step."""
 
     prompt: str
@@ -113,7 +113,7 @@ class Wanted:
         last = self.name or ("wait" if self.index == 0 else f"wait:{self.index}")
         return f"{place}.{last}"
 
-    def gate(self, gates: Mapping[str, Gate]) -> Gate | None:
+    def gate(self, gates: Mapping[str, CompiledGate]) -> CompiledGate | None:
         """Make the question of what its human says and what is asked here; ``None`` where nobody knows that human."""
         known = gates.get(self.human or DEFAULT_HUMAN)
         if known is None:
@@ -128,15 +128,15 @@ class Wanted:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def read_wanted(kept: object) -> Wanted:
+def read_wait_request(kept: object) -> WaitRequest:
     """Read what ``as_json`` wrote."""
     assert isinstance(kept, Mapping)
     options = kept.get("options")
-    return Wanted(**{**kept, "options": tuple(options) if options is not None else None})
+    return WaitRequest(**{**kept, "options": tuple(options) if options is not None else None})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class WaitAnswer:
     """What somebody gave, or that they would not."""
 
     question: str
@@ -146,18 +146,18 @@ class Given:
     reason: str | None = None
 
 
-def read_given(kept: object) -> tuple[Given, ...]:
+def read_wait_answers(kept: object) -> tuple[WaitAnswer, ...]:
     """Read what a frame keeps of the answers so far."""
     assert isinstance(kept, list | tuple)
-    return tuple(Given(**one) for one in kept)
+    return tuple(WaitAnswer(**one) for one in kept)
 
 
-def given(wanted: Wanted, decision: Decision) -> Given:
+def given(wanted: WaitRequest, decision: Decision) -> WaitAnswer:
     """Turn a decision into what the step finds."""
     if decision.kind is DecisionKind.REJECTED:
         reason = decision.feedback or decision.content or decision.comment
-        return Given(question=wanted.digest, declined=True, reason=reason)
-    return Given(question=wanted.digest, value=_value(decision))
+        return WaitAnswer(question=wanted.digest, declined=True, reason=reason)
+    return WaitAnswer(question=wanted.digest, value=_value(decision))
 
 
 def _value(decision: Decision) -> object:

@@ -13,14 +13,14 @@ from kneo.errors import Invalid
 from kneo.records.run import RunError
 from kneo.runtime.interpreter.branch import condition_failed
 from kneo.runtime.interpreter.node import (
-    Again,
-    Done,
-    Ended,
+    Completed,
+    DecisionContext,
     Failed,
     Frame,
-    Moment,
-    Node,
+    ProgramNode,
     Progress,
+    RepeatRequested,
+    RunEnded,
     below,
     number,
     stopped,
@@ -33,7 +33,7 @@ from kneo.spec.models.conditions import Condition
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class GraphEdge:
     """An edge; ``None`` is always taken."""
 
     target: str
@@ -41,23 +41,23 @@ class Way:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graph(Node):
+class GraphNode(ProgramNode):
     start: str
-    nodes: Mapping[str, Node]
-    ways: Mapping[str, tuple[Way, ...]]
+    nodes: Mapping[str, ProgramNode]
+    ways: Mapping[str, tuple[GraphEdge, ...]]
     max_steps: int
 
-    def parts(self) -> Iterable[Node]:
+    def parts(self) -> Iterable[ProgramNode]:
         return self.nodes.values()
 
     @property
     def may_repeat(self) -> bool:
         return self.nodes[self.start].may_repeat
 
-    def enter(self, moment: Moment, value: Value, place: str) -> Progress:
-        return self._go(moment, {"node": self.path}, self.start, value, place)
+    def enter(self, context: DecisionContext, value: Value, place: str) -> Progress:
+        return self._go(context, {"node": self.path}, self.start, value, place)
 
-    def _go(self, moment: Moment, frame: Frame, at: str | None, value: Value, place: str) -> Progress:
+    def _go(self, context: DecisionContext, frame: Frame, at: str | None, value: Value, place: str) -> Progress:
         while at is not None:
             count = number(frame, "count") + 1
             if count > self.max_steps:
@@ -68,21 +68,21 @@ class Graph(Node):
             visits = {**_visits(frame), at: _visits(frame).get(at, 0) + 1}
             frame = {**frame, "at": at, "count": count, "visits": visits, "input": value.as_json()}
             node, inner = self.locate(frame, at, place)
-            progress = node.enter(moment, value, inner)
+            progress = node.enter(context, value, inner)
             match progress:
-                case Done():
+                case Completed():
                     following = self._next(at, progress.value)
                     if isinstance(following, Failed):
                         return following
                     frame = self._left(frame)
                     at, value = following, progress.value
-                case Ended() | Failed():
+                case RunEnded() | Failed():
                     return progress
-                case Again():
-                    return self._again(moment, frame, progress, place)
+                case RepeatRequested():
+                    return self._again(context, frame, progress, place)
                 case _:
                     return with_child(self._trimmed(frame), at, progress)
-        return Done(value=value)
+        return Completed(value=value)
 
     def _left(self, frame: Frame) -> Frame:
         """Remember the node just left as the one before the next."""
@@ -103,23 +103,30 @@ class Graph(Node):
             return condition_failed(self.path, error)
         return None
 
-    def locate(self, frame: Frame, slot: str, place: str) -> tuple[Node, str]:
+    def locate(self, frame: Frame, slot: str, place: str) -> tuple[ProgramNode, str]:
         visit, inner = _visits(frame).get(slot, 1), below(place, slot)
         return self.nodes[slot], (f"{inner}#{visit}" if visit > 1 else inner)
 
-    def resume(self, moment: Moment, frame: Frame, slot: str, progress: Done | Failed | Again, place: str) -> Progress:
+    def resume(
+        self,
+        context: DecisionContext,
+        frame: Frame,
+        slot: str,
+        progress: Completed | Failed | RepeatRequested,
+        place: str,
+    ) -> Progress:
         match progress:
-            case Done():
+            case Completed():
                 following = self._next(slot, progress.value)
                 if isinstance(following, Failed):
                     return following
-                return self._go(moment, self._left(frame), following, progress.value, place)
-            case Again():
-                return self._again(moment, frame, progress, place)
+                return self._go(context, self._left(frame), following, progress.value, place)
+            case RepeatRequested():
+                return self._again(context, frame, progress, place)
             case Failed():
                 return progress
 
-    def _again(self, moment: Moment, frame: Frame, again: Again, place: str) -> Progress:
+    def _again(self, context: DecisionContext, frame: Frame, again: RepeatRequested, place: str) -> Progress:
         before = frame.get("before")
         if not isinstance(before, Mapping):
             return again
@@ -128,7 +135,7 @@ class Graph(Node):
         if _visits(frame).get(at, 1) > again.limit or before["input"] is None:
             return stopped(again.error)
         kept = {key: frame[key] for key in ("node", "count", "visits")}
-        return self._go(moment, kept, before["at"], repeated(read_value(before["input"]), again), place)
+        return self._go(context, kept, before["at"], repeated(read_value(before["input"]), again), place)
 
 
 def _visits(frame: Frame) -> Mapping[str, int]:

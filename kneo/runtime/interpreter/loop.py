@@ -13,68 +13,68 @@ from kneo.errors import Invalid
 from kneo.records.task import DecisionKind
 from kneo.runtime.interpreter.answers import edited, rejected
 from kneo.runtime.interpreter.branch import condition_failed
-from kneo.runtime.interpreter.gate import Gate, effect_of, feedback_of, rejection
+from kneo.runtime.interpreter.gate import CompiledGate, effect_of, feedback_of, rejection
 from kneo.runtime.interpreter.node import (
-    Again,
-    Answered,
     Ask,
-    Done,
-    Ended,
+    Completed,
+    DecisionContext,
     Failed,
     Frame,
-    Moment,
-    Node,
     Outcome,
+    ProgramNode,
     Progress,
+    RepeatRequested,
+    RunEnded,
+    TaskDecided,
     mismatch,
     number,
     stopped,
     with_child,
 )
-from kneo.runtime.interpreter.values import Review, Value, read_value
+from kneo.runtime.interpreter.values import ReviewFeedback, Value, read_value
 from kneo.spec.gates import holds
 from kneo.spec.models.conditions import Condition
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loop(Node):
-    body: Node
+class LoopNode(ProgramNode):
+    body: ProgramNode
     max_iterations: int
     until: Condition | None = None
-    each: Gate | None = None
+    each: CompiledGate | None = None
 
-    def parts(self) -> Iterable[Node]:
+    def parts(self) -> Iterable[ProgramNode]:
         return (self.body,)
 
-    def own_gates(self) -> Iterable[tuple[Gate, str]]:
+    def own_gates(self) -> Iterable[tuple[CompiledGate, str]]:
         return [(self.each, "")] if self.each is not None else []
 
-    def enter(self, moment: Moment, value: Value, place: str) -> Progress:
-        return self._go(moment, {"node": self.path, "input": value.as_json()}, 1, value, place)
+    def enter(self, context: DecisionContext, value: Value, place: str) -> Progress:
+        return self._go(context, {"node": self.path, "input": value.as_json()}, 1, value, place)
 
-    def _go(self, moment: Moment, frame: Frame, turn: int, value: Value, place: str) -> Progress:
+    def _go(self, context: DecisionContext, frame: Frame, turn: int, value: Value, place: str) -> Progress:
         while True:
             frame = {key: kept for key, kept in frame.items() if key != "output"} | {"round": turn}
             node, inner = self.locate(frame, "body", place)
-            progress = node.enter(moment, value, inner)
+            progress = node.enter(context, value, inner)
             match progress:
-                case Done():
-                    over = self._over(moment, frame, progress.value, place)
+                case Completed():
+                    over = self._over(context, frame, progress.value, place)
                     if over is not None:
                         return over
                     turn, value = turn + 1, progress.value
-                case Ended() | Failed():
+                case RunEnded() | Failed():
                     return progress
-                case Again():
+                case RepeatRequested():
                     return stopped(progress.error)
                 case _:
                     return with_child(frame, "body", progress)
 
-    def _over(self, moment: Moment, frame: Frame, value: Value, place: str) -> Progress | None:
+    def _over(self, context: DecisionContext, frame: Frame, value: Value, place: str) -> Progress | None:
         """Say how it stands after a round; ``None`` means one more."""
         turn = number(frame, "round")
         sent_back = number(frame, "reviews") > 0
-        if self.each is not None and (sent_back or self.each.asks(value, f"{place}#{turn}", moment.case)):
+        if self.each is not None and (sent_back or self.each.asks(value, f"{place}#{turn}", context.case)):
             return {**frame, "output": value.as_json()}
         return self._unreviewed(value, turn)
 
@@ -84,20 +84,27 @@ class Loop(Node):
             good = self.until is not None and holds(self.until, value.facts)
         except Invalid as error:
             return condition_failed(self.path, error)
-        return Done(value=value) if good or turn >= self.max_iterations else None
+        return Completed(value=value) if good or turn >= self.max_iterations else None
 
-    def locate(self, frame: Frame, _slot: str, place: str) -> tuple[Node, str]:
+    def locate(self, frame: Frame, _slot: str, place: str) -> tuple[ProgramNode, str]:
         return self.body, f"{place}#{number(frame, 'round')}"
 
-    def resume(self, moment: Moment, frame: Frame, _slot: str, progress: Done | Failed | Again, place: str) -> Progress:
+    def resume(
+        self,
+        context: DecisionContext,
+        frame: Frame,
+        _slot: str,
+        progress: Completed | Failed | RepeatRequested,
+        place: str,
+    ) -> Progress:
         match progress:
-            case Done():
+            case Completed():
                 frame = {key: kept for key, kept in frame.items() if key != "children"}
-                over = self._over(moment, frame, progress.value, place)
+                over = self._over(context, frame, progress.value, place)
                 if over is not None:
                     return over
-                return self._go(moment, frame, number(frame, "round") + 1, progress.value, place)
-            case Again():
+                return self._go(context, frame, number(frame, "round") + 1, progress.value, place)
+            case RepeatRequested():
                 return stopped(progress.error)
             case Failed():
                 return progress
@@ -116,22 +123,22 @@ class Loop(Node):
             facts={"iteration": number(frame, "round"), "max_iterations": self.max_iterations},
         )
 
-    def take(self, moment: Moment, frame: Frame, outcome: Outcome, place: str) -> Progress:
-        if not isinstance(outcome, Answered) or self.each is None:
+    def take(self, context: DecisionContext, frame: Frame, outcome: Outcome, place: str) -> Progress:
+        if not isinstance(outcome, TaskDecided) or self.each is None:
             raise mismatch(place, outcome)
         decision, output, turn = outcome.decision, read_value(frame["output"]), number(frame, "round")
         here = f"{place}#{turn}"
         if decision.kind is DecisionKind.APPROVED:
-            return Done(value=output)
+            return Completed(value=output)
         if decision.kind is DecisionKind.EDITED:
-            return Done(value=edited(output, decision))
+            return Completed(value=edited(output, decision))
         effect = effect_of(self.each, decision)
         if effect == "continue":
-            return self._unreviewed(output, turn) or self._go(moment, frame, turn + 1, output, place)
+            return self._unreviewed(output, turn) or self._go(context, frame, turn + 1, output, place)
         if effect != "retry":
             return rejected(self.each, decision, read_value(frame["input"]), here)
         reviews = number(frame, "reviews")
         if turn >= self.max_iterations or reviews >= self.each.max_retries:
             return stopped(rejection(here, decision))
-        review = Review(previous_output=output.text, feedback=feedback_of(decision))
-        return self._go(moment, {**frame, "reviews": reviews + 1}, turn + 1, replace(output, review=review), place)
+        review = ReviewFeedback(previous_output=output.text, feedback=feedback_of(decision))
+        return self._go(context, {**frame, "reviews": reviews + 1}, turn + 1, replace(output, review=review), place)

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import Decision
-from kneo.runtime.interpreter.gate import Gate, Given, Wanted
+from kneo.runtime.interpreter.gate import CompiledGate, WaitAnswer, WaitRequest
 from kneo.runtime.interpreter.values import Value
 
 Frame = Mapping[str, object]
@@ -20,7 +20,7 @@ class Stale(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class DecisionContext:
     """What the world contributes to a decision: the time, and texts to draw chances from.
 
     ``seed`` is the run's id: pauses before retries differ from run to run. ``case`` is what the run is about, so that
@@ -36,7 +36,7 @@ class Moment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leaf:
+class Activity:
     """One thing that is done outside the interpreter. ``kind`` is ``agent``, ``function`` or ``guardrail``."""
 
     path: str
@@ -52,16 +52,16 @@ class Execute:
 
     ticket: str
     """Unique in its run: place and attempt. Part of the idempotency key."""
-    leaf: Leaf
+    activity: Activity
     value: Value
     attempt: int
     not_before: str | None = None
-    answers: tuple[Given, ...] = ()
+    answers: tuple[WaitAnswer, ...] = ()
     """What people gave to this step so far, in the order in which it asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passed:
+class GateRecheck:
     """A gate that was passed already, and is asked once more before a run goes on behind it."""
 
     source: str | None
@@ -77,7 +77,7 @@ class Ask:
     step_id: str
     key: str
     """Stable over resume and replay."""
-    gate: Gate
+    gate: CompiledGate
     subject: Value
     options: tuple[str, ...] | None = None
     attempt: int = 0
@@ -90,7 +90,7 @@ class Ask:
     """What the person should know beside the subject."""
     human: str | None = None
     """Which of a step's humans, where a function asks in its middle."""
-    passed: Passed | None = None
+    passed: GateRecheck | None = None
     """Set where the gate was passed before: its step is not done again."""
 
 
@@ -114,30 +114,30 @@ class StepFailed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Waits:
+class StepWaiting:
     """The step asks for something before it can go on."""
 
-    wanted: Wanted
+    wanted: WaitRequest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class TaskOpened:
     task_id: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
+class TaskDecided:
     decision: Decision
 
 
-Outcome = Succeeded | StepFailed | Waits | Asked | Answered
+Outcome = Succeeded | StepFailed | StepWaiting | TaskOpened | TaskDecided
 
 
 # ---- where that leads -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
+class Completed:
     value: Value
 
 
@@ -151,7 +151,7 @@ class Failed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Again:
+class RepeatRequested:
     """A person wants whatever came before this repeated, with what they said."""
 
     place: str
@@ -163,7 +163,7 @@ class Again:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
+class RunEnded:
     """The run is over."""
 
     status: RunStatus
@@ -174,18 +174,18 @@ class Ended:
     """The state from which a failed run can be continued."""
 
 
-Progress = Frame | Done | Failed | Again | Ended
+Progress = Frame | Completed | Failed | RepeatRequested | RunEnded
 
 
-def stopped(error: RunError) -> Ended:
-    return Ended(status=RunStatus.CANCELLED, output=None, error=error)
+def stopped(error: RunError) -> RunEnded:
+    return RunEnded(status=RunStatus.CANCELLED, output=None, error=error)
 
 
 # ---- nodes ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class Node(ABC):
+class ProgramNode(ABC):
     """A part of a program. ``path`` is where it stands in the spec, the ids from the outside in."""
 
     path: str
@@ -197,34 +197,41 @@ class Node(ABC):
         return False
 
     @abstractmethod
-    def enter(self, moment: Moment, value: Value, place: str) -> Progress:
+    def enter(self, context: DecisionContext, value: Value, place: str) -> Progress:
         """Begin."""
 
     @abstractmethod
-    def locate(self, frame: Frame, slot: str, place: str) -> tuple[Node, str]:
+    def locate(self, frame: Frame, slot: str, place: str) -> tuple[ProgramNode, str]:
         """Find the node of a child frame, and its place."""
 
     @abstractmethod
-    def resume(self, moment: Moment, frame: Frame, slot: str, progress: Done | Failed | Again, place: str) -> Progress:
+    def resume(
+        self,
+        context: DecisionContext,
+        frame: Frame,
+        slot: str,
+        progress: Completed | Failed | RepeatRequested,
+        place: str,
+    ) -> Progress:
         """Go on after a child ended. The frame no longer has it."""
 
     def pending(self, _frame: Frame, _place: str) -> Execute | Ask | None:
         """Say what the node itself waits for, whether or not somebody has been asked already."""
         return None
 
-    def take(self, _moment: Moment, _frame: Frame, outcome: Outcome, place: str) -> Progress:
-        """Take the outcome of what the node itself waited for; ``Asked`` never gets here."""
+    def take(self, _moment: DecisionContext, _frame: Frame, outcome: Outcome, place: str) -> Progress:
+        """Take the outcome of what the node itself waited for; ``TaskOpened`` never gets here."""
         raise mismatch(place, outcome)
 
-    def changed(self, _moment: Moment, frame: Frame, _place: str) -> Progress:
+    def changed(self, _moment: DecisionContext, frame: Frame, _place: str) -> Progress:
         """Look again after a child moved on without ending."""
         return frame
 
-    def parts(self) -> Iterable[Node]:
+    def parts(self) -> Iterable[ProgramNode]:
         """List the nodes directly inside."""
         return ()
 
-    def own_gates(self) -> Iterable[tuple[Gate, str]]:
+    def own_gates(self) -> Iterable[tuple[CompiledGate, str]]:
         """List the node's own gates, each with the name of the human whom a function asks in its middle."""
         return ()
 
@@ -251,7 +258,7 @@ class Node(ABC):
             node, inner = self.locate(frame, slot, place)
             yield from node.waiting(child, inner)
 
-    def settle(self, moment: Moment, frame: Frame, ticket: str, outcome: Outcome, place: str) -> Progress:
+    def settle(self, context: DecisionContext, frame: Frame, ticket: str, outcome: Outcome, place: str) -> Progress:
         """Take an outcome, here or below.
 
         Raises:
@@ -259,31 +266,31 @@ class Node(ABC):
         """
         own = self.pending(frame, place)
         if own is not None and own.ticket == ticket:
-            if isinstance(outcome, Asked):
+            if isinstance(outcome, TaskOpened):
                 return {**frame, "task": outcome.task_id}
-            return self.take(moment, {key: value for key, value in frame.items() if key != "task"}, outcome, place)
+            return self.take(context, {key: value for key, value in frame.items() if key != "task"}, outcome, place)
         for slot, child in children(frame).items():
             node, inner = self.locate(frame, slot, place)
             if is_within(ticket, inner):
-                progress = node.settle(moment, child, ticket, outcome, inner)
-                return self.settled(moment, frame, slot, progress, place)
+                progress = node.settle(context, child, ticket, outcome, inner)
+                return self.settled(context, frame, slot, progress, place)
         raise Stale(ticket)
 
-    def settled(self, moment: Moment, frame: Frame, slot: str, progress: Progress, place: str) -> Progress:
+    def settled(self, context: DecisionContext, frame: Frame, slot: str, progress: Progress, place: str) -> Progress:
         """Put what became of a child in its place."""
         match progress:
-            case Ended():
+            case RunEnded():
                 return progress
             case Failed():
-                after = self.resume(moment, without(frame, slot), slot, progress, place)
+                after = self.resume(context, without(frame, slot), slot, progress, place)
                 if isinstance(after, Failed) and after.error is progress.error:
                     kept = with_child(frame, slot, progress.kept) if progress.kept is not None else None
                     return Failed(error=after.error, kept=kept)
                 return after
-            case Done() | Again():
-                return self.resume(moment, without(frame, slot), slot, progress, place)
+            case Completed() | RepeatRequested():
+                return self.resume(context, without(frame, slot), slot, progress, place)
             case _:
-                return self.changed(moment, with_child(frame, slot, progress), place)
+                return self.changed(context, with_child(frame, slot, progress), place)
 
     # ---- for those who look at it from outside ------------------------------------------------------------------
 
@@ -300,7 +307,7 @@ class Node(ABC):
         kept = {key: value for key, value in frame.items() if key != "task"}
         return self._each_child(kept, lambda node, child, _place: node.unasked(child), "")
 
-    def _each_child(self, frame: Frame, change: Callable[[Node, Frame, str], Frame], place: str) -> Frame:
+    def _each_child(self, frame: Frame, change: Callable[[ProgramNode, Frame, str], Frame], place: str) -> Frame:
         if not children(frame):
             return frame
         changed = {}

@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 from kneo.records.run import RunError
 from kneo.runtime.interpreter.node import (
     Action,
-    Again,
-    Done,
-    Ended,
+    Completed,
+    DecisionContext,
     Execute,
     Failed,
     Frame,
-    Moment,
-    Node,
+    ProgramNode,
     Progress,
+    RepeatRequested,
+    RunEnded,
     below,
     children,
     stopped,
@@ -32,38 +32,45 @@ from kneo.runtime.interpreter.values import Value, read_value
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parallel(Node):
-    children: tuple[Node, ...]
+class ParallelNode(ProgramNode):
+    children: tuple[ProgramNode, ...]
 
-    def parts(self) -> Iterable[Node]:
+    def parts(self) -> Iterable[ProgramNode]:
         return self.children
 
-    def enter(self, moment: Moment, value: Value, place: str) -> Progress:
+    def enter(self, context: DecisionContext, value: Value, place: str) -> Progress:
         frame: Frame = {"node": self.path, "input": value.as_json(), "children": {}, "done": {}}
         for index in range(len(self.children)):
             slot = str(index)
             node, inner = self.locate(frame, slot, place)
-            progress = node.enter(moment, value, inner)
-            if isinstance(progress, Ended):
+            progress = node.enter(context, value, inner)
+            if isinstance(progress, RunEnded):
                 return progress
-            if isinstance(progress, Again):
+            if isinstance(progress, RepeatRequested):
                 return stopped(progress.error)
             frame = self._kept(frame, slot, progress)
-        return self.changed(moment, frame, place)
+        return self.changed(context, frame, place)
 
-    def locate(self, _frame: Frame, slot: str, place: str) -> tuple[Node, str]:
+    def locate(self, _frame: Frame, slot: str, place: str) -> tuple[ProgramNode, str]:
         node = self.children[int(slot)]
         return node, below(place, node.id)
 
-    def resume(self, moment: Moment, frame: Frame, slot: str, progress: Done | Failed | Again, place: str) -> Progress:
-        if isinstance(progress, Again):
+    def resume(
+        self,
+        context: DecisionContext,
+        frame: Frame,
+        slot: str,
+        progress: Completed | Failed | RepeatRequested,
+        place: str,
+    ) -> Progress:
+        if isinstance(progress, RepeatRequested):
             return stopped(progress.error)
-        return self.changed(moment, self._kept(frame, slot, progress), place)
+        return self.changed(context, self._kept(frame, slot, progress), place)
 
     @staticmethod
-    def _kept(frame: Frame, slot: str, progress: Frame | Done | Failed) -> Frame:
+    def _kept(frame: Frame, slot: str, progress: Frame | Completed | Failed) -> Frame:
         match progress:
-            case Done():
+            case Completed():
                 return {**frame, "done": {**_map(frame, "done"), slot: progress.value.as_json()}}
             case Failed():
                 error = {"type": progress.error.type, "message": progress.error.message}
@@ -79,7 +86,7 @@ class Parallel(Node):
             if isinstance(action, Execute) or not _map(frame, "failed"):
                 yield action
 
-    def changed(self, _moment: Moment, frame: Frame, place: str) -> Progress:
+    def changed(self, _moment: DecisionContext, frame: Frame, place: str) -> Progress:
         failed = _map(frame, "failed")
         if failed and not any(True for _ in self.ready(frame, place)):
             first = failed[min(failed, key=int)]
@@ -89,7 +96,7 @@ class Parallel(Node):
             return Failed(error=error, kept=frame if can_go_on else None)
         if children(frame):
             return frame
-        return Done(value=self._joined(read_value(frame["input"]), _map(frame, "done")))
+        return Completed(value=self._joined(read_value(frame["input"]), _map(frame, "done")))
 
     def revived(self, frame: Frame) -> Frame:
         again = {**children(frame), **_map(frame, "stuck")}

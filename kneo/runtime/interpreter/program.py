@@ -14,16 +14,16 @@ from kneo.records.run import RunStatus
 from kneo.runtime.interpreter.fork_gates import FORK_GATES, ForkGates, GateIndex, index_gates
 from kneo.runtime.interpreter.node import (
     Action,
-    Again,
     Ask,
-    Done,
-    Ended,
+    Completed,
+    DecisionContext,
     Failed,
     Frame,
-    Moment,
-    Node,
     Outcome,
+    ProgramNode,
     Progress,
+    RepeatRequested,
+    RunEnded,
     stopped,
 )
 from kneo.runtime.interpreter.values import Value
@@ -34,7 +34,7 @@ from kneo.spec.models import Agent, FunctionComponent
 class Program:
     """Everything the interpreter needs of one spec."""
 
-    root: Node
+    root: ProgramNode
     agents: Mapping[str, Agent]
     asked: tuple[str, ...]
     """The agents that its steps run, by their names in ``agents``."""
@@ -53,9 +53,9 @@ ROOT_AGENT = ""
 """The name under which ``agents`` holds the root agent; no component can have it."""
 
 
-def begin(program: Program, text: str, moment: Moment) -> Frame | Ended:
+def begin(program: Program, text: str, context: DecisionContext) -> Frame | RunEnded:
     """Make the state of a run that has done nothing yet."""
-    return _close(program.root.enter(moment, Value(text=text), ""))
+    return _close(program.root.enter(context, Value(text=text), ""))
 
 
 def actions(program: Program, state: Frame) -> tuple[Action, ...]:
@@ -70,7 +70,7 @@ def waiting(program: Program, state: Frame) -> Mapping[str, Ask]:
     return dict(gates.waiting(state) if gates is not None else program.root.waiting(state, ""))
 
 
-def settle(program: Program, state: Frame, ticket: str, outcome: Outcome, moment: Moment) -> Frame | Ended:
+def settle(program: Program, state: Frame, ticket: str, outcome: Outcome, context: DecisionContext) -> Frame | RunEnded:
     """Take the outcome of the action that has this ticket.
 
     Raises:
@@ -79,7 +79,7 @@ def settle(program: Program, state: Frame, ticket: str, outcome: Outcome, moment
     gates = _fork_gates(program, state)
     if gates is not None:
         return gates.settle(state, ticket, outcome)
-    return _close(program.root.settle(moment, state, ticket, outcome, ""))
+    return _close(program.root.settle(context, state, ticket, outcome, ""))
 
 
 def revived(program: Program, state: Frame) -> Frame:
@@ -104,14 +104,14 @@ def _fork_gates(program: Program, state: Frame) -> ForkGates | None:
     return ForkGates(body=program.root, gates=program.gates) if FORK_GATES in state else None
 
 
-def _close(progress: Progress) -> Frame | Ended:
+def _close(progress: Progress) -> Frame | RunEnded:
     match progress:
-        case Done():
+        case Completed():
             value = progress.value
-            return Ended(status=RunStatus.SUCCEEDED, output=value.text, outputs=value.outputs)
+            return RunEnded(status=RunStatus.SUCCEEDED, output=value.text, outputs=value.outputs)
         case Failed():
-            return Ended(status=RunStatus.FAILED, output=None, error=progress.error, kept=progress.kept)
-        case Again():
+            return RunEnded(status=RunStatus.FAILED, output=None, error=progress.error, kept=progress.kept)
+        case RepeatRequested():
             return stopped(progress.error)
         case _:
             return progress

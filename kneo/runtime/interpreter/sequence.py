@@ -11,32 +11,32 @@ from dataclasses import dataclass, replace
 
 from kneo.records.run import RunError
 from kneo.runtime.interpreter.node import (
-    Again,
-    Done,
-    Ended,
+    Completed,
+    DecisionContext,
     Failed,
     Frame,
-    Moment,
-    Node,
+    ProgramNode,
     Progress,
+    RepeatRequested,
+    RunEnded,
     below,
     number,
     stopped,
     with_child,
 )
-from kneo.runtime.interpreter.values import Review, Value, read_value
+from kneo.runtime.interpreter.values import ReviewFeedback, Value, read_value
 
 
-def repeated(value: Value, again: Again) -> Value:
+def repeated(value: Value, again: RepeatRequested) -> Value:
     """Give a step what it was given before, and what was said about its result."""
-    return replace(value, review=Review(previous_output=again.rejected, feedback=again.feedback))
+    return replace(value, review=ReviewFeedback(previous_output=again.rejected, feedback=again.feedback))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sequence(Node):
-    children: tuple[Node, ...]
+class SequenceNode(ProgramNode):
+    children: tuple[ProgramNode, ...]
 
-    def parts(self) -> Iterable[Node]:
+    def parts(self) -> Iterable[ProgramNode]:
         return self.children
 
     @property
@@ -47,7 +47,7 @@ class Sequence(Node):
     def may_repeat(self) -> bool:
         return bool(self.length) and self.at(0).may_repeat
 
-    def at(self, index: int) -> Node:
+    def at(self, index: int) -> ProgramNode:
         return self.children[index]
 
     def visit(self, frame: Frame, index: int) -> int:
@@ -56,12 +56,14 @@ class Sequence(Node):
 
     def finish(self, value: Value) -> Progress:
         """End after the last one."""
-        return Done(value=value)
+        return Completed(value=value)
 
-    def enter(self, moment: Moment, value: Value, place: str) -> Progress:
-        return self._go(moment, {"node": self.path}, 0, value, None, place)
+    def enter(self, context: DecisionContext, value: Value, place: str) -> Progress:
+        return self._go(context, {"node": self.path}, 0, value, None, place)
 
-    def _go(self, moment: Moment, frame: Frame, index: int, value: Value, before: Value | None, place: str) -> Progress:
+    def _go(
+        self, context: DecisionContext, frame: Frame, index: int, value: Value, before: Value | None, place: str
+    ) -> Progress:
         while index < self.length:
             here: Frame = {"node": self.path, "index": index}
             if _visits(frame):
@@ -71,34 +73,41 @@ class Sequence(Node):
             if index + 1 < self.length and self.at(index + 1).may_repeat:
                 here = {**here, "input": value.as_json()}
             node, inner = self.locate(here, str(index), place)
-            progress = node.enter(moment, value, inner)
+            progress = node.enter(context, value, inner)
             match progress:
-                case Done():
+                case Completed():
                     index, before, value = index + 1, value, progress.value
-                case Ended() | Failed():
+                case RunEnded() | Failed():
                     return progress
-                case Again():
-                    return self._again(moment, here, progress, place)
+                case RepeatRequested():
+                    return self._again(context, here, progress, place)
                 case _:
                     return with_child(here, str(index), progress)
         return self.finish(value)
 
-    def locate(self, frame: Frame, slot: str, place: str) -> tuple[Node, str]:
+    def locate(self, frame: Frame, slot: str, place: str) -> tuple[ProgramNode, str]:
         node, visit = self.at(int(slot)), self.visit(frame, int(slot))
         inner = below(place, node.id)
         return node, (f"{inner}#{visit}" if visit > 1 else inner)
 
-    def resume(self, moment: Moment, frame: Frame, _slot: str, progress: Done | Failed | Again, place: str) -> Progress:
+    def resume(
+        self,
+        context: DecisionContext,
+        frame: Frame,
+        _slot: str,
+        progress: Completed | Failed | RepeatRequested,
+        place: str,
+    ) -> Progress:
         match progress:
-            case Done():
+            case Completed():
                 before = read_value(frame["input"]) if "input" in frame else None
-                return self._go(moment, frame, number(frame, "index") + 1, progress.value, before, place)
-            case Again():
-                return self._again(moment, frame, progress, place)
+                return self._go(context, frame, number(frame, "index") + 1, progress.value, before, place)
+            case RepeatRequested():
+                return self._again(context, frame, progress, place)
             case Failed():
                 return progress
 
-    def _again(self, moment: Moment, frame: Frame, again: Again, place: str) -> Progress:
+    def _again(self, context: DecisionContext, frame: Frame, again: RepeatRequested, place: str) -> Progress:
         """Go one step back, with what was said."""
         index = number(frame, "index")
         if index == 0:
@@ -109,7 +118,7 @@ class Sequence(Node):
             return stopped(again.error)
         counted = {**visits, str(index): used + 1, str(index - 1): visits.get(str(index - 1), 1) + 1}
         value = repeated(read_value(frame["before"]), again)
-        return self._go(moment, {"visits": counted}, index - 1, value, None, place)
+        return self._go(context, {"visits": counted}, index - 1, value, None, place)
 
 
 def _visits(frame: Frame) -> Mapping[str, int]:
@@ -119,7 +128,7 @@ def _visits(frame: Frame) -> Mapping[str, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turns(Sequence):
+class TurnsNode(SequenceNode):
     """Participants that speak in turn, each hearing what the one before said."""
 
     order: tuple[int, ...]
@@ -132,7 +141,7 @@ class Turns(Sequence):
     def length(self) -> int:
         return self.turns if self.order else 0
 
-    def at(self, index: int) -> Node:
+    def at(self, index: int) -> ProgramNode:
         return self.children[self.order[index % len(self.order)]]
 
     def visit(self, frame: Frame, index: int) -> int:
@@ -148,6 +157,6 @@ class Turns(Sequence):
 
     def finish(self, value: Value) -> Progress:
         if not self.cut_short:
-            return Done(value=value)
+            return Completed(value=value)
         message = f"{self.path or 'The workflow'} reached its max_iterations of {self.turns} before it was done."
         return Failed(error=RunError(type="max_iterations", message=message))

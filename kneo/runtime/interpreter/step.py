@@ -19,42 +19,42 @@ from kneo.clock import isoformat
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import DecisionKind
 from kneo.runtime.interpreter.answers import chosen_text, edited, filled_in, forwarded, rejected
-from kneo.runtime.interpreter.branch import ELSE, THEN, Branch
+from kneo.runtime.interpreter.branch import ELSE, THEN, BranchNode
 from kneo.runtime.interpreter.gate import (
     DEFAULT_HUMAN,
     TELL,
-    Gate,
-    Wanted,
+    CompiledGate,
+    WaitRequest,
     effect_of,
     feedback_of,
     given,
-    read_given,
-    read_wanted,
+    read_wait_answers,
+    read_wait_request,
     rejection,
 )
 from kneo.runtime.interpreter.node import (
-    Again,
-    Answered,
+    Activity,
     Ask,
-    Done,
-    Ended,
+    Completed,
+    DecisionContext,
     Execute,
     Failed,
     Frame,
-    Leaf,
-    Moment,
-    Node,
     Outcome,
+    ProgramNode,
     Progress,
+    RepeatRequested,
+    RunEnded,
     StepFailed,
+    StepWaiting,
     Succeeded,
-    Waits,
+    TaskDecided,
     mismatch,
     number,
     stopped,
     with_child,
 )
-from kneo.runtime.interpreter.values import Review, Value, read_value
+from kneo.runtime.interpreter.values import ReviewFeedback, Value, read_value
 from kneo.spec.gates import draw
 
 RETRY_BASE_SECONDS = 0.2
@@ -77,75 +77,75 @@ def _answers(frame: Frame) -> Sequence[object]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class HumanQuestion:
     """What a step of kind human does."""
 
-    gate: Gate
+    gate: CompiledGate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step(Node):
+class StepNode(ProgramNode):
     kind: str
-    body: Leaf | Question | Node
-    before: Gate | None = None
-    after: Gate | None = None
-    error: Gate | None = None
+    body: Activity | HumanQuestion | ProgramNode
+    before: CompiledGate | None = None
+    after: CompiledGate | None = None
+    error: CompiledGate | None = None
     on_error: str = "fail"
-    fallback: Node | None = None
+    fallback: ProgramNode | None = None
     max_retries: int = 0
     save_as: str | None = None
-    humans: Mapping[str, Gate] = field(default_factory=dict)
+    humans: Mapping[str, CompiledGate] = field(default_factory=dict)
     """Whom the body may ask in its middle, by name."""
 
     @property
     def may_repeat(self) -> bool:
-        if isinstance(self.body, Question):
+        if isinstance(self.body, HumanQuestion):
             return self.body.gate.on_reject == RETRY
-        return isinstance(self.body, Node) and self.body.may_repeat
+        return isinstance(self.body, ProgramNode) and self.body.may_repeat
 
-    def parts(self) -> Iterable[Node]:
-        return [node for node in (self.body, self.fallback) if isinstance(node, Node)]
+    def parts(self) -> Iterable[ProgramNode]:
+        return [node for node in (self.body, self.fallback) if isinstance(node, ProgramNode)]
 
-    def own_gates(self) -> Iterable[tuple[Gate, str]]:
-        asked = self.body.gate if isinstance(self.body, Question) else None
+    def own_gates(self) -> Iterable[tuple[CompiledGate, str]]:
+        asked = self.body.gate if isinstance(self.body, HumanQuestion) else None
         yield from ((gate, "") for gate in (self.before, asked, self.after, self.error) if gate is not None)
         yield from ((gate, name) for name, gate in self.humans.items())
 
     # ---- begin ------------------------------------------------------------------------------------------------
 
-    def enter(self, moment: Moment, value: Value, place: str) -> Progress:
+    def enter(self, context: DecisionContext, value: Value, place: str) -> Progress:
         frame: Frame = {"node": self.path, "input": value.as_json(), "attempt": 0}
-        if self.before is not None and self.before.asks(value, place, moment.case):
+        if self.before is not None and self.before.asks(value, place, context.case):
             return {**frame, "phase": "before"}
-        return self._begin(moment, frame, value, place)
+        return self._begin(context, frame, value, place)
 
-    def _begin(self, moment: Moment, frame: Frame, value: Value, place: str) -> Progress:
+    def _begin(self, context: DecisionContext, frame: Frame, value: Value, place: str) -> Progress:
         chosen = frame.get("chosen")
         match self.body:
-            case Leaf():
+            case Activity():
                 return {**frame, "phase": "body"}
-            case Question():
+            case HumanQuestion():
                 return {**frame, "phase": "step"}
-            case Branch() as branch if isinstance(chosen, str):
-                progress = branch.enter_chosen(moment, value, self._inner(frame, place), chosen)
+            case BranchNode() as branch if isinstance(chosen, str):
+                progress = branch.enter_chosen(context, value, self._inner(frame, place), chosen)
             case node:
-                progress = node.enter(moment, value, self._inner(frame, place))
-        return self._moved(moment, {**frame, "phase": "body"}, "body", progress, place)
+                progress = node.enter(context, value, self._inner(frame, place))
+        return self._moved(context, {**frame, "phase": "body"}, "body", progress, place)
 
-    def _moved(self, moment: Moment, frame: Frame, slot: str, progress: Progress, place: str) -> Progress:
+    def _moved(self, context: DecisionContext, frame: Frame, slot: str, progress: Progress, place: str) -> Progress:
         match progress:
-            case Done() | Failed() | Again():
-                return self.resume(moment, frame, slot, progress, place)
-            case Ended():
+            case Completed() | Failed() | RepeatRequested():
+                return self.resume(context, frame, slot, progress, place)
+            case RunEnded():
                 return progress
             case _:
                 return with_child(frame, slot, progress)
 
-    def locate(self, frame: Frame, slot: str, place: str) -> tuple[Node, str]:
+    def locate(self, frame: Frame, slot: str, place: str) -> tuple[ProgramNode, str]:
         if slot == "fallback":
             assert self.fallback is not None
             return self.fallback, f"{self._inner(frame, place)}:fallback"
-        assert isinstance(self.body, Node)
+        assert isinstance(self.body, ProgramNode)
         return self.body, self._inner(frame, place)
 
     @staticmethod
@@ -159,15 +159,15 @@ class Step(Node):
         phase, attempt = frame["phase"], number(frame, "attempt")
         value = read_value(frame["input"])
         match phase:
-            case "body" if isinstance(self.body, Leaf):
+            case "body" if isinstance(self.body, Activity):
                 until = frame.get("not_before")
                 return Execute(
                     ticket=f"{place}:{attempt}",
-                    leaf=self.body,
+                    activity=self.body,
                     value=value,
                     attempt=attempt,
                     not_before=until if isinstance(until, str) else None,
-                    answers=read_given(frame.get("answers", ())),
+                    answers=read_wait_answers(frame.get("answers", ())),
                 )
             case "wait":
                 return self._wait(frame, value, place, attempt)
@@ -186,13 +186,13 @@ class Step(Node):
             case _:
                 return None
 
-    def _first(self, phase: object) -> Gate | None:
+    def _first(self, phase: object) -> CompiledGate | None:
         if phase == "before":
             return self.before
-        return self.body.gate if isinstance(self.body, Question) else None
+        return self.body.gate if isinstance(self.body, HumanQuestion) else None
 
     def _wait(self, frame: Frame, value: Value, place: str, attempt: int) -> Ask:
-        wanted = read_wanted(frame["wanted"])
+        wanted = read_wait_request(frame["wanted"])
         gate = wanted.gate(self.humans)
         assert gate is not None
         return Ask(
@@ -208,7 +208,7 @@ class Step(Node):
             human=wanted.human or DEFAULT_HUMAN,
         )
 
-    def _ask(self, gate: Gate, subject: Value, place: str, attempt: int) -> Ask:
+    def _ask(self, gate: CompiledGate, subject: Value, place: str, attempt: int) -> Ask:
         options = tuple(gate.human.options) if gate.human.options else None
         return Ask(
             ticket=f"{place}:{gate.spot}:{attempt}",
@@ -229,46 +229,53 @@ class Step(Node):
 
     # ---- what came of it --------------------------------------------------------------------------------------
 
-    def take(self, moment: Moment, frame: Frame, outcome: Outcome, place: str) -> Progress:
+    def take(self, context: DecisionContext, frame: Frame, outcome: Outcome, place: str) -> Progress:
         match outcome:
-            case Succeeded() if isinstance(self.body, Leaf):
+            case Succeeded() if isinstance(self.body, Activity):
                 before = read_value(frame["input"])
                 metadata = {"node_kind": self.kind, "node_id": self.id, **outcome.metadata}
                 value = Value(text=outcome.text, metadata=metadata, variables=before.variables)
-                return self._succeeded(moment, frame, value, place)
+                return self._succeeded(context, frame, value, place)
             case StepFailed():
-                return self._failed(moment, frame, outcome.error, place, final=outcome.final)
-            case Waits() if isinstance(self.body, Leaf):
-                return self._waits(moment, frame, outcome.wanted, place)
-            case Answered():
-                return self._answered(moment, frame, outcome, place)
+                return self._failed(context, frame, outcome.error, place, final=outcome.final)
+            case StepWaiting() if isinstance(self.body, Activity):
+                return self._waits(context, frame, outcome.wanted, place)
+            case TaskDecided():
+                return self._answered(context, frame, outcome, place)
             case _:
                 raise mismatch(place, outcome)
 
-    def resume(self, moment: Moment, frame: Frame, slot: str, progress: Done | Failed | Again, place: str) -> Progress:
+    def resume(
+        self,
+        context: DecisionContext,
+        frame: Frame,
+        slot: str,
+        progress: Completed | Failed | RepeatRequested,
+        place: str,
+    ) -> Progress:
         match progress:
-            case Done():
-                return self._succeeded(moment, frame, progress.value, place)
+            case Completed():
+                return self._succeeded(context, frame, progress.value, place)
             case Failed() if slot == "fallback":
                 return progress
             case Failed():
-                return self._failed(moment, frame, progress.error, place, final=False)
-            case Again():
+                return self._failed(context, frame, progress.error, place, final=False)
+            case RepeatRequested():
                 return progress
 
-    def _waits(self, moment: Moment, frame: Frame, wanted: Wanted, place: str) -> Progress:
+    def _waits(self, context: DecisionContext, frame: Frame, wanted: WaitRequest, place: str) -> Progress:
         if wanted.gate(self.humans) is None:
             known = ", ".join(self.humans)
             message = f"{self.path} asks {wanted.human}, who is not in components.humans: {known}."
-            return self._failed(moment, frame, RunError(type="unknown_human", message=message), place, final=True)
+            return self._failed(context, frame, RunError(type="unknown_human", message=message), place, final=True)
         # What was said to another question than the one that is asked now is dropped with all that came after it.
         answers = list(_answers(frame))[: wanted.index]
         kept = {key: value for key, value in frame.items() if key != "not_before"}
         return {**kept, "phase": "wait", "wanted": wanted.as_json(), "answers": answers}
 
-    def _heard(self, frame: Frame, answer: Answered, place: str) -> Progress:
+    def _heard(self, frame: Frame, answer: TaskDecided, place: str) -> Progress:
         """Begin the body again, with what was given."""
-        wanted, decision = read_wanted(frame["wanted"]), answer.decision
+        wanted, decision = read_wait_request(frame["wanted"]), answer.decision
         gate = wanted.gate(self.humans)
         assert gate is not None
         effect = effect_of(gate, decision)
@@ -278,50 +285,50 @@ class Step(Node):
         kept = {key: value for key, value in frame.items() if key != "wanted"}
         return {**kept, "phase": "body", "answers": [*_answers(frame), heard]}
 
-    def _succeeded(self, moment: Moment, frame: Frame, value: Value, place: str) -> Progress:
+    def _succeeded(self, context: DecisionContext, frame: Frame, value: Value, place: str) -> Progress:
         sent_back = number(frame, "reviews") > 0
-        if self.after is not None and (sent_back or self.after.asks(value, self._inner(frame, place), moment.case)):
+        if self.after is not None and (sent_back or self.after.asks(value, self._inner(frame, place), context.case)):
             kept = {key: frame[key] for key in _KEPT_FOR_REVIEW if key in frame}
             return {**kept, "phase": "after", "output": value.as_json()}
         return self._finished(value)
 
-    def _finished(self, value: Value) -> Done:
+    def _finished(self, value: Value) -> Completed:
         if self.save_as is not None:
             value = replace(value, variables={**value.variables, self.save_as: value.text})
-        return Done(value=replace(value, review=None))
+        return Completed(value=replace(value, review=None))
 
-    def _failed(self, moment: Moment, frame: Frame, error: RunError, place: str, *, final: bool) -> Progress:
+    def _failed(self, context: DecisionContext, frame: Frame, error: RunError, place: str, *, final: bool) -> Progress:
         failures = number(frame, "failures")
         if failures < self.max_retries and not final:
-            wait = retry_delay(failures, draw(f"{moment.seed}:{place}:{failures}"))
-            until = isoformat(moment.now + timedelta(seconds=wait))
+            wait = retry_delay(failures, draw(f"{context.seed}:{place}:{failures}"))
+            until = isoformat(context.now + timedelta(seconds=wait))
             again = {**frame, "failures": failures + 1, "not_before": until}
-            return self._anew(moment, again, read_value(frame["input"]), place)
-        if self.error is not None and self.error.asks(read_value(frame["input"]), place, moment.case):
+            return self._anew(context, again, read_value(frame["input"]), place)
+        if self.error is not None and self.error.asks(read_value(frame["input"]), place, context.case):
             kept = {key: value for key, value in frame.items() if key not in {"children", "not_before"}}
             return {**kept, "phase": "error", "error": {"type": error.type, "message": error.message}}
-        return self._gave_up(moment, frame, error, place)
+        return self._gave_up(context, frame, error, place)
 
-    def _gave_up(self, moment: Moment, frame: Frame, error: RunError, place: str) -> Progress:
+    def _gave_up(self, context: DecisionContext, frame: Frame, error: RunError, place: str) -> Progress:
         value = read_value(frame["input"])
         if self.on_error == "continue":
             return self._finished(replace(value.passed_on("failed"), metadata={"error_type": error.type}))
         if self.on_error == "fallback" and self.fallback is not None:
             kept = {key: frame[key] for key in ("node", "input", "attempt")}
-            progress = self.fallback.enter(moment, value, f"{self._inner(frame, place)}:fallback")
-            return self._moved(moment, {**kept, "phase": "fallback"}, "fallback", progress, place)
-        return Failed(error=error, kept=frame if isinstance(self.body, Leaf) else None)
+            progress = self.fallback.enter(context, value, f"{self._inner(frame, place)}:fallback")
+            return self._moved(context, {**kept, "phase": "fallback"}, "fallback", progress, place)
+        return Failed(error=error, kept=frame if isinstance(self.body, Activity) else None)
 
-    def _anew(self, moment: Moment, frame: Frame, value: Value, place: str) -> Progress:
+    def _anew(self, context: DecisionContext, frame: Frame, value: Value, place: str) -> Progress:
         """Begin the body again."""
         dropped = {"children", "output", "error"}
         fresh = {key: kept for key, kept in frame.items() if key not in dropped}
         fresh |= {"attempt": number(frame, "attempt") + 1, "input": value.as_json()}
-        return self._begin(moment, fresh, value, place)
+        return self._begin(context, fresh, value, place)
 
     def revived(self, frame: Frame) -> Frame:
         fresh = {key: kept for key, kept in frame.items() if key not in {"not_before", "failures", "error"}}
-        if isinstance(self.body, Leaf) and frame["phase"] == "body":
+        if isinstance(self.body, Activity) and frame["phase"] == "body":
             return {**fresh, "attempt": number(frame, "attempt") + 1}
         return super().revived(fresh)
 
@@ -338,23 +345,23 @@ class Step(Node):
 
     # ---- answers ----------------------------------------------------------------------------------------------
 
-    def _answered(self, moment: Moment, frame: Frame, answer: Answered, place: str) -> Progress:
+    def _answered(self, context: DecisionContext, frame: Frame, answer: TaskDecided, place: str) -> Progress:
         match frame["phase"]:
             case "step":
                 return self._question(frame, answer, place)
             case "before":
-                return self._permission(moment, frame, answer, place)
+                return self._permission(context, frame, answer, place)
             case "after":
-                return self._judgement(moment, frame, answer, place)
+                return self._judgement(context, frame, answer, place)
             case "error":
-                return self._rescue(moment, frame, answer, place)
+                return self._rescue(context, frame, answer, place)
             case "wait":
                 return self._heard(frame, answer, place)
             case _:
                 raise mismatch(place, answer)
 
-    def _question(self, frame: Frame, answer: Answered, place: str) -> Progress:
-        assert isinstance(self.body, Question)
+    def _question(self, frame: Frame, answer: TaskDecided, place: str) -> Progress:
+        assert isinstance(self.body, HumanQuestion)
         gate, decision, value = self.body.gate, answer.decision, read_value(frame["input"])
         told = replace(value, metadata={"node_kind": "human", "node_id": self.id, "decision": decision.kind.value})
         told = filled_in(told, decision, self.id)
@@ -366,7 +373,7 @@ class Step(Node):
             case DecisionKind.EDITED | DecisionKind.PROVIDED:
                 return self._finished(replace(told, text=decision.content or "", status="completed"))
             case DecisionKind.REJECTED if effect_of(gate, decision) == RETRY:
-                return Again(
+                return RepeatRequested(
                     place=place,
                     feedback=feedback_of(decision),
                     rejected=value.text,
@@ -377,24 +384,24 @@ class Step(Node):
                 passed_on = forwarded(value, decision) if effect_of(gate, decision) == CONTINUE else value
                 return self._past(rejected(gate, decision, passed_on, place))
 
-    def _past(self, progress: Done | Ended) -> Progress:
-        return self._finished(progress.value) if isinstance(progress, Done) else progress
+    def _past(self, progress: Completed | RunEnded) -> Progress:
+        return self._finished(progress.value) if isinstance(progress, Completed) else progress
 
-    def _permission(self, moment: Moment, frame: Frame, answer: Answered, place: str) -> Progress:
+    def _permission(self, context: DecisionContext, frame: Frame, answer: TaskDecided, place: str) -> Progress:
         assert self.before is not None
         value, decision = read_value(frame["input"]), answer.decision
         if decision.kind is DecisionKind.APPROVED:
             value = filled_in(value, decision, self.id)
-            return self._begin(moment, self._chose(THEN, {**frame, "input": value.as_json()}), value, place)
-        if effect_of(self.before, decision) == "else" and isinstance(self.body, Branch):
-            return self._begin(moment, self._chose(ELSE, frame), value, place)
+            return self._begin(context, self._chose(THEN, {**frame, "input": value.as_json()}), value, place)
+        if effect_of(self.before, decision) == "else" and isinstance(self.body, BranchNode):
+            return self._begin(context, self._chose(ELSE, frame), value, place)
         return rejected(self.before, decision, value, place)
 
     def _chose(self, branch: str, frame: Frame) -> Frame:
         """Keep the branch that a person decided on, so that a repetition does not evaluate the condition instead."""
-        return {**frame, "chosen": branch} if isinstance(self.body, Branch) else frame
+        return {**frame, "chosen": branch} if isinstance(self.body, BranchNode) else frame
 
-    def _judgement(self, moment: Moment, frame: Frame, answer: Answered, place: str) -> Progress:
+    def _judgement(self, context: DecisionContext, frame: Frame, answer: TaskDecided, place: str) -> Progress:
         assert self.after is not None
         decision, output = answer.decision, read_value(frame["output"])
         if decision.kind is DecisionKind.APPROVED:
@@ -409,19 +416,19 @@ class Step(Node):
         reviews = number(frame, "reviews")
         if reviews >= self.after.max_retries:
             return stopped(rejection(place, decision))
-        review = Review(previous_output=output.text, feedback=feedback_of(decision))
+        review = ReviewFeedback(previous_output=output.text, feedback=feedback_of(decision))
         again = {**frame, "reviews": reviews + 1, "failures": 0}
-        return self._anew(moment, again, replace(value, review=review), place)
+        return self._anew(context, again, replace(value, review=review), place)
 
-    def _rescue(self, moment: Moment, frame: Frame, answer: Answered, place: str) -> Progress:
+    def _rescue(self, context: DecisionContext, frame: Frame, answer: TaskDecided, place: str) -> Progress:
         value, kept = read_value(frame["input"]), frame["error"]
         assert isinstance(kept, Mapping)
         error = RunError(type=kept["type"], message=kept["message"])
         choice = answer.decision.selected_option
         if choice == RETRY:
-            return self._anew(moment, {**frame, "asked": number(frame, "asked") + 1, "failures": 0}, value, place)
+            return self._anew(context, {**frame, "asked": number(frame, "asked") + 1, "failures": 0}, value, place)
         if SKIP in {choice, answer.decision.effect}:
             return self._finished(value.passed_on("skipped"))
         if answer.decision.effect == "cancel":
             return stopped(RunError(type="cancelled", message=rejection(place, answer.decision).message))
-        return Ended(status=RunStatus.FAILED, output=None, error=error)
+        return RunEnded(status=RunStatus.FAILED, output=None, error=error)

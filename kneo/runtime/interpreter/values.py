@@ -9,7 +9,7 @@ from kneo.spec.gates import Facts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Review:
+class ReviewFeedback:
     """What a reviewer said about an earlier try, for the next one."""
 
     previous_output: str
@@ -30,7 +30,7 @@ class Value:
     variables: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
     """What each of several parallel steps said, by its id."""
-    review: Review | None = None
+    review: ReviewFeedback | None = None
     values: Mapping[str, object] = field(default_factory=dict)
     """What people filled in since the last step did something."""
 
@@ -66,6 +66,6 @@ def read_value(kept: object) -> Value:
         metadata=kept.get("metadata", {}),
         variables=kept.get("variables", {}),
         outputs=kept.get("outputs", {}),
-        review=Review(**review) if review else None,
+        review=ReviewFeedback(**review) if review else None,
         values=kept.get("values", {}),
     )

@@ -5,20 +5,19 @@ A node's ``path`` is its place in the spec (``review/legal``) and names its step
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Ordered
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from kneo.errors import Invalid
-from kneo.runtime.interpreter.branch import Branch, Router, Selector
-from kneo.runtime.interpreter.gate import Gate
-from kneo.runtime.interpreter.graph import Graph, Way
-from kneo.runtime.interpreter.loop import Loop
-from kneo.runtime.interpreter.node import Leaf, Node, below
-from kneo.runtime.interpreter.parallel import Parallel
+from kneo.runtime.interpreter.branch import BranchNode, RouterNode, Selector
+from kneo.runtime.interpreter.gate import CompiledGate
+from kneo.runtime.interpreter.graph import GraphEdge, GraphNode
+from kneo.runtime.interpreter.loop import LoopNode
+from kneo.runtime.interpreter.node import Activity, ProgramNode, below
+from kneo.runtime.interpreter.parallel import ParallelNode
 from kneo.runtime.interpreter.program import ROOT_AGENT, Program
-from kneo.runtime.interpreter.sequence import Sequence, Turns
-from kneo.runtime.interpreter.step import Question, Step
+from kneo.runtime.interpreter.sequence import SequenceNode, TurnsNode
+from kneo.runtime.interpreter.step import HumanQuestion, StepNode
 from kneo.runtime.program.gates import DECISIONS, make_added, make_gate, make_question, make_waits
 from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.coverage.environment_gates import gates_around, gates_around_agent
@@ -39,10 +38,10 @@ from kneo.spec.models import (
     RouterStep,
     SequentialWorkflow,
     Spec,
+    Step,
     StepsStep,
     Workflow,
 )
-from kneo.spec.models import Step as DeclaredStep
 from kneo.spec.models.environment_gates import EnvironmentGate
 from kneo.tasks.forms import check_schema
 
@@ -78,14 +77,14 @@ def compile_program(spec: Spec, target: str) -> Program:
     workflow = spec.workflow if target == "workflow" else None
     if workflow is None:
         name = spec.agent.name
-        body: Leaf | Node
+        body: Activity | ProgramNode
         if spec.agent.as_agent is not None:
             body = compiler.answering(spec.agent, name, 0)
         else:
-            body = Leaf(path=name, id=name, kind="agent", ref=ROOT_AGENT)
+            body = Activity(path=name, id=name, kind="agent", ref=ROOT_AGENT)
             compiler.asked[ROOT_AGENT] = None
-        step = _surrounded(Step(path=name, id=name, kind="agent", body=body), gates_around_agent(view))
-        root: Node = Sequence(path="", id=name, children=(step,))
+        step = _surrounded(StepNode(path=name, id=name, kind="agent", body=body), gates_around_agent(view))
+        root: ProgramNode = SequenceNode(path="", id=name, children=(step,))
     else:
         root = compiler.workflow(workflow, "", "workflow", 0)
     return Program(
@@ -123,12 +122,12 @@ class _Compiler:
 
     # ---- families ---------------------------------------------------------------------------------------------
 
-    def workflow(self, workflow: Workflow, path: str, name: str, depth: int) -> Node:
+    def workflow(self, workflow: Workflow, path: str, name: str, depth: int) -> ProgramNode:
         match workflow:
             case SequentialWorkflow():
                 return self.row(workflow.steps, path, name, depth)
             case ConcurrentWorkflow():
-                return Parallel(path=path, id=name, children=self.all_of(workflow.participants, path, depth))
+                return ParallelNode(path=path, id=name, children=self.all_of(workflow.participants, path, depth))
             case GroupChatWorkflow():
                 children = self.all_of(workflow.participants, path, depth)
                 order = tuple(range(len(children)))
@@ -136,16 +135,16 @@ class _Compiler:
                 turns = workflow.rounds * len(children)
                 cut = limit is not None and limit < len(children)
                 turns = turns if limit is None else min(turns, limit)
-                return Turns(path=path, id=name, children=children, order=order, turns=turns, cut_short=cut)
+                return TurnsNode(path=path, id=name, children=children, order=order, turns=turns, cut_short=cut)
             case HandoffWorkflow():
                 return self.handoff(workflow, path, name, depth)
             case GraphWorkflow():
                 return self.graph(workflow, path, name, depth)
 
-    def row(self, steps: Ordered[DeclaredStep], path: str, name: str, depth: int) -> Sequence:
-        return Sequence(path=path, id=name, children=self.all_of(steps, path, depth))
+    def row(self, steps: Sequence[Step], path: str, name: str, depth: int) -> SequenceNode:
+        return SequenceNode(path=path, id=name, children=self.all_of(steps, path, depth))
 
-    def all_of(self, steps: Ordered[DeclaredStep], path: str, depth: int) -> tuple[Node, ...]:
+    def all_of(self, steps: Sequence[Step], path: str, depth: int) -> tuple[ProgramNode, ...]:
         enabled = [step for step in steps if step.enabled]
         ids = [step.id for step in enabled]
         if len(set(ids)) < len(ids):
@@ -154,7 +153,7 @@ class _Compiler:
         beside = {step.id: step for step in (*steps, *enabled)}
         return tuple(self.step(step, path, depth, beside) for step in enabled)
 
-    def handoff(self, workflow: HandoffWorkflow, path: str, name: str, depth: int) -> Turns:
+    def handoff(self, workflow: HandoffWorkflow, path: str, name: str, depth: int) -> TurnsNode:
         """Sequence: everybody named, once. Round robin: round and round up to the limit, else one round."""
         children = self.all_of(workflow.participants, path, depth)
         positions = {child.id: index for index, child in enumerate(children)}
@@ -163,21 +162,21 @@ class _Compiler:
         limit = workflow.max_iterations
         if workflow.selector.type == "round_robin":
             turns = limit if limit is not None else len(order)
-            return Turns(path=path, id=name, children=children, order=order, turns=turns)
+            return TurnsNode(path=path, id=name, children=children, order=order, turns=turns)
         cut = limit is not None and limit < len(order)
         turns = limit if cut and limit is not None else len(order)
-        return Turns(path=path, id=name, children=children, order=order, turns=turns, cut_short=cut)
+        return TurnsNode(path=path, id=name, children=children, order=order, turns=turns, cut_short=cut)
 
-    def graph(self, workflow: GraphWorkflow, path: str, name: str, depth: int) -> Graph:
+    def graph(self, workflow: GraphWorkflow, path: str, name: str, depth: int) -> GraphNode:
         declared = {key: node for key, node in workflow.nodes.items() if node.enabled}
         if workflow.start not in declared:
             msg = f"The graph {path or name} starts at {workflow.start}, which it does not have."
             raise Invalid(msg, code="spec_invalid")
-        ways: dict[str, list[Way]] = {key: [] for key in declared}
+        ways: dict[str, list[GraphEdge]] = {key: [] for key in declared}
         for edge in workflow.edges:
             if edge.source in declared and edge.target in declared:
-                ways[edge.source].append(Way(target=edge.target, condition=edge.condition))
-        return Graph(
+                ways[edge.source].append(GraphEdge(target=edge.target, condition=edge.condition))
+        return GraphNode(
             path=path,
             id=name,
             start=workflow.start,
@@ -190,14 +189,14 @@ class _Compiler:
 
     def step(
         self,
-        step: DeclaredStep,
+        step: Step,
         parent: str,
         depth: int,
-        beside: Mapping[str, DeclaredStep],
+        beside: Mapping[str, Step],
         *,
         name: str | None = None,
         instead_of: tuple[str, ...] = (),
-    ) -> Step:
+    ) -> StepNode:
         """Compile one step with everything around it.
 
         Args:
@@ -215,7 +214,7 @@ class _Compiler:
             raise Invalid(msg, code="spec_invalid")
         gates = self.gates(step, path)
         retries = max(1, step.max_retries) if step.on_error == "retry" else step.max_retries
-        made = Step(
+        made = StepNode(
             path=path,
             id=name or step.id,
             kind=step.kind,
@@ -231,11 +230,11 @@ class _Compiler:
         )
         return _surrounded(made, self.around.get(id(step), ()))
 
-    def gates(self, step: DeclaredStep, path: str) -> dict[str, Gate]:
+    def gates(self, step: Step, path: str) -> dict[str, CompiledGate]:
         declared = step.review.gates() if step.review is not None else {}
         humans = self.spec.components.humans
         made = {position: make_gate(position, gate, humans, path) for position, gate in declared.items()}
-        found: dict[str, Gate] = {str(position): gate for position, gate in made.items()}
+        found: dict[str, CompiledGate] = {str(position): gate for position, gate in made.items()}
         if isinstance(step, ConditionStep) and "before" in found:
             before = found["before"]
             says = before.human.on_reject
@@ -249,12 +248,12 @@ class _Compiler:
 
     def fallback(
         self,
-        step: DeclaredStep,
+        step: Step,
         parent: str,
         depth: int,
-        beside: Mapping[str, DeclaredStep],
+        beside: Mapping[str, Step],
         instead_of: tuple[str, ...],
-    ) -> Step | None:
+    ) -> StepNode | None:
         if step.on_error != "fallback":
             return None
         target = beside.get(step.fallback_ref or "")
@@ -267,19 +266,21 @@ class _Compiler:
             return None
         return self.step(target, parent, depth + 1, beside, name=step.fallback_ref, instead_of=instead_of)
 
-    def body(self, step: DeclaredStep, path: str, depth: int, gates: Mapping[str, Gate]) -> Leaf | Question | Node:
+    def body(
+        self, step: Step, path: str, depth: int, gates: Mapping[str, CompiledGate]
+    ) -> Activity | HumanQuestion | ProgramNode:
         match step:
             case LeafStep():
-                return self.leaf(step, path, depth)
+                return self.activity(step, path, depth)
             case StepsStep():
                 self._timeless(step, path)
                 return self.row(step.steps, path, step.id, depth + 1)
             case ParallelStep():
                 self._timeless(step, path)
-                return Parallel(path=path, id=step.id, children=self.all_of(step.steps, path, depth + 1))
+                return ParallelNode(path=path, id=step.id, children=self.all_of(step.steps, path, depth + 1))
             case ConditionStep():
                 self._timeless(step, path)
-                return Branch(
+                return BranchNode(
                     path=path,
                     id=step.id,
                     when=step.when,
@@ -288,7 +289,7 @@ class _Compiler:
                 )
             case LoopStep():
                 self._timeless(step, path)
-                return Loop(
+                return LoopNode(
                     path=path,
                     id=step.id,
                     body=self.row(step.steps, path, step.id, depth + 1),
@@ -301,12 +302,12 @@ class _Compiler:
                 return self.router(step, path, depth, gates)
 
     @staticmethod
-    def _timeless(step: DeclaredStep, path: str) -> None:
+    def _timeless(step: Step, path: str) -> None:
         if step.timeout_seconds is not None:
             msg = f"The step {path} is of kind {step.kind} and has timeout_seconds"
             raise _unsupported(msg, "Give the steps in it a timeout, or the whole run.")
 
-    def leaf(self, step: LeafStep, path: str, depth: int) -> Leaf | Question | Node:
+    def activity(self, step: LeafStep, path: str, depth: int) -> Activity | HumanQuestion | ProgramNode:
         components = self.spec.components
         kinds: Mapping[str, tuple[str, Mapping[str, object]]] = {
             "agent": ("agents", {self.spec.agent.name: self.spec.agent, **components.agents}),
@@ -330,9 +331,9 @@ class _Compiler:
                 self._timeless(step, path)
                 return self.answering(agent, path, depth)
             self.asked[step.ref] = None
-        return Leaf(path=path, id=step.id, kind=step.kind, ref=step.ref, timeout_seconds=step.timeout_seconds)
+        return Activity(path=path, id=step.id, kind=step.kind, ref=step.ref, timeout_seconds=step.timeout_seconds)
 
-    def answering(self, agent: Agent, path: str, depth: int) -> Node:
+    def answering(self, agent: Agent, path: str, depth: int) -> ProgramNode:
         """Compile the workflow that answers as an agent."""
         assert agent.as_agent is not None
         if agent.as_agent not in self.spec.components.workflows:
@@ -341,10 +342,10 @@ class _Compiler:
         return self.workflow(self.spec.components.workflows[agent.as_agent], path, agent.as_agent, depth + 1)
 
     @staticmethod
-    def question(human: Human, path: str, name: str) -> Question:
-        return Question(gate=make_question(human, path, f"The human {name}"))
+    def question(human: Human, path: str, name: str) -> HumanQuestion:
+        return HumanQuestion(gate=make_question(human, path, f"The human {name}"))
 
-    def router(self, step: RouterStep, path: str, depth: int, gates: Mapping[str, Gate]) -> Router:
+    def router(self, step: RouterStep, path: str, depth: int, gates: Mapping[str, CompiledGate]) -> RouterNode:
         declared = step.review.route if step.review is not None else None
         route = gates.get("route")
         if route is None:
@@ -358,11 +359,13 @@ class _Compiler:
                 msg = f"The router {path} chooses by {chosen.function}, which is not in components.functions."
                 raise Invalid(msg, code="spec_invalid")
             selector = Selector(
-                function=Leaf(path=path, id=step.id, kind="function", ref=chosen.function) if chosen.function else None,
+                function=Activity(path=path, id=step.id, kind="function", ref=chosen.function)
+                if chosen.function
+                else None,
                 conditions=tuple((item.when, item.choice) for item in chosen.conditions),
                 default=chosen.default,
             )
-        return Router(
+        return RouterNode(
             path=path,
             id=step.id,
             choices={name: self.row(step.choices[name].steps, path, step.id, depth + 1) for name in step.names},
@@ -373,11 +376,11 @@ class _Compiler:
         )
 
 
-def _surrounded(step: Step, gates: Ordered[EnvironmentGate]) -> Step:
+def _surrounded(step: StepNode, gates: Sequence[EnvironmentGate]) -> StepNode:
     """Put the questions of an environment around a step; the first of them is asked first before it, and last after it."""
     for one in reversed(gates):
         asked = {place: make_added(place, one.name, gate, step.path) for place, gate in one.gates().items()}
-        step = Step(
+        step = StepNode(
             path=step.path,
             id=step.id,
             kind=step.kind,

@@ -8,10 +8,9 @@ from dataclasses import replace
 
 from kneo.errors import Invalid
 from kneo.records.task import DecisionKind
-from kneo.runtime.interpreter.gate import DEFAULT_HUMAN, DEFAULT_RETRIES, Gate
+from kneo.runtime.interpreter.gate import DEFAULT_HUMAN, DEFAULT_RETRIES, CompiledGate
 from kneo.spec.gates import default_rejection
-from kneo.spec.models import Gate as DeclaredGate
-from kneo.spec.models import Human
+from kneo.spec.models import Gate, Human
 from kneo.spec.models.human import NOT_HONOURED
 from kneo.tasks.forms import check_fields, check_schema
 
@@ -27,7 +26,7 @@ DECISIONS: Mapping[str, tuple[DecisionKind, ...]] = {
 """The answers that have an effect at each position."""
 
 
-def make_question(human: Human, path: str, name: str) -> Gate:
+def make_question(human: Human, path: str, name: str) -> CompiledGate:
     """Make the question of a step of kind human.
 
     Raises:
@@ -36,7 +35,7 @@ def make_question(human: Human, path: str, name: str) -> Gate:
     return _gate("step", human, path, name)
 
 
-def make_waits(humans: Mapping[str, Human]) -> dict[str, Gate]:
+def make_waits(humans: Mapping[str, Human]) -> dict[str, CompiledGate]:
     """Make what a function may ask of each human in its middle; those that cannot be asked so are left out."""
     found = {}
     for name, human in {DEFAULT_HUMAN: Human(), **humans}.items():
@@ -46,7 +45,7 @@ def make_waits(humans: Mapping[str, Human]) -> dict[str, Gate]:
     return found
 
 
-def make_gate(position: str, declared: DeclaredGate, humans: Mapping[str, Human], path: str) -> Gate:
+def make_gate(position: str, declared: Gate, humans: Mapping[str, Human], path: str) -> CompiledGate:
     """Make the question that a spec puts around a step.
 
     Raises:
@@ -57,7 +56,7 @@ def make_gate(position: str, declared: DeclaredGate, humans: Mapping[str, Human]
     return _gate(position, human.model_copy(update=own), path, f"review.{position}", declared=declared)
 
 
-def make_added(position: str, name: str, declared: DeclaredGate, path: str) -> Gate:
+def make_added(position: str, name: str, declared: Gate, path: str) -> CompiledGate:
     """Make a question that an environment puts around a step.
 
     Raises:
@@ -66,7 +65,7 @@ def make_added(position: str, name: str, declared: DeclaredGate, path: str) -> G
     return replace(make_gate(position, declared, {}, path), added=name)
 
 
-def _whom(declared: DeclaredGate, humans: Mapping[str, Human], path: str) -> Human:
+def _whom(declared: Gate, humans: Mapping[str, Human], path: str) -> Human:
     if isinstance(declared.human, Human):
         return declared.human
     if declared.human is None:
@@ -77,7 +76,7 @@ def _whom(declared: DeclaredGate, humans: Mapping[str, Human], path: str) -> Hum
     return humans[declared.human]
 
 
-def _gate(position: str, human: Human, path: str, name: str, declared: DeclaredGate | None = None) -> Gate:
+def _gate(position: str, human: Human, path: str, name: str, declared: Gate | None = None) -> CompiledGate:
     used = [field for field in NOT_HONOURED if getattr(human, field)]
     if used:
         msg = f"{name} at {path} uses {', '.join(used)}, which this runtime does not honour yet."
@@ -90,7 +89,7 @@ def _gate(position: str, human: Human, path: str, name: str, declared: DeclaredG
     if not chosen:
         msg = f"{name} at {path} takes none of the answers that have an effect there: {', '.join(legal)}."
         raise Invalid(msg, code="spec_invalid")
-    return Gate(
+    return CompiledGate(
         position=position,
         human=human,
         decisions=chosen,

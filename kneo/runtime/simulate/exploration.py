@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
 
-from kneo.runtime.interpreter.node import Ask, Asked, Ended, Execute, Frame, Moment
+from kneo.runtime.interpreter.node import Ask, DecisionContext, Execute, Frame, RunEnded, TaskOpened
 from kneo.runtime.interpreter.program import Program, actions, begin, settle, waiting
-from kneo.runtime.simulate.scenario import Privileged, Script, Way
+from kneo.runtime.simulate.scenario import Privileged, Scenario, Transition
 
-MOMENT = Moment(now=datetime(2000, 1, 1, tzinfo=UTC), seed="simulation", case="simulation")
+CONTEXT = DecisionContext(now=datetime(2000, 1, 1, tzinfo=UTC), seed="simulation", case="simulation")
 """Nothing depends on it: no time passes, and questions asked by chance are always asked."""
 
 
 @dataclass(slots=True)
-class Point:
+class ExploredState:
     """A state of the run, and where it leads.
 
     Attributes:
@@ -30,7 +30,7 @@ class Point:
         cut: Whether the simulation went no further here.
     """
 
-    state: Frame | Ended
+    state: Frame | RunEnded
     agreed: bool
     doing: tuple[str, str] = ("end", "")
     ungated: str | None = None
@@ -38,7 +38,7 @@ class Point:
     cut: bool = False
 
 
-class Walk:
+class Exploration:
     """All states that a program can come to, the nearest ones first.
 
     Args:
@@ -48,8 +48,8 @@ class Walk:
         limit: The most states that are looked at.
     """
 
-    def __init__(self, program: Program, script: Script, privileged: Privileged, limit: int) -> None:
-        self.points: list[Point] = [Point({}, agreed=False, doing=("input", "input"))]
+    def __init__(self, program: Program, script: Scenario, privileged: Privileged, limit: int) -> None:
+        self.points: list[ExploredState] = [ExploredState({}, agreed=False, doing=("input", "input"))]
         self.reached: set[str] = set()
         self.asked: set[tuple[str, str]] = set()
         self._program = program
@@ -66,11 +66,11 @@ class Walk:
     def _follow(self, limit: int) -> None:
         ahead: deque[int] = deque()
         for label, text in self._script.inputs():
-            self._lead(self.points[0], label, begin(self._program, text, MOMENT), agreed=False, ahead=ahead)
+            self._lead(self.points[0], label, begin(self._program, text, CONTEXT), agreed=False, ahead=ahead)
         done = 0
         while ahead:
             point = self.points[ahead.popleft()]
-            if isinstance(point.state, Ended):
+            if isinstance(point.state, RunEnded):
                 continue
             done += 1
             if done > limit:
@@ -79,12 +79,14 @@ class Walk:
             for way, after in self._next(point, point.state):
                 self._lead(point, way.label, after, agreed=point.agreed or way.agreed, ahead=ahead)
 
-    def _lead(self, point: Point, label: str, state: Frame | Ended, *, agreed: bool, ahead: deque[int]) -> None:
-        state = state if isinstance(state, Ended) else self._all_asked(state)
+    def _lead(
+        self, point: ExploredState, label: str, state: Frame | RunEnded, *, agreed: bool, ahead: deque[int]
+    ) -> None:
+        state = state if isinstance(state, RunEnded) else self._all_asked(state)
         key = _name(state, agreed=agreed)
         if key not in self._numbers:
             self._numbers[key] = len(self.points)
-            self.points.append(Point(state, agreed))
+            self.points.append(ExploredState(state, agreed))
             ahead.append(self._numbers[key])
         point.ways.append((label, self._numbers[key]))
 
@@ -94,18 +96,18 @@ class Walk:
             ask = next((one for one in actions(self._program, state) if isinstance(one, Ask)), None)
             if ask is None:
                 return state
-            after = settle(self._program, state, ask.ticket, Asked(task_id=ask.ticket), MOMENT)
-            assert not isinstance(after, Ended), "asking ends nothing"
+            after = settle(self._program, state, ask.ticket, TaskOpened(task_id=ask.ticket), CONTEXT)
+            assert not isinstance(after, RunEnded), "asking ends nothing"
             state = after
 
-    def _next(self, point: Point, state: Frame) -> Iterator[tuple[Way, Frame | Ended]]:
+    def _next(self, point: ExploredState, state: Frame) -> Iterator[tuple[Transition, Frame | RunEnded]]:
         """Do what is first to be done, or else answer the first open question."""
         execute = next((one for one in actions(self._program, state) if isinstance(one, Execute)), None)
         if execute is not None:
             place = execute.ticket.rpartition(":")[0]
             point.doing = ("step", place)
-            self.reached.add(execute.leaf.path)
-            call = self._privileged.get((execute.leaf.kind, execute.leaf.ref))
+            self.reached.add(execute.activity.path)
+            call = self._privileged.get((execute.activity.kind, execute.activity.ref))
             point.ungated = call if not point.agreed else None
             ticket, ways = execute.ticket, self._script.results(execute)
         else:
@@ -114,14 +116,14 @@ class Walk:
             self.asked.add((ask.path, ask.gate.spot))
             ticket, ways = ask.ticket, self._script.answers(ask)
         for way in ways:
-            if isinstance(way.outcome, Ended):
+            if isinstance(way.outcome, RunEnded):
                 yield way, way.outcome
             else:
-                yield way, settle(self._program, state, ticket, way.outcome, MOMENT)
+                yield way, settle(self._program, state, ticket, way.outcome, CONTEXT)
 
 
-def _name(state: Frame | Ended, *, agreed: bool) -> bytes:
-    if isinstance(state, Ended):
+def _name(state: Frame | RunEnded, *, agreed: bool) -> bytes:
+    if isinstance(state, RunEnded):
         told: object = [state.status, state.output, state.error.type if state.error else None]
     else:
         told = state
@@ -129,7 +131,7 @@ def _name(state: Frame | Ended, *, agreed: bool) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class BranchOutcome:
     """One branch, from its beginning to its end.
 
     Attributes:
@@ -161,7 +163,7 @@ Fork = list[tuple[tuple[str, ...], int]]
 
 
 @dataclass(slots=True)
-class Matrix:
+class BranchMatrix:
     """The branches of a walk.
 
     Attributes:
@@ -169,12 +171,12 @@ class Matrix:
         forks: By point: the words that lead to the same future, and a point that begins it.
     """
 
-    points: Sequence[Point]
+    points: Sequence[ExploredState]
     count: int = 0
     forks: list[Fork] = field(default_factory=list)
 
     @classmethod
-    def of(cls, walk: Walk) -> Matrix:
+    def of(cls, walk: Exploration) -> BranchMatrix:
         """Fold the states of a walk that can only go the same ways."""
         futures: list[int] = [-1] * len(walk.points)
         known: dict[object, int] = {}
@@ -189,7 +191,7 @@ class Matrix:
             futures[number] = known.setdefault(future, len(known))
         return cls(points=walk.points, count=counts[0], forks=forks)
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[BranchOutcome]:
         """Yield each branch; what people agree to comes before what they refuse."""
         ahead: list[tuple[int, _Trail | None]] = [(0, None)]
         while ahead:
@@ -200,12 +202,12 @@ class Matrix:
             for words, to in reversed(fork):
                 ahead.append((to, _Trail(trail, self.points[number], words, chosen=len(fork) > 1)))
 
-    def _outcome(self, number: int, trail: _Trail | None) -> Outcome:
+    def _outcome(self, number: int, trail: _Trail | None) -> BranchOutcome:
         passed = list(_links(trail))[::-1]
         end = self.points[number].state
-        ended = end if isinstance(end, Ended) else None
+        ended = end if isinstance(end, RunEnded) else None
         shown = [link for link in passed if link.chosen or link.point.doing[0] == "question"]
-        return Outcome(
+        return BranchOutcome(
             choices=tuple((*link.point.doing, link.words) for link in shown),
             ran=tuple(link.point.doing[1] for link in passed if link.point.doing[0] == "step"),
             ungated=tuple((link.point.doing[1], link.point.ungated) for link in passed if link.point.ungated),
@@ -220,7 +222,7 @@ class _Trail:
     """How a point was reached, from the last step back."""
 
     before: _Trail | None
-    point: Point
+    point: ExploredState
     words: tuple[str, ...]
     chosen: bool
 
@@ -231,13 +233,13 @@ def _links(trail: _Trail | None) -> Iterator[_Trail]:
         trail = trail.before
 
 
-def _kind(point: Point) -> object:
-    if isinstance(point.state, Ended):
+def _kind(point: ExploredState) -> object:
+    if isinstance(point.state, RunEnded):
         return point.state.status, point.state.error.type if point.state.error else None
     return point.doing, point.ungated, point.cut
 
 
-def _fork(point: Point, futures: Sequence[int]) -> Fork:
+def _fork(point: ExploredState, futures: Sequence[int]) -> Fork:
     """Join the words that lead to the same future."""
     joined: dict[int, tuple[dict[str, None], int]] = {}
     for word, to in point.ways:
@@ -245,7 +247,7 @@ def _fork(point: Point, futures: Sequence[int]) -> Fork:
     return [(tuple(words), to) for words, to in joined.values()]
 
 
-def _innermost_first(points: Sequence[Point]) -> Iterator[int]:
+def _innermost_first(points: Sequence[ExploredState]) -> Iterator[int]:
     """Yield every point after all that it leads to."""
     seen = {0}
     path: list[tuple[int, Iterator[tuple[str, int]]]] = [(0, iter(points[0].ways))]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from kneo.runtime.interpreter.branch import Branch, Router
-from kneo.runtime.interpreter.gate import Gate
-from kneo.runtime.interpreter.graph import Graph
-from kneo.runtime.interpreter.loop import Loop
-from kneo.runtime.interpreter.node import Leaf, Node
-from kneo.runtime.interpreter.parallel import Parallel
+from kneo.runtime.interpreter.branch import BranchNode, RouterNode
+from kneo.runtime.interpreter.gate import CompiledGate
+from kneo.runtime.interpreter.graph import GraphNode
+from kneo.runtime.interpreter.loop import LoopNode
+from kneo.runtime.interpreter.node import Activity, ProgramNode
+from kneo.runtime.interpreter.parallel import ParallelNode
 from kneo.runtime.interpreter.program import Program
-from kneo.runtime.interpreter.sequence import Sequence
-from kneo.runtime.interpreter.step import Question, Step
+from kneo.runtime.interpreter.sequence import SequenceNode
+from kneo.runtime.interpreter.step import HumanQuestion, StepNode
 from kneo.spec.models import Condition
 
 
@@ -57,52 +57,52 @@ class _Survey:
     words: dict[str, None] = field(default_factory=dict)
     choices: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def node(self, node: Node, *, caught: bool) -> None:
+    def node(self, node: ProgramNode, *, caught: bool) -> None:
         match node:
-            case Step():
+            case StepNode():
                 self._step(node, caught=caught)
-            case Sequence() | Parallel():
+            case SequenceNode() | ParallelNode():
                 self._all(node.children, caught=caught)
-            case Branch():
+            case BranchNode():
                 self._condition(node.when)
                 self._all((node.then, node.otherwise), caught=caught)
-            case Loop():
+            case LoopNode():
                 self._condition(node.until)
                 self._gate(node.path, node.each)
                 self.node(node.body, caught=caught)
-            case Router():
+            case RouterNode():
                 self._router(node)
                 self._all(node.choices.values(), caught=caught)
-            case Graph():
+            case GraphNode():
                 for ways in node.ways.values():
                     for way in ways:
                         self._condition(way.condition)
                 self._all(node.nodes.values(), caught=caught)
 
-    def _all(self, nodes: Iterable[Node], *, caught: bool) -> None:
+    def _all(self, nodes: Iterable[ProgramNode], *, caught: bool) -> None:
         for node in nodes:
             self.node(node, caught=caught)
 
-    def _step(self, step: Step, *, caught: bool) -> None:
+    def _step(self, step: StepNode, *, caught: bool) -> None:
         for gate in (step.before, step.after, step.error):
             self._gate(step.path, gate)
         inner = caught or step.error is not None or step.on_error in {"continue", "fallback"}
-        if isinstance(step.body, Node):
+        if isinstance(step.body, ProgramNode):
             # A step that is repeated by itself comes to the same again; a group is begun again from its first step.
             inner = inner or step.max_retries > 0
         match step.body:
-            case Leaf():
+            case Activity():
                 self.steps.add(step.path)
                 if inner:
                     self.caught.add(step.path)
-            case Question():
+            case HumanQuestion():
                 self._gate(step.path, step.body.gate)
             case body:
                 self.node(body, caught=inner)
         if step.fallback is not None:
             self.node(step.fallback, caught=caught)
 
-    def _router(self, router: Router) -> None:
+    def _router(self, router: RouterNode) -> None:
         chosen = router.selector
         if router.asks_first or chosen is None:
             self._gate(router.path, router.route)
@@ -113,7 +113,7 @@ class _Survey:
         for when, _ in chosen.conditions:
             self._condition(when)
 
-    def _gate(self, path: str, gate: Gate | None) -> None:
+    def _gate(self, path: str, gate: CompiledGate | None) -> None:
         if gate is not None:
             self.gates.add((path, gate.spot))
             self._condition(gate.when)

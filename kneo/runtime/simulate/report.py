@@ -9,9 +9,9 @@ from itertools import islice
 
 from kneo.runtime.interpreter.program import ROOT_AGENT, Program
 from kneo.runtime.program.compiler import compile_program
-from kneo.runtime.simulate.exploration import Matrix, Outcome, Walk
+from kneo.runtime.simulate.exploration import BranchMatrix, BranchOutcome, Exploration
 from kneo.runtime.simulate.layout import Layout, layout_of
-from kneo.runtime.simulate.scenario import ANY_QUESTIONS, Privileged, Script
+from kneo.runtime.simulate.scenario import ANY_QUESTIONS, Privileged, Scenario
 from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.coverage.dependencies import ROOT, agent_part
 from kneo.spec.coverage.privileged_calls import privileged_calls
@@ -57,7 +57,7 @@ class Simulation:
 
     file: str | None
     branches: int
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[BranchOutcome]
     cut: int
     findings: Sequence[Finding]
 
@@ -106,16 +106,16 @@ class Simulator:
 
     def everything(self) -> Simulation:
         """Walk every branch: each step, question and gate must be on one of them."""
-        walk = Walk(self.program, Script(self.layout, least=self.least), self.privileged, self.limit)
-        matrix = Matrix.of(walk)
+        walk = Exploration(self.program, Scenario(self.layout, least=self.least), self.privileged, self.limit)
+        matrix = BranchMatrix.of(walk)
         findings = (*self._unreached(walk), *_ungated(matrix, None))
         return Simulation(None, matrix.count, self._listed(matrix), walk.cut, findings)
 
     def following(self, file: str, written: AnswersFile) -> Simulation:
         """Walk the branches that are left when answers and outputs are given."""
-        script = Script(self.layout, written, self.least)
-        walk = Walk(self.program, script, self.privileged, self.limit)
-        matrix = Matrix.of(walk)
+        script = Scenario(self.layout, written, self.least)
+        walk = Exploration(self.program, script, self.privileged, self.limit)
+        matrix = BranchMatrix.of(walk)
         findings = (
             *_misused(script, file),
             *_ungated(matrix, file),
@@ -123,10 +123,10 @@ class Simulator:
         )
         return Simulation(file, matrix.count, self._listed(matrix), walk.cut, findings)
 
-    def _listed(self, matrix: Matrix) -> Sequence[Outcome]:
+    def _listed(self, matrix: BranchMatrix) -> Sequence[BranchOutcome]:
         return tuple(islice(matrix.outcomes(), self.rows))
 
-    def _unreached(self, walk: Walk) -> Iterator[Finding]:
+    def _unreached(self, walk: Exploration) -> Iterator[Finding]:
         far = f" within {self.limit} states" if walk.cut else ""
         for path in sorted(self.layout.steps - walk.reached):
             yield Finding("unreachable_step", path, f"No branch{far} runs {path}.")
@@ -159,7 +159,7 @@ def _by_step(view: SpecIndex, calls: Mapping[tuple[str, str], str]) -> Privilege
     return found | agents | guardrails
 
 
-def _ungated(matrix: Matrix, file: str | None) -> Iterator[Finding]:
+def _ungated(matrix: BranchMatrix, file: str | None) -> Iterator[Finding]:
     seen = set()
     for outcome in islice(matrix.outcomes(), MAX_CHECKED):
         for place, call in outcome.ungated:
@@ -170,7 +170,7 @@ def _ungated(matrix: Matrix, file: str | None) -> Iterator[Finding]:
                 yield Finding("privileged_ungated", place, message, file)
 
 
-def _misused(script: Script, file: str) -> Iterator[Finding]:
+def _misused(script: Scenario, file: str) -> Iterator[Finding]:
     for unfit in script.unfit.values():
         yield Finding("answer_unfit", unfit.key, f"The answer to {unfit.key} does not fit: {unfit.why}.", file)
     for key in sorted((script.written.answers.keys() | script.written.outputs.keys()) - script.used):
@@ -178,7 +178,7 @@ def _misused(script: Script, file: str) -> Iterator[Finding]:
         yield Finding("answer_unused", key, f"No branch {what} {key}.", file)
 
 
-def _unexpected(matrix: Matrix, wanted: Expectation, file: str) -> Iterator[Finding]:
+def _unexpected(matrix: BranchMatrix, wanted: Expectation, file: str) -> Iterator[Finding]:
     """Hold branches against what is expected of them, up to the first that does not fit."""
     for outcome in islice(matrix.outcomes(), MAX_CHECKED):
         wrong = list(_differences(outcome, wanted))
@@ -192,7 +192,7 @@ def _unexpected(matrix: Matrix, wanted: Expectation, file: str) -> Iterator[Find
         yield Finding("unexpected_outcome", "expect", message, file)
 
 
-def _differences(outcome: Outcome, wanted: Expectation) -> Iterator[str]:
+def _differences(outcome: BranchOutcome, wanted: Expectation) -> Iterator[str]:
     said = {"status": outcome.status, "error": outcome.error, "output": outcome.output}
     for name, got in said.items():
         expected = getattr(wanted, name)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import Decision, DecisionKind
-from kneo.runtime.interpreter.node import Answered, Ask, Ended, Execute, Outcome, StepFailed, Succeeded
+from kneo.runtime.interpreter.node import Ask, Execute, Outcome, RunEnded, StepFailed, Succeeded, TaskDecided
 from kneo.runtime.simulate.layout import Layout
 from kneo.spec.coverage.gate_strength import strengthened
 from kneo.spec.models import AnswerField
@@ -42,7 +42,7 @@ _SOME: Mapping[str, object] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Transition:
     """One thing that may happen.
 
     Attributes:
@@ -52,12 +52,12 @@ class Way:
     """
 
     label: str
-    outcome: Outcome | Ended
+    outcome: Outcome | RunEnded
     agreed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Unfit:
+class AnswerMismatch:
     """An answer that was written for a question it does not fit."""
 
     key: str
@@ -65,14 +65,14 @@ class Unfit:
 
 
 @dataclass(slots=True)
-class Script:
+class Scenario:
     """What may happen in one simulation; remembers which of the written answers were used, and which do not fit."""
 
     layout: Layout
     written: AnswersFile = NOTHING_WRITTEN
     least: QuestionPolicy = ANY_QUESTIONS
     used: set[str] = field(default_factory=set)
-    unfit: dict[str, Unfit] = field(default_factory=dict)
+    unfit: dict[str, AnswerMismatch] = field(default_factory=dict)
 
     def inputs(self) -> Iterator[tuple[str, str]]:
         """Yield what the run may be given, with a word for each."""
@@ -81,20 +81,22 @@ class Script:
         else:
             yield from self._texts("input")
 
-    def results(self, action: Execute) -> Iterator[Way]:
+    def results(self, action: Execute) -> Iterator[Transition]:
         """Yield what a step may come to."""
         place = action.ticket.rpartition(":")[0]
-        known = self._output(place, action.leaf.path)
+        known = self._output(place, action.activity.path)
         if known is not None:
-            yield Way("", Succeeded(text=known))
+            yield Transition("", Succeeded(text=known))
             return
-        choices = self.layout.choices.get(action.leaf.path) if action.ticket.endswith(":select") else None
+        choices = self.layout.choices.get(action.activity.path) if action.ticket.endswith(":select") else None
         for label, text in ((name, name) for name in choices) if choices else self._texts(place):
-            yield Way(label, Succeeded(text=text))
-        if action.leaf.path in self.layout.caught:
-            yield Way("fails", StepFailed(error=RunError(type="simulated", message=f"{place} failed"), final=True))
+            yield Transition(label, Succeeded(text=text))
+        if action.activity.path in self.layout.caught:
+            yield Transition(
+                "fails", StepFailed(error=RunError(type="simulated", message=f"{place} failed"), final=True)
+            )
 
-    def answers(self, ask: Ask) -> Iterator[Way]:
+    def answers(self, ask: Ask) -> Iterator[Transition]:
         """Yield what people may say, and silence where it has a limit."""
         written = self.written.answers.get(ask.key)
         if written is None:
@@ -103,7 +105,7 @@ class Script:
         self.used.add(ask.key)
         why = self._misfit(ask, written)
         if why is not None:
-            self.unfit[ask.key] = Unfit(ask.key, why)
+            self.unfit[ask.key] = AnswerMismatch(ask.key, why)
             yield from self._everything(ask)
         elif written.timeout:
             yield _silence(ask, self.least)
@@ -133,11 +135,11 @@ class Script:
         if len(words) > 1:
             yield "all of the words", " ".join(words)
 
-    def _everything(self, ask: Ask) -> Iterator[Way]:
+    def _everything(self, ask: Ask) -> Iterator[Transition]:
         for kind in ask.gate.decisions:
             agreed = kind is not DecisionKind.REJECTED and ask.gate.position != "error"
             for label, decision in self._said(ask, kind):
-                yield Way(f"{kind} {label}".rstrip(), Answered(decision=decision), agreed)
+                yield Transition(f"{kind} {label}".rstrip(), TaskDecided(decision=decision), agreed)
         human = strengthened(ask.gate.human, self.least, ask.gate.on_reject)
         if (human.timeout_seconds or 0) > 0 and human.on_timeout != "escalate":
             yield _silence(ask, self.least)
@@ -201,7 +203,7 @@ class Script:
         return None
 
 
-def _silence(ask: Ask, least: QuestionPolicy) -> Way:
+def _silence(ask: Ask, least: QuestionPolicy) -> Transition:
     human = strengthened(ask.gate.human, least, ask.gate.on_reject)
     silence = Silence(
         on_timeout=human.on_timeout,
@@ -211,12 +213,12 @@ def _silence(ask: Ask, least: QuestionPolicy) -> Way:
     )
     decision = silence.decision("")
     if decision is not None:
-        return Way("timeout", Answered(decision=decision))
+        return Transition("timeout", TaskDecided(decision=decision))
     error = RunError(type="human_task_expired", message=f"Nobody answered {ask.key} in time.")
-    return Way("timeout", Ended(status=RunStatus.EXPIRED, output=None, error=error))
+    return Transition("timeout", RunEnded(status=RunStatus.EXPIRED, output=None, error=error))
 
 
-def _as_written(ask: Ask, written: ScriptedAnswer) -> Way:
+def _as_written(ask: Ask, written: ScriptedAnswer) -> Transition:
     assert written.decision is not None
     content = written.content
     decision = _decision(
@@ -229,7 +231,7 @@ def _as_written(ask: Ask, written: ScriptedAnswer) -> Way:
     )
     agreed = decision.kind is not DecisionKind.REJECTED and ask.gate.position != "error"
     label = f"{decision.kind} {decision.selected_option or ''}".rstrip()
-    return Way(label, Answered(decision=decision), agreed)
+    return Transition(label, TaskDecided(decision=decision), agreed)
 
 
 def _decision(

@@ -16,10 +16,10 @@ from typing import TextIO
 
 from kneo.clock import sleep
 from kneo.errors import KneoError
-from kneo.runtime.interpreter.gate import read_given, read_wanted
+from kneo.runtime.interpreter.gate import read_wait_answers, read_wait_request
 from kneo.runtime.steps.code import CodeLoader
-from kneo.runtime.steps.context import StepContext, StepOutput, Waiting
-from kneo.runtime.steps.functions import MAX_OUTPUT_CHARS, Signature, call
+from kneo.runtime.steps.context import StepContext, StepOutput, WaitForAnswer
+from kneo.runtime.steps.functions import MAX_OUTPUT_CHARS, FunctionSchemas, call
 from kneo.settings import function_environment
 
 MAX_IDLE = 4
@@ -37,14 +37,14 @@ class ChildFailed(Exception):
         self.kind = kind
 
 
-class Children:
+class ChildProcesses:
     """A pool of child processes. All its methods belong to the event loop that first used it."""
 
     def __init__(self, code: CodeLoader) -> None:
         self.code = code
         self._idle: list[asyncio.subprocess.Process] = []
 
-    async def call(self, function: str, text: str, context: StepContext, signature: Signature) -> StepOutput:
+    async def call(self, function: str, text: str, context: StepContext, signature: FunctionSchemas) -> StepOutput:
         """Call a function in a child; one that is cancelled while it waits kills the child and all it started.
 
         Raises:
@@ -62,7 +62,7 @@ class Children:
             else:
                 await _kill(child)
         if "waiting" in answer:
-            raise Waiting(read_wanted(answer["waiting"]))
+            raise WaitForAnswer(read_wait_request(answer["waiting"]))
         error = answer.get("error")
         if isinstance(error, dict):
             raise ChildFailed(error["type"], error["message"])
@@ -110,7 +110,7 @@ class Children:
             await _kill(self._idle.pop())
 
 
-def _request(function: str, text: str, context: StepContext, signature: Signature) -> Mapping[str, object]:
+def _request(function: str, text: str, context: StepContext, signature: FunctionSchemas) -> Mapping[str, object]:
     given = {
         "run_id": context.run_id,
         "step_id": context.step_id,
@@ -158,9 +158,9 @@ def handle(loader: CodeLoader, request: Message) -> Message:
         assert isinstance(given, dict)
         code = loader.load(str(request["function"]), given["implementations"])
         assert isinstance(signature, dict)
-        context = StepContext(**{**given, "answers": read_given(given["answers"])})
-        text = call(code, str(request["input"]), context, Signature(**signature))
-    except Waiting as waiting:
+        context = StepContext(**{**given, "answers": read_wait_answers(given["answers"])})
+        text = call(code, str(request["input"]), context, FunctionSchemas(**signature))
+    except WaitForAnswer as waiting:
         return {"waiting": waiting.wanted.as_json()}
     except Exception as error:  # noqa: BLE001 - the step's error, told to whoever asked
         kind = error.code if isinstance(error, KneoError) else type(error).__name__

@@ -31,7 +31,7 @@ MAX_WRAPPERS = 50
 """Decorators around one function, and callables inside callables."""
 
 
-class Elsewhere(Transient):
+class CodeUnavailable(Transient):
     """A step's code is in another process; the run waits for that one."""
 
     default_code = "implementation_elsewhere"
@@ -84,7 +84,7 @@ class CodeLoader:
             raise Invalid(msg, code="implementation_invalid")
         if implementation.startswith(INPROCESS):
             msg = f"The code of {implementation} is in the program that started the run."
-            raise Elsewhere(msg, hint="Go on with the run there; what people have answered is kept.")
+            raise CodeUnavailable(msg, hint="Go on with the run there; what people have answered is kept.")
         known = self._loaded.get(implementation)
         if known is None:
             known = self._loaded[implementation] = self._load(implementation, module_name, attribute, pins or {})

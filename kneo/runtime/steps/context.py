@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kneo.runtime.interpreter.gate import Given, Wanted
+from kneo.runtime.interpreter.gate import WaitAnswer, WaitRequest
 from kneo.tasks.forms import check_schema
 
 
@@ -15,13 +15,13 @@ class Cancelled(Exception):
     """The run was cancelled or taken over; whatever the step still returns is discarded."""
 
 
-class Waiting(BaseException):
+class WaitForAnswer(BaseException):
     """A function asks for something that nobody has given yet; it will be begun again when somebody has.
 
     Not an ``Exception``, so that a function that catches those does not go on without an answer.
     """
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: WaitRequest) -> None:
         super().__init__(wanted.prompt)
         self.wanted = wanted
 
@@ -78,7 +78,7 @@ class StepContext:
     """What each branch said, by its id, where the step before ran several at the same time."""
     implementations: Mapping[str, str] = field(default_factory=dict)
     """The SHA-256 that the run's environment pins modules to."""
-    answers: tuple[Given, ...] = ()
+    answers: tuple[WaitAnswer, ...] = ()
     """What people gave to this step so far."""
     token: CancelToken = field(default_factory=CancelToken, compare=False)
     _asked: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
@@ -112,7 +112,7 @@ class StepContext:
         Raises:
             Declined: they would not.
         """
-        wanted = Wanted(
+        wanted = WaitRequest(
             prompt=prompt,
             index=next(self._asked),
             name=name,
@@ -125,7 +125,7 @@ class StepContext:
         return answer_to(wanted, self.answers)
 
 
-def answer_to(wanted: Wanted, answers: Sequence[Given]) -> object:
+def answer_to(wanted: WaitRequest, answers: Sequence[WaitAnswer]) -> object:
     """Find what was given to a question.
 
     Raises:
@@ -137,7 +137,7 @@ def answer_to(wanted: Wanted, answers: Sequence[Given]) -> object:
     if found is None or found.question != wanted.digest:
         if wanted.schema is not None:
             check_schema(wanted.schema, f"The schema of the answer to {wanted.prompt[:200]!r}")
-        raise Waiting(wanted)
+        raise WaitForAnswer(wanted)
     if found.declined:
         raise Declined(found.reason or f"Nobody gives an answer to: {wanted.prompt[:200]}")
     return found.value

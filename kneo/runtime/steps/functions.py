@@ -16,7 +16,7 @@ MAX_OUTPUT_CHARS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Signature:
+class FunctionSchemas:
     """What a function takes and returns, where its spec says it, as JSON Schemas."""
 
     takes: Schema | None = None
@@ -32,7 +32,7 @@ def keywords(code: Code, context: StepContext) -> dict[str, StepContext]:
     return {"context": context} if "context" in inspect.signature(code.function).parameters else {}
 
 
-def call(code: Code, text: str, context: StepContext, signature: Signature) -> str:
+def call(code: Code, text: str, context: StepContext, signature: FunctionSchemas) -> str:
     """Call a plain function and return its result as text.
 
     Raises:
@@ -42,7 +42,7 @@ def call(code: Code, text: str, context: StepContext, signature: Signature) -> s
     return as_text(code.function(text, **keywords(code, context)), signature)
 
 
-def check_input(text: str, signature: Signature) -> None:
+def check_input(text: str, signature: FunctionSchemas) -> None:
     """Check what a function is given; a schema of anything but a string sees the text read as JSON.
 
     Raises:
@@ -52,7 +52,7 @@ def check_input(text: str, signature: Signature) -> None:
         _check(_seen(text, signature.takes), signature.takes, "was given", "function_input_invalid")
 
 
-def as_text(result: object, signature: Signature) -> str:
+def as_text(result: object, signature: FunctionSchemas) -> str:
     """Check what a function returned and turn it into text.
 
     Raises:

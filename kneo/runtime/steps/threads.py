@@ -44,7 +44,7 @@ async def in_thread(work: Callable[[], T]) -> T:
         if not loop.is_closed():
             loop.call_soon_threadsafe(put, result, error)
 
-    give(run)
+    submit(run)
     return await future
 
 
@@ -82,7 +82,7 @@ _idle: list[_Thread] = []
 """Threads with nothing to do. The last one is taken first, so that those that are not needed end."""
 
 
-def give(work: Callable[[], None]) -> None:
+def submit(work: Callable[[], None]) -> None:
     """Do something that does not raise in a thread of its own; nobody waits for it."""
     with _lock:
         thread = _idle.pop() if _idle else None
@@ -142,7 +142,7 @@ class BoundedThreads:
                 return
             self._running += 1
         try:
-            give(self._run)
+            submit(self._run)
         except RuntimeError:
             with self._lock:
                 self._running -= 1

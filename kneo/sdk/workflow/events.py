@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from kneo.clock import isoformat
 from kneo.records.run import RunStatus, TraceEvent
-from kneo.runtime.interpreter.node import Leaf
+from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.steps.context import StepContext
 from kneo.sdk.host import Host, Standing, run_sync
 from kneo.sdk.run.workflow import (
@@ -45,17 +45,17 @@ class Follower:
         self._began: queue.SimpleQueue[WorkflowEvent] = queue.SimpleQueue()
         self._told = 0
 
-    def began(self, leaf: Leaf, context: StepContext) -> None:
+    def began(self, activity: Activity, context: StepContext) -> None:
         """Note that a step begins."""
         assert self._plan.host is not None
         at = isoformat(self._plan.host.store.clock.now())
-        if leaf.path in self._plan.places:
-            place = self._plan.places[leaf.path]
+        if activity.path in self._plan.places:
+            place = self._plan.places[activity.path]
             where = StepStartedEvent(
                 run_id=context.run_id,
                 at=at,
                 workflow_name=self._workflow,
-                step_id=leaf.path,
+                step_id=activity.path,
                 step_name=place.name,
                 step_index=place.index,
             )

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from kneo.runtime.steps.context import StepContext
 from kneo.runtime.steps.context import StepOutput as Outcome
-from kneo.runtime.steps.functions import Signature, as_text
+from kneo.runtime.steps.functions import FunctionSchemas, as_text
 from kneo.sdk.code import call
 from kneo.sdk.workflow.plan import Json, Plan, Primitive
 from kneo.sdk.workflow.reviewing import NEEDS_REVIEW, chosen, gates
@@ -86,7 +86,7 @@ class Step(Primitive):
             said = await (call(self.executor, given) if self.executor is not None else self._ask(given))
             output = said if isinstance(said, StepOutput) else StepOutput(said)
             metadata = {NEEDS_REVIEW: await asks(judge, output)} if callable(judge) else {}
-            return Outcome(text=as_text(output.text, Signature()), metadata=metadata)
+            return Outcome(text=as_text(output.text, FunctionSchemas()), metadata=metadata)
 
         return work
 

@@ -20,8 +20,8 @@ from kneo.digest import digest_of_json
 from kneo.errors import Invalid, InvalidValue, Usage
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.recover import ForkOrder, continue_run, fork
-from kneo.runtime.engine.start import RunOrder, nothing
+from kneo.runtime.engine.recover import ForkRequest, continue_run, fork
+from kneo.runtime.engine.start import StartRequest, nothing
 from kneo.service import responses, wire
 from kneo.service.auth import require
 from kneo.service.context import LegacyClient, Service, ServiceDep
@@ -132,7 +132,7 @@ def _start(body: RunCreate, service: Service, principal: Principal, also: Callab
         "skills_overlay": body.skills.model_dump() if body.skills else None,
     }
     return service.starter.start(
-        RunOrder(
+        StartRequest(
             input=body.input,
             requester=principal.name,
             target=body.target,
@@ -229,7 +229,7 @@ async def fork_run(
     if written > limit:
         msg = f"answers are {written} long; at most {limit} is accepted."
         raise InvalidValue(msg, code="input_too_large", field="answers", limit=limit)
-    order = ForkOrder(
+    order = ForkRequest(
         run_id=run_id,
         step=body.step,
         checkpoint=body.checkpoint,

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Engine
 
 from kneo.clock import SystemClock, sleep
 from kneo.records.run import RunStatus
-from kneo.runtime.engine.assemble import Works
+from kneo.runtime.engine.assemble import StepWorker
 from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.wait import find_run
@@ -46,7 +46,7 @@ def kill_before(number: int) -> None:
     event.listen(Engine, "commit", count)
 
 
-def worker_on(store: Store, folder: Path) -> Works:
+def worker_on(store: Store, folder: Path) -> StepWorker:
     driver = Driver(store, ProgramLoader(store), Executor(CodeLoader((folder,), ())))
     if store.is_sqlite:
         return Worker(store, driver)

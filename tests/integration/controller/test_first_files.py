@@ -12,7 +12,7 @@ from controller_bench import Bench
 from controller.stages.outcome import Ready, Reconciling
 from kneo import registry
 from kneo.errors import Forbidden, NotFound
-from kneo.runtime.engine.start import RunOrder, Starter
+from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.spec.models import Spec
 from kneo.spec.reading.load import load_tree
 from kneo.store import releases
@@ -45,7 +45,7 @@ def _declared(bench: Bench) -> list[str]:
 
 def _inline_allowed(bench: Bench, environment: str) -> bool:
     starter = Starter(bench.store, _read_spec, pin=bench.repo.pin)
-    order = RunOrder(input="x", requester="eve", environment=environment, spec=bench.repo.other_spec())
+    order = StartRequest(input="x", requester="eve", environment=environment, spec=bench.repo.other_spec())
     with contextlib.suppress(NotFound, Forbidden):
         starter.start(order)
         return True

@@ -15,7 +15,7 @@ from controller.loop import Controller
 from kneo.digest import Digest
 from kneo.errors import Forbidden, KneoError
 from kneo.records.run import Run
-from kneo.runtime.engine.start import RunOrder, Starter
+from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.service.readiness import Readiness
 from kneo.settings import from_env
 from kneo.spec.models import Spec
@@ -36,7 +36,9 @@ def _read_spec(tree: Mapping[str, object]) -> Spec:
 
 def _start(bench: Bench, environment: str | None, *, pin: Digest | None = None) -> Run:
     starter = Starter(bench.store, _read_spec, pin=pin)
-    return starter.start(RunOrder(input="x", requester="eve", environment=environment, spec=bench.repo.other_spec()))
+    return starter.start(
+        StartRequest(input="x", requester="eve", environment=environment, spec=bench.repo.other_spec())
+    )
 
 
 def _ready(bench: Bench, *, pin: Digest | None = None) -> bool:

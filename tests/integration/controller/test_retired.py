@@ -15,7 +15,7 @@ from controller.stages.outcome import Ready
 from kneo import registry
 from kneo.errors import Forbidden
 from kneo.records.release import ConditionType
-from kneo.runtime.engine.start import RunOrder, Starter
+from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.spec.models import Spec
 from kneo.spec.reading.load import load_tree
 from kneo.store.engine import Store
@@ -104,7 +104,7 @@ def _read_spec(tree: Mapping[str, object]) -> Spec:
 
 def _start_inline(bench: Bench) -> None:
     starter = Starter(bench.store, _read_spec, pin=bench.repo.pin)
-    starter.start(RunOrder(input="x", requester="eve", environment="dev", spec=bench.repo.other_spec()))
+    starter.start(StartRequest(input="x", requester="eve", environment="dev", spec=bench.repo.other_spec()))
 
 
 def test_an_empty_environment_is_retired_with_the_approval_of_those_that_require_one(

@@ -17,7 +17,7 @@ from kneo.errors import Forbidden, KneoError
 from kneo.records.release import ConditionType
 from kneo.records.run import Run
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.start import RunOrder, Starter
+from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.spec.models import Spec
 from kneo.store.engine import Store
 from kneo.store.tables import metadata
@@ -41,7 +41,7 @@ def bench(store: Store, tmp_path: Path) -> Bench:
 
 def _start(bench: Bench, bundle: str = "mail", hmac_key: str = "") -> Run:
     starter = Starter(bench.store, Spec.model_validate, pin=bench.repo.pin, hmac_key=hmac_key)
-    return starter.start(RunOrder(input="x", requester="ann", bundle=bundle, environment="prod"))
+    return starter.start(StartRequest(input="x", requester="ann", bundle=bundle, environment="prod"))
 
 
 def _refused(bench: Bench, bundle: str = "mail", hmac_key: str = "") -> str:
@@ -139,7 +139,7 @@ def test_a_release_that_was_moved_is_moved_back(bench: Bench) -> None:
 
 def test_rules_that_were_loosened_are_put_back(bench: Bench) -> None:
     loose = announcement()
-    order = RunOrder(input="x", requester="eve", spec=loose, environment="prod")
+    order = StartRequest(input="x", requester="eve", spec=loose, environment="prod")
     starter = Starter(bench.store, Spec.model_validate, pin=bench.repo.pin)
     rows = metadata.tables["environments"]
     with bench.store.read() as tx:

@@ -239,10 +239,10 @@ def test_declared_schemas_are_held(engine: Engine) -> None:
     tree = engine.tree([step("quick")])
     function = tree["components"]["functions"]["quick"]
     function["input_schema"] = {"type": "object", "required": ["x"]}
-    from kneo.runtime.engine.start import RunOrder
+    from kneo.runtime.engine.start import StartRequest
 
     def run(text: str) -> object:
-        order = RunOrder(input=text, requester="bob", spec=tree)
+        order = StartRequest(input=text, requester="bob", spec=tree)
         return engine.drive(engine.starter.start(order))
 
     assert run('{"x": 1}').status is RunStatus.SUCCEEDED

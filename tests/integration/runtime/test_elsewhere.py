@@ -10,9 +10,9 @@ from engine import Engine
 from run_simulator import AGENT
 
 from kneo.records.run import Run, RunStatus
-from kneo.runtime.engine.start import RunOrder
+from kneo.runtime.engine.start import StartRequest
 from kneo.runtime.engine.worker import Worker
-from kneo.runtime.steps.code import Elsewhere
+from kneo.runtime.steps.code import CodeUnavailable
 from kneo.store.engine import Store
 
 
@@ -26,11 +26,11 @@ def run(engine: Engine) -> Run:
     step = {"id": "far", "kind": "function", "ref": "far"}
     components = {"functions": {"far": {"implementation": "inprocess.far_1"}}}
     spec = {"agent": AGENT, "workflow": [step], "components": components}
-    return engine.starter.start(RunOrder(input="in", requester="bob", spec=spec))
+    return engine.starter.start(StartRequest(input="in", requester="bob", spec=spec))
 
 
 def test_it_is_said_and_the_run_stays_as_it_was(engine: Engine, run: Run) -> None:
-    with pytest.raises(Elsewhere):
+    with pytest.raises(CodeUnavailable):
         engine.drive(run)
     now = engine.look(run)
     assert (now.status, now.owner, now.step_count) == (RunStatus.RUNNING, None, 0)

@@ -18,7 +18,7 @@ from kneo.digest import digest_of
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.start import RunOrder, Starter
+from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.wait import find_run
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
@@ -42,7 +42,7 @@ def run_with(store: Store, repo: ConfigRepo, folder: Path, pins: dict[str, str])
     assert fence is not None
     mirror = Mirror(str(repo.folder), "main", folder / "mirrors")
     Reconciler(store, mirror, repo.pin).reconcile(Lease("controller", "me", fence))
-    order = RunOrder(input="hi", requester="bob", bundle="mail", environment="prod")
+    order = StartRequest(input="hi", requester="bob", bundle="mail", environment="prod")
     run = Starter(store, Spec.model_validate, pin=repo.pin).start(order)
     driver = Driver(store, ProgramLoader(store), Executor(CodeLoader((repo.folder,), ())))
     asyncio.run(driver.drive_alone(run.id))

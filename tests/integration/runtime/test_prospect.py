@@ -14,8 +14,8 @@ from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.engine.consequences import as_it_stands
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.questions import case_of
-from kneo.runtime.engine.record import Desk, questions_asked
-from kneo.runtime.interpreter.node import Ended, Moment
+from kneo.runtime.engine.record import RunContext, questions_asked
+from kneo.runtime.interpreter.node import DecisionContext, RunEnded
 from kneo.runtime.interpreter.program import begin
 from kneo.service.link_page import _leads_to
 from kneo.service.task_detail import task_detail
@@ -95,9 +95,9 @@ def test_a_step_under_way_is_named(engine: Engine) -> None:
     with engine.store.write() as tx:
         owned = runs.acquire(tx, run.id, "w")
         assert owned is not None
-        begun = begin(program, "in", Moment(now=tx.now, seed=run.id, case=case_of(run)))
-        assert not isinstance(begun, Ended)
-        questions_asked(tx, Desk(program=program, limits=CheckpointLimits()), replace(owned, state=begun))
+        begun = begin(program, "in", DecisionContext(now=tx.now, seed=run.id, case=case_of(run)))
+        assert not isinstance(begun, RunEnded)
+        questions_asked(tx, RunContext(program=program, limits=CheckpointLimits()), replace(owned, state=begun))
     [task] = engine.open(run)
     assert shown(engine, task)["approved"] == {"next": [], "running": ["p/slow"]}
 

@@ -13,7 +13,7 @@ from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine import views
 from kneo.runtime.engine.cancel import cancel_run
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.recover import ForkOrder, continue_run, fork, read_record
+from kneo.runtime.engine.recover import ForkRequest, continue_run, fork, read_record
 from kneo.store import audit, history
 from kneo.store.migrate import open_store
 
@@ -41,7 +41,7 @@ def go_on(engine: Engine, run: Run) -> Run:
 
 
 def fork_of(engine: Engine, run: Run, **order: object) -> Run:
-    made = fork(engine.starter, ProgramLoader(engine.store), ForkOrder(run_id=run.id, requester="ann", **order))
+    made = fork(engine.starter, ProgramLoader(engine.store), ForkRequest(run_id=run.id, requester="ann", **order))
     return engine.drive(made)
 
 

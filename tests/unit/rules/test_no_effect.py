@@ -33,7 +33,7 @@ READ: dict[str, dict[str, str]] = {
     "Edge": {PROGRAM: "source target condition"},
     "Escalation": {OPENING: "after to notify"},
     "FunctionComponent": {
-        "kneo/runtime/steps/__init__.py": "implementation input_schema output_schema",
+        "kneo/runtime/steps/executor.py": "implementation input_schema output_schema",
         "kneo/spec/coverage/environment_gates.py": "capabilities",
     },
     "Gate": {"kneo/runtime/program/gates.py": "human when sample key"},

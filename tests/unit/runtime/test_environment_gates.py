@@ -103,7 +103,7 @@ def test_what_stands_in_for_a_step_is_asked_about_too() -> None:
     program = program_with(spec_of(steps), added({"refs": ["c"]}, before={"on_reject": "stop"}))
 
     def work(execute: Execute) -> str:
-        if execute.leaf.ref == "b":
+        if execute.activity.ref == "b":
             raise Boom
         return append(execute)
 

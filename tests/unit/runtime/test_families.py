@@ -165,8 +165,10 @@ def test_a_router_chooses_by_conditions_and_by_a_function() -> None:
     assert play(program_of([step]), "z").output == "z>r/c"
     step["selector"] = "choose"
     program = program_of([step])
-    assert play(program, work=lambda e: "y\n" if e.leaf.ref == "choose" else append(e)).output == "in>r/c"
-    assert play(program, work=lambda e: "nowhere" if e.leaf.ref == "choose" else append(e)).error == "unknown_choice"
+    assert play(program, work=lambda e: "y\n" if e.activity.ref == "choose" else append(e)).output == "in>r/c"
+    assert (
+        play(program, work=lambda e: "nowhere" if e.activity.ref == "choose" else append(e)).error == "unknown_choice"
+    )
 
 
 def test_workflows_nest() -> None:
@@ -182,8 +184,8 @@ def test_workflows_nest() -> None:
 
 def failing(*paths: str) -> object:
     def work(execute: object) -> str:
-        if execute.leaf.path in paths:
-            raise Boom(execute.leaf.path)
+        if execute.activity.path in paths:
+            raise Boom(execute.activity.path)
         return append(execute)
 
     return work
@@ -245,7 +247,7 @@ def test_a_container_is_retried_as_a_whole() -> None:
     program = program_of([group])
 
     def work(execute: object) -> str:
-        if execute.leaf.id == "b" and next(tries):
+        if execute.activity.id == "b" and next(tries):
             raise Boom
         return append(execute)
 

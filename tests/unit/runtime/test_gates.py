@@ -12,7 +12,7 @@ from kneo.digest import canonical_json
 from kneo.records.run import RunStatus
 from kneo.records.task import Decision
 from kneo.runtime.engine.consequences import consequences
-from kneo.runtime.interpreter.node import Answered, Ask, Asked, Succeeded
+from kneo.runtime.interpreter.node import Ask, Succeeded, TaskDecided, TaskOpened
 from kneo.runtime.interpreter.program import actions, begin, settle
 from kneo.runtime.program.compiler import compile_program
 from kneo.spec.models import Spec
@@ -250,7 +250,7 @@ def test_an_error_asks() -> None:
     assert (story.ended.status, story.error) == (RunStatus.FAILED, "boom")
 
     def only_a(execute: object) -> str:
-        if execute.leaf.id == "a":
+        if execute.activity.id == "a":
             raise Boom
         return append(execute)
 
@@ -320,8 +320,8 @@ def test_consequences_say_what_happens_next() -> None:
     for _ in range(2):
         ask = next(iter(actions(program, state)))
         told.append(consequences(program, state, ask, MOMENT))
-        asked = settle(program, state, ask.ticket, Asked(task_id="t"), MOMENT)
-        state = settle(program, asked, ask.ticket, Answered(decision=answer(ask)), MOMENT)
+        asked = settle(program, state, ask.ticket, TaskOpened(task_id="t"), MOMENT)
+        state = settle(program, asked, ask.ticket, TaskDecided(decision=answer(ask)), MOMENT)
     assert told[0] == {
         "approved": {"next": ["b"]},
         "rejected": {"next": [], "asks": ["q.step"], "effect": "skip", "skips": ["b"]},
@@ -349,7 +349,7 @@ def test_beside_other_questions_a_decision_may_lead_nowhere_yet() -> None:
     program = program_of({"type": "concurrent", "participants": [human("p"), human("q")]})
     state = begin(program, "in", MOMENT)
     first = next(iter(actions(program, state)))
-    state = settle(program, state, first.ticket, Asked(task_id="other"), MOMENT)
+    state = settle(program, state, first.ticket, TaskOpened(task_id="other"), MOMENT)
     second = next(iter(actions(program, state)))
     assert consequences(program, state, second, MOMENT)["approved"] == {"next": [], "waits": ["p.step"]}
 

@@ -10,8 +10,8 @@ from run_simulator import MOMENT, Boom, Story, decision, fn, human, play, progra
 
 from kneo.records.run import RunStatus
 from kneo.records.task import Decision
-from kneo.runtime.interpreter.gate import Wanted
-from kneo.runtime.interpreter.node import Answered, Ask, Asked, Ended, Execute, Succeeded, Waits
+from kneo.runtime.interpreter.gate import WaitRequest
+from kneo.runtime.interpreter.node import Ask, Execute, RunEnded, StepWaiting, Succeeded, TaskDecided, TaskOpened
 from kneo.runtime.interpreter.program import actions, begin, settle, waiting
 from kneo.runtime.program.compiler import compile_program
 from kneo.runtime.simulate.report import Simulator
@@ -89,17 +89,17 @@ def rejected(position: str, effect: str | None) -> Story:
 def waited(program: object) -> Story:
     """Run with a function ``b`` that asks in its middle; what it is told stands in the story as ``told``."""
     state = begin(program, "in", MOMENT)
-    story = Story(ended=Ended(status=RunStatus.RUNNING, output=None))
-    while not isinstance(state, Ended):
+    story = Story(ended=RunEnded(status=RunStatus.RUNNING, output=None))
+    while not isinstance(state, RunEnded):
         todo = actions(program, state)
         ask = next((one for one in todo if isinstance(one, Ask)), None)
         if ask is not None:
-            state = settle(program, state, ask.ticket, Asked(task_id="t"), MOMENT)
+            state = settle(program, state, ask.ticket, TaskOpened(task_id="t"), MOMENT)
             continue
         open_asks = list(waiting(program, state).values())
         if open_asks:
             story.asked.append(open_asks[0].key)
-            said = Answered(decision=decision("rejected", "no"))
+            said = TaskDecided(decision=decision("rejected", "no"))
             state = settle(program, state, open_asks[0].ticket, said, MOMENT)
             continue
         execute = todo[0]
@@ -110,11 +110,11 @@ def waited(program: object) -> Story:
 
 
 def did(execute: Execute, story: Story) -> object:
-    if execute.leaf.id == "b" and not execute.answers:
-        return Waits(wanted=Wanted(prompt="May I?", index=0, human="ann"))
+    if execute.activity.id == "b" and not execute.answers:
+        return StepWaiting(wanted=WaitRequest(prompt="May I?", index=0, human="ann"))
     told = [f"told {given.reason}" for given in execute.answers if given.declined]
     story.did.extend([f"{execute.ticket}", *told])
-    return Succeeded(text=f"{execute.value.text}>{execute.leaf.path}")
+    return Succeeded(text=f"{execute.value.text}>{execute.activity.path}")
 
 
 EXPECTED: dict[str, Callable[[Story, str], bool]] = {
@@ -176,7 +176,7 @@ def refused(position: str, effect: str | None) -> bool:
             return decision("selected", (ask.options or ("",))[0])
 
         def work(execute: Execute) -> str:
-            if position == "error" and execute.leaf.id == "b" and not asks:
+            if position == "error" and execute.activity.id == "b" and not asks:
                 raise Boom
             return execute.value.text
 

@@ -12,7 +12,7 @@ from shapes import HOLDERS
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import Decision
 from kneo.runtime.engine.programs import migrate_state
-from kneo.runtime.interpreter.node import Answered, Ask, Asked, Ended, Execute, StepFailed
+from kneo.runtime.interpreter.node import Ask, Execute, RunEnded, StepFailed, TaskDecided, TaskOpened
 from kneo.runtime.interpreter.program import actions, begin, settle
 from kneo.runtime.program.compiler import compile_program
 from kneo.runtime.simulate.report import Simulator
@@ -31,9 +31,9 @@ class Once:
     failing: set[str]
 
     def __call__(self, execute: Execute) -> str:
-        if execute.leaf.id in self.failing:
-            self.failing.discard(execute.leaf.id)
-            raise Boom(execute.leaf.path)
+        if execute.activity.id in self.failing:
+            self.failing.discard(execute.activity.id)
+            raise Boom(execute.activity.path)
         return append(execute)
 
 
@@ -183,10 +183,10 @@ def test_a_step_in_a_group_that_is_repeated_fails_in_a_simulation() -> None:
 def test_a_decision_is_kept_when_a_failed_run_is_continued() -> None:
     program = program_of([condition("always")])
     state = begin(program, "in", MOMENT)
-    assert not isinstance(state, Ended)
+    assert not isinstance(state, RunEnded)
     ask = actions(program, state)[0]
-    state = settle(program, state, ask.ticket, Asked(task_id="t"), MOMENT)
-    state = settle(program, state, ask.ticket, Answered(decision=decision("rejected")), MOMENT)
+    state = settle(program, state, ask.ticket, TaskOpened(task_id="t"), MOMENT)
+    state = settle(program, state, ask.ticket, TaskDecided(decision=decision("rejected")), MOMENT)
     assert [action.ticket for action in actions(program, state)] == ["x/b:0"]
     assert [action.ticket for action in actions(program, program.root.revived(state))] == ["x/b:1"]
 
@@ -195,10 +195,10 @@ def test_a_state_of_before_the_branch_was_kept_keeps_it_from_now_on() -> None:
     """The state of a run whose condition a person decided, as earlier versions wrote it."""
     program = program_of([condition("always", **RETRIED)])
     state = begin(program, "in", MOMENT)
-    assert not isinstance(state, Ended)
+    assert not isinstance(state, RunEnded)
     ask = actions(program, state)[0]
-    state = settle(program, state, ask.ticket, Asked(task_id="t"), MOMENT)
-    state = settle(program, state, ask.ticket, Answered(decision=decision("rejected")), MOMENT)
+    state = settle(program, state, ask.ticket, TaskOpened(task_id="t"), MOMENT)
+    state = settle(program, state, ask.ticket, TaskDecided(decision=decision("rejected")), MOMENT)
     step = {key: value for key, value in state["children"]["0"].items() if key != "chosen"}
     state = migrate_state({**state, "children": {"0": step}}, 3)
     state = settle(program, state, "x/b:0", StepFailed(error=RunError(type="boom", message="")), MOMENT)

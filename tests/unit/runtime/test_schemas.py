@@ -6,7 +6,7 @@ import pytest
 
 from kneo.errors import Invalid
 from kneo.runtime.program.compiler import compile_program
-from kneo.runtime.steps.context import StepContext, Waiting
+from kneo.runtime.steps.context import StepContext, WaitForAnswer
 from kneo.spec.environment import parse_environment
 from kneo.spec.lint import check
 from kneo.spec.models import Spec
@@ -47,7 +47,7 @@ def context() -> StepContext:
 def test_a_function_cannot_ask_for_what_could_not_be_checked(schema: dict) -> None:
     with pytest.raises(Invalid, match="cannot be used"):
         context().wait("Which?", schema=schema)
-    with pytest.raises(Waiting):
+    with pytest.raises(WaitForAnswer):
         context().wait("Which?", schema={"type": "string", "pattern": "^(a+)+$"})
 
 

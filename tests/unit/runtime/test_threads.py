@@ -85,7 +85,7 @@ def test_work_is_refused_where_no_thread_can_do_it(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patched:
-        patched.setattr(threads, "give", no_thread)
+        patched.setattr(threads, "submit", no_thread)
         with pytest.raises(RuntimeError):
             bounded.submit(lambda: pytest.fail("refused work was done"))
     bounded.submit(done.set)
