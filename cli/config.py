@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from cli import render
+from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.files import write_whole
 from cli.profiles import Profile, Profiles, check_url, load_profiles, save_profiles
 from cli.project import open_project
-from cli.specs.spec import EnvOption, JsonOption, resolve_spec
+from cli.specs.spec import EnvOption, resolve_spec
 from kneo.errors import Conflict
 from kneo.project.secrets import secret_inventory
 from kneo.redaction import REDACTED
@@ -199,6 +200,29 @@ def delete_profile(name: Annotated[str, typer.Argument(metavar="NAME")], *, as_j
         save_profiles(path, saved.without(name))
     words = f"Deleted the profile {name}." if known else f"There was no profile {name}."
     render.emit({"name": name, "deleted": known}, as_json=as_json, text=lambda: render.success(words))
+
+
+def credentials(
+    providers: Annotated[list[str], typer.Option("--provider", help="Only this provider; repeatable.")] = [],  # noqa: B006 - it is read by the framework and never changed
+    extras: Annotated[list[str], typer.Option("--extra", help="Another secret to look for; repeatable.")] = [],  # noqa: B006 - so is it
+    service_tokens: Annotated[
+        bool, typer.Option("--service-tokens/--no-service-tokens", help="Whether to name the service's own keys.")
+    ] = True,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which credentials are set where runs are executed. Their values are never read."""
+    with backend(service_url, profile) as asked:
+        answer = asked.credentials(providers, extras, service_tokens=service_tokens)
+    inventory = answer["inventory"]
+    assert isinstance(inventory, dict)
+    rows = [
+        [group, name, entry["env_var"], "set" if entry["present"] else "missing"]
+        for group, entries in inventory.items()
+        for name, entry in entries.items()
+    ]
+    render.emit(answer, as_json=as_json, text=lambda: render.table("", ["Kind", "Name", "Variable", ""], rows))
 
 
 def _overlays_of(root: Path, spec: str | None) -> dict[str, list[str]]:

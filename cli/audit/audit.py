@@ -17,7 +17,6 @@ from cli.compose import find_store
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.deployments import deployments
 from cli.files import read_bytes
-from cli.releases.status import show_events
 from kneo.errors import Invalid, Untrusted, Usage
 from kneo.records.audit import Kept, leaf_of
 from kneo.records.merkle import verify_inclusion
@@ -29,6 +28,75 @@ from kneo.trust.checkpoint import NOTE_BYTES, SignedCheckpoint, read_checkpoint
 from kneo.trust.keys import PEM_BYTES, PublicKey
 
 app = typer.Typer(no_args_is_help=True)
+
+
+def events(
+    event_type: Annotated[str | None, typer.Option("--type", help="Only events of this type.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 20,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what happened lately, newest first."""
+    with backend(service_url, profile) as asked:
+        answer = asked.audit_events({"event_type": event_type, "limit": limit})
+    render.emit(answer, as_json=as_json, text=lambda: show_events(answer))
+
+
+def show_events(answer: Json) -> None:
+    """Print audit events as a table."""
+    items = answer["events"]
+    assert isinstance(items, list)
+    rows = [
+        [
+            item["seq"],
+            item["created_at"],
+            item["event_type"],
+            item["actor"],
+            item["environment"] or item["run_id"],
+            _about(item),
+        ]
+        for item in items
+    ]
+    render.table("", ["Seq", "At", "What", "Who", "Where", "About"], rows)
+
+
+def _about(item: Json) -> str:
+    metadata = item["metadata"]
+    assert isinstance(metadata, dict)
+    known = ("bundle", "version", "decision", "reason", "message", "error")
+    return " ".join(str(metadata[key]) for key in known if metadata.get(key))
+
+
+def trace(
+    reference: Annotated[str, typer.Argument(metavar="RUN_OR_DIGEST")],
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow a run or a digest back: decisions, release, promotion, approvals, commit, signers, audit."""
+    with deployments(service_url, profile) as asked:
+        answer = asked.trace(reference)
+
+    def show() -> None:
+        run, bundle, promotions = answer["run"], answer["bundle"], answer["promotions"]
+        if isinstance(run, dict):
+            render.text(f"run        {run['id']}  {run['status']}, asked for by {run['requester']}")
+        if isinstance(bundle, dict):
+            render.text(f"bundle     {bundle['name']} {bundle['version']}  {answer['digest']}")
+            render.text(f"signed by  {', '.join(bundle['signers'])}")
+        assert isinstance(promotions, list)
+        for item in promotions:
+            people = ", ".join(record["principal"] for record in item["approvals"]) or "nobody was asked"
+            event = item["audit"] or {}
+            render.text(f"{item['kind']:<10} {item['environment']} at {item['at']} by {item['actor']}")
+            render.text(f"  commit   {item['commit']}\n  approved {people}\n  audit    event {event.get('seq')}")
+        assert isinstance(answer["receipts"], list)
+        for said in answer["receipts"]:
+            render.text(f"{said['decision']:<10} {said['gate']} by {said['actor']} at {said['decidedAt']}")
+            render.text(f"  receipt  {said['id']}  {said['digest']}")
+
+    render.emit(answer, as_json=as_json, text=show)
 
 
 @app.command("list")

@@ -14,7 +14,7 @@ from cli.connection import JsonOption
 from cli.files import write_whole
 from cli.repository.clone import OWN_ACCESS, Clone
 from cli.repository.layout import ConfigRepository
-from cli.repository.pushing import login
+from cli.repository.push_access import login
 from kneo.errors import Conflict, NotFound
 from kneo.settings import from_env
 from kneo.spec.environment import ReleasePin, parse_environment

@@ -1,4 +1,4 @@
-"""Logging in where a clone is pushed to."""
+"""Access to the remote repository that a clone is pushed to."""
 
 from __future__ import annotations
 
