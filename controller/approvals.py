@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import KneoError, Untrusted
-from kneo.records.people import same_person
+from kneo.names import person_key
 from kneo.records.release import ApprovalRecord
 from kneo.trust.about import DecisionSubject
 from kneo.trust.approvals import CLOCK_SKEW, verify_approval, verify_recorded_approval
@@ -150,7 +150,7 @@ def count_votes(
             continue
         for vote in _votes(record, found, root):
             votes = latest.setdefault(record.subject, {})
-            key = same_person(vote.principal), vote.policy_digest, vote.signed, vote.approves
+            key = person_key(vote.principal), vote.policy_digest, vote.signed, vote.approves
             if key not in votes or votes[key].order <= vote.order:
                 votes[key] = vote
     return {subject: tuple(votes.values()) for subject, votes in latest.items()}

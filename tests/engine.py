@@ -23,7 +23,7 @@ from kneo.runtime.steps.executor import Executor
 from kneo.spec.models import Spec
 from kneo.store import runs, tasks
 from kneo.store.engine import Store
-from kneo.tasks.answers import Answer
+from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide
 
 PRELUDE = """
@@ -87,7 +87,7 @@ class Engine:
         self, task: HumanTask, kind: str, content: str | None = None, actor: str = "ann", **more: Any
     ) -> HumanTask:
         option = content if kind == "selected" else None
-        answer = Answer(
+        answer = DecisionRequest(
             request_id=task.request_id,
             decision=DecisionKind(kind),
             content=None if option else content,

@@ -28,7 +28,7 @@ from kneo import __version__
 from kneo.clock import SystemClock
 from kneo.digest import Digest
 from kneo.errors import Conflict, Invalid, Usage
-from kneo.records.people import same_person
+from kneo.names import person_key
 from kneo.settings import Settings, from_env
 from kneo.spec.environment import parse_environment
 from kneo.spec.lint import check
@@ -209,7 +209,7 @@ def _check(request: Request) -> None:
     if request.key_file.name in {"root.pem", "approver.pem"}:
         msg = f"{request.key_file.name} is the name of another role's key; the release key needs a name of its own."
         raise Usage(msg, hint="Name it release.pem, or choose another folder.")
-    if same_person(request.principal) == same_person(request.approver):
+    if person_key(request.principal) == person_key(request.approver):
         msg = f"{request.approver[:80]!r} signs releases, so somebody else has to approve them."
         raise Usage(msg, hint="Name two people: --principal NAME --approver NAME.")
     if request.key_file.resolve().is_relative_to(request.directory.resolve()):

@@ -14,7 +14,7 @@ from cli.connection import JsonOption
 from kneo.maintenance import backup, make_retention, restore, vacuum
 from kneo.runtime.engine.timers import end_overdue_runs
 from kneo.settings import from_env
-from kneo.tasks.sweep import expire_due
+from kneo.tasks.deadlines import process_due
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -28,7 +28,7 @@ def prune(as_json: JsonOption = False) -> None:
     settings = from_env()
     with closing(make_store(settings)) as store:
         answer: dict[str, object] = {
-            "expired_human_tasks": expire_due(store),
+            "expired_human_tasks": process_due(store),
             "timed_out_runs": end_overdue_runs(store),
             "retention": make_retention(settings, store)().as_json(),
         }
@@ -42,7 +42,7 @@ def prune_tasks(as_json: JsonOption = False) -> None:
     """Bring the deadlines, reminders and escalations of human tasks that are due in the database beside us."""
     store = make_store(from_env())
     try:
-        answer: dict[str, object] = {"handled": expire_due(store)}
+        answer: dict[str, object] = {"handled": process_due(store)}
     finally:
         store.close()
     render.emit(answer, as_json=as_json, text=lambda: render.text(f"{answer['handled']} tasks were due."))

@@ -14,7 +14,7 @@ from controller.stages.candidate import Candidate
 from controller.stages.plan import Action, ReleasePlan, Retire, name_of, version_of
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest
-from kneo.records.people import same_person
+from kneo.names import person_key
 from kneo.records.release import Hold, Release, Suspension
 from kneo.spec.environment import Approvals, Environment
 from kneo.spec.windows import next_opening, windows_open
@@ -229,7 +229,7 @@ def _involved(action: Action, rule: Approvals, evidence: Evidence) -> frozenset[
         people.add(bundle.author)
     if "requester" in rule.exclude and evidence.requester is not None:
         people.add(evidence.requester)
-    return frozenset(map(same_person, people))
+    return frozenset(map(person_key, people))
 
 
 def count_approvals(
@@ -259,7 +259,7 @@ def count_approvals(
         vote
         for vote in evidence.votes.get(subject, ())
         if (vote.name, vote.about) == (name, about)
-        and same_person(vote.principal) not in involved
+        and person_key(vote.principal) not in involved
         and _may_decide(vote, rule, rules)
     ]
     against = _rejections(heard)
@@ -269,13 +269,13 @@ def count_approvals(
         return Blocked("approvals", "Rejected", message, (against[0].principal,), subject)
     counting: dict[str, ApprovalVote] = {}
     for vote in heard:
-        known = counting.get(same_person(vote.principal))
+        known = counting.get(person_key(vote.principal))
         if _counts_now(vote, rule, rules, evidence) and (known is None or known.order <= vote.order):
-            counting[same_person(vote.principal)] = vote
+            counting[person_key(vote.principal)] = vote
     if len(counting) >= rule.required:
         return Allowed(tuple(sorted(vote.id for vote in counting.values() if vote.id)))
     message = f"{len(counting)} of {rule.required} approvals for {what}."
-    could = {name for name in _eligible(rule, rules, evidence) if same_person(name) not in {*involved, *counting}}
+    could = {name for name in _eligible(rule, rules, evidence) if person_key(name) not in {*involved, *counting}}
     return Blocked("approvals", "AwaitingApproval", message, tuple(sorted(could)), subject)
 
 
@@ -286,9 +286,9 @@ def _rejections(heard: Sequence[ApprovalVote]) -> list[ApprovalVote]:
     """
     latest: dict[str, ApprovalVote] = {}
     for vote in heard:
-        known = latest.get(same_person(vote.principal))
+        known = latest.get(person_key(vote.principal))
         if known is None or known.order <= vote.order:
-            latest[same_person(vote.principal)] = vote
+            latest[person_key(vote.principal)] = vote
     return [vote for vote in latest.values() if not vote.approves]
 
 
@@ -305,9 +305,7 @@ def _counts_now(vote: ApprovalVote, rule: Approvals, rules: Rules, evidence: Evi
 
 def _roles_of(name: str, environment: Environment) -> frozenset[str]:
     people = environment.spec.people.items()
-    return frozenset(
-        role for known, person in people if same_person(known) == same_person(name) for role in person.roles
-    )
+    return frozenset(role for known, person in people if person_key(known) == person_key(name) for role in person.roles)
 
 
 def _eligible(rule: Approvals, rules: Rules, evidence: Evidence) -> frozenset[str]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from kneo.clock import parse_time
 from kneo.records.task import Candidates, Decision, HumanTask, TaskEvent
 from kneo.store.task_statistics import TaskSummary
-from kneo.tasks.schedule import occasions, remaining
+from kneo.tasks.schedule import remaining_escalations, scheduled_events
 
 Json = dict[str, object]
 
@@ -75,7 +75,7 @@ def human_task(task: HumanTask) -> Json:
         "priority": task.priority,
         "due_at": task.due_at,
         "next_at": task.next_at,
-        "next": [{"what": one.what, "at": one.at} for one in occasions(task)] if task.next_at else [],
+        "next": [{"what": one.what, "at": one.at} for one in scheduled_events(task)] if task.next_at else [],
         "requester": task.requester,
         "bundle_digest": task.bundle_digest,
         "receipt": task.plan.receipt,
@@ -165,7 +165,7 @@ def _timeout(task: HumanTask) -> Json | None:
         return None
     to = None
     if task.on_timeout == "escalate":
-        chain = remaining(task)
+        chain = remaining_escalations(task)
         to = chain[0].to if chain else task.assignee
     return {"effect": task.on_timeout, "to": to, "at": task.deadline_at}
 

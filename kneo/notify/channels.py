@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid
-from kneo.notify.words import release_words, task_words
+from kneo.notify.messages import release_words, task_words
 from kneo.settings import Settings
 
 Fields: TypeAlias = Mapping[str, object]

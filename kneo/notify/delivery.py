@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from email.message import EmailMessage
@@ -25,7 +28,6 @@ from kneo.notify.channels import (
 )
 from kneo.notify.mail import send_mail, write_mail
 from kneo.notify.outbox import settle, split
-from kneo.notify.webhook_signature import signed_headers
 from kneo.records.task import UNRESOLVED
 from kneo.redaction import redact
 from kneo.settings import Settings
@@ -203,3 +205,21 @@ def run_outbox(store: Store, settings: Settings, stopping: threading.Event, make
                 tried = 0
             if not tried:
                 stopping.wait(LOOK_SECONDS)
+
+
+def signed_headers(keys: Sequence[bytes], message_id: str, timestamp: int, body: bytes) -> Mapping[str, str]:
+    """Return the headers by which a receiver checks who sent a body and when.
+
+    Args:
+        keys: The secrets; with several, one signature each, so that a receiver can change to another.
+        message_id: The id of the message, the same each time it is sent.
+        timestamp: When it is sent, in seconds since 1970.
+        body: The bytes that are sent.
+    """
+    signed = f"{message_id}.{timestamp}.".encode() + body
+    signatures = (base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode() for key in keys)
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": " ".join(f"v1,{signature}" for signature in signatures),
+    }

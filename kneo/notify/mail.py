@@ -11,7 +11,7 @@ from email.utils import make_msgid
 
 from kneo.errors import Invalid
 from kneo.notify.channels import Mail
-from kneo.notify.words import release_words, task_subject, task_words
+from kneo.notify.messages import release_words, task_subject, task_words
 
 _MAILBOX = re.compile(r'[^\s@<>()\[\]{},;:\\"]{1,64}@[^\s@<>()\[\]{},;:\\"]{1,253}')
 """One plain address. Signs with a meaning in headers would make several addresses of a name, or another person's."""

@@ -42,9 +42,9 @@ from kneo.store.migrate import Database
 from kneo.store.run_filter import RunFilter
 from kneo.store.service_key import find_service_key
 from kneo.store.task_filter import TaskFilter
-from kneo.tasks.answers import Answer
+from kneo.tasks.deadlines import process_due
+from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide, find
-from kneo.tasks.sweep import expire_due
 
 WAIT_SECONDS = 3600.0
 
@@ -262,7 +262,7 @@ class PlatformManager:
             NotFound, Invalid: there is no such task, or the answer does not fit it.
             Conflict: somebody was quicker, or the task is not what it was.
         """
-        answer = Answer(
+        answer = DecisionRequest(
             request_id=request_id,
             decision=DecisionKind(decision),
             content=content,
@@ -381,7 +381,7 @@ class PlatformManager:
 
     def prune_expired_human_tasks(self) -> int:
         """Do what overdue tasks say should happen at their deadline; return how many there were."""
-        return expire_due(self.store)
+        return process_due(self.store)
 
     def prune_timed_out_runs(self) -> int:
         """End runs whose own deadline has passed; return how many there were."""

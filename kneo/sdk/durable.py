@@ -26,7 +26,7 @@ from kneo.sdk.parts import checkpoint
 from kneo.sdk.waiting import POLL_SECONDS, ask_question, current_place, hitl_tool, wait, wait_for_input
 from kneo.store import history, runs
 from kneo.store.run_filter import RunFilter
-from kneo.tasks.inputs import given, pending
+from kneo.tasks.decisions import decision_from_value, find_pending
 from kneo.tasks.reuse import REPLAY
 
 __all__ = [
@@ -303,14 +303,14 @@ class Executions:
             NotAllowed: the value does not fit; it goes on waiting.
         """
         owner, host = self._of(execution_id)
-        task = pending(execution_id, _waiting(host.look(execution_id)), wait)
-        host.decide(task, given(task, value))
+        task = find_pending(execution_id, _waiting(host.look(execution_id)), wait)
+        host.decide(task, decision_from_value(task, value))
         return owner.resume(execution_id)
 
     def abort_wait(self, execution_id: str) -> Execution:
         """End an execution that waits: it is cancelled."""
         _, host = self._of(execution_id)
-        pending(execution_id, _waiting(host.look(execution_id))[:1], None)
+        find_pending(execution_id, _waiting(host.look(execution_id))[:1], None)
         cancel_run(host.store, execution_id, actor=actor())
         return execution_of(host.look(execution_id))
 

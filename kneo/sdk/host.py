@@ -29,7 +29,7 @@ from kneo.spec.reading.load import load_tree
 from kneo.store import history, journal, tasks
 from kneo.store.engine import Store
 from kneo.store.journal import JournalEntry
-from kneo.tasks.answers import Answer
+from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide
 
 T = TypeVar("T")
@@ -110,7 +110,7 @@ class Host:
             done = journal.list_entries(tx, run_id)
         return Standing(run=run, steps=steps, tasks=asked, parts=done)
 
-    def decide(self, task: HumanTask, answer: Answer) -> HumanTask:
+    def decide(self, task: HumanTask, answer: DecisionRequest) -> HumanTask:
         """Record what somebody says.
 
         Raises:

@@ -35,7 +35,7 @@ from kneo.sdk.participants import (
 )
 from kneo.sdk.transcript import Transcript
 from kneo.spec.models import Agent
-from kneo.tasks.answers import Answer
+from kneo.tasks.decisions import DecisionRequest
 
 __all__ = ["HumanInTheLoopStep", "Workflow", "WorkflowBuilder", "WorkflowFailed"]
 
@@ -199,9 +199,9 @@ def _open(standing: Standing) -> Sequence[HumanTask]:
     return [task for task in standing.tasks if task.status in UNRESOLVED]
 
 
-def _answer(task: HumanTask, said: object) -> Answer:
+def _answer(task: HumanTask, said: object) -> DecisionRequest:
     text = as_text(said, f"The resolver of {task.step_id}")
-    return Answer(
+    return DecisionRequest(
         request_id=task.request_id,
         decision=DecisionKind.PROVIDED,
         content=text,

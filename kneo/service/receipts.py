@@ -16,7 +16,7 @@ from kneo.settings import Settings
 from kneo.store import audit, receipts, releases, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.service_key import service_key
-from kneo.tasks.inbox import to_sign
+from kneo.tasks.inbox import statement_for
 from kneo.trust.answer import ReviewerKeys
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.intoto import PAYLOAD_TYPE
@@ -69,14 +69,14 @@ def answer_to_sign(store: Store, task_id: str, body: Mapping[str, object], *, ac
     answer = read_answer(body, limit)
     lasts = parse_duration(str(body.get("expires_in") or "15m"))
     with store.read() as tx:
-        found = to_sign(tx, task_id, answer, actor=actor, lasts=lasts)
+        found = statement_for(tx, task_id, answer, actor=actor, lasts=lasts)
     statement = found.statement
     return {
         "continuation_id": task_id,
         "payloadType": PAYLOAD_TYPE,
         "payload": base64.b64encode(statement.payload).decode("ascii"),
         "said": statement.said.model_dump(mode="json", by_alias=True),
-        "answered": dict(found.answered),
+        "answered": dict(found.decided_content),
         "expires_at": isoformat(statement.said.expires),
     }
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from kneo.errors import Conflict, Usage
 from kneo.records.task import DecisionKind, HumanTask
 from kneo.service.wire import Json
-from kneo.tasks.inputs import pending
+from kneo.tasks.decisions import find_pending
 
 Body = Mapping[str, object]
 
@@ -76,12 +76,12 @@ def answered(run_id: str, waiting: Sequence[HumanTask], said: Sequence[Body]) ->
 def _find(run_id: str, waiting: Sequence[HumanTask], one: Body) -> HumanTask:
     named = one.get("continuation_id") or one.get("key")
     if named is not None:
-        return pending(run_id, waiting, str(named))
+        return find_pending(run_id, waiting, str(named))
     step = one.get("step_id") or one.get("step_name")
     fitting = [task for task in waiting if step in {None, task.step_path, task.step_id}]
     if not fitting:
-        return pending(run_id, waiting, str(step))  # which says what it asks instead
-    return pending(run_id, fitting, None)
+        return find_pending(run_id, waiting, str(step))  # which says what it asks instead
+    return find_pending(run_id, fitting, None)
 
 
 def _bound(task: HumanTask, body: Body) -> Body:

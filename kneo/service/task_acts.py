@@ -13,8 +13,8 @@ from kneo.service.wire import Json
 from kneo.store import tasks
 from kneo.store.engine import Store
 from kneo.store.idempotency import AlreadyExecuted
-from kneo.tasks import inbox, inputs
-from kneo.tasks.answers import Answer
+from kneo.tasks import decisions, inbox
+from kneo.tasks.decisions import DecisionRequest
 
 MAX_BATCH = 100
 """Answers that one request may bring."""
@@ -22,7 +22,7 @@ MAX_BATCH = 100
 Body = Mapping[str, object]
 
 
-def read_answer(body: Body, limit: int) -> Answer:
+def read_answer(body: Body, limit: int) -> DecisionRequest:
     """Read an answer from the body of a request.
 
     Args:
@@ -38,7 +38,7 @@ def read_answer(body: Body, limit: int) -> Answer:
             msg = f"{name} is {length} characters long; at most {limit} are accepted."
             raise InvalidValue(msg, code="input_too_large", field=name, limit=limit)
     options, values, statement = (body.get(name) for name in ("selected_options", "values", "statement"))
-    return Answer(
+    return DecisionRequest(
         request_id=str(body["request_id"]),
         decision=DecisionKind(str(body["decision"])),
         content=body.get("content"),
@@ -97,15 +97,19 @@ def put_in(store: Store, run_id: str, body: Body, *, actor: str, limit: int) -> 
         limit: Characters that the value may have.
 
     Raises:
-        KneoError: as ``kneo.tasks.inputs`` and ``kneo.tasks.inbox`` say.
+        KneoError: as ``kneo.tasks.decisions`` and ``kneo.tasks.inbox`` say.
     """
     length = len(json.dumps(body.get("value"), default=str))
     if length > limit:
         msg = f"value is {length} characters long; at most {limit} are accepted."
         raise InvalidValue(msg, code="input_too_large", field="value", limit=limit)
     with store.read() as tx:
-        task = inputs.pending(run_id, tasks.of_run(tx, run_id, UNRESOLVED), _text(body, "key"))
-    answer = inputs.refusal(task, _text(body, "reason")) if body.get("abort") else inputs.given(task, body.get("value"))
+        task = decisions.find_pending(run_id, tasks.of_run(tx, run_id, UNRESOLVED), _text(body, "key"))
+    answer = (
+        decisions.rejection(task, _text(body, "reason"))
+        if body.get("abort")
+        else decisions.decision_from_value(task, body.get("value"))
+    )
     return inbox.decide(store, task.id, answer, actor=actor)
 
 

@@ -12,7 +12,7 @@ from kneo.service.wire import Json
 from kneo.store import tasks
 from kneo.store.engine import Tx
 from kneo.store.task_filter import SORTABLE, TaskFilter
-from kneo.tasks.people import everything_about
+from kneo.tasks.people import identities_of
 
 EQUAL = ("environment", "kind", "assignee", "claimed_by", "step_id", "run_id", "workflow_name")
 """Filters that compare a task's own value."""
@@ -37,7 +37,7 @@ def task_filter(tx: Tx, asked: FilterValues, me: str) -> TaskFilter:
         **values,  # type: ignore[arg-type]
         **_status(tx, asked.get("status")),  # type: ignore[arg-type]
         workflow_type=str(asked["workflow_kind"]) if asked.get("workflow_kind") is not None else None,
-        who=everything_about(tx, me if candidate == ME else str(candidate)) if candidate is not None else None,
+        who=identities_of(tx, me if candidate == ME else str(candidate)) if candidate is not None else None,
         text=str(asked["q"]) if asked.get("q") else None,
     )
 

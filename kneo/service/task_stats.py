@@ -10,7 +10,7 @@ from kneo.errors import InvalidValue
 from kneo.service.wire import Json
 from kneo.store import task_statistics
 from kneo.store.engine import Store
-from kneo.tasks.review import review, to_compare
+from kneo.tasks.review import edits_to_compare, review
 
 TASKS = 5_000
 """Questions that figures are taken of, the newest."""
@@ -41,7 +41,7 @@ def task_stats(store: Store, since: str, environment: str | None, workflow_name:
         first = first_id("cont", start)
         found = task_statistics.newest(tx, first, environment=environment, workflow_name=workflow_name, limit=TASKS + 1)
         kept = found[:TASKS]
-        shown = task_statistics.subjects(tx, to_compare(kept))
+        shown = task_statistics.subjects(tx, edits_to_compare(kept))
     gates = review(kept, shown)
     return {
         "since": isoformat(start),

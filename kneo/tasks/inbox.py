@@ -12,18 +12,18 @@ from datetime import timedelta
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Conflict, Forbidden, InvalidValue, NotFound
-from kneo.records.people import same_person
+from kneo.names import person_key
 from kneo.records.run import RunStatus
 from kneo.records.task import Decision, HumanTask, TaskStatus, Vote
 from kneo.store import idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
-from kneo.tasks import people, voting
-from kneo.tasks.answers import Answer, check_answer, check_storable, check_unresolved, said_digest
-from kneo.tasks.happened import happened
+from kneo.tasks import people, quorum
+from kneo.tasks.deadlines import apply_due, is_due
+from kneo.tasks.decisions import DecisionRequest, check_decision, check_storable, check_unresolved, decision_digest
+from kneo.tasks.lifecycle import record_event
 from kneo.tasks.receipts import check_can_sign, write_receipt
 from kneo.tasks.schedule import next_at
-from kneo.tasks.signing import ToSign, check_signed, signed_fact, write_statement
-from kneo.tasks.sweep import elapse, is_due
+from kneo.tasks.statements import UnsignedStatement, build_statement, check_signature, signature_facts
 from kneo.telemetry.spans import span
 
 MAX_COMMENT_CHARS = 20_000
@@ -45,7 +45,7 @@ def find(tx: Tx, task_id: str) -> HumanTask:
 def decide(
     store: Store,
     task_id: str,
-    answer: Answer,
+    answer: DecisionRequest,
     *,
     actor: str,
     via: str | None = None,
@@ -69,30 +69,30 @@ def decide(
     Raises:
         NotFound: there is no such task.
         Forbidden: ``not_a_candidate`` or ``separation_of_duties``.
-        Conflict, NotAllowed: the answer does not fit; see ``check_answer``. Nothing was written.
-        Forbidden, Untrusted, Invalid: it has to be signed and is not, or not as it has to be; see ``check_signed``.
+        Conflict, NotAllowed: the answer does not fit; see ``check_decision``. Nothing was written.
+        Forbidden, Untrusted, Invalid: it has to be signed and is not, or not as it has to be; see ``check_signature``.
     """
     check_storable(answer)
 
     def work(tx: Tx, task: HumanTask) -> HumanTask:
         if first is not None:
             first(tx, task)
-        return answer_in(tx, task, answer, actor, via, pin)
+        return decide_in(tx, task, answer, actor, via, pin)
 
     with span("kneo.continuation.lock", kneo_continuation__id=task_id, kneo_decision=answer.decision.value):
         return _act(store, task_id, work)
 
 
-def answer_in(
-    tx: Tx, task: HumanTask, answer: Answer, actor: str, via: str | None = None, pin: Digest | None = None
+def decide_in(
+    tx: Tx, task: HumanTask, answer: DecisionRequest, actor: str, via: str | None = None, pin: Digest | None = None
 ) -> HumanTask:
     """Do what ``decide`` does, as a part of a transaction that has locked the task's run."""
     decision, person = _fitting(tx, task, answer, actor)
-    signed = check_signed(tx, task, decision, answer.statement, pin)
+    signed = check_signature(tx, task, decision, answer.statement, pin)
     vote = Vote(
         actor=decision.actor,
         decision=decision.kind,
-        answer=said_digest(decision),
+        answer=decision_digest(decision),
         at=tx.at,
         comment=decision.comment,
         via=via,
@@ -101,7 +101,7 @@ def answer_in(
     return _vote(tx, task, decision, person, vote)
 
 
-def to_sign(tx: Tx, task_id: str, answer: Answer, *, actor: str, lasts: timedelta) -> ToSign:
+def statement_for(tx: Tx, task_id: str, answer: DecisionRequest, *, actor: str, lasts: timedelta) -> UnsignedStatement:
     """Write down what somebody would sign to give an answer. Changes nothing, and holds nothing for them.
 
     Raises:
@@ -111,12 +111,12 @@ def to_sign(tx: Tx, task_id: str, answer: Answer, *, actor: str, lasts: timedelt
     check_storable(answer)
     task = find(tx, task_id)
     decision, _ = _fitting(tx, task, answer, actor)
-    return write_statement(tx, task, decision, lasts)
+    return build_statement(tx, task, decision, lasts)
 
 
-def _fitting(tx: Tx, task: HumanTask, answer: Answer, actor: str) -> tuple[Decision, people.Person]:
+def _fitting(tx: Tx, task: HumanTask, answer: DecisionRequest, actor: str) -> tuple[Decision, people.Person]:
     """Check everything about an answer but the signature on it."""
-    decision = check_answer(task, answer, actor=actor, at=tx.at)
+    decision = check_decision(task, answer, actor=actor, at=tx.at)
     person = people.check_may_answer(tx, task, actor)
     _check_free(task, actor)
     check_can_sign(tx, task)
@@ -134,7 +134,7 @@ def _act(store: Store, task_id: str, work: Callable[[Tx, HumanTask], HumanTask])
             runs.lock(tx, run_id)
         task = find(tx, task_id)
         if is_due(tx, task):
-            elapse(tx, task)
+            apply_due(tx, task)
             return None
         idempotency.bind(tx, task_id)
         return work(tx, task)
@@ -147,15 +147,15 @@ def _act(store: Store, task_id: str, work: Callable[[Tx, HumanTask], HumanTask])
 def _vote(tx: Tx, task: HumanTask, decision: Decision, person: people.Person, vote: Vote) -> HumanTask:
     # A vote counts for as long as the person could give it: who has left the group or the installation has no say.
     before = [one for one in task.votes if people.may_still_answer(tx, task, one.actor)]
-    roles = {same_person(one.actor): people.find_person(tx, task.environment, one.actor).roles for one in before} | {
-        same_person(person.name): person.roles
+    roles = {person_key(one.actor): people.find_person(tx, task.environment, one.actor).roles for one in before} | {
+        person_key(person.name): person.roles
     }
-    whose = voting.turn(task.quorum, before, roles)
+    whose = quorum.next_role(task.quorum, before, roles)
     if whose is not None and whose not in person.roles:
         msg = f"{task.id} asks one role after the other, and {whose} comes first."
         raise Forbidden(msg, code="not_a_candidate", waits_for=whose)
-    votes = voting.with_vote(before, vote)
-    decisive = voting.outcome(task.quorum, votes, roles)
+    votes = quorum.add_vote(before, vote)
+    decisive = quorum.decisive_votes(task.quorum, votes, roles)
     if decisive is None or vote not in decisive:
         # Roles that changed since may let earlier votes suffice; what is recorded is the answer of whoever votes now.
         return _heard(tx, task, vote, votes)
@@ -166,8 +166,8 @@ def _vote(tx: Tx, task: HumanTask, decision: Decision, person: people.Person, vo
 def _heard(tx: Tx, task: HumanTask, vote: Vote, votes: tuple[Vote, ...]) -> HumanTask:
     """Keep a vote that does not decide yet; whoever gave it is done with the task."""
     heard = _change(tx, task, status=TaskStatus.OPEN, claimed_by=None, snoozed_until=None, votes=votes)
-    facts = {"decision": vote.decision, "votes": len(votes), "approvals": task.quorum.approvals} | signed_fact(vote)
-    happened(tx, task, "voted", vote.actor, facts, kept={"comment": vote.comment})
+    facts = {"decision": vote.decision, "votes": len(votes), "approvals": task.quorum.approvals} | signature_facts(vote)
+    record_event(tx, task, "voted", vote.actor, facts, kept={"comment": vote.comment})
     return heard
 
 
@@ -191,8 +191,8 @@ def record(tx: Tx, task: HumanTask, decision: Decision, *, votes: tuple[Vote, ..
         "result_status": RunStatus.RUNNING,
     }
     last = next((vote for vote in votes if vote.actor == decision.actor), None)
-    facts |= signed_fact(last)
-    event = happened(tx, task, "decision", decision.actor, facts, kept={"comment": decision.comment})
+    facts |= signature_facts(last)
+    event = record_event(tx, task, "decision", decision.actor, facts, kept={"comment": decision.comment})
     write_receipt(tx, decided, decision, event)
     return decided
 
@@ -206,7 +206,7 @@ def _change(tx: Tx, task: HumanTask, **changes: object) -> HumanTask:
 
 
 def _check_free(task: HumanTask, actor: str) -> None:
-    if task.claimed_by is not None and same_person(task.claimed_by) != same_person(actor):
+    if task.claimed_by is not None and person_key(task.claimed_by) != person_key(actor):
         msg = f"{task.claimed_by} is working on {task.id}."
         hint = "Ask them to release it, or assign it to yourself."
         raise Conflict(msg, code="claimed_by_other", hint=hint, claimed_by=task.claimed_by)
@@ -230,7 +230,7 @@ def claim(store: Store, task_id: str, *, actor: str) -> HumanTask:
         if task.claimed_by is not None:
             return task
         claimed = _change(tx, task, status=TaskStatus.CLAIMED, claimed_by=actor, snoozed_until=None)
-        happened(tx, task, "claimed", actor)
+        record_event(tx, task, "claimed", actor)
         return claimed
 
     return _act(store, task_id, work)
@@ -249,7 +249,7 @@ def unclaim(store: Store, task_id: str, *, actor: str) -> HumanTask:
         if task.claimed_by is None:
             return task
         released = _change(tx, task, status=TaskStatus.OPEN, claimed_by=None)
-        happened(tx, task, "released", actor)
+        record_event(tx, task, "released", actor)
         return released
 
     return _act(store, task_id, work)
@@ -298,7 +298,7 @@ def _receiver(tx: Tx, task: HumanTask, to: str) -> str:
 
 def _handed(tx: Tx, task: HumanTask, to: str, actor: str, what: str, comment: str | None = None) -> HumanTask:
     handed = _change(tx, task, status=TaskStatus.OPEN, claimed_by=None, assignee=to, snoozed_until=None)
-    happened(tx, task, what, actor, {"to": to}, kept={"comment": comment} if comment else None)
+    record_event(tx, task, what, actor, {"to": to}, kept={"comment": comment} if comment else None)
     return handed
 
 
@@ -319,7 +319,7 @@ def snooze(store: Store, task_id: str, until: str, *, actor: str) -> HumanTask:
             msg = f"{until[:60]} is not to come; it is {tx.at}."
             raise InvalidValue(msg, field="until")
         snoozed = _change(tx, task, status=TaskStatus.SNOOZED, claimed_by=None, snoozed_until=moment)
-        happened(tx, task, "snoozed", actor, {"until": moment})
+        record_event(tx, task, "snoozed", actor, {"until": moment})
         return snoozed
 
     return _act(store, task_id, work)
@@ -340,7 +340,7 @@ def comment(store: Store, task_id: str, text: str, *, actor: str) -> HumanTask:
         if idempotency.made() is not None:
             return task
         idempotency.bind(tx, task_id)
-        happened(tx, task, "commented", actor, {"text_digest": digest_of_json(text)}, kept={"text": text})
+        record_event(tx, task, "commented", actor, {"text_digest": digest_of_json(text)}, kept={"text": text})
         return task
 
     return store.transact(work)

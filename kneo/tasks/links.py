@@ -14,10 +14,10 @@ from kneo.records.task import HumanTask
 from kneo.store import idempotency, links, runs
 from kneo.store.engine import Store, Tx
 from kneo.tasks import people
-from kneo.tasks.answers import Answer, check_unresolved
-from kneo.tasks.happened import happened
+from kneo.tasks.decisions import DecisionRequest, check_unresolved
 from kneo.tasks.inbox import decide, find
-from kneo.tasks.signing import check_without_key
+from kneo.tasks.lifecycle import record_event
+from kneo.tasks.statements import check_without_key
 
 LASTS = timedelta(hours=24)
 """How long a link works when nobody says."""
@@ -66,7 +66,7 @@ def make_link(tx: Tx, task_id: str, person: str, *, actor: str, lasts: timedelta
         expires_at=isoformat(tx.now + lasts),
     )
     links.insert_link(tx, link)
-    happened(tx, task, "link_made", actor, {"link": link.id, "person": person, "expires_at": link.expires_at})
+    record_event(tx, task, "link_made", actor, {"link": link.id, "person": person, "expires_at": link.expires_at})
     return link, token
 
 
@@ -100,7 +100,7 @@ def revoke_link(tx: Tx, task_id: str, link_id: str, *, actor: str) -> TaskLink:
     if link.used_at is not None:
         raise _used(link)
     if links.end(tx, task_id=task_id, link_id=link.id):
-        happened(tx, find(tx, task_id), "link_revoked", actor, {"link": link.id, "person": link.person})
+        record_event(tx, find(tx, task_id), "link_revoked", actor, {"link": link.id, "person": link.person})
     return find_link(tx, task_id, link_id)
 
 
@@ -131,7 +131,7 @@ def look(tx: Tx, token: str) -> tuple[TaskLink, HumanTask]:
     return link, task
 
 
-def answer(store: Store, token: str, said: Answer) -> HumanTask:
+def answer(store: Store, token: str, said: DecisionRequest) -> HumanTask:
     """Answer with a link, as the person it was made for. It is used up with the answer, and not by one that is refused.
 
     Raises:
@@ -147,7 +147,7 @@ def answer(store: Store, token: str, said: Answer) -> HumanTask:
         _check(tx, now, task)
         if not links.use(tx, link):
             raise _used(link)
-        happened(tx, task, "link_used", link.person, {"link": link.id, "made_by": link.created_by})
+        record_event(tx, task, "link_used", link.person, {"link": link.id, "made_by": link.created_by})
 
     bound = replace(said, expect_digest=link.subject_digest)
     if said.expect_digest not in {None, link.subject_digest}:

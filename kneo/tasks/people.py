@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 
 from kneo import registry
 from kneo.errors import Forbidden, Invalid, Untrusted
-from kneo.names import person_name
-from kneo.records.people import same_person
+from kneo.names import person_key, person_name
 from kneo.records.task import Candidates, HumanTask, TaskStatus
 from kneo.store import key_names, releases, tasks
 from kneo.store.engine import Tx
-from kneo.tasks.deadline import POLICY
+from kneo.tasks.schedule import TIMEOUT_POLICY
 
 SELF = frozenset({"requester", "bundle_signer"})
 """Parts in a run that an environment may let people combine with approving it (``allowSelf``)."""
@@ -38,7 +37,7 @@ class Person:
 
 
 def user(name: str) -> frozenset[str]:
-    return frozenset({f"user:{same_person(name)}"})
+    return frozenset({f"user:{person_key(name)}"})
 
 
 def _named(kind: str, environment: str | None, names: frozenset[str]) -> frozenset[str]:
@@ -48,11 +47,11 @@ def _named(kind: str, environment: str | None, names: frozenset[str]) -> frozens
 def find_person(tx: Tx, environment: str | None, name: str) -> Person:
     """Find out who somebody is in an environment; one that Git never declared knows nobody's groups and roles."""
     declared = _declared(tx, environment)
-    _, groups, roles = declared.get(same_person(name), (name, frozenset(), frozenset()))
+    _, groups, roles = declared.get(person_key(name), (name, frozenset(), frozenset()))
     return Person(name=name, environment=environment, groups=groups, roles=roles)
 
 
-def everything_about(tx: Tx, name: str) -> frozenset[str]:
+def identities_of(tx: Tx, name: str) -> frozenset[str]:
     """Find what somebody is in every environment."""
     found = user(name)
     for record in releases.list_environments(tx):
@@ -65,7 +64,7 @@ def _declared(tx: Tx, environment: str | None) -> dict[str, tuple[str, frozenset
     if environment is None or releases.environment(tx, environment) is None:
         return {}
     people = registry.declared(tx, environment).spec.people
-    return {same_person(name): (name, frozenset(one.groups), frozenset(one.roles)) for name, one in people.items()}
+    return {person_key(name): (name, frozenset(one.groups), frozenset(one.roles)) for name, one in people.items()}
 
 
 def known_name(tx: Tx, environment: str | None, name: str) -> str | None:
@@ -74,7 +73,7 @@ def known_name(tx: Tx, environment: str | None, name: str) -> str | None:
     Known are the people of the environment's file, the names of API keys and the principals of the trust root. Where the
     environment is not declared and the service needs no API key, nothing says who is who, and each name is known.
     """
-    spelled = same_person(name)
+    spelled = person_key(name)
     keys = key_names.read(tx)
     declared = environment is not None and releases.environment(tx, environment) is not None
     if not keys and not declared:
@@ -93,7 +92,7 @@ def _principals(tx: Tx) -> dict[str, str]:
         return {}
     revoked = {revocation.keyid for revocation in document.revoked}
     members = {keyid for role in document.roles.values() for keyid in role.keys} - revoked
-    return {same_person(document.keys[keyid].principal): document.keys[keyid].principal for keyid in members}
+    return {person_key(document.keys[keyid].principal): document.keys[keyid].principal for keyid in members}
 
 
 class UnknownPerson(Invalid):
@@ -135,10 +134,10 @@ def candidate_rows(task: HumanTask, refused: Iterator[str]) -> frozenset[str]:
         may |= {one for name in names for one in user(name)}
         may |= _named("group", task.environment, frozenset(candidates.groups))
         may |= _named("role", task.environment, frozenset(candidates.roles))
-    return frozenset(may) | {f"not:{same_person(name)}" for name in refused}
+    return frozenset(may) | {f"not:{person_key(name)}" for name in refused}
 
 
-def widened(candidates: Candidates, to: str) -> Candidates:
+def widen_candidates(candidates: Candidates, to: str) -> Candidates:
     """Let somebody else answer too: a person, a group or a role of that name."""
     if candidates.is_open:
         return candidates
@@ -179,7 +178,7 @@ def check_not_excluded(tx: Tx, task: HumanTask, name: str, what: str) -> None:
         Forbidden: ``separation_of_duties``.
     """
     for part, other in excluded(tx, task):
-        if same_person(other) == same_person(name):
+        if person_key(other) == person_key(name):
             why = part if part != "name" else "one of those whom the gate excludes"
             msg = f"{name} is the {why.replace('_', ' ')} and may not {what} {task.id}."
             raise Forbidden(msg, code="separation_of_duties", excluded_as=part)
@@ -199,9 +198,9 @@ def may_still_answer(tx: Tx, task: HumanTask, name: str) -> bool:
 def _is_candidate(task: HumanTask, person: Person) -> bool:
     if not task.is_restricted:
         return True
-    names = {same_person(name) for name in (*task.candidates.users, *([task.assignee] if task.assignee else []))}
+    names = {person_key(name) for name in (*task.candidates.users, *([task.assignee] if task.assignee else []))}
     return (
-        same_person(person.name) in names
+        person_key(person.name) in names
         or bool(person.groups & set(task.candidates.groups))
         or bool(person.roles & set(task.candidates.roles))
     )
@@ -234,6 +233,6 @@ def _reviewers(tx: Tx, task: HumanTask) -> frozenset[str]:
         if other.id != task.id
         for name in (
             *(vote.actor for vote in other.votes),
-            *([other.decision.actor] if other.decision and other.decision.by != POLICY else []),
+            *([other.decision.actor] if other.decision and other.decision.by != TIMEOUT_POLICY else []),
         )
     )

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from kneo import registry
 from kneo.clock import new_id, parse_time
 from kneo.errors import Invalid
+from kneo.names import person_key
 from kneo.records.audit import AuditEvent, leaf_of
-from kneo.records.people import same_person
 from kneo.records.receipt import ReceiptRecord
 from kneo.records.task import SIGNED, SIGNED_BY_REVIEWER, Decision, DecisionKind, HumanTask, Vote
 from kneo.store import audit, receipts, releases
 from kneo.store.engine import Tx
-from kneo.tasks.deadline import POLICY
+from kneo.tasks.schedule import TIMEOUT_POLICY
 from kneo.trust.dsse import parse_envelope, serialise
 from kneo.trust.receipt import Receipt, Voter, build_receipt, content_digest, sign_receipt
 
@@ -81,7 +81,7 @@ def environment_of(tx: Tx, task: HumanTask) -> Environment | None:
     return registry.declared(tx, task.environment)
 
 
-def answered(decision: Decision) -> dict[str, object]:
+def decided_content(decision: Decision) -> dict[str, object]:
     """Spell what was answered beside the decision's word, as its content digest counts it."""
     return {
         "content": decision.content,
@@ -112,9 +112,9 @@ def _receipt(
             "subject_digest": task.subject_digest,
             "decision": decision.kind.value if decision else "expired",
             "effect": _effect(task, decision),
-            "content_digest": content_digest(answered(decision)) if decision else None,
-            "by": decision.by if decision else POLICY,
-            "actor": decision.actor if decision else POLICY,
+            "content_digest": content_digest(decided_content(decision)) if decision else None,
+            "by": decision.by if decision else TIMEOUT_POLICY,
+            "actor": decision.actor if decision else TIMEOUT_POLICY,
             "decided_at": decision.at if decision else tx.at,
             "voters": _voters(task, decision, environment),
             "allow_self": environment.spec.allow_self if environment else False,
@@ -147,10 +147,10 @@ def _decisive(task: HumanTask, decision: Decision | None) -> tuple[Vote, ...]:
 
 
 def _voters(task: HumanTask, decision: Decision | None, environment: Environment | None) -> list[Voter]:
-    people = {same_person(name): known for name, known in environment.spec.people.items()} if environment else {}
+    people = {person_key(name): known for name, known in environment.spec.people.items()} if environment else {}
     found = []
     for vote in _decisive(task, decision):
-        known = people.get(same_person(vote.actor))
+        known = people.get(person_key(vote.actor))
         found.append(
             Voter(
                 actor=vote.actor,

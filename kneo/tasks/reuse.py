@@ -10,18 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kneo.errors import KneoError
-from kneo.records.people import same_person
+from kneo.names import person_key
 from kneo.records.run import Run
 from kneo.records.task import REPLAYED, DecisionKind, HumanTask, TaskStatus, Vote
 from kneo.store import receipts, tasks
 from kneo.store.engine import Tx
-from kneo.tasks import people, voting
-from kneo.tasks.answers import Answer
-from kneo.tasks.happened import happened
-from kneo.tasks.inbox import answer_in, find, record
-from kneo.tasks.inputs import given
-from kneo.tasks.opening import FLOW_DIGEST, subject_digest
-from kneo.tasks.signing import must_be_signed
+from kneo.tasks import people, quorum
+from kneo.tasks.decisions import DecisionRequest, decision_from_value
+from kneo.tasks.inbox import decide_in, find, record
+from kneo.tasks.lifecycle import record_event
+from kneo.tasks.questions import FLOW_DIGEST, subject_digest
+from kneo.tasks.statements import must_be_signed
 
 REPLAY = REPLAYED
 """Where a run's metadata say which answers it uses, and a task's whether it did."""
@@ -64,7 +63,7 @@ def reuse_passed(tx: Tx, run: Run, task: HumanTask, source: str | None) -> None:
     _reuse(tx, run, task, _reuse_of(run) or Reuse(source=source or run.id), earlier, passed=True)
 
 
-def flowed(task: HumanTask) -> str:
+def task_output(task: HumanTask) -> str:
     """Return the text that flowed on from a question when it was answered."""
     decision = task.decision
     if decision is None:
@@ -76,7 +75,7 @@ def flowed(task: HumanTask) -> str:
     return task.subject
 
 
-def lapsed(tx: Tx, task: HumanTask) -> str | None:
+def why_invalid(tx: Tx, task: HumanTask) -> str | None:
     """Say why the answer that a run was given no longer holds for this run; None where it does.
 
     Deadlines decided as the spec says; people's answers hold while those people may still answer.
@@ -112,29 +111,31 @@ def _reuse(tx: Tx, run: Run, task: HumanTask, reuse: Reuse, earlier: HumanTask |
 
 def _earlier(tx: Tx, source: str, key: str) -> HumanTask | None:
     """Find the last answer to a question in a run."""
-    answered = [task for task in tasks.of_run(tx, source, [TaskStatus.APPLIED, TaskStatus.DECIDED]) if task.key == key]
-    return answered[-1] if answered else None
+    decided_content = [
+        task for task in tasks.of_run(tx, source, [TaskStatus.APPLIED, TaskStatus.DECIDED]) if task.key == key
+    ]
+    return decided_content[-1] if decided_content else None
 
 
 def _override(tx: Tx, run: Run, task: HumanTask, value: object) -> str | None:
     """Let whoever started the run answer, as far as they may; say why that did not do."""
     try:
-        answered = answer_in(tx, task, _answer(task, value), run.requester)
+        decided_content = decide_in(tx, task, _answer(task, value), run.requester)
     except KneoError as error:
         return f"the answer that was given for it is refused: {error.message}"
-    return None if answered.status is TaskStatus.DECIDED else "others have to agree too"
+    return None if decided_content.status is TaskStatus.DECIDED else "others have to agree too"
 
 
-def _answer(task: HumanTask, value: object) -> Answer:
+def _answer(task: HumanTask, value: object) -> DecisionRequest:
     """Read what stands behind ``KEY=``: a decision with its parts, the bare word of one, or the value it takes."""
     if isinstance(value, Mapping) and "decision" in value:
         parts = {
             name: part for name, part in value.items() if name in {"content", "selected_option", "values", "feedback"}
         }
-        return Answer(request_id=task.request_id, decision=DecisionKind(str(value["decision"])), **parts)
+        return DecisionRequest(request_id=task.request_id, decision=DecisionKind(str(value["decision"])), **parts)
     if value in {DecisionKind.APPROVED.value, DecisionKind.REJECTED.value} and value in task.decisions:
-        return Answer(request_id=task.request_id, decision=DecisionKind(str(value)))
-    return given(task, value)
+        return DecisionRequest(request_id=task.request_id, decision=DecisionKind(str(value)))
+    return decision_from_value(task, value)
 
 
 def _again(tx: Tx, run: Run, task: HumanTask, before: HumanTask | None, *, passed: bool) -> str | None:
@@ -145,7 +146,9 @@ def _again(tx: Tx, run: Run, task: HumanTask, before: HumanTask | None, *, passe
     assert decision is not None
     if decision.by not in {"person", REPLAY}:
         return "nobody answered it before"
-    seen = subject_digest(run, before.step_path, before.position, flowed(before)) if passed else before.subject_digest
+    seen = (
+        subject_digest(run, before.step_path, before.position, task_output(before)) if passed else before.subject_digest
+    )
     if seen != task.subject_digest:
         return "what it is about has changed"
     flow = before.metadata.get(FLOW_DIGEST)
@@ -159,7 +162,7 @@ def _again(tx: Tx, run: Run, task: HumanTask, before: HumanTask | None, *, passe
     receipt = receipts.of_task(tx, before.id)
     used = replace(decision, by=REPLAY, at=tx.at, source=receipt.digest if receipt else None)
     facts = {"key": task.key, "source_run": before.run_id, "source_task": before.id, "source_receipt": used.source}
-    happened(tx, task, "reused", run.requester, facts)
+    record_event(tx, task, "reused", run.requester, facts)
     kept = {**task.metadata, FLOW_DIGEST: flow, REPLAY: {"reused_from": before.id, "receipt": used.source}}
     noted = tasks.note(tx, task, kept)
     record(tx, noted, used, votes=votes)
@@ -171,16 +174,16 @@ def _votes_fail(tx: Tx, task: HumanTask, votes: Sequence[Vote]) -> str | None:
     try:
         for vote in votes:
             people.check_known(tx, task.environment, vote.actor)
-        known = {same_person(vote.actor): people.check_may_answer(tx, task, vote.actor) for vote in votes}
+        known = {person_key(vote.actor): people.check_may_answer(tx, task, vote.actor) for vote in votes}
     except KneoError as error:
         return f"who answered it before may not answer it now: {error.message}"
     roles = {name: person.roles for name, person in known.items()}
-    if voting.outcome(task.quorum, votes, roles) is None:
+    if quorum.decisive_votes(task.quorum, votes, roles) is None:
         return "more people have to agree now than did before"
     return None
 
 
-def report(tx: Tx, run_id: str) -> list[dict[str, object]]:
+def reuse_report(tx: Tx, run_id: str) -> list[dict[str, object]]:
     """Tell for every question of a run that repeats another one whether an answer was used, and else why it is asked."""
     found: list[dict[str, object]] = []
     for task in tasks.of_run(tx, run_id, TaskStatus):

@@ -43,7 +43,7 @@ _TURN = re.compile(r"[#@]\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateFigures:
+class GateStatistics:
     """One gate. Shares are from 0 to 1, of what people answered; None where there is nothing to take them of."""
 
     gate: str
@@ -77,7 +77,7 @@ class GateFigures:
     """Share of those in which all said the same."""
 
 
-def to_compare(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
+def edits_to_compare(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
     """Choose the edits to compare with what was shown."""
     edited = (one.id for one in outcomes if one.content is not None and _compares(one))
     return tuple(each for each, _ in zip(edited, range(EDITS), strict=False))
@@ -87,12 +87,12 @@ def _compares(one: Outcome) -> bool:
     return one.by == PERSON and max(one.shown_chars, len(one.content or "")) <= EDIT_CHARS
 
 
-def review(outcomes: Sequence[Outcome], shown: Mapping[str, str]) -> tuple[GateFigures, ...]:
+def review(outcomes: Sequence[Outcome], shown: Mapping[str, str]) -> tuple[GateStatistics, ...]:
     """Work out the figures of every gate, those with most answers first.
 
     Args:
         outcomes: What became of questions.
-        shown: What was shown where it was edited, by the task's id, as ``to_compare`` chose them.
+        shown: What was shown where it was edited, by the task's id, as ``edits_to_compare`` chose them.
     """
     gates: dict[tuple[str | None, str | None, str, str], list[Outcome]] = {}
     for one in outcomes:
@@ -108,7 +108,7 @@ def _gate(
     position: str,
     all_of: Sequence[Outcome],
     shown: Mapping[str, str],
-) -> GateFigures:
+) -> GateStatistics:
     decided = [one for one in all_of if one.decision is not None]
     people = [one for one in decided if one.by == PERSON]
     replayed = sum(one.by == REPLAY for one in decided)
@@ -122,7 +122,7 @@ def _gate(
         if one.id in shown and (distance := edit_distance(shown[one.id], one.content or "")) is not None
     ]
     voted = [one for one in people if len(one.answers) > 1]
-    return GateFigures(
+    return GateStatistics(
         gate=gate,
         environment=environment,
         workflow_name=workflow_name,
@@ -154,13 +154,17 @@ def is_quick(one: Outcome) -> bool:
     return _seconds(one) < max(OPENED_SECONDS, one.shown_chars / READ_CHARS_PER_SECOND)
 
 
-def is_rubber_stamp(answered: int, approved: int, quick: int) -> bool:
+def is_rubber_stamp(decided_content: int, approved: int, quick: int) -> bool:
     """Say whether a gate looks as if people only click: 20 answers or more, at least 95 % of them approvals as shown, and at
     least half of those given before what was shown could have been read.
 
     That nearly everything is approved is no fault by itself: the work may be good. That it is approved unread is.
     """
-    return answered >= JUDGED_FROM and approved >= ALWAYS_APPROVED * answered and quick >= MOSTLY_QUICK * approved
+    return (
+        decided_content >= JUDGED_FROM
+        and approved >= ALWAYS_APPROVED * decided_content
+        and quick >= MOSTLY_QUICK * approved
+    )
 
 
 def edit_distance(before: str, after: str) -> float | None:

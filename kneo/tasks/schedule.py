@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
 from kneo.clock import isoformat, parse_time
-from kneo.records.task import Escalation, HumanTask, TaskStatus
+from kneo.records.task import Decision, DecisionKind, Escalation, HumanTask, TaskStatus
 
 
 @dataclass(frozen=True, kw_only=True)
-class Occasion:
+class ScheduledEvent:
     """Something that is to happen to a task: ``wake``, ``remind``, ``escalate`` or ``deadline``."""
 
     at: str
@@ -23,32 +23,76 @@ _ORDER = ("wake", "remind", "escalate", "deadline")
 """What comes first of what is due at the same moment: whoever is to hear of it, hears of it before it is over."""
 
 
-def occasions(task: HumanTask) -> list[Occasion]:
+def scheduled_events(task: HumanTask) -> list[ScheduledEvent]:
     """List what is still to happen, the earliest first."""
     return sorted(_occasions(task), key=lambda one: (one.at, _ORDER.index(one.what)))
 
 
-def _occasions(task: HumanTask) -> Iterator[Occasion]:
+def _occasions(task: HumanTask) -> Iterator[ScheduledEvent]:
     if task.status is TaskStatus.SNOOZED and task.snoozed_until is not None:
-        yield Occasion(at=task.snoozed_until, what="wake")
+        yield ScheduledEvent(at=task.snoozed_until, what="wake")
     for seconds in sorted(task.plan.remind)[task.plan.reminded :]:
-        yield Occasion(at=later(task.created_at, seconds), what="remind")
-    for step in remaining(task):
-        yield Occasion(at=later(task.created_at, step.after), what="escalate", escalation=step)
+        yield ScheduledEvent(at=add_seconds(task.created_at, seconds), what="remind")
+    for step in remaining_escalations(task):
+        yield ScheduledEvent(at=add_seconds(task.created_at, step.after), what="escalate", escalation=step)
     if task.deadline_at is not None:
-        yield Occasion(at=task.deadline_at, what="deadline")
+        yield ScheduledEvent(at=task.deadline_at, what="deadline")
 
 
-def remaining(task: HumanTask) -> tuple[Escalation, ...]:
+def remaining_escalations(task: HumanTask) -> tuple[Escalation, ...]:
     """Return whom nobody has turned to yet, in order."""
     return tuple(sorted(task.plan.escalate, key=lambda one: one.after)[task.escalation :])
 
 
 def next_at(task: HumanTask) -> str | None:
     """Say when time next does something to a task."""
-    found = occasions(task)
+    found = scheduled_events(task)
     return found[0].at if found else None
 
 
-def later(at: str, seconds: int) -> str:
+def add_seconds(at: str, seconds: int) -> str:
     return isoformat(parse_time(at) + timedelta(seconds=seconds))
+
+
+TIMEOUT_POLICY = "policy:timeout"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeoutPolicy:
+    """Everything about a question that says what happens when nobody answers it in time."""
+
+    on_timeout: str
+    decisions: Collection[DecisionKind]
+    options: Collection[str] = ()
+    default_option: str | None = None
+
+    def decision(self, at: str) -> Decision | None:
+        """Return what the deadline decides at a time; ``None`` where it ends the run, or only turns to others."""
+        word, _, option = self.on_timeout.partition(":")
+        kind, effect = _AT_DEADLINE.get(word, (None, None))
+        chosen = None
+        if word == "select" or (word in {"continue", "approve"} and self.options and self.default_option):
+            kind, chosen = DecisionKind.SELECTED, option or self.default_option
+        fits = kind in self.decisions or kind is DecisionKind.REJECTED
+        if kind is None or not fits or (kind is DecisionKind.SELECTED and chosen not in self.options):
+            return None
+        return Decision(
+            kind=kind,
+            content=None,
+            selected_option=chosen,
+            comment="decided at its deadline",
+            actor=TIMEOUT_POLICY,
+            by=TIMEOUT_POLICY,
+            at=at,
+            effect=effect,
+        )
+
+
+_AT_DEADLINE: Mapping[str, tuple[DecisionKind, str | None]] = {
+    "continue": (DecisionKind.APPROVED, None),
+    "approve": (DecisionKind.APPROVED, None),
+    "reject": (DecisionKind.REJECTED, None),
+    "skip": (DecisionKind.REJECTED, "skip"),
+    "cancel": (DecisionKind.REJECTED, "cancel"),
+}
+"""``on_timeout`` as a decision and its effect; ``fail`` ends the run and ``escalate`` leaves the task open."""

@@ -11,7 +11,7 @@ from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.engine.cancel import cancel_run
 from kneo.store import runs, tasks
 from kneo.store.engine import Store
-from kneo.tasks.answers import Answer
+from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide
 
 ROUNDS = 12
@@ -34,7 +34,7 @@ def test_answers_and_a_cancellation_at_once_all_get_an_answer(store: Store) -> N
         def work(number: int, run: Run = run, asked: list[HumanTask] = asked) -> str:
             if number == len(asked):
                 return cancel_run(store, run.id, actor="ann").status
-            answer = Answer(request_id=asked[number].request_id, decision=DecisionKind.APPROVED)
+            answer = DecisionRequest(request_id=asked[number].request_id, decision=DecisionKind.APPROVED)
             try:
                 decide(store, asked[number].id, answer, actor="ben")
             except Conflict:

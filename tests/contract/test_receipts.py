@@ -26,9 +26,9 @@ from kneo.store import audit, prune, receipts, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 from kneo.store.tables import receipts as table
-from kneo.tasks.answers import Answer
+from kneo.tasks.deadlines import process_due
+from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide
-from kneo.tasks.sweep import expire_due
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.keys import PrivateKey
 from kneo.trust.receipt import Receipt, content_digest, parse_receipt
@@ -60,7 +60,7 @@ def say(store: Store, task_id: str = "cont_1", kind: str = "approved", **more: o
     with store.read() as tx:
         found = tasks.get(tx, task_id)
     assert found is not None
-    answer = Answer(request_id=found.request_id, decision=DecisionKind(kind), **more)  # type: ignore[arg-type]
+    answer = DecisionRequest(request_id=found.request_id, decision=DecisionKind(kind), **more)  # type: ignore[arg-type]
     return decide(store, task_id, answer, actor="ann")
 
 
@@ -110,7 +110,7 @@ def test_a_deadline_leaves_a_receipt_too(signing: Store, clock: ManualClock) -> 
     soon = isoformat(clock.now() + timedelta(seconds=5))
     paused(signing, build_task(id="cont_1", deadline_at=soon, next_at=soon, on_timeout="approve", timeout_seconds=5))
     clock.advance(timedelta(seconds=6))
-    assert expire_due(signing) == 1
+    assert process_due(signing) == 1
     found = said(kept(signing))
     assert (found.decision, found.by, found.actor, found.voters) == (
         "approved", "policy:timeout", "policy:timeout", (),
@@ -121,7 +121,7 @@ def test_a_deadline_that_ends_the_run_leaves_a_receipt_too(signing: Store, clock
     soon = isoformat(clock.now() + timedelta(seconds=5))
     paused(signing, build_task(id="cont_1", deadline_at=soon, next_at=soon, on_timeout="fail", timeout_seconds=5))
     clock.advance(timedelta(seconds=6))
-    assert expire_due(signing) == 1
+    assert process_due(signing) == 1
     assert (said(kept(signing)).decision, said(kept(signing)).effect) == ("expired", "fail")
 
 

@@ -15,9 +15,9 @@ from kneo.records.task import DecisionKind, HumanTask
 from kneo.spec.models import Human
 from kneo.store import releases, runs
 from kneo.store.engine import Store
-from kneo.tasks.answers import Answer
+from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide
-from kneo.tasks.opening import Question, open_task
+from kneo.tasks.questions import Question, open_task
 
 ENVIRONMENT = "prod"
 PEOPLE = {
@@ -71,5 +71,5 @@ def ask(store: Store, run: Run | None = None, *, key: str = "q.step", **human: o
 
 
 def answer(store: Store, task: HumanTask, actor: str, kind: str = "approved", **more: object) -> HumanTask:
-    said = Answer(request_id=task.request_id, decision=DecisionKind(kind))
+    said = DecisionRequest(request_id=task.request_id, decision=DecisionKind(kind))
     return decide(store, task.id, replace(said, **more), actor=actor)

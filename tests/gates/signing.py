@@ -9,8 +9,8 @@ from datetime import timedelta
 from kneo import registry
 from kneo.records.task import DecisionKind, HumanTask
 from kneo.store.engine import Store
-from kneo.tasks.answers import Answer
-from kneo.tasks.inbox import to_sign
+from kneo.tasks.decisions import DecisionRequest
+from kneo.tasks.inbox import statement_for
 from kneo.trust.answer import AnswerStatement
 from kneo.trust.dsse import serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
@@ -55,10 +55,10 @@ def prepare(
     store: Store, task: HumanTask, actor: str, kind: str = "approved", *, lasts: str = "15m", **more: object
 ) -> AnswerStatement:
     """Write down what somebody would sign."""
-    said = replace(Answer(request_id=task.request_id, decision=DecisionKind(kind)), **more)
+    said = replace(DecisionRequest(request_id=task.request_id, decision=DecisionKind(kind)), **more)
     minutes = timedelta(minutes=int(lasts.removesuffix("m")))
     with store.read() as tx:
-        return to_sign(tx, task.id, said, actor=actor, lasts=minutes).statement
+        return statement_for(tx, task.id, said, actor=actor, lasts=minutes).statement
 
 
 def enveloped(statement: AnswerStatement, key: PrivateKey) -> dict[str, object]:

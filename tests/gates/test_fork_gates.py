@@ -17,7 +17,7 @@ from kneo.runtime.engine.recover import ForkRequest, continue_run, fork, read_re
 from kneo.runtime.engine.start import StartRequest
 from kneo.store import audit, history, json_text, tables
 from kneo.store.engine import Store
-from kneo.tasks.sweep import expire_due
+from kneo.tasks.deadlines import process_due
 
 SOURCE = """
 def draft(text): return text + " draft"
@@ -305,7 +305,7 @@ def test_a_deadline_approves_no_fork(engine: Engine, clock: ManualClock) -> None
     run = engine.drive(run)
     forked = repeat(engine, run, step="publish", input="EVIL")
     clock.advance(timedelta(seconds=61))
-    expire_due(engine.store)
+    process_due(engine.store)
     assert (engine.drive(forked).status, engine.notes()) == (RunStatus.CANCELLED, ["in draft"])
 
 

@@ -15,7 +15,7 @@ from kneo.records.task import DecisionKind, HumanTask, TaskStatus
 from kneo.store import key_names, runs, tasks
 from kneo.store.engine import Store
 from kneo.tasks import links
-from kneo.tasks.answers import Answer
+from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import assign, delegate, find
 
 EXCLUDED = {"candidates": {"exclude": ["requester"]}}
@@ -28,7 +28,7 @@ def make_link(store: Store, task: HumanTask, person: str, actor: str) -> str:
 
 
 def use_link(store: Store, task: HumanTask, token: str) -> HumanTask:
-    return links.answer(store, token, Answer(request_id=task.request_id, decision=DecisionKind.APPROVED))
+    return links.answer(store, token, DecisionRequest(request_id=task.request_id, decision=DecisionKind.APPROVED))
 
 
 HAND_OVER: dict[str, Callable[[Store, HumanTask, str, str], object]] = {

@@ -69,11 +69,11 @@ def test_an_error_says_what_went_wrong(engine: Engine) -> None:
 def test_what_was_filled_in_reaches_the_next_step_and_conditions(engine: Engine) -> None:
     fields = [{"name": "tone", "allowed_values": ["dry", "warm"]}, {"name": "n", "type": "int"}]
     run = engine.run([ASK, step("tell")], ann={"fields": fields, "decisions": ["provided", "rejected"]})
+    from kneo.tasks.decisions import decision_from_value
     from kneo.tasks.inbox import decide
-    from kneo.tasks.inputs import given
 
     task = engine.open(run)[0]
-    decide(engine.store, task.id, given(task, {"tone": "dry", "n": 2}), actor="ann")
+    decide(engine.store, task.id, decision_from_value(task, {"tone": "dry", "n": 2}), actor="ann")
     assert engine.drive(run).output_text == "{'tone': 'dry', 'n': 2}"
 
 

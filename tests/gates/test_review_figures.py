@@ -12,7 +12,7 @@ from kneo.errors import KneoError
 from kneo.service import task_stats as stats
 from kneo.service.task_stats import task_stats
 from kneo.store.engine import Store
-from kneo.tasks.sweep import expire_due
+from kneo.tasks.deadlines import process_due
 
 Json = dict[str, object]
 
@@ -48,7 +48,7 @@ def test_what_people_did_is_what_the_figures_say(store: Store, clock: ManualCloc
     ask(store, key="q.step", timeout_seconds=60, on_timeout="approve")
     ask(store, key="q.step", timeout_seconds=60, on_timeout="fail")
     clock.advance(timedelta(seconds=61))
-    expire_due(store)
+    process_due(store)
     ask(store, key="q.step")  # nobody has answered this one yet
     told = figures(store)
     assert (told["tasks"], told["truncated"]) == (8, False)

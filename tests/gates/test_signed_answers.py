@@ -28,10 +28,10 @@ from kneo.store import audit, receipts, runs
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 from kneo.store.tables import metadata
-from kneo.tasks.answers import Answer
+from kneo.tasks.deadlines import process_due
+from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide, find
 from kneo.tasks.links import make_link
-from kneo.tasks.sweep import expire_due
 from kneo.trust.answer import ReviewerKeys
 from kneo.trust.dsse import parse_envelope, serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
@@ -243,7 +243,7 @@ def test_a_revoked_key_counts_no_more_and_what_it_signed_before_does(
 def test_the_pinned_root_says_whose_key_is_whose(store: Store) -> None:
     task = ask(store, **BY_REVIEWER)
     said = signed(store, task, "ann")
-    given = Answer(request_id=task.request_id, decision=DecisionKind.APPROVED, statement=said)
+    given = DecisionRequest(request_id=task.request_id, decision=DecisionKind.APPROVED, statement=said)
     with pytest.raises(KneoError) as caught:
         decide(store, task.id, given, actor="ann", pin=Digest(ZEROS))
     assert caught.value.code == "RootNotPinned"
@@ -339,7 +339,7 @@ def test_silence_does_nothing_that_nobody_signed(
     task = ask(store, timeout_seconds=60, **words)
     assert task.on_timeout == meant
     clock.advance(timedelta(seconds=61))
-    assert expire_due(store) == 1
+    assert process_due(store) == 1
     with store.read() as tx:
         found = find(tx, task.id)
         run = runs.get(tx, task.run_id)

@@ -12,7 +12,7 @@ from kneo.store import links as stored
 from kneo.store import tasks
 from kneo.store.engine import Store
 from kneo.tasks import links
-from kneo.tasks.answers import Answer
+from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import find
 
 
@@ -34,7 +34,7 @@ def revoke(store: Store, task: HumanTask, link: str) -> None:
 
 
 def use(store: Store, task: HumanTask, token: str) -> HumanTask:
-    return links.answer(store, token, Answer(request_id=task.request_id, decision=DecisionKind.APPROVED))
+    return links.answer(store, token, DecisionRequest(request_id=task.request_id, decision=DecisionKind.APPROVED))
 
 
 def test_a_link_that_was_taken_back_opens_nothing_and_others_do(store: Store) -> None:

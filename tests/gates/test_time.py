@@ -14,9 +14,9 @@ from kneo.records.task import HumanTask, TaskStatus
 from kneo.store import audit, receipts, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.task_filter import TaskFilter
-from kneo.tasks import sweep
+from kneo.tasks import deadlines
+from kneo.tasks.deadlines import process_due
 from kneo.tasks.inbox import claim, find, snooze
-from kneo.tasks.sweep import expire_due
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def happened(store: Store, task: HumanTask) -> list[str]:
 
 def pass_(clock: ManualClock, store: Store, seconds: int) -> int:
     clock.advance(timedelta(seconds=seconds))
-    return expire_due(store)
+    return process_due(store)
 
 
 def test_reminders_and_escalations_come_in_their_order_and_once(store: Store, clock: ManualClock) -> None:
@@ -44,7 +44,7 @@ def test_reminders_and_escalations_come_in_their_order_and_once(store: Store, cl
     task = ask(store, candidates={"users": ["ann"]}, remind=["1h", "3h"], escalate=chain, timeout_seconds="1d")
     assert pass_(clock, store, 3599) == 0
     assert pass_(clock, store, 1) == 1
-    assert expire_due(store) == 0
+    assert process_due(store) == 0
     claim(store, task.id, actor="ann")
     assert pass_(clock, store, 3600) == 1
     now = look(store, task)
@@ -125,7 +125,7 @@ def test_the_deadline_and_a_person_do_not_both_win(store: Store, clock: ManualCl
     assert caught.value.code == "human_task_expired"
     now = look(store, task)
     assert (now.decision.by, now.decision.kind) == ("policy:timeout", "approved")
-    assert expire_due(store) == 0
+    assert process_due(store) == 0
 
 
 def test_a_snooze_ends_by_itself_and_does_not_move_the_deadline(store: Store, clock: ManualClock) -> None:
@@ -153,10 +153,10 @@ def test_silence_that_has_to_be_signed_and_cannot_be_decides_nothing(
     store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     on_timeout: str, not_taken: str | None,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(sweep, "BATCH", 2)
+    monkeypatch.setattr(deadlines, "BATCH", 2)
     asked = [ask(store, receipt="signed", timeout_seconds=60, on_timeout=on_timeout) for _ in range(3)]
     clock.advance(timedelta(seconds=61))
-    assert (expire_due(store), expire_due(store)) == (3, 0)  # once, and not again and again
+    assert (process_due(store), process_due(store)) == (3, 0)  # once, and not again and again
     with store.read() as tx:
         for task in asked:
             found, run = find(tx, task.id), runs.get(tx, task.run_id)
@@ -176,6 +176,6 @@ def test_a_question_that_only_escalates_needs_no_key_for_it(store: Store, clock:
         store, receipt="signed", timeout_seconds=60, on_timeout="escalate", escalate=[{"after": 3600, "to": "cy"}]
     )
     clock.advance(timedelta(seconds=61))
-    assert expire_due(store) == 1
+    assert process_due(store) == 1
     with store.read() as tx:
         assert find(tx, task.id).status is TaskStatus.OPEN

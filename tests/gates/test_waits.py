@@ -11,9 +11,8 @@ from kneo.errors import KneoError
 from kneo.records.run import RunStatus
 from kneo.records.task import DecisionKind
 from kneo.store.engine import Store
-from kneo.tasks.answers import Answer
+from kneo.tasks.decisions import DecisionRequest, decision_from_value, rejection
 from kneo.tasks.inbox import decide
-from kneo.tasks.inputs import given, refusal
 
 SOURCE = """
 from kneo.runtime.steps.context import Declined
@@ -44,7 +43,7 @@ def engine(store: Store, tmp_path: Path) -> Engine:
 
 def give(engine: Engine, run: object, value: object) -> None:
     task = engine.open(run)[0]
-    decide(engine.store, task.id, given(task, value), actor="ann")
+    decide(engine.store, task.id, decision_from_value(task, value), actor="ann")
 
 
 def test_a_function_waits_for_one_answer_after_the_other(engine: Engine) -> None:
@@ -83,11 +82,11 @@ def test_any_value_is_an_answer_where_nothing_is_said_about_it(engine: Engine, v
 def test_whoever_gives_nothing_is_heard(engine: Engine) -> None:
     run = engine.run([step("careful")])
     task = engine.open(run)[0]
-    decide(engine.store, task.id, refusal(task, "too early"), actor="ann")
+    decide(engine.store, task.id, rejection(task, "too early"), actor="ann")
     assert engine.drive(run).output_text == "Declined: too early"
     run = engine.run([step("later")])
     task = engine.open(run)[0]
-    decide(engine.store, task.id, refusal(task), actor="ann")
+    decide(engine.store, task.id, rejection(task), actor="ann")
     run = engine.drive(run)
     assert (run.status, run.error.type) == (RunStatus.FAILED, "Declined")
 
@@ -124,5 +123,10 @@ def test_what_a_task_asks_cannot_be_answered_with_a_bare_approval(engine: Engine
     task = engine.open(run)[0]
     assert set(task.decisions) == {"provided", "rejected"}
     with pytest.raises(KneoError) as caught:
-        decide(engine.store, task.id, Answer(request_id=task.request_id, decision=DecisionKind.APPROVED), actor="ann")
+        decide(
+            engine.store,
+            task.id,
+            DecisionRequest(request_id=task.request_id, decision=DecisionKind.APPROVED),
+            actor="ann",
+        )
     assert caught.value.code == "decision_not_allowed"

@@ -28,7 +28,7 @@ from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
 from kneo.runtime.engine.cancel import cancel_run
 from kneo.store import audit, runs, tasks
 from kneo.store.migrate import open_store
-from kneo.tasks.answers import Answer
+from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import claim, decide, unclaim
 
 PEOPLE = [f"person{number}" for number in range(5)]
@@ -134,7 +134,7 @@ class Case:
                 self._answer(engine, task, actor, kind)
 
     def _answer(self, engine: Engine, task: HumanTask, actor: str, kind: DecisionKind) -> None:
-        answer = Answer(request_id=task.request_id, decision=kind)
+        answer = DecisionRequest(request_id=task.request_id, decision=kind)
         after = self._try(lambda: decide(engine.store, task.id, answer, actor=actor))
         if isinstance(after, HumanTask):
             with self.lock:

@@ -6,7 +6,7 @@ from kneo.errors import NotFound
 from kneo.records.run import Run, RunError, RunStatus
 from kneo.store import audit, idempotency, runs
 from kneo.store.engine import Store
-from kneo.tasks.closing import cancel_tasks
+from kneo.tasks.lifecycle import cancel_tasks
 
 
 def cancel_run(store: Store, run_id: str, *, actor: str) -> Run:

@@ -21,7 +21,7 @@ from kneo.runtime.interpreter.program import Program, actions, waiting
 from kneo.runtime.interpreter.values import Value
 from kneo.store import history, runs, tasks
 from kneo.store.engine import Tx
-from kneo.tasks.reuse import flowed, lapsed
+from kneo.tasks.reuse import task_output, why_invalid
 
 FORK = "fork"
 """The key of a run's metadata that says what the fork takes over and repeats."""
@@ -132,7 +132,7 @@ def _of_ask(ask: Ask, task: HumanTask) -> PassedGate:
         spot=ask.gate.spot,
         step_id=ask.step_id,
         key=ask.key,
-        subject=flowed(task),
+        subject=task_output(task),
         human=ask.human or "",
         source=task.run_id,
         prompt=ask.prompt,
@@ -174,7 +174,7 @@ def lapsed_gates(
     """List the gates of a run whose answers no longer hold, for a run that is continued."""
     found = []
     for one in passed.values():
-        why = lapsed(tx, one.task) if one.task is not None else "it is still to be answered"
+        why = why_invalid(tx, one.task) if one.task is not None else "it is still to be answered"
         if why is not None and question_of(one.gate) not in asked:
             found.append(replace(one.gate, source=None, facts={**one.gate.facts, "asked_because": why}))
     return tuple(found)

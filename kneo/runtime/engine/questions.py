@@ -10,7 +10,7 @@ from dataclasses import replace
 from kneo.digest import digest_of, digest_of_json
 from kneo.records.run import Run
 from kneo.runtime.interpreter.node import Ask
-from kneo.tasks.opening import Question
+from kneo.tasks.questions import Question
 
 KINDS = {
     "step": "approval",

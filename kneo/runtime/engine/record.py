@@ -34,8 +34,8 @@ from kneo.runtime.steps.context import StepContext, StepOutput
 from kneo.store import audit, history, runs, tasks
 from kneo.store.engine import Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
-from kneo.tasks.closing import cancel_tasks, mark_applied
-from kneo.tasks.opening import open_task
+from kneo.tasks.lifecycle import cancel_tasks, mark_applied
+from kneo.tasks.questions import open_task
 from kneo.tasks.reuse import reuse_answer, reuse_passed
 
 PREVIEW_CHARS = 500

@@ -23,7 +23,7 @@ from kneo.runtime.interpreter.program import Program, actions, given, revived, u
 from kneo.store import audit, history, idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
-from kneo.tasks.reuse import REPLAY, Reuse, report
+from kneo.tasks.reuse import REPLAY, Reuse, reuse_report
 
 
 def read_record(store: Store, run_id: str) -> RunRecord:
@@ -40,7 +40,7 @@ def read_record(store: Store, run_id: str) -> RunRecord:
             steps=history.list_steps(tx, run_id),
             checkpoints=history.list_checkpoints(tx, run_id),
             task=waiting[0] if waiting else None,
-            answers=report(tx, run_id) if REPLAY in run.metadata else (),
+            answers=reuse_report(tx, run_id) if REPLAY in run.metadata else (),
         )
 
 

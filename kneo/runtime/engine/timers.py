@@ -13,8 +13,8 @@ from kneo.records.run import RunError, RunStatus
 from kneo.store import audit, runs, task_feed
 from kneo.store.engine import Store
 from kneo.store.locks import Lock
-from kneo.tasks.closing import cancel_tasks
-from kneo.tasks.sweep import expire_due
+from kneo.tasks.deadlines import process_due
+from kneo.tasks.lifecycle import cancel_tasks
 
 log = logging.getLogger("kneo.runtime")
 
@@ -32,7 +32,7 @@ TURN_SECONDS = 60.0
 
 def tick(store: Store) -> int:
     """Do everything that is due now; return how many things were."""
-    done = expire_due(store) + end_overdue_runs(store) + audit.seal(store)
+    done = process_due(store) + end_overdue_runs(store) + audit.seal(store)
     # Those who follow the inbox do it themselves, at once; without them the events that have no position stay few.
     task_feed.number(store)
     return done

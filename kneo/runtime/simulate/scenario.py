@@ -15,8 +15,8 @@ from kneo.spec.coverage.gate_strength import strengthened
 from kneo.spec.models import AnswerField
 from kneo.spec.models.answers import AnswersFile, ScriptedAnswer
 from kneo.spec.models.environment_gates import QuestionPolicy
-from kneo.tasks.deadline import Silence
 from kneo.tasks.forms import filled, problems, schema_of
+from kneo.tasks.schedule import TimeoutPolicy
 
 NOTHING_WRITTEN = AnswersFile(answers={})
 
@@ -205,7 +205,7 @@ class Scenario:
 
 def _silence(ask: Ask, least: QuestionPolicy) -> Transition:
     human = strengthened(ask.gate.human, least, ask.gate.on_reject)
-    silence = Silence(
+    silence = TimeoutPolicy(
         on_timeout=human.on_timeout,
         decisions=ask.gate.decisions,
         options=ask.options or (),

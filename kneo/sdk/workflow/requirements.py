@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
 from kneo.sdk.workflow.plan import Place
 from kneo.sdk.workflow.types import HumanReview, UserInputField, spelled
-from kneo.tasks.answers import Answer, check_answer
-from kneo.tasks.inputs import given
+from kneo.tasks.decisions import DecisionRequest, check_decision, decision_from_value
 
 NO_REVIEW = HumanReview()
 
@@ -20,7 +19,7 @@ class Requirement:
 
     task: HumanTask
     place: Place
-    said: Answer | None = None
+    said: DecisionRequest | None = None
 
     @property
     def step_id(self) -> str:
@@ -63,7 +62,7 @@ class Requirement:
             msg = f"{self.step_name} does not take {kind} here; it takes {legal}."
             raise ValueError(msg)
         # Bound to what was shown: an answer to something that changed since is refused.
-        self.said = Answer(
+        self.said = DecisionRequest(
             request_id=self.task.request_id,
             decision=kind,
             expect_digest=self.task.subject_digest,
@@ -208,8 +207,8 @@ class StepRequirement(Requirement):
             NotAllowed: such a value is no answer to it; nothing of it is kept.
             Conflict: the question is answered already.
         """
-        answer = replace(given(self.task, value), expect_digest=self.task.subject_digest)
-        check_answer(self.task, answer, actor="", at="")
+        answer = replace(decision_from_value(self.task, value), expect_digest=self.task.subject_digest)
+        check_decision(self.task, answer, actor="", at="")
         self.said = answer
 
     def set_user_input(self, **values: object) -> None:

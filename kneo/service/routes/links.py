@@ -25,7 +25,7 @@ from kneo.service.rate import Rate, TooMany
 from kneo.service.router import JsonResponse, Router, responds
 from kneo.service.wire import Json
 from kneo.tasks import links
-from kneo.tasks.answers import Answer, NotAllowed
+from kneo.tasks.decisions import DecisionNotAllowed, DecisionRequest
 
 router = Router(tags=["human tasks"])
 pages = APIRouter(include_in_schema=False)
@@ -148,7 +148,7 @@ def _count(service: Service, request: Request, token: str) -> None:
         raise TooMany(what, retry_after=max(1, round(wait + 0.5)))
 
 
-def _decide(service: Service, token: str, said: Answer) -> HumanTask:
+def _decide(service: Service, token: str, said: DecisionRequest) -> HumanTask:
     return links.answer(service.store, token, said)
 
 
@@ -204,7 +204,7 @@ class _Said(BaseModel):
     comment: str | None = Field(default=None, max_length=2_000)
 
 
-def _answer(fields: dict[str, object], limit: int) -> Answer:
+def _answer(fields: dict[str, object], limit: int) -> DecisionRequest:
     """Check what was sent.
 
     Raises:
@@ -217,11 +217,11 @@ def _answer(fields: dict[str, object], limit: int) -> Answer:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])[:80]
         msg = f"{field or 'The answer'}: {first['msg']}."
-        raise NotAllowed(msg, code="human_input_invalid", field=field) from error
+        raise DecisionNotAllowed(msg, code="human_input_invalid", field=field) from error
     if len(said.content or "") > limit:
         msg = f"The text is {len(said.content or '')} characters long; at most {limit} are accepted."
         raise InvalidValue(msg, code="input_too_large", field="content", limit=limit)
-    return Answer(
+    return DecisionRequest(
         request_id=said.request_id,
         decision=said.decision,
         content=said.content,

@@ -36,8 +36,7 @@ from kneo.sdk.run.workflow import StepExecutorContinuedEvent, StepExecutorPaused
 from kneo.sdk.workflow import Step, Workflow
 from kneo.store import journal, tasks
 from kneo.store.engine import WORKER_LOCK
-from kneo.tasks.answers import NotAllowed
-from kneo.tasks.inputs import given, refusal
+from kneo.tasks.decisions import DecisionNotAllowed, decision_from_value, rejection
 
 
 @pytest.fixture
@@ -104,7 +103,7 @@ def test_an_answer_fits_its_schema_or_is_refused(
 ) -> None:
     stage, executions = made(database, lambda: repr(wait(schema=schema, question="?", timeout=0)))
     waiting = stage.start()
-    with pytest.raises(NotAllowed):
+    with pytest.raises(DecisionNotAllowed):
         executions.input(waiting.id, value=wrong)
     assert executions.get(waiting.id).status == "waiting"
     assert executions.input(waiting.id, value=right).result == result
@@ -139,7 +138,7 @@ def test_the_program_stays_for_an_answer_as_long_as_the_question_says(database: 
         if waiting:
             break
         threading.Event().wait(0.01)
-    host.decide(waiting[0], given(waiting[0], "now"))
+    host.decide(waiting[0], decision_from_value(waiting[0], "now"))
     thread.join(30)
     assert results == ["now"]
 
@@ -237,7 +236,7 @@ def test_who_declines_is_heard_by_the_flow(database: SqliteDb) -> None:
     waiting = stage.start()
     host = stage.host()
     task = host.look(waiting.id).tasks[0]
-    host.decide(task, refusal(task, "too risky"))
+    host.decide(task, rejection(task, "too risky"))
     assert executions.resume(waiting.id).result == "left out: too risky"
 
 
@@ -388,7 +387,7 @@ def test_what_cannot_be_kept_is_refused(database: SqliteDb, given: object, gives
     def part(_value: object) -> object:
         return gives
 
-    stage, _ = made(database, lambda: part(given))
+    stage, _ = made(database, lambda: part(decision_from_value))
     failed = stage.start()
     assert failed.status == "failed"
     assert "JSON" in str(failed.error)
@@ -463,7 +462,7 @@ def test_a_value_that_does_not_fit_is_refused_where_it_is_provided(database: Sql
     workflow = Workflow("w", [ask], db=database)
     paused = workflow.run("in")
     requirement = paused.active_requirements[0]
-    with pytest.raises(NotAllowed):
+    with pytest.raises(DecisionNotAllowed):
         requirement.provide("three")
     assert not requirement.is_resolved
     requirement.provide(3)

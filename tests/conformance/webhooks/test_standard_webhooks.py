@@ -11,7 +11,7 @@ import pytest
 
 from kneo.clock import SystemClock
 from kneo.errors import Invalid
-from kneo.notify.webhook_signature import signed_headers
+from kneo.notify.delivery import signed_headers
 from kneo.settings import Settings, from_env
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

@@ -28,8 +28,8 @@ from kneo.runtime.steps.executor import Executor
 from kneo.store.connections import WRITE
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
+from kneo.tasks.decisions import decision_from_value
 from kneo.tasks.inbox import decide, find
-from kneo.tasks.inputs import given
 
 
 def kill_before(number: int) -> None:
@@ -57,7 +57,7 @@ def worker_on(store: Store, folder: Path) -> StepWorker:
 def approve(store: Store, task_id: str) -> None:
     with store.read() as tx:
         task = find(tx, task_id)
-    decide(store, task_id, given(task, True), actor="ann")
+    decide(store, task_id, decision_from_value(task, True), actor="ann")
 
 
 def main() -> None:

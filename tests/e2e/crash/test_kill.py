@@ -23,8 +23,8 @@ from kneo.records.run import Run, RunStatus
 from kneo.records.task import TaskStatus
 from kneo.store import queue, runs, tasks
 from kneo.store.migrate import open_store
+from kneo.tasks.decisions import decision_from_value
 from kneo.tasks.inbox import decide
-from kneo.tasks.inputs import given
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
 
@@ -145,7 +145,7 @@ def go_through(engine: Engine, url: str, flow: str, die_at: int) -> tuple[Run, i
             assert time.monotonic() < deadline, (flow, die_at, now)
             for task in engine.open(run):
                 if now.status is RunStatus.PAUSED:
-                    decide(engine.store, task.id, given(task, True), actor="ann")
+                    decide(engine.store, task.id, decision_from_value(task, True), actor="ann")
                     acknowledged.append(task.id)
             processes.reap()
             if not processes.alive:

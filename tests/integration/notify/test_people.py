@@ -30,7 +30,7 @@ from kneo.settings import Settings, from_env
 from kneo.store import metrics, prune
 from kneo.store.engine import Store, Tx
 from kneo.tasks import links
-from kneo.tasks.answers import Answer
+from kneo.tasks.decisions import DecisionRequest
 
 STEPS = "def publish(text): return text\n"
 
@@ -178,7 +178,7 @@ def test_a_link_from_a_mail_answers_as_whoever_got_it(engine: Engine, courier, p
     while mail.deliver_due():
         pass
     token = post.received[0][1].get_payload(decode=True).decode().rpartition("/h/")[2].strip()
-    said = Answer(request_id=task.request_id, decision=DecisionKind.APPROVED)
+    said = DecisionRequest(request_id=task.request_id, decision=DecisionKind.APPROVED)
     assert links.answer(engine.store, token, said).decision.actor == "ann@example.com"
 
 

@@ -27,7 +27,7 @@ from kneo.store import audit, receipts, runs
 from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.migrate import open_store
 from kneo.tasks import links
-from kneo.tasks.answers import Answer
+from kneo.tasks.decisions import DecisionRequest
 from kneo.trust.answer import ReviewerKeys
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.keys import PrivateKey
@@ -135,12 +135,14 @@ def test_proof_comes_back_and_goes_on_and_links_do_not(migrated_url: str, elsewh
             _, token = links.make_link(tx, engine.open(run)[0].id, "ben", actor="ann")
         backup(store, tmp_path / "copy")
         # What the copy knows nothing of.
-        links.answer(store, token, Answer(request_id=engine.open(run)[0].request_id, decision=DecisionKind.APPROVED))
+        links.answer(
+            store, token, DecisionRequest(request_id=engine.open(run)[0].request_id, decision=DecisionKind.APPROVED)
+        )
     restore(elsewhere, tmp_path / "copy")
     with closing(open_store(elsewhere.database_url, SystemClock(), lambda: service)) as store:
         engine.store = store
         second = engine.open(run)[0]
-        said = Answer(request_id=second.request_id, decision=DecisionKind.APPROVED)
+        said = DecisionRequest(request_id=second.request_id, decision=DecisionKind.APPROVED)
         with pytest.raises(Conflict) as refused:
             links.answer(store, token, said)
         assert refused.value.code == "link_expired"

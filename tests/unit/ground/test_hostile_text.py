@@ -16,7 +16,7 @@ from controller.source.refs import check_ref
 from kneo.clock import parse_duration
 from kneo.errors import Invalid, KneoError
 from kneo.names import name_problem, person_key
-from kneo.notify.words import one_line, quoted
+from kneo.notify.messages import one_line, quoted
 from kneo.redaction import hide_paths, redact_text
 from kneo.runtime.engine.questions import render
 from kneo.spec.coverage.environment_gates import _any

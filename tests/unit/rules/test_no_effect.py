@@ -16,7 +16,7 @@ from kneo.spec.reading.load import load_tree
 ROOT = Path(__file__).parents[3]
 
 PROGRAM = "kneo/runtime/program/compiler.py"
-OPENING = "kneo/tasks/opening.py"
+OPENING = "kneo/tasks/lifecycle.py"
 STEP = "id enabled on_error fallback_ref max_retries save_as review"
 
 READ: dict[str, dict[str, str]] = {
@@ -52,7 +52,7 @@ READ: dict[str, dict[str, str]] = {
     "LoopStep": {PROGRAM: f"{STEP} kind steps max_iterations until timeout_seconds"},
     "Model": {"kneo/agents/turn.py": "provider name"},
     "ParallelStep": {PROGRAM: f"{STEP} kind steps timeout_seconds"},
-    "Quorum": {"kneo/tasks/voting.py": "approvals each order reject"},
+    "Quorum": {"kneo/tasks/quorum.py": "approvals each order reject"},
     "Review": {
         "kneo/runtime/interpreter/step.py": "before after error",
         "kneo/runtime/interpreter/loop.py": "each",

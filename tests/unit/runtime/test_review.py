@@ -11,7 +11,7 @@ from cli.people.review_stats import bar, duration
 from kneo.clock import isoformat
 from kneo.records.outcome import Outcome
 from kneo.records.task import DecisionKind, TaskStatus
-from kneo.tasks.review import EDITS, GateFigures, edit_distance, is_quick, is_rubber_stamp, review, to_compare
+from kneo.tasks.review import EDITS, GateStatistics, edit_distance, edits_to_compare, is_quick, is_rubber_stamp, review
 
 ASKED = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -35,7 +35,7 @@ def outcome(number: int = 0, kind: str | None = "approved", *, seconds: float = 
     return replace(made, **more)  # type: ignore[arg-type]
 
 
-def one(*outcomes: Outcome, shown: dict[str, str] | None = None) -> GateFigures:
+def one(*outcomes: Outcome, shown: dict[str, str] | None = None) -> GateStatistics:
     (found,) = review(outcomes, shown or {})
     return found
 
@@ -116,9 +116,9 @@ def test_the_distance_of_a_gate_is_the_median_of_its_edits() -> None:
 
 def test_only_so_many_edits_are_compared() -> None:
     edits = [outcome(n, "edited") for n in range(EDITS + 50)]
-    assert to_compare(edits) == tuple(edit.id for edit in edits[:EDITS])
+    assert edits_to_compare(edits) == tuple(edit.id for edit in edits[:EDITS])
     too_long = [outcome(0, "edited", shown_chars=30_000), outcome(1, "edited", content="x" * 30_000)]
-    assert to_compare([*too_long, outcome(2, "edited", by="replay"), outcome(3)]) == ()
+    assert edits_to_compare([*too_long, outcome(2, "edited", by="replay"), outcome(3)]) == ()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Asking somebody: from a question to a task in the inbox."""
+"""Questions to people: opening a task from a question."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from kneo.store import releases, tasks
 from kneo.store.engine import Tx
 from kneo.tasks import people
 from kneo.tasks.forms import schema_of
-from kneo.tasks.happened import happened
-from kneo.tasks.schedule import later, next_at
-from kneo.tasks.telling import tell
+from kneo.tasks.lifecycle import notify_people, record_event
+from kneo.tasks.schedule import add_seconds, next_at
 
 DEFAULT_PROMPT = "Please approve or reject what is shown."
 
@@ -67,8 +66,8 @@ def open_task(tx: Tx, run: Run, question: Question) -> HumanTask:
         "kind": task.kind,
         "subject_digest": task.subject_digest,
     }
-    happened(tx, task, "requested", run.requester, told)
-    tell(tx, task, "requested")
+    record_event(tx, task, "requested", run.requester, told)
+    notify_people(tx, task, "requested")
     return task
 
 
@@ -100,7 +99,7 @@ def _make(tx: Tx, run: Run, question: Question) -> HumanTask:
         timeout_seconds=human.timeout_seconds,
         on_timeout=human.on_timeout,
         on_reject=question.on_reject,
-        deadline_at=later(tx.at, seconds) if seconds > 0 else None,
+        deadline_at=add_seconds(tx.at, seconds) if seconds > 0 else None,
         escalated_at=None,
         decision=None,
         position=question.position,
@@ -116,7 +115,7 @@ def _make(tx: Tx, run: Run, question: Question) -> HumanTask:
         plan=_plan(human),
         consequences=question.consequences,
         priority=DEFAULT_PRIORITY if human.priority is None else human.priority,
-        due_at=later(tx.at, human.due) if human.due else None,
+        due_at=add_seconds(tx.at, human.due) if human.due else None,
         metadata=_shown(question),
         created_at=tx.at,
         updated_at=tx.at,

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kneo.records.people import same_person
+from kneo.names import person_key
 from kneo.records.task import DecisionKind, Quorum, Vote
 
 Roles = Mapping[str, frozenset[str]]
 """The roles of each voter, by their folded name."""
 
 
-def with_vote(votes: Sequence[Vote], vote: Vote) -> tuple[Vote, ...]:
+def add_vote(votes: Sequence[Vote], vote: Vote) -> tuple[Vote, ...]:
     """Add somebody's word; whoever said something before has changed their mind."""
-    others = [one for one in votes if same_person(one.actor) != same_person(vote.actor)]
+    others = [one for one in votes if person_key(one.actor) != person_key(vote.actor)]
     return (*others, vote)
 
 
-def outcome(quorum: Quorum, votes: Sequence[Vote], roles: Roles) -> tuple[Vote, ...] | None:
+def decisive_votes(quorum: Quorum, votes: Sequence[Vote], roles: Roles) -> tuple[Vote, ...] | None:
     """Find the votes that decide; the last of them says what is decided. ``None``: not enough have agreed yet.
 
     A person counts once among those who agree and for each role they have, so that rules which share people can always
@@ -28,26 +28,26 @@ def outcome(quorum: Quorum, votes: Sequence[Vote], roles: Roles) -> tuple[Vote, 
         return objections
     for answer in dict.fromkeys(vote.answer for vote in votes):
         agreeing = tuple(vote for vote in votes if vote.answer == answer and vote.decision is not DecisionKind.REJECTED)
-        if len(agreeing) >= quorum.approvals and not missing(quorum, agreeing, roles):
+        if len(agreeing) >= quorum.approvals and not missing_roles(quorum, agreeing, roles):
             return agreeing
     return None
 
 
-def missing(quorum: Quorum, agreeing: Sequence[Vote], roles: Roles) -> dict[str, int]:
+def missing_roles(quorum: Quorum, agreeing: Sequence[Vote], roles: Roles) -> dict[str, int]:
     """Say how many of which role are still missing."""
     found = {
-        role: needed - sum(role in roles.get(same_person(vote.actor), frozenset()) for vote in agreeing)
+        role: needed - sum(role in roles.get(person_key(vote.actor), frozenset()) for vote in agreeing)
         for role, needed in quorum.each
     }
     return {role: count for role, count in found.items() if count > 0}
 
 
-def turn(quorum: Quorum, votes: Sequence[Vote], roles: Roles) -> str | None:
+def next_role(quorum: Quorum, votes: Sequence[Vote], roles: Roles) -> str | None:
     """Say whose turn it is where roles answer one after the other; ``None`` where anybody may."""
     if quorum.order != "sequence":
         return None
     agreeing = [vote for vote in votes if vote.decision is not DecisionKind.REJECTED]
-    return next(iter(missing(quorum, agreeing, roles)), None)
+    return next(iter(missing_roles(quorum, agreeing, roles)), None)
 
 
 def _objections_needed(quorum: Quorum) -> int:

@@ -10,11 +10,11 @@ from kneo import registry
 from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.errors import Forbidden, InvalidValue, Untrusted
-from kneo.records.people import same_person
+from kneo.names import person_key
 from kneo.records.task import SIGNED_BY_REVIEWER, Decision, HumanTask, Vote
 from kneo.store.engine import Tx
-from kneo.tasks.answers import said_digest
-from kneo.tasks.receipts import answered, environment_of
+from kneo.tasks.decisions import decision_digest
+from kneo.tasks.receipts import decided_content, environment_of
 from kneo.trust.answer import (
     LASTS_AT_MOST,
     AnswerBinding,
@@ -32,7 +32,7 @@ LASTS = timedelta(minutes=15)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToSign:
+class UnsignedStatement:
     """A statement that nobody signed yet.
 
     Attributes:
@@ -41,7 +41,7 @@ class ToSign:
     """
 
     statement: AnswerStatement
-    answered: Mapping[str, object]
+    decided_content: Mapping[str, object]
 
 
 def must_be_signed(task: HumanTask) -> bool:
@@ -60,7 +60,7 @@ def check_without_key(task: HumanTask, how: str) -> None:
         raise Forbidden(msg, code="signature_required", hint=f"kneo human resume {task.id} --key FILE")
 
 
-def write_statement(tx: Tx, task: HumanTask, decision: Decision, lasts: timedelta) -> ToSign:
+def build_statement(tx: Tx, task: HumanTask, decision: Decision, lasts: timedelta) -> UnsignedStatement:
     """Write down an answer that fits, for signing.
 
     Raises:
@@ -70,10 +70,10 @@ def write_statement(tx: Tx, task: HumanTask, decision: Decision, lasts: timedelt
         msg = f"A signed answer lasts for up to {LASTS_AT_MOST.total_seconds() / 3600:.0f} hours."
         raise InvalidValue(msg, field="expires_in")
     statement = build_answer(_said(tx, task, decision), issued_at=tx.now, expires=tx.now + lasts)
-    return ToSign(statement=statement, answered=spoken(answered(decision)))
+    return UnsignedStatement(statement=statement, decided_content=spoken(decided_content(decision)))
 
 
-def check_signed(
+def check_signature(
     tx: Tx, task: HumanTask, decision: Decision, handed: Mapping[str, object] | None, pin: Digest | None
 ) -> str | None:
     """Check that an answer is signed where it has to be, and well signed wherever it is.
@@ -103,7 +103,7 @@ def check_signed(
     if root.expired_at(tx.now):
         msg = f"The trust root expired on {isoformat(root.expires)}; no signed answer is taken until it is renewed."
         raise Untrusted(msg, code="Expired", hint="kneo trust sign --expires 365d --key FILE, then commit.")
-    before = next((vote for vote in task.votes if same_person(vote.actor) == same_person(decision.actor)), None)
+    before = next((vote for vote in task.votes if person_key(vote.actor) == person_key(decision.actor)), None)
     after = open_answer(parse_envelope(before.statement.encode())).said if before and before.statement else None
     verify_answer(
         envelope,
@@ -115,7 +115,7 @@ def check_signed(
     return serialise(envelope).decode()
 
 
-def signed_fact(vote: Vote | None) -> dict[str, object]:
+def signature_facts(vote: Vote | None) -> dict[str, object]:
     """Tell the audit log what somebody signed, by its digest; nothing where they did not."""
     if vote is None or vote.statement is None:
         return {}
@@ -133,8 +133,8 @@ def _said(tx: Tx, task: HumanTask, decision: Decision) -> AnswerBinding:
             "gate": task.key,
             "subject_digest": task.subject_digest,
             "decision": decision.kind.value,
-            "answer_digest": said_digest(decision),
-            "content_digest": content_digest(answered(decision)),
+            "answer_digest": decision_digest(decision),
+            "content_digest": content_digest(decided_content(decision)),
             "reviewer": decision.actor,
             "bundle_digest": task.bundle_digest,
             "policy_digest": environment.policy_digest if environment else None,

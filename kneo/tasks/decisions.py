@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kneo.clock import parse_time
 from kneo.digest import Digest, canonical_json
 from kneo.errors import Conflict, Invalid, KneoError
 from kneo.records.task import UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus
-from kneo.tasks.deadline import POLICY
 from kneo.tasks.forms import filled, problems
+from kneo.tasks.schedule import TIMEOUT_POLICY
 from kneo.trust.answer import answer_digest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class DecisionRequest:
     """What a person sends. ``request_id`` says which question is meant."""
 
     request_id: str
@@ -34,14 +34,14 @@ class Answer:
     """A DSSE envelope of what they signed about this answer with a key of their own."""
 
 
-class NotAllowed(Invalid):
+class DecisionNotAllowed(Invalid):
     """The answer makes no sense for this task."""
 
     http_status = 422
     default_code = "decision_not_allowed"
 
 
-def check_answer(task: HumanTask, answer: Answer, *, actor: str, at: str) -> Decision:
+def check_decision(task: HumanTask, answer: DecisionRequest, *, actor: str, at: str) -> Decision:
     """Turn an answer into a decision.
 
     Args:
@@ -65,7 +65,7 @@ def check_answer(task: HumanTask, answer: Answer, *, actor: str, at: str) -> Dec
     if answer.decision not in task.decisions:
         allowed = ", ".join(task.decisions)
         msg = f"{task.id} cannot be {answer.decision}; it takes: {allowed}."
-        raise NotAllowed(msg, allowed=list(task.decisions))
+        raise DecisionNotAllowed(msg, allowed=list(task.decisions))
     values = _values(task, answer)
     options = _options(task, answer)
     return Decision(
@@ -83,7 +83,7 @@ def check_answer(task: HumanTask, answer: Answer, *, actor: str, at: str) -> Dec
     )
 
 
-def _values(task: HumanTask, answer: Answer) -> Mapping[str, object] | None:
+def _values(task: HumanTask, answer: DecisionRequest) -> Mapping[str, object] | None:
     schema = task.answer_schema
     if schema is None or answer.decision is DecisionKind.REJECTED:
         if answer.values:
@@ -113,8 +113,8 @@ def _check_form(task: HumanTask, value: object) -> None:
         raise _unfit(msg, found)
 
 
-def _unfit(message: str, fields: list[dict[str, object]]) -> NotAllowed:
-    return NotAllowed(message, code="human_input_invalid", fields=fields)
+def _unfit(message: str, fields: list[dict[str, object]]) -> DecisionNotAllowed:
+    return DecisionNotAllowed(message, code="human_input_invalid", fields=fields)
 
 
 def _parsed(content: object, schema: Mapping[str, object]) -> object:
@@ -127,55 +127,55 @@ def _parsed(content: object, schema: Mapping[str, object]) -> object:
         return content
 
 
-def _data(task: HumanTask, answer: Answer) -> object:
+def _data(task: HumanTask, answer: DecisionRequest) -> object:
     """Return what was provided as the JSON it is; ``None`` for a text."""
     schema = task.answer_schema
     meant = _parsed(answer.content, schema) if schema is not None else answer.content
     return None if isinstance(meant, str) else meant
 
 
-def _content(answer: Answer, values: Mapping[str, object] | None) -> str | None:
+def _content(answer: DecisionRequest, values: Mapping[str, object] | None) -> str | None:
     content = answer.content
     if content is not None and not isinstance(content, str):
         if answer.decision is not DecisionKind.PROVIDED:
             msg = f"content of {answer.decision} is a text."
-            raise NotAllowed(msg, code="human_input_invalid", fields=[{"field": "content", "rule": "type"}])
+            raise DecisionNotAllowed(msg, code="human_input_invalid", fields=[{"field": "content", "rule": "type"}])
         content = json.dumps(content, ensure_ascii=False)
     if answer.decision in {DecisionKind.EDITED, DecisionKind.PROVIDED} and not (content or "").strip():
         if answer.decision is DecisionKind.PROVIDED and values is not None:
             return json.dumps(values, ensure_ascii=False, sort_keys=True)
         msg = f"{answer.decision} needs content; an empty one would silently approve what was shown."
-        raise NotAllowed(msg, code="content_required", hint="Approve it, or send the text.")
+        raise DecisionNotAllowed(msg, code="content_required", hint="Approve it, or send the text.")
     return content
 
 
-def _options(task: HumanTask, answer: Answer) -> tuple[str, ...]:
+def _options(task: HumanTask, answer: DecisionRequest) -> tuple[str, ...]:
     if answer.decision is not DecisionKind.SELECTED:
         return ()
     chosen = answer.selected_options or ((answer.selected_option,) if answer.selected_option else ())
     if not chosen:
         msg = "selected needs selected_option."
-        raise NotAllowed(msg, code="content_required")
+        raise DecisionNotAllowed(msg, code="content_required")
     listed = ", ".join(task.options or ())
     for option in chosen:
         if task.options is not None and option not in task.options:
             msg = f"{option[:200]!r} is none of the options: {listed}."
-            raise NotAllowed(msg, code="unknown_option", options=list(task.options))
+            raise DecisionNotAllowed(msg, code="unknown_option", options=list(task.options))
     if len(chosen) > 1 and not task.multiple:
         msg = f"{task.id} takes one option."
-        raise NotAllowed(msg, code="unknown_option", options=list(task.options or ()))
+        raise DecisionNotAllowed(msg, code="unknown_option", options=list(task.options or ()))
     if len(set(chosen)) < len(chosen):
         msg = "An option is chosen twice."
-        raise NotAllowed(msg, code="unknown_option", options=list(task.options or ()))
+        raise DecisionNotAllowed(msg, code="unknown_option", options=list(task.options or ()))
     return tuple(chosen)
 
 
-def said_digest(decision: Decision) -> Digest:
+def decision_digest(decision: Decision) -> Digest:
     """Name what a decision says, whoever says it and why: equal for votes that agree."""
     return answer_digest(decision.kind.value, decision.content, decision.selected_options, decision.values)
 
 
-def check_storable(answer: Answer) -> None:
+def check_storable(answer: DecisionRequest) -> None:
     """Refuse values that have no canonical form and so could never be vouched for.
 
     Raises:
@@ -185,7 +185,7 @@ def check_storable(answer: Answer) -> None:
         canonical_json({"content": answer.content, "values": dict(answer.values or {})})
     except Invalid as error:
         msg = f"The answer cannot be kept: {error.message}"
-        raise NotAllowed(msg, code="human_input_invalid", fields=[]) from error
+        raise DecisionNotAllowed(msg, code="human_input_invalid", fields=[]) from error
 
 
 def check_unresolved(task: HumanTask) -> None:
@@ -198,7 +198,7 @@ def check_unresolved(task: HumanTask) -> None:
         return
     codes = {TaskStatus.EXPIRED: "human_task_expired", TaskStatus.CANCELLED: "human_task_cancelled"}
     code = codes.get(task.status, "human_task_decided")
-    if task.decision is not None and task.decision.by == POLICY:
+    if task.decision is not None and task.decision.by == TIMEOUT_POLICY:
         code = "human_task_expired"
     if task.status is TaskStatus.EXPIRED:
         raise _late(task, code, f"expired at {task.deadline_at}")
@@ -214,3 +214,61 @@ def _late(task: HumanTask, code: str, what: str) -> KneoError:
         at = parse_time(task.deadline_at).timestamp() if task.deadline_at is not None else None
         refused.details["expires_at"] = at
     return refused
+
+
+def find_pending(run_id: str, waiting: Sequence[HumanTask], key: str | None) -> HumanTask:
+    """Find the one question that is meant.
+
+    Args:
+        run_id: The run, for messages.
+        waiting: Its unresolved tasks.
+        key: A question's key, or the id of its task; ``None`` where there is only one.
+
+    Raises:
+        Conflict: ``run_state_conflict``: nothing is asked; ``several_pending``: it takes a key.
+    """
+    found = [task for task in waiting if key in {None, task.key, task.id}]
+    keys = [task.key for task in waiting]
+    if not found:
+        what = f"asks nothing called {key[:200]!r}" if key is not None else "asks nothing"
+        msg = f"The run {run_id} {what}."
+        raise Conflict(msg, code="run_state_conflict", hint=f"It asks: {', '.join(keys) or 'nothing'}.", pending=keys)
+    if len(found) > 1:
+        msg = f"The run {run_id} asks {len(found)} things: {', '.join(keys)}."
+        raise Conflict(msg, code="several_pending", hint="Say which one with key.", pending=keys)
+    return found[0]
+
+
+def decision_from_value(task: HumanTask, value: object) -> DecisionRequest:
+    """Turn a value into the answer that a task takes.
+
+    Text or any JSON where something is to be provided, the values of a form, an option where one is to be chosen,
+    true or false where somebody only agrees or does not.
+
+    Raises:
+        NotAllowed: ``decision_not_allowed``: such a value is no answer to it.
+    """
+    request = task.request_id
+    allowed = frozenset(task.decisions)
+    is_form = task.answer_schema is not None and task.answer_schema.get("type") == "object"
+    if is_form and isinstance(value, Mapping):
+        kind = DecisionKind.PROVIDED if DecisionKind.PROVIDED in allowed else DecisionKind.APPROVED
+        return DecisionRequest(request_id=request, decision=kind, values=value)
+    if DecisionKind.SELECTED in allowed and task.options:
+        if isinstance(value, str):
+            return DecisionRequest(request_id=request, decision=DecisionKind.SELECTED, selected_option=value)
+        if isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value):
+            return DecisionRequest(request_id=request, decision=DecisionKind.SELECTED, selected_options=tuple(value))
+    if isinstance(value, bool) and (DecisionKind.PROVIDED not in allowed or task.kind in {"approval", "review"}):
+        return DecisionRequest(request_id=request, decision=DecisionKind.APPROVED if value else DecisionKind.REJECTED)
+    if DecisionKind.PROVIDED in allowed:
+        return DecisionRequest(request_id=request, decision=DecisionKind.PROVIDED, content=value)
+    if DecisionKind.EDITED in allowed and isinstance(value, str):
+        return DecisionRequest(request_id=request, decision=DecisionKind.EDITED, content=value)
+    msg = f"{task.id} takes no such value; it is answered with {', '.join(task.decisions)}."
+    raise DecisionNotAllowed(msg, allowed=list(task.decisions))
+
+
+def rejection(task: HumanTask, why: str | None = None) -> DecisionRequest:
+    """Make the answer that gives nothing."""
+    return DecisionRequest(request_id=task.request_id, decision=DecisionKind.REJECTED, feedback=why)

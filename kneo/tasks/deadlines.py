@@ -10,12 +10,17 @@ from kneo.records.task import HumanTask, TaskStatus
 from kneo.store import runs, task_statistics, tasks
 from kneo.store.engine import Store, Tx
 from kneo.tasks import people
-from kneo.tasks.closing import cancel_tasks
-from kneo.tasks.deadline import POLICY, Silence
-from kneo.tasks.happened import happened
+from kneo.tasks.lifecycle import cancel_tasks, notify_people, record_event
 from kneo.tasks.receipts import NO_KEY, can_sign, write_receipt
-from kneo.tasks.schedule import Occasion, later, next_at, occasions, remaining
-from kneo.tasks.telling import tell
+from kneo.tasks.schedule import (
+    TIMEOUT_POLICY,
+    ScheduledEvent,
+    TimeoutPolicy,
+    add_seconds,
+    next_at,
+    remaining_escalations,
+    scheduled_events,
+)
 
 log = logging.getLogger("kneo.tasks")
 
@@ -23,7 +28,7 @@ BATCH = 200
 """Tasks that one look finds; each is then handled in a transaction of its own."""
 
 
-def expire_due(store: Store) -> int:
+def process_due(store: Store) -> int:
     """Do to every task what its time has come for; return how many were handled. Costs what is due, not what waits."""
     handled = 0
     while True:
@@ -47,7 +52,7 @@ def _handle(tx: Tx, task_id: str) -> bool:
     task = tasks.get(tx, task_id)
     if task is None or not is_due(tx, task):
         return False
-    elapse(tx, task)
+    apply_due(tx, task)
     return True
 
 
@@ -55,14 +60,14 @@ def is_due(tx: Tx, task: HumanTask) -> bool:
     return task.next_at is not None and task.next_at <= tx.at
 
 
-def elapse(tx: Tx, task: HumanTask) -> None:
+def apply_due(tx: Tx, task: HumanTask) -> None:
     """Do everything that is due to one task, in its order. The caller has locked the task's run."""
     current: HumanTask | None = task
     while current is not None and is_due(tx, current):
-        current = _one(tx, current, occasions(current)[0])
+        current = _one(tx, current, scheduled_events(current)[0])
 
 
-def _one(tx: Tx, task: HumanTask, occasion: Occasion) -> HumanTask | None:
+def _one(tx: Tx, task: HumanTask, occasion: ScheduledEvent) -> HumanTask | None:
     """Do the next thing; ``None`` when the task is resolved with it."""
     match occasion.what:
         case "wake":
@@ -70,7 +75,7 @@ def _one(tx: Tx, task: HumanTask, occasion: Occasion) -> HumanTask | None:
         case "remind":
             plan = replace(task.plan, reminded=task.plan.reminded + 1)
             after = _changed(tx, task, "reminded", {"assignee": task.assignee, "number": plan.reminded}, plan=plan)
-            tell(tx, after, "reminded", plan.reminded)
+            notify_people(tx, after, "reminded", plan.reminded)
             return after
         case "escalate":
             return _escalated(tx, task)
@@ -83,12 +88,12 @@ def _one(tx: Tx, task: HumanTask, occasion: Occasion) -> HumanTask | None:
 
 def _escalated(tx: Tx, task: HumanTask, *, by_deadline: bool = False) -> HumanTask:
     """Turn to the next in the chain; at the end of it the task only says that it is late, and stays answerable."""
-    chain = remaining(task)
+    chain = remaining_escalations(task)
     to = chain[0].to if chain else task.assignee
     deadline = task.deadline_at
     if by_deadline:
         # Whoever is asked now has as long as those before had; after the last one there is nobody left to turn to.
-        deadline = later(tx.at, task.timeout_seconds) if chain and task.timeout_seconds else None
+        deadline = add_seconds(tx.at, task.timeout_seconds) if chain and task.timeout_seconds else None
     changes: dict[str, object] = {
         "status": TaskStatus.OPEN,
         "claimed_by": None,
@@ -99,11 +104,11 @@ def _escalated(tx: Tx, task: HumanTask, *, by_deadline: bool = False) -> HumanTa
         "deadline_at": deadline,
     }
     if chain:
-        changes["candidates"] = people.widened(task.candidates, chain[0].to)
+        changes["candidates"] = people.widen_candidates(task.candidates, chain[0].to)
     after = _changed(tx, task, "escalated", _facts(task) | {"assignee": to, "from": task.assignee}, **changes)
     if chain and task.is_restricted:
         tasks.add_candidates(tx, task.id, people.candidate_rows(after, iter(())))
-    tell(tx, after, "escalated", after.escalation, chain[0].notify if chain else ())
+    notify_people(tx, after, "escalated", after.escalation, chain[0].notify if chain else ())
     return after
 
 
@@ -111,13 +116,13 @@ def _changed(tx: Tx, task: HumanTask, what: str, facts: dict[str, object], **cha
     due_next = next_at(replace(task, **changes))  # type: ignore[arg-type]
     after = tasks.change(tx, task, **changes, next_at=due_next)
     assert after is not None, "the run is locked, so nobody else changes its tasks"
-    happened(tx, task, what, None, facts)
+    record_event(tx, task, what, None, facts)
     return after
 
 
 def _silenced(tx: Tx, task: HumanTask) -> None:
     """Do what silence means."""
-    silence = Silence(
+    silence = TimeoutPolicy(
         on_timeout=task.on_timeout,
         decisions=task.decisions,
         options=task.options or (),
@@ -130,7 +135,7 @@ def _silenced(tx: Tx, task: HumanTask) -> None:
         assert tasks.change(tx, task, status=TaskStatus.DECIDED, decision=decision), "the run is locked"
         runs.signal(tx, task.run_id)
         word = "expired" if decision.effect or decision.kind == "rejected" else "continued"
-        event = happened(tx, task, word, None, _facts(task) | {"decision": decision.kind})
+        event = record_event(tx, task, word, None, _facts(task) | {"decision": decision.kind})
         write_receipt(tx, task, decision, event)
         return
     assert tasks.change(tx, task, status=TaskStatus.EXPIRED), "the run is locked"
@@ -146,8 +151,8 @@ def _silenced(tx: Tx, task: HumanTask) -> None:
         )
     error = RunError(type="human_task_expired", message=message)
     runs.end(tx, task.run_id, RunStatus.EXPIRED, error, allowed=[RunStatus.PAUSED, RunStatus.RUNNING])
-    cancel_tasks(tx, task.run_id, reason="run_expired", actor=POLICY)
-    event = happened(tx, task, "expired", None, facts)
+    cancel_tasks(tx, task.run_id, reason="run_expired", actor=TIMEOUT_POLICY)
+    event = record_event(tx, task, "expired", None, facts)
     write_receipt(tx, task, None, event)
 
 

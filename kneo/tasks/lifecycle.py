@@ -1,0 +1,105 @@
+"""The events, notifications and end of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+from kneo import registry
+from kneo.errors import Conflict
+from kneo.notify.outbox import TaskNotice, post_task
+from kneo.records.audit import AuditEvent
+from kneo.records.task import UNRESOLVED, HumanTask, TaskStatus
+from kneo.store import audit, releases, runs, tasks
+from kneo.store.engine import Tx
+from kneo.tasks.people import known_name, may_still_answer
+
+
+def mark_applied(tx: Tx, task: HumanTask) -> None:
+    """Say that a decision's effect is part of the run now; in the transaction that makes it so."""
+    runs.lock(tx, task.run_id)
+    if not tasks.change(tx, task, status=TaskStatus.APPLIED):
+        msg = f"{task.id} changed while its decision was applied."
+        raise Conflict(msg, code="human_task_decided")
+    record_event(tx, task, "applied", None)
+
+
+def cancel_tasks(tx: Tx, run_id: str, *, reason: str, actor: str, only: Collection[str] | None = None) -> Sequence[str]:
+    """Close what a run asked and no longer needs: all of it when the run is over, else ``only`` these."""
+    runs.lock(tx, run_id)
+    closed = []
+    for task in tasks.of_run(tx, run_id, UNRESOLVED | {TaskStatus.DECIDED}):
+        if only is not None and task.id not in only:
+            continue
+        if tasks.change(tx, task, status=TaskStatus.CANCELLED, metadata={**task.metadata, "reason": reason}):
+            record_event(tx, task, "cancelled", actor, {"reason": reason})
+            closed.append(task.id)
+    return closed
+
+
+Facts = Mapping[str, object]
+
+
+def record_event(
+    tx: Tx, task: HumanTask, what: str, actor: str | None, facts: Facts | None = None, *, kept: Facts | None = None
+) -> AuditEvent:
+    """Record an event; return what the audit log has of it.
+
+    Args:
+        tx: The transaction of the change itself.
+        task: The task.
+        what: ``requested``, ``claimed``, ``decision`` and so on.
+        actor: Who did it; ``None`` for time.
+        facts: What everybody may know; goes into the audit log too.
+        kept: What people wrote; stays with the task.
+    """
+    tasks.add_event(tx, task, what, actor, {**(facts or {}), **(kept or {})})
+    return audit.record(
+        tx,
+        f"human.{what}",
+        actor=actor,
+        run_id=task.run_id,
+        continuation_id=task.id,
+        environment=task.environment,
+        metadata=facts,
+    )
+
+
+MAX_PEOPLE = 50
+"""People of one question that are told by name; a larger group has a channel of its own."""
+
+
+def notify_people(tx: Tx, task: HumanTask, what: str, number: int = 0, more: Iterable[str] = ()) -> None:
+    """Tell of a question.
+
+    Args:
+        tx: The transaction of what happened.
+        task: The question, as it is now.
+        what: ``requested``, ``reminded`` or ``escalated``.
+        number: Which reminder or escalation this is.
+        more: Channels beside those that the question names.
+    """
+    channels = [*task.plan.notify, *more]
+    if channels:
+        post_task(tx, channels, TaskNotice(task=task, what=what, number=number, people=tuple(_asked(tx, task))))
+
+
+def _asked(tx: Tx, task: HumanTask) -> list[str]:
+    """Return who is asked, known and may answer: the assignee alone where there is one, else all whom the task names."""
+    found: dict[str, None] = {}
+    for name in [task.assignee] if task.assignee else _named(tx, task):
+        if len(found) == MAX_PEOPLE:
+            break
+        known = known_name(tx, task.environment, name)
+        if known is not None and may_still_answer(tx, task, known):
+            found[known] = None
+    return list(found)
+
+
+def _named(tx: Tx, task: HumanTask) -> Iterator[str]:
+    yield from task.candidates.users
+    if task.candidates.is_open or task.environment is None or releases.environment(tx, task.environment) is None:
+        return
+    groups, roles = set(task.candidates.groups), set(task.candidates.roles)
+    for name, person in registry.declared(tx, task.environment).spec.people.items():
+        if groups.intersection(person.groups) or roles.intersection(person.roles):
+            yield name
