@@ -1,4 +1,4 @@
-"""Flows: functions that may wait for people, and what became of their runs."""
+"""Flows: functions that may wait for people, and the executions of flows."""
 
 from __future__ import annotations
 
@@ -16,14 +16,11 @@ from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.runtime.engine.cancel import cancel_run
 from kneo.runtime.engine.recover import ForkRequest
 from kneo.runtime.engine.wait import find_run
-from kneo.runtime.steps.code import INPROCESS
 from kneo.runtime.steps.context import StepContext, StepOutput, WaitForAnswer
-from kneo.sdk.code import call
+from kneo.sdk.builder import SpecBuilder, call
 from kneo.sdk.db import Database, scratch
-from kneo.sdk.host import Host, Standing, actor, run_sync
-from kneo.sdk.participants import identifier
-from kneo.sdk.parts import checkpoint
-from kneo.sdk.waiting import POLL_SECONDS, ask_question, current_place, hitl_tool, wait, wait_for_input
+from kneo.sdk.host import RunHost, RunSnapshot, actor, run_sync
+from kneo.sdk.waits import POLL_SECONDS, active_step, ask_question, checkpoint, hitl_tool, wait, wait_for_input
 from kneo.store import history, runs
 from kneo.store.run_filter import RunFilter
 from kneo.tasks.decisions import decision_from_value, find_pending
@@ -44,6 +41,7 @@ __all__ = [
 ]
 
 LOOK_SECONDS = 0.05
+"""The interval in which a program looks for the answer that its flow waits for."""
 
 _STATUS = {
     RunStatus.RUNNING: "running",
@@ -55,7 +53,7 @@ _STATUS = {
 
 @dataclass(frozen=True)
 class Wait:
-    """One question of an execution."""
+    """One question of an execution; ``reused`` marks an answer taken over from a replayed execution."""
 
     wait_id: str
     name: str
@@ -65,12 +63,29 @@ class Wait:
     is_pending: bool
     value: object = None
     reused: bool = False
-    """Whether the answer is that of the execution which was replayed."""
+
+    @classmethod
+    def of(cls, task: HumanTask) -> Wait:
+        decision = task.decision
+        value: object = None
+        if decision is not None:
+            value = decision.content if decision.data is None else decision.data
+            value = value if decision.values is None else dict(decision.values)
+        return cls(
+            wait_id=task.id,
+            name=task.key,
+            question=task.prompt,
+            schema=task.answer_schema,
+            entered_waiting_at=task.created_at,
+            is_pending=task.status in UNRESOLVED,
+            reused=decision is not None and decision.by == REPLAY,
+            value=value,
+        )
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One part of an execution that is done: its name with its number, and what it gave."""
+    """One finished checkpoint of an execution: its name with its number, and its result."""
 
     name: str
     value: object
@@ -78,13 +93,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Execution:
-    """One run of a flow, as it stood when this was read.
+    """The state of one run of a flow.
 
     Attributes:
         status: ``running``, ``waiting``, ``completed``, ``cancelled`` or ``failed``.
-        result: What the flow returned.
-        waits: Everything it asked, in order.
-        checkpoints: The parts of it that are done, in order.
+        result: The result of the flow's function.
+        waits: The questions of the execution, in order.
+        checkpoints: The finished checkpoints, in order.
     """
 
     id: str
@@ -99,15 +114,28 @@ class Execution:
     def pending_waits(self) -> Sequence[Wait]:
         return [each for each in self.waits if each.is_pending]
 
+    @classmethod
+    def of(cls, snapshot: RunSnapshot) -> Execution:
+        run = snapshot.run
+        return cls(
+            id=run.id,
+            flow=run.workflow_name,
+            status=_STATUS.get(run.status, "failed"),
+            result=json.loads(run.output_text) if run.output_text is not None else None,
+            error=run.error.message if run.error else None,
+            waits=[Wait.of(task) for task in snapshot.tasks],
+            checkpoints=[Checkpoint(entry.name, json.loads(entry.value)) for entry in snapshot.journal],
+        )
+
 
 @dataclass
 class Flow:
-    """A function whose runs are kept. Where it waits nothing of it is in memory; it goes on from the top.
+    """A function whose runs are recorded. A flow that waits holds no memory; it continues by running again.
 
     Attributes:
-        name: What its runs are called.
-        function: What is run, sync or async; what it is given and returns has to be JSON.
-        database: Where its runs are; left out: in one that ends with this process.
+        name: The name of its runs.
+        function: The function, sync or async; its arguments and its result are JSON.
+        database: The database of its runs; the default is a temporary one that ends with this process.
     """
 
     name: str
@@ -116,41 +144,40 @@ class Flow:
     _polls: dict[str, float] = field(default_factory=dict)
 
     def start(self, *args: object, **kwargs: object) -> Execution:
-        """Run until it ends, or nobody has answered for as long as the question says this program should stay."""
-        told = json.dumps({"args": args, "kwargs": kwargs}, ensure_ascii=False)
-        host = self.host()
-        run = host.start(self.spec(), told, {})
-        return execution_of(run_sync(self._drive(host, run.id, poll=True)))
+        """Run until the end, or until a question has had no answer for as long as its timeout."""
+        arguments = json.dumps({"args": args, "kwargs": kwargs}, ensure_ascii=False)
+        builder = self._build()
+        run = builder.host.start(builder.tree, arguments, {})
+        return Execution.of(run_sync(self._drive(builder.host, run.id, poll=True)))
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         """Run and return the result.
 
         Raises:
-            Conflict: ``execution_waiting``: nobody has answered yet; it goes on when somebody has.
-            RuntimeError: it failed.
+            Conflict: ``execution_waiting``: a question is open; the execution continues after its answer.
+            RuntimeError: the execution failed.
         """
-        done = self.start(*args, **kwargs)
-        if done.status == "waiting":
-            asked = ", ".join(each.name for each in done.pending_waits)
-            msg = f"The execution {done.id} of {self.name} waits for {asked}."
-            raise Conflict(msg, code="execution_waiting", execution=done.id)
-        if done.status != "completed":
-            msg = f"The execution {done.id} of {self.name} is {done.status}: {done.error}"
+        execution = self.start(*args, **kwargs)
+        if execution.status == "waiting":
+            names = ", ".join(each.name for each in execution.pending_waits)
+            msg = f"The execution {execution.id} of {self.name} waits for {names}."
+            raise Conflict(msg, code="execution_waiting", execution=execution.id)
+        if execution.status != "completed":
+            msg = f"The execution {execution.id} of {self.name} is {execution.status}: {execution.error}"
             raise RuntimeError(msg)
-        return done.result
+        return execution.result
 
     def resume(self, execution_id: str) -> Execution:
-        """Go on with an execution whose process is gone.
+        """Continue an execution whose process ended.
 
         Raises:
-            Conflict: ``execution_waiting``: it waits for an answer.
+            Conflict: ``execution_waiting``: a question is open.
         """
         host = self.host()
-        standing = host.look(execution_id)
-        if standing.run.status is RunStatus.PAUSED:
+        if host.snapshot(execution_id).run.status is RunStatus.PAUSED:
             msg = f"The execution {execution_id} waits for an answer."
-            raise Conflict(msg, code="execution_waiting", hint="executions.input(id, value=…) gives it one.")
-        return execution_of(run_sync(self._drive(host, execution_id, poll=False)))
+            raise Conflict(msg, code="execution_waiting", hint="Answer it with executions.input(id, value=…).")
+        return Execution.of(run_sync(self._drive(host, execution_id, poll=False)))
 
     def replay(
         self,
@@ -160,72 +187,67 @@ class Flow:
         answers: Mapping[str, object] | None = None,
         ask: str | Sequence[str] = (),
     ) -> Execution:
-        """Run again on what an execution was given; what was answered there is not asked again.
+        """Run again with the arguments and the answers of an execution.
 
         Args:
-            execution_id: The execution whose past this one has.
-            from_: Where it begins: the flow; or a checkpoint, before which nothing is done again.
-            answers: Other answers, by the names of their questions.
+            execution_id: The execution to repeat.
+            from_: A checkpoint: the results of the checkpoints before it are kept. The default, and the name of the
+                flow, repeat everything.
+            answers: Answers that replace recorded ones, by the name of the question.
             ask: Questions to ask again, by name, or ``all``.
 
         Raises:
-            NotFound: there is no such execution, or nothing of that name to begin at.
+            NotFound: the execution or the checkpoint does not exist.
         """
         host = self.host()
-        anchor = None if from_ in {None, "default", self.name} else from_
-        order = ForkRequest(
+        request = ForkRequest(
             run_id=execution_id,
             step=self.name,
             answers=answers or {},
             ask=(ask,) if isinstance(ask, str) else tuple(ask),
         )
-        run_id = host.begin_again(order, anchor)
-        return execution_of(run_sync(self._drive(host, run_id, poll=False)))
+        run_id = host.fork(request, before=None if from_ in {None, "default", self.name} else from_)
+        return Execution.of(run_sync(self._drive(host, run_id, poll=False)))
 
-    # ---- the parts --------------------------------------------------------------------------------------------
-
-    def host(self) -> Host:
-        """Return where its runs are."""
-        if self.database is None:
-            self.database = scratch()
-        return Host(self.database, {self._implementation: self._work})
+    def host(self) -> RunHost:
+        """Return the database of the flow's runs, with the flow's function."""
+        return self._build().host
 
     def spec(self) -> Mapping[str, object]:
-        """Return the spec that is run: one step."""
-        step = {"id": self.name, "kind": "function", "ref": self.name}
-        components = {"functions": {self.name: {"implementation": self._implementation}}}
-        workflow = {"type": "sequential", "name": self.name, "steps": [step]}
-        return {"agent": {"name": self.name}, "workflow": workflow, "components": components}
+        """Return the spec that runs: one function step."""
+        return self._build().tree
 
-    @property
-    def _implementation(self) -> str:
-        return INPROCESS + identifier(self.name)
+    def _build(self) -> SpecBuilder:
+        builder = SpecBuilder()
+        step = {"id": self.name, "kind": "function", "ref": builder.function(self.name, self._work)}
+        builder.finish(self.name, {"type": "sequential", "name": self.name, "steps": [step]})
+        self.database = self.database or scratch()
+        builder.open(self.database)
+        return builder
 
     async def _work(self, text: str, context: StepContext) -> StepOutput:
-        told = json.loads(text)
+        arguments = json.loads(text)
         try:
-            result = await call(functools.partial(self.function, **told["kwargs"]), *told["args"])
+            result = await call(functools.partial(self.function, **arguments["kwargs"]), *arguments["args"])
         except WaitForAnswer:
-            self._polls[context.run_id] = current_place().poll_seconds
+            self._polls[context.run_id] = active_step().poll_seconds
             raise
         return StepOutput(text=json.dumps(result, ensure_ascii=False))
 
-    async def _drive(self, host: Host, run_id: str, *, poll: bool) -> Standing:
-        """Drive the run, and continue it as soon as its question is answered, as long as the question says to wait.
+    async def _drive(self, host: RunHost, run_id: str, *, poll: bool) -> RunSnapshot:
+        """Execute a run; poll for the answers to its questions for as long as their timeouts.
 
-        The worker lock is held only while steps are executed: other programs use the database while this one waits.
+        The worker lock is held only while steps execute: other programs use the database in the meantime.
         """
-        standing = await host.drive(run_id)
+        snapshot = await host.drive(run_id)
         until = monotonic() + (self._polls.get(run_id, POLL_SECONDS) if poll else 0)
-        while standing.run.status is RunStatus.PAUSED and monotonic() < until:
+        while snapshot.run.status is RunStatus.PAUSED and monotonic() < until:
             await asyncio.sleep(LOOK_SECONDS)
-            now = await asyncio.to_thread(find_run, host.store, run_id)
-            if now.status is RunStatus.PAUSED:
-                continue
-            # Another program may have answered, continued or ended it meanwhile.
-            standing = await host.drive(run_id)
-            until = monotonic() + self._polls.get(run_id, POLL_SECONDS)
-        return standing
+            run = await asyncio.to_thread(find_run, host.store, run_id)
+            if run.status is not RunStatus.PAUSED:  # answered, continued or ended, perhaps by another program
+                snapshot = await host.drive(run_id)
+                until = monotonic() + self._polls.get(run_id, POLL_SECONDS)
+        return snapshot
 
 
 @overload
@@ -242,9 +264,9 @@ def flow(
     """Make a flow of a function.
 
     Args:
-        function: Where it is used without parameters.
-        name: What its runs are called; left out: what the function is called.
-        database: Where its runs are kept.
+        function: The function, when the decorator is used without parameters.
+        name: The name of its runs; the default is the name of the function.
+        database: The database of its runs.
     """
 
     def decorate(wrapped: Callable[..., object]) -> Flow:
@@ -255,72 +277,68 @@ def flow(
 
 @dataclass(frozen=True)
 class Executions:
-    """The runs of some flows that share a database.
+    """The executions of flows that share a database.
 
     Attributes:
-        flows: Whose runs these are; their functions go on when an answer is there.
+        flows: The flows, whose functions continue after an answer.
     """
 
     flows: Sequence[Flow]
 
     def list(self, *, status: str | None = None) -> Sequence[Execution]:
-        """Read executions, the latest first; ``status`` is one of an Execution's words."""
-        found = []
+        """List executions, the latest first; ``status`` is a status of ``Execution``."""
+        executions = []
         for each in self.flows:
             host = each.host()
             with host.store.read() as tx:
-                listed = runs.list_runs(tx, RunFilter(workflow_name=each.name), limit=1000, offset=0)
-            found += [execution_of(host.look(run.id)) for run in listed]
-        wanted = [each for each in found if status in {None, each.status}]
-        return sorted(wanted, key=lambda each: each.id, reverse=True)
+                rows = runs.list_runs(tx, RunFilter(workflow_name=each.name), limit=1000, offset=0)
+            executions += [Execution.of(host.snapshot(run.id)) for run in rows]
+        matching = [each for each in executions if status in {None, each.status}]
+        return sorted(matching, key=lambda each: each.id, reverse=True)
 
     def get(self, execution_id: str) -> Execution:
-        """Read one.
+        """Read an execution.
 
         Raises:
-            NotFound: it is none of these flows'.
+            NotFound: none of these flows has such an execution.
         """
-        _, host = self._of(execution_id)
-        return execution_of(host.look(execution_id))
+        _, host = self._find(execution_id)
+        return Execution.of(host.snapshot(execution_id))
 
     def logs(self, execution_id: str) -> Sequence[str]:
-        """Tell what happened, a line each."""
-        _, host = self._of(execution_id)
+        """List the trace events of an execution, one line each."""
+        _, host = self._find(execution_id)
         with host.store.read() as tx:
             events = history.list_trace(tx, execution_id)
         return [f"{event.timestamp} {event.type} {event.step_id or ''}".rstrip() for event in events]
 
     def input(self, execution_id: str, *, value: object, wait: str | None = None) -> Execution:
-        """Answer what an execution waits for, and go on with it.
+        """Answer a question of an execution, and continue it.
 
         Args:
-            execution_id: Which one.
+            execution_id: The execution.
             value: Any JSON that fits the question.
-            wait: The question's name, where it asks more than one thing.
+            wait: The name of the question, when several are open.
 
         Raises:
-            Conflict: it asks nothing, or several things.
-            NotAllowed: the value does not fit; it goes on waiting.
+            Conflict: no question is open, or several.
+            DecisionNotAllowed: the value does not fit; the question stays open.
         """
-        owner, host = self._of(execution_id)
-        task = find_pending(execution_id, _waiting(host.look(execution_id)), wait)
+        owner, host = self._find(execution_id)
+        task = find_pending(execution_id, host.snapshot(execution_id).open_tasks, wait)
         host.decide(task, decision_from_value(task, value))
         return owner.resume(execution_id)
 
     def abort_wait(self, execution_id: str) -> Execution:
-        """End an execution that waits: it is cancelled."""
-        _, host = self._of(execution_id)
-        find_pending(execution_id, _waiting(host.look(execution_id))[:1], None)
+        """Cancel an execution that waits."""
+        _, host = self._find(execution_id)
+        find_pending(execution_id, host.snapshot(execution_id).open_tasks[:1], None)
         cancel_run(host.store, execution_id, actor=actor())
-        return execution_of(host.look(execution_id))
+        return Execution.of(host.snapshot(execution_id))
 
     def resume(self, execution_id: str) -> Execution:
-        """Go on with an execution whose process is gone.
-
-        Raises:
-            Conflict: it waits for an answer.
-        """
-        return self._of(execution_id)[0].resume(execution_id)
+        """Continue an execution whose process ended; see ``Flow.resume``."""
+        return self._find(execution_id)[0].resume(execution_id)
 
     def replay(
         self,
@@ -331,47 +349,15 @@ class Executions:
         ask: str | Sequence[str] = (),
     ) -> Execution:
         """Run an execution again with its answers; see ``Flow.replay``."""
-        return self._of(execution_id)[0].replay(execution_id, from_=from_, answers=answers, ask=ask)
+        return self._find(execution_id)[0].replay(execution_id, from_=from_, answers=answers, ask=ask)
 
-    def _of(self, execution_id: str) -> tuple[Flow, Host]:
+    def _find(self, execution_id: str) -> tuple[Flow, RunHost]:
         for each in self.flows:
             host = each.host()
             with host.store.read() as tx:
                 run = runs.get(tx, execution_id)
             if run is not None and run.workflow_name == each.name:
                 return each, host
-        msg = f"There is no execution {execution_id[:80]} of {', '.join(each.name for each in self.flows)}."
+        names = ", ".join(each.name for each in self.flows)
+        msg = f"The execution {execution_id[:80]} does not exist. Flows searched: {names}."
         raise NotFound(msg)
-
-
-def _waiting(standing: Standing) -> Sequence[HumanTask]:
-    return [task for task in standing.tasks if task.status in UNRESOLVED]
-
-
-def execution_of(standing: Standing) -> Execution:
-    """Tell how a run of a flow stands."""
-    run = standing.run
-    return Execution(
-        id=run.id,
-        flow=run.workflow_name,
-        status=_STATUS.get(run.status, "failed"),
-        result=json.loads(run.output_text) if run.output_text is not None else None,
-        error=run.error.message if run.error else None,
-        waits=[_wait(task) for task in standing.tasks],
-        checkpoints=[Checkpoint(part.name, json.loads(part.value)) for part in standing.parts],
-    )
-
-
-def _wait(task: HumanTask) -> Wait:
-    decision = task.decision
-    value = None if decision is None else decision.data if decision.data is not None else decision.content
-    return Wait(
-        wait_id=task.id,
-        name=task.key,
-        question=task.prompt,
-        schema=task.answer_schema,
-        entered_waiting_at=task.created_at,
-        is_pending=task.status in UNRESOLVED,
-        reused=decision is not None and decision.by == REPLAY,
-        value=dict(decision.values) if decision is not None and decision.values is not None else value,
-    )

@@ -1,17 +1,21 @@
-"""Runs of specs that were written in Python: the same start, the same interpreter, the same rows, the same tasks."""
+"""Runs of workflows written in Python: their start, execution and state in one database."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import getpass
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import cached_property
+from typing import TypeAlias, TypeVar
 
-from kneo.errors import Invalid, NotFound
+from kneo.clock import monotonic, sleep
+from kneo.errors import Conflict, Invalid, NotFound
 from kneo.records.run import Run, StepRecord
-from kneo.records.task import HumanTask, TaskStatus
+from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
 from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, fork
@@ -19,48 +23,131 @@ from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.timers import tick
 from kneo.runtime.engine.wait import Settling, find_run, wait_until_settled
 from kneo.runtime.interpreter.node import Activity
-from kneo.runtime.steps.context import StepContext
-from kneo.sdk.code import InProcess, Work
+from kneo.runtime.interpreter.program import Program
+from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.context import StepContext, StepOutput
+from kneo.runtime.steps.executor import Executor
 from kneo.sdk.db import Database
-from kneo.sdk.seat import seat
+from kneo.sdk.waits import enter_step
 from kneo.spec.lint import check
 from kneo.spec.models import Spec
 from kneo.spec.reading.load import load_tree
-from kneo.store import history, journal, tasks
-from kneo.store.engine import Store
+from kneo.store import history, journal, runs, tasks
+from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.journal import JournalEntry
+from kneo.store.locks import Lock
 from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide
 
 T = TypeVar("T")
 
+Work: TypeAlias = Callable[[str, StepContext], Awaitable[StepOutput]]
+"""The function of a step in this process: input text and context in, output out."""
+
+Began: TypeAlias = Callable[[Activity, StepContext], None]
+"""A listener that is called when a step begins."""
+
 SETTLE_SECONDS = 3600.0
-"""How long somebody waits for a run that another thread drives."""
+"""The longest wait for a run that another thread drives."""
+
+LOCK_WAIT_SECONDS = 30.0
+"""How long a program waits for another process to release the worker lock."""
+
+LOCK_POLL_SECONDS = 0.02
+
+
+class WorkflowFailed(RuntimeError):
+    """A run ended without success.
+
+    Attributes:
+        run_id: The run.
+        status: ``failed``, ``cancelled``, ``expired`` or ``timed_out``.
+        error_type: The type of the run's error; without one, the status.
+    """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run.error.message if run.error else f"The run is {run.status}.")
+        self.run_id = run.id
+        self.status = run.status.value
+        self.error_type = run.error.type if run.error else run.status.value
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
-    """A run with its finished steps and everything it asked, in order."""
+class RunSnapshot:
+    """A run with its finished steps, its human tasks and its recorded checkpoints, each in order."""
 
     run: Run
     steps: Sequence[StepRecord]
     tasks: Sequence[HumanTask]
-    parts: Sequence[JournalEntry]
+    journal: Sequence[JournalEntry]
+
+    @property
+    def open_tasks(self) -> Sequence[HumanTask]:
+        return [task for task in self.tasks if task.status in UNRESOLVED]
+
+    @property
+    def caller_metadata(self) -> Mapping[str, object]:
+        """The metadata that the program passed at the start of the run."""
+        metadata = self.run.metadata.get("caller_metadata")
+        return metadata if isinstance(metadata, Mapping) else {}
+
+    @cached_property
+    def edits(self) -> Mapping[str, str | None]:
+        """The outputs that reviewers edited, by the path of the step."""
+        return {
+            task.step_path: task.decision.content
+            for task in self.tasks
+            if task.position == "after" and task.decision is not None and task.decision.kind is DecisionKind.EDITED
+        }
+
+    def output(self, step: StepRecord) -> str | None:
+        """Return the output of a step, or the text that a reviewer edited it to."""
+        return self.edits.get(step.step_id) or step.output_text
+
+
+def no_listener(_activity: Activity, _context: StepContext) -> None:
+    """Ignore a step that begins."""
+
+
+class InProcessExecutor(Executor):
+    """Executes steps with functions of this process, and all other steps as every executor does."""
+
+    def __init__(self, host: RunHost) -> None:
+        super().__init__(CodeLoader((), ()))
+        self.host = host
+
+    def plain(self, program: Program, activity: Activity, pins: Mapping[str, str]) -> None:
+        """Return nothing: ``began`` listens to every step, and the functions of this process are async."""
+
+    async def execute(self, program: Program, activity: Activity, text: str, context: StepContext) -> StepOutput:
+        self.host.began(activity, context)
+        work = (
+            self.host.work.get(program.functions[activity.ref].implementation) if activity.kind == "function" else None
+        )
+        if work is None:
+            return await super().execute(program, activity, text, context)
+        enter_step(context, self.host.store)  # a context variable of this step's own asyncio task
+        try:
+            async with asyncio.timeout(activity.timeout_seconds):
+                return await work(text, context)
+        except (asyncio.CancelledError, TimeoutError):
+            context.token.cancel()
+            raise
 
 
 @dataclass(frozen=True)
-class Host:
-    """One database, and the code of one program.
+class RunHost:
+    """One database, and the step functions of one program.
 
     Attributes:
-        database: Where its runs are.
-        work: What its steps do, by the implementation that the spec names.
-        began: Told of every step that begins.
+        database: The database of the runs.
+        work: Step functions by the implementation that the spec names.
+        began: Called when a step begins.
     """
 
     database: Database
     work: Mapping[str, Work]
-    began: Callable[[Activity, StepContext], None] = lambda _leaf, _context: None
+    began: Began = no_listener
 
     @property
     def store(self) -> Store:
@@ -69,99 +156,90 @@ class Host:
     def start(
         self, tree: Mapping[str, object], text: str, metadata: Mapping[str, object], *, session_id: str | None = None
     ) -> Run:
-        """Record a run; whoever drives it executes it.
+        """Record a run, without executing it.
 
         Raises:
-            Invalid, Forbidden: it may not run; nothing did.
-            Conflict: ``worker_running``: another process executes steps here.
+            Invalid, Forbidden: the run is refused; nothing is recorded.
+            Conflict: ``worker_running``: another process executes steps on this database.
         """
         origin = {"inline_spec": True, **({"session_id": session_id} if session_id else {})}
-        order = StartRequest(input=text, requester=actor(), spec=tree, metadata=metadata, origin=origin)
-        with seat(self.store):  # nothing is recorded that this process could not go on with
-            return Starter(self.store, check_spec, pin=None).start(order)
+        request = StartRequest(input=text, requester=actor(), spec=tree, metadata=metadata, origin=origin)
+        with worker_lock(self.store):  # a run that this process cannot continue is not recorded
+            return Starter(self.store, check_spec, pin=None).start(request)
 
-    async def drive(self, run_id: str) -> Standing:
-        """Execute a run until it waits for people or has ended.
+    async def drive(self, run_id: str) -> RunSnapshot:
+        """Execute a run until it pauses for people or ends.
 
         Raises:
-            Conflict: ``worker_running``: another process executes steps here, or took over.
+            Conflict: ``worker_running``: another process executes steps on this database, or took the lock over.
         """
-        await asyncio.to_thread(self.catch_up)
-        driver = Driver(self.store, ProgramLoader(self.store), InProcess(self.work, self.began, self.store))
-        place = seat(self.store)
-        lock = await asyncio.to_thread(place.__enter__)
+        await asyncio.to_thread(self.apply_timers)
+        driver = Driver(self.store, ProgramLoader(self.store), InProcessExecutor(self))
+        holding = worker_lock(self.store)
+        lock = await asyncio.to_thread(holding.__enter__)
         try:
             await driver.drive_alone(run_id, lock)
         finally:
-            await asyncio.to_thread(place.__exit__, None, None, None)
+            await asyncio.to_thread(holding.__exit__, None, None, None)
         await asyncio.to_thread(wait_until_settled, self.store, Settling(run_id), SETTLE_SECONDS)
-        return await asyncio.to_thread(self.look, run_id)
+        return await asyncio.to_thread(self.snapshot, run_id)
 
-    def look(self, run_id: str) -> Standing:
-        """Read how a run stands.
+    def snapshot(self, run_id: str) -> RunSnapshot:
+        """Read the state of a run.
 
         Raises:
-            NotFound: there is no such run.
+            NotFound: the run does not exist.
         """
         run = find_run(self.store, run_id)
         with self.store.read() as tx:
-            steps = history.list_steps(tx, run_id)
-            asked = tasks.of_run(tx, run_id, tuple(TaskStatus))
-            done = journal.list_entries(tx, run_id)
-        return Standing(run=run, steps=steps, tasks=asked, parts=done)
+            return RunSnapshot(
+                run=run,
+                steps=history.list_steps(tx, run_id),
+                tasks=tasks.of_run(tx, run_id, tuple(TaskStatus)),
+                journal=journal.list_entries(tx, run_id),
+            )
 
     def decide(self, task: HumanTask, answer: DecisionRequest) -> HumanTask:
-        """Record what somebody says.
+        """Record an answer to a human task.
 
         Raises:
-            Conflict, NotAllowed: it does not fit, or somebody else said something; nothing was written.
+            Conflict, DecisionNotAllowed: the answer does not fit, or the task is decided; nothing is recorded.
         """
         return decide(self.store, task.id, answer, actor=actor())
 
-    def fork(self, order: ForkRequest, done: Sequence[JournalEntry] = ()) -> Run:
-        """Record a run with another run's past.
+    def fork(self, request: ForkRequest, before: str | None) -> str:
+        """Record a run that repeats another run; return its id.
 
         Args:
-            order: The other run, and where in it this one begins.
-            done: Parts of the other run that are not done again.
+            request: The run to repeat, and the step to begin at.
+            before: A checkpoint by name, or by name and number (``draft``, ``draft:2``): the results of earlier
+                checkpoints are kept. None keeps none.
 
         Raises:
-            NotFound, Conflict, Forbidden: there is no such past, or it may not run again.
+            NotFound, Conflict, Forbidden: the run, the step or the checkpoint does not exist, or the run is refused.
         """
+        kept = self._checkpoints_before(request.run_id, before) if before is not None else ()
         starter = Starter(self.store, check_spec, pin=None)
-        order = replace(order, requester=actor())
+        request = replace(request, requester=actor())
         programs = ProgramLoader(self.store)
-        return fork(starter, programs, order, lambda tx, run: journal.copy_entries(tx, done, run.id))
+        return fork(starter, programs, request, lambda tx, run: journal.copy_entries(tx, kept, run.id)).id
 
-    def begin_again(self, order: ForkRequest, before: str | None) -> str:
-        """Record a run with another run's past and what was done in it before a part; return its id.
-
-        Args:
-            order: The other run, and where in it this one begins.
-            before: A part by its name, or by name and number: ``draft``, ``draft:2``; None for nothing done.
-
-        Raises:
-            NotFound, Conflict, Forbidden: as ``fork``; or there is no such part.
-        """
-        done = self._done_before(order.run_id, before) if before is not None else ()
-        return self.fork(order, done).id
-
-    def _done_before(self, run_id: str, before: str) -> Sequence[JournalEntry]:
-        done = self.look(run_id).parts
-        anchor = next((part for part in done if before in {part.name, part.name.rpartition(":")[0]}), None)
+    def _checkpoints_before(self, run_id: str, before: str) -> Sequence[JournalEntry]:
+        recorded = self.snapshot(run_id).journal
+        anchor = next((entry for entry in recorded if before in {entry.name, entry.name.rpartition(":")[0]}), None)
         if anchor is None:
-            known = ", ".join(part.name for part in done) or "none"
-            msg = f"{run_id} has no checkpoint {before[:80]}; it has {known}."
-            raise NotFound(msg, code="checkpoint_not_found", hint="Left out, a replay begins at the flow.")
-        return [part for part in done if part.sequence < anchor.sequence]
+            names = ", ".join(entry.name for entry in recorded) or "none"
+            msg = f"The run {run_id} has no checkpoint {before[:80]}. Recorded checkpoints: {names}."
+            raise NotFound(msg, code="checkpoint_not_found", hint="Leave from_ out to replay from the beginning.")
+        return [entry for entry in recorded if entry.sequence < anchor.sequence]
 
-    def catch_up(self) -> None:
-        """Let deadlines that have passed take effect: no process may have been there to do it."""
+    def apply_timers(self) -> None:
+        """Apply deadlines that have passed while no process was running."""
         tick(self.store)
 
 
 def actor() -> str:
-    """Name who runs this program."""
+    """Return the name of the operating system's user."""
     return getpass.getuser()
 
 
@@ -173,30 +251,94 @@ def check_spec(tree: Mapping[str, object]) -> Spec:
     """
     loaded = load_tree(dict(tree), rules=check)
     if loaded.spec is None or not loaded.valid:
-        errors = [found for found in loaded.diagnostics if found.is_error]
-        said = "; ".join(f"{found.code}: {found.message}" for found in errors[:3])
-        raise Invalid(said, code="spec_invalid", diagnostics=[found.as_json() for found in loaded.diagnostics])
+        errors = [f"{item.code}: {item.message}" for item in loaded.diagnostics if item.is_error]
+        diagnostics = [item.as_json() for item in loaded.diagnostics]
+        raise Invalid("; ".join(errors[:3]), code="spec_invalid", diagnostics=diagnostics)
     return loaded.spec
 
 
 def run_sync(work: Coroutine[object, object, T]) -> T:
-    """Run something async to its end, whether or not this thread has an event loop already."""
+    """Run a coroutine to its end, with or without a running event loop in this thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
-    results: list[T] = []
-    errors: list[BaseException] = []
+    return run_in_background(work).result()
 
-    def inner() -> None:
+
+def run_in_background(work: Coroutine[object, object, T]) -> Future[T]:
+    """Run a coroutine in a daemon thread: a program that ends does not wait for it."""
+    future: Future[T] = Future()
+
+    def run() -> None:
         try:
-            results.append(asyncio.run(work))
-        except BaseException as error:  # noqa: BLE001 - raised again where it was asked for
-            errors.append(error)
+            future.set_result(asyncio.run(work))
+        except BaseException as error:  # noqa: BLE001 - raised again by ``Future.result``
+            future.set_exception(error)
 
-    thread = threading.Thread(target=inner, name="kneo-sdk")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
+    threading.Thread(target=run, name="kneo-sdk", daemon=True).start()
+    return future
+
+
+_locks: dict[str, _SharedLock] = {}
+"""The worker locks that this process holds, by database."""
+
+_locks_guard = threading.Lock()
+
+
+@dataclass
+class _SharedLock:
+    """The worker lock of one database, and the number of this process's threads that share it."""
+
+    lock: Lock
+    end: contextlib.ExitStack
+    count: int = 1
+
+
+@contextlib.contextmanager
+def worker_lock(store: Store) -> Iterator[Lock]:
+    """Hold the worker lock of a database, shared by the threads of this process.
+
+    A database server that restarts ends the lock: code that executes steps for long calls ``renew``.
+
+    Raises:
+        Conflict: ``worker_running``: another process holds the lock for longer than ``LOCK_WAIT_SECONDS``.
+    """
+    key = str(store.engine.url)
+    deadline = monotonic() + LOCK_WAIT_SECONDS
+    while (lock := _acquire(store, key)) is None:
+        if monotonic() >= deadline:
+            msg = "Another process executes steps on this database."
+            hint = "Stop it, use another database, or embed the steps in that process with KNEO_SERV_PLATFORM."
+            raise Conflict(msg, code="worker_running", hint=hint)
+        sleep(LOCK_POLL_SECONDS)
+    try:
+        yield lock
+    finally:
+        _release(key)
+
+
+def _acquire(store: Store, key: str) -> Lock | None:
+    with _locks_guard:
+        shared = _locks.get(key)
+        if shared is not None:
+            if not shared.lock.renew():
+                return None
+            shared.count += 1
+            return shared.lock
+        with contextlib.ExitStack() as end:
+            lock = end.enter_context(store.exclusive(WORKER_LOCK))
+            if not lock:
+                return None
+            store.transact(runs.clear_owners)
+            _locks[key] = _SharedLock(lock, end.pop_all())
+            return lock
+
+
+def _release(key: str) -> None:
+    with _locks_guard:
+        shared = _locks[key]
+        shared.count -= 1
+        if not shared.count:
+            del _locks[key]
+            shared.end.close()

@@ -1,23 +1,22 @@
-"""What a workflow is made of, and how each part is written down as a spec."""
+"""The participants of a workflow: functions, agents, people and other workflows, and the conversation they share."""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from hashlib import sha256
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Protocol, TypeAlias
 
 from kneo.errors import Usage
 from kneo.runtime.interpreter.node import below
-from kneo.runtime.steps.code import INPROCESS
 from kneo.runtime.steps.context import StepContext, StepOutput
-from kneo.sdk.code import Work, call
-from kneo.sdk.messages import Message, Prompt, Resolver, RunConfig, Said, as_text
+from kneo.sdk import Message, Prompt, Resolver, Response, RunConfig, as_text
+from kneo.sdk.builder import Json, SpecBuilder, call, identifier
+from kneo.sdk.host import RunSnapshot
 from kneo.spec.models import Agent
 
-Json: TypeAlias = dict[str, object]
-Function: TypeAlias = Callable[[Sequence[Message], RunConfig], Said | Awaitable[Said]]
+Function: TypeAlias = Callable[[Sequence[Message], RunConfig], Response | Awaitable[Response]]
 
 
 class Runnable(Protocol):
@@ -25,200 +24,231 @@ class Runnable(Protocol):
 
     name: str
 
-    def run(self, messages: Sequence[Message], config: RunConfig) -> Said | Awaitable[Said]: ...
+    def run(self, messages: Sequence[Message], config: RunConfig) -> Response | Awaitable[Response]: ...
 
 
-class Conversation(Protocol):
-    """What has been said so far, as far as a step may hear it."""
+class ConversationBuilder(SpecBuilder):
+    """The spec of a workflow of participants, and the conversation of its runs, read from their records.
 
-    async def heard(self, text: str, context: StepContext) -> Sequence[Message]: ...
+    Attributes:
+        configs: The configuration of this process's runs, by run.
+        humans: Human steps by path.
+        concurrent: Paths of concurrent workflows, whose participants do not read each other's messages.
+        hidden: Paths of steps whose outputs are not messages.
+    """
 
-    async def given(self, step_path: str, context: StepContext) -> str: ...
+    def __init__(self, configs: Mapping[str, RunConfig]) -> None:
+        super().__init__()
+        self.configs = configs
+        self.humans: dict[str, HumanInTheLoopStep] = {}
+        self.concurrent: set[str] = set()
+        self.hidden: set[str] = set()
 
-    def config(self, run_id: str) -> RunConfig: ...
+    def config(self, run_id: str) -> RunConfig:
+        return self.configs.get(run_id) or RunConfig()
+
+    async def ask(self, function: Callable[..., object], text: str, context: StepContext) -> object:
+        """Call the function of a step with the conversation that the step reads."""
+        snapshot = await asyncio.to_thread(self.host.snapshot, context.run_id)
+        messages = self.conversation(snapshot, context.step_id, text)
+        if context.previous_output is not None:
+            feedback = context.feedback or "It was rejected without a reason."
+            messages = (*messages, Message("assistant", context.previous_output), Message("user", feedback))
+        return await call(function, messages, self.config(context.run_id))
+
+    async def last_input(self, step_path: str, context: StepContext) -> str:
+        """Return the last input of a step."""
+        snapshot = await asyncio.to_thread(self.host.snapshot, context.run_id)
+        return next(step.input_text for step in reversed(snapshot.steps) if step.step_id == step_path)
+
+    def conversation(self, snapshot: RunSnapshot, path: str, text: str) -> Sequence[Message]:
+        """Return the messages that a step reads, the last of them with ``text``."""
+        metadata, run = snapshot.caller_metadata, snapshot.run
+        earlier, name = metadata.get("messages"), metadata.get("name")
+        messages = [Message(*each) for each in earlier] if isinstance(earlier, list) else []
+        author = name if isinstance(name, str) else None
+        messages.append(Message(str(metadata.get("role") or "user"), run.input_text, author))
+        for step in snapshot.steps:
+            if step.status != "completed" or step.step_id in self.hidden or not self._reads(path, step.step_id):
+                continue
+            human = self.humans.get(step.step_id)
+            output = snapshot.output(step)
+            content = step.input_text if output is None else output
+            role = human.response_role if human is not None else "assistant"
+            messages.append(Message(role, content, step.step_id.rpartition("/")[2]))
+        last = messages[-1]
+        return (*messages[:-1], Message(last.role, text, last.name))
+
+    def visible(self, snapshot: RunSnapshot) -> list[str]:
+        """List the finished steps whose outputs are messages."""
+        return [step.step_id for step in snapshot.steps if step.step_id not in self.hidden]
+
+    def _reads(self, path: str, other: str) -> bool:
+        """Decide whether a step reads another step's output: not when both are in a concurrent workflow."""
+        reader, writer = path.split("/"), other.split("/")
+        shared = 0
+        while shared < min(len(reader), len(writer)) and reader[shared] == writer[shared]:
+            shared += 1
+        concurrent = path != "" and "/".join(writer[:shared]) in self.concurrent and shared < len(reader)
+        return not concurrent
 
 
-@dataclass
-class Draft:
-    """A spec on its way, with the code and the resolvers of its steps by path."""
-
-    conversation: Conversation
-    components: dict[str, Json] = field(
-        default_factory=lambda: {"agents": {}, "functions": {}, "humans": {}, "workflows": {}}
-    )
-    work: dict[str, Work] = field(default_factory=dict)
-    humans: dict[str, HumanInTheLoopStep] = field(default_factory=dict)
-    aside: set[str] = field(default_factory=set)
-    """Paths of what runs its parts at the same time: they do not hear each other."""
-    hidden: set[str] = field(default_factory=set)
-    """Paths of steps that say nothing of their own."""
-
-    def function(self, path: str, work: Work) -> str:
-        """Note what a step does; return the name of its component."""
-        # By its place and not by number: a run that waits must find its own steps when others were added meanwhile.
-        implementation = INPROCESS + identifier(path)
-        self.components["functions"][path] = {"implementation": implementation}
-        self.work[implementation] = work
-        return path
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class FunctionStep:
     """A step that calls ``function(messages, config)``, sync or async."""
 
     name: str
     function: Function
+    _: KW_ONLY
     description: str = ""
 
-    def write(self, draft: Draft, path: str) -> Sequence[Json]:
+    def to_spec(self, builder: ConversationBuilder, path: str) -> Sequence[Json]:
         async def work(text: str, context: StepContext) -> StepOutput:
-            heard = await draft.conversation.heard(text, context)
-            said = await call(self.function, heard, draft.conversation.config(context.run_id))
-            return StepOutput(text=as_text(said, self.name))
+            return StepOutput(text=as_text(await builder.ask(self.function, text, context), self.name))
 
-        ref = draft.function(below(path, self.name), work)
-        return [_step(self.name, "function", ref, self.description)]
+        return [_step(self.name, "function", builder.function(below(path, self.name), work), self.description)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class AgentStep:
-    """A step that an agent of the spec language answers: a model, with instructions."""
+    """A step that an agent of the spec language answers: a model with instructions."""
 
     name: str
     agent: Agent | Mapping[str, object]
+    _: KW_ONLY
     description: str = ""
 
-    def write(self, draft: Draft, path: str) -> Sequence[Json]:
-        ref = below(path, self.name)
-        agent = self.agent
-        tree = agent.model_dump(by_alias=True, exclude_unset=True) if isinstance(agent, Agent) else dict(agent)
-        draft.components["agents"][ref] = {"name": self.name, **tree}
+    def to_spec(self, builder: ConversationBuilder, path: str) -> Sequence[Json]:
+        ref = builder.agent(below(path, self.name), self.name, self.agent)
         return [_step(self.name, "agent", ref, self.description)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class HumanInTheLoopStep:
-    """A step that asks a person: the resolver first, where there is one, and then whoever finds the open task."""
+    """A step that asks a person: first the resolver, if there is one, then a human task.
+
+    Attributes:
+        name: The name of the step in the workflow.
+        prompt: The question, or ``f(messages, config)`` that returns the question.
+        resolver: Called during the run; its result is the answer, ``None`` leaves the question open.
+        description: The description in lists of tasks.
+        response_role: The role of the message that holds the answer.
+        metadata: Facts shown with the question.
+    """
 
     name: str
     prompt: Prompt
+    _: KW_ONLY
     resolver: Resolver | None = None
     description: str = ""
     response_role: str = "user"
-    metadata: Mapping[str, object] = field(default_factory=dict)
+    metadata: Mapping[str, object] | None = field(default_factory=dict)
 
-    def write(self, draft: Draft, path: str) -> Sequence[Json]:
-        here = below(path, self.name)
-        draft.humans[here] = self
+    def to_spec(self, builder: ConversationBuilder, path: str) -> Sequence[Json]:
+        step_path = below(path, self.name)
+        builder.humans[step_path] = self
         prompt, before = self.prompt, []
         if not isinstance(prompt, str):
-            # The words depend on what was said, and belong into the task: whoever answers may sit elsewhere.
-            prompt, before = f"{{{{ variables.{_variable(here)} }}}}", self._words(draft, path, here)
-        draft.components["humans"][here] = {
+            # The task holds the text of the prompt: the process that answers may not have the function.
+            variable = f"prompt_{identifier(step_path)}"
+            before = self._prompt_steps(builder, path, variable, prompt)
+            prompt = f"{{{{ variables.{variable} }}}}"
+        builder.components["humans"][step_path] = {
             "description": self.description or self.name,
             "prompt": prompt,
             "response_role": self.response_role,
             "request_type": "freeform",
             **({"context": dict(self.metadata)} if self.metadata else {}),
         }
-        return [*before, _step(self.name, "human", here, self.description)]
+        return [*before, _step(self.name, "human", step_path, self.description)]
 
-    def _words(self, draft: Draft, path: str, here: str) -> list[Json]:
-        """Two steps in front of the question: one makes its words, one hands on what came before them."""
+    def _prompt_steps(
+        self, builder: ConversationBuilder, path: str, variable: str, prompt: Callable[..., object]
+    ) -> list[Json]:
+        """Return two steps before the question: one makes its text, one restores the input of the question."""
         words, subject = f"{self.name}.words", f"{self.name}.subject"
-        function = self.prompt
-        assert not isinstance(function, str)
+        words_path, subject_path = below(path, words), below(path, subject)
 
         async def make(text: str, context: StepContext) -> StepOutput:
-            heard = await draft.conversation.heard(text, context)
-            said = await call(function, heard, draft.conversation.config(context.run_id))
-            if not isinstance(said, str):
-                msg = f"The prompt of {self.name} returned {type(said).__name__}, not a str."
+            question = await builder.ask(prompt, text, context)
+            if not isinstance(question, str):
+                msg = f"The prompt of {self.name} returned {type(question).__name__}; expected a str."
                 raise TypeError(msg)
-            return StepOutput(text=said)
+            return StepOutput(text=question)
 
         async def restore(_text: str, context: StepContext) -> StepOutput:
-            return StepOutput(text=await draft.conversation.given(below(path, words), context))
+            return StepOutput(text=await builder.last_input(words_path, context))
 
-        draft.hidden |= {below(path, words), below(path, subject)}
-        made = _step(words, "function", draft.function(below(path, words), make), "") | {"save_as": _variable(here)}
-        return [made, _step(subject, "function", draft.function(below(path, subject), restore), "")]
+        builder.hidden |= {words_path, subject_path}
+        return [
+            _step(words, "function", builder.function(words_path, make), "") | {"save_as": variable},
+            _step(subject, "function", builder.function(subject_path, restore), ""),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class JournalEntry:
-    """A workflow inside another one, or the whole."""
+class WorkflowPart:
+    """A workflow in a workflow, or the outermost one."""
 
     name: str
     family: str
     members: Sequence[Participant]
     settings: Mapping[str, object] = field(default_factory=dict)
-    description: str = ""
 
-    def write(self, draft: Draft, path: str) -> Sequence[Json]:
-        here = below(path, self.name)
-        draft.components["workflows"][here] = self.declared(draft, here)
-        return [_step(self.name, "workflow", here, self.description)]
+    def to_spec(self, builder: ConversationBuilder, path: str) -> Sequence[Json]:
+        ref = below(path, self.name)
+        builder.components["workflows"][ref] = self.workflow(builder, ref)
+        return [_step(self.name, "workflow", ref, "")]
 
-    def declared(self, draft: Draft, path: str) -> Json:
-        """Write the workflow itself down."""
+    def workflow(self, builder: ConversationBuilder, path: str) -> Json:
+        """Return the workflow with its members at ``path``.
+
+        Raises:
+            Usage: a human step with a function as its prompt is not in a sequential workflow.
+        """
         head: Json = {"type": self.family, "name": self.name, **self.settings}
         if self.family == "concurrent":
-            draft.aside.add(path)
-        written = [(each, each.write(draft, path)) for each in self.members]
+            builder.concurrent.add(path)
+        members = [member.to_spec(builder, path) for member in self.members]
+        steps = [step for member_steps in members for step in member_steps]
         if self.family == "sequential":
-            return head | {"steps": [step for _, steps in written for step in steps]}
-        single = [self._as_one(steps) for _, steps in written]
+            return head | {"steps": steps}
+        for member, member_steps in zip(self.members, members, strict=True):
+            if len(member_steps) > 1:
+                msg = f"{member.name} of the {self.family} workflow {self.name} has a prompt that is a function."
+                raise Usage(msg, hint="Put it into a sequential workflow of its own, and that workflow here.")
         if self.family == "graph":
-            return head | {"nodes": {str(step["id"]): step for step in single}}
-        return head | {"participants": single}
-
-    def _as_one(self, steps: Sequence[Json]) -> Json:
-        """Return one step: a question with steps in front of it cannot be a participant by itself."""
-        if len(steps) == 1:
-            return steps[0]
-        name = steps[-1]["id"]
-        msg = f"{name} of the {self.family} workflow {self.name} has a prompt that is a function."
-        raise Usage(msg, hint="Put it into a sequential workflow of its own, and that one here.")
+            return head | {"nodes": {str(step["id"]): step for step in steps}}
+        return head | {"participants": steps}
 
 
-Participant: TypeAlias = FunctionStep | AgentStep | HumanInTheLoopStep | JournalEntry
+Participant: TypeAlias = FunctionStep | AgentStep | HumanInTheLoopStep | WorkflowPart
 
 
-def participant(given: object) -> Participant:
-    """Make a step of what stands in a list of participants.
+def as_participant(member: object) -> Participant:
+    """Convert a member of a workflow to a participant.
 
     Raises:
-        Usage: it is nothing that can take part.
+        Usage: the member is not a function, an agent, a human step or a workflow.
     """
-    if isinstance(given, FunctionStep | AgentStep | HumanInTheLoopStep | JournalEntry):
-        return given
-    part = getattr(given, "part", None)
-    if isinstance(part, JournalEntry):
+    if isinstance(member, FunctionStep | AgentStep | HumanInTheLoopStep | WorkflowPart):
+        return member
+    part = getattr(member, "part", None)
+    if isinstance(part, WorkflowPart):
         return part
-    if isinstance(given, Agent):
-        return AgentStep(name=given.name, agent=given)
-    if hasattr(given, "as_step"):
-        msg = f"{type(given).__name__} of kneo.sdk.workflow cannot take part in a workflow of WorkflowBuilder."
+    if isinstance(member, Agent):
+        return AgentStep(name=member.name, agent=member)
+    if hasattr(member, "as_step"):
+        msg = f"{type(member).__name__} of kneo.sdk.workflow cannot take part in a workflow of WorkflowBuilder."
         raise Usage(msg, hint="Build both with kneo.sdk.workflow, or both with WorkflowBuilder.")
-    run, name = getattr(given, "run", None), getattr(given, "name", None)
+    run, name = getattr(member, "run", None), getattr(member, "name", None)
     if callable(run) and isinstance(name, str):
         return FunctionStep(name=name, function=run)
-    if callable(given) and not inspect.isclass(given):
-        return FunctionStep(name=getattr(given, "__name__", "step"), function=given)
-    msg = f"{type(given).__name__} cannot take part in a workflow."
-    raise Usage(msg, hint="Take a function, an agent, WorkflowBuilder.human_step(...) or another workflow.")
+    if callable(member) and not inspect.isclass(member):
+        return FunctionStep(name=getattr(member, "__name__", "step"), function=member)
+    msg = f"{type(member).__name__} cannot take part in a workflow."
+    raise Usage(msg, hint="Pass a function, an agent, WorkflowBuilder.human_step(...) or another workflow.")
 
 
 def _step(name: str, kind: str, ref: str, description: str) -> Json:
     return {"id": name, "kind": kind, "ref": ref, **({"description": description} if description else {})}
-
-
-def _variable(path: str) -> str:
-    return f"prompt_{identifier(path)}"
-
-
-def identifier(path: str) -> str:
-    """Spell a path as a Python name; different paths stay different."""
-    plain = "".join(sign if sign.isascii() and sign.isalnum() else "_" for sign in path)
-    return f"{plain}_{sha256(path.encode()).hexdigest()[:8]}"

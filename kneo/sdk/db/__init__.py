@@ -1,4 +1,4 @@
-"""Where runs are kept: a file, or a PostgreSQL database."""
+"""Databases of runs: a SQLite file, or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from kneo.store.service_key import find_service_key
 
 
 class Database(migrate.Database):
-    """A database that is opened when it is first needed; decisions are signed with the key that belongs to it.
+    """A database that is opened on first use; decisions are signed with its service key.
 
     Args:
         url: ``sqlite:///…`` or ``postgresql://…``.
-        clock: Where the time comes from.
+        clock: The source of the time.
     """
 
     def __init__(self, url: str, clock: Clock | None = None) -> None:
@@ -26,13 +26,13 @@ class Database(migrate.Database):
 
 
 def scratch() -> Database:
-    """Make a database that is gone when this process is."""
+    """Create a temporary database that is removed at the end of this process."""
     folder = Path(tempfile.mkdtemp(prefix="kneo-"))
-    made = Database(f"sqlite:///{folder / 'runs.db'}")
+    temporary = Database(f"sqlite:///{folder / 'runs.db'}")
 
-    def forget() -> None:
-        made.close()
+    def remove() -> None:
+        temporary.close()
         shutil.rmtree(folder, ignore_errors=True)
 
-    atexit.register(forget)
-    return made
+    atexit.register(remove)
+    return temporary

@@ -1,4 +1,4 @@
-"""Runs in PostgreSQL."""
+"""Runs in a PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from kneo.sdk.db import Database
 
 
 class PostgresDb(Database):
-    """Runs in a PostgreSQL database; needs ``kneo[postgres]``.
+    """A PostgreSQL database of runs; needs ``kneo[postgres]``.
 
     Args:
         db_url: ``postgresql://…``.
-        clock: Where the time comes from.
+        clock: The source of the time.
     """
 
     def __init__(self, db_url: str, *, clock: Clock | None = None) -> None:
         if not db_url.startswith(("postgresql://", "postgres://", "postgresql+psycopg://")):
-            msg = "PostgresDb takes a db_url that begins with postgresql://."
+            msg = "PostgresDb needs a db_url that begins with postgresql://."
             raise Usage(msg)
         super().__init__(db_url, clock)

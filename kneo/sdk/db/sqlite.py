@@ -1,4 +1,4 @@
-"""Runs in a file."""
+"""Runs in a SQLite file."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from kneo.sdk.db import Database
 
 
 class SqliteDb(Database):
-    """Runs in a SQLite file, for one process at a time.
+    """A SQLite file of runs, for one process at a time.
 
     Args:
-        db_file: The file; it is made when it is not there.
+        db_file: The file, created when it does not exist.
         db_url: The same as ``sqlite:///…``.
-        clock: Where the time comes from.
+        clock: The source of the time.
     """
 
     def __init__(
         self, db_file: str | Path | None = None, *, db_url: str | None = None, clock: Clock | None = None
     ) -> None:
         if (db_file is None) == (db_url is None):
-            msg = "SqliteDb takes db_file or db_url."
+            msg = "SqliteDb needs either db_file or db_url."
             raise Usage(msg, hint='SqliteDb(db_file="workflow.db")')
         path = Path(db_file if db_file is not None else str(db_url).removeprefix("sqlite:///")).resolve()
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Events of a run, in the order they happen. What a paused run needs is in its output, not in its events."""
+"""Events of a run, in the order in which they happen. The requirements of a paused run are in its output."""
 
 from __future__ import annotations
 
@@ -7,126 +7,112 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 EXECUTOR_POSITION = "wait"
-"""The position of a question that what runs inside a step asks in its middle."""
+"""The position of a question that the function of a step asks while it runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkflowEvent:
-    """Something that happened in a run."""
+    """An event of a run; ``event`` is the name of its class without ``Event``."""
 
     event: ClassVar[str] = ""
     run_id: str
     workflow_name: str | None = None
     at: str = ""
 
+    def __init_subclass__(cls) -> None:
+        cls.event = cls.__name__.removesuffix("Event")
 
-@dataclass(frozen=True, kw_only=True)
+
 class WorkflowStartedEvent(WorkflowEvent):
-    event = "WorkflowStarted"
+    """The run started."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class WorkflowPausedEvent(WorkflowEvent):
-    event = "WorkflowPaused"
+    """The run waits for people; its output has the requirements."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkflowCompletedEvent(WorkflowEvent):
-    event = "WorkflowCompleted"
     content: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkflowCancelledEvent(WorkflowEvent):
-    event = "WorkflowCancelled"
     reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkflowErrorEvent(WorkflowEvent):
-    event = "WorkflowError"
     error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepEvent(WorkflowEvent):
-    """Something that happened at a primitive."""
+    """An event of one primitive."""
 
     step_id: str = ""
     step_name: str = ""
     step_index: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class StepStartedEvent(StepEvent):
-    event = "StepStarted"
+    """A step started."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepCompletedEvent(StepEvent):
-    event = "StepCompleted"
     content: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepErrorEvent(StepEvent):
-    event = "StepError"
     error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Paused(StepEvent):
+class _QuestionEvent(StepEvent):
     message: str | None = None
     continuation_id: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepPausedEvent(_Paused):
-    """A primitive waits for a person before it runs, between its rounds, or after it failed."""
-
-    event = "StepPaused"
+class StepPausedEvent(_QuestionEvent):
+    """A question before a primitive runs, between the rounds of a loop, or after a failure."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepOutputReviewEvent(_Paused):
-    """An output waits for a person to look at it."""
-
-    event = "StepOutputReview"
+class StepOutputReviewEvent(_QuestionEvent):
+    """A question about an output."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterPausedEvent(_Paused):
-    """A router waits for a person to choose."""
+class RouterPausedEvent(_QuestionEvent):
+    """A question about the choice of a router."""
 
-    event = "RouterPaused"
     available_choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepExecutorPausedEvent(_Paused):
-    """What runs inside a step waits for a person in its middle: a tool that a person answers, a question of a function.
+class StepExecutorPausedEvent(_QuestionEvent):
+    """A question that the function or a tool of a step asks while it runs.
 
-    ``name`` is the question's own, ``schema`` the JSON Schema of its answer.
+    ``name`` is the name of the question, ``schema`` the JSON Schema of its answer.
     """
 
-    event = "StepExecutorPaused"
     name: str = ""
     schema: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepContinuedEvent(StepEvent):
-    event = "StepContinued"
+class _DecisionEvent(StepEvent):
     decision: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RouterContinuedEvent(StepEvent):
-    event = "RouterContinued"
-    decision: str = ""
+class StepContinuedEvent(_DecisionEvent):
+    """The answer to a question of a step."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepExecutorContinuedEvent(StepEvent):
-    event = "StepExecutorContinued"
-    decision: str = ""
+class RouterContinuedEvent(_DecisionEvent):
+    """The choice of a router."""
+
+
+class StepExecutorContinuedEvent(_DecisionEvent):
+    """The answer to a question that the function of a step asked."""

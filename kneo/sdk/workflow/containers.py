@@ -1,4 +1,4 @@
-"""What holds steps: in a row, at the same time, one way or the other, again and again, one of several."""
+"""Primitives that contain primitives: sequences, parallel branches, conditions, loops and routers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 from kneo.runtime.interpreter.node import below
 from kneo.runtime.steps.context import StepContext
-from kneo.runtime.steps.context import StepOutput as Outcome
-from kneo.sdk.code import Work, call
-from kneo.sdk.workflow.plan import Json, Plan, Primitive
-from kneo.sdk.workflow.reviewing import NEEDS_REVIEW, chosen, gates
-from kneo.sdk.workflow.step import Step, asks
-from kneo.sdk.workflow.types import HumanReview, StepInput, StepOutput
+from kneo.runtime.steps.context import StepOutput as ActivityOutput
+from kneo.sdk.builder import call
+from kneo.sdk.workflow.step import Primitive, Step, StepBuilder, review_metadata
+from kneo.sdk.workflow.types import HumanReview, Json, StepInput, StepOutput
 
 
 @runtime_checkable
@@ -23,16 +21,23 @@ class HasSteps(Protocol):
 
 
 Member: TypeAlias = Primitive | HasSteps | Callable[[StepInput], object]
-"""A primitive, a workflow, or a function that becomes a Step of its name."""
+"""A primitive, a workflow, or a function that becomes a Step."""
+
+Evaluator: TypeAlias = bool | Callable[[StepInput], object]
+Selector: TypeAlias = Callable[[StepInput], object]
+EndCondition: TypeAlias = Callable[[list[StepOutput]], object | Awaitable[object]]
+
+DONE = "done"
+"""The metadata key that ends a loop."""
 
 
 def as_primitives(members: Sequence[Member]) -> list[Primitive]:
-    """Make steps of functions, and of other workflows.
+    """Convert members of a workflow to primitives.
 
     Raises:
-        ValueError: a member is none of these.
+        ValueError: a member is not a primitive, a function or a workflow.
     """
-    return [_as_primitive(each) for each in members]
+    return [_as_primitive(member) for member in members]
 
 
 def _as_primitive(member: Member) -> Primitive:
@@ -42,7 +47,9 @@ def _as_primitive(member: Member) -> Primitive:
 
 
 class Steps(Primitive):
-    """Steps in a row that count as one."""
+    """Steps that run one after the other and count as one."""
+
+    kind = "Steps"
 
     def __init__(
         self,
@@ -51,49 +58,45 @@ class Steps(Primitive):
         *,
         description: str | None = None,
         human_review: HumanReview | None = None,
-        **flat: object,
+        **parameters: object,
     ) -> None:
-        self.name = name
+        super().__init__(name, human_review, parameters, description)
         self.steps = as_primitives(steps)
-        self.description = description
-        self.human_review = chosen("Steps", name, human_review, flat)
 
-    def written(self, plan: Plan, path: str) -> Json:
-        inner = plan.all_of(self.steps, path)
-        return {"id": self.name, "kind": "steps", "steps": inner, **gates("Steps", self.name, self.human_review)}
+    def to_spec(self, builder: StepBuilder, path: str) -> Json:
+        return self.head() | {"kind": "steps", "steps": builder.sequence(self.steps, path)}
 
 
 class Parallel(Primitive):
-    """Steps at the same time on the same input. It asks nothing itself; the steps in it may."""
+    """Steps that run at the same time on the same input. It supports no review; the steps in it do."""
+
+    kind = "Parallel"
 
     def __init__(
-        self, *steps: Member, name: str = "parallel", human_review: HumanReview | None = None, **flat: object
+        self, *steps: Member, name: str = "parallel", human_review: HumanReview | None = None, **parameters: object
     ) -> None:
-        self.name = name
-        # What branches of a branch said is put together by a step behind it.
+        super().__init__(name, human_review, parameters)
+        # A parallel branch needs the step that joins its own branches behind it.
         self.steps = [Steps(each.name, [each]) if isinstance(each, Parallel) else each for each in as_primitives(steps)]
-        self.human_review = chosen("Parallel", name, human_review, flat)
 
-    def written(self, plan: Plan, path: str) -> Json:
-        return {"id": self.name, "kind": "parallel", "steps": plan.branches(self.steps, path)}
+    def to_spec(self, builder: StepBuilder, path: str) -> Json:
+        return {"id": self.name, "kind": "parallel", "steps": builder.branches(self.steps, path)}
 
-    def tail(self, plan: Plan, path: str) -> list[Json]:
-        """Write the step that puts together what the branches said: all of it reaches the next step and its reviewers."""
+    def join_steps(self, builder: StepBuilder, path: str) -> list[Json]:
+        """Return the step that joins the outputs of the branches for the next step and its reviewers."""
 
-        async def work(text: str, context: StepContext) -> Outcome:
-            outputs = context.outputs
-            if len(outputs) > 1:
-                text = "\n\n".join(f"## {name}\n\n{said}" for name, said in outputs.items())
-            return Outcome(text=text)
+        async def join(text: str, context: StepContext) -> ActivityOutput:
+            if len(context.outputs) > 1:
+                text = "\n\n".join(f"## {name}\n\n{output}" for name, output in context.outputs.items())
+            return ActivityOutput(text=text)
 
-        return [{"id": f"{self.name}.join", "kind": "function", "ref": plan.function(f"{path}.join", work)}]
-
-
-Evaluator: TypeAlias = bool | Callable[[StepInput], object]
+        return [{"id": f"{self.name}.join", "kind": "function", "ref": builder.function(f"{path}.join", join)}]
 
 
 class Condition(Primitive):
-    """Steps that run when an evaluator says so, and others when it does not; where people are asked, they decide."""
+    """Steps that run when an evaluator is true, and other steps otherwise; with a confirmation, a person decides."""
+
+    kind = "Condition"
 
     def __init__(
         self,
@@ -103,46 +106,34 @@ class Condition(Primitive):
         steps: Sequence[Member],
         else_steps: Sequence[Member] = (),
         human_review: HumanReview | None = None,
-        **flat: object,
+        **parameters: object,
     ) -> None:
-        self.name = name
+        super().__init__(name, human_review, parameters)
         self.evaluator = evaluator
         self.steps = as_primitives(steps)
         self.else_steps = as_primitives(else_steps)
-        self.human_review = chosen("Condition", name, human_review, flat)
 
-    def written(self, plan: Plan, path: str) -> Json:
-        then, otherwise = plan.all_of(self.steps, path), plan.all_of(self.else_steps, path)
-        found: Json = {"id": self.name, **gates("Condition", self.name, self.human_review)}
-        if self.human_review is not None and self.human_review.requires_confirmation:
-            return found | {"kind": "condition", "steps": then, "else": otherwise}
-        if isinstance(self.evaluator, bool):
-            when = {"type": "always" if self.evaluator else "never"}
-            return found | {"kind": "condition", "when": when, "steps": then, "else": otherwise}
-        choices = {"steps": {"steps": then}, "else": {"steps": otherwise}}
-        return found | {
-            "kind": "router",
-            "choices": choices,
-            "selector": plan.function(f"{path}.evaluate", self._work(plan)),
-        }
-
-    def _work(self, plan: Plan) -> Work:
+    def to_spec(self, builder: StepBuilder, path: str) -> Json:
+        then, otherwise = builder.sequence(self.steps, path), builder.sequence(self.else_steps, path)
+        condition = self.head() | {"kind": "condition", "steps": then, "else": otherwise}
         evaluator = self.evaluator
-        assert not isinstance(evaluator, bool)
+        if self.human_review is not None and self.human_review.requires_confirmation:
+            return condition
+        if isinstance(evaluator, bool):
+            return condition | {"when": {"type": "always" if evaluator else "never"}}
 
-        async def work(text: str, context: StepContext) -> Outcome:
-            return Outcome(text="steps" if await call(evaluator, await plan.given(text, context)) else "else")
+        async def evaluate(text: str, context: StepContext) -> ActivityOutput:
+            return ActivityOutput(text="steps" if await builder.ask(evaluator, text, context) else "else")
 
-        return work
-
-
-EndCondition: TypeAlias = Callable[[list[StepOutput]], object | Awaitable[object]]
-
-DONE = "done"
+        choices = {"steps": {"steps": then}, "else": {"steps": otherwise}}
+        selector = builder.function(f"{path}.evaluate", evaluate)
+        return self.head() | {"kind": "router", "choices": choices, "selector": selector}
 
 
 class Loop(Primitive):
-    """Steps that repeat until ``end_condition(outputs of the round)`` is true or the rounds are used up."""
+    """Steps that repeat until ``end_condition(outputs of the round)`` is true, at most ``max_iterations`` times."""
+
+    kind = "Loop"
 
     def __init__(
         self,
@@ -152,59 +143,39 @@ class Loop(Primitive):
         max_iterations: int = 3,
         end_condition: EndCondition | None = None,
         human_review: HumanReview | None = None,
-        **flat: object,
+        **parameters: object,
     ) -> None:
-        self.name = name
+        super().__init__(name, human_review, parameters)
         self.steps = as_primitives(steps)
         self.max_iterations = max_iterations
         self.end_condition = end_condition
-        self.human_review = chosen("Loop", name, human_review, flat)
 
-    def written(self, plan: Plan, path: str) -> Json:
-        inner = plan.all_of(self.steps, path)
-        found: Json = {"id": self.name, "kind": "loop", "max_iterations": self.max_iterations}
-        if self.end_condition is not None:
-            inner.append(probe(plan, path, f"{self.name}.end", self._judged(plan, path)))
-            found["until"] = {"type": "metadata_equals", "key": DONE, "value": "true"}
-        return found | {"steps": inner, **gates("Loop", self.name, self.human_review)}
+    def to_spec(self, builder: StepBuilder, path: str) -> Json:
+        steps = builder.sequence(self.steps, path)
+        loop = self.head() | {"kind": "loop", "max_iterations": self.max_iterations, "steps": steps}
+        end_condition = self.end_condition
+        if end_condition is None:
+            return loop
+        members = {below(path, step.name) for step in self.steps}
 
-    def _judged(self, plan: Plan, path: str) -> Judge:
-        end = self.end_condition
-        assert end is not None
-        inside = {below(path, step.name) for step in self.steps}
-
-        async def judged(text: str, context: StepContext) -> dict[str, str]:
-            assert plan.host is not None
-            standing = plan.host.look(context.run_id)
-            latest = {step.step_id: step for step in standing.steps if step.step_id in inside}
+        async def evaluate(text: str, context: StepContext) -> dict[str, str]:
+            records = builder.host.snapshot(context.run_id).steps
+            latest = {step.step_id: step.output_text for step in records if step.step_id in members}
             outputs = [
-                StepOutput(found.output_text, step.name)
+                StepOutput(latest[below(path, step.name)], step.name)
                 for step in self.steps
-                if (found := latest.get(below(path, step.name))) is not None
+                if below(path, step.name) in latest
             ]
-            done = await call(end, outputs or [StepOutput(text)])
-            return {DONE: "true" if done else "false"}
+            return {DONE: "true" if await call(end_condition, outputs or [StepOutput(text)]) else "false"}
 
-        return judged
-
-
-Judge: TypeAlias = Callable[[str, StepContext], Awaitable[dict[str, str]]]
-
-
-def probe(plan: Plan, path: str, name: str, judge: Judge) -> Json:
-    """Write a step that hands on what it is given and only adds what somebody finds out about it."""
-
-    async def work(text: str, context: StepContext) -> Outcome:
-        return Outcome(text=text, metadata=await judge(text, context))
-
-    return {"id": name, "kind": "function", "ref": plan.function(below(path, name), work)}
-
-
-Selector: TypeAlias = Callable[[StepInput], object]
+        steps.append(builder.metadata_step(path, f"{self.name}.end", evaluate))
+        return loop | {"until": {"type": "metadata_equals", "key": DONE, "value": "true"}}
 
 
 class Router(Primitive):
-    """One of several ways, chosen by a selector that returns a name or a primitive, or by a person."""
+    """One of several choices, selected by a function that returns a name or a primitive, or by a person."""
+
+    kind = "Router"
 
     def __init__(
         self,
@@ -213,47 +184,39 @@ class Router(Primitive):
         *,
         selector: Selector | None = None,
         human_review: HumanReview | None = None,
-        **flat: object,
+        **parameters: object,
     ) -> None:
-        self.name = name
+        super().__init__(name, human_review, parameters)
         self.choices = as_primitives(choices)
         self.selector = selector
-        self.human_review = chosen("Router", name, human_review, flat)
-        asked = self.human_review is not None and self.human_review.requires_user_input
-        if selector is None and not asked:
+        if selector is None and not (self.human_review and self.human_review.requires_user_input):
             msg = f"Router {name} needs a selector, or requires_user_input=True so that a person chooses."
             raise ValueError(msg)
 
-    def written(self, plan: Plan, path: str) -> Json:
-        inner = plan.branches(self.choices, path)
-        judge = self.human_review.requires_output_review if self.human_review is not None else False
-        ways: dict[str, object] = {}
-        for choice, step in zip(self.choices, inner, strict=True):
-            tail = choice.tail(plan, below(path, choice.name))
-            if callable(judge):
-                tail = [*tail, probe(plan, path, f"{choice.name}.review", _reviewed(judge))]
-            about = getattr(choice, "description", None)
-            ways[choice.name] = {"steps": [step, *tail], **({"description": about} if about else {})}
-        found: Json = {"id": self.name, "kind": "router", "choices": ways}
-        if self.selector is not None:
-            found["selector"] = plan.function(f"{path}.select", self._work(plan))
-        return found | gates("Router", self.name, self.human_review)
+    def to_spec(self, builder: StepBuilder, path: str) -> Json:
+        predicate = self.human_review.requires_output_review if self.human_review is not None else False
+        choices: Json = {}
+        for choice, step in zip(self.choices, builder.branches(self.choices, path), strict=True):
+            steps = [step, *choice.join_steps(builder, below(path, choice.name))]
+            if callable(predicate):
 
-    def _work(self, plan: Plan) -> Work:
+                async def review(text: str, _context: StepContext) -> dict[str, str]:
+                    return await review_metadata(predicate, StepOutput(text))
+
+                steps.append(builder.metadata_step(path, f"{choice.name}.review", review))
+            choices[choice.name] = {
+                "steps": steps,
+                **({"description": choice.description} if choice.description else {}),
+            }
+        router = self.head() | {"kind": "router", "choices": choices}
         selector = self.selector
-        assert selector is not None
+        if selector is None:
+            return router
 
-        async def work(text: str, context: StepContext) -> Outcome:
-            chosen_ = await call(selector, await plan.given(text, context))
-            if isinstance(chosen_, list | tuple) and len(chosen_) == 1:
-                chosen_ = chosen_[0]
-            return Outcome(text=chosen_.name if isinstance(chosen_, Primitive) else str(chosen_))
+        async def select(text: str, context: StepContext) -> ActivityOutput:
+            choice = await builder.ask(selector, text, context)
+            if isinstance(choice, list | tuple) and len(choice) == 1:
+                choice = choice[0]
+            return ActivityOutput(text=choice.name if isinstance(choice, Primitive) else str(choice))
 
-        return work
-
-
-def _reviewed(judge: Callable[[StepOutput], object]) -> Judge:
-    async def judged(text: str, _context: StepContext) -> dict[str, str]:
-        return {NEEDS_REVIEW: await asks(judge, StepOutput(text))}
-
-    return judged
+        return router | {"selector": builder.function(f"{path}.select", select)}

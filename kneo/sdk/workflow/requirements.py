@@ -1,52 +1,57 @@
-"""What a paused run needs from people: one object for each question, resolved here and sent with ``continue_run``."""
+"""The state of a run as its program reads it: its output, and one requirement for each question to a person."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
-from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
-from kneo.sdk.workflow.plan import Place
-from kneo.sdk.workflow.types import HumanReview, UserInputField, spelled
+from kneo.records import run as records
+from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
+from kneo.sdk.host import RunSnapshot
+from kneo.sdk.run.workflow import EXECUTOR_POSITION
+from kneo.sdk.workflow.step import Location, StepBuilder
+from kneo.sdk.workflow.types import HumanReview, StepOutput, UserInputField, encode_content
 from kneo.tasks.decisions import DecisionRequest, check_decision, decision_from_value
+from kneo.tasks.forms import filled, problems
 
 NO_REVIEW = HumanReview()
 
 
 @dataclass
 class Requirement:
-    """A question of a run. What is said about it here counts once ``continue_run`` has sent it."""
+    """A question of a run. ``continue_run`` sends the answer that is set here."""
 
     task: HumanTask
-    place: Place
-    said: DecisionRequest | None = None
+    location: Location
+    answer: DecisionRequest | None = None
 
     @property
     def step_id(self) -> str:
-        """The path of the step that asks."""
+        """The path of the step."""
         return self.task.step_path
 
     @property
     def step_name(self) -> str:
-        return self.place.name
+        return self.location.name
 
     @property
     def step_type(self) -> str:
-        return self.place.kind
+        return self.location.kind
 
     @property
     def step_index(self) -> int:
-        return self.place.index
+        return self.location.index
 
     @property
     def is_open(self) -> bool:
-        """Whether somebody still has to answer."""
+        """Whether the question has no recorded answer."""
         return self.task.status in UNRESOLVED
 
     @property
     def is_resolved(self) -> bool:
-        """Whether it is answered, here or for good."""
-        return self.said is not None or not self.is_open
+        """Whether the question has an answer, set here or recorded."""
+        return self.answer is not None or not self.is_open
 
     @property
     def timeout_at(self) -> str | None:
@@ -56,37 +61,39 @@ class Requirement:
     def on_timeout(self) -> str:
         return self.task.on_timeout
 
-    def _say(self, kind: DecisionKind, **what: object) -> None:
+    @property
+    def retry_count(self) -> int:
+        """The number of times that people had the step repeated before this question."""
+        position = self.task.position
+        number = self.task.key.removesuffix(f".{position}").rpartition("@")[2] if position in {"after", "error"} else ""
+        return int(number) if number.isdigit() else 0
+
+    def _set(self, kind: DecisionKind, **values: object) -> None:
         if kind not in self.task.decisions:
-            legal = ", ".join(self.task.decisions)
-            msg = f"{self.step_name} does not take {kind} here; it takes {legal}."
+            msg = f"{self.step_name} does not take {kind} here; it takes {', '.join(self.task.decisions)}."
             raise ValueError(msg)
-        # Bound to what was shown: an answer to something that changed since is refused.
-        self.said = DecisionRequest(
+        # The digest of the shown subject: an answer to a subject that changed since is refused.
+        self.answer = DecisionRequest(
             request_id=self.task.request_id,
             decision=kind,
             expect_digest=self.task.subject_digest,
-            **what,  # type: ignore[arg-type]  # fields of Answer
+            **values,  # type: ignore[arg-type]  # fields of DecisionRequest
         )
 
 
 @dataclass
 class StepRequirement(Requirement):
-    """A question before, after or between: may it, with what, is it good, which way."""
+    """A question before, after or between steps: a confirmation, input, a review or a route."""
 
     user_input: dict[str, object] = field(default_factory=dict)
 
     @property
     def _review(self) -> HumanReview:
-        return self.place.review or NO_REVIEW
-
-    @property
-    def _position(self) -> str:
-        return self.task.position
+        return self.location.review or NO_REVIEW
 
     @property
     def requires_confirmation(self) -> bool:
-        return self._position == "before" and self._review.requires_confirmation
+        return self.task.position == "before" and self._review.requires_confirmation
 
     @property
     def confirmation_message(self) -> str | None:
@@ -94,7 +101,7 @@ class StepRequirement(Requirement):
 
     @property
     def requires_user_input(self) -> bool:
-        return self._position == "before" and self._review.requires_user_input
+        return self.task.position == "before" and self._review.requires_user_input
 
     @property
     def user_input_message(self) -> str | None:
@@ -106,7 +113,7 @@ class StepRequirement(Requirement):
 
     @property
     def requires_output_review(self) -> bool:
-        return self._position == "after"
+        return self.task.position == "after"
 
     @property
     def output_review_message(self) -> str | None:
@@ -114,15 +121,15 @@ class StepRequirement(Requirement):
 
     @property
     def requires_iteration_review(self) -> bool:
-        return self._position == "each"
+        return self.task.position == "each"
 
     @property
     def requires_route_selection(self) -> bool:
-        return self._position == "route"
+        return self.task.position == "route"
 
     @property
     def is_post_execution(self) -> bool:
-        return self._position in {"after", "each"}
+        return self.requires_output_review or self.requires_iteration_review
 
     @property
     def available_choices(self) -> Sequence[str]:
@@ -141,81 +148,73 @@ class StepRequirement(Requirement):
         return self.task.subject if self.is_post_execution else None
 
     @property
-    def retry_count(self) -> int:
-        """How often its output was sent back before this question."""
-        key = self.task.key.removesuffix(f".{self._position}")
-        number = key.rpartition("@")[2] if self._position == "after" else ""
-        return int(number) if number.isdigit() else 0
-
-    @property
     def max_retries(self) -> int:
         return self._review.max_retries
 
     @property
     def confirmed(self) -> bool | None:
-        """What was said so far: None for nothing."""
-        said = self.said.decision if self.said is not None else None
-        decided = self.task.decision.kind if self.task.decision is not None else None
-        kind = said or decided
+        """Whether the answer is not a rejection; None without an answer."""
+        decision = self.task.decision.kind if self.task.decision is not None else None
+        kind = self.answer.decision if self.answer is not None else decision
         return None if kind is None else kind is not DecisionKind.REJECTED
 
     @property
     def rejection_feedback(self) -> str | None:
-        """What was said with a rejection."""
-        said = self.said or self.task.decision
-        return said.feedback if said is not None else None
+        """The feedback of a rejection."""
+        answer = self.answer or self.task.decision
+        return answer.feedback if answer is not None else None
 
     @property
     def edited_output(self) -> str | None:
-        """What was put in the place of the output."""
-        if self.said is not None and self.said.decision is DecisionKind.EDITED:
-            return spelled(self.said.content)
+        """The text that replaces the output."""
+        if self.answer is not None and self.answer.decision is DecisionKind.EDITED:
+            return encode_content(self.answer.content)
         decision = self.task.decision
         return decision.content if decision is not None and decision.kind is DecisionKind.EDITED else None
 
     @property
     def selected_choices(self) -> Sequence[str]:
-        said = self.said or self.task.decision
-        if said is None:
+        answer = self.answer or self.task.decision
+        if answer is None:
             return ()
-        return said.selected_options or ((said.selected_option,) if said.selected_option else ())
+        return answer.selected_options or ((answer.selected_option,) if answer.selected_option else ())
 
-    # ---- saying it --------------------------------------------------------------------------------------------
+    # ---- answers ----------------------------------------------------------------------------------------------
 
     def confirm(self) -> None:
-        """Agree; where values have to be filled in, ``set_user_input`` first.
+        """Approve; call ``set_user_input`` first when values are required.
 
         Raises:
-            ValueError: values are missing, or a way has to be selected.
+            ValueError: values are missing, or the question is about a route.
         """
         if self.requires_user_input:
             self._check(self.user_input)
-        self._say(DecisionKind.APPROVED, **({"values": dict(self.user_input)} if self.requires_user_input else {}))
+        self._set(DecisionKind.APPROVED, **({"values": dict(self.user_input)} if self.requires_user_input else {}))
 
     def reject(self, feedback: str | None = None) -> None:
-        """Refuse; ``on_reject`` says what follows. ``feedback`` reaches whoever does it again."""
-        self._say(DecisionKind.REJECTED, **({"feedback": feedback} if feedback else {}))
+        """Reject with the effect of ``on_reject``; a repeated step receives the feedback."""
+        self._set(DecisionKind.REJECTED, **({"feedback": feedback} if feedback else {}))
 
     def edit(self, content: object) -> None:
-        """Put something else in the place of an output; content that is no text passes on as JSON."""
-        self._say(DecisionKind.EDITED, content=spelled(content))
+        """Replace the output; content that is not a text is passed on as JSON."""
+        self._set(DecisionKind.EDITED, content=encode_content(content))
 
     def provide(self, value: object) -> None:
-        """Answer what runs inside the step asked in its middle, with any JSON that fits its question.
+        """DecisionRequest a question that a function asked inside the step, with any JSON that fits.
 
         Raises:
-            NotAllowed: such a value is no answer to it; nothing of it is kept.
-            Conflict: the question is answered already.
+            DecisionNotAllowed: the value does not fit the question.
+            Conflict: the question has an answer.
         """
         answer = replace(decision_from_value(self.task, value), expect_digest=self.task.subject_digest)
         check_decision(self.task, answer, actor="", at="")
-        self.said = answer
+        self.answer = answer
 
     def set_user_input(self, **values: object) -> None:
-        """Fill in values; where nothing has to be confirmed, that is the answer.
+        """Fill in values; without a confirmation they are the whole answer.
 
         Raises:
-            ValueError: they do not fit; nothing of them is kept.
+            ValueError: a value does not fit; no value is kept.
         """
         if not self.requires_user_input:
             msg = f"{self.step_name} asks for no input here."
@@ -227,21 +226,21 @@ class StepRequirement(Requirement):
             self.confirm()
 
     def select(self, *names: str) -> None:
-        """Choose a way, or several in order where that is allowed.
+        """Choose a route, or several in order where that is allowed.
 
         Raises:
-            ValueError: there is no such way, or one only may be chosen.
+            ValueError: a choice does not exist, or there are too many.
         """
         unknown = [name for name in names if name not in self.available_choices]
         if unknown or not names:
-            listed = ", ".join(self.available_choices)
-            msg = f"{', '.join(unknown) or 'Nothing'} is none of the choices of {self.step_name}: {listed}."
+            choices = ", ".join(self.available_choices)
+            msg = f"{', '.join(unknown) or 'Nothing'} is none of the choices of {self.step_name}: {choices}."
             raise ValueError(msg)
         if len(names) > 1 and not self.allow_multiple_selections:
             msg = f"{self.step_name} takes one choice."
             raise ValueError(msg)
-        several = {"selected_options": tuple(names)} if self.allow_multiple_selections else {}
-        self._say(DecisionKind.SELECTED, selected_option=names[0], **several)
+        multiple = {"selected_options": tuple(names)} if self.allow_multiple_selections else {}
+        self._set(DecisionKind.SELECTED, selected_option=names[0], **multiple)
 
     def select_single(self, name: str) -> None:
         self.select(name)
@@ -250,15 +249,17 @@ class StepRequirement(Requirement):
         self.select(*names)
 
     def _check(self, values: Mapping[str, object]) -> None:
-        wrong = list(self._review.problems(values))
-        if wrong:
-            msg = f"The input of {self.step_name} does not fit: {'; '.join(wrong)}."
+        schema = self.task.answer_schema or {}
+        found = problems(schema, filled(schema, values))
+        if found:
+            listed = "; ".join(f"{item['field'] or 'the input'} {item['message']}" for item in found)
+            msg = f"The input of {self.step_name} does not fit: {listed}."
             raise ValueError(msg)
 
 
 @dataclass
 class ErrorRequirement(Requirement):
-    """A step failed: is it tried again, or does the run go on without it."""
+    """A question about a failed step: retry it, or skip it."""
 
     @property
     def error_message(self) -> str:
@@ -269,31 +270,140 @@ class ErrorRequirement(Requirement):
         return str(self._error.get("type", ""))
 
     @property
-    def retry_count(self) -> int:
-        """How often somebody has had it tried again."""
-        number = self.task.key.removesuffix(".error").rpartition("@")[2]
-        return int(number) if number.isdigit() else 0
-
-    @property
     def _error(self) -> Mapping[str, object]:
         facts = self.task.metadata.get("facts")
         error = facts.get("error") if isinstance(facts, Mapping) else None
         return error if isinstance(error, Mapping) else {}
 
     def retry(self) -> None:
-        """Try it again.
+        """Repeat the step.
 
         Raises:
-            ValueError: it was tried as often as it may be.
+            ValueError: no retries are left.
         """
         self._choose("retry")
 
     def skip(self) -> None:
-        """Go on with what the step before said."""
+        """Continue with the output of the step before."""
         self._choose("skip")
 
-    def _choose(self, word: str) -> None:
-        if word not in (self.task.options or ()):
-            msg = f"{self.step_name} cannot {word} any more; it can {', '.join(self.task.options or ())}."
+    def _choose(self, option: str) -> None:
+        options = self.task.options or ()
+        if option not in options:
+            msg = f"{self.step_name} cannot {option} any more; it can {', '.join(options)}."
             raise ValueError(msg)
-        self._say(DecisionKind.SELECTED, selected_option=word)
+        self._set(DecisionKind.SELECTED, selected_option=option)
+
+
+class RunStatus(StrEnum):
+    running = "RUNNING"
+    paused = "PAUSED"
+    completed = "COMPLETED"
+    cancelled = "CANCELLED"
+    error = "ERROR"
+
+
+_STATUS = {
+    records.RunStatus.RUNNING: RunStatus.running,
+    records.RunStatus.PAUSED: RunStatus.paused,
+    records.RunStatus.SUCCEEDED: RunStatus.completed,
+    records.RunStatus.CANCELLED: RunStatus.cancelled,
+}
+
+
+@dataclass
+class WorkflowRunOutput:
+    """The state of a run when it was read; ``continue_run`` takes it back with the answers to its requirements.
+
+    Attributes:
+        content: The output of the run; of a cancelled run, the reason.
+        step_results: The outputs of its steps, in order.
+        step_requirements: The questions of the run so far.
+        error_requirements: The questions about failed steps.
+    """
+
+    run_id: str
+    session_id: str | None
+    workflow_name: str | None
+    status: RunStatus
+    content: str | None
+    step_results: Sequence[StepOutput] = ()
+    step_requirements: list[StepRequirement] = field(default_factory=list)
+    error_requirements: list[ErrorRequirement] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, builder: StepBuilder, snapshot: RunSnapshot) -> WorkflowRunOutput:
+        run = snapshot.run
+        session = run.metadata.get("session_id")
+        output = cls(
+            run_id=run.id,
+            session_id=session if isinstance(session, str) else None,
+            workflow_name=run.workflow_name,
+            status=_STATUS.get(run.status, RunStatus.error),
+            content=run.output_text if run.error is None else run.error.message,
+            step_results=builder.outputs(snapshot),
+        )
+        for task in snapshot.tasks:
+            if task.status is TaskStatus.CANCELLED:
+                continue
+            location = builder.locations.get(task.step_path) or Location(task.step_id, "Step", 0)
+            if task.position == "error":
+                output.error_requirements.append(ErrorRequirement(task, location))
+            else:
+                output.step_requirements.append(StepRequirement(task, location))
+        return output
+
+    @property
+    def is_paused(self) -> bool:
+        return self.status is RunStatus.paused
+
+    @property
+    def pause_kind(self) -> str | None:
+        """What the run waits for: a question around a ``step``, or one asked inside a step by its ``executor``."""
+        active = self.active_requirement
+        if active is None:
+            return None
+        return "executor" if active.task.position == EXECUTOR_POSITION else "step"
+
+    @property
+    def active_requirement(self) -> Requirement | None:
+        """The latest open question; earlier open questions may be answered too."""
+        return max(self.active_requirements, key=lambda each: each.task.id, default=None) if self.is_paused else None
+
+    @property
+    def active_requirements(self) -> Sequence[Requirement]:
+        return [*self.active_step_requirements, *self.steps_with_errors]
+
+    @property
+    def active_step_requirements(self) -> Sequence[StepRequirement]:
+        return [each for each in self.step_requirements if each.is_open]
+
+    @property
+    def paused_step_name(self) -> str | None:
+        active = self.active_requirement
+        return active.step_name if active else None
+
+    @property
+    def paused_step_index(self) -> int | None:
+        active = self.active_requirement
+        return active.step_index if active else None
+
+    @property
+    def steps_requiring_confirmation(self) -> Sequence[StepRequirement]:
+        return [each for each in self.active_step_requirements if each.requires_confirmation]
+
+    @property
+    def steps_requiring_user_input(self) -> Sequence[StepRequirement]:
+        return [each for each in self.active_step_requirements if each.requires_user_input]
+
+    @property
+    def steps_requiring_output_review(self) -> Sequence[StepRequirement]:
+        return [each for each in self.active_step_requirements if each.is_post_execution]
+
+    @property
+    def steps_requiring_route(self) -> Sequence[StepRequirement]:
+        return [each for each in self.active_step_requirements if each.requires_route_selection]
+
+    @property
+    def steps_with_errors(self) -> Sequence[ErrorRequirement]:
+        return [each for each in self.error_requirements if each.is_open]

@@ -1,16 +1,20 @@
-"""What steps are given and give back, and what people may be asked around them."""
+"""Inputs and outputs of steps, and human reviews with their translation to the gates of the spec. Pure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TypeAlias
 
+from kneo.tasks.forms import TYPES
+
+Json: TypeAlias = dict[str, object]
+
 
 class OnReject(StrEnum):
-    """What a rejection does."""
+    """The effect of a rejection."""
 
     skip = "skip"
     cancel = "cancel"
@@ -19,7 +23,7 @@ class OnReject(StrEnum):
 
 
 class OnTimeout(StrEnum):
-    """What silence does."""
+    """The effect of a missed deadline."""
 
     approve = "approve"
     reject = "reject"
@@ -31,7 +35,7 @@ class OnTimeout(StrEnum):
 
 
 class OnError(StrEnum):
-    """What a failure does."""
+    """The effect of a failure."""
 
     fail = "fail"
     skip = "skip"
@@ -44,8 +48,8 @@ class UserInputField:
 
     Attributes:
         field_type: ``str``, ``int``, ``float``, ``bool``, ``list``, ``dict``, ``date`` or ``datetime``.
-        value: What it is when nobody says.
-        allowed_values: The values there are to choose from.
+        value: The default.
+        allowed_values: The values to choose from.
     """
 
     name: str
@@ -56,25 +60,24 @@ class UserInputField:
     allowed_values: Sequence[object] | None = None
 
     def __post_init__(self) -> None:
-        if self.field_type not in _TYPES:
-            msg = f"field_type={self.field_type!r} of {self.name} is none of {', '.join(_TYPES)}."
+        if self.field_type not in TYPES:
+            msg = f"field_type={self.field_type!r} of {self.name} is none of {', '.join(TYPES)}."
             raise ValueError(msg)
 
-    def declared(self) -> dict[str, object]:
-        """Return it as a field of a gate."""
-        found: dict[str, object] = {"name": self.name, "type": self.field_type, "required": self.required}
-        if self.description:
-            found["description"] = self.description
-        if self.value is not None:
-            found["default"] = self.value
-        if self.allowed_values is not None:
-            found["allowed_values"] = list(self.allowed_values)
-        return found
+    def to_spec(self) -> Json:
+        """Return the field as a field of a gate."""
+        optional = {
+            "description": self.description or None,
+            "default": self.value,
+            "allowed_values": list(self.allowed_values) if self.allowed_values is not None else None,
+        }
+        present = {name: value for name, value in optional.items() if value is not None}
+        return {"name": self.name, "type": self.field_type, "required": self.required, **present}
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a step said. Content that is no text passes on as JSON."""
+    """The output of a step. Content that is not a text is passed on as JSON."""
 
     content: object = None
     step_name: str | None = None
@@ -83,21 +86,21 @@ class StepOutput:
 
     @property
     def text(self) -> str:
-        return spelled(self.content)
+        return encode_content(self.content)
 
 
 @dataclass(frozen=True)
 class StepInput:
-    """What a step is given.
+    """The input of a step.
 
     Attributes:
-        input: What the run was given.
-        previous_step_content: What the step before said, or its edited form.
-        previous_step_outputs: What each step so far said, by name.
-        additional_data: What the run was told beside its input; ``user_input`` (what people filled in for this step),
-            ``rejection_feedback`` and ``previous_output`` (when a reviewer sent its result back) are added.
+        input: The input of the run.
+        previous_step_content: The output of the step before, as reviewed.
+        previous_step_outputs: The outputs of all finished steps, by name.
+        additional_data: The data that the program passed at the start of the run, with ``user_input`` (values that
+            people filled in for this step), ``rejection_feedback`` and ``previous_output`` (of a rejected output).
         run_id: The run.
-        idempotency_key: The same whenever the same attempt is repeated after a crash; hand it to whatever has effects.
+        idempotency_key: The same key when an attempt is repeated after a crash; pass it to external effects.
     """
 
     input: str
@@ -111,21 +114,21 @@ class StepInput:
         return self.previous_step_outputs.get(step_name)
 
     def get_step_content(self, step_name: str) -> object:
-        found = self.previous_step_outputs.get(step_name)
-        return found.content if found is not None else None
+        output = self.previous_step_outputs.get(step_name)
+        return output.content if output is not None else None
 
     def get_input_as_string(self) -> str:
         return self.input
 
 
 Executor: TypeAlias = Callable[[StepInput], object]
-"""``f(step_input)``, sync or async; returns a StepOutput, a text, or anything JSON can say."""
+"""``f(step_input)``, sync or async; returns a StepOutput, a text, or any value that JSON can express."""
 
 Predicate: TypeAlias = Callable[[StepOutput], object]
 
 
-def spelled(content: object) -> str:
-    """Write content as the text that flows on."""
+def encode_content(content: object) -> str:
+    """Encode content as the text that the next step receives."""
     if isinstance(content, str):
         return content
     return "" if content is None else json.dumps(content, ensure_ascii=False)
@@ -133,13 +136,13 @@ def spelled(content: object) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class HumanReview:
-    """What people are asked around a primitive.
+    """The questions to people around a primitive.
 
     Attributes:
-        requires_output_review: Whether, or ``f(step_output)`` that says whether; one that raises asks.
-        on_reject: Left out: ``skip``, and at a Condition ``else_branch``.
-        max_retries: Repetitions after the first; 0 means none.
-        timeout: Seconds a person has for each question.
+        requires_output_review: True, or ``f(step_output)`` that decides; a predicate that raises asks.
+        on_reject: The default is ``skip``, and ``else_branch`` for a Condition.
+        max_retries: Repetitions after the first attempt; 0 means none.
+        timeout: Seconds until the deadline of each question.
     """
 
     requires_confirmation: bool = False
@@ -159,12 +162,12 @@ class HumanReview:
     on_timeout: OnTimeout = OnTimeout.cancel
 
     def __post_init__(self) -> None:
-        for name, words in (("on_reject", OnReject), ("on_error", OnError), ("on_timeout", OnTimeout)):
-            given = getattr(self, name)
-            if given is not None:
-                object.__setattr__(self, name, _word(name, given, words))
+        for name, enum in (("on_reject", OnReject), ("on_error", OnError), ("on_timeout", OnTimeout)):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, _member(name, value, enum))
         if self.requires_user_input and self.timeout and self.on_timeout is OnTimeout.approve:
-            msg = "on_timeout=approve cannot stand beside requires_user_input: nobody would have filled anything in."
+            msg = "on_timeout=approve cannot be combined with requires_user_input: the values would be missing."
             raise ValueError(msg)
         if self.requires_output_review and self.requires_iteration_review:
             msg = "requires_output_review and requires_iteration_review are for different primitives."
@@ -173,49 +176,110 @@ class HumanReview:
     @property
     def input_fields(self) -> tuple[UserInputField, ...]:
         """The values to fill in."""
-        return tuple(_field(each) for each in self.user_input_schema)
-
-    def problems(self, values: Mapping[str, object]) -> Iterator[str]:
-        """Say what is wrong with values that were filled in."""
-        fields = {each.name: each for each in self.input_fields}
-        yield from (f"{name} is not asked for" for name in values if name not in fields)
-        for name, each in fields.items():
-            value = values.get(name, each.value)
-            if value is None or value == "":
-                if each.required:
-                    yield f"{name} is missing"
-            elif not _is_of(value, each.field_type):
-                yield f"{name} is {type(value).__name__}, not {each.field_type}"
-            elif each.allowed_values is not None and value not in each.allowed_values:
-                yield f"{name} is none of {', '.join(str(allowed) for allowed in each.allowed_values)}"
+        schema = self.user_input_schema
+        return tuple(each if isinstance(each, UserInputField) else UserInputField(**each) for each in schema)  # type: ignore[arg-type]  # its names
 
 
-_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    "str": str,
-    "int": int,
-    "float": (int, float),
-    "bool": bool,
-    "list": list,
-    "dict": dict,
-    "date": str,
-    "datetime": str,
-}
-
-
-def _is_of(value: object, name: str) -> bool:
-    if isinstance(value, bool):
-        return name == "bool"
-    return isinstance(value, _TYPES[name])
-
-
-def _field(given: UserInputField | Mapping[str, object]) -> UserInputField:
-    return given if isinstance(given, UserInputField) else UserInputField(**given)  # type: ignore[arg-type]  # its names
-
-
-def _word(name: str, given: object, words: type[StrEnum]) -> StrEnum:
+def _member(name: str, value: object, enum: type[StrEnum]) -> StrEnum:
     try:
-        return words(str(getattr(given, "value", given)) if given != "else_branch" else "else")
+        return enum(str(getattr(value, "value", value)) if value != "else_branch" else "else")
     except ValueError as error:
-        known = ", ".join(word.name for word in words)
-        msg = f"{name}={given!r} is none of {known}."
+        msg = f"{name}={value!r} is none of {', '.join(member.name for member in enum)}."
         raise ValueError(msg) from error
+
+
+SUPPORTED = {
+    "requires_confirmation": ("Step", "Steps", "Condition", "Loop", "Router"),
+    "requires_user_input": ("Step", "Router"),
+    "requires_output_review": ("Step", "Router"),
+    "requires_iteration_review": ("Loop",),
+}
+"""The primitives that support each question."""
+
+NEEDS_REVIEW = "review"
+"""The metadata key with which a step requests a review of its output."""
+
+_PARAMETERS = frozenset(each.name for each in fields(HumanReview))
+
+
+def review_of(kind: str, name: str, review: HumanReview | None, parameters: Mapping[str, object]) -> HumanReview | None:
+    """Return the review of a primitive, written as ``human_review`` or as parameters of the primitive itself.
+
+    Raises:
+        ValueError: the primitive does not support a question of the review, or both ways are used.
+        TypeError: a parameter is unknown.
+    """
+    unknown = parameters.keys() - _PARAMETERS
+    if unknown:
+        msg = f"{kind}() got an unexpected keyword argument {min(unknown)!r}"
+        raise TypeError(msg)
+    if parameters and review is not None:
+        msg = f"{kind} {name} has both {min(parameters)} and human_review; move {min(parameters)} into human_review."
+        raise ValueError(msg)
+    if parameters:
+        review = HumanReview(**parameters)  # type: ignore[arg-type]  # the names are checked above
+    if review is not None:
+        _check(kind, name, review)
+    return review
+
+
+def _check(kind: str, name: str, review: HumanReview) -> None:
+    for question, kinds in SUPPORTED.items():
+        if getattr(review, question) and kind not in kinds:
+            supported = ", ".join(word for word, where in SUPPORTED.items() if kind in where) or "nothing"
+            msg = f"{kind} {name} does not support {question}; supported there: {supported}."
+            raise ValueError(msg)
+    if kind == "Step" and review.requires_user_input and not review.user_input_schema:
+        msg = f"Step {name} requires user input and has no user_input_schema."
+        raise ValueError(msg)
+    if review.on_reject is OnReject.else_branch and kind != "Condition":
+        msg = f"{kind} {name} has no else branch; on_reject takes skip, cancel or retry there."
+        raise ValueError(msg)
+    if review.on_reject is OnReject.retry and not (review.requires_output_review or review.requires_iteration_review):
+        msg = f"{kind} {name}: on_reject=retry before it runs would run what was rejected; take skip or cancel."
+        raise ValueError(msg)
+
+
+def gates(kind: str, name: str, review: HumanReview | None) -> Json:
+    """Return the ``review`` and ``on_error`` keys of a step of the spec."""
+    if review is None:
+        return {}
+    gate: Json = {}
+    time: Json = {}
+    if review.timeout is not None:
+        time = {"timeout_seconds": review.timeout, "on_timeout": review.on_timeout.value}
+    if review.requires_confirmation or (review.requires_user_input and kind == "Step"):
+        gate["before"] = _before(kind, name, review) | time
+    after = {"on_reject": (review.on_reject or OnReject.skip).value, "max_retries": review.max_retries, **time}
+    if review.requires_output_review:
+        when = {"when": {"type": "metadata_equals", "key": NEEDS_REVIEW, "value": "true"}}
+        prompt = review.output_review_message or f"Review the output of {name}?"
+        gate["after"] = {"prompt": prompt, **after, **(when if callable(review.requires_output_review) else {})}
+    if review.requires_iteration_review:
+        gate["each"] = {"prompt": review.iteration_review_message or f"Is this round of {name} good enough?", **after}
+    if review.requires_user_input and kind == "Router":
+        prompt = review.user_input_message or f"Which way should {name} go?"
+        multiple = {"multiple": True} if review.allow_multiple_selections else {}
+        gate["route"] = {"prompt": prompt, "decisions": ["selected"], **multiple, **time}
+    if review.on_error is OnError.pause:
+        options = {"options": ["retry", "skip"], "max_retries": review.max_retries}
+        gate["error"] = {"prompt": f"{name} failed.", **options, **time}
+    return {
+        **({"review": gate} if gate else {}),
+        **({"on_error": "continue"} if review.on_error is OnError.skip else {}),
+    }
+
+
+def _before(kind: str, name: str, review: HumanReview) -> Json:
+    message = review.confirmation_message if review.requires_confirmation else review.user_input_message
+    default = f"What should {name} work with?" if review.requires_user_input else f"Execute the {kind.lower()} {name}?"
+    effect = review.on_reject or (OnReject.else_branch if kind == "Condition" else OnReject.skip)
+    gate: Json = {
+        "prompt": message or default,
+        "on_reject": (OnReject.skip if effect is OnReject.retry else effect).value,
+    }
+    if review.requires_user_input:
+        gate["fields"] = [each.to_spec() for each in review.input_fields]
+        if review.requires_confirmation and review.user_input_message:
+            gate["description"] = review.user_input_message
+    return gate

@@ -1,33 +1,38 @@
-"""Workflows of steps, run on the engine that runs every spec."""
+"""Workflows of steps, executed by the engine that executes every spec, and the stream of their events."""
 
 from __future__ import annotations
 
 import asyncio
+import queue
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
+from kneo.clock import isoformat
 from kneo.errors import NotFound
-from kneo.records.run import RunStatus
+from kneo.records.run import Run, RunStatus, TraceEvent
+from kneo.runtime.interpreter.node import Activity
+from kneo.runtime.steps.context import StepContext
 from kneo.sdk.db import Database, scratch
-from kneo.sdk.failures import WorkflowFailed
-from kneo.sdk.host import Host, Standing, run_sync
-from kneo.sdk.run.workflow import WorkflowEvent
+from kneo.sdk.host import RunSnapshot, WorkflowFailed, run_in_background, run_sync
+from kneo.sdk.run import workflow as events
+from kneo.sdk.run.workflow import EXECUTOR_POSITION, WorkflowEvent
 from kneo.sdk.workflow.containers import Member, Steps, as_primitives
-from kneo.sdk.workflow.events import Follower
-from kneo.sdk.workflow.output import WorkflowRunOutput, output_of
-from kneo.sdk.workflow.plan import Json, Plan
-from kneo.sdk.workflow.requirements import Requirement
-from kneo.sdk.workflow.types import spelled
-from kneo.store import runs
+from kneo.sdk.workflow.requirements import Requirement, WorkflowRunOutput
+from kneo.sdk.workflow.step import StepBuilder
+from kneo.sdk.workflow.types import Json, encode_content
+from kneo.store import history, runs
 from kneo.store.run_filter import RunFilter
 
 MAX_SESSION_RUNS = 1_000
+LOOK_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class Session:
-    """A conversation: the runs of one workflow that belong together, oldest first."""
+    """The runs of one workflow that belong to one conversation, oldest first."""
 
     session_id: str | None
     runs: Sequence[WorkflowRunOutput]
@@ -37,12 +42,11 @@ class Workflow:
     """Steps that run one after the other.
 
     Args:
-        name: What its runs are called.
-        steps: Primitives and functions.
-        db: Where its runs are kept; left out: in a database that ends with this process.
-        description: What it is for.
-        session_id: The conversation that its runs belong to; left out: one of this object's own. Name it where another
-            process has to find the runs again.
+        name: The name of its runs.
+        steps: Primitives, functions and workflows.
+        db: The database of its runs; the default is a temporary one that ends with this process.
+        description: The description of the workflow.
+        session_id: The conversation of its runs, by which another process finds them; the default is a new one.
     """
 
     def __init__(
@@ -59,21 +63,20 @@ class Workflow:
         self.description = description
         self.session_id = session_id or f"session_{uuid4().hex}"
         self._db = db
-        self._plan()  # what cannot be written down is refused here, not when it runs
+        self._build()  # refuses what the spec cannot express now, not when the workflow runs
 
     @property
     def db(self) -> Database:
-        """Where its runs are kept."""
-        if self._db is None:
-            self._db = scratch()
+        """The database of its runs."""
+        self._db = self._db or scratch()
         return self._db
 
     def spec(self) -> Mapping[str, object]:
-        """Return the spec that is run."""
-        return self._plan()[1]
+        """Return the spec that runs."""
+        return self._build().tree
 
     def as_step(self) -> Steps:
-        """Return the workflow as a step of another one: its steps, in a row."""
+        """Return the workflow as a step of another one: its steps, one after the other."""
         return Steps(self.name, self.steps, description=self.description)
 
     # ---- run --------------------------------------------------------------------------------------------------
@@ -86,19 +89,19 @@ class Workflow:
         additional_data: Json | None = None,
         stream: bool = False,
     ) -> WorkflowRunOutput | Iterator[WorkflowEvent]:
-        """Run to the next pause or the end.
+        """Run to the next pause or to the end.
 
         Args:
-            input: A text; anything else passes on as JSON.
-            session_id: The conversation that the run belongs to.
-            additional_data: What steps are told beside their input.
-            stream: Return the events as they happen, instead of how the run stands then.
+            input: A text; another value is passed on as JSON.
+            session_id: The conversation of the run.
+            additional_data: Data for every step.
+            stream: Return events while they happen instead of the run's state at the end.
 
         Raises:
-            WorkflowFailed: a step failed and nothing caught it.
+            WorkflowFailed: a step failed, and no fallback handled it.
         """
-        running = self._start(input, session_id, additional_data)
-        return running.follow(0) if stream else run_sync(running.drive())
+        execution = self._start(input, session_id, additional_data)
+        return execution.follow() if stream else run_sync(execution.drive())
 
     async def arun(
         self,
@@ -108,11 +111,9 @@ class Workflow:
         additional_data: Json | None = None,
         stream: bool = False,
     ) -> WorkflowRunOutput | AsyncIterator[WorkflowEvent]:
-        """Do as ``run`` does, on the caller's event loop."""
-        running = await asyncio.to_thread(self._start, input, session_id, additional_data)
-        return _async(running.follow(0)) if stream else await running.drive()
-
-    # ---- continue ---------------------------------------------------------------------------------------------
+        """Run as ``run`` does, on the caller's event loop."""
+        execution = await asyncio.to_thread(self._start, input, session_id, additional_data)
+        return _async(execution.follow()) if stream else await execution.drive()
 
     def continue_run(
         self,
@@ -123,22 +124,22 @@ class Workflow:
         step_requirements: Sequence[Requirement] | None = None,
         stream: bool = False,
     ) -> WorkflowRunOutput | Iterator[WorkflowEvent]:
-        """Send what was said about a paused run's requirements and go on with it.
+        """Send the answers to a paused run's requirements, and continue the run.
 
         Args:
-            run_output: The run, with its resolved requirements.
-            run_id: The run by its id, with ``step_requirements``; a run that was interrupted needs none.
-            session_id: The run's conversation, which has to be that.
-            step_requirements: Requirements that are resolved.
+            run_output: The run, with its answered requirements.
+            run_id: The id of the run, with ``step_requirements``; an interrupted run needs no requirements.
+            session_id: The conversation that the run must belong to.
+            step_requirements: Answered requirements.
             stream: As for ``run``.
 
         Raises:
-            ValueError: the run is not paused, or none of what it asks is resolved.
-            Conflict: somebody else has answered, or time has: nothing was done with this answer.
+            ValueError: the run is not paused, or no requirement is answered.
+            Conflict: a question was answered by another person or by its deadline; nothing is recorded.
             WorkflowFailed: as ``run``.
         """
-        running, seen = self._answered(run_output, run_id, session_id, step_requirements)
-        return running.follow(seen) if stream else run_sync(running.drive())
+        execution = self._answer(run_output, run_id, session_id, step_requirements)
+        return execution.follow() if stream else run_sync(execution.drive())
 
     async def acontinue_run(
         self,
@@ -149,122 +150,214 @@ class Workflow:
         step_requirements: Sequence[Requirement] | None = None,
         stream: bool = False,
     ) -> WorkflowRunOutput | AsyncIterator[WorkflowEvent]:
-        """Do as ``continue_run`` does, on the caller's event loop."""
-        said = (run_output, run_id, session_id, step_requirements)
-        running, seen = await asyncio.to_thread(self._answered, *said)
-        return _async(running.follow(seen)) if stream else await running.drive()
+        """Continue as ``continue_run`` does, on the caller's event loop."""
+        execution = await asyncio.to_thread(self._answer, run_output, run_id, session_id, step_requirements)
+        return _async(execution.follow()) if stream else await execution.drive()
 
-    # ---- look -------------------------------------------------------------------------------------------------
+    # ---- state ------------------------------------------------------------------------------------------------
 
     def get_run(self, run_id: str) -> WorkflowRunOutput:
-        """Read how a run stands.
+        """Read the state of a run.
 
         Raises:
-            NotFound: it is none of this workflow's.
+            NotFound: this workflow has no such run.
         """
-        running = self._running(run_id)
-        return output_of(running.plan, running.look())
+        execution, snapshot = self._find(run_id)
+        return WorkflowRunOutput.of(execution.builder, snapshot)
 
     def get_session(self, session_id: str | None = None) -> Session:
-        """Read a conversation; left out: the workflow's own."""
-        wanted = session_id or self.session_id
-        plan, _ = self._plan()
-        host = Host(self.db, plan.work)
-        where = RunFilter(workflow_name=self.name, session_id=wanted)
-        with host.store.read() as tx:
-            found = runs.list_runs(tx, where, limit=MAX_SESSION_RUNS, offset=0)
-        ids = sorted(run.id for run in found)
-        return Session(wanted, [output_of(plan, host.look(run_id)) for run_id in ids])
+        """Read a conversation; the default is the workflow's own."""
+        session_id = session_id or self.session_id
+        builder = self._build()
+        builder.open(self.db)
+        where = RunFilter(workflow_name=self.name, session_id=session_id)
+        with builder.host.store.read() as tx:
+            rows = runs.list_runs(tx, where, limit=MAX_SESSION_RUNS, offset=0)
+        snapshots = [builder.host.snapshot(run_id) for run_id in sorted(run.id for run in rows)]
+        return Session(session_id, [WorkflowRunOutput.of(builder, snapshot) for snapshot in snapshots])
 
-    # ---- the parts --------------------------------------------------------------------------------------------
+    def _build(self) -> StepBuilder:
+        builder = StepBuilder()
+        workflow: Json = {"type": "sequential", "name": self.name, "steps": builder.sequence(self.steps, "")}
+        builder.finish(self.name, workflow, **({"description": self.description} if self.description else {}))
+        return builder
 
-    def _plan(self) -> tuple[Plan, Mapping[str, object]]:
-        plan = Plan()
-        workflow: Json = {"type": "sequential", "name": self.name, "steps": plan.all_of(self.steps, "")}
-        about = {"description": self.description} if self.description else {}
-        return plan, {"agent": {"name": self.name, **about}, "workflow": workflow, "components": plan.components}
-
-    def _running(self, run_id: str | None) -> _Running:
-        plan, tree = self._plan()
-        follower = Follower(plan, self.name)
-        plan.host = host = Host(self.db, plan.work, follower.began)
-        running = _Running(plan, tree, host, follower, run_id or "")
-        if run_id is not None and running.look().run.workflow_name != self.name:
-            msg = f"The run {run_id} is none of {self.name}."
+    def _find(self, run_id: str) -> tuple[_Execution, RunSnapshot]:
+        execution = _Execution(self._build(), self.db, self.name, run_id)
+        snapshot = execution.builder.host.snapshot(run_id)
+        if snapshot.run.workflow_name != self.name:
+            msg = f"The workflow {self.name} has no run {run_id}."
             raise NotFound(msg)
-        return running
+        return execution, snapshot
 
-    def _start(self, given: object, session_id: str | None, data: Json | None) -> _Running:
-        running = self._running(None)
-        session = session_id or self.session_id
-        told = {"additional_data": data or {}}
-        running.run_id = running.host.start(running.tree, spelled(given), told, session_id=session).id
-        return running
+    def _start(self, content: object, session_id: str | None, data: Json | None) -> _Execution:
+        execution = _Execution(self._build(), self.db, self.name)
+        builder, metadata = execution.builder, {"additional_data": data or {}}
+        session_id = session_id or self.session_id
+        execution.run_id = builder.host.start(builder.tree, encode_content(content), metadata, session_id=session_id).id
+        return execution
 
-    def _answered(
+    def _answer(
         self,
         run_output: WorkflowRunOutput | None,
         run_id: str | None,
         session_id: str | None,
         requirements: Sequence[Requirement] | None,
-    ) -> tuple[_Running, int]:
-        """Record what was said, before anything happens because of it."""
-        wanted = run_output.run_id if run_output is not None else run_id
-        if wanted is None:
+    ) -> _Execution:
+        """Record the answers to requirements before the run continues."""
+        run_id = run_output.run_id if run_output is not None else run_id
+        if run_id is None:
             msg = "continue_run takes a run_output or a run_id."
             raise ValueError(msg)
-        running = self._running(wanted)
-        running.host.catch_up()
-        run = running.look().run
+        self._find(run_id)[0].builder.host.apply_timers()
+        execution, snapshot = self._find(run_id)
+        run = snapshot.run
         if session_id is not None and run.metadata.get("session_id") != session_id:
-            msg = f"The run {wanted} does not belong to the session {session_id}."
+            msg = f"The run {run_id} does not belong to the session {session_id}."
             raise ValueError(msg)
         if run.status.is_final:
-            msg = f"The run {wanted} is not paused; it is {run.status}."
+            msg = f"The run {run_id} is not paused; it is {run.status}."
             raise ValueError(msg)
-        given: Sequence[Requirement] = requirements or ()
         if run_output is not None and requirements is None:
-            given = (*run_output.step_requirements, *run_output.error_requirements)
-        running.answer(run.status, [each for each in given if each.said is not None])
-        return running, run.trace_count
+            requirements = (*run_output.step_requirements, *run_output.error_requirements)
+        execution.answer(snapshot, [each for each in requirements or () if each.answer is not None])
+        execution.trace_count = run.trace_count
+        return execution
 
 
-@dataclass
-class _Running:
-    """One run and everything needed to go on with it."""
+class _Execution:
+    """One run of a workflow, executed by this process.
 
-    plan: Plan
-    tree: Mapping[str, object]
-    host: Host
-    follower: Follower
-    run_id: str
+    Attributes:
+        trace_count: The number of the last trace event that ``follow`` leaves out.
+    """
 
-    def look(self) -> Standing:
-        return self.host.look(self.run_id)
+    def __init__(self, builder: StepBuilder, database: Database, workflow_name: str, run_id: str = "") -> None:
+        self.builder = builder
+        self.run_id = run_id
+        self.trace_count = 0
+        self._workflow_name = workflow_name
+        self._started: queue.SimpleQueue[WorkflowEvent] = queue.SimpleQueue()
+        builder.open(database, self._began)
 
-    def answer(self, status: RunStatus, said: Sequence[Requirement]) -> None:
-        if not said and status is RunStatus.PAUSED:
-            open_ = [each.step_name for each in output_of(self.plan, self.look()).active_requirements]
-            msg = f"Nothing of what the run {self.run_id} asks is resolved: {', '.join(open_)}."
+    def answer(self, snapshot: RunSnapshot, requirements: Sequence[Requirement]) -> None:
+        """Record the answers to requirements.
+
+        Raises:
+            ValueError: the run is paused, and no requirement is answered.
+            Conflict: a question was answered by another person or by its deadline.
+        """
+        if not requirements and snapshot.run.status is RunStatus.PAUSED:
+            open_requirements = WorkflowRunOutput.of(self.builder, snapshot).active_requirements
+            names = ", ".join(each.step_name for each in open_requirements)
+            msg = f"No requirement of the run {self.run_id} is resolved. Open: {names}."
             raise ValueError(msg)
-        for requirement in said:
-            assert requirement.said is not None
-            self.host.decide(requirement.task, requirement.said)
+        for requirement in requirements:
+            assert requirement.answer is not None
+            self.builder.host.decide(requirement.task, requirement.answer)
 
     async def drive(self) -> WorkflowRunOutput:
-        return self._told(await self.host.drive(self.run_id))
+        """Execute the run to its next pause or to its end.
 
-    def follow(self, seen: int) -> Iterator[WorkflowEvent]:
-        return self.follower.follow(self.host, self.run_id, seen=seen)
+        Raises:
+            WorkflowFailed: the run failed.
+        """
+        snapshot = await self.builder.host.drive(self.run_id)
+        if snapshot.run.status in {RunStatus.FAILED, RunStatus.EXPIRED, RunStatus.TIMED_OUT}:
+            raise WorkflowFailed(snapshot.run)
+        return WorkflowRunOutput.of(self.builder, snapshot)
 
-    def _told(self, standing: Standing) -> WorkflowRunOutput:
-        run = standing.run
-        if run.status in {RunStatus.FAILED, RunStatus.EXPIRED, RunStatus.TIMED_OUT}:
-            assert run.error is not None
-            raise WorkflowFailed(run.id, run.status.value, run.error.type, run.error.message)
-        return output_of(self.plan, standing)
+    def follow(self) -> Iterator[WorkflowEvent]:
+        """Execute the run to its next pause or to its end, and yield its events.
+
+        Starts of steps come from this process, all other events from the trace of the run.
+        """
+        driving = run_in_background(self.builder.host.drive(self.run_id))
+        running = True
+        while running:
+            running = bool(wait([driving], timeout=LOOK_SECONDS).not_done)
+            found = []
+            while not self._started.empty():
+                found.append(self._started.get())
+            with self.builder.host.store.read() as tx:
+                trace = history.list_trace(tx, self.run_id, after=self.trace_count)
+            self.trace_count = max([self.trace_count, *(entry.sequence for entry in trace)])
+            traced = [event for entry in trace if (event := self._event(entry)) is not None]
+            yield from sorted([*traced, *found], key=lambda event: event.at)
+        yield self._last(driving.result().run)
+
+    def _began(self, activity: Activity, context: StepContext) -> None:
+        step = self._step(context.run_id, activity.path, isoformat(self.builder.host.store.clock.now()))
+        if step is not None:
+            self._started.put(events.StepStartedEvent(**step))
+
+    def _step(self, run_id: str, path: str | None, at: str) -> dict[str, Any] | None:
+        """Return the fields of an event at a primitive; None where the path is not one of a primitive."""
+        location = self.builder.locations.get(path or "")
+        if location is None:
+            return None
+        return {
+            "run_id": run_id,
+            "at": at,
+            "workflow_name": self._workflow_name,
+            "step_id": path,
+            "step_name": location.name,
+            "step_index": location.index,
+        }
+
+    def _event(self, entry: TraceEvent) -> WorkflowEvent | None:
+        if entry.type == "workflow_started":
+            return events.WorkflowStartedEvent(
+                run_id=entry.run_id, at=entry.timestamp, workflow_name=self._workflow_name
+            )
+        step = self._step(entry.run_id, entry.step_id, entry.timestamp)
+        return self._step_event(entry, step) if step is not None else None
+
+    def _step_event(self, entry: TraceEvent, step: dict[str, Any]) -> WorkflowEvent | None:
+        match entry.type, entry.data:
+            case "step_completed", {"output_preview": str(content)}:
+                return events.StepCompletedEvent(**step, content=content)
+            case "step_failed", {"error": {"message": str(error)}}:
+                return events.StepErrorEvent(**step, error=error)
+            case "human_intervention_requested", _:
+                return self._question(entry, step)
+            case "workflow_resumed", {"position": position, "decision": decision}:
+                return _CONTINUED.get(position, events.StepContinuedEvent)(**step, decision=str(decision))
+        return None
+
+    def _question(self, entry: TraceEvent, step: dict[str, Any]) -> WorkflowEvent:
+        task_id = str(entry.data.get("continuation_id"))
+        task = next(task for task in self.builder.host.snapshot(entry.run_id).tasks if task.id == task_id)
+        step |= {"message": task.prompt, "continuation_id": task_id}
+        match entry.data.get("position"):
+            case "route":
+                return events.RouterPausedEvent(**step, available_choices=tuple(task.options or ()))
+            case "after":
+                return events.StepOutputReviewEvent(**step)
+            case position if position == EXECUTOR_POSITION:
+                return events.StepExecutorPausedEvent(**step, name=task.key, schema=task.answer_schema)
+            case _:
+                return events.StepPausedEvent(**step)
+
+    def _last(self, run: Run) -> WorkflowEvent:
+        common = {"run_id": run.id, "workflow_name": self._workflow_name, "at": run.updated_at}
+        message = run.error.message if run.error else None
+        match run.status:
+            case RunStatus.PAUSED:
+                return events.WorkflowPausedEvent(**common)
+            case RunStatus.SUCCEEDED:
+                return events.WorkflowCompletedEvent(**common, content=run.output_text)
+            case RunStatus.CANCELLED:
+                return events.WorkflowCancelledEvent(**common, reason=message)
+            case _:
+                return events.WorkflowErrorEvent(**common, error=message)
 
 
-async def _async(events: Iterator[WorkflowEvent]) -> AsyncIterator[WorkflowEvent]:
-    while (event := await asyncio.to_thread(next, events, None)) is not None:
+_CONTINUED: Mapping[
+    object, type[events.StepContinuedEvent | events.RouterContinuedEvent | events.StepExecutorContinuedEvent]
+] = {"route": events.RouterContinuedEvent, EXECUTOR_POSITION: events.StepExecutorContinuedEvent}
+
+
+async def _async(events_: Iterator[WorkflowEvent]) -> AsyncIterator[WorkflowEvent]:
+    while (event := await asyncio.to_thread(next, events_, None)) is not None:
         yield event

@@ -159,7 +159,7 @@ def test_a_prompt_may_be_async_and_must_be_a_text(database: SqliteDb) -> None:
     step = ASK("q", prompt, resolver=lambda request: seen.append(request.prompt) or request.prompt)
     flow(database, writer, step).run_sync("cats", RunConfig({"tenant": "a"}))
     assert seen == ["draft of cats, a?"]
-    with pytest.raises(WorkflowFailed, match="not a str"):
+    with pytest.raises(WorkflowFailed, match="expected a str"):
         flow(database, ASK("q", lambda _messages, _config: 3)).run_sync("in")
 
 
@@ -303,7 +303,7 @@ def test_a_run_of_another_workflow_is_left_alone(database: SqliteDb) -> None:
 
 
 def test_whoever_executes_steps_elsewhere_is_not_disturbed(database: SqliteDb, monkeypatch) -> None:
-    monkeypatch.setattr("kneo.sdk.seat.WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("kneo.sdk.host.LOCK_WAIT_SECONDS", 0.05)
     with database.store.exclusive("worker") as held:
         assert held
         with pytest.raises(Conflict, match="Another process"):

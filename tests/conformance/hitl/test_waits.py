@@ -74,7 +74,7 @@ def test_an_agents_question_becomes_its_answer(database: SqliteDb) -> None:
 
 
 def test_questions_have_stable_names(database: SqliteDb, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kneo.sdk.waiting.wait_for_input", lambda **said: wait_for_input(**said, timeout=0))
+    monkeypatch.setattr("kneo.sdk.waits.wait_for_input", lambda **said: wait_for_input(**said, timeout=0))
     stage, executions = made(database, lambda: [ask_question("What suffix?"), ask_question("What suffix?")])
     first = stage.start()
     assert [each.name for each in first.pending_waits] == ["ask_question:1:8176f2cc"]
@@ -221,7 +221,7 @@ def test_a_replay_asks_what_was_not_asked_before(database: SqliteDb) -> None:
 
 def test_a_replay_begins_at_the_flow(database: SqliteDb) -> None:
     stage, executions = made(database, asking_twice)
-    with pytest.raises(NotFound, match="no checkpoint elsewhere; it has none"):
+    with pytest.raises(NotFound, match=r"no checkpoint elsewhere\. Recorded checkpoints: none"):
         executions.replay(answered(executions, stage, "!", True), from_="elsewhere")
 
 
@@ -235,7 +235,7 @@ def test_who_declines_is_heard_by_the_flow(database: SqliteDb) -> None:
     stage, executions = made(database, careful)
     waiting = stage.start()
     host = stage.host()
-    task = host.look(waiting.id).tasks[0]
+    task = host.snapshot(waiting.id).tasks[0]
     host.decide(task, rejection(task, "too risky"))
     assert executions.resume(waiting.id).result == "left out: too risky"
 
@@ -359,7 +359,7 @@ def test_a_replay_begins_at_a_part(database: SqliteDb) -> None:
     assert did == ["cats", "send cats!", "send cats!"]
     assert executions.replay(done.id).result == "cats!"
     assert did[3:] == ["cats", "send cats!"], "from the flow itself everything is done"
-    with pytest.raises(NotFound, match="it has draft:1, send:1"):
+    with pytest.raises(NotFound, match="Recorded checkpoints: draft:1, send:1"):
         executions.replay(done.id, from_="nowhere")
 
 
@@ -387,7 +387,7 @@ def test_what_cannot_be_kept_is_refused(database: SqliteDb, given: object, gives
     def part(_value: object) -> object:
         return gives
 
-    stage, _ = made(database, lambda: part(decision_from_value))
+    stage, _ = made(database, lambda: part(given))
     failed = stage.start()
     assert failed.status == "failed"
     assert "JSON" in str(failed.error)

@@ -19,7 +19,7 @@ from kneo.clock import ManualClock
 from kneo.errors import Conflict, KneoError, Usage
 from kneo.sdk.db.postgres import PostgresDb
 from kneo.sdk.db.sqlite import SqliteDb
-from kneo.sdk.failures import WorkflowFailed
+from kneo.sdk.host import WorkflowFailed
 from kneo.sdk.run.workflow import (
     RouterContinuedEvent,
     RouterPausedEvent,
@@ -290,7 +290,7 @@ def test_values_that_do_not_fit_are_kept_nowhere(db: SqliteDb, values: dict[str,
     with pytest.raises(ValueError, match="does not fit"):
         only(output).set_user_input(**values)
     assert only(output).user_input == {}
-    with pytest.raises(ValueError, match="Nothing of what the run"):
+    with pytest.raises(ValueError, match="No requirement of the run"):
         workflow.continue_run(output)
     only(output).set_user_input(threshold=1)
     workflow.continue_run(output)
@@ -302,7 +302,7 @@ def test_values_are_checked_where_the_run_is_too(db: SqliteDb) -> None:
     workflow = flow(db, asking(seen))
     output = workflow.run("in")
     only(output).set_user_input(threshold=1)
-    only(output).said.values["threshold"] = "tampered"
+    only(output).answer.values["threshold"] = "tampered"
     with pytest.raises(KneoError) as caught:
         workflow.continue_run(output)
     assert caught.value.code == "human_input_invalid"
@@ -313,7 +313,7 @@ def test_confirmation_and_input_are_one_question(db: SqliteDb) -> None:
     seen: list[object] = []
     workflow = flow(db, asking(seen, requires_confirmation=True))
     output = workflow.run("in")
-    with pytest.raises(ValueError, match="threshold is missing"):
+    with pytest.raises(ValueError, match="threshold is required"):
         only(output).confirm()
     only(output).set_user_input(threshold=0.5)
     assert not only(output).is_resolved
@@ -628,7 +628,7 @@ def test_words_nobody_knows_are_refused(words: dict[str, str]) -> None:
 def test_parameters_may_stand_at_the_primitive(db: SqliteDb, log: Log) -> None:
     step = Step("a", executor=lambda given: "done", requires_confirmation=True, confirmation_message="Go?")
     assert only(flow(db, step).run("in")).confirmation_message == "Go?"
-    with pytest.raises(ValueError, match="beside its human_review"):
+    with pytest.raises(ValueError, match="human_review"):
         Step("a", executor=lambda given: "", human_review=CONFIRM, requires_confirmation=True)
     with pytest.raises(TypeError, match="requires_magic"):
         Step("a", executor=lambda given: "", requires_magic=True)
@@ -734,7 +734,7 @@ def test_an_answer_in_time_stands_whatever_the_clock_says_later(
     """The policy used to override a decision that was recorded already."""
     clock, workflow, output = timed(migrated_file, log, OnTimeout.cancel if said == "confirm" else OnTimeout.approve)
     getattr(only(output), said)()
-    workflow._running(output.run_id).answer(None, [only(output)])  # recorded, and then this process was gone
+    workflow._answer(output, None, None, None)  # recorded, and then this process was gone
     clock.advance(timedelta(days=1))
     assert workflow.continue_run(run_id=output.run_id).status is RunStatus.completed
     assert log == ran
@@ -761,7 +761,7 @@ def test_continuing_needs_an_answer(db: SqliteDb, log: Log) -> None:
     """What was not resolved used to be dropped, and the run completed."""
     workflow = flow(db, log.step("a", CONFIRM))
     output = workflow.run("in")
-    with pytest.raises(ValueError, match=r"Nothing of what the run .* asks is resolved: a"):
+    with pytest.raises(ValueError, match=r"No requirement of the run .* is resolved\. Open: a"):
         workflow.continue_run(output)
     assert workflow.get_run(output.run_id).is_paused
 
@@ -779,7 +779,7 @@ def test_requirements_a_caller_sends_do_not_replace_the_stored_ones(db: SqliteDb
         workflow.continue_run(run_id=output.run_id, step_requirements=[])
     forged = only(output)
     forged.confirm()
-    forged.said = type(forged.said)(**{**vars(forged.said), "expect_digest": "sha256:" + "0" * 64})
+    forged.answer = type(forged.answer)(**{**vars(forged.answer), "expect_digest": "sha256:" + "0" * 64})
     with pytest.raises(Conflict) as caught:
         workflow.continue_run(run_id=output.run_id, step_requirements=[forged])
     assert caught.value.code == "subject_changed"

@@ -16,7 +16,7 @@ from kneo.runtime.interpreter.program import actions, begin, settle, waiting
 from kneo.runtime.program.compiler import compile_program
 from kneo.runtime.simulate.report import Simulator
 from kneo.sdk.workflow import HumanReview
-from kneo.sdk.workflow.reviewing import gates
+from kneo.sdk.workflow.types import gates
 from kneo.spec.lint import check
 from kneo.spec.models import Spec
 from kneo.spec.models.environment_gates import EnvironmentGate, with_gates

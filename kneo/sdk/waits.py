@@ -1,0 +1,245 @@
+"""Questions that a step asks while it runs, and checkpoints: parts of a step whose results are recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import inspect
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar, cast, overload
+
+from pydantic import TypeAdapter
+
+from kneo.digest import Digest, digest_of
+from kneo.errors import Usage
+from kneo.runtime.steps.context import StepContext
+from kneo.store.engine import Store
+from kneo.store.journal import find_entry, record_entry
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+POLL_SECONDS = 600
+"""How long the program that runs a flow polls for an answer, unless the question sets a timeout."""
+
+MAX_CHARS = 1_000_000
+"""Characters of JSON in the arguments, and in the result, of one checkpoint."""
+
+
+@dataclass
+class ActiveStep:
+    """The step that runs in this context, with the number of its questions by kind."""
+
+    context: StepContext
+    store: Store
+    counts: Counter[str] = field(default_factory=Counter)
+    poll_seconds: float = POLL_SECONDS
+
+    def count(self, kind: str) -> int:
+        """Return the number of the next question of a kind; the first is 1."""
+        self.counts[kind] += 1
+        return self.counts[kind]
+
+
+_active_step: ContextVar[ActiveStep] = ContextVar("active_step")
+
+
+def enter_step(context: StepContext, store: Store) -> None:
+    """Set the step that runs in this context."""
+    _active_step.set(ActiveStep(context, store))
+
+
+def active_step() -> ActiveStep:
+    """Return the step that runs in this context.
+
+    Raises:
+        Usage: no step runs.
+    """
+    step = _active_step.get(None)
+    if step is None:
+        msg = "Only a step of a running workflow or flow can wait for a person."
+        raise Usage(msg, hint="Call this function from a function that a step runs.")
+    return step
+
+
+def wait(
+    *,
+    schema: object = None,
+    name: str | None = None,
+    question: str | None = None,
+    timeout: float | None = POLL_SECONDS,
+    metadata: Mapping[str, object] | None = None,
+) -> object:
+    """Ask a person and return the answer. The run is paused until there is one; the question has no deadline.
+
+    After the answer the step runs again from its beginning, with the same idempotency key. Ask before any effect, or
+    pass that key to the effect.
+
+    Args:
+        schema: A Python type or a JSON Schema of the answer; without one, any JSON is an answer.
+        name: The name of the question, by which a replay finds its answer; the default is ``wait_condition:<n>``.
+        question: The text of the question.
+        timeout: Seconds that the program polls for an answer; None polls without end.
+        metadata: Facts shown with the question.
+
+    Raises:
+        Declined: the question was rejected.
+        Usage: no step runs.
+    """
+    step = active_step()
+    key = name or f"wait_condition:{step.count('wait_condition')}"
+    step.poll_seconds = math.inf if timeout is None else timeout
+    show = json.dumps(dict(metadata), ensure_ascii=False, indent=2) if metadata else None
+    if schema is None or isinstance(schema, Mapping):
+        return step.context.wait(question or key, key=key, schema=schema, show=show)
+    typed: TypeAdapter[object] = TypeAdapter(cast("type", schema))
+    value = step.context.wait(question or key, key=key, schema=typed.json_schema(), show=show)
+    return typed.validate_python(value)
+
+
+def wait_for_input(
+    *, question: str, name: str | None = None, schema: object = None, timeout: float | None = POLL_SECONDS
+) -> object:
+    """Ask a question and return the answer; see ``wait``."""
+    return wait(question=question, name=name, schema=schema, timeout=timeout)
+
+
+def ask_question(question: str) -> str:
+    """Ask a question and return the answer as a text.
+
+    The question is named ``ask_question:<n>:<hash>``: the same question at the same point finds the same answer, and two
+    questions with the same text in one step are different questions.
+    """
+    number = active_step().count("ask_question")
+    digest = hashlib.sha1(question.encode(), usedforsecurity=False).hexdigest()[:8]
+    answer = wait_for_input(question=question, name=f"ask_question:{number}:{digest}")
+    return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+
+
+def hitl_tool(
+    *, schema: object = None, question: str | None = None, timeout: float | None = POLL_SECONDS
+) -> Callable[[Callable[P, object]], Callable[P, object]]:
+    """Replace a function by a question to a person: the question shows the arguments, the answer is the result.
+
+    The function itself is never called. Each call in a step is named ``<function>:<n>``.
+
+    Args:
+        schema: A Python type or a JSON Schema of the answer.
+        question: The text of the question; the default is the first line of the function's docstring.
+        timeout: As for ``wait``.
+    """
+
+    def decorate(function: Callable[P, object]) -> Callable[P, object]:
+        tool = getattr(function, "__name__", "tool")
+        prompt = question or (inspect.getdoc(function) or tool).partition("\n")[0]
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def ask(*args: P.args, **kwargs: P.kwargs) -> object:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            shown = {
+                name: value if isinstance(value, str | int | float | None) else repr(value)
+                for name, value in bound.arguments.items()
+            }
+            name = f"{tool}:{active_step().count(tool)}"
+            return wait(schema=schema, name=name, question=prompt, timeout=timeout, metadata=shown)
+
+        return ask
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class _CheckpointCall:
+    """One call of a checkpoint in a step: its name with its number, and the digest of its arguments."""
+
+    step: ActiveStep
+    name: str
+    input_digest: Digest
+
+    @classmethod
+    def of(cls, name: str, args: object, kwargs: object) -> _CheckpointCall:
+        step = active_step()
+        text = _encode({"args": args, "kwargs": kwargs}, f"The arguments of {name}")
+        return cls(step, f"{name}:{step.count(f'checkpoint {name}')}", digest_of(text.encode()))
+
+    def recorded(self) -> tuple[object] | None:
+        """Return the recorded result; None without one, or when the arguments differ."""
+        context = self.step.context
+        with self.step.store.read() as tx:
+            entry = find_entry(tx, context.run_id, context.step_id, self.name)
+        return (json.loads(entry.value),) if entry is not None and entry.input_digest == self.input_digest else None
+
+    def record(self, result: object) -> object:
+        """Record a result; return it as a later call reads it."""
+        value = _encode(result, f"The result of {self.name}")
+        context = self.step.context
+        context.token.raise_if_cancelled()
+        self.step.store.transact(
+            lambda tx: record_entry(
+                tx, context.run_id, context.step_id, self.name, input_digest=self.input_digest, value=value
+            )
+        )
+        return json.loads(value)
+
+
+def _encode(value: object, subject: str) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        msg = f"{subject} cannot be encoded as JSON: {error}"
+        raise Usage(msg, code="not_json") from error
+    if len(text) > MAX_CHARS:
+        msg = f"{subject} has {len(text)} characters of JSON; the limit is {MAX_CHARS}."
+        raise Usage(msg, code="too_large", hint="Store the value elsewhere, and pass its name.")
+    return text
+
+
+@overload
+def checkpoint(function: Callable[P, R]) -> Callable[P, R]: ...
+
+
+@overload
+def checkpoint(*, name: str | None = ...) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+
+
+def checkpoint(function: Callable[..., object] | None = None, *, name: str | None = None) -> object:
+    """Record the result of a function, so that a step that runs again does not call the function again.
+
+    The result is recorded before the caller receives it. After an answer or a crash, the same call with the same
+    arguments returns the recorded result; an interrupted call is repeated. Arguments and results are JSON, and a result
+    is returned as decoded JSON: a tuple becomes a list. Calls are numbered: call checkpoints in the same order every time.
+
+    Args:
+        function: The function, when the decorator is used without parameters.
+        name: The name of the checkpoint; the default is the name of the function.
+    """
+
+    def decorate(wrapped: Callable[..., object]) -> Callable[..., object]:
+        label = name or str(getattr(wrapped, "__name__", "checkpoint"))
+        if inspect.iscoroutinefunction(wrapped):
+
+            @functools.wraps(wrapped)
+            async def run_async(*args: object, **kwargs: object) -> object:
+                call = _CheckpointCall.of(label, args, kwargs)
+                recorded = await asyncio.to_thread(call.recorded)
+                return recorded[0] if recorded else await asyncio.to_thread(call.record, await wrapped(*args, **kwargs))
+
+            return run_async
+
+        @functools.wraps(wrapped)
+        def run(*args: object, **kwargs: object) -> object:
+            call = _CheckpointCall.of(label, args, kwargs)
+            recorded = call.recorded()
+            return recorded[0] if recorded else call.record(wrapped(*args, **kwargs))
+
+        return run
+
+    return decorate(function) if function is not None else decorate
