@@ -22,7 +22,7 @@ from kneo.project import read_config
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import UNRESOLVED, HumanTask
 from kneo.runtime.engine import views
-from kneo.runtime.engine.wait import Settled, find_run
+from kneo.runtime.engine.wait import SettledRun, find_run
 from kneo.service import receipts as decisions
 from kneo.service import task_acts, task_links, wire
 from kneo.service.task_query import task_page
@@ -87,7 +87,7 @@ class LocalBackend:
     def _drive(self, run_id: str) -> Run:
         return self.driver.drive(run_id)
 
-    def _settle(self, waiting: Waiting[object]) -> Settled:
+    def _settle(self, waiting: Waiting[object]) -> SettledRun:
         run_id = waiting.settled.run.id
         if waiting.seconds <= 0:
             self.driver.drive_aside(run_id)

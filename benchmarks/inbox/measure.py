@@ -15,11 +15,11 @@ from kneo.api.operation import Context
 from kneo.api.runs import list_runs
 from kneo.api.task_views import summary
 from kneo.clock import ManualClock
-from kneo.service.change_feed import News
+from kneo.service.event_streams import task_events
 from kneo.service.router import JsonAnswer
-from kneo.service.task_news import latest, task_events
 from kneo.service.task_query import task_page
-from kneo.store import task_statistics, tasks
+from kneo.store import task_feed, task_statistics, tasks
+from kneo.store.change_feed import ChangeFeed
 from kneo.store.engine import Store, Tx
 from kneo.tasks.deadlines import process_due
 
@@ -130,8 +130,8 @@ def told(store: Store) -> float:
         task = tasks.list_tasks(tx, limit=1)[0]
 
     async def follow() -> float:
-        news = News(store)
-        listeners = [task_events(news, latest(store), heartbeat=60) for _ in range(LISTENERS)]
+        feed = ChangeFeed(store)
+        listeners = [task_events(feed, task_feed.find_cursor(store, None), heartbeat=60) for _ in range(LISTENERS)]
         taken = []
         for _ in range(TURNS):
             hearing = [asyncio.create_task(anext(listener)) for listener in listeners]
@@ -141,7 +141,7 @@ def told(store: Store) -> float:
             heard = await asyncio.gather(*hearing)
             taken.append((time.process_time() - started) * 1000)
             assert all(event is not None for event in heard)
-        news.stop()
+        feed.stop()
         return min(taken)
 
     return round(asyncio.run(follow()), 2)

@@ -13,7 +13,7 @@ from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, continue_run, fork, read_record
 from kneo.runtime.engine.start import StartRequest
 from kneo.runtime.engine.views import RunRecord
-from kneo.runtime.engine.wait import Settled, as_it_is
+from kneo.runtime.engine.wait import SettledRun, read_settled_run
 from kneo.runtime.steps.code import CodeUnavailable
 from kneo.settings import Settings
 from kneo.store.engine import Store
@@ -68,12 +68,12 @@ class Driver:
         """
         return self.settle(run_id).run
 
-    def settle(self, run_id: str) -> Settled:
+    def settle(self, run_id: str) -> SettledRun:
         """Drive a run as ``drive`` does; return it with what it asks."""
         try:
             return drive_or_wait(self.settings, self.store, run_id, self.settings.client_timeout_seconds)
         except CodeUnavailable:
-            return as_it_is(self.store, run_id)
+            return read_settled_run(self.store, run_id)
 
     def record(self, run_id: str) -> RunRecord:
         """Read everything that is known of a run's past."""

@@ -10,7 +10,7 @@ from kneo.errors import Forbidden
 
 if TYPE_CHECKING:  # a command that only names operations does without a database
     from kneo.runtime.engine.start import Starter
-    from kneo.runtime.engine.wait import Settled, Settling
+    from kneo.runtime.engine.wait import RunSettled, SettledRun
     from kneo.settings import Settings
     from kneo.spec.project import ProjectConfig
     from kneo.store.engine import Store
@@ -55,10 +55,10 @@ class Waiting(Generic[V_co]):
         notified: Whether the run's change notifies those who wait. After a vote that decides nothing it does not.
     """
 
-    settling: Settling
-    view: Callable[[Settled], V_co]
+    settling: RunSettled
+    view: Callable[[SettledRun], V_co]
     seconds: float
-    settled: Settled
+    settled: SettledRun
     notified: bool = True
 
 
@@ -83,7 +83,7 @@ class Context:
     principal: Principal
     project: ProjectConfig | None
     make_starter: Callable[[], Starter]
-    settle: Callable[[Waiting[object]], Settled]
+    settle: Callable[[Waiting[object]], SettledRun]
     drive: Callable[[str], object]
     tools: frozenset[str] = frozenset()
     over_http: bool = False

@@ -24,7 +24,7 @@ from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, continue_run, fork, read_record
 from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.timers import end_overdue_runs
-from kneo.runtime.engine.wait import Settling, find_run, wait_until_settled
+from kneo.runtime.engine.wait import RunSettled, find_run, wait_until_settled
 from kneo.runtime.engine.worker import Worker
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.program.compiler import compile_program
@@ -145,8 +145,8 @@ class PlatformManager:
 
     def run_from_spec(self, input_text: str, **what: Unpack[What]) -> RunResult:
         """Start a run and wait until it pauses or ends; takes what ``start_run_from_spec`` does."""
-        mark = self.store.notices.mark()
-        return self._settled(Settling(self.start_run_from_spec(input_text, **what).id), since=mark)
+        mark = self.store.notifier.mark()
+        return self._settled(RunSettled(self.start_run_from_spec(input_text, **what).id), since=mark)
 
     def start_run_from_spec(self, input_text: str, **what: Unpack[What]) -> Run:
         """Record a run, which a worker will find.
@@ -170,9 +170,9 @@ class PlatformManager:
 
     def execute_run(self, run_id: str) -> RunResult:
         """Drive a run to its next pause or end, or wait for whoever executes steps to do it."""
-        return self._settled(Settling(run_id))
+        return self._settled(RunSettled(run_id))
 
-    def _settled(self, settling: Settling, since: int | None = None) -> RunResult:
+    def _settled(self, settling: RunSettled, since: int | None = None) -> RunResult:
         if self._worker is None:
             return result_of(drive_or_wait(self.settings, self.store, settling.run_id, WAIT_SECONDS))
         return result_of(wait_until_settled(self.store, settling, WAIT_SECONDS, since))
@@ -268,11 +268,11 @@ class PlatformManager:
             content=content,
             selected_option=selected_option,
         )
-        mark = self.store.notices.mark()
+        mark = self.store.notifier.mark()
         task = decide(self.store, continuation_id, answer, actor=actor)
         # A vote that does not decide wakes nobody, so nobody will tell.
         since = mark if task.status not in UNRESOLVED else None
-        return self._settled(Settling(task.run_id, answered=task.id), since)
+        return self._settled(RunSettled(task.run_id, answered=task.id), since)
 
     # ---- specs ------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kneo.runtime.engine.wait import Settled
+from kneo.runtime.engine.wait import SettledRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class RunResult:
     metadata: Mapping[str, object] = field(default_factory=dict)
 
 
-def result_of(settled: Settled) -> RunResult:
+def result_of(settled: SettledRun) -> RunResult:
     """Say where a run is, with the first question that waits for an answer."""
     run, task = settled.run, settled.task
     asked = {"pending_human_request": {"request_id": task.request_id, "prompt": task.prompt}} if task else {}

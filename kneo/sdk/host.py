@@ -21,7 +21,7 @@ from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, fork
 from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.timers import tick
-from kneo.runtime.engine.wait import Settling, find_run, wait_until_settled
+from kneo.runtime.engine.wait import RunSettled, find_run, wait_until_settled
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.code import CodeLoader
@@ -181,7 +181,7 @@ class RunHost:
             await driver.drive_alone(run_id, lock)
         finally:
             await asyncio.to_thread(holding.__exit__, None, None, None)
-        await asyncio.to_thread(wait_until_settled, self.store, Settling(run_id), SETTLE_SECONDS)
+        await asyncio.to_thread(wait_until_settled, self.store, RunSettled(run_id), SETTLE_SECONDS)
         return await asyncio.to_thread(self.snapshot, run_id)
 
     def snapshot(self, run_id: str) -> RunSnapshot:

@@ -22,7 +22,6 @@ from kneo.service import problems
 from kneo.service.access_log import AccessLog
 from kneo.service.admission import Admission
 from kneo.service.auth import AuthConfig, configured, keyring
-from kneo.service.change_feed import News
 from kneo.service.context import Service
 from kneo.service.dependencies import chosen_platform_manager, default_platform_manager
 from kneo.service.events import Streams
@@ -55,6 +54,7 @@ from kneo.service.routes import (
 from kneo.service.routing import VERSION, DirectRoute, RouteTable
 from kneo.settings import Settings
 from kneo.store import key_names
+from kneo.store.change_feed import ChangeFeed
 from kneo.store.engine import Store
 
 App = FastAPI
@@ -188,7 +188,7 @@ def _furnish(
         alive=alive,
         metrics=counted,
         specs=SpecLoader(settings, tools),
-        news=News(store),
+        changes=ChangeFeed(store),
         streams=streams,
         governance=Governance(store, starter.project),
         readiness=Readiness(settings, store, starter.project, tools),
@@ -235,4 +235,4 @@ def drain(app: FastAPI) -> None:
     """Answer everybody who waits, and end what goes on: the process is about to stop."""
     service: Service | None = getattr(app.state, "service", None)
     if service is not None:
-        service.news.stop()
+        service.changes.stop()

@@ -13,13 +13,13 @@ from kneo.api.governance import Governance
 from kneo.api.spec_loader import SpecLoader
 from kneo.api.status_words import speaks_published
 from kneo.runtime.engine.start import Starter
-from kneo.runtime.engine.wait import Settled, wait_until_settled
+from kneo.runtime.engine.wait import SettledRun, wait_until_settled
 from kneo.service.auth import Keyring
-from kneo.service.change_feed import News
 from kneo.service.events import Streams
 from kneo.service.metrics import Metrics
 from kneo.service.readiness import Readiness
 from kneo.settings import Settings
+from kneo.store.change_feed import ChangeFeed
 from kneo.store.engine import Store
 
 
@@ -36,7 +36,7 @@ class Service:
         metrics: What was counted.
         specs: Loads specs for requests.
         governance: Answers questions about policies and secrets.
-        news: Where requests wait for rows to change.
+        changes: The feed of changes in the database.
         streams: Counts the answers that go on.
         readiness: Looks whether requests can be served.
         tools: Tools of this process, which specs may name.
@@ -50,7 +50,7 @@ class Service:
     metrics: Metrics
     specs: SpecLoader
     governance: Governance
-    news: News
+    changes: ChangeFeed
     streams: Streams
     readiness: Readiness
     tools: frozenset[str] = frozenset()
@@ -69,7 +69,7 @@ class Service:
             over_http=True,
         )
 
-    def _settle(self, waiting: Waiting[object]) -> Settled:
+    def _settle(self, waiting: Waiting[object]) -> SettledRun:
         return wait_until_settled(self.store, waiting.settling, waiting.seconds)
 
 

@@ -17,7 +17,7 @@ from kneo.records.run import RunStatus
 from kneo.service.auth import principal_of, require
 from kneo.service.context import LegacyClient, Service, ServiceDep
 from kneo.service.router import JsonResponse, Responses, Router
-from kneo.service.run_news import settled_after
+from kneo.service.waiting import settled_after
 
 
 def mount(module: ModuleType, tag: str) -> Router:
@@ -81,10 +81,10 @@ def _wait_for(operation: Operation[..., object]) -> Callable[..., Coroutine[obje
     """Serve an operation that begins work on a run: many requests may wait at once, and a thread each is too much."""
 
     async def serve(*, service: Service, published: bool, principal: Principal, **values: object) -> JsonResponse:
-        mark = service.news.mark()
+        mark = service.changes.store.notifier.mark()
         waiting = await run_in_threadpool(operation.function, service.context(principal), **values)
         assert isinstance(waiting, Waiting)
-        settled = await settled_after(service.news, waiting, mark)
+        settled = await settled_after(service.changes, waiting, mark)
         view = waiting.view(settled)
         status = 202 if 202 in operation.statuses and settled.run.status is RunStatus.RUNNING else 200
         return JsonResponse(in_published_words(view) if published else view, status)

@@ -71,11 +71,11 @@ class Tx:
     connection: Connection
     now: datetime
     find_key: FindKey = no_key
-    told: list[tuple[str, object]] = field(default_factory=list)
+    notifications: list[tuple[str, object]] = field(default_factory=list)
 
-    def tell(self, name: str, news: object = None) -> None:
-        """Tell ``Store.notices`` of something, once it is committed."""
-        self.told.append((name, news))
+    def notify(self, topic: str, change: object = None) -> None:
+        """Notify the listeners of a topic after the commit."""
+        self.notifications.append((topic, change))
 
     @cached_property
     def dialect(self) -> Dialect:
@@ -112,7 +112,7 @@ class Store:
         )
         self._writer = Writer(lambda durable: self.write(durable=durable), self._part)
         self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
-        self.notices = CommitNotifier()
+        self.notifier = CommitNotifier()
 
     @property
     def is_sqlite(self) -> bool:
@@ -136,7 +136,7 @@ class Store:
         with _translate(), self._connections.write(durable=durable) as connection:
             tx = Tx(connection, self.clock.now(), self.find_key)
             yield tx
-        self.notices.tell(tx.told)
+        self.notifier.notify(tx.notifications)
 
     def submit(self, work: Callable[[Tx], T], *, durable: bool = True) -> Future[T]:
         """Run a piece of work as a transaction in another thread; its result comes when it is on disk.
@@ -168,7 +168,7 @@ class Store:
             part = Tx(tx.connection, self.clock.now(), self.find_key)
             try:
                 yield part
-                tx.told.extend(part.told)
+                tx.notifications.extend(part.notifications)
             except BaseException:
                 tx.connection.exec_driver_sql("ROLLBACK TO part")
                 raise

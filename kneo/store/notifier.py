@@ -1,4 +1,7 @@
-"""News among the threads of this process, so that whoever waits need not ask the database all the time."""
+"""Notifications of commits among the threads of one process, so that waiting for a change needs few reads.
+
+A notification is a hint: the database has the truth, and other processes send none.
+"""
 
 from __future__ import annotations
 
@@ -8,67 +11,62 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 REMEMBERED = 64
-"""News kept for those who were about to listen when they were told."""
+"""Notifications that are kept for listeners that start late."""
 
-ANYTHING = ""
-"""The name under which every commit of this process is told, whatever it is about."""
+ANY_COMMIT = ""
+"""The topic of every commit of this process."""
 
-Hear = Callable[[object], object]
+Listener = Callable[[object], object]
 
 
 class CommitNotifier:
-    """Tells those who listen to a name that something was committed, and what, where whoever tells knows all of it.
-
-    A hint: what is true stands in the database.
-    """
+    """Calls the listeners of a topic after a commit, with the change where the committer knows all of it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._listeners: dict[str, list[Hear]] = {}
-        self._told: deque[tuple[str, object]] = deque(maxlen=REMEMBERED)
+        self._listeners: dict[str, list[Listener]] = {}
+        self._recent: deque[tuple[str, object]] = deque(maxlen=REMEMBERED)
         self._count = 0
 
     @contextlib.contextmanager
-    def listening(self, name: str) -> Iterator[threading.Event]:
-        """Listen until the block ends; the event is set at the first news since it was cleared."""
-        event = threading.Event()
-        with self.calling(name, lambda _: event.set()):
-            yield event
-
-    @contextlib.contextmanager
-    def calling(self, name: str, hear: Hear) -> Iterator[None]:
-        """Call something at every news until the block ends, in the thread that tells; it must be quick and not raise."""
+    def listen(self, topic: str, listener: Listener) -> Iterator[None]:
+        """Call a listener at every notification until the block ends, in the committing thread; it must be quick and not raise."""
         with self._lock:
-            self._listeners.setdefault(name, []).append(hear)
+            self._listeners.setdefault(topic, []).append(listener)
         try:
             yield
         finally:
             with self._lock:
-                self._listeners[name].remove(hear)
-                if not self._listeners[name]:
-                    del self._listeners[name]
+                self._listeners[topic].remove(listener)
+                if not self._listeners[topic]:
+                    del self._listeners[topic]
 
-    def tell(self, told: Sequence[tuple[str, object]] = ()) -> None:
-        """Say that something was committed: to whoever listens to anything, and to those it has news for.
+    def notify(self, notifications: Sequence[tuple[str, object]] = ()) -> None:
+        """Notify the listeners of any commit, and those of these topics.
 
         Args:
-            told: Names and their news, where that is known whole.
+            notifications: Topics and the changes; ``None`` for a change that has to be read.
         """
         with self._lock:
-            self._count += len(told)
-            self._told.extend(told)
-            heard = [(hear, news) for name, news in ((ANYTHING, None), *told) for hear in self._listeners.get(name, ())]
-        for hear, news in heard:
-            hear(news)
+            self._count += len(notifications)
+            self._recent.extend(notifications)
+            calls = [
+                (listener, change)
+                for topic, change in ((ANY_COMMIT, None), *notifications)
+                for listener in self._listeners.get(topic, ())
+            ]
+        for listener, change in calls:
+            listener(change)
 
     def mark(self) -> int:
-        """Return a mark to ask ``since`` with."""
+        """Return the current position among the notifications, for ``since``."""
         return self._count
 
-    def since(self, name: str, mark: int) -> Sequence[object] | None:
-        """Return the news told under a name after a mark; ``None`` where that is so long ago that some is forgotten."""
+    def since(self, topic: str, mark: int) -> Sequence[object] | None:
+        """Return the changes of a topic after a mark; ``None`` where some of them are no longer kept."""
         with self._lock:
             missed = self._count - mark
-            if missed > len(self._told):
+            if missed > len(self._recent):
                 return None
-            return [news for told, news in list(self._told)[len(self._told) - missed :] if told == name]
+            recent = list(self._recent)[len(self._recent) - missed :]
+            return [change for name, change in recent if name == topic]

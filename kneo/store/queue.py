@@ -16,7 +16,7 @@ from kneo.records.run import STATE_VERSION
 from kneo.store.engine import Tx
 
 DUE = "due"
-"""The name under which ``Store.notices`` tells the ids of runs that somebody should drive."""
+"""The topic of the ids of runs to drive."""
 
 SCHEMA = "kneo_queue"
 """Where Procrastinate's tables live, apart from ours."""
@@ -84,7 +84,7 @@ def create_schema(tx: Tx) -> None:
 
 def enqueue(tx: Tx, run_id: str) -> None:
     """Have some worker drive a run once this transaction is committed."""
-    tx.tell(DUE, run_id)
+    tx.notify(DUE, run_id)
     if tx.connection.dialect.name == "postgresql":
         args = json.dumps({"run_id": run_id})
         tx.connection.execute(_DEFER, {"queue": QUEUE, "task": TASK, "args": args})

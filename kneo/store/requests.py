@@ -8,9 +8,10 @@ from datetime import timedelta
 
 from sqlalchemy import Row, delete, insert, select, update
 
-from kneo.clock import isoformat, monotonic, new_id, sleep
+from kneo.clock import isoformat, new_id
 from kneo.errors import Transient
 from kneo.store import idempotency
+from kneo.store.change_feed import ChangeFeed, Subscription
 from kneo.store.engine import Store, Tx, insert_ignoring_duplicates
 from kneo.store.tables import hook_deliveries, leases, requests
 
@@ -19,8 +20,6 @@ CONTROLLER_LEASE = "controller"
 
 ANSWER_SECONDS = 60.0
 """How long somebody waits for the controller's answer."""
-
-LOOK_SECONDS = 0.05
 
 AnyRow = Row[*tuple[object, ...]]
 
@@ -59,6 +58,23 @@ def finish(tx: Tx, request_id: str, status: str, result: Mapping[str, object]) -
         .where(requests.c.id == request_id, requests.c.status == "open")
         .values(status=status, result=result, finished_at=tx.at)
     )
+    tx.notify(request_id)
+
+
+@dataclass(frozen=True)
+class _RequestAnswered(Subscription[ControllerRequest]):
+    """The controller has answered a request."""
+
+    request_id: str
+
+    @property
+    def topic(self) -> str:
+        return self.request_id
+
+    @classmethod
+    def read(cls, tx: Tx, subscriptions: Sequence[_RequestAnswered]) -> Sequence[ControllerRequest | None]:
+        found = [get(tx, item.request_id) for item in subscriptions]
+        return [request if request is not None and request.status != "open" else None for request in found]
 
 
 def ask(store: Store, kind: str, payload: Mapping[str, object], *, actor: str) -> dict[str, object]:
@@ -73,13 +89,10 @@ def ask(store: Store, kind: str, payload: Mapping[str, object], *, actor: str) -
             raise Transient(msg, code="no_controller", hint="Start one: kneo controller run, or kneo up.")
         idempotency.bind(tx, kind)
         request_id = insert_request(tx, kind, payload, actor)
-    deadline = monotonic() + ANSWER_SECONDS
-    while monotonic() < deadline:
-        with store.read() as tx:
-            asked = get(tx, request_id)
-        if asked is not None and asked.status != "open":
-            return dict(asked.result or {})
-        sleep(LOOK_SECONDS)
+    with ChangeFeed(store) as feed:
+        answered = feed.wait_for(_RequestAnswered(request_id), ANSWER_SECONDS)
+    if answered is not None:
+        return dict(answered.result or {})
     msg = f"The controller did not answer within {ANSWER_SECONDS:.0f} s; it will still do what was asked."
     raise Transient(msg, code="no_controller")
 

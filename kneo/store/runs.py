@@ -150,18 +150,18 @@ def read_leases(tx: Tx, run_ids: Sequence[str]) -> Mapping[str, RunLease]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class RunProgress:
     """How far a run is, as far as whoever looks on can tell."""
 
     status: RunStatus
     trace_count: int
 
 
-def progress(tx: Tx, run_ids: Sequence[str]) -> Mapping[str, Progress]:
+def progress(tx: Tx, run_ids: Sequence[str]) -> Mapping[str, RunProgress]:
     """Read how far some runs are, all at once."""
     columns = select(runs.c.id, runs.c.status, runs.c.trace_count)
     rows = tx.connection.execute(columns.where(runs.c.id.in_(list(run_ids))))
-    return {row.id: Progress(status=RunStatus(row.status), trace_count=row.trace_count) for row in rows}
+    return {row.id: RunProgress(status=RunStatus(row.status), trace_count=row.trace_count) for row in rows}
 
 
 _LOCK = Prepared(select(runs.c.id).where(runs.c.id == bindparam("of_run")).with_for_update())
@@ -303,7 +303,7 @@ def end(tx: Tx, run_id: str, status: RunStatus, error: RunError, *, allowed: Ite
     ended = done.rowcount == 1
     if ended:
         add_trace(tx, run_id, ending(status), error=asdict(error))
-    tx.tell(run_id)
+    tx.notify(run_id)
     return ended
 
 

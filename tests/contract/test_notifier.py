@@ -1,4 +1,4 @@
-"""News among the threads of one process."""
+"""Notifications of commits among the threads of one process."""
 
 from __future__ import annotations
 
@@ -10,70 +10,74 @@ from builders import build_run
 from kneo.errors import Conflict
 from kneo.store import runs
 from kneo.store.engine import Store, Tx
-from kneo.store.notifier import ANYTHING, REMEMBERED, CommitNotifier
+from kneo.store.notifier import ANY_COMMIT, REMEMBERED, CommitNotifier
 
 
-def test_all_who_listen_are_told_and_nobody_else() -> None:
-    notices = CommitNotifier()
-    with notices.listening("a") as one, notices.listening("a") as two, notices.listening("b") as other:
-        notices.tell([("a", None)])
-        assert (one.is_set(), two.is_set(), other.is_set()) == (True, True, False)
-    notices.tell([("a", None)])
-    with notices.listening("a") as late:
-        assert not late.is_set()
+def test_every_listener_of_a_topic_is_notified_and_no_other_one() -> None:
+    notifier, heard = CommitNotifier(), list[tuple[str, object]]()
+    with (
+        notifier.listen("a", lambda change: heard.append(("one", change))),
+        notifier.listen("a", lambda change: heard.append(("two", change))),
+        notifier.listen("b", lambda change: heard.append(("other", change))),
+    ):
+        notifier.notify([("a", 1)])
+    assert heard == [("one", 1), ("two", 1)]
+    notifier.notify([("a", 2)])
+    with notifier.listen("a", lambda change: heard.append(("late", change))):
+        assert len(heard) == 2
 
 
-def test_every_commit_of_this_process_is_told_to_who_listens_to_anything(store: Store) -> None:
-    with store.notices.listening(ANYTHING) as news:
+def test_every_commit_of_this_process_notifies_listeners_of_any_commit(store: Store) -> None:
+    commits = threading.Event()
+    with store.notifier.listen(ANY_COMMIT, lambda _: commits.set()):
         with store.read():
             pass
-        assert not news.is_set()
+        assert not commits.is_set()
         with store.write():
-            assert not news.is_set()
-        assert news.is_set()
-        news.clear()
-        mark = store.notices.mark()
-        store.transact(lambda tx: tx.tell("a", 1))
-        assert news.is_set()
-        assert store.notices.since("a", mark) == [1]
+            assert not commits.is_set()
+        assert commits.is_set()
+        commits.clear()
+        mark = store.notifier.mark()
+        store.transact(lambda tx: tx.notify("a", 1))
+        assert commits.is_set()
+        assert store.notifier.since("a", mark) == [1]
 
 
-def test_whoever_waits_is_woken() -> None:
-    notices, heard = CommitNotifier(), threading.Event()
-    with notices.listening("a") as news:
-        threading.Thread(target=lambda: news.wait(30) and heard.set()).start()
-        notices.tell([("a", None)])
-        assert heard.wait(30)
+def test_a_listener_in_another_thread_is_notified() -> None:
+    notifier, notified = CommitNotifier(), threading.Event()
+    with notifier.listen("a", lambda _: notified.set()):
+        threading.Thread(target=lambda: notifier.notify([("a", None)])).start()
+        assert notified.wait(30)
 
 
-def test_what_was_told_just_before_is_still_to_be_had() -> None:
-    notices = CommitNotifier()
-    notices.tell([("a", 1)])
-    mark = notices.mark()
-    notices.tell([("b", 2)])
-    notices.tell([("a", 3)])
-    assert (notices.since("a", mark), notices.since("c", mark)) == ([3], [])
+def test_a_late_listener_reads_recent_notifications() -> None:
+    notifier = CommitNotifier()
+    notifier.notify([("a", 1)])
+    mark = notifier.mark()
+    notifier.notify([("b", 2)])
+    notifier.notify([("a", 3)])
+    assert (notifier.since("a", mark), notifier.since("c", mark)) == ([3], [])
     for _ in range(REMEMBERED):
-        notices.tell([("b", None)])
-    assert notices.since("a", mark) is None, "nobody may believe that there was nothing"
+        notifier.notify([("b", None)])
+    assert notifier.since("a", mark) is None, "a forgotten notification is not reported as none"
 
 
-def test_what_is_told_in_a_transaction_is_told_once_it_is_on_disk_and_not_when_it_is_undone(store: Store) -> None:
+def test_a_transaction_notifies_once_it_is_on_disk_and_not_when_it_is_rolled_back(store: Store) -> None:
     run, heard = build_run(), []
 
-    def tells(tx: Tx) -> None:
+    def commits(tx: Tx) -> None:
         runs.insert_run(tx, run)
-        tx.tell(run.id, "news")
+        tx.notify(run.id, "committed")
 
     def fails(tx: Tx) -> None:
-        tx.tell(run.id, "lie")
+        tx.notify(run.id, "rolled back")
         raise Conflict("no")
 
-    def hear(news: object) -> None:
+    def hear(change: object) -> None:
         with store.read() as tx:
-            heard.append((news, runs.get(tx, run.id) is not None))
+            heard.append((change, runs.get(tx, run.id) is not None))
 
-    with store.notices.calling(run.id, hear):
-        futures = [store.submit(fails), store.submit(tells), store.submit(fails)]
+    with store.notifier.listen(run.id, hear):
+        futures = [store.submit(fails), store.submit(commits), store.submit(fails)]
         concurrent.futures.wait(futures)
-    assert heard == [("news", True)]
+    assert heard == [("committed", True)]

@@ -93,7 +93,7 @@ class TemporalWorker:
 
     def run(self) -> None:
         """Work until ``stop``. Steps that are under way are finished first, and their runs let go of."""
-        with self.store.notices.calling(queue.DUE, lambda _: self._wake()):
+        with self.store.notifier.listen(queue.DUE, lambda _: self._wake()):
             asyncio.run(self._run())
 
     def stop(self) -> None:

@@ -15,7 +15,7 @@ from kneo.notify.channels import known_channels
 from kneo.runtime.engine.driver import Driver, LockLost
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.timers import INTERVAL_SECONDS, RetentionJob, run_retention, run_timers
-from kneo.runtime.engine.wait import Settled, Settling, wait_until_settled
+from kneo.runtime.engine.wait import RunSettled, SettledRun, wait_until_settled
 from kneo.runtime.engine.worker import Worker
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
@@ -81,7 +81,7 @@ def _temporal_worker(settings: Settings, store: Store, driver: Driver, concurren
     return worker
 
 
-def drive_or_wait(settings: Settings, store: Store, run_id: str, timeout_seconds: float) -> Settled:
+def drive_or_wait(settings: Settings, store: Store, run_id: str, timeout_seconds: float) -> SettledRun:
     """Drive a run to its next pause or end, or wait for the process that executes steps on this database to do it.
 
     Where another process takes the lock meanwhile, that one goes on with the run.
@@ -97,7 +97,7 @@ def drive_or_wait(settings: Settings, store: Store, run_id: str, timeout_seconds
                 asyncio.run(make_driver(settings, store).drive_alone(run_id, held))
             except LockLost as error:
                 log.warning("%s", error, extra={"run_id": run_id})
-    return wait_until_settled(store, Settling(run_id), timeout_seconds)
+    return wait_until_settled(store, RunSettled(run_id), timeout_seconds)
 
 
 @contextlib.contextmanager

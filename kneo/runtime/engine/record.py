@@ -14,7 +14,7 @@ from kneo.records.run import Run, RunError, RunStatus, StepRecord, ending
 from kneo.records.task import HumanTask, TaskStatus
 from kneo.runtime.engine.consequences import consequences
 from kneo.runtime.engine.questions import Message, case_of, question
-from kneo.runtime.engine.wait import Settled
+from kneo.runtime.engine.wait import SettledRun
 from kneo.runtime.interpreter.node import (
     Ask,
     DecisionContext,
@@ -240,7 +240,7 @@ class _Change:
         """Say that the run waits, and for what, unless it waits for more than was asked just now."""
         assert self.context is not None
         whole = {task.id for task in asked} == waiting(self.context.program, paused.state).keys()
-        self.tx.tell(paused.id, Settled(paused, asked) if whole else None)
+        self.tx.notify(paused.id, SettledRun(paused, asked) if whole else None)
 
     def _append(self) -> None:
         limits = self.context.limits if self.context else CheckpointLimits()
@@ -314,8 +314,8 @@ class _Change:
             environment=run.environment,
             metadata={"error_type": run.error.type if run.error else None},
         )
-        tx.tell(
-            run.id, Settled(replace(self.run, visited_steps=told, owner=None, updated_at=tx.at, completed_at=tx.at))
+        tx.notify(
+            run.id, SettledRun(replace(self.run, visited_steps=told, owner=None, updated_at=tx.at, completed_at=tx.at))
         )
 
 

@@ -56,7 +56,7 @@ class Worker:
 
     def run(self) -> None:
         """Work until ``stop``. Steps that are under way are finished first."""
-        with self.store.notices.calling(DUE, lambda run_id: self._add(str(run_id))):
+        with self.store.notifier.listen(DUE, lambda run_id: self._add(str(run_id))):
             asyncio.run(self._work())
 
     def stop(self) -> None:

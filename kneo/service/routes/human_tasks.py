@@ -15,10 +15,10 @@ from kneo.service.auth import require
 from kneo.service.context import LegacyClient, Service, ServiceDep
 from kneo.service.router import JsonResponse, Router, responds
 from kneo.service.routes.inbox import HumanAnswer
-from kneo.service.run_news import answered
 from kneo.service.task_acts import read_answer
 from kneo.service.task_detail import task_detail
 from kneo.service.task_query import task_page
+from kneo.service.waiting import answered
 from kneo.service.wire import Json
 from kneo.tasks.inbox import decide
 
@@ -93,7 +93,7 @@ async def resume_human_task(
     continuation_id: str, body: HumanResume, service: ServiceDep, published: LegacyClient, principal: Writer
 ) -> Response:
     """Answer a task; the answer is durable before the run goes on."""
-    task, found = await answered(service.news, partial(_decided, continuation_id, body, service, principal))
+    task, found = await answered(service.changes, partial(_decided, continuation_id, body, service, principal))
     return JsonResponse(wire.human_resumed(found.run, task, found.task, published=published))
 
 

@@ -16,10 +16,10 @@ from kneo.runtime.engine.wait import find_run
 from kneo.service import responses, task_acts, wire
 from kneo.service.auth import require
 from kneo.service.context import LegacyClient, ServiceDep
+from kneo.service.event_streams import task_events
 from kneo.service.router import JsonResponse, Router, responds
-from kneo.service.run_news import answered
-from kneo.service.task_news import task_events
 from kneo.service.task_stats import task_stats
+from kneo.service.waiting import answered
 from kneo.service.wire import Json
 from kneo.store import task_feed, task_statistics
 
@@ -203,7 +203,7 @@ async def put_input(
         limit = service.settings.limits.human_content_chars
         return task_acts.put_in(service.store, run_id, body.model_dump(), actor=principal.name, limit=limit)
 
-    task, found = await answered(service.news, put)
+    task, found = await answered(service.changes, put)
     return JsonResponse(wire.human_resumed(found.run, task, found.task, published=published))
 
 
@@ -226,4 +226,4 @@ async def stream(
     """Follow the inbox, from now on or from after an event that was seen: each event once, in the same order for all."""
     cursor = await run_in_threadpool(task_feed.find_cursor, service.store, last_event_id)
     heartbeat = service.settings.http.stream_heartbeat_seconds
-    return service.streams.answer(task_events(service.news, cursor, heartbeat=heartbeat), principal.name)
+    return service.streams.answer(task_events(service.changes, cursor, heartbeat=heartbeat), principal.name)

@@ -19,8 +19,8 @@ from kneo.runtime.engine.wait import find_run, open_tasks
 from kneo.service import responses, wire
 from kneo.service.auth import require
 from kneo.service.context import LegacyClient, Service, ServiceDep
+from kneo.service.event_streams import run_events
 from kneo.service.router import Router, responds
-from kneo.service.run_news import run_events
 from kneo.service.wire import Json
 from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.coverage.policy_report import policy_report
@@ -149,5 +149,5 @@ async def stream_run_events(
     await run_in_threadpool(find_run, service.store, run_id)
     seen = last_event_id if last_event_id is not None else after
     heartbeat = service.settings.http.stream_heartbeat_seconds
-    events = run_events(service.news, run_id, seen, heartbeat=heartbeat, published=published)
+    events = run_events(service.changes, run_id, seen, heartbeat=heartbeat, published=published)
     return service.streams.answer(events, principal.name)

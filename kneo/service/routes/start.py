@@ -26,7 +26,7 @@ from kneo.service import responses, wire
 from kneo.service.auth import require
 from kneo.service.context import LegacyClient, Service, ServiceDep
 from kneo.service.router import JsonResponse, Router, responds
-from kneo.service.run_news import SYNC_SECONDS, begun
+from kneo.service.waiting import SYNC_SECONDS, begun
 from kneo.store import audit
 from kneo.store.engine import Tx
 
@@ -164,7 +164,7 @@ def _spec(order: SpecSelection, bundle: str | None, service: Service) -> Mapping
 
 async def _answer(service: Service, begin: Callable[[], Run], wait: timedelta, *, published: bool) -> Response:
     """Begin, then wait: many may wait at once, and a thread is too much to spend on that."""
-    found = await begun(service.news, begin, wait.total_seconds())
+    found = await begun(service.changes, begin, wait.total_seconds())
     answer = wire.run_created(found.run, found.task, published=published)
     return JsonResponse(answer, 202 if found.run.status is RunStatus.RUNNING else 200)
 

@@ -13,13 +13,13 @@ from kneo.api.context import Principal
 from kneo.errors import Invalid, KneoError, NotFound
 from kneo.records.run import Run
 from kneo.records.task import HumanTask
-from kneo.runtime.engine.wait import Settled, as_it_is
+from kneo.runtime.engine.wait import SettledRun, read_settled_run
 from kneo.service import requirements, responses, wire
 from kneo.service.auth import require
 from kneo.service.context import LegacyClient, Service, ServiceDep
 from kneo.service.router import JsonResponse, Router, responds
-from kneo.service.run_news import answered, taken
 from kneo.service.task_acts import MAX_BATCH, read_answer
+from kneo.service.waiting import answered, taken
 from kneo.service.wire import Json
 from kneo.store.idempotency import AlreadyExecuted
 from kneo.tasks.inbox import decide
@@ -80,10 +80,10 @@ async def continue_workflow_run(
         return _put(workflow_id, run_id, body, service, principal, refused)
 
     if body.background:
-        task = await taken(service.news, put)
-        found = await run_in_threadpool(as_it_is, service.store, run_id)
+        task = await taken(service.changes, put)
+        found = await run_in_threadpool(read_settled_run, service.store, run_id)
     else:
-        task, found = await answered(service.news, put)
+        task, found = await answered(service.changes, put)
     return JsonResponse(_told(task, found, refused, published=published))
 
 
@@ -91,7 +91,7 @@ def _put(
     workflow_id: str, run_id: str, body: ContinueRun, service: Service, principal: Principal, refused: list[Json]
 ) -> HumanTask:
     """Take every answer that fits; return the last question that was answered."""
-    found = as_it_is(service.store, run_id)
+    found = read_settled_run(service.store, run_id)
     run, waiting = found.run, found.tasks
     if workflow_id not in {run.workflow_name, run.agent_name} or body.session_id not in {None, _session(run)}:
         msg = f"There is no run {run_id} of the workflow {workflow_id[:80]}{' in this session' if body.session_id else ''}."
@@ -117,7 +117,7 @@ def _session(run: Run) -> object:
     return run.metadata.get("session_id")
 
 
-def _told(task: HumanTask, found: Settled, refused: list[Json], *, published: bool) -> Json:
+def _told(task: HumanTask, found: SettledRun, refused: list[Json], *, published: bool) -> Json:
     answer = wire.human_resumed(found.run, task, found.task, published=published)
     return answer | {
         "workflow_id": found.run.workflow_name,

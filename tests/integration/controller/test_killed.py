@@ -38,7 +38,7 @@ from kneo.clock import SystemClock
 from kneo.errors import Transient
 from kneo.store import requests
 from kneo.store.migrate import open_store
-from kneo.store.notifier import ANYTHING
+from kneo.store.notifier import ANY_COMMIT
 
 url, folder, mirrors, pin, how, at = sys.argv[1:]
 store = open_store(url, SystemClock())
@@ -62,7 +62,7 @@ def after_write(connection, cursor, statement, parameters, context, executemany)
 
 event.listen(store.engine, "after_cursor_execute", after_write)
 try:
-    with store.notices.calling(ANYTHING, lambda _: moment()):
+    with store.notifier.listen(ANY_COMMIT, lambda _: moment()):
         reconciler = Reconciler(store, Mirror(folder, "main", Path(mirrors)), pin, channels=("webhook",))
         reconciler.reconcile(Lease("controller", "child", fence))
     print("done", count)

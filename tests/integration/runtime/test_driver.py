@@ -16,7 +16,7 @@ from kneo.clock import SystemClock
 from kneo.records.run import RunStatus
 from kneo.records.task import TaskStatus
 from kneo.runtime.engine.cancel import cancel_run
-from kneo.runtime.engine.wait import Settled
+from kneo.runtime.engine.wait import SettledRun
 from kneo.store import runs
 from kneo.store.migrate import open_store
 from kneo.tasks.inbox import find
@@ -74,13 +74,13 @@ ASKED = {"id": "q", "kind": "human", "ref": "ann"}
 def test_what_is_told_of_a_run_that_is_let_go_is_what_stands_in_the_database(engine: Engine, last: str) -> None:
     run = engine.start({"type": "sequential", "steps": [step("later"), ASKED, step(last)]})
     told: list[object] = []
-    with engine.store.notices.calling(run.id, told.append):
+    with engine.store.notifier.listen(run.id, told.append):
         waiting = engine.drive(run)
-        assert _plain(told.pop()) == _plain(Settled(waiting, engine.open(waiting)))
+        assert _plain(told.pop()) == _plain(SettledRun(waiting, engine.open(waiting)))
         engine.answer(engine.open(run)[0], "approved")
         assert not told
         ended = engine.drive(run)
-        assert _plain(told.pop()) == _plain(Settled(ended))
+        assert _plain(told.pop()) == _plain(SettledRun(ended))
         assert not told
 
 
@@ -88,7 +88,7 @@ def test_of_a_run_that_asks_more_than_was_asked_just_now_only_is_told_that_there
     branches = [{"id": f"b{n}", "kind": "steps", "steps": [ASKED, ASKED | {"id": "again"}]} for n in range(2)]
     run = engine.run({"type": "concurrent", "participants": branches})
     told: list[object] = []
-    with engine.store.notices.calling(run.id, told.append):
+    with engine.store.notifier.listen(run.id, told.append):
         engine.answer(engine.open(run)[0], "approved")
         engine.drive(run)
     assert told == [None]
@@ -96,13 +96,14 @@ def test_of_a_run_that_asks_more_than_was_asked_just_now_only_is_told_that_there
 
 def test_whoever_waits_is_told_of_a_run_that_was_cancelled(engine: Engine) -> None:
     run = engine.run({"type": "sequential", "steps": [ASKED]})
-    with engine.store.notices.listening(run.id) as news:
+    told: list[object] = []
+    with engine.store.notifier.listen(run.id, told.append):
         cancel_run(engine.store, run.id, actor="bob")
-        assert news.is_set()
+        assert told == [None]
 
 
 def _plain(told: object) -> object:
-    assert isinstance(told, Settled)
+    assert isinstance(told, SettledRun)
     return json.loads(json.dumps(asdict(told)))
 
 
