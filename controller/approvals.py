@@ -11,14 +11,12 @@ from kneo.digest import Digest, digest_of_json
 from kneo.errors import KneoError, Untrusted
 from kneo.names import person_key
 from kneo.records.release import ApprovalRecord
-from kneo.trust.about import DecisionSubject
 from kneo.trust.approvals import CLOCK_SKEW, verify_approval, verify_recorded_approval
-from kneo.trust.dsse import parse_envelope
+from kneo.trust.dsse import Signer, find_signers, parse_envelope
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
-from kneo.trust.signers import Signer, find_signers
-from kneo.trust.statement import ApprovalDecision, parse_approval
+from kneo.trust.statement import ApprovalDecision, DecisionSubject, parse_approval
 from kneo.trust.verified import VerifiedApproval
 
 GIT = "git"

@@ -13,12 +13,10 @@ from datetime import datetime
 from controller.approvals import committed_records, count_votes, role_members
 from controller.preview import Json, PlanInputs, TrustConfig, describe_plan, establish_trust
 from controller.registry_state import DecisionTrust, RegistryState, Served
-from controller.source.commit import Commit
-from controller.source.snapshot import SourceSnapshot
-from controller.stages.candidate import Candidate, UnchangedBundle, unchanged_bundle
+from controller.source.snapshot import Commit, SourceSnapshot
 from controller.stages.gates import Evidence
 from controller.stages.load import DeclaredState, Loader, SourceProblem, find_bundles
-from controller.stages.verify import TrustContext, bundle_history, verify
+from controller.stages.verify import Candidate, TrustContext, UnchangedBundle, bundle_history, unchanged_bundle, verify
 from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.records.release import BundleRecord, EnvironmentRecord, Hold, Release, Suspension

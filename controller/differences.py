@@ -14,10 +14,9 @@ from kneo.errors import KneoError
 from kneo.spec.diff.weakening import weakenings
 from kneo.spec.environment import Environment, EnvironmentSpec
 from kneo.spec.windows import next_opening, windows_open
-from kneo.trust.dsse import Envelope, parse_envelope
+from kneo.trust.dsse import Envelope, TrustedKey, find_signers, parse_envelope
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import RootDocument, parse_root
-from kneo.trust.signers import TrustedKey, find_signers
 
 Json = dict[str, object]
 Model = TypeVar("Model", bound=BaseModel)

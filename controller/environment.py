@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from itertools import chain
 
 from controller import metrics
 from controller.approvals import signed_by_known
-from controller.drift import DriftWatch
-from controller.notices import notices_of_changes, notices_of_findings
 from controller.policy_gate import EnvironmentFiles, evaluate_policy_gate
-from controller.registry_cache import RegistryCache
 from controller.registry_state import (
     DecisionTrust,
+    RegistryCache,
     RegistryState,
     Served,
     gather_evidence,
@@ -21,27 +20,95 @@ from controller.registry_state import (
     rules_before,
 )
 from controller.source.snapshot import SourceSnapshot
-from controller.stages.apply import Lease, apply, check_lease, write_report
-from controller.stages.candidate import Candidate
-from controller.stages.evaluation import evaluate_gates, rules_of
-from controller.stages.gates import Allowed, Blocked, CommitTimes, Evidence, GateVerdict, Rules, from_environment
+from controller.stages.apply import Lease, apply, check_lease
+from controller.stages.gates import (
+    Allowed,
+    Blocked,
+    CommitTimes,
+    Evidence,
+    GateVerdict,
+    Rules,
+    evaluate_gates,
+    from_environment,
+    rules_of,
+)
 from controller.stages.load import DeclaredState, SourceProblem, find_bundles
-from controller.stages.outcome import Outcome
 from controller.stages.plan import Action, ReleasePlan, Retire, make_plan
-from controller.stages.report import Findings, report, report_policy, report_problem
-from controller.stages.verify import TrustContext, Verified, verify
+from controller.stages.report import (
+    Drift,
+    Findings,
+    Outcome,
+    notices_of_changes,
+    notices_of_findings,
+    report,
+    report_policy,
+    report_problem,
+    write_report,
+)
+from controller.stages.verify import Candidate, TrustContext, Verified, verify
 from controller.verification_cache import VerificationCache
 from kneo import registry
-from kneo.digest import digest_of
-from kneo.errors import Transient
+from kneo.digest import Digest, digest_of
+from kneo.errors import KneoError, Transient
 from kneo.notify import outbox
-from kneo.records.release import EnvironmentRecord, Promotion, PromotionKind
+from kneo.records.release import EnvironmentRecord, Promotion, PromotionKind, Release
 from kneo.registry import ReleaseChange
 from kneo.spec.environment import Environment
 from kneo.spec.windows import windows_open
 from kneo.store import releases
 from kneo.store.engine import Store, Tx, lock_table
 from kneo.trust.keys import PublicKey
+
+DRIFT_INTERVAL = timedelta(minutes=10)
+"""How often everything that is served is looked at again when nothing else is a reason to."""
+
+
+class DriftWatch:
+    """Looks when trust or rules changed, and every so often; remembers what it found in between."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[Digest, datetime, tuple[Drift, ...]]] = {}
+
+    def due(self, now: datetime) -> bool:
+        """Say whether it is time to look again without another reason."""
+        return any(now >= looked + DRIFT_INTERVAL for _, looked, _ in self._seen.values())
+
+    def look(
+        self,
+        tx: Tx,
+        environment: Environment,
+        trust: TrustContext,
+        served: Mapping[str, Release],
+        *,
+        fresh: Collection[str],
+    ) -> tuple[Drift, ...]:
+        """Say what is wrong with what an environment serves.
+
+        Args:
+            tx: An open transaction.
+            environment: Its file.
+            trust: What is believed.
+            served: What it serves.
+            fresh: Digests that were verified and written in this very transaction; they are not looked at again.
+        """
+        epoch = trust.epoch(environment)
+        known = self._seen.get(environment.name)
+        if known is None or known[0] != epoch or trust.now >= known[1] + DRIFT_INTERVAL:
+            older = {name: release for name, release in served.items() if release.digest not in fresh}
+            known = (epoch, trust.now, tuple(find_drift(tx, environment, trust, older)))
+            self._seen[environment.name] = known
+        return tuple(item for item in known[2] if item.bundle in served and served[item.bundle].digest == item.digest)
+
+
+def find_drift(tx: Tx, environment: Environment, trust: TrustContext, served: Mapping[str, Release]) -> list[Drift]:
+    """Hash and verify everything an environment serves, as the runtime would before running it."""
+    found = []
+    for name, release in sorted(served.items()):
+        try:
+            registry.check_served(releases.bundle(tx, release.digest), release, environment, trust.root, trust.hmac_key)
+        except KneoError as error:
+            found.append(Drift(name, release.digest, error.code, error.message))
+    return found
 
 
 @dataclass(frozen=True)

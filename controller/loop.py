@@ -13,7 +13,7 @@ from controller import metrics
 from controller.reconcile import Reconciler, ReconcileResult
 from controller.source_tracker import UNREACHABLE
 from controller.stages.apply import Lease
-from controller.stages.outcome import Ready, Reconciling
+from controller.stages.report import Ready, Reconciling
 from kneo.clock import monotonic, new_id
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.store import requests

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from controller.commit_signatures import check_history
 from controller.differences import policy_difference, trust_difference, window_state
 from controller.policy_gate import environment_files, evaluate_policy_gate, root_threshold
 from controller.registry_state import (
@@ -20,16 +19,23 @@ from controller.registry_state import (
     read_registry,
     rules_before,
 )
-from controller.source.commit import Commit
 from controller.source.mirror import Mirror
-from controller.source.snapshot import SourceSnapshot
-from controller.stages.candidate import Candidate
-from controller.stages.evaluation import evaluate_gates, rules_of
-from controller.stages.gates import Allowed, Blocked, Evidence, GateVerdict
+from controller.source.snapshot import Commit, SourceSnapshot
+from controller.source_tracker import check_history
+from controller.stages.gates import Allowed, Blocked, Evidence, GateVerdict, evaluate_gates, rules_of
 from controller.stages.load import DeclaredState, SourceProblem, find_bundle, in_order, load, removed
 from controller.stages.plan import Action, Retire, kind_of, make_plan, name_of
 from controller.stages.report import further_gates
-from controller.stages.verify import Rejection, TrustContext, Verified, root_before, root_in_force, verify, verify_trust
+from controller.stages.verify import (
+    Candidate,
+    Rejection,
+    TrustContext,
+    Verified,
+    root_before,
+    root_in_force,
+    verify,
+    verify_trust,
+)
 from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from controller import metrics
 from controller.environment import EnvironmentReconciler, ReconcileContext
 from controller.policy_gate import environment_files, root_threshold
 from controller.preview import TrustConfig, preview
-from controller.rebuild import CommitCalendar
-from controller.registry_cache import RegistryCache
-from controller.registry_state import RegistryState, Served, is_retired, read_registry
+from controller.registry_state import RegistryCache, RegistryState, Served, is_retired, read_registry
 from controller.rollback import parse_rollback, roll_back
 from controller.source.mirror import Mirror
 from controller.source.snapshot import SourceSnapshot
 from controller.source_tracker import UNREACHABLE, SourceTracker
-from controller.stages.apply import Lease, check_lease, write_report
+from controller.stages.apply import Lease, check_lease
 from controller.stages.gates import CommitTimes
 from controller.stages.load import DeclaredState, Loader, SourceProblem, in_order, removed
-from controller.stages.outcome import Outcome, Ready, Stalled
-from controller.stages.report import report_problem
+from controller.stages.report import Outcome, Ready, Stalled, report_problem, write_report
 from controller.stages.verify import TrustContext, root_before, verify_trust
 from kneo import registry
 from kneo.digest import Digest
@@ -32,6 +30,45 @@ from kneo.store.engine import Store, Tx
 from kneo.store.requests import ControllerRequest
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
+
+
+@dataclass
+class CommitCalendar:
+    """Since when environments served what they serve, by the dates of the commits that were replayed so far.
+
+    Args:
+        now: No commit is taken to be later than this.
+    """
+
+    now: datetime
+    _at: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+    _since: dict[tuple[str, str], datetime] = field(default_factory=dict)
+
+    def begin(self, commit: SourceSnapshot, following: SourceSnapshot | None) -> CommitTimes:
+        """Come to a commit.
+
+        Args:
+            commit: It.
+            following: The one after it; None for the newest.
+        """
+        self._at = max(self._at, self._date(commit))
+        until = max(self._at, self._date(following)) if following is not None else self.now
+        return CommitTimes(since=dict(self._since), at=self._at, until=until)
+
+    def end(self, after: Served) -> None:
+        """Note what is served now."""
+        self._since = {
+            (environment, release.digest): self._since.get((environment, release.digest), self._at)
+            for environment, served in after.items()
+            for release in served.values()
+        }
+
+    def _date(self, commit: SourceSnapshot) -> datetime:
+        # A commit without a readable date is as late as can be: nothing was served for long because of it.
+        if commit.committed_at is None:
+            return self.now
+        return min(self.now, datetime.fromtimestamp(commit.committed_at, UTC))
+
 
 log = logging.getLogger("kneo.controller")
 

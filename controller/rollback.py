@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from controller.approvals import ApprovalVote
-from controller.notices import notices_of_changes
 from controller.registry_state import DecisionTrust, gather_evidence, served_by
 from controller.stages.apply import Lease, apply, check_lease
-from controller.stages.candidate import candidate_of
-from controller.stages.evaluation import evaluate_gates, rules_of
-from controller.stages.gates import ROLLBACK_GATES, Allowed, Evidence
+from controller.stages.gates import ROLLBACK_GATES, Allowed, Evidence, evaluate_gates, rules_of
 from controller.stages.plan import ReleasePlan, Rollback
-from controller.stages.verify import TrustContext, check_spec
+from controller.stages.report import notices_of_changes
+from controller.stages.verify import TrustContext, candidate_of, check_spec
 from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Conflict, NotFound

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from controller.stages.candidate import UnchangedBundle, unchanged_bundle
-from controller.stages.verify import Verified
+from controller.stages.verify import UnchangedBundle, Verified, unchanged_bundle
 from kneo.digest import Digest
 from kneo.errors import KneoError
 from kneo.records.release import Release

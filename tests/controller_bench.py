@@ -29,12 +29,10 @@ from kneo.records.release import ConditionType, Pending, Release
 from kneo.store import audit, releases, requests, runs
 from kneo.store.engine import Store
 from kneo.store.tables import metadata
-from kneo.trust.about import rewrite_subject
-from kneo.trust.dsse import serialise, sign
+from kneo.trust.dsse import TrustedKey, serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
-from kneo.trust.signers import TrustedKey
-from kneo.trust.statement import ApprovalDecision, build_approval
+from kneo.trust.statement import ApprovalDecision, build_approval, rewrite_subject
 
 
 class Bench:

@@ -18,10 +18,10 @@ from kneo.errors import Usage
 from kneo.settings import from_env
 from kneo.spec.reading.reader import read_json
 from kneo.trust.answer import ReviewerKeys
+from kneo.trust.dsse import TrustedKey
 from kneo.trust.keys import PEM_BYTES, PublicKey
-from kneo.trust.receipt_chain import check_receipts, verdict_json
-from kneo.trust.receipt_file import LIMITS, read_receipts, wrap_envelope
-from kneo.trust.signers import TrustedKey
+from kneo.trust.receipt import LIMITS, read_receipts, wrap_envelope
+from kneo.trust.receipt_check import check_receipts, verdict_json
 
 app = typer.Typer(no_args_is_help=True)
 

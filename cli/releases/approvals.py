@@ -24,12 +24,18 @@ from kneo.digest import Digest
 from kneo.errors import KneoError, NotFound, Untrusted, Usage
 from kneo.spec.diff import diff
 from kneo.spec.reading.load import load_tree
-from kneo.trust.about import DecisionSubject, rewrite_subject
 from kneo.trust.dsse import parse_envelope, serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
 from kneo.trust.reading import read_record
-from kneo.trust.statement import ApprovalDecision, BundleStatement, build_approval, parse_bundle
+from kneo.trust.statement import (
+    ApprovalDecision,
+    BundleStatement,
+    DecisionSubject,
+    build_approval,
+    parse_bundle,
+    rewrite_subject,
+)
 from kneo.trust.verify import parse_bundle_path
 
 

@@ -33,8 +33,8 @@ from kneo.settings import Settings, from_env
 from kneo.spec.environment import parse_environment
 from kneo.spec.lint import check
 from kneo.spec.reading.load import load_spec
+from kneo.trust.dsse import TrustedKey
 from kneo.trust.keys import PrivateKey
-from kneo.trust.signers import TrustedKey
 from kneo.trust.statement import ApprovalDecision, BundleSource
 
 VERSION = "1.0.0"

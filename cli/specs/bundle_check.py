@@ -16,8 +16,8 @@ from kneo.errors import KneoError, NotFound, Untrusted
 from kneo.settings import Settings
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
-from kneo.trust.rule import SignatureRule, SignatureTerms
 from kneo.trust.statement import BundleStatement
+from kneo.trust.verified import SignatureRule, SignatureTerms
 from kneo.trust.verify import VerificationStep, bundle_path, parse_bundle_path, verification_steps
 
 DEFAULT_TERMS = SignatureRule(roles=("release",))

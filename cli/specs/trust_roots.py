@@ -15,7 +15,7 @@ from pathlib import Path
 from cli.files import read_bytes, write_whole
 from kneo.digest import Digest
 from kneo.errors import Conflict, Invalid, NotFound, Untrusted
-from kneo.trust.dsse import Envelope, add_signature, parse_envelope, serialise
+from kneo.trust.dsse import Envelope, TrustedKey, add_signature, parse_envelope, serialise
 from kneo.trust.keys import KeyId, PrivateKey
 from kneo.trust.root import (
     ROOT_BYTES,
@@ -29,7 +29,6 @@ from kneo.trust.root import (
     verify_chain,
 )
 from kneo.trust.root_edit import EVERYTHING, first_root, next_root
-from kneo.trust.signers import TrustedKey
 
 FIRST_ROLES = (ROOT_ROLE, "release", "approver")
 

@@ -26,9 +26,8 @@ from typing import Protocol
 
 from controller import metrics
 from controller.source.address import RepositoryAddress, redact
-from controller.source.bounded import Bounds, Finished, SaidTooMuch, TookTooLong, run_bounded
 from controller.source.credentials import git_environment, git_options
-from controller.source.limits import SourceLimits
+from controller.source.limits import Bounds, Finished, SaidTooMuch, SourceLimits, TookTooLong, run_bounded
 from kneo.errors import Invalid, Transient
 from kneo.settings import GitCredentials
 

@@ -19,14 +19,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from controller import metrics
-from controller.source.address import RepositoryAddress, parse_address, redact
-from controller.source.commit import ID, Commit, parse_commit
+from controller.source.address import RepositoryAddress, check_ref, full_ref, parse_address, redact, short_ref
 from controller.source.credentials import ASKPASS, write_askpass
 from controller.source.git import Git, MirrorDamaged, Tokens, check_version
 from controller.source.limits import SourceLimits
 from controller.source.objects import ObjectReader
-from controller.source.refs import check_ref, full_ref, short_ref
-from controller.source.snapshot import Blob, SourceSnapshot
+from controller.source.snapshot import ID, Blob, Commit, SourceSnapshot, parse_commit
 from controller.source.tree import FOLDERS, Folder, all_files, our_folders, read_folders, too_large
 from kneo.clock import Clock, SystemClock, isoformat, parse_time
 from kneo.errors import Conflict, Invalid, Transient

@@ -2,11 +2,77 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kneo.errors import NotFound
+from kneo.errors import Invalid, NotFound
+
+ID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_SIGNATURE = b"gpgsig"
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit, with whatever signature it carries and nothing said about whose that is."""
+
+    id: str
+    tree: str
+    parents: frozenset[str]
+    at: int | None
+    """When its committer says it was made, Unix time."""
+
+    signature: bytes | None
+    signed: bytes
+    """What a signature has to be about: the commit without it."""
+
+
+def parse_commit(commit: str, content: bytes) -> Commit:
+    """Read a commit object.
+
+    Raises:
+        Invalid: ``UnsafeTree``: it names no tree, or carries more than one signature.
+    """
+    head, gap, message = content.partition(b"\n\n")
+    fields, signatures = _fields(head)
+    trees = [value.decode("ascii", "replace") for name, value in fields if name == b"tree"]
+    if len(trees) != 1 or not ID.fullmatch(trees[0]):
+        raise _odd(commit, "names no tree")
+    if len(signatures) > 1:
+        raise _odd(commit, "carries more than one signature")
+    kept = b"\n".join(name + b" " + value.replace(b"\n", b"\n ") for name, value in fields)
+    return Commit(
+        id=commit,
+        tree=trees[0],
+        parents=frozenset(value.decode("ascii", "replace") for name, value in fields if name == b"parent"),
+        at=_time(next((value for name, value in fields if name == b"committer"), b"")),
+        signature=signatures[0] if signatures else None,
+        signed=kept + gap + message,
+    )
+
+
+def _fields(head: bytes) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
+    """Take the headers apart; a line that begins with a space goes on with the one before."""
+    found: list[tuple[bytes, bytes]] = []
+    for line in head.split(b"\n"):
+        if line.startswith(b" ") and found:
+            name, value = found[-1]
+            found[-1] = name, value + b"\n" + line[1:]
+        else:
+            name, _, value = line.partition(b" ")
+            found.append((name, value))
+    signatures = [value for name, value in found if name.startswith(_SIGNATURE)]
+    return [item for item in found if not item[0].startswith(_SIGNATURE)], signatures
+
+
+def _time(committer: bytes) -> int | None:
+    said = committer.split(b" ")[-2:-1]
+    return int(said[0]) if said and said[0].isdigit() and len(said[0]) < 12 else None
+
+
+def _odd(commit: str, why: str) -> Invalid:
+    return Invalid(f"The commit {commit} {why}.", code="UnsafeTree", hint="Name a branch.")
 
 
 class BlobReader(Protocol):

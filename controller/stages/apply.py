@@ -8,10 +8,9 @@ from typing import assert_never
 
 from controller.stages.gates import Allowed
 from controller.stages.plan import Action, Promote, Retire, Rollback, kind_of
-from controller.stages.report import EnvironmentReport
 from kneo import registry
 from kneo.errors import Transient
-from kneo.records.release import Pending, Promotion
+from kneo.records.release import Promotion
 from kneo.registry import BundlePromotion, ReleaseChange
 from kneo.store import requests
 from kneo.store.engine import Tx
@@ -53,15 +52,3 @@ def apply(
             case _:
                 assert_never(action)
     return (*retired, *registry.promote(tx, environment, serving))
-
-
-def write_report(tx: Tx, environment: str, report: EnvironmentReport, *, revision: str) -> tuple[Pending, ...]:
-    """Record what a pass found out, and return what waits or is refused now and did not before.
-
-    Writes nothing that is known already.
-    """
-    news: tuple[Pending, ...] = ()
-    if report.pending is not None:
-        news = registry.report_pending(tx, environment, report.pending, revision=revision)
-    registry.report_conditions(tx, registry.environment_subject(environment), report.conditions)
-    return news

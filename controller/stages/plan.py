@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from controller.stages.candidate import Candidate, UnchangedBundle, unchanged_bundle
+from controller.stages.verify import Candidate, UnchangedBundle, unchanged_bundle
 from kneo.records.release import BundleRecord, PromotionKind, Release
 from kneo.trust.verified import UNSEQUENCED
 

@@ -2,17 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from controller.stages.gates import Blocked
+from controller.stages.gates import Allowed, Blocked
 from controller.stages.load import SourceProblem
-from controller.stages.outcome import Outcome, Ready, Reconciling, Stalled
 from controller.stages.plan import Action, Retire, kind_of, name_of, version_of
 from controller.stages.verify import Rejection
+from kneo import registry
 from kneo.digest import Digest
-from kneo.records.release import Condition, ConditionType, Pending, PendingGate, also_closed
+from kneo.notify.outbox import Notice
+from kneo.records.release import Condition, ConditionType, Pending, PendingGate, PromotionKind, Release, also_closed
 from kneo.spec.environment import Environment
+from kneo.store.engine import Tx
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What Git declares is what the registry serves."""
+
+    changed: int
+    state: ClassVar[str] = "Ready"
+
+
+@dataclass(frozen=True)
+class Reconciling:
+    """Something has to happen first: a person, a window, time. Worth looking again."""
+
+    reason: str
+    message: str
+
+    @property
+    def state(self) -> str:
+        """The word for it in one cell of a table."""
+        return self.reason
+
+
+@dataclass(frozen=True)
+class Stalled:
+    """Only a change of what Git declares can help; looking again without one is useless."""
+
+    reason: str
+    message: str
+
+    @property
+    def state(self) -> str:
+        """The word for it in one cell of a table."""
+        return self.reason
+
+
+Outcome = Ready | Reconciling | Stalled
+
 
 HELD = "Held"
 
@@ -202,3 +243,77 @@ def further_gates(verdict: Blocked) -> tuple[PendingGate, ...]:
 
 def _condition(kind: ConditionType, status: bool, reason: str, message: str, revision: str) -> Condition:
     return Condition(type=kind, status=status, reason=reason, message=message, revision=revision)
+
+
+PHASES = {
+    PromotionKind.PROMOTE: "promoted",
+    PromotionKind.ROLLBACK: "rolled_back",
+    PromotionKind.RETIRE: "retired",
+}
+
+
+def notices_of_changes(
+    environment: str, revision: str, at: str, done: Iterable[tuple[Action, Allowed]], why: str = ""
+) -> Iterator[Notice]:
+    """Tell what happened.
+
+    Args:
+        environment: Where.
+        revision: The commit.
+        at: When.
+        done: What.
+        why: The words of whoever asked for it by hand.
+    """
+    for action, _ in done:
+        yield Notice(
+            environment=environment,
+            bundle=name_of(action),
+            version=version_of(action),
+            digest=action.current.digest if isinstance(action, Retire) else action.bundle.digest,
+            phase=PHASES[kind_of(action)],
+            reason="",
+            message=why,
+            revision=revision,
+            at=at,
+        )
+
+
+def notices_of_findings(
+    environment: str, revision: str, news: Iterable[Pending], drift: Iterable[Drift], served: Mapping[str, Release]
+) -> Iterator[Notice]:
+    """Tell what waits now, what was refused, and what is served and should not be."""
+    for found in drift:
+        yield Notice(
+            environment=environment,
+            bundle=found.bundle,
+            version=served[found.bundle].version,
+            digest=found.digest,
+            phase="drifted",
+            reason=found.reason,
+            message=found.message,
+            revision=revision,
+        )
+    for item in news:
+        yield Notice(
+            environment=environment,
+            bundle=item.bundle,
+            version=item.version,
+            digest=item.digest,
+            phase="refused" if item.gate == "verify" else "waiting",
+            reason=item.reason,
+            message=item.message,
+            revision=revision,
+            who=item.who,
+        )
+
+
+def write_report(tx: Tx, environment: str, report: EnvironmentReport, *, revision: str) -> tuple[Pending, ...]:
+    """Record what a pass found out, and return what waits or is refused now and did not before.
+
+    Writes nothing that is known already.
+    """
+    news: tuple[Pending, ...] = ()
+    if report.pending is not None:
+        news = registry.report_pending(tx, environment, report.pending, revision=revision)
+    registry.report_conditions(tx, registry.environment_subject(environment), report.conditions)
+    return news

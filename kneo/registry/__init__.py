@@ -4,8 +4,7 @@ The controller writes here, the runtime reads here, and they meet nowhere else. 
 transaction that the caller opens, together with its audit event.
 """
 
-from kneo.registry.check import check_served, spec_in
-from kneo.registry.decide import (
+from kneo.registry.decisions import (
     UnsignedDecision,
     decision_reason,
     hold,
@@ -19,7 +18,6 @@ from kneo.registry.decide import (
     unhold,
     unsuspend,
 )
-from kneo.registry.open_tasks import OpenTasks, open_tasks
 from kneo.registry.policy import change_policy, policy_in_force
 from kneo.registry.record import (
     CONTROLLER,
@@ -34,8 +32,17 @@ from kneo.registry.record import (
     retire,
     update_signatures,
 )
-from kneo.registry.serve import ResolvedRelease, check_not_retired, declared, is_followed, resolve, trust_root
-from kneo.registry.status import EnvironmentStatus, find_status, status, statuses
+from kneo.registry.resolve import (
+    ResolvedRelease,
+    check_not_retired,
+    check_served,
+    declared,
+    is_followed,
+    resolve,
+    spec_in,
+    trust_root,
+)
+from kneo.registry.status import EnvironmentStatus, OpenTasks, find_status, open_tasks, status, statuses
 
 __all__ = [
     "CONTROLLER",

@@ -22,7 +22,7 @@ from kneo.records.release import (
 )
 from kneo.records.run import Run
 from kneo.registry.record import environment_subject
-from kneo.registry.serve import declared
+from kneo.registry.resolve import declared
 from kneo.store import approvals, audit, receipts, releases, runs
 from kneo.store.engine import Tx
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kneo.names import check_environment_name
-from kneo.registry.serve import declared
+from kneo.registry.resolve import declared
 from kneo.spec.policy_flags import PolicyFlags, strictest
 from kneo.store import audit, policies, releases
 from kneo.store.engine import Tx

@@ -22,10 +22,9 @@ from kneo.spec.environment import Approvals
 from kneo.store import approvals, idempotency, releases, requests, sources
 from kneo.store.engine import Store, Tx
 from kneo.store.service_key import service_key
-from kneo.trust.about import rewrite_subject
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.root import TrustRoot
-from kneo.trust.statement import ApprovalDecision, parse_approval
+from kneo.trust.statement import ApprovalDecision, parse_approval, rewrite_subject
 
 POLICY = "policy"
 """What kind of change an environment file that waits is."""

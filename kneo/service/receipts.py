@@ -21,8 +21,8 @@ from kneo.trust.answer import ReviewerKeys
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PublicKey
-from kneo.trust.receipt_chain import check_receipts, verdict_json
-from kneo.trust.receipt_file import find_receipts
+from kneo.trust.receipt import find_receipts
+from kneo.trust.receipt_check import check_receipts, verdict_json
 
 
 def receipt_of_task(store: Store, task_id: str) -> Json:

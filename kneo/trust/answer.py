@@ -15,11 +15,10 @@ from pydantic import Field
 
 from kneo.digest import Digest, digest_of, digest_of_json
 from kneo.errors import Invalid, Untrusted
-from kneo.trust.dsse import Envelope
+from kneo.trust.dsse import Envelope, TrustedKey, find_signers, is_same
 from kneo.trust.intoto import PAYLOAD_TYPE, read_statement, write_statement
 from kneo.trust.keys import KeyId
 from kneo.trust.reading import DigestText, SignedRecord, Time, read_record
-from kneo.trust.signers import TrustedKey, find_signers, is_same
 
 ANSWER_TYPE = "urn:kneo:attestation:answer:v1"
 

@@ -7,11 +7,10 @@ from datetime import datetime, timedelta
 
 from kneo.digest import Digest
 from kneo.errors import Invalid, Untrusted
-from kneo.trust.dsse import Envelope, parse_envelope
+from kneo.trust.dsse import Envelope, Signer, TrustedKey, find_signers, parse_envelope
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
-from kneo.trust.signers import Signer, TrustedKey, find_signers
 from kneo.trust.statement import ApprovalDecision, ApprovalPredicate, parse_approval
 from kneo.trust.verified import SEAL, VerifiedApproval
 

@@ -17,12 +17,10 @@ from datetime import datetime
 
 from kneo.digest import digest_of
 from kneo.errors import Invalid, Untrusted
-from kneo.trust.dsse import ENVELOPE_BYTES
+from kneo.trust.dsse import ENVELOPE_BYTES, Signer
 from kneo.trust.keys import KeyId
 from kneo.trust.reading import NAME, VERSION, read_strict
-from kneo.trust.rule import HMAC, SignatureTerms
-from kneo.trust.signers import Signer
-from kneo.trust.verified import SEAL, UNSEQUENCED, VerifiedBundle
+from kneo.trust.verified import HMAC, SEAL, UNSEQUENCED, SignatureTerms, VerifiedBundle
 
 KIND = "kneo.spec.bundle"
 FORMAT = "v1"

@@ -3,39 +3,163 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 
 from pydantic import JsonValue
 
 from kneo.digest import Digest, digest_of
 from kneo.errors import Invalid, KneoError
 from kneo.spec.reading.reader import read_json
-from kneo.trust.answer import ReviewerKeys
-from kneo.trust.dsse import Envelope
+from kneo.trust.answer import CLOCKS_DIFFER, AnswerStatement, ReviewerKeys, SignedAnswer, check_signer, open_answer
+from kneo.trust.dsse import Envelope, TrustedKey, find_signers, folded, is_same
 from kneo.trust.intoto import PAYLOAD_TYPE, STATEMENT_TYPE
 from kneo.trust.keys import PublicKey
-from kneo.trust.receipt import RECEIPT_TYPE, Receipt, mark_of, parse_receipt
-from kneo.trust.receipt_rules import broken_rules
-from kneo.trust.receipt_statements import ReceiptProblem, statement_problems
-from kneo.trust.signers import TrustedKey, find_signers
+from kneo.trust.receipt import RECEIPT_TYPE, PresentedReceipt, Receipt, ReceiptFile, Voter, mark_of, parse_receipt
 
-SIGNATURE = "signature"
-"""The field that is named when something is wrong and nobody can say what: another key, or a change made with care."""
+POLICY = "policy:timeout"
+
+
+def broken_rules(receipt: Receipt) -> Iterator[tuple[str, str]]:
+    """Find fields that contradict each other; yields the field's name in the file, and a sentence about it."""
+    if receipt.by == "person":
+        yield from _of_people(receipt)
+    else:
+        if receipt.voters:
+            yield "voters", f"Nobody votes where {receipt.by} decides, and {receipt.voters[0].actor} is said to have."
+        if receipt.by == POLICY and receipt.actor != POLICY:
+            yield "actor", f"A deadline decided, and {receipt.actor} is said to have."
+        if receipt.by == "replay" and (receipt.actor == POLICY or receipt.decision == "expired"):
+            yield "by", "Only what a person decided is used again."
+    if receipt.by != "replay" and receipt.source is not None:
+        yield "source", "Only a replay uses the decision of another receipt."
+    if (receipt.effect is not None) != (receipt.decision in {"rejected", "expired"}):
+        yield "effect", f"A rejection or expiry has an effect and nothing else has; this was {receipt.decision}."
+    if (receipt.sequence == 1) != (receipt.previous is None):
+        yield "previous", f"Only a run's first receipt follows none, and this is number {receipt.sequence}."
+
+
+def _of_people(receipt: Receipt) -> Iterator[tuple[str, str]]:
+    if not receipt.voters:
+        yield "voters", "A person decided, and nobody is named who voted."
+        return
+    names = [folded(voter.actor) for voter in receipt.voters]
+    if len(set(names)) < len(names):
+        yield "voters", "Somebody is named twice among those who voted."
+    last = receipt.voters[-1]
+    if not is_same(last.actor, receipt.actor):
+        yield "actor", f"The last vote makes the decision; it is {last.actor}'s, not {receipt.actor}'s."
+    for index, voter in enumerate(receipt.voters):
+        if voter.decision != receipt.decision:
+            message = f"It does not follow from the votes: {voter.actor} said {voter.decision}, not {receipt.decision}."
+            yield "decision", message
+            yield f"voters[{index}].decision", message
+    if last.at != receipt.decided_at:
+        yield "decidedAt", f"The last vote, which decided, was given at {last.at.isoformat()}."
+
+
+SHARED = ("task", "request", "run", "environment", "gate", "subject_digest", "bundle_digest")
+"""What every statement has in common with the receipt."""
+
+DECISIVE = ("content_digest", "policy_digest")
+"""What the statement of the last voter has, whose answer was recorded, under the rules of that moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PresentedReceipt:
-    """A receipt as somebody hands it over.
+class ReceiptProblem:
+    """One thing that is not as it was signed.
 
     Attributes:
-        envelope: The signed envelope.
-        view: What they say is in it, for people to read; None where they handed over the envelope alone.
-        statements: What they say the reviewers signed; None where they handed over nothing of that.
+        receipt: Its id, as far as it can be read.
+        field: Name of the field in the receipt, or ``signature``, or ``envelope.payloadType``.
+        message: One sentence about it.
     """
 
-    envelope: Envelope
-    view: Mapping[str, JsonValue] | None = None
-    statements: tuple[Envelope, ...] | None = None
+    receipt: str
+    field: str
+    message: str
+
+
+def statement_problems(
+    receipt: Receipt, handed: Sequence[Envelope] | None, reviewers: ReviewerKeys | None
+) -> list[ReceiptProblem]:
+    """Find what is wrong with the statements that a receipt names.
+
+    Args:
+        receipt: One that its service signed.
+        handed: The statements; None where somebody handed over the receipt alone.
+        reviewers: Whose keys count; None leaves signatures unchecked.
+    """
+    if handed is None and reviewers is None:
+        return []
+    found = [*_all_of(receipt, tuple(handed or ()), reviewers)]
+    return [ReceiptProblem(receipt=receipt.id, field=where, message=message) for where, message in found]
+
+
+def _all_of(
+    receipt: Receipt, handed: tuple[Envelope, ...], reviewers: ReviewerKeys | None
+) -> Iterator[tuple[str, str]]:
+    by_digest = {envelope.digest: envelope for envelope in handed}
+    named = {voter.statement for voter in receipt.voters}
+    strangers = [envelope for envelope in handed if envelope.digest not in named]
+    said: list[SignedAnswer] = []
+    for index, voter in enumerate(receipt.voters):
+        where = f"voters[{index}].statement"
+        if voter.statement is None:
+            continue
+        envelope = by_digest.get(voter.statement)
+        if envelope is None:
+            yield from _missing(receipt, voter, strangers, where)
+            continue
+        try:
+            statement = open_answer(envelope)
+            if reviewers is not None:
+                check_signer(envelope, voter.actor, reviewers, voter.at)
+        except KneoError as error:
+            yield f"{where}.{error.details.get('field', 'signature')}", error.message
+            continue
+        said.append(statement.said)
+        changed = _differs(receipt, voter, statement)
+        yield from ((f"{where}.{name}", f"{name} is not what the receipt says.") for name in changed)
+    if receipt.decision != "rejected" and len({one.answer_digest for one in said}) > 1:
+        yield "voters.statement.answerDigest", "Those who are said to agree signed different answers."
+    missing = sum(voter.statement is not None and voter.statement not in by_digest for voter in receipt.voters)
+    if len(strangers) > missing:
+        yield "statements", "There is a statement here that no voter of the receipt gave."
+
+
+def _missing(receipt: Receipt, voter: Voter, strangers: Sequence[Envelope], where: str) -> Iterator[tuple[str, str]]:
+    """Say what was changed in a statement that is not the one the receipt names; or that there is none."""
+    for envelope in strangers:
+        try:
+            statement = open_answer(envelope)
+        except KneoError:
+            continue
+        if is_same(statement.said.reviewer, voter.actor):
+            changed = [*_differs(receipt, voter, statement)] or ["digest"]
+            yield from ((f"{where}.{name}", f"{name} is not what {voter.actor} signed.") for name in changed)
+            return
+    yield where, f"What {voter.actor} signed is not here, or was changed."
+
+
+def _differs(receipt: Receipt, voter: Voter, statement: AnswerStatement) -> Iterator[str]:
+    said, fields = statement.said, SignedAnswer.model_fields
+    decisive = DECISIVE if voter == receipt.voters[-1] else ()
+    for name in (*SHARED, *decisive):
+        if getattr(said, name) != getattr(receipt, name):
+            yield fields[name].alias or name
+    if said.decision != voter.decision:
+        yield "decision"
+    if not is_same(said.reviewer, voter.actor):
+        yield "reviewer"
+    if voter.at < said.issued_at - CLOCKS_DIFFER:
+        yield "issuedAt"
+    if voter.at >= said.expires:
+        yield "expires"
+
+
+SIGNATURE = "signature"
+"""The field that is named when something is wrong and nobody can say what: another key, or a change made with care."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,3 +287,76 @@ def _mark(value: JsonValue) -> str | None:
         return mark_of(value)
     except Invalid:
         return None
+
+
+@dataclass(frozen=True)
+class ReceiptVerdict:
+    """What checking a file of receipts found."""
+
+    checked: tuple[CheckedReceipt, ...]
+    problems: tuple[ReceiptProblem, ...]
+
+    @property
+    def valid(self) -> bool:
+        return not self.problems
+
+
+def check_receipts(
+    handed: ReceiptFile, keys: Sequence[PublicKey], reviewers: ReviewerKeys | None = None
+) -> ReceiptVerdict:
+    """Check every receipt, and those that are said to be a run's as a chain.
+
+    Args:
+        handed: The receipts.
+        keys: The services' public keys.
+        reviewers: The keys of those who answered; without them what they signed is only compared with the receipts.
+    """
+    checked = tuple(check_receipt(presented, keys, reviewers) for presented in handed.receipts)
+    problems = [problem for item in checked for problem in item.problems]
+    if handed.is_chain and not problems:
+        problems += check_chain(checked)
+    return ReceiptVerdict(checked, tuple(problems))
+
+
+def check_chain(checked: Sequence[CheckedReceipt]) -> tuple[ReceiptProblem, ...]:
+    """Decide whether receipts, in their order, are those of one run from its first one on, none left out.
+
+    Whether they are all of them nobody can say who has only these; the audit log knows.
+    """
+    read = [(item.digest, item.receipt) for item in checked if item.receipt is not None]
+    problems = []
+    for _, first in read[:1]:
+        if first.sequence != 1 or first.previous is not None:
+            message = f"The first receipt here is number {first.sequence} of its run; those before it are missing."
+            problems.append(ReceiptProblem(receipt=first.id, field="sequence", message=message))
+    for (digest, before), (_, after) in pairwise(read):
+        if after.run != before.run:
+            message = f"It is about the run {after.run}, and the one before it about {before.run}."
+            problems.append(ReceiptProblem(receipt=after.id, field="run", message=message))
+        elif after.sequence != before.sequence + 1:
+            message = f"Number {after.sequence} follows number {before.sequence}."
+            problems.append(ReceiptProblem(receipt=after.id, field="sequence", message=message))
+        elif after.previous != digest:
+            message = f"It follows {after.previous}, and the one before it is {digest}."
+            problems.append(ReceiptProblem(receipt=after.id, field="previous", message=message))
+    return tuple(problems)
+
+
+def verdict_json(verdict: ReceiptVerdict) -> dict[str, object]:
+    """Spell a verdict as JSON."""
+    return {
+        "valid": verdict.valid,
+        "problems": [asdict(problem) for problem in verdict.problems],
+        "receipts": [_told_one(item) for item in verdict.checked],
+    }
+
+
+def _told_one(item: CheckedReceipt) -> dict[str, object]:
+    receipt = item.receipt
+    return {
+        "id": receipt.id if receipt else None,
+        "digest": item.digest,
+        "valid": receipt is not None,
+        "signed_by": list(item.signed_by),
+        "said": receipt.model_dump(mode="json", by_alias=True) if receipt else None,
+    }

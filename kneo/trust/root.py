@@ -23,10 +23,9 @@ from pydantic import Field, model_validator
 from kneo.digest import Digest, canonical_json, digest_of, digest_of_json
 from kneo.errors import Invalid, Untrusted
 from kneo.names import person_name, shown
-from kneo.trust.dsse import Envelope, parse_envelope
+from kneo.trust.dsse import Envelope, TrustedKey, find_signers, folded, parse_envelope, people
 from kneo.trust.keys import PEM_BYTES, Algorithm, KeyId, PublicKey
 from kneo.trust.reading import KeyIdText, Line, Name, Several, SignedRecord, Time, read_record, read_strict
-from kneo.trust.signers import TrustedKey, find_signers, folded, people
 
 TRUST_ROOT_TYPE = "application/vnd.kneo.trust-root+json"
 

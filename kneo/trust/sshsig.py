@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from kneo.errors import Invalid
+from kneo.trust.dsse import TrustedKey
 from kneo.trust.keys import Algorithm, KeyId
-from kneo.trust.signers import TrustedKey
 
 BEGIN, END = b"-----BEGIN SSH SIGNATURE-----", b"-----END SSH SIGNATURE-----"
 SIGNATURE_BYTES = 8_192

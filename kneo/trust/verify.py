@@ -10,14 +10,12 @@ from datetime import datetime, timedelta
 from kneo.clock import isoformat
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, KneoError, Untrusted
-from kneo.trust.dsse import Envelope, parse_envelope
+from kneo.trust.dsse import Envelope, Signer, find_signers, parse_envelope, people
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.reading import NAME, VERSION
 from kneo.trust.root import TrustRoot
-from kneo.trust.rule import DSSE, SignatureTerms
-from kneo.trust.signers import Signer, find_signers, people
 from kneo.trust.statement import BundleStatement, parse_bundle
-from kneo.trust.verified import SEAL, VerifiedBundle
+from kneo.trust.verified import DSSE, SEAL, SignatureTerms, VerifiedBundle
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
 """How far a signer's clock may be ahead of ours."""

@@ -31,10 +31,8 @@ from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.keys import PrivateKey
-from kneo.trust.receipt import Receipt, content_digest, parse_receipt
-from kneo.trust.receipt_chain import check_receipts
-from kneo.trust.receipt_check import PresentedReceipt
-from kneo.trust.receipt_file import ReceiptFile
+from kneo.trust.receipt import Receipt, ReceiptFile, content_digest, parse_receipt
+from kneo.trust.receipt_check import PresentedReceipt, check_receipts
 
 KEY = PrivateKey.generate()
 

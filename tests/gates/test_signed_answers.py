@@ -33,15 +33,12 @@ from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide, find
 from kneo.tasks.links import make_link
 from kneo.trust.answer import ReviewerKeys
-from kneo.trust.dsse import parse_envelope, serialise, sign
+from kneo.trust.dsse import TrustedKey, parse_envelope, serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
-from kneo.trust.receipt import parse_receipt
-from kneo.trust.receipt_chain import ReceiptVerdict, check_receipts
-from kneo.trust.receipt_check import PresentedReceipt
-from kneo.trust.receipt_file import ReceiptFile
+from kneo.trust.receipt import ReceiptFile, parse_receipt
+from kneo.trust.receipt_check import PresentedReceipt, ReceiptVerdict, check_receipts
 from kneo.trust.root import RootDocument
-from kneo.trust.signers import TrustedKey
 
 Json = dict[str, object]
 KEY = PrivateKey.generate()

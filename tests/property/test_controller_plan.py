@@ -12,22 +12,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.approvals import ApprovalVote
-from controller.stages.candidate import Candidate, UnchangedBundle, candidate_of, unchanged_bundle
-from controller.stages.evaluation import evaluate_gates
-from controller.stages.gates import GATES, Allowed, Blocked, Evidence, Gate, GateVerdict, Rules, approved
+from controller.stages.gates import (
+    GATES,
+    Allowed,
+    Blocked,
+    Evidence,
+    Gate,
+    GateVerdict,
+    Rules,
+    approved,
+    evaluate_gates,
+)
 from controller.stages.plan import Action, Promote, ReleasePlan, Retire, make_plan, name_of
+from controller.stages.verify import Candidate, UnchangedBundle, candidate_of, unchanged_bundle
 from kneo.clock import isoformat
 from kneo.digest import Digest, digest_of
 from kneo.records.release import Hold, Release, Suspension
 from kneo.spec.environment import Environment, parse_environment
-from kneo.trust.dsse import serialise, sign
+from kneo.trust.dsse import TrustedKey, serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey
 from kneo.trust.root import TRUST_ROOT_TYPE, root_payload, verify_chain
 from kneo.trust.root_edit import EVERYTHING, first_root
-from kneo.trust.rule import SignatureRule
-from kneo.trust.signers import TrustedKey
 from kneo.trust.statement import Dependency, build_bundle
+from kneo.trust.verified import SignatureRule
 from kneo.trust.verify import bundle_path, verify_bundle
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)

@@ -17,8 +17,8 @@ from kneo.settings import from_env
 from kneo.store import receipts, runs
 from kneo.store.run_filter import RunFilter
 from kneo.store.service_key import find_service_key
-from kneo.trust.receipt_chain import check_receipts
-from kneo.trust.receipt_file import find_receipts
+from kneo.trust.receipt import find_receipts
+from kneo.trust.receipt_check import check_receipts
 
 ASK = WorkflowBuilder.human_step
 

@@ -80,7 +80,7 @@ def test_the_reasons_of_the_page_are_those_of_the_code() -> None:
     code = "".join(path.read_text() for folder in ("controller", "kneo") for path in (ROOT / folder).rglob("*.py"))
     named = {reason for row in TABLE for reason in re.findall(r"`(\w+)`", row[1])}
     assert not {reason for reason in named if f'"{reason}"' not in code}
-    gates = (ROOT / "controller/stages/gates.py").read_text() + (ROOT / "controller/stages/evaluation.py").read_text()
+    gates = (ROOT / "controller/stages/gates.py").read_text() + (ROOT / "controller/stages/gates.py").read_text()
     assert set(re.findall(r'Waits\("\w+", "(\w+)"', gates)) <= named
     problems = "".join(path.read_text() for path in (ROOT / "controller").rglob("*.py"))
     assert set(re.findall(r'Problem\("(\w+)"', problems)) <= named

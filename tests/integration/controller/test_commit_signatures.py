@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 
 from cli.main import run
 from controller.preview import TrustConfig, preview
-from controller.source.commit import parse_commit
+from controller.source.snapshot import parse_commit
 from kneo.errors import Invalid
 from kneo.store import sources
 from kneo.store.engine import Store

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from controller_bench import Bench
 
-from controller.stages.outcome import Ready, Reconciling
+from controller.stages.report import Ready, Reconciling
 from kneo import registry
 from kneo.errors import Forbidden, NotFound
 from kneo.runtime.engine.start import Starter, StartRequest

@@ -11,7 +11,7 @@ from config_repo import announcement
 from controller_bench import Bench
 from sqlalchemy import update
 
-from controller.stages.outcome import Ready, Reconciling, Stalled
+from controller.stages.report import Ready, Reconciling, Stalled
 from kneo import registry
 from kneo.records.release import ConditionType, Hold, Suspension
 from kneo.store import approvals, releases

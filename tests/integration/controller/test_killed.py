@@ -14,7 +14,7 @@ from controller_bench import Bench
 from processes import start_python
 from sqlalchemy import select, update
 
-from controller.stages.outcome import Ready
+from controller.stages.report import Ready
 from kneo.clock import ManualClock, SystemClock
 from kneo.errors import Transient
 from kneo.store import audit, requests

@@ -15,7 +15,7 @@ from sqlalchemy import select
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
 from controller.stages.apply import Lease
-from controller.stages.outcome import Ready
+from controller.stages.report import Ready
 from kneo.clock import ManualClock
 from kneo.store import audit, requests
 from kneo.store.engine import Store

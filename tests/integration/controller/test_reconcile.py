@@ -11,7 +11,7 @@ from gates.asking import answer, ask
 
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
-from controller.stages.outcome import Ready, Reconciling, Stalled
+from controller.stages.report import Ready, Reconciling, Stalled
 from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Invalid, Transient

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from controller_bench import Bench
 
-from controller.stages.outcome import Ready
+from controller.stages.report import Ready
 from kneo import registry
 from kneo.digest import Digest
 from kneo.errors import Invalid, Untrusted

@@ -11,7 +11,7 @@ from gates.asking import ask
 
 from cli.releases.plan_render import as_text
 from controller.preview import TrustConfig, preview
-from controller.stages.outcome import Ready
+from controller.stages.report import Ready
 from kneo import registry
 from kneo.errors import Forbidden
 from kneo.records.release import ConditionType

@@ -14,10 +14,10 @@ from processes import start_python
 from receivers import WebReceiver, web_receiver
 from sqlalchemy import select, update
 
-from controller.drift import DRIFT_INTERVAL
+from controller.environment import DRIFT_INTERVAL
 from controller.reconcile import Reconciler
 from controller.source.mirror import Mirror
-from controller.stages.outcome import Ready
+from controller.stages.report import Ready
 from kneo.notify.delivery import LEASE, Courier
 from kneo.notify.outbox import FIRST_PAUSE
 from kneo.registry import resolve

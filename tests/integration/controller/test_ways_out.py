@@ -15,10 +15,16 @@ from kneo.errors import Conflict, Invalid
 from kneo.records.release import Pending
 from kneo.registry import UnsignedDecision
 from kneo.store.engine import Store
-from kneo.trust.about import DecisionSubject, prune_subject, rewrite_subject
 from kneo.trust.dsse import serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
-from kneo.trust.statement import ApprovalDecision, build_approval, parse_approval
+from kneo.trust.statement import (
+    ApprovalDecision,
+    DecisionSubject,
+    build_approval,
+    parse_approval,
+    prune_subject,
+    rewrite_subject,
+)
 
 PEOPLE = {"bob": {"roles": ["approver"]}}
 

@@ -31,9 +31,8 @@ from kneo.tasks.decisions import DecisionRequest
 from kneo.trust.answer import ReviewerKeys
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.keys import PrivateKey
-from kneo.trust.receipt_chain import check_receipts
-from kneo.trust.receipt_check import PresentedReceipt
-from kneo.trust.receipt_file import ReceiptFile
+from kneo.trust.receipt import ReceiptFile
+from kneo.trust.receipt_check import PresentedReceipt, check_receipts
 
 HUMAN = {"id": "q", "kind": "human", "ref": "ann"}
 SOURCE = "def a(text): return text + '>a'\n"

@@ -27,10 +27,9 @@ from kneo.service.routing import RouteTable
 from kneo.settings import from_env
 from kneo.store.engine import Store
 from kneo.store.tables import idempotency_keys, metadata
-from kneo.trust.about import rewrite_subject
 from kneo.trust.dsse import serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
-from kneo.trust.statement import ApprovalDecision, build_approval
+from kneo.trust.statement import ApprovalDecision, build_approval, rewrite_subject
 
 Json = dict[str, object]
 

@@ -15,7 +15,7 @@ from controller import metrics
 from controller.source.git import MirrorDamaged
 from controller.source.limits import SourceLimits
 from controller.source.mirror import REBUILD_EVERY, Mirror
-from controller.stages.outcome import Ready
+from controller.stages.report import Ready
 from kneo.clock import ManualClock
 from kneo.errors import Invalid, Transient
 from kneo.settings import process_environment

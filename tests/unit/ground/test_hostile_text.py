@@ -11,8 +11,7 @@ from pydantic import ValidationError
 
 from cli.releases.promote import named
 from cli.render import plain
-from controller.source.address import parse_address, redact
-from controller.source.refs import check_ref
+from controller.source.address import check_ref, parse_address, redact
 from kneo.clock import parse_duration
 from kneo.errors import Invalid, KneoError
 from kneo.names import name_problem, person_key

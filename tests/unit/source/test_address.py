@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from controller.source.address import parse_address, redact
+from controller.source.address import check_ref, parse_address, redact
 from controller.source.credentials import git_environment, git_options, write_askpass
 from controller.source.git import check_version
-from controller.source.refs import check_ref
 from kneo.errors import Invalid
 from kneo.settings import GitCredentials
 

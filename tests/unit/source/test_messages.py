@@ -7,7 +7,7 @@ from time import process_time
 import pytest
 
 from controller.source import git
-from controller.source.bounded import STDERR_BYTES
+from controller.source.limits import STDERR_BYTES
 
 
 @pytest.mark.parametrize(

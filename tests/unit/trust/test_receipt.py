@@ -14,10 +14,18 @@ from kneo.errors import Invalid
 from kneo.trust.dsse import Envelope, Signature, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey, PublicKey
-from kneo.trust.receipt import Receipt, ReceiptStatement, Voter, build_receipt, content_digest, sign_receipt
-from kneo.trust.receipt_chain import check_chain
-from kneo.trust.receipt_check import SIGNATURE, CheckedReceipt, PresentedReceipt, check_receipt
-from kneo.trust.receipt_file import find_receipts, read_receipts
+from kneo.trust.receipt import (
+    PresentedReceipt,
+    Receipt,
+    ReceiptStatement,
+    Voter,
+    build_receipt,
+    content_digest,
+    find_receipts,
+    read_receipts,
+    sign_receipt,
+)
+from kneo.trust.receipt_check import SIGNATURE, CheckedReceipt, check_chain, check_receipt
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 KEY = PrivateKey.generate()

@@ -9,6 +9,7 @@ import pytest
 from kneo.digest import Digest, digest_of
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Untrusted
 from kneo.trust import dsse
+from kneo.trust.dsse import TrustedKey
 from kneo.trust.keys import Algorithm, PrivateKey
 from kneo.trust.root import (
     TRUST_ROOT_TYPE,
@@ -20,7 +21,6 @@ from kneo.trust.root import (
     verify_chain,
 )
 from kneo.trust.root_edit import add_key, first_root, next_root, remove_key, revoke_key, set_expiry, set_role
-from kneo.trust.signers import TrustedKey
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kneo.errors import Invalid
+from kneo.trust.dsse import TrustedKey
 from kneo.trust.keys import Algorithm, PublicKey
-from kneo.trust.signers import TrustedKey
 from kneo.trust.sshsig import BEGIN, END, find_ssh_signer
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs ssh-keygen")

@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from kneo.digest import digest_of
 from kneo.errors import Invalid
+from kneo.trust.dsse import TrustedKey
 from kneo.trust.keys import PrivateKey, PublicKey, is_weak_ed25519
 from kneo.trust.root import parse_root, root_payload
 from kneo.trust.root_edit import add_key, first_root
-from kneo.trust.signers import TrustedKey
 
 P = 2**255 - 19
 D = -121665 * pow(121666, P - 2, P) % P

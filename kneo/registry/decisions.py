@@ -12,13 +12,18 @@ from kneo.errors import Conflict, Invalid, KneoError, NotFound, Untrusted
 from kneo.records.release import ApprovalRecord, Hold, Pending, Suspension
 from kneo.store import approvals, audit, idempotency, releases
 from kneo.store.engine import Tx, lock_table
-from kneo.trust.about import DecisionSubject, prune_subject
 from kneo.trust.approvals import check_issued
-from kneo.trust.dsse import parse_envelope, serialise, sign
+from kneo.trust.dsse import TrustedKey, find_signers, parse_envelope, serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import KeyId, PrivateKey
-from kneo.trust.signers import TrustedKey, find_signers
-from kneo.trust.statement import APPROVAL_LIFE, ApprovalDecision, build_approval, parse_approval
+from kneo.trust.statement import (
+    APPROVAL_LIFE,
+    ApprovalDecision,
+    DecisionSubject,
+    build_approval,
+    parse_approval,
+    prune_subject,
+)
 
 REGISTRY = "registry"
 """The origin of decisions that came through a service or a command, rather than with a commit."""
