@@ -1,18 +1,19 @@
-"""One object for programs that embed Kneo: start runs, answer people, look back. The engine behind it is the usual one."""
+"""Kneo inside another program: one object that starts runs, answers human tasks and reads the records."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+import importlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from contextvars import ContextVar
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Self, TypedDict, Unpack
 
 from kneo import registry
 from kneo.errors import Conflict, Invalid, NotFound, Usage
 from kneo.maintenance import LockAcquisitionError, RetentionManager, RetentionPolicy, RetentionReport, make_retention
-from kneo.platform.result import RunResult, result_of
 from kneo.project import read_config
 from kneo.records.audit import SealedEvent
 from kneo.records.run import Checkpoint, Run, RunStatus, TraceEvent
@@ -24,10 +25,11 @@ from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, continue_run, fork, read_record
 from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.timers import end_overdue_runs
-from kneo.runtime.engine.wait import RunSettled, find_run, wait_until_settled
+from kneo.runtime.engine.wait import RunSettled, SettledRun, find_run, wait_until_settled
 from kneo.runtime.engine.worker import Worker
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.program.compiler import compile_program
+from kneo.runtime.steps import modules
 from kneo.settings import Settings, from_env
 from kneo.spec.compiler import SpecCompiler, refusal, require_valid
 from kneo.spec.coverage.policy_report import policy_report
@@ -48,11 +50,12 @@ from kneo.tasks.inbox import decide, find
 
 WAIT_SECONDS = 3600.0
 
-_looking_only: ContextVar[bool] = ContextVar("looking_only", default=False)
+_without_worker: ContextVar[bool] = ContextVar("without_worker", default=False)
+"""Whether ``start_worker`` starts nothing: a factory is called for its tools and its database."""
 
 
-class SpecWanted(TypedDict, total=False):
-    """Which spec: a map or a file, with the files and the map that are laid over it."""
+class SpecSource(TypedDict, total=False):
+    """The source of a spec: a map or a file, with overlay files and overrides."""
 
     spec: Mapping[str, object] | None
     spec_path: str | Path | None
@@ -60,8 +63,8 @@ class SpecWanted(TypedDict, total=False):
     overrides: Mapping[str, object] | None
 
 
-class What(SpecWanted, total=False):
-    """What to run: a spec, or a bundle that an environment serves; and how."""
+class RunParameters(SpecSource, total=False):
+    """The parameters of a run: a spec, or a bundle that an environment serves, and the conditions of the run."""
 
     bundle: str | None
     target: str
@@ -71,24 +74,41 @@ class What(SpecWanted, total=False):
     requester: str
 
 
-@contextmanager
-def looking_only() -> Iterator[None]:
-    """Within this block ``start_worker`` starts nothing: somebody wants to know what a platform brings."""
-    token = _looking_only.set(True)
-    try:
-        yield
-    finally:
-        _looking_only.reset(token)
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """A run that is paused or has ended. ``error`` has ``type`` and ``message``."""
+
+    run_id: str
+    status: str
+    output_text: str | None
+    human_intervention_required: bool
+    continuation_id: str | None
+    error: Mapping[str, str] | None = None
+    metadata: Mapping[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settled: SettledRun) -> RunResult:
+        run, task = settled.run, settled.task
+        request = {"pending_human_request": {"request_id": task.request_id, "prompt": task.prompt}} if task else {}
+        return cls(
+            run_id=run.id,
+            status=run.status.value,
+            output_text=run.output_text,
+            human_intervention_required=task is not None,
+            continuation_id=task.id if task else None,
+            error={"type": run.error.type, "message": run.error.message} if run.error else None,
+            metadata={**run.metadata, **request},
+        )
 
 
 class PlatformManager:
     """Kneo inside another program.
 
     Args:
-        compiler: How specs are checked, with the program's own tools; left out: without any.
-        run_state_store: The database; left out: the one that the environment and the project name.
-        continuation_store: Accepted for programs that have one; human tasks live beside the runs.
-        settings: What the process environment says; left out: it is read.
+        compiler: The compiler of specs, with the program's own tools; the default has no tools.
+        run_state_store: The database; the default is the one of the process environment and the project.
+        continuation_store: The same database, for programs that pass one for human tasks.
+        settings: The settings; the default is the process environment.
     """
 
     def __init__(
@@ -117,7 +137,7 @@ class PlatformManager:
         self.close()
 
     def close(self) -> None:
-        """Let the worker finish its steps, and close the database."""
+        """Finish the running steps, and close the database."""
         self.stop_worker()
         self.database.close()
 
@@ -127,7 +147,7 @@ class PlatformManager:
 
     @cached_property
     def starter(self) -> Starter:
-        """What starts runs here, whoever asks."""
+        """The component that checks and records new runs."""
         return Starter(
             self.store,
             self.compiler.compile,
@@ -143,43 +163,43 @@ class PlatformManager:
 
     # ---- runs -------------------------------------------------------------------------------------------------
 
-    def run_from_spec(self, input_text: str, **what: Unpack[What]) -> RunResult:
-        """Start a run and wait until it pauses or ends; takes what ``start_run_from_spec`` does."""
+    def run_from_spec(self, input_text: str, **parameters: Unpack[RunParameters]) -> RunResult:
+        """Start a run and wait until it pauses or ends; takes the parameters of ``start_run_from_spec``."""
         mark = self.store.notifier.mark()
-        return self._settled(RunSettled(self.start_run_from_spec(input_text, **what).id), since=mark)
+        return self._settled(RunSettled(self.start_run_from_spec(input_text, **parameters).id), since=mark)
 
-    def start_run_from_spec(self, input_text: str, **what: Unpack[What]) -> Run:
-        """Record a run, which a worker will find.
+    def start_run_from_spec(self, input_text: str, **parameters: Unpack[RunParameters]) -> Run:
+        """Record a run for a worker.
 
         Raises:
-            Forbidden, Untrusted, NotFound, Invalid, Usage, Transient: it may not run, or not now.
+            Forbidden, Untrusted, NotFound, Invalid, Usage, Transient: the run is refused, or cannot start now.
         """
-        bundle, path = what.get("bundle"), what.get("spec_path")
+        bundle, path = parameters.get("bundle"), parameters.get("spec_path")
         order = StartRequest(
             input=input_text,
-            requester=what.get("requester", "embedded"),
-            target=what.get("target", "workflow"),
-            environment=what.get("environment"),
+            requester=parameters.get("requester", "embedded"),
+            target=parameters.get("target", "workflow"),
+            environment=parameters.get("environment"),
             bundle=bundle,
-            spec=None if bundle is not None else self._tree(what),
-            timeout_seconds=what.get("timeout_seconds"),
-            metadata=what.get("metadata") or {},
-            origin={"spec_path": str(path) if path else None, "inline_spec": what.get("spec") is not None},
+            spec=None if bundle is not None else self._tree(parameters),
+            timeout_seconds=parameters.get("timeout_seconds"),
+            metadata=parameters.get("metadata") or {},
+            origin={"spec_path": str(path) if path else None, "inline_spec": parameters.get("spec") is not None},
         )
         return self.starter.start(order)
 
     def execute_run(self, run_id: str) -> RunResult:
-        """Drive a run to its next pause or end, or wait for whoever executes steps to do it."""
+        """Execute a run to its next pause or end, or wait for the process that executes steps."""
         return self._settled(RunSettled(run_id))
 
-    def _settled(self, settling: RunSettled, since: int | None = None) -> RunResult:
+    def _settled(self, settled: RunSettled, since: int | None = None) -> RunResult:
         if self._worker is None:
-            return result_of(drive_or_wait(self.settings, self.store, settling.run_id, WAIT_SECONDS))
-        return result_of(wait_until_settled(self.store, settling, WAIT_SECONDS, since))
+            return RunResult.of(drive_or_wait(self.settings, self.store, settled.run_id, WAIT_SECONDS))
+        return RunResult.of(wait_until_settled(self.store, settled, WAIT_SECONDS, since))
 
     def dispatch_run(self, run_id: str) -> Run:
-        """Have a run driven beside this thread; a worker is started unless there is one."""
-        with suppress(LockAcquisitionError):  # Another process executes steps, and will find it.
+        """Execute a run in the background; start a worker if this process has none."""
+        with suppress(LockAcquisitionError):  # another process executes steps, this run included
             self.start_worker()
         return self.get_run(run_id)
 
@@ -187,25 +207,25 @@ class PlatformManager:
         return find_run(self.store, run_id)
 
     def list_runs(self, *, status: str | None = None, limit: int = 100, offset: int = 0) -> Sequence[Run]:
-        wanted = RunStatus(status) if status is not None else None
+        filter_status = RunStatus(status) if status is not None else None
         with self.store.read() as tx:
-            return runs.list_runs(tx, RunFilter(status=wanted), limit=limit, offset=offset)
+            return runs.list_runs(tx, RunFilter(status=filter_status), limit=limit, offset=offset)
 
     def cancel_run(self, run_id: str, *, actor: str = "embedded") -> Run:
         return cancel_run(self.store, run_id, actor=actor)
 
     def continue_run(self, run_id: str, *, actor: str = "embedded") -> RunResult:
-        """Try a failed run again; what had succeeded is not repeated."""
+        """Retry a failed run; successful steps are not repeated."""
         run = continue_run(self.store, self._programs, run_id, actor=actor)
         return self.execute_run(run.id)
 
     def fork_run(self, run_id: str, step: str, *, input_text: str | None = None, actor: str = "embedded") -> RunResult:
-        """Start another run from a point in this one's past."""
+        """Start a new run from a step of this run."""
         order = ForkRequest(run_id=run_id, step=step, input=input_text, requester=actor)
         run = fork(self.starter, self._programs, order)
         return self.execute_run(run.id)
 
-    # ---- looking back -----------------------------------------------------------------------------------------
+    # ---- records ----------------------------------------------------------------------------------------------
 
     def list_checkpoints(self, run_id: str) -> Sequence[Checkpoint]:
         with self.store.read() as tx:
@@ -236,7 +256,7 @@ class PlatformManager:
         with self.store.read() as tx:
             return audit.events(tx, event_type=event_type, run_id=run_id, limit=limit)
 
-    # ---- people -----------------------------------------------------------------------------------------------
+    # ---- human tasks ------------------------------------------------------------------------------------------
 
     def list_human_tasks(self, *, run_id: str | None = None, limit: int = 100) -> Sequence[HumanTask]:
         with self.store.read() as tx:
@@ -256,11 +276,11 @@ class PlatformManager:
         selected_option: str | None = None,
         actor: str = "embedded",
     ) -> RunResult:
-        """Answer a task and go on with its run.
+        """Answer a human task and continue its run.
 
         Raises:
-            NotFound, Invalid: there is no such task, or the answer does not fit it.
-            Conflict: somebody was quicker, or the task is not what it was.
+            NotFound, Invalid: the task does not exist, or the answer does not fit.
+            Conflict: the task is decided, or its subject changed.
         """
         answer = DecisionRequest(
             request_id=request_id,
@@ -270,70 +290,74 @@ class PlatformManager:
         )
         mark = self.store.notifier.mark()
         task = decide(self.store, continuation_id, answer, actor=actor)
-        # A vote that does not decide wakes nobody, so nobody will tell.
+        # A vote below the quorum commits no change of the run, so there is no notification to wait for.
         since = mark if task.status not in UNRESOLVED else None
         return self._settled(RunSettled(task.run_id, answered=task.id), since)
 
     # ---- specs ------------------------------------------------------------------------------------------------
 
-    def validate_spec(self, **what: Unpack[SpecWanted]) -> LoadedSpec:
-        """Load a spec with everything that is wrong with it.
+    def validate_spec(self, **parameters: Unpack[SpecSource]) -> LoadedSpec:
+        """Load a spec with its diagnostics.
 
         Raises:
-            Usage, NotFound: none is named, or it is not there.
+            Usage, NotFound: no spec is named, or the file does not exist.
         """
-        return self._load(what)
+        return self._load(parameters)
 
-    def compile_spec(self, *, target: str = "workflow", **what: Unpack[SpecWanted]) -> Program:
-        """Return what a spec would execute.
+    def compile_spec(self, *, target: str = "workflow", **parameters: Unpack[SpecSource]) -> Program:
+        """Return the program of a spec.
 
         Raises:
-            Usage, NotFound: none is named, or it is not there.
-            Invalid: it could not run here.
+            Usage, NotFound: no spec is named, or the file does not exist.
+            Invalid: the spec cannot run here.
         """
-        return compile_program(require_valid(self._load(what)), target)
+        return compile_program(require_valid(self._load(parameters)), target)
 
-    def policy_report(self, **what: Unpack[SpecWanted]) -> Mapping[str, object]:
-        """Say of a spec what somebody who approves it wants to know."""
-        loaded = self._load(what)
+    def policy_report(self, **parameters: Unpack[SpecSource]) -> Mapping[str, object]:
+        """Return the report of a spec for its approvers."""
+        loaded = self._load(parameters)
         return policy_report(loaded.spec, loaded.diagnostics).flat()
 
     def policy_report_for_run(self, run_id: str) -> Mapping[str, object]:
-        """Say the same of the spec that a run executes."""
+        """Return the report of the spec that a run executes."""
         with self.store.read() as tx:
             body = runs.load_spec(tx, find_run(self.store, run_id).spec_digest)
         assert body is not None
         spec = read_spec(body)
         return policy_report(spec, check(spec)).flat()
 
-    def _load(self, what: SpecWanted) -> LoadedSpec:
-        spec, path = what.get("spec"), what.get("spec_path")
-        overlays, overrides = what.get("overlays") or (), what.get("overrides")
+    def _load(self, parameters: SpecSource) -> LoadedSpec:
+        spec, path = parameters.get("spec"), parameters.get("spec_path")
+        overlays, overrides = parameters.get("overlays") or (), parameters.get("overrides")
         if path is not None and spec is None:
             laid = [SourceFile(str(overlay), self._find(overlay).read_bytes()) for overlay in overlays]
             return self.compiler.load(self._find(path).read_bytes(), str(path), overlays=laid, overrides=overrides)
         if spec is None or path is not None or overlays:
-            msg = "Name a spec or its file, and lay files over a file only."
+            msg = "Pass either a spec or its file; overlays need a file."
             raise Usage(msg, hint='spec={...}, or spec_path="agent.yaml" with overlays=["agent.prod.yaml"].')
         return self.compiler.load_tree(spec, overrides=overrides)
 
-    def _tree(self, what: SpecWanted) -> Mapping[str, object]:
-        spec = what.get("spec")
-        is_plain = what.get("spec_path") is None and not what.get("overlays") and what.get("overrides") is None
-        # Whoever starts a run checks the spec; one that is nothing but itself need not be loaded before.
-        return spec if spec is not None and is_plain else self._load(what).tree
+    def _tree(self, parameters: SpecSource) -> Mapping[str, object]:
+        spec = parameters.get("spec")
+        is_plain = (
+            parameters.get("spec_path") is None
+            and not parameters.get("overlays")
+            and parameters.get("overrides") is None
+        )
+        # The start of a run checks the spec, so a plain map is not loaded here.
+        return spec if spec is not None and is_plain else self._load(parameters).tree
 
     def _find(self, path: str | Path) -> Path:
-        found = self.settings.project_root / path
-        if not found.is_file():
-            msg = f"There is no spec at {path}."
+        file = self.settings.project_root / path
+        if not file.is_file():
+            msg = f"The spec {path} does not exist."
             raise NotFound(msg, hint=f"Relative paths start at {self.settings.project_root}.")
-        return found
+        return file
 
     # ---- policies ---------------------------------------------------------------------------------------------
 
     def list_environment_policies(self) -> Mapping[str, PolicyFlags]:
-        """Return what was set here, by environment; Git and the project may ask for more."""
+        """Return the policies set here by environment; Git and the project may be stricter."""
         with self.store.read() as tx:
             return policies.listed(tx)
 
@@ -341,26 +365,26 @@ class PlatformManager:
         return self.list_environment_policies().get(environment)
 
     def set_environment_policy(self, environment: str, *, actor: str = "embedded", **flags: object) -> PolicyFlags:
-        """Set what an environment asks of specs; what is left out has its default.
+        """Set the policy of an environment; flags that are left out have their defaults.
 
         Raises:
-            Invalid: there is no such flag, or it takes another value.
+            Invalid: a flag does not exist, or takes another value.
         """
-        wanted = check_model(PolicyFlags, flags)
-        if isinstance(wanted, tuple):
-            raise refusal(wanted)
-        self.store.transact(lambda tx: registry.change_policy(tx, environment, wanted, actor=actor))
-        return wanted
+        policy = check_model(PolicyFlags, flags)
+        if isinstance(policy, tuple):
+            raise refusal(policy)
+        self.store.transact(lambda tx: registry.change_policy(tx, environment, policy, actor=actor))
+        return policy
 
-    # ---- keeping house ----------------------------------------------------------------------------------------
+    # ---- worker and maintenance -------------------------------------------------------------------------------
 
     def start_worker(self, concurrency: int = Worker.DEFAULT_CONCURRENCY) -> None:
-        """Execute steps and bring deadlines in this process until ``stop_worker``.
+        """Execute steps and process deadlines in this process until ``stop_worker``.
 
         Raises:
-            LockAcquisitionError: another process does on this SQLite file.
+            LockAcquisitionError: another process executes steps on this SQLite file.
         """
-        if self._worker is not None or _looking_only.get():
+        if self._worker is not None or _without_worker.get():
             return
         retain = make_retention(self.settings, self.store)
         try:
@@ -369,20 +393,54 @@ class PlatformManager:
             raise LockAcquisitionError(error.message, hint=error.hint) from error
 
     def stop_worker(self) -> None:
-        """Let steps that are under way end, and begin no further ones."""
+        """Finish the running steps, and start no others."""
         self._worker = None
         self._working.close()
 
     def prune_retention(self, policy: RetentionPolicy | None = None) -> RetentionReport:
-        """Delete what has been kept long enough; left out: what the project and the environment say."""
+        """Delete data past its retention; the default policy is the one of the project and the environment."""
         if policy is None:
             return make_retention(self.settings, self.store)()
         return RetentionManager(self.store).prune(policy)
 
     def prune_expired_human_tasks(self) -> int:
-        """Do what overdue tasks say should happen at their deadline; return how many there were."""
+        """Apply the timeout policy of overdue human tasks; return their number."""
         return process_due(self.store)
 
     def prune_timed_out_runs(self) -> int:
-        """End runs whose own deadline has passed; return how many there were."""
+        """End runs whose deadline has passed; return their number."""
         return end_overdue_runs(self.store)
+
+
+def load_platform(settings: Settings) -> PlatformManager | None:
+    """Call the factory that ``KNEO_SERV_PLATFORM`` names, once per process; None without one.
+
+    The platform's tools and database are used. A worker that the factory starts is not started: the command decides
+    which process executes steps.
+
+    Raises:
+        Invalid: ``invalid_setting``: the factory does not exist, failed, or returned another type.
+    """
+    factory = settings.execution.platform
+    return _load(factory, settings.import_roots) if factory else None
+
+
+@cache
+def _load(factory: str, roots: tuple[Path, ...]) -> PlatformManager:
+    module, _, attribute = factory.partition(":")
+    modules.make_importable(roots)
+    token = _without_worker.set(True)
+    try:
+        with modules.lock:
+            # The factory may import modules that specs name: environments may pin the digests of their bytes.
+            modules.accept(modules.closure(module, roots))
+        platform = getattr(importlib.import_module(module), attribute)()
+    except Exception as error:
+        msg = f"KNEO_SERV_PLATFORM={factory} does not make a platform: {type(error).__name__}: {error}"
+        raise Invalid(msg, code="invalid_setting", hint="Write module:factory.") from error
+    finally:
+        _without_worker.reset(token)
+    if not isinstance(platform, PlatformManager):
+        msg = f"KNEO_SERV_PLATFORM={factory} makes a {type(platform).__name__}, not a PlatformManager."
+        raise Invalid(msg, code="invalid_setting")
+    return platform

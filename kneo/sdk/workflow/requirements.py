@@ -200,7 +200,7 @@ class StepRequirement(Requirement):
         self._set(DecisionKind.EDITED, content=encode_content(content))
 
     def provide(self, value: object) -> None:
-        """DecisionRequest a question that a function asked inside the step, with any JSON that fits.
+        """Answer a question that a function asked inside the step, with any JSON that fits.
 
         Raises:
             DecisionNotAllowed: the value does not fit the question.
