@@ -1,4 +1,4 @@
-"""The law of the house, as far as a machine can see it."""
+"""The design rules of CONTRIBUTING.md, as far as a program can check them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TICKET = re.compile(
     r"(?<![\w&])#\d+\b|\b(issue|ticket|bug|pull request|pr)[ -]?#?\d+\b|\b[A-Z]{2,}-\d{2,}\b", re.IGNORECASE
 )
 STANDARD = re.compile(r"\b(RFC|ISO|SHA|UTF|P|ECMA|CVE|AES|NIST)-\d+[\d-]*\b", re.IGNORECASE)
-SOMEBODYS_HOME = re.compile(r"(?<![\w.])/(root|home/\w+|Users/\w+)/")
+HOME_FOLDER = re.compile(r"(?<![\w.])/(root|home/\w+|Users/\w+)/")
 
 
 def modules(*folders: str) -> list[Path]:
@@ -68,14 +68,14 @@ def test_no_comment_needs_a_tracker_to_be_understood() -> None:
 
 
 @pytest.mark.parametrize("folder", [*PACKAGES, "tests", "docs", "examples", ".github", ".ci"])
-def test_nothing_names_somebodys_home(folder: str) -> None:
+def test_no_file_names_a_home_folder(folder: str) -> None:
     texts = (path for path in (ROOT / folder).rglob("*") if path.suffix in {"", ".md", ".py", ".toml", ".yaml", ".yml"})
     found = [
         named(path, number)
         for path in texts
         if path.is_file() and path != Path(__file__)
         for number, line in enumerate(path.read_text().splitlines(), 1)
-        if SOMEBODYS_HOME.search(line)
+        if HOME_FOLDER.search(line)
     ]
     assert found == []
 
