@@ -17,16 +17,13 @@ Query = Mapping[str, str | int | bool | Sequence[str] | None]
 class Backend(Protocol):
     """Everything the commands about runs, people, environments and audit need."""
 
+    @property
+    def over_http(self) -> bool:
+        """Whether a service answers; otherwise the database of this machine does."""
+        ...
+
     def call(self, operation: Operation[P, V], /, *args: P.args, **kwargs: P.kwargs) -> V:
         """Call an operation with its own parameters, in this process or over HTTP, and return its view."""
-        ...
-
-    def start_run(self, order: Mapping[str, object]) -> Json:
-        """Start a run and wait until it pauses or ends; takes and gives what ``POST /v1/runs`` does."""
-        ...
-
-    def begin_run(self, order: Mapping[str, object]) -> Json:
-        """Start a run and do not wait for it."""
         ...
 
     def follow(self, run_id: str, *, until_pause: bool) -> Iterator[Json]:
@@ -36,18 +33,6 @@ class Backend(Protocol):
             run_id: Which.
             until_pause: Whether to stop when it waits for people.
         """
-        ...
-
-    def past(self, run_id: str, view: str) -> Json:
-        """Read a view of a run's past: ``replay`` or ``recovery``."""
-        ...
-
-    def checkpoint_diff(self, run_id: str, before: int | None, after: int | None) -> Json: ...
-
-    def continue_run(self, run_id: str) -> Json: ...
-
-    def fork(self, run_id: str, order: Mapping[str, object]) -> Json:
-        """Start a run from another one's past; takes what ``POST /v1/runs/{id}/fork`` does."""
         ...
 
     def tasks(self, query: Query) -> Json: ...
@@ -83,10 +68,6 @@ class Backend(Protocol):
         ...
 
     def resume_many(self, items: Sequence[Mapping[str, object]]) -> Json: ...
-
-    def run_input(self, run_id: str, body: Mapping[str, object]) -> Json:
-        """Answer whatever a run waits for; takes what ``POST /v1/runs/{id}/input`` does."""
-        ...
 
     def environments(self) -> Json: ...
 

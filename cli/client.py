@@ -29,6 +29,9 @@ UNTRUSTED = frozenset({"untrusted", "spec_tampered", "no_trust_root"})
 """Codes of refusals because nobody vouches for something. The others of that kind are reasons of conditions, which begin
 with a capital letter as no other code does."""
 
+NAMED_KEYS = frozenset({"runs:create", "human:resume"})
+"""The operations that ``KNEO_SERV_IDEMPOTENCY_KEY`` is for, by the scope of their keys: a start and an answer."""
+
 MAX_WAIT_SECONDS = 30.0
 """How long a service may ask us to wait; if it asks for more, whoever typed the command should know at once."""
 
@@ -53,6 +56,8 @@ class ServiceBackend:
         settings: How patient to be, and the idempotency key that stands for one start or answer.
     """
 
+    over_http = True
+
     def __init__(self, url: str, key: str, settings: Settings) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.url = url.rstrip("/")
@@ -65,19 +70,14 @@ class ServiceBackend:
     def call(self, operation: Operation[P, V], /, *args: P.args, **kwargs: P.kwargs) -> V:
         request = operation.request(*args, **kwargs)
         body = request.body.model_dump(mode="json", exclude_unset=True) if request.body is not None else None
-        answer = self._send(request.method, request.path, query=cast("Query", request.query), body=body)
+        key = self.rules.client_idempotency_key if operation.key_scope in NAMED_KEYS else ""
+        answer = self._send(request.method, request.path, query=cast("Query", request.query), body=body, key=key)
         try:
             return TypeAdapter(operation.view).validate_python(answer)
         except ValidationError as error:
             msg = f"{self.url} answered {operation.id} in another form: {error.error_count()} fields do not fit."
             hint = "Compare the versions of this command and of the service: kneo --version, GET /v1/healthz."
             raise Invalid(msg, code="service_mismatch", hint=hint) from error
-
-    def start_run(self, order: Mapping[str, object]) -> Json:
-        return self._send("POST", "/runs", body=order, key=self.rules.client_idempotency_key)
-
-    def begin_run(self, order: Mapping[str, object]) -> Json:
-        return self.start_run({**order, "async_mode": True})
 
     def follow(self, run_id: str, *, until_pause: bool) -> Iterator[Json]:
         """Read the stream of events; where there is none, as in other services, ask again and again."""
@@ -121,19 +121,6 @@ class ServiceBackend:
     def credentials(self, providers: Sequence[str], extras: Sequence[str], *, service_tokens: bool) -> Json:
         query: Query = {"providers": providers, "extras": extras, "include_service_tokens": service_tokens}
         return self._send("GET", "/security/credentials", query=query)
-
-    def past(self, run_id: str, view: str) -> Json:
-        return self._send("GET", f"/runs/{run_id}/{view}")
-
-    def checkpoint_diff(self, run_id: str, before: int | None, after: int | None) -> Json:
-        query = {"from_sequence": before, "to_sequence": after}
-        return self._send("GET", f"/runs/{run_id}/checkpoints/diff", query=query)
-
-    def continue_run(self, run_id: str) -> Json:
-        return self._send("POST", f"/runs/{run_id}/continue")
-
-    def fork(self, run_id: str, order: Mapping[str, object]) -> Json:
-        return self._send("POST", f"/runs/{run_id}/fork", body=order)
 
     def tasks(self, query: Query) -> Json:
         return self._send("GET", "/human-tasks", query=query)
@@ -196,9 +183,6 @@ class ServiceBackend:
 
     def resume_many(self, items: Sequence[Mapping[str, object]]) -> Json:
         return self._send("POST", "/human-tasks/batch", body={"items": list(items)})
-
-    def run_input(self, run_id: str, body: Mapping[str, object]) -> Json:
-        return self._send("POST", f"/runs/{run_id}/input", body=body)
 
     def spec(self, verb: str, body: Mapping[str, object]) -> Json:
         """Let the service validate, compile or explain a spec."""

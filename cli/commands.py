@@ -5,8 +5,12 @@ The one-line help is part of the tree, so that ``kneo --help`` imports no comman
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
+
+C = TypeVar("C", bound=Callable[..., object])
+
+_ATTRIBUTE = "kneo_examples"
 
 
 class Entry(NamedTuple):
@@ -51,7 +55,19 @@ COMMANDS: dict[str, Entry] = {
     "keys": Entry("cli.specs.keys:app", "Generate and show signing keys", SPECS),
     "trust": Entry("cli.specs.trust:app", "Manage the trust root: keys, roles and thresholds", SPECS),
     "run": Entry("cli.runs.run:run", "Start a run and wait until it pauses or finishes", RUNS),
-    "runs": Entry("cli.runs.runs:app", "List, inspect, cancel, retry and fork runs", RUNS),
+    "runs": Entry(
+        "cli.runs.runs:app",
+        "List, inspect, cancel, retry and fork runs",
+        RUNS,
+        {
+            "replay": Entry("cli.runs.replay:replay", "Show a run's checkpoints, or run it again from a step"),
+            "recovery": Entry("cli.runs.replay:recovery", "Show whether a run can be retried"),
+            "continue": Entry("cli.runs.replay:continue_", "Retry a failed run from the step that failed"),
+            "fork": Entry("cli.runs.replay:fork", "Start a new run from a point of another run"),
+            "input": Entry("cli.runs.replay:give_input", "Answer a paused run with a value"),
+            "checkpoint-diff": Entry("cli.runs.replay:checkpoint_diff", "Compare two checkpoints of a run"),
+        },
+    ),
     "human": Entry(
         "cli.people.human:app",
         "Work on human tasks: list, review and decide",
@@ -102,3 +118,19 @@ COMMANDS: dict[str, Entry] = {
     "events": Entry("cli.audit.audit:events", "Show recent events", AUDIT),
     "audit": Entry("cli.audit.audit:app", "Read and verify the audit log", AUDIT),
 }
+
+
+def examples(*lines: str) -> Callable[[C], C]:
+    """Attach examples to the function of a command; each is a complete command line."""
+
+    def attach(function: C) -> C:
+        setattr(function, _ATTRIBUTE, lines)
+        return function
+
+    return attach
+
+
+def examples_of(function: object) -> tuple[str, ...]:
+    """Return the examples of a command's function."""
+    lines: tuple[str, ...] = getattr(function, _ATTRIBUTE, ())
+    return lines

@@ -1,4 +1,4 @@
-"""Which backend a command talks to: a profile, an address, or the database beside us."""
+"""The backend of a command: a service, or the database of this machine."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from cli.client import ServiceBackend
 
 ServiceUrlOption = Annotated[
-    str | None, typer.Option("--service-url", help="Ask this service instead of working locally.")
+    str | None, typer.Option("--service-url", help="Address of a service; by default the local database.")
 ]
-ProfileOption = Annotated[str | None, typer.Option("--profile", help="Use a saved service address and key.")]
+ProfileOption = Annotated[
+    str | None, typer.Option("--profile", help="Saved service address and key (kneo config profile).")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -34,7 +36,7 @@ class Address:
 
 
 def choose(settings: Settings, service_url: str | None, profile: str | None) -> Address | None:
-    """Decide whom to ask; ``None`` means the database beside us.
+    """Return the address of the service to call; ``None`` for the local database.
 
     In this order: ``--service-url`` with the key of ``--profile``, ``--profile``, the project's own service, the active
     profile.
@@ -56,14 +58,14 @@ def choose(settings: Settings, service_url: str | None, profile: str | None) -> 
 
 
 def open_service(settings: Settings, address: Address) -> ServiceBackend:
-    """Make the client of a service. HTTP is imported only now: local work does without it."""
+    """Make the client of a service. The HTTP library is imported here, so that local commands do without it."""
     made = importlib.import_module("cli.client").ServiceBackend(address.url, address.key, settings)
     return cast("ServiceBackend", made)
 
 
 @contextlib.contextmanager
 def backend(service_url: str | None, profile: str | None) -> Iterator[Backend]:
-    """Open whatever a command talks to, and close it afterwards."""
+    """Open the backend of a command, and close it afterwards."""
     settings = from_env()
     address = choose(settings, service_url, profile)
     opened: Backend
@@ -71,9 +73,9 @@ def backend(service_url: str | None, profile: str | None) -> Iterator[Backend]:
         if address is not None:
             opened = open_service(settings, address)
         else:
-            # What runs here is traced as it is in a service.
+            # Runs that this process drives are traced as in a service.
             stack.enter_context(configure_tracing(settings.tracing, version=__version__))
-            # The database costs imports that asking a service does not need.
+            # The database library is imported here, so that calls of a service do without it.
             opened = cast("Backend", importlib.import_module("cli.local").LocalBackend(settings))
         stack.callback(opened.close)
         yield opened

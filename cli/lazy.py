@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
-from cli.commands import Entry
+from cli.commands import Entry, examples_of
 
 if TYPE_CHECKING:
     # typer carries its own copy of click and has no public name for these two.
@@ -32,7 +32,10 @@ class LazyGroup(TyperGroup):
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
         if cmd_name not in self.commands and cmd_name in self.entries:
             self.commands[cmd_name] = resolve(cmd_name, self.entries[cmd_name])
-        return super().get_command(ctx, cmd_name)
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and (lines := examples_of(command.callback)):
+            command.epilog = "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+        return command
 
     def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:

@@ -21,8 +21,7 @@ from kneo.clock import sleep
 from kneo.project import read_config
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import UNRESOLVED, HumanTask
-from kneo.runtime.engine import views
-from kneo.runtime.engine.wait import SettledRun, find_run
+from kneo.runtime.engine.wait import SettledRun
 from kneo.service import receipts as decisions
 from kneo.service import task_acts, task_links, wire
 from kneo.service.task_query import task_page
@@ -45,6 +44,8 @@ LOOK_SECONDS = 0.5
 
 class LocalBackend:
     """Works on the database directly. Executes steps only while nobody else does."""
+
+    over_http = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -88,8 +89,8 @@ class LocalBackend:
         return self.driver.drive(run_id)
 
     def _settle(self, waiting: Waiting[object]) -> SettledRun:
-        run_id = waiting.settled.run.id
-        if waiting.seconds <= 0:
+        run_id = waiting.settling.run_id
+        if waiting.settled is not None and waiting.seconds <= 0:
             self.driver.drive_aside(run_id)
             return waiting.settled
         return self.driver.settle(run_id)
@@ -97,12 +98,6 @@ class LocalBackend:
     def call(self, operation: Operation[P, V], /, *args: P.args, **kwargs: P.kwargs) -> V:
         view = operation(self.context, *args, **kwargs)
         return in_published_words(view) if self.published else view
-
-    def start_run(self, order: Mapping[str, object]) -> Json:
-        return self._created(self.driver.start(order))
-
-    def begin_run(self, order: Mapping[str, object]) -> Json:
-        return wire.run_created(self.driver.begin(order), None, published=self.published)
 
     def follow(self, run_id: str, *, until_pause: bool) -> Iterator[Json]:
         def look(known: int) -> tuple[str, Sequence[Json]]:
@@ -127,20 +122,6 @@ class LocalBackend:
 
     def credentials(self, providers: Sequence[str], extras: Sequence[str], *, service_tokens: bool) -> Json:
         return self.governance.credentials(providers, extras, service_tokens=service_tokens, actor=self.actor)
-
-    def past(self, run_id: str, view: str) -> Json:
-        record = self.driver.record(run_id)
-        return wire.view((views.replay_view if view == "replay" else views.recovery_view)(record))
-
-    def checkpoint_diff(self, run_id: str, before: int | None, after: int | None) -> Json:
-        record = self.driver.record(run_id)
-        return wire.view(views.checkpoint_diff(record.run, record.checkpoints, before, after))
-
-    def continue_run(self, run_id: str) -> Json:
-        return self._created(self.driver.go_on(run_id))
-
-    def fork(self, run_id: str, order: Mapping[str, object]) -> Json:
-        return self._created(self.driver.fork(run_id, order))
 
     def tasks(self, query: Query) -> Json:
         with self.store.read() as tx:
@@ -208,12 +189,6 @@ class LocalBackend:
             self.driver.drive(run_id)
         return answer
 
-    def run_input(self, run_id: str, body: Mapping[str, object]) -> Json:
-        run = find_run(self.store, run_id)
-        answered = task_acts.put_in(self.store, run.id, body, actor=self.actor, limit=self._content_limit)
-        run = self.driver.drive(run.id)
-        return self._resumed(run, answered)
-
     @property
     def _content_limit(self) -> int:
         return self.settings.limits.human_content_chars
@@ -256,9 +231,6 @@ class LocalBackend:
         return key.principal if key is not None else self.actor
 
     # ---- answers --------------------------------------------------------------------------------------------------
-
-    def _created(self, run: Run) -> Json:
-        return wire.run_created(run, self._open_task(run), published=self.published)
 
     def _resumed(self, run: Run, answered: HumanTask) -> Json:
         answer = wire.human_resumed(run, answered, self._open_task(run), published=self.published)

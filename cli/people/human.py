@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import typer
+from pydantic import TypeAdapter
 
 from cli import render
 from cli.backend import Backend, Json, Query
@@ -25,6 +26,7 @@ from cli.people.answer_options import (
     read_answer,
 )
 from cli.runs.outcome import show_outcome
+from kneo.api.run_waiting import RunResumedView
 from kneo.errors import Usage
 
 app = typer.Typer(no_args_is_help=True)
@@ -178,7 +180,8 @@ def resume(
     with backend(service_url, profile) as asked:
         answer = sign(asked, continuation_id, answer, statement=statement, key=key, signer=signer, public=public)
         result = asked.resume(continuation_id, answer)
-    render.emit(result, as_json=as_json, text=lambda: show_outcome(result))
+    run, note = TypeAdapter(RunResumedView).validate_python(result), result.get("note")
+    render.emit(result, as_json=as_json, text=lambda: show_outcome(run, str(note) if note else None))
 
 
 def sign(

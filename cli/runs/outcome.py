@@ -1,29 +1,38 @@
-"""Where a run went, in words."""
+"""The outcome of a run, as text."""
 
 from __future__ import annotations
 
 from cli import render
-from cli.backend import Json
+from cli.backend import Backend
+from kneo.api.run_views import RunView
+from kneo.api.run_waiting import RunStartedView
 
 
-def show_outcome(answer: Json) -> None:
-    """Say where a run went, and what to do when it waits."""
-    metadata = answer["metadata"]
-    assert isinstance(metadata, dict)
-    lines = [("Status", f"{answer['status']}")]
-    release = metadata.get("release")
+def show_outcome(run: RunStartedView | RunView, note: str | None = None) -> None:
+    """Print where a run stands, and what to do next when it is paused."""
+    lines: list[tuple[str, object]] = [("Status", run.status)]
+    release = run.metadata.get("release")
     if isinstance(release, dict):
         lines.append(("Bundle", f"{release['bundle']} {release['version']} in {release['environment']}"))
-        lines.append(("Digest", f"{release['digest']}"))
-    if answer["output_text"] is not None:
-        lines.append(("Output", f"{answer['output_text']}"))
-    error = answer.get("error")
-    if isinstance(error, dict):
-        lines.append(("Error", f"{error['type']}: {error['message']}"))
-    render.panel(f"Run {answer['run_id']}", lines)
-    if answer.get("note"):
-        render.text(f"{answer['note']}")
-    if answer["human_intervention_required"]:
-        request = metadata["pending_human_request"]
+        lines.append(("Digest", release["digest"]))
+    if run.output_text is not None:
+        lines.append(("Output", run.output_text))
+    if run.error is not None:
+        lines.append(("Error", f"{run.error.type}: {run.error.message}"))
+    render.panel(f"Run {run.run_id}", lines)
+    if note:
+        render.text(note)
+    request = run.metadata.get("pending_human_request")
+    if run.continuation_id is not None and isinstance(request, dict):
         render.warning(f"It waits for a person: {request['prompt']}")
-        render.text(f"  kneo human resume {answer['continuation_id']} --request-id {request['request_id']} --approve")
+        render.text(f"  kneo human resume {run.continuation_id} --request-id {request['request_id']} --approve")
+
+
+def note_of(backend: Backend, run: RunStartedView) -> str | None:
+    """Return what to do when an answer is recorded and no process here can continue the run."""
+    if backend.over_http or run.status != "running":
+        return None
+    workflow = run.metadata.get("workflow")
+    name = workflow["name"] if isinstance(workflow, dict) else None
+    program = f"The program that executes the workflow {name} continues the run {run.run_id}"
+    return f"The answer is recorded. {program}; start that program if it is not running."

@@ -2,69 +2,77 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli import render
-from cli.backend import Backend, Json
+from cli.backend import Backend
+from cli.commands import examples
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from cli.requests import request
 from cli.runs.outcome import show_outcome
+from cli.specs.inline import read_tree
 from cli.watch import show_event
+from kneo.api.run_start import RunCreate, create_run
+from kneo.api.run_views import RunView
 from kneo.api.runs import get_run
 from kneo.clock import parse_duration
 from kneo.errors import Usage
 
 
+@examples(
+    "kneo run --bundle announcement --env prod --input 'The office moves in May'",
+    "kneo run specs/hello.yaml --input Hello --timeout 15m",
+)
 def run(
     spec: Annotated[
-        Path | None, typer.Argument(help="A spec of your own; left out: the project's default one, or --bundle.")
+        Path | None, typer.Argument(help="Spec file; by default the project's default spec, unless --bundle is set.")
     ] = None,
-    text: Annotated[str, typer.Option("--input", "-i", help="What the run is given.")] = ...,  # type: ignore[assignment]  # typer: required
-    bundle: Annotated[str | None, typer.Option("--bundle", help="NAME, NAME@VERSION or sha256:… to run.")] = None,
-    environment: Annotated[str | None, typer.Option("--env", help="Environment that serves it.")] = None,
-    target: Annotated[str, typer.Option("--target", help="workflow, or agent for the root agent alone.")] = "workflow",
-    session: Annotated[str | None, typer.Option("--session", help="The conversation this run belongs to.")] = None,
-    timeout: Annotated[
-        str | None, typer.Option("--timeout", help="How long it may take in all: 90s, 15m, 24h.")
-    ] = None,
+    text: Annotated[str, typer.Option("--input", "-i", help="Input of the run.")] = ...,  # type: ignore[assignment]  # typer: required
+    bundle: Annotated[str | None, typer.Option("--bundle", help="Bundle: NAME, NAME@VERSION or sha256:….")] = None,
+    environment: Annotated[str | None, typer.Option("--env", help="Environment that releases the bundle.")] = None,
+    target: Annotated[
+        str, typer.Option("--target", help="Run the whole workflow, or only the root agent: workflow or agent.")
+    ] = "workflow",
+    session: Annotated[str | None, typer.Option("--session", help="Conversation that the run belongs to.")] = None,
+    timeout: Annotated[str | None, typer.Option("--timeout", help="Time limit of the run: 90s, 15m, 24h.")] = None,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run something and wait until it pauses or ends."""
+    """Start a run and wait until it pauses or finishes."""
     if spec is not None and bundle is not None:
         msg = "Name a spec or a bundle to run, not both."
         raise Usage(msg, hint="kneo run --bundle NAME --env ENV --input TEXT")
     if target not in {"workflow", "agent"}:
         msg = f"--target is workflow or agent, not {target[:40]!r}."
         raise Usage(msg)
-    order: Json = {"input": text, "target": target, "environment": environment}
-    if session is not None:
-        order["session_id"] = session
-    if timeout is not None:
-        order["timeout_seconds"] = max(1, int(parse_duration(timeout).total_seconds()))
-    if bundle is not None:
-        order["bundle"] = bundle
-    else:
-        from cli.specs.inline import read_tree  # a bundle is frozen: it needs nothing that reads specs here
-
-        order["spec"] = read_tree(spec, environment)
-    with backend(service_url, profile) as asked:
-        live = render.at_terminal() and not as_json
-        answer = _live(asked, order) if live else asked.start_run(order)
-    render.emit(answer, as_json=as_json, text=lambda: show_outcome(answer))
-    if answer["status"] == "failed":
+    seconds = max(1, int(parse_duration(timeout).total_seconds())) if timeout is not None else None
+    live = render.at_terminal() and not as_json
+    body = request(
+        RunCreate,
+        input=text,
+        target=target,
+        environment=environment,
+        session_id=session,
+        timeout_seconds=seconds,
+        bundle=bundle,
+        spec=read_tree(spec, environment) if bundle is None else None,
+        async_mode=live or None,
+    )
+    with backend(service_url, profile) as opened:
+        view = _live(opened, body) if live else opened.call(create_run, body)
+    render.emit(view, as_json=as_json, text=lambda: show_outcome(view))
+    if view.status == "failed":
         raise typer.Exit(1)
 
 
-def _live(asked: Backend, order: Json) -> Json:
-    """Start a run and show its steps while they happen."""
-    run_id = str(asked.begin_run(order)["run_id"])
-    for event in asked.follow(run_id, until_pause=True):
+def _live(opened: Backend, body: RunCreate) -> RunView:
+    """Start a run and show its steps as they complete."""
+    run_id = opened.call(create_run, body).run_id
+    for event in opened.follow(run_id, until_pause=True):
         if event["type"] not in {"status", "end"}:
             show_event(event)
-    run = asked.call(get_run, run_id)
-    return {**asdict(run), "human_intervention_required": run.continuation_id is not None}
+    return opened.call(get_run, run_id)

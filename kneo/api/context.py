@@ -51,14 +51,14 @@ class Waiting(Generic[V_co]):
         settling: The moment to wait for: the run is paused or has ended.
         view: Makes the view of the run as it then is.
         seconds: The longest time to wait; with zero the view is made of ``settled``.
-        settled: The run as it is now.
+        settled: The run as it is now, where the time to wait may be zero.
         notified: Whether the run's change notifies those who wait. After a vote that decides nothing it does not.
     """
 
     settling: RunSettled
     view: Callable[[SettledRun], V_co]
     seconds: float
-    settled: SettledRun
+    settled: SettledRun | None = None
     notified: bool = True
 
 

@@ -66,7 +66,7 @@ class SpecRequest(Body):
     )
     overrides: dict[str, object] = Field(default_factory=dict)
 
-    def order(self) -> SpecSelection:
+    def selection(self) -> SpecSelection:
         return SpecSelection(
             spec=self.spec,
             spec_path=self.spec_path,

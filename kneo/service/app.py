@@ -12,6 +12,7 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.types import Receive, Scope, Send
 
 from kneo import WIRE_VERSION
+from kneo.api import run_answers, run_history, run_start
 from kneo.api import runs as runs_api
 from kneo.api.governance import Governance
 from kneo.api.spec_loader import SpecLoader
@@ -48,8 +49,6 @@ from kneo.service.routes import (
     security,
     skills,
     specs,
-    start,
-    workflows,
 )
 from kneo.service.routing import VERSION, DirectRoute, RouteTable
 from kneo.settings import Settings
@@ -66,8 +65,6 @@ wrote, and a second span to each of ours."""
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
-    start.router,
-    workflows.router,
     runs.router,
     inbox.router,
     human_tasks.router,
@@ -82,6 +79,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     bundles.router,
     hooks.router,
     audit.router,
+    mount(run_start, "runs"),
+    mount(run_answers, "human tasks"),
+    mount(run_history, "runs"),
     mount(runs_api, "runs"),
 )
 """Everything under the version."""

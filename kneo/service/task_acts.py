@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 
 from kneo.api.task_views import event, human_task
 from kneo.digest import Digest
 from kneo.errors import InvalidValue, KneoError, Usage
-from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
+from kneo.records.task import DecisionKind, HumanTask
 from kneo.service.wire import Json
 from kneo.store import tasks
 from kneo.store.engine import Store
 from kneo.store.idempotency import AlreadyExecuted
-from kneo.tasks import decisions, inbox
+from kneo.tasks import inbox
 from kneo.tasks.decisions import DecisionRequest
 
 MAX_BATCH = 100
@@ -84,33 +83,6 @@ _VERBS: Mapping[str, Callable[[Store, str, Body, str], HumanTask]] = {
     "snooze": lambda store, task, body, actor: inbox.snooze(store, task, _needed(body, "until"), actor=actor),
     "comments": lambda store, task, body, actor: inbox.comment(store, task, _needed(body, "text"), actor=actor),
 }
-
-
-def put_in(store: Store, run_id: str, body: Body, *, actor: str, limit: int) -> HumanTask:
-    """Answer the one thing that a run waits for.
-
-    Args:
-        store: The database.
-        run_id: The run.
-        body: ``value``; or ``abort`` to give none, with a ``reason``; ``key`` where it asks several things.
-        actor: Who says it.
-        limit: Characters that the value may have.
-
-    Raises:
-        KneoError: as ``kneo.tasks.decisions`` and ``kneo.tasks.inbox`` say.
-    """
-    length = len(json.dumps(body.get("value"), default=str))
-    if length > limit:
-        msg = f"value is {length} characters long; at most {limit} are accepted."
-        raise InvalidValue(msg, code="input_too_large", field="value", limit=limit)
-    with store.read() as tx:
-        task = decisions.find_pending(run_id, tasks.of_run(tx, run_id, UNRESOLVED), _text(body, "key"))
-    answer = (
-        decisions.rejection(task, _text(body, "reason"))
-        if body.get("abort")
-        else decisions.decision_from_value(task, body.get("value"))
-    )
-    return inbox.decide(store, task.id, answer, actor=actor)
 
 
 def history(store: Store, task_id: str) -> Json:

@@ -10,9 +10,8 @@ from typing import TypeVar
 from starlette.concurrency import run_in_threadpool
 
 from kneo.api.context import Waiting
-from kneo.records.run import Run
 from kneo.records.task import UNRESOLVED, HumanTask
-from kneo.runtime.engine.wait import RunSettled, SettledRun, find_run, read_settled_run
+from kneo.runtime.engine.wait import RunSettled, SettledRun, read_settled_run
 from kneo.store import idempotency
 from kneo.store.change_feed import ChangeFeed, Subscription
 from kneo.store.engine import Store
@@ -44,21 +43,11 @@ async def settled_after(feed: ChangeFeed, waiting: Waiting[object], mark: int) -
         waiting: The run, and how long to wait.
         mark: A mark of the notifier from before the operation was called.
     """
-    if waiting.seconds <= 0:
+    if waiting.settled is not None and waiting.seconds <= 0:
         return waiting.settled
     # An earlier execution of the request may have notified before the mark.
     since = mark if waiting.notified and idempotency.made() is None else None
     return await _settled_after(feed, waiting.settling, waiting.seconds, since)
-
-
-async def begun(feed: ChangeFeed, begin: Callable[[], Run], seconds: float) -> SettledRun:
-    """Begin a run, or begin it again, then wait until it waits for people or has ended, at most this long."""
-    made = idempotency.made()
-    mark = feed.store.notifier.mark() if made is None else None
-    run = await run_in_threadpool(begin if made is None else partial(find_run, feed.store, made))
-    if seconds <= 0:
-        return SettledRun(run)
-    return await _settled_after(feed, RunSettled(run.id, epoch=run.epoch), seconds, mark)
 
 
 async def answered(feed: ChangeFeed, answer: Callable[[], HumanTask]) -> tuple[HumanTask, SettledRun]:

@@ -11,15 +11,12 @@ from starlette.responses import Response
 
 from kneo.api import task_views
 from kneo.api.context import Principal
-from kneo.records.task import HumanTask
-from kneo.runtime.engine.wait import find_run
-from kneo.service import responses, task_acts, wire
+from kneo.service import responses, task_acts
 from kneo.service.auth import require
-from kneo.service.context import LegacyClient, ServiceDep
+from kneo.service.context import ServiceDep
 from kneo.service.event_streams import task_events
-from kneo.service.router import JsonResponse, Router, responds
+from kneo.service.router import Router, responds
 from kneo.service.task_stats import task_stats
-from kneo.service.waiting import answered
 from kneo.service.wire import Json
 from kneo.store import task_feed, task_statistics
 
@@ -179,32 +176,6 @@ def snooze(continuation_id: str, body: Until, service: ServiceDep, principal: Wr
 def comment(continuation_id: str, body: Remark, service: ServiceDep, principal: Writer) -> Json:
     """Say something about a task without answering it."""
     return task_acts.act(service.store, continuation_id, "comments", body.model_dump(), actor=principal.name)
-
-
-class RunInput(BaseModel):
-    """A value for what a run waits for, or that there will be none."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    value: object = None
-    abort: bool = Field(default=False, description="Give none: what it was for does not happen.")
-    reason: str | None = None
-    key: str | None = Field(default=None, description="Which question, where the run asks several.")
-
-
-@router.post("/runs/{run_id}/input", operation_id="put_run_input", responses=responds(responses.HumanResumed))
-async def put_input(
-    run_id: str, body: RunInput, service: ServiceDep, published: LegacyClient, principal: Writer
-) -> Response:
-    """Answer the one thing that a run waits for with a value."""
-
-    def put() -> HumanTask:
-        find_run(service.store, run_id)
-        limit = service.settings.limits.human_content_chars
-        return task_acts.put_in(service.store, run_id, body.model_dump(), actor=principal.name, limit=limit)
-
-    task, found = await answered(service.changes, put)
-    return JsonResponse(wire.human_resumed(found.run, task, found.task, published=published))
 
 
 @router.get(

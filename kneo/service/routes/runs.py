@@ -9,26 +9,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from kneo.api.context import Principal
-from kneo.api.status_words import say
-from kneo.errors import NotFound
-from kneo.records.run import Run, RunStatus
-from kneo.records.task import HumanTask
-from kneo.runtime.engine import views
-from kneo.runtime.engine.recover import read_record
-from kneo.runtime.engine.wait import find_run, open_tasks
-from kneo.service import responses, wire
+from kneo.runtime.engine.wait import find_run
 from kneo.service.auth import require
-from kneo.service.context import LegacyClient, Service, ServiceDep
+from kneo.service.context import LegacyClient, ServiceDep
 from kneo.service.event_streams import run_events
-from kneo.service.router import Router, responds
-from kneo.service.wire import Json
-from kneo.spec.context import NOTHING_KNOWN
-from kneo.spec.coverage.policy_report import policy_report
-from kneo.spec.graph import spec_graph
-from kneo.spec.lint import check
-from kneo.spec.models import Spec
-from kneo.spec.models.environment_gates import read_spec
-from kneo.store import audit, runs
+from kneo.service.router import Router
 
 router = Router(tags=["runs"])
 
@@ -43,86 +28,6 @@ Moment = Annotated[str, Query(max_length=60, description="A time, as in 2026-01-
 
 Reader = Annotated[Principal, Depends(require("runs:read"))]
 Writer = Annotated[Principal, Depends(require("runs:write"))]
-
-
-def open_task(service: Service, run: Run) -> HumanTask | None:
-    """Find what a paused run asks."""
-    with service.store.read() as tx:
-        return next(iter(open_tasks(tx, run)), None)
-
-
-@router.get(
-    "/runs/{run_id}/checkpoints/diff", operation_id="diff_run_checkpoints", responses=responds(responses.CheckpointDiff)
-)
-def diff_run_checkpoints(
-    run_id: str,
-    service: ServiceDep,
-    _principal: Reader,
-    from_sequence: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
-    to_sequence: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
-) -> Json:
-    """Compare two checkpoints; left out: the last two."""
-    past = read_record(service.store, run_id)
-    return wire.view(views.checkpoint_diff(past.run, past.checkpoints, from_sequence, to_sequence))
-
-
-@router.get("/runs/{run_id}/replay", operation_id="get_run_replay", responses=responds(responses.RunReplay))
-def get_run_replay(run_id: str, service: ServiceDep, published: LegacyClient, _principal: Reader) -> Json:
-    """Read a run's checkpoints as a timeline."""
-    return _told(wire.view(views.replay_view(read_record(service.store, run_id))), published=published)
-
-
-@router.get("/runs/{run_id}/recovery", operation_id="get_run_recovery", responses=responds(responses.RunRecovery))
-def get_run_recovery(run_id: str, service: ServiceDep, published: LegacyClient, _principal: Reader) -> Json:
-    """Read where a run stands and whether it can be continued."""
-    return _told(wire.view(views.recovery_view(read_record(service.store, run_id))), published=published)
-
-
-def _told(view: Json, *, published: bool) -> Json:
-    """Say the status of a view in the words that were asked for."""
-    status = say(RunStatus(str(view["status"])), published=published)
-    context = view["replay_context"]
-    assert isinstance(context, dict)
-    return {**view, "status": status, "replay_context": {**context, "status": status}}
-
-
-@router.get("/runs/{run_id}/graph", operation_id="get_run_graph", responses=responds(responses.RunGraph))
-def get_run_graph(run_id: str, service: ServiceDep, published: LegacyClient, _principal: Reader) -> Json:
-    """Draw the workflow a run executes, with where it stands."""
-    run = find_run(service.store, run_id)
-    task = open_task(service, run)
-    drawn = spec_graph(_spec_of(service, run)).as_json()
-    visited = list(run.visited_steps)
-    return {
-        **drawn,
-        "run_id": run.id,
-        "status": say(run.status, published=published),
-        "current": task.step_id if task is not None else visited[-1] if visited else None,
-        "visited": visited,
-    }
-
-
-@router.get(
-    "/runs/{run_id}/policy-report", operation_id="report_run_policy", responses=responds(responses.PolicyReport)
-)
-def report_run_policy(run_id: str, service: ServiceDep, principal: Reader) -> Json:
-    """Say what whoever approved the spec of a run wanted to know."""
-    run = find_run(service.store, run_id)
-    spec = _spec_of(service, run)
-    report = policy_report(spec, check(spec, NOTHING_KNOWN))
-    facts = {"valid": report.valid, "source": "run"}
-    with service.store.write() as tx:
-        audit.record(tx, "spec.policy_reported", actor=principal.name, run_id=run.id, metadata=facts)
-    return {"run_id": run.id, **report.nested()}
-
-
-def _spec_of(service: Service, run: Run) -> Spec:
-    with service.store.read() as tx:
-        body = runs.load_spec(tx, run.spec_digest)
-    if body is None:
-        msg = f"The spec of {run.id} is no longer kept."
-        raise NotFound(msg, code="spec_not_found")
-    return read_spec(body)
 
 
 @router.get(

@@ -54,8 +54,8 @@ def _note(service: Service, principal: Principal, event: str, order: SpecSelecti
 @router.post("/specs/validate", operation_id="validate_spec", responses=responds(responses.SpecValidate))
 def validate_spec(body: SpecRequest, service: ServiceDep, principal: Reader) -> Json:
     """Say whether a spec can be used, with everything that was found."""
-    loaded = service.specs.load(body.order())
-    _note(service, principal, "spec.validated", body.order(), valid=loaded.valid)
+    loaded = service.specs.load(body.selection())
+    _note(service, principal, "spec.validated", body.selection(), valid=loaded.valid)
     return {
         "valid": loaded.valid,
         "diagnostics": [found.as_json() for found in loaded.diagnostics],
@@ -66,14 +66,14 @@ def validate_spec(body: SpecRequest, service: ServiceDep, principal: Reader) -> 
 @router.post("/specs/lint", operation_id="lint_spec", responses=responds(responses.SpecLint))
 def lint_spec(body: SpecRequest, service: ServiceDep, _principal: Reader) -> Json:
     """List what should be looked at: errors and warnings."""
-    return linted(service.specs.load(body.order()).diagnostics)
+    return linted(service.specs.load(body.selection()).diagnostics)
 
 
 @router.post("/specs/compile", operation_id="compile_spec", responses=responds(responses.SpecCompile))
 def compile_spec(body: SpecCompileRequest, service: ServiceDep, principal: Reader) -> Json:
     """Check that a spec could be run here, by the policy of its environment too, without running it."""
-    loaded = service.specs.whole(body.order())
-    _note(service, principal, "spec.compiled", body.order(), valid=loaded.valid)
+    loaded = service.specs.whole(body.selection())
+    _note(service, principal, "spec.compiled", body.selection(), valid=loaded.valid)
     if not loaded.valid and body.strict:
         raise refused(loaded)
     spec = loaded.spec
@@ -92,32 +92,32 @@ def compile_spec(body: SpecCompileRequest, service: ServiceDep, principal: Reade
 @router.post("/specs/explain", operation_id="explain_spec", responses=responds(responses.SpecExplain))
 def explain_spec(body: SpecRequest, service: ServiceDep, principal: Reader) -> Json:
     """Say what a spec does, step by step, and where people are asked."""
-    spec = usable(service.specs.load(body.order()))
-    _note(service, principal, "spec.explained", body.order())
+    spec = usable(service.specs.load(body.selection()))
+    _note(service, principal, "spec.explained", body.selection())
     return explained(spec)
 
 
 @router.post("/specs/graph", operation_id="graph_spec", responses=responds(responses.SpecGraph))
 def graph_spec(body: SpecRequest, service: ServiceDep, principal: Reader) -> Json:
     """Draw the workflow as nodes and edges."""
-    spec = shaped(service.specs.load(body.order()))
-    _note(service, principal, "spec.graph", body.order())
+    spec = shaped(service.specs.load(body.selection()))
+    _note(service, principal, "spec.graph", body.selection())
     return spec_graph(spec).as_json()
 
 
 @router.post("/specs/policy-report", operation_id="report_spec_policy", responses=responds(responses.PolicyReport))
 def report_spec_policy(body: SpecRequest, service: ServiceDep, principal: Reader) -> Json:
     """Say what whoever approves a spec wants to know: tools, memory, guardrails, people."""
-    loaded = service.specs.load(body.order())
+    loaded = service.specs.load(body.selection())
     report = policy_report(loaded.spec, loaded.diagnostics)
-    _note(service, principal, "spec.policy_reported", body.order(), valid=report.valid)
+    _note(service, principal, "spec.policy_reported", body.selection(), valid=report.valid)
     return report.nested()
 
 
 @router.post("/specs/resolve", operation_id="resolve_spec", responses=responds(responses.SpecResolve))
 def resolve_spec(body: SpecRequest, service: ServiceDep, _principal: Reader) -> Json:
     """Return a spec with everything laid over it and taken in: what would be signed."""
-    loaded = service.specs.whole(body.order())
+    loaded = service.specs.whole(body.selection())
     usable(loaded)
     return {"spec": loaded.tree, "digest": digest_of_json(loaded.tree)}
 
@@ -139,6 +139,6 @@ def migrate_spec(body: SpecMigrateRequest, service: ServiceDep, _principal: Read
 @router.post("/specs/diff", operation_id="diff_specs", responses=responds(responses.SpecDiff))
 def diff_specs(body: SpecDiffRequest, service: ServiceDep, _principal: Reader) -> Json:
     """Say what changes from one spec to another, the most dangerous first."""
-    before = shaped(service.specs.load(body.before.order()))
-    after = shaped(service.specs.load(body.after.order()))
+    before = shaped(service.specs.load(body.before.selection()))
+    after = shaped(service.specs.load(body.after.selection()))
     return compare(before, after).as_json()

@@ -10,6 +10,7 @@ import pytest
 
 from cli.client import ServiceBackend
 from cli.main import run
+from kneo.api.run_start import RunCreate, create_run
 from kneo.api.runs import cancel_run, list_runs
 from kneo.errors import Conflict, Forbidden, Invalid, Transient, Unauthorized, Untrusted
 from kneo.settings import Http, from_env
@@ -74,6 +75,17 @@ def service() -> Iterator[Service]:
     server.server_close()
 
 
+STARTED = {
+    "run_id": "r",
+    "status": "running",
+    "output_text": None,
+    "human_intervention_required": False,
+    "continuation_id": None,
+    "metadata": {},
+    "error": None,
+}
+
+
 @pytest.fixture
 def client(service: Service, tmp_path) -> Iterator[ServiceBackend]:
     made = connect(service, tmp_path)
@@ -88,8 +100,8 @@ def connect(service: Service, folder, **http: object) -> ServiceBackend:
 
 @pytest.mark.parametrize("status", [408, 425, 429, 502, 503, 504])
 def test_what_was_not_done_is_asked_again_under_the_same_key(status, service, client):
-    service.answers = [(status, {"error": "busy"}, {}), (200, {"run_id": "r"}, {})]
-    assert client.start_run({"input": "x"}) == {"run_id": "r"}
+    service.answers = [(status, {"error": "busy"}, {}), (200, STARTED, {})]
+    assert client.call(create_run, RunCreate(input="x")).run_id == "r"
     (_, _, first), (_, _, second) = service.asked
     assert first == second is not None
 
@@ -98,7 +110,7 @@ def test_what_was_not_done_is_asked_again_under_the_same_key(status, service, cl
 def test_what_may_have_been_done_or_never_will_be_is_asked_once(status, kind, service, client):
     service.answers = [(status, {"error": "no", "message": "No. Do this.", "hint": "Do this."}, {})]
     with pytest.raises(kind) as caught:
-        client.start_run({"input": "x"})
+        client.call(create_run, RunCreate(input="x"))
     assert len(service.asked) == 1
     assert (caught.value.code, caught.value.message, caught.value.hint) == ("no", "No.", "Do this.")
 
@@ -116,8 +128,8 @@ def test_what_nobody_vouches_for_ends_as_it_does_without_a_service(code, kind, s
 
 def test_a_request_that_is_still_being_answered_is_asked_again(service, client):
     busy = (409, {"error": "idempotency_key_in_progress"}, {"retry-after": "0"})
-    service.answers = [busy, busy, (200, {"run_id": "r"}, {})]
-    assert client.start_run({"input": "x"}) == {"run_id": "r"}
+    service.answers = [busy, busy, (200, STARTED, {})]
+    assert client.call(create_run, RunCreate(input="x")).run_id == "r"
 
 
 def test_it_gives_up_after_as_many_times_as_it_is_told(service, tmp_path):
@@ -137,9 +149,9 @@ def test_it_does_not_wait_for_longer_than_a_person_would(service, client):
 
 
 def test_a_key_of_the_operator_stands_for_one_start_and_one_answer(service, tmp_path):
-    service.answers = [(200, {}, {})]
+    service.answers = [(200, STARTED, {})]
     client = connect(service, tmp_path, client_idempotency_key="mine")
-    client.start_run({})
+    client.call(create_run, RunCreate(input="x"))
     client.resume("cont_1", {})
     with pytest.raises(Invalid, match="another form"):
         client.call(cancel_run, "run_1")

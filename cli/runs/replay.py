@@ -1,0 +1,205 @@
+"""``kneo runs``: retry, repeat and fork runs, and answer a run with a value."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from cli import render
+from cli.commands import examples
+from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from cli.requests import request
+from cli.runs.outcome import note_of, show_outcome
+from cli.runs.runs import RunArgument
+from kneo.api.run_answers import RunInput, put_run_input
+from kneo.api.run_history import CheckpointDiffView, diff_run_checkpoints, get_run_recovery, get_run_replay
+from kneo.api.run_start import RunFork, continue_run, fork_run
+from kneo.api.run_waiting import RunStartedView
+from kneo.errors import Usage
+
+AnswersOption = Annotated[
+    list[str] | None,
+    typer.Option("--answer", metavar="KEY=JSON", help="Use this answer for a question (repeatable)."),
+]
+AskOption = Annotated[
+    list[str] | None,
+    typer.Option("--ask", metavar="KEY", help="Ask a question again (repeatable); all asks every question."),
+]
+
+
+@examples(
+    "kneo runs replay run_01JD8Z4V6M3Q", "kneo runs replay run_01JD8Z4V6M3Q --from draft --input 'Write it shorter'"
+)
+def replay(
+    run_id: RunArgument,
+    step: Annotated[str | None, typer.Option("--from", help="Start a new run at this step.")] = None,
+    text: Annotated[str | None, typer.Option("--input", help="With --from: the new input of the step.")] = None,
+    answers: AnswersOption = None,
+    ask: AskOption = None,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a run's checkpoints as a timeline, or run it again from a step."""
+    if step is not None:
+        fork(run_id, step, None, text, answers, ask, service_url, profile, as_json)
+        return
+    if text is not None or answers or ask:
+        msg = "--input, --answer and --ask need --from."
+        raise Usage(msg, hint="kneo runs replay RUN --from STEP --input TEXT")
+    with backend(service_url, profile) as opened:
+        view = opened.call(get_run_replay, run_id)
+    rows = [
+        [item["sequence"], item["type"], item["step_id"], item["status"], item["created_at"]] for item in view.timeline
+    ]
+    render.emit(
+        view,
+        as_json=as_json,
+        text=lambda: render.table("Timeline", ["#", "Type", "Step", "Status", "At"], rows),
+    )
+
+
+@examples("kneo runs recovery run_01JD8Z4V6M3Q", "kneo runs recovery run_01JD8Z4V6M3Q --json")
+def recovery(
+    run_id: RunArgument,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the steps a run completed and whether it can be retried."""
+    with backend(service_url, profile) as opened:
+        view = opened.call(get_run_recovery, run_id)
+    context = view.replay_context
+    lines = [
+        ("Status", view.status),
+        ("Done", ", ".join(context.completed_steps) or "nothing"),
+        ("Failed", context.failed_step or "nothing"),
+        ("Continue", f"kneo runs continue {run_id}" if context.can_continue else "no"),
+    ]
+    render.emit(view, as_json=as_json, text=lambda: render.panel(f"Run {run_id}", lines))
+
+
+@examples("kneo runs continue run_01JD8Z4V6M3Q", "kneo runs continue run_01JD8Z4V6M3Q --json")
+def continue_(
+    run_id: RunArgument,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Retry a failed run from the step that failed."""
+    with backend(service_url, profile) as opened:
+        view = opened.call(continue_run, run_id)
+    _finish(view, view, as_json=as_json)
+
+
+@examples(
+    "kneo runs fork run_01JD8Z4V6M3Q --from review/legal#2", "kneo runs fork run_01JD8Z4V6M3Q --checkpoint 3 --ask all"
+)
+def fork(
+    run_id: RunArgument,
+    step: Annotated[str | None, typer.Option("--from", help="Step to start at, for example review/legal#2.")] = None,
+    checkpoint: Annotated[int | None, typer.Option("--checkpoint", help="Number of a checkpoint to start at.")] = None,
+    text: Annotated[str | None, typer.Option("--input", "-i", help="New input of the step.")] = None,
+    answers: AnswersOption = None,
+    ask: AskOption = None,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a new run from a step or checkpoint of another run.
+
+    Answers that people gave in the other run are used again where they still apply.
+    """
+    if (step is None) == (checkpoint is None):
+        msg = "Name a step or a checkpoint to begin at, one of them."
+        raise Usage(msg, hint="kneo runs fork RUN --from STEP")
+    changed = dict(map(_answer, answers)) if answers else None
+    body = request(RunFork, step=step, checkpoint=checkpoint, input=text, answers=changed, ask=ask or None)
+    with backend(service_url, profile) as opened:
+        view = opened.call(fork_run, run_id, body)
+        reused = opened.call(get_run_replay, view.run_id).answers
+    if reused and not as_json:
+        rows = [[item["key"], "used again" if item["reused"] else "not used", item["reason"]] for item in reused]
+        render.table("Answers", ["Question", "Answer", "Reason"], rows)
+    _finish({**vars(view), "answers": reused}, view, as_json=as_json)
+
+
+def _answer(option: str) -> tuple[str, object]:
+    key, sign, value = option.partition("=")
+    if not sign or not key:
+        msg = f"--answer {option[:80]!r} is not KEY=JSON."
+        raise Usage(msg, hint='--answer \'approve.step={"decision": "edited", "content": "better"}\'')
+    return key, _json(value)
+
+
+def _finish(value: object, view: RunStartedView, *, as_json: bool, note: str | None = None) -> None:
+    render.emit(value, as_json=as_json, text=lambda: show_outcome(view, note))
+    if view.status == "failed":
+        raise typer.Exit(1)
+
+
+@examples(
+    "kneo runs input run_01JD8Z4V6M3Q --value '{\"amount\": 20}'",
+    "kneo runs input run_01JD8Z4V6M3Q --abort --reason 'Not needed'",
+)
+def give_input(
+    run_id: RunArgument,
+    value: Annotated[str | None, typer.Option("--value", help="The value, as JSON or as text.")] = None,
+    abort: Annotated[bool, typer.Option("--abort", help="Reject the request for a value.")] = False,
+    interactive: Annotated[bool, typer.Option("--interactive", help="Prompt for the value.")] = False,
+    key: Annotated[str | None, typer.Option("--key", help="Key of the question, if the run asks several.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Reason, with --abort.")] = None,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer the question of a paused run with a value."""
+    if sum((value is not None, abort, interactive)) != 1:
+        msg = "Pass exactly one of --value, --abort and --interactive."
+        raise Usage(msg)
+    if interactive:
+        value = typer.prompt("Value")
+    body = RunInput(abort=True, reason=reason, key=key) if abort else RunInput(value=_json(value or ""), key=key)
+    with backend(service_url, profile) as opened:
+        view = opened.call(put_run_input, run_id, body)
+        note = note_of(opened, view)
+    _finish({**vars(view), "note": note} if note else view, view, as_json=as_json, note=note)
+
+
+def _json(text: str) -> object:
+    try:
+        value: object = json.loads(text)
+    except ValueError:
+        return text
+    return value
+
+
+@examples(
+    "kneo runs checkpoint-diff run_01JD8Z4V6M3Q",
+    "kneo runs checkpoint-diff run_01JD8Z4V6M3Q --from-sequence 1 --to-sequence 4",
+)
+def checkpoint_diff(
+    run_id: RunArgument,
+    before: Annotated[
+        int | None, typer.Option("--from-sequence", min=1, help="Number of the older checkpoint.")
+    ] = None,
+    after: Annotated[int | None, typer.Option("--to-sequence", min=1, help="Number of the newer checkpoint.")] = None,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two checkpoints of a run, by default the last two."""
+    with backend(service_url, profile) as opened:
+        view = opened.call(diff_run_checkpoints, run_id, before, after)
+    render.emit(view, as_json=as_json, text=lambda: _show_changes(view))
+
+
+def _show_changes(view: CheckpointDiffView) -> None:
+    rows = [
+        *(["+", item.path, f"{item.value}"[:120]] for item in view.added),
+        *(["-", item.path, f"{item.value}"[:120]] for item in view.removed),
+        *(["~", item.path, f"{item.before} → {item.after}"[:120]] for item in view.changed),
+    ]
+    render.table(f"{view.change_count} changes", ["", "Path", "Value"], rows)

@@ -1,0 +1,275 @@
+"""Operations that answer a paused run: with a value, or with the requirements of workflow libraries, resolved.
+
+A requirement that a caller sends back says something about a stored question and never takes the question's place: the task
+decides who is asked, what is shown and which answers count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import cast
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kneo.api.context import Context, Waiting
+from kneo.api.operation import DONE, Json, run_operation
+from kneo.api.requests import Body
+from kneo.api.run_waiting import RunResumedView, wait_after_answer
+from kneo.errors import Conflict, Invalid, InvalidValue, KneoError, NotFound, Usage
+from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask
+from kneo.runtime.engine.wait import SettledRun, find_run, read_settled_run
+from kneo.store import tasks
+from kneo.store.idempotency import AlreadyExecuted
+from kneo.tasks import inbox
+from kneo.tasks.decisions import DecisionRequest, decision_from_value, find_pending, rejection
+
+MAX_REQUIREMENTS = 100
+"""Requirements that one request may resolve."""
+
+
+class RunInput(Body):
+    """A value for what a run waits for, or that there will be none."""
+
+    value: object = None
+    abort: bool = Field(default=False, description="Give none: what it was for does not happen.")
+    reason: str | None = None
+    key: str | None = Field(default=None, description="Which question, where the run asks several.")
+
+
+@run_operation("POST", "/runs/{run_id}/input", scope="human:write", statuses=DONE)
+def put_run_input(context: Context, run_id: str, body: RunInput) -> Waiting[RunResumedView]:
+    """Answer the one thing that a run waits for with a value."""
+
+    def answer() -> HumanTask:
+        find_run(context.store, run_id)
+        _check_length("value", len(json.dumps(body.value, default=str)), context)
+        with context.store.read() as tx:
+            task = find_pending(run_id, tasks.of_run(tx, run_id, UNRESOLVED), body.key)
+        decision = rejection(task, body.reason) if body.abort else decision_from_value(task, body.value)
+        return inbox.decide(context.store, task.id, decision, actor=context.actor)
+
+    return wait_after_answer(context.store, answer)
+
+
+def _check_length(field: str, length: int, context: Context) -> None:
+    limit = context.settings.limits.human_content_chars
+    if length > limit:
+        msg = f"{field} is {length} characters long; at most {limit} are accepted."
+        raise InvalidValue(msg, code="input_too_large", field=field, limit=limit)
+
+
+class StepRequirement(BaseModel):
+    """What is said about one question. What else a requirement was shown with may be sent back and changes nothing."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    continuation_id: str | None = Field(default=None, description="Which question; or its key, or its step.")
+    key: str | None = None
+    step_id: str | None = Field(default=None, description="The path of the step that asks.")
+    step_name: str | None = None
+    confirmed: bool | None = None
+    rejection_feedback: str | None = None
+    user_input: dict[str, object] | None = None
+    edited_output: object = None
+    selected_choices: list[str] | None = None
+    decision: str | None = Field(default=None, description="After an error: retry, skip or stop.")
+    value: object = Field(default=None, description="What a step asked for in its middle.")
+    subject_digest: str | None = Field(default=None, description="What was shown; another one now is refused.")
+
+
+class ContinueRun(Body):
+    """A paused run's requirements, resolved. Those that say nothing stay open."""
+
+    step_requirements: list[StepRequirement] = Field(min_length=1, max_length=MAX_REQUIREMENTS)
+    session_id: str | None = Field(default=None, description="The conversation it belongs to, to be sure.")
+    stream: bool = Field(default=False, description="Not here: `GET /v1/runs/{run_id}/events` follows a run.")
+    background: bool = Field(default=False, description="Answer at once; the run goes on by itself.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkflowRunContinuedView(RunResumedView):
+    """Where a run went, and what it still requires."""
+
+    workflow_id: str | None
+    content: str | None
+    is_paused: bool
+    step_requirements: list[Json]
+    refused: list[Json]
+
+
+@run_operation("POST", "/workflows/{workflow_id}/runs/{run_id}/continue", scope="human:write", statuses=DONE)
+def continue_workflow_run(
+    context: Context, workflow_id: str, run_id: str, body: ContinueRun
+) -> Waiting[WorkflowRunContinuedView]:
+    """Answer what a paused run requires, and go on with it; each answer counts as in the inbox, with its receipt.
+
+    An answer that is refused stays with its reason in `refused` where another one was taken; else it is the error.
+    """
+    if body.stream:
+        msg = "A run that goes on is followed elsewhere."
+        raise Invalid(msg, code="stream_elsewhere", hint=f"GET /v1/runs/{run_id}/events")
+    refused: list[Json] = []
+
+    def answer() -> HumanTask:
+        return _answer_all(context, _check_workflow(context, workflow_id, run_id, body), body, refused)
+
+    def view(resumed: Waiting[RunResumedView], settled: SettledRun) -> WorkflowRunContinuedView:
+        after = resumed.view(settled)
+        return WorkflowRunContinuedView(
+            **vars(after),
+            workflow_id=settled.run.workflow_name,
+            content=after.output_text,
+            is_paused=bool(settled.tasks),
+            step_requirements=[requirement(task) for task in settled.tasks],
+            refused=refused,
+        )
+
+    resumed = wait_after_answer(context.store, answer)
+    waiting = cast("Waiting[WorkflowRunContinuedView]", replace(resumed, view=partial(view, resumed)))
+    if not body.background:
+        return waiting
+    return replace(waiting, seconds=0, settled=read_settled_run(context.store, run_id))
+
+
+def _check_workflow(context: Context, workflow_id: str, run_id: str, body: ContinueRun) -> SettledRun:
+    found = read_settled_run(context.store, run_id)
+    run = found.run
+    if workflow_id in {run.workflow_name, run.agent_name} and body.session_id in {None, run.metadata.get("session_id")}:
+        return found
+    msg = f"There is no run {run_id} of the workflow {workflow_id[:80]}{' in this session' if body.session_id else ''}."
+    raise NotFound(msg, code="run_not_found")
+
+
+def _answer_all(context: Context, paused: SettledRun, body: ContinueRun, refused: list[Json]) -> HumanTask:
+    """Take every answer that fits; return the last question that was answered."""
+    answers = match_answers(paused.run.id, paused.tasks, body.step_requirements)
+    for _, answer in answers:
+        for field in ("content", "values", "feedback"):
+            _check_length(field, len(str(getattr(answer, field) or "")), context)
+    last: HumanTask | None = None
+    for number, (task, answer) in enumerate(answers):
+        try:
+            pin = context.settings.trust_root
+            last = inbox.decide(context.store, task.id, answer, actor=context.actor, pin=pin)
+        except AlreadyExecuted:
+            raise
+        except KneoError as error:
+            if last is None and number == len(answers) - 1:
+                raise
+            refused.append({"continuation_id": task.id, "key": task.key, "error": error.code, "message": str(error)})
+    assert last is not None, "the last one was taken or raised"
+    return last
+
+
+def requirement(task: HumanTask) -> Json:
+    """Return what a question requires."""
+    asks_first = task.position in {"before", "step"}
+    return {
+        "continuation_id": task.id,
+        "request_id": task.request_id,
+        "key": task.key,
+        "step_id": task.step_path,
+        "step_name": task.step_id,
+        "requires_confirmation": asks_first and DecisionKind.APPROVED in task.decisions,
+        "requires_user_input": task.answer_schema is not None,
+        "requires_output_review": task.position == "after",
+        "requires_iteration_review": task.position == "each",
+        "requires_route_selection": task.position == "route",
+        "requires_executor_resolution": task.position == "wait",
+        "requires_error_decision": task.position == "error",
+        "message": task.prompt,
+        "user_input_schema": task.answer_schema,
+        "available_choices": list(task.options) if task.options is not None else None,
+        "allow_multiple_selections": task.multiple,
+        "retry_count": task.attempt,
+        "timeout_at": task.deadline_at,
+        "on_timeout": task.on_timeout,
+        "subject": task.subject,
+        "subject_digest": task.subject_digest,
+    }
+
+
+def match_answers(
+    run_id: str, waiting: Sequence[HumanTask], requirements: Sequence[StepRequirement]
+) -> list[tuple[HumanTask, DecisionRequest]]:
+    """Match the requirements that a caller resolved with the open questions of a run.
+
+    Args:
+        run_id: The run, for messages.
+        waiting: The run's open questions.
+        requirements: The requirements as the caller sent them; one that resolves nothing leaves its question open.
+
+    Returns:
+        Each question that is answered, with its answer.
+
+    Raises:
+        Conflict: ``run_state_conflict``: the run asks nothing, or nothing of the kind, or nothing is answered;
+            ``several_pending``: a requirement fits several questions.
+        Usage: a requirement says two things at once, or two of them are about one question.
+    """
+    resolved = [(one, answer) for one in requirements if (answer := _answer(one)) is not None]
+    answers = [(_find_task(run_id, waiting, one), answer) for one, answer in resolved]
+    if not answers:
+        keys = [task.key for task in waiting]
+        msg = f"Nothing is said about what the run {run_id} asks."
+        hint = f"It asks: {', '.join(keys) or 'nothing'}. Set confirmed, user_input, edited_output, selected_choices or value."
+        raise Conflict(msg, code="run_state_conflict", hint=hint, pending=keys)
+    if len({task.id for task, _ in answers}) < len(answers):
+        msg = "Two requirements are about one question."
+        raise Usage(msg)
+    return [(task, replace(answer, request_id=task.request_id)) for task, answer in answers]
+
+
+def _find_task(run_id: str, waiting: Sequence[HumanTask], one: StepRequirement) -> HumanTask:
+    key = one.continuation_id or one.key
+    if key is not None:
+        return find_pending(run_id, waiting, key)
+    step = one.step_id or one.step_name
+    fitting = [task for task in waiting if step in {None, task.step_path, task.step_id}]
+    if not fitting:
+        return find_pending(run_id, waiting, str(step))  # which says what it asks instead
+    return find_pending(run_id, fitting, None)
+
+
+def _answer(one: StepRequirement) -> DecisionRequest | None:
+    """Return the answer that a requirement makes, without the id of its request; ``None`` where it resolves nothing."""
+    shown = DecisionRequest(request_id="", decision=DecisionKind.APPROVED, expect_digest=one.subject_digest)
+    resolutions = {
+        "user_input": one.user_input,
+        "edited_output": one.edited_output,
+        "selected_choices": one.selected_choices,
+        "decision": one.decision,
+        "value": one.value,
+    }
+    names = [name for name, value in resolutions.items() if value is not None]
+    if one.confirmed is False:
+        if set(names) - {"decision"}:
+            msg = "A requirement that is rejected gives nothing."
+            raise Usage(msg)
+        return replace(shown, decision=DecisionKind.REJECTED, feedback=one.rejection_feedback)
+    if len(names) > 1:
+        msg = f"A requirement says one of {', '.join(resolutions)}."
+        raise Usage(msg)
+    if not names:
+        return shown if one.confirmed is True else None
+    return _resolved(shown, one, names[0])
+
+
+def _resolved(shown: DecisionRequest, one: StepRequirement, name: str) -> DecisionRequest:
+    match name:
+        case "user_input":
+            return replace(shown, values=one.user_input)
+        case "edited_output":
+            text = one.edited_output
+            content = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+            return replace(shown, decision=DecisionKind.EDITED, content=content)
+        case "selected_choices":
+            choices = tuple(one.selected_choices or ())
+            return replace(shown, decision=DecisionKind.SELECTED, selected_options=choices)
+        case "decision":
+            return replace(shown, decision=DecisionKind.SELECTED, selected_option=one.decision)
+        case _:
+            return replace(shown, decision=DecisionKind.PROVIDED, content=one.value)

@@ -1,0 +1,216 @@
+"""Operations that begin work on a run: start one, run a failed one again, start one from another one's past."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kneo.api.context import Context, Waiting
+from kneo.api.operation import run_operation
+from kneo.api.requests import AsNumber, Body, Flag, Name, SkillsChange, SpecRequest, overlay_of
+from kneo.api.run_waiting import DEFAULT_WAIT, RunStartedView, wait_for_run
+from kneo.api.spec_loader import SpecLoader, SpecSelection, usable
+from kneo.clock import parse_duration
+from kneo.digest import digest_of_json
+from kneo.errors import Invalid, InvalidValue, Usage
+from kneo.records.run import Run
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.recover import ForkRequest
+from kneo.runtime.engine.recover import continue_run as continue_failed_run
+from kneo.runtime.engine.recover import fork as fork_from
+from kneo.runtime.engine.start import StartRequest, nothing
+from kneo.store import audit
+from kneo.store.engine import Tx
+
+MAX_SECONDS = 10 * 365 * 86_400
+"""The longest timeout of a run."""
+
+MAX_NUMBER = 2**31 - 1
+"""The highest number of a checkpoint."""
+
+MAX_WAIT = timedelta(minutes=10)
+
+Wait = Annotated[
+    str | None,
+    Field(
+        pattern="^[0-9]{1,6}[smh]$",
+        description="How long to wait for the run to pause or end, at most `10m`; left out: `120s`.",
+        examples=["30s"],
+    ),
+]
+
+
+class WaitTooLong(Invalid):
+    """A request asks for more waiting than the service offers."""
+
+    http_status = 422
+    default_code = "wait_too_long"
+
+
+class RunCreate(SpecRequest):
+    """Run a bundle that an environment serves, or, where that is allowed, a spec of your own."""
+
+    input: str
+    bundle: Name | None = Field(default=None, description="`name`, `name@version` or `sha256:…`.")
+    target: Literal["agent", "workflow"] = "workflow"
+    async_mode: Flag = False
+    metadata: dict[str, object] = Field(default_factory=dict)
+    session_id: str | None = Field(default=None, max_length=200, description="The conversation this run belongs to.")
+    skills: SkillsChange | None = None
+    timeout_seconds: Annotated[int, Field(gt=0, le=MAX_SECONDS), AsNumber] | None = None
+
+    def selection(self) -> SpecSelection:
+        return replace(super().selection(), skills=overlay_of(self.skills))
+
+
+class RunFork(Body):
+    """Where in a run's past another one begins: a step or a checkpoint."""
+
+    step: str | None = Field(default=None, description="Path of the step it begins with, `#n` for the n-th time.")
+    checkpoint: Annotated[int, Field(ge=1, le=MAX_NUMBER), AsNumber] | None = Field(
+        default=None, description="Or the sequence number of a checkpoint."
+    )
+    input: str | None = Field(
+        default=None, description="What that step is given instead; gates before it are asked about it."
+    )
+    answers: dict[str, object] = Field(
+        default_factory=dict,
+        max_length=100,
+        description="Answers to use instead of those given before, by the keys of their questions; needs human:write.",
+    )
+    ask: list[str] = Field(default_factory=list, max_length=100, description="Keys to ask anew, or `all`.")
+
+
+@run_operation("POST", "/runs", scope="runs:write", errors=(404,), key_scope="runs:create")
+def create_run(context: Context, body: RunCreate, wait: Wait = None) -> Waiting[RunStartedView]:
+    """Start a run; unless `async_mode`, wait until it pauses or ends."""
+    return _start(context, body, wait)
+
+
+@run_operation("POST", "/specs/run", scope="runs:write", errors=(404,), key_scope="specs:run")
+def run_spec(context: Context, body: RunCreate, wait: Wait = None) -> Waiting[RunStartedView]:
+    """Do what `POST /v1/runs` does, under its other name."""
+
+    def also(tx: Tx, run: Run) -> None:
+        facts = body.selection().origin() | {"target": body.target, "status": run.status}
+        audit.record(tx, "spec.run", actor=context.actor, run_id=run.id, environment=body.environment, metadata=facts)
+
+    return _start(context, body, wait, also)
+
+
+def _start(
+    context: Context, body: RunCreate, wait: str | None, also: Callable[[Tx, Run], None] = nothing
+) -> Waiting[RunStartedView]:
+    seconds = _seconds(wait)
+
+    def begin() -> Run:
+        return context.make_starter().start(_order(context, body), also)
+
+    return wait_for_run(context.store, begin, 0 if body.async_mode else seconds)
+
+
+def _order(context: Context, body: RunCreate) -> StartRequest:
+    selection = body.selection()
+    if context.over_http:
+        _check_sizes(context, body, selection)
+    origin = selection.origin() | {"async_mode": body.async_mode, "session_id": body.session_id}
+    if selection.overrides:
+        origin["overrides_digest"] = digest_of_json(selection.overrides)
+    return StartRequest(
+        input=body.input,
+        requester=context.actor,
+        target=body.target,
+        environment=body.environment,
+        bundle=body.bundle,
+        spec=_spec(context, selection, body.bundle),
+        timeout_seconds=body.timeout_seconds,
+        metadata=body.metadata,
+        origin=origin,
+        asked={
+            "overrides": dict(selection.overrides),
+            "skills_overlay": body.skills.model_dump() if body.skills else None,
+        },
+    )
+
+
+def _spec(context: Context, selection: SpecSelection, bundle: str | None) -> Mapping[str, object] | None:
+    """Return the spec that a request holds or names by its path."""
+    if bundle is not None:
+        if selection.spec_path is not None or selection.has_layers:
+            msg = "A bundle runs as it was approved: without a path, overlays, overrides or other skills."
+            raise Usage(msg)
+        return selection.spec
+    if selection.is_plain or (selection.spec is None and selection.spec_path is None):
+        return selection.spec
+    loaded = SpecLoader(context.settings, context.tools).whole(selection)
+    usable(loaded)
+    return loaded.tree
+
+
+def _check_sizes(context: Context, body: RunCreate, selection: SpecSelection) -> None:
+    SpecLoader(context.settings).check_sizes(selection)
+    limits = context.settings.limits
+    _check_size("input", len(body.input), limits.input_chars)
+    _check_size("metadata", len(json.dumps(body.metadata)), limits.metadata_bytes)
+
+
+def _check_size(field: str, size: int, limit: int) -> None:
+    if size > limit:
+        msg = f"{field} is {size} long; at most {limit} is accepted."
+        raise InvalidValue(msg, code="input_too_large", field=field, limit=limit)
+
+
+def _seconds(wait: str | None) -> float:
+    """Return how long to wait for a run.
+
+    Raises:
+        WaitTooLong: it is more than ``MAX_WAIT``.
+    """
+    if wait is None:
+        return DEFAULT_WAIT
+    duration = parse_duration(wait)
+    if duration > MAX_WAIT:
+        msg = f"A request waits 10m at most, not {wait}."
+        raise WaitTooLong(msg, hint="GET /v1/runs/{run_id}/events tells when it ends.")
+    return duration.total_seconds()
+
+
+@run_operation("POST", "/runs/{run_id}/continue", scope="runs:write", key_scope="runs:continue")
+def continue_run(context: Context, run_id: str, wait: Wait = None) -> Waiting[RunStartedView]:
+    """Try a failed run again from where it stood, and wait until it pauses or ends."""
+    store, seconds = context.store, _seconds(wait)
+    return wait_for_run(
+        store, lambda: continue_failed_run(store, ProgramLoader(store), run_id, actor=context.actor), seconds
+    )
+
+
+@run_operation("POST", "/runs/{run_id}/fork", scope="runs:write")
+def fork_run(context: Context, run_id: str, body: RunFork, wait: Wait = None) -> Waiting[RunStartedView]:
+    """Start another run from a point in this one's past, and wait until it pauses or ends."""
+    seconds = _seconds(wait)
+    if (body.step is None) == (body.checkpoint is None):
+        msg = "Where should the other run begin?"
+        raise Usage(msg, hint="Name a step or a checkpoint, one of them.")
+    if body.answers:
+        context.principal.require("human:write")
+    if context.over_http:
+        limit = context.settings.limits.input_chars
+        _check_size("input", len(body.input or ""), limit)
+        _check_size("answers", len(json.dumps(body.answers, default=str)), limit)
+    order = ForkRequest(
+        run_id=run_id,
+        step=body.step,
+        checkpoint=body.checkpoint,
+        input=body.input,
+        requester=context.actor,
+        answers=body.answers,
+        ask=tuple(body.ask),
+    )
+    return wait_for_run(
+        context.store, lambda: fork_from(context.make_starter(), ProgramLoader(context.store), order), seconds
+    )
