@@ -13,15 +13,15 @@ from kneo.project import read_config
 from kneo.project.files import SpecFiles
 from kneo.project.modules import ModuleFiles
 from kneo.settings import Settings, from_env
-from kneo.spec.context import RuleContext
 from kneo.spec.documents import DEFAULT_LIMITS
-from kneo.spec.environment import Environment, parse_environment
+from kneo.spec.environment import parse_environment
 from kneo.spec.lint import check
-from kneo.spec.models.environment_gates import EnvironmentGate, QuestionPolicy, with_gates
+from kneo.spec.models.environment import Environment, EnvironmentGate, QuestionPolicy, with_gates
+from kneo.spec.modules import RuleContext
 from kneo.spec.policy_flags import PolicyFlags, strictest
 from kneo.spec.project import ProjectConfig, choose_environment
-from kneo.spec.reading.defaults import NO_DEFAULTS
 from kneo.spec.reading.load import LoadedSpec, SourceFile, load_spec
+from kneo.spec.reading.overlays import NO_DEFAULTS
 
 
 @dataclass(frozen=True)

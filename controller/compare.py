@@ -21,7 +21,7 @@ from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.records.release import BundleRecord, EnvironmentRecord, Hold, Release, Suspension
 from kneo.registry import OpenTasks, spec_in
-from kneo.spec.environment import Environment
+from kneo.spec.models.environment import Environment
 
 Since = Callable[[str, str], Iterable[Commit]]
 """Reads the commits that a branch grew by from one to another."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from kneo.clock import isoformat
 from kneo.errors import KneoError
 from kneo.spec.diff.weakening import weakenings
-from kneo.spec.environment import Environment, EnvironmentSpec
+from kneo.spec.models.environment import Environment, EnvironmentSpec
 from kneo.spec.windows import next_opening, windows_open
 from kneo.trust.dsse import Envelope, TrustedKey, find_signers, parse_envelope
 from kneo.trust.keys import PublicKey

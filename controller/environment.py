@@ -53,7 +53,7 @@ from kneo.errors import KneoError, Transient
 from kneo.notify import outbox
 from kneo.records.release import EnvironmentRecord, Promotion, PromotionKind, Release
 from kneo.registry import ReleaseChange
-from kneo.spec.environment import Environment
+from kneo.spec.models.environment import Environment
 from kneo.spec.windows import windows_open
 from kneo.store import releases
 from kneo.store.engine import Store, Tx, lock_table

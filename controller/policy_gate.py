@@ -21,7 +21,8 @@ from controller.stages.load import SourceProblem
 from kneo.errors import KneoError
 from kneo.records.release import EnvironmentRecord
 from kneo.spec.diff.weakening import weakenings
-from kneo.spec.environment import Approvals, Environment, parse_environment
+from kneo.spec.environment import parse_environment
+from kneo.spec.models.environment import Approvals, Environment
 from kneo.trust.root import ROOT_ROLE, TrustRoot
 
 REJECTED = "Rejected"

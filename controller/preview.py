@@ -41,13 +41,11 @@ from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError
 from kneo.records.release import Release, also_closed
 from kneo.registry import OpenTasks, open_tasks, spec_in
-from kneo.spec.context import NOTHING_KNOWN
-from kneo.spec.coverage.environment_gates import places_around
+from kneo.spec.coverage.environment_gates import guarded_steps
 from kneo.spec.diff import diff
 from kneo.spec.diff.weakening import weakenings
-from kneo.spec.environment import Environment
 from kneo.spec.index import SpecIndex
-from kneo.spec.models.environment_gates import EnvironmentGate, with_gates
+from kneo.spec.models.environment import Environment, EnvironmentGate, with_gates
 from kneo.spec.reading.load import load_tree
 from kneo.store import releases, sources
 from kneo.store.engine import Tx
@@ -255,14 +253,14 @@ def _added(gate: EnvironmentGate, verified: Verified) -> Json:
     }
     return {
         "gate": gate.name,
-        "steps": {name: found for name, view in views.items() if (found := places_around(view, gate.name))},
+        "steps": {name: found for name, view in views.items() if (found := guarded_steps(view, gate.name))},
     }
 
 
 def _view(spec: Spec, gate: EnvironmentGate) -> SpecIndex:
     loaded = load_tree(dict(spec)).spec
     assert loaded is not None, "what is planned was verified"
-    return SpecIndex.of(with_gates(loaded, (gate,)), NOTHING_KNOWN)
+    return SpecIndex.of(with_gates(loaded, (gate,)))
 
 
 def _unchanged(name: str, problem: SourceProblem) -> Json:

@@ -13,7 +13,8 @@ from controller.stages.verify import BundleHistory, bundle_history
 from kneo.clock import isoformat
 from kneo.errors import KneoError
 from kneo.records.release import ApprovalRecord, EnvironmentRecord, Promotion, Release
-from kneo.spec.environment import Environment, parse_environment
+from kneo.spec.environment import parse_environment
+from kneo.spec.models.environment import Environment
 from kneo.store import approvals, releases
 from kneo.store.engine import Tx
 from kneo.trust.keys import PublicKey

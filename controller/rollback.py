@@ -18,7 +18,7 @@ from kneo.errors import Conflict, NotFound
 from kneo.notify import outbox
 from kneo.records.release import Hold, PromotionKind, Release
 from kneo.registry import ReleaseChange
-from kneo.spec.environment import Environment
+from kneo.spec.models.environment import Environment
 from kneo.store import releases
 from kneo.store.engine import Store, Tx
 from kneo.trust.keys import PublicKey

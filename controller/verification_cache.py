@@ -9,7 +9,7 @@ from controller.stages.verify import UnchangedBundle, Verified, unchanged_bundle
 from kneo.digest import Digest
 from kneo.errors import KneoError
 from kneo.records.release import Release
-from kneo.spec.environment import Environment, ReleasePin
+from kneo.spec.models.environment import Environment, ReleasePin
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.statement import parse_bundle
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import yaml
 
-from kneo.spec.context import Module, RuleContext
 from kneo.spec.coverage.policy import check_policy
 from kneo.spec.diagnostics import Diagnostic
 from kneo.spec.environment import parse_environment
 from kneo.spec.lint import check
 from kneo.spec.models.answers import AnswersFile
+from kneo.spec.modules import Module, RuleContext
 from kneo.spec.policy_flags import PolicyFlags
 from kneo.spec.reading.load import load_tree, resolve
 from kneo.spec.reading.reader import read

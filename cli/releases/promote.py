@@ -17,7 +17,8 @@ from cli.repository.layout import ConfigRepository
 from cli.repository.push_access import login
 from kneo.errors import Conflict, NotFound
 from kneo.settings import from_env
-from kneo.spec.environment import ReleasePin, parse_environment
+from kneo.spec.environment import parse_environment
+from kneo.spec.models.environment import ReleasePin
 
 
 def promote(

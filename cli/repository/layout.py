@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cli.files import read_bytes
 from kneo.errors import NotFound
-from kneo.spec.environment import ENVIRONMENT_LIMITS, Environment, parse_environment
+from kneo.spec.environment import ENVIRONMENT_LIMITS, parse_environment
+from kneo.spec.models.environment import Environment
 from kneo.trust.dsse import ENVELOPE_BYTES
 from kneo.trust.verify import bundle_path, parse_bundle_path
 

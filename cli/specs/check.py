@@ -16,7 +16,7 @@ from kneo.spec.coverage.policy import check_policy
 from kneo.spec.diagnostics import Diagnostic, Severity, has_errors
 from kneo.spec.lint.formats import as_github, as_sarif, as_text
 from kneo.spec.models import Spec
-from kneo.spec.models.environment_gates import with_gates
+from kneo.spec.models.environment import with_gates
 from kneo.spec.reading.load import resolve
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from cli import render
 from cli.specs.check import Checked, Format, print_findings
-from kneo.spec.coverage.policy_report import PolicyReport
+from kneo.spec.coverage.policy import PolicyReport
 
 
 def print_report(checked: Checked, report: PolicyReport) -> None:

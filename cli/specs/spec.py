@@ -17,7 +17,7 @@ from cli.specs.report import print_report
 from cli.specs.spec_service import ask_service
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, NotFound
-from kneo.spec.coverage.policy_report import policy_report
+from kneo.spec.coverage.policy import policy_report
 from kneo.spec.documents import DEFAULT_LIMITS
 from kneo.spec.graph import GraphNode, as_dot, as_mermaid, spec_graph
 from kneo.spec.messages import describe, suggest

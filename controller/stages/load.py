@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from controller.source.snapshot import SourceSnapshot
 from kneo.errors import KneoError
-from kneo.spec.environment import Environment, ReleasePin, parse_environment
+from kneo.spec.environment import parse_environment
+from kneo.spec.models.environment import Environment, ReleasePin
 from kneo.trust.hmac_bundle import hmac_path
 from kneo.trust.verify import bundle_path
 

@@ -14,7 +14,7 @@ from kneo import registry
 from kneo.digest import Digest
 from kneo.notify.outbox import Notice
 from kneo.records.release import Condition, ConditionType, Pending, PendingGate, PromotionKind, Release, also_closed
-from kneo.spec.environment import Environment
+from kneo.spec.models.environment import Environment
 from kneo.store.engine import Tx
 
 

@@ -12,9 +12,8 @@ from kneo.digest import Digest, digest_of, digest_of_json
 from kneo.errors import Invalid, KneoError, Untrusted
 from kneo.records.release import BundleRecord
 from kneo.spec.coverage.policy import check_policy
-from kneo.spec.environment import Environment, ReleasePin
 from kneo.spec.lint import check
-from kneo.spec.models.environment_gates import EnvironmentGate, with_gates
+from kneo.spec.models.environment import Environment, EnvironmentGate, ReleasePin, with_gates
 from kneo.spec.policy_flags import PolicyFlags, strictest
 from kneo.spec.reading.load import load_tree
 from kneo.trust.dsse import parse_envelope

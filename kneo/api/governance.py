@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from kneo import registry
 from kneo.api.run_views import Json
 from kneo.project.secrets import secret_inventory
-from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.coverage.policy import check_policy
 from kneo.spec.lint import check
-from kneo.spec.models.environment_gates import read_spec
+from kneo.spec.models.environment import read_spec
 from kneo.spec.policy_flags import PolicyFlags, strictest
 from kneo.spec.project import ProjectConfig
 from kneo.store import audit, policies, runs
@@ -106,7 +105,7 @@ class Governance:
 
 def _accepted(body: bytes, flags: PolicyFlags) -> bool:
     spec = read_spec(body)
-    return not (flags.enabled and check_policy(spec, check(spec, NOTHING_KNOWN), flags))
+    return not (flags.enabled and check_policy(spec, check(spec), flags))
 
 
 def _shown(flags: PolicyFlags) -> Json:

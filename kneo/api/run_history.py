@@ -16,12 +16,12 @@ from kneo.records.run import Run
 from kneo.runtime.engine import views
 from kneo.runtime.engine.recover import read_record
 from kneo.runtime.engine.wait import find_run, read_settled_run
-from kneo.spec.context import NOTHING_KNOWN
-from kneo.spec.coverage.policy_report import policy_report
+from kneo.spec.coverage.policy import policy_report
 from kneo.spec.graph import spec_graph
 from kneo.spec.lint import check
 from kneo.spec.models import Spec
-from kneo.spec.models.environment_gates import read_spec
+from kneo.spec.models.environment import read_spec
+from kneo.spec.modules import NOTHING_KNOWN
 from kneo.store import audit, runs
 
 V = TypeVar("V")

@@ -11,11 +11,11 @@ from kneo.errors import Invalid, InvalidValue, Usage
 from kneo.project.files import SpecFiles, is_hidden
 from kneo.project.modules import ModuleFiles
 from kneo.settings import Settings
-from kneo.spec.context import RuleContext
 from kneo.spec.diagnostics import unreadable
 from kneo.spec.documents import DEFAULT_LIMITS, Document, Unreadable
 from kneo.spec.lint import check
 from kneo.spec.models import Spec
+from kneo.spec.modules import RuleContext
 from kneo.spec.reading.inline import Files, NoFiles
 from kneo.spec.reading.load import LoadedSpec, load_tree, resolve
 from kneo.spec.reading.overlays import merge_all

@@ -32,9 +32,9 @@ from kneo.runtime.program.compiler import compile_program
 from kneo.runtime.steps import modules
 from kneo.settings import Settings, from_env
 from kneo.spec.compiler import SpecCompiler, refusal, require_valid
-from kneo.spec.coverage.policy_report import policy_report
+from kneo.spec.coverage.policy import policy_report
 from kneo.spec.lint import check
-from kneo.spec.models.environment_gates import read_spec
+from kneo.spec.models.environment import read_spec
 from kneo.spec.policy_flags import PolicyFlags
 from kneo.spec.reading.load import LoadedSpec, SourceFile
 from kneo.spec.reading.validate import check_model

@@ -9,8 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kneo.spec.context import Module
-from kneo.spec.modules import MAX_SOURCE, UNKNOWN, read_module
+from kneo.spec.modules import MAX_SOURCE, UNKNOWN, Module, read_module
 
 _EXTENSIONS = (".so", ".pyd")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from kneo.redaction import REDACTED
 from kneo.settings import variables_set
-from kneo.spec.models.providers import PROVIDER_VARIABLES
+from kneo.spec.models.agent import PROVIDER_VARIABLES
 from kneo.spec.project import SERVICE_TOKENS, ProjectConfig, provider_variable
 
 Inventory = dict[str, dict[str, dict[str, object]]]

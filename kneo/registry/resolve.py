@@ -20,7 +20,7 @@ from kneo.trust.verified import UNSEQUENCED, VerifiedBundle
 from kneo.trust.verify import bundle_path, verify_bundle
 
 if TYPE_CHECKING:
-    from kneo.spec.environment import Environment
+    from kneo.spec.models.environment import Environment
 
 
 def check_served(
@@ -82,7 +82,7 @@ def _tampered(release: Release, what: str) -> Untrusted:
 
 
 if TYPE_CHECKING:
-    from kneo.spec.environment import Environment
+    from kneo.spec.models.environment import Environment
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from kneo.service import wire
 from kneo.service.receipts import summary
 from kneo.service.wire import Json
 from kneo.settings import Settings
-from kneo.spec.environment import Approvals
+from kneo.spec.models.environment import Approvals
 from kneo.store import approvals, idempotency, releases, requests, sources
 from kneo.store.engine import Store, Tx
 from kneo.store.service_key import service_key

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from kneo.errors import Invalid
-from kneo.spec.models.conditions import Condition
+from kneo.spec.models.human import Condition
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.coverage.environment_gates import gates_around
 from kneo.spec.index import SpecIndex
 from kneo.spec.models import (
@@ -30,7 +29,7 @@ from kneo.spec.models import (
     StepsStep,
     Workflow,
 )
-from kneo.spec.models.environment_gates import EnvironmentGate
+from kneo.spec.models.environment import EnvironmentGate
 
 NOTHING_ADDED: Mapping[int, Sequence[EnvironmentGate]] = {}
 
@@ -112,7 +111,7 @@ def spec_graph(spec: Spec) -> WorkflowGraph:
     if workflow is None:
         step = LeafStep(id=spec.agent.name, kind="agent", ref=spec.agent.name)
         workflow = SequentialWorkflow(type="sequential", name=spec.agent.name, steps=(step,))
-    return workflow_graph(workflow, gates_around(SpecIndex.of(spec, NOTHING_KNOWN)))
+    return workflow_graph(workflow, gates_around(SpecIndex.of(spec)))
 
 
 def workflow_graph(

@@ -1,67 +1,77 @@
-"""An index over a spec, built once, so that every rule walks lists instead of the tree.
+"""Index of a spec: every agent, workflow, block of steps and step with its path, built in one visit per step.
 
-Every agent, workflow, block of steps and step stands here with its path, at any depth. Building it costs one visit
-per step; rules that only iterate over it keep the whole check linear.
+Rules iterate over the index instead of the tree, which keeps a whole check linear in the size of the spec.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
-from kneo.spec.context import RuleContext
+from kneo.spec.diagnostics import Diagnostic, error
 from kneo.spec.documents import Path
 from kneo.spec.messages import suggest
 from kneo.spec.models import (
     Agent,
     ConditionStep,
     GraphWorkflow,
-    GroupChatWorkflow,
-    HandoffWorkflow,
     LeafStep,
-    LoopStep,
-    ParallelStep,
     RouterStep,
     SequentialWorkflow,
     Spec,
     Step,
-    StepsStep,
     Workflow,
 )
-from kneo.spec.models import ConcurrentWorkflow as Concurrent
+from kneo.spec.models.spec import Capability
+from kneo.spec.modules import NOTHING_KNOWN, RuleContext
 
 Role: TypeAlias = Literal["step", "node", "participant"]
+
+Part: TypeAlias = tuple[str, str]
+"""An agent, workflow or function by its kind and name."""
+
+ROOT: Part = ("agent", "")
+"""The root agent, which is not a component and can still be run by its name."""
+
+ROOT_WORKFLOW: Part = ("workflow", "")
 
 MAX_HINTS = 50  # findings of one check that get a suggestion by likeness
 MAX_HINT_NAMES = 500  # names that one such search compares with
 
+Node = TypeVar("Node")
+
 
 @dataclass(frozen=True, slots=True)
 class LocatedAgent:
-    """An agent and where it is; ``name`` is None for the root agent."""
+    """An agent and its path; ``name`` is None for the root agent."""
 
     agent: Agent
     path: Path
     name: str | None = None
 
+    @property
+    def part(self) -> Part:
+        return "agent", self.name or ""
+
 
 @dataclass(frozen=True, slots=True)
 class LocatedWorkflow:
-    """A workflow and where it is; ``name`` is None for the root workflow."""
+    """A workflow and its path; ``name`` is None for the root workflow."""
 
     workflow: Workflow
     path: Path
     name: str | None = None
 
+    @property
+    def part(self) -> Part:
+        return "workflow", self.name or ""
+
 
 @dataclass(frozen=True, slots=True)
 class LocatedStep:
-    """A step, where it is, and the key it is kept under where that is a map.
-
-    ``parent`` is the path of ids of what it stands in, within its workflow.
-    """
+    """A step, its path, and its key where the steps are a map; ``parent`` is the id path of its container."""
 
     step: Step
     path: Path
@@ -71,34 +81,43 @@ class LocatedStep:
     parent: str = ""
 
     @property
-    def place(self) -> str:
+    def name(self) -> str:
+        """The key or the id of the step."""
+        return self.key or self.step.id
+
+    @property
+    def id_path(self) -> str:
         """The ids from the outside in: ``review/legal``."""
-        own = self.key or self.step.id
-        return f"{self.parent}/{own}" if self.parent else own
+        return f"{self.parent}/{self.name}" if self.parent else self.name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Block:
-    """Steps that stand beside each other: ids and fallbacks mean something among them."""
+    """A list or map of steps: the scope of ids and fallbacks."""
 
     members: tuple[LocatedStep, ...]
     path: Path
     workflow: LocatedWorkflow
     role: Role
 
+    @cached_property
+    def by_name(self) -> Mapping[str, LocatedStep]:
+        """The members by id, nodes by key; of two with one id the first."""
+        return {at.name: at for at in reversed(self.members)}
+
 
 class Hints:
-    """Suggests names, for the first findings of a check only.
+    """Suggestions of names, for the first findings of a check only.
 
-    Likeness is slow to measure. A spec with thousands of wrong names, made so on purpose or not, must not cost
-    thousands of searches through thousands of names; whoever fixes the first fifty sees the next.
+    Likeness is slow to measure: a spec with thousands of wrong names must not cost thousands of searches through
+    thousands of names. A check after the first fifty are corrected suggests names for the next.
     """
 
     def __init__(self) -> None:
         self._left = MAX_HINTS
 
     def near(self, word: str, known: Collection[str]) -> str | None:
-        """Say which name somebody probably meant, or which there are."""
+        """Suggest the known name nearest to a word, or list the known names."""
         if self._left <= 0 or len(known) > MAX_HINT_NAMES:
             return None
         self._left -= 1
@@ -110,133 +129,134 @@ class SpecIndex:
     """A spec with an index of its parts.
 
     Attributes:
-        agents: The root agent and then the components, as declared.
-        workflows: The root workflow, where there is one, and then the components, as declared.
-        blocks: Every list of steps of every workflow, outer before inner.
-        steps: Every step of every workflow at any depth, as one reads them.
+        agents: The root agent and then the components, in the order of the file.
+        workflows: The root workflow, where there is one, and then the components, in the order of the file.
+        blocks: Every block of steps of every workflow by its path, outer before inner.
+        steps: Every step of every workflow at any depth, in reading order.
     """
 
     spec: Spec
     context: RuleContext
     agents: tuple[LocatedAgent, ...]
     workflows: tuple[LocatedWorkflow, ...]
-    blocks: tuple[Block, ...]
+    blocks: Mapping[Path, Block]
     steps: tuple[LocatedStep, ...]
     hints: Hints = field(default_factory=Hints, compare=False)
 
     @classmethod
-    def of(cls, spec: Spec, context: RuleContext) -> SpecIndex:
+    def of(cls, spec: Spec, context: RuleContext = NOTHING_KNOWN) -> SpecIndex:
         """Index a spec."""
-        workflows = tuple(_workflows(spec))
-        walk = _Walk()
+        components = spec.components
+        agents = [LocatedAgent(spec.agent, ("agent",))]
+        agents += [LocatedAgent(each, ("components", "agents", name), name) for name, each in components.agents.items()]
+        workflows = [] if spec.workflow is None else [LocatedWorkflow(spec.workflow, ("workflow",))]
+        workflows += [
+            LocatedWorkflow(each, ("components", "workflows", name), name)
+            for name, each in components.workflows.items()
+        ]
+        blocks: dict[Path, Block] = {}
+        steps: list[LocatedStep] = []
         for workflow in workflows:
-            walk.workflow(workflow)
-        return cls(spec, context, tuple(_agents(spec)), workflows, tuple(walk.blocks), tuple(walk.steps))
+            _collect(_root_block(workflow), blocks, steps)
+        return cls(spec, context, tuple(agents), tuple(workflows), blocks, tuple(steps))
+
+    def undeclared(
+        self, code: str, message: str, path: Path, name: str, known: Collection[str], place: str | None = None
+    ) -> Diagnostic:
+        """Report a name that is not among the known ones; the place is where the spec can declare it."""
+        hint = self.hints.near(name, known) or (f"Declare it in {place}." if place else None)
+        return error(code, message, path, suggestion=hint)
 
     def agent_named(self, name: str) -> Agent | None:
-        """Return the agent a step may call by this name: a component, or the root agent by its own name."""
+        """Return the agent that a step calls by this name: a component, or the root agent by its own name."""
         found = self.spec.components.agents.get(name)
-        if found is None and name == self.spec.agent.name:
-            return self.spec.agent
-        return found
+        return self.spec.agent if found is None and name == self.spec.agent.name else found
+
+    def agent_part(self, name: str) -> Part:
+        """Return the part of an agent that a step calls by this name."""
+        return ROOT if name == self.spec.agent.name and name not in self.spec.components.agents else ("agent", name)
+
+    def agent_of(self, part: Part) -> Agent | None:
+        """Return the agent that is a part; None where it does not exist."""
+        return self.spec.agent if part == ROOT else self.spec.components.agents.get(part[1])
+
+    def capabilities(self, function: str) -> tuple[Capability, ...]:
+        """Return the capabilities of a function; none where the spec does not declare it."""
+        known = self.spec.components.functions.get(function)
+        return known.capabilities if known is not None else ()
 
     @cached_property
-    def agent_names(self) -> Sequence[str]:
+    def agent_names(self) -> frozenset[str]:
         """Names that :meth:`agent_named` knows."""
-        return (*self.spec.components.agents, self.spec.agent.name)
+        return frozenset((*self.spec.components.agents, self.spec.agent.name))
 
     @cached_property
     def function_names(self) -> frozenset[str]:
-        """Functions of the spec and of the embedding."""
+        """Functions of the spec and of the embedding program."""
         return self.context.functions | frozenset(self.spec.components.functions)
 
     @cached_property
     def tool_names(self) -> frozenset[str]:
-        """Tools of the spec and of the embedding."""
+        """Tools of the spec and of the embedding program."""
         return self.context.tools | frozenset(self.spec.tools)
 
 
-def _agents(spec: Spec) -> Iterator[LocatedAgent]:
-    yield LocatedAgent(spec.agent, ("agent",))
-    for name, agent in spec.components.agents.items():
-        yield LocatedAgent(agent, ("components", "agents", name), name)
+def children(step: Step) -> tuple[tuple[Path, Sequence[Step]], ...]:
+    """Return the blocks of steps that a step contains, with their paths below it."""
+    if isinstance(step, LeafStep):
+        return ()
+    if isinstance(step, RouterStep):
+        return tuple((("choices", name, "steps"), choice.steps) for name, choice in step.choices.items())
+    if isinstance(step, ConditionStep):
+        return ((("steps",), step.steps), (("else",), step.otherwise))
+    return ((("steps",), step.steps),)
 
 
-def _workflows(spec: Spec) -> Iterator[LocatedWorkflow]:
-    if spec.workflow is not None:
-        yield LocatedWorkflow(spec.workflow, ("workflow",))
-    for name, workflow in spec.components.workflows.items():
-        yield LocatedWorkflow(workflow, ("components", "workflows", name), name)
+def _root_block(at: LocatedWorkflow) -> Block:
+    workflow = at.workflow
+    if isinstance(workflow, GraphWorkflow):
+        path = (*at.path, "nodes")
+        nodes = (LocatedStep(node, (*path, key), at, "node", key) for key, node in workflow.nodes.items())
+        return Block(tuple(nodes), path, at, "node")
+    if isinstance(workflow, SequentialWorkflow):
+        return _block(workflow.steps, (*at.path, "steps"), at, "step")
+    return _block(workflow.participants, (*at.path, "participants"), at, "participant")
 
 
-def workflow_steps(workflow: Workflow) -> tuple[str, Role, Sequence[Step] | Mapping[str, Step]]:
-    """Return where a workflow keeps its steps: the key, what they are there, and the steps."""
-    match workflow:
-        case SequentialWorkflow():
-            return "steps", "step", workflow.steps
-        case GraphWorkflow():
-            return "nodes", "node", workflow.nodes
-        case Concurrent() | HandoffWorkflow() | GroupChatWorkflow():
-            return "participants", "participant", workflow.participants
+def _block(steps: Iterable[Step], path: Path, at: LocatedWorkflow, role: Role, parent: str = "") -> Block:
+    members = (LocatedStep(step, (*path, index), at, role, None, parent) for index, step in enumerate(steps))
+    return Block(tuple(members), path, at, role)
 
 
-def children(step: Step) -> tuple[tuple[Path, tuple[Step, ...]], ...]:
-    """Return the lists of steps that a step holds, with their paths below it."""
-    match step:
-        case LeafStep():
-            return ()
-        case ConditionStep():
-            return ((("steps",), step.steps), (("else",), step.otherwise))
-        case RouterStep():
-            return tuple((("choices", name, "steps"), choice.steps) for name, choice in step.choices.items())
-        case StepsStep() | ParallelStep() | LoopStep():
-            return ((("steps",), step.steps),)
+def _collect(block: Block, blocks: dict[Path, Block], steps: list[LocatedStep]) -> None:
+    """Add a block and everything inside it; the reader bounds the depth."""
+    blocks[block.path] = block
+    for member in block.members:
+        steps.append(member)
+        for below, inner in children(member.step):
+            _collect(_block(inner, (*member.path, *below), block.workflow, "step", member.id_path), blocks, steps)
+
+
+def reachable(start: Node, following: Callable[[Node], Iterable[Node]]) -> Iterator[Node]:
+    """Yield a node of a graph and every node that can be reached from it, each once."""
+    seen, pending = {start}, [start]
+    while pending:
+        node = pending.pop()
+        yield node
+        for other in following(node):
+            if other not in seen:
+                seen.add(other)
+                pending.append(other)
 
 
 def reached_nodes(graph: GraphWorkflow) -> frozenset[str]:
     """Return the enabled nodes to which edges and fallbacks lead from the start."""
-    ways: dict[str, list[str]] = {name: [] for name, node in graph.nodes.items() if node.enabled}
+    targets: dict[str, list[str]] = {name: [] for name, node in graph.nodes.items() if node.enabled}
     for edge in graph.edges:
-        if edge.source in ways and edge.target in ways:
-            ways[edge.source].append(edge.target)
-    for name, targets in ways.items():
+        if edge.source in targets and edge.target in targets:
+            targets[edge.source].append(edge.target)
+    for name, following in targets.items():
         fallback = graph.nodes[name].fallback_ref
-        if fallback in ways:
-            targets.append(fallback)
-    seen = {graph.start} & ways.keys()
-    ahead = list(seen)
-    while ahead:
-        for target in ways[ahead.pop()]:
-            if target not in seen:
-                seen.add(target)
-                ahead.append(target)
-    return frozenset(seen)
-
-
-class _Walk:
-    """Collects blocks and steps; depth is bounded by the reader that made the spec."""
-
-    def __init__(self) -> None:
-        self.blocks: list[Block] = []
-        self.steps: list[LocatedStep] = []
-
-    def workflow(self, at: LocatedWorkflow) -> None:
-        key, role, steps = workflow_steps(at.workflow)
-        path = (*at.path, key)
-        if isinstance(steps, Mapping):
-            members = tuple(LocatedStep(step, (*path, name), at, role, name) for name, step in steps.items())
-        else:
-            members = tuple(LocatedStep(step, (*path, index), at, role) for index, step in enumerate(steps))
-        self._block(Block(members, path, at, role))
-
-    def _block(self, block: Block) -> None:
-        self.blocks.append(block)
-        for member in block.members:
-            self.steps.append(member)
-            for below, steps in children(member.step):
-                path = (*member.path, *below)
-                inner = tuple(
-                    LocatedStep(step, (*path, index), block.workflow, "step", parent=member.place)
-                    for index, step in enumerate(steps)
-                )
-                self._block(Block(inner, path, block.workflow, "step"))
+        if fallback in targets:
+            following.append(fallback)
+    return frozenset(reachable(graph.start, targets.__getitem__) if graph.start in targets else ())

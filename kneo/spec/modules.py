@@ -1,11 +1,52 @@
-"""What a Python module offers, read from its source and never by importing it."""
+"""Python modules that implementations name, read from their source and never imported; and the context of the rules."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from kneo.spec.context import Module
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A Python module that an ``implementation`` may name, known from its source without importing it.
+
+    Attributes:
+        names: What it defines or imports at its top level.
+        complete: False where more names may exist than the source shows (``from x import *``, ``__getattr__``,
+            an extension module): a missing name is then no finding.
+        imported: The part of ``names`` that it takes from somewhere else, with the dotted name of the origin. An
+            ``implementation`` that points through such a name reaches code the module does not own.
+    """
+
+    names: frozenset[str] = frozenset()
+    complete: bool = True
+    imported: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleContext:
+    """The surroundings in which a spec is judged.
+
+    Attributes:
+        modules: Importable modules by dotted name. It may be a lazy mapping; rules only use ``get`` and ``in``. None
+            means that nobody looked, so rules about missing modules stay silent.
+        import_allow: Module prefixes that ``implementation`` may name. None means every module in ``modules``.
+        tools: Names that the embedding's tool registry provides beside the spec's own ``tools``.
+        functions: Names that the embedding registers beside ``components.functions``.
+        environment: The environment the spec is meant for, where one is chosen.
+    """
+
+    modules: Mapping[str, Module] | None = None
+    import_allow: tuple[str, ...] | None = None
+    tools: frozenset[str] = frozenset()
+    functions: frozenset[str] = frozenset()
+    environment: str | None = None
+
+
+NOTHING_KNOWN = RuleContext()
+"""Judge the spec by itself alone."""
+
 
 MAX_SOURCE = 1_048_576  # characters of one module
 

@@ -13,10 +13,9 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from kneo.spec.base import JsonObject, ListOf, MapOf, SpecModel
-from kneo.spec.models.agent import RuntimeMode
-from kneo.spec.models.providers import PROVIDER_VARIABLES
+from kneo.spec.models.agent import PROVIDER_VARIABLES, RuntimeMode
 from kneo.spec.policy_flags import PolicyFlags
-from kneo.spec.reading.defaults import SpecDefaults
+from kneo.spec.reading.overlays import SpecDefaults
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.validate import parse_model
 from kneo.spec.reading.yaml_writer import write_yaml

@@ -10,9 +10,9 @@ from kneo.clock import new_id
 from kneo.digest import digest_of_json
 from kneo.records.run import Run
 from kneo.records.task import Candidates, DecisionKind, Escalation, HumanTask, Plan, Quorum, TaskStatus
-from kneo.spec.coverage.gate_strength import strengthened
+from kneo.spec.coverage.gates import strengthened
 from kneo.spec.models import Human
-from kneo.spec.models.environment_gates import QuestionPolicy
+from kneo.spec.models.environment import QuestionPolicy
 from kneo.store import releases, tasks
 from kneo.store.engine import Tx
 from kneo.tasks import people

@@ -18,7 +18,7 @@ from kneo.trust.dsse import parse_envelope, serialise
 from kneo.trust.receipt import Receipt, Voter, build_receipt, content_digest, sign_receipt
 
 if TYPE_CHECKING:
-    from kneo.spec.environment import Environment
+    from kneo.spec.models.environment import Environment
 
 NO_KEY = "no_service_key"
 

@@ -21,8 +21,7 @@ from types import FrameType
 from typing import Never
 
 from kneo.errors import Invalid
-from kneo.spec.coverage.policy import check_policy
-from kneo.spec.coverage.policy_report import policy_report
+from kneo.spec.coverage.policy import check_policy, policy_report
 from kneo.spec.diff import diff
 from kneo.spec.environment import parse_environment
 from kneo.spec.graph import as_dot, as_mermaid, spec_graph

@@ -18,10 +18,10 @@ import pytest
 
 from cli.main import run
 from kneo.project.modules import ModuleFiles
-from kneo.spec.context import RuleContext
 from kneo.spec.environment import parse_environment
 from kneo.spec.lint import check
 from kneo.spec.models.answers import AnswersFile
+from kneo.spec.modules import RuleContext
 from kneo.spec.project import parse_project
 from kneo.spec.reading.load import SourceFile, load_spec, load_tree
 from kneo.spec.reading.reader import read

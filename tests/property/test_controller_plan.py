@@ -28,7 +28,8 @@ from controller.stages.verify import Candidate, UnchangedBundle, candidate_of, u
 from kneo.clock import isoformat
 from kneo.digest import Digest, digest_of
 from kneo.records.release import Hold, Release, Suspension
-from kneo.spec.environment import Environment, parse_environment
+from kneo.spec.environment import parse_environment
+from kneo.spec.models.environment import Environment
 from kneo.trust.dsse import TrustedKey, serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.keys import PrivateKey

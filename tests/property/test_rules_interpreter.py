@@ -20,7 +20,7 @@ from kneo.runtime.interpreter.node import Ask, Execute
 from kneo.runtime.program.compiler import compile_program
 from kneo.spec.lint import check
 from kneo.spec.models import Spec
-from kneo.spec.models.environment_gates import EnvironmentGate, with_gates
+from kneo.spec.models.environment import EnvironmentGate, with_gates
 
 
 def nobody_agrees(chance: random.Random) -> object:

@@ -15,7 +15,7 @@ from kneo.runtime.interpreter.node import Ask, DecisionContext, Execute, RunEnde
 from kneo.runtime.interpreter.program import actions, begin, settle
 from kneo.runtime.interpreter.step import RETRY_CAP_SECONDS, retry_delay
 from kneo.runtime.program.compiler import compile_program
-from kneo.spec.models.environment_gates import EnvironmentGate, with_gates
+from kneo.spec.models.environment import EnvironmentGate, with_gates
 
 WORDS = st.sampled_from(["a", "b", "c", ">a", "in"])
 CONDITIONS = st.one_of(

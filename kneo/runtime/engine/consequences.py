@@ -15,7 +15,7 @@ from kneo.runtime.engine.questions import case_of
 from kneo.runtime.interpreter.node import Ask, DecisionContext, Execute, Frame, RunEnded, TaskDecided, TaskOpened
 from kneo.runtime.interpreter.program import Program, actions, settle, waiting
 from kneo.runtime.program.compiler import compile_program
-from kneo.spec.models.environment_gates import read_spec
+from kneo.spec.models.environment import read_spec
 from kneo.store import runs, tasks
 from kneo.store.engine import Tx
 

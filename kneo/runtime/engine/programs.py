@@ -14,7 +14,7 @@ from kneo.records.run import STATE_VERSION, Run
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.program.compiler import compile_program
 from kneo.spec.models import Spec
-from kneo.spec.models.environment_gates import EnvironmentGate, read_spec
+from kneo.spec.models.environment import EnvironmentGate, read_spec
 from kneo.store import runs
 from kneo.store.engine import Store
 

@@ -18,12 +18,11 @@ from kneo.runtime.engine.programs import CheckSpec, FrozenSpec, SpecFreezer
 from kneo.runtime.engine.questions import input_digest, name_case
 from kneo.runtime.interpreter.node import DecisionContext, RunEnded
 from kneo.runtime.interpreter.program import begin
-from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.coverage.policy import check_policy
-from kneo.spec.environment import Environment
 from kneo.spec.lint import check as check_rules
 from kneo.spec.models import Spec
-from kneo.spec.models.environment_gates import EnvironmentGate, GatedSpec, read_spec
+from kneo.spec.models.environment import Environment, EnvironmentGate, GatedSpec, read_spec
+from kneo.spec.modules import NOTHING_KNOWN
 from kneo.spec.policy_flags import PolicyFlags
 from kneo.spec.project import ProjectConfig
 from kneo.store import audit, history, idempotency, releases, runs, sources

@@ -33,7 +33,7 @@ from kneo.runtime.interpreter.node import (
 )
 from kneo.runtime.interpreter.values import Value, read_value
 from kneo.spec.gates import holds
-from kneo.spec.models.conditions import Condition
+from kneo.spec.models.human import Condition
 
 THEN, ELSE = "then", "else"
 

@@ -11,8 +11,7 @@ from kneo.records.run import RunError
 from kneo.records.task import Decision, DecisionKind
 from kneo.runtime.interpreter.values import Value
 from kneo.spec.gates import asks
-from kneo.spec.models.conditions import Condition
-from kneo.spec.models.human import Human
+from kneo.spec.models.human import Condition, Human
 
 REJECTED = "human_rejected"
 

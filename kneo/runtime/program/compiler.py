@@ -19,7 +19,6 @@ from kneo.runtime.interpreter.program import ROOT_AGENT, Program
 from kneo.runtime.interpreter.sequence import SequenceNode, TurnsNode
 from kneo.runtime.interpreter.step import HumanQuestion, StepNode
 from kneo.runtime.program.gates import DECISIONS, make_added, make_gate, make_question, make_waits
-from kneo.spec.context import NOTHING_KNOWN
 from kneo.spec.coverage.environment_gates import gates_around, gates_around_agent
 from kneo.spec.gates import default_rejection
 from kneo.spec.index import SpecIndex
@@ -42,7 +41,8 @@ from kneo.spec.models import (
     StepsStep,
     Workflow,
 )
-from kneo.spec.models.environment_gates import EnvironmentGate
+from kneo.spec.models.environment import EnvironmentGate
+from kneo.spec.modules import NOTHING_KNOWN
 from kneo.tasks.forms import check_schema
 
 DEFAULT_NAMES = {

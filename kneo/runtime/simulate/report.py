@@ -12,13 +12,12 @@ from kneo.runtime.program.compiler import compile_program
 from kneo.runtime.simulate.exploration import BranchMatrix, BranchOutcome, Exploration
 from kneo.runtime.simulate.layout import Layout, layout_of
 from kneo.runtime.simulate.scenario import ANY_QUESTIONS, Privileged, Scenario
-from kneo.spec.context import NOTHING_KNOWN
-from kneo.spec.coverage.dependencies import ROOT, agent_part
 from kneo.spec.coverage.privileged_calls import privileged_calls
-from kneo.spec.index import SpecIndex
+from kneo.spec.index import ROOT, SpecIndex
 from kneo.spec.models import Spec
 from kneo.spec.models.answers import AnswersFile, Expectation
-from kneo.spec.models.environment_gates import QuestionPolicy
+from kneo.spec.models.environment import QuestionPolicy
+from kneo.spec.modules import NOTHING_KNOWN
 
 MAX_STATES = 20_000
 MAX_ROWS = 100
@@ -153,7 +152,7 @@ def _by_step(view: SpecIndex, calls: Mapping[tuple[str, str], str]) -> Privilege
     """Name calls by the kind and ref of the steps that make them."""
     found = {("function", name): call for (kind, name), call in calls.items() if kind == "function"}
     names = [view.spec.agent.name, *view.spec.components.agents]
-    parts = {ROOT_AGENT: ROOT, **{name: agent_part(view, name) for name in names}}
+    parts = {ROOT_AGENT: ROOT, **{name: view.agent_part(name) for name in names}}
     agents = {("agent", name): calls[part] for name, part in parts.items() if part in calls}
     guardrails = {("guardrail", name): call for (_, name), call in agents.items()}
     return found | agents | guardrails

@@ -18,10 +18,10 @@ from kneo.service.auth import require
 from kneo.service.context import Service, ServiceDep
 from kneo.service.router import Router, responds
 from kneo.service.wire import Json
-from kneo.spec.coverage.policy_report import policy_report
+from kneo.spec.coverage.policy import policy_report
 from kneo.spec.diff import diff as compare
 from kneo.spec.graph import spec_graph
-from kneo.spec.models.environment_gates import with_gates
+from kneo.spec.models.environment import with_gates
 from kneo.spec.reading.migrate import migrate
 from kneo.spec.summary import compiled, explained, linted, names_of
 from kneo.store import audit

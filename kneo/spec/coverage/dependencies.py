@@ -1,98 +1,111 @@
-"""Components that need themselves, at any depth: through workflows, agents, tools, memory and guardrails."""
+"""Dependencies between agents, workflows and functions, and the cycles among them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic
 
-from kneo.spec.coverage.components import components
-from kneo.spec.diagnostics import Diagnostic, error
-from kneo.spec.index import SpecIndex
-from kneo.spec.models import Agent, LeafStep
-
-ROOT = ("agent", "")
-"""The root agent, which is no component and may still be run by its name."""
-
-MAX_NAMED = 12  # parts of a round that a message names
-
-Part = tuple[str, str]
+from kneo.spec.index import Node, Part, SpecIndex
+from kneo.spec.models import Agent, LeafStep, Step
 
 
-def build_cycles(view: SpecIndex) -> Iterator[Diagnostic]:
-    """No component needs itself to be built.
-
-    A workflow that runs itself in a step of its own has a code of its own and is left out here.
-    """
-    needs = dependencies(view)
-    for members in components(needs, lambda part: needs[part]):
-        part = members[0]
-        if len(members) > 1:
-            message = f"These need each other without end: {_round(members, needs.__getitem__)}."
-        elif part in needs[part] and part[0] == "agent":
-            message = f"The {_called(part, view)} needs itself."
-        else:
-            continue
-        yield error("E_BUILD_CYCLE", message, ("components",), suggestion="Take one of them out of the round.")
-
-
-def dependencies(view: SpecIndex) -> dict[Part, tuple[Part, ...]]:
-    """Return what each agent and workflow needs: pairs of kind and name."""
-    needs: dict[Part, list[Part]] = {}
-    for agent in view.agents:
-        needs[ROOT if agent.name is None else ("agent", agent.name)] = list(_of_agent(view, agent.agent))
-    for workflow in view.workflows:
-        needs[("workflow", workflow.name or "")] = []
-    for at in view.steps:
-        if isinstance(at.step, LeafStep):
-            needs[("workflow", at.workflow.name or "")].extend(_of_step(view, at.step))
+def dependencies(index: SpecIndex) -> dict[Part, tuple[Part, ...]]:
+    """Return the agents and workflows that each agent and workflow runs."""
+    needs: dict[Part, list[Part]] = {
+        at.part: list(agent_needs(index, at.agent, at.agent.tools.include if at.agent.tools else ()))
+        for at in index.agents
+    }
+    needs |= {at.part: [] for at in index.workflows}
+    for at in index.steps:
+        needs[at.workflow.part].extend(step_needs(index, at.step))
     return {part: tuple(dict.fromkeys(other for other in others if other in needs)) for part, others in needs.items()}
 
 
-def _of_step(view: SpecIndex, step: LeafStep) -> Iterator[Part]:
-    if step.kind == "workflow" and step.ref:
+def step_needs(index: SpecIndex, step: Step) -> Iterator[Part]:
+    """Yield the agent or workflow that a step runs."""
+    if isinstance(step, LeafStep) and step.kind == "workflow":
         yield "workflow", step.ref
-    elif step.kind in {"agent", "guardrail"}:
-        yield agent_part(view, step.ref)
+    elif isinstance(step, LeafStep) and step.kind in {"agent", "guardrail"}:
+        yield index.agent_part(step.ref)
 
 
-def agent_part(view: SpecIndex, name: str) -> Part:
-    """Return which agent a name means: a component, or else the root agent."""
-    return ("agent", name) if name in view.spec.components.agents or name != view.spec.agent.name else ROOT
-
-
-def _of_agent(view: SpecIndex, agent: Agent) -> Iterator[Part]:
+def agent_needs(index: SpecIndex, agent: Agent, tools: Iterable[str]) -> Iterator[Part]:
+    """Yield the agents and workflows that an agent runs: as itself, as one of the tools, and as a helper."""
     if agent.as_agent:
         yield "workflow", agent.as_agent
-    for name in agent.tools.include if agent.tools else ():
-        tool = view.spec.tools.get(name)
+    for name in tools:
+        tool = index.spec.tools.get(name)
         if tool is not None and tool.agent:
             yield "agent", tool.agent
+    yield from (part for _, part in helpers(index, agent) if part[0] == "agent")
+
+
+def helpers(index: SpecIndex, agent: Agent) -> Iterator[tuple[str, Part]]:
+    """Yield the functions and agents of an agent's memory and guardrails, each with its purpose."""
     memory = (agent.memory.summarizer, agent.memory.retriever) if agent.memory else ()
-    for part in memory:
-        if part is not None and part.ref not in view.function_names:
-            yield agent_part(view, part.ref)
-    for items in agent.guardrails.stages().values() if agent.guardrails else ():
-        for item in items:
-            if item.type == "agent" and item.ref:
-                yield agent_part(view, item.ref)
+    for item in memory:
+        if item is not None:
+            known = item.ref in index.function_names
+            yield "memory", ("function", item.ref) if known else index.agent_part(item.ref)
+    for guardrails in agent.guardrails.stages().values() if agent.guardrails else ():
+        for guardrail in guardrails:
+            purpose = f"guardrail {guardrail.id}"
+            if guardrail.ref and guardrail.type == "function":
+                yield purpose, ("function", guardrail.ref)
+            elif guardrail.ref and guardrail.type == "agent":
+                yield purpose, index.agent_part(guardrail.ref)
 
 
-def _round(members: list[Part], needs: Callable[[Part], tuple[Part, ...]]) -> str:
-    """Walk one round through the members, from the first that was met; long ones are shortened."""
-    inside = set(members)
-    way: dict[Part, int] = {}
-    part = members[-1]
-    while part not in way:
-        way[part] = len(way)
-        part = next(other for other in needs(part) if other in inside)
-    names = [_plain(other) for other in list(way)[way[part] :]]
-    if len(names) > MAX_NAMED:
-        names[MAX_NAMED - 1 :] = [f"… {len(names) - MAX_NAMED + 1} more …"]
-    return " → ".join((*names, names[0]))
+def components(starts: Iterable[Node], following: Callable[[Node], Iterable[Node]]) -> Iterator[list[Node]]:
+    """Yield the strongly connected components that can be reached, each after those it leads to (Tarjan 1972).
+
+    The search keeps its own stack, so that memory bounds the length of a chain and not the interpreter.
+    """
+    search = _Search(following)
+    for start in starts:
+        if start not in search.order:
+            search.enter(start)
+        while search.calls:
+            members = search.advance()
+            if members:
+                yield members
 
 
-def _plain(part: Part) -> str:
-    return f"{part[0]} {part[1]}" if part[1] else "the root agent"
+@dataclass(slots=True)
+class _Search(Generic[Node]):
+    following: Callable[[Node], Iterable[Node]]
+    order: dict[Node, int] = field(default_factory=dict)
+    low: dict[Node, int] = field(default_factory=dict)
+    path: list[Node] = field(default_factory=list)
+    on_path: set[Node] = field(default_factory=set)
+    calls: list[tuple[Node, Iterator[Node]]] = field(default_factory=list)
 
+    def enter(self, node: Node) -> None:
+        self.order[node] = self.low[node] = len(self.order)
+        self.path.append(node)
+        self.on_path.add(node)
+        self.calls.append((node, iter(self.following(node))))
 
-def _called(part: Part, view: SpecIndex) -> str:
-    return f"agent {part[1] or view.spec.agent.name}"
+    def advance(self) -> list[Node]:
+        """Follow one edge; return the component that is complete after it, if any."""
+        node, ahead = self.calls[-1]
+        other = next(ahead, None)
+        if other is None:
+            return self._leave(node)
+        if other not in self.order:
+            self.enter(other)
+        elif other in self.on_path:
+            self.low[node] = min(self.low[node], self.order[other])
+        return []
+
+    def _leave(self, node: Node) -> list[Node]:
+        self.calls.pop()
+        if self.calls:
+            caller = self.calls[-1][0]
+            self.low[caller] = min(self.low[caller], self.low[node])
+        members: list[Node] = []
+        while self.low[node] == self.order[node] and node not in members[-1:]:
+            members.append(self.path.pop())
+        self.on_path.difference_update(members)
+        return members

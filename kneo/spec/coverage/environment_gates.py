@@ -1,22 +1,22 @@
-"""Which steps an environment's questions stand around."""
+"""Gates of an environment: the steps of a spec that they guard."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from kneo.spec.coverage.exposure import granted, helpers
-from kneo.spec.coverage.permissions import callable_tools
-from kneo.spec.index import LocatedStep, SpecIndex
-from kneo.spec.models import Agent, LeafStep, RouterStep
-from kneo.spec.models.environment_gates import EnvironmentGate, GatedSpec, Match
-from kneo.spec.models.tools import Capability
+from kneo.spec.coverage.dependencies import agent_needs, helpers
+from kneo.spec.coverage.exposure import callable_tools, declared_tools, granted
+from kneo.spec.index import LocatedStep, Part, SpecIndex, reachable
+from kneo.spec.models import LeafStep, RouterStep
+from kneo.spec.models.environment import EnvironmentGate, GatedSpec, Match
+from kneo.spec.models.spec import Capability
 
 
 @dataclass(frozen=True, slots=True)
-class _Doing:
-    """What a step does itself, as patterns see it."""
+class _Activity:
+    """What a step runs, as patterns match it."""
 
     ref: str | None = None
     tools: frozenset[str] = frozenset()
@@ -24,126 +24,103 @@ class _Doing:
 
 
 @dataclass(slots=True)
-class _Reach:
-    """What running agents and functions can do, each found out once."""
+class _Activities:
+    """The activities of a spec; those of each agent are computed once."""
 
-    view: SpecIndex
-    _known: dict[str, _Doing] = field(default_factory=dict)
+    index: SpecIndex
+    _agents: dict[str, _Activity] = field(default_factory=dict)
 
-    def step(self, at: LocatedStep) -> _Doing:
-        step = at.step
-        match step:
-            case LeafStep(kind="function"):
-                return self.function(step.ref)
-            case LeafStep(kind="agent" | "guardrail"):
-                return self.agent(step.ref)
-            case LeafStep():
-                return _Doing(step.ref)
-            case RouterStep() if step.selector is not None and step.selector.function is not None:
-                return self.function(step.selector.function)
+    def of_step(self, at: LocatedStep) -> _Activity:
+        match at.step:
+            case LeafStep(kind="agent" | "guardrail", ref=name):
+                return self.of_agent(name)
+            case LeafStep(kind="function", ref=name):
+                return self._function(name)
+            case LeafStep(ref=name):
+                return _Activity(name)
+            case RouterStep() if at.step.selector is not None and at.step.selector.function is not None:
+                return self._function(at.step.selector.function)
             case _:
-                return _Doing()
+                return _Activity()
 
-    def function(self, name: str) -> _Doing:
-        known = self.view.spec.components.functions.get(name)
-        return _Doing(name, capabilities=frozenset(known.capabilities if known else ()))
+    def _function(self, name: str) -> _Activity:
+        return _Activity(name, capabilities=frozenset(self.index.capabilities(name)))
 
-    def agent(self, name: str) -> _Doing:
-        if name not in self._known:
-            found = self.view.agent_named(name)
-            self._known[name] = self._all_of(name, found) if found is not None else _Doing(name)
-        return self._known[name]
+    def of_agent(self, name: str) -> _Activity:
+        if name not in self._agents:
+            self._agents[name] = self._closure(name)
+        return self._agents[name]
 
-    def _all_of(self, name: str, agent: Agent) -> _Doing:
-        """Look through an agent and those that it may run."""
-        spec = self.view.spec
+    def _closure(self, name: str) -> _Activity:
+        """Collect the tools and capabilities of an agent and of all agents that it runs."""
         tools: set[str] = set()
         capabilities: set[Capability] = set()
-        seen = {name}
-        ahead = [agent]
-        while ahead:
-            one = ahead.pop()
-            others: list[str] = []
-            for tool_name in callable_tools(one):
-                tools.add(tool_name)
-                tool = spec.tools.get(tool_name)
-                if tool is not None:
-                    capabilities.update(granted(one, tool))
-                    others += [tool.agent] if tool.agent else []
-            for _, helper in helpers(one):
-                function = spec.components.functions.get(helper)
-                if function is not None:
-                    capabilities.update(function.capabilities)
-                else:
-                    others.append(helper)
-            for other in others:
-                found = self.view.agent_named(other)
-                if found is not None and other not in seen:
-                    seen.add(other)
-                    ahead.append(found)
-        return _Doing(name, frozenset(tools), frozenset(capabilities))
+        for part in reachable(self.index.agent_part(name), self._agents_of):
+            agent = self.index.agent_of(part)
+            if agent is None:
+                continue
+            tools.update(callable_tools(agent))
+            for _, tool in declared_tools(self.index, agent):
+                capabilities.update(granted(agent, tool))
+            for _, (kind, helper) in helpers(self.index, agent):
+                capabilities.update(self.index.capabilities(helper) if kind == "function" else ())
+        return _Activity(name, frozenset(tools), frozenset(capabilities))
+
+    def _agents_of(self, part: Part) -> Iterator[Part]:
+        agent = self.index.agent_of(part)
+        needs = agent_needs(self.index, agent, callable_tools(agent)) if agent is not None else iter(())
+        return (other for other in needs if other[0] == "agent")
 
 
-def added_gates(view: SpecIndex) -> tuple[EnvironmentGate, ...]:
-    """Return the questions that come with a spec from an environment."""
-    return view.spec.environment_gates if isinstance(view.spec, GatedSpec) else ()
+def _gates(index: SpecIndex) -> tuple[EnvironmentGate, ...]:
+    return index.spec.environment_gates if isinstance(index.spec, GatedSpec) else ()
 
 
-def gates_around(view: SpecIndex) -> Mapping[int, tuple[EnvironmentGate, ...]]:
-    """Find the questions around each step, the outermost first.
+def gates_around(index: SpecIndex) -> Mapping[int, tuple[EnvironmentGate, ...]]:
+    """Return the environment's gates around each step, the outermost first.
 
     Returns:
-        Them by the identity (``id``) of the step: of two steps that look alike each has its own place.
+        The gates by the identity (``id``) of the step: two equal steps have gates of their own.
     """
-    gates = added_gates(view)
+    gates = _gates(index)
     if not gates:
         return {}
-    reach = _Reach(view)
-    found = {id(at.step): _matching(gates, at, reach.step(at)) for at in view.steps if at.step.kind != "human"}
-    return {step: around for step, around in found.items() if around}
+    activities = _Activities(index)
+    found = {id(at.step): _matching(gates, at, activities.of_step(at)) for at in index.steps if at.step.kind != "human"}
+    return {step: matching for step, matching in found.items() if matching}
 
 
-def gates_around_agent(view: SpecIndex) -> tuple[EnvironmentGate, ...]:
-    """Find the questions around a run of the root agent alone, which stands in no workflow."""
-    gates = added_gates(view)
-    name = view.spec.agent.name
-    doing = _Reach(view).agent(name) if gates else _Doing()
-    return tuple(
-        one
-        for one in gates
-        if not one.match.workflows and _kind_fits(one.match, "agent", doing) and _fits(one.match, name, doing)
-    )
+def gates_around_agent(index: SpecIndex) -> tuple[EnvironmentGate, ...]:
+    """Return the environment's gates around a run of the root agent alone, which is in no workflow."""
+    gates, name = _gates(index), index.spec.agent.name
+    activity = _Activities(index).of_agent(name) if gates else _Activity()
+    return tuple(gate for gate in gates if not gate.match.workflows and _fits(gate.match, "agent", name, activity))
 
 
-def places_around(view: SpecIndex, name: str) -> list[str]:
-    """Name the steps that one of the questions stands around, as people write them."""
-    around = gates_around(view)
-    workflow = [at.place for at in view.steps if any(one.name == name for one in around.get(id(at.step), ()))]
-    alone = view.spec.workflow is None and any(one.name == name for one in gates_around_agent(view))
-    return [view.spec.agent.name] if alone else workflow
+def guarded_steps(index: SpecIndex, name: str) -> list[str]:
+    """Return the id paths of the steps that one of the environment's gates guards."""
+    around = gates_around(index)
+    steps = [at.id_path for at in index.steps if any(gate.name == name for gate in around.get(id(at.step), ()))]
+    alone = index.spec.workflow is None and any(gate.name == name for gate in gates_around_agent(index))
+    return [index.spec.agent.name] if alone else steps
 
 
-def _matching(gates: Sequence[EnvironmentGate], at: LocatedStep, doing: _Doing) -> tuple[EnvironmentGate, ...]:
+def _matching(gates: Sequence[EnvironmentGate], at: LocatedStep, activity: _Activity) -> tuple[EnvironmentGate, ...]:
     workflow = at.workflow.name or at.workflow.workflow.name or ""
     return tuple(
-        one
-        for one in gates
-        if _any(one.match.workflows, [workflow])
-        and _kind_fits(one.match, at.step.kind, doing)
-        and _fits(one.match, at.place, doing)
+        gate
+        for gate in gates
+        if _any(gate.match.workflows, [workflow]) and _fits(gate.match, at.step.kind, at.id_path, activity)
     )
 
 
-def _kind_fits(match: Match, kind: str, doing: _Doing) -> bool:
-    return kind in match.kinds if match.kinds else doing.ref is not None
-
-
-def _fits(match: Match, place: str, doing: _Doing) -> bool:
+def _fits(match: Match, kind: str, id_path: str, activity: _Activity) -> bool:
     return (
-        _any(match.steps, [place])
-        and _any(match.refs, [doing.ref or ""])
-        and _any(match.tools, doing.tools)
-        and (not match.capabilities or bool(doing.capabilities & set(match.capabilities)))
+        (kind in match.kinds if match.kinds else activity.ref is not None)
+        and _any(match.steps, [id_path])
+        and _any(match.refs, [activity.ref or ""])
+        and _any(match.tools, activity.tools)
+        and (not match.capabilities or bool(activity.capabilities & set(match.capabilities)))
     )
 
 

@@ -1,34 +1,82 @@
-"""What running an agent or a function can do beyond computing, as far as no gate stands at the call itself."""
+"""Exposure of agents and functions: permissions, capabilities and the privileged calls they reach without a gate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from kneo.spec.coverage.dependencies import Part, agent_part
-from kneo.spec.coverage.gate_strength import judge_gate
-from kneo.spec.coverage.gates import tool_gates
-from kneo.spec.coverage.permissions import allows, callable_tools, permissions_of
+from kneo.spec.coverage.dependencies import helpers
+from kneo.spec.coverage.gates import gate_strength, step_gates
 from kneo.spec.gates import default_rejection
-from kneo.spec.index import SpecIndex
-from kneo.spec.models import Agent, Tool
-from kneo.spec.models.tools import Capability
+from kneo.spec.index import Part, SpecIndex
+from kneo.spec.models import Agent, Tool, ToolPermissions
+from kneo.spec.models.spec import Capability
 
 PRIVILEGED: frozenset[Capability] = frozenset({"network", "filesystem_write", "shell", "privileged"})
-"""Capabilities whose use somebody must agree to. Reading files is not among them."""
+"""Capabilities that need the approval of a person. Reading files is not among them."""
+
+PERMISSIONS: Mapping[Capability, str] = {
+    "network": "allow_network",
+    "filesystem_read": "allow_filesystem_read",
+    "filesystem_write": "allow_filesystem_write",
+    "shell": "allow_shell",
+}
+"""The permission that each capability needs."""
 
 MAX_NAMED = 5  # links of a chain of calls that a message names
 
 
+def permissions_of(agent: Agent) -> ToolPermissions | None:
+    """Return the agent's tool permissions; None where it states none."""
+    return agent.tools.permissions if agent.tools else None
+
+
+def is_unrestricted(agent: Agent) -> bool:
+    """Tell whether an agent with tools has no permissions, or shell or file access, or network access to any host."""
+    if agent.tools is None or not agent.tools.include:
+        return False
+    stated = agent.tools.permissions
+    if stated is None:
+        return True
+    files = stated.allow_filesystem_read or stated.allow_filesystem_write
+    return bool(stated.allow_shell or files or (stated.allow_network and not stated.allowed_domains))
+
+
+def callable_tools(agent: Agent) -> tuple[str, ...]:
+    """Return the tools that the agent can call: included, not excluded, and not denied."""
+    if agent.tools is None:
+        return ()
+    stated = agent.tools.permissions or ToolPermissions()
+    denied = frozenset((*agent.tools.exclude, *stated.denied_tools))
+    allowed = agent.tools.include if stated.allowed_tools is None else frozenset(stated.allowed_tools)
+    return tuple(name for name in dict.fromkeys(agent.tools.include) if name not in denied and name in allowed)
+
+
+def declared_tools(index: SpecIndex, agent: Agent) -> Iterator[tuple[str, Tool]]:
+    """Yield the tools that the agent can call and the spec declares, by name."""
+    return ((name, index.spec.tools[name]) for name in callable_tools(agent) if name in index.spec.tools)
+
+
+def denied_permission(agent: Agent, capability: Capability) -> str | None:
+    """Return the permission with which an agent denies its tools a capability; None where it does not."""
+    name = PERMISSIONS.get(capability)
+    return name if name is not None and getattr(permissions_of(agent), name, None) is False else None
+
+
+def granted(agent: Agent, tool: Tool) -> tuple[Capability, ...]:
+    """Return the capabilities of a tool that the agent does not deny."""
+    return tuple(each for each in tool.capabilities if denied_permission(agent, each) is None)
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A privileged call: what is called, and through what.
+    """A privileged call, and the calls that lead to it.
 
     Attributes:
-        name: The kind and name of what is called first: ``tool deploy``.
-        capabilities: What the last link of the chain can do; empty before that.
-        through: What the call leads to, where it is not privileged itself.
-        weakness: Why the gate at it does not count, where it has one.
+        name: The kind and name of the first link: ``tool deploy``.
+        capabilities: The capabilities of the last link; empty before that.
+        through: The next link, where this one is not privileged itself.
+        weakness: The reason why its gate does not count, where it has one.
     """
 
     name: str
@@ -47,103 +95,64 @@ class Call:
         return f"{' → '.join((*names, link.name))} ({', '.join(link.capabilities)})"
 
 
-def function_call(view: SpecIndex, name: str) -> Call | None:
-    """Return the privileged call that running a function is, or None."""
-    function = view.spec.components.functions.get(name)
-    capabilities = _privileged(function.capabilities) if function else ()
+def function_call(index: SpecIndex, name: str) -> Call | None:
+    """Return the privileged call of a function; None where it is not privileged."""
+    capabilities = tuple(each for each in index.capabilities(name) if each in PRIVILEGED)
     return Call(f"function {name}", capabilities) if capabilities else None
 
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """What a run of an agent reaches without a gate at the call.
-
-    Attributes:
-        call: One privileged call, where there is any.
-        agents: Agents it may run as tools, for memory or as guardrails.
-    """
+    """One privileged call of an agent without a gate, where there is any, and the agents that it runs without one."""
 
     call: Call | None
     agents: tuple[Part, ...]
 
 
-def exposure(view: SpecIndex, agent: Agent, known: Mapping[Part, Exposure]) -> Exposure:
-    """Find out what an agent can call.
+def exposure(index: SpecIndex, agent: Agent, known: Mapping[Part, Exposure]) -> Exposure:
+    """Return the exposure of an agent.
 
     Args:
-        view: The spec.
+        index: The spec.
         agent: The agent.
-        known: The same for the agents it needs; one that is missing stands in a circle with it.
+        known: The exposures of the agents that it runs; one that is missing is in a cycle with it.
     """
-    own: list[Call] = []
+    calls: list[Call] = []
     agents: list[tuple[str, Part]] = []
-    for name in callable_tools(agent):
-        tool = view.spec.tools.get(name)
-        if tool is None:
-            continue  # the platform's own: what it can do is not declared here
-        gated, weakness = _gate(view, tool)
-        if gated:
+    for name, tool in declared_tools(index, agent):
+        guarded, weakness = _gate(index, tool)
+        if guarded:
             continue
-        capabilities = _dangers(agent, tool)
+        capabilities = _privileged(agent, tool)
         if capabilities:
-            own.append(Call(f"tool {name}", capabilities, None, weakness))
+            calls.append(Call(f"tool {name}", capabilities, None, weakness))
         elif tool.agent:
             agents.append((f"tool {name}", ("agent", tool.agent)))
-    for what, name in helpers(agent):
-        call = function_call(view, name)
+    for purpose, part in helpers(index, agent):
+        call = function_call(index, part[1]) if part[0] == "function" else None
         if call is not None:
-            own.append(Call(what, (), call))
-        elif name not in view.function_names:
-            agents.append((what, agent_part(view, name)))
-    return Exposure(next(iter(own), None) or _indirect(agents, known), tuple(part for _, part in agents))
+            calls.append(Call(purpose, (), call))
+        elif part[0] == "agent":
+            agents.append((purpose, part))
+    indirect = (Call(purpose, (), inner.call) for purpose, part in agents if (inner := known.get(part)) and inner.call)
+    return Exposure(next(iter(calls), None) or next(indirect, None), tuple(part for _, part in agents))
 
 
-def _indirect(agents: Sequence[tuple[str, Part]], known: Mapping[Part, Exposure]) -> Call | None:
-    for what, part in agents:
-        inner = known[part].call if part in known else None
-        if inner is not None:
-            return Call(what, (), inner)
-    return None
-
-
-def helpers(agent: Agent) -> Iterator[tuple[str, str]]:
-    """Yield what else runs when an agent does: for what, and the name of a function or an agent."""
-    memory = agent.memory
-    if memory and memory.summarizer:
-        yield "memory", memory.summarizer.ref
-    if memory and memory.retriever:
-        yield "memory", memory.retriever.ref
-    for items in agent.guardrails.stages().values() if agent.guardrails else ():
-        for item in items:
-            if item.ref and item.type in {"function", "agent"}:
-                yield f"guardrail {item.id}", item.ref
-
-
-def _gate(view: SpecIndex, tool: Tool) -> tuple[bool, str | None]:
-    """Tell whether somebody agrees to each call of a tool; otherwise why the gate it has does not count."""
+def _gate(index: SpecIndex, tool: Tool) -> tuple[bool, str | None]:
+    """Tell whether every call of a tool needs an approval; else the reason why the tool's gate does not count."""
     weakness = None
-    for position, gate in tool_gates(tool).items():
-        verdict = judge_gate(gate, position, view.spec.components.humans, default_reject=default_rejection("tool"))
-        if position == "external" or verdict.guards:
+    for position, gate in step_gates(tool).items():
+        strength = gate_strength(gate, position, index.spec.components.humans, default_rejection("tool"))
+        if position == "external" or strength.guards:
             return True, None
-        weakness = verdict.weakness
+        weakness = strength.weakness
     return False, weakness
 
 
-def _privileged(capabilities: Sequence[Capability]) -> tuple[Capability, ...]:
-    return tuple(capability for capability in capabilities if capability in PRIVILEGED)
-
-
-def granted(agent: Agent, tool: Tool) -> tuple[Capability, ...]:
-    """Return what a tool may do as far as the agent's permissions do not refuse it anyway."""
-    given = permissions_of(agent)
-    return tuple(capability for capability in tool.capabilities if allows(given, capability) is not False)
-
-
-def _dangers(agent: Agent, tool: Tool) -> tuple[Capability, ...]:
-    """Leave out what nobody has to agree to, and network access that is held to named hosts."""
-    given = permissions_of(agent)
-    hosts_named = given is not None and bool(given.allowed_domains)
+def _privileged(agent: Agent, tool: Tool) -> tuple[Capability, ...]:
+    """Return the granted privileged capabilities, without network access that is limited to named hosts."""
+    stated = permissions_of(agent)
+    hosts_named = stated is not None and bool(stated.allowed_domains)
     return tuple(
-        capability for capability in _privileged(granted(agent, tool)) if not (capability == "network" and hosts_named)
+        each for each in granted(agent, tool) if each in PRIVILEGED and not (each == "network" and hosts_named)
     )

@@ -1,28 +1,33 @@
-"""Where people are asked: every gate of a spec, and what holds for it once its human is taken into account."""
+"""Gates of a spec: their location, their effective human, and whether a person can stop the run there."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypeVar
 
 from kneo.spec.documents import Path
 from kneo.spec.gates import default_rejection
 from kneo.spec.index import LocatedStep, SpecIndex
 from kneo.spec.models import ConditionStep, Gate, Human, Step, Tool
-from kneo.spec.models.human import Position
-
-T = TypeVar("T")
+from kneo.spec.models.environment import QuestionPolicy
+from kneo.spec.models.human import BY_REVIEWER, Candidates, Position, Quorum, strongest
 
 DEFAULT_HUMAN = "default"
-"""The name in components.humans that a gate means when it names nobody."""
+"""The entry of components.humans that a gate without ``human`` asks."""
 
-Owner: TypeAlias = Literal["step", "tool"]
+UNSIGNED_HINT = "Write on_timeout: fail, cancel or escalate."
+
+_STOPS = frozenset({"stop", "cancel", "fail"})
+
+_ENDS = _STOPS | {"retry"}
+"""Effects that end the run, whatever on_error says; a retry asks again, and ends the run at its limit."""
+
+_LETS_THROUGH = frozenset({"continue", "approve", "select"})
 
 
 @dataclass(frozen=True, slots=True)
 class LocatedGate:
-    """A gate, where it is, and what it stands at: a step or the tool of that name."""
+    """A gate with its path, and the step or the name of the tool that it guards."""
 
     gate: Gate
     path: Path
@@ -30,32 +35,36 @@ class LocatedGate:
     step: LocatedStep | None = None
     tool: str | None = None
 
+    @property
+    def rejection(self) -> str:
+        """The effect of a rejection where neither the gate nor its human states one."""
+        return default_rejection("tool") if self.step is None else step_rejection(self.position, self.step.step)
 
-def all_gates(view: SpecIndex) -> Iterator[LocatedGate]:
-    """Yield every gate at steps and then at tools."""
-    for at in view.steps:
-        if at.step.review is not None:
-            for position, gate in at.step.review.gates().items():
-                yield LocatedGate(gate, (*at.path, "review", position), position, step=at)
-    for name, tool in view.spec.tools.items():
-        for position, gate in tool_gates(tool).items():
+
+def all_gates(index: SpecIndex) -> Iterator[LocatedGate]:
+    """Yield the gates of all steps and then of all tools."""
+    for at in index.steps:
+        for position, gate in step_gates(at.step).items():
+            yield LocatedGate(gate, (*at.path, "review", position), position, step=at)
+    for name, tool in index.spec.tools.items():
+        for position, gate in step_gates(tool).items():
             yield LocatedGate(gate, ("tools", name, "review", position), position, tool=name)
 
 
-def tool_gates(tool: Tool) -> Mapping[Position, Gate]:
-    """Return the gates at the calls of a tool."""
-    return {} if tool.review is None else tool.review.gates()
+def step_gates(part: Step | Tool) -> Mapping[Position, Gate]:
+    """Return the gates of a step or a tool by their position."""
+    return {} if part.review is None else part.review.gates()
 
 
 def named_human(gate: Gate, humans: Mapping[str, Human]) -> Human | None:
-    """Return whom a gate asks: written out, by name, or the default one."""
+    """Return the human that a gate asks: written out, by name, or the default one."""
     if isinstance(gate.human, Human):
         return gate.human
     return humans.get(DEFAULT_HUMAN if gate.human is None else gate.human)
 
 
 def effective_human(gate: Gate, humans: Mapping[str, Human]) -> Human:
-    """Return what holds at a gate: what it says itself, and otherwise what its human says."""
+    """Return the human of a gate with the fields that the gate overrides."""
     human = named_human(gate, humans)
     if human is None:
         return gate
@@ -63,13 +72,131 @@ def effective_human(gate: Gate, humans: Mapping[str, Human]) -> Human:
     return human.model_copy(update=own)
 
 
-def rejection_at(gate: LocatedGate) -> str:
-    """Return what a rejection does at a gate where nobody says it."""
-    if gate.tool is not None:
-        return default_rejection("tool")
-    return default_rejection_at(gate.position, gate.step.step if gate.step is not None else None)
-
-
-def default_rejection_at(position: Position, step: Step | None) -> str:
-    """Return what a rejection does at a position of a step where nobody says it."""
+def step_rejection(position: Position, step: Step) -> str:
+    """Return the effect of a rejection at a position of a step where the spec states none."""
     return default_rejection(position, at_condition=isinstance(step, ConditionStep))
+
+
+@dataclass(frozen=True, slots=True)
+class GateStrength:
+    """The effects of a gate that no person approves.
+
+    Attributes:
+        weakness: The reason why it does not count as a gate; None where it counts.
+        outcomes: The effects of a rejection and of a timeout: stop, cancel, fail, retry, skip, else, …
+    """
+
+    weakness: str | None
+    outcomes: frozenset[str]
+
+    @property
+    def guards(self) -> bool:
+        """Whether the step behind the gate runs only after an approval."""
+        return self.weakness is None
+
+    @property
+    def continues(self) -> bool:
+        """Whether the run can continue after a rejection or a timeout."""
+        return not self.outcomes <= _ENDS
+
+    @property
+    def ends_run(self) -> bool:
+        """Whether the steps after the gate run only after an approval."""
+        return self.guards and not self.continues
+
+
+def gate_strength(gate: Gate, position: Position, humans: Mapping[str, Human], default_reject: str) -> GateStrength:
+    """Judge a gate.
+
+    Args:
+        gate: The gate.
+        position: Its position at the step or tool.
+        humans: The spec's humans.
+        default_reject: The effect of a rejection where neither the gate nor its human states one.
+    """
+    strength = human_strength(effective_human(gate, humans), position, default_reject)
+    return GateStrength(_chance(gate) or strength.weakness, strength.outcomes)
+
+
+def human_strength(human: Human, position: Position, default_reject: str) -> GateStrength:
+    """Judge a question that is always asked."""
+    reject = human.on_reject or default_reject
+    outcomes = _timeout(human, default_reject if position == "route" else reject)
+    weakness = None
+    if position != "route":  # a person who chooses cannot reject
+        outcomes |= {reject}
+        if human.decisions is not None and "rejected" not in human.decisions:
+            weakness = "cannot be answered with a rejection"
+        elif human.on_reject == "continue":
+            weakness = "goes on when it is rejected"
+    if weakness is None and outcomes & _LETS_THROUGH:
+        weakness = "goes on after a timeout"
+    return GateStrength(weakness, outcomes)
+
+
+def step_strength(human: Human) -> GateStrength:
+    """Judge a step of kind human."""
+    strength = human_strength(human, "before", "stop")
+    if strength.weakness is None and "skip" in strength.outcomes:
+        return GateStrength("goes on to the next step after a rejection or a timeout", strength.outcomes)
+    return strength
+
+
+def lets_skip(gate: Gate, humans: Mapping[str, Human]) -> bool:
+    """Tell whether a gate at an error can skip the failed step, and with it every gate inside the step."""
+    human = effective_human(gate, humans)
+    return "skip" in (human.options or ("skip",)) or bool(_timeout(human, "stop") & {"skip", *_LETS_THROUGH})
+
+
+def _timeout(human: Human, reject: str) -> frozenset[str]:
+    effect = human.on_timeout.partition(":")[0]
+    if human.timeout_seconds is None or effect == "escalate":  # an escalated question stays open
+        return frozenset()
+    return frozenset({reject if effect == "reject" else effect})
+
+
+def _chance(gate: Gate) -> str | None:
+    if gate.sample == 1 or (gate.when is not None and gate.when.type == "always"):
+        return None
+    if gate.when is not None:
+        return "asks only when its condition holds"
+    return "asks only a share of the cases" if gate.sample is not None else None
+
+
+def unsigned_timeout(human: Human, default_reject: str) -> str | None:
+    """Describe a timeout that decides without the signature that the receipt requires; None where none does."""
+    if human.receipt != BY_REVIEWER:
+        return None
+    effects = sorted(_timeout(human, human.on_reject or default_reject) - _STOPS)
+    return (
+        f"receipt requires the reviewer's signature, and a timeout would {effects[0]} without one." if effects else None
+    )
+
+
+def strengthened(human: Human, policy: QuestionPolicy, on_reject: str) -> Human:
+    """Return the human of a question with the requirements of the environment: never weaker than the spec's.
+
+    A timeout ends the run where the environment denies the effect that the spec states, or where answers need a
+    reviewer's signature and the effect is more than the end of the run.
+
+    Args:
+        human: The human that the spec declares.
+        policy: The requirements of the environment.
+        on_reject: The effect of a rejection there.
+    """
+    receipt = human.receipt if policy.receipt is None else strongest(human.receipt, policy.receipt)
+    if policy == QuestionPolicy() and receipt != BY_REVIEWER:
+        return human
+    quorum, candidates = human.quorum or Quorum(), human.candidates or Candidates()
+    exclude = tuple(dict.fromkeys((*candidates.exclude, *policy.exclude)))
+    effect = human.on_timeout.partition(":")[0]
+    ends = (on_reject if effect == "reject" else effect) in _STOPS
+    unsigned = receipt == BY_REVIEWER and effect != "escalate" and not ends
+    return human.model_copy(
+        update={
+            "quorum": quorum.model_copy(update={"approvals": max(quorum.approvals, policy.approvals)}),
+            "candidates": candidates.model_copy(update={"exclude": exclude}),
+            "on_timeout": "fail" if effect in policy.deny_on_timeout or unsigned else human.on_timeout,
+            "receipt": receipt,
+        }
+    )

@@ -6,15 +6,94 @@ what no sentence was written for is named by its path.
 
 from __future__ import annotations
 
+import difflib
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from kneo.spec.diff.context import Danger, Sentence
-from kneo.spec.diff.locations import SPEC
-from kneo.spec.diff.render import escaped, fenced, text_lines, visible
-from kneo.spec.diff.sentences import describe_difference
+from kneo.spec.diff import agents, components
+from kneo.spec.diff.locations import LOW, SPEC, ChangeContext, Danger, Owner, Sentence, location_of
 from kneo.spec.diff.tree import Difference, by_name, compare
 from kneo.spec.models import Spec
+
+MAX_LINES = 60  # lines of a changed text that are shown
+MAX_WIDTH = 200  # characters of one of them
+MAX_COMPARED = 2_000  # lines of a text that are looked at
+
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+!|~@&])")
+
+
+def visible(text: str) -> str:
+    """Spell out characters that are not seen or that change how others are read."""
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+
+
+def text_lines(before: str, after: str) -> tuple[str, ...]:
+    """Return the lines of a text that went and came, with a little around them, shortened."""
+    old, new = before.splitlines()[:MAX_COMPARED], after.splitlines()[:MAX_COMPARED]
+    compared: Sequence[str] = [*difflib.unified_diff(old, new, n=1, lineterm="")][2:]
+    if not before or not after:
+        compared = compared[1:]  # a text that is all new or gone needs no line numbers
+    shown = tuple(_shortened(visible(line)) for line in compared[:MAX_LINES])
+    more = len(compared) - len(shown)
+    return (*shown, f"… {more} more lines") if more > 0 else shown
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= MAX_WIDTH else line[: MAX_WIDTH - 1] + "…"
+
+
+def escaped(text: str) -> str:
+    """Return a text as Markdown that shows it."""
+    return _MARKUP.sub(r"\\\1", text)
+
+
+def fenced(lines: Sequence[str]) -> tuple[str, ...]:
+    """Return lines in a fence that none of them can end."""
+    longest = max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return (f"{fence}diff", *lines, fence)
+
+
+DESCRIBE: dict[Owner, Callable[[ChangeContext], Sentence]] = {
+    "agent": agents.agent,
+    "workflow": components.workflow,
+    "function": components.function,
+    "human": components.human,
+    "tool": components.tool,
+    "skill": components.skill,
+    "server": components.server,
+    "step": components.step,
+    "gate": components.gate,
+    "edge": components.edge,
+    "other": components.other,
+}
+"""Who speaks of what."""
+
+_ORDER_IS_FREE: frozenset[Owner] = frozenset({"agent", "tool", "function", "human", "gate", "skill"})
+
+
+def describe_difference(event: Difference, before: object, after: object) -> Sentence | None:
+    """Say what happened; None where a sentence about something around it has said it.
+
+    Args:
+        event: What differs.
+        before: The old spec as plain values, its lists by name.
+        after: The new one.
+    """
+    spot = ChangeContext(event, location_of(event.keys), before, after)
+    words = DESCRIBE[spot.place.owner](spot)
+    if event.kind == "moved" and spot.place.owner in _ORDER_IS_FREE:
+        words = replace(words, danger=LOW)
+    if not event.within:
+        return words
+    if event.after in ([], {}):
+        return None
+    # Of a thing that is new, what it may do is said; of one that is gone, only the questions that went with it.
+    said = words.area == "gates" and words.danger > LOW if event.kind == "removed" else words.danger > LOW
+    return words if said else None
+
 
 __all__ = ["Danger", "SpecChange", "SpecDiff", "diff"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kneo.spec.diff.context import HIGH, LOW, MEDIUM, ChangeContext, Danger, Sentence, field, said, start, text
+from kneo.spec.diff.locations import HIGH, LOW, MEDIUM, ChangeContext, Danger, Sentence, field, said, start, text
 from kneo.spec.diff.tree import ABSENT
 from kneo.spec.messages import quote
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from kneo.spec.environment import Approvals, Environment, EnvironmentSpec, Person, Signatures
-from kneo.spec.models.environment_gates import QuestionPolicy
-from kneo.spec.models.receipts import strongest
+from kneo.spec.models.environment import Approvals, Environment, EnvironmentSpec, Person, QuestionPolicy, Signatures
+from kneo.spec.models.human import strongest
 from kneo.spec.policy_flags import SWITCHES, PolicyFlags
 from kneo.spec.windows import Window
 

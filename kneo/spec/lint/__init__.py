@@ -1,7 +1,7 @@
 """What must hold between the parts of a spec, as a table of small functions.
 
 A rule takes the indexed spec and yields what it finds. It changes nothing, asks nobody and imports nothing that the spec
-names: what it may know of the world is in the :class:`~kneo.spec.context.RuleContext`.
+names: what it may know of the world is in the :class:`~kneo.spec.modules.RuleContext`.
 """
 
 from __future__ import annotations
@@ -9,28 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-from kneo.spec.context import NOTHING_KNOWN, RuleContext
-from kneo.spec.coverage.dependencies import build_cycles
 from kneo.spec.coverage.privileged_calls import coverage
 from kneo.spec.diagnostics import Diagnostic
 from kneo.spec.index import SpecIndex
-from kneo.spec.lint.agents import memory, models, providers, runtime_preferences, workflow_agents
-from kneo.spec.lint.conditions import conditions
-from kneo.spec.lint.containers import containers, timeouts
-from kneo.spec.lint.gates import gates
-from kneo.spec.lint.governance import capabilities, governance
-from kneo.spec.lint.graphs import families
-from kneo.spec.lint.guardrails import guardrails
-from kneo.spec.lint.humans import humans
+from kneo.spec.lint.agents import guardrails, memory, models, providers, runtime_preferences, workflow_agents
+from kneo.spec.lint.gates import gates, humans
 from kneo.spec.lint.implementations import implementations
-from kneo.spec.lint.mcp import mcp
 from kneo.spec.lint.names import names
 from kneo.spec.lint.no_effect import no_effect
-from kneo.spec.lint.references import step_references
 from kneo.spec.lint.schemas import json_schemas
 from kneo.spec.lint.secrets import inline_secrets
-from kneo.spec.lint.tools import skill_selections, tool_backings, tool_selections
+from kneo.spec.lint.tools import capabilities, governance, mcp, skill_selections, tool_backings, tool_selections
+from kneo.spec.lint.workflows import build_cycles, conditions, containers, families, step_references, timeouts
 from kneo.spec.models import Spec
+from kneo.spec.modules import NOTHING_KNOWN, RuleContext
 
 Rule: TypeAlias = Callable[[SpecIndex], Iterator[Diagnostic]]
 

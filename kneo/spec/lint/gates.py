@@ -1,14 +1,23 @@
-"""Gates that mean something where they stand. Which places a step or tool has is checked with its shape."""
+"""Rules for gates and humans: positions, decisions, options and timeouts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kneo.spec.coverage.gates import LocatedGate, all_gates, named_human
-from kneo.spec.diagnostics import Diagnostic, error
+from kneo.spec.coverage.gates import (
+    UNSIGNED_HINT,
+    LocatedGate,
+    all_gates,
+    effective_human,
+    named_human,
+    unsigned_timeout,
+)
+from kneo.spec.diagnostics import Diagnostic, error, warning
+from kneo.spec.documents import Path
 from kneo.spec.index import SpecIndex
-from kneo.spec.models import RouterStep
-from kneo.spec.models.human import Decision, Position
+from kneo.spec.lint.schemas import form_findings
+from kneo.spec.models import Gate, Human, RouterStep
+from kneo.spec.models.human import NOT_HONOURED, Decision, Position
 
 DECISIONS: dict[Position, tuple[Decision, ...]] = {
     "before": ("approved", "rejected"),
@@ -18,36 +27,31 @@ DECISIONS: dict[Position, tuple[Decision, ...]] = {
     "error": ("selected",),
     "external": ("provided", "rejected"),
 }
-"""The answers that have an effect at each place."""
+"""The decisions that have an effect at each position."""
 
 ERROR_OPTIONS = ("retry", "skip", "stop")
 
 
-def decisions_at(gate: LocatedGate) -> tuple[Decision, ...]:
-    """Return the answers that have an effect at a gate; before a tool its arguments can be edited too."""
-    edits = gate.position == "before" and gate.tool is not None
-    return (*DECISIONS[gate.position], "edited") if edits else DECISIONS[gate.position]
-
-
-def gates(view: SpecIndex) -> Iterator[Diagnostic]:
-    """Gates ask somebody who exists, and offer answers that have an effect where they stand."""
-    for at in all_gates(view):
-        yield from _asked(view, at)
-        yield from _decisions(view, at)
-        yield from _rejection(at)
+def gates(index: SpecIndex) -> Iterator[Diagnostic]:
+    """Gates ask a declared human, and offer decisions that have an effect at their position."""
+    humans = index.spec.components.humans
+    for at in all_gates(index):
+        if isinstance(at.gate.human, str) and at.gate.human not in humans:
+            message = f"The gate asks {at.gate.human}, which is not in components.humans."
+            code, path = "E_REVIEW_HUMAN_REF", (*at.path, "human")
+            yield index.undeclared(code, message, path, at.gate.human, humans, "components.humans")
+        yield from _decisions(index, at)
+        if at.position in {"route", "error"} and at.gate.on_reject is not None:
+            message = f"A person chooses at review.{at.position}, and cannot reject there."
+            hint = "Leave on_reject out; ask with review.before whether to go on at all."
+            yield error("E_REVIEW_REJECT", message, (*at.path, "on_reject"), suggestion=hint)
         yield from _choices(at)
 
 
-def _asked(view: SpecIndex, at: LocatedGate) -> Iterator[Diagnostic]:
-    humans = view.spec.components.humans
-    if isinstance(at.gate.human, str) and at.gate.human not in humans:
-        message = f"The gate asks {at.gate.human}, which is not in components.humans."
-        hint = view.hints.near(at.gate.human, humans) or "Declare it in components.humans."
-        yield error("E_REVIEW_HUMAN_REF", message, (*at.path, "human"), suggestion=hint)
-
-
-def _decisions(view: SpecIndex, at: LocatedGate) -> Iterator[Diagnostic]:
-    legal = decisions_at(at)
+def _decisions(index: SpecIndex, at: LocatedGate) -> Iterator[Diagnostic]:
+    legal = DECISIONS[at.position]
+    if at.position == "before" and at.tool is not None:
+        legal = (*legal, "edited")  # the arguments of the call
     hint = f"Here the answers are {', '.join(legal)}."
     if at.gate.decisions is not None:
         wrong = [decision for decision in at.gate.decisions if decision not in legal]
@@ -55,32 +59,82 @@ def _decisions(view: SpecIndex, at: LocatedGate) -> Iterator[Diagnostic]:
             message = f"review.{at.position} cannot be answered with {', '.join(wrong)}."
             yield error("E_REVIEW_DECISION", message, (*at.path, "decisions"), suggestion=hint)
         return
-    human = named_human(at.gate, view.spec.components.humans)
+    human = named_human(at.gate, index.spec.components.humans)
     inherited = human.decisions if human else None
     if inherited is not None and not frozenset(inherited) & frozenset(legal):
         message = f"The human of this gate only answers with {', '.join(inherited)}."
         yield error("E_REVIEW_DECISION", message, (*at.path, "human"), suggestion=hint)
 
 
-def _rejection(at: LocatedGate) -> Iterator[Diagnostic]:
-    if at.position in {"route", "error"} and at.gate.on_reject is not None:
-        message = f"Nothing can be rejected at review.{at.position}: a person chooses there."
-        hint = "Leave on_reject out; ask with review.before whether to go on at all."
-        yield error("E_REVIEW_REJECT", message, (*at.path, "on_reject"), suggestion=hint)
-
-
 def _choices(at: LocatedGate) -> Iterator[Diagnostic]:
-    if at.gate.options is None:
-        return
     step = at.step.step if at.step else None
-    if at.position == "error":
-        legal: tuple[str, ...] = ERROR_OPTIONS
-    elif at.position == "route" and isinstance(step, RouterStep):
+    legal: tuple[str, ...] | None = ERROR_OPTIONS if at.position == "error" else None
+    if at.position == "route" and isinstance(step, RouterStep):
         legal = tuple(step.choices)
-    else:
-        return
-    wrong = [option for option in at.gate.options if option not in legal]
-    if wrong:
+    wrong = [option for option in at.gate.options or () if legal is not None and option not in legal]
+    if legal is not None and wrong:
         message = f"review.{at.position} cannot offer {', '.join(wrong)}."
         hint = f"Here the options are {', '.join(legal)}."
         yield error("E_REVIEW_OPTIONS", message, (*at.path, "options"), suggestion=hint)
+
+
+def humans(index: SpecIndex) -> Iterator[Diagnostic]:
+    """Questions can be answered, and supported by this version."""
+    declared = index.spec.components.humans
+    for name, human in declared.items():
+        path: Path = ("components", "humans", name)
+        yield from _human(human, path)
+        yield from _unsigned(human, "stop", path)
+    for at in all_gates(index):
+        named = None if isinstance(at.gate.human, Human) else named_human(at.gate, declared)
+        if named is None or unsigned_timeout(named, "stop") is None:  # else it is reported at the human
+            yield from _unsigned(effective_human(at.gate, declared), at.rejection, at.path)
+        yield from _human(at.gate, at.path, at)
+        if isinstance(at.gate.human, Human):
+            yield from _human(at.gate.human, (*at.path, "human"), at)
+
+
+def _human(human: Human, path: Path, gate: LocatedGate | None = None) -> Iterator[Diagnostic]:
+    yield from _options(human, path, gate)
+    if human.response_role == "system":
+        message = "The answer would have the authority of the model's instructions."
+        hint = "Write response_role: user."
+        yield warning("W_HUMAN_RESPONSE_ROLE_SYSTEM", message, (*path, "response_role"), suggestion=hint)
+    if human.on_reject == "continue":
+        message = "A rejection does not stop the run: it continues with the next step."
+        hint = "Leave on_reject out, or write stop."
+        yield warning("W_HUMAN_REJECT_CONTINUES", message, (*path, "on_reject"), suggestion=hint)
+    for name in NOT_HONOURED:
+        if getattr(human, name):
+            message = f"{name} is not supported yet, and a run that relied on it would be refused."
+            yield error("E_HUMAN_NOT_HONOURED", message, (*path, name), suggestion=f"Leave {name} out.")
+    for at, field in enumerate(human.fields):
+        if field.secret:
+            message = f"{field.name} is secret, and answers are stored: a run reads them again after a pause."
+            hint = "Ask for the name of a secret, and keep its value in the environment of the process that runs steps."
+            yield error("E_HUMAN_FIELD_SECRET", message, (*path, "fields", at, "secret"), suggestion=hint)
+    yield from form_findings(human, path)
+
+
+def _unsigned(human: Human, default_reject: str, path: Path) -> Iterator[Diagnostic]:
+    message = unsigned_timeout(human, default_reject)
+    if message is not None:
+        yield error("E_HUMAN_TIMEOUT_UNSIGNED", message, (*path, "on_timeout"), suggestion=UNSIGNED_HINT)
+
+
+def _options(human: Human, path: Path, gate: LocatedGate | None) -> Iterator[Diagnostic]:
+    options = human.options or ()
+    hint = f"Write one of {', '.join(options)}." if options else "Write options."
+    # A gate inherits the options of the human that it names, and a route has the choices of its router.
+    inherits = isinstance(human, Gate) or (gate is not None and gate.position == "route")
+    if human.default_option is not None and human.default_option not in options and not (inherits and not options):
+        message = f"default_option is {human.default_option}, which is none of the options."
+        code = "E_HUMAN_DEFAULT_OPTION_NOT_IN_OPTIONS"
+        yield error(code, message, (*path, "default_option"), suggestion=hint)
+    if human.request_type == "selection" and not options and not inherits:
+        message = "A selection has no options."
+        yield error("E_HUMAN_SELECTION_REQUIRES_OPTIONS", message, (*path, "options"), suggestion=hint)
+    chosen = human.on_timeout.removeprefix("select:")
+    if chosen != human.on_timeout and options and chosen not in options:
+        message = f"on_timeout selects {chosen}, which is none of the options."
+        yield error("E_HUMAN_TIMEOUT_OPTION", message, (*path, "on_timeout"), suggestion=hint)

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from kneo.spec.context import Module, RuleContext
 from kneo.spec.diagnostics import Diagnostic, error
 from kneo.spec.documents import Path
 from kneo.spec.index import SpecIndex
 from kneo.spec.messages import quote
-from kneo.spec.modules import OWN_PACKAGES
+from kneo.spec.modules import OWN_PACKAGES, Module, RuleContext
 
 DENIED_PREFIXES = (
     "builtins.",

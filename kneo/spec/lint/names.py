@@ -11,8 +11,8 @@ from kneo.spec.coverage.gates import all_gates
 from kneo.spec.diagnostics import Diagnostic, error
 from kneo.spec.documents import Path
 from kneo.spec.index import SpecIndex
-from kneo.spec.models import Human, RouterStep
-from kneo.spec.models.environment_gates import QuestionPolicy
+from kneo.spec.models import Gate, Human, RouterStep
+from kneo.spec.models.environment import QuestionPolicy
 
 CODE = "E_NAME"
 
@@ -27,11 +27,9 @@ def names(view: SpecIndex) -> Iterator[Diagnostic]:
     for name, human in view.spec.components.humans.items():
         yield from human_names(human, ("components", "humans", name))
     for gate in all_gates(view):
-        yield from human_names(gate.gate, gate.path)
+        yield from gate_names(gate.gate, gate.path)
         if gate.gate.key is not None:
             yield from _name(gate.gate.key, (*gate.path, "key"))
-        if isinstance(gate.gate.human, Human):
-            yield from human_names(gate.gate.human, (*gate.path, "human"))
 
 
 def _parts(view: SpecIndex) -> Iterator[Diagnostic]:
@@ -54,6 +52,13 @@ def _declared(view: SpecIndex) -> Iterator[Diagnostic]:
         yield from _keys(getattr(spec.components, kind), ("components", kind))
     for kind in ("tools", "skills", "mcp_servers"):
         yield from _keys(getattr(spec, kind), (kind,))
+
+
+def gate_names(gate: Gate, path: Path) -> Iterator[Diagnostic]:
+    """Check the names of a gate and of the human that is written out in it."""
+    yield from human_names(gate, path)
+    if isinstance(gate.human, Human):
+        yield from human_names(gate.human, (*path, "human"))
 
 
 def human_names(human: Human, path: Path) -> Iterator[Diagnostic]:

@@ -102,7 +102,7 @@ def _rejections(view: SpecIndex) -> Iterator[Diagnostic]:
         if at.step.kind == "human":
             human = humans.get(getattr(at.step, "ref", None) or DEFAULT_HUMAN)
             if human is not None and human.on_reject == "else":
-                yield _rejection(human.on_reject, f"the step {at.place}", at.path)
+                yield _rejection(human.on_reject, f"the step {at.id_path}", at.path)
     for gate in all_gates(view):
         effect = effective_human(gate.gate, humans).on_reject
         if gate.gate.on_reject is None and effect is not None and not _has_effect(effect, gate):

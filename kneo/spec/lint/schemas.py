@@ -8,7 +8,7 @@ from kneo.spec.diagnostics import Diagnostic, error
 from kneo.spec.documents import Path
 from kneo.spec.index import SpecIndex
 from kneo.spec.json_schema import Schema, find_flaws
-from kneo.spec.lint.guardrails import LINEAR_HINT, pattern_findings
+from kneo.spec.lint.agents import LINEAR_HINT, pattern_findings
 from kneo.spec.models import Human
 
 

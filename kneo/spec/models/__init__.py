@@ -18,10 +18,10 @@ from kneo.spec.models.agent import (
     ToolPermissions,
     ToolSelection,
 )
-from kneo.spec.models.conditions import Condition
 from kneo.spec.models.human import (
     AnswerField,
     Candidates,
+    Condition,
     Decision,
     Escalation,
     Gate,
@@ -31,8 +31,7 @@ from kneo.spec.models.human import (
     Review,
     RoleQuorum,
 )
-from kneo.spec.models.spec import Components, FunctionComponent, Spec
-from kneo.spec.models.tools import McpServer, McpToolRef, Skill, Tool
+from kneo.spec.models.spec import Components, FunctionComponent, McpServer, McpToolRef, Skill, Spec, Tool
 from kneo.spec.models.workflow import (
     Choice,
     ConcurrentWorkflow,

@@ -1,13 +1,32 @@
-"""An agent: which model, how it works, what it may call, what it remembers and what guards it."""
+"""Agents: their model, strategy, tools, memory and guardrails."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
 from kneo.spec.base import JsonObject, ListOf, Shorthand, SpecModel, Text, refused
 from kneo.spec.models import shorthand
+
+PROVIDER_VARIABLES: Mapping[str, str] = {
+    "openai": "OPENAI_API_KEY",
+    "openai-agents": "OPENAI_API_KEY",
+    "anthropic": "ANTHROPIC_API_KEY",
+    "google": "GOOGLE_API_KEY",
+    "google-adk": "GOOGLE_API_KEY",
+}
+"""Where providers' keys are looked for when the project does not say."""
+
+KNOWN_PROVIDERS = ("dummy", *PROVIDER_VARIABLES, "ollama")
+
+AVAILABLE_PROVIDERS = ("dummy",)
+"""A run that needs another one is refused at its start."""
+
+UNNAMED = "default"
+"""What the short form of a model (``model: NAME``) has for its provider."""
+
 
 RuntimeMode: TypeAlias = Literal["bridge", "native", "adapter"]
 

@@ -1,19 +1,71 @@
-"""Who is asked, what they are asked, and what follows from their answer.
+"""Conditions, questions to people, and the effects of their answers.
 
-A gate is one question at one place; a human is everything about being asked that several gates may share. A gate may
-say any of it itself, and what it says wins over the human it names.
+A gate is one question at one position of a step or tool; a human holds what several gates share. What a gate states
+itself overrides the human that it names.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from kneo.spec.base import JsonObject, ListOf, Seconds, Shorthand, SpecModel, Text, TimeoutEffect, refused
 from kneo.spec.models import shorthand
-from kneo.spec.models.conditions import AnyCondition
-from kneo.spec.models.receipts import Receipt
+
+ConditionType: TypeAlias = Literal[
+    "always",
+    "never",
+    "output_contains",
+    "output_equals",
+    "metadata_equals",
+    "variable_equals",
+    "status_is",
+    "all_of",
+    "any_of",
+    "not",
+]
+
+_SHORT = {
+    "type": "object",
+    "minProperties": 1,
+    "maxProperties": 1,
+    "properties": {"any_of": {"type": "array"}, "all_of": {"type": "array"}, "not": {"type": "object"}},
+    "additionalProperties": False,
+}
+
+
+class Condition(SpecModel):
+    """One question, or several joined by ``all_of``, ``any_of`` or ``not``."""
+
+    type: ConditionType
+    value: object = Field(default=None, description="What to compare with.")
+    key: str | None = Field(default=None, description="Which metadata entry or variable to look at.")
+    case_sensitive: bool = Field(default=False, description="Whether upper and lower case differ in a comparison.")
+    conditions: ListOf[AnyCondition] = Field(default=(), description="The parts of all_of and any_of.")
+    condition: AnyCondition | None = Field(default=None, description="What not turns around.")
+
+
+AnyCondition: TypeAlias = Annotated[Condition, BeforeValidator(shorthand.condition), Shorthand(_SHORT)]
+"""A condition, or the short form ``{any_of: […]}``."""
+
+Condition.model_rebuild()
+
+
+Receipt: TypeAlias = Literal["none", "signed", "signed_by_reviewer"]
+
+BY_REVIEWER: Receipt = "signed_by_reviewer"
+
+_STRENGTH = ("none", None, "signed", BY_REVIEWER)
+"""From weak to strong; where nothing is said, decisions are signed wherever there is a key."""
+
+R = TypeVar("R", bound=str)
+
+
+def strongest(one: R | None, other: R | None) -> R | None:
+    """Return which of two asks for more proof."""
+    return max(one, other, key=_STRENGTH.index)
+
 
 RequestType: TypeAlias = Literal["approval", "review", "correction", "selection", "freeform"]
 Decision: TypeAlias = Literal["approved", "rejected", "edited", "selected", "provided"]

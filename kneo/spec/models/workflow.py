@@ -13,8 +13,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from kneo.spec.base import ListOf, MapOf, Seconds, Shorthand, SpecModel, Text, refused, require_choice
 from kneo.spec.messages import quote
 from kneo.spec.models import shorthand
-from kneo.spec.models.conditions import AnyCondition
-from kneo.spec.models.human import Position, Review, check_review
+from kneo.spec.models.human import AnyCondition, Position, Review, check_review
 
 DEFAULT_LOOP_ITERATIONS = 10
 DEFAULT_GRAPH_STEPS = 50

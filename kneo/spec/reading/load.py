@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import NamedTuple
 
-from kneo.spec.context import NOTHING_KNOWN, RuleContext
 from kneo.spec.diagnostics import Diagnostic, error, has_errors, known_depth, locate, unreadable
-from kneo.spec.documents import DEFAULT_LIMITS, Document, Path, ReadLimits, Unreadable, too_large
+from kneo.spec.documents import DEFAULT_LIMITS, Document, Path, ReadLimits, SourceLocation, Unreadable, too_large
 from kneo.spec.messages import describe
 from kneo.spec.models import Spec
-from kneo.spec.reading.defaults import NO_DEFAULTS, SpecDefaults, apply_defaults
+from kneo.spec.modules import NOTHING_KNOWN, RuleContext
 from kneo.spec.reading.inline import Files, inline_skills, inline_texts
 from kneo.spec.reading.migrate import Migration, UnsupportedVersion, migrate
 from kneo.spec.reading.normalize import normalize
-from kneo.spec.reading.overlays import merge_all
+from kneo.spec.reading.overlays import NO_DEFAULTS, SpecDefaults, apply_defaults, merge_all
 from kneo.spec.reading.reader import read
-from kneo.spec.reading.source_paths import source_path
 from kneo.spec.reading.validate import check_model
 
 _TREE_LIMITS = replace(DEFAULT_LIMITS, max_nodes=10 * DEFAULT_LIMITS.max_nodes)
@@ -182,3 +181,57 @@ def _written(path: Path, documents: Sequence[Document]) -> Path:
         range(len(documents)), key=lambda index: (known_depth(documents[index], spellings[index]), index), default=0
     )
     return spellings[best] if spellings else path
+
+
+_WRAPPERS = frozenset({"include", "steps", "conditions"})
+"""Keys whose value may be written directly in the place of the map that holds them."""
+
+_SPELLINGS: dict[str, tuple[str, ...]] = {
+    "timeout_seconds": ("timeout",),
+    "type": ("field_type",),
+    "conditions": ("any_of", "all_of"),
+    "condition": ("not",),
+}
+
+_POLICY_WORDS = {
+    "allow_network": "network",
+    "allow_filesystem_read": "filesystem",
+    "allow_filesystem_write": "filesystem",
+    "allow_shell": "shell",
+    "allowed_tools": "allow",
+    "denied_tools": "deny",
+}
+
+
+def source_path(path: Path, root: SourceLocation) -> Path:
+    """Return the path under which a file says what the normal form has at ``path``, as far as it says it."""
+    written, rest = _follow(path, root)
+    if rest and _in_policy(path):
+        at = path.index("tools")
+        other = (*path[:at], "policies", "tool", *(_POLICY_WORDS.get(str(part), part) for part in path[at + 2 :]))
+        followed, left = _follow(other, root)
+        if len(left) < len(rest):
+            return (*followed, *left)
+    return (*written, *rest)
+
+
+def _in_policy(path: Path) -> bool:
+    return any(pair == ("tools", "permissions") for pair in pairwise(path))
+
+
+def _follow(path: Path, place: SourceLocation) -> tuple[Path, Path]:
+    """Go as far as the document goes; return what was followed and what is left."""
+    written: list[str | int] = []
+    for index, part in enumerate(path):
+        key = part if part in place.children else _spelling(part, place)
+        if key is None and part in _WRAPPERS and index + 1 < len(path) and path[index + 1] in place.children:
+            continue
+        if key is None:
+            return tuple(written), path[index:]
+        written.append(key)
+        place = place.children[key]
+    return tuple(written), ()
+
+
+def _spelling(part: str | int, place: SourceLocation) -> str | None:
+    return next((word for word in _SPELLINGS.get(str(part), ()) if word in place.children), None)

@@ -19,10 +19,9 @@ from kneo.notify.messages import one_line, quoted
 from kneo.redaction import hide_paths, redact_text
 from kneo.runtime.engine.questions import render
 from kneo.spec.coverage.environment_gates import _any
-from kneo.spec.diff.render import escaped, fenced
-from kneo.spec.environment import ReleasePin
+from kneo.spec.diff import escaped, fenced
 from kneo.spec.lint import check
-from kneo.spec.models.environment_gates import Match
+from kneo.spec.models.environment import Match, ReleasePin
 from kneo.spec.reading.load import load_tree
 from kneo.spec.windows import parse_window
 from kneo.trust.checkpoint import parse_checkpoint

@@ -6,14 +6,13 @@ import json
 
 import pytest
 
-from kneo.spec.context import NOTHING_KNOWN
-from kneo.spec.coverage.environment_gates import places_around
+from kneo.spec.coverage.environment_gates import guarded_steps
 from kneo.spec.coverage.policy import check_policy
-from kneo.spec.environment import Environment, parse_environment
+from kneo.spec.environment import parse_environment
 from kneo.spec.index import SpecIndex
 from kneo.spec.lint import check
 from kneo.spec.models import Spec
-from kneo.spec.models.environment_gates import with_gates
+from kneo.spec.models.environment import Environment, with_gates
 from kneo.spec.policy_flags import strictest
 from kneo.spec.reading.validate import InvalidDeclaration
 
@@ -45,21 +44,21 @@ def gate(match: object = None, **places: object) -> dict[str, object]:
     [
         (gate({}), "matches nothing"),
         ({"name": "money", "match": EVERYWHERE}, "asks nothing"),
-        (gate(human="boss"), "asks boss, whom this environment does not declare"),
+        (gate(human="boss"), "asks boss, which is not under humans of this environment"),
         (gate(on_reject="retry"), "Here a rejection does one of stop, cancel, skip, fail"),
         (gate(on_reject="else"), "Here a rejection does one of"),
         (gate(on_reject="continue"), "Here a rejection does one of"),
-        (gate(timeout_seconds=60, on_timeout="approve"), "goes on when nobody answers in time"),
-        (gate(timeout_seconds=60, on_timeout="continue"), "goes on when nobody answers in time"),
+        (gate(timeout_seconds=60, on_timeout="approve"), "goes on after a timeout"),
+        (gate(timeout_seconds=60, on_timeout="continue"), "goes on after a timeout"),
         (gate(decisions=["approved"]), "cannot be answered with a rejection"),
         (gate(decisions=["approved", "rejected", "edited"]), "Here the answers are approved, rejected"),
-        (gate(calendar="office"), "calendar is not honoured"),
+        (gate(calendar="office"), "calendar is not supported"),
         (gate(fields=[{"name": "pin", "secret": True}]), "a secret field (pin)"),
-        (gate(key="mine"), "called by the place and its own name"),
+        (gate(key="mine"), "is its position and name"),
         (gate({"kinds": ["loop", "agent"]}, after=True), "after means nothing for steps of kind loop"),
         (gate({"kinds": ["human"]}), "'agent', 'function'"),
         (gate({"capabilities": ["networks"]}), "Did you mean network?"),
-        (gate(human={"candidates": {"groups": ["board"]}}), "Nobody under people is one of those whom it asks: board"),
+        (gate(human={"candidates": {"groups": ["board"]}}), "No person under people is a candidate: board"),
     ],
 )
 def test_what_could_not_be_asked_answered_or_held_is_refused(wrong: object, words: str) -> None:
@@ -144,8 +143,8 @@ SPEC = Spec.model_validate(
     ],
 )
 def test_steps_are_chosen_by_everything_that_is_written(match: object, places: list[str]) -> None:
-    view = SpecIndex.of(with_gates(SPEC, environment(gate(match)).gates), NOTHING_KNOWN)
-    assert places_around(view, "money") == places
+    view = SpecIndex.of(with_gates(SPEC, environment(gate(match)).gates))
+    assert guarded_steps(view, "money") == places
 
 
 def ungated(workflow: object, *gates: object) -> list[str | None]:

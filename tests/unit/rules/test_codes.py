@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from kneo.spec import lint
-from kneo.spec.context import Module, RuleContext
 from kneo.spec.coverage.policy import check_policy
 from kneo.spec.diagnostics import Diagnostic
 from kneo.spec.lint import check
+from kneo.spec.modules import Module, RuleContext
 from kneo.spec.policy_flags import PolicyFlags
 from kneo.spec.reading.load import load_tree
 from kneo.spec.reading.reader import read

@@ -46,7 +46,7 @@ def test_a_call_without_any_question() -> None:
     [found] = judge([CALM, FIRE])
     assert found.path_text == "workflow.steps[1]"
     assert found.is_error
-    assert found.message == "Nobody has to agree before fire calls function fire (shell). The way there: calm → fire."
+    assert found.message == "fire calls function fire (shell) without an approval. Path: calm → fire."
 
 
 @pytest.mark.parametrize("steps", [[ASK, FIRE], [CALM, ASK, CALM, FIRE], [gated(FIRE)], [ASK, CALM]])
@@ -70,8 +70,8 @@ def test_questions_that_come_too_late_or_elsewhere() -> None:
     [
         ({"on_reject": "continue"}, "goes on when it is rejected"),
         ({"on_reject": "skip"}, "goes on to the next step"),
-        ({"timeout_seconds": 60, "on_timeout": "continue"}, "goes on when nobody answers in time"),
-        ({"timeout_seconds": 60, "on_timeout": "approve"}, "goes on when nobody answers in time"),
+        ({"timeout_seconds": 60, "on_timeout": "continue"}, "goes on after a timeout"),
+        ({"timeout_seconds": 60, "on_timeout": "approve"}, "goes on after a timeout"),
         ({"timeout_seconds": 60, "on_timeout": "skip"}, "goes on to the next step"),
         ({"decisions": ["approved", "edited"]}, "cannot be answered with a rejection"),
     ],
@@ -247,7 +247,7 @@ def test_nested_workflows_are_entered_as_they_are_reached() -> None:
     nested = {"id": "n", "kind": "workflow", "ref": "inner"}
     [found] = judge([CALM, nested], components=inner)
     assert found.path_text == "components.workflows.inner.steps[0]"
-    assert "The way there: calm → n → fire." in found.message
+    assert "Path: calm → n → fire." in found.message
     assert ungated([ASK, nested], components=inner) == []
     assert ungated([gated(nested)], components=inner) == []
 

@@ -2,8 +2,7 @@ from typing import Any
 
 import pytest
 
-from kneo.spec.coverage.policy import check_policy
-from kneo.spec.coverage.policy_report import policy_report
+from kneo.spec.coverage.policy import check_policy, policy_report
 from kneo.spec.diagnostics import error, warning
 from kneo.spec.diff.weakening import flag_weakenings
 from kneo.spec.lint import check

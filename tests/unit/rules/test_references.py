@@ -1,6 +1,6 @@
-from kneo.spec.context import RuleContext
 from kneo.spec.lint import check
 from kneo.spec.models import Spec
+from kneo.spec.modules import RuleContext
 
 
 def found(spec: dict, **context: object) -> list[tuple[str, str | None]]:

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from kneo.spec.diff.weakening import weakenings
-from kneo.spec.environment import Approvals, Environment, EnvironmentSpec, Signatures, parse_environment
+from kneo.spec.environment import parse_environment
+from kneo.spec.models.environment import Approvals, Environment, EnvironmentSpec, Signatures
 
 DIGEST = "sha256:" + "1" * 64
 STRICT: dict[str, object] = {

@@ -14,7 +14,7 @@ from kneo.runtime.interpreter.node import Ask, Execute
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.program.compiler import compile_program
 from kneo.spec.models import Gate, Spec
-from kneo.spec.models.environment_gates import EnvironmentGate, with_gates
+from kneo.spec.models.environment import EnvironmentGate, with_gates
 
 
 def added(match: object, name: str = "env", **places: object) -> EnvironmentGate:

@@ -12,7 +12,7 @@ from cli.main import run
 from kneo.runtime.simulate.report import Simulation, Simulator
 from kneo.spec.models import Spec
 from kneo.spec.models.answers import AnswersFile
-from kneo.spec.models.environment_gates import QuestionPolicy
+from kneo.spec.models.environment import QuestionPolicy
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 URGENT = {"type": "output_contains", "value": "urgent"}

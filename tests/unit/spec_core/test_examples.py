@@ -14,9 +14,9 @@ from examples.app_functions import compress_history, summarize, web_search, webp
 from examples.human_functions import draft_report, publish_report
 from examples.my_tools import lookup_user
 from kneo.project.modules import ModuleFiles
-from kneo.spec.context import RuleContext
 from kneo.spec.graph import spec_graph
 from kneo.spec.lint import check
+from kneo.spec.modules import RuleContext
 from kneo.spec.project import parse_project
 from kneo.spec.reading.load import SourceFile, load_spec
 from kneo.spec.reading.reader import read_yaml

@@ -1,0 +1,251 @@
+"""Environment files: releases, people, policy, signatures, approvals, windows, and the gates that an environment adds.
+
+``environments/<env>.yaml`` is not signed; the repository's review guards it, and the controller compares it with the
+version it accepted before. Fields that decide about trust are required: an environment without a ``policy`` or without
+``signatures`` is refused, as is one that requires no signature at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import ConfigDict, Field
+
+from kneo.digest import Digest
+from kneo.errors import Invalid
+from kneo.spec.base import ApiVersion, CamelModel, DigestText, Duration, ListOf, MapOf, Name, SpecModel
+from kneo.spec.models.human import AnyGate, AnyHuman, Gate
+from kneo.spec.models.spec import Capability, Spec
+from kneo.spec.policy_flags import PolicyFlags
+from kneo.spec.windows import Window, parse_window
+
+EnvironmentGatePosition: TypeAlias = Literal["before", "after"]
+
+StepKind: TypeAlias = Literal[
+    "agent", "function", "workflow", "guardrail", "steps", "parallel", "condition", "loop", "router"
+]
+
+MAX_ADDED = 100
+
+Pattern: TypeAlias = Annotated[str, Field(min_length=1, max_length=200)]
+"""Text with ``*`` and ``?``. Reading one takes time that grows with the square of its length."""
+
+
+class QuestionPolicy(CamelModel):
+    """What every question to a person asks for here at least, whatever the spec says."""
+
+    approvals: int = Field(default=1, ge=1, le=100, description="People who have to agree, at least.")
+    exclude: ListOf[str] = Field(
+        default=(),
+        description="Who may not answer, beside those whom a gate excludes: names, or requester, bundle_signer, "
+        "previous_reviewers.",
+        examples=[["requester", "bundle_signer"]],
+    )
+    deny_on_timeout: ListOf[Literal["approve", "continue", "select", "skip"]] = Field(
+        default=(), description="What silence may not do; where a spec says it, the run ends instead."
+    )
+    receipt: Literal["signed", "signed_by_reviewer"] | None = Field(
+        default=None,
+        description="Whether every decision needs a signed receipt; or that, and whoever answers signs with a key of "
+        "their own.",
+    )
+
+
+class Match(CamelModel):
+    """Which steps are meant: those that fit every line that is written, each by one of its entries.
+
+    In patterns ``*`` stands for any text and ``?`` for one sign.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    capabilities: ListOf[Capability] = Field(default=(), description="What running the step may do beyond computing.")
+    kinds: ListOf[StepKind] = Field(
+        default=(), description="Left out: every step that does something itself; groups only where they are named."
+    )
+    refs: ListOf[Pattern] = Field(
+        default=(), description="Patterns of names: the agent, function or workflow that it runs."
+    )
+    tools: ListOf[Pattern] = Field(default=(), description="Patterns of tools that its agent can call.")
+    steps: ListOf[Pattern] = Field(
+        default=(), description="Patterns of paths: ids from the outside in.", examples=[["release/*"]]
+    )
+    workflows: ListOf[Pattern] = Field(default=(), description="Patterns of names: the workflow that it stands in.")
+
+
+class EnvironmentGate(CamelModel):
+    """A question that stands around steps here, beside any that their specs ask."""
+
+    name: Name = Field(description="A part of the question's key: pay.before+NAME.")
+    match: Match = Field(description="The steps it stands around.")
+    before: AnyGate | None = Field(default=None, description="Asked before such a step begins.")
+    after: AnyGate | None = Field(default=None, description="Asked when such a step has finished.")
+
+    def gates(self) -> dict[EnvironmentGatePosition, Gate]:
+        """Return the questions that are asked, by their place."""
+        places: dict[EnvironmentGatePosition, Gate | None] = {"before": self.before, "after": self.after}
+        return {place: gate for place, gate in places.items() if gate is not None}
+
+
+class GatedSpec(Spec):
+    """A spec as it runs in an environment: with the questions that the environment adds."""
+
+    environment_gates: ListOf[EnvironmentGate] = ()
+
+
+def with_gates(spec: Spec, gates: tuple[EnvironmentGate, ...]) -> Spec:
+    """Add an environment's questions to a spec; their humans are written out, so that they need nothing else."""
+    if not gates:
+        return spec
+    values = {name: getattr(spec, name) for name in spec.model_fields_set}
+    return GatedSpec.model_construct(**values, environment_gates=gates)
+
+
+def read_spec(body: bytes) -> GatedSpec:
+    """Read what a run executes, as it was frozen."""
+    return GatedSpec.model_validate_json(body)
+
+
+class ReleasePin(CamelModel):
+    """Which version of a bundle runs here."""
+
+    bundle: Name
+    version: Name = Field(description="The version's file name without its suffix.")
+    digest: DigestText | None = Field(
+        default=None, description="SHA-256 of the bundle's payload; must agree with the version where both stand."
+    )
+
+
+class Person(CamelModel):
+    """Who somebody is in this environment."""
+
+    groups: ListOf[Name] = ()
+    roles: ListOf[Name] = ()
+
+
+class Signatures(CamelModel):
+    """Who must have signed a bundle before it may run here."""
+
+    accept: ListOf[Literal["dsse", "hmac-v1"]] = Field(default=("dsse",), min_length=1)
+    roles: ListOf[Name] = Field(min_length=1, description="Roles of the trust root whose keys count.")
+    threshold: int = Field(ge=1, le=100, description="How many different principals must have signed.")
+
+
+class Approvals(CamelModel):
+    """How many people must agree to a promotion."""
+
+    required: int = Field(default=1, ge=0, le=100)
+    roles: ListOf[Name] = Field(default=("approver",), min_length=1)
+    exclude: ListOf[Literal["bundle_signer", "author", "requester"]] = Field(
+        default=("bundle_signer",), description="People whose approval does not count, by their part in the change."
+    )
+    expires: Duration = Field(default=timedelta(days=7), description="How long an approval counts.")
+    signed: bool = Field(default=False, description="Whether each approver must sign with a key of their own.")
+
+
+class PruneGuard(CamelModel):
+    """A guard against a commit that empties an environment by mistake."""
+
+    max_percent: int = Field(
+        default=20, ge=0, le=100, description="A larger share disappearing at once needs an approval."
+    )
+
+
+class WindowRule(CamelModel):
+    """A repeating stretch of time in which changes are allowed, or in which they are denied: one of the two."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["allow"]}, {"required": ["deny"]}]})
+
+    allow: str | None = Field(default=None, examples=["* 06:00 - 20:00", "Mon-Fri 09:00 - 17:00"])
+    deny: str | None = Field(default=None, examples=["Fri 16:00 - Mon 08:00"])
+    timezone: str = Field(default="UTC", examples=["Europe/Berlin"])
+
+    def window(self, *, accepted: bool = False) -> Window:
+        """Return the window this describes.
+
+        Raises:
+            Invalid: it describes none, or two.
+        """
+        if self.allow is not None and self.deny is None:
+            return parse_window("allow", self.allow, self.timezone, accepted=accepted)
+        if self.deny is not None and self.allow is None:
+            return parse_window("deny", self.deny, self.timezone, accepted=accepted)
+        message = "A window says either allow or deny."
+        raise Invalid(message)
+
+
+class EnvironmentSpec(CamelModel):
+    """What runs in an environment, and what must hold before that changes."""
+
+    releases: ListOf[ReleasePin] = Field(default=(), description="What runs here.")
+    inline_specs: bool = Field(default=False, description="Whether a run may bring its own spec.")
+    people: MapOf[Person] = Field(
+        default_factory=dict, description="Who is who; a name is also the name of an API key and of a principal."
+    )
+    promote_from: Name | None = Field(
+        default=None, description="Only what that environment serves and has verified may come here."
+    )
+    policy: PolicyFlags = Field(description="What every spec must satisfy here.")
+    signatures: Signatures
+    approvals: Approvals | None = Field(default=None, description="Left out: nobody needs to approve.")
+    questions: QuestionPolicy = QuestionPolicy()
+    humans: MapOf[AnyHuman] = Field(default_factory=dict, description="Whom the questions under gates ask, by name.")
+    gates: ListOf[EnvironmentGate] = Field(
+        default=(), max_length=MAX_ADDED, description="Questions that are asked here beside those of the specs."
+    )
+    windows: ListOf[WindowRule] = Field(
+        default=(), description="When changes may happen; denied windows win over allowed ones."
+    )
+    soak: Duration = Field(
+        default=timedelta(0), description="How long the environment it comes from must have served it without failure."
+    )
+    prune: PruneGuard = PruneGuard()
+    atomic: bool = Field(default=False, description="All changes of this environment happen, or none.")
+    suspend: bool = Field(default=False, description="Change nothing here; what runs keeps running.")
+    retired: bool = Field(
+        default=False,
+        description="The environment ends: what it still serves is removed with an approval, then no run starts here.",
+    )
+    implementations: MapOf[DigestText] = Field(
+        default_factory=dict, description="The SHA-256 that a Python module behind an implementation must have here."
+    )
+    allow_self: bool = Field(
+        default=False, description="Whether people may approve what they signed or asked for; shown in every receipt."
+    )
+
+
+class _Metadata(CamelModel):
+    name: Name
+
+
+class EnvironmentFile(SpecModel):
+    """One environment, as its file says it."""
+
+    model_config = ConfigDict(title="Environment")
+
+    api_version: ApiVersion = Field(alias="apiVersion")
+    kind: Literal["Environment"]
+    metadata: _Metadata
+    spec: EnvironmentSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """One environment.
+
+    Attributes:
+        spec: What the file says.
+        windows: When changes may happen; see :func:`kneo.spec.windows.windows_open`.
+        gates: Its own questions, with whom they ask.
+        policy_digest: Digest of the content without ``releases`` and ``suspend``: what an approval is bound to, so that
+            it does not outlive the rules it was given under.
+    """
+
+    name: str
+    spec: EnvironmentSpec
+    windows: tuple[Window, ...]
+    gates: tuple[EnvironmentGate, ...]
+    policy_digest: Digest
+    file: str
