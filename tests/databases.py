@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psycopg
 
-START_SECONDS = 60
+START_SECONDS = 240
 PREFIX = "kneo-pg-"
 OWNER = "owner"
 """File in a server's folder that names the test process it belongs to."""

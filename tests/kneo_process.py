@@ -23,7 +23,7 @@ from kneo.settings import process_environment
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 240.0
 
 
 def eventually(look: Callable[[], T], *, seconds: float = PATIENCE_SECONDS) -> T:

@@ -109,7 +109,7 @@ class Bench:
         """A client with the key of a role."""
         if role not in self._clients:
             headers = {"Authorization": f"Bearer {role}-key"}
-            self._clients[role] = httpx.Client(base_url=f"{self.url}/v1", headers=headers, timeout=30)
+            self._clients[role] = httpx.Client(base_url=f"{self.url}/v1", headers=headers, timeout=240)
         return self._clients[role]
 
     def ask(

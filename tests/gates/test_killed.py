@@ -54,10 +54,10 @@ def answer_and_die(engine: Engine, url: str, die_at: int) -> bool:
     run = engine.run(FLOW)
     (task,) = engine.open(run)
     arguments = [sys.executable, str(CRASHING), url, str(engine.log.parent), run.id]
-    first = run_python([*arguments, str(die_at), task.id], timeout=120)
+    first = run_python([*arguments, str(die_at), task.id], timeout=240)
     assert first.returncode in {0, -signal.SIGKILL}, first.stderr
     again = [task.id] if engine.open(run) else []
-    second = run_python([*arguments, "0", *again], timeout=120)
+    second = run_python([*arguments, "0", *again], timeout=240)
     assert second.returncode == 0, second.stderr
     assert engine.look(run).status is RunStatus.SUCCEEDED
     assert len(engine.notes()) == 1

@@ -19,7 +19,7 @@ def written(tmp_path_factory):
         "from reference_pages import PAGES\n"
         f"for name, page in PAGES.items(): (Path({str(folder)!r}) / name).write_text(page())\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=240)
     return folder
 
 

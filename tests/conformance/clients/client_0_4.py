@@ -47,7 +47,7 @@ async def check_a_run_to_its_end(scene):
 async def check_an_asynchronous_run_is_waited_for(scene):
     async with connect(scene) as client:
         run = await start(client, scene, "slow", async_mode=True)
-        ended = await client.platform.runs.wait_for_completion(run.run_id, timeout=30, poll_interval=0.2)
+        ended = await client.platform.runs.wait_for_completion(run.run_id, timeout=240, poll_interval=0.2)
     assert ended.status == "completed"
 
 

@@ -98,7 +98,7 @@ async def check_an_asynchronous_run_is_waited_for(scene):
     async with connect(scene) as client:
         run = await start(client, scene, "slow", async_mode=True)
         assert run.status in {"queued", "running"}, run.status
-        ended = await client.platform.runs.wait_for_completion(run.run_id, timeout=30, poll_interval=0.2)
+        ended = await client.platform.runs.wait_for_completion(run.run_id, timeout=240, poll_interval=0.2)
     assert ended.status == "completed"
 
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from checks import run_checks
 from served import free_port, serve, until
 
-PATIENCE = 15
+PATIENCE = 240
 FLAGS = (
     "--headless",
     "--no-sandbox",

@@ -58,7 +58,7 @@ def find_python() -> Path:
         candidates.insert(0, Path(on_path))
     for candidate in candidates:
         code = "import sys; print(sys.executable) if sys.version_info[:2] == (3, 12) else sys.exit(1)"
-        done = subprocess.run([candidate, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run([candidate, "-c", code], capture_output=True, text=True, timeout=240, check=False)
         if done.returncode == 0:
             return Path(done.stdout.strip())
     raise Missing("The published clients need Python 3.12; there is none on the path or in ~/.pyenv/versions.")

@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 
-PATIENCE = 30
+PATIENCE = 240
 
 
 def until(look, what):

@@ -127,7 +127,7 @@ def test_a_wait_has_a_name_and_facts(database: SqliteDb) -> None:
 
 
 def test_the_program_stays_for_an_answer_as_long_as_the_question_says(database: SqliteDb) -> None:
-    stage, _ = made(database, lambda: wait(question="?", timeout=30))
+    stage, _ = made(database, lambda: wait(question="?", timeout=240))
     results: list[object] = []
     thread = threading.Thread(target=lambda: results.append(stage()))
     thread.start()
@@ -424,9 +424,9 @@ def test_a_killed_program_does_no_part_twice(database: SqliteDb, tmp_path: Path)
             print(Executions([work]).resume(run.id).result)
         """)
     )
-    died = subprocess.run([sys.executable, str(program), "die"], check=False, timeout=60)
+    died = subprocess.run([sys.executable, str(program), "die"], check=False, timeout=240)
     assert died.returncode == -signal.SIGKILL
-    again = subprocess.run([sys.executable, str(program)], check=True, capture_output=True, text=True, timeout=60)
+    again = subprocess.run([sys.executable, str(program)], check=True, capture_output=True, text=True, timeout=240)
     assert again.stdout == "firstsecond\n"
     assert (tmp_path / "log").read_text().split() == ["first", "second"]
 
@@ -481,7 +481,7 @@ def test_a_flow_that_waits_leaves_the_database_to_other_programs(
     stage, executions = made(database, publish)
     thread = threading.Thread(target=lambda: done.append(stage.start("cats").result), daemon=True)
     thread.start()
-    assert begun.acquire(timeout=60)
+    assert begun.acquire(timeout=240)
     waiting = wait_for(lambda: executions.list(status="waiting"))[0]
     with wait_for_lock(database):
         pass

@@ -71,7 +71,7 @@ class Shell:
         env = {"PATH": process_environment("PATH")["PATH"], **self.variables}
         command = ["bash", "-o", "pipefail", "-c", line]
         done = subprocess.run(
-            command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=60, check=False
+            command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=240, check=False
         )
         return done.returncode, done.stdout + done.stderr
 

@@ -28,7 +28,7 @@ def call(case: Case, command: str, verb: str) -> subprocess.CompletedProcess[str
         environment = {"PATH": "/usr/bin:/bin", "HOME": name}
         said = [command, "spec", verb, case.file, "--json"]
         return subprocess.run(
-            said, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+            said, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
         )
 
 

@@ -93,7 +93,7 @@ def test_it_reads_what_we_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     command = [str(python.with_name("kneo")), "spec", "bundle", "verify", "bundle.json", "--json"]
     for key, valid in ((KEY, True), ("another", False)):
         env = {"PATH": os.defpath, "HOME": str(tmp_path), KEY_ID: key}
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False)
         assert json.loads(done.stdout)["valid"] is valid
 
 

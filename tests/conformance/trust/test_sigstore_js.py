@@ -44,7 +44,7 @@ def _verify(node: str, folder: Path, key: PrivateKey, bundle: bytes) -> subproce
     (folder / "bundle.json").write_bytes(bundle)
     command = [node, str(FOLDER / "verify.cjs"), str(folder / "key.pem"), str(folder / "bundle.json")]
     env = process_environment("PATH")
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=env, check=False)
 
 
 def _bundle(key: PrivateKey) -> bytes:

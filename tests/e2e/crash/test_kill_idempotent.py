@@ -40,7 +40,7 @@ def gated(text):
 """
 SAMPLED = (1, 2, 3)
 MOST_WRITES = 40
-ASKING_SECONDS = 60.0
+ASKING_SECONDS = 240.0
 
 
 def run_of(function: str) -> dict[str, object]:

@@ -103,7 +103,7 @@ class Runner:
         env = self.env | {"PATH": ":".join([*reversed((self.temp / "path").read_text().split()), self.env["PATH"]])}
         env |= {key: _INPUT.sub(lambda found: values[found[1]], text) for key, text in step.get("env", {}).items()}  # type: ignore[attr-defined]
         command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", str(step["run"])]
-        return subprocess.run(command, cwd=self.repo, env=env, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, cwd=self.repo, env=env, capture_output=True, text=True, timeout=240, check=False)
 
 
 def _with_defaults(declared: Mapping[str, Mapping[str, str]], given: Mapping[str, str]) -> dict[str, str]:

@@ -152,6 +152,6 @@ def test_programs_say_how_their_run_ended(program, prints, tmp_path):
     offline("lookup_agent")
     env = Machine(tmp_path, f"sqlite:///{tmp_path}/own.sqlite").env
     command = [sys.executable, "-m", f"examples.{program}"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(prints, done.stdout)

@@ -129,7 +129,7 @@ def test_killed_at_a_write_it_left_the_old_registry_or_the_new_one(bench: Bench,
         version = f"1.{kill_at}.0"
         _commit(bench, version)
         child = children.start("SIGKILL", kill_at)
-        output, errors = child.communicate(timeout=60)
+        output, errors = child.communicate(timeout=240)
         assert child.returncode in {0, -signal.SIGKILL}, errors
         assert bench.served() in ({"bank": before, "mail": before}, {"bank": version, "mail": version})
         _check_log(bench)
@@ -174,14 +174,14 @@ def test_stopped_at_a_write_past_its_lease_it_did_all_or_nothing_and_nothing_lat
         _commit(bench, versions[-1])
         child = rivals.start("SIGSTOP", stop_at)
         if not _stopped(child):
-            word, count = child.communicate(timeout=60)[0].split()
+            word, count = child.communicate(timeout=240)[0].split()
             assert (word, int(count) < stop_at) == ("done", True)
             break
         _expire(bench, "child")
         assert isinstance(bench.reconcile().outcomes["prod"], Ready)
         rows = bench.rows()
         child.send_signal(signal.SIGCONT)
-        output, errors = child.communicate(timeout=60)
+        output, errors = child.communicate(timeout=240)
         assert output.split()[:1] in (["LeaseLost"], ["store_unavailable"], ["done"]), errors
         assert bench.rows() == rows
         bench.drop_lease()

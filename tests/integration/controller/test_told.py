@@ -147,7 +147,7 @@ def test_what_was_heard_and_not_marked_is_sent_again_under_the_same_key(
     bench.repo.release("prod", "mail", "1.0.0")
     _look(bench)
     child = start_python(CHILD, migrated_url, web.url, str(tmp_path))
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=240)
     assert child.returncode == -signal.SIGKILL, errors
     assert len(web.received) == 1
     # Nobody else delivers while the dead one's lease lasts.

@@ -55,7 +55,7 @@ def engine(store: Store, tmp_path: Path) -> Engine:
 @pytest.fixture
 def courier(store: Store, tmp_path: Path) -> Iterator[Callable[..., Courier]]:
     with ExitStack() as stack:
-        http = stack.enter_context(httpx.Client(timeout=30))
+        http = stack.enter_context(httpx.Client(timeout=240))
 
         def make(
             public_url: str = "", make_link: Callable[[Tx, str, str], str] | None = None, **channels: str
@@ -399,7 +399,7 @@ def test_a_channel_of_releases_takes_no_tasks_and_holds_up_nobody(
     ask(engine, notify=[name])
     ask(engine)
     env = {f"KNEO_SERV_NOTIFY_{name.upper()}": f"{web.url}/releases", "KNEO_SERV_CHANNEL_OPS": f"{web.url}/ops"}
-    with httpx.Client(timeout=30) as http:
+    with httpx.Client(timeout=240) as http:
         both = Courier(store, from_env(env, cwd=tmp_path), http)
         for _ in range(ATTEMPTS):
             while both.deliver_due():
@@ -415,7 +415,7 @@ def test_a_task_channel_may_be_called_like_one_of_releases(
 ) -> None:
     ask(engine, notify=["github"])
     env = {"KNEO_SERV_NOTIFY_GITHUB": f"{web.url}/releases", "KNEO_SERV_CHANNEL_GITHUB": f"{web.url}/tasks"}
-    with httpx.Client(timeout=30) as http:
+    with httpx.Client(timeout=240) as http:
         assert Courier(store, from_env(env, cwd=tmp_path), http).deliver_due() == 1
     assert [(each.path, each.body["event"]) for each in web.received] == [("/tasks", "human.requested")]
 

@@ -66,7 +66,7 @@ def load(engine: Engine, store: Store) -> Iterator[Callable[[], int]]:
 
     def one_more() -> int:
         nonlocal count
-        assert done.acquire(timeout=30)
+        assert done.acquire(timeout=240)
         count += 1
         return count
 

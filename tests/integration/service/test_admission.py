@@ -156,7 +156,7 @@ def slow_and_same(bench: Bench) -> list[httpx.Response]:
                 lambda _: httpx.post(
                     f"{bench.url}/v1/runs",
                     json=body,
-                    timeout=30,
+                    timeout=240,
                     headers={"X-Kneo-Api-Key": "operator-key", "Idempotency-Key": "race"},
                 ),
                 range(4),

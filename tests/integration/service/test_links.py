@@ -26,7 +26,7 @@ Json = dict[str, object]
 @pytest.fixture
 def browser(bench: Bench) -> Iterator[httpx.Client]:
     """Somebody without a key."""
-    with httpx.Client(base_url=bench.url, timeout=30) as client:
+    with httpx.Client(base_url=bench.url, timeout=240) as client:
         yield client
 
 

@@ -214,7 +214,7 @@ def test_those_who_wait_hold_no_thread_and_are_answered_when_the_process_stops(t
             assert not any(each.done() for each in waiting)
             bench.stop()
             assert "end" not in [event.name for event in events]
-        assert {each.result(timeout=30).status_code for each in waiting} == {202}
+        assert {each.result(timeout=240).status_code for each in waiting} == {202}
 
 
 def test_runs_are_followed_on_postgresql(postgres_url: str, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_bounded_threads_do_everything_and_never_more_than_allowed_at_once() -> 
 
     for _ in range(200):
         bounded.submit(work)
-    assert all(done.acquire(timeout=30) for _ in range(200))
+    assert all(done.acquire(timeout=240) for _ in range(200))
     assert 1 <= most[0] <= 3
 
 
@@ -74,7 +74,7 @@ def test_work_that_blocks_lets_other_work_begin() -> None:
     for _ in range(4):
         bounded.submit(work)
     meeting.wait(30)
-    assert all(done.acquire(timeout=30) for _ in range(4))
+    assert all(done.acquire(timeout=240) for _ in range(4))
 
 
 def test_work_is_refused_where_no_thread_can_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
