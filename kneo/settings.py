@@ -1,7 +1,8 @@
-"""What an operator can set, and the only reader of the process environment.
+"""The settings of a process, and the only reader of its environment.
 
-Each field says what it is, its unit, and why the default is what it is. Variables keep the ``KNEO_SERV_`` prefix that
-existing deployments use.
+Each setting is written once, as a field with its variable, default, unit and meaning; ``docs/reference/settings.md`` is
+generated from the fields. The dataclasses read the environment by themselves because ``pydantic-settings`` takes longer to
+import than a local command takes to start. Variables keep the ``KNEO_SERV_`` prefix of existing deployments.
 """
 
 from __future__ import annotations
@@ -9,273 +10,453 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from kneo.digest import Digest, parse_digest
 from kneo.errors import Invalid
 
+T = TypeVar("T")
+
 TRUE = frozenset({"1", "true", "yes", "on"})
+
+Parse = Callable[[str], T]
+"""A parser of a variable's text, which is not empty; a ``ValueError`` completes the sentence "The variable must …"."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The variable of a setting, or several in one text, and its parser; None where ``from_env`` computes the value."""
+
+    variable: str
+    parse: Parse[Any] | None
+
+
+def setting(variable: str, default: T, parse: Parse[T] | None, *, secret: bool = False) -> T:
+    """Declare a setting as a field of a dataclass.
+
+    The field's docstring is its documentation in the reference: the meaning, then "Default: …" where the default value says
+    too little, then "Read by: …" where other processes read it than the class says.
+    """
+    metadata = {"setting": Setting(variable, parse)}
+    if isinstance(default, dict):
+        return field(default_factory=dict, repr=not secret, metadata=metadata)  # type: ignore[return-value]  # empty
+    return field(default=default, repr=not secret, metadata=metadata)
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _secret(text: str) -> str:
+    """Return the text with the spaces around it."""
+    return text
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _flag(text: str) -> bool:
+    return text.lower() in TRUE
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value <= 0:
+        msg = "be a whole number above 0"
+        raise ValueError(msg)
+    return value
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        msg = "be a number of seconds above 0"
+        raise ValueError(msg)
+    return value
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5) or int(text) > 65_535:
+        msg = "be a port from 1 to 65535, or 0 for none"
+        raise ValueError(msg)
+    return int(text)
+
+
+def _one_of(*words: str) -> Parse[str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            msg = f"be one of {', '.join(words)}"
+            raise ValueError(msg)
+        return text
+
+    return parse
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("https://", "http://")):
+        msg = "begin with https:// or http://"
+        raise ValueError(msg)
+    return text.rstrip("/")
+
+
+def _digest(text: str) -> Digest:
+    try:
+        return parse_digest(text)
+    except Invalid as error:
+        msg = f"be a digest; {error.message}"
+        raise ValueError(msg) from error
+
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+OPEN_PAGES = ("metrics", "docs")
+_HOST = re.compile(r"\*|[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\]")
+
+
+def _log_level(text: str) -> str:
+    return _one_of(*LOG_LEVELS)(text.upper())
+
+
+def _pages(text: str) -> tuple[str, ...]:
+    if not set(_list(text)) <= set(OPEN_PAGES):
+        msg = f"list {' and '.join(OPEN_PAGES)}"
+        raise ValueError(msg)
+    return _list(text)
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    hosts = _list(text.lower())
+    if not all(_HOST.fullmatch(host) for host in hosts):
+        msg = "list host names without scheme and port, as kneo.example.org"
+        raise ValueError(msg)
+    return hosts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds on what comes from outside. Sizes in bytes unless the name says characters."""
+    """Bounds on requests and specs. Sizes are in bytes unless the name says characters. Read by: service."""
 
-    body_bytes: int = 1_048_576
-    input_chars: int = 20_000
-    human_content_chars: int = 20_000
-    inline_spec_bytes: int = 262_144
-    overrides_bytes: int = 65_536
-    metadata_bytes: int = 32_768
-    path_chars: int = 4_096
-    page_items: int = 1_000
+    body_bytes: int = setting("KNEO_SERV_MAX_BODY_BYTES", 1_048_576, _positive)
+    """Size of a request."""
+
+    input_chars: int = setting("KNEO_SERV_MAX_INPUT_CHARS", 20_000, _positive)
+    """Length of a run's input."""
+
+    human_content_chars: int = setting("KNEO_SERV_MAX_HUMAN_CONTENT_CHARS", 20_000, _positive)
+    """Length of a person's answer."""
+
+    inline_spec_bytes: int = setting("KNEO_SERV_MAX_INLINE_SPEC_BYTES", 262_144, _positive)
+    """Size of a spec sent with a request."""
+
+    overrides_bytes: int = setting("KNEO_SERV_MAX_OVERRIDES_BYTES", 65_536, _positive)
+    """Size of the overrides sent with a spec."""
+
+    metadata_bytes: int = setting("KNEO_SERV_MAX_METADATA_BYTES", 32_768, _positive)
+    """Size of a run's metadata."""
+
+    path_chars: int = setting("KNEO_SERV_MAX_PATH_CHARS", 4_096, _positive)
+    """Length of a path."""
+
+    page_items: int = setting("KNEO_SERV_MAX_LIST_ITEMS", 1_000, _positive)
+    """Items on a page of a list, and in a list of a request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Http:
-    """How the service answers, and how its client asks."""
+    """The HTTP server and its client. Read by: service."""
 
-    request_logs: bool = True
-    """Whether every request is logged, ``KNEO_SERV_REQUEST_LOGS``."""
+    request_logs: bool = setting("KNEO_SERV_REQUEST_LOGS", True, _flag)
+    """Write one log line for each request, on the logger `kneo_serv.service`."""
 
-    log_level: str = "INFO"
-    """What the process logs at least, ``KNEO_SERV_LOG_LEVEL``."""
+    log_level: str = setting("KNEO_SERV_LOG_LEVEL", "INFO", _log_level)
+    """The lowest level that is logged. Read by: all processes."""
 
-    metrics: bool = True
-    """Whether ``/metrics`` answers, ``KNEO_SERV_METRICS_ENABLED``."""
+    metrics: bool = setting("KNEO_SERV_METRICS_ENABLED", True, _flag)
+    """Serve `/metrics`."""
 
-    open_pages: tuple[str, ...] = ()
-    """Pages that need no key where others do, ``KNEO_SERV_OPEN_PAGES``: ``metrics``, and ``docs`` for ``/openapi.json``,
-    ``/docs`` and ``/redoc``."""
+    open_pages: tuple[str, ...] = setting("KNEO_SERV_OPEN_PAGES", (), _pages)
+    """Pages that need no API key when keys are set, separated by commas: `metrics`, and `docs` for `/openapi.json`,
+    `/docs` and `/redoc`. Without keys all pages are open."""
 
-    allowed_hosts: tuple[str, ...] = ()
-    """Host names by which the service may be asked, ``KNEO_SERV_ALLOWED_HOSTS``; ``*`` is any. Empty: any with keys, and
-    without keys those of this machine."""
+    allowed_hosts: tuple[str, ...] = setting("KNEO_SERV_ALLOWED_HOSTS", (), _hosts)
+    """Host names that requests may use, separated by commas; `*` allows every name. Default: every name with API
+    keys; without keys the names of this machine."""
 
-    anonymous: bool = False
-    """Whether a service without keys may listen where others reach it, ``KNEO_SERV_ALLOW_ANONYMOUS``."""
+    anonymous: bool = setting("KNEO_SERV_ALLOW_ANONYMOUS", False, _flag)
+    """Let a service without API keys listen on addresses that other machines reach. Every caller has every right."""
 
-    header_bytes: int = 32_768
-    """Bytes that the head of a request may have, ``KNEO_SERV_MAX_HEADER_BYTES``. Browsers and proxies send a few thousand."""
+    header_bytes: int = setting("KNEO_SERV_MAX_HEADER_BYTES", 32_768, _positive)
+    """Size of the head of a request."""
 
-    request_seconds: float = 30.0
-    """Seconds in which a request has to arrive whole, ``KNEO_SERV_REQUEST_TIMEOUT_SECONDS``. Enough for the largest body on a
-    slow line; whoever takes longer holds a connection for nothing. A client that reads less than 64 KiB of an answer in that time
-    does too."""
+    request_seconds: float = setting("KNEO_SERV_REQUEST_TIMEOUT_SECONDS", 30.0, _seconds)
+    """Time for a whole request to arrive, and for a client to read 64 KiB of a response or the rest of it. A slower
+    connection is closed."""
 
-    rate_per_minute: int = 0
-    """Requests that one API key may send in a minute, ``KNEO_SERV_RATE_LIMIT_PER_MINUTE``; 0 does not count them."""
+    rate_per_minute: int = setting("KNEO_SERV_RATE_LIMIT_PER_MINUTE", 0, _count)
+    """Requests that one API key may send to one process in a minute. Default: 0, no limit."""
 
-    idempotency_days: int | None = None
-    """Days for which an idempotency key is remembered, ``KNEO_SERV_RETENTION_IDEMPOTENCY_DAYS``."""
+    idempotency_days: int | None = setting("KNEO_SERV_RETENTION_IDEMPOTENCY_DAYS", None, _positive)
+    """Retention of idempotency keys. Default: the project's, else 7."""
 
-    max_streams: int = 200
-    """Answers that go on (server-sent events) at once in one process, ``KNEO_SERV_MAX_STREAMS``."""
+    max_streams: int = setting("KNEO_SERV_MAX_STREAMS", 200, _positive)
+    """Open event streams of one process; further streams get 503 `too_many_streams`."""
 
-    max_streams_per_person: int = 20
-    """The same of one person, ``KNEO_SERV_MAX_STREAMS_PER_PERSON``; a service without API keys knows one person."""
+    max_streams_per_person: int = setting("KNEO_SERV_MAX_STREAMS_PER_PERSON", 20, _positive)
+    """Open event streams of one person (the name of an API key) in one process; further streams get 429
+    `too_many_streams`."""
 
-    stream_heartbeat_seconds: float = 15.0
-    """How often such an answer says that it is still there, ``KNEO_SERV_STREAM_HEARTBEAT_SECONDS``."""
+    stream_heartbeat_seconds: float = setting("KNEO_SERV_STREAM_HEARTBEAT_SECONDS", 15.0, _seconds)
+    """Interval of the heartbeat of an event stream without events."""
 
-    stream_slow_seconds: float = 30.0
-    """How long its reader may take nothing before it is cut off, ``KNEO_SERV_STREAM_SLOW_SECONDS``."""
+    stream_slow_seconds: float = setting("KNEO_SERV_STREAM_SLOW_SECONDS", 30.0, _seconds)
+    """Time after which an event stream whose client reads nothing is closed; the client reconnects where it stopped."""
 
-    health_providers: tuple[str, ...] = ()
-    """Providers whose keys must be there for the service to be ready, ``KNEO_SERV_HEALTH_PROVIDERS``."""
+    health_providers: tuple[str, ...] = setting("KNEO_SERV_HEALTH_PROVIDERS", (), _list)
+    """Model providers whose keys must be set for `/readyz` to succeed, separated by commas."""
 
-    health_mcp_secrets: tuple[str, ...] = ()
-    """Variables that must be there for the service to be ready, ``KNEO_SERV_HEALTH_MCP_SECRETS``."""
+    health_mcp_secrets: tuple[str, ...] = setting("KNEO_SERV_HEALTH_MCP_SECRETS", (), _list)
+    """Variables that must be set for `/readyz` to succeed, separated by commas."""
 
-    health_free_bytes: int = 67_108_864
-    """Bytes that must be free where the state is kept for the service to be ready, ``KNEO_SERV_HEALTH_FREE_BYTES``."""
+    health_free_bytes: int = setting("KNEO_SERV_HEALTH_FREE_BYTES", 67_108_864, _count)
+    """Free space in the state folder that `/readyz` requires."""
 
-    client_retries: int = 2
-    """How often the client asks again where that is harmless, ``KNEO_SERV_CLIENT_RETRIES``."""
+    client_retries: int = setting("KNEO_SERV_CLIENT_RETRIES", 2, _count)
+    """Retries of a request that is safe to repeat. Read by: client."""
 
-    client_backoff_seconds: float = 0.25
-    """How much longer it waits each time, ``KNEO_SERV_CLIENT_RETRY_BACKOFF_SECONDS``."""
+    client_backoff_seconds: float = setting("KNEO_SERV_CLIENT_RETRY_BACKOFF_SECONDS", 0.25, _seconds)
+    """Wait before a retry; each further retry waits longer by this time. Read by: client."""
 
-    client_idempotency_key: str = ""
-    """The key that the client sends instead of a new one each time, ``KNEO_SERV_IDEMPOTENCY_KEY``."""
+    client_idempotency_key: str = setting("KNEO_SERV_IDEMPOTENCY_KEY", "", _text)
+    """The idempotency key of the requests. Default: a new key for each request. Read by: client."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tracing:
-    """What is told to OpenTelemetry. Where to is what the standard ``OTEL_…`` variables say."""
+    """OpenTelemetry. The standard `OTEL_…` variables set the exporter. Read by: all processes."""
 
-    enabled: bool = False
-    """Whether spans are recorded, ``KNEO_SERV_OTEL_ENABLED``."""
+    enabled: bool = setting("KNEO_SERV_OTEL_ENABLED", False, _flag)
+    """Record spans of requests, runs and steps; needs `pip install 'kneo[telemetry]'`."""
 
-    record_arguments: bool = False
-    """Whether they carry what went into steps and tools, ``KNEO_SERV_OTEL_RECORD_ARGUMENTS``."""
+    record_arguments: bool = setting("KNEO_SERV_OTEL_RECORD_ARGUMENTS", False, _flag)
+    """Add the inputs of steps to spans, redacted and truncated."""
 
-    record_results: bool = False
-    """Whether they carry what came out, ``KNEO_SERV_OTEL_RECORD_RESULTS``."""
+    record_results: bool = setting("KNEO_SERV_OTEL_RECORD_RESULTS", False, _flag)
+    """Add the outputs of steps to spans, redacted and truncated."""
+
+
+RETAINED = ("runs", "checkpoints", "queue", "continuations", "artifacts", "logs", "audit")
+"""The data with a retention in days; idempotency keys have a setting of their own."""
+
+
+def _retention_variable(kind: str) -> str:
+    return "KNEO_SERV_RETENTION_" + kind.upper() + "_DAYS"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How runs are executed and how long what they leave behind is kept."""
+    """The execution of runs, and the retention of their data. Read by: worker."""
 
-    max_queue_depth: int = 10_000
-    """Runs that may wait for a worker before further ones are refused, ``KNEO_SERV_MAX_QUEUE_DEPTH``."""
+    max_queue_depth: int = setting("KNEO_SERV_MAX_QUEUE_DEPTH", 10_000, _positive)
+    """Runs that may wait for a worker; further runs get 503 `queue_full`. Read by: service, command."""
 
-    checkpoint_compress_bytes: int = 65_536
-    """Checkpoints from this size on are compressed, ``KNEO_SERV_CHECKPOINT_COMPRESS_BYTES``."""
+    checkpoint_compress_bytes: int = setting("KNEO_SERV_CHECKPOINT_COMPRESS_BYTES", 65_536, _positive)
+    """Size from which checkpoints are compressed."""
 
-    checkpoint_max_bytes: int = 1_048_576
-    """Checkpoints that are larger even so keep only a preview, ``KNEO_SERV_CHECKPOINT_MAX_BYTES``."""
+    checkpoint_max_bytes: int = setting("KNEO_SERV_CHECKPOINT_MAX_BYTES", 1_048_576, _positive)
+    """Compressed size above which a checkpoint keeps only a preview; a run cannot be forked from it."""
 
-    checkpoint_preview_chars: int = 1_200
-    """Characters of each text in such a preview, ``KNEO_SERV_CHECKPOINT_PREVIEW_CHARS``."""
+    checkpoint_preview_chars: int = setting("KNEO_SERV_CHECKPOINT_PREVIEW_CHARS", 1_200, _positive)
+    """Length of each text in such a preview."""
 
-    retention_days: Mapping[str, int] = field(default_factory=dict)
-    """Days by what is kept (``runs``, ``checkpoints``, …), ``KNEO_SERV_RETENTION_<WHAT>_DAYS``; what is not named is
-    kept as the project says, or for good."""
+    retention_days: Mapping[str, int] = setting(", ".join(_retention_variable(kind) for kind in RETAINED), {}, None)
+    """Retention in days of each kind of data. Audit events are never deleted. Default: the project's, else without
+    end. Read by: worker, command."""
 
-    retention_run_statuses: tuple[str, ...] = ()
-    """Statuses of runs that may be deleted, ``KNEO_SERV_RETENTION_RUN_STATUSES``; empty: all final ones."""
+    retention_run_statuses: tuple[str, ...] = setting("KNEO_SERV_RETENTION_RUN_STATUSES", (), _list)
+    """Statuses of runs that may be deleted, separated by commas. Default: every final status. Read by: worker,
+    command."""
 
-    dispatch: str = "auto"
-    """How due runs find a process to drive them, ``KNEO_SERV_DISPATCH``: ``auto`` needs nothing but the database,
-    ``temporal`` leaves it to a Temporal server. The same for every process on a database."""
+    dispatch: str = setting("KNEO_SERV_DISPATCH", "auto", _one_of("auto", "temporal"))
+    """How runs reach a worker: `auto` needs only the database; `temporal` needs PostgreSQL and `pip install
+    'kneo[temporal]'`. The same for every process of a database. Read by: service, worker."""
 
-    temporal_address: str = "localhost:7233"
-    """``host:port`` of the Temporal server, ``KNEO_SERV_TEMPORAL_ADDRESS``."""
+    temporal_address: str = setting("KNEO_SERV_TEMPORAL_ADDRESS", "localhost:7233", _text)
+    """`host:port` of the Temporal server."""
 
-    temporal_namespace: str = "default"
-    """Its namespace, ``KNEO_SERV_TEMPORAL_NAMESPACE``; one for each database."""
+    temporal_namespace: str = setting("KNEO_SERV_TEMPORAL_NAMESPACE", "default", _text)
+    """Namespace of the Temporal server, one for each database."""
 
-    platform: str = ""
-    """``module:factory`` that makes an embedding's platform, ``KNEO_SERV_PLATFORM``; empty: Kneo's own."""
+    platform: str = setting("KNEO_SERV_PLATFORM", "", _text)
+    """`module:factory` of a program that embeds Kneo and registers tools. Default: Kneo's own. Read by: all
+    processes."""
+
+
+_APP_ID = re.compile(r"[A-Za-z0-9]{1,100}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GitCredentials:
-    """How processes log in to the host of a config repository. Paths only: each git and ssh reads the files itself, so
-    that secrets which are rotated need no restart. Public https repositories need none of it.
+    """Credentials of the config repository. Each git and ssh process reads the files itself, so a rotated secret needs
+    no restart. Public https repositories need none. Read by: controller, command.
     """
 
-    username: str = "git"
-    """User name that goes with the token, ``KNEO_SERV_GIT_USERNAME``; most hosts ignore it."""
+    username: str = setting("KNEO_SERV_GIT_USERNAME", "git", _text)
+    """User name of the token; most hosts ignore it."""
 
-    token_file: Path | None = None
-    """A file whose first line is an access token, for https, ``KNEO_SERV_GIT_TOKEN_FILE``."""
+    token_file: Path | None = setting("KNEO_SERV_GIT_TOKEN_FILE", None, Path)
+    """File whose first line is an access token, for https repositories."""
 
-    ssh_key_file: Path | None = None
-    """A deploy key without a passphrase, for ssh, ``KNEO_SERV_GIT_SSH_KEY_FILE``."""
+    ssh_key_file: Path | None = setting("KNEO_SERV_GIT_SSH_KEY_FILE", None, Path)
+    """Deploy key without a passphrase, for ssh repositories."""
 
-    known_hosts_file: Path | None = None
-    """The host keys to accept, for ssh, ``KNEO_SERV_GIT_KNOWN_HOSTS_FILE``. Required there: an unknown host is never
-    trusted on first use."""
+    known_hosts_file: Path | None = setting("KNEO_SERV_GIT_KNOWN_HOSTS_FILE", None, Path)
+    """Host keys to accept, required for ssh repositories."""
 
-    ca_file: Path | None = None
-    """Certificate authorities to trust instead of the system's, for https, ``KNEO_SERV_GIT_CA_FILE``."""
+    ca_file: Path | None = setting("KNEO_SERV_GIT_CA_FILE", None, Path)
+    """Certificate authorities to trust instead of the system's, for https repositories. Default: the system's."""
 
-    client_cert_file: Path | None = None
-    """Client certificate for hosts that ask for one, ``KNEO_SERV_GIT_CLIENT_CERT_FILE``."""
+    client_cert_file: Path | None = setting("KNEO_SERV_GIT_CLIENT_CERT_FILE", None, Path)
+    """Client certificate, for hosts that require one."""
 
-    client_key_file: Path | None = None
-    """Private key of the client certificate, ``KNEO_SERV_GIT_CLIENT_KEY_FILE``."""
+    client_key_file: Path | None = setting("KNEO_SERV_GIT_CLIENT_KEY_FILE", None, Path)
+    """Private key of the client certificate."""
 
-    github_app_id: str = ""
-    """App id or client id of a GitHub App, ``KNEO_SERV_GIT_GITHUB_APP_ID``, instead of a token file."""
+    github_app_id: str = setting("KNEO_SERV_GIT_GITHUB_APP_ID", "", _text)
+    """App id or client id of a GitHub App, instead of a token file."""
 
-    github_installation_id: str = ""
-    """Id of the App's installation, ``KNEO_SERV_GIT_GITHUB_INSTALLATION_ID``."""
+    github_installation_id: str = setting("KNEO_SERV_GIT_GITHUB_INSTALLATION_ID", "", _text)
+    """Id of the installation of the GitHub App."""
 
-    github_app_key_file: Path | None = None
-    """Private key of the App (RSA, PEM), ``KNEO_SERV_GIT_GITHUB_APP_KEY_FILE``."""
+    github_app_key_file: Path | None = setting("KNEO_SERV_GIT_GITHUB_APP_KEY_FILE", None, Path)
+    """Private key of the GitHub App (RSA, PEM)."""
 
-    github_api_url: str = ""
-    """Base address of GitHub's API, ``KNEO_SERV_GIT_GITHUB_API_URL``; empty: derived from the repository's host."""
+    github_api_url: str = setting("KNEO_SERV_GIT_GITHUB_API_URL", "", _text)
+    """Address of GitHub's API, as `https://git.example.org/api/v3`. Default: derived from the repository's host."""
+
+
+HOOK_PROVIDERS = ("github", "gitlab", "gitea", "bitbucket", "generic")
+NOTIFY_CHANNELS = ("webhook", "slack", "github", "gitlab", "gitea", "bitbucket")
+HOOK_PREFIX = "KNEO_SERV_HOOK_SECRET_"
+NOTIFY_PREFIX = "KNEO_SERV_NOTIFY_"
+CHANNEL_PREFIX = "KNEO_SERV_CHANNEL_"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One process's settings, read once at its start."""
+    """The settings of one process, read once at its start. Read by: service."""
 
     project_root: Path
-    """Where the project is: the folder of ``.kneo``, or the working directory. Relative paths start here."""
+    """The folder of ``.kneo``, or the working directory. Relative paths start here."""
 
-    database_url: str = field(repr=False)
-    """``sqlite:///path`` or ``postgresql+psycopg://…``; ``KNEO_SERV_DATABASE_URL``."""
+    database_url: str = field(repr=False, metadata={"setting": Setting("KNEO_SERV_DATABASE_URL", None)})
+    """The database: ``sqlite:///path`` or ``postgresql://…``. Default: a SQLite file in the project. Read by: all processes."""
 
     state_dir: Path
-    """Folder for what is kept beside the database: Git mirrors, the service key. Mode 0700."""
+    """The folder of data that belongs to the database: Git mirrors, the service key. Mode 0700."""
 
-    project_config: Path | None = None
-    """The project's config file: ``KNEO_PROJECT_CONFIG``, or the one found at the project root; None where there is none."""
+    project_config: Path | None = setting("KNEO_PROJECT_CONFIG", None, None)
+    """The project's config file. Default: the nearest one at or above the working directory. Read by: all processes."""
 
-    environment: str = ""
-    """The environment that commands use when none is named, ``KNEO_ENV``; empty means the project's own default."""
+    environment: str = setting("KNEO_ENV", "", _text)
+    """The environment of commands that name none. Default: the project's own. Read by: command."""
 
-    spec_root: Path
-    """Where specs named by path are read from, ``KNEO_SERV_SPEC_ROOT``; nothing outside it is."""
+    spec_root: Path = field(metadata={"setting": Setting("KNEO_SERV_SPEC_ROOT", None)})
+    """The folder of specs that are named by path. Default: the project. Read by: service, command."""
 
-    trust_root: Digest | None = None
-    """Digest of the first trust root this process believes, ``KNEO_SERV_TRUST_ROOT``."""
+    trust_root: Digest | None = setting("KNEO_SERV_TRUST_ROOT", None, _digest)
+    """Digest of the first trust root; the repository cannot replace it. Read by: service, worker, controller,
+    command."""
 
-    import_allow: tuple[str, ...] = ()
-    """Module prefixes that ``implementation:`` may name, ``KNEO_SERV_IMPORT_ALLOW``; empty means modules found under
-    the import roots."""
+    import_allow: tuple[str, ...] = setting("KNEO_SERV_IMPORT_ALLOW", (), _list)
+    """Module prefixes that `implementation:` may name, separated by commas. Default: modules below the project's root
+    and the working directory. Read by: worker."""
 
     import_roots: tuple[Path, ...] = ()
-    """Folders that ``implementation:`` modules are looked for in."""
+    """The folders of ``implementation:`` modules."""
 
-    api_keys: str = field(default="", repr=False)
-    """``name:key:role_or_scope[,…]`` joined by ``;``, ``KNEO_SERV_API_KEYS``."""
+    api_keys: str = setting("KNEO_SERV_API_KEYS", "", _secret, secret=True)
+    """`name:key:role_or_scope[,…]`, separated by `;`; see [roles](roles.md). A key switches authentication on."""
 
-    admin_api_key: str = field(default="", repr=False)
-    auth_enabled: bool = False
-    status_words: str = "auto"
-    """``auto``, ``documented`` or ``published``: which of two vocabularies answers speak."""
+    admin_api_key: str = setting("KNEO_SERV_ADMIN_API_KEY", "", _secret, secret=True)
+    """A key with every right."""
 
-    known_roots_path: Path = Path("~/.kneo_serv/known_roots.json")
-    """Where ``kneo init`` remembers which first trust root it made for which local repository."""
+    auth_enabled: bool = setting("KNEO_SERV_AUTH_ENABLED", False, None)
+    """Refuse to start without API keys. Default: off without keys."""
 
-    profiles_path: Path = Path("~/.kneo_serv/profiles.json")
-    client_api_key: str = field(default="", repr=False)
-    """The key this process presents when it is a client, ``KNEO_SERV_API_KEY``."""
+    status_words: str = setting("KNEO_SERV_STATUS_WORDS", "auto", _one_of("auto", "documented", "published"))
+    """The vocabulary of a run's status: `documented`, `published`, or `auto` by the client. Read by: service,
+    command."""
 
-    client_timeout_seconds: float = 120.0
-    key_passphrase: str = field(default="", repr=False)
-    service_key: str = field(default="", repr=False)
-    """PEM of the key that signs receipts, checkpoints and recorded decisions, ``KNEO_SERV_SERVICE_KEY``; on SQLite one is
-    made when this is empty."""
+    known_roots_path: Path = setting("KNEO_SERV_KNOWN_ROOTS_PATH", Path("~/.kneo_serv/known_roots.json"), None)
+    """The trust roots that `kneo init` created, by repository. Read by: command."""
 
-    spec_signing_key: str = field(default="", repr=False)
-    """Shared secret of bundles in the older HMAC format, ``KNEO_SERV_SPEC_SIGNING_KEY``."""
+    profiles_path: Path = setting("KNEO_SERV_PROFILES_PATH", Path("~/.kneo_serv/profiles.json"), None)
+    """Saved addresses of services. Read by: client."""
 
-    hook_secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Secrets of webhooks by provider, ``KNEO_SERV_HOOK_SECRET_GITHUB`` and so on; a provider without one is refused."""
+    client_api_key: str = setting("KNEO_SERV_API_KEY", "", _secret, secret=True)
+    """The API key of the requests. Read by: client."""
 
-    notify: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Where notifications go, by channel: ``KNEO_SERV_NOTIFY_WEBHOOK``, ``…_SLACK`` (addresses), ``…_GITHUB``, ``…_GITLAB``,
-    ``…_GITEA`` (API address of the repository, for commit statuses)."""
+    client_timeout_seconds: float = setting("KNEO_SERV_CLIENT_TIMEOUT", 120.0, _positive)
+    """Time that a client waits for a response. Read by: client."""
 
-    channels: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Where people are told of questions, by the names that specs use: ``KNEO_SERV_CHANNEL_NAME``, where SLACK_OPS is ``slack-ops``.
-    ``https://…`` is a webhook, ``slack:https://…`` a Slack-compatible one, ``smtp://…`` and ``smtps://…`` a mail server."""
+    key_passphrase: str = setting("KNEO_SERV_KEY_PASSPHRASE", "", _secret, secret=True)
+    """Passphrase of private key files. Read by: command."""
 
-    webhook_keys: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict, repr=False)
-    """Secrets that sign messages to webhooks of tasks (Standard Webhooks), by channel: ``KNEO_SERV_CHANNEL_NAME_SECRET``;
-    several separated by spaces while a receiver changes to another. A channel without one is sent unsigned messages."""
+    service_key: str = setting("KNEO_SERV_SERVICE_KEY", "", _secret, secret=True)
+    """PEM of the key that signs recorded decisions, receipts and checkpoints; the same for every process. Default: on
+    SQLite, a key in the state folder. Read by: service, worker, controller, command."""
 
-    notify_webhook_keys: tuple[bytes, ...] = field(default=(), repr=False)
-    """The same for ``KNEO_SERV_NOTIFY_WEBHOOK``, ``KNEO_SERV_NOTIFY_WEBHOOK_SECRET``."""
+    spec_signing_key: str = setting("KNEO_SERV_SPEC_SIGNING_KEY", "", _secret, secret=True)
+    """Shared secret of bundles in the older HMAC format; without it they are neither served nor started. Read by:
+    service, controller, command."""
 
-    public_url: str = ""
-    """Where people reach the service, ``KNEO_SERV_PUBLIC_URL``; links in messages begin with it. Empty: no links."""
+    hook_secrets: Mapping[str, str] = setting(
+        ", ".join(HOOK_PREFIX + name.upper() for name in HOOK_PROVIDERS), {}, None, secret=True
+    )
+    """Secrets of webhooks by provider; a provider without a secret is refused."""
 
-    notify_token: str = field(default="", repr=False)
-    """Token for commit statuses, ``KNEO_SERV_NOTIFY_TOKEN``."""
+    notify: Mapping[str, str] = setting(
+        ", ".join(NOTIFY_PREFIX + name.upper() for name in NOTIFY_CHANNELS), {}, None, secret=True
+    )
+    """Addresses of release notifications: a webhook, Slack, or the API address of the repository for commit statuses.
+    Read by: controller."""
 
-    metrics_port: int = 0
-    """Where ``controller run`` answers liveness and metrics, ``KNEO_SERV_METRICS_PORT``; 0 is nowhere."""
+    channels: Mapping[str, str] = setting("KNEO_SERV_CHANNEL_NAME", {}, None, secret=True)
+    """Address of a channel for human tasks, by the name that specs use (`KNEO_SERV_CHANNEL_SLACK_OPS` is
+    `slack-ops`): `https://…`, `slack:https://…`, `smtp://…` or `smtps://…`; see
+    [notifications](../guide/notifications.md). Names that end with `_FILE`, `_KEY`, `_KEYS`, `_TOKEN`, `_PASSWORD` or
+    `_SECRETS` are refused. Read by: worker."""
+
+    webhook_keys: Mapping[str, tuple[bytes, ...]] = setting("KNEO_SERV_CHANNEL_NAME_SECRET", {}, None, secret=True)
+    """Secrets that sign the [webhooks](../guide/notifications.md#checking-that-a-webhook-is-genuine) of a channel,
+    separated by spaces. Default: none, unsigned. Read by: worker."""
+
+    notify_webhook_keys: tuple[bytes, ...] = setting("KNEO_SERV_NOTIFY_WEBHOOK_SECRET", (), None, secret=True)
+    """Secrets that sign release notifications to a webhook, separated by spaces. Default: none, unsigned. Read by:
+    controller."""
+
+    public_url: str = setting("KNEO_SERV_PUBLIC_URL", "", _url)
+    """Address at which people reach the service; links in messages begin with it. Default: none: no links. Read by:
+    service, worker, controller."""
+
+    notify_token: str = setting("KNEO_SERV_NOTIFY_TOKEN", "", _secret, secret=True)
+    """Token for commit statuses. Read by: controller."""
+
+    metrics_port: int = setting("KNEO_SERV_METRICS_PORT", 0, _port)
+    """Port at which `controller run` serves liveness and metrics. Default: 0, none. Read by: controller."""
 
     limits: Limits = field(default_factory=Limits)
     git: GitCredentials = field(default_factory=GitCredentials)
@@ -284,54 +465,87 @@ class Settings:
     tracing: Tracing = field(default_factory=Tracing)
 
     def on(self, url: str) -> Settings:
-        """Return the same for another database, with what is kept beside that one.
+        """Return the settings with another database and its state folder.
 
         Raises:
-            Invalid: ``invalid_setting``: it is no database that we know.
+            Invalid: ``invalid_setting``: the database is not a known one.
         """
         url = _database_url(url, self.state_dir)
         return replace(self, database_url=url, state_dir=_state_dir(url, self.project_root))
 
 
-def debug_wanted(env: Mapping[str, str] | None = None) -> bool:
-    """Say whether errors come with their traceback, ``KNEO_SERV_DEBUG``.
+def settings_of(group: type) -> Iterator[tuple[str, object, Setting]]:
+    """Yield the name, the default and the declaration of each setting of a class."""
+    for each in fields(group):
+        if "setting" in each.metadata:
+            yield each.name, each.default, each.metadata["setting"]
 
-    Beside ``Settings`` rather than in it, because it is also asked when the settings themselves are wrong.
+
+def _read(group: type, env: Mapping[str, str]) -> dict[str, Any]:
+    """Parse the settings of a class that have a parser and a variable with a text.
+
+    Raises:
+        Invalid: ``invalid_setting``: a text does not fit; the message names its variable.
     """
+    values: dict[str, Any] = {}
+    for name, default, declared in settings_of(group):
+        text = env.get(declared.variable, "")
+        if text.strip() and declared.parse is not None:
+            value = _parse(declared, text)
+            values[name] = float(value) if isinstance(default, float) else value
+    return values
+
+
+def _parse(declared: Setting, text: str) -> Any:  # noqa: ANN401 - the type of the field
+    """Parse the text of a variable.
+
+    Raises:
+        Invalid: ``invalid_setting``.
+    """
+    assert declared.parse is not None
+    try:
+        return declared.parse(text if declared.parse is _secret else text.strip())
+    except ValueError as error:
+        msg = f"{declared.variable} must {error}, not {text.strip()[:40]!r}."
+        raise Invalid(msg, code="invalid_setting") from error
+
+
+def debug_wanted(env: Mapping[str, str] | None = None) -> bool:
+    """Return whether errors are printed with their traceback, also errors of settings: ``KNEO_SERV_DEBUG``."""
     env = _environment() if env is None else env
-    return env.get("KNEO_SERV_DEBUG", "").strip().lower() in TRUE
+    return _flag(env.get("KNEO_SERV_DEBUG", "").strip())
 
 
 def colour_wanted(env: Mapping[str, str] | None = None) -> bool:
-    """Say whether a terminal may be coloured: not with ``NO_COLOR`` (no-color.org), not on a dumb terminal."""
+    """Return whether output is coloured: not with ``NO_COLOR`` (no-color.org), not on a dumb terminal."""
     env = _environment() if env is None else env
     return not env.get("NO_COLOR") and env.get("TERM") != "dumb"
 
 
 def process_environment(*names: str) -> dict[str, str]:
-    """Pick variables to hand on to a process that starts with nothing else."""
-    found = _environment()
-    return {name: found[name] for name in names if name in found}
+    """Return the variables with these names, for a process that starts with no others."""
+    env = _environment()
+    return {name: env[name] for name in names if name in env}
 
 
 OWN_PREFIX = "KNEO_SERV_"
-"""How the names of this program's own settings begin. Keys, passwords and addresses with passwords are among them."""
+"""The prefix of Kneo's own settings, keys and passwords among them."""
 
 _hidden: dict[str, str] = {}
-"""Settings that are no longer in the process's environment."""
+"""Settings that were removed from the process's environment."""
 
 
 def hide_settings() -> None:
-    """Take this program's settings out of the environment, where functions of specs and what they start would see them.
+    """Remove Kneo's settings from the environment, which functions of specs and their child processes can read.
 
-    :func:`from_env` goes on knowing them. Code in the same process can still find them in memory.
+    :func:`from_env` still reads them. Code in the same process can find them in memory.
     """
     for name in [name for name in os.environ if name.startswith(OWN_PREFIX)]:  # noqa: TID251 - this is that one reader
         _hidden[name] = os.environ.pop(name)  # noqa: TID251
 
 
 def function_environment() -> dict[str, str]:
-    """Return what a process that executes functions of specs starts with: everything but this program's settings."""
+    """Return the environment of a process that executes functions of specs: all variables but Kneo's settings."""
     return {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIX)}  # noqa: TID251
 
 
@@ -340,162 +554,19 @@ def _environment() -> Mapping[str, str]:
 
 
 def forget_calling_repository() -> None:
-    """Drop the variables by which a Git hook that calls us says which repository it works on.
+    """Remove the variables by which a Git hook that called this process names its repository.
 
-    Git, and what is built on it, would otherwise do in that repository what it is told to do in another.
+    Git commands of this process would otherwise work on that repository.
     """
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX"):
         os.environ.pop(name, None)  # noqa: TID251 - this is that one reader
 
 
-def _positive(env: Mapping[str, str], name: str, default: int) -> int:
-    text = env.get(name, "").strip()
-    if not text:
-        return default
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value <= 0:
-        msg = f"{name} must be a whole number above 0, not {text[:40]!r}."
-        raise Invalid(msg, code="invalid_setting")
-    return value
-
-
-def _count(env: Mapping[str, str], name: str, default: int) -> int:
-    return 0 if env.get(name, "").strip() == "0" else _positive(env, name, default)
-
-
-def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
-    text = env.get(name, "").strip()
-    try:
-        value = float(text) if text else default
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        msg = f"{name} must be a number of seconds above 0, not {text[:40]!r}."
-        raise Invalid(msg, code="invalid_setting")
-    return value
-
-
-def _switch(env: Mapping[str, str], name: str, *, default: bool) -> bool:
-    text = env.get(name, "").strip().lower()
-    return text in TRUE if text else default
-
-
-def _listed(env: Mapping[str, str], name: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in env.get(name, "").split(",") if part.strip())
-
-
-OPEN_PAGES = ("metrics", "docs")
-_HOST = re.compile(r"\*|[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\]")
-
-
-def _pages(env: Mapping[str, str], name: str) -> tuple[str, ...]:
-    pages = _listed(env, name)
-    unknown = sorted(set(pages) - set(OPEN_PAGES))
-    if unknown:
-        msg = f"{name} lists {' and '.join(OPEN_PAGES)}, not {unknown[0][:40]!r}."
-        raise Invalid(msg, code="invalid_setting")
-    return pages
-
-
-def _hosts(env: Mapping[str, str], name: str) -> tuple[str, ...]:
-    hosts = tuple(host.lower() for host in _listed(env, name))
-    wrong = [host for host in hosts if not _HOST.fullmatch(host)]
-    if wrong:
-        msg = f"{name} lists host names without scheme and port, as kneo.example.org, not {wrong[0][:60]!r}."
-        raise Invalid(msg, code="invalid_setting")
-    return hosts
-
-
-LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-
-
-def _http(env: Mapping[str, str]) -> Http:
-    level = env.get("KNEO_SERV_LOG_LEVEL", "").strip().upper() or Http.log_level
-    if level not in LOG_LEVELS:
-        msg = f"KNEO_SERV_LOG_LEVEL must be one of {', '.join(LOG_LEVELS)}, not {level[:40]!r}."
-        raise Invalid(msg, code="invalid_setting")
-    return Http(
-        request_logs=_switch(env, "KNEO_SERV_REQUEST_LOGS", default=True),
-        log_level=level,
-        metrics=_switch(env, "KNEO_SERV_METRICS_ENABLED", default=True),
-        open_pages=_pages(env, "KNEO_SERV_OPEN_PAGES"),
-        allowed_hosts=_hosts(env, "KNEO_SERV_ALLOWED_HOSTS"),
-        anonymous=_switch(env, "KNEO_SERV_ALLOW_ANONYMOUS", default=False),
-        header_bytes=_positive(env, "KNEO_SERV_MAX_HEADER_BYTES", Http.header_bytes),
-        request_seconds=_seconds(env, "KNEO_SERV_REQUEST_TIMEOUT_SECONDS", Http.request_seconds),
-        rate_per_minute=_count(env, "KNEO_SERV_RATE_LIMIT_PER_MINUTE", 0),
-        idempotency_days=(
-            _positive(env, "KNEO_SERV_RETENTION_IDEMPOTENCY_DAYS", 1)
-            if env.get("KNEO_SERV_RETENTION_IDEMPOTENCY_DAYS", "").strip()
-            else None
-        ),
-        max_streams=_positive(env, "KNEO_SERV_MAX_STREAMS", Http.max_streams),
-        max_streams_per_person=_positive(env, "KNEO_SERV_MAX_STREAMS_PER_PERSON", Http.max_streams_per_person),
-        stream_heartbeat_seconds=_seconds(env, "KNEO_SERV_STREAM_HEARTBEAT_SECONDS", Http.stream_heartbeat_seconds),
-        stream_slow_seconds=_seconds(env, "KNEO_SERV_STREAM_SLOW_SECONDS", Http.stream_slow_seconds),
-        health_providers=_listed(env, "KNEO_SERV_HEALTH_PROVIDERS"),
-        health_mcp_secrets=_listed(env, "KNEO_SERV_HEALTH_MCP_SECRETS"),
-        health_free_bytes=_count(env, "KNEO_SERV_HEALTH_FREE_BYTES", Http.health_free_bytes),
-        client_retries=_count(env, "KNEO_SERV_CLIENT_RETRIES", Http.client_retries),
-        client_backoff_seconds=_seconds(env, "KNEO_SERV_CLIENT_RETRY_BACKOFF_SECONDS", Http.client_backoff_seconds),
-        client_idempotency_key=env.get("KNEO_SERV_IDEMPOTENCY_KEY", "").strip(),
-    )
-
-
-RETAINED = ("runs", "checkpoints", "queue", "continuations", "artifacts", "logs", "audit")
-"""What can be kept for a number of days; idempotency keys have a setting of their own."""
-
-
-def _execution(env: Mapping[str, str]) -> Execution:
-    dispatch = env.get("KNEO_SERV_DISPATCH", "").strip() or Execution.dispatch
-    if dispatch not in {"auto", "temporal"}:
-        msg = f"KNEO_SERV_DISPATCH must be auto or temporal, not {dispatch[:40]!r}."
-        raise Invalid(msg, code="invalid_setting")
-    names = {what: "KNEO_SERV_RETENTION_" + what.upper() + "_DAYS" for what in RETAINED}
-    return Execution(
-        max_queue_depth=_positive(env, "KNEO_SERV_MAX_QUEUE_DEPTH", Execution.max_queue_depth),
-        checkpoint_compress_bytes=_positive(
-            env, "KNEO_SERV_CHECKPOINT_COMPRESS_BYTES", Execution.checkpoint_compress_bytes
-        ),
-        checkpoint_max_bytes=_positive(env, "KNEO_SERV_CHECKPOINT_MAX_BYTES", Execution.checkpoint_max_bytes),
-        checkpoint_preview_chars=_positive(
-            env, "KNEO_SERV_CHECKPOINT_PREVIEW_CHARS", Execution.checkpoint_preview_chars
-        ),
-        retention_days={what: _count(env, name, 0) for what, name in names.items() if env.get(name, "").strip()},
-        retention_run_statuses=_listed(env, "KNEO_SERV_RETENTION_RUN_STATUSES"),
-        dispatch=dispatch,
-        temporal_address=env.get("KNEO_SERV_TEMPORAL_ADDRESS", "").strip() or Execution.temporal_address,
-        temporal_namespace=env.get("KNEO_SERV_TEMPORAL_NAMESPACE", "").strip() or Execution.temporal_namespace,
-        platform=env.get("KNEO_SERV_PLATFORM", "").strip(),
-    )
-
-
-_APP_ID = re.compile(r"[A-Za-z0-9]{1,100}")
-
-
 def _git(env: Mapping[str, str], cwd: Path) -> GitCredentials:
-    def text(name: str) -> str:
-        return env.get(f"KNEO_SERV_GIT_{name}", "").strip()
-
-    def file(name: str) -> Path | None:
-        return cwd / Path(text(name)).expanduser() if text(name) else None
-
-    git = GitCredentials(
-        username=text("USERNAME") or GitCredentials.username,
-        token_file=file("TOKEN_FILE"),
-        ssh_key_file=file("SSH_KEY_FILE"),
-        known_hosts_file=file("KNOWN_HOSTS_FILE"),
-        ca_file=file("CA_FILE"),
-        client_cert_file=file("CLIENT_CERT_FILE"),
-        client_key_file=file("CLIENT_KEY_FILE"),
-        github_app_id=text("GITHUB_APP_ID"),
-        github_installation_id=text("GITHUB_INSTALLATION_ID"),
-        github_app_key_file=file("GITHUB_APP_KEY_FILE"),
-        github_api_url=text("GITHUB_API_URL").rstrip("/"),
-    )
+    values = _read(GitCredentials, env)
+    files = {name: cwd / path.expanduser() for name, path in values.items() if isinstance(path, Path)}
+    git = GitCredentials(**values | files)
+    git = replace(git, github_api_url=git.github_api_url.rstrip("/"))
     problem = _git_problem(git)
     if problem is not None:
         raise Invalid(problem, code="invalid_setting")
@@ -503,7 +574,7 @@ def _git(env: Mapping[str, str], cwd: Path) -> GitCredentials:
 
 
 def _git_problem(git: GitCredentials) -> str | None:
-    """Name what makes no sense together, or alone."""
+    """Return the first problem of credentials that do not fit together."""
     app = (git.github_app_id, git.github_installation_id, git.github_app_key_file)
     ids = git.github_app_id + git.github_installation_id
     problems = {
@@ -527,10 +598,6 @@ def _git_problem(git: GitCredentials) -> str | None:
     return next((problem for problem, is_so in problems.items() if is_so), None)
 
 
-HOOK_PROVIDERS = ("github", "gitlab", "gitea", "bitbucket", "generic")
-NOTIFY_CHANNELS = ("webhook", "slack", "github", "gitlab", "gitea", "bitbucket")
-
-
 def _by_suffix(env: Mapping[str, str], prefix: str, names: Iterable[str]) -> dict[str, str]:
     return {name: value for name in names if (value := env.get(prefix + name.upper(), "").strip())}
 
@@ -539,7 +606,7 @@ MAX_CHANNELS = 100
 
 
 def _named_by(env: Mapping[str, str], prefix: str) -> dict[str, str]:
-    """Read a family of variables whose ends are names: ``…_SLACK_OPS`` is ``slack-ops``."""
+    """Read a family of variables by the names at their ends: ``…_SLACK_OPS`` is ``slack-ops``."""
     found = {
         name.removeprefix(prefix).lower().replace("_", "-"): value.strip()
         for name, value in env.items()
@@ -552,20 +619,20 @@ def _named_by(env: Mapping[str, str], prefix: str) -> dict[str, str]:
 
 
 _RESERVED_ENDS = ("-file", "-secrets", "-token", "-password", "-key", "-keys")
-"""Ends of names that say what a setting of a channel holds: never a channel, so that none is read as an address."""
+"""Ends of names that no channel may have: they would name a setting of a channel."""
 
 
 def _channel_variable(name: str) -> str:
-    return "KNEO_SERV_CHANNEL_" + name.upper().replace("-", "_")
+    return CHANNEL_PREFIX + name.upper().replace("-", "_")
 
 
 def _channels(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str, tuple[bytes, ...]]]:
-    """Read the channels of tasks, and the secrets of those that are webhooks.
+    """Read the channels of human tasks, and the secrets of webhooks among them.
 
     Raises:
-        Invalid: ``invalid_setting``: a secret belongs to no webhook, or is none, or a name is no setting.
+        Invalid: ``invalid_setting``: a secret has no webhook or does not parse, or a name is reserved.
     """
-    found = _named_by(env, "KNEO_SERV_CHANNEL_")
+    found = _named_by(env, CHANNEL_PREFIX)
     for name in sorted(found):
         if name.endswith(_RESERVED_ENDS):
             msg = f"{_channel_variable(name)} is no setting; names of channels do not end like that."
@@ -602,24 +669,8 @@ def _webhook_keys(variable: str, text: str, address: str) -> tuple[bytes, ...]:
     return tuple(keys)
 
 
-def _public_url(env: Mapping[str, str], name: str) -> str:
-    url = env.get(name, "").strip().rstrip("/")
-    if url and not url.startswith(("https://", "http://")):
-        msg = f"{name} must begin with https:// or http://, not {url[:40]!r}."
-        raise Invalid(msg, code="invalid_setting")
-    return url
-
-
-def _port(env: Mapping[str, str], name: str) -> int:
-    text = env.get(name, "").strip() or "0"
-    if not (text.isascii() and text.isdecimal() and len(text) <= 5) or int(text) > 65_535:
-        msg = f"{name} must be a port from 1 to 65535, or 0 for none, not {text[:40]!r}."
-        raise Invalid(msg, code="invalid_setting")
-    return int(text)
-
-
 PROJECT_CONFIGS = (".kneo/config.yaml", ".kneo/config.yml", "kneo_serv.yaml", "kneo_serv.yml")
-"""Where a project's config may stand below its root, in the order of preference."""
+"""The paths of a project's config below its root, in the order of preference."""
 
 
 def find_project_config(start: Path) -> Path | None:
@@ -629,7 +680,7 @@ def find_project_config(start: Path) -> Path | None:
 
 
 def project_root_of(config: Path) -> Path:
-    """Return the folder a project config speaks of: its own, or the one that holds ``.kneo``."""
+    """Return the project of a config: its folder, or the folder that holds ``.kneo``."""
     return config.parent.parent if config.parent.name == ".kneo" else config.parent
 
 
@@ -639,23 +690,15 @@ def _project_config(env: Mapping[str, str], cwd: Path) -> Path | None:
         return find_project_config(cwd)
     path = cwd / Path(named).expanduser()
     if not path.is_file():
-        msg = f"KNEO_PROJECT_CONFIG names {path}, and there is no such file."
+        msg = f"KNEO_PROJECT_CONFIG names {path}, which does not exist."
         raise Invalid(msg, code="invalid_setting")
     return path
 
 
 def variables_set(names: Iterable[str], env: Mapping[str, str] | None = None) -> frozenset[str]:
-    """Tell which of these variables have a value, without looking at any value."""
+    """Return those of these variables that have a value."""
     env = _environment() if env is None else env
     return frozenset(name for name in names if env.get(name))
-
-
-def _trust_root(text: str) -> Digest | None:
-    try:
-        return parse_digest(text) if text else None
-    except Invalid as error:
-        msg = f"KNEO_SERV_TRUST_ROOT: {error.message}"
-        raise Invalid(msg, code="invalid_setting") from error
 
 
 def _database_url(text: str, state_path: Path) -> str:
@@ -672,7 +715,7 @@ def _database_url(text: str, state_path: Path) -> str:
 
 
 def _state_dir(url: str, root: Path) -> Path:
-    """Beside a file, what belongs to it; a server's is the project's."""
+    """Return the folder of a SQLite file; for a server, the project's state folder."""
     return Path(url.removeprefix("sqlite:///")).parent if url.startswith("sqlite:///") else root / ".kneo"
 
 
@@ -680,76 +723,51 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
     """Read the settings of this process.
 
     Raises:
-        Invalid: a variable has a value that makes no sense; its name is in the message.
+        Invalid: ``invalid_setting``: a variable's text does not fit; the message names the variable.
     """
     env = _environment() if env is None else env
     cwd = Path.cwd() if cwd is None else cwd
     config = _project_config(env, cwd)
     root = project_root_of(config) if config is not None else cwd
-    state_path = root / ".kneo" / "kneo_runs.sqlite"
-    url = _database_url(env.get("KNEO_SERV_DATABASE_URL", "").strip(), state_path)
-    state_dir = _state_dir(url, root)
-    limits = Limits(
-        body_bytes=_positive(env, "KNEO_SERV_MAX_BODY_BYTES", Limits.body_bytes),
-        input_chars=_positive(env, "KNEO_SERV_MAX_INPUT_CHARS", Limits.input_chars),
-        human_content_chars=_positive(env, "KNEO_SERV_MAX_HUMAN_CONTENT_CHARS", Limits.human_content_chars),
-        inline_spec_bytes=_positive(env, "KNEO_SERV_MAX_INLINE_SPEC_BYTES", Limits.inline_spec_bytes),
-        overrides_bytes=_positive(env, "KNEO_SERV_MAX_OVERRIDES_BYTES", Limits.overrides_bytes),
-        metadata_bytes=_positive(env, "KNEO_SERV_MAX_METADATA_BYTES", Limits.metadata_bytes),
-        path_chars=_positive(env, "KNEO_SERV_MAX_PATH_CHARS", Limits.path_chars),
-        page_items=_positive(env, "KNEO_SERV_MAX_LIST_ITEMS", Limits.page_items),
-    )
-    keys, admin = env.get("KNEO_SERV_API_KEYS", ""), env.get("KNEO_SERV_ADMIN_API_KEY", "")
-    words = env.get("KNEO_SERV_STATUS_WORDS", "auto")
-    if words not in {"auto", "documented", "published"}:
-        msg = f"KNEO_SERV_STATUS_WORDS must be auto, documented or published, not {words[:40]!r}."
-        raise Invalid(msg, code="invalid_setting")
-    home = Path(env.get("HOME", "~")).expanduser()
+    url = _database_url(env.get("KNEO_SERV_DATABASE_URL", "").strip(), root / ".kneo" / "kneo_runs.sqlite")
+    own = _read(Settings, env)
+    execution = _read(Execution, env)
     channels, webhook_keys = _channels(env)
+    notify = _by_suffix(env, NOTIFY_PREFIX, NOTIFY_CHANNELS)
+    webhook_secret = NOTIFY_PREFIX + "WEBHOOK_SECRET"
     return Settings(
+        **own,
         project_root=root,
         database_url=url,
-        state_dir=state_dir,
+        state_dir=_state_dir(url, root),
         project_config=config,
-        environment=env.get("KNEO_ENV", "").strip(),
         spec_root=Path(env.get("KNEO_SERV_SPEC_ROOT", "") or root),
-        trust_root=_trust_root(env.get("KNEO_SERV_TRUST_ROOT", "").strip()),
-        import_allow=tuple(p.strip() for p in env.get("KNEO_SERV_IMPORT_ALLOW", "").split(",") if p.strip()),
         import_roots=(root,) if cwd == root else (root, cwd),
-        api_keys=keys,
-        admin_api_key=admin,
-        auth_enabled=env.get("KNEO_SERV_AUTH_ENABLED", "").strip().lower() in TRUE or bool(keys or admin),
-        status_words=words,
-        known_roots_path=Path(
-            env.get("KNEO_SERV_KNOWN_ROOTS_PATH", "") or home / ".kneo_serv" / "known_roots.json"
-        ).expanduser(),
-        profiles_path=Path(
-            env.get("KNEO_SERV_PROFILES_PATH", "") or home / ".kneo_serv" / "profiles.json"
-        ).expanduser(),
-        client_api_key=env.get("KNEO_SERV_API_KEY", ""),
-        client_timeout_seconds=float(_positive(env, "KNEO_SERV_CLIENT_TIMEOUT", 120)),
-        key_passphrase=env.get("KNEO_SERV_KEY_PASSPHRASE", ""),
-        service_key=env.get("KNEO_SERV_SERVICE_KEY", ""),
-        spec_signing_key=env.get("KNEO_SERV_SPEC_SIGNING_KEY", ""),
-        hook_secrets=_by_suffix(env, "KNEO_SERV_HOOK_SECRET_", HOOK_PROVIDERS),
-        notify=_by_suffix(env, "KNEO_SERV_NOTIFY_", NOTIFY_CHANNELS),
+        auth_enabled=_flag(env.get("KNEO_SERV_AUTH_ENABLED", "").strip())
+        or bool(own.get("api_keys") or own.get("admin_api_key")),
+        known_roots_path=_home_path(env, "KNEO_SERV_KNOWN_ROOTS_PATH", Settings.known_roots_path),
+        profiles_path=_home_path(env, "KNEO_SERV_PROFILES_PATH", Settings.profiles_path),
+        hook_secrets=_by_suffix(env, HOOK_PREFIX, HOOK_PROVIDERS),
+        notify=notify,
         channels=channels,
         webhook_keys=webhook_keys,
-        notify_webhook_keys=_webhook_keys(
-            "KNEO_SERV_NOTIFY_WEBHOOK_SECRET",
-            env.get("KNEO_SERV_NOTIFY_WEBHOOK_SECRET", ""),
-            env.get("KNEO_SERV_NOTIFY_WEBHOOK", "").strip(),
-        ),
-        public_url=_public_url(env, "KNEO_SERV_PUBLIC_URL"),
-        notify_token=env.get("KNEO_SERV_NOTIFY_TOKEN", ""),
-        metrics_port=_port(env, "KNEO_SERV_METRICS_PORT"),
-        limits=limits,
+        notify_webhook_keys=_webhook_keys(webhook_secret, env.get(webhook_secret, ""), notify.get("webhook", "")),
+        limits=Limits(**_read(Limits, env)),
         git=_git(env, cwd),
-        http=_http(env),
-        execution=_execution(env),
-        tracing=Tracing(
-            enabled=_switch(env, "KNEO_SERV_OTEL_ENABLED", default=False),
-            record_arguments=_switch(env, "KNEO_SERV_OTEL_RECORD_ARGUMENTS", default=False),
-            record_results=_switch(env, "KNEO_SERV_OTEL_RECORD_RESULTS", default=False),
+        http=Http(**_read(Http, env)),
+        execution=Execution(
+            **execution,
+            retention_days={
+                kind: _parse(Setting(name, _count), env[name])
+                for kind in RETAINED
+                if env.get(name := _retention_variable(kind), "").strip()
+            },
         ),
+        tracing=Tracing(**_read(Tracing, env)),
     )
+
+
+def _home_path(env: Mapping[str, str], name: str, default: Path) -> Path:
+    home = Path(env.get("HOME", "~")).expanduser()
+    text = env.get(name, "")
+    return Path(text).expanduser() if text else home / default.relative_to("~")

@@ -19,6 +19,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(Path(__file__).parent)]
 
 from code_fixtures import findings, fixture_files  # noqa: E402
 from roles_page import roles_page  # noqa: E402
+from settings_page import settings_page  # noqa: E402
 
 from cli.commands import COMMANDS  # noqa: E402
 from cli.lazy import LazyGroup  # noqa: E402
@@ -220,7 +221,12 @@ def roles_text() -> str:
     return roles_page(GENERATED)
 
 
+def settings_text() -> str:
+    return settings_page(GENERATED)
+
+
 PAGES = {
+    "settings.md": settings_text,
     "roles.md": roles_text,
     "diagnostics.md": diagnostics_page,
     "cli.md": cli_page,

@@ -1,0 +1,84 @@
+"""Write ``docs/reference/settings.md`` from the fields of ``kneo.settings`` and their docstrings."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from kneo import settings
+
+TITLES = {
+    settings.Settings: "Process",
+    settings.Http: "HTTP service and client",
+    settings.Limits: "Limits of requests",
+    settings.Execution: "Execution and retention",
+    settings.GitCredentials: "Git credentials",
+    settings.Tracing: "OpenTelemetry",
+}
+UNITS = {"bytes": "bytes", "chars": "characters", "seconds": "seconds", "days": "days"}
+
+HEAD = """\
+# Settings
+
+Kneo reads its settings from environment variables, once at the start of a process. A value that does not fit is refused with the name of
+its variable. A process that executes steps removes the `KNEO_SERV_*` variables from its environment, so that the functions of specs and
+their child processes cannot read them; give functions variables of their own.
+
+"Read by" names the processes that use a setting: `service` (`kneo up`, `kneo service serve`), `worker` (`kneo up`, `kneo worker`, and
+the service's own worker), `controller` (`kneo up`, `kneo controller run`), `command` (commands on the database or on files) and `client`
+(commands and programs that call a service). [Operations](../operations.md) explains how to use them.
+"""
+
+
+def settings_page(generated: str) -> str:
+    docstrings = _docstrings()
+    lines = [generated, "", HEAD]
+    for group, title in TITLES.items():
+        summary, reader = _split(docstrings[group.__name__], "Read by")
+        rows = list(_rows(group, docstrings, reader))
+        if group is settings.Settings:
+            rows.append(("`KNEO_SERV_DEBUG`", "off", "", "all processes", "Print errors with their traceback."))
+        table = [f"| {' | '.join(row)} |" for row in rows]
+        head = ["| variable | default | unit | read by | meaning |", "|---|---|---|---|---|"]
+        lines += [f"## {title}", "", summary, "", *head, *table, ""]
+    return "\n".join(lines)
+
+
+def _rows(group: type, docstrings: dict[str, str], reader: str) -> Iterator[tuple[str, ...]]:
+    for name, default, declared in settings.settings_of(group):
+        meaning, read_by = _split(docstrings[f"{group.__name__}.{name}"], "Read by")
+        meaning, words = _split(meaning, "Default")
+        variables = ", ".join(f"`{variable}`" for variable in declared.variable.split(", "))
+        unit = UNITS.get(name.rpartition("_")[2], "")
+        yield variables, words or _shown(default), unit, read_by or reader, meaning
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if isinstance(default, int | float):
+        return f"{default:g}" if isinstance(default, float) else str(default)
+    return f"`{default}`" if isinstance(default, str | Path) and str(default) else "none"
+
+
+def _split(text: str, label: str) -> tuple[str, str]:
+    """Take a final sentence like "Read by: service." off a text."""
+    found = re.fullmatch(rf"(.*?) ?{label}: (.*)\.", text)
+    return (found[1], found[2]) if found else (text, "")
+
+
+def _docstrings() -> dict[str, str]:
+    """Return the docstrings of classes by name, and of their fields by class and name."""
+    found = {}
+    for node in ast.parse(Path(settings.__file__).read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            found[node.name] = " ".join((ast.get_docstring(node) or "").split())
+            for each, after in zip(node.body, node.body[1:], strict=False):
+                if isinstance(each, ast.AnnAssign) and isinstance(after, ast.Expr):
+                    assert isinstance(each.target, ast.Name)
+                    assert isinstance(after.value, ast.Constant)
+                    text = " ".join(str(after.value.value).split()).replace("``", "`")
+                    found[f"{node.name}.{each.target.id}"] = text
+    return found
