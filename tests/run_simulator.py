@@ -25,7 +25,7 @@ from kneo.runtime.interpreter.program import Program, actions, begin, settle, wa
 from kneo.runtime.program.compiler import compile_program
 from kneo.spec.models import Spec
 
-MOMENT = DecisionContext(now=datetime(2026, 1, 31, 12, tzinfo=UTC), seed="run_1", case="case")
+MOMENT = DecisionContext(now=datetime(2026, 1, 31, 12, tzinfo=UTC), seed="run_1", sampling_seed="case")
 
 AGENT = {"name": "root", "model": {"provider": "dummy", "name": "dummy"}}
 

@@ -118,7 +118,7 @@ def did(execute: Execute, fate: Fate, played: Played) -> Succeeded | StepFailed:
 
 
 def place_of(ask: Ask) -> str:
-    place, _, _ = ask.ticket.rpartition(f":{ask.gate.spot}")
+    place, _, _ = ask.ticket.rpartition(f":{ask.gate.position_id}")
     return place
 
 

@@ -208,7 +208,7 @@ def test_waits_between_tries_grow_and_stay_bounded(failures: int, chance: float)
 
 def test_a_retry_is_not_before_its_time() -> None:
     program = program_of([{"id": "a", "kind": "function", "ref": "a", "max_retries": 1}])
-    moment = DecisionContext(now=MOMENT.now + timedelta(hours=1), seed="run_1", case="case")
+    moment = DecisionContext(now=MOMENT.now + timedelta(hours=1), seed="run_1", sampling_seed="case")
     play(program, work=work)
     state = begin(program, "in", moment)
     assert not isinstance(state, RunEnded)

@@ -75,7 +75,7 @@ class Attempt:
             try:
                 yield
             except WaitForAnswer as waiting:
-                self._outcome = StepWaiting(wanted=waiting.wanted)
+                self._outcome = StepWaiting(request=waiting.request)
             except CodeUnavailable:
                 raise
             except TimeoutError:

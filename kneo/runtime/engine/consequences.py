@@ -134,7 +134,7 @@ def _found(tx: Tx, run: Run, task: HumanTask) -> Mapping[str, object]:
     if body is None or digest_of(body) != run.spec_digest:
         return {}
     program = _program(body, run.target)
-    context = DecisionContext(now=tx.now, seed=run.id, case=case_of(run))
+    context = DecisionContext(now=tx.now, seed=run.id, sampling_seed=case_of(run))
     state = _decided(tx, run, program, context)
     if isinstance(state, RunEnded):
         return {kind.value: {"next": [], "ends": state.status.value} for kind in task.decisions}

@@ -63,7 +63,7 @@ def _passed(tx: Tx, program: Program, run: Run, upto: int | None, depth: int) ->
     # What the run itself was still to ask before it went on counts like what it has asked.
     for item in past[-1:]:
         for gate in passed_gates(_state(item, run)):
-            found[gate.place] = AnsweredGate(gate=replace(gate, source=run.id))
+            found[gate.location] = AnsweredGate(gate=replace(gate, source=run.id))
     later = {
         item.metadata.get("continuation_id")
         for item in checkpoints
@@ -78,7 +78,7 @@ def _passed(tx: Tx, program: Program, run: Run, upto: int | None, depth: int) ->
         if ask is None:
             raise _unknown(run, task)
         gate = _of_ask(ask, task)
-        found[gate.place] = AnsweredGate(gate=gate, task=task)
+        found[gate.location] = AnsweredGate(gate=gate, task=task)
     return found
 
 
@@ -93,7 +93,7 @@ def _inherited(tx: Tx, program: Program, run: Run, depth: int) -> dict[object, A
         raise Conflict(msg, code="checkpoint_incomplete", hint="Start a new run.")
     found = _passed(tx, program, parent, int(origin["checkpoint"]), depth + 1)
     if origin.get("input_changed"):
-        return {place: AnsweredGate(gate=replace(one.gate, source=None)) for place, one in found.items()}
+        return {location: AnsweredGate(gate=replace(one.gate, source=None)) for location, one in found.items()}
     return found
 
 
@@ -129,7 +129,7 @@ def _of_ask(ask: Ask, task: HumanTask) -> PassedGate:
     facts = {name: value for name, value in ask.facts.items() if name != "answered"}
     return PassedGate(
         path=ask.path,
-        spot=ask.gate.spot,
+        spot=ask.gate.position_id,
         step_id=ask.step_id,
         key=ask.key,
         subject=task_output(task),
@@ -163,7 +163,7 @@ def fork_gates(
     asked = asked_in(program, point.state)
     gates = [one.gate for one in passed.values()]
     if point.input is not None:
-        gates += [gate for gate in _woken(program, visited, point) if gate.place not in passed]
+        gates += [gate for gate in _woken(program, visited, point) if gate.location not in passed]
         gates = [replace(gate, subject=point.input) for gate in gates]
     return tuple(gate for gate in gates if question_of(gate) not in asked)
 
@@ -187,11 +187,11 @@ QuestionAt = tuple[str, str, str, str]
 def asked_in(program: Program, state: Mapping[str, object]) -> frozenset[QuestionAt]:
     """Name the questions that a state asks by itself."""
     asks = (action for action in actions(program, state) if isinstance(action, Ask))
-    return frozenset((ask.key, ask.path, ask.gate.spot, ask.human or "") for ask in asks)
+    return frozenset((ask.key, ask.path, ask.gate.position_id, ask.human or "") for ask in asks)
 
 
 def question_of(gate: PassedGate) -> QuestionAt:
-    return gate.key, *gate.place
+    return gate.key, *gate.location
 
 
 def _woken(program: Program, visited: Collection[str], point: ForkPoint) -> Sequence[PassedGate]:
@@ -203,32 +203,32 @@ def _woken(program: Program, visited: Collection[str], point: ForkPoint) -> Sequ
     value = action.value if isinstance(action, Execute) else action.subject
     inside, found = _around(path), []
     ahead = {*inside, *(outer for one in visited for outer in _around(one))}
-    for (place, _, _), gate in program.gates.items():
-        if place not in ahead or (gate.when is None and gate.sample is None):
+    for (location, _, _), gate in program.gates.items():
+        if location not in ahead or (gate.when is None and gate.sample is None):
             continue
-        if isinstance(action, Ask) and place == path:
+        if isinstance(action, Ask) and location == path:
             continue  # what stands around the point itself is asked there
         position = gate.position
-        done = place not in inside
-        if (position in ALWAYS_BEFORE or (done and position in WHEN_DONE)) and _asks(gate, value, place, point.case):
-            found.append(_of_gate(gate, place))
+        done = location not in inside
+        if (position in ALWAYS_BEFORE or (done and position in WHEN_DONE)) and _asks(gate, value, location, point.case):
+            found.append(_of_gate(gate, location))
     return found
 
 
-def _asks(gate: CompiledGate, value: Value, place: str, case: str) -> bool:
+def _asks(gate: CompiledGate, value: Value, location: str, case: str) -> bool:
     try:
-        return gate.asks(value, place, case)
+        return gate.asks(value, location, case)
     except Invalid:
         return True
 
 
-def _of_gate(gate: CompiledGate, place: str) -> PassedGate:
+def _of_gate(gate: CompiledGate, location: str) -> PassedGate:
     options = tuple(gate.human.options or ())
     return PassedGate(
-        path=place,
-        spot=gate.spot,
-        step_id=place.rpartition("/")[2],
-        key=gate.key(place),
+        path=location,
+        spot=gate.position_id,
+        step_id=location.rpartition("/")[2],
+        key=gate.key(location),
         subject="",
         options=options,
     )

@@ -151,7 +151,7 @@ def _decision_applied(
     runs.lock(tx, run.id)
     mark_applied(tx, task)
     change = _Change.of(tx, context, run, ask.ticket, TaskDecided(decision=task.decision))
-    if ask.gate.position == "step" and ask.passed is None:
+    if ask.gate.position == "step" and ask.recheck is None:
         change.history.steps.append(_answered_step(tx, run, ask, task))
     change.trace(
         "workflow_resumed",
@@ -256,10 +256,10 @@ class _Change:
         after = settle(self.context.program, run.state, ask.ticket, TaskOpened(task_id=task.id), now)
         assert not isinstance(after, RunEnded)
         self.run = replace(run, state=after)
-        if ask.passed is None:
+        if ask.recheck is None:
             reuse_answer(tx, run, task)
         else:
-            reuse_passed(tx, run, task, ask.passed.source)
+            reuse_passed(tx, run, task, ask.recheck.source)
         told = {"continuation_id": task.id, "request_id": task.request_id, "position": ask.gate.position}
         self.trace("human_intervention_requested", ask.path, **told)
         self.checkpoint("human_pause", ask.path, continuation_id=task.id)
@@ -334,7 +334,7 @@ def _ended(run: Run, ended: RunEnded) -> Run:
 
 
 def decision_context(run: Run, tx: Tx) -> DecisionContext:
-    return DecisionContext(now=tx.now, seed=run.id, case=case_of(run))
+    return DecisionContext(now=tx.now, seed=run.id, sampling_seed=case_of(run))
 
 
 def decided(tx: Tx, run: Run) -> tuple[HumanTask, ...]:

@@ -17,9 +17,9 @@ from kneo.runtime.engine.record import snapshot
 from kneo.runtime.engine.start import Starter, nothing
 from kneo.runtime.engine.views import RunRecord, can_continue
 from kneo.runtime.engine.wait import find_run
-from kneo.runtime.interpreter.fork_gates import behind_gates
+from kneo.runtime.interpreter.fork_gates import with_fork_gates
 from kneo.runtime.interpreter.node import Execute
-from kneo.runtime.interpreter.program import Program, actions, given, revived, unasked
+from kneo.runtime.interpreter.program import Program, actions, prepare_retry, replace_input, reset_questions
 from kneo.store import audit, history, idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
@@ -55,13 +55,13 @@ def continue_run(store: Store, programs: ProgramLoader, run_id: str, *, actor: s
     if not can_continue(run):
         raise _not_continuable(run)
     program = programs.load(run)
-    before = revived(program, migrate_state(run.state, run.state_version))
+    before = prepare_retry(program, migrate_state(run.state, run.state_version))
     with store.read() as tx:
         passed = find_passed(tx, programs, run, None)
 
     def work(tx: Tx) -> Run:
         idempotency.bind(tx, run.id)
-        state = behind_gates(before, lapsed_gates(tx, passed, asked_in(program, before)))
+        state = with_fork_gates(before, lapsed_gates(tx, passed, asked_in(program, before)))
         if not runs.revive(tx, run, state=state, state_version=STATE_VERSION):
             raise _not_continuable(run)
         history.add_trace(tx, run.id, "workflow_resumed", continued=True)
@@ -138,7 +138,7 @@ def fork(
         passed = find_passed(tx, programs, parent, point.sequence)
         steps = history.list_steps(tx, parent.id)
     if order.input is not None:
-        changed = given(program, state, ticket, order.input) if ticket is not None else state
+        changed = replace_input(program, state, ticket, order.input) if ticket is not None else state
         if ticket is None or _input_of(program, changed, ticket) != order.input:
             msg = f"Nothing of {parent.id} takes an input at checkpoint {point.sequence}."
             raise Conflict(msg, code="fork_input_unused", hint="Fork from a step: --from STEP --input TEXT.")
@@ -153,7 +153,7 @@ def fork(
     )
     past = ForkPast(
         point=point,
-        state=behind_gates(state, gates, ticket=ticket if order.input is not None else None),
+        state=with_fork_gates(state, gates, ticket=ticket if order.input is not None else None),
         steps=[step for step in steps if step.sequence <= done],
         gates=[gate.key for gate in gates],
         repeats=[step for step in steps if step.sequence > done and step.kind != "human"],
@@ -225,7 +225,7 @@ def _point(
         inner, version = kept["state"], kept["state_version"]
         assert isinstance(inner, Mapping)
         assert isinstance(version, int)
-        state = unasked(program, migrate_state(inner, version))
+        state = reset_questions(program, migrate_state(inner, version))
         ready = {action.ticket: action for action in actions(program, state)}
         if order.step is None:
             return item, next(iter(ready), None), state

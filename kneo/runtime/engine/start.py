@@ -153,10 +153,10 @@ class Starter:
         rules = find_rules(tx, order.environment)
         chosen = self._freeze(tx, order, brought, rules)
         program, digest = chosen.frozen.program(order.target), chosen.frozen.digest
-        for ref in program.asked:
+        for ref in program.used_agents:
             check_provider(ref or program.agent_name, program.agents[ref])
         case = name_case(digest, order.environment, order.target, input_digest(order.input), tx.at)
-        state = begin(program, order.input, DecisionContext(now=tx.now, seed=run_id, case=case))
+        state = begin(program, order.input, DecisionContext(now=tx.now, seed=run_id, sampling_seed=case))
         ended = state if isinstance(state, RunEnded) else None
         deadline = isoformat(tx.now + timedelta(seconds=order.timeout_seconds)) if order.timeout_seconds else None
         run = Run(

@@ -1,4 +1,4 @@
-"""Effects of a rejection that are the same wherever it was said."""
+"""Effects of decisions that are equal at every position of a gate."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from kneo.runtime.interpreter.node import Completed, RunEnded, stopped
 from kneo.runtime.interpreter.values import Value
 
 
-def rejected(gate: CompiledGate, decision: Decision, value: Value, place: str) -> Completed | RunEnded:
-    """End the run or go past what was rejected; what that is never runs.
+def rejected(gate: CompiledGate, decision: Decision, value: Value, location: str) -> Completed | RunEnded:
+    """Return the effect of a rejection; the rejected step does not run.
 
-    ``value`` is what flows on where the run does: skipped, or as it is with ``continue``. Effects that mean something only at one position (retry, else)
-    are its caller's; one that gets here stops the run, as does any word nobody knows.
+    ``value`` is the input of the step that follows where the run continues: skipped, or unchanged with ``continue``.
+    Effects of a single position (retry, else) belong to the caller; here they stop the run, as does an unknown effect.
     """
     match effect_of(gate, decision):
         case "skip":
@@ -24,21 +24,20 @@ def rejected(gate: CompiledGate, decision: Decision, value: Value, place: str) -
         case "continue":
             return Completed(value=replace(value, status="completed", metadata={"decision": "rejected"}, review=None))
         case "fail":
-            return RunEnded(status=RunStatus.FAILED, output=None, error=rejection(place, decision))
+            return RunEnded(status=RunStatus.FAILED, output=None, error=rejection(location, decision))
         case "cancel":
-            error = RunError(type="cancelled", message=rejection(place, decision).message)
-            return stopped(error)
+            return stopped(RunError(type="cancelled", message=rejection(location, decision).message))
         case _:
-            return stopped(rejection(place, decision))
+            return stopped(rejection(location, decision))
 
 
 def forwarded(value: Value, decision: Decision) -> Value:
-    """Put the words of a rejection in the place of a value: what ``continue`` hands on at a step of kind human."""
+    """Return a value with the reviewer's words as its text: the effect of ``continue`` at a step of kind human."""
     return replace(value, text=f"Rejected by human reviewer: {feedback_of(decision)}")
 
 
 def filled_in(value: Value, decision: Decision, step_id: str) -> Value:
-    """Hand on what a person filled in: to the next step as it is, and to conditions as ``<step>.<field>``."""
+    """Return a value with the form values of a decision: for the next step, and as ``<step>.<field>`` for conditions."""
     if not decision.values:
         return value
     named = {f"{step_id}.{name}": _text(content) for name, content in decision.values.items()}
@@ -50,10 +49,10 @@ def _text(content: object) -> str:
 
 
 def chosen_text(decision: Decision) -> str:
-    """Spell what was chosen as one text."""
+    """Return the selected options as one text."""
     return ", ".join(decision.selected_options) or decision.selected_option or ""
 
 
 def edited(value: Value, decision: Decision) -> Value:
-    """Put a person's words in the place of a result; they flow on like the result would have."""
+    """Return a result with the reviewer's text."""
     return replace(value, text=decision.content or "", metadata={**value.metadata, "decision": "edited"}, review=None)

@@ -1,4 +1,7 @@
-"""Questions to people: when they are asked, and what an answer does."""
+"""Gates: when a person is asked, and the effect of the answer; and requests of functions that wait for a person.
+
+A function that waits begins again from the top when the answer is recorded, and finds the answer where it asked.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,20 @@ REJECTED = "human_rejected"
 _ATTEMPT = re.compile(r"@[0-9]+")
 
 DEFAULT_RETRIES = 3
-"""How often a rejected result is made anew where a gate does not say it."""
+"""Repetitions of a rejected result, where a gate does not limit them."""
+
+DEFAULT_HUMAN = "default"
+
+NOTIFY_STEP = "tell"
+"""The effect of a rejection that only the waiting function handles."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledGate:
     """One question at one position of a step.
 
-    ``position`` is ``step`` for a step of kind human, else the name under ``review``; ``added`` names the gate of an
-    environment that stands around what the spec says.
+    ``position`` is ``step`` for a step of kind human, else the name under ``review``; ``added`` is the name of a gate that
+    an environment adds around the spec's own ones.
     """
 
     position: str
@@ -37,30 +45,27 @@ class CompiledGate:
     when: Condition | None = None
     sample: float | None = None
     name: str | None = None
-    """What the question is called in recorded answers, instead of its place."""
+    """The name in recorded answers, instead of the location."""
     added: str | None = None
 
     @property
-    def spot(self) -> str:
-        """Which of the questions at one place this is."""
+    def position_id(self) -> str:
+        """The position, unique among the gates of one step."""
         return f"{self.position}+{self.added}" if self.added is not None else self.position
 
-    def asks(self, value: Value, place: str, case: str) -> bool:
-        """Return whether a person has to be asked about a value.
+    def asks(self, value: Value, location: str, sampling_seed: str) -> bool:
+        """Return whether a person is asked about a value. Attempts and restarted runs share one random draw."""
+        stable = _ATTEMPT.sub("", location)
+        return asks(self.when, self.sample, value.facts, seed=f"{sampling_seed}:{stable}.{self.position_id}")
 
-        Every attempt, and every run of the same case, draws the same chance: what was asked is asked again.
-        """
-        stable = _ATTEMPT.sub("", place)
-        return asks(self.when, self.sample, value.facts, seed=f"{case}:{stable}.{self.spot}")
-
-    def key(self, place: str, repetition: int = 0) -> str:
-        """Name the question: the same over resume and replay."""
+    def key(self, location: str, repetition: int = 0) -> str:
+        """Return the key of the question, equal over resume and replay."""
         again = f"@{repetition}" if repetition else ""
-        return f"{self.name or place}{again}.{self.spot}"
+        return f"{self.name or location}{again}.{self.position_id}"
 
 
 def effect_of(gate: CompiledGate, decision: Decision) -> str:
-    """Say what a rejection does; a deadline may have decided on something else than the gate's own."""
+    """Return the effect of a rejection; an expired deadline may have set another one than the gate's own."""
     return decision.effect or gate.on_reject
 
 
@@ -68,37 +73,34 @@ def feedback_of(decision: Decision) -> str:
     return decision.feedback or decision.content or decision.comment or ""
 
 
-def rejection(place: str, decision: Decision) -> RunError:
-    said = feedback_of(decision)
-    tail = f": {said}" if said else "."
-    return RunError(type=REJECTED, message=f"{decision.actor} rejected {place}{tail}")
+def rejection(location: str, decision: Decision) -> RunError:
+    feedback = feedback_of(decision)
+    tail = f": {feedback}" if feedback else "."
+    return RunError(type=REJECTED, message=f"{decision.actor} rejected {location}{tail}")
 
 
-DEFAULT_HUMAN = "default"
-
-TELL = "tell"
-"""What a rejection does: the step hears of it and goes on as it likes."""
+# ---- requests of functions --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class WaitRequest:
-    """What somebody is asked for. ``index`` counts the questions of one step."""
+    """A question of a function in the middle of its work. ``index`` counts the questions of one step."""
 
     prompt: str
     index: int
     name: str | None = None
-    """What the question is called in recorded answers, below the step's place."""
+    """The name in recorded answers, below the step's location."""
     key: str | None = None
-    """Its whole name, where that is not below the step's place."""
+    """The whole name, where it is not below the step's location."""
     human: str | None = None
     show: str | None = None
-    """What to look at before answering."""
+    """Material to read before answering."""
     schema: Mapping[str, object] | None = None
     options: tuple[str, ...] | None = None
 
     @property
     def digest(self) -> str:
-        """Name the question: an answer to another one is none to this."""
+        """The identity of the question: an answer counts for an equal question only."""
         schema = dict(self.schema) if self.schema is not None else None
         return digest_of_json([self.prompt, self.show, schema, list(self.options or ())])
 
@@ -106,63 +108,61 @@ class WaitRequest:
     def subject(self) -> str:
         return self.prompt if self.show is None else f"{self.prompt}\n\n{self.show}"
 
-    def key_at(self, place: str) -> str:
+    def key_at(self, location: str) -> str:
         if self.key is not None:
             return self.key
         last = self.name or ("wait" if self.index == 0 else f"wait:{self.index}")
-        return f"{place}.{last}"
+        return f"{location}.{last}"
 
     def gate(self, gates: Mapping[str, CompiledGate]) -> CompiledGate | None:
-        """Make the question of what its human says and what is asked here; ``None`` where nobody knows that human."""
-        known = gates.get(self.human or DEFAULT_HUMAN)
-        if known is None:
+        """Return the declared human's gate with the request's options and schema; ``None`` for an unknown human."""
+        declared = gates.get(self.human or DEFAULT_HUMAN)
+        if declared is None:
             return None
         first = DecisionKind.SELECTED if self.options else DecisionKind.PROVIDED
-        human = known.human.model_copy(
-            update={"answer_schema": dict(self.schema) if self.schema else None, "fields": (), "options": self.options}
-        )
-        return replace(known, human=human, decisions=(first, DecisionKind.REJECTED))
+        schema = dict(self.schema) if self.schema else None
+        human = declared.human.model_copy(update={"answer_schema": schema, "fields": (), "options": self.options})
+        return replace(declared, human=human, decisions=(first, DecisionKind.REJECTED))
 
     def as_json(self) -> dict[str, object]:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def read_wait_request(kept: object) -> WaitRequest:
-    """Read what ``as_json`` wrote."""
-    assert isinstance(kept, Mapping)
-    options = kept.get("options")
-    return WaitRequest(**{**kept, "options": tuple(options) if options is not None else None})
+def read_wait_request(content: object) -> WaitRequest:
+    """Read the JSON of ``as_json``."""
+    assert isinstance(content, Mapping)
+    options = content.get("options")
+    return WaitRequest(**{**content, "options": tuple(options) if options is not None else None})
 
 
 @dataclass(frozen=True, kw_only=True)
 class WaitAnswer:
-    """What somebody gave, or that they would not."""
+    """A person's answer to a waiting function, or their refusal."""
 
     question: str
-    """The digest of the question that was answered."""
+    """The digest of the question."""
     value: object = None
     declined: bool = False
     reason: str | None = None
 
 
-def read_wait_answers(kept: object) -> tuple[WaitAnswer, ...]:
-    """Read what a frame keeps of the answers so far."""
-    assert isinstance(kept, list | tuple)
-    return tuple(WaitAnswer(**one) for one in kept)
+def read_wait_answers(content: object) -> tuple[WaitAnswer, ...]:
+    """Read the answers of a frame."""
+    assert isinstance(content, list | tuple)
+    return tuple(WaitAnswer(**answer) for answer in content)
 
 
-def given(wanted: WaitRequest, decision: Decision) -> WaitAnswer:
-    """Turn a decision into what the step finds."""
-    if decision.kind is DecisionKind.REJECTED:
-        reason = decision.feedback or decision.content or decision.comment
-        return WaitAnswer(question=wanted.digest, declined=True, reason=reason)
-    return WaitAnswer(question=wanted.digest, value=_value(decision))
-
-
-def _value(decision: Decision) -> object:
-    if decision.kind is DecisionKind.SELECTED:
-        several = decision.selected_options
-        return list(several) if len(several) > 1 else decision.selected_option
-    if decision.values is not None:
-        return dict(decision.values)
-    return decision.data if decision.data is not None else decision.content
+def wait_answer(request: WaitRequest, decision: Decision) -> WaitAnswer:
+    """Return the answer that a decision gives to a waiting function."""
+    match decision.kind:
+        case DecisionKind.REJECTED:
+            reason = decision.feedback or decision.content or decision.comment
+            return WaitAnswer(question=request.digest, declined=True, reason=reason)
+        case DecisionKind.SELECTED:
+            several = decision.selected_options
+            value: object = list(several) if len(several) > 1 else decision.selected_option
+        case _ if decision.values is not None:
+            value = dict(decision.values)
+        case _:
+            value = decision.data if decision.data is not None else decision.content
+    return WaitAnswer(question=request.digest, value=value)

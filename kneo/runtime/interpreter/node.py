@@ -1,4 +1,4 @@
-"""What all nodes have in common: the walk through the frames, and the words for what is to be done and what came of it."""
+"""Nodes, and the vocabulary between the interpreter and the engine: actions, outcomes and progress."""
 
 from __future__ import annotations
 
@@ -6,38 +6,40 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
+from kneo.errors import Invalid
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import Decision
 from kneo.runtime.interpreter.gate import CompiledGate, WaitAnswer, WaitRequest
-from kneo.runtime.interpreter.values import Value
+from kneo.runtime.interpreter.values import Value, read_value
 
 Frame = Mapping[str, object]
 
 
 class Stale(Exception):
-    """An outcome of something that is no longer under way; it is discarded."""
+    """An outcome belongs to an action that is no longer under way; it is discarded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionContext:
-    """What the world contributes to a decision: the time, and texts to draw chances from.
+    """Time and randomness for the interpreter, which has none of its own.
 
-    ``seed`` is the run's id: pauses before retries differ from run to run. ``case`` is what the run is about, so that
-    starting the run again draws no other chance of being asked.
+    ``seed`` is the run's id: retry delays differ from run to run. ``sampling_seed`` is equal for runs of the same spec on
+    the same input and day: a restarted run is sampled for review like the run before it.
     """
 
     now: datetime
     seed: str
-    case: str
+    sampling_seed: str
 
 
-# ---- what may be done -------------------------------------------------------------------------------------------
+# ---- actions: what the engine may do next ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activity:
-    """One thing that is done outside the interpreter. ``kind`` is ``agent``, ``function`` or ``guardrail``."""
+    """One unit of work outside the interpreter. ``kind`` is ``agent``, ``function`` or ``guardrail``."""
 
     path: str
     id: str
@@ -48,24 +50,24 @@ class Activity:
 
 @dataclass(frozen=True, kw_only=True)
 class Execute:
-    """Do a step's work, not before a time if one is given."""
+    """Execute an activity, no earlier than ``not_before``."""
 
     ticket: str
-    """Unique in its run: place and attempt. Part of the idempotency key."""
+    """Unique in its run: location and attempt. Part of the idempotency key."""
     activity: Activity
     value: Value
     attempt: int
     not_before: str | None = None
     answers: tuple[WaitAnswer, ...] = ()
-    """What people gave to this step so far, in the order in which it asked."""
+    """Answers to the earlier questions of this step, in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateRecheck:
-    """A gate that was passed already, and is asked once more before a run goes on behind it."""
+    """A gate that the run passed before; it is asked once more before the run continues behind it."""
 
     source: str | None
-    """The run in which it was answered; ``None`` where no earlier answer may count."""
+    """The run in which the gate was answered; ``None`` where no earlier answer may count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,23 +83,22 @@ class Ask:
     subject: Value
     options: tuple[str, ...] | None = None
     attempt: int = 0
-    """How often what this is about was begun anew."""
     previous: str | None = None
-    """What was sent back the last time."""
+    """The result that was sent back the last time."""
     prompt: str | None = None
-    """The question as it is to be read, where it is not the gate's own template."""
+    """The question itself, where it is not the gate's template."""
     facts: Mapping[str, object] = field(default_factory=dict)
-    """What the person should know beside the subject."""
+    """Further information for the reviewer."""
     human: str | None = None
-    """Which of a step's humans, where a function asks in its middle."""
-    passed: GateRecheck | None = None
-    """Set where the gate was passed before: its step is not done again."""
+    """The declared human, where a function asks in the middle of its work."""
+    recheck: GateRecheck | None = None
+    """Set where the gate was passed before: its step is not executed again."""
 
 
 Action = Execute | Ask
 
 
-# ---- what came of it --------------------------------------------------------------------------------------------
+# ---- outcomes of actions -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,14 +111,14 @@ class Succeeded:
 class StepFailed:
     error: RunError
     final: bool = False
-    """Whether trying again is pointless."""
+    """Whether a retry is pointless."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepWaiting:
-    """The step asks for something before it can go on."""
+    """The step needs an answer before it can continue."""
 
-    wanted: WaitRequest
+    request: WaitRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,7 @@ class TaskDecided:
 Outcome = Succeeded | StepFailed | StepWaiting | TaskOpened | TaskDecided
 
 
-# ---- where that leads -------------------------------------------------------------------------------------------
+# ---- progress of nodes -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,23 +144,22 @@ class Completed:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """Something failed and nothing below caught it."""
+    """A failure that no node below has handled."""
 
     error: RunError
     kept: Frame | None = None
-    """Where it stood, so that somebody may have it tried again; ``None`` where trying again makes no sense."""
+    """The frame from which the run can be continued; ``None`` where a retry makes no sense."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepeatRequested:
-    """A person wants whatever came before this repeated, with what they said."""
+    """A reviewer sends the preceding step's result back, with feedback."""
 
-    place: str
     feedback: str
     rejected: str
     limit: int
     error: RunError
-    """How the run ends when nothing came before or the limit is reached."""
+    """The run's error where no step precedes or the limit is reached."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,11 +174,16 @@ class RunEnded:
     """The state from which a failed run can be continued."""
 
 
-Progress = Frame | Completed | Failed | RepeatRequested | RunEnded
+NodeEnd = Completed | Failed | RepeatRequested
+Progress = Frame | NodeEnd | RunEnded
 
 
 def stopped(error: RunError) -> RunEnded:
     return RunEnded(status=RunStatus.CANCELLED, output=None, error=error)
+
+
+def condition_failed(path: str, error: Invalid) -> Failed:
+    return Failed(error=RunError(type=error.code, message=f"{path}: {error.message}"))
 
 
 # ---- nodes ------------------------------------------------------------------------------------------------------
@@ -186,45 +191,38 @@ def stopped(error: RunError) -> RunEnded:
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramNode(ABC):
-    """A part of a program. ``path`` is where it stands in the spec, the ids from the outside in."""
+    """A part of a program. ``path`` is its position in the spec, the ids from the outside in."""
 
     path: str
     id: str
 
     @property
     def may_repeat(self) -> bool:
-        """Whether what comes before it may have to be repeated."""
+        """Whether the node may request a repetition of the step before it."""
         return False
 
     @abstractmethod
-    def enter(self, context: DecisionContext, value: Value, place: str) -> Progress:
-        """Begin."""
+    def enter(self, context: DecisionContext, value: Value, location: str) -> Progress:
+        """Begin the node."""
 
     @abstractmethod
-    def locate(self, frame: Frame, slot: str, place: str) -> tuple[ProgramNode, str]:
-        """Find the node of a child frame, and its place."""
+    def locate(self, frame: Frame, child_key: str, location: str) -> tuple[ProgramNode, str]:
+        """Return the node of a child frame, and the child's location."""
 
     @abstractmethod
-    def resume(
-        self,
-        context: DecisionContext,
-        frame: Frame,
-        slot: str,
-        progress: Completed | Failed | RepeatRequested,
-        place: str,
-    ) -> Progress:
-        """Go on after a child ended. The frame no longer has it."""
+    def resume(self, context: DecisionContext, frame: Frame, child_key: str, end: NodeEnd, location: str) -> Progress:
+        """Continue after a child ended. The frame no longer contains the child."""
 
-    def pending(self, _frame: Frame, _place: str) -> Execute | Ask | None:
-        """Say what the node itself waits for, whether or not somebody has been asked already."""
+    def pending(self, _frame: Frame, _location: str) -> Execute | Ask | None:
+        """Return the action that the node itself waits for, whether or not its task is open already."""
         return None
 
-    def take(self, _moment: DecisionContext, _frame: Frame, outcome: Outcome, place: str) -> Progress:
-        """Take the outcome of what the node itself waited for; ``TaskOpened`` never gets here."""
-        raise mismatch(place, outcome)
+    def take(self, _context: DecisionContext, _frame: Frame, outcome: Outcome, location: str) -> Progress:
+        """Apply the outcome of the node's own action; ``TaskOpened`` never gets here."""
+        raise mismatch(location, outcome)
 
-    def changed(self, _moment: DecisionContext, frame: Frame, _place: str) -> Progress:
-        """Look again after a child moved on without ending."""
+    def changed(self, _context: DecisionContext, frame: Frame, _location: str) -> Progress:
+        """Return the progress after a child advanced without ending."""
         return frame
 
     def parts(self) -> Iterable[ProgramNode]:
@@ -232,103 +230,114 @@ class ProgramNode(ABC):
         return ()
 
     def own_gates(self) -> Iterable[tuple[CompiledGate, str]]:
-        """List the node's own gates, each with the name of the human whom a function asks in its middle."""
+        """List the node's own gates, each with the human that a function asks in the middle of its work."""
         return ()
 
     # ---- the walk ---------------------------------------------------------------------------------------------
 
-    def ready(self, frame: Frame, place: str) -> Iterator[Action]:
-        """List what may be done."""
-        own = self.pending(frame, place)
+    def ready(self, frame: Frame, location: str) -> Iterator[Action]:
+        """List the actions that may be done."""
+        own = self.pending(frame, location)
         if own is not None and frame.get("task") is None:
             yield own
-        for slot, child in children(frame).items():
-            node, inner = self.locate(frame, slot, place)
+        for child_key, child in children(frame).items():
+            node, inner = self.locate(frame, child_key, location)
             for action in node.ready(child, inner):
                 yield _delayed(action, frame)
 
-    def waiting(self, frame: Frame, place: str) -> Iterator[tuple[str, Ask]]:
-        """List the tasks whose answers are waited for."""
+    def waiting(self, frame: Frame, location: str) -> Iterator[tuple[str, Ask]]:
+        """List the open tasks, each with its question."""
         task = frame.get("task")
         if isinstance(task, str):
-            own = self.pending(frame, place)
+            own = self.pending(frame, location)
             assert isinstance(own, Ask)
             yield task, own
-        for slot, child in children(frame).items():
-            node, inner = self.locate(frame, slot, place)
+        for child_key, child in children(frame).items():
+            node, inner = self.locate(frame, child_key, location)
             yield from node.waiting(child, inner)
 
-    def settle(self, context: DecisionContext, frame: Frame, ticket: str, outcome: Outcome, place: str) -> Progress:
-        """Take an outcome, here or below.
+    def settle(self, context: DecisionContext, frame: Frame, ticket: str, outcome: Outcome, location: str) -> Progress:
+        """Apply an outcome to this node or a node below.
 
         Raises:
-            Stale: nothing here waits for it any more.
+            Stale: no node waits for the action.
         """
-        own = self.pending(frame, place)
+        own = self.pending(frame, location)
         if own is not None and own.ticket == ticket:
             if isinstance(outcome, TaskOpened):
                 return {**frame, "task": outcome.task_id}
-            return self.take(context, {key: value for key, value in frame.items() if key != "task"}, outcome, place)
-        for slot, child in children(frame).items():
-            node, inner = self.locate(frame, slot, place)
+            return self.take(context, dropped(frame, "task"), outcome, location)
+        for child_key, child in children(frame).items():
+            node, inner = self.locate(frame, child_key, location)
             if is_within(ticket, inner):
                 progress = node.settle(context, child, ticket, outcome, inner)
-                return self.settled(context, frame, slot, progress, place)
+                return self.settled(context, frame, child_key, progress, location)
         raise Stale(ticket)
 
-    def settled(self, context: DecisionContext, frame: Frame, slot: str, progress: Progress, place: str) -> Progress:
-        """Put what became of a child in its place."""
+    def settled(
+        self, context: DecisionContext, frame: Frame, child_key: str, progress: Progress, location: str
+    ) -> Progress:
+        """Put a child's progress into the frame, or continue after the child ended."""
         match progress:
             case RunEnded():
                 return progress
-            case Failed():
-                after = self.resume(context, without(frame, slot), slot, progress, place)
-                if isinstance(after, Failed) and after.error is progress.error:
-                    kept = with_child(frame, slot, progress.kept) if progress.kept is not None else None
+            case Completed() | Failed() | RepeatRequested():
+                after = self.resume(context, without(frame, child_key), child_key, progress, location)
+                if isinstance(after, Failed) and isinstance(progress, Failed) and after.error is progress.error:
+                    kept = with_child(frame, child_key, progress.kept) if progress.kept is not None else None
                     return Failed(error=after.error, kept=kept)
                 return after
-            case Completed() | RepeatRequested():
-                return self.resume(context, without(frame, slot), slot, progress, place)
             case _:
-                return self.changed(context, with_child(frame, slot, progress), place)
+                return self.changed(context, with_child(frame, child_key, progress), location)
 
-    # ---- for those who look at it from outside ------------------------------------------------------------------
+    # ---- changes of a whole state -------------------------------------------------------------------------------
 
-    def revived(self, frame: Frame) -> Frame:
-        """Return the frame of something that failed as it has to be for another try."""
-        return self._each_child(frame, lambda node, child, _place: node.revived(child), "")
+    def prepare_retry(self, frame: Frame) -> Frame:
+        """Return the frame of a failed node, ready for another attempt."""
+        return self._each_child(frame, lambda node, child, _location: node.prepare_retry(child), "")
 
-    def given(self, frame: Frame, ticket: str, text: str, place: str) -> Frame:
-        """Return the frame with another input for what has this ticket."""
-        return self._each_child(frame, lambda node, child, inner: node.given(child, ticket, text, inner), place)
+    def replace_input(self, frame: Frame, ticket: str, text: str, location: str) -> Frame:
+        """Return the frame with another input for the action that has this ticket."""
+        own = self.pending(frame, location)
+        if own is not None and own.ticket == ticket:
+            return {**frame, "input": replace(read_value(frame["input"]), text=text).as_json()}
+        return self._each_child(
+            frame, lambda node, child, inner: node.replace_input(child, ticket, text, inner), location
+        )
 
-    def unasked(self, frame: Frame) -> Frame:
-        """Return the frame as if nobody had been asked yet."""
-        kept = {key: value for key, value in frame.items() if key != "task"}
-        return self._each_child(kept, lambda node, child, _place: node.unasked(child), "")
+    def reset_questions(self, frame: Frame) -> Frame:
+        """Return the frame without its open tasks: each question is asked again."""
+        return self._each_child(dropped(frame, "task"), lambda node, child, _: node.reset_questions(child), "")
 
-    def _each_child(self, frame: Frame, change: Callable[[ProgramNode, Frame, str], Frame], place: str) -> Frame:
+    def _each_child(self, frame: Frame, change: Callable[[ProgramNode, Frame, str], Frame], location: str) -> Frame:
         if not children(frame):
             return frame
-        changed = {}
-        for slot, child in children(frame).items():
-            node, inner = self.locate(frame, slot, place)
-            changed[slot] = change(node, child, inner)
+        located = {key: self.locate(frame, key, location) for key in children(frame)}
+        changed = {key: change(located[key][0], child, located[key][1]) for key, child in children(frame).items()}
         return {**frame, "children": changed}
 
 
+# ---- frames -----------------------------------------------------------------------------------------------------
+
+
 def children(frame: Frame) -> Mapping[str, Frame]:
-    found = frame.get("children", {})
-    assert isinstance(found, Mapping)
-    return found
+    return mapping(frame, "children")
 
 
-def with_child(frame: Frame, slot: str, child: Frame) -> Frame:
-    return {**frame, "children": {**children(frame), slot: child}}
+def with_child(frame: Frame, child_key: str, child: Frame) -> Frame:
+    return {**frame, "children": {**children(frame), child_key: child}}
 
 
-def without(frame: Frame, slot: str) -> Frame:
-    return {**frame, "children": {key: child for key, child in children(frame).items() if key != slot}}
+def without(frame: Frame, child_key: str) -> Frame:
+    return {**frame, "children": dropped(children(frame), child_key)}
+
+
+def dropped(frame: Frame, *keys: str) -> dict[str, object]:
+    return {key: value for key, value in frame.items() if key not in keys}
+
+
+def kept(frame: Frame, *keys: str) -> dict[str, object]:
+    return {key: frame[key] for key in keys if key in frame}
 
 
 def number(frame: Frame, key: str, default: int = 0) -> int:
@@ -337,21 +346,32 @@ def number(frame: Frame, key: str, default: int = 0) -> int:
     return value
 
 
+def mapping(frame: Frame, key: str) -> Mapping[str, Any]:
+    """Return an object inside a frame; a missing one is empty."""
+    value = frame.get(key, {})
+    assert isinstance(value, Mapping)
+    return value
+
+
+# ---- locations --------------------------------------------------------------------------------------------------
+
 _ESCAPES = str.maketrans({sign: f"%{ord(sign):02X}" for sign in "%/#@:"})
 
 
-def below(place: str, name: str) -> str:
-    """Name the place of a step inside another; signs that have a meaning in places are escaped."""
+def below(location: str, name: str) -> str:
+    """Return the location of a step inside another; signs that have a meaning in locations are escaped."""
     segment = name.translate(_ESCAPES)
-    return f"{place}/{segment}" if place else segment
+    return f"{location}/{segment}" if location else segment
 
 
-def is_within(ticket: str, place: str) -> bool:
-    return ticket.startswith(place) and (not place or ticket[len(place) : len(place) + 1] in {"/", "#", "@", ":"})
+def is_within(ticket: str, location: str) -> bool:
+    return ticket.startswith(location) and (
+        not location or ticket[len(location) : len(location) + 1] in {"/", "#", "@", ":"}
+    )
 
 
-def mismatch(place: str, outcome: Outcome) -> TypeError:
-    return TypeError(f"{type(outcome).__name__} is no outcome of what {place} waits for")
+def mismatch(location: str, outcome: Outcome) -> TypeError:
+    return TypeError(f"{type(outcome).__name__} is no outcome of the action at {location}")
 
 
 def _delayed(action: Action, frame: Frame) -> Action:

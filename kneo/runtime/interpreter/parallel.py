@@ -1,10 +1,10 @@
-"""At the same time, on the same input.
+"""Children that run at the same time, on the same input.
 
 Frame: ``node``, ``input``, ``children`` by their number, ``done`` (values) and ``failed`` (errors) of those that ended,
-and ``stuck``, where those that failed stood.
+and ``stuck``, the frames of those that failed.
 
-When one fails the others go on as far as they can without asking anybody, then all of it fails with the first failure
-in declaration order: what runs and how it ends does not depend on who is quicker.
+When a child fails, the others continue as far as they can without opening tasks; then the node fails with the first failure
+in declaration order. Which steps run and how the node ends does not depend on which child is quicker.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from kneo.runtime.interpreter.node import (
     Execute,
     Failed,
     Frame,
+    NodeEnd,
     ProgramNode,
     Progress,
     RepeatRequested,
     RunEnded,
     below,
     children,
+    mapping,
     stopped,
+    with_child,
 )
 from kneo.runtime.interpreter.values import Value, read_value
 
@@ -38,83 +41,69 @@ class ParallelNode(ProgramNode):
     def parts(self) -> Iterable[ProgramNode]:
         return self.children
 
-    def enter(self, context: DecisionContext, value: Value, place: str) -> Progress:
+    def enter(self, context: DecisionContext, value: Value, location: str) -> Progress:
         frame: Frame = {"node": self.path, "input": value.as_json(), "children": {}, "done": {}}
-        for index in range(len(self.children)):
-            slot = str(index)
-            node, inner = self.locate(frame, slot, place)
+        for child_key in map(str, range(len(self.children))):
+            node, inner = self.locate(frame, child_key, location)
             progress = node.enter(context, value, inner)
             if isinstance(progress, RunEnded):
                 return progress
             if isinstance(progress, RepeatRequested):
                 return stopped(progress.error)
-            frame = self._kept(frame, slot, progress)
-        return self.changed(context, frame, place)
+            frame = self._with_progress(frame, child_key, progress)
+        return self.changed(context, frame, location)
 
-    def locate(self, _frame: Frame, slot: str, place: str) -> tuple[ProgramNode, str]:
-        node = self.children[int(slot)]
-        return node, below(place, node.id)
+    def locate(self, _frame: Frame, child_key: str, location: str) -> tuple[ProgramNode, str]:
+        node = self.children[int(child_key)]
+        return node, below(location, node.id)
 
-    def resume(
-        self,
-        context: DecisionContext,
-        frame: Frame,
-        slot: str,
-        progress: Completed | Failed | RepeatRequested,
-        place: str,
-    ) -> Progress:
-        if isinstance(progress, RepeatRequested):
-            return stopped(progress.error)
-        return self.changed(context, self._kept(frame, slot, progress), place)
+    def resume(self, context: DecisionContext, frame: Frame, child_key: str, end: NodeEnd, location: str) -> Progress:
+        if isinstance(end, RepeatRequested):
+            return stopped(end.error)
+        return self.changed(context, self._with_progress(frame, child_key, end), location)
 
     @staticmethod
-    def _kept(frame: Frame, slot: str, progress: Frame | Completed | Failed) -> Frame:
+    def _with_progress(frame: Frame, child_key: str, progress: Frame | Completed | Failed) -> Frame:
         match progress:
             case Completed():
-                return {**frame, "done": {**_map(frame, "done"), slot: progress.value.as_json()}}
+                return {**frame, "done": {**mapping(frame, "done"), child_key: progress.value.as_json()}}
             case Failed():
                 error = {"type": progress.error.type, "message": progress.error.message}
-                stuck = (
-                    {**_map(frame, "stuck"), slot: progress.kept} if progress.kept is not None else _map(frame, "stuck")
-                )
-                return {**frame, "failed": {**_map(frame, "failed"), slot: error}, "stuck": stuck}
+                stuck = {child_key: progress.kept} if progress.kept is not None else {}
+                return {
+                    **frame,
+                    "failed": {**mapping(frame, "failed"), child_key: error},
+                    "stuck": {**mapping(frame, "stuck"), **stuck},
+                }
             case _:
-                return {**frame, "children": {**children(frame), slot: progress}}
+                return with_child(frame, child_key, progress)
 
-    def ready(self, frame: Frame, place: str) -> Iterator[Action]:
-        for action in super().ready(frame, place):
-            if isinstance(action, Execute) or not _map(frame, "failed"):
+    def ready(self, frame: Frame, location: str) -> Iterator[Action]:
+        for action in super().ready(frame, location):
+            if isinstance(action, Execute) or not mapping(frame, "failed"):
                 yield action
 
-    def changed(self, _moment: DecisionContext, frame: Frame, place: str) -> Progress:
-        failed = _map(frame, "failed")
-        if failed and not any(True for _ in self.ready(frame, place)):
-            first = failed[min(failed, key=int)]
-            assert isinstance(first, Mapping)
-            can_go_on = failed.keys() == _map(frame, "stuck").keys()
-            error = RunError(type=first["type"], message=first["message"])
-            return Failed(error=error, kept=frame if can_go_on else None)
+    def changed(self, _context: DecisionContext, frame: Frame, location: str) -> Progress:
+        failed = mapping(frame, "failed")
+        if failed and not any(True for _ in self.ready(frame, location)):
+            can_continue = failed.keys() == mapping(frame, "stuck").keys()
+            error = RunError(**failed[min(failed, key=int)])
+            return Failed(error=error, kept=frame if can_continue else None)
         if children(frame):
             return frame
-        return Completed(value=self._joined(read_value(frame["input"]), _map(frame, "done")))
+        return Completed(value=self._joined(read_value(frame["input"]), mapping(frame, "done")))
 
-    def revived(self, frame: Frame) -> Frame:
-        again = {**children(frame), **_map(frame, "stuck")}
-        return super().revived({**frame, "children": again, "failed": {}, "stuck": {}})
+    def prepare_retry(self, frame: Frame) -> Frame:
+        again = {**children(frame), **mapping(frame, "stuck")}
+        return super().prepare_retry({**frame, "children": again, "failed": {}, "stuck": {}})
 
     def _joined(self, value: Value, done: Mapping[str, object]) -> Value:
-        """Merge what the branches said, in declaration order: the last one that said anything is the text."""
+        """Merge the children's values in declaration order; the text is that of the last child that was not skipped."""
         text, variables, outputs = value.text, dict(value.variables), {}
         for index, node in enumerate(self.children):
-            said = read_value(done[str(index)])
-            variables |= {name: kept for name, kept in said.variables.items() if value.variables.get(name) != kept}
-            if said.status != "skipped":
-                text = outputs[node.id] = said.text
+            result = read_value(done[str(index)])
+            variables |= {name: saved for name, saved in result.variables.items() if value.variables.get(name) != saved}
+            if result.status != "skipped":
+                text = outputs[node.id] = result.text
         metadata = {"node_kind": "parallel", "node_id": self.id}
         return replace(value, text=text, status="completed", metadata=metadata, variables=variables, outputs=outputs)
-
-
-def _map(frame: Frame, key: str) -> Mapping[str, object]:
-    found = frame.get(key, {})
-    assert isinstance(found, Mapping)
-    return found

@@ -1,7 +1,13 @@
-"""What can happen next in a run. Pure: state in, state out.
+"""The interpreter: frames in, frames out. Pure; time and randomness are parameters.
 
-``begin`` makes the first state, ``actions`` lists what may be done now, ``settle`` takes the outcome of one of them,
-``waiting`` lists the open questions. How each kind of node behaves is in ``kneo.runtime.interpreter``.
+``begin`` makes the first state of a run, ``actions`` lists the actions that may be done now, ``settle`` applies the outcome
+of one of them, ``waiting`` lists the open questions.
+
+The state of a run is a tree of frames, one per node that has begun and not ended: a step costs the depth of the tree and
+not the length of the history. Every frame is a plain JSON object; the module of its node lists its keys.
+
+A *location* is the instance path of a node: the ids on the way to it, with ``#n`` for the n-th round or visit and ``@n`` for
+the n-th repetition of a node around it (``refine#2/improve``).
 """
 
 from __future__ import annotations
@@ -29,14 +35,17 @@ from kneo.runtime.interpreter.node import (
 from kneo.runtime.interpreter.values import Value
 from kneo.spec.models import Agent, FunctionComponent
 
+ROOT_AGENT = ""
+"""The name under which ``agents`` holds the root agent; no component can have it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """Everything the interpreter needs of one spec."""
+    """A compiled spec. A node's ``path`` is its position in the spec (``review/legal``)."""
 
     root: ProgramNode
     agents: Mapping[str, Agent]
-    asked: tuple[str, ...]
+    used_agents: tuple[str, ...]
     """The agents that its steps run, by their names in ``agents``."""
     functions: Mapping[str, FunctionComponent]
     agent_name: str
@@ -45,66 +54,54 @@ class Program:
 
     @cached_property
     def gates(self) -> GateIndex:
-        """Every gate of the program; see ``index_gates``."""
+        """Every gate of the program by its location."""
         return index_gates(self.root)
 
 
-ROOT_AGENT = ""
-"""The name under which ``agents`` holds the root agent; no component can have it."""
-
-
 def begin(program: Program, text: str, context: DecisionContext) -> Frame | RunEnded:
-    """Make the state of a run that has done nothing yet."""
-    return _close(program.root.enter(context, Value(text=text), ""))
+    """Return the first state of a run."""
+    return _run_state(program.root.enter(context, Value(text=text), ""))
 
 
 def actions(program: Program, state: Frame) -> tuple[Action, ...]:
-    """List what may be done now or later; empty means that the run waits for people."""
-    gates = _fork_gates(program, state)
-    return tuple(gates.ready(state) if gates is not None else program.root.ready(state, ""))
+    """List the actions that may be done now or later; without any the run waits for people."""
+    return tuple(_root(program, state).ready(state, ""))
 
 
 def waiting(program: Program, state: Frame) -> Mapping[str, Ask]:
-    """Find the open questions by the ids of their tasks."""
-    gates = _fork_gates(program, state)
-    return dict(gates.waiting(state) if gates is not None else program.root.waiting(state, ""))
+    """Return the open questions by the ids of their tasks."""
+    return dict(_root(program, state).waiting(state, ""))
 
 
 def settle(program: Program, state: Frame, ticket: str, outcome: Outcome, context: DecisionContext) -> Frame | RunEnded:
-    """Take the outcome of the action that has this ticket.
+    """Apply the outcome of the action that has this ticket.
 
     Raises:
-        Stale: it is no longer under way; the outcome is discarded.
+        Stale: the action is no longer under way; the outcome is discarded.
     """
-    gates = _fork_gates(program, state)
-    if gates is not None:
-        return gates.settle(state, ticket, outcome)
-    return _close(program.root.settle(context, state, ticket, outcome, ""))
+    return _run_state(_root(program, state).settle(context, state, ticket, outcome, ""))
 
 
-def revived(program: Program, state: Frame) -> Frame:
-    """Return the state of a run that failed as it has to be for another try."""
-    gates = _fork_gates(program, state)
-    return gates.revived(state) if gates is not None else program.root.revived(state)
+def prepare_retry(program: Program, state: Frame) -> Frame:
+    """Return the state of a failed run, ready for another attempt."""
+    return _root(program, state).prepare_retry(state)
 
 
-def given(program: Program, state: Frame, ticket: str, text: str) -> Frame:
+def replace_input(program: Program, state: Frame, ticket: str, text: str) -> Frame:
     """Return a state with another input for the action that has this ticket."""
-    gates = _fork_gates(program, state)
-    return gates.given(state, ticket, text) if gates is not None else program.root.given(state, ticket, text, "")
+    return _root(program, state).replace_input(state, ticket, text, "")
 
 
-def unasked(program: Program, state: Frame) -> Frame:
-    """Return a state as if its open questions had not been asked yet, without the gates that stand before it."""
-    gates = _fork_gates(program, state)
-    return gates.unasked(state) if gates is not None else program.root.unasked(state)
+def reset_questions(program: Program, state: Frame) -> Frame:
+    """Return a state without its open tasks and without the gates before it."""
+    return _root(program, state).reset_questions(state)
 
 
-def _fork_gates(program: Program, state: Frame) -> ForkGates | None:
-    return ForkGates(body=program.root, gates=program.gates) if FORK_GATES in state else None
+def _root(program: Program, state: Frame) -> ProgramNode | ForkGates:
+    return ForkGates(body=program.root, gates=program.gates) if FORK_GATES in state else program.root
 
 
-def _close(progress: Progress) -> Frame | RunEnded:
+def _run_state(progress: Progress) -> Frame | RunEnded:
     match progress:
         case Completed():
             value = progress.value

@@ -1,12 +1,12 @@
-"""A step: something that is done, with everything a spec says around it.
+"""Steps: an activity, a question or a group, with the gates, retries and error handling that a spec declares around it.
 
-Frame: ``node``, ``input``, ``attempt`` (how often the body was begun anew), ``phase`` and, as the phase needs them,
-``task``, ``output`` (what is reviewed), ``error`` (what went wrong), ``failures`` (tries used up), ``reviews`` (results
-rejected), ``asked`` (times a person said retry after an error), ``chosen`` (the branch that a person decided on, for every
-attempt), ``not_before`` and ``children``.
+Frame: ``node``, ``input``, ``attempt`` (repetitions of the body), ``phase`` and, as the phase needs them, ``task``,
+``output`` (the result under review), ``error``, ``failures`` (retries used), ``reviews`` (results rejected), ``asked``
+(retries that a person chose after an error), ``chosen`` (the branch that a person decided on, for every attempt),
+``not_before`` and ``children``.
 
-Phases: ``before`` and ``after`` and ``error`` ask; ``step`` is the question of a step of kind human, ``wait`` one that a
-function asks in its middle (``wanted``; ``answers`` to those before); ``body`` and ``fallback`` do.
+Phases: ``before``, ``after`` and ``error`` ask; ``step`` is the question of a step of kind human, ``wait`` the question of a
+function in the middle of its work (``wanted``; ``answers`` to the earlier ones); ``body`` and ``fallback`` execute.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from datetime import timedelta
 
 from kneo.clock import isoformat
 from kneo.records.run import RunError, RunStatus
-from kneo.records.task import DecisionKind
+from kneo.records.task import Decision, DecisionKind
 from kneo.runtime.interpreter.answers import chosen_text, edited, filled_in, forwarded, rejected
 from kneo.runtime.interpreter.branch import ELSE, THEN, BranchNode
 from kneo.runtime.interpreter.gate import (
     DEFAULT_HUMAN,
-    TELL,
+    NOTIFY_STEP,
     CompiledGate,
     WaitRequest,
     effect_of,
     feedback_of,
-    given,
     read_wait_answers,
     read_wait_request,
     rejection,
+    wait_answer,
 )
 from kneo.runtime.interpreter.node import (
     Activity,
@@ -40,6 +40,7 @@ from kneo.runtime.interpreter.node import (
     Execute,
     Failed,
     Frame,
+    NodeEnd,
     Outcome,
     ProgramNode,
     Progress,
@@ -49,10 +50,12 @@ from kneo.runtime.interpreter.node import (
     StepWaiting,
     Succeeded,
     TaskDecided,
+    dropped,
+    kept,
+    mapping,
     mismatch,
     number,
     stopped,
-    with_child,
 )
 from kneo.runtime.interpreter.values import ReviewFeedback, Value, read_value
 from kneo.spec.gates import draw
@@ -62,31 +65,18 @@ RETRY_CAP_SECONDS = 30.0
 
 RETRY, SKIP, STOP, CONTINUE = "retry", "skip", "stop", "continue"
 
-_KEPT_FOR_REVIEW = ("node", "input", "attempt", "failures", "reviews", "asked", "chosen")
-
 
 def retry_delay(failures: int, chance: float) -> float:
-    """Seconds to wait before a further try: doubling, at most half a minute, and spread over its upper half."""
+    """Return the seconds before a retry: doubling, at most half a minute, spread over the upper half."""
     return float(min(RETRY_CAP_SECONDS, RETRY_BASE_SECONDS * 2 ** min(failures, 16)) * (0.5 + chance / 2))
-
-
-def _answers(frame: Frame) -> Sequence[object]:
-    found = frame.get("answers", ())
-    assert isinstance(found, list | tuple)
-    return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class HumanQuestion:
-    """What a step of kind human does."""
-
-    gate: CompiledGate
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepNode(ProgramNode):
+    """A step. Its body is an activity, a question (a step of kind human) or a group of nodes."""
+
     kind: str
-    body: Activity | HumanQuestion | ProgramNode
+    body: Activity | CompiledGate | ProgramNode
     before: CompiledGate | None = None
     after: CompiledGate | None = None
     error: CompiledGate | None = None
@@ -95,74 +85,79 @@ class StepNode(ProgramNode):
     max_retries: int = 0
     save_as: str | None = None
     humans: Mapping[str, CompiledGate] = field(default_factory=dict)
-    """Whom the body may ask in its middle, by name."""
+    """The humans whom the body may ask in the middle of its work, by name."""
 
     @property
     def may_repeat(self) -> bool:
-        if isinstance(self.body, HumanQuestion):
-            return self.body.gate.on_reject == RETRY
-        return isinstance(self.body, ProgramNode) and self.body.may_repeat
+        match self.body:
+            case CompiledGate():
+                return self.body.on_reject == RETRY
+            case ProgramNode():
+                return self.body.may_repeat
+            case _:
+                return False
 
     def parts(self) -> Iterable[ProgramNode]:
         return [node for node in (self.body, self.fallback) if isinstance(node, ProgramNode)]
 
+    @property
+    def question(self) -> CompiledGate | None:
+        """The question of a step of kind human."""
+        return self.body if isinstance(self.body, CompiledGate) else None
+
     def own_gates(self) -> Iterable[tuple[CompiledGate, str]]:
-        asked = self.body.gate if isinstance(self.body, HumanQuestion) else None
-        yield from ((gate, "") for gate in (self.before, asked, self.after, self.error) if gate is not None)
+        yield from ((gate, "") for gate in (self.before, self.question, self.after, self.error) if gate is not None)
         yield from ((gate, name) for name, gate in self.humans.items())
 
     # ---- begin ------------------------------------------------------------------------------------------------
 
-    def enter(self, context: DecisionContext, value: Value, place: str) -> Progress:
+    def enter(self, context: DecisionContext, value: Value, location: str) -> Progress:
         frame: Frame = {"node": self.path, "input": value.as_json(), "attempt": 0}
-        if self.before is not None and self.before.asks(value, place, context.case):
+        if self.before is not None and self.before.asks(value, location, context.sampling_seed):
             return {**frame, "phase": "before"}
-        return self._begin(context, frame, value, place)
+        return self._begin(context, frame, location)
 
-    def _begin(self, context: DecisionContext, frame: Frame, value: Value, place: str) -> Progress:
-        chosen = frame.get("chosen")
+    def _begin(self, context: DecisionContext, frame: Frame, location: str) -> Progress:
+        chosen, value, inner = frame.get("chosen"), read_value(frame["input"]), self._inner(frame, location)
         match self.body:
             case Activity():
                 return {**frame, "phase": "body"}
-            case HumanQuestion():
+            case CompiledGate():
                 return {**frame, "phase": "step"}
             case BranchNode() as branch if isinstance(chosen, str):
-                progress = branch.enter_chosen(context, value, self._inner(frame, place), chosen)
+                progress = branch.enter_chosen(context, value, inner, chosen)
             case node:
-                progress = node.enter(context, value, self._inner(frame, place))
-        return self._moved(context, {**frame, "phase": "body"}, "body", progress, place)
+                progress = node.enter(context, value, inner)
+        return self.settled(context, {**frame, "phase": "body"}, "body", progress, location)
 
-    def _moved(self, context: DecisionContext, frame: Frame, slot: str, progress: Progress, place: str) -> Progress:
-        match progress:
-            case Completed() | Failed() | RepeatRequested():
-                return self.resume(context, frame, slot, progress, place)
-            case RunEnded():
-                return progress
-            case _:
-                return with_child(frame, slot, progress)
+    def _repeat(self, context: DecisionContext, frame: Frame, value: Value, location: str) -> Progress:
+        """Begin the body again, as another attempt."""
+        fresh = dropped(frame, "children", "output", "error")
+        return self._begin(
+            context, {**fresh, "attempt": number(frame, "attempt") + 1, "input": value.as_json()}, location
+        )
 
-    def locate(self, frame: Frame, slot: str, place: str) -> tuple[ProgramNode, str]:
-        if slot == "fallback":
+    def locate(self, frame: Frame, child_key: str, location: str) -> tuple[ProgramNode, str]:
+        if child_key == "fallback":
             assert self.fallback is not None
-            return self.fallback, f"{self._inner(frame, place)}:fallback"
+            return self.fallback, f"{self._inner(frame, location)}:fallback"
         assert isinstance(self.body, ProgramNode)
-        return self.body, self._inner(frame, place)
+        return self.body, self._inner(frame, location)
 
     @staticmethod
-    def _inner(frame: Frame, place: str) -> str:
+    def _inner(frame: Frame, location: str) -> str:
         attempt = number(frame, "attempt")
-        return f"{place}@{attempt}" if attempt else place
+        return f"{location}@{attempt}" if attempt else location
 
-    # ---- what it waits for ------------------------------------------------------------------------------------
+    # ---- pending actions --------------------------------------------------------------------------------------
 
-    def pending(self, frame: Frame, place: str) -> Execute | Ask | None:
-        phase, attempt = frame["phase"], number(frame, "attempt")
-        value = read_value(frame["input"])
-        match phase:
+    def pending(self, frame: Frame, location: str) -> Execute | Ask | None:
+        attempt, value = number(frame, "attempt"), read_value(frame["input"])
+        match frame["phase"]:
             case "body" if isinstance(self.body, Activity):
                 until = frame.get("not_before")
                 return Execute(
-                    ticket=f"{place}:{attempt}",
+                    ticket=f"{location}:{attempt}",
                     activity=self.body,
                     value=value,
                     attempt=attempt,
@@ -170,126 +165,107 @@ class StepNode(ProgramNode):
                     answers=read_wait_answers(frame.get("answers", ())),
                 )
             case "wait":
-                return self._wait(frame, value, place, attempt)
-            case "step" | "before" if (gate := self._first(phase)) is not None:
-                return self._ask(gate, value, place, attempt)
-            case "after" if self.after is not None:
-                ask = self._ask(self.after, read_value(frame["output"]), place, attempt)
-                review = value.review
-                previous = review.previous_output if review is not None else None
-                return replace(ask, key=self.after.key(place, number(frame, "reviews")), previous=previous)
-            case "error" if self.error is not None:
-                ask = self._ask(self.error, value, place, attempt)
-                facts = {"error": frame["error"], "attempt": attempt}
-                key = self.error.key(place, number(frame, "asked"))
-                return replace(ask, key=key, options=self._error_options(frame), facts=facts)
-            case _:
-                return None
+                return self._wait(frame, value, location, attempt)
+            case "step" if self.question is not None:
+                return self._ask(self.question, value, location, attempt)
+            case "before" if self.before is not None:
+                return self._ask(self.before, value, location, attempt)
+            case phase:
+                return self._ask_again(phase, frame, value, location)
 
-    def _first(self, phase: object) -> CompiledGate | None:
-        if phase == "before":
-            return self.before
-        return self.body.gate if isinstance(self.body, HumanQuestion) else None
+    def _ask_again(self, phase: object, frame: Frame, value: Value, location: str) -> Ask | None:
+        """Return the question of a phase that may be asked several times, each time under a key of its own."""
+        attempt = number(frame, "attempt")
+        if phase == "after" and self.after is not None:
+            ask = self._ask(self.after, read_value(frame["output"]), location, attempt)
+            previous = value.review.previous_output if value.review is not None else None
+            return replace(ask, key=self.after.key(location, number(frame, "reviews")), previous=previous)
+        if phase == "error" and self.error is not None:
+            ask = self._ask(self.error, value, location, attempt)
+            facts = {"error": frame["error"], "attempt": attempt}
+            key = self.error.key(location, number(frame, "asked"))
+            return replace(ask, key=key, options=self._error_options(self.error, frame), facts=facts)
+        return None
 
-    def _wait(self, frame: Frame, value: Value, place: str, attempt: int) -> Ask:
-        wanted = read_wait_request(frame["wanted"])
-        gate = wanted.gate(self.humans)
+    def _wait(self, frame: Frame, value: Value, location: str, attempt: int) -> Ask:
+        request = read_wait_request(frame["wanted"])
+        gate = request.gate(self.humans)
         assert gate is not None
         return Ask(
-            ticket=f"{place}:wait{wanted.index}:{attempt}",
+            ticket=f"{location}:wait{request.index}:{attempt}",
             path=self.path,
             step_id=self.id,
-            key=wanted.key_at(self._inner(frame, place)),
+            key=request.key_at(self._inner(frame, location)),
             gate=gate,
-            subject=replace(value, text=wanted.subject),
-            options=wanted.options,
+            subject=replace(value, text=request.subject),
+            options=request.options,
             attempt=attempt,
-            prompt=wanted.prompt,
-            human=wanted.human or DEFAULT_HUMAN,
+            prompt=request.prompt,
+            human=request.human or DEFAULT_HUMAN,
         )
 
-    def _ask(self, gate: CompiledGate, subject: Value, place: str, attempt: int) -> Ask:
-        options = tuple(gate.human.options) if gate.human.options else None
+    def _ask(self, gate: CompiledGate, subject: Value, location: str, attempt: int) -> Ask:
         return Ask(
-            ticket=f"{place}:{gate.spot}:{attempt}",
+            ticket=f"{location}:{gate.position_id}:{attempt}",
             path=self.path,
             step_id=self.id,
-            key=gate.key(place),
+            key=gate.key(location),
             gate=gate,
             subject=subject,
-            options=options,
+            options=tuple(gate.human.options) if gate.human.options else None,
             attempt=attempt,
         )
 
-    def _error_options(self, frame: Frame) -> tuple[str, ...]:
-        assert self.error is not None
-        offered = tuple(self.error.human.options or (RETRY, SKIP, STOP))
-        used_up = number(frame, "asked") >= self.error.max_retries
-        return tuple(word for word in offered if not (used_up and word == RETRY)) or (STOP,)
+    @staticmethod
+    def _error_options(gate: CompiledGate, frame: Frame) -> tuple[str, ...]:
+        offered = tuple(gate.human.options or (RETRY, SKIP, STOP))
+        used_up = number(frame, "asked") >= gate.max_retries
+        return tuple(option for option in offered if not (used_up and option == RETRY)) or (STOP,)
 
-    # ---- what came of it --------------------------------------------------------------------------------------
+    # ---- outcomes ---------------------------------------------------------------------------------------------
 
-    def take(self, context: DecisionContext, frame: Frame, outcome: Outcome, place: str) -> Progress:
+    def take(self, context: DecisionContext, frame: Frame, outcome: Outcome, location: str) -> Progress:
         match outcome:
             case Succeeded() if isinstance(self.body, Activity):
-                before = read_value(frame["input"])
+                variables = read_value(frame["input"]).variables
                 metadata = {"node_kind": self.kind, "node_id": self.id, **outcome.metadata}
-                value = Value(text=outcome.text, metadata=metadata, variables=before.variables)
-                return self._succeeded(context, frame, value, place)
+                value = Value(text=outcome.text, metadata=metadata, variables=variables)
+                return self._succeeded(context, frame, value, location)
             case StepFailed():
-                return self._failed(context, frame, outcome.error, place, final=outcome.final)
+                return self._failed(context, frame, outcome.error, location, final=outcome.final)
             case StepWaiting() if isinstance(self.body, Activity):
-                return self._waits(context, frame, outcome.wanted, place)
+                return self._waits(context, frame, outcome.request, location)
             case TaskDecided():
-                return self._answered(context, frame, outcome, place)
+                return self._decided(context, frame, outcome.decision, location)
             case _:
-                raise mismatch(place, outcome)
+                raise mismatch(location, outcome)
 
-    def resume(
-        self,
-        context: DecisionContext,
-        frame: Frame,
-        slot: str,
-        progress: Completed | Failed | RepeatRequested,
-        place: str,
-    ) -> Progress:
-        match progress:
+    def resume(self, context: DecisionContext, frame: Frame, child_key: str, end: NodeEnd, location: str) -> Progress:
+        match end:
             case Completed():
-                return self._succeeded(context, frame, progress.value, place)
-            case Failed() if slot == "fallback":
-                return progress
-            case Failed():
-                return self._failed(context, frame, progress.error, place, final=False)
-            case RepeatRequested():
-                return progress
+                return self._succeeded(context, frame, end.value, location)
+            case Failed() if child_key != "fallback":
+                return self._failed(context, frame, end.error, location, final=False)
+            case _:
+                return end
 
-    def _waits(self, context: DecisionContext, frame: Frame, wanted: WaitRequest, place: str) -> Progress:
-        if wanted.gate(self.humans) is None:
+    def _waits(self, context: DecisionContext, frame: Frame, request: WaitRequest, location: str) -> Progress:
+        if request.gate(self.humans) is None:
             known = ", ".join(self.humans)
-            message = f"{self.path} asks {wanted.human}, who is not in components.humans: {known}."
-            return self._failed(context, frame, RunError(type="unknown_human", message=message), place, final=True)
-        # What was said to another question than the one that is asked now is dropped with all that came after it.
-        answers = list(_answers(frame))[: wanted.index]
-        kept = {key: value for key, value in frame.items() if key != "not_before"}
-        return {**kept, "phase": "wait", "wanted": wanted.as_json(), "answers": answers}
+            message = f"{self.path} asks {request.human}, who is not in components.humans: {known}."
+            error = RunError(type="unknown_human", message=message)
+            return self._failed(context, frame, error, location, final=True)
+        # Answers from this question on belong to other questions and are dropped.
+        answers = list(_answers(frame))[: request.index]
+        return {**dropped(frame, "not_before"), "phase": "wait", "wanted": request.as_json(), "answers": answers}
 
-    def _heard(self, frame: Frame, answer: TaskDecided, place: str) -> Progress:
-        """Begin the body again, with what was given."""
-        wanted, decision = read_wait_request(frame["wanted"]), answer.decision
-        gate = wanted.gate(self.humans)
-        assert gate is not None
-        effect = effect_of(gate, decision)
-        if decision.kind is DecisionKind.REJECTED and effect not in {TELL, CONTINUE}:
-            return rejected(gate, decision, replace(read_value(frame["input"]), review=None), place)
-        heard = asdict(given(wanted, decision))
-        kept = {key: value for key, value in frame.items() if key != "wanted"}
-        return {**kept, "phase": "body", "answers": [*_answers(frame), heard]}
-
-    def _succeeded(self, context: DecisionContext, frame: Frame, value: Value, place: str) -> Progress:
-        sent_back = number(frame, "reviews") > 0
-        if self.after is not None and (sent_back or self.after.asks(value, self._inner(frame, place), context.case)):
-            kept = {key: frame[key] for key in _KEPT_FOR_REVIEW if key in frame}
-            return {**kept, "phase": "after", "output": value.as_json()}
+    def _succeeded(self, context: DecisionContext, frame: Frame, value: Value, location: str) -> Progress:
+        was_rejected = number(frame, "reviews") > 0
+        if self.after is not None and (
+            was_rejected or self.after.asks(value, self._inner(frame, location), context.sampling_seed)
+        ):
+            state = kept(frame, "node", "input", "attempt", "failures", "reviews", "asked", "chosen")
+            return {**state, "phase": "after", "output": value.as_json()}
         return self._finished(value)
 
     def _finished(self, value: Value) -> Completed:
@@ -297,138 +273,129 @@ class StepNode(ProgramNode):
             value = replace(value, variables={**value.variables, self.save_as: value.text})
         return Completed(value=replace(value, review=None))
 
-    def _failed(self, context: DecisionContext, frame: Frame, error: RunError, place: str, *, final: bool) -> Progress:
-        failures = number(frame, "failures")
+    def _failed(
+        self, context: DecisionContext, frame: Frame, error: RunError, location: str, *, final: bool
+    ) -> Progress:
+        failures, value = number(frame, "failures"), read_value(frame["input"])
         if failures < self.max_retries and not final:
-            wait = retry_delay(failures, draw(f"{context.seed}:{place}:{failures}"))
-            until = isoformat(context.now + timedelta(seconds=wait))
-            again = {**frame, "failures": failures + 1, "not_before": until}
-            return self._anew(context, again, read_value(frame["input"]), place)
-        if self.error is not None and self.error.asks(read_value(frame["input"]), place, context.case):
-            kept = {key: value for key, value in frame.items() if key not in {"children", "not_before"}}
-            return {**kept, "phase": "error", "error": {"type": error.type, "message": error.message}}
-        return self._gave_up(context, frame, error, place)
-
-    def _gave_up(self, context: DecisionContext, frame: Frame, error: RunError, place: str) -> Progress:
-        value = read_value(frame["input"])
+            delay = retry_delay(failures, draw(f"{context.seed}:{location}:{failures}"))
+            until = isoformat(context.now + timedelta(seconds=delay))
+            return self._repeat(context, {**frame, "failures": failures + 1, "not_before": until}, value, location)
+        if self.error is not None and self.error.asks(value, location, context.sampling_seed):
+            details = {"type": error.type, "message": error.message}
+            return {**dropped(frame, "children", "not_before"), "phase": "error", "error": details}
         if self.on_error == "continue":
             return self._finished(replace(value.passed_on("failed"), metadata={"error_type": error.type}))
         if self.on_error == "fallback" and self.fallback is not None:
-            kept = {key: frame[key] for key in ("node", "input", "attempt")}
-            progress = self.fallback.enter(context, value, f"{self._inner(frame, place)}:fallback")
-            return self._moved(context, {**kept, "phase": "fallback"}, "fallback", progress, place)
+            frame = {**kept(frame, "node", "input", "attempt"), "phase": "fallback"}
+            progress = self.fallback.enter(context, value, self.locate(frame, "fallback", location)[1])
+            return self.settled(context, frame, "fallback", progress, location)
         return Failed(error=error, kept=frame if isinstance(self.body, Activity) else None)
 
-    def _anew(self, context: DecisionContext, frame: Frame, value: Value, place: str) -> Progress:
-        """Begin the body again."""
-        dropped = {"children", "output", "error"}
-        fresh = {key: kept for key, kept in frame.items() if key not in dropped}
-        fresh |= {"attempt": number(frame, "attempt") + 1, "input": value.as_json()}
-        return self._begin(context, fresh, value, place)
+    # ---- decisions --------------------------------------------------------------------------------------------
 
-    def revived(self, frame: Frame) -> Frame:
-        fresh = {key: kept for key, kept in frame.items() if key not in {"not_before", "failures", "error"}}
-        if isinstance(self.body, Activity) and frame["phase"] == "body":
-            return {**fresh, "attempt": number(frame, "attempt") + 1}
-        return super().revived(fresh)
-
-    def unasked(self, frame: Frame) -> Frame:
-        # What a body was told in its middle belongs to the run that asked; it asks again, and may be told the same.
-        fresh = {key: value for key, value in frame.items() if key not in {"answers", "wanted"}}
-        return super().unasked({**fresh, "phase": "body"} if frame["phase"] == "wait" else fresh)
-
-    def given(self, frame: Frame, ticket: str, text: str, place: str) -> Frame:
-        own = self.pending(frame, place)
-        if own is not None and own.ticket == ticket:
-            return {**frame, "input": replace(read_value(frame["input"]), text=text).as_json()}
-        return super().given(frame, ticket, text, place)
-
-    # ---- answers ----------------------------------------------------------------------------------------------
-
-    def _answered(self, context: DecisionContext, frame: Frame, answer: TaskDecided, place: str) -> Progress:
+    def _decided(self, context: DecisionContext, frame: Frame, decision: Decision, location: str) -> Progress:
         match frame["phase"]:
-            case "step":
-                return self._question(frame, answer, place)
-            case "before":
-                return self._permission(context, frame, answer, place)
-            case "after":
-                return self._judgement(context, frame, answer, place)
+            case "step" if self.question is not None:
+                return self._question_decided(self.question, frame, decision, location)
+            case "before" if self.before is not None:
+                return self._before_decided(self.before, context, frame, decision, location)
+            case "after" if self.after is not None:
+                return self._after_decided(self.after, context, frame, decision, location)
             case "error":
-                return self._rescue(context, frame, answer, place)
+                return self._error_decided(context, frame, decision, location)
             case "wait":
-                return self._heard(frame, answer, place)
+                return self._wait_decided(frame, decision, location)
             case _:
-                raise mismatch(place, answer)
+                raise mismatch(location, TaskDecided(decision=decision))
 
-    def _question(self, frame: Frame, answer: TaskDecided, place: str) -> Progress:
-        assert isinstance(self.body, HumanQuestion)
-        gate, decision, value = self.body.gate, answer.decision, read_value(frame["input"])
-        told = replace(value, metadata={"node_kind": "human", "node_id": self.id, "decision": decision.kind.value})
-        told = filled_in(told, decision, self.id)
+    def _question_decided(self, gate: CompiledGate, frame: Frame, decision: Decision, location: str) -> Progress:
+        value = read_value(frame["input"])
+        metadata = {"node_kind": "human", "node_id": self.id, "decision": decision.kind.value}
+        result = filled_in(replace(value, metadata=metadata, status="completed"), decision, self.id)
         match decision.kind:
             case DecisionKind.APPROVED:
-                return self._finished(replace(told, status="completed"))
+                return self._finished(result)
             case DecisionKind.SELECTED:
-                return self._finished(replace(told, text=chosen_text(decision), status="completed"))
+                return self._finished(replace(result, text=chosen_text(decision)))
             case DecisionKind.EDITED | DecisionKind.PROVIDED:
-                return self._finished(replace(told, text=decision.content or "", status="completed"))
+                return self._finished(replace(result, text=decision.content or ""))
             case DecisionKind.REJECTED if effect_of(gate, decision) == RETRY:
                 return RepeatRequested(
-                    place=place,
                     feedback=feedback_of(decision),
                     rejected=value.text,
                     limit=gate.max_retries,
-                    error=rejection(place, decision),
+                    error=rejection(location, decision),
                 )
             case DecisionKind.REJECTED:
                 passed_on = forwarded(value, decision) if effect_of(gate, decision) == CONTINUE else value
-                return self._past(rejected(gate, decision, passed_on, place))
+                end = rejected(gate, decision, passed_on, location)
+                return self._finished(end.value) if isinstance(end, Completed) else end
 
-    def _past(self, progress: Completed | RunEnded) -> Progress:
-        return self._finished(progress.value) if isinstance(progress, Completed) else progress
-
-    def _permission(self, context: DecisionContext, frame: Frame, answer: TaskDecided, place: str) -> Progress:
-        assert self.before is not None
-        value, decision = read_value(frame["input"]), answer.decision
+    def _before_decided(
+        self, gate: CompiledGate, context: DecisionContext, frame: Frame, decision: Decision, location: str
+    ) -> Progress:
+        value, is_branch = read_value(frame["input"]), isinstance(self.body, BranchNode)
         if decision.kind is DecisionKind.APPROVED:
-            value = filled_in(value, decision, self.id)
-            return self._begin(context, self._chose(THEN, {**frame, "input": value.as_json()}), value, place)
-        if effect_of(self.before, decision) == "else" and isinstance(self.body, BranchNode):
-            return self._begin(context, self._chose(ELSE, frame), value, place)
-        return rejected(self.before, decision, value, place)
+            frame = {**frame, "input": filled_in(value, decision, self.id).as_json()}
+            return self._begin(context, {**frame, "chosen": THEN} if is_branch else frame, location)
+        if effect_of(gate, decision) == "else" and is_branch:
+            return self._begin(context, {**frame, "chosen": ELSE}, location)
+        return rejected(gate, decision, value, location)
 
-    def _chose(self, branch: str, frame: Frame) -> Frame:
-        """Keep the branch that a person decided on, so that a repetition does not evaluate the condition instead."""
-        return {**frame, "chosen": branch} if isinstance(self.body, BranchNode) else frame
-
-    def _judgement(self, context: DecisionContext, frame: Frame, answer: TaskDecided, place: str) -> Progress:
-        assert self.after is not None
-        decision, output = answer.decision, read_value(frame["output"])
-        if decision.kind is DecisionKind.APPROVED:
-            return self._finished(output)
+    def _after_decided(
+        self, gate: CompiledGate, context: DecisionContext, frame: Frame, decision: Decision, location: str
+    ) -> Progress:
+        output, value, effect = read_value(frame["output"]), read_value(frame["input"]), effect_of(gate, decision)
         if decision.kind is DecisionKind.EDITED:
             return self._finished(edited(output, decision))
-        value, effect = read_value(frame["input"]), effect_of(self.after, decision)
-        if effect == CONTINUE:
+        if decision.kind is DecisionKind.APPROVED or effect == CONTINUE:
             return self._finished(output)
         if effect != RETRY:
-            return rejected(self.after, decision, replace(value, review=None), place)
+            return rejected(gate, decision, replace(value, review=None), location)
         reviews = number(frame, "reviews")
-        if reviews >= self.after.max_retries:
-            return stopped(rejection(place, decision))
+        if reviews >= gate.max_retries:
+            return stopped(rejection(location, decision))
         review = ReviewFeedback(previous_output=output.text, feedback=feedback_of(decision))
         again = {**frame, "reviews": reviews + 1, "failures": 0}
-        return self._anew(context, again, replace(value, review=review), place)
+        return self._repeat(context, again, replace(value, review=review), location)
 
-    def _rescue(self, context: DecisionContext, frame: Frame, answer: TaskDecided, place: str) -> Progress:
-        value, kept = read_value(frame["input"]), frame["error"]
-        assert isinstance(kept, Mapping)
-        error = RunError(type=kept["type"], message=kept["message"])
-        choice = answer.decision.selected_option
-        if choice == RETRY:
-            return self._anew(context, {**frame, "asked": number(frame, "asked") + 1, "failures": 0}, value, place)
-        if SKIP in {choice, answer.decision.effect}:
+    def _error_decided(self, context: DecisionContext, frame: Frame, decision: Decision, location: str) -> Progress:
+        value, error = read_value(frame["input"]), RunError(**mapping(frame, "error"))
+        if decision.selected_option == RETRY:
+            again = {**frame, "asked": number(frame, "asked") + 1, "failures": 0}
+            return self._repeat(context, again, value, location)
+        if SKIP in {decision.selected_option, decision.effect}:
             return self._finished(value.passed_on("skipped"))
-        if answer.decision.effect == "cancel":
-            return stopped(RunError(type="cancelled", message=rejection(place, answer.decision).message))
+        if decision.effect == "cancel":
+            return stopped(RunError(type="cancelled", message=rejection(location, decision).message))
         return RunEnded(status=RunStatus.FAILED, output=None, error=error)
+
+    def _wait_decided(self, frame: Frame, decision: Decision, location: str) -> Progress:
+        """Begin the body again, with the answer."""
+        request = read_wait_request(frame["wanted"])
+        gate = request.gate(self.humans)
+        assert gate is not None
+        if decision.kind is DecisionKind.REJECTED and effect_of(gate, decision) not in {NOTIFY_STEP, CONTINUE}:
+            return rejected(gate, decision, replace(read_value(frame["input"]), review=None), location)
+        answers = [*_answers(frame), asdict(wait_answer(request, decision))]
+        return {**dropped(frame, "wanted"), "phase": "body", "answers": answers}
+
+    # ---- changes of a whole state -------------------------------------------------------------------------------
+
+    def prepare_retry(self, frame: Frame) -> Frame:
+        fresh = dropped(frame, "not_before", "failures", "error")
+        if isinstance(self.body, Activity) and frame["phase"] == "body":
+            return {**fresh, "attempt": number(frame, "attempt") + 1}
+        return super().prepare_retry(fresh)
+
+    def reset_questions(self, frame: Frame) -> Frame:
+        # Answers to a waiting function belong to the run that asked: the function asks again.
+        fresh = dropped(frame, "answers", "wanted")
+        return super().reset_questions({**fresh, "phase": "body"} if frame["phase"] == "wait" else fresh)
+
+
+def _answers(frame: Frame) -> Sequence[object]:
+    answers = frame.get("answers", ())
+    assert isinstance(answers, list | tuple)
+    return answers

@@ -1,4 +1,4 @@
-"""What flows from step to step."""
+"""Values: the data that passes from step to step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kneo.spec.gates import Facts
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewFeedback:
-    """What a reviewer said about an earlier try, for the next one."""
+    """A reviewer's feedback on an earlier attempt, for the next one."""
 
     previous_output: str
     feedback: str
@@ -18,10 +18,10 @@ class ReviewFeedback:
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
-    """A text, and how it came about.
+    """A text and its origin.
 
-    ``status`` is ``completed``, ``failed`` (a step failed and its input goes on) or ``skipped``. Variables flow with the
-    value, so that what a parallel branch saves reaches what comes after the branches are joined, in their order.
+    ``status`` is ``completed``, ``failed`` (a step failed and its input is passed on) or ``skipped``. Variables travel with
+    the value: those that parallel branches save are joined in the branches' order.
     """
 
     text: str
@@ -29,21 +29,21 @@ class Value:
     metadata: Mapping[str, object] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
-    """What each of several parallel steps said, by its id."""
+    """The outputs of parallel steps, by their ids."""
     review: ReviewFeedback | None = None
     values: Mapping[str, object] = field(default_factory=dict)
-    """What people filled in since the last step did something."""
+    """Form values of people since the last step ran."""
 
     @property
     def facts(self) -> Facts:
         return Facts(text=self.text, status=self.status, metadata=self.metadata, variables=self.variables)
 
     def passed_on(self, status: str) -> Value:
-        """Go on as if the step had not been there, and say so."""
+        """Return the value for the following step where a step has no result, with the reason as its status."""
         return replace(self, status=status, metadata={}, outputs={}, review=None)
 
     def as_json(self) -> dict[str, object]:
-        """Return what a frame keeps; what has its default is left out."""
+        """Return the value's part of a frame; defaults are left out."""
         values: dict[str, object] = {"text": self.text}
         if self.status != "completed":
             values["status"] = self.status
@@ -56,16 +56,8 @@ class Value:
         return values
 
 
-def read_value(kept: object) -> Value:
-    """Read what ``as_json`` wrote."""
-    assert isinstance(kept, Mapping)
-    review = kept.get("review")
-    return Value(
-        text=kept["text"],
-        status=kept.get("status", "completed"),
-        metadata=kept.get("metadata", {}),
-        variables=kept.get("variables", {}),
-        outputs=kept.get("outputs", {}),
-        review=ReviewFeedback(**review) if review else None,
-        values=kept.get("values", {}),
-    )
+def read_value(content: object) -> Value:
+    """Read the JSON of ``as_json``."""
+    assert isinstance(content, Mapping)
+    review = content.get("review")
+    return Value(**{**content, "review": ReviewFeedback(**review) if review else None})

@@ -1,24 +1,19 @@
-"""A frozen spec as a tree of nodes, ready to be interpreted. Pure.
-
-A node's ``path`` is its place in the spec (``review/legal``) and names its steps and trace for ever.
-"""
+"""The compiler: a frozen spec becomes a tree of nodes for the interpreter. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from kneo.errors import Invalid
 from kneo.runtime.interpreter.branch import BranchNode, RouterNode, Selector
 from kneo.runtime.interpreter.gate import CompiledGate
-from kneo.runtime.interpreter.graph import GraphEdge, GraphNode
-from kneo.runtime.interpreter.loop import LoopNode
 from kneo.runtime.interpreter.node import Activity, ProgramNode, below
 from kneo.runtime.interpreter.parallel import ParallelNode
 from kneo.runtime.interpreter.program import ROOT_AGENT, Program
-from kneo.runtime.interpreter.sequence import SequenceNode, TurnsNode
-from kneo.runtime.interpreter.step import HumanQuestion, StepNode
-from kneo.runtime.program.gates import DECISIONS, make_added, make_gate, make_question, make_waits
+from kneo.runtime.interpreter.serial import GraphEdge, GraphNode, LoopNode, SequenceNode, TurnsNode
+from kneo.runtime.interpreter.step import StepNode
+from kneo.runtime.program.gates import DECISIONS, environment_gate, human_gate, review_gate, wait_gates
 from kneo.spec.coverage.environment_gates import gates_around, gates_around_agent
 from kneo.spec.gates import default_rejection
 from kneo.spec.index import SpecIndex
@@ -45,14 +40,6 @@ from kneo.spec.models.environment import EnvironmentGate
 from kneo.spec.modules import NOTHING_KNOWN
 from kneo.tasks.forms import check_schema
 
-DEFAULT_NAMES = {
-    "sequential": "sequential-workflow",
-    "graph": "graph-workflow",
-    "concurrent": "concurrent-workflow",
-    "handoff": "handoff-workflow",
-    "group-chat": "group-chat-workflow",
-}
-
 MAX_DEPTH = 20
 """Steps inside steps and workflows inside workflows; deeper ones are refused before anything runs."""
 
@@ -61,41 +48,42 @@ MAX_NODES = 100_000
 
 
 def compile_program(spec: Spec, target: str) -> Program:
-    """Turn a validated spec into a program.
+    """Compile a validated spec.
 
     Args:
         spec: The frozen spec.
         target: ``workflow``, or ``agent`` to run the root agent alone; a spec without a workflow runs its root agent.
 
     Raises:
-        Invalid: the spec uses something this runtime cannot execute; nothing has run.
+        Invalid: the spec uses a feature that this runtime cannot execute; nothing has run.
     """
-    components = spec.components
+    components, agent = spec.components, spec.agent
     _check_functions(components.functions)
-    view = SpecIndex.of(spec, NOTHING_KNOWN)
-    compiler = _Compiler(spec, gates_around(view))
+    index = SpecIndex.of(spec, NOTHING_KNOWN)
+    compiler = _Compiler(spec, gates_around(index))
     workflow = spec.workflow if target == "workflow" else None
     if workflow is None:
-        name = spec.agent.name
-        body: Activity | ProgramNode
-        if spec.agent.as_agent is not None:
-            body = compiler.answering(spec.agent, name, 0)
-        else:
-            body = Activity(path=name, id=name, kind="agent", ref=ROOT_AGENT)
-            compiler.asked[ROOT_AGENT] = None
-        step = _surrounded(StepNode(path=name, id=name, kind="agent", body=body), gates_around_agent(view))
-        root: ProgramNode = SequenceNode(path="", id=name, children=(step,))
+        body = compiler.agent(
+            ROOT_AGENT, agent, Activity(path=agent.name, id=agent.name, kind="agent", ref=ROOT_AGENT), 0
+        )
+        step = StepNode(path=agent.name, id=agent.name, kind="agent", body=body)
+        children = (_with_environment_gates(step, gates_around_agent(index)),)
+        root: ProgramNode = SequenceNode(path="", id=agent.name, children=children)
     else:
         root = compiler.workflow(workflow, "", "workflow", 0)
     return Program(
         root=root,
-        agents={ROOT_AGENT: spec.agent, spec.agent.name: spec.agent, **components.agents},
-        asked=tuple(compiler.asked),
+        agents={ROOT_AGENT: agent, **_agents(spec)},
+        used_agents=tuple(compiler.used_agents),
         functions=components.functions,
-        agent_name=spec.agent.name,
-        workflow_name=(workflow.name or DEFAULT_NAMES.get(workflow.type)) if workflow else None,
+        agent_name=agent.name,
+        workflow_name=(workflow.name or f"{workflow.type}-workflow") if workflow else None,
         workflow_type=workflow.type if workflow else None,
     )
+
+
+def _agents(spec: Spec) -> Mapping[str, Agent]:
+    return {spec.agent.name: spec.agent, **spec.components.agents}
 
 
 def _check_functions(functions: Mapping[str, FunctionComponent]) -> None:
@@ -105,292 +93,275 @@ def _check_functions(functions: Mapping[str, FunctionComponent]) -> None:
                 check_schema(schema, f"{key} of the function {name}")
 
 
+@dataclass(frozen=True)
+class _Scope:
+    """The steps around a step: their path, their depth and, for fallbacks, the steps by id."""
+
+    path: str
+    depth: int
+    siblings: Mapping[str, Step] = field(default_factory=dict)
+    replaced: tuple[str, ...] = ()
+    """The steps that the step is a fallback of: fallbacks never form a circle."""
+
+
 class _Compiler:
-    """Walks a spec's workflow; holds the spec so that references can be followed.
+    """Compiles one spec.
 
     Args:
-        spec: What is compiled.
-        around: The questions of the environment around its steps, by the steps' identity.
+        spec: The spec, for references to its components.
+        around: The environment's gates around its steps, by the steps' identity.
     """
 
     def __init__(self, spec: Spec, around: Mapping[int, tuple[EnvironmentGate, ...]]) -> None:
         self.spec = spec
         self.around = around
         self.count = 0
-        self.asked: dict[str, None] = {}
-        self.waits = make_waits(spec.components.humans)
+        self.used_agents: dict[str, None] = {}
+        self.waits = wait_gates(spec.components.humans)
 
-    # ---- families ---------------------------------------------------------------------------------------------
+    # ---- workflows --------------------------------------------------------------------------------------------
 
     def workflow(self, workflow: Workflow, path: str, name: str, depth: int) -> ProgramNode:
         match workflow:
             case SequentialWorkflow():
-                return self.row(workflow.steps, path, name, depth)
+                return self.sequence(workflow.steps, path, name, depth)
             case ConcurrentWorkflow():
-                return ParallelNode(path=path, id=name, children=self.all_of(workflow.participants, path, depth))
+                return ParallelNode(path=path, id=name, children=self.steps(workflow.participants, path, depth))
             case GroupChatWorkflow():
-                children = self.all_of(workflow.participants, path, depth)
-                order = tuple(range(len(children)))
-                limit = workflow.max_iterations
-                turns = workflow.rounds * len(children)
-                cut = limit is not None and limit < len(children)
-                turns = turns if limit is None else min(turns, limit)
-                return TurnsNode(path=path, id=name, children=children, order=order, turns=turns, cut_short=cut)
+                children = self.steps(workflow.participants, path, depth)
+                limit, turns = workflow.max_iterations, workflow.rounds * len(children)
+                return TurnsNode(
+                    path=path,
+                    id=name,
+                    children=children,
+                    order=tuple(range(len(children))),
+                    turns=turns if limit is None else min(turns, limit),
+                    cut_short=limit is not None and limit < len(children),
+                )
             case HandoffWorkflow():
                 return self.handoff(workflow, path, name, depth)
             case GraphWorkflow():
                 return self.graph(workflow, path, name, depth)
 
-    def row(self, steps: Sequence[Step], path: str, name: str, depth: int) -> SequenceNode:
-        return SequenceNode(path=path, id=name, children=self.all_of(steps, path, depth))
+    def sequence(self, steps: Sequence[Step], path: str, name: str, depth: int) -> SequenceNode:
+        return SequenceNode(path=path, id=name, children=self.steps(steps, path, depth))
 
-    def all_of(self, steps: Sequence[Step], path: str, depth: int) -> tuple[ProgramNode, ...]:
+    def steps(self, steps: Sequence[Step], path: str, depth: int) -> tuple[ProgramNode, ...]:
         enabled = [step for step in steps if step.enabled]
         ids = [step.id for step in enabled]
         if len(set(ids)) < len(ids):
             msg = f"Two steps {f'of {path} ' if path else ''}have the same id: {', '.join(ids)[:500]}."
             raise Invalid(msg, code="spec_invalid")
-        beside = {step.id: step for step in (*steps, *enabled)}
-        return tuple(self.step(step, path, depth, beside) for step in enabled)
+        scope = _Scope(path, depth, {step.id: step for step in (*steps, *enabled)})
+        return tuple(self.step(step, step.id, scope) for step in enabled)
 
     def handoff(self, workflow: HandoffWorkflow, path: str, name: str, depth: int) -> TurnsNode:
-        """Sequence: everybody named, once. Round robin: round and round up to the limit, else one round."""
-        children = self.all_of(workflow.participants, path, depth)
+        """Compile a handoff: a sequence takes every named participant once, a round robin goes on up to the limit."""
+        children = self.steps(workflow.participants, path, depth)
         positions = {child.id: index for index, child in enumerate(children)}
-        named = tuple(positions[one] for one in workflow.selector.sequence if one in positions)
+        named = tuple(positions[each] for each in workflow.selector.sequence if each in positions)
         order = named or tuple(range(len(children)))
-        limit = workflow.max_iterations
-        if workflow.selector.type == "round_robin":
-            turns = limit if limit is not None else len(order)
-            return TurnsNode(path=path, id=name, children=children, order=order, turns=turns)
-        cut = limit is not None and limit < len(order)
-        turns = limit if cut and limit is not None else len(order)
-        return TurnsNode(path=path, id=name, children=children, order=order, turns=turns, cut_short=cut)
+        turns = workflow.max_iterations if workflow.max_iterations is not None else len(order)
+        cut_short = workflow.selector.type != "round_robin" and turns < len(order)
+        if workflow.selector.type != "round_robin":
+            turns = min(turns, len(order))
+        return TurnsNode(path=path, id=name, children=children, order=order, turns=turns, cut_short=cut_short)
 
     def graph(self, workflow: GraphWorkflow, path: str, name: str, depth: int) -> GraphNode:
-        declared = {key: node for key, node in workflow.nodes.items() if node.enabled}
-        if workflow.start not in declared:
+        nodes = {key: node for key, node in workflow.nodes.items() if node.enabled}
+        if workflow.start not in nodes:
             msg = f"The graph {path or name} starts at {workflow.start}, which it does not have."
             raise Invalid(msg, code="spec_invalid")
-        ways: dict[str, list[GraphEdge]] = {key: [] for key in declared}
-        for edge in workflow.edges:
-            if edge.source in declared and edge.target in declared:
-                ways[edge.source].append(GraphEdge(target=edge.target, condition=edge.condition))
+        edges = [edge for edge in workflow.edges if edge.source in nodes and edge.target in nodes]
+        scope = _Scope(path, depth, nodes)
         return GraphNode(
             path=path,
             id=name,
             start=workflow.start,
-            nodes={key: self.step(node, path, depth, declared, name=key) for key, node in declared.items()},
-            ways={key: tuple(found) for key, found in ways.items()},
+            nodes={key: self.step(node, key, scope) for key, node in nodes.items()},
+            edges={
+                key: tuple(GraphEdge(edge.target, edge.condition) for edge in edges if edge.source == key)
+                for key in nodes
+            },
             max_steps=workflow.max_steps,
         )
 
     # ---- steps ------------------------------------------------------------------------------------------------
 
-    def step(
-        self,
-        step: Step,
-        parent: str,
-        depth: int,
-        beside: Mapping[str, Step],
-        *,
-        name: str | None = None,
-        instead_of: tuple[str, ...] = (),
-    ) -> StepNode:
-        """Compile one step with everything around it.
-
-        Args:
-            step: The step.
-            parent: Path of what it stands in.
-            depth: How deep that is.
-            beside: The steps of the same workflow by their ids, for ``fallback_ref``.
-            name: Its name where that is not its id: the key of a graph's node.
-            instead_of: The steps it is a fallback of, so that fallbacks never go round in circles.
-        """
+    def step(self, step: Step, name: str, scope: _Scope) -> StepNode:
+        """Compile one step with everything around it; the name of a graph's node is its key."""
         self.count += 1
-        path = below(parent, name or step.id)
-        if depth > MAX_DEPTH or self.count > MAX_NODES:
+        path = below(scope.path, name)
+        if scope.depth > MAX_DEPTH or self.count > MAX_NODES:
             msg = f"Steps are nested deeper than {MAX_DEPTH}, or there are more than {MAX_NODES}, at {path}."
             raise Invalid(msg, code="spec_invalid")
         gates = self.gates(step, path)
-        retries = max(1, step.max_retries) if step.on_error == "retry" else step.max_retries
-        made = StepNode(
+        node = StepNode(
             path=path,
-            id=name or step.id,
+            id=name,
             kind=step.kind,
-            body=self.body(step, path, depth, gates),
+            body=self.body(step, path, scope.depth, gates),
             before=gates.get("before"),
             after=gates.get("after"),
             error=gates.get("error"),
             on_error=step.on_error,
-            fallback=self.fallback(step, parent, depth, beside, (*instead_of, name or step.id)),
-            max_retries=retries,
+            fallback=self.fallback(step, name, scope),
+            max_retries=max(1, step.max_retries) if step.on_error == "retry" else step.max_retries,
             save_as=step.save_as,
             humans=self.waits if step.kind in {"agent", "function"} else {},
         )
-        return _surrounded(made, self.around.get(id(step), ()))
+        return _with_environment_gates(node, self.around.get(id(step), ()))
 
-    def gates(self, step: Step, path: str) -> dict[str, CompiledGate]:
+    def gates(self, step: Step, path: str) -> Mapping[str, CompiledGate]:
         declared = step.review.gates() if step.review is not None else {}
         humans = self.spec.components.humans
-        made = {position: make_gate(position, gate, humans, path) for position, gate in declared.items()}
-        found: dict[str, CompiledGate] = {str(position): gate for position, gate in made.items()}
-        if isinstance(step, ConditionStep) and "before" in found:
-            before = found["before"]
-            says = before.human.on_reject
-            found["before"] = before = replace(before, on_reject=says or default_rejection("before", at_condition=True))
+        gates: dict[str, CompiledGate] = {
+            str(position): review_gate(position, gate, humans, path) for position, gate in declared.items()
+        }
+        if isinstance(step, ConditionStep) and (before := gates.get("before")) is not None:
+            effect = before.human.on_reject or default_rejection("before", at_condition=True)
+            gates["before"] = replace(before, on_reject=effect)
             if step.when is None:
                 # A person who decides instead of a condition is always asked.
-                found["before"] = replace(before, when=None, sample=None)
-        if isinstance(step, LoopStep) and "each" in found and found["each"].human.max_retries is None:
-            found["each"] = replace(found["each"], max_retries=step.max_iterations)
-        return found
+                gates["before"] = replace(gates["before"], when=None, sample=None)
+        if isinstance(step, LoopStep) and (each := gates.get("each")) is not None and each.human.max_retries is None:
+            gates["each"] = replace(each, max_retries=step.max_iterations)
+        return gates
 
-    def fallback(
-        self,
-        step: Step,
-        parent: str,
-        depth: int,
-        beside: Mapping[str, Step],
-        instead_of: tuple[str, ...],
-    ) -> StepNode | None:
+    def fallback(self, step: Step, name: str, scope: _Scope) -> StepNode | None:
         if step.on_error != "fallback":
             return None
-        target = beside.get(step.fallback_ref or "")
-        if target is None or step.fallback_ref in instead_of:
-            msg = f"The step {below(parent, step.id)} falls back on {step.fallback_ref}, which it cannot run instead."
+        reference, replaced = step.fallback_ref or "", (*scope.replaced, name)
+        target = scope.siblings.get(reference)
+        if target is None or reference in replaced:
+            msg = (
+                f"The step {below(scope.path, step.id)} falls back on {step.fallback_ref}, which it cannot run instead."
+            )
             hint = "Name a step of the same workflow, and do not let fallbacks go round in circles."
             raise Invalid(msg, code="spec_invalid", hint=hint)
         if not target.enabled:
-            # Nothing stands in for it, which the checks warn of: it fails like any other step.
+            # A disabled fallback is a lint warning; the step then fails like any other step.
             return None
-        return self.step(target, parent, depth + 1, beside, name=step.fallback_ref, instead_of=instead_of)
+        return self.step(target, reference, replace(scope, depth=scope.depth + 1, replaced=replaced))
 
     def body(
         self, step: Step, path: str, depth: int, gates: Mapping[str, CompiledGate]
-    ) -> Activity | HumanQuestion | ProgramNode:
+    ) -> Activity | CompiledGate | ProgramNode:
+        if isinstance(step, LeafStep):
+            return self.reference(step, path, depth)
+        _check_no_timeout(step, path)
         match step:
-            case LeafStep():
-                return self.activity(step, path, depth)
             case StepsStep():
-                self._timeless(step, path)
-                return self.row(step.steps, path, step.id, depth + 1)
+                return self.sequence(step.steps, path, step.id, depth + 1)
             case ParallelStep():
-                self._timeless(step, path)
-                return ParallelNode(path=path, id=step.id, children=self.all_of(step.steps, path, depth + 1))
+                return ParallelNode(path=path, id=step.id, children=self.steps(step.steps, path, depth + 1))
             case ConditionStep():
-                self._timeless(step, path)
                 return BranchNode(
                     path=path,
                     id=step.id,
                     when=step.when,
-                    then=self.row(step.steps, path, step.id, depth + 1),
-                    otherwise=self.row(step.otherwise, path, step.id, depth + 1),
+                    then=self.sequence(step.steps, path, step.id, depth + 1),
+                    otherwise=self.sequence(step.otherwise, path, step.id, depth + 1),
                 )
             case LoopStep():
-                self._timeless(step, path)
                 return LoopNode(
                     path=path,
                     id=step.id,
-                    body=self.row(step.steps, path, step.id, depth + 1),
+                    body=self.sequence(step.steps, path, step.id, depth + 1),
                     max_iterations=step.max_iterations,
                     until=step.until,
                     each=gates.get("each"),
                 )
             case RouterStep():
-                self._timeless(step, path)
-                return self.router(step, path, depth, gates)
+                return self.router(step, path, depth, gates.get("route"))
 
-    @staticmethod
-    def _timeless(step: Step, path: str) -> None:
-        if step.timeout_seconds is not None:
-            msg = f"The step {path} is of kind {step.kind} and has timeout_seconds"
-            raise _unsupported(msg, "Give the steps in it a timeout, or the whole run.")
-
-    def activity(self, step: LeafStep, path: str, depth: int) -> Activity | HumanQuestion | ProgramNode:
+    def reference(self, step: LeafStep, path: str, depth: int) -> Activity | CompiledGate | ProgramNode:
+        """Compile a step that names a component."""
         components = self.spec.components
         kinds: Mapping[str, tuple[str, Mapping[str, object]]] = {
-            "agent": ("agents", {self.spec.agent.name: self.spec.agent, **components.agents}),
-            "guardrail": ("agents", {self.spec.agent.name: self.spec.agent, **components.agents}),
+            "agent": ("agents", _agents(self.spec)),
+            "guardrail": ("agents", _agents(self.spec)),
             "function": ("functions", components.functions),
             "human": ("humans", components.humans),
             "workflow": ("workflows", components.workflows),
         }
-        bucket, known = kinds[step.kind]
-        if step.ref not in known:
-            msg = f"The step {path} refers to {step.ref}, which is not in components.{bucket}."
+        section, declared = kinds[step.kind]
+        if step.ref not in declared:
+            msg = f"The step {path} refers to {step.ref}, which is not in components.{section}."
             raise Invalid(msg, code="spec_invalid")
         if step.kind == "human":
-            return self.question(components.humans[step.ref], path, step.ref)
+            return human_gate(components.humans[step.ref], path, f"The human {step.ref}")
         if step.kind == "workflow":
-            self._timeless(step, path)
+            _check_no_timeout(step, path)
             return self.workflow(components.workflows[step.ref], path, step.ref, depth + 1)
-        agent = known[step.ref]
-        if isinstance(agent, Agent):
-            if agent.as_agent is not None:
-                self._timeless(step, path)
-                return self.answering(agent, path, depth)
-            self.asked[step.ref] = None
-        return Activity(path=path, id=step.id, kind=step.kind, ref=step.ref, timeout_seconds=step.timeout_seconds)
+        activity = Activity(path=path, id=step.id, kind=step.kind, ref=step.ref, timeout_seconds=step.timeout_seconds)
+        if step.kind == "function":
+            return activity
+        agent = declared[step.ref]
+        assert isinstance(agent, Agent)
+        if agent.as_agent is not None:
+            _check_no_timeout(step, path)
+        return self.agent(step.ref, agent, activity, depth)
 
-    def answering(self, agent: Agent, path: str, depth: int) -> ProgramNode:
-        """Compile the workflow that answers as an agent."""
-        assert agent.as_agent is not None
-        if agent.as_agent not in self.spec.components.workflows:
-            msg = f"The agent {agent.name} is the workflow {agent.as_agent}, which is not in components.workflows."
+    def agent(self, ref: str, agent: Agent, activity: Activity, depth: int) -> Activity | ProgramNode:
+        """Compile an agent: its activity, or the workflow that answers as the agent."""
+        name = agent.as_agent
+        if name is None:
+            self.used_agents[ref] = None
+            return activity
+        if name not in self.spec.components.workflows:
+            msg = f"The agent {agent.name} is the workflow {name}, which is not in components.workflows."
             raise Invalid(msg, code="spec_invalid")
-        return self.workflow(self.spec.components.workflows[agent.as_agent], path, agent.as_agent, depth + 1)
+        return self.workflow(self.spec.components.workflows[name], activity.path, name, depth + 1)
 
-    @staticmethod
-    def question(human: Human, path: str, name: str) -> HumanQuestion:
-        return HumanQuestion(gate=make_question(human, path, f"The human {name}"))
-
-    def router(self, step: RouterStep, path: str, depth: int, gates: Mapping[str, CompiledGate]) -> RouterNode:
-        declared = step.review.route if step.review is not None else None
-        route = gates.get("route")
+    def router(self, step: RouterStep, path: str, depth: int, route: CompiledGate | None) -> RouterNode:
+        components, declared = self.spec.components, step.selector
         if route is None:
-            # Asked where nothing else chooses, and where a reviewer sent the result back to go another way.
-            route = make_question(self.spec.components.humans.get("default") or Human(), path, "The router's question")
+            # Used where no selector chooses, and where a reviewer sent the result back to go another way.
+            route = human_gate(components.humans.get("default") or Human(), path, "The router's question")
             route = replace(route, position="route", decisions=DECISIONS["route"], on_reject="stop")
-        chosen = step.selector
         selector = None
-        if chosen is not None:
-            if chosen.function is not None and chosen.function not in self.spec.components.functions:
-                msg = f"The router {path} chooses by {chosen.function}, which is not in components.functions."
+        if declared is not None:
+            function = declared.function
+            if function is not None and function not in components.functions:
+                msg = f"The router {path} chooses by {function}, which is not in components.functions."
                 raise Invalid(msg, code="spec_invalid")
             selector = Selector(
-                function=Activity(path=path, id=step.id, kind="function", ref=chosen.function)
-                if chosen.function
-                else None,
-                conditions=tuple((item.when, item.choice) for item in chosen.conditions),
-                default=chosen.default,
+                function=Activity(path=path, id=step.id, kind="function", ref=function) if function else None,
+                conditions=tuple((item.when, item.choice) for item in declared.conditions),
+                default=declared.default,
             )
         return RouterNode(
             path=path,
             id=step.id,
-            choices={name: self.row(step.choices[name].steps, path, step.id, depth + 1) for name in step.names},
+            choices={name: self.sequence(step.choices[name].steps, path, step.id, depth + 1) for name in step.names},
             descriptions={name: step.choices[name].description for name in step.names},
             selector=selector,
             route=route,
-            asks_first=declared is not None,
+            asks_first=step.review is not None and step.review.route is not None,
         )
 
 
-def _surrounded(step: StepNode, gates: Sequence[EnvironmentGate]) -> StepNode:
-    """Put the questions of an environment around a step; the first of them is asked first before it, and last after it."""
-    for one in reversed(gates):
-        asked = {place: make_added(place, one.name, gate, step.path) for place, gate in one.gates().items()}
+def _with_environment_gates(step: StepNode, gates: Sequence[EnvironmentGate]) -> StepNode:
+    """Return a step inside the environment's gates; the first of them is asked first before it, and last after it."""
+    for gate in reversed(gates):
+        added = {
+            position: environment_gate(position, gate.name, declared, step.path)
+            for position, declared in gate.gates().items()
+        }
         step = StepNode(
             path=step.path,
             id=step.id,
             kind=step.kind,
             body=step,
-            before=asked.get("before"),
-            after=asked.get("after"),
+            before=added.get("before"),
+            after=added.get("after"),
         )
     return step
 
 
-def _unsupported(what: str, hint: str) -> Invalid:
-    """Refuse before anything runs: what is not executed must not be skipped either."""
-    return Invalid(f"{what}, which this runtime does not execute.", code="unsupported_spec", hint=hint)
+def _check_no_timeout(step: Step, path: str) -> None:
+    """Refuse a time limit of a group before anything runs: a feature that is not executed must not be ignored either."""
+    if step.timeout_seconds is not None:
+        msg = f"The step {path} is of kind {step.kind} and has timeout_seconds, which this runtime does not execute."
+        raise Invalid(msg, code="unsupported_spec", hint="Give the steps in it a timeout, or the whole run.")

@@ -1,4 +1,4 @@
-"""From what a spec says about a question to the question itself. Pure."""
+"""Gates of a program, compiled from a spec's declarations. Pure."""
 
 from __future__ import annotations
 
@@ -26,46 +26,46 @@ DECISIONS: Mapping[str, tuple[DecisionKind, ...]] = {
 """The answers that have an effect at each position."""
 
 
-def make_question(human: Human, path: str, name: str) -> CompiledGate:
-    """Make the question of a step of kind human.
+def human_gate(human: Human, path: str, name: str) -> CompiledGate:
+    """Compile the question of a step of kind human.
 
     Raises:
-        Invalid: ``unsupported_spec``: it relies on something this runtime does not honour.
+        Invalid: ``unsupported_spec``: the human uses a feature that this runtime does not support.
     """
     return _gate("step", human, path, name)
 
 
-def make_waits(humans: Mapping[str, Human]) -> dict[str, CompiledGate]:
-    """Make what a function may ask of each human in its middle; those that cannot be asked so are left out."""
-    found = {}
+def wait_gates(humans: Mapping[str, Human]) -> Mapping[str, CompiledGate]:
+    """Compile the questions of waiting functions, by human; humans who cannot be asked that way are left out."""
+    gates = {}
     for name, human in {DEFAULT_HUMAN: Human(), **humans}.items():
         with contextlib.suppress(Invalid):
-            asked = human.model_copy(update={"decisions": None, "options": None})
-            found[name] = _gate("wait", asked, name, f"The human {name}")
-    return found
+            unrestricted = human.model_copy(update={"decisions": None, "options": None})
+            gates[name] = _gate("wait", unrestricted, name, f"The human {name}")
+    return gates
 
 
-def make_gate(position: str, declared: Gate, humans: Mapping[str, Human], path: str) -> CompiledGate:
-    """Make the question that a spec puts around a step.
+def review_gate(position: str, declared: Gate, humans: Mapping[str, Human], path: str) -> CompiledGate:
+    """Compile a gate that a spec declares around a step.
 
     Raises:
-        Invalid: ``unsupported_spec`` as above; ``spec_invalid``: it asks somebody who is not declared.
+        Invalid: ``unsupported_spec`` as above; ``spec_invalid``: the gate names an undeclared human.
     """
-    human = _whom(declared, humans, path)
+    human = _human(declared, humans, path)
     own = {name: getattr(declared, name) for name in declared.model_fields_set if name in Human.model_fields}
     return _gate(position, human.model_copy(update=own), path, f"review.{position}", declared=declared)
 
 
-def make_added(position: str, name: str, declared: Gate, path: str) -> CompiledGate:
-    """Make a question that an environment puts around a step.
+def environment_gate(position: str, name: str, declared: Gate, path: str) -> CompiledGate:
+    """Compile a gate that an environment adds around a step.
 
     Raises:
         Invalid: as above.
     """
-    return replace(make_gate(position, declared, {}, path), added=name)
+    return replace(review_gate(position, declared, {}, path), added=name)
 
 
-def _whom(declared: Gate, humans: Mapping[str, Human], path: str) -> Human:
+def _human(declared: Gate, humans: Mapping[str, Human], path: str) -> Human:
     if isinstance(declared.human, Human):
         return declared.human
     if declared.human is None:

@@ -13,7 +13,7 @@ from kneo.runtime.interpreter.node import Ask, DecisionContext, Execute, Frame, 
 from kneo.runtime.interpreter.program import Program, actions, begin, settle, waiting
 from kneo.runtime.simulate.scenario import Privileged, Scenario, Transition
 
-CONTEXT = DecisionContext(now=datetime(2000, 1, 1, tzinfo=UTC), seed="simulation", case="simulation")
+CONTEXT = DecisionContext(now=datetime(2000, 1, 1, tzinfo=UTC), seed="simulation", sampling_seed="simulation")
 """Nothing depends on it: no time passes, and questions asked by chance are always asked."""
 
 
@@ -104,8 +104,8 @@ class Exploration:
         """Do what is first to be done, or else answer the first open question."""
         execute = next((one for one in actions(self._program, state) if isinstance(one, Execute)), None)
         if execute is not None:
-            place = execute.ticket.rpartition(":")[0]
-            point.doing = ("step", place)
+            location = execute.ticket.rpartition(":")[0]
+            point.doing = ("step", location)
             self.reached.add(execute.activity.path)
             call = self._privileged.get((execute.activity.kind, execute.activity.ref))
             point.ungated = call if not point.agreed else None
@@ -113,7 +113,7 @@ class Exploration:
         else:
             ask = next(iter(waiting(self._program, state).values()))
             point.doing = ("question", ask.key)
-            self.asked.add((ask.path, ask.gate.spot))
+            self.asked.add((ask.path, ask.gate.position_id))
             ticket, ways = ask.ticket, self._script.answers(ask)
         for way in ways:
             if isinstance(way.outcome, RunEnded):
@@ -152,7 +152,7 @@ class BranchOutcome:
         return {
             "choices": [{"kind": kind, "name": name, "any_of": list(words)} for kind, name, words in self.choices],
             "ran": list(self.ran),
-            "ungated": [{"step": place, "call": call} for place, call in self.ungated],
+            "ungated": [{"step": location, "call": call} for location, call in self.ungated],
             "status": self.status,
             "error": self.error,
             "output": self.output,

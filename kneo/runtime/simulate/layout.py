@@ -1,126 +1,91 @@
-"""What a program consists of, as far as a simulation has to know it."""
+"""The layout of a program: its steps, questions and the words of its conditions, for a simulation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from kneo.runtime.interpreter.branch import BranchNode, RouterNode
 from kneo.runtime.interpreter.gate import CompiledGate
-from kneo.runtime.interpreter.graph import GraphNode
-from kneo.runtime.interpreter.loop import LoopNode
 from kneo.runtime.interpreter.node import Activity, ProgramNode
-from kneo.runtime.interpreter.parallel import ParallelNode
 from kneo.runtime.interpreter.program import Program
-from kneo.runtime.interpreter.sequence import SequenceNode
-from kneo.runtime.interpreter.step import HumanQuestion, StepNode
+from kneo.runtime.interpreter.serial import GraphNode, LoopNode
+from kneo.runtime.interpreter.step import StepNode
 from kneo.spec.models import Condition
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Layout:
     """Every step, question and word of a program.
 
     Attributes:
-        steps: Paths of steps that do something.
-        gates: Path and spot of every question.
-        caught: Paths of steps after whose failure something else happens than the end of the run.
-        words: What conditions compare texts with, in the order of the spec.
-        choices: What a function may choose, by the path of its router.
+        steps: Paths of steps with an activity.
+        gates: Path and position of every question.
+        caught: Paths of steps whose failure does not end the run.
+        words: The texts that conditions compare with, in the order of the spec.
+        choices: The choices of a selecting function, by the path of its router.
     """
 
-    steps: frozenset[str]
-    gates: frozenset[tuple[str, str]]
-    caught: frozenset[str]
-    words: tuple[str, ...]
-    choices: dict[str, tuple[str, ...]]
-
-
-def layout_of(program: Program) -> Layout:
-    """Look through a program once."""
-    survey = _Survey()
-    survey.node(program.root, caught=False)
-    return Layout(
-        steps=frozenset(survey.steps),
-        gates=frozenset(survey.gates),
-        caught=frozenset(survey.caught),
-        words=tuple(survey.words),
-        choices=survey.choices,
-    )
-
-
-@dataclass(slots=True)
-class _Survey:
     steps: set[str] = field(default_factory=set)
     gates: set[tuple[str, str]] = field(default_factory=set)
     caught: set[str] = field(default_factory=set)
     words: dict[str, None] = field(default_factory=dict)
     choices: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def node(self, node: ProgramNode, *, caught: bool) -> None:
+    @classmethod
+    def of(cls, program: Program) -> Layout:
+        layout = cls()
+        layout._add(program.root, caught=False)
+        return layout
+
+    def _add(self, node: ProgramNode, *, caught: bool) -> None:
         match node:
             case StepNode():
-                self._step(node, caught=caught)
-            case SequenceNode() | ParallelNode():
-                self._all(node.children, caught=caught)
+                self._add_step(node, caught=caught)
+                return
             case BranchNode():
-                self._condition(node.when)
-                self._all((node.then, node.otherwise), caught=caught)
+                self._add_conditions(node.when)
             case LoopNode():
-                self._condition(node.until)
-                self._gate(node.path, node.each)
-                self.node(node.body, caught=caught)
+                self._add_conditions(node.until)
+                self._add_gate(node.path, node.each)
             case RouterNode():
-                self._router(node)
-                self._all(node.choices.values(), caught=caught)
+                self._add_router(node)
             case GraphNode():
-                for ways in node.ways.values():
-                    for way in ways:
-                        self._condition(way.condition)
-                self._all(node.nodes.values(), caught=caught)
+                self._add_conditions(*(edge.condition for edges in node.edges.values() for edge in edges))
+        for part in node.parts():
+            self._add(part, caught=caught)
 
-    def _all(self, nodes: Iterable[ProgramNode], *, caught: bool) -> None:
-        for node in nodes:
-            self.node(node, caught=caught)
-
-    def _step(self, step: StepNode, *, caught: bool) -> None:
-        for gate in (step.before, step.after, step.error):
-            self._gate(step.path, gate)
+    def _add_step(self, step: StepNode, *, caught: bool) -> None:
+        for gate in (step.before, step.after, step.error, step.question):
+            self._add_gate(step.path, gate)
         inner = caught or step.error is not None or step.on_error in {"continue", "fallback"}
         if isinstance(step.body, ProgramNode):
-            # A step that is repeated by itself comes to the same again; a group is begun again from its first step.
-            inner = inner or step.max_retries > 0
-        match step.body:
-            case Activity():
-                self.steps.add(step.path)
-                if inner:
-                    self.caught.add(step.path)
-            case HumanQuestion():
-                self._gate(step.path, step.body.gate)
-            case body:
-                self.node(body, caught=inner)
+            # A retried step comes to the same result; a retried group begins again from its first step.
+            self._add(step.body, caught=inner or step.max_retries > 0)
+        elif isinstance(step.body, Activity):
+            self.steps.add(step.path)
+            if inner:
+                self.caught.add(step.path)
         if step.fallback is not None:
-            self.node(step.fallback, caught=caught)
+            self._add(step.fallback, caught=caught)
 
-    def _router(self, router: RouterNode) -> None:
-        chosen = router.selector
-        if router.asks_first or chosen is None:
-            self._gate(router.path, router.route)
-        if chosen is None:
-            return
-        if chosen.function is not None:
-            self.choices[router.path] = tuple(router.choices)
-        for when, _ in chosen.conditions:
-            self._condition(when)
+    def _add_router(self, router: RouterNode) -> None:
+        selector = router.selector
+        if router.asks_first or selector is None:
+            self._add_gate(router.path, router.route)
+        if selector is not None:
+            if selector.function is not None:
+                self.choices[router.path] = tuple(router.choices)
+            self._add_conditions(*(when for when, _ in selector.conditions))
 
-    def _gate(self, path: str, gate: CompiledGate | None) -> None:
+    def _add_gate(self, path: str, gate: CompiledGate | None) -> None:
         if gate is not None:
-            self.gates.add((path, gate.spot))
-            self._condition(gate.when)
+            self.gates.add((path, gate.position_id))
+            self._add_conditions(gate.when)
 
-    def _condition(self, condition: Condition | None) -> None:
-        for word in _words(condition) if condition is not None else ():
-            self.words[word] = None
+    def _add_conditions(self, *conditions: Condition | None) -> None:
+        for condition in conditions:
+            self.words |= dict.fromkeys(_words(condition) if condition is not None else ())
 
 
 def _words(condition: Condition) -> Iterator[str]:

@@ -10,7 +10,7 @@ from itertools import islice
 from kneo.runtime.interpreter.program import ROOT_AGENT, Program
 from kneo.runtime.program.compiler import compile_program
 from kneo.runtime.simulate.exploration import BranchMatrix, BranchOutcome, Exploration
-from kneo.runtime.simulate.layout import Layout, layout_of
+from kneo.runtime.simulate.layout import Layout
 from kneo.runtime.simulate.scenario import ANY_QUESTIONS, Privileged, Scenario
 from kneo.spec.coverage.privileged_calls import privileged_calls
 from kneo.spec.index import ROOT, SpecIndex
@@ -101,7 +101,7 @@ class Simulator:
         """
         view = SpecIndex.of(spec, NOTHING_KNOWN)
         program = compile_program(_always_asking(spec), "workflow")
-        return cls(program, layout_of(program), _by_step(view, privileged_calls(view)), least, limit, rows)
+        return cls(program, Layout.of(program), _by_step(view, privileged_calls(view)), least, limit, rows)
 
     def everything(self) -> Simulation:
         """Walk every branch: each step, question and gate must be on one of them."""
@@ -130,8 +130,8 @@ class Simulator:
         for path in sorted(self.layout.steps - walk.reached):
             yield Finding("unreachable_step", path, f"No branch{far} runs {path}.")
         for path, position in sorted(self.layout.gates - walk.asked):
-            place = path if position == "step" else f"{path}.{position}"
-            yield Finding("unreachable_gate", place, f"No branch{far} asks {place}.")
+            location = path if position == "step" else f"{path}.{position}"
+            yield Finding("unreachable_gate", location, f"No branch{far} asks {location}.")
 
 
 def _always_asking(spec: Spec) -> Spec:
@@ -161,12 +161,14 @@ def _by_step(view: SpecIndex, calls: Mapping[tuple[str, str], str]) -> Privilege
 def _ungated(matrix: BranchMatrix, file: str | None) -> Iterator[Finding]:
     seen = set()
     for outcome in islice(matrix.outcomes(), MAX_CHECKED):
-        for place, call in outcome.ungated:
-            if place not in seen:
-                seen.add(place)
+        for location, call in outcome.ungated:
+            if location not in seen:
+                seen.add(location)
                 said = "; ".join(f"{name}: {' or '.join(words)}" for _, name, words in outcome.choices)
-                message = f"{place} calls {call} though nobody has agreed to anything ({said or 'nobody was asked'})."
-                yield Finding("privileged_ungated", place, message, file)
+                message = (
+                    f"{location} calls {call} though nobody has agreed to anything ({said or 'nobody was asked'})."
+                )
+                yield Finding("privileged_ungated", location, message, file)
 
 
 def _misused(script: Scenario, file: str) -> Iterator[Finding]:
@@ -197,6 +199,6 @@ def _differences(outcome: BranchOutcome, wanted: Expectation) -> Iterator[str]:
         expected = getattr(wanted, name)
         if expected is not None and got != expected:
             yield f"{name} is {got}, not {expected}"
-    ran = {name for place in outcome.ran for name in (place, _ROUND.sub("", place))}
-    yield from (f"{place} did not run" for place in wanted.ran if place not in ran)
-    yield from (f"{place} ran" for place in wanted.not_run if place in ran)
+    ran = {name for location in outcome.ran for name in (location, _ROUND.sub("", location))}
+    yield from (f"{location} did not run" for location in wanted.ran if location not in ran)
+    yield from (f"{location} ran" for location in wanted.not_run if location in ran)

@@ -83,17 +83,17 @@ class Scenario:
 
     def results(self, action: Execute) -> Iterator[Transition]:
         """Yield what a step may come to."""
-        place = action.ticket.rpartition(":")[0]
-        known = self._output(place, action.activity.path)
+        location = action.ticket.rpartition(":")[0]
+        known = self._output(location, action.activity.path)
         if known is not None:
             yield Transition("", Succeeded(text=known))
             return
         choices = self.layout.choices.get(action.activity.path) if action.ticket.endswith(":select") else None
-        for label, text in ((name, name) for name in choices) if choices else self._texts(place):
+        for label, text in ((name, name) for name in choices) if choices else self._texts(location):
             yield Transition(label, Succeeded(text=text))
         if action.activity.path in self.layout.caught:
             yield Transition(
-                "fails", StepFailed(error=RunError(type="simulated", message=f"{place} failed"), final=True)
+                "fails", StepFailed(error=RunError(type="simulated", message=f"{location} failed"), final=True)
             )
 
     def answers(self, ask: Ask) -> Iterator[Transition]:
@@ -114,9 +114,9 @@ class Scenario:
 
     # ---- the parts --------------------------------------------------------------------------------------------
 
-    def _output(self, place: str, path: str) -> str | None:
+    def _output(self, location: str, path: str) -> str | None:
         outputs = self.written.outputs
-        for name in (place, path):
+        for name in (location, path):
             if name in outputs:
                 self.used.add(name)
                 return outputs[name]
@@ -124,7 +124,7 @@ class Scenario:
 
     def _texts(self, name: str) -> Iterator[tuple[str, str]]:
         """Yield a text that no condition knows, each word that one does, and all of them."""
-        words = self.layout.words
+        words = tuple(self.layout.words)
         folded = [word.casefold() for word in words]
         unknown = next(
             (text for text in (f"«{name}»", "«»") if not any(word in text.casefold() for word in folded)), ""

@@ -161,7 +161,7 @@ def handle(loader: CodeLoader, request: Message) -> Message:
         context = StepContext(**{**given, "answers": read_wait_answers(given["answers"])})
         text = call(code, str(request["input"]), context, FunctionSchemas(**signature))
     except WaitForAnswer as waiting:
-        return {"waiting": waiting.wanted.as_json()}
+        return {"waiting": waiting.request.as_json()}
     except Exception as error:  # noqa: BLE001 - the step's error, told to whoever asked
         kind = error.code if isinstance(error, KneoError) else type(error).__name__
         return {"error": {"type": kind, "message": str(error) or kind}}

@@ -21,9 +21,9 @@ class WaitForAnswer(BaseException):
     Not an ``Exception``, so that a function that catches those does not go on without an answer.
     """
 
-    def __init__(self, wanted: WaitRequest) -> None:
-        super().__init__(wanted.prompt)
-        self.wanted = wanted
+    def __init__(self, request: WaitRequest) -> None:
+        super().__init__(request.prompt)
+        self.request = request
 
 
 class Declined(Exception):
@@ -112,7 +112,7 @@ class StepContext:
         Raises:
             Declined: they would not.
         """
-        wanted = WaitRequest(
+        request = WaitRequest(
             prompt=prompt,
             index=next(self._asked),
             name=name,
@@ -122,10 +122,10 @@ class StepContext:
             schema=schema,
             options=tuple(options) if options is not None else None,
         )
-        return answer_to(wanted, self.answers)
+        return answer_to(request, self.answers)
 
 
-def answer_to(wanted: WaitRequest, answers: Sequence[WaitAnswer]) -> object:
+def answer_to(request: WaitRequest, answers: Sequence[WaitAnswer]) -> object:
     """Find what was given to a question.
 
     Raises:
@@ -133,13 +133,13 @@ def answer_to(wanted: WaitRequest, answers: Sequence[WaitAnswer]) -> object:
         Declined: somebody would not.
         Invalid: ``spec_invalid``: no answer could be checked against its schema.
     """
-    found = answers[wanted.index] if wanted.index < len(answers) else None
-    if found is None or found.question != wanted.digest:
-        if wanted.schema is not None:
-            check_schema(wanted.schema, f"The schema of the answer to {wanted.prompt[:200]!r}")
-        raise WaitForAnswer(wanted)
+    found = answers[request.index] if request.index < len(answers) else None
+    if found is None or found.question != request.digest:
+        if request.schema is not None:
+            check_schema(request.schema, f"The schema of the answer to {request.prompt[:200]!r}")
+        raise WaitForAnswer(request)
     if found.declined:
-        raise Declined(found.reason or f"Nobody gives an answer to: {wanted.prompt[:200]}")
+        raise Declined(found.reason or f"Nobody gives an answer to: {request.prompt[:200]}")
     return found.value
 
 

@@ -95,7 +95,7 @@ def test_a_step_under_way_is_named(engine: Engine) -> None:
     with engine.store.write() as tx:
         owned = runs.acquire(tx, run.id, "w")
         assert owned is not None
-        begun = begin(program, "in", DecisionContext(now=tx.now, seed=run.id, case=case_of(run)))
+        begun = begin(program, "in", DecisionContext(now=tx.now, seed=run.id, sampling_seed=case_of(run)))
         assert not isinstance(begun, RunEnded)
         questions_asked(tx, RunContext(program=program, limits=CheckpointLimits()), replace(owned, state=begun))
     [task] = engine.open(run)

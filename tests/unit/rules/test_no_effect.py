@@ -55,7 +55,7 @@ READ: dict[str, dict[str, str]] = {
     "Quorum": {"kneo/tasks/quorum.py": "approvals each order reject"},
     "Review": {
         "kneo/runtime/interpreter/step.py": "before after error",
-        "kneo/runtime/interpreter/loop.py": "each",
+        "kneo/runtime/interpreter/serial.py": "each",
         "kneo/runtime/interpreter/branch.py": "route",
     },
     "RoleQuorum": {OPENING: "role approvals"},

@@ -111,7 +111,7 @@ def waited(program: object) -> Story:
 
 def did(execute: Execute, story: Story) -> object:
     if execute.activity.id == "b" and not execute.answers:
-        return StepWaiting(wanted=WaitRequest(prompt="May I?", index=0, human="ann"))
+        return StepWaiting(request=WaitRequest(prompt="May I?", index=0, human="ann"))
     told = [f"told {given.reason}" for given in execute.answers if given.declined]
     story.did.extend([f"{execute.ticket}", *told])
     return Succeeded(text=f"{execute.value.text}>{execute.activity.path}")

@@ -188,7 +188,7 @@ def test_a_decision_is_kept_when_a_failed_run_is_continued() -> None:
     state = settle(program, state, ask.ticket, TaskOpened(task_id="t"), MOMENT)
     state = settle(program, state, ask.ticket, TaskDecided(decision=decision("rejected")), MOMENT)
     assert [action.ticket for action in actions(program, state)] == ["x/b:0"]
-    assert [action.ticket for action in actions(program, program.root.revived(state))] == ["x/b:1"]
+    assert [action.ticket for action in actions(program, program.root.prepare_retry(state))] == ["x/b:1"]
 
 
 def test_a_state_of_before_the_branch_was_kept_keeps_it_from_now_on() -> None:
