@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(Path(__file__).parent)]
 
 from code_fixtures import findings, fixture_files  # noqa: E402
+from environment_page import environment_page  # noqa: E402
 from roles_page import roles_page  # noqa: E402
 from settings_page import settings_page  # noqa: E402
 
@@ -225,7 +226,12 @@ def settings_text() -> str:
     return settings_page(GENERATED)
 
 
+def environment_text() -> str:
+    return environment_page(GENERATED)
+
+
 PAGES = {
+    "environment-file.md": environment_text,
     "settings.md": settings_text,
     "roles.md": roles_text,
     "diagnostics.md": diagnostics_page,

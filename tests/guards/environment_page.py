@@ -1,0 +1,187 @@
+"""Write ``docs/reference/environment-file.md`` from the model of environment files and the rules for weaker ones."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from kneo.spec.diff.weakening import weakenings
+from kneo.spec.environment import parse_environment
+from kneo.spec.models.environment import Environment, EnvironmentFile
+
+HEAD = """\
+# The environment file
+
+`environments/<name>.yaml` declares one environment: its releases, its people, and the rules that a release must satisfy. The file is not
+signed. The repository's review guards it, and the controller compares each new version with the version in force.
+
+**A change that weakens the rules needs approval.** It waits for `approvals.required` people with a role of `approvals.roles`, by the file in
+force, and is approved with `kneo approve ENV --policy` or in the console. The column "weaker" names the changes that wait. All other changes of a
+key pass at once: they tighten the rules or do not concern them. A first environment file, and `inlineSpecs: true`, wait too. `releases` and `suspend`
+are not rules: releases pass the gates of this page, and whoever can merge can suspend an environment.
+
+`kneo plan` shows each change with its direction. The [JSON Schema](../../schemas/environment.schema.json) checks the file in an editor.
+"""
+
+STOP = ("Gate", "Human")
+"""Models with a page of their own."""
+
+GUIDES = {"Gate": "[gate](../guide/gates.md)", "Human": "[human](../guide/people.md)"}
+
+
+@dataclass(frozen=True)
+class Weaker:
+    """A pair of values of one key, the second of them weaker, and the words for the change."""
+
+    words: str
+    strict: object
+    weak: object
+
+
+DENY, OTHER = {"deny": "Fri 16:00 - Mon 08:00"}, {"allow": "* 06:00 - 20:00"}
+PIN, GATE = "sha256:" + "0" * 64, {"name": "pay", "match": {"tools": ["pay"]}, "before": {"human": "cfo"}}
+PEOPLE = {"cfo": {"description": "May it pay?"}}
+
+WEAKER: Mapping[str, Weaker] = {
+    "inlineSpecs": Weaker("set to `true`", False, True),
+    "people.<name>.groups": Weaker("a group is added", [], ["editors"]),
+    "people.<name>.roles": Weaker("a role is added", [], ["approver"]),
+    "promoteFrom": Weaker("removed or changed", "staging", None),
+    "policy.enabled": Weaker("set to `false`", True, False),
+    "policy.fail_on_warnings": Weaker("set to `false`", True, False),
+    "policy.blocked_diagnostic_codes": Weaker("a code is removed", ["W_MODEL"], []),
+    "policy.require_human_review": Weaker("set to `false`", True, False),
+    "policy.require_tool_permissions": Weaker("set to `false`", True, False),
+    "policy.deny_unrestricted_tools": Weaker("set to `false`", True, False),
+    "policy.require_guardrails": Weaker("set to `false`", True, False),
+    "signatures.accept": Weaker("a format is added", ["dsse"], ["dsse", "hmac-v1"]),
+    "signatures.roles": Weaker("a role is added", ["release"], ["release", "ci"]),
+    "signatures.threshold": Weaker("lowered", 2, 1),
+    "approvals.required": Weaker("lowered", 2, 1),
+    "approvals.roles": Weaker("a role is added", ["approver"], ["approver", "dev"]),
+    "approvals.exclude": Weaker("an entry is removed", ["bundle_signer", "author"], ["author"]),
+    "approvals.expires": Weaker("lengthened", "1d", "7d"),
+    "approvals.signed": Weaker("set to `false`", True, False),
+    "questions.approvals": Weaker("lowered", 2, 1),
+    "questions.exclude": Weaker("an entry is removed", ["requester"], []),
+    "questions.denyOnTimeout": Weaker("an entry is removed", ["approve"], []),
+    "questions.receipt": Weaker("removed, or `signed` instead of `signed_by_reviewer`", "signed_by_reviewer", "signed"),
+    "gates": Weaker("a gate is removed or changed", [GATE], []),
+    "windows": Weaker("a `deny` window is removed or changed; `allow` windows at other times", [DENY], [OTHER]),
+    "soak": Weaker("shortened", "24h", "1h"),
+    "prune.maxPercent": Weaker("raised", 10, 20),
+    "atomic": Weaker("set to `false`", True, False),
+    "implementations.<name>": Weaker("a digest is removed or changed", PIN, None),
+    "allowSelf": Weaker("set to `true`", False, True),
+}
+
+
+def environment_page(generated: str) -> str:
+    for path, weaker in WEAKER.items():
+        strict, weak = _environment(path, weaker.strict), _environment(path, weaker.weak)
+        assert weakenings(strict, weak), f"{path}: {weaker.words} is not weaker"
+        assert not weakenings(weak, strict) or path == "windows", f"{path}: the other direction is weaker too"
+    schema = EnvironmentFile.model_json_schema(by_alias=True)
+    rows = list(_rows(schema["$defs"]["EnvironmentSpec"], schema["$defs"], ""))
+    unknown = WEAKER.keys() - {path for path, *_ in rows}
+    assert not unknown, f"not in the model: {unknown}"
+    table = [
+        f"| `{path}` | {kind} | {default} | {WEAKER[path].words if path in WEAKER else ''} | {meaning} |"
+        for path, kind, default, meaning in rows
+    ]
+    return "\n".join(
+        [
+            generated,
+            "",
+            HEAD,
+            "```yaml",
+            "apiVersion: kneo/v1",
+            "kind: Environment",
+            "metadata: {name: prod}",
+            "spec:",
+            "  # the keys below",
+            "```",
+            "",
+            "| key below `spec` | type | default | weaker | meaning |",
+            "|---|---|---|---|---|",
+            *table,
+            "",
+        ]
+    )
+
+
+def _environment(path: str, value: object) -> Environment:
+    spec: dict = {
+        "policy": {"require_guardrails": True},
+        "signatures": {"roles": ["release"], "threshold": 1},
+        "approvals": {"required": 1},
+        "people": {"ann": {}},
+        "humans": PEOPLE,
+        "promoteFrom": "staging",
+    }
+    spec = copy.deepcopy(spec)
+    *parents, last = ["ann" if key == "<name>" else key for key in path.split(".")]
+    node = spec
+    for key in parents:
+        node = node.setdefault(key, {})
+    if value is None:
+        node.pop(last, None)
+    else:
+        node[last] = value
+    tree = {"apiVersion": "kneo/v1", "kind": "Environment", "metadata": {"name": "prod"}, "spec": spec}
+    return parse_environment(json.dumps(tree).encode(), file="environments/prod.json")
+
+
+def _rows(model: dict, models: dict, prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yield path, type, default and meaning of each key, through nested models."""
+    for name, field in model["properties"].items():
+        path = f"{prefix}{name}"
+        required = name in model.get("required", ())
+        meaning = field.get("description") or _model(field, models).get("description", "")
+        yield path, _type(field), "**required**" if required else _default(field), meaning.replace("|", "\\|")
+        for part in (field, *field.get("anyOf", ())):
+            if "items" in part:
+                inner, below = part["items"], f"{path}[]"
+            elif isinstance(part.get("additionalProperties"), dict):
+                inner, below = part["additionalProperties"], f"{path}.<name>"
+                if "$ref" not in inner:
+                    yield below, _type(inner), "", ""
+            else:
+                inner, below = part, path
+            if "$ref" in inner and inner["$ref"].rpartition("/")[2] not in STOP:
+                yield from _rows(_model(inner, models), models, f"{below}.")
+
+
+def _model(field: dict, models: dict) -> dict:
+    return models.get(field.get("$ref", "").rpartition("/")[2], {})
+
+
+def _type(field: dict) -> str:
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        return GUIDES.get(name, "map")
+    if "anyOf" in field:
+        kinds = [_type(part) for part in field["anyOf"] if part.get("type") != "null"]
+        return " or ".join(dict.fromkeys(kinds))
+    if "const" in field:
+        return f"`{json.dumps(field['const'])}`"
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if field.get("type") == "array":
+        return f"list of {_type(field['items'])}"
+    if isinstance(field.get("additionalProperties"), dict):
+        return f"map of {_type(field['additionalProperties'])}"
+    if field.get("pattern", "").endswith("[smhd]$"):
+        return "duration"
+    return {"string": "text", "boolean": "`true` or `false`", "integer": "number"}.get(field.get("type", ""), "any")
+
+
+def _default(field: dict) -> str:
+    default = field.get("default")
+    if default is None or default in ({}, []) or isinstance(default, dict):
+        return ""
+    if _type(field) == "duration":
+        return {"PT0S": "`0s`", "P7D": "`7d`"}.get(default, f"`{default}`")
+    return f"`{json.dumps(default) if not isinstance(default, str) else default}`"
