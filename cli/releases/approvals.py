@@ -17,6 +17,7 @@ from cli.connection import JsonOption, ProfileOption, ServiceUrlOption
 from cli.deployments import Deployments, deployments
 from cli.files import write_whole
 from cli.releases.environments import show_environment_after
+from cli.repository.environments import read_environment
 from cli.repository.layout import ConfigRepository, find_repository, read_bundle
 from cli.specs.keys import load_private
 from kneo.clock import SystemClock, parse_duration
@@ -258,7 +259,7 @@ def _rules(repository: ConfigRepository | None, subject: Subject) -> Digest | No
     """Read the digest of the rules that the clone has for the environment; None where it has none."""
     if repository is None or subject.environment not in repository.environment_names():
         return None
-    found = repository.environment(subject.environment).policy_digest
+    found = read_environment(repository, subject.environment).policy_digest
     if found != subject.policy_digest:
         _refuse(f"environments/{subject.environment}.yaml", found, subject.policy_digest)
     return found

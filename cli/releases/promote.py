@@ -13,6 +13,7 @@ from cli import render
 from cli.connection import JsonOption
 from cli.files import write_whole
 from cli.repository.clone import OWN_ACCESS, Clone
+from cli.repository.environments import read_environment
 from cli.repository.layout import ConfigRepository
 from cli.repository.push_access import login
 from kneo.errors import Conflict, NotFound
@@ -70,7 +71,7 @@ def _pushed_branch(clone: Clone, branch: str | None) -> str:
 
 
 def _pin(repository: ConfigRepository, environment: str, bundle: str) -> ReleasePin:
-    for item in repository.environment(environment).spec.releases:
+    for item in read_environment(repository, environment).spec.releases:
         if item.bundle == bundle:
             return item
     msg = f"environments/{environment}.yaml does not name {bundle}."
@@ -78,7 +79,7 @@ def _pin(repository: ConfigRepository, environment: str, bundle: str) -> Release
 
 
 def _file(repository: ConfigRepository, environment: str) -> Path:
-    repository.environment(environment)
+    read_environment(repository, environment)
     found = (repository.root / "environments" / f"{environment}.{suffix}" for suffix in ("yaml", "yml"))
     return next(path for path in found if path.is_file())
 

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli.files import read_bytes
-from kneo.errors import NotFound
-from kneo.spec.environment import ENVIRONMENT_LIMITS, parse_environment
-from kneo.spec.models.environment import Environment
 from kneo.trust.dsse import ENVELOPE_BYTES
 from kneo.trust.verify import bundle_path, parse_bundle_path
 
@@ -36,22 +33,6 @@ class ConfigRepository:
         folder = self.root / "environments"
         found = (_ENVIRONMENT_FILE.fullmatch(path.name) for path in _listing(folder) if path.is_file())
         return sorted(match[1] for match in found if match)
-
-    def environment(self, name: str) -> Environment:
-        """Read an environment's file.
-
-        Raises:
-            NotFound: there is none.
-            Invalid: it is not one; the findings carry file and line.
-        """
-        for suffix in ("yaml", "yml"):
-            path = self.root / "environments" / f"{name}.{suffix}"
-            if path.is_file():
-                data = read_bytes(path, max_bytes=ENVIRONMENT_LIMITS.max_bytes, what="environment")
-                return parse_environment(data, file=str(path))
-        msg = f"There is no environment {name!r} in {self.root}."
-        known = ", ".join(self.environment_names()) or "none"
-        raise NotFound(msg, hint=f"There are: {known}.")
 
 
 def find_repository(start: Path) -> ConfigRepository | None:

@@ -13,7 +13,7 @@ from cli.commands import examples
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.requests import request
 from cli.runs.outcome import show_outcome
-from cli.specs.inline import read_tree
+from cli.specs.check import read_tree
 from cli.watch import show_event
 from kneo.api.run_start import RunCreate, create_run
 from kneo.api.run_views import RunView

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from cli.repository.environments import read_environment
 from cli.repository.known_roots import KnownRoots
 from cli.repository.layout import ConfigRepository, find_repository, read_bundle, repository_of
 from cli.specs.signing import read_statement
@@ -166,7 +167,7 @@ def _environments(
 def _terms(repository: ConfigRepository | None, environment: str) -> SignatureTerms:
     if repository is None or environment not in repository.environment_names():
         return DEFAULT_TERMS
-    return repository.environment(environment).spec.signatures
+    return read_environment(repository, environment).spec.signatures
 
 
 def _sequence_step(

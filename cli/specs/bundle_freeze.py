@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cli import render
-from cli.project import open_project
 from cli.specs.check import Checked, check, require_usable
 from kneo.digest import digest_of_json
 from kneo.errors import Conflict
@@ -22,7 +21,7 @@ def freeze(spec: Path, environments: Sequence[str], *, as_json: bool) -> Mapping
         typer.Exit: it cannot be used in one of them; the findings are printed.
         Conflict: it is not the same in all of them.
     """
-    checked = {environment: check(open_project(environment), spec) for environment in environments}
+    checked = {environment: check(spec, environment) for environment in environments}
     _require_usable(checked.values(), as_json=as_json)
     return _same({environment: each.file.loaded.tree for environment, each in checked.items()})
 
@@ -36,7 +35,7 @@ def freeze_as_written(spec: Path, environment: str, *, as_json: bool) -> Mapping
     Raises:
         typer.Exit: it cannot be used in this environment; the findings are printed.
     """
-    checked = check(open_project(environment), spec)
+    checked = check(spec, environment)
     _require_usable([checked], as_json=as_json)
     resolved = checked.file.loaded.tree
     value = checked.file.loaded.documents[0].value

@@ -1,4 +1,4 @@
-"""Checking a spec the way every command about specs does, and printing what was found."""
+"""Checks of a spec for every command about specs: load it, apply the rules and policies, print the findings."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from pathlib import Path
 import typer
 
 from cli import render
-from cli.project import LoadedFile, Project
+from cli.connection import choose, open_service
+from cli.project import LoadedFile, Project, open_project
 from kneo import __version__
+from kneo.errors import Usage
+from kneo.spec.compiler import refusal
 from kneo.spec.coverage.policy import check_policy
 from kneo.spec.diagnostics import Diagnostic, Severity, has_errors
 from kneo.spec.lint.formats import as_github, as_sarif, as_text
@@ -28,7 +31,7 @@ class Format(StrEnum):
 
 @dataclass(frozen=True)
 class Checked:
-    """A spec, everything found about it, and what was read to find it."""
+    """A spec, its findings, and the files that were read."""
 
     project: Project
     file: LoadedFile
@@ -48,15 +51,15 @@ class Checked:
 
     def usable(self) -> Spec:
         """Return the spec of a check that found its shape right."""
-        assert self.spec is not None, "commands ask only after they looked at the findings"
+        assert self.spec is not None, "commands read the findings first"
         return self.spec
 
     def gated(self) -> Spec:
-        """Return the spec as it runs in its environment, with the questions that are added there."""
+        """Return the spec as it runs in its environment, with the gates that the environment adds."""
         return with_gates(self.usable(), self.project.gates_for(self.file.path))
 
     def origin(self) -> dict[str, object]:
-        """Say which files and which environment the answer is about."""
+        """Return the files and the environment that an answer is about."""
         shown = self.project.shown
         return {
             "file": self.name,
@@ -64,36 +67,66 @@ class Checked:
             "environment": self.project.environment,
         }
 
-    def answered(self, answer: Mapping[str, object]) -> Checked:
-        """Take over what a service found, with the places known here."""
+    def by_service(self, verb: str, service_url: str | None, profile: str | None) -> dict[str, object]:
+        """Send the resolved spec to a service, which has its own modules, tools and policies.
+
+        Args:
+            verb: ``validate``, ``compile``, ``explain`` or ``policy-report``.
+            service_url: The service's address, if named.
+            profile: A profile's name, if named.
+        """
+        if self.spec is None:
+            require_usable(self, as_json=False)
+        settings = self.project.settings
+        address = choose(settings, service_url, profile)
+        if address is None:
+            message = "No service is named."
+            raise Usage(message, hint="Use --service-url URL or --profile NAME.")
+        service = open_service(settings, address)
+        try:
+            return service.spec(verb, {"spec": self.file.loaded.tree, "environment": self.project.environment})
+        finally:
+            service.close()
+
+    def with_findings(self, answer: Mapping[str, object]) -> Checked:
+        """Take over the findings of a service, with the positions known here."""
         listed = answer.get("diagnostics")
         known = {(found.code, found.path_text): found for found in self.findings}
         findings = [_from_json(each, known) for each in (listed if isinstance(listed, list) else [])]
         return replace(self, findings=tuple(findings))
 
 
-def _from_json(value: object, known: Mapping[tuple[str, str | None], Diagnostic]) -> Diagnostic:
-    said = value if isinstance(value, dict) else {}
-    code, path = str(said.get("code", "E_UNKNOWN")), said.get("path")
+def _from_json(value: Mapping[str, object], known: Mapping[tuple[str, str | None], Diagnostic]) -> Diagnostic:
+    code, path, suggestion = str(value.get("code", "E_UNKNOWN")), value.get("path"), value.get("suggestion")
     same = known.get((code, path if isinstance(path, str) else None))
     if same is not None:
         return same
-    severity = said.get("severity")
-    kind = Severity(severity) if severity in set(Severity) else Severity.ERROR
+    severity = value.get("severity")
+    kind = Severity(severity) if isinstance(severity, str) and severity in set(Severity) else Severity.ERROR
     at = (path,) if isinstance(path, str) else None
-    suggestion = said.get("suggestion")
-    return Diagnostic(code, kind, str(said.get("message", "")), at, suggestion if isinstance(suggestion, str) else None)
+    return Diagnostic(
+        code, kind, str(value.get("message", "")), at, suggestion if isinstance(suggestion, str) else None
+    )
 
 
-def check(project: Project, argument: Path | None) -> Checked:
-    """Load a spec, take in its files and find everything that is wrong with it, by its environment's policy too.
+def check(argument: Path | None, environment: str | None) -> Checked:
+    """Check a spec of the project, by the rules and by the policy of its environment.
+
+    Args:
+        argument: The file; None is the project's default spec.
+        environment: The environment; None is the project's.
 
     Raises:
-        Usage, NotFound: there is no such spec.
+        Usage, NotFound: the spec does not exist.
     """
+    return check_in(open_project(environment), argument)
+
+
+def check_in(project: Project, argument: Path | None) -> Checked:
+    """Check a spec of a project that is open."""
     file = project.load(argument)
     for overlay in file.missing:
-        render.warning(f"The overlay {project.shown(overlay)} is not there and is left out.")
+        render.warning(f"The overlay {project.shown(overlay)} does not exist and is left out.")
     resolved = resolve(file.loaded, file.files)
     findings = resolved.diagnostics
     if resolved.spec is not None:
@@ -106,7 +139,7 @@ def check(project: Project, argument: Path | None) -> Checked:
 def print_findings(
     checked: Checked, findings: Sequence[Diagnostic], shape: Format, answer: Mapping[str, object] | None
 ) -> None:
-    """Print findings: as JSON where an answer is given, else in the shape that is asked for."""
+    """Print findings: as JSON where an answer is passed, else in the format."""
     if shape is Format.SARIF:
         render.print_json(as_sarif(findings, tool_version=__version__))
     elif answer is not None:
@@ -118,7 +151,7 @@ def print_findings(
 
 
 def require_usable(checked: Checked, *, as_json: bool) -> None:
-    """Stop a command whose spec cannot be used, with everything that was found.
+    """Stop a command whose spec has errors, and print its findings.
 
     Raises:
         typer.Exit: with status 1.
@@ -131,22 +164,32 @@ def require_usable(checked: Checked, *, as_json: bool) -> None:
     raise typer.Exit(1)
 
 
+def read_tree(path: Path | None, environment: str | None) -> Mapping[str, object]:
+    """Return the resolved spec of a run: with the overlays, defaults and policy of its project.
+
+    Raises:
+        Usage, NotFound: the spec does not exist.
+        Invalid: ``spec_invalid``; the diagnostics are in its details.
+    """
+    checked = check(path, environment)
+    if not checked.valid:
+        raise refusal(checked.findings)
+    return checked.file.loaded.tree
+
+
 def _print_text(checked: Checked, findings: Sequence[Diagnostic]) -> None:
-    sources = checked.file.sources
     for found in findings:
-        render.text(as_text(found, sources))
+        render.text(as_text(found, checked.file.sources))
     errors = sum(found.is_error for found in findings)
-    counted = [_count(errors, "error"), _count(sum(f.severity is Severity.WARNING for f in findings), "warning")]
-    said = ", ".join(words for words in counted if words)
-    over = "".join(f" + {checked.project.shown(path)}" for path in checked.file.overlays)
-    about = f"{checked.name}{over} ({checked.project.environment})"
-    if errors:
-        render.line(render.FAILED, f"{about}: {said}.")
-    elif said:
-        render.line(render.CAREFUL, f"{about} can be used: {said}.")
+    warnings = sum(found.severity is Severity.WARNING for found in findings)
+    counts = [_count(number, word) for number, word in ((errors, "error"), (warnings, "warning")) if number]
+    overlays = "".join(f" + {checked.project.shown(path)}" for path in checked.file.overlays)
+    subject = f"{checked.name}{overlays} ({checked.project.environment})"
+    if counts:
+        render.line(render.FAILED if errors else render.CAREFUL, f"{subject}: {', '.join(counts)}")
     else:
-        render.success(f"{about}: nothing to say.")
+        render.success(f"{subject}: no problems found")
 
 
 def _count(number: int, word: str) -> str:
-    return "" if not number else f"{number} {word}" if number == 1 else f"{number} {word}s"
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -1,25 +1,25 @@
-"""``kneo spec diff``: what changes from one spec to another, in the words an approver reads.
+"""``kneo spec diff``: the changes from one spec to another.
 
-A spec is named by a file, by ``REV:path`` as Git writes a file of a commit, or by a bundle of either kind. Bundles are
-read and not believed: who vouches for one is what ``kneo spec bundle verify`` says.
+A spec is a file, ``REV:path`` as Git writes a file of a commit, or a bundle of either kind. Signatures of bundles are not
+verified here; ``kneo spec bundle verify`` does that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import typer
 
 from cli import render
+from cli.commands import examples
 from cli.files import read_bytes
 from cli.project import Project, open_project
 from cli.repository.clone import Clone
-from cli.specs.check import check
+from cli.specs.check import check_in
 from kneo.errors import Invalid, NotFound
-from kneo.spec.diagnostics import Diagnostic
 from kneo.spec.diff import diff as compare
 from kneo.spec.documents import DEFAULT_LIMITS
 from kneo.spec.models import Spec
@@ -32,17 +32,23 @@ from kneo.trust.intoto import PAYLOAD_TYPE
 from kneo.trust.statement import parse_bundle
 
 
+@examples(
+    "kneo spec diff HEAD~1:specs/agent.yaml specs/agent.yaml",
+    "kneo spec diff bundles/agent/1.0.0.dsse.json specs/agent.yaml --markdown",
+)
 def diff(
-    before: Annotated[str, typer.Argument(metavar="A", help="What it was: a file, REV:path of a commit, or a bundle.")],
-    after: Annotated[str, typer.Argument(metavar="B", help="What it is to be, named the same way.")],
+    before: Annotated[
+        str, typer.Argument(metavar="A", help="The old spec: a file, REV:path of a commit, or a bundle.")
+    ],
+    after: Annotated[str, typer.Argument(metavar="B", help="The new spec, in the same notation.")],
     *,
     env: Annotated[str | None, typer.Option("--env", help="The environment whose overlays and defaults apply.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a comment for a pull request.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what changes from spec A to spec B, the most dangerous first.
+    """Compare two specs and list the changes, the most dangerous first.
 
-    Prompts, models, tools, permissions, domains, people, gates and steps.
+    The changes cover prompts, models, tools, permissions, domains, people, gates and steps.
     """
     project = open_project(env)
     changes = compare(_spec(project, before), _spec(project, after))
@@ -53,22 +59,22 @@ def diff(
 
 
 def _spec(project: Project, name: str) -> Spec:
-    """Return the spec that a name means, in normal form and with its texts taken in.
+    """Return a spec in normal form, with its texts inlined.
 
     Raises:
-        NotFound: it means nothing.
-        Invalid: what it means has not the shape of a spec.
+        NotFound: the file, commit or bundle does not exist.
+        Invalid: it does not match the schema of specs.
     """
     path = Path(name)
     revision, colon, inside = name.partition(":")
     if colon and not (project.cwd / path).exists():
         return _committed(revision, inside, name)
     data = read_bytes(project.cwd / path, max_bytes=ENVELOPE_BYTES, what="spec")
-    carried = _carried(data, name)
-    if carried is not None:
-        return _usable(load_tree(dict(carried)), name)
-    checked = check(project, path)
-    return _whole(checked.spec, checked.findings, name)
+    bundled = _bundled(data, name)
+    if bundled is not None:
+        return _whole(load_tree(dict(bundled)), name)
+    checked = check_in(project, path)
+    return _whole(replace(checked.file.loaded, diagnostics=checked.findings), name)
 
 
 def _committed(revision: str, inside: str, name: str) -> Spec:
@@ -82,20 +88,20 @@ def _committed(revision: str, inside: str, name: str) -> Spec:
         if data is None:
             message = f"The commit {revision} has no file {inside}."
             raise NotFound(message, hint="The path is from the repository's root, as in git show REV:path.")
-        carried = _carried(data, name)
-        if carried is not None:
-            return _usable(load_tree(dict(carried)), name)
+        bundled = _bundled(data, name)
+        if bundled is not None:
+            return _whole(load_tree(dict(bundled)), name)
         files = CommittedFiles(clone, commit, PurePosixPath(inside).parent)
-        return _usable(resolve(load_spec(data, file=name, files=files), files), name)
+        return _whole(resolve(load_spec(data, file=name, files=files), files), name)
     finally:
         clone.close()
 
 
-def _carried(data: bytes, name: str) -> Mapping[str, object] | None:
-    """Return the spec that a bundle carries; None where this is no bundle.
+def _bundled(data: bytes, name: str) -> Mapping[str, object] | None:
+    """Return the spec of a bundle; None where the data is not a bundle.
 
     Raises:
-        Invalid: it is one, and damaged.
+        Invalid: the bundle is damaged.
     """
     if not data.lstrip().startswith(b"{"):
         return None
@@ -115,41 +121,38 @@ def _carried(data: bytes, name: str) -> Mapping[str, object] | None:
     return spec if value.get("kind") == KIND and isinstance(spec, dict) else None
 
 
-def _usable(loaded: LoadedSpec, name: str) -> Spec:
-    return _whole(loaded.spec, loaded.diagnostics, name)
-
-
-def _whole(spec: Spec | None, findings: tuple[Diagnostic, ...], name: str) -> Spec:
-    """Return a spec whose shape is right; whether its rules hold is not asked, so that a fix can be compared too."""
-    if spec is not None:
-        return spec
-    first = next(found for found in findings if found.is_error)
+def _whole(loaded: LoadedSpec, name: str) -> Spec:
+    """Return a spec that matches the schema; its rules may fail, so that a fix can be compared too."""
+    if loaded.spec is not None:
+        return loaded.spec
+    first = next(found for found in loaded.diagnostics if found.is_error)
     where = f"{first.file}:{first.line}" if first.file else name
     message = f"{where}: {first.code}: {first.message}"
-    raise Invalid(message, hint=first.suggestion, file=name, diagnostics=[found.as_json() for found in findings])
+    findings = [found.as_json() for found in loaded.diagnostics]
+    raise Invalid(message, hint=first.suggestion, file=name, diagnostics=findings)
 
 
 @dataclass(frozen=True)
 class CommittedFiles(Files):
-    """The files beside a spec, as they are in the same commit."""
+    """The files of a spec in the same commit."""
 
     clone: Clone
     commit: str
     folder: PurePosixPath
 
     def text(self, path: str) -> str | None:
-        for place in self._places(path):
-            data = self.clone.read(self.commit, place, max_bytes=DEFAULT_LIMITS.max_bytes)
+        for candidate in self._candidates(path):
+            data = self.clone.read(self.commit, candidate, max_bytes=DEFAULT_LIMITS.max_bytes)
             if data is not None:
                 return _decoded(data)
         return None
 
     def names(self, path: str) -> tuple[str, ...] | None:
-        found = (self.clone.names(self.commit, place) for place in self._places(path))
+        found = (self.clone.names(self.commit, candidate) for candidate in self._candidates(path))
         return next((names for names in found if names is not None), None)
 
-    def _places(self, path: str) -> tuple[str, ...]:
-        """From the spec's folder and from the root, as a checkout would be read; never out of the repository."""
+    def _candidates(self, path: str) -> tuple[str, ...]:
+        """Return the path below the spec's folder and below the root, never outside the repository."""
         parts = PurePosixPath(path)
         if parts.is_absolute() or ".." in parts.parts:
             return ()

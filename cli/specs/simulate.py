@@ -1,4 +1,4 @@
-"""``kneo spec simulate``: every way a run can go, before any goes there."""
+"""``kneo spec simulate``: the branches of a workflow, without a run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from cli import render
+from cli.commands import examples
 from cli.files import read_bytes
-from cli.project import open_project
 from cli.specs.check import Checked, check, require_usable
 from cli.specs.spec import EnvOption, JsonOption, SpecArgument
 from kneo.runtime.simulate.exploration import BranchOutcome
@@ -24,23 +24,24 @@ SHOWN_BY_ITSELF = "E_PRIVILEGED_UNGATED"
 """Not a reason to refuse: the simulation shows the decisions that lead there."""
 
 
+@examples("kneo spec simulate spec.yaml", "kneo spec simulate spec.yaml --answers tests/refund.answers.yaml")
 def simulate(
     spec: SpecArgument = None,
     *,
     answers: Annotated[
-        list[Path] | None, typer.Option("--answers", help="A file of answers to follow; may be given several times.")
+        list[Path] | None, typer.Option("--answers", help="A file of answers to simulate; can be repeated.")
     ] = None,
     env: EnvOption = None,
-    rows: Annotated[int, typer.Option(min=0, help="The most branches that are listed of each walk.")] = MAX_ROWS,
-    limit: Annotated[int, typer.Option(min=1, help="The most states that are followed in each walk.")] = MAX_STATES,
+    rows: Annotated[int, typer.Option(min=0, help="The maximum number of branches to list.")] = MAX_ROWS,
+    limit: Annotated[int, typer.Option(min=1, help="The maximum number of states to follow.")] = MAX_STATES,
     as_json: JsonOption = False,
 ) -> None:
-    """Walk every branch of a spec without running anything, and say how each ends.
+    """Simulate every branch of a workflow without executing it.
 
-    Exits 1 where a step or gate is on no branch, where something privileged is called though nobody has agreed to
-    anything, and where an answers file does not fit or does not come to what it expects.
+    Exit status 1 if a step or gate is on no branch, if a privileged call needs no approval, or if an answers file
+    does not fit or its expectations are not met.
     """
-    checked = check(open_project(env), spec)
+    checked = check(spec, env)
     tolerated = tuple(found for found in checked.findings if found.code != SHOWN_BY_ITSELF)
     require_usable(replace(checked, findings=tolerated), as_json=as_json)
     scripts = [(checked.project.shown(path), _read(path)) for path in answers or ()]
@@ -63,8 +64,8 @@ def simulate(
         for finding in findings:
             render.line(render.FAILED, f"{finding.file or checked.name}: {finding.message} ({finding.code})")
         if not findings:
-            told = f"{everything.branches} branches" if everything.branches != 1 else "1 branch"
-            render.success(f"{checked.name}: {told}, and every step and gate is on one of them.")
+            branches = f"{everything.branches} branches" if everything.branches != 1 else "1 branch"
+            render.success(f"{checked.name}: {branches}; every step and gate is on at least one of them.")
 
     render.emit(answer, as_json=as_json, text=show)
     raise typer.Exit(1 if findings else 0)
@@ -78,16 +79,16 @@ def _read(path: Path) -> AnswersFile:
 def _matrix(checked: Checked, simulation: Simulation) -> None:
     render.text(simulation.file or checked.name)
     for number, outcome in enumerate(simulation.outcomes, 1):
-        said = [f"{name}: {' | '.join(words)}" for _, name, words in outcome.choices] or ["nothing to decide"]
-        came = " → ".join((*outcome.ran, _end(outcome)))
-        for mark, each in zip([f"{number:>3}", *("   " for _ in said)], [*said, f"→ {came}"], strict=True):
-            render.text(f"{mark}  {each}")
+        choices = [f"{name}: {' | '.join(words)}" for _, name, words in outcome.choices] or ["no decisions"]
+        lines = [*choices, f"→ {' → '.join((*outcome.ran, _end(outcome)))}"]
+        for at, line in enumerate(lines):
+            render.text(f"{number if at == 0 else '':>3}  {line}")
     left = simulation.branches - len(simulation.outcomes)
     if left:
-        render.warning(f"{left} of {simulation.branches} branches are left out here; --rows shows more.")
+        render.warning(f"{left} of {simulation.branches} branches are not shown; --rows shows more.")
     if simulation.cut:
-        found = f"{simulation.cut} states were found and not followed"
-        render.warning(f"{found}; there are at least {simulation.branches} branches. --limit follows more.")
+        rest = f"{simulation.cut} states were not followed"
+        render.warning(f"{rest}; there are at least {simulation.branches} branches. --limit follows more.")
 
 
 def _end(outcome: BranchOutcome) -> str:

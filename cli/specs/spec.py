@@ -1,8 +1,9 @@
-"""``kneo spec``: check a spec, show what it means, bring it up to date, and turn it into one file."""
+"""``kneo spec``: validate, explain, draw, migrate and resolve specs."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,11 +11,9 @@ from typing import Annotated
 import typer
 
 from cli import render
+from cli.commands import examples
 from cli.files import read_bytes, write_whole
-from cli.project import open_project
-from cli.specs.check import Format, check, print_findings, require_usable
-from cli.specs.report import print_report
-from cli.specs.spec_service import ask_service
+from cli.specs.check import Checked, Format, check, print_findings, require_usable
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, NotFound
 from kneo.spec.coverage.policy import policy_report
@@ -22,7 +21,7 @@ from kneo.spec.documents import DEFAULT_LIMITS
 from kneo.spec.graph import GraphNode, as_dot, as_mermaid, spec_graph
 from kneo.spec.messages import describe, suggest
 from kneo.spec.models import LeafStep, Spec
-from kneo.spec.reading.migrate import migrate as bring_up_to_date
+from kneo.spec.reading.migrate import migrate as migrate_tree
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.yaml_writer import write_yaml
 from kneo.spec.summary import compiled, explained, linted, names_of, worth_a_look
@@ -37,18 +36,20 @@ class Drawing(StrEnum):
 
 
 SpecArgument = Annotated[
-    Path | None, typer.Argument(metavar="SPEC", help="A YAML or JSON file; left out: the project's default spec.")
+    Path | None, typer.Argument(metavar="SPEC", help="A YAML or JSON file. Default: the project's default spec.")
 ]
 EnvOption = Annotated[
     str | None, typer.Option("--env", help="The environment whose overlays, defaults and policy apply.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-FormatOption = Annotated[Format, typer.Option("--format", help="How findings are printed.")]
-ServiceUrlOption = Annotated[str | None, typer.Option("--service-url", help="Let this service check it.")]
-ProfileOption = Annotated[str | None, typer.Option("--profile", help="Let the service of this profile check it.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="The format of the findings.")]
+ServiceUrlOption = Annotated[str | None, typer.Option("--service-url", help="Check the spec on this service.")]
+ProfileOption = Annotated[str | None, typer.Option("--profile", help="Check the spec on the service of this profile.")]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write the result to this file.")]
 
 
 @app.command()
+@examples("kneo spec validate spec.yaml", "kneo spec validate spec.yaml --env prod --format sarif")
 def validate(
     spec: SpecArgument = None,
     *,
@@ -58,10 +59,8 @@ def validate(
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
 ) -> None:
-    """Say whether a spec can be used. Exits 1 when it cannot."""
-    checked = check(open_project(env), spec)
-    if service_url or profile:
-        checked = checked.answered(ask_service("validate", checked, service_url, profile))
+    """Validate a spec. Exit status 1 if it has errors."""
+    checked = _validated(spec, env, service_url, profile)
     answer: dict[str, object] = {
         "valid": checked.valid,
         "diagnostics": [found.as_json() for found in checked.findings],
@@ -73,6 +72,7 @@ def validate(
 
 
 @app.command()
+@examples("kneo spec lint spec.yaml", "kneo spec lint spec.yaml --format github")
 def lint(
     spec: SpecArgument = None,
     *,
@@ -82,17 +82,23 @@ def lint(
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
 ) -> None:
-    """Show warnings and errors. Exits 1 when there is any."""
-    checked = check(open_project(env), spec)
-    if service_url or profile:
-        checked = checked.answered(ask_service("validate", checked, service_url, profile))
+    """Check a spec for errors and warnings. Exit status 1 if any are found."""
+    checked = _validated(spec, env, service_url, profile)
     shown = worth_a_look(checked.findings)
     answer: dict[str, object] = {**linted(checked.findings), **checked.origin()}
     print_findings(checked, shown, shape, answer if as_json else None)
     raise typer.Exit(1 if shown else 0)
 
 
+def _validated(spec: Path | None, env: str | None, service_url: str | None, profile: str | None) -> Checked:
+    checked = check(spec, env)
+    if not (service_url or profile):
+        return checked
+    return checked.with_findings(checked.by_service("validate", service_url, profile))
+
+
 @app.command("compile")
+@examples("kneo spec compile spec.yaml", "kneo spec compile spec.yaml --service-url http://127.0.0.1:8000")
 def compile_spec(
     spec: SpecArgument = None,
     *,
@@ -101,28 +107,22 @@ def compile_spec(
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
 ) -> None:
-    """Check that a spec can be run, without running it."""
-    checked = check(open_project(env), spec)
+    """Check that a spec can run, without running it."""
+    checked = check(spec, env)
     if service_url or profile:
-        answer = {**ask_service("compile", checked, service_url, profile), **checked.origin()}
-        render.emit(answer, as_json=as_json, text=lambda: render.success(f"The service can run {checked.name}."))
-        return
-    require_usable(checked, as_json=as_json)
-    usable = checked.usable()
-    answer = {
-        "ok": True,
-        "summary": compiled(usable),
-        "diagnostics": [found.as_json() for found in checked.findings],
-        **checked.origin(),
-    }
-
-    def show() -> None:
-        render.success(f"{checked.name} can be run: agent {usable.agent.name}, {_workflow_words(usable)}.")
-
-    render.emit(answer, as_json=as_json, text=show)
+        answer = checked.by_service("compile", service_url, profile)
+        subject = f"The service can run {checked.name}."
+    else:
+        require_usable(checked, as_json=as_json)
+        usable = checked.usable()
+        findings = [found.as_json() for found in checked.findings]
+        answer = {"ok": True, "summary": compiled(usable), "diagnostics": findings}
+        subject = f"{checked.name} can run: {_roots(usable)}."
+    render.emit({**answer, **checked.origin()}, as_json=as_json, text=lambda: render.success(subject))
 
 
 @app.command()
+@examples("kneo spec explain spec.yaml", "kneo spec explain spec.yaml --json")
 def explain(
     spec: SpecArgument = None,
     *,
@@ -131,36 +131,36 @@ def explain(
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
 ) -> None:
-    """Say what a spec does, and where people are asked."""
-    checked = check(open_project(env), spec)
+    """List the steps of a spec and its human gates."""
+    checked = check(spec, env)
     require_usable(checked, as_json=as_json)
     usable = checked.usable()
-    nodes = spec_graph(usable).nodes
-    asked = ask_service("explain", checked, service_url, profile) if service_url or profile else explained(usable)
-    answer: dict[str, object] = {**asked, **checked.origin()}
+    remote = bool(service_url or profile)
+    answer = checked.by_service("explain", service_url, profile) if remote else explained(usable)
 
     def show() -> None:
-        render.text(f"{checked.name}: agent {usable.agent.name}, {_workflow_words(usable)}.")
-        for node in nodes:
+        render.text(f"{checked.name}: {_roots(usable)}.")
+        for node in spec_graph(usable).nodes:
             depth = node.id.count("/") if node.parent else 0
-            render.text(f"{'  ' * (depth + 1)}{_step_words(node)}")
+            render.text(f"{'  ' * (depth + 1)}{_step(node)}")
 
-    render.emit(answer, as_json=as_json, text=show)
+    render.emit({**answer, **checked.origin()}, as_json=as_json, text=show)
 
 
 @app.command("resolve")
+@examples("kneo spec resolve spec.yaml --output resolved.yaml", "kneo spec resolve spec.yaml --env prod --output -")
 def resolve_spec(
     spec: SpecArgument = None,
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it; - is standard output.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; - is standard output.")],
     env: EnvOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the spec as one file.
+    """Write a spec as one file, as it would be signed.
 
-    Overlays and defaults are applied, prompts and skills taken in: it is what would be signed.
+    Overlays and defaults are applied; prompts and skills are inlined.
     """
-    checked = check(open_project(env), spec)
+    checked = check(spec, env)
     require_usable(checked, as_json=as_json)
     tree = checked.file.loaded.tree
     _write(tree, output)
@@ -170,22 +170,23 @@ def resolve_spec(
 
 
 @app.command()
+@examples("kneo spec migrate old.yaml --output spec.yaml", "kneo spec migrate spec.yaml --check")
 def migrate(
     spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A YAML or JSON file.")],
     *,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the result there.")] = None,
+    output: OutputOption = None,
     only_check: Annotated[
-        bool, typer.Option("--check", help="Change nothing; exit 1 when something would change.")
+        bool, typer.Option("--check", help="Change nothing; exit status 1 if the spec would change.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring an older spec into the shape of v1."""
+    """Migrate an older spec to version v1."""
     data = read_bytes(spec, max_bytes=DEFAULT_LIMITS.max_bytes, what="spec")
     value = read(data, file=str(spec)).value
     if not isinstance(value, dict):
         message = f"{spec}: A spec is a map, not {describe(value)}."
         raise Invalid(message, file=str(spec))
-    result = bring_up_to_date(value)
+    result = migrate_tree(value)
     answer: dict[str, object] = {
         "source_version": result.source_version,
         "target_version": "v1",
@@ -209,6 +210,7 @@ def migrate(
 
 
 @app.command("policy-report")
+@examples("kneo spec policy-report spec.yaml", "kneo spec policy-report spec.yaml --env prod --json")
 def report_policy(
     spec: SpecArgument = None,
     *,
@@ -217,25 +219,30 @@ def report_policy(
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
 ) -> None:
-    """Say what whoever approves a spec wants to know.
+    """Summarize permissions, tools and human gates for a reviewer.
 
-    Memory, tools and their permissions, guardrails, and where people are asked. Exits 1 when the spec has the wrong
-    shape or does not satisfy the environment's policy.
+    Exit status 1 if the spec does not match the schema or violates the environment's policy.
     """
-    checked = check(open_project(env), spec)
+    checked = check(spec, env)
     report = policy_report(checked.spec, checked.findings)
-    told: object = report.flat()
+    answer: object = report.flat()
     if service_url or profile:
-        told = ask_service("policy-report", checked, service_url, profile)["report"]
-    assert isinstance(told, dict)
-    # Flat as beside the database, and under a name as from services: both have readers.
-    answer: dict[str, object] = {**told, "report": told, **checked.origin()}
+        answer = checked.by_service("policy-report", service_url, profile)["report"]
+    assert isinstance(answer, dict)
+
+    def show() -> None:
+        for heading, lines in _sections(report.body) if report.valid else ():
+            render.text("\n  ".join((heading, *lines)))
+        print_findings(checked, checked.findings, Format.TEXT, None)
+
+    # The keys of a local report and of a service's report: both have readers.
+    render.emit({**answer, "report": answer, **checked.origin()}, as_json=as_json, text=show)
     violated = any(found.code.startswith("E_ENV_POLICY_") for found in checked.findings)
-    render.emit(answer, as_json=as_json, text=lambda: print_report(checked, report))
     raise typer.Exit(1 if violated or not report.valid else 0)
 
 
 @app.command()
+@examples("kneo spec graph spec.yaml", "kneo spec graph spec.yaml --format dot")
 def graph(
     spec: SpecArgument = None,
     *,
@@ -243,8 +250,8 @@ def graph(
     drawing: Annotated[Drawing, typer.Option("--format", help="The language of the drawing.")] = Drawing.MERMAID,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw the workflow."""
-    checked = check(open_project(env), spec)
+    """Draw the workflow of a spec."""
+    checked = check(spec, env)
     if checked.spec is None:
         require_usable(checked, as_json=as_json)
     drawn = spec_graph(checked.gated())
@@ -255,49 +262,89 @@ def graph(
 
 
 @app.command()
+@examples("kneo spec schema", "kneo spec schema environment", "kneo spec schema --output schemas")
 def schema(
     kind: Annotated[
-        str | None, typer.Argument(metavar="KIND", help="spec (the default), environment, project, answers, …")
+        str | None,
+        typer.Argument(metavar="KIND", help="The kind of file: spec, environment, project, answers, … Default: spec."),
     ] = None,
     *,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write to this folder: the one named, or all of them.")
+        Path | None, typer.Option("--output", "-o", help="Write the schema, or all schemas, to this folder.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the JSON Schema of one kind of file."""
-    # The models of every room are imported here and nowhere else in this module.
+    """Print the JSON Schema of a kind of file."""
+    # Imports the models of every room; the other commands of this module need those of specs alone.
     from cli.specs.schemas import rendered
 
     schemas = rendered()
-    wanted = f"{kind or 'spec'}.schema.json"
-    if wanted not in schemas:
-        known = [name.removesuffix(".schema.json") for name in schemas]
+    name = f"{kind or 'spec'}.schema.json"
+    if name not in schemas:
+        known = [each.removesuffix(".schema.json") for each in schemas]
         message = f"There is no schema of {str(kind)[:60]!r}."
         raise NotFound(message, hint=suggest(str(kind), known))
     if output is None:
-        render.text(schemas[wanted].rstrip("\n"))
+        render.text(schemas[name].rstrip("\n"))
         return
-    files = {output / name: text for name, text in schemas.items() if kind is None or name == wanted}
+    files = {output / each: text for each, text in schemas.items() if kind is None or each == name}
     for path, text in files.items():
         write_whole(path, text.encode())
     answer = {"files": [str(path) for path in files]}
     render.emit(answer, as_json=as_json, text=lambda: render.success(f"Wrote {len(files)} to {output}."))
 
 
-def _workflow_words(spec: Spec) -> str:
+def _roots(spec: Spec) -> str:
     workflow = spec.workflow
     if workflow is None:
-        return "which answers by itself"
-    return f"{workflow.type} workflow {workflow.name}" if workflow.name else f"a {workflow.type} workflow"
+        return f"agent {spec.agent.name}, without a workflow"
+    return f"agent {spec.agent.name}, {workflow.type} workflow {workflow.name or ''}".rstrip()
 
 
-def _step_words(node: GraphNode) -> str:
+def _step(node: GraphNode) -> str:
     step = node.step
-    what = f"{node.kind} {step.ref}" if isinstance(step, LeafStep) else node.kind
-    asked = [f"asks {place}" for place in node.gates]
-    fails = [f"on error: {step.on_error}"] if step.on_error != "fail" else []
-    return f"{node.name}: {', '.join([what, *asked, *fails])}"
+    kind = f"{node.kind} {step.ref}" if isinstance(step, LeafStep) else node.kind
+    gates = [f"asks {position}" for position in node.gates]
+    on_error = [f"on error: {step.on_error}"] if step.on_error != "fail" else []
+    return f"{node.name}: {', '.join([kind, *gates, *on_error])}"
+
+
+def _sections(body: Mapping[str, object]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the headings and lines of a policy report."""
+    agents = [(_list(body, part, key)) for part, key in _AGENT_PARTS]
+    tools, memory, guardrails = agents
+    yield "Tools", [f"{each['agent']}: {_tools(each)}" for each in tools]
+    yield "Memory", [f"{each['agent']}: {each['policy'] or 'everything'}" for each in memory]
+    yield "Guardrails", [f"{each['agent']}: {_stages(each['stages'])}" for each in guardrails]
+    gates = [f"{each['step_id']} asks {each['ref']}" for each in _list(body, "human_review", "workflow_steps")]
+    gates += [
+        f"{each['path']} asks {each['human'] or 'the default reviewer'}"
+        for each in _list(body, "human_review", "gates")
+    ]
+    yield "Human gates", gates or ["none"]
+    reasons = _list(body, "human_review", "requirements")
+    yield "Reasons for a review", [f"{each['code']}: {each['reason']}" for each in reasons]
+
+
+_AGENT_PARTS = (("tools", "agent_policies"), ("memory", "agents"), ("guardrails", "agents"))
+
+
+def _list(body: Mapping[str, object], part: str, key: str) -> list[dict[str, object]]:
+    section = body[part]
+    listed = section[key] if isinstance(section, dict) else []
+    return [each for each in listed if isinstance(each, dict)]
+
+
+def _tools(policy: Mapping[str, object]) -> str:
+    names = policy["include"]
+    if not isinstance(names, list) or not names:
+        return "none"
+    return f"{', '.join(names)} ({'unrestricted' if policy['unrestricted'] else 'restricted'})"
+
+
+def _stages(stages: object) -> str:
+    counts = stages.items() if isinstance(stages, dict) else ()
+    return ", ".join(f"{count} at {stage}" for stage, count in counts) or "none"
 
 
 def _write(tree: dict[str, object], output: Path) -> None:

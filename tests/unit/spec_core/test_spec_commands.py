@@ -204,7 +204,7 @@ def test_the_project_decides_what_is_left_open(folder, answer, kneo, monkeypatch
     assert status == 0
     assert said["report"]["agent_name"] == "prod"
     assert (said["file"], said["overlays"]) == ("specs/main.yaml", ["specs/prod.yaml"])
-    assert "specs/missing.yaml is not there" in kneo("spec", "validate", "--env", "prod")[2]
+    assert "specs/missing.yaml does not exist" in kneo("spec", "validate", "--env", "prod")[2]
     resolved = read_yaml(kneo("spec", "resolve", "-o", "-", "--env", "prod")[1].encode(), file="f").value
     assert resolved["agent"]["model"] == {"provider": "dummy", "name": "d"}
     assert resolved["metadata"] == {"project": "demo", "environment": "prod"}
