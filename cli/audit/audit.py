@@ -18,8 +18,7 @@ from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.deployments import deployments
 from cli.files import read_bytes
 from kneo.errors import Invalid, Untrusted, Usage
-from kneo.records.audit import Kept, leaf_of
-from kneo.records.merkle import verify_inclusion
+from kneo.records.audit import Kept, leaf_of, verify_inclusion
 from kneo.settings import from_env
 from kneo.spec.reading.reader import read_json
 from kneo.store import audit

@@ -29,29 +29,6 @@ class RunStatus(StrEnum):
         return self not in {RunStatus.RUNNING, RunStatus.PAUSED}
 
 
-NEXT: Mapping[RunStatus, frozenset[RunStatus]] = {
-    RunStatus.RUNNING: frozenset(
-        {
-            RunStatus.PAUSED,
-            RunStatus.SUCCEEDED,
-            RunStatus.FAILED,
-            RunStatus.CANCELLED,
-            RunStatus.EXPIRED,
-            RunStatus.TIMED_OUT,
-        }
-    ),
-    RunStatus.PAUSED: frozenset(
-        {RunStatus.RUNNING, RunStatus.CANCELLED, RunStatus.FAILED, RunStatus.EXPIRED, RunStatus.TIMED_OUT}
-    ),
-    RunStatus.SUCCEEDED: frozenset(),
-    RunStatus.FAILED: frozenset({RunStatus.RUNNING}),
-    RunStatus.CANCELLED: frozenset(),
-    RunStatus.EXPIRED: frozenset(),
-    RunStatus.TIMED_OUT: frozenset(),
-}
-"""The legal transitions; the store refuses any other. A failed run has ended, and runs again when it is continued."""
-
-
 def ending(status: RunStatus) -> str:
     """Return the type of the last trace event of a run that ended with a status.
 

@@ -23,23 +23,6 @@ SIGNED, SIGNED_BY_REVIEWER = "signed", "signed_by_reviewer"
 UNRESOLVED = frozenset({TaskStatus.OPEN, TaskStatus.CLAIMED, TaskStatus.SNOOZED})
 """Statuses in which a person can still answer."""
 
-NEXT: Mapping[TaskStatus, frozenset[TaskStatus]] = {
-    TaskStatus.OPEN: frozenset(
-        {TaskStatus.CLAIMED, TaskStatus.SNOOZED, TaskStatus.DECIDED, TaskStatus.EXPIRED, TaskStatus.CANCELLED}
-    ),
-    TaskStatus.CLAIMED: frozenset(
-        {TaskStatus.OPEN, TaskStatus.SNOOZED, TaskStatus.DECIDED, TaskStatus.EXPIRED, TaskStatus.CANCELLED}
-    ),
-    TaskStatus.SNOOZED: frozenset(
-        {TaskStatus.OPEN, TaskStatus.CLAIMED, TaskStatus.DECIDED, TaskStatus.EXPIRED, TaskStatus.CANCELLED}
-    ),
-    TaskStatus.DECIDED: frozenset({TaskStatus.APPLIED, TaskStatus.CANCELLED}),
-    TaskStatus.APPLIED: frozenset(),
-    TaskStatus.EXPIRED: frozenset(),
-    TaskStatus.CANCELLED: frozenset(),
-}
-
-
 REPLAYED = "replay"
 """Who decided, where an answer of an earlier run was used again; see ``Decision.by``."""
 
@@ -223,3 +206,62 @@ class TaskEvent:
     type: str
     actor: str | None
     data: Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskLink:
+    """One row of ``task_links``. The token itself is nowhere; whoever has it proves that by its SHA-256."""
+
+    id: str
+    token_hash: str
+    task_id: str
+    run_id: str
+    person: str
+    """Whose answer it is."""
+    subject_digest: str
+    """What was asked when it was made; about anything else it says nothing."""
+    created_by: str
+    created_at: str
+    expires_at: str
+    used_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A few columns of one row of ``tasks`` that was answered, or that nobody answered in time. Times are ISO-8601 texts."""
+
+    id: str
+    environment: str | None
+    workflow_name: str | None
+    key: str
+    position: str
+    status: TaskStatus
+    asked_at: str
+    resolved_at: str
+    shown_chars: int
+    """Characters of what was shown."""
+    decision: DecisionKind | None
+    """``None`` where the deadline ended the run."""
+    by: str | None
+    """``person``, ``policy:timeout`` or ``replay``."""
+    content: str | None
+    """What was written instead, where it was edited."""
+    answers: tuple[str, ...]
+    """What each voter said, as ``answer`` of their votes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReceiptRecord:
+    """One row of ``receipts``. Nothing here is believed that ``envelope`` does not say."""
+
+    id: str
+    task_id: str
+    run_id: str
+    sequence: int
+    digest: str
+    """Of the signed payload."""
+    envelope: bytes
+    statements: tuple[str, ...] = ()
+    """Envelopes of what the reviewers signed themselves, as JSON texts."""
+    audit_event_id: str
+    at: str

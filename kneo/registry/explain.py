@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from kneo.errors import KneoError, NotFound
 from kneo.records.audit import SealedEvent
-from kneo.records.receipt import ReceiptRecord
 from kneo.records.release import (
     ApprovalRecord,
     BundleRecord,
@@ -21,6 +20,7 @@ from kneo.records.release import (
     also_closed,
 )
 from kneo.records.run import Run
+from kneo.records.task import ReceiptRecord
 from kneo.registry.record import environment_subject
 from kneo.registry.resolve import declared
 from kneo.store import approvals, audit, receipts, releases, runs

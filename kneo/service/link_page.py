@@ -10,8 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from html import escape
 
-from kneo.records.link import TaskLink
-from kneo.records.task import DecisionKind, HumanTask
+from kneo.records.task import DecisionKind, HumanTask, TaskLink
 
 SHOWN_CHARS = 50_000
 """Most of a subject that the page shows; the rest is in the inbox."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from kneo import registry
 from kneo.clock import isoformat, parse_duration
 from kneo.errors import NotFound
-from kneo.records.receipt import ReceiptRecord
+from kneo.records.task import ReceiptRecord
 from kneo.service.task_acts import read_answer
 from kneo.service.wire import Json
 from kneo.settings import Settings

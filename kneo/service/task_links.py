@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from kneo.clock import parse_duration, parse_time
-from kneo.records.link import TaskLink
+from kneo.records.task import TaskLink
 from kneo.service.wire import Json
 from kneo.store import links as stored
 from kneo.store.engine import Store

@@ -13,8 +13,17 @@ from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, sele
 
 from kneo.clock import isoformat, new_id
 from kneo.errors import Invalid, Untrusted
-from kneo.records.audit import EMPTY_HEAD, AuditEvent, ChainVerdict, Kept, SealedEvent, head_of, leaf_of
-from kneo.records.merkle import EMPTY_ROOT, Frontier
+from kneo.records.audit import (
+    EMPTY_HEAD,
+    EMPTY_ROOT,
+    AuditEvent,
+    ChainVerdict,
+    Frontier,
+    Kept,
+    SealedEvent,
+    head_of,
+    leaf_of,
+)
 from kneo.store import append_only, audit_tree
 from kneo.store.engine import Store, Tx, lock_table
 from kneo.store.prepared import Prepared

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, insert, select
 
 from kneo.errors import NotFound
-from kneo.records.merkle import inclusion_proof, parent_of, root_of
+from kneo.records.audit import inclusion_proof, parent_of, root_of
 from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.prepared import Prepared
 from kneo.store.tables import audit_chain, audit_checkpoints, audit_nodes

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from sqlalchemy import func, insert, select, update
 
-from kneo.records.link import TaskLink
+from kneo.records.task import TaskLink
 from kneo.store.engine import Tx
 from kneo.store.tables import task_links
 

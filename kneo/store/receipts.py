@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Row, bindparam, insert, select
 
-from kneo.records.receipt import ReceiptRecord
+from kneo.records.task import ReceiptRecord
 from kneo.store.engine import Tx
 from kneo.store.prepared import Prepared
 from kneo.store.prepared import Row as PreparedRow

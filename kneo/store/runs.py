@@ -9,8 +9,8 @@ from datetime import timedelta
 from sqlalchemy import Row, bindparam, insert, or_, select, update
 
 from kneo.clock import isoformat
-from kneo.errors import Conflict
-from kneo.records.run import NEXT, STATE_VERSION, ReleaseRef, Run, RunError, RunStatus, ending
+from kneo.records.run import STATE_VERSION, ReleaseRef, Run, RunError, RunStatus, ending
+from kneo.records.transition import check_transition
 from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.history import (
     add_checkpoint,
@@ -46,18 +46,6 @@ __all__ = [  # what a run leaves behind is read through here too
 
 class Fenced(Exception):
     """The run is no longer this driver's; whatever it was about to commit is discarded."""
-
-
-class IllegalTransition(Conflict):
-    """A run in one status never gets into the other one; nothing was written."""
-
-    default_code = "run_transition_illegal"
-
-
-def _check_transition(before: RunStatus, after: RunStatus) -> None:
-    if after not in NEXT[before]:
-        msg = f"A run that is {before} never becomes {after}."
-        raise IllegalTransition(msg, before=before.value, after=after.value)
 
 
 _KEEP_SPEC = Prepared(
@@ -217,7 +205,7 @@ def commit(tx: Tx, run: Run, **changes: object) -> None:
     """
     status = RunStatus(str(changes.get("status", RunStatus.RUNNING)))
     if status is not RunStatus.RUNNING:
-        _check_transition(RunStatus.RUNNING, status)
+        check_transition(RunStatus.RUNNING, status)
     values = {
         "updated_at": tx.at,
         "step_count": run.step_count,
@@ -287,7 +275,7 @@ def end(tx: Tx, run_id: str, status: RunStatus, error: RunError, *, allowed: Ite
     """
     allowed = tuple(allowed)
     for before in allowed:
-        _check_transition(before, status)
+        check_transition(before, status)
     done = tx.connection.execute(
         update(runs)
         .where(runs.c.id == run_id, runs.c.status.in_(list(allowed)))

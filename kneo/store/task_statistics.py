@@ -13,8 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, bindparam, delete, func, insert, select
 
 from kneo.clock import new_id
-from kneo.records.outcome import Outcome
-from kneo.records.task import DecisionKind, HumanTask, TaskStatus
+from kneo.records.task import DecisionKind, HumanTask, Outcome, TaskStatus
 from kneo.store.engine import Tx, lock_table
 from kneo.store.prepared import Prepared
 from kneo.store.tables import task_count_changes, tasks

@@ -9,8 +9,7 @@ from datetime import timedelta
 
 from kneo.clock import isoformat, new_id
 from kneo.errors import Conflict, InvalidValue, KneoError, NotFound
-from kneo.records.link import TaskLink
-from kneo.records.task import HumanTask
+from kneo.records.task import HumanTask, TaskLink
 from kneo.store import idempotency, links, runs
 from kneo.store.engine import Store, Tx
 from kneo.tasks import people

@@ -9,8 +9,7 @@ from kneo.clock import new_id, parse_time
 from kneo.errors import Invalid
 from kneo.names import person_key
 from kneo.records.audit import AuditEvent, leaf_of
-from kneo.records.receipt import ReceiptRecord
-from kneo.records.task import SIGNED, SIGNED_BY_REVIEWER, Decision, DecisionKind, HumanTask, Vote
+from kneo.records.task import SIGNED, SIGNED_BY_REVIEWER, Decision, DecisionKind, HumanTask, ReceiptRecord, Vote
 from kneo.store import audit, receipts, releases
 from kneo.store.engine import Tx
 from kneo.tasks.schedule import TIMEOUT_POLICY

@@ -13,8 +13,7 @@ from math import ceil
 from statistics import median
 
 from kneo.clock import parse_time
-from kneo.records.outcome import Outcome
-from kneo.records.task import DecisionKind
+from kneo.records.task import DecisionKind, Outcome
 
 READ_CHARS_PER_SECOND = 48.0
 """Twice the 238 words (of six characters with their space) that adults read in a minute, silently, of non-fiction: the mean of

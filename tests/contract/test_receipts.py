@@ -17,9 +17,8 @@ from sqlalchemy.exc import DBAPIError
 from cli.compose import make_store
 from kneo.clock import ManualClock, isoformat
 from kneo.errors import KneoError
-from kneo.records.receipt import ReceiptRecord
 from kneo.records.run import Run, RunError, RunStatus
-from kneo.records.task import DecisionKind, HumanTask
+from kneo.records.task import DecisionKind, HumanTask, ReceiptRecord
 from kneo.runtime.engine.assemble import working
 from kneo.settings import from_env
 from kneo.store import audit, prune, receipts, runs, tasks

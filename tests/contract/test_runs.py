@@ -10,11 +10,12 @@ from processes import at_once
 
 from kneo.clock import ManualClock, isoformat
 from kneo.digest import digest_of
-from kneo.records.run import NEXT, ReleaseRef, Run, RunError, RunStatus, StepRecord
+from kneo.records.run import ReleaseRef, Run, RunError, RunStatus, StepRecord
+from kneo.records.transition import RUN_TRANSITIONS, IllegalTransition
 from kneo.store import audit, runs
 from kneo.store.engine import Store
 from kneo.store.run_filter import RunFilter
-from kneo.store.runs import Fenced, IllegalTransition
+from kneo.store.runs import Fenced
 
 LIVE = (RunStatus.RUNNING, RunStatus.PAUSED)
 CANCELLED = RunError(type="cancelled", message="ann cancelled it")
@@ -317,7 +318,7 @@ def test_only_legal_transitions_are_written(store: Store, before: RunStatus, aft
             written = runs.end(tx, run.id, after, CANCELLED, allowed=[before])
     except IllegalTransition:
         written = False
-    assert written == (after in NEXT[before])
+    assert written == (after in RUN_TRANSITIONS[before])
     assert get(store, run).status is (after if written else before)
 
 
@@ -334,7 +335,7 @@ def test_a_driver_writes_legal_transitions_only(store: Store) -> None:
 
 def test_what_has_ended_and_what_has_not() -> None:
     assert {status for status in RunStatus if not status.is_final} == set(LIVE)
-    assert {status for status in RunStatus if status.is_final and NEXT[status]} == {RunStatus.FAILED}
+    assert {status for status in RunStatus if status.is_final and RUN_TRANSITIONS[status]} == {RunStatus.FAILED}
 
 
 def test_a_run_ends_once(store: Store) -> None:

@@ -18,9 +18,8 @@ from kneo import registry
 from kneo.clock import ManualClock
 from kneo.digest import Digest
 from kneo.errors import KneoError
-from kneo.records.receipt import ReceiptRecord
 from kneo.records.run import RunStatus
-from kneo.records.task import DecisionKind, HumanTask, TaskStatus
+from kneo.records.task import DecisionKind, HumanTask, ReceiptRecord, TaskStatus
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, fork
 from kneo.runtime.engine.start import StartRequest

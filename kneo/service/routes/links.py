@@ -13,8 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from kneo.api.context import Principal
 from kneo.errors import Invalid, InvalidValue, KneoError, NotFound
-from kneo.records.link import TaskLink
-from kneo.records.task import DecisionKind, HumanTask
+from kneo.records.task import DecisionKind, HumanTask, TaskLink
 from kneo.runtime.engine.consequences import as_it_stands
 from kneo.service import responses, task_links
 from kneo.service.auth import Require, require

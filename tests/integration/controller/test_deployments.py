@@ -15,7 +15,7 @@ from controller_bench import Bench, serving
 from kneo_process import eventually
 
 from controller.loop import Controller
-from kneo.records.merkle import verify_inclusion
+from kneo.records.audit import verify_inclusion
 from kneo.runtime.engine.start import Starter
 from kneo.service.app import create_app
 from kneo.settings import Settings, from_env

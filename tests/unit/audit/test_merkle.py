@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kneo.errors import Invalid, KneoError, Untrusted
-from kneo.records.merkle import EMPTY_ROOT, Frontier, inclusion_proof, parent_of, root_of, verify_inclusion
+from kneo.records.audit import EMPTY_ROOT, Frontier, inclusion_proof, parent_of, root_of, verify_inclusion
 from kneo.trust.checkpoint import make_checkpoint, read_checkpoint
 from kneo.trust.keys import Algorithm, PrivateKey
 

@@ -9,8 +9,7 @@ import pytest
 
 from cli.people.review_stats import bar, duration
 from kneo.clock import isoformat
-from kneo.records.outcome import Outcome
-from kneo.records.task import DecisionKind, TaskStatus
+from kneo.records.task import DecisionKind, Outcome, TaskStatus
 from kneo.tasks.review import EDITS, GateStatistics, edit_distance, edits_to_compare, is_quick, is_rubber_stamp, review
 
 ASKED = datetime(2026, 1, 31, 12, tzinfo=UTC)
