@@ -28,7 +28,7 @@ from kneo.service.task_query import task_page
 from kneo.service.task_stats import task_stats
 from kneo.settings import Settings
 from kneo.spec.policy_flags import PolicyFlags
-from kneo.store import audit, releases, requests, runs, task_feed, task_statistics, tasks
+from kneo.store import audit, history, releases, requests, task_feed, task_statistics, tasks
 from kneo.tasks.inbox import decide
 from kneo.trust.answer import open_answer
 from kneo.trust.dsse import read_envelope
@@ -103,7 +103,7 @@ class LocalBackend:
         def look(known: int) -> tuple[str, Sequence[Json]]:
             status = self.call(get_run, run_id).status
             with self.store.read() as tx:
-                events = runs.list_trace(tx, run_id, limit=1000, offset=known)
+                events = history.list_trace(tx, run_id, limit=1000, offset=known)
             return str(status), [vars(TraceEventView.of(one)) for one in events]
 
         return poll(look, run_id, until_pause=until_pause)

@@ -21,7 +21,7 @@ from kneo.runtime.engine.wait import find_run
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
 from kneo.spec.models import Spec
-from kneo.store import runs, tasks
+from kneo.store import history, tasks
 from kneo.store.engine import Store
 from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide
@@ -101,7 +101,7 @@ class Engine:
 
     def steps(self, run: Run) -> list[tuple[str, str]]:
         with self.store.read() as tx:
-            return [(step.step_id, step.status) for step in runs.list_steps(tx, run.id)]
+            return [(step.step_id, step.status) for step in history.list_steps(tx, run.id)]
 
 
 def _names(part: object) -> set[str]:

@@ -144,10 +144,10 @@ def get_run_trace(
     """Read what happened in a run, step by step."""
     find_run(context.store, run_id)
     with context.store.read() as tx:
-        events = runs.list_trace(
+        events = history.list_trace(
             tx, run_id, event_type=event_type, descending=sort_order == "desc", limit=limit, offset=offset
         )
-        total = runs.count_trace(tx, run_id, event_type=event_type)
+        total = history.count_trace(tx, run_id, event_type=event_type)
     return TraceView(
         run_id=run_id,
         events=[TraceEventView.of(event) for event in events],

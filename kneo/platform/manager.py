@@ -38,7 +38,7 @@ from kneo.spec.models.environment import read_spec
 from kneo.spec.policy_flags import PolicyFlags
 from kneo.spec.reading.load import LoadedSpec, SourceFile
 from kneo.spec.reading.validate import check_model
-from kneo.store import audit, policies, runs, tasks
+from kneo.store import audit, history, policies, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.migrate import Database
 from kneo.store.run_filter import RunFilter
@@ -229,11 +229,11 @@ class PlatformManager:
 
     def list_checkpoints(self, run_id: str) -> Sequence[Checkpoint]:
         with self.store.read() as tx:
-            return runs.list_checkpoints(tx, run_id)
+            return history.list_checkpoints(tx, run_id)
 
     def get_trace(self, run_id: str) -> Sequence[TraceEvent]:
         with self.store.read() as tx:
-            return runs.list_trace(tx, run_id)
+            return history.list_trace(tx, run_id)
 
     def replay_view(self, run_id: str) -> Mapping[str, object]:
         return views.replay_view(read_record(self.store, run_id))

@@ -1,4 +1,4 @@
-"""What a run leaves behind: steps, checkpoints and trace. Appended, never rewritten; numbered by counts in its row."""
+"""The history of a run: steps, checkpoints and trace events, append-only and numbered by counts in the run's row."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from kneo.store.tables import checkpoints, runs, steps, trace_events
 AnyRow = Row[*tuple[object, ...]]
 
 MAX_VISITED = 1000
-"""Visited steps that a run's own row and its last trace event list; all of them are in its steps."""
+"""Visited steps in a run's row and in its last trace event; the steps table has all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointLimits:
-    """Bounds on what one checkpoint stores."""
+    """Bounds on the state that one checkpoint stores."""
 
     compress_bytes: int = 65_536
-    """Larger ones are compressed."""
+    """A larger state is compressed."""
     max_bytes: int = 1_048_576
-    """Larger ones, compressed, keep only a preview; a run cannot be forked from there."""
+    """Of a larger state, after compression, only a preview is stored; the run cannot be forked from there."""
     preview_chars: int = 1_200
 
 
@@ -49,7 +49,7 @@ class NewTrace:
 
 @dataclass(kw_only=True)
 class History:
-    """What one transaction adds to a run's history, in order."""
+    """The entries that one transaction adds to a run's history, in order."""
 
     steps: list[StepRecord] = field(default_factory=list)
     checkpoints: list[NewCheckpoint] = field(default_factory=list)
@@ -61,7 +61,7 @@ _ADD_TRACE = Prepared(insert(trace_events))
 
 
 def counted(run: Run, history: History) -> Run:
-    """Return a run with the counts it has once this is added to its history."""
+    """Return a run with the counts after these entries are added."""
     return replace(
         run,
         step_count=run.step_count + len(history.steps),
@@ -73,46 +73,50 @@ def counted(run: Run, history: History) -> Run:
 def append(tx: Tx, run: Run, history: History, limits: CheckpointLimits) -> None:
     """Add to the history of a run as it was before; the caller has committed ``counted`` behind the fence."""
     if history.steps:
-        rows = [_step_row(step) | {"sequence": run.step_count + n} for n, step in enumerate(history.steps, 1)]
-        _ADD_STEP.change_many(tx, rows)
-    if history.checkpoints:
-        kept = [
-            {
-                "run_id": run.id,
-                "sequence": run.checkpoint_count + n,
-                "id": new_id("ckpt", tx.now),
-                "type": new.type,
-                "step_id": new.step_id,
-                **_packed(new, limits),
-                "created_at": tx.at,
-            }
-            for n, new in enumerate(history.checkpoints, 1)
-        ]
-        _ADD_CHECKPOINT.change_many(tx, kept)
-    if history.trace:
-        told = [
-            {
-                "run_id": run.id,
-                "sequence": run.trace_count + n,
-                "event_id": new_id("evt", tx.now),
-                "type": new.type,
-                "step_id": new.step_id,
-                "timestamp": tx.at,
-                "data": dict(new.data),
-            }
-            for n, new in enumerate(history.trace, 1)
-        ]
-        _ADD_TRACE.change_many(tx, told)
+        _ADD_STEP.change_many(
+            tx, [_step_row(step) | {"sequence": run.step_count + n} for n, step in enumerate(history.steps, 1)]
+        )
+    _add(tx, run.id, history, limits, run.checkpoint_count, run.trace_count)
+
+
+def _add(
+    tx: Tx, run_id: str, history: History, limits: CheckpointLimits, checkpoint_count: int, trace_count: int
+) -> None:
+    """Add checkpoints and trace events after those that the run has."""
+    checkpoint_rows = [
+        {
+            "run_id": run_id,
+            "sequence": checkpoint_count + n,
+            "id": new_id("ckpt", tx.now),
+            "type": new.type,
+            "step_id": new.step_id,
+            **_packed(new, limits),
+            "created_at": tx.at,
+        }
+        for n, new in enumerate(history.checkpoints, 1)
+    ]
+    trace_rows = [
+        {
+            "run_id": run_id,
+            "sequence": trace_count + n,
+            "event_id": new_id("evt", tx.now),
+            "type": new.type,
+            "step_id": new.step_id,
+            "timestamp": tx.at,
+            "data": dict(new.data),
+        }
+        for n, new in enumerate(history.trace, 1)
+    ]
+    _ADD_CHECKPOINT.change_many(tx, checkpoint_rows)
+    _ADD_TRACE.change_many(tx, trace_rows)
 
 
 def _step_row(step: StepRecord) -> dict[str, object]:
-    values: dict[str, object] = dict(step.__dict__)
-    values["error"] = asdict(step.error) if step.error else None
-    return values
+    return vars(step) | {"error": asdict(step.error) if step.error else None}
 
 
 def _packed(new: NewCheckpoint, limits: CheckpointLimits) -> dict[str, object]:
-    """Compress what is large, and keep only a preview of what is too large even so."""
+    """Return the columns of a checkpoint's state: compressed where large, a preview where too large even so."""
     body = json_text.encode(new.state)
     size = len(body)
     if size >= limits.compress_bytes:
@@ -128,14 +132,14 @@ def _packed(new: NewCheckpoint, limits: CheckpointLimits) -> dict[str, object]:
 
 
 def _unpacked(body: bytes) -> Mapping[str, object]:
-    # JSON begins with a brace, which zlib never does.
+    # JSON begins with a brace, zlib with another byte.
     plain = body if body[:1] == b"{" else zlib.decompress(body)
     state = json_text.decode(plain)
     assert isinstance(state, dict)
     return state
 
 
-# ---- one by one, for whoever does not drive the run ---------------------------------------------------------------
+# ---- runs without a driver ------------------------------------------------------------------------------------------
 
 
 def insert_step(tx: Tx, step: StepRecord) -> None:
@@ -143,7 +147,7 @@ def insert_step(tx: Tx, step: StepRecord) -> None:
 
 
 def next_step_sequence(tx: Tx, run_id: str) -> int:
-    """Count one more step of a run that nobody drives."""
+    """Count one more step of a run without a driver; return its sequence number."""
     count: int = tx.connection.execute(
         update(runs).where(runs.c.id == run_id).values(step_count=runs.c.step_count + 1).returning(runs.c.step_count)
     ).scalar_one()
@@ -151,14 +155,14 @@ def next_step_sequence(tx: Tx, run_id: str) -> int:
 
 
 def add_trace(tx: Tx, run_id: str, kind: str, *, step_id: str | None = None, **data: object) -> None:
-    """Append one trace event to a run that nobody drives any more."""
+    """Append a trace event to a run without a driver."""
     _append_to(tx, run_id, History(trace=[NewTrace(type=kind, step_id=step_id, data=data)]))
 
 
 def add_checkpoint(
     tx: Tx, run_id: str, kind: str, *, step_id: str | None, state: Mapping[str, object], metadata: Mapping[str, object]
 ) -> None:
-    """Append one checkpoint to a run that nobody drives any more."""
+    """Append a checkpoint to a run without a driver."""
     _append_to(
         tx,
         run_id,
@@ -167,25 +171,17 @@ def add_checkpoint(
 
 
 def _append_to(tx: Tx, run_id: str, history: History) -> None:
-    counted = tx.connection.execute(
+    before = tx.connection.execute(
         update(runs)
         .where(runs.c.id == run_id)
         .values(
             checkpoint_count=runs.c.checkpoint_count + len(history.checkpoints),
             trace_count=runs.c.trace_count + len(history.trace),
         )
-        .returning(runs.c.checkpoint_count, runs.c.trace_count)
+        .returning(runs.c.checkpoint_count - len(history.checkpoints), runs.c.trace_count - len(history.trace))
     ).first()
-    checkpoint_count = counted.checkpoint_count if counted else 0
-    trace_count = counted.trace_count if counted else 0
-    for n, new in enumerate(history.checkpoints, 1 - len(history.checkpoints)):
-        row = {"run_id": run_id, "sequence": checkpoint_count + n, "id": new_id("ckpt", tx.now), "type": new.type}
-        packed = _packed(new, CheckpointLimits())
-        _ADD_CHECKPOINT.change(tx, row | {"step_id": new.step_id, "created_at": tx.at, **packed})
-    for n, told in enumerate(history.trace, 1 - len(history.trace)):
-        row = {"run_id": run_id, "sequence": trace_count + n, "event_id": new_id("evt", tx.now), "type": told.type}
-        data = dict(told.data)
-        _ADD_TRACE.change(tx, row | {"step_id": told.step_id, "timestamp": tx.at, "data": data})
+    checkpoint_count, trace_count = before if before is not None else (0, 0)
+    _add(tx, run_id, history, CheckpointLimits(), checkpoint_count, trace_count)
 
 
 # ---- reading ------------------------------------------------------------------------------------------------------
@@ -205,7 +201,7 @@ _VISITED = Prepared(
 
 
 def visited(tx: Tx, run_id: str) -> tuple[str, ...]:
-    """List the steps that were done, in order; of very many the latest."""
+    """List the completed steps in order, the latest ``MAX_VISITED`` of them."""
     rows = _VISITED.rows(tx, {"of_run": run_id})
     return tuple(row.step_id for row in rows)[::-1]
 
@@ -224,28 +220,19 @@ def list_checkpoints(tx: Tx, run_id: str, *, limit: int = 10_000, offset: int = 
 def page_of_checkpoints(
     tx: Tx, run_id: str, *, type_: str | None, descending: bool, limit: int, offset: int
 ) -> tuple[tuple[Checkpoint, ...], int]:
-    """List some of a run's checkpoints, and say how many there are in all."""
-    wanted = [checkpoints.c.run_id == run_id]
+    """Return a page of a run's checkpoints and the number of all."""
+    where = [checkpoints.c.run_id == run_id]
     if type_ is not None:
-        wanted.append(checkpoints.c.type == type_)
+        where.append(checkpoints.c.type == type_)
     number = checkpoints.c.sequence
     order = number.desc() if descending else number
-    rows = tx.connection.execute(select(checkpoints).where(*wanted).order_by(order).limit(limit).offset(offset))
-    total = tx.connection.execute(select(func.count()).select_from(checkpoints).where(*wanted)).scalar_one()
+    rows = tx.connection.execute(select(checkpoints).where(*where).order_by(order).limit(limit).offset(offset))
+    total = tx.connection.execute(select(func.count()).select_from(checkpoints).where(*where)).scalar_one()
     return tuple(_checkpoint(row) for row in rows), total
 
 
 def _checkpoint(row: AnyRow) -> Checkpoint:
-    return Checkpoint(
-        id=row.id,
-        run_id=row.run_id,
-        sequence=row.sequence,
-        type=row.type,
-        step_id=row.step_id,
-        state=_unpacked(row.state),
-        metadata=row.metadata,
-        created_at=row.created_at,
-    )
+    return Checkpoint(**row._asdict() | {"state": _unpacked(row.state)})
 
 
 def list_trace(
@@ -258,21 +245,21 @@ def list_trace(
     limit: int = 1000,
     offset: int = 0,
 ) -> tuple[TraceEvent, ...]:
-    """List what happened in a run; ``after`` is the number of the last event that is known already."""
+    """List the trace events of a run with a sequence number above ``after``."""
     number = trace_events.c.sequence
-    wanted = [trace_events.c.run_id == run_id, number > after]
+    where = [trace_events.c.run_id == run_id, number > after]
     if event_type is not None:
-        wanted.append(trace_events.c.type == event_type)
+        where.append(trace_events.c.type == event_type)
     order = number.desc() if descending else number
-    rows = tx.connection.execute(select(trace_events).where(*wanted).order_by(order).limit(limit).offset(offset))
+    rows = tx.connection.execute(select(trace_events).where(*where).order_by(order).limit(limit).offset(offset))
     return tuple(TraceEvent(**row._asdict()) for row in rows)
 
 
 def count_trace(tx: Tx, run_id: str, *, event_type: str | None = None) -> int:
-    wanted = [trace_events.c.run_id == run_id]
+    where = [trace_events.c.run_id == run_id]
     if event_type is not None:
-        wanted.append(trace_events.c.type == event_type)
-    return tx.connection.execute(select(func.count()).select_from(trace_events).where(*wanted)).scalar_one()
+        where.append(trace_events.c.type == event_type)
+    return tx.connection.execute(select(func.count()).select_from(trace_events).where(*where)).scalar_one()
 
 
 def read_error(value: Mapping[str, str] | None) -> RunError | None:

@@ -1,4 +1,4 @@
-"""What parts of a step have done already: kept, so that they are not done again when their step is begun again."""
+"""The journal of a run: results of calls inside a step, which are not repeated when the step starts again."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from kneo.store.tables import journal_entries
 
 @dataclass(frozen=True, kw_only=True)
 class JournalEntry:
-    """One finished part.
+    """A finished call inside a step.
 
     Attributes:
-        sequence: Its number among those of the run, in the order in which they were kept.
-        location: Where its step stands.
-        name: What it is called there.
-        input_digest: Names what it was given.
-        value: What it gave, as JSON.
+        sequence: Its number in the journal of the run.
+        location: The instance path of its step.
+        name: Its name within the step.
+        input_digest: The digest of its input.
+        value: Its result, as JSON.
     """
 
     run_id: str
@@ -49,24 +49,24 @@ def find_entry(tx: Tx, run_id: str, location: str, name: str) -> JournalEntry | 
 
 
 def list_entries(tx: Tx, run_id: str) -> Sequence[JournalEntry]:
-    """Read what the parts of a run have done, in order."""
+    """Read the journal of a run, in order."""
     return tuple(JournalEntry(**row._asdict()) for row in _ALL.rows(tx, {"run_id": run_id}))
 
 
 def record_entry(tx: Tx, run_id: str, location: str, name: str, *, input_digest: Digest, value: str) -> None:
-    """Keep what a part has done; what it did for another input is replaced."""
+    """Store the result of a call; its result for another input is replaced."""
     last = select(func.max(journal_entries.c.sequence)).where(journal_entries.c.run_id == run_id)
     number = (tx.connection.execute(last).scalar() or 0) + 1
     key: dict[str, object] = {"run_id": run_id, "key": _key(location, name)}
-    kept = {"location": location, "name": name, "input_digest": input_digest, "value": value}
-    upsert(tx, journal_entries, key, sequence=number, created_at=tx.at, **kept)
+    values = {"location": location, "name": name, "input_digest": input_digest, "value": value}
+    upsert(tx, journal_entries, key, sequence=number, created_at=tx.at, **values)
 
 
 def copy_entries(tx: Tx, source: Sequence[JournalEntry], run_id: str) -> None:
-    """Give a run what the parts of another one have done."""
-    for part in source:
-        row = asdict(part) | {"run_id": run_id}
-        upsert(tx, journal_entries, {"run_id": row.pop("run_id"), "key": _key(part.location, part.name)}, **row)
+    """Copy entries of another run's journal to a run."""
+    for entry in source:
+        row = asdict(entry) | {"run_id": run_id}
+        upsert(tx, journal_entries, {"run_id": row.pop("run_id"), "key": _key(entry.location, entry.name)}, **row)
 
 
 def _key(location: str, name: str) -> Digest:

@@ -1,6 +1,6 @@
-"""The queue of runs to drive, on PostgreSQL: jobs of Procrastinate, put there in the transaction that makes them due.
+"""The queue of runs to drive on PostgreSQL: jobs of Procrastinate, added in the transaction that makes a run runnable.
 
-On SQLite there is no queue; the one process that executes steps hears of runs, and looks for what others made due.
+SQLite has no queue; the one process that executes steps listens for runs and polls for those of other processes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ DUE = "due"
 """The topic of the ids of runs to drive."""
 
 SCHEMA = "kneo_queue"
-"""Where Procrastinate's tables live, apart from ours."""
+"""The schema of Procrastinate's tables."""
 
 QUEUE, TASK = "runs", "kneo.drive"
 
 CLAIM_PREFIX = "job_"
-"""A driver's claim is the id of its job, so that whoever gets a dead driver's job takes over its run."""
+"""A driver's claim is the id of its job, so that the next worker with the job of a dead driver takes over the run."""
 
 _DEFER = text(
     f"SELECT {SCHEMA}.procrastinate_defer_jobs_v1(ARRAY[ROW(:queue, :task, 0, NULL, NULL, CAST(:args AS jsonb), NULL)"
@@ -83,7 +83,7 @@ def create_schema(tx: Tx) -> None:
 
 
 def enqueue(tx: Tx, run_id: str) -> None:
-    """Have some worker drive a run once this transaction is committed."""
+    """Hand a run to a worker once this transaction is committed."""
     tx.notify(DUE, run_id)
     if tx.connection.dialect.name == "postgresql":
         args = json.dumps({"run_id": run_id})
@@ -91,19 +91,19 @@ def enqueue(tx: Tx, run_id: str) -> None:
 
 
 def restore(tx: Tx, older_than: timedelta) -> int:
-    """Enqueue runs that nobody drives and no job stands for, and free those whose driver is known to be gone.
+    """Enqueue runs without a driver and without a job, and release those whose driver is gone; return how many.
 
-    Every change that makes a run due enqueues it; this covers whatever went past that, such as a restored backup.
+    Every change that makes a run runnable enqueues it; this covers other ways, such as a restored backup.
     """
     before = isoformat(tx.now - older_than)
     freed = tx.connection.execute(_ORPHANED, {"before": before}).all()
     lost = tx.connection.execute(_LOST, {"before": before, "version": STATE_VERSION}).all()
-    found = {row.id for row in (*freed, *lost)}
-    for run_id in sorted(found):
+    run_ids = {row.id for row in (*freed, *lost)}
+    for run_id in sorted(run_ids):
         enqueue(tx, run_id)
-    return len(found)
+    return len(run_ids)
 
 
 def drop(tx: Tx) -> None:
-    """Forget all jobs that nobody has begun: somebody else hands out runs on this database."""
+    """Delete all jobs that no worker has begun: another dispatcher hands out the runs of this database."""
     tx.connection.execute(_DROP)

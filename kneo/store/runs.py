@@ -1,9 +1,9 @@
-"""Runs. Fenced: a commit counts only while its epoch does. What they leave behind is in ``history``."""
+"""Rows of runs. A commit of a driver is fenced: it fails once the run's epoch has changed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
 
 from sqlalchemy import Row, bindparam, insert, or_, select, update
@@ -12,18 +12,7 @@ from kneo.clock import isoformat
 from kneo.records.run import STATE_VERSION, ReleaseRef, Run, RunError, RunStatus, ending
 from kneo.records.transition import check_transition
 from kneo.store.engine import Tx, insert_ignoring_duplicates
-from kneo.store.history import (
-    add_checkpoint,
-    add_trace,
-    count_trace,
-    insert_step,
-    list_checkpoints,
-    list_steps,
-    list_trace,
-    next_step_sequence,
-    read_error,
-    visited,
-)
+from kneo.store.history import add_trace, read_error, visited
 from kneo.store.prepared import Prepared
 from kneo.store.prepared import Row as PreparedRow
 from kneo.store.queue import enqueue
@@ -32,20 +21,9 @@ from kneo.store.tables import runs, specs
 
 AnyRow = Row[*tuple[object, ...]]
 
-__all__ = [  # what a run leaves behind is read through here too
-    "add_checkpoint",
-    "add_trace",
-    "count_trace",
-    "insert_step",
-    "list_checkpoints",
-    "list_steps",
-    "list_trace",
-    "next_step_sequence",
-]
-
 
 class Fenced(Exception):
-    """The run is no longer this driver's; whatever it was about to commit is discarded."""
+    """Another driver has the run, or it has ended; the commit is discarded."""
 
 
 _KEEP_SPEC = Prepared(
@@ -54,7 +32,7 @@ _KEEP_SPEC = Prepared(
 
 
 def insert_spec(tx: Tx, digest: str, body: bytes) -> None:
-    """Keep a frozen spec; the same one is kept once, and not deleted before this transaction has ended."""
+    """Store a frozen spec once; it is not deleted before this transaction ends."""
     while not insert_ignoring_duplicates(tx, specs, digest=digest, body=body, created_at=tx.at):
         if _KEEP_SPEC.first(tx, {"digest": digest}) is not None:
             return
@@ -72,29 +50,17 @@ _INSERT = Prepared(insert(runs))
 
 
 def insert_run(tx: Tx, run: Run) -> None:
+    """Store a new run; a running one is enqueued."""
     release = run.release
-    row = {
-        "id": run.id,
-        "status": run.status,
-        "target": run.target,
-        "spec_digest": run.spec_digest,
-        "environment": run.environment,
+    row = {name: value for name, value in vars(run).items() if name != "release"}
+    row |= {
         "bundle": release.bundle if release else None,
         "bundle_version": release.version if release else None,
         "bundle_digest": release.digest if release else None,
         "revision": release.revision if release else None,
         "promotion_id": release.promotion_id if release else None,
-        "agent_name": run.agent_name,
-        "workflow_name": run.workflow_name,
-        "workflow_type": run.workflow_type,
-        "input_text": run.input_text,
-        "output_text": run.output_text,
         "error": asdict(run.error) if run.error else None,
-        "state": run.state,
-        "state_version": run.state_version,
         "visited_steps": list(run.visited_steps),
-        "requester": run.requester,
-        "metadata": run.metadata,
         "epoch": 0,
         "owner": None,
         "signal_seq": 0,
@@ -102,10 +68,6 @@ def insert_run(tx: Tx, run: Run) -> None:
         "updated_at": tx.at,
         "started_at": tx.at,
         "completed_at": None,
-        "deadline_at": run.deadline_at,
-        "step_count": run.step_count,
-        "checkpoint_count": run.checkpoint_count,
-        "trace_count": run.trace_count,
         "session_id": run.metadata.get("session_id"),
     }
     _INSERT.change(tx, row)
@@ -123,7 +85,7 @@ def get(tx: Tx, run_id: str) -> Run | None:
 
 @dataclass(frozen=True, kw_only=True)
 class RunLease:
-    """Who may write to a run, and whether there is news for it."""
+    """The fence of a run, and the number of its last signal."""
 
     status: RunStatus
     epoch: int
@@ -131,7 +93,7 @@ class RunLease:
 
 
 def read_leases(tx: Tx, run_ids: Sequence[str]) -> Mapping[str, RunLease]:
-    """Read how some runs stand without reading the runs, all at once."""
+    """Read the leases of several runs in one statement."""
     columns = select(runs.c.id, runs.c.status, runs.c.epoch, runs.c.signal_seq)
     rows = tx.connection.execute(columns.where(runs.c.id.in_(list(run_ids))))
     return {row.id: RunLease(status=RunStatus(row.status), epoch=row.epoch, signal_seq=row.signal_seq) for row in rows}
@@ -139,14 +101,14 @@ def read_leases(tx: Tx, run_ids: Sequence[str]) -> Mapping[str, RunLease]:
 
 @dataclass(frozen=True, kw_only=True)
 class RunProgress:
-    """How far a run is, as far as whoever looks on can tell."""
+    """The status of a run and the length of its trace."""
 
     status: RunStatus
     trace_count: int
 
 
 def progress(tx: Tx, run_ids: Sequence[str]) -> Mapping[str, RunProgress]:
-    """Read how far some runs are, all at once."""
+    """Read the progress of several runs in one statement."""
     columns = select(runs.c.id, runs.c.status, runs.c.trace_count)
     rows = tx.connection.execute(columns.where(runs.c.id.in_(list(run_ids))))
     return {row.id: RunProgress(status=RunStatus(row.status), trace_count=row.trace_count) for row in rows}
@@ -156,10 +118,9 @@ _LOCK = Prepared(select(runs.c.id).where(runs.c.id == bindparam("of_run")).with_
 
 
 def lock(tx: Tx, run_id: str) -> None:
-    """Take a run's row before the rows of its tasks.
+    """Lock a run's row before the rows of its tasks.
 
-    Everybody who writes to both takes them in this order; on PostgreSQL any other order ends in deadlocks. SQLite has
-    one writer.
+    Every writer of both locks them in this order; on PostgreSQL any other order deadlocks. SQLite has one writer.
     """
     if tx.dialect.name != "sqlite":
         _LOCK.first(tx, {"of_run": run_id})
@@ -170,7 +131,7 @@ _ACQUIRE = Prepared(
     .where(
         runs.c.id == bindparam("of_run"),
         runs.c.status == RunStatus.RUNNING.value,
-        # What a newer version wrote waits for a worker of that version.
+        # The state of a newer version waits for a worker of that version.
         runs.c.state_version <= STATE_VERSION,
         (runs.c.owner.is_(None)) | (runs.c.owner == bindparam("claim")),
     )
@@ -180,10 +141,10 @@ _ACQUIRE = Prepared(
 
 
 def acquire(tx: Tx, run_id: str, claim: str) -> Run | None:
-    """Take a running run for one driver; ``None`` when somebody else has it or it no longer runs.
+    """Claim a running run for a driver; return ``None`` when another driver has it or it no longer runs.
 
-    A driver that crashed and comes back with the same claim takes over; anyone else has to wait until the owner is
-    cleared. Taking it raises the epoch, so whatever an earlier owner still commits is refused.
+    A driver that crashed and restarts with the same claim takes the run over; others wait until the owner is cleared. The epoch
+    rises, so that later commits of an earlier owner are refused.
     """
     row = _ACQUIRE.first(tx, {"of_run": run_id, "claim": claim})
     return _run(row) if row else None
@@ -193,15 +154,15 @@ _OWN = update(runs).where(
     runs.c.id == bindparam("of_run"), runs.c.epoch == bindparam("seen_epoch"), runs.c.status == RunStatus.RUNNING.value
 )
 _COMMIT = Prepared(_OWN)
-"""One statement for all commits, so that it is compiled once; what it sets are the parameters it is given."""
+"""The statement of all commits; its parameters are the columns it sets."""
 
 
 def commit(tx: Tx, run: Run, **changes: object) -> None:
     """Change a run that this driver owns.
 
     Raises:
-        Fenced: somebody took it over, cancelled it or ended it.
-        IllegalTransition: a running run never gets into that status.
+        Fenced: another driver took the run over, or it was cancelled or ended.
+        IllegalTransition: a running run cannot get that status.
     """
     status = RunStatus(str(changes.get("status", RunStatus.RUNNING)))
     if status is not RunStatus.RUNNING:
@@ -221,9 +182,9 @@ _PAUSE = Prepared(_OWN.where(runs.c.signal_seq == bindparam("seen_signal")))
 
 
 def pause(tx: Tx, run: Run) -> Run | None:
-    """Let a run wait for people and return it as it then is, unless there is news for it: load it again and go on.
+    """Pause a run and return it; return ``None`` where it got a signal since it was read, so that the driver continues.
 
-    What it has visited is written with it, because whoever looks at a waiting run wants to see where it stands.
+    The visited steps are written with it for readers of the paused run.
     """
     steps = visited(tx, run.id)
     values = {"status": RunStatus.PAUSED, "owner": None, "updated_at": tx.at, "visited_steps": list(steps)}
@@ -234,14 +195,14 @@ def pause(tx: Tx, run: Run) -> Run | None:
 
 
 def release(tx: Tx, run_id: str, claim: str, *, epoch: int | None = None, again: bool = True) -> None:
-    """Free a run this driver cannot go on with, so that another attempt finds it.
+    """Release a run that this driver cannot continue.
 
     Args:
         tx: The transaction.
-        run_id: Which run.
-        claim: The driver's; nothing is done where another one has the run.
-        epoch: The one the driver took it in, where it knows that; nothing is done in another one.
-        again: Whether somebody should go on with it at once; else it is only freed.
+        run_id: The run.
+        claim: The driver's claim; nothing is changed where another driver has the run.
+        epoch: The epoch of the claim, where the driver knows it; nothing is changed in another epoch.
+        again: Whether to enqueue the run for another driver at once.
     """
     held = [runs.c.id == run_id, runs.c.owner == claim, runs.c.status == RunStatus.RUNNING]
     if epoch is not None:
@@ -262,16 +223,16 @@ _SIGNAL = Prepared(
 
 
 def signal(tx: Tx, run_id: str) -> None:
-    """Say that there is news for a run; one that waits runs again."""
+    """Signal a run that its tasks changed; a paused one runs again."""
     if _SIGNAL.change(tx, {"of_run": run_id, "at": tx.at}):
         enqueue(tx, run_id)
 
 
 def end(tx: Tx, run_id: str, status: RunStatus, error: RunError, *, allowed: Iterable[RunStatus]) -> bool:
-    """End a run from outside its driver (cancel, deadline) and its trace; the driver's next commit is refused.
+    """End a run and its trace from outside its driver (cancel, deadline); the driver's next commit is refused.
 
     Raises:
-        IllegalTransition: a run in one of the ``allowed`` statuses never ends like that.
+        IllegalTransition: a run in one of the ``allowed`` statuses cannot get that status.
     """
     allowed = tuple(allowed)
     for before in allowed:
@@ -296,7 +257,7 @@ def end(tx: Tx, run_id: str, status: RunStatus, error: RunError, *, allowed: Ite
 
 
 def revive(tx: Tx, run: Run, *, state: Mapping[str, object], state_version: int) -> bool:
-    """Let a failed run run again from a state; false when it is no longer the failed run that was read."""
+    """Run a failed run again from a state; return whether it was still the failed run that was read."""
     done = tx.connection.execute(
         update(runs)
         .where(runs.c.id == run.id, runs.c.epoch == run.epoch, runs.c.status == RunStatus.FAILED)
@@ -318,7 +279,7 @@ def revive(tx: Tx, run: Run, *, state: Mapping[str, object], state_version: int)
 
 
 def clear_owners(tx: Tx) -> int:
-    """Free every run a dead process held. Only the one process that may execute steps calls this, at its start."""
+    """Release the runs of dead processes. Only the one process that may execute steps calls this, at its start."""
     return tx.connection.execute(update(runs).where(runs.c.owner.is_not(None)).values(owner=None)).rowcount
 
 
@@ -331,7 +292,7 @@ _RUNNABLE = Prepared(
 
 
 def list_runnable(tx: Tx, limit: int) -> tuple[str, ...]:
-    """Find runs that nobody drives, oldest first."""
+    """List runs without a driver, oldest first."""
     rows = _RUNNABLE.rows(tx, {"most": limit})
     return tuple(row.id for row in rows)
 
@@ -350,13 +311,13 @@ _STALLED = Prepared(
 
 
 def list_claimable(tx: Tx, limit: int) -> tuple[tuple[str, str], ...]:
-    """Find runs that nobody drives, oldest first, each with the claim of whoever comes for it: another one each time."""
+    """List runs without a driver, oldest first, each with a claim that is new in each epoch."""
     rows = _RUNNABLE.rows(tx, {"most": limit})
     return tuple((row.id, f"{row.id}.{row.epoch}") for row in rows)
 
 
 def find_stalled(tx: Tx, older_than: timedelta, limit: int) -> tuple[tuple[str, str], ...]:
-    """Find runs whose driver has written nothing for a while, longest first, each with that driver's claim."""
+    """List runs whose driver has written nothing for this long, the longest first, each with the driver's claim."""
     rows = _STALLED.rows(tx, {"most": limit, "before": isoformat(tx.now - older_than)})
     return tuple((row.id, row.owner) for row in rows)
 
@@ -371,12 +332,12 @@ _WAITING = Prepared(
 
 
 def is_queue_full(tx: Tx, limit: int) -> bool:
-    """Say whether this many runs wait for somebody to drive them. The cost grows with what waits, not with what is kept."""
+    """Return whether this many runs wait for a driver. The cost grows with the queue, not with the number of stored runs."""
     return _WAITING.first(tx, {"others": limit - 1}) is not None
 
 
 def list_overdue(tx: Tx) -> tuple[str, ...]:
-    """Find runs whose deadline has passed."""
+    """List runs whose deadline has passed."""
     rows = tx.connection.execute(
         select(runs.c.id).where(runs.c.status.in_([RunStatus.RUNNING, RunStatus.PAUSED]), runs.c.deadline_at <= tx.at)
     )
@@ -407,6 +368,9 @@ def count_runs(tx: Tx, where: RunFilter = EVERY_RUN) -> int:
     return int(tx.connection.execute(counting(where.conditions), where.values).scalar_one())
 
 
+_OWN_COLUMNS = tuple(item.name for item in fields(Run) if item.name not in {"release", "environment"})
+
+
 def _run(row: AnyRow | PreparedRow) -> Run:
     release = None
     if row.bundle_digest is not None:
@@ -418,33 +382,11 @@ def _run(row: AnyRow | PreparedRow) -> Run:
             revision=row.revision,
             promotion_id=row.promotion_id,
         )
-    return Run(
-        id=row.id,
-        status=RunStatus(row.status),
-        target=row.target,
-        spec_digest=row.spec_digest,
-        release=release,
-        environment=row.environment,
-        agent_name=row.agent_name,
-        workflow_name=row.workflow_name,
-        workflow_type=row.workflow_type,
-        input_text=row.input_text,
-        output_text=row.output_text,
-        error=read_error(row.error),
-        state=row.state or {},
-        state_version=row.state_version,
-        visited_steps=tuple(row.visited_steps),
-        requester=row.requester,
-        metadata=row.metadata,
-        epoch=row.epoch,
-        owner=row.owner,
-        signal_seq=row.signal_seq,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-        started_at=row.started_at,
-        completed_at=row.completed_at,
-        deadline_at=row.deadline_at,
-        step_count=row.step_count,
-        checkpoint_count=row.checkpoint_count,
-        trace_count=row.trace_count,
-    )
+    values = {name: getattr(row, name) for name in _OWN_COLUMNS}
+    values |= {
+        "status": RunStatus(row.status),
+        "error": read_error(row.error),
+        "state": row.state or {},
+        "visited_steps": tuple(row.visited_steps),
+    }
+    return Run(release=release, environment=row.environment, **values)

@@ -12,7 +12,7 @@ from kneo.clock import ManualClock, isoformat
 from kneo.digest import digest_of
 from kneo.records.run import ReleaseRef, Run, RunError, RunStatus, StepRecord
 from kneo.records.transition import RUN_TRANSITIONS, IllegalTransition
-from kneo.store import audit, runs
+from kneo.store import audit, history, runs
 from kneo.store.engine import Store
 from kneo.store.run_filter import RunFilter
 from kneo.store.runs import Fenced
@@ -94,11 +94,11 @@ def test_steps_checkpoints_and_trace_come_back_in_order(store: Store, clock: Man
     run = insert(store)
     with store.write() as tx:
         for name in ("draft", "approve", "publish"):
-            runs.insert_step(
+            history.insert_step(
                 tx,
                 StepRecord(
                     run_id=run.id,
-                    sequence=runs.next_step_sequence(tx, run.id),
+                    sequence=history.next_step_sequence(tx, run.id),
                     step_id=name,
                     kind="function",
                     attempt=1,
@@ -112,17 +112,17 @@ def test_steps_checkpoints_and_trace_come_back_in_order(store: Store, clock: Man
                     completed_at=tx.at,
                 ),
             )
-            runs.add_checkpoint(tx, run.id, "step", step_id=name, state={"at": name}, metadata={})
-            runs.add_trace(tx, run.id, "step_completed", step_id=name, output="≤")
-        steps, checkpoints = runs.list_steps(tx, run.id), runs.list_checkpoints(tx, run.id)
+            history.add_checkpoint(tx, run.id, "step", step_id=name, state={"at": name}, metadata={})
+            history.add_trace(tx, run.id, "step_completed", step_id=name, output="≤")
+        steps, checkpoints = history.list_steps(tx, run.id), history.list_checkpoints(tx, run.id)
         assert [(step.sequence, step.step_id) for step in steps] == [(1, "draft"), (2, "approve"), (3, "publish")]
         assert steps[0].error is None
         assert steps[2].error == RunError(type="boom", message="it broke")
         assert [point.state for point in checkpoints] == [{"at": "draft"}, {"at": "approve"}, {"at": "publish"}]
-        assert [event.step_id for event in runs.list_trace(tx, run.id, limit=2, offset=1)] == ["approve", "publish"]
-        assert runs.list_trace(tx, run.id)[0].data == {"output": "≤"}
-        assert runs.count_trace(tx, run.id, event_type="step_completed") == 3
-        assert runs.list_trace(tx, "run_other") == ()
+        assert [event.step_id for event in history.list_trace(tx, run.id, limit=2, offset=1)] == ["approve", "publish"]
+        assert history.list_trace(tx, run.id)[0].data == {"output": "≤"}
+        assert history.count_trace(tx, run.id, event_type="step_completed") == 3
+        assert history.list_trace(tx, "run_other") == ()
 
 
 def test_lists_filter_sort_and_page(store: Store, clock: ManualClock) -> None:
@@ -192,11 +192,11 @@ def test_a_refused_commit_takes_its_whole_transaction_with_it(store: Store) -> N
     zombie = acquire(store, run, "a")
     acquire(store, run, "a")
     with pytest.raises(Fenced), store.write() as tx:  # noqa: PT012 - the block is what is tested
-        runs.add_trace(tx, run.id, "step_completed")
+        history.add_trace(tx, run.id, "step_completed")
         audit.record(tx, "step.done", actor=None, run_id=run.id)
         runs.commit(tx, zombie, output_text="late")
     with store.read() as tx:
-        assert runs.list_trace(tx, run.id) == ()
+        assert history.list_trace(tx, run.id) == ()
         assert audit.count(tx) == 0
 
 
@@ -361,7 +361,7 @@ def test_ending_and_committing_at_once_has_one_outcome(store: Store) -> None:
                 with store.write() as tx:
                     if number == 0:
                         runs.commit(tx, mine, status=RunStatus.SUCCEEDED, owner=None)
-                        runs.add_trace(tx, mine.id, "workflow_completed")
+                        history.add_trace(tx, mine.id, "workflow_completed")
                         return True
                     return runs.end(tx, mine.id, RunStatus.CANCELLED, CANCELLED, allowed=LIVE)
             except Fenced:
@@ -371,7 +371,7 @@ def test_ending_and_committing_at_once_has_one_outcome(store: Store) -> None:
         assert succeeded != cancelled
         assert get(store, run).status is (RunStatus.SUCCEEDED if succeeded else RunStatus.CANCELLED)
         with store.read() as tx:
-            assert len(runs.list_trace(tx, run.id)) == 1
+            assert len(history.list_trace(tx, run.id)) == 1
 
 
 def test_waking_does_not_bring_back_an_ended_run(store: Store) -> None:

@@ -21,7 +21,7 @@ from warm import start_python
 from kneo.clock import SystemClock
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import TaskStatus
-from kneo.store import queue, runs, tasks
+from kneo.store import history, queue, tasks
 from kneo.store.migrate import open_store
 from kneo.tasks.decisions import decision_from_value
 from kneo.tasks.inbox import decide
@@ -161,7 +161,9 @@ def go_through(engine: Engine, url: str, flow: str, die_at: int) -> tuple[Run, i
 def check(engine: Engine, run: Run, acknowledged: list[str]) -> None:
     assert run.status is RunStatus.SUCCEEDED, run.error
     with engine.store.read() as tx:
-        done = [item for item in runs.list_steps(tx, run.id) if item.status == "completed" and item.kind == "function"]
+        done = [
+            item for item in history.list_steps(tx, run.id) if item.status == "completed" and item.kind == "function"
+        ]
         answered = [tasks.get(tx, task_id) for task_id in acknowledged]
     keys = [item.idempotency_key for item in done]
     assert len(set(keys)) == len(keys), "a step was committed twice"

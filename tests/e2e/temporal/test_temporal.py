@@ -14,7 +14,7 @@ from kneo_process import Machine, Process, eventually
 
 from kneo.clock import SystemClock
 from kneo.records.run import Run, RunStatus
-from kneo.store import runs
+from kneo.store import history
 from kneo.store.migrate import open_store
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -69,7 +69,7 @@ def done(engine: Engine, run: Run) -> Run:
     ended = eventually(lambda: (now := engine.look(run)).status not in {"running", "paused"} and now, seconds=60)
     assert ended.status is RunStatus.SUCCEEDED, ended.error
     with engine.store.read() as tx:
-        keys = [each.idempotency_key for each in runs.list_steps(tx, run.id) if each.kind == "function"]
+        keys = [each.idempotency_key for each in history.list_steps(tx, run.id) if each.kind == "function"]
     assert len(set(keys)) == len(keys), "a step was committed twice"
     assert sorted(engine.notes()) == sorted(keys), "effects and committed steps differ"
     return ended

@@ -17,7 +17,7 @@ from kneo.records.run import RunStatus
 from kneo.records.task import TaskStatus
 from kneo.runtime.engine.cancel import cancel_run
 from kneo.runtime.engine.wait import SettledRun
-from kneo.store import runs
+from kneo.store import history, runs
 from kneo.store.migrate import open_store
 from kneo.tasks.inbox import find
 
@@ -175,7 +175,7 @@ def test_a_time_limit_stops_the_work(engine: Engine, kind: str) -> None:
 def test_a_child_process_is_kept_for_the_next_call(engine: Engine) -> None:
     run = engine.run([step("one", "where", timeout_seconds=20), step("two", "where", timeout_seconds=20)])
     with engine.store.read() as tx:
-        first, second = runs.list_steps(tx, run.id)
+        first, second = history.list_steps(tx, run.id)
     assert first.output_text == second.output_text
     assert first.code_digest is not None
 
