@@ -1,4 +1,4 @@
-"""Every request gets an id, headers that keep browsers careful, and one line in the log; whatever fails gets an answer."""
+"""The outermost middleware: request ids, security headers, the access log, and the response to a crash."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from kneo.service.routing import RouteEntry, RouteTable
 from kneo.telemetry.spans import Span, span
 
 log = logging.getLogger("kneo_serv.service")
-"""The published name, which people's filters know."""
+"""The published name of the logger, which log filters use."""
 
-_ids = random.Random()  # noqa: S311 - names requests in logs; nothing rests on nobody guessing one
-"""Unlike the system's source of randomness it takes no call into the system for each request."""
+_ids = random.Random()  # noqa: S311 - request ids name requests in logs; they may be guessed
+"""A generator that makes no system call per request."""
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-"""Request ids that are taken over; another one is replaced, because it ends up in logs and headers."""
+"""Request ids of callers that are taken over. Others are replaced, because ids end up in logs and headers."""
 
 CAREFUL = (
     (b"x-content-type-options", b"nosniff"),
@@ -38,30 +38,30 @@ FOR_JSON = (
 )
 
 _TOKEN = re.compile(r"^(/h/).+")
-"""A link's address: whoever reads it in a log could use it."""
+"""The address of a one-time link, which a reader of the log could use."""
 
 _NAMED = re.compile(r"/(runs|human-tasks|continuations)/([A-Za-z0-9_-]{1,80})")
 
 
 class Observer(Protocol):
-    """Somebody who counts requests."""
+    """A counter of requests."""
 
     def seen(self, operation: RouteEntry | None, method: str, status: int, seconds: float) -> None: ...
 
 
 class AccessLog:
-    """The outermost layer.
+    """The outermost middleware.
 
     Args:
-        app: What answers.
-        operations: What can be asked, to name requests by.
-        observer: Who counts them.
-        logged: Whether each is logged.
+        app: The application behind it.
+        routes: The routes, to name requests by.
+        observer: Counts the requests.
+        logged: Whether requests are logged.
     """
 
-    def __init__(self, app: ASGIApp, *, operations: RouteTable, observer: Observer, logged: bool) -> None:
+    def __init__(self, app: ASGIApp, *, routes: RouteTable, observer: Observer, logged: bool) -> None:
         self.app = app
-        self.operations = operations
+        self.routes = routes
         self.observer = observer
         self.logged = logged
 
@@ -83,7 +83,7 @@ class AccessLog:
             await send(message)
 
         failed: Exception | None = None
-        operation = self.operations.note(scope)
+        operation = self.routes.note(scope)
         with span(operation.id if operation else scope["method"], kind="server", headers=headers) as traced:
             try:
                 await self.app(scope, receive, sending)

@@ -1,7 +1,7 @@
-"""What happens to a request before its body is understood: who asks, may they, do we know the question already.
+"""Admission of requests, before their bodies are parsed: authentication, authorization, rate limit, idempotency.
 
-The order is fixed: the key (401), the scope (403), the rate (429), the query's names (422), then the idempotency key. A
-middleware of our own rather than parts of the framework, so that the order cannot depend on how it works inside.
+The order is fixed: the key (401), the scope (403), the rate (429), the names of the query (422), then the idempotency key. Admission
+is middleware rather than dependencies of the framework, so that the order does not rest on how the framework resolves them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from kneo.api.context import Principal
 from kneo.clock import new_id
 from kneo.digest import digest_of, digest_of_json
 from kneo.errors import Invalid, KneoError
+from kneo.redaction import redact_text
 from kneo.service.auth import PRINCIPAL, Keyring, authenticate
+from kneo.service.limits import Rate
 from kneo.service.problems import RECORDED, refusal
-from kneo.service.rate import Rate
-from kneo.service.refusals import Refusals
 from kneo.service.router import JsonResponse
 from kneo.service.routing import RouteEntry, route_of, without_version
 from kneo.settings import Settings
-from kneo.store import idempotency
+from kneo.store import audit, idempotency
 from kneo.store.engine import Store
 from kneo.store.idempotency import KeyedRequest, KeyOf, Known
 
@@ -35,16 +35,47 @@ log = logging.getLogger("kneo.service")
 MAX_KEY_CHARS = 256
 
 REFUSED = frozenset({401, 403})
-"""Refusals that are recorded whatever was asked; of what changes something, every other one is too."""
+"""Statuses that are recorded for every operation. Of an operation that changes something, every refusal is recorded."""
+
+
+PER_MINUTE = 60
+"""Refusals of one caller that a process records per minute. The access log has all of them."""
+
+
+class Refusals:
+    """The audit record of refused requests, bounded, because a refused caller pays nothing for a request."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._rate = Rate(PER_MINUTE)
+
+    def record(self, operation: RouteEntry, path: str, caller: str | None, status: int, code: str) -> None:
+        """Record a refusal, unless the caller has reached ``PER_MINUTE``."""
+        if self._rate.take(caller or "") > 0:
+            return
+        facts = {
+            "operation": operation.id,
+            "method": operation.method,
+            "path": redact_text(path[:500]),
+            "status": status,
+            "error": code,
+            "required_scope": [need.scope for need in operation.required],
+        }
+        try:
+            with self.store.write() as tx:
+                audit.record(tx, "request.refused", actor=caller, metadata=facts)
+        except KneoError as error:
+            # The caller gets the refusal either way; the operator finds in the log that it is not recorded.
+            log.warning("a refusal could not be recorded: %s", error)
 
 
 class Admission:
-    """Lets requests in, and answers those it has answered before.
+    """Middleware that admits requests, and replays the responses of requests with a known idempotency key.
 
     Args:
-        app: What answers the others.
-        keyring: Who may ask for what.
-        settings: How much, and for how long answers are remembered.
+        app: The application behind it.
+        keyring: The API keys and their scopes.
+        settings: The rate limit, and the retention of idempotency keys.
         store: The database.
     """
 
@@ -60,7 +91,7 @@ class Admission:
         if operation is None or not operation.required:
             await self.app(scope, receive, send)
             return
-        answer = _Answer(send)
+        response = _Outgoing(send)
         try:
             headers = Headers(scope=scope)
             principal = authenticate(self.keyring, headers)
@@ -68,22 +99,22 @@ class Admission:
             self._check(operation, principal, scope)
             key = _key(operation, principal, headers)
             if key is None:
-                await self.app(scope, receive, answer.take)
+                await self.app(scope, receive, response.take)
             else:
-                await self._once(key, scope, receive, answer)
+                await self._once(key, scope, receive, response)
         except KneoError as error:
-            await refusal(error)(scope, receive, answer.take)
-        await self._written_down(operation, scope, answer)
-        await answer.let_go()
+            await refusal(error)(scope, receive, response.take)
+        await self._record_refusal(operation, scope, response)
+        await response.release()
 
-    async def _written_down(self, operation: RouteEntry, scope: Scope, answer: _Answer) -> None:
-        """Record a refusal before whoever is refused hears it, unless what refused has done so."""
-        if scope.get(RECORDED) or not (answer.status in REFUSED or (answer.status >= 400 and _changes(operation))):
+    async def _record_refusal(self, operation: RouteEntry, scope: Scope, response: _Outgoing) -> None:
+        """Record a refusal before it is sent, unless the operation that refused has recorded it."""
+        if scope.get(RECORDED) or not (response.status in REFUSED or (response.status >= 400 and _changes(operation))):
             return
         principal = scope.get(PRINCIPAL)
         caller = principal.name if isinstance(principal, Principal) else None
         await run_in_threadpool(
-            self.refusals.record, operation, scope["path"], caller, answer.status, answer.error_code()
+            self.refusals.record, operation, scope["path"], caller, response.status, response.error_code()
         )
 
     def _check(self, operation: RouteEntry, principal: Principal, scope: Scope) -> None:
@@ -95,39 +126,39 @@ class Admission:
         if unknown:
             raise UnknownParameters(unknown, operation.query)
 
-    async def _once(self, key: KeyOf, scope: Scope, receive: Receive, answer: _Answer) -> None:
-        """Execute a request unless its key is bound; then give its answer, or answer for what it has made."""
+    async def _once(self, key: KeyOf, scope: Scope, receive: Receive, response: _Outgoing) -> None:
+        """Execute a request unless its key is bound; otherwise replay its response, or respond with what it created."""
         body = await _body(receive)
         request = KeyedRequest(key=key, request_digest=_digest(scope, body), attempt=self._attempt())
-        answer.holding = True
+        response.holding = True
         known = await run_in_threadpool(self._look, request)
         while True:
             if known is not None:
-                answer.replayed = True
+                response.replayed = True
                 if known.status is not None:
-                    await JsonResponse(known.response, known.status)(scope, receive, answer.take)
+                    await JsonResponse(known.response, known.status)(scope, receive, response.take)
                     return
                 request = replace(request, subject=known.subject)
-            await self._execute(request, scope, _replay(body, receive), answer)
-            if 200 <= answer.status < 300:
-                await self._keep(request, answer)
+            await self._execute(request, scope, _replay(body, receive), response)
+            if 200 <= response.status < 300:
+                await self._keep(request, response)
                 return
-            known = await self._executed_elsewhere(request)
+            known = await self._other_execution(request)
             if known is None:
                 return
-            # It was refused because another execution of the same request came first: that one's answer counts.
-            answer.forget()
+            # Another execution of the same request came first and made this one fail; the other response counts.
+            response.forget()
             scope.pop(RECORDED, None)
 
-    async def _execute(self, request: KeyedRequest, scope: Scope, receive: Receive, answer: _Answer) -> None:
+    async def _execute(self, request: KeyedRequest, scope: Scope, receive: Receive, response: _Outgoing) -> None:
         token = idempotency.current.set(request)
         try:
-            await self.app(scope, receive, answer.take)
+            await self.app(scope, receive, response.take)
         finally:
             idempotency.current.reset(token)
 
-    async def _executed_elsewhere(self, request: KeyedRequest) -> Known | None:
-        """Look whether another execution has bound the key meanwhile."""
+    async def _other_execution(self, request: KeyedRequest) -> Known | None:
+        """Return the key as another execution has bound it meanwhile; ``None`` where none has."""
         if request.subject is not None:
             return None
         try:
@@ -143,21 +174,21 @@ class Admission:
         with self.store.read() as tx:
             return idempotency.look(tx, request)
 
-    async def _keep(self, request: KeyedRequest, answer: _Answer) -> None:
-        """Store the answer to a request that was executed."""
+    async def _keep(self, request: KeyedRequest, response: _Outgoing) -> None:
+        """Store the response to an executed request under its key."""
         try:
-            response = json.loads(answer.body)
-            await run_in_threadpool(self._write, request, answer.status, response)
+            body = json.loads(response.body)
+            await run_in_threadpool(self._write, request, response.status, body)
         except (ValueError, KneoError) as error:
-            # What the request has made is bound to the key, so it is not made again.
-            log.warning("an answer could not be kept under its idempotency key: %s", error)
+            # The object that the request created is bound to the key, so a retry does not create it again.
+            log.warning("a response could not be stored under its idempotency key: %s", error)
 
     def _write(self, request: KeyedRequest, status: int, response: dict[str, object]) -> None:
         self.store.transact(lambda tx: idempotency.keep(tx, request, status, response))
 
 
 class UnknownParameters(Invalid):
-    """The query names something that is not a parameter here; a typing error would otherwise be silently ignored."""
+    """The query has a parameter that the operation does not know; a typing error would otherwise be silently ignored."""
 
     http_status = 422
     default_code = "unknown_query_parameters"
@@ -171,15 +202,15 @@ class UnknownParameters(Invalid):
         )
 
 
-class _Answer:
-    """An answer on its way out. What was done is sent on at once; a refusal, or what is held, when it is let go."""
+class _Outgoing:
+    """A response on its way out. A success is sent at once; a refusal, or a response that is held, on ``release``."""
 
     def __init__(self, send: Send) -> None:
         self.status = 0
         self.body = b""
         self.holding = False
         self.replayed = False
-        """Whether it is about what an earlier request has done."""
+        """Whether the response is about the work of an earlier request."""
         self._send = send
         self._held: list[Message] = []
 
@@ -195,21 +226,21 @@ class _Answer:
         self._held.append(message)
 
     def forget(self) -> None:
-        """Drop an answer that was held and will not be given."""
+        """Drop a held response."""
         self.status, self.body = 0, b""
         self._held.clear()
 
-    async def let_go(self) -> None:
+    async def release(self) -> None:
         for message in self._held:
             await self._send(message)
         self._held.clear()
 
     def error_code(self) -> str:
         try:
-            said = json.loads(self.body)
+            data = json.loads(self.body)
         except ValueError:
             return "http_error"
-        return str(said.get("error", "http_error"))[:60] if isinstance(said, dict) else "http_error"
+        return str(data.get("error", "http_error"))[:60] if isinstance(data, dict) else "http_error"
 
 
 def _changes(operation: RouteEntry) -> bool:
@@ -232,17 +263,17 @@ def _key(operation: RouteEntry, principal: Principal, headers: Headers) -> KeyOf
 
 
 def _digest(scope: Scope, body: bytes) -> str:
-    """Name a request: what is asked of what. Spacing and the order of keys in a body do not matter."""
-    said: object
+    """Return the digest of a request. Spacing and the order of keys in the body do not matter."""
+    data: object
     try:
-        said = json.loads(body) if body else None
-        return digest_of_json([without_version(scope["path"]), scope["query_string"].decode("latin-1"), said])
+        data = json.loads(body) if body else None
+        return digest_of_json([without_version(scope["path"]), scope["query_string"].decode("latin-1"), data])
     except (ValueError, RecursionError, KneoError):
         return digest_of(b"\n".join([scope["path"].encode(), scope["query_string"], body]))
 
 
 async def _body(receive: Receive) -> bytes:
-    """Read a body whole. It is bounded by whoever stands outside."""
+    """Read a whole body. ``BodyLimit`` bounds it."""
     parts: list[bytes] = []
     while True:
         message = await receive()
@@ -252,7 +283,7 @@ async def _body(receive: Receive) -> bytes:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Give a body that was read once more, then whatever else comes."""
+    """Return a ``receive`` that repeats a body that was read, then continues with further messages."""
     given = False
 
     async def again() -> Message:

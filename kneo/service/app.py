@@ -1,4 +1,4 @@
-"""Putting the service together: one application over one store."""
+"""The application: settings, a store and a starter behind one set of routes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,6 @@ from kneo.service.routes import (
     human_tasks,
     inbox,
     links,
-    metrics,
     policies,
     promotions,
     receipts,
@@ -57,11 +56,10 @@ from kneo.store.change_feed import ChangeFeed
 from kneo.store.engine import Store
 
 App = FastAPI
-"""What ``create_app`` makes, for those who may not know what it is made of."""
+"""The type of the application, for modules that do not import FastAPI."""
 
 SILENT: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False}
-"""What the framework tells OpenTelemetry by itself: nothing. It would add messages of exceptions, which hold what people
-wrote, and a second span to each of ours."""
+"""No telemetry by the framework: it would record messages of exceptions, which hold texts of people, and a second span."""
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
@@ -106,18 +104,18 @@ def create_app(  # noqa: PLR0913 - the parts of an application, all but the firs
         settings: This process's settings.
         store: The database.
         starter: Starts runs.
-        alive: Says whether what else runs in this process still does; ``/livez`` says no when that does not.
+        alive: Returns whether the controller of this process still works; otherwise ``/livez`` responds 503.
         tools: Tools that specs may name without declaring them.
         configure_default_manager: Make the default platform, with a worker, where none was set. Otherwise the one
             that ``set_platform_manager`` sets before the first request is served.
         state_path: The default platform's SQLite file.
         auth_config: The API keys, and whether one is needed, in place of what the settings say.
-        auth_enabled: Whether an API key is needed, whatever else says so.
+        auth_enabled: Whether an API key is needed, in place of the setting.
         request_limits: Bounds on requests, in place of what the settings say.
 
     Raises:
-        Invalid: API keys or bounds make no sense.
-        Usage: some parts are given and others are not.
+        Invalid: API keys or limits are not valid.
+        Usage: settings, store and starter are not passed together.
     """
     app = _PlatformApp(
         title="Kneo", version=WIRE_VERSION, redirect_slashes=False, lifespan=_until_the_end, telemetry=SILENT
@@ -135,7 +133,7 @@ def create_app(  # noqa: PLR0913 - the parts of an application, all but the firs
 
 @dataclass(frozen=True)
 class _Instead:
-    """What a program says in place of the settings."""
+    """Parameters of ``create_app`` in place of settings."""
 
     auth: AuthConfig | None = None
     auth_enabled: bool | None = None
@@ -171,11 +169,11 @@ def _furnish(
     tools: frozenset[str],
     alive: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Give an application its routes and what they use."""
+    """Add the routes, their service and the middleware to an application."""
     settings, auth = app.instead.applied(settings)
     ring = keyring(auth)
     store.transact(lambda tx: key_names.put(tx, ring.names))
-    operations = _route(app, metrics_too=settings.http.metrics)
+    routes = _route(app, metrics_too=settings.http.metrics)
     streams = Streams(
         settings.http.max_streams, settings.http.max_streams_per_person, settings.http.stream_slow_seconds
     )
@@ -194,18 +192,17 @@ def _furnish(
         readiness=Readiness(settings, store, starter.project, tools),
         tools=tools,
     )
-    # The last one added is the first one asked.
+    # The middleware that is added last handles a request first.
     app.add_middleware(Admission, keyring=ring, settings=settings, store=store)
     app.add_middleware(BodyLimit, max_bytes=settings.limits.body_bytes)
     app.add_middleware(HeadCheck, settings=settings, keyring=ring)
-    app.add_middleware(AccessLog, operations=operations, observer=counted, logged=settings.http.request_logs)
+    app.add_middleware(AccessLog, routes=routes, observer=counted, logged=settings.http.request_logs)
 
 
 def _route(app: FastAPI, *, metrics_too: bool) -> RouteTable:
-    operations = RouteTable(ROUTERS)
+    routes = RouteTable(ROUTERS)
     problems.install(app)
     app.router.routes.insert(0, DirectRoute())
-    # These describe what there is, and say no to what there is not.
     api = APIRouter()
     for router in ROUTERS:
         api.include_router(router)
@@ -213,9 +210,9 @@ def _route(app: FastAPI, *, metrics_too: bool) -> RouteTable:
     app.include_router(api, include_in_schema=False)
     app.include_router(links.pages)
     if metrics_too:
-        app.include_router(metrics.router)
-    describe(app, operations)
-    return operations
+        app.include_router(health.metrics_router)
+    describe(app, routes)
+    return routes
 
 
 def description() -> dict[str, object]:
@@ -232,7 +229,7 @@ async def _until_the_end(app: FastAPI) -> AsyncIterator[None]:
 
 
 def drain(app: FastAPI) -> None:
-    """Answer everybody who waits, and end what goes on: the process is about to stop."""
+    """Respond to waiting requests and end streams, because the process is about to stop."""
     service: Service | None = getattr(app.state, "service", None)
     if service is not None:
         service.changes.stop()

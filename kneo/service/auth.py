@@ -1,4 +1,4 @@
-"""Who is asking, and what they may do. Keys are people: a key's name is the actor of everything done with it."""
+"""API keys, scopes and roles. A key stands for a person: its name is the actor of everything done with it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SCOPES: Mapping[str, str] = {
     "policies:write": "set policies over HTTP",
     "credentials:read": "list which credentials are set, never their values",
 }
-"""What a key may do, by scope."""
+"""The scopes, and what a key with each may do."""
 
 INCLUDED: Mapping[str, frozenset[str]] = {
     "policies:read": frozenset({"releases:read"}),
@@ -40,7 +40,7 @@ INCLUDED: Mapping[str, frozenset[str]] = {
     "human:read": frozenset({"receipts:read"}),
     "audit:read": frozenset({"receipts:read"}),
 }
-"""Scopes that come with another one. Nothing includes ``releases:decide``: who operates does not approve."""
+"""Scopes that another scope includes. No scope includes ``releases:decide``: operators do not approve."""
 
 _VIEWER = frozenset({"runs:read", "specs:read", "human:read", "audit:read", "releases:read"})
 
@@ -64,7 +64,7 @@ ROLES: Mapping[str, frozenset[str]] = {
     | {"runs:write", "human:write", "human:link", "audit:write", "credentials:read", "policies:read"},
     "viewer": _VIEWER,
 }
-"""What a key with a role may do."""
+"""The scopes of each role."""
 
 
 def with_included(scopes: frozenset[str]) -> frozenset[str]:
@@ -73,7 +73,7 @@ def with_included(scopes: frozenset[str]) -> frozenset[str]:
 
 
 ANONYMOUS = Principal("anonymous", frozenset({"*"}))
-"""Whoever asks a service that was started without keys."""
+"""The caller of a service without API keys."""
 
 
 class Keyring:
@@ -85,22 +85,22 @@ class Keyring:
 
     @property
     def names(self) -> frozenset[str]:
-        """The people whom the keys are for; empty where no key is needed and so none says who asks."""
+        """The names of the keys' owners; empty where no key is required, because then no key identifies the caller."""
         return frozenset(principal.name for principal in self._keys.values()) if self.required else frozenset()
 
     def find(self, key: str) -> Principal | None:
-        """Compare with every key in constant time."""
-        offered = hashlib.sha256(key.encode()).digest()
+        """Return the owner of a key; every comparison takes constant time."""
+        digest = hashlib.sha256(key.encode()).digest()
         found = None
         for known, principal in self._keys.items():
-            if hmac.compare_digest(known, offered):
+            if hmac.compare_digest(known, digest):
                 found = principal
         return found
 
 
 @dataclass(frozen=True)
 class APIKeyRecord:
-    """A key: whose it is, and what they may do with it."""
+    """An API key, its owner and its scopes."""
 
     name: str
     key: str = field(repr=False)
@@ -110,7 +110,7 @@ class APIKeyRecord:
 
 @dataclass(frozen=True)
 class AuthConfig:
-    """Which keys there are, and whether a request needs one."""
+    """The API keys, and whether a request needs one."""
 
     enabled: bool = False
     api_keys: tuple[APIKeyRecord, ...] = ()
@@ -143,19 +143,19 @@ def keyring(config: AuthConfig) -> Keyring:
     """Hash the keys of a service.
 
     Raises:
-        Invalid: a name or key is empty, a name is no person's or spelled in two ways, a role or scope is unknown, two
-            have the same key, or keys are required and there are none. The service does not start.
+        Invalid: a name or key is empty, a name is not valid or has two spellings, a role or scope is unknown, two
+            entries have the same key, or keys are required and there are none. The service does not start.
     """
     keys: dict[bytes, Principal] = {}
     names: dict[str, str] = {}
     for record in config.api_keys:
         if not record.name or not record.key:
-            msg = f"The API key of {record.name} is empty." if record.name else "An API key is nobody's."
+            msg = f"The API key of {record.name} is empty." if record.name else "An API key has no name."
             raise Invalid(msg, code="invalid_setting")
         name = person_name(record.name, "The name of an API key")
-        spelled = names.setdefault(person_key(name), name)
-        if spelled != name:
-            msg = f"{shown(name)} and {shown(spelled)} are two spellings of one name; give both API keys the same."
+        first = names.setdefault(person_key(name), name)
+        if first != name:
+            msg = f"{shown(name)} and {shown(first)} are two spellings of one name; give both API keys the same."
             raise Invalid(msg, code="invalid_setting")
         hashed = hashlib.sha256(record.key.encode()).digest()
         if hashed in keys:
@@ -179,14 +179,14 @@ def _scopes(record: APIKeyRecord) -> frozenset[str]:
 
 
 def authenticate(ring: Keyring, headers: Mapping[str, str]) -> Principal:
-    """Find out who sent a request.
+    """Return the caller of a request.
 
     Args:
-        ring: The keys of this service.
-        headers: The request's, by lower-case name.
+        ring: The API keys.
+        headers: The headers of the request, by lower-case name.
 
     Raises:
-        Unauthorized: keys are required and this request has none that is known.
+        Unauthorized: keys are required and the request has no known one.
     """
     if not ring.required:
         return ANONYMOUS
@@ -200,10 +200,10 @@ def authenticate(ring: Keyring, headers: Mapping[str, str]) -> Principal:
 
 
 def principal_of(request: Request) -> Principal:
-    """Return who sent a request, as ``Admission`` found out before anything else was looked at.
+    """Return the caller of a request, as ``Admission`` authenticated it.
 
     Raises:
-        Unauthorized: keys are required and this request has none that is known.
+        Unauthorized: keys are required and the request has no known one.
     """
     known: object = request.scope.get(PRINCIPAL)
     if isinstance(known, Principal):
@@ -212,11 +212,11 @@ def principal_of(request: Request) -> Principal:
 
 
 PRINCIPAL = "kneo.principal"
-"""Where a request's ASGI scope holds who sent it."""
+"""The key of the caller in the ASGI scope of a request."""
 
 
 class Require:
-    """A dependency that lets only principals with a scope through."""
+    """A dependency that requires a scope."""
 
     def __init__(self, scope: str) -> None:
         self.scope = scope
@@ -228,5 +228,5 @@ class Require:
 
 
 def require(scope: str) -> Require:
-    """Make a dependency that lets only principals with a scope through."""
+    """Make a dependency that requires a scope."""
     return Require(scope)

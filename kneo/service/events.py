@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from kneo.errors import Transient
 from kneo.names import person_key
+from kneo.service.limits import TooMany
 from kneo.service.problems import refusal
-from kneo.service.rate import TooMany
 
 HEADERS = {
     "cache-control": "no-store",

@@ -1,8 +1,8 @@
-"""What is checked of a request's head before anything else: its size, the host it names, the site it comes from.
+"""Checks of the head of a request, before all others: its size, the host it names, the site it comes from.
 
-A service without keys trusts whoever can reach it. A web page that a person on this machine looks at can reach it too: by a form
-that is sent across sites, or by a name that resolves to this machine. So without keys a request has to name this machine, and a
-browser has to say that the request comes from the service's own pages.
+A service without keys trusts every caller that reaches it. A web page in a browser on this machine reaches it too: by a form that is
+sent across sites, or by a host name that resolves to this machine. So without keys a request has to name this machine, and a browser
+has to state that the request comes from the service's own pages.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ PAGES: Mapping[str, str] = {
     "/docs/oauth2-redirect": "docs",
     "/redoc": "docs",
 }
-"""Pages beside the API that need any key, where keys are needed at all and ``KNEO_SERV_OPEN_PAGES`` does not open them."""
+"""Pages outside of the API that need a key, where keys are required and ``KNEO_SERV_OPEN_PAGES`` does not open them."""
 
 PROBES = frozenset({"/livez", "/healthz", "/readyz", "/v1/livez", "/v1/healthz", "/v1/readyz"})
-"""Asked by whatever name an orchestrator has for this process; they change nothing and tell no content."""
+"""Probes, which an orchestrator may call by any host name: they change nothing and return no content."""
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _OWN_SITE = frozenset({"same-origin", "none"})
 
 
 class HeadersTooLarge(Invalid):
-    """The head of a request is larger than it has to be."""
+    """The head of a request is larger than the limit."""
 
     http_status = 431
     default_code = "headers_too_large"
 
 
 class HeadCheck:
-    """Refuses requests by their head.
+    """Middleware that refuses requests by their head.
 
     Args:
-        app: What answers the others.
-        settings: Bounds, and hosts by which the service may be asked.
-        keyring: Says whether keys are needed, and whose they are.
+        app: The application behind it.
+        settings: Limits, and the allowed hosts.
+        keyring: The API keys, and whether one is required.
     """
 
     def __init__(self, app: ASGIApp, *, settings: Settings, keyring: Keyring) -> None:
@@ -92,10 +92,10 @@ class HeadCheck:
             name in self.hosts or name == self.public_host or (not self.keyring.required and is_loopback(name))
         ):
             return
-        msg = f"This service is not asked as {host[:100]!r}."
-        hint = "Ask it by a name of KNEO_SERV_ALLOWED_HOSTS."
+        msg = f"The host {host[:100]!r} is not allowed."
+        hint = "Use a host of KNEO_SERV_ALLOWED_HOSTS."
         if not self.keyring.required:
-            hint = "Without API keys it is asked as localhost only; set KNEO_SERV_API_KEYS, or KNEO_SERV_ALLOWED_HOSTS."
+            hint = "Without API keys only localhost is allowed; set KNEO_SERV_API_KEYS or KNEO_SERV_ALLOWED_HOSTS."
         raise Forbidden(msg, code="host_not_allowed", hint=hint)
 
     def _check_origin(self, method: str, headers: Headers) -> None:
@@ -114,7 +114,7 @@ class HeadCheck:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether a host name or address is always this machine."""
+    """Return whether a host name or address always means this machine."""
     if host == "localhost":
         return True
     try:
@@ -127,11 +127,11 @@ def check_reachable(settings: Settings, host: str) -> None:
     """Check that a service without keys listens on this machine only.
 
     Raises:
-        Invalid: ``keys_required``: others can reach the address, and nothing says that they all may do everything.
+        Invalid: ``keys_required``: other machines can reach the address, and anonymous access is not allowed.
     """
     if settings.auth_enabled or settings.http.anonymous or is_loopback(host.lower()):
         return
-    msg = f"Everybody who reaches {host or 'this machine'} could do everything: there are no API keys."
+    msg = f"Every caller that reaches {host or 'this machine'} would have all permissions: no API keys are set."
     hint = "Set KNEO_SERV_API_KEYS, listen on 127.0.0.1, or set KNEO_SERV_ALLOW_ANONYMOUS=true."
     raise Invalid(msg, code="keys_required", hint=hint)
 

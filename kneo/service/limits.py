@@ -1,20 +1,22 @@
-"""A bound on request bodies that holds for streamed ones too; and all bounds by the names that programs already use."""
+"""Limits of requests: their sizes, under the published names too, the bytes of a body, and the rate of a caller."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Lock
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kneo.errors import Invalid
+from kneo.clock import monotonic
+from kneo.errors import Invalid, Transient
 from kneo.service.problems import too_large
 from kneo.settings import Limits
 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """Bounds on what a request may bring, in place of those that the settings say."""
+    """Limits on the parts of a request, in place of those of the settings."""
 
     max_body_bytes: int = Limits.body_bytes
     max_input_chars: int = Limits.input_chars
@@ -26,10 +28,10 @@ class RequestLimits:
     max_path_chars: int = Limits.path_chars
 
     def as_limits(self) -> Limits:
-        """Return the same as a setting.
+        """Return the limits as a setting.
 
         Raises:
-            Invalid: one is not positive.
+            Invalid: a limit is not positive.
         """
         for name, value in vars(self).items():
             if value <= 0:
@@ -81,7 +83,57 @@ class BodyLimit:
         try:
             await self.app(scope, counting, sending)
         except HTTPException as error:
-            # Whoever reads the body outside of the framework lets it through.
+            # Middleware that reads the body itself does not handle the exception.
             if error.status_code != 413 or begun:
                 raise
             await too_large(self.max_bytes)(scope, receive, send)
+
+
+MAX_CALLERS = 10_000
+"""Callers that a rate remembers at once. Keys are few; there are more callers only where addresses are counted."""
+
+
+class TooMany(Transient):
+    """A caller sends more requests than the limit; the request itself is valid."""
+
+    http_status = 429
+    default_code = "rate_limited"
+
+
+class Rate:
+    """A rate limit for each caller, as a token bucket.
+
+    Args:
+        per_minute: Requests per minute; 0 sets no limit.
+    """
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self._left: dict[str, tuple[float, float]] = {}
+        self._lock = Lock()
+
+    def take(self, caller: str) -> float:
+        """Count a request; return 0, or the seconds after which the caller may send it."""
+        if not self.per_minute:
+            return 0.0
+        now = monotonic()
+        per_second = self.per_minute / 60
+        with self._lock:
+            left, since = self._left.get(caller, (float(self.per_minute), now))
+            left = min(float(self.per_minute), left + (now - since) * per_second)
+            allowed = left >= 1
+            self._left[caller] = (left - 1 if allowed else left, now)
+            if len(self._left) > MAX_CALLERS:
+                self._left.pop(next(iter(self._left)))
+        return 0.0 if allowed else (1 - left) / per_second
+
+    def check(self, caller: str) -> None:
+        """Count a request.
+
+        Raises:
+            TooMany: the caller has reached the limit; ``retry_after`` is in the details.
+        """
+        wait = self.take(caller)
+        if wait:
+            msg = f"{caller} may send {self.per_minute} requests in a minute."
+            raise TooMany(msg, retry_after=max(1, round(wait + 0.5)))

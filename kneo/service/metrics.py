@@ -1,4 +1,4 @@
-"""Numbers for Prometheus: what this process answered, and how the database stands at the moment somebody looks."""
+"""Prometheus metrics: counters of this process, and the state of the database at the time of the scrape."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 
 
 class Metrics:
-    """Counts the requests of one application and reads the rest from its database."""
+    """The metrics of one application and its database."""
 
     def __init__(self, store: Store, streams: Streams) -> None:
         self.registry = CollectorRegistry()
@@ -38,10 +38,10 @@ class Metrics:
         )
         self._hooks = Counter("kneo_webhook", "Deliveries of webhooks.", ["provider", "result"], registry=self.registry)
         Gauge("kneo_http_streams", "Answers that go on.", registry=self.registry).set_function(lambda: streams.open)
-        self.registry.register(_Standing(store))
+        self.registry.register(_DatabaseMetrics(store))
 
     def seen(self, operation: RouteEntry | None, method: str, status: int, seconds: float) -> None:
-        """Count a request. What is not an operation counts as one, or anybody could make us keep names."""
+        """Count a request. Requests without a route share one name, so that callers cannot create names."""
         name = operation.id if operation is not None else "unknown"
         verb = method if operation is not None else "OTHER"
         self._requests.labels(verb, name, str(status)).inc()
@@ -52,12 +52,12 @@ class Metrics:
         self._hooks.labels(provider, result).inc()
 
     def text(self) -> bytes:
-        """Return everything in Prometheus's text format 0.0.4, with what other parts of this process count."""
+        """Return all metrics of this process in Prometheus's text format 0.0.4."""
         return generate_latest(self.registry) + generate_latest(REGISTRY)
 
 
-class _Standing(Collector):
-    """How the database stands."""
+class _DatabaseMetrics(Collector):
+    """Metrics of the database."""
 
     def __init__(self, store: Store) -> None:
         self.store = store

@@ -1,4 +1,4 @@
-"""The description of this service for machines: what FastAPI finds out, and what only we know."""
+"""The OpenAPI description: FastAPI's, completed with scopes, errors and idempotency keys."""
 
 from __future__ import annotations
 
@@ -48,15 +48,6 @@ MEANINGS: Mapping[int, tuple[str, str]] = {
     503: ("Try again later; see Retry-After.", "try_again"),
 }
 
-ALSO: Mapping[str, tuple[int, ...]] = {
-    "create_run": (404,),
-    "run_spec": (404,),
-    "get_source": (404,),
-    "get_audit_proof": (404,),
-    "receive_hook": (401, 429),
-}
-"""Refusals of single operations beside those that follow from what kind of operation it is."""
-
 KEY_PARAMETER: Tree = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -66,9 +57,9 @@ KEY_PARAMETER: Tree = {
 }
 
 
-def describe(app: FastAPI, operations: RouteTable) -> None:
-    """Let an application say everything about itself at ``/openapi.json``."""
-    known = {(operation.method.lower(), VERSION + operation.template): operation for operation in operations}
+def describe(app: FastAPI, routes: RouteTable) -> None:
+    """Make an application serve its complete description at ``/openapi.json``."""
+    known = {(operation.method.lower(), VERSION + operation.template): operation for operation in routes}
 
     def openapi() -> Tree:
         if app.openapi_schema is None:
@@ -103,43 +94,43 @@ def _complete(app: FastAPI, known: Mapping[tuple[str, str], RouteEntry]) -> Tree
 
 
 def _complete_one(described: Tree, operation: RouteEntry) -> None:
-    answers = _map(described, "responses")
-    answers.pop("422", None)
+    responses = _map(described, "responses")
+    responses.pop("422", None)
     for status in _refusals(described, operation):
-        answers.setdefault(str(status), {"$ref": f"#/components/responses/Refused{status}"})
+        responses.setdefault(str(status), {"$ref": f"#/components/responses/Refused{status}"})
     if operation.required:
         scopes = [need.scope for need in operation.required]
         described["security"] = [{"bearer": []}, {"apiKey": []}]
         described["x-required-scopes"] = scopes
-        said = described.get("description") or described.get("summary") or ""
-        described["description"] = f"{said}\n\nNeeds `{'` and `'.join(scopes)}`."
+        text = described.get("description") or described.get("summary") or ""
+        described["description"] = f"{text}\n\nNeeds `{'` and `'.join(scopes)}`."
     if operation.method == "POST" and operation.required:
         parameters = cast("list[Tree]", described.setdefault("parameters", []))
         parameters.append(KEY_PARAMETER)
 
 
 def _refusals(described: Tree, operation: RouteEntry) -> list[int]:
-    found = [500, 503, *ALSO.get(operation.id, ())]
+    statuses = [500, 503, *operation.errors]
     if operation.required:
-        found += [401, 403, 422, 429]
+        statuses += [401, 403, 422, 429]
     if "{" in operation.template:
-        found += [404]
+        statuses += [404]
     if operation.method != "GET":
-        found += [400, 409, 413, 422]
+        statuses += [400, 409, 413, 422]
     if described.get("parameters"):
-        found += [400, 422]
-    return sorted(set(found))
+        statuses += [400, 422]
+    return sorted(set(statuses))
 
 
 def _refusal(status: int) -> Tree:
     meaning, code = MEANINGS[status]
-    said = {"error": code, "message": meaning}
+    example = {"error": code, "message": meaning}
     return {
         "description": meaning,
         "content": {
             "application/json": {
                 "schema": {"$ref": "#/components/schemas/Problem"},
-                "example": {**said, "detail": said},
+                "example": {**example, "detail": example},
             }
         },
     }

@@ -1,4 +1,4 @@
-"""Errors as answers: flat and under ``detail`` at once, because both shapes have readers."""
+"""Errors as responses: flat and under ``detail`` at once, because clients of both shapes exist."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kneo.settings import Settings
 RETRY_AFTER_SECONDS = 5
 
 RECORDED = "kneo.recorded"
-"""Where a request's ASGI scope says that its refusal is in the audit log already."""
+"""The key in the ASGI scope of a request whose refusal is in the audit log already."""
 
 
 def problem(
@@ -34,14 +34,14 @@ def too_large(max_bytes: int) -> JsonResponse:
 
 
 def install(app: FastAPI) -> None:
-    """Translate every exception of this service into an answer."""
+    """Translate every exception of this service into a response."""
     app.add_exception_handler(KneoError, _refusal)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
 
 
 def refusal(error: KneoError) -> JsonResponse:
-    """Say no in the words of an error; details called ``retry_after`` become the header."""
+    """Return the response to an error; its detail ``retry_after`` becomes the header."""
     headers = {}
     details = dict(error.details)
     wait = details.pop("retry_after", RETRY_AFTER_SECONDS if isinstance(error, Transient) else None)
@@ -55,7 +55,7 @@ def refusal(error: KneoError) -> JsonResponse:
 
 
 def crash() -> JsonResponse:
-    """Say that something went wrong and nothing about what; the log says that."""
+    """Return the response to a defect, without details; the log has them."""
     return problem(500, "internal_error", "The service failed on this request; its log says why.", {})
 
 
@@ -72,7 +72,7 @@ async def _refusal(request: Request, error: Exception) -> JsonResponse:
 
 async def _validation(_request: Request, error: Exception) -> JsonResponse:
     assert isinstance(error, RequestValidationError)
-    # The offending input is left out: echoing it back would double whatever was sent.
+    # The input is left out: a response that repeats it would double it.
     fields = [{key: item[key] for key in ("type", "loc", "msg", "ctx") if key in item} for item in error.errors()]
     first = fields[0]
     where = ".".join(str(part) for part in first["loc"])

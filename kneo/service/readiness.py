@@ -20,19 +20,19 @@ from kneo.store.engine import Store
 log = logging.getLogger("kneo.service")
 
 RUNTIMES = ("bridge", "native")
-"""Names of what runs agents, as published; specs choose by provider."""
+"""The published names of agent runtimes; specs choose by provider."""
 
 
 class Readiness:
-    """Looks at everything a request may need.
+    """The checks of everything that a request may need.
 
-    Nobody is asked over the network: a probe that waits for somebody else takes this process down with them. For the same
-    reason a controller or a worker that is away is told, and no reason to send no requests here.
+    No check uses the network: a check that waits for another service fails together with it. A controller or worker that is
+    away is reported and does not make this process unready.
 
     Args:
-        settings: What must be there.
+        settings: The settings, which name what is required.
         store: The database.
-        project: The project's config, which names variables.
+        project: The config of the project, which names variables.
         tools: Tools of this process.
     """
 
@@ -43,7 +43,7 @@ class Readiness:
         self.tools = tools
 
     def checks(self) -> Mapping[str, Json]:
-        """Look now; each check has its name and whether it is ``ok``."""
+        """Run the checks; each result has its name and ``ok``."""
         probes: Mapping[str, Callable[[], Json]] = {
             "api": lambda: {"status": "ready"},
             "run_state_store": self._database,
@@ -85,7 +85,7 @@ class Readiness:
             return {"running": requests.lease_holder(tx, requests.CONTROLLER_LEASE) is not None}
 
     def _source(self) -> Json:
-        """Where Git decides what runs, a commit has to have been accepted; until then nothing runs here."""
+        """Check that a commit was accepted, where a config repository is followed; until then nothing runs."""
         with self.store.read() as tx:
             pin = self.settings.trust_root
             if not registry.is_followed(tx, pin):
@@ -104,18 +104,18 @@ class Readiness:
         return {"ok": free is None or free >= least, "free_bytes": free, "least_bytes": least}
 
     def _providers(self) -> Json:
-        wanted = self.settings.http.health_providers
-        if not wanted:
+        providers = self.settings.http.health_providers
+        if not providers:
             return {"configured": False}
-        found = secret_inventory(self.project, providers=wanted, service_tokens=False)["providers"]
-        return _present({name: bool(entry["present"]) for name, entry in found.items()})
+        entries = secret_inventory(self.project, providers=providers, service_tokens=False)["providers"]
+        return _present({name: bool(entry["present"]) for name, entry in entries.items()})
 
     def _mcp(self) -> Json:
-        wanted = self.settings.http.health_mcp_secrets
-        if not wanted:
+        names = self.settings.http.health_mcp_secrets
+        if not names:
             return {"configured": False}
-        found = secret_inventory(self.project, extras=wanted, service_tokens=False)["extra"]
-        return _present({name: bool(entry["present"]) for name, entry in found.items()})
+        entries = secret_inventory(self.project, extras=names, service_tokens=False)["extra"]
+        return _present({name: bool(entry["present"]) for name, entry in entries.items()})
 
 
 def _present(items: Mapping[str, bool]) -> Json:
@@ -126,6 +126,6 @@ def _probed(name: str, probe: Callable[[], Json]) -> Json:
     try:
         return probe()
     except (KneoError, OSError) as error:
-        # Probes are answered to anybody; the log says what it was.
+        # Probes need no key, so the error stands in the log alone.
         log.warning("the check %s failed: %s", name, error)
         return {"ok": False, "error": "check_failed"}

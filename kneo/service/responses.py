@@ -28,13 +28,6 @@ class Paged(Answer):
     sort_order: Literal["asc", "desc"]
 
 
-class ErrorOf(Answer):
-    """Why a run ended."""
-
-    type: str
-    message: str
-
-
 # ---- health -------------------------------------------------------------------------------------------------------
 
 
@@ -44,61 +37,6 @@ class Health(Answer):
     version: str = Field(description="The wire contract this service speaks.")
     build: str = Field(description="This package's version.")
     metadata: Map
-
-
-# ---- runs ---------------------------------------------------------------------------------------------------------
-
-
-class RunCreated(Answer):
-    """Where a run stands after it was started or continued."""
-
-    run_id: str = Field(examples=["run_01JD8Z4V6M3Q"])
-    status: str = Field(examples=["paused"])
-    output_text: str | None
-    human_intervention_required: bool
-    continuation_id: str | None
-    metadata: Map
-    error: ErrorOf | None
-
-
-class Difference(Answer):
-    path: str
-
-
-class CheckpointDiff(Answer):
-    run_id: str
-    from_checkpoint: Map
-    to_checkpoint: Map
-    change_count: int
-    added: list[Difference]
-    removed: list[Difference]
-    changed: list[Difference]
-    truncated: bool
-
-
-class RunReplay(Answer):
-    run_id: str
-    status: str
-    workflow_name: str | None
-    workflow_kind: str | None
-    agent_name: str | None
-    checkpoint_count: int
-    timeline: list[Map]
-    replay_context: Map
-
-
-class RunRecovery(Answer):
-    run_id: str
-    status: str
-    workflow_name: str | None
-    workflow_kind: str | None
-    visited_steps: list[str]
-    visited_nodes: list[str]
-    checkpoint_count: int
-    pending_human_request: Map | None
-    continuation_id: str | None
-    error: ErrorOf | None
-    replay_context: Map
 
 
 class GraphNode(Answer):
@@ -122,13 +60,6 @@ class SpecGraph(Answer):
     max_steps: int | None
     nodes: list[GraphNode]
     edges: list[GraphEdge]
-
-
-class RunGraph(SpecGraph):
-    run_id: str
-    status: str
-    current: str | None
-    visited: list[str]
 
 
 # ---- specs --------------------------------------------------------------------------------------------------------
@@ -282,16 +213,6 @@ class HumanResumed(Answer):
     status: str
     output_text: str | None
     metadata: Map
-
-
-class WorkflowRunContinued(HumanResumed):
-    """Where a run went, and what it still requires."""
-
-    workflow_id: str | None
-    content: str | None
-    is_paused: bool
-    step_requirements: list[Map]
-    refused: list[Map]
 
 
 class TaskLink(Answer):

@@ -1,4 +1,4 @@
-"""The router of this service: what a route returns is written out as JSON as it is, and described by a model beside it."""
+"""The router of this service: strict JSON in requests; responses written as the routes return them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Responses = dict[int | str, dict[str, object]]
 
 
 class JsonResponse(Response):
-    """An answer in JSON."""
+    """A response in JSON."""
 
     media_type = "application/json"
 
@@ -34,7 +34,7 @@ class JsonResponse(Response):
         try:
             return to_json(content, inf_nan_mode="null", fallback=_plain)
         except PydanticSerializationError:
-            # What a program hands over may be nested deeper than that goes.
+            # Data of a program may be nested deeper than pydantic serializes.
             return json.dumps(content, ensure_ascii=False, separators=(",", ":"), default=_plain).encode()
 
 
@@ -48,14 +48,14 @@ def _plain(value: object) -> object:
 
 
 _HUGE = re.compile(rb"[eE]\+?[0-9]{3}")
-"""Numbers without end can only be where this is."""
+"""Infinite numbers can only be written with such an exponent."""
 
 
 def read_json(body: bytes) -> object:
-    """Read a body as JSON that can be written again: UTF-8, no half characters, no numbers that are none, 200 deep at most.
+    """Parse a body as JSON that can be written again: UTF-8, no lone surrogates, no NaN or infinity, 200 levels at most.
 
     Raises:
-        JSONDecodeError: it is not.
+        JSONDecodeError: the body is not such JSON.
     """
     try:
         value = from_json(body.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
@@ -67,11 +67,11 @@ def read_json(body: bytes) -> object:
 
 
 def _unreadable(body: bytes, error: ValueError) -> json.JSONDecodeError:
-    """Say what is wrong with a body, and where, if that is known."""
+    """Return the error in a body, with its position where that is known."""
     try:
         json.loads(body)
-    except json.JSONDecodeError as found:
-        return found
+    except json.JSONDecodeError as cause:
+        return cause
     except (ValueError, RecursionError):
         pass
     return json.JSONDecodeError(f"It holds what JSON has not, or is nested too deep: {error}", "", 0)
@@ -95,10 +95,13 @@ class _StrictRoute(APIRoute):
 
 
 class Router(APIRouter):
-    """Answers with what routes return, and reads what they are sent strictly.
+    """A router that parses requests strictly and writes what routes return.
 
-    FastAPI would copy every answer value by value before it writes it, which takes longer than all the rest; and it would
-    check it against the described model, which tests do.
+    FastAPI would validate and copy each response by its model first, which takes longer than the rest of a request; tests check
+    that responses match their models.
+
+    Attributes:
+        operations: The operations behind the routes, by id.
     """
 
     def __init__(self, *, tags: list[str | Enum]) -> None:
@@ -106,7 +109,7 @@ class Router(APIRouter):
         self.operations: dict[str, Operation[..., object]] = {}
 
     def add_api_route(self, path: str, endpoint: Callable[..., object], **more: object) -> None:
-        """Add a route; ``responses`` says what its answers look like."""
+        """Add a route; ``responses`` describes its responses."""
         super().add_api_route(path, _writing(endpoint), **{**more, "response_model": None})  # type: ignore[arg-type]
 
 
@@ -116,12 +119,12 @@ def _writing(endpoint: Callable[..., object]) -> Callable[..., object]:
 
     @functools.wraps(endpoint)
     def write(*args: object, **values: object) -> Response:
-        answer = endpoint(*args, **values)
-        return answer if isinstance(answer, Response) else JsonResponse(answer)
+        response = endpoint(*args, **values)
+        return response if isinstance(response, Response) else JsonResponse(response)
 
     return write
 
 
 def responds(model: object, status: int = 200, description: str = "Done.") -> Responses:
-    """Describe an answer by a model."""
+    """Describe a response by a model."""
     return {status: {"model": model, "description": description}}

@@ -1,6 +1,6 @@
-"""What this service can be asked, known before a request is looked at: which path, for whom, with which parameters.
+"""The table of routes: path, scopes and parameters of each, known before a request is parsed.
 
-What a request means is found out once, by whoever is outermost; all others read it from the request's ASGI scope.
+The outermost middleware matches a request once; inner ones read the match from the request's ASGI scope.
 """
 
 from __future__ import annotations
@@ -17,32 +17,37 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from kneo.service.auth import Require
+from kneo.service.router import Router
 
 VERSION = "/v1"
 
-MATCHED = "kneo.asked"
-"""Where a request's ASGI scope holds what it asks for, if that is anything we know."""
+KEY_SCOPES = {"resume_human_task": "human:resume"}
+"""Published scopes of idempotency keys of routes that are not operations; others have their operation's id."""
 
-SCOPES_OF_KEYS = {
-    "create_run": "runs:create",
-    "run_spec": "specs:run",
-    "resume_human_task": "human:resume",
-    "continue_run": "runs:continue",
+ERRORS: Mapping[str, tuple[int, ...]] = {
+    "get_source": (404,),
+    "get_audit_proof": (404,),
+    "receive_hook": (401, 429),
 }
-"""Published names of the kinds of request that an idempotency key is for; others go by their operation's id."""
+"""Statuses of errors of routes that are not operations."""
+
+MATCHED = "kneo.matched"
+"""The key of the match in the ASGI scope of a request."""
 
 
 @dataclass(frozen=True)
 class RouteEntry:
-    """One thing that can be asked.
+    """A route.
 
     Attributes:
-        id: The operation's stable id.
+        id: The stable id of the operation.
         method: ``GET``, ``POST``, ``PUT``.
-        template: Its path, without the version: ``/runs/{run_id}``.
-        required: What whoever asks must be allowed; empty for what needs no key.
-        query: The query parameters it knows.
-        route: What answers it.
+        template: The path, without the version: ``/runs/{run_id}``.
+        required: The scopes that a caller needs; empty for a route that needs no key.
+        query: The names of the query parameters.
+        route: The route of the framework.
+        key_scope: The scope of its idempotency keys.
+        errors: Statuses of errors beside those that follow from the method and the path.
     """
 
     id: str
@@ -51,26 +56,24 @@ class RouteEntry:
     required: tuple[Require, ...]
     query: frozenset[str]
     route: APIRoute
-
-    @property
-    def key_scope(self) -> str:
-        return SCOPES_OF_KEYS.get(self.id, self.id)
+    key_scope: str
+    errors: tuple[int, ...]
 
 
 ALLOWED = "kneo.allowed"
-"""Where it holds the methods of a path that was asked for with another one."""
+"""The key of the methods of a path, where the request has another method."""
 
 
 @dataclass(frozen=True)
 class RouteMatch:
-    """An operation, and the values that stand in a request's path."""
+    """A route, and the parameters in the path of a request."""
 
     operation: RouteEntry
     path_params: Mapping[str, str]
 
 
 class RouteTable:
-    """Finds the operation that a request means."""
+    """Matches requests with routes."""
 
     def __init__(self, routers: Iterable[APIRouter]) -> None:
         self._by_length: dict[tuple[str, int], list[tuple[re.Pattern[str], RouteEntry]]] = {}
@@ -81,22 +84,22 @@ class RouteTable:
         self._methods = sorted({method for method, _ in self._by_length})
 
     def note(self, scope: Scope) -> RouteEntry | None:
-        """Find out what a request means, and note it in its scope."""
+        """Match a request, and note the match in its scope."""
         path, root = scope["path"], scope.get("root_path", "")
         path = path[len(root) :] if root and path.startswith(root + "/") else path
-        asked = self.find(scope["method"], path)
-        scope[MATCHED] = asked
-        if asked is not None:
-            return asked.operation
+        match = self.find(scope["method"], path)
+        scope[MATCHED] = match
+        if match is not None:
+            return match.operation
         scope[ALLOWED] = [method for method in self._methods if self.find(method, path) is not None]
         return None
 
     def find(self, method: str, path: str) -> RouteMatch | None:
-        """Return what a request means; ``None`` where there is no such thing.
+        """Return the match of a request; ``None`` where no route matches.
 
         Args:
-            method: The request's method.
-            path: Its path, with or without the version.
+            method: The method of the request.
+            path: The path of the request, with or without the version.
         """
         bare = without_version(path)
         for pattern, operation in self._by_length.get((method, bare.count("/")), ()):
@@ -111,25 +114,25 @@ class RouteTable:
 
 
 def route_of(scope: Scope) -> RouteEntry | None:
-    """Return what a request means, as it was noted."""
-    asked: RouteMatch | None = scope.get(MATCHED)
-    return asked.operation if asked is not None else None
+    """Return the route of a request, as it was noted."""
+    match: RouteMatch | None = scope.get(MATCHED)
+    return match.operation if match is not None else None
 
 
 class DirectRoute(BaseRoute):
-    """The way to what a request means, where that is known: trying one route after the other takes longer than answering."""
+    """The route that a request was matched with, and the allowed methods where only the method does not match."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        asked: RouteMatch | None = scope.get(MATCHED)
-        if asked is None:
+        match: RouteMatch | None = scope.get(MATCHED)
+        if match is None:
             return (Match.FULL, {"route": None}) if scope.get(ALLOWED) else (Match.NONE, {})
-        route = asked.operation.route
-        return Match.FULL, {"endpoint": route.endpoint, "path_params": dict(asked.path_params), "route": route}
+        route = match.operation.route
+        return Match.FULL, {"endpoint": route.endpoint, "path_params": dict(match.path_params), "route": route}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         route: APIRoute | None = scope["route"]
         if route is None:
-            # The framework would name the methods of the first route that it met.
+            # The framework names the methods of the first route with the path alone.
             raise HTTPException(405, headers={"Allow": ", ".join(scope[ALLOWED])})
         await route.handle(scope, receive, send)
 
@@ -141,17 +144,22 @@ def without_version(path: str) -> str:
 
 def _listed(routers: Iterable[APIRouter]) -> Iterator[RouteEntry]:
     for router in routers:
+        operations = router.operations if isinstance(router, Router) else {}
         for route in router.routes:
             assert isinstance(route, APIRoute)
             for method in sorted(route.methods or ()):
                 parts = list(_tree(route.dependant))
+                name = route.operation_id or route.name
+                operation = operations.get(name)
                 yield RouteEntry(
-                    id=route.operation_id or route.name,
+                    id=name,
                     method=method,
                     template=route.path,
                     required=tuple(part.call for part in parts if isinstance(part.call, Require)),
                     query=frozenset(field.alias for part in parts for field in part.query_params),
                     route=route,
+                    key_scope=(operation.key_scope if operation else KEY_SCOPES.get(name)) or name,
+                    errors=operation.errors if operation else ERRORS.get(name, ()),
                 )
 
 

@@ -1,7 +1,8 @@
-"""Is it alive, is it ready."""
+"""Health and metrics of this process."""
 
 from __future__ import annotations
 
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from kneo import WIRE_VERSION, __version__
@@ -12,6 +13,7 @@ from kneo.service.router import JsonResponse, Router, responds
 from kneo.service.wire import Json
 
 router = Router(tags=["health"])
+metrics_router = APIRouter(tags=["health"])
 
 
 def _health(metadata: Json) -> Json:
@@ -44,3 +46,14 @@ def ready(service: ServiceDep) -> Json | JsonResponse:
         message = f"Not ready: {', '.join(failing)}."
         return problem(503, "not_ready", message, {"metadata": metadata}, {"Retry-After": str(RETRY_AFTER_SECONDS)})
     return _health(metadata)
+
+
+@metrics_router.get(
+    "/metrics",
+    operation_id="get_metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus text."}},
+)
+def get_metrics(service: ServiceDep) -> Response:
+    """Read this process's counters and how the database stands, in Prometheus's text format."""
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -18,9 +18,9 @@ from kneo.runtime.engine.consequences import as_it_stands
 from kneo.service import responses, task_links
 from kneo.service.auth import Require, require
 from kneo.service.context import Service, ServiceDep
+from kneo.service.limits import Rate, TooMany
 from kneo.service.link_page import HEADERS, done_page, question_page, refused_page
 from kneo.service.problems import refusal
-from kneo.service.rate import Rate, TooMany
 from kneo.service.router import JsonResponse, Router, responds
 from kneo.service.wire import Json
 from kneo.tasks import links
