@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import cast
-from urllib.parse import quote
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
@@ -106,22 +105,6 @@ class ServiceBackend:
         trace = self._send("GET", f"/runs/{run_id}/trace", query={"limit": 1000, "offset": known})
         return str(run["status"]), cast("list[Json]", trace["events"])
 
-    def policies(self) -> Json:
-        return self._send("GET", "/policies/environment")
-
-    def policy(self, environment: str) -> Json:
-        return self._send("GET", f"/policies/environment/{quote(environment, safe='')}")
-
-    def set_policy(self, environment: str, flags: Json) -> Json:
-        return self._send("PUT", f"/policies/environment/{quote(environment, safe='')}", body=flags)
-
-    def preview_policy(self, environment: str, flags: Json) -> Json:
-        return self._send("POST", f"/policies/environment/{quote(environment, safe='')}/preview", body=flags)
-
-    def credentials(self, providers: Sequence[str], extras: Sequence[str], *, service_tokens: bool) -> Json:
-        query: Query = {"providers": providers, "extras": extras, "include_service_tokens": service_tokens}
-        return self._send("GET", "/security/credentials", query=query)
-
     def tasks(self, query: Query) -> Json:
         return self._send("GET", "/human-tasks", query=query)
 
@@ -187,21 +170,6 @@ class ServiceBackend:
     def spec(self, verb: str, body: Mapping[str, object]) -> Json:
         """Let the service validate, compile or explain a spec."""
         return self._send("POST", f"/specs/{verb}", body=body)
-
-    def environments(self) -> Json:
-        return self._send("GET", "/environments")
-
-    def environment(self, name: str) -> Json:
-        return self._send("GET", f"/environments/{name}")
-
-    def history(self, name: str, bundle: str | None) -> Json:
-        return self._send("GET", f"/environments/{name}/history", query={"bundle": bundle})
-
-    def reconcile(self, name: str | None) -> Json:
-        return self._send("POST", f"/environments/{name or '-'}/reconcile")
-
-    def audit_events(self, query: Query) -> Json:
-        return self._send("GET", "/audit-events", query=query)
 
     def send(
         self, method: str, path: str, *, query: Query | None = None, body: Mapping[str, object] | None = None

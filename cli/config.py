@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from cli import render
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, call
 from cli.files import write_whole
 from cli.profiles import Profile, Profiles, check_url, load_profiles, save_profiles
 from cli.project import open_project
 from cli.specs.spec import EnvOption, resolve_spec
+from kneo.api.credentials import list_credentials
 from kneo.errors import Conflict
 from kneo.project.secrets import secret_inventory
 from kneo.redaction import REDACTED
@@ -104,11 +105,7 @@ def secrets(*, env: EnvOption = None, as_json: JsonOption = False) -> None:
     inventory = secret_inventory(open_project(env).config)
 
     def show_table() -> None:
-        rows = [
-            [entry["name"], entry["env_var"], entry["status"]]
-            for group in inventory.values()
-            for entry in group.values()
-        ]
+        rows = [[entry.name, entry.env_var, entry.status] for group in inventory.values() for entry in group.values()]
         render.table("Secrets", ["Name", "Variable", "Status"], rows)
 
     render.emit(inventory, as_json=as_json, text=show_table)
@@ -213,13 +210,10 @@ def credentials(
     as_json: JsonOption = False,
 ) -> None:
     """Show which credentials are set where runs are executed. Their values are never read."""
-    with backend(service_url, profile) as asked:
-        answer = asked.credentials(providers, extras, service_tokens=service_tokens)
-    inventory = answer["inventory"]
-    assert isinstance(inventory, dict)
+    answer = call(service_url, profile, list_credentials, providers, extras, include_service_tokens=service_tokens)
     rows = [
-        [group, name, entry["env_var"], "set" if entry["present"] else "missing"]
-        for group, entries in inventory.items()
+        [group, name, entry.env_var, "set" if entry.present else "missing"]
+        for group, entries in answer.inventory.items()
         for name, entry in entries.items()
     ]
     render.emit(answer, as_json=as_json, text=lambda: render.table("", ["Kind", "Name", "Variable", ""], rows))

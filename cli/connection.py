@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from cli.backend import Backend
+from cli.backend import Backend, P, V
 from cli.profiles import load_profiles
 from kneo import __version__
+from kneo.api.operation import Operation
 from kneo.project import read_config
 from kneo.settings import Settings, from_env
 from kneo.telemetry.spans import configure_tracing
@@ -64,8 +65,17 @@ def open_service(settings: Settings, address: Address) -> ServiceBackend:
 
 
 @contextlib.contextmanager
-def backend(service_url: str | None, profile: str | None) -> Iterator[Backend]:
-    """Open the backend of a command, and close it afterwards."""
+def backend(service_url: str | None, profile: str | None, *, existing: bool = False) -> Iterator[Backend]:
+    """Open the backend of a command, and close it afterwards.
+
+    Args:
+        service_url: The address of a service.
+        profile: The name of a profile.
+        existing: Whether a missing local database is an error; else it is created.
+
+    Raises:
+        NotFound: ``no_database``.
+    """
     settings = from_env()
     address = choose(settings, service_url, profile)
     opened: Backend
@@ -76,6 +86,14 @@ def backend(service_url: str | None, profile: str | None) -> Iterator[Backend]:
             # Runs that this process drives are traced as in a service.
             stack.enter_context(configure_tracing(settings.tracing, version=__version__))
             # The database library is imported here, so that calls of a service do without it.
-            opened = cast("Backend", importlib.import_module("cli.local").LocalBackend(settings))
+            opened = cast("Backend", importlib.import_module("cli.local").LocalBackend(settings, existing=existing))
         stack.callback(opened.close)
         yield opened
+
+
+def call(
+    service_url: str | None, profile: str | None, operation: Operation[P, V], /, *args: P.args, **kwargs: P.kwargs
+) -> V:
+    """Call one operation of the backend of a command; a local database must exist."""
+    with backend(service_url, profile, existing=True) as opened:
+        return opened.call(operation, *args, **kwargs)

@@ -27,8 +27,7 @@ from kneo.service import task_acts, task_links, wire
 from kneo.service.task_query import task_page
 from kneo.service.task_stats import task_stats
 from kneo.settings import Settings
-from kneo.spec.policy_flags import PolicyFlags
-from kneo.store import audit, history, releases, requests, task_feed, task_statistics, tasks
+from kneo.store import history, task_feed, task_statistics, tasks
 from kneo.tasks.inbox import decide
 from kneo.trust.answer import open_answer
 from kneo.trust.dsse import read_envelope
@@ -36,7 +35,6 @@ from kneo.trust.keys import KeyId
 
 if TYPE_CHECKING:
     from cli.runs.local_runs import Driver
-    from kneo.api.governance import Governance
 
 LOOK_SECONDS = 0.5
 """How often to look whether something has happened."""
@@ -47,9 +45,9 @@ class LocalBackend:
 
     over_http = False
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, existing: bool = False) -> None:
         self.settings = settings
-        self.store = compose.make_store(settings)
+        self.store = compose.find_store(settings) if existing else compose.make_store(settings)
         self.actor = getpass.getuser()
         self.published = speaks_published(settings.status_words, "")
 
@@ -64,13 +62,6 @@ class LocalBackend:
         from cli.runs.local_runs import Driver
 
         return Driver(self.settings, self.store, self.actor)
-
-    @cached_property
-    def governance(self) -> Governance:
-        """What knows policies and secrets."""
-        from kneo.api.governance import Governance
-
-        return Governance(self.store, read_config(self.settings))
 
     @cached_property
     def context(self) -> Context:
@@ -107,21 +98,6 @@ class LocalBackend:
             return str(status), [vars(TraceEventView.of(one)) for one in events]
 
         return poll(look, run_id, until_pause=until_pause)
-
-    def policies(self) -> Json:
-        return self.governance.policies()
-
-    def policy(self, environment: str) -> Json:
-        return self.governance.policy(environment)
-
-    def set_policy(self, environment: str, flags: Json) -> Json:
-        return self.governance.set_policy(environment, PolicyFlags.model_validate(flags), actor=self.actor)
-
-    def preview_policy(self, environment: str, flags: Json) -> Json:
-        return self.governance.preview_policy(environment, PolicyFlags.model_validate(flags))
-
-    def credentials(self, providers: Sequence[str], extras: Sequence[str], *, service_tokens: bool) -> Json:
-        return self.governance.credentials(providers, extras, service_tokens=service_tokens, actor=self.actor)
 
     def tasks(self, query: Query) -> Json:
         with self.store.read() as tx:
@@ -193,38 +169,6 @@ class LocalBackend:
     def _content_limit(self) -> int:
         return self.settings.limits.human_content_chars
 
-    def environments(self) -> Json:
-        with self.store.read() as tx:
-            return {"environments": [wire.environment(item) for item in registry.statuses(tx)]}
-
-    def environment(self, name: str) -> Json:
-        with self.store.read() as tx:
-            return wire.environment(registry.find_status(tx, name))
-
-    def history(self, name: str, bundle: str | None) -> Json:
-        with self.store.read() as tx:
-            registry.find_status(tx, name)
-            return wire.history(tx, name, releases.list_promotions(tx, name, bundle))
-
-    def reconcile(self, name: str | None) -> Json:
-        result = requests.ask(self.store, "reconcile", {"environment": name}, actor=self.actor)
-        with self.store.read() as tx:
-            status = registry.status(tx, name) if name else None
-        return {"result": result, "environment": wire.environment(status) if status else None}
-
-    def audit_events(self, query: Query) -> Json:
-        event_type, run_id = _text(query, "event_type"), _text(query, "run_id")
-        limit, offset = _number(query, "limit", 100), _number(query, "offset", 0)
-        # Beside a service this is done now and then.
-        audit.seal(self.store)
-        with self.store.read() as tx:
-            found = audit.events(tx, event_type=event_type, run_id=run_id, limit=limit, offset=offset)
-            total = audit.count(tx, event_type=event_type, run_id=run_id)
-        items = [wire.audit_event(item) for item in found]
-        return wire.page(
-            "events", items, total=total, limit=limit, offset=offset, sort_by="created_at", sort_order="desc"
-        )
-
     def _owner(self, keyid: str) -> str:
         with self.store.read() as tx:
             key = registry.trust_root(tx, self.settings.trust_root).keys.get(KeyId(keyid))
@@ -249,11 +193,6 @@ class LocalBackend:
 def _reviewer(statement: Mapping[str, object] | None) -> str | None:
     """Read whose answer a statement says it is; whether they signed it is looked at before it counts."""
     return open_answer(read_envelope(statement)).said.reviewer if statement is not None else None
-
-
-def _number(values: Mapping[str, object], name: str, default: int) -> int:
-    value = values.get(name)
-    return value if isinstance(value, int) else default
 
 
 def _text(values: Mapping[str, object], name: str) -> str | None:

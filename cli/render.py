@@ -10,11 +10,14 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence, Sized
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import typer
+from pydantic import BaseModel
 
+from kneo.clock import parse_time
 from kneo.settings import colour_wanted
 
 if TYPE_CHECKING:
@@ -33,6 +36,35 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 def plain(text: str) -> str:
     """Make text of unknown origin safe to print: a terminal obeys control characters, and so would a reader's eye."""
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+SHORT_CHARS = 12
+"""The characters of a digest or commit in a table."""
+
+
+def short_digest(digest: str) -> str:
+    """Return the first characters of a digest, without its algorithm."""
+    return digest.removeprefix("sha256:")[:SHORT_CHARS]
+
+
+def short_revision(revision: str) -> str:
+    """Return a revision ``main@sha1:3fb5f52…`` with the first characters of its commit."""
+    ref, _, commit = revision.rpartition("@")
+    return f"{ref}@{commit.rpartition(':')[2][:SHORT_CHARS]}".removeprefix("@")
+
+
+def count(items: Sized, noun: str) -> str:
+    """Return a number of things: ``1 change``, ``2 changes``."""
+    return f"{len(items)} {noun}" if len(items) == 1 else f"{len(items)} {noun}s"
+
+
+def ago(at: str, now: datetime) -> str:
+    """Return the age of a time: ``4 min ago``."""
+    seconds = int((now - parse_time(at)).total_seconds())
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return "just now"
 
 
 def line(mark: str, text: str, *, err: bool = False) -> None:
@@ -80,6 +112,8 @@ def print_line(value: object) -> None:
 
 
 def _encoded(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
     return vars(value) if dataclasses.is_dataclass(value) else str(value)
 
 

@@ -40,7 +40,7 @@ ALSO = (
     "kneo.notify.delivery",
     "kneo.runtime.dispatch.postgres",
     "kneo.sdk.workflow",
-    "kneo.service.deployments",
+    "kneo.api.environments",
     "kneo.store.service_key",
     "sqlalchemy.dialects.postgresql.psycopg",
     "sqlalchemy.dialects.sqlite.pysqlite",

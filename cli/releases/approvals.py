@@ -1,9 +1,9 @@
-"""Decisions about pending changes: what a person sees and confirms before signing, and the signed statement."""
+"""Commands that decide about pending changes. A person sees and confirms what is signed before it is signed."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,14 +12,17 @@ from typing import Annotated
 import typer
 
 from cli import render
-from cli.backend import Json
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption
-from cli.deployments import Deployments, deployments
+from cli.backend import Backend
+from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.files import write_whole
-from cli.releases.environments import show_environment_after
+from cli.releases.environments import show_result
 from cli.repository.environments import read_environment
 from cli.repository.layout import ConfigRepository, find_repository, read_bundle
+from cli.requests import request
 from cli.specs.keys import load_private
+from kneo.api.environments import RewriteRequest, accept_rewrite, get_source
+from kneo.api.promotions import DecisionRequest, approve_promotion, list_promotions, reject_promotion
+from kneo.api.release_views import DecidedView, PendingPromotionView, SourceView
 from kneo.clock import SystemClock, parse_duration
 from kneo.digest import Digest
 from kneo.errors import KneoError, NotFound, Untrusted, Usage
@@ -39,17 +42,218 @@ from kneo.trust.statement import (
 )
 from kneo.trust.verify import parse_bundle_path
 
+POLICY, PRUNE = "policy", "prune"
+"""The gates of a whole environment."""
+
+DIFF_LINES = 40
+"""The most lines of a diff in a review; ``kneo spec diff`` shows all."""
+
+MIN_COMMIT = 7
+"""The shortest prefix of a commit's id that identifies it."""
+
+REJECTION_LIFE = "366d"
+"""The expiry of a rejection: the format requires one, and nothing reads it."""
+
+TargetArgument = Annotated[
+    str, typer.Argument(metavar="ENV[/BUNDLE[@VERSION]]", help="Environment, and bundle or sha256: digest.")
+]
+KeyOption = Annotated[
+    Path | None, typer.Option("--key", help="Your private key. Without it the service signs for you.")
+]
+ExpiresOption = Annotated[str, typer.Option("--expires", help="Lifetime of the approval, such as 7d; at most 366d.")]
+ReasonOption = Annotated[str | None, typer.Option("--reason", help="Reason, in one line, kept with the decision.")]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", help="Also write the signed decision to this file, to commit it to Git.")
+]
+YesOption = Annotated[bool, typer.Option("--yes", help="Sign without confirmation.")]
+PruneOption = Annotated[bool, typer.Option("--prune", help="The removal of more releases at once than allowed.")]
+PolicyOption = Annotated[bool, typer.Option("--policy", help="A change of the environment's own rules.")]
+
+
+def approve(
+    target: TargetArgument,
+    key: KeyOption = None,
+    prune: PruneOption = False,
+    policy: PolicyOption = False,
+    reason: ReasonOption = None,
+    expires: ExpiresOption = "7d",
+    output: OutputOption = None,
+    yes: YesOption = False,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Approve a pending change.
+
+    With --key the decision is compared with the config repository of the working directory, shown, and confirmed at a
+    terminal before it is signed. Without a terminal it is signed only if a version or digest is named, if the repository
+    has the same content, or with --yes.
+    """
+    change = parse_target(target, _gate(prune, policy))
+    decision = _SignedDecision(ApprovalDecision.APPROVE, key, expires, reason, output, yes)
+    with backend(service_url, profile, existing=True) as service:
+        answer = _decide(service, change, decision)
+    _show_decision(answer, "Approved", as_json=as_json)
+
+
+def reject(
+    target: TargetArgument,
+    key: KeyOption = None,
+    prune: PruneOption = False,
+    policy: PolicyOption = False,
+    reason: ReasonOption = None,
+    output: OutputOption = None,
+    yes: YesOption = False,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Reject a pending change.
+
+    A rejection does not expire: it counts until the same person approves the same change.
+    """
+    change = parse_target(target, _gate(prune, policy))
+    decision = _SignedDecision(ApprovalDecision.REJECT, key, REJECTION_LIFE, reason, output, yes)
+    with backend(service_url, profile, existing=True) as service:
+        answer = _decide(service, change, decision)
+    _show_decision(answer, "Rejected", as_json=as_json)
+
+
+def _gate(prune: bool, policy: bool) -> str | None:
+    if prune and policy:
+        msg = "--prune and --policy are separate decisions."
+        raise Usage(msg, hint="Run the command once for each.")
+    return PRUNE if prune else POLICY if policy else None
+
+
+@dataclass(frozen=True)
+class _SignedDecision:
+    """A decision, and the options of its signature."""
+
+    decision: ApprovalDecision
+    key: Path | None
+    expires: str
+    reason: str | None
+    output: Path | None
+    confirmed: bool
+
+
+def _decide(service: Backend, change: ChangeReference, options: _SignedDecision) -> DecidedView:
+    if options.output is not None and options.key is None:
+        msg = "--output writes a signed decision, so it needs --key."
+        raise Usage(msg)
+    pending = find_pending(
+        change, service.call(list_promotions, environment=change.environment, phase="waiting", limit=1000).promotions
+    )
+    subject = subject_of(change, pending)
+    body = request(DecisionRequest, reason=options.reason)
+    if options.key is not None:
+        private = load_private(options.key)
+        lines, same = review(subject, pending)
+        verb = "Approve" if options.decision is ApprovalDecision.APPROVE else "Reject"
+        confirm(lines, f"{verb} and sign this?", confirmed=options.confirmed, known=same or change.is_exact)
+        now, life = SystemClock().now(), parse_duration(options.expires)
+        envelope = sign_decision(subject, options.decision, private, now, life, options.reason)
+        if options.output is not None:
+            write_whole(options.output, envelope)
+        body = request(DecisionRequest, envelope=envelope.decode())
+    operation = approve_promotion if options.decision is ApprovalDecision.APPROVE else reject_promotion
+    return service.call(operation, pending.id, body)
+
+
+def _show_decision(answer: DecidedView, verb: str, *, as_json: bool) -> None:
+    def show() -> None:
+        approval = answer.approval
+        render.success(f"{verb} {approval.subject_name} in {approval.environment} as {approval.principal}")
+        show_result(answer)
+
+    render.emit(answer, as_json=as_json, text=show)
+
+
+# ---- references ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ChangeReference:
+    """A reference to a pending change, from the command line.
+
+    Args:
+        environment: The name of the environment.
+        bundle: The name of a bundle; empty for rules or a removal.
+        version: The version; empty where none is named.
+        digest: The digest; empty where none is named.
+        gate: ``policy``, ``prune`` or None for a bundle.
+    """
+
+    environment: str
+    bundle: str
+    version: str
+    digest: str
+    gate: str | None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the reference matches one content only."""
+        return bool(self.version or self.digest)
+
+
+def parse_target(target: str, gate: str | None) -> ChangeReference:
+    """Read ``ENV``, ``ENV/BUNDLE``, ``ENV/BUNDLE@VERSION``, ``ENV/sha256:…`` or, with a gate, ``ENV@sha256:…``.
+
+    Raises:
+        Usage: the target has another form, or does not fit the gate.
+    """
+    environment, _, rest = target.partition("/")
+    if gate is not None:
+        environment, _, digest = environment.partition("@")
+        if rest:
+            msg = f"--{gate} is about the whole environment {environment[:80]}, not about {rest[:80]}."
+            raise Usage(msg, hint=f"kneo approve {environment} --{gate}")
+        return ChangeReference(environment, "", "", digest, gate)
+    if not rest:
+        msg = f"{target[:100]!r} names no bundle."
+        raise Usage(msg, hint=f"kneo approve {environment}/BUNDLE, or --prune or --policy.")
+    if rest.startswith("sha256:"):
+        return ChangeReference(environment, "", "", rest, None)
+    bundle, _, version = rest.partition("@")
+    return ChangeReference(environment, bundle, version, "", None)
+
+
+def find_pending(change: ChangeReference, promotions: Iterable[object]) -> PendingPromotionView:
+    """Find the pending change of a reference.
+
+    Raises:
+        NotFound: ``nothing_waits``: the change is not pending.
+    """
+    for item in promotions:
+        if not isinstance(item, PendingPromotionView):
+            continue
+        if change.gate is not None:
+            matches = item.gate == change.gate
+        elif change.bundle:
+            matches = item.bundle == change.bundle and change.version in {"", item.version}
+        else:
+            matches = item.digest == change.digest
+        if matches:
+            return item
+    what = change.gate or "@".join(part for part in (change.bundle, change.version) if part) or change.digest
+    msg = f"No pending change for {change.environment}/{what}."
+    raise NotFound(msg, code="nothing_waits", hint=f"List pending changes: kneo status {change.environment}")
+
+
+# ---- what is signed -----------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What a decision is about.
+    """The subject of a decision.
 
     Args:
-        environment: Its name.
-        name: Name of the bundle, path of the environment file, or what else is decided about.
-        digest: Digest of the bundle, of the rules, or of ``about``.
-        policy_digest: The rules it is decided under.
-        about: What is decided about where that is no bundle and no set of rules.
+        environment: The name of the environment.
+        name: The name of the bundle, the path of the environment file, or the name of ``about``.
+        digest: The digest of the bundle, of the rules, or of ``about``.
+        policy_digest: The rules in force.
+        about: The subject where that is neither a bundle nor rules.
     """
 
     environment: str
@@ -86,145 +290,72 @@ def sign_decision(
     return serialise(sign(PAYLOAD_TYPE, statement.payload, key))
 
 
-DIFF_LINES = 40
-"""Most lines of a diff that are shown; ``kneo spec diff`` shows them all."""
-
-POLICY, PRUNE = "policy", "prune"
-
-
-@dataclass(frozen=True)
-class Named:
-    """What a person named on the command line.
-
-    Args:
-        environment: Its name.
-        bundle: Name of a bundle; empty where the rules or a removal are decided about.
-        version: Its version; empty where none was named.
-        digest: A digest that was named; empty where none was.
-        gate: ``policy``, ``prune`` or None for a bundle.
-    """
-
-    environment: str
-    bundle: str
-    version: str
-    digest: str
-    gate: str | None
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether there is only one thing this can mean."""
-        return bool(self.version or self.digest)
-
-
-def parse_target(target: str, gate: str | None) -> Named:
-    """Read ``ENV``, ``ENV/BUNDLE``, ``ENV/BUNDLE@VERSION``, ``ENV/sha256:…`` or, with a gate, ``ENV@sha256:…``.
+def subject_of(change: ChangeReference, item: PendingPromotionView) -> Subject:
+    """Check that the service offers the referenced change for signing, and no other one.
 
     Raises:
-        Usage: it is none of these, or does not fit the gate.
-    """
-    environment, _, what = target.partition("/")
-    if gate is not None:
-        environment, _, digest = environment.partition("@")
-        if what:
-            msg = f"--{gate} is about the whole environment {environment[:80]}, not about {what[:80]}."
-            raise Usage(msg, hint=f"kneo approve {environment} --{gate}")
-        return Named(environment, "", "", digest, gate)
-    if not what:
-        msg = "What should be decided about?"
-        raise Usage(msg, hint=f"kneo approve {environment}/BUNDLE, or --prune or --policy.")
-    if what.startswith("sha256:"):
-        return Named(environment, "", "", what, None)
-    bundle, _, version = what.partition("@")
-    return Named(environment, bundle, version, "", None)
-
-
-def find_item(named: Named, items: object) -> Json:
-    """Find what was named among the changes that wait.
-
-    Raises:
-        NotFound: it does not wait.
-    """
-    assert isinstance(items, list)
-    for item in items:
-        if named.gate is not None:
-            fits = item["gate"] == named.gate
-        elif named.bundle:
-            fits = item["bundle"] == named.bundle and named.version in {"", item["version"]}
-        else:
-            fits = item["digest"] == named.digest
-        if fits:
-            found: Json = item
-            return found
-    what = named.gate or "@".join(part for part in (named.bundle, named.version) if part) or named.digest
-    msg = f"Nothing of {what} waits in {named.environment}."
-    raise NotFound(msg, code="nothing_waits", hint=f"kneo status {named.environment} lists what does.")
-
-
-def subject_of(named: Named, item: Json) -> Subject:
-    """Check that the service offers for signing what was named, and nothing else.
-
-    Raises:
-        Usage: it does not wait for an approval.
+        Usage: the change needs no approval.
         Untrusted: ``SubjectMismatch``.
     """
-    if item["subject"] is None or item["policy_digest"] is None:
-        msg = f"{item['bundle']} does not wait for an approval: {item['message']}"
-        raise Usage(msg, hint=f"kneo why {named.environment}/{item['bundle']}")
-    about = read_record(DecisionSubject, item["about"], file="what waits") if item.get("about") else None
+    if item.subject is None or item.policy_digest is None:
+        msg = f"{item.bundle} needs no approval: {item.message}"
+        raise Usage(msg, hint=f"kneo why {change.environment}/{item.bundle}")
+    about = read_record(DecisionSubject, item.about, file="pending change") if item.about else None
     subject = Subject(
-        environment=named.environment,
-        name=about.name if about is not None else str(item["bundle"]),
-        digest=Digest(str(item["subject"])),
-        policy_digest=Digest(str(item["policy_digest"])),
+        environment=change.environment,
+        name=about.name if about is not None else item.bundle,
+        digest=Digest(item.subject),
+        policy_digest=Digest(item.policy_digest),
         about=about,
     )
-    wrong = next(_mismatches(named, item, subject), None)
+    wrong = next(_mismatches(change, item, subject), None)
     if wrong is not None:
-        msg = f"What the service offers to be signed is not what you named: {wrong}. Nothing was signed."
-        raise Untrusted(msg, code="SubjectMismatch", hint=f"kneo status {named.environment} shows what waits.")
+        msg = f"The service offers another change for signing: {wrong}. Nothing was signed."
+        hint = f"List pending changes: kneo status {change.environment}"
+        raise Untrusted(msg, code="SubjectMismatch", hint=hint)
     return subject
 
 
-def _mismatches(named: Named, item: Json, subject: Subject) -> Iterator[str]:
-    if item.get("environment", named.environment) != named.environment:
-        yield f"it is about the environment {item['environment']}"
-    if named.digest and named.digest != subject.digest:
+def _mismatches(change: ChangeReference, item: PendingPromotionView, subject: Subject) -> Iterator[str]:
+    if item.environment != change.environment:
+        yield f"its environment is {item.environment}"
+    if change.digest and change.digest != subject.digest:
         yield f"its digest is {subject.digest}"
-    kinds = {POLICY: _no_rules, PRUNE: _no_removal}
-    yield from kinds[named.gate](named, subject) if named.gate else _no_release(item, subject)
+    kinds = {POLICY: _policy_mismatches, PRUNE: _prune_mismatches}
+    yield from kinds[change.gate](change, subject) if change.gate else _release_mismatches(item, subject)
 
 
-def _no_rules(named: Named, subject: Subject) -> Iterator[str]:
-    files = {f"environments/{named.environment}.{suffix}" for suffix in ("yaml", "yml")}
+def _policy_mismatches(change: ChangeReference, subject: Subject) -> Iterator[str]:
+    files = {f"environments/{change.environment}.{suffix}" for suffix in ("yaml", "yml")}
     if subject.about is not None or subject.name not in files or subject.digest != subject.policy_digest:
-        yield f"it is not the rules of {named.environment}"
+        yield f"it is not the rules of {change.environment}"
 
 
-def _no_removal(named: Named, subject: Subject) -> Iterator[str]:
+def _prune_mismatches(change: ChangeReference, subject: Subject) -> Iterator[str]:
     prune = subject.about.prune if subject.about is not None else None
     if subject.about is None or prune is None or subject.about.digest != subject.digest:
         yield "it is not a removal of releases"
-    elif prune.environment != named.environment:
+    elif prune.environment != change.environment:
         yield f"it is a removal in {prune.environment}"
 
 
-def _no_release(item: Json, subject: Subject) -> Iterator[str]:
-    if subject.about is not None or item["kind"] == POLICY:
-        yield "it is no release of a bundle"
-    elif item["digest"] != subject.digest:
-        yield f"the bundle is {item['digest']}, and the decision would be about {subject.digest}"
+def _release_mismatches(item: PendingPromotionView, subject: Subject) -> Iterator[str]:
+    if subject.about is not None or item.kind == POLICY:
+        yield "it is not a release of a bundle"
+    elif item.digest != subject.digest:
+        yield f"the bundle is {item.digest}, and the subject of the decision {subject.digest}"
     elif subject.digest == subject.policy_digest:
         yield "its digest is that of rules"
 
 
-def review(subject: Subject, item: Json) -> tuple[list[str], bool]:
-    """Put in words what would be signed, compared with the clone that the command runs in.
+def review(subject: Subject, item: PendingPromotionView) -> tuple[list[str], bool]:
+    """Describe the subject of a signature, compared with the config repository of the working directory.
 
     Returns:
-        The lines, and whether the clone has the very thing.
+        The lines, and whether the repository has the same content.
 
     Raises:
-        Untrusted: ``SubjectMismatch``: the clone has something else.
+        Untrusted: ``SubjectMismatch``: the repository has other content.
     """
     repository = find_repository(Path.cwd())
     lines = [f"environment  {subject.environment}"]
@@ -232,64 +363,63 @@ def review(subject: Subject, item: Json) -> tuple[list[str], bool]:
         prune = subject.about.prune
         lines += [f"removes      {prune.count} releases, by {prune.revision}", f"digest       {subject.digest}"]
         return lines, False
-    if item["kind"] == POLICY:
+    if item.kind == POLICY:
         lines += [f"rules of     {subject.name}", f"digest       {subject.digest}"]
         rules = _rules(repository, subject)
-        return [*lines, *_compared(rules, subject.name)], rules is not None
+        return [*lines, *_comparison(rules, subject.name)], rules is not None
     lines += [
-        f"bundle       {subject.name} {item['version']}",
+        f"bundle       {subject.name} {item.version}",
         f"digest       {subject.digest}",
         f"under rules  {subject.policy_digest}",
     ]
     _rules(repository, subject)
-    bundle = _bundle(repository, subject, str(item["version"]))
-    lines += _compared(bundle, f"bundles/{subject.name}/{item['version']}.dsse.json")
+    bundle = _bundle(repository, subject, item.version)
+    lines += _comparison(bundle, f"bundles/{subject.name}/{item.version}.dsse.json")
     if bundle is not None and repository is not None:
         lines += _changes(repository, bundle)
     return lines, bundle is not None
 
 
-def _compared(found: object | None, path: str) -> list[str]:
-    return [
-        f"compared     {path} in this folder is the same" if found else f"compared     with nothing: no {path} here"
-    ]
+def _comparison(content: object | None, path: str) -> list[str]:
+    result = f"{path} in this folder is the same" if content else f"with nothing: this folder has no {path}"
+    return [f"compared     {result}"]
 
 
 def _rules(repository: ConfigRepository | None, subject: Subject) -> Digest | None:
-    """Read the digest of the rules that the clone has for the environment; None where it has none."""
+    """Read the digest of the repository's rules for the environment; None where there are none."""
     if repository is None or subject.environment not in repository.environment_names():
         return None
-    found = read_environment(repository, subject.environment).policy_digest
-    if found != subject.policy_digest:
-        _refuse(f"environments/{subject.environment}.yaml", found, subject.policy_digest)
-    return found
+    digest = read_environment(repository, subject.environment).policy_digest
+    if digest != subject.policy_digest:
+        raise _mismatch(f"environments/{subject.environment}.yaml", digest, subject.policy_digest)
+    return digest
 
 
 def _bundle(repository: ConfigRepository | None, subject: Subject, version: str) -> BundleStatement | None:
-    """Read the bundle that the clone has under this name and version; None where it has none."""
+    """Read the repository's bundle of this name and version; None where there is none."""
     path = f"bundles/{subject.name}/{version}.dsse.json"
     if repository is None or parse_bundle_path(path) is None or not (repository.root / path).is_file():
         return None
     statement = parse_bundle(parse_envelope(read_bundle(repository.root / path), file=path).payload, file=path)
     if statement.digest != subject.digest:
-        _refuse(path, statement.digest, subject.digest)
+        raise _mismatch(path, statement.digest, subject.digest)
     return statement
 
 
-def _refuse(path: str, here: str, offered: str) -> None:
-    msg = f"{path} in this folder is {here}, and the decision would be about {offered}. Nothing was signed."
-    hint = "Bring this clone up to date (git pull), or run the command outside of it and name the digest you reviewed."
-    raise Untrusted(msg, code="SubjectMismatch", hint=hint)
+def _mismatch(path: str, local: str, offered: str) -> Untrusted:
+    msg = f"{path} in this folder is {local}, and the service offers {offered}. Nothing was signed."
+    hint = "Update this clone (git pull), or run the command outside of it and name the digest that you reviewed."
+    return Untrusted(msg, code="SubjectMismatch", hint=hint)
 
 
 def _changes(repository: ConfigRepository, bundle: BundleStatement) -> list[str]:
-    """Say what changes from the version before, as far as the clone knows it."""
+    """Describe the changes from the previous version, where the repository has it."""
     before = _previous(repository, bundle)
     old = load_tree(dict(before.predicate.spec)).spec if before is not None else None
     new = load_tree(dict(bundle.predicate.spec)).spec
     if new is None:
         return []
-    since = f"from {before.predicate.version}" if before is not None else "it is the first version here"
+    since = f"from {before.predicate.version}" if before is not None else "first version in this folder"
     changes = diff(old, new).to_text().splitlines()
     more = [f"  … {len(changes) - DIFF_LINES} more lines: kneo spec diff"] if len(changes) > DIFF_LINES else []
     return [f"changes      {since}", *(f"  {line}" for line in changes[:DIFF_LINES]), *more]
@@ -299,28 +429,28 @@ def _previous(repository: ConfigRepository, bundle: BundleStatement) -> BundleSt
     folder = repository.root / "bundles" / bundle.predicate.name
     for path in sorted(folder.glob("*.dsse.json")):
         try:
-            found = parse_bundle(parse_envelope(read_bundle(path)).payload)
+            statement = parse_bundle(parse_envelope(read_bundle(path)).payload)
         except KneoError:
             continue
-        if found.digest == bundle.predicate.prev:
-            return found
+        if statement.digest == bundle.predicate.prev:
+            return statement
     return None
 
 
-def confirm(lines: list[str], question: str, *, sure: bool, known: bool) -> None:
-    """Show what would be signed and ask, at a terminal; elsewhere go on only where it is known what it is.
+def confirm(lines: list[str], question: str, *, confirmed: bool, known: bool) -> None:
+    """Show the subject of a signature and ask for a confirmation at a terminal.
 
     Args:
-        lines: What would be signed.
-        question: What to ask.
-        sure: Whether the person said --yes.
-        known: Whether the person named exactly this, or the clone has it.
+        lines: The description of the subject.
+        question: The question.
+        confirmed: Whether --yes was given.
+        known: Whether the reference is exact or the repository has the same content; needed without a terminal.
 
     Raises:
-        Usage: nobody can be asked, or the answer was no.
+        Usage: there is no terminal, or the answer was no.
     """
     render.text("\n".join(lines), err=True)
-    if sure:
+    if confirmed:
         return
     if sys.stdin.isatty():
         if not typer.confirm(question, err=True):
@@ -328,130 +458,12 @@ def confirm(lines: list[str], question: str, *, sure: bool, known: bool) -> None
             raise Usage(msg)
         return
     if not known:
-        msg = "Nobody is there to confirm this, and the command does not name exactly what is to be signed."
+        msg = "There is no terminal to confirm this, and the command names neither a version nor a digest. Nothing was signed."
         hint = "Name the version or the digest, run the command in an up-to-date clone, or pass --yes."
         raise Usage(msg, hint=hint)
 
 
-Target = Annotated[
-    str, typer.Argument(metavar="ENV[/BUNDLE[@VERSION]]", help="Environment, and bundle or sha256: digest.")
-]
-Key = Annotated[Path | None, typer.Option("--key", help="Your own private key; the service's word counts without it.")]
-Expires = Annotated[str, typer.Option("--expires", help="How long the approval counts, such as 7d; at most 366d.")]
-Why = Annotated[str | None, typer.Option("--reason", help="Why, in one line; signed and kept with the decision.")]
-Output = Annotated[
-    Path | None, typer.Option("--output", help="Also write the signed decision to this file, to be kept in Git.")
-]
-Yes = Annotated[bool, typer.Option("--yes", help="Sign without asking.")]
-Prune = Annotated[bool, typer.Option("--prune", help="The removal of more releases at once than allowed.")]
-Policy = Annotated[bool, typer.Option("--policy", help="A change of the environment's own rules.")]
-MIN_COMMIT = 7
-"""Shortest beginning of a commit's id that names it."""
-
-REJECTED_FOR = "366d"
-"""What a rejection names as its end: the format wants one, and nothing looks at it."""
-
-
-def approve(
-    target: Target,
-    key: Key = None,
-    prune: Prune = False,
-    policy: Policy = False,
-    reason: Why = None,
-    expires: Expires = "7d",
-    output: Output = None,
-    yes: Yes = False,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Approve a pending change.
-
-    With --key the decision is shown before it is signed, compared with the config repository that the command runs in, and
-    has to be confirmed at a terminal. Without a terminal it is signed only where a version or a digest was named, where the
-    repository has the very same, or with --yes.
-    """
-    order = _Order(
-        parse_target(target, _gate(prune, policy)), ApprovalDecision.APPROVE, key, expires, reason, output, yes
-    )
-    with deployments(service_url, profile) as asked:
-        answer = _decide(asked, order)
-    _show_decision(answer, "Approved", as_json=as_json)
-
-
-def reject(
-    target: Target,
-    key: Key = None,
-    prune: Prune = False,
-    policy: Policy = False,
-    reason: Why = None,
-    output: Output = None,
-    yes: Yes = False,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Reject a pending change.
-
-    A rejection has no end: it counts until the same person approves the same thing later.
-    """
-    order = _Order(
-        parse_target(target, _gate(prune, policy)), ApprovalDecision.REJECT, key, REJECTED_FOR, reason, output, yes
-    )
-    with deployments(service_url, profile) as asked:
-        answer = _decide(asked, order)
-    _show_decision(answer, "Rejected", as_json=as_json)
-
-
-def _gate(prune: bool, policy: bool) -> str | None:
-    if prune and policy:
-        msg = "--prune and --policy are two things to decide about."
-        raise Usage(msg, hint="Run the command once for each.")
-    return PRUNE if prune else POLICY if policy else None
-
-
-@dataclass(frozen=True)
-class _Order:
-    named: Named
-    decision: ApprovalDecision
-    key: Path | None
-    expires: str
-    reason: str | None
-    output: Path | None
-    sure: bool
-
-
-def _decide(asked: Deployments, order: _Order) -> Json:
-    environment = order.named.environment
-    if order.output is not None and order.key is None:
-        msg = "--output keeps a decision that you signed, so it needs --key."
-        raise Usage(msg)
-    waits = find_item(order.named, asked.promotions(environment)["promotions"])
-    subject = subject_of(order.named, waits)
-    envelope = None
-    if order.key is not None:
-        private = load_private(order.key)
-        lines, same = review(subject, waits)
-        verb = "Approve" if order.decision is ApprovalDecision.APPROVE else "Reject"
-        confirm(lines, f"{verb} and sign this?", sure=order.sure, known=same or order.named.is_exact)
-        now, life = SystemClock().now(), parse_duration(order.expires)
-        envelope = sign_decision(subject, order.decision, private, now, life, order.reason)
-        if order.output is not None:
-            write_whole(order.output, envelope)
-    reason = order.reason if envelope is None else None
-    signed = envelope.decode() if envelope is not None else None
-    return asked.decide(environment, str(waits["id"]), order.decision.value, signed, reason)
-
-
-def _show_decision(answer: Json, verb: str, *, as_json: bool) -> None:
-    approval = answer["approval"]
-    assert isinstance(approval, dict)
-
-    def show() -> None:
-        render.success(f"{verb} {approval['subject_name']} in {approval['environment']} as {approval['principal']}")
-        show_environment_after(answer)
-
-    render.emit(answer, as_json=as_json, text=show)
+# ---- the config repository ----------------------------------------------------------------------------------------
 
 
 source = typer.Typer(no_args_is_help=True)
@@ -461,44 +473,61 @@ source = typer.Typer(no_args_is_help=True)
 def show_source(
     service_url: ServiceUrlOption = None, profile: ProfileOption = None, as_json: JsonOption = False
 ) -> None:
-    """Say how far the repository was followed, and why not further."""
-    with deployments(service_url, profile) as asked:
-        answer = asked.source()
-    render.emit(answer, as_json=as_json, text=lambda: render.panel("Source", answer.items()))
+    """Show the accepted commit of the config repository, and any refused one."""
+    with backend(service_url, profile, existing=True) as service:
+        answer = service.call(get_source)
+    render.emit(answer, as_json=as_json, text=lambda: render.panel("Source", _source_lines(answer)))
+
+
+def _source_lines(source: SourceView) -> Iterator[tuple[str, object]]:
+    yield "Repository", f"{source.url} {source.ref}"
+    yield (
+        "Accepted commit",
+        f"{source.accepted_commit or 'none'}" + (f" at {source.accepted_at}" if source.accepted_at else ""),
+    )
+    if source.refused_code:
+        yield "Refused commit", f"{source.refused_commit or 'none'}: {source.refused_code}: {source.refused_message}"
+    else:
+        yield "Refused commit", "none"
+    if source.failed_code:
+        yield "Fetch fails", f"since {source.failed_at}: {source.failed_code}: {source.failed_message}"
+    if source.rebuilding_since:
+        yield "Rebuilding", f"since {source.rebuilding_since}"
+    yield "Trust root", source.trust_root or "none"
 
 
 @source.command("accept-rewrite")
-def accept_rewrite(
-    key: Annotated[Path, typer.Option("--key", help="Private key of somebody with the role root.")],
+def accept_rewritten_history(
+    key: Annotated[Path, typer.Option("--key", help="Private key with the role root.")],
     commit: Annotated[
-        str | None, typer.Option("--commit", help="The commit that was refused, or its beginning, as you reviewed it.")
+        str | None, typer.Option("--commit", help="The refused commit that you reviewed, or a prefix of it.")
     ] = None,
-    reason: Why = None,
-    yes: Yes = False,
+    reason: ReasonOption = None,
+    yes: YesOption = False,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Accept a rewritten history: from exactly the accepted commit to exactly the one that was refused.
+    """Accept a rewritten history: from exactly the accepted commit to exactly the refused one.
 
-    Both commits are shown before the decision is signed, and have to be confirmed at a terminal. Without a terminal it is
-    signed only where --commit names the new one, or with --yes.
+    Both commits are shown and confirmed at a terminal before the decision is signed. Without a terminal it is signed only
+    if --commit names the refused one, or with --yes.
     """
-    with deployments(service_url, profile) as asked:
-        found = asked.source()
-        old, new = found["accepted_commit"], found["refused_commit"]
-        if found["refused_code"] != "HistoryRewritten" or old is None or new is None:
+    with backend(service_url, profile, existing=True) as service:
+        found = service.call(get_source)
+        old, new = found.accepted_commit, found.refused_commit
+        if found.refused_code != "HistoryRewritten" or old is None or new is None:
             msg = "History was not rewritten; there is nothing to accept."
-            raise NotFound(msg, code="nothing_waits", hint="kneo source show says what was refused.")
-        if commit is not None and (len(commit) < MIN_COMMIT or not str(new).startswith(commit)):
-            msg = f"The commit that was refused is {new}, not {commit[:80]}. Nothing was signed."
-            raise Untrusted(msg, code="SubjectMismatch", hint="kneo source show says what was refused.")
-        private, about = load_private(key), rewrite_subject(str(old), str(new))
-        lines = [f"repository   {found['url']} {found['ref']}", f"accepted     {old}", f"replaced by  {new}"]
-        confirm(lines, "Accept and sign this?", sure=yes, known=commit is not None)
-        root = Digest(str(found["trust_root"]))
+            raise NotFound(msg, code="nothing_waits", hint="kneo source show prints the refused commit.")
+        if commit is not None and (len(commit) < MIN_COMMIT or not new.startswith(commit)):
+            msg = f"The refused commit is {new}, not {commit[:80]}. Nothing was signed."
+            raise Untrusted(msg, code="SubjectMismatch", hint="kneo source show prints the refused commit.")
+        private, about = load_private(key), rewrite_subject(old, new)
+        lines = [f"repository   {found.url} {found.ref}", f"accepted     {old}", f"replaced by  {new}"]
+        confirm(lines, "Accept and sign this?", confirmed=yes, known=commit is not None)
+        root = Digest(str(found.trust_root))
         subject = Subject(environment="source", name=about.name, digest=about.digest, policy_digest=root, about=about)
-        life = parse_duration("1d")
-        envelope = sign_decision(subject, ApprovalDecision.APPROVE, private, SystemClock().now(), life, reason)
-        answer = asked.accept_rewrite(envelope.decode())
+        now, life = SystemClock().now(), parse_duration("1d")
+        envelope = sign_decision(subject, ApprovalDecision.APPROVE, private, now, life, reason)
+        answer = service.call(accept_rewrite, request(RewriteRequest, envelope=envelope.decode()))
     render.emit(answer, as_json=as_json, text=lambda: render.success(f"Accepted: {old} may become {new}"))

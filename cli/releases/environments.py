@@ -1,153 +1,180 @@
-"""Environments: what each one serves, what is pending and why; holds, suspensions and rollbacks."""
+"""Commands on environments: status, history, explanations, reconciliation, holds, suspensions and rollbacks."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime
 from typing import Annotated
 
 import typer
 
 from cli import render
-from cli.backend import Json
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
-from cli.deployments import deployments
+from cli.backend import Backend
+from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend, call
+from cli.requests import request
+from kneo.api import environments as api
+from kneo.api.release_views import ChangedView, EnvironmentView, PromotionView
 from kneo.clock import SystemClock, isoformat, parse_duration, parse_time
 from kneo.errors import KneoError, Transient, Usage
+from kneo.records.release import ConditionType, Pending
 
-Both = Annotated[str, typer.Argument(metavar="ENV/BUNDLE", help="Where, and what of it.")]
-Environment = Annotated[str, typer.Argument(metavar="ENV")]
-Reason = Annotated[str, typer.Option("--reason", help="Why, for everybody who asks later.")]
-Until = Annotated[str | None, typer.Option("--until", help="A time, or a duration from now such as 4h.")]
-EnvironmentArgument = Annotated[str | None, typer.Argument(metavar="[ENV]")]
+ReleaseArgument = Annotated[str, typer.Argument(metavar="ENV/BUNDLE", help="Environment and bundle.")]
+EnvironmentArgument = Annotated[str, typer.Argument(metavar="ENV")]
+OptionalEnvironment = Annotated[str | None, typer.Argument(metavar="[ENV]")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Reason, kept in the audit log.")]
+UntilOption = Annotated[str | None, typer.Option("--until", help="End: a time, or a duration from now such as 4h.")]
 
 
 def status(
-    environment: EnvironmentArgument = None,
+    environment: OptionalEnvironment = None,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show conditions, releases and what waits, for one environment or all."""
-    with backend(service_url, profile) as asked:
-        answer = asked.environment(environment) if environment else asked.environments()
-    found = [answer] if environment else answer["environments"]
-    assert isinstance(found, list)
+    """Show environments, conditions and pending changes."""
+    with backend(service_url, profile) as service:
+        one = service.call(api.get_environment, environment) if environment else None
+        every = service.call(api.list_environments) if one is None else None
+        found = [one] if one is not None else every.environments if every is not None else []
 
-    def show() -> None:
-        if not _show_source(service_url, profile) and not found:
-            render.text("No environment is declared yet. kneo up --repo DIR follows a config repository.")
-        for item in found:
-            _show_environment(item)
+        def show() -> None:
+            if not _show_source(service) and not found:
+                render.text("No environments found.")
+                render.text("Start with a config repository: kneo up --repo DIR. Create one: kneo init DIR")
+            for item in found:
+                show_environment(item, SystemClock().now())
 
-    render.emit(answer, as_json=as_json, text=show)
-
-
-def _show_environment(item: Json) -> None:
-    conditions, releases, pending = item["conditions"], item["releases"], item["pending"]
-    assert isinstance(conditions, list)
-    assert isinstance(releases, list)
-    assert isinstance(pending, list)
-    ready = next((entry for entry in conditions if entry["type"] == "Ready"), None)
-    mark = render.DONE if ready and ready["status"] else render.CAREFUL
-    said = f": {ready['message']}" if ready else ""
-    render.line(mark, f"{item['name']}  {item['revision'] or '-'}{said}")
-    for entry in releases:
-        render.text(f"    serves  {entry['bundle']} {entry['version']}  {entry['digest']}  since {entry['since']}")
-    for entry in _rows(item["holds"]):
-        until = f" until {entry['until']}" if entry["until"] else ""
-        render.text(f"    held    {entry['bundle']}  by {entry['actor']}{until}: {entry['reason']}")
-    suspended = item["suspension"]
-    if isinstance(suspended, dict):
-        until = f" until {suspended['until']}" if suspended["until"] else ""
-        render.text(f"    suspended  by {suspended['actor']}{until}: {suspended['reason']}")
-    for entry in pending:
-        who = f" ({', '.join(entry['who'])})" if entry["who"] else ""
-        render.text(f"    waits   {entry['bundle']} {entry['version']}  {entry['reason']}{who}: {entry['message']}")
+        render.emit(one or every, as_json=as_json, text=show)
 
 
-def _rows(value: object) -> list[Json]:
-    assert isinstance(value, list)
-    return value
+def show_environment(item: EnvironmentView, now: datetime) -> None:
+    """Print the state of an environment, its releases, holds and pending changes."""
+    ready = next((one for one in item.conditions if one.type is ConditionType.READY), None)
+    is_ready = ready is not None and ready.status
+    total = len({one.bundle for one in item.releases} | {one.bundle for one in item.pending if one.kind == "promote"})
+    state = "Ready" if is_ready else "Pending" if item.pending else "Not ready"
+    revision = render.short_revision(item.revision) if item.revision else "-"
+    render.line(
+        render.DONE if is_ready else render.CAREFUL,
+        f"{item.name}  {state}  {len(item.releases)}/{total} releases  {revision}",
+    )
+    if ready is not None and not is_ready:
+        render.text(f"    {ready.reason}: {ready.message}")
+    for release in item.releases:
+        since = render.ago(release.since, now)
+        render.text(f"    {release.bundle} {release.version}  {render.short_digest(release.digest)}  released {since}")
+    for hold in item.holds:
+        until = f" until {hold.until}" if hold.until else ""
+        render.text(f"    {hold.bundle}  held by {hold.actor}{until}: {hold.reason}")
+    if item.suspension is not None:
+        until = f" until {item.suspension.until}" if item.suspension.until else ""
+        render.text(f"    suspended by {item.suspension.actor}{until}: {item.suspension.reason}")
+    for pending in item.pending:
+        render.text(f"    {_pending_text(pending, item)}")
 
 
-def _show_source(service_url: str | None, profile: str | None) -> bool:
-    """Print why the repository is not followed further, where it is not; say whether something was printed."""
+def _pending_text(pending: Pending, item: EnvironmentView) -> str:
+    current = next((one.version for one in item.releases if one.bundle == pending.bundle), None)
+    change = f"{current} → {pending.version}" if current and current != pending.version else pending.version
+    who = f" ({', '.join(pending.who)})" if pending.who else ""
+    return f"{pending.bundle} {change}  pending  {pending.reason}{who}: {pending.message}"
+
+
+def _show_source(service: Backend) -> bool:
+    """Print why the config repository cannot be reconciled, if so; return whether something was printed."""
     try:
-        with deployments(service_url, profile) as asked:
-            source = asked.source()
+        source = service.call(api.get_source)
     except KneoError:
-        return False  # nothing was followed yet, or who may see environments may not see the source
-    for kind, verb in (("failed", "cannot be fetched"), ("refused", "was refused")):
-        if source.get(f"{kind}_code"):
-            commit = f" at {source['refused_commit']}" if kind == "refused" and source["refused_commit"] else ""
-            since = f" since {source['failed_at']}" if kind == "failed" else ""
-            said = f"{source['url']} ({source['ref']}){commit} {verb}{since}: {source[f'{kind}_message']}"
-            render.line(render.CAREFUL, said)
-            return True
-    return False
+        return False  # nothing was reconciled yet, or the caller may not read the source
+    where = f"{source.url} ({source.ref})"
+    if source.failed_code:
+        render.line(render.CAREFUL, f"{where} cannot be fetched since {source.failed_at}: {source.failed_message}")
+    elif source.refused_code:
+        commit = f" at {source.refused_commit}" if source.refused_commit else ""
+        render.line(render.CAREFUL, f"{where}{commit} was refused: {source.refused_message}")
+    return bool(source.failed_code or source.refused_code)
 
 
 def history(
-    environment: Annotated[str, typer.Argument(metavar="ENV")],
+    environment: EnvironmentArgument,
     bundle: Annotated[str | None, typer.Argument(metavar="[BUNDLE]")] = None,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what an environment served before, newest first."""
-    with backend(service_url, profile) as asked:
-        answer = asked.history(environment, bundle)
-    items = answer["promotions"]
-    assert isinstance(items, list)
-    rows = [
-        [
-            item["at"],
-            item["kind"],
-            item["bundle"],
-            item["version"],
-            item["actor"],
-            item["reason"],
-            item["to_digest"],
-            item["revision"],
-            _approvers(item),
-        ]
-        for item in items
+    """Show the changes of an environment, newest first."""
+    answer = call(service_url, profile, api.get_environment_history, environment, bundle)
+    now = SystemClock().now()
+
+    def show() -> None:
+        rows = [_history_row(item, now) for item in answer.promotions]
+        heads = ["When", "Change", "Bundle", "Version", "By", "Reason", "Digest", "Revision", "Approved by"]
+        render.table("", heads, rows)
+
+    render.emit(answer, as_json=as_json, text=show)
+
+
+def _history_row(item: PromotionView, now: datetime) -> list[object]:
+    approvers = (f"{one.principal}: {one.reason}" if one.reason else one.principal for one in item.decisions)
+    return [
+        render.ago(item.at, now),
+        item.kind,
+        item.bundle,
+        item.version,
+        item.actor,
+        item.reason,
+        render.short_digest(item.to_digest) if item.to_digest else None,
+        render.short_revision(item.revision),
+        "; ".join(approvers),
     ]
-    render.emit(
-        answer,
-        as_json=as_json,
-        text=lambda: render.table(
-            "", ["At", "What", "Bundle", "Version", "Who", "Why", "Digest", "Revision", "Approved by"], rows
-        ),
-    )
 
 
-def _approvers(promotion: Json) -> str:
-    """Name who approved a change, each with the reason they gave."""
-    decisions = promotion.get("decisions")
-    assert isinstance(decisions, list)
-    names = (f"{item['principal']}: {item['reason']}" if item["reason"] else item["principal"] for item in decisions)
-    return "; ".join(names)
-
-
-def reconcile(
-    environment: EnvironmentArgument = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Kept for scripts: this always waits for the answer.")] = True,
+def why(
+    target: ReleaseArgument,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the controller to look at the repository now."""
+    """Explain why a release is pending and who can unblock it."""
+    environment, bundle = _split(target, "why")
+    answer = call(service_url, profile, api.explain_release, environment, bundle)
+    now = SystemClock().now()
+
+    def show() -> None:
+        if answer.serving is not None:
+            since = render.ago(answer.serving.since, now)
+            render.text(f"{environment} serves {bundle} {answer.serving.version}, released {since}")
+        if not answer.blocked:
+            render.success(answer.message)
+        for gate in answer.gates:
+            since = f", since {render.ago(gate.since, now)}" if gate.since else ""
+            render.line(render.CAREFUL, f"{gate.gate}: {gate.reason}{since}")
+            render.text(f"  {gate.message}")
+            if gate.who:
+                render.text(f"  Can be unblocked by: {', '.join(gate.who)}")
+            if gate.command:
+                render.text(f"  {gate.command}")
+        if answer.way_back:
+            render.text(f"  Released here before. To roll back to it now: {answer.way_back}")
+
+    render.emit(answer, as_json=as_json, text=show)
+
+
+def reconcile(
+    environment: OptionalEnvironment = None,
+    wait: Annotated[bool, typer.Option("--wait", hidden=True)] = True,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Reconcile with Git now, and wait for the result."""
     del wait
-    with backend(service_url, profile) as asked:
-        answer = asked.reconcile(environment)
-    result = answer["result"]
-    assert isinstance(result, dict)
+    answer = call(service_url, profile, api.reconcile_environment, environment or "-")
+    result = answer.result or {}
     if "error" in result:
         raise Transient(str(result.get("message")), code=str(result["error"]))
 
     def show() -> None:
-        render.success(f"Looked at {result.get('revision')}")
+        render.success(f"Reconciled {result.get('revision')}")
         states = result.get("environments")
         if isinstance(states, dict):
             render.table("", ["Environment", "State"], sorted(states.items()))
@@ -156,134 +183,101 @@ def reconcile(
 
 
 def rollback(
-    target: Both,
-    reason: Reason,
-    to: Annotated[str | None, typer.Option("--to", help="A version served before; else the one before this.")] = None,
+    target: ReleaseArgument,
+    reason: ReasonOption,
+    to: Annotated[
+        str | None, typer.Option("--to", help="A version released before; default: the previous one.")
+    ] = None,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve what was served before, and hold it there."""
-    environment, bundle = _parted(target)
-    body = {"bundle": bundle, "reason": reason} | ({"to": to} if to else {})
-    with deployments(service_url, profile) as asked:
-        answer = asked.act(environment, "rollback", body)
-    _show(answer, f"Rolled back {bundle} in {environment}; kneo unhold {target} lets it follow Git again", as_json)
+    """Roll back to the previous release and hold it."""
+    environment, bundle = _split(target, "rollback")
+    body = request(api.RollbackRequest, bundle=bundle, reason=reason, to=to)
+    answer = call(service_url, profile, api.rollback_release, environment, body)
+    _show_change(answer, f"Rolled back and held: {target}. To follow Git again: kneo unhold {target}", as_json)
 
 
 def hold(
-    target: Both,
-    reason: Reason,
-    until: Until = None,
+    target: ReleaseArgument,
+    reason: ReasonOption,
+    until: UntilOption = None,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Keep what is served of a bundle as it is, whatever Git says."""
-    environment, bundle = _parted(target)
-    with deployments(service_url, profile) as asked:
-        answer = asked.act(environment, "hold", {"bundle": bundle, "reason": reason, "until": _until(until)})
-    _show(answer, f"{bundle} stays as it is in {environment}", as_json)
+    """Keep the current release of a bundle, ignoring Git."""
+    environment, bundle = _split(target, "hold")
+    body = request(api.HoldRequest, bundle=bundle, reason=reason, until=_until(until))
+    answer = call(service_url, profile, api.hold_release, environment, body)
+    _show_change(answer, f"Held: {target}. To follow Git again: kneo unhold {target}", as_json)
 
 
 def unhold(
-    target: Both, service_url: ServiceUrlOption = None, profile: ProfileOption = None, as_json: JsonOption = False
+    target: ReleaseArgument,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Let a bundle follow Git again."""
-    environment, bundle = _parted(target)
-    with deployments(service_url, profile) as asked:
-        answer = asked.act(environment, "unhold", {"bundle": bundle})
-    _show(answer, f"{bundle} follows Git again in {environment}", as_json)
+    """Remove a hold; the release follows Git again."""
+    environment, bundle = _split(target, "unhold")
+    answer = call(service_url, profile, api.unhold_release, environment, request(api.UnholdRequest, bundle=bundle))
+    _show_change(answer, f"Hold removed: {target} follows Git", as_json)
 
 
 def suspend(
-    environment: Environment,
-    reason: Reason,
-    until: Until = None,
+    environment: EnvironmentArgument,
+    reason: ReasonOption,
+    until: UntilOption = None,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Change nothing in an environment; what runs keeps running."""
-    with deployments(service_url, profile) as asked:
-        answer = asked.act(environment, "suspend", {"reason": reason, "until": _until(until)})
-    _show(answer, f"Nothing changes in {environment} until it is unsuspended", as_json)
+    """Pause all changes to an environment; runs continue."""
+    body = request(api.SuspendRequest, reason=reason, until=_until(until))
+    answer = call(service_url, profile, api.suspend_environment, environment, body)
+    _show_change(answer, f"Suspended: {environment}. To resume changes: kneo unsuspend {environment}", as_json)
 
 
 def unsuspend(
-    environment: Environment,
+    environment: EnvironmentArgument,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Let an environment change again."""
-    with deployments(service_url, profile) as asked:
-        answer = asked.act(environment, "unsuspend", {})
-    _show(answer, f"{environment} changes again", as_json)
+    """Resume changes to an environment."""
+    answer = call(service_url, profile, api.unsuspend_environment, environment)
+    _show_change(answer, f"Resumed: {environment} follows Git", as_json)
 
 
-def _parted(target: str) -> tuple[str, str]:
+def _split(target: str, command: str) -> tuple[str, str]:
     environment, _, bundle = target.partition("/")
     if not environment or not bundle:
         msg = f"{target[:100]!r} is not ENV/BUNDLE."
-        raise Usage(msg, hint="Write it like prod/research-agent.")
+        raise Usage(msg, hint=f"Example: kneo {command} prod/research-agent")
     return environment, bundle
 
 
 def _until(text: str | None) -> str | None:
     if text is None:
         return None
-    short = text[-1:] in {"s", "m", "h", "d"} and text[:-1].isdigit()
-    moment = SystemClock().now() + parse_duration(text) if short else parse_time(text)
-    return isoformat(moment + timedelta(0))
+    is_duration = text[-1:] in {"s", "m", "h", "d"} and text[:-1].isdigit()
+    return isoformat(SystemClock().now() + parse_duration(text) if is_duration else parse_time(text))
 
 
-def _show(answer: Json, said: str, as_json: bool) -> None:
+def _show_change(answer: ChangedView, message: str, as_json: bool) -> None:
     def show() -> None:
-        render.success(said)
-        show_environment_after(answer)
+        render.success(message)
+        show_result(answer)
 
     render.emit(answer, as_json=as_json, text=show)
 
 
-def why(
-    target: Both, service_url: ServiceUrlOption = None, profile: ProfileOption = None, as_json: JsonOption = False
-) -> None:
-    """Say which gate blocks a bundle, since when, who can open it, and the command that does."""
-    environment, bundle = _parted(target)
-    with deployments(service_url, profile) as asked:
-        answer = asked.why(environment, bundle)
-
-    def show() -> None:
-        serving = answer["serving"]
-        if isinstance(serving, dict):
-            render.text(f"{environment} serves {bundle} {serving['version']} since {serving['since']}")
-        if not answer["blocked"]:
-            render.success(str(answer["message"]))
-            return
-        gates = answer["gates"]
-        assert isinstance(gates, list)
-        for gate in gates:
-            since = f" since {gate['since']}" if gate["since"] else ""
-            render.line(render.CAREFUL, f"{gate['gate']}: {gate['reason']}{since}")
-            render.text(f"  {gate['message']}")
-            if gate["who"]:
-                render.text(f"  Can be changed by: {', '.join(map(str, gate['who']))}")
-            if gate["command"]:
-                render.text(f"  {gate['command']}")
-        if answer["way_back"]:
-            render.text(f"  Served here before; to serve it at once and hold it: {answer['way_back']}")
-
-    render.emit(answer, as_json=as_json, text=show)
-
-
-def show_environment_after(answer: Json) -> None:
-    environment = answer.get("environment")
-    if not isinstance(environment, dict):
+def show_result(answer: ChangedView) -> None:
+    """Print an environment after a change."""
+    if answer.environment is None:
         return
-    if answer.get("result") is None:
-        render.text("  No controller is running; the next one acts on it.")
-    for item in environment["releases"]:
-        render.text(f"  serves  {item['bundle']} {item['version']}")
-    for item in environment["pending"]:
-        render.text(f"  waits   {item['bundle']} {item['version']}  {item['reason']}: {item['message']}")
+    if answer.result is None:
+        render.text("  No controller is running; the change applies when one starts.")
+    show_environment(answer.environment, SystemClock().now())

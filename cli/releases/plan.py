@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,6 @@ import typer
 from cli import render
 from cli.backend import Json
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend, choose
-from cli.deployments import deployments
 from cli.people.open_tasks import has_database, open_tasks
 from cli.releases.plan_render import as_markdown, as_text, environments, has_changes, is_refused
 from cli.repository.clone import MAIN, Clone
@@ -24,10 +23,12 @@ from controller.preview import TrustConfig
 from controller.source.mirror import Mirror
 from controller.source.snapshot import SourceSnapshot
 from controller.stages.load import load
+from kneo.api.environments import get_source, list_environments
+from kneo.api.release_views import EnvironmentView, ReleaseView
 from kneo.clock import SystemClock
 from kneo.digest import Digest, parse_digest
 from kneo.errors import KneoError, NotFound
-from kneo.records.release import Hold, Release, Suspension
+from kneo.records.release import Release
 from kneo.settings import Settings, from_env
 from kneo.trust.dsse import parse_envelope
 
@@ -61,9 +62,9 @@ def plan(
     """
     settings = from_env()
     with tempfile.TemporaryDirectory(prefix="kneo-plan-") as folder:
-        source = Source()
+        source = PlanBase()
         if base is None:
-            source = find_source(settings, service_url, profile, lambda commit: _is_here(repo, commit))
+            source = find_base(settings, service_url, profile, lambda commit: _is_here(repo, commit))
         mirror, candidate, before = _snapshots(settings, repo, ref, base or source.commit, Path(folder))
         followed = [*mirror.history(None, before.commit), before] if before is not None else []
         pin = _pin(repo, trust_root, settings, before or candidate)
@@ -137,7 +138,7 @@ def _pin(repo: str, given: str | None, settings: Settings, first: SourceSnapshot
 
 
 @dataclass(frozen=True)
-class Source:
+class PlanBase:
     """What a plan compares with.
 
     Args:
@@ -156,72 +157,49 @@ class Source:
         return {"kind": self.kind, "address": self.address, "commit": self.commit}
 
 
-def find_source(
-    settings: Settings, service_url: str | None, profile: str | None, is_here: Callable[[str], bool]
-) -> Source:
-    """Ask the service or the database that a command would use for what it serves and holds.
+def find_base(
+    settings: Settings, service_url: str | None, profile: str | None, has_commit: Callable[[str], bool]
+) -> PlanBase:
+    """Read the releases, holds and suspensions of the service or database of this command.
 
     Args:
         settings: This process's settings.
-        service_url: The service that was named.
-        profile: The profile that was named.
-        is_here: Says whether the repository has a commit: a registry that follows another one says nothing about it.
+        service_url: The address of a service.
+        profile: The name of a profile.
+        has_commit: Whether the repository has a commit; the registry of another repository is not comparable.
 
     Raises:
-        KneoError: a service or profile was named and cannot be asked.
+        KneoError: the given service or profile is not available.
     """
     address = choose(settings, service_url, profile)
     if address is None and not has_database(settings):
-        return Source()
+        return PlanBase()
     kind = "database" if address is None else "service"
     try:
-        with deployments(service_url, profile) as asked:
-            commit = asked.source()["accepted_commit"]
-        with backend(service_url, profile) as asked_too:
-            environments = asked_too.environments()["environments"]
+        with backend(service_url, profile, existing=True) as service:
+            commit = service.call(get_source).accepted_commit
+            environments = service.call(list_environments).environments
     except NotFound:
-        return Source()
+        return PlanBase()
     except KneoError as error:
         if service_url is not None or profile is not None:
             raise
-        render.warning(f"The {kind} could not be asked, so this plan compares with Git alone: {error.message}")
-        return Source()
-    if not isinstance(commit, str) or not is_here(commit):
-        render.warning(f"The {kind} follows no commit of this repository, so this plan compares with Git alone.")
-        return Source()
-    assert isinstance(environments, list)
-    return Source(kind, address.url if address is not None else None, commit, _live(environments))
+        render.warning(f"The {kind} is not available, so this plan compares with Git alone: {error.message}")
+        return PlanBase()
+    if commit is None or not has_commit(commit):
+        render.warning(f"The {kind} has no commit of this repository, so this plan compares with Git alone.")
+        return PlanBase()
+    return PlanBase(kind, address.url if address is not None else None, commit, _live(environments))
 
 
-def _live(environments: list[Json]) -> LiveRegistry:
-    served: dict[str, dict[str, Release]] = {}
-    holds: dict[str, dict[str, Hold]] = {}
-    suspensions: dict[str, Suspension] = {}
-    for item in environments:
-        name = str(item["name"])
-        served[name] = {str(entry["bundle"]): _release(name, entry) for entry in _rows(item["releases"])}
-        held = item["holds"]
-        assert isinstance(held, list)
-        holds[name] = {str(entry["bundle"]): Hold(**entry) for entry in held}
-        suspended = item["suspension"]
-        if isinstance(suspended, dict):
-            suspensions[name] = Suspension(**suspended)
-    rules = {str(item["name"]): str(item["policy_digest"]) for item in environments if item["policy_digest"]}
-    return LiveRegistry(served, holds, suspensions, rules)
-
-
-def _release(environment: str, entry: Json) -> Release:
-    return Release(
-        environment=environment,
-        bundle=str(entry["bundle"]),
-        version=str(entry["version"]),
-        digest=str(entry["digest"]),
-        revision=str(entry["revision"]),
-        promotion_id="",
-        since=str(entry["since"]),
+def _live(environments: Sequence[EnvironmentView]) -> LiveRegistry:
+    return LiveRegistry(
+        {item.name: {one.bundle: _release(item.name, one) for one in item.releases} for item in environments},
+        {item.name: {one.bundle: one for one in item.holds} for item in environments},
+        {item.name: item.suspension for item in environments if item.suspension is not None},
+        {item.name: item.policy_digest for item in environments if item.policy_digest},
     )
 
 
-def _rows(value: object) -> list[Json]:
-    assert isinstance(value, list)
-    return value
+def _release(environment: str, item: ReleaseView) -> Release:
+    return Release(environment=environment, promotion_id="", **vars(item))

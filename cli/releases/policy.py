@@ -1,4 +1,4 @@
-"""``kneo policy``: what an environment asks of specs beside what Git says."""
+"""``kneo policy``: server-side policies that add to those in Git."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from typing import Annotated
 import typer
 
 from cli import render
-from cli.backend import Json
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from cli.requests import request
+from kneo.api import policies as api
+from kneo.spec.policy_flags import PolicyFlags
 
 app = typer.Typer(no_args_is_help=True)
 
 EnvironmentArgument = Annotated[str, typer.Argument(metavar="ENV")]
-EnabledOption = Annotated[bool, typer.Option("--enabled/--disabled", help="Whether it is looked at.")]
-WarningsOption = Annotated[bool, typer.Option("--fail-on-warnings", help="A warning is a violation.")]
-CodesOption = Annotated[list[str], typer.Option("--block", help="A diagnostic code that is a violation; repeatable.")]
-HumanOption = Annotated[bool, typer.Option("--require-human-review", help="A person has to be asked somewhere.")]
+EnabledOption = Annotated[bool, typer.Option("--enabled/--disabled", help="Whether the policy is enforced.")]
+WarningsOption = Annotated[bool, typer.Option("--fail-on-warnings", help="Treat warnings as violations.")]
+CodesOption = Annotated[list[str], typer.Option("--block", help="Treat a diagnostic code as a violation; repeatable.")]
+HumanOption = Annotated[bool, typer.Option("--require-human-review", help="Require a human step or gate.")]
 ToolsOption = Annotated[
-    bool, typer.Option("--require-tool-permissions", help="Agents with tools have to state permissions.")
+    bool, typer.Option("--require-tool-permissions", help="Require permissions of agents with tools.")
 ]
 UnrestrictedOption = Annotated[
-    bool, typer.Option("--deny-unrestricted-tools", help="No shell, file system or unlimited network.")
+    bool, typer.Option("--deny-unrestricted-tools", help="Deny shell, file system and unlimited network access.")
 ]
-GuardrailsOption = Annotated[bool, typer.Option("--require-guardrails", help="An agent has to have a guardrail.")]
+GuardrailsOption = Annotated[bool, typer.Option("--require-guardrails", help="Require a guardrail.")]
 
 
 @app.command("list")
 def list_policies(
     service_url: ServiceUrlOption = None, profile: ProfileOption = None, as_json: JsonOption = False
 ) -> None:
-    """List the policies that were set here."""
-    with backend(service_url, profile) as asked:
-        answer = asked.policies()
-    policies = answer["policies"]
-    assert isinstance(policies, dict)
-    rows = [[name, _asks(flags)] for name, flags in sorted(policies.items())]
-    render.emit(answer, as_json=as_json, text=lambda: render.table("", ["Environment", "Asks for"], rows))
+    """List the server-side policies."""
+    with backend(service_url, profile) as service:
+        answer = service.call(api.list_environment_policies)
+    rows = [[name, _rules(flags)] for name, flags in sorted(answer.policies.items())]
+    render.emit(answer, as_json=as_json, text=lambda: render.table("", ["Environment", "Requires"], rows))
 
 
 @app.command("get")
@@ -46,9 +46,9 @@ def get(
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what was set for an environment, and what holds with Git's and the project's policy."""
-    with backend(service_url, profile) as asked:
-        answer = asked.policy(environment)
+    """Show the server-side policy of an environment, and the policy in force with Git's and the project's."""
+    with backend(service_url, profile) as service:
+        answer = service.call(api.get_environment_policy, environment)
     render.emit(answer, as_json=as_json, text=lambda: _show(answer))
 
 
@@ -57,7 +57,7 @@ def set_(
     environment: EnvironmentArgument,
     enabled: EnabledOption = True,
     fail_on_warnings: WarningsOption = False,
-    block: CodesOption = [],  # noqa: B006 - it is read by the framework and never changed
+    block: CodesOption = [],  # noqa: B006 - read by the framework and never changed
     require_human_review: HumanOption = False,
     require_tool_permissions: ToolsOption = False,
     deny_unrestricted_tools: UnrestrictedOption = False,
@@ -66,18 +66,19 @@ def set_(
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replace an environment's policy: what is not named is not asked for. It only ever adds to what Git says."""
-    flags = _flags(
-        enabled,
-        fail_on_warnings,
-        block,
-        require_human_review,
-        require_tool_permissions,
-        deny_unrestricted_tools,
-        require_guardrails,
+    """Replace the server-side policy of an environment. It adds to Git's policy and never weakens it."""
+    body = request(
+        api.PolicyRequest,
+        enabled=enabled,
+        fail_on_warnings=fail_on_warnings,
+        blocked_diagnostic_codes=block,
+        require_human_review=require_human_review,
+        require_tool_permissions=require_tool_permissions,
+        deny_unrestricted_tools=deny_unrestricted_tools,
+        require_guardrails=require_guardrails,
     )
-    with backend(service_url, profile) as asked:
-        answer = asked.set_policy(environment, flags)
+    with backend(service_url, profile) as service:
+        answer = service.call(api.set_environment_policy, environment, body)
     render.emit(answer, as_json=as_json, text=lambda: _show(answer))
 
 
@@ -86,7 +87,7 @@ def preview(
     environment: EnvironmentArgument,
     enabled: EnabledOption = True,
     fail_on_warnings: WarningsOption = False,
-    block: CodesOption = [],  # noqa: B006 - as above
+    block: CodesOption = [],  # noqa: B006 - read by the framework and never changed
     require_human_review: HumanOption = False,
     require_tool_permissions: ToolsOption = False,
     deny_unrestricted_tools: UnrestrictedOption = False,
@@ -95,63 +96,37 @@ def preview(
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what such a policy would change, and which of the latest runs could not be started under it."""
-    flags = _flags(
-        enabled,
-        fail_on_warnings,
-        block,
-        require_human_review,
-        require_tool_permissions,
-        deny_unrestricted_tools,
-        require_guardrails,
+    """Preview the changes of a policy, and which of the latest runs it would refuse."""
+    body = request(
+        api.PolicyRequest,
+        enabled=enabled,
+        fail_on_warnings=fail_on_warnings,
+        blocked_diagnostic_codes=block,
+        require_human_review=require_human_review,
+        require_tool_permissions=require_tool_permissions,
+        deny_unrestricted_tools=deny_unrestricted_tools,
+        require_guardrails=require_guardrails,
     )
-    with backend(service_url, profile) as asked:
-        answer = asked.preview_policy(environment, flags)
-    changes, blocked = answer["diff"], answer["affected_run_ids"]
-    assert isinstance(changes, dict)
-    assert isinstance(blocked, list)
+    with backend(service_url, profile) as service:
+        answer = service.call(api.preview_environment_policy, environment, body)
 
     def show() -> None:
-        rows = [[name, change["from"], change["to"]] for name, change in changes.items()]
-        render.table(f"{environment}: {len(rows)} changes", ["What", "Now", "Then"], rows)
-        said = f"{len(blocked)} of the latest {answer['runs_evaluated']} runs could not be started under it"
-        render.text(f"{said}: {', '.join(blocked)}" if blocked else f"{said}.")
+        rows = [[name, change["from"], change["to"]] for name, change in answer.diff.items()]
+        render.table(f"{environment}: {render.count(rows, 'change')}", ["Field", "Now", "Then"], rows)
+        refused = answer.affected_run_ids
+        message = f"{len(refused)} of the latest {answer.runs_evaluated} runs would be refused"
+        render.text(f"{message}: {', '.join(refused)}" if refused else f"{message}.")
 
     render.emit(answer, as_json=as_json, text=show)
 
 
-def _flags(
-    enabled: bool,
-    fail_on_warnings: bool,
-    block: list[str],
-    require_human_review: bool,
-    require_tool_permissions: bool,
-    deny_unrestricted_tools: bool,
-    require_guardrails: bool,
-) -> Json:
-    return {
-        "enabled": enabled,
-        "fail_on_warnings": fail_on_warnings,
-        "blocked_diagnostic_codes": block,
-        "require_human_review": require_human_review,
-        "require_tool_permissions": require_tool_permissions,
-        "deny_unrestricted_tools": deny_unrestricted_tools,
-        "require_guardrails": require_guardrails,
-    }
+def _show(answer: api.PolicyView) -> None:
+    own = _rules(answer.policy) if answer.policy is not None else "no policy"
+    render.panel(f"Policy of {answer.environment}", [("Server-side", own), ("In force", _rules(answer.effective))])
 
 
-def _show(answer: Json) -> None:
-    policy, effective = answer["policy"], answer.get("effective")
-    lines = [("Set here", _asks(policy) if isinstance(policy, dict) else "nothing")]
-    if isinstance(effective, dict):
-        lines.append(("In force", _asks(effective)))
-    render.panel(f"Policy of {answer['environment']}", lines)
-
-
-def _asks(flags: Json) -> str:
-    if not flags["enabled"]:
-        return "nothing: it is disabled"
-    codes = flags["blocked_diagnostic_codes"]
-    assert isinstance(codes, list)
-    named = [name for name, value in flags.items() if value is True and name != "enabled"]
-    return ", ".join([*named, *codes]) or "nothing"
+def _rules(flags: PolicyFlags) -> str:
+    if not flags.enabled:
+        return "nothing (disabled)"
+    names = [name for name, value in flags if value is True and name != "enabled"]
+    return ", ".join([*names, *flags.blocked_diagnostic_codes]) or "nothing"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
-from kneo.api.spec_loader import SkillsOverlay, SpecSelection
 from kneo.errors import InvalidValue
 from kneo.names import MAX_ENVIRONMENT_CHARS, check_environment_name
+
+Tree = Mapping[str, object]
 
 MAX_NAMES = 1_000
 """Entries of a list of names or paths; settings may ask for fewer."""
@@ -40,6 +43,45 @@ def _is_number(value: object) -> object:
 
 AsNumber = BeforeValidator(_is_number)
 """A number as JSON writes it. It stands behind the bounds of a field, or the description loses them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkillsOverlay:
+    """Skills that the root agent gets beside its own, and skills that no agent has."""
+
+    add: tuple[str, ...] = ()
+    disable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecSelection:
+    """Which spec is meant: one brought along, or one below the spec root; and what is laid over it, in this order."""
+
+    spec: Tree | None = None
+    spec_path: str | None = None
+    environment: str | None = None
+    overlays: tuple[str, ...] = ()
+    overrides: Tree = field(default_factory=dict)
+    skills: SkillsOverlay = SkillsOverlay()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a spec brought along as it is."""
+        return self.spec is not None and not self.has_layers
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether anything is laid over it."""
+        return bool(self.overlays or self.overrides or self.skills != SkillsOverlay())
+
+    def origin(self) -> dict[str, object]:
+        """Say where the spec came from, for the audit log."""
+        return {
+            "spec_path": self.spec_path,
+            "inline_spec": self.spec is not None,
+            "environment": self.environment,
+            "overlays": list(self.overlays),
+        }
 
 
 class Body(BaseModel):

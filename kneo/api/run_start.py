@@ -12,9 +12,9 @@ from pydantic import Field
 
 from kneo.api.context import Context, Waiting
 from kneo.api.operation import run_operation
-from kneo.api.requests import AsNumber, Body, Flag, Name, SkillsChange, SpecRequest, overlay_of
+from kneo.api.requests import AsNumber, Body, Flag, Name, SkillsChange, SpecRequest, SpecSelection, overlay_of
 from kneo.api.run_waiting import DEFAULT_WAIT, RunStartedView, wait_for_run
-from kneo.api.spec_loader import SpecLoader, SpecSelection, usable
+from kneo.api.spec_loader import SpecLoader, usable
 from kneo.clock import parse_duration
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, InvalidValue, Usage

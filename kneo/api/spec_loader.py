@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from kneo.api.requests import SkillsOverlay, SpecSelection
 from kneo.errors import Invalid, InvalidValue, Usage
 from kneo.project.files import SpecFiles, is_hidden
 from kneo.project.modules import ModuleFiles
@@ -21,53 +20,12 @@ from kneo.spec.reading.load import LoadedSpec, load_tree, resolve
 from kneo.spec.reading.overlays import merge_all
 from kneo.spec.reading.reader import read
 
-Tree = Mapping[str, object]
-
 
 class Confined(Invalid):
     """The path leads out of the folder, or to nothing in it."""
 
     http_status = 422
     default_code = "spec_path_confined"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SkillsOverlay:
-    """Skills that the root agent gets beside its own, and skills that no agent has."""
-
-    add: tuple[str, ...] = ()
-    disable: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpecSelection:
-    """Which spec is meant: one brought along, or one below the spec root; and what is laid over it, in this order."""
-
-    spec: Tree | None = None
-    spec_path: str | None = None
-    environment: str | None = None
-    overlays: tuple[str, ...] = ()
-    overrides: Tree = field(default_factory=dict)
-    skills: SkillsOverlay = SkillsOverlay()
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is a spec brought along as it is."""
-        return self.spec is not None and not self.has_layers
-
-    @property
-    def has_layers(self) -> bool:
-        """Whether anything is laid over it."""
-        return bool(self.overlays or self.overrides or self.skills != SkillsOverlay())
-
-    def origin(self) -> dict[str, object]:
-        """Say where the spec came from, for the audit log."""
-        return {
-            "spec_path": self.spec_path,
-            "inline_spec": self.spec is not None,
-            "environment": self.environment,
-            "overlays": list(self.overlays),
-        }
 
 
 class SpecLoader:

@@ -1,15 +1,32 @@
-"""Which secrets a project speaks of and which of them are set. Their values are never looked at."""
+"""The inventory of a project's secrets: their names and whether they are set, never their values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 from kneo.redaction import REDACTED
 from kneo.settings import variables_set
 from kneo.spec.models.agent import PROVIDER_VARIABLES
 from kneo.spec.project import SERVICE_TOKENS, ProjectConfig, provider_variable
 
-Inventory = dict[str, dict[str, dict[str, object]]]
+
+@dataclass(frozen=True, kw_only=True)
+class Secret:
+    """A secret by name, and whether its environment variable is set."""
+
+    name: str
+    env_var: str
+    present: bool
+    value: str | None
+    status: Literal["present", "missing"]
+    expires_at: str | None = None
+    last_checked: str | None = None
+
+
+Inventory = dict[str, dict[str, Secret]]
+"""Secrets by group (``providers``, ``extra``, ``service_tokens``) and name."""
 
 
 def secret_inventory(
@@ -19,16 +36,16 @@ def secret_inventory(
     extras: Iterable[str] = (),
     service_tokens: bool = True,
 ) -> Inventory:
-    """Say which secrets there are.
+    """List the secrets of a project.
 
     Args:
         config: The project's config, which names its own variables; None where there is no project.
-        providers: Look at these only; left out: all that the project, or Kneo, knows.
+        providers: Only these; left out: all that the project or Kneo declares.
         extras: Further names; each stands for a variable of the project, or for itself.
         service_tokens: Whether the service's own keys are listed too.
 
     Returns:
-        Entries by group (``providers``, ``extra``, ``service_tokens``) and name.
+        The secrets by group and name.
     """
     known = config.provider_variables() if config is not None else dict(PROVIDER_VARIABLES)
     named = tuple(providers)
@@ -42,18 +59,16 @@ def secret_inventory(
     if service_tokens:
         groups.append(("service_tokens", "service", tokens))
     return {
-        group: {name: _entry(f"{kind}:{name}", variable, variable in present) for name, variable in listed.items()}
+        group: {name: _secret(f"{kind}:{name}", variable, variable in present) for name, variable in listed.items()}
         for group, kind, listed in groups
     }
 
 
-def _entry(name: str, variable: str, present: bool) -> dict[str, object]:
-    return {
-        "name": name,
-        "env_var": variable,
-        "present": present,
-        "value": REDACTED if present else None,
-        "status": "present" if present else "missing",
-        "expires_at": None,
-        "last_checked": None,
-    }
+def _secret(name: str, variable: str, present: bool) -> Secret:
+    return Secret(
+        name=name,
+        env_var=variable,
+        present=present,
+        value=REDACTED if present else None,
+        status="present" if present else "missing",
+    )

@@ -12,9 +12,19 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.types import Receive, Scope, Send
 
 from kneo import WIRE_VERSION
-from kneo.api import run_answers, run_history, run_start
+from kneo.api import (
+    audit,
+    bundles,
+    credentials,
+    environments,
+    policies,
+    promotions,
+    run_answers,
+    run_history,
+    run_start,
+    specs,
+)
 from kneo.api import runs as runs_api
-from kneo.api.governance import Governance
 from kneo.api.spec_loader import SpecLoader
 from kneo.errors import Usage
 from kneo.platform import PlatformManager
@@ -33,21 +43,13 @@ from kneo.service.mount import mount
 from kneo.service.openapi import describe
 from kneo.service.readiness import Readiness
 from kneo.service.routes import (
-    audit,
-    bundles,
-    environments,
     health,
     hooks,
     human_tasks,
     inbox,
     links,
-    policies,
-    promotions,
     receipts,
     runs,
-    security,
-    skills,
-    specs,
 )
 from kneo.service.routing import VERSION, DirectRoute, RouteTable
 from kneo.settings import Settings
@@ -67,20 +69,19 @@ ROUTERS: tuple[APIRouter, ...] = (
     inbox.router,
     human_tasks.router,
     links.router,
-    specs.router,
-    skills.router,
-    policies.router,
-    security.router,
     receipts.router,
-    environments.router,
-    promotions.router,
-    bundles.router,
     hooks.router,
-    audit.router,
     mount(run_start, "runs"),
     mount(run_answers, "human tasks"),
     mount(run_history, "runs"),
     mount(runs_api, "runs"),
+    mount(specs, "specs"),
+    mount(policies, "policies"),
+    mount(credentials, "security"),
+    mount(environments, "environments"),
+    mount(promotions, "promotions"),
+    mount(bundles, "bundles"),
+    mount(audit, "audit"),
 )
 """Everything under the version."""
 
@@ -188,7 +189,6 @@ def _furnish(
         specs=SpecLoader(settings, tools),
         changes=ChangeFeed(store),
         streams=streams,
-        governance=Governance(store, starter.project),
         readiness=Readiness(settings, store, starter.project, tools),
         tools=tools,
     )

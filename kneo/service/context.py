@@ -9,7 +9,6 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from kneo.api.context import Context, Principal, Waiting
-from kneo.api.governance import Governance
 from kneo.api.spec_loader import SpecLoader
 from kneo.api.status_words import speaks_published
 from kneo.runtime.engine.start import Starter
@@ -35,7 +34,6 @@ class Service:
         alive: Says whether what else runs in this process still does.
         metrics: What was counted.
         specs: Loads specs for requests.
-        governance: Answers questions about policies and secrets.
         changes: The feed of changes in the database.
         streams: Counts the answers that go on.
         readiness: Looks whether requests can be served.
@@ -49,7 +47,6 @@ class Service:
     alive: Callable[[], bool]
     metrics: Metrics
     specs: SpecLoader
-    governance: Governance
     changes: ChangeFeed
     streams: Streams
     readiness: Readiness

@@ -108,14 +108,14 @@ class Readiness:
         if not providers:
             return {"configured": False}
         entries = secret_inventory(self.project, providers=providers, service_tokens=False)["providers"]
-        return _present({name: bool(entry["present"]) for name, entry in entries.items()})
+        return _present({name: entry.present for name, entry in entries.items()})
 
     def _mcp(self) -> Json:
         names = self.settings.http.health_mcp_secrets
         if not names:
             return {"configured": False}
         entries = secret_inventory(self.project, extras=names, service_tokens=False)["extra"]
-        return _present({name: bool(entry["present"]) for name, entry in entries.items()})
+        return _present({name: entry.present for name, entry in entries.items()})
 
 
 def _present(items: Mapping[str, bool]) -> Json:

@@ -8,9 +8,9 @@ import pytest
 from audit_log import hostile_admin, record, sealed
 from sqlalchemy import delete, func, insert, select, text, update
 
+from kneo.api.audit import checkpoint
 from kneo.clock import ManualClock
 from kneo.records.audit import EMPTY_HEAD, Kept, head_of
-from kneo.service.audit_proofs import checkpoint
 from kneo.store import append_only, audit, audit_tree
 from kneo.store.engine import Store, Tx
 from kneo.store.tables import audit_chain, audit_checkpoints, audit_events, audit_nodes, audit_pending
@@ -71,7 +71,7 @@ def test_a_note_signed_by_somebody_else_is_found(store: Store) -> None:
     with hostile_admin(store) as tx:
         tx.connection.execute(update(audit_checkpoints).values(note="nonsense"))
     assert "cannot be read" in problem(store)
-    assert made["size"] == 5
+    assert made.size == 5
 
 
 def test_the_key_before_the_present_one_can_be_given_too(store: Store) -> None:
@@ -184,12 +184,12 @@ def test_what_an_auditor_has_kept_is_compared(store: Store) -> None:
     sealed(store, 5)
     made = checkpoint(store, KEY)
     first = audit.verify(store)
-    kept = Kept(heads={5: first.head}, roots={5: str(made["root"])})
+    kept = Kept(heads={5: first.head}, roots={5: made.root})
     record(store, 4)
     audit.seal(store)
     assert audit.verify(store, kept=kept).valid
     assert "head over the first 5" in problem(store, kept=Kept(heads={5: "f" * 64}))
-    assert "checkpoint that was kept" in problem(store, kept=Kept(roots={4: str(made["root"])}))
+    assert "checkpoint that was kept" in problem(store, kept=Kept(roots={4: made.root}))
     assert "kept head of 10 events exists" in problem(store, kept=Kept(heads={10: "f" * 64}))
     assert "kept checkpoint of 10 events exists" in problem(store, kept=Kept(roots={10: "f" * 64}))
     assert "empty log" in problem(store, kept=Kept(heads={0: "f" * 64}))
@@ -204,7 +204,7 @@ def test_a_rewrite_of_everything_with_the_key_is_found_by_what_was_kept(store: S
         rebuild(tx)
     checkpoint(store, KEY)
     assert audit.verify(store, keys=[KEY.public]).valid
-    assert "checkpoint that was kept" in problem(store, kept=Kept(roots={5: str(made["root"])}))
+    assert "checkpoint that was kept" in problem(store, kept=Kept(roots={5: made.root}))
 
 
 def test_what_is_marked_as_unsealable_by_somebody_is_reported(store: Store) -> None:

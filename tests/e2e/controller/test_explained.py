@@ -10,8 +10,8 @@ from controller_bench import Bench
 from kneo_process import Machine
 
 from controller.rollback import parse_rollback, roll_back
+from kneo.api.release_views import WhyView
 from kneo.registry import explain
-from kneo.service.deployments import explanation
 from kneo.store import releases
 from kneo.store.engine import Store
 
@@ -81,15 +81,15 @@ def test_every_closed_gate_is_named(store: Store, tmp_path: Path) -> None:
     for gate in ("windows:", "approvals: 0 of 1"):
         assert gate in waits.message
     with store.read() as tx:
-        found = explanation(explain.why(tx, "prod", "mail"))
+        found = WhyView.of(explain.why(tx, "prod", "mail"))
     promote = "kneo promote mail --from prod --to staging"
-    assert [(gate["gate"], gate["reason"], gate["command"]) for gate in found["gates"]] == [
+    assert [(gate.gate, gate.reason, gate.command) for gate in found.gates] == [
         ("promoteFrom", "DependencyNotReady", promote),
         ("windows", "WindowClosed", None),
         ("approvals", "AwaitingApproval", "kneo approve prod/mail --key FILE"),
     ]
-    assert not [gate["message"] for gate in found["gates"] if "Also closed" in gate["message"]]
-    assert (found["command"], found["way_back"]) == (promote, None)
+    assert not [gate.message for gate in found.gates if "Also closed" in gate.message]
+    assert (found.command, found.way_back) == (promote, None)
 
 
 def test_each_closed_gate_is_printed_with_its_command(machine: Machine, repo: ConfigRepo) -> None:
@@ -117,8 +117,8 @@ def test_a_rollback_names_its_own_revision_and_waits_for_nothing(store: Store, t
     bench.repo.commit("Back, when it is not allowed")
     bench.reconcile()
     with store.read() as tx:
-        found = explanation(explain.why(tx, "prod", "mail"))
-    assert found["way_back"] == "kneo rollback prod/mail --to 1.0.0 --reason TEXT"
+        found = WhyView.of(explain.why(tx, "prod", "mail"))
+    assert found.way_back == "kneo rollback prod/mail --to 1.0.0 --reason TEXT"
     going = parse_rollback({"environment": "prod", "bundle": "mail", "to": "1.0.0", "reason": "it failed"}, "bob")
     roll_back(store, going, bench.lease(), bench.repo.pin, None, "")
     assert bench.pending() == ()
@@ -154,4 +154,4 @@ def test_status_says_that_fetching_fails(tmp_path: Path) -> None:
     machine.kneo("controller", "run", "--once", "--repo", address, "--trust-root", pin, expect=None)
     words = machine.kneo("status").stdout
     assert "cannot be fetched" in words
-    assert "No environment is declared yet" not in words
+    assert "No environments found" not in words

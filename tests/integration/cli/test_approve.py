@@ -65,7 +65,19 @@ def service() -> Iterator[Service]:
 
         def do_POST(self) -> None:
             made.sent.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            approval = {"subject_name": "announcement", "environment": "prod", "principal": "approver"}
+            names = (
+                "id",
+                "subject",
+                "policy_digest",
+                "keyid",
+                "decision",
+                "origin",
+                "payload_digest",
+                "expires_at",
+                "first_seen_at",
+            )
+            approval = dict.fromkeys(names, "") | {"signed": True, "reason": None}
+            approval |= {"subject_name": "announcement", "environment": "prod", "principal": "approver"}
             self._answer({"approval": approval, "result": {}, "environment": None})
 
         def _answer(self, value: object) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import sqlite3
-from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from cli.audit.audit import check_proof
+from kneo.api.audit import prove
+from kneo.api.audit_views import AuditProofView
 from kneo.clock import SystemClock
 from kneo.errors import KneoError
-from kneo.service.audit_proofs import prove
 from kneo.store import audit
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
@@ -44,32 +46,35 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     store.close()
 
 
-def refused(answer: Mapping[str, object], seq: int = 3, **more: object) -> str:
+def refused(proof: AuditProofView, seq: int = 3, **more: object) -> str:
     with pytest.raises(KneoError) as caught:
-        check_proof(dict(answer), seq, **more)
+        check_proof(proof, seq, **more)
     return caught.value.code
 
 
 def test_a_proof_shows_what_is_proved_and_nothing_else(database: Store) -> None:
     honest = prove(database, KEY, 3, None)
-    lie = {**honest["event"], "actor": "mallory", "event_type": "release.approved"}
-    shown = check_proof({**honest, "event": lie, "size": 99, "root": "f" * 64, "leaf": "e" * 64}, 3, keys=[KEY.public])
+    lie = replace(honest.event, actor="mallory", event_type="release.approved")
+    forged = replace(honest, event=lie, size=99, root="f" * 64, leaf="e" * 64)
+    shown = check_proof(forged, 3, keys=[KEY.public])
     assert (shown["event"]["actor"], shown["event"]["event_type"]) == ("ann", "release.rejected")
-    assert (shown["size"], shown["root"], shown["leaf"]) == (6, honest["root"], honest["leaf"])
+    assert (shown["size"], shown["root"], shown["leaf"]) == (6, honest.root, honest.leaf)
 
 
 def test_lies_about_a_proof_are_refused(database: Store) -> None:
     honest = prove(database, KEY, 3, None)
     other = prove(database, KEY, 5, None)
     assert refused(honest, 5) == "ProofInvalid"
-    assert refused({**honest, "seq": 5}, 5) == "ProofInvalid"
-    assert refused({**other, "seq": 3}) == "ProofInvalid"
-    changed = honest["canonical"].replace("ann", "bob")
-    assert refused({**honest, "canonical": changed}) == "ProofInvalid"
-    assert refused({**honest, "path": honest["path"][1:]}) == "ProofInvalid"
-    for spoiled in ({"path": ["zz"]}, {"path": "x"}, {"seq": "3"}, {"checkpoint": None}, {"canonical": 1}, {"key": 7}):
-        assert refused({**honest, **spoiled}) == "Malformed"
-    assert refused({}) == "Malformed"
+    assert refused(replace(honest, seq=5), 5) == "ProofInvalid"
+    assert refused(replace(other, seq=3)) == "ProofInvalid"
+    assert refused(replace(honest, canonical=honest.canonical.replace("ann", "bob"))) == "ProofInvalid"
+    assert refused(replace(honest, path=honest.path[1:])) == "ProofInvalid"
+    assert refused(replace(honest, path=("zz",))) == "Malformed"
+    assert refused(replace(honest, path=honest.path * 40)) == "Malformed"
+    form = TypeAdapter(AuditProofView)
+    for spoiled in ({"path": "x"}, {"seq": "three"}, {"checkpoint": None}, {"canonical": 1}, {"key": 7}):
+        with pytest.raises(ValidationError):
+            form.validate_python(asdict(honest) | spoiled)
 
 
 def test_another_log_with_another_key_is_refused_by_the_key_that_was_kept(database: Store) -> None:
@@ -82,7 +87,7 @@ def test_another_log_with_another_key_is_refused_by_the_key_that_was_kept(databa
 def test_another_log_with_the_same_key_is_refused_by_the_checkpoint_that_was_kept(
     database: Store, tmp_path: Path
 ) -> None:
-    kept = read_checkpoint(str(prove(database, KEY, 1, None)["checkpoint"]), KEY.public)
+    kept = read_checkpoint(prove(database, KEY, 1, None).checkpoint, KEY.public)
     second = open_store(f"sqlite:///{tmp_path}/second.sqlite", SystemClock())
     written(second, actor="mallory")
     forged = prove(second, KEY, 3, None)

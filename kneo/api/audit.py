@@ -1,0 +1,132 @@
+"""Operations on the audit log: events, checkpoints and proofs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kneo.api.audit_views import AuditCheckpointView, AuditEventView, AuditPageView, AuditProofView
+from kneo.api.context import Context
+from kneo.api.operation import operation
+from kneo.api.page import Limit, Offset, Order, Word, page_fields
+from kneo.errors import Invalid, NotFound
+from kneo.records.audit import SealedEvent, leaf_of
+from kneo.store import audit, audit_tree
+from kneo.store.audit_tree import Checkpoint, Proof
+from kneo.store.engine import Store, Tx
+from kneo.store.service_key import service_key
+from kneo.trust.checkpoint import make_checkpoint
+from kneo.trust.keys import PrivateKey
+
+ORIGIN = "kneo/audit"
+"""The name of the log in its checkpoints."""
+
+MAX_NUMBER = 2**63 - 1
+"""The highest number that both databases store."""
+
+Seq = Annotated[int, Field(ge=1, le=MAX_NUMBER)]
+
+
+@operation("GET", "/audit-events", scope="audit:read")
+def list_audit_events(
+    context: Context,
+    event_type: Word | None = None,
+    run_id: Word | None = None,
+    limit: Limit = 100,
+    offset: Offset = 0,
+    sort_by: Literal["created_at", "occurred_at", "seq", "id"] = "created_at",
+    sort_order: Order = "desc",
+) -> AuditPageView:
+    """List audit events, newest first, each with its place in the chain."""
+    if not context.over_http:
+        audit.seal(context.store)  # a service seals now and then
+    with context.store.read() as tx:
+        found = audit.events(
+            tx, event_type=event_type, run_id=run_id, limit=limit, offset=offset, descending=sort_order == "desc"
+        )
+        total = audit.count(tx, event_type=event_type, run_id=run_id)
+    return AuditPageView(
+        events=[AuditEventView.of(item) for item in found],
+        **page_fields(found, total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order),
+    )
+
+
+@operation("GET", "/audit/checkpoint", scope="audit:read")
+def get_audit_checkpoint(context: Context) -> AuditCheckpointView:
+    """Sign the size and root of the log. Keep the checkpoint elsewhere: it proves later that the log was not rewritten."""
+    key = service_key(context.settings)
+    return AuditCheckpointView(**vars(checkpoint(context.store, key)), key=key.public.pem)
+
+
+@operation("GET", "/audit/proof", scope="audit:read", errors=(404,))
+def get_audit_proof(context: Context, seq: Seq, size: Seq | None = None) -> AuditProofView:
+    """Prove that an event is in the log. The proof is verifiable without this service."""
+    return prove(context.store, service_key(context.settings), seq, size)
+
+
+def checkpoint(store: Store, key: PrivateKey) -> Checkpoint:
+    """Return a signed checkpoint of the log as it is now."""
+    audit.seal(store)
+    with store.write() as tx:
+        newest, size = audit_tree.newest_checkpoint(tx), audit_tree.size(tx)
+        if newest is not None and newest.size == size:
+            return newest
+        made = _signed(tx, size, key)
+        audit_tree.keep_checkpoint(tx, made)
+    return made
+
+
+def _signed(tx: Tx, size: int, key: PrivateKey) -> Checkpoint:
+    root = audit_tree.root(tx, size)
+    return Checkpoint(size=size, root=root, note=make_checkpoint(ORIGIN, size, root, key), created_at=tx.at)
+
+
+def prove(store: Store, key: PrivateKey, seq: int, size: int | None) -> AuditProofView:
+    """Prove an event against a signed checkpoint.
+
+    Args:
+        store: The database.
+        key: The service's key.
+        seq: The number of the event.
+        size: The size of the log at the checkpoint; None takes the present size.
+
+    Raises:
+        NotFound: there is no such event, it was removed, or the log never had that size.
+    """
+    made = checkpoint(store, key)
+    with store.read() as tx:
+        if size is not None and size != made.size:
+            if size > made.size:
+                msg = f"The audit log has {made.size} events, and was never {size} long."
+                raise NotFound(msg, code="audit_size_not_found")
+            stored = next((item for item in audit_tree.checkpoints(tx) if item.size == size), None)
+            made = stored or _signed(tx, size, key)
+        proof = audit_tree.prove(tx, seq, made.size)
+        event = audit.event_at(tx, seq)
+    event, canonical = _unchanged(event, proof)
+    return AuditProofView(
+        **vars(proof),
+        checkpoint=made.note,
+        key=key.public.pem,
+        event=AuditEventView.of(event),
+        canonical=canonical.decode(),
+    )
+
+
+def _unchanged(event: SealedEvent | None, proof: Proof) -> tuple[SealedEvent, bytes]:
+    """Return an event and its canonical bytes.
+
+    Raises:
+        NotFound: ``audit_event_changed``: the event is gone, or is not the one that was sealed.
+    """
+    try:
+        canonical = event.event.canonical() if event is not None else None
+    except Invalid:
+        canonical = None
+    if event is None or canonical is None or leaf_of(canonical) != proof.leaf:
+        problem = "is missing" if event is None else "is not the event that was sealed"
+        msg = f"Audit event {proof.seq} {problem}: the database was changed."
+        hint = "Run kneo audit verify to find the place; keep the database as it is."
+        raise NotFound(msg, code="audit_event_changed", hint=hint)
+    return event, canonical

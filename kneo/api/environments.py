@@ -1,0 +1,328 @@
+"""Operations on environments: state, history, explanations, plans, holds, suspensions, rollbacks and the source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Annotated, TypedDict
+
+from pydantic import Field
+
+from kneo import registry
+from kneo.api.approvers import check_approver, check_root
+from kneo.api.context import Context
+from kneo.api.operation import operation
+from kneo.api.page import Limit
+from kneo.api.release_views import (
+    ApprovalView,
+    ChangedView,
+    DecidedView,
+    DecisionView,
+    EnvironmentListView,
+    EnvironmentView,
+    HeldView,
+    HistoryView,
+    Json,
+    PlanView,
+    PromotionView,
+    ProvenanceView,
+    SourceView,
+    SuspendedView,
+    WhyView,
+)
+from kneo.api.requests import Body
+from kneo.clock import isoformat, parse_time
+from kneo.digest import Digest
+from kneo.errors import Conflict, Forbidden, Invalid, InvalidValue, KneoError, NotFound, Transient, Untrusted
+from kneo.records.release import Hold, Promotion, Suspension
+from kneo.registry import explain
+from kneo.settings import Settings
+from kneo.store import approvals, idempotency, releases, requests, sources
+from kneo.store.engine import Tx
+from kneo.trust.dsse import parse_envelope
+from kneo.trust.statement import parse_approval, rewrite_subject
+
+Text = Annotated[str, Field(min_length=1, max_length=1_000)]
+TimeText = Annotated[str, Field(max_length=60)]
+MAX_DURATION = timedelta(days=3_650)
+"""The latest end of a hold or suspension."""
+
+
+class SuspendRequest(Body):
+    reason: Text
+    until: TimeText | None = None
+
+
+class HoldRequest(Body):
+    bundle: Text
+    reason: Text
+    until: TimeText | None = None
+
+
+class UnholdRequest(Body):
+    bundle: Text
+
+
+class RollbackRequest(Body):
+    bundle: Text
+    reason: Text
+    to: Text | None = None
+
+
+class RewriteRequest(Body):
+    envelope: Annotated[str, Field(min_length=1, max_length=65_536, description="A decision signed by the role root.")]
+
+
+# ---- state --------------------------------------------------------------------------------------------------------
+
+
+@operation("GET", "/environments", scope="releases:read")
+def list_environments(context: Context) -> EnvironmentListView:
+    """List every environment with its conditions, releases and pending gates."""
+    with context.store.read() as tx:
+        return EnvironmentListView(environments=[EnvironmentView.of(item) for item in registry.statuses(tx)])
+
+
+@operation("GET", "/environments/{name}", scope="releases:read")
+def get_environment(context: Context, name: str) -> EnvironmentView:
+    """Read one environment."""
+    with context.store.read() as tx:
+        return EnvironmentView.of(registry.find_status(tx, name))
+
+
+@operation("GET", "/environments/{name}/history", scope="releases:read")
+def get_environment_history(context: Context, name: str, bundle: str | None = None, limit: Limit = 100) -> HistoryView:
+    """List an environment's promotions, newest first."""
+    with context.store.read() as tx:
+        registry.find_status(tx, name)
+        found = releases.list_promotions(tx, name, bundle, limit)
+        return HistoryView(environment=name, promotions=[_with_decisions(tx, item) for item in found])
+
+
+def _with_decisions(tx: Tx, item: Promotion) -> PromotionView:
+    records = approvals.approvals_by_id(tx, item.approvals)
+    return PromotionView(**vars(item), decisions=[DecisionView.of(record) for record in records])
+
+
+@operation("GET", "/environments/{name}/why/{bundle}", scope="releases:read")
+def explain_release(context: Context, name: str, bundle: str) -> WhyView:
+    """Explain which gate blocks a release, since when, and who can unblock it."""
+    with context.store.read() as tx:
+        return WhyView.of(explain.why(tx, name, bundle))
+
+
+@operation("GET", "/environments/{name}/plan", scope="releases:read")
+def plan_environment(context: Context, name: str, ref: Annotated[str | None, Field(max_length=250)] = None) -> PlanView:
+    """Preview what a commit would change here. The controller makes the plan."""
+    plan = _ask(context, "plan", {"environment": name, "ref": ref})
+    names = ("ref", "revision", "commits", "trust", "problem", "environments")
+    return PlanView(**{name: plan[name] for name in names if name in plan})  # type: ignore[arg-type]  # the controller's
+
+
+@operation("GET", "/trace/{reference}", scope=("releases:read", "runs:read"))
+def trace(context: Context, reference: str) -> ProvenanceView:
+    """Trace a run or the digest of a bundle back to its commit, signers and approvers."""
+    with context.store.read() as tx:
+        return ProvenanceView.of(explain.trace(tx, reference))
+
+
+# ---- changes ------------------------------------------------------------------------------------------------------
+
+
+@operation("POST", "/environments/{name}/reconcile", scope="releases:operate")
+def reconcile_environment(context: Context, name: str) -> ChangedView:
+    """Ask the controller to reconcile with Git now, and wait for its result."""
+    result = requests.ask(context.store, "reconcile", {"environment": name}, actor=context.actor)
+    return ChangedView(result=result, environment=_environment(context, name))
+
+
+@operation("POST", "/environments/{name}/suspend", scope="releases:operate")
+def suspend_environment(context: Context, name: str, body: SuspendRequest) -> SuspendedView:
+    """Pause all changes to an environment, until a time or until it is resumed; runs continue."""
+    require_controller(context)
+    with context.store.write() as tx:
+        _check_operator(context, tx, name)
+        until = _until(tx, body.until)
+        item = Suspension(environment=name, actor=context.actor, reason=body.reason, since=tx.at, until=until)
+        registry.suspend(tx, item)
+    return SuspendedView(suspension=item, **change_result(context, name))
+
+
+@operation("POST", "/environments/{name}/unsuspend", scope="releases:operate")
+def unsuspend_environment(context: Context, name: str) -> ChangedView:
+    """Resume changes to an environment."""
+    require_controller(context)
+    with context.store.write() as tx:
+        _check_operator(context, tx, name)
+        registry.unsuspend(tx, name, actor=context.actor)
+    return ChangedView(**change_result(context, name))
+
+
+@operation("POST", "/environments/{name}/rollback", scope="releases:operate")
+def rollback_release(context: Context, name: str, body: RollbackRequest) -> ChangedView:
+    """Roll back to a previous release and hold it."""
+    with context.store.read() as tx:
+        _check_operator(context, tx, name)
+    payload = {"environment": name, "bundle": body.bundle, "to": body.to, "reason": body.reason}
+    return ChangedView(result=_ask(context, "rollback", payload), environment=_environment(context, name))
+
+
+@operation("POST", "/environments/{name}/hold", scope="releases:operate")
+def hold_release(context: Context, name: str, body: HoldRequest) -> HeldView:
+    """Keep the current release of a bundle, ignoring Git."""
+    require_controller(context)
+    with context.store.write() as tx:
+        _check_operator(context, tx, name)
+        release = releases.release(tx, name, body.bundle)
+        item = Hold(
+            environment=name,
+            bundle=body.bundle,
+            digest=release.digest if release else None,
+            actor=context.actor,
+            reason=body.reason,
+            since=tx.at,
+            until=_until(tx, body.until),
+        )
+        registry.hold(tx, item)
+    return HeldView(hold=item, **change_result(context, name))
+
+
+@operation("POST", "/environments/{name}/unhold", scope="releases:operate")
+def unhold_release(context: Context, name: str, body: UnholdRequest) -> ChangedView:
+    """Remove the hold of a bundle; its release follows Git again."""
+    require_controller(context)
+    with context.store.write() as tx:
+        _check_operator(context, tx, name)
+        registry.unhold(tx, name, body.bundle, actor=context.actor)
+    return ChangedView(**change_result(context, name))
+
+
+# ---- the config repository ----------------------------------------------------------------------------------------
+
+
+@operation("GET", "/source", scope="releases:read", errors=(404,))
+def get_source(context: Context) -> SourceView:
+    """Read the accepted commit of the config repository, and why a later one was refused."""
+    with context.store.read() as tx:
+        found = sources.source(tx)
+        root = _root_digest(tx, context.settings)
+    if found is None:
+        msg = "No config repository was reconciled with this database yet."
+        raise NotFound(msg, code="source_not_found", hint="kneo up --repo DIR")
+    return SourceView(**vars(found), trust_root=root)
+
+
+@operation("POST", "/source/accept-rewrite", scope="releases:decide")
+def accept_rewrite(context: Context, body: RewriteRequest) -> DecidedView:
+    """Accept a rewritten history by a decision that is signed with a key of the role root."""
+    if (done := decided_before(context)) is not None:
+        return done
+    envelope = body.envelope.encode()
+    with context.store.write() as tx:
+        root = check_root(tx, context.settings)
+        predicate = parse_approval(parse_envelope(envelope, file="approval").payload).predicate
+        found = sources.source(tx)
+        if found is None or found.refused_code != "HistoryRewritten":
+            msg = "History was not rewritten; there is nothing to accept."
+            raise NotFound(msg, code="nothing_waits", hint="kneo source show prints the refused commit.")
+        about = rewrite_subject(str(found.accepted_commit), str(found.refused_commit))
+        if (predicate.environment, predicate.about, predicate.policy_digest) != ("source", about, root.digest):
+            msg = "This decision is not about the refused rewrite of history."
+            hint = f"Sign it for {found.accepted_commit} becoming {found.refused_commit}."
+            raise Invalid(msg, code="SubjectMismatch", hint=hint)
+        record = registry.record_signed_decision(tx, envelope, root.keys)
+    return DecidedView(approval=ApprovalView.of(record), **change_result(context, "-"))
+
+
+def _root_digest(tx: Tx, settings: Settings) -> Digest | None:
+    try:
+        return registry.trust_root(tx, settings.trust_root).digest
+    except KneoError:
+        return None
+
+
+# ---- what changes share -------------------------------------------------------------------------------------------
+
+
+class ChangeResult(TypedDict):
+    """The fields of ``ChangedView``."""
+
+    result: Json | None
+    environment: EnvironmentView | None
+
+
+def change_result(context: Context, environment: str) -> ChangeResult:
+    """Let the controller act on a change now; in the command line a controller is optional."""
+    try:
+        payload = {"environment": environment}
+        result: Json | None = requests.ask(context.store, "reconcile", payload, actor=context.actor)
+    except Transient:
+        if context.over_http:
+            raise
+        result = None
+    return ChangeResult(result=result, environment=_environment(context, environment))
+
+
+def decided_before(context: Context) -> DecidedView | None:
+    """Return the decision that an earlier execution of this request recorded under its idempotency key."""
+    made = idempotency.made()
+    if made is None:
+        return None
+    with context.store.read() as tx:
+        (record,) = approvals.approvals_by_id(tx, (made,))
+    environment = _environment(context, record.environment)
+    return DecidedView(approval=ApprovalView.of(record), result=None, environment=environment)
+
+
+def require_controller(context: Context) -> None:
+    """Check that a controller runs which can act on a change; in the command line a controller is optional.
+
+    Raises:
+        Transient: ``no_controller``.
+    """
+    if not context.over_http:
+        return
+    with context.store.read() as tx:
+        if requests.lease_holder(tx, requests.CONTROLLER_LEASE) is None:
+            msg = "No controller is running on this database."
+            raise Transient(msg, code="no_controller", hint="Start one: kneo controller run, or kneo up.")
+
+
+def _environment(context: Context, name: str) -> EnvironmentView | None:
+    with context.store.read() as tx:
+        status = registry.status(tx, name)
+    return EnvironmentView.of(status) if status else None
+
+
+def _check_operator(context: Context, tx: Tx, environment: str) -> None:
+    """Check that an authenticated caller is an approver of the environment."""
+    if context.over_http and releases.environment(tx, environment) is not None:
+        check_approver(tx, environment, context.actor)
+
+
+def _until(tx: Tx, text: str | None) -> str | None:
+    if text is None:
+        return None
+    until = parse_time(text)
+    if not tx.now < until <= tx.now + MAX_DURATION:
+        msg = f"{text[:60]} is not a time in the future."
+        raise InvalidValue(msg, code="invalid_time")
+    return isoformat(until)
+
+
+_ERRORS: Mapping[str, type[KneoError]] = {
+    kind.__name__: kind for kind in (NotFound, Conflict, Untrusted, Invalid, Forbidden)
+}
+
+
+def _ask(context: Context, kind: str, payload: Mapping[str, object]) -> Json:
+    """Return the result of a request to the controller.
+
+    Raises:
+        KneoError: the controller's refusal.
+    """
+    result = requests.ask(context.store, kind, payload, actor=context.actor)
+    if "error" in result:
+        error = _ERRORS.get(str(result.get("kind")), Transient)
+        raise error(str(result.get("message")), code=str(result.get("error")))
+    return result

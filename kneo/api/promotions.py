@@ -1,0 +1,184 @@
+"""Operations on promotions: list pending and past changes, approve and reject."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kneo import registry
+from kneo.api.approvers import check_may_decide, check_may_decide_rules, check_root
+from kneo.api.context import Context
+from kneo.api.environments import change_result, decided_before, require_controller
+from kneo.api.operation import operation
+from kneo.api.page import Limit
+from kneo.api.release_views import (
+    ApprovalView,
+    DecidedView,
+    DonePromotionView,
+    Json,
+    PendingPromotionView,
+    PromotionListView,
+)
+from kneo.api.requests import Body
+from kneo.errors import Conflict, Invalid, NotFound, Usage
+from kneo.records.release import ApprovalRecord, Pending
+from kneo.settings import Settings
+from kneo.spec.models.environment import Approvals
+from kneo.store import releases
+from kneo.store.engine import Tx
+from kneo.store.service_key import service_key
+from kneo.trust.dsse import parse_envelope
+from kneo.trust.statement import ApprovalDecision, parse_approval
+
+POLICY = "policy"
+"""The kind of a pending environment file."""
+
+
+class DecisionRequest(Body):
+    """A person's own signed decision; without an envelope the service signs for the authenticated caller."""
+
+    envelope: Annotated[str, Field(min_length=1, max_length=65_536)] | None = None
+    reason: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
+        default=None, description="The reason, in one line; a signed decision carries its own."
+    )
+
+
+@operation("GET", "/promotions", scope="releases:read")
+def list_promotions(
+    context: Context,
+    environment: str | None = None,
+    phase: Literal["waiting", "done"] | None = None,
+    limit: Limit = 100,
+) -> PromotionListView:
+    """List pending changes, then changes that happened, newest first."""
+    items: list[PendingPromotionView | DonePromotionView] = []
+    with context.store.read() as tx:
+        if phase != "done":
+            names = [environment] if environment else releases.environment_names(tx)
+            items += [item for name in names for item in _pending(tx, name)]
+        if phase != "waiting":
+            items += [
+                DonePromotionView(**vars(item)) for item in releases.list_promotions(tx, environment, limit=limit)
+            ]
+    return PromotionListView(promotions=items[:limit], count=len(items[:limit]))
+
+
+def _pending(tx: Tx, environment: str) -> list[PendingPromotionView]:
+    """List the pending changes of an environment; where that is no bundle, with the whole subject of its approval."""
+    subjects: dict[str | None, Json | None] = {}
+    items = releases.pending(tx, environment)
+    for item in items:
+        if item.subject not in subjects:
+            try:
+                about = registry.pending_subject(tx, environment, item)
+            except Conflict:
+                about = None  # the next reconciliation reports the change again
+            subjects[item.subject] = about.as_json() if about is not None else None
+    return [PendingPromotionView(**vars(item), environment=environment, about=subjects[item.subject]) for item in items]
+
+
+@operation("POST", "/promotions/{promotion_id}/approve", scope="releases:decide")
+def approve_promotion(context: Context, promotion_id: str, body: DecisionRequest | None = None) -> DecidedView:
+    """Approve a pending change."""
+    return _decide(context, promotion_id, ApprovalDecision.APPROVE, body or DecisionRequest())
+
+
+@operation("POST", "/promotions/{promotion_id}/reject", scope="releases:decide")
+def reject_promotion(context: Context, promotion_id: str, body: DecisionRequest | None = None) -> DecidedView:
+    """Reject a pending change. The rejection counts until the same person approves the change."""
+    return _decide(context, promotion_id, ApprovalDecision.REJECT, body or DecisionRequest())
+
+
+def _decide(context: Context, promotion_id: str, decision: ApprovalDecision, body: DecisionRequest) -> DecidedView:
+    """Record a decision about a pending change.
+
+    Raises:
+        NotFound: no change with this id is pending.
+        Forbidden: ``not_an_approver``, or ``signature_required``.
+        Untrusted, Invalid: the envelope is not a decision about this change by a known person.
+        Usage: without a service, a decision needs a signature.
+    """
+    if body.envelope is None and not context.over_http:
+        msg = "The local database does not authenticate people, so a decision needs a signature."
+        raise Usage(msg, hint="Add --key FILE, or --service-url URL.")
+    if (done := decided_before(context)) is not None:
+        return done
+    with context.store.read() as tx:
+        found = releases.find_pending(tx, promotion_id)
+    if found is None:
+        msg = f"No pending change has the id {promotion_id[:60]!r}."
+        raise NotFound(msg, code="promotion_not_found", hint="List pending changes: GET /v1/promotions.")
+    require_controller(context)
+    environment, settings, reason = found[0], context.settings, body.reason
+    with context.store.write() as tx:
+        pending = registry.pending_item(tx, environment, promotion_id)
+        if body.envelope is None:
+            record = _record_for(tx, settings, environment, pending, decision, actor=context.actor, reason=reason)
+        else:
+            envelope = body.envelope.encode()
+            record = _record_signed(tx, settings, environment, pending, decision, envelope=envelope, reason=reason)
+    return DecidedView(approval=ApprovalView.of(record), **change_result(context, environment))
+
+
+def _record_for(
+    tx: Tx,
+    settings: Settings,
+    environment: str,
+    pending: Pending,
+    decision: ApprovalDecision,
+    *,
+    actor: str,
+    reason: str | None,
+) -> ApprovalRecord:
+    """Record the decision of an authenticated person, signed by the service."""
+    if pending.kind == POLICY:
+        check_may_decide_rules(tx, environment, actor)
+    else:
+        check_may_decide(tx, environment, actor)
+    check_root(tx, settings)
+    decided = registry.prepare_decision(tx, environment, pending, decision, _expiry(tx, environment), reason)
+    return registry.record_decision(tx, decided, approver=actor, service_key=service_key(settings))
+
+
+def _record_signed(
+    tx: Tx,
+    settings: Settings,
+    environment: str,
+    pending: Pending,
+    decision: ApprovalDecision,
+    *,
+    envelope: bytes,
+    reason: str | None,
+) -> ApprovalRecord:
+    """Record a decision that a person signed.
+
+    Raises:
+        Invalid: ``SubjectMismatch``: the signed decision is about another change.
+    """
+    predicate = parse_approval(parse_envelope(envelope, file="approval").payload).predicate
+    signed = (
+        predicate.environment,
+        predicate.bundle_digest,
+        predicate.policy_digest,
+        predicate.decision,
+        predicate.about,
+    )
+    about = registry.pending_subject(tx, environment, pending)
+    if signed != (environment, pending.subject, pending.policy_digest, decision, about):
+        msg = (
+            f"The signed decision is not about the pending change: {pending.bundle} {pending.version} in {environment}."
+        )
+        hint = f"Sign it for {pending.subject} under the policy {pending.policy_digest}."
+        raise Invalid(msg, code="SubjectMismatch", hint=hint)
+    if reason not in {None, predicate.reason}:
+        msg = "The reason of the request differs from the signed one."
+        raise Invalid(msg, code="SubjectMismatch", hint="Send it inside the signed decision only.")
+    return registry.record_signed_decision(tx, envelope, check_root(tx, settings).keys)
+
+
+def _expiry(tx: Tx, environment: str) -> datetime:
+    record = releases.environment(tx, environment)
+    rule = registry.declared(tx, environment).spec.approvals if record is not None else None
+    return tx.now + (rule or Approvals()).expires

@@ -1,0 +1,359 @@
+"""Views of environments, promotions, approvals and of the provenance of a release."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal, Self
+
+from pydantic import Field
+
+from kneo import registry
+from kneo.api.audit_views import AuditEventView
+from kneo.digest import Digest
+from kneo.records.release import (
+    ApprovalRecord,
+    BundleRecord,
+    Condition,
+    Hold,
+    Pending,
+    Promotion,
+    Release,
+    SourceRecord,
+    Suspension,
+)
+from kneo.records.task import ReceiptRecord
+from kneo.registry import EnvironmentStatus
+from kneo.registry.explain import ClosedGate, Explanation, Trace
+from kneo.trust.dsse import parse_envelope
+
+Json = dict[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseView:
+    """A bundle version that an environment serves."""
+
+    bundle: str
+    version: str
+    digest: str
+    since: str
+    revision: str
+
+    @classmethod
+    def of(cls, item: Release) -> Self:
+        return cls(
+            bundle=item.bundle, version=item.version, digest=item.digest, since=item.since, revision=item.revision
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentView:
+    """One environment: its conditions, releases and pending changes. The id of a pending change names its promotion."""
+
+    name: str
+    revision: str | None
+    policy_digest: str | None
+    conditions: tuple[Condition, ...]
+    releases: list[ReleaseView]
+    pending: tuple[Pending, ...]
+    holds: tuple[Hold, ...]
+    suspension: Suspension | None
+
+    @classmethod
+    def of(cls, status: EnvironmentStatus) -> Self:
+        return cls(
+            name=status.name,
+            revision=status.record.revision if status.record else None,
+            policy_digest=status.record.policy_digest if status.record else None,
+            conditions=status.conditions,
+            releases=[ReleaseView.of(item) for item in status.releases],
+            pending=status.pending,
+            holds=status.holds,
+            suspension=status.suspension,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentListView:
+    """Every environment, by name."""
+
+    environments: list[EnvironmentView]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionView:
+    """The decision of one person about a release, and its reason."""
+
+    id: str
+    principal: str
+    decision: str
+    signed: bool
+    at: str
+    reason: str | None
+
+    @classmethod
+    def of(cls, item: ApprovalRecord) -> Self:
+        return cls(
+            id=item.id,
+            principal=item.principal,
+            decision=item.decision,
+            signed=item.signed,
+            at=item.first_seen_at,
+            reason=registry.decision_reason(item),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromotionView(Promotion):
+    """A change of an environment, with the decisions that it rests on."""
+
+    decisions: list[DecisionView]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryView:
+    """The changes of an environment, newest first."""
+
+    environment: str
+    promotions: list[PromotionView]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingPromotionView(Pending):
+    """A change that is pending. ``about`` is the subject of its approval, where that is no bundle."""
+
+    phase: Literal["waiting"] = "waiting"
+    environment: str
+    about: Json | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DonePromotionView(Promotion):
+    """A change that happened."""
+
+    phase: Literal["done"] = "done"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromotionListView:
+    """Pending changes, then changes that happened, newest first."""
+
+    promotions: list[Annotated[PendingPromotionView | DonePromotionView, Field(discriminator="phase")]]
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApprovalView:
+    """A recorded decision, without the bytes of its proof."""
+
+    id: str
+    environment: str
+    subject: str
+    subject_name: str
+    policy_digest: str
+    principal: str
+    keyid: str
+    decision: str
+    signed: bool
+    origin: str
+    payload_digest: str
+    expires_at: str
+    first_seen_at: str
+    reason: str | None
+
+    @classmethod
+    def of(cls, record: ApprovalRecord) -> Self:
+        values = {item.name: getattr(record, item.name) for item in fields(cls) if item.name != "reason"}
+        return cls(**values, reason=registry.decision_reason(record))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangedView:
+    """The result of the controller, null where none is running, and the environment after it."""
+
+    result: Json | None
+    environment: EnvironmentView | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldView(ChangedView):
+    """A new hold, and the environment after it."""
+
+    hold: Hold
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuspendedView(ChangedView):
+    """A new suspension, and the environment after it."""
+
+    suspension: Suspension
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecidedView(ChangedView):
+    """A recorded decision, and the environment after it."""
+
+    approval: ApprovalView
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhyView:
+    """The gates that keep a bundle from following Git, and who can open them."""
+
+    environment: str
+    bundle: str
+    blocked: bool
+    gate: str | None
+    reason: str | None
+    message: str
+    since: str | None
+    who: tuple[str, ...]
+    command: str | None
+    gates: tuple[ClosedGate, ...]
+    way_back: str | None
+    waiting: Pending | None
+    serving: ReleaseView | None
+    hold: Hold | None
+    suspension: Suspension | None
+    conditions: tuple[Condition, ...]
+
+    @classmethod
+    def of(cls, found: Explanation) -> Self:
+        gates = found.gates
+        first = gates[0] if gates else None
+        up_to_date = f"Up to date: {found.environment} serves the version that Git declares."
+        return cls(
+            environment=found.environment,
+            bundle=found.bundle,
+            blocked=first is not None,
+            gate=first.gate if first else None,
+            reason=first.reason if first else None,
+            message=first.message if first else up_to_date,
+            since=first.since if first else None,
+            who=first.who if first else (),
+            command=found.command,
+            gates=gates,
+            way_back=found.way_back,
+            waiting=found.waits,
+            serving=ReleaseView.of(found.serving) if found.serving else None,
+            hold=found.hold,
+            suspension=found.suspension,
+            conditions=found.conditions,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanView:
+    """The changes that a commit would make, per environment."""
+
+    ref: str | None = None
+    revision: str | None = None
+    commits: Json | None = None
+    trust: Json | None = None
+    problem: Json | None = None
+    environments: list[Json]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceView(SourceRecord):
+    """The config repository: its accepted commit, and the reason for the refusal of a later one."""
+
+    trust_root: Digest | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracedRunView:
+    """The run that a provenance begins with."""
+
+    id: str
+    status: str
+    requester: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracedBundleView:
+    """The bundle that ran or is released, and its signers."""
+
+    name: str
+    version: str
+    seq: int
+    signers: tuple[str, ...]
+    first_seen_at: str
+    spec_digest: str
+
+    @classmethod
+    def of(cls, item: BundleRecord) -> Self:
+        return cls(**{one.name: getattr(item, one.name) for one in fields(cls)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracedPromotionView:
+    """A promotion with its approvals, commit and audit event."""
+
+    id: str
+    environment: str
+    bundle: str
+    kind: str
+    from_digest: str | None
+    to_digest: str | None
+    version: str | None
+    actor: str
+    revision: str
+    audit_event_id: str
+    at: str
+    reason: str | None
+    approvals: list[ApprovalView]
+    commit: str
+    audit: AuditEventView | None
+
+    @classmethod
+    def of(cls, item: Promotion, found: Trace) -> Self:
+        event = found.events.get(item.id)
+        values = vars(item) | {"approvals": [ApprovalView.of(record) for record in found.approvals.get(item.id, ())]}
+        audit = AuditEventView.of(event) if event is not None else None
+        return cls(**values, commit=item.revision.rpartition(":")[2], audit=audit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracedReceiptView:
+    """A decision of a person in a run, in short; the names are those of the receipt."""
+
+    id: str
+    task: str
+    gate: str | None
+    decision: str
+    by: object
+    actor: str | None
+    decidedAt: str  # noqa: N815 - the name in a receipt
+    sequence: int | None
+    digest: str
+
+    @classmethod
+    def of(cls, record: ReceiptRecord) -> Self:
+        predicate = json.loads(parse_envelope(record.envelope).payload)["predicate"]
+        return cls(
+            **{one.name: predicate[one.name] for one in fields(cls) if one.name != "digest"}, digest=record.digest
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProvenanceView:
+    """The provenance of a run or a digest: bundle, signers, promotions, approvals, commits and receipts."""
+
+    digest: str
+    run: TracedRunView | None
+    bundle: TracedBundleView | None
+    promotions: list[TracedPromotionView]
+    receipts: list[TracedReceiptView]
+
+    @classmethod
+    def of(cls, found: Trace) -> Self:
+        run, bundle = found.run, found.bundle
+        return cls(
+            digest=found.digest,
+            run=TracedRunView(id=run.id, status=run.status.value, requester=run.requester) if run else None,
+            bundle=TracedBundleView.of(bundle) if bundle else None,
+            promotions=[TracedPromotionView.of(item, found) for item in found.promotions],
+            receipts=[TracedReceiptView.of(record) for record in found.receipts],
+        )
