@@ -1,4 +1,4 @@
-"""The project's folder: its config, the modules that specs name, and the files beside them. Read, never imported."""
+"""Project folders: the config, and the modules and files that specs name; read, never imported."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 def read_config(settings: Settings) -> ProjectConfig | None:
-    """Read the project's config; None where there is no project.
+    """Read the config of the project; None outside a project.
 
     Raises:
-        Invalid: it is not one; the message names file and line.
+        Invalid: the file is not a project config; the message names file and line.
     """
     path = settings.project_config
     if path is None:
         return None
-    # Most commands stand in no project, and need not know what specs look like.
+    # Most commands run outside a project and do not need the models of specs.
     from kneo.spec.documents import DEFAULT_LIMITS
     from kneo.spec.project import parse_project
 

@@ -1,4 +1,4 @@
-"""The files beside a spec: what it may refer to, confined to its project."""
+"""Files that a spec can refer to, confined to its project."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def is_hidden(path: Path, root: Path) -> bool:
 class SpecFiles:
     """Files that a spec names by a path relative to its own folder, or to the project's root.
 
-    Nothing outside the project is read, however it is reached: ``..`` and links are followed first and judged by
-    where they lead. Nothing hidden is read either, whose name or folder begins with a dot: keys, databases, ``.env`` and
-    the configuration of Git are there.
+    Files outside the project are never read: ``..`` and links are followed first, and their target is checked. Hidden
+    files, whose name or folder begins with a dot, are not read either: they hold keys, databases, ``.env`` and the
+    configuration of Git.
 
     Args:
         folder: Where the spec is.

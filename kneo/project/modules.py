@@ -1,6 +1,6 @@
-"""Python modules as files: which exist and what they offer, found without the import system and read only when asked.
+"""Python modules of a project, found as files without the import system.
 
-Importing runs code; looking at files does not. A spec may come from somebody else, so checking it must not run anything.
+An import runs code, and a spec may come from another author: its check reads files only.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ __all__ = ["SpecCompiler"]
 
 
 def __getattr__(name: str) -> object:
-    # On demand: whoever needs one word of this package must not pay for all of it.
+    # On demand: the import of one module of this package must not import all of it.
     if name == "SpecCompiler":
         from kneo.spec.compiler import SpecCompiler
 

@@ -1,4 +1,4 @@
-"""What all declared models share, and the small value types they are made of."""
+"""Base class and value types of all models of files."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from kneo.errors import Invalid
 from kneo.spec.messages import describe, nearest, quote
 
 MAX_DURATION = timedelta(days=3660)
-"""Ten years; longer is a slip of the finger, and overflows when added to a date."""
+"""Ten years; a longer one is a typing error, and overflows when added to a date."""
 
 MAX_TEXT = 262_144  # characters; the longest text a person may write into one field
 MAX_ITEMS = 20_000  # entries of one list or map
 
 
 class SpecModel(BaseModel):
-    """A part of a file that people write: unknown keys are errors, values are not coerced, records do not change."""
+    """A part of a file: unknown keys are errors, values are not coerced, records are frozen."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, serialize_by_alias=True, defer_build=True)
 
@@ -87,7 +87,7 @@ Seconds: TypeAlias = Annotated[
 ]
 """A whole number of seconds, at least one, written as a number or like a :data:`Duration`.
 
-A limit of no time would be over before it began, or none at all; who wants none leaves it out.
+No limit is written by leaving the field out.
 """
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -100,21 +100,21 @@ Name: TypeAlias = Annotated[str, Field(pattern=_NAME)]
 DigestText: TypeAlias = Annotated[str, Field(pattern=_DIGEST)]
 
 TimeoutEffect: TypeAlias = Annotated[str, Field(pattern=_TIMEOUT_EFFECT)]
-"""What happens when nobody answers in time; ``select:<option>`` takes that option."""
+"""The effect of a timeout; ``select:<option>`` takes that option."""
 
 PATTERN_WORDS = {
     _NAME: "a letter or digit and then at most 99 letters, digits, dots, dashes and underscores",
     _TIMEOUT_EFFECT: "fail, continue, escalate, approve, reject, skip, cancel or select: and an option",
     _DIGEST: "sha256: and 64 lower-case hex digits",
 }
-"""What a pattern asks for, in words."""
+"""The description of each pattern in messages."""
 
 ApiVersion: TypeAlias = Literal["kneo/v1"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # compared by identity: annotations are hashed
 class Shorthand:
-    """Tells editors of a shorter way to write a value that a validator expands."""
+    """The short form of a value that a validator expands, for the JSON Schema."""
 
     schema: Mapping[str, object]
 
@@ -139,16 +139,16 @@ def require_choice(value: object, key: str, known: Sequence[str]) -> None:
     """Check the key that decides which of several forms a map has, before the forms are tried.
 
     Raises:
-        PydanticCustomError: the map does not have it, or it is none of the known words.
+        PydanticCustomError: the key is missing, or its value is not a known word.
     """
     if not isinstance(value, dict):
         return
-    given = value.get(key)
+    choice = value.get(key)
     listed = f"{', '.join(known[:-1])} or {known[-1]}"
     if key not in value:
         raise refused("E_SCHEMA", f"{key} is required here: {listed}.", key)
-    if given not in known:
-        shown = quote(given) if isinstance(given, str | int | float) else describe(given)
-        close = nearest(given, known) if isinstance(given, str) else None
+    if choice not in known:
+        shown = quote(choice) if isinstance(choice, str | int | float) else describe(choice)
+        close = nearest(choice, known) if isinstance(choice, str) else None
         suggestion = f"Did you mean {close}?" if close else None
         raise refused("E_SCHEMA", f"{key} is {shown}; it must be one of {listed}.", key, suggestion=suggestion)

@@ -1,4 +1,4 @@
-"""Specs checked with what an embedding program brings along."""
+"""Compiler of specs for embedding programs, with the program's own tools."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from kneo.spec.reading.overlays import merge_all
 
 
 class NamedTools(Protocol):
-    """Something that knows tools by their names."""
+    """A registry of tools by name."""
 
     @property
     def names(self) -> frozenset[str]: ...
 
 
 class SpecCompiler:
-    """Turns what people wrote into a spec that may run.
+    """Checks specs with the tools of an embedding program.
 
     Args:
-        runtime_registry: Accepted for programs that have one; what runs is decided by the spec alone.
+        runtime_registry: Accepted and unused; the spec alone decides the runtime.
         tool_registry: The tools of this process, which specs may name.
     """
 
@@ -50,11 +50,11 @@ class SpecCompiler:
         overlays: Sequence[SourceFile] = (),
         overrides: Mapping[str, object] | None = None,
     ) -> LoadedSpec:
-        """Load a spec from the bytes of a file, with everything that is wrong with it."""
+        """Load a spec from the bytes of a file, with all findings."""
         return load_spec(data, file=file, overlays=overlays, overrides=overrides, rules=check, context=self._context)
 
     def load_tree(self, tree: Mapping[str, object], *, overrides: Mapping[str, object] | None = None) -> LoadedSpec:
-        """Do the same for a spec that is plain values already."""
+        """Load a spec from plain values, with all findings."""
         return load_tree(merge_all(dict(tree), [overrides]), rules=check, context=self._context)
 
     def compile(self, tree: Mapping[str, object]) -> Spec:
@@ -67,7 +67,7 @@ class SpecCompiler:
 
 
 def require_valid(loaded: LoadedSpec) -> Spec:
-    """Return a loaded spec that nothing is wrong with.
+    """Return the spec of a load without errors.
 
     Raises:
         Invalid: ``spec_invalid``; the diagnostics are in its details.
@@ -78,7 +78,7 @@ def require_valid(loaded: LoadedSpec) -> Spec:
 
 
 def refusal(findings: Sequence[Diagnostic]) -> Invalid:
-    """Make the error that says what is wrong with a spec; there is at least one error among the findings."""
+    """Return the exception for a spec with at least one error among its findings."""
     errors = [found for found in findings if found.is_error]
     first = errors[0]
     where = f"{first.file}:{first.line}: " if first.file else ""

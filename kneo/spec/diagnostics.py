@@ -1,8 +1,7 @@
-"""What is wrong with a declaration, said so that a person finds the spot and a machine can sort it.
+"""Diagnostics: findings about a file, with a stable code, a message, a path and a position.
 
-A rule knows a path and a reason; the file, line and column are added where the documents are known
-(:func:`locate`). The shape of the JSON form is the published one (``code``, ``severity``, ``message``, ``path``,
-``suggestion``) with the position beside it.
+A rule reports a path and a message; :func:`locate` adds the file, line and column where the documents are known. The
+JSON form has the published keys (``code``, ``severity``, ``message``, ``path``, ``suggestion``) and the position.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ class Diagnostic:
     """One finding.
 
     Attributes:
-        code: Stable word for machines; ``E_``, ``W_`` or ``I_`` and what it is about.
-        path: Keys and indexes from the root of the spec; None where the finding is about the whole.
-        suggestion: What to change, where that is known.
+        code: Stable identifier: ``E_``, ``W_`` or ``I_`` and the subject.
+        path: Keys and indexes from the root of the spec; None for a finding about the whole file.
+        suggestion: The change to make, where it is known.
         aliases: Codes that other versions of the language use for the same finding.
-        at_key: Whether the place is where the last key is written rather than where its value begins.
+        at_key: Whether the position is that of the last key rather than of its value.
     """
 
     code: str
@@ -72,23 +71,23 @@ class Diagnostic:
 def error(
     code: str, message: str, path: Path | None = None, *, suggestion: str | None = None, aliases: tuple[str, ...] = ()
 ) -> Diagnostic:
-    """Say that something must be changed before the spec can be used."""
+    """Report a mistake that makes the spec unusable."""
     return Diagnostic(code, Severity.ERROR, message, path, suggestion, aliases=aliases)
 
 
 def warning(code: str, message: str, path: Path | None = None, *, suggestion: str | None = None) -> Diagnostic:
-    """Say that something is allowed and should be looked at."""
+    """Report a value that is allowed and needs attention."""
     return Diagnostic(code, Severity.WARNING, message, path, suggestion)
 
 
 def unreadable(refusal: Unreadable, code: str = "E_SCHEMA") -> Diagnostic:
-    """Turn a refusal to read into a finding with the same place."""
+    """Turn a refusal to read into a finding at the same position."""
     found = Diagnostic(code, Severity.ERROR, refusal.reason, None, refusal.hint)
     return replace(found, file=refusal.file, line=refusal.line, column=refusal.column)
 
 
 def format_path(path: Path) -> str:
-    """Spell a path: ``("steps", 0, "ref")`` is ``steps[0].ref``."""
+    """Format a path: ``("steps", 0, "ref")`` is ``steps[0].ref``."""
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]
     return "".join(parts).removeprefix(".")
 
@@ -97,9 +96,9 @@ def locate(found: Diagnostic, documents: Sequence[Document]) -> Diagnostic:
     """Add the file, line and column.
 
     Args:
-        found: The finding; one that has a place keeps it.
-        documents: The spec and then its overlays in the order they were applied: what a later one says at the path
-            is what counts, so the last document that knows the longest part of the path is the place to look.
+        found: The finding; one with a position keeps it.
+        documents: The spec and then its overlays in the order they were applied. A later overlay overrides an earlier
+            one, so the position is in the last document that has the longest part of the path.
     """
     if found.file is not None or not documents:
         return found
@@ -110,18 +109,18 @@ def locate(found: Diagnostic, documents: Sequence[Document]) -> Diagnostic:
 
 
 def known_depth(document: Document, path: Path) -> int:
-    """Count how many parts of a path a document says."""
-    place = document.places()
+    """Count the parts of a path that a document has."""
+    location = document.locations()
     for depth, part in enumerate(path):
-        child = place.children.get(part)
+        child = location.children.get(part)
         if child is None:
             return depth
-        place = child
+        location = child
     return len(path)
 
 
 def reading_order(findings: Iterable[Diagnostic]) -> list[Diagnostic]:
-    """Sort by file and place, as a person reads; findings without a place come first."""
+    """Sort findings by file and position; findings without a position come first."""
     return sorted(findings, key=lambda d: (d.file or "", d.line or 0, d.column or 0, d.code))
 
 

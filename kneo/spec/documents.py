@@ -1,4 +1,4 @@
-"""A text that was read: its plain value, and where in the file each part of it stands."""
+"""Documents: the plain value of a file, and the location of each part in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Path: TypeAlias = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """How much of somebody else's text we are willing to look at.
+    """Bounds on a text that is read.
 
     Attributes:
         max_bytes: Size of the text, in bytes.
@@ -31,11 +31,11 @@ class ReadLimits:
 DEFAULT_LIMITS = ReadLimits()
 
 MAX_INTEGER = 2**53 - 1
-"""Beyond this, JSON readers disagree about the number (RFC 8259 section 6), and RFC 8785 has no spelling for it."""
+"""Beyond this, JSON readers disagree about the number (RFC 8259 section 6), and RFC 8785 has no form for it."""
 
 
 class SourceLocation(NamedTuple):
-    """Where a value begins, and where its parts do. Lines and columns count from 1."""
+    """The line and column of a value, and of its parts; both count from 1."""
 
     line: int
     column: int
@@ -44,15 +44,15 @@ class SourceLocation(NamedTuple):
 
 
 class Unreadable(Invalid):
-    """These bytes are not a document we read; the file, line and column say where that shows."""
+    """The bytes are not a document of this project; file, line and column locate the reason."""
 
     default_code = "unreadable"
 
     def __init__(
         self, message: str, *, file: str, line: int | None = None, column: int | None = None, hint: str | None = None
     ) -> None:
-        spot = ":".join(str(part) for part in (file, line, column) if part is not None)
-        super().__init__(f"{spot}: {message}", hint=hint, file=file, line=line, column=column)
+        position = ":".join(str(part) for part in (file, line, column) if part is not None)
+        super().__init__(f"{position}: {message}", hint=hint, file=file, line=line, column=column)
         self.file = file
         self.line = line
         self.column = column
@@ -63,35 +63,35 @@ class Unreadable(Invalid):
 class Document:
     """One file's content as plain values: dict, list, str, int, float, bool and None.
 
-    ``text`` is kept so that a diagnostic can show the line it speaks of. ``places`` gives the positions; for JSON they
-    are worked out when first asked for.
+    A diagnostic shows lines of ``text``. ``locations`` returns the positions; those of JSON are computed on the first
+    call.
     """
 
     value: object
     file: str
     text: str = field(repr=False)
-    places: Callable[[], SourceLocation] = field(repr=False)
+    locations: Callable[[], SourceLocation] = field(repr=False)
 
     def locate(self, path: Path, *, key: bool = False) -> tuple[int, int]:
         """Return the line and column of the value at a path, or of the nearest part that contains it.
 
         Args:
             path: Keys and indexes from the root.
-            key: Return where the last key is written rather than its value.
+            key: Return the position of the last key rather than of its value.
         """
-        place = self.places()
+        location = self.locations()
         for depth, part in enumerate(path):
-            if key and depth == len(path) - 1 and isinstance(part, str) and part in place.keys:
-                return place.keys[part]
-            child = place.children.get(part)
+            if key and depth == len(path) - 1 and isinstance(part, str) and part in location.keys:
+                return location.keys[part]
+            child = location.children.get(part)
             if child is None:
                 break
-            place = child
-        return place.line, place.column
+            location = child
+        return location.line, location.column
 
 
 def too_large(value: object, limits: ReadLimits) -> str | None:
-    """Say which bound plain values exceed that did not come from a reader; None where they exceed none."""
+    """Return the bound that plain values exceed, which no reader has checked; None where they exceed none."""
     level: list[object] = [value]
     nodes = depth = 0
     while level:

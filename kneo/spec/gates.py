@@ -1,4 +1,4 @@
-"""Whether a condition holds and whether a gate asks. Pure: what happened so far is handed in."""
+"""Evaluation of conditions and gates; pure, over the facts of a run that the caller passes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kneo.spec.models.human import Condition
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What conditions look at: the text that flows here, and how it came about."""
+    """Facts of a run that conditions compare: the current text, status, metadata and variables."""
 
     text: str
     status: str = "completed"
@@ -21,10 +21,10 @@ class Facts:
 
 
 def holds(condition: Condition, facts: Facts) -> bool:
-    """Say whether a condition holds.
+    """Tell whether a condition holds.
 
     Raises:
-        Invalid: ``condition_error``: a part that this type needs is missing.
+        Invalid: ``condition_error``: a field that this type needs is missing.
     """
     match condition.type:
         case "always" | "never":
@@ -52,12 +52,12 @@ def _compares(condition: Condition, facts: Facts) -> bool:
         case "status_is":
             return facts.status == _needed(condition)
         case _:
-            raise _broken(condition, "is of a type nobody knows")
+            raise _broken(condition, "has an unknown type")
 
 
-def _same(found: object, wanted: object) -> bool:
-    # Variables hold texts, while a spec may well say 3 or true.
-    return found == wanted or (isinstance(found, str) and wanted is not None and found == str(wanted))
+def _same(actual: object, expected: object) -> bool:
+    # Variables are texts, while a spec may have the value 3 or true.
+    return actual == expected or (isinstance(actual, str) and expected is not None and actual == str(expected))
 
 
 def _fold(condition: Condition, text: str) -> str:
@@ -93,10 +93,10 @@ def _broken(condition: Condition, what: str) -> Invalid:
 
 
 def asks(when: Condition | None, sample: float | None, facts: Facts, *, seed: str) -> bool:
-    """Say whether a gate asks somebody.
+    """Tell whether a gate asks a person.
 
-    Without ``when`` and ``sample`` it always does. ``when`` asks where it holds, and where it cannot be evaluated.
-    ``sample`` asks that share of the remaining cases, chosen by ``seed`` alone: the same case is always treated alike.
+    A gate without ``when`` and ``sample`` always asks. ``when`` asks where it holds and where it cannot be evaluated.
+    ``sample`` asks a share of the remaining cases, chosen by ``seed`` alone: equal cases have equal results.
     """
     if when is None and sample is None:
         return True
@@ -109,14 +109,14 @@ def asks(when: Condition | None, sample: float | None, facts: Facts, *, seed: st
 
 
 def default_rejection(position: str, *, at_condition: bool = False) -> str:
-    """Return what a rejection does where neither the gate nor its human says it.
+    """Return the effect of a rejection where neither the gate nor its human states one.
 
-    It stops the run. Two positions have another way to go: a condition its other branch, and whatever asks in its own
-    middle (a tool, a function that waits) the answer itself, which it is told.
+    A rejection stops the run, with two exceptions: a condition runs its other branch, and a tool or a function that
+    waits receives the answer.
 
     Args:
-        position: Where the question stands: ``step``, ``wait``, ``tool``, or a name under ``review``.
-        at_condition: Whether it stands before a condition.
+        position: The position of the question: ``step``, ``wait``, ``tool``, or a name under ``review``.
+        at_condition: Whether the question is at a condition.
     """
     if position in {"wait", "tool"}:
         return "tell"
@@ -124,5 +124,5 @@ def default_rejection(position: str, *, at_condition: bool = False) -> str:
 
 
 def draw(seed: str) -> float:
-    """Turn a text into a number from 0 up to, not including, 1; the same text into the same number."""
+    """Map a text to a number from 0 up to, not including, 1; equal texts to equal numbers."""
     return int.from_bytes(sha256(seed.encode()).digest()[:8]) / 2**64

@@ -1,7 +1,7 @@
-"""A workflow as nodes and edges, for people to look at.
+"""Graphs of workflows: nodes and edges to draw.
 
-The shape is the published one for the root workflow's own steps. Steps inside containers stand beside them under
-the path that leads there (``review/legal``), with the container as their ``parent``; gates are listed with their place.
+The JSON form is the published one for the root workflow's own steps. A step inside a container has its id path
+(``review/legal``) as id and the container as ``parent``; gates are listed by position.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NOTHING_ADDED: Mapping[int, Sequence[EnvironmentGate]] = {}
 
 @dataclass(frozen=True, slots=True)
 class GraphNode:
-    """A step. ``parent`` is the container it stands in, ``gates`` the places around it at which people are asked."""
+    """A step; ``parent`` is its container, ``gates`` the positions of the gates around it."""
 
     id: str
     kind: str
@@ -48,7 +48,7 @@ class GraphNode:
 
 @dataclass(frozen=True, slots=True)
 class Arrow:
-    """A way from one step to another. ``priority`` is the order in which the ways from one step are tried."""
+    """An edge from one step to another; ``priority`` is the order in which the edges of one step are tried."""
 
     source: str
     target: str
@@ -59,7 +59,7 @@ class Arrow:
 
 @dataclass(frozen=True, slots=True)
 class WorkflowGraph:
-    """Everything a drawing of a workflow needs."""
+    """The nodes and edges of a workflow."""
 
     workflow_name: str
     workflow_kind: str
@@ -69,7 +69,7 @@ class WorkflowGraph:
     edges: tuple[Arrow, ...]
 
     def as_json(self) -> dict[str, object]:
-        """Return the published shape, with ``parent``, ``ref`` and ``gates`` beside it."""
+        """Return the published form, with ``parent``, ``ref`` and ``gates`` added."""
         return {
             "workflow_name": self.workflow_name,
             "workflow_kind": self.workflow_kind,
@@ -106,7 +106,7 @@ def _node_json(node: GraphNode) -> dict[str, object]:
 
 
 def spec_graph(spec: Spec) -> WorkflowGraph:
-    """Draw the root workflow; a spec without one is its root agent alone."""
+    """Return the graph of the root workflow; a spec without one is its root agent alone."""
     workflow = spec.workflow
     if workflow is None:
         step = LeafStep(id=spec.agent.name, kind="agent", ref=spec.agent.name)
@@ -117,11 +117,11 @@ def spec_graph(spec: Spec) -> WorkflowGraph:
 def workflow_graph(
     workflow: Workflow, around: Mapping[int, Sequence[EnvironmentGate]] = NOTHING_ADDED
 ) -> WorkflowGraph:
-    """Draw a workflow. Steps that are switched off, and ways to and from them, are left out.
+    """Return the graph of a workflow, without disabled steps and their edges.
 
     Args:
-        workflow: What is drawn.
-        around: The questions that an environment adds, by the identity of steps.
+        workflow: The workflow.
+        around: The gates that an environment adds, by the identity of steps.
     """
     drawing = _Drawing(around)
     start = drawing.workflow(workflow)
@@ -226,7 +226,7 @@ def _enabled(steps: Sequence[Step]) -> Iterator[Step]:
 
 
 def spell_condition(condition: Condition) -> str:
-    """Write a condition in a few words."""
+    """Describe a condition in a few words."""
     kind = condition.type
     if kind in {"all_of", "any_of"}:
         joint = " and " if kind == "all_of" else " or "
@@ -248,7 +248,7 @@ _SHAPES = {
 
 
 def as_mermaid(graph: WorkflowGraph) -> str:
-    """Write a drawing as a Mermaid flowchart."""
+    """Format a graph as a Mermaid flowchart."""
     numbers = {node.id: f"n{index}" for index, node in enumerate(graph.nodes)}
     lines = ["flowchart TD"]
     for node in graph.nodes:
@@ -269,7 +269,7 @@ def as_mermaid(graph: WorkflowGraph) -> str:
 
 
 def as_dot(graph: WorkflowGraph) -> str:
-    """Write a drawing in Graphviz's language."""
+    """Format a graph in the language of Graphviz."""
     lines = ["digraph workflow {", "  node [shape=box, style=rounded];"]
     lines += [f"  {_dot(node.id)} [label={_dot(f'{node.id} ({node.kind})')}];" for node in graph.nodes]
     for edge in graph.edges:

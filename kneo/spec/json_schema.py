@@ -1,8 +1,8 @@
-"""JSON Schemas that specs and programs bring, and whether values satisfy them.
+"""JSON Schemas of specs and programs, and the validation of values.
 
-A schema is compiled before it is used: it stands alone, has a bounded size, its patterns can be matched in linear time,
-and no reference leads back to itself for the same value. Checking a value costs a bounded amount of work, whatever the
-schema and the value; a value that costs more is refused.
+A schema is compiled before it is used: it has no external references, a bounded size, patterns that match in linear
+time, and no reference back to itself for the same value. Each validation costs a bounded amount of work for any schema
+and value; a value that costs more is refused.
 """
 
 from __future__ import annotations
@@ -79,17 +79,17 @@ class SchemaInvalid(ValueError):
 
 
 class Uncheckable(ValueError):
-    """A value cannot be checked: it, or what its schema asks about it, is too large."""
+    """A value cannot be checked: the value or its schema is too large."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """What keeps a JSON Schema from being used.
+    """A reason why a JSON Schema cannot be used.
 
     Attributes:
-        path: Where, below the schema.
+        path: The path below the schema.
         message: A sentence.
-        code: The code of its diagnostic.
+        code: The code of the diagnostic.
     """
 
     path: Path
@@ -97,7 +97,7 @@ class Flaw:
     code: str = "E_JSON_SCHEMA"
 
     def __str__(self) -> str:
-        """Name the place, as a JSON path, and what is wrong there."""
+        """Format the flaw with its JSON path."""
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.path)
         return f"${where}: {self.message}"
 
@@ -115,7 +115,7 @@ class CompiledSchema:
         """Return what of a value does not satisfy the schema, up to a number of errors.
 
         Raises:
-            Uncheckable: finding out would take too long, or the value holds what cannot be judged.
+            Uncheckable: the check would take too long, or the value contains a text that cannot be matched.
         """
         token = _work.set(_Work())
         found: list[ValidationError] = []
@@ -206,7 +206,7 @@ def _too_large(value: object) -> str | None:
 
 @dataclass
 class _Walk:
-    """All subschemas of a schema that can ever be applied, by their path, and which apply others to the same value."""
+    """The subschemas of a schema that can be applied, by their path, and those that apply others to the same value."""
 
     root: object
     nodes: dict[Path, object] = field(default_factory=dict)
@@ -344,7 +344,7 @@ def _pattern_flaws(pattern: str, path: Path) -> Iterator[Flaw]:
 
 
 class _Work:
-    """What checking a value has cost so far, and how large its parts are."""
+    """The cost of a check so far, and the sizes of the parts of a value."""
 
     def __init__(self) -> None:
         self._left = MAX_WORK
@@ -362,7 +362,7 @@ class _Work:
             raise Uncheckable(msg)
 
     def apply(self, value: object) -> None:
-        """Count one keyword that is applied to a value; what it says when it fails repeats the value."""
+        """Count one keyword that is applied to a value; its error message repeats the value."""
         self.spend(_KEYWORD_COST + 2 * self.size(value))
 
     def size(self, value: object) -> int:
@@ -446,7 +446,7 @@ def _count_subschemas(validator_class: Any) -> None:  # noqa: ANN401
 def _matches(pattern: str, text: str) -> bool:
     try:
         compiled = compile_pattern(pattern)
-    except PatternInvalid as flaw:  # not after compile_schema; whatever comes here otherwise must not pass
+    except PatternInvalid as flaw:  # compile_schema refuses these; a value must not pass without its pattern
         raise Uncheckable(flaw.reason) from flaw
     _work.get().spend(compiled.cost(text))
     return compiled.search(text)

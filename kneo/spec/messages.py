@@ -1,11 +1,11 @@
-"""How messages speak of other people's values: shortened, by kind, and with the word that was probably meant."""
+"""Values in messages: quoted and shortened, described by kind, and suggestions of known words."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
 
-MAX_QUOTED = 80  # characters of somebody's text that a message repeats
+MAX_QUOTED = 80  # characters of a value that a message repeats
 
 _KINDS: tuple[tuple[type, str], ...] = (
     (bool, "true or false"),
@@ -18,7 +18,7 @@ _KINDS: tuple[tuple[type, str], ...] = (
 
 
 def quote(value: object) -> str:
-    """Repeat somebody's value, shortened."""
+    """Quote a value, shortened."""
     text = repr(value)
     return text if len(text) <= MAX_QUOTED else text[: MAX_QUOTED - 1] + "…"
 
@@ -29,14 +29,14 @@ def describe(value: object) -> str:
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
-    """Return the known word that somebody probably meant."""
+    """Return the known word nearest to a word."""
     lower = {name.lower().replace("-", "_"): name for name in reversed(known)}
     found = difflib.get_close_matches(word[:100].lower().replace("-", "_"), lower, n=1, cutoff=0.6)
     return lower[found[0]] if found else None
 
 
 def suggest(word: str, known: Sequence[str]) -> str | None:
-    """Say what somebody probably meant, or what there is to choose from."""
+    """Suggest the nearest known word, or list the known words."""
     close = nearest(word, known)
     if close is not None:
         return f"Did you mean {close}?"

@@ -26,15 +26,15 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class RuleContext:
-    """The surroundings in which a spec is judged.
+    """Facts from outside a spec that rules may use.
 
     Attributes:
         modules: Importable modules by dotted name. It may be a lazy mapping; rules only use ``get`` and ``in``. None
-            means that nobody looked, so rules about missing modules stay silent.
+            means that no index exists, and rules about missing modules report nothing.
         import_allow: Module prefixes that ``implementation`` may name. None means every module in ``modules``.
-        tools: Names that the embedding's tool registry provides beside the spec's own ``tools``.
-        functions: Names that the embedding registers beside ``components.functions``.
-        environment: The environment the spec is meant for, where one is chosen.
+        tools: Names of the embedding program's tool registry, in addition to the spec's ``tools``.
+        functions: Names that the embedding program registers, in addition to ``components.functions``.
+        environment: The environment of the check, where one is chosen.
     """
 
     modules: Mapping[str, Module] | None = None
@@ -45,7 +45,7 @@ class RuleContext:
 
 
 NOTHING_KNOWN = RuleContext()
-"""Judge the spec by itself alone."""
+"""Checks the spec by itself alone."""
 
 
 MAX_SOURCE = 1_048_576  # characters of one module
@@ -54,7 +54,7 @@ OWN_PACKAGES = frozenset({"kneo", "controller", "cli"})
 """Packages of this program: where they lie in a project's folder, specs cannot name them for that."""
 
 UNKNOWN = Module(complete=False)
-"""A module that exists and whose names cannot be told from its source."""
+"""A module that exists and whose names its source does not show."""
 
 
 def read_module(source: str, name: str = "", *, is_package: bool = False) -> Module:
@@ -172,7 +172,7 @@ class _Scan:
 
 
 def _is_wrapper(called: ast.expr) -> bool:
-    """Say whether calling something makes a callable that does what its first argument does."""
+    """Tell whether a call returns a callable with the behaviour of its first argument."""
     name = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
     return name in {"partial", "cache", "lru_cache"}
 

@@ -1,6 +1,6 @@
-"""The seven switches of an environment's policy, in the words and with the defaults that are published.
+"""Policy flags of an environment, with the published names and defaults.
 
-Policies only ever add up: whoever has a say can ask for more, and nobody can take back what another asks for.
+Policies combine to the strictest: each source of a policy can add requirements, and none can remove those of another.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class PolicyFlags(SpecModel):
 
 
 NO_POLICY = PolicyFlags(enabled=False)
-"""Asks for nothing; what an absent policy means where one may be absent."""
+"""The policy without requirements, where a policy may be absent."""
 
 SWITCHES: dict[str, str] = {
     "fail_on_warnings": "warnings are violations",
@@ -36,17 +36,17 @@ SWITCHES: dict[str, str] = {
     "deny_unrestricted_tools": "tools must not be unrestricted",
     "require_guardrails": "an agent must have a guardrail",
 }
-"""The flags that are on or off, and what each asks for."""
+"""The flags that are on or off, and the requirement of each."""
 
 
 def strictest(*policies: PolicyFlags) -> PolicyFlags:
-    """Combine policies: what one of them asks for is asked for, whatever the others say.
+    """Combine policies to the strictest of all.
 
-    A policy that is not enabled asks for nothing. Without any policy the result is :data:`NO_POLICY`.
+    A policy that is not enabled has no requirements. Without any policy the result is :data:`NO_POLICY`.
     """
-    asking = [policy for policy in policies if policy.enabled]
-    if not asking:
+    enabled = [policy for policy in policies if policy.enabled]
+    if not enabled:
         return NO_POLICY
-    codes = sorted({code for policy in asking for code in policy.blocked_diagnostic_codes})
-    switches = {name: any(getattr(policy, name) for policy in asking) for name in SWITCHES}
+    codes = sorted({code for policy in enabled for code in policy.blocked_diagnostic_codes})
+    switches = {name: any(getattr(policy, name) for policy in enabled) for name in SWITCHES}
     return PolicyFlags(enabled=True, blocked_diagnostic_codes=tuple(codes), **switches)

@@ -1,7 +1,6 @@
-"""``.kneo/config.yaml``: a project's name, places, defaults and environments.
+"""Project config, ``.kneo/config.yaml``: the name, folders, defaults and environments of a project.
 
-The file is read strictly, like everything people write here; only ``environments.<env>`` may hold more than is known,
-because projects keep notes there.
+Unknown keys are errors, except in ``environments.<env>``, where projects keep notes.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ SERVICE_TOKENS = ("KNEO_SERV_API_KEY", "KNEO_SERV_API_KEYS", "KNEO_SERV_ADMIN_AP
 
 
 class ProjectAbout(SpecModel):
-    """What the project is."""
+    """The name and owner of a project."""
 
     name: str
     owner: str | None = None
@@ -36,7 +35,7 @@ class ProjectAbout(SpecModel):
 
 
 class ServiceConnection(SpecModel):
-    """The service that commands talk to when nothing else is said."""
+    """The default service of commands."""
 
     default_url: str | None = None
     timeout_seconds: float = Field(default=120, gt=0)
@@ -44,7 +43,7 @@ class ServiceConnection(SpecModel):
 
 
 class LocalPlaces(SpecModel):
-    """Where local runs keep what they need, below the project's root."""
+    """The folders of local runs, below the project's root."""
 
     state_path: str = ".kneo/kneo_runs.sqlite"
     artifact_path: str = ".kneo/artifacts"
@@ -54,7 +53,7 @@ class LocalPlaces(SpecModel):
 
 
 class SpecPlaces(SpecModel):
-    """Which spec is meant when none is named, and what is laid over it."""
+    """The default spec, and the overlays of each environment."""
 
     default_spec: str | None = None
     overlays: MapOf[ListOf[str]] = Field(
@@ -107,7 +106,7 @@ class DefaultGuardrails(SpecModel):
 
 
 class PolicyDefaults(SpecModel):
-    """What runs of this project do unless a spec says otherwise; kept in the spec as policies.project_defaults."""
+    """Default policies of runs; kept in the spec as policies.project_defaults."""
 
     checkpointing: Checkpointing = Checkpointing()
     logging: Logging = Logging()
@@ -116,7 +115,7 @@ class PolicyDefaults(SpecModel):
 
 
 class Secrets(SpecModel):
-    """Which environment variables hold secrets. Only their names stand here."""
+    """Names of the environment variables that hold secrets."""
 
     provider_env: dict[str, str] = Field(default_factory=dict, description="Variable of each provider's key.")
     extra_env: dict[str, str] = Field(default_factory=dict, description="Further variables, by a name for each.")
@@ -126,7 +125,7 @@ _DAYS = Field(default=None, ge=0, description="Days to keep; left out: for ever.
 
 
 class Retention(SpecModel):
-    """How long things are kept."""
+    """Retention periods."""
 
     runs_days: int | None = _DAYS
     checkpoints_days: int | None = _DAYS
@@ -141,12 +140,12 @@ class Retention(SpecModel):
 
 
 class ProjectEnvironment(SpecModel):
-    """What is special about one environment; further keys are the project's own."""
+    """Settings of one environment; further keys are the project's own."""
 
     model_config = ConfigDict(extra="allow")
 
     policy_enforcement: PolicyFlags | None = None
-    defaults: JsonObject = Field(default_factory=dict, description="What specs are laid over in this environment.")
+    defaults: JsonObject = Field(default_factory=dict, description="The base of specs in this environment.")
 
 
 class ProjectConfig(SpecModel):
@@ -166,18 +165,18 @@ class ProjectConfig(SpecModel):
     environments: MapOf[ProjectEnvironment] = Field(default_factory=dict)
 
     def policy(self, environment: str) -> PolicyFlags | None:
-        """Return what specs must satisfy in an environment; None where the project does not say."""
+        """Return the policy of an environment; None where the project has none."""
         found = self.environments.get(environment)
         return found.policy_enforcement if found is not None else None
 
     def spec_defaults(self, environment: str) -> SpecDefaults:
-        """Return what specs are filled with in an environment."""
+        """Return the defaults of specs in an environment."""
         found = self.environments.get(environment)
         model = self.model_defaults.get(environment)
         return SpecDefaults(
             base=found.defaults if found is not None else {},
-            model=_said(model) if model is not None else {},
-            runtime=_said(self.runtime_defaults),
+            model=_stated(model) if model is not None else {},
+            runtime=_stated(self.runtime_defaults),
             metadata={"project": self.project.name, "environment": environment},
             policies=self.policy_defaults.model_dump(mode="json"),
         )
@@ -198,17 +197,17 @@ def parse_project(data: bytes, *, file: str) -> ProjectConfig:
 
 
 def choose_environment(named: str | None, variable: str, config: ProjectConfig | None) -> str:
-    """Say which environment is meant: the one named, ``KNEO_ENV``, the project's, or ``dev``."""
+    """Return the environment of a command: the named one, ``KNEO_ENV``, the project's default, or ``dev``."""
     return named or variable or (config.project.default_environment if config is not None else FALLBACK_ENVIRONMENT)
 
 
 def provider_variable(provider: str) -> str:
-    """Return where a provider's key is looked for."""
-    spelled = "".join(letter if letter.isalnum() else "_" for letter in provider).upper()
-    return PROVIDER_VARIABLES.get(provider, f"{spelled}_API_KEY")
+    """Return the environment variable of a provider's key."""
+    name = "".join(letter if letter.isalnum() else "_" for letter in provider).upper()
+    return PROVIDER_VARIABLES.get(provider, f"{name}_API_KEY")
 
 
-def _said(model: SpecModel) -> dict[str, object]:
+def _stated(model: SpecModel) -> dict[str, object]:
     return {key: value for key, value in model.model_dump(mode="json").items() if value not in (None, {})}
 
 
@@ -224,11 +223,11 @@ local:
   log_path: .kneo/logs
   cache_path: .kneo/cache
 
-# Where commands send their work; left out, they work here.
+# The service of commands; left out, commands run locally.
 # service:
 #   default_url: http://localhost:8000
 
-# Which spec is meant when none is named, and what is laid over it in each environment.
+# The default spec, and the overlays of each environment.
 specs:
 {specs}
   validate_on_run: true
@@ -238,14 +237,14 @@ runtime_defaults:
   allowed_modes: [bridge, native, adapter]
   fallback_mode: native
 
-# Names of environment variables; their values never stand in a file.
+# Names of environment variables; a file never holds their values.
 secrets:
   provider_env:
     openai: OPENAI_API_KEY
   extra_env:
     mcp_default: MCP_API_KEY
 
-# Days to keep things; null keeps them for ever.
+# Retention in days; null keeps data for ever.
 retention:
   runs_days: null
   checkpoints_days: null

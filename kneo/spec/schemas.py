@@ -1,7 +1,6 @@
-"""JSON Schemas of what people write, generated from the models, so that editors complete and explain.
+"""JSON Schemas of files, generated from the models, for completion and validation in editors.
 
-The models accept a few things beyond their fields: short forms, other spellings, references to files. Editors must not
-underline those, so they are written into the schema here.
+The models accept more than their fields: short forms, aliases and references to files. The schemas include them.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _OTHER_WORDS: Mapping[tuple[str, str], str] = {("GroupChatWorkflow", "type"): "g
 
 _FILE_REFERENCE: Mapping[str, object] = {
     "type": "object",
-    "description": "A text file beside the spec.",
+    "description": "A text file in the folder of the spec.",
     "properties": {"file": {"type": "string"}},
     "required": ["file"],
     "additionalProperties": False,
@@ -38,7 +37,7 @@ _FILE_REFERENCE: Mapping[str, object] = {
 
 
 class _Generator(GenerateJsonSchema):
-    """Leaves out titles that only repeat the key."""
+    """A generator without titles, which repeat the key."""
 
     def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002 - decided for all of them
         return False
@@ -66,7 +65,7 @@ def json_schema(model: type[BaseModel], name: str) -> dict[str, object]:
 
 
 def write_schema(schema: Mapping[str, object]) -> str:
-    """Spell a schema the way it is kept in the repository."""
+    """Format a schema as it is kept in the repository."""
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 

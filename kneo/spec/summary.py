@@ -1,4 +1,4 @@
-"""What a spec is in a few words, in the shapes that commands and the service answer with."""
+"""Summaries of a spec, in the JSON forms of the commands and the service."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Map = dict[str, object]
 
 
 def names_of(spec: Spec | None) -> Map:
-    """Return the names of the root agent and workflow; both None where the spec's shape is wrong."""
+    """Return the names of the root agent and workflow; both None where the spec does not match the schema."""
     if spec is None:
         return {"agent_name": None, "workflow_name": None}
     workflow = spec.workflow
@@ -23,7 +23,7 @@ def names_of(spec: Spec | None) -> Map:
 
 
 def compiled(spec: Spec) -> Map:
-    """Say what a spec has at its root."""
+    """Return the roots and agents of a spec."""
     return {
         "has_root_agent": True,
         "has_root_workflow": spec.workflow is not None,
@@ -32,7 +32,7 @@ def compiled(spec: Spec) -> Map:
 
 
 def explained(spec: Spec) -> Map:
-    """Say what a spec does, step by step, and where people are asked."""
+    """Return the steps of a spec with their gates."""
     names = names_of(spec)
     return {
         "summary": {
@@ -45,7 +45,7 @@ def explained(spec: Spec) -> Map:
 
 
 def linted(findings: Sequence[Diagnostic]) -> Map:
-    """Count what should be looked at; remarks are left out."""
+    """Return errors and warnings with their counts."""
     shown = worth_a_look(findings)
     errors = sum(found.is_error for found in shown)
     return {
@@ -57,7 +57,7 @@ def linted(findings: Sequence[Diagnostic]) -> Map:
 
 
 def worth_a_look(findings: Sequence[Diagnostic]) -> list[Diagnostic]:
-    """Leave out remarks."""
+    """Return errors and warnings, without remarks."""
     return [found for found in findings if found.severity is not Severity.INFO]
 
 

@@ -1,9 +1,9 @@
-"""When changes may happen: weekly windows in somebody's own time zone.
+"""Time windows of changes: weekly, in a time zone.
 
 ``"Fri 16:00 - Mon 08:00"`` is one stretch of every week; ``"Mon-Fri 09:00 - 17:00"``, ``"Sat,Sun 10:00 - 12:00"`` and
 ``"* 06:00 - 20:00"`` repeat on each named day, past midnight where the end is not after the start. The start belongs
-to a window, the end does not. Windows are judged by the wall clock of their zone, so a day with a clock change
-is an hour shorter or longer, as it is for the people in it.
+to a window, the end does not. Windows follow the wall clock of their zone, so a day with a clock change is an hour
+shorter or longer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kneo.errors import Invalid
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 _OF_THE_MACHINE = frozenset({"localtime", "posixrules", "Factory"})
-"""Files beside the zones that mean another zone on each machine, or none."""
+"""Files of the zone database that are another zone on each machine, or none."""
 
 _VARIANTS = ("posix/", "right/")
 _DAY_MINUTES = 24 * 60
@@ -50,7 +50,7 @@ class Window:
     spans: tuple[tuple[int, int], ...]
 
     def contains(self, now: datetime) -> bool:
-        """Tell whether a moment lies in this window."""
+        """Tell whether a time is in this window."""
         local = now.astimezone(ZoneInfo(self.timezone))
         minute = local.weekday() * _DAY_MINUTES + local.hour * 60 + local.minute
         return any(start <= minute < end or start <= minute + _WEEK_MINUTES < end for start, end in self.spans)

@@ -84,8 +84,8 @@ EVERYTHING = PolicyFlags(
 
 
 TARGETS: dict[str, Target] = {
-    "yaml": lambda data: read_yaml(data, file="f").places(),
-    "json": lambda data: read_json(data, file="f").places(),
+    "yaml": lambda data: read_yaml(data, file="f").locations(),
+    "json": lambda data: read_json(data, file="f").locations(),
     "spec": _load,
     "overlay": _overlay,
     "environment": lambda data: parse_environment(data, file="f.yaml"),

@@ -56,7 +56,7 @@ def test_reading_is_total(data):
         nodes, depth = measure(document.value)
         assert nodes <= 2 * LIMITS.max_nodes
         assert depth <= LIMITS.max_depth
-        document.places()
+        document.locations()
 
 
 @given(plain)
@@ -99,10 +99,10 @@ def test_every_value_has_a_place(value):
                 check(child, place.children[index])
 
     text = json.dumps(value)
-    check(value, read_json(text.encode(), file="f").places())
+    check(value, read_json(text.encode(), file="f").locations())
     dumped = yaml.safe_dump(value, allow_unicode=False)
     try:
         document = read_yaml(dumped.encode(), file="f")
     except Unreadable:
         return  # the stock dumper writes spellings we refuse on purpose
-    check(document.value, document.places())
+    check(document.value, document.locations())

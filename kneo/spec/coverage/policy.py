@@ -18,13 +18,13 @@ from kneo.spec.policy_flags import PolicyFlags
 def check_policy(
     spec: Spec, diagnostics: Sequence[Diagnostic], flags: PolicyFlags, *, target: str | None = None
 ) -> tuple[Diagnostic, ...]:
-    """Judge a spec by a policy.
+    """Return the violations of a policy by a spec.
 
     Args:
         spec: The spec, in normal form.
-        diagnostics: What the rules found in it.
+        diagnostics: The findings of the rules.
         flags: The policy.
-        target: What is run of it: ``workflow`` or ``agent``; None for all that a released bundle of it may run.
+        target: The target of the run: ``workflow`` or ``agent``; None for every target of a released bundle.
 
     Returns:
         The violations, in the published order; all of them are errors.
@@ -44,7 +44,7 @@ def _findings(diagnostics: Sequence[Diagnostic], flags: PolicyFlags) -> Iterator
 
 
 def _violation(code: str, message: str, found: Diagnostic) -> Diagnostic:
-    """Turn a finding into a violation at the same place."""
+    """Turn a finding into a violation at the same location."""
     return replace(found, code=code, severity=Severity.ERROR, message=message, aliases=())
 
 
@@ -52,11 +52,11 @@ def _demands(view: SpecIndex, flags: PolicyFlags, target: str | None) -> Iterato
     workflow = view.spec.workflow is not None
     alone = not workflow or target == "agent" or (target is None and "agent" in view.spec.targets)
     if flags.require_human_review and workflow and alone and not agent_asks_person(view):
-        message = "This environment wants a person to be asked, and a run with target agent asks nobody."
+        message = "This environment requires human review, and a run with target agent asks no person."
         hint = "Run the workflow, or write review.before at the tools of the root agent."
         yield error("E_ENV_POLICY_HUMAN_REVIEW", message, ("agent",), suggestion=hint)
     elif flags.require_human_review and not ((workflow and target == "agent") or asks_person(view)):
-        message = "This environment wants a person to be asked, and no workflow asks one."
+        message = "This environment requires human review, and no workflow asks a person."
         hint = "Add a step of kind human, or a review at the step or tool that needs one."
         yield error("E_ENV_POLICY_HUMAN_REVIEW", message, ("workflow",), suggestion=hint)
     if flags.require_tool_permissions:
@@ -64,7 +64,7 @@ def _demands(view: SpecIndex, flags: PolicyFlags, target: str | None) -> Iterato
     if flags.deny_unrestricted_tools:
         yield from _unrestricted(view)
     if flags.require_guardrails and not any(_is_guarded(view)):
-        message = "This environment wants guardrails, and no agent has one."
+        message = "This environment requires guardrails, and no agent has one."
         hint = "Add a guardrail to at least one agent."
         yield error("E_ENV_POLICY_GUARDRAILS", message, ("agent", "guardrails"), suggestion=hint)
 
@@ -72,7 +72,7 @@ def _demands(view: SpecIndex, flags: PolicyFlags, target: str | None) -> Iterato
 def _unstated(view: SpecIndex) -> Iterator[Diagnostic]:
     for at in view.agents:
         if at.agent.tools is not None and at.agent.tools.include and at.agent.tools.permissions is None:
-            message = f"This environment wants tool permissions, and {at.agent.name} states none."
+            message = f"This environment requires tool permissions, and {at.agent.name} states none."
             hint = "Write tools.permissions: what is not needed is false."
             yield error("E_ENV_POLICY_TOOL_PERMISSIONS", message, (*at.path, "tools", "permissions"), suggestion=hint)
 
@@ -80,7 +80,7 @@ def _unstated(view: SpecIndex) -> Iterator[Diagnostic]:
 def _unrestricted(view: SpecIndex) -> Iterator[Diagnostic]:
     for at in view.agents:
         if is_unrestricted(at.agent):
-            message = f"This environment wants tools to be restricted, and those of {at.agent.name} are not."
+            message = f"This environment requires restricted tools, and those of {at.agent.name} are unrestricted."
             hint = "State permissions without shell and file access, and name the hosts in allowed_domains."
             yield error("E_ENV_POLICY_UNRESTRICTED_TOOLS", message, (*at.path, "tools"), suggestion=hint)
 
@@ -102,14 +102,14 @@ REVIEW_CODES = frozenset(
         "W_TOOL_POLICY_UNRESTRICTED",
     }
 )
-"""Findings that are a reason to ask a person."""
+"""Findings that are a reason for human review."""
 
 Map = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyReport:
-    """A report in both of the forms it is published in.
+    """A policy report, in its two published forms.
 
     Attributes:
         valid: Whether the spec has the right shape; errors of meaning are among its diagnostics.
@@ -133,7 +133,7 @@ def policy_report(spec: Spec | None, diagnostics: Sequence[Diagnostic]) -> Polic
 
     Args:
         spec: The spec in normal form; None where its shape is wrong, and the report holds the diagnostics only.
-        diagnostics: What was found in it.
+        diagnostics: Its findings.
     """
     listed = [found.as_json() for found in diagnostics]
     if spec is None:

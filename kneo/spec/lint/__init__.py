@@ -1,7 +1,7 @@
-"""What must hold between the parts of a spec, as a table of small functions.
+"""Lint rules: a table of functions over the index of a spec.
 
-A rule takes the indexed spec and yields what it finds. It changes nothing, asks nobody and imports nothing that the spec
-names: what it may know of the world is in the :class:`~kneo.spec.modules.RuleContext`.
+A rule yields diagnostics. It has no side effects and imports no module that the spec names: facts from outside the spec
+are in the :class:`~kneo.spec.modules.RuleContext`.
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ RULES: tuple[Rule, ...] = (
     providers,
     no_effect,
 )
-"""Every rule. The order is the published one of what they find; rules of our own stand beside their kin."""
+"""Every rule, in the published order of their findings; added rules follow related ones."""
 
 
 def check(spec: Spec, context: RuleContext = NOTHING_KNOWN) -> tuple[Diagnostic, ...]:
-    """Judge a spec that has the right shape.
+    """Apply all rules to a spec that matches the schema.
 
     Args:
         spec: The spec, in normal form.
-        context: What may be known of the world around it.
+        context: Facts from outside the spec.
 
     Returns:
-        What was found, in the order of the rules; positions in files are for the caller to add.
+        The findings in the order of the rules, without positions in files.
     """
     view = SpecIndex.of(spec, context)
     return tuple(found for rule in RULES for found in rule(view))

@@ -44,7 +44,7 @@ def models(view: SpecIndex) -> Iterator[Diagnostic]:
         strategy = at.agent.strategy
         if strategy is None or strategy.type == "simple" or at.agent.model is not None or at.agent.as_agent is not None:
             continue
-        message = f"The agent {at.agent.name} works by {strategy.type} and names no model."
+        message = f"The agent {at.agent.name} has the strategy {strategy.type} and no model."
         yield warning("W_AGENT_MODEL", message, (*at.path, "model"))
 
 
@@ -116,7 +116,7 @@ _OWN_FIELDS = (
 
 
 def workflow_agents(view: SpecIndex) -> Iterator[Diagnostic]:
-    """An agent that is a workflow has nothing beside it, and the workflow exists."""
+    """An agent that is a workflow has no fields of its own, and the workflow exists."""
     for at in view.agents:
         name = at.agent.as_agent
         if name is None:

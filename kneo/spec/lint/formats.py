@@ -21,8 +21,8 @@ def as_text(found: Diagnostic, sources: Mapping[str, str]) -> str:
         found: The finding.
         sources: The text of each file by the name that diagnostics use.
     """
-    spot = ":".join(str(part) for part in (found.file, found.line, found.column) if part is not None)
-    head = f"{spot}: " if spot else ""
+    position = ":".join(str(part) for part in (found.file, found.line, found.column) if part is not None)
+    head = f"{position}: " if position else ""
     lines = [f"{head}{found.severity.value} {found.code}: {found.message}"]
     lines += _excerpt(found, sources)
     if found.path_text:
@@ -39,7 +39,7 @@ def _excerpt(found: Diagnostic, sources: Mapping[str, str]) -> list[str]:
     if not 0 < found.line <= len(written):
         return []
     shown = written[found.line - 1][:MAX_LINE]
-    # Control characters in somebody's file must not reach the terminal.
+    # Control characters of a file must not reach the terminal.
     shown = "".join(letter if letter.isprintable() else " " for letter in shown)
     gutter = str(found.line)
     caret = " " * (min(found.column, MAX_LINE) - 1) + "^"
@@ -47,7 +47,7 @@ def _excerpt(found: Diagnostic, sources: Mapping[str, str]) -> list[str]:
 
 
 def as_github(findings: Iterable[Diagnostic]) -> str:
-    """Render findings as the workflow commands that GitHub shows beside the lines of a pull request."""
+    """Render findings as the workflow commands that GitHub shows at the lines of a pull request."""
     return "".join(_github_command(found) + "\n" for found in findings)
 
 
@@ -58,10 +58,10 @@ def _github_command(found: Diagnostic) -> str:
         "col": found.column,
         "title": found.code,
     }
-    spelled = ",".join(f"{name}={_property(value)}" for name, value in properties.items() if value is not None)
+    encoded = ",".join(f"{name}={_property(value)}" for name, value in properties.items() if value is not None)
     where = f" (at {found.path_text})" if found.path_text else ""
     todo = f"\n{found.suggestion}" if found.suggestion else ""
-    return f"::{_GITHUB_LEVEL[found.severity]} {spelled}::{_data(found.message + where + todo)}"
+    return f"::{_GITHUB_LEVEL[found.severity]} {encoded}::{_data(found.message + where + todo)}"
 
 
 def _data(text: str) -> str:

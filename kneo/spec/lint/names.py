@@ -1,4 +1,4 @@
-"""Names: every part, option, person and channel that a spec or an environment names can be read, typed and told apart."""
+"""Rules for names: parts, options, people and channels have readable and distinct names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kneo.spec.models.environment import QuestionPolicy
 CODE = "E_NAME"
 
 CHANNEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
-"""Names of channels: what can end the name of a variable, ``slack-ops`` as ``KNEO_SERV_CHANNEL_SLACK_OPS``."""
+"""Names of channels: the end of the name of a variable, ``slack-ops`` as ``KNEO_SERV_CHANNEL_SLACK_OPS``."""
 
 
 def names(view: SpecIndex) -> Iterator[Diagnostic]:
@@ -62,7 +62,7 @@ def gate_names(gate: Gate, path: Path) -> Iterator[Diagnostic]:
 
 
 def human_names(human: Human, path: Path) -> Iterator[Diagnostic]:
-    """Check the names that a question gives: of people, groups, roles, options, fields and channels."""
+    """Check the names in a question: of people, groups, roles, options, fields and channels."""
     if human.assignee is not None:
         yield from _person(human.assignee, (*path, "assignee"))
     if human.candidates is not None:
@@ -83,13 +83,13 @@ def human_names(human: Human, path: Path) -> Iterator[Diagnostic]:
 def environment_names(
     people: Iterable[str], humans: Mapping[str, Human], questions: QuestionPolicy
 ) -> Iterator[Diagnostic]:
-    """Check the names in an environment's file: of its people, each once, and of whom its questions ask."""
-    spelled: dict[str, str] = {}
+    """Check the names in an environment file: of its people, each once, and of its humans."""
+    first_names: dict[str, str] = {}
     for name in people:
         path = ("spec", "people", name)
         problems = [replace(found, at_key=True) for found in _person(name, path)]
         yield from problems
-        first = spelled.setdefault(person_key(name), name)
+        first = first_names.setdefault(person_key(name), name)
         if first != name and not problems:
             message = f"{shown(name)} and {shown(first)} are two spellings of one name."
             yield replace(error(CODE, message, path, suggestion="Write each person once."), at_key=True)

@@ -1,7 +1,7 @@
-"""Fields that a spec may have and that nothing reads when it runs.
+"""Rules for fields without effect: a spec may have them, and no run reads them.
 
-They are accepted, because specs that other versions run have them. Whoever relies on one has to know: a guardrail that does
-not run guards nothing. A field that only says what happens anyway (``strategy: simple``) is not reported.
+Such fields are accepted, because specs of other versions have them, and reported, because a guardrail that does not run
+guards nothing. A value that states the behaviour of every run (``strategy: simple``) is not reported.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ NO_EFFECT: Mapping[type[SpecModel], Mapping[str, str]] = {
     ConcurrentWorkflow: {"max_iterations": "every participant runs once"},
     LeafStep: {"timeout_seconds": "a question waits as long as the timeout_seconds of its human says"},
 }
-"""What happens instead, by model and field. A test compares this with every field that there is."""
+"""The actual behaviour, by model and field. A test compares this with all fields of the models."""
 
 
 def _runs_elsewhere(value: object) -> bool:
@@ -77,11 +77,11 @@ _MEANT: Mapping[tuple[type[SpecModel], str], Callable[[object], bool]] = {
     (Agent, "tools"): lambda value: bool(getattr(value, "include", ())),
     (Agent, "defaults"): lambda value: value != {"append_mode": "auto"},
 }
-"""Where a value may say what happens anyway: whether this one says something else."""
+"""Whether a value differs from the behaviour of every run, for fields that can state it."""
 
 
 def no_effect(view: SpecIndex) -> Iterator[Diagnostic]:
-    """What a spec says has an effect."""
+    """Every field of a spec has an effect."""
     yield from _unread(view.spec, ())
     for agent in view.agents:
         yield from _unread(agent.agent, agent.path)
@@ -96,7 +96,7 @@ def no_effect(view: SpecIndex) -> Iterator[Diagnostic]:
 
 
 def _rejections(view: SpecIndex) -> Iterator[Diagnostic]:
-    """What the human of a question says of a rejection has an effect there; what a gate says itself is checked with its shape."""
+    """The effect of a rejection that a human states is possible at each gate; that of a gate is checked with the schema."""
     humans = view.spec.components.humans
     for at in view.steps:
         if at.step.kind == "human":
@@ -112,13 +112,13 @@ def _rejections(view: SpecIndex) -> Iterator[Diagnostic]:
 def _has_effect(effect: str, at: LocatedGate) -> bool:
     if effect == "else":
         return at.position == "before" and at.step is not None and isinstance(at.step.step, ConditionStep)
-    # Where a person chooses, nothing can be rejected.
+    # A person who chooses cannot reject.
     return effect != "retry" or at.position != "before"
 
 
 def _rejection(effect: str, where: str, path: Path) -> Diagnostic:
     message = f"on_reject: {effect} has no effect at {where}: a rejection stops the run."
-    hint = "Name a human that says stop, or says nothing of rejections."
+    hint = "Name a human with on_reject: stop, or without on_reject."
     return warning(CODE, message, path, suggestion=hint)
 
 

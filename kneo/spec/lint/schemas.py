@@ -1,4 +1,4 @@
-"""JSON Schemas of functions, tools and answers: each can be used, whatever values it meets."""
+"""Rules for JSON Schemas and patterns of functions, tools and answers: each can be used for every value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kneo.spec.models import Human
 
 
 def json_schemas(view: SpecIndex) -> Iterator[Diagnostic]:
-    """The schemas of functions and tools can be used; those of answers are looked at with the question."""
+    """The schemas of functions and tools can be used; those of answers are checked with the question."""
     for name, function in view.spec.components.functions.items():
         path: Path = ("components", "functions", name)
         if function.input_schema is not None:
@@ -25,7 +25,7 @@ def json_schemas(view: SpecIndex) -> Iterator[Diagnostic]:
 
 
 def form_findings(human: Human, path: Path) -> Iterator[Diagnostic]:
-    """Report what keeps the values that a person fills in from being checked."""
+    """Report the patterns and schemas of a question that cannot be used."""
     for index, field in enumerate(human.fields):
         if field.pattern is not None:
             yield from pattern_findings(field.pattern, (*path, "fields", index, "pattern"), "E_HUMAN_FIELD_REGEX")
@@ -34,7 +34,7 @@ def form_findings(human: Human, path: Path) -> Iterator[Diagnostic]:
 
 
 def schema_findings(schema: Schema, path: Path) -> Iterator[Diagnostic]:
-    """Report what keeps a JSON Schema from being used."""
+    """Report the flaws of a JSON Schema."""
     for flaw in find_flaws(schema) if schema else ():
         hint = LINEAR_HINT if flaw.code == "E_JSON_SCHEMA_REGEX_UNSAFE" else None
         yield error(flaw.code, flaw.message, (*path, *flaw.path), suggestion=hint)

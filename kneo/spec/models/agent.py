@@ -174,7 +174,7 @@ class Agent(SpecModel):
 
     name: str
     description: Text | None = None
-    system_prompt: Text | None = Field(default=None, description="What the model is told about its task.")
+    system_prompt: Text | None = Field(default=None, description="The instructions of the model.")
     model: (
         Annotated[
             Model, BeforeValidator(shorthand.model), Shorthand({"type": "string", "description": "A model's name."})

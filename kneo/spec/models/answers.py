@@ -1,4 +1,4 @@
-"""Answers written down beforehand: what people will say at each gate of a run that is simulated or replayed."""
+"""Answers files: the answers of people at each gate of a run that is simulated or replayed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from kneo.spec.models.human import Decision
 
 
 class ScriptedAnswer(SpecModel):
-    """What somebody says at one gate; or, with ``timeout``, that nobody says anything."""
+    """The answer at one gate, or with ``timeout`` the absence of an answer."""
 
     decision: Decision | None = None
-    timeout: bool = Field(default=False, description="Nobody answers in time.")
+    timeout: bool = Field(default=False, description="The question times out.")
     content: object = Field(default=None, description="edited, provided: the text or value.")
     selected_option: str | None = None
     selected_options: ListOf[str] | None = None
@@ -32,7 +32,7 @@ class ScriptedAnswer(SpecModel):
 
 
 class Expectation(SpecModel):
-    """What has to come of it, on every way the run can still go."""
+    """The expected result of every branch that the answers leave open."""
 
     status: Literal["succeeded", "failed", "cancelled", "expired"] | None = None
     error: str | None = Field(default=None, description="The type of the run's error, such as human_rejected.")
@@ -42,11 +42,11 @@ class Expectation(SpecModel):
 
 
 class AnswersFile(SpecModel):
-    """Answers by the key of the gate they are for, such as ``release.before``; and what has to come of them."""
+    """Answers by the key of their gate, such as ``release.before``, and the expected result."""
 
     model_config = ConfigDict(title="Kneo answers")
 
-    input: Text | None = Field(default=None, description="What the run is given.")
-    outputs: MapOf[Text] = Field(default_factory=dict, description="What steps say, by their path.")
+    input: Text | None = Field(default=None, description="The input of the run.")
+    outputs: MapOf[Text] = Field(default_factory=dict, description="The outputs of steps, by their path.")
     answers: MapOf[ScriptedAnswer]
     expect: Expectation | None = None

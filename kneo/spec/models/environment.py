@@ -34,29 +34,29 @@ Pattern: TypeAlias = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class QuestionPolicy(CamelModel):
-    """What every question to a person asks for here at least, whatever the spec says."""
+    """Minimum requirements of every question to a person, for all specs of the environment."""
 
-    approvals: int = Field(default=1, ge=1, le=100, description="People who have to agree, at least.")
+    approvals: int = Field(default=1, ge=1, le=100, description="The minimum number of approvals.")
     exclude: ListOf[str] = Field(
         default=(),
-        description="Who may not answer, beside those whom a gate excludes: names, or requester, bundle_signer, "
+        description="People who may not answer, in addition to those that a gate excludes: names, or requester, bundle_signer, "
         "previous_reviewers.",
         examples=[["requester", "bundle_signer"]],
     )
     deny_on_timeout: ListOf[Literal["approve", "continue", "select", "skip"]] = Field(
-        default=(), description="What silence may not do; where a spec says it, the run ends instead."
+        default=(), description="Effects that a timeout must not have; where a spec states one, the run ends instead."
     )
     receipt: Literal["signed", "signed_by_reviewer"] | None = Field(
         default=None,
-        description="Whether every decision needs a signed receipt; or that, and whoever answers signs with a key of "
+        description="Whether every decision needs a signed receipt, or also the reviewer's signature with a key of "
         "their own.",
     )
 
 
 class Match(CamelModel):
-    """Which steps are meant: those that fit every line that is written, each by one of its entries.
+    """The steps of a gate: those that match every field, each by one of its entries.
 
-    In patterns ``*`` stands for any text and ``?`` for one sign.
+    In patterns ``*`` matches any text and ``?`` one character.
     """
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
@@ -76,7 +76,7 @@ class Match(CamelModel):
 
 
 class EnvironmentGate(CamelModel):
-    """A question that stands around steps here, beside any that their specs ask."""
+    """A gate around steps, in addition to the gates of their specs."""
 
     name: Name = Field(description="A part of the question's key: pay.before+NAME.")
     match: Match = Field(description="The steps it stands around.")
@@ -84,19 +84,19 @@ class EnvironmentGate(CamelModel):
     after: AnyGate | None = Field(default=None, description="Asked when such a step has finished.")
 
     def gates(self) -> dict[EnvironmentGatePosition, Gate]:
-        """Return the questions that are asked, by their place."""
+        """Return the gates by their position."""
         places: dict[EnvironmentGatePosition, Gate | None] = {"before": self.before, "after": self.after}
         return {place: gate for place, gate in places.items() if gate is not None}
 
 
 class GatedSpec(Spec):
-    """A spec as it runs in an environment: with the questions that the environment adds."""
+    """A spec as it runs in an environment, with the gates that the environment adds."""
 
     environment_gates: ListOf[EnvironmentGate] = ()
 
 
 def with_gates(spec: Spec, gates: tuple[EnvironmentGate, ...]) -> Spec:
-    """Add an environment's questions to a spec; their humans are written out, so that they need nothing else."""
+    """Add an environment's gates, with their humans written out, to a spec."""
     if not gates:
         return spec
     values = {name: getattr(spec, name) for name in spec.model_fields_set}
@@ -104,12 +104,12 @@ def with_gates(spec: Spec, gates: tuple[EnvironmentGate, ...]) -> Spec:
 
 
 def read_spec(body: bytes) -> GatedSpec:
-    """Read what a run executes, as it was frozen."""
+    """Read the frozen spec that a run executes."""
     return GatedSpec.model_validate_json(body)
 
 
 class ReleasePin(CamelModel):
-    """Which version of a bundle runs here."""
+    """A release: the version of a bundle in this environment."""
 
     bundle: Name
     version: Name = Field(description="The version's file name without its suffix.")
@@ -119,14 +119,14 @@ class ReleasePin(CamelModel):
 
 
 class Person(CamelModel):
-    """Who somebody is in this environment."""
+    """The groups and roles of a person in this environment."""
 
     groups: ListOf[Name] = ()
     roles: ListOf[Name] = ()
 
 
 class Signatures(CamelModel):
-    """Who must have signed a bundle before it may run here."""
+    """Signatures that a bundle needs in this environment."""
 
     accept: ListOf[Literal["dsse", "hmac-v1"]] = Field(default=("dsse",), min_length=1)
     roles: ListOf[Name] = Field(min_length=1, description="Roles of the trust root whose keys count.")
@@ -134,7 +134,7 @@ class Signatures(CamelModel):
 
 
 class Approvals(CamelModel):
-    """How many people must agree to a promotion."""
+    """Approvals that a promotion needs."""
 
     required: int = Field(default=1, ge=0, le=100)
     roles: ListOf[Name] = Field(default=("approver",), min_length=1)
@@ -177,7 +177,7 @@ class WindowRule(CamelModel):
 
 
 class EnvironmentSpec(CamelModel):
-    """What runs in an environment, and what must hold before that changes."""
+    """The releases of an environment, and the requirements for a change."""
 
     releases: ListOf[ReleasePin] = Field(default=(), description="What runs here.")
     inline_specs: bool = Field(default=False, description="Whether a run may bring its own spec.")
@@ -189,11 +189,11 @@ class EnvironmentSpec(CamelModel):
     )
     policy: PolicyFlags = Field(description="What every spec must satisfy here.")
     signatures: Signatures
-    approvals: Approvals | None = Field(default=None, description="Left out: nobody needs to approve.")
+    approvals: Approvals | None = Field(default=None, description="Left out: no approval is needed.")
     questions: QuestionPolicy = QuestionPolicy()
     humans: MapOf[AnyHuman] = Field(default_factory=dict, description="Whom the questions under gates ask, by name.")
     gates: ListOf[EnvironmentGate] = Field(
-        default=(), max_length=MAX_ADDED, description="Questions that are asked here beside those of the specs."
+        default=(), max_length=MAX_ADDED, description="Gates in addition to those of the specs."
     )
     windows: ListOf[WindowRule] = Field(
         default=(), description="When changes may happen; denied windows win over allowed ones."

@@ -57,13 +57,13 @@ Receipt: TypeAlias = Literal["none", "signed", "signed_by_reviewer"]
 BY_REVIEWER: Receipt = "signed_by_reviewer"
 
 _STRENGTH = ("none", None, "signed", BY_REVIEWER)
-"""From weak to strong; where nothing is said, decisions are signed wherever there is a key."""
+"""From weak to strong; None signs decisions where the service has a key."""
 
 R = TypeVar("R", bound=str)
 
 
 def strongest(one: R | None, other: R | None) -> R | None:
-    """Return which of two asks for more proof."""
+    """Return the stronger of two receipts."""
     return max(one, other, key=_STRENGTH.index)
 
 
@@ -74,7 +74,7 @@ Position: TypeAlias = Literal["before", "after", "each", "route", "error", "exte
 
 
 class Candidates(SpecModel):
-    """Who may answer."""
+    """The people who may answer."""
 
     users: ListOf[str] = ()
     groups: ListOf[str] = ()
@@ -94,7 +94,7 @@ class RoleQuorum(SpecModel):
 
 
 class Quorum(SpecModel):
-    """How many people must agree, and how many must object."""
+    """The number of approvals that a decision needs, and of rejections."""
 
     approvals: int = Field(default=1, ge=1)
     each: ListOf[RoleQuorum] = Field(default=(), description="Roles that must be among those who agree.")
@@ -103,7 +103,7 @@ class Quorum(SpecModel):
 
 
 class Escalation(SpecModel):
-    """Whom to turn to when an answer is late."""
+    """The person or group that a late question is escalated to."""
 
     after: Seconds
     to: str
@@ -129,32 +129,36 @@ AnyAnswerField: TypeAlias = Annotated[AnswerField, BeforeValidator(shorthand.ans
 
 
 class Human(SpecModel):
-    """How somebody is asked: who, by when, how told, how many, and what their answer does."""
+    """A question to people: the candidates, deadlines, notifications, quorum and effects of the answer."""
 
-    description: Text | None = Field(default=None, description="What this is about; title and prompt where not given.")
+    description: Text | None = Field(
+        default=None, description="The subject; replaces a title and prompt that are left out."
+    )
     title: Text | None = None
     prompt: Text | None = Field(default=None, description="The question, with {{ input }} and {{ previous.output }}.")
-    request_type: RequestType | None = Field(default=None, description="Derived from place and fields when left out.")
-    assignee: str | None = Field(default=None, description="Who is asked first.")
+    request_type: RequestType | None = Field(
+        default=None, description="Derived from position and fields when left out."
+    )
+    assignee: str | None = Field(default=None, description="The person who is asked first.")
     candidates: Candidates | None = None
     quorum: Quorum | None = None
     timeout_seconds: Seconds | None = Field(default=None, description="Time to answer. Left out: no limit.")
     on_timeout: TimeoutEffect = Field(
         default="fail",
-        description="What happens when nobody answers in time.",
+        description="The effect of a timeout.",
         examples=["fail", "continue", "escalate", "approve", "reject", "skip", "cancel", "select:later"],
     )
     poll_seconds: int | None = Field(default=None, ge=0, description="How long an embedded run waits before it parks.")
-    escalate: ListOf[Escalation] = Field(default=(), description="Whom to turn to, one after the other.")
+    escalate: ListOf[Escalation] = Field(default=(), description="Escalations, one after the other.")
     remind: ListOf[Seconds] = Field(default=(), description="When to remind, counted from the question.")
     due: Seconds | None = Field(default=None, description="When an answer is expected; later ones count as overdue.")
     priority: int | None = Field(default=None, ge=0, le=100)
     calendar: str | None = Field(default=None, description="Working hours by which the times above are counted.")
-    notify: ListOf[str] = Field(default=(), description="Channels that tell people.")
+    notify: ListOf[str] = Field(default=(), description="Channels for notifications.")
     links: bool | None = Field(default=None, description="Whether messages carry links to answer with.")
     receipt: Receipt | None = Field(
         default=None,
-        description="Proof of the decision: signed by the service, or by whoever answers as well. Left out: signed "
+        description="Proof of the decision: signed by the service, or also by the reviewer. Left out: signed "
         "wherever the service has a key.",
     )
     decisions: ListOf[Decision] | None = Field(default=None, min_length=1, description="The answers that are allowed.")
@@ -163,7 +167,7 @@ class Human(SpecModel):
     options: ListOf[str] | None = Field(default=None, description="What there is to choose from.")
     default_option: str | None = None
     multiple: bool | None = Field(default=None, description="Whether more than one option may be chosen.")
-    context: JsonObject | None = Field(default=None, description="Facts shown beside the question.")
+    context: JsonObject | None = Field(default=None, description="Facts shown with the question.")
     response_role: Literal["user", "assistant", "system"] | None = Field(
         default=None, description="As whose message the answer enters the conversation."
     )
@@ -172,20 +176,20 @@ class Human(SpecModel):
         description="What a rejection does. Left out: stop, at a condition else.",
     )
     max_retries: int | None = Field(default=None, ge=0, description="Repetitions after the first try; 0 means none.")
-    grants: JsonObject | None = Field(default=None, description="What an approval may cover beyond this one question.")
+    grants: JsonObject | None = Field(default=None, description="Further calls that an approval may cover.")
 
 
 NOT_HONOURED = ("calendar", "grants")
-"""What may be written of a human and no runtime honours yet; a spec or an environment that relies on it is refused."""
+"""Fields of humans without support in this version; a spec or an environment that uses them is refused."""
 
 
 class Gate(Human):
-    """One question at one place. What is left out comes from the human it names, or from the default one."""
+    """One question at one position; fields that are left out come from the human it names, or from the default one."""
 
     human: HumanRef | None = Field(
         default=None,
         description="A name in components.humans, or a human written out. Left out: components.humans.default, "
-        "or whoever has the role reviewer.",
+        "or the people with the role reviewer.",
     )
     when: AnyCondition | None = Field(
         default=None, description="Ask only then. A condition that fails to evaluate asks."
@@ -215,17 +219,19 @@ AnyGate: TypeAlias = Annotated[
 
 
 class Review(SpecModel):
-    """Where people are asked around a step or a tool. At least one place must be named."""
+    """The gates of a step or a tool; at least one position is required."""
 
     before: AnyGate | None = Field(default=None, description="Before it runs: may it, and with what?")
     after: AnyGate | None = Field(default=None, description="After it ran: is the result good?")
     each: AnyGate | None = Field(default=None, description="After each round of a loop: is this good enough?")
     route: AnyGate | None = Field(default=None, description="At a router: which way?")
     error: AnyGate | None = Field(default=None, description="When it fails: retry, skip or stop?")
-    external: AnyGate | None = Field(default=None, description="Instead of running a tool: somebody else does it.")
+    external: AnyGate | None = Field(
+        default=None, description="Instead of a call: a person or system outside carries it out."
+    )
 
     def gates(self) -> dict[Position, Gate]:
-        """Return the gates that are set, by their place."""
+        """Return the gates by their position."""
         all_places: dict[Position, Gate | None] = {
             "before": self.before,
             "after": self.after,
@@ -238,21 +244,21 @@ class Review(SpecModel):
 
 
 def check_review(review: Review | None, what: str, places: tuple[Position, ...]) -> None:
-    """Refuse gates where they would mean nothing, and rejections that would do what was rejected.
+    """Refuse gates at positions without effect, and rejections that would run the rejected step.
 
     Args:
-        review: The gates around something.
-        what: The kind of that something, for the message.
-        places: Where such a thing may have gates.
+        review: The gates of a step or tool.
+        what: The kind of the step or tool, for the message.
+        places: The positions that it supports.
 
     Raises:
-        PydanticCustomError: a gate stands where it cannot.
+        PydanticCustomError: a gate has another position or an impossible rejection.
     """
     if review is None:
         return
     gates = review.gates()
     if not gates:
-        raise refused("E_REVIEW_EMPTY", "review names no place to ask at.", "review")
+        raise refused("E_REVIEW_EMPTY", "review names no position.", "review")
     for place, gate in gates.items():
         if place not in places:
             where = f"it can be asked at {', '.join(places)}" if places else "it is a question itself"

@@ -25,7 +25,7 @@ class McpToolRef(SpecModel):
 class Tool(SpecModel):
     """Something an agent can call, backed by exactly one of implementation, mcp and agent."""
 
-    description: Text = Field(description="What it does, as the model is told.")
+    description: Text = Field(description="The purpose of the tool, for the model.")
     parameters: JsonObject = Field(default_factory=dict, description="JSON Schema of its arguments.")
     implementation: str | None = Field(
         default=None, description="Dotted path of a Python callable: package.module.name."

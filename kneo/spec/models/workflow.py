@@ -31,7 +31,7 @@ class _StepBase(SpecModel):
     max_retries: int = Field(default=0, description="Further tries after the first.")
     timeout_seconds: Seconds | None = Field(default=None, description="Time for one try.")
     save_as: str | None = Field(default=None, description="Variable that keeps its output, for variable_equals.")
-    review: Review | None = Field(default=None, description="Where people are asked around it.")
+    review: Review | None = Field(default=None, description="Gates around it.")
 
 
 class LeafStep(_StepBase):
@@ -72,7 +72,7 @@ class ParallelStep(_StepBase):
 
 
 class ConditionStep(_StepBase):
-    """Steps that run when something holds, and others when it does not."""
+    """Steps that run when a condition holds, and others when it does not."""
 
     kind: Literal["condition"]
     when: AnyCondition | None = Field(default=None, description="Left out where review.before lets a person decide.")
@@ -86,12 +86,12 @@ class ConditionStep(_StepBase):
 
 
 class LoopStep(_StepBase):
-    """Steps that repeat until something holds or the rounds are used up."""
+    """Steps that repeat until a condition holds or the rounds are used up."""
 
     kind: Literal["loop"]
     steps: ListOf[AnyStep]
     max_iterations: int = Field(default=DEFAULT_LOOP_ITERATIONS, ge=1, le=10_000)
-    until: AnyCondition | None = Field(default=None, description="Asked after each round.")
+    until: AnyCondition | None = Field(default=None, description="Evaluated after each round.")
 
     @model_validator(mode="after")
     def _gates_are_in_place(self) -> Self:
@@ -100,21 +100,21 @@ class LoopStep(_StepBase):
 
 
 class Choice(SpecModel):
-    """One way a router can go."""
+    """One choice of a router."""
 
     steps: ListOf[AnyStep]
-    description: Text | None = Field(default=None, description="What a person who chooses is told.")
+    description: Text | None = Field(default=None, description="The description for a person who chooses.")
 
 
 class RouteCondition(SpecModel):
-    """Go one way when something holds."""
+    """A choice and the condition for it."""
 
     when: AnyCondition
     choice: str
 
 
 class RouterSelector(SpecModel):
-    """What chooses: a function that returns a choice's name, or the first condition that holds."""
+    """The selection: a function that returns a choice's name, or the first condition that holds."""
 
     function: str | None = Field(default=None, description="A name in components.functions.")
     conditions: ListOf[RouteCondition] = ()
@@ -132,7 +132,7 @@ def _check_choice_ids(value: object) -> object:
 
 
 class RouterStep(_StepBase):
-    """One of several ways, chosen by a function, by conditions or by a person (``review.route``)."""
+    """One of several choices, selected by a function, by conditions or by a person (``review.route``)."""
 
     kind: Literal["router"]
     choices: Annotated[
@@ -202,14 +202,14 @@ class _WorkflowBase(SpecModel):
 
 
 class SequentialWorkflow(_WorkflowBase):
-    """One step after the other; each gets what the one before it said."""
+    """Steps one after the other; each gets the output of the one before it."""
 
     type: Literal["sequential"]
     steps: ListOf[AnyStep]
 
 
 class Edge(SpecModel):
-    """A way from one node to another."""
+    """An edge from one node to another."""
 
     source: str = Field(alias="from")
     target: str = Field(alias="to")
@@ -218,7 +218,7 @@ class Edge(SpecModel):
 
 
 class GraphWorkflow(_WorkflowBase):
-    """Nodes and the ways between them; of a node's edges the first whose condition holds is followed."""
+    """Nodes and edges; of a node's edges the first whose condition holds is followed."""
 
     type: Literal["graph"]
     start: str = Field(description="The id of the first node.")
@@ -228,7 +228,7 @@ class GraphWorkflow(_WorkflowBase):
 
 
 class ConcurrentWorkflow(_WorkflowBase):
-    """Everybody at the same time on the same input."""
+    """Participants at the same time on the same input."""
 
     type: Literal["concurrent"]
     participants: ListOf[AnyStep]
@@ -236,7 +236,7 @@ class ConcurrentWorkflow(_WorkflowBase):
 
 
 class HandoffSelector(SpecModel):
-    """Who comes next."""
+    """The order of the participants."""
 
     type: Literal["sequence", "round_robin"] = "sequence"
     sequence: ListOf[str] = Field(default=(), description="Ids of participants; left out: all, as declared.")
@@ -252,7 +252,7 @@ class HandoffWorkflow(_WorkflowBase):
 
 
 class GroupChatWorkflow(_WorkflowBase):
-    """Everybody in turn, for a number of rounds."""
+    """Participants in turn, for a number of rounds."""
 
     type: Literal["group-chat"]
     participants: ListOf[AnyStep]

@@ -1,8 +1,8 @@
-"""Taking in what a spec refers to, so that what is signed and run needs no other file.
+"""Inlining of files: a spec that is signed and run needs no other file.
 
-``system_prompt: {file: prompts/research.md}`` stands for the text of that file, wherever the language takes a text for
-people or models. A skill's ``source`` becomes its content. Files come from a :class:`Files` that is handed in and that
-decides what may be read; here a path is only a name.
+``system_prompt: {file: prompts/research.md}`` is replaced by the text of the file, in every field with a text for
+people or models. A skill's ``source`` becomes its content. Files come from a :class:`Files`, which decides which paths
+may be read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ABOUT = ("skill.yaml", "skill.yml", "skill.json")
 
 
 class Files(Protocol):
-    """The files beside a spec, as far as they may be read."""
+    """The files that a spec can refer to."""
 
     def text(self, path: str) -> str | None:
         """Return a file's text; None where there is no such file, it may not be read, or it is not text."""
@@ -38,18 +38,18 @@ class Files(Protocol):
 
 
 class NoFiles:
-    """Nothing beside the spec may be read."""
+    """No files at all."""
 
-    def text(self, path: str) -> str | None:  # noqa: ARG002 - there is nothing to look for
+    def text(self, path: str) -> str | None:  # noqa: ARG002 - there are no files
         return None
 
-    def names(self, path: str) -> tuple[str, ...] | None:  # noqa: ARG002 - there is nothing to look for
+    def names(self, path: str) -> tuple[str, ...] | None:  # noqa: ARG002 - there are no files
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Inlined:
-    """A spec with its files taken in, and what could not be."""
+    """A spec with its files inlined, and the findings about files that could not be read."""
 
     tree: dict[str, object]
     findings: tuple[Diagnostic, ...] = ()
@@ -80,7 +80,7 @@ def _text(reference: dict[str, object], path: Path, files: Files, findings: list
     text = files.text(name) if isinstance(name, str) else None
     if text is None:
         message = f"The file {quote(name)} cannot be read from here."
-        suggestion = "Name a text file beside the spec, without leaving its folder."
+        suggestion = "Name a text file in the folder of the spec."
         findings.append(error("E_FILE_REF", message, (*path, "file"), suggestion=suggestion))
         return ""
     return text
@@ -112,15 +112,15 @@ def _skill(skill: Mapping[str, object], source: str, files: Files) -> dict[str, 
     if names is None:
         text = files.text(source)
         if text is None:
-            message = "There is no such file or folder beside the spec."
+            message = "The folder of the spec has no such file or folder."
             raise LookupError(message)
         about, content = _front_matter(text, source)
         resources: dict[str, object] = {}
     else:
         about, content, resources = _folder(source, names, files)
-    said: dict[str, object] = {key: about[key] for key in ("description", "tools") if about.get(key) is not None}
-    said |= {key: value for key, value in skill.items() if key != "source" and value is not None}
-    return {**said, "content": content, **({"resources": resources} if resources else {})}
+    fields: dict[str, object] = {key: about[key] for key in ("description", "tools") if about.get(key) is not None}
+    fields |= {key: value for key, value in skill.items() if key != "source" and value is not None}
+    return {**fields, "content": content, **({"resources": resources} if resources else {})}
 
 
 def _folder(source: str, names: tuple[str, ...], files: Files) -> tuple[Mapping[str, object], str, dict[str, object]]:

@@ -1,8 +1,8 @@
 """JSON (RFC 8259) with the ambiguities refused.
 
-The standard parser does the work, since envelopes are read by the thousand. What it would let pass (duplicate keys,
-NaN, numbers that other readers round, lone surrogates, deep nesting) is refused by cheap checks around it, and where
-things stand is worked out only when somebody asks: :func:`places` is a second, slower walk over the tokens.
+The standard parser does the work, since envelopes are read by the thousand. Checks around it refuse duplicate keys, NaN,
+numbers that other readers round, lone surrogates and deep nesting. Locations are computed on demand: :func:`locations`
+is a second, slower walk over the tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_NUMBER_CHARS = 400  # long enough for any double written out in full
 
 
 class _Refused(Exception):
-    """A part of the text is well formed and still not read; never leaves this module."""
+    """A part of the text is well formed and refused; never leaves this module."""
 
 
 def build_json(text: str, *, file: str, limits: ReadLimits) -> object:
@@ -161,8 +161,8 @@ def _find_unstorable(text: str) -> tuple[int, int] | None:
     return None
 
 
-def places(text: str) -> SourceLocation:
-    """Say where each part of well-formed JSON text stands."""
+def locations(text: str) -> SourceLocation:
+    """Return the location of each part of well-formed JSON text."""
     root = SourceLocation(1, 1)
     stack: list[tuple[dict[str | int, SourceLocation], dict[str, tuple[int, int]]]] = []
     key: str | None = None  # the one whose value comes next

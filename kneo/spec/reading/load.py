@@ -1,7 +1,7 @@
-"""From files to a spec: read, lay overlays over it, migrate, fill defaults, expand, check the schema, apply the rules.
+"""Loading of specs: read, merge overlays, migrate, fill defaults, normalize, validate, apply the rules.
 
-Every stage hands a plain tree to the next. The first stage that cannot go on ends the pipeline, with its findings; the
-rules run only over a spec whose shape is right.
+Every stage passes a plain tree to the next. The first stage that fails ends the pipeline with its findings; the rules
+apply only to a spec that matches the schema.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class SourceFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LoadedSpec:
-    """What came of loading a spec.
+    """A loaded spec, or the findings that prevent it.
 
     Attributes:
-        spec: The spec; None where its shape is wrong.
-        tree: The same as plain values, as far as the pipeline got.
-        diagnostics: Everything found, in the order of the checks.
-        documents: The files that were read: the spec, then its overlays.
+        spec: The spec; None where the tree does not match the schema.
+        tree: The plain values of the last stage.
+        diagnostics: All findings, in the order of the checks.
+        documents: The files: the spec, then its overlays.
     """
 
     spec: Spec | None
@@ -60,7 +60,7 @@ class LoadedSpec:
 
     @property
     def valid(self) -> bool:
-        """Whether the spec can be used: its shape is right and no finding is an error."""
+        """Whether the spec can be used: it matches the schema and no finding is an error."""
         return self.spec is not None and not has_errors(self.diagnostics)
 
     def place(self, findings: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:
@@ -80,16 +80,16 @@ def load_spec(  # noqa: PLR0913 - one argument for each stage of the pipeline
     rules: Rules = no_rules,
     limits: ReadLimits = DEFAULT_LIMITS,
 ) -> LoadedSpec:
-    """Load a spec and find everything that is wrong with it. Nothing is raised for what a file says.
+    """Load a spec with all its findings; no exception is raised for the content of a file.
 
     Args:
         data: The spec's bytes.
         file: Its name; ``.json`` is read as JSON, anything else as YAML.
-        overlays: Files laid over it, in order.
-        overrides: One more overlay that is not a file, laid over last.
-        defaults: What a project fills in where the spec says nothing.
-        context: What the rules may know of the world.
-        files: The files beside the spec; without them a reference to one is an error.
+        overlays: Files merged over it, in order.
+        overrides: One more overlay that is not a file, applied last.
+        defaults: The project's defaults for fields that the spec leaves open.
+        context: Facts from outside the spec, for the rules.
+        files: The files that the spec can refer to; without them a reference to a file is an error.
         rules: The semantic checks.
         limits: Bounds for each file.
     """
@@ -148,10 +148,10 @@ def _prepare(
 
 
 def resolve(loaded: LoadedSpec, files: Files) -> LoadedSpec:
-    """Take in the skills too, so that the spec needs no other file: what is signed and run.
+    """Inline the skills too: the spec that is signed and run needs no other file.
 
     Returns:
-        The spec with every source replaced by its content; findings say what could not be read.
+        The spec with every source replaced by its content, and findings about unreadable files.
     """
     if loaded.spec is None:
         return loaded
@@ -175,8 +175,8 @@ def _place(found: Diagnostic, documents: Sequence[Document], renames: Sequence[t
 
 
 def _written(path: Path, documents: Sequence[Document]) -> Path:
-    """Choose the spelling of the last document that says most of it."""
-    spellings = [source_path(path, document.places()) for document in documents]
+    """Return the path as the last document with most of it has it."""
+    spellings = [source_path(path, document.locations()) for document in documents]
     best = max(
         range(len(documents)), key=lambda index: (known_depth(documents[index], spellings[index]), index), default=0
     )

@@ -1,8 +1,7 @@
-"""From older shapes of a spec to v1.
+"""Migration of older specs to v1.
 
-Unversioned and ``v0`` specs kept their components at the root and wrote workflows as lists. Each step that was
-necessary is reported in the published words, and each moved part is remembered so that a finding in the new shape can
-still point to where the old one is written.
+Unversioned and ``v0`` specs have their components at the root and workflows as lists. The result lists each applied
+step in the published words, and each moved part, so that findings are located in the old file.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ _MOVED_TO_COMPONENTS = (
 
 
 class UnsupportedVersion(Invalid):
-    """The spec is written for a version of the language that is not known here."""
+    """The version of the spec is unknown."""
 
     default_code = "unsupported_spec_version"
 
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """A spec in today's shape.
+    """A spec in the form of v1.
 
     Attributes:
-        source_version: What the spec said; None where it said nothing.
-        applied: What was done, in order, in words that tools may rely on.
-        renames: New place and old place of every part that moved, in order.
+        source_version: The version of the spec; None where it has none.
+        applied: The steps, in order, in stable words.
+        renames: The new and old path of every part that moved, in order.
     """
 
     tree: dict[str, object]
@@ -53,7 +52,7 @@ class Migration:
 
 
 def migrate(tree: Mapping[str, object]) -> Migration:
-    """Bring a spec into the shape of v1.
+    """Migrate a spec to v1.
 
     Raises:
         UnsupportedVersion: it declares another version than v0 or v1.
@@ -64,7 +63,7 @@ def migrate(tree: Mapping[str, object]) -> Migration:
 
 
 def bring_to_v1(tree: Mapping[str, object]) -> Migration:
-    """Do only what published tools do: bring another version's shape into that of v1, and leave v1 as it is written.
+    """Migrate a spec as published tools do: another version to v1, and v1 not at all.
 
     Raises:
         UnsupportedVersion: it declares another version than v0 or v1.
@@ -125,14 +124,14 @@ class _Steps:
 
     def _type_workflow(self, path: Path) -> None:
         workflow = _at(self.tree, path)
-        spelled = ".".join(str(part) for part in path)
+        name = ".".join(str(part) for part in path)
         if isinstance(workflow, list):
             self.tree = _replaced(self.tree, path, {"type": "sequential", "steps": workflow})
-            self._moved(f"converted {spelled} list to sequential workflow", (*path, "steps"), path)
+            self._moved(f"converted {name} list to sequential workflow", (*path, "steps"), path)
         elif isinstance(workflow, dict) and "steps" in workflow and workflow.get("type") is None:
             typed = {"type": "sequential", **{key: value for key, value in workflow.items() if key != "type"}}
             self.tree = _replaced(self.tree, path, typed)
-            self.applied.append(f"set {spelled}.type=sequential")
+            self.applied.append(f"set {name}.type=sequential")
 
     def rewrite_reviews(self) -> None:
         rewritten, places = rewrite_reviews(self.tree)

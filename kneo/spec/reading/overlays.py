@@ -19,7 +19,7 @@ DELETE_KEY = "__delete__"
 
 
 def deep_merge(base: object, overlay: object) -> object:
-    """Lay an overlay over a value."""
+    """Merge an overlay over a value."""
     if not isinstance(overlay, dict):
         return overlay
     merged: dict[str, object] = dict(base) if isinstance(base, dict) else {}
@@ -32,7 +32,7 @@ def deep_merge(base: object, overlay: object) -> object:
 
 
 def merge_all(base: object, overlays: Iterable[object]) -> object:
-    """Lay overlays over a value, in order; an empty overlay (a file with nothing in it) changes nothing."""
+    """Merge overlays over a value, in order; an empty overlay (an empty file) changes nothing."""
     for overlay in overlays:
         if overlay is not None:
             base = deep_merge(base, overlay)
@@ -40,7 +40,7 @@ def merge_all(base: object, overlays: Iterable[object]) -> object:
 
 
 def fill_missing(value: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
-    """Add what a map does not say or says as null; what it says stays."""
+    """Add the defaults of keys that a map lacks or has as null."""
     filled = dict(value)
     for key, default in defaults.items():
         if default is not None and filled.get(key) is None:
@@ -50,14 +50,14 @@ def fill_missing(value: Mapping[str, object], defaults: Mapping[str, object]) ->
 
 @dataclass(frozen=True, slots=True)
 class SpecDefaults:
-    """Values for the places a spec leaves open.
+    """Values for fields that a spec leaves open.
 
     Attributes:
-        base: What the spec is laid over, with the semantics of overlays.
+        base: The value that the spec is merged over, with the semantics of overlays.
         model: Fills ``agent.model``; its ``extra`` is filled key by key.
         runtime: Fills ``agent.runtime_preferences``.
         metadata: Fills ``metadata``.
-        policies: Kept under ``policies.project_defaults`` for whoever reads the spec.
+        policies: Kept under ``policies.project_defaults`` of the spec.
     """
 
     base: Mapping[str, object] = field(default_factory=dict)
@@ -71,7 +71,7 @@ NO_DEFAULTS = SpecDefaults()
 
 
 def apply_defaults(tree: Mapping[str, object], defaults: SpecDefaults) -> dict[str, object]:
-    """Fill what the spec leaves open."""
+    """Fill the fields that a spec leaves open; only the root agent gets agent defaults."""
     merged = deep_merge(dict(defaults.base), dict(tree)) if defaults.base else dict(tree)
     filled = merged if isinstance(merged, dict) else dict(tree)
     if defaults.metadata:
@@ -86,7 +86,7 @@ def apply_defaults(tree: Mapping[str, object], defaults: SpecDefaults) -> dict[s
 
 def _agent(agent: dict[str, object], defaults: SpecDefaults) -> dict[str, object]:
     if agent.get("as_agent") is not None:
-        return agent  # a workflow answers; model and runtime would contradict that
+        return agent  # a model or runtime of its own would contradict the workflow
     filled = dict(agent)
     if defaults.runtime:
         filled["runtime_preferences"] = _runtime(agent.get("runtime_preferences"), defaults.runtime)
@@ -116,7 +116,7 @@ def _model(model: object, defaults: Mapping[str, object]) -> object:
 
 
 def _filled(value: object, defaults: Mapping[str, object]) -> object:
-    """Fill a map or nothing; anything else is a mistake for the schema to find."""
+    """Fill a map or None; the schema refuses any other kind of value."""
     if value is None:
         value = {}
     return fill_missing(value, defaults) if isinstance(value, dict) else value

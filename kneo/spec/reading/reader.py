@@ -1,7 +1,7 @@
-"""The one way in for text that somebody else wrote: YAML and JSON, bounded, strict, and with positions.
+"""Reader of YAML and JSON files: bounded, strict, and with positions.
 
-Bytes go in, a :class:`Document` or an :class:`Unreadable` with file, line and column comes out; nothing else, whatever
-the bytes are. The order of checks is the point: size, then encoding, then shape (depth and count), then meaning.
+The result for any bytes is a :class:`Document`, or an :class:`Unreadable` with file, line and column. The checks run in
+this order: size, encoding, shape (depth and count), meaning.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache, partial
 
 from kneo.spec.documents import DEFAULT_LIMITS, Document, Path, ReadLimits, SourceLocation, Unreadable
-from kneo.spec.reading.json_reader import build_json, places
+from kneo.spec.reading.json_reader import build_json, locations
 from kneo.spec.reading.yaml_reader import build_yaml
 
 __all__ = [
@@ -29,7 +29,7 @@ def read(data: bytes, *, file: str, limits: ReadLimits = DEFAULT_LIMITS) -> Docu
     """Read a file by its name: ``.json`` as JSON, everything else as YAML.
 
     Raises:
-        Unreadable: the bytes are not a document we read.
+        Unreadable: the bytes are not a document of this format.
     """
     reader = read_json if file.lower().endswith(".json") else read_yaml
     return reader(data, file=file, limits=limits)
@@ -42,7 +42,7 @@ def read_json(data: bytes, *, file: str, limits: ReadLimits = DEFAULT_LIMITS) ->
         Unreadable: the bytes are not such a document, or exceed a limit.
     """
     text = _decode(data, file, limits)
-    return Document(build_json(text, file=file, limits=limits), file, text, cache(partial(places, text)))
+    return Document(build_json(text, file=file, limits=limits), file, text, cache(partial(locations, text)))
 
 
 def read_yaml(data: bytes, *, file: str, limits: ReadLimits = DEFAULT_LIMITS) -> Document:

@@ -1,7 +1,7 @@
-"""From plain values to declared models, with findings that name the place and the nearest right word.
+"""Validation of plain values by the models, with findings that name the path and the nearest known word.
 
-Pydantic knows what is wrong and where in its own terms. This module turns its locations back into paths of the file,
-its error types into sentences, and an unknown key into a suggestion.
+This module turns locations of pydantic into paths of the file, its error types into messages, and an unknown key into a
+suggestion.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from kneo.spec.diagnostics import Diagnostic, error, locate
 from kneo.spec.documents import Document, Path
 from kneo.spec.messages import describe, nearest, quote, suggest
 
-MAX_FINDINGS = 50  # more of the same helps nobody
+MAX_FINDINGS = 50
 
 M = TypeVar("M", bound=SpecModel)
 
 
 class InvalidDeclaration(Invalid):
-    """A file is readable and still not what it should be; ``findings`` says where and why."""
+    """A readable file does not match its model; ``findings`` have the paths and reasons."""
 
     default_code = "invalid_declaration"
 
     def __init__(self, findings: Sequence[Diagnostic]) -> None:
         first = findings[0]
-        spot = ":".join(str(part) for part in (first.file, first.line, first.column) if part is not None)
+        position = ":".join(str(part) for part in (first.file, first.line, first.column) if part is not None)
         at = f" (at {first.path_text})" if first.path_text else ""
         more = f" And {len(findings) - 1} more." if len(findings) > 1 else ""
         super().__init__(
-            f"{spot}: {first.message}{at}{more}",
+            f"{position}: {first.message}{at}{more}",
             hint=first.suggestion,
             file=first.file,
             line=first.line,
@@ -47,12 +47,12 @@ class InvalidDeclaration(Invalid):
 
 
 def check_model(model: type[M], value: object, documents: Sequence[Document] = ()) -> M | tuple[Diagnostic, ...]:
-    """Return the model of a value, or everything that keeps it from being one.
+    """Return the model of a value, or the findings that prevent it.
 
     Args:
-        model: What the value should be.
+        model: The model.
         value: Plain maps, lists and scalars.
-        documents: Where the value came from, for positions: the file and then its overlays.
+        documents: The file and then its overlays, for positions.
     """
     try:
         return model.model_validate(value)
@@ -144,7 +144,7 @@ def _step_into(annotation: object, part: int | str) -> object:
     return None
 
 
-_WANTED: Mapping[str, str] = {
+_EXPECTED_KINDS: Mapping[str, str] = {
     "string_type": "text",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -171,56 +171,56 @@ def _name(path: Path) -> str:
 
 def _explain(kind: str, path: Path, detail: ErrorDetails, known: Sequence[str]) -> _Explain:
     name = _name(path)
-    given: object = detail["input"]
-    if kind in _WANTED:
-        hint = "Put it in quotes to make it text." if kind == "string_type" and isinstance(given, int | float) else None
-        return f"{name} must be {_WANTED[kind]}, not {describe(given)}.", hint
+    value: object = detail["input"]
+    if kind in _EXPECTED_KINDS:
+        hint = "Put it in quotes to make it text." if kind == "string_type" and isinstance(value, int | float) else None
+        return f"{name} must be {_EXPECTED_KINDS[kind]}, not {describe(value)}.", hint
     special = _SPECIAL.get(kind)
     if special is not None:
-        return special(name, given, detail.get("ctx", {}), known)
+        return special(name, value, detail.get("ctx", {}), known)
     return f"{name}: {detail['msg'].rstrip('.')}.", None
 
 
 _Context = Mapping[str, object]
 
 
-def _missing(name: str, _given: object, _context: _Context, _known: Sequence[str]) -> _Explain:
+def _missing(name: str, _value: object, _context: _Context, _known: Sequence[str]) -> _Explain:
     return f"{name} is required here.", None
 
 
-def _refused(_name: str, _given: object, context: _Context, _known: Sequence[str]) -> _Explain:
+def _refused(_name: str, _value: object, context: _Context, _known: Sequence[str]) -> _Explain:
     suggestion = context.get("suggestion")
     return str(context["message"]), suggestion if isinstance(suggestion, str) else None
 
 
-def _unknown(name: str, _given: object, _context: _Context, known: Sequence[str]) -> _Explain:
+def _unknown(name: str, _value: object, _context: _Context, known: Sequence[str]) -> _Explain:
     return f"{quote(name)} is not a key that is known here.", suggest(name, known)
 
 
-def _choice(name: str, given: object, context: _Context, _known: Sequence[str]) -> _Explain:
-    shown = quote(given) if isinstance(given, str | int | float) else describe(given)
+def _choice(name: str, value: object, context: _Context, _known: Sequence[str]) -> _Explain:
+    shown = quote(value) if isinstance(value, str | int | float) else describe(value)
     expected = str(context.get("expected"))
     must = "one of " if " or " in expected else ""
-    return f"{name} is {shown}; it must be {must}{expected}.", _nearest_choice(given, expected)
+    return f"{name} is {shown}; it must be {must}{expected}.", _nearest_choice(value, expected)
 
 
-def _nearest_choice(given: object, expected: str) -> str | None:
+def _nearest_choice(value: object, expected: str) -> str | None:
     words = [word.strip(" '") for word in expected.replace(" or ", ",").split(",")]
-    close = nearest(given, words) if isinstance(given, str) else None
+    close = nearest(value, words) if isinstance(value, str) else None
     return f"Did you mean {close}?" if close else None
 
 
 def _bound(words: str, key: str) -> Callable[[str, object, _Context, Sequence[str]], _Explain]:
-    def explain(name: str, given: object, context: _Context, _known: Sequence[str]) -> _Explain:
-        shown = quote(given) if isinstance(given, int | float) else describe(given)
+    def explain(name: str, value: object, context: _Context, _known: Sequence[str]) -> _Explain:
+        shown = quote(value) if isinstance(value, int | float) else describe(value)
         return f"{name} is {shown}; it must be {words.format(context.get(key))}.", None
 
     return explain
 
 
-def _pattern(name: str, given: object, context: _Context, _known: Sequence[str]) -> _Explain:
+def _pattern(name: str, value: object, context: _Context, _known: Sequence[str]) -> _Explain:
     pattern = str(context.get("pattern"))
-    return f"{name} is {quote(given)}; it must be {PATTERN_WORDS.get(pattern, pattern)}.", None
+    return f"{name} is {quote(value)}; it must be {PATTERN_WORDS.get(pattern, pattern)}.", None
 
 
 _SPECIAL: Mapping[str, Callable[[str, object, _Context, Sequence[str]], _Explain]] = {

@@ -225,7 +225,7 @@ def test_the_least_times_are_taken():
         ),
         (
             "workflow: {steps: [{id: a, kind: agent, ref: x, review: {}}]}",
-            "E_REVIEW_EMPTY", "workflow.steps[0].review", (2, 57), "no place",
+            "E_REVIEW_EMPTY", "workflow.steps[0].review", (2, 57), "no position",
         ),
         (
             "workflow: {steps: [{id: a, kind: agent, ref: x, review: {before: {on_reject: retry}}}]}",
