@@ -15,7 +15,7 @@ from time import process_time
 import yaml
 
 from kneo.spec.lint import check
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 from kneo.spec.reading.load import load_spec, no_rules
 
 AGENTS = 50

@@ -20,7 +20,7 @@ from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.wait import find_run
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 from kneo.store import history, tasks
 from kneo.store.engine import Store
 from kneo.tasks.decisions import DecisionRequest

@@ -23,7 +23,7 @@ from kneo.runtime.interpreter.node import (
 )
 from kneo.runtime.interpreter.program import Program, actions, begin, settle, waiting
 from kneo.runtime.program.compiler import compile_program
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 
 MOMENT = DecisionContext(now=datetime(2026, 1, 31, 12, tzinfo=UTC), seed="run_1", sampling_seed="case")
 

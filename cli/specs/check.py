@@ -18,8 +18,8 @@ from kneo.spec.compiler import refusal
 from kneo.spec.coverage.policy import check_policy
 from kneo.spec.diagnostics import Diagnostic, Severity, has_errors
 from kneo.spec.lint.formats import as_github, as_sarif, as_text
-from kneo.spec.models import Spec
 from kneo.spec.models.environment import with_gates
+from kneo.spec.models.spec import Spec
 from kneo.spec.reading.load import resolve
 
 

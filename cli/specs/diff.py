@@ -22,7 +22,7 @@ from cli.specs.check import check_in
 from kneo.errors import Invalid, NotFound
 from kneo.spec.diff import diff as compare
 from kneo.spec.documents import DEFAULT_LIMITS
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 from kneo.spec.reading.inline import Files
 from kneo.spec.reading.load import LoadedSpec, load_spec, load_tree, resolve
 from kneo.spec.reading.reader import read_json

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 def kinds() -> Mapping[str, type[BaseModel]]:
     """Return the model of each kind of file."""
-    from kneo.spec.models import Spec
     from kneo.spec.models.answers import AnswersFile
     from kneo.spec.models.environment import EnvironmentFile
+    from kneo.spec.models.spec import Spec
     from kneo.spec.project import ProjectConfig
     from kneo.trust.answer import SignedAnswer
     from kneo.trust.receipt import Receipt

@@ -20,7 +20,8 @@ from kneo.spec.coverage.policy import policy_report
 from kneo.spec.documents import DEFAULT_LIMITS
 from kneo.spec.graph import GraphNode, as_dot, as_mermaid, spec_graph
 from kneo.spec.messages import describe, suggest
-from kneo.spec.models import LeafStep, Spec
+from kneo.spec.models.spec import Spec
+from kneo.spec.models.workflow import LeafStep
 from kneo.spec.reading.migrate import migrate as migrate_tree
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.yaml_writer import write_yaml

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from kneo.agents import dummy
 from kneo.errors import Invalid
-from kneo.spec.models import Agent
-from kneo.spec.models.agent import AVAILABLE_PROVIDERS
+from kneo.spec.models.agent import AVAILABLE_PROVIDERS, Agent
 
 
 @dataclass(frozen=True)

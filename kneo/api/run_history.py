@@ -19,8 +19,8 @@ from kneo.runtime.engine.wait import find_run, read_settled_run
 from kneo.spec.coverage.policy import policy_report
 from kneo.spec.graph import spec_graph
 from kneo.spec.lint import check
-from kneo.spec.models import Spec
 from kneo.spec.models.environment import read_spec
+from kneo.spec.models.spec import Spec
 from kneo.spec.modules import NOTHING_KNOWN
 from kneo.store import audit, runs
 

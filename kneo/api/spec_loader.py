@@ -13,7 +13,7 @@ from kneo.settings import Settings
 from kneo.spec.diagnostics import unreadable
 from kneo.spec.documents import DEFAULT_LIMITS, Document, Unreadable
 from kneo.spec.lint import check
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 from kneo.spec.modules import RuleContext
 from kneo.spec.reading.inline import Files, NoFiles
 from kneo.spec.reading.load import LoadedSpec, load_tree, resolve

@@ -19,8 +19,8 @@ from kneo.spec.coverage.policy import policy_report
 from kneo.spec.diagnostics import Diagnostic
 from kneo.spec.diff import diff
 from kneo.spec.graph import spec_graph
-from kneo.spec.models import Spec
 from kneo.spec.models.environment import with_gates
+from kneo.spec.models.spec import Spec
 from kneo.spec.reading.load import load_tree
 from kneo.spec.reading.migrate import migrate
 from kneo.spec.summary import compiled, explained, linted, names_of

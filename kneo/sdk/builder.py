@@ -12,7 +12,7 @@ from kneo.runtime.steps.code import INPROCESS
 from kneo.runtime.steps.threads import in_thread
 from kneo.sdk.db import Database
 from kneo.sdk.host import Began, RunHost, Work, no_listener
-from kneo.spec.models import Agent
+from kneo.spec.models.agent import Agent
 
 Json: TypeAlias = dict[str, object]
 

@@ -30,7 +30,7 @@ from kneo.runtime.steps.executor import Executor
 from kneo.sdk.db import Database
 from kneo.sdk.waits import enter_step
 from kneo.spec.lint import check
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 from kneo.spec.reading.load import load_tree
 from kneo.store import history, journal, runs, tasks
 from kneo.store.engine import WORKER_LOCK, Store

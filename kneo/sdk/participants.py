@@ -14,7 +14,7 @@ from kneo.runtime.steps.context import StepContext, StepOutput
 from kneo.sdk import Message, Prompt, Resolver, Response, RunConfig, as_text
 from kneo.sdk.builder import Json, SpecBuilder, call, identifier
 from kneo.sdk.host import RunSnapshot
-from kneo.spec.models import Agent
+from kneo.spec.models.agent import Agent
 
 Function: TypeAlias = Callable[[Sequence[Message], RunConfig], Response | Awaitable[Response]]
 

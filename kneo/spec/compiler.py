@@ -8,7 +8,7 @@ from typing import Protocol
 from kneo.errors import Invalid
 from kneo.spec.diagnostics import Diagnostic
 from kneo.spec.lint import check
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 from kneo.spec.modules import RuleContext
 from kneo.spec.reading.load import LoadedSpec, SourceFile, load_spec, load_tree
 from kneo.spec.reading.overlays import merge_all

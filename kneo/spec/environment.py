@@ -21,7 +21,6 @@ from kneo.spec.lint.gates import DECISIONS
 from kneo.spec.lint.names import environment_names, gate_names
 from kneo.spec.lint.schemas import form_findings
 from kneo.spec.messages import suggest
-from kneo.spec.models import Candidates, Gate, Human
 from kneo.spec.models.environment import (
     Environment,
     EnvironmentFile,
@@ -31,7 +30,7 @@ from kneo.spec.models.environment import (
     Match,
     Person,
 )
-from kneo.spec.models.human import NOT_HONOURED
+from kneo.spec.models.human import NOT_HONOURED, Candidates, Gate, Human
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.validate import InvalidDeclaration, parse_model
 

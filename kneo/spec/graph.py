@@ -12,9 +12,11 @@ from itertools import pairwise
 
 from kneo.spec.coverage.environment_gates import gates_around
 from kneo.spec.index import SpecIndex
-from kneo.spec.models import (
+from kneo.spec.models.environment import EnvironmentGate
+from kneo.spec.models.human import Condition
+from kneo.spec.models.spec import Spec
+from kneo.spec.models.workflow import (
     ConcurrentWorkflow,
-    Condition,
     ConditionStep,
     GraphWorkflow,
     GroupChatWorkflow,
@@ -24,12 +26,10 @@ from kneo.spec.models import (
     ParallelStep,
     RouterStep,
     SequentialWorkflow,
-    Spec,
     Step,
     StepsStep,
     Workflow,
 )
-from kneo.spec.models.environment import EnvironmentGate
 
 NOTHING_ADDED: Mapping[int, Sequence[EnvironmentGate]] = {}
 

@@ -13,18 +13,17 @@ from typing import Literal, TypeAlias, TypeVar
 from kneo.spec.diagnostics import Diagnostic, error
 from kneo.spec.documents import Path
 from kneo.spec.messages import suggest
-from kneo.spec.models import (
-    Agent,
+from kneo.spec.models.agent import Agent
+from kneo.spec.models.spec import Capability, Spec
+from kneo.spec.models.workflow import (
     ConditionStep,
     GraphWorkflow,
     LeafStep,
     RouterStep,
     SequentialWorkflow,
-    Spec,
     Step,
     Workflow,
 )
-from kneo.spec.models.spec import Capability
 from kneo.spec.modules import NOTHING_KNOWN, RuleContext
 
 Role: TypeAlias = Literal["step", "node", "participant"]

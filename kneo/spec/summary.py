@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from kneo.spec.diagnostics import Diagnostic, Severity
 from kneo.spec.graph import GraphNode, spec_graph
-from kneo.spec.models import LeafStep, Spec
+from kneo.spec.models.spec import Spec
+from kneo.spec.models.workflow import LeafStep
 
 Map = dict[str, object]
 

@@ -11,8 +11,8 @@ from kneo.digest import digest_of_json
 from kneo.records.run import Run
 from kneo.records.task import Candidates, DecisionKind, Escalation, HumanTask, Plan, Quorum, TaskStatus
 from kneo.spec.coverage.gates import strengthened
-from kneo.spec.models import Human
 from kneo.spec.models.environment import QuestionPolicy
+from kneo.spec.models.human import Human
 from kneo.store import releases, tasks
 from kneo.store.engine import Tx
 from kneo.tasks import people

@@ -12,7 +12,7 @@ from kneo.digest import digest_of
 from kneo.records.release import EnvironmentRecord
 from kneo.records.run import Run
 from kneo.records.task import DecisionKind, HumanTask
-from kneo.spec.models import Human
+from kneo.spec.models.human import Human
 from kneo.store import releases, runs
 from kneo.store.engine import Store
 from kneo.tasks.decisions import DecisionRequest

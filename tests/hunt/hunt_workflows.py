@@ -26,7 +26,7 @@ from kneo.runtime.interpreter.node import Ask, Execute, RunEnded, StepFailed, Su
 from kneo.runtime.interpreter.program import Program, actions, begin, settle, waiting
 from kneo.runtime.program.compiler import compile_program
 from kneo.spec.gates import draw
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 
 MOST_EVENTS = 3000
 """Of one run; retries inside loops inside graphs can make a run long, and a longer one says nothing new."""

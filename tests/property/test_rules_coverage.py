@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kneo.spec.lint import check
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 
 OK, ENDED = "ok", "ended"
 REJECTIONS = ["stop", "cancel", "fail", "retry", "skip", "continue"]

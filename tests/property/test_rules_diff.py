@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kneo.spec.diff import diff
 from kneo.spec.diff.locations import SPEC
 from kneo.spec.diff.tree import compare, same
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 
 KEYS = st.sampled_from(["agent", "tools", "review", "steps", "id", "before", "components", "agents", "x", "from", "to"])
 TREES = st.recursive(

@@ -19,8 +19,8 @@ from kneo.records.task import Decision
 from kneo.runtime.interpreter.node import Ask, Execute
 from kneo.runtime.program.compiler import compile_program
 from kneo.spec.lint import check
-from kneo.spec.models import Spec
 from kneo.spec.models.environment import EnvironmentGate, with_gates
+from kneo.spec.models.spec import Spec
 
 
 def nobody_agrees(chance: random.Random) -> object:

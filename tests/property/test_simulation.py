@@ -15,7 +15,7 @@ from kneo.errors import Invalid
 from kneo.records.task import Decision
 from kneo.runtime.interpreter.node import Ask, Execute
 from kneo.runtime.simulate.report import Simulator
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 
 ROUND = re.compile(r"[#@][0-9]+|:fallback")
 

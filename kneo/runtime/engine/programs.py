@@ -13,8 +13,8 @@ from kneo.errors import Invalid, Untrusted
 from kneo.records.run import STATE_VERSION, Run
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.program.compiler import compile_program
-from kneo.spec.models import Spec
 from kneo.spec.models.environment import EnvironmentGate, read_spec
+from kneo.spec.models.spec import Spec
 from kneo.store import runs
 from kneo.store.engine import Store
 

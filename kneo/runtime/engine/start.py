@@ -20,8 +20,8 @@ from kneo.runtime.interpreter.node import DecisionContext, RunEnded
 from kneo.runtime.interpreter.program import begin
 from kneo.spec.coverage.policy import check_policy
 from kneo.spec.lint import check as check_rules
-from kneo.spec.models import Spec
 from kneo.spec.models.environment import Environment, EnvironmentGate, GatedSpec, read_spec
+from kneo.spec.models.spec import Spec
 from kneo.spec.modules import NOTHING_KNOWN
 from kneo.spec.policy_flags import PolicyFlags
 from kneo.spec.project import ProjectConfig

@@ -33,7 +33,8 @@ from kneo.runtime.interpreter.node import (
     stopped,
 )
 from kneo.runtime.interpreter.values import Value
-from kneo.spec.models import Agent, FunctionComponent
+from kneo.spec.models.agent import Agent
+from kneo.spec.models.spec import FunctionComponent
 
 ROOT_AGENT = ""
 """The name under which ``agents`` holds the root agent; no component can have it."""

@@ -17,26 +17,25 @@ from kneo.runtime.program.gates import DECISIONS, environment_gate, human_gate, 
 from kneo.spec.coverage.environment_gates import gates_around, gates_around_agent
 from kneo.spec.gates import default_rejection
 from kneo.spec.index import SpecIndex
-from kneo.spec.models import (
-    Agent,
+from kneo.spec.models.agent import Agent
+from kneo.spec.models.environment import EnvironmentGate
+from kneo.spec.models.human import Human
+from kneo.spec.models.spec import FunctionComponent, Spec
+from kneo.spec.models.workflow import (
     ConcurrentWorkflow,
     ConditionStep,
-    FunctionComponent,
     GraphWorkflow,
     GroupChatWorkflow,
     HandoffWorkflow,
-    Human,
     LeafStep,
     LoopStep,
     ParallelStep,
     RouterStep,
     SequentialWorkflow,
-    Spec,
     Step,
     StepsStep,
     Workflow,
 )
-from kneo.spec.models.environment import EnvironmentGate
 from kneo.spec.modules import NOTHING_KNOWN
 from kneo.tasks.forms import check_schema
 

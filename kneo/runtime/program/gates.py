@@ -10,8 +10,7 @@ from kneo.errors import Invalid
 from kneo.records.task import DecisionKind
 from kneo.runtime.interpreter.gate import DEFAULT_HUMAN, DEFAULT_RETRIES, CompiledGate
 from kneo.spec.gates import default_rejection
-from kneo.spec.models import Gate, Human
-from kneo.spec.models.human import NOT_HONOURED
+from kneo.spec.models.human import NOT_HONOURED, Gate, Human
 from kneo.tasks.forms import check_fields, check_schema
 
 DECISIONS: Mapping[str, tuple[DecisionKind, ...]] = {

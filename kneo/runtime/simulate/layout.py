@@ -11,7 +11,7 @@ from kneo.runtime.interpreter.node import Activity, ProgramNode
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.interpreter.serial import GraphNode, LoopNode
 from kneo.runtime.interpreter.step import StepNode
-from kneo.spec.models import Condition
+from kneo.spec.models.human import Condition
 
 
 @dataclass(slots=True)

@@ -14,9 +14,9 @@ from kneo.runtime.simulate.layout import Layout
 from kneo.runtime.simulate.scenario import ANY_QUESTIONS, Privileged, Scenario
 from kneo.spec.coverage.privileged_calls import privileged_calls
 from kneo.spec.index import ROOT, SpecIndex
-from kneo.spec.models import Spec
 from kneo.spec.models.answers import AnswersFile, Expectation
 from kneo.spec.models.environment import QuestionPolicy
+from kneo.spec.models.spec import Spec
 from kneo.spec.modules import NOTHING_KNOWN
 
 MAX_STATES = 20_000

@@ -12,9 +12,9 @@ from kneo.records.task import Decision, DecisionKind
 from kneo.runtime.interpreter.node import Ask, Execute, Outcome, RunEnded, StepFailed, Succeeded, TaskDecided
 from kneo.runtime.simulate.layout import Layout
 from kneo.spec.coverage.gates import strengthened
-from kneo.spec.models import AnswerField
 from kneo.spec.models.answers import AnswersFile, ScriptedAnswer
 from kneo.spec.models.environment import QuestionPolicy
+from kneo.spec.models.human import AnswerField
 from kneo.tasks.forms import filled, problems, schema_of
 from kneo.tasks.schedule import TimeoutPolicy
 

@@ -15,7 +15,7 @@ from kneo.runtime.steps.code import Code, CodeLoader
 from kneo.runtime.steps.context import StepContext, StepOutput
 from kneo.runtime.steps.functions import FunctionSchemas, as_text, call, check_input, is_async, keywords
 from kneo.runtime.steps.threads import in_thread
-from kneo.spec.models import FunctionComponent
+from kneo.spec.models.spec import FunctionComponent
 
 Call = Callable[[str, StepContext], StepOutput]
 """The work of a step that any thread can do."""

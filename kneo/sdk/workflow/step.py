@@ -26,7 +26,7 @@ from kneo.sdk.workflow.types import (
     gates,
     review_of,
 )
-from kneo.spec.models import Agent
+from kneo.spec.models.agent import Agent
 
 OutputMetadata: TypeAlias = Callable[[str, StepContext], Awaitable[dict[str, str]]]
 """A function that returns the metadata of an output."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Generic
 
 from kneo.spec.index import Node, Part, SpecIndex
-from kneo.spec.models import Agent, LeafStep, Step
+from kneo.spec.models.agent import Agent
+from kneo.spec.models.workflow import LeafStep, Step
 
 
 def dependencies(index: SpecIndex) -> dict[Part, tuple[Part, ...]]:

@@ -9,9 +9,9 @@ from fnmatch import fnmatchcase
 from kneo.spec.coverage.dependencies import agent_needs, helpers
 from kneo.spec.coverage.exposure import callable_tools, declared_tools, granted
 from kneo.spec.index import LocatedStep, Part, SpecIndex, reachable
-from kneo.spec.models import LeafStep, RouterStep
 from kneo.spec.models.environment import EnvironmentGate, GatedSpec, Match
 from kneo.spec.models.spec import Capability
+from kneo.spec.models.workflow import LeafStep, RouterStep
 
 
 @dataclass(frozen=True, slots=True)

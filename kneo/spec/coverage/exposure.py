@@ -9,8 +9,8 @@ from kneo.spec.coverage.dependencies import helpers
 from kneo.spec.coverage.gates import gate_strength, step_gates
 from kneo.spec.gates import default_rejection
 from kneo.spec.index import Part, SpecIndex
-from kneo.spec.models import Agent, Tool, ToolPermissions
-from kneo.spec.models.spec import Capability
+from kneo.spec.models.agent import Agent, ToolPermissions
+from kneo.spec.models.spec import Capability, Tool
 
 PRIVILEGED: frozenset[Capability] = frozenset({"network", "filesystem_write", "shell", "privileged"})
 """Capabilities that need the approval of a person. Reading files is not among them."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from kneo.spec.documents import Path
 from kneo.spec.gates import default_rejection
 from kneo.spec.index import LocatedStep, SpecIndex
-from kneo.spec.models import ConditionStep, Gate, Human, Step, Tool
 from kneo.spec.models.environment import QuestionPolicy
-from kneo.spec.models.human import BY_REVIEWER, Candidates, Position, Quorum, strongest
+from kneo.spec.models.human import BY_REVIEWER, Candidates, Gate, Human, Position, Quorum, strongest
+from kneo.spec.models.spec import Tool
+from kneo.spec.models.workflow import ConditionStep, Step
 
 DEFAULT_HUMAN = "default"
 """The entry of components.humans that a gate without ``human`` asks."""

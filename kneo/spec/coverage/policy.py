@@ -11,7 +11,8 @@ from kneo.spec.coverage.gates import all_gates
 from kneo.spec.coverage.questions import agent_asks_person, asks_person
 from kneo.spec.diagnostics import Diagnostic, Severity, error, format_path
 from kneo.spec.index import LocatedAgent, SpecIndex
-from kneo.spec.models import LeafStep, Spec
+from kneo.spec.models.spec import Spec
+from kneo.spec.models.workflow import LeafStep
 from kneo.spec.policy_flags import PolicyFlags
 
 

@@ -20,21 +20,19 @@ from kneo.spec.diagnostics import Diagnostic, error, warning
 from kneo.spec.documents import Path
 from kneo.spec.gates import default_rejection
 from kneo.spec.index import ROOT, ROOT_WORKFLOW, LocatedStep, LocatedWorkflow, Part, SpecIndex, children
-from kneo.spec.models import (
+from kneo.spec.models.environment import EnvironmentGate
+from kneo.spec.models.human import Gate, Human, Position
+from kneo.spec.models.workflow import (
     ConcurrentWorkflow,
     ConditionStep,
-    Gate,
     GraphWorkflow,
     GroupChatWorkflow,
     HandoffWorkflow,
-    Human,
     LeafStep,
     ParallelStep,
     RouterStep,
     Step,
 )
-from kneo.spec.models.environment import EnvironmentGate
-from kneo.spec.models.human import Position
 
 MAX_SHOWN = 8  # steps of a path that a message names
 MAX_NOTES = 3  # gates without effect that a message names

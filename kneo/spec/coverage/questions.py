@@ -10,7 +10,8 @@ from kneo.spec.coverage.exposure import callable_tools, declared_tools
 from kneo.spec.coverage.gates import step_gates
 from kneo.spec.documents import Path
 from kneo.spec.index import ROOT, ROOT_WORKFLOW, LocatedStep, Part, SpecIndex, reachable, reached_nodes
-from kneo.spec.models import GraphWorkflow, Step, Tool
+from kneo.spec.models.spec import Tool
+from kneo.spec.models.workflow import GraphWorkflow, Step
 
 
 def asks_person(index: SpecIndex) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from kneo.spec.diff import agents, components
 from kneo.spec.diff.locations import LOW, SPEC, ChangeContext, Danger, Owner, Sentence, location_of
 from kneo.spec.diff.tree import Difference, by_name, compare
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 
 MAX_LINES = 60  # lines of a changed text that are shown
 MAX_WIDTH = 200  # characters of one of them

@@ -21,7 +21,7 @@ from kneo.spec.lint.schemas import json_schemas
 from kneo.spec.lint.secrets import inline_secrets
 from kneo.spec.lint.tools import capabilities, governance, mcp, skill_selections, tool_backings, tool_selections
 from kneo.spec.lint.workflows import build_cycles, conditions, containers, families, step_references, timeouts
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 from kneo.spec.modules import NOTHING_KNOWN, RuleContext
 
 Rule: TypeAlias = Callable[[SpecIndex], Iterator[Diagnostic]]

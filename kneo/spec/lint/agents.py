@@ -8,8 +8,15 @@ from kneo.spec.diagnostics import Diagnostic, error, warning
 from kneo.spec.documents import Path
 from kneo.spec.index import LocatedAgent, SpecIndex
 from kneo.spec.messages import quote
-from kneo.spec.models import Guardrail, Memory, MemoryRef, RuntimePreferences
-from kneo.spec.models.agent import AVAILABLE_PROVIDERS, KNOWN_PROVIDERS, UNNAMED
+from kneo.spec.models.agent import (
+    AVAILABLE_PROVIDERS,
+    KNOWN_PROVIDERS,
+    UNNAMED,
+    Guardrail,
+    Memory,
+    MemoryRef,
+    RuntimePreferences,
+)
 from kneo.spec.patterns import find_flaw
 
 

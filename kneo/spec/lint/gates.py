@@ -16,8 +16,8 @@ from kneo.spec.diagnostics import Diagnostic, error, warning
 from kneo.spec.documents import Path
 from kneo.spec.index import SpecIndex
 from kneo.spec.lint.schemas import form_findings
-from kneo.spec.models import Gate, Human, RouterStep
-from kneo.spec.models.human import NOT_HONOURED, Decision, Position
+from kneo.spec.models.human import NOT_HONOURED, Decision, Gate, Human, Position
+from kneo.spec.models.workflow import RouterStep
 
 DECISIONS: dict[Position, tuple[Decision, ...]] = {
     "before": ("approved", "rejected"),

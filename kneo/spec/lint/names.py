@@ -11,8 +11,9 @@ from kneo.spec.coverage.gates import all_gates
 from kneo.spec.diagnostics import Diagnostic, error
 from kneo.spec.documents import Path
 from kneo.spec.index import SpecIndex
-from kneo.spec.models import Gate, Human, RouterStep
 from kneo.spec.models.environment import QuestionPolicy
+from kneo.spec.models.human import Gate, Human
+from kneo.spec.models.workflow import RouterStep
 
 CODE = "E_NAME"
 

@@ -13,16 +13,9 @@ from kneo.spec.coverage.gates import DEFAULT_HUMAN, LocatedGate, all_gates, effe
 from kneo.spec.diagnostics import Diagnostic, warning
 from kneo.spec.documents import Path
 from kneo.spec.index import SpecIndex
-from kneo.spec.models import (
-    Agent,
-    ConcurrentWorkflow,
-    ConditionStep,
-    LeafStep,
-    Model,
-    RuntimePreferences,
-    Spec,
-    Strategy,
-)
+from kneo.spec.models.agent import Agent, Model, RuntimePreferences, Strategy
+from kneo.spec.models.spec import Spec
+from kneo.spec.models.workflow import ConcurrentWorkflow, ConditionStep, LeafStep
 
 CODE = "W_FIELD_NO_EFFECT"
 

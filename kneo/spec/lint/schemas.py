@@ -9,7 +9,7 @@ from kneo.spec.documents import Path
 from kneo.spec.index import SpecIndex
 from kneo.spec.json_schema import Schema, find_flaws
 from kneo.spec.lint.agents import LINEAR_HINT, pattern_findings
-from kneo.spec.models import Human
+from kneo.spec.models.human import Human
 
 
 def json_schemas(view: SpecIndex) -> Iterator[Diagnostic]:

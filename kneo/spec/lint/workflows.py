@@ -9,8 +9,8 @@ from kneo.spec.coverage.gates import all_gates
 from kneo.spec.diagnostics import Diagnostic, error, warning
 from kneo.spec.documents import Path
 from kneo.spec.index import Block, LocatedStep, LocatedWorkflow, Part, SpecIndex, reached_nodes
-from kneo.spec.models import (
-    Condition,
+from kneo.spec.models.human import Condition
+from kneo.spec.models.workflow import (
     ConditionStep,
     GraphWorkflow,
     GroupChatWorkflow,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from kneo.spec.diagnostics import Diagnostic, error, has_errors, known_depth, locate, unreadable
 from kneo.spec.documents import DEFAULT_LIMITS, Document, Path, ReadLimits, SourceLocation, Unreadable, too_large
 from kneo.spec.messages import describe
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 from kneo.spec.modules import NOTHING_KNOWN, RuleContext
 from kneo.spec.reading.inline import Files, inline_skills, inline_texts
 from kneo.spec.reading.migrate import Migration, UnsupportedVersion, migrate

@@ -13,7 +13,7 @@ from controller.stages.report import Ready, Reconciling
 from kneo import registry
 from kneo.errors import Forbidden, NotFound
 from kneo.runtime.engine.start import Starter, StartRequest
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 from kneo.spec.reading.load import load_tree
 from kneo.store import releases
 from kneo.store.engine import Store

@@ -18,7 +18,7 @@ from kneo.records.run import Run
 from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.service.readiness import Readiness
 from kneo.settings import from_env
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 from kneo.spec.reading.load import load_tree
 from kneo.store.engine import Store
 

@@ -16,7 +16,7 @@ from kneo import registry
 from kneo.errors import Forbidden
 from kneo.records.release import ConditionType
 from kneo.runtime.engine.start import Starter, StartRequest
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 from kneo.spec.reading.load import load_tree
 from kneo.store.engine import Store
 

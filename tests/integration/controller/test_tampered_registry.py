@@ -18,7 +18,7 @@ from kneo.records.release import ConditionType
 from kneo.records.run import Run
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.start import Starter, StartRequest
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 from kneo.store.engine import Store
 from kneo.store.tables import metadata
 from kneo.trust.dsse import Envelope, parse_envelope, serialise, sign

@@ -22,7 +22,7 @@ from kneo.runtime.engine.start import Starter, StartRequest
 from kneo.runtime.engine.wait import find_run
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 from kneo.store import requests
 from kneo.store.engine import Store
 

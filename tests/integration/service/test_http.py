@@ -26,7 +26,7 @@ from kneo.runtime.steps.executor import Executor
 from kneo.service.app import create_app
 from kneo.service.auth import ROLES, configured, keyring
 from kneo.settings import Limits, Settings, from_env
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 from kneo.store.engine import Store
 from kneo.store.tables import runs as runs_table
 from kneo.store.tables import tasks as tasks_table

@@ -11,8 +11,8 @@ from kneo.spec.coverage.policy import check_policy
 from kneo.spec.environment import parse_environment
 from kneo.spec.index import SpecIndex
 from kneo.spec.lint import check
-from kneo.spec.models import Spec
 from kneo.spec.models.environment import Environment, with_gates
+from kneo.spec.models.spec import Spec
 from kneo.spec.policy_flags import strictest
 from kneo.spec.reading.validate import InvalidDeclaration
 

@@ -4,7 +4,7 @@ import pytest
 
 from kneo.spec.diagnostics import Diagnostic
 from kneo.spec.lint import check
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 
 ASK = {"id": "ask", "kind": "human", "ref": "boss"}
 FIRE = {"id": "fire", "kind": "function", "ref": "fire"}

@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from kneo.spec.diff import Danger, diff
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 
 PLAIN: dict = {
     "agent": {

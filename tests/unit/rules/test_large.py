@@ -8,7 +8,7 @@ import pytest
 
 from kneo.spec.diff import diff
 from kneo.spec.lint import check
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 
 MANY = 3_000
 SECONDS = 5.0  # each takes well under one; a square of the size would take minutes

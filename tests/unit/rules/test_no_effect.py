@@ -16,7 +16,7 @@ from kneo.spec.reading.load import load_tree
 ROOT = Path(__file__).parents[3]
 
 PROGRAM = "kneo/runtime/program/compiler.py"
-OPENING = "kneo/tasks/lifecycle.py"
+OPENING = "kneo/tasks/questions.py"
 STEP = "id enabled on_error fallback_ref max_retries save_as review"
 
 READ: dict[str, dict[str, str]] = {

@@ -1,5 +1,5 @@
 from kneo.spec.lint import check
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 from kneo.spec.modules import RuleContext
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from kneo.spec.lint import check
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 
 
 def places(**extra: object) -> list[str | None]:

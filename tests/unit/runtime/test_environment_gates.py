@@ -13,8 +13,9 @@ from kneo.records.task import Decision
 from kneo.runtime.interpreter.node import Ask, Execute
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.program.compiler import compile_program
-from kneo.spec.models import Gate, Spec
 from kneo.spec.models.environment import EnvironmentGate, with_gates
+from kneo.spec.models.human import Gate
+from kneo.spec.models.spec import Spec
 
 
 def added(match: object, name: str = "env", **places: object) -> EnvironmentGate:

@@ -8,7 +8,7 @@ from run_simulator import Boom, append, decision, fn, human, play, program_of
 from kneo.errors import Invalid
 from kneo.records.run import RunStatus
 from kneo.runtime.program.compiler import compile_program
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 
 
 def contains(value: str) -> dict[str, object]:

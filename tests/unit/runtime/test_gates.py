@@ -15,7 +15,7 @@ from kneo.runtime.engine.consequences import consequences
 from kneo.runtime.interpreter.node import Ask, Succeeded, TaskDecided, TaskOpened
 from kneo.runtime.interpreter.program import actions, begin, settle
 from kneo.runtime.program.compiler import compile_program
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 from kneo.spec.reading.load import load_tree
 
 

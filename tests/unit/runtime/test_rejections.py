@@ -18,8 +18,8 @@ from kneo.runtime.simulate.report import Simulator
 from kneo.sdk.workflow import HumanReview
 from kneo.sdk.workflow.types import gates
 from kneo.spec.lint import check
-from kneo.spec.models import Spec
 from kneo.spec.models.environment import EnvironmentGate, with_gates
+from kneo.spec.models.spec import Spec
 from kneo.spec.reading.load import load_tree
 
 GUIDE = Path(__file__).parents[3] / "docs/guide/gates.md"

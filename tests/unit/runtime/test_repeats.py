@@ -17,8 +17,8 @@ from kneo.runtime.interpreter.program import actions, begin, settle
 from kneo.runtime.program.compiler import compile_program
 from kneo.runtime.simulate.report import Simulator
 from kneo.spec.lint import check
-from kneo.spec.models import Spec
 from kneo.spec.models.environment import EnvironmentGate, with_gates
+from kneo.spec.models.spec import Spec
 
 RETRIED = {"on_error": "retry", "max_retries": 1}
 ASKED_ON_ERROR = {"error": {"human": "ann", "options": ["retry", "stop"]}}

@@ -9,7 +9,7 @@ from kneo.runtime.program.compiler import compile_program
 from kneo.runtime.steps.context import StepContext, WaitForAnswer
 from kneo.spec.environment import parse_environment
 from kneo.spec.lint import check
-from kneo.spec.models import Spec
+from kneo.spec.models.spec import Spec
 from kneo.spec.reading.load import load_spec
 from kneo.spec.reading.validate import InvalidDeclaration
 

@@ -10,9 +10,9 @@ from run_simulator import fn, human, spec_of
 
 from cli.main import run
 from kneo.runtime.simulate.report import Simulation, Simulator
-from kneo.spec.models import Spec
 from kneo.spec.models.answers import AnswersFile
 from kneo.spec.models.environment import QuestionPolicy
+from kneo.spec.models.spec import Spec
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 URGENT = {"type": "output_contains", "value": "urgent"}

@@ -3,7 +3,8 @@
 import pytest
 
 from kneo.spec.lint import check
-from kneo.spec.models import ConditionStep, LeafStep, LoopStep, RouterStep, Spec
+from kneo.spec.models.spec import Spec
+from kneo.spec.models.workflow import ConditionStep, LeafStep, LoopStep, RouterStep
 from kneo.spec.reading.load import load_spec
 from kneo.spec.reading.reader import read_yaml
 from kneo.spec.reading.validate import check_model

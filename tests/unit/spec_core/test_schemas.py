@@ -3,8 +3,8 @@
 import pytest
 from jsonschema import Draft202012Validator
 
-from kneo.spec.models import Spec
 from kneo.spec.models.environment import EnvironmentFile
+from kneo.spec.models.spec import Spec
 from kneo.spec.project import ProjectConfig, render_project
 from kneo.spec.reading.reader import read_yaml
 from kneo.spec.schemas import json_schema, write_schema
