@@ -48,6 +48,16 @@ interop: $(VENV)/.ready-dev ## Let openssl, Sigstore's verifier and the publishe
 conformance: $(VENV)/.ready-dev ## Let the published clients work with a live service (needs Python 3.12)
 	@$(BIN)/pytest -rs tests/conformance/clients --published-clients
 
+.PHONY: example example-renew
+TRUST_ROOT = $(shell sed -n 's/.*kneo up --repo . --trust-root \(sha256:[0-9a-f]*\).*/\1/p' README.md)
+example: $(VENV)/.ready ## Lint, verify and plan this repository's own specs, bundles and environments
+	@for spec in specs/*.yaml; do $(BIN)/kneo spec lint "$$spec" || exit 1; done
+	@for bundle in bundles/*/*.dsse.json; do KNEO_SERV_TRUST_ROOT=$(TRUST_ROOT) $(BIN)/kneo spec bundle verify "$$bundle" || exit 1; done
+	@KNEO_SERV_TRUST_ROOT=$(TRUST_ROOT) $(BIN)/kneo plan --repo . --ref HEAD
+
+example-renew: $(VENV)/.ready-dev ## Sign this repository's own example with new keys, which are thrown away
+	@$(BIN)/python tests/guards/example_repository.py
+
 .PHONY: extras
 extras: $(VENV)/.ready-dev ## Install Kneo with each extra and with none, and work with it (needs a package index)
 	@$(BIN)/pytest -rs tests/conformance/extras --fresh-environments
