@@ -1,4 +1,4 @@
-"""What commands ask, answered by a service or by the database beside us. Answers are JSON and look the same."""
+"""The backend of commands: a service over HTTP, or the local database. Results are the same."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Query = Mapping[str, str | int | bool | Sequence[str] | None]
 
 
 class Backend(Protocol):
-    """Everything the commands about runs, people, environments and audit need."""
+    """The operations and streams that commands use."""
 
     @property
     def over_http(self) -> bool:
@@ -27,11 +27,11 @@ class Backend(Protocol):
         ...
 
     def follow(self, run_id: str, *, until_pause: bool) -> Iterator[Json]:
-        """Tell what happens in a run until it ends: its trace events, and ``status`` and ``end`` of the run itself.
+        """Yield the trace events of a run until it ends, and ``status`` and ``end`` of the run itself.
 
         Args:
-            run_id: Which.
-            until_pause: Whether to stop when it waits for people.
+            run_id: The run.
+            until_pause: Whether to stop when the run pauses.
         """
         ...
 

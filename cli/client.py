@@ -1,4 +1,4 @@
-"""The service as a backend: HTTP, with retries only where repeating is harmless."""
+"""The backend over HTTP: calls of one service, repeated only where repeating is harmless."""
 
 from __future__ import annotations
 
@@ -19,20 +19,19 @@ from kneo.errors import Conflict, Forbidden, Invalid, KneoError, NotFound, Trans
 from kneo.settings import Settings
 
 RETRY_STATUS = frozenset({408, 425, 429, 502, 503, 504})
-"""Answers that say nothing was done. 500 is not one of them: what failed may have been done halfway."""
+"""Statuses of requests that had no effect. 500 is not one of them: such a request may have had half of its effect."""
 
 IN_PROGRESS = "idempotency_key_in_progress"
-"""The code of the one conflict that passes: an earlier attempt of this very request is still being answered."""
+"""The code of the conflict that passes: an earlier attempt of the same request still runs."""
 
 UNTRUSTED = frozenset({"untrusted", "spec_tampered", "no_trust_root"})
-"""Codes of refusals because nobody vouches for something. The others of that kind are reasons of conditions, which begin
-with a capital letter as no other code does."""
+"""Codes of refusals because of missing trust. Further ones are reasons of conditions, which alone begin with a capital letter."""
 
 NAMED_KEYS = frozenset({"runs:create", "human:resume"})
 """The operations that ``KNEO_SERV_IDEMPOTENCY_KEY`` is for, by the scope of their keys: a start and an answer."""
 
 MAX_WAIT_SECONDS = 30.0
-"""How long a service may ask us to wait; if it asks for more, whoever typed the command should know at once."""
+"""The longest ``Retry-After`` that a command waits for; a longer one is shown as an error at once."""
 
 NO_KEY = "Set KNEO_SERV_API_KEY, or name a profile that has a key with --profile NAME (kneo config profile set)."
 
@@ -47,12 +46,12 @@ _BY_STATUS: Mapping[int, type[KneoError]] = {
 
 
 class ServiceBackend:
-    """Talks to one service.
+    """A client of one service.
 
     Args:
-        url: Its address.
-        key: The API key to present; empty for none.
-        settings: How patient to be, and the idempotency key that stands for one start or answer.
+        url: The address of the service.
+        key: The API key; empty for none.
+        settings: Timeouts and retries, and the idempotency key of one start or answer.
     """
 
     over_http = True
@@ -79,7 +78,7 @@ class ServiceBackend:
             raise Invalid(msg, code="service_mismatch", hint=hint) from error
 
     def follow(self, run_id: str, *, until_pause: bool) -> Iterator[Json]:
-        """Read the stream of events; where there is none, as in other services, ask again and again."""
+        """Read the stream of events; poll a service that has no streams."""
         seen: object = None
         while True:
             headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": str(seen)} if seen is not None else {})
@@ -96,11 +95,11 @@ class ServiceBackend:
                     else:
                         break
             except httpx.TransportError:
-                self._send("GET", f"/runs/{run_id}")  # says, with all its patience, whether anybody is there
+                self._send("GET", f"/runs/{run_id}")  # retries, and raises where the service stays away
         yield from poll(partial(self._look, run_id), run_id, until_pause=until_pause)
 
     def _look(self, run_id: str, known: int) -> tuple[str, Sequence[Json]]:
-        # Services without streams are older, or others: no more is expected of them than what is needed here.
+        # A service without streams is an older one, whose responses may lack fields of the views.
         run = self._send("GET", f"/runs/{run_id}")
         trace = self._send("GET", f"/runs/{run_id}/trace", query={"limit": 1000, "offset": known})
         return str(run["status"]), cast("list[Json]", trace["events"])
@@ -174,7 +173,7 @@ class ServiceBackend:
     def send(
         self, method: str, path: str, *, query: Query | None = None, body: Mapping[str, object] | None = None
     ) -> Json:
-        """Ask for any path below ``/v1``."""
+        """Send a request to any path below ``/v1``."""
         return self._send(method, path, query=query, body=body)
 
     def _send(
@@ -186,11 +185,11 @@ class ServiceBackend:
         body: Mapping[str, object] | None = None,
         key: str = "",
     ) -> Json:
-        """Ask, and ask again where that is harmless: under one idempotency key the service does a thing once.
+        """Send a request, and repeat it where that is harmless: under one idempotency key the service executes it once.
 
         Raises:
-            Transient: nothing answers, or not in time.
-            KneoError: what the service says no with.
+            Transient: no response, or none in time.
+            KneoError: the error that the service responds with.
         """
         params = {name: value for name, value in (query or {}).items() if value is not None}
         headers = {"Idempotency-Key": key or f"kneo-cli-{uuid.uuid4()}"} if method == "POST" else {}
@@ -203,8 +202,8 @@ class ServiceBackend:
                 if left == 0:
                     raise self._unreachable(method, path, error) from error
             else:
-                wait = max(wait, _asked_to_wait(answer))
-                if left == 0 or wait > MAX_WAIT_SECONDS or not _passes(answer):
+                wait = max(wait, _retry_after(answer))
+                if left == 0 or wait > MAX_WAIT_SECONDS or not _is_retryable(answer):
                     return _read(answer)
             left -= 1
             sleep(wait)
@@ -217,21 +216,21 @@ class ServiceBackend:
         return Transient(msg, code="service_unreachable")
 
 
-def _passes(answer: httpx.Response) -> bool:
-    """Say whether an answer may be another one next time."""
+def _is_retryable(answer: httpx.Response) -> bool:
+    """Return whether a repeated request may get another response."""
     return answer.status_code in RETRY_STATUS or (answer.status_code == 409 and _code(answer) == IN_PROGRESS)
 
 
-def _code(answer: httpx.Response) -> str:
+def _code(response: httpx.Response) -> str:
     try:
-        said = answer.json()
+        body = response.json()
     except ValueError:
         return ""
-    return str(said.get("error")) if isinstance(said, dict) else ""
+    return str(body.get("error")) if isinstance(body, dict) else ""
 
 
-def _asked_to_wait(answer: httpx.Response) -> float:
-    """Read ``Retry-After``, in seconds; a date is taken as not said."""
+def _retry_after(answer: httpx.Response) -> float:
+    """Return ``Retry-After`` in seconds; a date counts as none."""
     text = answer.headers.get("retry-after", "")
     return float(text) if text.isdecimal() else 0.0
 
@@ -252,7 +251,7 @@ def _read(answer: httpx.Response) -> Json:
         kind = Untrusted
     message = str(detail.get("message") or f"The service answered {answer.status_code} {answer.reason_phrase}.")
     hint = str(detail["hint"]) if detail.get("hint") else None
-    # Readers of the message alone are told what to do as well; here that stands on a line of its own.
+    # The message ends with the hint, for clients that show the message alone; here the hint has a line of its own.
     message = message.removesuffix(f" {hint}")
     if code == "unauthorized":
         hint = NO_KEY

@@ -1,4 +1,4 @@
-"""The database beside us as a backend: the same answers as the service's, without one."""
+"""The backend on the local database: the same results as those of a service."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LOOK_SECONDS = 0.5
 
 
 class LocalBackend:
-    """Works on the database directly. Executes steps only while nobody else does."""
+    """The operations on the local database. Steps are executed here unless another process executes them."""
 
     over_http = False
 

@@ -1,7 +1,7 @@
-"""The one place that speaks to a terminal: lines with a mark, tables, panels and JSON.
+"""Terminal output: lines with a mark, tables, panels and JSON.
 
-Answers go to standard output, warnings and errors to standard error, so that an answer can be piped. Colour only where
-somebody looks at a terminal. rich is imported by the functions that draw with it: it costs more time than most commands.
+Results go to standard output, warnings and errors to standard error, so that a result can be piped. Colour is used on terminals only.
+The functions that draw with rich import it: the import takes longer than most commands.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ DONE, CAREFUL, FAILED, OPEN = "✓", "⚠", "✗", "·"
 _COLOURS = {DONE: "green", CAREFUL: "yellow", FAILED: "red", OPEN: "bright_black"}
 
 PIPED_COLUMNS = 160
-"""Width of tables when nobody looks at a terminal; wide enough that digests stay on one line."""
+"""Width of tables in a pipe; digests fit on one line."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def plain(text: str) -> str:
-    """Make text of unknown origin safe to print: a terminal obeys control characters, and so would a reader's eye."""
+    """Return a text of unknown origin without control characters, which terminals obey and readers do not see."""
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -79,19 +79,19 @@ def text(content: str, *, err: bool = False) -> None:
 
 
 def success(message: str) -> None:
-    """Say that something is done."""
+    """Print a success."""
     line(DONE, message)
 
 
 def warning(message: str, hint: str | None = None) -> None:
-    """Say that something is odd, on standard error."""
+    """Print a warning on standard error."""
     line(CAREFUL, message, err=True)
     if hint:
         text(f"  {hint}", err=True)
 
 
 def failure(message: str, hint: str | None = None) -> None:
-    """Say what went wrong and what to do next, on standard error."""
+    """Print an error and what to do next on standard error."""
     line(FAILED, message, err=True)
     if hint:
         text(f"  {hint}", err=True)
@@ -100,13 +100,13 @@ def failure(message: str, hint: str | None = None) -> None:
 def print_json(value: object) -> None:
     """Print JSON, indented by two; views as their fields; times, paths and digests as their text.
 
-    What ``plain`` writes for a control character is how JSON spells it, so the value stays the same.
+    ``plain`` writes a control character as JSON encodes it, so the value stays the same.
     """
     typer.echo(plain(json.dumps(value, indent=2, ensure_ascii=False, default=_encoded)))
 
 
 def print_line(value: object) -> None:
-    """Print JSON on one line at once, for a reader that follows what happens."""
+    """Print JSON on one line and flush it, for readers that follow a stream."""
     typer.echo(plain(json.dumps(value, ensure_ascii=False, default=_encoded)))
     sys.stdout.flush()
 
@@ -118,12 +118,12 @@ def _encoded(value: object) -> object:
 
 
 def at_terminal() -> bool:
-    """Say whether somebody looks on while a command works."""
+    """Return whether standard output is a terminal."""
     return sys.stdout.isatty()
 
 
 def emit(value: object, *, as_json: bool, text: Callable[[], None]) -> None:
-    """Answer a command: the value as JSON, or the words that ``text`` prints."""
+    """Print the result of a command: the value as JSON, or what ``text`` prints."""
     if as_json:
         print_json(value)
     else:

@@ -1,4 +1,4 @@
-"""Following a run: what happens in it, as it happens, from a service that streams or from whoever can be asked again."""
+"""Events of a run as they happen: read from a stream, or polled."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PAUSED = frozenset({"paused", "blocked"})
 
 
 def poll(look: Callable[[int], tuple[str, Sequence[Json]]], run_id: str, *, until_pause: bool) -> Iterator[Json]:
-    """Yield the events of a run by asking again and again.
+    """Yield the events of a run by polling.
 
     Args:
-        look: Returns the status of the run and its trace events after the first so many. The run is read before the
+        look: Returns the status of the run and its trace events after the first ``n``. The run is read before the
             events, so that a run that has ended shows all of them.
         run_id: The run.
-        until_pause: Whether to stop when the run waits for people.
+        until_pause: Whether to stop when the run pauses.
     """
     seen, last = 0, ""
     while True:
@@ -43,7 +43,7 @@ def poll(look: Callable[[int], tuple[str, Sequence[Json]]], run_id: str, *, unti
 
 
 def read_stream(lines: Iterable[str], *, until_pause: bool) -> Iterator[Json]:
-    """Tell what happens in a run from the lines of a stream of server-sent events; ``sequence`` is each event's id."""
+    """Yield the events of a run from the lines of a stream of server-sent events; ``sequence`` is the id of an event."""
     name, data = "", ""
     for line in lines:
         field, _, value = line.partition(":")
@@ -63,9 +63,9 @@ def read_stream(lines: Iterable[str], *, until_pause: bool) -> Iterator[Json]:
 def show_event(event: Json) -> None:
     """Print one event as a line."""
     kind = str(event["type"])
-    where = event.get("step_id") or event.get("agent_name") or ""
-    said = event.get("error") or event.get("output_preview") or event.get("status") or ""
-    if isinstance(said, dict):
-        said = said.get("message", "")
+    place = event.get("step_id") or event.get("agent_name") or ""
+    detail = event.get("error") or event.get("output_preview") or event.get("status") or ""
+    if isinstance(detail, dict):
+        detail = detail.get("message", "")
     mark = render.FAILED if kind.endswith("_failed") else render.DONE if kind.endswith("completed") else render.OPEN
-    render.line(mark, f"{kind:<28} {where!s:<20} {' '.join(str(said).split())[:100]}".rstrip())
+    render.line(mark, f"{kind:<28} {place!s:<20} {' '.join(str(detail).split())[:100]}".rstrip())

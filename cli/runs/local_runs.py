@@ -1,9 +1,8 @@
-"""Runs on the database beside us: starting them, and driving them to where they pause or end."""
+"""Runs on the local database: driving them to their next pause or end."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 
 from kneo.records.run import Run
 from kneo.runtime.engine.assemble import drive_or_wait
@@ -12,11 +11,9 @@ from kneo.runtime.steps.code import CodeUnavailable
 from kneo.settings import Settings
 from kneo.store.engine import Store
 
-Order = Mapping[str, object]
-
 
 class Driver:
-    """Executes steps, but only while nobody else does; otherwise it waits for whoever does."""
+    """Executes the steps of runs, unless another process does; otherwise it waits for that process."""
 
     def __init__(self, settings: Settings, store: Store, actor: str) -> None:
         self.settings = settings
@@ -35,7 +32,7 @@ class Driver:
         return self.settle(run_id).run
 
     def settle(self, run_id: str) -> SettledRun:
-        """Drive a run as ``drive`` does; return it with what it asks."""
+        """Drive a run as ``drive`` does; return it with its open tasks."""
         try:
             return drive_or_wait(self.settings, self.store, run_id, self.settings.client_timeout_seconds)
         except CodeUnavailable:

@@ -12,7 +12,7 @@ from cli.commands import examples
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.watch import show_event
 from kneo.api.run_views import RunPageView, RunView
-from kneo.api.runs import cancel_run, get_run, get_run_trace, list_run_checkpoints
+from kneo.api.runs import get_run, get_run_trace, list_run_checkpoints
 from kneo.api.runs import list_runs as list_runs_
 from kneo.api.status_words import check_status
 
@@ -88,10 +88,10 @@ def get(
     """Show one run."""
     with backend(service_url, profile) as opened:
         run = opened.call(get_run, run_id)
-    render.emit(run, as_json=as_json, text=lambda: _show_run(run))
+    render.emit(run, as_json=as_json, text=lambda: show_run(run))
 
 
-def _show_run(run: RunView) -> None:
+def show_run(run: RunView) -> None:
     lines = [
         ("Status", run.status),
         ("Workflow", run.workflow_name),
@@ -167,17 +167,3 @@ def checkpoints(
         as_json=as_json,
         text=lambda: render.table("Checkpoints", ["#", "Type", "Step", "At"], rows),
     )
-
-
-@app.command("cancel")
-@examples("kneo runs cancel run_01JD8Z4V6M3Q", "kneo runs cancel run_01JD8Z4V6M3Q --json")
-def cancel(
-    run_id: RunArgument,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Cancel a run and withdraw its open tasks."""
-    with backend(service_url, profile) as opened:
-        run = opened.call(cancel_run, run_id)
-    render.emit(run, as_json=as_json, text=lambda: _show_run(run))

@@ -1,4 +1,4 @@
-"""Operations: functions with their scope and their place in HTTP beside them.
+"""Operations: functions with their scopes and their place in HTTP.
 
 An operation is a plain function of a ``Context`` and typed parameters that returns a view, a frozen dataclass:
 
@@ -59,7 +59,7 @@ class Operation(Generic[P, V]):
         path: The path of its HTTP request, without the version: ``/runs/{run_id}``.
         scopes: The scopes that a caller needs, all of them.
         statuses: The statuses of its HTTP response, the usual one first, and their descriptions.
-        errors: Statuses of errors beside those that follow from the method and the path.
+        errors: Statuses of errors in addition to those that follow from the method and the path.
         aliases: Older paths of its HTTP request.
         key_scope: The scope of its idempotency keys, where that is not the operation's id.
     """

@@ -1,4 +1,4 @@
-"""Pages of lists: the parameters that ask for one, and what every page says."""
+"""Pages of lists: the parameters of a page, and the fields of every page."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PageView:
 
 
 class PageFields(TypedDict):
-    """The fields of a page beside its items."""
+    """The fields of a page without its items."""
 
     count: int
     total: int

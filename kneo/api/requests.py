@@ -31,7 +31,7 @@ EnvironmentName = Annotated[
 ]
 
 Flag = StrictBool
-"""Yes or no as JSON writes them; ``0`` and ``"yes"`` are somebody's mistake."""
+"""A boolean as JSON writes it; ``0`` and ``"yes"`` are refused."""
 
 
 def _is_number(value: object) -> object:

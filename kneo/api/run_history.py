@@ -213,7 +213,7 @@ def get_run_graph(context: Context, run_id: str) -> RunGraphView:
 
 @operation("GET", "/runs/{run_id}/policy-report", scope="runs:read")
 def report_run_policy(context: Context, run_id: str) -> RunPolicyReportView:
-    """Say what whoever approved the spec of a run wanted to know."""
+    """Report on the spec of a run: tools, memory, guardrails, people."""
     run = find_run(context.store, run_id)
     spec = _spec_of(context, run)
     report = policy_report(spec, check(spec, NOTHING_KNOWN))

@@ -1,4 +1,4 @@
-"""Operations that begin work on a run: start one, run a failed one again, start one from another one's past."""
+"""Operations that change runs: start, continue, fork and cancel them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kneo.api.context import Context, Waiting
-from kneo.api.operation import run_operation
+from kneo.api.operation import operation, run_operation
 from kneo.api.requests import AsNumber, Body, Flag, Name, SkillsChange, SpecRequest, SpecSelection, overlay_of
+from kneo.api.run_views import RunView
 from kneo.api.run_waiting import DEFAULT_WAIT, RunStartedView, wait_for_run
 from kneo.api.spec_loader import SpecLoader, usable
 from kneo.clock import parse_duration
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, InvalidValue, Usage
 from kneo.records.run import Run
+from kneo.runtime.engine.cancel import cancel_run as cancel
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest
 from kneo.runtime.engine.recover import continue_run as continue_failed_run
@@ -83,7 +85,7 @@ class RunFork(Body):
         max_length=100,
         description="Answers to use instead of those given before, by the keys of their questions; needs human:write.",
     )
-    ask: list[str] = Field(default_factory=list, max_length=100, description="Keys to ask anew, or `all`.")
+    ask: list[str] = Field(default_factory=list, max_length=100, description="Keys to ask again, or `all`.")
 
 
 @run_operation("POST", "/runs", scope="runs:write", errors=(404,), key_scope="runs:create")
@@ -214,3 +216,9 @@ def fork_run(context: Context, run_id: str, body: RunFork, wait: Wait = None) ->
     return wait_for_run(
         context.store, lambda: fork_from(context.make_starter(), ProgramLoader(context.store), order), seconds
     )
+
+
+@operation("POST", "/runs/{run_id}/cancel", scope="runs:write")
+def cancel_run(context: Context, run_id: str) -> RunView:
+    """End a run now. Its open questions are withdrawn; steps that were under way are not committed."""
+    return RunView.of(cancel(context.store, run_id, actor=context.actor), None)

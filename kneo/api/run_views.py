@@ -1,7 +1,7 @@
-"""What a run, its trace and its checkpoints look like to a caller. Supersets of what the published clients parse.
+"""Views of runs, their traces and checkpoints: supersets of what the published clients parse.
 
-Texts of a run go out without secrets. Texts that people have to read or judge keep names and addresses; metadata, traces
-and checkpoints go without those too. What is stored stays whole: the next step works on it.
+Texts of a run leave without secrets. Texts that people review keep names and addresses; metadata, traces and checkpoints leave
+without those too. Stored data stays whole, because the next step works on it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Json = dict[str, object]
 
 @dataclass(frozen=True, kw_only=True)
 class RunErrorView:
-    """Why a run ended."""
+    """The error of a run."""
 
     type: str
     message: str
@@ -69,7 +69,7 @@ class RunView:
 
     @classmethod
     def of(cls, run: Run, task: HumanTask | None) -> RunView:
-        """Build the view of a run and of the first question that it asks."""
+        """Build the view of a run and of its first open task."""
         visited = list(run.visited_steps)
         step_id = task.step_id if task else (visited[-1] if visited else None)
         is_graph = run.workflow_type == "graph"
@@ -111,7 +111,7 @@ class RunPageView(PageView):
 
 
 def run_metadata(run: Run, task: HumanTask | None) -> Json:
-    """Return what a caller may know of a run's metadata, with what the run asks."""
+    """Return the metadata of a run for a caller, with the first open task."""
     values = clean(run.metadata)
     values["requester"] = run.requester
     values["spec_digest"] = run.spec_digest
@@ -148,7 +148,7 @@ def clean(values: Mapping[str, object]) -> Json:
 
 
 def readable(text: str | None) -> str | None:
-    """Return a text that people have to judge: without secrets, with names and addresses."""
+    """Return a text for review: without secrets, with names and addresses."""
     return redact_text(text, personal=False) if text is not None else None
 
 
@@ -158,7 +158,7 @@ _TRACE_FIELDS = ("agent_name", "model_provider", "model_name", "tool_name", "inp
 
 @dataclass(frozen=True, kw_only=True)
 class TraceEventView:
-    """Something that happened in a run."""
+    """An event in the trace of a run."""
 
     type: str
     run_id: str
@@ -194,7 +194,7 @@ class TraceEventView:
 
 @dataclass(frozen=True, kw_only=True)
 class TraceView(PageView):
-    """One page of what happened in a run."""
+    """One page of a trace."""
 
     run_id: str
     events: list[TraceEventView]
@@ -204,7 +204,7 @@ class TraceView(PageView):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointView:
-    """Where a run stood."""
+    """A checkpoint of a run."""
 
     id: str
     run_id: str

@@ -1,4 +1,4 @@
-"""Operations on runs: list them, look at them, cancel them."""
+"""Operations that read runs: list them, get one, read its trace and its checkpoints."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from kneo.api.run_views import (
 from kneo.api.status_words import check_status
 from kneo.clock import isoformat, parse_time
 from kneo.errors import Invalid, InvalidValue
-from kneo.records.run import Run, RunStatus
-from kneo.runtime.engine.cancel import cancel_run as cancel
-from kneo.runtime.engine.wait import find_run, open_tasks
+from kneo.records.run import RunStatus
+from kneo.runtime.engine.wait import find_run, read_settled_run
 from kneo.store import history, runs, tasks
 from kneo.store.run_filter import LASTING, RunFilter
 
 Moment = Annotated[str, Field(max_length=60, description="A time, as in 2026-01-31T12:00:00Z.")]
-StartRequest = Literal[
+RunSortField = Literal[
     "run_id",
     "id",
     "status",
@@ -62,7 +61,7 @@ def list_runs(
     after: Annotated[
         str | None, Field(max_length=40, description="`next_after` of the page before, sorted by created_at or run_id.")
     ] = None,
-    sort_by: StartRequest = "updated_at",
+    sort_by: RunSortField = "updated_at",
     sort_order: Order = "desc",
 ) -> RunPageView:
     """List runs, the most recently changed first."""
@@ -123,12 +122,8 @@ def _stored_time(text: str | None) -> str | None:
 @operation("GET", "/runs/{run_id}", scope="runs:read")
 def get_run(context: Context, run_id: str) -> RunView:
     """Read one run."""
-    return _view(context, find_run(context.store, run_id))
-
-
-def _view(context: Context, run: Run) -> RunView:
-    with context.store.read() as tx:
-        return RunView.of(run, next(iter(open_tasks(tx, run)), None))
+    found = read_settled_run(context.store, run_id)
+    return RunView.of(found.run, found.task)
 
 
 @operation("GET", "/runs/{run_id}/trace", scope="runs:read")
@@ -176,9 +171,3 @@ def list_run_checkpoints(
         checkpoints=[CheckpointView.of(item) for item in found],
         **page_fields(found, total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order),
     )
-
-
-@operation("POST", "/runs/{run_id}/cancel", scope="runs:write")
-def cancel_run(context: Context, run_id: str) -> RunView:
-    """End a run now. Its open questions are withdrawn; steps that were under way are not committed."""
-    return _view(context, cancel(context.store, run_id, actor=context.actor))

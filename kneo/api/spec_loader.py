@@ -1,4 +1,4 @@
-"""Specs that a request brings along or names by path, loaded with everything that is said over them."""
+"""Loading the specs of requests, inline or by path, with overlays, overrides and changes of skills."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class SpecLoader:
         return resolve(self.load(order), self._files(order))
 
     def _files(self, order: SpecSelection) -> Files:
-        # Whoever brings a spec along has no folder here, so there are no files beside it.
+        # An inline spec has no folder, and so no files to refer to.
         if order.spec is not None or order.spec_path is None:
             return NoFiles()
         return SpecFiles((self.root / order.spec_path).parent, self.root)
@@ -131,7 +131,7 @@ def usable(loaded: LoadedSpec) -> Spec:
 
 
 def shaped(loaded: LoadedSpec) -> Spec:
-    """Return a spec whose shape is right, whatever else is wrong with it.
+    """Return a spec of valid shape, which may have other errors.
 
     Raises:
         Invalid: ``spec_invalid``; the diagnostics are in its details.

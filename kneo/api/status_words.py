@@ -1,4 +1,4 @@
-"""Which of two vocabularies a run's status is spoken in: the documented words, or those of the published clients."""
+"""The two vocabularies of run statuses: the documented one, and the one of the published clients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PUBLISHED_CLIENT = "kneo-client/"
 
 
 def speaks_published(setting: str, user_agent: str) -> bool:
-    """Decide which words a request gets.
+    """Return whether a request gets the published statuses.
 
     Args:
         setting: ``auto``, ``documented`` or ``published``.
@@ -31,7 +31,7 @@ def say(status: RunStatus, *, published: bool) -> str:
 
 
 def parse_status(word: str) -> RunStatus | None:
-    """Read a status in either vocabulary; ``None`` for a word that no run has."""
+    """Parse a status of either vocabulary; ``None`` where there is no such status."""
     for status, other in PUBLISHED.items():
         if word == other:
             return status
@@ -39,7 +39,7 @@ def parse_status(word: str) -> RunStatus | None:
 
 
 def check_status(word: str) -> RunStatus:
-    """Read a status that a person typed.
+    """Parse a status of either vocabulary.
 
     Raises:
         Invalid: there is no such status.
@@ -53,7 +53,7 @@ def check_status(word: str) -> RunStatus:
 
 
 def in_published_words(view: V) -> V:
-    """Return a view with its run statuses in the words of the published clients; data that runs carry stays as it is."""
+    """Return a view with run statuses of the published vocabulary; data of runs stays as it is."""
     translated: object = view
     if isinstance(view, RunStatus):
         translated = PUBLISHED.get(view, view.value)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from kneo.api import runs
 from kneo.api.context import Context
 from kneo.api.operation import operation, operations_of
-from kneo.api.runs import StartRequest, get_run, list_runs
+from kneo.api.runs import RunSortField, get_run, list_runs
 from kneo.api.status_words import in_published_words
 from kneo.records.run import RunStatus
 from kneo.service.app import ROUTERS
@@ -78,4 +78,4 @@ def test_each_operation_is_served_once_with_its_scope_and_parameters() -> None:
 
 
 def test_runs_are_sorted_by_what_the_database_can_sort_by() -> None:
-    assert set(get_args(StartRequest)) == set(SORTABLE)
+    assert set(get_args(RunSortField)) == set(SORTABLE)

@@ -10,8 +10,8 @@ import pytest
 
 from cli.client import ServiceBackend
 from cli.main import run
-from kneo.api.run_start import RunCreate, create_run
-from kneo.api.runs import cancel_run, list_runs
+from kneo.api.run_start import RunCreate, cancel_run, create_run
+from kneo.api.runs import list_runs
 from kneo.errors import Conflict, Forbidden, Invalid, Transient, Unauthorized, Untrusted
 from kneo.settings import Http, from_env
 

@@ -1,4 +1,4 @@
-"""``kneo runs``: retry, repeat and fork runs, and answer a run with a value."""
+"""``kneo runs``: cancel, retry, repeat and fork runs, and answer a run with a value."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cli.commands import examples
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.requests import request
 from cli.runs.outcome import note_of, show_outcome
-from cli.runs.runs import RunArgument
+from cli.runs.runs import RunArgument, show_run
 from kneo.api.run_answers import RunInput, put_run_input
 from kneo.api.run_history import CheckpointDiffView, diff_run_checkpoints, get_run_recovery, get_run_replay
-from kneo.api.run_start import RunFork, continue_run, fork_run
+from kneo.api.run_start import RunFork, cancel_run, continue_run, fork_run
 from kneo.api.run_waiting import RunStartedView
 from kneo.errors import Usage
 
@@ -27,6 +27,19 @@ AskOption = Annotated[
     list[str] | None,
     typer.Option("--ask", metavar="KEY", help="Ask a question again (repeatable); all asks every question."),
 ]
+
+
+@examples("kneo runs cancel run_01JD8Z4V6M3Q", "kneo runs cancel run_01JD8Z4V6M3Q --json")
+def cancel(
+    run_id: RunArgument,
+    service_url: ServiceUrlOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Cancel a run and withdraw its open tasks."""
+    with backend(service_url, profile) as opened:
+        run = opened.call(cancel_run, run_id)
+    render.emit(run, as_json=as_json, text=lambda: show_run(run))
 
 
 @examples(
