@@ -199,7 +199,7 @@ def test_a_refused_key_is_told_in_the_words_of_the_command(service: Service, cli
     }
     service.answers = [(401, body, {})]
     with pytest.raises(Unauthorized) as refused:
-        client.environments()
+        client.call(list_runs)
     hint = str(refused.value.hint)
     assert "KNEO_SERV_API_KEY" in hint
     assert "--profile" in hint
