@@ -8,7 +8,7 @@ and value; a value that costs more is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import date
@@ -107,9 +107,11 @@ class CompiledSchema:
 
     def __init__(self, tree: dict[str, object]) -> None:
         from referencing import Registry
+        from referencing.jsonschema import DRAFT202012
 
         validator = _validator_class()
         self._validator = validator(tree, format_checker=_formats(), registry=Registry())
+        self._resolver = Registry[Any]().with_resource("", DRAFT202012.create_resource(tree)).resolver()
 
     def errors(self, value: object, limit: int) -> list[ValidationError]:
         """Return what of a value does not satisfy the schema, up to a number of errors.
@@ -117,7 +119,7 @@ class CompiledSchema:
         Raises:
             Uncheckable: the check would take too long, or the value contains a text that cannot be matched.
         """
-        token = _work.set(_Work())
+        token = _work.set(_Work(lambda reference: self._resolver.lookup(reference).contents))
         found: list[ValidationError] = []
         try:
             for error in self._validator.iter_errors(value):
@@ -346,7 +348,8 @@ def _pattern_flaws(pattern: str, path: Path) -> Iterator[Flaw]:
 class _Work:
     """The cost of a check so far, and the sizes of the parts of a value."""
 
-    def __init__(self) -> None:
+    def __init__(self, lookup: Callable[[str], object]) -> None:
+        self.lookup = lookup
         self._left = MAX_WORK
         self._sizes: dict[int, int] = {}
 
@@ -499,13 +502,8 @@ def _unevaluated_properties(
     value: Any,  # noqa: ANN401
     schema: Mapping[str, Any],
 ) -> Iterator[ValidationError]:
-    from jsonschema._utils import find_evaluated_property_keys_by_schema
-
     if validator.is_type(value, "object"):
-        evaluated = set(find_evaluated_property_keys_by_schema(validator, value, schema))
-        yield from _unevaluated(
-            validator, subschema, "properties", [each for each in value.items() if each[0] not in evaluated]
-        )
+        yield from _unevaluated(validator, subschema, value.items(), value, schema)
 
 
 def _unevaluated_items(
@@ -514,27 +512,65 @@ def _unevaluated_items(
     value: Any,  # noqa: ANN401
     schema: Mapping[str, Any],
 ) -> Iterator[ValidationError]:
-    from jsonschema._utils import find_evaluated_item_indexes_by_schema
-
     if validator.is_type(value, "array"):
-        evaluated = set(find_evaluated_item_indexes_by_schema(validator, value, schema))
-        yield from _unevaluated(
-            validator, subschema, "items", [each for each in enumerate(value) if each[0] not in evaluated]
-        )
+        yield from _unevaluated(validator, subschema, enumerate(value), value, schema)
 
 
 def _unevaluated(
     validator: Any,  # noqa: ANN401
     subschema: object,
-    what: str,
-    parts: Sequence[tuple[object, object]],
+    parts: Iterable[tuple[object, object]],
+    value: Any,  # noqa: ANN401
+    schema: Mapping[str, Any],
 ) -> Iterator[ValidationError]:
     from jsonschema import ValidationError
 
-    wrong = [key for key, inner in parts if next(validator.descend(inner, subschema), None) is not None]
+    evaluated = _evaluated(validator, value, schema)
+    wrong = [key for key, inner in parts if key not in evaluated and not _is_valid(validator, inner, subschema)]
     if wrong:
+        what = "properties" if isinstance(value, dict) else "items"
         shown = ", ".join(repr(key)[:100] for key in wrong[:10])
         yield ValidationError(f"Unevaluated {what} are not allowed ({shown})")
+
+
+def _is_valid(validator: Any, value: object, schema: object) -> bool:  # noqa: ANN401
+    return next(validator.descend(value, schema), None) is None
+
+
+def _evaluated(validator: Any, value: Any, schema: Any) -> set[object]:  # noqa: ANN401
+    """Return the properties or items of a value that a schema, or one that it applies to the value, evaluates."""
+    if not isinstance(schema, dict):
+        return set()
+    found: set[object] = set()
+    parts: Collection[tuple[object, object]]
+    if isinstance(value, dict):
+        parts, keywords = value.items(), ("additionalProperties", "unevaluatedProperties")
+        found |= schema.get("properties", {}).keys() & value.keys()
+    else:
+        parts, keywords = [*enumerate(value)], ("contains", "unevaluatedItems")
+        found |= set(range(len(value) if "items" in schema else len(schema.get("prefixItems", ()))))
+    for keyword in keywords:
+        if keyword in schema:
+            found |= {key for key, inner in parts if key not in found and _is_valid(validator, inner, schema[keyword])}
+    for applied in _applied(validator, value, schema):
+        found |= _evaluated(validator, value, applied)
+    return found
+
+
+def _applied(validator: Any, value: Any, schema: Mapping[str, Any]) -> Iterator[object]:  # noqa: ANN401
+    """Yield the subschemas that a schema applies to the same value and that the value satisfies."""
+    for keyword in _REFERENCES:
+        if keyword in schema:
+            yield _work.get().lookup(schema[keyword])
+    for name, inner in schema.get("dependentSchemas", {}).items():
+        if isinstance(value, dict) and name in value:
+            yield inner
+    for keyword in ("allOf", "anyOf", "oneOf"):
+        yield from (inner for inner in schema.get(keyword, ()) if _is_valid(validator, value, inner))
+    if "if" in schema:
+        holds = _is_valid(validator, value, schema["if"])
+        yield schema["if"] if holds else True
+        yield schema.get("then" if holds else "else", True)
 
 
 def _unique_items(
