@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from kneo.spec import models
 from kneo.spec.lint import check
 from kneo.spec.lint.no_effect import NO_EFFECT
+from kneo.spec.models import agent, human, spec, workflow
+from kneo.spec.models.human import Gate, Human
 from kneo.spec.reading.load import load_tree
 
 ROOT = Path(__file__).parents[3]
@@ -103,12 +104,17 @@ BELOW = {
 
 
 def declared() -> dict[str, type[BaseModel]]:
-    found = (getattr(models, name) for name in models.__all__)
-    return {each.__name__: each for each in found if isinstance(each, type) and issubclass(each, BaseModel)}
+    found = (each for module in (agent, human, spec, workflow) for each in vars(module).values())
+    models = (each for each in found if isinstance(each, type) and issubclass(each, BaseModel))
+    return {
+        each.__name__: each
+        for each in models
+        if each.__module__.startswith("kneo.spec.models.") and each.__name__[0] != "_"
+    }
 
 
 def own_fields(model: type[BaseModel]) -> set[str]:
-    inherited = set(models.Human.model_fields) if model is models.Gate else set()
+    inherited = set(Human.model_fields) if model is Gate else set()
     return set(model.model_fields) - inherited
 
 
