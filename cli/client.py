@@ -104,35 +104,8 @@ class ServiceBackend:
         trace = self._send("GET", f"/runs/{run_id}/trace", query={"limit": 1000, "offset": known})
         return str(run["status"]), cast("list[Json]", trace["events"])
 
-    def tasks(self, query: Query) -> Json:
-        return self._send("GET", "/human-tasks", query=query)
-
-    def task(self, continuation_id: str) -> Json:
-        return self._send("GET", f"/human-tasks/{continuation_id}")
-
-    def resume(self, continuation_id: str, answer: Mapping[str, object]) -> Json:
-        return self._send(
-            "POST", f"/human-tasks/{continuation_id}/resume", body=answer, key=self.rules.client_idempotency_key
-        )
-
-    def answer_to_sign(self, continuation_id: str, answer: Mapping[str, object], keyid: str | None) -> Json:
-        del keyid  # the service knows who asks
-        return self._send("POST", f"/human-tasks/{continuation_id}/statement", body=answer)
-
-    def make_link(self, continuation_id: str, order: Mapping[str, object]) -> Json:
-        return self._send("POST", f"/human-tasks/{continuation_id}/links", body=order)
-
-    def links(self, continuation_id: str) -> Json:
-        return self._send("GET", f"/human-tasks/{continuation_id}/links")
-
-    def revoke_link(self, continuation_id: str, link_id: str) -> Json:
-        return self._send("POST", f"/human-tasks/{continuation_id}/links/{link_id}/revoke")
-
-    def act(self, continuation_id: str, verb: str, body: Mapping[str, object]) -> Json:
-        return self._send("POST", f"/human-tasks/{continuation_id}/{verb}", body=body or None)
-
-    def task_history(self, continuation_id: str) -> Json:
-        return self._send("GET", f"/human-tasks/{continuation_id}/history")
+    def as_signer(self, keyid: str | None) -> ServiceBackend:  # noqa: ARG002 - the service authenticates the caller
+        return self
 
     def follow_tasks(self, after: str | None) -> Iterator[Json]:
         while True:
@@ -155,16 +128,7 @@ class ServiceBackend:
                             yield event
                         fields = {}
             except httpx.TransportError:
-                self.task_summary()  # says, with all its patience, whether anybody is there
-
-    def task_summary(self) -> Json:
-        return self._send("GET", "/human-tasks/summary")
-
-    def task_stats(self, query: Query) -> Json:
-        return self._send("GET", "/human-tasks/stats", query=query)
-
-    def resume_many(self, items: Sequence[Mapping[str, object]]) -> Json:
-        return self._send("POST", "/human-tasks/batch", body={"items": list(items)})
+                self._send("GET", "/human-tasks/summary")  # says, with all its patience, whether anybody is there
 
     def spec(self, verb: str, body: Mapping[str, object]) -> Json:
         """Let the service validate, compile or explain a spec."""

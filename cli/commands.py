@@ -21,12 +21,14 @@ class Entry(NamedTuple):
         help: One line of at most 60 characters, in the imperative.
         section: The heading above the command in the help.
         parts: Further commands of a group, implemented in other modules.
+        hidden: Whether the help leaves the command out.
     """
 
     target: str
     help: str
     section: str = "Commands"
     parts: Mapping[str, Entry] = {}
+    hidden: bool = False
 
 
 GET_STARTED, SPECS, RUNS, RELEASES, SERVERS, AUDIT = (
@@ -69,28 +71,32 @@ COMMANDS: dict[str, Entry] = {
             "checkpoint-diff": Entry("cli.runs.control:checkpoint_diff", "Compare two checkpoints of a run"),
         },
     ),
-    "human": Entry(
-        "cli.people.human:app",
+    "task": Entry(
+        "cli.people.tasks:app",
         "Work on human tasks: list, review and decide",
         RUNS,
         {
-            "claim": Entry("cli.people.inbox:claim", "Claim a task so that others do not work on it"),
-            "release": Entry("cli.people.inbox:release", "Release a task that you claimed"),
-            "assign": Entry("cli.people.inbox:assign", "Assign a task to a person"),
-            "delegate": Entry("cli.people.inbox:delegate", "Delegate your task to another candidate"),
-            "snooze": Entry("cli.people.inbox:snooze", "Hide a task until a later time"),
-            "comment": Entry("cli.people.inbox:comment", "Comment on a task without deciding it"),
-            "history": Entry("cli.people.inbox:history", "Show the events of a task"),
-            "summary": Entry("cli.people.inbox:summary", "Count open tasks by status"),
+            "get": Entry("cli.people.decisions:get", "Show a task"),
+            "review": Entry("cli.people.decisions:review", "Review your open tasks one by one"),
+            "decide": Entry("cli.people.decisions:decide", "Submit a decision for a task and continue its run"),
+            "claim": Entry("cli.people.tasks:claim", "Claim a task so that others do not work on it"),
+            "release": Entry("cli.people.tasks:release", "Release a task that you claimed"),
+            "assign": Entry("cli.people.tasks:assign", "Assign a task to a person"),
+            "delegate": Entry("cli.people.tasks:delegate", "Delegate your task to another candidate"),
+            "snooze": Entry("cli.people.tasks:snooze", "Hide a task until a later time"),
+            "comment": Entry("cli.people.tasks:comment", "Comment on a task without deciding it"),
+            "watch": Entry("cli.people.tasks:watch", "Watch the inbox for new and closed tasks"),
             "stats": Entry("cli.people.review_stats:stats", "Show review statistics for each gate"),
-            "batch": Entry("cli.people.inbox:batch", "Submit many decisions from a file"),
-            "watch": Entry("cli.people.inbox:watch", "Watch the inbox for new and closed tasks"),
-            "review": Entry("cli.people.inbox:review", "Review your open tasks one by one"),
-            "prune": Entry("cli.serve.maintenance:prune_tasks", "Process due deadlines, reminders and escalations"),
-            "statement": Entry("cli.people.statements:statement", "Export a decision for signing on another machine"),
-            "sign": Entry("cli.people.statements:sign_statement", "Sign an exported decision"),
             "link": Entry("cli.people.links:app", "Manage one-time approval links"),
             "receipt": Entry("cli.people.receipts:app", "Show and verify signed receipts of decisions"),
+            "sign": Entry("cli.people.statements:sign_statement", "Sign an exported decision"),
+            "statement": Entry("cli.people.statements:statement", "Export a decision for signing on another machine"),
+            "batch": Entry("cli.people.decisions:batch", "Submit many decisions from a file"),
+            "history": Entry("cli.people.tasks:history", "Show the events of a task", hidden=True),
+            "summary": Entry("cli.people.tasks:summary", "Count open tasks by status", hidden=True),
+            "prune": Entry(
+                "cli.serve.maintenance:prune_tasks", "Process due deadlines, reminders and escalations", hidden=True
+            ),
         },
     ),
     "status": Entry("cli.releases.environments:status", "Show environments, conditions and pending changes", RELEASES),
@@ -119,6 +125,19 @@ COMMANDS: dict[str, Entry] = {
     "events": Entry("cli.audit.audit:events", "Show recent events", AUDIT),
     "audit": Entry("cli.audit.audit:app", "Read and verify the audit log", AUDIT),
 }
+
+ALIASES: Mapping[str, str] = {
+    "human": "task",
+    "task resume": "task decide",
+    "task unclaim": "task release",
+}
+"""Permanent other names of commands, which the help leaves out: alias → canonical path. An alias of a group has all its commands."""
+
+
+def aliases_of(group: str) -> Mapping[str, str]:
+    """Return the aliases within a group by its path, ``""`` for the root: alias → name."""
+    paths = {alias: alias.rpartition(" ") for alias in ALIASES}
+    return {name: ALIASES[alias].rpartition(" ")[2] for alias, (parent, _, name) in paths.items() if parent == group}
 
 
 def examples(*lines: str) -> Callable[[C], C]:

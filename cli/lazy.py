@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
-from cli.commands import Entry, examples_of
+from cli.commands import Entry, aliases_of, examples_of
 
 if TYPE_CHECKING:
     # typer carries its own copy of click and has no public name for these two.
@@ -25,11 +25,13 @@ class LazyGroup(TyperGroup):
     """A group whose commands are partly a table of places to import from."""
 
     entries: Mapping[str, Entry] = {}
+    aliases: Mapping[str, str] = {}
 
     def list_commands(self, ctx: Context) -> list[str]:
         return [*dict.fromkeys([*super().list_commands(ctx), *self.entries])]
 
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
+        cmd_name = self.aliases.get(cmd_name, cmd_name)
         if cmd_name not in self.commands and cmd_name in self.entries:
             self.commands[cmd_name] = resolve(cmd_name, self.entries[cmd_name])
         command = super().get_command(ctx, cmd_name)
@@ -49,6 +51,8 @@ class LazyGroup(TyperGroup):
         for name in self.list_commands(ctx):
             entry = self.entries.get(name)
             if entry is not None:
+                if entry.hidden:
+                    continue
                 sections.setdefault(entry.section, []).append((name, entry.help))
                 continue
             command = self.commands[name]
@@ -90,5 +94,5 @@ def resolve(name: str, entry: Entry) -> Command:
         no_args_is_help=not plain.invoke_without_command,
         rich_markup_mode=None,
     )
-    group.entries = entry.parts
+    group.entries, group.aliases = entry.parts, aliases_of(name)
     return group

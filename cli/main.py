@@ -14,7 +14,7 @@ from typer.exceptions import Abort, TyperException
 from typer.main import get_command
 
 from cli import render
-from cli.commands import COMMANDS
+from cli.commands import COMMANDS, aliases_of
 from cli.lazy import LazyGroup
 from kneo import __version__
 from kneo.errors import KneoError, NotFound
@@ -87,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
 def _group() -> LazyGroup:
     group = get_command(app)
     assert isinstance(group, LazyGroup), "the app above asks for this class"
-    group.entries = COMMANDS
+    group.entries, group.aliases = COMMANDS, aliases_of("")
     return group
 
 

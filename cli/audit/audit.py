@@ -146,7 +146,7 @@ def verify(
         public = [*_keys(keys or []), *([mine.public] if mine is not None else [])]
         if notes and not public:
             msg = "A checkpoint is verified with the public key of the service, and no key is given."
-            raise Usage(msg, hint="Pass --key FILE; kneo human receipt key writes the key.")
+            raise Usage(msg, hint="Pass --key FILE; kneo task receipt key writes the key.")
         kept = Kept(
             heads=_heads(heads or []),
             roots={note.size: note.root for note in (read_checkpoint(_note(path), *public) for path in notes or [])},
@@ -221,7 +221,7 @@ def prove(
     public = _keys(keys or [])
     if note is not None and not public:
         msg = "A checkpoint is verified with the public key of the service, and no key is given."
-        raise Usage(msg, hint="Pass --key FILE; kneo human receipt key writes the key.")
+        raise Usage(msg, hint="Pass --key FILE; kneo task receipt key writes the key.")
     kept = read_checkpoint(_note(note), *public) if note is not None else None
     if kept is not None and seq > kept.size:
         msg = f"The checkpoint covers {kept.size} events; event {seq} is later."

@@ -1,4 +1,4 @@
-"""``kneo human link``: answering from wherever a question is read, without a key."""
+"""``kneo task link``: one-time approval links."""
 
 from __future__ import annotations
 
@@ -7,73 +7,76 @@ from typing import Annotated
 import typer
 
 from cli import render
-from cli.backend import Json
+from cli.commands import examples
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
-from cli.people.human import TaskArgument
+from cli.people.tasks import TaskArgument
+from cli.requests import request
+from kneo.api.links import LinkRequest
+from kneo.api.links import create_link as create_operation
+from kneo.api.links import list_links as list_operation
+from kneo.api.links import revoke_link as revoke_operation
 
-app = typer.Typer(help="Links with which one person answers one question once.", no_args_is_help=True)
+app = typer.Typer(help="Manage one-time approval links", no_args_is_help=True)
 
 
 @app.command("create")
+@examples("kneo task link create cont_01m0", "kneo task link create cont_01m0 --person ann --expires 30m")
 def create(
-    continuation_id: TaskArgument,
-    person: Annotated[str | None, typer.Option("--person", help="Who answers with it; left out: you.")] = None,
-    expires: Annotated[str, typer.Option("--expires", help="How long it works: 30m, 24h, up to 30d.")] = "24h",
+    task: TaskArgument,
+    person: Annotated[str | None, typer.Option("--person", help="Person who decides with it; default: you.")] = None,
+    expires: Annotated[str, typer.Option("--expires", help="Lifetime: 30m, 24h, up to 30d.")] = "24h",
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a link. It is shown now and never again; whoever has it can answer, once, as that person.
+    """Create a one-time link. It is shown only now; who has it can decide the task once, as that person.
 
-    Looking at the page behind it changes nothing, so scanners of mail do no harm.
+    Opening the page of a link changes nothing, so mail scanners do no harm.
     """
-    order: Json = {"expires_in": expires}
-    if person is not None:
-        order["person"] = person
-    with backend(service_url, profile) as asked:
-        answer = asked.make_link(continuation_id, order)
+    with backend(service_url, profile) as opened:
+        view = opened.call(create_operation, task, request(LinkRequest, person=person, expires_in=expires))
 
     def text() -> None:
-        render.success(f"{answer['person']} can answer {continuation_id} once, until {answer['expires_at']}:")
-        render.text(f"{answer['url'] or answer['path']}")
-        if answer["url"] is None:
-            render.text("That is a path at your service; KNEO_SERV_PUBLIC_URL says its address.")
+        render.success(f"{view.person} can decide {task} once, until {view.expires_at}:")
+        render.text(view.url or view.path)
+        if view.url is None:
+            render.text("This is a path. Set KNEO_SERV_PUBLIC_URL to the address of the service for whole links.")
 
-    render.emit(answer, as_json=as_json, text=text)
+    render.emit(view, as_json=as_json, text=text)
 
 
 @app.command("list")
+@examples("kneo task link list cont_01m0", "kneo task link list cont_01m0 --json")
 def list_links(
-    continuation_id: TaskArgument,
+    task: TaskArgument,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the links to a question, and which of them still work. Nobody can see their addresses."""
-    with backend(service_url, profile) as asked:
-        answer = asked.links(continuation_id)
-    items = answer["links"]
-    assert isinstance(items, list)
+    """List the links of a task and the state of each, without their addresses."""
+    with backend(service_url, profile) as opened:
+        view = opened.call(list_operation, task)
 
     def text() -> None:
-        if not items:
-            render.text(f"There are no links to {continuation_id}.")
+        if not view.links:
+            render.text(f"{task} has no links.")
             return
-        render.table("", ["Link", "For", "State", "Made by", "Until"], rows)
+        rows = [[link.id, link.person, link.state, link.created_by, link.expires_at] for link in view.links]
+        render.table("", ["Link", "Person", "State", "Created by", "Expires"], rows)
 
-    rows = [[item["id"], item["person"], item["state"], item["created_by"], item["expires_at"]] for item in items]
-    render.emit(answer, as_json=as_json, text=text)
+    render.emit(view, as_json=as_json, text=text)
 
 
 @app.command("revoke")
+@examples("kneo task link revoke cont_01m0 lnk_01m0", "kneo task link revoke cont_01m0 lnk_01m0 --json")
 def revoke(
-    continuation_id: TaskArgument,
-    link_id: Annotated[str, typer.Argument(metavar="LINK_ID")],
+    task: TaskArgument,
+    link_id: Annotated[str, typer.Argument(metavar="LINK", help="Id of the link, as kneo task link list shows.")],
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a link work no longer."""
-    with backend(service_url, profile) as asked:
-        answer = asked.revoke_link(continuation_id, link_id)
-    render.emit(answer, as_json=as_json, text=lambda: render.success(f"{link_id} answers nothing any more."))
+    """Revoke a link."""
+    with backend(service_url, profile) as opened:
+        view = opened.call(revoke_operation, task, link_id)
+    render.emit(view, as_json=as_json, text=lambda: render.success(f"Revoked {link_id}."))

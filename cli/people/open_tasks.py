@@ -1,53 +1,53 @@
-"""The questions that are open in an environment that a commit takes away, as far as somebody can be asked."""
+"""The open tasks of an environment that a commit removes, for ``kneo plan``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from cli import render
-from cli.backend import Json
 from cli.connection import backend, choose
+from kneo.api.tasks import list_human_tasks
 from kneo.errors import KneoError
 from kneo.settings import Settings
 
+Json = dict[str, object]
+
 SHOWN = 5
-"""Open questions that are named; the others are counted."""
+"""Open tasks that are listed by name; the others are counted."""
 
 
 def open_tasks(settings: Settings, environment: str, service_url: str | None, profile: str | None) -> Json | None:
-    """Ask a service, or the database beside us, where there is one.
+    """Return the number of the open tasks of an environment, and the first of them.
 
     Returns:
-        ``count`` and the ``first`` of them; None where nobody can be asked: a plan needs neither service nor secret.
+        ``count`` and ``first``; ``None`` without a service and a database: a plan needs neither.
     """
     try:
         if choose(settings, service_url, profile) is None and not has_database(settings):
             return None
-        with backend(service_url, profile) as asked:
-            found = asked.tasks({"environment": environment, "limit": SHOWN})
+        with backend(service_url, profile) as opened:
+            page = opened.call(list_human_tasks, environment=environment, limit=SHOWN)
     except KneoError as error:
-        render.warning(f"Which questions are open in {environment} could not be asked: {error.message}")
+        render.warning(f"The open tasks of {environment} cannot be read: {error.message}")
         return None
-    tasks = found["tasks"]
-    assert isinstance(tasks, list)
-    kept = ("continuation_id", "run_id", "workflow_name", "key")
-    return {"count": found["total"], "first": [{name: task.get(name) for name in kept} for task in tasks]}
+    names = ("continuation_id", "run_id", "workflow_name", "key")
+    return {"count": page.total, "first": [{name: getattr(task, name) for name in names} for task in page.tasks]}
 
 
-def said_of(item: Json) -> str:
-    """Tell what is known of the open questions of an environment in a plan."""
+def open_tasks_text(item: Json) -> str:
+    """Return the open tasks of an environment in a plan, as text."""
     known = item.get("open_tasks")
     if not isinstance(known, dict):
-        return "Which questions are open there, its service knows: --service-url URL asks it."
+        return "Its open tasks are unknown here. Pass --service-url URL to list them."
     count, first = int(str(known["count"])), known["first"]
     if not count:
-        return "No questions are open there."
+        return "It has no open tasks."
     named = ", ".join(f"{task['continuation_id']} ({task['workflow_name']}: {task['key']})" for task in first)
     more = f" and {count - len(first)} more" if count > len(first) else ""
-    return f"{count} open: {named}{more}. Answers are still taken; each run keeps the bundle it was started with."
+    return f"{count} open: {named}{more}. They can still be decided; each run keeps the bundle it was started with."
 
 
 def has_database(settings: Settings) -> bool:
-    """Say whether there is a database to look into: a SQLite file is not made for a question."""
+    """Return whether there is a database. A SQLite file is not created for reading."""
     scheme, _, path = settings.database_url.partition(":///")
     return scheme != "sqlite" or Path(path).is_file()

@@ -1,4 +1,4 @@
-"""``kneo human receipt``: proof of what was decided, and checking it without whoever wrote it."""
+"""``kneo task receipt``: signed proof of decisions, checked with or without the service."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from typing import Annotated
 import typer
 
 from cli import render
-from cli.backend import Json
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption
-from cli.deployments import deployments
+from cli.commands import examples
+from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.files import read_bytes, write_whole
+from cli.requests import request
+from kneo.api.receipts import (
+    ReceiptListView,
+    ReceiptsToVerify,
+    ReceiptView,
+    get_receipt,
+    get_receipt_key,
+    list_receipts,
+    verify_receipts,
+)
 from kneo.clock import SystemClock
 from kneo.digest import parse_digest
 from kneo.errors import Usage
@@ -25,8 +34,11 @@ from kneo.trust.receipt_check import check_receipts, verdict_json
 
 app = typer.Typer(no_args_is_help=True)
 
+Json = dict[str, object]
+
 
 @app.command("show")
+@examples("kneo task receipt show cont_01m0", "kneo task receipt show run_01m0 --json")
 def show(
     task_or_run: Annotated[
         str, typer.Argument(metavar="TASK_OR_RUN", help="A task, or a run for all of its receipts.")
@@ -35,38 +47,40 @@ def show(
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the receipt of a decision, or all of a run's; with --json as a file that proves it elsewhere."""
-    with deployments(service_url, profile) as asked:
-        of_run = task_or_run.startswith("run_")
-        answer = asked.receipts(task_or_run) if of_run else asked.receipt(task_or_run)
-    found = answer["receipts"] if of_run else [answer]
-    assert isinstance(found, list)
+    """Show the receipt of a decision, or all receipts of a run; with --json as a file to verify elsewhere."""
+    view: ReceiptView | ReceiptListView
+    with backend(service_url, profile, existing=True) as opened:
+        if task_or_run.startswith("run_"):
+            view = opened.call(list_receipts, task_or_run)
+        else:
+            view = opened.call(get_receipt, task_or_run)
+    receipts = view.receipts if isinstance(view, ReceiptListView) else [view]
 
     def text() -> None:
-        if not found:
-            render.text("Nothing was decided in this run, or nothing that there is a receipt of.")
-        for item in found:
-            _show(item)
+        if not receipts:
+            render.text("The run has no receipts.")
+        for receipt in receipts:
+            _show(receipt)
 
-    render.emit(answer, as_json=as_json, text=text)
+    render.emit(view, as_json=as_json, text=text)
 
 
-def _show(shown: Json) -> None:
-    said, unsigned = shown["receipt"], shown["unsigned"]
-    assert isinstance(said, dict)
-    assert isinstance(unsigned, dict)
+def _show(view: ReceiptView) -> None:
+    said, unsigned = view.receipt, view.unsigned
+    voters = said["voters"]
+    assert isinstance(voters, list)
     lines = [
         ("Decision", f"{said['decision']} by {said['actor']} ({said['by']}) at {said['decidedAt']}"),
+        *(("Voter", _voter(voter)) for voter in voters),
         ("Gate", f"{said['gate']} of {said['run']}" + (f" in {said['environment']}" if said["environment"] else "")),
-        ("Shown", said["subjectDigest"]),
-        ("Answered", said["contentDigest"] or "nothing but the decision"),
+        ("Subject", said["subjectDigest"]),
+        ("Content", said["contentDigest"] or "none beside the decision"),
         ("Bundle", said["bundleDigest"]),
         ("Policy", said["policyDigest"] or "no environment"),
         ("Audit", f"event {said['auditEvent']}, number {unsigned['audit_seq'] or '(not sealed yet)'}"),
-        ("Chain", f"number {said['sequence']} of its run, after {said['previous'] or 'nothing'}"),
+        ("Chain", f"number {said['sequence']} of its run, after {said['previous'] or 'none'}"),
         ("Digest", unsigned["digest"]),
     ]
-    lines[1:1] = [("Voter", _voter(voter)) for voter in said["voters"]]
     render.panel(f"Receipt {said['id']} of {said['task']}", lines)
 
 
@@ -75,75 +89,81 @@ def _voter(voter: Json) -> str:
     assert isinstance(roles, list)
     assert isinstance(groups, list)
     known = [f"role {name}" for name in roles] + [f"group {name}" for name in groups]
-    said = f"{voter['actor']} {voter['decision']}" + (f" as {', '.join(known)}" if known else "")
-    return f"{said}, signed with a key of their own" if voter["statement"] is not None else said
+    text = f"{voter['actor']} {voter['decision']}" + (f" as {', '.join(known)}" if known else "")
+    return f"{text}, signed with a key of their own" if voter["statement"] is not None else text
 
 
 @app.command("key")
+@examples("kneo task receipt key --output service.pem", "kneo task receipt key --json")
 def key(
-    output: Annotated[Path | None, typer.Option("--output", help="Write the PEM here.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="File to write the PEM to.")] = None,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the public key that checks receipts. Keep it elsewhere: one that comes with a receipt proves nothing."""
-    with deployments(service_url, profile) as asked:
-        answer = asked.receipt_key()
+    """Show the public key that verifies receipts. Keep a copy: a key that comes with a receipt proves nothing."""
+    with backend(service_url, profile, existing=True) as opened:
+        view = opened.call(get_receipt_key)
     if output is not None:
-        write_whole(output, str(answer["key"]).encode())
-    render.emit(answer, as_json=as_json, text=lambda: render.text(str(answer["key"]).rstrip("\n")))
+        write_whole(output, view.key.encode())
+    render.emit(view, as_json=as_json, text=lambda: render.text(view.key.rstrip("\n")))
 
 
 @app.command("verify")
+@examples(
+    "kneo task receipt verify receipt.json --key service.pem",
+    "kneo task receipt verify receipts.json --key service.pem --reviewer-key ann=ann.pem",
+)
 def verify(
-    file: Annotated[Path, typer.Argument(help="What kneo human receipt show --json wrote, or a bare envelope.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="File that kneo task receipt show --json wrote, or an envelope.")
+    ],
     keys: Annotated[
-        list[Path] | None, typer.Option("--key", help="Public key (PEM) to check with, needing no service; repeatable.")
+        list[Path] | None, typer.Option("--key", help="Public key (PEM) of the service; works offline. Repeatable.")
     ] = None,
     reviewer_keys: Annotated[
         list[str] | None,
-        typer.Option("--reviewer-key", metavar="NAME=FILE", help="Public key of somebody who answered; repeatable."),
+        typer.Option("--reviewer-key", metavar="NAME=FILE", help="Public key of a reviewer. Repeatable."),
     ] = None,
-    trust: Annotated[Path | None, typer.Option("--trust", help="Or the trust root that names their keys.")] = None,
+    trust: Annotated[Path | None, typer.Option("--trust", help="Or the trust root with the reviewers' keys.")] = None,
     trust_root: Annotated[
-        str | None, typer.Option("--trust-root", help="Digest of the first trust root, from elsewhere.")
+        str | None, typer.Option("--trust-root", help="Digest of the first trust root, from another source.")
     ] = None,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a receipt, or the chain of a run; exit 3 when a field was changed, and say which one.
+    """Verify a receipt, or the chain of a run. Exit status 3 if a field was changed, with its name.
 
-    With --key nothing but the files and the keys is used. Without, the installation that wrote it is asked. What people signed
-    themselves is checked with --reviewer-key, or with the trust root that names their keys.
+    With --key only the files and the keys are used; without it the service that wrote the receipts verifies them. The signatures of
+    reviewers are verified with --reviewer-key, or with the trust root that holds their keys.
     """
     data = read_bytes(file, max_bytes=LIMITS.max_bytes, what="file of receipts")
     if keys:
-        handed = read_receipts(data, file=str(file))
         reviewers = _reviewers(file, reviewer_keys or [], trust, trust_root)
-        answer = verdict_json(check_receipts(handed, [_load(path) for path in keys], reviewers))
+        verdict = check_receipts(read_receipts(data, file=str(file)), [_load(path) for path in keys], reviewers)
+        result = verdict_json(verdict)
     elif reviewer_keys or trust:
-        msg = "Without --key the installation is asked, and it has a trust root of its own."
-        raise Usage(msg, hint="kneo human receipt key --output service.pem, and then --key service.pem.")
+        msg = "Without --key the service verifies, with its own trust root."
+        raise Usage(msg, hint="kneo task receipt key --output service.pem, and then --key service.pem.")
     else:
-        handed_over = read_json(data, file=str(file), limits=LIMITS).value
-        with deployments(service_url, profile) as asked:
-            answer = asked.verify_receipts(wrap_envelope(handed_over))
-    problems, found = answer["problems"], answer["receipts"]
+        content = read_json(data, file=str(file), limits=LIMITS).value
+        with backend(service_url, profile, existing=True) as opened:
+            result = vars(opened.call(verify_receipts, request(ReceiptsToVerify, **wrap_envelope(content))))
+    problems, receipts = result["problems"], result["receipts"]
     assert isinstance(problems, list)
-    assert isinstance(found, list)
+    assert isinstance(receipts, list)
 
     def text() -> None:
-        if answer["valid"]:
-            what = "Receipt is" if len(found) == 1 else f"{len(found)} receipts are"
-            render.success(f"{what} as signed.")
-            for item in found:
-                _show_signers(item, reviewed=bool(reviewer_keys or trust))
+        if result["valid"]:
+            render.success("Receipt verified." if len(receipts) == 1 else f"{len(receipts)} receipts verified.")
+            for receipt in receipts:
+                _show_signers(receipt, reviewed=bool(reviewer_keys or trust))
         for problem in problems:
             render.failure(f"{problem['field']}: {problem['message']}", f"Receipt {problem['receipt']}")
 
-    render.emit(answer, as_json=as_json, text=text)
-    if not answer["valid"]:
+    render.emit(result, as_json=as_json, text=text)
+    if not result["valid"]:
         raise typer.Exit(3)
 
 
@@ -154,42 +174,42 @@ def _show_signers(item: Json, *, reviewed: bool) -> None:
     for voter in said["voters"]:
         if voter["statement"] is None:
             if reviewed:
-                render.warning(f"{voter['actor']} signed nothing of this; it is the service's word alone.")
+                render.warning(f"{voter['actor']} did not sign the decision; only the service did.")
             continue
         if voter["actor"] in signed_by:
-            render.success(f"{voter['actor']} signed it with a key of their own.")
+            render.success(f"{voter['actor']} signed the decision with a key of their own.")
         elif reviewed:
             last = said["voters"][-1]["actor"]
             render.warning(
-                f"What {voter['actor']} signed cannot be compared with what was recorded: the answer is {last}'s, who signed none."
+                f"The statement of {voter['actor']} cannot be compared with the record: the decision is that of {last}, who signed none."
             )
         else:
             render.warning(
-                f"{voter['actor']}'s own signature was not checked; --reviewer-key {voter['actor']}=FILE does."
+                f"The signature of {voter['actor']} was not verified. Pass --reviewer-key {voter['actor']}=FILE."
             )
 
 
-def _reviewers(file: Path, given: list[str], trust: Path | None, pin: str | None) -> ReviewerKeys | None:
-    """Find whose keys count; None where nobody's were given.
+def _reviewers(file: Path, options: list[str], trust: Path | None, pin: str | None) -> ReviewerKeys | None:
+    """Return the keys of the reviewers; ``None`` where no option names any.
 
     Raises:
-        Usage: keys and a trust root, or something that is no NAME=FILE.
+        Usage: the options are keys and a trust root, or not NAME=FILE.
     """
-    if given and trust is not None:
-        msg = "Give the keys of reviewers or the trust root that names them, one of the two."
+    if options and trust is not None:
+        msg = "Pass --reviewer-key or --trust, not both."
         raise Usage(msg)
     if trust is not None:
-        # What checks bundles brings Git and the whole spec along.
+        # The check of bundles imports Git and all of the spec.
         from cli.specs.bundle_check import choose_root
 
-        believed = choose_root(file, trust, parse_digest(pin) if pin else None, from_env(), SystemClock().now())
-        if believed.pinned_by is None:
+        chosen = choose_root(file, trust, parse_digest(pin) if pin else None, from_env(), SystemClock().now())
+        if chosen.pinned_by is None:
             render.warning(
-                f"Nobody vouched for {believed.pin}, the first version of {believed.file}; --trust-root does."
+                f"{chosen.file} is not pinned. Check its first version, {chosen.pin}, and pass it with --trust-root."
             )
-        return ReviewerKeys(keys=believed.root.keys, void=believed.root.void)
+        return ReviewerKeys(keys=chosen.root.keys, void=chosen.root.void)
     keys = {}
-    for text in given:
+    for text in options:
         name, equals, path = text.partition("=")
         if not name or not equals:
             msg = f"{text[:80]!r} is not NAME=FILE."

@@ -1,14 +1,17 @@
-"""``kneo human stats``: how people review, as figures and as a small picture."""
+"""``kneo task stats``: review statistics of gates."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
 from cli import render
-from cli.backend import Json
+from cli.commands import examples
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from kneo.api.tasks import TaskStatsView, get_human_task_stats
+from kneo.tasks.review import GateStatistics
 
 BAR = 16
 """Characters of a bar."""
@@ -18,65 +21,62 @@ PARTS = (("approved", "█"), ("selected", "█"), ("provided", "█"), ("edited
 _UNITS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "m"))
 
 
+@examples("kneo task stats", "kneo task stats --env prod --since 7d --json")
 def stats(
-    since: Annotated[str, typer.Option("--since", help="Questions asked in the last 30d, 12h, …")] = "30d",
-    environment: Annotated[str | None, typer.Option("--environment", help="Only those of this one.")] = None,
-    workflow: Annotated[str | None, typer.Option("--workflow", help="Only those of this one.")] = None,
+    since: Annotated[str, typer.Option("--since", help="Period in which the tasks were opened: 30d, 12h, …")] = "30d",
+    environment: Annotated[
+        str | None, typer.Option("--env", "--environment", help="Only gates of this environment.")
+    ] = None,
+    workflow: Annotated[str | None, typer.Option("--workflow", help="Only gates of this workflow.")] = None,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how people review, gate by gate: how fast, how often they change or refuse something, whether they agree.
+    """Show review statistics for each gate: response times, edits, rejections, agreement.
 
     A gate is marked where nearly everything is approved as shown, and most of it before it could have been read.
     """
-    query = {"since": since, "environment": environment, "workflow_name": workflow}
-    with backend(service_url, profile) as asked:
-        answer = asked.task_stats(query)
-    render.emit(answer, as_json=as_json, text=lambda: _show(answer))
+    with backend(service_url, profile) as opened:
+        view = opened.call(get_human_task_stats, since=since, environment=environment, workflow_name=workflow)
+    render.emit(view, as_json=as_json, text=lambda: _show(view))
 
 
-def _show(answer: Json) -> None:
-    gates = answer["gates"]
-    assert isinstance(gates, list)
-    if not gates:
-        render.text("Nothing was answered in that time.")
+def _show(view: TaskStatsView) -> None:
+    if not view.gates:
+        render.text("No decisions in this period.")
         return
-    columns = ["Gate", "Answers", "█ as shown ▒ edited ░ rejected", "Median", "90 %", "Changed", "Agreed"]
-    render.table(f"Since {answer['since']}", columns, [_row(gate) for gate in gates])
-    for gate in gates:
-        if gate["rubber_stamp"]:
-            quick = f"{gate['quick_share']:.0%} of approvals came before what was shown could have been read"
-            hint = "Ask less often (sample, when), show less, or ask two people."
+    columns = ["Gate", "Decisions", "█ as shown ▒ edited ░ rejected", "Median", "90 %", "Changed", "Agreed"]
+    render.table(f"Since {view.since}", columns, [_row(gate) for gate in view.gates])
+    for gate in view.gates:
+        if gate.rubber_stamp:
+            quick = f"{gate.quick_share:.0%} of approvals came before the subject could have been read"
+            hint = "Ask less often (sample, when), show less, or require two people."
             render.warning(f"{_name(gate)} looks like a rubber stamp: {quick}.", hint)
-    if answer["truncated"]:
-        render.warning(f"These are the newest {answer['tasks']} questions only; there are more in that time.")
+    if view.truncated:
+        render.warning(f"The statistics cover the newest {view.tasks} tasks only; there are more in this period.")
 
 
-def _row(gate: Json) -> list[object]:
-    unanswered = [
-        f"{gate[name]} {word}" for name, word in (("by_deadline", "by deadline"), ("expired", "expired")) if gate[name]
+def _row(gate: GateStatistics) -> list[object]:
+    undecided = [
+        f"{count} {word}" for count, word in ((gate.by_deadline, "by deadline"), (gate.expired, "expired")) if count
     ]
-    answers = f"{gate['by_people']}" + (f" (+ {', '.join(unanswered)})" if unanswered else "")
     return [
         _name(gate),
-        answers,
-        bar(gate["decisions"]),
-        duration(gate["median_seconds"]),
-        duration(gate["p90_seconds"]),
-        _percent(gate["edit_distance"]),
-        _percent(gate["agreement"]),
+        f"{gate.by_people}" + (f" (+ {', '.join(undecided)})" if undecided else ""),
+        bar(gate.decisions),
+        duration(gate.median_seconds),
+        duration(gate.p90_seconds),
+        _percent(gate.edit_distance),
+        _percent(gate.agreement),
     ]
 
 
-def _name(gate: Json) -> str:
-    places = (gate["environment"], gate["workflow_name"], gate["gate"])
-    return "/".join(str(place) for place in places if place is not None)
+def _name(gate: GateStatistics) -> str:
+    return "/".join(place for place in (gate.environment, gate.workflow_name, gate.gate) if place is not None)
 
 
-def bar(decisions: object) -> str:
-    """Draw what people said as one line, as long for each answer as its share; every answer shows."""
-    assert isinstance(decisions, dict)
+def bar(decisions: Mapping[str, int]) -> str:
+    """Draw decisions as one line, each as long as its share; every decision shows."""
     whole = sum(decisions.values())
     if not whole:
         return ""
@@ -89,9 +89,9 @@ def bar(decisions: object) -> str:
     return "".join(mark * length for mark, length in lengths.items())
 
 
-def duration(seconds: object) -> str:
-    """Spell seconds for people: ``40 s``, ``1.5 h``."""
-    if not isinstance(seconds, int | float):
+def duration(seconds: float | None) -> str:
+    """Return seconds as text: ``40 s``, ``1.5 h``."""
+    if seconds is None:
         return ""
     for length, unit in _UNITS:
         if seconds >= length:
@@ -99,5 +99,5 @@ def duration(seconds: object) -> str:
     return f"{seconds:.3g} s"
 
 
-def _percent(share: object) -> str:
-    return f"{share:.0%}" if isinstance(share, int | float) else ""
+def _percent(share: float | None) -> str:
+    return f"{share:.0%}" if share is not None else ""

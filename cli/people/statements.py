@@ -1,97 +1,261 @@
-"""Answers that are signed on another machine: written down here, signed there, handed in here."""
+"""Decisions as options, and their signatures: the bytes to sign are checked before a key signs them."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli import render
-from cli.backend import Json
+from cli.backend import Backend
+from cli.commands import examples
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
-from cli.files import write_whole
-from cli.people.answer_options import (
-    ApproveOption,
-    EditOption,
-    KeyOption,
-    ProvideOption,
-    PublicOption,
-    ReasonOption,
-    RejectOption,
-    RequestIdOption,
-    SelectOption,
-    SignerOption,
-    read_answer,
-)
-from cli.people.answer_signing import fetch_statement, read_statement
-from cli.people.human import TaskArgument
+from cli.files import read_bytes, write_whole
+from cli.people.tasks import TaskArgument
+from cli.requests import request
 from cli.specs.keys import load_public
 from cli.specs.signer import signing_key
-from kneo.errors import Invalid, Usage
-from kneo.trust.answer import AnswerStatement, parse_answer
-from kneo.trust.dsse import Envelope, serialise, sign
+from kneo.api.decisions import DecisionToSign, TaskDecision, get_answer_to_sign, get_human_task
+from kneo.api.task_views import HumanTaskView
+from kneo.digest import digest_of_json
+from kneo.errors import Invalid, Untrusted, Usage
+from kneo.spec.reading.reader import read_json
+from kneo.trust.answer import PAYLOAD_BYTES, AnswerStatement, answer_digest, parse_answer
+from kneo.trust.dsse import Envelope, decode_base64, read_envelope, serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
+from kneo.trust.receipt import content_digest
+
+Json = dict[str, object]
+
+FILE_BYTES = 4 * PAYLOAD_BYTES
+
+RequestIdOption = Annotated[
+    str | None, typer.Option("--request-id", help="Id of the question to decide; default: the task's present question.")
+]
+ApproveOption = Annotated[bool, typer.Option("--approve", help="Approve. The run continues.")]
+RejectOption = Annotated[bool, typer.Option("--reject", help="Reject. The spec decides what happens next.")]
+EditOption = Annotated[str | None, typer.Option("--edit", help="Approve with this text instead of the subject.")]
+ProvideOption = Annotated[str | None, typer.Option("--provide", help="Provide this text.")]
+SelectOption = Annotated[str | None, typer.Option("--select", help="Select this option.")]
+ReasonOption = Annotated[str | None, typer.Option("--reason", help="Reason, with --reject.")]
+KeyOption = Annotated[
+    Path | None, typer.Option("--key", help="Private key that signs the decision. It stays on this machine.")
+]
+SignerOption = Annotated[
+    str | None, typer.Option("--signer", help="Or a command that signs its standard input; with --public.")
+]
+PublicOption = Annotated[Path | None, typer.Option("--public", help="Public key that --signer signs with.")]
 
 
+def read_decision(
+    request_id: str | None,
+    *,
+    approve: bool,
+    reject: bool,
+    edit: str | None,
+    provide: str | None,
+    select: str | None,
+    reason: str | None,
+) -> TaskDecision:
+    """Return the decision that the options of a command make.
+
+    Raises:
+        Usage: the options make none, or several.
+    """
+    options = {
+        "approved": approve or None,
+        "rejected": reject or None,
+        "edited": edit,
+        "provided": provide,
+        "selected": select,
+    }
+    chosen = [decision for decision, value in options.items() if value is not None]
+    if len(chosen) != 1:
+        msg = "Pass exactly one of --approve, --reject, --edit, --provide and --select."
+        raise Usage(msg)
+    content = {"edited": edit, "provided": provide, "selected": None}.get(chosen[0], reason)
+    return request(TaskDecision, request_id=request_id, decision=chosen[0], content=content, selected_option=select)
+
+
+def sign_decision(
+    opened: Backend,
+    task_id: str,
+    decision: TaskDecision,
+    *,
+    statement: Path | None = None,
+    key: Path | None = None,
+    signer: str | None = None,
+    public: Path | None = None,
+) -> TaskDecision:
+    """Return a decision with its signed statement; the decision itself where there is nothing to sign with.
+
+    Raises:
+        Untrusted: ``SubjectMismatch``: the bytes to sign are not this decision.
+        KneoError: the decision would be refused.
+    """
+    if statement is not None:
+        return decision.model_copy(update={"statement": _as_json(_read_statement(statement, may_be_unsigned=False))})
+    private = signing_key(key, signer, public)
+    if private is None:
+        return decision
+    found = fetch_statement(opened, task_id, decision, keyid=private.keyid)
+    return decision.model_copy(update={"statement": _as_json(sign(PAYLOAD_TYPE, found.payload, private))})
+
+
+def fetch_statement(
+    opened: Backend, task_id: str, decision: TaskDecision, *, keyid: str | None, expires_in: str | None = None
+) -> AnswerStatement:
+    """Fetch the bytes that sign a decision, and check that they are this decision and nothing else."""
+    task = opened.call(get_human_task, task_id)
+    fields = decision.model_dump(exclude_unset=True)
+    to_sign = request(DecisionToSign, **fields, expires_in=expires_in)
+    view = opened.as_signer(keyid).call(get_answer_to_sign, task_id, to_sign)
+    statement = parse_answer(decode_base64(view.payload), file="the bytes to sign")
+    wrong = next(_differences(statement, task, decision, view.answered), None)
+    if wrong is not None:
+        msg = f"The bytes to sign are not your decision: {wrong} differs. Nothing was signed."
+        raise Untrusted(msg, code="SubjectMismatch", field=wrong, hint="Read the task again.")
+    return statement
+
+
+def _read_statement(path: Path, *, may_be_unsigned: bool) -> Envelope:
+    data = read_bytes(path, max_bytes=FILE_BYTES, what="statement")
+    return read_envelope(read_json(data, file=str(path)).value, file=str(path), may_be_unsigned=may_be_unsigned)
+
+
+def _as_json(envelope: Envelope) -> Json:
+    fields: Json = json.loads(serialise(envelope))
+    return fields
+
+
+def _differences(
+    statement: AnswerStatement, task: HumanTaskView, decision: TaskDecision, content: Json
+) -> Iterator[str]:
+    """Yield the fields of a statement that differ from the task as shown and from the decision.
+
+    The reviewer and the digest of the rules are the service's word; it refuses the decision where they are wrong.
+    """
+    said = statement.said
+    shown = {
+        "position": task.position,
+        "step": task.step_path,
+        "subject": task.current_input,
+        "bundle": task.bundle_digest,
+    }
+    pairs = {
+        "task": (said.task, task.continuation_id),
+        "request": (said.request, decision.request_id or task.pending_human_request_id),
+        "run": (said.run, task.run_id),
+        "environment": (said.environment, task.environment),
+        "gate": (said.gate, task.key),
+        "bundleDigest": (said.bundle_digest, task.bundle_digest),
+        "subjectDigest": (said.subject_digest, digest_of_json(shown)),
+        "decision": (said.decision, decision.decision),
+        "contentDigest": (said.content_digest, content_digest(content)),
+        "answerDigest": (said.answer_digest, _answer_digest(said.decision, content)),
+    }
+    yield from (name for name, (one, other) in pairs.items() if one != other)
+    yield from _content_differences(decision, content)
+
+
+def _answer_digest(decision: str, content: Json) -> str:
+    one, several, values = content.get("selectedOption"), content.get("selectedOptions"), content.get("values")
+    options = [str(each) for each in several] if isinstance(several, Sequence) else [str(one)] if one else []
+    text = content.get("content")
+    return answer_digest(
+        decision,
+        str(text) if text is not None else None,
+        options,
+        values if isinstance(values, Mapping) else None,
+    )
+
+
+def _content_differences(decision: TaskDecision, content: Json) -> Iterator[str]:
+    """Yield the fields of the content to sign that the decision does not have; a form's defaults may be added."""
+    values, given = content.get("values") or {}, decision.values or {}
+    assert isinstance(values, dict)
+    if any(values.get(name) != value for name, value in given.items()):
+        yield "values"
+    options = decision.selected_options or ([decision.selected_option] if decision.selected_option else [])
+    text = decision.content
+    if text is not None and not isinstance(text, str):
+        text = json.dumps(text, ensure_ascii=False)
+    elif text is None and decision.decision == "provided" and values:
+        text = json.dumps(values, ensure_ascii=False, sort_keys=True)
+    expected = {
+        "content": text,
+        "selectedOption": options[0] if options else None,
+        "selectedOptions": options if len(options) > 1 else None,
+        "feedback": decision.feedback,
+        "comment": decision.comment,
+    }
+    yield from (name for name, value in expected.items() if (content.get(name) or None) != (value or None))
+    yield from (name for name in content if name not in {*expected, "values"})
+
+
+@examples(
+    "kneo task statement cont_01m0 --approve --output decision.json",
+    "kneo task statement cont_01m0 --reject --output decision.json --public ann.pub --expires 4h",
+)
 def statement(
-    continuation_id: TaskArgument,
-    request_id: RequestIdOption,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to sign.")],
+    task: TaskArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    request_id: RequestIdOption = None,
     approve: ApproveOption = False,
     reject: RejectOption = False,
     edit: EditOption = None,
     provide: ProvideOption = None,
     select: SelectOption = None,
     reason: ReasonOption = None,
-    whose: Annotated[
-        Path | None,
-        typer.Option("--public", help="The key it will be signed with, where no service knows who you are."),
+    public: Annotated[
+        Path | None, typer.Option("--public", help="Public key of the signer, where no service authenticates you.")
     ] = None,
-    expires: Annotated[str, typer.Option("--expires", help="How long it can be handed in, up to 24h.")] = "1h",
+    expires: Annotated[str, typer.Option("--expires", help="Lifetime of the statement, up to 24h.")] = "1h",
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write down an answer for signing on another machine. Nothing is answered by that."""
-    answer = read_answer(
+    """Export a decision for signing on another machine. The task stays open."""
+    decision = read_decision(
         request_id, approve=approve, reject=reject, edit=edit, provide=provide, select=select, reason=reason
     )
-    keyid = load_public(whose).keyid if whose is not None else None
-    with backend(service_url, profile) as asked:
-        found = fetch_statement(asked, continuation_id, answer, keyid=keyid, expires_in=expires)
+    keyid = load_public(public).keyid if public is not None else None
+    with backend(service_url, profile) as opened:
+        found = fetch_statement(opened, task, decision, keyid=keyid, expires_in=expires)
     write_whole(output, serialise(Envelope(PAYLOAD_TYPE, found.payload, ())))
-    _show(output, found, "Sign it with kneo human sign", as_json=as_json)
+    _show(output, found, "Sign it with kneo task sign", as_json=as_json)
 
 
+@examples("kneo task sign decision.json --key ann.pem", "kneo task sign decision.json --signer ./hsm --public ann.pub")
 def sign_statement(
-    file: Annotated[Path, typer.Argument(help="What kneo human statement wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File that kneo task statement wrote.")],
     key: KeyOption = None,
     signer: SignerOption = None,
     public: PublicOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Sign an answer that was written down, and show what it says. Needs no service."""
+    """Sign an exported decision, and show its content. Needs no service."""
     private = signing_key(key, signer, public)
     if private is None:
-        msg = "Whose word is it? Give --key, or --signer with --public."
+        msg = "No key to sign with. Pass --key, or --signer with --public."
         raise Usage(msg)
-    envelope = read_statement(file, may_be_unsigned=True)
+    envelope = _read_statement(file, may_be_unsigned=True)
     if envelope.payload_type != PAYLOAD_TYPE:
-        msg = f"{file} holds {envelope.payload_type}, not an answer."
+        msg = f"{file} holds {envelope.payload_type}, not a decision."
         raise Invalid(msg, code="Malformed")
     found = parse_answer(envelope.payload, file=str(file))
     write_whole(file, serialise(sign(PAYLOAD_TYPE, found.payload, private)))
-    _show(file, found, "Hand it in with kneo human resume --statement", as_json=as_json)
+    _show(file, found, "Submit it with kneo task decide --statement", as_json=as_json)
 
 
-def _show(file: Path, found: AnswerStatement, after: str, *, as_json: bool) -> None:
+def _show(file: Path, found: AnswerStatement, next_step: str, *, as_json: bool) -> None:
     said = found.said.model_dump(mode="json", by_alias=True)
-    answer: Json = {"file": str(file), "digest": found.digest, "said": said}
-    lines = [(name, f"{value}") for name, value in said.items()]
 
     def text() -> None:
-        render.panel(f"Answer of {said['reviewer']}", lines)
-        render.text(f"{after} (until {said['expires']}).")
+        render.panel(f"Decision of {said['reviewer']}", said.items())
+        render.text(f"{next_step} (until {said['expires']}).")
 
-    render.emit(answer, as_json=as_json, text=text)
+    render.emit({"file": str(file), "digest": found.digest, "said": said}, as_json=as_json, text=text)

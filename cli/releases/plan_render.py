@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from cli import render
 from cli.backend import Json
-from cli.people.open_tasks import said_of
+from cli.people.open_tasks import open_tasks_text
 
 MARKER = "<!-- kneo-plan -->"
 """First line of the comment on a pull request, by which the check finds its own comment again."""
@@ -115,10 +115,10 @@ def _environment_text(item: Json) -> Iterator[str]:
     if "problem" in item:
         yield f"  {render.FAILED} {_problem(item)}"
     if item.get("removed"):
-        yield f"  {render.CAREFUL} {said_of(item)}"
+        yield f"  {render.CAREFUL} {open_tasks_text(item)}"
         return
     if item.get("retired"):
-        yield f"  {render.CAREFUL} {ENDS} {said_of(item)}"
+        yield f"  {render.CAREFUL} {ENDS} {open_tasks_text(item)}"
     if not item["actions"]:
         yield f"  {render.OPEN} no releases change"
     for loosened, said in _policy_lines(item):
@@ -196,10 +196,10 @@ def _environment_markdown(item: Json) -> Iterator[str]:
     if "problem" in item:
         yield f"**Stalled:** {_escaped(_problem(item))}\n"
     if item.get("removed"):
-        yield f"- ⏳ {_escaped(said_of(item))}"
+        yield f"- ⏳ {_escaped(open_tasks_text(item))}"
         return
     if item.get("retired"):
-        yield f"{_escaped(f'{ENDS} {said_of(item)}')}\n"
+        yield f"{_escaped(f'{ENDS} {open_tasks_text(item)}')}\n"
     if not item["actions"] and not _bad(item):
         yield "No releases change.\n"
     yield from (f"- {'⚠' if loosened else '✓'} {_escaped(said)}" for loosened, said in _policy_lines(item))

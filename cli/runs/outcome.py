@@ -25,7 +25,7 @@ def show_outcome(run: RunStartedView | RunView, note: str | None = None) -> None
     request = run.metadata.get("pending_human_request")
     if run.continuation_id is not None and isinstance(request, dict):
         render.warning(f"It waits for a person: {request['prompt']}")
-        render.text(f"  kneo human resume {run.continuation_id} --request-id {request['request_id']} --approve")
+        render.text(f"  kneo task decide {run.continuation_id} --request-id {request['request_id']} --approve")
 
 
 def note_of(backend: Backend, run: RunStartedView) -> str | None:

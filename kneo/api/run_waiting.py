@@ -59,7 +59,7 @@ class RunResumedView(RunStartedView):
     def after(cls, answered: HumanTask, settled: SettledRun) -> RunResumedView:
         """Build the view of a run after an answer to one of its tasks."""
         started = RunStartedView.of(settled)
-        votes = votes_of(answered) if answered.status in UNRESOLVED else {}
+        votes = dict(votes_of(answered)) if answered.status in UNRESOLVED else {}
         metadata = {**started.metadata, "resumed_from_continuation_id": answered.id}
         return cls(**{**vars(started), "metadata": metadata, **votes})
 

@@ -1,14 +1,16 @@
-"""How human tasks look in JSON: what the published clients read, and everything else there is to know."""
+"""Views of human tasks: what the published clients read, and every other field of a task."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TypedDict
 
+from kneo.api.page import PageView
 from kneo.clock import parse_time
-from kneo.records.task import Candidates, Decision, HumanTask, TaskEvent
-from kneo.store.task_statistics import TaskSummary
+from kneo.records.run import Run, StepRecord
+from kneo.records.task import HumanTask, TaskEvent
 from kneo.tasks.schedule import remaining_escalations, scheduled_events
 
 Json = dict[str, object]
@@ -16,16 +18,167 @@ Json = dict[str, object]
 MAX_DIFF_LINES = 2_000
 """Lines of a subject that are compared with its previous version; comparing longer ones would cost too much."""
 
+MAX_MESSAGES = 50
+"""Steps before a task that its detail shows, the latest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HumanTaskView:
+    """One task, open or decided."""
+
+    id: str
+    continuation_id: str
+    run_id: str
+    environment: str | None
+    workflow_name: str | None
+    workflow_kind: str | None
+    status: str
+    kind: str
+    position: str
+    step_path: str
+    key: str
+    attempt: int
+    step_id: str
+    current_input: str
+    request: Json
+    pending_human_request: Json
+    pending_human_request_id: str
+    candidates: Json
+    quorum: Json
+    votes: list[Json]
+    consequences: Json
+    timeout: Json | None
+    assignee: str | None
+    claimed_by: str | None
+    snoozed_until: str | None
+    priority: int
+    due_at: str | None
+    next_at: str | None
+    next: list[Json]
+    requester: str
+    bundle_digest: str | None
+    receipt: str | None
+    expires_at: float | None
+    escalated_at: float | None
+    escalation: int
+    decision: Json | None
+    created_at: str
+    updated_at: str
+    resolved_at: str | None
+    links: Json
+    metadata: Json
+
+    @classmethod
+    def of(cls, task: HumanTask) -> HumanTaskView:
+        """Build the view of a task."""
+        request = human_request(task)
+        return HumanTaskView(
+            id=task.id,
+            continuation_id=task.id,
+            run_id=task.run_id,
+            environment=task.environment,
+            workflow_name=task.workflow_name,
+            workflow_kind=task.workflow_type,
+            status=task.status.value,
+            kind=task.kind,
+            position=task.position,
+            step_path=task.step_path,
+            key=task.key,
+            attempt=task.attempt,
+            step_id=task.step_id,
+            current_input=task.subject,
+            request=request,
+            pending_human_request=request,
+            pending_human_request_id=task.request_id,
+            candidates={name: list(values) for name, values in asdict(task.candidates).items()},
+            **votes_of(task),
+            consequences=dict(task.consequences),
+            timeout=_timeout(task),
+            assignee=task.assignee,
+            claimed_by=task.claimed_by,
+            snoozed_until=task.snoozed_until,
+            priority=task.priority,
+            due_at=task.due_at,
+            next_at=task.next_at,
+            next=[{"what": one.what, "at": one.at} for one in scheduled_events(task)] if task.next_at else [],
+            requester=task.requester,
+            bundle_digest=task.bundle_digest,
+            receipt=task.plan.receipt,
+            expires_at=epoch(task.deadline_at),
+            escalated_at=epoch(task.escalated_at),
+            escalation=task.escalation,
+            decision=_decision(task),
+            created_at=task.created_at,
+            updated_at=task.updated_at,
+            resolved_at=task.resolved_at,
+            links={"resume": f"/v1/human-tasks/{task.id}/resume", "run": f"/v1/runs/{task.run_id}"},
+            metadata={"step_id": task.step_id, **task.metadata},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HumanTaskPageView(PageView):
+    """One page of tasks."""
+
+    tasks: list[HumanTaskView]
+    next_after: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HumanTaskDetailView(HumanTaskView):
+    """One task and the messages of its run before it."""
+
+    messages: list[Json]
+
+    @classmethod
+    def with_messages(cls, task: HumanTask, run: Run | None, steps: Sequence[StepRecord]) -> HumanTaskDetailView:
+        """Build the view of a task with the input of its run and the outputs of the latest steps."""
+        messages = [_message("user", None, run.input_text, run.created_at)] if run is not None else []
+        spoken = [step for step in steps if step.output_text is not None][-MAX_MESSAGES:]
+        messages += [_message("assistant", step.step_id, step.output_text, step.completed_at) for step in spoken]
+        return cls(**vars(HumanTaskView.of(task)), messages=messages)
+
+
+def _message(role: str, name: str | None, content: str | None, at: str) -> Json:
+    return {"role": role, "name": name, "content": content, "timestamp": at, "tool_call_id": None, "metadata": {}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEventView:
+    """One event of a task."""
+
+    id: str
+    continuation_id: str
+    run_id: str
+    type: str
+    actor: str | None
+    at: str
+    data: Json
+
+    @classmethod
+    def of(cls, event: TaskEvent) -> TaskEventView:
+        """Build the view of an event."""
+        return cls(
+            id=event.id,
+            continuation_id=event.task_id,
+            run_id=event.run_id,
+            type=f"human.{event.type}",
+            actor=event.actor,
+            at=event.at,
+            data=dict(event.data),
+        )
+
 
 def human_request(task: HumanTask) -> Json:
-    """What is asked."""
+    """Return the request of a task: its question, its subject and the decisions that it takes."""
+    context = task.metadata.get("context")
     return {
         "id": task.request_id,
         "request_id": task.request_id,
         "type": task.kind,
         "title": task.title,
         "prompt": task.prompt,
-        "context": {"input_text": task.subject, **_shown(task, "context")},
+        "context": {"input_text": task.subject, **(context if isinstance(context, Mapping) else {})},
         "subject": {"value": task.subject, "previous": task.previous, "diff": _diff(task)},
         "subject_digest": task.subject_digest,
         "schema": task.answer_schema,
@@ -44,119 +197,43 @@ def human_request(task: HumanTask) -> Json:
     }
 
 
-def human_task(task: HumanTask) -> Json:
-    """One task, open or answered."""
-    request = human_request(task)
-    return {
-        "id": task.id,
-        "continuation_id": task.id,
-        "run_id": task.run_id,
-        "environment": task.environment,
-        "workflow_name": task.workflow_name,
-        "workflow_kind": task.workflow_type,
-        "status": task.status.value,
-        "kind": task.kind,
-        "position": task.position,
-        "step_path": task.step_path,
-        "key": task.key,
-        "attempt": task.attempt,
-        "step_id": task.step_id,
-        "current_input": task.subject,
-        "request": request,
-        "pending_human_request": request,
-        "pending_human_request_id": task.request_id,
-        "candidates": _candidates(task.candidates),
-        **votes_of(task),
-        "consequences": dict(task.consequences),
-        "timeout": _timeout(task),
-        "assignee": task.assignee,
-        "claimed_by": task.claimed_by,
-        "snoozed_until": task.snoozed_until,
-        "priority": task.priority,
-        "due_at": task.due_at,
-        "next_at": task.next_at,
-        "next": [{"what": one.what, "at": one.at} for one in scheduled_events(task)] if task.next_at else [],
-        "requester": task.requester,
-        "bundle_digest": task.bundle_digest,
-        "receipt": task.plan.receipt,
-        "expires_at": request["deadline_epoch"],
-        "escalated_at": epoch(task.escalated_at),
-        "escalation": task.escalation,
-        "decision": decision(task.decision) if task.decision else None,
-        "created_at": task.created_at,
-        "updated_at": task.updated_at,
-        "resolved_at": task.resolved_at,
-        "links": {"resume": f"/v1/human-tasks/{task.id}/resume", "run": f"/v1/runs/{task.run_id}"},
-        "metadata": {"step_id": task.step_id, **task.metadata},
-    }
-
-
-def decision(said: Decision) -> Json:
-    return asdict(said) | {"selected_options": list(said.selected_options), "voters": list(said.voters)}
-
-
-def summary(counts: TaskSummary) -> Json:
-    """What waits, in numbers."""
-    return {
-        "waiting": counts.waiting,
-        "escalated": counts.escalated,
-        "overdue": counts.overdue,
-        "by_status": dict(counts.by_status),
-        "by_kind": dict(counts.by_kind),
-        "by_environment": dict(counts.by_environment),
-    }
-
-
-def event(item: TaskEvent) -> Json:
-    """Something that happened to a task."""
-    return {
-        "id": item.id,
-        "continuation_id": item.task_id,
-        "run_id": item.run_id,
-        "type": f"human.{item.type}",
-        "actor": item.actor,
-        "at": item.at,
-        "data": dict(item.data),
+def _decision(task: HumanTask) -> Json | None:
+    decision = task.decision
+    if decision is None:
+        return None
+    return asdict(decision) | {
+        "selected_options": list(decision.selected_options),
+        "voters": list(decision.voters),
     }
 
 
 def _escalated(task: HumanTask) -> Json:
-    """When it went on to somebody else, and when it had to be answered until then."""
+    """Return the time of the last escalation and the deadline before it; nothing where there was none."""
     if task.escalated_at is None:
         return {}
-    asked, seconds = epoch(task.created_at), task.timeout_seconds
-    original = asked + seconds if asked is not None and seconds else None
+    created, seconds = epoch(task.created_at), task.timeout_seconds
+    original = created + seconds if created is not None and seconds else None
     return {"escalated_at": epoch(task.escalated_at), "original_expires_at": original}
 
 
-def _shown(task: HumanTask, name: str) -> Mapping[str, object]:
-    found = task.metadata.get(name)
-    return found if isinstance(found, Mapping) else {}
+class Votes(TypedDict):
+    """The fields of a view that show the votes of a task."""
+
+    quorum: Json
+    votes: list[Json]
 
 
-def _candidates(asked: Candidates) -> Json:
+def votes_of(task: HumanTask) -> Votes:
+    """Return the votes of a task and the votes that its quorum needs."""
     return {
-        "users": list(asked.users),
-        "groups": list(asked.groups),
-        "roles": list(asked.roles),
-        "exclude": list(asked.exclude),
-    }
-
-
-def votes_of(task: HumanTask) -> Json:
-    """Who said what so far, and how many have to."""
-    votes = [{"actor": vote.actor, "decision": vote.decision.value, "at": vote.at} for vote in task.votes]
-    return {"quorum": _quorum(task), "votes": votes}
-
-
-def _quorum(task: HumanTask) -> Json:
-    agreed = [vote for vote in task.votes if vote.decision != "rejected"]
-    return {
-        "approvals": task.quorum.approvals,
-        "have": len(agreed),
-        "each": [{"role": role, "approvals": number} for role, number in task.quorum.each],
-        "order": task.quorum.order,
-        "reject": task.quorum.reject,
+        "quorum": {
+            "approvals": task.quorum.approvals,
+            "have": sum(vote.decision != "rejected" for vote in task.votes),
+            "each": [{"role": role, "approvals": number} for role, number in task.quorum.each],
+            "order": task.quorum.order,
+            "reject": task.quorum.reject,
+        },
+        "votes": [{"actor": vote.actor, "decision": vote.decision.value, "at": vote.at} for vote in task.votes],
     }
 
 
@@ -171,7 +248,7 @@ def _timeout(task: HumanTask) -> Json | None:
 
 
 def _diff(task: HumanTask) -> str | None:
-    """Compare with what was sent back, as a unified diff."""
+    """Return the unified diff from the version that was sent back to the subject."""
     if task.previous is None:
         return None
     before, after = task.previous.splitlines(), task.subject.splitlines()
@@ -181,5 +258,5 @@ def _diff(task: HumanTask) -> str | None:
 
 
 def epoch(at: str | None) -> float | None:
-    """Say a time as the published clients read the ones that decide something: seconds since 1970."""
+    """Return a time in seconds since 1970, as the published clients read deadlines."""
     return parse_time(at).timestamp() if at is not None else None

@@ -70,7 +70,7 @@ def task_words(notice: Fields) -> str:
         "Shown": notice["subject_digest"],
     }
     lines += [f"{name}: {unlinked(one_line(value))}" for name, value in said.items() if value]
-    answer = notice.get("link") or f"kneo human get {notice['continuation_id']}"
+    answer = notice.get("link") or f"kneo task get {notice['continuation_id']}"
     return "\n".join([*lines, f"Answer: {answer}"])
 
 

@@ -75,7 +75,7 @@ class HumanInterventionRequiredError(KneoError):
         prompt: The question.
         request: ``step_name``, ``prompt``, ``messages``, ``config`` and ``metadata``, as plain values.
         run_id: The run, for ``Workflow.resume``.
-        continuation_id: The human task, for ``kneo human resume`` and HTTP.
+        continuation_id: The human task, for ``kneo task decide`` and HTTP.
         step_path: The path of the human step, through nested workflows.
     """
 

@@ -16,15 +16,19 @@ from kneo.api import (
     audit,
     bundles,
     credentials,
+    decisions,
     environments,
     policies,
     promotions,
+    receipts,
     run_answers,
     run_history,
     run_start,
     specs,
 )
+from kneo.api import links as links_api
 from kneo.api import runs as runs_api
+from kneo.api import tasks as tasks_api
 from kneo.api.spec_loader import SpecLoader
 from kneo.errors import Usage
 from kneo.platform import PlatformManager
@@ -45,10 +49,8 @@ from kneo.service.readiness import Readiness
 from kneo.service.routes import (
     health,
     hooks,
-    human_tasks,
     inbox,
     links,
-    receipts,
     runs,
 )
 from kneo.service.routing import VERSION, DirectRoute, RouteTable
@@ -67,12 +69,13 @@ ROUTERS: tuple[APIRouter, ...] = (
     health.router,
     runs.router,
     inbox.router,
-    human_tasks.router,
-    links.router,
-    receipts.router,
     hooks.router,
     mount(run_start, "runs"),
     mount(run_answers, "human tasks"),
+    mount(tasks_api, "human tasks"),
+    mount(decisions, "human tasks"),
+    mount(links_api, "human tasks"),
+    mount(receipts, "receipts"),
     mount(run_history, "runs"),
     mount(runs_api, "runs"),
     mount(specs, "specs"),

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from kneo.api.run_views import TraceEventView
 from kneo.api.status_words import say
-from kneo.api.task_views import event
+from kneo.api.task_views import TaskEventView
 from kneo.records.run import RunStatus, TraceEvent
 from kneo.service.events import Event, Events
 from kneo.service.waiting import next_change
@@ -95,5 +95,5 @@ async def task_events(feed: ChangeFeed, cursor: Cursor, *, heartbeat: float) -> 
             yield None
         while found := await run_in_threadpool(task_feed.events_after, feed.store, after):
             for position, item in found:
-                yield Event(name=f"human.{item.type}", id=item.id, data=event(item))
+                yield Event(name=f"human.{item.type}", id=item.id, data=vars(TaskEventView.of(item)))
                 after = position

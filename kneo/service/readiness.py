@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from kneo import registry
+from kneo.api.operation import Json
 from kneo.clock import parse_time
 from kneo.errors import KneoError
 from kneo.project.secrets import secret_inventory
-from kneo.service.wire import Json
 from kneo.settings import Settings
 from kneo.spec.project import ProjectConfig
 from kneo.store import metrics, releases, requests

@@ -17,9 +17,9 @@ from kneo.trust.answer import answer_digest
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionRequest:
-    """What a person sends. ``request_id`` says which question is meant."""
+    """A decision as a person submits it. Without ``request_id`` it is for the present question of the task."""
 
-    request_id: str
+    request_id: str | None = None
     decision: DecisionKind
     content: object = None
     """The text, or for ``provided`` any JSON value."""
@@ -56,8 +56,8 @@ def check_decision(task: HumanTask, answer: DecisionRequest, *, actor: str, at: 
         NotAllowed: ``decision_not_allowed``, ``content_required``, ``unknown_option`` or ``human_input_invalid``.
     """
     check_unresolved(task)
-    if answer.request_id != task.request_id:
-        msg = f"The request {answer.request_id[:80]} is not what {task.id} asks now."
+    if answer.request_id not in {None, task.request_id}:
+        msg = f"The request {str(answer.request_id)[:80]} is not what {task.id} asks now."
         raise Conflict(msg, code="request_mismatch", hint="Read the task again and answer what it shows.")
     if answer.expect_digest is not None and answer.expect_digest != task.subject_digest:
         msg = f"What {task.id} asks about is not what you saw."

@@ -38,7 +38,7 @@ def find(tx: Tx, task_id: str) -> HumanTask:
     task = tasks.get(tx, task_id)
     if task is None:
         msg = f"There is no human task {task_id[:80]}."
-        raise NotFound(msg, hint="kneo human list shows the open ones.")
+        raise NotFound(msg, hint="kneo task list shows the open ones.")
     return task
 
 

@@ -79,7 +79,7 @@ def find_link(tx: Tx, task_id: str, link_id: str) -> TaskLink:
     found = next((link for link in links.of_task(tx, task_id) if link.id == link_id), None)
     if found is None:
         msg = f"There is no link {link_id[:80]} to {task_id}."
-        raise NotFound(msg, code="link_not_found", hint=f"kneo human link list {task_id}")
+        raise NotFound(msg, code="link_not_found", hint=f"kneo task link list {task_id}")
     return found
 
 

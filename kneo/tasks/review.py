@@ -86,7 +86,7 @@ def _compares(one: Outcome) -> bool:
     return one.by == PERSON and max(one.shown_chars, len(one.content or "")) <= EDIT_CHARS
 
 
-def review(outcomes: Sequence[Outcome], shown: Mapping[str, str]) -> tuple[GateStatistics, ...]:
+def review_gates(outcomes: Sequence[Outcome], shown: Mapping[str, str]) -> tuple[GateStatistics, ...]:
     """Work out the figures of every gate, those with most answers first.
 
     Args:

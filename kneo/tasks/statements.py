@@ -57,7 +57,7 @@ def check_without_key(task: HumanTask, how: str) -> None:
     """
     if must_be_signed(task):
         msg = f"{task.id} takes only answers that people sign with their own key, and {how} cannot carry a signature."
-        raise Forbidden(msg, code="signature_required", hint=f"kneo human resume {task.id} --key FILE")
+        raise Forbidden(msg, code="signature_required", hint=f"kneo task decide {task.id} --key FILE")
 
 
 def build_statement(tx: Tx, task: HumanTask, decision: Decision, lasts: timedelta) -> UnsignedStatement:
@@ -96,7 +96,7 @@ def check_signature(
     if handed is None:
         if must_be_signed(task):
             msg = f"{task.id} takes only answers that people sign with their own key."
-            raise Forbidden(msg, code="signature_required", hint=f"kneo human resume {task.id} --key FILE")
+            raise Forbidden(msg, code="signature_required", hint=f"kneo task decide {task.id} --key FILE")
         return None
     envelope = read_envelope(handed, file="statement")
     root = registry.trust_root(tx, pin)

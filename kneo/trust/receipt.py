@@ -240,14 +240,14 @@ def wrap_envelope(value: object) -> dict[str, object]:
     """
     if not isinstance(value, dict):
         msg = "A receipt is a JSON object."
-        raise Invalid(msg, code="Malformed", hint="kneo human receipt show --json writes one.")
+        raise Invalid(msg, code="Malformed", hint="kneo task receipt show --json writes one.")
     return {"envelope": value} if "payloadType" in value else value
 
 
 def _one(value: object, where: str) -> PresentedReceipt:
     if not isinstance(value, dict):
         msg = f"{where}: a receipt is a JSON object."
-        raise Invalid(msg, code="Malformed", hint="kneo human receipt show --json writes one.")
+        raise Invalid(msg, code="Malformed", hint="kneo task receipt show --json writes one.")
     if "envelope" not in value:
         return PresentedReceipt(envelope=read_envelope(value, file=where))
     envelope = read_envelope(value["envelope"], file=f"{where}: envelope")

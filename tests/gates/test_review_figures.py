@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import timedelta
 
 import pytest
 from gates.asking import answer, ask, declare
+from operation_context import operation_context
 
+from kneo.api import tasks as stats
+from kneo.api.tasks import get_human_task_stats
 from kneo.clock import ManualClock
 from kneo.errors import KneoError
-from kneo.service import task_stats as stats
-from kneo.service.task_stats import task_stats
 from kneo.store.engine import Store
 from kneo.tasks.deadlines import process_due
 
@@ -23,7 +25,8 @@ def _people(store: Store) -> None:
 
 
 def figures(store: Store, since: str = "30d", environment: str | None = None, workflow: str | None = None) -> Json:
-    return task_stats(store, since, environment, workflow)
+    view = get_human_task_stats(operation_context(store), since, environment, workflow)
+    return asdict(view)
 
 
 def only(told: Json) -> Json:

@@ -6,11 +6,11 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from kneo import WIRE_VERSION, __version__
+from kneo.api.operation import Json
 from kneo.service import responses
 from kneo.service.context import ServiceDep
 from kneo.service.problems import RETRY_AFTER_SECONDS, problem
 from kneo.service.router import JsonResponse, Router, responds
-from kneo.service.wire import Json
 
 router = Router(tags=["health"])
 metrics_router = APIRouter(tags=["health"])

@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
 from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from kneo.api.context import Principal
 from kneo.errors import Invalid, InvalidValue, KneoError, NotFound
 from kneo.records.task import DecisionKind, HumanTask, TaskLink
 from kneo.runtime.engine.consequences import as_it_stands
-from kneo.service import responses, task_links
-from kneo.service.auth import Require, require
 from kneo.service.context import Service, ServiceDep
 from kneo.service.limits import Rate, TooMany
 from kneo.service.link_page import HEADERS, done_page, question_page, refused_page
 from kneo.service.problems import refusal
-from kneo.service.router import JsonResponse, Router, responds
-from kneo.service.wire import Json
+from kneo.service.router import JsonResponse
 from kneo.tasks import links
 from kneo.tasks.decisions import DecisionNotAllowed, DecisionRequest
 
-router = Router(tags=["human tasks"])
 pages = APIRouter(include_in_schema=False)
-
-Reader = Annotated[Principal, Depends(require("human:read"))]
-Writer = Annotated[Principal, Depends(require("human:write"))]
-
-FOR_OTHERS = Require("human:link")
-"""Whoever delivers links to others could use them too, so that is a right of its own."""
 
 PER_MINUTE = 120
 """Looks at one link and answers with it. Counted by link, because behind a proxy all people share one address."""
@@ -45,47 +33,6 @@ FIELDS = 50
 
 _of_link = Rate(PER_MINUTE)
 _wrong = Rate(WRONG_PER_MINUTE)
-
-
-class LinkOrder(BaseModel):
-    """For whom, and how long it works."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    person: str | None = Field(default=None, min_length=1, max_length=200, description="Left out: whoever asks.")
-    expires_in: str = Field(default="24h", max_length=20, examples=["30m", "24h", "7d"])
-
-
-@router.post("/human-tasks/{continuation_id}/links", operation_id="create_link", responses=responds(responses.TaskLink))
-def create_link(continuation_id: str, order: LinkOrder, service: ServiceDep, principal: Writer) -> Json:
-    """Make a link that answers this question once, as the person it is made for. Its token is shown only now."""
-    if order.person not in {None, principal.name}:
-        principal.require("human:link")
-    # Never from the Host header: whoever sends it would choose where the token goes.
-    at = service.settings.public_url
-    return task_links.make_link(service.store, continuation_id, order.model_dump(), actor=principal.name, at=at)
-
-
-@router.get(
-    "/human-tasks/{continuation_id}/links", operation_id="list_links", responses=responds(responses.TaskLinkList)
-)
-def list_links(continuation_id: str, service: ServiceDep, _principal: Reader) -> Json:
-    """Tell which links there are to a question, and which of them still work."""
-    return task_links.list_links(service.store, continuation_id)
-
-
-@router.post(
-    "/human-tasks/{continuation_id}/links/{link_id}/revoke",
-    operation_id="revoke_link",
-    responses=responds(responses.TaskLinkState),
-)
-def revoke_link(continuation_id: str, link_id: str, service: ServiceDep, principal: Writer) -> Json:
-    """End a link's life; one that is somebody else's only with the right to make it."""
-    with service.store.read() as tx:
-        link = links.find_link(tx, continuation_id, link_id)
-    if principal.name not in {link.person, link.created_by}:
-        principal.require("human:link")
-    return task_links.revoke_link(service.store, continuation_id, link_id, actor=principal.name)
 
 
 @pages.api_route("/h/{token}", methods=["GET", "HEAD"])

@@ -103,11 +103,11 @@ def test_the_walk_on_the_command_line(terminal: Callable[[str], dict]) -> None:
     assert request["request_id"].startswith("req_")
     assert request["prompt"]
 
-    [listed] = terminal("kneo human list")["tasks"]
+    [listed] = terminal("kneo task list")["tasks"]
     assert listed["continuation_id"] == continuation
-    assert terminal(f"kneo human get {continuation}")["request"]["request_id"] == request["request_id"]
+    assert terminal(f"kneo task get {continuation}")["request"]["request_id"] == request["request_id"]
     ended = terminal(
-        f"""kneo human resume {continuation} \\
+        f"""kneo task decide {continuation} \\
   --request-id {request["request_id"]} \\
   --approve"""
     )
@@ -126,7 +126,7 @@ def test_the_walk_on_the_command_line(terminal: Callable[[str], dict]) -> None:
 def test_the_decisions_are_options(terminal: Callable[[str], dict], option: str, status: str) -> None:
     paused = terminal("kneo run examples/smoke_human_workflow.yaml --input smoke --target workflow --json")
     request = paused["metadata"]["pending_human_request"]["request_id"]
-    ended = terminal(f"kneo human resume {paused['continuation_id']} --request-id {request} {option}")
+    ended = terminal(f"kneo task decide {paused['continuation_id']} --request-id {request} {option}")
     assert ended["status"] == status
     assert ("Mine." in (ended["output_text"] or "")) == ("Mine." in option)
 

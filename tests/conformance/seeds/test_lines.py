@@ -92,7 +92,7 @@ class Shell:
         assert status == 0, said
         self.learn(said)
         if needed == "done":
-            status, said = self.type("kneo human resume <continuation_id> --request-id <request_id> --approve")
+            status, said = self.type("kneo task decide <continuation_id> --request-id <request_id> --approve")
             assert status == 0, said
 
     def _made_local(self, line: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from builders import build_run, build_task
 
-from cli.people.inbox import REVIEWED_AT_ONCE
+from cli.people.decisions import PAGE_TASKS
 from kneo.clock import ManualClock
 from kneo.records.task import HumanTask, TaskStatus
 from kneo.store import runs, tasks
@@ -18,7 +18,7 @@ from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 from tests.integration.cli.conftest import Kneo
 
-MANY = REVIEWED_AT_ONCE + 3
+MANY = PAGE_TASKS + 3
 
 
 @pytest.fixture

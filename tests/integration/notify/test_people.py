@@ -123,7 +123,7 @@ def test_a_mail_goes_to_whoever_is_asked(engine: Engine, courier, post: MailRece
     assert message["Message-ID"].startswith("<msg_")
     body = message.get_payload()
     assert task.subject_digest in body
-    assert f"kneo human get {task.id}" in body
+    assert f"kneo task get {task.id}" in body
     assert "the secret plan" not in body
 
 
@@ -190,7 +190,7 @@ def test_who_may_not_answer_is_told_without_a_link(engine: Engine, courier, post
     mail = courier("https://kneo.example", make_link, ops=mail_at(post))
     while mail.deliver_due():
         pass
-    assert "kneo human get" in post.received[0][1].get_payload()
+    assert "kneo task get" in post.received[0][1].get_payload()
 
 
 def test_what_executes_steps_delivers_too(engine: Engine, store: Store, tmp_path: Path, web: WebReceiver) -> None:
@@ -457,7 +457,7 @@ def test_no_text_of_a_run_looks_like_a_line_of_kneo(
     [(_, message)] = post.received
     body = message.get_payload(decode=True).decode()
     answers = [line for line in body.splitlines() if line.lstrip("\u202e ").startswith("Answer:")]
-    assert answers == [f"Answer: kneo human get {task.id}"]
+    assert answers == [f"Answer: kneo task get {task.id}"]
     assert "://" not in body
     assert "www." not in body
     assert {"evil.test"} & set(message.keys()) == set()

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from controller_bench import serving
+from operation_context import operation_context
 
+from kneo.api.receipts import get_receipt
 from kneo.errors import Conflict, Invalid, KneoError, NotFound, Usage
 from kneo.maintenance import LockAcquisitionError
 from kneo.platform import Database, PlatformManager, load_platform
@@ -18,7 +20,6 @@ from kneo.service.app import create_app
 from kneo.service.auth import APIKeyRecord, AuthConfig
 from kneo.service.dependencies import default_platform_manager, set_platform_manager
 from kneo.service.limits import RequestLimits
-from kneo.service.receipts import receipt_of_task
 from kneo.settings import Settings, from_env
 from kneo.spec import SpecCompiler
 from kneo.tools import ToolDefinition, ToolRegistry
@@ -74,7 +75,7 @@ def test_a_run_from_start_to_end(manager: PlatformManager, with_worker: bool) ->
     assert manager.prune_retention().runs == 0
     kinds = {event.event.event_type for event in manager.list_audit_events(run_id=done.run_id)}
     assert {"run.created", "human.requested", "human.decision", "run.succeeded"} <= kinds
-    assert receipt_of_task(manager.store, task.id)["receipt"]["actor"]
+    assert get_receipt(operation_context(manager.store), task.id).receipt["actor"]
 
 
 def test_one_program_at_a_time_executes_steps(manager: PlatformManager, settings: Settings) -> None:

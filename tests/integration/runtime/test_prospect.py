@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from engine import Engine, step
+from operation_context import operation_context
 from sqlalchemy import update
 
+from kneo.api.decisions import get_human_task
 from kneo.records.run import Run, RunStatus
 from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.engine.consequences import as_it_stands
@@ -18,7 +20,6 @@ from kneo.runtime.engine.record import RunContext, questions_asked
 from kneo.runtime.interpreter.node import DecisionContext, RunEnded
 from kneo.runtime.interpreter.program import begin
 from kneo.service.link_page import _leads_to
-from kneo.service.task_detail import task_detail
 from kneo.store import runs, tables
 from kneo.store.engine import Store
 from kneo.store.history import CheckpointLimits
@@ -55,7 +56,7 @@ def by_key(engine: Engine, run: Run) -> dict[str, HumanTask]:
 def shown(engine: Engine, task: HumanTask) -> dict[str, dict[str, object]]:
     with engine.store.read() as tx:
         found = as_it_stands(tx, find(tx, task.id)).consequences
-        assert task_detail(tx, task.id)["consequences"] == found
+    assert get_human_task(operation_context(engine.store), task.id).consequences == found
     return dict(found)
 
 

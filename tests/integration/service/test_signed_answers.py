@@ -11,10 +11,13 @@ import pytest
 from gates.signing import KEYS, trust
 from service_bench import DRAFT, PUBLISH, Bench, spec_of
 
-from cli.client import ServiceBackend
+from cli.client import P, ServiceBackend, V
 from cli.main import run
-from cli.people.answer_signing import fetch_statement
+from cli.people.statements import fetch_statement
+from kneo.api.decisions import TaskDecision
+from kneo.api.operation import Operation
 from kneo.errors import Untrusted
+from kneo.records.task import DecisionKind
 from kneo.settings import from_env
 from kneo.store import releases
 from kneo.trust.keys import PrivateKey
@@ -222,8 +225,11 @@ class Lying(ServiceBackend):
     lie: Mapping[str, object]
     other: str | None = None
 
-    def answer_to_sign(self, continuation_id: str, answer: Mapping[str, object], keyid: str | None) -> Json:
-        return super().answer_to_sign(self.other or continuation_id, {**answer, **self.lie}, keyid)
+    def call(self, operation: Operation[P, V], /, *args: P.args, **kwargs: P.kwargs) -> V:
+        if operation.id == "get_answer_to_sign":
+            task, body = args
+            args = (self.other or task, type(body).model_validate({**body.model_dump(), **self.lie}))
+        return super().call(operation, *args, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +245,7 @@ class Lying(ServiceBackend):
 def test_nothing_is_signed_but_what_was_said(bench: Bench, waiting: Json, lie: Json, field: str) -> None:
     asked = Lying(bench.url, "reviewer-key", from_env())
     asked.lie = lie
-    answer: Json = {"request_id": request_of(waiting), "decision": "edited", "content": "better words"}
+    answer = TaskDecision(request_id=request_of(waiting), decision=DecisionKind.EDITED, content="better words")
     with pytest.raises(Untrusted) as caught:
         fetch_statement(asked, task_of(waiting), answer, keyid=None)
     assert (caught.value.code, caught.value.details["field"]) == ("SubjectMismatch", field)

@@ -8,7 +8,7 @@ import pytest
 from builders import build_task
 from service_bench import Bench
 
-from kneo.api.task_views import human_task
+from kneo.api.task_views import HumanTaskView
 from kneo.clock import parse_time
 
 
@@ -22,10 +22,10 @@ def test_times_that_decide_something_are_seconds_as_the_published_clients_read_t
 
 def test_an_escalated_question_says_since_when_and_when_it_had_to_be_answered_at_first() -> None:
     task = build_task(created_at="2026-01-31T12:00:00+00:00", timeout_seconds=60)
-    before = human_task(task)
-    assert (before["escalated_at"], "escalated_at" in before["pending_human_request"]) == (None, False)
-    after = human_task(replace(task, escalated_at="2026-01-31T12:01:01+00:00"))
+    before = HumanTaskView.of(task)
+    assert (before.escalated_at, "escalated_at" in before.pending_human_request) == (None, False)
+    after = HumanTaskView.of(replace(task, escalated_at="2026-01-31T12:01:01+00:00"))
     asked = parse_time(task.created_at).timestamp()
-    request = after["pending_human_request"]
-    assert after["escalated_at"] == request["escalated_at"] == asked + 61
+    request = after.pending_human_request
+    assert after.escalated_at == request["escalated_at"] == asked + 61
     assert request["original_expires_at"] == asked + 60

@@ -10,7 +10,15 @@ import pytest
 from cli.people.review_stats import bar, duration
 from kneo.clock import isoformat
 from kneo.records.task import DecisionKind, Outcome, TaskStatus
-from kneo.tasks.review import EDITS, GateStatistics, edit_distance, edits_to_compare, is_quick, is_rubber_stamp, review
+from kneo.tasks.review import (
+    EDITS,
+    GateStatistics,
+    edit_distance,
+    edits_to_compare,
+    is_quick,
+    is_rubber_stamp,
+    review_gates,
+)
 
 ASKED = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -35,7 +43,7 @@ def outcome(number: int = 0, kind: str | None = "approved", *, seconds: float = 
 
 
 def one(*outcomes: Outcome, shown: dict[str, str] | None = None) -> GateStatistics:
-    (found,) = review(outcomes, shown or {})
+    (found,) = review_gates(outcomes, shown or {})
     return found
 
 
@@ -62,7 +70,7 @@ def test_nothing_answered_is_no_share_of_anything() -> None:
 
 def test_rounds_and_attempts_of_a_gate_are_one_gate() -> None:
     keys = ["draft.after", "draft#1.after", "draft#2@1.after", "loop#3/draft@2.after", "other.after"]
-    found = review([outcome(n, key=key) for n, key in enumerate(keys)], {})
+    found = review_gates([outcome(n, key=key) for n, key in enumerate(keys)], {})
     assert [(gate.gate, gate.decided) for gate in found] == [
         ("draft.after", 3),
         ("loop/draft.after", 1),
@@ -71,7 +79,7 @@ def test_rounds_and_attempts_of_a_gate_are_one_gate() -> None:
 
 
 def test_environments_and_workflows_are_told_apart() -> None:
-    found = review([outcome(0), outcome(1, environment="dev"), outcome(2, workflow_name=None)], {})
+    found = review_gates([outcome(0), outcome(1, environment="dev"), outcome(2, workflow_name=None)], {})
     assert {(gate.environment, gate.workflow_name) for gate in found} == {
         ("prod", "release"), ("dev", "release"), ("prod", None),
     }  # fmt: skip

@@ -1,0 +1,201 @@
+"""Operations that read a task in detail, decide it, and write its decision down for signing."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, WithJsonSchema
+
+from kneo.api.context import Context, Waiting
+from kneo.api.operation import DONE, operation, run_operation
+from kneo.api.requests import Body
+from kneo.api.run_waiting import RunResumedView, wait_after_answer
+from kneo.api.task_views import HumanTaskDetailView, Json
+from kneo.clock import isoformat, parse_duration
+from kneo.errors import InvalidValue, KneoError
+from kneo.records.task import DecisionKind, HumanTask
+from kneo.runtime.engine.consequences import as_it_stands
+from kneo.store import history, runs
+from kneo.store.idempotency import AlreadyExecuted
+from kneo.tasks import inbox
+from kneo.tasks.decisions import DecisionRequest
+from kneo.trust.answer import open_answer
+from kneo.trust.dsse import read_envelope
+from kneo.trust.intoto import PAYLOAD_TYPE
+
+MAX_BATCH = 100
+"""Decisions that one request may bring."""
+
+DecisionWord = Annotated[
+    DecisionKind, WithJsonSchema({"type": "string", "enum": ["approved", "rejected", "edited", "selected", "provided"]})
+]
+
+
+class TaskDecision(Body):
+    """A decision. `request_id` names the question it is for; left out, it is for the present one."""
+
+    request_id: str | None = None
+    decision: DecisionWord
+    content: object = Field(default=None, description="The text; any JSON value for `provided`.")
+    selected_option: str | None = None
+    selected_options: list[str] | None = Field(default=None, description="Several options, in their order.")
+    values: dict[str, object] | None = Field(default=None, description="The values of a form, by field.")
+    feedback: str | None = Field(default=None, description="Feedback for the next attempt.")
+    comment: str | None = None
+    expect_digest: str | None = Field(default=None, description="The `subject_digest` that was shown.")
+    statement: dict[str, object] | None = Field(
+        default=None,
+        description="A DSSE envelope of this decision, signed with a key of your own; `…/statement` returns what to sign.",
+    )
+    metadata: dict[str, object] = Field(default_factory=dict)
+
+    def checked(self, context: Context) -> DecisionRequest:
+        """Return the decision for a task.
+
+        Raises:
+            Invalid: ``input_too_large``.
+        """
+        limit = context.settings.limits.human_content_chars
+        for name in ("content", "values", "feedback", "comment"):
+            length = len(str(getattr(self, name) or ""))
+            if length > limit:
+                msg = f"{name} is {length} characters long; at most {limit} are accepted."
+                raise InvalidValue(msg, code="input_too_large", field=name, limit=limit)
+        return DecisionRequest(
+            request_id=self.request_id,
+            decision=self.decision,
+            content=self.content,
+            selected_option=self.selected_option,
+            selected_options=tuple(self.selected_options) if self.selected_options is not None else None,
+            values=self.values,
+            feedback=self.feedback,
+            comment=self.comment,
+            expect_digest=self.expect_digest,
+            statement=self.statement,
+        )
+
+
+@operation("GET", "/human-tasks/{continuation_id}", scope="human:read")
+def get_human_task(context: Context, continuation_id: str) -> HumanTaskDetailView:
+    """Read one task."""
+    with context.store.read() as tx:
+        task = as_it_stands(tx, inbox.find(tx, continuation_id))
+        run = runs.get(tx, task.run_id)
+        return HumanTaskDetailView.with_messages(task, run, history.list_steps(tx, run.id) if run else ())
+
+
+@run_operation(
+    "POST",
+    "/human-tasks/{continuation_id}/resume",
+    scope="human:write",
+    statuses=DONE,
+    aliases=("/continuations/{continuation_id}/resume",),
+)
+def resume_human_task(context: Context, continuation_id: str, body: TaskDecision) -> Waiting[RunResumedView]:
+    """Decide a task. The decision is stored before the run continues."""
+    return wait_after_answer(context.store, lambda: _decide(context, continuation_id, body))
+
+
+def _decide(context: Context, task_id: str, body: TaskDecision) -> HumanTask:
+    request, actor = body.checked(context), context.actor
+    if request.statement is not None and not context.over_http:
+        # The command line authenticates nobody: the key that signed the statement says who decides.
+        actor = open_answer(read_envelope(request.statement)).said.reviewer
+    return inbox.decide(context.store, task_id, request, actor=actor, pin=context.settings.trust_root)
+
+
+class BatchItem(TaskDecision):
+    """A decision, and the task it is for."""
+
+    continuation_id: str
+
+
+class DecisionBatch(Body):
+    """Decisions for many tasks. Each is accepted or refused on its own."""
+
+    items: list[BatchItem]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchResult:
+    """The result of one decision of a batch."""
+
+    continuation_id: str
+    run_id: str | None = None
+    status: str | None = None
+    error: str | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionBatchView:
+    """The results of a batch."""
+
+    results: list[BatchResult]
+    decided: int
+    refused: int
+
+
+@operation("POST", "/human-tasks/batch", scope="human:write")
+def resume_human_tasks(context: Context, body: DecisionBatch) -> DecisionBatchView:
+    """Decide many tasks, and return for each whether the decision was accepted. Their runs continue on their own."""
+    if len(body.items) > MAX_BATCH:
+        msg = f"{len(body.items)} decisions are too many at once; the limit is {MAX_BATCH}."
+        raise InvalidValue(msg, code="too_many_items", limit=MAX_BATCH)
+    results = [_decide_item(context, item) for item in body.items]
+    for run_id in dict.fromkeys(result.run_id for result in results if result.run_id is not None):
+        context.drive(run_id)
+    decided = sum(result.error is None for result in results)
+    return DecisionBatchView(results=results, decided=decided, refused=len(results) - decided)
+
+
+def _decide_item(context: Context, item: BatchItem) -> BatchResult:
+    task_id = item.continuation_id
+    try:
+        task = inbox.decide(
+            context.store, task_id, item.checked(context), actor=context.actor, pin=context.settings.trust_root
+        )
+    except AlreadyExecuted:
+        raise
+    except KneoError as error:
+        return BatchResult(continuation_id=task_id, error=error.code, message=str(error))
+    return BatchResult(continuation_id=task_id, run_id=task.run_id, status=task.status.value)
+
+
+class DecisionToSign(TaskDecision):
+    """The decision to sign, as `resume` then takes it."""
+
+    expires_in: str = Field(
+        default="15m", max_length=20, description="The lifetime of the statement.", examples=["15m"]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatementView:
+    """The bytes to sign for a decision; see the page about receipts."""
+
+    continuation_id: str
+    payloadType: str  # noqa: N815 - the spelling of DSSE
+    payload: Annotated[str, Field(description="Base64 of the bytes that DSSE signs, in its encoding.")]
+    said: Annotated[Json, Field(description="The content of the payload.")]
+    answered: Annotated[Json, Field(description="The value that `contentDigest` is the digest of.")]
+    expires_at: str
+
+
+@operation("POST", "/human-tasks/{continuation_id}/statement", scope="human:write")
+def get_answer_to_sign(context: Context, continuation_id: str, body: DecisionToSign) -> StatementView:
+    """Return the bytes that sign a decision as the caller. Changes nothing. Send the same decision with the envelope."""
+    lifetime = parse_duration(body.expires_in)
+    with context.store.read() as tx:
+        unsigned = inbox.statement_for(tx, continuation_id, body.checked(context), actor=context.actor, lasts=lifetime)
+    statement = unsigned.statement
+    return StatementView(
+        continuation_id=continuation_id,
+        payloadType=PAYLOAD_TYPE,
+        payload=base64.b64encode(statement.payload).decode("ascii"),
+        said=statement.said.model_dump(mode="json", by_alias=True),
+        answered=dict(unsigned.decided_content),
+        expires_at=isoformat(statement.said.expires),
+    )
