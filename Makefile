@@ -1,4 +1,4 @@
-# Every verb makes what it needs. Needs Python 3.11 or newer, git and make; choose another Python with
+# Every target creates what it needs. Requires Python 3.11 or newer, git and make; choose another Python with
 #     make test PYTHON=python3.13
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -10,22 +10,22 @@ WORKERS ?= 4
 .PHONY: help demo up test crash gates lint types imports schemas fresh sizes format check clean
 .DEFAULT_GOAL := help
 
-help: ## Say what there is
+help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{printf "%-16s %s\n", $$1, $$2}'
 
-demo: $(VENV)/.ready ## Tell the whole story on the terminal, from a signed bundle to a finished run
-	@$(BIN)/python -m cli.demo
+demo: $(VENV)/.ready ## Run the demo: sign, release, approve, run, decide, refuse
+	@$(BIN)/python -m examples.demo
 
-up: $(VENV)/.ready ## The same, left running
-	@$(BIN)/python -m cli.demo --up
+up: $(VENV)/.ready ## Run the demo and leave the server running
+	@$(BIN)/python -m examples.demo --up
 
-test: $(VENV)/.ready-dev ## Run the tests, the databases they need included
+test: $(VENV)/.ready-dev ## Run the tests, databases included
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-crash: $(VENV)/.ready-dev ## Kill processes at every single write of every kind of run
+crash: $(VENV)/.ready-dev ## Kill processes at every write of every kind of run
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/e2e/crash tests/integration/controller/test_killed.py --every-write
 
-gates: $(VENV)/.ready-dev ## Ask and answer at every place where a question can stand, with processes that die in between
+gates: $(VENV)/.ready-dev ## Open and decide a task at every gate position, with killed processes
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/gates --every-gate
 
 lint: $(VENV)/.ready-dev ## Check style
@@ -35,17 +35,17 @@ lint: $(VENV)/.ready-dev ## Check style
 types: $(VENV)/.ready-dev ## Check types, strictly
 	@$(BIN)/mypy
 
-imports: $(VENV)/.ready-dev ## Check who imports whom
+imports: $(VENV)/.ready-dev ## Check import contracts
 	@$(BIN)/lint-imports --no-logo
 
-schemas: $(VENV)/.ready ## Write schemas/ anew from the code
+schemas: $(VENV)/.ready ## Generate schemas/
 	@$(BIN)/kneo spec schema --output schemas
 
 .PHONY: conformance interop
-interop: $(VENV)/.ready-dev ## Let openssl, Sigstore's verifier and the published tool check what we sign (needs node, Python 3.12)
+interop: $(VENV)/.ready-dev ## Verify signatures with openssl, Sigstore and the published tool (needs node, Python 3.12)
 	@$(BIN)/pytest -rs tests/conformance/trust tests/unit/trust/test_export.py --other-tools
 
-conformance: $(VENV)/.ready-dev ## Let the published clients work with a live service (needs Python 3.12)
+conformance: $(VENV)/.ready-dev ## Run the published clients against a live service (needs Python 3.12)
 	@$(BIN)/pytest -rs tests/conformance/clients --published-clients
 
 .PHONY: example example-renew
@@ -59,30 +59,30 @@ example-renew: $(VENV)/.ready-dev ## Sign this repository's own example with new
 	@$(BIN)/python tests/guards/example_repository.py
 
 .PHONY: extras
-extras: $(VENV)/.ready-dev ## Install Kneo with each extra and with none, and work with it (needs a package index)
+extras: $(VENV)/.ready-dev ## Install Kneo with each extra and with none, and use it (needs a package index)
 	@$(BIN)/pytest -rs tests/conformance/extras --fresh-environments
 
 .PHONY: temporal
-temporal: $(VENV)/.ready-dev ## Let a real Temporal server hand runs to workers that are killed (installs its server into your cache)
+temporal: $(VENV)/.ready-dev ## Dispatch runs through a real Temporal server to workers that are killed (installs the server into your cache)
 	@$(BIN)/pytest -rs tests/e2e/temporal --temporal
 
 .PHONY: reference fuzz bench-lint bench-reconcile bench-inbox
-reference: $(VENV)/.ready-dev ## Write docs/reference/ anew from the code
+reference: $(VENV)/.ready-dev ## Generate docs/reference/
 	@$(BIN)/python tests/guards/reference_pages.py
 
-fresh: schemas reference ## Check that what is generated in the repository is what the code describes
+fresh: schemas reference ## Check that generated files are up to date
 	@test -z "$$(git status --porcelain -- schemas docs/reference)" || { git --no-pager diff --stat -- schemas docs/reference; \
-		echo "What is generated is not what the code describes: commit what 'make schemas reference' has written."; exit 1; }
+		echo "Generated files are out of date: commit the changes of 'make schemas reference'."; exit 1; }
 
-sizes: $(VENV)/.ready ## Report what outgrew the sizes to feel comfortable in
+sizes: $(VENV)/.ready ## Report code size, repeated class names and large modules
 	@$(BIN)/python tests/guards/sizes.py
 
-check: lint types imports fresh test ## Everything a change has to pass
+check: lint types imports fresh test ## Run all checks and tests of a change
 
 SECONDS ?= 60
 SEED ?= 0
 
-fuzz: $(VENV)/.ready-dev ## Feed spoiled files to everything that reads specs, for SECONDS
+fuzz: $(VENV)/.ready-dev ## Feed malformed files to every spec reader, for SECONDS
 	@$(BIN)/python tests/fuzz/fuzz_spec.py --seconds $(SECONDS) --seed $(SEED)
 
 ONLY ?=
@@ -92,34 +92,34 @@ hunt: $(VENV)/.ready-dev ## Run random cases against independent models, for SEC
 	@PYTHONPATH=tests $(BIN)/python -m hunt.run --seconds $(SECONDS) --seed $(SEED) --only "$(ONLY)"
 
 .PHONY: schemathesis
-schemathesis: $(VENV)/.ready-dev ## Ask a live service everything it describes and forbids, as each role, for SECONDS each
+schemathesis: $(VENV)/.ready-dev ## Send every request that OpenAPI describes or forbids, as each role, for SECONDS each
 	@$(BIN)/python tests/schemathesis/contract_hunt.py --seconds $(SECONDS) --seed $(SEED)
 
-bench-lint: $(VENV)/.ready-dev ## Measure what checking specs costs, and how that grows
+bench-lint: $(VENV)/.ready-dev ## Measure checking specs
 	@$(BIN)/python -m benchmarks.lint
 
-bench-reconcile: $(VENV)/.ready-dev ## Measure what a commit costs the controller, beside the least it could cost
+bench-reconcile: $(VENV)/.ready-dev ## Measure reconciling a commit, compared with the least possible work
 	@$(BIN)/python -m benchmarks.reconcile
 
 .PHONY: bench-engine
-bench-engine: $(VENV)/.ready-dev ## Measure what runs cost, side by side with other systems
+bench-engine: $(VENV)/.ready-dev ## Measure runs, side by side with other systems
 	@$(BIN)/python -m benchmarks.engine
 
-bench-inbox: $(VENV)/.ready-dev ## Measure how quick an inbox of a hundred thousand open questions is, on both databases
+bench-inbox: $(VENV)/.ready-dev ## Measure an inbox of 100,000 open tasks, on both databases
 	@$(BIN)/python -m benchmarks.inbox
 
-format: $(VENV)/.ready-dev ## Put the code into shape
+format: $(VENV)/.ready-dev ## Format the code
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-clean: ## Forget the environment and all caches
+clean: ## Remove the environment and all caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis .demo
 
 $(VENV)/bin/python:
-	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 or newer, or say make PYTHON=/path/to/python."; exit 1; }
+	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 or newer, or set make PYTHON=/path/to/python."; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "$(PYTHON) is older than Python 3.11: say make PYTHON=python3.11 (or newer)."; exit 1; }
-	@echo "Making $(VENV) with $$("$(PYTHON)" --version)"
+		{ echo "$(PYTHON) is older than Python 3.11: use make PYTHON=python3.11 (or newer)."; exit 1; }
+	@echo "Creating $(VENV) with $$("$(PYTHON)" --version)"
 	@"$(PYTHON)" -m venv $(VENV)
 
 $(VENV)/.ready: pyproject.toml | $(VENV)/bin/python

@@ -117,7 +117,9 @@ COMMANDS: dict[str, Entry] = {
     "policy": Entry("cli.releases.policy:app", "Manage server-side policies that add to those in Git", RELEASES),
     "service": Entry("cli.serve.service:service", "Run the API server", SERVERS),
     "worker": Entry("cli.serve.worker:worker", "Run a worker: execute steps, process deadlines", SERVERS),
-    "controller": Entry("cli.serve.follow:controller", "Run the controller: reconcile environments with Git", SERVERS),
+    "controller": Entry(
+        "cli.serve.controller:controller", "Run the controller: reconcile environments with Git", SERVERS
+    ),
     "maintenance": Entry("cli.serve.maintenance:app", "Prune, back up, restore and compact the database", SERVERS),
     "credentials": Entry("cli.config:credentials", "List which credentials are set, without values", SERVERS),
     "trace": Entry("cli.audit.audit:trace", "Trace a run or digest to its release, commit and approvers", AUDIT),

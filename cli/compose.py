@@ -1,15 +1,19 @@
-"""The database of a command, and what starts runs on it. No HTTP, no Git."""
+"""The objects that commands and processes share: the database, and the starter of runs on it. No HTTP, no Git."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kneo import __version__
 from kneo.clock import SystemClock
 from kneo.errors import NotFound
 from kneo.settings import Settings
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
+from kneo.telemetry.spans import configure_tracing
 
 if TYPE_CHECKING:
     from kneo.runtime.engine.start import Starter
@@ -17,32 +21,39 @@ if TYPE_CHECKING:
 
 
 def make_store(settings: Settings) -> Store:
-    """Open the database and bring it up to date."""
+    """Open the database and migrate it to the current schema."""
 
     def find_key() -> PrivateKey | None:
-        from kneo.store.service_key import find_service_key  # whoever signs nothing needs no cryptography
+        from kneo.store.service_key import find_service_key  # imports cryptography, which most commands do not need
 
         return find_service_key(settings)
 
     return open_store(settings.database_url, SystemClock(), find_key)
 
 
+@contextlib.contextmanager
+def process_store(settings: Settings) -> Iterator[Store]:
+    """Yield the database of a long-running process, with tracing configured; close both at the end."""
+    with configure_tracing(settings.tracing, version=__version__), contextlib.closing(make_store(settings)) as store:
+        yield store
+
+
 def find_store(settings: Settings) -> Store:
-    """Open a database that is there already.
+    """Open an existing database.
 
     Raises:
-        NotFound: there is none; whoever looks for proof must not be shown a new, empty one.
+        NotFound: no database exists; a new, empty one would prove nothing.
     """
     path = settings.database_url.removeprefix("sqlite:///")
     if path != settings.database_url and not Path(path).is_file():
         msg = f"There is no database at {path}."
-        hint = "Work where kneo up runs, set KNEO_SERV_DATABASE_URL, or ask a service with --service-url."
+        hint = "Change to the folder where kneo up runs, set KNEO_SERV_DATABASE_URL, or pass --service-url."
         raise NotFound(msg, code="no_database", hint=hint)
     return make_store(settings)
 
 
 def make_starter(settings: Settings, store: Store) -> Starter:
-    """Make what starts runs; whoever starts none does not import it."""
+    """Return the starter of runs. The runtime is imported here, because most commands start no run."""
     from cli.embedding import spec_compiler
     from kneo.project import read_config
     from kneo.runtime.engine.start import Starter

@@ -1,4 +1,4 @@
-"""Liveness and metrics of a process that answers no other HTTP: ``/livez`` and ``/metrics``."""
+"""Probes of a process without an API server: ``/livez`` and ``/metrics``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 
 @contextlib.contextmanager
-def answering(host: str, port: int, is_alive: Callable[[], bool]) -> Iterator[int]:
-    """Answer for as long as a block runs; yields the port."""
+def serving_probes(host: str, port: int, is_alive: Callable[[], bool]) -> Iterator[int]:
+    """Serve probes while a block runs; yield the port."""
 
     class Probe(BaseHTTPRequestHandler):
         timeout = 10
@@ -34,7 +34,7 @@ def answering(host: str, port: int, is_alive: Callable[[], bool]) -> Iterator[in
             self.wfile.write(body)
 
         def log_message(self, *_arguments: object) -> None:
-            """Say nothing: probes ask every few seconds."""
+            """Log nothing: probes repeat every few seconds."""
 
     server = ThreadingHTTPServer((host, port), Probe)
     thread = threading.Thread(target=server.serve_forever, name="liveness")

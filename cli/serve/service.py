@@ -1,4 +1,4 @@
-"""``kneo service serve``: a process that answers HTTP."""
+"""``kneo service serve``: the API server."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ import typer
 import uvicorn
 
 from cli import render
-from cli.compose import make_starter, make_store
+from cli.compose import make_starter, process_store
 from cli.embedding import spec_compiler
 from cli.serve.http_limits import DefaultProtocol, RequestTimer, timed_protocol
 from cli.serve.tune_gc import settle
 from cli.serve.worker import logged_settings
-from kneo import __version__
 from kneo.maintenance import make_retention
 from kneo.runtime.engine.assemble import working
 from kneo.service.app import App, create_app, drain
 from kneo.service.head_check import check_reachable
 from kneo.settings import Http, Settings
 from kneo.store.engine import Store
-from kneo.telemetry.spans import configure_tracing
 
 HostOption = Annotated[str, typer.Option("--host", help="Address to listen on.")]
-PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
+PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 selects a free port.")]
 
 service = typer.Typer(no_args_is_help=True)
 
@@ -36,35 +34,35 @@ service = typer.Typer(no_args_is_help=True)
 def serve(
     host: HostOption = "127.0.0.1",
     port: PortOption = 8000,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Runs to drive at once; 0 leaves it to others.")] = 4,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, help="Runs to execute at once; 0 leaves runs to other workers.")
+    ] = 4,
     reload: Annotated[
-        bool, typer.Option("--reload", help="For development: begin anew when a Python file of the project changes.")
+        bool, typer.Option("--reload", help="For development: restart when a Python file of the project changes.")
     ] = False,
 ) -> None:
-    """Answer HTTP, and drive runs unless --workers is 0."""
+    """Run the API server, and a worker unless --workers is 0."""
     settle()
     settings = logged_settings()
     if reload:
-        render.success(f"Kneo answers at http://{host}:{port}, and begins anew when code changes")
-        run_reloading(settings, host, port)
+        render.success(f"Kneo is up at http://{host}:{port}; it restarts when code changes")
+        serve_with_reload(settings, host, port)
         return
-    run_service(settings, host, port, workers, lambda url: render.success(f"Kneo answers at {url}"))
+    run_service(settings, host, port, workers, lambda url: render.success(f"Kneo is up at {url}"))
 
 
 def run_service(settings: Settings, host: str, port: int, workers: int, announce: Callable[[str], None]) -> None:
-    """The service, with a worker unless ``workers`` is 0."""
+    """Run the API server, and a worker unless ``workers`` is 0."""
     check_reachable(settings, host)
-    store = make_store(settings)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(configure_tracing(settings.tracing, version=__version__))
-        stack.callback(store.close)
+        store = stack.enter_context(process_store(settings))
         if workers:
             stack.enter_context(working(settings, store, workers, make_retention(settings, store)))
-        answer_http(settings, store, host, port, announce=announce)
+        serve_http(settings, store, host, port, announce=announce)
 
 
-def run_reloading(settings: Settings, host: str, port: int) -> None:
-    """The service with a worker, begun anew whenever a Python file below the project root changes."""
+def serve_with_reload(settings: Settings, host: str, port: int) -> None:
+    """Run the API server with a worker, and restart it when a Python file below the project root changes."""
     folders = [str(settings.project_root)]
     app = "kneo.service.app:create_app"
     check_reachable(settings, host)
@@ -82,11 +80,11 @@ def run_reloading(settings: Settings, host: str, port: int) -> None:
 
 
 def always() -> bool:
-    """Be alive: nothing but the service runs here that could not be."""
+    """Return true: the process has no part besides the API server that could stop."""
     return True
 
 
-def answer_http(
+def serve_http(
     settings: Settings,
     store: Store,
     host: str,
@@ -95,7 +93,7 @@ def answer_http(
     announce: Callable[[str], None],
     alive: Callable[[], bool] = always,
 ) -> None:
-    """Answer HTTP in this thread until a signal says stop. Port 0 takes a free one; ``announce`` is told which."""
+    """Serve HTTP in this thread until a signal stops the process. ``announce`` receives the URL; port 0 selects a free port."""
     tools = spec_compiler(settings).tools
     app = create_app(settings, store, make_starter(settings, store), tools=tools, alive=alive)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -107,7 +105,7 @@ def answer_http(
 
 
 class Server(uvicorn.Server):
-    """A server that bounds what arrives, and answers those who wait before it waits for their answers."""
+    """A server that bounds requests, and ends waiting requests before it shuts down."""
 
     def __init__(
         self,
@@ -136,4 +134,4 @@ class Server(uvicorn.Server):
 
 
 def _already_stopping(_number: int, _frame: object) -> None:
-    """Hear the signal that uvicorn raises again when it is done; worker and controller still have to be let finish."""
+    """Ignore the signal that uvicorn raises again after its shutdown, because worker and controller still have to stop."""

@@ -1,4 +1,4 @@
-"""``kneo up``: service, worker, controller and timers in one process."""
+"""``kneo up``: API server, worker, controller and timers in one process."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cli import render
-from cli.compose import make_store
-from cli.serve.follow import IntervalOption, RefOption, RepoOption, Repository, RootOption, find_repository, following
-from cli.serve.service import HostOption, PortOption, always, answer_http
+from cli.compose import process_store
+from cli.serve.controller import (
+    IntervalOption,
+    RefOption,
+    RepoOption,
+    Repository,
+    RootOption,
+    find_repository,
+    reconciling,
+)
+from cli.serve.service import HostOption, PortOption, always, serve_http
 from cli.serve.tune_gc import settle
 from cli.serve.worker import logged_settings
-from kneo import __version__
 from kneo.maintenance import make_retention
 from kneo.runtime.engine.assemble import working
 from kneo.runtime.engine.worker import Worker
 from kneo.service.head_check import check_reachable
 from kneo.settings import Settings
-from kneo.telemetry.spans import configure_tracing
 
 
 def up(
@@ -29,7 +35,10 @@ def up(
     host: HostOption = "127.0.0.1",
     port: PortOption = 8000,
 ) -> None:
-    """Run service, worker, controller and timers in one process."""
+    """Run API server, worker and controller in one process.
+
+    Timers for deadlines and retention are included. Without --repo no controller runs.
+    """
     settle()
     settings = logged_settings()
     repository = None
@@ -37,31 +46,29 @@ def up(
         repository = find_repository(settings, repo, ref, trust_root, interval)
 
     def announce(url: str) -> None:
-        followed = f", following {repository.url} ({ref})" if repository else ""
+        followed = f", reconciling {repository.url} ({ref})" if repository else ""
         render.success(f"Kneo is up at {url}{followed}")
 
-    run_all(settings, repository, host, port, announce)
+    run_processes(settings, repository, host, port, announce)
 
 
-def run_all(
+def run_processes(
     settings: Settings, repository: Repository | None, host: str, port: int, announce: Callable[[str], None]
 ) -> None:
-    """Service, worker, timers and, with a repository, a controller in one process; until it is told to stop."""
+    """Run API server, worker, timers and, with a repository, a controller until a signal stops the process."""
     check_reachable(settings, host)
     settings = with_repository(settings, repository) if repository else settings
-    store = make_store(settings)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(configure_tracing(settings.tracing, version=__version__))
-        stack.callback(store.close)
+        store = stack.enter_context(process_store(settings))
         stack.enter_context(working(settings, store, Worker.DEFAULT_CONCURRENCY, make_retention(settings, store)))
         alive: Callable[[], bool] = always
         if repository is not None:
-            alive = stack.enter_context(following(settings, store, repository)).is_alive
-        answer_http(settings, store, host, port, announce=announce, alive=alive)
+            alive = stack.enter_context(reconciling(settings, store, repository)).is_alive
+        serve_http(settings, store, host, port, announce=announce, alive=alive)
 
 
 def with_repository(settings: Settings, repository: Repository) -> Settings:
-    """Let functions that stand beside a local repository's specs be found, and believe its pin everywhere."""
+    """Return settings with the repository as an import root, if it is local, and with its trust root pinned."""
     roots = settings.import_roots
     if repository.folder is not None and repository.folder not in roots:
         roots = (*roots, repository.folder)

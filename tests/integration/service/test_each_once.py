@@ -218,7 +218,7 @@ def test_what_is_done_with_runs_and_tasks_is_done_once(bench: Bench, name: str) 
 
 
 @contextmanager
-def following(bench: controller_bench.Bench) -> Iterator[None]:
+def reconciling(bench: controller_bench.Bench) -> Iterator[None]:
     controller = Controller(bench.store, bench.reconciler(), interval=timedelta(hours=1))
     thread = threading.Thread(target=controller.run)
     thread.start()
@@ -286,7 +286,7 @@ def test_what_is_done_with_releases_is_done_once(store: Store, tmp_path: Path, n
     if name == "accept_rewrite":
         body = rewritten(bench)
     bench.drop_lease()
-    with following(bench), asked(bench, tmp_path) as http:
+    with reconciling(bench), asked(bench, tmp_path) as http:
         for first in ("suspend", "hold"):
             if name in {f"un{first}_environment", f"un{first}_release"}:
                 way, order = RELEASES[f"{first}_environment" if first == "suspend" else "hold_release"]

@@ -9,7 +9,7 @@ import pytest
 from config_repo import ConfigRepo, announcement
 from service_bench import Bench, serving
 
-from cli.serve.follow import Repository, make_controller
+from cli.serve.controller import Repository, make_controller
 
 
 @pytest.fixture(scope="module")

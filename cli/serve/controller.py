@@ -1,4 +1,4 @@
-"""``kneo controller run``: a process that follows a config repository."""
+"""``kneo controller run``: a process that reconciles environments with a config repository."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Annotated
 import typer
 
 from cli import render
-from cli.compose import make_store
+from cli.compose import make_store, process_store
 from cli.repository.known_roots import KnownRoots
 from cli.repository.mirrors import open_mirror
-from cli.serve.liveness import answering
+from cli.serve.liveness import serving_probes
 from cli.serve.tune_gc import settle
-from cli.serve.worker import until_told_to_stop
+from cli.serve.worker import until_stopped
 from controller.loop import Controller
 from controller.reconcile import Reconciler
 from controller.watch import watching
@@ -32,14 +32,14 @@ from kneo.store.service_key import find_service_key
 from kneo.telemetry import configure_logging
 
 RepoOption = Annotated[str | None, typer.Option("--repo", help="Config repository: a folder or an https or ssh URL.")]
-RefOption = Annotated[str, typer.Option("--ref", help="Branch to follow.")]
-RootOption = Annotated[str | None, typer.Option("--trust-root", help="Digest of the first trust root to believe.")]
-IntervalOption = Annotated[str, typer.Option("--interval", help="How often to look for commits: 90s, 15m.")]
+RefOption = Annotated[str, typer.Option("--ref", help="Branch to reconcile.")]
+RootOption = Annotated[str | None, typer.Option("--trust-root", help="Digest of the trust root to pin (sha256:…).")]
+IntervalOption = Annotated[str, typer.Option("--interval", help="Time between fetches, for example 90s or 15m.")]
 
 
 @dataclass(frozen=True)
 class Repository:
-    """Which repository a controller follows, and what it believes first."""
+    """The config repository of a controller, with its pinned trust root."""
 
     url: str
     ref: str
@@ -48,7 +48,7 @@ class Repository:
 
     @property
     def folder(self) -> Path | None:
-        """The repository's folder, when it is one on this machine."""
+        """The repository's folder, if it is local."""
         path = Path(self.url)
         return path if path.is_dir() else None
 
@@ -63,20 +63,20 @@ def controller_run(
     trust_root: RootOption = None,
     interval: IntervalOption = "60s",
     once: Annotated[
-        bool, typer.Option("--once", help="Do one pass; exit 1 unless every environment is Ready.")
+        bool, typer.Option("--once", help="Reconcile once. Exit status 1 unless all environments are Ready.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result of --once as JSON.")] = False,
 ) -> None:
-    """Follow a config repository."""
+    """Run the controller: reconcile environments with Git."""
     if repo is None:
-        msg = "Which repository should be followed?"
-        raise Usage(msg, hint="kneo controller run --repo DIR_OR_URL")
+        msg = "--repo is missing."
+        raise Usage(msg, hint="Name the config repository: kneo controller run --repo DIR_OR_URL")
     settle()
     settings = from_env()
     configure_logging("WARNING" if once else settings.http.log_level)
     repository = find_repository(settings, repo, ref, trust_root, interval)
     if not once:
-        until_told_to_stop(lambda stopping: run_controller(settings, repository, stopping))
+        until_stopped(lambda stopping: run_controller(settings, repository, stopping))
         return
     store = make_store(settings)
     done = make_controller(settings, store, repository).run_once()
@@ -91,20 +91,20 @@ def controller_run(
 
 
 def find_repository(settings: Settings, url: str, ref: str, trust_root: str | None, interval: str) -> Repository:
-    """Decide which first trust root to believe: the one given, the one configured, or the one made on this machine.
+    """Return the repository with its pin: the option, the setting, or the trust root that was created on this machine.
 
     Raises:
-        Usage: nobody said which. The repository itself is never asked.
+        Usage: no trust root is pinned. The repository itself is never trusted to name one.
     """
     location = str(Path(url).resolve()) if Path(url).is_dir() else url
-    believed = _digest(trust_root) or settings.trust_root
-    if believed is None and Path(location).is_dir():
-        believed = KnownRoots(settings.known_roots_path).lookup(Path(location))
-    if believed is None:
-        msg = f"Nobody said which first trust root of {url} to believe."
-        hint = "Get its digest from whoever made the repository and pass --trust-root sha256:… once."
+    pin = _digest(trust_root) or settings.trust_root
+    if pin is None and Path(location).is_dir():
+        pin = KnownRoots(settings.known_roots_path).lookup(Path(location))
+    if pin is None:
+        msg = f"No trust root is pinned for {url}."
+        hint = "Ask the owner of the repository for its digest, then pass --trust-root sha256:…"
         raise Usage(msg, code="trust_root_not_pinned", hint=hint)
-    return Repository(location, ref, believed, _interval(interval))
+    return Repository(location, ref, pin, _interval(interval))
 
 
 def make_controller(settings: Settings, store: Store, repository: Repository) -> Controller:
@@ -122,20 +122,19 @@ def make_controller(settings: Settings, store: Store, repository: Repository) ->
 
 
 def run_controller(settings: Settings, repository: Repository, stopping: threading.Event) -> None:
-    """A controller alone, until it is told to stop."""
-    store = make_store(settings)
+    """Run a controller alone until a signal stops the process."""
     with contextlib.ExitStack() as stack:
-        stack.callback(store.close)
-        controller = stack.enter_context(following(settings, store, repository))
+        store = stack.enter_context(process_store(settings))
+        controller = stack.enter_context(reconciling(settings, store, repository))
         stack.enter_context(telling(settings, store))
         if settings.metrics_port:
-            stack.enter_context(answering("0.0.0.0", settings.metrics_port, controller.is_alive))  # noqa: S104 - probes
+            stack.enter_context(serving_probes("0.0.0.0", settings.metrics_port, controller.is_alive))  # noqa: S104 - probes
         stopping.wait()
 
 
 @contextlib.contextmanager
-def following(settings: Settings, store: Store, repository: Repository) -> Iterator[Controller]:
-    """Follow a repository beside whatever else this process does."""
+def reconciling(settings: Settings, store: Store, repository: Repository) -> Iterator[Controller]:
+    """Reconcile a repository in a background thread of this process."""
     controller = make_controller(settings, store, repository)
     with contextlib.ExitStack() as stack:
         stack.enter_context(background("controller", controller.run, controller.stop))
