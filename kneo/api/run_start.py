@@ -25,7 +25,7 @@ from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest
 from kneo.runtime.engine.recover import continue_run as continue_failed_run
 from kneo.runtime.engine.recover import fork as fork_from
-from kneo.runtime.engine.start import StartRequest, nothing
+from kneo.runtime.engine.start import StartRequest, no_extra_writes
 from kneo.store import audit
 from kneo.store.engine import Tx
 
@@ -106,7 +106,7 @@ def run_spec(context: Context, body: RunCreate, wait: Wait = None) -> Waiting[Ru
 
 
 def _start(
-    context: Context, body: RunCreate, wait: str | None, also: Callable[[Tx, Run], None] = nothing
+    context: Context, body: RunCreate, wait: str | None, also: Callable[[Tx, Run], None] = no_extra_writes
 ) -> Waiting[RunStartedView]:
     seconds = _seconds(wait)
 
@@ -133,7 +133,7 @@ def _order(context: Context, body: RunCreate) -> StartRequest:
         timeout_seconds=body.timeout_seconds,
         metadata=body.metadata,
         origin=origin,
-        asked={
+        content={
             "overrides": dict(selection.overrides),
             "skills_overlay": body.skills.model_dump() if body.skills else None,
         },

@@ -1,4 +1,4 @@
-"""What the process says about itself: one JSON object a line on standard error."""
+"""Logs: one JSON object per line on standard error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _write = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 class JsonLines(logging.Formatter):
-    """Formats a record and whatever ``extra`` it carries as one line of JSON."""
+    """Formats a record with its ``extra`` fields as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, object] = {

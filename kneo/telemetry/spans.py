@@ -1,7 +1,7 @@
-"""What takes how long, for OpenTelemetry. Switched off, nothing of it is imported and a span costs a function call.
+"""Spans for OpenTelemetry. Disabled, OpenTelemetry is not imported and a span costs a function call.
 
-Names, not contents: a span says which run and which step. What went in and came out is added only where an operator
-asked for it, without secrets and cut.
+A span has the names of the run and the step. Inputs and outputs are added only where an operator enables them, redacted and
+truncated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONTENT_CHARS = 2_000
 
 @dataclass(frozen=True)
 class Span:
-    """Something that takes time; without a tracer it records nothing."""
+    """One recorded operation; without a tracer nothing is recorded."""
 
     _span: OtelSpan | None = None
 
@@ -38,22 +38,22 @@ class Span:
         return format(self._span.get_span_context().trace_id, "032x") if self._span is not None else None
 
     def note(self, **facts: Value | None) -> None:
-        """Add what is known by now; underscores in names stand for dots."""
+        """Add attributes; underscores in names stand for dots."""
         if self._span is not None:
             self._span.set_attributes(_named(facts))
 
-    def given(self, text: str) -> None:
-        """Add what went in, where that is asked for."""
+    def add_input(self, text: str) -> None:
+        """Add the input, where arguments are recorded."""
         if self._span is not None and _state.tracing.record_arguments:
             self._span.set_attribute("kneo.input", redact_text(text[:CONTENT_CHARS]))
 
-    def gave(self, text: str) -> None:
-        """Add what came out, where that is asked for."""
+    def add_output(self, text: str) -> None:
+        """Add the output, where results are recorded."""
         if self._span is not None and _state.tracing.record_results:
             self._span.set_attribute("kneo.output", redact_text(text[:CONTENT_CHARS]))
 
     def failed(self, kind: str) -> None:
-        """Say that it did not work."""
+        """Mark the span as failed."""
         if self._span is not None:
             trace = importlib.import_module("opentelemetry.trace")
             self._span.set_attribute("error.type", kind)
@@ -72,12 +72,12 @@ NO_SPAN = Span()
 
 
 def configure_tracing(tracing: Tracing, *, version: str) -> contextlib.AbstractContextManager[None]:
-    """Begin to record, if that is switched on; what is still to be sent is sent when the returned block ends.
+    """Record spans if tracing is enabled; at the end of the block the remaining ones are sent.
 
-    Where to is what the standard ``OTEL_…`` variables say, unless the program around us has made a provider of its own.
+    The standard ``OTEL_…`` variables name the receiver, unless the embedding program has a provider of its own.
 
     Raises:
-        Invalid: ``invalid_setting``: it is switched on and not installed.
+        Invalid: ``invalid_setting``: tracing is enabled and OpenTelemetry is not installed.
     """
     if not tracing.enabled:
         return contextlib.nullcontext()
@@ -88,12 +88,12 @@ def configure_tracing(tracing: Tracing, *, version: str) -> contextlib.AbstractC
         otlp = importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
         resources = importlib.import_module("opentelemetry.sdk.resources")
     except ImportError as error:
-        msg = "KNEO_SERV_OTEL_ENABLED asks for traces, and OpenTelemetry is not installed."
+        msg = "KNEO_SERV_OTEL_ENABLED is set, and OpenTelemetry is not installed."
         raise Invalid(msg, code="invalid_setting", hint="pip install 'kneo[telemetry]'") from error
     provider = trace.get_tracer_provider()
     made = None
     if not isinstance(provider, sdk.TracerProvider):
-        # What the environment says about the service wins over what we say.
+        # Attributes of the environment win over Kneo's own.
         resource = resources.Resource({"service.name": "kneo"}).merge(resources.OTELResourceDetector().detect())
         provider = made = sdk.TracerProvider(resource=resource)
         made.add_span_processor(export.BatchSpanProcessor(otlp.OTLPSpanExporter()))
@@ -121,10 +121,10 @@ def span(
     """Record how long a block takes.
 
     Args:
-        name: What is done.
+        name: The operation.
         kind: ``internal``, ``server``, ``client``, ``producer`` or ``consumer``.
-        headers: Of a request, whose ``traceparent`` says what this is part of.
-        facts: What is known from the start; underscores in names stand for dots.
+        headers: Request headers; ``traceparent`` names the parent span.
+        facts: Attributes; underscores in names stand for dots.
     """
     tracer = _state.tracer
     if tracer is None:
@@ -140,7 +140,7 @@ def span(
         context=context,
         kind=trace.SpanKind[kind.upper()],
         attributes=_named(facts),
-        # The message of an exception may hold what people wrote; its class does not.
+        # The message of an exception may contain user data; its class does not.
         record_exception=False,
         set_status_on_exception=False,
     ) as recorded:

@@ -97,7 +97,7 @@ def test_a_past_without_a_question_that_is_asked_today_is_not_used_again(engine:
     again = fork(engine.starter, programs, ForkRequest(run_id=run.id, step="pay", requester="bob"))
     assert again.status is RunStatus.RUNNING
     declare(engine.store, inlineSpecs=True, humans=TREASURER, gates=[MONEY])
-    with pytest.raises(Forbidden, match="asks more than it did") as refused:
+    with pytest.raises(Forbidden, match="requires gates that it did not") as refused:
         fork(engine.starter, programs, ForkRequest(run_id=run.id, step="pay", requester="bob"))
     assert refused.value.code == "gates_changed"
 

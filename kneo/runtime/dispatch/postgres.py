@@ -1,7 +1,7 @@
-"""Workers that share a PostgreSQL database. Queueing and noticing death are Procrastinate's; what is right is the fence's.
+"""Workers that share a PostgreSQL database. Procrastinate queues jobs and detects dead workers; the fence keeps runs correct.
 
-A job says that there may be something to do for a run. Its id is the driver's claim: a job that outlives its worker is
-handed to another one, which takes the run over. Any other job for the same run finds it taken and is done at once.
+A job announces work for a run. Its id is the driver's claim: a job that outlives its worker is handed to another one, which
+takes the run over. Every other job for the same run finds it driven and ends at once.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ log = logging.getLogger("kneo.runtime")
 
 HEARTBEAT_SECONDS = 1.0
 STALLED_SECONDS = 3.0
-"""A worker that has not been heard for this long counts as dead; at least three heartbeats."""
+"""A worker without a heartbeat for this long counts as dead; at least three heartbeats."""
 
 SWEEP_SECONDS = 0.5
-"""How often every worker looks for jobs of dead ones."""
+"""The interval at which every worker looks for jobs of dead ones."""
 
 POLL_SECONDS = 1.0
-"""How often a worker looks for jobs by itself: new ones are announced, one that is handed out again is not."""
+"""The polling interval: new jobs are announced, retried jobs are not."""
 
 RESTORE_SECONDS = 30.0
-"""How often due runs without a job are looked for; there should never be any."""
+"""The interval of the search for due runs without a job; there should never be any."""
 
 RECONNECT_SECONDS = 1.0
 
@@ -51,7 +51,7 @@ class QueueWorker:
         self._working: asyncio.Task[None] | None = None
 
     def run(self) -> None:
-        """Work until ``stop``. Steps that are under way are finished first, and their runs let go of."""
+        """Work until ``stop``; running steps are finished first, and their runs released."""
         asyncio.run(self._run())
 
     def stop(self) -> None:
@@ -74,7 +74,7 @@ class QueueWorker:
                 if not self._stopping.is_set():
                     raise
             except (ProcrastinateException, Transient) as error:
-                log.warning("lost the queue, will come back: %s", error)
+                log.warning("the queue is unavailable; reconnecting: %s", error)
                 await asyncio.sleep(RECONNECT_SECONDS)
         await self.driver.close()
 
@@ -86,7 +86,7 @@ class QueueWorker:
         )
         app.task(name=queue.TASK, queue=queue.QUEUE, pass_context=True)(self._drive)
         async with contextlib.AsyncExitStack() as closing:
-            # Told to stop while it connects, the pool has to be closed too: it would go on trying, and never end.
+            # A stop during the connection closes the pool too: it would retry for ever.
             closing.push_async_callback(app.close_async)
             await app.open_async()
             sweeping = asyncio.create_task(self._sweep(app))
@@ -110,7 +110,7 @@ class QueueWorker:
         await self.driver.drive(run_id, claim=f"{queue.CLAIM_PREFIX}{context.job.id}")
 
     async def _sweep(self, app: App) -> None:
-        """Hand out again what dead workers had, and what was lost in any other way."""
+        """Retry the jobs of dead workers, and restore lost ones."""
         last_restore = 0.0
         while True:
             try:

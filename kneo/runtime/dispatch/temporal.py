@@ -1,7 +1,7 @@
-"""Workers that a Temporal server hands runs to. It queues, notices death and tries again; what is right is the fence's.
+"""Workers that a Temporal server hands runs to. It queues, detects dead workers and retries; the fence keeps runs correct.
 
-All that Temporal ever learns are ids of runs and of claims. A workflow stands for one claim on one run, and its id is the
-claim: while it is open nobody can start it again, and whoever its activity is given to after a death takes the run over.
+Temporal knows ids of runs and of claims only. A workflow stands for one claim on one run, and its id is the claim: an open
+workflow cannot be started again, and the worker that retries its activity takes the run over.
 """
 
 from __future__ import annotations
@@ -34,19 +34,18 @@ WORKFLOW_PREFIX = "kneo-"
 
 HEARTBEAT_SECONDS = 1.0
 STALLED_SECONDS = 3.0
-"""A driver that has not been heard for this long counts as dead; at least three heartbeats."""
+"""A driver without a heartbeat for this long counts as dead; at least three heartbeats."""
 
 POLL_SECONDS = 0.5
-"""How often every worker looks for runs that are due."""
+"""The interval at which every worker polls for due runs."""
 
 RESTORE_SECONDS = 30.0
-"""How often runs whose driver may have been lost by the server too are looked for, and code asked for again that no
-worker had."""
+"""The interval of the search for runs that the server lost, and of retries for code that no worker had."""
 
 RECONNECT_SECONDS = 1.0
 
 BATCH = 100
-"""Runs that one look hands to the server at most."""
+"""Runs that one poll hands to the server at most."""
 
 FOREVER = timedelta(days=3650)
 """Steps have limits of their own; a driver has none but its heartbeat."""
@@ -54,7 +53,7 @@ FOREVER = timedelta(days=3650)
 
 @workflow.defn(name=WORKFLOW)
 class Drive:
-    """Has some worker drive a run, again and again until one came to an end with it. Never changes."""
+    """Retries driving a run until a worker finishes. Never changes."""
 
     @workflow.run
     async def run(self, run_id: str, claim: str) -> None:
@@ -71,7 +70,7 @@ class Drive:
 
 @dataclass(frozen=True)
 class TemporalServer:
-    """Where a Temporal server is."""
+    """The address of a Temporal server."""
 
     address: str
     namespace: str
@@ -86,13 +85,13 @@ class TemporalWorker:
         self.server = server
         self.concurrency = concurrency
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._news = asyncio.Event()
+        self._wakeup = asyncio.Event()
         self._stopping = threading.Event()
         self._handed: dict[str, float] = {}
-        """Claims that the server was told of, and when."""
+        """Claims that were handed to the server, and when."""
 
     def run(self) -> None:
-        """Work until ``stop``. Steps that are under way are finished first, and their runs let go of."""
+        """Work until ``stop``; running steps are finished first, and their runs released."""
         with self.store.notifier.listen(queue.DUE, lambda _: self._wake()):
             asyncio.run(self._run())
 
@@ -103,16 +102,16 @@ class TemporalWorker:
 
     def _wake(self) -> None:
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._news.set)
+            self._loop.call_soon_threadsafe(self._wakeup.set)
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
             try:
                 await self._work()
-            # The library says RuntimeError when it cannot connect, and when a worker of its own breaks.
+            # The library raises RuntimeError when it cannot connect, and when its own worker fails.
             except (RPCError, RuntimeError) as error:
-                log.warning("no Temporal server at %s, will come back: %s", self.server.address, error)
+                log.warning("no Temporal server at %s; reconnecting: %s", self.server.address, error)
                 await self._pause(RECONNECT_SECONDS)
         await self.driver.close()
 
@@ -124,7 +123,7 @@ class TemporalWorker:
             workflows=[Drive],
             activities=[self._drive],
             workflow_runner=UnsandboxedWorkflowRunner(),
-            # Else the server would keep a workflow for the worker that began it, ten seconds beyond that one's death.
+            # Otherwise the server would reserve a workflow for the worker that began it, ten seconds beyond that worker's death.
             max_cached_workflows=0,
             max_concurrent_activities=self.concurrency,
             max_heartbeat_throttle_interval=timedelta(seconds=HEARTBEAT_SECONDS),
@@ -143,8 +142,8 @@ class TemporalWorker:
                 activity.heartbeat()
                 await asyncio.wait([driving], timeout=HEARTBEAT_SECONDS)
         except asyncio.CancelledError:
-            # Cut short at the end of the process. Otherwise another worker has the run by now: this one's driver finds
-            # that out by itself, and must not let go of what the other holds under the same claim.
+            # At a shutdown the run is released. Otherwise another worker drives it by now under the same claim: this
+            # driver notices it by itself, and must not release the run.
             if activity.is_worker_shutdown():
                 driving.cancel()
             await asyncio.wait([driving])
@@ -156,7 +155,7 @@ class TemporalWorker:
             raise ApplicationError(msg, next_retry_delay=timedelta(seconds=RESTORE_SECONDS)) from error
 
     async def _hand_out(self, client: Client) -> None:
-        """Have a workflow for each run that is due, until ``stop``."""
+        """Start a workflow for each due run, until ``stop``."""
         last_restore = -RESTORE_SECONDS
         while not self._stopping.is_set():
             now = asyncio.get_running_loop().time()
@@ -166,7 +165,7 @@ class TemporalWorker:
                 if now - last_restore > RESTORE_SECONDS:
                     last_restore = now
                     await self.driver.write(queue.drop)
-                    await self._start(client, await self.driver.read(_quiet))
+                    await self._start(client, await self.driver.read(_stalled))
             except (RPCError, Transient) as error:
                 log.warning("could not hand out runs: %s", error)
             await self._pause(POLL_SECONDS)
@@ -182,20 +181,20 @@ class TemporalWorker:
                     WORKFLOW, args=[run_id, claim], id=f"{WORKFLOW_PREFIX}{claim}", task_queue=TASK_QUEUE
                 )
             except WorkflowAlreadyStartedError:
-                log.debug("a workflow has this run already", extra={"run_id": run_id})
+                log.debug("the run has a workflow already", extra={"run_id": run_id})
             self._handed[claim] = asyncio.get_running_loop().time()
 
     async def _pause(self, seconds: float) -> None:
-        """Wait for news, or for as long."""
+        """Wait for a wake-up, this many seconds at most."""
         try:
-            await asyncio.wait_for(self._news.wait(), seconds)
+            await asyncio.wait_for(self._wakeup.wait(), seconds)
         except TimeoutError:
             return
-        self._news.clear()
+        self._wakeup.clear()
 
 
 async def _is_current() -> bool:
-    """Ask the server whether it still counts on this attempt: one that reached a process that hung may be long over."""
+    """Return whether the server still waits for this attempt; one that reached a hung process may be over."""
     try:
         await activity.client().get_async_activity_handle(task_token=activity.info().task_token).heartbeat()
     except RPCError as error:
@@ -205,5 +204,5 @@ async def _is_current() -> bool:
     return True
 
 
-def _quiet(tx: Tx) -> Sequence[tuple[str, str]]:
+def _stalled(tx: Tx) -> Sequence[tuple[str, str]]:
     return runs.find_stalled(tx, timedelta(seconds=RESTORE_SECONDS), 10 * BATCH)

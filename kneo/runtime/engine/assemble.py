@@ -1,4 +1,4 @@
-"""Putting together what executes steps on a database, and keeping it going beside whatever else a process does."""
+"""Assembly of a worker: its driver, dispatch, timers, retention and notifications, from the settings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger("kneo.runtime")
 
 
 class StepWorker(Protocol):
-    """Something that executes steps until it is told to stop."""
+    """A worker that executes steps until ``stop``."""
 
     def run(self) -> None: ...
 
@@ -38,7 +38,7 @@ class StepWorker(Protocol):
 
 
 def make_driver(settings: Settings, store: Store) -> Driver:
-    """Make what drives runs, with the modules and the limits that the settings allow."""
+    """Return a driver with the modules and limits that the settings allow."""
     code = CodeLoader(settings.import_roots, settings.import_allow)
     execution = settings.execution
     limits = CheckpointLimits(
@@ -50,10 +50,10 @@ def make_driver(settings: Settings, store: Store) -> Driver:
 
 
 def make_worker(settings: Settings, store: Store, concurrency: int) -> StepWorker:
-    """Make what executes steps here: alone on a SQLite file, one of many on PostgreSQL.
+    """Return this process's worker: the only one on a SQLite file, one of many on PostgreSQL.
 
     Raises:
-        Invalid: ``invalid_setting``: Temporal is asked for and not installed, or the database is a SQLite file.
+        Invalid: ``invalid_setting``: Temporal is configured and not installed, or the database is a SQLite file.
     """
     driver = make_driver(settings, store)
     if settings.execution.dispatch == "temporal":
@@ -82,9 +82,9 @@ def _temporal_worker(settings: Settings, store: Store, driver: Driver, concurren
 
 
 def drive_or_wait(settings: Settings, store: Store, run_id: str, timeout_seconds: float) -> SettledRun:
-    """Drive a run to its next pause or end, or wait for the process that executes steps on this database to do it.
+    """Drive a run until it settles, or wait for the worker of this database to do it.
 
-    Where another process takes the lock meanwhile, that one goes on with the run.
+    Where another process takes the worker lock meanwhile, that process continues the run.
 
     Raises:
         NotFound: there is no such run.
@@ -104,19 +104,19 @@ def drive_or_wait(settings: Settings, store: Store, run_id: str, timeout_seconds
 def working(
     settings: Settings, store: Store, concurrency: int, prune: RetentionJob | None = None
 ) -> Iterator[StepWorker]:
-    """Execute steps and bring deadlines beside whatever else this process does.
+    """Run a worker, timers and notifications in the background of a block.
 
     Args:
         settings: This process's settings.
         store: The database.
-        concurrency: How many runs to drive at once.
-        prune: Deletes what has been kept long enough.
+        concurrency: Runs that are driven at the same time.
+        prune: Deletes expired data.
 
     Raises:
         Conflict: ``worker_running``; see ``only_worker``.
-        Invalid: ``invalid_key``: the service key is none.
+        Invalid: ``invalid_key``: the service key cannot be read.
     """
-    # Now rather than at somebody's deadline: there it would stop all others that are due.
+    # Checked now: an unreadable key would otherwise stop all due deadlines.
     store.find_key()
     stopping = threading.Event()
     hide_settings()
@@ -131,14 +131,14 @@ def working(
 
 
 class LockedWorker:
-    """Executes steps while this process holds the lock of those that do.
+    """A worker that executes steps while this process holds the worker lock.
 
-    When the lock is lost, because the server restarted or ended the session, it is taken again at once; where somebody else has
-    it by then, steps under way are ended and none is begun until it is free.
+    A lost lock (the server restarted or ended the session) is taken again at once; where another process holds it by then,
+    running steps are cancelled and none begins until the lock is free.
 
     Args:
         lock: The lock, held.
-        make: Makes what executes steps.
+        make: Returns a new worker.
     """
 
     def __init__(self, lock: Lock, make: Callable[[], StepWorker]) -> None:
@@ -163,7 +163,7 @@ class LockedWorker:
             log.warning("executing steps again")
 
     def stop(self) -> None:
-        """End when the steps under way have ended."""
+        """Stop when the running steps have ended."""
         with self._turn:
             self._stopping.set()
         self._worker.stop()
@@ -172,37 +172,37 @@ class LockedWorker:
         if self._lock.held():
             return True
         if self._lock.renew():
-            log.warning("the lock of those that execute steps was lost, and taken again")
+            log.warning("the worker lock was lost, and taken again")
             return True
-        log.warning("the lock of those that execute steps was lost; no steps are executed until it is taken again")
+        log.warning("the worker lock was lost; no steps are executed until it is taken again")
         return False
 
 
 @contextlib.contextmanager
 def telling(settings: Settings, store: Store) -> Iterator[None]:
-    """Deliver what people are told, where this process knows any channel."""
+    """Deliver notifications in the background of a block, where a channel is configured."""
     if not known_channels(settings):
         yield
         return
     stopping = threading.Event()
-    # httpx costs a tenth of a second to import, and many processes have nobody to tell.
+    # httpx takes a tenth of a second to import, and many processes have no channel.
     delivery = importlib.import_module("kneo.notify.delivery")
     with background("outbox", lambda: delivery.run_outbox(store, settings, stopping, _token), stopping.set):
         yield
 
 
 def _token(tx: Tx, task_id: str, person: str) -> str:
-    """Make a link for whoever gets a message."""
+    """Return the token of a link for the recipient of a message."""
     _, token = links.make_link(tx, task_id, person, actor="notifications")
     return token
 
 
 @contextlib.contextmanager
 def only_worker(store: Store) -> Iterator[Lock]:
-    """Be the one process that executes steps on a SQLite file, or one of those that share a PostgreSQL database.
+    """Hold the worker lock during a block: exclusive on a SQLite file, shared on PostgreSQL.
 
     Raises:
-        Conflict: another process is the one; on PostgreSQL: a command drives a run of its own just now.
+        Conflict: another process holds it; on PostgreSQL: a command is driving a run of its own.
     """
     with store.shared(WORKER_LOCK) as lock:
         if not lock:
@@ -213,8 +213,8 @@ def only_worker(store: Store) -> Iterator[Lock]:
 
 @contextlib.contextmanager
 def background(name: str, work: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]:
-    """Do something in a thread for as long as a block runs, and wait for it to finish what it is doing."""
-    # A program that ends without leaving the block must not hang: what is cut short then is what a crash would cut.
+    """Do work in a thread during a block, and wait for the work to stop at its end."""
+    # A program that ends inside the block must not hang; the work is then interrupted like by a crash.
     thread = threading.Thread(target=work, name=name, daemon=True)
     thread.start()
     try:

@@ -1,4 +1,4 @@
-"""One try at a step: what it is given, how long it takes, and what came of it, whoever calls it and in which thread."""
+"""Attempts at steps: the context of the step, its time and its outcome, in any thread."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from kneo.telemetry.spans import span
 log = logging.getLogger("kneo.runtime")
 
 MAX_ERROR_CHARS = 4_000
-"""How much of what an exception says is kept."""
+"""Characters of an exception's message that are kept."""
 
 
 class Attempt:
-    """A try that is under way. Whoever makes it sets ``output``; ``attempt`` is there when it is over."""
+    """An attempt that is under way. The caller sets ``output``; ``result`` is available when the attempt is over."""
 
     def __init__(self, run: Run, action: Execute, clock: Clock) -> None:
         review = action.value.review
@@ -60,18 +60,18 @@ class Attempt:
         )
 
     @contextlib.contextmanager
-    def under_way(self) -> Iterator[None]:
-        """Do the step's work in a block. What it raises is the step's outcome, and not an error of whoever calls it.
+    def running(self) -> Iterator[None]:
+        """Execute the step in a block. Its exceptions are the step's outcome and not errors of the caller.
 
         Raises:
-            Elsewhere: its code is in another process.
+            CodeUnavailable: the step's code is in another process.
         """
         run_id, activity = self.context.run_id, self.action.activity
         with span(
             "kneo.step", kneo_run__id=run_id, kneo_step__id=activity.path, kneo_step_kind=activity.kind
         ) as traced:
             traced.note(kneo_step_attempt=self.action.attempt)
-            traced.given(self.action.value.text)
+            traced.add_input(self.action.value.text)
             try:
                 yield
             except WaitForAnswer as waiting:
@@ -81,28 +81,28 @@ class Attempt:
             except TimeoutError:
                 message = f"{activity.path} did not finish within {activity.timeout_seconds} s."
                 self._outcome = StepFailed(error=RunError(type="step_timeout", message=message))
-            except (Exception, SystemExit, asyncio.CancelledError) as error:  # a step must not end who executes it
-                if isinstance(error, asyncio.CancelledError) and _is_asked_to_stop():
+            except (Exception, SystemExit, asyncio.CancelledError) as error:  # a step must not end its driver
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                     raise
                 log.info("step failed", extra={"run_id": run_id, "step_id": activity.path}, exc_info=True)
                 self._outcome = StepFailed(error=_error(error))
             if isinstance(self._outcome, StepFailed):
                 traced.failed(self._outcome.error.type)
             elif self.output is not None:
-                traced.gave(self.output.text)
+                traced.add_output(self.output.text)
 
 
 def pins_of(run: Run) -> Mapping[str, str]:
-    """Read which code the environment pinned when the run was started."""
+    """Return the SHA-256 of the modules that the environment pinned when the run was started."""
     pins = run.metadata.get("implementations", {})
     return {str(name): str(digest) for name, digest in pins.items()} if isinstance(pins, Mapping) else {}
 
 
-def _is_asked_to_stop() -> bool:
-    """Say whether somebody cancelled this task; a step may also raise what looks like it."""
+def _is_cancelled() -> bool:
+    """Return whether this task was cancelled; a step may also raise the same exception itself."""
     try:
         task = asyncio.current_task()
-    except RuntimeError:  # a thread, which nobody can cancel
+    except RuntimeError:  # a thread, which cannot be cancelled
         return False
     return task is not None and task.cancelling() > 0
 

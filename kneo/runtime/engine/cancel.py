@@ -1,4 +1,4 @@
-"""Ending a run because somebody says so."""
+"""Cancellation of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kneo.tasks.lifecycle import cancel_tasks
 def cancel_run(store: Store, run_id: str, *, actor: str) -> Run:
     """Cancel a run and withdraw its tasks; a run that has ended stays as it is.
 
-    A step that is under way loses its fence: its result is discarded.
+    A running step loses its lease: its result is discarded.
 
     Raises:
         NotFound: there is no such run.

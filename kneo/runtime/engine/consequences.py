@@ -1,4 +1,4 @@
-"""What each decision about a question leads to: found by trying it on the state of its run. Pure."""
+"""Consequences of decisions: each decision of a question, tried on the state of its run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kneo.errors import KneoError
 from kneo.records.run import Run
 from kneo.records.task import UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus
 from kneo.runtime.engine.programs import migrate_state
-from kneo.runtime.engine.questions import case_of
+from kneo.runtime.engine.questions import sampling_seed_of
 from kneo.runtime.interpreter.node import Ask, DecisionContext, Execute, Frame, RunEnded, TaskDecided, TaskOpened
 from kneo.runtime.interpreter.program import Program, actions, settle, waiting
 from kneo.runtime.program.compiler import compile_program
@@ -20,18 +20,18 @@ from kneo.store import runs, tasks
 from kneo.store.engine import Tx
 
 TRIED = "tried"
-"""Prefix of the tasks of questions that are only tried."""
+"""Prefix of the ids of tasks that exist only in a trial."""
 
 MAX_OPTIONS = 50
-"""Options whose consequences are told; a longer list would cost more than anybody reads."""
+"""Options whose consequences are computed."""
 
 
 def consequences(program: Program, state: Frame, ask: Ask, context: DecisionContext) -> dict[str, object]:
-    """Say for each decision which steps come next, which questions, or how the run ends.
+    """Return the next steps and questions of each decision, or how the run ends.
 
     Args:
-        program: What runs.
-        state: Where it stands.
+        program: The program.
+        state: The state of its run.
         ask: The question, open or about to be asked.
         context: The time and the chances of the run.
 
@@ -66,10 +66,10 @@ def consequences(program: Program, state: Frame, ask: Ask, context: DecisionCont
 
 
 def all_asked(program: Program, state: Frame, context: DecisionContext) -> Frame:
-    """Return the state with every question open that is about to be asked."""
+    """Return the state with a task opened for every question."""
     while (ask := next((one for one in actions(program, state) if isinstance(one, Ask)), None)) is not None:
         after = settle(program, state, ask.ticket, TaskOpened(task_id=f"{TRIED}:{ask.ticket}"), context)
-        assert not isinstance(after, RunEnded), "asking ends nothing"
+        assert not isinstance(after, RunEnded), "an opened task ends no run"
         state = after
     return state
 
@@ -114,10 +114,10 @@ CACHED_PROGRAMS = 32
 
 
 def as_it_stands(tx: Tx, task: HumanTask) -> HumanTask:
-    """Return an open task with the consequences of each answer in the present state of its run.
+    """Return an open task with the consequences of each decision in the present state of its run.
 
-    The row keeps what was found when the question was opened, which other answers make untrue. A resolved task keeps
-    those; where the run's program cannot be read, there are none rather than old ones.
+    The row has the consequences of the time when the task was opened; other decisions may have changed them since. A
+    resolved task keeps the row's; where the run's program cannot be read, there are none rather than outdated ones.
     """
     run = runs.get(tx, task.run_id) if task.status in UNRESOLVED else None
     if run is None:
@@ -134,7 +134,7 @@ def _found(tx: Tx, run: Run, task: HumanTask) -> Mapping[str, object]:
     if body is None or digest_of(body) != run.spec_digest:
         return {}
     program = _program(body, run.target)
-    context = DecisionContext(now=tx.now, seed=run.id, sampling_seed=case_of(run))
+    context = DecisionContext(now=tx.now, seed=run.id, sampling_seed=sampling_seed_of(run))
     state = _decided(tx, run, program, context)
     if isinstance(state, RunEnded):
         return {kind.value: {"next": [], "ends": state.status.value} for kind in task.decisions}

@@ -1,7 +1,6 @@
-"""Driving runs: sessions for those who have runs to drive, and the event loop that their steps need.
+"""The driver: sessions with runs, and the event loop that their steps need.
 
-A driver that is killed leaves a run whose last transaction is whole. One that was only slow finds its epoch gone and
-what it has is discarded.
+A killed driver leaves a run whose last transaction is whole. A slow driver loses its epoch, and its results are discarded.
 """
 
 from __future__ import annotations
@@ -29,26 +28,26 @@ T = TypeVar("T")
 DEFAULT_LIMITS = CheckpointLimits()
 
 LOCK_SECONDS = 1.0
-"""How often a process that executes steps checks that it holds the lock that allows it."""
+"""The interval at which a driver checks the worker lock."""
 
 THREADS = 8
-"""Sessions that are advanced at the same time, beside those whose thread is in a function of a step."""
+"""Sessions that are advanced at the same time, without those whose thread is in a function of a step."""
 
 
 class LockLost(Conflict):
-    """Another process took the lock of those that execute steps."""
+    """Another process took the worker lock."""
 
     default_code = "worker_running"
 
     def __init__(self, run_id: str) -> None:
         super().__init__(
-            f"This process lost the lock of those that execute steps while it executed {run_id}, and another one has it now.",
-            hint="The run is free: the other process goes on with it, or this program when it is started again.",
+            f"This process lost the worker lock while it executed {run_id}; another process holds it now.",
+            hint="The run is released: the other process continues it, or this program after a restart.",
         )
 
 
 class Driver:
-    """Drives runs to their next pause or end. One per process; safe for many runs at once."""
+    """Drives runs until they settle. One per process; safe for many runs at once."""
 
     def __init__(
         self,
@@ -72,16 +71,16 @@ class Driver:
         *,
         claim: str | None = None,
     ) -> RunSession:
-        """Make a session with a run; see ``RunSession``. Without a claim the session gets one that no other driver has."""
+        """Return a session with a run; see ``RunSession``. Without a claim the session gets a new one."""
         return RunSession(self._deps, run_id, claim or new_id("claim", self.store.clock.now()), loop, resume)
 
     def check(self, sessions: Sequence[RunSession]) -> Sequence[RunSession]:
-        """Find out whether the runs of suspended and busy sessions are still theirs, and wake those with a signal.
+        """Check the leases of suspended and busy sessions, and wake those with a signal.
 
         Call it every ``LOOK_SECONDS``. One statement for all sessions.
 
         Returns:
-            Sessions whose thread is in a function that may never return, and of which nothing counts any more.
+            Stopped sessions whose thread is in a function that may never return.
         """
         waiting = [session for session in sessions if session.needs_check()]
         if not waiting:
@@ -95,7 +94,7 @@ class Driver:
         return [session for session in waiting if not session.check(leases.get(session.run_id))]
 
     async def drive(self, run_id: str, *, claim: str | None = None) -> None:
-        """Advance a run until it waits or ends, with this loop for its steps; cancelled, the run is released.
+        """Advance a run until it settles, with this loop for its steps; on cancellation the run is released.
 
         Raises:
             Transient, Elsewhere: as ``RunSession.advance``.
@@ -145,12 +144,12 @@ class Driver:
                     over.set_result(None)
 
     async def drive_alone(self, run_id: str, lock: Lock | None = None) -> None:
-        """Drive one run and end what was kept for further ones.
+        """Drive one run, then close the executor.
 
         Args:
             run_id: The run.
-            lock: Allows this process to execute steps. When it is lost it is taken again at once; where another process has it
-                by then, the steps under way are ended and the run is released.
+            lock: The worker lock. A lost lock is taken again at once; where another process holds it by then, running steps
+                are cancelled and the run is released.
 
         Raises:
             LockLost: another process took the lock.
@@ -168,18 +167,18 @@ class Driver:
             await self.close()
 
     def drain(self) -> None:
-        """Begin no further steps: runs are let go of when what is under way in them has ended."""
+        """Begin no further steps: runs are released when their running steps have ended."""
         self._deps.draining.set()
 
     async def close(self) -> None:
         await self._deps.executor.close()
 
     async def write(self, work: Callable[[Tx], T]) -> T:
-        """Write without keeping the loop waiting."""
+        """Write without blocking the event loop."""
         return await asyncio.wrap_future(self.store.submit(work))
 
     async def read(self, work: Callable[[Tx], T]) -> T:
-        """Read without keeping the loop waiting."""
+        """Read without blocking the event loop."""
 
         def transaction() -> T:
             with self.store.read() as tx:

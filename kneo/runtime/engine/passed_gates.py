@@ -1,8 +1,8 @@
-"""The gates that a run passed before a point in its past: which they were, and which have to be asked before another go.
+"""Gates that a run passed before a checkpoint, and those that a fork or a continued run asks again.
 
-A fork executes nothing that a person has not seen. Where its input was changed, every gate before the point is asked about
-the new input; where it was not, each gate is asked about what flowed on from it, and an earlier answer counts under the
-rules of ``kneo.tasks.reuse``.
+A fork executes no input that a person has not seen. With a changed input every gate before the checkpoint asks about the new
+input; else each gate asks about the value that it passed on, and an earlier answer counts under the rules of
+``kneo.tasks.reuse``.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from kneo.store.engine import Tx
 from kneo.tasks.reuse import task_output, why_invalid
 
 FORK = "fork"
-"""The key of a run's metadata that says what the fork takes over and repeats."""
+"""The key of a run's metadata with the past that a fork takes over and repeats."""
 
 ALWAYS_BEFORE, WHEN_DONE = frozenset({"before", "route"}), frozenset({"after", "each"})
 
 MAX_GENERATIONS = 100
-"""Forks of forks that are followed back."""
+"""The longest chain of forks that is followed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnsweredGate:
-    """A gate that was passed, with the task that was answered; no task where it was still to be asked."""
+    """A passed gate with its decided task; without a task where the gate was still to be asked."""
 
     gate: PassedGate
     task: HumanTask | None = None
@@ -47,10 +47,10 @@ def find_passed(tx: Tx, programs: ProgramLoader, run: Run, upto: int | None) -> 
         tx: The transaction.
         programs: Loads the run's program.
         run: The run.
-        upto: The number of the checkpoint at which the point lies; None for all that the run has passed.
+        upto: The number of the last checkpoint; None for all gates that the run has passed.
 
     Raises:
-        Conflict: ``checkpoint_incomplete``: what a person was asked is no longer known.
+        Conflict: ``checkpoint_incomplete``: the question of a task is no longer kept.
     """
     return _passed(tx, programs.load(run), run, upto, 0)
 
@@ -60,7 +60,7 @@ def _passed(tx: Tx, program: Program, run: Run, upto: int | None, depth: int) ->
     checkpoints = history.list_checkpoints(tx, run.id)
     past = [item for item in checkpoints if upto is None or item.sequence <= upto]
     questions = {item.metadata.get("continuation_id"): item for item in checkpoints if item.type == "human_pause"}
-    # What the run itself was still to ask before it went on counts like what it has asked.
+    # Gates that the run itself still had to ask count like passed ones.
     for item in past[-1:]:
         for gate in passed_gates(_state(item, run)):
             found[gate.location] = AnsweredGate(gate=replace(gate, source=run.id))
@@ -69,7 +69,7 @@ def _passed(tx: Tx, program: Program, run: Run, upto: int | None, depth: int) ->
         for item in checkpoints
         if item.type == "human_resume" and upto is not None and item.sequence > upto
     }
-    # An answer whose checkpoint is no longer kept came before those that are.
+    # Decisions without a kept checkpoint are older than the kept ones.
     for task in tasks.of_run(tx, run.id, [TaskStatus.APPLIED]):
         if task.id in later:
             continue
@@ -83,7 +83,7 @@ def _passed(tx: Tx, program: Program, run: Run, upto: int | None, depth: int) ->
 
 
 def _inherited(tx: Tx, program: Program, run: Run, depth: int) -> dict[object, AnsweredGate]:
-    """Find the gates of a past that a fork of an earlier version took over without asking for them."""
+    """Return the gates before a fork of an earlier version, which did not ask them again."""
     origin = run.metadata.get("forked_from")
     if not isinstance(origin, Mapping) or FORK in run.metadata:
         return {}
@@ -108,7 +108,7 @@ def _state(item: Checkpoint, run: Run) -> Mapping[str, object]:
 
 def _unknown(run: Run, item: Checkpoint | HumanTask) -> Conflict:
     what = f"checkpoint {item.sequence}" if isinstance(item, Checkpoint) else f"the checkpoint of {item.key}"
-    msg = f"What a person was asked in {run.id} is not known any more: {what} is not kept whole."
+    msg = f"The questions of {run.id} cannot be read: {what} is not kept whole."
     return Conflict(msg, code="checkpoint_incomplete", hint="Fork from an earlier one, or start a new run.")
 
 
@@ -147,23 +147,23 @@ def _of_ask(ask: Ask, task: HumanTask) -> PassedGate:
 
 @dataclass(frozen=True, kw_only=True)
 class ForkPoint:
-    """Where a fork begins, with its input changed already."""
+    """The state at which a fork begins, with its changed input."""
 
     state: Mapping[str, object]
     ticket: str | None
     input: str | None
-    """The new input; None where it was not changed."""
+    """The new input; None where the input is unchanged."""
     case: str
 
 
 def fork_gates(
     program: Program, passed: Mapping[object, AnsweredGate], visited: Collection[str], point: ForkPoint
 ) -> tuple[PassedGate, ...]:
-    """List the gates that a fork asks before it goes on. Pure."""
-    asked = asked_in(program, point.state)
+    """List the gates that a fork asks before it continues. Pure."""
+    asked = questions_in(program, point.state)
     gates = [one.gate for one in passed.values()]
     if point.input is not None:
-        gates += [gate for gate in _woken(program, visited, point) if gate.location not in passed]
+        gates += [gate for gate in _newly_triggered(program, visited, point) if gate.location not in passed]
         gates = [replace(gate, subject=point.input) for gate in gates]
     return tuple(gate for gate in gates if question_of(gate) not in asked)
 
@@ -171,7 +171,7 @@ def fork_gates(
 def lapsed_gates(
     tx: Tx, passed: Mapping[object, AnsweredGate], asked: Collection[QuestionAt]
 ) -> tuple[PassedGate, ...]:
-    """List the gates of a run whose answers no longer hold, for a run that is continued."""
+    """List the gates of a continued run whose answers are no longer valid."""
     found = []
     for one in passed.values():
         why = why_invalid(tx, one.task) if one.task is not None else "it is still to be answered"
@@ -181,11 +181,11 @@ def lapsed_gates(
 
 
 QuestionAt = tuple[str, str, str, str]
-"""The key of a question, and the place of its gate: several gates may have one key."""
+"""The key of a question, and the location of its gate: several gates may have one key."""
 
 
-def asked_in(program: Program, state: Mapping[str, object]) -> frozenset[QuestionAt]:
-    """Name the questions that a state asks by itself."""
+def questions_in(program: Program, state: Mapping[str, object]) -> frozenset[QuestionAt]:
+    """Return the questions that a state asks by itself."""
     asks = (action for action in actions(program, state) if isinstance(action, Ask))
     return frozenset((ask.key, ask.path, ask.gate.position_id, ask.human or "") for ask in asks)
 
@@ -194,20 +194,20 @@ def question_of(gate: PassedGate) -> QuestionAt:
     return gate.key, *gate.location
 
 
-def _woken(program: Program, visited: Collection[str], point: ForkPoint) -> Sequence[PassedGate]:
-    """Find the gates before the point that were not asked then, and ask about the new input: by condition or by sample."""
+def _newly_triggered(program: Program, visited: Collection[str], point: ForkPoint) -> Sequence[PassedGate]:
+    """List gates before the point that were not asked, and that the new input would trigger by condition or by sample."""
     action = next((one for one in actions(program, point.state) if one.ticket == point.ticket), None)
     if action is None:
         return ()
     path = action.activity.path if isinstance(action, Execute) else action.path
     value = action.value if isinstance(action, Execute) else action.subject
-    inside, found = _around(path), []
-    ahead = {*inside, *(outer for one in visited for outer in _around(one))}
+    inside, found = _enclosing(path), []
+    ahead = {*inside, *(outer for one in visited for outer in _enclosing(one))}
     for (location, _, _), gate in program.gates.items():
         if location not in ahead or (gate.when is None and gate.sample is None):
             continue
         if isinstance(action, Ask) and location == path:
-            continue  # what stands around the point itself is asked there
+            continue  # gates around the point itself are asked there
         position = gate.position
         done = location not in inside
         if (position in ALWAYS_BEFORE or (done and position in WHEN_DONE)) and _asks(gate, value, location, point.case):
@@ -234,7 +234,7 @@ def _of_gate(gate: CompiledGate, location: str) -> PassedGate:
     )
 
 
-def _around(path: str) -> frozenset[str]:
-    """List a step's path and those of everything it stands in."""
+def _enclosing(path: str) -> frozenset[str]:
+    """Return the paths of a step and of everything around it."""
     parts = path.split("/")
     return frozenset("/".join(parts[: number + 1]) for number in range(len(parts)))

@@ -1,4 +1,4 @@
-"""Getting the program of a run: the frozen bytes, re-hashed, then compiled. Nothing else is ever executed."""
+"""Programs of runs: frozen bytes, re-hashed, then compiled. A run executes exactly those bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CACHED_PROGRAMS = 64
 
 
 class ProgramLoader:
-    """Loads and keeps compiled programs by the digest of their spec; safe for many threads."""
+    """A cache of compiled programs by the digest of their spec; safe for many threads."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -30,10 +30,10 @@ class ProgramLoader:
         self._lock = Lock()
 
     def load(self, run: Run) -> Program:
-        """Return the program a run was started with.
+        """Return the program that a run was started with.
 
         Raises:
-            Untrusted: the stored spec is missing or is not what the run was started with.
+            Untrusted: the stored spec is missing or is not the one that the run was started with.
             Invalid: this version cannot execute it.
         """
         known = self.cached(run)
@@ -48,7 +48,7 @@ class ProgramLoader:
         return program
 
     def cached(self, run: Run) -> Program | None:
-        """Return the program if it is here already."""
+        """Return the program if it is in the cache."""
         key = (run.spec_digest, run.target)
         with self._lock:
             if key in self._programs:
@@ -66,14 +66,14 @@ class ProgramLoader:
 
 
 CheckSpec = Callable[[Mapping[str, object]], Spec]
-"""Validates a spec somebody brought along; raises ``Invalid`` with its diagnostics."""
+"""Validates an inline spec; raises ``Invalid`` with its diagnostics."""
 
 KEPT = 64
-"""Specs kept ready. What was refused is looked at again."""
+"""Frozen specs that are kept. Refused specs are validated again."""
 
 
 class FrozenSpec:
-    """A spec and the exact bytes that stand for it."""
+    """A spec and its exact bytes."""
 
     def __init__(self, spec: Spec, body: bytes) -> None:
         self.spec = spec
@@ -82,7 +82,7 @@ class FrozenSpec:
         self._programs: dict[str, Program] = {}
 
     def program(self, target: str) -> Program:
-        """Return what it executes.
+        """Return the compiled program.
 
         Raises:
             Invalid: this version cannot execute it.
@@ -93,20 +93,20 @@ class FrozenSpec:
 
 
 class SpecFreezer:
-    """Freezes specs, and knows the latest ones again.
+    """Freezes specs, and keeps the latest ones.
 
     Args:
-        check_spec: How a spec that does not come from the registry is validated.
+        check_spec: Validates specs that do not come from the registry.
     """
 
     def __init__(self, check_spec: CheckSpec) -> None:
         self._check = check_spec
-        self._brought = lru_cache(KEPT)(self._freeze_text)
-        self._served = lru_cache(KEPT)(self._freeze_body)
-        self._gated = lru_cache(KEPT)(self._freeze_gated)
+        self._inline = lru_cache(KEPT)(self._freeze_text)
+        self._released = lru_cache(KEPT)(self._freeze_body)
+        self._with_gates = lru_cache(KEPT)(self._freeze_gated)
 
-    def brought(self, tree: Mapping[str, object]) -> FrozenSpec:
-        """Validate a spec that came along.
+    def inline(self, tree: Mapping[str, object]) -> FrozenSpec:
+        """Validate and freeze an inline spec.
 
         Raises:
             Invalid: ``spec_invalid``.
@@ -115,16 +115,16 @@ class SpecFreezer:
             text = json.dumps(tree)
         except (TypeError, ValueError, RecursionError):
             return self._freeze(tree)
-        return self._brought(text)
+        return self._inline(text)
 
-    def served(self, tree: Mapping[str, object]) -> FrozenSpec:
-        """Freeze a spec that was verified already."""
-        return self._served(canonical_json(tree))
+    def released(self, tree: Mapping[str, object]) -> FrozenSpec:
+        """Freeze a verified spec of a release."""
+        return self._released(canonical_json(tree))
 
-    def gated(self, frozen: FrozenSpec, gates: Sequence[EnvironmentGate]) -> FrozenSpec:
-        """Freeze a spec together with the questions that an environment adds."""
-        told = [one.model_dump(mode="json", by_alias=True, exclude_unset=True) for one in gates]
-        return self._gated(frozen.body, canonical_json(told))
+    def with_gates(self, frozen: FrozenSpec, gates: Sequence[EnvironmentGate]) -> FrozenSpec:
+        """Freeze a spec with the gates that an environment adds."""
+        added = [one.model_dump(mode="json", by_alias=True, exclude_unset=True) for one in gates]
+        return self._with_gates(frozen.body, canonical_json(added))
 
     def _freeze_gated(self, body: bytes, gates: bytes) -> FrozenSpec:
         whole = canonical_json({**json.loads(body), "environment_gates": json.loads(gates)})

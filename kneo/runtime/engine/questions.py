@@ -1,4 +1,4 @@
-"""A question of the interpreter, put into the words that a person is asked with."""
+"""Questions of the interpreter as tasks for people: their prompts, and the seed of their sampling."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ KINDS = {
     "error": "error",
     "wait": "freeform",
 }
-"""What a task is called where its human does not say it."""
+"""The kind of a task, where its human does not declare one."""
 
 
 def question(
     ask: Ask, run: Run, consequences: Mapping[str, object], messages: Callable[[], Sequence[Message]]
 ) -> Question:
-    """Fill in who is asked what, and what they are shown; ``messages`` looks up what the steps said so far."""
+    """Return the task of a question; ``messages`` looks up the outputs of the steps."""
     gate, human = ask.gate, ask.gate.human
     template = human.prompt or human.description
     return Question(
@@ -51,24 +51,24 @@ def question(
 
 
 def _flow(ask: Ask, prompt: str | None) -> Mapping[str, object]:
-    """Return what an answer depends on beside the subject: variables and metadata decide which step comes next."""
+    """Return the values, besides the subject, that an answer depends on: variables and metadata decide the next step."""
     kept = {name: part for name, part in ask.subject.as_json().items() if name not in {"text", "review"}}
     return {"value": kept, "prompt": prompt, "options": list(ask.options or ())}
 
 
 MAX_PROMPT_CHARS = 20_000
-"""A subject put into a prompt may be long; the whole of it is in the task's subject."""
+"""Longest prompt; the task's subject has the whole text."""
 
 Message = tuple[str, str]
-"""The path of a step, and what it said."""
+"""The path of a step, and its output."""
 
 _SLOT = re.compile(r"\{\{\s*([a-zA-Z_][a-zA-Z0-9_.#/-]{0,200})\s*\}\}")
 
 
 def render(template: str, names: Mapping[str, str]) -> str:
-    """Fill in ``{{ input }}`` and the like; a name nobody knows stays as it is written.
+    """Fill in ``{{ input }}`` and the other names; unknown names stay unchanged.
 
-    What is filled in is not looked at again, so a value that contains braces is only text.
+    Values are not searched for names: braces in a value are only text.
     """
     parts: list[str] = []
     length = done = 0
@@ -76,32 +76,32 @@ def render(template: str, names: Mapping[str, str]) -> str:
         value = names.get(slot[1], slot[0])
         parts += (template[done : slot.start()], value)
         length, done = length + slot.start() - done + len(value), slot.end()
-        if length > MAX_PROMPT_CHARS:  # a long value in many places is not written out before it is cut off
+        if length > MAX_PROMPT_CHARS:  # a long value in many places must not be written out before it is truncated
             break
     filled = "".join([*parts, template[done:]])
     return filled if len(filled) <= MAX_PROMPT_CHARS else filled[:MAX_PROMPT_CHARS] + "...[truncated]"
 
 
 def prompt_of(template: str, ask: Ask, run: Run, messages: Callable[[], Sequence[Message]]) -> str:
-    """Put a question into words.
+    """Return the prompt of a question.
 
-    Names: ``input``, ``output`` and ``previous.output`` (what is looked at), ``previous.status``, ``previous.rejected``
-    and ``previous.feedback`` (what was sent back, and why), ``messages`` (what the steps said so far),
+    Names: ``input``, ``output`` and ``previous.output`` (the subject), ``previous.status``, ``previous.rejected``
+    and ``previous.feedback`` (the rejected result and its feedback), ``messages`` (the outputs of the steps),
     ``messages.first``, ``messages.last``, ``messages.count``, ``steps.<path>.output``, ``variables.<name>``,
     ``values.<field>``, ``outputs.<step>`` (of parallel ones), ``run.id``, ``run.input``, ``run.requester``,
-    ``run.environment``, ``run.workflow``, ``run.metadata.<key>`` (what the caller said), ``step.id``, and the
+    ``run.environment``, ``run.workflow``, ``run.metadata.<key>`` (the caller's metadata), ``step.id``, and the
     question's own facts, such as ``iteration`` or ``error``.
 
     Args:
-        template: The words.
+        template: The template.
         ask: The question.
-        run: The run that asks.
-        messages: Looks up what the steps said, in their order; asked only where the template wants it.
+        run: The run.
+        messages: Looks up the outputs of the steps in their order; called only where the template needs them.
     """
     wanted = {slot[1] for slot in _SLOT.finditer(template)}
     names = _names(ask, run)
     if any(name.split(".")[0] in {"messages", "steps"} for name in wanted):
-        names |= _said(messages())
+        names |= _step_outputs(messages())
     return render(template, names)
 
 
@@ -109,7 +109,7 @@ def _names(ask: Ask, run: Run) -> dict[str, str]:
     value = ask.subject
     review = value.review
     caller = run.metadata.get("caller_metadata")
-    given = caller if isinstance(caller, Mapping) else {}
+    metadata = caller if isinstance(caller, Mapping) else {}
     return {
         "input": value.text,
         "output": value.text,
@@ -123,16 +123,16 @@ def _names(ask: Ask, run: Run) -> dict[str, str]:
         "run.environment": run.environment or "",
         "run.workflow": run.workflow_name or "",
         "step.id": ask.step_id,
-        **{f"run.metadata.{name}": _text(said) for name, said in given.items()},
-        **{f"variables.{name}": said for name, said in value.variables.items()},
-        **{f"values.{name}": _text(said) for name, said in value.values.items()},
-        **{f"outputs.{name}": said for name, said in value.outputs.items()},
-        **{name: _text(said) for name, said in ask.facts.items()},
-        **{f"error.{name}": _text(said) for name, said in _map(ask.facts.get("error")).items()},
+        **{f"run.metadata.{name}": _text(content) for name, content in metadata.items()},
+        **{f"variables.{name}": content for name, content in value.variables.items()},
+        **{f"values.{name}": _text(content) for name, content in value.values.items()},
+        **{f"outputs.{name}": content for name, content in value.outputs.items()},
+        **{name: _text(content) for name, content in ask.facts.items()},
+        **{f"error.{name}": _text(content) for name, content in _map(ask.facts.get("error")).items()},
     }
 
 
-def _said(messages: Sequence[Message]) -> dict[str, str]:
+def _step_outputs(messages: Sequence[Message]) -> dict[str, str]:
     texts = [text for _, text in messages]
     return {
         "messages": "\n".join(f"{path}: {text}" for path, text in messages),
@@ -151,24 +151,28 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-CASE_INPUT = "case_input"
-"""The key of a fork's metadata with the digest of the input that it was given in place of its parent's."""
+SAMPLING_INPUT = "case_input"
+"""The key of a fork's metadata with the digest of its changed input."""
 
 _DATE_CHARS = len("2026-01-31")
 
 
-def case_of(run: Run, *, new_input: str | None = None) -> str:
-    """Name the case of a run; with ``new_input`` that of a fork of it."""
-    changed = run.metadata.get(CASE_INPUT)
+def sampling_seed_of(run: Run, *, new_input: str | None = None) -> str:
+    """Return the sampling seed of a run; with ``new_input`` that of its fork.
+
+    The seed consists of values that a restarted run shares: the exact spec, environment, target, input and day. A requester
+    cannot avoid a review by starting the run again; a daily run with the same input is sampled like any other.
+    """
+    changed = run.metadata.get(SAMPLING_INPUT)
     if new_input is not None or not isinstance(changed, str):
         changed = input_digest(run.input_text if new_input is None else new_input)
-    return name_case(run.spec_digest, run.environment, run.target, changed, run.created_at)
+    return sampling_seed(run.spec_digest, run.environment, run.target, changed, run.created_at)
 
 
-def name_case(spec_digest: str, environment: str | None, target: str, given: str, at: str) -> str:
-    """Name the case of a run of a spec; ``given`` is the digest of its input."""
+def sampling_seed(spec_digest: str, environment: str | None, target: str, input_hash: str, at: str) -> str:
+    """Return the sampling seed of a run of a spec."""
     day = at[:_DATE_CHARS]
-    case = {"spec": spec_digest, "environment": environment, "target": target, "input": given, "day": day}
+    case = {"spec": spec_digest, "environment": environment, "target": target, "input": input_hash, "day": day}
     return digest_of_json(case)
 
 

@@ -1,19 +1,19 @@
-"""What one transaction of a run writes. Each function is a whole: new state, step, checkpoint, trace, tasks and audit.
+"""Transactions of a run. Each function is a whole: new state, step, checkpoint, trace, tasks and audit event.
 
-All take a run that the caller owns and raise ``Fenced`` when it no longer does. They return the run as it now is, or
-``None`` when it has been let go: it ended, or it waits for people.
+All take a run that the caller holds the lease of, and raise ``Fenced`` when the lease is lost. They return the run as it now
+is, or ``None`` when it has been released: it ended, or it waits for people.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from kneo.clock import isoformat
 from kneo.records.run import Run, RunError, RunStatus, StepRecord, ending
 from kneo.records.task import HumanTask, TaskStatus
 from kneo.runtime.engine.consequences import consequences
-from kneo.runtime.engine.questions import Message, case_of, question
+from kneo.runtime.engine.questions import Message, question, sampling_seed_of
 from kneo.runtime.engine.wait import SettledRun
 from kneo.runtime.interpreter.node import (
     Ask,
@@ -39,12 +39,12 @@ from kneo.tasks.questions import open_task
 from kneo.tasks.reuse import reuse_answer, reuse_passed
 
 PREVIEW_CHARS = 500
-"""How much of an input or output a trace event shows."""
+"""Characters of an input or output in a trace event."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptResult:
-    """One try at a step: what was asked, when it began, what came back."""
+    """The result of one attempt at a step."""
 
     action: Execute
     context: StepContext
@@ -55,136 +55,112 @@ class AttemptResult:
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """Where outcomes of one program's runs are written down."""
+    """A run's program, and the limits of its checkpoints."""
 
     program: Program
     limits: CheckpointLimits
 
 
-def step_done(
-    tx: Tx, context: RunContext, run: Run, attempt: AttemptResult, *, busy: Collection[str] = ()
+def record_attempt(
+    tx: Tx, context: RunContext, run: Run, result: AttemptResult, *, busy: Collection[str] = ()
 ) -> Run | None:
-    """Record a step that succeeded or failed, and whatever follows from it.
+    """Record the result of an attempt, and the state that follows.
 
-    ``busy`` are the tickets of steps that are still under way; the run is not let go while there are any.
+    ``busy`` lists the tickets of steps that are still under way: a run is not released while there are any.
     """
-    activity, outcome = attempt.action.activity, attempt.outcome
-    if isinstance(outcome, StepWaiting):
-        return _step_waits(tx, context, run, attempt, outcome, busy)
-    text = outcome.text if isinstance(outcome, Succeeded) else None
-    error = asdict(outcome.error) if isinstance(outcome, StepFailed) else None
+    action, outcome, step_context = result.action, result.outcome, result.context
+    path = action.activity.path
     try:
-        change = _Change.of(tx, context, run, attempt.action.ticket, outcome)
+        change = _Change.of(tx, context, run, action.ticket, outcome)
     except Stale:
         return run
+    if isinstance(outcome, StepWaiting):
+        # The step is not done: no step is recorded.
+        change.trace("step_waiting", path, attempt=action.attempt)
+        return change.write(busy)
+    text = outcome.text if isinstance(outcome, Succeeded) else None
+    error = outcome.error if isinstance(outcome, StepFailed) else None
     kind = "step_failed" if error else "step_completed"
-    shown = {"input_text": preview(attempt.action.value.text), "output_text": preview(text)}
-    change.history.steps.append(
-        StepRecord(
-            run_id=run.id,
-            sequence=0,
-            step_id=activity.path,
-            kind=activity.kind,
-            attempt=attempt.action.attempt,
-            status="failed" if error else "completed",
-            idempotency_key=attempt.context.idempotency_key,
-            input_text=attempt.action.value.text,
-            output_text=text,
-            error=outcome.error if isinstance(outcome, StepFailed) else None,
-            code_digest=attempt.output.code_digest if attempt.output else None,
-            started_at=attempt.started_at,
-            completed_at=tx.at,
-        )
+    details = asdict(error) if error else None
+    before, after = preview(action.value.text), preview(text)
+    step = StepRecord(
+        run_id=run.id,
+        sequence=0,
+        step_id=path,
+        kind=action.activity.kind,
+        attempt=action.attempt,
+        status="failed" if error else "completed",
+        idempotency_key=step_context.idempotency_key,
+        input_text=action.value.text,
+        output_text=text,
+        error=error,
+        code_digest=result.output.code_digest if result.output else None,
+        started_at=result.started_at,
+        completed_at=tx.at,
     )
+    change.history.steps.append(step)
     change.trace(
         kind,
-        activity.path,
-        input_preview=shown["input_text"],
-        output_preview=shown["output_text"],
-        error=error,
-        attempt=attempt.action.attempt,
-        idempotency_key=attempt.context.idempotency_key,
-        **(attempt.output.facts if attempt.output else {}),
+        path,
+        input_preview=before,
+        output_preview=after,
+        error=details,
+        attempt=action.attempt,
+        idempotency_key=step_context.idempotency_key,
+        **(result.output.facts if result.output else {}),
     )
-    change.checkpoint(kind, activity.path, workflow_type=run.workflow_type, error=error, **shown)
+    change.checkpoint(kind, path, workflow_type=run.workflow_type, error=details, input_text=before, output_text=after)
     return change.write(busy)
 
 
-def _step_waits(
-    tx: Tx, context: RunContext, run: Run, attempt: AttemptResult, outcome: StepWaiting, busy: Collection[str]
-) -> Run | None:
-    """Record that a step asks for something; it is not done, so it leaves no step behind."""
-    try:
-        change = _Change.of(tx, context, run, attempt.action.ticket, outcome)
-    except Stale:
-        return run
-    change.trace("step_waiting", attempt.action.activity.path, attempt=attempt.action.attempt)
-    return change.write(busy)
-
-
-def questions_asked(tx: Tx, context: RunContext, run: Run, *, busy: Collection[str] = ()) -> Run | None:
-    """Ask people what the run has to ask now, and let go of it when nothing else is to be done."""
+def open_questions(tx: Tx, context: RunContext, run: Run, *, busy: Collection[str] = ()) -> Run | None:
+    """Open the tasks of a run's questions, and release the run when no other action is left."""
     return _Change(tx, context, run, run.state).write(busy)
 
 
-def answer_applied(tx: Tx, context: RunContext, run: Run, *, busy: Collection[str] = ()) -> Run | None:
-    """Let the oldest decision that had no effect yet take it; without one the run is returned as it was."""
-    if not waiting(context.program, run.state):
+def apply_decision(tx: Tx, context: RunContext, run: Run, *, busy: Collection[str] = ()) -> Run | None:
+    """Apply a run's oldest recorded decision, exactly once; without one return the run unchanged."""
+    asks = waiting(context.program, run.state)
+    decided = decided_tasks(tx, run) if asks else ()
+    if not decided:
         return run
-    answers = decided(tx, run)
-    if not answers:
-        return run
-    # While there are further answers the run must not be let go of: nobody would come back for them.
-    return _decision_applied(tx, context, run, answers[0], busy=(*busy, *(task.id for task in answers[1:])))
-
-
-def _decision_applied(
-    tx: Tx, context: RunContext, run: Run, task: HumanTask, *, busy: Collection[str] = ()
-) -> Run | None:
-    """Let a recorded decision take effect, exactly once."""
-    assert task.decision is not None
-    ask = waiting(context.program, run.state).get(task.id)
+    task = decided[0]
+    ask = asks.get(task.id)
     if ask is None:
-        # Nothing waits for it any more; a decision without a place has no effect.
+        # The question was withdrawn; its decision has no effect.
         cancel_tasks(tx, run.id, reason="superseded", actor=run.requester, only={task.id})
         return run
+    assert task.decision is not None
+    decision = task.decision
     runs.lock(tx, run.id)
     mark_applied(tx, task)
-    change = _Change.of(tx, context, run, ask.ticket, TaskDecided(decision=task.decision))
-    if ask.gate.position == "step" and ask.recheck is None:
-        change.history.steps.append(_answered_step(tx, run, ask, task))
-    change.trace(
-        "workflow_resumed",
-        ask.path,
-        continuation_id=task.id,
-        decision=task.decision.kind.value,
-        position=ask.gate.position,
-    )
+    change = _Change.of(tx, context, run, ask.ticket, TaskDecided(decision=decision))
+    position = ask.gate.position
+    if position == "step" and ask.recheck is None:
+        step = StepRecord(
+            run_id=run.id,
+            sequence=0,
+            step_id=ask.path,
+            kind="human",
+            attempt=0,
+            status="completed",
+            idempotency_key=f"{run.id}:{ask.ticket}",
+            input_text=ask.subject.text,
+            output_text=decision.content or decision.selected_option,
+            error=None,
+            code_digest=None,
+            started_at=task.created_at,
+            completed_at=tx.at,
+        )
+        change.history.steps.append(step)
+    change.trace("workflow_resumed", ask.path, continuation_id=task.id, decision=decision.kind.value, position=position)
     change.checkpoint("human_resume", ask.path, continuation_id=task.id)
-    return change.write(busy)
+    # Further decisions count as busy: a released run would not be resumed for them.
+    return change.write((*busy, *(other.id for other in decided[1:])))
 
 
-def _answered_step(tx: Tx, run: Run, ask: Ask, task: HumanTask) -> StepRecord:
-    assert task.decision is not None
-    return StepRecord(
-        run_id=run.id,
-        sequence=0,
-        step_id=ask.path,
-        kind="human",
-        attempt=0,
-        status="completed",
-        idempotency_key=f"{run.id}:{ask.ticket}",
-        input_text=ask.subject.text,
-        output_text=task.decision.content or task.decision.selected_option,
-        error=None,
-        code_digest=None,
-        started_at=task.created_at,
-        completed_at=tx.at,
-    )
-
-
-def failed(tx: Tx, context: RunContext | None, run: Run, error: RunError) -> None:
-    """End a run that cannot go on for a reason outside its steps."""
+def fail_run(tx: Tx, context: RunContext | None, run: Run, error: RunError) -> None:
+    """End a run that cannot continue for a reason outside its steps."""
     _Change(tx, context, run, RunEnded(status=RunStatus.FAILED, output=None, error=error, kept=run.state)).write(())
 
 
@@ -192,7 +168,7 @@ def failed(tx: Tx, context: RunContext | None, run: Run, error: RunError) -> Non
 
 
 class _Change:
-    """A run's next state on its way into the database, with what it adds to the run's history."""
+    """A run's next state and the additions to its history, until they are written."""
 
     def __init__(self, tx: Tx, context: RunContext | None, run: Run, after: Frame | RunEnded) -> None:
         self.tx = tx
@@ -205,6 +181,11 @@ class _Change:
     def of(cls, tx: Tx, context: RunContext, run: Run, ticket: str, outcome: Outcome) -> _Change:
         return cls(tx, context, run, settle(context.program, run.state, ticket, outcome, decision_context(run, tx)))
 
+    @property
+    def program(self) -> Program:
+        assert self.context is not None
+        return self.context.program
+
     def trace(self, kind: str, step_id: str | None = None, **data: object) -> None:
         self.history.trace.append(NewTrace(type=kind, step_id=step_id, data=data))
 
@@ -213,83 +194,69 @@ class _Change:
         self.history.checkpoints.append(NewCheckpoint(type=kind, step_id=step_id, state=state, metadata=facts))
 
     def write(self, busy: Collection[str]) -> Run | None:
-        """Ask what is to be asked, write everything behind the fence, and let go of a run that ended or only waits."""
+        """Open the tasks of new questions, write the change behind the fence, and release a run that ended or only waits."""
         if self.run.status is not RunStatus.RUNNING:
-            self._finish()
+            self._end()
             return None
-        assert self.context is not None
-        todo = actions(self.context.program, self.run.state)
+        todo = actions(self.program, self.run.state)
         asks = [action for action in todo if isinstance(action, Ask)]
         if asks:
-            # The fence comes first: whoever has lost the run must not open questions, nor wait for the new owner's rows.
+            # The fence comes first: a driver without the lease neither opens tasks nor waits for locks on the new owner's rows.
             runs.commit(self.tx, self.run)
-        asked = [self._ask(ask) for ask in asks]
+        opened = [self._open(ask) for ask in asks]
         self.run = history.counted(self.run, self.history)
         runs.commit(self.tx, self.run, state=self.run.state, state_version=self.run.state_version)
         self._append()
-        self._withdraw()
+        open_asks = waiting(self.program, self.run.state).keys()
+        withdrawn = waiting(self.program, self.before.state).keys() - open_asks
+        if withdrawn:
+            cancel_tasks(self.tx, self.run.id, reason="superseded", actor=self.run.requester, only=withdrawn)
         if busy or any(isinstance(action, Execute) for action in todo):
             return self.run
         paused = runs.pause(self.tx, self.run)
         if paused is None:
-            return _still_ours(self.tx, self.run)
-        self._tell(paused, asked)
+            return _signalled(self.tx, self.run)
+        # The notification carries the open tasks only where all of them were opened just now.
+        is_complete = {task.id for task in opened} == open_asks
+        self.tx.notify(paused.id, SettledRun(paused, opened) if is_complete else None)
         return None
-
-    def _tell(self, paused: Run, asked: Sequence[HumanTask]) -> None:
-        """Say that the run waits, and for what, unless it waits for more than was asked just now."""
-        assert self.context is not None
-        whole = {task.id for task in asked} == waiting(self.context.program, paused.state).keys()
-        self.tx.notify(paused.id, SettledRun(paused, asked) if whole else None)
 
     def _append(self) -> None:
         limits = self.context.limits if self.context else CheckpointLimits()
         history.append(self.tx, self.before, self.history, limits)
 
-    def _ask(self, ask: Ask) -> HumanTask:
-        assert self.context is not None
+    def _open(self, ask: Ask) -> HumanTask:
         tx, run = self.tx, self.run
-        now = decision_context(run, tx)
-        # What is shown later is found anew, beside whatever was answered by then; this is what lists show.
-        leads_to = consequences(self.context.program, run.state, ask, now)
+        context = decision_context(run, tx)
+        # Lists show these consequences; a single task is shown with those of the run's present state.
+        leads_to = consequences(self.program, run.state, ask, context)
         task = open_task(tx, run, question(ask, run, leads_to, self._messages))
-        after = settle(self.context.program, run.state, ask.ticket, TaskOpened(task_id=task.id), now)
+        after = settle(self.program, run.state, ask.ticket, TaskOpened(task_id=task.id), context)
         assert not isinstance(after, RunEnded)
         self.run = replace(run, state=after)
         if ask.recheck is None:
             reuse_answer(tx, run, task)
         else:
             reuse_passed(tx, run, task, ask.recheck.source)
-        told = {"continuation_id": task.id, "request_id": task.request_id, "position": ask.gate.position}
-        self.trace("human_intervention_requested", ask.path, **told)
+        facts = {"continuation_id": task.id, "request_id": task.request_id, "position": ask.gate.position}
+        self.trace("human_intervention_requested", ask.path, **facts)
         self.checkpoint("human_pause", ask.path, continuation_id=task.id)
         return task
 
     def _messages(self) -> list[Message]:
-        """List what the steps said so far, the one that is about to be written among them."""
+        """List the outputs of the steps, the step of this change among them."""
         steps = [*history.list_steps(self.tx, self.run.id), *self.history.steps]
         return [(step.step_id, step.output_text) for step in steps if step.output_text is not None]
 
-    def _withdraw(self) -> None:
-        """Close questions that nothing waits for any more."""
-        assert self.context is not None
-        program = self.context.program
-        gone = waiting(program, self.before.state).keys() - waiting(program, self.run.state).keys()
-        if gone:
-            cancel_tasks(self.tx, self.run.id, reason="superseded", actor=self.run.requester, only=gone)
-
-    def _finish(self) -> None:
+    def _end(self) -> None:
         run, tx = self.run, self.tx
         error = asdict(run.error) if run.error else None
-        succeeded = run.status is RunStatus.SUCCEEDED
-        told = history.visited(tx, run.id) + tuple(s.step_id for s in self.history.steps if s.status == "completed")
-        self.trace(
-            ending(run.status),
-            output_preview=preview(run.output_text),
-            visited_steps=list(told),
-            error=error,
-        )
-        self.checkpoint("run_completed" if succeeded else f"run_{run.status}", output_text=preview(run.output_text))
+        output = preview(run.output_text)
+        completed = (step.step_id for step in self.history.steps if step.status == "completed")
+        visited = (*history.visited(tx, run.id), *completed)
+        self.trace(ending(run.status), output_preview=output, visited_steps=list(visited), error=error)
+        kind = "run_completed" if run.status is RunStatus.SUCCEEDED else f"run_{run.status}"
+        self.checkpoint(kind, output_text=output)
         self.run = history.counted(run, self.history)
         runs.commit(
             tx,
@@ -300,7 +267,7 @@ class _Change:
             output_text=run.output_text,
             error=error,
             metadata=run.metadata,
-            visited_steps=list(told),
+            visited_steps=list(visited),
             owner=None,
             completed_at=tx.at,
         )
@@ -314,13 +281,12 @@ class _Change:
             environment=run.environment,
             metadata={"error_type": run.error.type if run.error else None},
         )
-        tx.notify(
-            run.id, SettledRun(replace(self.run, visited_steps=told, owner=None, updated_at=tx.at, completed_at=tx.at))
-        )
+        ended = replace(self.run, visited_steps=visited, owner=None, updated_at=tx.at, completed_at=tx.at)
+        tx.notify(run.id, SettledRun(ended))
 
 
-def _still_ours(tx: Tx, run: Run) -> Run:
-    """Load a run that could not be let go of because there is news for it."""
+def _signalled(tx: Tx, run: Run) -> Run:
+    """Load a run that was not paused because a signal arrived for it."""
     now = runs.get(tx, run.id)
     if now is None or now.epoch != run.epoch or now.status is not RunStatus.RUNNING:
         raise runs.Fenced(run.id)
@@ -334,18 +300,18 @@ def _ended(run: Run, ended: RunEnded) -> Run:
 
 
 def decision_context(run: Run, tx: Tx) -> DecisionContext:
-    return DecisionContext(now=tx.now, seed=run.id, sampling_seed=case_of(run))
+    return DecisionContext(now=tx.now, seed=run.id, sampling_seed=sampling_seed_of(run))
 
 
-def decided(tx: Tx, run: Run) -> tuple[HumanTask, ...]:
-    """Find answers whose effect has not come yet."""
+def decided_tasks(tx: Tx, run: Run) -> tuple[HumanTask, ...]:
+    """Read the tasks whose decision is recorded and not applied yet."""
     return tasks.of_run(tx, run.id, [TaskStatus.DECIDED])
 
 
 def snapshot(run: Run, tx: Tx, *, new_steps: int = 0) -> Mapping[str, object]:
-    """What a checkpoint keeps: enough to see where the run stood and to fork from there.
+    """Return the state of a checkpoint: enough to show the run and to fork from here.
 
-    ``new_steps`` are written with it and not yet in the run's count.
+    ``new_steps`` are written with the checkpoint and not yet in the run's count.
     """
     return {
         "status": run.status.value,

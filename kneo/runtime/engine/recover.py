@@ -1,4 +1,4 @@
-"""Trying a failed run again from where it stood, and starting another one from a point in a run's past."""
+"""Recovery: a failed run is continued, or another run is forked from a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from kneo.clock import isoformat, new_id, parse_time
 from kneo.errors import Conflict, NotFound
 from kneo.records.run import STATE_VERSION, Checkpoint, Run, RunStatus, StepRecord
 from kneo.records.task import UNRESOLVED
-from kneo.runtime.engine.passed_gates import FORK, ForkPoint, asked_in, find_passed, fork_gates, lapsed_gates
+from kneo.runtime.engine.passed_gates import FORK, ForkPoint, find_passed, fork_gates, lapsed_gates, questions_in
 from kneo.runtime.engine.programs import ProgramLoader, migrate_state
-from kneo.runtime.engine.questions import CASE_INPUT, case_of, input_digest
+from kneo.runtime.engine.questions import SAMPLING_INPUT, input_digest, sampling_seed_of
 from kneo.runtime.engine.record import snapshot
-from kneo.runtime.engine.start import Starter, nothing
+from kneo.runtime.engine.start import Starter, no_extra_writes
 from kneo.runtime.engine.views import RunRecord, can_continue
 from kneo.runtime.engine.wait import find_run
 from kneo.runtime.interpreter.fork_gates import with_fork_gates
@@ -27,7 +27,7 @@ from kneo.tasks.reuse import REPLAY, Reuse, reuse_report
 
 
 def read_record(store: Store, run_id: str) -> RunRecord:
-    """Read everything that is known of a run's past.
+    """Read a run with its steps and checkpoints.
 
     Raises:
         NotFound: there is no such run.
@@ -45,11 +45,11 @@ def read_record(store: Store, run_id: str) -> RunRecord:
 
 
 def continue_run(store: Store, programs: ProgramLoader, run_id: str, *, actor: str) -> Run:
-    """Try a failed run again: what had succeeded is not repeated, what failed is a new attempt.
+    """Continue a failed run: succeeded steps are not repeated, the failed one begins another attempt.
 
     Raises:
         NotFound: there is no such run.
-        Conflict: ``run_state_conflict``: it did not fail, or trying again makes no sense.
+        Conflict: ``run_state_conflict``: the run did not fail, or cannot be continued.
     """
     run = find_run(store, run_id)
     if not can_continue(run):
@@ -61,7 +61,7 @@ def continue_run(store: Store, programs: ProgramLoader, run_id: str, *, actor: s
 
     def work(tx: Tx) -> Run:
         idempotency.bind(tx, run.id)
-        state = with_fork_gates(before, lapsed_gates(tx, passed, asked_in(program, before)))
+        state = with_fork_gates(before, lapsed_gates(tx, passed, questions_in(program, before)))
         if not runs.revive(tx, run, state=state, state_version=STATE_VERSION):
             raise _not_continuable(run)
         history.add_trace(tx, run.id, "workflow_resumed", continued=True)
@@ -84,7 +84,7 @@ def continue_run(store: Store, programs: ProgramLoader, run_id: str, *, actor: s
 
 def _not_continuable(run: Run) -> Conflict:
     msg = f"The run {run.id} is {run.status} and cannot be continued."
-    hint = "Only a run that failed in a step can; kneo runs fork starts another one from any point of this one."
+    hint = "Only a run that failed in a step can be continued. Start another run from any point of this one: kneo runs fork."
     return Conflict(msg, code="run_state_conflict", hint=hint, run_id=run.id, status=run.status)
 
 
@@ -97,37 +97,37 @@ MAX_REPEATS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class ForkRequest:
-    """Where in a run's past another one begins."""
+    """A request to start a run from a checkpoint of another one."""
 
     run_id: str
     step: str | None = None
-    """The step it begins with: its path, with ``#n`` for the n-th time it was begun."""
+    """The first step: its path, with ``#n`` for the n-th visit."""
     checkpoint: int | None = None
-    """Or the number of the checkpoint it begins at."""
+    """Or the number of the checkpoint."""
     input: str | None = None
-    """What the step is given instead of what it was given."""
+    """A new input of the first step."""
     requester: str = ""
     answers: Mapping[str, object] = field(default_factory=dict)
-    """Answers to use instead of those that were given, by the keys of their questions."""
+    """Answers instead of the recorded ones, by the keys of their questions."""
     ask: tuple[str, ...] = ()
-    """Questions to ask anew, by their keys, or ``all``."""
+    """Questions to ask again, by their keys, or ``all``."""
 
 
 def fork(
-    starter: Starter, programs: ProgramLoader, order: ForkRequest, also: Callable[[Tx, Run], None] = nothing
+    starter: Starter, programs: ProgramLoader, order: ForkRequest, also: Callable[[Tx, Run], None] = no_extra_writes
 ) -> Run:
-    """Start a run with another run's past. What may run at all is asked anew, exactly as for a new run.
+    """Start a run with another run's past, after the checks of a new run.
 
     Args:
-        starter: What says whether a run may start.
+        starter: Checks that the run may start.
         programs: Programs of runs.
-        order: The other run, and where in it this one begins.
-        also: Done in the transaction that records the run.
+        order: The request.
+        also: Writes in the transaction that records the run.
 
     Raises:
         NotFound: there is no such run, step or checkpoint.
-        Conflict: ``checkpoint_incomplete``: too much was left out of the checkpoint to go on from it.
-        Forbidden: what the run executed may no longer run.
+        Conflict: ``checkpoint_incomplete``: the checkpoint was truncated and has no state.
+        Forbidden: the run's spec may no longer run.
     """
     store = starter.store
     parent = find_run(store, order.run_id)
@@ -140,7 +140,7 @@ def fork(
     if order.input is not None:
         changed = replace_input(program, state, ticket, order.input) if ticket is not None else state
         if ticket is None or _input_of(program, changed, ticket) != order.input:
-            msg = f"Nothing of {parent.id} takes an input at checkpoint {point.sequence}."
+            msg = f"No step of {parent.id} takes an input at checkpoint {point.sequence}."
             raise Conflict(msg, code="fork_input_unused", hint="Fork from a step: --from STEP --input TEXT.")
         state = changed
     done = point.state.get("step_count", 0)
@@ -149,7 +149,7 @@ def fork(
         program,
         passed,
         [step.step_id for step in steps if step.sequence <= done],
-        ForkPoint(state=state, ticket=ticket, input=order.input, case=case_of(parent, new_input=order.input)),
+        ForkPoint(state=state, ticket=ticket, input=order.input, case=sampling_seed_of(parent, new_input=order.input)),
     )
     past = ForkPast(
         point=point,
@@ -170,19 +170,19 @@ def fork(
 
 @dataclass(frozen=True, kw_only=True)
 class ForkPast:
-    """What a fork takes over from its parent, and what it does once more."""
+    """The past that a fork takes over from its parent, and the steps that it repeats."""
 
     point: Checkpoint
     state: Mapping[str, object]
     steps: Sequence[StepRecord]
     """The parent's steps before the point."""
     gates: Sequence[str]
-    """The keys of the gates before the point, whose answers the fork has to have."""
+    """The keys of the gates before the point; the fork needs an answer to each."""
     repeats: Sequence[StepRecord]
-    """The parent's steps from the point on: the fork repeats their effects as far as it reaches them."""
+    """The parent's steps from the point on; the fork repeats the effects of those that it reaches."""
 
     def as_json(self, run_id: str, order: ForkRequest) -> dict[str, object]:
-        """Return what the fork's metadata and trace say."""
+        """Return the fork's metadata and trace event."""
         listed = self.repeats[:MAX_REPEATS]
         return {
             "run_id": run_id,
@@ -233,8 +233,8 @@ def _point(
             if ticket.rpartition(":")[0] == order.step or ticket.split(":")[0] == order.step:
                 return item, ticket, state
     what = f"step {order.step}" if order.step is not None else f"checkpoint {order.checkpoint}"
-    msg = f"The run {parent.id} never stood before {what}."
-    raise NotFound(msg, code="fork_point_not_found", hint="kneo runs replay RUN shows where it stood.")
+    msg = f"The run {parent.id} has no checkpoint before {what}."
+    raise NotFound(msg, code="fork_point_not_found", hint="List its checkpoints: kneo runs replay RUN.")
 
 
 def _insert(tx: Tx, parent: Run, past: ForkPast, order: ForkRequest) -> Run:
@@ -261,7 +261,7 @@ def _insert(tx: Tx, parent: Run, past: ForkPast, order: ForkRequest) -> Run:
             "forked_from": origin,
             FORK: forked,
             REPLAY: reuse.as_json(),
-            **({CASE_INPUT: input_digest(order.input)} if order.input is not None else {}),
+            **({SAMPLING_INPUT: input_digest(order.input)} if order.input is not None else {}),
         },
         deadline_at=_deadline(tx, parent),
         step_count=0,
@@ -304,7 +304,7 @@ def _insert(tx: Tx, parent: Run, past: ForkPast, order: ForkRequest) -> Run:
 
 
 def _deadline(tx: Tx, parent: Run) -> str | None:
-    """Give the new run the time the old one had."""
+    """Return a deadline with the time that the parent had."""
     if parent.deadline_at is None or parent.started_at is None:
         return None
     allowed: timedelta = parse_time(parent.deadline_at) - parse_time(parent.started_at)

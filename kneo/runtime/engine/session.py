@@ -1,9 +1,9 @@
-"""One driver's session with one run: acquire the run, begin what is due, record what ends, release the run.
+"""A driver's session with one run: acquire the run, begin due steps, record their results, release the run.
 
-A session is resumable and holds a thread only while there is something to do. A plain function that is all there is to do
-is called in the thread that advances the session and recorded by the same thread: handing it to another one would take
-longer than most functions do. Everything else is begun on an event loop or in threads of its own; the session is then
-suspended, and resumed by whatever ends first.
+A session is resumable and holds a thread only while it has work. A single plain function is called in the thread that
+advances the session, and recorded by the same thread: a hop to another thread would take longer than most functions do.
+Every other step begins on an event loop or in a thread of its own; the session is then suspended, and the first step that
+ends resumes it.
 """
 
 from __future__ import annotations
@@ -41,33 +41,33 @@ log = logging.getLogger("kneo.runtime")
 T = TypeVar("T")
 
 LOOK_SECONDS = 0.5
-"""How often sessions whose steps take long are checked: is the run still theirs, is there an answer for it."""
+"""The interval at which sessions with long steps check their lease and the signals of their run."""
 
 RETRY_SECONDS = (0.2, 0.4, 0.8, 1.6, 3.2)
-"""Pauses before a write is tried again while the database is away: what a step has returned is worth waiting for."""
+"""Pauses before a write is retried while the database is unavailable, so that no result of a step is lost."""
 
 
-class _EndsError(Exception):
-    """What was about to be written ends the run or lets it wait."""
+class _SettlesError(Exception):
+    """The transaction would settle the run."""
 
 
 @dataclass(frozen=True)
 class SessionDeps:
-    """What all sessions of a process share."""
+    """The dependencies that all sessions of a process share."""
 
     store: Store
     programs: ProgramLoader
     executor: Executor
     limits: CheckpointLimits
     threads: BoundedThreads
-    """Where sessions are advanced."""
+    """The threads that advance sessions."""
     draining: threading.Event = field(default_factory=threading.Event)
-    """Set when no further steps are to begin."""
+    """Set when no further steps may begin."""
 
 
 @dataclass(frozen=True)
 class _Pause:
-    """Nothing to do but wait for a step to end, for this many seconds at most; ``None``: for as long as it takes."""
+    """The session waits for a step to end, this many seconds at most; ``None``: without a limit."""
 
     seconds: float | None = None
 
@@ -76,11 +76,11 @@ class RunSession:
     """One driver's session with one run.
 
     Args:
-        deps: What to do it with.
-        run_id: Which run.
-        claim: Identity of the driver. A driver with the claim of one that crashed takes over from it.
-        loop: Where steps are executed that are not plain functions. It must run for as long as the session does.
-        resume: Called once, from any thread, when a suspended session has something to do: call ``advance`` again.
+        deps: The process's dependencies.
+        run_id: The run.
+        claim: Identity of the driver. A driver with the claim of a crashed one takes the run over.
+        loop: The event loop of steps that are not plain functions. It must outlive the session.
+        resume: Called once, from any thread, when a suspended session has work: call ``advance`` again.
     """
 
     def __init__(
@@ -100,14 +100,14 @@ class RunSession:
         self._epoch: int | None = None
         """The epoch of the run since this session acquired it."""
         self._signal_seq = 0
-        """The number of the last signal to the run that this session has seen."""
+        """The number of the last signal to the run that this session has handled."""
         self._over = False
-        """Whether nothing that this session still does counts; checked in every transaction."""
+        """Whether the session was stopped; checked in every transaction."""
         self._busy: dict[str, LoopTask[record.AttemptResult]] = {}
         self._ended: SimpleQueue[tuple[str, LoopTask[record.AttemptResult]] | None] = SimpleQueue()
-        """Steps that ended, as they end; ``None`` when there is another reason to resume."""
+        """Steps in the order in which they end; ``None`` for every other reason to resume."""
         self._calling: CancelToken | None = None
-        """The token of the function that this session's thread is in."""
+        """The token of the function that this session's thread executes."""
         self._checked: CancelToken | None = None
         """The token that the last ``needs_check`` found."""
         self._lock = threading.Lock()
@@ -120,16 +120,16 @@ class RunSession:
     # ---- advancing and suspending ---------------------------------------------------------------------------------
 
     def advance(self) -> bool:
-        """Advance the run until it waits or ends, or until there is nothing to do but wait for its steps.
+        """Advance the run until it settles, or until the session has to wait for steps.
 
-        Does nothing when another driver has the run.
+        Does nothing when another driver holds the lease.
 
         Returns:
-            Whether the session is over. If not, it is suspended, and ``resume`` is called when to call this again.
+            Whether the session is over. If not, it is suspended, and calls ``resume`` when it has work.
 
         Raises:
-            Transient: the database went away. The run is released when it can be; else the next start frees it.
-            Elsewhere: the run's code is in another process; the run has been released.
+            Transient: the database is unavailable. The run is released if possible; else the next start of a worker frees it.
+            CodeUnavailable: the run's code is in another process; the run has been released.
         """
         while True:
             try:
@@ -140,7 +140,7 @@ class RunSession:
                 return False
 
     def wake(self) -> None:
-        """Have a suspended session look at its run again. From any thread."""
+        """Resume a suspended session, for a signal to its run. From any thread."""
         self._ended.put(None)
         self._resume_if_suspended()
 
@@ -150,7 +150,7 @@ class RunSession:
                 return False
             self._is_suspended = True
         if pause.seconds is not None and not self._on_loop(partial(self._set_timer, pause.seconds)):
-            # Without its event loop nothing would wake it; it finds out when it begins its next step.
+            # Without its event loop the session would never resume; its next step raises the error.
             self.wake()
         return True
 
@@ -177,14 +177,14 @@ class RunSession:
 
     def _drive(self) -> Iterator[_Pause]:
         try:
-            run = self._take()
+            run = self._acquire()
             if run is None:
                 return
             self._epoch, self._signal_seq = run.epoch, run.signal_seq
             with span("kneo.worker.lease", kind="consumer", kneo_run__id=run.id, kneo_workflow=run.workflow_name):
                 yield from self._advance(run)
         except runs.Fenced:
-            log.info("run was taken over or ended elsewhere", extra={"run_id": self.run_id})
+            log.info("the run was taken over or ended by another process", extra={"run_id": self.run_id})
         except CodeUnavailable:
             self._release(again=False)
             raise
@@ -192,7 +192,7 @@ class RunSession:
             self._release()
             raise
 
-    # ---- checks from outside, while a function or a step takes long -----------------------------------------------
+    # ---- checks by the worker, during long steps ------------------------------------------------------------------
 
     @property
     def is_calling(self) -> bool:
@@ -200,7 +200,7 @@ class RunSession:
         return self._calling is not None
 
     def needs_check(self) -> bool:
-        """Say whether this session cannot look at its run itself: it is suspended, or still in the function of the last call."""
+        """Return whether this session cannot check its run itself: it is suspended, or in the same function as at the last call."""
         calling, checked = self._calling, self._checked
         self._checked = calling
         return self._is_suspended or (calling is not None and calling is checked)
@@ -209,10 +209,10 @@ class RunSession:
         """Compare the run's lease with this session's; stop the session when another driver has it, resume it on a signal.
 
         Args:
-            lease: The lease as it is in the database; ``None`` where there is no such run.
+            lease: The lease in the database; ``None`` where there is no such run.
 
         Returns:
-            False where the session's thread is in a function that may never return and nothing of it counts any more.
+            False where the session was stopped while its thread is in a function that may never return.
         """
         if lease is None or lease.epoch != self._epoch or lease.status is not RunStatus.RUNNING:
             self._stop()
@@ -223,7 +223,7 @@ class RunSession:
         return True
 
     def cut(self) -> None:
-        """Stop the session's steps and release the run, for another driver to begin them again. From any thread."""
+        """Stop the session's steps and release the run; another driver begins them again. From any thread."""
         self._stop()
         self._release()
 
@@ -234,58 +234,58 @@ class RunSession:
             calling.cancel()
         self.wake()
 
-    # ---- taking it and letting go of it ---------------------------------------------------------------------------
+    # ---- lease --------------------------------------------------------------------------------------------------
 
-    def _take(self) -> Run | None:
-        """Take a run and let the answer it was woken for take effect; ``None`` when there is nothing left to do for it.
+    def _acquire(self) -> Run | None:
+        """Acquire the run and apply its oldest decision; ``None`` when the run needs no driver.
 
-        Neither has to be on disk before the run goes on: who drives it dies with the machine, and the answer, which is
-        there, would take the same effect again. What ends the run or lets it wait is told to others, and has to be.
+        Neither has to be on disk before the run continues: both are repeated after a crash of the machine. A transaction
+        that settles the run is durable, because other processes are notified of it.
         """
         try:
-            return self._write(lambda tx: self._taken(tx, may_end=False), durable=False)
-        except _EndsError:
-            return self._write(lambda tx: self._taken(tx, may_end=True))
+            return self._write(lambda tx: self._acquired(tx, may_settle=False), durable=False)
+        except _SettlesError:
+            return self._write(lambda tx: self._acquired(tx, may_settle=True))
         except (runs.Fenced, Transient):
             raise
         except Exception:
-            # Whatever is wrong with it comes up again, and is recorded, when it is driven.
-            log.info("an answer could not take effect at once", extra={"run_id": self.run_id}, exc_info=True)
+            # The same error comes up again, and is recorded, when the run is driven.
+            log.info("a decision could not be applied at once", extra={"run_id": self.run_id}, exc_info=True)
             return self._write(lambda tx: runs.acquire(tx, self.run_id, self._claim))
 
-    def _taken(self, tx: Tx, *, may_end: bool) -> Run | None:
+    def _acquired(self, tx: Tx, *, may_settle: bool) -> Run | None:
         run = runs.acquire(tx, self.run_id, self._claim)
         program = self._deps.programs.cached(run) if run is not None and run.state_version == STATE_VERSION else None
         if run is None or program is None:
             return run
-        after = record.answer_applied(tx, record.RunContext(program=program, limits=self._deps.limits), run)
-        if after is None and not may_end:
-            raise _EndsError
+        after = record.apply_decision(tx, record.RunContext(program=program, limits=self._deps.limits), run)
+        if after is None and not may_settle:
+            raise _SettlesError
         return after
 
     def _release(self, *, again: bool = True) -> None:
         def work(tx: Tx) -> None:
-            # Whoever takes over from a driver that seemed dead has its claim, and another epoch.
+            # A driver that takes over from one that seemed dead has its claim, and another epoch.
             runs.release(tx, self.run_id, self._claim, epoch=self._epoch, again=again)
 
-        self._patiently(lambda: self._store.transact(work))
+        self._with_retries(lambda: self._store.transact(work))
 
     def _write(self, work: Callable[[Tx], T], *, durable: bool = True) -> T:
-        self._check_counts()
+        self._check_not_stopped()
 
         def fenced(tx: Tx) -> T:
-            # In here again, because it is here that a session that was cut short has let go of the run, or has not yet.
-            self._check_counts()
+            # Checked again inside the transaction: the session may have been stopped meanwhile.
+            self._check_not_stopped()
             return work(tx)
 
-        return self._patiently(lambda: self._store.transact(fenced, durable=durable))
+        return self._with_retries(lambda: self._store.transact(fenced, durable=durable))
 
-    def _check_counts(self) -> None:
+    def _check_not_stopped(self) -> None:
         if self._over:
             raise runs.Fenced(self.run_id)
 
-    def _patiently(self, write: Callable[[], T]) -> T:
-        """Wait a while for a database that is away."""
+    def _with_retries(self, write: Callable[[], T]) -> T:
+        """Retry a write while the database is unavailable."""
         for pause in RETRY_SECONDS:
             try:
                 return write()
@@ -306,21 +306,21 @@ class RunSession:
         except (runs.Fenced, Transient):
             raise
         except Exception as error:
-            log.exception("run cannot go on", extra={"run_id": run.id})
-            self._give_up(run, program, error)
+            log.exception("the run cannot continue", extra={"run_id": run.id})
+            self._fail(run, program, error)
 
-    def _give_up(self, run: Run, program: Program | None, error: Exception) -> None:
+    def _fail(self, run: Run, program: Program | None, error: Exception) -> None:
         if isinstance(error, KneoError):
-            why = RunError(type=error.code, message=str(error))
+            cause = RunError(type=error.code, message=str(error))
         else:
-            why = RunError(type="internal_error", message=f"{type(error).__name__} in the runtime; see its log.")
+            cause = RunError(type="internal_error", message=f"{type(error).__name__} in the runtime; see its log.")
         context = record.RunContext(program=program, limits=self._deps.limits) if program is not None else None
         now = run if program is None else self._write(lambda tx: runs.get(tx, run.id))
         if now is not None and now.epoch == run.epoch:
-            self._write(lambda tx: record.failed(tx, context, now, why))
+            self._write(lambda tx: record.fail_run(tx, context, now, cause))
 
     def _turns(self) -> Iterator[_Pause]:
-        """Do one thing after the other until the run is released; yield where there is nothing to do but wait."""
+        """Take turns until the run is released; yield where the session has to wait."""
         failure: Exception | None = None
         try:
             while (pause := self._turn()) is not False:
@@ -333,20 +333,20 @@ class RunSession:
             raise failure
 
     def _turn(self) -> _Pause | bool:
-        """Do the next thing; return false when the run has been released, or for how long there is nothing to do."""
-        self._check_counts()
+        """Take one turn; return false when the run has been released, or how long to wait."""
+        self._check_not_stopped()
         attempt = self._next_ended()
         if attempt is not None:
             return self._finish(attempt)
         if self._deps.draining.is_set():
             return self._drain()
         asks = waiting(self._program, self._run.state)
-        if asks and self._is_answered():
-            return self._record(lambda tx, busy: record.answer_applied(tx, self._run_context, self._run, busy=busy))
+        if asks and self._has_decision():
+            return self._record(lambda tx, busy: record.apply_decision(tx, self._run_context, self._run, busy=busy))
         todo = actions(self._program, self._run.state)
         self._drop_stale(todo)
         if not todo or any(isinstance(action, Ask) for action in todo):
-            return self._record(lambda tx, busy: record.questions_asked(tx, self._run_context, self._run, busy=busy))
+            return self._record(lambda tx, busy: record.open_questions(tx, self._run_context, self._run, busy=busy))
         due = [action for action in todo if isinstance(action, Execute)]
         call = self._plain(due[0]) if len(due) == 1 and not asks and not self._busy else None
         if call is not None:
@@ -354,15 +354,15 @@ class RunSession:
         return self._begin(due)
 
     def _drain(self) -> _Pause | bool:
-        """Record what is under way when it ends, then leave the run to another process."""
+        """Record the results of running steps, then release the run for another process."""
         if self._busy:
             return _Pause()
         self._release()
         return False
 
-    def _is_answered(self) -> bool:
+    def _has_decision(self) -> bool:
         with self._store.read() as tx:
-            return bool(record.decided(tx, self._run))
+            return bool(record.decided_tasks(tx, self._run))
 
     def _drop_stale(self, todo: Sequence[Action]) -> None:
         if self._busy:
@@ -371,7 +371,7 @@ class RunSession:
                 self._busy.pop(ticket).cancel()
 
     def _plain(self, action: Execute) -> Call | None:
-        """Find what a step calls, where it may be called in this thread and now."""
+        """Return the call of a plain function that may begin now."""
         if action.not_before is not None:
             return None
         return self._deps.executor.plain(self._program, action.activity, pins_of(self._run))
@@ -380,14 +380,14 @@ class RunSession:
         attempt = Attempt(self._run, action, self._store.clock)
         self._calling = attempt.context.token
         try:
-            with self._deps.threads.blocking(), attempt.under_way():
+            with self._deps.threads.blocking(), attempt.running():
                 attempt.output = call(action.value.text, attempt.context)
         finally:
             self._calling = None
         return attempt.result
 
     def _begin(self, due: Sequence[Execute]) -> _Pause:
-        """Begin what is due on the event loop; return for how long there is nothing else to do."""
+        """Begin due steps on the event loop; return how long to wait."""
         now = self._store.clock.now()
         pauses = []
         if self._loop.is_closed():
@@ -398,17 +398,17 @@ class RunSession:
             if action.not_before is not None and action.not_before > isoformat(now):
                 pauses.append(max((parse_time(action.not_before) - now) / timedelta(seconds=1), 0.001))
                 continue
-            ended = partial(self._has_ended, action.ticket)
+            ended = partial(self._step_ended, action.ticket)
             self._busy[action.ticket] = LoopTask(self._loop, self._execute(action), ended)
         return _Pause(min(pauses, default=None))
 
-    def _has_ended(self, ticket: str, task: LoopTask[record.AttemptResult]) -> None:
+    def _step_ended(self, ticket: str, task: LoopTask[record.AttemptResult]) -> None:
         self._ended.put((ticket, task))
         self._resume_if_suspended()
 
     async def _execute(self, action: Execute) -> record.AttemptResult:
         attempt = Attempt(self._run, action, self._store.clock)
-        with attempt.under_way():
+        with attempt.running():
             text = action.value.text
             attempt.output = await self._deps.executor.execute(self._program, action.activity, text, attempt.context)
         return attempt.result
@@ -424,7 +424,7 @@ class RunSession:
                 ended = self._ended.get_nowait()
             except Empty:
                 return None
-            task = self._off_the_list(*ended) if ended is not None else None
+            task = self._remove_busy(*ended) if ended is not None else None
             if task is not None:
                 if task.was_stopped:
                     raise self._abandoned()
@@ -432,16 +432,16 @@ class RunSession:
 
     def _abandoned(self) -> Transient:
         msg = f"The event loop that executes the steps of {self.run_id} has ended."
-        return Transient(msg, code="worker_stopped", hint="The run is free; the next worker goes on with it.")
+        return Transient(msg, code="worker_stopped", hint="The run is released; the next worker continues it.")
 
-    def _off_the_list(self, ticket: str, task: LoopTask[record.AttemptResult]) -> LoopTask[record.AttemptResult] | None:
-        """Take what has ended off the list, if it is what is on it."""
+    def _remove_busy(self, ticket: str, task: LoopTask[record.AttemptResult]) -> LoopTask[record.AttemptResult] | None:
+        """Remove an ended step from the running ones, if it is one of them."""
         if self._busy.get(ticket) is not task:
             return None
         return self._busy.pop(ticket)
 
     def _stop_busy(self) -> Iterator[_Pause]:
-        """Stop the steps that are under way, and wait for them to clean up after themselves."""
+        """Stop the running steps and wait until they have cleaned up."""
         for task in self._busy.values():
             task.cancel()
         while self._busy and not self._loop.is_closed():
@@ -451,10 +451,12 @@ class RunSession:
                 yield _Pause(LOOK_SECONDS)
                 continue
             if ended is not None:
-                self._off_the_list(*ended)
+                self._remove_busy(*ended)
 
     def _finish(self, attempt: record.AttemptResult) -> bool:
-        return self._record(lambda tx, busy: record.step_done(tx, self._run_context, self._run, attempt, busy=busy))
+        return self._record(
+            lambda tx, busy: record.record_attempt(tx, self._run_context, self._run, attempt, busy=busy)
+        )
 
     def _record(self, work: Callable[[Tx, Sequence[str]], Run | None]) -> bool:
         busy = tuple(self._busy)

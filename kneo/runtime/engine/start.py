@@ -1,4 +1,4 @@
-"""Starting a run: the one place that decides what may run at all, whoever asks and by whatever door."""
+"""The start of a run: the only place that decides whether a spec may run, for every caller."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kneo.names import check_environment_name, name_problem
 from kneo.records.run import STATE_VERSION, ReleaseRef, Run, RunStatus, ending
 from kneo.runtime.engine import record
 from kneo.runtime.engine.programs import CheckSpec, FrozenSpec, SpecFreezer
-from kneo.runtime.engine.questions import input_digest, name_case
+from kneo.runtime.engine.questions import input_digest, sampling_seed
 from kneo.runtime.interpreter.node import DecisionContext, RunEnded
 from kneo.runtime.interpreter.program import begin
 from kneo.spec.coverage.policy import check_policy
@@ -34,7 +34,7 @@ from kneo.telemetry.spans import span
 
 @dataclass(frozen=True, kw_only=True)
 class StartRequest:
-    """What somebody asks to have run: a bundle that an environment serves, or a spec of their own."""
+    """A request to run a bundle that an environment serves, or an inline spec."""
 
     input: str
     requester: str
@@ -45,9 +45,9 @@ class StartRequest:
     timeout_seconds: int | None = None
     metadata: Mapping[str, object] = field(default_factory=dict)
     origin: Mapping[str, object] = field(default_factory=dict)
-    """Where the spec came from (``spec_path``, ``inline_spec``), for the audit log and the run."""
-    asked: Mapping[str, object] = field(default_factory=dict)
-    """What else was asked for, for the run alone: content does not belong into the audit log."""
+    """The source of the spec (``spec_path``, ``inline_spec``), for the audit log and the run."""
+    content: Mapping[str, object] = field(default_factory=dict)
+    """Further metadata of the run alone: content does not belong into the audit log."""
 
 
 TARGETS = frozenset({"workflow", "agent"})
@@ -56,21 +56,21 @@ MAX_QUEUE_DEPTH = 10_000
 
 
 @dataclass(frozen=True)
-class _Chosen:
-    """What a run executes, and why it may."""
+class _ResolvedSpec:
+    """The frozen spec of a run, and its release."""
 
     frozen: FrozenSpec
     release: ReleaseRef | None = None
     audit_seq: int | None = None
     gates: tuple[EnvironmentGate, ...] = ()
 
-    def asked(self) -> dict[str, object]:
-        """Name the questions that its environment adds, where it does."""
+    def added_gates(self) -> dict[str, object]:
+        """Return the names of the environment's gates for the audit log."""
         return {"environment_gates": [one.name for one in self.gates]} if self.gates else {}
 
 
-def nothing(_tx: Tx, _run: Run) -> None:
-    """Record nothing beside a run."""
+def no_extra_writes(_tx: Tx, _run: Run) -> None:
+    """Add no writes to the transaction that records a run."""
 
 
 class Starter:
@@ -78,11 +78,11 @@ class Starter:
 
     Args:
         store: The database.
-        check_spec: How a spec that does not come from the registry is validated.
-        pin: The first trust root this process believes; ``None`` believes the controller's.
+        check_spec: Validates specs that do not come from the registry.
+        pin: The digest of this process's first trust root; ``None`` uses the controller's.
         hmac_key: The shared secret of bundles in the older format, where an environment accepts them.
         max_queue: Runs that may wait for a worker; further ones are refused until some have begun.
-        project: The config of the project this process works in, whose policies count too.
+        project: The project's config, whose policies apply too.
     """
 
     def __init__(
@@ -103,31 +103,31 @@ class Starter:
         self.pin = pin
         self.hmac_key = hmac_key
 
-    def start(self, order: StartRequest, also: Callable[[Tx, Run], None] = nothing) -> Run:
+    def start(self, order: StartRequest, also: Callable[[Tx, Run], None] = no_extra_writes) -> Run:
         """Record a new run; a worker will find it.
 
         Args:
-            order: What to run.
-            also: Done in the transaction that records the run.
+            order: The request.
+            also: Writes in the transaction that records the run.
 
         Raises:
-            Forbidden, Untrusted, NotFound, Invalid, Usage: it may not run; audited as ``run.refused``, nothing ran.
+            Forbidden, Untrusted, NotFound, Invalid, Usage: the spec may not run; audited as ``run.refused``, nothing ran.
             Transient: ``queue_full``: too many runs wait for a worker.
         """
         _check_names(order)
         try:
-            # Validating may take long; nobody who writes should wait for it.
-            brought = self._check_brought(order)
-            return self._dispatch(order, brought, also)
+            # Validation may take long; it must not hold a write transaction.
+            inline = self._check_inline(order)
+            return self._dispatch(order, inline, also)
         except (Transient, AlreadyExecuted):
             raise
         except KneoError as error:
             self._audit_refusal(order, error)
             raise
 
-    def _dispatch(self, order: StartRequest, brought: FrozenSpec | None, also: Callable[[Tx, Run], None]) -> Run:
+    def _dispatch(self, order: StartRequest, inline: FrozenSpec | None, also: Callable[[Tx, Run], None]) -> Run:
         def work(tx: Tx) -> Run:
-            run = self._start(tx, order, brought)
+            run = self._start(tx, order, inline)
             also(tx, run)
             return run
 
@@ -136,26 +136,26 @@ class Starter:
             dispatching.note(kneo_run__id=run.id, kneo_workflow=run.workflow_name)
         return run
 
-    def _check_brought(self, order: StartRequest) -> FrozenSpec | None:
-        """Validate a spec that came with the order, if it may bring one at all."""
+    def _check_inline(self, order: StartRequest) -> FrozenSpec | None:
+        """Validate an inline spec, where the environment allows inline specs."""
         if order.spec is None or order.bundle is not None:
             return None
         with self.store.read() as tx:
             self._check_inline_allowed(tx, order.environment)
-        return self._freezer.brought(order.spec)
+        return self._freezer.inline(order.spec)
 
-    def _start(self, tx: Tx, order: StartRequest, brought: FrozenSpec | None) -> Run:
+    def _start(self, tx: Tx, order: StartRequest, inline: FrozenSpec | None) -> Run:
         run_id = new_id("run", tx.now)
         idempotency.bind(tx, run_id)
         if runs.is_queue_full(tx, self.max_queue):
             msg = f"{self.max_queue} runs wait for a worker; no further one is taken until some have begun."
             raise Transient(msg, code="queue_full", limit=self.max_queue)
         rules = find_rules(tx, order.environment)
-        chosen = self._freeze(tx, order, brought, rules)
+        chosen = self._freeze(tx, order, inline, rules)
         program, digest = chosen.frozen.program(order.target), chosen.frozen.digest
         for ref in program.used_agents:
             check_provider(ref or program.agent_name, program.agents[ref])
-        case = name_case(digest, order.environment, order.target, input_digest(order.input), tx.at)
+        case = sampling_seed(digest, order.environment, order.target, input_digest(order.input), tx.at)
         state = begin(program, order.input, DecisionContext(now=tx.now, seed=run_id, sampling_seed=case))
         ended = state if isinstance(state, RunEnded) else None
         deadline = isoformat(tx.now + timedelta(seconds=order.timeout_seconds)) if order.timeout_seconds else None
@@ -188,8 +188,8 @@ class Starter:
             "deadline_at": deadline,
         }
         begun = NewCheckpoint(type="run_started", step_id=None, state=record.snapshot(run, tx), metadata=facts)
-        told = NewTrace(type="workflow_started", data={"input_preview": record.preview(order.input)})
-        first = History(checkpoints=[begun], trace=[told])
+        started = NewTrace(type="workflow_started", data={"input_preview": record.preview(order.input)})
+        first = History(checkpoints=[begun], trace=[started])
         if ended is not None:
             error = asdict(ended.error) if ended.error else None
             last = {"output_preview": record.preview(ended.output), "error": error}
@@ -210,36 +210,38 @@ class Starter:
                 "digest": chosen.release.digest if chosen.release else None,
                 "spec_digest": digest,
             }
-            | chosen.asked(),
+            | chosen.added_gates(),
         )
         return replace(run, created_at=tx.at, updated_at=tx.at, started_at=tx.at)
 
-    def _freeze(self, tx: Tx, order: StartRequest, brought: FrozenSpec | None, rules: Environment | None) -> _Chosen:
-        """Decide which exact bytes this run executes."""
-        chosen = self._choose(tx, order, brought)
+    def _freeze(
+        self, tx: Tx, order: StartRequest, inline: FrozenSpec | None, rules: Environment | None
+    ) -> _ResolvedSpec:
+        """Return the exact spec that a run executes."""
+        chosen = self._choose(tx, order, inline)
         _check_target(chosen.frozen.spec, order.target, chosen.release)
         if rules is not None and rules.gates:
-            chosen = replace(chosen, frozen=self._freezer.gated(chosen.frozen, rules.gates), gates=rules.gates)
-        # A release satisfied Git's policy when it was promoted; what others ask for may be newer.
+            chosen = replace(chosen, frozen=self._freezer.with_gates(chosen.frozen, rules.gates), gates=rules.gates)
+        # A release satisfied Git's policy when it was promoted; other policies may be newer.
         policy = registry.policy_in_force(tx, order.environment, self.project, with_git=chosen.release is None)
         require_policy(chosen.frozen.spec, policy, order.environment, order.target)
         return chosen
 
-    def _choose(self, tx: Tx, order: StartRequest, brought: FrozenSpec | None) -> _Chosen:
+    def _choose(self, tx: Tx, order: StartRequest, inline: FrozenSpec | None) -> _ResolvedSpec:
         if order.bundle is not None and order.spec is not None:
             msg = "A run takes a bundle or a spec, not both."
             raise Usage(msg)
         if order.bundle is not None:
             return self._freeze_bundle(tx, order.bundle, order.environment)
-        if brought is None:
+        if inline is None:
             msg = "A run needs a bundle or a spec."
             raise Usage(msg, hint='Send {"bundle": NAME, "environment": ENV} or a spec.')
         self._check_inline_allowed(tx, order.environment)
-        return _Chosen(brought)
+        return _ResolvedSpec(inline)
 
-    def _freeze_bundle(self, tx: Tx, reference: str, environment: str | None) -> _Chosen:
+    def _freeze_bundle(self, tx: Tx, reference: str, environment: str | None) -> _ResolvedSpec:
         if environment is None:
-            msg = f"Which environment should {reference[:200]} run in?"
+            msg = f"The run of {reference[:200]} names no environment."
             raise Usage(msg, hint="Name it: --env E, or environment in the request.")
         approved = registry.resolve(tx, reference, environment, pin=self.pin, hmac_key=self.hmac_key)
         release = approved.release
@@ -251,13 +253,13 @@ class Starter:
             revision=release.revision,
             promotion_id=release.promotion_id,
         )
-        return _Chosen(self._freezer.served(approved.bundle.spec), ref, approved.audit_seq)
+        return _ResolvedSpec(self._freezer.released(approved.bundle.spec), ref, approved.audit_seq)
 
     def check_still_allowed(self, tx: Tx, run: Run) -> None:
-        """Ask for a run that was started once whether it could be started today.
+        """Check that a run could be started today.
 
         Raises:
-            Forbidden, Untrusted, NotFound: it could not.
+            Forbidden, Untrusted, NotFound: it could not be started.
         """
         if run.release is None:
             self._check_inline_allowed(tx, run.environment)
@@ -273,16 +275,18 @@ class Starter:
             require_policy(spec, policy, run.environment, run.target)
 
     def _check_inline_allowed(self, tx: Tx, environment: str | None) -> None:
-        """Once Git declares environments, a run names one, and brings its own spec only where that one lets it."""
+        """Check that an inline spec may run: where Git declares environments, only in one that allows inline specs."""
         if sources.is_rebuilding(tx):
-            msg = "The registry is being rebuilt from Git; which specs may run is not known yet."
-            raise Transient(msg, code="registry_rebuilding", hint="Try again; kneo source show says how far it is.")
+            msg = "The registry is being rebuilt from Git; the approved specs are not known yet."
+            raise Transient(
+                msg, code="registry_rebuilding", hint="Try again later; kneo source show shows the progress."
+            )
         declared = releases.list_environments(tx)
         if not declared and not registry.is_followed(tx, self.pin):
             return
         if not declared:
-            msg = "Git decides here what runs, and no commit with an environment was accepted yet; so nothing runs."
-            hint = "kneo source show and kneo status say why. Without a config repository, unset KNEO_SERV_TRUST_ROOT."
+            msg = "Git decides which specs run, and no commit with an environment has been accepted yet: no run can start."
+            hint = "Run kneo source show and kneo status for the reason. Without a config repository, unset KNEO_SERV_TRUST_ROOT."
             raise Forbidden(msg, code="bundle_not_approved", hint=hint, approved=[])
         if environment is None:
             names = ", ".join(item.name for item in declared)
@@ -292,7 +296,7 @@ class Starter:
         registry.check_not_retired(tx, rules)
         if not rules.spec.inline_specs:
             served = [f"{item.bundle}@{item.version}" for item in releases.list_releases(tx, environment)]
-            msg = f"{environment} runs approved bundles only, no specs that a request brings along."
+            msg = f"{environment} runs approved bundles only; inline specs are not allowed."
             hint = f"Approved there: {', '.join(served) or 'nothing'}."
             raise Forbidden(msg, code="bundle_not_approved", hint=hint, environment=environment, approved=served)
 
@@ -312,9 +316,9 @@ class Starter:
 
 
 def find_rules(tx: Tx, environment: str | None) -> Environment | None:
-    """Read what an environment asks for, where Git ever declared it.
+    """Read the declaration of an environment, where Git ever declared it.
 
-    The code it pins and the questions it adds are kept with each run: what it asks for later changes no run that waits.
+    Its pinned code and added gates are kept with each run: a later declaration changes no run that has started.
     """
     if environment is None or releases.environment(tx, environment) is None:
         return None
@@ -322,23 +326,25 @@ def find_rules(tx: Tx, environment: str | None) -> Environment | None:
 
 
 def _require_gates(run: Run, spec: GatedSpec, rules: Environment | None) -> None:
-    """Check that what a run was started with asks everything that its environment asks today.
+    """Check that a run has every gate that its environment requires today.
 
     Raises:
         Forbidden: ``gates_changed``.
     """
     missing = [one.name for one in (rules.gates if rules else ()) if one not in spec.environment_gates]
     if missing:
-        msg = f"{run.environment} asks more than it did when {run.id} was started: {', '.join(missing)}."
-        hint = "Start a new run: it is asked what is asked today."
+        msg = (
+            f"{run.environment} requires gates that it did not require when {run.id} was started: {', '.join(missing)}."
+        )
+        hint = "Start a new run: it gets the gates of today."
         raise Forbidden(msg, code="gates_changed", hint=hint, environment=run.environment, gates=missing)
 
 
 def _check_target(spec: Spec, target: str, release: ReleaseRef | None) -> None:
-    """Check that a released bundle is run as its spec allows: its workflow, whose gates were approved with it.
+    """Check that a released bundle is run with a target that its spec allows: the workflow, whose gates were approved with it.
 
     Raises:
-        Usage: there is no such target.
+        Usage: the target is unknown.
         Forbidden: ``target_not_allowed``.
     """
     if target not in TARGETS:
@@ -353,7 +359,7 @@ def _check_target(spec: Spec, target: str, release: ReleaseRef | None) -> None:
 
 
 def require_policy(spec: Spec, policy: PolicyFlags, environment: str | None, target: str = "workflow") -> None:
-    """Check that a spec satisfies what an environment asks for.
+    """Check that a spec satisfies the policy of an environment.
 
     Raises:
         Forbidden: ``environment_policy_blocked``; the violations are in its details.
@@ -378,7 +384,7 @@ def _reason(error: KneoError) -> dict[str, object]:
 
 
 def _check_names(order: StartRequest) -> None:
-    """Check the names that a run is found by; nothing is recorded under one that is refused.
+    """Check the environment and session names of a run before anything is recorded under them.
 
     Raises:
         InvalidValue: ``invalid_name``.
@@ -392,14 +398,14 @@ def _check_names(order: StartRequest) -> None:
         raise InvalidValue(msg, code="invalid_name", field="session_id")
 
 
-def _metadata(order: StartRequest, chosen: _Chosen, pins: Mapping[str, str]) -> Mapping[str, object]:
+def _metadata(order: StartRequest, chosen: _ResolvedSpec, pins: Mapping[str, str]) -> Mapping[str, object]:
     values: dict[str, object] = {
         "target": order.target,
         "environment": order.environment,
         "timeout_seconds": order.timeout_seconds,
         "caller_metadata": dict(order.metadata),
         **order.origin,
-        **order.asked,
+        **order.content,
     }
     if pins:
         values["implementations"] = dict(pins)

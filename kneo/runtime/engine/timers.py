@@ -1,4 +1,4 @@
-"""What happens because time passes: deadlines of human tasks and runs, and the sealing of the audit log."""
+"""Timers: deadlines of human tasks and runs, the sealing of the audit log, and retention."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ RETENTION_LOCK = "retention"
 HOUR_SECONDS = 3600.0
 
 TURN_SECONDS = 60.0
-"""How long retention deletes at once, and then pauses."""
+"""The longest turn of retention; it then pauses for as long."""
 
 
 def tick(store: Store) -> int:
-    """Do everything that is due now; return how many things were."""
+    """Process everything that is due; return the number of changes."""
     done = process_due(store) + end_overdue_runs(store) + audit.seal(store)
-    # Those who follow the inbox do it themselves, at once; without them the events that have no position stay few.
+    # Readers of the inbox feed number events at once; without readers this keeps the unnumbered events few.
     task_feed.number(store)
     return done
 
 
 def end_overdue_runs(store: Store) -> int:
-    """Time out runs whose deadline has passed and close what they asked."""
+    """Time out runs whose deadline has passed and close their tasks."""
     with store.read() as tx:
         overdue = runs.list_overdue(tx)
     count = 0
@@ -56,7 +56,7 @@ def end_overdue_runs(store: Store) -> int:
 
 
 def run_timers(store: Store, stopping: threading.Event) -> None:
-    """Tick every second until told to stop; of all processes that share a database, one at a time does."""
+    """Tick every second until stopped; of all processes that share a database, one at a time does."""
     while not stopping.is_set():
         try:
             with store.exclusive(TIMERS_LOCK) as lock:
@@ -70,16 +70,16 @@ def run_timers(store: Store, stopping: threading.Event) -> None:
 
 
 class RetentionJob(Protocol):
-    """Deletes what has been kept long enough, in small steps, for as long as it may go on."""
+    """Deletes expired data in small steps, while ``go_on`` returns true."""
 
     def __call__(self, go_on: Callable[[], bool]) -> object: ...
 
 
 def run_retention(store: Store, stopping: threading.Event, prune: RetentionJob) -> None:
-    """Delete what has been kept long enough, each hour, until told to stop; of all processes one at a time does.
+    """Delete expired data every hour until stopped; of all processes one at a time does.
 
-    A turn takes a minute at most, and goes on a minute later where it was cut short. It has a thread and a lock of its own, so
-    that deadlines never wait for it.
+    A turn takes a minute at most; an incomplete one continues a minute later. Retention has a thread and a lock of its own:
+    deadlines never wait for it.
     """
     while not stopping.is_set():
         pause = TURN_SECONDS
@@ -90,12 +90,12 @@ def run_retention(store: Store, stopping: threading.Event, prune: RetentionJob) 
         except Transient as error:
             log.warning("retention could not reach the database: %s", error)
         except Exception:
-            log.exception("retention failed; it will be tried again")
+            log.exception("retention failed; it will be retried")
         stopping.wait(pause)
 
 
 def _turn(stopping: threading.Event, lock: Lock, prune: RetentionJob) -> float:
-    """Delete for a while; return how long to wait then."""
+    """Delete for one turn; return the pause after it."""
     deadline = monotonic() + TURN_SECONDS
     cut_short = False
 

@@ -1,4 +1,4 @@
-"""What a run's checkpoints tell: how it came to where it is, whether it can go on, what changed in between. Pure."""
+"""Views of a run's checkpoints: its timeline, its recovery state, and the differences of two checkpoints. Pure."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ MAX_CHANGES = 200
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """Everything the views look at."""
+    """The input of the views."""
 
     run: Run
     steps: Sequence[StepRecord]
     checkpoints: Sequence[Checkpoint]
     task: HumanTask | None
     answers: Sequence[Json] = ()
-    """For a run that repeats another one: which answers it used, and why it asks what it asks."""
+    """For a run that repeats another one: the reused answers, and the reasons for the questions it asks."""
 
 
 def can_continue(run: Run) -> bool:
-    """Say whether a failed run can be tried again from where it stood."""
+    """Return whether a failed run can be continued."""
     return run.status is RunStatus.FAILED and bool(run.state)
 
 
 def replay_context(record: RunRecord) -> Json:
-    """Say what is done and what would come next."""
+    """Return the completed steps and the next one."""
     run, steps = record.run, record.steps
     done = [step.step_id for step in steps if step.status == "completed"]
     last = steps[-1] if steps else None
@@ -57,20 +57,20 @@ def replay_context(record: RunRecord) -> Json:
 
 
 def replay_view(record: RunRecord) -> Json:
-    """Tell a run's checkpoints as a timeline."""
+    """Return a run's checkpoints as a timeline."""
     run = record.run
     return {
         **_head(run),
         "agent_name": run.agent_name,
         "checkpoint_count": len(record.checkpoints),
-        "timeline": [_moment(run, item) for item in record.checkpoints],
+        "timeline": [_timeline_entry(run, item) for item in record.checkpoints],
         "answers": list(record.answers),
         "replay_context": replay_context(record),
     }
 
 
 def recovery_view(record: RunRecord) -> Json:
-    """Say where a run stands and whether it can be continued."""
+    """Return the state of a run and whether it can be continued."""
     run, task = record.run, record.task
     visited = list(run.visited_steps)
     return {
@@ -111,7 +111,7 @@ def _summary(run: Run, item: Checkpoint) -> Json:
     }
 
 
-def _moment(run: Run, item: Checkpoint) -> Json:
+def _timeline_entry(run: Run, item: Checkpoint) -> Json:
     state = item.state
     return {
         **_summary(run, item),
@@ -129,7 +129,7 @@ def _moment(run: Run, item: Checkpoint) -> Json:
 
 
 def checkpoint_diff(run: Run, checkpoints: Sequence[Checkpoint], before: int | None, after: int | None) -> Json:
-    """Compare two checkpoints by their numbers; left out: the last two.
+    """Compare two checkpoints by their numbers; by default the last two.
 
     Raises:
         Invalid: there are not two of them.

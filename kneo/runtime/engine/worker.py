@@ -1,7 +1,7 @@
-"""Finding runs that nobody drives and driving them, a bounded number at a time.
+"""The worker of one process: it drives due runs, a bounded number at a time.
 
-Dispatch inside one process: the commit that makes a run due has it begun, or lines it up where there is no room; what
-other processes made due is found by looking every half second.
+The commit that makes a run due begins it, or queues it where the worker is full; runs that other processes make due are
+found by polling every half second.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger("kneo.runtime")
 POLL_SECONDS = LOOK_SECONDS
 
 DRAIN_SECONDS = 30.0
-"""How long steps that are under way may take to end when their process is to stop; then they are cut short."""
+"""The time that running steps have to end when their process stops; then they are cancelled."""
 
 
 class Worker:
@@ -41,21 +41,21 @@ class Worker:
         self.concurrency = concurrency
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        """Where steps go that are not plain functions; runs are begun while there is one."""
-        self._news = asyncio.Event()
+        """The event loop of steps that are not plain functions; runs begin only while there is one."""
+        self._wakeup = asyncio.Event()
         self._stopping = False
         self._due: dict[str, None] = {}
-        """Runs that are due and were not begun yet, in order."""
+        """Due runs that have not begun, in order."""
         self._busy: dict[str, RunSession] = {}
-        self._elsewhere: set[str] = set()
+        self._without_code: set[str] = set()
         """Runs whose code is in other processes."""
         self._checked_at = 0.0
-        """When the sessions of this worker were last checked, on the monotonic clock."""
-        self._may_be_more = False
-        """Whether the last look found as many as it asked for."""
+        """The monotonic time of the last check of this worker's sessions."""
+        self._has_more = False
+        """Whether the last poll reached its limit."""
 
     def run(self) -> None:
-        """Work until ``stop``. Steps that are under way are finished first."""
+        """Work until ``stop``; running steps are finished first."""
         with self.store.notifier.listen(DUE, lambda run_id: self._add(str(run_id))):
             asyncio.run(self._work())
 
@@ -66,59 +66,59 @@ class Worker:
 
     def _wake(self) -> None:
         if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # it is closed: nobody waits any more
-                self._loop.call_soon_threadsafe(self._news.set)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._wakeup.set)
 
-    # ---- the loop: what nobody told of, and functions that take long ----------------------------------------------
+    # ---- the event loop: polling, and sessions with long functions --------------------------------------------------
 
     async def _work(self) -> None:
         await in_thread(self._clear_owners)
         self._loop = asyncio.get_running_loop()
         while not self._stopping:
-            self._news.clear()
-            # Nobody keeps a reader of a SQLite file waiting: shorter than a hop to a thread.
+            self._wakeup.clear()
+            # A read of SQLite never waits, and is shorter than a hop to a thread.
             self._add(*self._find())
             await self._pause()
-            await self._look_after()
+            await self._check_sessions()
         await self._drain()
         await self.driver.close()
 
     async def _pause(self) -> None:
         try:
-            await asyncio.wait_for(self._news.wait(), POLL_SECONDS)
+            await asyncio.wait_for(self._wakeup.wait(), POLL_SECONDS)
         except TimeoutError:
             return
 
     def _find(self) -> tuple[str, ...]:
-        # As many as there may be room for until the next look, beside those that are known.
-        limit = self.concurrency + len(self._busy) + len(self._elsewhere)
+        # The runs that may begin before the next poll, and those that are known already.
+        limit = self.concurrency + len(self._busy) + len(self._without_code)
         try:
             with self.store.read() as tx:
                 found = runs.list_runnable(tx, limit)
         except Transient as error:
-            log.warning("could not look for runs: %s", error)
+            log.warning("could not poll for runs: %s", error)
             return ()
-        self._may_be_more = len(found) >= limit
+        self._has_more = len(found) >= limit
         return found
 
-    async def _look_after(self) -> None:
+    async def _check_sessions(self) -> None:
         if monotonic() - self._checked_at < LOOK_SECONDS:
             return
         self._checked_at = monotonic()
         sessions = list(self._busy.values())
         lost = await in_thread(lambda: self.driver.check(sessions)) if sessions else ()
         for session in lost:
-            # Its thread is in a function that may never return; nothing of it counts any more.
-            follows = self._end(session)
-            if follows is not None:
-                self._begin(follows)
+            # The session was stopped while its thread is in a function that may never return.
+            following = self._end(session)
+            if following is not None:
+                self._begin(following)
 
     async def _drain(self) -> None:
         deadline = monotonic() + DRAIN_SECONDS
         while self._busy and monotonic() < deadline:
-            self._news.clear()
+            self._wakeup.clear()
             await self._pause()
-            await self._look_after()
+            await self._check_sessions()
         for session in list(self._busy.values()):
             await in_thread(session.cut)
 
@@ -126,15 +126,15 @@ class Worker:
         with self.store.write() as tx:
             freed = runs.clear_owners(tx)
         if freed:
-            log.info("took over runs of a process that ended", extra={"count": freed})
+            log.info("released the runs of a process that ended", extra={"count": freed})
 
     # ---- the threads: one run after the other ---------------------------------------------------------------------
 
     def _add(self, *run_ids: str) -> None:
-        """Line up runs that are due, and begin those that there is room for."""
+        """Queue due runs, and begin as many as the concurrency allows."""
         begun = []
         with self._lock:
-            self._due |= dict.fromkeys(run_id for run_id in run_ids if run_id not in self._elsewhere)
+            self._due |= dict.fromkeys(run_id for run_id in run_ids if run_id not in self._without_code)
             driven = [self._busy[run_id] for run_id in run_ids if run_id in self._busy]
             while (session := self._next()) is not None:
                 begun.append(session)
@@ -147,13 +147,13 @@ class Worker:
         try:
             self.driver.threads.submit(lambda: self._drive(session))
         except RuntimeError as error:
-            # Whoever told us has committed, and is not to suffer for it. The next look finds the run again.
+            # The caller has committed and must not fail. The next poll finds the run again.
             log.warning("no thread to drive a run: %s", error, extra={"run_id": session.run_id})
             with self._lock:
                 self._busy.pop(session.run_id, None)
 
     def _next(self) -> RunSession | None:
-        """Choose what to begin. A run that is due while it is driven is kept: its driver may have let go of it already."""
+        """Return a session with the next due run. A due run that is still driven stays queued: its driver may have released it."""
         if self._loop is None or self._stopping or len(self._busy) >= self.concurrency:
             return None
         run_id = next((run_id for run_id in self._due if run_id not in self._busy), None)
@@ -172,21 +172,21 @@ class Worker:
         try:
             return session.advance()
         except CodeUnavailable:
-            # It will not come to have that code; looking again every half second would only be noise.
-            self._elsewhere.add(session.run_id)
-            log.warning("left a run to the program that has its code", extra={"run_id": session.run_id})
+            # This process will not get the code; polling for the run again is useless.
+            self._without_code.add(session.run_id)
+            log.warning("left a run to the process that has its code", extra={"run_id": session.run_id})
         except Exception:
-            log.exception("driving a run failed; it will be tried again", extra={"run_id": session.run_id})
+            log.exception("driving a run failed; it will be retried", extra={"run_id": session.run_id})
         return True
 
     def _end(self, session: RunSession) -> RunSession | None:
-        """Take a session off the list; return what to drive instead."""
+        """Remove a session; return the next one to drive."""
         with self._lock:
             if self._busy.get(session.run_id) is not session:
                 return None
             del self._busy[session.run_id]
-            follows = self._next()
-            wanted = self._stopping or (follows is None and self._may_be_more)
-        if wanted:
+            following = self._next()
+            needs_poll = self._stopping or (following is None and self._has_more)
+        if needs_poll:
             self._wake()
-        return follows
+        return following

@@ -1,4 +1,4 @@
-"""Following a program through everything that may happen, each state once."""
+"""Exploration of all states of a program, and the branches that they form."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from kneo.runtime.interpreter.program import Program, actions, begin, settle, wa
 from kneo.runtime.simulate.scenario import Privileged, Scenario, Transition
 
 CONTEXT = DecisionContext(now=datetime(2000, 1, 1, tzinfo=UTC), seed="simulation", sampling_seed="simulation")
-"""Nothing depends on it: no time passes, and questions asked by chance are always asked."""
+"""A fixed context: no time passes, and sampled questions are always asked."""
 
 
 @dataclass(slots=True)
 class ExploredState:
-    """A state of the run, and where it leads.
+    """A state of the run, and its transitions.
 
     Attributes:
         state: The interpreter's state, or the end.
-        agreed: Whether a person has agreed to anything on the way here.
-        doing: Kind (``input``, ``step``, ``question``) and name of what happens next.
-        ungated: The privileged call that happens next though nobody has agreed to anything.
-        ways: What may come of it, and the number of the point that leads to.
-        cut: Whether the simulation went no further here.
+        agreed: Whether a person has agreed to anything before this state.
+        doing: Kind (``input``, ``step``, ``question``) and name of the next action.
+        ungated: The privileged call that happens next without any approval.
+        ways: The labels of the transitions, each with the number of the next state.
+        cut: Whether the simulation stopped here.
     """
 
     state: Frame | RunEnded
@@ -39,13 +39,13 @@ class ExploredState:
 
 
 class Exploration:
-    """All states that a program can come to, the nearest ones first.
+    """All states that a program can reach, the nearest ones first.
 
     Args:
-        program: What is simulated.
-        script: What may happen.
-        privileged: Calls that somebody must agree to.
-        limit: The most states that are looked at.
+        program: The program.
+        script: The possible outcomes.
+        privileged: Calls that need an approval.
+        limit: The largest number of states that are followed.
     """
 
     def __init__(self, program: Program, script: Scenario, privileged: Privileged, limit: int) -> None:
@@ -60,7 +60,7 @@ class Exploration:
 
     @property
     def cut(self) -> int:
-        """How many states were found and not followed."""
+        """The number of states that were found and not followed."""
         return sum(point.cut for point in self.points)
 
     def _follow(self, limit: int) -> None:
@@ -91,17 +91,17 @@ class Exploration:
         point.ways.append((label, self._numbers[key]))
 
     def _all_asked(self, state: Frame) -> Frame:
-        """Open every question: nothing can come of that but that they are open."""
+        """Open every question: an opened task is no branch."""
         while True:
             ask = next((one for one in actions(self._program, state) if isinstance(one, Ask)), None)
             if ask is None:
                 return state
             after = settle(self._program, state, ask.ticket, TaskOpened(task_id=ask.ticket), CONTEXT)
-            assert not isinstance(after, RunEnded), "asking ends nothing"
+            assert not isinstance(after, RunEnded), "an opened task ends no run"
             state = after
 
     def _next(self, point: ExploredState, state: Frame) -> Iterator[tuple[Transition, Frame | RunEnded]]:
-        """Do what is first to be done, or else answer the first open question."""
+        """Execute the first step, or else answer the first open question."""
         execute = next((one for one in actions(self._program, state) if isinstance(one, Execute)), None)
         if execute is not None:
             location = execute.ticket.rpartition(":")[0]
@@ -124,10 +124,10 @@ class Exploration:
 
 def _name(state: Frame | RunEnded, *, agreed: bool) -> bytes:
     if isinstance(state, RunEnded):
-        told: object = [state.status, state.output, state.error.type if state.error else None]
+        content: object = [state.status, state.output, state.error.type if state.error else None]
     else:
-        told = state
-    return blake2b(json.dumps([told, agreed], sort_keys=True).encode(), digest_size=16).digest()
+        content = state
+    return blake2b(json.dumps([content, agreed], sort_keys=True).encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +135,10 @@ class BranchOutcome:
     """One branch, from its beginning to its end.
 
     Attributes:
-        choices: What was decided on the way: the kind of thing, its name, and the words that all lead this way.
-        ran: The places of the steps that ran, in order.
-        ungated: Places of steps that called something privileged though nobody had agreed to anything, and the call.
-        status: How the run ends; None where the simulation went no further.
+        choices: The decisions of the branch: kind, name, and the words that lead this way.
+        ran: The locations of the steps that ran, in order.
+        ungated: Locations of steps with a privileged call without any approval, and the call.
+        status: The run's final status; None where the simulation stopped.
     """
 
     choices: tuple[tuple[str, str, tuple[str, ...]], ...]
@@ -164,11 +164,11 @@ Fork = list[tuple[tuple[str, ...], int]]
 
 @dataclass(slots=True)
 class BranchMatrix:
-    """The branches of a walk.
+    """The branches of an exploration.
 
     Attributes:
-        count: How many there are.
-        forks: By point: the words that lead to the same future, and a point that begins it.
+        count: The number of branches.
+        forks: For each state: the words that lead to the same future, and a state that begins it.
     """
 
     points: Sequence[ExploredState]
@@ -177,7 +177,7 @@ class BranchMatrix:
 
     @classmethod
     def of(cls, walk: Exploration) -> BranchMatrix:
-        """Fold the states of a walk that can only go the same ways."""
+        """Merge states with equal futures."""
         futures: list[int] = [-1] * len(walk.points)
         known: dict[object, int] = {}
         counts: list[int] = [0] * len(walk.points)
@@ -192,7 +192,7 @@ class BranchMatrix:
         return cls(points=walk.points, count=counts[0], forks=forks)
 
     def outcomes(self) -> Iterator[BranchOutcome]:
-        """Yield each branch; what people agree to comes before what they refuse."""
+        """Yield each branch; approvals come before rejections."""
         ahead: list[tuple[int, _Trail | None]] = [(0, None)]
         while ahead:
             number, trail = ahead.pop()
@@ -219,7 +219,7 @@ class BranchMatrix:
 
 @dataclass(frozen=True, slots=True)
 class _Trail:
-    """How a point was reached, from the last step back."""
+    """The path to a state, from the last step back."""
 
     before: _Trail | None
     point: ExploredState
@@ -240,7 +240,7 @@ def _kind(point: ExploredState) -> object:
 
 
 def _fork(point: ExploredState, futures: Sequence[int]) -> Fork:
-    """Join the words that lead to the same future."""
+    """Merge words that lead to the same future."""
     joined: dict[int, tuple[dict[str, None], int]] = {}
     for word, to in point.ways:
         joined.setdefault(futures[to], ({}, to))[0][word] = None
@@ -248,7 +248,7 @@ def _fork(point: ExploredState, futures: Sequence[int]) -> Fork:
 
 
 def _innermost_first(points: Sequence[ExploredState]) -> Iterator[int]:
-    """Yield every point after all that it leads to."""
+    """Yield every state after the states that it leads to."""
     seen = {0}
     path: list[tuple[int, Iterator[tuple[str, int]]]] = [(0, iter(points[0].ways))]
     while path:

@@ -1,4 +1,4 @@
-"""What a simulation finds: how many branches there are, how they end, and what is wrong with them."""
+"""The report of a simulation: its branches, how they end, and their problems."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ MAX_STATES = 20_000
 MAX_ROWS = 100
 
 MAX_CHECKED = 10_000
-"""Branches that an expectation is held against, and that are searched for ungated calls."""
+"""Branches that are compared with an expectation, and searched for ungated calls."""
 
 _ROUND = re.compile(r"[#@][0-9]+")
-"""What a place has more than a path: which round, which repetition."""
+"""The rounds and repetitions in a location."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is wrong. ``where`` is a step, a question or an answer."""
+    """A problem. ``where`` is a step, a question or an answer."""
 
     code: str
     where: str
@@ -44,14 +44,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """What came of one walk.
+    """The result of one exploration.
 
     Attributes:
-        file: The answers it followed; None for everything that may happen.
-        branches: How many ways the run can go.
-        outcomes: Some of them.
-        cut: States that were found and not followed; each stands for at least one branch more.
-        findings: What is wrong.
+        file: The answers file; None for all branches.
+        branches: The number of branches.
+        outcomes: Some of the branches.
+        cut: States that were found and not followed; each stands for at least one further branch.
+        findings: The problems.
     """
 
     file: str | None
@@ -78,9 +78,9 @@ class Simulator:
     """Simulates one spec.
 
     Attributes:
-        least: What every question asks for at least, whatever the spec says.
-        limit: The most states of a walk that are followed.
-        rows: The most branches of a walk that are listed.
+        least: The environment's least requirements of every question.
+        limit: The largest number of states that are followed.
+        rows: The largest number of branches that are listed.
     """
 
     program: Program
@@ -97,21 +97,21 @@ class Simulator:
         """Prepare a spec.
 
         Raises:
-            Invalid: it uses something this runtime cannot execute.
+            Invalid: the spec uses a feature that this runtime cannot execute.
         """
         view = SpecIndex.of(spec, NOTHING_KNOWN)
         program = compile_program(_always_asking(spec), "workflow")
         return cls(program, Layout.of(program), _by_step(view, privileged_calls(view)), least, limit, rows)
 
     def everything(self) -> Simulation:
-        """Walk every branch: each step, question and gate must be on one of them."""
+        """Explore every branch: each step, question and gate must be on one of them."""
         walk = Exploration(self.program, Scenario(self.layout, least=self.least), self.privileged, self.limit)
         matrix = BranchMatrix.of(walk)
         findings = (*self._unreached(walk), *_ungated(matrix, None))
         return Simulation(None, matrix.count, self._listed(matrix), walk.cut, findings)
 
     def following(self, file: str, written: AnswersFile) -> Simulation:
-        """Walk the branches that are left when answers and outputs are given."""
+        """Explore the branches of given answers and outputs."""
         script = Scenario(self.layout, written, self.least)
         walk = Exploration(self.program, script, self.privileged, self.limit)
         matrix = BranchMatrix.of(walk)
@@ -135,7 +135,7 @@ class Simulator:
 
 
 def _always_asking(spec: Spec) -> Spec:
-    """Have questions that are asked by chance asked always: an approval goes on as if nobody had been asked."""
+    """Return the spec with sampled questions always asked: an approval continues like a run that was not sampled."""
     return type(spec).model_validate(_without_chance(spec.model_dump(by_alias=True, exclude_unset=True)))
 
 
@@ -149,7 +149,7 @@ def _without_chance(value: object) -> object:
 
 
 def _by_step(view: SpecIndex, calls: Mapping[tuple[str, str], str]) -> Privileged:
-    """Name calls by the kind and ref of the steps that make them."""
+    """Return calls by the kind and ref of their steps."""
     found = {("function", name): call for (kind, name), call in calls.items() if kind == "function"}
     names = [view.spec.agent.name, *view.spec.components.agents]
     parts = {ROOT_AGENT: ROOT, **{name: view.agent_part(name) for name in names}}
@@ -165,9 +165,7 @@ def _ungated(matrix: BranchMatrix, file: str | None) -> Iterator[Finding]:
             if location not in seen:
                 seen.add(location)
                 said = "; ".join(f"{name}: {' or '.join(words)}" for _, name, words in outcome.choices)
-                message = (
-                    f"{location} calls {call} though nobody has agreed to anything ({said or 'nobody was asked'})."
-                )
+                message = f"{location} calls {call} without any approval ({said or 'no question was asked'})."
                 yield Finding("privileged_ungated", location, message, file)
 
 
@@ -180,16 +178,14 @@ def _misused(script: Scenario, file: str) -> Iterator[Finding]:
 
 
 def _unexpected(matrix: BranchMatrix, wanted: Expectation, file: str) -> Iterator[Finding]:
-    """Hold branches against what is expected of them, up to the first that does not fit."""
+    """Compare branches with the expectation, up to the first that differs."""
     for outcome in islice(matrix.outcomes(), MAX_CHECKED):
         wrong = list(_differences(outcome, wanted))
         if wrong:
             yield Finding("unexpected_outcome", "expect", f"Not as expected: {'; '.join(wrong)}.", file)
             return
     if matrix.count > MAX_CHECKED:
-        message = (
-            f"{matrix.count} branches are more than the {MAX_CHECKED} that are held against expect: write more answers."
-        )
+        message = f"{matrix.count} branches are more than the {MAX_CHECKED} that are compared with expect: write more answers."
         yield Finding("unexpected_outcome", "expect", message, file)
 
 

@@ -1,4 +1,4 @@
-"""What may come of each action: everything, or what an answers file says."""
+"""Scenarios: the possible outcomes of each action, all of them or those of an answers file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from kneo.tasks.schedule import TimeoutPolicy
 NOTHING_WRITTEN = AnswersFile(answers={})
 
 ANY_QUESTIONS = QuestionPolicy()
-"""What is asked for at least where no environment says anything."""
+"""The least requirements of questions, where no environment sets any."""
 
-SOMEBODY = "somebody"
+SIMULATED_PERSON = "simulated"
 
 ELSE = "something else"
-"""A text that no condition knows."""
+"""The label of a text that no condition matches."""
 
 Values: TypeAlias = Mapping[str, object]
 
@@ -38,16 +38,16 @@ _SOME: Mapping[str, object] = {
     "date": "2000-01-01",
     "datetime": "2000-01-01T00:00:00Z",
 }
-"""A value of each type that conditions can hardly look at."""
+"""A value of each type that conditions cannot test."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One thing that may happen.
+    """One possible outcome of an action.
 
     Attributes:
-        label: What happens, in a word; empty for what happens without a choice.
-        outcome: What the interpreter is told; an end is what the interpreter is not asked about.
+        label: A word for it; empty where there is no choice.
+        outcome: The outcome for the interpreter, or the run's end.
         agreed: Whether a person agreed to something by it.
     """
 
@@ -58,7 +58,7 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class AnswerMismatch:
-    """An answer that was written for a question it does not fit."""
+    """A written answer that does not fit its question."""
 
     key: str
     why: str
@@ -66,7 +66,7 @@ class AnswerMismatch:
 
 @dataclass(slots=True)
 class Scenario:
-    """What may happen in one simulation; remembers which of the written answers were used, and which do not fit."""
+    """The possible outcomes of one simulation; collects the written answers that were used, and those that do not fit."""
 
     layout: Layout
     written: AnswersFile = NOTHING_WRITTEN
@@ -75,14 +75,14 @@ class Scenario:
     unfit: dict[str, AnswerMismatch] = field(default_factory=dict)
 
     def inputs(self) -> Iterator[tuple[str, str]]:
-        """Yield what the run may be given, with a word for each."""
+        """Yield the possible inputs of the run, each with a label."""
         if self.written.input is not None:
             yield "", self.written.input
         else:
             yield from self._texts("input")
 
     def results(self, action: Execute) -> Iterator[Transition]:
-        """Yield what a step may come to."""
+        """Yield the possible outcomes of a step."""
         location = action.ticket.rpartition(":")[0]
         known = self._output(location, action.activity.path)
         if known is not None:
@@ -97,7 +97,7 @@ class Scenario:
             )
 
     def answers(self, ask: Ask) -> Iterator[Transition]:
-        """Yield what people may say, and silence where it has a limit."""
+        """Yield the possible decisions of people, and the timeout of a question with a deadline."""
         written = self.written.answers.get(ask.key)
         if written is None:
             yield from self._everything(ask)
@@ -108,7 +108,7 @@ class Scenario:
             self.unfit[ask.key] = AnswerMismatch(ask.key, why)
             yield from self._everything(ask)
         elif written.timeout:
-            yield _silence(ask, self.least)
+            yield _timeout(ask, self.least)
         else:
             yield _as_written(ask, written)
 
@@ -123,7 +123,7 @@ class Scenario:
         return None
 
     def _texts(self, name: str) -> Iterator[tuple[str, str]]:
-        """Yield a text that no condition knows, each word that one does, and all of them."""
+        """Yield a text that no condition matches, each word that a condition compares with, and all of them."""
         words = tuple(self.layout.words)
         folded = [word.casefold() for word in words]
         unknown = next(
@@ -142,7 +142,7 @@ class Scenario:
                 yield Transition(f"{kind} {label}".rstrip(), TaskDecided(decision=decision), agreed)
         human = strengthened(ask.gate.human, self.least, ask.gate.on_reject)
         if (human.timeout_seconds or 0) > 0 and human.on_timeout != "escalate":
-            yield _silence(ask, self.least)
+            yield _timeout(ask, self.least)
 
     def _said(self, ask: Ask, kind: DecisionKind) -> Iterator[tuple[str, Decision]]:
         match kind:
@@ -160,7 +160,7 @@ class Scenario:
                 yield "", _decision(kind)
 
     def _forms(self, ask: Ask) -> Iterator[tuple[str, Values | None]]:
-        """Yield what may be filled in: something that fits, and each value that a condition may look at."""
+        """Yield possible form values: valid ones, and each value that a condition may test."""
         fields = ask.gate.human.fields
         if not fields:
             yield "", None
@@ -183,7 +183,7 @@ class Scenario:
 
     @staticmethod
     def _misfit(ask: Ask, written: ScriptedAnswer) -> str | None:
-        """Say why an answer is none to this question."""
+        """Return why an answer does not fit a question."""
         if written.timeout:
             return None if (ask.gate.human.timeout_seconds or 0) > 0 else "it has no time limit to run out"
         assert written.decision is not None
@@ -203,18 +203,18 @@ class Scenario:
         return None
 
 
-def _silence(ask: Ask, least: QuestionPolicy) -> Transition:
+def _timeout(ask: Ask, least: QuestionPolicy) -> Transition:
     human = strengthened(ask.gate.human, least, ask.gate.on_reject)
-    silence = TimeoutPolicy(
+    policy = TimeoutPolicy(
         on_timeout=human.on_timeout,
         decisions=ask.gate.decisions,
         options=ask.options or (),
         default_option=human.default_option,
     )
-    decision = silence.decision("")
+    decision = policy.decision("")
     if decision is not None:
         return Transition("timeout", TaskDecided(decision=decision))
-    error = RunError(type="human_task_expired", message=f"Nobody answered {ask.key} in time.")
+    error = RunError(type="human_task_expired", message=f"No answer to {ask.key} in time.")
     return Transition("timeout", RunEnded(status=RunStatus.EXPIRED, output=None, error=error))
 
 
@@ -251,11 +251,11 @@ def _decision(
         comment=comment,
         feedback=feedback,
         values=values,
-        actor=SOMEBODY,
+        actor=SIMULATED_PERSON,
         by="person",
         at="",
     )
 
 
 Privileged = Mapping[tuple[str, str], str]
-"""What steps call that somebody must agree to: kind and ref of the step, and the call in words."""
+"""Calls of steps that need an approval: kind and ref of the step, and a description of the call."""

@@ -1,4 +1,8 @@
-"""Child processes for functions with a time limit: kept for the next call, killed when the limit passes."""
+"""Child processes for functions with a time limit: kept for the next call, killed when the limit passes.
+
+Run as a program, this module is the child: it reads one JSON object per line from its standard input and answers each with
+one line. The first line holds the folders and prefixes of allowed modules.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +27,14 @@ from kneo.runtime.steps.functions import MAX_OUTPUT_CHARS, FunctionSchemas, call
 from kneo.settings import function_environment
 
 MAX_IDLE = 4
-"""Processes kept for later; each holds some 20 MB."""
+"""Idle processes that are kept; each holds some 20 MB."""
 
 LINE_BYTES = 16 * MAX_OUTPUT_CHARS
-"""Longest answer that is read: every character may be escaped."""
+"""Longest answer line: every character may be escaped."""
 
 
 class ChildFailed(Exception):
-    """What a function raised in a child process."""
+    """The exception of a function in a child process."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -45,11 +49,11 @@ class ChildProcesses:
         self._idle: list[asyncio.subprocess.Process] = []
 
     async def call(self, function: str, text: str, context: StepContext, signature: FunctionSchemas) -> StepOutput:
-        """Call a function in a child; one that is cancelled while it waits kills the child and all it started.
+        """Call a function in a child; a cancellation kills the child and its processes.
 
         Raises:
             ChildFailed: the function raised, or took the process down with it.
-            Waiting: it asks for something first.
+            WaitForAnswer: the function asks a person first.
         """
         child = await self._take()
         done = False
@@ -77,7 +81,7 @@ class ChildProcesses:
         pipe = asyncio.subprocess.PIPE
         child = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-P",  # nothing of the working directory is imported in place of what is installed
+            "-P",  # modules of the working directory must not replace installed ones
             "-m",
             "kneo.runtime.steps.child_process",
             stdin=pipe,
@@ -142,8 +146,8 @@ Message = Mapping[str, object]
 
 
 def main() -> None:
-    """Answer until the other side is gone."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what a function prints must not be taken for an answer
+    """Answer requests until the parent process ends."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # output of a function must not be taken for an answer
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     hello = json.loads(sys.stdin.readline())
     loader = CodeLoader(tuple(Path(root) for root in hello["roots"]), tuple(hello["allow"]))
@@ -152,7 +156,7 @@ def main() -> None:
 
 
 def handle(loader: CodeLoader, request: Message) -> Message:
-    """Call the function a request names and say what came of it."""
+    """Call the function of a request and return its result."""
     try:
         given, signature = request["context"], request["signature"]
         assert isinstance(given, dict)
@@ -162,7 +166,7 @@ def handle(loader: CodeLoader, request: Message) -> Message:
         text = call(code, str(request["input"]), context, FunctionSchemas(**signature))
     except WaitForAnswer as waiting:
         return {"waiting": waiting.request.as_json()}
-    except Exception as error:  # noqa: BLE001 - the step's error, told to whoever asked
+    except Exception as error:  # noqa: BLE001 - returned as the step's error
         kind = error.code if isinstance(error, KneoError) else type(error).__name__
         return {"error": {"type": kind, "message": str(error) or kind}}
     return {"text": text, "code_digest": code.module_digest}
@@ -174,7 +178,7 @@ def _answer(answers: TextIO, message: Message) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    # A function must not go on having effects after the process that would record them was killed.
+    # A function must not have effects after the process that records them was killed.
     while os.getppid() == parent:
         sleep(WATCH_SECONDS)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""What a step is given and what it gives back."""
+"""The context and the output of a step."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from kneo.tasks.forms import check_schema
 
 
 class Cancelled(Exception):
-    """The run was cancelled or taken over; whatever the step still returns is discarded."""
+    """The run was cancelled or taken over; the step's result is discarded."""
 
 
 class WaitForAnswer(BaseException):
-    """A function asks for something that nobody has given yet; it will be begun again when somebody has.
+    """A function waits for an answer; it begins again when the answer is recorded.
 
-    Not an ``Exception``, so that a function that catches those does not go on without an answer.
+    Not an ``Exception``: a function that catches those must not continue without an answer.
     """
 
     def __init__(self, request: WaitRequest) -> None:
@@ -27,11 +27,11 @@ class WaitForAnswer(BaseException):
 
 
 class Declined(Exception):
-    """Somebody was asked and gives nothing. Not caught, it is the step's error."""
+    """A person declined to answer. Not caught, it is the step's error."""
 
 
 class CancelToken:
-    """Tells work that runs in a thread that nobody waits for it any more."""
+    """The cancellation signal for work in a thread."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -44,14 +44,14 @@ class CancelToken:
         self._event.set()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, but not beyond the cancellation; say whether it came."""
+        """Sleep until the cancellation at most; return whether it came."""
         return self._event.wait(seconds)
 
     def raise_if_cancelled(self) -> None:
-        """Stop here when nobody waits any more.
+        """Stop here after a cancellation.
 
         Raises:
-            Cancelled: nobody does.
+            Cancelled: the step was cancelled.
         """
         if self.is_cancelled:
             raise Cancelled
@@ -59,11 +59,11 @@ class CancelToken:
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
-    """Handed to a function that has a parameter named ``context``.
+    """The argument of a function's parameter ``context``.
 
-    ``idempotency_key`` is the same whenever the same attempt is repeated after a crash; hand it to whatever the
-    function calls, so that an effect happens once. ``previous_output`` and ``feedback`` are there when a person sent
-    an earlier result back.
+    ``idempotency_key`` is the same whenever the same attempt is repeated after a crash: pass it to the services that the
+    function calls, so that an effect happens once. ``previous_output`` and ``feedback`` are set when a reviewer sent an
+    earlier result back.
     """
 
     run_id: str
@@ -73,13 +73,13 @@ class StepContext:
     previous_output: str | None = None
     feedback: str | None = None
     values: Mapping[str, object] = field(default_factory=dict)
-    """What people filled in right before this step, by field."""
+    """Form values of a person right before this step, by field."""
     outputs: Mapping[str, str] = field(default_factory=dict)
-    """What each branch said, by its id, where the step before ran several at the same time."""
+    """Outputs of the parallel branches before this step, by their ids."""
     implementations: Mapping[str, str] = field(default_factory=dict)
-    """The SHA-256 that the run's environment pins modules to."""
+    """The SHA-256 of modules that the run's environment pins."""
     answers: tuple[WaitAnswer, ...] = ()
-    """What people gave to this step so far."""
+    """Answers to the earlier questions of this step."""
     token: CancelToken = field(default_factory=CancelToken, compare=False)
     _asked: Iterator[int] = field(default_factory=itertools.count, compare=False, repr=False)
 
@@ -94,23 +94,23 @@ class StepContext:
         options: Sequence[str] | None = None,
         key: str | None = None,
     ) -> object:
-        """Ask a person and return what they give: a text or any JSON, what fits the schema, or one of the options.
+        """Ask a person and return the answer: a text or any JSON, a value that fits the schema, or one of the options.
 
-        While nobody has answered, the run waits and nothing of it is in memory. Then the function is begun again from
-        the top, with the same ``idempotency_key``, and finds the answer here; so what it does before it asks is done
-        again. Ask in the same order every time: an answer to another question is asked for anew.
+        Until the answer is recorded, the run waits and holds no memory. Then the function begins again from the top, with
+        the same ``idempotency_key``, and this call returns the answer; work before the call is repeated. Ask in the same
+        order every time: an answer to another question is not used.
 
         Args:
             prompt: The question.
-            name: What it is called in recorded answers; left out: ``wait``, and ``wait:1`` for the second one.
-            human: A name in ``components.humans``: who is asked, by when, how many; left out: ``default``.
-            show: What to look at before answering.
+            name: The name in recorded answers; default: ``wait``, and ``wait:1`` for the second question.
+            human: A name in ``components.humans`` with the people, deadline and quorum; default: ``default``.
+            show: Material to read before answering.
             schema: JSON Schema of the answer.
-            options: What there is to choose from.
-            key: The whole name in recorded answers, where that is not ``name`` below the step's place.
+            options: The choices.
+            key: The whole name in recorded answers, instead of ``name`` below the step's location.
 
         Raises:
-            Declined: they would not.
+            Declined: the person declined.
         """
         request = WaitRequest(
             prompt=prompt,
@@ -126,12 +126,12 @@ class StepContext:
 
 
 def answer_to(request: WaitRequest, answers: Sequence[WaitAnswer]) -> object:
-    """Find what was given to a question.
+    """Return the answer to a request.
 
     Raises:
-        Waiting: nothing yet.
-        Declined: somebody would not.
-        Invalid: ``spec_invalid``: no answer could be checked against its schema.
+        WaitForAnswer: there is no answer yet.
+        Declined: the person declined.
+        Invalid: ``spec_invalid``: the request's schema cannot be used.
     """
     found = answers[request.index] if request.index < len(answers) else None
     if found is None or found.question != request.digest:
@@ -139,7 +139,7 @@ def answer_to(request: WaitRequest, answers: Sequence[WaitAnswer]) -> object:
             check_schema(request.schema, f"The schema of the answer to {request.prompt[:200]!r}")
         raise WaitForAnswer(request)
     if found.declined:
-        raise Declined(found.reason or f"Nobody gives an answer to: {request.prompt[:200]}")
+        raise Declined(found.reason or f"No answer is given to: {request.prompt[:200]}")
     return found.value
 
 
@@ -148,6 +148,6 @@ class StepOutput:
     text: str
     code_digest: str | None = None
     facts: Mapping[str, object] = field(default_factory=dict)
-    """What the trace should say about how it went; never content."""
+    """Facts for the trace, such as the model; never content."""
     metadata: Mapping[str, object] = field(default_factory=dict)
-    """What conditions of type ``metadata_equals`` may ask for."""
+    """Values for conditions of type ``metadata_equals``."""

@@ -1,4 +1,4 @@
-"""Calling a spec's function: checked input, checked output, bounded size. The same in a thread and in a child process."""
+"""Calls of a spec's function: checked input, checked output, bounded size; in a thread and in a child process."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from kneo.runtime.steps.context import StepContext
 from kneo.spec.json_schema import Schema, SchemaInvalid, Uncheckable, compile_schema
 
 MAX_OUTPUT_CHARS = 1_000_000
-"""What a function may return; more would have to be stored with every later step."""
+"""Characters that a function may return: the output is stored with later steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionSchemas:
-    """What a function takes and returns, where its spec says it, as JSON Schemas."""
+    """The JSON Schemas of a function's input and output, where the spec declares them."""
 
     takes: Schema | None = None
     returns: Schema | None = None
@@ -43,24 +43,24 @@ def call(code: Code, text: str, context: StepContext, signature: FunctionSchemas
 
 
 def check_input(text: str, signature: FunctionSchemas) -> None:
-    """Check what a function is given; a schema of anything but a string sees the text read as JSON.
+    """Check a function's input; a schema of another type than string is checked against the text read as JSON.
 
     Raises:
         Invalid: ``function_input_invalid``.
     """
     if signature.takes is not None:
-        _check(_seen(text, signature.takes), signature.takes, "was given", "function_input_invalid")
+        _check(_json_value(text, signature.takes), signature.takes, "input", "function_input_invalid")
 
 
 def as_text(result: object, signature: FunctionSchemas) -> str:
-    """Check what a function returned and turn it into text.
+    """Check a function's result and return it as text.
 
     Raises:
         Invalid: ``function_output_invalid`` or ``output_too_large``.
     """
     if signature.returns is not None:
-        seen = _seen(result, signature.returns) if isinstance(result, str) else result
-        _check(seen, signature.returns, "returned", "function_output_invalid")
+        seen = _json_value(result, signature.returns) if isinstance(result, str) else result
+        _check(seen, signature.returns, "result", "function_output_invalid")
     output = json_text(result) if isinstance(result, dict | list | tuple) else str(result)
     if len(output) > MAX_OUTPUT_CHARS:
         msg = f"The function returned {len(output)} characters; at most {MAX_OUTPUT_CHARS} are kept."
@@ -69,37 +69,39 @@ def as_text(result: object, signature: FunctionSchemas) -> str:
 
 
 def json_text(value: object) -> str:
-    """Write what a function returned as JSON, for the next step to read.
+    """Return a function's result as JSON for the next step.
 
     Raises:
-        Invalid: ``function_output_invalid``: it holds what JSON cannot say.
+        Invalid: ``function_output_invalid``: JSON cannot represent it.
     """
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        msg = f"What the function returned cannot be written as JSON: {error}"
-        raise Invalid(msg, code="function_output_invalid", hint="Return a text, or what JSON can say.") from error
+        msg = f"The function's result cannot be written as JSON: {error}"
+        raise Invalid(
+            msg, code="function_output_invalid", hint="Return a text, or values that JSON can represent."
+        ) from error
 
 
-def _seen(text: str, schema: Schema) -> object:
+def _json_value(text: str, schema: Schema) -> object:
     if schema.get("type") == "string":
         return text
     try:
-        seen: object = json.loads(text)
+        value: object = json.loads(text)
     except ValueError:
         return text
-    return seen
+    return value
 
 
 def _check(value: object, schema: Schema, what: str, code: str) -> None:
     try:
         errors = compile_schema(schema).errors(value, limit=1)
     except SchemaInvalid as error:
-        msg = f"What the function {what} cannot be checked, because its schema cannot be used. {error}"
+        msg = f"The function's {what} cannot be checked, because its schema cannot be used. {error}"
         raise Invalid(msg, code=code) from error
     except Uncheckable as error:
-        msg = f"What the function {what} cannot be checked against its schema: {error}."
+        msg = f"The function's {what} cannot be checked against its schema: {error}."
         raise Invalid(msg, code=code) from error
     for wrong in errors:
-        msg = f"What the function {what} does not fit its schema at {wrong.json_path}: {wrong.message[:300]}"
+        msg = f"The function's {what} does not fit its schema at {wrong.json_path}: {wrong.message[:300]}"
         raise Invalid(msg, code=code)

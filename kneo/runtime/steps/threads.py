@@ -1,6 +1,4 @@
-"""Between threads and the event loop: blocking work has a thread each, so that slow functions never queue behind each other;
-what is async and was begun by a thread runs on the loop.
-"""
+"""Threads and the event loop. Blocking work has a thread each: slow functions never queue behind each other."""
 
 from __future__ import annotations
 
@@ -17,10 +15,9 @@ T = TypeVar("T")
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Do something in a thread of its own, in the context of whoever waits for it.
+    """Do work in a thread of its own, in the caller's context, and return its result.
 
-    The thread is a daemon: work that nobody waits for any more (a cancelled function that does not look at its token)
-    must not keep a process from ending.
+    The thread is a daemon: a cancelled function that ignores its token must not keep a process from ending.
     """
     loop = asyncio.get_running_loop()
     around = copy_context()
@@ -38,9 +35,9 @@ async def in_thread(work: Callable[[], T]) -> T:
         result, error = None, None
         try:
             result = around.run(work)
-        except BaseException as caught:  # noqa: BLE001 - handed to whoever waits
+        except BaseException as caught:  # noqa: BLE001 - raised in the caller
             error = caught if not isinstance(caught, StopIteration) else RuntimeError(str(caught))
-        # The loop may have closed meanwhile; then nobody waits.
+        # The loop may have closed meanwhile.
         if not loop.is_closed():
             loop.call_soon_threadsafe(put, result, error)
 
@@ -49,11 +46,11 @@ async def in_thread(work: Callable[[], T]) -> T:
 
 
 IDLE_SECONDS = 5.0
-"""How long a thread waits for more work: starting one costs more than most functions do."""
+"""The time that a thread waits for more work: a new thread costs more than most functions."""
 
 
 class _Thread(threading.Thread):
-    """Does one piece of work after the other, and ends when nobody has had any for a while."""
+    """A thread that does one piece of work after the other, and ends after a while without work."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         super().__init__(name="step", daemon=True)
@@ -69,7 +66,7 @@ class _Thread(threading.Thread):
                     if self in _idle:
                         _idle.remove(self)
                         return
-                # Somebody has taken it just now and is about to hand it work.
+                # Another thread took it just now and is about to hand it work.
                 continue
             work()
             del work
@@ -79,11 +76,11 @@ class _Thread(threading.Thread):
 
 _lock = threading.Lock()
 _idle: list[_Thread] = []
-"""Threads with nothing to do. The last one is taken first, so that those that are not needed end."""
+"""Idle threads. The last one is taken first, so that unneeded ones end."""
 
 
 def submit(work: Callable[[], None]) -> None:
-    """Do something that does not raise in a thread of its own; nobody waits for it."""
+    """Start work that does not raise in a thread of its own."""
     with _lock:
         thread = _idle.pop() if _idle else None
     if thread is None:
@@ -93,10 +90,10 @@ def submit(work: Callable[[], None]) -> None:
 
 
 class BoundedThreads:
-    """Does work in threads, a bounded number at a time, first come first served.
+    """Threads that do a bounded number of pieces of work at a time, in their order.
 
     Args:
-        limit: Pieces of work that are done at the same time. Those inside ``blocking`` do not count.
+        limit: Pieces of work at the same time, without those inside ``blocking``.
     """
 
     def __init__(self, limit: int) -> None:
@@ -107,10 +104,10 @@ class BoundedThreads:
         self._blocked = 0
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Do something that does not raise, once a thread is free.
+        """Do work that does not raise, once a thread is free.
 
         Raises:
-            RuntimeError: there is no thread, and none of these threads runs that could do it later.
+            RuntimeError: no thread can be started, and none of these threads runs.
         """
         with self._lock:
             self._waiting.append(work)
@@ -129,7 +126,7 @@ class BoundedThreads:
         with self._lock:
             self._blocked += 1
         try:
-            with contextlib.suppress(RuntimeError):  # no thread now; what waits is done when one is free
+            with contextlib.suppress(RuntimeError):  # no thread now; queued work begins when one is free
                 self._start()
             yield
         finally:
@@ -160,12 +157,12 @@ class BoundedThreads:
 
 
 class LoopTask(Generic[T]):
-    """A coroutine that a thread has begun on the event loop of another one.
+    """A coroutine that a thread begins on the event loop of another thread.
 
     Args:
-        loop: Where.
-        work: What.
-        ended: Called by that loop when it is over, however it ended; also when it was cancelled before it began.
+        loop: The event loop.
+        work: The coroutine.
+        ended: Called by the loop when the task is over; also when it was cancelled before it began.
     """
 
     def __init__(
@@ -184,15 +181,15 @@ class LoopTask(Generic[T]):
         loop.call_soon_threadsafe(begin)
 
     def cancel(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing runs there any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(lambda: self._task is not None and self._task.cancel())
 
     @property
     def was_stopped(self) -> bool:
-        """Whether it was cancelled instead of coming to an end."""
+        """Whether the task was cancelled."""
         return self._task is not None and self._task.cancelled()
 
     def result(self) -> T:
-        """Return what came of it once it is over, or raise what it raised."""
+        """Return the result of the finished task, or raise its exception."""
         assert self._task is not None
         return self._task.result()

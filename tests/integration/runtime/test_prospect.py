@@ -15,8 +15,8 @@ from kneo.records.run import Run, RunStatus
 from kneo.records.task import DecisionKind, HumanTask
 from kneo.runtime.engine.consequences import as_it_stands
 from kneo.runtime.engine.programs import ProgramLoader
-from kneo.runtime.engine.questions import case_of
-from kneo.runtime.engine.record import RunContext, questions_asked
+from kneo.runtime.engine.questions import sampling_seed_of
+from kneo.runtime.engine.record import RunContext, open_questions
 from kneo.runtime.interpreter.node import DecisionContext, RunEnded
 from kneo.runtime.interpreter.program import begin
 from kneo.service.link_page import _leads_to
@@ -96,9 +96,9 @@ def test_a_step_under_way_is_named(engine: Engine) -> None:
     with engine.store.write() as tx:
         owned = runs.acquire(tx, run.id, "w")
         assert owned is not None
-        begun = begin(program, "in", DecisionContext(now=tx.now, seed=run.id, sampling_seed=case_of(run)))
+        begun = begin(program, "in", DecisionContext(now=tx.now, seed=run.id, sampling_seed=sampling_seed_of(run)))
         assert not isinstance(begun, RunEnded)
-        questions_asked(tx, RunContext(program=program, limits=CheckpointLimits()), replace(owned, state=begun))
+        open_questions(tx, RunContext(program=program, limits=CheckpointLimits()), replace(owned, state=begun))
     [task] = engine.open(run)
     assert shown(engine, task)["approved"] == {"next": [], "running": ["p/slow"]}
 
