@@ -15,7 +15,7 @@ from kneo.errors import Conflict
 from kneo.project import read_config
 from kneo.records.audit import ChainVerdict
 from kneo.records.run import RunStatus
-from kneo.settings import Execution, Settings, from_env
+from kneo.settings import ExecutionSettings, Settings, from_env
 from kneo.spec.project import Retention
 from kneo.store import backup as backups
 from kneo.store import prune
@@ -143,7 +143,7 @@ class RetentionPolicy:
         return cls.from_settings(from_env(env).execution, project)
 
     @classmethod
-    def from_settings(cls, execution: Execution, project: Retention | None = None) -> RetentionPolicy:
+    def from_settings(cls, execution: ExecutionSettings, project: Retention | None = None) -> RetentionPolicy:
         """Combine what the process and the project say."""
         declared = project.model_dump() if project is not None else {}
         days = {

@@ -175,7 +175,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Http:
+class HttpSettings:
     """The HTTP server and its client. Read by: service."""
 
     request_logs: bool = setting("KNEO_SERV_REQUEST_LOGS", True, _flag)
@@ -266,7 +266,7 @@ def _retention_variable(kind: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Execution:
+class ExecutionSettings:
     """The execution of runs, and the retention of their data. Read by: worker."""
 
     max_queue_depth: int = setting("KNEO_SERV_MAX_QUEUE_DEPTH", 10_000, _positive)
@@ -460,8 +460,8 @@ class Settings:
 
     limits: Limits = field(default_factory=Limits)
     git: GitCredentials = field(default_factory=GitCredentials)
-    http: Http = field(default_factory=Http)
-    execution: Execution = field(default_factory=Execution)
+    http: HttpSettings = field(default_factory=HttpSettings)
+    execution: ExecutionSettings = field(default_factory=ExecutionSettings)
     tracing: Tracing = field(default_factory=Tracing)
 
     def on(self, url: str) -> Settings:
@@ -731,7 +731,7 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
     root = project_root_of(config) if config is not None else cwd
     url = _database_url(env.get("KNEO_SERV_DATABASE_URL", "").strip(), root / ".kneo" / "kneo_runs.sqlite")
     own = _read(Settings, env)
-    execution = _read(Execution, env)
+    execution = _read(ExecutionSettings, env)
     channels, webhook_keys = _channels(env)
     notify = _by_suffix(env, NOTIFY_PREFIX, NOTIFY_CHANNELS)
     webhook_secret = NOTIFY_PREFIX + "WEBHOOK_SECRET"
@@ -754,8 +754,8 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         notify_webhook_keys=_webhook_keys(webhook_secret, env.get(webhook_secret, ""), notify.get("webhook", "")),
         limits=Limits(**_read(Limits, env)),
         git=_git(env, cwd),
-        http=Http(**_read(Http, env)),
-        execution=Execution(
+        http=HttpSettings(**_read(HttpSettings, env)),
+        execution=ExecutionSettings(
             **execution,
             retention_days={
                 kind: _parse(Setting(name, _count), env[name])

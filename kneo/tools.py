@@ -1,4 +1,4 @@
-"""Tools that a program which embeds Kneo brings along."""
+"""Tools of a program that embeds Kneo."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kneo.spec.json_schema import find_flaws
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
 Handler = Callable[[Mapping[str, Any]], str | Awaitable[str]]
-"""Takes a tool's arguments as one map and returns text; may be a coroutine function."""
+"""A function from a map of arguments to a text, sync or async."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToolDefinition:
-    """What a model is told of a tool. ``parameters`` is the JSON Schema of its arguments."""
+    """The description of a tool for models. ``parameters`` is the JSON Schema of its arguments."""
 
     name: str
     description: str = ""
@@ -32,7 +32,7 @@ class RegisteredTool:
 
 
 class ToolRegistry:
-    """The tools of a process, by name. What a spec says about a tool is laid over its definition and never under it."""
+    """The tools of a process, by name. A spec overrides parts of a tool's definition."""
 
     def __init__(self) -> None:
         self._tools: dict[str, RegisteredTool] = {}
@@ -41,26 +41,28 @@ class ToolRegistry:
         """Add a tool.
 
         Raises:
-            Invalid: its name or the schema of its arguments makes no sense.
-            Conflict: there is one of that name already.
+            Invalid: the name, or the schema of the arguments, is not valid.
+            Conflict: a tool has that name.
         """
         if not _NAME.fullmatch(definition.name):
-            msg = f"{definition.name[:100]!r} cannot name a tool: letters, digits, dots, dashes and underscores can."
+            msg = (
+                f"{definition.name[:100]!r} is not a name of a tool; use letters, digits, dots, dashes and underscores."
+            )
             raise Invalid(msg)
         flaws = find_flaws(definition.parameters)
         if flaws:
-            msg = f"The parameters of the tool {definition.name} are no JSON Schema that can be used. {flaws[0]}"
+            msg = f"The parameters of the tool {definition.name} are not a usable JSON Schema. {flaws[0]}"
             raise Invalid(msg)
         if definition.name in self._tools:
-            msg = f"There is a tool {definition.name} already."
+            msg = f"The tool {definition.name} is registered already."
             raise Conflict(msg)
         self._tools[definition.name] = RegisteredTool(definition, handler)
 
     def get(self, name: str) -> RegisteredTool:
-        """Look a tool up.
+        """Return a tool.
 
         Raises:
-            NotFound: there is none of that name.
+            NotFound: no tool has that name.
         """
         if name not in self._tools:
             msg = f"Tool {name[:100]!r} has no implementation."

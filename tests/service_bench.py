@@ -20,7 +20,7 @@ from kneo.runtime.engine.assemble import background, make_driver
 from kneo.runtime.engine.worker import Worker
 from kneo.service.app import create_app
 from kneo.service.auth import ROLES
-from kneo.settings import Http, Limits, Settings, from_env
+from kneo.settings import HttpSettings, Limits, Settings, from_env
 
 Json = dict[str, object]
 
@@ -161,7 +161,7 @@ class Bench:
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, database_url: str, *, http: Http | None = None, workers: int = 4, **variables: str
+    folder: Path, database_url: str, *, http: HttpSettings | None = None, workers: int = 4, **variables: str
 ) -> Iterator[Bench]:
     """Run the service over a database until the block ends; without workers nobody drives runs."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from typing import ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from kneo.settings import Http
+from kneo.settings import HttpSettings
 
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -30,8 +30,8 @@ class RequestTimer(asyncio.Protocol):
     uvicorn.
     """
 
-    seconds: ClassVar[float] = Http.request_seconds
-    header_bytes: ClassVar[int] = Http.header_bytes
+    seconds: ClassVar[float] = HttpSettings.request_seconds
+    header_bytes: ClassVar[int] = HttpSettings.header_bytes
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
@@ -180,7 +180,7 @@ else:
     PROTOCOLS.insert(0, TimedHttpTools)
 
 
-def timed_protocol(http: Http, base: type[RequestTimer] = PROTOCOLS[0]) -> type[asyncio.Protocol]:
+def timed_protocol(http: HttpSettings, base: type[RequestTimer] = PROTOCOLS[0]) -> type[asyncio.Protocol]:
     """Return a protocol for uvicorn with these bounds.
 
     Args:

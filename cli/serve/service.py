@@ -21,7 +21,7 @@ from kneo.maintenance import make_retention
 from kneo.runtime.engine.assemble import working
 from kneo.service.app import App, create_app, drain
 from kneo.service.head_check import check_reachable
-from kneo.settings import Http, Settings
+from kneo.settings import HttpSettings, Settings
 from kneo.store.engine import Store
 
 HostOption = Annotated[str, typer.Option("--host", help="Address to listen on.")]
@@ -110,12 +110,12 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         app: App,
-        http: Http | None = None,
+        http: HttpSettings | None = None,
         *,
         shutdown_seconds: int = 10,
         protocol: type[RequestTimer] = DefaultProtocol,
     ) -> None:
-        http = http or Http()
+        http = http or HttpSettings()
         super().__init__(
             uvicorn.Config(
                 app,

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from kneo.runtime.steps.code import INPROCESS
 from kneo.runtime.steps.threads import in_thread
-from kneo.sdk.db import Database
+from kneo.sdk.db import RunDatabase
 from kneo.sdk.host import Began, RunHost, Work, no_listener
 from kneo.spec.models.agent import Agent
 
@@ -54,7 +54,7 @@ class SpecBuilder:
         self.tree = {"agent": {"name": name, **agent}, "workflow": workflow, "components": components}
         return self.tree
 
-    def open(self, database: Database, began: Began = no_listener) -> None:
+    def open(self, database: RunDatabase, began: Began = no_listener) -> None:
         """Connect the workflow to the database of its runs."""
         self.host = RunHost(database, self.work, began)
 

@@ -18,7 +18,7 @@ from kneo.runtime.engine.recover import ForkRequest
 from kneo.runtime.engine.wait import find_run
 from kneo.runtime.steps.context import StepContext, StepOutput, WaitForAnswer
 from kneo.sdk.builder import SpecBuilder, call
-from kneo.sdk.db import Database, scratch
+from kneo.sdk.db import RunDatabase, scratch
 from kneo.sdk.host import RunHost, RunSnapshot, actor, run_sync
 from kneo.sdk.waits import POLL_SECONDS, active_step, ask_question, checkpoint, hitl_tool, wait, wait_for_input
 from kneo.store import history, runs
@@ -140,7 +140,7 @@ class Flow:
 
     name: str
     function: Callable[..., object]
-    database: Database | None = None
+    database: RunDatabase | None = None
     _polls: dict[str, float] = field(default_factory=dict)
 
     def start(self, *args: object, **kwargs: object) -> Execution:
@@ -255,11 +255,11 @@ def flow(function: Callable[..., object]) -> Flow: ...
 
 
 @overload
-def flow(*, name: str | None = ..., database: Database | None = ...) -> Callable[[Callable[..., object]], Flow]: ...
+def flow(*, name: str | None = ..., database: RunDatabase | None = ...) -> Callable[[Callable[..., object]], Flow]: ...
 
 
 def flow(
-    function: Callable[..., object] | None = None, *, name: str | None = None, database: Database | None = None
+    function: Callable[..., object] | None = None, *, name: str | None = None, database: RunDatabase | None = None
 ) -> Flow | Callable[[Callable[..., object]], Flow]:
     """Make a flow of a function.
 

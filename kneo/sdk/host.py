@@ -27,7 +27,7 @@ from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.context import StepContext, StepOutput
 from kneo.runtime.steps.executor import Executor
-from kneo.sdk.db import Database
+from kneo.sdk.db import RunDatabase
 from kneo.sdk.waits import enter_step
 from kneo.spec.lint import check
 from kneo.spec.models.spec import Spec
@@ -145,7 +145,7 @@ class RunHost:
         began: Called when a step begins.
     """
 
-    database: Database
+    database: RunDatabase
     work: Mapping[str, Work]
     began: Began = no_listener
 

@@ -19,7 +19,7 @@ from kneo.sdk import (
     as_text,
 )
 from kneo.sdk.builder import call
-from kneo.sdk.db import Database, scratch
+from kneo.sdk.db import RunDatabase, scratch
 from kneo.sdk.host import RunSnapshot, WorkflowFailed, run_sync
 from kneo.sdk.participants import (
     AgentStep,
@@ -44,7 +44,7 @@ class Workflow:
     """
 
     part: WorkflowPart
-    database: Database | None = None
+    database: RunDatabase | None = None
     _configs: dict[str, RunConfig] = field(default_factory=dict)
 
     @property
@@ -199,12 +199,12 @@ class WorkflowBuilder:
     agent_step = AgentStep
 
     @staticmethod
-    def sequential(members: Sequence[object], *, name: str, database: Database | None = None) -> Workflow:
+    def sequential(members: Sequence[object], *, name: str, database: RunDatabase | None = None) -> Workflow:
         """Build a workflow whose participants run one after the other."""
         return _workflow("sequential", members, name, database)
 
     @staticmethod
-    def concurrent(members: Sequence[object], *, name: str, database: Database | None = None) -> Workflow:
+    def concurrent(members: Sequence[object], *, name: str, database: RunDatabase | None = None) -> Workflow:
         """Build a workflow whose participants run at the same time, on the same messages."""
         return _workflow("concurrent", members, name, database)
 
@@ -215,7 +215,7 @@ class WorkflowBuilder:
         name: str,
         sequence: Sequence[str] = (),
         max_iterations: int | None = None,
-        database: Database | None = None,
+        database: RunDatabase | None = None,
     ) -> Workflow:
         """Build a workflow whose participants hand over to the next; ``sequence`` names them in another order."""
         limit = {} if max_iterations is None else {"max_iterations": max_iterations}
@@ -224,7 +224,7 @@ class WorkflowBuilder:
 
     @staticmethod
     def group_chat(
-        members: Sequence[object], *, name: str, rounds: int = 1, database: Database | None = None
+        members: Sequence[object], *, name: str, rounds: int = 1, database: RunDatabase | None = None
     ) -> Workflow:
         """Build a workflow whose participants take turns, for a number of rounds."""
         return _workflow("group-chat", members, name, database, rounds=rounds)
@@ -237,7 +237,7 @@ class WorkflowBuilder:
         name: str,
         start: str,
         max_steps: int = 50,
-        database: Database | None = None,
+        database: RunDatabase | None = None,
     ) -> Workflow:
         """Build a graph; an edge is ``(from, to)`` or ``(from, to, condition)`` with a condition of the spec language."""
         spec_edges = [
@@ -248,7 +248,7 @@ class WorkflowBuilder:
 
 
 def _workflow(
-    family: str, members: Sequence[object], name: str, database: Database | None, **settings: object
+    family: str, members: Sequence[object], name: str, database: RunDatabase | None, **settings: object
 ) -> Workflow:
     participants = [as_participant(member) for member in members]
     names = [participant.name for participant in participants]

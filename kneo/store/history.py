@@ -10,6 +10,7 @@ from sqlalchemy import Row, bindparam, func, insert, select, update
 
 from kneo.clock import new_id
 from kneo.records.run import Checkpoint, Run, RunError, StepRecord, TraceEvent
+from kneo.settings import ExecutionSettings
 from kneo.store import json_text
 from kneo.store.engine import Tx
 from kneo.store.prepared import Prepared
@@ -25,11 +26,11 @@ MAX_VISITED = 1000
 class CheckpointLimits:
     """Bounds on the state that one checkpoint stores."""
 
-    compress_bytes: int = 65_536
+    compress_bytes: int = ExecutionSettings.checkpoint_compress_bytes
     """A larger state is compressed."""
-    max_bytes: int = 1_048_576
+    max_bytes: int = ExecutionSettings.checkpoint_max_bytes
     """Of a larger state, after compression, only a preview is stored; the run cannot be forked from there."""
-    preview_chars: int = 1_200
+    preview_chars: int = ExecutionSettings.checkpoint_preview_chars
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from kneo import settings
 
 TITLES = {
     settings.Settings: "Process",
-    settings.Http: "HTTP service and client",
+    settings.HttpSettings: "HTTP service and client",
     settings.Limits: "Limits of requests",
-    settings.Execution: "Execution and retention",
+    settings.ExecutionSettings: "Execution and retention",
     settings.GitCredentials: "Git credentials",
     settings.Tracing: "OpenTelemetry",
 }

@@ -18,6 +18,7 @@ from kneo.runtime.engine.programs import CheckSpec, FrozenSpec, SpecFreezer
 from kneo.runtime.engine.questions import input_digest, sampling_seed
 from kneo.runtime.interpreter.node import DecisionContext, RunEnded
 from kneo.runtime.interpreter.program import begin
+from kneo.settings import ExecutionSettings
 from kneo.spec.coverage.policy import check_policy
 from kneo.spec.lint import check as check_rules
 from kneo.spec.models.environment import Environment, EnvironmentGate, GatedSpec, read_spec
@@ -51,8 +52,6 @@ class StartRequest:
 
 
 TARGETS = frozenset({"workflow", "agent"})
-
-MAX_QUEUE_DEPTH = 10_000
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Starter:
         *,
         pin: Digest | None,
         hmac_key: str = "",
-        max_queue: int = MAX_QUEUE_DEPTH,
+        max_queue: int = ExecutionSettings.max_queue_depth,
         project: ProjectConfig | None = None,
     ) -> None:
         self.store = store

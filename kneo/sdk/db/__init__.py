@@ -13,7 +13,7 @@ from kneo.store import migrate
 from kneo.store.service_key import find_service_key
 
 
-class Database(migrate.Database):
+class RunDatabase(migrate.Database):
     """A database that is opened on first use; decisions are signed with its service key.
 
     Args:
@@ -25,10 +25,10 @@ class Database(migrate.Database):
         super().__init__(url, lambda: find_service_key(from_env().on(url)), clock)
 
 
-def scratch() -> Database:
+def scratch() -> RunDatabase:
     """Create a temporary database that is removed at the end of this process."""
     folder = Path(tempfile.mkdtemp(prefix="kneo-"))
-    temporary = Database(f"sqlite:///{folder / 'runs.db'}")
+    temporary = RunDatabase(f"sqlite:///{folder / 'runs.db'}")
 
     def remove() -> None:
         temporary.close()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from kneo.clock import Clock
 from kneo.errors import Usage
-from kneo.sdk.db import Database
+from kneo.sdk.db import RunDatabase
 
 
-class PostgresDb(Database):
+class PostgresDb(RunDatabase):
     """A PostgreSQL database of runs; needs ``kneo[postgres]``.
 
     Args:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from kneo.clock import Clock
 from kneo.errors import Usage
-from kneo.sdk.db import Database
+from kneo.sdk.db import RunDatabase
 
 
-class SqliteDb(Database):
+class SqliteDb(RunDatabase):
     """A SQLite file of runs, for one process at a time.
 
     Args:

@@ -10,7 +10,7 @@ from kneo.records import run as records
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
 from kneo.sdk.host import RunSnapshot
 from kneo.sdk.run.workflow import EXECUTOR_POSITION
-from kneo.sdk.workflow.step import Location, StepBuilder
+from kneo.sdk.workflow.step import PrimitiveLocation, StepBuilder
 from kneo.sdk.workflow.types import HumanReview, StepOutput, UserInputField, encode_content
 from kneo.tasks.decisions import DecisionRequest, check_decision, decision_from_value
 from kneo.tasks.forms import filled, problems
@@ -23,7 +23,7 @@ class Requirement:
     """A question of a run. ``continue_run`` sends the answer that is set here."""
 
     task: HumanTask
-    location: Location
+    location: PrimitiveLocation
     answer: DecisionRequest | None = None
 
     @property
@@ -346,7 +346,7 @@ class WorkflowRunOutput:
         for task in snapshot.tasks:
             if task.status is TaskStatus.CANCELLED:
                 continue
-            location = builder.locations.get(task.step_path) or Location(task.step_id, "Step", 0)
+            location = builder.locations.get(task.step_path) or PrimitiveLocation(task.step_id, "Step", 0)
             if task.position == "error":
                 output.error_requirements.append(ErrorRequirement(task, location))
             else:

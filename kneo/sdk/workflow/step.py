@@ -72,7 +72,7 @@ class Primitive(ABC):
 
 
 @dataclass(frozen=True)
-class Location:
+class PrimitiveLocation:
     """A primitive at its position in a workflow."""
 
     name: str
@@ -90,7 +90,7 @@ class StepBuilder(SpecBuilder):
 
     def __init__(self) -> None:
         super().__init__()
-        self.locations: dict[str, Location] = {}
+        self.locations: dict[str, PrimitiveLocation] = {}
 
     def sequence(self, members: Sequence[Primitive], path: str) -> list[Json]:
         """Translate primitives that run one after the other; raises what ``branches`` raises."""
@@ -113,7 +113,7 @@ class StepBuilder(SpecBuilder):
         steps = []
         for index, member in enumerate(members):
             member_path = below(path, member.name)
-            self.locations[member_path] = Location(member.name, member.kind, index, member.human_review)
+            self.locations[member_path] = PrimitiveLocation(member.name, member.kind, index, member.human_review)
             steps.append(member.to_spec(self, member_path))
         return steps
 

@@ -15,7 +15,7 @@ from kneo.errors import NotFound
 from kneo.records.run import Run, RunStatus, TraceEvent
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.steps.context import StepContext
-from kneo.sdk.db import Database, scratch
+from kneo.sdk.db import RunDatabase, scratch
 from kneo.sdk.host import RunSnapshot, WorkflowFailed, run_in_background, run_sync
 from kneo.sdk.run import workflow as events
 from kneo.sdk.run.workflow import EXECUTOR_POSITION, WorkflowEvent
@@ -54,7 +54,7 @@ class Workflow:
         name: str,
         steps: Sequence[Member],
         *,
-        db: Database | None = None,
+        db: RunDatabase | None = None,
         description: str | None = None,
         session_id: str | None = None,
     ) -> None:
@@ -66,7 +66,7 @@ class Workflow:
         self._build()  # refuses what the spec cannot express now, not when the workflow runs
 
     @property
-    def db(self) -> Database:
+    def db(self) -> RunDatabase:
         """The database of its runs."""
         self._db = self._db or scratch()
         return self._db
@@ -232,7 +232,7 @@ class _Execution:
         trace_count: The number of the last trace event that ``follow`` leaves out.
     """
 
-    def __init__(self, builder: StepBuilder, database: Database, workflow_name: str, run_id: str = "") -> None:
+    def __init__(self, builder: StepBuilder, database: RunDatabase, workflow_name: str, run_id: str = "") -> None:
         self.builder = builder
         self.run_id = run_id
         self.trace_count = 0

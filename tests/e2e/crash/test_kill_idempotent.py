@@ -20,7 +20,7 @@ from service_bench import serving
 from sqlalchemy import Connection, event, func, select
 
 from kneo.clock import SystemClock
-from kneo.settings import Http
+from kneo.settings import HttpSettings
 from kneo.store.connections import WRITE
 from kneo.store.migrate import open_store
 from kneo.store.tables import idempotency_keys, runs
@@ -164,7 +164,7 @@ def test_a_database_that_is_away_leaves_no_key_in_progress(
     lost_at: int, postgres_server: Server, tmp_path: Path
 ) -> None:
     name = postgres_server.create()
-    with serving(tmp_path, postgres_server.url(name), workers=0, http=Http(metrics=False)) as bench:
+    with serving(tmp_path, postgres_server.url(name), workers=0, http=HttpSettings(metrics=False)) as bench:
         engine, written = bench.store.engine, 0
 
         def lose(connection: Connection) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from kneo.errors import Invalid
 from kneo.runtime.engine.assemble import make_worker
-from kneo.settings import Execution, from_env
+from kneo.settings import ExecutionSettings, from_env
 from kneo.store import queue, runs
 from kneo.store.engine import Store
 
@@ -23,7 +23,7 @@ def quick(text): return text
 
 
 def wanted(here: Path):
-    return replace(from_env({"HOME": str(here)}, here), execution=Execution(dispatch="temporal"))
+    return replace(from_env({"HOME": str(here)}, here), execution=ExecutionSettings(dispatch="temporal"))
 
 
 def test_temporal_is_refused_where_it_cannot_be(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

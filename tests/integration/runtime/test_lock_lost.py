@@ -19,7 +19,7 @@ from kneo.clock import SystemClock
 from kneo.errors import Conflict
 from kneo.records.run import RunStatus
 from kneo.runtime.engine.assemble import drive_or_wait
-from kneo.sdk.db import Database
+from kneo.sdk.db import RunDatabase
 from kneo.sdk.durable import Flow
 from kneo.settings import from_env
 from kneo.store import locks
@@ -145,7 +145,7 @@ def test_a_flow_ends_its_steps_when_another_process_takes_its_lock(pg: Store, ur
         except Conflict as error:
             errors.append(error)
 
-    with contextlib.closing(Database(url)) as database:
+    with contextlib.closing(RunDatabase(url)) as database:
         flow = Flow("slow", work, database)
         driving = threading.Thread(target=start)
         driving.start()

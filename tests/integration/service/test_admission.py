@@ -13,7 +13,7 @@ from kneo_process import eventually
 from service_bench import DRAFT, Bench, serving, spec_of
 from sqlalchemy import text, update
 
-from kneo.settings import Http
+from kneo.settings import HttpSettings
 from kneo.store.tables import idempotency_keys
 
 RUN = {"input": "hi", "spec": spec_of(DRAFT)}
@@ -294,7 +294,7 @@ def test_what_changes_something_changes_it_once_though_its_answer_was_lost(bench
 
 def test_a_key_may_be_held_to_a_rate(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("rate")
-    with serving(folder, f"sqlite:///{folder / 'kneo.sqlite'}", http=Http(rate_per_minute=3)) as bench:
+    with serving(folder, f"sqlite:///{folder / 'kneo.sqlite'}", http=HttpSettings(rate_per_minute=3)) as bench:
         answers = [bench.ask("GET", "/runs", role="viewer") for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
         assert error_of(answers[-1]) == "rate_limited"

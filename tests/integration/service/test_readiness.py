@@ -9,7 +9,7 @@ import pytest
 from service_bench import Bench, Json, serving
 
 from kneo.service.readiness import Readiness
-from kneo.settings import Http
+from kneo.settings import HttpSettings
 
 
 def checks(bench: Bench) -> Json:
@@ -53,12 +53,12 @@ def test_a_run_that_nobody_drives_is_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("http", "failing"),
     [
-        (Http(health_providers=("acme",)), "providers"),
-        (Http(health_mcp_secrets=("NO_SUCH_SECRET_HERE",)), "mcp"),
-        (Http(health_free_bytes=2**62), "disk"),
+        (HttpSettings(health_providers=("acme",)), "providers"),
+        (HttpSettings(health_mcp_secrets=("NO_SUCH_SECRET_HERE",)), "mcp"),
+        (HttpSettings(health_free_bytes=2**62), "disk"),
     ],
 )
-def test_what_must_be_there_and_is_not_makes_it_unready(tmp_path: Path, http: Http, failing: str) -> None:
+def test_what_must_be_there_and_is_not_makes_it_unready(tmp_path: Path, http: HttpSettings, failing: str) -> None:
     with serving(tmp_path, f"sqlite:///{tmp_path / 'kneo.sqlite'}", http=http, workers=0) as bench:
         answer = bench.ask("GET", "/readyz")
         assert (answer.status_code, answer.json()["error"]) == (503, "not_ready")

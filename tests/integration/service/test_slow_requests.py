@@ -16,7 +16,7 @@ from kneo_process import eventually
 from cli.serve.http_limits import PROTOCOLS, RequestTimer
 from cli.serve.service import Server
 from kneo.runtime.engine.assemble import background
-from kneo.settings import Http
+from kneo.settings import HttpSettings
 
 SECONDS = 30.0
 """How long a request may take, by a clock that the tests move."""
@@ -124,7 +124,9 @@ class Place:
 @contextmanager
 def serving(protocol: type[RequestTimer], seconds: float) -> Iterator[tuple[Server, int, App]]:
     app = App()
-    server = Server(app, Http(request_seconds=seconds, header_bytes=8_192), shutdown_seconds=1, protocol=protocol)  # type: ignore[arg-type]
+    server = Server(
+        app, HttpSettings(request_seconds=seconds, header_bytes=8_192), shutdown_seconds=1, protocol=protocol
+    )  # type: ignore[arg-type]
     server.config.timeout_keep_alive = 3_600
 
     def stop() -> None:

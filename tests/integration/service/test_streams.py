@@ -16,9 +16,9 @@ from service_bench import APPROVE, DRAFT, PUBLISH, Bench, Json, serving, spec_of
 from cli.compose import make_store
 from kneo.runtime.engine.cancel import cancel_run
 from kneo.service.events import Event, Streams
-from kneo.settings import Http
+from kneo.settings import HttpSettings
 
-QUICK = replace(Http(), stream_heartbeat_seconds=0.05, max_streams=2)
+QUICK = replace(HttpSettings(), stream_heartbeat_seconds=0.05, max_streams=2)
 
 
 @pytest.fixture(scope="module")

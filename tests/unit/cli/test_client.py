@@ -13,7 +13,7 @@ from cli.main import run
 from kneo.api.run_start import RunCreate, cancel_run, create_run
 from kneo.api.runs import list_runs
 from kneo.errors import Conflict, Forbidden, Invalid, Transient, Unauthorized, Untrusted
-from kneo.settings import Http, from_env
+from kneo.settings import HttpSettings, from_env
 
 EVENTS = (
     'id: 1\nevent: step_completed\ndata: {"sequence": 1, "step_id": "a"}\n\n: still here\n\n',
@@ -95,7 +95,7 @@ def client(service: Service, tmp_path) -> Iterator[ServiceBackend]:
 
 def connect(service: Service, folder, **http: object) -> ServiceBackend:
     settings = from_env({"HOME": str(folder)}, folder)
-    return ServiceBackend(service.url, "k", replace(settings, http=Http(client_backoff_seconds=0.01, **http)))
+    return ServiceBackend(service.url, "k", replace(settings, http=HttpSettings(client_backoff_seconds=0.01, **http)))
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 502, 503, 504])
@@ -161,7 +161,7 @@ def test_a_key_of_the_operator_stands_for_one_start_and_one_answer(service, tmp_
 
 
 def test_nothing_listening_is_said_after_every_attempt(tmp_path):
-    settings = replace(from_env({"HOME": str(tmp_path)}, tmp_path), http=Http(client_backoff_seconds=0.001))
+    settings = replace(from_env({"HOME": str(tmp_path)}, tmp_path), http=HttpSettings(client_backoff_seconds=0.001))
     with pytest.raises(Transient) as caught:
         ServiceBackend("http://127.0.0.1:9", "", settings).call(list_runs)
     assert caught.value.code == "service_unreachable"
