@@ -130,10 +130,6 @@ class ServiceBackend:
             except httpx.TransportError:
                 self._send("GET", "/human-tasks/summary")  # says, with all its patience, whether anybody is there
 
-    def spec(self, verb: str, body: Mapping[str, object]) -> Json:
-        """Let the service validate, compile or explain a spec."""
-        return self._send("POST", f"/specs/{verb}", body=body)
-
     def send(
         self, method: str, path: str, *, query: Query | None = None, body: Mapping[str, object] | None = None
     ) -> Json:
@@ -156,7 +152,7 @@ class ServiceBackend:
             KneoError: the error that the service responds with.
         """
         params = {name: value for name, value in (query or {}).items() if value is not None}
-        headers = {"Idempotency-Key": key or f"kneo-cli-{uuid.uuid4()}"} if method == "POST" else {}
+        headers = {"Idempotency-Key": key or f"kneo-cli-{uuid.uuid4()}"} if method in {"POST", "PUT"} else {}
         left = self.rules.client_retries
         while True:
             wait = self.rules.client_backoff_seconds * (self.rules.client_retries - left + 1)

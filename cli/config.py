@@ -1,4 +1,4 @@
-"""``kneo config``: the project's settings, and the services that are saved by name."""
+"""Commands on project settings, server profiles and the inventory of credentials."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cli import render
+from cli.commands import examples
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, call
 from cli.files import write_whole
 from cli.profiles import Profile, Profiles, check_url, load_profiles, save_profiles
@@ -22,7 +23,7 @@ from kneo.spec.project import ProjectConfig, parse_project, render_project
 from kneo.spec.reading.yaml_writer import write_yaml
 
 app = typer.Typer(no_args_is_help=True)
-profile_app = typer.Typer(help="Manage saved service addresses. API keys are never printed.", no_args_is_help=True)
+profile_app = typer.Typer(help="Manage server profiles. API keys are never printed.", no_args_is_help=True)
 app.add_typer(profile_app, name="profile")
 
 CONFIG_FILE = Path(".kneo/config.yaml")
@@ -34,11 +35,12 @@ SpecOption = Annotated[Path | None, typer.Option("--spec", help="A spec; left ou
 
 
 @app.command()
+@examples("kneo config show", "kneo config show --json")
 def show(*, as_json: JsonOption = False) -> None:
     """Show the project's config."""
     project = open_project()
     if project.config is None:
-        render.warning("There is no project config here or above.", "kneo config init makes one.")
+        render.warning("No project config found in this folder or above.", "Create one: kneo config init")
         if as_json:
             render.print_json({})
         return
@@ -48,18 +50,19 @@ def show(*, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+@examples("kneo config init", "kneo config init --name acme")
 def init(
     *,
     name: Annotated[str, typer.Option("--name", help="The project's name.")] = "kneo-serv-project",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing config.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a project config in .kneo/config.yaml."""
+    """Create a project config in .kneo/config.yaml."""
     root = Path.cwd()
     path = root / CONFIG_FILE
     if path.exists() and not force:
-        message = f"{CONFIG_FILE} exists already."
-        raise Conflict(message, hint="--force replaces it.", file=str(path))
+        message = f"{CONFIG_FILE} already exists."
+        raise Conflict(message, hint="To replace it: --force", file=str(path))
     spec = next((each for each in LIKELY_SPECS if (root / each).is_file()), None)
     text = render_project(name, spec, _overlays_of(root, spec)).encode()
     config = parse_project(text, file=str(CONFIG_FILE))
@@ -68,13 +71,14 @@ def init(
         (root / folder).mkdir(parents=True, exist_ok=True)
     answer = {"path": str(path), "name": name, "default_spec": spec}
     render.emit(
-        answer, as_json=as_json, text=lambda: render.success(f"Project {name} has its config in {CONFIG_FILE}.")
+        answer, as_json=as_json, text=lambda: render.success(f"Created the config of project {name}: {CONFIG_FILE}")
     )
 
 
 @app.command("resolve")
+@examples("kneo config resolve", "kneo config resolve --env prod --json")
 def resolve_project(*, env: EnvOption = None, spec: SpecOption = None, as_json: JsonOption = False) -> None:
-    """Say which environment, spec, overlays and places commands would use."""
+    """Show the environment, spec, overlays and folders that commands use."""
     project = open_project(env)
     config = project.config or ProjectConfig.model_validate({"project": {"name": project.root.name or "project"}})
     default = config.specs.default_spec
@@ -96,12 +100,13 @@ def resolve_project(*, env: EnvOption = None, spec: SpecOption = None, as_json: 
     }
     render.emit(answer, as_json=as_json, text=lambda: render.text(write_yaml(answer).rstrip("\n")))
     for missing in (path for path in overlays if not path.is_file()):
-        render.warning(f"The overlay {project.shown(missing)} is not there and is left out.")
+        render.warning(f"The overlay {project.shown(missing)} does not exist and is left out.")
 
 
 @app.command()
+@examples("kneo config secrets", "kneo config secrets --env prod")
 def secrets(*, env: EnvOption = None, as_json: JsonOption = False) -> None:
-    """Show which secrets are set. Their values are never read."""
+    """Show which secrets are set. Values are never read."""
     inventory = secret_inventory(open_project(env).config)
 
     def show_table() -> None:
@@ -112,27 +117,32 @@ def secrets(*, env: EnvOption = None, as_json: JsonOption = False) -> None:
 
 
 @app.command("render-spec")
+@examples("kneo config render-spec --output rendered.yaml", "kneo config render-spec --env prod --output -")
 def render_spec(
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it; - is standard output.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write; - for standard output.")],
     env: EnvOption = None,
     spec: SpecOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the project's spec with the environment's overlays and defaults applied."""
+    """Write the project's spec with the overlays and defaults of an environment."""
     resolve_spec(spec, output=output, env=env, as_json=as_json)
 
 
 @profile_app.command("set")
+@examples(
+    "kneo config profile set acme --service-url https://kneo.example.com --api-key KEY",
+    "kneo config profile set local --service-url http://127.0.0.1:8000 --no-activate",
+)
 def set_profile(
     name: Annotated[str, typer.Argument(metavar="NAME")],
     *,
     service_url: Annotated[str, typer.Option("--service-url", help="The service's address.")],
     api_key: Annotated[str | None, typer.Option("--api-key", help="The key to present.")] = None,
-    activate: Annotated[bool, typer.Option("--activate/--no-activate", help="Use it when none is named.")] = True,
+    activate: Annotated[bool, typer.Option("--activate/--no-activate", help="Use the profile by default.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Save a service's address and key under a name."""
+    """Save the address and key of a server as a profile."""
     path = from_env().profiles_path
     profile = Profile(check_url(service_url), api_key or None)
     saved = load_profiles(path).with_profile(name, profile, activate=activate)
@@ -141,8 +151,9 @@ def set_profile(
 
 
 @profile_app.command("use")
+@examples("kneo config profile use acme", "kneo config profile use acme --json")
 def use_profile(name: Annotated[str, typer.Argument(metavar="NAME")], *, as_json: JsonOption = False) -> None:
-    """Use this profile when none is named."""
+    """Use a profile by default."""
     path = from_env().profiles_path
     saved = load_profiles(path).using(name)
     save_profiles(path, saved)
@@ -150,6 +161,7 @@ def use_profile(name: Annotated[str, typer.Argument(metavar="NAME")], *, as_json
 
 
 @profile_app.command("list")
+@examples("kneo config profile list", "kneo config profile list --json")
 def list_profiles(*, as_json: JsonOption = False) -> None:
     """List the saved profiles."""
     path = from_env().profiles_path
@@ -159,7 +171,7 @@ def list_profiles(*, as_json: JsonOption = False) -> None:
 
     def show_table() -> None:
         if not listed:
-            render.text(f"No profile is saved in {path}.")
+            render.text(f"No profiles found in {path}.")
             return
         rows = [
             ["→" if entry["name"] == saved.active else "", entry["name"], entry["service_url"], entry["authenticated"]]
@@ -171,6 +183,7 @@ def list_profiles(*, as_json: JsonOption = False) -> None:
 
 
 @profile_app.command("show")
+@examples("kneo config profile show", "kneo config profile show acme")
 def show_profile(
     argument: Annotated[str | None, typer.Argument(metavar="NAME")] = None,
     *,
@@ -181,15 +194,16 @@ def show_profile(
     saved = load_profiles(from_env().profiles_path)
     chosen = name or argument or saved.active
     if chosen is None:
-        render.warning("No profile is active.", "kneo config profile use NAME activates one.")
+        render.warning("No profile is active.", "Activate one: kneo config profile use NAME")
         raise typer.Exit(1)
     saved.get(chosen)
     _answer(saved, chosen, as_json=as_json, said=f"The profile {chosen}")
 
 
 @profile_app.command("delete")
+@examples("kneo config profile delete acme", "kneo config profile delete acme --json")
 def delete_profile(name: Annotated[str, typer.Argument(metavar="NAME")], *, as_json: JsonOption = False) -> None:
-    """Forget a profile."""
+    """Delete a profile."""
     path = from_env().profiles_path
     saved = load_profiles(path)
     known = name in saved.profiles
@@ -199,6 +213,7 @@ def delete_profile(name: Annotated[str, typer.Argument(metavar="NAME")], *, as_j
     render.emit({"name": name, "deleted": known}, as_json=as_json, text=lambda: render.success(words))
 
 
+@examples("kneo credentials", "kneo credentials --provider openai --service-url https://kneo.example.com")
 def credentials(
     providers: Annotated[list[str], typer.Option("--provider", help="Only this provider; repeatable.")] = [],  # noqa: B006 - it is read by the framework and never changed
     extras: Annotated[list[str], typer.Option("--extra", help="Another secret to look for; repeatable.")] = [],  # noqa: B006 - so is it
@@ -209,7 +224,7 @@ def credentials(
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show which credentials are set where runs are executed. Their values are never read."""
+    """Show which credentials are set where runs execute. Values are never read."""
     answer = call(service_url, profile, list_credentials, providers, extras, include_service_tokens=service_tokens)
     rows = [
         [group, name, entry.env_var, "set" if entry.present else "missing"]

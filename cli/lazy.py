@@ -35,8 +35,8 @@ class LazyGroup(TyperGroup):
         if cmd_name not in self.commands and cmd_name in self.entries:
             self.commands[cmd_name] = resolve(cmd_name, self.entries[cmd_name])
         command = super().get_command(ctx, cmd_name)
-        if command is not None and (lines := examples_of(command.callback)):
-            command.epilog = "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+        if command is not None:
+            _add_examples(command)
         return command
 
     def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
@@ -62,6 +62,15 @@ class LazyGroup(TyperGroup):
         for title, rows in sections.items():
             with formatter.section(title):
                 formatter.write_dl(rows, col_max=HELP_COLUMNS)
+
+
+def _add_examples(command: Command) -> None:
+    """Print the examples of a command, or of each command of a group, below its help."""
+    if isinstance(command, TyperGroup):
+        for part in command.commands.values():
+            _add_examples(part)
+    elif lines := examples_of(command.callback):
+        command.epilog = "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
 def resolve(name: str, entry: Entry) -> Command:

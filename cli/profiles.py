@@ -81,7 +81,7 @@ def load_profiles(path: Path) -> Profiles:
 
 
 def save_profiles(path: Path, saved: Profiles) -> None:
-    """Replace the file in one step, with a mode that lets nobody else read it."""
+    """Replace the file in one step, with a mode that only its owner can read."""
     profiles = {
         name: {"api_key": profile.api_key, "service_url": profile.service_url}
         for name, profile in saved.profiles.items()

@@ -12,6 +12,7 @@ import typer
 
 from cli import render
 from cli.backend import Json
+from cli.commands import examples
 from cli.compose import find_store
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, call
 from cli.files import read_bytes
@@ -34,6 +35,7 @@ app = typer.Typer(no_args_is_help=True)
 TypeOption = Annotated[str | None, typer.Option("--type", help="Only events of this type.")]
 
 
+@examples("kneo events", "kneo events --type release.promoted --limit 50")
 def events(
     event_type: TypeOption = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 20,
@@ -67,6 +69,7 @@ def _details(item: AuditEventView) -> str:
     return " ".join(str(item.metadata[name]) for name in names if item.metadata.get(name))
 
 
+@examples("kneo trace run_01jd8z4v6m3q", "kneo trace sha256:3fb5f52a…")
 def trace(
     reference: Annotated[str, typer.Argument(metavar="RUN_OR_DIGEST")],
     service_url: ServiceUrlOption = None,
@@ -97,6 +100,7 @@ def _show_provenance(answer: ProvenanceView) -> None:
 
 
 @app.command("list")
+@examples("kneo audit list", "kneo audit list --run-id run_01jd8z4v6m3q --json")
 def list_events(
     event_type: TypeOption = None,
     run_id: Annotated[str | None, typer.Option("--run-id", help="Only events of this run.")] = None,
@@ -120,6 +124,7 @@ KeyOption = Annotated[
 
 
 @app.command("verify")
+@examples("kneo audit verify", "kneo audit verify --key service.pem --checkpoint saved.txt")
 def verify(
     keys: KeyOption = None,
     heads: Annotated[
@@ -200,6 +205,7 @@ def _note(path: Path) -> str:
 
 
 @app.command("checkpoint")
+@examples("kneo audit checkpoint", "kneo audit checkpoint --json")
 def checkpoint(
     service_url: ServiceUrlOption = None, profile: ProfileOption = None, as_json: JsonOption = False
 ) -> None:
@@ -209,6 +215,7 @@ def checkpoint(
 
 
 @app.command("prove")
+@examples("kneo audit prove 17", "kneo audit prove 17 --key service.pem --checkpoint saved.txt")
 def prove(
     seq: Annotated[int, typer.Argument(metavar="SEQ", min=1, help="The event's number in the log.")],
     keys: KeyOption = None,

@@ -13,6 +13,7 @@ import typer
 
 from cli import render
 from cli.backend import Backend
+from cli.commands import examples
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.files import write_whole
 from cli.releases.environments import show_result
@@ -70,6 +71,10 @@ PruneOption = Annotated[bool, typer.Option("--prune", help="The removal of more 
 PolicyOption = Annotated[bool, typer.Option("--policy", help="A change of the environment's own rules.")]
 
 
+@examples(
+    "kneo approve prod/research-agent --key ann.pem",
+    'kneo approve prod --policy --key ann.pem --reason "reviewed in #41"',
+)
 def approve(
     target: TargetArgument,
     key: KeyOption = None,
@@ -96,6 +101,10 @@ def approve(
     _show_decision(answer, "Approved", as_json=as_json)
 
 
+@examples(
+    'kneo reject prod/research-agent@1.4.0 --key ann.pem --reason "prompt is too broad"',
+    "kneo reject prod --prune --key ann.pem",
+)
 def reject(
     target: TargetArgument,
     key: KeyOption = None,
@@ -470,6 +479,7 @@ source = typer.Typer(no_args_is_help=True)
 
 
 @source.command("show")
+@examples("kneo source show", "kneo source show --json")
 def show_source(
     service_url: ServiceUrlOption = None, profile: ProfileOption = None, as_json: JsonOption = False
 ) -> None:
@@ -497,6 +507,7 @@ def _source_lines(source: SourceView) -> Iterator[tuple[str, object]]:
 
 
 @source.command("accept-rewrite")
+@examples("kneo source accept-rewrite --key root.pem", "kneo source accept-rewrite --key root.pem --commit 3fb5f52")
 def accept_rewritten_history(
     key: Annotated[Path, typer.Option("--key", help="Private key with the role root.")],
     commit: Annotated[

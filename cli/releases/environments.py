@@ -9,6 +9,7 @@ import typer
 
 from cli import render
 from cli.backend import Backend
+from cli.commands import examples
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend, call
 from cli.requests import request
 from kneo.api import environments as api
@@ -17,6 +18,9 @@ from kneo.clock import SystemClock, isoformat, parse_duration, parse_time
 from kneo.errors import KneoError, Transient, Usage
 from kneo.records.release import ConditionType, Pending
 
+RETIRED = "Retired"
+"""The reason of the condition Ready whose message names the open tasks of a retired environment."""
+
 ReleaseArgument = Annotated[str, typer.Argument(metavar="ENV/BUNDLE", help="Environment and bundle.")]
 EnvironmentArgument = Annotated[str, typer.Argument(metavar="ENV")]
 OptionalEnvironment = Annotated[str | None, typer.Argument(metavar="[ENV]")]
@@ -24,6 +28,7 @@ ReasonOption = Annotated[str, typer.Option("--reason", help="Reason, kept in the
 UntilOption = Annotated[str | None, typer.Option("--until", help="End: a time, or a duration from now such as 4h.")]
 
 
+@examples("kneo status", "kneo status prod --json")
 def status(
     environment: OptionalEnvironment = None,
     service_url: ServiceUrlOption = None,
@@ -57,7 +62,8 @@ def show_environment(item: EnvironmentView, now: datetime) -> None:
         render.DONE if is_ready else render.CAREFUL,
         f"{item.name}  {state}  {len(item.releases)}/{total} releases  {revision}",
     )
-    if ready is not None and not is_ready:
+    repeated = {pending.message for pending in item.pending}
+    if ready is not None and (not is_ready or ready.reason == RETIRED) and ready.message not in repeated:
         render.text(f"    {ready.reason}: {ready.message}")
     for release in item.releases:
         since = render.ago(release.since, now)
@@ -94,6 +100,7 @@ def _show_source(service: Backend) -> bool:
     return bool(source.failed_code or source.refused_code)
 
 
+@examples("kneo history prod", "kneo history prod research-agent")
 def history(
     environment: EnvironmentArgument,
     bundle: Annotated[str | None, typer.Argument(metavar="[BUNDLE]")] = None,
@@ -128,6 +135,7 @@ def _history_row(item: PromotionView, now: datetime) -> list[object]:
     ]
 
 
+@examples("kneo why prod/research-agent", "kneo why prod/research-agent --json")
 def why(
     target: ReleaseArgument,
     service_url: ServiceUrlOption = None,
@@ -159,6 +167,7 @@ def why(
     render.emit(answer, as_json=as_json, text=show)
 
 
+@examples("kneo reconcile", "kneo reconcile prod")
 def reconcile(
     environment: OptionalEnvironment = None,
     wait: Annotated[bool, typer.Option("--wait", hidden=True)] = True,
@@ -182,6 +191,10 @@ def reconcile(
     render.emit(answer, as_json=as_json, text=show)
 
 
+@examples(
+    'kneo rollback prod/research-agent --reason "incident 42"',
+    'kneo rollback prod/research-agent --to 1.3.0 --reason "incident 42"',
+)
 def rollback(
     target: ReleaseArgument,
     reason: ReasonOption,
@@ -199,6 +212,9 @@ def rollback(
     _show_change(answer, f"Rolled back and held: {target}. To follow Git again: kneo unhold {target}", as_json)
 
 
+@examples(
+    'kneo hold prod/research-agent --reason "incident 42"', 'kneo hold prod/research-agent --reason "audit" --until 4h'
+)
 def hold(
     target: ReleaseArgument,
     reason: ReasonOption,
@@ -214,6 +230,7 @@ def hold(
     _show_change(answer, f"Held: {target}. To follow Git again: kneo unhold {target}", as_json)
 
 
+@examples("kneo unhold prod/research-agent", "kneo unhold prod/research-agent --service-url https://kneo.example.com")
 def unhold(
     target: ReleaseArgument,
     service_url: ServiceUrlOption = None,
@@ -226,6 +243,10 @@ def unhold(
     _show_change(answer, f"Hold removed: {target} follows Git", as_json)
 
 
+@examples(
+    'kneo suspend prod --reason "change freeze"',
+    'kneo suspend prod --reason "change freeze" --until 2026-12-27T06:00:00Z',
+)
 def suspend(
     environment: EnvironmentArgument,
     reason: ReasonOption,
@@ -240,6 +261,7 @@ def suspend(
     _show_change(answer, f"Suspended: {environment}. To resume changes: kneo unsuspend {environment}", as_json)
 
 
+@examples("kneo unsuspend prod", "kneo unsuspend prod --json")
 def unsuspend(
     environment: EnvironmentArgument,
     service_url: ServiceUrlOption = None,

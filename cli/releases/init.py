@@ -1,4 +1,4 @@
-"""``kneo init``: a config repository that works, and the keys that sign for it."""
+"""``kneo init``: a config repository with a signed example, and its keys."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from cli import render
+from cli.commands import examples
 from cli.files import write_secret, write_whole
 from cli.releases.approvals import Subject, sign_decision
 from cli.repository.clone import Clone
@@ -51,12 +52,12 @@ _TEMPLATES = Path(__file__).with_name("templates")
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be made."""
+    """The options of the command."""
 
     directory: Path
     name: str
     key_file: Path
-    """The key of the role release; those of root and approver are made beside it."""
+    """The key of the role release; those of root and approver are created in the same folder."""
 
     principal: str
     approver: str
@@ -100,6 +101,7 @@ class Made:
     bundle: SignedBundle
 
 
+@examples("kneo init acme", "kneo init acme --name announcement --json")
 def init(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is empty or does not exist.")],
     *,
@@ -210,7 +212,7 @@ def _check(request: Request) -> None:
         msg = f"{request.key_file.name} is the name of another role's key; the release key needs a name of its own."
         raise Usage(msg, hint="Name it release.pem, or choose another folder.")
     if person_key(request.principal) == person_key(request.approver):
-        msg = f"{request.approver[:80]!r} signs releases, so somebody else has to approve them."
+        msg = f"{request.approver[:80]!r} signs releases, so another person has to approve them."
         raise Usage(msg, hint="Name two people: --principal NAME --approver NAME.")
     if request.key_file.resolve().is_relative_to(request.directory.resolve()):
         msg = f"The private key {request.key_file} would be inside the repository, for everybody to copy."
@@ -248,7 +250,7 @@ def _draft(directory: Path) -> Iterator[Path]:
         draft.chmod(0o755)  # mkdtemp makes it private; a repository follows the usual rules
         yield draft
         if directory.exists():
-            # Somebody may stand in the empty folder, so its content is put into it rather than it being replaced.
+            # The empty folder may be a working directory, so files move into it; the folder is not replaced.
             for path in draft.iterdir():
                 path.replace(directory / path.name)
         else:

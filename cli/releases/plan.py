@@ -12,6 +12,7 @@ import typer
 
 from cli import render
 from cli.backend import Json
+from cli.commands import examples
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend, choose
 from cli.people.open_tasks import has_database, open_tasks
 from cli.releases.plan_render import as_markdown, as_text, environments, has_changes, is_refused
@@ -36,13 +37,14 @@ CHANGES = 10
 """Exit status for ``--exit-code`` when there are changes."""
 
 Repo = Annotated[str, typer.Option("--repo", help="Config repository: a folder or an https or ssh URL.")]
-Ref = Annotated[
-    str | None, typer.Option("--ref", help="The commit to judge: a branch or a commit; else what is checked out.")
+Ref = Annotated[str | None, typer.Option("--ref", help="Branch or commit to plan; default: the checked-out commit.")]
+Base = Annotated[
+    str | None, typer.Option("--base", help="Commit to compare with; default: main, or the previous commit.")
 ]
-Base = Annotated[str | None, typer.Option("--base", help="What to compare with; else main, or the commit before.")]
-Root = Annotated[str | None, typer.Option("--trust-root", help="Digest of the first trust root to believe.")]
+Root = Annotated[str | None, typer.Option("--trust-root", help="Digest of the trust root to pin (sha256:…).")]
 
 
+@examples("kneo plan", "kneo plan --repo . --ref my-branch --env prod --exit-code")
 def plan(
     repo: Repo = ".",
     ref: Ref = None,
@@ -55,10 +57,11 @@ def plan(
     exit_code: Annotated[bool, typer.Option("--exit-code", help=f"Exit {CHANGES} when there are changes.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a commit would change: the trust root, rules, releases, what their specs change, and who has to approve.
+    """Preview what a commit would change, and which approvals it needs.
 
-    Compares with what a service or database serves, where there is one and --base is not given; else with Git alone. Exits 1
-    when something in the commit would be refused or would stall an environment.
+    The plan covers the trust root, rules, releases and their spec changes. It compares with the releases of a service or
+    database where there is one and --base is not given; else with Git alone. Exit status 1 if the commit would be refused
+    or would stall an environment.
     """
     settings = from_env()
     with tempfile.TemporaryDirectory(prefix="kneo-plan-") as folder:
@@ -104,7 +107,7 @@ def _snapshots(
     commit = clone.resolve(ref or "HEAD")
     if commit is None:
         msg = f"{repo} has no commit {ref or 'HEAD'}."
-        raise NotFound(msg, code="commit_not_found", hint="Commit first: a plan is about a commit.")
+        raise NotFound(msg, code="commit_not_found", hint="Commit first: a plan compares commits.")
     mirror = open_mirror(settings, str(clone.root), MAIN, folder)
     against = _base_of(clone, commit, base)
     return mirror, mirror.peek(commit), mirror.peek(against) if against else None
@@ -122,7 +125,7 @@ def _base_of(clone: Clone, commit: str, base: str | None) -> str | None:
 
 
 def _pin(repo: str, given: str | None, settings: Settings, first: SourceSnapshot) -> Digest:
-    """Decide which first trust root to believe; a plan decides nothing, so the repository's own is better than none."""
+    """Return the pinned trust root; without a pin, the repository's own, because a plan changes nothing."""
     pin = parse_digest(given) if given else settings.trust_root
     if pin is None and Path(repo).is_dir():
         pin = KnownRoots(settings.known_roots_path).lookup(Clone.find(Path(repo).resolve()).root)
@@ -133,7 +136,9 @@ def _pin(repo: str, given: str | None, settings: Settings, first: SourceSnapshot
         msg = f"{first.revision} has no environments/trust.json."
         raise NotFound(msg, code="no_trust_root", hint="Is this a config repository? kneo init makes one.")
     pin = parse_envelope(roots[0]).digest
-    render.warning(f"Nobody said which trust root to believe, so this plan believes the repository's own: {pin}")
+    render.warning(
+        f"No trust root is pinned; this plan uses the repository's own: {pin}. To pin it: --trust-root {pin}"
+    )
     return pin
 
 

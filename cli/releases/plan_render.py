@@ -1,4 +1,4 @@
-"""A plan in words: for a terminal, and as a comment on a pull request."""
+"""Text of a plan: for a terminal, and as a comment on a pull request."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ SHOWN_LINES = 40
 
 
 def environments(answer: Json) -> list[Json]:
-    """Return what a plan says about each environment."""
+    """Return the environments of a plan."""
     found = answer["environments"]
     assert isinstance(found, list)
     return found
 
 
 def is_refused(answer: Json) -> bool:
-    """Say whether something in the commit would be refused or would stall an environment."""
+    """Return whether the commit would be refused or would stall an environment."""
     return bool("problem" in answer or _unsigned(answer)) or any(
         "problem" in item or _bad(item) for item in environments(answer)
     )
 
 
 def has_changes(answer: Json) -> bool:
-    """Say whether the commit would change anything: trust, rules, releases, or what waits."""
+    """Return whether the commit would change trust, rules, releases or pending changes."""
     return _trust(answer)["changed"] is True or any(
         item["actions"] or item["gates"] or item.get("policy") or item.get("removed") or item.get("new")
         for item in environments(answer)
@@ -47,12 +47,12 @@ def _trust(answer: Json) -> Json:
 
 
 def _trust_lines(answer: Json) -> Iterator[str]:
-    """Say who gains and who loses which role, and what else a new trust root changes."""
+    """Return the changes of a trust root: roles, thresholds, keys and revocations."""
     trust = _trust(answer)
     if not trust["changed"]:
         return
     signed = ", ".join(map(str, trust["signed_by"])) if isinstance(trust["signed_by"], list) else ""
-    yield f"The trust root changes: version {trust['from'] or 'none'} → {trust['to'] or 'none'}, signed by {signed or 'nobody'}"
+    yield f"The trust root changes: version {trust['from'] or 'none'} → {trust['to'] or 'none'}, signed by {signed or 'no key'}"
     for role in _rows(trust["roles"]):
         yield from (f"{name} gains the role {role['role']}" for name in role["gained"])  # type: ignore[attr-defined]
         yield from (f"{name} loses the role {role['role']}" for name in role["lost"])  # type: ignore[attr-defined]
@@ -69,7 +69,7 @@ def _trust_lines(answer: Json) -> Iterator[str]:
 
 
 def _policy_lines(item: Json) -> Iterator[tuple[bool, str]]:
-    """Say which rules of an environment change; whether that asks for less comes first."""
+    """Return the changes of an environment's rules, each with whether it weakens protection."""
     for change in _rows(item.get("policy", [])):
         loosened = change["direction"] == "loosened"
         verb = "weakens" if loosened else "tightens"
@@ -99,7 +99,7 @@ def _rows(value: object) -> list[Json]:
 
 
 def as_text(answer: Json) -> Iterator[str]:
-    """Tell a plan to somebody at a terminal, line by line."""
+    """Return a plan as lines for a terminal."""
     yield _compared(answer)
     yield from (f"  {render.CAREFUL} {said}" for said in _trust_lines(answer))
     if "problem" in answer:
@@ -131,7 +131,7 @@ def _environment_text(item: Json) -> Iterator[str]:
             yield from (f"        {line}" for line in _texts(change))
     yield from (f"  {render.FAILED} {v['bundle']} {v['version']}: {v['reason']}: {v['message']}" for v in _bad(item))
     for gate in _rows(item["gates"]):
-        yield f"  {render.CAREFUL} {gate['bundle']} waits: {gate['reason']}: {gate['message']}{_who(gate)}"
+        yield f"  {render.CAREFUL} {gate['bundle']} pending: {gate['reason']}: {gate['message']}{_who(gate)}"
     for added in _rows(item.get("added_gates", [])):
         yield f"  {render.DONE if added['steps'] else render.CAREFUL} {_asked(added)}"
 
@@ -150,8 +150,8 @@ def _asked(added: Json) -> str:
     assert isinstance(steps, dict)
     if not steps:
         return f"The gate {added['gate']} stands around no step of anything released here."
-    told = "; ".join(f"{bundle}: {', '.join(paths)}" for bundle, paths in steps.items())
-    return f"The gate {added['gate']} asks at {told}."
+    steps_text = "; ".join(f"{bundle}: {', '.join(paths)}" for bundle, paths in steps.items())
+    return f"The gate {added['gate']} asks at {steps_text}."
 
 
 def _problem(item: Json) -> str:
@@ -175,7 +175,7 @@ def _who(gate: Json) -> str:
 
 
 def as_markdown(answer: Json) -> Iterator[str]:
-    """Tell a plan as a comment on a pull request, line by line."""
+    """Return a plan as the lines of a comment on a pull request."""
     yield MARKER
     yield "### Kneo plan\n"
     if _trust(answer)["changed"]:
@@ -208,7 +208,7 @@ def _environment_markdown(item: Json) -> Iterator[str]:
     if item["actions"]:
         yield "| | bundle | from | to | signed by | |\n|---|---|---|---|---|---|"
     for action in _rows(item["actions"]):
-        mark = "allowed" if action["allowed"] else "waits"
+        mark = "allowed" if action["allowed"] else "pending"
         cells = (action["kind"], action["bundle"], action["from"] or "", action["to"] or "", _names(action), mark)
         yield "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
     yield from _changes(item)

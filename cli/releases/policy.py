@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cli import render
+from cli.commands import examples
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.requests import request
 from kneo.api import policies as api
@@ -29,6 +30,7 @@ GuardrailsOption = Annotated[bool, typer.Option("--require-guardrails", help="Re
 
 
 @app.command("list")
+@examples("kneo policy list", "kneo policy list --json")
 def list_policies(
     service_url: ServiceUrlOption = None, profile: ProfileOption = None, as_json: JsonOption = False
 ) -> None:
@@ -40,6 +42,7 @@ def list_policies(
 
 
 @app.command("get")
+@examples("kneo policy get prod", "kneo policy get prod --json")
 def get(
     environment: EnvironmentArgument,
     service_url: ServiceUrlOption = None,
@@ -53,6 +56,10 @@ def get(
 
 
 @app.command("set")
+@examples(
+    "kneo policy set prod --require-human-review",
+    "kneo policy set prod --block W_TOOLS_UNRESTRICTED --fail-on-warnings",
+)
 def set_(
     environment: EnvironmentArgument,
     enabled: EnabledOption = True,
@@ -83,6 +90,7 @@ def set_(
 
 
 @app.command("preview")
+@examples("kneo policy preview prod --require-guardrails", "kneo policy preview prod --fail-on-warnings --json")
 def preview(
     environment: EnvironmentArgument,
     enabled: EnabledOption = True,

@@ -1,4 +1,4 @@
-"""``kneo promote``: write a version into another environment's file and commit it. A pull request does the rest."""
+"""``kneo promote``: write a version into another environment's file and commit it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from cli import render
+from cli.commands import examples
 from cli.connection import JsonOption
 from cli.files import write_whole
 from cli.repository.clone import OWN_ACCESS, Clone
@@ -22,15 +23,19 @@ from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import ReleasePin
 
 
+@examples(
+    "kneo promote research-agent --from staging --to prod",
+    "kneo promote research-agent --from staging --to prod --branch promote-1.4.0 --push",
+)
 def promote(
     bundle: Annotated[str, typer.Argument(metavar="BUNDLE")],
-    source: Annotated[str, typer.Option("--from", help="The environment that names the version.")],
-    to: Annotated[str, typer.Option("--to", help="The environment that shall name it.")],
+    source: Annotated[str, typer.Option("--from", help="The environment that has the version.")],
+    to: Annotated[str, typer.Option("--to", help="The environment to promote to.")],
     branch: Annotated[str | None, typer.Option("--branch", help="Commit on this branch.")] = None,
     push: Annotated[bool, typer.Option("--push", help="Push the branch to origin.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Name in one environment's file what another one names, and commit that."""
+    """Promote a release from one environment to another (as a commit)."""
     clone = Clone.find(Path.cwd())
     repository = ConfigRepository(clone.root)
     pin = _pin(repository, source, bundle)
@@ -43,11 +48,11 @@ def promote(
     changed = parse_environment(after.encode(), file=str(path))
     assert any(item.bundle == bundle and item.version == pin.version for item in changed.spec.releases)
     if after == before:
-        msg = f"{to} names {bundle} {pin.version} already."
+        msg = f"{to} already has {bundle} {pin.version}."
         raise Conflict(msg, code="nothing_to_promote")
     pushed_branch = _pushed_branch(clone, branch) if push else None
     with contextlib.ExitStack() as stack:
-        # Whatever keeps a push from working, and is known before it, is found before anything is written.
+        # Problems of a push that are known in advance are found before a file is written.
         access = stack.enter_context(login(from_env().git, clone.push_url())) if push else OWN_ACCESS
         if branch is not None:
             clone.switch(branch)
@@ -56,7 +61,11 @@ def promote(
         if pushed_branch is not None:
             clone.push(pushed_branch, access)
     answer = {"bundle": bundle, "version": pin.version, "from": source, "to": to, "commit": commit, "pushed": push}
-    render.emit(answer, as_json=as_json, text=lambda: render.success(f"{to} names {bundle} {pin.version}: {commit}"))
+    render.emit(
+        answer,
+        as_json=as_json,
+        text=lambda: render.success(f"Promoted {bundle} {pin.version} from {source} to {to}: commit {commit}"),
+    )
 
 
 def _pushed_branch(clone: Clone, branch: str | None) -> str:

@@ -19,7 +19,7 @@ from kneo.settings import forget_calling_repository
 MAIN = "main"
 
 FALLBACK_NAME, FALLBACK_EMAIL = "kneo", "kneo@localhost"
-"""Who commits where Git was never told who the operator is."""
+"""The author of commits where Git has no identity configured."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Clone:
         options = ["--no-verify", "--no-gpg-sign"] if plain else []
         try:
             self._repo.git.add("--", *named)
-            self._git_as_somebody("commit", "--quiet", *options, "--message", message, "--", *named)
+            self._git_with_identity("commit", "--quiet", *options, "--message", message, "--", *named)
         except GitCommandError as error:
             raise _refused("git commit failed", error) from error
         commit = self.head()
@@ -157,7 +157,7 @@ class Clone:
 
         Args:
             branch: Its name.
-            access: Options and variables of git that log in, beside the operator's own settings.
+            access: Options and variables of git that log in, in addition to the operator's own settings.
 
         Raises:
             Invalid: git refused.
@@ -204,8 +204,8 @@ class Clone:
     def close(self) -> None:
         self._repo.close()
 
-    def _git_as_somebody(self, *command: str) -> None:
-        """Run a git command that needs to know who the operator is, whether or not git does."""
+    def _git_with_identity(self, *command: str) -> None:
+        """Run a git command that needs an identity, with a fallback where none is configured."""
         self._repo.git.execute(["git", *self._identity(), *command])
 
     def _identity(self) -> Sequence[str]:

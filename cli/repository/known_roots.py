@@ -1,4 +1,4 @@
-"""Which first trust root this machine believes for which repository.
+"""The trust roots that this machine has pinned, by repository.
 
 A pin must come from outside the repository that it judges. Whoever made a repository with ``kneo init`` knows its root
 because they made it; this file is where that knowledge is kept, in the operator's home and not in the repository.

@@ -84,7 +84,8 @@ class Checked:
             raise Usage(message, hint="Use --service-url URL or --profile NAME.")
         service = open_service(settings, address)
         try:
-            return service.spec(verb, {"spec": self.file.loaded.tree, "environment": self.project.environment})
+            body = {"spec": self.file.loaded.tree, "environment": self.project.environment}
+            return service.send("POST", f"/specs/{verb}", body=body)
         finally:
             service.close()
 

@@ -209,8 +209,8 @@ def pending_item(tx: Tx, environment: str, bundle: str) -> Pending:
     for item in releases.pending(tx, environment):
         if bundle in {item.bundle, f"{item.bundle}@{item.version}", item.digest, item.id}:
             return item
-    msg = f"Nothing of {bundle[:200]} waits in {environment[:80]}."
-    raise NotFound(msg, code="nothing_waits", hint="kneo status lists what does.")
+    msg = f"No pending change for {environment[:80]}/{bundle[:200]}."
+    raise NotFound(msg, code="nothing_waits", hint=f"List pending changes: kneo status {environment[:80]}")
 
 
 # ---- holds and suspensions --------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def why(tx: Tx, environment: str, bundle: str) -> Explanation:
     everything = next((item for item in releases.pending(tx, environment) if item.kind == "policy"), None)
     hold = next((item for item in approvals.list_holds(tx, environment) if item.bundle == bundle), None)
     if serving is None and waits is None and everything is None:
-        msg = f"{environment} neither serves {bundle[:200]} nor is asked to."
+        msg = f"{environment} neither serves {bundle[:200]} nor declares it."
         raise NotFound(msg, code="bundle_not_found", hint=f"Name it in environments/{environment}.yaml.")
     bad = tuple(item for item in releases.list_conditions(tx, environment_subject(environment)) if _is_bad(item))
     suspension = approvals.suspension(tx, environment)

@@ -104,7 +104,7 @@ def _complete_one(described: Tree, operation: RouteEntry) -> None:
         described["x-required-scopes"] = scopes
         text = described.get("description") or described.get("summary") or ""
         described["description"] = f"{text}\n\nNeeds `{'` and `'.join(scopes)}`."
-    if operation.method == "POST" and operation.required:
+    if operation.method in {"POST", "PUT"} and operation.required:
         parameters = cast("list[Tree]", described.setdefault("parameters", []))
         parameters.append(KEY_PARAMETER)
 

@@ -129,7 +129,7 @@ def test_a_rollback_names_its_own_revision_and_waits_for_nothing(store: Store, t
 
 def test_history_shows_who_and_why(machine: Machine) -> None:
     words = machine.kneo("history", "prod").stdout
-    assert "Who" in words
+    assert "Approved by" in words
     assert "controller" in words
 
 

@@ -50,7 +50,6 @@ CHANGES_NOTHING = {
 """They answer a question; at most an audit event says that it was asked."""
 
 NEEDS_NO_KEY = {
-    "set_environment_policy": "PUT: it says what the policy is from now on; said twice it is the same policy",
     "receive_hook": "its sender has no key; a delivery makes the controller look at the repository, and counts once",
 }
 
@@ -59,6 +58,7 @@ NEEDS_NO_KEY = {
 class Request:
     path: str
     body: Json
+    method: str = "POST"
 
 
 def run_order(_bench: Bench) -> Json:
@@ -128,6 +128,7 @@ RUNS: dict[str, Callable[[Bench], Request]] = {
     "comment_human_task": of_task("comments", {"text": "hm"}),
     "create_link": of_task("links", {"person": "reviewer"}),
     "revoke_link": linked,
+    "set_environment_policy": lambda _bench: Request("/policies/environment/prod", {"require_guardrails": True}, "PUT"),
 }
 
 RELEASES: dict[str, tuple[str, Json]] = {
@@ -209,9 +210,18 @@ def test_what_is_done_with_runs_and_tasks_is_done_once(bench: Bench, name: str) 
     headers = {"Idempotency-Key": f"once-{name}"}
 
     def send() -> httpx.Response:
-        return bench.client().post(request.path, json=request.body, headers=headers)
+        return bench.client().request(request.method, request.path, json=request.body, headers=headers)
 
     check_once(bench.store, send, lambda: at_rest(bench.store))
+
+
+def test_a_policy_that_is_sent_again_does_not_undo_a_later_one(bench: Bench) -> None:
+    path = "/policies/environment/prod"
+    for key, flag in (("first", "require_guardrails"), ("second", "fail_on_warnings"), ("first", "require_guardrails")):
+        answer = bench.client().put(path, json={flag: True}, headers={"Idempotency-Key": key}).json()
+        assert answer["policy"][flag] is True
+    policy = bench.client().get(path).json()["policy"]
+    assert (policy["fail_on_warnings"], policy["require_guardrails"]) == (True, False)
 
 
 # ---- releases -----------------------------------------------------------------------------------------------------
