@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email import message_from_bytes
 from email.message import Message
@@ -55,6 +56,36 @@ def web_receiver() -> Iterator[WebReceiver]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def dripping_receiver() -> Iterator[str]:
+    """Accept connections and send one byte of a head every tenth of a second, without end."""
+    stopped = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while not stopped.wait(0.1):
+                connection.sendall(b"a")
+
+    def accept() -> None:
+        while not stopped.is_set():
+            with suppress(TimeoutError):
+                connection, _ = server.accept()
+                threads.append(threading.Thread(target=drip, args=(connection,)))
+                threads[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        threads = [threading.Thread(target=accept)]
+        threads[0].start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}/"
+        finally:
+            stopped.set()
+            for thread in threads:
+                thread.join()
 
 
 @dataclass

@@ -1,22 +1,28 @@
-"""Emptying the outbox: each message to its channel, later and later when that fails."""
+"""Delivery of the messages of the outbox to their channels, with growing pauses after failures."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
 import json
 import logging
+import re
+import smtplib
+import ssl
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from email.message import EmailMessage
+from email.utils import make_msgid
+from functools import cache
 
 import httpx
 
 from kneo.clock import new_id
-from kneo.errors import KneoError, Transient
+from kneo.errors import Invalid, KneoError, Transient
 from kneo.notify.channels import (
     Channel,
     Http,
@@ -26,7 +32,7 @@ from kneo.notify.channels import (
     known_channels,
     plain_name,
 )
-from kneo.notify.mail import send_mail, write_mail
+from kneo.notify.messages import release_words, task_subject, task_words
 from kneo.notify.outbox import settle, split
 from kneo.records.task import UNRESOLVED
 from kneo.redaction import redact
@@ -38,7 +44,7 @@ from kneo.store.outbox import Message
 log = logging.getLogger("kneo.notify")
 
 SECONDS = 10.0
-"""Longest one delivery may take."""
+"""Longest one delivery over HTTP, or one answer of a mail server, may take."""
 
 BATCH = 20
 LOOK_SECONDS = 1.0
@@ -50,7 +56,7 @@ MakeLink = Callable[[Tx, str, str], str]
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How one delivery went: without a ``problem`` it was sent, and a ``status`` says what else ends the message."""
+    """The result of one delivery: without a ``problem`` it was sent; a ``status`` ends the message."""
 
     problem: str | None = None
     status: str | None = None
@@ -62,19 +68,20 @@ DONE = Outcome(status="sent")
 
 @dataclass(frozen=True)
 class Courier:
-    """Delivers what is due, to the channels that this process knows.
+    """Delivers due messages to the channels of this process.
 
     Attributes:
-        make_link: How links to answer with are made; without it, and without a public address, there are none.
+        make_link: Makes one-time links; without it, and without a public address, messages have none.
+        seconds: The longest time that one delivery over HTTP takes.
     """
 
     store: Store
     settings: Settings
-    http: httpx.Client
     make_link: MakeLink | None = None
+    seconds: float = SECONDS
 
     def deliver_due(self) -> int:
-        """Deliver what is due; return how many messages were tried. One process at a time does this on a database."""
+        """Deliver the due messages; return how many were tried. One process at a time does this on a database."""
         channels = known_channels(self.settings)
         owner = new_id("out", self.store.clock.now())
         with self.store.read() as tx:
@@ -94,7 +101,7 @@ class Courier:
         return len(messages)
 
     def _deliver(self, message: Message) -> None:
-        """Deliver one message. Whatever goes wrong with it is its own: it is put off, and the others do not wait for it."""
+        """Deliver one message. A failure postpones this message alone; the others do not wait for it."""
         try:
             outcome = self._attempt(message)
         except KneoError as error:
@@ -118,14 +125,14 @@ class Courier:
                 return Outcome(problem=f"{variable} is not set here")
 
     def _channel(self, message: Message) -> tuple[Channel | None, str]:
-        """Find the channel of a message, and the variable that says where it leads."""
+        """Return the channel of a message, and the variable with its address."""
         ending = plain_name(message.channel).upper().replace("-", "_")
         if message.payload.get("about") == "task":
             return find_task_channel(self.settings, message.channel), f"KNEO_SERV_CHANNEL_{ending}"
         return find_release_channel(self.settings, message.channel), f"KNEO_SERV_NOTIFY_{ending}"
 
     def _is_moot(self, message: Message) -> bool:
-        """Say whether it is about a question that nobody has to answer any more."""
+        """Return whether a message is about a task that is closed."""
         if message.payload.get("about") != "task":
             return False
         with self.store.read() as tx:
@@ -142,14 +149,24 @@ class Courier:
         if channel.token:
             headers["Authorization"] = f"Bearer {channel.token}"
         try:
-            # What a receiver says beside its status is not read: it may be large, or never end.
-            with self.http.stream("POST", url, content=body, headers=headers) as answer:
-                return None if answer.is_success else f"answered {answer.status_code}"
+            return asyncio.run(self._send(url, body, headers))
+        except TimeoutError:
+            return f"no answer in {self.seconds:g} s"
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return f"no answer: {type(error).__name__}"
 
+    async def _send(self, url: str, body: bytes, headers: Mapping[str, str]) -> str | None:
+        """Send one request. Cancellation bounds all of it: the timeouts of the client start again with each byte of a head."""
+        async with (
+            asyncio.timeout(self.seconds),
+            httpx.AsyncClient(verify=_tls(), timeout=self.seconds, follow_redirects=False) as http,
+            # The body of the response is not read: it may be large, or never end.
+            http.stream("POST", url, content=body, headers=headers) as response,
+        ):
+            return None if response.is_success else f"answered {response.status_code}"
+
     def _mail(self, channel: Mail, message: Message) -> Outcome:
-        """Mail to one person; a message to several becomes one for each, so that none is told twice for another's sake."""
+        """Mail one person; a message to several becomes one for each, so that a failure for one repeats no other."""
         to = message.payload.get("to")
         if isinstance(to, str):
             return Outcome(problem=send_mail(channel, self._written(channel, to, message)))
@@ -158,7 +175,7 @@ class Courier:
         receivers: list[tuple[str, str | None]] = [(each, None) for each in channel.to]
         receivers += [(each, name) for name in asked if not channel.to for each in channel.addresses((name,))]
         if not receivers:
-            return Outcome(problem="nobody who is asked is known here and has an address", status="failed")
+            return Outcome(problem="no person of the task is known and has an address", status="failed")
         split(self.store, message, receivers)
         return DONE
 
@@ -170,7 +187,7 @@ class Courier:
         return write_mail(channel, to, notice, message.id)
 
     def _link(self, message: Message) -> str | None:
-        """Make a link for this mail alone. It is kept nowhere else: whoever reads the outbox must not be able to answer."""
+        """Make a link for this mail alone. It is not stored, so that a reader of the outbox cannot decide the task."""
         person, task = message.payload.get("person"), str(message.payload.get("continuation_id"))
         make = self.make_link
         if not (message.payload.get("links") and isinstance(person, str) and make and self.settings.public_url):
@@ -180,31 +197,36 @@ class Courier:
         except Transient:
             raise  # the whole message is tried again later
         except KneoError:
-            return None  # they may not answer any more, or have links enough; they are told all the same
+            return None  # the person may not decide any more, or has too many links; the mail goes out without one
         return f"{self.settings.public_url}/h/{token}"
 
 
 def _shown(payload: Mapping[str, object]) -> Mapping[str, object]:
-    """Leave secrets out of what goes to others; people stay, they are who is told."""
+    """Return a payload without secrets; the names of people stay, they are the receivers."""
     shown = redact(dict(payload), personal=False)
     assert isinstance(shown, dict)
     return shown
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    """Return the trusted authorities, which take tens of milliseconds to read."""
+    return httpx.create_ssl_context()
+
+
 def run_outbox(store: Store, settings: Settings, stopping: threading.Event, make_link: MakeLink | None = None) -> None:
-    """Deliver until told to stop."""
-    with httpx.Client(timeout=SECONDS, follow_redirects=False) as http:
-        courier = Courier(store, settings, http, make_link)
-        while not stopping.is_set():
-            try:
-                tried = courier.deliver_due()
-            except Transient:
-                tried = 0
-            except Exception:
-                log.exception("the outbox stumbled and will be tried again")
-                tried = 0
-            if not tried:
-                stopping.wait(LOOK_SECONDS)
+    """Deliver messages until the process stops."""
+    courier = Courier(store, settings, make_link)
+    while not stopping.is_set():
+        try:
+            tried = courier.deliver_due()
+        except Transient:
+            tried = 0
+        except Exception:
+            log.exception("the outbox failed and will be tried again")
+            tried = 0
+        if not tried:
+            stopping.wait(LOOK_SECONDS)
 
 
 def signed_headers(keys: Sequence[bytes], message_id: str, timestamp: int, body: bytes) -> Mapping[str, str]:
@@ -223,3 +245,54 @@ def signed_headers(keys: Sequence[bytes], message_id: str, timestamp: int, body:
         "webhook-timestamp": str(timestamp),
         "webhook-signature": " ".join(f"v1,{signature}" for signature in signatures),
     }
+
+
+_MAILBOX = re.compile(r'[^\s@<>()\[\]{},;:\\"]{1,64}@[^\s@<>()\[\]{},;:\\"]{1,253}')
+"""One plain address. Signs with a meaning in headers would make several addresses of a name, or another person's."""
+
+
+def write_mail(channel: Mail, to: str, notice: Mapping[str, object], message_id: str) -> EmailMessage:
+    """Write a mail; the same message to the same person always has the same id, so that a repetition is known as one.
+
+    Raises:
+        Invalid: ``invalid_address``: what stands for the receiver is not exactly one address.
+    """
+    if not (_MAILBOX.fullmatch(to) and to.isprintable()):
+        msg = "the name of the person makes no single mail address"
+        raise Invalid(msg, code="invalid_address")
+    mail = EmailMessage()
+    about_task = notice.get("about") == "task"
+    mail["From"] = channel.sender
+    mail["To"] = to
+    mail["Subject"] = task_subject(notice) if about_task else release_words(notice)[:200]
+    mail["Message-ID"] = _message_id(channel, message_id)
+    mail["Auto-Submitted"] = "auto-generated"
+    mail.set_content(task_words(notice) if about_task else release_words(notice))
+    return mail
+
+
+def _message_id(channel: Mail, message_id: str) -> str:
+    domain = channel.sender.rpartition("@")[2]
+    made = make_msgid(domain=domain)
+    return f"<{message_id}@{made.rpartition('@')[2]}"
+
+
+def send_mail(channel: Mail, mail: EmailMessage) -> str | None:
+    """Hand a mail to its server; return what went wrong, without addresses and passwords."""
+    context = ssl.create_default_context()
+    try:
+        if channel.security == "tls":
+            server: smtplib.SMTP = smtplib.SMTP_SSL(channel.host, channel.port, timeout=SECONDS, context=context)
+        else:
+            server = smtplib.SMTP(channel.host, channel.port, timeout=SECONDS)
+        with server:
+            if channel.security == "starttls":
+                server.starttls(context=context)
+            if channel.user:
+                server.login(channel.user, channel.password)
+            server.send_message(mail)
+    except smtplib.SMTPResponseException as error:
+        return f"answered {error.smtp_code}"
+    except (smtplib.SMTPException, OSError) as error:
+        return f"no answer: {type(error).__name__}"
+    return None

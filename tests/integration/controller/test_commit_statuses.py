@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import httpx
 import pytest
 from config_repo import ConfigRepo
 from controller_bench import Bench
@@ -66,9 +65,8 @@ def told(bench: Bench, host: tuple[str, Heard], channel: str) -> Heard:
     mirror = Mirror(str(repo.folder), "main", bench.folder / "mirrors")
     Reconciler(bench.store, mirror, repo.pin, channels=(channel,)).reconcile(bench.lease())
     address, heard = host
-    with httpx.Client() as http:
-        courier = Courier(bench.store, settings_for(channel, address, bench.folder), http)
-        assert [courier.deliver_due(), courier.deliver_due()] == [2, 0]
+    courier = Courier(bench.store, settings_for(channel, address, bench.folder))
+    assert [courier.deliver_due(), courier.deliver_due()] == [2, 0]
     return heard
 
 

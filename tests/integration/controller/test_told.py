@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-import httpx
 import pytest
 from controller_bench import Bench
 from processes import start_python
@@ -33,7 +32,6 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 
-import httpx
 from sqlalchemy import event
 
 from kneo.clock import SystemClock
@@ -50,8 +48,7 @@ def die(connection, cursor, statement, parameters, context, executemany):
 
 event.listen(store.engine, "before_cursor_execute", die)
 settings = from_env({"KNEO_SERV_NOTIFY_WEBHOOK": address}, Path(folder))
-with httpx.Client() as http:
-    Courier(store, settings, http).deliver_due()
+Courier(store, settings).deliver_due()
 """
 
 
@@ -78,11 +75,10 @@ def _look(bench: Bench) -> str:
 
 def _deliver(bench: Bench, web: WebReceiver) -> list[tuple[str, str, str]]:
     """Deliver what is due and return what was heard by now: event, version and reason."""
-    with httpx.Client() as http:
-        settings = from_env({"KNEO_SERV_NOTIFY_WEBHOOK": web.url}, bench.folder)
-        courier = Courier(bench.store, settings, http)
-        while courier.deliver_due():
-            pass
+    settings = from_env({"KNEO_SERV_NOTIFY_WEBHOOK": web.url}, bench.folder)
+    courier = Courier(bench.store, settings)
+    while courier.deliver_due():
+        pass
     return [(str(item.body["event"]), str(item.body["version"]), str(item.body["reason"])) for item in web.received]
 
 

@@ -12,11 +12,10 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-import httpx
 import pytest
 from engine import Engine
 from kneo_process import eventually
-from receivers import MailReceiver, Received, WebReceiver, mail_receiver, web_receiver
+from receivers import MailReceiver, Received, WebReceiver, dripping_receiver, mail_receiver, web_receiver
 from sqlalchemy import text
 
 from kneo.clock import ManualClock
@@ -53,18 +52,18 @@ def engine(store: Store, tmp_path: Path) -> Engine:
 
 
 @pytest.fixture
-def courier(store: Store, tmp_path: Path) -> Iterator[Callable[..., Courier]]:
-    with ExitStack() as stack:
-        http = stack.enter_context(httpx.Client(timeout=240))
+def courier(store: Store, tmp_path: Path) -> Callable[..., Courier]:
+    def make(
+        public_url: str = "",
+        make_link: Callable[[Tx, str, str], str] | None = None,
+        seconds: float = 240,
+        **channels: str,
+    ) -> Courier:
+        env = {f"KNEO_SERV_CHANNEL_{name.upper()}": address for name, address in channels.items()}
+        settings: Settings = from_env(env, cwd=tmp_path)
+        return Courier(store, replace(settings, public_url=public_url), make_link, seconds=seconds)
 
-        def make(
-            public_url: str = "", make_link: Callable[[Tx, str, str], str] | None = None, **channels: str
-        ) -> Courier:
-            env = {f"KNEO_SERV_CHANNEL_{name.upper()}": address for name, address in channels.items()}
-            settings: Settings = from_env(env, cwd=tmp_path)
-            return Courier(store, replace(settings, public_url=public_url), http, make_link)
-
-        yield make
+    return make
 
 
 def ask(engine: Engine, **human: object) -> object:
@@ -94,6 +93,16 @@ def test_a_webhook_is_told_what_is_asked_and_not_what_is_judged(engine: Engine, 
     assert "the secret plan" not in str(told)
     assert received.headers["Idempotency-Key"].startswith("msg_")
     assert courier(ops=web.url).deliver_due() == 0
+
+
+def test_a_receiver_that_drips_its_head_is_given_up_in_time(engine: Engine, courier, web: WebReceiver) -> None:
+    ask(engine, notify=["slow"])
+    ask(engine)
+    with dripping_receiver() as url:
+        assert courier(slow=url, ops=web.url, seconds=1).deliver_due() == 2
+    assert [each.path for each in web.received] == ["/"]
+    [slow] = [row for row in rows(engine.store) if row[0] == "slow"]
+    assert slow[1:] == ("waiting", 1, "no answer in 1 s")
 
 
 def test_a_secret_in_a_question_is_not_told(engine: Engine, courier, web: WebReceiver) -> None:
@@ -146,7 +155,7 @@ def test_each_of_several_people_has_a_mail_of_their_own(
 def test_a_mail_that_nobody_could_get_is_given_up(engine: Engine, courier, post: MailReceiver) -> None:
     ask(engine, assignee="ann")
     courier(ops=mail_at(post)).deliver_due()
-    assert rows(engine.store) == [("ops", "failed", 1, "nobody who is asked is known here and has an address")]
+    assert rows(engine.store) == [("ops", "failed", 1, "no person of the task is known and has an address")]
 
 
 def test_links_are_for_one_person_and_made_when_they_are_sent(engine: Engine, courier, post: MailReceiver) -> None:
@@ -399,12 +408,11 @@ def test_a_channel_of_releases_takes_no_tasks_and_holds_up_nobody(
     ask(engine, notify=[name])
     ask(engine)
     env = {f"KNEO_SERV_NOTIFY_{name.upper()}": f"{web.url}/releases", "KNEO_SERV_CHANNEL_OPS": f"{web.url}/ops"}
-    with httpx.Client(timeout=240) as http:
-        both = Courier(store, from_env(env, cwd=tmp_path), http)
-        for _ in range(ATTEMPTS):
-            while both.deliver_due():
-                pass
-            clock.advance(timedelta(hours=1))
+    both = Courier(store, from_env(env, cwd=tmp_path), seconds=240)
+    for _ in range(ATTEMPTS):
+        while both.deliver_due():
+            pass
+        clock.advance(timedelta(hours=1))
     assert [each.path for each in web.received] == ["/ops"]
     variable = f"KNEO_SERV_CHANNEL_{name.upper()} is not set here"
     assert sorted(rows(store)) == sorted([(name, "failed", ATTEMPTS, variable), ("ops", "sent", 1, None)])
@@ -415,8 +423,7 @@ def test_a_task_channel_may_be_called_like_one_of_releases(
 ) -> None:
     ask(engine, notify=["github"])
     env = {"KNEO_SERV_NOTIFY_GITHUB": f"{web.url}/releases", "KNEO_SERV_CHANNEL_GITHUB": f"{web.url}/tasks"}
-    with httpx.Client(timeout=240) as http:
-        assert Courier(store, from_env(env, cwd=tmp_path), http).deliver_due() == 1
+    assert Courier(store, from_env(env, cwd=tmp_path), seconds=240).deliver_due() == 1
     assert [(each.path, each.body["event"]) for each in web.received] == [("/tasks", "human.requested")]
 
 
