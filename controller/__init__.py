@@ -1,4 +1,4 @@
-"""From Git to the registry. One pass is one call of ``reconcile``; the listing of this package is the pipeline.
+"""The GitOps controller: ``reconcile`` brings the registry to the state that a commit declares.
 
-source → load → verify → plan → gates → apply → report
+source → stages: load → verify → plan → gates → apply → report
 """

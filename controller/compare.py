@@ -1,7 +1,7 @@
-"""What a commit would change against another one, where there is no registry to ask: for pull requests.
+"""The preview of a commit without a registry: compared with the releases of earlier commits, for pull requests.
 
-Needs neither service nor secret: what the commits up to the base name, where it verifies, stands for what is served. A
-release that a commit broke stays what it was before, as the controller leaves it.
+It needs neither service nor secret. The verified releases of the commits up to the base stand for the registry; a release
+that a commit broke stays, as the controller leaves it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from controller.approvals import committed_records, count_votes, role_members
-from controller.preview import Json, PlanInputs, TrustConfig, describe_plan, establish_trust
-from controller.registry_state import DecisionTrust, RegistryState, Served
+from controller.preview import Json, PlanInputs, describe_plan, planned_release
+from controller.registry_state import RegistryState, Served
 from controller.source.snapshot import Commit, SourceSnapshot
+from controller.stages.approvals import committed_records, count_votes, role_members
 from controller.stages.gates import Evidence
 from controller.stages.load import DeclaredState, Loader, SourceProblem, find_bundles
-from controller.stages.verify import Candidate, TrustContext, UnchangedBundle, bundle_history, unchanged_bundle, verify
+from controller.stages.verify import (
+    Candidate,
+    TrustConfig,
+    TrustContext,
+    UnchangedBundle,
+    bundle_history,
+    establish_trust,
+    unchanged_bundle,
+    verify,
+)
 from kneo.clock import isoformat
 from kneo.digest import Digest
 from kneo.records.release import BundleRecord, EnvironmentRecord, Hold, Release, Suspension
@@ -24,12 +33,12 @@ from kneo.registry import OpenTasks, spec_in
 from kneo.spec.models.environment import Environment
 
 Since = Callable[[str, str], Iterable[Commit]]
-"""Reads the commits that a branch grew by from one to another."""
+"""Reads the commits of a branch between two commits."""
 
 
 @dataclass(frozen=True)
 class LiveRegistry:
-    """What a registry says of its environments, where there is one to ask: it counts more than what commits name."""
+    """The environments of a registry, which take precedence over releases in commits."""
 
     served: Served = field(default_factory=dict)
     holds: Mapping[str, Mapping[str, Hold]] = field(default_factory=dict)
@@ -42,49 +51,50 @@ def compare(
     snapshot: SourceSnapshot,
     followed: Sequence[SourceSnapshot],
     since: Since,
-    believing: TrustConfig,
+    config: TrustConfig,
     only: str | None,
     now: datetime,
     live: LiveRegistry | None = None,
     open_in: Callable[[str], OpenTasks | None] = lambda _: None,
 ) -> Json:
-    """Say what a commit would change against another one, or against nothing.
+    """Describe what a commit would change against an earlier one, or against nothing.
 
     Args:
         snapshot: The commit.
-        followed: The commits up to the one that it is compared with, oldest first; empty compares with nothing.
+        followed: The commits up to the base, oldest first; empty compares with nothing.
         since: Reads the commits in between.
-        believing: What is believed.
-        only: The one environment to look at; None looks at all.
-        now: The time to judge at.
-        live: What a registry says, where one was asked.
-        open_in: Finds the questions that are open in an environment; None where nobody can be asked.
+        config: The trust settings.
+        only: The one environment to describe; None describes all.
+        now: The time of the preview.
+        live: The registry, where there is one.
+        open_in: Returns the open tasks of an environment; None where they are unknown.
     """
     live = live or LiveRegistry()
-    past = SimulatedRegistry(believing, now)
+    simulated = SimulatedRegistry(config, now)
     for commit in followed:
-        past.follow(commit)
-    served = {**past.served, **live.served}
-    records = past.records | {
-        name: past.files[name, digest] for name, digest in live.rules.items() if (name, digest) in past.files
+        simulated.follow(commit)
+    served = {**simulated.served, **live.served}
+    records = simulated.records | {
+        name: simulated.files[name, digest] for name, digest in live.rules.items() if (name, digest) in simulated.files
     }
     base = followed[-1].commit if followed else None
-    world = PlanInputs(
-        observed=RegistryState(tuple(records), records, served, bundle_history(past.accepted.values()), past.roots),
-        gather=lambda files, ballots, believed, _: _evidence_of(files, ballots, believed, served, past, live),
-        spec_of=lambda digest: spec_in(past.accepted[digest]) if digest in past.accepted else None,
+    accepted = simulated.accepted
+    inputs = PlanInputs(
+        state=RegistryState(tuple(records), records, served, bundle_history(accepted.values()), simulated.roots),
+        gather=lambda files, approvals, trust, _: _evidence(files[0].name, approvals, trust, served, simulated, live),
+        spec_of=lambda digest: spec_in(accepted[digest]) if digest in accepted else None,
         now=now,
         commits=lambda: since(base, snapshot.commit) if base is not None else (),
         open_in=open_in,
     )
-    return describe_plan(snapshot, world, believing, only)
+    return describe_plan(snapshot, inputs, config, only)
 
 
 class SimulatedRegistry:
-    """What a controller would serve that followed commits whose gates were all open, in memory."""
+    """A registry in memory: the result of reconciling commits whose gates all allow every change."""
 
-    def __init__(self, believing: TrustConfig, now: datetime) -> None:
-        self.believing = believing
+    def __init__(self, config: TrustConfig, now: datetime) -> None:
+        self.config = config
         self.now = now
         self.records: dict[str, EnvironmentRecord] = {}
         self.served: dict[str, dict[str, Release]] = {}
@@ -93,14 +103,14 @@ class SimulatedRegistry:
         self.files: dict[tuple[str, str], EnvironmentRecord] = {}
         """Environment files by name and policy digest."""
         self.before: dict[str, set[str]] = {}
-        """Digests of what each environment served at any time."""
+        """Digests of every release of an environment, by environment."""
         self._loader = Loader()
-        self._judged: dict[tuple[str, str, Digest], UnchangedBundle] = {}
+        self._verified: dict[tuple[str, str, Digest], UnchangedBundle] = {}
 
     def follow(self, commit: SourceSnapshot) -> None:
-        """Come to the next commit; what of it cannot be used changes nothing."""
+        """Reconcile the next commit; unusable parts of it change nothing."""
         declared = self._loader.load(commit)
-        trust = establish_trust(declared, self._world(), self.believing)
+        trust = establish_trust(self.config, declared, self.roots, self.now)
         if isinstance(trust, SourceProblem):
             return
         self.roots = tuple(("base", envelope) for envelope in declared.roots)
@@ -108,39 +118,31 @@ class SimulatedRegistry:
             if isinstance(environment, Environment):
                 self._environment(name, environment, commit, declared, replace(trust, before=None))
 
-    def _world(self) -> PlanInputs:
-        observed = RegistryState((), {}, {}, bundle_history(()), self.roots)
-        return PlanInputs(
-            observed=observed,
-            gather=lambda *_: Evidence(now=self.now, served={}),
-            spec_of=lambda _: None,
-            now=self.now,
-        )
-
     def _environment(
-        self, name: str, environment: Environment, commit: SourceSnapshot, declared: DeclaredState, trust: TrustContext
+        self,
+        name: str,
+        environment: Environment,
+        commit: SourceSnapshot,
+        declared: DeclaredState,
+        trust: TrustContext,
     ) -> None:
         here = self.served.setdefault(name, {})
         places, epoch = find_bundles(environment, declared.blobs), trust.epoch(environment)
-        known = {
-            bundle: self._judged[name, declared.blobs[path], epoch]
-            for bundle, path in places.items()
-            if (name, declared.blobs[path], epoch) in self._judged
-        }
-        envelopes = commit.read(path for bundle, path in places.items() if bundle not in known)
+        keys = {bundle: (name, declared.blobs[path], epoch) for bundle, path in places.items()}
+        unchanged = {bundle: self._verified[key] for bundle, key in keys.items() if key in self._verified}
+        envelopes = commit.read(path for bundle, path in places.items() if bundle not in unchanged)
         history = bundle_history(self.accepted.values())
-        verified = verify((environment,), declared, envelopes, trust, history, known)
+        verified = verify((environment,), declared, envelopes, trust, history, unchanged)
         for bundle, item in verified.desired.items():
-            standing = unchanged_bundle(item) if isinstance(item, Candidate) else item
-            self._judged[name, declared.blobs[places[bundle]], epoch] = standing
+            self._verified[keys[bundle]] = unchanged_bundle(item) if isinstance(item, Candidate) else item
             if isinstance(item, Candidate):
                 self.accepted.setdefault(item.digest, replace(item.record, first_seen_at=isoformat(self.now)))
             if bundle not in here or here[bundle].digest != item.digest:
-                here[bundle] = release_of(item, name, declared.revision, self.now)
+                here[bundle] = planned_release(item, name, declared.revision, self.now)
             self.before.setdefault(name, set()).add(item.digest)
-        named = {entry.bundle for entry in environment.spec.releases}
-        self.served[name] = {bundle: release for bundle, release in here.items() if bundle in named}
-        self.records[name] = EnvironmentRecord(
+        declared_names = {entry.bundle for entry in environment.spec.releases}
+        self.served[name] = {bundle: release for bundle, release in here.items() if bundle in declared_names}
+        self.records[name] = self.files[name, environment.policy_digest] = EnvironmentRecord(
             name=name,
             declaration=declared.files[name],
             policy_digest=environment.policy_digest,
@@ -148,39 +150,28 @@ class SimulatedRegistry:
             pending=(),
             updated_at="",
         )
-        self.files[name, environment.policy_digest] = self.records[name]
 
 
-def release_of(bundle: Candidate | UnchangedBundle, environment: str, revision: str, now: datetime) -> Release:
-    """Return what would be served."""
-    return Release(
-        environment=environment,
-        bundle=bundle.name,
-        version=bundle.version,
-        digest=bundle.digest,
-        revision=revision,
-        promotion_id="",
-        since=isoformat(now),
-    )
-
-
-def _evidence_of(
-    files: Sequence[Environment],
-    ballots: Sequence[bytes],
-    believed: DecisionTrust,
+def _evidence(
+    name: str,
+    approval_files: Sequence[bytes],
+    trust: TrustContext,
     served: Served,
-    past: SimulatedRegistry,
+    simulated: SimulatedRegistry,
     live: LiveRegistry,
 ) -> Evidence:
-    name = files[0].name
-    records = [item for item in committed_records(ballots, believed.root, {}, believed.now) if item.environment == name]
+    records = committed_records(approval_files, trust.root, {}, trust.now)
+    # Recorded decisions are unknown here, so none that a service signed counts.
+    votes = count_votes(
+        [record for record in records if record.environment == name], name, replace(trust, service_key=None)
+    )
     return Evidence(
-        now=believed.now,
+        now=trust.now,
         served=served,
-        votes=count_votes(records, name, believed.root, None, believed.now),
-        members=role_members(believed.root, believed.now),
-        root_expires=believed.root.expires,
+        votes=votes,
+        members=role_members(trust),
+        root_expires=trust.root.expires,
         holds=live.holds.get(name, {}),
         suspension=live.suspensions.get(name),
-        served_before=frozenset(past.before.get(name, ())),
+        served_before=frozenset(simulated.before.get(name, ())),
     )

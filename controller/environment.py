@@ -1,4 +1,4 @@
-"""One environment in one pass: verify what is new, then, in one transaction, ask the gates and do what they allow."""
+"""The reconciliation of one environment: verify new bundles, then evaluate gates and apply changes in one transaction."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from datetime import datetime, timedelta
 from itertools import chain
 
 from controller import metrics
-from controller.approvals import signed_by_known
 from controller.policy_gate import EnvironmentFiles, evaluate_policy_gate
 from controller.registry_state import (
-    DecisionTrust,
     RegistryCache,
     RegistryState,
     Served,
@@ -20,31 +18,13 @@ from controller.registry_state import (
     rules_before,
 )
 from controller.source.snapshot import SourceSnapshot
+from controller.stages import gates, report
 from controller.stages.apply import Lease, apply, check_lease
-from controller.stages.gates import (
-    Allowed,
-    Blocked,
-    CommitTimes,
-    Evidence,
-    GateVerdict,
-    Rules,
-    evaluate_gates,
-    from_environment,
-    rules_of,
-)
+from controller.stages.approvals import signed_by_known
+from controller.stages.gates import Allowed, Blocked, CommitTimes, Evidence, GateVerdict, Rules
 from controller.stages.load import DeclaredState, SourceProblem, find_bundles
 from controller.stages.plan import Action, ReleasePlan, Retire, make_plan
-from controller.stages.report import (
-    Drift,
-    Findings,
-    Outcome,
-    notices_of_changes,
-    notices_of_findings,
-    report,
-    report_policy,
-    report_problem,
-    write_report,
-)
+from controller.stages.report import Drift, Outcome
 from controller.stages.verify import Candidate, TrustContext, Verified, verify
 from controller.verification_cache import VerificationCache
 from kneo import registry
@@ -52,90 +32,88 @@ from kneo.digest import Digest, digest_of
 from kneo.errors import KneoError, Transient
 from kneo.notify import outbox
 from kneo.records.release import EnvironmentRecord, Promotion, PromotionKind, Release
-from kneo.registry import ReleaseChange
 from kneo.spec.models.environment import Environment
 from kneo.spec.windows import windows_open
 from kneo.store import releases
 from kneo.store.engine import Store, Tx, lock_table
-from kneo.trust.keys import PublicKey
 
 DRIFT_INTERVAL = timedelta(minutes=10)
-"""How often everything that is served is looked at again when nothing else is a reason to."""
+"""Interval at which all releases are verified again without another reason."""
 
 
 class DriftWatch:
-    """Looks when trust or rules changed, and every so often; remembers what it found in between."""
+    """Verifies releases again when trust or rules change, and at an interval; remembers drift in between."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[Digest, datetime, tuple[Drift, ...]]] = {}
+        self._checked: dict[str, tuple[Digest, datetime, tuple[Drift, ...]]] = {}
 
     def due(self, now: datetime) -> bool:
-        """Say whether it is time to look again without another reason."""
-        return any(now >= looked + DRIFT_INTERVAL for _, looked, _ in self._seen.values())
+        """Return whether the interval of an environment has passed."""
+        return any(now >= checked + DRIFT_INTERVAL for _, checked, _ in self._checked.values())
 
-    def look(
+    def check(
         self,
         tx: Tx,
         environment: Environment,
         trust: TrustContext,
         served: Mapping[str, Release],
         *,
-        fresh: Collection[str],
+        new: Collection[str],
     ) -> tuple[Drift, ...]:
-        """Say what is wrong with what an environment serves.
+        """Return the drift of an environment's releases.
 
         Args:
             tx: An open transaction.
-            environment: Its file.
-            trust: What is believed.
-            served: What it serves.
-            fresh: Digests that were verified and written in this very transaction; they are not looked at again.
+            environment: The environment's file.
+            trust: The trust of this reconciliation.
+            served: The environment's releases.
+            new: Digests that were verified for this very transaction; they are not verified again.
         """
         epoch = trust.epoch(environment)
-        known = self._seen.get(environment.name)
+        known = self._checked.get(environment.name)
         if known is None or known[0] != epoch or trust.now >= known[1] + DRIFT_INTERVAL:
-            older = {name: release for name, release in served.items() if release.digest not in fresh}
-            known = (epoch, trust.now, tuple(find_drift(tx, environment, trust, older)))
-            self._seen[environment.name] = known
+            older = (release for _, release in sorted(served.items()) if release.digest not in new)
+            drift = [found for release in older if (found := _find_drift(tx, environment, trust, release))]
+            known = self._checked[environment.name] = (epoch, trust.now, tuple(drift))
         return tuple(item for item in known[2] if item.bundle in served and served[item.bundle].digest == item.digest)
 
 
-def find_drift(tx: Tx, environment: Environment, trust: TrustContext, served: Mapping[str, Release]) -> list[Drift]:
-    """Hash and verify everything an environment serves, as the runtime would before running it."""
-    found = []
-    for name, release in sorted(served.items()):
-        try:
-            registry.check_served(releases.bundle(tx, release.digest), release, environment, trust.root, trust.hmac_key)
-        except KneoError as error:
-            found.append(Drift(name, release.digest, error.code, error.message))
-    return found
+def _find_drift(tx: Tx, environment: Environment, trust: TrustContext, release: Release) -> Drift | None:
+    """Hash and verify a release, as the runtime does before it runs the release."""
+    try:
+        registry.check_served(releases.bundle(tx, release.digest), release, environment, trust.root, trust.hmac_key)
+    except KneoError as error:
+        return Drift(release.bundle, release.digest, error.code, error.message)
+    return None
 
 
 @dataclass(frozen=True)
 class ReconcileContext:
-    """What all environments of one pass share."""
+    """The context that all environments of one reconciliation share."""
 
     snapshot: SourceSnapshot
     declared: DeclaredState
     trust: TrustContext
     lease: Lease
-    observed: RegistryState
-    ledger: RegistryCache
+    state: RegistryState
+    cache: RegistryCache
     files: EnvironmentFiles
-    dated: CommitTimes | None = None
+    commit_times: CommitTimes | None = None
     """Set while a registry is rebuilt from Git."""
 
     quiet: bool = False
-    """Whether people are told nothing, because what happens here happened before."""
+    """Whether notifications are suppressed, because these changes happened before."""
 
 
 @dataclass(frozen=True)
 class EnvironmentContext:
+    """One environment in a reconciliation."""
+
     environment: Environment
     before: Environment | None
-    """The rules in force before this commit, where they are others."""
+    """The environment file in force before this commit, where its rules differ."""
 
-    situation: ReconcileContext
+    shared: ReconcileContext
 
     @property
     def name(self) -> str:
@@ -146,215 +124,202 @@ class EnvironmentContext:
         return (self.environment, self.before) if self.before else (self.environment,)
 
     @property
+    def rules(self) -> tuple[Rules, ...]:
+        return gates.rules_of(self.environment, self.before)
+
+    @property
     def revision(self) -> str:
-        return self.situation.declared.revision
+        return self.shared.declared.revision
 
     @property
     def record(self) -> EnvironmentRecord | None:
-        return self.situation.observed.records.get(self.name)
+        return self.shared.state.records.get(self.name)
 
     @property
-    def waited(self) -> frozenset[str]:
-        """Digests of the bundles that were verified for this environment before and wait for a gate."""
-        waiting = self.record.pending if self.record is not None else ()
-        return frozenset(item.digest for item in waiting if item.digest is not None)
+    def pending(self) -> frozenset[str]:
+        """Digests of the bundles that were verified for this environment before and are pending."""
+        pending = self.record.pending if self.record is not None else ()
+        return frozenset(item.digest for item in pending if item.digest is not None)
 
 
 class EnvironmentReconciler:
-    """Does the same for each environment, and remembers what need not be done again."""
+    """Reconciles environments one by one, with a cache of verified bundles and of drift."""
 
-    def __init__(self, store: Store, service_key: PublicKey | None, channels: Sequence[str] = ()) -> None:
+    def __init__(self, store: Store, channels: Sequence[str] = ()) -> None:
         self.store = store
         self.channels = tuple(channels)
-        self.service_key = service_key
         self.drift = DriftWatch()
-        self._judged = VerificationCache()
+        self._verified = VerificationCache()
 
-    def run(self, environment: Environment, situation: ReconcileContext) -> Outcome:
-        """Bring one environment to what its file says, as far as trust and gates allow.
+    def run(self, environment: Environment, shared: ReconcileContext) -> Outcome:
+        """Bring one environment to its declared state, as far as trust and gates allow.
 
         Raises:
-            Transient: the lease was lost, or somebody else changed the registry meanwhile; nothing was written.
+            Transient: the lease was lost, or another process changed the registry; nothing was written.
         """
-        record = situation.observed.records.get(environment.name)
-        before = rules_before(record, environment, situation.declared.revision)
+        declared, name = shared.declared, environment.name
+        before = rules_before(shared.state.records.get(name), environment, declared.revision)
         if isinstance(before, SourceProblem):
-            return self.refuse(environment.name, before, situation)
-        case = EnvironmentContext(environment, before, situation)
-        places = find_bundles(environment, situation.declared.blobs)
-        verified = self._verify(case, places)
-        ballots = signed_by_known(situation.declared.ballots.get(case.name, ()), situation.trust.root)
+            return self.refuse(name, before, shared)
+        context = EnvironmentContext(environment, before, shared)
+        places = find_bundles(environment, declared.blobs)
+        verified = self._verify(context, places)
+        approval_files = signed_by_known(declared.approval_files.get(name, ()), shared.trust.root)
         with self.store.write() as tx:
-            check_lease(tx, situation.lease)
-            # Whoever changes what gates look at takes this lock too, and so comes before or after.
-            lock_table(tx, f"environment/{case.name}")
-            outcome, changed = self._decide(tx, case, verified, ballots)
-        if not situation.quiet:
-            _count(case, changed)
-        epoch = situation.trust.epoch(environment)
-        self._judged.remember(environment.name, epoch, places, situation.declared.blobs, verified)
+            check_lease(tx, shared.lease)
+            # Decisions, holds and suspensions take this lock too: each comes before or after this transaction.
+            lock_table(tx, f"environment/{name}")
+            outcome, changed = self._decide(tx, context, verified, approval_files)
+        if not shared.quiet:
+            _count(context, changed)
+        self._verified.remember(name, shared.trust.epoch(environment), places, declared.blobs, verified)
         return outcome
 
-    def refuse(self, name: str, problem: SourceProblem, situation: ReconcileContext) -> Outcome:
+    def refuse(self, name: str, problem: SourceProblem, shared: ReconcileContext) -> Outcome:
         """Report an environment that this commit cannot change."""
-        found = report_problem(problem, situation.declared.revision, trusted=True)
+        result = report.report_problem(problem, shared.declared.revision, trusted=True)
         with self.store.write() as tx:
-            check_lease(tx, situation.lease)
-            write_report(tx, name, found, revision=situation.declared.revision)
-        return found.outcome
+            check_lease(tx, shared.lease)
+            report.write_report(tx, name, result, revision=shared.declared.revision)
+        return result.outcome
 
-    def _verify(self, case: EnvironmentContext, places: Mapping[str, str]) -> Verified:
-        """Judge what is new. What is served and was judged under this very trust is not even read."""
-        situation = case.situation
-        here = situation.observed.served.get(case.name, {})
-        epoch, blobs = situation.trust.epoch(case.environment), situation.declared.blobs
-        standing = self._judged.standing(case.environment, epoch, places, blobs, here)
-        paths = {name: path for name, path in places.items() if name not in standing}
-        envelopes = situation.snapshot.read(paths.values())
-        if case.record is not None and case.record.trust_epoch == epoch:
-            standing |= self._judged.recognise(case.environment, paths, envelopes, here)
-        history = situation.observed.history
-        verified = verify(case.files, situation.declared, envelopes, situation.trust, history, standing, case.waited)
-        accepted = sum(isinstance(bundle, Candidate) for bundle in verified.desired.values())
-        metrics.VERIFIED.labels("accepted", "").inc(accepted)
+    def _verify(self, context: EnvironmentContext, places: Mapping[str, str]) -> Verified:
+        """Verify new bundles; the files of releases that were verified under the same trust are not even read."""
+        shared, environment = context.shared, context.environment
+        served = shared.state.served.get(context.name, {})
+        epoch, blobs = shared.trust.epoch(environment), shared.declared.blobs
+        unchanged = self._verified.unchanged(environment, epoch, places, blobs, served)
+        paths = {name: path for name, path in places.items() if name not in unchanged}
+        envelopes = shared.snapshot.read(paths.values())
+        if context.record is not None and context.record.trust_epoch == epoch:
+            unchanged |= self._verified.recognise(environment, paths, envelopes, served)
+        verified = verify(
+            context.files, shared.declared, envelopes, shared.trust, shared.state.history, unchanged, context.pending
+        )
+        metrics.VERIFIED.labels("accepted", "").inc(len(verified.candidates))
         for rejection in verified.rejected:
             metrics.VERIFIED.labels("rejected", rejection.reason).inc()
         return verified
 
     def _decide(
-        self, tx: Tx, case: EnvironmentContext, verified: Verified, ballots: Sequence[bytes]
+        self, tx: Tx, context: EnvironmentContext, verified: Verified, approval_files: Sequence[bytes]
     ) -> tuple[Outcome, tuple[Promotion, ...]]:
-        situation = case.situation
-        everywhere = situation.ledger.look(tx, situation.lease.fence).served
-        _check_unmoved(case, everywhere)
-        believed = DecisionTrust(root=situation.trust.root, service_key=self.service_key, now=situation.trust.now)
-        record_decisions(tx, case.name, ballots, believed)
-        seen = gather_evidence(tx, case.files, ballots, believed, everywhere, verified.candidates)
-        seen = replace(seen, dated=situation.dated)
-        agreed = _agree_to_rules(case, seen)
-        if isinstance(agreed, Blocked):
-            found = report_policy(case.environment, agreed, case.revision)
-            write_report(tx, case.name, found, revision=case.revision)
-            return found.outcome, ()
-        _accept_file(tx, case, agreed)
-        return self._change(tx, case, verified, seen)
+        shared, trust = context.shared, context.shared.trust
+        served = shared.cache.read(tx, shared.lease.fence).served
+        _check_unmoved(context, served)
+        record_decisions(tx, context.name, approval_files, trust)
+        evidence = gather_evidence(tx, context.files, approval_files, trust, served, verified.candidates)
+        evidence = replace(evidence, commit_times=shared.commit_times)
+        rules = _evaluate_rules(context, evidence)
+        if isinstance(rules, Blocked):
+            result = report.report_policy(context.environment, rules, context.revision)
+            report.write_report(tx, context.name, result, revision=context.revision)
+            return result.outcome, ()
+        _accept_file(tx, context, rules)
+        return self._change(tx, context, verified, evidence)
 
     def _change(
-        self, tx: Tx, case: EnvironmentContext, verified: Verified, seen: Evidence
+        self, tx: Tx, context: EnvironmentContext, verified: Verified, evidence: Evidence
     ) -> tuple[Outcome, tuple[Promotion, ...]]:
-        plan = make_plan(
-            case.name,
-            case.revision,
-            desired=verified.desired,
-            kept={rejection.bundle for rejection in verified.rejected},
-            observed=seen.served.get(case.name, {}),
-            known=case.situation.observed.history.known,
-        )
-        refused = verified.rejected[0].message if verified.rejected else None
-        judged = evaluate_gates(plan, rules_of(case.environment, case.before), seen, refused=refused)
-        allowed = [(action, verdict) for action, verdict in judged if isinstance(verdict, Allowed)]
-        if case.situation.dated is not None:
-            waiting = [(action, verdict) for action, verdict in judged if isinstance(verdict, Blocked)]
-            releases.qualify(tx, case.name, _qualified(waiting, plan, case, seen), case.revision)
-        ledger, fence = case.situation.ledger, case.situation.lease.fence
-        change = ReleaseChange(revision=case.revision, policy_digest=case.environment.policy_digest)
-        changed = apply(tx, case.name, allowed, change)
-        ledger.wrote(changed)
-        if _keep_signatures(tx, case, verified):
-            ledger.forget()
-        here = ledger.look(tx, fence).served.get(case.name, {})
-        fresh = {action.bundle.digest for action, _ in allowed if not isinstance(action, Retire)}
-        drift = self.drift.look(tx, case.environment, case.situation.trust, here, fresh=fresh)
-        metrics.DRIFT.labels(case.name).set(len(drift))
-        found = report(
-            Findings(
-                revision=case.revision,
-                environment=case.environment,
+        shared, name, revision = context.shared, context.name, context.revision
+        plan = make_plan(name, revision, verified, evidence.served.get(name, {}), shared.state.history.known)
+        verdicts = gates.evaluate_gates(plan, context.rules, evidence, refused=verified.refusal)
+        allowed = [(action, verdict) for action, verdict in verdicts if isinstance(verdict, Allowed)]
+        blocked = [(action, verdict) for action, verdict in verdicts if isinstance(verdict, Blocked)]
+        if shared.commit_times is not None:
+            releases.qualify(tx, name, _qualified(blocked, plan, context, evidence), revision)
+        change = registry.ReleaseChange(revision=revision, policy_digest=context.environment.policy_digest)
+        changed = apply(tx, name, allowed, change)
+        shared.cache.add(changed)
+        if _update_signatures(tx, context, verified):
+            shared.cache.invalidate()
+        served = shared.cache.read(tx, shared.lease.fence).served.get(name, {})
+        new = {action.bundle.digest for action, _ in allowed if not isinstance(action, Retire)}
+        drift = self.drift.check(tx, context.environment, shared.trust, served, new=new)
+        metrics.DRIFT.labels(name).set(len(drift))
+        result = report.report(
+            report.Findings(
+                revision=revision,
+                environment=context.environment,
                 rejected=verified.rejected,
-                waiting=[(action, verdict) for action, verdict in judged if isinstance(verdict, Blocked)],
+                blocked=blocked,
                 changed=len(allowed),
                 drift=drift,
-                questions=registry.open_tasks(tx, case.name) if case.environment.spec.retired else None,
+                open_tasks=registry.open_tasks(tx, name) if context.environment.spec.retired else None,
             )
         )
-        news = write_report(tx, case.name, found, revision=case.revision)
-        if case.situation.quiet:
-            return found.outcome, changed
-        changes = notices_of_changes(case.name, case.revision, tx.at, allowed)
-        findings = notices_of_findings(case.name, case.revision, news, drift, here)
-        outbox.post(tx, self.channels, chain(changes, findings))
-        return found.outcome, changed
+        pending = report.write_report(tx, name, result, revision=revision)
+        if not shared.quiet:
+            changes = report.notices_of_changes(name, revision, tx.at, allowed)
+            findings = report.notices_of_findings(name, revision, pending, drift, served)
+            outbox.post(tx, self.channels, chain(changes, findings))
+        return result.outcome, changed
 
 
 def _qualified(
-    waiting: Sequence[tuple[Action, Blocked]], plan: ReleasePlan, case: EnvironmentContext, seen: Evidence
+    blocked: Sequence[tuple[Action, Blocked]], plan: ReleasePlan, context: EnvironmentContext, evidence: Evidence
 ) -> Iterator[str]:
-    """Find what came far enough in the environment before, and waits only for what the lost registry had.
+    """Yield the bundles that qualify in a rebuild: only evidence that was lost with the registry is missing.
 
-    That is an approval that nobody has rejected, or a window that is closed now and was open then by the dates of the commits.
+    Lost evidence is an approval that has no rejection, or a window that is closed now and was open by the commit dates.
     """
-    rules = rules_of(case.environment, case.before)
-    for action, verdict in waiting:
+    rules = context.rules
+    for action, verdict in blocked:
         if isinstance(action, Retire) or all(item.environment.spec.promote_from is None for item in rules):
             continue
-        lost = all(_was_open(item, rules, case.situation.dated) for item in (verdict, *verdict.also))
-        if lost and all(isinstance(from_environment(action, plan, item, seen), Allowed) for item in rules):
+        lost = all(_was_open(item, rules, context.shared.commit_times) for item in (verdict, *verdict.also))
+        if lost and all(isinstance(gates.from_environment(action, plan, item, evidence), Allowed) for item in rules):
             yield action.bundle.digest
 
 
-def _was_open(closed: Blocked, rules: Sequence[Rules], dated: CommitTimes | None) -> bool:
-    if closed.gate == "windows" and dated is not None:
-        times = (dated.at, dated.until)
-        return any(all(windows_open(item.environment.windows, time) for item in rules) for time in times)
-    return closed.gate == "approvals" and closed.reason == "AwaitingApproval"
+def _was_open(blocked: Blocked, rules: Sequence[Rules], times: CommitTimes | None) -> bool:
+    if blocked.gate == "windows" and times is not None:
+        return any(all(windows_open(item.environment.windows, at) for item in rules) for at in (times.at, times.until))
+    return blocked.gate == "approvals" and blocked.reason == "AwaitingApproval"
 
 
-def _count(case: EnvironmentContext, changed: Sequence[Promotion]) -> None:
-    """Count what has happened, once it has."""
-    committed = case.situation.snapshot.committed_at
-    lead = case.situation.trust.now.timestamp() - committed if committed is not None else None
+def _count(context: EnvironmentContext, changed: Sequence[Promotion]) -> None:
+    """Count committed promotions."""
+    committed = context.shared.snapshot.committed_at
+    lead = context.shared.trust.now.timestamp() - committed if committed is not None else None
     for promotion in changed:
-        metrics.CHANGES.labels(case.name, promotion.kind.value).inc()
+        metrics.CHANGES.labels(context.name, promotion.kind.value).inc()
         if lead is not None and promotion.kind is not PromotionKind.RETIRE:
-            metrics.LEAD_SECONDS.labels(case.name).observe(max(0.0, lead))
+            metrics.LEAD_SECONDS.labels(context.name).observe(max(0.0, lead))
 
 
-def _check_unmoved(case: EnvironmentContext, everywhere: Served) -> None:
-    if everywhere.get(case.name, {}) != case.situation.observed.served.get(case.name, {}):
-        msg = f"The releases of {case.name} changed while a plan for them was made."
+def _check_unmoved(context: EnvironmentContext, served: Served) -> None:
+    if served.get(context.name, {}) != context.shared.state.served.get(context.name, {}):
+        msg = f"The releases of {context.name} changed while a plan for them was made."
         raise Transient(msg, code="RegistryMoved")
 
 
-def _agree_to_rules(case: EnvironmentContext, seen: Evidence) -> GateVerdict:
-    record = case.record
-    if record is not None and (record.policy_digest == case.environment.policy_digest or case.before is None):
+def _evaluate_rules(context: EnvironmentContext, evidence: Evidence) -> GateVerdict:
+    record = context.record
+    if record is not None and (record.policy_digest == context.environment.policy_digest or context.before is None):
         return Allowed()
-    return evaluate_policy_gate(case.environment, case.before, case.situation.files, seen)
+    return evaluate_policy_gate(context.environment, context.before, context.shared.files, evidence)
 
 
-def _accept_file(tx: Tx, case: EnvironmentContext, agreed: Allowed) -> None:
+def _accept_file(tx: Tx, context: EnvironmentContext, rules: Allowed) -> None:
     registry.accept_environment(
         tx,
-        case.name,
-        case.situation.declared.files[case.name],
-        case.environment.policy_digest,
-        revision=case.revision,
-        epoch=case.situation.trust.epoch(case.environment),
-        approvals=agreed.approvals,
+        context.name,
+        context.shared.declared.files[context.name],
+        context.environment.policy_digest,
+        revision=context.revision,
+        epoch=context.shared.trust.epoch(context.environment),
+        approvals=rules.approvals,
     )
 
 
-def _keep_signatures(tx: Tx, case: EnvironmentContext, verified: Verified) -> bool:
-    """Take over signatures that were added to an accepted bundle, so that it can be verified by them from now on.
-
-    Returns:
-        Whether there were any.
-    """
-    known, kept = case.situation.observed.history.known, False
+def _update_signatures(tx: Tx, context: EnvironmentContext, verified: Verified) -> bool:
+    """Store changed signatures of accepted bundles, which later verifications use; return whether there were any."""
+    accepted, updated = context.shared.state.history.known, False
     for bundle in verified.desired.values():
-        if not isinstance(bundle, Candidate) or bundle.digest not in known:
+        if not isinstance(bundle, Candidate) or bundle.digest not in accepted:
             continue
-        if known[bundle.digest].envelope_digest != digest_of(bundle.record.envelope):
-            registry.update_signatures(tx, bundle.record, revision=case.revision)
-            kept = True
-    return kept
+        if accepted[bundle.digest].envelope_digest != digest_of(bundle.record.envelope):
+            registry.update_signatures(tx, bundle.record, revision=context.revision)
+            updated = True
+    return updated

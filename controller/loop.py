@@ -107,9 +107,9 @@ class Controller:
         with self.store.read() as tx:
             asked = requests.open_requests(tx)
         told = self._news.is_set()
-        looks = [request for request in asked if request.kind not in self.reconciler.answers]
+        looks = [request for request in asked if request.kind not in self.reconciler.handlers]
         for request in asked:
-            if request.kind in self.reconciler.answers:
+            if request.kind in self.reconciler.handlers:
                 self._finish([request], self._answer(request, lease))
         if not (looks or told or monotonic() >= self._next or self.reconciler.drift_due()):
             return
@@ -123,7 +123,7 @@ class Controller:
         """Do what somebody asked for beside looking at the repository."""
         try:
             with self._renewing(lease):
-                return self.reconciler.answers[request.kind](request, lease)
+                return self.reconciler.handlers[request.kind](request, lease)
         except KneoError as error:
             return {"error": error.code, "kind": type(error).__name__, "message": str(error)}
 

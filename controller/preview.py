@@ -1,6 +1,6 @@
-"""What a commit would change, without changing anything: the controller's own judgement, told in words.
+"""The preview of a commit: what a reconciliation would change, as JSON, without changing anything.
 
-Against a registry it says what the controller would do now; ``compare`` does the same against another commit.
+``preview`` compares a commit with the registry, ``compare`` in the next module with the releases of earlier commits.
 """
 
 from __future__ import annotations
@@ -11,33 +11,26 @@ from datetime import datetime
 
 from controller.differences import policy_difference, trust_difference, window_state
 from controller.policy_gate import environment_files, evaluate_policy_gate, root_threshold
-from controller.registry_state import (
-    DecisionTrust,
-    RegistryState,
-    gather_evidence,
-    is_retired,
-    read_registry,
-    rules_before,
-)
+from controller.registry_state import RegistryState, gather_evidence, is_retired, read_registry, rules_before
 from controller.source.mirror import Mirror
 from controller.source.snapshot import Commit, SourceSnapshot
 from controller.source_tracker import check_history
 from controller.stages.gates import Allowed, Blocked, Evidence, GateVerdict, evaluate_gates, rules_of
-from controller.stages.load import DeclaredState, SourceProblem, find_bundle, in_order, load, removed
+from controller.stages.load import DeclaredState, SourceProblem, find_bundles, in_order, load, removed
 from controller.stages.plan import Action, Retire, kind_of, make_plan, name_of
 from controller.stages.report import further_gates
 from controller.stages.verify import (
     Candidate,
-    Rejection,
+    TrustConfig,
     TrustContext,
+    UnchangedBundle,
     Verified,
-    root_before,
+    earlier_roots,
+    establish_trust,
     root_in_force,
     verify,
-    verify_trust,
 )
 from kneo.clock import isoformat
-from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError
 from kneo.records.release import Release, also_closed
 from kneo.registry import OpenTasks, open_tasks, spec_in
@@ -49,114 +42,95 @@ from kneo.spec.models.environment import Environment, EnvironmentGate, with_gate
 from kneo.spec.reading.load import load_tree
 from kneo.store import releases, sources
 from kneo.store.engine import Tx
-from kneo.trust.keys import PublicKey
 
 Json = dict[str, object]
 Spec = Mapping[str, object]
-
-
-@dataclass(frozen=True)
-class TrustConfig:
-    """What a preview believes: as ``Reconciler``."""
-
-    pin: Digest
-    service_key: PublicKey | None = None
-    hmac_key: str = ""
+Releases = dict[str, dict[str, Release]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanInputs:
-    """What a commit is compared with."""
+    """The state that a commit is compared with.
 
-    observed: RegistryState
-    gather: Callable[[Sequence[Environment], Sequence[bytes], DecisionTrust, Collection[str]], Evidence]
+    Args:
+        state: The registry.
+        gather: Returns the evidence for gates, from environment files, approval files, trust and candidate digests.
+        spec_of: Returns the spec of a released bundle, by digest.
+        now: The time of the preview.
+        commits: Reads the commits since the accepted one, where the trust root requires signed commits.
+        open_in: Returns the open tasks of an environment; None where they are unknown.
+    """
+
+    state: RegistryState
+    gather: Callable[[Sequence[Environment], Sequence[bytes], TrustContext, Collection[str]], Evidence]
     spec_of: Callable[[str], Spec | None]
-    """Finds the spec of something served, by digest."""
-
     now: datetime
     commits: Callable[[], Iterable[Commit]] = tuple
-    """Reads what came since, where the trust root wants commits signed."""
-
     open_in: Callable[[str], OpenTasks | None] = lambda _: None
-    """Finds the questions that are open in an environment; None where nobody can be asked."""
 
 
-def preview(tx: Tx, snapshot: SourceSnapshot, mirror: Mirror, believing: TrustConfig, only: str | None) -> Json:
-    """Say what the controller would do with a commit now, against the registry."""
-    observed, source = read_registry(tx), sources.source(tx)
+def preview(tx: Tx, snapshot: SourceSnapshot, mirror: Mirror, config: TrustConfig, only: str | None) -> Json:
+    """Describe what the controller would change with a commit now."""
+    state, source = read_registry(tx), sources.source(tx)
     accepted = source.accepted_commit if source else None
-    world = PlanInputs(
-        observed=observed,
-        gather=lambda files, ballots, believed, named: gather_evidence(
-            tx, files, ballots, believed, observed.served, named
+    inputs = PlanInputs(
+        state=state,
+        gather=lambda files, approvals, trust, digests: gather_evidence(
+            tx, files, approvals, trust, state.served, digests
         ),
         spec_of=lambda digest: _stored_spec(tx, digest),
         now=tx.now,
         commits=lambda: mirror.since(accepted, snapshot.commit) if accepted else (),
         open_in=lambda name: open_tasks(tx, name),
     )
-    return describe_plan(snapshot, world, believing, only)
+    return describe_plan(snapshot, inputs, config, only)
 
 
-def describe_plan(snapshot: SourceSnapshot, world: PlanInputs, believing: TrustConfig, only: str | None) -> Json:
-    """Judge a commit as the controller would, and say what came of it."""
-    declared = load(snapshot)
-    signed = _commits(world, believing, declared.revision)
-    said: Json = {"ref": snapshot.ref, "revision": snapshot.revision, "commits": signed}
-    trust = establish_trust(declared, world, believing)
-    earlier = _earlier(world, declared.revision)
+def describe_plan(snapshot: SourceSnapshot, inputs: PlanInputs, config: TrustConfig, only: str | None) -> Json:
+    """Evaluate a commit as the controller does, and describe the result."""
+    declared, state = load(snapshot), inputs.state
+    earlier = earlier_roots(state.roots, declared.revision)
     roots = trust_difference(earlier[-1] if earlier else None, declared.roots[-1] if declared.roots else None)
-    said["trust"] = roots | {"version": roots["to"], "changed": roots["from"] != roots["to"]}
+    result: Json = {
+        "ref": snapshot.ref,
+        "revision": snapshot.revision,
+        "commits": _commits(inputs, config, earlier),
+        "trust": roots | {"version": roots["to"], "changed": roots["from"] != roots["to"]},
+    }
+    trust = establish_trust(config, declared, state.roots, inputs.now)
     if isinstance(trust, SourceProblem):
-        return said | {"problem": {"reason": trust.reason, "message": trust.message}, "environments": []}
-    served = {name: dict(releases) for name, releases in world.observed.served.items()}
-    told = {
-        name: _environment(name, snapshot, declared, trust, world, believing, served)
-        for name in in_order(declared.environments)
+        return result | {"problem": {"reason": trust.reason, "message": trust.message}, "environments": []}
+    served = {name: dict(here) for name, here in state.served.items()}
+    described = {
+        name: _environment(name, snapshot, declared, trust, inputs, served) for name in in_order(declared.environments)
     }
     gone = [
         name
-        for name in sorted(set(world.observed.names) - set(declared.environments))
-        if only in {None, name} and not is_retired(world.observed.records.get(name), world.observed.served)
+        for name in sorted(set(state.names) - set(declared.environments))
+        if only in {None, name} and not is_retired(state.records.get(name), state.served)
     ]
-    return said | {
+    return result | {
         "environments": [
-            *(told[name] for name in sorted(told) if only in {None, name}),
-            *(_gone(name, declared.revision, world.open_in(name)) for name in gone),
+            *(described[name] for name in sorted(described) if only in {None, name}),
+            *(_removed(name, declared.revision, inputs.open_in(name)) for name in gone),
         ],
     }
 
 
-def _commits(world: PlanInputs, believing: TrustConfig, revision: str) -> Json | None:
-    """Say whether the commits that came are signed as the trust root wants; None where it does not."""
-    root = root_in_force(believing.pin, _earlier(world, revision), world.now)
+def _commits(inputs: PlanInputs, config: TrustConfig, earlier: Sequence[bytes]) -> Json | None:
+    """Describe whether the commits are signed as the trust root requires; None where it does not."""
+    root = root_in_force(config.pin, earlier, inputs.now)
     try:
-        asked = check_history(world.commits, root, world.now)
+        required = check_history(inputs.commits, root, inputs.now)
     except Invalid as error:
         return {"ok": False, "reason": error.code, "message": str(error)}
-    return {"ok": True, "reason": "Verified", "message": ""} if asked else None
+    return {"ok": True, "reason": "Verified", "message": ""} if required else None
 
 
-def _earlier(world: PlanInputs, revision: str) -> list[bytes]:
-    """The trust roots that were accepted before a commit."""
-    return [envelope for brought_by, envelope in world.observed.roots if brought_by != revision]
-
-
-def _gone(name: str, revision: str, open_: OpenTasks | None) -> Json:
-    """Tell of an environment whose file a commit takes away."""
-    known = open_.as_json() if open_ is not None else None
-    problem = removed(name, revision, open_ or "Questions that are open there can still be answered.")
-    return _unchanged(name, problem) | {"removed": True, "open_tasks": known}
-
-
-def establish_trust(declared: DeclaredState, world: PlanInputs, believing: TrustConfig) -> TrustContext | SourceProblem:
-    """Find what a pass over this commit would believe."""
-    accepted = tuple(envelope for _, envelope in world.observed.roots)
-    root = verify_trust(believing.pin, declared, accepted, world.now)
-    if isinstance(root, SourceProblem):
-        return root
-    before = root_before(believing.pin, _earlier(world, declared.revision), root, world.now)
-    return TrustContext(root=root, before=before, hmac_key=believing.hmac_key, now=world.now)
+def _removed(name: str, revision: str, open_: OpenTasks | None) -> Json:
+    """Describe an environment whose file a commit removes."""
+    problem = removed(name, revision, open_ or "Open tasks there can still be answered.")
+    return _unchanged(name, problem) | {"removed": True, "open_tasks": open_.as_json() if open_ is not None else None}
 
 
 def _environment(
@@ -164,147 +138,128 @@ def _environment(
     snapshot: SourceSnapshot,
     declared: DeclaredState,
     trust: TrustContext,
-    world: PlanInputs,
-    believing: TrustConfig,
-    served: dict[str, dict[str, Release]],
+    inputs: PlanInputs,
+    served: Releases,
 ) -> Json:
-    """Judge one environment, and note in ``served`` what it would serve then: another may promote from it."""
-    environment = declared.environments[name]
+    """Evaluate one environment, and update its releases in ``served``: another environment may promote from it."""
+    environment, state = declared.environments[name], inputs.state
     if isinstance(environment, SourceProblem):
         return _unchanged(name, environment)
-    before = rules_before(world.observed.records.get(name), environment, declared.revision)
+    before = rules_before(state.records.get(name), environment, declared.revision)
     if isinstance(before, SourceProblem):
         return _unchanged(name, before)
     files = (environment, before) if before else (environment,)
-    verified = verify_all(files, snapshot, declared, trust, world)
-    believed = DecisionTrust(root=trust.root, service_key=believing.service_key, now=world.now)
-    seen = world.gather(files, declared.ballots.get(name, ()), believed, verified.candidates)
-    seen = replace(seen, served=served)
-    plan = make_plan(
-        name,
-        declared.revision,
-        desired=verified.desired,
-        kept={rejection.bundle for rejection in verified.rejected},
-        observed=seen.served.get(name, {}),
-        known=world.observed.history.known,
-    )
-    refused = verified.rejected[0].message if verified.rejected else None
-    judged = evaluate_gates(plan, rules_of(environment, before), seen, refused=refused)
-    easier = weakenings(before, environment) if before else ()
-    rules = _judge_file(environment, before, declared, trust, world, seen)
+    envelopes = snapshot.read(find_bundles(environment, declared.blobs).values())
+    verified = verify(files, declared, envelopes, trust, state.history, {})
+    evidence = inputs.gather(files, declared.approval_files.get(name, ()), trust, verified.candidates)
+    evidence = replace(evidence, served=served)
+    plan = make_plan(name, declared.revision, verified, served.get(name, {}), state.history.known)
+    verdicts = evaluate_gates(plan, rules_of(environment, before), evidence, refused=verified.refusal)
+    rules = _evaluate_file(environment, before, declared, trust, state, evidence)
     if isinstance(rules, Allowed):
-        _apply(judged, served.setdefault(name, {}), declared.revision, world.now)
+        _apply(verdicts, name, served.setdefault(name, {}), declared.revision, inputs.now)
+    gates = [_gate(name_of(a), v) for a, v in verdicts if isinstance(v, Blocked)]
     return {
         "name": name,
-        "actions": [_action(a, rules if isinstance(rules, Blocked) else v, world) for a, v in judged],
-        "verdicts": [*(_refused(item) for item in verified.rejected), *_accepted(verified)],
-        "gates": [*_rules_gate(environment, rules), *(_gate(a, v) for a, v in judged if isinstance(v, Blocked))],
-        "rules": {"changed": before is not None, "easier": list(easier)},
+        "actions": [_action(a, rules if isinstance(rules, Blocked) else v, inputs) for a, v in verdicts],
+        "verdicts": _verdicts(verified),
+        "gates": [*([_gate(environment.file, rules)] if isinstance(rules, Blocked) else ()), *gates],
+        "rules": {"changed": before is not None, "easier": list(weakenings(before, environment) if before else ())},
         "policy": policy_difference(before, environment) if before else [],
-        "windows": window_state(environment, world.now),
+        "windows": window_state(environment, inputs.now),
         "retired": environment.spec.retired,
-        "open_tasks": open_.as_json() if environment.spec.retired and (open_ := world.open_in(name)) else None,
-        "new": name not in world.observed.records,
+        "open_tasks": open_.as_json() if environment.spec.retired and (open_ := inputs.open_in(name)) else None,
+        "new": name not in state.records,
         "added_gates": [_added(gate, verified) for gate in environment.gates],
     }
 
 
-def _judge_file(
+def _evaluate_file(
     environment: Environment,
     before: Environment | None,
     declared: DeclaredState,
     trust: TrustContext,
-    world: PlanInputs,
-    seen: Evidence,
+    state: RegistryState,
+    evidence: Evidence,
 ) -> GateVerdict:
-    if before is None and environment.name in world.observed.records:
+    if before is None and environment.name in state.records:
         return Allowed()
-    records, threshold = world.observed.records, root_threshold(trust.root)
-    files = environment_files(records, declared.environments, declared.revision, threshold)
-    return evaluate_policy_gate(environment, before, files, seen)
+    files = environment_files(state.records, declared.environments, declared.revision, root_threshold(trust.root))
+    return evaluate_policy_gate(environment, before, files, evidence)
 
 
 def _apply(
-    judged: Iterable[tuple[Action, GateVerdict]], here: dict[str, Release], revision: str, now: datetime
+    verdicts: Iterable[tuple[Action, GateVerdict]], name: str, here: dict[str, Release], revision: str, now: datetime
 ) -> None:
-    for action, verdict in judged:
+    for action, verdict in verdicts:
         if not isinstance(verdict, Allowed):
             continue
         if isinstance(action, Retire):
             del here[name_of(action)]
-            continue
-        here[action.bundle.name] = Release(
-            environment=action.current.environment if action.current is not None else "",
-            bundle=action.bundle.name,
-            version=action.bundle.version,
-            digest=action.bundle.digest,
-            revision=revision,
-            promotion_id="",
-            since=isoformat(now),
-        )
+        else:
+            here[action.bundle.name] = planned_release(action.bundle, name, revision, now)
+
+
+def planned_release(bundle: Candidate | UnchangedBundle, environment: str, revision: str, now: datetime) -> Release:
+    """Return the release of a bundle as it would be."""
+    return Release(
+        environment=environment,
+        bundle=bundle.name,
+        version=bundle.version,
+        digest=bundle.digest,
+        revision=revision,
+        promotion_id="",
+        since=isoformat(now),
+    )
 
 
 def _added(gate: EnvironmentGate, verified: Verified) -> Json:
-    """Say which steps of what is released a question of the environment stands around."""
+    """Describe the steps of each candidate that a gate of the environment is added around."""
     views = {
         name: _view(spec_in(bundle.record), gate)
         for name, bundle in verified.desired.items()
         if isinstance(bundle, Candidate)
     }
-    return {
-        "gate": gate.name,
-        "steps": {name: found for name, view in views.items() if (found := guarded_steps(view, gate.name))},
-    }
+    steps = {name: places for name, view in views.items() if (places := guarded_steps(view, gate.name))}
+    return {"gate": gate.name, "steps": steps}
 
 
 def _view(spec: Spec, gate: EnvironmentGate) -> SpecIndex:
     loaded = load_tree(dict(spec)).spec
-    assert loaded is not None, "what is planned was verified"
+    assert loaded is not None, "the spec of a candidate was verified"
     return SpecIndex.of(with_gates(loaded, (gate,)))
 
 
 def _unchanged(name: str, problem: SourceProblem) -> Json:
-    said = {"reason": problem.reason, "message": problem.message}
-    return {"name": name, "problem": said, "actions": [], "verdicts": [], "gates": []}
+    reason = {"reason": problem.reason, "message": problem.message}
+    return {"name": name, "problem": reason, "actions": [], "verdicts": [], "gates": []}
 
 
-def verify_all(
-    files: Sequence[Environment],
-    snapshot: SourceSnapshot,
-    declared: DeclaredState,
-    trust: TrustContext,
-    world: PlanInputs,
-) -> Verified:
-    """Verify everything that an environment names; nothing of it stands."""
-    paths = [path for entry in files[0].spec.releases if (path := find_bundle(entry, declared.blobs))]
-    return verify(files, declared, snapshot.read(paths), trust, world.observed.history, {})
-
-
-def _action(action: Action, verdict: GateVerdict, world: PlanInputs) -> Json:
-    old = world.spec_of(action.current.digest) if action.current is not None else None
-    new = None if isinstance(action, Retire) else spec_in(action.bundle.record)
+def _action(action: Action, verdict: GateVerdict, inputs: PlanInputs) -> Json:
+    bundle = None if isinstance(action, Retire) else action.bundle
+    old = inputs.spec_of(action.current.digest) if action.current is not None else None
     return {
         "kind": kind_of(action).value,
         "bundle": name_of(action),
         "from": action.current.version if action.current is not None else None,
-        "to": None if isinstance(action, Retire) else action.bundle.version,
-        "digest": None if isinstance(action, Retire) else action.bundle.digest,
-        "signers": [] if isinstance(action, Retire) else list(action.bundle.record.signers),
+        "to": bundle.version if bundle else None,
+        "digest": bundle.digest if bundle else None,
+        "signers": list(bundle.record.signers) if bundle else [],
         "allowed": isinstance(verdict, Allowed),
-        "diff": _diff(old, new)["changes"] if new is not None else [],
+        "diff": _diff(old, spec_in(bundle.record)) if bundle else [],
     }
 
 
-def _diff(old: Spec | None, new: Spec) -> Json:
-    """Say in words what a new spec changes, the most dangerous first."""
+def _diff(old: Spec | None, new: Spec) -> object:
+    """Return the changes of a spec in words, the most dangerous first."""
     before, after = load_tree(dict(old)).spec if old is not None else None, load_tree(dict(new)).spec
-    assert after is not None, "what is planned was verified"
-    return diff(before, after).as_json()
+    assert after is not None, "the spec of a candidate was verified"
+    return diff(before, after).as_json()["changes"]
 
 
-def _gate(action: Action, verdict: Blocked) -> Json:
+def _gate(subject: str, verdict: Blocked) -> Json:
     return {
-        "bundle": name_of(action),
+        "bundle": subject,
         "gate": verdict.gate,
         "reason": verdict.reason,
         "message": verdict.message + also_closed(further_gates(verdict)),
@@ -312,23 +267,16 @@ def _gate(action: Action, verdict: Blocked) -> Json:
     }
 
 
-def _rules_gate(environment: Environment, verdict: GateVerdict) -> list[Json]:
-    if isinstance(verdict, Allowed):
-        return []
-    said = {"gate": verdict.gate, "reason": verdict.reason, "message": verdict.message, "who": list(verdict.who)}
-    return [{"bundle": environment.file, **said}]
-
-
-def _refused(item: Rejection) -> Json:
-    said = {"bundle": item.bundle, "version": item.version, "ok": False}
-    return said | {"reason": item.reason, "message": item.message}
-
-
-def _accepted(verified: Verified) -> list[Json]:
-    return [
-        {"bundle": bundle.name, "version": bundle.version, "ok": True, "reason": "Verified", "message": ""}
-        for bundle in verified.desired.values()
+def _verdicts(verified: Verified) -> list[Json]:
+    rejected = [
+        {"bundle": item.bundle, "version": item.version, "ok": False, "reason": item.reason, "message": item.message}
+        for item in verified.rejected
     ]
+    accepted = [
+        {"bundle": item.name, "version": item.version, "ok": True, "reason": "Verified", "message": ""}
+        for item in verified.desired.values()
+    ]
+    return [*rejected, *accepted]
 
 
 def _stored_spec(tx: Tx, digest: str) -> Spec | None:

@@ -1,4 +1,4 @@
-"""One pass: a commit in, every environment's releases and conditions out. Reads as the list of its steps."""
+"""The reconciliation of a commit: from the source to the releases and conditions of every environment."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TypeVar
 from controller import metrics
 from controller.environment import EnvironmentReconciler, ReconcileContext
 from controller.policy_gate import environment_files, root_threshold
-from controller.preview import TrustConfig, preview
-from controller.registry_state import RegistryCache, RegistryState, Served, is_retired, read_registry
+from controller.preview import preview
+from controller.registry_state import RegistryCache, Served, is_retired, read_registry
 from controller.rollback import parse_rollback, roll_back
 from controller.source.mirror import Mirror
 from controller.source.snapshot import SourceSnapshot
@@ -21,23 +21,29 @@ from controller.stages.apply import Lease, check_lease
 from controller.stages.gates import CommitTimes
 from controller.stages.load import DeclaredState, Loader, SourceProblem, in_order, removed
 from controller.stages.report import Outcome, Ready, Stalled, report_problem, write_report
-from controller.stages.verify import TrustContext, root_before, verify_trust
+from controller.stages.verify import TrustConfig, TrustContext, establish_trust
 from kneo import registry
 from kneo.digest import Digest
-from kneo.errors import Invalid, KneoError
+from kneo.errors import Invalid
 from kneo.store import audit, releases, sources
 from kneo.store.engine import Store, Tx
 from kneo.store.requests import ControllerRequest
 from kneo.trust.keys import PublicKey
-from kneo.trust.root import TrustRoot
+
+log = logging.getLogger("kneo.controller")
+
+T = TypeVar("T")
 
 
 @dataclass
 class CommitCalendar:
-    """Since when environments served what they serve, by the dates of the commits that were replayed so far.
+    """The start of each release by the dates of the replayed commits, while a registry is rebuilt from Git.
+
+    Commit dates are set by their authors. They count only for the time since a release began, and never make that longer
+    than the time since the bundle was signed.
 
     Args:
-        now: No commit is taken to be later than this.
+        now: The latest time that a commit date counts as.
     """
 
     now: datetime
@@ -45,18 +51,18 @@ class CommitCalendar:
     _since: dict[tuple[str, str], datetime] = field(default_factory=dict)
 
     def begin(self, commit: SourceSnapshot, following: SourceSnapshot | None) -> CommitTimes:
-        """Come to a commit.
+        """Return the times of a commit.
 
         Args:
-            commit: It.
-            following: The one after it; None for the newest.
+            commit: The commit.
+            following: The commit after it; None for the newest.
         """
         self._at = max(self._at, self._date(commit))
         until = max(self._at, self._date(following)) if following is not None else self.now
         return CommitTimes(since=dict(self._since), at=self._at, until=until)
 
     def end(self, after: Served) -> None:
-        """Note what is served now."""
+        """Record the releases after a commit."""
         self._since = {
             (environment, release.digest): self._since.get((environment, release.digest), self._at)
             for environment, served in after.items()
@@ -64,41 +70,36 @@ class CommitCalendar:
         }
 
     def _date(self, commit: SourceSnapshot) -> datetime:
-        # A commit without a readable date is as late as can be: nothing was served for long because of it.
+        # A commit without a readable date counts as made now, so that no soak time passes because of it.
         if commit.committed_at is None:
             return self.now
         return min(self.now, datetime.fromtimestamp(commit.committed_at, UTC))
 
 
-log = logging.getLogger("kneo.controller")
-
-Found = TypeVar("Found")
-
-
 @dataclass(frozen=True)
 class ReconcileResult:
-    """How one pass ended, environment by environment."""
+    """The outcome of a reconciliation, by environment."""
 
     revision: str
     outcomes: Mapping[str, Outcome]
     problem: SourceProblem | None = None
-    """Why the commit as a whole was not followed."""
+    """The problem of the whole commit."""
 
 
-Answer = Callable[[ControllerRequest, Lease], Mapping[str, object]]
-"""Does what somebody asked for in a request row."""
+Handler = Callable[[ControllerRequest, Lease], Mapping[str, object]]
+"""Executes a request row."""
 
 
 class Reconciler:
-    """Everything a pass needs: where the commits are, what is believed first, where releases go.
+    """Brings the registry to the state that the commits of a repository declare.
 
     Args:
         store: The registry's database.
-        mirror: Where the commits are.
-        pin: Digest of the first trust root that is believed.
-        service_key: The key that our own service signs decisions with; None believes no decision it recorded.
+        mirror: The mirror of the repository.
+        pin: Digest of the pinned trust root.
+        service_key: The key of the own service; None counts no decision that the service recorded.
         hmac_key: The shared secret of bundles in the older format, where an environment accepts them.
-        channels: Where people are told what happens.
+        channels: Channels of notifications.
     """
 
     def __init__(
@@ -113,40 +114,42 @@ class Reconciler:
     ) -> None:
         self.store = store
         self.mirror = mirror
-        self.pin = pin
-        self.service_key = service_key
-        self.hmac_key = hmac_key
+        self.config = TrustConfig(pin, service_key, hmac_key)
         self.commit: str | None = None
-        """The commit that the last whole pass was about."""
+        """The last commit that was reconciled whole."""
 
-        self.environments = EnvironmentReconciler(store, service_key, channels)
-        self._follower = SourceTracker(store, mirror)
+        self.environments = EnvironmentReconciler(store, channels)
+        self._source = SourceTracker(store, mirror, pin)
         self._loader = Loader()
-        self._ledger = RegistryCache()
+        self._cache = RegistryCache()
 
     def reconcile(self, lease: Lease) -> ReconcileResult:
-        """Bring the registry to what the newest commit declares, as far as trust and gates allow.
+        """Bring the registry to the state that the newest commit declares, as far as trust and gates allow.
 
         Raises:
-            Transient: the repository or the database did not answer; try again. Nothing was half done.
-            Invalid: the repository itself cannot be followed (``HistoryRewritten``, ``LimitExceeded``, …). Recorded
-                in every environment's conditions; what is served stays served.
+            Transient: the repository or the database did not answer; nothing was written, try again.
+            Invalid: the repository itself cannot be followed (``HistoryRewritten``, ``LimitExceeded``, …). The problem is in
+                every environment's conditions; current releases stay.
         """
         self.commit = None
         if self.drift_due():
-            self._ledger.forget()
-        snapshot = self._guarded(lease, lambda: self._follower.fetch(self._accepted_root))
-        earlier = self._guarded(lease, lambda: self._follower.replayed(snapshot))
+            self._cache.invalidate()
+        snapshot = self._guarded(lease, self._source.fetch)
+        earlier = self._guarded(lease, lambda: self._source.commits_to_replay(snapshot))
         if earlier or self._rebuilding():
-            done = self._rebuild([*earlier, snapshot], lease)
+            result = self._rebuild([*earlier, snapshot], lease)
         else:
-            done, _ = self._follow(snapshot, lease)
-        if not isinstance(done.problem, SourceProblem):
+            result, _ = self._follow(snapshot, lease)
+        if result.problem is None:
             self.commit = snapshot.commit
-        return done
+        return result
 
     def _rebuild(self, commits: Sequence[SourceSnapshot], lease: Lease) -> ReconcileResult:
-        """Follow commit after commit into an empty registry."""
+        """Reconcile an empty registry with one commit after another.
+
+        The releases of an environment depend on earlier commits too: a version that was promoted while the environment before
+        it still had it, a release that a broken file keeps.
+        """
         log.info("rebuilding the registry from %d commits", len(commits))
         with self.store.write() as tx:
             check_lease(tx, lease)
@@ -154,16 +157,15 @@ class Reconciler:
         calendar = CommitCalendar(self.store.clock.now())
         try:
             for commit, following in zip(commits, [*commits[1:], None], strict=True):
-                done, after = self._follow(
-                    commit, lease, calendar.begin(commit, following), quiet=following is not None
-                )
+                times = calendar.begin(commit, following)
+                result, after = self._follow(commit, lease, times, quiet=following is not None)
                 calendar.end(after)
         except Invalid:
-            # Here somebody who followed would have stopped as well.
+            # A controller that followed these commits one by one would have stopped here as well.
             self._end_rebuild(lease)
             raise
         self._end_rebuild(lease)
-        return done
+        return result
 
     def _rebuilding(self) -> bool:
         with self.store.read() as tx:
@@ -175,72 +177,69 @@ class Reconciler:
             sources.end_rebuild(tx)
 
     def _follow(
-        self, snapshot: SourceSnapshot, lease: Lease, dated: CommitTimes | None = None, *, quiet: bool = False
+        self, snapshot: SourceSnapshot, lease: Lease, times: CommitTimes | None = None, *, quiet: bool = False
     ) -> tuple[ReconcileResult, Served]:
-        """Bring the registry to what one commit declares; say how that ended and what is served then."""
-        self._guarded(lease, lambda: self._follower.check_signed(snapshot, self._accepted_root))
+        """Reconcile one commit; return its result and the releases after it."""
+        self._guarded(lease, lambda: self._source.check_signed(snapshot))
         declared = self._guarded(lease, lambda: self._loader.load(snapshot))
         with self.store.read() as tx:
-            observed = read_registry(tx, self._ledger.look(tx, lease.fence))
-        trust = self._trust(declared, observed)
+            state, rebuilding = read_registry(tx, self._cache.read(tx, lease.fence)), sources.is_rebuilding(tx)
+        trust = establish_trust(self.config, declared, state.roots, self.store.clock.now(), rebuilding=rebuilding)
         self._accept(snapshot, declared, trust, lease, last=not quiet)
         if isinstance(trust, SourceProblem):
             audit.seal(self.store)
             stalled = Stalled(trust.reason, trust.message)
-            return ReconcileResult(
-                declared.revision, dict.fromkeys(declared.environments, stalled), trust
-            ), observed.served
+            outcomes: Mapping[str, Outcome] = dict.fromkeys(declared.environments, stalled)
+            return ReconcileResult(declared.revision, outcomes, trust), state.served
         metrics.ROOT_EXPIRY.set(trust.root.expires.timestamp())
         threshold = root_threshold(trust.root)
-        files = environment_files(observed.records, declared.environments, declared.revision, threshold)
-        situation = ReconcileContext(snapshot, declared, trust, lease, observed, self._ledger, files, dated, quiet)
-        outcomes = self._each_environment(situation)
+        files = environment_files(state.records, declared.environments, declared.revision, threshold)
+        context = ReconcileContext(snapshot, declared, trust, lease, state, self._cache, files, times, quiet)
+        outcomes = self._each_environment(context)
         audit.seal(self.store)
         with self.store.read() as tx:
-            return ReconcileResult(declared.revision, outcomes), self._ledger.look(tx, lease.fence).served
+            return ReconcileResult(declared.revision, outcomes), self._cache.read(tx, lease.fence).served
 
     @property
-    def answers(self) -> Mapping[str, Answer]:
-        """What somebody may ask for beside a look."""
-        # Made anew each time: kept, it would hold us in a circle, and with us the process that reads the mirror.
+    def handlers(self) -> Mapping[str, Handler]:
+        """Handlers of request rows, by kind."""
+        # A stored dictionary would keep this object alive in a cycle, and the process that reads the mirror with it.
         return {"rollback": self._roll_back, "plan": self._preview}
 
     def is_current(self) -> bool:
-        """Say whether the ref still names the commit that the last whole pass was about.
+        """Return whether the ref still names the last commit that was reconciled whole.
 
         Raises:
             Transient, Invalid: see ``Mirror.poll``.
         """
-        return self.commit is not None and self._follower.poll() == self.commit
+        return self.commit is not None and self._source.poll() == self.commit
 
     def drift_due(self) -> bool:
-        """Say whether it is time to look again at what is served, commit or not."""
+        """Return whether all releases are due for verification."""
         return self.environments.drift.due(self.store.clock.now())
 
     def _roll_back(self, request: ControllerRequest, lease: Lease) -> Mapping[str, object]:
-        going = parse_rollback(request.payload, request.actor)
-        # It changes what is served without the ledger being told.
-        self._ledger.forget()
-        channels = self.environments.channels
-        return roll_back(self.store, going, lease, self.pin, self.service_key, self.hmac_key, channels)
+        # A rollback changes releases outside of the cache.
+        self._cache.invalidate()
+        rollback = parse_rollback(request.payload, request.actor)
+        return roll_back(self.store, rollback, lease, self.config, self.environments.channels)
 
     def _preview(self, request: ControllerRequest, _lease: Lease) -> Mapping[str, object]:
         ref, name = request.payload.get("ref"), request.payload.get("environment")
         snapshot = self.mirror.peek(str(ref)) if ref else self.mirror.fetch()
         with self.store.read() as tx:
-            believed = TrustConfig(self.pin, self.service_key, self.hmac_key)
-            return preview(tx, snapshot, self.mirror, believed, str(name) if name else None)
+            return preview(tx, snapshot, self.mirror, self.config, str(name) if name else None)
 
-    def _guarded(self, lease: Lease, look: Callable[[], Found]) -> Found:
-        """Look at the repository, and report everywhere why it cannot be followed, where it cannot."""
+    def _guarded(self, lease: Lease, read: Callable[[], T]) -> T:
+        """Read from the repository; report a problem of the repository in every environment."""
         try:
-            return look()
+            return read()
         except Invalid as error:
             if error.code in UNREACHABLE:
                 raise
             with self.store.write() as tx:
                 check_lease(tx, lease)
-                self._follower.refuse(tx, error)
+                self._source.refuse(tx, error)
                 _report_everywhere(tx, SourceProblem(error.code, str(error)))
             audit.seal(self.store)
             raise
@@ -254,49 +253,31 @@ class Reconciler:
         *,
         last: bool,
     ) -> None:
-        """Follow the commit and believe the trust roots it brings, or say why not."""
+        """Accept the commit and its trust roots, or report why not."""
         with self.store.write() as tx:
             check_lease(tx, lease)
             if isinstance(trust, SourceProblem):
-                self._follower.refuse(tx, Invalid(trust.message, code=trust.reason, new=snapshot.commit))
+                self._source.refuse(tx, Invalid(trust.message, code=trust.reason, new=snapshot.commit))
                 _report_everywhere(tx, trust, declared)
             else:
-                (self._follower.accept if last else self._follower.accept_earlier)(tx, snapshot)
+                (self._source.accept if last else self._source.accept_earlier)(tx, snapshot)
                 registry.accept_roots(tx, declared.roots, revision=declared.revision)
 
-    def _trust(self, declared: DeclaredState, observed: RegistryState) -> TrustContext | SourceProblem:
-        now = self.store.clock.now()
-        accepted = tuple(envelope for _, envelope in observed.roots)
-        root = verify_trust(self.pin, declared, accepted, now, rebuilding=self._rebuilding())
-        if isinstance(root, SourceProblem):
-            return root
-        earlier = [envelope for revision, envelope in observed.roots if revision != declared.revision]
-        return TrustContext(
-            root=root, before=root_before(self.pin, earlier, root, now), hmac_key=self.hmac_key, now=now
-        )
-
-    def _accepted_root(self) -> TrustRoot | None:
-        with self.store.read() as tx:
-            try:
-                return registry.trust_root(tx, self.pin)
-            except KneoError:
-                return None
-
-    def _each_environment(self, situation: ReconcileContext) -> dict[str, Outcome]:
-        declared, outcomes = situation.declared, dict[str, Outcome]()
+    def _each_environment(self, context: ReconcileContext) -> dict[str, Outcome]:
+        declared, state, outcomes = context.declared, context.state, dict[str, Outcome]()
         for name in in_order(declared.environments):
             environment = declared.environments[name]
             if isinstance(environment, SourceProblem):
-                outcomes[name] = self.environments.refuse(name, environment, situation)
+                outcomes[name] = self.environments.refuse(name, environment, context)
             else:
-                outcomes[name] = self.environments.run(environment, situation)
-        for name in sorted(set(situation.observed.names) - set(declared.environments)):
-            if is_retired(situation.observed.records.get(name), situation.observed.served):
+                outcomes[name] = self.environments.run(environment, context)
+        for name in sorted(set(state.names) - set(declared.environments)):
+            if is_retired(state.records.get(name), state.served):
                 outcomes[name] = Ready(0)
                 continue
             with self.store.read() as tx:
                 problem = removed(name, declared.revision, registry.open_tasks(tx, name))
-            outcomes[name] = self.environments.refuse(name, problem, situation)
+            outcomes[name] = self.environments.refuse(name, problem, context)
         return outcomes
 
 

@@ -8,7 +8,9 @@ from datetime import datetime
 
 from controller.source.mirror import AllowedRewrite, Mirror
 from controller.source.snapshot import Commit, SourceSnapshot
+from kneo import registry
 from kneo.clock import parse_time
+from kneo.digest import Digest
 from kneo.errors import Invalid, KneoError, Transient
 from kneo.store import approvals, sources
 from kneo.store.engine import Store, Tx
@@ -22,12 +24,12 @@ COMMIT_ROLE = "commit"
 
 
 def check_history(find: Callable[[], Iterable[Commit]], root: TrustRoot | None, now: datetime) -> bool:
-    """Check the commits that came, where the trust root in force asks for it; say whether it does.
+    """Check new commits where the trust root in force requires signed commits; return whether it does.
 
     Args:
-        find: Reads them, when they are wanted.
+        find: Reads the commits, newest first.
         root: The trust root in force before them.
-        now: When we first saw them.
+        now: The time of first sight.
 
     Raises:
         Invalid: see ``check_commits``, and what finding them raises.
@@ -39,12 +41,12 @@ def check_history(find: Callable[[], Iterable[Commit]], root: TrustRoot | None, 
 
 
 def check_commits(commits: Iterable[Commit], root: TrustRoot, now: datetime) -> None:
-    """Check that each of these commits was signed by somebody of the role, with a key that is not revoked.
+    """Check that each commit was signed by a person of the role, with a key that is not revoked.
 
     Args:
-        commits: All that came since the last accepted one, not only the newest.
-        root: The trust root in force before them; one that they bring judges those after them.
-        now: When we first saw them. The dates inside them are their authors' own.
+        commits: All commits since the accepted one.
+        root: The trust root in force before them; a root that they bring applies to later commits.
+        now: The time of first sight; commit dates are set by their authors.
 
     Raises:
         Invalid: ``SignatureInvalid`` or ``KeyRevoked``, with the commit.
@@ -56,42 +58,46 @@ def check_commits(commits: Iterable[Commit], root: TrustRoot, now: datetime) -> 
         try:
             signer = find_ssh_signer(commit.signature, commit.signed, keys)
         except Invalid as error:
-            raise _refused(commit, f"has no signature that counts: {error.message}", "SignatureInvalid") from error
+            raise _refused(commit, f"has no valid signature: {error.message}", "SignatureInvalid") from error
         if signer is None:
-            raise _refused(commit, "is not signed by anybody of that role", "SignatureInvalid")
+            raise _refused(commit, "is not signed by a person of that role", "SignatureInvalid")
         if root.void(signer.public.keyid, now):
             raise _refused(commit, f"is signed with a key of {signer.principal} that was revoked", "KeyRevoked")
 
 
 def _refused(commit: Commit, why: str, code: str) -> Invalid:
-    msg = f"The trust root wants commits signed (role {COMMIT_ROLE}), and {commit.id} {why}."
+    msg = f"The trust root requires signed commits (role {COMMIT_ROLE}), and {commit.id} {why}."
     hint = "Sign with git commit -S and an SSH key that the role has, from the last accepted commit on."
     return Invalid(msg, code=code, hint=hint, new=commit.id)
 
 
 UNREACHABLE = frozenset({"FetchFailed", "invalid_setting", "git_missing", "git_too_old"})
-"""Codes of errors that say nothing about a commit: the host, or our own way to it, is what failed."""
+"""Error codes of an unreachable host, which are no problem of a commit."""
 
 SOURCE_ENVIRONMENT = "source"
-"""What approvals of a rewritten history name as their environment."""
+"""The environment name in approvals of a rewritten history."""
 
 
 class SourceTracker:
-    """The repository through a mirror, with the registry's memory of it beside."""
+    """Fetches commits through a mirror, and records the accepted one in the registry.
 
-    def __init__(self, store: Store, mirror: Mirror) -> None:
+    Args:
+        store: The registry's database.
+        mirror: The mirror of the repository.
+        pin: Digest of the pinned trust root.
+    """
+
+    def __init__(self, store: Store, mirror: Mirror, pin: Digest) -> None:
         self.store = store
         self.mirror = mirror
+        self.pin = pin
         self._rewrite: AllowedRewrite | None = None
         self._failed = True
-        """Whether a failure may be recorded, by this process or an earlier one."""
+        """Whether the registry may hold a failure, recorded by this process or an earlier one."""
         self._base: str | None = None
 
-    def fetch(self, find_root: Callable[[], TrustRoot | None]) -> SourceSnapshot:
-        """Fetch what the ref names now; it has to follow what our own records say was accepted last.
-
-        Args:
-            find_root: Finds the trust root in force, whose root role may agree to a rewritten history.
+    def fetch(self) -> SourceSnapshot:
+        """Fetch the newest commit; it has to descend from the accepted commit in the registry.
 
         Raises:
             Transient, Invalid: see ``Mirror.fetch``.
@@ -100,11 +106,11 @@ class SourceTracker:
             known = sources.source(tx)
         self._base = base = known.accepted_commit if known else None
         self._rewrite = None
-        with self.remembering_failures():
-            return self._fetch(base, find_root)
+        with self._recording_failures():
+            return self._fetch(base)
 
-    def replayed(self, snapshot: SourceSnapshot) -> list[SourceSnapshot]:
-        """Find the commits to follow before a fetched one: all that led to it where the registry is empty, else none."""
+    def commits_to_replay(self, snapshot: SourceSnapshot) -> list[SourceSnapshot]:
+        """Return the commits before a fetched one if the registry is empty or being rebuilt, else none."""
         with self.store.read() as tx:
             known = sources.source(tx)
         rebuilds = known is None or known.accepted_commit is None or known.rebuilding_since is not None
@@ -112,52 +118,61 @@ class SourceTracker:
             return []
         return self.mirror.history(self._base, snapshot.commit)
 
-    def check_signed(self, snapshot: SourceSnapshot, find_root: Callable[[], TrustRoot | None]) -> None:
-        """Check who signed the commits that came since the accepted one, where the trust root in force asks for it.
+    def check_signed(self, snapshot: SourceSnapshot) -> None:
+        """Check the signatures of the commits since the accepted one, where the trust root in force requires them.
 
         Raises:
             Invalid: see ``check_history``.
         """
         base = self._base
         if base is not None and snapshot.commit != base:
-            check_history(lambda: self.mirror.since(base, snapshot.commit), find_root(), self.store.clock.now())
+            check_history(
+                lambda: self.mirror.since(base, snapshot.commit), self._accepted_root(), self.store.clock.now()
+            )
 
-    def _fetch(self, base: str | None, find_root: Callable[[], TrustRoot | None]) -> SourceSnapshot:
+    def _accepted_root(self) -> TrustRoot | None:
+        with self.store.read() as tx:
+            try:
+                return registry.trust_root(tx, self.pin)
+            except KneoError:
+                return None
+
+    def _fetch(self, base: str | None) -> SourceSnapshot:
         try:
             return self.mirror.fetch(base=base)
         except Invalid as error:
             rewrite = _rewrite_of(error)
-            root = find_root() if rewrite is not None else None
-            if rewrite is None or root is None or not self._agreed(rewrite, root):
+            root = self._accepted_root() if rewrite is not None else None
+            if rewrite is None or root is None or not self._is_approved(rewrite, root):
                 raise
             self._rewrite = rewrite
             return self.mirror.fetch(base=base, rewrite=rewrite)
 
     def accept(self, tx: Tx, snapshot: SourceSnapshot) -> None:
-        """Make a fetched snapshot the accepted one, here and in the mirror."""
+        """Accept a fetched snapshot, in the registry and in the mirror."""
         self.mirror.accept(snapshot, rewrite=self._rewrite)
         self.accept_earlier(tx, snapshot)
 
     def accept_earlier(self, tx: Tx, snapshot: SourceSnapshot) -> None:
-        """Make a commit that others follow the accepted one. The mirror keeps it for theirs."""
+        """Accept a commit that is followed by later ones, in the registry only."""
         sources.accept_commit(tx, self.mirror.address.url, self.mirror.ref, snapshot.commit)
         self._failed = False
         self._base = snapshot.commit
 
     def refuse(self, tx: Tx, error: KneoError) -> None:
-        """Remember why the newest commit was not accepted."""
+        """Record why the newest commit was not accepted."""
         commit = error.details.get("new")
         sources.refuse_commit(
             tx, self.mirror.address.url, self.mirror.ref, str(commit) if commit else None, error.code, str(error)
         )
 
     def poll(self) -> str:
-        """Ask the host which commit the ref names now, and remember whether it answered.
+        """Return the commit that the ref names on the host now, and record whether the host answered.
 
         Raises:
             Transient, Invalid: see ``Mirror.poll``.
         """
-        with self.remembering_failures():
+        with self._recording_failures():
             commit = self.mirror.poll()
         if self._failed:
             with self.store.write() as tx:
@@ -166,8 +181,8 @@ class SourceTracker:
         return commit
 
     @contextlib.contextmanager
-    def remembering_failures(self) -> Iterator[None]:
-        """Record why the host could not be asked, when what is done in a block fails for that reason."""
+    def _recording_failures(self) -> Iterator[None]:
+        """Record an unreachable host when the block fails with one."""
         try:
             yield
         except (Invalid, Transient) as error:
@@ -177,8 +192,8 @@ class SourceTracker:
                     sources.record_failure(tx, self.mirror.address.url, self.mirror.ref, error.code, str(error))
             raise
 
-    def _agreed(self, rewrite: AllowedRewrite, root: TrustRoot) -> bool:
-        """Say whether as many people of the root role as it takes to change the root agreed to exactly this."""
+    def _is_approved(self, rewrite: AllowedRewrite, root: TrustRoot) -> bool:
+        """Return whether enough people of the root role approved exactly this rewrite."""
         about = rewrite_subject(rewrite.old, rewrite.new)
         with self.store.read() as tx:
             records, now = approvals.list_approvals(tx, SOURCE_ENVIRONMENT, about.digest), tx.now
@@ -197,8 +212,8 @@ class SourceTracker:
                 )
             except KneoError:
                 continue
-            said = found.statement.predicate
-            if said.decision is ApprovalDecision.APPROVE and said.about == about:
+            predicate = found.statement.predicate
+            if predicate.decision is ApprovalDecision.APPROVE and predicate.about == about:
                 people |= {signer.principal for signer in found.signers}
         role = root.role(ROOT_ROLE)
         return role is not None and len(people) >= role.threshold

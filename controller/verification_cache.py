@@ -1,9 +1,8 @@
-"""What was judged before and need not be judged again: the reason a commit costs what it changes and no more."""
+"""The cache of verified bundles, so that a commit costs the verification of what it changes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from controller.stages.verify import UnchangedBundle, Verified, unchanged_bundle
 from kneo.digest import Digest
@@ -14,20 +13,14 @@ from kneo.trust.dsse import parse_envelope
 from kneo.trust.statement import parse_bundle
 
 
-@dataclass(frozen=True)
-class _Memory:
-    epoch: Digest
-    known: Mapping[str, tuple[str, UnchangedBundle]]
-    """Blob id and what it held, by bundle name."""
-
-
 class VerificationCache:
-    """Remembers which file was which bundle, for as long as trust and rules stay what they are."""
+    """Verified bundles by environment, valid as long as trust and rules (the epoch) stay the same."""
 
     def __init__(self) -> None:
-        self._memory: dict[str, _Memory] = {}
+        self._known: dict[str, tuple[Digest, Mapping[str, tuple[str, UnchangedBundle]]]] = {}
+        """By environment: the epoch, and blob id and bundle by bundle name."""
 
-    def standing(
+    def unchanged(
         self,
         environment: Environment,
         epoch: Digest,
@@ -35,30 +28,26 @@ class VerificationCache:
         blobs: Mapping[str, str],
         served: Mapping[str, Release],
     ) -> dict[str, UnchangedBundle]:
-        """Find the bundles that are served, and whose file is the very one that was judged under this epoch.
+        """Return the released bundles whose file was verified under this epoch.
 
         Args:
-            environment: Its file.
-            epoch: What judging rests on today.
-            places: Paths of the files of the bundles it names.
+            environment: The environment's file.
+            epoch: The present epoch.
+            places: Paths of the declared bundles' files, by bundle name.
             blobs: Ids of files, by path.
-            served: What it serves.
+            served: Releases by bundle name.
         """
-        memory = self._memory.get(environment.name)
-        if memory is None or memory.epoch != epoch:
+        known_epoch, known = self._known.get(environment.name, (None, {}))
+        if known_epoch != epoch:
             return {}
         found = {}
         for entry in environment.spec.releases:
             name = entry.bundle
-            if name not in places or name not in served or name not in memory.known:
+            if name not in places or name not in served or name not in known:
                 continue
-            blob, standing = memory.known[name]
-            if (
-                blobs[places[name]] == blob
-                and served[name].digest == standing.digest
-                and standing.version == entry.version
-            ):
-                found[name] = standing
+            blob, bundle = known[name]
+            if blobs[places[name]] == blob and served[name].digest == bundle.digest and bundle.version == entry.version:
+                found[name] = bundle
         return found
 
     def recognise(
@@ -68,31 +57,30 @@ class VerificationCache:
         envelopes: Mapping[str, bytes],
         served: Mapping[str, Release],
     ) -> dict[str, UnchangedBundle]:
-        """Find what an earlier process judged: the registry says under which epoch, the bytes say that it is it."""
-        found = {}
-        for entry in environment.spec.releases:
-            path = paths.get(entry.bundle)
-            if path is None:
-                continue
-            standing = _recognised(entry, path, envelopes[path], served.get(entry.bundle))
-            if standing is not None:
-                found[entry.bundle] = standing
-        return found
+        """Return the released bundles that an earlier process verified: registry epoch and payload digest are the same."""
+        found = (
+            _recognised(entry, paths[entry.bundle], envelopes[paths[entry.bundle]], served.get(entry.bundle))
+            for entry in environment.spec.releases
+            if entry.bundle in paths
+        )
+        return {bundle.name: bundle for bundle in found if bundle is not None}
 
     def remember(
         self, name: str, epoch: Digest, places: Mapping[str, str], blobs: Mapping[str, str], verified: Verified
     ) -> None:
-        """Keep what was found out for an environment, whether or not it is served yet: only what is served stands."""
-        known = {
-            bundle: (blobs[places[bundle]], item if isinstance(item, UnchangedBundle) else unchanged_bundle(item))
-            for bundle, item in verified.desired.items()
-            if bundle in places
-        }
-        self._memory[name] = _Memory(epoch, known)
+        """Keep the verified bundles of an environment."""
+        self._known[name] = (
+            epoch,
+            {
+                bundle: (blobs[places[bundle]], item if isinstance(item, UnchangedBundle) else unchanged_bundle(item))
+                for bundle, item in verified.desired.items()
+                if bundle in places
+            },
+        )
 
 
 def _recognised(entry: ReleasePin, path: str, envelope: bytes, release: Release | None) -> UnchangedBundle | None:
-    """Recognise a bundle that is served already, without judging it again; None when it has to be judged."""
+    """Return a released bundle without verification; None for one that has to be verified."""
     if release is None or release.version != entry.version or not path.endswith(".dsse.json"):
         return None
     try:

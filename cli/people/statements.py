@@ -138,7 +138,7 @@ def _differences(
 
     The reviewer and the digest of the rules are the service's word; it refuses the decision where they are wrong.
     """
-    said = statement.said
+    said = statement.answer
     shown = {
         "position": task.position,
         "step": task.step_path,
@@ -252,7 +252,7 @@ def sign_statement(
 
 
 def _show(file: Path, found: AnswerStatement, next_step: str, *, as_json: bool) -> None:
-    said = found.said.model_dump(mode="json", by_alias=True)
+    said = found.answer.model_dump(mode="json", by_alias=True)
 
     def text() -> None:
         render.panel(f"Decision of {said['reviewer']}", said.items())

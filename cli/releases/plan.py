@@ -20,10 +20,10 @@ from cli.repository.clone import MAIN, Clone
 from cli.repository.known_roots import KnownRoots
 from cli.repository.mirrors import open_mirror
 from controller.compare import LiveRegistry, compare
-from controller.preview import TrustConfig
 from controller.source.mirror import Mirror
 from controller.source.snapshot import SourceSnapshot
 from controller.stages.load import load
+from controller.stages.verify import TrustConfig
 from kneo.api.environments import get_source, list_environments
 from kneo.api.release_views import EnvironmentView, ReleaseView
 from kneo.clock import SystemClock

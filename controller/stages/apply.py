@@ -1,4 +1,4 @@
-"""Moving a plan into the registry: one transaction for the releases, their audit events and what is reported."""
+"""Write allowed changes to the registry, in the transaction of the lease holder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kneo.store.engine import Tx
 
 @dataclass(frozen=True)
 class Lease:
-    """Proof that this controller is the one that may write, checked in the transaction it protects."""
+    """The controller lease, checked in every transaction that it protects."""
 
     name: str
     owner: str
@@ -26,7 +26,7 @@ class Lease:
 
 
 def check_lease(tx: Tx, lease: Lease) -> None:
-    """Refuse to write for a controller that lost its lease.
+    """Check that this controller still holds the lease.
 
     Raises:
         Transient: another controller took over.
@@ -39,7 +39,7 @@ def check_lease(tx: Tx, lease: Lease) -> None:
 def apply(
     tx: Tx, environment: str, actions: Sequence[tuple[Action, Allowed]], change: ReleaseChange
 ) -> tuple[Promotion, ...]:
-    """Do what was allowed, with what allowed it written down beside it; return that."""
+    """Write allowed actions with the approvals that allowed them; return the promotions."""
     serving, retired = [], []
     for action, verdict in actions:
         because = replace(change, approvals=verdict.approvals)

@@ -1,6 +1,8 @@
-"""What must hold before a planned change happens: each gate on its own. Pure; all evidence is handed in.
+"""The gates of a planned change, and their evaluation. Pure; all evidence is an argument.
 
-None of them can say yes for another; ``judge`` asks them.
+Every gate has to allow a change. The first blocked gate gives reason and message, and lists the other blocked ones. Where a
+commit changes an environment's rules, every gate is evaluated under the rules before and after the commit, and both have to
+allow the change: a commit cannot loosen the rules for its own releases.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from controller.approvals import ApprovalVote, ApprovalVotes
+from controller.stages.approvals import ApprovalVote, ApprovalVotes
 from controller.stages.plan import Action, ReleasePlan, Retire, name_of, version_of
 from controller.stages.verify import Candidate
 from kneo.clock import isoformat, parse_time
@@ -24,10 +26,10 @@ from kneo.trust.statement import DecisionSubject, prune_subject
 
 @dataclass(frozen=True)
 class Allowed:
-    """Nothing stands in the way.
+    """An allowed change.
 
     Args:
-        approvals: Ids of the decisions that this rests on.
+        approvals: Ids of the approvals that allow it.
     """
 
     approvals: tuple[str, ...] = ()
@@ -35,15 +37,15 @@ class Allowed:
 
 @dataclass(frozen=True)
 class Blocked:
-    """A gate is not open yet.
+    """A change that a gate blocks.
 
     Args:
-        gate: Which.
-        reason: Why, as a word.
-        message: Why, for people.
-        who: Who could open it.
-        subject: What an approval that opens it has to be about.
-        also: The other gates that are closed.
+        gate: Name of the gate.
+        reason: Reason of the condition.
+        message: Message for people.
+        who: People who can unblock it.
+        subject: Subject of an approval that unblocks it.
+        also: The other blocked gates.
     """
 
     gate: str
@@ -59,12 +61,12 @@ GateVerdict = Allowed | Blocked
 
 @dataclass(frozen=True, kw_only=True)
 class CommitTimes:
-    """What the dates of commits say while a registry is rebuilt from them: they are believed only where they refuse.
+    """Times from commit dates while a registry is rebuilt from Git. They can block a change, never allow one.
 
     Args:
-        since: Since when an environment has served a bundle, by environment and digest; else since this commit.
-        at: When the commit that is replayed came.
-        until: When the commit that is replayed was followed by the next one.
+        since: Start of each release, by environment and digest; for others the replayed commit.
+        at: Time of the replayed commit.
+        until: Time of the commit after it.
     """
 
     since: Mapping[tuple[str, str], datetime]
@@ -74,18 +76,20 @@ class CommitTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What gates may look at.
+    """The evidence for gates.
 
     Args:
-        now: The one time of this pass.
-        served: What every environment serves, by environment and bundle name.
-        votes: Decisions of people that were verified, by the digest of what they are about.
-        members: Who could sign for each role of the trust root.
-        holds: What is held in this environment, by bundle name.
-        suspension: Whether somebody suspended this environment.
-        failures: When a run of a bundle last failed in the environment that this one promotes from, by digest.
-        requester: Who asked for these changes by hand; nobody for what a commit asks for.
-        root_expires: From when on the trust root admits nothing; None for never.
+        now: The time of this reconciliation.
+        served: Releases by environment and bundle name.
+        votes: Verified decisions of people, by the digest of their subject.
+        members: People with a valid key, by role of the trust root.
+        holds: Holds in this environment, by bundle name.
+        suspension: Suspension of this environment.
+        failures: Time of the last failed run in the environment that this one promotes from, by bundle digest.
+        requester: The person who requested a rollback; None for changes of a commit.
+        root_expires: Expiry of the trust root; None for never.
+        served_before: Digests of the bundles that this environment has ever released.
+        commit_times: Commit dates, while a registry is rebuilt from Git.
     """
 
     now: datetime
@@ -97,21 +101,17 @@ class Evidence:
     failures: Mapping[str, str] = field(default_factory=dict)
     requester: str | None = None
     served_before: frozenset[str] = frozenset()
-    """Digests of bundles that this environment has served at any time."""
-
-    dated: CommitTimes | None = None
-    """Set while a registry is rebuilt from Git."""
-
+    commit_times: CommitTimes | None = None
     root_expires: datetime | None = None
 
 
 @dataclass(frozen=True)
 class Rules:
-    """An environment file that changes are judged under.
+    """The rules of an environment file.
 
     Args:
         environment: The file.
-        digests: The policy digests an approval may name: this file's, and that of the file that follows it.
+        digests: Policy digests that an approval may name: this file's, and that of the file after it.
     """
 
     environment: Environment
@@ -122,21 +122,21 @@ Gate = Callable[[Action, ReleasePlan, Rules, Evidence], GateVerdict]
 
 
 def trusted_root(action: Action, _plan: ReleasePlan, _rules: Rules, evidence: Evidence) -> GateVerdict:
-    """An expired trust root admits nothing: not even what was signed and accepted elsewhere before it expired."""
+    """Block every release under an expired trust root, also of bundles that were accepted before it expired."""
     if isinstance(action, Retire) or evidence.root_expires is None or evidence.now < evidence.root_expires:
         return Allowed()
-    message = f"The trust root expired on {isoformat(evidence.root_expires)}; nothing is released until it is renewed."
+    message = f"The trust root expired on {isoformat(evidence.root_expires)}; releases are blocked until it is renewed."
     return Blocked("trust", "Expired", message, tuple(sorted(evidence.members.get(ROOT_ROLE, ()))))
 
 
 def not_suspended(_action: Action, _plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
     environment = rules.environment
     if environment.spec.suspend:
-        return Blocked("suspend", "Suspended", f"environments/{environment.name}.yaml says suspend: true.")
+        return Blocked("suspend", "Suspended", f"environments/{environment.name}.yaml sets suspend: true.")
     found = evidence.suspension
     if found is not None:
         until = f" until {found.until}" if found.until else ""
-        return Blocked("suspend", "Suspended", f"{found.actor} suspended it{until}: {found.reason}", (found.actor,))
+        return Blocked("suspend", "Suspended", f"suspended by {found.actor}{until}: {found.reason}", (found.actor,))
     return Allowed()
 
 
@@ -145,11 +145,11 @@ def not_held(action: Action, _plan: ReleasePlan, _rules: Rules, evidence: Eviden
     if hold is None:
         return Allowed()
     until = f" until {hold.until}" if hold.until else ""
-    return Blocked("hold", "Held", f"{hold.actor} holds it as it is{until}: {hold.reason}", (hold.actor,))
+    return Blocked("hold", "Held", f"held by {hold.actor}{until}: {hold.reason}", (hold.actor,))
 
 
 def no_mass_prune(action: Action, plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
-    """Guard against an emptied file: more than the allowed share disappearing at once waits for a person."""
+    """Require an approval for the removal of more releases than the file allows at once."""
     if not isinstance(action, Retire):
         return Allowed()
     retired = [other.current for other in plan.actions if isinstance(other, Retire)]
@@ -160,9 +160,11 @@ def no_mass_prune(action: Action, plan: ReleasePlan, rules: Rules, evidence: Evi
         return Allowed()
     about = prune_subject(plan.environment, plan.revision, ((item.bundle, item.digest) for item in retired))
     rule = rules.environment.spec.approvals or Approvals()
-    # Whatever the rule says about promotions, an emptied environment waits for somebody.
+    # A mass removal needs an approval, also where promotions need none.
     rule = rule.model_copy(update={"required": max(1, rule.required)})
-    message = f"{len(retired)} of {served} releases would disappear at once; more than {limit} % needs an approval."
+    message = (
+        f"This commit removes {len(retired)} of {served} releases; removing more than {limit} % needs an approval."
+    )
     if ends:
         message = f"{plan.environment} is retired: removing its {served} releases needs an approval."
     verdict = count_approvals(about.digest, about.name, rule, rules, evidence, "this removal", about=about)
@@ -172,30 +174,33 @@ def no_mass_prune(action: Action, plan: ReleasePlan, rules: Rules, evidence: Evi
 
 
 def from_environment(action: Action, _plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
-    """Only what the previous environment serves, long enough and without failure, may come here for the first time."""
+    """Require that the previous environment has released a new bundle, long enough and without a failed run."""
     origin = rules.environment.spec.promote_from
     if origin is None or isinstance(action, Retire) or action.bundle.digest in evidence.served_before:
         return Allowed()
     release = evidence.served.get(origin, {}).get(action.bundle.name)
     if release is None or release.digest != action.bundle.digest:
-        message = f"{origin} does not serve {action.bundle.digest} of {action.bundle.name}."
+        message = f"{action.bundle.name} {action.bundle.version} ({action.bundle.digest}) is not released to {origin}."
         return Blocked("promoteFrom", "DependencyNotReady", message)
     soak = rules.environment.spec.soak
     failed = evidence.failures.get(release.digest)
     began = max(release.since, failed) if failed is not None else release.since
     until, now = parse_time(began) + soak, evidence.now
-    if evidence.dated is not None:
-        until, now = _dated_since(evidence.dated, origin, action.bundle, evidence.now) + soak, evidence.dated.until
+    if evidence.commit_times is not None:
+        until, now = (
+            _released_since(evidence.commit_times, origin, action.bundle, evidence.now) + soak,
+            evidence.commit_times.until,
+        )
     if soak and now < until:
-        since = f"; a run of it failed there at {failed}" if failed is not None and failed == began else ""
-        message = f"{origin} has to serve it without failure until {isoformat(until)}{since}."
+        since = f"; a run failed there at {failed}" if failed is not None and failed == began else ""
+        message = f"It has to run in {origin} without failure until {isoformat(until)}{since}."
         return Blocked("soak", "AwaitingSoak", message)
     return Allowed()
 
 
-def _dated_since(dated: CommitTimes, origin: str, bundle: Candidate, now: datetime) -> datetime:
-    """Say since when an environment has served a bundle by the dates of commits, never before it was signed."""
-    since = dated.since.get((origin, bundle.digest), dated.at)
+def _released_since(times: CommitTimes, origin: str, bundle: Candidate, now: datetime) -> datetime:
+    """Return the start of a bundle's release by commit dates, never before the bundle was signed."""
+    since = times.since.get((origin, bundle.digest), times.at)
     return max(since, bundle.issued_at) if bundle.issued_at is not None else now
 
 
@@ -204,12 +209,12 @@ def within_window(_action: Action, _plan: ReleasePlan, rules: Rules, evidence: E
     if windows_open(windows, evidence.now):
         return Allowed()
     opens = next_opening(windows, evidence.now)
-    when = f"until {isoformat(opens)}" if opens else "by any window"
+    when = f"until {isoformat(opens)}" if opens else "in any window"
     return Blocked("windows", "WindowClosed", f"Changes are not allowed {when}.")
 
 
 def approved(action: Action, _plan: ReleasePlan, rules: Rules, evidence: Evidence) -> GateVerdict:
-    """Ask for enough people of the right roles who have no part in what they approve."""
+    """Require enough approvals by people of the required roles who have no part in the change."""
     rule = rules.environment.spec.approvals
     if rule is None or rule.required == 0 or isinstance(action, Retire):
         return Allowed()
@@ -220,7 +225,7 @@ def approved(action: Action, _plan: ReleasePlan, rules: Rules, evidence: Evidenc
 
 
 def _involved(action: Action, rule: Approvals, evidence: Evidence) -> frozenset[str]:
-    """Name the people whose approval does not count, because of their part in the change."""
+    """Return the people whose approval does not count, because of their part in the change."""
     assert not isinstance(action, Retire)
     bundle, people = action.bundle, set[str]()
     if "bundle_signer" in rule.exclude:
@@ -243,49 +248,49 @@ def count_approvals(
     involved: Collection[str] = (),
     about: DecisionSubject | None = None,
 ) -> GateVerdict:
-    """Count the decisions of people about one thing under one rule.
+    """Count the decisions about one subject under one rule.
 
     Args:
-        subject: What they decided about.
-        name: What it has to be called in their decisions, so that one about a bundle is none about rules.
-        rule: How many approvals of whom it takes.
+        subject: Digest of the subject.
+        name: The subject's name in decisions, so that a decision about a bundle is none about rules.
+        rule: The required number of approvals, and the roles.
         rules: The environment file with the people, and the policy digests that an approval may name.
-        evidence: What the gates may look at.
+        evidence: The evidence for gates.
         what: The subject in words.
-        involved: People whose decision does not count, because of their part in the change.
-        about: The subject in full, where it is no bundle and no set of rules.
+        involved: Keys of the people whose decision does not count, because of their part in the change.
+        about: The subject in full, where it is neither a bundle nor a set of rules.
     """
-    heard = [
+    votes = [
         vote
         for vote in evidence.votes.get(subject, ())
         if (vote.name, vote.about) == (name, about)
         and person_key(vote.principal) not in involved
         and _may_decide(vote, rule, rules)
     ]
-    against = _rejections(heard)
+    against = _rejections(votes)
     if against:
         why = f" Reason: {against[0].reason}" if against[0].reason else ""
         message = f"{against[0].principal} rejected {what}.{why}"
         return Blocked("approvals", "Rejected", message, (against[0].principal,), subject)
     counting: dict[str, ApprovalVote] = {}
-    for vote in heard:
+    for vote in votes:
         known = counting.get(person_key(vote.principal))
         if _counts_now(vote, rule, rules, evidence) and (known is None or known.order <= vote.order):
             counting[person_key(vote.principal)] = vote
     if len(counting) >= rule.required:
         return Allowed(tuple(sorted(vote.id for vote in counting.values() if vote.id)))
-    message = f"{len(counting)} of {rule.required} approvals for {what}."
+    message = f"{what} is waiting for approval ({len(counting)} of {rule.required})."
     could = {name for name in _eligible(rule, rules, evidence) if person_key(name) not in {*involved, *counting}}
     return Blocked("approvals", "AwaitingApproval", message, tuple(sorted(could)), subject)
 
 
-def _rejections(heard: Sequence[ApprovalVote]) -> list[ApprovalVote]:
-    """Find the rejections that stand: those whose makers signed no approval of the same thing later.
+def _rejections(votes: Sequence[ApprovalVote]) -> list[ApprovalVote]:
+    """Return the rejections that no later approval of the same person replaces.
 
-    Under whichever rules they were made, and however long ago: an approval lapses, a rejection has to be taken back.
+    A rejection counts under all rules and without a time limit: an approval lapses, a rejection has to be withdrawn.
     """
     latest: dict[str, ApprovalVote] = {}
-    for vote in heard:
+    for vote in votes:
         known = latest.get(person_key(vote.principal))
         if known is None or known.order <= vote.order:
             latest[person_key(vote.principal)] = vote
@@ -299,7 +304,7 @@ def _may_decide(vote: ApprovalVote, rule: Approvals, rules: Rules) -> bool:
 
 
 def _counts_now(vote: ApprovalVote, rule: Approvals, rules: Rules, evidence: Evidence) -> bool:
-    """Say whether an approval is one of these rules, and not too old."""
+    """Return whether an approval was given under these rules and has not lapsed."""
     return vote.approves and vote.policy_digest in rules.digests and evidence.now < vote.first_seen + rule.expires
 
 
@@ -318,13 +323,13 @@ def _eligible(rule: Approvals, rules: Rules, evidence: Evidence) -> frozenset[st
 def evaluate_own_policy(
     after: Environment, before: Environment | None, easier: Sequence[str], evidence: Evidence
 ) -> GateVerdict:
-    """Decide whether a new environment file may come into force, by the rules of the one that is.
+    """Evaluate whether a new environment file may come into force, by the rules of the file in force.
 
     Args:
-        after: The file that a commit brings.
+        after: The file in the commit.
         before: The file in force; None for a new environment.
-        easier: What the new file would make easier.
-        evidence: What the gates may look at.
+        easier: Rules that the new file weakens.
+        evidence: The evidence for gates.
     """
     if before is None or not easier:
         return Allowed()
@@ -332,10 +337,10 @@ def evaluate_own_policy(
     if rule is None or rule.required == 0:
         return Allowed()
     rules = Rules(before, frozenset({after.policy_digest}))
-    verdict = count_approvals(after.policy_digest, after.file, rule, rules, evidence, "a change of the rules")
+    verdict = count_approvals(after.policy_digest, after.file, rule, rules, evidence, f"The change of {after.file}")
     if isinstance(verdict, Blocked):
-        said = f"{verdict.message} This change weakens protection rules: {'; '.join(easier)}."
-        return replace(verdict, gate="policy", message=said)
+        message = f"{verdict.message} This change weakens protection rules: {'; '.join(easier)}."
+        return replace(verdict, gate="policy", message=message)
     return verdict
 
 
@@ -350,11 +355,11 @@ GATES: Sequence[Gate] = (
 )
 
 ROLLBACK_GATES: Sequence[Gate] = (not_suspended, approved)
-"""Gates of a rollback that a person asks for: it goes back to what was served here, at any hour, without a soak."""
+"""Gates of a requested rollback: an earlier release of this environment needs no window and no soak."""
 
 
 def rules_of(environment: Environment, before: Environment | None) -> tuple[Rules, ...]:
-    """Put together what a commit is judged under: its own file, and the one in force before it where that differs."""
+    """Return the rules for a commit: its own file, and the file in force before it where that differs."""
     if before is None or before.policy_digest == environment.policy_digest:
         return (Rules(environment, frozenset({environment.policy_digest})),)
     both = frozenset({environment.policy_digest, before.policy_digest})
@@ -378,22 +383,24 @@ def evaluate_gates(
         refused: Why a release that this commit names never became an action, if there is one.
         gates: Which gates to ask; all of them unless a person takes responsibility for less.
     """
-    asked = GATES if gates is None else gates
-    judged = {name_of(action): (action, _judge_one(action, plan, rules, evidence, asked)) for action in plan.actions}
-    _hold_back_dependents(plan, judged, evidence)
-    verdicts = tuple(judged.values())
+    gates = GATES if gates is None else gates
+    evaluated = {name_of(action): (action, _evaluate(action, plan, rules, evidence, gates)) for action in plan.actions}
+    _block_dependents(plan, evaluated, evidence)
+    verdicts = tuple(evaluated.values())
     blocked = refused or next((verdict.message for _, verdict in verdicts if isinstance(verdict, Blocked)), None)
     if any(item.environment.spec.atomic for item in rules) and blocked is not None:
-        held = Blocked("atomic", "AtomicBlocked", f"All changes of this environment wait together: {blocked}")
+        held = Blocked(
+            "atomic", "AtomicBlocked", f"The environment is atomic, and another change is blocked: {blocked}"
+        )
         return tuple((action, held if isinstance(verdict, Allowed) else verdict) for action, verdict in verdicts)
     return verdicts
 
 
-def _judge_one(
+def _evaluate(
     action: Action, plan: ReleasePlan, rules: Sequence[Rules], evidence: Evidence, gates: Sequence[Gate]
 ) -> GateVerdict:
     if not rules:
-        return Blocked("policy", "PolicyInvalid", "There are no rules to judge this under.")
+        return Blocked("policy", "PolicyInvalid", "The environment has no rules.")
     approvals: list[str] = []
     closed: dict[str, Blocked] = {}
     for number, item in enumerate(rules):
@@ -410,14 +417,14 @@ def _judge_one(
 
 
 def _under_earlier_rules(verdict: Blocked) -> Blocked:
-    said = f"{verdict.message} The rules that ask for this were changed; a later commit is judged without them."
-    return replace(verdict, message=said)
+    message = f"{verdict.message} The rule is from before this commit; the next commit is evaluated without it."
+    return replace(verdict, message=message)
 
 
 # ---- dependencies -----------------------------------------------------------------------------------------------
 
 
-def _hold_back_dependents(plan: ReleasePlan, judged: dict[str, tuple[Action, GateVerdict]], evidence: Evidence) -> None:
+def _block_dependents(plan: ReleasePlan, evaluated: dict[str, tuple[Action, GateVerdict]], evidence: Evidence) -> None:
     """Let nothing happen that leaves something served without what it depends on.
 
     What depends on each other may come together; so the allowed changes are looked at as a whole, and the ones that do
@@ -425,13 +432,13 @@ def _hold_back_dependents(plan: ReleasePlan, judged: dict[str, tuple[Action, Gat
     """
     served = evidence.served.get(plan.environment, {})
     while True:
-        allowed = {name: action for name, (action, verdict) in judged.items() if isinstance(verdict, Allowed)}
+        allowed = {name: action for name, (action, verdict) in evaluated.items() if isinstance(verdict, Allowed)}
         after = _served_after(served, allowed)
         found = _unmet(plan, allowed, served, after)
         if found is None:
             return
         name, message = found
-        judged[name] = (judged[name][0], Blocked("dependsOn", "DependencyNotReady", message))
+        evaluated[name] = (evaluated[name][0], Blocked("dependsOn", "DependencyNotReady", message))
 
 
 def _served_after(served: Mapping[str, Release], allowed: Mapping[str, Action]) -> frozenset[str]:
@@ -452,10 +459,12 @@ def _unmet(
             continue
         missing = [need for need in action.bundle.depends_on if need.digest not in after]
         if missing:
-            return name, f"It depends on {missing[0].name} ({missing[0].digest}), which is not served here."
+            return name, f"It depends on {missing[0].name} ({missing[0].digest}), which is not released here."
     leaving = {release.digest: name for name, release in served.items() if release.digest not in after}
-    for standing in plan.standing.values():
-        broken = [need for need in standing.needs if need in leaving]
+    for bundle in plan.unchanged.values():
+        broken = [need for need in bundle.needs if need in leaving]
         if broken:
-            return leaving[broken[0]], f"{standing.name} {standing.version} depends on what would be replaced by this."
+            return leaving[
+                broken[0]
+            ], f"{bundle.name} {bundle.version} depends on the release that this change replaces."
     return None

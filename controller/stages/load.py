@@ -1,4 +1,4 @@
-"""A snapshot's files as what they declare: environments, trust roots, approvals. Read, believed nothing of."""
+"""Parse a snapshot's files: environments, trust roots, approvals. Nothing is verified here."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from kneo.trust.verify import bundle_path
 TRUST = "environments/trust.json"
 ENVIRONMENT = re.compile(r"environments/([a-z0-9][a-z0-9-]{0,62})\.ya?ml")
 EARLIER_ROOT = re.compile(r"environments/roots/([1-9][0-9]{0,6})\.json")
-_BALLOTS = ".approvals/"
-_BALLOT = re.compile(r"(?:bundles/[^/]+/[^/]+|environments/[^/]+)\.approvals/[^/]+\.dsse\.json")
+_APPROVALS = ".approvals/"
+_APPROVAL_FILE = re.compile(r"(?:bundles/[^/]+/[^/]+|environments/[^/]+)\.approvals/[^/]+\.dsse\.json")
 
 
 @dataclass(frozen=True)
 class SourceProblem:
-    """A file that cannot be used, in the words of a condition."""
+    """A file that cannot be used, with reason and message of a condition."""
 
     reason: str
     message: str
 
 
 def removed(name: str, revision: str, questions: object) -> SourceProblem:
-    """Say that a commit has no file for an environment that was declared before, and what that leaves behind.
+    """Return the problem of a commit without the file of an environment that was declared before.
 
     Args:
         name: The environment.
         revision: The commit.
-        questions: The questions that are open there, in words.
+        questions: The open tasks in the environment, in words.
     """
-    message = f"environments/{name}.yaml is not in {revision}. What it serves stays as it is. {questions}"
+    message = f"environments/{name}.yaml is not in {revision}. Its releases stay as they are. {questions}"
     return SourceProblem("EnvironmentRemoved", message)
 
 
 @dataclass(frozen=True)
 class DeclaredState:
-    """Everything one commit says."""
+    """Everything that one commit declares."""
 
     revision: str
     environments: Mapping[str, Environment | SourceProblem]
@@ -53,12 +53,12 @@ class DeclaredState:
     """Trust root envelopes, oldest first."""
     blobs: Mapping[str, str]
     """Ids of the bundle files, by path: equal ids are equal bytes."""
-    ballots: Mapping[str, tuple[bytes, ...]]
-    """Approvals that the commit carries, by environment: those of its own rules and of the bundles it names."""
+    approval_files: Mapping[str, tuple[bytes, ...]]
+    """Approvals in the commit, by environment: approvals of its rules and of its declared bundles."""
 
 
 def find_bundle(entry: ReleasePin, blobs: Mapping[str, str]) -> str | None:
-    """Find the file of a named release in a commit."""
+    """Return the path of a declared release's bundle in a commit."""
     path = bundle_path(entry.bundle, entry.version)
     if path in blobs:
         return path
@@ -67,24 +67,24 @@ def find_bundle(entry: ReleasePin, blobs: Mapping[str, str]) -> str | None:
 
 
 def find_bundles(environment: Environment, blobs: Mapping[str, str]) -> dict[str, str]:
-    """Find the files of all releases that an environment names, by bundle name; those of which there is one."""
+    """Return the paths of an environment's bundle files that exist, by bundle name."""
     found = ((entry.bundle, find_bundle(entry, blobs)) for entry in environment.spec.releases)
     return {name: path for name, path in found if path is not None}
 
 
 class Loader:
-    """Reads commits one after the other, and of each only what the one before did not have."""
+    """Reads commits in sequence, and of each commit only the files that changed."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[str, Environment | SourceProblem, bytes]] = {}
 
     def load(self, snapshot: SourceSnapshot) -> DeclaredState:
-        """Read what a commit declares. A file that cannot be read is a ``SourceProblem`` of its environment only."""
+        """Parse a commit. A file that cannot be parsed is a ``SourceProblem`` of its environment only."""
         paths, twice = _environment_paths(snapshot)
         roots = _root_paths(snapshot)
-        ballots = [path for path in snapshot.files if _BALLOTS in path and _BALLOT.fullmatch(path)]
-        news = [path for name, path in paths.items() if self._id(name) != snapshot.files[path].id]
-        texts = snapshot.read([*news, *roots, *ballots])
+        approvals = [path for path in snapshot.files if _APPROVALS in path and _APPROVAL_FILE.fullmatch(path)]
+        changed = [path for name, path in paths.items() if self._id(name) != snapshot.files[path].id]
+        texts = snapshot.read([*changed, *roots, *approvals])
         self._known = {
             name: self._known[name]
             if path not in texts
@@ -98,7 +98,7 @@ class Loader:
             files={name: known[2] for name, known in self._known.items()},
             roots=tuple(texts[path] for path in roots),
             blobs={path: blob.id for path, blob in snapshot.files.items() if path.startswith("bundles/")},
-            ballots=_ballots(environments, {path: texts[path] for path in ballots}),
+            approval_files=_by_environment(environments, {path: texts[path] for path in approvals}),
         )
 
     def _id(self, name: str) -> str | None:
@@ -106,12 +106,12 @@ class Loader:
 
 
 def load(snapshot: SourceSnapshot) -> DeclaredState:
-    """Read what one commit declares."""
+    """Parse one commit."""
     return Loader().load(snapshot)
 
 
 def _environment_paths(snapshot: SourceSnapshot) -> tuple[dict[str, str], dict[str, SourceProblem]]:
-    """Find each environment's file. One with two is a problem: whoever reviews the one must not be bypassed by the other."""
+    """Return each environment's file. Two files for one environment are a problem: a review of one would miss the other."""
     paths: dict[str, str] = {}
     twice: dict[str, SourceProblem] = {}
     for path in sorted(snapshot.files):
@@ -125,21 +125,21 @@ def _environment_paths(snapshot: SourceSnapshot) -> tuple[dict[str, str], dict[s
     return paths, twice
 
 
-def _ballots(
+def _by_environment(
     environments: Mapping[str, Environment | SourceProblem], texts: Mapping[str, bytes]
 ) -> dict[str, tuple[bytes, ...]]:
-    """Sort approvals to the environments that could be meant; each says itself which one is."""
+    """Group approvals by the environments that they may be for; each approval names its environment."""
     by_folder: dict[str, list[bytes]] = defaultdict(list)
     for path, text in sorted(texts.items()):
-        # None is left out here: which of them count takes the trust root, and rubbish must not crowd out what counts.
+        # Verification needs the trust root, and is done later.
         by_folder[path.rpartition("/")[0]].append(text)
     return {
-        name: tuple(ballot for folder in _ballot_folders(name, environment) for ballot in by_folder.get(folder, ()))
+        name: tuple(text for folder in _approval_folders(name, environment) for text in by_folder.get(folder, ()))
         for name, environment in environments.items()
     }
 
 
-def _ballot_folders(name: str, environment: Environment | SourceProblem) -> Iterable[str]:
+def _approval_folders(name: str, environment: Environment | SourceProblem) -> Iterable[str]:
     yield f"environments/{name}.approvals"
     if isinstance(environment, Environment):
         for entry in environment.spec.releases:

@@ -1,4 +1,4 @@
-"""What one pass found out about an environment, as conditions and waiting releases. Pure."""
+"""The result of a reconciliation: outcome, conditions, pending changes and notifications of one environment."""
 
 from __future__ import annotations
 
@@ -11,56 +11,55 @@ from controller.stages.load import SourceProblem
 from controller.stages.plan import Action, Retire, kind_of, name_of, version_of
 from controller.stages.verify import Rejection
 from kneo import registry
-from kneo.digest import Digest
 from kneo.notify.outbox import Notice
 from kneo.records.release import Condition, ConditionType, Pending, PendingGate, PromotionKind, Release, also_closed
 from kneo.spec.models.environment import Environment
 from kneo.store.engine import Tx
 
+HELD = "Held"
+
+PHASES = {
+    PromotionKind.PROMOTE: "promoted",
+    PromotionKind.ROLLBACK: "rolled_back",
+    PromotionKind.RETIRE: "retired",
+}
+
 
 @dataclass(frozen=True)
 class Ready:
-    """What Git declares is what the registry serves."""
+    """The registry has the state that Git declares."""
 
     changed: int
     state: ClassVar[str] = "Ready"
 
 
 @dataclass(frozen=True)
-class Reconciling:
-    """Something has to happen first: a person, a window, time. Worth looking again."""
-
+class _NotReady:
     reason: str
     message: str
 
     @property
     def state(self) -> str:
-        """The word for it in one cell of a table."""
+        """The state as one word."""
         return self.reason
 
 
 @dataclass(frozen=True)
-class Stalled:
-    """Only a change of what Git declares can help; looking again without one is useless."""
+class Reconciling(_NotReady):
+    """A gate blocks a change: an approval, a window or time can unblock it without a new commit."""
 
-    reason: str
-    message: str
 
-    @property
-    def state(self) -> str:
-        """The word for it in one cell of a table."""
-        return self.reason
+@dataclass(frozen=True)
+class Stalled(_NotReady):
+    """Only a new commit can help."""
 
 
 Outcome = Ready | Reconciling | Stalled
 
 
-HELD = "Held"
-
-
 @dataclass(frozen=True)
 class Drift:
-    """Something that is served and would not be accepted today, or is not what was accepted."""
+    """A release that fails verification, or whose bytes are not the accepted ones."""
 
     bundle: str
     digest: str
@@ -70,50 +69,49 @@ class Drift:
 
 @dataclass(frozen=True)
 class EnvironmentReport:
-    """Everything that is shown about an environment after a pass."""
+    """Outcome, conditions and pending changes of an environment."""
 
     outcome: Outcome
     conditions: tuple[Condition, ...]
     pending: tuple[Pending, ...] | None
-    """What waits and why; ``None`` when the pass did not get far enough to know."""
+    """Pending changes; None when the reconciliation ended before its gates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What a pass found out.
+    """The findings of a reconciliation that evaluated its gates.
 
     Args:
         revision: The commit.
-        environment: Its file.
-        rejected: Releases that may not be served.
-        waiting: Changes that a gate holds back.
-        changed: How many changes happened.
-        drift: What is wrong with what is served.
+        environment: The environment's file.
+        rejected: Declared releases that failed verification.
+        blocked: Changes that a gate blocks.
+        changed: Number of applied changes.
+        drift: Drift of current releases.
+        open_tasks: Open tasks of a retired environment, in words.
     """
 
     revision: str
     environment: Environment
     rejected: Sequence[Rejection] = ()
-    waiting: Sequence[tuple[Action, Blocked]] = ()
+    blocked: Sequence[tuple[Action, Blocked]] = ()
     changed: int = 0
     drift: Sequence[Drift] = ()
-    questions: object = None
-    """The questions that are open in a retired environment, in words."""
+    open_tasks: object = None
 
 
 def report_problem(problem: SourceProblem, revision: str, *, trusted: bool) -> EnvironmentReport:
-    """Report an environment that cannot change because a file it needs is bad. What it serves, it keeps serving."""
+    """Report an environment that a bad file keeps from changing. Its current releases stay."""
     kind = ConditionType.POLICY_VALID if trusted else ConditionType.SOURCE_VERIFIED
-    conditions = (
-        _condition(kind, False, problem.reason, problem.message, revision),
-        _condition(ConditionType.STALLED, True, problem.reason, problem.message, revision),
-        _condition(ConditionType.READY, False, problem.reason, problem.message, revision),
+    conditions = tuple(
+        Condition(type=type_, status=status, reason=problem.reason, message=problem.message, revision=revision)
+        for type_, status in ((kind, False), (ConditionType.STALLED, True), (ConditionType.READY, False))
     )
     return EnvironmentReport(Stalled(problem.reason, problem.message), conditions, None)
 
 
 def report_policy(environment: Environment, verdict: Blocked, revision: str) -> EnvironmentReport:
-    """Report an environment whose new rules wait for people; until then nothing in it changes."""
+    """Report an environment whose new rules are pending; nothing in it changes before they are approved."""
     item = Pending(
         bundle=environment.file,
         version=environment.policy_digest[:19],
@@ -125,98 +123,91 @@ def report_policy(environment: Environment, verdict: Blocked, revision: str) -> 
         subject=environment.policy_digest,
         policy_digest=environment.policy_digest,
     )
+    blocked = (
+        (ConditionType.POLICY_VALID, False),
+        (ConditionType.RECONCILING, True),
+        (ConditionType.READY, False),
+    )
     conditions = (
-        _condition(
-            ConditionType.SOURCE_VERIFIED, True, "Verified", "The trust root and the commit were verified.", revision
+        _source_verified(revision),
+        *(
+            Condition(type=type_, status=status, reason=verdict.reason, message=verdict.message, revision=revision)
+            for type_, status in blocked
         ),
-        _condition(ConditionType.POLICY_VALID, False, verdict.reason, verdict.message, revision),
-        _condition(ConditionType.RECONCILING, True, verdict.reason, verdict.message, revision),
-        _condition(ConditionType.READY, False, verdict.reason, verdict.message, revision),
     )
     return EnvironmentReport(Reconciling(verdict.reason, verdict.message), conditions, (item,))
 
 
 def report(found: Findings) -> EnvironmentReport:
-    """Report a pass that got as far as its gates."""
-    policy = found.environment.policy_digest
-    pending = (
-        *(
-            Pending(bundle=r.bundle, version=r.version, gate="verify", reason=r.reason, message=r.message)
-            for r in found.rejected
-        ),
-        *(_pending(action, verdict, policy) for action, verdict in found.waiting),
+    """Report an environment whose gates were evaluated."""
+    rejected = (
+        Pending(bundle=item.bundle, version=item.version, gate="verify", reason=item.reason, message=item.message)
+        for item in found.rejected
     )
+    pending = (_pending(action, verdict, found.environment.policy_digest) for action, verdict in found.blocked)
     outcome = _outcome(found)
-    return EnvironmentReport(outcome, tuple(_conditions(found, outcome)), pending)
+    return EnvironmentReport(outcome, tuple(_conditions(found, outcome)), (*rejected, *pending))
 
 
-def _conditions(found: Findings, outcome: Outcome) -> list[Condition]:
-    revision, served = found.revision, len(found.environment.spec.releases)
-    fine = isinstance(outcome, Ready)
-    reason = "Serving" if isinstance(outcome, Ready) else outcome.reason
-    message = f"{served} of {served} releases are served." if isinstance(outcome, Ready) else outcome.message
-    if fine and found.environment.spec.retired:
-        reason, message = "Retired", f"Retired; serves nothing, and its file may be removed. {found.questions}"
-    rejected = found.rejected
-    held = [verdict.message for _, verdict in found.waiting if verdict.reason == HELD]
-    drift = found.drift
-    conditions = [
-        _condition(
-            ConditionType.SOURCE_VERIFIED, True, "Verified", "The trust root and the commit were verified.", revision
-        ),
-        _condition(ConditionType.POLICY_VALID, True, "Valid", "The environment file was read.", revision),
-        _condition(
-            ConditionType.VERIFIED,
-            not rejected,
-            rejected[0].reason if rejected else "Verified",
-            _described(rejected[0]) if rejected else "Every named bundle was verified.",
-            revision,
-        ),
-        _condition(ConditionType.PROMOTED, fine, "Promoted" if fine else reason, message, revision),
-        _condition(
-            ConditionType.HELD,
-            bool(held),
-            HELD if held else "NotHeld",
-            held[0] if held else "Nothing that Git asks for is held back.",
-            revision,
-        ),
-        _condition(
-            ConditionType.DRIFT_DETECTED,
-            bool(drift),
-            drift[0].reason if drift else "InSync",
-            _drifted(drift) if drift else "What is served is what was accepted.",
-            revision,
-        ),
-        _condition(ConditionType.READY, fine, reason, message, revision),
+def _source_verified(revision: str) -> Condition:
+    message = "The trust root and the commit are verified."
+    return Condition(
+        type=ConditionType.SOURCE_VERIFIED, status=True, reason="Verified", message=message, revision=revision
+    )
+
+
+def _conditions(found: Findings, outcome: Outcome) -> Iterator[Condition]:
+    ready = isinstance(outcome, Ready)
+    total = len(found.environment.spec.releases)
+    reason, message = "Serving", f"Ready: {total}/{total} releases."
+    if not isinstance(outcome, Ready):
+        reason, message = outcome.reason, outcome.message
+    elif found.environment.spec.retired:
+        reason, message = "Retired", f"Retired: no releases; the environment's file may be removed. {found.open_tasks}"
+    first, drift = next(iter(found.rejected), None), next(iter(found.drift), None)
+    held = next((verdict.message for _, verdict in found.blocked if verdict.reason == HELD), None)
+    yield _source_verified(found.revision)
+    rows: list[tuple[ConditionType, bool, str, str]] = [
+        (ConditionType.POLICY_VALID, True, "Valid", "The environment file is valid."),
+        (ConditionType.VERIFIED, True, "Verified", "Every declared bundle is verified.")
+        if first is None
+        else (ConditionType.VERIFIED, False, first.reason, _rejection_message(first)),
+        (ConditionType.PROMOTED, ready, "Promoted" if ready else reason, message),
+        (ConditionType.HELD, held is not None, HELD if held else "NotHeld", held or "No declared change is held."),
+        (ConditionType.DRIFT_DETECTED, False, "InSync", "Every release has the accepted bytes.")
+        if drift is None
+        else (ConditionType.DRIFT_DETECTED, True, drift.reason, _drift_message(found.drift)),
+        (ConditionType.READY, ready, reason, message),
     ]
     if isinstance(outcome, Stalled):
-        conditions.append(_condition(ConditionType.STALLED, True, outcome.reason, outcome.message, revision))
+        rows.append((ConditionType.STALLED, True, reason, message))
     if isinstance(outcome, Reconciling):
-        conditions.append(_condition(ConditionType.RECONCILING, True, outcome.reason, outcome.message, revision))
-    return conditions
+        rows.append((ConditionType.RECONCILING, True, reason, message))
+    for kind, status, why, text in rows:
+        yield Condition(type=kind, status=status, reason=why, message=text, revision=found.revision)
 
 
 def _outcome(found: Findings) -> Outcome:
     if found.drift:
-        return Stalled(found.drift[0].reason, _drifted(found.drift))
+        return Stalled(found.drift[0].reason, _drift_message(found.drift))
     if found.rejected:
-        return Stalled(found.rejected[0].reason, _described(found.rejected[0]))
-    if found.waiting:
-        verdict = found.waiting[0][1]
+        return Stalled(found.rejected[0].reason, _rejection_message(found.rejected[0]))
+    if found.blocked:
+        verdict = found.blocked[0][1]
         return Reconciling(verdict.reason, verdict.message)
     return Ready(found.changed)
 
 
-def _drifted(drift: Sequence[Drift]) -> str:
+def _drift_message(drift: Sequence[Drift]) -> str:
     more = f" ({len(drift) - 1} more)" if len(drift) > 1 else ""
-    return f"{drift[0].bundle} is served, but {drift[0].message}{more}"
+    return f"{drift[0].bundle} is released, but {drift[0].message}{more}"
 
 
-def _described(rejection: Rejection) -> str:
-    return f"{rejection.bundle} {rejection.version} was refused: {rejection.message}"
+def _rejection_message(rejection: Rejection) -> str:
+    return f"{rejection.bundle} {rejection.version} was rejected: {rejection.message}"
 
 
-def _pending(action: Action, verdict: Blocked, policy_digest: Digest) -> Pending:
+def _pending(action: Action, verdict: Blocked, policy_digest: str) -> Pending:
     digest = None if isinstance(action, Retire) else action.bundle.digest
     also = further_gates(verdict)
     return Pending(
@@ -235,34 +226,32 @@ def _pending(action: Action, verdict: Blocked, policy_digest: Digest) -> Pending
 
 
 def further_gates(verdict: Blocked) -> tuple[PendingGate, ...]:
-    """Return the gates that are closed after the first one."""
+    """Return the blocked gates after the first one."""
     return tuple(
         PendingGate(gate=item.gate, reason=item.reason, message=item.message, who=item.who) for item in verdict.also
     )
 
 
-def _condition(kind: ConditionType, status: bool, reason: str, message: str, revision: str) -> Condition:
-    return Condition(type=kind, status=status, reason=reason, message=message, revision=revision)
-
-
-PHASES = {
-    PromotionKind.PROMOTE: "promoted",
-    PromotionKind.ROLLBACK: "rolled_back",
-    PromotionKind.RETIRE: "retired",
-}
+def write_report(tx: Tx, environment: str, result: EnvironmentReport, *, revision: str) -> tuple[Pending, ...]:
+    """Write changed conditions and pending changes; return the newly pending or rejected ones."""
+    added: tuple[Pending, ...] = ()
+    if result.pending is not None:
+        added = registry.report_pending(tx, environment, result.pending, revision=revision)
+    registry.report_conditions(tx, registry.environment_subject(environment), result.conditions)
+    return added
 
 
 def notices_of_changes(
     environment: str, revision: str, at: str, done: Iterable[tuple[Action, Allowed]], why: str = ""
 ) -> Iterator[Notice]:
-    """Tell what happened.
+    """Yield a notification for each applied change.
 
     Args:
-        environment: Where.
+        environment: Name of the environment.
         revision: The commit.
-        at: When.
-        done: What.
-        why: The words of whoever asked for it by hand.
+        at: Time of the change.
+        done: The applied changes.
+        why: The requester's reason for a rollback.
     """
     for action, _ in done:
         yield Notice(
@@ -279,9 +268,9 @@ def notices_of_changes(
 
 
 def notices_of_findings(
-    environment: str, revision: str, news: Iterable[Pending], drift: Iterable[Drift], served: Mapping[str, Release]
+    environment: str, revision: str, pending: Iterable[Pending], drift: Iterable[Drift], served: Mapping[str, Release]
 ) -> Iterator[Notice]:
-    """Tell what waits now, what was refused, and what is served and should not be."""
+    """Yield a notification for each newly pending or rejected change, and for each drifted release."""
     for found in drift:
         yield Notice(
             environment=environment,
@@ -293,7 +282,7 @@ def notices_of_findings(
             message=found.message,
             revision=revision,
         )
-    for item in news:
+    for item in pending:
         yield Notice(
             environment=environment,
             bundle=item.bundle,
@@ -305,15 +294,3 @@ def notices_of_findings(
             revision=revision,
             who=item.who,
         )
-
-
-def write_report(tx: Tx, environment: str, report: EnvironmentReport, *, revision: str) -> tuple[Pending, ...]:
-    """Record what a pass found out, and return what waits or is refused now and did not before.
-
-    Writes nothing that is known already.
-    """
-    news: tuple[Pending, ...] = ()
-    if report.pending is not None:
-        news = registry.report_pending(tx, environment, report.pending, revision=revision)
-    registry.report_conditions(tx, registry.environment_subject(environment), report.conditions)
-    return news

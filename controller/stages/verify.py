@@ -1,4 +1,4 @@
-"""Who vouches for the bundles an environment names. Pure; the only doors are those of ``kneo.trust``."""
+"""Verify the trust root and the bundles that an environment declares. Pure."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from kneo.spec.policy_flags import PolicyFlags, strictest
 from kneo.spec.reading.load import load_tree
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.hmac_bundle import verify_hmac_bundle
+from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot, check_new_principals, trust_epoch, verify_chain
 from kneo.trust.statement import Dependency
 from kneo.trust.verified import NewestAccepted, VerifiedBundle, check_sequence
@@ -26,19 +27,19 @@ from kneo.trust.verify import bundle_path, verify_bundle
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A bundle that was verified and judged, and may be served where every gate agrees.
+    """A verified bundle, released where every gate allows it. Its spec is dropped: a first commit brings thousands.
 
     Args:
-        record: What the registry would keep of it.
-        author: Who the bundle says approved its spec; None where its format has no word for that.
-        depends_on: What has to be served beside it.
+        record: The bundle's record in the registry.
+        author: The person in ``approvedBy``; None where the format has no such field.
+        depends_on: Bundles that have to be released in the same environment.
     """
 
     record: BundleRecord
     author: str | None
     depends_on: tuple[Dependency, ...]
     issued_at: datetime | None = None
-    """When its signers say that it was signed; None where its format has no word for that."""
+    """Time of signing by the signer's clock; None where the format has no such field."""
 
     @property
     def name(self) -> str:
@@ -55,21 +56,21 @@ class Candidate:
 
 @dataclass(frozen=True)
 class UnchangedBundle:
-    """A bundle that Git names, that is served, and that was judged before under the very trust and rules of today."""
+    """A declared and released bundle that was verified before under the same trust and rules."""
 
     name: str
     version: str
     digest: Digest
     needs: tuple[Digest, ...]
-    """The bundles it depends on."""
+    """Digests of the bundles that it depends on."""
 
 
 def candidate_of(bundle: VerifiedBundle, revision: str) -> Candidate:
-    """Keep of a verified bundle what is needed from here on.
+    """Return a verified bundle as a candidate, without its spec.
 
     Args:
-        bundle: It.
-        revision: The commit that names it.
+        bundle: The verified bundle.
+        revision: The commit that declares it.
     """
     predicate = bundle.statement.predicate if bundle.statement else None
     record = BundleRecord(
@@ -95,13 +96,13 @@ def candidate_of(bundle: VerifiedBundle, revision: str) -> Candidate:
 
 
 def unchanged_bundle(bundle: Candidate) -> UnchangedBundle:
-    """Keep of a bundle what planning needs of one that does not change."""
+    """Return a candidate as an unchanged bundle."""
     return UnchangedBundle(bundle.name, bundle.version, bundle.digest, tuple(need.digest for need in bundle.depends_on))
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A release that Git names and that may not be served, in the words of a condition."""
+    """A declared release that failed verification, with reason and message of a condition."""
 
     bundle: str
     version: str
@@ -111,48 +112,70 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Verified:
-    """The bundles an environment names, sorted into those that may be considered and those that may not."""
+    """The declared bundles of an environment: verified ones and rejected ones."""
 
     desired: Mapping[str, Candidate | UnchangedBundle]
     rejected: tuple[Rejection, ...]
 
     @property
+    def refusal(self) -> str | None:
+        """Message of the first rejection."""
+        return self.rejected[0].message if self.rejected else None
+
+    @property
     def candidates(self) -> frozenset[str]:
-        """Digests of the bundles that may come to be served."""
+        """Digests of the bundles that may be released."""
         return frozenset(bundle.digest for bundle in self.desired.values() if isinstance(bundle, Candidate))
 
 
 @dataclass(frozen=True)
 class BundleHistory:
-    """What was accepted before: bundles by digest, and the highest sequence number by name."""
+    """Accepted bundles by digest, and the highest sequence number by name."""
 
     known: Mapping[str, BundleRecord]
     high_water: Mapping[str, NewestAccepted]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrustContext:
-    """What a pass believes.
+@dataclass(frozen=True)
+class TrustConfig:
+    """The operator's trust settings.
 
     Args:
-        root: The trust root that the commit brings.
-        before: The one in force before this commit, where it is another one: what is new has to satisfy both.
-        hmac_key: The shared secret of bundles in the older format; empty where there is none.
-        now: The one time of this pass.
+        pin: Digest of the pinned trust root.
+        service_key: The key of the own service; None counts no decision that the service recorded.
+        hmac_key: The shared secret of bundles in the older format, where an environment accepts them.
+    """
+
+    pin: Digest
+    service_key: PublicKey | None = None
+    hmac_key: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustContext:
+    """The trust of one reconciliation.
+
+    Args:
+        root: The trust root in the commit.
+        before: The root in force before this commit, where it differs: a new bundle has to satisfy both.
+        service_key: As in ``TrustConfig``.
+        hmac_key: As in ``TrustConfig``.
+        now: The time of this reconciliation.
     """
 
     root: TrustRoot
     before: TrustRoot | None
+    service_key: PublicKey | None = None
     hmac_key: str = ""
     now: datetime
 
     def epoch(self, environment: Environment) -> Digest:
-        """Name everything that judging a bundle for an environment rests on."""
+        """Return the digest of everything that the verification of an environment's bundles depends on."""
         return trust_epoch(self.root, environment.policy_digest)
 
 
 def bundle_history(records: Iterable[BundleRecord]) -> BundleHistory:
-    """Sum up every bundle ever accepted."""
+    """Index every bundle ever accepted."""
     known: dict[str, BundleRecord] = {}
     high_water: dict[str, NewestAccepted] = {}
     for record in records:
@@ -163,22 +186,27 @@ def bundle_history(records: Iterable[BundleRecord]) -> BundleHistory:
     return BundleHistory(known, high_water)
 
 
-def verify_trust(
-    pin: Digest, declared: DeclaredState, accepted: tuple[bytes, ...], now: datetime, *, rebuilding: bool = False
-) -> TrustRoot | SourceProblem:
-    """Walk the trust roots from the pinned one, never back behind one that was accepted.
+def establish_trust(
+    config: TrustConfig,
+    declared: DeclaredState,
+    roots: Sequence[tuple[str | None, bytes]],
+    now: datetime,
+    *,
+    rebuilding: bool = False,
+) -> TrustContext | SourceProblem:
+    """Walk the trust roots of a commit from the pinned one, never back behind an accepted one.
 
     Args:
-        pin: The root that was believed first.
-        declared: What the commit declares.
-        accepted: The roots that were accepted by earlier commits, oldest first.
-        now: The one time of this pass.
-        rebuilding: Whether this commit was accepted earlier on another database; names of people are then not judged again.
+        config: The operator's trust settings.
+        declared: The commit.
+        roots: The accepted roots, oldest first, each with the commit that brought it.
+        now: The time of this reconciliation.
+        rebuilding: Whether this commit was accepted earlier on another database; people's names are then not checked again.
     """
     try:
-        root = verify_chain(pin, declared.roots, now)
-        if accepted:
-            newest = verify_chain(pin, accepted, now)
+        root = verify_chain(config.pin, declared.roots, now)
+        if roots:
+            newest = verify_chain(config.pin, [envelope for _, envelope in roots], now)
             if root.version < newest.version:
                 msg = f"The trust root is version {root.version}, but version {newest.version} was accepted before."
                 raise Untrusted(msg, code="RollbackDetected", hint="Restore environments/trust.json.")
@@ -187,24 +215,19 @@ def verify_trust(
                 check_new_principals(root.document, newest.document)
     except KneoError as error:
         return SourceProblem(error.code, f"environments/trust.json: {error}")
-    return root
+    before = root_in_force(config.pin, earlier_roots(roots, declared.revision), now)
+    if before is not None and before.digest == root.digest:
+        before = None
+    return TrustContext(root=root, before=before, service_key=config.service_key, hmac_key=config.hmac_key, now=now)
 
 
-def root_before(pin: Digest, accepted: Sequence[bytes], root: TrustRoot, now: datetime) -> TrustRoot | None:
-    """Find the trust root in force before a commit; None when that is the same one, or there was none.
-
-    Args:
-        pin: The root that was believed first.
-        accepted: What was accepted by earlier commits, oldest first.
-        root: The root that the commit brings.
-        now: The one time of this pass.
-    """
-    before = root_in_force(pin, accepted, now)
-    return before if before is not None and before.digest != root.digest else None
+def earlier_roots(roots: Sequence[tuple[str | None, bytes]], revision: str) -> list[bytes]:
+    """Return the accepted trust roots that another commit than this one brought."""
+    return [envelope for brought_by, envelope in roots if brought_by != revision]
 
 
 def root_in_force(pin: Digest, accepted: Sequence[bytes], now: datetime) -> TrustRoot | None:
-    """Find the newest trust root that was accepted; None when there was none that is still believed."""
+    """Return the newest accepted trust root; None without one that follows from the pinned root."""
     try:
         return verify_chain(pin, accepted, now) if accepted else None
     except KneoError:
@@ -217,30 +240,30 @@ def verify(
     envelopes: Mapping[str, bytes],
     trust: TrustContext,
     history: BundleHistory,
-    standing: Mapping[str, UnchangedBundle],
-    waited: frozenset[str] = frozenset(),
+    unchanged: Mapping[str, UnchangedBundle],
+    pending: frozenset[str] = frozenset(),
 ) -> Verified:
-    """Verify every release an environment names; one bad bundle says nothing about another.
+    """Verify every declared release of an environment, each on its own.
 
     Args:
-        environments: The file that names them, then the one in force before it, where it differs.
+        environments: The environment's file, then the one in force before it, where it differs.
         declared: The commit.
-        envelopes: The bundle files that had to be read, by path.
-        trust: What is believed.
-        history: What was accepted before.
-        standing: What need not be judged again, by bundle name.
-        waited: Digests of bundles that were verified for this environment before and wait for a gate since then. They are no
-            older for what another environment has taken meanwhile.
+        envelopes: The bundle files to verify, by path.
+        trust: The trust of this reconciliation.
+        history: Bundles accepted before.
+        unchanged: Bundles that need no new verification, by name.
+        pending: Digests of bundles that were verified for this environment before and are pending. A release of a newer
+            version in another environment meanwhile does not reject them.
     """
     desired: dict[str, Candidate | UnchangedBundle] = {}
     rejected: list[Rejection] = []
     for entry in environments[0].spec.releases:
-        known = standing.get(entry.bundle)
+        known = unchanged.get(entry.bundle)
         if known is not None and known.version == entry.version and entry.digest in {None, known.digest}:
             desired[entry.bundle] = known
             continue
         try:
-            bundle = _verify_entry(entry, environments, declared, envelopes, trust, history, waited)
+            bundle = _verify_entry(entry, environments, declared, envelopes, trust, history, pending)
             desired[entry.bundle] = candidate_of(bundle, declared.revision)
         except KneoError as error:
             rejected.append(Rejection(entry.bundle, entry.version, error.code, str(error)))
@@ -254,7 +277,7 @@ def _verify_entry(
     envelopes: Mapping[str, bytes],
     trust: TrustContext,
     history: BundleHistory,
-    waited: frozenset[str],
+    pending: frozenset[str],
 ) -> VerifiedBundle:
     path = find_bundle(entry, declared.blobs)
     if path is None:
@@ -273,15 +296,15 @@ def _verify_entry(
             msg = f"The trust root expired on {trust.root.expires.isoformat()}; nothing new is accepted until then."
             raise Untrusted(msg, code="Expired", hint="kneo trust sign --expires renews it.")
         _check_earlier_trust(path, envelope, environments, trust)
-    # What was accepted here before is judged again when the rules have changed since, as trust is.
+    # An accepted bundle is checked again when the rules have changed, as its signatures are.
     check_spec(bundle, environments, path)
-    if bundle.digest not in waited:
+    if bundle.digest not in pending:
         check_sequence(bundle, history.high_water.get(bundle.name), history.known)
     return bundle
 
 
 def _check_earlier_trust(path: str, envelope: bytes, environments: Sequence[Environment], trust: TrustContext) -> None:
-    """Refuse a new bundle that only the trust or the rules that came with it would admit."""
+    """Refuse a new bundle that only the trust or the rules in the same commit admit."""
     roots = [trust.root] if trust.before is None else [trust.root, trust.before]
     for environment in environments:
         for root in roots:
@@ -291,7 +314,7 @@ def _check_earlier_trust(path: str, envelope: bytes, environments: Sequence[Envi
                 _verify_under(path, envelope, environment, root, trust, None)
             except KneoError as error:
                 msg = f"Under the trust and rules in force before this commit: {error.message}"
-                hint = "What a commit trusts anew takes effect with the next one: push another commit."
+                hint = "New trust or rules take effect with the next commit: push another commit."
                 raise Untrusted(msg, code=error.code, hint=hint) from error
 
 
@@ -308,8 +331,8 @@ def _verify_under(
         return verify_hmac_bundle(
             envelope, key=trust.hmac_key, signatures=signatures, path=path, environment=environment.name
         )
-    # What was accepted before is judged as of then, so that expiry stops only what is new. Its signatures, where there
-    # are others now, are as new as they look: else a stolen key could vouch for something old.
+    # An accepted bundle is verified as of its acceptance, so that expiry stops only new bundles. Changed signatures count as
+    # seen now: otherwise a stolen key could sign an old bundle.
     accepted = trust.now if record is None else parse_time(record.first_seen_at)
     same = record is not None and record.envelope_digest in {None, digest_of(envelope)}
     seen = parse_time(record.signatures_seen_at) if record is not None and same else trust.now
@@ -325,7 +348,7 @@ def _verify_under(
 
 
 def _digest_in(path: str, envelope: bytes) -> str:
-    """Name what an envelope carries, believing nothing of it; something that matches nothing when it cannot be read."""
+    """Return the digest of an unverified envelope's payload; an empty text for an unreadable one."""
     if not path.endswith(".dsse.json"):
         return ""
     try:
@@ -335,12 +358,12 @@ def _digest_in(path: str, envelope: bytes) -> str:
 
 
 def check_spec(bundle: VerifiedBundle, environments: Sequence[Environment], path: str) -> None:
-    """Judge what a bundle carries: a signature says who vouches for a spec, not that it makes sense.
+    """Check the spec of a verified bundle against lint rules and policies; signatures do not cover that.
 
     Args:
-        bundle: What was verified.
-        environments: Whose policies it has to satisfy, all of them.
-        path: What to call it.
+        bundle: The verified bundle.
+        environments: The environment files whose policies all have to hold.
+        path: The bundle's name in messages.
 
     Raises:
         Invalid: ``SpecInvalid``.
@@ -356,7 +379,7 @@ def check_spec(bundle: VerifiedBundle, environments: Sequence[Environment], path
 def _check_under(
     bundle: VerifiedBundle, gates: tuple[EnvironmentGate, ...], flags: PolicyFlags, hint: str, path: str
 ) -> None:
-    """Judge a spec as it would run: with the questions that an environment adds."""
+    """Check a spec as it would run: with the gates that an environment adds."""
     loaded = load_tree(dict(bundle.spec), rules=lambda spec, context: check(with_gates(spec, gates), context))
     if loaded.spec is None or not loaded.valid:
         first = next(found for found in loaded.diagnostics if found.is_error)

@@ -102,7 +102,7 @@ def _decide(context: Context, task_id: str, body: TaskDecision) -> HumanTask:
     request, actor = body.checked(context), context.actor
     if request.statement is not None and not context.over_http:
         # The command line authenticates nobody: the key that signed the statement says who decides.
-        actor = open_answer(read_envelope(request.statement)).said.reviewer
+        actor = open_answer(read_envelope(request.statement)).answer.reviewer
     return inbox.decide(context.store, task_id, request, actor=actor, pin=context.settings.trust_root)
 
 
@@ -195,7 +195,7 @@ def get_answer_to_sign(context: Context, continuation_id: str, body: DecisionToS
         continuation_id=continuation_id,
         payloadType=PAYLOAD_TYPE,
         payload=base64.b64encode(statement.payload).decode("ascii"),
-        said=statement.said.model_dump(mode="json", by_alias=True),
+        said=statement.answer.model_dump(mode="json", by_alias=True),
         answered=dict(unsigned.decided_content),
-        expires_at=isoformat(statement.said.expires),
+        expires_at=isoformat(statement.answer.expires),
     )

@@ -235,7 +235,7 @@ class WhyView:
             command=found.command,
             gates=gates,
             way_back=found.way_back,
-            waiting=found.waits,
+            waiting=found.pending,
             serving=ReleaseView.of(found.serving) if found.serving else None,
             hold=found.hold,
             suspension=found.suspension,

@@ -1,7 +1,7 @@
-"""The registry: what each environment serves, since when, and why not something else.
+"""The registry: releases of each environment, their history, and pending changes.
 
-The controller writes here, the runtime reads here, and they meet nowhere else. Every change is made inside a
-transaction that the caller opens, together with its audit event.
+The controller writes the registry and the runtime reads it; they share nothing else. Every change and its audit event are
+one transaction, which the caller opens.
 """
 
 from kneo.registry.decisions import (

@@ -1,4 +1,4 @@
-"""What people decide about releases: approvals, holds, suspensions. Recorded with their audit event, proof included."""
+"""Decisions of people about releases: approvals, rejections, holds, suspensions, each with its audit event."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from kneo.trust.statement import (
 )
 
 REGISTRY = "registry"
-"""The origin of decisions that came through a service or a command, rather than with a commit."""
+"""Origin of decisions that a service or a command recorded; others come with a commit."""
 
 PRUNE_GATE = "prune"
-"""The gate at which the removal of many releases waits."""
+"""The gate of mass removals."""
 
 REASON_CHARS = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnsignedDecision:
-    """Somebody's decision, before it is signed."""
+    """A decision before it is signed."""
 
     environment: str
     subject_name: str
@@ -49,7 +49,7 @@ class UnsignedDecision:
     about: DecisionSubject | None = None
 
     def payload(self, approver: str | None = None) -> bytes:
-        """Spell it as the bytes that are signed."""
+        """Return the bytes to sign."""
         return build_approval(
             bundle_name=self.subject_name,
             bundle_digest=self.subject,
@@ -64,42 +64,42 @@ class UnsignedDecision:
         ).payload
 
 
-def pending_subject(tx: Tx, environment: str, waits: Pending) -> DecisionSubject | None:
-    """Say in full what a decision about something that waits is about, where that is no bundle.
+def pending_subject(tx: Tx, environment: str, item: Pending) -> DecisionSubject | None:
+    """Return the subject of a decision about a pending change that is no bundle; None for a bundle.
 
     Raises:
-        Conflict: what is served changed since; a pass will say anew what waits.
+        Conflict: the releases changed since; the next reconciliation updates the pending change.
     """
     record = releases.environment(tx, environment)
-    if waits.gate != PRUNE_GATE or waits.subject is None or record is None:
+    if item.gate != PRUNE_GATE or item.subject is None or record is None:
         return None
-    going = {item.bundle for item in releases.pending(tx, environment) if item.subject == waits.subject}
-    served = releases.list_releases(tx, environment, going)
-    about = prune_subject(environment, record.revision, ((item.bundle, item.digest) for item in served))
-    if about.digest != waits.subject:
-        msg = f"What {environment} serves changed since this removal began to wait."
-        raise Conflict(msg, code="registry_moved", hint=f"kneo reconcile, then kneo status {environment}.")
+    removed = {other.bundle for other in releases.pending(tx, environment) if other.subject == item.subject}
+    served = releases.list_releases(tx, environment, removed)
+    about = prune_subject(environment, record.revision, ((release.bundle, release.digest) for release in served))
+    if about.digest != item.subject:
+        msg = f"The releases of {environment} changed since this removal became pending."
+        raise Conflict(msg, code="registry_moved", hint=f"Run kneo reconcile, then kneo status {environment}.")
     return about
 
 
 def prepare_decision(
-    tx: Tx, environment: str, waits: Pending, decision: ApprovalDecision, expires: datetime, reason: str | None = None
+    tx: Tx, environment: str, item: Pending, decision: ApprovalDecision, expires: datetime, reason: str | None = None
 ) -> UnsignedDecision:
-    """Write down a decision about something that waits.
+    """Prepare a decision about a pending change.
 
     Raises:
-        Invalid: nobody's approval would help it.
-        Conflict: it is not what it was when it began to wait.
+        Invalid: the change is not blocked by a missing approval.
+        Conflict: the releases changed since it became pending.
     """
-    if waits.subject is None or waits.policy_digest is None:
-        msg = f"{waits.bundle} does not wait for an approval in {environment}: {waits.reason}: {waits.message}"
-        raise Invalid(msg, code="not_approvable", hint="kneo why says what would help.")
-    about = pending_subject(tx, environment, waits)
+    if item.subject is None or item.policy_digest is None:
+        msg = f"{item.bundle} is not waiting for an approval in {environment}: {item.reason}: {item.message}"
+        raise Invalid(msg, code="not_approvable", hint=f"Show what blocks it: kneo why {environment}/{item.bundle}")
+    about = pending_subject(tx, environment, item)
     return UnsignedDecision(
         environment=environment,
-        subject_name=about.name if about else waits.bundle,
-        subject=Digest(waits.subject),
-        policy_digest=Digest(waits.policy_digest),
+        subject_name=about.name if about else item.bundle,
+        subject=Digest(item.subject),
+        policy_digest=Digest(item.policy_digest),
         decision=decision,
         issued_at=tx.now,
         expires=min(expires, tx.now + APPROVAL_LIFE),
@@ -109,32 +109,32 @@ def prepare_decision(
 
 
 def record_decision(tx: Tx, decided: UnsignedDecision, *, approver: str, service_key: PrivateKey) -> ApprovalRecord:
-    """Record a decision of somebody the service authenticated; the service signs in their place and says so."""
+    """Record the decision of an authenticated person, signed by the service in that person's name."""
     envelope = sign(PAYLOAD_TYPE, decided.payload(approver), service_key)
     record = _record(serialise(envelope), approver, service_key.keyid, signed=False)
     return _keep(tx, record)
 
 
 def record_signed_decision(tx: Tx, envelope: bytes, keys: Mapping[KeyId, TrustedKey]) -> ApprovalRecord:
-    """Record a decision that somebody signed with a key of their own. Whether it counts, the gates say each time.
+    """Record a decision that a person signed. The gates evaluate at each reconciliation whether it counts.
 
     Raises:
-        Untrusted: nobody we know signed it.
-        Invalid: it is not a decision.
+        Untrusted: no key of the trust root signed it.
+        Invalid: the envelope holds no decision.
     """
     opened = parse_envelope(envelope, file="approval")
     signers = find_signers(opened, keys)
     if not signers:
-        msg = "Nobody of the trust root signed this decision, or it was changed."
+        msg = "No key of the trust root signed this decision, or it was changed."
         raise Untrusted(msg, code="SignatureInvalid", hint="Sign it with a key that kneo trust show lists.")
     if len(signers) > 1:
-        msg = "A decision is one person's; send one envelope for each."
+        msg = "A decision has one signer; send one envelope for each person."
         raise Invalid(msg, code="Malformed")
-    said = parse_approval(opened.payload).predicate
-    if said.issued_at is None:
+    predicate = parse_approval(opened.payload).predicate
+    if predicate.issued_at is None:
         msg = "The decision does not say when it was signed (issuedAt)."
         raise Invalid(msg, code="Malformed", hint="Sign it with this version of kneo approve or kneo reject.")
-    check_issued(said, tx.now)
+    check_issued(predicate, tx.now)
     return _keep(tx, _record(envelope, signers[0].principal, signers[0].keyid, signed=True))
 
 
@@ -163,7 +163,7 @@ def _record(envelope: bytes, principal: str, keyid: str, *, signed: bool) -> App
 def _keep(tx: Tx, record: ApprovalRecord) -> ApprovalRecord:
     idempotency.bind(tx, record.id)
     lock_environment(tx, record.environment)
-    # A decision that a commit brought first is recorded as decided here too, once its maker sends it.
+    # A decision from a commit becomes one of the registry too when its maker sends it.
     if approvals.insert_approval(tx, record) or approvals.note_origin(tx, record.id, REGISTRY):
         verb = "approved" if record.decision == ApprovalDecision.APPROVE else "rejected"
         audit.record(
@@ -188,7 +188,7 @@ def _keep(tx: Tx, record: ApprovalRecord) -> ApprovalRecord:
 
 
 def decision_reason(record: ApprovalRecord) -> str | None:
-    """Read why somebody decided as they did, from what was signed; None where nothing says."""
+    """Return the reason in the signed decision; None without one."""
     try:
         return parse_approval(parse_envelope(record.envelope).payload).predicate.reason
     except KneoError:
@@ -196,15 +196,15 @@ def decision_reason(record: ApprovalRecord) -> str | None:
 
 
 def lock_environment(tx: Tx, environment: str) -> None:
-    """Come before or after a pass over this environment, never into the middle of it."""
+    """Lock an environment against a concurrent reconciliation."""
     lock_table(tx, f"environment/{environment}")
 
 
 def pending_item(tx: Tx, environment: str, bundle: str) -> Pending:
-    """Find what waits of a bundle in an environment.
+    """Return the pending change of a bundle.
 
     Raises:
-        NotFound: nothing does.
+        NotFound: no change of it is pending.
     """
     for item in releases.pending(tx, environment):
         if bundle in {item.bundle, f"{item.bundle}@{item.version}", item.digest, item.id}:
@@ -217,7 +217,7 @@ def pending_item(tx: Tx, environment: str, bundle: str) -> Pending:
 
 
 def hold(tx: Tx, item: Hold) -> None:
-    """Keep what is served of a bundle as it is.
+    """Hold the current release of a bundle.
 
     Raises:
         NotFound: the environment was never declared.
@@ -237,10 +237,10 @@ def hold(tx: Tx, item: Hold) -> None:
 
 
 def unhold(tx: Tx, environment: str, bundle: str, *, actor: str) -> None:
-    """Let a bundle follow Git again.
+    """Remove the hold of a bundle.
 
     Raises:
-        NotFound: it was not held.
+        NotFound: the bundle is not held.
     """
     idempotency.bind(tx, environment)
     lock_environment(tx, environment)
@@ -251,7 +251,7 @@ def unhold(tx: Tx, environment: str, bundle: str, *, actor: str) -> None:
 
 
 def suspend(tx: Tx, item: Suspension) -> None:
-    """Change nothing in an environment for a while.
+    """Suspend all changes of an environment.
 
     Raises:
         NotFound: the environment was never declared.
@@ -266,26 +266,26 @@ def suspend(tx: Tx, item: Suspension) -> None:
 
 
 def unsuspend(tx: Tx, environment: str, *, actor: str) -> None:
-    """Let an environment change again.
+    """Remove the suspension of an environment.
 
     Raises:
-        NotFound: it was not suspended, other than by its own file.
+        NotFound: the environment is not suspended, other than by its file.
     """
     idempotency.bind(tx, environment)
     lock_environment(tx, environment)
     if not approvals.delete_suspension(tx, environment):
-        msg = f"Nobody suspended {environment[:80]}."
-        raise NotFound(msg, code="not_suspended", hint="If its file says suspend: true, change that with a commit.")
+        msg = f"{environment[:80]} is not suspended."
+        raise NotFound(msg, code="not_suspended", hint="If its file sets suspend: true, change that with a commit.")
     audit.record(tx, "environment.unsuspended", actor=actor, environment=environment)
 
 
 def _check_declared(tx: Tx, environment: str) -> None:
     if environment not in releases.environment_names(tx):
         msg = f"There is no environment {environment[:80]!r}."
-        raise NotFound(msg, code="environment_not_found", hint="kneo status lists them.")
+        raise NotFound(msg, code="environment_not_found", hint="List environments: kneo status")
 
 
 def _check_reason(reason: str) -> None:
     if not reason.strip() or len(reason) > REASON_CHARS:
-        msg = f"A reason is a text of 1 to {REASON_CHARS} characters."
+        msg = f"A reason must have 1 to {REASON_CHARS} characters."
         raise Invalid(msg, code="invalid_reason")

@@ -1,4 +1,4 @@
-"""Why something is not served, and how something that ran came to be: the two questions people ask afterwards."""
+"""Explanations: why a change is pending, and where a run or a digest comes from."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ COMMANDS: Mapping[str, str] = {
     "dependsOn": "kneo plan --env {environment}",
     "atomic": "kneo plan --env {environment}",
 }
-"""The command that opens a gate, or that says more about it. Gates of time open by themselves."""
+"""The command that unblocks a gate or shows more about it. Windows and soak times need none."""
 
 
 @dataclass(frozen=True)
 class ClosedGate:
-    """A gate that keeps a bundle from following Git, and the command that opens it or says more about it."""
+    """A gate that blocks a bundle, and the command that unblocks it or shows more about it."""
 
     gate: str
     reason: str
@@ -56,37 +56,37 @@ class ClosedGate:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a bundle is not served as Git says, or that it is."""
+    """The blocked gates of a bundle in an environment; none when the release is up to date."""
 
     environment: str
     bundle: str
     serving: Release | None
-    waits: Pending | None
+    pending: Pending | None
     hold: Hold | None
     suspension: Suspension | None
     conditions: tuple[Condition, ...]
-    """Those of the whole environment that are not as they should be."""
+    """Unhealthy conditions of the whole environment."""
 
     origin: str | None = None
     """The environment that this one promotes from."""
 
     returns: bool = False
-    """Whether what waits was served here before, so that a rollback can serve it again."""
+    """Whether the pending version was released here before, so that a rollback can release it again."""
 
     @property
     def gates(self) -> tuple[ClosedGate, ...]:
-        """Every gate that is known to be closed, what concerns the whole environment first."""
+        """Every blocked gate, those of the whole environment first."""
         found: list[ClosedGate] = []
         stalled = next((item for item in self.conditions if item.type is ConditionType.STALLED), None)
-        if stalled is not None and (self.waits is None or self.waits.gate != "verify"):
+        if stalled is not None and (self.pending is None or self.pending.gate != "verify"):
             found.append(self._gate("environment", stalled.reason, stalled.message, stalled.since))
         if self.suspension is not None:
             by = (self.suspension.actor,)
             found.append(self._gate("suspend", "Suspended", _until(self.suspension), self.suspension.since, by))
         if self.hold is not None:
             found.append(self._gate("hold", "Held", _until(self.hold), self.hold.since, (self.hold.actor,)))
-        if self.waits is not None:
-            item, known = self.waits, {item.gate for item in found}
+        if self.pending is not None:
+            item, known = self.pending, {item.gate for item in found}
             message = item.message.removesuffix(also_closed(item.also))
             first = self._gate(item.gate, item.reason, message, item.since, item.who)
             further = (self._gate(one.gate, one.reason, one.message, None, one.who) for one in item.also)
@@ -95,58 +95,58 @@ class Explanation:
 
     @property
     def command(self) -> str | None:
-        """What somebody could run to get on."""
+        """The command of the first gate that has one."""
         return next((item.command for item in self.gates if item.command is not None), None)
 
     @property
     def way_back(self) -> str | None:
-        """The command that serves what waits at once, where it was served here before."""
-        if self.waits is None or not self.returns:
+        """The command that releases the pending version at once, where it was released here before."""
+        if self.pending is None or not self.returns:
             return None
-        return f"kneo rollback {self.environment}/{self.bundle} --to {self.waits.version} --reason TEXT"
+        return f"kneo rollback {self.environment}/{self.bundle} --to {self.pending.version} --reason TEXT"
 
     def _gate(self, gate: str, reason: str, message: str, since: str | None, who: tuple[str, ...] = ()) -> ClosedGate:
         pattern = COMMANDS.get(gate)
         known = {
             "environment": self.environment,
             "bundle": self.bundle,
-            "version": self.waits.version if self.waits is not None else "",
+            "version": self.pending.version if self.pending is not None else "",
             "origin": self.origin or "OTHER",
         }
         return ClosedGate(gate, reason, message, since, who, pattern.format(**known) if pattern else None)
 
 
 def _until(item: Hold | Suspension) -> str:
-    verb = "holds it as it is" if isinstance(item, Hold) else "suspended the environment"
+    verb = "Held" if isinstance(item, Hold) else "Suspended"
     until = f" until {item.until}" if item.until else ""
-    return f"{item.actor} {verb}{until}: {item.reason}"
+    return f"{verb} by {item.actor}{until}: {item.reason}"
 
 
 def why(tx: Tx, environment: str, bundle: str) -> Explanation:
-    """Say which gate blocks a bundle, since when, and who can open it.
+    """Explain which gates block a bundle, since when, and who can unblock it.
 
     Raises:
-        NotFound: nobody ever heard of the environment or of the bundle in it.
+        NotFound: the environment is not declared, or the bundle neither released nor pending there.
     """
     if environment not in releases.environment_names(tx):
         msg = f"There is no environment {environment[:80]!r}."
-        raise NotFound(msg, code="environment_not_found", hint="kneo status lists them.")
+        raise NotFound(msg, code="environment_not_found", hint="List environments: kneo status")
     serving = releases.release(tx, environment, bundle)
-    waits = next((item for item in releases.pending(tx, environment) if item.bundle == bundle), None)
-    everything = next((item for item in releases.pending(tx, environment) if item.kind == "policy"), None)
+    pending = next((item for item in releases.pending(tx, environment) if item.bundle == bundle), None)
+    policy = next((item for item in releases.pending(tx, environment) if item.kind == "policy"), None)
     hold = next((item for item in approvals.list_holds(tx, environment) if item.bundle == bundle), None)
-    if serving is None and waits is None and everything is None:
-        msg = f"{environment} neither serves {bundle[:200]} nor declares it."
-        raise NotFound(msg, code="bundle_not_found", hint=f"Name it in environments/{environment}.yaml.")
+    if serving is None and pending is None and policy is None:
+        msg = f"{bundle[:200]} is neither released to {environment} nor pending there."
+        raise NotFound(msg, code="bundle_not_found", hint=f"Declare it in environments/{environment}.yaml.")
     bad = tuple(item for item in releases.list_conditions(tx, environment_subject(environment)) if _is_bad(item))
     suspension = approvals.suspension(tx, environment)
-    waits = waits or everything
-    digest = waits.digest if waits is not None else None
+    pending = pending or policy
+    digest = pending.digest if pending is not None else None
     return Explanation(
         environment,
         bundle,
         serving,
-        waits,
+        pending,
         hold,
         suspension,
         bad,
@@ -168,13 +168,13 @@ def _is_bad(item: Condition) -> bool:
 
 @dataclass(frozen=True)
 class Trace:
-    """From something that ran or is served back to the people who vouch for it."""
+    """The trace of a run or digest: release, promotion, approvals, commit and signers."""
 
     digest: str
     run: Run | None
     bundle: BundleRecord | None
     promotions: tuple[Promotion, ...]
-    """Newest first; of a run, the one that it ran under."""
+    """Newest first; for a run the promotion of its release."""
 
     approvals: Mapping[str, tuple[ApprovalRecord, ...]]
     """By promotion."""
@@ -183,14 +183,14 @@ class Trace:
     """The audit event of each promotion."""
 
     receipts: tuple[ReceiptRecord, ...]
-    """What people decided in the run, in order."""
+    """Receipts of the run, in order."""
 
 
 def trace(tx: Tx, reference: str) -> Trace:
-    """Follow a run id or a digest back to its commit.
+    """Trace a run id or a digest back to its commit.
 
     Raises:
-        NotFound: there is no such run, or nothing with that digest was ever served.
+        NotFound: there is no such run, and no release ever had that digest.
     """
     run = runs.get(tx, reference) if reference.startswith("run_") else None
     if run is not None and run.release is not None:
@@ -201,8 +201,8 @@ def trace(tx: Tx, reference: str) -> Trace:
         digest = run.spec_digest if run is not None else reference
         promotions = tuple(item for item in releases.list_promotions(tx) if item.to_digest == digest)
     if run is None and not promotions:
-        msg = f"Nothing here ran or was served as {reference[:100]}."
-        raise NotFound(msg, code="not_found", hint="Give a run id or the sha256: digest of a bundle.")
+        msg = f"No run or release has the id or digest {reference[:100]}."
+        raise NotFound(msg, code="not_found", hint="Pass a run id or the sha256: digest of a bundle.")
     return Trace(
         digest=digest,
         run=run,

@@ -1,4 +1,4 @@
-"""What an environment asks of every spec: Git's policy, the service's and the project's, the strictest of all."""
+"""The policy in force for an environment: the strictest of Git's, the service's and the project's."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 def policy_in_force(
     tx: Tx, environment: str | None, project: ProjectConfig | None = None, *, with_git: bool = True
 ) -> PolicyFlags:
-    """Combine what everybody who has a say asks for.
+    """Return the policy in force: the strictest of all sources.
 
     Args:
         tx: An open transaction.
-        environment: Its name; None, no environment, asks for nothing.
+        environment: Its name; None has no policy.
         project: The config of the project that this process works in.
         with_git: Whether to look at the environment's file too.
     """
     if environment is None:
         return strictest()
-    asked = [policies.find(tx, environment), project.policy(environment) if project is not None else None]
+    flags = [policies.find(tx, environment), project.policy(environment) if project is not None else None]
     if with_git and releases.environment(tx, environment) is not None:
-        asked.append(declared(tx, environment).spec.policy)
-    return strictest(*(flags for flags in asked if flags is not None))
+        flags.append(declared(tx, environment).spec.policy)
+    return strictest(*(item for item in flags if item is not None))
 
 
 def change_policy(tx: Tx, environment: str, flags: PolicyFlags, *, actor: str | None) -> PolicyFlags | None:
-    """Set what an environment asks for beside what Git says; return what was set before.
+    """Set the service's policy for an environment, which adds to Git's; return the previous one.
 
     Raises:
         InvalidValue: ``invalid_name``.

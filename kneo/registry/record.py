@@ -1,4 +1,4 @@
-"""What the controller writes: accepted files, promotions and what it found out. All in transactions it opens."""
+"""Writes of the controller: accepted files, promotions, pending changes and conditions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kneo.trust.dsse import parse_envelope
 from kneo.trust.root import parse_root
 
 CONTROLLER = "controller"
-"""The actor of what follows from a commit."""
+"""The actor of changes that a commit declares."""
 
 EVENTS: Mapping[PromotionKind, str] = {
     PromotionKind.PROMOTE: "release.promoted",
@@ -34,12 +34,12 @@ EVENTS: Mapping[PromotionKind, str] = {
 
 
 def environment_subject(name: str) -> str:
-    """How conditions name an environment."""
+    """Return the subject of an environment's conditions."""
     return f"environment/{name}"
 
 
 def accept_roots(tx: Tx, envelopes: Iterable[bytes], *, revision: str) -> None:
-    """Keep a verified chain of trust roots; each new one is audited."""
+    """Store a verified chain of trust roots, with an audit event for each new root."""
     known = {digest for _, digest, _ in releases.trust_chain(tx)}
     for data in envelopes:
         envelope = parse_envelope(data)
@@ -53,14 +53,14 @@ def accept_roots(tx: Tx, envelopes: Iterable[bytes], *, revision: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseChange:
-    """What makes an environment change, for its history.
+    """The cause of a change, for the environment's history.
 
     Args:
-        revision: The commit that asks for it.
-        policy_digest: The rules it was allowed under.
-        approvals: Ids of the approvals that let it happen.
-        actor: Who caused it: a person for what a person asked for, else the controller.
-        reason: Why, in that person's words.
+        revision: The commit that declares it.
+        policy_digest: Digest of the rules that allowed it.
+        approvals: Ids of the approvals that allowed it.
+        actor: The requester of a rollback, else the controller.
+        reason: The requester's reason.
     """
 
     revision: str
@@ -72,7 +72,7 @@ class ReleaseChange:
 
 @dataclass(frozen=True, kw_only=True)
 class BundlePromotion:
-    """A bundle that shall be served from now on, in place of what is."""
+    """A bundle to release in place of the current one."""
 
     bundle: BundleRecord
     kind: PromotionKind
@@ -81,7 +81,7 @@ class BundlePromotion:
 
 
 def promote(tx: Tx, environment: str, items: Sequence[BundlePromotion]) -> tuple[Promotion, ...]:
-    """Serve bundles in an environment from now on, and return what is written down about it."""
+    """Release bundles to an environment; return the promotions."""
     releases.insert_bundles(tx, [item.bundle for item in items])
     promotions = [_promotion(tx, environment, item) for item in items]
     _record(tx, [(promotion, _facts(item)) for promotion, item in zip(promotions, items, strict=True)])
@@ -126,7 +126,7 @@ def _facts(item: BundlePromotion) -> dict[str, object]:
 
 
 def update_signatures(tx: Tx, bundle: BundleRecord, *, revision: str) -> None:
-    """Keep the signatures an accepted bundle has now in place of those it had."""
+    """Replace the stored signatures of an accepted bundle."""
     releases.put_envelope(tx, bundle.digest, bundle.envelope, bundle.signers)
     about = {"bundle": bundle.name, "version": bundle.version, "digest": bundle.digest}
     metadata: dict[str, object] = {**about, "signers": list(bundle.signers)}
@@ -134,7 +134,7 @@ def update_signatures(tx: Tx, bundle: BundleRecord, *, revision: str) -> None:
 
 
 def retire(tx: Tx, current: Release, *, change: ReleaseChange) -> Promotion:
-    """Stop serving a bundle in an environment, and return what is written down about it."""
+    """Remove the release of a bundle from an environment; return the promotion."""
     promotion = Promotion(
         id=new_id("prom", tx.now),
         environment=current.environment,
@@ -156,7 +156,7 @@ def retire(tx: Tx, current: Release, *, change: ReleaseChange) -> Promotion:
 
 
 def _record(tx: Tx, items: Sequence[tuple[Promotion, Mapping[str, object]]]) -> None:
-    """Write promotions with their audit events."""
+    """Write promotions and their audit events."""
     audit.record_all(tx, [_event(promotion, facts) for promotion, facts in items])
     releases.insert_promotions(tx, [promotion for promotion, _ in items])
 
@@ -192,7 +192,7 @@ def accept_environment(
     epoch: str,
     approvals: Sequence[str] = (),
 ) -> None:
-    """Take an environment file as the one in force; a change of its rules is audited."""
+    """Store an environment file as the one in force, with an audit event for changed rules."""
     before = releases.environment(tx, name)
     changes = before is None or before.policy_digest != policy_digest
     record = EnvironmentRecord(
@@ -225,18 +225,18 @@ def accept_environment(
 
 
 def report_pending(tx: Tx, environment: str, items: Iterable[Pending], *, revision: str) -> tuple[Pending, ...]:
-    """Replace what an environment waits for; each new reason to wait or refuse is audited once.
+    """Replace the pending changes of an environment, with one audit event for each new reason.
 
     Returns:
-        What is new.
+        The new ones.
     """
     before = {item.bundle: item for item in releases.pending(tx, environment)}
     wanted = tuple(_dated(tx, environment, item, before.get(item.bundle)) for item in items)
     if {item.bundle: item for item in wanted} == before:
         return ()
     releases.put_pending(tx, environment, wanted)
-    news = tuple(item for item in wanted if _differs(item, before.get(item.bundle)))
-    for item in news:
+    added = tuple(item for item in wanted if _differs(item, before.get(item.bundle)))
+    for item in added:
         audit.record(
             tx,
             "bundle.rejected" if item.gate == "verify" else "release.waiting",
@@ -252,7 +252,7 @@ def report_pending(tx: Tx, environment: str, items: Iterable[Pending], *, revisi
                 "revision": revision,
             },
         )
-    return news
+    return added
 
 
 def _dated(tx: Tx, environment: str, item: Pending, before: Pending | None) -> Pending:
@@ -267,7 +267,7 @@ def _differs(item: Pending, before: Pending | None) -> bool:
 
 
 def report_conditions(tx: Tx, subject: str, items: Iterable[Condition]) -> None:
-    """Replace a subject's conditions. Nothing is written, and no time moves, when nothing changed."""
+    """Replace a subject's conditions; an unchanged condition is not written and keeps its time."""
     wanted = {item.type: item for item in items}
     before = {item.type: item for item in releases.list_conditions(tx, subject)}
     for kind in before.keys() - wanted.keys():

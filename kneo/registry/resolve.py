@@ -1,4 +1,4 @@
-"""What may run: looked up, re-hashed and re-verified at the moment somebody wants to run it."""
+"""The release of a run: looked up, hashed and verified again when a run starts."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 def check_served(
     record: BundleRecord | None, release: Release, environment: Environment, root: TrustRoot, hmac_key: str
 ) -> VerifiedBundle:
-    """Judge a served release under the trust and rules of today, except that expiry stops only what is new.
+    """Verify a release under the trust and rules of today, but as of its acceptance for expiry.
 
     Args:
-        record: What is stored under the release's digest.
-        release: What is served.
+        record: The stored bundle of the release's digest.
+        release: The release.
         environment: The file in force.
         root: The trust root in force.
         hmac_key: The shared secret of bundles in the older format; empty where there is none.
 
     Raises:
-        Untrusted: ``BundleTampered``, or why it would not be accepted today.
-        Invalid: its envelope is not one.
+        Untrusted: ``BundleTampered``, or the reason of the failed verification.
+        Invalid: the stored envelope is malformed.
     """
     if record is None or digest_of(record.payload) != release.digest:
         raise _tampered(release, "bytes")
@@ -66,10 +66,10 @@ def _verify(record: BundleRecord, environment: Environment, root: TrustRoot, hma
 
 
 def spec_in(record: BundleRecord) -> Mapping[str, object]:
-    """Read the spec that an accepted bundle carries, in either format. It vouches for nothing.
+    """Parse the spec of an accepted bundle, in either format, without verification.
 
     Raises:
-        Invalid: what is stored is no bundle.
+        Invalid: the record holds no bundle.
     """
     if record.seq == UNSEQUENCED:
         return spec_in_hmac(record.payload)
@@ -87,12 +87,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResolvedRelease:
-    """A release that was looked up, re-hashed and re-verified just now: the very bytes that may run."""
+    """A release with the verified bundle: the very bytes that run."""
 
     release: Release
     bundle: VerifiedBundle
     audit_seq: int | None
-    """Place of the promotion in the audit chain; ``None`` while it waits to be sealed."""
+    """Sequence number of the promotion in the audit chain; None before it is sealed."""
 
 
 @lru_cache(maxsize=64)
@@ -104,10 +104,10 @@ def _parsed(declaration: bytes, name: str) -> Environment:
 
 
 def declared(tx: Tx, name: str) -> Environment:
-    """Read the environment file in force.
+    """Return the environment file in force.
 
     Raises:
-        NotFound: Git never declared this environment, or never validly.
+        NotFound: no valid file was ever declared for this environment.
     """
     record = releases.environment(tx, name)
     if record is None:
@@ -118,10 +118,9 @@ def declared(tx: Tx, name: str) -> Environment:
 
 
 def is_followed(tx: Tx, pin: Digest | None) -> bool:
-    """Say whether Git decides here what runs: a trust root is pinned, or a controller ever worked on this database.
+    """Return whether only releases may run here: a trust root is pinned, or a controller ever used this database.
 
-    Long before the first commit is accepted: a repository that cannot be reached, or is not the one that was pinned, must
-    not leave a database open that nobody declared anything for yet.
+    This holds before the first commit is accepted: an unreachable repository must not permit undeclared runs.
     """
     return pin is not None or sources.source(tx) is not None or requests.was_leased(tx, requests.CONTROLLER_LEASE)
 
@@ -131,32 +130,32 @@ def trust_root(tx: Tx, pin: Digest | None) -> TrustRoot:
 
     Args:
         tx: An open transaction.
-        pin: The first root this process believes; ``None`` believes the first one the controller accepted.
+        pin: Digest of the pinned trust root; None pins the first one that the controller accepted.
 
     Raises:
         Untrusted: the stored chain does not start at the pin or does not hold together.
     """
     chain = releases.trust_chain(tx)
     if not chain:
-        msg = "No trust root was ever accepted on this database."
+        msg = "This database has no accepted trust root."
         raise Untrusted(msg, code="no_trust_root", hint="Start a controller: kneo up --repo DIR.")
     first = pin or Digest(chain[0][1])
     return verify_chain(first, [envelope for _, _, envelope in chain], tx.now)
 
 
 def check_not_retired(tx: Tx, environment: Environment) -> None:
-    """Refuse runs in an environment that has ended; until its releases are removed they still run.
+    """Refuse runs in a retired environment without releases.
 
     Raises:
         Forbidden: ``environment_retired``.
     """
     if environment.spec.retired and not releases.list_releases(tx, environment.name):
-        msg = f"{environment.name} is retired; no run starts there."
-        raise Forbidden(msg, code="environment_retired", hint="kneo status lists the environments.")
+        msg = f"{environment.name} is retired: runs cannot start there."
+        raise Forbidden(msg, code="environment_retired", hint="List environments: kneo status")
 
 
 def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None, hmac_key: str = "") -> ResolvedRelease:
-    """Find the release that a reference means in an environment, and prove it.
+    """Return the release that a reference names in an environment, verified.
 
     Args:
         tx: An open transaction.
@@ -167,13 +166,13 @@ def resolve(tx: Tx, reference: str, environment: str, *, pin: Digest | None, hma
 
     Raises:
         NotFound: there is no such environment.
-        Forbidden: ``bundle_not_approved``: it does not serve that; says why and what it does serve.
-        Untrusted: the stored bytes are not what was approved, or nobody vouches for them any more.
-        Transient: ``registry_rebuilding``: what is served may be the release of an earlier commit.
+        Forbidden: ``bundle_not_approved``: the reference is not released there.
+        Untrusted: the stored bytes are not the approved ones, or fail verification today.
+        Transient: ``registry_rebuilding``: the present release may be that of an earlier commit.
     """
     if sources.is_rebuilding(tx):
-        msg = "The registry is being rebuilt from Git; what it serves now may be an earlier release."
-        raise Transient(msg, code="registry_rebuilding", hint="Try again; kneo source show says how far it is.")
+        msg = "The registry is being rebuilt from Git; its releases may be earlier ones."
+        raise Transient(msg, code="registry_rebuilding", hint="Try again; show the progress: kneo source show")
     rules = declared(tx, environment)
     check_not_retired(tx, rules)
     release = _serving(tx, reference, environment)
@@ -194,15 +193,15 @@ def _serving(tx: Tx, reference: str, environment: str) -> Release:
 def _not_approved(tx: Tx, reference: str, environment: str, serving: tuple[Release, ...]) -> KneoError:
     name, _, version = reference.partition("@")
     approved = [f"{item.bundle}@{item.version}" for item in serving]
-    reason = f"{environment} does not serve {reference[:200]}."
-    waits = next((item for item in releases.pending(tx, environment) if item.bundle == name), None)
-    if waits is not None and version in {"", waits.version}:
-        reason = f"{reason} {waits.reason}: {waits.message}"
+    reason = f'Bundle "{reference[:200]}" is not released to {environment}.'
+    pending = next((item for item in releases.pending(tx, environment) if item.bundle == name), None)
+    if pending is not None and version in {"", pending.version}:
+        reason = f"{reason} {pending.reason}: {pending.message}"
     return Forbidden(
         reason,
         code="bundle_not_approved",
-        hint=f"Approved there: {', '.join(approved) or 'nothing'}.",
+        hint=f"Released: {', '.join(approved) or 'none'}. See: kneo status {environment}",
         environment=environment,
         approved=approved,
-        reason=waits.reason if waits is not None and version in {"", waits.version} else "NotReleased",
+        reason=pending.reason if pending is not None and version in {"", pending.version} else "NotReleased",
     )

@@ -1,4 +1,4 @@
-"""What is known of environments, for whoever asks."""
+"""The status of environments: conditions, releases, pending changes, holds and open tasks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kneo.store.task_filter import TaskFilter
 
 @dataclass(frozen=True)
 class EnvironmentStatus:
-    """Everything that is known of one environment."""
+    """The status of one environment."""
 
     record: EnvironmentRecord | None
     name: str
@@ -28,7 +28,7 @@ class EnvironmentStatus:
 
 
 def status(tx: Tx, name: str) -> EnvironmentStatus | None:
-    """Read everything known of an environment; ``None`` when Git never declared it."""
+    """Return the status of an environment; None when Git never declared it."""
     record = releases.environment(tx, name)
     conditions = releases.list_conditions(tx, environment_subject(name))
     if record is None and not conditions:
@@ -45,7 +45,7 @@ def status(tx: Tx, name: str) -> EnvironmentStatus | None:
 
 
 def find_status(tx: Tx, name: str) -> EnvironmentStatus:
-    """Read everything known of an environment.
+    """Return the status of a declared environment.
 
     Raises:
         NotFound: Git never declared it.
@@ -53,30 +53,30 @@ def find_status(tx: Tx, name: str) -> EnvironmentStatus:
     found = status(tx, name)
     if found is None:
         msg = f"There is no environment {name[:80]!r}."
-        raise NotFound(msg, code="environment_not_found", hint="kneo status lists them.")
+        raise NotFound(msg, code="environment_not_found", hint="List environments: kneo status")
     return found
 
 
 def statuses(tx: Tx) -> tuple[EnvironmentStatus, ...]:
-    """Read every environment's status, by name."""
+    """Return the status of every environment, by name."""
     found = (status(tx, name) for name in releases.environment_names(tx))
     return tuple(item for item in found if item is not None)
 
 
 SHOWN = 5
-"""Open questions that are named; the others are counted."""
+"""Number of open tasks that are listed; the others are counted."""
 
 
 @dataclass(frozen=True)
 class OpenTasks:
-    """How many questions wait in an environment, and the longest waiting of them."""
+    """The number of open tasks in an environment, and the oldest of them."""
 
     count: int
     first: Sequence[HumanTask]
 
     def __str__(self) -> str:
         if not self.count:
-            return "No questions are open there."
+            return "No open tasks."
         named = ", ".join(f"{task.id} ({task.workflow_name}: {task.key})" for task in self.first)
         more = f" and {self.count - len(self.first)} more" if self.count > len(self.first) else ""
         head = f"{self.count} questions are open there" if self.count > 1 else "1 question is open there"
@@ -99,6 +99,6 @@ class OpenTasks:
 
 
 def open_tasks(tx: Tx, environment: str) -> OpenTasks:
-    """Find the questions that wait in an environment, the longest waiting first."""
+    """Return the open tasks of an environment, oldest first."""
     where = TaskFilter(environment=environment)
     return OpenTasks(tasks.count_tasks(tx, where), tasks.list_tasks(tx, where, limit=SHOWN))

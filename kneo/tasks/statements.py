@@ -25,7 +25,7 @@ from kneo.trust.answer import (
     verify_answer,
 )
 from kneo.trust.dsse import parse_envelope, read_envelope, serialise
-from kneo.trust.receipt import content_digest, spoken
+from kneo.trust.receipt import content_digest, without_empty
 
 LASTS = timedelta(minutes=15)
 """How long a statement may be handed over when nobody says."""
@@ -70,7 +70,7 @@ def build_statement(tx: Tx, task: HumanTask, decision: Decision, lasts: timedelt
         msg = f"A signed answer lasts for up to {LASTS_AT_MOST.total_seconds() / 3600:.0f} hours."
         raise InvalidValue(msg, field="expires_in")
     statement = build_answer(_said(tx, task, decision), issued_at=tx.now, expires=tx.now + lasts)
-    return UnsignedStatement(statement=statement, decided_content=spoken(decided_content(decision)))
+    return UnsignedStatement(statement=statement, decided_content=without_empty(decided_content(decision)))
 
 
 def check_signature(
@@ -104,7 +104,7 @@ def check_signature(
         msg = f"The trust root expired on {isoformat(root.expires)}; no signed answer is taken until it is renewed."
         raise Untrusted(msg, code="Expired", hint="kneo trust sign --expires 365d --key FILE, then commit.")
     before = next((vote for vote in task.votes if person_key(vote.actor) == person_key(decision.actor)), None)
-    after = open_answer(parse_envelope(before.statement.encode())).said if before and before.statement else None
+    after = open_answer(parse_envelope(before.statement.encode())).answer if before and before.statement else None
     verify_answer(
         envelope,
         _said(tx, task, decision),

@@ -1,6 +1,5 @@
-"""Who vouches for which bytes.
+"""Signatures, trust roots and their verification.
 
-What lives here is pure over bytes, keys and a time that is handed in: no files, no clock, no environment, no database,
-no network. Bytes go in, and either a verified thing comes out or an error whose ``code`` is the reason. Trust is a
-type: only ``verify`` makes a ``VerifiedBundle``, so a function that takes one cannot be given anything else.
+Every function is pure over bytes, keys and a time argument: no files, clock, environment, database or network. Verification
+returns a verified object or raises an error whose ``code`` is the reason. Only ``verify`` makes a ``VerifiedBundle``.
 """

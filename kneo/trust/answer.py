@@ -1,7 +1,7 @@
-"""What a reviewer signs with a key of their own about one answer, and whether they did.
+"""Signed answers: the statement that a reviewer signs with an own key about one answer, and its verification.
 
-The statement says everything the service will record of the answer, as digests. It is good for one question, one decision and a
-short time; the receipt of the decision names it, so that whoever has both needs nobody's word for who decided.
+The statement holds digests of everything that the service records of the answer. It is valid for one question, one decision
+and a short time. The receipt of the decision names the statement, so both together prove who decided.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from kneo.trust.reading import DigestText, SignedRecord, Time, read_record
 ANSWER_TYPE = "urn:kneo:attestation:answer:v1"
 
 PAYLOAD_BYTES = 65_536
-"""Longest statement read; what is answered is in it as digests only."""
+"""Largest statement; it holds digests of the answer, not the answer."""
 
 LASTS_AT_MOST = timedelta(days=1)
 
 CLOCKS_DIFFER = timedelta(minutes=5)
-"""How far the clocks of processes may differ: one writes down what is signed, and another one takes the answer."""
+"""Tolerated difference between the clocks of signer and service."""
 
 Text: TypeAlias = Annotated[str, Field(max_length=20_000)]
 
 
 class AnswerBinding(SignedRecord):
-    """What an answer is bound to. Names are camelCase in files, digests ``sha256:`` and 64 hex digits."""
+    """The fields that bind an answer. Names are camelCase in files, digests ``sha256:`` and 64 hex digits."""
 
     task: Text
     request: Text
@@ -42,14 +42,14 @@ class AnswerBinding(SignedRecord):
     environment: Text | None
     gate: Text
     subject_digest: DigestText
-    """What was shown."""
+    """Digest of the subject that the reviewer saw."""
 
     decision: Literal["approved", "rejected", "edited", "selected", "provided"]
     answer_digest: DigestText
-    """What votes that agree have in common: the decision, content, options and values."""
+    """Digest of decision, content, options and values, equal for votes that agree."""
 
     content_digest: DigestText | None
-    """Everything that was answered beside the decision's word, as in the receipt."""
+    """Digest of the answer without the decision, as in the receipt."""
 
     reviewer: Text
     bundle_digest: DigestText | None
@@ -57,7 +57,7 @@ class AnswerBinding(SignedRecord):
 
 
 class SignedAnswer(AnswerBinding):
-    """The statement's predicate: what is said, and for how long that may be handed over."""
+    """The statement's predicate: the bound fields and the period of validity."""
 
     issued_at: Time
     expires: Time
@@ -65,10 +65,10 @@ class SignedAnswer(AnswerBinding):
 
 @dataclass(frozen=True)
 class AnswerStatement:
-    """The bytes that are signed, and what they say."""
+    """The signed bytes and their parsed content."""
 
     payload: bytes
-    said: SignedAnswer
+    answer: SignedAnswer
 
     @property
     def digest(self) -> Digest:
@@ -82,11 +82,11 @@ def _nothing_revoked(keyid: str, seen: datetime) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewerKeys:
-    """Whose keys count.
+    """The keys of reviewers.
 
     Attributes:
-        keys: Every key that is known, and whose it is.
-        void: Whether what a key signed counts for nothing when it was first seen at a time.
+        keys: Every known key with its owner.
+        void: Returns whether a key's signature that was first seen at a time is void.
     """
 
     keys: Mapping[KeyId, TrustedKey]
@@ -96,7 +96,7 @@ class ReviewerKeys:
 def answer_digest(
     decision: str, content: str | None, selected_options: Sequence[str], values: Mapping[str, object] | None
 ) -> Digest:
-    """Name what an answer says, whoever says it and why: equal for votes that agree."""
+    """Return the digest of an answer without person and reason, equal for votes that agree."""
     return digest_of_json(
         {
             "kind": decision,
@@ -107,15 +107,15 @@ def answer_digest(
     )
 
 
-def build_answer(said: AnswerBinding, *, issued_at: datetime, expires: datetime) -> AnswerStatement:
-    """Spell an answer as the bytes to sign."""
-    full = SignedAnswer(**dict(said), issued_at=issued_at, expires=expires)
+def build_answer(binding: AnswerBinding, *, issued_at: datetime, expires: datetime) -> AnswerStatement:
+    """Return an answer as a statement to sign."""
+    full = SignedAnswer(**dict(binding), issued_at=issued_at, expires=expires)
     predicate = full.model_dump(mode="json", by_alias=True)
     return AnswerStatement(write_statement(ANSWER_TYPE, full.task, full.subject_digest, predicate), full)
 
 
 def parse_answer(payload: bytes, *, file: str = "statement") -> AnswerStatement:
-    """Read a statement's payload. Who signed it is for the verifier.
+    """Parse a statement's payload; its signature is not verified here.
 
     Raises:
         Invalid: ``LimitExceeded``, or ``Malformed``: not a statement about an answer and nothing else.
@@ -124,15 +124,15 @@ def parse_answer(payload: bytes, *, file: str = "statement") -> AnswerStatement:
         msg = f"{file}: {len(payload)} bytes are too many; the limit is {PAYLOAD_BYTES} bytes."
         raise Invalid(msg, code="LimitExceeded")
     statement = read_statement(payload, ANSWER_TYPE, file=file)
-    said = read_record(SignedAnswer, statement.predicate, file=f"{file}: predicate")
-    if (statement.subject_name, statement.subject_digest) != (said.task, said.subject_digest):
+    answer = read_record(SignedAnswer, statement.predicate, file=f"{file}: predicate")
+    if (statement.subject_name, statement.subject_digest) != (answer.task, answer.subject_digest):
         msg = f"{file}: its subject is not the task that it is about."
         raise Invalid(msg, code="Malformed", field="subject")
-    return AnswerStatement(payload, said)
+    return AnswerStatement(payload, answer)
 
 
 def open_answer(envelope: Envelope, *, file: str = "statement") -> AnswerStatement:
-    """Read a signed statement, believing none of it.
+    """Parse a signed statement without verification.
 
     Raises:
         Invalid: as ``parse_answer`` says, or it has another kind or more than one signature.
@@ -141,7 +141,7 @@ def open_answer(envelope: Envelope, *, file: str = "statement") -> AnswerStateme
         msg = f"{file}: payloadType is {envelope.payload_type}, expected {PAYLOAD_TYPE}."
         raise Invalid(msg, code="Malformed", field="payloadType")
     if len(envelope.signatures) != 1:
-        msg = f"{file}: {len(envelope.signatures)} signatures; whoever answers signs for themselves."
+        msg = f"{file}: {len(envelope.signatures)} signatures; a signed answer has exactly one."
         raise Invalid(msg, code="Malformed", field="signatures")
     return parse_answer(envelope.payload, file=file)
 
@@ -154,34 +154,34 @@ def check_signer(envelope: Envelope, reviewer: str, reviewers: ReviewerKeys, see
     """
     found = find_signers(envelope, reviewers.keys)
     if not found:
-        msg = f"No key that is known of {reviewer} signed this answer, or it was changed."
-        hint = "Sign with a key that the trust root names for you; kneo trust show lists them."
+        msg = f"No known key of {reviewer} signed this answer, or it was changed."
+        hint = "Sign with a key that the trust root lists for you; see kneo trust show."
         raise Untrusted(msg, code="SignatureInvalid", hint=hint)
     if not is_same(found[0].principal, reviewer):
         msg = f"This answer is {reviewer}'s and was signed with the key of {found[0].principal}."
-        raise Untrusted(msg, code="WrongSigner", hint="Whoever answers signs with a key of their own.")
+        raise Untrusted(msg, code="WrongSigner", hint="Sign the answer with your own key.")
     if reviewers.void(found[0].keyid, seen):
         msg = f"The key {found[0].keyid} of {reviewer} was revoked."
         raise Untrusted(msg, code="KeyRevoked", hint="Sign with a key that is not revoked.")
 
 
 def verify_answer(
-    envelope: Envelope, said: AnswerBinding, *, reviewers: ReviewerKeys, now: datetime, after: datetime | None = None
+    envelope: Envelope, binding: AnswerBinding, *, reviewers: ReviewerKeys, now: datetime, after: datetime | None = None
 ) -> AnswerStatement:
-    """Decide whether these bytes are this person's word for exactly this answer.
+    """Verify that a person signed exactly this answer.
 
     1. The envelope carries a statement about an answer, within its bounds, with one signature.
     2. A key of the person signed it, and it is not revoked.
-    3. It says what will be recorded, field by field.
-    4. It is not too old, and was not made to last.
-    5. It was made after the last one that this person signed here.
+    3. Its fields are those that will be recorded.
+    4. It has not expired, and its validity is within the limit.
+    5. It was issued after the last statement of this person here.
 
     Args:
-        envelope: What was handed over.
-        said: What will be recorded.
-        reviewers: Whose keys count.
-        now: One time for all of it.
-        after: When the statement was issued that this person's present vote rests on, if they have one.
+        envelope: The signed statement.
+        binding: The fields that will be recorded.
+        reviewers: The keys of reviewers.
+        now: The time of verification.
+        after: Time of issue of the statement behind this person's present vote; None without one.
 
     Raises:
         Invalid: ``Malformed``, ``LimitExceeded``.
@@ -190,13 +190,13 @@ def verify_answer(
     # (1)
     statement = open_answer(envelope)
     # (2)
-    check_signer(envelope, said.reviewer, reviewers, now)
+    check_signer(envelope, binding.reviewer, reviewers, now)
     # (3)
-    for name in differences(statement.said, said):
-        msg = f"What was signed is not what is answered: {name} differs."
-        raise Untrusted(msg, code="SubjectMismatch", field=name, hint="Read the task again, and sign the answer anew.")
+    for name in differences(statement.answer, binding):
+        msg = f"The signed statement differs from the answer: {name}."
+        raise Untrusted(msg, code="SubjectMismatch", field=name, hint="Read the task again, and sign a new answer.")
     # (4)
-    issued, expires = statement.said.issued_at, statement.said.expires
+    issued, expires = statement.answer.issued_at, statement.answer.expires
     if now >= expires:
         msg = f"The signed answer expired at {expires.isoformat()}."
         raise Untrusted(msg, code="Expired", hint="Sign it again.")
@@ -208,13 +208,13 @@ def verify_answer(
         raise Untrusted(msg, code="Expired", field="expires", hint="Sign it again.")
     # (5)
     if after is not None and issued <= after:
-        msg = f"{said.reviewer} has signed an answer since this one was made."
+        msg = f"{binding.reviewer} has signed a later answer."
         raise Untrusted(msg, code="Replayed", hint="To change your mind, sign the new answer.")
     return statement
 
 
 def differences(one: AnswerBinding, other: AnswerBinding) -> Iterator[str]:
-    """Name the fields, as files spell them, in which two answers differ; a person's name may be spelled two ways."""
+    """Yield the file names of the fields that differ between two answers; spellings of one person's name are equal."""
     for name, about in AnswerBinding.model_fields.items():
         left, right = getattr(one, name), getattr(other, name)
         if left != right and not (name == "reviewer" and is_same(left, right)):

@@ -15,7 +15,7 @@ from kneo.trust.statement import ApprovalDecision, ApprovalPredicate, parse_appr
 from kneo.trust.verified import SEAL, VerifiedApproval
 
 CLOCK_SKEW = timedelta(minutes=5)
-"""How far the clock of whoever signs may be ahead of ours."""
+"""How far a signer's clock may be ahead of ours."""
 
 
 def verify_approval(  # noqa: PLR0913 - what a decision is bound to is all of this, and all by name
@@ -30,27 +30,27 @@ def verify_approval(  # noqa: PLR0913 - what a decision is bound to is all of th
     first_seen: datetime | None = None,
     file: str = "approval",
 ) -> VerifiedApproval:
-    """Decide whether these bytes are somebody's decision about exactly this bundle, environment and policy.
+    """Verify a signed decision about exactly this bundle, environment and policy.
 
     1. The file is an envelope of an in-toto statement, within its bounds.
-    2. Somebody of these roles signed it with a key that is not revoked.
+    2. A person of these roles signed it with a key that is not revoked.
     3. The signed bytes are an approval statement and nothing else.
     4. It is about this bundle, this environment and this policy.
-    5. It is an approval that has not expired, or a rejection: that counts until its maker takes it back.
-    6. We saw it first while the trust root had not expired, and not before it was signed.
+    5. It is an approval that has not expired, or a rejection, which counts until it is withdrawn.
+    6. The time of first sight is before the trust root's expiry, and not before the time of signing.
 
-    Whether approver and signer may be the same person, and how many are needed, is for the gate.
+    The gate decides how many approvals are needed, and whether signer and approver may be the same person.
 
     Args:
         envelope: The file.
         root: The verified trust root.
         roles: Roles of the trust root whose people may decide; empty refuses.
-        bundle_digest: Identity of the bundle that waits.
-        environment: Where it waits.
-        policy_digest: Digest of the rules it waits under.
-        now: One time for the whole pass.
-        first_seen: When our own records first saw this very envelope; a revocation spares what was seen before it.
-        file: What to call it in messages.
+        bundle_digest: Digest of the pending bundle.
+        environment: Name of the environment.
+        policy_digest: Digest of the environment's rules.
+        now: The time of verification.
+        first_seen: Recorded time of first sight of this very envelope; a revocation does not affect earlier sights.
+        file: The approval's name in messages.
 
     Raises:
         Invalid: ``Malformed``, ``LimitExceeded``.
@@ -62,7 +62,7 @@ def verify_approval(  # noqa: PLR0913 - what a decision is bound to is all of th
     keys = {keyid: key for name in roles for keyid, key in root.role_keys(name).items()}
     found = find_signers(opened, keys)
     if not found:
-        msg = f"{file}: not signed by anybody of the role {', '.join(sorted(roles)) or '(none)'}."
+        msg = f"{file}: not signed by a person of the role {', '.join(sorted(roles)) or '(none)'}."
         raise Untrusted(msg, code="SignatureInvalid", hint="Approve with kneo approve --key and an approver's key.")
     seen = first_seen or now
     signers = tuple(signer for signer in found if not root.void(signer.keyid, seen))
@@ -73,7 +73,7 @@ def verify_approval(  # noqa: PLR0913 - what a decision is bound to is all of th
     statement = parse_approval(opened.payload, file=file)
     if statement.predicate.approver is not None:
         msg = f"{file}: signed by a person's key and yet in the name of {statement.predicate.approver}."
-        raise Untrusted(msg, code="SignatureInvalid", hint="Whoever decides signs for themselves.")
+        raise Untrusted(msg, code="SignatureInvalid", hint="Sign the decision in your own name.")
     # (4)
     wanted = {"bundle": bundle_digest, "environment": environment, "policy": policy_digest}
     _check_binding(statement.predicate, statement.subject_digest, wanted, file)
@@ -99,10 +99,10 @@ def verify_recorded_approval(
     now: datetime,
     file: str = "approval",
 ) -> VerifiedApproval:
-    """Decide whether these bytes are a decision that our own service recorded for somebody it had authenticated.
+    """Verify a decision that the own service recorded for an authenticated person.
 
-    The same steps as ``verify_approval``, with the service's key in place of a person's. The signer of the answer is the
-    person the service names. An environment that asks for ``signed`` approvals must not take these.
+    The steps are those of ``verify_approval``, with the service's key in place of a person's. The signer of the result is the
+    person that the service names. An environment that asks for ``signed`` approvals must not take these.
 
     Raises:
         Invalid: ``Malformed``, ``LimitExceeded``.
@@ -115,7 +115,7 @@ def verify_recorded_approval(
     statement = parse_approval(opened.payload, file=file)
     approver = statement.predicate.approver
     if approver is None:
-        msg = f"{file}: signed by this service and in nobody's name."
+        msg = f"{file}: signed by this service, but it names no approver."
         raise Untrusted(msg, code="SignatureInvalid")
     wanted = {"bundle": bundle_digest, "environment": environment, "policy": policy_digest}
     _check_binding(statement.predicate, statement.subject_digest, wanted, file)
@@ -125,14 +125,14 @@ def verify_recorded_approval(
 
 
 def check_issued(predicate: ApprovalPredicate, seen: datetime, *, file: str = "approval") -> None:
-    """Refuse a decision dated ahead of when it was first seen: it would outdo what its maker decides until then.
+    """Refuse a decision dated after its first sight: it would override later decisions of its maker.
 
     Raises:
         Untrusted: ``NotYetValid``.
     """
     issued = predicate.issued_at
     if issued is not None and issued > seen + CLOCK_SKEW:
-        msg = f"{file}: signed at {issued.isoformat()}, which lies ahead."
+        msg = f"{file}: signed at {issued.isoformat()}, which is in the future."
         raise Untrusted(msg, code="NotYetValid", hint="Set the clock of the machine that signs, and decide again.")
 
 
@@ -154,12 +154,12 @@ def _check_binding(predicate: ApprovalPredicate, subject: Digest, wanted: dict[s
     if subject != predicate.bundle_digest:
         msg = f"{file}: its subject and its bundleDigest differ."
         raise Invalid(msg, code="Malformed")
-    said = {
+    actual = {
         "bundle": predicate.bundle_digest,
         "environment": predicate.environment,
         "policy": predicate.policy_digest,
     }
     for what, value in wanted.items():
-        if said[what] != value:
-            msg = f"{file}: a decision about the {what} {said[what]}, not about {value}."
-            raise Untrusted(msg, code="SubjectMismatch", hint="A decision holds for what it was made about only.")
+        if actual[what] != value:
+            msg = f"{file}: a decision about the {what} {actual[what]}, not about {value}."
+            raise Untrusted(msg, code="SubjectMismatch", hint="Approve the pending change itself; see kneo status.")

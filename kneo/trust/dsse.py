@@ -1,8 +1,11 @@
-"""DSSE v1: an envelope that carries bytes, says what kind they are, and lets several keys vouch for both.
+"""DSSE v1 envelopes: a payload with its type and the signatures of several keys, and who signed.
 
 What is signed is the pre-authentication encoding (``pae``) of the kind and the decoded bytes, so nothing needs a canonical
-form. The envelope's own JSON is malleable and means nothing: identity is the digest of the payload bytes, and whoever has
-checked a signature goes on with the very buffer that was checked.
+form. The envelope's own JSON is malleable: identity is the digest of the payload bytes, and a verifier uses the very buffer
+whose signature it checked.
+
+A threshold counts people, each once: a person with two keys is one. Keys are identified by their material; the key id in a
+signature is only a hint.
 
 Source of the rules: the Dead Simple Signing Envelope specification, v1 (``protocol.md`` and ``envelope.md``).
 """
@@ -22,10 +25,10 @@ from kneo.trust.keys import KeyId, PublicKey, SigningKey
 from kneo.trust.reading import read_strict
 
 ENVELOPE_BYTES = 1_048_576
-"""Longest envelope read, checked before anything is parsed."""
+"""Largest envelope, checked before parsing."""
 
 SIGNATURES = 16
-"""Most signatures in one envelope. Each costs a verification per trusted key, so the count bounds a reader's work."""
+"""Most signatures in one envelope. Each costs a verification per trusted key."""
 
 TYPE_CHARS = 200
 KEYID_CHARS = 200
@@ -34,7 +37,7 @@ KEYID_CHARS = 200
 @dataclass(frozen=True)
 class Signature:
     keyid: str
-    """A hint which key may have made it; unauthenticated, may be empty, proves nothing."""
+    """An unauthenticated hint of the signing key; may be empty."""
 
     sig: bytes
 
@@ -47,7 +50,7 @@ class Envelope:
 
     @property
     def digest(self) -> Digest:
-        """Name of what is carried; the same however often it is signed or wrapped anew."""
+        """Digest of the payload, independent of signatures."""
         return digest_of(self.payload)
 
     @property
@@ -56,15 +59,15 @@ class Envelope:
 
 
 def pae(payload_type: str, payload: bytes) -> bytes:
-    """Encode a kind and a payload so that no other pair has the same encoding. Lengths count bytes, not characters."""
+    """Return the pre-authentication encoding of a type and a payload. Lengths count bytes, not characters."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
 def parse_envelope(data: bytes, *, file: str = "envelope", max_bytes: int = ENVELOPE_BYTES) -> Envelope:
-    """Read an envelope without believing any of it.
+    """Parse an envelope without verification.
 
-    Fields we do not know are ignored, as the specification asks: they are not signed and never used.
+    Unknown fields are ignored, as the specification requires: they are not signed and never used.
 
     Raises:
         Invalid: too large, too many signatures (``LimitExceeded``), not strict JSON, or not an envelope (``Malformed``).
@@ -76,15 +79,15 @@ def parse_envelope(data: bytes, *, file: str = "envelope", max_bytes: int = ENVE
 
 
 def read_envelope(value: object, *, file: str = "envelope", may_be_unsigned: bool = False) -> Envelope:
-    """Read an envelope that stands inside of another document, without believing any of it.
+    """Parse an envelope inside of another document, without verification.
 
     Args:
-        value: What was parsed from JSON.
-        file: What to call it in messages.
-        may_be_unsigned: Whether it may wait for its first signature.
+        value: The parsed JSON.
+        file: The document's name in messages.
+        may_be_unsigned: Whether an envelope without signatures is valid.
 
     Raises:
-        Invalid: as ``parse_envelope`` says, but for the size, which whoever read the document has bounded.
+        Invalid: as ``parse_envelope``, but for the size, which the caller bounds.
     """
     fields = _object(value, file, "an envelope")
     signatures = fields.get("signatures")
@@ -107,7 +110,7 @@ def sign(payload_type: str, payload: bytes, key: SigningKey) -> Envelope:
 
 
 def add_signature(envelope: Envelope, key: SigningKey) -> Envelope:
-    """Vouch for what an envelope carries, beside those who already do. A key that signs again replaces its signature.
+    """Add a signature to an envelope. A key that signs again replaces its signature.
 
     Raises:
         Invalid: the envelope is full.
@@ -121,7 +124,7 @@ def add_signature(envelope: Envelope, key: SigningKey) -> Envelope:
 
 
 def serialise(envelope: Envelope) -> bytes:
-    """Spell an envelope the same way every time: sorted, indented for readable diffs, a newline at the end."""
+    """Serialise an envelope deterministically: sorted, indented for readable diffs, with a final newline."""
     ordered = sorted(envelope.signatures, key=lambda s: (s.keyid, s.sig))
     value = {
         "payloadType": envelope.payload_type,
@@ -132,10 +135,9 @@ def serialise(envelope: Envelope) -> bytes:
 
 
 def decode_base64(text: str) -> bytes:
-    """Decode standard or URL-safe base64, one spelling per value.
+    """Decode standard or URL-safe base64, with one accepted text per value.
 
-    Readers must take both alphabets, but nobody needs a text that mixes them, lacks padding, contains line breaks or
-    sets bits that decoding throws away.
+    A text that mixes the alphabets, lacks padding, contains line breaks or sets unused bits is refused.
 
     Raises:
         Invalid: anything else.
@@ -191,7 +193,7 @@ def _signature(item: object, where: str) -> Signature:
 
 @dataclass(frozen=True)
 class TrustedKey:
-    """A public key and whose it is, as the trust root says."""
+    """A public key and its owner in the trust root."""
 
     public: PublicKey
     principal: str
@@ -199,17 +201,16 @@ class TrustedKey:
 
 @dataclass(frozen=True, order=True)
 class Signer:
-    """Somebody whose signature was checked."""
+    """A person with a verified signature."""
 
     principal: str
     keyid: KeyId
 
 
 def find_signers(envelope: Envelope, keys: Mapping[KeyId, TrustedKey]) -> tuple[Signer, ...]:
-    """Say which of these keys signed what the envelope carries; each key once, sorted by person.
+    """Return the signers of an envelope among these keys; each key once, sorted by person.
 
-    Costs at most one verification per signature and key; the envelope's parser bounds the one and the trust root's
-    the other.
+    This costs at most one verification per signature and key; the parsers of envelope and trust root bound both.
     """
     signed = envelope.signed_bytes
     found: dict[KeyId, TrustedKey] = {}
@@ -222,17 +223,17 @@ def find_signers(envelope: Envelope, keys: Mapping[KeyId, TrustedKey]) -> tuple[
 
 
 def people(signers: Iterable[Signer]) -> frozenset[str]:
-    """The distinct people among these signers. Every key has one owner, so this never exceeds the distinct keys."""
+    """Return the distinct people among these signers."""
     return frozenset(signer.principal for signer in signers)
 
 
 def folded(principal: str) -> str:
-    """Spell a name so that one person spelled two ways is one person."""
+    """Return the key by which spellings of a person's name are compared."""
     return person_key(principal)
 
 
 def is_same(one: str, other: str) -> bool:
-    """Say whether two names are those of one person."""
+    """Return whether two names are those of one person."""
     return folded(one) == folded(other)
 
 

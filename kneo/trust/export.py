@@ -13,7 +13,7 @@ SIGSTORE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
 
 def export_pae(envelope: Envelope, keys: Iterable[PublicKey] = ()) -> Mapping[str, bytes]:
-    """Spell an envelope as files: what was signed, each signature, and the public keys that are known.
+    """Return an envelope as files: the signed bytes, each signature, and the known public keys.
 
     ``openssl pkeyutl -verify -pubin -inkey KEY.pem -rawin -in pae.bin -sigfile KEY.sig`` checks an Ed25519 signature,
     ``openssl dgst -sha256 -verify KEY.pem -signature KEY.sig pae.bin`` one by P-256.
@@ -28,9 +28,9 @@ def export_pae(envelope: Envelope, keys: Iterable[PublicKey] = ()) -> Mapping[st
 
 
 def export_sigstore(envelope: Envelope) -> Mapping[str, bytes]:
-    """Spell an envelope as Sigstore bundles (v0.3), one for each signature, since that format carries exactly one.
+    """Return an envelope as Sigstore bundles (v0.3), one for each signature, since that format carries exactly one.
 
-    The key is named by a hint only; whoever verifies brings it along.
+    A bundle holds a hint of the key, not the key; the verifier has to have it.
     """
     return {f"{name}.sigstore.json": _sigstore(envelope, signature) for name, signature in _named(envelope)}
 
@@ -49,7 +49,7 @@ def _sigstore(envelope: Envelope, signature: Signature) -> bytes:
 
 
 def _named(envelope: Envelope) -> list[tuple[str, Signature]]:
-    """Give each signature a file name; the key hint is somebody else's text, so only its shape as a key id is used."""
+    """Return a file name for each signature; the key hint is untrusted text, and used only where it is a key id."""
     named: dict[str, Signature] = {}
     for number, signature in enumerate(envelope.signatures):
         name = _short(signature.keyid)

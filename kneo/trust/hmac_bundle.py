@@ -1,8 +1,8 @@
 """The older bundle format: one JSON file with a digest and an HMAC over it, ``kneo.spec.bundle`` version ``v1``.
 
-Whoever can check such a bundle can also make one, so it says "somebody who has the key" and never who. It has no sequence
-either, so an old one cannot be told from a new one. It is read and written for those who have it, byte for byte as the
-published tool does, and an environment must say that it accepts it (``signatures.accept: [hmac-v1]``).
+Everyone with the key to verify such a bundle can also make one, so the signer is unknown. The format has no sequence number
+either, so an old bundle looks like a new one. It is read and written byte for byte as the published tool does, and an
+environment has to accept it explicitly (``signatures.accept: [hmac-v1]``).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PLACE = re.compile(rf"bundles/({NAME})/({VERSION})")
 
 @dataclass(frozen=True)
 class HmacReport:
-    """What checking found; the published tool's answer, field for field."""
+    """The result of a check, with the fields of the published tool."""
 
     digest_valid: bool
     signature_valid: bool
@@ -44,7 +44,7 @@ class HmacReport:
 
 
 def hmac_path(name: str, version: str) -> str:
-    """Say where such a bundle stands in a repository."""
+    """Return the repository path of a bundle in this format."""
     return f"bundles/{name}/{version}.json"
 
 
@@ -83,7 +83,7 @@ def sign_hmac_bundle(
 
 
 def check_hmac_bundle(data: bytes, key: str, *, file: str = "bundle") -> HmacReport:
-    """Check a file against the key and say everything that is wrong with it.
+    """Check a file against the key, and report every error.
 
     Raises:
         Invalid: the file is too large or not a JSON object, or the key is empty.
@@ -113,7 +113,7 @@ def check_hmac_bundle(data: bytes, key: str, *, file: str = "bundle") -> HmacRep
 def verify_hmac_bundle(
     data: bytes, *, key: str, signatures: SignatureTerms, path: str, environment: str
 ) -> VerifiedBundle:
-    """Decide whether these bytes are an HMAC bundle that may run in an environment.
+    """Verify an HMAC bundle for an environment.
 
     1. The environment accepts this format, asks for no more than one signature, which is all it can carry, and there
        is a key.
@@ -225,7 +225,7 @@ def _require_key(key: str) -> None:
 
 
 def _canonical(value: Mapping[str, object]) -> bytes:
-    """Spell JSON as the published tool does. It is not RFC 8785 (numbers and key order differ), so it is used here only."""
+    """Serialise JSON as the published tool does, which differs from RFC 8785 in numbers and key order."""
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return text.encode()

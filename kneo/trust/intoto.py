@@ -1,4 +1,4 @@
-"""in-toto Statements (v1): what kind of thing is vouched for, about which bytes, and what is said of them."""
+"""in-toto Statements (v1): a predicate of one type about one subject."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Subject(SignedRecord):
 
 
 class Statement(SignedRecord):
-    """A statement whose predicate nobody has looked at yet."""
+    """A statement with an unparsed predicate."""
 
     type: Annotated[Literal["https://in-toto.io/Statement/v1"], Field(alias="_type")]
     subjects: Annotated[Several[_Subject], Field(min_length=1, max_length=1, alias="subject")]
@@ -54,7 +54,7 @@ def read_statement(payload: bytes, predicate_type: str, *, file: str) -> Stateme
 
 
 def write_statement(predicate_type: str, name: str, digest: str, predicate: dict[str, JsonValue]) -> bytes:
-    """Spell a statement about one subject in its RFC 8785 form."""
+    """Return a statement about one subject in RFC 8785 form."""
     return canonical_json(
         {
             "_type": STATEMENT_TYPE,

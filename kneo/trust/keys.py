@@ -49,7 +49,7 @@ class PublicKey:
 
     algorithm: Algorithm
     pem: str
-    """PEM SubjectPublicKeyInfo as we spell it, whatever the spelling it was read from."""
+    """PEM SubjectPublicKeyInfo in the library's encoding."""
 
     keyid: KeyId
     _key: _Public = field(repr=False, compare=False)
@@ -72,7 +72,7 @@ class PublicKey:
         return _public(key)
 
     def verify(self, data: bytes, signature: bytes) -> bool:
-        """Say whether the private half of this key signed exactly these bytes."""
+        """Return whether the private half of this key signed exactly these bytes."""
         try:
             if isinstance(self._key, ed25519.Ed25519PublicKey):
                 self._key.verify(signature, data)
@@ -84,7 +84,7 @@ class PublicKey:
 
 
 class SigningKey(Protocol):
-    """Something that signs as one public key: a private key, or whatever keeps one."""
+    """A private key, or a service or device that signs with one."""
 
     @property
     def public(self) -> PublicKey: ...
@@ -141,7 +141,7 @@ class PrivateKey:
         return _private(key)
 
     def dump(self, passphrase: str | None = None) -> bytes:
-        """Spell this key as PKCS#8 PEM, encrypted when a passphrase is given. The caller keeps it from other eyes."""
+        """Return this key as PKCS#8 PEM, encrypted with a passphrase if there is one. The caller protects it."""
         encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
         if passphrase:
             encryption = serialization.BestAvailableEncryption(passphrase.encode())
@@ -155,10 +155,9 @@ class PrivateKey:
 
 
 def is_weak_ed25519(key: bytes) -> bool:
-    """Say whether an Ed25519 public key is a point of small order, or encoded in another way than RFC 8032 says.
+    """Return whether an Ed25519 public key is a point of small order, or not in the encoding of RFC 8032.
 
-    Signatures under such a key can be made without a private key, and the library that verifies accepts them: whoever
-    gives one out can deny every signature. All eight points of small order share five y coordinates.
+    Signatures under such a key need no private key, and the library accepts them: its owner can deny every signature. All eight points of small order share five y coordinates.
     """
     y = int.from_bytes(key, "little") & (2**255 - 1)
     return y >= _FIELD or y in _SMALL_ORDER
@@ -186,7 +185,7 @@ def _public(key: object) -> PublicKey:
     else:
         msg = f"Keys of this kind ({type(key).__name__}) are not supported."
         raise Invalid(msg, code="invalid_key", hint="Use Ed25519 or ECDSA on P-256.")
-    # The id is taken from our own encoding, so one point spelled two ways (compressed or not) is one key.
+    # The id comes from the library's encoding, so compressed and uncompressed points are one key.
     der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     return PublicKey(algorithm=algorithm, pem=pem.decode("ascii"), keyid=KeyId(digest_of(der)), _key=key)

@@ -1,4 +1,4 @@
-"""From signed bytes to records, strictly: one meaning per byte string, nothing unknown, every refusal ``Malformed``."""
+"""Strict parsing of signed bytes: one meaning per byte string, no unknown keys, every refusal ``Malformed``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SEQUENCE_LIMIT = 2**53 - 1
 
 
 class SignedRecord(BaseModel):
-    """A part of something signed. Keys are camelCase in files; an unknown key refuses, so that nobody signs what we ignore."""
+    """A part of a signed document. Keys are camelCase in files; unknown keys are refused, because they would be ignored."""
 
     model_config = ConfigDict(
         frozen=True,

@@ -33,7 +33,7 @@ Word: TypeAlias = Literal["approved", "rejected", "edited", "selected", "provide
 
 
 class Voter(SignedRecord):
-    """One person whose word counted, and who they were in the environment at that time."""
+    """A person whose vote counted, with roles and groups at that time."""
 
     actor: Text
     decision: Word
@@ -41,14 +41,14 @@ class Voter(SignedRecord):
     roles: Several[Text] = ()
     groups: Several[Text] = ()
     via: Text | None = None
-    """How their word reached the service, where they did not come themselves: a link, and who made it."""
+    """The link of the vote and its maker, where the person used one."""
 
     statement: DigestText | None = None
-    """Digest of what they signed themselves, where the gate asks for that."""
+    """Digest of the person's signed statement, where the gate requires one."""
 
 
 class Receipt(SignedRecord):
-    """What is signed. Names are camelCase in files, times ISO-8601 in UTC, digests ``sha256:`` and 64 hex digits."""
+    """A receipt. Names are camelCase in files, times ISO-8601 in UTC, digests ``sha256:`` and 64 hex digits."""
 
     id: Text
     task: Text
@@ -64,22 +64,22 @@ class Receipt(SignedRecord):
     step: Text
     attempt: Annotated[int, Field(ge=0, le=SEQUENCE_LIMIT)]
     subject_digest: DigestText
-    """What was shown: see ``subject_digest`` of the task."""
+    """Digest of the subject: see ``subject_digest`` of the task."""
 
     decision: Word
     """``expired`` where a deadline ended the run."""
 
     effect: Text | None
-    """What a rejection does here."""
+    """Effect of a rejection."""
 
     content_digest: DigestText | None
-    """Digest of everything else that was answered; null where the word says it all."""
+    """Digest of the answer without the decision; null without one."""
 
     by: Literal["person", "policy:timeout", "replay"]
     actor: Text
     decided_at: Time
     voters: Several[Voter]
-    """Everybody whose vote made this the decision; nobody where a deadline or a replay did."""
+    """The people whose votes made the decision; empty for a deadline or a replay."""
 
     allow_self: bool
     """Whether the environment lets people answer what they asked for or signed."""
@@ -110,7 +110,7 @@ class Receipt(SignedRecord):
 
 @dataclass(frozen=True)
 class ReceiptStatement:
-    """The bytes that are signed, and what they say."""
+    """The signed bytes and their parsed content."""
 
     payload: bytes
     receipt: Receipt
@@ -121,22 +121,22 @@ class ReceiptStatement:
 
 
 def content_digest(answered: Mapping[str, object]) -> Digest | None:
-    """Name what was answered beside the decision's word; what is null or empty does not count.
+    """Return the digest of an answer without the decision; None for an empty one.
 
     Raises:
         Invalid: it has no canonical form.
     """
-    said = spoken(answered)
-    return digest_of_json(said) if said else None
+    content = without_empty(answered)
+    return digest_of_json(content) if content else None
 
 
-def spoken(answered: Mapping[str, object]) -> dict[str, object]:
-    """Leave out what is null or empty."""
+def without_empty(answered: Mapping[str, object]) -> dict[str, object]:
+    """Return the values that are neither null nor empty."""
     return {name: value for name, value in answered.items() if value not in (None, "", (), [], {})}
 
 
 def build_receipt(receipt: Receipt) -> ReceiptStatement:
-    """Spell a receipt as the bytes to sign."""
+    """Return a receipt as a statement to sign."""
     view = receipt.model_dump(mode="json", by_alias=True)
     predicate: dict[str, JsonValue] = {**view, "marks": marks_of(view)}
     return ReceiptStatement(write_statement(RECEIPT_TYPE, receipt.task, receipt.subject_digest, predicate), receipt)
@@ -147,7 +147,7 @@ def sign_receipt(statement: ReceiptStatement, key: PrivateKey) -> Envelope:
 
 
 def marks_of(view: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Mark each field so that whoever finds a broken signature can say which field was changed."""
+    """Return a mark for each field, which shows the changed field behind a broken signature."""
     return {name: mark_of(value) for name, value in view.items()}
 
 
@@ -161,7 +161,7 @@ def mark_of(value: JsonValue) -> str:
 
 
 def parse_receipt(payload: bytes, *, file: str = "receipt") -> ReceiptStatement:
-    """Read a receipt's payload. Who signed it, and whether its marks are right, is for the verifier.
+    """Parse a receipt's payload; signature and marks are not verified here.
 
     Raises:
         Invalid: ``Malformed``: not a statement with our predicate and nothing else.
@@ -177,17 +177,17 @@ LIMITS = ReadLimits(max_bytes=16 * 1_048_576, max_nodes=1_000_000)
 RECEIPTS = 5_000
 
 STATEMENTS = 1_000
-"""Most statements of reviewers beside one receipt; each costs looking at the voters."""
+"""Most statements of reviewers with one receipt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PresentedReceipt:
-    """A receipt as somebody hands it over.
+    """A receipt to verify.
 
     Attributes:
         envelope: The signed envelope.
-        view: What they say is in it, for people to read; None where they handed over the envelope alone.
-        statements: What they say the reviewers signed; None where they handed over nothing of that.
+        view: The claimed content, for people to read; None for an envelope alone.
+        statements: The claimed statements of reviewers; None without any.
     """
 
     envelope: Envelope
@@ -197,11 +197,11 @@ class PresentedReceipt:
 
 @dataclass(frozen=True)
 class ReceiptFile:
-    """What somebody hands over.
+    """A file of receipts.
 
     Attributes:
-        receipts: In the order in which they stand.
-        is_chain: Whether they are said to be those of a run, from the first on.
+        receipts: The receipts in the order of the file.
+        is_chain: Whether they claim to be the receipts of a run, from the first on.
     """
 
     receipts: tuple[PresentedReceipt, ...]
@@ -209,7 +209,7 @@ class ReceiptFile:
 
 
 def read_receipts(data: bytes, *, file: str) -> ReceiptFile:
-    """Read a file of receipts without believing any of it.
+    """Parse a file of receipts without verification.
 
     Raises:
         Invalid: it is not JSON, too large, or holds no receipts.
@@ -218,7 +218,7 @@ def read_receipts(data: bytes, *, file: str) -> ReceiptFile:
 
 
 def find_receipts(value: object, *, file: str) -> ReceiptFile:
-    """Find the receipts in a JSON value: an envelope, ``{"envelope", "receipt"}`` or ``{"receipts": [...]}``.
+    """Parse the receipts in a JSON value: an envelope, ``{"envelope", "receipt"}`` or ``{"receipts": [...]}``.
 
     Raises:
         Invalid: it holds none, or too many.
@@ -233,7 +233,7 @@ def find_receipts(value: object, *, file: str) -> ReceiptFile:
 
 
 def wrap_envelope(value: object) -> dict[str, object]:
-    """Put an envelope that stands alone where one beside its words would stand.
+    """Wrap an envelope that stands alone as ``{"envelope"}``.
 
     Raises:
         Invalid: it is not a JSON object.

@@ -26,9 +26,9 @@ def broken_rules(receipt: Receipt) -> Iterator[tuple[str, str]]:
         yield from _of_people(receipt)
     else:
         if receipt.voters:
-            yield "voters", f"Nobody votes where {receipt.by} decides, and {receipt.voters[0].actor} is said to have."
+            yield "voters", f"{receipt.by} decided, but {receipt.voters[0].actor} is listed as a voter."
         if receipt.by == POLICY and receipt.actor != POLICY:
-            yield "actor", f"A deadline decided, and {receipt.actor} is said to have."
+            yield "actor", f"A deadline decided, but the actor is {receipt.actor}."
         if receipt.by == "replay" and (receipt.actor == POLICY or receipt.decision == "expired"):
             yield "by", "Only what a person decided is used again."
     if receipt.by != "replay" and receipt.source is not None:
@@ -41,17 +41,19 @@ def broken_rules(receipt: Receipt) -> Iterator[tuple[str, str]]:
 
 def _of_people(receipt: Receipt) -> Iterator[tuple[str, str]]:
     if not receipt.voters:
-        yield "voters", "A person decided, and nobody is named who voted."
+        yield "voters", "A person decided, but no voter is listed."
         return
     names = [folded(voter.actor) for voter in receipt.voters]
     if len(set(names)) < len(names):
-        yield "voters", "Somebody is named twice among those who voted."
+        yield "voters", "A person is listed twice among the voters."
     last = receipt.voters[-1]
     if not is_same(last.actor, receipt.actor):
         yield "actor", f"The last vote makes the decision; it is {last.actor}'s, not {receipt.actor}'s."
     for index, voter in enumerate(receipt.voters):
         if voter.decision != receipt.decision:
-            message = f"It does not follow from the votes: {voter.actor} said {voter.decision}, not {receipt.decision}."
+            message = (
+                f"It does not follow from the votes: {voter.actor} voted {voter.decision}, not {receipt.decision}."
+            )
             yield "decision", message
             yield f"voters[{index}].decision", message
     if last.at != receipt.decided_at:
@@ -81,28 +83,28 @@ class ReceiptProblem:
 
 
 def statement_problems(
-    receipt: Receipt, handed: Sequence[Envelope] | None, reviewers: ReviewerKeys | None
+    receipt: Receipt, statements: Sequence[Envelope] | None, reviewers: ReviewerKeys | None
 ) -> list[ReceiptProblem]:
     """Find what is wrong with the statements that a receipt names.
 
     Args:
         receipt: One that its service signed.
-        handed: The statements; None where somebody handed over the receipt alone.
+        statements: The statements; None for a receipt alone.
         reviewers: Whose keys count; None leaves signatures unchecked.
     """
-    if handed is None and reviewers is None:
+    if statements is None and reviewers is None:
         return []
-    found = [*_all_of(receipt, tuple(handed or ()), reviewers)]
+    found = [*_all_of(receipt, tuple(statements or ()), reviewers)]
     return [ReceiptProblem(receipt=receipt.id, field=where, message=message) for where, message in found]
 
 
 def _all_of(
-    receipt: Receipt, handed: tuple[Envelope, ...], reviewers: ReviewerKeys | None
+    receipt: Receipt, statements: tuple[Envelope, ...], reviewers: ReviewerKeys | None
 ) -> Iterator[tuple[str, str]]:
-    by_digest = {envelope.digest: envelope for envelope in handed}
+    by_digest = {envelope.digest: envelope for envelope in statements}
     named = {voter.statement for voter in receipt.voters}
-    strangers = [envelope for envelope in handed if envelope.digest not in named]
-    said: list[SignedAnswer] = []
+    strangers = [envelope for envelope in statements if envelope.digest not in named]
+    answers: list[SignedAnswer] = []
     for index, voter in enumerate(receipt.voters):
         where = f"voters[{index}].statement"
         if voter.statement is None:
@@ -118,24 +120,24 @@ def _all_of(
         except KneoError as error:
             yield f"{where}.{error.details.get('field', 'signature')}", error.message
             continue
-        said.append(statement.said)
+        answers.append(statement.answer)
         changed = _differs(receipt, voter, statement)
         yield from ((f"{where}.{name}", f"{name} is not what the receipt says.") for name in changed)
-    if receipt.decision != "rejected" and len({one.answer_digest for one in said}) > 1:
-        yield "voters.statement.answerDigest", "Those who are said to agree signed different answers."
+    if receipt.decision != "rejected" and len({one.answer_digest for one in answers}) > 1:
+        yield "voters.statement.answerDigest", "The voters signed different answers."
     missing = sum(voter.statement is not None and voter.statement not in by_digest for voter in receipt.voters)
     if len(strangers) > missing:
         yield "statements", "There is a statement here that no voter of the receipt gave."
 
 
 def _missing(receipt: Receipt, voter: Voter, strangers: Sequence[Envelope], where: str) -> Iterator[tuple[str, str]]:
-    """Say what was changed in a statement that is not the one the receipt names; or that there is none."""
+    """Yield the changed fields of a statement that is not the one in the receipt; or that it is missing."""
     for envelope in strangers:
         try:
             statement = open_answer(envelope)
         except KneoError:
             continue
-        if is_same(statement.said.reviewer, voter.actor):
+        if is_same(statement.answer.reviewer, voter.actor):
             changed = [*_differs(receipt, voter, statement)] or ["digest"]
             yield from ((f"{where}.{name}", f"{name} is not what {voter.actor} signed.") for name in changed)
             return
@@ -143,23 +145,23 @@ def _missing(receipt: Receipt, voter: Voter, strangers: Sequence[Envelope], wher
 
 
 def _differs(receipt: Receipt, voter: Voter, statement: AnswerStatement) -> Iterator[str]:
-    said, fields = statement.said, SignedAnswer.model_fields
+    answer, fields = statement.answer, SignedAnswer.model_fields
     decisive = DECISIVE if voter == receipt.voters[-1] else ()
     for name in (*SHARED, *decisive):
-        if getattr(said, name) != getattr(receipt, name):
+        if getattr(answer, name) != getattr(receipt, name):
             yield fields[name].alias or name
-    if said.decision != voter.decision:
+    if answer.decision != voter.decision:
         yield "decision"
-    if not is_same(said.reviewer, voter.actor):
+    if not is_same(answer.reviewer, voter.actor):
         yield "reviewer"
-    if voter.at < said.issued_at - CLOCKS_DIFFER:
+    if voter.at < answer.issued_at - CLOCKS_DIFFER:
         yield "issuedAt"
-    if voter.at >= said.expires:
+    if voter.at >= answer.expires:
         yield "expires"
 
 
 SIGNATURE = "signature"
-"""The field that is named when something is wrong and nobody can say what: another key, or a change made with care."""
+"""The field of a problem without a changed field: another key, or a change with matching marks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,26 +181,26 @@ class CheckedReceipt:
 def check_receipt(
     presented: PresentedReceipt, keys: Sequence[PublicKey], reviewers: ReviewerKeys | None = None
 ) -> CheckedReceipt:
-    """Decide whether one of these keys signed this receipt, and whether it says what it is shown to say.
+    """Verify that one of these keys signed this receipt, and that the claimed content is its content.
 
     1. The envelope carries a statement.
     2. One of the keys signed it.
     3. The signed bytes are a receipt and nothing else, and its subject is what it says was shown.
-    4. Its fields do not contradict each other: the decision is what those who voted said, the last of them made it.
-    5. What is shown beside the envelope is what the signed bytes say.
+    4. Its fields do not contradict each other: the decision follows from the votes, and the last vote made it.
+    5. The claimed content is that of the signed bytes.
     6. What reviewers signed themselves is what the receipt names, says the same, and is signed with their keys; without
        keys of reviewers, their signatures are not looked at.
     """
     envelope, digest = presented.envelope, digest_of(presented.envelope.payload)
     trusted = {key.keyid: TrustedKey(key, "service") for key in keys}
-    said = _predicate(envelope)
-    name = str(said.get("id", "?"))[:80]
+    fields = _predicate(envelope)
+    name = str(fields.get("id", "?"))[:80]
     if envelope.payload_type != PAYLOAD_TYPE:
         message = f"The envelope says it carries {envelope.payload_type}, expected {PAYLOAD_TYPE}."
         return _refused(digest, ReceiptProblem(receipt=name, field="envelope.payloadType", message=message))
     signers = find_signers(envelope, trusted)
     if not signers:
-        changed = [*_changed(envelope, said, name), *_misread(presented.view, said, name)]
+        changed = [*_changed(envelope, fields, name), *_misread(presented.view, fields, name)]
         message = "None of the keys given signed it."
         return _refused(
             digest, *changed, *([] if changed else [ReceiptProblem(receipt=name, field=SIGNATURE, message=message)])
@@ -212,7 +214,7 @@ def check_receipt(
     except KneoError as error:
         where = str(error.details.get("field", "receipt"))
         return _refused(digest, ReceiptProblem(receipt=name, field=where, message=error.message))
-    wrong = [*_changed(envelope, said, name), *_misread(presented.view, said, name)]
+    wrong = [*_changed(envelope, fields, name), *_misread(presented.view, fields, name)]
     wrong += [ReceiptProblem(receipt=name, field=where, message=message) for where, message in broken_rules(receipt)]
     wrong += statement_problems(receipt, presented.statements, reviewers)
     if wrong:
@@ -272,7 +274,7 @@ def _changed(envelope: Envelope, said: Mapping[str, JsonValue], name: str) -> It
 def _misread(
     view: Mapping[str, JsonValue] | None, said: Mapping[str, JsonValue], name: str
 ) -> Iterator[ReceiptProblem]:
-    """Compare what is shown with what is signed."""
+    """Compare the claimed content with the signed one."""
     if view is None:
         return
     for key in [*said, *(key for key in view if key not in said)]:
@@ -302,18 +304,18 @@ class ReceiptVerdict:
 
 
 def check_receipts(
-    handed: ReceiptFile, keys: Sequence[PublicKey], reviewers: ReviewerKeys | None = None
+    file: ReceiptFile, keys: Sequence[PublicKey], reviewers: ReviewerKeys | None = None
 ) -> ReceiptVerdict:
-    """Check every receipt, and those that are said to be a run's as a chain.
+    """Check every receipt, and the receipts of a run as a chain.
 
     Args:
-        handed: The receipts.
+        file: The receipts.
         keys: The services' public keys.
-        reviewers: The keys of those who answered; without them what they signed is only compared with the receipts.
+        reviewers: The keys of reviewers; without them their signatures are not verified.
     """
-    checked = tuple(check_receipt(presented, keys, reviewers) for presented in handed.receipts)
+    checked = tuple(check_receipt(presented, keys, reviewers) for presented in file.receipts)
     problems = [problem for item in checked for problem in item.problems]
-    if handed.is_chain and not problems:
+    if file.is_chain and not problems:
         problems += check_chain(checked)
     return ReceiptVerdict(checked, tuple(problems))
 
@@ -321,7 +323,7 @@ def check_receipts(
 def check_chain(checked: Sequence[CheckedReceipt]) -> tuple[ReceiptProblem, ...]:
     """Decide whether receipts, in their order, are those of one run from its first one on, none left out.
 
-    Whether they are all of them nobody can say who has only these; the audit log knows.
+    A missing last receipt cannot be detected here; the audit log has the number of receipts.
     """
     read = [(item.digest, item.receipt) for item in checked if item.receipt is not None]
     problems = []
@@ -343,15 +345,15 @@ def check_chain(checked: Sequence[CheckedReceipt]) -> tuple[ReceiptProblem, ...]
 
 
 def verdict_json(verdict: ReceiptVerdict) -> dict[str, object]:
-    """Spell a verdict as JSON."""
+    """Return a verdict as JSON."""
     return {
         "valid": verdict.valid,
         "problems": [asdict(problem) for problem in verdict.problems],
-        "receipts": [_told_one(item) for item in verdict.checked],
+        "receipts": [_checked_json(item) for item in verdict.checked],
     }
 
 
-def _told_one(item: CheckedReceipt) -> dict[str, object]:
+def _checked_json(item: CheckedReceipt) -> dict[str, object]:
     receipt = item.receipt
     return {
         "id": receipt.id if receipt else None,

@@ -1,11 +1,10 @@
-"""The trust root: whose keys count for what, since when, and until when.
+"""The trust root: keys, their owners, roles with thresholds, and revocations.
 
-Shaped after The Update Framework's root role, with three changes: keys belong to people, roles are scoped by path, and a
-revocation says since when a key is not to be believed, so that what was seen before stays valid.
+It follows The Update Framework's root role, with three changes: keys belong to people, roles are scoped by path, and a
+revocation has a time, so that signatures first seen before it stay valid.
 
-A root is believed for one of two reasons: its digest was handed to us out of band, or the one before it and it itself
-both say so, each by its own threshold. Expiry is a fact about a root (``expired_at``) and not a reason to stop knowing
-what was trusted: an expired root admits nothing new and takes nothing away.
+A root is trusted for one of two reasons: its digest is pinned, or the root before it and the root itself both sign it, each
+by its own threshold. An expired root (``expired_at``) admits no new bundles, and keeps those that it admitted.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from kneo.trust.reading import KeyIdText, Line, Name, Several, SignedRecord, Tim
 TRUST_ROOT_TYPE = "application/vnd.kneo.trust-root+json"
 
 ROOT_BYTES = 524_288
-"""Longest root envelope read."""
+"""Largest root envelope."""
 
 CHAIN = 256
 """Most roots walked from the pinned one."""
@@ -50,7 +49,7 @@ class RootKey(SignedRecord):
     """PEM SubjectPublicKeyInfo."""
 
     principal: Line
-    """Whose key it is: the same text as the person's API key name and entry in environment files."""
+    """The key's owner: the person's API key name and entry in environment files."""
 
 
 class Role(SignedRecord):
@@ -61,29 +60,29 @@ class Role(SignedRecord):
     paths: (
         Annotated[Several[Annotated[str, Field(pattern=r"^[A-Za-z0-9._+:/*?-]{1,200}$")]], Field(max_length=64)] | None
     ) = None
-    """What this role may sign, as globs over repository paths; ``*`` and ``?`` match ``/`` too. Absent: no bundle."""
+    """Globs of the repository paths that this role may sign; ``*`` and ``?`` match ``/`` too. Absent: no bundle."""
 
     def covers(self, path: str) -> bool:
-        """Say whether this role may sign the file at a repository path."""
+        """Return whether this role may sign the file at a repository path."""
         return any(fnmatch.fnmatchcase(path, scope) for scope in self.paths or ())
 
 
 class Revocation(SignedRecord):
     keyid: KeyIdText
     at: Time
-    """From this moment on the key vouches for nothing it had not already vouched for, by our own records."""
+    """Signatures first seen from this time on are void."""
 
     reason: Line
     compromised_since: Time | None = None
-    """From this moment on nothing it vouched for counts, though we may have seen it before ``at``."""
+    """Signatures first seen from this time on are void, also those seen before ``at``."""
 
     def covers(self, seen: datetime) -> bool:
-        """Say whether a signature first seen at this time is void."""
+        """Return whether a signature first seen at this time is void."""
         return seen >= self.at or (self.compromised_since is not None and seen >= self.compromised_since)
 
 
 class RootDocument(SignedRecord):
-    """What a trust root says. Reading one proves nothing about it; ``verify_chain`` does."""
+    """The content of a trust root. Parsing one verifies nothing; ``verify_chain`` does."""
 
     version: Annotated[int, Field(ge=1, le=1_000_000_000)]
     expires: Time
@@ -99,7 +98,7 @@ class RootDocument(SignedRecord):
         for name, role in self.roles.items():
             self._check_role(name, role)
         if ROOT_ROLE not in self.roles:
-            msg = "there is no role named root, so nobody could ever change this root"
+            msg = "there is no role named root, so this root could never be changed"
             raise ValueError(msg)
         if len({revocation.keyid for revocation in self.revoked}) != len(self.revoked):
             msg = "revoked: a key is listed twice"
@@ -155,7 +154,7 @@ class TrustRoot:
         return self.document.expires
 
     def expired_at(self, now: datetime) -> bool:
-        """Say whether this root admits nothing new any more. What it admitted before stays admitted."""
+        """Return whether this root has expired and admits no new bundles."""
         return now >= self.document.expires
 
     def role(self, name: str) -> Role | None:
@@ -170,13 +169,13 @@ class TrustRoot:
         return next((r for r in self.document.revoked if r.keyid == keyid), None)
 
     def void(self, keyid: str, seen: datetime) -> bool:
-        """Say whether a signature of this key that we first saw at this time counts for nothing."""
+        """Return whether a signature of this key that was first seen at this time is void."""
         revocation = self.revocation(keyid)
         return revocation is not None and revocation.covers(seen)
 
 
 def parse_root(payload: bytes, *, file: str = "trust root") -> RootDocument:
-    """Read what a root says, believing none of it.
+    """Parse a root without verification.
 
     Raises:
         Invalid: ``Malformed``: not a root, or one that contradicts itself.
@@ -185,7 +184,7 @@ def parse_root(payload: bytes, *, file: str = "trust root") -> RootDocument:
 
 
 def root_payload(document: RootDocument) -> bytes:
-    """Spell a root as the bytes that are then signed."""
+    """Return a root as the bytes to sign."""
     view = document.model_dump(mode="json", by_alias=True)
     for entry in [*view["roles"].values(), *view["revoked"]]:
         for optional in ("paths", "compromisedSince"):
@@ -195,22 +194,22 @@ def root_payload(document: RootDocument) -> bytes:
 
 
 def verify_chain(pinned: Digest, envelopes: Sequence[bytes], now: datetime) -> TrustRoot:
-    """Walk from the root we were told about to the newest one.
+    """Verify a chain of trust roots from the pinned one to the newest.
 
     1. Each envelope is one of a trust root, within its bounds.
-    2. The first that counts has exactly the pinned digest over its payload; what stands before it is skipped.
+    2. The first root has exactly the pinned digest over its payload; earlier ones are skipped.
     3. It is signed by its own threshold, which proves that its keys exist.
     4. Each further one has the next version number.
     5. Each further one is signed by the threshold of the one before.
     6. Each further one is signed by its own threshold.
 
-    Keys that a root lists as revoked do not count for that root's threshold. To refuse an older chain than one already
-    accepted, pin the accepted root: it is then the one place from which any chain can go on.
+    Keys that a root lists as revoked do not count for that root's threshold. To refuse an older chain than the accepted one,
+    pin the accepted root.
 
     Args:
-        pinned: Digest of the payload of a root that is believed; never taken from the repository itself.
+        pinned: Digest of the payload of the pinned root; never taken from the repository itself.
         envelopes: Root envelopes, oldest first. A repeated root is skipped.
-        now: When this is asked; a revocation that lies ahead does not count yet.
+        now: The time of verification; a revocation in the future does not count yet.
 
     Raises:
         Untrusted: the pinned root is missing (``RootNotPinned``), or a signature or a version number is (the code says
@@ -227,7 +226,7 @@ def verify_chain(pinned: Digest, envelopes: Sequence[bytes], now: datetime) -> T
     if start is None:
         msg = f"None of the {len(opened)} trust roots here is the pinned one, {pinned}."
         missing = _missing_versions(opened)
-        hint = "Check the digest you were given with whoever made the repository."
+        hint = "Check the digest with the owner of the repository."
         if missing:
             msg = f"{msg} There is no {' and no '.join(missing)}, so the walk from the pinned root cannot begin."
             hint = "Commit the files that kneo trust wrote to environments/roots; do not pin another root instead."
@@ -257,7 +256,7 @@ def verify_chain(pinned: Digest, envelopes: Sequence[bytes], now: datetime) -> T
 def check_new_principals(document: RootDocument, before: RootDocument) -> None:
     """Check the names of people whom a root adds, as they are checked where a key is added by command.
 
-    A name that the root before has stays readable, whatever it looks like.
+    A name that the root before has is accepted as it is.
 
     Raises:
         Invalid: ``invalid_name``: a name of mixed scripts, with characters that cannot be seen, or not in its normal spelling.
@@ -267,15 +266,15 @@ def check_new_principals(document: RootDocument, before: RootDocument) -> None:
         normal = person_name(principal, "The principal")
         if normal != principal:
             msg = f"The principal {shown(principal)} is not in its normal spelling, {normal!r}."
-            raise Invalid(msg, code="invalid_name", hint="Change it in the draft, and let everybody sign again.")
+            raise Invalid(msg, code="invalid_name", hint="Change it in the draft, and sign it again.")
 
 
 def trust_epoch(root: TrustRoot, *rules: Digest) -> Digest:
-    """Name everything that a trust decision rests on. When it changes, whatever is active is judged again.
+    """Return the digest of everything that a verification depends on. When it changes, releases are verified again.
 
     Args:
         root: The root in force.
-        rules: Digests of the rules beside it, such as an environment's policy; their order does not matter.
+        rules: Digests of further rules, such as an environment's policy, in any order.
     """
     return digest_of_json({"root": root.digest, "rules": sorted(set(rules))})
 
@@ -289,7 +288,7 @@ def _open(data: bytes) -> Envelope:
 
 
 def _missing_versions(opened: Sequence[Envelope]) -> list[str]:
-    """Name the files of earlier roots that are not there, as far as what is there says; a few are enough."""
+    """Return the paths of missing earlier roots, at most three."""
     try:
         versions = {parse_root(envelope.payload).version for envelope in opened}
     except Invalid:
@@ -314,7 +313,7 @@ def _require_threshold(envelope: Envelope, judge: TrustRoot, subject: TrustRoot,
     what = f"Trust root version {subject.version} has {len(who)} of {role.threshold} signatures"
     msg = f"{what} that the root role of version {judge.version} asks for."
     code = "KeyRevoked" if len(valid) < len(signers) else "ThresholdNotMet" if signers else "SignatureInvalid"
-    raise Untrusted(msg, code=code, hint="Let the missing people run kneo trust sign.")
+    raise Untrusted(msg, code=code, hint="The missing people sign it with kneo trust sign.")
 
 
 def _check_key(keyid: str, key: RootKey) -> None:
@@ -332,9 +331,9 @@ def _check_key(keyid: str, key: RootKey) -> None:
 
 
 def _check_principals(principals: Iterable[str]) -> None:
-    """Refuse one person spelled two ways, which would count as two people."""
-    spelled: dict[str, str] = {}
+    """Refuse two spellings of one person, which would count as two people."""
+    spellings: dict[str, str] = {}
     for principal in principals:
-        if principal != principal.strip() or spelled.setdefault(folded(principal), principal) != principal:
-            msg = f"the principal {principal!r} is spelled in two ways, or has spaces around it"
+        if principal != principal.strip() or spellings.setdefault(folded(principal), principal) != principal:
+            msg = f"the principal {principal!r} has two spellings, or has spaces around it"
             raise ValueError(msg)

@@ -1,7 +1,7 @@
-"""Making the next trust root from the present one. Each function takes a document and returns another, and signs nothing.
+"""Edits of a trust root. Each function takes a document and returns a changed one; none signs.
 
-A new version is begun once with ``next_root``; the other functions change the document that is being prepared. Every step
-is checked, so an edit that would lock everybody out is refused where it is made.
+``next_root`` begins a new version once; the other functions change it. Every edit is checked, so one that would make the
+root unchangeable is refused.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def next_root(document: RootDocument, *, expires: datetime | None = None) -> Roo
 
 
 def set_expiry(document: RootDocument, expires: datetime) -> RootDocument:
-    """Say until when this root admits new things."""
+    """Set the expiry of a root."""
     return _changed(document, expires=expires)
 
 
@@ -67,7 +67,7 @@ def add_key(document: RootDocument, key: PublicKey, *, principal: str, roles: It
     """Give a person's key to roles; a role that does not exist yet begins with a threshold of one and no paths.
 
     Raises:
-        Conflict: the key belongs to somebody else, or is revoked.
+        Conflict: the key belongs to another person, or is revoked.
         Invalid: the result contradicts itself.
     """
     known = document.keys.get(key.keyid)
@@ -86,9 +86,9 @@ def add_key(document: RootDocument, key: PublicKey, *, principal: str, roles: It
 
 
 def remove_key(document: RootDocument, keyid: str, *, roles: Iterable[str] | None = None) -> RootDocument:
-    """Take a key out of roles, or out of all of them. Everything it vouched for there stops counting.
+    """Remove a key from roles, or from all of them. All its signatures become void.
 
-    To keep believing what a key signed while it was good, revoke it instead.
+    To keep earlier signatures valid, revoke the key instead.
 
     Raises:
         NotFound: the root does not have this key.
@@ -108,7 +108,7 @@ def remove_key(document: RootDocument, keyid: str, *, roles: Iterable[str] | Non
 def revoke_key(
     document: RootDocument, keyid: str, *, at: datetime, reason: str, compromised_since: datetime | None = None
 ) -> RootDocument:
-    """Say that a key vouches for nothing from a moment on. It stays listed, so that what was seen before stays valid.
+    """Revoke a key as of a given time. It stays listed, so that signatures first seen before stay valid.
 
     Args:
         document: The root being prepared.
@@ -120,7 +120,7 @@ def revoke_key(
     Raises:
         NotFound: the root does not have this key.
         Conflict: it is revoked already, at another time or for another reason.
-        Invalid: the root role would have too few people left; add somebody first.
+        Invalid: the root role would have too few people left; add one first.
     """
     key = _known(document, keyid)
     revocation = Revocation(keyid=key, at=at, reason=reason, compromised_since=compromised_since)
@@ -156,7 +156,7 @@ def set_role(
 
 
 def _widens(earlier: Revocation, later: Revocation) -> bool:
-    """Say whether everything the earlier revocation voids, the later one voids too."""
+    """Return whether the later revocation voids everything that the earlier one voids."""
     start = min(earlier.at, earlier.compromised_since or earlier.at)
     return min(later.at, later.compromised_since or later.at) <= start
 

@@ -1,7 +1,7 @@
 """SSH signatures (``SSHSIG``, version 1), as ``git commit -S`` makes them: read and checked here, by keys of ours only.
 
 The signature names a key and git would look for a person in a list; neither is asked. What counts is which of the given keys
-made it, and time is the caller's business: a date inside what was signed is whatever its author wanted it to be.
+made it. The caller decides about time: a date inside the signed text is set by its author.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ALGORITHMS = {b"ssh-ed25519": Algorithm.ED25519, b"ecdsa-sha2-nistp256": Algori
 def find_ssh_signer(
     armored: bytes, message: bytes, keys: Mapping[KeyId, TrustedKey], *, namespace: str = "git"
 ) -> TrustedKey | None:
-    """Say which of these keys signed a message; None when none of them did.
+    """Return which of these keys signed a message; None when none of them did.
 
     Args:
         armored: The signature as it is written.
@@ -64,7 +64,7 @@ def find_ssh_signer(
 
 
 def _raw(algorithm: Algorithm, value: bytes) -> bytes:
-    """Spell a signature as our keys check it: SSH writes the two numbers of an ECDSA one in its own way."""
+    """Convert a signature to the form that ``PublicKey.verify`` takes: SSH encodes the numbers of ECDSA differently."""
     if algorithm is Algorithm.ED25519:
         return value
     numbers = _Reader(value)

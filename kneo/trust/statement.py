@@ -1,7 +1,7 @@
-"""What is vouched for: in-toto Statements (v1) that carry a bundle or an approval.
+"""in-toto Statements (v1) with a bundle or an approval as predicate.
 
-A parsed statement keeps the exact bytes it was read from beside the parsed view. The bytes are what was signed, what is
-stored and what has an identity; the view is only for looking at, and is never written back over the bytes.
+A statement keeps the exact bytes that it was parsed from. The bytes are signed, stored and identify the statement; the parsed
+view is never serialised in their place.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Dependency(SignedRecord):
 
 
 class BundleSource(SignedRecord):
-    """Where the signer says the spec came from. A statement of the signer, shown to people, decided upon by nobody."""
+    """The signer's claim about the origin of the spec, for people; no decision depends on it."""
 
     repo: Line | None = None
     commit: Annotated[str, Field(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")] | None = None
@@ -154,7 +154,7 @@ class ApprovalPredicate(SignedRecord):
     bundle_digest: DigestText
     environment: Name
     policy_digest: DigestText
-    """The rules that were in force when somebody decided; under other rules the decision says nothing."""
+    """Digest of the rules in force at the decision; it does not count under other rules."""
 
     decision: Annotated[ApprovalDecision, Field(strict=False)]
     issued_at: Time | None = None
@@ -165,14 +165,13 @@ class ApprovalPredicate(SignedRecord):
     """From when on an approval does not count any more. A rejection counts until its maker takes it back."""
 
     reason: Line | None = None
-    """Why, in the words of whoever decided."""
+    """The decider's reason."""
 
     about: DecisionSubject | None = None
     """What was decided about where that is no bundle; ``bundle_digest`` is then the digest of this."""
 
     approver: Line | None = None
-    """Who decided, in the words of a service that authenticated them and signed in their place. Absent where the
-    person's own key signed, which says it better."""
+    """The person whom a service authenticated and signed for. Absent where the person's own key signed."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ class BundleStatement:
 
 @dataclass(frozen=True)
 class ApprovalStatement:
-    """Somebody's decision about one bundle in one environment under one policy."""
+    """A person's decision about one bundle in one environment under one policy."""
 
     payload: bytes
     predicate: ApprovalPredicate
@@ -205,7 +204,7 @@ class ApprovalStatement:
 
 
 def parse_bundle(payload: bytes, *, file: str = "bundle") -> BundleStatement:
-    """Read a bundle's payload. Whether it is consistent and vouched for is the verifier's business.
+    """Parse a bundle's payload; consistency and signatures are not verified here.
 
     Raises:
         Invalid: ``Malformed``: not a Statement v1 with our bundle predicate and nothing else.

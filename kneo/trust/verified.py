@@ -46,7 +46,7 @@ class SignatureRule:
 
 
 SEAL = object()
-"""Held out by the verifiers of this package when they make one of the types below, and by nobody else."""
+"""The seal that the verifiers of this package pass to the types below; no other code uses it."""
 
 UNSEQUENCED = 0
 """The ``seq`` of a bundle in a format that has none."""
@@ -60,7 +60,7 @@ def _check_seal(seal: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiedBundle:
-    """One spec, frozen and vouched for, fit for one environment at one time under one trust root."""
+    """A verified bundle for one environment at one time under one trust root."""
 
     name: str
     version: str
@@ -145,4 +145,4 @@ def check_sequence(bundle: VerifiedBundle, high_water: NewestAccepted | None, kn
         raise Untrusted(msg, code="LimitExceeded", hint="Sign it again; signing takes the next number by itself.")
     if high_water is not None and bundle.seq == mark + 1 and mark != UNSEQUENCED and bundle.prev != high_water.digest:
         msg = f"{what} follows {bundle.prev}, but {high_water.digest} was accepted as number {mark}."
-        raise Untrusted(msg, code="Equivocation", hint="Sign it again beside the accepted version.")
+        raise Untrusted(msg, code="Equivocation", hint="Sign it again in the folder of the accepted version.")

@@ -1,4 +1,4 @@
-"""The one door from bytes to a bundle that may be run."""
+"""The verification of a signed bundle for an environment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PATH = re.compile(rf"bundles/({NAME})/({VERSION})\.dsse\.json")
 
 @dataclass(frozen=True)
 class VerificationStep:
-    """One line of the account of a verification."""
+    """One step of a verification."""
 
     number: int
     title: str
@@ -96,7 +96,7 @@ def verification_steps(
     now: datetime,
     first_seen: datetime | None = None,
 ) -> tuple[VerificationStep, ...]:
-    """Give an account of what ``verify_bundle`` does with the same arguments. It decides nothing; it is for people."""
+    """Return the steps of ``verify_bundle`` with the same arguments, for people."""
     case = _Case(envelope, root, signatures, path, environment, now, first_seen)
     steps: list[VerificationStep] = []
     failed = False
@@ -113,7 +113,7 @@ def verification_steps(
 
 
 def bundle_path(name: str, version: str) -> str:
-    """Say where a bundle stands in a repository."""
+    """Return the repository path of a bundle."""
     return f"bundles/{name}/{version}.dsse.json"
 
 
@@ -183,18 +183,18 @@ def _check_kind(case: _Case) -> str:
 
 def _find_roles(case: _Case) -> str:
     if not case.rule.roles or case.rule.threshold < 1:
-        msg = f"The environment {case.environment} names nobody who may sign, so nothing is signed well enough."
+        msg = f"The environment {case.environment} names no role that may sign, so no signature counts."
         raise Untrusted(msg, code="PolicyDenied", hint="Set signatures.roles and a threshold of 1 or more in its file.")
-    asked = ", ".join(case.rule.roles)
+    required = ", ".join(case.rule.roles)
     case.roles = roles_for(case.root, case.rule.roles, case.path)
     if not case.roles:
-        msg = f"{case.path}: no role of {asked} in trust root version {case.root.version} may sign this path."
+        msg = f"{case.path}: no role of {required} in trust root version {case.root.version} may sign this path."
         raise Untrusted(msg, code="PolicyDenied", hint="kneo trust show lists each role's paths.")
     return f"{', '.join(case.roles)} may sign {case.path}"
 
 
 def roles_for(root: TrustRoot, names: Collection[str], path: str) -> tuple[str, ...]:
-    """Say which of these roles exist and may sign this path."""
+    """Return which of these roles exist and may sign this path."""
     found = ((name, root.role(name)) for name in sorted(set(names)))
     return tuple(name for name, role in found if role is not None and role.covers(path))
 
@@ -213,7 +213,7 @@ def _count_signatures(case: _Case) -> str:
 
 
 def _members(root: TrustRoot, name: str, signers: tuple[Signer, ...]) -> frozenset[Signer]:
-    """The signers that belong to a role, or nobody when they are fewer people than the trust root asks of it."""
+    """Return the signers of a role; empty when they are fewer people than the role's threshold."""
     role, keys = root.role(name), root.role_keys(name)
     members = frozenset(signer for signer in signers if signer.keyid in keys)
     return members if role is not None and len(people(members)) >= role.threshold else frozenset()
@@ -231,7 +231,7 @@ def _too_few(case: _Case, found: tuple[Signer, ...], valid: tuple[Signer, ...]) 
     thresholds = [role.threshold for name in case.roles if (role := case.root.role(name)) is not None]
     needed = max(case.rule.threshold, min(thresholds))
     msg = f"{case.path}: signed by {', '.join(sorted(people(valid)))}; {needed} different people of {roles} are needed."
-    return Untrusted(msg, code="ThresholdNotMet", hint="Let somebody else run kneo spec bundle sign on the same file.")
+    return Untrusted(msg, code="ThresholdNotMet", hint="Another person signs the same file with kneo spec bundle sign.")
 
 
 def _read_statement(case: _Case) -> str:
@@ -251,9 +251,9 @@ def _check_spec(case: _Case) -> str:
 
 def _check_place(case: _Case) -> str:
     statement, place = case.statement, parse_bundle_path(case.path)
-    said = (statement.predicate.name, statement.predicate.version)
-    if place != said or statement.subject_name != statement.predicate.name:
-        msg = f"{case.path}: this is {said[0]} {said[1]}, which belongs at {bundle_path(*said)}."
+    claimed = (statement.predicate.name, statement.predicate.version)
+    if place != claimed or statement.subject_name != statement.predicate.name:
+        msg = f"{case.path}: this is {claimed[0]} {claimed[1]}, which belongs at {bundle_path(*claimed)}."
         raise Untrusted(msg, code="SubjectMismatch", hint="Move the file back, or sign it under its new name.")
     return f"stands at {case.path}"
 
@@ -281,7 +281,7 @@ def _check_time(case: _Case) -> str:
 _STEPS: tuple[tuple[str, Callable[[_Case], str]], ...] = (
     ("The file is an envelope", _open),
     ("Its kind is accepted", _check_kind),
-    ("Somebody may sign it", _find_roles),
+    ("A role may sign it", _find_roles),
     ("Enough people signed", _count_signatures),
     ("The signed bytes are a bundle", _read_statement),
     ("The spec is the one that is named", _check_spec),

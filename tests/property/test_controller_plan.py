@@ -11,7 +11,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.approvals import ApprovalVote
+from controller.stages.approvals import ApprovalVote
 from controller.stages.gates import (
     GATES,
     Allowed,
@@ -24,7 +24,7 @@ from controller.stages.gates import (
     evaluate_gates,
 )
 from controller.stages.plan import Action, Promote, ReleasePlan, Retire, make_plan, name_of
-from controller.stages.verify import Candidate, UnchangedBundle, candidate_of, unchanged_bundle
+from controller.stages.verify import Candidate, Rejection, UnchangedBundle, Verified, candidate_of, unchanged_bundle
 from kneo.clock import isoformat
 from kneo.digest import Digest, digest_of
 from kneo.records.release import Hold, Release, Suspension
@@ -138,7 +138,8 @@ def worlds(draw: st.DrawFn) -> tuple[dict[str, Candidate | UnchangedBundle], set
 def plan_of(
     desired: Mapping[str, Candidate | UnchangedBundle], kept: set[str], served: Mapping[str, Release]
 ) -> ReleasePlan:
-    return make_plan("prod", "main@sha1:0", desired=desired, kept=kept, observed=served, known=KNOWN)
+    rejected = tuple(Rejection(name, "1.0.0", "Malformed", "Not a bundle.") for name in sorted(kept))
+    return make_plan("prod", "main@sha1:0", Verified(desired, rejected), served, KNOWN)
 
 
 def apply(served: Mapping[str, Release], actions: Sequence[Action]) -> dict[str, Release]:
@@ -169,7 +170,7 @@ def test_a_plan_says_each_thing_once_and_nothing_about_what_stays(world: tuple) 
     plan = plan_of(desired, kept, served)
     names = [name_of(action) for action in plan.actions]
     assert len(names) == len(set(names))
-    assert not set(names) & set(plan.standing)
+    assert not set(names) & set(plan.unchanged)
     assert not set(names) & kept
 
 

@@ -10,6 +10,7 @@ from controller_bench import Bench
 from kneo_process import Machine
 
 from controller.rollback import parse_rollback, roll_back
+from controller.stages.verify import TrustConfig
 from kneo.api.release_views import WhyView
 from kneo.registry import explain
 from kneo.store import releases
@@ -120,7 +121,7 @@ def test_a_rollback_names_its_own_revision_and_waits_for_nothing(store: Store, t
         found = WhyView.of(explain.why(tx, "prod", "mail"))
     assert found.way_back == "kneo rollback prod/mail --to 1.0.0 --reason TEXT"
     going = parse_rollback({"environment": "prod", "bundle": "mail", "to": "1.0.0", "reason": "it failed"}, "bob")
-    roll_back(store, going, bench.lease(), bench.repo.pin, None, "")
+    roll_back(store, going, bench.lease(), TrustConfig(bench.repo.pin))
     assert bench.pending() == ()
     with store.read() as tx:
         newest = releases.list_promotions(tx, "prod", "mail")[0]

@@ -11,8 +11,9 @@ from controller_bench import Bench
 from cryptography.hazmat.primitives import serialization
 
 from cli.main import run
-from controller.preview import TrustConfig, preview
+from controller.preview import preview
 from controller.source.snapshot import parse_commit
+from controller.stages.verify import TrustConfig
 from kneo.errors import Invalid
 from kneo.store import sources
 from kneo.store.engine import Store

@@ -258,7 +258,7 @@ def test_a_plan_for_something_that_is_no_ref_is_refused(siege: Siege, ref: str) 
     asked = {"ref": ref, "environment": "prod"}
     request = ControllerRequest(id="ask_1", kind="plan", payload=asked, actor="eve", status="open", result=None)
     with pytest.raises(Invalid) as caught:
-        siege.bench.reconciler().answers["plan"](request, lease)
+        siege.bench.reconciler().handlers["plan"](request, lease)
     assert caught.value.code == "invalid_ref"
     assert siege.served() == before
 

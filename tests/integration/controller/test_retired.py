@@ -10,8 +10,9 @@ from controller_bench import Bench
 from gates.asking import ask
 
 from cli.releases.plan_render import as_text
-from controller.preview import TrustConfig, preview
+from controller.preview import preview
 from controller.stages.report import Ready
+from controller.stages.verify import TrustConfig
 from kneo import registry
 from kneo.errors import Forbidden
 from kneo.records.release import ConditionType
@@ -114,7 +115,7 @@ def test_an_empty_environment_is_retired_with_the_approval_of_those_that_require
     assert _retire_dev(bench) == "AwaitingApproval"
     (pending,) = bench.pending("dev")
     assert (pending.kind, pending.who) == ("policy", ("ann", "bob"))
-    assert "the retirement of dev" in pending.message
+    assert "The retirement of dev" in pending.message
     _start_inline(bench)
     bench.decide("mallory", "dev")
     assert bench.reconcile().outcomes["dev"].state == "AwaitingApproval"

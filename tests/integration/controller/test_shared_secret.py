@@ -9,9 +9,10 @@ from config_repo import announcement
 from controller_bench import Bench
 from sqlalchemy import select, update
 
-from controller.preview import TrustConfig, preview
+from controller.preview import preview
 from controller.reconcile import Reconciler, ReconcileResult
 from controller.source.mirror import Mirror
+from controller.stages.verify import TrustConfig
 from kneo import registry
 from kneo.clock import SystemClock
 from kneo.errors import Untrusted

@@ -120,9 +120,9 @@ def test_a_rollback_by_hand_is_told_with_who_and_why(bench: Bench, web: WebRecei
         _look(bench)
     order = {"environment": "prod", "bundle": "mail", "reason": "it shouts"}
     asked = ControllerRequest(id="ask", kind="rollback", payload=order, actor="bob", status="open", result=None)
-    _reconciler(bench).answers["rollback"](asked, bench.lease())
+    _reconciler(bench).handlers["rollback"](asked, bench.lease())
     assert _deliver(bench, web)[-1] == ("release.rolled_back", "1.0.0", "")
-    assert "bob asked for it: it shouts" in str(web.received[-1].body["text"])
+    assert "requested by bob: it shouts" in str(web.received[-1].body["text"])
 
 
 def test_what_was_changed_behind_our_back_is_told_once(bench: Bench, web: WebReceiver) -> None:
@@ -190,7 +190,7 @@ def test_what_is_retired_leaves_a_tombstone(bench: Bench, web: WebReceiver) -> N
         retired = tx.connection.execute(select(rows).where(rows.c.bundle == names[0])).one()
         assert (retired.digest, retired.retired_at is not None) == (digest, True)
         assert tx.connection.execute(select(metadata.tables["bundles"])).all()
-        with pytest.raises(Exception, match="does not serve") as caught:
+        with pytest.raises(Exception, match="is not released") as caught:
             resolve(tx, digest, "prod", pin=bench.repo.pin)
     assert caught.value.code == "bundle_not_approved"  # type: ignore[attr-defined]
     # Its history counts: what comes back has to follow it.

@@ -22,9 +22,9 @@ def bench(store: Store, tmp_path: Path) -> Bench:
     return Bench(store, tmp_path)
 
 
-def check(bench: Bench, ledger: RegistryCache, fence: int = 1) -> None:
+def check(bench: Bench, cache: RegistryCache, fence: int = 1) -> None:
     with bench.store.read() as tx:
-        found, fresh = ledger.look(tx, fence), known(tx)
+        found, fresh = cache.read(tx, fence), known(tx)
     assert {name: dict(here) for name, here in found.served.items() if here} == fresh.served
     assert found.history == fresh.history
 
@@ -39,13 +39,13 @@ def test_what_passes_change_is_known_without_reading_everything(bench: Bench, mo
     bench.repo.commit("Release three")
     for turn, wanted in enumerate(({"a": "1.1.0", "b": "1.0.0"}, {"b": "1.0.0"}, {"a": "1.0.0", "b": "1.0.0"})):
         reconciler.reconcile(lease)
-        check(bench, reconciler._ledger, lease.fence)
+        check(bench, reconciler._cache, lease.fence)
         if turn == 0:
             bench.repo.bundle("a", "1.1.0")
         bench.repo.environment("prod", wanted, prune={"maxPercent": 100})
         bench.repo.commit(f"Change {turn}")
     reconciler.reconcile(lease)
-    check(bench, reconciler._ledger, lease.fence)
+    check(bench, reconciler._cache, lease.fence)
     assert bench.served() == {"a": "1.0.0", "b": "1.0.0"}
     assert len(reads) == 1
 
@@ -56,25 +56,25 @@ def test_what_somebody_else_changes_is_read_again(bench: Bench) -> None:
     mine.reconcile(lease)
     bench.repo.release("prod", "a", "1.1.0")
     bench.reconcile()
-    check(bench, mine._ledger, lease.fence)
+    check(bench, mine._cache, lease.fence)
     assert mine.reconcile(lease).outcomes["prod"].state == "Ready"
 
 
 def test_another_lease_means_reading_again(bench: Bench) -> None:
     bench.repo.release("prod", "a", "1.0.0")
     bench.reconcile()
-    ledger = RegistryCache()
+    cache = RegistryCache()
     with bench.store.read() as tx:
-        first = ledger.look(tx, 1)
-        assert ledger.look(tx, 1) is first
-        assert ledger.look(tx, 2) is not first
+        first = cache.read(tx, 1)
+        assert cache.read(tx, 1) is first
+        assert cache.read(tx, 2) is not first
 
 
 def test_a_change_that_never_came_to_be_is_not_believed(bench: Bench) -> None:
     bench.repo.release("prod", "a", "1.0.0")
     bench.reconcile()
-    ledger = RegistryCache()
-    check(bench, ledger)
+    cache = RegistryCache()
+    check(bench, cache)
     facts = {"version": None, "actor": "me", "revision": "r", "audit_event_id": "e", "at": "", "reason": None}
     lost = Promotion(
         id="prom_z",
@@ -85,8 +85,8 @@ def test_a_change_that_never_came_to_be_is_not_believed(bench: Bench) -> None:
         to_digest=None,
         **facts,
     )
-    ledger.wrote([lost])
-    check(bench, ledger)
+    cache.add([lost])
+    check(bench, cache)
 
 
 def test_a_row_changed_behind_our_back_is_found_and_mended_in_time(bench: Bench) -> None:
@@ -113,6 +113,6 @@ def test_a_rollback_that_a_person_asked_for_is_known_even_when_the_clock_went_ba
     bench.store.clock.advance(-timedelta(minutes=1))
     payload = {"environment": "prod", "bundle": "a", "to": "1.0.0", "reason": "broken"}
     asked = ControllerRequest(id="req_1", kind="rollback", payload=payload, actor="bob", status="open", result=None)
-    reconciler.answers["rollback"](asked, bench.lease())
-    check(bench, reconciler._ledger, lease.fence)
+    reconciler.handlers["rollback"](asked, bench.lease())
+    check(bench, reconciler._cache, lease.fence)
     assert bench.served() == {"a": "1.0.0"}

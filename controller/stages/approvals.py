@@ -1,4 +1,4 @@
-"""Which recorded or committed decisions count: verified one by one, under the trust in force. Pure."""
+"""Approvals and rejections as votes: each verified under the trust in force. Pure."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from controller.stages.verify import TrustContext
 from kneo.clock import isoformat, parse_time
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import KneoError, Untrusted
@@ -14,7 +15,6 @@ from kneo.records.release import ApprovalRecord
 from kneo.trust.approvals import CLOCK_SKEW, verify_approval, verify_recorded_approval
 from kneo.trust.dsse import Signer, find_signers, parse_envelope
 from kneo.trust.intoto import PAYLOAD_TYPE
-from kneo.trust.keys import PublicKey
 from kneo.trust.root import TrustRoot
 from kneo.trust.statement import ApprovalDecision, DecisionSubject, parse_approval
 from kneo.trust.verified import VerifiedApproval
@@ -25,11 +25,11 @@ REGISTRY = "registry"
 
 @dataclass(frozen=True)
 class ApprovalVote:
-    """One person's decision about one thing under one set of rules."""
+    """One person's decision about one subject under one set of rules."""
 
     principal: str
     name: str
-    """What its maker calls the subject: a bundle's name, an environment file's path, or the name of ``about``."""
+    """The subject's name in the decision: a bundle's name, an environment file's path, or the name of ``about``."""
 
     approves: bool
     signed: bool
@@ -37,27 +37,27 @@ class ApprovalVote:
     policy_digest: str
     first_seen: datetime
     roles: frozenset[str]
-    """Roles of the trust root that the key has; none for somebody whom the service authenticated."""
+    """Trust root roles of the key; empty for a person whom the service authenticated."""
 
     issued: datetime | None = None
-    """When it was signed; for a rejection without a time when it was first seen, for an approval without one None."""
+    """Time of signing; a rejection without one has the time of first sight, an approval without one None."""
 
     reason: str = ""
     about: DecisionSubject | None = None
-    """What was decided about, where that is no bundle and no set of rules."""
+    """The subject, where it is neither a bundle nor a set of rules."""
 
     @property
     def order(self) -> tuple[datetime, bool]:
-        """Sort one person's decisions: the one signed later counts, and of two signed at one time the rejection."""
+        """Sort key of one person's decisions: the last signed counts, at equal times the rejection."""
         return self.issued or datetime.min.replace(tzinfo=UTC), not self.approves
 
 
 ApprovalVotes = Mapping[str, tuple[ApprovalVote, ...]]
-"""Votes by the digest of what they are about."""
+"""Votes by the digest of their subject."""
 
 
 def signed_by_known(envelopes: Sequence[bytes], root: TrustRoot) -> tuple[bytes, ...]:
-    """Leave out files that nobody of the trust root signed, before a transaction is held up by them."""
+    """Return the approval files with a signature of the trust root, so that a transaction parses no others."""
     return tuple(envelope for envelope in envelopes if _signers(envelope, root))
 
 
@@ -71,20 +71,20 @@ def _signers(envelope: bytes, root: TrustRoot) -> tuple[Signer, ...]:
 def committed_records(
     envelopes: Sequence[bytes], root: TrustRoot, known: Mapping[tuple[str, str], ApprovalRecord], now: datetime
 ) -> tuple[ApprovalRecord, ...]:
-    """Read the approvals that a commit carries; what nobody we know signed is left out.
+    """Read the approvals in a commit that carry a signature of the trust root.
 
     Args:
-        envelopes: The files.
+        envelopes: The approval files.
         root: The trust root in force.
-        known: What was recorded before, by payload digest and principal: it says when we first saw it.
-        now: The one time of this pass.
+        known: Recorded approvals with their time of first sight, by payload digest and principal.
+        now: The time of this reconciliation.
     """
     found = []
     for envelope in envelopes:
         try:
             found += _committed(envelope, root, known, now)
         except KneoError:
-            continue  # anybody can commit rubbish there; it counts for nothing
+            continue  # a file that is no approval has no effect
     return tuple(found)
 
 
@@ -93,14 +93,14 @@ def _committed(
 ) -> list[ApprovalRecord]:
     opened = parse_envelope(envelope)
     if opened.payload_type != PAYLOAD_TYPE:
-        return []  # kept, it would stand in the way of the same words signed as what they are
+        return []  # a record of it would block the same payload signed with the right type
     statement = parse_approval(opened.payload)
     predicate = statement.predicate
     records = []
     for signer in find_signers(opened, root.keys):
         before = known.get((opened.digest, signer.principal))
         if before is None and (predicate.issued_at is None or predicate.issued_at > now + CLOCK_SKEW):
-            continue  # whoever keeps a decision back decides else when it counts
+            continue  # a decision held back before its commit would choose when it counts
         records.append(
             before
             or ApprovalRecord(
@@ -126,27 +126,23 @@ def _committed(
 def count_votes(
     records: Iterable[ApprovalRecord],
     environment: str,
-    root: TrustRoot,
-    service_key: PublicKey | None,
-    now: datetime,
+    trust: TrustContext,
 ) -> ApprovalVotes:
-    """Verify decisions about an environment; those that do not hold are left out.
+    """Verify the decisions about an environment; a decision that fails verification is no vote.
 
     Args:
-        records: In the order in which they were first seen. Of each person the approval and the rejection signed last
-            are kept, those of the person's own key apart from those that the service recorded.
-        environment: Its name.
-        root: The trust root in force.
-        service_key: The key our own service signs with; None believes no unsigned approval.
-        now: The one time of this pass.
+        records: Decisions in the order of their first sight. The last approval and the last rejection of each person count,
+            signed ones apart from those that the service recorded.
+        environment: Name of the environment.
+        trust: The trust of this reconciliation; without a service key no unsigned approval counts.
     """
     latest: dict[str, dict[tuple[str, str, bool, bool], ApprovalVote]] = {}
     for record in records:
         try:
-            found = _verified(record, environment, root, service_key, now)
+            found = _verified(record, environment, trust)
         except KneoError:
             continue
-        for vote in _votes(record, found, root):
+        for vote in _votes(record, found, trust.root):
             votes = latest.setdefault(record.subject, {})
             key = person_key(vote.principal), vote.policy_digest, vote.signed, vote.approves
             if key not in votes or votes[key].order <= vote.order:
@@ -154,9 +150,8 @@ def count_votes(
     return {subject: tuple(votes.values()) for subject, votes in latest.items()}
 
 
-def _verified(
-    record: ApprovalRecord, environment: str, root: TrustRoot, service_key: PublicKey | None, now: datetime
-) -> VerifiedApproval | None:
+def _verified(record: ApprovalRecord, environment: str, trust: TrustContext) -> VerifiedApproval | None:
+    root = trust.root
     subject, policy = Digest(record.subject), Digest(record.policy_digest)
     if record.signed:
         return verify_approval(
@@ -166,31 +161,31 @@ def _verified(
             bundle_digest=subject,
             environment=environment,
             policy_digest=policy,
-            now=now,
+            now=trust.now,
             first_seen=parse_time(record.first_seen_at),
         )
-    if service_key is None:
+    if trust.service_key is None:
         return None
     if root.expired_at(parse_time(record.first_seen_at)):
         msg = f"The trust root expired on {root.expires.isoformat()}, before this decision was seen."
         raise Untrusted(msg, code="Expired")
     return verify_recorded_approval(
         record.envelope,
-        service_key=service_key,
+        service_key=trust.service_key,
         bundle_digest=subject,
         environment=environment,
         policy_digest=policy,
-        now=now,
+        now=trust.now,
     )
 
 
 def _votes(record: ApprovalRecord, found: VerifiedApproval | None, root: TrustRoot) -> list[ApprovalVote]:
-    """One vote for the person the record is about; an envelope that several signed has a record for each."""
+    """Return the vote of the record's person; an envelope with several signatures has a record for each person."""
     if found is None:
         return []
     signers = [signer for signer in found.signers if signer.principal == record.principal]
-    said, seen = found.statement.predicate, parse_time(record.first_seen_at)
-    approves = said.decision is ApprovalDecision.APPROVE
+    predicate, seen = found.statement.predicate, parse_time(record.first_seen_at)
+    approves = predicate.decision is ApprovalDecision.APPROVE
     return [
         ApprovalVote(
             principal=signer.principal,
@@ -201,9 +196,9 @@ def _votes(record: ApprovalRecord, found: VerifiedApproval | None, root: TrustRo
             policy_digest=record.policy_digest,
             first_seen=seen,
             roles=_roles(root, signer.keyid) if record.signed else frozenset(),
-            issued=said.issued_at or (None if approves else seen),
-            reason=said.reason or "",
-            about=said.about,
+            issued=predicate.issued_at or (None if approves else seen),
+            reason=predicate.reason or "",
+            about=predicate.about,
         )
         for signer in signers[:1]
     ]
@@ -213,8 +208,9 @@ def _roles(root: TrustRoot, keyid: str) -> frozenset[str]:
     return frozenset(name for name in root.document.roles if any(keyid == known for known in root.role_keys(name)))
 
 
-def role_members(root: TrustRoot, now: datetime) -> Mapping[str, frozenset[str]]:
-    """Say who could sign for each role now."""
+def role_members(trust: TrustContext) -> Mapping[str, frozenset[str]]:
+    """Return the people with a valid key for each role."""
+    root, now = trust.root, trust.now
     return {
         name: frozenset(key.principal for keyid, key in root.role_keys(name).items() if not root.void(keyid, now))
         for name in root.document.roles
