@@ -49,45 +49,45 @@ def _violation(code: str, message: str, found: Diagnostic) -> Diagnostic:
     return replace(found, code=code, severity=Severity.ERROR, message=message, aliases=())
 
 
-def _demands(view: SpecIndex, flags: PolicyFlags, target: str | None) -> Iterator[Diagnostic]:
-    workflow = view.spec.workflow is not None
-    alone = not workflow or target == "agent" or (target is None and "agent" in view.spec.targets)
-    if flags.require_human_review and workflow and alone and not agent_asks_person(view):
+def _demands(index: SpecIndex, flags: PolicyFlags, target: str | None) -> Iterator[Diagnostic]:
+    workflow = index.spec.workflow is not None
+    alone = not workflow or target == "agent" or (target is None and "agent" in index.spec.targets)
+    if flags.require_human_review and workflow and alone and not agent_asks_person(index):
         message = "This environment requires human review, and a run with target agent asks no person."
         hint = "Run the workflow, or write review.before at the tools of the root agent."
         yield error("E_ENV_POLICY_HUMAN_REVIEW", message, ("agent",), suggestion=hint)
-    elif flags.require_human_review and not ((workflow and target == "agent") or asks_person(view)):
+    elif flags.require_human_review and not ((workflow and target == "agent") or asks_person(index)):
         message = "This environment requires human review, and no workflow asks a person."
         hint = "Add a step of kind human, or a review at the step or tool that needs one."
         yield error("E_ENV_POLICY_HUMAN_REVIEW", message, ("workflow",), suggestion=hint)
     if flags.require_tool_permissions:
-        yield from _unstated(view)
+        yield from _unstated(index)
     if flags.deny_unrestricted_tools:
-        yield from _unrestricted(view)
-    if flags.require_guardrails and not any(_is_guarded(view)):
+        yield from _unrestricted(index)
+    if flags.require_guardrails and not any(_is_guarded(index)):
         message = "This environment requires guardrails, and no agent has one."
         hint = "Add a guardrail to at least one agent."
         yield error("E_ENV_POLICY_GUARDRAILS", message, ("agent", "guardrails"), suggestion=hint)
 
 
-def _unstated(view: SpecIndex) -> Iterator[Diagnostic]:
-    for at in view.agents:
+def _unstated(index: SpecIndex) -> Iterator[Diagnostic]:
+    for at in index.agents:
         if at.agent.tools is not None and at.agent.tools.include and at.agent.tools.permissions is None:
             message = f"This environment requires tool permissions, and {at.agent.name} states none."
             hint = "Write tools.permissions: what is not needed is false."
             yield error("E_ENV_POLICY_TOOL_PERMISSIONS", message, (*at.path, "tools", "permissions"), suggestion=hint)
 
 
-def _unrestricted(view: SpecIndex) -> Iterator[Diagnostic]:
-    for at in view.agents:
+def _unrestricted(index: SpecIndex) -> Iterator[Diagnostic]:
+    for at in index.agents:
         if is_unrestricted(at.agent):
             message = f"This environment requires restricted tools, and those of {at.agent.name} are unrestricted."
             hint = "State permissions without shell and file access, and name the hosts in allowed_domains."
             yield error("E_ENV_POLICY_UNRESTRICTED_TOOLS", message, (*at.path, "tools"), suggestion=hint)
 
 
-def _is_guarded(view: SpecIndex) -> Iterator[bool]:
-    for at in view.agents:
+def _is_guarded(index: SpecIndex) -> Iterator[bool]:
+    for at in index.agents:
         yield at.agent.guardrails is not None and any(at.agent.guardrails.stages().values())
 
 
@@ -139,21 +139,21 @@ def policy_report(spec: Spec | None, diagnostics: Sequence[Diagnostic]) -> Polic
     listed = [found.as_json() for found in diagnostics]
     if spec is None:
         return PolicyReport(valid=False, body={"diagnostics": listed})
-    view = SpecIndex.of(spec)
-    people = _human_review(view, diagnostics)
+    index = SpecIndex.of(spec)
+    people = _human_review(index, diagnostics)
     steps = people["workflow_steps"]
     body: Map = {
         "version": spec.version,
         "summary": {
-            "agent_count": len(view.agents),
-            "workflow_count": len(view.workflows),
+            "agent_count": len(index.agents),
+            "workflow_count": len(index.workflows),
             "tool_count": len(spec.tools),
             "mcp_tool_count": sum(tool.mcp is not None for tool in spec.tools.values()),
             "human_reviewer_count": len(spec.components.humans),
             "human_review_step_count": len(steps) if isinstance(steps, list) else 0,
             "diagnostic_count": len(diagnostics),
         },
-        "memory": {"agents": [_memory(at) for at in view.agents]},
+        "memory": {"agents": [_memory(at) for at in index.agents]},
         "tools": {
             "declared": sorted(spec.tools),
             "mcp_imports": [
@@ -161,9 +161,9 @@ def policy_report(spec: Spec | None, diagnostics: Sequence[Diagnostic]) -> Polic
                 for name, tool in spec.tools.items()
                 if tool.mcp is not None
             ],
-            "agent_policies": [_tools(at) for at in view.agents],
+            "agent_policies": [_tools(at) for at in index.agents],
         },
-        "guardrails": {"agents": [_guardrails(at) for at in view.agents]},
+        "guardrails": {"agents": [_guardrails(at) for at in index.agents]},
         "human_review": people,
         "diagnostics": listed,
     }
@@ -190,37 +190,37 @@ def _tools(at: LocatedAgent) -> Map:
 
 
 def _guardrails(at: LocatedAgent) -> Map:
-    given = at.agent.guardrails.stages() if at.agent.guardrails else {}
-    stages = {stage: len(items) for stage, items in given.items() if items}
+    stated = at.agent.guardrails.stages() if at.agent.guardrails else {}
+    stages = {stage: len(items) for stage, items in stated.items() if items}
     return {"agent": format_path(at.path), "configured": bool(stages), "stages": stages}
 
 
-def _human_review(view: SpecIndex, diagnostics: Sequence[Diagnostic]) -> Map:
+def _human_review(index: SpecIndex, diagnostics: Sequence[Diagnostic]) -> Map:
     requirements: list[Map] = [
         {"code": found.code, "path": found.path_text, "reason": found.message}
         for found in diagnostics
         if found.code in REVIEW_CODES
     ]
-    if not requirements and view.spec.components.humans:
+    if not requirements and index.spec.components.humans:
         reason = "People are declared who can be asked."
         requirements.append({"code": "I_HUMAN_REVIEW_CONFIGURED", "path": "components.humans", "reason": reason})
     steps: list[Map] = [
         {"workflow": format_path(at.workflow.path), "step_id": at.step.id, "ref": at.step.ref}
-        for at in view.steps
+        for at in index.steps
         if isinstance(at.step, LeafStep) and at.step.kind == "human"
     ]
     gates: list[Map] = [
         {"path": format_path(at.path), "human": at.gate.human if isinstance(at.gate.human, str) else None}
-        for at in all_gates(view)
+        for at in all_gates(index)
     ]
-    around = gates_around(view)
+    around = gates_around(index)
     gates += [
         {"path": format_path(at.path), "human": None, "added": one.name}
-        for at in view.steps
+        for at in index.steps
         for one in around.get(id(at.step), ())
     ]
     return {
-        "reviewers": sorted(view.spec.components.humans),
+        "reviewers": sorted(index.spec.components.humans),
         "workflow_steps": steps,
         "gates": gates,
         "required": bool(requirements),

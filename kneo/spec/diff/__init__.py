@@ -1,7 +1,7 @@
-"""What a new spec changes, in words that somebody who approves it understands, the most dangerous first.
+"""Diff of two specs: the changes in sentences for approvers, the most dangerous first.
 
-The words are for people; the data says the same. Nothing is left out: specs that differ anywhere have a change, and
-what no sentence was written for is named by its path.
+The JSON form has the same content. The diff is complete: specs that differ anywhere have a change, and a change without
+a sentence of its own is named by its path.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+!|~@&])")
 
 
 def visible(text: str) -> str:
-    """Spell out characters that are not seen or that change how others are read."""
+    """Escape characters that are invisible or change how others are displayed."""
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
 def text_lines(before: str, after: str) -> tuple[str, ...]:
-    """Return the lines of a text that went and came, with a little around them, shortened."""
+    """Return the removed and added lines of a text with one line of context, shortened."""
     old, new = before.splitlines()[:MAX_COMPARED], after.splitlines()[:MAX_COMPARED]
     compared: Sequence[str] = [*difflib.unified_diff(old, new, n=1, lineterm="")][2:]
     if not before or not after:
@@ -69,30 +69,30 @@ DESCRIBE: dict[Owner, Callable[[ChangeContext], Sentence]] = {
     "edge": components.edge,
     "other": components.other,
 }
-"""Who speaks of what."""
+"""The sentences of each owner."""
 
 _ORDER_IS_FREE: frozenset[Owner] = frozenset({"agent", "tool", "function", "human", "gate", "skill"})
 
 
-def describe_difference(event: Difference, before: object, after: object) -> Sentence | None:
-    """Say what happened; None where a sentence about something around it has said it.
+def describe_difference(difference: Difference, before: object, after: object) -> Sentence | None:
+    """Return the sentence about a difference; None where a sentence about its container covers it.
 
     Args:
-        event: What differs.
+        difference: The difference.
         before: The old spec as plain values, its lists by name.
         after: The new one.
     """
-    spot = ChangeContext(event, location_of(event.keys), before, after)
-    words = DESCRIBE[spot.place.owner](spot)
-    if event.kind == "moved" and spot.place.owner in _ORDER_IS_FREE:
+    change = ChangeContext(difference, location_of(difference.keys), before, after)
+    words = DESCRIBE[change.location.owner](change)
+    if difference.kind == "moved" and change.location.owner in _ORDER_IS_FREE:
         words = replace(words, danger=LOW)
-    if not event.within:
+    if not difference.within:
         return words
-    if event.after in ([], {}):
+    if difference.after in ([], {}):
         return None
-    # Of a thing that is new, what it may do is said; of one that is gone, only the questions that went with it.
-    said = words.area == "gates" and words.danger > LOW if event.kind == "removed" else words.danger > LOW
-    return words if said else None
+    # A new part reports its permissions, a removed part only its gates.
+    reported = words.area == "gates" and words.danger > LOW if difference.kind == "removed" else words.danger > LOW
+    return words if reported else None
 
 
 __all__ = ["Danger", "SpecChange", "SpecDiff", "diff"]
@@ -105,11 +105,11 @@ class SpecChange:
     """One change.
 
     Attributes:
-        danger: How closely to look.
-        area: What it is about: permissions, domains, tools, gates, humans, prompts, models, steps, …
+        danger: The level of attention that the change needs.
+        area: The subject: permissions, domains, tools, gates, humans, prompts, models, steps, …
         message: One sentence.
-        path: Where it is, by names.
-        lines: For a changed text, its lines: those that went begin with ``-``, new ones with ``+``.
+        path: The path, by names.
+        lines: The lines of a changed text: removed ones begin with ``-``, added ones with ``+``.
     """
 
     danger: Danger
@@ -134,7 +134,7 @@ class SpecDiff:
     """All changes, the most dangerous first.
 
     Attributes:
-        is_new: Whether there was no spec before; everything is then listed.
+        is_new: Whether there was no spec before.
     """
 
     changes: tuple[SpecChange, ...]
@@ -145,7 +145,7 @@ class SpecDiff:
 
     @property
     def summary(self) -> str:
-        """How many changes there are, by how closely to look: ``2 to check, 1 to read``."""
+        """The number of changes by level: ``2 to check, 1 to read``."""
         counts = [(danger, sum(change.danger is danger for change in self.changes)) for danger in reversed(Danger)]
         return ", ".join(f"{count} {danger.words}" for danger, count in counts if count) or "no changes"
 
@@ -180,16 +180,16 @@ def diff(old: Spec | None, new: Spec) -> SpecDiff:
 
     Args:
         old: The spec that is in use; None where there is none, and everything is new.
-        new: The spec that is to take its place.
+        new: The spec that is to take its location.
     """
     before = {} if old is None else _tree(old)
     after = _tree(new)
     old_names, new_names = by_name(before), by_name(after)
     changes = []
-    for event in compare(before, after, SPEC):
-        words = describe_difference(event, old_names, new_names)
+    for difference in compare(before, after, SPEC):
+        words = describe_difference(difference, old_names, new_names)
         if words is not None:
-            changes.append(_change(event, words))
+            changes.append(_change(difference, words))
     changes.sort(key=lambda change: -change.danger)  # stable: otherwise as one reads
     return SpecDiff(tuple(changes), is_new=old is None)
 
@@ -198,15 +198,15 @@ def _tree(spec: Spec) -> dict[str, object]:
     return spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-def _change(event: Difference, words: Sentence) -> SpecChange:
+def _change(difference: Difference, words: Sentence) -> SpecChange:
     lines: tuple[str, ...] = ()
     if words.is_text:
-        lines = text_lines(_as_text(event.before), _as_text(event.after))
-    return SpecChange(words.danger, words.area, visible(words.message), visible(".".join(event.keys)), lines)
+        lines = text_lines(_as_text(difference.before), _as_text(difference.after))
+    return SpecChange(words.danger, words.area, visible(words.message), visible(".".join(difference.keys)), lines)
 
 
 def _as_text(value: object) -> str:
-    """Return a text, or parts as one reads them; nothing where there is nothing."""
+    """Return a text, a structure as JSON, or an empty text."""
     if isinstance(value, dict | list):
         return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
     return value if isinstance(value, str) else ""

@@ -4,110 +4,123 @@ from __future__ import annotations
 
 from typing import get_args
 
-from kneo.spec.diff.locations import HIGH, LOW, MEDIUM, ChangeContext, Danger, Sentence, field, said, start, text
+from kneo.spec.diff.locations import (
+    HIGH,
+    LOW,
+    MEDIUM,
+    ChangeContext,
+    Danger,
+    Sentence,
+    field,
+    start,
+    text,
+    value_change,
+)
 from kneo.spec.diff.tree import ABSENT
 from kneo.spec.messages import quote
 from kneo.spec.models.human import Receipt, strongest
 
 
-def tool(spot: ChangeContext) -> Sentence:
-    """Speak of a tool."""
-    match spot.place.rest:
+def tool(change: ChangeContext) -> Sentence:
+    """Describe a change of a tool."""
+    match change.location.rest:
         case ():
-            return _came_or_went(spot, "tools")
+            return _added_or_removed(change, "tools")
         case ("description",):
-            return text(spot, MEDIUM, "prompts", "description")
+            return text(change, MEDIUM, "prompts", "description")
         case (("implementation" | "agent" | "mcp"), *_):
-            return said(spot, HIGH, "tools", f"{'.'.join(spot.place.rest)} of {spot.name}")
+            return value_change(change, HIGH, "tools", f"{'.'.join(change.location.rest)} of {change.name}")
         case ("capabilities", name):
-            return _capability(spot, name)
+            return _capability(change, name)
         case ("always_ask",):
-            return field(spot, LOW if spot.event.after is True else HIGH, "gates")
+            return field(change, LOW if change.difference.after is True else HIGH, "gates")
         case _:
-            return field(spot, MEDIUM, "tools")
+            return field(change, MEDIUM, "tools")
 
 
-def function(spot: ChangeContext) -> Sentence:
-    """Speak of a function."""
-    match spot.place.rest:
+def function(change: ChangeContext) -> Sentence:
+    """Describe a change of a function."""
+    match change.location.rest:
         case ():
-            return _came_or_went(spot, "functions")
+            return _added_or_removed(change, "functions")
         case ("implementation",):
-            return said(spot, HIGH, "functions", f"the implementation of {spot.name}")
+            return value_change(change, HIGH, "functions", f"the implementation of {change.name}")
         case ("capabilities", name):
-            return _capability(spot, name)
+            return _capability(change, name)
         case ("description",):
-            return field(spot, LOW, "functions")
+            return field(change, LOW, "functions")
         case _:
-            return field(spot, MEDIUM, "functions")
+            return field(change, MEDIUM, "functions")
 
 
-def _came_or_went(spot: ChangeContext, area: str) -> Sentence:
-    return Sentence(MEDIUM, area, f"{start(spot.name)} is {'gone' if spot.gone else 'new'}.")
+def _added_or_removed(change: ChangeContext, area: str) -> Sentence:
+    return Sentence(MEDIUM, area, f"{start(change.name)} is {'gone' if change.removed else 'new'}.")
 
 
-def _capability(spot: ChangeContext, name: str) -> Sentence:
-    if spot.gone:
-        message = f"{start(spot.name)} no longer declares {name}: nobody needs to agree to its calls for that."
+def _capability(change: ChangeContext, name: str) -> Sentence:
+    if change.removed:
+        message = f"{start(change.name)} no longer declares {name}: its calls need no approval for it."
         return Sentence(HIGH, "permissions", message)
-    return Sentence(HIGH, "permissions", f"{start(spot.name)} declares {name}.")
+    return Sentence(HIGH, "permissions", f"{start(change.name)} declares {name}.")
 
 
-def server(spot: ChangeContext) -> Sentence:
-    """Speak of an MCP server; what it is given may be secret and is not repeated."""
-    match spot.place.rest:
+def server(change: ChangeContext) -> Sentence:
+    """Describe a change of an MCP server; what it is given may be secret and is not repeated."""
+    match change.location.rest:
         case ():
             return Sentence(
-                HIGH if spot.came else MEDIUM, "mcp", f"{start(spot.name)} is {'gone' if spot.gone else 'new'}."
+                HIGH if change.added else MEDIUM,
+                "mcp",
+                f"{start(change.name)} is {'gone' if change.removed else 'new'}.",
             )
         case (("env" | "headers") as which, *below):
-            verb = "is new" if spot.came else "is gone" if spot.gone else "changes"
-            return Sentence(HIGH, "mcp", start(f"{'.'.join((which, *below))} of {spot.name} {verb}."))
-        case ("verify",) if spot.event.after is False:
-            return Sentence(HIGH, "mcp", f"The certificate of {spot.name} is no longer checked.")
+            verb = "is new" if change.added else "is gone" if change.removed else "changes"
+            return Sentence(HIGH, "mcp", start(f"{'.'.join((which, *below))} of {change.name} {verb}."))
+        case ("verify",) if change.difference.after is False:
+            return Sentence(HIGH, "mcp", f"The certificate of {change.name} is no longer checked.")
         case (("command" | "args" | "cwd" | "url" | "sse_url" | "message_url" | "transport"), *_):
-            return field(spot, HIGH, "mcp")
+            return field(change, HIGH, "mcp")
         case _:
-            return field(spot, MEDIUM, "mcp")
+            return field(change, MEDIUM, "mcp")
 
 
-def skill(spot: ChangeContext) -> Sentence:
-    """Speak of a skill."""
-    match spot.place.rest:
+def skill(change: ChangeContext) -> Sentence:
+    """Describe a change of a skill."""
+    match change.location.rest:
         case ():
-            return _came_or_went(spot, "skills")
+            return _added_or_removed(change, "skills")
         case ("content",):
-            return text(spot, MEDIUM, "prompts", "instructions")
+            return text(change, MEDIUM, "prompts", "instructions")
         case ("description",):
-            return field(spot, LOW, "skills")
+            return field(change, LOW, "skills")
         case _:
-            return field(spot, MEDIUM, "skills")
+            return field(change, MEDIUM, "skills")
 
 
-def edge(spot: ChangeContext) -> Sentence:
-    """Speak of a way between nodes."""
-    if not spot.place.rest:
-        return _came_or_went(spot, "steps")
-    return field(spot, LOW if spot.place.rest[0] in {"label", "from", "to"} else MEDIUM, "steps")
+def edge(change: ChangeContext) -> Sentence:
+    """Describe a change of a way between nodes."""
+    if not change.location.rest:
+        return _added_or_removed(change, "steps")
+    return field(change, LOW if change.location.rest[0] in {"label", "from", "to"} else MEDIUM, "steps")
 
 
-def workflow(spot: ChangeContext) -> Sentence:
-    """Speak of a workflow."""
-    if not spot.place.rest:
-        return _came_or_went(spot, "steps")
-    if spot.event.kind == "moved":
-        return _order(spot)
-    aside = spot.place.rest[0] in {"name", "description"} or spot.event.within
-    return field(spot, LOW if aside else MEDIUM, "steps")
+def workflow(change: ChangeContext) -> Sentence:
+    """Describe a change of a workflow."""
+    if not change.location.rest:
+        return _added_or_removed(change, "steps")
+    if change.difference.kind == "moved":
+        return _order(change)
+    aside = change.location.rest[0] in {"name", "description"} or change.difference.within
+    return field(change, LOW if aside else MEDIUM, "steps")
 
 
-def _order(spot: ChangeContext) -> Sentence:
-    """Speak of a new order; where a question is among what moved, it may now stand behind what it stood before."""
-    members = spot.new(*spot.place.rest)
+def _order(change: ChangeContext) -> Sentence:
+    """Describe a change of a new order; where a question is among what moved, it may now stand behind what it stood before."""
+    members = change.new(*change.location.rest)
     steps = members.values() if isinstance(members, dict) else ()
     asks = any(isinstance(step, dict) and step.get("kind") == "human" for step in steps)
     danger, area = (HIGH, "gates") if asks else (MEDIUM, "steps")
-    return said(spot, danger, area, f"The {spot.place.rest[-1]} of {spot.name}")
+    return value_change(change, danger, area, f"The {change.location.rest[-1]} of {change.name}")
 
 
 _STEP: dict[str, tuple[Danger, str]] = {
@@ -118,59 +131,61 @@ _STEP: dict[str, tuple[Danger, str]] = {
 }
 
 
-def step(spot: ChangeContext) -> Sentence:
-    """Speak of a step."""
-    rest = spot.place.rest
-    if spot.old("kind") == "human" or spot.new("kind") == "human":
-        return _question(spot)
+def step(change: ChangeContext) -> Sentence:
+    """Describe a change of a step."""
+    rest = change.location.rest
+    if change.old("kind") == "human" or change.new("kind") == "human":
+        return _question(change)
     if not rest:
-        return _step(spot)
-    if spot.event.kind == "moved":
-        return _order(spot)
+        return _step(change)
+    if change.difference.kind == "moved":
+        return _order(change)
     if rest[0] == "choices" and len(rest) == 2:
-        return Sentence(MEDIUM, "steps", f"The choice {rest[1]} at {spot.name} is {'gone' if spot.gone else 'new'}.")
+        return Sentence(
+            MEDIUM, "steps", f"The choice {rest[1]} at {change.name} is {'gone' if change.removed else 'new'}."
+        )
     danger, area = _STEP.get(rest[0], (MEDIUM, "steps"))
-    if rest == ("on_error",) and spot.event.after in ("continue", "fallback"):
+    if rest == ("on_error",) and change.difference.after in ("continue", "fallback"):
         danger = HIGH
-    if rest[0] in {"kind", "ref"} and spot.event.within:
+    if rest[0] in {"kind", "ref"} and change.difference.within:
         danger = LOW  # the sentence about the step says it
-    return field(spot, danger, area)
+    return field(change, danger, area)
 
 
-def _question(spot: ChangeContext) -> Sentence:
-    name = f"the question {spot.place.keys[-1]}"
-    match spot.place.rest:
-        case () if spot.gone:
-            words = Sentence(HIGH, "gates", f"{start(name)}, which asks {spot.old('ref')}, is gone.")
+def _question(change: ChangeContext) -> Sentence:
+    name = f"the question {change.location.keys[-1]}"
+    match change.location.rest:
+        case () if change.removed:
+            words = Sentence(HIGH, "gates", f"{start(name)}, which asks {change.old('ref')}, is gone.")
         case ():
-            words = Sentence(MEDIUM, "gates", f"{start(name)}, which asks {spot.new('ref')}, is new.")
+            words = Sentence(MEDIUM, "gates", f"{start(name)}, which asks {change.new('ref')}, is new.")
         case ("enabled",):
-            off = spot.event.after is False
+            off = change.difference.after is False
             words = Sentence(
                 HIGH if off else MEDIUM, "gates", f"{start(name)} is {'no longer asked' if off else 'asked'}."
             )
         case (("kind" | "ref" | "on_error"), *_):
-            words = field(spot, LOW if spot.event.within else HIGH, "gates")
+            words = field(change, LOW if change.difference.within else HIGH, "gates")
         case _:
-            words = field(spot, LOW, "gates")
+            words = field(change, LOW, "gates")
     return words
 
 
-def _step(spot: ChangeContext) -> Sentence:
-    if spot.gone:
-        return Sentence(MEDIUM, "steps", f"{start(spot.name)} is gone.")
-    ref = spot.new("ref")
-    does = f"{spot.new('kind')} {ref}" if isinstance(ref, str) else str(spot.new("kind"))
-    return Sentence(MEDIUM, "steps", f"{start(spot.name)} is new: {quote(does)}.")
+def _step(change: ChangeContext) -> Sentence:
+    if change.removed:
+        return Sentence(MEDIUM, "steps", f"{start(change.name)} is gone.")
+    ref = change.new("ref")
+    does = f"{change.new('kind')} {ref}" if isinstance(ref, str) else str(change.new("kind"))
+    return Sentence(MEDIUM, "steps", f"{start(change.name)} is new: {quote(does)}.")
 
 
-def other(spot: ChangeContext) -> Sentence:
-    """Speak of what no sentence was written for, and of what a run may execute."""
-    if spot.event.keys == ("targets", "agent"):
-        may = "may no longer" if spot.gone else "may"
+def other(change: ChangeContext) -> Sentence:
+    """Describe a change of what no sentence was written for, and of what a run may execute."""
+    if change.difference.keys == ("targets", "agent"):
+        may = "may no longer" if change.removed else "may"
         message = f"A run {may} execute the root agent alone, past the gates of the workflow."
-        return Sentence(LOW if spot.gone else HIGH, "gates", message)
-    return said(spot, LOW, "other", ".".join(spot.event.keys))
+        return Sentence(LOW if change.removed else HIGH, "gates", message)
+    return value_change(change, LOW, "other", ".".join(change.difference.keys))
 
 
 _TEXTS = frozenset({"description", "prompt", "title"})
@@ -179,63 +194,63 @@ _EFFECT = frozenset({"on_timeout", "on_reject", "decisions", "when", "sample", "
 _ANSWER = frozenset({"fields", "schema", "options", "default_option", "multiple", "request_type", "response_role"})
 
 
-def human(spot: ChangeContext) -> Sentence:
-    """Speak of somebody who is asked."""
-    if not spot.place.rest:
-        danger = MEDIUM if spot.gone else LOW
-        return Sentence(danger, "humans", f"{start(spot.name)} is {'gone' if spot.gone else 'new'}.")
-    return _asked(spot, "humans")
+def human(change: ChangeContext) -> Sentence:
+    """Describe a change of a human."""
+    if not change.location.rest:
+        danger = MEDIUM if change.removed else LOW
+        return Sentence(danger, "humans", f"{start(change.name)} is {'gone' if change.removed else 'new'}.")
+    return _asked(change, "humans")
 
 
-def gate(spot: ChangeContext) -> Sentence:
-    """Speak of a question at a step or a tool."""
-    if not spot.place.rest:
-        if spot.gone:
-            return Sentence(HIGH, "gates", f"{start(spot.name)} is no longer asked.")
-        return Sentence(MEDIUM, "gates", f"{start(spot.name)} is asked from now on.")
-    return _asked(spot, "gates")
+def gate(change: ChangeContext) -> Sentence:
+    """Describe a change of a gate."""
+    if not change.location.rest:
+        if change.removed:
+            return Sentence(HIGH, "gates", f"{start(change.name)} is no longer asked.")
+        return Sentence(MEDIUM, "gates", f"{start(change.name)} is asked from now on.")
+    return _asked(change, "gates")
 
 
-def _asked(spot: ChangeContext, area: str) -> Sentence:
-    key = spot.place.rest[0]
-    if spot.place.rest in {(name,) for name in _TEXTS}:
-        return text(spot, MEDIUM, area, key)
+def _asked(change: ChangeContext, area: str) -> Sentence:
+    key = change.location.rest[0]
+    if change.location.rest in {(name,) for name in _TEXTS}:
+        return text(change, MEDIUM, area, key)
     if key in _WHO:
-        return _who(spot, area)
+        return _who(change, area)
     if key == "receipt":
-        before, after = _proof(spot.old("receipt")), _proof(spot.new("receipt"))
-        return field(spot, LOW if strongest(before, after) == after else HIGH, area)
+        before, after = _proof(change.old("receipt")), _proof(change.new("receipt"))
+        return field(change, LOW if strongest(before, after) == after else HIGH, area)
     if key in _EFFECT:
-        danger: Danger = LOW if spot.event.within else HIGH
-        return said(spot, danger, area, f"{'.'.join(spot.place.rest)} of {spot.name}")
+        danger: Danger = LOW if change.difference.within else HIGH
+        return value_change(change, danger, area, f"{'.'.join(change.location.rest)} of {change.name}")
     if key in _ANSWER:
-        return field(spot, MEDIUM, area)
-    return field(spot, MEDIUM if key == "timeout_seconds" else LOW, area)
+        return field(change, MEDIUM, area)
+    return field(change, MEDIUM if key == "timeout_seconds" else LOW, area)
 
 
-def _who(spot: ChangeContext, area: str) -> Sentence:
-    match spot.place.rest:
+def _who(change: ChangeContext, area: str) -> Sentence:
+    match change.location.rest:
         case ("candidates", "exclude", name):
-            if spot.gone:
-                return Sentence(HIGH, area, f"{start(name)} may now answer {spot.name}.")
-            return Sentence(LOW, area, f"{start(name)} may not answer {spot.name}.")
+            if change.removed:
+                return Sentence(HIGH, area, f"{start(name)} may now answer {change.name}.")
+            return Sentence(LOW, area, f"{start(name)} may not answer {change.name}.")
         case ("candidates", ("users" | "groups" | "roles") as kind, name):
-            verb = "may no longer" if spot.gone else "may"
-            nobody_else = spot.gone and spot.new("candidates", kind) in (ABSENT, [])
-            danger = LOW if spot.gone and not nobody_else else MEDIUM if spot.event.within else HIGH
-            return Sentence(danger, area, f"{start(kind[:-1])} {name} {verb} answer {spot.name}.")
+            verb = "may no longer" if change.removed else "may"
+            nobody_else = change.removed and change.new("candidates", kind) in (ABSENT, [])
+            danger = LOW if change.removed and not nobody_else else MEDIUM if change.difference.within else HIGH
+            return Sentence(danger, area, f"{start(kind[:-1])} {name} {verb} answer {change.name}.")
         case ("quorum", *_):
-            return field(spot, LOW if _more(spot) else HIGH, area)
+            return field(change, LOW if _more(change) else HIGH, area)
         case _:
-            return field(spot, LOW if spot.event.within else HIGH, area)
+            return field(change, LOW if change.difference.within else HIGH, area)
 
 
 def _proof(value: object) -> str | None:
     return value if isinstance(value, str) and value in get_args(Receipt) else None
 
 
-def _more(spot: ChangeContext) -> bool:
-    before, after = spot.event.before, spot.event.after
+def _more(change: ChangeContext) -> bool:
+    before, after = change.difference.before, change.difference.after
     if isinstance(before, int) and isinstance(after, int):
         return after > before
-    return spot.came
+    return change.added

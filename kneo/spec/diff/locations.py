@@ -33,13 +33,13 @@ _MOMENTS = {
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a change is.
+    """The location of a change.
 
     Attributes:
-        owner: The kind of thing it belongs to.
-        name: How a sentence calls that thing.
-        keys: The way to that thing.
-        rest: The way from there; empty where the thing itself came or went.
+        owner: The kind of part that changed.
+        name: The name of the part in a sentence.
+        keys: The path of the part.
+        rest: The path below it; empty where the part itself was added or removed.
     """
 
     owner: Owner
@@ -48,20 +48,20 @@ class Location:
     rest: Keys
 
     def down(self, owner: Owner, name: str, count: int) -> Location:
-        """Go on to a thing inside, ``count`` keys below."""
+        """Return the location of an inner part, ``count`` keys below."""
         return Location(owner, name, (*self.keys, *self.rest[:count]), self.rest[count:])
 
 
 def location_of(keys: Keys) -> Location:
-    """Find what a way leads to."""
+    """Return the location of a path."""
     if keys[:1] == ("agent",):
         return Location("agent", "the root agent", keys[:1], keys[1:])
     if keys[:1] == ("workflow",):
         return _in_workflow(Location("workflow", "the workflow", keys[:1], keys[1:]))
     if keys[:1] == ("components",) and len(keys) >= 3 and keys[1] in _COMPONENTS:
         owner = _COMPONENTS[keys[1]]
-        place = Location(owner, f"the {owner} {keys[2]}", keys[:3], keys[3:])
-        return _in_workflow(place) if owner == "workflow" else place
+        location = Location(owner, f"the {owner} {keys[2]}", keys[:3], keys[3:])
+        return _in_workflow(location) if owner == "workflow" else location
     if len(keys) >= 2 and keys[0] in _ROOTS:
         owner = _ROOTS[keys[0]]
         what = "MCP server" if owner == "server" else owner
@@ -69,34 +69,34 @@ def location_of(keys: Keys) -> Location:
     return Location("other", ".".join(keys), keys, ())
 
 
-def _in_workflow(place: Location) -> Location:
-    if len(place.rest) >= 2 and place.rest[0] in {"steps", "nodes", "participants"}:
-        return _in_step(place.down("step", f"the step {place.rest[1]}", 2))
-    if len(place.rest) >= 2 and place.rest[0] == "edges":
-        return place.down("edge", f"the way {place.rest[1]}", 2)
-    return place
+def _in_workflow(location: Location) -> Location:
+    if len(location.rest) >= 2 and location.rest[0] in {"steps", "nodes", "participants"}:
+        return _in_step(location.down("step", f"the step {location.rest[1]}", 2))
+    if len(location.rest) >= 2 and location.rest[0] == "edges":
+        return location.down("edge", f"the way {location.rest[1]}", 2)
+    return location
 
 
-def _in_step(place: Location) -> Location:
-    rest = place.rest
+def _in_step(location: Location) -> Location:
+    rest = location.rest
     while True:
         if len(rest) >= 2 and rest[0] in {"steps", "else"}:
-            place = place.down("step", f"the step {rest[1]}", 2)
+            location = location.down("step", f"the step {rest[1]}", 2)
         elif len(rest) >= 4 and rest[0] == "choices" and rest[2] == "steps":
-            place = place.down("step", f"the step {rest[3]}", 4)
+            location = location.down("step", f"the step {rest[3]}", 4)
         else:
-            return _at_gate(place)
-        rest = place.rest
+            return _at_gate(location)
+        rest = location.rest
 
 
-def _at_gate(place: Location) -> Location:
-    if len(place.rest) < 2 or place.rest[0] != "review" or place.rest[1] not in _MOMENTS:
-        return place
-    gate = place.down("gate", f"the question {_MOMENTS[place.rest[1]].format(place.name)}", 2)
+def _at_gate(location: Location) -> Location:
+    if len(location.rest) < 2 or location.rest[0] != "review" or location.rest[1] not in _MOMENTS:
+        return location
+    gate = location.down("gate", f"the question {_MOMENTS[location.rest[1]].format(location.name)}", 2)
     return replace(gate, rest=gate.rest[1:]) if len(gate.rest) > 1 and gate.rest[0] == "human" else gate
 
 
-def look(tree: object, keys: Keys) -> object:
+def value_at(tree: object, keys: Keys) -> object:
     """Return what is at a way through a tree that was made by :func:`by_name`, or ABSENT."""
     for key in keys:
         if not isinstance(tree, dict):
@@ -127,11 +127,11 @@ def _is_one(keys: Keys) -> bool:
 
 
 SPEC = TreeShape(_holds, _is_one)
-"""The maps of a spec."""
+"""The maps of a spec: containers, and single values."""
 
 
 class Danger(IntEnum):
-    """How closely to look at a change, from least to most."""
+    """The level of attention that a change needs, from least to most."""
 
     LOW = 1
     MEDIUM = 2
@@ -139,7 +139,7 @@ class Danger(IntEnum):
 
     @property
     def words(self) -> str:
-        """What to do with it."""
+        """The action for an approver."""
         return {Danger.HIGH: "to check", Danger.MEDIUM: "to read", Danger.LOW: "minor"}[self]
 
     @property
@@ -155,10 +155,10 @@ LOW, MEDIUM, HIGH = Danger.LOW, Danger.MEDIUM, Danger.HIGH
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """What to say of a change.
+    """The sentence about a change.
 
     Attributes:
-        is_text: Whether the values are worth showing line by line.
+        is_text: Whether the diff shows the values line by line.
     """
 
     danger: Danger
@@ -169,77 +169,77 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class ChangeContext:
-    """A change, what it belongs to, and the whole on both sides, with lists by name."""
+    """A change, its location, and both specs, with lists by name."""
 
-    event: Difference
-    place: Location
+    difference: Difference
+    location: Location
     before: object
     after: object
 
     @property
     def name(self) -> str:
-        return self.place.name
+        return self.location.name
 
     @property
-    def gone(self) -> bool:
-        return self.event.kind == "removed"
+    def removed(self) -> bool:
+        return self.difference.kind == "removed"
 
     @property
-    def came(self) -> bool:
-        return self.event.kind == "added"
+    def added(self) -> bool:
+        return self.difference.kind == "added"
 
     def old(self, *rest: str) -> object:
-        """Return what the old spec has below the thing."""
-        return look(self.before, (*self.place.keys, *rest))
+        """Return the value of the old spec below the part."""
+        return value_at(self.before, (*self.location.keys, *rest))
 
     def new(self, *rest: str) -> object:
-        """Return what the new spec has below the thing."""
-        return look(self.after, (*self.place.keys, *rest))
+        """Return the value of the new spec below the part."""
+        return value_at(self.after, (*self.location.keys, *rest))
 
 
 def start(text: str) -> str:
-    """Begin a sentence with it."""
+    """Capitalize the first letter of a text."""
     return text[:1].upper() + text[1:]
 
 
-def turned(spot: ChangeContext, what: str) -> str:
-    """Say from what to what something turned."""
-    event = spot.event
-    if event.kind == "moved":
-        names = event.after if isinstance(event.after, list) else []
+def _value_message(change: ChangeContext, what: str) -> str:
+    """Describe the old and new value."""
+    difference = change.difference
+    if difference.kind == "moved":
+        names = difference.after if isinstance(difference.after, list) else []
         return f"{what} come in this order: {', '.join(map(str, names[:MAX_NAMED]))}."
-    if event.kind == "changed" and not (_plain(event.before) and _plain(event.after)):
+    if difference.kind == "changed" and not (_plain(difference.before) and _plain(difference.after)):
         return f"{what} changes."
-    if event.kind == "changed":
-        return f"{what} changes from {quote(event.before)} to {quote(event.after)}."
-    if spot.came:
-        return f"{what} is {quote(event.after)}."
-    return f"{what} is no longer {quote(event.before)}."
+    if difference.kind == "changed":
+        return f"{what} changes from {quote(difference.before)} to {quote(difference.after)}."
+    if change.added:
+        return f"{what} is {quote(difference.after)}."
+    return f"{what} is no longer {quote(difference.before)}."
 
 
 def _plain(value: object) -> bool:
     return not isinstance(value, dict | list)
 
 
-def said(spot: ChangeContext, danger: Danger, area: str, what: str) -> Sentence:
-    """Say from what to what something turned, line by line where it has parts."""
-    event = spot.event
-    parts = event.kind == "changed" and not (_plain(event.before) and _plain(event.after))
-    return Sentence(danger, area, start(turned(spot, what)), is_text=parts)
+def value_change(change: ChangeContext, danger: Danger, area: str, what: str) -> Sentence:
+    """Describe the old and new value, line by line where they have parts."""
+    difference = change.difference
+    parts = difference.kind == "changed" and not (_plain(difference.before) and _plain(difference.after))
+    return Sentence(danger, area, start(_value_message(change, what)), is_text=parts)
 
 
-def field(spot: ChangeContext, danger: Danger, area: str) -> Sentence:
-    """Say what became of one setting of a thing."""
-    rest = spot.place.rest
-    if len(rest) > 1 and rest[-1] in (spot.event.before, spot.event.after):  # an item of a list of names
-        verb = "gets" if spot.came else "loses"
-        return Sentence(danger, area, f"{start(spot.name)} {verb} {rest[-1]} in {'.'.join(rest[:-1])}.")
+def field(change: ChangeContext, danger: Danger, area: str) -> Sentence:
+    """Describe the change of one field of a part."""
+    rest = change.location.rest
+    if len(rest) > 1 and rest[-1] in (change.difference.before, change.difference.after):  # an item of a list of names
+        verb = "gets" if change.added else "loses"
+        return Sentence(danger, area, f"{start(change.name)} {verb} {rest[-1]} in {'.'.join(rest[:-1])}.")
     if rest[-1] == "description":
         danger = LOW
-    return said(spot, danger, area, f"{'.'.join(rest)} of {spot.name}")
+    return value_change(change, danger, area, f"{'.'.join(rest)} of {change.name}")
 
 
-def text(spot: ChangeContext, danger: Danger, area: str, what: str) -> Sentence:
-    """Say that a text changed, whose lines are then shown."""
-    verb = "is new" if spot.came else "is gone" if spot.gone else "changes"
-    return Sentence(danger, area, f"The {what} of {spot.name} {verb}.", is_text=True)
+def text(change: ChangeContext, danger: Danger, area: str, what: str) -> Sentence:
+    """Describe the change of a text, whose lines the diff shows."""
+    verb = "is new" if change.added else "is gone" if change.removed else "changes"
+    return Sentence(danger, area, f"The {what} of {change.name} {verb}.", is_text=True)

@@ -1,7 +1,7 @@
-"""Two trees of plain values side by side: what is only in one of them, and what differs.
+"""Differences between two trees of plain values.
 
-Steps and guardrails are found again by their ids and names in lists by themselves, so that a new step in front does not
-make every other one look changed.
+Items of lists are matched by id, edges by their ends and names by themselves, so that a new first step does not change
+the paths of the others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Keys: TypeAlias = tuple[str, ...]
 
 
 class Absent:
-    """Nothing is there, which is not the same as null."""
+    """The absence of a value, which is not null."""
 
     def __repr__(self) -> str:
         return "absent"
@@ -31,7 +31,7 @@ class Difference:
     """One difference.
 
     Attributes:
-        within: Whether something around it is new or gone as a whole, which is an event of its own.
+        within: Whether something around it is new or gone as a whole, which is an difference of its own.
     """
 
     keys: Keys
@@ -57,16 +57,16 @@ class TreeShape:
 def compare(
     before: object, after: object, shape: TreeShape, keys: Keys = (), *, within: bool = False
 ) -> Iterator[Difference]:
-    """Yield every difference, outer before inner. Equal trees yield nothing, different ones at least one event."""
+    """Yield every difference, outer before inner. Equal trees yield nothing, different ones at least one difference."""
     if shape.is_one(keys):
         if not same(before, after):
-            yield _event(before, after, keys, within=within)
+            yield _difference(before, after, keys, within=within)
     elif isinstance(before, dict | Absent) and isinstance(after, dict | Absent):
         yield from _maps(before, after, shape, keys, within=within)
     elif isinstance(before, list | tuple | Absent) and isinstance(after, list | tuple | Absent):
         yield from _lists(before, after, shape, keys, within=within)
     elif not same(before, after):
-        yield _event(before, after, keys, within=within)
+        yield _difference(before, after, keys, within=within)
 
 
 def same(before: object, after: object) -> bool:
@@ -88,7 +88,7 @@ def by_name(tree: object) -> object:
     return tree
 
 
-def _event(before: object, after: object, keys: Keys, *, within: bool) -> Difference:
+def _difference(before: object, after: object, keys: Keys, *, within: bool) -> Difference:
     kind: Kind = "added" if before is ABSENT else "removed" if after is ABSENT else "changed"
     return Difference(keys, kind, before, after, within)
 
@@ -104,7 +104,7 @@ def _maps(
     old = {} if isinstance(before, Absent) else before
     new = {} if isinstance(after, Absent) else after
     if (before is ABSENT or after is ABSENT) and not (shape.holds(keys) and (old or new)):
-        yield _event(before, after, keys, within=within)
+        yield _difference(before, after, keys, within=within)
         within = True
     for key in dict.fromkeys((*old, *new)):
         yield from compare(old.get(key, ABSENT), new.get(key, ABSENT), shape, (*keys, str(key)), within=within)
@@ -123,10 +123,10 @@ def _lists(
     old_names, new_names = _named(old), _named(new)
     if old_names is None or new_names is None:
         if not same(before, after):
-            yield _event(before, after, keys, within=within)
+            yield _difference(before, after, keys, within=within)
         return
     if (before is ABSENT or after is ABSENT) and not old and not new:
-        yield _event(before, after, keys, within=within)
+        yield _difference(before, after, keys, within=within)
     for name in dict.fromkeys((*old_names, *new_names)):
         one, other = old_names.get(name, ABSENT), new_names.get(name, ABSENT)
         yield from compare(one, other, shape, (*keys, name), within=within)

@@ -1,7 +1,7 @@
-"""In which ways new rules ask for less than those in force. Pure.
+"""Weakenings of an environment: the requirements of the current file that a new file drops.
 
-An environment's file is not signed, so whoever can merge can change it. Asking for more passes; asking for less has to be agreed to
-by the very people whose agreement the present file asks for.
+An environment file is not signed: every person who can merge can change it. A stricter file is accepted; a weaker one needs the
+approvals that the current file requires.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ NO_APPROVALS = Approvals(required=0)
 
 
 def weakenings(before: Environment, after: Environment) -> tuple[str, ...]:
-    """Say in words what a new file would make easier; nothing when it only asks for more.
+    """Describe the requirements that a new file drops; none when it only adds requirements.
 
-    What cannot be compared, such as windows that were moved, counts as easier.
+    Values that cannot be compared, such as moved windows, count as weaker.
     """
     old, new = before.spec, after.spec
     return (
@@ -34,7 +34,7 @@ def weakenings(before: Environment, after: Environment) -> tuple[str, ...]:
 
 
 def flag_weakenings(before: PolicyFlags, after: PolicyFlags) -> tuple[str, ...]:
-    """Say what a policy no longer asks of specs; empty where it asks for at least as much as before."""
+    """Describe the requirements that a policy drops; none when it has at least those of before."""
     if not before.enabled:
         return ()
     if not after.enabled:
@@ -105,7 +105,7 @@ def _questions(old: QuestionPolicy, new: QuestionPolicy) -> Iterator[str]:
 
 
 def _added(before: Environment, after: Environment) -> Iterator[str]:
-    """A gate that is changed in any way cannot be compared: it may leave somebody out, or ask somebody else."""
+    """Report removed and changed gates; a changed gate cannot be compared, and counts as weaker."""
     for gate in before.gates:
         if gate not in after.gates:
             gone = "changed" if gate.name in {other.name for other in after.gates} else "removed"

@@ -67,5 +67,5 @@ def check(spec: Spec, context: RuleContext = NOTHING_KNOWN) -> tuple[Diagnostic,
     Returns:
         The findings in the order of the rules, without positions in files.
     """
-    view = SpecIndex.of(spec, context)
-    return tuple(found for rule in RULES for found in rule(view))
+    index = SpecIndex.of(spec, context)
+    return tuple(found for rule in RULES for found in rule(index))

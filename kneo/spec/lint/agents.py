@@ -20,34 +20,34 @@ from kneo.spec.models.agent import (
 from kneo.spec.patterns import find_flaw
 
 
-def runtime_preferences(view: SpecIndex) -> Iterator[Diagnostic]:
-    """Preferred and fallback runtimes are allowed ones, and say which provider or adapter they mean."""
-    for at in view.agents:
+def runtime_preferences(index: SpecIndex) -> Iterator[Diagnostic]:
+    """Preferred and fallback runtimes are allowed, and name their provider or adapter."""
+    for at in index.agents:
         if at.agent.runtime_preferences is not None:
             yield from _preferences(at, at.agent.runtime_preferences)
 
 
-def _preferences(at: LocatedAgent, given: RuntimePreferences) -> Iterator[Diagnostic]:
+def _preferences(at: LocatedAgent, stated: RuntimePreferences) -> Iterator[Diagnostic]:
     path = (*at.path, "runtime_preferences")
-    allowed = given.allowed_modes
+    allowed = stated.allowed_modes
     listed = ", ".join(allowed or ())
-    if allowed and given.preferred_mode is not None and given.preferred_mode not in allowed:
-        message = f"preferred_mode is {given.preferred_mode}; allowed_modes are {listed}."
+    if allowed and stated.preferred_mode is not None and stated.preferred_mode not in allowed:
+        message = f"preferred_mode is {stated.preferred_mode}; allowed_modes are {listed}."
         yield error("E_RUNTIME_PREFERRED_NOT_ALLOWED", message, (*path, "preferred_mode"))
-    if allowed and given.fallback_mode is not None and given.fallback_mode not in allowed:
-        message = f"fallback_mode is {given.fallback_mode}; allowed_modes are {listed}."
+    if allowed and stated.fallback_mode is not None and stated.fallback_mode not in allowed:
+        message = f"fallback_mode is {stated.fallback_mode}; allowed_modes are {listed}."
         yield error("E_RUNTIME_FALLBACK_NOT_ALLOWED", message, (*path, "fallback_mode"))
-    if given.preferred_mode == "native" and not given.native_provider:
-        message = "preferred_mode is native, and native_provider does not say whose."
+    if stated.preferred_mode == "native" and not stated.native_provider:
+        message = "preferred_mode is native, and native_provider is missing."
         yield warning("W_RUNTIME_NATIVE_PROVIDER", message, (*path, "native_provider"))
-    if given.preferred_mode == "adapter" and not given.adapter_ref:
-        message = "preferred_mode is adapter, and adapter_ref does not say which."
+    if stated.preferred_mode == "adapter" and not stated.adapter_ref:
+        message = "preferred_mode is adapter, and adapter_ref is missing."
         yield warning("W_RUNTIME_ADAPTER_REF", message, (*path, "adapter_ref"))
 
 
-def models(view: SpecIndex) -> Iterator[Diagnostic]:
-    """An agent that works in rounds has a model to work with."""
-    for at in view.agents:
+def models(index: SpecIndex) -> Iterator[Diagnostic]:
+    """An agent with a strategy has a model."""
+    for at in index.agents:
         strategy = at.agent.strategy
         if strategy is None or strategy.type == "simple" or at.agent.model is not None or at.agent.as_agent is not None:
             continue
@@ -55,9 +55,9 @@ def models(view: SpecIndex) -> Iterator[Diagnostic]:
         yield warning("W_AGENT_MODEL", message, (*at.path, "model"))
 
 
-def providers(view: SpecIndex) -> Iterator[Diagnostic]:
+def providers(index: SpecIndex) -> Iterator[Diagnostic]:
     """Providers exist and are available."""
-    for at in view.agents:
+    for at in index.agents:
         model = at.agent.model
         if model is None or model.provider in AVAILABLE_PROVIDERS:
             continue
@@ -68,8 +68,8 @@ def providers(view: SpecIndex) -> Iterator[Diagnostic]:
         elif model.provider in KNOWN_PROVIDERS:
             message = f"The provider {model.provider} is not available in this version"
         else:
-            message = f"{quote(model.provider)} is no provider that is known here"
-            hint = view.hints.near(model.provider, KNOWN_PROVIDERS) or hint
+            message = f"{quote(model.provider)} is an unknown provider"
+            hint = index.hints.near(model.provider, KNOWN_PROVIDERS) or hint
         message = f"{message}: a run that needs the agent {at.agent.name} is refused."
         yield warning("W_MODEL_PROVIDER", message, path, suggestion=hint)
 
@@ -77,34 +77,34 @@ def providers(view: SpecIndex) -> Iterator[Diagnostic]:
 MEMORY_POLICIES = ("full", "sliding_window", "summary", "retrieval")
 
 
-def memory(view: SpecIndex) -> Iterator[Diagnostic]:
-    """Memory has a policy, and the policy has what it needs."""
-    for at in view.agents:
+def memory(index: SpecIndex) -> Iterator[Diagnostic]:
+    """Memory has a policy and the parts that the policy needs."""
+    for at in index.agents:
         if at.agent.memory is not None:
-            yield from _memory(view, at, at.agent.memory)
+            yield from _memory(index, at, at.agent.memory)
 
 
-def _memory(view: SpecIndex, at: LocatedAgent, given: Memory) -> Iterator[Diagnostic]:
+def _memory(index: SpecIndex, at: LocatedAgent, stated: Memory) -> Iterator[Diagnostic]:
     path = (*at.path, "memory")
-    if given.policy not in MEMORY_POLICIES:
-        what = "has no policy" if given.policy is None else f"has the policy {given.policy}, which is unknown"
+    if stated.policy not in MEMORY_POLICIES:
+        what = "has no policy" if stated.policy is None else f"has the policy {stated.policy}, which is unknown"
         hint = f"Write one of {', '.join(MEMORY_POLICIES)}."
         yield error("E_MEMORY_POLICY_REQUIRED", f"The memory {what}.", (*path, "policy"), suggestion=hint)
-    yield from _memory_part(view, at, "summarizer", given.summarizer, needed=given.policy == "summary")
-    yield from _memory_part(view, at, "retriever", given.retriever, needed=given.policy == "retrieval")
+    yield from _memory_part(index, at, "summarizer", stated.summarizer, needed=stated.policy == "summary")
+    yield from _memory_part(index, at, "retriever", stated.retriever, needed=stated.policy == "retrieval")
 
 
 def _memory_part(
-    view: SpecIndex, at: LocatedAgent, key: str, part: MemoryRef | None, *, needed: bool
+    index: SpecIndex, at: LocatedAgent, key: str, part: MemoryRef | None, *, needed: bool
 ) -> Iterator[Diagnostic]:
     path = (*at.path, "memory", key)
     if part is None:
         if needed:
             hint = "Name an agent or a function of components as its ref."
             yield error("E_MEMORY_REF", f"This memory policy needs a {key}.", path, suggestion=hint)
-    elif view.agent_named(part.ref) is None and part.ref not in view.function_names:
+    elif index.agent_named(part.ref) is None and part.ref not in index.function_names:
         message = f"The {key} {part.ref} is neither in components.agents nor in components.functions."
-        near = view.hints.near(part.ref, {*view.agent_names, *view.function_names})
+        near = index.hints.near(part.ref, {*index.agent_names, *index.function_names})
         yield error("E_MEMORY_REF", message, (*path, "ref"), suggestion=near)
 
 
@@ -122,20 +122,22 @@ _OWN_FIELDS = (
 )
 
 
-def workflow_agents(view: SpecIndex) -> Iterator[Diagnostic]:
+def workflow_agents(index: SpecIndex) -> Iterator[Diagnostic]:
     """An agent that is a workflow has no fields of its own, and the workflow exists."""
-    for at in view.agents:
+    for at in index.agents:
         name = at.agent.as_agent
         if name is None:
             continue
         own = [field for field in _OWN_FIELDS if getattr(at.agent, field)]
         if own:
-            message = f"The agent {at.agent.name} is the workflow {name}; its own {', '.join(own)} would mean nothing."
+            message = (
+                f"The agent {at.agent.name} is the workflow {name}; its own {', '.join(own)} would have no effect."
+            )
             yield error("E_AS_AGENT_FIELDS", message, at.path, suggestion="Move them to the agents of the workflow.")
-        workflows = view.spec.components.workflows
+        workflows = index.spec.components.workflows
         if name not in workflows:
             message = f"The workflow {name} is not in components.workflows."
-            hint = view.hints.near(name, workflows) or "Declare it in components.workflows."
+            hint = index.hints.near(name, workflows) or "Declare it in components.workflows."
             yield error("E_AS_AGENT_UNKNOWN_WORKFLOW", message, (*at.path, "as_agent"), suggestion=hint)
 
 
@@ -148,21 +150,21 @@ ACTIONS = {
     "tool": (*_ALWAYS, "revise", "redact"),
     "workflow": (*_ALWAYS, "revise", "redact"),
 }
-"""What a guardrail can do at each stage."""
+"""The actions of a guardrail at each stage."""
 
 LINEAR_HINT = "Write it without look-arounds, back references and atomic groups, and repeat at most 1000 times: the syntax of RE2."
 
 
-def guardrails(view: SpecIndex) -> Iterator[Diagnostic]:
-    """Every guardrail has what its type needs and an action that its stage has."""
-    for at in view.agents:
+def guardrails(index: SpecIndex) -> Iterator[Diagnostic]:
+    """Every guardrail has the fields of its type and an action of its stage."""
+    for at in index.agents:
         stages = at.agent.guardrails.stages() if at.agent.guardrails else {}
         for stage, items in stages.items():
-            for index, item in enumerate(items):
-                path = (*at.path, "guardrails", stage, index)
+            for number, item in enumerate(items):
+                path = (*at.path, "guardrails", stage, number)
                 yield from _fields(item, path)
                 yield from _manner(item, stage, path)
-                yield from _content(view, item, path)
+                yield from _content(index, item, path)
 
 
 def _fields(item: Guardrail, path: Path) -> Iterator[Diagnostic]:
@@ -186,47 +188,49 @@ def _manner(item: Guardrail, stage: str, path: Path) -> Iterator[Diagnostic]:
         yield error("E_GUARDRAIL_ACTION_UNSUPPORTED", message, (*path, "action"), suggestion=hint)
 
 
-def _content(view: SpecIndex, item: Guardrail, path: Path) -> Iterator[Diagnostic]:
+def _content(index: SpecIndex, item: Guardrail, path: Path) -> Iterator[Diagnostic]:
     match item.type:
         case "regex":
             yield from _patterns(item, path)
         case "keyword":
             yield from _texts(item, "keywords", path)
         case "function":
-            yield from _reference(view, item, path, view.function_names, "components.functions")
+            yield from _reference(index, item, path, index.function_names, "components.functions")
         case "agent":
-            yield from _reference(view, item, path, frozenset(view.agent_names), "components.agents")
+            yield from _reference(index, item, path, frozenset(index.agent_names), "components.agents")
         case _:
             pass
 
 
-def _reference(view: SpecIndex, item: Guardrail, path: Path, known: frozenset[str], place: str) -> Iterator[Diagnostic]:
+def _reference(
+    index: SpecIndex, item: Guardrail, path: Path, known: frozenset[str], place: str
+) -> Iterator[Diagnostic]:
     if item.ref is None:
-        message = f"The guardrail {item.id} does not say which {item.type} it asks."
+        message = f"The guardrail {item.id} names no {item.type}."
         yield error("E_GUARDRAIL_REF", message, (*path, "ref"), suggestion=f"Name one in {place}.")
     elif item.ref not in known:
-        message = f"The guardrail {item.id} asks {item.ref}, which is not in {place}."
-        hint = view.hints.near(item.ref, known) or f"Declare it in {place}."
+        message = f"The guardrail {item.id} uses {item.ref}, which is not in {place}."
+        hint = index.hints.near(item.ref, known) or f"Declare it in {place}."
         yield error("E_GUARDRAIL_REF", message, (*path, "ref"), suggestion=hint)
 
 
 def _texts(item: Guardrail, key: str, path: Path) -> Iterator[Diagnostic]:
-    """Find what keeps a list of texts from being one; an empty one guards nothing, which is allowed and rarely meant."""
-    given = item.config.get(key)
+    """Report an invalid list of texts; an empty one guards nothing, which is allowed and rarely intended."""
+    stated = item.config.get(key)
     path = (*path, "config", key)
-    if given is None or given == []:
-        message = f"The guardrail {item.id} has no {key}; it never finds anything."
+    if stated is None or stated == []:
+        message = f"The guardrail {item.id} has no {key}; it never matches."
         yield warning("W_GUARDRAIL_EMPTY", message, path, suggestion=f"Write config.{key}.")
-    elif not isinstance(given, list) or not all(isinstance(text, str) and text for text in given):
+    elif not isinstance(stated, list) or not all(isinstance(text, str) and text for text in stated):
         yield error("E_GUARDRAIL_CONFIG", f"config.{key} must be a list of texts, none of them empty.", path)
 
 
 def _patterns(item: Guardrail, path: Path) -> Iterator[Diagnostic]:
-    given = item.config.get("patterns")
+    stated = item.config.get("patterns")
     yield from _texts(item, "patterns", path)
-    for index, pattern in enumerate(given if isinstance(given, list) else ()):
+    for number, pattern in enumerate(stated if isinstance(stated, list) else ()):
         if isinstance(pattern, str):
-            yield from pattern_findings(pattern, (*path, "config", "patterns", index), "E_GUARDRAIL_REGEX")
+            yield from pattern_findings(pattern, (*path, "config", "patterns", number), "E_GUARDRAIL_REGEX")
 
 
 def pattern_findings(pattern: str, path: Path, code: str) -> Iterator[Diagnostic]:

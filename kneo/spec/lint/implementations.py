@@ -1,4 +1,4 @@
-"""What ``implementation`` may name. Modules are looked up in an index that is handed in and are never imported."""
+"""Rules for implementations: the code that ``implementation`` may name, found in an index of modules, never imported."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DENIED_PREFIXES = (
     "sys.",
     "tty.",
 )
-"""Modules whose functions act on the machine itself: the published list and their other names."""
+"""Modules whose functions act on the operating system: the published list and its aliases."""
 
 DENIED_NAMES = frozenset({"eval", "exec", "open", "compile", "__import__", "breakpoint"})
 
@@ -49,36 +49,36 @@ MAX_HOPS = 8
 _Reach: TypeAlias = tuple[str, Path, str]
 
 
-def unsafe_imports(view: SpecIndex) -> Iterator[Diagnostic]:
-    """Implementations are not the machine's own primitives, by any name.
+def unsafe_imports(index: SpecIndex) -> Iterator[Diagnostic]:
+    """Implementations are not primitives of the operating system, by any name.
 
-    The deny list is a help for people: it names the obvious mistakes. What refuses is the allow list of the context.
+    The deny list reports obvious mistakes; the allow list of the context is what refuses.
     """
-    for what, path, dotted in _all(view):
-        if is_unsafe(dotted, view.context):
-            message = f"{quote(dotted)} gives the {what} the machine itself."
+    for what, path, dotted in _all(index):
+        if is_unsafe(dotted, index.context):
+            message = f"{quote(dotted)} gives the {what} access to the operating system."
             hint = "Write a function of your own that does exactly what is needed, and name that."
             code = "E_UNSAFE_TOOL_IMPORT" if what == "tool" else "E_UNSAFE_FUNCTION_IMPORT"
             yield error(code, message, path, suggestion=hint)
 
 
-def implementations(view: SpecIndex) -> Iterator[Diagnostic]:
-    """Implementations exist and are allowed, as far as the context knows modules and prefixes."""
-    for _, path, dotted in _all(view):
-        if not is_unsafe(dotted, view.context):
-            yield from _reachable(path, dotted, view.context)
+def implementations(index: SpecIndex) -> Iterator[Diagnostic]:
+    """Implementations exist and are allowed, where the context has modules and prefixes."""
+    for _, path, dotted in _all(index):
+        if not is_unsafe(dotted, index.context):
+            yield from _reachable(path, dotted, index.context)
 
 
-def _all(view: SpecIndex) -> Iterator[_Reach]:
-    for name, tool in view.spec.tools.items():
+def _all(index: SpecIndex) -> Iterator[_Reach]:
+    for name, tool in index.spec.tools.items():
         if tool.implementation is not None:
             yield "tool", ("tools", name, "implementation"), tool.implementation
-    for name, function in view.spec.components.functions.items():
+    for name, function in index.spec.components.functions.items():
         yield "function", ("components", "functions", name, "implementation"), function.implementation
 
 
 def is_unsafe(dotted: str, context: RuleContext) -> bool:
-    """Tell whether a dotted name, or what it stands for in the index of modules, is on the deny list."""
+    """Tell whether a dotted name, or its origin in the index of modules, is on the deny list."""
     if _denied(dotted):
         return True
     target = resolve(dotted, context)
@@ -91,12 +91,12 @@ def _denied(dotted: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a dotted name leads.
+    """The target of a dotted name.
 
     Attributes:
         module: The module that defines it, or the last one known.
         missing: The attribute that module does not have.
-        hops: The dotted names of the origins that were passed on the way.
+        hops: The dotted names of the re-exports on the way.
     """
 
     module: str
@@ -127,7 +127,7 @@ def resolve(dotted: str, context: RuleContext) -> Target | None:
 
 
 def _split(dotted: str, context: RuleContext) -> tuple[str, Module, str, str] | None:
-    """Part a dotted name into the longest module that is known, its attribute, and what is below that."""
+    """Split a dotted name into the longest known module, its attribute, and the rest."""
     parts = dotted.split(".")
     for length in range(len(parts), 0, -1):
         name = ".".join(parts[:length])
@@ -166,7 +166,7 @@ def _reachable(path: Path, dotted: str, context: RuleContext) -> Iterator[Diagno
 
 
 def _foreign(path: Path, dotted: str, target: Target, context: RuleContext) -> Iterator[Diagnostic]:
-    """An allowed module must not lend its name to code that is not allowed."""
+    """Refuse code that is not allowed behind the name of an allowed module."""
     for hop in target.hops:
         known = _split(hop, context) is not None
         if not (_allowed(hop, context.import_allow) if context.import_allow is not None else known):

@@ -21,25 +21,25 @@ CHANNEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
 """Names of channels: the end of the name of a variable, ``slack-ops`` as ``KNEO_SERV_CHANNEL_SLACK_OPS``."""
 
 
-def names(view: SpecIndex) -> Iterator[Diagnostic]:
+def names(index: SpecIndex) -> Iterator[Diagnostic]:
     """Check the names of agents, workflows, steps, components, options, people and channels."""
-    yield from _declared(view)
-    yield from _parts(view)
-    for name, human in view.spec.components.humans.items():
+    yield from _declared(index)
+    yield from _parts(index)
+    for name, human in index.spec.components.humans.items():
         yield from human_names(human, ("components", "humans", name))
-    for gate in all_gates(view):
+    for gate in all_gates(index):
         yield from gate_names(gate.gate, gate.path)
         if gate.gate.key is not None:
             yield from _name(gate.gate.key, (*gate.path, "key"))
 
 
-def _parts(view: SpecIndex) -> Iterator[Diagnostic]:
-    for agent in view.agents:
+def _parts(index: SpecIndex) -> Iterator[Diagnostic]:
+    for agent in index.agents:
         yield from _name(agent.agent.name, (*agent.path, "name"))
-    for workflow in view.workflows:
+    for workflow in index.workflows:
         if workflow.workflow.name is not None:
             yield from _name(workflow.workflow.name, (*workflow.path, "name"))
-    for at in view.steps:
+    for at in index.steps:
         yield from _name(at.step.id, (*at.path, "id"))
         if isinstance(at.step, RouterStep):
             yield from _keys(at.step.choices, (*at.path, "choices"))
@@ -47,8 +47,8 @@ def _parts(view: SpecIndex) -> Iterator[Diagnostic]:
             yield from _key(at.key, at.path)
 
 
-def _declared(view: SpecIndex) -> Iterator[Diagnostic]:
-    spec = view.spec
+def _declared(index: SpecIndex) -> Iterator[Diagnostic]:
+    spec = index.spec
     for kind in ("agents", "workflows", "functions", "humans"):
         yield from _keys(getattr(spec.components, kind), ("components", kind))
     for kind in ("tools", "skills", "mcp_servers"):
@@ -72,12 +72,12 @@ def human_names(human: Human, path: Path) -> Iterator[Diagnostic]:
         yield from _people(human.candidates.exclude, (*below, "exclude"))
         yield from _names(human.candidates.groups, (*below, "groups"))
         yield from _names(human.candidates.roles, (*below, "roles"))
-    for index, step in enumerate(human.escalate):
-        yield from _person(step.to, (*path, "escalate", index, "to"))
-        yield from _channels(step.notify, (*path, "escalate", index, "notify"))
+    for number, step in enumerate(human.escalate):
+        yield from _person(step.to, (*path, "escalate", number, "to"))
+        yield from _channels(step.notify, (*path, "escalate", number, "notify"))
     yield from _names(human.options or (), (*path, "options"))
-    for index, field in enumerate(human.fields):
-        yield from _name(field.name, (*path, "fields", index, "name"))
+    for number, field in enumerate(human.fields):
+        yield from _name(field.name, (*path, "fields", number, "name"))
     yield from _channels(human.notify, (*path, "notify"))
 
 
@@ -110,8 +110,8 @@ def _key(name: str, path: Path) -> Iterator[Diagnostic]:
 
 
 def _names(several: Iterable[str], path: Path) -> Iterator[Diagnostic]:
-    for index, name in enumerate(several):
-        yield from _name(name, (*path, index))
+    for number, name in enumerate(several):
+        yield from _name(name, (*path, number))
 
 
 def _name(name: str, path: Path) -> Iterator[Diagnostic]:
@@ -119,8 +119,8 @@ def _name(name: str, path: Path) -> Iterator[Diagnostic]:
 
 
 def _people(several: Iterable[str], path: Path) -> Iterator[Diagnostic]:
-    for index, name in enumerate(several):
-        yield from _person(name, (*path, index))
+    for number, name in enumerate(several):
+        yield from _person(name, (*path, number))
 
 
 def _person(name: str, path: Path) -> Iterator[Diagnostic]:
@@ -128,11 +128,11 @@ def _person(name: str, path: Path) -> Iterator[Diagnostic]:
 
 
 def _channels(several: Iterable[str], path: Path) -> Iterator[Diagnostic]:
-    for index, name in enumerate(several):
+    for number, name in enumerate(several):
         if not CHANNEL.fullmatch(name):
             message = f"{shown(name)} is no name of a channel: letters, digits, dashes and underscores."
             hint = "Name the end of a KNEO_SERV_CHANNEL_… variable: slack-ops for KNEO_SERV_CHANNEL_SLACK_OPS."
-            yield error(CODE, message, (*path, index), suggestion=hint)
+            yield error(CODE, message, (*path, number), suggestion=hint)
 
 
 def _finding(problem: str | None, path: Path) -> Iterator[Diagnostic]:

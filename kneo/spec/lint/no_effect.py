@@ -24,18 +24,18 @@ NO_TOOLS = "agents do not call tools in this version; gates, permissions and pol
 NO_EFFECT: Mapping[type[SpecModel], Mapping[str, str]] = {
     Spec: {
         "tools": NO_TOOLS,
-        "skills": "agents are not given skills in this version",
+        "skills": "agents are not stated skills in this version",
         "mcp_servers": "no server is connected to in this version",
         "policies": "nothing here is applied; an environment's policy is in its own file",
     },
     Agent: {
         "strategy": "an agent answers once, as with strategy: simple",
         "runtime_preferences": "every agent runs in this process, as with preferred_mode: bridge",
-        "history": "an agent sees the text that its step is given",
-        "memory": "an agent sees the text that its step is given",
+        "history": "an agent sees the text that its step is stated",
+        "memory": "an agent sees the text that its step is stated",
         "guardrails": "no guardrail runs in this version; put a person in front of what has to be guarded",
         "tools": NO_TOOLS,
-        "skills": "agents are not given skills in this version",
+        "skills": "agents are not stated skills in this version",
         "middleware": "no middleware runs",
         "defaults": "an agent's answer is its step's output",
     },
@@ -73,30 +73,30 @@ _MEANT: Mapping[tuple[type[SpecModel], str], Callable[[object], bool]] = {
 """Whether a value differs from the behaviour of every run, for fields that can state it."""
 
 
-def no_effect(view: SpecIndex) -> Iterator[Diagnostic]:
+def no_effect(index: SpecIndex) -> Iterator[Diagnostic]:
     """Every field of a spec has an effect."""
-    yield from _unread(view.spec, ())
-    for agent in view.agents:
+    yield from _unread(index.spec, ())
+    for agent in index.agents:
         yield from _unread(agent.agent, agent.path)
         if agent.agent.model is not None:
             yield from _unread(agent.agent.model, (*agent.path, "model"))
-    for workflow in view.workflows:
+    for workflow in index.workflows:
         yield from _unread(workflow.workflow, workflow.path)
-    for at in view.steps:
+    for at in index.steps:
         if isinstance(at.step, LeafStep) and at.step.kind == "human":
             yield from _unread(at.step, at.path)
-    yield from _rejections(view)
+    yield from _rejections(index)
 
 
-def _rejections(view: SpecIndex) -> Iterator[Diagnostic]:
+def _rejections(index: SpecIndex) -> Iterator[Diagnostic]:
     """The effect of a rejection that a human states is possible at each gate; that of a gate is checked with the schema."""
-    humans = view.spec.components.humans
-    for at in view.steps:
+    humans = index.spec.components.humans
+    for at in index.steps:
         if at.step.kind == "human":
             human = humans.get(getattr(at.step, "ref", None) or DEFAULT_HUMAN)
             if human is not None and human.on_reject == "else":
                 yield _rejection(human.on_reject, f"the step {at.id_path}", at.path)
-    for gate in all_gates(view):
+    for gate in all_gates(index):
         effect = effective_human(gate.gate, humans).on_reject
         if gate.gate.on_reject is None and effect is not None and not _has_effect(effect, gate):
             yield _rejection(effect, f"review.{gate.position}", gate.path)

@@ -12,23 +12,23 @@ from kneo.spec.lint.agents import LINEAR_HINT, pattern_findings
 from kneo.spec.models.human import Human
 
 
-def json_schemas(view: SpecIndex) -> Iterator[Diagnostic]:
+def json_schemas(index: SpecIndex) -> Iterator[Diagnostic]:
     """The schemas of functions and tools can be used; those of answers are checked with the question."""
-    for name, function in view.spec.components.functions.items():
+    for name, function in index.spec.components.functions.items():
         path: Path = ("components", "functions", name)
         if function.input_schema is not None:
             yield from schema_findings(function.input_schema, (*path, "input_schema"))
         if function.output_schema is not None:
             yield from schema_findings(function.output_schema, (*path, "output_schema"))
-    for name, tool in view.spec.tools.items():
+    for name, tool in index.spec.tools.items():
         yield from schema_findings(tool.parameters, ("tools", name, "parameters"))
 
 
 def form_findings(human: Human, path: Path) -> Iterator[Diagnostic]:
     """Report the patterns and schemas of a question that cannot be used."""
-    for index, field in enumerate(human.fields):
+    for number, field in enumerate(human.fields):
         if field.pattern is not None:
-            yield from pattern_findings(field.pattern, (*path, "fields", index, "pattern"), "E_HUMAN_FIELD_REGEX")
+            yield from pattern_findings(field.pattern, (*path, "fields", number, "pattern"), "E_HUMAN_FIELD_REGEX")
     if human.answer_schema is not None:
         yield from schema_findings(human.answer_schema, (*path, "schema"))
 

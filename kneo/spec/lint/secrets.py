@@ -1,4 +1,4 @@
-"""Credentials written into a spec. A spec is signed, kept in Git for good and shown to everybody who reviews it."""
+"""Rules for secrets: a spec is signed, kept in Git and shown to all reviewers, so it must not contain credentials."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHAPES = (
         r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@$<{]{1,100}:(?![$<{]|(?:pass|password|pw|secret|token)@)[^\s/@]{3,200}@",
     ),
 )
-"""What credentials of well-known issuers look like. Each pattern reads a text in one way and is bounded."""
+"""Patterns of credentials of well-known issuers; each is unambiguous and bounded."""
 
 _SHAPE = re.compile("|".join(f"(?P<s{number}>{pattern})" for number, (_, pattern) in enumerate(_SHAPES)))
 
@@ -62,23 +62,23 @@ _PLACEHOLDER = re.compile(
 )
 
 
-def inline_secrets(view: SpecIndex) -> Iterator[Diagnostic]:
+def inline_secrets(index: SpecIndex) -> Iterator[Diagnostic]:
     """No text in the spec is a credential."""
-    tree = view.spec.model_dump(by_alias=True, exclude_unset=True)
+    tree = index.spec.model_dump(by_alias=True, exclude_unset=True)
     for path, text in _texts(tree, ()):
         what = _known_shape(text) or _by_name(path, text)
         if what is not None:
             yield _inline(what, path)
-    for name, server in view.spec.mcp_servers.items():
-        for index, (option, value) in enumerate(pairwise(server.args)):
+    for name, server in index.spec.mcp_servers.items():
+        for number, (option, value) in enumerate(pairwise(server.args)):
             named = option.startswith("-") and "=" not in option and _names_secret(option.lstrip("-"))
             if named and not value.startswith("-") and not _is_reference(value) and _known_shape(value) is None:
-                yield _inline("a credential", ("mcp_servers", name, "args", index + 1))
+                yield _inline("a credential", ("mcp_servers", name, "args", number + 1))
 
 
 def _inline(what: str, path: Path) -> Diagnostic:
     message = f"This looks like {what}, written into the spec."
-    hint = "Keep it in an environment variable or a secret store and name that here; replace it: it has been seen."
+    hint = "Keep it in an environment variable or a secret store and name that here; revoke this one."
     return error("E_SECRET_INLINE", message, path, suggestion=hint)
 
 
@@ -89,8 +89,8 @@ def _texts(value: object, path: Path) -> Iterator[tuple[Path, str]]:
         for key, inner in value.items():
             yield from _texts(inner, (*path, str(key)))
     elif isinstance(value, list | tuple):
-        for index, inner in enumerate(value):
-            yield from _texts(inner, (*path, index))
+        for number, inner in enumerate(value):
+            yield from _texts(inner, (*path, number))
 
 
 def _known_shape(text: str) -> str | None:
@@ -104,7 +104,7 @@ def _known_shape(text: str) -> str | None:
 
 
 def _by_name(path: Path, text: str) -> str | None:
-    """Judge by the key the text stands under, or the option of a command line it follows."""
+    """Find credentials by the key of a text, or by the command line option before it."""
     key = path[-1]
     if path[:1] == ("mcp_servers",) and len(path) == 4 and path[2] == "args":
         option, _, value = text.partition("=")

@@ -126,7 +126,7 @@ BOSS = "components/humans/boss"
             [],
             "HIGH",
             "permissions",
-            "The function publish no longer declares network: nobody needs to agree to its calls for that.",
+            "The function publish no longer declares network: its calls need no approval for it.",
         ),
         (f"{BOSS}/candidates/exclude", [], "HIGH", "humans", "Requester may now answer the human boss."),
         (f"{BOSS}/candidates/roles/1", "staff", "HIGH", "humans", "Role staff may answer the human boss."),
