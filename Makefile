@@ -77,6 +77,10 @@ fresh: schemas reference ## Check that generated files are up to date
 sizes: $(VENV)/.ready ## Report code size, repeated class names and large modules
 	@$(BIN)/python tests/guards/sizes.py
 
+.PHONY: walks
+walks: $(VENV)/.ready-dev ## Report the files that one agent step and one decision enter
+	@$(BIN)/python tests/guards/walks.py
+
 check: lint types imports fresh test ## Run all checks and tests of a change
 
 SECONDS ?= 60

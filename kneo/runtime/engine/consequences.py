@@ -12,15 +12,12 @@ from kneo.records.run import Run
 from kneo.records.task import UNRESOLVED, Decision, DecisionKind, HumanTask, TaskStatus
 from kneo.runtime.engine.programs import migrate_state
 from kneo.runtime.engine.questions import sampling_seed_of
-from kneo.runtime.interpreter.node import Ask, DecisionContext, Execute, Frame, RunEnded, TaskDecided, TaskOpened
-from kneo.runtime.interpreter.program import Program, actions, settle, waiting
+from kneo.runtime.interpreter.node import Ask, DecisionContext, Execute, Frame, RunEnded, TaskDecided
+from kneo.runtime.interpreter.program import Program, actions, open_questions, settle, waiting
 from kneo.runtime.program.compiler import compile_program
 from kneo.spec.models.environment import read_spec
 from kneo.store import runs, tasks
 from kneo.store.engine import Tx
-
-TRIED = "tried"
-"""Prefix of the ids of tasks that exist only in a trial."""
 
 MAX_OPTIONS = 50
 """Options whose consequences are computed."""
@@ -40,7 +37,7 @@ def consequences(program: Program, state: Frame, ask: Ask, context: DecisionCont
         follows yet, ``waits`` (keys of the other open questions) and ``running`` (paths of the steps under way). A
         rejection also has its ``effect`` and what it ``skips``. For ``selected`` all of it stands under ``options``.
     """
-    asked = all_asked(program, state, context)
+    asked = open_questions(program, state, context)
     before = {action.ticket for action in actions(program, asked)}
     found: dict[str, object] = {}
 
@@ -63,15 +60,6 @@ def consequences(program: Program, state: Frame, ask: Ask, context: DecisionCont
             if skipped is not None:
                 rejected["skips"] = [skipped]
     return found
-
-
-def all_asked(program: Program, state: Frame, context: DecisionContext) -> Frame:
-    """Return the state with a task opened for every question."""
-    while (ask := next((one for one in actions(program, state) if isinstance(one, Ask)), None)) is not None:
-        after = settle(program, state, ask.ticket, TaskOpened(task_id=f"{TRIED}:{ask.ticket}"), context)
-        assert not isinstance(after, RunEnded), "an opened task ends no run"
-        state = after
-    return state
 
 
 def _guarded(ask: Ask) -> str | None:

@@ -30,6 +30,7 @@ from kneo.runtime.interpreter.node import (
     Progress,
     RepeatRequested,
     RunEnded,
+    TaskOpened,
     stopped,
 )
 from kneo.runtime.interpreter.values import Value
@@ -81,6 +82,15 @@ def settle(program: Program, state: Frame, ticket: str, outcome: Outcome, contex
         Stale: the action is no longer under way; the outcome is discarded.
     """
     return _run_state(_root(program, state).settle(context, state, ticket, outcome, ""))
+
+
+def open_questions(program: Program, state: Frame, context: DecisionContext) -> Frame:
+    """Return a state with a task opened for every question; a task has the ticket of its question as its id."""
+    while (ask := next((action for action in actions(program, state) if isinstance(action, Ask)), None)) is not None:
+        after = settle(program, state, ask.ticket, TaskOpened(task_id=ask.ticket), context)
+        assert not isinstance(after, RunEnded), "an opened task ends no run"
+        state = after
+    return state
 
 
 def prepare_retry(program: Program, state: Frame) -> Frame:

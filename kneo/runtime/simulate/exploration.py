@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
 
-from kneo.runtime.interpreter.node import Ask, DecisionContext, Execute, Frame, RunEnded, TaskOpened
-from kneo.runtime.interpreter.program import Program, actions, begin, settle, waiting
+from kneo.runtime.interpreter.node import DecisionContext, Execute, Frame, RunEnded
+from kneo.runtime.interpreter.program import Program, actions, begin, open_questions, settle, waiting
 from kneo.runtime.simulate.scenario import Privileged, Scenario, Transition
 
 CONTEXT = DecisionContext(now=datetime(2000, 1, 1, tzinfo=UTC), seed="simulation", sampling_seed="simulation")
@@ -82,23 +82,13 @@ class Exploration:
     def _lead(
         self, point: ExploredState, label: str, state: Frame | RunEnded, *, agreed: bool, ahead: deque[int]
     ) -> None:
-        state = state if isinstance(state, RunEnded) else self._all_asked(state)
+        state = state if isinstance(state, RunEnded) else open_questions(self._program, state, CONTEXT)
         key = _name(state, agreed=agreed)
         if key not in self._numbers:
             self._numbers[key] = len(self.points)
             self.points.append(ExploredState(state, agreed))
             ahead.append(self._numbers[key])
         point.ways.append((label, self._numbers[key]))
-
-    def _all_asked(self, state: Frame) -> Frame:
-        """Open every question: an opened task is no branch."""
-        while True:
-            ask = next((one for one in actions(self._program, state) if isinstance(one, Ask)), None)
-            if ask is None:
-                return state
-            after = settle(self._program, state, ask.ticket, TaskOpened(task_id=ask.ticket), CONTEXT)
-            assert not isinstance(after, RunEnded), "an opened task ends no run"
-            state = after
 
     def _next(self, point: ExploredState, state: Frame) -> Iterator[tuple[Transition, Frame | RunEnded]]:
         """Execute the first step, or else answer the first open question."""

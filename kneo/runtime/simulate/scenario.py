@@ -1,4 +1,8 @@
-"""Scenarios: the possible outcomes of each action, all of them or those of an answers file."""
+"""Scenarios: the possible outcomes of each action, all of them or those of an answers file.
+
+Outputs of steps are unknown. A text matters only to a condition: each step returns a text that no condition matches, and each
+word that conditions compare with. Words without an effect are merged: states with equal futures are one branch.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Finding the function that a spec names in ``implementation:``, within an allow-list.
+"""The code loader: the function that a spec names in ``implementation:``, within an allow-list.
 
 The code is not part of a bundle, so the allow-list decides which modules may be named at all, and each step records
 the SHA-256 of the module it ran. An environment may pin that digest, and then has to pin what the module imports from the
 same folders too; a module that is not the pinned one is never imported.
 
-An allowed module offers its own functions. What it merely imported (``from os import system``) is none of them.
+An allowed module offers its own functions, and none that it merely imports (``from os import system``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kneo.runtime.steps.modules import ModuleSource
 from kneo.spec.modules import OWN_PACKAGES
 
 INPROCESS = "inprocess."
-"""What the implementation of a step begins with whose code is an object of the program that started the run."""
+"""The prefix of implementations whose code is an object of the program that started the run."""
 
 MAX_WRAPPERS = 50
 """Decorators around one function, and callables inside callables."""
@@ -135,7 +135,7 @@ class CodeLoader:
             raise Forbidden(msg, code="implementation_forbidden", hint="Give the module of the project another name.")
 
     def _owns(self, name: str) -> bool:
-        """Say whether a module that is imported is one that specs may name."""
+        """Return whether specs may name an imported module."""
         return self._is_listed(name) if self.allow else modules.source_of(name, self.roots) is not None
 
     def _is_listed(self, module: str) -> bool:
@@ -156,7 +156,7 @@ class CodeLoader:
     # ---- functions ----------------------------------------------------------------------------------------------
 
     def _foreign(self, thing: object, depth: int = 0) -> Iterator[str]:
-        """Yield what a callable would execute that no allowed module defines.
+        """Yield the foreign parts of a callable: those that no allowed module defines.
 
         What an object says of its own module (``__module__``) is copied by decorators, so it has to be allowed but is not
         believed: the namespace that a function's code was made in is what counts.
@@ -179,7 +179,7 @@ class CodeLoader:
                 yield from self._foreign(part, depth + 1)
 
     def _defines(self, function: FunctionType | BuiltinFunctionType) -> bool:
-        """Say whether an allowed module is where a function was made."""
+        """Return whether an allowed module defines a function."""
         if isinstance(function, BuiltinFunctionType):
             place = function.__self__
             return isinstance(place, ModuleType) and self._owns(place.__name__)
@@ -193,7 +193,7 @@ class CodeLoader:
 
 
 def _called(thing: object) -> Iterator[object]:
-    """Yield what runs when a class or an object is called."""
+    """Yield the functions that a call of a class or an object executes."""
     made = thing if isinstance(thing, type) else None
     names = ("__new__", "__init__") if made else ("__call__",)
     for name in names:

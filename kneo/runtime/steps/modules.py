@@ -1,9 +1,8 @@
 """Modules that specs name, executed from exactly the bytes that were hashed.
 
-Python's own import may execute something else than the file that was looked at: a stale ``.pyc``, a package beside the
-module, a module of the same name in another folder. Here a module is found once and read once; its digest is that of
-those bytes, and an importer that comes before all others compiles those bytes. The modules that it imports from the same
-folders are read with it.
+Python's own import may execute other bytes than the file that was hashed: a stale ``.pyc``, a package of the same name, a
+module of the same name in another folder. Here a module is found once and read once; its digest is that of those bytes, and
+an importer before all others compiles those bytes. The modules that it imports from the same folders are read with it.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class ModuleSource:
 
     @property
     def is_folder(self) -> bool:
-        """Whether nothing is executed for it: a folder that only holds modules."""
+        """Whether it is a folder that only holds modules: no code is executed for it."""
         return self.is_package and self.data is None and self.path.name != "__init__.py"
 
 
@@ -93,7 +92,7 @@ class _SourceFinder(MetaPathFinder):
 _finder = _SourceFinder()
 
 lock = RLock()
-"""Held while modules are found, judged and accepted: what was judged is what is accepted."""
+"""Held while modules are found, checked and accepted: the checked bytes are the accepted ones."""
 
 
 def accept(sources: Sequence[ModuleSource]) -> None:
@@ -113,7 +112,7 @@ def make_importable(roots: Sequence[Path]) -> None:
 
 
 def source_of(name: str, roots: Sequence[Path]) -> ModuleSource | None:
-    """Return what an import of a module executes, or has executed; ``None`` where that is nothing of these folders."""
+    """Return the source that an import of a module executes, or has executed; ``None`` for a module of another folder."""
     if name.partition(".")[0] in _NEVER_FROM_FOLDERS:
         return None
     module = sys.modules.get(name)
@@ -130,7 +129,7 @@ def source_of(name: str, roots: Sequence[Path]) -> ModuleSource | None:
 
 
 def has_module(root: Path, name: str) -> bool:
-    """Say whether a folder has a module of a name."""
+    """Return whether a folder has a module of a name."""
     return _place(root, name) is not None
 
 
