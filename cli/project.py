@@ -10,8 +10,7 @@ from cli.embedding import spec_compiler
 from cli.files import read_bytes
 from kneo.errors import NotFound, Usage
 from kneo.project import read_config
-from kneo.project.files import SpecFiles
-from kneo.project.modules import ModuleFiles
+from kneo.project.files import ModuleFiles, SpecFiles
 from kneo.settings import Settings, from_env
 from kneo.spec.documents import DEFAULT_LIMITS
 from kneo.spec.environment import parse_environment

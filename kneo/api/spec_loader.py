@@ -7,8 +7,7 @@ from pathlib import Path
 
 from kneo.api.requests import SkillsOverlay, SpecSelection
 from kneo.errors import Invalid, InvalidValue, Usage
-from kneo.project.files import SpecFiles, is_hidden
-from kneo.project.modules import ModuleFiles
+from kneo.project.files import ModuleFiles, SpecFiles, is_hidden
 from kneo.settings import Settings
 from kneo.spec.diagnostics import unreadable
 from kneo.spec.documents import DEFAULT_LIMITS, Document, Unreadable

@@ -1,10 +1,15 @@
-"""Files that a spec can refer to, confined to its project."""
+"""Files and Python modules of a project that a spec can refer to: confined to the project, read and never imported."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kneo.spec.base import MAX_TEXT
+from kneo.spec.modules import MAX_SOURCE, UNKNOWN, Module, read_module
+
+_EXTENSIONS = (".so", ".pyd")
 
 
 def is_hidden(path: Path, root: Path) -> bool:
@@ -61,3 +66,74 @@ class SpecFiles:
             except (OSError, ValueError, RuntimeError):  # a NUL in the name, a name too long, links in a circle
                 continue
         return None
+
+
+class ModuleFiles(Mapping[str, Module]):
+    """Modules below some folders, by dotted name.
+
+    Args:
+        roots: Folders that modules are looked for in, in order.
+        allow: Module prefixes that are looked for wherever Python itself would find them.
+    """
+
+    def __init__(self, roots: Sequence[Path], allow: Sequence[str] = ()) -> None:
+        self._roots = tuple(roots)
+        self._allow = tuple(allow)
+        self._known: dict[str, Module | None] = {}
+
+    def __getitem__(self, name: str) -> Module:
+        if name not in self._known:
+            self._known[name] = self._find(name)
+        module = self._known[name]
+        if module is None:
+            raise KeyError(name)
+        return module
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the modules that were asked for and exist; there is no list of all of them."""
+        return (name for name, module in self._known.items() if module is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _find(self, name: str) -> Module | None:
+        parts = name.split(".")
+        if not all(part.isidentifier() for part in parts):
+            return None
+        for root in self._folders(name):
+            found = _module_at(root.joinpath(*parts), name)
+            if found is not None:
+                return found
+        if self._is_allowed(name) and name in sys.builtin_module_names:
+            return UNKNOWN
+        return None
+
+    def _folders(self, name: str) -> Iterator[Path]:
+        yield from self._roots
+        if self._is_allowed(name):
+            yield from (Path(entry) for entry in sys.path if entry and Path(entry).is_dir())
+
+    def _is_allowed(self, name: str) -> bool:
+        return any(name == prefix or name.startswith(f"{prefix}.") for prefix in self._allow)
+
+
+def _module_at(path: Path, name: str) -> Module | None:
+    package = path / "__init__.py"
+    if package.is_file():
+        return _read(package, name, is_package=True)
+    source = path.with_name(f"{path.name}.py")
+    if source.is_file():
+        return _read(source, name, is_package=False)
+    compiled = (each for suffix in _EXTENSIONS for each in path.parent.glob(f"{path.name}*{suffix}"))
+    if any(each.name.partition(".")[0] == path.name for each in compiled):
+        return UNKNOWN
+    return None
+
+
+def _read(path: Path, name: str, *, is_package: bool) -> Module:
+    try:
+        with path.open("rb") as file:
+            data = file.read(4 * MAX_SOURCE)
+        return read_module(data.decode("utf-8"), name, is_package=is_package)
+    except (OSError, UnicodeDecodeError):
+        return UNKNOWN

@@ -6,12 +6,13 @@ The JSON form is the published one for the root workflow's own steps. A step ins
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
 from kneo.spec.coverage.environment_gates import gates_around
-from kneo.spec.index import SpecIndex
+from kneo.spec.documents import Path
+from kneo.spec.index import SpecIndex, children
 from kneo.spec.models.environment import EnvironmentGate
 from kneo.spec.models.human import Condition
 from kneo.spec.models.spec import Spec
@@ -22,12 +23,10 @@ from kneo.spec.models.workflow import (
     GroupChatWorkflow,
     HandoffWorkflow,
     LeafStep,
-    LoopStep,
     ParallelStep,
     RouterStep,
     SequentialWorkflow,
     Step,
-    StepsStep,
     Workflow,
 )
 
@@ -76,16 +75,7 @@ class WorkflowGraph:
             "start": self.start,
             "max_steps": self.max_steps,
             "nodes": [_node_json(node) for node in self.nodes],
-            "edges": [
-                {
-                    "source": edge.source,
-                    "target": edge.target,
-                    "label": edge.label,
-                    "conditional": edge.conditional,
-                    "priority": edge.priority,
-                }
-                for edge in self.edges
-            ],
+            "edges": [asdict(edge) for edge in self.edges],
         }
 
 
@@ -142,22 +132,16 @@ class _Drawing:
     edges: list[Arrow] = field(default_factory=list)
 
     def workflow(self, workflow: Workflow) -> str | None:
-        match workflow:
-            case SequentialWorkflow():
-                return self._row(workflow.steps, None)
-            case GraphWorkflow():
-                return self._graph(workflow)
-            case ConcurrentWorkflow():
-                ids = [self._add(step, None) for step in _enabled(workflow.participants)]
-                return ids[0] if ids else None
-            case HandoffWorkflow():
-                return self._handoff(workflow)
-            case GroupChatWorkflow():
-                ids = [self._add(step, None) for step in _enabled(workflow.participants)]
-                self._chain(ids)
-                if workflow.rounds > 1 and ids:
-                    self.edges.append(Arrow(ids[-1], ids[0], f"{workflow.rounds} rounds", conditional=True, priority=0))
-                return ids[0] if ids else None
+        if isinstance(workflow, GraphWorkflow):
+            return self._graph(workflow)
+        if isinstance(workflow, HandoffWorkflow):
+            return self._handoff(workflow)
+        chained = not isinstance(workflow, ConcurrentWorkflow)
+        steps = workflow.steps if isinstance(workflow, SequentialWorkflow) else workflow.participants
+        ids = self._block(steps, None, chained=chained)
+        if isinstance(workflow, GroupChatWorkflow) and workflow.rounds > 1 and ids:
+            self.edges.append(Arrow(ids[-1], ids[0], f"{workflow.rounds} rounds", conditional=True))
+        return ids[0] if ids else None
 
     def _graph(self, workflow: GraphWorkflow) -> str | None:
         known = {key for key, node in workflow.nodes.items() if node.enabled}
@@ -169,22 +153,23 @@ class _Drawing:
             if edge.source in known and edge.target in known:
                 order = tried.get(edge.source, 0)
                 tried[edge.source] = order + 1
-                label = edge.label or (spell_condition(edge.condition) if edge.condition else None)
+                label = edge.label or (describe_condition(edge.condition) if edge.condition else None)
                 self.edges.append(Arrow(edge.source, edge.target, label, edge.condition is not None, order))
         return workflow.start
 
     def _handoff(self, workflow: HandoffWorkflow) -> str | None:
-        ids = [self._add(step, None) for step in _enabled(workflow.participants)]
+        ids = self._block(workflow.participants, None, chained=False)
         order = [name for name in workflow.selector.sequence if name in ids] or ids
         self._chain(order)
         if workflow.selector.type == "round_robin" and order:
             self.edges.append(Arrow(order[-1], order[0], "next round", conditional=True))
         return order[0] if order else None
 
-    def _row(self, steps: Sequence[Step], parent: str | None) -> str | None:
-        ids = [self._add(step, parent) for step in _enabled(steps)]
-        self._chain(ids)
-        return ids[0] if ids else None
+    def _block(self, steps: Sequence[Step], parent: str | None, *, chained: bool) -> list[str]:
+        ids = [self._add(step, parent) for step in steps if step.enabled]
+        if chained:
+            self._chain(ids)
+        return ids
 
     def _chain(self, ids: Sequence[str]) -> None:
         self.edges += [Arrow(one, two) for one, two in pairwise(ids)]
@@ -195,44 +180,33 @@ class _Drawing:
         gates = tuple(step.review.gates()) if step.review is not None else ()
         added = (f"{place}+{one.name}" for one in self.around.get(id(step), ()) for place in one.gates())
         self.nodes.append(GraphNode(path, step.kind, own, step, parent, (*gates, *added)))
-        self._inside(step, path)
+        for order, (below, steps) in enumerate(children(step)):
+            ids = self._block(steps, path, chained=not isinstance(step, ParallelStep))
+            label = _branch_label(step, below)
+            if label is not None and ids:
+                self.edges.append(Arrow(path, ids[0], label, conditional=True, priority=order))
         return path
 
-    def _inside(self, step: Step, path: str) -> None:
-        match step:
-            case StepsStep() | LoopStep():
-                self._row(step.steps, path)
-            case ParallelStep():
-                for child in _enabled(step.steps):
-                    self._add(child, path)
-            case ConditionStep():
-                when = spell_condition(step.when) if step.when else "approved"
-                self._branch(step.steps, path, when, 0)
-                self._branch(step.otherwise, path, "else", 1)
-            case RouterStep():
-                for order, (name, choice) in enumerate(step.choices.items()):
-                    self._branch(choice.steps, path, name, order)
-            case LeafStep():
-                pass
 
-    def _branch(self, steps: Sequence[Step], path: str, label: str, order: int) -> None:
-        first = self._row(steps, path)
-        if first is not None:
-            self.edges.append(Arrow(path, first, label, conditional=True, priority=order))
+def _branch_label(step: Step, below: Path) -> str | None:
+    """Return the label of the edge to a block of a condition or a router; other containers have no such edge."""
+    if isinstance(step, RouterStep):
+        return str(below[1])
+    if not isinstance(step, ConditionStep):
+        return None
+    if below == ("else",):
+        return "else"
+    return describe_condition(step.when) if step.when else "approved"
 
 
-def _enabled(steps: Sequence[Step]) -> Iterator[Step]:
-    return (step for step in steps if step.enabled)
-
-
-def spell_condition(condition: Condition) -> str:
+def describe_condition(condition: Condition) -> str:
     """Describe a condition in a few words."""
     kind = condition.type
     if kind in {"all_of", "any_of"}:
         joint = " and " if kind == "all_of" else " or "
-        return joint.join(f"({spell_condition(part)})" for part in condition.conditions)
+        return joint.join(f"({describe_condition(part)})" for part in condition.conditions)
     if kind == "not":
-        return f"not ({spell_condition(condition.condition)})" if condition.condition else "not"
+        return f"not ({describe_condition(condition.condition)})" if condition.condition else "not"
     subject = kind.replace("_", " ") if condition.key is None else f"{kind.split('_', 1)[0]} {condition.key} equals"
     return subject if condition.value is None else f"{subject} {str(condition.value)[:40]!r}"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from cli.main import run
-from kneo.project.modules import ModuleFiles
+from kneo.project.files import ModuleFiles
 from kneo.spec.environment import parse_environment
 from kneo.spec.lint import check
 from kneo.spec.models.answers import AnswersFile

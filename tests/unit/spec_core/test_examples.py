@@ -13,7 +13,7 @@ from cli.specs.schemas import rendered
 from examples.app_functions import compress_history, summarize, web_search, webpage_reader
 from examples.human_functions import draft_report, publish_report
 from examples.my_tools import lookup_user
-from kneo.project.modules import ModuleFiles
+from kneo.project.files import ModuleFiles
 from kneo.spec.graph import spec_graph
 from kneo.spec.lint import check
 from kneo.spec.modules import RuleContext
