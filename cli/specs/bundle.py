@@ -1,4 +1,4 @@
-"""``kneo spec bundle``: freeze a spec and vouch for it; check who vouched for what."""
+"""``kneo spec bundle``: sign, verify and inspect bundles."""
 
 from __future__ import annotations
 
@@ -35,39 +35,47 @@ class Shape(StrEnum):
     SIGSTORE = "sigstore"
 
 
-BundleFile = Annotated[Path, typer.Argument(metavar="FILE", help="A bundle.")]
-TrustOption = Annotated[Path | None, typer.Option("--trust", help="The trust root; the repository's when left out.")]
-PinOption = Annotated[str | None, typer.Option("--trust-root", help="Digest of the first trust root, from elsewhere.")]
-KeyEnvOption = Annotated[str, typer.Option("--key-env", help="Environment variable that holds a key.")]
+BundleFile = Annotated[Path, typer.Argument(metavar="FILE", help="Bundle file.")]
+TrustOption = Annotated[Path | None, typer.Option("--trust", help="Trust root file. Default: that of the repository.")]
+PinOption = Annotated[str | None, typer.Option("--trust-root", help="Digest of the trust root to pin (sha256:…).")]
+KeyEnvOption = Annotated[str, typer.Option("--key-env", help="Environment variable with the key.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("sign")
 def sign(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A YAML or JSON file.")],
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="Spec file (YAML or JSON).")],
     *,
-    approved_by: Annotated[str, typer.Option(help="Who says that this may run.")],
+    approved_by: Annotated[str, typer.Option(help="Name of the signer.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="bundles/NAME/VERSION.dsse.json says name and version too.")
+        Path | None,
+        typer.Option("--output", "-o", help="Bundle file. bundles/NAME/VERSION.dsse.json also sets name and version."),
     ] = None,
     env: Annotated[
-        list[str] | None, typer.Option("--env", help="Where it may run; repeatable. Left out: every environment here.")
+        list[str] | None,
+        typer.Option(
+            "--env",
+            help="Environment that may run the bundle; repeatable. Default: every environment of the repository.",
+        ),
     ] = None,
-    key: Annotated[Path | None, typer.Option("--key", help="Your private key.")] = None,
+    key: Annotated[Path | None, typer.Option("--key", help="Private key file.")] = None,
     key_env: KeyEnvOption = HMAC_KEY,
     signer: Annotated[
-        str | None, typer.Option(help="Command that signs its standard input, for a key kept elsewhere; with --public.")
+        str | None,
+        typer.Option(help="Command that signs its standard input, for a key in a key service; needs --public."),
     ] = None,
-    public: Annotated[Path | None, typer.Option(help="Public key that --signer signs with.")] = None,
-    name: Annotated[str | None, typer.Option(help="The bundle's name, where --output does not say it.")] = None,
-    version: Annotated[str | None, typer.Option(help="The version, where --output does not say it.")] = None,
+    public: Annotated[Path | None, typer.Option(help="Public key of --signer.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the bundle, if --output does not set it.")] = None,
+    version: Annotated[str | None, typer.Option(help="Version of the bundle, if --output does not set it.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Freeze a spec as it is meant for its environments, and sign it.
+    """Build a bundle from a spec and sign it.
 
-    With a private key (--key, or a PEM text in the variable of --key-env) this makes a bundle that says who signed. A key
-    in a key service signs by a command (--signer, with --public), which reads the bytes and writes the signature.
-    Signing a file that is there already adds a signature. With any other text in the variable it makes an HMAC bundle.
+    The key is a private key file (--key), a PEM text in an environment variable (--key-env) or a command of a key service
+    (--signer with --public), which reads the bytes and writes the signature. Signing an existing bundle adds a signature.
+    With any other text in the variable the command makes an HMAC bundle.
+
+    Example: kneo spec bundle sign specs/hello.yaml --key ann.pem --approved-by ann -o bundles/hello/1.0.0.dsse.json
     """
     private = _signing_key(key, key_env, signer, public)
     if private is None:
@@ -76,7 +84,7 @@ def sign(
     here = find_repository(Path.cwd())
     place = place_of(output, name, version, here)
     environments = _environments(env, place, here)
-    _warn_of_stranger(private, place.repository or here)
+    _warn_of_unknown_key(private, place.repository or here)
     signed = sign_bundle(
         place,
         freeze(spec, environments, as_json=as_json),
@@ -87,7 +95,7 @@ def sign(
         now=SystemClock().now(),
     )
     for path in signed.skipped:
-        render.warning(f"{path} is not a bundle, and was left out when the new version was numbered.")
+        render.warning(f"{path} is not a bundle, and was ignored in the numbering of versions.")
     answer = {
         "output": str(signed.file),
         "digest": signed.statement.digest,
@@ -105,21 +113,24 @@ def verify(
     *,
     trust: TrustOption = None,
     trust_root: PinOption = None,
-    env: Annotated[str | None, typer.Option("--env", help="Judge it for this environment only.")] = None,
+    env: Annotated[str | None, typer.Option("--env", help="Verify for this environment only.")] = None,
     key_env: KeyEnvOption = HMAC_KEY,
     as_json: JsonOption = False,
 ) -> None:
-    """Go through the verification step by step. Exits 3 when nobody trusted vouches for it."""
+    """Verify a bundle and show each check. Exit status 3 if it is not trusted.
+
+    Example: kneo spec bundle verify bundles/hello/1.0.0.dsse.json --env prod
+    """
     if is_hmac(file):
         verify_hmac(file, key_env, as_json=as_json)
         return
     account = _account(file, trust, trust_root, env)
-    told = account.told
-    failed = told.failed
+    shown = account.shown
+    failed = shown.failed
     answer = {
         "valid": account.valid,
-        "digest_valid": told.passed(SPEC_STEP),
-        "signature_valid": told.passed(SIGNATURES_STEP),
+        "digest_valid": shown.passed(SPEC_STEP),
+        "signature_valid": shown.passed(SIGNATURES_STEP),
         "errors": [f"{failed.number}. {failed.title}: {failed.detail}"] if failed else [],
         "reason": failed.code if failed else None,
         **trust_facts(account),
@@ -141,7 +152,10 @@ def inspect(
     trust_root: PinOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a bundle says, and, where there is a trust root, how its verification goes. Decides nothing."""
+    """Show the content of a bundle and, if there is a trust root, its verification.
+
+    Example: kneo spec bundle inspect bundles/hello/1.0.0.dsse.json
+    """
     if is_hmac(file):
         inspect_hmac(file, as_json=as_json)
         return
@@ -153,7 +167,7 @@ def inspect(
     except Untrusted as error:
         render.warning(error.message, error.hint)
         account = None
-    owners = {str(keyid): key.principal for keyid, key in account.believed.root.keys.items()} if account else {}
+    owners = {str(keyid): key.principal for keyid, key in account.trust.root.keys.items()} if account else {}
     signatures = [{"keyid": s.keyid, "principal": owners.get(s.keyid)} for s in envelope.signatures]
     answer = {
         "file": str(file),
@@ -161,7 +175,7 @@ def inspect(
         **facts_of(statement),
         "signatures": signatures,
         "valid": account.valid if account else None,
-        "steps": [step_facts(step) for step in account.told.steps] if account else [],
+        "steps": [step_facts(step) for step in account.shown.steps] if account else [],
         "spec": statement.predicate.spec,
     }
 
@@ -169,8 +183,8 @@ def inspect(
         render.text(f"{file}\n  digest        {statement.digest}")
         print_facts(statement)
         for signature in signatures:
-            whose = signature["principal"] or "nobody known"
-            render.text(f"  signed with   {signature['keyid']} of {whose}")
+            owner = signature["principal"] or "an unknown person"
+            render.text(f"  signed with   {signature['keyid']} of {owner}")
         if account:
             print_account(account)
 
@@ -181,13 +195,16 @@ def inspect(
 def export(
     file: BundleFile,
     *,
-    shape: Annotated[Shape, typer.Option("--format", help="Raw bytes for openssl, or Sigstore bundles.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A folder; it is made.")],
+    shape: Annotated[Shape, typer.Option("--format", help="pae: raw bytes for openssl. sigstore: Sigstore bundles.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder; created if missing.")],
     trust: TrustOption = None,
     trust_root: PinOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the signatures in forms that other tools check."""
+    """Export the signatures for other tools.
+
+    Example: kneo spec bundle export bundles/hello/1.0.0.dsse.json --format pae --output exported
+    """
     envelope, _ = read_statement(file)
     try:
         settings, pin = from_env(), parse_digest(trust_root) if trust_root else None
@@ -216,7 +233,7 @@ def _signing_key(file: Path | None, variable: str, signer: str | None, public: P
 
 
 def _environments(asked: Sequence[str] | None, place: Place, here: ConfigRepository | None) -> list[str]:
-    """Where a bundle may run: what was asked for, what its present file says, or every environment there is."""
+    """Return the environments of a bundle: from --env, from its present file, or all of the repository."""
     if asked:
         return sorted(set(asked))
     if place.file.exists():
@@ -224,17 +241,17 @@ def _environments(asked: Sequence[str] | None, place: Place, here: ConfigReposit
     repository = place.repository or here
     found = repository.environment_names() if repository else []
     if not found:
-        msg = "Where may this bundle run? There are no environment files here."
-        raise Usage(msg, hint="Say --env NAME, once for each environment.")
+        msg = "No environment is set, and there are no environment files here."
+        raise Usage(msg, hint="Pass --env NAME, once for each environment.")
     return found
 
 
-def _warn_of_stranger(key: SigningKey, repository: ConfigRepository | None) -> None:
+def _warn_of_unknown_key(key: SigningKey, repository: ConfigRepository | None) -> None:
     if repository is None or not repository.trust_file.is_file():
         return
     if key.keyid not in TrustFiles(repository.trust_file).read().newest.document.keys:
-        msg = f"The trust root does not know the key {key.keyid}, so this signature counts for nothing yet."
-        render.warning(msg, "Whoever holds a root key runs kneo trust add-key.")
+        msg = f"The key {key.keyid} is not in the trust root; its signature does not count yet."
+        render.warning(msg, "A holder of a root key adds it: kneo trust add-key")
 
 
 def _print_signed(signed: SignedBundle, key: SigningKey) -> None:
@@ -245,7 +262,9 @@ def _print_signed(signed: SignedBundle, key: SigningKey) -> None:
     else:
         render.success(f"Signed {what} (number {predicate.seq}) for {', '.join(predicate.environments)}: {signed.file}")
     render.text(f"  digest  {signed.statement.digest}\n  key     {key.keyid}")
-    render.text(f"  Next: name it in environments/*.yaml as {{bundle: {predicate.name}, version: {predicate.version}}}")
+    render.text(
+        f"  Next: declare it in environments/*.yaml as {{bundle: {predicate.name}, version: {predicate.version}}}"
+    )
 
 
 # ---- showing ----------------------------------------------------------------------------------------------------
@@ -254,5 +273,4 @@ def _print_signed(signed: SignedBundle, key: SigningKey) -> None:
 def _account(file: Path, trust: Path | None, trust_root: str | None, env: str | None) -> Account:
     now = SystemClock().now()
     pin: Digest | None = parse_digest(trust_root) if trust_root else None
-    believed = choose_root(file, trust, pin, from_env(), now)
-    return check_bundle(file, believed, env, now)
+    return check_bundle(file, choose_root(file, trust, pin, from_env(), now), env, now)

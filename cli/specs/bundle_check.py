@@ -1,4 +1,4 @@
-"""The account of a bundle's verification: the trust root, the steps over the bytes, its place in the sequence."""
+"""The verification of a bundle: trust root, steps over the bytes, and place in the sequence."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from kneo.trust.verified import SignatureRule, SignatureTerms
 from kneo.trust.verify import VerificationStep, bundle_path, parse_bundle_path, verification_steps
 
 DEFAULT_TERMS = SignatureRule(roles=("release",))
-"""What is asked of a bundle where no environment file says more."""
+"""Signature terms without an environment file."""
 
 
 SIGNATURES_STEP, SPEC_STEP = 4, 6
-"""Which of ``verify_bundle``'s steps say that enough people signed, and that the spec is the one that is named."""
+"""Numbers of the steps of ``verify_bundle`` for the signatures and for the spec's digest."""
 
 
 @dataclass(frozen=True)
-class Believed:
-    """The trust root that a bundle is judged by."""
+class PinnedRoot:
+    """The trust root of a verification."""
 
     root: TrustRoot
     file: Path
     pin: Digest
     pinned_by: str | None
-    """Who vouched for the first root; None when only the file itself did."""
+    """Source of the pin; None without one."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,20 @@ class EnvironmentAccount:
         return all(step.passed for step in self.steps)
 
     def passed(self, number: int) -> bool:
-        """Say whether a step was reached and passed."""
+        """Return whether a step was reached and passed."""
         return any(step.number == number and step.passed for step in self.steps)
 
     @property
     def failed(self) -> VerificationStep | None:
-        """The step at which it ended, if it did."""
+        """The failed step; None without one."""
         return next((step for step in self.steps if step.passed is False), None)
 
 
 @dataclass(frozen=True)
 class Account:
-    """Everything that was checked, for each environment the bundle is judged for."""
+    """The verification of a bundle for each environment."""
 
-    believed: Believed
+    trust: PinnedRoot
     path: str
     environments: tuple[EnvironmentAccount, ...]
 
@@ -72,16 +72,16 @@ class Account:
         return bool(self.environments) and all(each.valid for each in self.environments)
 
     @property
-    def told(self) -> EnvironmentAccount:
-        """The one to show in full: the first that fails, else the first."""
+    def shown(self) -> EnvironmentAccount:
+        """The environment to show in full: the first failed one, else the first."""
         return next((each for each in self.environments if not each.valid), self.environments[0])
 
 
-def choose_root(bundle: Path, trust: Path | None, pin: Digest | None, settings: Settings, now: datetime) -> Believed:
-    """Find the trust root that judges a bundle, and walk to it from the pinned first one.
+def choose_root(bundle: Path, trust: Path | None, pin: Digest | None, settings: Settings, now: datetime) -> PinnedRoot:
+    """Return the trust root for a bundle, verified from the pinned one.
 
-    The pin is the one given, else the one of the settings, else the one this machine remembers for the repository. With
-    none of them the root's own first version is all there is, which proves nothing; the caller must say so.
+    The pin is the argument, else that of the settings, else the recorded one of this machine. Without a pin the first root
+    in the file is used, which proves nothing; the caller has to warn.
 
     Raises:
         NotFound: there is no trust root.
@@ -90,12 +90,12 @@ def choose_root(bundle: Path, trust: Path | None, pin: Digest | None, settings: 
     repository = repository_of(bundle) or find_repository(Path.cwd())
     file = trust or (repository.trust_file if repository else None)
     if file is None:
-        msg = f"{bundle} is not in a config repository, so there is no trust root to judge it by."
-        raise NotFound(msg, hint="Name one with --trust environments/trust.json.")
+        msg = f"{bundle} is not in a config repository, so there is no trust root."
+        raise NotFound(msg, hint="Pass one: --trust environments/trust.json")
     chain = TrustFiles(file).read()
     pinned_by, chosen = _pin(file, pin, settings)
-    believed = chosen or chain.first
-    return Believed(chain.verify(believed, now), file, believed, pinned_by)
+    pinned = chosen or chain.first
+    return PinnedRoot(chain.verify(pinned, now), file, pinned, pinned_by)
 
 
 def _pin(file: Path, given: Digest | None, settings: Settings) -> tuple[str | None, Digest | None]:
@@ -107,8 +107,8 @@ def _pin(file: Path, given: Digest | None, settings: Settings) -> tuple[str | No
     return (str(settings.known_roots_path), known) if known else (None, None)
 
 
-def check_bundle(file: Path, believed: Believed, environment: str | None, now: datetime) -> Account:
-    """Go through every check for one environment, or for all that the bundle names and that have a file.
+def check_bundle(file: Path, trust: PinnedRoot, environment: str | None, now: datetime) -> Account:
+    """Verify a bundle for one environment, or for all of its environments that have a file.
 
     Raises:
         NotFound: the bundle is not there.
@@ -117,19 +117,19 @@ def check_bundle(file: Path, believed: Believed, environment: str | None, now: d
     data = read_bundle(file)
     statement = _statement(file)
     path = _path(file, statement)
-    repository = _repository(believed)
+    repository = _repository(trust)
     accounts = []
     for name in _environments(repository, environment, statement):
         steps = verification_steps(
-            data, root=believed.root, signatures=_terms(repository, name), path=path, environment=name, now=now
+            data, root=trust.root, signatures=_terms(repository, name), path=path, environment=name, now=now
         )
         accounts.append(EnvironmentAccount(name, (*steps, _sequence_step(file, statement, steps))))
-    return Account(believed, path, tuple(accounts))
+    return Account(trust, path, tuple(accounts))
 
 
-def known_keys(believed: Believed) -> list[PublicKey]:
-    """The keys of a trust root."""
-    return [key.public for key in believed.root.keys.values()]
+def known_keys(trust: PinnedRoot) -> list[PublicKey]:
+    """Return the keys of a trust root."""
+    return [key.public for key in trust.root.keys.values()]
 
 
 def _statement(file: Path) -> BundleStatement | None:
@@ -138,27 +138,27 @@ def _statement(file: Path) -> BundleStatement | None:
     except NotFound:
         raise
     except KneoError:
-        return None  # the steps say what is wrong with it
+        return None  # the steps report the error
 
 
 def _path(file: Path, statement: BundleStatement | None) -> str:
-    """The place to judge it by: where it stands, or, for a file that was carried elsewhere, where it says it belongs."""
+    """Return the repository path to verify: that of the file or, outside of a repository, that in the bundle."""
     place = "/".join(file.absolute().parts[-3:])
     if parse_bundle_path(place) is not None or statement is None:
         return place
     return bundle_path(statement.predicate.name, statement.predicate.version)
 
 
-def _repository(believed: Believed) -> ConfigRepository | None:
-    folder = believed.file.absolute().parent
+def _repository(trust: PinnedRoot) -> ConfigRepository | None:
+    folder = trust.file.absolute().parent
     return ConfigRepository(folder.parent) if folder.name == "environments" else None
 
 
 def _environments(
-    repository: ConfigRepository | None, asked: str | None, statement: BundleStatement | None
+    repository: ConfigRepository | None, environment: str | None, statement: BundleStatement | None
 ) -> Sequence[str]:
-    if asked is not None:
-        return [asked]
+    if environment is not None:
+        return [environment]
     named = statement.predicate.environments if statement else ()
     present = repository.environment_names() if repository else []
     return [name for name in named if name in present] or [*named[:1]] or present[:1] or ["prod"]
@@ -183,7 +183,7 @@ def _sequence_step(
 
 
 def _check_sequence(file: Path, statement: BundleStatement) -> str:
-    """Compare with the files beside it. The controller compares with what it accepted, which no file can change."""
+    """Compare with the other versions in the folder. The controller compares with the accepted ones."""
     mine = statement.predicate
     for path in sorted(file.parent.glob("*.dsse.json")):
         if path.name == file.name:
@@ -195,6 +195,6 @@ def _check_sequence(file: Path, statement: BundleStatement) -> str:
             msg = f"{path.name} has the same sequence number, {mine.seq}."
             raise Untrusted(msg, code="Equivocation", hint="Find out who signed both, then sign a new version.")
         if other.predicate.seq == mine.seq - 1 and mine.prev != other.digest:
-            msg = f"It says that it follows {mine.prev}, but {path.name} is {other.digest}."
-            raise Untrusted(msg, code="Equivocation", hint="Sign it again beside that version.")
+            msg = f"It follows {mine.prev}, but {path.name} is {other.digest}."
+            raise Untrusted(msg, code="Equivocation", hint="Sign it again in the folder of that version.")
     return f"seq {mine.seq}, after {mine.prev or 'none'}"

@@ -1,4 +1,4 @@
-"""The one spec that a bundle carries: resolved and checked as each of its environments sees it."""
+"""The spec of a bundle, resolved and checked for each of its environments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles in the older HMAC format: signed and checked as the published tool does, with its answers."""
+"""Bundles in the older HMAC format, signed and checked as the published tool does."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from kneo.spec.reading.reader import read_json
 from kneo.trust.hmac_bundle import KIND, check_hmac_bundle, sign_hmac_bundle
 
 HMAC_KEY = "KNEO_SERV_SPEC_SIGNING_KEY"
-"""The variable that holds the key, unless another is named."""
+"""Default environment variable of the key."""
 
 
 def secret_in(variable: str) -> str:
-    """Read the environment variable that holds a key; empty when it is not set."""
+    """Return the key in an environment variable; empty when it is not set."""
     return process_environment(variable).get(variable, "")
 
 
 def is_hmac(file: Path) -> bool:
-    """Say whether a file is a bundle in this format rather than an envelope."""
+    """Return whether a file is a bundle in this format."""
     try:
         value = read_json(read_bundle(file), file=str(file)).value
     except Invalid:
-        return False  # the verification says what is wrong with it
+        return False  # the verification reports the error
     return isinstance(value, dict) and (value.get("kind") == KIND or ("signature" in value and "spec" in value))
 
 
 def sign_hmac(
     spec: Path, output: Path | None, approved_by: str, env: Sequence[str] | None, variable: str, *, as_json: bool
 ) -> None:
-    """Make such a bundle and answer the command."""
+    """Sign an HMAC bundle and print the result."""
     secret = secret_in(variable)
     if not secret:
-        msg = f"There is no key: --key was not given, and {variable} is not set."
-        raise Usage(msg, hint="kneo keys generate makes one for --key.")
+        msg = f"There is no key: pass --key or set {variable}."
+        raise Usage(msg, hint="Create a key: kneo keys generate")
     if output is None or (env and len(env) > 1):
         msg = "An HMAC bundle needs --output, and is for one environment at most."
         raise Usage(msg, hint="Use --key to sign for several.")
@@ -65,19 +65,19 @@ def _hmac_facts(data: bytes, file: Path) -> dict[str, object]:
     value = read_json(data, file=str(file)).value
     fields = value if isinstance(value, dict) else {}
     digest, signature = fields.get("digest"), fields.get("signature")
-    said = signature if isinstance(signature, dict) else {}
+    named = signature if isinstance(signature, dict) else {}
     return {
         "digest": digest.get("value") if isinstance(digest, dict) else None,
-        "signature": {"algorithm": said.get("algorithm"), "key_id": said.get("key_id")},
+        "signature": {"algorithm": named.get("algorithm"), "key_id": named.get("key_id")},
     }
 
 
 def verify_hmac(file: Path, variable: str, *, as_json: bool) -> None:
-    """Check such a bundle and answer the command in the published words."""
+    """Check an HMAC bundle and print the result in the published format."""
     secret = secret_in(variable)
     if not secret:
         msg = f"{file} is an HMAC bundle, and {variable} is not set."
-        raise Usage(msg, hint="Name the variable that holds its key with --key-env.")
+        raise Usage(msg, hint="Name the variable of the key with --key-env.")
     report = check_hmac_bundle(read_bundle(file), secret, file=str(file))
     answer = {
         "valid": report.valid,
@@ -98,7 +98,7 @@ def verify_hmac(file: Path, variable: str, *, as_json: bool) -> None:
 
 
 def inspect_hmac(file: Path, *, as_json: bool) -> None:
-    """Show what such a bundle says."""
+    """Print the content of an HMAC bundle."""
     data = read_bundle(file)
     value = read_json(data, file=str(file)).value
     fields = value if isinstance(value, dict) else {}
@@ -110,10 +110,10 @@ def inspect_hmac(file: Path, *, as_json: bool) -> None:
     }
 
     def show() -> None:
-        render.text(f"{file}: an HMAC bundle; whoever can check it can also make it.")
+        render.text(f"{file}: an HMAC bundle. Everyone with the key to check it can also make it.")
         metadata = fields.get("metadata")
-        for name, said in (metadata if isinstance(metadata, dict) else {}).items():
-            render.text(f"  {name.replace('_', ' ')}  {said}")
+        for name, item in (metadata if isinstance(metadata, dict) else {}).items():
+            render.text(f"  {name.replace('_', ' ')}  {item}")
         render.text(f"  digest  {answer['digest']}")
 
     render.emit(answer, as_json=as_json, text=show)

@@ -1,4 +1,4 @@
-"""What is told about a bundle: its facts, and the account of its verification."""
+"""The output of bundle commands: content and verification."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kneo.trust.verify import VerificationStep
 
 
 def facts_of(statement: BundleStatement) -> dict[str, object]:
-    """What a bundle says, as JSON."""
+    """Return the content of a bundle as JSON."""
     predicate = statement.predicate
     source = predicate.source.model_dump(mode="json", exclude_none=True) if predicate.source else None
     return {
@@ -30,10 +30,10 @@ def facts_of(statement: BundleStatement) -> dict[str, object]:
 
 
 def print_facts(statement: BundleStatement) -> None:
-    """Print what a bundle says, a line for each fact."""
+    """Print the content of a bundle, one line for each field."""
     for name, value in facts_of(statement).items():
         if isinstance(value, dict):
-            shown = ", ".join(f"{key} {said}" for key, said in value.items())
+            shown = ", ".join(f"{key} {item}" for key, item in value.items())
         else:
             shown = ", ".join(value) if isinstance(value, list) else str(value)
         if value is not None:
@@ -41,45 +41,45 @@ def print_facts(statement: BundleStatement) -> None:
 
 
 def trust_facts(account: Account) -> dict[str, object]:
-    """What it was judged by, as JSON."""
-    believed = account.believed
+    """Return the trust root of a verification as JSON."""
+    trust = account.trust
     return {
         "path": account.path,
         "trust_root": {
-            "file": str(believed.file),
-            "version": believed.root.version,
-            "digest": believed.root.digest,
-            "first": believed.pin,
-            "pinned": believed.pinned_by is not None,
-            "pinned_by": believed.pinned_by,
-            "expired": believed.root.expired_at(SystemClock().now()),
+            "file": str(trust.file),
+            "version": trust.root.version,
+            "digest": trust.root.digest,
+            "first": trust.pin,
+            "pinned": trust.pinned_by is not None,
+            "pinned_by": trust.pinned_by,
+            "expired": trust.root.expired_at(SystemClock().now()),
         },
     }
 
 
 def step_facts(step: VerificationStep) -> dict[str, object]:
-    """One step, as JSON."""
+    """Return a step as JSON."""
     return asdict(step)
 
 
 def print_account(account: Account) -> None:
-    """Print how the verification went, step by step."""
-    believed = account.believed
-    if believed.pinned_by:
-        render.success(f"Trust root version {believed.root.version} follows from {believed.pin}")
-        render.text(f"  pinned by {believed.pinned_by}")
+    """Print a verification, step by step."""
+    trust = account.trust
+    if trust.pinned_by:
+        render.success(f"Trust root version {trust.root.version} follows from {trust.pin}")
+        render.text(f"  pinned by {trust.pinned_by}")
     else:
         render.warning(
-            f"THE TRUST ROOT ITSELF WAS NOT PINNED: {believed.file} vouches for itself, which proves nothing.",
-            "Get the first root's digest from its keeper and pass --trust-root sha256:…",
+            f"THE TRUST ROOT ITSELF WAS NOT PINNED: {trust.file} is signed only by its own keys, which proves nothing.",
+            "Ask the owner of the repository for the digest, then pass --trust-root sha256:…",
         )
-    if believed.root.expired_at(SystemClock().now()):
-        render.warning(f"The trust root expired at {isoformat(believed.root.expires)}: nothing new is admitted.")
-    render.text(f"For {account.told.environment}:")
+    if trust.root.expired_at(SystemClock().now()):
+        render.warning(f"The trust root expired at {isoformat(trust.root.expires)}: new bundles are refused.")
+    render.text(f"For {account.shown.environment}:")
     marks = {True: render.DONE, False: render.FAILED, None: render.OPEN}
-    for step in account.told.steps:
+    for step in account.shown.steps:
         code = f"{step.code}: " if step.code else ""
         render.line(marks[step.passed], f"{step.number:>2} {step.title}: {code}{step.detail}")
     for each in account.environments:
-        if each is not account.told:
+        if each is not account.shown:
             render.line(marks[each.valid], f"   For {each.environment}")

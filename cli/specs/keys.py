@@ -1,4 +1,4 @@
-"""``kneo keys``: make signing keys, and show whose they are."""
+"""``kneo keys``: create and show signing keys."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from kneo.trust.keys import PEM_BYTES, Algorithm, PrivateKey, PublicKey
 
 app = typer.Typer()
 
-AsJson = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
 def generate(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The private key's file; it must not exist.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Private key file to create; must not exist.")],
     *,
     algorithm: Annotated[Algorithm, typer.Option(help="Ed25519, or ECDSA on P-256.")] = Algorithm.ED25519,
-    principal: Annotated[str | None, typer.Option(help="Whose key it is; repeated in the answer.")] = None,
+    principal: Annotated[str | None, typer.Option(help="Owner of the key, for the output.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a private key.
+    """Create a private key and print its public half.
 
-    A PKCS#8 PEM file that only you can read, encrypted when KNEO_SERV_KEY_PASSPHRASE is set. The public half is printed:
-    give it to whoever keeps the trust root.
+    The key is a PKCS#8 PEM file with mode 0600, encrypted if KNEO_SERV_KEY_PASSPHRASE is set.
+
+    Example: kneo keys generate --output ann.pem --principal ann
     """
     key = PrivateKey.generate(algorithm)
     write_secret(output, key.dump(settings.from_env().key_passphrase or None))
@@ -38,20 +39,23 @@ def generate(
         answer["principal"] = principal
 
     def show() -> None:
-        render.success(f"Private key written to {output}. Keep it out of every repository.")
+        render.success(f"Wrote private key {output}. Do not commit it.")
         _print_public(key.public)
-        render.text("\nWhoever keeps the trust root needs the public half: kneo trust add-key --help")
+        render.text("\nNext: a holder of a root key adds the public half: kneo trust add-key --help")
 
     render.emit(answer, as_json=as_json, text=show)
 
 
 @app.command()
 def show(
-    file: Annotated[Path, typer.Argument(help="A private or public key in PEM form.")],
+    file: Annotated[Path, typer.Argument(help="Private or public key file (PEM).")],
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Show a key's id, algorithm and public half."""
+    """Show the id, algorithm and public half of a key.
+
+    Example: kneo keys show ann.pem
+    """
     public = load_public(file)
     render.emit(
         {"file": str(file), **_described(public)},

@@ -1,4 +1,4 @@
-"""Keys that never leave where they are kept: a command signs, in a key service, a hardware token, another machine."""
+"""Signing keys behind a command: in a key service, a hardware token, another machine."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from kneo.trust.dsse import decode_base64
 from kneo.trust.keys import Algorithm, KeyId, PublicKey, SigningKey
 
 SECONDS = 60.0
-"""Longest that a command may take to sign."""
+"""Time limit of the command."""
 
 SIGNATURE_BYTES = 1_024
 
 
 @dataclass(frozen=True)
 class CommandKey:
-    """A key behind a command, which reads what is to be signed and writes a signature, raw or in base64.
+    """A key behind a command, which reads the bytes to sign and writes a signature, raw or in base64.
 
     Args:
-        public: The key that it signs with.
-        command: The command with its arguments, spelled as for a shell; no shell reads it.
+        public: The public key of the command.
+        command: The command with its arguments, quoted as for a shell; it runs without one.
     """
 
     public: PublicKey
@@ -39,18 +39,18 @@ class CommandKey:
         return self.public.algorithm
 
     def sign(self, data: bytes) -> bytes:
-        """Let the command sign, and check what it says before anything is written.
+        """Sign with the command, and verify its signature.
 
         Raises:
             Usage: the command cannot be started.
             Transient: it failed or took too long.
-            Invalid: what it wrote is no signature of this by the public key.
+            Invalid: its output is no signature by the public key.
         """
-        said = self._run(data)
-        for signature in (said, _decoded(said)):
+        output = self._run(data)
+        for signature in (output, _decoded(output)):
             if 0 < len(signature) <= SIGNATURE_BYTES and self.public.verify(data, signature):
                 return signature
-        msg = f"What {self._name} wrote is no signature by {self.keyid}."
+        msg = f"The output of {self._name} is no signature by {self.keyid}."
         hint = "It gets the bytes on its standard input and writes the signature, raw or in base64; Ed25519, or ECDSA over SHA-256."
         raise Invalid(msg, code="SignatureInvalid", hint=hint)
 
@@ -66,7 +66,7 @@ class CommandKey:
             raise Transient(msg, code="signer_failed") from error
         if done.returncode != 0:
             why = done.stderr.decode(errors="replace").strip().splitlines()
-            msg = f"{self._name} ended with status {done.returncode}: {why[-1][:200] if why else 'it said nothing'}"
+            msg = f"{self._name} ended with status {done.returncode}: {why[-1][:200] if why else 'no message'}"
             raise Transient(msg, code="signer_failed")
         return done.stdout
 
@@ -76,22 +76,22 @@ class CommandKey:
 
 
 def signing_key(file: Path | None, signer: str | None, public: Path | None) -> SigningKey | None:
-    """Return what signs; None where nothing was given.
+    """Return the signing key of the options; None without one.
 
     Raises:
         Usage: a part is missing, or there is too much.
         NotFound, Invalid: no file, or no key.
     """
     if (signer is None) != (public is None) or (signer and file):
-        msg = "--signer and --public belong together, and take the place of --key."
-        raise Usage(msg, hint="kneo keys show prints a public key.")
+        msg = "--signer needs --public, and excludes --key."
+        raise Usage(msg, hint="Print a public key: kneo keys show FILE")
     if signer is not None and public is not None:
         return CommandKey(load_public(public), signer)
     return load_private(file) if file is not None else None
 
 
-def _decoded(said: bytes) -> bytes:
+def _decoded(output: bytes) -> bytes:
     try:
-        return decode_base64("".join(said.decode("ascii").split()))
+        return decode_base64("".join(output.decode("ascii").split()))
     except (Invalid, UnicodeDecodeError):
         return b""

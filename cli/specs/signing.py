@@ -1,4 +1,4 @@
-"""Freezing a resolved spec into a bundle and signing it, beside the versions that are there already."""
+"""Build and sign bundles, as the next version in their folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kneo.trust.verify import parse_bundle_path
 
 @dataclass(frozen=True)
 class Place:
-    """Which version of which bundle is signed, and into which file."""
+    """Name, version and file of a bundle to sign."""
 
     name: str
     version: str
@@ -34,40 +34,40 @@ class Place:
 
 @dataclass(frozen=True)
 class SignedBundle:
-    """What came of signing."""
+    """A signed bundle."""
 
     file: Path
     statement: BundleStatement
     signers: tuple[str, ...]
-    """Key ids of all signatures, as the envelope names them."""
+    """Key ids of all signatures in the envelope."""
 
     added: bool
-    """Whether this was a further signature on a bundle that was there already."""
+    """Whether the signature was added to an existing bundle."""
 
     skipped: tuple[Path, ...] = ()
-    """Files beside it that are no bundles, and so took no part in numbering."""
+    """Files in the folder that are no bundles, ignored in the numbering."""
 
 
 def place_of(output: Path | None, name: str | None, version: str | None, repository: ConfigRepository | None) -> Place:
-    """Work out name, version and file from what was given; the file's place says name and version.
+    """Return name, version and file from the options; a path in bundles/ sets name and version.
 
     Raises:
-        Usage: too little was given, or it contradicts itself.
+        Usage: the options are incomplete or contradict each other.
     """
-    hint = "Write --output bundles/NAME/VERSION.dsse.json, or give --name and --version in a config repository."
+    hint = "Pass --output bundles/NAME/VERSION.dsse.json, or --name and --version in a config repository."
     if output is None:
         if repository is None or name is None or version is None:
-            msg = "Where should the bundle go, and what is it called?"
+            msg = "The bundle has no output file."
             raise Usage(msg, hint=hint)
         output = repository.bundle_file(name, version)
-    said = parse_bundle_path("/".join(output.absolute().parts[-3:]))
-    if said is None and (name is None or version is None):
-        msg = f"{output} does not say which version of which bundle this is."
+    named = parse_bundle_path("/".join(output.absolute().parts[-3:]))
+    if named is None and (name is None or version is None):
+        msg = f"{output} does not set name and version of the bundle."
         raise Usage(msg, hint=hint)
-    found = said or (str(name), str(version))
+    found = named or (str(name), str(version))
     if (name or found[0], version or found[1]) != found:
         msg = f"{output} is the place of {found[0]} {found[1]}, not of {name or found[0]} {version or found[1]}."
-        raise Usage(msg, hint="Leave --name and --version out, or change --output.")
+        raise Usage(msg, hint="Omit --name and --version, or change --output.")
     return Place(*found, output)
 
 
@@ -81,14 +81,14 @@ def sign_bundle(
     source: BundleSource | None,
     now: datetime,
 ) -> SignedBundle:
-    """Sign a resolved spec as a new version, or vouch for the version that is there already.
+    """Sign a resolved spec as a new version, or add a signature to the existing version.
 
     Raises:
         Conflict: the version was signed already with other content.
         Invalid: the folder holds another bundle's versions, or a field is out of its bounds.
     """
     if place.file.exists():
-        return _vouch(place, spec, environments, key)
+        return _add_signature(place, spec, environments, key)
     line = read_line(place)
     statement = build_bundle(
         name=place.name,
@@ -108,7 +108,7 @@ def sign_bundle(
 
 @dataclass(frozen=True)
 class Line:
-    """Where a new version stands behind those that are in the folder."""
+    """The sequence number of a new version, and the version before it."""
 
     seq: int
     prev: Digest | None
@@ -116,10 +116,10 @@ class Line:
 
 
 def read_line(place: Place) -> Line:
-    """Find the sequence number that comes next and the digest of the newest version.
+    """Return the next sequence number and the digest of the newest version.
 
-    A file that is no bundle is left out, so that one damaged version does not stop all later ones. Should it have been
-    accepted before it was damaged, the controller, which remembers, refuses the number that is then given twice.
+    A file that is no bundle is ignored, so that one damaged version does not stop later ones. If it was accepted before the
+    damage, the controller refuses the repeated number.
 
     Raises:
         Invalid: the folder holds another bundle's versions.
@@ -143,7 +143,7 @@ def read_line(place: Place) -> Line:
 
 
 def read_statement(path: Path) -> tuple[Envelope, BundleStatement]:
-    """Read a bundle and believe nothing of it.
+    """Parse a bundle without verification.
 
     Raises:
         NotFound, Invalid: it is not there, or not a bundle.
@@ -156,7 +156,7 @@ def read_statement(path: Path) -> tuple[Envelope, BundleStatement]:
 
 
 def source_of(spec: Path) -> BundleSource | None:
-    """Say which commit a spec came from, as far as that is true: a file that differs from its commit came from none."""
+    """Return repository, commit and path of a spec; no commit for a file with uncommitted changes."""
     try:
         clone = Clone.find(spec.absolute().parent)
     except (NotFound, Invalid):
@@ -171,15 +171,17 @@ def source_of(spec: Path) -> BundleSource | None:
         clone.close()
 
 
-def _vouch(place: Place, spec: Mapping[str, object], environments: Sequence[str], key: SigningKey) -> SignedBundle:
+def _add_signature(
+    place: Place, spec: Mapping[str, object], environments: Sequence[str], key: SigningKey
+) -> SignedBundle:
     envelope, statement = read_statement(place.file)
     predicate = statement.predicate
     wanted = {"spec": digest_of_json(spec), "environments": sorted(environments)}
-    said = {"spec": digest_of_json(predicate.spec), "environments": sorted(predicate.environments)}
-    different = [name for name, value in wanted.items() if value != said[name]]
+    present = {"spec": digest_of_json(predicate.spec), "environments": sorted(predicate.environments)}
+    different = [name for name, value in wanted.items() if value != present[name]]
     if different or (predicate.name, predicate.version) != (place.name, place.version):
         what = " and ".join(different) or "name"
-        msg = f"{place.file} was signed already, and its {what} differs from what is signed now."
+        msg = f"{place.file} was signed before, and its {what} differs."
         raise Conflict(
             msg, hint="A version is signed once and never changed; choose the next one.", file=str(place.file)
         )

@@ -23,23 +23,26 @@ DEFAULT_LIFE = "365d"
 MIN_PREFIX = 8
 """Shortest beginning of a key id that is accepted for it, in hex digits."""
 
-File = Annotated[Path | None, typer.Option("--file", help="The trust root; found from here when left out.")]
-Keys = Annotated[list[Path], typer.Option("--key", help="Private key to sign the new version with; repeatable.")]
-Life = Annotated[str | None, typer.Option("--expires", help="From now until it admits nothing new, such as 365d.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
-KeyName = Annotated[str, typer.Argument(metavar="KEY", help="A key id, its first digits, or a PEM file.")]
+File = Annotated[Path | None, typer.Option("--file", help="Trust root file. Default: that of the repository.")]
+Keys = Annotated[list[Path], typer.Option("--key", help="Private key file that signs the new version; repeatable.")]
+Life = Annotated[str | None, typer.Option("--expires", help="Lifetime of the trust root, for example 365d.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+KeyName = Annotated[str, typer.Argument(metavar="KEY", help="Key id, its first digits, or a PEM file.")]
 
 
 @app.command("init")
 def init(
     *,
-    key: Annotated[Path, typer.Option("--key", help="Private key of the first person; it gets every role.")],
-    principal: Annotated[str, typer.Option(help="Whose key that is.")] = "owner",
+    key: Annotated[Path, typer.Option("--key", help="Private key file of the first person, who gets every role.")],
+    principal: Annotated[str, typer.Option(help="Owner of the key.")] = "owner",
     file: File = None,
-    expires: Annotated[str, typer.Option("--expires", help="From now until it admits nothing new.")] = DEFAULT_LIFE,
+    expires: Annotated[str, typer.Option("--expires", help="Lifetime of the trust root.")] = DEFAULT_LIFE,
     as_json: AsJson = False,
 ) -> None:
-    """Begin a trust root: version 1, with one key for the roles root, release and approver."""
+    """Create a trust root with one key for the roles root, release and approver.
+
+    Example: kneo trust init --key root.pem --principal ann
+    """
     files = _files(file)
     files.begin(load_private(key), principal, SystemClock().now() + parse_duration(expires))
     _answer(files, as_json=as_json)
@@ -47,25 +50,34 @@ def init(
 
 @app.command()
 def show(*, file: File = None, as_json: AsJson = False) -> None:
-    """Show whose keys count for what, until when, and whether every signature is there."""
+    """Show the keys, roles, expiry and missing signatures of the trust root.
+
+    Example: kneo trust show --json
+    """
     _answer(_files(file), as_json=as_json)
 
 
 @app.command("add-key")
 def add(
-    public: Annotated[Path, typer.Argument(metavar="PEM", help="The new key; its public half is enough.")],
+    public: Annotated[Path, typer.Argument(metavar="PEM", help="New key file; the public half is enough.")],
     *,
-    principal: Annotated[str, typer.Option(help="Whose key it is.")],
-    role: Annotated[list[str], typer.Option("--role", help="What it may do: root, release, approver; repeatable.")],
+    principal: Annotated[str, typer.Option(help="Owner of the key.")],
+    role: Annotated[
+        list[str], typer.Option("--role", help="Role of the key: root, release, approver or a new one; repeatable.")
+    ],
     key: Keys,
     path: Annotated[
-        list[str] | None, typer.Option("--path", help="Which files a new role may sign, such as bundles/team-*/*.")
+        list[str] | None,
+        typer.Option("--path", help="Paths that a new role may sign, for example bundles/team-*/*; repeatable."),
     ] = None,
     file: File = None,
     expires: Life = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give a person's key to roles. A role that does not exist yet begins with a threshold of one."""
+    """Add a person's key to roles. A new role has a threshold of one.
+
+    Example: kneo trust add-key bob.pem --principal bob --role approver --key root.pem
+    """
     new = load_public(public)
 
     def change(document: RootDocument) -> RootDocument:
@@ -85,12 +97,15 @@ def remove(
     name: KeyName,
     *,
     key: Keys,
-    role: Annotated[list[str] | None, typer.Option("--role", help="Only from this role; repeatable.")] = None,
+    role: Annotated[list[str] | None, typer.Option("--role", help="Remove it from this role only; repeatable.")] = None,
     file: File = None,
     expires: Life = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take a key away. What it signed stops counting; revoke it to keep what was signed while it was good."""
+    """Remove a key. All its signatures become void; to keep earlier ones valid, use kneo trust revoke.
+
+    Example: kneo trust remove-key bob.pem --key root.pem
+    """
     _edit(file, lambda d: remove_key(d, _find_key(d, name), roles=role), key, expires, as_json=as_json)
 
 
@@ -98,17 +113,20 @@ def remove(
 def revoke(
     name: KeyName,
     *,
-    reason: Annotated[str, typer.Option(help="Why, for people.")],
+    reason: Annotated[str, typer.Option(help="Reason of the revocation.")],
     key: Keys,
-    at: Annotated[str | None, typer.Option(help="From when on it vouches for nothing new; now when left out.")] = None,
+    at: Annotated[str | None, typer.Option(help="Time of the revocation. Default: now.")] = None,
     compromised_since: Annotated[
-        str | None, typer.Option(help="From when on nothing it signed counts, though it was seen before.")
+        str | None, typer.Option(help="Also void signatures first seen from this time on.")
     ] = None,
     file: File = None,
     expires: Life = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say that a key vouches for nothing from a moment on. What was seen before stays valid."""
+    """Revoke a key as of a given time. Earlier signatures stay valid unless --compromised-since is set.
+
+    Example: kneo trust revoke bob.pem --reason "left the team" --key root.pem
+    """
     moment = parse_time(at) if at else SystemClock().now()
     since = parse_time(compromised_since) if compromised_since else None
 
@@ -120,19 +138,22 @@ def revoke(
 
 @app.command("set-role")
 def change_role(
-    role: Annotated[str, typer.Argument(help="Which role.")],
+    role: Annotated[str, typer.Argument(help="Name of the role.")],
     *,
     key: Keys,
-    threshold: Annotated[int | None, typer.Option(help="How many different people must sign.")] = None,
-    path: Annotated[list[str] | None, typer.Option("--path", help="Which files it may sign; repeatable.")] = None,
+    threshold: Annotated[int | None, typer.Option(help="Number of people who have to sign.")] = None,
+    path: Annotated[list[str] | None, typer.Option("--path", help="Paths that the role may sign; repeatable.")] = None,
     file: File = None,
     expires: Life = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change how many people of a role must sign, or what they may sign."""
+    """Change the threshold or the paths of a role.
+
+    Example: kneo trust set-role release --threshold 2 --key root.pem
+    """
     if threshold is None and not path:
         msg = "There is nothing to change."
-        raise Usage(msg, hint="Give --threshold, --path, or both.")
+        raise Usage(msg, hint="Pass --threshold, --path, or both.")
     _edit(file, lambda d: set_role(d, role, threshold=threshold, paths=path), key, expires, as_json=as_json)
 
 
@@ -141,12 +162,15 @@ def sign(
     *,
     key: Keys,
     expires: Annotated[
-        str | None, typer.Option("--expires", help="Begin the next version, which lasts this long from now.")
+        str | None, typer.Option("--expires", help="Renew: lifetime of a new version, for example 365d.")
     ] = None,
     file: File = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add signatures to the present trust root, or renew it with --expires."""
+    """Sign the present trust root, or renew it with --expires.
+
+    Example: kneo trust sign --expires 365d --key root.pem
+    """
     if expires:
         _edit(file, lambda document: document, key, expires, as_json=as_json)
         return
@@ -182,7 +206,7 @@ def _find_key(document: RootDocument, name: str) -> str:
         what = "No key" if not found else "More than one key"
         msg = f"{what} of the trust root is called {name!r}."
         raise NotFound(
-            msg, hint=f"Give the id, at least {MIN_PREFIX} of its digits, or a PEM file; see kneo trust show."
+            msg, hint=f"Pass the id, at least {MIN_PREFIX} of its digits, or a PEM file; see kneo trust show."
         )
     return found[0]
 
@@ -223,7 +247,7 @@ def _print(file: Path, chain: RootChain, missing: Untrusted | None) -> None:
     document = chain.newest.document
     render.text(
         f"{file}\n  version  {document.version}\n  digest   {chain.newest.digest}\n"
-        f"  pin      {chain.first} (the first root; what a controller is given)\n"
+        f"  pin      {chain.first} (the digest of the first root, for --trust-root)\n"
         f"  expires  {isoformat(document.expires)}"
     )
     rows = [
@@ -239,6 +263,6 @@ def _print(file: Path, chain: RootChain, missing: Untrusted | None) -> None:
         others = f" (compromised since {isoformat(since)})" if since is not None else ""
         render.text(f"  revoked  {revocation.keyid[:19]}… of {owner} from {when}{others}: {revocation.reason}")
     if missing is None:
-        render.success("Every signature that it needs is there.")
+        render.success("All required signatures are present.")
     else:
         render.warning(missing.message, missing.hint)

@@ -1,7 +1,7 @@
-"""Trust roots on disk: the newest in ``trust.json``, those before it in ``roots/<N>.json``.
+"""Trust roots on disk: the newest in ``trust.json``, earlier ones in ``roots/<N>.json``.
 
-A root that has all its signatures is never edited: the first change after it begins the next version and keeps the old
-one. A root that still lacks signatures is a draft: changes go into it, and drop the signatures it had.
+A complete root is never edited: the first change begins the next version and keeps the old one. A root with missing
+signatures is a draft: a change edits it, and drops its signatures.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ROOT_FILE = re.compile(r"([1-9][0-9]{0,6})\.json")
 
 @dataclass(frozen=True)
 class StoredRoot:
-    """One root's envelope and what it says. Reading it proves nothing."""
+    """An unverified root: its envelope and content."""
 
     data: bytes
     envelope: Envelope
@@ -48,7 +48,7 @@ class StoredRoot:
         return self.envelope.digest
 
     def signers(self) -> frozenset[KeyId]:
-        """The keys whose signatures count for a new root."""
+        """Return the keys of the root role."""
         return frozenset(self.document.roles[ROOT_ROLE].keys)
 
 
@@ -64,7 +64,7 @@ class RootChain:
 
     @property
     def first(self) -> Digest:
-        """The digest of the oldest root: what is pinned."""
+        """Digest of the oldest root, the one to pin."""
         return self.roots[0].digest
 
     @property
@@ -72,7 +72,7 @@ class RootChain:
         return [root.data for root in self.roots]
 
     def verify(self, pin: Digest, now: datetime) -> TrustRoot:
-        """Walk from the pinned root to the newest.
+        """Verify the chain from the pinned root.
 
         Raises:
             Untrusted, Invalid: as ``verify_chain`` says.
@@ -80,7 +80,7 @@ class RootChain:
         return verify_chain(pin, self.envelopes, now)
 
     def missing(self, now: datetime) -> Untrusted | None:
-        """Say why the newest root does not follow from the oldest, or None when it does."""
+        """Return why the newest root is not verified; None when it is."""
         try:
             self.verify(self.first, now)
         except Untrusted as error:
@@ -90,7 +90,7 @@ class RootChain:
 
 @dataclass(frozen=True)
 class TrustFiles:
-    """Where a chain of trust roots is kept.
+    """The files of a chain of trust roots.
 
     Attributes:
         file: The newest root.
@@ -107,7 +107,7 @@ class TrustFiles:
         """
         if not self.file.is_file():
             msg = f"There is no trust root at {self.file}."
-            hint = "Run this in a config repository, name the file with --file, or begin one with kneo trust init."
+            hint = "Run this in a config repository, pass --file, or create a trust root: kneo trust init"
             raise NotFound(msg, hint=hint, file=str(self.file))
         return RootChain((*map(_read, self._earlier()), _read(self.file)))
 
@@ -118,16 +118,18 @@ class TrustFiles:
 
         Args:
             key: The key of the role root, which signs it.
-            principal: Whose key that is.
-            expires: From when on nothing new is admitted under this root.
-            others: The keys of further roles; a role that is left out gets the root key.
+            principal: Owner of the key.
+            expires: Expiry of the root.
+            others: Keys of further roles; other roles get the root key.
 
         Raises:
             Conflict: there is a root already.
         """
         if self.file.exists():
             msg = f"{self.file} exists already."
-            raise Conflict(msg, hint="Change it with kneo trust add-key and the others.", file=str(self.file))
+            raise Conflict(
+                msg, hint="Change it with kneo trust add-key, remove-key, revoke or set-role.", file=str(self.file)
+            )
         owner = TrustedKey(key.public, principal)
         members = dict.fromkeys(FIRST_ROLES, owner) | dict(others or {})
         document = first_root(
@@ -138,10 +140,10 @@ class TrustFiles:
         return envelope.digest
 
     def edit(self, change: Callable[[RootDocument], RootDocument], keys: Sequence[PrivateKey], now: datetime) -> None:
-        """Change the newest root if it is a draft, else begin the next version with the change; sign and write it.
+        """Change a draft, or begin the next version with the change; sign and write it.
 
         Raises:
-            KneoError: the change is refused, or a key's signature would count for nothing. Then nothing is written.
+            KneoError: the change is refused, or a key is not of the root role; nothing is written.
         """
         chain = self.read()
         newest = chain.newest
@@ -157,14 +159,14 @@ class TrustFiles:
         """Add signatures to the newest root.
 
         Raises:
-            Untrusted: a key's signature would count for nothing.
+            Untrusted: a key is not of the root role.
         """
         chain = self.read()
         envelope = _sign(chain.newest.envelope, keys, chain.roots[-2:-1])
         write_whole(self.file, serialise(envelope))
 
     def files_of(self, chain: RootChain) -> list[Path]:
-        """List the files of the newest root and of the one before it: what a change has to be committed with."""
+        """Return the files of the newest root and of the one before it, to commit together."""
         before = self.file.parent / "roots" / f"{chain.newest.document.version - 1}.json"
         return [self.file, before] if before.is_file() else [self.file]
 
@@ -176,7 +178,7 @@ class TrustFiles:
     def _keep(self, root: StoredRoot) -> None:
         path = self.file.parent / "roots" / f"{root.document.version}.json"
         if path.exists() and path.read_bytes() != root.data:
-            msg = f"{path} already holds another trust root than the one that is to be kept there."
+            msg = f"{path} already holds a different trust root."
             raise Invalid(msg, hint="Restore environments/ from Git and try again.", file=str(path))
         write_whole(path, root.data)
 
@@ -195,14 +197,14 @@ def _unsigned(document: RootDocument) -> Envelope:
 
 
 def _sign(envelope: Envelope, keys: Sequence[PrivateKey], before: Sequence[StoredRoot]) -> Envelope:
-    # A new root needs the people of the one before and its own, so both may sign; nobody else's signature counts.
+    # A new root needs signatures of the root role before it and of its own; no other key may sign.
     document = parse_root(envelope.payload)
-    welcome = frozenset(document.roles[ROOT_ROLE].keys).union(*(root.signers() for root in before))
+    allowed = frozenset(document.roles[ROOT_ROLE].keys).union(*(root.signers() for root in before))
     for root in before[-1:]:
         check_new_principals(document, root.document)
     for key in keys:
-        if key.keyid not in welcome:
-            msg = f"The key {key.keyid} is not one of the role root, so its signature would count for nothing."
+        if key.keyid not in allowed:
+            msg = f"The key {key.keyid} is not of the role root, so its signature does not count."
             raise Untrusted(msg, hint="kneo trust show lists the keys of each role.")
         envelope = add_signature(envelope, key)
     return envelope
