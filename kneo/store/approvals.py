@@ -1,4 +1,4 @@
-"""Decisions of people about releases, holds and suspensions: what gates look at and Git does not say."""
+"""Approvals of releases, holds and suspensions: the decisions that gates evaluate and Git does not contain."""
 
 from __future__ import annotations
 
@@ -15,29 +15,12 @@ AnyRow = Row[*tuple[object, ...]]
 
 
 def insert_approval(tx: Tx, item: ApprovalRecord) -> bool:
-    """Keep a decision; say whether it is new."""
-    return insert_ignoring_duplicates(
-        tx,
-        approvals,
-        id=item.id,
-        environment=item.environment,
-        subject=item.subject,
-        subject_name=item.subject_name,
-        policy_digest=item.policy_digest,
-        principal=item.principal,
-        keyid=item.keyid,
-        decision=item.decision,
-        signed=item.signed,
-        origin=item.origin,
-        payload_digest=item.payload_digest,
-        envelope=item.envelope,
-        expires_at=item.expires_at,
-        first_seen_at=tx.at,
-    )
+    """Store an approval or rejection; return whether it is new."""
+    return insert_ignoring_duplicates(tx, approvals, **vars(item) | {"first_seen_at": tx.at})
 
 
 def note_origin(tx: Tx, identity: str, origin: str) -> bool:
-    """Note that a decision came by another way too; say whether that is news."""
+    """Record the origin of a decision that came from another one before; return whether it changed."""
     other = (approvals.c.id == identity) & (approvals.c.origin != origin)
     return tx.connection.execute(update(approvals).where(other).values(origin=origin)).rowcount > 0
 
@@ -45,22 +28,22 @@ def note_origin(tx: Tx, identity: str, origin: str) -> bool:
 def list_approvals(
     tx: Tx, environment: str | None = None, subject: str | None = None, *, unexpired_at: str | None = None
 ) -> tuple[ApprovalRecord, ...]:
-    """Read decisions in the order in which they were first seen.
+    """List approvals and rejections in the order in which they were first seen.
 
     Args:
         tx: An open transaction.
         environment: Only those about this environment.
         subject: Only those about this.
-        unexpired_at: Leave out approvals that expired by then; a rejection stands until it is taken back.
+        unexpired_at: Leave out approvals that expired by this time; a rejection does not expire.
     """
-    wanted = []
+    where = []
     if environment is not None:
-        wanted.append(approvals.c.environment == environment)
+        where.append(approvals.c.environment == environment)
     if subject is not None:
-        wanted.append(approvals.c.subject == subject)
+        where.append(approvals.c.subject == subject)
     if unexpired_at is not None:
-        wanted.append(or_(approvals.c.expires_at > unexpired_at, approvals.c.decision == "reject"))
-    rows = tx.connection.execute(select(approvals).where(*wanted).order_by(approvals.c.first_seen_at, approvals.c.id))
+        where.append(or_(approvals.c.expires_at > unexpired_at, approvals.c.decision == "reject"))
+    rows = tx.connection.execute(select(approvals).where(*where).order_by(approvals.c.first_seen_at, approvals.c.id))
     return tuple(_approval(row) for row in rows)
 
 
@@ -79,30 +62,22 @@ def _approval(row: AnyRow) -> ApprovalRecord:
 
 
 def put_hold(tx: Tx, item: Hold) -> None:
-    upsert(
-        tx,
-        holds,
-        {"environment": item.environment, "bundle": item.bundle},
-        digest=item.digest,
-        actor=item.actor,
-        reason=item.reason,
-        since=tx.at,
-        until=item.until,
-    )
+    values = {name: value for name, value in vars(item).items() if name not in {"environment", "bundle"}}
+    upsert(tx, holds, {"environment": item.environment, "bundle": item.bundle}, **values | {"since": tx.at})
 
 
 def delete_hold(tx: Tx, environment: str, bundle: str) -> bool:
-    """Lift a hold; say whether there was one."""
+    """Lift a hold; return whether there was one."""
     done = tx.connection.execute(delete(holds).where(holds.c.environment == environment, holds.c.bundle == bundle))
     return done.rowcount > 0
 
 
 def list_holds(tx: Tx, environment: str | None = None) -> tuple[Hold, ...]:
-    """Read the holds that are not over yet."""
-    wanted: list[ColumnElement[bool]] = [(holds.c.until.is_(None)) | (holds.c.until > tx.at)]
+    """List the holds that are in force."""
+    where: list[ColumnElement[bool]] = [(holds.c.until.is_(None)) | (holds.c.until > tx.at)]
     if environment is not None:
-        wanted.append(holds.c.environment == environment)
-    rows = tx.connection.execute(select(holds).where(*wanted).order_by(holds.c.environment, holds.c.bundle))
+        where.append(holds.c.environment == environment)
+    rows = tx.connection.execute(select(holds).where(*where).order_by(holds.c.environment, holds.c.bundle))
     return tuple(Hold(**row._asdict()) for row in rows)
 
 
@@ -110,24 +85,17 @@ def list_holds(tx: Tx, environment: str | None = None) -> tuple[Hold, ...]:
 
 
 def put_suspension(tx: Tx, item: Suspension) -> None:
-    upsert(
-        tx,
-        suspensions,
-        {"environment": item.environment},
-        actor=item.actor,
-        reason=item.reason,
-        since=tx.at,
-        until=item.until,
-    )
+    values = {name: value for name, value in vars(item).items() if name != "environment"}
+    upsert(tx, suspensions, {"environment": item.environment}, **values | {"since": tx.at})
 
 
 def delete_suspension(tx: Tx, environment: str) -> bool:
-    """Lift a suspension; say whether there was one."""
+    """Lift a suspension; return whether there was one."""
     return tx.connection.execute(delete(suspensions).where(suspensions.c.environment == environment)).rowcount > 0
 
 
 def suspension(tx: Tx, environment: str) -> Suspension | None:
-    """Read an environment's suspension, if it is not over yet."""
+    """Read the suspension of an environment that is in force."""
     row = tx.connection.execute(
         select(suspensions).where(
             suspensions.c.environment == environment,

@@ -1,4 +1,4 @@
-"""Audit events: recorded with the change they describe, sealed into the chain afterwards, checked from the start."""
+"""Audit events: recorded in the transaction of a change, sealed into the chain afterwards, verified from the first one."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("kneo.audit")
 
 SEAL_BATCH = 1_000
-"""Events that one sealing transaction takes; bounds how long it keeps other writers waiting."""
+"""Events of one sealing transaction, which bounds the wait of other writers."""
 
 WALK_BATCH = 2_000
 
 MOST_WAITING = timedelta(minutes=1)
-"""How long an event may wait to be sealed; sealing is done every second."""
+"""The longest time that an event may wait to be sealed; sealing runs every second."""
 
 NOTHING_KEPT = Kept()
 
@@ -61,7 +61,7 @@ def record(
     environment: str | None = None,
     metadata: Mapping[str, object] | None = None,
 ) -> AuditEvent:
-    """Write an event in the transaction of its change.
+    """Record an event in the transaction of its change.
 
     Raises:
         Invalid: the event has no canonical form, so it could never be sealed.
@@ -81,7 +81,7 @@ def record(
 
 
 def record_all(tx: Tx, events: Sequence[AuditEvent]) -> None:
-    """Write many events at once; a first commit brings thousands.
+    """Record many events in two statements; a first commit brings thousands.
 
     Raises:
         Invalid: one of them has no canonical form.
@@ -90,25 +90,13 @@ def record_all(tx: Tx, events: Sequence[AuditEvent]) -> None:
         return
     for item in events:
         item.canonical()
-    rows = [
-        {
-            "id": item.id,
-            "at": item.at,
-            "event_type": item.event_type,
-            "actor": item.actor,
-            "run_id": item.run_id,
-            "continuation_id": item.continuation_id,
-            "environment": item.environment,
-            "metadata": json.dumps(item.metadata, sort_keys=True, ensure_ascii=False),
-        }
-        for item in events
-    ]
+    rows = [vars(item) | {"metadata": json.dumps(item.metadata, sort_keys=True, ensure_ascii=False)} for item in events]
     _INSERT.change_many(tx, rows)
     _INSERT_PENDING.change_many(tx, [{"event_id": item.id} for item in events])
 
 
 def seal(store: Store) -> int:
-    """Give every waiting event its place in the chain; return how many got one."""
+    """Seal all waiting events; return how many."""
     total = 0
     while True:
         with store.write() as tx:
@@ -133,7 +121,7 @@ _LEAVE = Prepared(update(audit_pending).where(audit_pending.c.event_id == bindpa
 
 
 def _seal_batch(tx: Tx) -> tuple[int, int]:
-    """Seal a batch of waiting events; return how many were sealed, and how many were looked at."""
+    """Seal a batch of waiting events; return how many were sealed, and how many were read."""
     if _PENDING.first(tx, {}) is None:
         return 0, 0
     lock_table(tx, "audit_chain")
@@ -153,9 +141,7 @@ def _seal_batch(tx: Tx) -> tuple[int, int]:
         audit_tree.extend(tx, seq - len(links) + 1, [str(link["leaf"]) for link in links])
         _UNLIST.change_many(tx, [{"sealed": link["event_id"]} for link in links])
     if left:
-        log.error(
-            "audit events cannot be sealed, because they were changed while they waited: %s", ", ".join(left[:20])
-        )
+        log.error("audit events cannot be sealed, because they were changed before: %s", ", ".join(left[:20]))
         _LEAVE.change_many(tx, [{"left": event_id, "unsealable": True} for event_id in left])
     return len(links), len(rows)
 
@@ -172,17 +158,17 @@ def chain_head(tx: Tx) -> tuple[int, str]:
 def verify(
     store: Store, *, keys: Sequence[PublicKey] = (), kept: Kept = NOTHING_KEPT, waiting: timedelta | None = MOST_WAITING
 ) -> ChainVerdict:
-    """Walk the whole chain, compare every event with what was sealed, and everything beside it with what follows from it.
+    """Verify the whole chain: every event against its leaf, and the tree, checkpoints and triggers against the chain.
 
     Finds an edited event, a removed or added one, an edited link, a tree or checkpoint that is not that of the events, events
-    that are not sealed, and triggers or views that could swallow some. A rewrite of all of it, by somebody who has the key too,
-    is found only by comparing with what was written down elsewhere.
+    that are not sealed, and triggers or views that could drop some. A rewrite of all of it with the service key is found only by
+    comparison with a head or root that an auditor keeps elsewhere.
 
     Args:
         store: The database.
         keys: The public keys that signed checkpoints; without any, their signatures are not checked.
-        kept: What an auditor has written down.
-        waiting: How long an event may wait to be sealed; None for a copy, in which nothing is sealed.
+        kept: The heads and roots that an auditor keeps.
+        waiting: The longest time an event may wait to be sealed; None for a copy, in which nothing is sealed.
     """
     with store.read() as tx:
         walked = _Walk(tx, kept)
@@ -199,7 +185,7 @@ def verify(
 
 
 class _Walk:
-    """One walk over the chain, from its first event on."""
+    """A walk over the chain from its first event."""
 
     def __init__(self, tx: Tx, kept: Kept) -> None:
         self._tx = tx
@@ -229,7 +215,7 @@ class _Walk:
         return ChainVerdict(valid=False, size=size, head=head, pending=0, broken_at=size + 1, problem=problem)
 
     def _contradicts(self, tree: Frontier, head: str) -> str | None:
-        """Compare the first events with what was said about exactly so many of them."""
+        """Compare the events so far with the checkpoints and heads of this size."""
         size = tree.size
         if self._kept.heads.get(size, head) != head:
             return f"the head over the first {size} events is not the one that was kept"
@@ -252,7 +238,7 @@ class _Walk:
 
 
 def _note_problem(made: Sequence[audit_tree.Checkpoint], keys: Sequence[PublicKey]) -> str | None:
-    """Compare what stored checkpoints say with the columns beside them, and check who signed them."""
+    """Compare the notes of stored checkpoints with their columns, and verify their signatures."""
     for item in made:
         try:
             note = read_checkpoint(item.note, *keys) if keys else parse_checkpoint(item.note)
@@ -269,7 +255,7 @@ def _note_problem(made: Sequence[audit_tree.Checkpoint], keys: Sequence[PublicKe
 
 
 def _waiting_problem(tx: Tx, most: timedelta) -> str | None:
-    """Find an event that cannot be sealed, or should have been long ago."""
+    """Find an event that cannot be sealed, or is overdue."""
     left = (
         select(audit_pending.c.event_id).where(audit_pending.c.unsealable.is_(True)).order_by(audit_pending.c.event_id)
     )
@@ -304,7 +290,7 @@ def _walk(tx: Tx) -> Iterator[AnyRow]:
 
 
 def _problem_outside(tx: Tx) -> str | None:
-    """Find an event that neither is in the chain nor waits for it, or one that waits and is not there."""
+    """Find an event that is neither in the chain nor waiting, or a waiting one that is missing."""
     chained = audit_events.outerjoin(audit_chain, audit_chain.c.event_id == audit_events.c.id)
     added = tx.connection.execute(
         select(audit_events.c.id)
@@ -313,7 +299,7 @@ def _problem_outside(tx: Tx) -> str | None:
         .limit(1)
     ).scalar()
     if added is not None:
-        return f"the event {added} was added beside the chain"
+        return f"the event {added} was added outside the chain"
     removed = tx.connection.execute(
         select(audit_pending.c.event_id)
         .outerjoin(audit_events, audit_events.c.id == audit_pending.c.event_id)
@@ -346,7 +332,7 @@ def event(tx: Tx, event_id: str) -> SealedEvent | None:
 
 
 def event_at(tx: Tx, seq: int) -> SealedEvent | None:
-    """Read the event at a place of the chain."""
+    """Read the event with a sequence number of the chain."""
     found = tx.connection.execute(select(audit_chain.c.event_id).where(audit_chain.c.seq == seq)).scalar()
     return event(tx, str(found)) if found is not None else None
 
@@ -360,7 +346,7 @@ def events(
     limit: int = 100,
     offset: int = 0,
 ) -> tuple[SealedEvent, ...]:
-    """List events, newest first unless told otherwise."""
+    """List events, newest first by default."""
     rows = tx.connection.execute(
         select(audit_events, audit_chain.c.seq, audit_chain.c.leaf)
         .select_from(audit_events.outerjoin(audit_chain, audit_chain.c.event_id == audit_events.c.id))
@@ -378,7 +364,7 @@ def count(tx: Tx, *, event_type: str | None = None, run_id: str | None = None) -
 
 
 def seq_of(tx: Tx, event_id: str) -> int | None:
-    """Find an event's place in the chain; ``None`` while it waits to be sealed."""
+    """Return the sequence number of an event; ``None`` while it waits to be sealed."""
     return tx.connection.execute(select(audit_chain.c.seq).where(audit_chain.c.event_id == event_id)).scalar()
 
 
@@ -405,7 +391,7 @@ def _event(row: AnyRow | PreparedRow) -> AuditEvent:
 
 
 def _metadata(text: str) -> Mapping[str, object]:
-    # Whoever can write here past the triggers must not be able to silence the log by making it unreadable.
+    # A writer that bypasses the triggers must not stop the log by an unreadable event.
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

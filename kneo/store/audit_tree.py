@@ -23,7 +23,7 @@ _ADD = Prepared(insert(audit_nodes))
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """That an event is in the log: what somebody needs to check it without us."""
+    """The proof that an event is in the log, which is verified without this service."""
 
     seq: int
     leaf: str
@@ -43,13 +43,13 @@ class Checkpoint:
 
 
 def extend(tx: Tx, first: int, leaves: Sequence[str]) -> None:
-    """Grow the tree by leaves whose first sequence number is ``first``; catches up where it was left behind."""
+    """Add leaves from the sequence number ``first`` to the tree, after those that it lacks."""
     # The last node rather than their number: it takes no longer however long the log is.
     last = _LAST.first(tx, {})
     covered = 2 * (last.position + 1) if last is not None else 0
     start = first - 1
     if covered > start + 1:
-        # Somebody shortened the log. Its old nodes stay, and give the lie to what is put in its place.
+        # The log was cut off. Its old nodes stay as evidence against new events in their place.
         return
     while covered + 1 < start:
         batch = _leaves(tx, covered, min(start, covered + BACKFILL_BATCH))
@@ -61,7 +61,7 @@ def extend(tx: Tx, first: int, leaves: Sequence[str]) -> None:
 
 
 def _grow(tx: Tx, start: int, leaves: Sequence[str]) -> None:
-    """Hash complete pairs level by level, as far as there are any."""
+    """Hash complete pairs, level by level."""
     level, current = 0, list(leaves)
     while current:
         if start & 1:
@@ -97,7 +97,7 @@ def _node(tx: Tx, level: int, position: int) -> str:
 
 
 def size(tx: Tx) -> int:
-    """How many events are sealed."""
+    """Return the number of sealed events."""
     return tx.connection.execute(select(func.max(audit_chain.c.seq))).scalar() or 0
 
 
@@ -107,7 +107,7 @@ def root(tx: Tx, at: int) -> str:
 
 
 def prove(tx: Tx, seq: int, at: int | None = None) -> Proof:
-    """Prove that an event is in the log, as it is now or as it was at an earlier size.
+    """Prove that an event is in the log of the present or an earlier size.
 
     Raises:
         NotFound: there is no such event in the log of that size.
@@ -125,7 +125,7 @@ def prove(tx: Tx, seq: int, at: int | None = None) -> Proof:
 
 
 class NodeCheck:
-    """Compares the stored nodes with those that the leaves make, while somebody walks over the leaves.
+    """Compares the stored nodes with those of the leaves, during a walk over the leaves.
 
     Args:
         tx: The snapshot.
@@ -136,12 +136,12 @@ class NodeCheck:
         self._made: dict[int, dict[int, str]] = {}
 
     def add(self, completed: Sequence[tuple[int, int, str]]) -> None:
-        """Take nodes that the next leaf has completed."""
+        """Add nodes that the next leaf completes."""
         for level, position, node in completed:
             self._made.setdefault(level, {})[position] = node
 
     def problem(self) -> str | None:
-        """Compare what was taken since the last time; return what is wrong, in a clause."""
+        """Compare the nodes added since the last call; return the first difference, as a clause."""
         made, self._made = self._made, {}
         for level, nodes in sorted(made.items()):
             rows = self._tx.connection.execute(
@@ -157,7 +157,7 @@ class NodeCheck:
         return None
 
     def problem_beyond(self, size: int) -> str | None:
-        """Find nodes of events that are not in the log any more."""
+        """Find nodes of events that are no longer in the log."""
         counts = self._tx.connection.execute(
             select(audit_nodes.c.level, func.max(audit_nodes.c.position)).group_by(audit_nodes.c.level)
         )
@@ -168,12 +168,12 @@ class NodeCheck:
 
 
 def keep_checkpoint(tx: Tx, item: Checkpoint) -> None:
-    """Keep a checkpoint; the first of its size stays."""
+    """Store a checkpoint, unless there is one of its size."""
     insert_ignoring_duplicates(tx, audit_checkpoints, size=item.size, root=item.root, note=item.note, created_at=tx.at)
 
 
 def checkpoints(tx: Tx) -> tuple[Checkpoint, ...]:
-    """Read every checkpoint that was made, oldest first."""
+    """List all checkpoints, oldest first."""
     rows = tx.connection.execute(select(audit_checkpoints).order_by(audit_checkpoints.c.size))
     return tuple(Checkpoint(**row._asdict()) for row in rows)
 

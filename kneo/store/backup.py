@@ -1,7 +1,7 @@
-"""Copies of a database. Of either kind a copy is a SQLite file, taken at one moment while everybody goes on writing.
+"""Backups: a SQLite file with a consistent snapshot of a database of either kind, copied while it is in use.
 
-PostgreSQL's tables are read within one snapshot and written into such a file, so that one kind of backup can be looked
-into with any tool, and comes back into either kind of database.
+A backup of PostgreSQL has its tables, read in one snapshot. A backup can be opened with any SQLite tool and restored into either
+kind of database.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ ROWS_AT_ONCE = 500
 
 
 def back_up(store: Store, destination: Path) -> ChainVerdict:
-    """Copy a database as it is at one moment; ``destination`` is replaced when the copy is whole and on disk.
+    """Copy a snapshot of a database; ``destination`` is replaced once the copy is complete and on disk.
 
     Returns:
-        What the audit log of the copy looks like. One that is broken is copied all the same: it is evidence.
+        The verdict on the copy's audit log. A broken log is copied too, as evidence.
 
     Raises:
-        Invalid: ``backup_damaged``: the copy does not hold together.
+        Invalid: ``backup_damaged``: the copy is not intact.
         Transient: the database cannot be reached.
     """
     with _draft(destination) as draft:
@@ -48,32 +48,32 @@ def back_up(store: Store, destination: Path) -> ChainVerdict:
                 with store.read() as source, copy.write() as target:
                     _copy_rows(source, target)
             verdict = audit.verify(copy, waiting=None)
-        _settle(draft)
+        _finish(draft)
     return verdict
 
 
 def copy_file(source: Path, destination: Path) -> None:
-    """Copy a SQLite database, whoever writes to it meanwhile.
+    """Copy a SQLite database that may be in use.
 
     Raises:
         NotFound: there is no database at ``source``.
-        Invalid: the copy does not hold together, or ``destination`` is ``source``.
+        Invalid: the copy is not intact, or ``destination`` is ``source``.
     """
     if source.resolve() == destination.resolve():
         msg = f"{source} cannot be copied onto itself."
         raise Invalid(msg)
     with _draft(destination) as draft:
         _copy_pages(source, draft)
-        _settle(draft)
+        _finish(draft)
 
 
 def restore(source: Path, store: Store) -> ChainVerdict:
-    """Bring a copy into an empty PostgreSQL database, all of it or nothing.
+    """Restore a backup into an empty PostgreSQL database, in one transaction.
 
     Raises:
-        NotFound: there is no copy.
+        NotFound: there is no backup.
         Invalid: it is damaged, or written by a newer version.
-        Conflict: the database holds something, or a process executes steps on it.
+        Conflict: the database is not empty, or a process executes steps on it.
     """
     with tempfile.TemporaryDirectory() as folder, store.exclusive(WORKER_LOCK) as lock:
         _check_unused(bool(lock), "the database")
@@ -87,33 +87,33 @@ def restore(source: Path, store: Store) -> ChainVerdict:
                 raise Conflict(msg, code="store_not_empty", hint=hint)
             _copy_rows(read, tx)
             queue.restore(tx, timedelta(0))
-            # A server that restarted meanwhile has given the lock to whoever asked.
+            # The lock is lost when the server restarts.
             _check_unused(lock.held(), "the database")
     return verdict
 
 
 def restore_file(source: Path, destination: Path, clock: Clock) -> ChainVerdict:
-    """Put a copy in the place of a SQLite database, all of it or nothing.
+    """Replace a SQLite database by a backup, as a whole.
 
     Raises:
-        NotFound: there is no copy.
+        NotFound: there is no backup.
         Invalid: it is damaged, or written by a newer version.
-        Conflict: some process has the database open.
+        Conflict: a process has the database open.
     """
     if source.resolve() == destination.resolve():
         msg = f"{source} cannot be copied onto itself."
         raise Invalid(msg)
     with _alone(destination), _draft(destination) as draft:
         verdict = _prepare(source, draft, clock)
-        _settle(draft)
+        _finish(draft)
     return verdict
 
 
 def vacuum(store: Store) -> tuple[int, int]:
-    """Give unused space back, and let the database look at its tables anew; return its bytes before and after.
+    """Reclaim unused space and refresh the statistics of the query planner; return the bytes before and after.
 
     Raises:
-        Transient: others write all the time, or the database cannot be reached.
+        Transient: the database is busy or cannot be reached.
     """
     before = _size(store)
     if store.is_sqlite:
@@ -152,49 +152,49 @@ def _copy_pages(source: Path, draft: Path) -> None:
         with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(draft)) as new:
             old.backup(new)
     except sqlite3.DatabaseError as error:
-        msg = f"{source} is no database that can be read: {error}."
+        msg = f"{source} is not a readable database: {error}."
         raise Invalid(msg, code="backup_damaged") from error
 
 
 def _prepare(source: Path, draft: Path, clock: Clock) -> ChainVerdict:
-    """Make of a copy what a database of this version would be after a crash: nobody drives any run, no link works.
+    """Create a database of this version with the rows of a backup, in which no run has a driver and no link works.
 
-    Only the rows of a copy are taken, into tables, indexes and triggers that are made here: whoever wrote the file may have put
-    other triggers and views there, or taken away those that keep the audit log append-only.
+    The tables, indexes and triggers are created here: the file may have other triggers and views, or lack those that keep the
+    audit log append-only.
     """
     with tempfile.TemporaryDirectory(dir=draft.parent, prefix=f".{draft.name}.") as folder:
-        taken = Path(folder, "copy.sqlite")
-        _copy_pages(source, taken)
-        _settle(taken)
-        if _version(taken) is None:
-            msg = f"{source} is a database, but none of Kneo's."
+        copied = Path(folder, "copy.sqlite")
+        _copy_pages(source, copied)
+        _finish(copied)
+        if _version(copied) is None:
+            msg = f"{source} is a database of another program."
             raise Invalid(msg, code="backup_damaged")
         with closing(open_store(f"sqlite:///{draft}", clock)) as copy:
-            _take_rows(source, taken, copy)
+            _copy_into(source, copied, copy)
     with closing(open_store(f"sqlite:///{draft}", clock)) as copy:
         verdict = audit.verify(copy, waiting=None)
         if not verdict.valid:
-            msg = f"The audit log of {source} is not what was sealed: {verdict.problem}."
-            raise Invalid(msg, code="backup_damaged", hint="Take an earlier backup, and keep this one as evidence.")
+            msg = f"The audit log of {source} is damaged: {verdict.problem}."
+            raise Invalid(msg, code="backup_damaged", hint="Restore an earlier backup, and keep this one as evidence.")
         copy.transact(runs.clear_owners)
-        # Whether a link was used after the copy was made, nobody can know from it.
+        # A link may have been used after the backup.
         copy.transact(links.end)
     return verdict
 
 
-def _take_rows(source: Path, taken: Path, copy: Store) -> None:
+def _copy_into(source: Path, copied: Path, copy: Store) -> None:
     try:
         with (
-            closing(open_store(f"sqlite:///{taken}", copy.clock)) as old,
+            closing(open_store(f"sqlite:///{copied}", copy.clock)) as old,
             old.read() as rows,
             copy.write() as target,
         ):
             _copy_rows(rows, target)
     except (SQLAlchemyError, ValueError, TypeError) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
-        msg = f"The rows of {source} are not those of a database of Kneo's: {str(cause).splitlines()[0][:200]}."
+        msg = f"{source} has rows that Kneo does not store: {str(cause).splitlines()[0][:200]}."
         raise Invalid(
-            msg, code="backup_damaged", hint="Take an earlier backup, and keep this one as evidence."
+            msg, code="backup_damaged", hint="Restore an earlier backup, and keep this one as evidence."
         ) from error
 
 
@@ -214,7 +214,7 @@ def _copy_rows(source: Tx, target: Tx) -> None:
 
 
 def _raw(table: Table, name: str) -> object:
-    # Nothing is nothing in a column that may be empty, and JSON's null in one that may not.
+    # None is NULL in a nullable column, and JSON's null in another one.
     column = table.columns[name]
     kind = JSON(none_as_null=bool(column.nullable)) if isinstance(column.type, JSON) else column.type
     return type_coerce(bindparam(name), kind)
@@ -226,32 +226,32 @@ def _has_rows(tx: Tx, table: Table) -> bool:
 
 @contextlib.contextmanager
 def _draft(destination: Path) -> Iterator[Path]:
-    """A file beside its place, and then in it: a copy that breaks off leaves what was there."""
+    """Write a file next to its destination and move it there at the end, so that a failed copy replaces nothing."""
     destination.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = destination.with_name(f"{destination.name}.new")
-    _forget(draft)
+    _remove(draft)
     try:
         draft.touch(mode=0o600)
         yield draft
         draft.replace(destination)
     finally:
-        _forget(draft)
+        _remove(draft)
 
 
-def _forget(draft: Path) -> None:
+def _remove(draft: Path) -> None:
     draft.unlink(missing_ok=True)
-    _forget_logs(draft)
+    _remove_logs(draft)
 
 
-def _forget_logs(database: Path) -> None:
+def _remove_logs(database: Path) -> None:
     for suffix in ("-wal", "-shm"):
         Path(f"{database}{suffix}").unlink(missing_ok=True)
 
 
-def _settle(draft: Path) -> None:
-    """Check a copy and leave it as one file, on disk."""
+def _finish(draft: Path) -> None:
+    """Check a copy and make it one file on disk."""
     with closing(sqlite3.connect(draft)) as copy:
-        # A database in WAL mode would leave files beside the copy.
+        # A database in WAL mode has further files.
         copy.execute("PRAGMA journal_mode=DELETE")
         found = copy.execute("PRAGMA integrity_check").fetchone()[0]
     if found != "ok":
@@ -263,13 +263,13 @@ def _settle(draft: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(database: Path) -> Iterator[None]:
-    """Be the only one who has a SQLite database open until the block ends.
+    """Open a SQLite database exclusively until the block ends.
 
     Raises:
-        Conflict: somebody else has.
+        Conflict: ``store_in_use``: another process has it open.
     """
     if not database.is_file():
-        _forget_logs(database)
+        _remove_logs(database)
         yield
         return
     with closing(sqlite3.connect(database, timeout=0, isolation_level=None)) as connection:
@@ -280,14 +280,14 @@ def _alone(database: Path) -> Iterator[None]:
         except sqlite3.OperationalError:
             mode = "wal"
         except sqlite3.DatabaseError:
-            mode = "delete"  # What is broken may well be replaced.
+            mode = "delete"  # A damaged database may be replaced.
         _check_unused(mode == "delete", str(database))
-        # What was not yet written back belongs to what goes; SQLite would apply it to what comes.
-        _forget_logs(database)
+        # SQLite would apply the log of the replaced database to the new one.
+        _remove_logs(database)
         yield
 
 
 def _check_unused(unused: bool, what: str) -> None:
     if not unused:
-        msg = f"Some process uses {what}."
-        raise Conflict(msg, code="store_in_use", hint="Stop every service, worker and controller first.")
+        msg = f"{what[:1].upper()}{what[1:]} is in use."
+        raise Conflict(msg, code="store_in_use", hint="Stop all services, workers and controllers first.")

@@ -18,22 +18,22 @@ WRITE = "kneo_write"
 """Execution option that marks a connection as one that writes."""
 
 IDLE_READERS = 16
-"""Connections to a file that stay open while nobody reads; further ones are closed after use."""
+"""Idle read connections to a file that stay open; further ones are closed after use."""
 
 
 class Connections(Protocol):
-    """Begins transactions and ends them: with all that they did, or with nothing when the block raises."""
+    """Runs a block as a transaction: committed at its end, rolled back when it raises."""
 
     def write(self, *, durable: bool = True) -> contextlib.AbstractContextManager[Connection]:
-        """Begin a transaction that writes; what need not be durable may reach the disk with a later one that is."""
+        """Begin a write transaction; one that need not be durable may reach the disk with a later durable one."""
         ...
 
     def read(self) -> contextlib.AbstractContextManager[Connection]:
-        """Begin one consistent snapshot, which never blocks a writer and cannot write."""
+        """Begin a read transaction on a consistent snapshot, which never blocks a writer."""
         ...
 
     def close(self) -> None:
-        """Close those that nobody uses."""
+        """Close idle connections."""
 
 
 class ServerConnections:
@@ -56,95 +56,95 @@ class ServerConnections:
                 yield connection
 
     def close(self) -> None:
-        """Nothing: the pool has them."""
+        """Do nothing: the pool owns the connections."""
 
 
 class FileConnections:
     """Connections to a SQLite file: one that writes, a thread at a time, and those that read.
 
-    They stay open, and the driver begins and ends their transactions: what a pool and SQLAlchemy do around each one
+    They stay open, and the driver begins and ends their transactions: the work of a pool and of SQLAlchemy around a transaction
     takes several times as long as the transaction.
 
     Args:
         engine: The file, with a driver that begins no transactions of its own.
-        patience: Seconds that a thread waits for those of this process that write before it.
+        patience: Seconds that a thread waits for other writers of this process.
     """
 
     def __init__(self, engine: Engine, patience: float) -> None:
         self._engine = engine
         self._patience = patience
-        self._turn = threading.Lock()
-        self._writer: _Kept | None = None
+        self._write_lock = threading.Lock()
+        self._writer: _OpenConnection | None = None
         self._durable = True
-        self._readers: list[_Kept] = []
+        self._readers: list[_OpenConnection] = []
 
     @contextlib.contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Connection]:
-        # Threads of one process take turns here: SQLite lets them wait by sleeping ever longer, and not in turn.
-        if not self._turn.acquire(timeout=self._patience):
+        # Threads of one process take turns here: SQLite makes waiters sleep ever longer, in no order.
+        if not self._write_lock.acquire(timeout=self._patience):
             msg = "The database did not answer: other writers of this process take too long."
             raise Transient(msg, code="store_unavailable")
         try:
-            kept, self._writer = self._writer, None
-            if kept is None:
-                kept, self._durable = self._open(**{WRITE: True}), True
+            opened, self._writer = self._writer, None
+            if opened is None:
+                opened, self._durable = self._open(**{WRITE: True}), True
             try:
                 if durable is not self._durable:
-                    kept.run(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                    opened.run(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                     self._durable = durable
-                # The right to write comes first: a transaction that begins by reading cannot get it later.
-                kept.run("BEGIN IMMEDIATE")
-                yield kept.connection
-                self._engine.dispatch.commit(kept.connection)
-                kept.run("COMMIT")
+                # The write lock comes first: a transaction that begins by reading cannot be upgraded.
+                opened.run("BEGIN IMMEDIATE")
+                yield opened.connection
+                self._engine.dispatch.commit(opened.connection)
+                opened.run("COMMIT")
             finally:
-                self._writer = kept if kept.settle() else None
+                self._writer = opened if opened.rollback() else None
         finally:
-            self._turn.release()
+            self._write_lock.release()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        kept = self._idle_reader() or self._new_reader()
+        opened = self._idle_reader() or self._new_reader()
         try:
-            kept.run("BEGIN")
-            yield kept.connection
+            opened.run("BEGIN")
+            yield opened.connection
         finally:
-            if kept.settle():
-                self._readers.append(kept)
-                if len(self._readers) > IDLE_READERS and (one := self._idle_reader()):
-                    one.drop()
+            if opened.rollback():
+                self._readers.append(opened)
+                if len(self._readers) > IDLE_READERS and (idle := self._idle_reader()):
+                    idle.drop()
 
     def close(self) -> None:
-        with self._turn:
+        with self._write_lock:
             writer, self._writer = self._writer, None
         if writer is not None:
             writer.drop()
-        while one := self._idle_reader():
-            one.drop()
+        while reader := self._idle_reader():
+            reader.drop()
 
-    def _idle_reader(self) -> _Kept | None:
+    def _idle_reader(self) -> _OpenConnection | None:
         try:
             return self._readers.pop()
         except IndexError:
             return None
 
-    def _new_reader(self) -> _Kept:
-        kept = self._open()
-        kept.run("PRAGMA query_only=ON")
-        return kept
+    def _new_reader(self) -> _OpenConnection:
+        opened = self._open()
+        opened.run("PRAGMA query_only=ON")
+        return opened
 
-    def _open(self, **options: bool) -> _Kept:
+    def _open(self, **options: bool) -> _OpenConnection:
         connection = self._engine.connect().execution_options(**options)
-        # To SQLAlchemy it is one long transaction; else it would begin and end some of its own.
+        # For SQLAlchemy it is one long transaction; otherwise it would begin and end its own.
         connection.begin()
         driver = connection.connection.driver_connection
         assert isinstance(driver, sqlite3.Connection)
-        return _Kept(connection, driver)
+        return _OpenConnection(connection, driver)
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """A connection that stays open, and the driver's own, which begins and ends its transactions."""
+class _OpenConnection:
+    """An open connection, and the driver's connection, which begins and ends its transactions."""
 
     connection: Connection
     driver: sqlite3.Connection
@@ -153,14 +153,14 @@ class _Kept:
         try:
             self.driver.execute(statement)
         except Exception as error:
-            raise spelled(self.connection, error, statement) from error
+            raise translate_error(self.connection, error, statement) from error
 
-    def settle(self) -> bool:
-        """Undo what is left of a transaction; false where the connection is of no further use."""
+    def rollback(self) -> bool:
+        """Roll back an open transaction; return whether the connection can be used again."""
         try:
             if self.driver.in_transaction:
                 self.driver.rollback()
-        except Exception:  # noqa: BLE001 - whatever is wrong with it, another one will be opened
+        except Exception:  # noqa: BLE001 - another connection is opened
             self.drop()
             return False
         return not self.connection.invalidated
@@ -170,8 +170,8 @@ class _Kept:
             self.connection.close()
 
 
-def spelled(connection: Connection, error: Exception, statement: str) -> Exception:
-    """Spell an error of the driver as SQLAlchemy does; any other one stays what it is."""
+def translate_error(connection: Connection, error: Exception, statement: str) -> Exception:
+    """Return an error of the driver as SQLAlchemy's; return any other error unchanged."""
     dialect = connection.dialect
     base = dialect.loaded_dbapi.Error
     if not isinstance(error, base):

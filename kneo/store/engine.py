@@ -1,4 +1,4 @@
-"""Opening a database, and the transaction every write goes through. All dialect differences live here."""
+"""Engines and transactions of a database: SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kneo.store import json_text
 from kneo.store.connections import Connections, FileConnections, ServerConnections
 from kneo.store.locks import Kind, Lock, SessionLock, file_lock
 from kneo.store.notifier import CommitNotifier
-from kneo.store.prepared import Given, Prepared
+from kneo.store.prepared import Parameters, Prepared
 from kneo.store.writer import Writer
 
 if TYPE_CHECKING:
@@ -36,37 +36,36 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
-"""How long a SQLite writer waits for another one before it gives up."""
+"""The longest time that a SQLite writer waits for another one."""
 
 STOPPED_SECONDS = 60
-"""How long PostgreSQL lets a transaction wait for its process: one that was stopped half way must not hold its locks for
-ever, and when it goes on it finds that nothing of it happened."""
+"""The longest time that PostgreSQL keeps a transaction of a stopped process, whose locks block others, before rolling it back."""
 
 _POSTGRES_OPTIONS = f"-c idle_in_transaction_session_timeout={STOPPED_SECONDS}s"
 
 _KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
-"""What libpq is told, so that a connection whose server is gone without a word is found out in half a minute."""
+"""Options of libpq that detect a dead server within half a minute."""
 
 _JSON = {"json_serializer": json_text.encode_text, "json_deserializer": json_text.decode}
 
 WRITERS = 8
-"""Transactions that ``submit`` has under way at once on PostgreSQL."""
+"""The most concurrent transactions of ``submit`` on PostgreSQL."""
 
 WORKER_LOCK = "worker"
-"""Held by the one process that executes steps on a SQLite file, or shared by those that do on PostgreSQL."""
+"""The lock of the process that executes steps on a SQLite file, shared by such processes on PostgreSQL."""
 
 FindKey: TypeAlias = "Callable[[], PrivateKey | None]"
-"""Finds the key that this installation signs with; ``None`` where it has none."""
+"""Finds the key of this installation; ``None`` where it has none."""
 
 
 def no_key() -> PrivateKey | None:
-    """Sign nothing."""
+    """Return no key, so that nothing is signed."""
     return None
 
 
 @dataclass(frozen=True)
 class Tx:
-    """An open transaction, the one time it happens at, and what signs that it did."""
+    """An open transaction, its time, and the key for receipts."""
 
     connection: Connection
     now: datetime
@@ -90,17 +89,17 @@ class Tx:
 
     @cached_property
     def at(self) -> str:
-        """The transaction's time as stored text."""
+        """The transaction's time as it is stored."""
         return isoformat(self.now)
 
 
 class Store:
-    """A database: transactions, and locks that live as long as their process.
+    """A database: its transactions and process locks.
 
     Args:
         engine: The database.
-        clock: What time it is.
-        find_key: Finds the key to sign with; asked when something is to be signed, and not before.
+        clock: The source of the time.
+        find_key: Finds the key for receipts when one is signed.
     """
 
     def __init__(self, engine: Engine, clock: Clock, find_key: FindKey = no_key) -> None:
@@ -120,15 +119,15 @@ class Store:
 
     @property
     def conninfo(self) -> str:
-        """The URL as PostgreSQL's own library reads it, password included."""
+        """The URL for libpq, with the password."""
         return self.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
     @contextlib.contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Tx]:
-        """Run a block as one transaction that takes the right to write at its start.
+        """Run a block as one transaction that takes the write lock at its start.
 
-        What need not be durable survives the death of this process at once, and that of the machine as soon as
-        something durable was written after it.
+        A transaction that need not be durable survives the end of this process at once, and a power failure once a durable
+        one was committed after it.
 
         Raises:
             Transient: the database stayed busy or unreachable.
@@ -139,9 +138,9 @@ class Store:
         self.notifier.notify(tx.notifications)
 
     def submit(self, work: Callable[[Tx], T], *, durable: bool = True) -> Future[T]:
-        """Run a piece of work as a transaction in another thread; its result comes when it is on disk.
+        """Run a piece of work as a transaction in another thread; the future resolves once it is on disk.
 
-        On SQLite pieces that wait together reach the disk together. The work must not open transactions itself.
+        On SQLite concurrent pieces share a write to the disk. The work must not open transactions itself.
         """
         work = _in_this_context(work)
         if self.is_sqlite:
@@ -149,7 +148,7 @@ class Store:
         return self._pool.submit(self._transact, work)
 
     def transact(self, work: Callable[[Tx], T], *, durable: bool = True) -> T:
-        """Run a piece of work as a transaction, by itself or with others that wait; see ``submit``.
+        """Run a piece of work as a transaction, alone or in a group; see ``submit``.
 
         Raises:
             Transient: the database stayed busy or unreachable.
@@ -162,7 +161,7 @@ class Store:
 
     @contextlib.contextmanager
     def _part(self, tx: Tx) -> Iterator[Tx]:
-        # In plain words: SQLAlchemy gives each savepoint another name, and compiles three statements anew for it.
+        # As plain SQL: SQLAlchemy gives each savepoint another name, and compiles three statements for it.
         with _translate():
             tx.connection.exec_driver_sql("SAVEPOINT part")
             part = Tx(tx.connection, self.clock.now(), self.find_key)
@@ -177,7 +176,7 @@ class Store:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Tx]:
-        """Run a block over one consistent snapshot that never blocks a writer.
+        """Run a block on a consistent snapshot that never blocks a writer.
 
         Raises:
             Transient: the database stayed busy or unreachable.
@@ -186,19 +185,15 @@ class Store:
             yield Tx(connection, self.clock.now(), self.find_key)
 
     def exclusive(self, name: str) -> contextlib.AbstractContextManager[Lock]:
-        """Try to be the only process that does ``name`` on this database; the lock is true where it worked.
+        """Try to acquire a lock exclusively; it is true where that succeeded.
 
-        The lock is the operating system's (SQLite: a lock on a file beside the database) or the server's (PostgreSQL:
-        a session advisory lock), so a killed process never leaves it behind. A server that restarts, or ends the session,
-        takes it away: whoever holds it for long asks ``held``.
+        SQLite has a lock on a file next to the database, PostgreSQL a session advisory lock, so that the end of a process releases
+        it. A restart of the server loses it: a holder checks ``held``.
         """
         return self._file_lock(name) if self.is_sqlite else self._session_lock(name, "")
 
     def shared(self, name: str) -> contextlib.AbstractContextManager[Lock]:
-        """Try to be one of those that do ``name`` while nobody does it exclusively; the lock is true where it worked.
-
-        On SQLite that is the same as exclusively.
-        """
+        """Try to acquire a lock together with other holders; it is true where that succeeded. On SQLite it is exclusive."""
         return self._file_lock(name) if self.is_sqlite else self._session_lock(name, "_shared")
 
     def _file_lock(self, name: str) -> contextlib.AbstractContextManager[Lock]:
@@ -215,7 +210,7 @@ class Store:
                 lock.release()
 
     def disconnect(self) -> None:
-        """Close connections that nobody uses; others are opened when they are needed."""
+        """Close idle connections; later transactions open others."""
         self._connections.close()
         self.engine.dispose()
 
@@ -226,7 +221,7 @@ class Store:
 
 
 def _in_this_context(work: Callable[[Tx], T]) -> Callable[[Tx], T]:
-    """Return work that finds the caller's context variables in whichever thread executes it."""
+    """Return work that runs with the caller's context variables in any thread."""
     context = contextvars.copy_context()
     return lambda tx: context.run(work, tx)
 
@@ -238,12 +233,12 @@ def _translate() -> Iterator[None]:
     except (OperationalError, PoolTimeout) as error:
         raise _unavailable(error) from error
     except (DataError, UnicodeEncodeError) as error:
-        # A NUL, half a character, a name longer than its column: wrong input, which no second try makes right.
+        # Wrong input, such as a NUL, half a character or a name longer than its column: a retry fails too.
         why = str(error.orig) if isinstance(error, DataError) else error.reason
         msg = f"A value cannot be stored: {why.splitlines()[0][:200]}."
         raise Invalid(msg, code="unstorable_value") from error
     except DBAPIError as error:
-        # Whatever the driver calls it: a session that the server has ended is an answer that did not come.
+        # The server has ended the session.
         if not error.connection_invalidated:
             raise
         raise _unavailable(error) from error
@@ -256,16 +251,13 @@ def _unavailable(error: SQLAlchemyError) -> Transient:
 
 
 def lock_table(tx: Tx, name: str) -> None:
-    """Let one transaction at a time past this point, until it ends.
-
-    SQLite has one writer anyway; PostgreSQL takes a transaction advisory lock.
-    """
+    """Lock a name until the transaction ends: an advisory lock on PostgreSQL, nothing on SQLite, which has one writer."""
     if tx.dialect.name == "postgresql":
         tx.connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:n))"), {"n": f"kneo:tx:{name}"})
 
 
 def insert_ignoring_duplicates(tx: Tx, table: Table, **values: object) -> bool:
-    """Insert a row unless its key exists; say whether it was inserted."""
+    """Insert a row unless its key exists; return whether it was inserted."""
     return _insert_or_not(tx.dialect.name, table).change(tx, values) == 1
 
 
@@ -275,7 +267,7 @@ def _insert_or_not(dialect: str, table: Table) -> Prepared:
 
 
 def _insert(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
-    # Each dialect is some 50 ms to import, and a process meets one of them.
+    # Each dialect takes 50 ms to import, and a process needs one of them.
     if dialect == "postgresql":
         from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
@@ -286,7 +278,7 @@ def _insert(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
 
 
 def insert_many_ignoring_duplicates(tx: Tx, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
-    """Insert rows, leaving out those whose key exists."""
+    """Insert the rows whose key does not exist."""
     if rows:
         _insert_or_not(tx.dialect.name, table).change_many(tx, rows)
 
@@ -302,7 +294,7 @@ def upsert_many(tx: Tx, table: Table, key: Sequence[str], rows: Sequence[Mapping
 
 
 def upsert(tx: Tx, table: Table, key: dict[str, object], **values: object) -> None:
-    """Insert a row, or set these columns on the one that has the key."""
+    """Insert a row, or set these columns where the key exists."""
     statement = _insert(tx.dialect.name, table).values(**key, **values)
     tx.connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=values))
 
@@ -310,11 +302,11 @@ def upsert(tx: Tx, table: Table, key: dict[str, object], **values: object) -> No
 def open_engine(url: str) -> Engine:
     """Connect to ``sqlite:///path`` or ``postgresql+psycopg://…``.
 
-    A missing SQLite file is made with mode 0600, its folder with 0700: runs hold what people wrote. For the same
-    reason errors, which end up in logs, do not show the values of the statement that failed.
+    A missing SQLite file is created with mode 0600, its folder with 0700, and errors do not show the values of statements: runs
+    contain what people wrote.
 
     Raises:
-        Invalid: ``invalid_setting``: what PostgreSQL needs is not installed.
+        Invalid: ``invalid_setting``: the driver for PostgreSQL is not installed.
     """
     if not url.startswith("sqlite:///"):
         options = {**_KEEPALIVE, "options": _POSTGRES_OPTIONS}
@@ -330,7 +322,7 @@ def open_engine(url: str) -> Engine:
     path = Path(url.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.touch(mode=0o600)
-    # Without a pool: `FileConnections` keeps what is worth keeping, and a pool would count it as taken.
+    # `FileConnections` is the pool.
     engine = create_engine(
         url, poolclass=NullPool, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, hide_parameters=True, **_JSON
     )
@@ -339,30 +331,31 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
-def _check_text(_connection: Connection, _cursor: object, _sql: str, given: Given, _more: object, many: bool) -> None:
-    """Refuse a text with a NUL, which PostgreSQL does not take and SQLite does: what one refuses, both do.
+def _check_text(
+    _connection: Connection, _cursor: object, _sql: str, parameters: Parameters, _more: object, many: bool
+) -> None:
+    """Refuse a text with a NUL on both databases, as PostgreSQL does.
 
     Raises:
         Invalid: ``unstorable_value``.
     """
-    for values in given if many else (given,):
+    for values in parameters if many else (parameters,):
         for value in values.values() if isinstance(values, dict) else values:
             if type(value) is str and "\0" in value:
-                msg = "A value cannot be stored: it has a NUL character in it."
+                msg = "A value cannot be stored: it contains a NUL character."
                 raise Invalid(msg, code="unstorable_value", hint="Leave the NUL character out.")
 
 
 def _watch_idle(connection: Connection, _cursor: object, _sql: str, _values: object, _more: object, many: bool) -> None:
-    # The driver ends many statements at once with a message that stops the server's clock for idle transactions; the
-    # next statement starts it again.
+    # After a batch of statements the server does not measure the idle time of the transaction; another statement restarts it.
     if many:
         with contextlib.closing(connection.connection.cursor()) as cursor:
             cursor.execute("SELECT 1")
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
-    # The driver must not begin transactions of its own: a deferred one that starts by reading cannot be upgraded to
-    # writing while another process writes, whatever the busy timeout says.
+    # The driver must not begin transactions: a deferred one that starts by reading cannot be upgraded while another process
+    # writes, regardless of the busy timeout.
     connection.isolation_level = None
     _use_wal(connection)
     for pragma in ("synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
@@ -370,8 +363,7 @@ def _prepare_sqlite(connection: sqlite3.Connection, _entry: ConnectionPoolEntry)
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    # Processes that meet a new database together all want to switch it, and SQLite answers "locked" at once instead
-    # of waiting: the one that waits would hold what the other waits for.
+    # SQLite reports "locked" without waiting when several processes switch a new database at once.
     deadline = monotonic() + BUSY_TIMEOUT_MS / 1000
     while True:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 
 from sqlalchemy import bindparam, delete, select, update
@@ -21,7 +21,7 @@ from kneo.store.prepared import Prepared
 from kneo.store.tables import idempotency_keys as keys
 
 FORGET_BATCH = 1_000
-"""Old keys that one transaction forgets."""
+"""Old keys that one transaction deletes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +52,11 @@ class KeyedRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What the database knows of a key."""
+    """The stored row of a key."""
 
     request_digest: str
     subject: str | None
-    """What the request has made; ``None`` for a request that makes nothing."""
+    """The id of the created object; ``None`` where the request creates none."""
     attempt: str
     status: int | None
     """The answer's HTTP status; ``None`` where no answer was stored."""
@@ -106,7 +106,7 @@ _FORGET = Prepared(delete(keys).where(*_IS))
 
 
 def look(tx: Tx, request: KeyedRequest) -> Known | None:
-    """Read what is known of a request's key.
+    """Read the row of a request's key.
 
     Raises:
         Conflict: ``idempotency_key_conflict``: the key is another request's.
@@ -116,14 +116,7 @@ def look(tx: Tx, request: KeyedRequest) -> Known | None:
         return None
     if row.request_digest != request.request_digest:
         raise DifferentRequest(request.key)
-    return Known(
-        request_digest=row.request_digest,
-        subject=row.subject,
-        attempt=row.attempt,
-        status=row.status,
-        response=row.response,
-        created_at=row.created_at,
-    )
+    return Known(**{item.name: getattr(row, item.name) for item in fields(Known)})
 
 
 def made() -> str | None:
@@ -171,7 +164,7 @@ def keep(tx: Tx, request: KeyedRequest, status: int, response: Mapping[str, obje
 
 
 def forget(tx: Tx, older_than: timedelta) -> int:
-    """Forget old keys; return how many."""
+    """Delete a batch of old keys; return how many."""
     before = isoformat(tx.now - older_than)
     old = select(keys.c.principal, keys.c.scope, keys.c.key).where(keys.c.created_at < before).limit(FORGET_BATCH)
     found = tx.connection.execute(old).all()

@@ -1,4 +1,4 @@
-"""JSON in columns, spelled and read by pydantic's core: several times as fast as Python's own, which takes what that refuses."""
+"""JSON of columns, by pydantic's core with Python's json as the fallback. ADR 22 has the measurements."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from pydantic_core import from_json, to_json
 
 
 def encode(value: object) -> bytes:
-    """Spell a JSON value.
+    """Encode a JSON value.
 
     Raises:
-        TypeError: it has something in it that JSON does not.
+        TypeError: a value in it has no JSON form.
     """
     try:
         return to_json(value)
     except ValueError:
-        # Half a character: Python writes it as an escape, which is text that every database takes.
+        # Half a character: Python writes an escape, which every database stores.
         return json.dumps(value).encode()
 
 
 def encode_text(value: object) -> str:
-    """Spell a JSON value as text."""
+    """Encode a JSON value as text."""
     return encode(value).decode()
 
 
 def decode(text: str | bytes) -> object:
-    """Read a JSON value that this installation has stored."""
+    """Decode a stored JSON value."""
     try:
         value: object = from_json(text)
     except ValueError:

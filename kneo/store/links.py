@@ -1,4 +1,4 @@
-"""Links to answer with. Using one is a compare-and-set, so that it works once."""
+"""Rows of task links. A link is used by compare-and-set, so that it works once."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def count_of_task(tx: Tx, task_id: str) -> int:
 
 
 def of_task(tx: Tx, task_id: str) -> tuple[TaskLink, ...]:
-    """List the links to a question, the first that was made first; how many there can be is bounded where they are made."""
+    """List the links of a task, oldest first; ``kneo.tasks.links`` bounds their number."""
     rows = tx.connection.execute(select(task_links).where(task_links.c.task_id == task_id).order_by(task_links.c.id))
     return tuple(TaskLink(**row._asdict()) for row in rows)
 
 
 def end(tx: Tx, *, task_id: str | None = None, link_id: str | None = None) -> int:
-    """Let links that nobody used work no longer: one, those of a task, or all; return how many that were."""
+    """Expire unused links: one, those of a task, or all; return how many."""
     ended = update(task_links).where(task_links.c.used_at.is_(None), task_links.c.expires_at > tx.at)
     for column, value in ((task_links.c.task_id, task_id), (task_links.c.id, link_id)):
         if value is not None:
@@ -41,7 +41,7 @@ def end(tx: Tx, *, task_id: str | None = None, link_id: str | None = None) -> in
 
 
 def use(tx: Tx, link: TaskLink) -> bool:
-    """Use a link up unless somebody did; say whether it worked."""
+    """Mark a link as used; return whether it was unused."""
     done = tx.connection.execute(
         update(task_links).where(task_links.c.id == link.id, task_links.c.used_at.is_(None)).values(used_at=tx.at)
     )

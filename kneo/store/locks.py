@@ -1,4 +1,4 @@
-"""Locks that live as long as their process: the operating system's on a SQLite file, the server's on PostgreSQL."""
+"""Process locks: the operating system's for a SQLite file, advisory locks of the server for PostgreSQL."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -17,38 +18,34 @@ from kneo.clock import monotonic
 
 Kind = Literal["", "_shared"]
 
-LOOK_SECONDS = 1.0
-"""How old an answer to the question whether a lock is still held may be."""
+CHECK_SECONDS = 1.0
+"""The longest time between two checks of a held lock."""
 
 
 class Lock(Protocol):
-    """A lock that a process tried to take; true where it got it."""
+    """A lock that a process tried to acquire; true where it did."""
 
     def __bool__(self) -> bool: ...
 
     def held(self) -> bool:
-        """Say whether the lock is held now; once it was lost it is not, until ``renew`` takes it again."""
+        """Return whether the lock is held; a lost one is not, until ``renew`` acquires it again."""
         ...
 
     def renew(self) -> bool:
-        """Take the lock again where it was lost; say whether it is held then."""
+        """Acquire a lost lock again; return whether it is held."""
         ...
 
 
+@dataclass(frozen=True)
 class FileLock:
-    """A lock on a file beside a SQLite database. The operating system keeps it for as long as the process lives."""
+    """A lock on a file next to a SQLite database, held until the process ends."""
 
-    def __init__(self, *, got: bool) -> None:
-        self._got = got
+    acquired: bool
 
     def __bool__(self) -> bool:
-        return self._got
+        return self.acquired
 
-    def held(self) -> bool:
-        return self._got
-
-    def renew(self) -> bool:
-        return self._got
+    held = renew = __bool__
 
 
 @contextlib.contextmanager
@@ -59,73 +56,73 @@ def file_lock(path: Path) -> Iterator[FileLock]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield FileLock(got=False)
+            yield FileLock(acquired=False)
         else:
-            yield FileLock(got=True)
+            yield FileLock(acquired=True)
     finally:
         os.close(descriptor)
 
 
 class SessionLock:
-    """An advisory lock of a PostgreSQL session, which ends with it: when the server restarts or ends the session.
+    """An advisory lock of a PostgreSQL session, lost when the server restarts or ends the session.
 
     Args:
         engine: The database.
-        name: What is locked.
-        kind: Whether others may hold it too.
+        name: The name of the lock.
+        kind: Whether the lock is shared.
     """
 
     def __init__(self, engine: Engine, name: str, kind: Kind = "") -> None:
         self._engine = engine
         self._name = f"kneo:{name}"
         self._kind = kind
-        self._turn = threading.Lock()
+        self._mutex = threading.Lock()
         self._connection: Connection | None = None
-        self._looked_at = 0.0
+        self._checked_at = 0.0
 
     def __bool__(self) -> bool:
         return self._connection is not None
 
     def acquire(self) -> bool:
-        """Try to take the lock on a connection of its own.
+        """Try to acquire the lock on a connection of its own.
 
         Raises:
             SQLAlchemyError: the database cannot be reached.
         """
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         try:
-            got = connection.execute(
+            acquired = connection.execute(
                 text(f"SELECT pg_try_advisory_lock{self._kind}(hashtext(:n))"), {"n": self._name}
             ).scalar()
         except BaseException:
             connection.close()
             raise
-        if not got:
+        if not acquired:
             connection.close()
             return False
-        self._connection, self._looked_at = connection, monotonic()
+        self._connection, self._checked_at = connection, monotonic()
         return True
 
     def held(self) -> bool:
-        with self._turn:
+        with self._mutex:
             return self._is_held()
 
     def _is_held(self) -> bool:
         if self._connection is None:
             return False
-        if monotonic() - self._looked_at < LOOK_SECONDS:
+        if monotonic() - self._checked_at < CHECK_SECONDS:
             return True
         try:
-            # The lock lives exactly as long as the session, so a session that answers has it.
+            # The lock lives as long as the session, so a session that answers has it.
             self._connection.execute(text("SELECT 1"))
         except SQLAlchemyError:
             self._drop()
             return False
-        self._looked_at = monotonic()
+        self._checked_at = monotonic()
         return True
 
     def renew(self) -> bool:
-        with self._turn:
+        with self._mutex:
             if self._is_held():
                 return True
             try:
@@ -134,8 +131,8 @@ class SessionLock:
                 return False
 
     def release(self) -> None:
-        """Give the lock back; one that was lost needs no giving back."""
-        with self._turn:
+        """Release the lock, unless it was lost."""
+        with self._mutex:
             connection = self._connection
             if connection is None:
                 return
@@ -148,7 +145,7 @@ class SessionLock:
             connection.close()
 
     def _drop(self) -> None:
-        """Throw the connection away: back in the pool it could still have the lock."""
+        """Discard the connection: returned to the pool it could still have the lock."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(SQLAlchemyError):

@@ -1,4 +1,4 @@
-"""Messages that wait to be delivered."""
+"""Rows of the outbox: messages to deliver."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Letter:
-    """A message to be; ``key`` is equal for what is not to be told twice."""
+    """A new message; messages with one key are sent once."""
 
     key: str
     channel: str
@@ -32,7 +32,7 @@ class Letter:
 
 
 def insert(tx: Tx, letters: Iterable[Letter]) -> None:
-    """Add messages, but for those with a key that was ever added."""
+    """Add the messages whose key was never added."""
     begun = {"status": "waiting", "attempts": 0, "next_at": tx.at, "created_at": tx.at}
     rows = [
         {"id": new_id("msg", tx.now), "dedupe_key": item.key, "channel": item.channel, "payload": item.payload, **begun}
@@ -42,7 +42,7 @@ def insert(tx: Tx, letters: Iterable[Letter]) -> None:
 
 
 def due(tx: Tx, channels: Collection[str], limit: int) -> tuple[Message, ...]:
-    """Read messages to these channels whose time has come, oldest first. Names are compared as settings spell them."""
+    """List due messages to these channels, oldest first. Channel names are compared as in settings: lower case, with hyphens."""
     plain = func.replace(func.lower(outbox.c.channel), "_", "-")
     rows = tx.connection.execute(
         select(outbox)

@@ -1,7 +1,7 @@
-"""Statements that are compiled once and then handed to the driver: those that a run executes all the time.
+"""Statements that are compiled once and executed by the driver: those that every run executes.
 
-They are written like all others, in SQLAlchemy's words; what is left out is what it does anew at each execution. Whoever
-listens to the statements of an engine hears of these too.
+They are written with SQLAlchemy like all others, without its work at each execution. Listeners of the engine are called for them
+too. ADR 22 has the measurements.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from sqlalchemy import BindParameter, Connection, Delete, Dialect, Insert, Selec
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from kneo.store.connections import spelled
+from kneo.store.connections import translate_error
 from kneo.store.tables import Bounded
 
+Statement = Select[Any] | Insert | Update | Delete
 Values = Mapping[str, object]
-Given = Sequence[Any] | Mapping[str, Any]
+Parameters = Sequence[Any] | Mapping[str, Any]
 
 
 class Transaction(Protocol):
-    """What a statement is executed in."""
+    """The transaction of a statement."""
 
     @property
     def connection(self) -> Connection: ...
@@ -37,7 +38,7 @@ class Transaction(Protocol):
 
 
 class Row(Protocol):
-    """A row: a named tuple of the columns that were asked for."""
+    """A row: a named tuple of the selected columns."""
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as the database has it
         ...
@@ -50,18 +51,18 @@ class Row(Protocol):
 class Prepared:
     """A statement, compiled once for each kind of database and each set of parameters."""
 
-    def __init__(self, statement: Select[Any] | Insert | Update | Delete) -> None:
+    def __init__(self, statement: Statement) -> None:
         self.statement = statement
         self._compiled: dict[tuple[str, ...], _Compiled] = {}
 
     def change(self, tx: Transaction, values: Values) -> int:
-        """Execute a change; return how many rows it was about."""
+        """Execute a change; return the number of changed rows."""
         compiled = self._of(tx, values)
         count: int = _execute(tx, compiled.text, compiled.bind(values)).rowcount
         return count
 
     def change_many(self, tx: Transaction, rows: Sequence[Values]) -> None:
-        """Execute a change for each row of parameters, which all have the same names in the same order."""
+        """Execute a change for each row of parameters, which have the same names in the same order."""
         if len(rows) == 1:
             self.change(tx, rows[0])
         elif rows:
@@ -91,19 +92,19 @@ class Prepared:
 @dataclass(frozen=True, slots=True)
 class _Compiled:
     text: str
-    bind: Callable[[Values], Given]
-    """Puts parameters into the shape that the driver takes."""
+    bind: Callable[[Values], Parameters]
+    """Converts parameters for the driver."""
     read: Callable[[Sequence[Any]], Row]
 
 
-def _compile(statement: Select[Any] | Insert | Update | Delete, dialect: Dialect, names: list[str]) -> _Compiled:
+def _compile(statement: Statement, dialect: Dialect, names: list[str]) -> _Compiled:
     sets = isinstance(statement, Insert | Update)
     compiled = statement.compile(dialect=dialect, column_keys=names if sets else None)
     assert isinstance(compiled, SQLCompiler)
-    return _Compiled(text=str(compiled), bind=_binder(compiled, dialect), read=_reader(compiled, dialect))
+    return _Compiled(text=str(compiled), bind=_binder(compiled, dialect), read=_reader(statement, dialect))
 
 
-def _binder(compiled: SQLCompiler, dialect: Dialect) -> Callable[[Values], Given]:
+def _binder(compiled: SQLCompiler, dialect: Dialect) -> Callable[[Values], Parameters]:
     assert not compiled.post_compile_params, "how many values an IN has must be known"
     names = compiled.positiontup if compiled.positional else list(compiled.params)
     assert names is not None
@@ -115,7 +116,7 @@ def _binder(compiled: SQLCompiler, dialect: Dialect) -> Callable[[Values], Given
 
 
 def _part(parameter: BindParameter[Any], name: str, dialect: Dialect, *, stores: bool) -> Callable[[Values], object]:
-    # What is only looked for may have any length.
+    # A value that is compared may have any length.
     kind = parameter.type.impl_instance if isinstance(parameter.type, Bounded) and not stores else parameter.type
     processor = kind.dialect_impl(dialect).bind_processor(dialect)
     if not parameter.required:
@@ -126,34 +127,34 @@ def _part(parameter: BindParameter[Any], name: str, dialect: Dialect, *, stores:
     return lambda values: processor(values[name])
 
 
-def _reader(compiled: SQLCompiler, dialect: Dialect) -> Callable[[Sequence[Any]], Row]:
-    columns = compiled._result_columns  # noqa: SLF001 - nothing public says what types the columns have
-    names: Any = [column.keyname for column in columns]
-    shape: Any = namedtuple("Row", names, rename=True)  # type: ignore[misc]  # noqa: PYI024 - known when asked for
+def _reader(statement: Statement, dialect: Dialect) -> Callable[[Sequence[Any]], Row]:
+    columns = statement.exported_columns
+    names: Any = [column.key for column in columns]
+    shape: Any = namedtuple("Row", names, rename=True)  # type: ignore[misc]  # noqa: PYI024 - known only here
     make: Any = shape._make
     processors = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
-    busy = [(place, processor) for place, processor in enumerate(processors) if processor is not None]
+    processed = [(index, processor) for index, processor in enumerate(processors) if processor is not None]
 
     def read(row: Sequence[Any]) -> Row:
         values = list(row)
-        for place, processor in busy:
-            values[place] = processor(values[place])
-        made: Row = make(values)
-        return made
+        for index, processor in processed:
+            values[index] = processor(values[index])
+        record: Row = make(values)
+        return record
 
     return read
 
 
-def _execute(tx: Transaction, text: str, given: Any, *, many: bool = False) -> DBAPICursor:  # noqa: ANN401 - one, or a list
-    """Execute, tell those who listen to the engine, and spell the driver's errors as SQLAlchemy does."""
-    told = tx.connection.engine.dispatch
+def _execute(tx: Transaction, text: str, parameters: Any, *, many: bool = False) -> DBAPICursor:  # noqa: ANN401 - one, or a list
+    """Execute a statement, call the engine's listeners, and translate the driver's errors as SQLAlchemy does."""
+    events = tx.connection.engine.dispatch
     cursor = tx.driver.cursor()
-    for hear in told.before_cursor_execute:
-        hear(tx.connection, cursor, text, given, None, many)
+    for listener in events.before_cursor_execute:
+        listener(tx.connection, cursor, text, parameters, None, many)
     try:
-        (cursor.executemany if many else cursor.execute)(text, given)
+        (cursor.executemany if many else cursor.execute)(text, parameters)
     except Exception as error:
-        raise spelled(tx.connection, error, text) from error
-    for hear in told.after_cursor_execute:
-        hear(tx.connection, cursor, text, given, None, many)
+        raise translate_error(tx.connection, error, text) from error
+    for listener in events.after_cursor_execute:
+        listener(tx.connection, cursor, text, parameters, None, many)
     return cursor

@@ -21,5 +21,5 @@ def write(tx: Tx, key: str, value: Mapping[str, object]) -> None:
 
 
 def lock(tx: Tx, key: str) -> None:
-    """Let nobody else change a value until the transaction ends: whoever changes a part of it has to read it first."""
+    """Lock a value until the transaction ends, before reading it to change a part of it."""
     lock_table(tx, f"project_metadata:{key}")

@@ -1,4 +1,4 @@
-"""Deleting what has been kept long enough. Audit events and what is still needed stay, whatever the days say."""
+"""Retention: deletion of old rows. Audit events, receipts and rows in use are never deleted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kneo.store.tables import (
 )
 
 BATCH = 500
-"""Rows that one transaction deletes, so that nobody who writes waits long."""
+"""Rows of one transaction, which bounds the wait of other writers."""
 
 FINAL = (
     RunStatus.SUCCEEDED,
@@ -40,18 +40,18 @@ RESOLVED = (TaskStatus.APPLIED, TaskStatus.EXPIRED, TaskStatus.CANCELLED)
 
 
 GoOn: TypeAlias = Callable[[], bool]
-"""Asked before each batch: whether there is time for another one."""
+"""Returns whether to delete another batch."""
 
 
 def always() -> bool:
-    """Go on until nothing is left to delete."""
+    """Continue until nothing is left to delete."""
     return True
 
 
 def prune_runs(
     store: Store, older_than: timedelta, statuses: Sequence[RunStatus] = FINAL, *, go_on: GoOn = always
 ) -> int:
-    """Delete runs that ended long enough ago, with everything they left behind but their audit events."""
+    """Delete runs that ended long enough ago, with their rows in other tables except the audit log."""
     allowed = [status for status in statuses if status in FINAL]
 
     def batch(tx: Tx) -> int:
@@ -67,19 +67,19 @@ def prune_runs(
 
 
 def prune_specs(store: Store, older_than: timedelta, *, go_on: GoOn = always) -> int:
-    """Delete frozen specs that no run refers to any more."""
+    """Delete frozen specs without a run."""
     unused = ~exists().where(runs.c.spec_digest == specs.c.digest)
     return _prune(store, specs, older_than, specs.c.created_at, unused, go_on)
 
 
 def prune_checkpoints(store: Store, older_than: timedelta, *, go_on: GoOn = always) -> int:
-    """Delete old checkpoints of runs that ended; a live run keeps all of its own."""
+    """Delete old checkpoints of runs that ended."""
     ended = exists().where(runs.c.id == checkpoints.c.run_id, runs.c.status.in_(FINAL))
     return _prune(store, checkpoints, older_than, checkpoints.c.created_at, ended, go_on)
 
 
 def prune_tasks(store: Store, older_than: timedelta, *, go_on: GoOn = always) -> int:
-    """Delete old human tasks that are done with."""
+    """Delete old resolved human tasks."""
 
     def batch(tx: Tx) -> int:
         old = select(tasks.c.id).where(tasks.c.status.in_(RESOLVED), tasks.c.updated_at < _before(tx, older_than))
@@ -94,13 +94,13 @@ def prune_tasks(store: Store, older_than: timedelta, *, go_on: GoOn = always) ->
 
 
 def _forget_messages(tx: Tx, about: str, ids: Sequence[str]) -> None:
-    """Delete what people were told of questions; what they were told of releases stays, so that it is told once."""
+    """Delete messages about runs or tasks; those about releases stay, so that none is sent twice."""
     if ids:
         tx.connection.execute(delete(outbox).where(outbox.c.payload[about].as_string().in_(ids)))
 
 
 def prune_idempotency_keys(store: Store, older_than: timedelta, *, go_on: GoOn = always) -> int:
-    """Forget old idempotency keys, with the answers that were given under them."""
+    """Delete old idempotency keys with their responses."""
     return _in_batches(store, lambda tx: idempotency.forget(tx, older_than), go_on)
 
 
@@ -115,7 +115,7 @@ def _prune(
     key = list(table.primary_key.columns)
 
     def batch(tx: Tx) -> int:
-        # Locked, and asked again when it is deleted: a run that begins meanwhile keeps what it needs.
+        # Locked, and checked again at the deletion: a run that starts in between keeps its rows.
         found = select(*key).where(at < _before(tx, older_than), done).limit(BATCH).with_for_update(skip_locked=True)
         old = tx.connection.execute(found).all()
         for row in old:

@@ -1,4 +1,4 @@
-"""Receipts: added with the decision they prove, never changed, never removed."""
+"""Rows of receipts: added in the transaction of the decision, never changed or removed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _LAST = Prepared(
 
 
 def last_of_run(tx: Tx, run_id: str) -> ReceiptRecord | None:
-    """Read a run's newest receipt; whoever writes the next one holds the run's lock."""
+    """Read a run's newest receipt; the writer of the next one holds the run's lock."""
     row = _LAST.first(tx, {"of_run": run_id})
     return _record(row) if row else None
 

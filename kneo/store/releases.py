@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
 
 from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, select, update
 
@@ -37,7 +38,7 @@ from kneo.store.tables import (
 
 AnyRow = Row[*tuple[object, ...]]
 
-_ASKED_AT_ONCE = 500
+_KEYS_PER_STATEMENT = 500
 
 
 # ---- trust roots ------------------------------------------------------------------------------------------------
@@ -65,31 +66,19 @@ def trust_chain(tx: Tx) -> tuple[tuple[int, str, bytes], ...]:
 
 
 def insert_bundles(tx: Tx, items: Sequence[BundleRecord]) -> None:
-    """Keep accepted bundles; one with the same digest is already the same bundle.
+    """Store accepted bundles, unless they are stored.
 
     Raises:
         Untrusted: ``Equivocation``: another content was accepted under the same name and sequence number.
     """
+    accepted = {"first_seen_at": tx.at, "envelope_seen_at": None}
     rows = [
-        {
-            "digest": item.digest,
-            "name": item.name,
-            "version": item.version,
-            "seq": item.seq,
-            "prev": item.prev,
-            "payload": item.payload,
-            "envelope": item.envelope,
-            "spec_digest": item.spec_digest,
-            "signers": list(item.signers),
-            "first_seen_at": tx.at,
-            "revision": item.revision,
-            "envelope_digest": digest_of(item.envelope),
-        }
+        vars(item) | accepted | {"signers": list(item.signers), "envelope_digest": digest_of(item.envelope)}
         for item in items
     ]
     insert_many_ignoring_duplicates(tx, bundles, rows)
-    for start in range(0, len(items), _ASKED_AT_ONCE):
-        some = items[start : start + _ASKED_AT_ONCE]
+    for start in range(0, len(items), _KEYS_PER_STATEMENT):
+        some = items[start : start + _KEYS_PER_STATEMENT]
         wanted = [item.digest for item in some]
         found = set(tx.connection.execute(select(bundles.c.digest).where(bundles.c.digest.in_(wanted))).scalars())
         for item in some:
@@ -99,7 +88,7 @@ def insert_bundles(tx: Tx, items: Sequence[BundleRecord]) -> None:
 
 
 def put_envelope(tx: Tx, digest: str, envelope: bytes, signers: Iterable[str]) -> None:
-    """Replace the signatures of an accepted bundle by others that were verified now."""
+    """Replace the signatures of an accepted bundle by others that were verified."""
     tx.connection.execute(
         update(bundles)
         .where(bundles.c.digest == digest)
@@ -118,7 +107,7 @@ def bundle(tx: Tx, digest: str) -> BundleRecord | None:
 
 
 def known_bundles(tx: Tx, digests: Collection[str] | None = None) -> tuple[BundleRecord, ...]:
-    """Read every bundle ever accepted, or those of some digests, without its bytes."""
+    """List all accepted bundles, or those with these digests, without payload and envelope."""
     columns = [column for column in bundles.c if column.name not in {"payload", "envelope"}]
     found: list[BundleRecord] = []
     for some in _batches(digests):
@@ -131,30 +120,20 @@ def known_bundles(tx: Tx, digests: Collection[str] | None = None) -> tuple[Bundl
 
 
 def _batches(wanted: Collection[str] | None) -> Iterator[list[str] | None]:
-    """Split what is asked for into questions a database takes; None asks for everything at once."""
+    """Split keys into batches for one statement each; ``None`` stands for all rows."""
     if wanted is None:
         yield None
         return
     ordered = sorted(wanted)
-    yield from (ordered[start : start + _ASKED_AT_ONCE] for start in range(0, len(ordered), _ASKED_AT_ONCE))
+    yield from (ordered[start : start + _KEYS_PER_STATEMENT] for start in range(0, len(ordered), _KEYS_PER_STATEMENT))
 
 
 # ---- environments -----------------------------------------------------------------------------------------------
 
 
 def put_environment(tx: Tx, item: EnvironmentRecord) -> None:
-    upsert(
-        tx,
-        environments,
-        {"name": item.name},
-        declaration=item.declaration,
-        policy_digest=item.policy_digest,
-        revision=item.revision,
-        previous=item.previous,
-        policy_revision=item.policy_revision,
-        trust_epoch=item.trust_epoch,
-        updated_at=tx.at,
-    )
+    values = {name: value for name, value in vars(item).items() if name not in {"name", "pending"}}
+    upsert(tx, environments, {"name": item.name}, **values | {"updated_at": tx.at})
 
 
 _ENVIRONMENTS = Prepared(select(environments).order_by(environments.c.name))
@@ -166,7 +145,7 @@ def list_environments(tx: Tx) -> tuple[EnvironmentRecord, ...]:
 
 
 def environment_names(tx: Tx) -> tuple[str, ...]:
-    """List every environment that was declared or at least tried to be."""
+    """List the environments that were declared or have conditions."""
     declared = {row.name for row in tx.connection.execute(select(environments.c.name))}
     prefix = "environment/"
     subjects = tx.connection.execute(
@@ -190,13 +169,13 @@ def pending(tx: Tx, environment_name: str) -> tuple[Pending, ...]:
 
 
 def find_pending(tx: Tx, pending_id: str) -> tuple[str, Pending] | None:
-    """Find what waits under an id, and in which environment."""
+    """Find a pending change and its environment."""
     row = tx.connection.execute(select(pending_releases).where(pending_releases.c.id == pending_id)).first()
     return (row.environment, _pending(row)) if row else None
 
 
 def put_pending(tx: Tx, environment_name: str, items: Iterable[Pending]) -> None:
-    """Replace what an environment waits for."""
+    """Replace the pending changes of an environment."""
     tx.connection.execute(delete(pending_releases).where(pending_releases.c.environment == environment_name))
     rows = [
         {"environment": environment_name, **vars(item), "who": list(item.who), "also": [vars(one) for one in item.also]}
@@ -223,7 +202,7 @@ def release(tx: Tx, environment_name: str, bundle_name: str) -> Release | None:
 def list_releases(
     tx: Tx, environment_name: str | None = None, names: Collection[str] | None = None
 ) -> tuple[Release, ...]:
-    """Read what is served: everywhere or in one environment, all of it or the bundles of some names."""
+    """List releases: of all environments or one, of all bundles or these."""
     here: list[ColumnElement[bool]] = [releases.c.retired_at.is_(None)]
     if environment_name is not None:
         here.append(releases.c.environment == environment_name)
@@ -243,7 +222,7 @@ def put_releases(tx: Tx, items: Sequence[Release]) -> None:
 
 
 def retire_release(tx: Tx, environment_name: str, bundle_name: str) -> None:
-    """Stop serving a bundle; the row stays as a tombstone."""
+    """Retire a release; the row stays as a tombstone."""
     tx.connection.execute(
         update(releases)
         .where(releases.c.environment == environment_name, releases.c.bundle == bundle_name)
@@ -258,7 +237,7 @@ def insert_promotions(tx: Tx, items: Sequence[Promotion]) -> None:
 
 
 def newest_promotion(tx: Tx) -> str | None:
-    """Name the promotion with the highest id. Nothing that is served changes without another one."""
+    """Return the highest id of a promotion. Every change of the releases adds one."""
     return tx.connection.execute(select(func.max(promotions.c.id))).scalar()
 
 
@@ -270,7 +249,7 @@ def promotion(tx: Tx, promotion_id: str) -> Promotion | None:
 def list_promotions(
     tx: Tx, environment_name: str | None = None, bundle_name: str | None = None, limit: int = 1_000
 ) -> tuple[Promotion, ...]:
-    """Read what happened in an environment, or in all, newest first."""
+    """List promotions of one environment or all, newest first."""
     wanted = []
     if environment_name is not None:
         wanted.append(promotions.c.environment == environment_name)
@@ -281,7 +260,7 @@ def list_promotions(
 
 
 def served_before(tx: Tx, environment_name: str, digests: Collection[str]) -> frozenset[str]:
-    """Find those of some bundles that an environment has served at any time, by digest."""
+    """Return the digests among these that an environment has served at any time."""
     found: set[str] = set()
     for some in _batches(digests):
         rows = tx.connection.execute(
@@ -294,7 +273,7 @@ def served_before(tx: Tx, environment_name: str, digests: Collection[str]) -> fr
 
 
 def qualify(tx: Tx, environment_name: str, digests: Iterable[str], revision: str) -> None:
-    """Note that by the commits of a registry that was lost, bundles had come far enough for an environment."""
+    """Record bundles that qualified for an environment by the commits of a lost registry."""
     for digest in digests:
         insert_ignoring_duplicates(
             tx, qualified_bundles, environment=environment_name, digest=digest, revision=revision
@@ -302,7 +281,7 @@ def qualify(tx: Tx, environment_name: str, digests: Iterable[str], revision: str
 
 
 def qualified(tx: Tx, environment_name: str) -> frozenset[str]:
-    """Find the bundles that were noted by ``qualify``, by digest."""
+    """Return the digests that ``qualify`` recorded."""
     rows = tx.connection.execute(
         select(qualified_bundles.c.digest).where(qualified_bundles.c.environment == environment_name)
     )
@@ -310,7 +289,7 @@ def qualified(tx: Tx, environment_name: str) -> frozenset[str]:
 
 
 def last_failure(tx: Tx, environment_name: str, digest: str) -> str | None:
-    """Find when a run of a bundle last failed in an environment, for whoever asks whether it does well there."""
+    """Return when a run of a bundle last failed in an environment, for the soak gate."""
     return tx.connection.execute(
         select(func.max(runs.c.completed_at)).where(
             runs.c.bundle_digest == digest,
@@ -325,17 +304,7 @@ def last_failure(tx: Tx, environment_name: str, digest: str) -> str | None:
 
 def list_conditions(tx: Tx, subject: str) -> tuple[Condition, ...]:
     rows = tx.connection.execute(select(conditions).where(conditions.c.object == subject).order_by(conditions.c.type))
-    return tuple(
-        Condition(
-            type=ConditionType(row.type),
-            status=row.status,
-            reason=row.reason,
-            message=row.message,
-            revision=row.revision,
-            since=row.since,
-        )
-        for row in rows
-    )
+    return tuple(Condition(**_without(row, "object") | {"type": ConditionType(row.type)}) for row in rows)
 
 
 def put_conditions(tx: Tx, subject: str, items: Sequence[Condition]) -> None:
@@ -354,30 +323,16 @@ def _bundle(row: AnyRow) -> BundleRecord:
     return BundleRecord(**row._asdict() | {"signers": tuple(row.signers)})
 
 
+def _without(row: AnyRow | PreparedRow, name: str) -> dict[str, Any]:
+    return {column: value for column, value in row._asdict().items() if column != name}
+
+
 def _environment(tx: Tx, row: PreparedRow) -> EnvironmentRecord:
-    return EnvironmentRecord(
-        name=row.name,
-        declaration=row.declaration,
-        policy_digest=row.policy_digest,
-        revision=row.revision,
-        pending=pending(tx, row.name),
-        updated_at=row.updated_at,
-        previous=row.previous,
-        policy_revision=row.policy_revision,
-        trust_epoch=row.trust_epoch,
-    )
+    return EnvironmentRecord(pending=pending(tx, row.name), **row._asdict())
 
 
 def _release(row: AnyRow) -> Release:
-    return Release(
-        environment=row.environment,
-        bundle=row.bundle,
-        version=row.version,
-        digest=row.digest,
-        revision=row.revision,
-        promotion_id=row.promotion_id,
-        since=row.since,
-    )
+    return Release(**_without(row, "retired_at"))
 
 
 def _promotion(row: AnyRow) -> Promotion:
@@ -385,6 +340,5 @@ def _promotion(row: AnyRow) -> Promotion:
 
 
 def _pending(row: AnyRow) -> Pending:
-    values = {name: value for name, value in row._asdict().items() if name != "environment"}
     also = tuple(PendingGate(**item | {"who": tuple(item["who"])}) for item in row.also or ())
-    return Pending(**values | {"who": tuple(row.who), "also": also})
+    return Pending(**_without(row, "environment") | {"who": tuple(row.who), "also": also})

@@ -1,4 +1,4 @@
-"""What routes and commands ask of the controller, and its answers, in the same rows."""
+"""Requests to the controller with its answers in the same rows, webhook deliveries, and leases."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from kneo.store.engine import Store, Tx, insert_ignoring_duplicates
 from kneo.store.tables import hook_deliveries, leases, requests
 
 CONTROLLER_LEASE = "controller"
-"""Held by the one controller that may write on a database."""
+"""The lease of the one controller that may write to a database."""
 
 ANSWER_SECONDS = 60.0
-"""How long somebody waits for the controller's answer."""
+"""The longest time to wait for the controller's answer."""
 
 AnyRow = Row[*tuple[object, ...]]
 
@@ -93,7 +93,7 @@ def ask(store: Store, kind: str, payload: Mapping[str, object], *, actor: str) -
         answered = feed.wait_for(_RequestAnswered(request_id), ANSWER_SECONDS)
     if answered is not None:
         return dict(answered.result or {})
-    msg = f"The controller did not answer within {ANSWER_SECONDS:.0f} s; it will still do what was asked."
+    msg = f"The controller did not answer within {ANSWER_SECONDS:.0f} s; the request stays open."
     raise Transient(msg, code="no_controller")
 
 
@@ -107,7 +107,7 @@ def _request(row: AnyRow) -> ControllerRequest:
 
 
 def take_lease(tx: Tx, name: str, owner: str, duration: timedelta) -> int | None:
-    """Take or renew a lease; return its fence, or ``None`` while somebody else holds it.
+    """Take or renew a lease; return its fence, or ``None`` while it has another holder.
 
     The fence rises whenever the holder changes; a holder checks it inside the transaction it wants to protect.
     """
@@ -135,31 +135,31 @@ def holds_lease(tx: Tx, name: str, owner: str, fence: int) -> bool:
 
 
 def was_leased(tx: Tx, name: str) -> bool:
-    """Say whether anybody ever held a lease."""
+    """Return whether a lease ever had a holder."""
     return tx.connection.execute(select(leases.c.name).where(leases.c.name == name)).first() is not None
 
 
 def lease_holder(tx: Tx, name: str) -> str | None:
-    """Find who holds a lease now."""
+    """Return the holder of a lease."""
     row = tx.connection.execute(select(leases).where(leases.c.name == name)).first()
     return row.owner if row is not None and row.owner is not None and row.until > tx.at else None
 
 
 REMEMBERED = timedelta(days=7)
-"""How long a delivery is known again. Replaying an older one makes the controller look once, no more."""
+"""The time for which deliveries are deduplicated. A replay of an older one triggers one reconciliation."""
 
 RECONCILE = "reconcile"
 
 
 def take_delivery(store: Store, provider: str, names: Sequence[str]) -> bool:
-    """Remember a delivery and ask the controller to look; say whether it was new.
+    """Record a webhook delivery and request a reconciliation; return whether the delivery is new.
 
-    Deliveries that come while a look is still asked for ask for nothing more.
+    Deliveries before that request is answered share it.
 
     Args:
         store: The database.
-        provider: Who sent it.
-        names: What it is known by; one of them that is known already makes it no news.
+        provider: The sender.
+        names: The ids of the delivery; it is a duplicate where one of them is known.
     """
     with store.write() as tx:
         tx.connection.execute(

@@ -1,4 +1,4 @@
-"""Which runs somebody wants to see, and in which order. Each kind of question is one statement, put together once."""
+"""Filters and orders of run lists. Each combination of conditions is one statement, built once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SORTABLE: Mapping[str, ColumnElement[Any]] = {
 }
 
 LASTING = frozenset({"id", "run_id", "created_at"})
-"""Orders in which no run ever moves, so that one can go on after any of them."""
+"""Orders in which runs keep their place, so that a list can continue after any of them."""
 
 EQUAL = ("status", "environment", "bundle", "target", "workflow_name", "session_id")
 OTHERS = ("has_error", "created_after", "created_before", "text")
@@ -44,7 +44,7 @@ OTHERS = ("has_error", "created_after", "created_before", "text")
 
 @dataclass(frozen=True, kw_only=True)
 class RunFilter:
-    """Conditions that all hold; ``None`` asks for nothing. Times are ISO-8601 texts, the later one excluded."""
+    """Conditions that all hold; ``None`` is no condition. Times are ISO-8601 texts, the end excluded."""
 
     status: RunStatus | None = None
     environment: str | None = None
@@ -57,11 +57,11 @@ class RunFilter:
     created_after: str | None = None
     created_before: str | None = None
     text: str | None = None
-    """Somewhere in what went in or came out, whatever its case."""
+    """A substring of the input or output, ignoring case."""
 
     @property
     def values(self) -> dict[str, object]:
-        """What the conditions compare with."""
+        """The parameters of the conditions."""
         found = {name: value for name in (*EQUAL, *OTHERS) if (value := getattr(self, name)) is not None}
         found.pop("has_error", None)
         return found | ({"text": f"%{escaped(self.text)}%"} if self.text is not None else {})
@@ -77,7 +77,7 @@ EVERY_RUN = RunFilter()
 
 
 def escaped(text: str) -> str:
-    """Take the special meaning from what a person searches for."""
+    """Escape the wildcards of LIKE in a search text."""
     for special in (LIKE_ESCAPE, "%", "_"):
         text = text.replace(special, LIKE_ESCAPE + special)
     return text
@@ -96,38 +96,38 @@ def _conditions(column: Callable[[str], ColumnElement[Any]]) -> Mapping[str, Col
 
 
 _CHOOSING = _conditions(lambda name: runs.c[name])
-"""Conditions of which the database may take one to find runs by."""
+"""Conditions that may use an index."""
 
 _WALKING = _conditions(lambda name: Unindexed(runs.c[name]))
-"""Conditions that are looked at for each run, in the order in which they were begun: an index has nearly all of them."""
+"""Conditions that are evaluated for each run in the order of creation, mostly within the index."""
 
 _LISTED = select(*(column for column in runs.c if column.name != "state"), null().label("state"))
-"""Runs without their state: it may be long, and nobody is shown it."""
+"""Runs without their state, which may be long and is in no view."""
 
 
 @cache
-def listing(asked: frozenset[str], sort_by: str, *, descending: bool, after: bool) -> Select[Any]:
-    """Return the statement that lists runs; rows without the value they are sorted by come last.
+def listing(names: frozenset[str], sort_by: str, *, descending: bool, after: bool) -> Select[Any]:
+    """Return the statement that lists runs; rows without the sort value come last.
 
-    It takes what the conditions compare with, ``most`` and ``skipped``; and ``after``, the id of a run, to go on behind it.
+    Its parameters are those of the conditions, ``most``, ``skipped``, and ``after`` for the id of the last listed run.
     """
     column = SORTABLE[sort_by]
     conditions = _WALKING if sort_by == "created_at" else _CHOOSING
-    statement = _LISTED.where(*(conditions[name] for name in sorted(asked)))
+    statement = _LISTED.where(*(conditions[name] for name in sorted(names)))
     if after:
         last_id = bindparam("after", type_=String)
         last = select(column).where(runs.c.id == last_id).scalar_subquery()
         here, there = tuple_(column, runs.c.id), tuple_(last, last_id)
         statement = statement.where(here < there if descending else here > there)
     first, second = (column.desc(), runs.c.id.desc()) if descending else (column.asc(), runs.c.id.asc())
-    # Where every row has a value, saying where the others go would keep the database from reading its index in order.
+    # NULLS LAST on a column without NULLs would prevent an ordered scan of its index.
     nullable = getattr(column, "nullable", False)
     ordered = statement.order_by(first.nulls_last() if nullable else first, second)
     return ordered.limit(bindparam("most", type_=Integer)).offset(bindparam("skipped", type_=Integer))
 
 
 @cache
-def counting(asked: frozenset[str]) -> Select[Any]:
-    """Return the statement that counts runs; it takes what the conditions compare with."""
-    conditions = _CHOOSING if len(asked) == 1 else _WALKING
-    return select(func.count()).select_from(runs).where(*(conditions[name] for name in sorted(asked)))
+def counting(names: frozenset[str]) -> Select[Any]:
+    """Return the statement that counts runs, with the parameters of the conditions."""
+    conditions = _CHOOSING if len(names) == 1 else _WALKING
+    return select(func.count()).select_from(runs).where(*(conditions[name] for name in sorted(names)))

@@ -49,7 +49,7 @@ def find_service_key(settings: Settings) -> PrivateKey | None:
 def _make(path: Path) -> None:
     """Write a new key, whole or not at all: several processes may start at once, and one key wins."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # A name that nobody can know beforehand: the folder may come from a checkout, with a link or a readable file in it.
+    # An unpredictable name: the folder may come from a checkout, with a link or a readable file in it.
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{FILE}.")
     mine = Path(name)
     with os.fdopen(descriptor, "wb") as file:

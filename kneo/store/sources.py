@@ -1,6 +1,8 @@
-"""How far the repository was followed: what a lost mirror must not make us forget."""
+"""The commits of the config repository that were accepted and refused, which outlive a lost mirror."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from sqlalchemy import select, update
 
@@ -10,7 +12,7 @@ from kneo.store.prepared import Prepared
 from kneo.store.tables import sources
 
 SOURCE = "config"
-"""A database follows one repository; following another one is a rewriting of history."""
+"""The one source of a database; another repository in its place counts as rewritten history."""
 
 
 def source(tx: Tx) -> SourceRecord | None:
@@ -22,83 +24,58 @@ _REBUILDING = Prepared(select(sources.c.rebuilding_since).where(sources.c.rebuil
 
 
 def is_rebuilding(tx: Tx) -> bool:
-    """Say whether the registry is being rebuilt from the commits, so that what it serves may be of another day."""
+    """Return whether the registry is being rebuilt from the commits, so that its releases may be outdated."""
     return _REBUILDING.first(tx, {}) is not None
 
 
 def begin_rebuild(tx: Tx, url: str, ref: str) -> None:
-    """Note that the commits of a repository are followed one after the other into an empty registry."""
-    upsert(tx, sources, {"name": SOURCE}, url=url, ref=ref, rebuilding_since=tx.at)
+    """Record that an empty registry is being rebuilt from the commits of a repository, one after the other."""
+    _put(tx, url, ref, rebuilding_since=tx.at)
 
 
 def end_rebuild(tx: Tx) -> None:
-    """Note that the newest commit was reached, or the last that can be followed."""
+    """Record that the rebuild reached the newest commit that can be accepted."""
     tx.connection.execute(update(sources).values(rebuilding_since=None))
 
 
 def accept_commit(tx: Tx, url: str, ref: str, commit: str) -> bool:
-    """Remember the commit that was accepted last; say whether that is news."""
+    """Record the newest accepted commit; return whether it is a change."""
     before = source(tx)
-    known = before is not None and (before.accepted_commit, before.refused_code, before.url, before.ref) == (
-        commit,
-        None,
-        url,
-        ref,
-    )
-    if known and before is not None and before.failed_code is None:
+    accepted = replace(before, url=url, ref=ref, accepted_commit=commit, refused_code=None) if before else None
+    if before is not None and before == accepted and before.failed_code is None:
         return False
-    upsert(
-        tx,
-        sources,
-        {"name": SOURCE},
-        url=url,
-        ref=ref,
-        accepted_commit=commit,
-        accepted_at=tx.at,
-        refused_commit=None,
-        refused_code=None,
-        refused_message=None,
-        **_ANSWERED,
-    )
-    return not known
+    refused = {"refused_commit": None, "refused_code": None, "refused_message": None}
+    _put(tx, url, ref, accepted_commit=commit, accepted_at=tx.at, **refused, **_REACHABLE)
+    return before is None or before != accepted
 
 
 def refuse_commit(tx: Tx, url: str, ref: str, commit: str | None, code: str, message: str) -> None:
-    """Remember why the newest commit could not be accepted."""
+    """Record why the newest commit was refused."""
     before = source(tx)
-    if before is not None and (
-        before.refused_commit,
-        before.refused_code,
-        before.refused_message,
-        before.failed_code,
-    ) == (commit, code, message, None):
+    if before is not None and before == replace(
+        before, refused_commit=commit, refused_code=code, refused_message=message, failed_code=None
+    ):
         return
-    upsert(
-        tx,
-        sources,
-        {"name": SOURCE},
-        url=url,
-        ref=ref,
-        refused_commit=commit,
-        refused_code=code,
-        refused_message=message,
-        **_ANSWERED,
-    )
+    _put(tx, url, ref, refused_commit=commit, refused_code=code, refused_message=message, **_REACHABLE)
 
 
-_ANSWERED = {"failed_at": None, "failed_code": None, "failed_message": None}
+def _put(tx: Tx, url: str, ref: str, **values: object) -> None:
+    upsert(tx, sources, {"name": SOURCE}, url=url, ref=ref, **values)
+
+
+_REACHABLE = {"failed_at": None, "failed_code": None, "failed_message": None}
 
 
 def record_failure(tx: Tx, url: str, ref: str, code: str, message: str) -> None:
-    """Record that the repository's host could not be asked, and since when; what was accepted or refused stays."""
+    """Record that the repository cannot be fetched, and since when; the accepted and refused commits stay."""
     before = source(tx)
     if before is not None and (before.failed_code, before.failed_message) == (code, message):
         return
     since = before.failed_at if before is not None and before.failed_at is not None else tx.at
     failed = {"failed_at": since, "failed_code": code, "failed_message": message}
-    upsert(tx, sources, {"name": SOURCE}, url=url, ref=ref, **failed)
+    _put(tx, url, ref, **failed)
 
 
 def forget_failure(tx: Tx) -> None:
-    """Record that the repository's host answers again."""
-    tx.connection.execute(sources.update().where(sources.c.failed_code.is_not(None)).values(**_ANSWERED))
+    """Record that the repository can be fetched again."""
+    tx.connection.execute(sources.update().where(sources.c.failed_code.is_not(None)).values(**_REACHABLE))

@@ -1,4 +1,4 @@
-"""The tables. Times are ISO-8601 texts whose order is time order; migrations are proved equal to this module."""
+"""The tables of the newest schema. Times are ISO-8601 texts whose order is time order."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from kneo.errors import Invalid
 
 
 class TooLong(Invalid, DontWrapMixin):
-    """A text is longer than its column. Nothing was written."""
+    """A text is longer than its column; nothing was written."""
 
     default_code = "unstorable_value"
 
     def __init__(self, length: int, limit: int) -> None:
         super().__init__(
-            f"A value cannot be stored: it is {length} characters long, and at most {limit} are kept there.",
+            f"A value cannot be stored: it has {length} characters, and the column has {limit}.",
             hint="Use a shorter name.",
             limit=limit,
         )
 
 
 class Bounded(TypeDecorator[str]):
-    """A text of at most so many characters. What is only looked for may be longer: there is no such thing."""
+    """A text with a maximum length on both databases. A value that is only compared may be longer."""
 
     impl = String
     cache_ok = True
@@ -52,10 +52,10 @@ class Bounded(TypeDecorator[str]):
         self.length = length
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """Check a text that is to be stored.
+        """Check the length of a text to store.
 
         Raises:
-            TooLong: it is too long.
+            TooLong: it is longer than the column.
         """
         del dialect
         if value is not None and len(value) > self.length:
@@ -63,7 +63,7 @@ class Bounded(TypeDecorator[str]):
         return value
 
     def coerce_compared_value(self, op: OperatorType | None, value: Any) -> String:  # noqa: ANN401 - as it is declared
-        """Return the type of what a column is compared with."""
+        """Return the type of a value that the column is compared with."""
         del op, value
         return String()
 
@@ -85,12 +85,11 @@ NEVER = "9999-12-31T23:59:59.999999+00:00"
 
 
 WITHOUT_ROWID = {"without_rowid": True}
-"""On SQLite, rows of such a table live in its key's own tree (``WITHOUT ROWID``): small ones, written with everything else, for
-which a second tree would be the larger part of the price. Migrations make it so."""
+"""The mark of a table of small rows that SQLite stores in the tree of its key, without a second tree (``WITHOUT ROWID``)."""
 
 
 class TimeOrNever(TypeDecorator[str]):
-    """A time, or ``None`` for never, which is kept as a time after all others so that it sorts there in every index."""
+    """A time, or ``None`` for never, which is stored as a time after all others so that indexes sort it last."""
 
     impl = TIME
     cache_ok = True
@@ -299,7 +298,7 @@ bundles = Table(
     Column("revision", Text, nullable=False),
     Column("envelope_digest", DIGEST),
     Column("envelope_seen_at", TIME),
-    # Bundles in the HMAC format have no sequence; they all say 0.
+    # Bundles in the HMAC format have no sequence number; theirs is 0.
     _partial("seq > 0", "name", "seq", unique=True),
 )
 
@@ -391,14 +390,13 @@ runs = Table(
     Column("trace_count", Integer, nullable=False, server_default="0"),
     Column("session_id", NAME),
     Index(None, "status", "updated_at"),
-    # What a run has not is in no index: each step moves the run in every index that has its time.
+    # Partial, because each step moves the run in every index with its time.
     _partial("session_id IS NOT NULL", "session_id", "updated_at"),
     Index(None, "updated_at"),
     _partial("environment IS NOT NULL", "environment", "updated_at"),
     _partial("deadline_at IS NOT NULL", "status", "deadline_at"),
     _partial("bundle_digest IS NOT NULL", "bundle_digest"),
-    # The order in which they were begun, and what never changes of that which runs are filtered by: whoever counts or
-    # looks for it reads no other row.
+    # The order of creation with the constant filter columns, so that a count or a filtered list reads the index alone.
     Index("ix_runs_created", "created_at", "id", "environment", "bundle", "target", "workflow_name"),
 )
 
@@ -463,7 +461,7 @@ trace_events = Table(
 )
 
 UNANSWERED = "resolved_at IS NULL"
-"""What the indexes of the inbox cover: only what still waits, so that what is kept does not slow it down."""
+"""The condition of the inbox's indexes, which cover unresolved tasks alone."""
 
 
 FILTERED = (
@@ -480,26 +478,26 @@ FILTERED = (
     "due_at",
     "resolved_at",
 )
-"""What the inbox is filtered by, but for what is looked up elsewhere."""
+"""The filter columns of the inbox."""
 
 
 CHOSEN_BY = ("workflow_type", "kind", "environment", "workflow_name", "step_id", "status")
-"""What PostgreSQL finds tasks by."""
+"""Filter columns with an index on PostgreSQL."""
 
 PEOPLE = ("assignee", "claimed_by")
-"""Who has a task: what both find it by, where anybody has."""
+"""Filter columns with an index on both databases, of the rows that have a value."""
 
 
 def _inbox(*columns: str, name: str | None = None, only: str = "") -> Index:
-    """Make an index of the inbox."""
+    """Return an index of unresolved tasks."""
     return _partial(UNANSWERED, *columns, name=name, only=only)
 
 
 def _ordered(column: str) -> tuple[Index, Index]:
-    """Make the indexes of one order of the inbox.
+    """Return the indexes of one order of the inbox.
 
-    PostgreSQL knows how much a filter leaves, and sorts what is little. SQLite does not, so it walks the order and finds in the
-    index itself whatever else is asked for: without reading a single row that is not listed.
+    PostgreSQL estimates the matches of a filter and sorts a few. SQLite scans the order and evaluates the filter within the index,
+    without reading rows that are not listed.
     """
     rest = [name for name in FILTERED if name != column]
     return (
@@ -562,10 +560,9 @@ tasks = Table(
     Column("resolved_at", TIME),
     Index(None, "status", "id"),
     Index(None, "run_id", "id"),
-    # Whatever the inbox is sorted or filtered by. What is sorted by id says resolved_at first, which is null in all of them:
-    # PostgreSQL would else take the primary key for the order and pass everything that was answered since the beginning.
-    # SQLite would take an index that begins with it for everything, because one value sounds like few rows. Titles are
-    # there to be searched, and may be longer than what PostgreSQL lets into an index.
+    # The orders and filters of the inbox. On PostgreSQL the index for the order of ids begins with resolved_at, which is NULL in
+    # all of its rows: otherwise the planner scans the primary key with all resolved tasks. SQLite would prefer such an index for
+    # every query. Titles are searched, and may be too long for an index of PostgreSQL.
     _inbox("resolved_at", "id", only="postgresql"),
     _inbox("id", "title", *FILTERED, name="ix_tasks_inbox_id", only="sqlite"),
     *_ordered("priority"),
@@ -581,7 +578,7 @@ tasks = Table(
 task_candidates = Table(
     "task_candidates",
     metadata,
-    # user:ann, group:prod/editors, role:prod/reviewer, or not:ann for somebody who may not; only while it waits.
+    # user:ann, group:prod/editors, role:prod/reviewer, or not:ann for an excluded person; of unresolved tasks only.
     Column("candidate", Bounded(420)),
     Column("task_id", ID),
     PrimaryKeyConstraint("candidate", "task_id"),
@@ -608,7 +605,7 @@ task_events = Table(
 task_feed = Table(
     "task_feed",
     metadata,
-    # One row. It stays when events are deleted, so that no number is given twice.
+    # One row, which stays when events are deleted, so that no position is assigned twice.
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("last_seq", BigInteger, nullable=False),
 )
@@ -616,7 +613,7 @@ task_feed = Table(
 task_count_changes = Table(
     "task_count_changes",
     metadata,
-    # Counts of what waits, as changes that are added up and folded now and then: nobody waits for a counter's row.
+    # Counts of unresolved tasks as changes to add up, so that writers share no row; folded from time to time.
     Column("id", ID, primary_key=True),
     Column("environment", NAME),
     Column("kind", Bounded(20), nullable=False),
@@ -636,7 +633,7 @@ project_metadata = Table(
     Column("updated_at", TIME, nullable=False),
 )
 
-# ---- answers given, and proof -----------------------------------------------------------------------------------
+# ---- responses and proofs -----------------------------------------------------------------------------------
 
 idempotency_keys = Table(
     "idempotency_keys",
@@ -648,7 +645,7 @@ idempotency_keys = Table(
     Column("status", Integer),
     Column("response", JSON(none_as_null=True)),
     Column("created_at", TIME, nullable=False),
-    # What the request has made, and which execution of it did.
+    # The id of the object that the request created, and the execution that did.
     Column("subject", Text),
     Column("attempt", ID),
     PrimaryKeyConstraint("principal", "scope", "key"),
@@ -705,7 +702,7 @@ audit_pending = Table(
     "audit_pending",
     metadata,
     Column("event_id", ID, primary_key=True),
-    # It has no canonical form, so somebody changed it while it waited: it would be tried again with every batch.
+    # The event has no canonical form, so it was changed before sealing; it is not tried again.
     Column("unsealable", Boolean, nullable=False, server_default=text("false")),
     info=WITHOUT_ROWID,
 )

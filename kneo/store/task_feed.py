@@ -1,8 +1,7 @@
-"""The order in which events of tasks are read by those who follow them: positions that only grow as they are committed.
+"""The feed of task events: positions that grow in the order in which events become visible.
 
-The id of an event is made before its transaction commits, so events become visible in another order than that of their
-ids. A position is given afterwards, to events that are committed, by one transaction at a time: whoever has read up to a
-position has read everything that will ever be before it.
+The id of an event is created before its transaction commits, so events become visible in another order than that of their ids.
+One transaction at a time assigns positions to committed events, so that no event ever appears before a position that was read.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from kneo.store.tables import task_events, task_feed
 from kneo.store.tasks import EVENT, read_event
 
 BATCH = 1_000
-"""Events that one transaction gives positions to; bounds how long it keeps others waiting."""
+"""Events of one numbering transaction, which bounds the wait of other writers."""
 
 BEGINNING = "0"
-"""Stands for the id of the event before the first one."""
+"""The cursor before the first event."""
 
-_WITHOUT = Prepared(
+_UNNUMBERED = Prepared(
     select(task_events.c.id).where(task_events.c.seq.is_(None)).order_by(task_events.c.id).limit(bindparam("most"))
 )
 _LAST = Prepared(select(task_feed.c.last_seq))
-_GIVE = Prepared(update(task_events).where(task_events.c.id == bindparam("event")).values(seq=bindparam("given")))
+_ASSIGN = Prepared(update(task_events).where(task_events.c.id == bindparam("event")).values(seq=bindparam("position")))
 
 
 def number(store: Store) -> int:
-    """Give a position to each event that has none; return how many got one."""
+    """Assign a position to each event without one; return how many."""
     total = 0
     while True:
         with store.read() as tx:
@@ -42,40 +41,40 @@ def number(store: Store) -> int:
 
 
 def has_unnumbered(tx: Tx) -> bool:
-    """Return whether an event waits for its position."""
-    return _WITHOUT.first(tx, {"most": 1}) is not None
+    """Return whether an event has no position yet."""
+    return _UNNUMBERED.first(tx, {"most": 1}) is not None
 
 
 def _number_batch(tx: Tx) -> int:
-    # From here on one transaction at a time. What it then reads is committed, and what commits later comes after it.
+    # One transaction at a time from here: it reads committed events, and later commits get higher positions.
     lock_table(tx, "task_feed")
-    rows = _WITHOUT.rows(tx, {"most": BATCH})
+    rows = _UNNUMBERED.rows(tx, {"most": BATCH})
     last = last_position(tx)
-    _GIVE.change_many(tx, [{"given": last + at, "event": row.id} for at, row in enumerate(rows, start=1)])
+    _ASSIGN.change_many(tx, [{"position": last + at, "event": row.id} for at, row in enumerate(rows, start=1)])
     if rows:
         upsert(tx, task_feed, {"id": 1}, last_seq=last + len(rows))
     return len(rows)
 
 
 def last_position(tx: Tx) -> int:
-    """Return the last position that was given; 0 where none was."""
+    """Return the last assigned position; 0 where there is none."""
     row = _LAST.first(tx, {})
     return int(row.last_seq) if row is not None else 0
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place in the feed: after the event with an id."""
+    """A position in the feed, after the event with this id."""
 
     event_id: str
     position: int
 
 
 def find_cursor(store: Store, event_id: str | None) -> Cursor:
-    """Find the place after an event; without one, after the newest.
+    """Return the cursor after an event; without an id, after the newest event.
 
     Raises:
-        Conflict: ``unknown_event``: the event does not exist, so nobody can tell what came after it.
+        Conflict: ``unknown_event``: the event does not exist, so the events after it are unknown.
     """
     number(store)
     with store.read() as tx:
@@ -85,10 +84,8 @@ def find_cursor(store: Store, event_id: str | None) -> Cursor:
             return Cursor(BEGINNING, 0)
         position = tx.connection.execute(select(task_events.c.seq).where(task_events.c.id == event_id)).scalar()
     if position is None:
-        msg = (
-            f"There is no event {event_id[:80]} of a task: it was deleted, or the database was restored from before it."
-        )
-        hint = "List the tasks, then follow without a last event; 0 follows from the first event that is kept."
+        msg = f"There is no task event {event_id[:80]}: it was deleted, or the database was restored from an earlier backup."
+        hint = "List the tasks, then follow without a last event; 0 follows from the first stored event."
         raise Conflict(msg, code="unknown_event", hint=hint)
     return Cursor(event_id, position)
 
@@ -100,7 +97,7 @@ def _newest(tx: Tx) -> Cursor:
 
 
 def events_after(store: Store, position: int, limit: int = BATCH) -> tuple[tuple[int, TaskEvent], ...]:
-    """Read the next events after a position, in their order, each with its own position."""
+    """Read the next events after a position, in order, each with its position."""
     number(store)
     with store.read() as tx:
         rows = tx.connection.execute(

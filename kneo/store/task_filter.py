@@ -1,4 +1,4 @@
-"""Which human tasks somebody wants to see, and in which order. Each kind of question is one statement, put together once."""
+"""Filters and orders of task lists. Each combination of conditions is one statement, built once."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ SORTABLE: Mapping[str, ColumnElement[Any]] = {
     "due_at": tasks.c.due_at,
     "expires_at": tasks.c.deadline_at,
 }
-"""What a list can be sorted by; the ids of tasks are in the order in which they were asked. What is due or expires at no
-time comes after everything that is or does."""
+"""The sort keys of a list. The order of ids is the order of creation. Tasks without a deadline come last."""
 
 EQUAL = ("environment", "kind", "assignee", "claimed_by", "step_id", "run_id", "workflow_name", "workflow_type")
 """Filters that compare a task's own value."""
@@ -33,7 +32,7 @@ _EVERY_STATUS = frozenset(TaskStatus)
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFilter:
-    """Conditions that all hold; ``None`` asks for nothing."""
+    """Conditions that all hold; ``None`` is no condition."""
 
     statuses: Collection[TaskStatus] = UNRESOLVED
     escalated: bool | None = None
@@ -48,15 +47,15 @@ class TaskFilter:
     workflow_name: str | None = None
     workflow_type: str | None = None
     who: Collection[str] | None = None
-    """Everything that one person is, as ``task_candidates`` has it; only what they may answer."""
+    """The identities of a person, as in ``task_candidates``; only tasks that the person may decide."""
     restricted: bool | None = None
-    """With ``who``: only what names its candidates, or only what does not."""
+    """With ``who``: only tasks with named candidates, or only those without."""
     text: str | None = None
-    """Somewhere in the title, whatever its case."""
+    """A substring of the title, ignoring case."""
 
     @property
     def waits(self) -> bool:
-        """Whether only unanswered tasks are asked for, which the inbox's own indexes have."""
+        """Whether the filter is limited to unresolved tasks, which the indexes of the inbox cover."""
         return UNRESOLVED.issuperset(self.statuses)
 
     @property
@@ -78,12 +77,12 @@ class TaskFilter:
         if self.text is not None:
             found.add("text")
         if self.who is not None:
-            found |= {"not refused", {None: "asked", True: "named", False: "unrestricted"}[self.restricted]}
+            found |= {"not refused", {None: "open to person", True: "named", False: "unrestricted"}[self.restricted]}
         return frozenset(found)
 
     @property
     def values(self) -> dict[str, object]:
-        """What the conditions compare with."""
+        """The parameters of the conditions."""
         found: dict[str, object] = {name: getattr(self, name) for name in EQUAL if getattr(self, name) is not None}
         if self._picks_statuses:
             found["statuses"] = sorted(self.statuses)
@@ -99,7 +98,7 @@ class TaskFilter:
         return found
 
     def parts(self) -> tuple[TaskFilter, ...]:
-        """Split into filters of which each task fits one at most, and each of which an index answers."""
+        """Split the filter into disjoint ones that an index serves."""
         if self.who is None or self.restricted is not None:
             return (self,)
         return replace(self, restricted=False), replace(self, restricted=True)
@@ -112,24 +111,24 @@ _NAMED = select(task_candidates.c.task_id).where(task_candidates.c.candidate.in_
 _REFUSED = select(task_candidates.c.task_id).where(
     task_candidates.c.candidate.in_(bindparam("refused", expanding=True))
 )
-"""Looked up once and not for each task: this is what counting a full inbox costs."""
+"""Evaluated once rather than for each task."""
 
 _escalated = tasks.alias("escalated")
 _ESCALATED = select(_escalated.c.id).where(_escalated.c.resolved_at.is_(None), _escalated.c.escalation > 0)
-"""Few ever are: found by their own index, and not by walking through everything that waits."""
+"""Few tasks are escalated; their own index finds them."""
 
 
 def _conditions(column: Callable[[str], ColumnElement[Any]]) -> dict[str, ColumnElement[bool]]:
     return {
         **{name: column(name) == bindparam(name) for name in EQUAL},
-        # Said without a parameter, so that the database knows it may use the inbox's own indexes.
+        # Without a parameter, so that the planner can use the partial indexes of the inbox.
         "waits": tasks.c.resolved_at.is_(None),
         "statuses": column("status").in_(bindparam("statuses", expanding=True)),
         "escalated": column("escalation") > 0,
         "not escalated": column("escalation") == 0,
         "overdue_at": tasks.c.due_at < bindparam("overdue_at"),
         "text": tasks.c.title.ilike(bindparam("text"), escape=LIKE_ESCAPE),
-        "asked": or_(column("restricted").is_(False), column("id").in_(_NAMED)),
+        "open to person": or_(column("restricted").is_(False), column("id").in_(_NAMED)),
         "named": column("restricted").is_(True) & column("id").in_(_NAMED),
         "unrestricted": column("restricted").is_(False),
         "not refused": column("id").not_in(_REFUSED),
@@ -137,41 +136,41 @@ def _conditions(column: Callable[[str], ColumnElement[Any]]) -> dict[str, Column
 
 
 _WALKING = _conditions(lambda name: Unindexed(tasks.c[name]))
-"""Conditions that are looked at for each task, in the order in which they are listed."""
+"""Conditions that are evaluated for each task in the order of the list."""
 
 _CHOOSING = _conditions(lambda name: tasks.c[name]) | {"escalated": tasks.c.id.in_(_ESCALATED)}
-"""Conditions of which the database may take one to find tasks by."""
+"""Conditions that may use an index."""
 
 _LEADING = frozenset({"assignee", "claimed_by", "named", "unrestricted"})
-"""Conditions with an index of their own on SQLite too, which has what it finds in the order of the ids."""
+"""Conditions with an index on SQLite, in the order of ids."""
 
 
-def _where(statement: Select[Any], asked: frozenset[str], *, by_id: bool) -> Select[Any]:
-    others = asked - {"waits", "not refused"}
-    may_choose = "waits" not in asked or "run_id" in asked or (by_id and len(others) == 1 and others <= _LEADING)
+def _where(statement: Select[Any], names: frozenset[str], *, by_id: bool) -> Select[Any]:
+    others = names - {"waits", "not refused"}
+    may_choose = "waits" not in names or "run_id" in names or (by_id and len(others) == 1 and others <= _LEADING)
     conditions = _CHOOSING if may_choose else _WALKING
-    return statement.where(*(conditions[name] for name in sorted(asked)))
+    return statement.where(*(conditions[name] for name in sorted(names)))
 
 
 @cache
-def listing(asked: frozenset[str], sort_by: str, *, descending: bool, after: bool) -> Select[Any]:
+def listing(names: frozenset[str], sort_by: str, *, descending: bool, after: bool) -> Select[Any]:
     """Return the statement that lists tasks.
 
-    It takes what the conditions compare with, ``most`` and ``skipped``; and ``after``, the id of a task, to go on behind it.
+    Its parameters are those of the conditions, ``most``, ``skipped``, and ``after`` for the id of the last listed task.
     """
     column = SORTABLE[sort_by]
     by_id = column is tasks.c.id
-    statement = _where(TASK, asked, by_id=by_id)
+    statement = _where(TASK, names, by_id=by_id)
     if after:
         statement = statement.where(_beyond(column, descending=descending))
-    first = (tasks.c.resolved_at,) if by_id and "waits" in asked else ()
+    first = (tasks.c.resolved_at,) if by_id and "waits" in names else ()
     keys = (*first, tasks.c.id) if by_id else (column, tasks.c.id)
     ordered = statement.order_by(*(key.desc() if descending else key.asc() for key in keys))
     return ordered.limit(bindparam("most", type_=Integer)).offset(bindparam("skipped", type_=Integer))
 
 
 def _beyond(column: ColumnElement[Any], *, descending: bool) -> ColumnElement[bool]:
-    """Say what follows a task, as one comparison of whole rows, which an index can begin at."""
+    """Return the condition for tasks after the last one, as a row comparison that an index serves."""
     last_id = bindparam("after", type_=String)
     if column is tasks.c.id:
         return tasks.c.id < last_id if descending else tasks.c.id > last_id
@@ -181,6 +180,6 @@ def _beyond(column: ColumnElement[Any], *, descending: bool) -> ColumnElement[bo
 
 
 @cache
-def counting(asked: frozenset[str]) -> Select[Any]:
-    """Return the statement that counts tasks; it takes what the conditions compare with."""
-    return _where(select(func.count()).select_from(tasks), asked, by_id=True)
+def counting(names: frozenset[str]) -> Select[Any]:
+    """Return the statement that counts tasks, with the parameters of the conditions."""
+    return _where(select(func.count()).select_from(tasks), names, by_id=True)

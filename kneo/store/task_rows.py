@@ -1,4 +1,4 @@
-"""Human tasks as rows: what is stored of a record, and the record made of it again."""
+"""Conversion of human tasks to rows and back."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from kneo.store.tables import tasks
 _COLUMNS = tuple(item.name for item in fields(HumanTask))
 
 TASK = select(*(tasks.c[name] for name in _COLUMNS))
-"""What a record is made of, in the record's order."""
+"""The columns of a record, in the order of its fields."""
 
-_USUAL: Mapping[str, object] = {
+_DEFAULTS: Mapping[str, object] = {
     "candidates": Candidates(),
     "quorum": Quorum(),
     "votes": (),
     "plan": Plan(),
     "consequences": {},
 }
-"""What most tasks have; nothing is stored of it, and so nothing has to be read."""
+"""The defaults of most tasks, which are stored as NULL and not parsed."""
 
 
 def stored(value: object) -> object:
-    """Return what is stored of one value of a record."""
+    """Return the stored form of a field's value."""
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if isinstance(value, tuple):
@@ -36,38 +36,45 @@ def stored(value: object) -> object:
 
 
 def store_task(task: HumanTask) -> dict[str, object]:
-    """Return what is stored of a task, by column."""
+    """Return the columns of a task."""
     values: dict[str, object] = {}
     for name in _COLUMNS:
         value = getattr(task, name)
-        values[name] = None if name in _USUAL and value == _USUAL[name] else stored(value)
+        values[name] = None if name in _DEFAULTS and value == _DEFAULTS[name] else stored(value)
     return values | {"restricted": task.is_restricted}
 
 
-def _decisions(kept: list[str]) -> tuple[DecisionKind, ...]:
-    return tuple(map(DecisionKind, kept))
+def _decisions(stored_value: list[str]) -> tuple[DecisionKind, ...]:
+    return tuple(map(DecisionKind, stored_value))
 
 
-def _decision(kept: Mapping[str, Any]) -> Decision:
-    lists = {name: tuple(kept.get(name) or ()) for name in ("selected_options", "voters")}
-    return Decision(**{**kept, "kind": DecisionKind(kept["kind"]), **lists})
+def _decision(stored_value: Mapping[str, Any]) -> Decision:
+    lists = {name: tuple(stored_value.get(name) or ()) for name in ("selected_options", "voters")}
+    return Decision(**{**stored_value, "kind": DecisionKind(stored_value["kind"]), **lists})
 
 
-def _candidates(kept: Mapping[str, list[str]]) -> Candidates:
-    return Candidates(**{name: tuple(found) for name, found in kept.items()})
+def _candidates(stored_value: Mapping[str, list[str]]) -> Candidates:
+    return Candidates(**{name: tuple(found) for name, found in stored_value.items()})
 
 
-def _quorum(kept: Mapping[str, Any]) -> Quorum:
-    return Quorum(**{**kept, "each": tuple((role, number) for role, number in kept["each"])})
+def _quorum(stored_value: Mapping[str, Any]) -> Quorum:
+    return Quorum(**{**stored_value, "each": tuple((role, number) for role, number in stored_value["each"])})
 
 
-def _votes(kept: list[dict[str, Any]]) -> tuple[Vote, ...]:
-    return tuple(Vote(**{**vote, "decision": DecisionKind(vote["decision"])}) for vote in kept)
+def _votes(stored_value: list[dict[str, Any]]) -> tuple[Vote, ...]:
+    return tuple(Vote(**{**vote, "decision": DecisionKind(vote["decision"])}) for vote in stored_value)
 
 
-def _plan(kept: Mapping[str, Any]) -> Plan:
-    escalate = tuple(Escalation(**{**one, "notify": tuple(one["notify"])}) for one in kept["escalate"])
-    return Plan(**{**kept, "escalate": escalate, "remind": tuple(kept["remind"]), "notify": tuple(kept["notify"])})
+def _plan(stored_value: Mapping[str, Any]) -> Plan:
+    escalate = tuple(Escalation(**{**one, "notify": tuple(one["notify"])}) for one in stored_value["escalate"])
+    return Plan(
+        **{
+            **stored_value,
+            "escalate": escalate,
+            "remind": tuple(stored_value["remind"]),
+            "notify": tuple(stored_value["notify"]),
+        }
+    )
 
 
 _READERS: Mapping[str, Callable[[Any], object]] = {
@@ -80,17 +87,17 @@ _READERS: Mapping[str, Callable[[Any], object]] = {
     "votes": _votes,
     "plan": _plan,
 }
-"""What makes a stored value the record's, where it is not that already."""
+"""The parsers of stored values whose form differs from the record's."""
 
 
 def read_task(row: Iterable[Any]) -> HumanTask:
-    """Make a record of what ``TASK`` selects."""
-    # A page of the inbox does this a hundred times: no value is looked up twice, and what is usual is not made anew.
+    """Return the record of a row of ``TASK``."""
+    # A page of the inbox does this a hundred times, so defaults are shared and no value is read twice.
     values: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
     for name, read in _READERS.items():
         if values[name] is not None:
             values[name] = read(values[name])
-    for name, usual in _USUAL.items():
+    for name, default in _DEFAULTS.items():
         if values[name] is None:
-            values[name] = usual
+            values[name] = default
     return HumanTask(**values)

@@ -1,4 +1,4 @@
-"""What became of questions, the newest first. The cost is bounded by how many are looked at, however many there are."""
+"""Counts of unresolved tasks, and outcomes of resolved ones. Counts are stored as changes that are folded from time to time."""
 
 from __future__ import annotations
 
@@ -22,50 +22,50 @@ from kneo.store.task_filter import WAITING, TaskFilter, counting
 OVER = (TaskStatus.APPLIED, TaskStatus.DECIDED, TaskStatus.EXPIRED)
 
 SCANNED = 20_000
-"""Questions of each status that are looked at for those of one environment or workflow."""
+"""Tasks of each status that are scanned for those of one environment or workflow."""
 
 
 def newest(
     tx: Tx, first: str, *, environment: str | None = None, workflow_name: str | None = None, limit: int
 ) -> tuple[Outcome, ...]:
-    """Read what became of the questions that were asked last.
+    """Read the outcomes of the newest resolved tasks, at a cost that the limit bounds.
 
     Args:
         tx: An open transaction.
-        first: The id from which on questions count; ids say when they were asked.
-        environment: Only of this one.
-        workflow_name: Only of this one.
-        limit: Most that are read.
+        first: The lowest id; the order of ids is the order of creation.
+        environment: Only tasks of this environment.
+        workflow_name: Only tasks of this workflow.
+        limit: The most outcomes.
     """
-    wanted = {"environment": environment, "workflow_name": workflow_name}
-    found = [_of_status(tx, status, first, wanted, limit) for status in OVER]
+    where = {"environment": environment, "workflow_name": workflow_name}
+    found = [_read_status(tx, status, first, where, limit) for status in OVER]
     return tuple(islice(merge(*found, key=attrgetter("id"), reverse=True), limit))
 
 
 def subjects(tx: Tx, ids: Collection[str]) -> Mapping[str, str]:
-    """Read what was shown, by the task's id."""
+    """Read the subjects of tasks, by id."""
     rows = tx.connection.execute(select(tasks.c.id, tasks.c.subject).where(tasks.c.id.in_(ids)))
     return {row.id: row.subject for row in rows}
 
 
-def _of_status(
-    tx: Tx, status: TaskStatus, first: str, wanted: Mapping[str, str | None], limit: int
+def _read_status(
+    tx: Tx, status: TaskStatus, first: str, where: Mapping[str, str | None], limit: int
 ) -> Iterator[Outcome]:
-    for row in tx.connection.execute(of_status(status, first, wanted, limit)):
+    for row in tx.connection.execute(of_status(status, first, where, limit)):
         yield _outcome(row)
 
 
-def of_status(status: TaskStatus, first: str, wanted: Mapping[str, str | None], limit: int) -> Select[Any]:
-    """Spell the question for one status: on status and id there is an index, so no more is read than asked for."""
+def of_status(status: TaskStatus, first: str, where: Mapping[str, str | None], limit: int) -> Select[Any]:
+    """Return the statement for one status, which scans the index on status and id."""
     scanned = (
         select(tasks.c.id)
         .where(tasks.c.status == status, tasks.c.id >= first)
         .order_by(tasks.c.id.desc())
-        .limit(SCANNED if any(wanted.values()) else limit)
+        .limit(SCANNED if any(where.values()) else limit)
         .subquery()
     )
     statement = _ROWS.join(scanned, scanned.c.id == tasks.c.id)
-    for name, value in wanted.items():
+    for name, value in where.items():
         if value is not None:
             statement = statement.where(tasks.c[name] == value)
     return statement.order_by(tasks.c.id.desc()).limit(limit)
@@ -98,14 +98,14 @@ def _outcome(row: Row[Any]) -> Outcome:
 
 
 FOLD_ABOVE = 500
-"""Changes that are added up one by one before they are folded into one row for each kind of task."""
+"""The number of changes above which they are folded into one row for each kind of task."""
 
 FOLD_AT_MOST = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSummary:
-    """What waits for people."""
+    """Counts of unresolved tasks."""
 
     waiting: int = 0
     escalated: int = 0
@@ -119,7 +119,7 @@ _INSERT = Prepared(insert(task_count_changes))
 
 
 def add(tx: Tx, changes: Iterable[tuple[HumanTask, int]]) -> None:
-    """Count tasks in (1) or out (-1) as they are."""
+    """Store changes of the counts: 1 for an added task, -1 for a removed one."""
     rows = [
         {
             "id": new_id("tly", tx.now),
@@ -134,18 +134,18 @@ def add(tx: Tx, changes: Iterable[tuple[HumanTask, int]]) -> None:
     _INSERT.change_many(tx, rows)
 
 
-_KEPT = (
+_GROUP = (
     task_count_changes.c.environment,
     task_count_changes.c.kind,
     task_count_changes.c.status,
     task_count_changes.c.escalated,
 )
 _AMOUNT = func.sum(task_count_changes.c.amount)
-_SUMS = select(*_KEPT, _AMOUNT.label("amount")).group_by(*_KEPT).having(_AMOUNT != 0)
+_SUMS = select(*_GROUP, _AMOUNT.label("amount")).group_by(*_GROUP).having(_AMOUNT != 0)
 
 
 def summary(tx: Tx) -> TaskSummary:
-    """Count what waits. The cost does not grow with it."""
+    """Read the counts of unresolved tasks, at a cost that does not grow with them."""
     rows = tx.connection.execute(_SUMS).all()
     statuses: dict[str, int] = {}
     kinds: dict[str, int] = {}
@@ -165,7 +165,7 @@ def summary(tx: Tx) -> TaskSummary:
 
 
 def count(tx: Tx, where: TaskFilter) -> int | None:
-    """Count what waits without looking at it; ``None`` where the filter asks for more than is kept here."""
+    """Read the count of tasks that match a filter; ``None`` where the filter needs more than the stored counts."""
     beyond = replace(where, statuses=WAITING.statuses, escalated=None, environment=None, kind=None)
     if beyond != WAITING or not where.waits:
         return None
@@ -176,14 +176,14 @@ def count(tx: Tx, where: TaskFilter) -> int | None:
 @cache
 def _sum_of(asked: frozenset[str]) -> Select[Any]:
     table = task_count_changes.c
-    wanted: list[ColumnElement[bool]] = [table.status.in_(bindparam("statuses", expanding=True))]
-    wanted += [table[name] == bindparam(name) for name in ("environment", "kind") if name in asked]
-    wanted += [table.escalated.is_(word == "escalated") for word in ("escalated", "not escalated") if word in asked]
-    return select(_AMOUNT).where(*wanted)
+    where: list[ColumnElement[bool]] = [table.status.in_(bindparam("statuses", expanding=True))]
+    where += [table[name] == bindparam(name) for name in ("environment", "kind") if name in asked]
+    where += [table.escalated.is_(word == "escalated") for word in ("escalated", "not escalated") if word in asked]
+    return select(_AMOUNT).where(*where)
 
 
 def fold(tx: Tx) -> int:
-    """Add up the changes so far; return how many rows that saved."""
+    """Fold the changes into one row for each kind of task; return how many rows that removed."""
     if tx.connection.execute(select(task_count_changes.c.id).offset(FOLD_ABOVE).limit(1)).first() is None:
         return 0
     lock_table(tx, "task_count_changes")
@@ -193,18 +193,12 @@ def fold(tx: Tx) -> int:
         key = (row.environment, row.kind, row.status, row.escalated)
         totals[key] = totals.get(key, 0) + row.amount
     tx.connection.execute(delete(task_count_changes).where(task_count_changes.c.id.in_([row.id for row in rows])))
-    kept = [
-        {
-            "id": new_id("tly", tx.now),
-            "environment": where,
-            "kind": kind,
-            "status": status,
-            "escalated": late,
-            "amount": n,
-        }
-        for (where, kind, status, late), n in totals.items()
-        if n
+    names = [column.name for column in _GROUP]
+    folded = [
+        dict(zip(names, key, strict=True)) | {"id": new_id("tly", tx.now), "amount": amount}
+        for key, amount in totals.items()
+        if amount
     ]
-    if kept:
-        tx.connection.execute(insert(task_count_changes), kept)
-    return len(rows) - len(kept)
+    if folded:
+        tx.connection.execute(insert(task_count_changes), folded)
+    return len(rows) - len(folded)

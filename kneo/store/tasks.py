@@ -1,4 +1,4 @@
-"""Human tasks. Every change is a compare-and-set on the version that was read."""
+"""Rows of human tasks. Every change is a compare-and-set on the version that was read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _INSERT = Prepared(insert(tasks))
 
 
 def insert_task(tx: Tx, task: HumanTask, who: Collection[str] = ()) -> None:
-    """Keep a new task and those who may, or may not, answer it (``user:ann``, ``group:prod/editors``, ``not:bob``)."""
+    """Store a new task with its candidates and excluded people (``user:ann``, ``group:prod/editors``, ``not:bob``)."""
     _INSERT.change(tx, store_task(task) | {"created_at": tx.at, "updated_at": tx.at})
     add_candidates(tx, task.id, who)
     if task.status in UNRESOLVED:
@@ -30,7 +30,7 @@ def insert_task(tx: Tx, task: HumanTask, who: Collection[str] = ()) -> None:
 
 
 def add_candidates(tx: Tx, task_id: str, who: Collection[str]) -> None:
-    """Let further people answer; those who may already are not told twice."""
+    """Add candidates to a task; known ones are skipped."""
     if not who:
         return
     known = select(task_candidates.c.candidate).where(task_candidates.c.task_id == task_id)
@@ -51,7 +51,7 @@ _RUN = Prepared(select(tasks.c.run_id).where(tasks.c.id == bindparam("of_task"))
 
 
 def run_of(tx: Tx, task_id: str) -> str | None:
-    """Find the run that asks."""
+    """Return the run of a task."""
     row = _RUN.first(tx, {"of_task": task_id})
     return row.run_id if row else None
 
@@ -59,13 +59,16 @@ def run_of(tx: Tx, task_id: str) -> str | None:
 _CHANGE = Prepared(
     update(tasks).where(tasks.c.id == bindparam("of_task"), tasks.c.version == bindparam("seen_version"))
 )
-"""One statement for all changes; what it sets are the parameters it is given."""
+"""The statement of all changes; its parameters are the columns it sets."""
 
 
 def change(tx: Tx, task: HumanTask, **changes: object) -> HumanTask | None:
-    """Change a task if nobody did since it was read; return it as it then is, ``None`` where somebody did.
+    """Change a task and return it; return ``None`` where it changed since it was read.
 
-    What is resolved is nobody's to answer any more and time does nothing further to it.
+    A resolved task loses its candidates and its next deadline.
+
+    Raises:
+        IllegalTransition: the status does not follow the present one.
     """
     status = TaskStatus(str(changes.get("status", task.status)))
     if status is not task.status:
@@ -88,22 +91,24 @@ def change(tx: Tx, task: HumanTask, **changes: object) -> HumanTask | None:
 
 
 def note(tx: Tx, task: HumanTask, metadata: Mapping[str, object]) -> HumanTask:
-    """Keep other facts with a task of this transaction; return it with them."""
+    """Replace the metadata of a task that this transaction created; return it."""
     after = change(tx, task, metadata=metadata)
-    assert after is not None, "nobody else has seen it yet"
+    assert after is not None, "no other transaction sees it"
     return after
 
 
 @cache
 def _of_run(statuses: int) -> Prepared:
-    """Read a run's tasks in any of so many states."""
+    """Return the statement that reads a run's tasks in one of this many statuses."""
     states = or_(*(tasks.c.status == bindparam(f"status_{number}") for number in range(statuses)))
     return Prepared(TASK.where(tasks.c.run_id == bindparam("of_run"), states).order_by(tasks.c.id))
 
 
 def of_run(tx: Tx, run_id: str, statuses: Iterable[TaskStatus]) -> tuple[HumanTask, ...]:
-    wanted = {f"status_{number}": status for number, status in enumerate(sorted(statuses))}
-    return tuple(read_task(row) for row in _of_run(len(wanted)).rows(tx, {"of_run": run_id, **wanted}))
+    statuses_by_name = {f"status_{number}": status for number, status in enumerate(sorted(statuses))}
+    return tuple(
+        read_task(row) for row in _of_run(len(statuses_by_name)).rows(tx, {"of_run": run_id, **statuses_by_name})
+    )
 
 
 _FIRST = TASK.where(
@@ -116,7 +121,7 @@ _FIRST = TASK.where(
 
 
 def first_of_runs(tx: Tx, run_ids: Collection[str]) -> Mapping[str, HumanTask]:
-    """Find the first thing that each of some runs asks, all at once."""
+    """Read the oldest unresolved task of each of these runs, in one statement."""
     if not run_ids:
         return {}
     found = (read_task(row) for row in tx.connection.execute(_FIRST, {"runs": sorted(run_ids)}))
@@ -124,7 +129,7 @@ def first_of_runs(tx: Tx, run_ids: Collection[str]) -> Mapping[str, HumanTask]:
 
 
 def due(tx: Tx, limit: int) -> tuple[HumanTask, ...]:
-    """Find tasks to which time has something to do, the longest due first. The cost grows with what is due."""
+    """List tasks with a deadline, reminder or escalation that is due, the oldest first. The cost grows with the due ones."""
     rows = tx.connection.execute(
         TASK.where(tasks.c.next_at.is_not(None), tasks.c.next_at <= tx.at).order_by(tasks.c.next_at).limit(limit)
     )
@@ -141,25 +146,25 @@ def list_tasks(
     offset: int = 0,
     after: str | None = None,
 ) -> tuple[HumanTask, ...]:
-    """List tasks. ``after`` is the id of the last one seen: what follows it, whatever came or went meanwhile."""
+    """List tasks; those after the task ``after`` in this order, regardless of changes since it was listed."""
     statement = listing(where.conditions, sort_by, descending=descending, after=after is not None)
     values = {**where.values, "most": limit, "skipped": offset} | ({"after": after} if after is not None else {})
     return tuple(read_task(row) for row in tx.connection.execute(statement, values))
 
 
 def count_tasks(tx: Tx, where: TaskFilter = WAITING) -> int:
-    """Count tasks; what is counted all the time anyway costs the same however many there are."""
+    """Count tasks, from the stored counts where they suffice."""
     known = task_statistics.count(tx, where)
     if known is not None:
         return known
     return sum(tx.connection.execute(counting(part.conditions), part.values).scalar_one() for part in where.parts())
 
 
-# ---- what happened to them --------------------------------------------------------------------------------------
+# ---- events -------------------------------------------------------------------------------------------------------
 
 
 EVENT = [column for column in task_events.c if column.name != "seq"]
-"""What an event says; its place in the feed is ``task_feed``'s."""
+"""The columns of an event without its feed position, which belongs to ``task_feed``."""
 
 _ADD_EVENT = Prepared(insert(task_events))
 
@@ -175,7 +180,5 @@ def events_of(tx: Tx, task_id: str) -> tuple[TaskEvent, ...]:
 
 
 def read_event(row: Row[*tuple[object, ...]]) -> TaskEvent:
-    """Make an event of a row with the columns of ``EVENT``."""
-    return TaskEvent(
-        id=row.id, task_id=row.task_id, run_id=row.run_id, at=row.at, type=row.type, actor=row.actor, data=row.data
-    )
+    """Return the event of a row with the columns of ``EVENT``."""
+    return TaskEvent(**{column.name: getattr(row, column.name) for column in EVENT})

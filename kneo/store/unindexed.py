@@ -1,5 +1,7 @@
-"""Keeping SQLite from an index. It knows nothing about how much a condition leaves: it would take any index there is for one,
-and read and sort every row that this finds, where walking an order ends after a page.
+"""A column without its indexes on SQLite.
+
+SQLite keeps no statistics here: it would take any index for a condition, then read and sort all matching rows, where a scan in the
+order of the list ends after a page.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 
 class Unindexed(FunctionElement[Any]):
-    """A column for whose value SQLite takes no index; PostgreSQL, which does know, takes what it likes."""
+    """A column that SQLite compares without an index; PostgreSQL plans by its statistics."""
 
     inherit_cache = True
 

@@ -1,8 +1,8 @@
-"""Writing what waits together, so that the price of reaching the disk is paid once for all of it.
+"""Group commit: pieces of work that are submitted together share one transaction, and one write to the disk.
 
-Whoever waits for its own work writes: the first one that comes writes what is there, those who come meanwhile line up,
-and the first of them writes for all. So one thread alone never waits for another one. Only the main thread, and work that
-nobody waits for in a thread, have one that writes for them.
+A thread that waits for its own work writes the group: the first one to arrive writes the queue, later arrivals queue up, and the
+first of them writes the next group. A single thread never waits for another one. Work of the main thread, and work whose thread
+does not wait, is written by a thread of the writer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 X = TypeVar("X")
 
 MAX_GROUP = 64
-"""Pieces of work in one transaction; each waits for all of them."""
+"""The most pieces of work in one transaction; each waits for all of them."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class _Work(Generic[X, T]):
     durable: bool
     done: Future[T]
     lead: Callable[[], object]
-    """Tells whoever brought it that it is first in line now, and writes what waits."""
+    """Wakes the thread that submitted the work, to write the next group."""
 
 
 class Writer(Generic[X]):
     """Runs pieces of work in groups, each group in one transaction, in the order in which they came.
 
-    A piece that fails undoes what it did and nothing else. Nobody is told of success before the group is on disk.
+    The changes of a piece that fails are rolled back alone. Results are returned once the group is on disk.
 
     Args:
-        begin: Opens the transaction of a group; it is told whether that has to be on disk when it ends.
-        part: Opens a part of it that can be undone alone.
+        begin: Opens the transaction of a group, given whether it has to be on disk when it ends.
+        part: Opens a savepoint within it.
     """
 
     def __init__(
@@ -49,35 +49,35 @@ class Writer(Generic[X]):
         self._lock = threading.Lock()
         self._queue: deque[_Work[X, object]] = deque()
         self._led = False
-        """Whether somebody writes, or was told to."""
+        """Whether a thread writes or was woken to write."""
         self._closed = False
         self._finished = threading.Event()
         self._thread: threading.Thread | None = None
-        self._wanted = threading.Semaphore(0)
+        self._requests = threading.Semaphore(0)
 
     def do(self, work: Callable[[X], T], *, durable: bool = True) -> T:
-        """Do a piece of work and return when it is on disk, or raise when it is undone.
+        """Do a piece of work; return once it is on disk, or raise after its rollback.
 
-        What need not be durable is on disk no later than whatever durable comes after it.
+        Work that need not be durable is on disk no later than the next durable work.
         """
         if threading.current_thread() is threading.main_thread():
-            # Somebody may interrupt it anywhere, and nobody would write any more if it was first in line then.
+            # A signal may interrupt the main thread anywhere; as the leader it would stop all writing.
             return self.submit(work, durable=durable).result()
-        turn = threading.Lock()
-        turn.acquire()
+        woken = threading.Lock()
+        woken.acquire()
         done: Future[T] = Future()
-        done.add_done_callback(lambda _: turn.release())
-        if not self._line_up(_Work(work, durable, done, turn.release)):
-            turn.acquire()
+        done.add_done_callback(lambda _: woken.release())
+        if not self._enqueue(_Work(work, durable, done, woken.release)):
+            woken.acquire()
         if not done.done():
             self._lead()
         return done.result()
 
     def submit(self, work: Callable[[X], T], *, durable: bool = True) -> Future[T]:
-        """Queue a piece of work; its result or exception comes when ``do`` would return or raise."""
+        """Queue a piece of work; the future resolves when ``do`` would return or raise."""
         done: Future[T] = Future()
-        if self._line_up(_Work(work, durable, done, self._wanted.release)):
-            self._wanted.release()
+        if self._enqueue(_Work(work, durable, done, self._requests.release)):
+            self._requests.release()
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
@@ -85,18 +85,18 @@ class Writer(Generic[X]):
         return done
 
     def close(self) -> None:
-        """Finish what is queued and end."""
+        """Write the queued work and stop."""
         with self._lock:
             self._closed = True
             if not self._led:
                 self._finished.set()
         self._finished.wait()
-        self._wanted.release()
+        self._requests.release()
         if self._thread is not None:
             self._thread.join()
 
-    def _line_up(self, work: _Work[X, T]) -> bool:
-        """Queue a piece of work; say whether whoever brought it is to write."""
+    def _enqueue(self, work: _Work[X, T]) -> bool:
+        """Queue a piece of work; return whether its thread has to write."""
         with self._lock:
             if self._closed:
                 msg = "the store is closed"
@@ -106,21 +106,21 @@ class Writer(Generic[X]):
         return leads
 
     def _run(self) -> None:
-        while self._wanted.acquire() and not self._finished.is_set():
+        while self._requests.acquire() and not self._finished.is_set():
             self._lead()
 
     def _lead(self) -> None:
-        """Write what waits, and leave what came meanwhile to whoever is first then."""
+        """Write a group, and wake the thread of the first work after it to write the next."""
         with self._lock:
             group = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_GROUP))]
         outcomes = self._write(group)
         with self._lock:
-            heir = self._queue[0] if self._queue else None
-            self._led = heir is not None
-            if self._closed and heir is None:
+            successor = self._queue[0] if self._queue else None
+            self._led = successor is not None
+            if self._closed and successor is None:
                 self._finished.set()
-        if heir is not None:
-            heir.lead()
+        if successor is not None:
+            successor.lead()
         for work, (result, failure) in zip(group, outcomes, strict=True):
             if failure is not None:
                 work.done.set_exception(failure)
@@ -133,12 +133,12 @@ class Writer(Generic[X]):
                 if len(group) == 1:
                     return [(group[0].do(whole), None)]
                 return [self._try(work, whole) for work in group]
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+        except BaseException as error:  # noqa: BLE001 - raised in the waiting thread
             return [(None, error)] * len(group)
 
     def _try(self, work: _Work[X, object], whole: X) -> tuple[object, BaseException | None]:
         try:
             with self._part(whole) as part:
                 return work.do(part), None
-        except Exception as error:  # noqa: BLE001 - handed to whoever waits
+        except Exception as error:  # noqa: BLE001 - raised in the waiting thread
             return None, error

@@ -39,7 +39,7 @@ def pg(postgres_server: Server, name: str) -> Iterator[Store]:
 
 @pytest.fixture(autouse=True)
 def _look_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(locks, "CHECK_SECONDS", 0.0)
 
 
 def holders(store: Store, lock: str) -> list[int]:

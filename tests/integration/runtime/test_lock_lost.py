@@ -54,7 +54,7 @@ def pg(url: str) -> Iterator[Store]:
 
 @pytest.fixture(autouse=True)
 def _look_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(locks, "CHECK_SECONDS", 0.0)
 
 
 def end_sessions(store: Store) -> None:
