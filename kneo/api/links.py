@@ -13,7 +13,7 @@ from kneo.api.operation import operation
 from kneo.api.requests import Body
 from kneo.clock import parse_duration, parse_time
 from kneo.records.task import TaskLink
-from kneo.store import links as link_store
+from kneo.store import tasks
 from kneo.tasks import links
 from kneo.tasks.inbox import find
 
@@ -107,7 +107,7 @@ def list_links(context: Context, continuation_id: str) -> LinkListView:
     """List the links of a task and the state of each."""
     with context.store.read() as tx:
         find(tx, continuation_id)
-        views = [LinkView.of(link, tx.now) for link in link_store.of_task(tx, continuation_id)]
+        views = [LinkView.of(link, tx.now) for link in tasks.list_links(tx, continuation_id)]
     return LinkListView(continuation_id=continuation_id, links=views, count=len(views))
 
 

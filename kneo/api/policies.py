@@ -75,7 +75,7 @@ class PolicyPreviewView:
 def list_environment_policies(context: Context) -> PolicyListView:
     """List the server-side policies."""
     with context.store.read() as tx:
-        found = policies.listed(tx)
+        found = project_metadata.list_policies(tx)
     return PolicyListView(policies=found, count=len(found))
 
 
@@ -83,7 +83,7 @@ def list_environment_policies(context: Context) -> PolicyListView:
 def get_environment_policy(context: Context, environment: Environment) -> PolicyView:
     """Read an environment's server-side policy, and the policy in force."""
     with context.store.read() as tx:
-        return _view(context, tx, environment, policies.find(tx, environment), None)
+        return _view(context, tx, environment, project_metadata.find_policy(tx, environment), None)
 
 
 @operation("PUT", "/policies/environment/{environment}", scope="policies:write")
@@ -106,7 +106,7 @@ def preview_environment_policy(context: Context, environment: Environment, body:
     """Preview the changes of a policy, and which of the latest runs it would refuse."""
     flags = body.flags()
     with context.store.read() as tx:
-        before = policies.find(tx, environment)
+        before = project_metadata.find_policy(tx, environment)
         others = registry.policy_in_force(tx, environment, context.project)
         found = runs.list_runs(tx, RunFilter(environment=environment), limit=PREVIEWED)
         specs = {digest: runs.load_spec(tx, digest) for digest in {run.spec_digest for run in found}}

@@ -38,7 +38,7 @@ from kneo.spec.models.environment import read_spec
 from kneo.spec.policy_flags import PolicyFlags
 from kneo.spec.reading.load import LoadedSpec, SourceFile
 from kneo.spec.reading.validate import check_model
-from kneo.store import audit, history, policies, runs, tasks
+from kneo.store import audit, history, project_metadata, runs, tasks
 from kneo.store.engine import Store
 from kneo.store.migrate import Database
 from kneo.store.run_filter import RunFilter
@@ -359,7 +359,7 @@ class PlatformManager:
     def list_environment_policies(self) -> Mapping[str, PolicyFlags]:
         """Return the policies set here by environment; Git and the project may be stricter."""
         with self.store.read() as tx:
-            return policies.listed(tx)
+            return project_metadata.list_policies(tx)
 
     def get_environment_policy(self, environment: str) -> PolicyFlags | None:
         return self.list_environment_policies().get(environment)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kneo.names import check_environment_name
 from kneo.registry.resolve import declared
 from kneo.spec.policy_flags import PolicyFlags, strictest
-from kneo.store import audit, policies, releases
+from kneo.store import audit, project_metadata, releases
 from kneo.store.engine import Tx
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def change_policy(tx: Tx, environment: str, flags: PolicyFlags, *, actor: str | 
     Raises:
         InvalidValue: ``invalid_name``.
     """
-    before = policies.put(tx, check_environment_name(environment), flags)
+    before = project_metadata.put_policy(tx, check_environment_name(environment), flags)
     now = flags.model_dump(mode="json")
     then = before.model_dump(mode="json") if before is not None else None
     audit.record(
@@ -48,7 +48,7 @@ def change_policy(tx: Tx, environment: str, flags: PolicyFlags, *, actor: str | 
         actor=actor,
         environment=environment,
         metadata={
-            "surface": policies.KEY,
+            "surface": project_metadata.POLICIES,
             "environment": environment,
             "previous": then,
             "current": now,

@@ -32,9 +32,9 @@ from kneo.sdk.waits import enter_step
 from kneo.spec.lint import check
 from kneo.spec.models.spec import Spec
 from kneo.spec.reading.load import load_tree
-from kneo.store import history, journal, runs, tasks
+from kneo.store import history, runs, tasks
 from kneo.store.engine import WORKER_LOCK, Store
-from kneo.store.journal import JournalEntry
+from kneo.store.history import JournalEntry
 from kneo.store.locks import Lock
 from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide
@@ -196,7 +196,7 @@ class RunHost:
                 run=run,
                 steps=history.list_steps(tx, run_id),
                 tasks=tasks.of_run(tx, run_id, tuple(TaskStatus)),
-                journal=journal.list_entries(tx, run_id),
+                journal=history.list_entries(tx, run_id),
             )
 
     def decide(self, task: HumanTask, answer: DecisionRequest) -> HumanTask:
@@ -222,7 +222,7 @@ class RunHost:
         starter = Starter(self.store, check_spec, pin=None)
         request = replace(request, requester=actor())
         programs = ProgramLoader(self.store)
-        return fork(starter, programs, request, lambda tx, run: journal.copy_entries(tx, kept, run.id)).id
+        return fork(starter, programs, request, lambda tx, run: history.copy_entries(tx, kept, run.id)).id
 
     def _checkpoints_before(self, run_id: str, before: str) -> Sequence[JournalEntry]:
         recorded = self.snapshot(run_id).journal

@@ -20,7 +20,7 @@ from kneo.digest import Digest, digest_of
 from kneo.errors import Usage
 from kneo.runtime.steps.context import StepContext
 from kneo.store.engine import Store
-from kneo.store.journal import find_entry, record_entry
+from kneo.store.history import find_entry, record_entry
 
 P = ParamSpec("P")
 R = TypeVar("R")

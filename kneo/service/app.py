@@ -55,7 +55,7 @@ from kneo.service.routes import (
 )
 from kneo.service.routing import VERSION, DirectRoute, RouteTable
 from kneo.settings import Settings
-from kneo.store import key_names
+from kneo.store import project_metadata
 from kneo.store.change_feed import ChangeFeed
 from kneo.store.engine import Store
 
@@ -176,7 +176,7 @@ def _furnish(
     """Add the routes, their service and the middleware to an application."""
     settings, auth = app.instead.applied(settings)
     ring = keyring(auth)
-    store.transact(lambda tx: key_names.put(tx, ring.names))
+    store.transact(lambda tx: project_metadata.put_key_names(tx, ring.names))
     routes = _route(app, metrics_too=settings.http.metrics)
     streams = Streams(
         settings.http.max_streams, settings.http.max_streams_per_person, settings.http.stream_slow_seconds

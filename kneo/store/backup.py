@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from kneo.clock import Clock
 from kneo.errors import Conflict, Invalid, NotFound, Transient
 from kneo.records.audit import ChainVerdict
-from kneo.store import audit, links, queue, runs
+from kneo.store import audit, queue, runs, tasks
 from kneo.store.engine import BUSY_TIMEOUT_MS, WORKER_LOCK, Store, Tx
 from kneo.store.migrate import open_store
 from kneo.store.tables import metadata
@@ -178,7 +178,7 @@ def _prepare(source: Path, draft: Path, clock: Clock) -> ChainVerdict:
             raise Invalid(msg, code="backup_damaged", hint="Restore an earlier backup, and keep this one as evidence.")
         copy.transact(runs.clear_owners)
         # A link may have been used after the backup.
-        copy.transact(links.end)
+        copy.transact(tasks.expire_links)
     return verdict
 
 

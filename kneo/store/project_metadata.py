@@ -1,17 +1,21 @@
-"""Values kept for a whole project, each under a name."""
+"""Values of the whole project: policies that were set through the service, and the names of its API keys."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from sqlalchemy import select
 
+from kneo.names import person_key
+from kneo.spec.policy_flags import PolicyFlags
 from kneo.store.engine import Tx, lock_table, upsert
 from kneo.store.tables import project_metadata
 
+POLICIES, KEY_NAMES = "environment_policy_enforcement", "api_key_names"
+
 
 def read(tx: Tx, key: str) -> Mapping[str, object]:
-    """Read a value; empty where it was never written."""
+    """Read a value; empty where none is stored."""
     value = tx.connection.execute(select(project_metadata.c.value).where(project_metadata.c.key == key)).scalar()
     return value if isinstance(value, dict) else {}
 
@@ -23,3 +27,37 @@ def write(tx: Tx, key: str, value: Mapping[str, object]) -> None:
 def lock(tx: Tx, key: str) -> None:
     """Lock a value until the transaction ends, before reading it to change a part of it."""
     lock_table(tx, f"project_metadata:{key}")
+
+
+def list_policies(tx: Tx) -> Mapping[str, PolicyFlags]:
+    """Return all policies, by environment."""
+    return {name: PolicyFlags.model_validate(flags) for name, flags in read(tx, POLICIES).items()}
+
+
+def find_policy(tx: Tx, environment: str) -> PolicyFlags | None:
+    """Return the policy of an environment; None where none was set."""
+    return list_policies(tx).get(environment)
+
+
+def put_policy(tx: Tx, environment: str, flags: PolicyFlags) -> PolicyFlags | None:
+    """Set the policy of an environment; return the one it replaces."""
+    lock(tx, POLICIES)
+    before = find_policy(tx, environment)
+    write(tx, POLICIES, {**read(tx, POLICIES), environment: flags.model_dump(mode="json")})
+    return before
+
+
+def read_key_names(tx: Tx) -> Mapping[str, str]:
+    """Return the names of the service's API keys by person key; empty where the service needs no key.
+
+    The service stores them at its start for workers and commands, which may have no keys themselves.
+    """
+    names = read(tx, KEY_NAMES).get("names")
+    return {person_key(str(name)): str(name) for name in names} if isinstance(names, list) else {}
+
+
+def put_key_names(tx: Tx, names: Collection[str]) -> None:
+    """Replace the names of API keys, where they differ."""
+    ordered = sorted(names)
+    if read(tx, KEY_NAMES).get("names", []) != ordered:
+        write(tx, KEY_NAMES, {"names": ordered})

@@ -8,10 +8,33 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import ColumnElement, Integer, Select, String, bindparam, func, null, or_, select, tuple_
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from kneo.records.run import RunStatus
 from kneo.store.tables import runs
-from kneo.store.unindexed import Unindexed
+
+
+class Unindexed(FunctionElement[Any]):
+    """A column that SQLite compares without an index; PostgreSQL plans by its statistics."""
+
+    inherit_cache = True
+
+    def __init__(self, column: ColumnElement[Any]) -> None:
+        super().__init__(column)
+        self.type = column.type
+
+
+@compiles(Unindexed)
+def _as_it_is(element: Unindexed, compiler: SQLCompiler, **more: object) -> str:
+    return compiler.process(element.clauses, **more)
+
+
+@compiles(Unindexed, "sqlite")
+def _with_a_plus(element: Unindexed, compiler: SQLCompiler, **more: object) -> str:
+    return f"+{compiler.process(element.clauses, **more)}"
+
 
 LIKE_ESCAPE = "\\"
 

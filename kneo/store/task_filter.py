@@ -10,10 +10,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Integer, Select, String, bindparam, func, or_, select, tuple_
 
 from kneo.records.task import UNRESOLVED, TaskStatus
-from kneo.store.run_filter import LIKE_ESCAPE, escaped
+from kneo.store.run_filter import LIKE_ESCAPE, Unindexed, escaped
 from kneo.store.tables import task_candidates, tasks
 from kneo.store.task_rows import TASK
-from kneo.store.unindexed import Unindexed
 
 SORTABLE: Mapping[str, ColumnElement[Any]] = {
     "id": tasks.c.id,

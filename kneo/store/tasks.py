@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 
 from sqlalchemy import Row, bindparam, delete, func, insert, or_, select, update
 
 from kneo.clock import new_id
-from kneo.records.task import UNRESOLVED, HumanTask, TaskEvent, TaskStatus
+from kneo.records.task import UNRESOLVED, HumanTask, TaskEvent, TaskLink, TaskStatus
 from kneo.records.transition import check_transition
 from kneo.store import task_statistics
 from kneo.store.engine import Tx
 from kneo.store.prepared import Prepared
-from kneo.store.tables import task_candidates, task_events, tasks
+from kneo.store.tables import task_candidates, task_events, task_links, tasks
 from kneo.store.task_filter import WAITING, TaskFilter, counting, listing
 from kneo.store.task_rows import TASK, read_task, store_task, stored
 
@@ -182,3 +182,40 @@ def events_of(tx: Tx, task_id: str) -> tuple[TaskEvent, ...]:
 def read_event(row: Row[*tuple[object, ...]]) -> TaskEvent:
     """Return the event of a row with the columns of ``EVENT``."""
     return TaskEvent(**{column.name: getattr(row, column.name) for column in EVENT})
+
+
+def insert_link(tx: Tx, link: TaskLink) -> None:
+    tx.connection.execute(insert(task_links).values(**asdict(link)))
+
+
+def find_link(tx: Tx, token_hash: str) -> TaskLink | None:
+    row = tx.connection.execute(select(task_links).where(task_links.c.token_hash == token_hash)).first()
+    return TaskLink(**row._asdict()) if row else None
+
+
+def count_links(tx: Tx, task_id: str) -> int:
+    statement = select(func.count()).select_from(task_links).where(task_links.c.task_id == task_id)
+    return tx.connection.execute(statement).scalar_one()
+
+
+def list_links(tx: Tx, task_id: str) -> tuple[TaskLink, ...]:
+    """List the links of a task, oldest first; ``kneo.tasks.links`` bounds their number."""
+    rows = tx.connection.execute(select(task_links).where(task_links.c.task_id == task_id).order_by(task_links.c.id))
+    return tuple(TaskLink(**row._asdict()) for row in rows)
+
+
+def expire_links(tx: Tx, *, task_id: str | None = None, link_id: str | None = None) -> int:
+    """Expire unused links: one, those of a task, or all; return how many."""
+    ended = update(task_links).where(task_links.c.used_at.is_(None), task_links.c.expires_at > tx.at)
+    for column, value in ((task_links.c.task_id, task_id), (task_links.c.id, link_id)):
+        if value is not None:
+            ended = ended.where(column == value)
+    return tx.connection.execute(ended.values(expires_at=tx.at)).rowcount
+
+
+def use_link(tx: Tx, link: TaskLink) -> bool:
+    """Mark a link as used; return whether it was unused."""
+    done = tx.connection.execute(
+        update(task_links).where(task_links.c.id == link.id, task_links.c.used_at.is_(None)).values(used_at=tx.at)
+    )
+    return done.rowcount == 1

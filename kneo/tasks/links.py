@@ -10,7 +10,7 @@ from datetime import timedelta
 from kneo.clock import isoformat, new_id
 from kneo.errors import Conflict, InvalidValue, KneoError, NotFound
 from kneo.records.task import HumanTask, TaskLink
-from kneo.store import idempotency, links, runs
+from kneo.store import idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.tasks import people
 from kneo.tasks.decisions import DecisionRequest, check_unresolved
@@ -49,7 +49,7 @@ def make_link(tx: Tx, task_id: str, person: str, *, actor: str, lasts: timedelta
     people.check_may_answer(tx, task, person)
     check_without_key(task, "a link")
     idempotency.bind(tx, task_id)
-    if links.count_of_task(tx, task.id) >= LINKS_OF_A_TASK:
+    if tasks.count_links(tx, task.id) >= LINKS_OF_A_TASK:
         msg = f"There are {LINKS_OF_A_TASK} links to {task.id} already."
         raise Conflict(msg, code="too_many_links")
     token = secrets.token_urlsafe(TOKEN_BYTES)
@@ -64,7 +64,7 @@ def make_link(tx: Tx, task_id: str, person: str, *, actor: str, lasts: timedelta
         created_at=tx.at,
         expires_at=isoformat(tx.now + lasts),
     )
-    links.insert_link(tx, link)
+    tasks.insert_link(tx, link)
     record_event(tx, task, "link_made", actor, {"link": link.id, "person": person, "expires_at": link.expires_at})
     return link, token
 
@@ -76,7 +76,7 @@ def find_link(tx: Tx, task_id: str, link_id: str) -> TaskLink:
         NotFound: there is no such question; ``link_not_found``.
     """
     find(tx, task_id)
-    found = next((link for link in links.of_task(tx, task_id) if link.id == link_id), None)
+    found = next((link for link in tasks.list_links(tx, task_id) if link.id == link_id), None)
     if found is None:
         msg = f"There is no link {link_id[:80]} to {task_id}."
         raise NotFound(msg, code="link_not_found", hint=f"kneo task link list {task_id}")
@@ -98,7 +98,7 @@ def revoke_link(tx: Tx, task_id: str, link_id: str, *, actor: str) -> TaskLink:
     link = find_link(tx, task_id, link_id)
     if link.used_at is not None:
         raise _used(link)
-    if links.end(tx, task_id=task_id, link_id=link.id):
+    if tasks.expire_links(tx, task_id=task_id, link_id=link.id):
         record_event(tx, find(tx, task_id), "link_revoked", actor, {"link": link.id, "person": link.person})
     return find_link(tx, task_id, link_id)
 
@@ -109,7 +109,7 @@ def find_by_token(tx: Tx, token: str) -> TaskLink:
     Raises:
         NotFound: ``link_not_found``.
     """
-    link = links.find(tx, _hash(token))
+    link = tasks.find_link(tx, _hash(token))
     if link is None:
         msg = "There is no such link."
         raise NotFound(msg, code="link_not_found", hint="Copy the whole address, or ask for a new link.")
@@ -141,10 +141,10 @@ def answer(store: Store, token: str, said: DecisionRequest) -> HumanTask:
         link, _ = look(tx, token)
 
     def use_up(tx: Tx, task: HumanTask) -> None:
-        now = links.find(tx, link.token_hash)
+        now = tasks.find_link(tx, link.token_hash)
         assert now is not None, "links are deleted with their runs, and this one's is locked"
         _check(tx, now, task)
-        if not links.use(tx, link):
+        if not tasks.use_link(tx, link):
             raise _used(link)
         record_event(tx, task, "link_used", link.person, {"link": link.id, "made_by": link.created_by})
 

@@ -9,7 +9,7 @@ from kneo import registry
 from kneo.errors import Forbidden, Invalid, Untrusted
 from kneo.names import person_key, person_name
 from kneo.records.task import Candidates, HumanTask, TaskStatus
-from kneo.store import key_names, releases, tasks
+from kneo.store import project_metadata, releases, tasks
 from kneo.store.engine import Tx
 from kneo.tasks.schedule import TIMEOUT_POLICY
 
@@ -74,7 +74,7 @@ def known_name(tx: Tx, environment: str | None, name: str) -> str | None:
     environment is not declared and the service needs no API key, nothing says who is who, and each name is known.
     """
     spelled = person_key(name)
-    keys = key_names.read(tx)
+    keys = project_metadata.read_key_names(tx)
     declared = environment is not None and releases.environment(tx, environment) is not None
     if not keys and not declared:
         return name

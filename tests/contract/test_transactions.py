@@ -150,7 +150,7 @@ def test_a_text_that_is_longer_than_its_column_is_refused_alike_by_both_database
     row = {"name": "n" * 201, "fence": 1, "owner": "me", "until": "x"}
     key = KeyOf(principal="n" * 201, scope="s", key="k")
     before = written(store)
-    with pytest.raises(Invalid, match="201 characters long, and at most 200") as refused, store.write() as tx:  # noqa: PT012
+    with pytest.raises(Invalid, match="201 characters, and the column has 200") as refused, store.write() as tx:  # noqa: PT012
         if work == "insert":
             tx.connection.execute(insert(leases).values(**row))
         elif work == "update":

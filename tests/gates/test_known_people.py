@@ -12,7 +12,7 @@ from sqlalchemy import text
 from kneo.errors import KneoError
 from kneo.records.run import Run
 from kneo.records.task import DecisionKind, HumanTask, TaskStatus
-from kneo.store import key_names, runs, tasks
+from kneo.store import project_metadata, runs, tasks
 from kneo.store.engine import Store
 from kneo.tasks import links
 from kneo.tasks.decisions import DecisionRequest
@@ -63,7 +63,7 @@ def elsewhere(store: Store) -> Run:
 def test_only_declared_people_are_handed_a_task(store: Store, way: str) -> None:
     declare(store)
     with store.write() as tx:
-        key_names.put(tx, ["ora"])
+        project_metadata.put_key_names(tx, ["ora"])
     task = ask(store)
     before = state(store, task)
     for invented in ("mallory@evil.test", "mallory", "an", "requester", "editors"):
@@ -116,11 +116,11 @@ def test_without_declaration_and_keys_a_task_is_handed_to_anybody(store: Store, 
 def test_with_keys_and_without_declaration_the_names_of_keys_are_known(store: Store) -> None:
     task = ask(store, elsewhere(store))
     with store.write() as tx:
-        key_names.put(tx, ["ann", "ben"])
+        project_metadata.put_key_names(tx, ["ann", "ben"])
     assert assign(store, task.id, "Ann", actor="ben").assignee == "ann"
     assert code_of(lambda: assign(store, task.id, "reviewer@example.com", actor="ben")) == "unknown_person"
     with store.write() as tx:
-        key_names.put(tx, [])
+        project_metadata.put_key_names(tx, [])
     assert assign(store, task.id, "reviewer@example.com", actor="ben").assignee == "reviewer@example.com"
 
 
@@ -138,11 +138,11 @@ def test_a_link_of_a_person_who_was_removed_answers_nothing(store: Store) -> Non
 
 def test_a_link_of_a_person_whose_key_was_removed_answers_nothing(store: Store) -> None:
     with store.write() as tx:
-        key_names.put(tx, ["ann", "ben"])
+        project_metadata.put_key_names(tx, ["ann", "ben"])
     task = ask(store, elsewhere(store))
     token = make_link(store, task, "ann", "ben")
     with store.write() as tx:
-        key_names.put(tx, ["ben"])
+        project_metadata.put_key_names(tx, ["ben"])
     assert code_of(lambda: use_link(store, task, token)) == "unknown_person"
 
 

@@ -8,7 +8,6 @@ from processes import at_once
 
 from kneo.errors import Conflict, KneoError, NotFound
 from kneo.records.task import DecisionKind, HumanTask, TaskStatus
-from kneo.store import links as stored
 from kneo.store import tasks
 from kneo.store.engine import Store
 from kneo.tasks import links
@@ -47,7 +46,7 @@ def test_a_link_that_was_taken_back_opens_nothing_and_others_do(store: Store) ->
     assert use(store, task, second).status is TaskStatus.DECIDED
     with store.read() as tx:
         told = [event.type for event in tasks.events_of(tx, task.id)]
-        assert [link.used_at is not None for link in stored.of_task(tx, task.id)] == [False, True]
+        assert [link.used_at is not None for link in tasks.list_links(tx, task.id)] == [False, True]
     assert told.count("link_revoked") == 1
 
 

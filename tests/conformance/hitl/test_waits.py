@@ -34,7 +34,7 @@ from kneo.sdk.durable import (
 )
 from kneo.sdk.run.workflow import StepExecutorContinuedEvent, StepExecutorPausedEvent
 from kneo.sdk.workflow import Step, Workflow
-from kneo.store import journal, tasks
+from kneo.store import history, tasks
 from kneo.store.engine import WORKER_LOCK
 from kneo.tasks.decisions import DecisionNotAllowed, decision_from_value, rejection
 
@@ -375,7 +375,7 @@ def test_a_replay_that_cannot_take_over_the_parts_is_not_recorded(
 
     stage, executions = made(database, lambda: send("cats"))
     done = stage.start()
-    monkeypatch.setattr(journal, "copy_entries", fail)
+    monkeypatch.setattr(history, "copy_entries", fail)
     with pytest.raises(Transient):
         executions.replay(done.id, from_="send")
     assert [each.id for each in executions.list()] == [done.id]

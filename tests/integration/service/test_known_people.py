@@ -12,7 +12,7 @@ from cli.compose import make_starter
 from kneo.errors import Invalid
 from kneo.service.app import create_app
 from kneo.service.auth import APIKeyRecord, AuthConfig, keyring
-from kneo.store import key_names
+from kneo.store import project_metadata
 
 GATE: Json = {"id": "approve", "kind": "human", "ref": "board"}
 INVENTED = "mallory@evil.test"
@@ -56,7 +56,7 @@ def test_who_started_the_run_chooses_nobody_to_answer_it(bench: Bench, way: str)
 def test_a_service_that_starts_says_whom_its_keys_are_for(bench: Bench) -> None:
     def known() -> set[str]:
         with bench.store.read() as tx:
-            return set(key_names.read(tx).values())
+            return set(project_metadata.read_key_names(tx).values())
 
     before = known()
     assert {"admin", "approver"} <= before
