@@ -24,7 +24,7 @@ from kneo.store.migrate import open_store
 
 
 class LockAcquisitionError(Conflict):
-    """Somebody else answers the same task, or executes steps on the same database."""
+    """Another process decides the same task, or executes steps on the same database."""
 
     default_code = "resource_locked"
 
@@ -33,7 +33,7 @@ SQLITE = "sqlite:///"
 
 
 def backup_sqlite_database(source: str | Path, destination: str | Path) -> dict[str, object]:
-    """Copy a database as it is at one moment, whoever writes to it meanwhile.
+    """Copy a snapshot of a SQLite database that may be in use.
 
     Raises:
         NotFound: there is no database at ``source``.
@@ -44,19 +44,19 @@ def backup_sqlite_database(source: str | Path, destination: str | Path) -> dict[
 
 
 def restore_sqlite_database(source: str | Path, destination: str | Path) -> dict[str, object]:
-    """Put a backup in the place of a database, all of it or none.
+    """Replace a database by a backup, as a whole.
 
     Raises:
         NotFound: there is no backup at ``source``.
         Invalid: the backup is damaged, written by a newer version, or ``destination`` itself.
-        Conflict: ``store_in_use``: some process has the database open.
+        Conflict: ``store_in_use``: a process has the database open.
     """
     backups.restore_file(Path(source), Path(destination), SystemClock())
     return _copied(source, destination)
 
 
 def backup(store: Store, destination: Path) -> dict[str, object]:
-    """Copy a database of either kind into a SQLite file.
+    """Back up a database of either kind into a SQLite file.
 
     Returns:
         ``destination``, ``bytes_copied``, and ``audit`` with what a restored database has to show again: ``valid``,
@@ -74,18 +74,18 @@ def backup(store: Store, destination: Path) -> dict[str, object]:
 
 
 def restore(settings: Settings, source: Path, *, replace: bool = False) -> dict[str, object]:
-    """Bring a backup back into the database of these settings: into an empty one, or in the place of a SQLite file.
+    """Restore a backup into the database of these settings: an empty one, or in place of a SQLite file.
 
     Args:
-        settings: Which database is meant.
+        settings: The settings with the database.
         source: The backup.
-        replace: Whether a SQLite file that is there may go.
+        replace: Whether to replace an existing SQLite file.
 
     Returns:
         ``source``, and ``audit`` as ``backup`` does.
 
     Raises:
-        NotFound: there is no backup.
+        NotFound: there is no backup at ``source``.
         Invalid: it is damaged, or written by a newer version.
         Conflict: ``store_in_use``, ``store_not_empty``.
     """
@@ -93,8 +93,8 @@ def restore(settings: Settings, source: Path, *, replace: bool = False) -> dict[
     if url.startswith(SQLITE):
         path = Path(url.removeprefix(SQLITE))
         if path.is_file() and not replace:
-            msg = f"There is a database at {path} already."
-            raise Conflict(msg, code="store_not_empty", hint="Say --replace to put the backup in its place.")
+            msg = f"The database {path} exists."
+            raise Conflict(msg, code="store_not_empty", hint="Pass --replace to replace it by the backup.")
         verdict = backups.restore_file(source, path, clock)
     else:
         with closing(open_store(url, clock)) as store:
@@ -103,7 +103,7 @@ def restore(settings: Settings, source: Path, *, replace: bool = False) -> dict[
 
 
 def vacuum(store: Store) -> dict[str, int]:
-    """Give unused space back; return ``bytes_before`` and ``bytes_after``."""
+    """Reclaim unused space; return ``bytes_before`` and ``bytes_after``."""
     before, after = backups.vacuum(store)
     return {"bytes_before": before, "bytes_after": after}
 
@@ -119,7 +119,7 @@ def _copied(source: str | Path, destination: str | Path) -> dict[str, object]:
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionPolicy:
-    """Days to keep each kind of thing; ``None`` keeps it for good."""
+    """Retention in days for each kind of data; ``None`` keeps it forever."""
 
     runs_days: int | None = None
     checkpoints_days: int | None = None
@@ -129,22 +129,22 @@ class RetentionPolicy:
     logs_days: int | None = None
     idempotency_days: int | None = None
     run_statuses: tuple[RunStatus, ...] = prune.FINAL
-    """Which runs may be deleted; one that is not over never is."""
+    """The statuses of runs to delete; a run that has not ended is never deleted."""
 
     @classmethod
     def from_project_and_env(
         cls, project: Retention | None = None, env: Mapping[str, str] | None = None
     ) -> RetentionPolicy:
-        """Read the days: a variable of the environment wins over the project's config.
+        """Read the policy: environment variables take precedence over the project's config.
 
         Raises:
-            Invalid: a variable has a value that makes no sense.
+            Invalid: a variable has an invalid value.
         """
         return cls.from_settings(from_env(env).execution, project)
 
     @classmethod
     def from_settings(cls, execution: ExecutionSettings, project: Retention | None = None) -> RetentionPolicy:
-        """Combine what the process and the project say."""
+        """Combine the settings of the process and the project."""
         declared = project.model_dump() if project is not None else {}
         days = {
             f"{what}_days": execution.retention_days.get(what, declared.get(f"{what}_days"))
@@ -160,7 +160,7 @@ class RetentionPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionReport:
-    """How much was deleted."""
+    """The numbers of deleted rows and files."""
 
     runs: int = 0
     checkpoints: int = 0
@@ -169,7 +169,7 @@ class RetentionReport:
     artifacts: int = 0
     logs: int = 0
     audit_events: int = 0
-    """Always 0: they are never deleted."""
+    """Always 0: audit events are never deleted."""
     idempotency_records: int = 0
 
     def as_json(self) -> dict[str, int]:
@@ -177,12 +177,12 @@ class RetentionReport:
 
 
 class RetentionManager:
-    """Deletes what has been kept long enough.
+    """Deletes data older than the retention policy.
 
     Args:
         store: The database.
-        artifacts: A folder of artifacts, files of which are deleted by their age.
-        logs: A folder of logs, likewise.
+        artifacts: The folder of artifacts; files are deleted by age.
+        logs: The folder of logs, likewise.
     """
 
     def __init__(self, store: Store, *, artifacts: Path | None = None, logs: Path | None = None) -> None:
@@ -191,11 +191,11 @@ class RetentionManager:
         self.logs = logs
 
     def prune(self, policy: RetentionPolicy, go_on: Callable[[], bool] = prune.always) -> RetentionReport:
-        """Delete what is older than the policy says. Safe beside everything else, and safe to break off.
+        """Delete data older than the policy, in batches; safe while the database is in use, and safe to interrupt.
 
         Args:
-            policy: How long to keep what.
-            go_on: Asked before each batch; once it says no, the rest is left for another time.
+            policy: The retention of each kind of data.
+            go_on: Called before each batch; false ends the deletion.
         """
         report: dict[str, int] = {}
         if policy.runs_days is not None:
@@ -228,21 +228,21 @@ def _prune_files(folder: Path | None, days: int | None, clock: Clock) -> int:
 
 
 IDEMPOTENCY_DAYS = 7
-"""Days for which an idempotency key is remembered where neither the environment nor the project says."""
+"""The default retention of idempotency keys in days."""
 
 
 class Retain(Protocol):
-    """Deletes what has been kept long enough, for as long as it may go on."""
+    """Deletes old data until ``go_on`` returns false."""
 
     def __call__(self, go_on: Callable[[], bool] = prune.always) -> RetentionReport: ...
 
 
 def make_retention(settings: Settings, store: Store) -> Retain:
-    """Make what deletes, when it is called, what the project and this process say has been kept long enough."""
+    """Return a function that applies the retention policy of the project and this process."""
     project = read_config(settings)
     policy = RetentionPolicy.from_settings(settings.execution, project.retention if project else None)
-    said = (settings.http.idempotency_days, policy.idempotency_days, IDEMPOTENCY_DAYS)
-    policy = replace(policy, idempotency_days=next(days for days in said if days is not None))
+    choices = (settings.http.idempotency_days, policy.idempotency_days, IDEMPOTENCY_DAYS)
+    policy = replace(policy, idempotency_days=next(days for days in choices if days is not None))
     local = project.local if project else None
     manager = RetentionManager(
         store,
@@ -253,6 +253,6 @@ def make_retention(settings: Settings, store: Store) -> Retain:
 
 
 def _own_folder(settings: Settings, path: str) -> Path | None:
-    """Find a folder whose old files may be deleted: never one that holds the project itself."""
+    """Return a folder whose old files may be deleted; None for one that contains the project."""
     folder = (settings.project_root / path).resolve()
     return None if settings.project_root.resolve().is_relative_to(folder) else folder

@@ -17,7 +17,6 @@ from cli.compose import make_store, process_store
 from cli.repository.known_roots import KnownRoots
 from cli.repository.mirrors import open_mirror
 from cli.serve.liveness import serving_probes
-from cli.serve.tune_gc import settle
 from cli.serve.worker import until_stopped
 from controller.loop import Controller
 from controller.reconcile import Reconciler
@@ -71,7 +70,6 @@ def controller_run(
     if repo is None:
         msg = "--repo is missing."
         raise Usage(msg, hint="Name the config repository: kneo controller run --repo DIR_OR_URL")
-    settle()
     settings = from_env()
     configure_logging("WARNING" if once else settings.http.log_level)
     repository = find_repository(settings, repo, ref, trust_root, interval)

@@ -1,4 +1,4 @@
-"""``kneo maintenance``: deadlines and retention on demand, copies of the database."""
+"""``kneo maintenance``: due deadlines, retention, backup and restore."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.command("prune")
 def prune(as_json: JsonOption = False) -> None:
-    """Do what is due now: deadlines of tasks and runs, and deleting what has been kept long enough.
+    """Process expired deadlines of tasks and runs, and delete old data.
 
-    A running service does all of it by itself.
+    A running service does both on its own.
+
+    Example: kneo maintenance prune --json
     """
     settings = from_env()
     with closing(make_store(settings)) as store:
@@ -39,13 +41,13 @@ def prune(as_json: JsonOption = False) -> None:
 
 
 def prune_tasks(as_json: JsonOption = False) -> None:
-    """Bring the deadlines, reminders and escalations of human tasks that are due in the database beside us."""
+    """Process due deadlines, reminders and escalations of human tasks in the local database."""
     store = make_store(from_env())
     try:
         answer: dict[str, object] = {"handled": process_due(store)}
     finally:
         store.close()
-    render.emit(answer, as_json=as_json, text=lambda: render.text(f"{answer['handled']} tasks were due."))
+    render.emit(answer, as_json=as_json, text=lambda: render.text(f"Processed {answer['handled']} due tasks."))
 
 
 @app.command("backup")
@@ -53,26 +55,37 @@ def back_up(
     destination: Annotated[Path, typer.Argument(metavar="FILE")],
     as_json: JsonOption = False,
 ) -> None:
-    """Copy the database, in use or not, into one SQLite file, whichever kind it is of."""
+    """Back up the database into one SQLite file, while it is in use.
+
+    Example: kneo maintenance backup kneo-backup.sqlite
+    """
     with closing(find_store(from_env())) as store:
         answer = backup(store, destination)
-    render.emit(answer, as_json=as_json, text=lambda: render.success(f"Copied to {destination}."))
+    render.emit(answer, as_json=as_json, text=lambda: render.success(f"Backed up to {destination}."))
 
 
 @app.command("restore")
-def bring_back(
+def restore_backup(
     source: Annotated[Path, typer.Argument(metavar="FILE")],
-    replace: Annotated[bool, typer.Option("--replace", help="Let the SQLite database that is there go.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing SQLite database.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring a backup back, into an empty database of either kind. Refused while any process uses the database."""
+    """Restore a backup into an empty database of either kind, or in place of a SQLite database.
+
+    Stop all processes that use the database first.
+
+    Example: kneo maintenance restore kneo-backup.sqlite --replace
+    """
     answer = restore(from_env(), source, replace=replace)
     render.emit(answer, as_json=as_json, text=lambda: render.success(f"Restored from {source}."))
 
 
 @app.command("vacuum")
-def give_back(as_json: JsonOption = False) -> None:
-    """Give the space of what was deleted back to the disk."""
+def reclaim_space(as_json: JsonOption = False) -> None:
+    """Reclaim the disk space of deleted data.
+
+    Example: kneo maintenance vacuum
+    """
     with closing(find_store(from_env())) as store:
         answer = vacuum(store)
     lines = [(name, f"{count}") for name, count in answer.items()]

@@ -15,7 +15,6 @@ from cli import render
 from cli.compose import make_starter, process_store
 from cli.embedding import spec_compiler
 from cli.serve.http_limits import DefaultProtocol, RequestTimer, timed_protocol
-from cli.serve.tune_gc import settle
 from cli.serve.worker import logged_settings
 from kneo.maintenance import make_retention
 from kneo.runtime.engine.assemble import working
@@ -42,7 +41,6 @@ def serve(
     ] = False,
 ) -> None:
     """Run the API server, and a worker unless --workers is 0."""
-    settle()
     settings = logged_settings()
     if reload:
         render.success(f"Kneo is up at http://{host}:{port}; it restarts when code changes")

@@ -18,7 +18,6 @@ from cli.serve.controller import (
     reconciling,
 )
 from cli.serve.service import HostOption, PortOption, always, serve_http
-from cli.serve.tune_gc import settle
 from cli.serve.worker import logged_settings
 from kneo.maintenance import make_retention
 from kneo.runtime.engine.assemble import working
@@ -39,7 +38,6 @@ def up(
 
     Timers for deadlines and retention are included. Without --repo no controller runs.
     """
-    settle()
     settings = logged_settings()
     repository = None
     if repo is not None:

@@ -11,7 +11,6 @@ import typer
 
 from cli.compose import process_store
 from cli.embedding import spec_compiler
-from cli.serve.tune_gc import settle
 from kneo.maintenance import make_retention
 from kneo.runtime.engine.assemble import working
 from kneo.settings import Settings, from_env
@@ -22,7 +21,6 @@ def worker(
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Runs to execute at once.")] = 4,
 ) -> None:
     """Run a worker that executes steps and processes deadlines."""
-    settle()
     settings = logged_settings()
     until_stopped(lambda stopping: run_worker(settings, stopping, concurrency))
 

@@ -19,7 +19,7 @@ EMPTY_HEAD = "0" * 64
 
 @dataclass(frozen=True, kw_only=True)
 class AuditEvent:
-    """Who did what to what, when. ``metadata`` holds facts and digests, never content or secrets."""
+    """An audit event: the actor, the action, its object and time. ``metadata`` has facts and digests, no content or secrets."""
 
     id: str
     at: str
@@ -80,7 +80,7 @@ class ChainVerdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """What an auditor has written down elsewhere: heads of the chain and roots of the tree, each by the size of the log."""
+    """Heads of the chain and roots of the tree that an auditor keeps elsewhere, by the size of the log."""
 
     heads: Mapping[int, str] = field(default_factory=dict)
     roots: Mapping[int, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What the registry records: environments, bundles, promotions, releases and the conditions that explain them."""
+"""Records of the registry: environments, bundles, promotions, releases and their conditions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class ConditionType(StrEnum):
-    """``RECONCILING`` and ``STALLED`` are shown only while true; the others say true or false."""
+    """The type of a condition. ``RECONCILING`` and ``STALLED`` exist while true; the others are true or false."""
 
     READY = "Ready"
     RECONCILING = "Reconciling"
@@ -40,7 +40,7 @@ class PromotionKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class BundleRecord:
-    """A bundle that was once accepted. ``payload`` is what was signed; ``digest`` is its SHA-256."""
+    """An accepted bundle. ``payload`` is the signed bytes, ``digest`` their SHA-256."""
 
     digest: str
     name: str
@@ -55,17 +55,17 @@ class BundleRecord:
     revision: str
     envelope_digest: str | None = None
     envelope_seen_at: str | None = None
-    """Since when the present envelope is known, where signatures were added later."""
+    """When the present envelope was first seen, where signatures were added later."""
 
     @property
     def signatures_seen_at(self) -> str:
-        """When we first saw these very signatures."""
+        """When the present signatures were first seen."""
         return self.envelope_seen_at or self.first_seen_at
 
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """A bundle serving an environment."""
+    """A bundle that is released to an environment."""
 
     environment: str
     bundle: str
@@ -91,12 +91,12 @@ class Promotion:
     at: str
     reason: str | None = None
     approvals: tuple[str, ...] = ()
-    """Ids of the approvals that let it happen."""
+    """Ids of the approvals of the promotion."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PendingGate:
-    """A further gate that is closed for a pending change."""
+    """Another closed gate of a pending change."""
 
     gate: str
     reason: str
@@ -105,13 +105,13 @@ class PendingGate:
 
 
 def also_closed(gates: Sequence[PendingGate]) -> str:
-    """Name further closed gates, in words that follow the message of the first; empty where there are none."""
+    """Return a sentence that names the other closed gates; empty where there are none."""
     return f" Also closed: {'; '.join(f'{item.gate}: {item.message}' for item in gates)}" if gates else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pending:
-    """A change that an environment asks for and that did not happen yet, and why."""
+    """A declared change of an environment that a gate blocks."""
 
     bundle: str
     version: str
@@ -120,28 +120,28 @@ class Pending:
     message: str
     who: tuple[str, ...] = ()
     kind: str = "promote"
-    """``promote``, ``rollback``, ``retire``, or ``policy`` for a change of the environment's own rules."""
+    """``promote``, ``rollback``, ``retire``, or ``policy`` for a change of the protection rules."""
 
     digest: str | None = None
-    """The bundle that would be served."""
+    """The bundle to release."""
 
     subject: str | None = None
-    """What an approval has to be about."""
+    """The subject of an approval."""
 
     policy_digest: str | None = None
-    """The rules an approval has to be given under."""
+    """The policy digest of an approval."""
 
     id: str = ""
     since: str = ""
-    """Since when this gate has waited for this reason."""
+    """When the gate closed for this reason."""
 
     also: tuple[PendingGate, ...] = ()
-    """The further gates that are closed; ``message`` names them, too."""
+    """The other closed gates, which ``message`` names too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentRecord:
-    """An environment as last accepted from Git. ``declaration`` is the file as it was read."""
+    """An environment as last accepted from Git. ``declaration`` is its file."""
 
     name: str
     declaration: bytes
@@ -150,18 +150,18 @@ class EnvironmentRecord:
     pending: tuple[Pending, ...]
     updated_at: str
     previous: bytes | None = None
-    """The file in force before ``policy_revision``."""
+    """The file before ``policy_revision``."""
 
     policy_revision: str | None = None
-    """The commit since which the present rules are in force."""
+    """The commit that introduced the present policy."""
 
     trust_epoch: str | None = None
-    """What everything that is served here was last judged under."""
+    """The digest of the trust and policy under which the releases were last verified."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hold:
-    """What is served of a bundle stays, whatever Git says, until somebody lifts this."""
+    """A hold: the release of a bundle stays, regardless of Git, until a person lifts the hold."""
 
     environment: str
     bundle: str
@@ -174,7 +174,7 @@ class Hold:
 
 @dataclass(frozen=True, kw_only=True)
 class Suspension:
-    """Nothing changes in an environment, until a time or until somebody lifts this."""
+    """A suspension: an environment does not change until a time, or until a person lifts the suspension."""
 
     environment: str
     actor: str
@@ -185,7 +185,7 @@ class Suspension:
 
 @dataclass(frozen=True, kw_only=True)
 class ApprovalRecord:
-    """Somebody's decision as it was first seen. ``envelope`` is the proof of it."""
+    """An approval or rejection as first seen. ``envelope`` is its proof."""
 
     id: str
     environment: str
@@ -196,7 +196,7 @@ class ApprovalRecord:
     keyid: str
     decision: str
     signed: bool
-    """Whether the person's own key made it, rather than the service for somebody it knew."""
+    """Whether the person signed it with their own key, rather than the service for an authenticated person."""
 
     origin: str
     """``git`` or ``registry``."""
@@ -209,7 +209,7 @@ class ApprovalRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRecord:
-    """How far the repository was followed."""
+    """The commits of the config repository that were accepted and refused."""
 
     url: str
     ref: str
@@ -221,6 +221,6 @@ class SourceRecord:
     failed_at: str | None = None
     failed_code: str | None = None
     failed_message: str | None = None
-    """Since when, and why, its host could not be asked; None while it answers."""
+    """Since when and why the repository cannot be fetched; None while it can."""
     rebuilding_since: str | None = None
-    """Since when the registry is rebuilt from the commits; None when it is not."""
+    """When a rebuild of the registry from the commits began; None outside a rebuild."""

@@ -45,7 +45,7 @@ def ending(status: RunStatus) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseRef:
-    """Which approved release a run executes, copied into the run so that later promotions never change it."""
+    """The release that a run executes, copied into the run so that later promotions do not change it."""
 
     bundle: str
     version: str
@@ -85,10 +85,10 @@ class Run:
     requester: str
     metadata: Mapping[str, object] = field(default_factory=dict)
     epoch: int = 0
-    """Raised by whoever takes or cancels the run; a commit with an older epoch is refused."""
+    """The fence: raised when a driver claims the run and when it is cancelled; a commit with an older epoch is refused."""
     owner: str | None = None
     signal_seq: int = 0
-    """Raised by whoever has news for the run; a worker that saw an older one looks again before it lets go."""
+    """The number of signals to the run; a driver that read an older number reads the run again before it pauses."""
     created_at: str = ""
     updated_at: str = ""
     started_at: str | None = None
@@ -101,7 +101,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One finished step of a run: what went in, what came out."""
+    """One finished step of a run, with its input and output."""
 
     run_id: str
     sequence: int
@@ -121,7 +121,7 @@ class StepRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Where a run stood."""
+    """The state of a run at one point."""
 
     id: str
     run_id: str

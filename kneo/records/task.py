@@ -55,7 +55,7 @@ class Decision:
     data: object = None
     """What was provided, where that is JSON and not a text; ``content`` spells it."""
     feedback: str | None = None
-    """What whoever does it again should know."""
+    """Feedback for the next attempt."""
     voters: tuple[str, ...] = ()
     """Everybody whose vote made this the decision."""
     source: str | None = None
@@ -64,13 +64,13 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Who may answer; all empty means whoever may answer tasks at all."""
+    """The people who may decide a task; all empty means everyone with the right to decide tasks."""
 
     users: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    """Who may not: names, ``requester``, ``bundle_signer``, ``previous_reviewers``."""
+    """Excluded people: names, ``requester``, ``bundle_signer``, ``previous_reviewers``."""
 
     @property
     def is_open(self) -> bool:
@@ -79,7 +79,7 @@ class Candidates:
 
 @dataclass(frozen=True, kw_only=True)
 class Quorum:
-    """How many people must agree, how many of which role, in which order, and how many objections are enough."""
+    """The required approvals, overall and by role, their order, and the rejections that suffice."""
 
     approvals: int = 1
     each: tuple[tuple[str, int], ...] = ()
@@ -89,7 +89,7 @@ class Quorum:
 
 @dataclass(frozen=True, kw_only=True)
 class Vote:
-    """One person's word about a task. ``answer`` is equal for votes that say the same."""
+    """One person's vote on a task. Votes with the same ``answer`` agree."""
 
     actor: str
     decision: DecisionKind
@@ -97,14 +97,14 @@ class Vote:
     at: str
     comment: str | None = None
     via: str | None = None
-    """How it reached us, where they did not come themselves: by a link that somebody made."""
+    """The link that carried the vote, where the person did not authenticate otherwise."""
     statement: str | None = None
-    """The envelope of what they signed with a key of their own, as a JSON text."""
+    """The envelope of the statement that the person signed with their own key, as JSON text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Escalation:
-    """Whom to turn to ``after`` so many seconds from the question."""
+    """An escalation to a person or group, this many seconds ``after`` the task opened."""
 
     after: int
     to: str
@@ -113,14 +113,14 @@ class Escalation:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What happens to a question as time passes, in seconds from when it was asked; and how people hear of it."""
+    """The schedule of a task, in seconds after it opened, and its notifications."""
 
     escalate: tuple[Escalation, ...] = ()
     remind: tuple[int, ...] = ()
     notify: tuple[str, ...] = ()
     links: bool = False
     receipt: str | None = None
-    """``none``, ``signed``, ``signed_by_reviewer``; ``None`` where nobody said: signed wherever there is a key."""
+    """``none``, ``signed``, ``signed_by_reviewer``; ``None`` is the default: signed where there is a key."""
     reminded: int = 0
     """Reminders sent."""
 
@@ -183,7 +183,7 @@ class HumanTask:
     due_at: str | None = None
     """When an answer was expected; later is overdue."""
     next_at: str | None = None
-    """When time next does something to it; ``None`` when never."""
+    """The next deadline, reminder or escalation; ``None`` where there is none."""
     resolved_at: str | None = None
     metadata: Mapping[str, object] = field(default_factory=dict)
     created_at: str = ""
@@ -210,7 +210,7 @@ class TaskEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskLink:
-    """One row of ``task_links``. The token itself is nowhere; whoever has it proves that by its SHA-256."""
+    """One row of ``task_links``, a link with which one person decides one task once. Only the SHA-256 of the token is stored."""
 
     id: str
     token_hash: str
@@ -228,7 +228,7 @@ class TaskLink:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A few columns of one row of ``tasks`` that was answered, or that nobody answered in time. Times are ISO-8601 texts."""
+    """The outcome of a resolved or expired task, for review statistics. Times are ISO-8601 texts."""
 
     id: str
     environment: str | None

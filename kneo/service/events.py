@@ -1,4 +1,4 @@
-"""Server-sent events: an answer that goes on, for as long as its reader keeps up."""
+"""Server-sent events: responses that stream events until the reader leaves or is too slow."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Event:
 
     def encode(self) -> bytes:
         if not self.name:
-            # Readers remember the id and are told of no event.
+            # Readers store the id without an event.
             return f"id: {self.id}\n\n".encode()
         data = json.dumps(self.data, ensure_ascii=False, separators=(",", ":"), default=dict)
         number = f"id: {self.id}\n" if self.id is not None else ""
