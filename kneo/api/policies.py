@@ -17,7 +17,7 @@ from kneo.spec.lint import check
 from kneo.spec.models.environment import read_spec
 from kneo.spec.modules import NOTHING_KNOWN
 from kneo.spec.policy_flags import PolicyFlags, strictest
-from kneo.store import idempotency, policies, runs
+from kneo.store import idempotency, project_metadata, runs
 from kneo.store.engine import Tx
 from kneo.store.run_filter import RunFilter
 
@@ -93,7 +93,7 @@ def set_environment_policy(context: Context, environment: Environment, body: Pol
 
     def change(tx: Tx) -> PolicyView:
         if idempotency.made() is not None:
-            return _view(context, tx, environment, policies.find(tx, environment), None)
+            return _view(context, tx, environment, project_metadata.find_policy(tx, environment), None)
         idempotency.bind(tx, environment)
         before = registry.change_policy(tx, environment, flags, actor=context.actor)
         return _view(context, tx, environment, flags, before)

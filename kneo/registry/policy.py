@@ -27,7 +27,10 @@ def policy_in_force(
     """
     if environment is None:
         return strictest()
-    flags = [policies.find(tx, environment), project.policy(environment) if project is not None else None]
+    flags = [
+        project_metadata.find_policy(tx, environment),
+        project.policy(environment) if project is not None else None,
+    ]
     if with_git and releases.environment(tx, environment) is not None:
         flags.append(declared(tx, environment).spec.policy)
     return strictest(*(item for item in flags if item is not None))
