@@ -27,7 +27,7 @@ from kneo.store import history, task_feed
 from kneo.trust.keys import KeyId
 
 if TYPE_CHECKING:
-    from cli.runs.local_runs import Driver
+    from cli.runs.local_runs import LocalDriver
 
 LOOK_SECONDS = 0.5
 """How often to look whether something has happened."""
@@ -50,11 +50,11 @@ class LocalBackend:
     # Whoever only looks does not import what knows specs and executes them, which takes longer than looking.
 
     @cached_property
-    def driver(self) -> Driver:
+    def driver(self) -> LocalDriver:
         """What executes runs."""
-        from cli.runs.local_runs import Driver
+        from cli.runs.local_runs import LocalDriver
 
-        return Driver(self.settings, self.store, self.actor)
+        return LocalDriver(self.settings, self.store, self.actor)
 
     @cached_property
     def context(self) -> Context:

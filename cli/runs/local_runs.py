@@ -12,7 +12,7 @@ from kneo.settings import Settings
 from kneo.store.engine import Store
 
 
-class Driver:
+class LocalDriver:
     """Executes the steps of runs, unless another process does; otherwise it waits for that process."""
 
     def __init__(self, settings: Settings, store: Store, actor: str) -> None:

@@ -61,7 +61,7 @@ def _check_length(field: str, length: int, context: Context) -> None:
         raise InvalidValue(msg, code="input_too_large", field=field, limit=limit)
 
 
-class StepRequirement(BaseModel):
+class ResolvedRequirement(BaseModel):
     """What is said about one question. What else a requirement was shown with may be sent back and changes nothing."""
 
     model_config = ConfigDict(extra="ignore")
@@ -83,7 +83,7 @@ class StepRequirement(BaseModel):
 class ContinueRun(Body):
     """A paused run's requirements, resolved. Those that say nothing stay open."""
 
-    step_requirements: list[StepRequirement] = Field(min_length=1, max_length=MAX_REQUIREMENTS)
+    step_requirements: list[ResolvedRequirement] = Field(min_length=1, max_length=MAX_REQUIREMENTS)
     session_id: str | None = Field(default=None, description="The conversation it belongs to, to be sure.")
     stream: bool = Field(default=False, description="Not here: `GET /v1/runs/{run_id}/events` follows a run.")
     background: bool = Field(default=False, description="Answer at once; the run goes on by itself.")
@@ -193,7 +193,7 @@ def requirement(task: HumanTask) -> Json:
 
 
 def match_answers(
-    run_id: str, waiting: Sequence[HumanTask], requirements: Sequence[StepRequirement]
+    run_id: str, waiting: Sequence[HumanTask], requirements: Sequence[ResolvedRequirement]
 ) -> list[tuple[HumanTask, DecisionRequest]]:
     """Match the requirements that a caller resolved with the open questions of a run.
 
@@ -223,7 +223,7 @@ def match_answers(
     return [(task, replace(answer, request_id=task.request_id)) for task, answer in answers]
 
 
-def _find_task(run_id: str, waiting: Sequence[HumanTask], one: StepRequirement) -> HumanTask:
+def _find_task(run_id: str, waiting: Sequence[HumanTask], one: ResolvedRequirement) -> HumanTask:
     key = one.continuation_id or one.key
     if key is not None:
         return find_pending(run_id, waiting, key)
@@ -234,7 +234,7 @@ def _find_task(run_id: str, waiting: Sequence[HumanTask], one: StepRequirement) 
     return find_pending(run_id, fitting, None)
 
 
-def _answer(one: StepRequirement) -> DecisionRequest | None:
+def _answer(one: ResolvedRequirement) -> DecisionRequest | None:
     """Return the answer that a requirement makes, without the id of its request; ``None`` where it resolves nothing."""
     shown = DecisionRequest(request_id="", decision=DecisionKind.APPROVED, expect_digest=one.subject_digest)
     resolutions = {
@@ -258,7 +258,7 @@ def _answer(one: StepRequirement) -> DecisionRequest | None:
     return _resolved(shown, one, names[0])
 
 
-def _resolved(shown: DecisionRequest, one: StepRequirement, name: str) -> DecisionRequest:
+def _resolved(shown: DecisionRequest, one: ResolvedRequirement, name: str) -> DecisionRequest:
     match name:
         case "user_input":
             return replace(shown, values=one.user_input)

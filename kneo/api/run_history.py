@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter
 from kneo.api.context import Context
 from kneo.api.operation import operation
 from kneo.api.run_views import Json, RunErrorView, clean
+from kneo.api.specs import SpecGraphView
 from kneo.api.status_words import StatusWord
 from kneo.errors import NotFound
 from kneo.records.run import Run
@@ -110,45 +111,6 @@ class RunRecoveryView:
     continuation_id: str | None
     error: RunErrorView | None
     replay_context: ReplayContextView
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphNodeView:
-    """A step in a graph; ``parent`` is the container it stands in, ``gates`` the places around it that ask people."""
-
-    id: str
-    kind: str
-    name: str
-    on_error: str | None
-    fallback_node: str | None
-    max_retries: int | None
-    timeout_seconds: float | None
-    ref: str | None
-    parent: str | None
-    gates: list[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphEdgeView:
-    """A way from one step to another."""
-
-    source: str
-    target: str
-    label: str | None
-    conditional: bool
-    priority: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpecGraphView:
-    """A workflow as nodes and edges."""
-
-    workflow_name: str
-    workflow_kind: str
-    start: str | None
-    max_steps: int | None
-    nodes: list[GraphNodeView]
-    edges: list[GraphEdgeView]
 
 
 @dataclass(frozen=True, kw_only=True)

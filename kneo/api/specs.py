@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from kneo import registry
 from kneo.api.context import Context
@@ -82,6 +82,33 @@ class SpecExplanationView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GraphNodeView:
+    """A step in a graph; ``parent`` is the container it stands in, ``gates`` the places around it that ask people."""
+
+    id: str
+    kind: str
+    name: str
+    on_error: str | None
+    fallback_node: str | None
+    max_retries: int | None
+    timeout_seconds: float | None
+    ref: str | None
+    parent: str | None
+    gates: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphEdgeView:
+    """A way from one step to another."""
+
+    source: str
+    target: str
+    label: str | None
+    conditional: bool
+    priority: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SpecGraphView:
     """A workflow as nodes and edges."""
 
@@ -89,8 +116,8 @@ class SpecGraphView:
     workflow_kind: str
     start: str | None
     max_steps: int | None
-    nodes: list[Json]
-    edges: list[Json]
+    nodes: list[GraphNodeView]
+    edges: list[GraphEdgeView]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +202,7 @@ def graph_spec(context: Context, body: SpecRequest) -> SpecGraphView:
     """Return the workflow as nodes and edges."""
     spec = shaped(_loader(context).load(body.selection()))
     _record(context, "spec.graph", body)
-    return SpecGraphView(**spec_graph(spec).as_json())  # type: ignore[arg-type]  # the same fields
+    return TypeAdapter(SpecGraphView).validate_python(spec_graph(spec).as_json())
 
 
 @operation("POST", "/specs/policy-report", scope="specs:read")

@@ -10,15 +10,14 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
-from threading import Lock
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
-from kneo.clock import monotonic
 from kneo.errors import NotFound, Unauthorized
 from kneo.service import responses
 from kneo.service.context import ServiceDep
+from kneo.service.limits import Rate
 from kneo.service.problems import problem, too_large
 from kneo.service.router import JsonResponse, responds
 from kneo.store import requests
@@ -61,27 +60,8 @@ PROVIDERS: Mapping[str, Provider] = {
 }
 
 
-class Rate:
-    """Counts events in a window of a minute."""
-
-    def __init__(self, per_minute: int) -> None:
-        self.per_minute = per_minute
-        self._began = 0.0
-        self._count = 0
-        self._lock = Lock()
-
-    def take(self) -> bool:
-        """Count one; say whether it is within the bound."""
-        with self._lock:
-            now = monotonic()
-            if now >= self._began + 60:
-                self._began, self._count = now, 0
-            self._count += 1
-            return self._count <= self.per_minute
-
-
-_rates = {name: Rate(PER_MINUTE) for name in PROVIDERS}
-"""Deliveries without a valid signature are not counted: whoever sends them takes nothing from those that are signed."""
+_rate = Rate(PER_MINUTE)
+"""The rate of each provider. Deliveries without a valid signature are not counted, so that they do not use it up."""
 
 
 @router.post(
@@ -106,7 +86,7 @@ async def receive(provider: str, request: Request, service: ServiceDep) -> JsonR
         counted.delivered(provider, "refused")
         msg = "This delivery is not signed with the secret that was agreed."
         raise Unauthorized(msg, code="hook_signature_invalid")
-    if not _rates[provider].take():
+    if _rate.take(provider) > 0:
         counted.delivered(provider, "limited")
         return problem(429, "rate_limited", "Too many deliveries; the next look comes by itself.", {})
     names = delivery_names(known, request.headers, body)

@@ -27,7 +27,7 @@ PUSH = b'{"ref": "refs/heads/main", "repository": {"clone_url": "http://169.254.
 
 @pytest.fixture
 def http(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
-    monkeypatch.setattr(hooks, "_rates", {name: hooks.Rate(hooks.PER_MINUTE) for name in hooks.PROVIDERS})
+    monkeypatch.setattr(hooks, "_rate", hooks.Rate(hooks.PER_MINUTE))
     settings = replace(from_env({}, tmp_path), hook_secrets=dict.fromkeys(hooks.PROVIDERS, SECRET))
     with serving(create_app(settings, store, Starter(store, lambda spec: spec, pin=None))) as client:
         yield client
@@ -100,7 +100,7 @@ def test_a_captured_delivery_does_not_count_again_under_another_id(store: Store,
 def test_signed_deliveries_are_turned_away_when_there_are_too_many(
     http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hooks, "_rates", {name: hooks.Rate(2) for name in hooks.PROVIDERS})
+    monkeypatch.setattr(hooks, "_rate", hooks.Rate(2))
 
     def send(name: str, number: int) -> int:
         body = b"%d" % number
@@ -111,7 +111,7 @@ def test_signed_deliveries_are_turned_away_when_there_are_too_many(
 
 
 def test_unsigned_deliveries_take_nothing_from_signed_ones(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hooks, "_rates", {name: hooks.Rate(2) for name in hooks.PROVIDERS})
+    monkeypatch.setattr(hooks, "_rate", hooks.Rate(2))
     codes = {http.post(f"/v1/hooks/{name}", content=b"{}").status_code for name in hooks.PROVIDERS for _ in range(5)}
     assert codes == {401}
     assert http.post("/v1/hooks/github", content=PUSH, headers=_headers("github", PUSH, "1")).status_code == 202
