@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cli.runs.local_runs import LocalDriver
 
 LOOK_SECONDS = 0.5
-"""How often to look whether something has happened."""
+"""Seconds between two looks for new events."""
 
 
 class LocalBackend:
@@ -47,18 +47,16 @@ class LocalBackend:
     def close(self) -> None:
         self.store.close()
 
-    # Whoever only looks does not import what knows specs and executes them, which takes longer than looking.
-
     @cached_property
     def driver(self) -> LocalDriver:
-        """What executes runs."""
+        """The driver of runs. It is imported on first use, because commands that read do without the engine."""
         from cli.runs.local_runs import LocalDriver
 
         return LocalDriver(self.settings, self.store, self.actor)
 
     @cached_property
     def context(self) -> Context:
-        """What operations work with in this process."""
+        """The context of operations in this process."""
         return Context(
             store=self.store,
             settings=self.settings,

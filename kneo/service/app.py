@@ -49,9 +49,8 @@ from kneo.service.readiness import Readiness
 from kneo.service.routes import (
     health,
     hooks,
-    inbox,
     links,
-    runs,
+    streams,
 )
 from kneo.service.routing import VERSION, DirectRoute, RouteTable
 from kneo.settings import Settings
@@ -67,8 +66,8 @@ SILENT: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "o
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
-    runs.router,
-    inbox.router,
+    streams.run_router,
+    streams.task_router,
     hooks.router,
     mount(run_start, "runs"),
     mount(run_answers, "human tasks"),

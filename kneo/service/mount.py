@@ -16,13 +16,13 @@ from kneo.api.status_words import in_published_words
 from kneo.records.run import RunStatus
 from kneo.service.auth import principal_of, require
 from kneo.service.context import LegacyClient, Service, ServiceDep
-from kneo.service.router import JsonResponse, Responses, Router
+from kneo.service.router import ApiRouter, JsonResponse, Responses
 from kneo.service.waiting import settled_after
 
 
-def mount(module: ModuleType, tag: str) -> Router:
+def mount(module: ModuleType, tag: str) -> ApiRouter:
     """Make the routes of all operations that a module defines."""
-    router = Router(tags=[tag])
+    router = ApiRouter(tags=[tag])
     for operation in operations_of(module):
         router.operations[operation.id] = operation
         for path in (operation.path, *operation.aliases):

@@ -94,7 +94,7 @@ class _StrictRoute(APIRoute):
         return handle_strictly
 
 
-class Router(APIRouter):
+class ApiRouter(APIRouter):
     """A router that parses requests strictly and writes what routes return.
 
     FastAPI would validate and copy each response by its model first, which takes longer than the rest of a request; tests check

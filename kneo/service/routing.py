@@ -17,16 +17,11 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from kneo.service.auth import Require
-from kneo.service.router import Router
+from kneo.service.router import ApiRouter
 
 VERSION = "/v1"
 
-KEY_SCOPES = {"resume_human_task": "human:resume"}
-"""Published scopes of idempotency keys of routes that are not operations; others have their operation's id."""
-
 ERRORS: Mapping[str, tuple[int, ...]] = {
-    "get_source": (404,),
-    "get_audit_proof": (404,),
     "receive_hook": (401, 429),
 }
 """Statuses of errors of routes that are not operations."""
@@ -144,7 +139,7 @@ def without_version(path: str) -> str:
 
 def _listed(routers: Iterable[APIRouter]) -> Iterator[RouteEntry]:
     for router in routers:
-        operations = router.operations if isinstance(router, Router) else {}
+        operations = router.operations if isinstance(router, ApiRouter) else {}
         for route in router.routes:
             assert isinstance(route, APIRoute)
             for method in sorted(route.methods or ()):
@@ -158,7 +153,7 @@ def _listed(routers: Iterable[APIRouter]) -> Iterator[RouteEntry]:
                     required=tuple(part.call for part in parts if isinstance(part.call, Require)),
                     query=frozenset(field.alias for part in parts for field in part.query_params),
                     route=route,
-                    key_scope=(operation.key_scope if operation else KEY_SCOPES.get(name)) or name,
+                    key_scope=(operation.key_scope if operation else None) or name,
                     errors=operation.errors if operation else ERRORS.get(name, ()),
                 )
 

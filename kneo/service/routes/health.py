@@ -2,50 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 from fastapi import APIRouter
+from pydantic import Field
 from starlette.responses import Response
 
 from kneo import WIRE_VERSION, __version__
 from kneo.api.operation import Json
-from kneo.service import responses
 from kneo.service.context import ServiceDep
 from kneo.service.problems import RETRY_AFTER_SECONDS, problem
-from kneo.service.router import JsonResponse, Router, responds
+from kneo.service.router import ApiRouter, JsonResponse, responds
 
-router = Router(tags=["health"])
+router = ApiRouter(tags=["health"])
 metrics_router = APIRouter(tags=["health"])
 
 
-def _health(metadata: Json) -> Json:
-    return {
-        "ok": True,
-        "service": "kneo-serv-platform",
-        "version": WIRE_VERSION,
-        "build": __version__,
-        "metadata": metadata,
-    }
+@dataclass(frozen=True, kw_only=True)
+class HealthView:
+    """The health of this process."""
+
+    ok: bool
+    service: str
+    version: Annotated[str, Field(description="The wire contract this service speaks.")]
+    build: Annotated[str, Field(description="This package's version.")]
+    metadata: Json
+
+    @classmethod
+    def of(cls, metadata: Json) -> HealthView:
+        """Build the view of a healthy process."""
+        return cls(ok=True, service="kneo-serv-platform", version=WIRE_VERSION, build=__version__, metadata=metadata)
 
 
-@router.get("/healthz", operation_id="health", responses=responds(responses.Health))
-@router.get("/livez", operation_id="live", responses=responds(responses.Health))
+@router.get("/healthz", operation_id="health", responses=responds(HealthView))
+@router.get("/livez", operation_id="live", responses=responds(HealthView))
 async def live(service: ServiceDep) -> Response:
     """Answer as long as the process does, and the controller in it, where there is one, finished a look in time."""
     # On the event loop, so that it answers when every thread is busy.
     if not service.alive():
         return problem(503, "not_alive", "The controller in this process finished no look in time.", {})
-    return JsonResponse(_health({"status": "healthy"}))
+    return JsonResponse(HealthView.of({"status": "healthy"}))
 
 
-@router.get("/readyz", operation_id="ready", responses=responds(responses.Health))
-def ready(service: ServiceDep) -> Json | JsonResponse:
+@router.get("/readyz", operation_id="ready", responses=responds(HealthView))
+def ready(service: ServiceDep) -> HealthView | JsonResponse:
     """Answer when requests can be served, with every check; 503 with the same when one fails."""
     checks = service.readiness.checks()
     failing = [name for name, check in checks.items() if not check["ok"]]
-    metadata = {"ready": not failing, "manager": "PlatformManager", "checks": checks}
+    metadata: Json = {"ready": not failing, "manager": "PlatformManager", "checks": checks}
     if failing:
         message = f"Not ready: {', '.join(failing)}."
         return problem(503, "not_ready", message, {"metadata": metadata}, {"Retry-After": str(RETRY_AFTER_SECONDS)})
-    return _health(metadata)
+    return HealthView.of(metadata)
 
 
 @metrics_router.get(

@@ -15,7 +15,6 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
 from kneo.errors import NotFound, Unauthorized
-from kneo.service import responses
 from kneo.service.context import ServiceDep
 from kneo.service.limits import Rate
 from kneo.service.problems import problem, too_large
@@ -60,6 +59,14 @@ PROVIDERS: Mapping[str, Provider] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class HookAcceptedView:
+    """A delivery that was accepted; a duplicate has no further effect."""
+
+    accepted: bool
+    duplicate: bool
+
+
 _rate = Rate(PER_MINUTE)
 """The rate of each provider. Deliveries without a valid signature are not counted, so that they do not use it up."""
 
@@ -69,7 +76,7 @@ _rate = Rate(PER_MINUTE)
     operation_id="receive_hook",
     status_code=202,
     response_model=None,
-    responses=responds(responses.HookAccepted, 202),
+    responses=responds(HookAcceptedView, 202),
 )
 async def receive(provider: str, request: Request, service: ServiceDep) -> JsonResponse:
     """Take a host's word that something may have changed."""

@@ -10,9 +10,10 @@ from dataclasses import replace
 import pytest
 from builders import build_run, build_task
 
+from kneo.api.run_waiting import wait_for_run
 from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.wait import RunSettled, SettledRun
-from kneo.service.waiting import begun, next_change
+from kneo.service.waiting import next_change, settled_after
 from kneo.store import runs
 from kneo.store.change_feed import ChangeFeed
 from kneo.store.engine import Store, Tx
@@ -59,7 +60,9 @@ def test_a_notification_with_the_whole_change_is_the_result_without_a_read(
     async def wait() -> SettledRun:
         nonlocal loop
         loop = asyncio.get_running_loop()
-        return await begun(feed, begin, LONG)
+        mark = store.notifier.mark()
+        waiting = await asyncio.to_thread(wait_for_run, store, begin, LONG)
+        return await settled_after(feed, waiting, mark)
 
     loop: asyncio.AbstractEventLoop
     assert asyncio.run(wait()).run.output_text == "notified"

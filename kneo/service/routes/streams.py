@@ -1,0 +1,76 @@
+"""Streams of events: of one run, and of all human tasks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Header, Query
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from kneo.api.context import Principal
+from kneo.runtime.engine.wait import find_run
+from kneo.service.auth import require
+from kneo.service.context import LegacyClient, ServiceDep
+from kneo.service.event_streams import run_events, task_events
+from kneo.service.router import ApiRouter, Responses
+from kneo.store import task_feed
+
+run_router = ApiRouter(tags=["runs"])
+task_router = ApiRouter(tags=["human tasks"])
+
+MAX_NUMBER = 2**31 - 1
+"""The highest number of an event."""
+
+RunReader = Annotated[Principal, Depends(require("runs:read"))]
+TaskReader = Annotated[Principal, Depends(require("human:read"))]
+
+EVENT_STREAM: Responses = {
+    200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+
+
+@run_router.get(
+    "/runs/{run_id}/events",
+    operation_id="stream_run_events",
+    response_class=Response,
+    responses=EVENT_STREAM,
+)
+async def stream_run_events(
+    run_id: str,
+    service: ServiceDep,
+    published: LegacyClient,
+    principal: RunReader,
+    last_event_id: Annotated[int | None, Header(ge=0, le=MAX_NUMBER)] = None,
+    after: Annotated[int, Query(ge=0, le=MAX_NUMBER, description="The number of the last event that is known.")] = 0,
+) -> Response:
+    """Follow what happens in a run until it ends, from its beginning or from after the last event that was seen.
+
+    Each trace event has the name of its type and its number as id; `status` says that the run pauses or goes on, `end`
+    that it has ended, after which there is no more.
+    """
+    await run_in_threadpool(find_run, service.store, run_id)
+    seen = last_event_id if last_event_id is not None else after
+    heartbeat = service.settings.http.stream_heartbeat_seconds
+    events = run_events(service.changes, run_id, seen, heartbeat=heartbeat, published=published)
+    return service.streams.answer(events, principal.name)
+
+
+@task_router.get(
+    "/human-tasks/stream",
+    operation_id="stream_human_tasks",
+    response_class=Response,
+    responses=EVENT_STREAM,
+)
+async def stream_human_tasks(
+    service: ServiceDep,
+    principal: TaskReader,
+    last_event_id: Annotated[
+        str | None,
+        Header(max_length=40, description="Continue after the event with this id; `0` is before the first one."),
+    ] = None,
+) -> Response:
+    """Follow the inbox, from now on or from after an event that was seen: each event once, in the same order for all."""
+    cursor = await run_in_threadpool(task_feed.find_cursor, service.store, last_event_id)
+    heartbeat = service.settings.http.stream_heartbeat_seconds
+    return service.streams.answer(task_events(service.changes, cursor, heartbeat=heartbeat), principal.name)
