@@ -92,6 +92,7 @@ def get_human_task(context: Context, continuation_id: str) -> HumanTaskDetailVie
     scope="human:write",
     statuses=DONE,
     aliases=("/continuations/{continuation_id}/resume",),
+    key_scope="human:resume",
 )
 def resume_human_task(context: Context, continuation_id: str, body: TaskDecision) -> Waiting[RunResumedView]:
     """Decide a task. The decision is stored before the run continues."""

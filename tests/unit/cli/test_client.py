@@ -10,6 +10,7 @@ import pytest
 
 from cli.client import ServiceBackend
 from cli.main import run
+from kneo.api.decisions import TaskDecision, resume_human_task
 from kneo.api.run_start import RunCreate, cancel_run, create_run
 from kneo.api.runs import list_runs
 from kneo.errors import Conflict, Forbidden, Invalid, Transient, Unauthorized, Untrusted
@@ -152,7 +153,7 @@ def test_a_key_of_the_operator_stands_for_one_start_and_one_answer(service, tmp_
     service.answers = [(200, STARTED, {})]
     client = connect(service, tmp_path, client_idempotency_key="mine")
     client.call(create_run, RunCreate(input="x"))
-    client.resume("cont_1", {})
+    client.call(resume_human_task, "cont_1", TaskDecision(decision="approved"))
     with pytest.raises(Invalid, match="another form"):
         client.call(cancel_run, "run_1")
     keys = [key for _, _, key in service.asked]
