@@ -133,7 +133,7 @@ def check_in(project: Project, argument: Path | None) -> Checked:
     if resolved.spec is not None:
         gated = with_gates(resolved.spec, project.gates_for(file.path))
         violations = check_policy(gated, findings, project.policy_for(file.path))
-        findings = (*findings, *resolved.place(violations))
+        findings = (*findings, *resolved.located(violations))
     return Checked(project, replace(file, loaded=resolved), findings)
 
 

@@ -41,9 +41,9 @@ def build_json(text: str, *, file: str, limits: ReadLimits) -> object:
     except _Refused as error:
         line, column = _find_refused(text)
         raise Unreadable(str(error), file=file, line=line, column=column) from error
-    if ("\\u" in text) and (spot := _find_unstorable(text)) is not None:
+    if ("\\u" in text) and (position := _find_unstorable(text)) is not None:
         message = "This text holds a NUL or half a surrogate pair, which cannot be stored."
-        raise Unreadable(message, file=file, line=spot[0], column=spot[1])
+        raise Unreadable(message, file=file, line=position[0], column=position[1])
     return value
 
 
@@ -175,11 +175,11 @@ def locations(text: str) -> SourceLocation:
         else:
             children: dict[str | int, SourceLocation] = {}
             keys: dict[str, tuple[int, int]] = {}
-            place = SourceLocation(token.line, token.column, children, keys)
+            location = SourceLocation(token.line, token.column, children, keys)
             if stack:
-                stack[-1][0][len(stack[-1][0]) if key is None else key] = place
+                stack[-1][0][len(stack[-1][0]) if key is None else key] = location
             else:
-                root = place
+                root = location
             key = None
             if token.text in "[{":
                 stack.append((children, keys))

@@ -63,9 +63,9 @@ class LoadedSpec:
         """Whether the spec can be used: it matches the schema and no finding is an error."""
         return self.spec is not None and not has_errors(self.diagnostics)
 
-    def place(self, findings: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:
+    def located(self, findings: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:
         """Add file, line and column to findings about this spec."""
-        return tuple(_place(found, self.documents, self.renames) for found in findings)
+        return tuple(_located(found, self.documents, self.renames) for found in findings)
 
 
 def load_spec(  # noqa: PLR0913 - one argument for each stage of the pipeline
@@ -132,9 +132,9 @@ def load_tree(
     loaded = LoadedSpec(None, tree, (), documents, migration.renames)
     checked = check_model(Spec, tree)
     if isinstance(checked, tuple):
-        return replace(loaded, diagnostics=loaded.place([*findings, *checked]))
+        return replace(loaded, diagnostics=loaded.located([*findings, *checked]))
     findings = [*findings, *rules(checked, context)]
-    return replace(loaded, spec=checked, diagnostics=loaded.place(findings))
+    return replace(loaded, spec=checked, diagnostics=loaded.located(findings))
 
 
 def _prepare(
@@ -156,25 +156,25 @@ def resolve(loaded: LoadedSpec, files: Files) -> LoadedSpec:
     if loaded.spec is None:
         return loaded
     inlined = inline_skills(loaded.tree, files)
-    findings = [*loaded.diagnostics, *loaded.place(inlined.findings)]
+    findings = [*loaded.diagnostics, *loaded.located(inlined.findings)]
     checked = check_model(Spec, inlined.tree)
     if isinstance(checked, tuple):
-        return replace(loaded, spec=None, diagnostics=(*findings, *loaded.place(checked)))
+        return replace(loaded, spec=None, diagnostics=(*findings, *loaded.located(checked)))
     return replace(loaded, spec=checked, tree=inlined.tree, diagnostics=tuple(findings))
 
 
-def _place(found: Diagnostic, documents: Sequence[Document], renames: Sequence[tuple[Path, Path]]) -> Diagnostic:
+def _located(found: Diagnostic, documents: Sequence[Document], renames: Sequence[tuple[Path, Path]]) -> Diagnostic:
     if found.path is None or found.file is not None:
         return found
     origin = found.path
     for new, old in reversed(renames):
         if origin[: len(new)] == new:
             origin = (*old, *origin[len(new) :])
-    placed = locate(replace(found, path=_written(origin, documents)), documents)
-    return replace(placed, path=found.path)
+    located = locate(replace(found, path=_source_path(origin, documents)), documents)
+    return replace(located, path=found.path)
 
 
-def _written(path: Path, documents: Sequence[Document]) -> Path:
+def _source_path(path: Path, documents: Sequence[Document]) -> Path:
     """Return the path as the last document with most of it has it."""
     spellings = [source_path(path, document.locations()) for document in documents]
     best = max(
@@ -184,7 +184,7 @@ def _written(path: Path, documents: Sequence[Document]) -> Path:
 
 
 _WRAPPERS = frozenset({"include", "steps", "conditions"})
-"""Keys whose value may be written directly in the place of the map that holds them."""
+"""Keys whose value may be written directly in the location of the map that holds them."""
 
 _SPELLINGS: dict[str, tuple[str, ...]] = {
     "timeout_seconds": ("timeout",),
@@ -219,19 +219,19 @@ def _in_policy(path: Path) -> bool:
     return any(pair == ("tools", "permissions") for pair in pairwise(path))
 
 
-def _follow(path: Path, place: SourceLocation) -> tuple[Path, Path]:
+def _follow(path: Path, location: SourceLocation) -> tuple[Path, Path]:
     """Go as far as the document goes; return what was followed and what is left."""
     written: list[str | int] = []
     for index, part in enumerate(path):
-        key = part if part in place.children else _spelling(part, place)
-        if key is None and part in _WRAPPERS and index + 1 < len(path) and path[index + 1] in place.children:
+        key = part if part in location.children else _spelling(part, location)
+        if key is None and part in _WRAPPERS and index + 1 < len(path) and path[index + 1] in location.children:
             continue
         if key is None:
             return tuple(written), path[index:]
         written.append(key)
-        place = place.children[key]
+        location = location.children[key]
     return tuple(written), ()
 
 
-def _spelling(part: str | int, place: SourceLocation) -> str | None:
-    return next((word for word in _SPELLINGS.get(str(part), ()) if word in place.children), None)
+def _spelling(part: str | int, location: SourceLocation) -> str | None:
+    return next((word for word in _SPELLINGS.get(str(part), ()) if word in location.children), None)

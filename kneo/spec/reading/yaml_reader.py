@@ -54,7 +54,7 @@ class _Open:
 
 
 class _Builder:
-    """Turns one document's events into a value and its places."""
+    """Turns one document's events into a value and its locations."""
 
     def __init__(self, file: str, limits: ReadLimits) -> None:
         self._file = file
@@ -64,7 +64,7 @@ class _Builder:
         self._documents = 0
         self._anchors: dict[str, tuple[object, SourceLocation, int]] = {}
         self.value: object = None
-        self.place = SourceLocation(1, 1)
+        self.location = SourceLocation(1, 1)
 
     def feed(self, event: yaml.Event) -> None:
         """Take one event of the parser's stream.
@@ -86,119 +86,123 @@ class _Builder:
                 raise self._refuse("A second document begins here; a file holds one.", _line_column(event))
 
     def _scalar(self, event: yaml.ScalarEvent) -> None:
-        spot = _line_column(event)
-        self._admit(event, spot)
+        position = _line_column(event)
+        self._admit(event, position)
         if "\0" in event.value:
-            raise self._refuse("A NUL character stands in this text.", spot)
+            raise self._refuse("A NUL character stands in this text.", position)
         parent = self._open[-1] if self._open else None
         if parent is not None and parent.key is None and isinstance(parent.value, dict):
             self._key(parent, parent.value, event)
             return
-        value = self._resolve(event.value, spot) if event.implicit[0] else event.value
-        place = SourceLocation(*spot)
+        value = self._resolve(event.value, position) if event.implicit[0] else event.value
+        location = SourceLocation(*position)
         if event.anchor is not None:
-            self._anchors[event.anchor] = (value, place, 1)
-        self._add(value, place)
+            self._anchors[event.anchor] = (value, location, 1)
+        self._add(value, location)
 
     def _key(self, parent: _Open, value: dict[str, object], event: yaml.ScalarEvent) -> None:
-        key, spot = event.value, _line_column(event)
+        key, position = event.value, _line_column(event)
         if key == "<<" and event.implicit[0]:
             hint = "Write the keys out, or use an overlay."
-            raise self._refuse("Merge keys are not read.", spot, hint)
+            raise self._refuse("Merge keys are not read.", position, hint)
         if key in value:
             first = parent.keys[key][0]
-            raise self._refuse(f"The key {_short(key)} is written twice; the first is on line {first}.", spot)
+            raise self._refuse(f"The key {_short(key)} is written twice; the first is on line {first}.", position)
         parent.key = key
-        parent.keys[key] = spot
+        parent.keys[key] = position
 
     def _start(self, event: yaml.MappingStartEvent | yaml.SequenceStartEvent) -> None:
-        spot = _line_column(event)
-        self._admit(event, spot)
+        position = _line_column(event)
+        self._admit(event, position)
         if len(self._open) >= self._limits.max_depth:
-            raise self._refuse(f"Lists and maps are nested more than {self._limits.max_depth} deep.", spot)
+            raise self._refuse(f"Lists and maps are nested more than {self._limits.max_depth} deep.", position)
         if self._open and self._open[-1].key is None and isinstance(self._open[-1].value, dict):
-            raise self._refuse("A key is a list or a map; keys are text.", spot)
+            raise self._refuse("A key is a list or a map; keys are text.", position)
         value: list[object] | dict[str, object] = {} if isinstance(event, yaml.MappingStartEvent) else []
-        self._open.append(_Open(value, *spot, self._nodes, event.anchor))
+        self._open.append(_Open(value, *position, self._nodes, event.anchor))
 
     def _end(self) -> None:
         done = self._open.pop()
-        place = SourceLocation(done.line, done.column, done.children, done.keys)
+        location = SourceLocation(done.line, done.column, done.children, done.keys)
         if done.anchor is not None:
-            self._anchors[done.anchor] = (done.value, place, self._nodes - done.first_node + 1)
-        self._add(done.value, place)
+            self._anchors[done.anchor] = (done.value, location, self._nodes - done.first_node + 1)
+        self._add(done.value, location)
 
     def _alias(self, event: yaml.AliasEvent) -> None:
-        spot = _line_column(event)
+        position = _line_column(event)
         if not self._limits.aliases:
-            raise self._refuse("Aliases are not read.", spot, "Write the value out where it is used.")
+            raise self._refuse("Aliases are not read.", position, "Write the value out where it is used.")
         if self._open and self._open[-1].key is None and isinstance(self._open[-1].value, dict):
-            raise self._refuse("A key is an alias; keys are text.", spot)
+            raise self._refuse("A key is an alias; keys are text.", position)
         known = self._anchors.get(event.anchor or "")
         if known is None:
-            raise self._refuse(f"No anchor named {_short(event.anchor or '')} stands before this alias.", spot)
-        value, place, nodes = known
-        self._count(nodes, spot)
-        self._add(value, SourceLocation(*spot, place.children, place.keys))
+            raise self._refuse(f"No anchor named {_short(event.anchor or '')} stands before this alias.", position)
+        value, location, nodes = known
+        self._count(nodes, position)
+        self._add(value, SourceLocation(*position, location.children, location.keys))
 
-    def _add(self, value: object, place: SourceLocation) -> None:
+    def _add(self, value: object, location: SourceLocation) -> None:
         if not self._open:
-            self.value, self.place = value, place
+            self.value, self.location = value, location
             return
         parent = self._open[-1]
         if isinstance(parent.value, list):
-            parent.children[len(parent.value)] = place
+            parent.children[len(parent.value)] = location
             parent.value.append(value)
         elif parent.key is not None:
-            parent.children[parent.key] = place
+            parent.children[parent.key] = location
             parent.value[parent.key] = value
             parent.key = None
 
     def _admit(
-        self, event: yaml.ScalarEvent | yaml.MappingStartEvent | yaml.SequenceStartEvent, spot: LineColumn
+        self, event: yaml.ScalarEvent | yaml.MappingStartEvent | yaml.SequenceStartEvent, position: LineColumn
     ) -> None:
-        self._count(1, spot)
+        self._count(1, position)
         if event.tag is not None:
-            raise self._refuse(f"The tag {_short(event.tag)} is not read; values have their natural type.", spot)
+            raise self._refuse(f"The tag {_short(event.tag)} is not read; values have their natural type.", position)
         if event.anchor is not None and not self._limits.aliases:
-            raise self._refuse("Anchors are not read.", spot, "Write the value out where it is used.")
+            raise self._refuse("Anchors are not read.", position, "Write the value out where it is used.")
 
-    def _count(self, nodes: int, spot: LineColumn) -> None:
+    def _count(self, nodes: int, position: LineColumn) -> None:
         self._nodes += nodes
         if self._nodes > self._limits.max_nodes:
-            raise self._refuse(f"The file holds more than {self._limits.max_nodes} keys and values.", spot)
+            raise self._refuse(f"The file holds more than {self._limits.max_nodes} keys and values.", position)
 
-    def _resolve(self, text: str, spot: LineColumn) -> object:
+    def _resolve(self, text: str, position: LineColumn) -> object:
         if text in _NULL:
             return None
         if text in _BOOLEAN:
             return _BOOLEAN[text]
-        return self._number(text, spot) if text[0] in _MAY_BE_NUMBER else text
+        return self._number(text, position) if text[0] in _MAY_BE_NUMBER else text
 
-    def _number(self, text: str, spot: LineColumn) -> object:
+    def _number(self, text: str, position: LineColumn) -> object:
         if _NOT_FINITE.fullmatch(text):
-            raise self._refuse(f"{_short(text)} is not a number that can be stored.", spot)
+            raise self._refuse(f"{_short(text)} is not a number that can be stored.", position)
         is_number = _INTEGER.fullmatch(text) or _BASED.fullmatch(text) or _FLOAT.fullmatch(text)
         if not is_number:
             return text
         if len(text) > _MAX_NUMBER_CHARS:
-            raise self._refuse("A number has too many digits; put it in quotes to keep it as text.", spot)
-        number = self._integer(text, spot) if not _FLOAT.fullmatch(text) or _INTEGER.fullmatch(text) else float(text)
+            raise self._refuse("A number has too many digits; put it in quotes to keep it as text.", position)
+        number = (
+            self._integer(text, position) if not _FLOAT.fullmatch(text) or _INTEGER.fullmatch(text) else float(text)
+        )
         if abs(number) > MAX_INTEGER and (isinstance(number, int) or number in {float("inf"), float("-inf")}):
-            raise self._refuse(f"The number {_short(text)} is too large to be exact; put it in quotes.", spot)
+            raise self._refuse(f"The number {_short(text)} is too large to be exact; put it in quotes.", position)
         return number
 
-    def _integer(self, text: str, spot: LineColumn) -> int:
+    def _integer(self, text: str, position: LineColumn) -> int:
         if _BASED.fullmatch(text):
             return int(text, 0)
         digits = text.lstrip("+-")
         if len(digits) > 1 and digits[0] == "0":
             hint = "Drop the zero, or put it in quotes to keep it as text."
-            raise self._refuse(f"{_short(text)} begins with a zero, which not all readers take as decimal.", spot, hint)
+            raise self._refuse(
+                f"{_short(text)} begins with a zero, which not all readers take as decimal.", position, hint
+            )
         return int(text)
 
-    def _refuse(self, message: str, spot: LineColumn, hint: str | None = None) -> Unreadable:
-        return Unreadable(message, file=self._file, line=spot[0], column=spot[1], hint=hint)
+    def _refuse(self, message: str, position: LineColumn, hint: str | None = None) -> Unreadable:
+        return Unreadable(message, file=self._file, line=position[0], column=position[1], hint=hint)
 
 
 def build_yaml(text: str, *, file: str, limits: ReadLimits) -> Document:
@@ -218,7 +222,7 @@ def build_yaml(text: str, *, file: str, limits: ReadLimits) -> Document:
         raise Unreadable(f"This is not YAML: {what}.", file=file, line=line, column=column) from error
     except yaml.YAMLError as error:  # the reader's complaints about characters carry an offset at most
         raise _unreadable_character(text, file) from error
-    return Document(builder.value, file, text, lambda: builder.place)
+    return Document(builder.value, file, text, lambda: builder.location)
 
 
 def _events(text: str) -> Iterator[yaml.Event]:
