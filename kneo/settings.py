@@ -441,7 +441,7 @@ class Settings:
     `_SECRETS` are refused. Read by: worker."""
 
     webhook_keys: Mapping[str, tuple[bytes, ...]] = setting("KNEO_SERV_CHANNEL_NAME_SECRET", {}, None, secret=True)
-    """Secrets that sign the [webhooks](../guide/notifications.md#checking-that-a-webhook-is-genuine) of a channel,
+    """Secrets that sign the [webhooks](../guide/notifications.md#verify-a-webhook) of a channel,
     separated by spaces. Default: none, unsigned. Read by: worker."""
 
     notify_webhook_keys: tuple[bytes, ...] = setting("KNEO_SERV_NOTIFY_WEBHOOK_SECRET", (), None, secret=True)

@@ -43,7 +43,7 @@ class Mail:
 
     Attributes:
         security: ``tls`` from the first byte, ``starttls``, or ``none``, which only this machine is trusted with.
-        to: Who gets every mail; empty: whoever is asked.
+        to: The receivers of every mail; empty: the people of the task.
         domain: What makes an address of a name that is none.
     """
 

@@ -57,7 +57,7 @@ def task_subject(notice: Fields) -> str:
 def task_words(notice: Fields) -> str:
     """Say what is asked, of whom, until when, and where to answer."""
     where = " / ".join(str(part) for part in (notice.get("environment"), notice.get("workflow_name")) if part)
-    # The title and the prompt come from a spec and, through templates, from whoever started the run.
+    # The title and the prompt come from a spec and, through templates, from the person who started the run.
     prompt = str(notice["prompt"])[:PROMPT_CHARS]
     first = task_subject(notice) if notice["what"] != "requested" else f"Question: {task_subject(notice)}"
     lines = [first, "", "The question, as the workflow asks it:", *quoted(prompt), ""]

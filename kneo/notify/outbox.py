@@ -1,4 +1,4 @@
-"""The outbox: what is to be told. Each change once, and what waits, was refused or drifted once for each environment, bundle
+"""The outbox of notifications. Each change once, and each pending, refused or drifted change once for each environment, bundle
 digest and reason, however often it is found out.
 """
 
@@ -23,7 +23,7 @@ FIRST_PAUSE = timedelta(seconds=15)
 LAST_PAUSE = timedelta(hours=1)
 
 MAX_PROMPT_CHARS = 2_000
-"""How much of a question is told; the whole of it is in the task."""
+"""Most of a prompt that a notification shows; the task has all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +56,18 @@ class Notice:
 
     @property
     def key(self) -> str:
-        """Equal for what need not be told twice."""
+        """The key of a notice; a second notice with the same key is not sent."""
         about = [self.environment, self.digest or [self.bundle, self.version], self.phase, self.reason]
         return digest_of_json([*about, self.at] if self.at else about)
 
 
 def post(tx: Tx, channels: Sequence[str], notices: Iterable[Notice]) -> None:
     """Put notices into the outbox of each channel."""
-    told = [(notice.key, asdict(notice)) for notice in notices] if channels else []
+    facts = [(notice.key, asdict(notice)) for notice in notices] if channels else []
     letters = (
         Letter(key=f"{channel}:{key}", channel=channel, payload=payload)
         for channel in channels
-        for key, payload in told
+        for key, payload in facts
     )
     outbox.insert(tx, letters)
 
@@ -151,8 +151,8 @@ def settle(store: Store, message: Message, problem: str | None, *, status: str |
             pause = min(LAST_PAUSE, FIRST_PAUSE * 2**message.attempts)
             outbox.retry(tx, message.id, isoformat(tx.now + pause), problem)
     if status == "failed":
-        told = {"event": "notification_failed", "message_id": message.id, "channel": message.channel}
-        told |= {
+        facts = {"event": "notification_failed", "message_id": message.id, "channel": message.channel}
+        facts |= {
             name: str(message.payload[name]) for name in ("continuation_id", "environment") if name in message.payload
         }
-        log.warning("the message %s to %s was given up: %s", message.id, message.channel, problem, extra=told)
+        log.warning("the message %s to %s was given up: %s", message.id, message.channel, problem, extra=facts)

@@ -1,1 +1,1 @@
-"""Human tasks: opened, answered, expired and cancelled in one place, whoever asks and whoever answers."""
+"""Human tasks and their decisions: one state machine for the gates of runs and for promotions."""

@@ -1,4 +1,4 @@
-"""What time does to tasks: reminders, escalations, deadlines, and the end of a snooze."""
+"""Deadlines, reminders, escalations and ends of snoozes, applied to tasks when they are due."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from kneo.tasks.schedule import (
 log = logging.getLogger("kneo.tasks")
 
 BATCH = 200
-"""Tasks that one look finds; each is then handled in a transaction of its own."""
+"""Due tasks read at a time; each is processed in a transaction of its own."""
 
 
 def process_due(store: Store) -> int:
-    """Do to every task what its time has come for; return how many were handled. Costs what is due, not what waits."""
+    """Process the due events of all tasks; return the number of tasks. The cost grows with due tasks, not with open ones."""
     handled = 0
     while True:
         with store.read() as tx:
@@ -61,15 +61,15 @@ def is_due(tx: Tx, task: HumanTask) -> bool:
 
 
 def apply_due(tx: Tx, task: HumanTask) -> None:
-    """Do everything that is due to one task, in its order. The caller has locked the task's run."""
+    """Apply all due events of one task, in their order. The caller has locked the task's run."""
     current: HumanTask | None = task
     while current is not None and is_due(tx, current):
-        current = _one(tx, current, scheduled_events(current)[0])
+        current = _apply_event(tx, current, scheduled_events(current)[0])
 
 
-def _one(tx: Tx, task: HumanTask, occasion: ScheduledEvent) -> HumanTask | None:
-    """Do the next thing; ``None`` when the task is resolved with it."""
-    match occasion.what:
+def _apply_event(tx: Tx, task: HumanTask, event: ScheduledEvent) -> HumanTask | None:
+    """Apply one event; ``None`` when it resolves the task."""
+    match event.what:
         case "wake":
             return _changed(tx, task, "woken", {}, status=TaskStatus.OPEN, snoozed_until=None)
         case "remind":
@@ -82,17 +82,17 @@ def _one(tx: Tx, task: HumanTask, occasion: ScheduledEvent) -> HumanTask | None:
         case _ if task.on_timeout == "escalate":
             return _escalated(tx, task, by_deadline=True)
         case _:
-            _silenced(tx, task)
+            _time_out(tx, task)
             return None
 
 
 def _escalated(tx: Tx, task: HumanTask, *, by_deadline: bool = False) -> HumanTask:
-    """Turn to the next in the chain; at the end of it the task only says that it is late, and stays answerable."""
+    """Escalate a task to the next of its chain; at the end of the chain the task is marked as escalated and stays open."""
     chain = remaining_escalations(task)
     to = chain[0].to if chain else task.assignee
     deadline = task.deadline_at
     if by_deadline:
-        # Whoever is asked now has as long as those before had; after the last one there is nobody left to turn to.
+        # The next candidates have as much time as those before; the last ones have no deadline.
         deadline = add_seconds(tx.at, task.timeout_seconds) if chain and task.timeout_seconds else None
     changes: dict[str, object] = {
         "status": TaskStatus.OPEN,
@@ -115,21 +115,21 @@ def _escalated(tx: Tx, task: HumanTask, *, by_deadline: bool = False) -> HumanTa
 def _changed(tx: Tx, task: HumanTask, what: str, facts: dict[str, object], **changes: object) -> HumanTask:
     due_next = next_at(replace(task, **changes))  # type: ignore[arg-type]
     after = tasks.change(tx, task, **changes, next_at=due_next)
-    assert after is not None, "the run is locked, so nobody else changes its tasks"
+    assert after is not None, "the run is locked, so no other process changes its tasks"
     record_event(tx, task, what, None, facts)
     return after
 
 
-def _silenced(tx: Tx, task: HumanTask) -> None:
-    """Do what silence means."""
-    silence = TimeoutPolicy(
+def _time_out(tx: Tx, task: HumanTask) -> None:
+    """Apply the timeout policy of a task."""
+    policy = TimeoutPolicy(
         on_timeout=task.on_timeout,
         decisions=task.decisions,
         options=task.options or (),
         default_option=task.default_option,
     )
-    decision = silence.decision(tx.at)
-    # A decision that has to be signed and cannot be is none: the run ends as if nobody had said anything about silence.
+    decision = policy.decision(tx.at)
+    # A decision that needs a signature and cannot have one does not count: the run ends as without a timeout policy.
     signs = can_sign(tx, task)
     if decision is not None and signs:
         assert tasks.change(tx, task, status=TaskStatus.DECIDED, decision=decision), "the run is locked"

@@ -1,4 +1,4 @@
-"""Whether an answer fits a task. Pure; nothing of a refused answer is kept."""
+"""Decisions as people submit them, and the check that one fits its task. Pure; a refused decision is not kept."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ class DecisionRequest:
     selected_option: str | None = None
     selected_options: tuple[str, ...] | None = None
     values: Mapping[str, object] | None = None
-    """What was filled in, by field."""
+    """The values of a form, by field."""
     feedback: str | None = None
     comment: str | None = None
     expect_digest: str | None = None
     statement: Mapping[str, object] | None = None
-    """A DSSE envelope of what they signed about this answer with a key of their own."""
+    """A DSSE envelope of the decision, signed with a key of the person."""
 
 
 class DecisionNotAllowed(Invalid):
-    """The answer makes no sense for this task."""
+    """The task does not take this decision."""
 
     http_status = 422
     default_code = "decision_not_allowed"
 
 
 def check_decision(task: HumanTask, answer: DecisionRequest, *, actor: str, at: str) -> Decision:
-    """Turn an answer into a decision.
+    """Return the decision that a request makes on a task.
 
     Args:
-        task: What is asked.
-        answer: What somebody says.
-        actor: Who says it.
-        at: When.
+        task: The task.
+        answer: The decision that was submitted.
+        actor: The person who decides.
+        at: The time.
 
     Raises:
         Conflict: ``human_task_decided``, ``human_task_expired``, ``human_task_cancelled``, ``request_mismatch`` or
@@ -171,12 +171,12 @@ def _options(task: HumanTask, answer: DecisionRequest) -> tuple[str, ...]:
 
 
 def decision_digest(decision: Decision) -> Digest:
-    """Name what a decision says, whoever says it and why: equal for votes that agree."""
+    """Return the digest of the content of a decision, without its author and reason: equal for votes that agree."""
     return answer_digest(decision.kind.value, decision.content, decision.selected_options, decision.values)
 
 
 def check_storable(answer: DecisionRequest) -> None:
-    """Refuse values that have no canonical form and so could never be vouched for.
+    """Refuse values that have no canonical form and so cannot be signed.
 
     Raises:
         NotAllowed: ``human_input_invalid``.
@@ -189,7 +189,7 @@ def check_storable(answer: DecisionRequest) -> None:
 
 
 def check_unresolved(task: HumanTask) -> None:
-    """Refuse whatever comes too late.
+    """Check that a task is open.
 
     Raises:
         Conflict: ``human_task_decided``, ``human_task_expired`` or ``human_task_cancelled``.
@@ -217,7 +217,7 @@ def _late(task: HumanTask, code: str, what: str) -> KneoError:
 
 
 def find_pending(run_id: str, waiting: Sequence[HumanTask], key: str | None) -> HumanTask:
-    """Find the one question that is meant.
+    """Return the open task of a run with a key.
 
     Args:
         run_id: The run, for messages.
@@ -240,10 +240,10 @@ def find_pending(run_id: str, waiting: Sequence[HumanTask], key: str | None) -> 
 
 
 def decision_from_value(task: HumanTask, value: object) -> DecisionRequest:
-    """Turn a value into the answer that a task takes.
+    """Return the decision that a value makes on a task.
 
     Text or any JSON where something is to be provided, the values of a form, an option where one is to be chosen,
-    true or false where somebody only agrees or does not.
+    true or false for a task that is approved or rejected.
 
     Raises:
         NotAllowed: ``decision_not_allowed``: such a value is no answer to it.
@@ -270,5 +270,5 @@ def decision_from_value(task: HumanTask, value: object) -> DecisionRequest:
 
 
 def rejection(task: HumanTask, why: str | None = None) -> DecisionRequest:
-    """Make the answer that gives nothing."""
+    """Return a rejection."""
     return DecisionRequest(request_id=task.request_id, decision=DecisionKind.REJECTED, feedback=why)

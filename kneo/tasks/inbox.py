@@ -1,4 +1,4 @@
-"""What people do with tasks. Each is one compare-and-set, durable before anything else happens.
+"""Actions of people on tasks. Each is one compare-and-set, stored before anything else happens.
 
 A decision and its effect are two writes: a crash between them never asks again and never acts twice.
 """
@@ -52,14 +52,14 @@ def decide(
     first: Callable[[Tx, HumanTask], None] | None = None,
     pin: Digest | None = None,
 ) -> HumanTask:
-    """Record what a person says. With it enough people have agreed, or objected, or others still have to be heard.
+    """Record the decision of a person: with it the quorum is met, or other votes are still needed.
 
     Args:
         store: The database.
-        task_id: What is answered.
-        answer: What they say.
-        actor: Who says it.
-        via: How it reached us, where they did not come themselves.
+        task_id: The task.
+        answer: The decision.
+        actor: The person who decides.
+        via: The link by which the decision came, if any.
         first: Done in the same transaction before anything else; what it raises refuses the answer.
         pin: The trust root that says whose key is whose; see ``registry.trust_root``.
 
@@ -102,7 +102,7 @@ def decide_in(
 
 
 def statement_for(tx: Tx, task_id: str, answer: DecisionRequest, *, actor: str, lasts: timedelta) -> UnsignedStatement:
-    """Write down what somebody would sign to give an answer. Changes nothing, and holds nothing for them.
+    """Return the statement that a person signs for a decision. Changes nothing.
 
     Raises:
         KneoError: the answer would be refused; as ``decide`` says.
@@ -157,14 +157,14 @@ def _vote(tx: Tx, task: HumanTask, decision: Decision, person: people.Person, vo
     votes = quorum.add_vote(before, vote)
     decisive = quorum.decisive_votes(task.quorum, votes, roles)
     if decisive is None or vote not in decisive:
-        # Roles that changed since may let earlier votes suffice; what is recorded is the answer of whoever votes now.
-        return _heard(tx, task, vote, votes)
+        # Changed roles may let earlier votes suffice; the recorded decision is that of the present vote.
+        return _store_vote(tx, task, vote, votes)
     agreed = replace(decision, voters=tuple(one.actor for one in decisive))
     return record(tx, task, agreed, votes=votes)
 
 
-def _heard(tx: Tx, task: HumanTask, vote: Vote, votes: tuple[Vote, ...]) -> HumanTask:
-    """Keep a vote that does not decide yet; whoever gave it is done with the task."""
+def _store_vote(tx: Tx, task: HumanTask, vote: Vote, votes: tuple[Vote, ...]) -> HumanTask:
+    """Store a vote that does not decide yet, and release the task from its voter."""
     heard = _change(tx, task, status=TaskStatus.OPEN, claimed_by=None, snoozed_until=None, votes=votes)
     facts = {"decision": vote.decision, "votes": len(votes), "approvals": task.quorum.approvals} | signature_facts(vote)
     record_event(tx, task, "voted", vote.actor, facts, kept={"comment": vote.comment})
@@ -216,11 +216,11 @@ def _check_free(task: HumanTask, actor: str) -> None:
 
 
 def claim(store: Store, task_id: str, *, actor: str) -> HumanTask:
-    """Take a task, so that nobody else works on it. Taking it twice changes nothing.
+    """Claim a task so that others do not work on it. A second claim changes nothing.
 
     Raises:
         NotFound, Conflict: there is none to take; ``claimed_by_other``.
-        Forbidden: somebody else is asked.
+        Forbidden: the actor is not a candidate.
     """
 
     def work(tx: Tx, task: HumanTask) -> HumanTask:
@@ -237,7 +237,7 @@ def claim(store: Store, task_id: str, *, actor: str) -> HumanTask:
 
 
 def unclaim(store: Store, task_id: str, *, actor: str) -> HumanTask:
-    """Give a task back that one has taken.
+    """Release a claimed task.
 
     Raises:
         Conflict: ``claimed_by_other``, or it is resolved.
@@ -256,7 +256,7 @@ def unclaim(store: Store, task_id: str, *, actor: str) -> HumanTask:
 
 
 def assign(store: Store, task_id: str, to: str, *, actor: str) -> HumanTask:
-    """Make a person the one who is asked first; whoever had taken the task no longer has.
+    """Assign a task to a person, and release it from the person who claimed it.
 
     Raises:
         Invalid: ``invalid_name`` or ``unknown_person``: nothing declares the person.
@@ -272,7 +272,7 @@ def assign(store: Store, task_id: str, to: str, *, actor: str) -> HumanTask:
 
 
 def delegate(store: Store, task_id: str, to: str, *, actor: str, comment: str | None = None) -> HumanTask:
-    """Hand a task that is one's own to answer to somebody else who may.
+    """Delegate a task that the actor may decide to another candidate.
 
     Raises:
         Invalid: ``invalid_name`` or ``unknown_person``: nothing declares the person.
@@ -303,7 +303,7 @@ def _handed(tx: Tx, task: HumanTask, to: str, actor: str, what: str, comment: st
 
 
 def snooze(store: Store, task_id: str, until: str, *, actor: str) -> HumanTask:
-    """Hide a task until a time. Its deadline stays where it is.
+    """Hide a task until a time. Its deadline does not change.
 
     Raises:
         Invalid: the time is not to come.
@@ -326,7 +326,7 @@ def snooze(store: Store, task_id: str, until: str, *, actor: str) -> HumanTask:
 
 
 def comment(store: Store, task_id: str, text: str, *, actor: str) -> HumanTask:
-    """Say something about a task without answering it.
+    """Comment on a task without deciding it.
 
     Raises:
         Invalid: the text is empty or too long.

@@ -15,7 +15,7 @@ from kneo.tasks.people import known_name, may_still_answer
 
 
 def mark_applied(tx: Tx, task: HumanTask) -> None:
-    """Say that a decision's effect is part of the run now; in the transaction that makes it so."""
+    """Mark a decided task as applied, in the transaction that applies the decision to the run."""
     runs.lock(tx, task.run_id)
     if not tasks.change(tx, task, status=TaskStatus.APPLIED):
         msg = f"{task.id} changed while its decision was applied."
@@ -65,18 +65,18 @@ def record_event(
 
 
 MAX_PEOPLE = 50
-"""People of one question that are told by name; a larger group has a channel of its own."""
+"""People of one task that are notified by name; a larger group has a channel of its own."""
 
 
 def notify_people(tx: Tx, task: HumanTask, what: str, number: int = 0, more: Iterable[str] = ()) -> None:
-    """Tell of a question.
+    """Notify the channels of a task.
 
     Args:
         tx: The transaction of what happened.
         task: The question, as it is now.
         what: ``requested``, ``reminded`` or ``escalated``.
         number: Which reminder or escalation this is.
-        more: Channels beside those that the question names.
+        more: Further channels.
     """
     channels = [*task.plan.notify, *more]
     if channels:

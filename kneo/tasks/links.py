@@ -1,4 +1,4 @@
-"""Links that one person can answer one question with, once. Who has the token is who it was made for."""
+"""One-time links with which one person decides one task. The holder of the token counts as that person."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kneo.tasks.lifecycle import record_event
 from kneo.tasks.statements import check_without_key
 
 LASTS = timedelta(hours=24)
-"""How long a link works when nobody says."""
+"""Default lifetime of a link."""
 
 LASTS_AT_MOST = timedelta(days=30)
 
@@ -35,8 +35,8 @@ def make_link(tx: Tx, task_id: str, person: str, *, actor: str, lasts: timedelta
     Raises:
         NotFound, Conflict: there is no such question, or it is answered; ``too_many_links``.
         Invalid: ``invalid_name`` or ``unknown_person``: nothing declares the person.
-        Forbidden: the person may not answer it, or the actor is excluded from it; ``signature_required``: nobody can
-            answer it with a link.
+        Forbidden: the person may not answer it, or the actor is excluded from it; ``signature_required``: a link
+            carries no signature.
         Invalid: it would last too long, or not at all.
     """
     if not timedelta(0) < lasts <= LASTS_AT_MOST:
@@ -90,7 +90,7 @@ def revoke_link(tx: Tx, task_id: str, link_id: str, *, actor: str) -> TaskLink:
         NotFound: as ``find_link`` says.
         Conflict: ``link_used``: it has answered already.
     """
-    # Answers hold this lock: whoever uses the link does so before this or not at all.
+    # Decisions hold this lock: a link is used before this point or never.
     runs.lock(tx, find(tx, task_id).run_id)
     if idempotency.made() is not None:
         return find_link(tx, task_id, link_id)
@@ -122,7 +122,7 @@ def look(tx: Tx, token: str) -> tuple[TaskLink, HumanTask]:
     Raises:
         NotFound: ``link_not_found``.
         Conflict: ``link_used``, ``link_expired``, ``subject_changed``, or the question is answered.
-        Invalid, Forbidden: the person is not known or may not answer any more, or whoever made it is excluded now.
+        Invalid, Forbidden: the person is not known or may not answer any more, or the creator of the link is excluded now.
     """
     link = find_by_token(tx, token)
     task = find(tx, link.task_id)

@@ -1,4 +1,4 @@
-"""Who may answer a task: what an environment says about people, held against what a task asks for."""
+"""The people who may decide a task: the people of its environment, compared with its candidates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SELF = frozenset({"requester", "bundle_signer"})
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
-    """Somebody, as an environment knows them."""
+    """A person with the groups and roles of an environment."""
 
     name: str
     environment: str | None = None
@@ -45,14 +45,14 @@ def _named(kind: str, environment: str | None, names: frozenset[str]) -> frozens
 
 
 def find_person(tx: Tx, environment: str | None, name: str) -> Person:
-    """Find out who somebody is in an environment; one that Git never declared knows nobody's groups and roles."""
+    """Return a person of an environment; an environment that Git does not declare gives no groups and roles."""
     declared = _declared(tx, environment)
     _, groups, roles = declared.get(person_key(name), (name, frozenset(), frozenset()))
     return Person(name=name, environment=environment, groups=groups, roles=roles)
 
 
 def identities_of(tx: Tx, name: str) -> frozenset[str]:
-    """Find what somebody is in every environment."""
+    """Return the identities of a person in all environments."""
     found = user(name)
     for record in releases.list_environments(tx):
         found |= find_person(tx, record.name, name).who
@@ -73,15 +73,15 @@ def known_name(tx: Tx, environment: str | None, name: str) -> str | None:
     Known are the people of the environment's file, the names of API keys and the principals of the trust root. Where the
     environment is not declared and the service needs no API key, nothing says who is who, and each name is known.
     """
-    spelled = person_key(name)
+    key = person_key(name)
     keys = project_metadata.read_key_names(tx)
     declared = environment is not None and releases.environment(tx, environment) is not None
     if not keys and not declared:
         return name
     people = _declared(tx, environment)
-    if spelled in people:
-        return people[spelled][0]
-    return keys.get(spelled) or _principals(tx).get(spelled)
+    if key in people:
+        return people[key][0]
+    return keys.get(key) or _principals(tx).get(key)
 
 
 def _principals(tx: Tx) -> dict[str, str]:
@@ -106,8 +106,8 @@ def check_known(tx: Tx, environment: str | None, name: str) -> str:
     """Return the declared spelling of a name that one person gives for another.
 
     Raises:
-        Invalid: ``invalid_name``: it can be nobody's.
-        UnknownPerson: nothing declares this person, so nobody could tell who answers in their name.
+        Invalid: ``invalid_name``: not the name of a person.
+        UnknownPerson: nothing declares this person.
     """
     plain = person_name(name, "The person")
     known = known_name(tx, environment, plain)
@@ -138,7 +138,7 @@ def candidate_rows(task: HumanTask, refused: Iterator[str]) -> frozenset[str]:
 
 
 def widen_candidates(candidates: Candidates, to: str) -> Candidates:
-    """Let somebody else answer too: a person, a group or a role of that name."""
+    """Add a person, a group or a role to the candidates."""
     if candidates.is_open:
         return candidates
     return replace(
@@ -150,7 +150,7 @@ def widen_candidates(candidates: Candidates, to: str) -> Candidates:
 
 
 def check_may_answer(tx: Tx, task: HumanTask, name: str) -> Person:
-    """Find out who somebody is, and whether this is theirs to answer.
+    """Return the person who decides, after a check that the person may.
 
     Raises:
         Forbidden: ``not_a_candidate`` or ``separation_of_duties``.

@@ -30,7 +30,7 @@ FLOW_DIGEST = "flow_digest"
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What somebody is to be asked."""
+    """A question to people, from which a task is opened."""
 
     key: str
     """Stable name of the gate over resume and replay."""
@@ -49,7 +49,7 @@ class Question:
     """What was sent back the last time."""
     consequences: Mapping[str, object] = field(default_factory=dict)
     facts: Mapping[str, object] = field(default_factory=dict)
-    """What the person should know beside the subject."""
+    """Further information for the person."""
     flow: Mapping[str, object] = field(default_factory=dict)
     """What else an answer depends on: the words of the question, and what flows on with the subject."""
 
@@ -59,14 +59,14 @@ def open_task(tx: Tx, run: Run, question: Question) -> HumanTask:
     task = _make(tx, run, question)
     refused = (name for _, name in people.excluded(tx, task)) if task.candidates.exclude else iter(())
     tasks.insert_task(tx, task, people.candidate_rows(task, refused))
-    told = {
+    facts = {
         "request_id": task.request_id,
         "step_id": task.step_id,
         "key": task.key,
         "kind": task.kind,
         "subject_digest": task.subject_digest,
     }
-    record_event(tx, task, "requested", run.requester, told)
+    record_event(tx, task, "requested", run.requester, facts)
     notify_people(tx, task, "requested")
     return task
 
@@ -157,13 +157,13 @@ def _plan(human: Human) -> Plan:
 
 def _shown(question: Question) -> dict[str, object]:
     context = question.human.context
-    told = {
+    facts = {
         "context": dict(context) if context else None,
         "facts": dict(question.facts) or None,
         "response_role": question.human.response_role,
         FLOW_DIGEST: digest_of_json(dict(question.flow)) if question.flow else None,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _spec(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""When several people have to agree: what their votes come to. Pure."""
+"""The quorum of a task: which votes decide it. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Roles = Mapping[str, frozenset[str]]
 
 
 def add_vote(votes: Sequence[Vote], vote: Vote) -> tuple[Vote, ...]:
-    """Add somebody's word; whoever said something before has changed their mind."""
+    """Add a vote; it replaces an earlier vote of the same person."""
     others = [one for one in votes if person_key(one.actor) != person_key(vote.actor)]
     return (*others, vote)
 

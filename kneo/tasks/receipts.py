@@ -57,7 +57,7 @@ def write_receipt(tx: Tx, task: HumanTask, decision: Decision | None, event: Aud
 
 
 def can_sign(tx: Tx, task: HumanTask) -> bool:
-    """Say whether a decision can have the receipt that its gate wants."""
+    """Return whether a decision can have the receipt that its gate requires."""
     return task.plan.receipt not in {SIGNED, SIGNED_BY_REVIEWER} or tx.find_key() is not None
 
 
@@ -81,7 +81,7 @@ def environment_of(tx: Tx, task: HumanTask) -> Environment | None:
 
 
 def decided_content(decision: Decision) -> dict[str, object]:
-    """Spell what was answered beside the decision's word, as its content digest counts it."""
+    """Return the content of a decision, as its content digest counts it."""
     return {
         "content": decision.content,
         "selectedOption": decision.selected_option,

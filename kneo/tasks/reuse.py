@@ -1,7 +1,7 @@
 """Using answers again: a run that repeats another one's past is not asked what was answered there.
 
 Only what a person decided counts, about exactly what is shown now, and only while those who decided could decide it today:
-whoever starts such a run does not come by a decision that they could not have had.
+a person who starts such a run gets no decision that the person could not have had otherwise.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Reuse:
     source: str
     """The run whose answers are used."""
     answers: Mapping[str, object] = field(default_factory=dict)
-    """Other answers, by key; each given by whoever started the run, and only where they may."""
+    """Other decisions, by key, of the person who started the run, where that person may decide."""
     ask: tuple[str, ...] = ()
-    """Keys to ask anew, or ``all``."""
+    """Keys of the questions to ask again, or ``all``."""
 
     def as_json(self) -> dict[str, object]:
         return {"source": self.source, "answers": dict(self.answers), "ask": list(self.ask)}
@@ -118,7 +118,7 @@ def _earlier(tx: Tx, source: str, key: str) -> HumanTask | None:
 
 
 def _override(tx: Tx, run: Run, task: HumanTask, value: object) -> str | None:
-    """Let whoever started the run answer, as far as they may; say why that did not do."""
+    """Decide as the person who started the run; return why that is not enough."""
     try:
         decided_content = decide_in(tx, task, _answer(task, value), run.requester)
     except KneoError as error:
@@ -139,7 +139,7 @@ def _answer(task: HumanTask, value: object) -> DecisionRequest:
 
 
 def _again(tx: Tx, run: Run, task: HumanTask, before: HumanTask | None, *, passed: bool) -> str | None:
-    """Decide as somebody did before; say why not where that is so."""
+    """Decide as the earlier decision did; return why that is not possible."""
     if before is None:
         return "nobody was asked this before"
     decision = before.decision
@@ -187,8 +187,8 @@ def reuse_report(tx: Tx, run_id: str) -> list[dict[str, object]]:
     """Tell for every question of a run that repeats another one whether an answer was used, and else why it is asked."""
     found: list[dict[str, object]] = []
     for task in tasks.of_run(tx, run_id, TaskStatus):
-        told = task.metadata.get(REPLAY)
-        said = told if isinstance(told, Mapping) else {}
+        note = task.metadata.get(REPLAY)
+        said = note if isinstance(note, Mapping) else {}
         overridden = task.decision is not None and not said
         found.append(
             {

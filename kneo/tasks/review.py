@@ -1,6 +1,6 @@
 """How well people review, gate by gate: how fast, how often they say no or change something, whether they agree. Pure.
 
-Figures are of gates and never of people: they are to find questions that nobody needs, or that nobody can answer well.
+Figures are of gates and never of people: they help to find questions that are not needed or cannot be decided well.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from kneo.records.task import DecisionKind, Outcome
 
 READ_CHARS_PER_SECOND = 48.0
 """Twice the 238 words (of six characters with their space) that adults read in a minute, silently, of non-fiction: the mean of
-190 studies in M. Brysbaert, "How many words do we read per minute?", Journal of Memory and Language 109 (2019). Whoever is
-faster has not read it."""
+190 studies in M. Brysbaert, "How many words do we read per minute?", Journal of Memory and Language 109 (2019). A faster
+review has not read it."""
 
 OPENED_SECONDS = 3.0
 """Least that opening a question and answering it takes, however short it is. Our own guess."""
@@ -34,7 +34,7 @@ EDITS = 100
 EDIT_CHARS = 20_000
 
 CELLS = 40_000
-"""Most pairs of words, or of lines, that one comparison looks at, beside those in which two texts begin and end alike."""
+"""Most pairs of words, or of lines, that one comparison looks at, without those in which two texts begin and end alike."""
 
 PERSON, REPLAY = "person", "replay"
 
@@ -55,7 +55,7 @@ class GateStatistics:
     by_deadline: int
     by_replay: int
     expired: int
-    """Those that nobody answered and whose deadline ended the run."""
+    """Tasks without a decision whose deadline ended the run."""
     decisions: Mapping[str, int]
     """What people said, by its word."""
     median_seconds: float | None
@@ -146,9 +146,9 @@ def _gate(
 
 
 def is_quick(one: Outcome) -> bool:
-    """Say whether an answer came sooner than what was shown can be read by somebody who reads twice as fast as others.
+    """Return whether a decision came sooner than the subject can be read at twice the usual speed.
 
-    The time is counted from when the question was asked, not from when somebody opened it: whoever is quick by that was.
+    The time counts from the opening of the task, not of the page, so that no careful review counts as quick.
     """
     return _seconds(one) < max(OPENED_SECONDS, one.shown_chars / READ_CHARS_PER_SECOND)
 

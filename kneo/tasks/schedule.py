@@ -20,7 +20,7 @@ class ScheduledEvent:
 
 
 _ORDER = ("wake", "remind", "escalate", "deadline")
-"""What comes first of what is due at the same moment: whoever is to hear of it, hears of it before it is over."""
+"""The order of events that are due at the same time: notifications come before the deadline."""
 
 
 def scheduled_events(task: HumanTask) -> list[ScheduledEvent]:
@@ -40,12 +40,12 @@ def _occasions(task: HumanTask) -> Iterator[ScheduledEvent]:
 
 
 def remaining_escalations(task: HumanTask) -> tuple[Escalation, ...]:
-    """Return whom nobody has turned to yet, in order."""
+    """Return the escalations that have not happened yet, in order."""
     return tuple(sorted(task.plan.escalate, key=lambda one: one.after)[task.escalation :])
 
 
 def next_at(task: HumanTask) -> str | None:
-    """Say when time next does something to a task."""
+    """Return the time of the next scheduled event of a task."""
     found = scheduled_events(task)
     return found[0].at if found else None
 
@@ -59,7 +59,7 @@ TIMEOUT_POLICY = "policy:timeout"
 
 @dataclass(frozen=True, kw_only=True)
 class TimeoutPolicy:
-    """Everything about a question that says what happens when nobody answers it in time."""
+    """The parts of a question that define the effect of its deadline."""
 
     on_timeout: str
     decisions: Collection[DecisionKind]

@@ -28,16 +28,16 @@ from kneo.trust.dsse import parse_envelope, read_envelope, serialise
 from kneo.trust.receipt import content_digest, without_empty
 
 LASTS = timedelta(minutes=15)
-"""How long a statement may be handed over when nobody says."""
+"""Default lifetime of a statement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnsignedStatement:
-    """A statement that nobody signed yet.
+    """An unsigned statement of a decision.
 
     Attributes:
         statement: The bytes, and what they say.
-        answered: What its content digest is the digest of, so that whoever signs can see that it is what they said.
+        answered: The value that its content digest is the digest of, for the signer to compare.
     """
 
     statement: AnswerStatement
@@ -45,12 +45,12 @@ class UnsignedStatement:
 
 
 def must_be_signed(task: HumanTask) -> bool:
-    """Say whether only answers count here that people sign with keys of their own."""
+    """Return whether a task takes only decisions that people sign with keys of their own."""
     return task.plan.receipt == SIGNED_BY_REVIEWER
 
 
 def check_without_key(task: HumanTask, how: str) -> None:
-    """Refuse a way to answer on which nobody can sign.
+    """Refuse a way to decide that carries no signature.
 
     Raises:
         Forbidden: ``signature_required``.
@@ -76,7 +76,7 @@ def build_statement(tx: Tx, task: HumanTask, decision: Decision, lasts: timedelt
 def check_signature(
     tx: Tx, task: HumanTask, decision: Decision, handed: Mapping[str, object] | None, pin: Digest | None
 ) -> str | None:
-    """Check that an answer is signed where it has to be, and well signed wherever it is.
+    """Check that a decision has a signature where its gate requires one, and that any signature is valid.
 
     Args:
         tx: The transaction of the answer.
@@ -116,7 +116,7 @@ def check_signature(
 
 
 def signature_facts(vote: Vote | None) -> dict[str, object]:
-    """Tell the audit log what somebody signed, by its digest; nothing where they did not."""
+    """Return the digest of the statement of a vote, for the audit log; nothing for an unsigned vote."""
     if vote is None or vote.statement is None:
         return {}
     return {"statement": parse_envelope(vote.statement.encode()).digest}

@@ -92,7 +92,7 @@ def test_a_review_goes_through_everything(inbox: Store, kneo: Kneo, monkeypatch:
     monkeypatch.setattr("sys.stdin", Typed(*["later"] * MANY))
     out = kneo("human", "review").out
     assert re.findall(r"(\d+) of (\d+)", out) == [(str(number + 1), str(MANY)) for number in range(MANY)]
-    assert "That was everything." in out
+    assert "No more open tasks." in out
 
 
 def test_a_review_ends_when_told_to(inbox: Store, kneo: Kneo, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,4 +267,4 @@ def test_figures_about_reviewing_are_told_and_drawn(
     assert "figured/approve.step" in drawn
     assert "██████▒▒▒▒▒░░░░░" in drawn
     assert kneo([*words[:4], "--workflow", "none", *words[6:]]) == 0
-    assert "Nothing was answered" in capsys.readouterr().out
+    assert "No decisions in this period" in capsys.readouterr().out
