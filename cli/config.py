@@ -147,7 +147,7 @@ def set_profile(
     profile = Profile(check_url(service_url), api_key or None)
     saved = load_profiles(path).with_profile(name, profile, activate=activate)
     save_profiles(path, saved)
-    _answer(saved, name, as_json=as_json, said=f"Saved the profile {name}")
+    _answer(saved, name, as_json=as_json, message=f"Saved the profile {name}")
 
 
 @profile_app.command("use")
@@ -157,7 +157,7 @@ def use_profile(name: Annotated[str, typer.Argument(metavar="NAME")], *, as_json
     path = from_env().profiles_path
     saved = load_profiles(path).using(name)
     save_profiles(path, saved)
-    _answer(saved, name, as_json=as_json, said=f"Using the profile {name}")
+    _answer(saved, name, as_json=as_json, message=f"Using the profile {name}")
 
 
 @profile_app.command("list")
@@ -197,7 +197,7 @@ def show_profile(
         render.warning("No profile is active.", "Activate one: kneo config profile use NAME")
         raise typer.Exit(1)
     saved.get(chosen)
-    _answer(saved, chosen, as_json=as_json, said=f"The profile {chosen}")
+    _answer(saved, chosen, as_json=as_json, message=f"The profile {chosen}")
 
 
 @profile_app.command("delete")
@@ -247,10 +247,10 @@ def _described(saved: Profiles, name: str) -> dict[str, object]:
     return {"name": name, "service_url": profile.service_url, "authenticated": profile.api_key is not None}
 
 
-def _answer(saved: Profiles, name: str, *, as_json: bool, said: str) -> None:
+def _answer(saved: Profiles, name: str, *, as_json: bool, message: str) -> None:
     answer = _described(saved, name)
     key = "with a key" if answer["authenticated"] else "without a key"
-    render.emit(answer, as_json=as_json, text=lambda: render.success(f"{said}: {answer['service_url']}, {key}."))
+    render.emit(answer, as_json=as_json, text=lambda: render.success(f"{message}: {answer['service_url']}, {key}."))
 
 
 def _text(path: Path | None) -> str | None:

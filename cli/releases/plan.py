@@ -71,8 +71,8 @@ def plan(
         mirror, candidate, before = _snapshots(settings, repo, ref, base or source.commit, Path(folder))
         followed = [*mirror.history(None, before.commit), before] if before is not None else []
         pin = _pin(repo, trust_root, settings, before or candidate)
-        believing = TrustConfig(pin, hmac_key=settings.spec_signing_key)
-        answer = compare(candidate, followed, mirror.since, believing, env, SystemClock().now(), source.live)
+        trust = TrustConfig(pin, hmac_key=settings.spec_signing_key)
+        answer = compare(candidate, followed, mirror.since, trust, env, SystemClock().now(), source.live)
     answer["base"] = before.revision if before is not None else None
     answer["source"] = source.as_json()
     answer["ok"], answer["changes"] = not is_refused(answer), has_changes(answer)
@@ -124,9 +124,9 @@ def _base_of(clone: Clone, commit: str, base: str | None) -> str | None:
     return main if main not in {None, commit} else clone.resolve(f"{commit}~1")
 
 
-def _pin(repo: str, given: str | None, settings: Settings, first: SourceSnapshot) -> Digest:
+def _pin(repo: str, option: str | None, settings: Settings, first: SourceSnapshot) -> Digest:
     """Return the pinned trust root; without a pin, the repository's own, because a plan changes nothing."""
-    pin = parse_digest(given) if given else settings.trust_root
+    pin = parse_digest(option) if option else settings.trust_root
     if pin is None and Path(repo).is_dir():
         pin = KnownRoots(settings.known_roots_path).lookup(Clone.find(Path(repo).resolve()).root)
     if pin is not None:

@@ -101,7 +101,7 @@ def _rows(value: object) -> list[Json]:
 def as_text(answer: Json) -> Iterator[str]:
     """Return a plan as lines for a terminal."""
     yield _compared(answer)
-    yield from (f"  {render.CAREFUL} {said}" for said in _trust_lines(answer))
+    yield from (f"  {render.CAREFUL} {line}" for line in _trust_lines(answer))
     if "problem" in answer:
         yield f"  {render.FAILED} {_problem(answer)}"
     if unsigned := _unsigned(answer):
@@ -121,8 +121,8 @@ def _environment_text(item: Json) -> Iterator[str]:
         yield f"  {render.CAREFUL} {ENDS} {open_tasks_text(item)}"
     if not item["actions"]:
         yield f"  {render.OPEN} no releases change"
-    for loosened, said in _policy_lines(item):
-        yield f"  {render.CAREFUL if loosened else render.DONE} {said}"
+    for loosened, line in _policy_lines(item):
+        yield f"  {render.CAREFUL if loosened else render.DONE} {line}"
     for action in _rows(item["actions"]):
         mark = render.DONE if action["allowed"] else render.CAREFUL
         yield f"  {mark} {_said(action)}"
@@ -180,7 +180,7 @@ def as_markdown(answer: Json) -> Iterator[str]:
     yield "### Kneo plan\n"
     if _trust(answer)["changed"]:
         yield "#### ⚠ Trust root\n"
-        yield from (f"- {_escaped(said)}" for said in _trust_lines(answer))
+        yield from (f"- {_escaped(line)}" for line in _trust_lines(answer))
         yield ""
     yield _escaped(_compared(answer))
     if "problem" in answer:
@@ -202,7 +202,7 @@ def _environment_markdown(item: Json) -> Iterator[str]:
         yield f"{_escaped(f'{ENDS} {open_tasks_text(item)}')}\n"
     if not item["actions"] and not _bad(item):
         yield "No releases change.\n"
-    yield from (f"- {'⚠' if loosened else '✓'} {_escaped(said)}" for loosened, said in _policy_lines(item))
+    yield from (f"- {'⚠' if loosened else '✓'} {_escaped(line)}" for loosened, line in _policy_lines(item))
     if _rows(item.get("policy", [])):
         yield ""
     if item["actions"]:
@@ -216,8 +216,8 @@ def _environment_markdown(item: Json) -> Iterator[str]:
         f"- ✗ **{_escaped(v['bundle'])} {_escaped(v['version'])}** {_escaped(v['message'])}" for v in _bad(item)
     )
     for gate in _rows(item["gates"]):
-        said = f"{_escaped(gate['reason'])}: {_escaped(gate['message'])}{_escaped(_who(gate))}"
-        yield f"- ⏳ **{_escaped(gate['bundle'])}** {said}"
+        line = f"{_escaped(gate['reason'])}: {_escaped(gate['message'])}{_escaped(_who(gate))}"
+        yield f"- ⏳ **{_escaped(gate['bundle'])}** {line}"
     for added in _rows(item.get("added_gates", [])):
         yield f"- {'✓' if added['steps'] else '⚠'} {_escaped(_asked(added))}"
 

@@ -189,7 +189,7 @@ class Clone:
             content = self._repo.git.cat_file("blob", blob, stdout_as_string=False, strip_newline_in_stdout=False)
         except GitCommandError:
             return None
-        assert isinstance(content, bytes), "asked for as bytes"
+        assert isinstance(content, bytes), "requested as bytes"
         return content
 
     def names(self, commit: str, path: str) -> tuple[str, ...] | None:
@@ -224,7 +224,7 @@ def _without_credentials(url: str) -> str:
 
 
 def _refused(what: str, error: Exception) -> KneoError:
-    said = str(getattr(error, "stderr", "") or error).strip()
-    # GitPython wraps what git said in lines of its own.
-    said = said.removeprefix("stderr:").strip().strip("'").strip()
-    return Invalid(f"{what}: {said or 'git gave no reason'}.".replace("..", "."))
+    output = str(getattr(error, "stderr", "") or error).strip()
+    # GitPython wraps the output of git in lines of its own.
+    output = output.removeprefix("stderr:").strip().strip("'").strip()
+    return Invalid(f"{what}: {output or 'git gave no reason'}.".replace("..", "."))

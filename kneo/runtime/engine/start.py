@@ -295,8 +295,9 @@ class Starter:
         registry.check_not_retired(tx, rules)
         if not rules.spec.inline_specs:
             served = [f"{item.bundle}@{item.version}" for item in releases.list_releases(tx, environment)]
-            msg = f"{environment} runs approved bundles only; inline specs are not allowed."
-            hint = f"Approved there: {', '.join(served) or 'nothing'}."
+            msg = f"{environment} runs released bundles only; inline specs are disabled."
+            released = f"Released: {', '.join(served) or 'none'}."
+            hint = f"{released} Release the spec, or use an environment with inlineSpecs: true."
             raise Forbidden(msg, code="bundle_not_approved", hint=hint, environment=environment, approved=served)
 
     def _audit_refusal(self, order: StartRequest, error: KneoError) -> None:

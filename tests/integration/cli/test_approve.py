@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cli.repository.environments import read_environment
 from cli.repository.layout import ConfigRepository
 from kneo.trust.dsse import parse_envelope
 from kneo.trust.statement import parse_approval, parse_bundle
@@ -116,7 +117,7 @@ def _digests(tmp_path: Path) -> tuple[str, str]:
     """The digests of the bundle and of prod's rules that the clone has."""
     repository = ConfigRepository(tmp_path / "acme")
     bundle = repository.bundle_file("announcement", "1.0.0").read_bytes()
-    return parse_bundle(parse_envelope(bundle).payload).digest, repository.environment("prod").policy_digest
+    return parse_bundle(parse_envelope(bundle).payload).digest, read_environment(repository, "prod").policy_digest
 
 
 @pytest.mark.parametrize(
