@@ -1,4 +1,4 @@
-"""What a commit changes beside releases: the trust root and an environment's rules, in words for the people who review it. Pure."""
+"""The changes of a commit to the trust root and to an environment's rules, as JSON for reviewers. Pure."""
 
 from __future__ import annotations
 

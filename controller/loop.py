@@ -1,4 +1,4 @@
-"""When to look: at once when asked or told, on an interval in any case, later and later while it fails."""
+"""The controller loop: reconcile on request, on a new commit and on an interval, with backoff after failures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("kneo.controller")
 
 LEASE = timedelta(seconds=15)
 REQUEST_POLL_SECONDS = 0.2
-"""How soon a request that somebody else wrote is picked up."""
+"""Interval at which request rows are read."""
 
 FIRST_BACKOFF_SECONDS = 0.75
 LAST_BACKOFF_SECONDS = 900.0
@@ -37,19 +37,19 @@ JITTER = 0.1
 
 
 def backoff_seconds(failures: int) -> float:
-    """How long to wait after so many failures in a row, before jitter."""
+    """Return the pause after a number of failures in a row, before jitter."""
     return min(LAST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 20))
 
 
 class Controller:
-    """Follows one source. ``run`` blocks; ``poke`` and ``stop`` work from any thread."""
+    """Reconciles one source. ``run`` blocks; ``poke`` and ``stop`` work from any thread."""
 
     def __init__(self, store: Store, reconciler: Reconciler, *, interval: timedelta = DEFAULT_INTERVAL) -> None:
         self.store = store
         self.reconciler = reconciler
         self.interval = interval
         self.owner = new_id("ctl", store.clock.now())
-        self._news = threading.Event()
+        self._announced = threading.Event()
         self._stopping = threading.Event()
         self._failures = 0
         self._settled = False
@@ -59,30 +59,30 @@ class Controller:
         self._renew_at = 0.0
 
     def is_alive(self) -> bool:
-        """Say whether the repository was looked at, by us or by the controller that holds the lease, in time."""
+        """Return whether this controller or the lease holder reached the repository in time."""
         return monotonic() - self._last_success <= max(LATE_SECONDS, LATE * self.interval.total_seconds())
 
     def poke(self) -> None:
-        """Say that there may be a new commit."""
-        self._news.set()
+        """Announce a possible new commit."""
+        self._announced.set()
 
     def stop(self) -> None:
         self._stopping.set()
-        self._news.set()
+        self._announced.set()
 
     def run(self) -> None:
-        """Follow the source until ``stop``."""
+        """Reconcile until ``stop``."""
         while not self._stopping.is_set():
             try:
                 self._turn()
             except Transient as error:
                 log.warning("%s", error)
-            self._news.wait(REQUEST_POLL_SECONDS)
+            self._announced.wait(REQUEST_POLL_SECONDS)
         with self.store.write() as tx:
             requests.drop_lease(tx, requests.CONTROLLER_LEASE, self.owner)
 
     def run_once(self) -> ReconcileResult:
-        """Do one pass now.
+        """Reconcile once now.
 
         Raises:
             Transient: another controller is at work, or the repository or database did not answer.
@@ -105,22 +105,22 @@ class Controller:
             self._last_success = monotonic()
             return
         with self.store.read() as tx:
-            asked = requests.open_requests(tx)
-        told = self._news.is_set()
-        looks = [request for request in asked if request.kind not in self.reconciler.handlers]
-        for request in asked:
+            rows = requests.open_requests(tx)
+        announced = self._announced.is_set()
+        looks = [request for request in rows if request.kind not in self.reconciler.handlers]
+        for request in rows:
             if request.kind in self.reconciler.handlers:
                 self._finish([request], self._answer(request, lease))
-        if not (looks or told or monotonic() >= self._next or self.reconciler.drift_due()):
+        if not (looks or announced or monotonic() >= self._next or self.reconciler.drift_due()):
             return
-        self._news.clear()
+        self._announced.clear()
         with self._renewing(lease):
             forced = bool(looks) or self.reconciler.drift_due()
-            result = self._pass(lease, forced=forced, announced=told or bool(looks))
+            result = self._pass(lease, forced=forced, announced=announced or bool(looks))
         self._finish(looks, result)
 
     def _answer(self, request: ControllerRequest, lease: Lease) -> Mapping[str, object]:
-        """Do what somebody asked for beside looking at the repository."""
+        """Execute a request row by its handler."""
         try:
             with self._renewing(lease):
                 return self.reconciler.handlers[request.kind](request, lease)
@@ -136,7 +136,7 @@ class Controller:
 
     @contextlib.contextmanager
     def _renewing(self, lease: Lease) -> Iterator[None]:
-        """Keep the lease while something takes long: a first fetch may take minutes, the lease lasts seconds."""
+        """Renew the lease during a long block: a first fetch may take minutes, the lease lasts seconds."""
         done = threading.Event()
 
         def renew() -> None:
@@ -157,7 +157,7 @@ class Controller:
             thread.join()
 
     def _pass(self, lease: Lease, *, forced: bool, announced: bool) -> dict[str, object]:
-        """Look, and plan when to look next. Trouble is told, never raised: a loop must go on."""
+        """Reconcile, and schedule the next time. Errors are logged and returned, so that the loop continues."""
         try:
             if not forced and self._nothing_new():
                 self._plan_next(failed=False)
@@ -194,7 +194,7 @@ class Controller:
         }
 
     def _tidy(self) -> None:
-        """Use an idle moment for the mirror: every push leaves a pack, and many packs make git slow."""
+        """Repack the mirror when idle: every push leaves a pack, and many packs make git slow."""
         try:
             self.reconciler.mirror.maintain()
         except KneoError as error:
@@ -217,7 +217,7 @@ class Controller:
         self._next = monotonic() + pause * spread
 
     def _lease(self) -> Lease | None:
-        """Take or keep the lease. Every write checks it again, so it need not be renewed at every turn."""
+        """Take or keep the lease. Every write checks it, so it is not renewed at every turn."""
         if self._held is not None and monotonic() < self._renew_at:
             return self._held
         self._renew_at = monotonic() + LEASE.total_seconds() / 3

@@ -20,7 +20,7 @@ from kneo.trust.sshsig import find_ssh_signer
 from kneo.trust.statement import ApprovalDecision, rewrite_subject
 
 COMMIT_ROLE = "commit"
-"""A trust root with this role wants every commit signed by one of its keys. Without the role nobody asks."""
+"""The role whose keys have to sign every commit; a trust root without it requires no signed commits."""
 
 
 def check_history(find: Callable[[], Iterable[Commit]], root: TrustRoot | None, now: datetime) -> bool:

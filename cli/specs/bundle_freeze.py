@@ -30,7 +30,7 @@ def freeze_as_written(spec: Path, environment: str, *, as_json: bool) -> Mapping
     """Take a spec as its author wrote it, in the shape of v1, for the format that published tools compare byte for byte.
 
     Where the file alone is not all that would run, because overlays, a project's defaults or other files add to it, it
-    is resolved: what somebody vouches for is what runs. Warnings are printed.
+    is resolved, so that the signed spec is the one that runs. Warnings are printed.
 
     Raises:
         typer.Exit: it cannot be used in this environment; the findings are printed.

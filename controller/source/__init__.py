@@ -1,6 +1,6 @@
 """The repository, as a mirror and as immutable snapshots of it.
 
-Whoever can push to a repository chooses every byte that git hands us: names, modes, sizes, history. So the git command runs
+Everyone who can push to a repository chooses every byte that git returns: names, modes, sizes, history. So the git command runs
 with nothing of this process's surroundings, never checks anything out, never runs what a repository brings, and stops at
 bounds. What comes out is a snapshot of the few files we care about, all of them plain; or an error whose code says why not.
 

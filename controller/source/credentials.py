@@ -71,7 +71,7 @@ def git_environment(
 
 def _ssh_command(credentials: GitCredentials) -> str:
     if credentials.known_hosts_file is None:
-        msg = "A repository over ssh needs a known_hosts file, so that nobody can pretend to be its host."
+        msg = "A repository over ssh needs a known_hosts file, which identifies its host."
         hint = "Make one with ssh-keyscan, check its fingerprints, and set KNEO_SERV_GIT_KNOWN_HOSTS_FILE."
         raise Invalid(msg, code="invalid_setting", hint=hint)
     options = {

@@ -63,7 +63,7 @@ _DAMAGE = re.compile(
     r"|packfile .{,400} (cannot|is)|is corrupt|object file .{,400} is empty|inflate: |Could not read [0-9a-f]{40}"
     r"|unable to read (tree|sha1 file|[0-9a-f]{40})|missing (commit|tree|blob)|index file .{,400} (is too small|corrupt)"
 )
-"""What git complains about when the repository it works on is broken, beside naming a file of it. A host that is broken may
+"""Messages of git on a damaged repository, besides naming a file of it. A host that is broken may
 say the same; what it says is searched in a bounded number of steps for each character."""
 
 _NOT_DAMAGE = re.compile(

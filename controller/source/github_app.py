@@ -44,7 +44,7 @@ class InstallationTokens:
     """Tokens of one installation for one repository, each used until shortly before it ends. Safe for threads.
 
     Args:
-        credentials: Name the App, its installation and the file of its key, which is read anew for each token.
+        credentials: Name the App, its installation and the file of its key, which is read for each token.
         address: The repository; a token reads this one and no other.
         write: Whether tokens may push.
         clock: Says what time it is.

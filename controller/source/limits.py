@@ -158,7 +158,7 @@ def _time_left(deadline: float, bounds: Bounds) -> float:
 
 
 def _feed(pipe: IO[bytes], rest: memoryview) -> memoryview:
-    """Write what the pipe takes and return what is left; nothing, when nobody reads any more."""
+    """Write what the pipe takes and return what is left; nothing when the reader has closed it."""
     try:
         return rest[os.write(pipe.fileno(), rest[:_CHUNK]) :]
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""One bare mirror per repository: ask, fetch, look, and only then accept.
+"""One bare mirror per repository: poll, fetch, read, and only then accept.
 
 A fetch goes to a candidate ref that nothing else reads. What is accepted is named by ``refs/kneo/accepted``, and stays
 reachable under ``refs/kneo/keep/<commit>`` for ever after, so that neither a forced push nor housekeeping can take away
@@ -52,7 +52,7 @@ PACKS = 50
 
 @dataclass(frozen=True)
 class AllowedRewrite:
-    """A rewriting of history that somebody entitled to has agreed to: from exactly this commit to exactly that one."""
+    """An approved rewrite of history, from exactly one commit to exactly another."""
 
     old: str
     new: str
@@ -177,7 +177,7 @@ class Mirror:
 
         Raises:
             Invalid: ``HistoryRewritten``: it does not descend from what is accepted now.
-            Conflict: somebody else moved the accepted ref meanwhile.
+            Conflict: another process moved the accepted ref.
             Transient: ``FetchFailed``: the mirror is damaged; the next fetch makes it again.
         """
         with self._lock(), self._noticing_damage():
@@ -392,7 +392,7 @@ class Mirror:
         ):
             return
         msg = f"{self.ref} of {redact(self.address.url)} was at {old} and is now at {new.id}, which does not follow it."
-        hint = "If that was meant, kneo source accept-rewrite says so; until then what runs keeps running."
+        hint = "If the rewrite is intended, approve it: kneo source accept-rewrite. Until then current releases stay."
         raise Invalid(msg, code="HistoryRewritten", hint=hint, old=old, new=new.id)
 
     def _is_ancestor(self, old: str, new: str) -> bool:
@@ -449,7 +449,7 @@ class Mirror:
         return both[0] == both[1]
 
     def _prepare(self) -> None:
-        """Make the mirror and the files beside it, where they are not."""
+        """Create the mirror and its configuration files if they are missing."""
         config, askpass = self._folder / "gitconfig", self._folder / "askpass"
         if not _holds(askpass, ASKPASS):
             write_askpass(askpass)

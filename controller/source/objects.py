@@ -114,7 +114,7 @@ class ObjectReader:
 
 
 class _Talk:
-    """One process, and what it said that nobody read yet."""
+    """One ``git cat-file`` process, and its unread output."""
 
     def __init__(self, git: Git) -> None:
         self._limits = git.limits

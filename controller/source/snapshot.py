@@ -15,7 +15,7 @@ _SIGNATURE = b"gpgsig"
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit, with whatever signature it carries and nothing said about whose that is."""
+    """A commit with its unverified signature."""
 
     id: str
     tree: str

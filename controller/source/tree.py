@@ -3,8 +3,8 @@
 Trees are read as they are stored, because git's listings show odd modes mended. A folder that did not change since the last
 look is the same object, and is not read again.
 
-One entry that is not a plain file under a plain name refuses the whole tree: a commit that carries one is somebody's mistake
-or somebody's attack, and either way a person should look at it.
+One entry that is not a plain file under a plain name refuses the whole tree: a commit with one is a mistake or
+an attack, and a person should look at it.
 """
 
 from __future__ import annotations
@@ -148,17 +148,17 @@ def parse_folder(path: str, content: bytes, id_bytes: int = 20, known: Folder | 
     """
     files: dict[str, str] = {}
     folders: dict[str, str] = {}
-    spelled: dict[str, str] = {}
+    names: dict[str, str] = {}
     for mode, name, oid in _entries(path, content, id_bytes):
         full = f"{path}/{name}"
         if known is None or not (full in known.folders or full in known.files):
             _check_name(full, name)
-        other = spelled.get(name.casefold())
+        other = names.get(name.casefold())
         if other == name:
             raise _unsafe(full, "is listed twice")
         if other is not None:
             raise _unsafe(full, f"differs from {path}/{other} only in upper and lower case")
-        spelled[name.casefold()] = name
+        names[name.casefold()] = name
         if mode == FOLDER:
             folders[full] = oid
         elif mode == PLAIN_FILE:

@@ -72,7 +72,7 @@ def make_plan(
             unchanged[name] = bundle if isinstance(bundle, UnchangedBundle) else unchanged_bundle(bundle)
             continue
         before = known.get(current.digest) if current is not None else None
-        # Only this environment's release counts, whatever newer version another environment has.
+        # Only this environment's release counts, not newer versions of another environment.
         older = before is not None and UNSEQUENCED < bundle.record.seq < before.seq
         actions.append(Rollback(bundle, current) if older else Promote(bundle, current))
     actions += [Retire(served[name]) for name in sorted(served.keys() - verified.desired.keys() - kept)]

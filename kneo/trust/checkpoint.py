@@ -1,7 +1,7 @@
 """Signed checkpoints of the audit log, in the format of C2SP's ``tlog-checkpoint`` and ``signed-note``.
 
 The text is the origin, the size in decimal and the root in base64, a line each; after an empty line follow signatures as
-``— name base64(key hash || signature)``. Whoever keeps a checkpoint elsewhere can prove later that the log was rewritten.
+``— name base64(key hash || signature)``. A checkpoint kept elsewhere proves a later rewrite of the log.
 """
 
 from __future__ import annotations
