@@ -160,7 +160,9 @@ def _decide(service: Backend, change: ChangeReference, options: _SignedDecision)
         private = load_private(options.key)
         lines, same = review(subject, pending)
         verb = "Approve" if options.decision is ApprovalDecision.APPROVE else "Reject"
-        confirm(lines, f"{verb} and sign this?", confirmed=options.confirmed, known=same or change.is_exact)
+        hint = REMOVAL_HINT if change.gate == PRUNE else CONTENT_HINT
+        known = same or change.is_exact
+        confirm(lines, f"{verb} and sign this?", confirmed=options.confirmed, known=known, hint=hint)
         now, life = SystemClock().now(), parse_duration(options.expires)
         envelope = sign_decision(subject, options.decision, private, now, life, options.reason)
         if options.output is not None:
@@ -446,7 +448,11 @@ def _previous(repository: ConfigRepository, bundle: BundleStatement) -> BundleSt
     return None
 
 
-def confirm(lines: list[str], question: str, *, confirmed: bool, known: bool) -> None:
+CONTENT_HINT = "Name the version or the digest, run the command in an up-to-date clone, or pass --yes."
+REMOVAL_HINT = "A clone cannot confirm a removal: review it with kneo plan, then pass --yes."
+
+
+def confirm(lines: list[str], question: str, *, confirmed: bool, known: bool, hint: str = CONTENT_HINT) -> None:
     """Show the subject of a signature and ask for a confirmation at a terminal.
 
     Args:
@@ -454,6 +460,7 @@ def confirm(lines: list[str], question: str, *, confirmed: bool, known: bool) ->
         question: The question.
         confirmed: Whether --yes was given.
         known: Whether the reference is exact or the repository has the same content; needed without a terminal.
+        hint: The hint without a terminal.
 
     Raises:
         Usage: there is no terminal, or the answer was no.
@@ -468,7 +475,6 @@ def confirm(lines: list[str], question: str, *, confirmed: bool, known: bool) ->
         return
     if not known:
         msg = "There is no terminal to confirm this, and the command names neither a version nor a digest. Nothing was signed."
-        hint = "Name the version or the digest, run the command in an up-to-date clone, or pass --yes."
         raise Usage(msg, hint=hint)
 
 

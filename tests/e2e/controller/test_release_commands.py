@@ -146,7 +146,9 @@ def test_the_two_ways_out_of_a_refused_commit_take_a_key(machine: Machine, repo:
     repo.environment("prod", {}, inlineSpecs=False)
     repo.commit("Empty prod")
     assert machine.json(*once, expect=1)["environments"]["prod"] == "MassPruneBlocked"
-    machine.kneo("approve", "prod", "--prune", "--key", str(_key(machine, repo)), expect=2)
+    refused = machine.kneo("approve", "prod", "--prune", "--key", str(_key(machine, repo)), expect=2)
+    assert "--yes" in refused.stderr
+    assert "up-to-date clone" not in refused.stderr
     machine.kneo("approve", "prod", "--prune", "--key", str(_key(machine, repo)), "--yes")
     assert machine.json(*once)["environments"]["prod"] == "Ready"
     assert machine.json("status", "prod")["releases"] == []
