@@ -277,7 +277,7 @@ class GraphEdge:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraphNode(SerialNode):
+class GraphWorkflowNode(SerialNode):
     start: str
     nodes: Mapping[str, ProgramNode]
     edges: Mapping[str, tuple[GraphEdge, ...]]

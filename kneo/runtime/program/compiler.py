@@ -11,7 +11,7 @@ from kneo.runtime.interpreter.gate import CompiledGate
 from kneo.runtime.interpreter.node import Activity, ProgramNode, below
 from kneo.runtime.interpreter.parallel import ParallelNode
 from kneo.runtime.interpreter.program import ROOT_AGENT, Program
-from kneo.runtime.interpreter.serial import GraphEdge, GraphNode, LoopNode, SequenceNode, TurnsNode
+from kneo.runtime.interpreter.serial import GraphEdge, GraphWorkflowNode, LoopNode, SequenceNode, TurnsNode
 from kneo.runtime.interpreter.step import StepNode
 from kneo.runtime.program.gates import DECISIONS, environment_gate, human_gate, review_gate, wait_gates
 from kneo.spec.coverage.environment_gates import gates_around, gates_around_agent
@@ -166,14 +166,14 @@ class _Compiler:
             turns = min(turns, len(order))
         return TurnsNode(path=path, id=name, children=children, order=order, turns=turns, cut_short=cut_short)
 
-    def graph(self, workflow: GraphWorkflow, path: str, name: str, depth: int) -> GraphNode:
+    def graph(self, workflow: GraphWorkflow, path: str, name: str, depth: int) -> GraphWorkflowNode:
         nodes = {key: node for key, node in workflow.nodes.items() if node.enabled}
         if workflow.start not in nodes:
             msg = f"The graph {path or name} starts at {workflow.start}, which it does not have."
             raise Invalid(msg, code="spec_invalid")
         edges = [edge for edge in workflow.edges if edge.source in nodes and edge.target in nodes]
         scope = _Scope(path, depth, nodes)
-        return GraphNode(
+        return GraphWorkflowNode(
             path=path,
             id=name,
             start=workflow.start,

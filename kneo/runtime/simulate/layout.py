@@ -9,7 +9,7 @@ from kneo.runtime.interpreter.branch import BranchNode, RouterNode
 from kneo.runtime.interpreter.gate import CompiledGate
 from kneo.runtime.interpreter.node import Activity, ProgramNode
 from kneo.runtime.interpreter.program import Program
-from kneo.runtime.interpreter.serial import GraphNode, LoopNode
+from kneo.runtime.interpreter.serial import GraphWorkflowNode, LoopNode
 from kneo.runtime.interpreter.step import StepNode
 from kneo.spec.models.human import Condition
 
@@ -50,7 +50,7 @@ class Layout:
                 self._add_gate(node.path, node.each)
             case RouterNode():
                 self._add_router(node)
-            case GraphNode():
+            case GraphWorkflowNode():
                 self._add_conditions(*(edge.condition for edges in node.edges.values() for edge in edges))
         for part in node.parts():
             self._add(part, caught=caught)
