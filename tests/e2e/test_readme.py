@@ -1,0 +1,76 @@
+"""The commands of the README, executed in their order in one folder."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from config_repo import GIT_ENV
+from kneo_process import Machine, eventually
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+README = Path(__file__).parents[2] / "README.md"
+SERVER = "kneo up --repo acme"
+EDITOR = """#!{python}
+import pathlib, sys
+file = pathlib.Path(sys.argv[1])
+text = file.read_text()
+file.write_text(text.replace("1.0.0", "1.1.0") if file.name == "prod.yaml" else text + "metadata: {{note: changed}}\\n")
+"""
+REFUSED = {'kneo run acme/specs/announcement.yaml --env prod --input "Hello"': 1}
+"""The commands that fail, with their exit status."""
+
+
+def commands(heading: str) -> list[str]:
+    """Return the shell commands under a heading, without comments; a continued line is one command."""
+    section = README.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s+#.*$", "", line) for line in lines]
+
+
+def with_ids(command: str, printed: str) -> str:
+    """Complete the shortened ids of a command with the first ones that were printed."""
+    return re.sub(r"(cont|run)_…", lambda short: re.search(rf"{short[1]}_[0-9a-z]{{20,}}", printed)[0], command)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, database_url: str) -> Iterator[Machine]:
+    editor = tmp_path / "editor"
+    editor.write_text(EDITOR.format(python=sys.executable))
+    editor.chmod(0o700)
+    made = Machine(tmp_path / "work", database_url)
+    made.env = {**GIT_ENV, **made.env, "EDITOR": str(editor), "COLUMNS": "300"}
+    yield made
+    made.stop()
+
+
+def test_the_commands_of_the_readme_work(machine: Machine) -> None:
+    folder, printed = machine.folder, ""
+    for command in [*commands("Quickstart"), *commands("Release a change")]:
+        if command == SERVER:
+            machine.up("--repo", "acme", "--interval", "1h")
+            eventually(lambda: "1.0.0" in machine.kneo("status", "prod", expect=None).stdout)
+        elif command.startswith("cd "):
+            folder /= command.removeprefix("cd ")
+        else:
+            if command.startswith("kneo approve"):
+                eventually(lambda: "1.1.0" in machine.kneo("status", "prod", expect=None).stdout)
+            done = subprocess.run(
+                ["bash", "-c", with_ids(command, printed)],
+                cwd=folder,
+                env=machine.env,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == REFUSED.get(command, 0), f"{command}\n{done.stdout}\n{done.stderr}"
+            printed += done.stdout + done.stderr
+    eventually(lambda: "1.1.0" in str(machine.json("status", "prod")["releases"]))
+    assert "bundles only" in printed
+    assert "Status: succeeded" in printed
