@@ -79,7 +79,7 @@ def test_every_closed_gate_is_named(store: Store, tmp_path: Path) -> None:
     bench.reconcile()
     (waits,) = bench.pending()
     assert (waits.kind, waits.reason) == ("promote", "DependencyNotReady")
-    for gate in ("windows:", "approvals: 0 of 1"):
+    for gate in ("windows:", "approvals: mail 1.0.0 is waiting for approval (0 of 1)"):
         assert gate in waits.message
     with store.read() as tx:
         found = WhyView.of(explain.why(tx, "prod", "mail"))

@@ -64,7 +64,7 @@ def test_a_plan_that_removes_an_environment_names_its_open_questions(machine: Ma
     words = machine.kneo(*plan, "--markdown", "--exit-code", expect=1).stdout
     assert task["continuation_id"].replace("_", "\\_") in words
     (machine.folder / "kneo.sqlite").unlink()
-    assert "its service knows" in machine.kneo(*plan, expect=1).stdout
+    assert "open tasks are unknown here" in machine.kneo(*plan, expect=1).stdout
 
 
 def test_from_a_plan_to_a_proof(machine: Machine, repo: ConfigRepo) -> None:
