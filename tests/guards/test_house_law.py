@@ -6,6 +6,7 @@ import ast
 import io
 import re
 import tokenize
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,25 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("kneo", "controller", "cli")
+
+REPEATED = {
+    "Candidates",
+    "ChangedView",
+    "Checkpoint",
+    "Condition",
+    "DecisionRequest",
+    "Escalation",
+    "Message",
+    "Outcome",
+    "Person",
+    "Quorum",
+    "RollbackRequest",
+    "RunResult",
+    "RunStatus",
+    "StepOutput",
+    "Workflow",
+}
+"""Public class names in several modules: names that programs of the Python surfaces use, and a spec's model beside its record."""
 
 UNFINISHED = re.compile(r"\b(todo|fixme|xxx|hack|wip)\b", re.IGNORECASE)
 TICKET = re.compile(
@@ -65,6 +85,16 @@ def test_no_comment_needs_a_tracker_to_be_understood() -> None:
         if TICKET.search(STANDARD.sub("", text))
     ]
     assert found == []
+
+
+def test_a_public_class_name_exists_once() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in modules(*PACKAGES):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(path.relative_to(ROOT).as_posix())
+    repeated = {name: where for name, where in places.items() if len(where) > 1}
+    assert repeated.keys() == REPEATED, {name: repeated.get(name) for name in repeated.keys() ^ REPEATED}
 
 
 @pytest.mark.parametrize("folder", [*PACKAGES, "tests", "docs", "examples", ".github", ".ci"])
