@@ -96,7 +96,8 @@ def decide(
         signed = sign_decision(opened, task, decision, statement=statement, key=key, signer=signer, public=public)
         view = opened.call(resume_human_task, task, signed)
         note = note_of(opened, view)
-    render.emit(view, as_json=as_json, text=lambda: show_outcome(view, note))
+    value = {**vars(view), "note": note} if note else view
+    render.emit(value, as_json=as_json, text=lambda: show_outcome(view, note))
 
 
 @examples("kneo task batch decisions.json", "kneo task batch decisions.json --profile prod --json")
