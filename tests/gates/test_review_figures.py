@@ -9,7 +9,7 @@ import pytest
 from gates.asking import answer, ask, declare
 from operation_context import operation_context
 
-from kneo.api import tasks as stats
+from kneo.api import tasks as operations
 from kneo.api.tasks import get_human_task_stats
 from kneo.clock import ManualClock
 from kneo.errors import KneoError
@@ -80,7 +80,7 @@ def test_only_what_was_asked_in_that_time_and_place_counts(store: Store, clock: 
 
 
 def test_more_than_is_looked_at_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stats, "TASKS", 2)
+    monkeypatch.setattr(operations, "MAX_TASKS", 2)
     for number in range(3):
         answer(store, ask(store, key=f"q{number}.step"), "ann")
     told = figures(store)

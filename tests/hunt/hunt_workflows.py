@@ -62,7 +62,7 @@ class Fate:
 
     def draws(self, seed: str, share: float) -> bool:
         case = "".join(part.lstrip("0123456789") if number else part for number, part in enumerate(seed.split("@")))
-        return draw(f"{MOMENT.case}:{case}") < share
+        return draw(f"{MOMENT.sampling_seed}:{case}") < share
 
 
 @dataclass

@@ -492,9 +492,9 @@ def test_a_flow_that_waits_leaves_the_database_to_other_programs(
     assert kneo(["human", "list", "--json"]) == 0
     [item] = json.loads(capsys.readouterr().out)["tasks"]
     request = item["request"]["request_id"]
-    assert kneo(["human", "list"]) == 0
-    assert request in capsys.readouterr().out.replace("\n", "")
-    assert kneo(["human", "resume", task.wait_id, "--request-id", request, "--provide", "yes"]) == 0
+    assert kneo(["task", "list"]) == 0
+    assert task.wait_id in capsys.readouterr().out.replace("\n", "")
+    assert kneo(["task", "decide", task.wait_id, "--request-id", request, "--provide", "yes"]) == 0
     thread.join(60)
     assert done == ["cats: yes"]
 

@@ -11,7 +11,7 @@ import pytest
 from controller_bench import Bench, serving
 from prometheus_client.parser import text_string_to_metric_families
 
-from cli.serve.liveness import answering
+from cli.serve.liveness import serving_probes
 from controller import loop
 from controller.loop import LATE, LATE_SECONDS, Controller
 from kneo.runtime.engine.start import Starter
@@ -39,11 +39,11 @@ def read(text: str, name: str, **labels: str) -> float:
 @pytest.fixture
 def count() -> Count:
     """How far a number moved since the test began."""
-    with answering("127.0.0.1", 0, lambda: True) as port:
+    with serving_probes("127.0.0.1", 0, lambda: True) as port:
         began = httpx.get(f"http://127.0.0.1:{port}/metrics").text
 
     def moved(name: str, **labels: str) -> float:
-        with answering("127.0.0.1", 0, lambda: True) as port:
+        with serving_probes("127.0.0.1", 0, lambda: True) as port:
             now = httpx.get(f"http://127.0.0.1:{port}/metrics").text
         return read(now, name, **labels) - read(began, name, **labels)
 
@@ -77,7 +77,7 @@ def test_a_pass_counts_what_it_did(bench: Bench, count: Count) -> None:
 
 
 def httpx_text(controller: Controller) -> str:
-    with answering("127.0.0.1", 0, controller.is_alive) as port:
+    with serving_probes("127.0.0.1", 0, controller.is_alive) as port:
         return httpx.get(f"http://127.0.0.1:{port}/metrics").text
 
 
@@ -121,7 +121,7 @@ def test_liveness_fails_when_no_look_finished_in_time(bench: Bench, monkeypatch:
     monkeypatch.setattr(loop, "monotonic", lambda: now)
     controller = Controller(bench.store, bench.reconciler())
     late = max(LATE_SECONDS, LATE * controller.interval.total_seconds())
-    with answering("127.0.0.1", 0, controller.is_alive) as port:
+    with serving_probes("127.0.0.1", 0, controller.is_alive) as port:
         probe = f"http://127.0.0.1:{port}/livez"
         turn(controller)
         assert httpx.get(probe).status_code == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -195,7 +196,7 @@ def test_a_bundle_in_the_older_format_runs_where_that_is_accepted_and_only_with_
     bench.repo.commit("Release in the older format")
     assert bench.reconcile().outcomes["prod"].state == "PolicyDenied"
     with_key = bench.reconciler()
-    with_key.hmac_key = SECRET
+    with_key.config = replace(with_key.config, hmac_key=SECRET)
     assert with_key.reconcile(bench.lease()).outcomes["prod"] == Ready(1)
     assert _start(bench, "fax", SECRET).release is not None
     assert _refused(bench, "fax") == "PolicyDenied"

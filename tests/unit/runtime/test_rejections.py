@@ -126,7 +126,7 @@ EXPECTED: dict[str, Callable[[Story, str], bool]] = {
     "step before runs again": lambda story, _: story.did == ["a:0", "a#2:0", "c:0"] and story.output == "in[no]>a>c",
     "runs again": lambda story, _: story.output in {"in>a[no]>b>c", "in>a>x/b[no]>x/b>c"},
     "rounds go on": lambda story, _: story.output == "in>a>x/b>x/b>c" and len(story.asked) == 2,
-    "function is told": lambda story, _: "told no" in story.did and story.output == "in>a>b>c",
+    "function receives it": lambda story, _: "told no" in story.did and story.output == "in>a>b>c",
 }
 """What a cell of the table means for a run whose question is answered with a rejection and the feedback ``no``."""
 

@@ -24,7 +24,7 @@ def test_the_nearest_config_decides(tmp_path):
 def test_a_named_config_must_exist(tmp_path):
     (tmp_path / "mine.yaml").touch()
     assert from_env({"KNEO_PROJECT_CONFIG": "mine.yaml"}, tmp_path).project_config == tmp_path / "mine.yaml"
-    with pytest.raises(Invalid, match="no such file"):
+    with pytest.raises(Invalid, match="does not exist"):
         from_env({"KNEO_PROJECT_CONFIG": "other.yaml"}, tmp_path)
 
 
