@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from benchmarks.reconcile.measure import changes, cold, peak_memory, webhook
 from benchmarks.reconcile.repository import Fleet
-from cli.serve.tune_gc import settle
 
 MEASURES = {"cold": cold, "changes": changes, "memory": peak_memory, "webhook": webhook}
 
@@ -30,7 +29,6 @@ def main() -> None:
     parser.add_argument("--commits", type=int, default=500)
     parser.add_argument("--only", default=",".join(MEASURES), help="which of them, by comma")
     arguments = parser.parse_args()
-    settle()  # as every process that reconciles does
     found: dict[str, float] = {"bundles": arguments.bundles, "commits": arguments.commits}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
