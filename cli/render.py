@@ -15,7 +15,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import typer
-from pydantic import BaseModel
 
 from kneo.clock import parse_time
 from kneo.settings import colour_wanted
@@ -112,8 +111,9 @@ def print_line(value: object) -> None:
 
 
 def _encoded(value: object) -> object:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+    model_dump = getattr(value, "model_dump", None)  # of pydantic, whose import would double the time of kneo --help
+    if callable(model_dump):
+        return model_dump(mode="json")
     return vars(value) if dataclasses.is_dataclass(value) else str(value)
 
 

@@ -23,6 +23,7 @@ LOOKING = (
 )
 
 NOT_NEEDED = {
+    "help": ((["--help"],), SERVING | FOLLOWING | EXECUTING | RARELY | {"pydantic", "sqlalchemy", "cryptography"}),
     "looking": (LOOKING, SERVING | FOLLOWING | EXECUTING | SPECS | RARELY),
     "running": ((["run", "--bundle", "none", "--env", "dev", "--input", "x"],), SERVING | FOLLOWING | RARELY),
     "worker": ((["worker", "--help"],), SERVING | FOLLOWING | RARELY),
