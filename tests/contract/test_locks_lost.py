@@ -53,10 +53,10 @@ def holders(store: Store, lock: str) -> list[int]:
 
 
 def end_sessions(store: Store, lock: str) -> None:
-    """End every session that holds a lock, as a server does that restarts."""
+    """End every session that holds a lock, as a server does that restarts, and wait until its locks are released."""
     for pid in holders(store, lock):
         with store.engine.connect() as connection:
-            connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+            assert connection.execute(text("SELECT pg_terminate_backend(:pid, 60000)"), {"pid": pid}).scalar_one()
 
 
 def test_a_lock_says_whether_it_is_held(store: Store) -> None:

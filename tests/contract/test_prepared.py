@@ -78,7 +78,7 @@ def test_a_server_that_ends_the_session_did_not_answer(store: Store) -> None:
     with pytest.raises(Transient), store.write() as tx:  # noqa: PT012 - the last one fails
         session = tx.connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
         with store.write() as other:
-            other.connection.exec_driver_sql(f"SELECT pg_terminate_backend({session})")
+            other.connection.exec_driver_sql(f"SELECT pg_terminate_backend({session}, 60000)")
         GET.first(tx, {"of_id": "a"})
     with store.read() as tx:
         assert GET.first(tx, {"of_id": "a"}) is None

@@ -175,7 +175,8 @@ def test_a_database_that_is_away_leaves_no_key_in_progress(
             if written == lost_at:
                 with postgres_server._admin() as admin:
                     admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
-                    admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+                    ended = "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = %s"
+                    admin.execute(ended, [name])
 
         body = {**run_of("effect"), "async_mode": True}
         headers = {"Idempotency-Key": "away"}

@@ -61,7 +61,7 @@ def end_sessions(store: Store) -> None:
     """End every session that holds the lock of those that execute steps, as a server does that restarts."""
     with store.engine.connect() as connection:
         statement = text(
-            "SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
+            "SELECT pg_terminate_backend(l.pid, 60000) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
             "WHERE l.locktype = 'advisory' AND d.datname = current_database() "
             "AND l.objid = ((hashtext(:name)::bigint) & 4294967295)"
         )
