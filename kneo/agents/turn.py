@@ -1,42 +1,191 @@
-"""One turn of an agent: text in, text out."""
+"""The turn of an agent: its input, its ports to the runtime, and the ways it ends. Imports no model library.
+
+A turn is entered again after each pause and each crash, never replayed: the journal has every model reply and every tool
+call, and the loop continues behind them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
 
-from kneo.agents import dummy
-from kneo.errors import Invalid
-from kneo.spec.models.agent import AVAILABLE_PROVIDERS, Agent
+from kneo.records.conversation import ConversationEntry
+from kneo.records.run import NewTrace
+from kneo.records.task import Decision
+from kneo.spec.models.agent import Agent
+from kneo.spec.models.spec import Spec, Tool
+
+QuestionKind: TypeAlias = Literal["approval", "external", "question", "elicitation", "interrupted"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class CallQuestion:
+    """A question about one tool call, answered by a person before the call continues.
+
+    Attributes:
+        key: Unique in its turn: ``<call key>:<gate or kind>``; of an agent behind a tool ``<call key>><call key>:<…>``.
+        task_key: The name in recorded answers, below the step's location. Independent of call ids, which differ when a model
+            is asked again: ``<tool>:<nth call of that tool>:<8 hex digits of the SHA-256 of its canonical arguments>``.
+        gate: The id of the gate that asks; ``None`` for questions of the agent, of a tool or after an interruption.
+        arguments: The arguments of the call; with ``tool`` the subject of the task.
+        answer_schema: The JSON Schema of edited arguments, of a provided result or of a form; checked when the answer is sent.
+        facts: Further information for the reviewer, such as when an interrupted call began.
+    """
+
+    key: str
+    task_key: str
+    kind: QuestionKind
+    gate: str | None = None
+    agent: str
+    tool: str
+    arguments: Mapping[str, object]
+    answer_schema: Mapping[str, object] | None = None
+    prompt: str | None = None
+    options: tuple[str, ...] = ()
+    human: str | None = None
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+class PeopleRequired(BaseException):
+    """The turn cannot continue without answers; it is entered again with each one.
+
+    Not an ``Exception``: a tool that catches those must not continue without an answer.
+    """
+
+    def __init__(self, questions: Sequence[CallQuestion]) -> None:
+        super().__init__(f"{len(questions)} questions")
+        self.questions = tuple(questions)
+
+
+class Postponed(BaseException):
+    """The turn is to be entered again later, because a provider asks for it or a limit is reached. Not a failure."""
+
+    def __init__(self, seconds: float, reason: str) -> None:
+        super().__init__(reason)
+        self.seconds, self.reason = seconds, reason
+
+
+class Stopped(BaseException):
+    """A person's answer ends the run: rejected with ``on_reject: stop`` (or ``fail``), or ``stop`` at an interrupted call."""
+
+    def __init__(self, question: CallQuestion, decision: Decision) -> None:
+        super().__init__(question.key)
+        self.question, self.decision = question, decision
+
+
+class Journal(Protocol):
+    """The journal of one conversation."""
+
+    def load(self) -> Sequence[ConversationEntry]:
+        """Return the entries in the order in which they were first written."""
+        ...
+
+    def below(self, call_key: str) -> Journal:
+        """Return the journal of an agent behind a tool call of this conversation."""
+        ...
+
+    async def append(self, *entries: ConversationEntry, trace: Sequence[NewTrace] = (), durable: bool = True) -> None:
+        """Write entries and trace events in one transaction behind the run's fence.
+
+        Args:
+            entries: The entries; one of a name that exists replaces the earlier one.
+            trace: Trace events, without content.
+            durable: Whether the entries are on disk before this returns.
+
+        Raises:
+            asyncio.CancelledError: the run was cancelled or taken over; nothing was written.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolGate:
+    """A gate at a tool call: ``before`` asks for approval, at ``external`` a person provides the result."""
+
+    id: str
+    position: Literal["before", "external"]
+    on_reject: str = "tell_agent"
+    """``tell_agent``, ``stop`` or ``fail``."""
+
+
+ToolGates: TypeAlias = Callable[[str, Mapping[str, object]], Sequence[ToolGate]]
+"""From a tool and the arguments of a call to its gates, in the order in which they ask."""
+
+
+class AnswerRequired(Exception):
+    """A tool cannot finish without an answer (MCP elicitation); it is called again with the answer and ``state``."""
+
+    def __init__(self, prompt: str, schema: Mapping[str, object], state: Mapping[str, object]) -> None:
+        super().__init__(prompt)
+        self.prompt, self.schema, self.state = prompt, schema, state
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolCall:
+    """One call that the guard has let pass.
+
+    ``state`` and ``answer`` are set when a call that raised ``AnswerRequired`` is called again.
+    """
+
+    name: str
+    tool: Tool
+    arguments: Mapping[str, object]
+    idempotency_key: str
+    """Equal whenever the same call is repeated after a crash: ``<run>:<conversation>:<call id>``."""
+    turn: Turn
+    state: Mapping[str, object] | None = None
+    answer: Decision | None = None
+
+
+class ToolBackend(Protocol):
+    """What is behind a tool: a Python function, an HTTP request, an MCP server."""
+
+    async def call(self, call: ToolCall) -> object:
+        """Make the call and return its result, a JSON value or text.
+
+        Raises:
+            AnswerRequired: the tool needs an answer of a person first.
+            Exception: the call failed; the model gets the error as the call's result.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
 class Turn:
+    """One turn.
+
+    Attributes:
+        step_id: The step's path, for trace events.
+        conversation: See ``ConversationEntry.conversation``; with the run's id it begins idempotency keys.
+        answers: The decisions about earlier questions of this turn, by ``CallQuestion.key``.
+        gates: The gates of tool calls, as frozen with the run.
+        environment: The name of the run's environment; what it denies is read at each entry, so that a file that tightens its
+            rules reaches runs that wait.
+        depth: How many agents are above this one, each behind a tool of the one before.
+        on_delta: Receives text of the model while it arrives: the number of the request and the text.
+    """
+
+    run_id: str
+    step_id: str
+    agent_name: str
+    agent: Agent
+    spec: Spec
     text: str
-    provider: str
-    model: str
+    conversation: str
+    journal: Journal
+    answers: Mapping[str, Decision] = field(default_factory=dict)
+    gates: ToolGates = lambda _tool, _arguments: ()
+    environment: str | None = None
+    depth: int = 0
+    on_delta: Callable[[int, str], None] | None = None
 
 
-def check_provider(name: str, agent: Agent) -> None:
-    """Refuse an agent that no provider could answer for, before anything runs.
+@dataclass(frozen=True, kw_only=True)
+class TurnResult:
+    """The agent's answer. ``facts`` are for the trace and the step: requests, tool calls, tokens, cost; never content."""
 
-    Raises:
-        Invalid: the agent has no model, or its provider is not available here. The dummy never stands in for it.
-    """
-    available = ", ".join(AVAILABLE_PROVIDERS)
-    if agent.model is None:
-        msg = f"The agent {name} has no model."
-        raise Invalid(msg, code="provider_not_configured", hint="Give it model: {provider: dummy, name: dummy}.")
-    if agent.model.provider not in AVAILABLE_PROVIDERS:
-        msg = f"The agent {name} needs the provider {agent.model.provider!r}, which this version does not have."
-        raise Invalid(msg, code="provider_not_configured", hint=f"Available here: {available}.")
-
-
-async def run_turn(name: str, agent: Agent, text: str) -> Turn:
-    """Let an agent answer.
-
-    Raises:
-        Invalid: see ``check_provider``.
-    """
-    check_provider(name, agent)
-    assert agent.model is not None
-    return Turn(dummy.reply(text), agent.model.provider, agent.model.name)
+    text: str
+    facts: Mapping[str, object] = field(default_factory=dict)
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    """Top-level scalars of a structured output, for conditions of type ``metadata_equals``."""

@@ -144,3 +144,12 @@ class TraceEvent:
     step_id: str | None
     timestamp: str
     data: Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewTrace:
+    """A trace event to be written. ``data`` never has content."""
+
+    type: str
+    step_id: str | None = None
+    data: Mapping[str, object] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from sqlalchemy import Row, bindparam, func, insert, select, update
 
 from kneo.clock import new_id
 from kneo.digest import Digest, digest_of
-from kneo.records.run import Checkpoint, Run, RunError, StepRecord, TraceEvent
+from kneo.records.run import Checkpoint, NewTrace, Run, RunError, StepRecord, TraceEvent
 from kneo.settings import ExecutionSettings
 from kneo.store import json_text
 from kneo.store.engine import Tx, upsert
@@ -40,13 +40,6 @@ class NewCheckpoint:
     step_id: str | None
     state: Mapping[str, object]
     metadata: Mapping[str, object]
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewTrace:
-    type: str
-    step_id: str | None = None
-    data: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from kneo.clock import isoformat
-from kneo.records.run import Run, RunError, RunStatus, StepRecord, ending
+from kneo.records.run import NewTrace, Run, RunError, RunStatus, StepRecord, ending
 from kneo.records.task import HumanTask, TaskStatus
 from kneo.runtime.engine.consequences import consequences
 from kneo.runtime.engine.questions import Message, question, sampling_seed_of
@@ -33,7 +33,7 @@ from kneo.runtime.interpreter.program import Program, actions, settle, waiting
 from kneo.runtime.steps.context import StepContext, StepOutput
 from kneo.store import audit, history, runs, tasks
 from kneo.store.engine import Tx
-from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
+from kneo.store.history import CheckpointLimits, History, NewCheckpoint
 from kneo.tasks.lifecycle import cancel_tasks, mark_applied
 from kneo.tasks.questions import open_task
 from kneo.tasks.reuse import reuse_answer, reuse_passed

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from kneo.clock import isoformat, new_id, parse_time
 from kneo.errors import Conflict, NotFound
-from kneo.records.run import STATE_VERSION, Checkpoint, Run, RunStatus, StepRecord
+from kneo.records.run import STATE_VERSION, Checkpoint, NewTrace, Run, RunStatus, StepRecord
 from kneo.records.task import UNRESOLVED
 from kneo.runtime.engine.passed_gates import FORK, ForkPoint, find_passed, fork_gates, lapsed_gates, questions_in
 from kneo.runtime.engine.programs import ProgramLoader, migrate_state
@@ -22,7 +22,7 @@ from kneo.runtime.interpreter.node import Execute
 from kneo.runtime.interpreter.program import Program, actions, prepare_retry, replace_input, reset_questions
 from kneo.store import audit, history, idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
-from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
+from kneo.store.history import CheckpointLimits, History, NewCheckpoint
 from kneo.tasks.reuse import REPLAY, Reuse, reuse_report
 
 

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 
 from kneo import registry
-from kneo.agents.turn import check_provider
+from kneo.agents.providers import check_provider
 from kneo.clock import isoformat, new_id
 from kneo.digest import Digest
 from kneo.errors import Forbidden, Invalid, InvalidValue, KneoError, Transient, Usage
 from kneo.names import check_environment_name, name_problem
-from kneo.records.run import STATE_VERSION, ReleaseRef, Run, RunStatus, ending
+from kneo.records.run import STATE_VERSION, NewTrace, ReleaseRef, Run, RunStatus, ending
 from kneo.runtime.engine import record
 from kneo.runtime.engine.programs import CheckSpec, FrozenSpec, SpecFreezer
 from kneo.runtime.engine.questions import input_digest, sampling_seed
@@ -28,7 +28,7 @@ from kneo.spec.policy_flags import PolicyFlags
 from kneo.spec.project import ProjectConfig
 from kneo.store import audit, history, idempotency, releases, runs, sources
 from kneo.store.engine import Store, Tx
-from kneo.store.history import CheckpointLimits, History, NewCheckpoint, NewTrace
+from kneo.store.history import CheckpointLimits, History, NewCheckpoint
 from kneo.store.idempotency import AlreadyExecuted
 from kneo.telemetry.spans import span
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from functools import partial
 
-from kneo.agents.turn import run_turn
+from kneo.agents import dummy
+from kneo.agents.providers import check_provider
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.child_process import ChildProcesses
@@ -104,10 +105,11 @@ async def _await(code: Code, text: str, context: StepContext, schemas: FunctionS
 
 async def _run_agent(program: Program, activity: Activity, text: str, context: StepContext) -> StepOutput:
     name = activity.ref or program.agent_name
-    turn = await run_turn(name, program.agents[activity.ref], _message(text, context))
-    return StepOutput(
-        text=turn.text, facts={"agent_name": name, "model_provider": turn.provider, "model_name": turn.model}
-    )
+    agent = program.agents[activity.ref]
+    check_provider(name, agent)
+    assert agent.model is not None
+    facts = {"agent_name": name, "model_provider": agent.model.provider, "model_name": agent.model.name}
+    return StepOutput(text=dummy.reply(_message(text, context)), facts=facts)
 
 
 def _message(text: str, context: StepContext) -> str:

@@ -1,0 +1,49 @@
+"""The journal of an agent: one entry per model reply and per tool call, from which a turn continues after a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class EntryKind(StrEnum):
+    MODEL = "model"
+    TOOL = "tool"
+    MEMORY = "memory"
+    GUARD = "guard"
+
+
+class EntryStatus(StrEnum):
+    BEGUN = "begun"
+    """The call may have happened; written before a call with effects."""
+    WAITING = "waiting"
+    """The tool asked for an answer and is called again with it."""
+    DONE = "done"
+    FAILED = "failed"
+    DENIED = "denied"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationEntry:
+    """One entry. ``(run, conversation, name)`` identifies it; a later entry of the same name replaces an earlier one.
+
+    Attributes:
+        conversation: ``<location of the step>~<reviews>``; of an agent behind a tool: ``<conversation of the caller>><call key>``.
+        name: ``model:<n>``, ``tool:<call key>``, ``memory:0``, ``guard:<stage>:<id>:<n>``, ``plan:0``, ``output:<n>``.
+        number: The number of model replies so far; orders the entries.
+        body: Messages of a reply; arguments and result of a call. JSON.
+        facts: Tool, provider, model, finish reason, tokens, cost, tries, milliseconds. Never content.
+        started_at: ISO-8601.
+        completed_at: ISO-8601; ``None`` while the call is under way.
+    """
+
+    conversation: str
+    name: str
+    number: int
+    kind: EntryKind
+    status: EntryStatus
+    body: Mapping[str, object] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
+    started_at: str
+    completed_at: str | None = None
