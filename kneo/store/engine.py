@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -291,6 +291,17 @@ def upsert_many(tx: Tx, table: Table, key: Sequence[str], rows: Sequence[Mapping
         tx.connection.execute(
             statement.on_conflict_do_update(index_elements=list(key), set_=values), [dict(row) for row in rows]
         )
+
+
+def upserting(
+    dialect: str, table: Table, key: Sequence[str], *, keep: Collection[str] = ()
+) -> postgresql.Insert | sqlite.Insert:
+    """Return the statement that inserts whole rows, or sets all columns but ``keep`` where the key exists."""
+    statement = _insert(dialect, table)
+    names = [column.name for column in table.c if column.name not in {*key, *keep}]
+    return statement.on_conflict_do_update(
+        index_elements=list(key), set_={name: statement.excluded[name] for name in names}
+    )
 
 
 def upsert(tx: Tx, table: Table, key: dict[str, object], **values: object) -> None:

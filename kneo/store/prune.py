@@ -14,6 +14,7 @@ from kneo.records.task import TaskStatus
 from kneo.store import idempotency
 from kneo.store.engine import Store, Tx
 from kneo.store.tables import (
+    agent_journal,
     checkpoints,
     journal_entries,
     outbox,
@@ -57,7 +58,7 @@ def prune_runs(
     def batch(tx: Tx) -> int:
         old = select(runs.c.id).where(runs.c.status.in_(allowed), runs.c.updated_at < _before(tx, older_than))
         ids = list(tx.connection.execute(old.limit(BATCH)).scalars())
-        for table in (steps, journal_entries, checkpoints, trace_events, task_events, task_links, tasks):
+        for table in (steps, journal_entries, agent_journal, checkpoints, trace_events, task_events, task_links, tasks):
             tx.connection.execute(delete(table).where(table.c.run_id.in_(ids)))
         _forget_messages(tx, "run_id", ids)
         tx.connection.execute(delete(runs).where(runs.c.id.in_(ids)))

@@ -447,6 +447,25 @@ journal_entries = Table(
     PrimaryKeyConstraint("run_id", "key"),
 )
 
+agent_journal = Table(
+    "agent_journal",
+    metadata,
+    Column("run_id", ID),
+    Column("key", DIGEST),
+    Column("conversation", Text, nullable=False),
+    Column("sequence", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("kind", Bounded(10), nullable=False),
+    Column("status", Bounded(10), nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("facts", JSON, nullable=False),
+    Column("started_at", TIME, nullable=False),
+    Column("completed_at", TIME),
+    PrimaryKeyConstraint("run_id", "key"),
+    Index(None, "run_id", "conversation", "sequence"),
+)
+
 trace_events = Table(
     "trace_events",
     metadata,
