@@ -299,6 +299,6 @@ def _print(directory: Path, request: Request, made: Made) -> None:
         f"              {request.key_files['root'].name} changes who is trusted, {request.key_file.name} signs bundles,\n"
         f"              {request.key_files['approver'].name} approves releases to prod ({request.approver})\n"
         f"  trust root  {made.trust_root}\n"
-        f"\nNext: kneo up --repo {directory}\nThe tour is in {directory / 'README.md'}.\n"
+        f"\nNext: kneo up --repo {directory}\nNext steps are in {directory / 'README.md'}.\n"
         f"Before CI runs: {LOCK}"
     )
