@@ -17,6 +17,7 @@ from kneo.api.status_words import StatusWord
 from kneo.api.task_views import epoch, human_request
 from kneo.records.run import Checkpoint, Run, TraceEvent
 from kneo.records.task import HumanTask
+from kneo.records.usage import AgentUsage
 from kneo.redaction import hide_paths, redact, redact_text
 
 Json = dict[str, object]
@@ -34,6 +35,28 @@ class RunErrorView:
         """Return the error of a run, without secrets and paths of the machine."""
         error = run.error
         return cls(type=error.type, message=hide_paths(redact_text(error.message))) if error is not None else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsageView:
+    """The usage of models and tools."""
+
+    requests: int
+    tool_calls: int
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    cost_micros: Annotated[
+        int | None,
+        Field(
+            description="Millionths of a US dollar, of the requests whose model has a price; null where none has one."
+        ),
+    ]
+    unpriced_requests: int
+
+    @classmethod
+    def of(cls, usage: AgentUsage) -> UsageView:
+        return cls(**vars(usage) | {"total_tokens": usage.total_tokens, "cost_micros": usage.known_cost})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +81,7 @@ class RunView:
     trace_event_count: int
     trace_dropped: int = 0
     session_id: str | None
-    usage: Json | None
+    usage: UsageView | None
     metadata: Json
     error: RunErrorView | None
     created_at: str
@@ -73,7 +96,7 @@ class RunView:
         visited = list(run.visited_steps)
         step_id = task.step_id if task else (visited[-1] if visited else None)
         is_graph = run.workflow_type == "graph"
-        session_id, usage = run.metadata.get("session_id"), run.metadata.get("usage")
+        session_id = run.metadata.get("session_id")
         return cls(
             id=run.id,
             run_id=run.id,
@@ -91,7 +114,7 @@ class RunView:
             continuation_id=task.id if task else None,
             trace_event_count=run.trace_count,
             session_id=str(session_id) if session_id is not None else None,
-            usage=dict(usage) if isinstance(usage, Mapping) else None,
+            usage=_usage(run),
             metadata=run_metadata(run, task),
             error=RunErrorView.of(run),
             created_at=run.created_at,
@@ -115,6 +138,9 @@ def run_metadata(run: Run, task: HumanTask | None) -> Json:
     values = clean(run.metadata)
     values["requester"] = run.requester
     values["spec_digest"] = run.spec_digest
+    usage = _usage(run)
+    if usage is not None:
+        values["usage"] = vars(usage)
     if run.workflow_type is not None:
         values["workflow"] = {
             "name": run.workflow_name,
@@ -132,6 +158,11 @@ def run_metadata(run: Run, task: HumanTask | None) -> Json:
             "pending_step_id": task.step_id,
         }
     return values
+
+
+def _usage(run: Run) -> UsageView | None:
+    """Return the usage of a run; ``None`` for one that has used no model and no tool."""
+    return UsageView.of(run.usage) if run.usage != AgentUsage() else None
 
 
 def _request(task: HumanTask) -> Json:

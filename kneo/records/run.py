@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from kneo.records.usage import AgentUsage
+
 STATE_VERSION = 5
 """Version of the interpreter's state format; a loader migrates older ones, so a deploy never strands a run."""
 
@@ -97,6 +99,8 @@ class Run:
     step_count: int = 0
     checkpoint_count: int = 0
     trace_count: int = 0
+    usage: AgentUsage = field(default_factory=AgentUsage)
+    """The sum over the journals of the run's agents."""
 
 
 @dataclass(frozen=True, kw_only=True)

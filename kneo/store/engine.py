@@ -304,6 +304,18 @@ def upserting(
     )
 
 
+def add_counts(tx: Tx, table: Table, counts: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Insert rows of counters, or add to the counters where the primary key exists."""
+    _add_counts(tx.dialect.name, table, tuple(counts)).change_many(tx, rows)
+
+
+@cache
+def _add_counts(dialect: str, table: Table, counts: tuple[str, ...]) -> Prepared:
+    statement = _insert(dialect, table)
+    sums = {name: table.c[name] + statement.excluded[name] for name in counts}
+    return Prepared(statement.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=sums))
+
+
 def upsert(tx: Tx, table: Table, key: dict[str, object], **values: object) -> None:
     """Insert a row, or set these columns where the key exists."""
     statement = _insert(tx.dialect.name, table).values(**key, **values)

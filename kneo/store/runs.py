@@ -11,6 +11,7 @@ from sqlalchemy import Row, bindparam, insert, or_, select, update
 from kneo.clock import isoformat
 from kneo.records.run import STATE_VERSION, ReleaseRef, Run, RunError, RunStatus, ending
 from kneo.records.transition import check_transition
+from kneo.records.usage import AgentUsage
 from kneo.store.engine import Tx, insert_ignoring_duplicates
 from kneo.store.history import add_trace, read_error, visited
 from kneo.store.prepared import Prepared
@@ -69,6 +70,7 @@ def insert_run(tx: Tx, run: Run) -> None:
         "started_at": tx.at,
         "completed_at": None,
         "session_id": run.metadata.get("session_id"),
+        "usage": vars(run.usage),
     }
     _INSERT.change(tx, row)
     if run.status is RunStatus.RUNNING:
@@ -388,5 +390,6 @@ def _run(row: AnyRow | PreparedRow) -> Run:
         "error": read_error(row.error),
         "state": row.state or {},
         "visited_steps": tuple(row.visited_steps),
+        "usage": AgentUsage.of_counts(row.usage),
     }
     return Run(release=release, environment=row.environment, **values)

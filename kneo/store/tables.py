@@ -389,6 +389,7 @@ runs = Table(
     Column("checkpoint_count", Integer, nullable=False, server_default="0"),
     Column("trace_count", Integer, nullable=False, server_default="0"),
     Column("session_id", NAME),
+    Column("usage", JSON, nullable=False),
     Index(None, "status", "updated_at"),
     # Partial, because each step moves the run in every index with its time.
     _partial("session_id IS NOT NULL", "session_id", "updated_at"),
@@ -477,6 +478,24 @@ trace_events = Table(
     Column("timestamp", TIME, nullable=False),
     Column("data", JSON, nullable=False),
     PrimaryKeyConstraint("run_id", "sequence"),
+)
+
+model_usage = Table(
+    "model_usage",
+    metadata,
+    Column("environment", NAME),
+    Column("day", Bounded(10)),
+    Column("provider", NAME),
+    Column("model", NAME),
+    Column("agent", NAME),
+    Column("shard", Integer, autoincrement=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("cost_micros", BigInteger, nullable=False),
+    Column("unpriced_requests", BigInteger, nullable=False),
+    PrimaryKeyConstraint("environment", "day", "provider", "model", "agent", "shard"),
+    info=WITHOUT_ROWID,
 )
 
 UNANSWERED = "resolved_at IS NULL"
