@@ -14,6 +14,9 @@ MOST = 10**12
 NAME_CHARS = 200
 """Characters of a provider's, a model's and an agent's name in usage."""
 
+MOST_MINUTES = 10
+"""The longest time after which a request that a limit per minute refused comes again."""
+
 FINISHED = frozenset({EntryStatus.DONE, EntryStatus.FAILED})
 
 
@@ -89,3 +92,35 @@ class UsageKey:
 
 def _count(value: object) -> int:
     return min(max(value, 0), MOST) if isinstance(value, int) else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateWindow:
+    """The requests to a provider in one minute, counted over all workers.
+
+    Attributes:
+        minute: The number of the minute since 1970.
+        requests: Admitted requests.
+        tokens: Tokens of the replies that arrived.
+        refused: Refused requests, each of which is to come again later than those before it.
+    """
+
+    minute: int
+    requests: int = 0
+    tokens: int = 0
+    refused: int = 0
+
+    def at(self, minute: int) -> RateWindow:
+        """Return the window of a minute: this one, or a new one.
+
+        A clock that is a minute ahead does not close the window of the others; one that is wrong by more is not believed.
+        """
+        return self if self.minute in {minute, minute + 1} else RateWindow(minute=minute)
+
+    def admits(self, *, requests: int | None, tokens: int | None) -> bool:
+        """Return whether another request stays within limits; ``None`` is no limit."""
+        return (requests is None or self.requests < requests) and (tokens is None or self.tokens < tokens)
+
+    def wait_minutes(self) -> int:
+        """Return in how many minutes the request that was refused last is to come again, at the rate of this window."""
+        return min(1 + (self.refused - 1) // max(self.requests, 1), MOST_MINUTES)

@@ -498,6 +498,19 @@ model_usage = Table(
     info=WITHOUT_ROWID,
 )
 
+rate_windows = Table(
+    "rate_windows",
+    metadata,
+    Column("environment", NAME),
+    Column("provider", NAME),
+    Column("minute", BigInteger, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("refused", BigInteger, nullable=False),
+    PrimaryKeyConstraint("environment", "provider"),
+    info=WITHOUT_ROWID,
+)
+
 UNANSWERED = "resolved_at IS NULL"
 """The condition of the inbox's indexes, which cover unresolved tasks alone."""
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Literal, TypeAlias
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, func, select, update
 
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import Run
-from kneo.records.usage import AgentUsage, UsageKey
-from kneo.store.engine import Tx, add_counts
+from kneo.records.usage import AgentUsage, RateWindow, UsageKey
+from kneo.store.engine import Tx, add_counts, insert_ignoring_duplicates
 from kneo.store.prepared import Prepared
-from kneo.store.tables import model_usage
+from kneo.store.tables import model_usage, rate_windows
 
 SHARDS = 8
 """Rows among which the counters of one day are divided, so that concurrent runs rarely wait for each other's row lock."""
@@ -50,6 +51,11 @@ def record_usage(tx: Tx, run: Run, entries: Iterable[ConversationEntry]) -> Run:
         place | vars(key) | {name: getattr(usage, name) for name in COUNTS} for key, usage in sorted(by_key.items())
     ]
     add_counts(tx, model_usage, COUNTS, rows)
+    tokens = Counter[str]()
+    for key, usage in by_key.items():
+        tokens[key.provider] += usage.total_tokens
+    for provider, count in sorted(tokens.items()):
+        _count_tokens(tx, run.environment, provider, count)
     return replace(run, usage=total)
 
 
@@ -102,3 +108,62 @@ def total_by_model(tx: Tx) -> Mapping[tuple[str, str, str], AgentUsage]:
     group = [model_usage.c[name] for name in ("environment", "provider", "model")]
     rows = tx.connection.execute(select(*group, *_SUMS).group_by(*group)).mappings()
     return {(row["environment"], row["provider"], row["model"]): AgentUsage.of_counts(dict(row)) for row in rows}
+
+
+# ---- limits per minute ----------------------------------------------------------------------------------------------
+
+_LOCK_WINDOW = Prepared(
+    select(rate_windows)
+    .where(
+        rate_windows.c.environment == bindparam("of_environment"), rate_windows.c.provider == bindparam("to_provider")
+    )
+    .with_for_update()
+)
+_SET_WINDOW = Prepared(
+    update(rate_windows).where(
+        rate_windows.c.environment == bindparam("of_environment"), rate_windows.c.provider == bindparam("to_provider")
+    )
+)
+
+
+def admit_request(
+    tx: Tx, environment: str | None, provider: str, *, requests: int | None, tokens: int | None
+) -> timedelta | None:
+    """Count a request to a provider within limits per minute; return after which time a refused one may come again."""
+    names = {"environment": environment or "", "provider": provider}
+    window = _read_window(tx, environment, provider)
+    if window is None:
+        insert_ignoring_duplicates(tx, rate_windows, **names, **vars(RateWindow(minute=_minute(tx))))
+        window = _read_window(tx, environment, provider)
+        assert window is not None
+    window = window.at(_minute(tx))
+    if window.admits(requests=requests, tokens=tokens):
+        _write_window(tx, environment, provider, replace(window, requests=window.requests + 1))
+        return None
+    window = replace(window, refused=window.refused + 1)
+    _write_window(tx, environment, provider, window)
+    begins = datetime.fromtimestamp(60 * (_minute(tx) + window.wait_minutes()), tx.now.tzinfo)
+    return begins - tx.now
+
+
+def _count_tokens(tx: Tx, environment: str | None, provider: str, tokens: int) -> None:
+    """Count the tokens of a reply where the provider has limits."""
+    window = _read_window(tx, environment, provider)
+    if window is not None:
+        window = window.at(_minute(tx))
+        _write_window(tx, environment, provider, replace(window, tokens=window.tokens + tokens))
+
+
+def _read_window(tx: Tx, environment: str | None, provider: str) -> RateWindow | None:
+    row = _LOCK_WINDOW.first(tx, {"of_environment": environment or "", "to_provider": provider})
+    if row is None:
+        return None
+    return RateWindow(minute=row.minute, requests=row.requests, tokens=row.tokens, refused=row.refused)
+
+
+def _write_window(tx: Tx, environment: str | None, provider: str, window: RateWindow) -> None:
+    _SET_WINDOW.change(tx, {"of_environment": environment or "", "to_provider": provider, **vars(window)})
+
+
+def _minute(tx: Tx) -> int:
+    return int(tx.now.timestamp()) // 60

@@ -1,4 +1,4 @@
-"""Usage of models, on both databases."""
+"""Usage of models and limits of requests per minute, on both databases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kneo.records.usage import MOST, AgentUsage
 from kneo.store import runs, usage
 from kneo.store.engine import Store
 from kneo.store.runs import Fenced
-from kneo.store.usage import SHARDS, UsageGroup, list_usage, usage_since
+from kneo.store.usage import SHARDS, UsageGroup, admit_request, list_usage, usage_since
 
 GPT = {"provider": "openai", "model": "gpt-5-mini", "agent": "writer"}
 
@@ -144,3 +144,70 @@ def test_no_count_is_lost_among_concurrent_runs(store: Store) -> None:
         [("editor",), ("writer",)],
         AgentUsage(requests=80, input_tokens=8_000, output_tokens=1_600, cost_micros=560),
     )
+
+
+# ---- limits per minute ------------------------------------------------------------------------------------------
+
+
+def admit(
+    store: Store, *, requests: int | None = None, tokens: int | None = None, environment: str | None = "prod"
+) -> timedelta | None:
+    return store.transact(
+        lambda tx: admit_request(tx, environment, "openai", requests=requests, tokens=tokens), durable=False
+    )
+
+
+def test_a_minute_admits_as_many_requests_as_its_limit(store: Store, clock: ManualClock) -> None:
+    clock.advance(timedelta(seconds=15))
+    assert [admit(store, requests=2) for _ in range(3)] == [None, None, timedelta(seconds=45)]
+    clock.advance(timedelta(seconds=44))
+    assert admit(store, requests=2) == timedelta(seconds=1)
+    clock.advance(timedelta(seconds=1))
+    assert [admit(store, requests=2) for _ in range(3)] == [None, None, timedelta(seconds=60)]
+
+
+def test_refused_requests_come_again_at_the_rate_of_the_limit(store: Store) -> None:
+    waits = [admit(store, requests=2) for _ in range(30)]
+    assert waits == [None, None] + [timedelta(minutes=min(1 + n // 2, 10)) for n in range(28)]
+
+
+def test_the_tokens_of_replies_close_the_minute(store: Store, clock: ManualClock) -> None:
+    run = insert(store, environment="prod")
+    assert admit(store, tokens=200) is None
+    run = record(store, run, model_entry(1))
+    assert admit(store, tokens=200) is None
+    record(store, run, model_entry(2))
+    assert admit(store, tokens=200) == timedelta(minutes=1)
+    clock.advance(timedelta(minutes=1))
+    assert admit(store, tokens=200) is None
+
+
+def test_each_environment_has_its_own_minute(store: Store) -> None:
+    assert admit(store, requests=1) is None
+    assert admit(store, requests=1, environment="staging") is None
+    assert admit(store, requests=1, environment=None) is None
+    assert admit(store, requests=1) is not None
+    run = insert(store, environment="staging")
+    record(store, run, model_entry())
+    assert admit(store, tokens=1) is None
+
+
+def test_a_clock_that_is_far_ahead_stops_nobody(store: Store, clock: ManualClock) -> None:
+    clock.advance(timedelta(hours=1))
+    assert admit(store, requests=1) is None
+    clock.advance(-timedelta(hours=1))
+    assert admit(store, requests=1) is None
+    assert admit(store, requests=1) is not None
+
+
+def test_a_clock_that_is_a_little_ahead_does_not_double_the_limit(store: Store, clock: ManualClock) -> None:
+    clock.advance(timedelta(seconds=60))
+    assert admit(store, requests=1) is None
+    clock.advance(-timedelta(seconds=1))
+    assert admit(store, requests=1) is not None
+
+
+def test_concurrent_requests_never_exceed_the_limit(store: Store) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        waits = list(threads.map(lambda _: admit(store, requests=25), range(100)))
+    assert waits.count(None) == 25
