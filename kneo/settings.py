@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kneo.clock import parse_duration
 from kneo.digest import Digest, parse_digest
 from kneo.errors import Invalid
 
@@ -87,6 +88,14 @@ def _seconds(text: str) -> float:
         msg = "be a number of seconds above 0"
         raise ValueError(msg)
     return value
+
+
+def _duration(text: str) -> float:
+    try:
+        return _seconds(str(parse_duration(text).total_seconds()))
+    except Invalid:
+        msg = "be a duration such as 90s or 15m"
+        raise ValueError(msg) from None
 
 
 def _port(text: str) -> int:
@@ -355,6 +364,30 @@ CHANNEL_PREFIX = "KNEO_SERV_CHANNEL_"
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Requests to models. Read by: worker."""
+
+    retries: int = setting("KNEO_SERV_PROVIDER_RETRIES", 3, _count)
+    """Repetitions of a request that failed: connection errors, 408, 409, 425, 429 and 5xx. A wait that the provider asks
+    for counts against `KNEO_SERV_MODEL_PATIENCE` instead."""
+
+    backoff_seconds: float = setting("KNEO_SERV_PROVIDER_RETRY_BACKOFF_SECONDS", 0.25, _seconds)
+    """Wait before the first repetition; each further wait is twice as long."""
+
+    timeout_seconds: float = setting("KNEO_SERV_PROVIDER_TIMEOUT_SECONDS", 120.0, _seconds)
+    """Time for one reply of a model whose spec has no `timeout_seconds`."""
+
+    hold_seconds: float = setting("KNEO_SERV_MODEL_HOLD_SECONDS", 2.0, _seconds)
+    """The longest wait during which a run stays in memory. When a provider asks to wait longer, the run is postponed."""
+
+    patience_seconds: float = setting("KNEO_SERV_MODEL_PATIENCE", 900.0, _duration)
+    """Time, as `90s` or `15m`, after which a request fails whose provider asks again and again to wait. Default: 15m."""
+
+    concurrency: int = setting("KNEO_SERV_MODEL_CONCURRENCY", 32, _positive)
+    """Requests at a time over one connection of a worker. Halved after a 429, and raised by one with each reply."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of one process, read once at its start. Read by: service."""
 
@@ -455,6 +488,9 @@ class Settings:
     notify_token: str = setting("KNEO_SERV_NOTIFY_TOKEN", "", _secret, secret=True)
     """Token for commit statuses. Read by: controller."""
 
+    secrets_dir: Path | None = setting("KNEO_SERV_SECRETS_DIR", None, Path)
+    """Folder of secrets, one file for each, named like the variable. Read by: worker, command."""
+
     metrics_port: int = setting("KNEO_SERV_METRICS_PORT", 0, _port)
     """Port at which `controller run` serves liveness and metrics. Default: 0, none. Read by: controller."""
 
@@ -463,6 +499,7 @@ class Settings:
     http: HttpSettings = field(default_factory=HttpSettings)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
     tracing: Tracing = field(default_factory=Tracing)
+    models: ModelSettings = field(default_factory=ModelSettings)
 
     def on(self, url: str) -> Settings:
         """Return the settings with another database and its state folder.
@@ -695,10 +732,60 @@ def _project_config(env: Mapping[str, str], cwd: Path) -> Path | None:
     return path
 
 
-def variables_set(names: Iterable[str], env: Mapping[str, str] | None = None) -> frozenset[str]:
-    """Return those of these variables that have a value."""
+MAX_SECRET_BYTES = 65_536
+
+
+def read_secret(name: str, folder: Path | None = None, env: Mapping[str, str] | None = None) -> str | None:
+    """Return a secret by the name of its variable: from the variable, the file that ``NAME_FILE`` names, or a folder.
+
+    Files are read at each call, so that a rotated secret needs no restart. Kneo's own settings are never returned.
+
+    Args:
+        name: The variable.
+        folder: A folder with one file for each secret; ``KNEO_SERV_SECRETS_DIR``.
+        env: The environment; left out: that of the process.
+
+    Raises:
+        Invalid: ``invalid_setting``: the variable and ``NAME_FILE`` are both set, or the file cannot be read.
+    """
     env = _environment() if env is None else env
-    return frozenset(name for name in names if env.get(name))
+    if name.startswith(OWN_PREFIX) or not _VARIABLE.fullmatch(name):
+        return None
+    value, named = env.get(name, "").strip(), env.get(f"{name}_FILE", "").strip()
+    if value and named:
+        msg = f"{name} and {name}_FILE are both set; only one can hold the secret."
+        raise Invalid(msg, code="invalid_setting")
+    if value:
+        return value
+    if named:
+        return _secret_file(Path(named).expanduser(), f"{name}_FILE")
+    path = folder.expanduser() / name if folder is not None else None
+    return _secret_file(path, "KNEO_SERV_SECRETS_DIR") if path is not None and path.is_file() else None
+
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,200}")
+
+
+def _secret_file(path: Path, variable: str) -> str | None:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_SECRET_BYTES + 1)
+        text = data.decode("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{variable} names {path}, which cannot be read as text: {type(error).__name__}."
+        raise Invalid(msg, code="invalid_setting") from None
+    if len(data) > MAX_SECRET_BYTES:
+        msg = f"{variable} names {path}, which is larger than {MAX_SECRET_BYTES} bytes."
+        raise Invalid(msg, code="invalid_setting")
+    return text or None
+
+
+def variables_set(
+    names: Iterable[str], env: Mapping[str, str] | None = None, folder: Path | None = None
+) -> frozenset[str]:
+    """Return those of these variables that have a value, in the environment or in a file; see :func:`read_secret`."""
+    env = _environment() if env is None else env
+    return frozenset(name for name in names if env.get(name) or read_secret(name, folder, env))
 
 
 def _database_url(text: str, state_path: Path) -> str:
@@ -764,6 +851,7 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
             },
         ),
         tracing=Tracing(**_read(Tracing, env)),
+        models=ModelSettings(**_read(ModelSettings, env)),
     )
 
 

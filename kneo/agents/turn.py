@@ -163,7 +163,8 @@ class Turn:
         environment: The name of the run's environment; what it denies is read at each entry, so that a file that tightens its
             rules reaches runs that wait.
         depth: How many agents are above this one, each behind a tool of the one before.
-        on_delta: Receives text of the model while it arrives: the number of the request and the text.
+        on_delta: Receives text of the model while it arrives: the number of the request, the offset in characters and the
+            text. A reply that is requested again begins again at offset 0.
     """
 
     run_id: str
@@ -178,7 +179,7 @@ class Turn:
     gates: ToolGates = lambda _tool, _arguments: ()
     environment: str | None = None
     depth: int = 0
-    on_delta: Callable[[int, str], None] | None = None
+    on_delta: Callable[[int, int, str], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

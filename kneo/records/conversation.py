@@ -18,7 +18,7 @@ class EntryStatus(StrEnum):
     BEGUN = "begun"
     """The call may have happened; written before a call with effects."""
     WAITING = "waiting"
-    """The tool asked for an answer and is called again with it."""
+    """The tool asked for an answer and is called again with it; or the provider of a model asked to be asked again later."""
     DONE = "done"
     FAILED = "failed"
     DENIED = "denied"

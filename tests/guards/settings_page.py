@@ -15,6 +15,7 @@ TITLES = {
     settings.Limits: "Limits of requests",
     settings.ExecutionSettings: "Execution and retention",
     settings.GitCredentials: "Git credentials",
+    settings.ModelSettings: "Models",
     settings.Tracing: "OpenTelemetry",
 }
 UNITS = {"bytes": "bytes", "chars": "characters", "seconds": "seconds", "days": "days"}

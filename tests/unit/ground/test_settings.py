@@ -14,6 +14,7 @@ from kneo.settings import (
     function_environment,
     hide_settings,
     process_environment,
+    read_secret,
     variables_set,
 )
 
@@ -264,3 +265,44 @@ def test_settings_that_are_hidden_are_still_known(monkeypatch: pytest.MonkeyPatc
     assert variables_set(["KNEO_SERV_API_KEYS"])
     monkeypatch.setenv("KNEO_SERV_API_KEYS", "ben:other:viewer")
     assert from_env().api_keys == "ben:other:viewer"
+
+
+def test_a_secret_is_a_variable_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "A_KEY").write_text("from the folder\n")
+    (tmp_path / "elsewhere").write_text("first")
+    named = {"B_KEY_FILE": str(tmp_path / "elsewhere")}
+    assert read_secret("A_KEY", tmp_path, {}) == "from the folder"
+    assert read_secret("A_KEY", tmp_path, {"A_KEY": " from the variable "}) == "from the variable"
+    assert read_secret("B_KEY", None, named) == "first"
+    (tmp_path / "elsewhere").write_text("rotated")
+    assert read_secret("B_KEY", None, named) == "rotated"
+    assert read_secret("C_KEY", tmp_path, {}) is None
+    assert variables_set(["A_KEY", "B_KEY", "C_KEY"], named, tmp_path) == {"A_KEY", "B_KEY"}
+
+
+@pytest.mark.parametrize("name", ["KNEO_SERV_ADMIN_API_KEY", "../elsewhere", "/etc/passwd", "", "A B"])
+def test_no_setting_and_no_path_is_a_secret(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    (tmp_path / "elsewhere").write_text("text")
+    (folder / "KNEO_SERV_ADMIN_API_KEY").write_text("text")
+    assert read_secret(name, folder, {"KNEO_SERV_ADMIN_API_KEY": "text", "A B": "text"}) is None
+
+
+def test_a_secret_of_two_sources_or_of_none_that_can_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    (tmp_path / "large").write_text("x" * 70_000)
+    for env in ({"A": "1", "A_FILE": str(tmp_path / "bytes")}, {"A_FILE": str(tmp_path / "none")}):
+        with pytest.raises(Invalid, match="A_FILE"):
+            read_secret("A", None, env)
+    for name in ("bytes", "large"):
+        with pytest.raises(Invalid, match=name) as refused:
+            read_secret("A", None, {"A_FILE": str(tmp_path / name)})
+        assert "xxx" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("15m", 900)])
+def test_the_patience_with_models_is_a_duration(here: Path, text: str, seconds: float) -> None:
+    assert from_env({"KNEO_SERV_MODEL_PATIENCE": text}, here).models.patience_seconds == seconds
+    with pytest.raises(Invalid, match="KNEO_SERV_MODEL_PATIENCE must be a duration"):
+        from_env({"KNEO_SERV_MODEL_PATIENCE": f"{text} or so"}, here)
