@@ -1,6 +1,7 @@
-"""The only place that knows what time it is and that makes ids.
+"""Clocks and ids.
 
-Times inside the program are aware UTC datetimes; stored and sent as ISO-8601 text with microseconds and ``+00:00``.
+No other module reads the time or creates ids. Times inside the program are aware UTC datetimes; stored and sent as
+ISO-8601 text with microseconds and ``+00:00``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from kneo.errors import InvalidValue
 
 
 class Clock(Protocol):
-    """Something that knows the time; tests hand in one they can move."""
+    """A source of the current time; tests inject one that they can move."""
 
     def now(self) -> datetime:
         """Return the current time, UTC and aware."""
@@ -29,7 +30,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock that moves only when told to; for tests and simulations."""
+    """A clock that moves only by ``advance``; for tests and simulations."""
 
     def __init__(self, start: datetime) -> None:
         self._now = start
@@ -42,22 +43,22 @@ class ManualClock:
 
 
 def monotonic() -> float:
-    """Seconds that never go back, for measuring how long something took."""
+    """Return seconds of a clock that never goes back, for measuring durations."""
     return time.monotonic()
 
 
 def sleep(seconds: float) -> None:
-    """Wait. Loops that must stop early wait on an event instead."""
+    """Sleep. Loops that must stop early wait on an event instead."""
     time.sleep(seconds)
 
 
 def isoformat(moment: datetime) -> str:
-    """Spell a time so that text order is time order."""
+    """Format a time so that text order is time order."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def parse_time(text: str) -> datetime:
-    """Read an ISO-8601 time; a text without a zone is refused.
+    """Parse an ISO-8601 time; a text without a zone is refused.
 
     Raises:
         InvalidValue: the text is not a time with a zone.
@@ -82,7 +83,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def parse_duration(text: str) -> timedelta:
-    """Read ``90s``, ``15m``, ``24h`` or ``7d``.
+    """Parse a duration: ``90s``, ``15m``, ``24h`` or ``7d``.
 
     Raises:
         InvalidValue: anything else.
@@ -96,13 +97,13 @@ def parse_duration(text: str) -> timedelta:
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
-"""How ten bits are spelled."""
+"""The base-32 digits of ten bits."""
 
 _RANDOM_BITS = 80
 
 
 class _Ids:
-    """Numbers that only go up within a process, so that what is written together stays in the order it was written."""
+    """Ids that only increase within a process, so that rows written together stay in the order they were written."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -112,7 +113,7 @@ class _Ids:
         first = int(now.timestamp() * 1000) << _RANDOM_BITS
         chance = int.from_bytes(os.urandom(_RANDOM_BITS // 8))
         with self._lock:
-            # Within one millisecond: a little more than the last, by so much that the next cannot be guessed.
+            # Within one millisecond the random part grows by a random step, so that the next id cannot be guessed.
             same = first >> _RANDOM_BITS == self._last >> _RANDOM_BITS
             self._last = self._last + 1 + (chance >> _RANDOM_BITS // 2) if same else first | chance
             return self._last
@@ -122,16 +123,16 @@ _ids = _Ids()
 
 
 def new_id(prefix: str, now: datetime) -> str:
-    """Make an opaque id whose text order is its time order: ``run_`` and 26 characters.
+    """Create an opaque id whose text order is its time order: ``run_`` and 26 characters.
 
-    Ten characters carry milliseconds since 1970, sixteen are random (80 bits), as ULIDs do. Ids of one process and one
-    millisecond are in the order they were made.
+    Ten characters carry milliseconds since 1970, sixteen are random (80 bits), as in ULIDs. Ids of one process and one
+    millisecond are in the order of their creation.
     """
     return _spelled(prefix, _ids.next(now))
 
 
 def first_id(prefix: str, moment: datetime) -> str:
-    """Return what comes before every id that was made at a time or later, and after every earlier one."""
+    """Return a text that sorts after every id created before a time and before every id created at it or later."""
     return _spelled(prefix, int(moment.timestamp() * 1000) << _RANDOM_BITS)
 
 

@@ -1,4 +1,4 @@
-"""The one way to name bytes and to spell JSON that is hashed.
+"""Digests and canonical JSON.
 
 A digest is always written ``sha256:<64 lower-case hex digits>``, so that the algorithm travels with the value.
 """
@@ -23,14 +23,14 @@ DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def digest_of(data: bytes) -> Digest:
-    """Name these bytes."""
+    """Return the digest of bytes."""
     return Digest("sha256:" + hashlib.sha256(data).hexdigest())
 
 
 def canonical_json(value: object) -> bytes:
-    """Spell a JSON value the one way RFC 8785 allows.
+    """Return a JSON value in the canonical form of RFC 8785.
 
-    For our own hashes only; signed bytes are verified as they came and never re-serialised.
+    For Kneo's own hashes only; signed bytes are verified as received and never serialised again.
 
     Raises:
         Invalid: the value has no canonical form (NaN, integers beyond 2^53, lone surrogates, other types).
@@ -45,7 +45,7 @@ def canonical_json(value: object) -> bytes:
 
 
 def _is_plain(value: object) -> bool:
-    """Say whether Python's own encoder, which is several times as fast, spells a value as RFC 8785 does.
+    """Return whether Python's own encoder, which is several times as fast, writes a value as RFC 8785 does.
 
     The two differ in floats that have an exponent or no fraction, and in the order of keys beyond ASCII.
     """
@@ -61,12 +61,12 @@ def _is_plain(value: object) -> bool:
         return all(map(_is_plain, value))  # type: ignore[call-overload]
     if kind is float:
         return not value.is_integer() and 1e-4 <= abs(value) < 1e16  # type: ignore[attr-defined,arg-type]  # beyond, exponents begin
-    # What is a text in another way is a word of an enumeration.
+    # A subclass of str is a member of an enumeration.
     return abs(value) <= _SAFE_INTEGER if kind is int else isinstance(value, str)  # type: ignore[arg-type]
 
 
 def digest_of_json(value: object) -> Digest:
-    """Name a JSON value independently of key order, spacing and number spelling."""
+    """Return the digest of a JSON value, independent of key order, spacing and number format."""
     return digest_of(canonical_json(value))
 
 

@@ -1,18 +1,18 @@
-"""Everything that can be refused, and what a caller should do about it.
+"""Errors, and how a caller reacts to them.
 
 ::
 
     KneoError
     ├── Invalid      the input is wrong; change it            HTTP 400/422  exit 1
     ├── Usage        the command or request is wrong          HTTP 400      exit 2
-    ├── Unauthorized nobody we know                           HTTP 401      exit 3
-    ├── Forbidden    known, but not allowed                   HTTP 403      exit 1
-    ├── Untrusted    nobody we trust vouches for these bytes  HTTP 403      exit 3
-    ├── NotFound     there is no such thing                   HTTP 404      exit 4
-    ├── Conflict     it is in another state than you think    HTTP 409      exit 5
-    └── Transient    nothing is wrong; try again later        HTTP 503      exit 75
+    ├── Unauthorized no valid credentials                     HTTP 401      exit 3
+    ├── Forbidden    missing permission                       HTTP 403      exit 1
+    ├── Untrusted    no trusted signature of these bytes      HTTP 403      exit 3
+    ├── NotFound     no such object                           HTTP 404      exit 4
+    ├── Conflict     the object has changed, or its state     HTTP 409      exit 5
+    └── Transient    temporarily unavailable; try again       HTTP 503      exit 75
 
-Only ``kneo.service.problems`` and ``cli.main`` translate these into answers. A message says what happened and
+Only ``kneo.service.problems`` and ``cli.main`` translate these into responses. A message says what happened and
 where; ``hint`` says what to do next.
 """
 
@@ -22,13 +22,13 @@ from typing import ClassVar
 
 
 class KneoError(Exception):
-    """Base of every error this project raises on purpose.
+    """Base class of all errors that Kneo raises.
 
     Args:
         message: What happened and where, in one or two sentences.
-        code: Stable word for machines (``bundle_not_approved``); defaults to the class's own.
-        hint: What to do next, when that is not obvious.
-        details: Extra facts for machines; never secrets.
+        code: Stable code for programs (``bundle_not_approved``); defaults to the class's own.
+        hint: What to do next, where the message does not imply it.
+        details: Further fields for programs; never secrets.
     """
 
     http_status: ClassVar[int] = 500
@@ -42,7 +42,7 @@ class KneoError(Exception):
         self.hint = hint
         self.details = details
         self.recorded = False
-        """Whether the audit log has it already."""
+        """Whether the audit log already records this refusal."""
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}" if self.hint else self.message
@@ -54,7 +54,7 @@ class Invalid(KneoError):
 
 
 class InvalidValue(Invalid):
-    """A value that was read and is not accepted: too long, out of range, or a word that is not known there."""
+    """An unacceptable value: too long, out of range, or an unknown word."""
 
     http_status = 422
     default_code = "validation_error"

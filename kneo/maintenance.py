@@ -24,7 +24,7 @@ from kneo.store.migrate import open_store
 
 
 class LockAcquisitionError(Conflict):
-    """Another process decides the same task, or executes steps on the same database."""
+    """The error when another process decides the same task, or executes steps on the same database."""
 
     default_code = "resource_locked"
 
@@ -59,7 +59,7 @@ def backup(store: Store, destination: Path) -> dict[str, object]:
     """Back up a database of either kind into a SQLite file.
 
     Returns:
-        ``destination``, ``bytes_copied``, and ``audit`` with what a restored database has to show again: ``valid``,
+        ``destination``, ``bytes_copied``, and ``audit`` which a restored database must match: ``valid``,
         ``size`` and ``head`` of the chain.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Names of people and parts: which names are refused, and when two spellings are the same person."""
+"""Names of people and parts: refused names, and the comparison of two spellings of a person's name."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def person_name(name: str, where: str = "The name") -> str:
     """Return the normal spelling of a person's name.
 
     Args:
-        name: The name as it was given.
-        where: What the message calls it.
+        name: The name.
+        where: The subject of the message.
 
     Raises:
         Invalid: ``invalid_name``: empty, too long, with control characters, or of mixed scripts.
@@ -56,7 +56,7 @@ def person_name(name: str, where: str = "The name") -> str:
 
 
 def person_problem(name: str) -> str | None:
-    """Say why a text is not the name of a person, as the end of a sentence; ``None`` where it is one."""
+    """Return why a text is not the name of a person, as the end of a sentence; ``None`` where it is one."""
     problem = name_problem(name)
     if problem is not None:
         return problem
@@ -69,10 +69,13 @@ def person_problem(name: str) -> str | None:
 
 
 def check_environment_name(name: str) -> str:
-    """Return the name of an environment, which is written in one way only: two that look alike would have two policies.
+    """Return the name of an environment.
+
+    Only one spelling is accepted: two names that look alike would have two policies.
 
     Raises:
-        InvalidValue: ``invalid_name``: empty, too long, with ``/`` or characters that are not visible, or not in normal form.
+        InvalidValue: ``invalid_name``: empty, too long, with ``/`` or characters that are not visible, or not in normal
+            form.
     """
     problem = person_problem(name)
     if problem is None and len(name) > MAX_ENVIRONMENT_CHARS:
@@ -86,7 +89,7 @@ def check_environment_name(name: str) -> str:
 
 
 def name_problem(name: str) -> str | None:
-    """Say why a text cannot name anything, as the end of a sentence; ``None`` where it can."""
+    """Return why a text cannot be a name, as the end of a sentence; ``None`` where it can."""
     if not person_key(name):
         return "is empty."
     bad = next((letter for letter in name if _is_control(letter)), None)
@@ -124,7 +127,9 @@ def _mixed_scripts(text: str) -> tuple[str, ...] | None:
 
 
 def _script(letter: str) -> str | None:
-    """Return the script of a letter, by the first word of its Unicode name; ``None`` for what all scripts share."""
+    """Return the script of a letter, by the first word of its Unicode name; ``None`` for characters that all scripts
+    share.
+    """
     if not unicodedata.category(letter).startswith("L"):
         return None
     word = unicodedata.name(letter, "").partition(" ")[0]

@@ -1,7 +1,7 @@
-"""Keeping secrets and personal data out of what is shown and logged. Only on the way out: stored values stay whole.
+"""Redaction of secrets and personal data in responses and logs.
 
-The rules are those of the published service: what a key is called decides about its whole value, and patterns decide
-about text. Keys are compared word by word, so that ``max_tokens`` and ``session_id`` stay readable.
+Stored values stay whole. The rules are those of the published service: the name of a key decides about its whole value,
+and patterns decide about text. Keys are compared word by word, so that ``max_tokens`` and ``session_id`` stay readable.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 REDACTED = "[REDACTED]"
 
 MAX_DEPTH = 64
-"""Deeper values are replaced whole: nothing that was checked on its way in is this deep."""
+"""Values nested deeper are redacted whole; accepted input is never this deep."""
 
 _SECRET_WORDS = frozenset(
     {
@@ -68,7 +68,7 @@ _READABLE = frozenset(
         "usage",
     }
 )
-"""Keys whose words sound secret and which count or name something instead."""
+"""Keys that contain a secret's word but count or name something: ``max_tokens``."""
 
 _COUNTERS = re.compile(r"tokens_\w{1,60}_total")
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
@@ -77,9 +77,9 @@ _NAMED = r"pass(?:word|wd)|secret|token|api[_-]?key|authorization|credential"
 
 
 class _Rule(NamedTuple):
-    """What to look for and what to put there.
+    """A pattern and its replacement.
 
-    Texts without any of the ``signs`` hold nothing of it, and looking for those takes a tenth of the time.
+    A text without any of the ``signs`` cannot match; looking for the signs takes a tenth of the time.
     """
 
     signs: tuple[str, ...]
@@ -88,8 +88,8 @@ class _Rule(NamedTuple):
 
 
 def _web_token(found: re.Match[str]) -> str:
-    # A run of its letters without what comes after is no token. It is taken whole all the same: a search that began again at
-    # each "eyJ" in it would read it once for each.
+    # A run of token characters that is not followed by the rest of a token is consumed whole: a search that restarted
+    # at each "eyJ" would read the run once for each.
     return REDACTED if found.end() > found.end(1) else found[0]
 
 
@@ -145,18 +145,17 @@ _PATHS = re.compile(r"(?<![\w./:-])/(?:[\w.@+-]{1,255}/){1,40}[\w.@+-]{0,255}")
 
 
 def redact(value: object, *, personal: bool = True) -> object:
-    """Return a value without secrets, and without personal data unless told to leave it.
+    """Return a value without secrets, and without personal data unless ``personal`` is false.
 
     Args:
-        value: Anything that JSON can hold; mappings and sequences are gone through, and returned as new ones.
-        personal: Whether e-mail addresses and social security numbers go too. People who have to judge a text are
-            shown it whole but for secrets.
+        value: Any JSON value; mappings and sequences are copied.
+        personal: Whether e-mail addresses and social security numbers are redacted too; reviewers of a text see them.
     """
     return _redact(value, personal, 0)
 
 
 def redact_text(text: str, *, personal: bool = True) -> str:
-    """Replace secrets in running text, and personal data unless told to leave it."""
+    """Redact secrets in a text, and personal data unless ``personal`` is false."""
     folded = _folded(text)
     for signs, pattern, instead in _EVERYTHING if personal else _SECRETS:
         for sign in signs:
@@ -167,22 +166,22 @@ def redact_text(text: str, *, personal: bool = True) -> str:
 
 
 def _folded(text: str) -> str:
-    """Spell a text so that whatever a pattern takes for a letter is that letter."""
+    """Normalise a text so that every character that a pattern matches as a letter is that letter."""
     if text.isascii():
         return text.lower()
-    # To patterns that heed no case, i is also the Turkish one, with a dot above and without.
+    # Patterns that ignore case match i with the Turkish letters too, with a dot above and without.
     return text.casefold().replace("\u0307", "").replace("\u0131", "i")
 
 
 def hide_paths(text: str) -> str:
-    """Replace absolute paths, which say where a service runs, by ``[PATH]``."""
+    """Replace absolute paths, which reveal where a service is installed, by ``[PATH]``."""
     return _PATHS.sub("[PATH]", text)
 
 
 @lru_cache(maxsize=4096)
 def is_secret_key(key: str) -> bool:
-    """Say whether what stands under a key is kept back whatever it is."""
-    # Of a long key the end, which says what it holds, is looked at as well as the beginning.
+    """Return whether the value of a key is redacted whatever it is."""
+    # The end of a long key names its content, so it is checked as well as the beginning.
     words = [word.lower() for word in _WORDS.findall(key if len(key) <= 400 else f"{key[:200]} {key[-200:]}")]
     spelled = "_".join(words)
     if spelled in _READABLE or _COUNTERS.fullmatch(spelled):
@@ -207,7 +206,7 @@ def _redact(value: object, personal: bool, depth: int) -> object:
 
 
 def _under(key: str, value: object, personal: bool, depth: int) -> object:
-    # Nothing and a count give nothing away; whether something is there at all may have to be seen.
+    # Null and numbers reveal no secret, and whether a value is set may have to be visible.
     if value is None or isinstance(value, bool) or not is_secret_key(key):
         return _redact(value, personal, depth + 1)
     return REDACTED

@@ -1,1 +1,1 @@
-"""Words to people: an outbox that is filled in the transaction of what happened, and the channels that empty it."""
+"""Notifications: an outbox, written in the transaction of the change, and the channels that deliver its messages."""

@@ -1,4 +1,4 @@
-"""What a channel is: where its address leads, and the bodies that HTTP channels are sent."""
+"""Notification channels: their addresses, and the request bodies of HTTP channels."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _BITBUCKET_KEY_CHARS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Http:
-    """A channel that takes JSON."""
+    """A channel that accepts JSON."""
 
     url: str = field(repr=False)
     body: Callable[[str, Fields], tuple[str, Fields]]
     token: str = field(default="", repr=False)
     keys: tuple[bytes, ...] = field(default=(), repr=False)
-    """Secrets that sign each message; none: it is sent unsigned."""
+    """Secrets that sign each message; without any it is sent unsigned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,9 @@ class Mail:
     """A mail server.
 
     Attributes:
-        security: ``tls`` from the first byte, ``starttls``, or ``none``, which only this machine is trusted with.
-        to: The receivers of every mail; empty: the people of the task.
-        domain: What makes an address of a name that is none.
+        security: ``tls`` from the first byte, ``starttls``, or ``none``, accepted for this machine only.
+        to: The recipients of every mail; empty: the people of the task.
+        domain: The domain that completes a name without ``@`` to an address.
     """
 
     host: str
@@ -57,7 +57,7 @@ class Mail:
     password: str = field(default="", repr=False)
 
     def addresses(self, people: tuple[str, ...]) -> tuple[str, ...]:
-        """Return who of these people has an address here."""
+        """Return the people who have an address on this channel."""
         found = (name if "@" in name else f"{name}@{self.domain}" for name in people if "@" in name or self.domain)
         return tuple(dict.fromkeys(found))
 
@@ -66,7 +66,7 @@ Channel: TypeAlias = Http | Mail
 
 
 def find_release_channel(settings: Settings, name: str) -> Channel | None:
-    """Find a channel that takes notices of releases, ``KNEO_SERV_NOTIFY_…``."""
+    """Find a channel for notices of releases, ``KNEO_SERV_NOTIFY_…``."""
     if name not in settings.notify:
         return None
     token = settings.notify_token if name in _STATUS_CHANNELS else ""
@@ -75,10 +75,10 @@ def find_release_channel(settings: Settings, name: str) -> Channel | None:
 
 
 def find_task_channel(settings: Settings, name: str) -> Channel | None:
-    """Find a channel that takes notices of tasks, ``KNEO_SERV_CHANNEL_…``.
+    """Find a channel for notices of tasks, ``KNEO_SERV_CHANNEL_…``.
 
     Raises:
-        Invalid: ``invalid_setting``: its address is none.
+        Invalid: ``invalid_setting``: its address is not valid.
     """
     plain = plain_name(name)
     address = settings.channels.get(plain)
@@ -86,12 +86,12 @@ def find_task_channel(settings: Settings, name: str) -> Channel | None:
 
 
 def plain_name(name: str) -> str:
-    """Spell a channel's name the way its setting does: ``Slack_Ops`` is ``slack-ops``."""
+    """Normalise a channel's name: ``Slack_Ops`` is ``slack-ops``."""
     return name.strip().lower().replace("_", "-")
 
 
 def known_channels(settings: Settings) -> tuple[str, ...]:
-    """List what this process can deliver to."""
+    """List the channels that this process delivers to."""
     return (*settings.notify, *settings.channels)
 
 
@@ -135,7 +135,7 @@ def _mail(name: str, parts: SplitResult) -> Mail:
 
 
 def _bad(name: str, what: str) -> Invalid:
-    # Without the address, which may hold a password.
+    # Without the address, which may contain a password.
     return Invalid(f"The address of the channel {name} {what}.", code="invalid_setting")
 
 
@@ -143,7 +143,7 @@ def _bad(name: str, what: str) -> Invalid:
 
 
 def words(notice: Fields) -> str:
-    """Say a notice in a few words."""
+    """Return a notice as a short text."""
     return task_words(notice) if notice.get("about") == "task" else release_words(notice)
 
 
@@ -153,7 +153,7 @@ def _webhook(address: str, notice: Fields) -> tuple[str, Fields]:
 
 
 def _slack(address: str, notice: Fields) -> tuple[str, Fields]:
-    # Slack reads <, > and & as markup: a message must not be able to mention everybody or disguise a link.
+    # Slack parses <, > and & as markup: a message must not mention everyone or disguise a link.
     text = words(notice).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return address, {"text": text}
 
@@ -174,14 +174,14 @@ def _bitbucket(address: str, notice: Fields) -> tuple[str, Fields]:
     _, body = _status(address, notice)
     commit = str(notice["revision"]).rpartition(":")[2]
     name = str(body["context"])
-    # A longer key is refused; two environments must not share one.
+    # A longer key is refused; two environments must not share a key.
     key = name if len(name) <= _BITBUCKET_KEY_CHARS else f"kneo/{digest_of_json(name).removeprefix('sha256:')[:32]}"
     said = {
         "key": key,
         "name": name,
         "state": _BITBUCKET[str(body["state"])],
         "description": body["description"],
-        # Required there, and shown as a link: the commit itself, in the words of the host.
+        # Required by the API, and shown as a link: the commit itself, as a URL of the host.
         "url": f"{address}/commit/{commit}",
     }
     return f"{address}/commit/{commit}/statuses/build", said
@@ -196,4 +196,4 @@ _BODIES: Mapping[str, Callable[[str, Fields], tuple[str, Fields]]] = {
     "bitbucket": _bitbucket,
 }
 _STATUS_CHANNELS = frozenset({"github", "gitea", "gitlab", "bitbucket"})
-"""Channels that need the token."""
+"""Channels that require a token."""

@@ -51,7 +51,7 @@ LOOK_SECONDS = 1.0
 LEASE = timedelta(seconds=BATCH * SECONDS + 30)
 
 MakeLink = Callable[[Tx, str, str], str]
-"""Makes the token of a link that lets one person answer one task, once."""
+"""Creates the token of a one-time link that lets one person answer one task."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Notices in words. Pure."""
+"""Texts of notifications. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ DONE = ("promoted", "rolled_back", "retired")
 _VERBS = {"waiting": "waits", "refused": "was refused", "drifted": "is served, but should not be"}
 
 PROMPT_CHARS = 1_000
-"""How much of a question a message shows; what is to be judged stands in the inbox only."""
+"""Characters of a prompt that a message shows; the inbox has all of it."""
 
 
 _HIDDEN = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that are not shown, or that change the order in which others are."""
+"""Characters that are invisible, or that change the direction of text."""
 
 QUOTE = "> "
-"""Stands before each line of a text that a spec or a run's input wrote, so that none is taken for a line of Kneo's."""
+"""Prefix of each line that a spec or a run's input wrote, so that no line passes for one of Kneo's."""
 
 
 def one_line(value: object) -> str:
@@ -28,18 +28,18 @@ def one_line(value: object) -> str:
 
 
 def quoted(text: str) -> list[str]:
-    """Return the lines of a text from outside, marked as quoted; what would be a link in it is not one."""
+    """Return the lines of a text from outside, marked as quoted, with links disabled."""
     plain = [_HIDDEN.sub("", line) for line in text.splitlines()]
     return [f"{QUOTE}{line}".rstrip() for line in unlinked("\n".join(plain)).split("\n")]
 
 
 def unlinked(text: str) -> str:
-    """Return a text in which mail and chat programs find no address to make a link of."""
+    """Return a text in which mail and chat programs recognise no address to link."""
     return re.sub(r"(?i)\b(www)\.", r"\1[.]", text.replace("://", "[:]//"))
 
 
 def release_words(notice: Fields) -> str:
-    """Say in one line what happened to a release."""
+    """Describe a change of a release in one line."""
     what = f"{notice['bundle']} {notice['version']}"
     if notice["phase"] in DONE:
         why = f": {notice['message']}" if notice["message"] else "."
@@ -49,13 +49,13 @@ def release_words(notice: Fields) -> str:
 
 
 def task_subject(notice: Fields) -> str:
-    """Say in one line what is asked."""
+    """Describe a task in one line."""
     begin = {"requested": "", "reminded": "Reminder: ", "escalated": "Escalated: "}[str(notice["what"])]
     return unlinked(one_line(f"{begin}{notice['title']}"))[:200]
 
 
 def task_words(notice: Fields) -> str:
-    """Say what is asked, of whom, until when, and where to answer."""
+    """Describe a task: the question, who is asked, until when, and where to answer."""
     where = " / ".join(str(part) for part in (notice.get("environment"), notice.get("workflow_name")) if part)
     # The title and the prompt come from a spec and, through templates, from the person who started the run.
     prompt = str(notice["prompt"])[:PROMPT_CHARS]

@@ -1,5 +1,7 @@
-"""The outbox of notifications. Each change once, and each pending, refused or drifted change once for each environment, bundle
-digest and reason, however often it is found out.
+"""The outbox of notifications.
+
+Each change is announced once; each pending, refused or drifted change once for each environment, bundle digest and
+reason.
 """
 
 from __future__ import annotations
@@ -23,24 +25,24 @@ FIRST_PAUSE = timedelta(seconds=15)
 LAST_PAUSE = timedelta(hours=1)
 
 MAX_PROMPT_CHARS = 2_000
-"""Most of a prompt that a notification shows; the task has all of it."""
+"""Characters of a prompt that a notification contains; the task has all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
-    """Something people want to hear of.
+    """A notice about a release.
 
     Args:
-        environment: Where.
-        bundle: What.
-        version: Which version of it.
-        digest: The bundle's digest, where there is one.
+        environment: The environment.
+        bundle: The name of the bundle.
+        version: The version of the bundle.
+        digest: The digest of the bundle, if known.
         phase: ``promoted``, ``rolled_back``, ``retired``, ``waiting``, ``refused`` or ``drifted``.
-        reason: Why it waits, was refused or is not what it should be, as a word; empty otherwise.
-        message: The same for people.
+        reason: The code of the reason why the change is pending, refused or drifted; empty otherwise.
+        message: The reason as a sentence.
         revision: The commit.
-        at: When it happened, for a change: the same change may happen again later.
-        who: Who could do something about it.
+        at: The time of a change, which may happen again later.
+        who: The people who can unblock it.
     """
 
     environment: str
@@ -62,7 +64,7 @@ class Notice:
 
 
 def post(tx: Tx, channels: Sequence[str], notices: Iterable[Notice]) -> None:
-    """Put notices into the outbox of each channel."""
+    """Add notices to the outbox of each channel."""
     facts = [(notice.key, asdict(notice)) for notice in notices] if channels else []
     letters = (
         Letter(key=f"{channel}:{key}", channel=channel, payload=payload)
@@ -74,13 +76,13 @@ def post(tx: Tx, channels: Sequence[str], notices: Iterable[Notice]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskNotice:
-    """Something people should hear of a question.
+    """A notice about a task.
 
     Args:
-        task: The question.
+        task: The task.
         what: ``requested``, ``reminded`` or ``escalated``.
-        number: Which reminder or escalation it is.
-        people: Who may answer, as far as the question names anybody.
+        number: The number of the reminder or escalation.
+        people: The people who may answer, where the task names any.
     """
 
     task: HumanTask
@@ -90,7 +92,7 @@ class TaskNotice:
 
     @property
     def payload(self) -> dict[str, object]:
-        """Return what channels are given: what is asked of whom, never what is to be judged."""
+        """Return the payload of a task's notice: the question and the people, never the content under review."""
         task = self.task
         return {
             "about": "task",
@@ -118,14 +120,14 @@ class TaskNotice:
 
 
 def post_task(tx: Tx, channels: Iterable[str], notice: TaskNotice) -> None:
-    """Tell each channel of a question, in the transaction of what happened to it."""
+    """Add a notice for each channel, in the transaction of the task's change."""
     about = f"{notice.task.id}:{notice.what}:{notice.number}"
     wanted = dict.fromkeys(channels)
     outbox.insert(tx, [Letter(key=f"{name}:{about}", channel=name, payload=notice.payload) for name in wanted])
 
 
 def split(store: Store, message: Message, receivers: Iterable[tuple[str, str | None]]) -> None:
-    """Make one message for each receiver of one: an address, and the person behind it where that is known."""
+    """Return one message for each recipient of a message: an address, and the person where known."""
     with store.write() as tx:
         parts = [
             Letter(
@@ -140,7 +142,7 @@ def split(store: Store, message: Message, receivers: Iterable[tuple[str, str | N
 
 
 def settle(store: Store, message: Message, problem: str | None, *, status: str | None = None) -> None:
-    """Record how a delivery went: done, to be tried later and later, or given up; or with a ``status``, that."""
+    """Record the outcome of a delivery: sent, postponed with a growing pause, given up, or the given ``status``."""
     if status is None and (problem is None or message.attempts + 1 >= ATTEMPTS):
         status = "sent" if problem is None else "failed"
     with store.write() as tx:

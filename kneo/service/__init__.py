@@ -1,1 +1,1 @@
-"""HTTP: parse, authorise, call, render. Nothing is decided here."""
+"""The HTTP server: it parses, authorises, calls and renders, and contains no business rule."""

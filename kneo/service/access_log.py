@@ -25,7 +25,7 @@ _ids = random.Random()  # noqa: S311 - request ids name requests in logs; they m
 """A generator that makes no system call per request."""
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-"""Request ids of callers that are taken over. Others are replaced, because ids end up in logs and headers."""
+"""The request ids of callers that are accepted. Others are replaced, because ids end up in logs and headers."""
 
 CAREFUL = (
     (b"x-content-type-options", b"nosniff"),

@@ -1,4 +1,4 @@
-"""What a request may use."""
+"""The context of a request: the parts of the service that routes use."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from kneo.store.engine import Store
 
 @dataclass(frozen=True)
 class Service:
-    """What routes may use.
+    """The parts of a service that its routes use.
 
     Args:
         settings: This process's settings.
         store: The database.
         starter: Starts runs.
-        keyring: Who may ask for what.
-        alive: Says whether what else runs in this process still does.
-        metrics: What was counted.
+        keyring: The API keys and their scopes.
+        alive: Returns whether the other components of this process still work.
+        metrics: The metrics.
         specs: Loads specs for requests.
-        changes: The feed of changes in the database.
-        streams: Counts the answers that go on.
-        readiness: Looks whether requests can be served.
-        tools: Tools of this process, which specs may name.
+        changes: The change feed of the database.
+        streams: Counts the open streams.
+        readiness: The readiness checks.
+        tools: The tools of this process, which specs may name.
     """
 
     settings: Settings
@@ -53,7 +53,7 @@ class Service:
     tools: frozenset[str] = frozenset()
 
     def context(self, principal: Principal) -> Context:
-        """Make the context of an operation that a caller asks for."""
+        """Return the context of an operation for a caller."""
         return Context(
             store=self.store,
             settings=self.settings,
@@ -76,12 +76,12 @@ async def _service(request: Request) -> Service:
 
 
 async def _published(request: Request) -> bool:
-    # Coroutines, because the framework would hop to a thread and back for anything else.
+    # Coroutines, because the framework would run anything else in a thread.
     return speaks_published((await _service(request)).settings.status_words, request.headers.get("user-agent", ""))
 
 
 ServiceDep = Annotated[Service, Depends(_service)]
-"""This service."""
+"""The service of this request."""
 
 LegacyClient = Annotated[bool, Depends(_published)]
-"""Whether this request is answered in the published status words."""
+"""Whether this request gets the published status words in its response."""

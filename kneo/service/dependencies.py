@@ -1,4 +1,4 @@
-"""Which platform a server made by ``create_app()`` serves."""
+"""The platform that a server made by ``create_app()`` serves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _chosen: list[PlatformManager] = []
 
 
 def set_platform_manager(manager: PlatformManager | None) -> None:
-    """Choose the platform that ``create_app()`` serves; ``None`` forgets it."""
+    """Set the platform that ``create_app()`` serves; ``None`` unsets it."""
     _chosen[:] = [manager] if manager is not None else []
 
 
@@ -20,16 +20,16 @@ def chosen_platform_manager() -> PlatformManager:
     """Return the platform that was set.
 
     Raises:
-        Usage: nobody set one.
+        Usage: no platform is set.
     """
     if not _chosen:
-        msg = "There is no platform to serve yet."
+        msg = "No platform is set."
         raise Usage(msg, hint="Call set_platform_manager(manager) before serving.")
     return _chosen[0]
 
 
 def default_platform_manager(state_path: str | Path | None = None) -> PlatformManager:
-    """Return the chosen platform; where nobody chose, make the default one, with a worker."""
+    """Return the platform that was set; otherwise create the default one, with a worker."""
     if not _chosen:
         manager = create_default_platform_manager(state_path)
         manager.start_worker()

@@ -25,7 +25,7 @@ EVENTS_PER_READ = 100
 
 @dataclass(frozen=True)
 class RunProgressed(Subscription[RunProgress]):
-    """A run has another status or more trace events than are known."""
+    """A run has another status, or more trace events, than the reader knows."""
 
     run_id: str
     known: RunProgress | None

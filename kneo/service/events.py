@@ -20,19 +20,19 @@ from kneo.service.problems import refusal
 HEADERS = {
     "cache-control": "no-store",
     "content-type": "text/event-stream; charset=utf-8",
-    # Proxies that collect an answer before they pass it on would defeat its purpose.
+    # Proxies that buffer a response would defeat its purpose.
     "x-accel-buffering": "no",
 }
 
 RETRY_MS = 1_000
-"""How long browsers wait before they ask again."""
+"""Milliseconds that browsers wait before they reconnect."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One event. ``id`` is what a reader that was cut off sends as ``Last-Event-ID`` to continue from here.
+    """One event. ``id`` is the ``Last-Event-ID`` with which a disconnected reader continues from here.
 
-    Without a name it is the id alone, of which readers take note without an event.
+    Without a name it consists of the id alone, which readers store without raising an event.
     """
 
     name: str
@@ -49,16 +49,16 @@ class Event:
 
 
 Events = AsyncIterator[Event | None]
-"""Events as they happen; ``None`` where nothing did for a while, which keeps the connection open."""
+"""Events of a stream; ``None`` after a pause without events, which keeps the connection open."""
 
 
 class Streams:
-    """Counts the open streams of one process, all of them and those of each person.
+    """Counts the open streams of a process, in total and of each person.
 
     Args:
-        most: Streams that may be open at once.
-        most_of_person: Streams that one person may have open at once, so that one alone does not take them all.
-        slow_seconds: How long a reader may not take what is sent before it is cut off.
+        most: Limit of open streams.
+        most_of_person: Limit of open streams of one person, so that one person does not use all of them.
+        slow_seconds: Seconds without progress after which a slow reader is disconnected.
     """
 
     def __init__(self, most: int, most_of_person: int, slow_seconds: float) -> None:
@@ -69,45 +69,45 @@ class Streams:
 
     @property
     def open(self) -> int:
-        """How many streams are open."""
+        """The number of open streams."""
         return self._open.total()
 
     def answer(self, events: Events, person: str) -> EventStream:
-        """Make a stream for a person.
+        """Open a stream for a person.
 
         Raises:
-            Transient: ``too_many_streams``: 429 where the person has as many as one may have, else 503.
+            Transient: ``too_many_streams``: 429 at the limit of a person, else 503.
         """
         self.check(person)
         return EventStream(self, events, person)
 
     def check(self, person: str) -> None:
-        """Check that there is room for another stream of a person.
+        """Check that another stream of a person is within the limits.
 
         Raises:
             Transient: as ``answer`` says.
         """
         if self._open[person_key(person)] >= self.most_of_person:
-            msg = f"{person} has {self.most_of_person} streams open here, which is as many as one person may have."
+            msg = f"{person} has {self.most_of_person} open streams, which is the limit of one person."
             raise TooMany(msg, code="too_many_streams", limit=self.most_of_person)
         if self.open >= self.most:
-            msg = f"{self.most} streams are open here, which is as many as there may be."
+            msg = f"{self.most} streams are open, which is the limit of this process."
             raise Transient(msg, code="too_many_streams", limit=self.most)
 
     @contextmanager
     def counted(self, person: str) -> Iterator[None]:
-        """Count a stream of a person for as long as a block runs."""
+        """Count a stream of a person for the duration of a block."""
         key = person_key(person)
         self._open[key] += 1
         try:
             yield
         finally:
             self._open[key] -= 1
-            self._open += Counter()  # forgets those who have none
+            self._open += Counter()  # Removes people without open streams.
 
 
 class EventStream(Response):
-    """Sends events until there are no more, the reader is gone or too slow."""
+    """Sends events until the stream ends, the reader disconnects or is too slow."""
 
     def __init__(self, streams: Streams, events: Events, person: str) -> None:
         super().__init__(None, 200, HEADERS)
@@ -118,7 +118,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            # Again, because other streams may have begun since this one was made.
+            # Checked again, because other streams may have begun since this one was created.
             self.streams.check(self.person)
         except Transient as error:
             await refusal(error)(scope, receive, send)
@@ -146,7 +146,7 @@ class EventStream(Response):
                 async with asyncio.timeout(self.streams.slow_seconds):
                     await send(_part(event.encode() if event is not None else b": still here\n\n"))
         except TimeoutError:
-            # What it missed is in the database: it comes back with the last id that it saw.
+            # Missed events are in the database: the reader reconnects with its last event id.
             return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -1,4 +1,4 @@
-"""The parts of a platform by the names that programs already use."""
+"""Parts of a platform under the names that existing programs use."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from kneo.store.service_key import find_service_key
 from kneo.tools import ToolDefinition, ToolRegistry
 
 EXAMPLES = {"web_search": "query", "webpage_reader": "url"}
-"""The example tools, and the one argument that each takes."""
+"""The example tools, with the argument of each."""
 
 
 def create_runtime_registry() -> Mapping[str, object]:
-    """Return nothing: what runs an agent is decided by the provider that its spec names. Programs pass it on."""
+    """Return ``None``: the provider of a spec decides what runs an agent. Programs pass it on."""
     return {}
 
 
 def create_tool_registry(*, include_examples: bool = False) -> ToolRegistry:
-    """Make a registry.
+    """Create a tool registry.
 
     Args:
-        include_examples: Put the tools of ``examples.app_functions`` into it, where that can be imported.
+        include_examples: Whether to add the tools of ``examples.app_functions``, where it can be imported.
     """
     registry = ToolRegistry()
     if include_examples:
@@ -41,10 +41,10 @@ def create_tool_registry(*, include_examples: bool = False) -> ToolRegistry:
 
 
 def create_persistence_stores(state_path: str | Path | None = None) -> tuple[Database, Database]:
-    """Name the database twice: runs and human tasks live in one. It is opened when it is first used.
+    """Return the database twice: runs and human tasks share one. It is opened at its first use.
 
     Args:
-        state_path: A SQLite file; left out: the database that the environment and the project name.
+        state_path: A SQLite file; omitted: the database of the settings and the project.
     """
     settings = from_env()
     if state_path is not None:
@@ -54,6 +54,6 @@ def create_persistence_stores(state_path: str | Path | None = None) -> tuple[Dat
 
 
 def create_default_platform_manager(state_path: str | Path | None = None) -> PlatformManager:
-    """Make a platform with what the environment says and no tools of its own."""
+    """Create a platform from the settings of this process, without tools of its own."""
     compiler = SpecCompiler(create_runtime_registry(), create_tool_registry())
     return PlatformManager(compiler, *create_persistence_stores(state_path))

@@ -26,7 +26,7 @@ PAGES: Mapping[str, str] = {
     "/docs/oauth2-redirect": "docs",
     "/redoc": "docs",
 }
-"""Pages outside of the API that need a key, where keys are required and ``KNEO_SERV_OPEN_PAGES`` does not open them."""
+"""Pages outside of the API that need a key, where keys are required and ``KNEO_SERV_OPEN_PAGES`` is off."""
 
 PROBES = frozenset({"/livez", "/healthz", "/readyz", "/v1/livez", "/v1/healthz", "/v1/readyz"})
 """Probes, which an orchestrator may call by any host name: they change nothing and return no content."""

@@ -1,6 +1,6 @@
-"""The page behind a link: one question, what it is about, and what each answer leads to. Pure; HTML without scripts.
+"""The page of a one-time link: the task, its subject, and the consequence of each decision. Pure; HTML without scripts.
 
-Everything on it that somebody wrote is escaped. It loads nothing, and looking at it changes nothing.
+All texts of people are escaped. The page loads nothing, and viewing it changes nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from html import escape
 from kneo.records.task import DecisionKind, HumanTask, TaskLink
 
 SHOWN_CHARS = 50_000
-"""Most of a subject that the page shows; the rest is in the inbox."""
+"""Most characters of a subject that the page shows; the inbox has all of it."""
 
 STYLE = """
 :root{color-scheme:light dark}
@@ -37,21 +37,21 @@ HEADERS: Mapping[str, str] = {
     "x-robots-tag": "noindex, nofollow",
     "cross-origin-opener-policy": "same-origin",
 }
-"""What keeps the page from loading, leaking or being kept anything, anywhere."""
+"""Headers that keep the page from loading, leaking or storing content."""
 
 _WORDS: Mapping[DecisionKind, str] = {
     DecisionKind.APPROVED: "Approve",
     DecisionKind.REJECTED: "Reject",
-    DecisionKind.EDITED: "Go on with the text below",
+    DecisionKind.EDITED: "Continue with the text below",
     DecisionKind.PROVIDED: "Answer with the text below",
     DecisionKind.SELECTED: "Choose",
 }
 
 
 def question_page(task: HumanTask, link: TaskLink) -> str:
-    """Show the question to whom the link was made for, with a form that answers it."""
+    """Return the page of a task for the person of the link, with the form that answers it."""
     shown = task.subject[:SHOWN_CHARS]
-    more = f"<p>The first {SHOWN_CHARS} characters; the rest is in the inbox.</p>" if shown != task.subject else ""
+    more = f"<p>The first {SHOWN_CHARS} characters; open the inbox for the rest.</p>" if shown != task.subject else ""
     where = f" in {escape(task.environment)}" if task.environment else ""
     deadline = f"<p>Without an answer by {escape(task.deadline_at)}: {_silence(task)}.</p>" if task.deadline_at else ""
     return _page(
@@ -59,26 +59,26 @@ def question_page(task: HumanTask, link: TaskLink) -> str:
         f"<h1>{escape(task.title)}</h1><p>{escape(task.prompt)}</p>"
         f"<p>From {escape(task.workflow_name or 'a run')}{where}, at <code>{escape(task.key)}</code>."
         f" You answer as <strong>{escape(link.person)}</strong>, once, until {escape(link.expires_at)}.</p>"
-        f'<h2 id="about">What it is about</h2><pre tabindex="0" aria-labelledby="about">{escape(shown)}</pre>{more}'
+        f'<h2 id="about">Subject</h2><pre tabindex="0" aria-labelledby="about">{escape(shown)}</pre>{more}'
         f"<p>Digest: <code>{escape(task.subject_digest)}</code></p>{deadline}{_form(task)}",
     )
 
 
 def done_page(task: HumanTask) -> str:
-    """Say what became of an answer."""
+    """Return the page after an answer."""
     said = task.decision
     if said is not None:
         text = f"{said.kind.value} by {said.actor} at {said.at}"
     else:
-        text = "Your answer is kept; others still have to be heard."
+        text = "Your answer is recorded; more approvals are required."
     return _page("Thank you", f'<h1>Thank you</h1><p role="status">{escape(task.title)}: {escape(text)}</p>')
 
 
 def refused_page(message: str, hint: str | None) -> str:
-    """Say why a link does not work, and that nothing was changed."""
+    """Return the page of a link that does not work; it states that nothing was decided."""
     more = f"<p>{escape(hint)}</p>" if hint else ""
-    text = f'<h1>This did not work</h1><p role="alert">{escape(message)}</p>{more}<p>Nothing was decided.</p>'
-    return _page("This did not work", text)
+    text = f'<h1>This link did not work</h1><p role="alert">{escape(message)}</p>{more}<p>Nothing was decided.</p>'
+    return _page("This link did not work", text)
 
 
 def _form(task: HumanTask) -> str:
@@ -119,7 +119,7 @@ def _option(task: HumanTask, option: str) -> str:
 
 
 def _leads_to(consequence: object) -> str:
-    """Say in words what ``consequences`` of a task says in JSON."""
+    """Return a consequence of a task as a text."""
     if not isinstance(consequence, Mapping):
         return ""
     said: list[str] = []
@@ -144,7 +144,7 @@ def _listed(words: str, names: object) -> Iterable[str]:
 
 
 def _silence(task: HumanTask) -> str:
-    return escape(f"{task.on_timeout} (what the gate says about silence)")
+    return escape(f"{task.on_timeout} (the gate's timeout policy)")
 
 
 def _page(title: str, body: str) -> str:

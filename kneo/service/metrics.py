@@ -31,13 +31,13 @@ class Metrics:
         )
         self._seconds = Histogram(
             "kneo_http_request_duration_seconds",
-            "Time until a request was answered.",
+            "Duration of requests.",
             ["method", "operation"],
             buckets=BUCKETS,
             registry=self.registry,
         )
         self._hooks = Counter("kneo_webhook", "Deliveries of webhooks.", ["provider", "result"], registry=self.registry)
-        Gauge("kneo_http_streams", "Answers that go on.", registry=self.registry).set_function(lambda: streams.open)
+        Gauge("kneo_http_streams", "Open streams.", registry=self.registry).set_function(lambda: streams.open)
         self.registry.register(_DatabaseMetrics(store))
 
     def seen(self, operation: RouteEntry | None, method: str, status: int, seconds: float) -> None:
@@ -69,7 +69,7 @@ class _DatabaseMetrics(Collector):
         try:
             yield from self._read()
         except KneoError:
-            yield GaugeMetricFamily("kneo_store_up", "Whether the database answers.", value=0)
+            yield GaugeMetricFamily("kneo_store_up", "Whether the database is reachable.", value=0)
 
     def _signs(self) -> bool:
         try:
@@ -86,14 +86,14 @@ class _DatabaseMetrics(Collector):
             controller = requests.lease_holder(tx, requests.CONTROLLER_LEASE) is not None
             sealed, _ = audit.chain_head(tx)
             now = tx.now
-        yield GaugeMetricFamily("kneo_store_up", "Whether the database answers.", value=1)
+        yield GaugeMetricFamily("kneo_store_up", "Whether the database is reachable.", value=1)
         yield GaugeMetricFamily("kneo_service_key", "Whether this process can sign receipts.", value=self._signs())
         yield _by("kneo_runs", "Runs by status.", "status", runs)
         yield _by("kneo_human_tasks", "Human tasks by status.", "status", tasks)
-        yield _by("kneo_notifications", "Messages to people that wait or were given up.", "status", unsent)
-        yield GaugeMetricFamily("kneo_queue_depth", "Runs that wait for a worker.", value=waiting)
+        yield _by("kneo_notifications", "Notifications by status: pending or failed.", "status", unsent)
+        yield GaugeMetricFamily("kneo_queue_depth", "Runs in the queue.", value=waiting)
         age = (now - parse_time(oldest)) / timedelta(seconds=1) if oldest is not None else 0.0
-        yield GaugeMetricFamily("kneo_queue_oldest_seconds", "How long the first of them has waited.", value=age)
+        yield GaugeMetricFamily("kneo_queue_oldest_seconds", "Age of the oldest run in the queue.", value=age)
         yield GaugeMetricFamily("kneo_audit_unsealed_events", "Audit events not yet in the chain.", value=pending)
         yield GaugeMetricFamily("kneo_audit_tree_size", "Audit events in the chain.", value=sealed)
         yield GaugeMetricFamily("kneo_controller_running", "Whether a controller holds its lease.", value=controller)

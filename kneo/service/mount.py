@@ -78,7 +78,7 @@ def _call(operation: Operation[..., object]) -> Callable[..., JsonResponse]:
 
 
 def _wait_for(operation: Operation[..., object]) -> Callable[..., Coroutine[object, object, JsonResponse]]:
-    """Serve an operation that begins work on a run: many requests may wait at once, and a thread each is too much."""
+    """Serve an operation that starts work on a run without a thread per request: many requests may wait at once."""
 
     async def serve(*, service: Service, published: bool, principal: Principal, **values: object) -> JsonResponse:
         mark = service.changes.store.notifier.mark()

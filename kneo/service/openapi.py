@@ -20,7 +20,7 @@ SECURITY: Tree = {
 PROBLEM: Tree = {
     "type": "object",
     "title": "Problem",
-    "description": "A refusal. The same facts stand at the top and under `detail`; a 422 of field validation has the list of fields there.",
+    "description": "An error. The same fields are at the top level and in `detail`; for a 422 of field validation `detail` is the list of fields.",
     "required": ["error", "message", "detail"],
     "properties": {
         "error": {"type": "string", "description": "A stable code.", "examples": ["not_found"]},
@@ -36,15 +36,18 @@ PROBLEM: Tree = {
 }
 
 MEANINGS: Mapping[int, tuple[str, str]] = {
-    400: ("The request makes no sense.", "invalid_request"),
-    401: ("No known API key was sent.", "unauthorized"),
-    403: ("The key may not do this, or what is asked for is not approved.", "forbidden"),
-    404: ("There is no such thing.", "not_found"),
-    409: ("It is in another state than you think, or the idempotency key was used for something else.", "conflict"),
+    400: ("The request cannot be parsed.", "invalid_request"),
+    401: ("The API key is missing or unknown.", "unauthorized"),
+    403: ("The key lacks the scope, or the requested release is not approved.", "forbidden"),
+    404: ("The object does not exist.", "not_found"),
+    409: (
+        "The object has changed or is in another state, or the idempotency key belongs to another request.",
+        "conflict",
+    ),
     413: ("The body is too large.", "payload_too_large"),
-    422: ("A field or a query parameter is wrong.", "validation_error"),
+    422: ("A field or a query parameter is not valid.", "validation_error"),
     429: ("Too many requests under this key; see Retry-After.", "rate_limited"),
-    500: ("The service failed; its log says why.", "internal_error"),
+    500: ("Internal error; the log of the service has the details.", "internal_error"),
     503: ("Try again later; see Retry-After.", "try_again"),
 }
 
@@ -52,7 +55,7 @@ KEY_PARAMETER: Tree = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "Under the same key the same request is done once; its answer is given again. Keys are yours alone.",
+    "description": "A request with the same key is executed once; a retry gets the first response. Each API key has its own idempotency keys.",
     "schema": {"type": "string", "maxLength": 256},
 }
 
@@ -140,21 +143,21 @@ def _map(tree: Tree, name: str) -> Tree:
     return cast("Tree", tree.setdefault(name, {}))
 
 
-DESCRIPTION = """Agents and workflows that Git declares, people sign, and this service runs.
+DESCRIPTION = """Run signed releases of agents and workflows, decide human tasks, and read the audit log.
 
-Every path also answers without `/v1`. Unknown fields and unknown query parameters are refused with 422, after the key
-(401) and the scope (403) have been looked at. Every answer carries `X-Request-ID`."""
+Every path is also served without `/v1`. Unknown fields and query parameters are refused with 422, after the checks of the
+API key (401) and its scope (403). Every response has the header `X-Request-ID`."""
 
 TAGS: list[Tree] = [
-    {"name": "runs", "description": "Start runs, look at them, and at what they left behind."},
-    {"name": "human tasks", "description": "What runs ask people, and the answers."},
+    {"name": "runs", "description": "Start, inspect and control runs."},
+    {"name": "human tasks", "description": "Review and decide human tasks."},
     {"name": "specs", "description": "Check specs before they run."},
-    {"name": "policies", "description": "What an environment asks of every spec."},
-    {"name": "environments", "description": "What each environment serves, and why not something else."},
-    {"name": "promotions", "description": "Changes that wait for people, and changes that happened."},
-    {"name": "bundles", "description": "Signed specs."},
-    {"name": "hooks", "description": "Where Git hosts say that something was pushed."},
-    {"name": "audit", "description": "Who did what, and the proof that nobody edited that."},
-    {"name": "security", "description": "Which credentials are there; never their values."},
-    {"name": "health", "description": "Is it alive, is it ready, how is it doing."},
+    {"name": "policies", "description": "Manage the server-side policies of environments."},
+    {"name": "environments", "description": "Show and control releases, holds and suspensions."},
+    {"name": "promotions", "description": "Show pending changes and past promotions; approve and reject."},
+    {"name": "bundles", "description": "Read signed bundles."},
+    {"name": "hooks", "description": "Webhooks of Git hosts."},
+    {"name": "audit", "description": "Read and verify the audit log."},
+    {"name": "security", "description": "List configured credentials, never their values."},
+    {"name": "health", "description": "Liveness, readiness and metrics."},
 ]

@@ -56,7 +56,7 @@ def refusal(error: KneoError) -> JsonResponse:
 
 def crash() -> JsonResponse:
     """Return the response to a defect, without details; the log has them."""
-    return problem(500, "internal_error", "The service failed on this request; its log says why.", {})
+    return problem(500, "internal_error", "Internal error; the log of the service has the details.", {})
 
 
 async def _refusal(request: Request, error: Exception) -> JsonResponse:

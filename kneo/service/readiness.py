@@ -71,7 +71,7 @@ class Readiness:
             driven = metrics.driven(tx)
         limit = self.settings.execution.max_queue_depth
         kind = self.store.engine.dialect.name
-        # A full queue refuses runs and answers everything else.
+        # A full queue refuses new runs and serves everything else.
         return {"kind": kind, "durable": True, "queued": waiting, "running": driven, "failed": 0, "limit": limit}
 
     def _dispatcher(self) -> Json:
@@ -85,7 +85,7 @@ class Readiness:
             return {"running": requests.lease_holder(tx, requests.CONTROLLER_LEASE) is not None}
 
     def _source(self) -> Json:
-        """Check that a commit was accepted, where a config repository is followed; until then nothing runs."""
+        """Check that a commit was accepted, where a config repository is configured; before that no run can start."""
         with self.store.read() as tx:
             pin = self.settings.trust_root
             if not registry.is_followed(tx, pin):

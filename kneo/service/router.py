@@ -74,7 +74,7 @@ def _unreadable(body: bytes, error: ValueError) -> json.JSONDecodeError:
         return cause
     except (ValueError, RecursionError):
         pass
-    return json.JSONDecodeError(f"It holds what JSON has not, or is nested too deep: {error}", "", 0)
+    return json.JSONDecodeError(f"It is not valid JSON, or is nested too deep: {error}", "", 0)
 
 
 class _StrictRequest(Request):

@@ -25,7 +25,7 @@ from kneo.tasks.schedule import (
 log = logging.getLogger("kneo.tasks")
 
 BATCH = 200
-"""Due tasks read at a time; each is processed in a transaction of its own."""
+"""Number of due tasks read at a time; each is processed in a transaction of its own."""
 
 
 def process_due(store: Store) -> int:
@@ -68,7 +68,7 @@ def apply_due(tx: Tx, task: HumanTask) -> None:
 
 
 def _apply_event(tx: Tx, task: HumanTask, event: ScheduledEvent) -> HumanTask | None:
-    """Apply one event; ``None`` when it resolves the task."""
+    """Apply one event; return ``None`` when it resolves the task."""
     match event.what:
         case "wake":
             return _changed(tx, task, "woken", {}, status=TaskStatus.OPEN, snoozed_until=None)
@@ -129,7 +129,7 @@ def _time_out(tx: Tx, task: HumanTask) -> None:
         default_option=task.default_option,
     )
     decision = policy.decision(tx.at)
-    # A decision that needs a signature and cannot have one does not count: the run ends as without a timeout policy.
+    # A decision that must be signed and cannot be has no effect: the run ends as without a timeout policy.
     signs = can_sign(tx, task)
     if decision is not None and signs:
         assert tasks.change(tx, task, status=TaskStatus.DECIDED, decision=decision), "the run is locked"
@@ -143,7 +143,7 @@ def _time_out(tx: Tx, task: HumanTask) -> None:
     message = f"Nobody answered {task.step_id} before {task.deadline_at}."
     if not signs:
         facts |= {"unsigned": NO_KEY, "not_taken": decision.kind if decision is not None else None}
-        message += f" What a deadline does there has to be signed, and there was no key to sign it with ({NO_KEY})."
+        message += f" Its timeout decision has to be signed, and the service has no signing key ({NO_KEY})."
         log.warning(
             "the deadline of %s ended its run, because there is no service key to sign its decision with",
             task.id,

@@ -35,7 +35,7 @@ class DecisionRequest:
 
 
 class DecisionNotAllowed(Invalid):
-    """The task does not take this decision."""
+    """The task does not allow this decision."""
 
     http_status = 422
     default_code = "decision_not_allowed"
@@ -118,7 +118,7 @@ def _unfit(message: str, fields: list[dict[str, object]]) -> DecisionNotAllowed:
 
 
 def _parsed(content: object, schema: Mapping[str, object]) -> object:
-    """Read a text as JSON where the schema asks for something else than a text."""
+    """Parse a text as JSON where the schema asks for another type than text."""
     if not isinstance(content, str) or schema.get("type") in {"string", None}:
         return content
     try:
@@ -128,7 +128,7 @@ def _parsed(content: object, schema: Mapping[str, object]) -> object:
 
 
 def _data(task: HumanTask, answer: DecisionRequest) -> object:
-    """Return what was provided as the JSON it is; ``None`` for a text."""
+    """Return the provided JSON value; ``None`` for a text."""
     schema = task.answer_schema
     meant = _parsed(answer.content, schema) if schema is not None else answer.content
     return None if isinstance(meant, str) else meant
@@ -225,7 +225,7 @@ def find_pending(run_id: str, waiting: Sequence[HumanTask], key: str | None) -> 
         key: A question's key, or the id of its task; ``None`` where there is only one.
 
     Raises:
-        Conflict: ``run_state_conflict``: nothing is asked; ``several_pending``: it takes a key.
+        Conflict: ``run_state_conflict``: no task is open; ``several_pending``: a key is required.
     """
     found = [task for task in waiting if key in {None, task.key, task.id}]
     keys = [task.key for task in waiting]
@@ -242,11 +242,11 @@ def find_pending(run_id: str, waiting: Sequence[HumanTask], key: str | None) -> 
 def decision_from_value(task: HumanTask, value: object) -> DecisionRequest:
     """Return the decision that a value makes on a task.
 
-    Text or any JSON where something is to be provided, the values of a form, an option where one is to be chosen,
-    true or false for a task that is approved or rejected.
+    A text or any JSON value for a task that asks for content, the values of a form, an option to select, true or false
+    for an approval.
 
     Raises:
-        NotAllowed: ``decision_not_allowed``: such a value is no answer to it.
+        NotAllowed: ``decision_not_allowed``: the task does not take such a value.
     """
     request = task.request_id
     allowed = frozenset(task.decisions)

@@ -1,4 +1,7 @@
-"""What people fill in: fields as a JSON Schema, and whether what they sent fits it. Pure; what does not fit is not repeated."""
+"""Forms: fields as a JSON Schema, and the check of submitted values.
+
+Pure; messages never repeat a refused value.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,11 @@ TYPES: Mapping[str, Schema] = {
 }
 
 MAX_PROBLEMS = 50
-"""Problems that one refusal lists."""
+"""Problems that one message lists."""
 
 
 def schema_of(fields: Sequence[AnswerField]) -> Schema:
-    """Spell fields as the JSON Schema of an object that has nothing else."""
+    """Return fields as the JSON Schema of an object without other properties."""
     return {
         "type": "object",
         "properties": {field.name: _property(field) for field in fields},
@@ -46,10 +49,10 @@ def _property(field: AnswerField) -> Schema:
         "enum": list(field.allowed_values) if field.allowed_values is not None else None,
         "minimum": field.min,
         "maximum": field.max,
-        # A field's pattern is about the whole text, JSON Schema's about any part of it.
+        # The pattern of a field applies to the whole text, a pattern of JSON Schema to any part of it.
         "pattern": f"^(?:{field.pattern})$" if field.pattern is not None else None,
     }
-    # An empty text is no answer to a question that has to be answered.
+    # An empty text is no value of a required field.
     least = {"minLength": 1} if field.type == "str" and field.required else {}
     return {**TYPES[field.type], **least, **{name: value for name, value in said.items() if value is not None}}
 
@@ -58,7 +61,8 @@ def check_schema(schema: Schema, where: str) -> None:
     """Check that a JSON Schema can be used.
 
     Raises:
-        Invalid: ``spec_invalid``: it is none, refers to another document or without end, or is too large or costly.
+        Invalid: ``spec_invalid``: it is malformed, refers to another document or to itself without end, or is too large
+            or costly.
     """
     flaws = find_flaws(schema)
     if flaws:
@@ -80,7 +84,7 @@ def check_fields(fields: Sequence[AnswerField], where: str) -> None:
 
 
 def filled(schema: Schema, values: Mapping[str, object]) -> dict[str, object]:
-    """Add what a schema says about values that were left out."""
+    """Add the defaults of a schema for omitted values."""
     properties = schema.get("properties", {})
     assert isinstance(properties, Mapping)
     defaults = {
@@ -90,7 +94,7 @@ def filled(schema: Schema, values: Mapping[str, object]) -> dict[str, object]:
 
 
 def problems(schema: Schema, value: object) -> list[dict[str, object]]:
-    """Return what does not fit: where, and which rule. Nothing of the value itself."""
+    """Return the problems of a value: location and rule, never the value."""
     try:
         return [_problem(error) for error in compile_schema(schema).errors(value, MAX_PROBLEMS)]
     except Uncheckable as error:
@@ -109,7 +113,7 @@ def _problem(error: ValidationError) -> dict[str, object]:
             absent = next(name for name in expected if name not in error.instance and repr(name) in error.message)
             return {"field": f"{where}.{absent}".lstrip("."), "rule": rule, "message": "is required"}
         case "additionalProperties":
-            return {"field": where, "rule": rule, "message": "has values that nobody asked for"}
+            return {"field": where, "rule": rule, "message": "has unknown fields"}
         case "enum":
             return {"field": where, "rule": rule, "message": f"must be one of {str(expected)[:500]}"}
         case "minLength" if expected == 1:

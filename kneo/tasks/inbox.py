@@ -1,6 +1,7 @@
-"""Actions of people on tasks. Each is one compare-and-set, stored before anything else happens.
+"""Actions of people on tasks.
 
-A decision and its effect are two writes: a crash between them never asks again and never acts twice.
+Each is one compare-and-set, stored before any effect. A decision and its effect are two writes: a crash between them
+neither asks again nor acts twice.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def find(tx: Tx, task_id: str) -> HumanTask:
     """Read a task.
 
     Raises:
-        NotFound: there is none.
+        NotFound: there is no such task.
     """
     task = tasks.get(tx, task_id)
     if task is None:
@@ -60,8 +61,8 @@ def decide(
         answer: The decision.
         actor: The person who decides.
         via: The link by which the decision came, if any.
-        first: Done in the same transaction before anything else; what it raises refuses the answer.
-        pin: The trust root that says whose key is whose; see ``registry.trust_root``.
+        first: A callback at the start of the transaction; its exception refuses the answer.
+        pin: The pinned trust root; see ``registry.trust_root``.
 
     Returns:
         The task: decided, and its run woken; or still unresolved, with one more vote.
@@ -70,7 +71,7 @@ def decide(
         NotFound: there is no such task.
         Forbidden: ``not_a_candidate`` or ``separation_of_duties``.
         Conflict, NotAllowed: the answer does not fit; see ``check_decision``. Nothing was written.
-        Forbidden, Untrusted, Invalid: it has to be signed and is not, or not as it has to be; see ``check_signature``.
+        Forbidden, Untrusted, Invalid: the required signature is missing or not valid; see ``check_signature``.
     """
     check_storable(answer)
 
@@ -115,7 +116,7 @@ def statement_for(tx: Tx, task_id: str, answer: DecisionRequest, *, actor: str, 
 
 
 def _fitting(tx: Tx, task: HumanTask, answer: DecisionRequest, actor: str) -> tuple[Decision, people.Person]:
-    """Check everything about an answer but the signature on it."""
+    """Check an answer, except for its signature."""
     decision = check_decision(task, answer, actor=actor, at=tx.at)
     person = people.check_may_answer(tx, task, actor)
     _check_free(task, actor)
@@ -124,7 +125,7 @@ def _fitting(tx: Tx, task: HumanTask, answer: DecisionRequest, actor: str) -> tu
 
 
 def _act(store: Store, task_id: str, work: Callable[[Tx, HumanTask], HumanTask]) -> HumanTask:
-    """Do something to a task as it is now: what time was to do to it comes first, and is durable before."""
+    """Apply an action to a task, after its due events, which are committed first."""
 
     def attempt(tx: Tx) -> HumanTask | None:
         if idempotency.made() is not None:
@@ -145,7 +146,7 @@ def _act(store: Store, task_id: str, work: Callable[[Tx, HumanTask], HumanTask])
 
 
 def _vote(tx: Tx, task: HumanTask, decision: Decision, person: people.Person, vote: Vote) -> HumanTask:
-    # A vote counts for as long as the person could give it: who has left the group or the installation has no say.
+    # A vote counts as long as its author may still answer: a person who left the group or the installation has no vote.
     before = [one for one in task.votes if people.may_still_answer(tx, task, one.actor)]
     roles = {person_key(one.actor): people.find_person(tx, task.environment, one.actor).roles for one in before} | {
         person_key(person.name): person.roles
@@ -172,7 +173,7 @@ def _store_vote(tx: Tx, task: HumanTask, vote: Vote, votes: tuple[Vote, ...]) ->
 
 
 def record(tx: Tx, task: HumanTask, decision: Decision, *, votes: tuple[Vote, ...] = ()) -> HumanTask:
-    """Make a decision the task's, and wake its run."""
+    """Record the decision of a task, and wake its run."""
     decided = _change(tx, task, status=TaskStatus.DECIDED, decision=decision, votes=votes or task.votes)
     runs.signal(tx, task.run_id)
     content = decision.content or ""
@@ -186,7 +187,7 @@ def record(tx: Tx, task: HumanTask, decision: Decision, *, votes: tuple[Vote, ..
         "selected_option": decision.selected_option,
         "subject_digest": task.subject_digest,
         "by": decision.by,
-        # What became of the run by this decision: it goes on. What it comes to is not known yet.
+        # The audit log records that the run continues; its outcome is not known yet.
         "status": RunStatus.RUNNING,
         "result_status": RunStatus.RUNNING,
     }
@@ -200,7 +201,7 @@ def record(tx: Tx, task: HumanTask, decision: Decision, *, votes: tuple[Vote, ..
 def _change(tx: Tx, task: HumanTask, **changes: object) -> HumanTask:
     after = tasks.change(tx, task, **changes, next_at=next_at(replace(task, **changes)))  # type: ignore[arg-type]
     if after is None:
-        msg = f"Somebody else answered {task.id} at the same moment."
+        msg = f"Another person decided {task.id} at the same time."
         raise Conflict(msg, code="human_task_decided", continuation_id=task.id)
     return after
 
@@ -259,7 +260,7 @@ def assign(store: Store, task_id: str, to: str, *, actor: str) -> HumanTask:
     """Assign a task to a person, and release it from the person who claimed it.
 
     Raises:
-        Invalid: ``invalid_name`` or ``unknown_person``: nothing declares the person.
+        Invalid: ``invalid_name`` or ``unknown_person``: the person is not declared.
         Forbidden: the person may not answer it; or the actor is excluded from it and so does not choose who answers.
     """
 
@@ -275,7 +276,7 @@ def delegate(store: Store, task_id: str, to: str, *, actor: str, comment: str | 
     """Delegate a task that the actor may decide to another candidate.
 
     Raises:
-        Invalid: ``invalid_name`` or ``unknown_person``: nothing declares the person.
+        Invalid: ``invalid_name`` or ``unknown_person``: the person is not declared.
         Forbidden: either of them may not answer it.
         Conflict: ``claimed_by_other``.
     """
@@ -306,7 +307,7 @@ def snooze(store: Store, task_id: str, until: str, *, actor: str) -> HumanTask:
     """Hide a task until a time. Its deadline does not change.
 
     Raises:
-        Invalid: the time is not to come.
+        Invalid: the time is in the past.
         Conflict: ``claimed_by_other``, or it is resolved.
     """
 

@@ -24,7 +24,7 @@ def mark_applied(tx: Tx, task: HumanTask) -> None:
 
 
 def cancel_tasks(tx: Tx, run_id: str, *, reason: str, actor: str, only: Collection[str] | None = None) -> Sequence[str]:
-    """Close what a run asked and no longer needs: all of it when the run is over, else ``only`` these."""
+    """Close the open tasks of a run: all of them when the run has ended, else ``only`` these."""
     runs.lock(tx, run_id)
     closed = []
     for task in tasks.of_run(tx, run_id, UNRESOLVED | {TaskStatus.DECIDED}):
@@ -42,15 +42,15 @@ Facts = Mapping[str, object]
 def record_event(
     tx: Tx, task: HumanTask, what: str, actor: str | None, facts: Facts | None = None, *, kept: Facts | None = None
 ) -> AuditEvent:
-    """Record an event; return what the audit log has of it.
+    """Record an event of a task; return its audit event.
 
     Args:
-        tx: The transaction of the change itself.
+        tx: The transaction of the change.
         task: The task.
-        what: ``requested``, ``claimed``, ``decision`` and so on.
-        actor: Who did it; ``None`` for time.
-        facts: What everybody may know; goes into the audit log too.
-        kept: What people wrote; stays with the task.
+        what: The type: ``requested``, ``claimed``, ``decision`` and so on.
+        actor: The person; ``None`` for a scheduled event.
+        facts: Public data, also recorded in the audit log.
+        kept: Texts of people, stored with the task only.
     """
     tasks.add_event(tx, task, what, actor, {**(facts or {}), **(kept or {})})
     return audit.record(
@@ -65,15 +65,15 @@ def record_event(
 
 
 MAX_PEOPLE = 50
-"""People of one task that are notified by name; a larger group has a channel of its own."""
+"""People of one task that are notified individually; a larger group needs a channel of its own."""
 
 
 def notify_people(tx: Tx, task: HumanTask, what: str, number: int = 0, more: Iterable[str] = ()) -> None:
     """Notify the channels of a task.
 
     Args:
-        tx: The transaction of what happened.
-        task: The question, as it is now.
+        tx: The transaction of the change.
+        task: The task, as it is now.
         what: ``requested``, ``reminded`` or ``escalated``.
         number: Which reminder or escalation this is.
         more: Further channels.
@@ -84,7 +84,7 @@ def notify_people(tx: Tx, task: HumanTask, what: str, number: int = 0, more: Ite
 
 
 def _asked(tx: Tx, task: HumanTask) -> list[str]:
-    """Return who is asked, known and may answer: the assignee alone where there is one, else all whom the task names."""
+    """Return the known people who may answer: the assignee alone where there is one, else all candidates."""
     found: dict[str, None] = {}
     for name in [task.assignee] if task.assignee else _named(tx, task):
         if len(found) == MAX_PEOPLE:

@@ -24,20 +24,20 @@ LASTS = timedelta(hours=24)
 LASTS_AT_MOST = timedelta(days=30)
 
 LINKS_OF_A_TASK = 200
-"""Links that can be made for one question, so that a sender gone wild does not fill the database."""
+"""Links per task, so that a faulty sender does not fill the database."""
 
 TOKEN_BYTES = 32
 
 
 def make_link(tx: Tx, task_id: str, person: str, *, actor: str, lasts: timedelta = LASTS) -> tuple[TaskLink, str]:
-    """Make a link for a person who may answer a question; return it and its token, which is kept nowhere.
+    """Create a link for a person who may answer a task; return it and its token, which is not stored.
 
     Raises:
-        NotFound, Conflict: there is no such question, or it is answered; ``too_many_links``.
-        Invalid: ``invalid_name`` or ``unknown_person``: nothing declares the person.
+        NotFound, Conflict: there is no such task, or it is decided; ``too_many_links``.
+        Invalid: ``invalid_name`` or ``unknown_person``: the person is not declared.
         Forbidden: the person may not answer it, or the actor is excluded from it; ``signature_required``: a link
             carries no signature.
-        Invalid: it would last too long, or not at all.
+        Invalid: its lifetime is zero or too long.
     """
     if not timedelta(0) < lasts <= LASTS_AT_MOST:
         msg = f"A link lasts for up to {LASTS_AT_MOST.days} days."
@@ -70,10 +70,10 @@ def make_link(tx: Tx, task_id: str, person: str, *, actor: str, lasts: timedelta
 
 
 def find_link(tx: Tx, task_id: str, link_id: str) -> TaskLink:
-    """Find a link by its name; the name alone opens nothing.
+    """Find a link by its name; the name alone does not authorise.
 
     Raises:
-        NotFound: there is no such question; ``link_not_found``.
+        NotFound: there is no such task; ``link_not_found``.
     """
     find(tx, task_id)
     found = next((link for link in tasks.list_links(tx, task_id) if link.id == link_id), None)
@@ -84,11 +84,11 @@ def find_link(tx: Tx, task_id: str, link_id: str) -> TaskLink:
 
 
 def revoke_link(tx: Tx, task_id: str, link_id: str, *, actor: str) -> TaskLink:
-    """End a link's life now. Doing it twice changes nothing.
+    """Revoke a link. Revoking it again changes nothing.
 
     Raises:
         NotFound: as ``find_link`` says.
-        Conflict: ``link_used``: it has answered already.
+        Conflict: ``link_used``: the link was used.
     """
     # Decisions hold this lock: a link is used before this point or never.
     runs.lock(tx, find(tx, task_id).run_id)
@@ -104,7 +104,7 @@ def revoke_link(tx: Tx, task_id: str, link_id: str, *, actor: str) -> TaskLink:
 
 
 def find_by_token(tx: Tx, token: str) -> TaskLink:
-    """Find a link by its token, whether it still works or not.
+    """Find a link by its token, valid or not.
 
     Raises:
         NotFound: ``link_not_found``.
@@ -117,11 +117,11 @@ def find_by_token(tx: Tx, token: str) -> TaskLink:
 
 
 def look(tx: Tx, token: str) -> tuple[TaskLink, HumanTask]:
-    """Find what a link asks. Changes nothing.
+    """Return the task of a link. Changes nothing.
 
     Raises:
         NotFound: ``link_not_found``.
-        Conflict: ``link_used``, ``link_expired``, ``subject_changed``, or the question is answered.
+        Conflict: ``link_used``, ``link_expired``, ``subject_changed``, or the task is decided.
         Invalid, Forbidden: the person is not known or may not answer any more, or the creator of the link is excluded now.
     """
     link = find_by_token(tx, token)
@@ -131,7 +131,9 @@ def look(tx: Tx, token: str) -> tuple[TaskLink, HumanTask]:
 
 
 def answer(store: Store, token: str, said: DecisionRequest) -> HumanTask:
-    """Answer with a link, as the person it was made for. It is used up with the answer, and not by one that is refused.
+    """Answer a task with a link, as the person of the link.
+
+    The link is used up with the answer; a refused answer does not use it.
 
     Raises:
         NotFound, Conflict: as ``look`` says.
@@ -164,7 +166,7 @@ def _check(tx: Tx, link: TaskLink, task: HumanTask) -> None:
     if link.subject_digest != task.subject_digest:
         msg = "What is asked now is not what this link was made for."
         raise Conflict(msg, code="subject_changed", hint="Ask for a new link.")
-    # Who is known and who may answer can have changed since the link was made.
+    # Known people and their rights can have changed since the link was created.
     people.check_known(tx, task.environment, link.person)
     people.check_may_answer(tx, task, link.person)
     people.check_not_excluded(tx, task, link.created_by, "let others answer")

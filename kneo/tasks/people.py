@@ -28,7 +28,7 @@ class Person:
 
     @property
     def who(self) -> frozenset[str]:
-        """Everything they are, in the words of ``task_candidates``."""
+        """The identities, in the format of ``task_candidates``."""
         return (
             user(self.name)
             | _named("group", self.environment, self.groups)
@@ -60,7 +60,7 @@ def identities_of(tx: Tx, name: str) -> frozenset[str]:
 
 
 def _declared(tx: Tx, environment: str | None) -> dict[str, tuple[str, frozenset[str], frozenset[str]]]:
-    """Return the people of an environment's file by their key: how the file spells them, their groups and their roles."""
+    """Return the people of an environment's file by their key: the spelling of the file, groups and roles."""
     if environment is None or releases.environment(tx, environment) is None:
         return {}
     people = registry.declared(tx, environment).spec.people

@@ -51,7 +51,7 @@ class Question:
     facts: Mapping[str, object] = field(default_factory=dict)
     """Further information for the person."""
     flow: Mapping[str, object] = field(default_factory=dict)
-    """What else an answer depends on: the words of the question, and what flows on with the subject."""
+    """The context of an answer: the question, and the data that the run continues with."""
 
 
 def open_task(tx: Tx, run: Run, question: Question) -> HumanTask:

@@ -1,4 +1,4 @@
-"""The quorum of a task: which votes decide it. Pure."""
+"""The quorum of a task: the votes that decide it. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kneo.names import person_key
 from kneo.records.task import DecisionKind, Quorum, Vote
 
 Roles = Mapping[str, frozenset[str]]
-"""The roles of each voter, by their folded name."""
+"""The roles of each voter, by person key."""
 
 
 def add_vote(votes: Sequence[Vote], vote: Vote) -> tuple[Vote, ...]:
@@ -18,10 +18,10 @@ def add_vote(votes: Sequence[Vote], vote: Vote) -> tuple[Vote, ...]:
 
 
 def decisive_votes(quorum: Quorum, votes: Sequence[Vote], roles: Roles) -> tuple[Vote, ...] | None:
-    """Find the votes that decide; the last of them says what is decided. ``None``: not enough have agreed yet.
+    """Return the deciding votes, the last of which is the decision; ``None`` without a quorum.
 
-    A person counts once among those who agree and for each role they have, so that rules which share people can always
-    be met. Votes agree when they say the same: an approval is not an edit, and two different edits are not one.
+    A person counts once among those who agree and for each role of theirs, so that rules which share people can always
+    be met. Votes agree when their content is equal: an approval differs from an edit, and two different edits differ.
     """
     objections = tuple(vote for vote in votes if vote.decision is DecisionKind.REJECTED)
     if len(objections) >= _objections_needed(quorum):
@@ -34,7 +34,7 @@ def decisive_votes(quorum: Quorum, votes: Sequence[Vote], roles: Roles) -> tuple
 
 
 def missing_roles(quorum: Quorum, agreeing: Sequence[Vote], roles: Roles) -> dict[str, int]:
-    """Say how many of which role are still missing."""
+    """Return the missing votes of each role."""
     found = {
         role: needed - sum(role in roles.get(person_key(vote.actor), frozenset()) for vote in agreeing)
         for role, needed in quorum.each
@@ -43,7 +43,7 @@ def missing_roles(quorum: Quorum, agreeing: Sequence[Vote], roles: Roles) -> dic
 
 
 def next_role(quorum: Quorum, votes: Sequence[Vote], roles: Roles) -> str | None:
-    """Say whose turn it is where roles answer one after the other; ``None`` where anybody may."""
+    """Return the next role where roles answer in order; ``None`` where any may answer."""
     if quorum.order != "sequence":
         return None
     agreeing = [vote for vote in votes if vote.decision is not DecisionKind.REJECTED]

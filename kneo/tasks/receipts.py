@@ -1,4 +1,4 @@
-"""Writing the receipt of a decision, in the transaction that makes it one."""
+"""Receipts of decisions, written in the transaction of the decision."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ NO_KEY = "no_service_key"
 
 
 def write_receipt(tx: Tx, task: HumanTask, decision: Decision | None, event: AuditEvent) -> ReceiptRecord | None:
-    """Sign what was decided and add it to the run's chain.
+    """Sign a decision and append its receipt to the run's chain.
 
     Args:
         tx: The transaction of the decision; it holds the run's lock.
         task: The task, with the votes that led to the decision.
-        decision: The decision; None where silence ended the run.
-        event: What the audit log says about it.
+        decision: The decision; None where a deadline ended the run.
+        event: The audit event of the decision.
 
     Returns:
-        The receipt; None where there is no key to sign it with, or the gate wants none.
+        The receipt; None where there is no signing key, or the gate asks for no receipt.
     """
     if task.plan.receipt == "none":
         return None
@@ -62,26 +62,26 @@ def can_sign(tx: Tx, task: HumanTask) -> bool:
 
 
 def check_can_sign(tx: Tx, task: HumanTask) -> None:
-    """Refuse a decision that has to be signed where nothing can sign it.
+    """Refuse a decision that requires a signed receipt where there is no signing key.
 
     Raises:
         Invalid: ``no_service_key``.
     """
     if not can_sign(tx, task):
-        msg = f"{task.id} wants a signed receipt, and this service has no key to sign it with."
+        msg = f"{task.id} requires a signed receipt, and this service has no signing key."
         hint = "Set KNEO_SERV_SERVICE_KEY; kneo keys generate makes one."
         raise Invalid(msg, code=NO_KEY, hint=hint)
 
 
 def environment_of(tx: Tx, task: HumanTask) -> Environment | None:
-    """Read the rules in force; a name that Git never declared has none."""
+    """Return the rules in force of an environment; a name that Git never declared has none."""
     if task.environment is None or releases.environment(tx, task.environment) is None:
         return None
     return registry.declared(tx, task.environment)
 
 
 def decided_content(decision: Decision) -> dict[str, object]:
-    """Return the content of a decision, as its content digest counts it."""
+    """Return the content of a decision, as its content digest covers it."""
     return {
         "content": decision.content,
         "selectedOption": decision.selected_option,
@@ -139,7 +139,7 @@ def _effect(task: HumanTask, decision: Decision | None) -> str | None:
 
 
 def _decisive(task: HumanTask, decision: Decision | None) -> tuple[Vote, ...]:
-    """Return the votes that made this the decision; none where a deadline or a replay did."""
+    """Return the deciding votes; none for a decision of a deadline or a replay."""
     if decision is None or decision.by != "person":
         return ()
     return tuple(vote for vote in task.votes if vote.actor in decision.voters)

@@ -1,7 +1,7 @@
-"""Using answers again: a run that repeats another one's past is not asked what was answered there.
+"""Reuse of answers: a run that repeats the past of another run does not ask its questions again.
 
-Only what a person decided counts, about exactly what is shown now, and only while those who decided could decide it today:
-a person who starts such a run gets no decision that the person could not have had otherwise.
+Only decisions of people count, about exactly the present subject, and only while the people who decided could decide
+today: the person who starts such a run gains no decision that they could not have had otherwise.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from kneo.tasks.questions import FLOW_DIGEST, subject_digest
 from kneo.tasks.statements import must_be_signed
 
 REPLAY = REPLAYED
-"""Where a run's metadata say which answers it uses, and a task's whether it did."""
+"""Key of the reuse in the metadata of a run and of its tasks."""
 
 ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reuse:
-    """Which answers of an earlier run count in a later one."""
+    """The answers of an earlier run that count in a later one."""
 
     source: str
-    """The run whose answers are used."""
+    """The run with the answers."""
     answers: Mapping[str, object] = field(default_factory=dict)
     """Other decisions, by key, of the person who started the run, where that person may decide."""
     ask: tuple[str, ...] = ()
@@ -44,27 +44,27 @@ class Reuse:
 
 
 def reuse_answer(tx: Tx, run: Run, task: HumanTask) -> None:
-    """Answer a task that was just opened as it was answered before, or say why it is asked."""
+    """Answer a newly opened task with the earlier answer, or record why it is asked."""
     reuse = _reuse_of(run)
     if reuse is not None:
         _reuse(tx, run, task, reuse, _earlier(tx, reuse.source, task.key), passed=False)
 
 
 def reuse_passed(tx: Tx, run: Run, task: HumanTask, source: str | None) -> None:
-    """Do the same for a gate that was passed before the point from which the run goes on.
+    """Apply ``reuse_answer`` to a gate that was passed before the point at which the run continues.
 
     Args:
         tx: The transaction.
         run: The run.
-        task: What was just opened: the gate's question, about what flowed on from it.
-        source: The run in which the gate was answered; None where no earlier answer may count.
+        task: The newly opened task of the gate; its subject is the output of the gate.
+        source: The run with the answer; None where no earlier answer may count.
     """
     earlier = _earlier(tx, source, task.key) if source is not None else None
     _reuse(tx, run, task, _reuse_of(run) or Reuse(source=source or run.id), earlier, passed=True)
 
 
 def task_output(task: HumanTask) -> str:
-    """Return the text that flowed on from a question when it was answered."""
+    """Return the output of a task: the text that its run continues with."""
     decision = task.decision
     if decision is None:
         return task.subject
@@ -76,9 +76,9 @@ def task_output(task: HumanTask) -> str:
 
 
 def why_invalid(tx: Tx, task: HumanTask) -> str | None:
-    """Say why the answer that a run was given no longer holds for this run; None where it does.
+    """Return why the answer of a task no longer holds for its run; ``None`` where it holds.
 
-    Deadlines decided as the spec says; people's answers hold while those people may still answer.
+    Decisions of deadlines follow the spec and hold; answers of people hold while those people may still answer.
     """
     decision = task.decision
     if decision is None or decision.by not in {"person", REPLAY}:
@@ -110,7 +110,7 @@ def _reuse(tx: Tx, run: Run, task: HumanTask, reuse: Reuse, earlier: HumanTask |
 
 
 def _earlier(tx: Tx, source: str, key: str) -> HumanTask | None:
-    """Find the last answer to a question in a run."""
+    """Return the last answer to a question in a run."""
     decided_content = [
         task for task in tasks.of_run(tx, source, [TaskStatus.APPLIED, TaskStatus.DECIDED]) if task.key == key
     ]
@@ -118,7 +118,7 @@ def _earlier(tx: Tx, source: str, key: str) -> HumanTask | None:
 
 
 def _override(tx: Tx, run: Run, task: HumanTask, value: object) -> str | None:
-    """Decide as the person who started the run; return why that is not enough."""
+    """Decide as the person who started the run; return why that does not suffice."""
     try:
         decided_content = decide_in(tx, task, _answer(task, value), run.requester)
     except KneoError as error:
@@ -127,7 +127,7 @@ def _override(tx: Tx, run: Run, task: HumanTask, value: object) -> str | None:
 
 
 def _answer(task: HumanTask, value: object) -> DecisionRequest:
-    """Read what stands behind ``KEY=``: a decision with its parts, the bare word of one, or the value it takes."""
+    """Parse the value of ``KEY=``: a decision with its parts, the name of a decision, or the value to decide with."""
     if isinstance(value, Mapping) and "decision" in value:
         parts = {
             name: part for name, part in value.items() if name in {"content", "selected_option", "values", "feedback"}
@@ -152,7 +152,7 @@ def _again(tx: Tx, run: Run, task: HumanTask, before: HumanTask | None, *, passe
     if seen != task.subject_digest:
         return "what it is about has changed"
     flow = before.metadata.get(FLOW_DIGEST)
-    # What flowed on from a gate that was passed is in the state from which the run goes on, and did not change.
+    # The output of a passed gate is part of the state from which the run continues, and did not change.
     if not passed and flow != task.metadata.get(FLOW_DIGEST):
         return "what goes on beside it has changed"
     votes = before.votes
@@ -170,7 +170,7 @@ def _again(tx: Tx, run: Run, task: HumanTask, before: HumanTask | None, *, passe
 
 
 def _votes_fail(tx: Tx, task: HumanTask, votes: Sequence[Vote]) -> str | None:
-    """Say why votes would not decide a task today; None where they would."""
+    """Return why the votes would not decide a task today; ``None`` where they would."""
     try:
         for vote in votes:
             people.check_known(tx, task.environment, vote.actor)
@@ -184,7 +184,7 @@ def _votes_fail(tx: Tx, task: HumanTask, votes: Sequence[Vote]) -> str | None:
 
 
 def reuse_report(tx: Tx, run_id: str) -> list[dict[str, object]]:
-    """Tell for every question of a run that repeats another one whether an answer was used, and else why it is asked."""
+    """Return for every task of a repeated run whether an answer was reused, and else why it is asked."""
     found: list[dict[str, object]] = []
     for task in tasks.of_run(tx, run_id, TaskStatus):
         note = task.metadata.get(REPLAY)

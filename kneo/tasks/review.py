@@ -1,6 +1,6 @@
-"""How well people review, gate by gate: how fast, how often they say no or change something, whether they agree. Pure.
+"""Review statistics of gates: how fast people decide, how often they reject or edit, whether they agree. Pure.
 
-Figures are of gates and never of people: they help to find questions that are not needed or cannot be decided well.
+Figures are of gates, never of people: they help to find questions that are not needed or cannot be decided well.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ READ_CHARS_PER_SECOND = 48.0
 review has not read it."""
 
 OPENED_SECONDS = 3.0
-"""Least that opening a question and answering it takes, however short it is. Our own guess."""
+"""Least seconds for opening and answering a question, however short it is: an estimate."""
 
 JUDGED_FROM = 20
-"""Answers by people from which on a gate is judged; fewer may be chance."""
+"""Answers by people that a judgement of a gate needs; fewer may be chance."""
 
 ALWAYS_APPROVED, MOSTLY_QUICK = 0.95, 0.5
 
 EDITS = 100
-"""Edits that are compared with what was shown, the newest of all gates; comparing costs up to ten milliseconds each."""
+"""Edits that are compared with their subject, the newest of all gates; a comparison costs up to ten milliseconds."""
 
 EDIT_CHARS = 20_000
 
 CELLS = 40_000
-"""Most pairs of words, or of lines, that one comparison looks at, without those in which two texts begin and end alike."""
+"""Most pairs of words, or of lines, in one comparison, without the common beginning and end."""
 
 PERSON, REPLAY = "person", "replay"
 
@@ -43,7 +43,7 @@ _TURN = re.compile(r"[#@]\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class GateStatistics:
-    """One gate. Shares are from 0 to 1, of what people answered; None where there is nothing to take them of."""
+    """The statistics of one gate. Shares are from 0 to 1, of answers by people; None without answers."""
 
     gate: str
     """The key of its questions without the round of a loop or the attempt: ``draft.after``."""
@@ -57,27 +57,27 @@ class GateStatistics:
     expired: int
     """Tasks without a decision whose deadline ended the run."""
     decisions: Mapping[str, int]
-    """What people said, by its word."""
+    """The number of answers, by decision."""
     median_seconds: float | None
     p90_seconds: float | None
-    """From the question to the decision; nine of ten took no longer."""
+    """Seconds from the question to the decision; nine of ten took no longer."""
     edited_share: float | None
     rejected_share: float | None
     edit_distance: float | None
     """Median share of the words (or lines, of long texts) that an edit changed."""
     edits_compared: int
     quick_share: float | None
-    """Approvals that came before what was shown could have been read; see ``is_quick``."""
+    """Approvals that came before the subject could have been read; see ``is_quick``."""
     rubber_stamp: bool
     """See ``is_rubber_stamp``."""
     voted: int
-    """Answers for which several people were heard."""
+    """Answers by several people."""
     agreement: float | None
-    """Share of those in which all said the same."""
+    """Share of those in which all votes agreed."""
 
 
 def edits_to_compare(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
-    """Choose the edits to compare with what was shown."""
+    """Choose the edits to compare with their subject."""
     edited = (one.id for one in outcomes if one.content is not None and _compares(one))
     return tuple(each for each, _ in zip(edited, range(EDITS), strict=False))
 
@@ -87,11 +87,11 @@ def _compares(one: Outcome) -> bool:
 
 
 def review_gates(outcomes: Sequence[Outcome], shown: Mapping[str, str]) -> tuple[GateStatistics, ...]:
-    """Work out the figures of every gate, those with most answers first.
+    """Compute the statistics of every gate, those with most answers first.
 
     Args:
-        outcomes: What became of questions.
-        shown: What was shown where it was edited, by the task's id, as ``edits_to_compare`` chose them.
+        outcomes: The outcomes of tasks.
+        shown: The subjects of edited tasks by task id, as ``edits_to_compare`` chose them.
     """
     gates: dict[tuple[str | None, str | None, str, str], list[Outcome]] = {}
     for one in outcomes:
@@ -154,10 +154,10 @@ def is_quick(one: Outcome) -> bool:
 
 
 def is_rubber_stamp(decided_content: int, approved: int, quick: int) -> bool:
-    """Say whether a gate looks as if people only click: 20 answers or more, at least 95 % of them approvals as shown, and at
-    least half of those given before what was shown could have been read.
+    """Return whether a gate looks rubber-stamped.
 
-    That nearly everything is approved is no fault by itself: the work may be good. That it is approved unread is.
+    That is: 20 answers or more, at least 95 % of them plain approvals, and at least half of those given before the
+    subject could have been read. Many approvals alone are no problem: the work may be good. Unread approvals are.
     """
     return (
         decided_content >= JUDGED_FROM
@@ -167,8 +167,10 @@ def is_rubber_stamp(decided_content: int, approved: int, quick: int) -> bool:
 
 
 def edit_distance(before: str, after: str) -> float | None:
-    """Return how many words have to be put in, taken out or replaced to come from one text to the other, as a share of the
-    longer one's: from 0 to 1. Long texts are compared by their lines; ``None`` where that is too much work, too.
+    """Return the share of words to insert, delete or replace to turn one text into the other: from 0 to 1, of the
+    longer text.
+
+    Long texts are compared by lines; ``None`` where that is too much work, too.
     """
     for parted in (str.split, str.splitlines):
         old, new = _trimmed(parted(before), parted(after))
@@ -179,7 +181,7 @@ def edit_distance(before: str, after: str) -> float | None:
 
 
 def _trimmed(old: list[str], new: list[str]) -> tuple[list[str], list[str]]:
-    """Leave out what two texts begin and end with alike."""
+    """Remove the common beginning and end of two texts."""
     least = min(len(old), len(new))
     start = next((index for index in range(least) if old[index] != new[index]), least)
     least -= start

@@ -1,4 +1,4 @@
-"""What time does to a task, and when. Pure."""
+"""Scheduled events of a task, and their times. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kneo.records.task import Decision, DecisionKind, Escalation, HumanTask, Tas
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduledEvent:
-    """Something that is to happen to a task: ``wake``, ``remind``, ``escalate`` or ``deadline``."""
+    """A scheduled event of a task: ``wake``, ``remind``, ``escalate`` or ``deadline``."""
 
     at: str
     what: str
@@ -24,7 +24,7 @@ _ORDER = ("wake", "remind", "escalate", "deadline")
 
 
 def scheduled_events(task: HumanTask) -> list[ScheduledEvent]:
-    """List what is still to happen, the earliest first."""
+    """List the scheduled events, the earliest first."""
     return sorted(_occasions(task), key=lambda one: (one.at, _ORDER.index(one.what)))
 
 
@@ -67,7 +67,7 @@ class TimeoutPolicy:
     default_option: str | None = None
 
     def decision(self, at: str) -> Decision | None:
-        """Return what the deadline decides at a time; ``None`` where it ends the run, or only turns to others."""
+        """Return the decision of the deadline at a time; ``None`` where it ends the run, or only escalates."""
         word, _, option = self.on_timeout.partition(":")
         kind, effect = _AT_DEADLINE.get(word, (None, None))
         chosen = None

@@ -1,4 +1,4 @@
-"""Answers that people sign with a key of their own: what they sign, and whether what they hand over is that."""
+"""Statements of decisions: the bytes that people sign with their own keys, and the check of a signature."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class UnsignedStatement:
     """An unsigned statement of a decision.
 
     Attributes:
-        statement: The bytes, and what they say.
-        answered: The value that its content digest is the digest of, for the signer to compare.
+        statement: The bytes and their content.
+        answered: The value behind the content digest, for the signer to compare.
     """
 
     statement: AnswerStatement
@@ -50,7 +50,7 @@ def must_be_signed(task: HumanTask) -> bool:
 
 
 def check_without_key(task: HumanTask, how: str) -> None:
-    """Refuse a way to decide that carries no signature.
+    """Refuse a channel of decisions that carries no signature.
 
     Raises:
         Forbidden: ``signature_required``.
@@ -61,10 +61,10 @@ def check_without_key(task: HumanTask, how: str) -> None:
 
 
 def build_statement(tx: Tx, task: HumanTask, decision: Decision, lasts: timedelta) -> UnsignedStatement:
-    """Write down an answer that fits, for signing.
+    """Return the statement of a valid decision, for signing.
 
     Raises:
-        Invalid: it would last too long, or not at all.
+        Invalid: its lifetime is zero or too long.
     """
     if not timedelta(0) < lasts <= LASTS_AT_MOST:
         msg = f"A signed answer lasts for up to {LASTS_AT_MOST.total_seconds() / 3600:.0f} hours."
@@ -80,18 +80,17 @@ def check_signature(
 
     Args:
         tx: The transaction of the answer.
-        task: What is answered.
-        decision: What will be recorded.
-        handed: The envelope that came with it.
+        task: The task.
+        decision: The decision.
+        handed: The submitted envelope.
         pin: See ``registry.trust_root``.
 
     Returns:
         The envelope to keep, as a JSON text; None where there is none.
 
     Raises:
-        Forbidden: ``signature_required``: it has to be signed and is not.
-        Untrusted, Invalid: it is not signed as it has to be; see ``verify_answer``. Or no trust root says whose key
-            is whose: ``no_trust_root``.
+        Forbidden: ``signature_required``: the required signature is missing.
+        Untrusted, Invalid: the signature is not valid; see ``verify_answer``. ``no_trust_root``: no trust root is accepted.
     """
     if handed is None:
         if must_be_signed(task):

@@ -1,1 +1,1 @@
-"""One file per noun. A route parses, calls and renders; it decides nothing."""
+"""Routes that are not operations, one module per noun. A route parses, calls and renders."""

@@ -25,29 +25,29 @@ class HealthView:
 
     ok: bool
     service: str
-    version: Annotated[str, Field(description="The wire contract this service speaks.")]
+    version: Annotated[str, Field(description="The version of the API contract.")]
     build: Annotated[str, Field(description="This package's version.")]
     metadata: Json
 
     @classmethod
     def of(cls, metadata: Json) -> HealthView:
-        """Build the view of a healthy process."""
+        """Return the view of a healthy process."""
         return cls(ok=True, service="kneo-serv-platform", version=WIRE_VERSION, build=__version__, metadata=metadata)
 
 
 @router.get("/healthz", operation_id="health", responses=responds(HealthView))
 @router.get("/livez", operation_id="live", responses=responds(HealthView))
 async def live(service: ServiceDep) -> Response:
-    """Answer as long as the process does, and the controller in it, where there is one, finished a look in time."""
-    # On the event loop, so that it answers when every thread is busy.
+    """Check that the process is alive; with a controller in it, that its last reconciliation finished in time."""
+    # On the event loop, so that it responds when every thread is busy.
     if not service.alive():
-        return problem(503, "not_alive", "The controller in this process finished no look in time.", {})
+        return problem(503, "not_alive", "The controller in this process did not finish a reconciliation in time.", {})
     return JsonResponse(HealthView.of({"status": "healthy"}))
 
 
 @router.get("/readyz", operation_id="ready", responses=responds(HealthView))
 def ready(service: ServiceDep) -> HealthView | JsonResponse:
-    """Answer when requests can be served, with every check; 503 with the same when one fails."""
+    """Check that requests can be served, with the result of each check; 503 when one fails."""
     checks = service.readiness.checks()
     failing = [name for name, check in checks.items() if not check["ok"]]
     metadata: Json = {"ready": not failing, "manager": "PlatformManager", "checks": checks}
@@ -64,5 +64,5 @@ def ready(service: ServiceDep) -> HealthView | JsonResponse:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus text."}},
 )
 def get_metrics(service: ServiceDep) -> Response:
-    """Read this process's counters and how the database stands, in Prometheus's text format."""
+    """Return the metrics of this process and the database, in Prometheus's text format."""
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,7 +1,7 @@
-"""Webhooks of Git hosts: a nudge to look now. Who sent it and what it says decides nothing but that.
+"""Webhooks of Git hosts: requests to reconcile now.
 
 The body is bounded before anything is computed over it; its signature is compared in constant time; a delivery counts
-once; and what comes of it is one request row that asks the controller to look. Nothing in the payload is followed.
+once; and its only effect is one request row for the controller. The content of the payload is not used.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from kneo.store import requests
 router = APIRouter(tags=["hooks"])
 
 ID_CHARS = 200
-"""Characters of a delivery's id that are remembered."""
+"""Characters of a delivery's id that are stored."""
 
 BODY_BYTES = 262_144
-"""Longest delivery read. Hosts send far less for a push; ours is never parsed beyond its signature."""
+"""Largest body of a delivery in bytes. Hosts send far less for a push; the body is not parsed."""
 
 PER_MINUTE = 120
-"""Signed deliveries of one provider that one process takes in a minute; the interval finds what is turned away."""
+"""Signed deliveries of one provider per minute and process; the interval makes up for refused ones."""
 
 
 @dataclass(frozen=True)
 class Provider:
-    """How a host signs a delivery and names it.
+    """How a Git host signs and identifies a delivery.
 
     Args:
         signature: The header with the signature or the token.
-        delivery: The header with the delivery's id; empty where a host has none.
-        prefix: What stands before the hex digest.
-        token: Whether the header holds the secret itself, as one host does it, rather than an HMAC-SHA256 of the body.
+        delivery: The header with the delivery's id; empty where a host sends none.
+        prefix: The text before the hex digest.
+        token: Whether the header is the secret itself, as one host sends it, rather than an HMAC-SHA256 of the body.
     """
 
     signature: str
@@ -79,10 +79,10 @@ _rate = Rate(PER_MINUTE)
     responses=responds(HookAcceptedView, 202),
 )
 async def receive(provider: str, request: Request, service: ServiceDep) -> JsonResponse:
-    """Take a host's word that something may have changed."""
+    """Accept a webhook and request a reconciliation."""
     known, secret = PROVIDERS.get(provider), service.settings.hook_secrets.get(provider)
     if known is None or not secret:
-        msg = f"This service takes no webhooks of {provider[:40]!r}."
+        msg = f"No webhook secret is configured for {provider[:40]!r}."
         raise NotFound(msg, code="hook_not_found", hint="Set KNEO_SERV_HOOK_SECRET_ and the provider's name.")
     counted = service.metrics
     body = await _body(request)
@@ -91,11 +91,11 @@ async def receive(provider: str, request: Request, service: ServiceDep) -> JsonR
         return too_large(BODY_BYTES)
     if not is_signed(known, secret, request.headers, body):
         counted.delivered(provider, "refused")
-        msg = "This delivery is not signed with the secret that was agreed."
+        msg = "The signature of this delivery does not match the configured secret."
         raise Unauthorized(msg, code="hook_signature_invalid")
     if _rate.take(provider) > 0:
         counted.delivered(provider, "limited")
-        return problem(429, "rate_limited", "Too many deliveries; the next look comes by itself.", {})
+        return problem(429, "rate_limited", "Too many deliveries; the controller reconciles at its interval.", {})
     names = delivery_names(known, request.headers, body)
     news = await run_in_threadpool(requests.take_delivery, service.store, provider, names)
     counted.delivered(provider, "accepted" if news else "duplicate")
@@ -112,10 +112,11 @@ async def _body(request: Request) -> bytes | None:
 
 
 def delivery_names(provider: Provider, headers: Mapping[str, str], body: bytes) -> tuple[str, ...]:
-    """Return the names under which a delivery counts once.
+    """Return the ids under which a delivery counts once.
 
-    Where the signature covers the body only, the body is one of them: its id in a header is nobody's word, so that a captured
-    delivery under another id would count again. A host that shows a secret signs nothing; there the id is all there is.
+    Where the signature covers the body only, the digest of the body is one of them: the id in the header is not signed,
+    so a captured delivery under another id would count again. A host that sends the secret itself signs nothing; there
+    the id is all there is.
     """
     told = headers.get(provider.delivery, "")[:ID_CHARS]
     body_name = f"body:{hashlib.sha256(body).hexdigest()}"
@@ -125,7 +126,7 @@ def delivery_names(provider: Provider, headers: Mapping[str, str], body: bytes) 
 
 
 def is_signed(provider: Provider, secret: str, headers: Mapping[str, str], body: bytes) -> bool:
-    """Say whether a delivery carries the proof that its host was told to give."""
+    """Return whether a delivery has a valid signature or token of its host."""
     offered = headers.get(provider.signature, "")
     if provider.token:
         expected = secret

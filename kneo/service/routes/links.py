@@ -1,4 +1,4 @@
-"""Links to answer one question with: made here, looked at as often as a scanner likes, used once."""
+"""One-time links: create them, show their task, and answer once."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from kneo.tasks.decisions import DecisionNotAllowed, DecisionRequest
 pages = APIRouter(include_in_schema=False)
 
 PER_MINUTE = 120
-"""Looks at one link and answers with it. Counted by link, because behind a proxy all people share one address."""
+"""Requests for one link per minute. Counted by link, because behind a proxy all people share one address."""
 
 WRONG_PER_MINUTE = 120
-"""Requests with tokens that do not exist, from one address. Guessing a token is hopeless anyway; this keeps it cheap."""
+"""Requests with unknown tokens from one address per minute. Tokens cannot be guessed; this keeps attempts cheap."""
 
 FIELDS = 50
 
@@ -37,7 +37,7 @@ _wrong = Rate(WRONG_PER_MINUTE)
 
 @pages.api_route("/h/{token}", methods=["GET", "HEAD"])
 def look(token: str, request: Request, service: ServiceDep) -> Response:
-    """Show the question. Never decides: whoever scans mail for viruses looks at links too."""
+    """Show the task of a link. Never decides: scanners of mail open links too."""
 
     def read() -> tuple[TaskLink, HumanTask]:
         _count(service, request, token)
@@ -54,7 +54,7 @@ def look(token: str, request: Request, service: ServiceDep) -> Response:
 
 @pages.post("/h/{token}")
 async def answer(token: str, request: Request, service: ServiceDep) -> Response:
-    """Answer with a link, from the page's form or as JSON."""
+    """Answer a task with a link, by the form of its page or as JSON."""
     body = await request.body()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     as_json = kind == "application/json"
@@ -72,10 +72,10 @@ async def answer(token: str, request: Request, service: ServiceDep) -> Response:
 
 
 def _count(service: Service, request: Request, token: str) -> None:
-    """Count a request, by its link where there is one and else by the address that it comes from.
+    """Count a request, by its link where one exists and else by the address of the caller.
 
     Raises:
-        TooMany: there were too many of them in a minute.
+        TooMany: the rate limit is reached.
         NotFound: ``link_not_found``.
     """
     with service.store.read() as tx:
@@ -88,7 +88,7 @@ def _count(service: Service, request: Request, token: str) -> None:
     else:
         wait, what = (
             _wrong.take(_address(request)),
-            "Too many links that do not exist were asked for from this address.",
+            "Too many requests for unknown links from this address.",
         )
     if wait:
         raise TooMany(what, retry_after=max(1, round(wait + 0.5)))
@@ -113,12 +113,12 @@ def _form(body: bytes) -> dict[str, object]:
     try:
         found = parse_qs(body.decode(), keep_blank_values=True, strict_parsing=bool(body), max_num_fields=FIELDS)
     except ValueError as error:
-        msg = "This is not what the page sends."
+        msg = "This body is not the form of the page."
         raise Invalid(msg) from error
     several = [option for option in found.pop("selected_option", []) if option]
     fields: dict[str, object] = {name: values[-1].replace("\r\n", "\n") for name, values in found.items() if values[-1]}
     if fields.get("decision") not in {"edited", "provided"}:
-        fields.pop("content", None)  # the page shows the text to whoever does not change it, too
+        fields.pop("content", None)  # An unchanged text is sent too, because the page shows it in an input.
     if fields.get("decision") == "selected":
         fields["selected_options"] = several
     return fields
@@ -137,7 +137,7 @@ def _json(body: bytes) -> dict[str, object]:
 
 
 class _Said(BaseModel):
-    """What a page's form says, and a program may say in JSON."""
+    """An answer to a task by link, as form fields or JSON."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
@@ -151,7 +151,7 @@ class _Said(BaseModel):
 
 
 def _answer(fields: dict[str, object], limit: int) -> DecisionRequest:
-    """Check what was sent.
+    """Validate a submitted answer.
 
     Raises:
         NotAllowed: ``human_input_invalid``: a field is missing, unknown or of the wrong kind.

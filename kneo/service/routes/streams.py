@@ -1,4 +1,4 @@
-"""Streams of events: of one run, and of all human tasks."""
+"""Event streams: of one run, and of all human tasks."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ async def stream_run_events(
     published: LegacyClient,
     principal: RunReader,
     last_event_id: Annotated[int | None, Header(ge=0, le=MAX_NUMBER)] = None,
-    after: Annotated[int, Query(ge=0, le=MAX_NUMBER, description="The number of the last event that is known.")] = 0,
+    after: Annotated[int, Query(ge=0, le=MAX_NUMBER, description="The number of the last received event.")] = 0,
 ) -> Response:
-    """Follow what happens in a run until it ends, from its beginning or from after the last event that was seen.
+    """Stream the events of a run until it ends, from its beginning or after a given event.
 
-    Each trace event has the name of its type and its number as id; `status` says that the run pauses or goes on, `end`
-    that it has ended, after which there is no more.
+    Each trace event has the name of its type and its number as id; `status` reports that the run pauses or continues,
+    `end` that it has ended, after which the stream closes.
     """
     await run_in_threadpool(find_run, service.store, run_id)
     seen = last_event_id if last_event_id is not None else after
@@ -70,7 +70,9 @@ async def stream_human_tasks(
         Header(max_length=40, description="Continue after the event with this id; `0` is before the first one."),
     ] = None,
 ) -> Response:
-    """Follow the inbox, from now on or from after an event that was seen: each event once, in the same order for all."""
+    """Stream the events of the inbox, from now on or after a given event: each event once, in the same order for every
+    reader.
+    """
     cursor = await run_in_threadpool(task_feed.find_cursor, service.store, last_event_id)
     heartbeat = service.settings.http.stream_heartbeat_seconds
     return service.streams.answer(task_events(service.changes, cursor, heartbeat=heartbeat), principal.name)
