@@ -93,11 +93,25 @@ No limit is written by leaving the field out.
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _TIMEOUT_EFFECT = r"^(fail|continue|escalate|approve|reject|skip|cancel|select:.+)$"
 _DIGEST = r"^sha256:[0-9a-f]{64}$"
+_HOST = r"^[A-Za-z0-9][A-Za-z0-9.-]{0,252}$"
+_HOST_AND_PORT = r"^([A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9A-Fa-f:]{2,45}\]):[0-9]{1,5}$"
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,199}$"
 
 Name: TypeAlias = Annotated[str, Field(pattern=_NAME)]
 """A name that is also a file name."""
 
+Pattern: TypeAlias = Annotated[str, Field(min_length=1, max_length=200)]
+"""Text with ``*`` and ``?``. Reading one takes time that grows with the square of its length."""
+
 DigestText: TypeAlias = Annotated[str, Field(pattern=_DIGEST)]
+
+Host: TypeAlias = Annotated[str, Field(pattern=_HOST)]
+"""A host name or address; ``a.example`` is also its subdomains."""
+
+HostAndPort: TypeAlias = Annotated[str, Field(pattern=_HOST_AND_PORT)]
+
+SecretName: TypeAlias = Annotated[str, Field(pattern=_VARIABLE)]
+"""The name of an environment variable, or of a file in the folder of secrets."""
 
 TimeoutEffect: TypeAlias = Annotated[str, Field(pattern=_TIMEOUT_EFFECT)]
 """The effect of a timeout; ``select:<option>`` takes that option."""
@@ -106,6 +120,9 @@ PATTERN_WORDS = {
     _NAME: "a letter or digit and then at most 99 letters, digits, dots, dashes and underscores",
     _TIMEOUT_EFFECT: "fail, continue, escalate, approve, reject, skip, cancel or select: and an option",
     _DIGEST: "sha256: and 64 lower-case hex digits",
+    _HOST: "a host name or an address, without scheme and port",
+    _HOST_AND_PORT: "a host, a colon and a port",
+    _VARIABLE: "the name of a variable: letters, digits and underscores",
 }
 """The description of each pattern in messages."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from kneo.digest import Digest, digest_of_json
 from kneo.errors import Invalid
@@ -30,7 +31,7 @@ from kneo.spec.models.environment import (
     Match,
     Person,
 )
-from kneo.spec.models.human import NOT_HONOURED, Candidates, Gate, Human
+from kneo.spec.models.human import NOT_HONOURED, TOOL_REJECTIONS, Candidates, Gate, Human
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.validate import InvalidDeclaration, parse_model
 
@@ -44,6 +45,12 @@ DEFAULT_REVIEWERS = Human(candidates=Candidates(roles=("reviewer",)))
 
 AFTER_KINDS = ("agent", "function", "workflow", "guardrail", "steps", "parallel", "router")
 """Kinds of steps with a result that a gate after them can review."""
+
+STEP_REJECTIONS: Mapping[EnvironmentGatePosition, tuple[str, ...]] = {
+    "before": ("stop", "cancel", "skip", "fail"),
+    "after": ("stop", "cancel", "skip", "fail", "retry"),
+}
+"""The effects of a rejection at a gate around steps."""
 
 
 def parse_environment(
@@ -162,16 +169,39 @@ def _gate(
         message = f"after means nothing for steps of kind {', '.join(wrong)}."
         yield error(CODE, message, path, suggestion=f"Here the kinds are {', '.join(AFTER_KINDS)}; or ask before.")
     human = effective_human(gate, _known(spec.humans))
-    yield from _effects(gate, human, position, path)
+    yield from _effects(gate, human, _Legal.at(added.match, position), path)
     yield from _candidates(human, spec.people.values(), path)
 
 
-def _effects(gate: Gate, human: Human, position: EnvironmentGatePosition, path: Path) -> Iterator[Diagnostic]:
-    legal = DECISIONS[position]
-    wrong = [decision for decision in human.decisions or () if decision not in legal]
+@dataclass(frozen=True, slots=True)
+class _Legal:
+    """What is possible at a gate that an environment adds."""
+
+    position: EnvironmentGatePosition
+    decisions: tuple[str, ...]
+    rejections: tuple[str, ...]
+    default_rejection: str
+
+    @classmethod
+    def at(cls, match: Match, position: EnvironmentGatePosition) -> _Legal:
+        """Return what is possible at everything that a gate matches: tool calls, steps, or both."""
+        decisions, rejections = DECISIONS[position], STEP_REJECTIONS[position]
+        if "tool" not in match.kinds:
+            return cls(position, decisions, rejections, default_rejection(position))
+        if set(match.kinds) != {"tool"}:
+            both = tuple(effect for effect in rejections if effect in TOOL_REJECTIONS)
+            return cls(position, decisions, both, default_rejection(position))
+        return cls(position, (*decisions, "edited"), TOOL_REJECTIONS, default_rejection("tool"))
+
+
+def _effects(gate: Gate, human: Human, legal: _Legal, path: Path) -> Iterator[Diagnostic]:
+    position, default = legal.position, legal.default_rejection
+    wrong = [decision for decision in human.decisions or () if decision not in legal.decisions]
     if wrong:
         message = f"{position} cannot be answered with {', '.join(wrong)}."
-        yield error(CODE, message, (*path, "decisions"), suggestion=f"Here the answers are {', '.join(legal)}.")
+        yield error(
+            CODE, message, (*path, "decisions"), suggestion=f"Here the answers are {', '.join(legal.decisions)}."
+        )
     ignored = [name for name in NOT_HONOURED if getattr(human, name)]
     ignored += [f"a secret field ({field.name})" for field in human.fields if field.secret]
     if ignored:
@@ -180,11 +210,9 @@ def _effects(gate: Gate, human: Human, position: EnvironmentGatePosition, path: 
     if gate.key is not None:
         message = "The key of an environment's gate is its position and name."
         yield error(CODE, message, (*path, "key"), suggestion="Leave key out.")
-    default = default_rejection(position)
-    effects = ("stop", "cancel", "skip", "fail", *(("retry",) if position == "after" else ()))
-    if human.on_reject is not None and human.on_reject not in effects:
-        message = f"on_reject: {human.on_reject} means nothing {position} a step that an environment chooses."
-        hint = f"Here a rejection does one of {', '.join(effects)}; left out: {default}."
+    if human.on_reject is not None and human.on_reject not in legal.rejections:
+        message = f"on_reject: {human.on_reject} means nothing {position} what this gate matches."
+        hint = f"Here a rejection does one of {', '.join(legal.rejections)}; left out: {default}."
         yield error(CODE, message, (*path, "on_reject"), suggestion=hint)
         return
     unsigned = unsigned_timeout(human, default)

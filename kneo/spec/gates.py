@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from kneo.errors import Invalid
-from kneo.spec.models.human import Condition
+from kneo.spec.models.human import TOOL_REJECTIONS, Condition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,16 +111,32 @@ def asks(when: Condition | None, sample: float | None, facts: Facts, *, seed: st
 def default_rejection(position: str, *, at_condition: bool = False) -> str:
     """Return the effect of a rejection where neither the gate nor its human states one.
 
-    A rejection stops the run, with two exceptions: a condition runs its other branch, and a tool or a function that
-    waits receives the answer.
+    A rejection stops the run, with three exceptions: a condition runs its other branch, the agent that calls a tool and a
+    function that waits receive the answer.
 
     Args:
         position: The position of the question: ``step``, ``wait``, ``tool``, or a name under ``review``.
         at_condition: Whether the question is at a condition.
     """
     if position in {"wait", "tool"}:
-        return "tell"
+        return "tell_agent" if position == "tool" else "tell"
     return "else" if at_condition and position == "before" else "stop"
+
+
+def rejection_effect(position: str, stated: str | None) -> str:
+    """Return the effect of a rejection at a position.
+
+    An effect that is impossible there, which a shared human can state, stops the run.
+
+    Args:
+        position: The position as above.
+        stated: The effect that the gate or its human states.
+    """
+    if stated is None:
+        return default_rejection(position)
+    at_tool, of_tools = position == "tool", stated in TOOL_REJECTIONS
+    possible = of_tools if at_tool else stated != "tell_agent"
+    return stated if possible else "stop"
 
 
 def draw(seed: str) -> float:

@@ -218,8 +218,8 @@ class _Compiler:
             str(position): review_gate(position, gate, humans, path) for position, gate in declared.items()
         }
         if isinstance(step, ConditionStep) and (before := gates.get("before")) is not None:
-            effect = before.human.on_reject or default_rejection("before", at_condition=True)
-            gates["before"] = replace(before, on_reject=effect)
+            if before.human.on_reject is None:
+                gates["before"] = replace(before, on_reject=default_rejection("before", at_condition=True))
             if step.when is None:
                 # A person who decides instead of a condition is always asked.
                 gates["before"] = replace(gates["before"], when=None, sample=None)

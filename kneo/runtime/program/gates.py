@@ -9,7 +9,7 @@ from dataclasses import replace
 from kneo.errors import Invalid
 from kneo.records.task import DecisionKind
 from kneo.runtime.interpreter.gate import DEFAULT_HUMAN, DEFAULT_RETRIES, CompiledGate
-from kneo.spec.gates import default_rejection
+from kneo.spec.gates import rejection_effect
 from kneo.spec.models.human import NOT_HONOURED, Gate, Human
 from kneo.tasks.forms import check_fields, check_schema
 
@@ -92,7 +92,7 @@ def _gate(position: str, human: Human, path: str, name: str, declared: Gate | No
         position=position,
         human=human,
         decisions=chosen,
-        on_reject=human.on_reject or default_rejection(position),
+        on_reject=rejection_effect(position, human.on_reject),
         max_retries=DEFAULT_RETRIES if human.max_retries is None else human.max_retries,
         when=declared.when if declared else None,
         sample=declared.sample if declared else None,

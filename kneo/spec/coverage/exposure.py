@@ -65,7 +65,7 @@ def denied_permission(agent: Agent, capability: Capability) -> str | None:
 
 def granted(agent: Agent, tool: Tool) -> tuple[Capability, ...]:
     """Return the capabilities of a tool that the agent does not deny."""
-    return tuple(each for each in tool.capabilities if denied_permission(agent, each) is None)
+    return tuple(each for each in tool.all_capabilities if denied_permission(agent, each) is None)
 
 
 @dataclass(frozen=True, slots=True)

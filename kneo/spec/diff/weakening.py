@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kneo.spec.models.environment import Approvals, Environment, EnvironmentSpec, Person, QuestionPolicy, Signatures
 from kneo.spec.models.human import strongest
+from kneo.spec.models.rules import AllowedModel, ModelBudget, ModelLimit, ModelPrice, ModelRules, ToolRules
 from kneo.spec.policy_flags import SWITCHES, PolicyFlags
 from kneo.spec.windows import Window
 
@@ -30,6 +31,8 @@ def weakenings(before: Environment, after: Environment) -> tuple[str, ...]:
         *_windows(before.windows, after.windows),
         *_added(before, after),
         *_gates(old, new),
+        *_models(old.models, new.models),
+        *_tools(old.tools, new.tools),
     )
 
 
@@ -129,3 +132,66 @@ def _gates(old: EnvironmentSpec, new: EnvironmentSpec) -> Iterator[str]:
     for module, digest in old.implementations.items():
         if new.implementations.get(module) != digest:
             yield f"the code of {module} is not pinned to {digest} any more"
+
+
+def _models(old: ModelRules, new: ModelRules) -> Iterator[str]:
+    if old.allow is not None and (new.allow is None or set(_allowed(new.allow)) - set(_allowed(old.allow))):
+        yield "runs could ask more models"
+    for provider in sorted({*old.connections, *new.connections}):
+        if old.connections.get(provider) != new.connections.get(provider):
+            yield f"the connection to {provider} changes: prompts could go to another address, with another key"
+    if more := set(new.hosts) - set(old.hosts):
+        yield f"specs could send prompts to {', '.join(sorted(more))}"
+    for limit in old.limits:
+        if not any(_no_looser(other, limit) for other in new.limits):
+            yield f"the limits of {limit.provider} are removed or raised"
+    for budget in old.budgets:
+        if not any(_no_larger(other, budget) for other in new.budgets):
+            yield f"the budget per {budget.per} is removed or raised"
+    if any(budget.cost is not None for budget in old.budgets):
+        yield from _prices(old.prices, new.prices)
+
+
+def _allowed(models: Sequence[AllowedModel]) -> Iterator[tuple[str, str]]:
+    return ((each.provider, name) for each in models for name in each.names)
+
+
+def _no_looser(new: ModelLimit, old: ModelLimit) -> bool:
+    return (
+        new.provider == old.provider
+        and _at_most(new.concurrency, old.concurrency)
+        and _at_most(new.requests_per_minute, old.requests_per_minute)
+        and _at_most(new.tokens_per_minute, old.tokens_per_minute)
+    )
+
+
+def _no_larger(new: ModelBudget, old: ModelBudget) -> bool:
+    asks = new.on_exceeded == "ask" and old.on_exceeded == "fail"
+    return new.per == old.per and not asks and _at_most(new.tokens, old.tokens) and _at_most(new.cost, old.cost)
+
+
+def _at_most(new: float | None, old: float | None) -> bool:
+    return old is None or (new is not None and new <= old)
+
+
+def _prices(old: Mapping[str, ModelPrice], new: Mapping[str, ModelPrice]) -> Iterator[str]:
+    """A price that falls, appears or disappears lets a cost budget last longer, or cannot be compared."""
+    for name in sorted({*old, *new}):
+        was, becomes = old.get(name), new.get(name)
+        if was is None or becomes is None or becomes.input < was.input or becomes.output < was.output:
+            yield f"the price of {name} changes, and the budgets with it"
+
+
+def _tools(old: ToolRules, new: ToolRules) -> Iterator[str]:
+    if gone := set(old.deny) - set(new.deny):
+        yield f"the tools {', '.join(sorted(gone))} are no longer denied"
+    if old.allow is not None and (new.allow is None or set(new.allow) - set(old.allow)):
+        yield "agents could call more tools"
+    if more := set(new.inside) - set(old.inside):
+        yield f"tools could reach {', '.join(sorted(more))} inside the network"
+    if programs := set(new.mcp.commands) - set(old.mcp.commands):
+        yield f"MCP servers could run {', '.join(sorted(programs))}"
+    if old.mcp.hosts is not None and (new.mcp.hosts is None or set(new.mcp.hosts) - set(old.mcp.hosts)):
+        yield "MCP servers could be on other hosts"
+    if old.mcp.pinned and not new.mcp.pinned:
+        yield "the tools of MCP servers could change without a new release"

@@ -14,6 +14,7 @@ from kneo.spec.diagnostics import Diagnostic, warning
 from kneo.spec.documents import Path
 from kneo.spec.index import SpecIndex
 from kneo.spec.models.agent import Agent, Model, RuntimePreferences, Strategy
+from kneo.spec.models.human import TOOL_REJECTIONS
 from kneo.spec.models.spec import Spec
 from kneo.spec.models.workflow import ConcurrentWorkflow, ConditionStep, LeafStep
 
@@ -35,6 +36,8 @@ NO_EFFECT: Mapping[type[SpecModel], Mapping[str, str]] = {
         "memory": "an agent sees the text that its step is stated",
         "guardrails": "no guardrail runs in this version; put a person in front of what has to be guarded",
         "tools": NO_TOOLS,
+        "ask_question": NO_TOOLS,
+        "output_schema": "an agent's answer is text in this version",
         "skills": "agents are not stated skills in this version",
         "middleware": "no middleware runs",
         "defaults": "an agent's answer is its step's output",
@@ -44,6 +47,7 @@ NO_EFFECT: Mapping[type[SpecModel], Mapping[str, str]] = {
         "max_tokens": "no provider that is available here takes it",
         "timeout_seconds": "a step's timeout_seconds limits its time",
         "extra": "no provider that is available here takes it",
+        "fallbacks": "no provider that is available here needs them",
         "token_budget": "tokens are not counted in this version",
     },
     ConcurrentWorkflow: {"max_iterations": "every participant runs once"},
@@ -94,7 +98,7 @@ def _rejections(index: SpecIndex) -> Iterator[Diagnostic]:
     for at in index.steps:
         if at.step.kind == "human":
             human = humans.get(getattr(at.step, "ref", None) or DEFAULT_HUMAN)
-            if human is not None and human.on_reject == "else":
+            if human is not None and human.on_reject in {"else", "tell_agent"}:
                 yield _rejection(human.on_reject, f"the step {at.id_path}", at.path)
     for gate in all_gates(index):
         effect = effective_human(gate.gate, humans).on_reject
@@ -103,6 +107,10 @@ def _rejections(index: SpecIndex) -> Iterator[Diagnostic]:
 
 
 def _has_effect(effect: str, at: LocatedGate) -> bool:
+    if at.tool is not None:
+        return effect in TOOL_REJECTIONS
+    if effect == "tell_agent":
+        return False
     if effect == "else":
         return at.position == "before" and at.step is not None and isinstance(at.step.step, ConditionStep)
     # A person who chooses cannot reject.

@@ -45,10 +45,10 @@ def tool_backings(index: SpecIndex) -> Iterator[Diagnostic]:
     """
     for name, tool in index.spec.tools.items():
         path: Path = ("tools", name)
-        backings = [key for key in ("implementation", "mcp", "agent") if getattr(tool, key) is not None]
+        backings = tool.backings
         external = tool.review is not None and tool.review.external is not None
         if not backings and not external and name not in index.context.tools:
-            hint = "Give it one of implementation, mcp and agent."
+            hint = "Give it one of implementation, http, mcp and agent."
             yield error("E_TOOL_NO_BACKING", f"The tool {name} has no implementation.", path, suggestion=hint)
         if len(backings) > 1:
             message = f"The tool {name} has {' and '.join(backings)}; a call can only go to one of them."
@@ -131,7 +131,7 @@ def capabilities(index: SpecIndex) -> Iterator[Diagnostic]:
     """Agents allow the capabilities of the tools that they select: a call without permission is refused."""
     for at in index.agents:
         for name, tool in declared_tools(index, at.agent):
-            for capability in tool.capabilities:
+            for capability in tool.all_capabilities:
                 permission = denied_permission(at.agent, capability)
                 if permission is not None:
                     message = f"The tool {name} needs {capability}, which {at.agent.name} does not allow its tools."

@@ -19,7 +19,8 @@ PROVIDER_VARIABLES: Mapping[str, str] = {
 }
 """Where providers' keys are looked for when the project does not say."""
 
-KNOWN_PROVIDERS = ("dummy", *PROVIDER_VARIABLES, "ollama")
+KNOWN_PROVIDERS = ("dummy", *PROVIDER_VARIABLES, "openai-compatible", "ollama", "vllm", "litellm", "azure")
+"""Every provider that an agent can name."""
 
 AVAILABLE_PROVIDERS = ("dummy",)
 """A run that needs another one is refused at its start."""
@@ -28,11 +29,16 @@ UNNAMED = "default"
 """What the short form of a model (``model: NAME``) has for its provider."""
 
 
+MAX_FALLBACKS = 5
+
+ASK_QUESTION = "ask_question"
+"""The built-in tool with which an agent that includes it asks a person."""
+
 RuntimeMode: TypeAlias = Literal["bridge", "native", "adapter"]
 
 
-class Model(SpecModel):
-    """Which model answers, and how it is asked."""
+class ModelChoice(SpecModel):
+    """A model of a provider, and the settings of its requests."""
 
     provider: str = Field(description="Who serves the model: openai, anthropic, google, dummy, …", examples=["dummy"])
     name: str
@@ -42,7 +48,18 @@ class Model(SpecModel):
     extra: JsonObject = Field(
         default_factory=dict, description="What the provider needs beyond that: base_url, api_key_ref, …"
     )
+
+
+class Model(ModelChoice):
+    """Which model answers, and how it is asked."""
+
     token_budget: int | None = Field(default=None, gt=0, description="Upper bound of tokens for a whole run.")
+    fallbacks: ListOf[ModelChoice] = Field(
+        default=(),
+        max_length=MAX_FALLBACKS,
+        description="Models that are asked, in this order, while the one before cannot be reached or is overloaded. Never "
+        "after a refusal; the next request begins with the first model again.",
+    )
 
 
 class Strategy(SpecModel):
@@ -201,6 +218,16 @@ class Agent(SpecModel):
     middleware: ListOf[str] = Field(default=(), description="Accepted for older specs.")
     defaults: JsonObject = Field(
         default_factory=dict, description="append_mode: auto, never, user_only or assistant_only."
+    )
+    output_schema: JsonObject | None = Field(
+        default=None,
+        description="JSON Schema of the answer. The model is asked for JSON, an answer that does not fit is asked for again, "
+        "and the output is the JSON text.",
+    )
+    ask_question: str | None = Field(
+        default=None,
+        description="Whom the built-in tool ask_question asks: a name in components.humans. Left out: "
+        "components.humans.default, or the people with the role reviewer.",
     )
     as_agent: str | None = Field(default=None, description="A name in components.workflows that answers as this agent.")
     policies: AgentPolicies | None = Field(default=None, description="Another way to write tools.permissions.")

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
 
 from kneo.digest import Digest
 from kneo.errors import Invalid
-from kneo.spec.base import ApiVersion, CamelModel, DigestText, Duration, ListOf, MapOf, Name, SpecModel
+from kneo.spec.base import ApiVersion, CamelModel, DigestText, Duration, ListOf, MapOf, Name, Pattern, SpecModel
 from kneo.spec.models.human import AnyGate, AnyHuman, Gate
+from kneo.spec.models.rules import ModelRules, ToolRules
 from kneo.spec.models.spec import Capability, Spec
 from kneo.spec.policy_flags import PolicyFlags
 from kneo.spec.windows import Window, parse_window
@@ -27,10 +28,10 @@ StepKind: TypeAlias = Literal[
     "agent", "function", "workflow", "guardrail", "steps", "parallel", "condition", "loop", "router"
 ]
 
-MAX_ADDED = 100
+MatchedKind: TypeAlias = StepKind | Literal["tool"]
+"""A kind of step, or a call of a tool."""
 
-Pattern: TypeAlias = Annotated[str, Field(min_length=1, max_length=200)]
-"""Text with ``*`` and ``?``. Reading one takes time that grows with the square of its length."""
+MAX_ADDED = 100
 
 
 class QuestionPolicy(CamelModel):
@@ -54,21 +55,27 @@ class QuestionPolicy(CamelModel):
 
 
 class Match(CamelModel):
-    """The steps of a gate: those that match every field, each by one of its entries.
+    """The steps or tool calls of a gate: those that match every field, each by one of its entries.
 
+    With ``kinds: [tool]`` the gate stands at calls: ``tools`` and ``capabilities`` are those of the called tool, ``refs`` is
+    its agent, ``steps`` and ``workflows`` are where the agent runs. With other kinds it stands around whole steps.
     In patterns ``*`` matches any text and ``?`` one character.
     """
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
     capabilities: ListOf[Capability] = Field(default=(), description="What running the step may do beyond computing.")
-    kinds: ListOf[StepKind] = Field(
-        default=(), description="Left out: every step that does something itself; groups only where they are named."
+    kinds: ListOf[MatchedKind] = Field(
+        default=(),
+        description="Kinds of steps, or tool. Left out: every step that does something itself; groups and tool calls only "
+        "where they are named.",
     )
     refs: ListOf[Pattern] = Field(
         default=(), description="Patterns of names: the agent, function or workflow that it runs."
     )
-    tools: ListOf[Pattern] = Field(default=(), description="Patterns of tools that its agent can call.")
+    tools: ListOf[Pattern] = Field(
+        default=(), description="Patterns of tools: those that the step's agent can call, or the called one."
+    )
     steps: ListOf[Pattern] = Field(
         default=(), description="Patterns of paths: ids from the outside in.", examples=[["release/*"]]
     )
@@ -76,11 +83,11 @@ class Match(CamelModel):
 
 
 class EnvironmentGate(CamelModel):
-    """A gate around steps, in addition to the gates of their specs."""
+    """A gate around steps or at tool calls, in addition to the gates of their specs."""
 
     name: Name = Field(description="A part of the question's key: pay.before+NAME.")
-    match: Match = Field(description="The steps it stands around.")
-    before: AnyGate | None = Field(default=None, description="Asked before such a step begins.")
+    match: Match = Field(description="The steps it stands around, or the calls it stands at.")
+    before: AnyGate | None = Field(default=None, description="Asked before such a step begins, or such a call is made.")
     after: AnyGate | None = Field(default=None, description="Asked when such a step has finished.")
 
     def gates(self) -> dict[EnvironmentGatePosition, Gate]:
@@ -208,6 +215,8 @@ class EnvironmentSpec(CamelModel):
         default=False,
         description="The environment ends: what it still serves is removed with an approval, then no run starts here.",
     )
+    models: ModelRules = ModelRules()
+    tools: ToolRules = ToolRules()
     implementations: MapOf[DigestText] = Field(
         default_factory=dict, description="The SHA-256 that a Python module behind an implementation must have here."
     )

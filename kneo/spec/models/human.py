@@ -69,7 +69,7 @@ def strongest(one: R | None, other: R | None) -> R | None:
 
 RequestType: TypeAlias = Literal["approval", "review", "correction", "selection", "freeform"]
 Decision: TypeAlias = Literal["approved", "rejected", "edited", "selected", "provided"]
-RejectEffect: TypeAlias = Literal["stop", "cancel", "skip", "retry", "else", "fail", "continue"]
+RejectEffect: TypeAlias = Literal["stop", "cancel", "skip", "retry", "else", "fail", "continue", "tell_agent"]
 Position: TypeAlias = Literal["before", "after", "each", "route", "error", "external"]
 
 
@@ -173,7 +173,7 @@ class Human(SpecModel):
     )
     on_reject: RejectEffect | None = Field(
         default=None,
-        description="What a rejection does. Left out: stop, at a condition else.",
+        description="What a rejection does. Left out: stop, at a condition else, at a tool tell_agent.",
     )
     max_retries: int | None = Field(default=None, ge=0, description="Repetitions after the first try; 0 means none.")
     grants: JsonObject | None = Field(default=None, description="Further calls that an approval may cover.")
@@ -243,6 +243,12 @@ class Review(SpecModel):
         return {place: gate for place, gate in all_places.items() if gate is not None}
 
 
+TOOL = "a tool"
+
+TOOL_REJECTIONS: tuple[RejectEffect, ...] = ("tell_agent", "stop", "fail")
+"""The effects of a rejection at a tool call; the first where nothing is stated."""
+
+
 def check_review(review: Review | None, what: str, places: tuple[Position, ...]) -> None:
     """Refuse gates at positions without effect, and rejections that would run the rejected step.
 
@@ -265,6 +271,12 @@ def check_review(review: Review | None, what: str, places: tuple[Position, ...])
             raise refused("E_REVIEW_POSITION", f"review.{place} means nothing for {what}; {where}.", "review", place)
         if place == "before" and gate.on_reject == "retry":
             message = "A rejection before something runs cannot retry it: that would run what was rejected."
+            raise refused("E_REVIEW_REJECT", message, "review", place, "on_reject")
+        if what == TOOL and gate.on_reject not in (None, *TOOL_REJECTIONS):
+            message = f"on_reject: {gate.on_reject} means nothing for a tool; here it is tell_agent, stop or fail."
+            raise refused("E_REVIEW_REJECT", message, "review", place, "on_reject")
+        if what != TOOL and gate.on_reject == "tell_agent":
+            message = "on_reject: tell_agent needs a tool, whose agent receives the rejection."
             raise refused("E_REVIEW_REJECT", message, "review", place, "on_reject")
         if gate.on_reject == "else" and what != "a condition":
             message = "on_reject: else needs a condition, which has an else."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from kneo.spec.base import JsonObject, ListOf, MapOf, SpecModel, Text, refused
+from kneo.spec.base import JsonObject, ListOf, MapOf, Seconds, SpecModel, Text, refused
 from kneo.spec.models.agent import Agent
-from kneo.spec.models.human import AnyHuman, Review, check_review
+from kneo.spec.models.human import TOOL, AnyHuman, Review, check_review
 from kneo.spec.models.workflow import AnyWorkflow
 
 Capability: TypeAlias = Literal["network", "filesystem_read", "filesystem_write", "shell", "privileged"]
@@ -22,24 +22,127 @@ class McpToolRef(SpecModel):
     name: str | None = Field(default=None, description="The tool's name there, where it differs.")
 
 
+HttpMethod: TypeAlias = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+
+READING_METHODS: frozenset[HttpMethod] = frozenset({"GET", "HEAD"})
+
+
+class HttpTool(SpecModel):
+    """An HTTP request. ``{name}`` in a value stands for an argument of the call."""
+
+    method: HttpMethod = "GET"
+    url: str = Field(
+        max_length=2_000,
+        description="Arguments are percent-encoded, and cannot stand in the scheme or the host.",
+        examples=["https://crm.example/customers/{id}"],
+    )
+    headers: dict[str, str] = Field(default_factory=dict)
+    query: dict[str, str] = Field(
+        default_factory=dict, description="Parameters; one whose argument is left out is not sent."
+    )
+    body: object = Field(
+        default=None,
+        description="A JSON value; a text that is only {name} becomes the argument's own value. Left out: the arguments that "
+        "stand nowhere else, for POST, PUT and PATCH.",
+    )
+    secret_headers: dict[str, str] = Field(
+        default_factory=dict,
+        description="Headers with ${NAME} for a secret of the process that runs steps; no argument can stand here.",
+        examples=[{"Authorization": "Bearer ${CRM_TOKEN}"}],
+    )
+
+
+class Verify(SpecModel):
+    """A function that finds out whether an interrupted call took effect."""
+
+    verify: str = Field(
+        description="Dotted path of a Python callable. It receives the idempotency key and the arguments of the call, and "
+        "returns {done: true, result: …} or {done: false}."
+    )
+
+
+def _verify_tag(value: object) -> str:
+    return "interrupted=word" if isinstance(value, str) else "interrupted=map"
+
+
+OnInterrupted: TypeAlias = Annotated[
+    Annotated[Literal["ask", "repeat", "fail"], Tag("interrupted=word")] | Annotated[Verify, Tag("interrupted=map")],
+    Discriminator(_verify_tag),
+]
+
+Backing: TypeAlias = Literal["implementation", "http", "mcp", "agent"]
+
+_WITH_EFFECTS: frozenset[Capability] = frozenset({"filesystem_write", "shell", "privileged"})
+
+
 class Tool(SpecModel):
-    """Something an agent can call, backed by exactly one of implementation, mcp and agent."""
+    """Something an agent can call, backed by exactly one of implementation, http, mcp and agent."""
 
     description: Text = Field(description="The purpose of the tool, for the model.")
     parameters: JsonObject = Field(default_factory=dict, description="JSON Schema of its arguments.")
     implementation: str | None = Field(
         default=None, description="Dotted path of a Python callable: package.module.name."
     )
+    http: HttpTool | None = None
     mcp: McpToolRef | None = None
     agent: str | None = Field(default=None, description="A name in components.agents: the agent is the tool.")
     capabilities: ListOf[Capability] = Field(default=(), description="What a call may do beyond computing its result.")
     always_ask: bool = Field(default=False, description="Whether standing grants never apply to it.")
     review: Review | None = Field(default=None, description="Where people are asked about its calls: before, external.")
+    returns: JsonObject | None = Field(
+        default=None, description="JSON Schema of the result; a call whose result does not fit has failed."
+    )
+    timeout_seconds: Seconds | None = Field(
+        default=None, description="Time for one call. Left out: the setting of the process."
+    )
+    max_result_chars: int | None = Field(
+        default=None, ge=100, le=1_000_000, description="Characters of a result that the model is shown."
+    )
+    retries: int = Field(default=0, ge=0, le=10, description="Repetitions of a failed call; only without effects.")
+    on_interrupted: OnInterrupted | None = Field(
+        default=None,
+        description="What happens with a call that was under way when its process ended: ask a person whether it took effect, "
+        "repeat it, fail, or verify with a function. Left out: ask with effects, repeat without.",
+    )
+    effects: bool | None = Field(
+        default=None,
+        description="Whether a call changes something outside. Left out: derived from capabilities and the HTTP method; false "
+        "only counts for calls over the network.",
+    )
+    output: Literal["trusted", "untrusted"] = Field(
+        default="trusted", description="untrusted: the result is marked as data, which no instruction may come from."
+    )
 
     @model_validator(mode="after")
     def _gates_are_in_place(self) -> Self:
-        check_review(self.review, "a tool", ("before", "external"))
+        check_review(self.review, TOOL, ("before", "external"))
         return self
+
+    @property
+    def backings(self) -> tuple[Backing, ...]:
+        """The backings that the tool names; more or fewer than one is a finding of the linter."""
+        named: dict[Backing, object] = {
+            "implementation": self.implementation,
+            "http": self.http,
+            "mcp": self.mcp,
+            "agent": self.agent,
+        }
+        return tuple(name for name, value in named.items() if value is not None)
+
+    @property
+    def all_capabilities(self) -> tuple[Capability, ...]:
+        """The declared capabilities; an HTTP tool also has ``network``."""
+        implied: tuple[Capability, ...] = ("network",) if self.http is not None else ()
+        return tuple(dict.fromkeys((*self.capabilities, *implied)))
+
+    @property
+    def has_effects(self) -> bool:
+        """Whether a call may change something outside, so that it must not be repeated unseen."""
+        capabilities = frozenset(self.all_capabilities)
+        if self.effects or capabilities & _WITH_EFFECTS:
+            return True
+        reads = self.http is not None and self.http.method in READING_METHODS
+        return "network" in capabilities and not reads and self.effects is None
 
 
 class Skill(SpecModel):

@@ -21,7 +21,7 @@ OPENING = "kneo/tasks/questions.py"
 STEP = "id enabled on_error fallback_ref max_retries save_as review"
 
 READ: dict[str, dict[str, str]] = {
-    "Agent": {PROGRAM: "name as_agent", "kneo/agents/turn.py": "model"},
+    "Agent": {PROGRAM: "name as_agent", "kneo/agents/providers.py": "model"},
     "AnswerField": {
         "kneo/tasks/forms.py": "name type description required default allowed_values min max pattern",
     },
@@ -51,7 +51,7 @@ READ: dict[str, dict[str, str]] = {
     },
     "LeafStep": {PROGRAM: f"{STEP} kind ref timeout_seconds"},
     "LoopStep": {PROGRAM: f"{STEP} kind steps max_iterations until timeout_seconds"},
-    "Model": {"kneo/agents/turn.py": "provider name"},
+    "Model": {"kneo/agents/providers.py": "provider", "kneo/spec/lint/agents.py": "name"},
     "ParallelStep": {PROGRAM: f"{STEP} kind steps timeout_seconds"},
     "Quorum": {"kneo/tasks/quorum.py": "approvals each order reject"},
     "Review": {
@@ -97,8 +97,18 @@ TOOLS_ONLY: dict[str, str] = {"Agent": "policies", "Review": "external"}
 """What is about calls of tools alone; lint reports the tools."""
 
 BELOW = {
-    *("AgentPolicies", "AgentToolPolicy", "Guardrail", "Guardrails", "McpServer", "McpToolRef", "Memory", "MemoryRef"),
-    *("RuntimePreferences", "Skill", "Strategy", "Tool", "ToolPermissions", "ToolSelection"),
+    *("AgentPolicies", "AgentToolPolicy", "Guardrail", "Guardrails", "HttpTool", "McpServer", "McpToolRef", "Memory"),
+    *(
+        "MemoryRef",
+        "ModelChoice",
+        "RuntimePreferences",
+        "Skill",
+        "Strategy",
+        "Tool",
+        "ToolPermissions",
+        "ToolSelection",
+    ),
+    "Verify",
 }
 """Models that only stand below a field without effect."""
 
@@ -171,8 +181,11 @@ OF_AGENTS = {
     "skills": ["s"],
     "middleware": ["m"],
     "defaults": {"append_mode": "never"},
+    "ask_question": "boss",
+    "output_schema": {"type": "object"},
 }
 OF_MODELS = {"temperature": 0.0, "max_tokens": 5, "timeout_seconds": 5, "extra": {"base_url": "x"}, "token_budget": 5}
+OF_MODELS |= {"fallbacks": [{"provider": "dummy", "name": "other"}]}
 SAMPLES |= {
     f"Agent.{field}": ({"components": {"agents": {"a": {"name": "a", field: value}}}}, f"components.agents.a.{field}")
     for field, value in OF_AGENTS.items()

@@ -9,6 +9,7 @@ import pytest
 from kneo.spec.diff.weakening import weakenings
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Approvals, Environment, EnvironmentSpec, Signatures
+from kneo.spec.models.rules import McpRules, ModelRules, ToolRules
 
 DIGEST = "sha256:" + "1" * 64
 STRICT: dict[str, object] = {
@@ -27,7 +28,39 @@ STRICT: dict[str, object] = {
     "implementations": {"acme.mail": DIGEST},
     "humans": {"finance": {"description": "Pay?", "candidates": {"users": ["ann"]}}},
     "gates": [{"name": "money", "match": {"capabilities": ["network"]}, "before": {"human": "finance"}}],
+    "models": {
+        "allow": [{"provider": "openai", "names": ["gpt-5*"]}],
+        "connections": {"openai": {"api_key_ref": "PROD_KEY", "base_url": "https://gateway.example/v1"}},
+        "hosts": ["models.example"],
+        "limits": [{"provider": "openai", "concurrency": 4, "requests_per_minute": 10, "tokens_per_minute": 100}],
+        "budgets": [{"per": "run", "tokens": 1000}, {"per": "day", "cost": 50}],
+        "prices": {"my-model": {"input": 0.2, "output": 0.8}},
+    },
+    "tools": {
+        "deny": ["shell"],
+        "allow": ["crm_*"],
+        "inside": ["crm.internal:8443"],
+        "mcp": {"commands": ["/usr/bin/crm-mcp"], "hosts": ["mcp.example"], "pinned": True},
+    },
 }  # fmt: skip
+
+
+def models(**changes: object) -> dict[str, object]:
+    return {**dict(STRICT["models"]), **changes}  # type: ignore[call-overload]
+
+
+def tools(**changes: object) -> dict[str, object]:
+    return {**dict(STRICT["tools"]), **changes}  # type: ignore[call-overload]
+
+
+def mcp(**changes: object) -> dict[str, object]:
+    return tools(mcp={**dict(tools()["mcp"]), **changes})  # type: ignore[call-overload]
+
+
+def limit(**changes: object) -> dict[str, object]:
+    strict = {"provider": "openai", "concurrency": 4, "requests_per_minute": 10, "tokens_per_minute": 100}
+    return models(limits=[{**strict, **changes}])
+
 
 LOOSER: dict[str, list[object]] = {
     "policy": [{"enabled": False}, {"enabled": True}],
@@ -74,6 +107,42 @@ LOOSER: dict[str, list[object]] = {
         [{"name": "money", "match": {"capabilities": ["network"]}, "after": {"human": "finance"}}],
         [{"name": "coin", "match": {"capabilities": ["network"]}, "before": {"human": "finance"}}],
     ],
+    "models": [
+        {},
+        models(allow=None),
+        models(allow=[{"provider": "openai"}]),
+        models(allow=[{"provider": "openai", "names": ["gpt-5*"]}, {"provider": "anthropic", "names": ["x"]}]),
+        models(connections={}),
+        models(connections={"openai": {"api_key_ref": "OTHER_KEY", "base_url": "https://gateway.example/v1"}}),
+        models(connections={"openai": {"api_key_ref": "PROD_KEY", "base_url": "https://other.example/v1"}}),
+        models(connections={**dict(models()["connections"]), "vllm": {"base_url": "https://x.example"}}),  # type: ignore[call-overload]
+        models(hosts=["models.example", "other.example"]),
+        models(limits=[]),
+        limit(concurrency=5),
+        limit(requests_per_minute=11),
+        limit(tokens_per_minute=None),
+        limit(provider="anthropic"),
+        models(budgets=[{"per": "run", "tokens": 1000}]),
+        models(budgets=[{"per": "run", "tokens": 1001}, {"per": "day", "cost": 50}]),
+        models(budgets=[{"per": "run", "tokens": 1000}, {"per": "day", "cost": 51}]),
+        models(budgets=[{"per": "run", "tokens": 1000}, {"per": "month", "cost": 50}]),
+        models(budgets=[{"per": "run", "tokens": 1000, "on_exceeded": "ask"}, {"per": "day", "cost": 50}]),
+        models(prices={}),
+        models(prices={"my-model": {"input": 0.1, "output": 0.8}}),
+        models(prices={"my-model": {"input": 0.2, "output": 0.7}}),
+        models(prices={"my-model": {"input": 0.2, "output": 0.8}, "other": {"input": 0, "output": 0}}),
+    ],
+    "tools": [
+        {},
+        tools(deny=[]),
+        tools(allow=None),
+        tools(allow=["crm_*", "mail"]),
+        tools(inside=["crm.internal:8443", "crm.internal:22"]),
+        mcp(commands=["/usr/bin/crm-mcp", "/bin/sh"]),
+        mcp(hosts=None),
+        mcp(hosts=["mcp.example", "other.example"]),
+        mcp(pinned=False),
+    ],
 }
 
 FREE = {"releases", "suspend", "retired"}
@@ -100,12 +169,39 @@ def test_asking_for_the_same_or_for_more_passes(name: str) -> None:
         loose = environment(
             **{"soak": None, name: LOOSER[name][0]} if name == "promoteFrom" else {name: LOOSER[name][0]}
         )
-        # Windows that were moved and humans cannot be compared, and whoever is added may do more.
-        assert not weakenings(loose, environment()) or name in {"people", "windows", "humans"}
+        # Windows that were moved, humans and connections cannot be compared, and more people, addresses and commands allow more.
+        assert not weakenings(loose, environment()) or name in {"people", "windows", "humans", "models", "tools"}
 
 
 def test_no_part_of_an_environment_is_forgotten() -> None:
+    for rules, said in ((ModelRules, models()), (ToolRules, tools()), (McpRules, mcp()["mcp"])):
+        assert set(rules.model_fields) == set(said)  # type: ignore[call-overload]
     parts = {field.alias or name for name, field in EnvironmentSpec.model_fields.items()}
     assert parts == {*LOOSER, *FREE}
     assert set(Approvals.model_fields) == set(dict(STRICT["approvals"]))  # type: ignore[call-overload]
     assert set(Signatures.model_fields) == set(dict(STRICT["signatures"]))  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tools", tools(deny=["shell", "*.delete_*"])),
+        ("tools", tools(allow=[], inside=[])),
+        ("tools", mcp(commands=[], hosts=[])),
+        ("models", models(hosts=[], allow=[])),
+        ("models", limit(concurrency=1, requests_per_minute=1, tokens_per_minute=1)),
+        (
+            "models",
+            models(
+                budgets=[
+                    {"per": "run", "tokens": 1, "cost": 1},
+                    {"per": "day", "cost": 1},
+                    {"per": "month", "tokens": 9},
+                ]
+            ),
+        ),
+        ("models", models(prices={"my-model": {"input": 2, "output": 8}})),
+    ],
+)
+def test_tightened_rules_of_models_and_tools_wait_for_nothing(name: str, value: object) -> None:
+    assert weakenings(environment(), environment(**{name: value})) == ()
