@@ -109,8 +109,8 @@ class ToolGate:
     """``tell_agent``, ``stop`` or ``fail``."""
 
 
-ToolGates: TypeAlias = Callable[[str, Mapping[str, object]], Sequence[ToolGate]]
-"""From a tool and the arguments of a call to its gates, in the order in which they ask."""
+ToolGates: TypeAlias = Callable[[str, str, Mapping[str, object]], Sequence[ToolGate]]
+"""From an agent, a tool and the arguments of a call to the call's gates, in the order in which they ask."""
 
 
 class AnswerRequired(Exception):
@@ -176,7 +176,7 @@ class Turn:
     conversation: str
     journal: Journal
     answers: Mapping[str, Decision] = field(default_factory=dict)
-    gates: ToolGates = lambda _tool, _arguments: ()
+    gates: ToolGates = lambda _agent, _tool, _arguments: ()
     environment: str | None = None
     depth: int = 0
     on_delta: Callable[[int, int, str], None] | None = None

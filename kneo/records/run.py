@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from kneo.records.usage import AgentUsage
 
-STATE_VERSION = 5
+STATE_VERSION = 6
 """Version of the interpreter's state format; a loader migrates older ones, so a deploy never strands a run."""
 
 

@@ -77,6 +77,9 @@ def _passed(tx: Tx, program: Program, run: Run, upto: int | None, depth: int) ->
         ask = waiting(program, _state(asked, run)).get(task.id) if asked is not None else None
         if ask is None:
             raise _unknown(run, task)
+        if ask.of_call:
+            # The fork has the result of the call, and does not make it again.
+            continue
         gate = _of_ask(ask, task)
         found[gate.location] = AnsweredGate(gate=gate, task=task)
     return found

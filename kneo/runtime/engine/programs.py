@@ -207,4 +207,10 @@ def _with_chosen_branches(frame: State) -> State:
     return {**frame, **moved, **chosen}
 
 
-_STEPS: Mapping[int, Callable[[State], State]] = {1: _from_1, 2: _as_it_is, 3: _with_chosen_branches, 4: _as_it_is}
+_STEPS: Mapping[int, Callable[[State], State]] = {
+    1: _from_1,
+    2: _as_it_is,
+    3: _with_chosen_branches,
+    4: _as_it_is,
+    5: _as_it_is,
+}

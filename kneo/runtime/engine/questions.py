@@ -20,6 +20,8 @@ KINDS = {
     "route": "selection",
     "error": "error",
     "wait": "freeform",
+    "tool": "approval",
+    "external": "freeform",
 }
 """The kind of a task, where its human does not declare one."""
 

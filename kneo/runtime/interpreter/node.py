@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from kneo.agents.turn import CallQuestion
 from kneo.errors import Invalid
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import Decision
@@ -46,6 +47,8 @@ class Activity:
     kind: str
     ref: str
     timeout_seconds: int | None = None
+    call_gates: tuple[str, ...] = ()
+    """The ids of the gates that an environment adds at the tool calls of this step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,10 @@ class Execute:
     not_before: str | None = None
     answers: tuple[WaitAnswer, ...] = ()
     """Answers to the earlier questions of this step, in their order."""
+    call_answers: Mapping[str, Decision] = field(default_factory=dict)
+    """Decisions about tool calls of this step, by the keys of their questions."""
+    conversation: str = ""
+    """The agent's conversation, which retries continue; a result that a reviewer rejected begins another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +98,8 @@ class Ask:
     """Further information for the reviewer."""
     human: str | None = None
     """The declared human, where a function asks in the middle of its work."""
+    of_call: bool = False
+    """Whether the question is about one tool call, which a fork behind the step does not make again."""
     recheck: GateRecheck | None = None
     """Set where the gate was passed before: its step is not executed again."""
 
@@ -122,6 +131,29 @@ class StepWaiting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CallsWaiting:
+    """The step cannot continue without answers about some of its tool calls."""
+
+    questions: tuple[CallQuestion, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPostponed:
+    """The step continues after a while. It has not failed."""
+
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStopped:
+    """A person's answer in the middle of the step ends the run."""
+
+    error: RunError
+    status: RunStatus = RunStatus.CANCELLED
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskOpened:
     task_id: str
 
@@ -131,7 +163,8 @@ class TaskDecided:
     decision: Decision
 
 
-Outcome = Succeeded | StepFailed | StepWaiting | TaskOpened | TaskDecided
+AttemptOutcome = Succeeded | StepFailed | StepWaiting | CallsWaiting | StepPostponed | RunStopped
+Outcome = AttemptOutcome | TaskOpened | TaskDecided
 
 
 # ---- progress of nodes -------------------------------------------------------------------------------------------

@@ -12,10 +12,12 @@ the n-th repetition of a node around it (``refine#2/improve``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
+from kneo.agents.turn import ToolGates
 from kneo.records.run import RunStatus
 from kneo.runtime.interpreter.fork_gates import FORK_GATES, ForkGates, GateIndex, index_gates
 from kneo.runtime.interpreter.node import (
@@ -35,10 +37,18 @@ from kneo.runtime.interpreter.node import (
 )
 from kneo.runtime.interpreter.values import Value
 from kneo.spec.models.agent import Agent
-from kneo.spec.models.spec import FunctionComponent
+from kneo.spec.models.spec import FunctionComponent, Spec
 
 ROOT_AGENT = ""
 """The name under which ``agents`` holds the root agent; no component can have it."""
+
+
+class CallGates(Protocol):
+    """The gates of the tool calls of a program."""
+
+    def of_step(self, added: Sequence[str], sampling_seed: str) -> ToolGates:
+        """Return the gates of the calls that a step makes; ``added`` has the ids of those of an environment."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +63,9 @@ class Program:
     agent_name: str
     workflow_name: str | None
     workflow_type: str | None
+    spec: Spec
+    tool_gates: CallGates
+    """The gates of tool calls."""
 
     @cached_property
     def gates(self) -> GateIndex:

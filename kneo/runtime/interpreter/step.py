@@ -3,9 +3,10 @@
 Frame: ``node``, ``input``, ``attempt`` (repetitions of the body), ``phase`` and, as the phase needs them, ``task``,
 ``output`` (the result under review), ``error``, ``failures`` (retries used), ``reviews`` (results rejected), ``asked``
 (retries that a person chose after an error), ``chosen`` (the branch that a person decided on, for every attempt),
-``not_before`` and ``children``.
+``not_before``, ``postponed`` (times that the step was postponed), ``call_answers`` (decisions about calls of an agent's tools)
+and ``children``.
 
-Phases: ``before``, ``after`` and ``error`` ask; ``step`` is the question of a step of kind human, ``wait`` the question of a
+Phases: ``calls`` waits for answers about calls, each question a child; ``before``, ``after`` and ``error`` ask; ``step`` is the question of a step of kind human, ``wait`` the question of a
 function in the middle of its work (``wanted``; ``answers`` to the earlier ones); ``body`` and ``fallback`` execute.
 """
 
@@ -20,6 +21,17 @@ from kneo.records.run import RunError, RunStatus
 from kneo.records.task import Decision, DecisionKind
 from kneo.runtime.interpreter.answers import chosen_text, edited, filled_in, forwarded, rejected
 from kneo.runtime.interpreter.branch import ELSE, THEN, BranchNode
+from kneo.runtime.interpreter.calls import (
+    ANSWERS,
+    CALL,
+    CallNode,
+    answers_of,
+    call_gate,
+    read_question,
+    unknown_gate,
+    with_answer,
+    with_questions,
+)
 from kneo.runtime.interpreter.gate import (
     DEFAULT_HUMAN,
     NOTIFY_STEP,
@@ -35,6 +47,7 @@ from kneo.runtime.interpreter.gate import (
 from kneo.runtime.interpreter.node import (
     Activity,
     Ask,
+    CallsWaiting,
     Completed,
     DecisionContext,
     Execute,
@@ -46,10 +59,14 @@ from kneo.runtime.interpreter.node import (
     Progress,
     RepeatRequested,
     RunEnded,
+    RunStopped,
     StepFailed,
+    StepPostponed,
     StepWaiting,
     Succeeded,
     TaskDecided,
+    below,
+    children,
     dropped,
     kept,
     mapping,
@@ -62,6 +79,12 @@ from kneo.spec.gates import draw
 
 RETRY_BASE_SECONDS = 0.2
 RETRY_CAP_SECONDS = 30.0
+
+POSTPONED_SECONDS = 3_600.0
+"""The longest time that a step is postponed at once."""
+
+MAX_POSTPONED = 24
+"""The number of times that a step is postponed before it fails."""
 
 RETRY, SKIP, STOP, CONTINUE = "retry", "skip", "stop", "continue"
 
@@ -86,6 +109,8 @@ class StepNode(ProgramNode):
     save_as: str | None = None
     humans: Mapping[str, CompiledGate] = field(default_factory=dict)
     """The humans whom the body may ask in the middle of its work, by name."""
+    tool_gates: Mapping[str, CompiledGate] = field(default_factory=dict)
+    """The gates of the tools that the body may call, by their ids."""
 
     @property
     def may_repeat(self) -> bool:
@@ -132,17 +157,32 @@ class StepNode(ProgramNode):
 
     def _repeat(self, context: DecisionContext, frame: Frame, value: Value, location: str) -> Progress:
         """Begin the body again, as another attempt."""
-        fresh = dropped(frame, "children", "output", "error")
+        fresh = dropped(frame, "children", "output", "error", "postponed")
         return self._begin(
             context, {**fresh, "attempt": number(frame, "attempt") + 1, "input": value.as_json()}, location
         )
 
     def locate(self, frame: Frame, child_key: str, location: str) -> tuple[ProgramNode, str]:
+        if child_key.startswith(CALL):
+            return self._call(frame, child_key, location), below(self._inner(frame, location), child_key)
         if child_key == "fallback":
             assert self.fallback is not None
             return self.fallback, f"{self._inner(frame, location)}:fallback"
         assert isinstance(self.body, ProgramNode)
         return self.body, self._inner(frame, location)
+
+    def _call(self, frame: Frame, child_key: str, location: str) -> CallNode:
+        question, reviews = read_question(children(frame)[child_key]["question"]), number(frame, "reviews")
+        gate = call_gate(question, self.tool_gates, self.humans)
+        assert gate is not None
+        return CallNode(
+            path=self.path,
+            id=self.id,
+            gate=gate,
+            question=question,
+            owner=f"{location}@{reviews}" if reviews else location,
+            attempt=number(frame, "attempt"),
+        )
 
     @staticmethod
     def _inner(frame: Frame, location: str) -> str:
@@ -163,6 +203,8 @@ class StepNode(ProgramNode):
                     attempt=attempt,
                     not_before=until if isinstance(until, str) else None,
                     answers=read_wait_answers(frame.get("answers", ())),
+                    call_answers=answers_of(frame),
+                    conversation=f"{location}~{number(frame, 'reviews')}",
                 )
             case "wait":
                 return self._wait(frame, value, location, attempt)
@@ -226,22 +268,38 @@ class StepNode(ProgramNode):
 
     def take(self, context: DecisionContext, frame: Frame, outcome: Outcome, location: str) -> Progress:
         match outcome:
-            case Succeeded() if isinstance(self.body, Activity):
+            case TaskDecided():
+                return self._decided(context, frame, outcome.decision, location)
+            case StepFailed():
+                return self._failed(context, frame, outcome.error, location, final=outcome.final)
+            case _ if isinstance(self.body, Activity):
+                return self._attempted(context, frame, outcome, location)
+            case _:
+                raise mismatch(location, outcome)
+
+    def _attempted(self, context: DecisionContext, frame: Frame, outcome: Outcome, location: str) -> Progress:
+        match outcome:
+            case Succeeded():
                 variables = read_value(frame["input"]).variables
                 metadata = {"node_kind": self.kind, "node_id": self.id, **outcome.metadata}
                 value = Value(text=outcome.text, metadata=metadata, variables=variables)
                 return self._succeeded(context, frame, value, location)
-            case StepFailed():
-                return self._failed(context, frame, outcome.error, location, final=outcome.final)
-            case StepWaiting() if isinstance(self.body, Activity):
+            case StepWaiting():
                 return self._waits(context, frame, outcome.request, location)
-            case TaskDecided():
-                return self._decided(context, frame, outcome.decision, location)
+            case CallsWaiting():
+                return self._waits_for_calls(context, frame, outcome, location)
+            case StepPostponed():
+                return self._postponed(context, frame, outcome, location)
+            case RunStopped():
+                return RunEnded(status=outcome.status, output=None, error=outcome.error)
             case _:
                 raise mismatch(location, outcome)
 
     def resume(self, context: DecisionContext, frame: Frame, child_key: str, end: NodeEnd, location: str) -> Progress:
         match end:
+            case Completed() if child_key.startswith(CALL):
+                # The step is due again with this answer, while it waits for the others.
+                return {**with_answer(frame, child_key, end), "phase": "body"}
             case Completed():
                 return self._succeeded(context, frame, end.value, location)
             case Failed() if child_key != "fallback":
@@ -258,6 +316,23 @@ class StepNode(ProgramNode):
         # Answers from this question on belong to other questions and are dropped.
         answers = list(_answers(frame))[: request.index]
         return {**dropped(frame, "not_before"), "phase": "wait", "wanted": request.as_json(), "answers": answers}
+
+    def _waits_for_calls(
+        self, context: DecisionContext, frame: Frame, outcome: CallsWaiting, location: str
+    ) -> Progress:
+        """Ask the questions that are not open yet, and withdraw those that are no longer asked."""
+        unknown = [one for one in outcome.questions if call_gate(one, self.tool_gates, self.humans) is None]
+        if unknown:
+            return self._failed(context, frame, unknown_gate(unknown, self.path), location, final=True)
+        return with_questions(dropped(frame, "not_before", "postponed"), outcome.questions, self.path)
+
+    def _postponed(self, context: DecisionContext, frame: Frame, outcome: StepPostponed, location: str) -> Progress:
+        postponed = number(frame, "postponed") + 1
+        if postponed > MAX_POSTPONED:
+            message = f"{self.path} was postponed {MAX_POSTPONED} times in a row: {outcome.reason}"
+            return self._failed(context, frame, RunError(type="step_postponed", message=message), location, final=False)
+        until = context.now + timedelta(seconds=min(max(outcome.seconds, 0.0), POSTPONED_SECONDS))
+        return {**frame, "not_before": isoformat(until), "postponed": postponed}
 
     def _succeeded(self, context: DecisionContext, frame: Frame, value: Value, location: str) -> Progress:
         was_rejected = number(frame, "reviews") > 0
@@ -384,15 +459,18 @@ class StepNode(ProgramNode):
     # ---- changes of a whole state -------------------------------------------------------------------------------
 
     def prepare_retry(self, frame: Frame) -> Frame:
-        fresh = dropped(frame, "not_before", "failures", "error")
-        if isinstance(self.body, Activity) and frame["phase"] == "body":
-            return {**fresh, "attempt": number(frame, "attempt") + 1}
+        fresh = dropped(frame, "not_before", "failures", "error", "postponed")
+        if isinstance(self.body, Activity) and frame["phase"] in {"body", "calls"}:
+            # The tasks of its questions ended with the run; an agent asks again for the answers that it still needs.
+            return {**dropped(fresh, "children"), "phase": "body", "attempt": number(frame, "attempt") + 1}
         return super().prepare_retry(fresh)
 
     def reset_questions(self, frame: Frame) -> Frame:
-        # Answers to a waiting function belong to the run that asked: the function asks again.
-        fresh = dropped(frame, "answers", "wanted")
-        return super().reset_questions({**fresh, "phase": "body"} if frame["phase"] == "wait" else fresh)
+        # Answers in the middle of a step belong to the run that asked: the step asks again.
+        fresh = dropped(frame, "answers", "wanted", ANSWERS)
+        if not isinstance(self.body, Activity) or frame["phase"] not in {"body", "wait", "calls"}:
+            return super().reset_questions(fresh)
+        return super().reset_questions({**dropped(fresh, "children", "not_before", "postponed"), "phase": "body"})
 
 
 def _answers(frame: Frame) -> Sequence[object]:

@@ -14,7 +14,13 @@ from kneo.runtime.interpreter.program import ROOT_AGENT, Program
 from kneo.runtime.interpreter.serial import GraphEdge, GraphWorkflowNode, LoopNode, SequenceNode, TurnsNode
 from kneo.runtime.interpreter.step import StepNode
 from kneo.runtime.program.gates import DECISIONS, environment_gate, human_gate, review_gate, wait_gates
-from kneo.spec.coverage.environment_gates import gates_around, gates_around_agent
+from kneo.runtime.program.tool_gates import ToolGateIndex, compile_tool_gates, gate_id
+from kneo.spec.coverage.environment_gates import (
+    gates_around,
+    gates_around_agent,
+    gates_of_calls,
+    gates_of_calls_of_agent,
+)
 from kneo.spec.gates import default_rejection
 from kneo.spec.index import SpecIndex
 from kneo.spec.models.agent import Agent
@@ -59,13 +65,26 @@ def compile_program(spec: Spec, target: str) -> Program:
     components, agent = spec.components, spec.agent
     _check_functions(components.functions)
     index = SpecIndex.of(spec, NOTHING_KNOWN)
-    compiler = _Compiler(spec, gates_around(index))
+    tool_gates = compile_tool_gates(spec)
+    compiler = _Compiler(spec, gates_around(index), gates_of_calls(index), tool_gates)
     workflow = spec.workflow if target == "workflow" else None
     if workflow is None:
-        body = compiler.agent(
-            ROOT_AGENT, agent, Activity(path=agent.name, id=agent.name, kind="agent", ref=ROOT_AGENT), 0
+        activity = Activity(
+            path=agent.name,
+            id=agent.name,
+            kind="agent",
+            ref=ROOT_AGENT,
+            call_gates=tuple(map(gate_id, gates_of_calls_of_agent(index))),
         )
-        step = StepNode(path=agent.name, id=agent.name, kind="agent", body=body)
+        body = compiler.agent(ROOT_AGENT, agent, activity, 0)
+        step = StepNode(
+            path=agent.name,
+            id=agent.name,
+            kind="agent",
+            body=body,
+            humans=compiler.waits,
+            tool_gates=tool_gates.compiled,
+        )
         children = (_with_environment_gates(step, gates_around_agent(index)),)
         root: ProgramNode = SequenceNode(path="", id=agent.name, children=children)
     else:
@@ -78,6 +97,8 @@ def compile_program(spec: Spec, target: str) -> Program:
         agent_name=agent.name,
         workflow_name=(workflow.name or f"{workflow.type}-workflow") if workflow else None,
         workflow_type=workflow.type if workflow else None,
+        spec=spec,
+        tool_gates=tool_gates,
     )
 
 
@@ -109,11 +130,21 @@ class _Compiler:
     Args:
         spec: The spec, for references to its components.
         around: The environment's gates around its steps, by the steps' identity.
+        at_calls: The environment's gates at the tool calls of its steps, likewise.
+        tool_gates: The gates at tool calls.
     """
 
-    def __init__(self, spec: Spec, around: Mapping[int, tuple[EnvironmentGate, ...]]) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        around: Mapping[int, tuple[EnvironmentGate, ...]],
+        at_calls: Mapping[int, tuple[EnvironmentGate, ...]],
+        tool_gates: ToolGateIndex,
+    ) -> None:
         self.spec = spec
         self.around = around
+        self.at_calls = at_calls
+        self.tool_gates = tool_gates
         self.count = 0
         self.used_agents: dict[str, None] = {}
         self.waits = wait_gates(spec.components.humans)
@@ -207,7 +238,8 @@ class _Compiler:
             fallback=self.fallback(step, name, scope),
             max_retries=max(1, step.max_retries) if step.on_error == "retry" else step.max_retries,
             save_as=step.save_as,
-            humans=self.waits if step.kind in {"agent", "function"} else {},
+            humans=self.waits if step.kind in {"agent", "guardrail", "function"} else {},
+            tool_gates=self.tool_gates.compiled if step.kind in {"agent", "guardrail"} else {},
         )
         return _with_environment_gates(node, self.around.get(id(step), ()))
 
@@ -293,7 +325,14 @@ class _Compiler:
         if step.kind == "workflow":
             _check_no_timeout(step, path)
             return self.workflow(components.workflows[step.ref], path, step.ref, depth + 1)
-        activity = Activity(path=path, id=step.id, kind=step.kind, ref=step.ref, timeout_seconds=step.timeout_seconds)
+        activity = Activity(
+            path=path,
+            id=step.id,
+            kind=step.kind,
+            ref=step.ref,
+            timeout_seconds=step.timeout_seconds,
+            call_gates=tuple(map(gate_id, self.at_calls.get(id(step), ()))),
+        )
         if step.kind == "function":
             return activity
         agent = declared[step.ref]

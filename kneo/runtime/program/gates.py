@@ -20,9 +20,11 @@ DECISIONS: Mapping[str, tuple[DecisionKind, ...]] = {
     "each": (DecisionKind.APPROVED, DecisionKind.REJECTED, DecisionKind.EDITED),
     "route": (DecisionKind.SELECTED,),
     "error": (DecisionKind.SELECTED,),
+    "tool": (DecisionKind.APPROVED, DecisionKind.REJECTED, DecisionKind.EDITED),
+    "external": (DecisionKind.PROVIDED, DecisionKind.REJECTED),
     "wait": (DecisionKind.PROVIDED, DecisionKind.SELECTED, DecisionKind.REJECTED),
 }
-"""The answers that have an effect at each position."""
+"""The answers that have an effect at each position; ``tool`` is before a call, where a tool's ``review.before`` stands."""
 
 
 def human_gate(human: Human, path: str, name: str) -> CompiledGate:
@@ -62,6 +64,16 @@ def environment_gate(position: str, name: str, declared: Gate, path: str) -> Com
         Invalid: as above.
     """
     return replace(review_gate(position, declared, {}, path), added=name)
+
+
+def tool_gate(position: str, name: str, declared: Gate, humans: Mapping[str, Human]) -> CompiledGate:
+    """Compile a gate that a spec declares at a tool.
+
+    Raises:
+        Invalid: as above.
+    """
+    compiled = review_gate("tool" if position == "before" else position, declared, humans, f"tools.{name}")
+    return replace(compiled, on_reject=rejection_effect("tool", compiled.human.on_reject))
 
 
 def _human(declared: Gate, humans: Mapping[str, Human], path: str) -> Human:

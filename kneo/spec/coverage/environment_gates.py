@@ -97,6 +97,33 @@ def gates_around_agent(index: SpecIndex) -> tuple[EnvironmentGate, ...]:
     return tuple(gate for gate in gates if not gate.match.workflows and _fits(gate.match, "agent", name, activity))
 
 
+def gates_of_calls(index: SpecIndex) -> Mapping[int, tuple[EnvironmentGate, ...]]:
+    """Return the environment's gates at tool calls, by the identity (``id``) of the steps whose agents make the calls."""
+    gates = [gate for gate in _gates(index) if "tool" in gate.match.kinds and gate.before is not None]
+    found = {
+        id(at.step): tuple(
+            gate
+            for gate in gates
+            if _any(gate.match.workflows, [_workflow(at)]) and _any(gate.match.steps, [at.id_path])
+        )
+        for at in (index.steps if gates else ())
+    }
+    return {step: matching for step, matching in found.items() if matching}
+
+
+def gates_of_calls_of_agent(index: SpecIndex) -> tuple[EnvironmentGate, ...]:
+    """Return the environment's gates at the tool calls of a run of the root agent alone, which is in no workflow."""
+    name = index.spec.agent.name
+    return tuple(
+        gate
+        for gate in _gates(index)
+        if "tool" in gate.match.kinds
+        and gate.before is not None
+        and not gate.match.workflows
+        and _any(gate.match.steps, [name])
+    )
+
+
 def guarded_steps(index: SpecIndex, name: str) -> list[str]:
     """Return the id paths of the steps that one of the environment's gates guards."""
     around = gates_around(index)
@@ -106,12 +133,15 @@ def guarded_steps(index: SpecIndex, name: str) -> list[str]:
 
 
 def _matching(gates: Sequence[EnvironmentGate], at: LocatedStep, activity: _Activity) -> tuple[EnvironmentGate, ...]:
-    workflow = at.workflow.name or at.workflow.workflow.name or ""
     return tuple(
         gate
         for gate in gates
-        if _any(gate.match.workflows, [workflow]) and _fits(gate.match, at.step.kind, at.id_path, activity)
+        if _any(gate.match.workflows, [_workflow(at)]) and _fits(gate.match, at.step.kind, at.id_path, activity)
     )
+
+
+def _workflow(at: LocatedStep) -> str:
+    return at.workflow.name or at.workflow.workflow.name or ""
 
 
 def _fits(match: Match, kind: str, id_path: str, activity: _Activity) -> bool:
