@@ -672,7 +672,7 @@ def _channels(env: Mapping[str, str]) -> tuple[dict[str, str], dict[str, tuple[b
     found = _named_by(env, CHANNEL_PREFIX)
     for name in sorted(found):
         if name.endswith(_RESERVED_ENDS):
-            msg = f"{_channel_variable(name)} is no setting; names of channels do not end like that."
+            msg = f"{_channel_variable(name)} is not a setting; the name of a channel cannot end like that."
             hint = "KNEO_SERV_CHANNEL_NAME is a channel, KNEO_SERV_CHANNEL_NAME_SECRET its secret; name a channel otherwise."
             raise Invalid(msg, code="invalid_setting", hint=hint)
     channels = {name: value for name, value in found.items() if not name.endswith("-secret")}
@@ -688,9 +688,7 @@ def _webhook_keys(variable: str, text: str, address: str) -> tuple[bytes, ...]:
     if not text.strip():
         return ()
     if not address.startswith(("https://", "http://")):
-        msg = (
-            f"{variable} is the secret of a webhook, and {variable.removesuffix('_SECRET')} is not the address of one."
-        )
+        msg = f"{variable} is the secret of a webhook, and {variable.removesuffix('_SECRET')} is not the address of a webhook."
         raise Invalid(msg, code="invalid_setting")
     keys = []
     for secret in text.split():
@@ -699,7 +697,7 @@ def _webhook_keys(variable: str, text: str, address: str) -> tuple[bytes, ...]:
         except ValueError:
             key = b""
         if not 24 <= len(key) <= 64:
-            msg = f"{variable} holds no secret of a webhook: whsec_ and 24 to 64 random bytes in base64."
+            msg = f"{variable} has no webhook secret: whsec_ and 24 to 64 random bytes in base64."
             hint = "python3 -c \"import base64, secrets; print('whsec_' + base64.b64encode(secrets.token_bytes(32)).decode())\""
             raise Invalid(msg, code="invalid_setting", hint=hint)
         keys.append(key)

@@ -95,7 +95,7 @@ def get_bundle(context: Context, name: str) -> BundleVersionsView:
 
 @operation("GET", "/bundles/{name}/{version}", scope="specs:read")
 def get_bundle_version(context: Context, name: str, version: str) -> BundleVersionView:
-    """Read one version, with the spec it carries."""
+    """Read one version, with its spec."""
     with context.store.read() as tx:
         found = next((item for item in reversed(_versions(tx, name)) if version in {item.version, item.digest}), None)
         record = releases.bundle(tx, found.digest) if found else None

@@ -1,4 +1,4 @@
-"""What operations work with: what the process has, and who calls."""
+"""The context of operations: the components of the process, and the caller."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from kneo.errors import Forbidden
 
-if TYPE_CHECKING:  # a command that only names operations does without a database
+if TYPE_CHECKING:  # A command that only names operations needs no database.
     from kneo.runtime.engine.start import Starter
     from kneo.runtime.engine.wait import RunSettled, SettledRun
     from kneo.settings import Settings
@@ -23,7 +23,7 @@ EVERYTHING = "*"
 
 @dataclass(frozen=True)
 class Principal:
-    """A caller: the name of a person, and the scopes that the person's key has."""
+    """A caller: the name of a person, and the scopes of the person's key."""
 
     name: str
     scopes: frozenset[str]
@@ -45,14 +45,14 @@ class Principal:
 
 @dataclass(frozen=True)
 class Waiting(Generic[V_co]):
-    """Work on a run that has begun, and the view of what comes of it. The caller waits; the operation does not.
+    """Work in progress on a run, and the view of its result. The caller waits; the operation does not.
 
     Attributes:
-        settling: The moment to wait for: the run is paused or has ended.
-        view: Makes the view of the run as it then is.
-        seconds: The longest time to wait; with zero the view is made of ``settled``.
-        settled: The run as it is now, where the time to wait may be zero.
-        notified: Whether the run's change notifies those who wait. After a vote that decides nothing it does not.
+        settling: The condition to wait for: the run is paused or has ended.
+        view: Builds the view of the run at that time.
+        seconds: The longest time to wait; with zero the view is built from ``settled``.
+        settled: The present run, where the time to wait may be zero.
+        notified: Whether the run's change notifies waiters. A vote below the quorum does not.
     """
 
     settling: RunSettled
@@ -64,18 +64,19 @@ class Waiting(Generic[V_co]):
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What operations work with.
+    """The context of an operation.
 
     Attributes:
         store: The database.
         settings: The settings of this process.
         principal: The caller, who has the operation's scope.
         project: The config of the project that this process works in.
-        make_starter: Makes what starts runs; called by operations that start one.
-        settle: Waits for a run, where the caller of an operation does not: in the command line.
-        drive: Executes a run's next steps, where no worker does: in the command line.
-        tools: Tools of this process, which specs may name.
-        over_http: Whether the caller was authenticated by a service. In the command line the caller is the owner of the process.
+        make_starter: Creates the starter of runs; called by operations that start one.
+        settle: Waits for a run in the command line, where the caller does not.
+        drive: Executes a run's next steps in the command line, where no worker does.
+        tools: The tools of this process, which specs may name.
+        over_http: Whether the caller was authenticated by a service. In the command line the caller is the owner of the
+            process.
     """
 
     store: Store

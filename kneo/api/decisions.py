@@ -26,7 +26,7 @@ from kneo.trust.dsse import read_envelope
 from kneo.trust.intoto import PAYLOAD_TYPE
 
 MAX_BATCH = 100
-"""Decisions that one request may bring."""
+"""The most decisions of one request."""
 
 DecisionWord = Annotated[
     DecisionKind, WithJsonSchema({"type": "string", "enum": ["approved", "rejected", "edited", "selected", "provided"]})
@@ -34,7 +34,7 @@ DecisionWord = Annotated[
 
 
 class TaskDecision(Body):
-    """A decision. `request_id` names the question it is for; left out, it is for the present one."""
+    """A decision. `request_id` names the question that it answers; left out, it answers the present one."""
 
     request_id: str | None = None
     decision: DecisionWord
@@ -44,7 +44,7 @@ class TaskDecision(Body):
     values: dict[str, object] | None = Field(default=None, description="The values of a form, by field.")
     feedback: str | None = Field(default=None, description="Feedback for the next attempt.")
     comment: str | None = None
-    expect_digest: str | None = Field(default=None, description="The `subject_digest` that was shown.")
+    expect_digest: str | None = Field(default=None, description="The `subject_digest` of the reviewed subject.")
     statement: dict[str, object] | None = Field(
         default=None,
         description="A DSSE envelope of this decision, signed with a key of your own; `…/statement` returns what to sign.",
@@ -102,13 +102,13 @@ def resume_human_task(context: Context, continuation_id: str, body: TaskDecision
 def _decide(context: Context, task_id: str, body: TaskDecision) -> HumanTask:
     request, actor = body.checked(context), context.actor
     if request.statement is not None and not context.over_http:
-        # The command line authenticates nobody: the key that signed the statement says who decides.
+        # The command line authenticates no person: the key that signed the statement identifies the decider.
         actor = open_answer(read_envelope(request.statement)).answer.reviewer
     return inbox.decide(context.store, task_id, request, actor=actor, pin=context.settings.trust_root)
 
 
 class BatchItem(TaskDecision):
-    """A decision, and the task it is for."""
+    """A decision, and its task."""
 
     continuation_id: str
 
@@ -143,7 +143,7 @@ class DecisionBatchView:
 def resume_human_tasks(context: Context, body: DecisionBatch) -> DecisionBatchView:
     """Decide many tasks, and return for each whether the decision was accepted. Their runs continue on their own."""
     if len(body.items) > MAX_BATCH:
-        msg = f"{len(body.items)} decisions are too many at once; the limit is {MAX_BATCH}."
+        msg = f"{len(body.items)} decisions in one request; the limit is {MAX_BATCH}."
         raise InvalidValue(msg, code="too_many_items", limit=MAX_BATCH)
     results = [_decide_item(context, item) for item in body.items]
     for run_id in dict.fromkeys(result.run_id for result in results if result.run_id is not None):
@@ -166,7 +166,7 @@ def _decide_item(context: Context, item: BatchItem) -> BatchResult:
 
 
 class DecisionToSign(TaskDecision):
-    """The decision to sign, as `resume` then takes it."""
+    """The decision to sign, as `resume` takes it afterwards."""
 
     expires_in: str = Field(
         default="15m", max_length=20, description="The lifetime of the statement.", examples=["15m"]
@@ -175,7 +175,7 @@ class DecisionToSign(TaskDecision):
 
 @dataclass(frozen=True, kw_only=True)
 class StatementView:
-    """The bytes to sign for a decision; see the page about receipts."""
+    """The bytes to sign for a decision; see the reference of receipts."""
 
     continuation_id: str
     payloadType: str  # noqa: N815 - the spelling of DSSE

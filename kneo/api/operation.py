@@ -5,12 +5,12 @@ An operation is a plain function of a ``Context`` and typed parameters that retu
     @operation("GET", "/runs/{run_id}", scope="runs:read")
     def get_run(context: Context, run_id: str) -> RunView: ...
 
-An operation that begins work on a run returns ``Waiting``, from which its caller gets the view:
+An operation that starts work on a run returns ``Waiting``, from which its caller gets the view:
 
     @run_operation("POST", "/runs", scope="runs:write")
     def create_run(context: Context, body: RunCreate) -> Waiting[RunStartedView]: ...
 
-Parameters named in the path are part of it. A parameter whose type is a model is the body of the request, every other one
+Parameters named in the path are part of the path. A parameter whose type is a model is the body of the request, every other one
 is part of the query. The name of the function is the operation's id, its docstring the description of the operation.
 """
 
@@ -35,8 +35,8 @@ Json = dict[str, object]
 Method = Literal["GET", "POST", "PUT", "DELETE"]
 
 DONE: Mapping[int, str] = {200: "Done."}
-SETTLED: Mapping[int, str] = {200: "It paused or ended.", 202: "It goes on; look again later."}
-"""The statuses of an operation that waits for a run: 202 when the time was over before the run paused or ended."""
+SETTLED: Mapping[int, str] = {200: "The run is paused or has ended.", 202: "The run continues; read it again later."}
+"""The statuses of an operation that waits for a run: 202 when the waiting time ended before the run paused or ended."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Operation(Generic[P, V]):
 
     Attributes:
         function: The implementation.
-        method: The method of its HTTP request.
-        path: The path of its HTTP request, without the version: ``/runs/{run_id}``.
-        scopes: The scopes that a caller needs, all of them.
-        statuses: The statuses of its HTTP response, the usual one first, and their descriptions.
+        method: The HTTP method.
+        path: The HTTP path, without the version: ``/runs/{run_id}``.
+        scopes: The required scopes, all of them.
+        statuses: The HTTP statuses of success, the usual one first, and their descriptions.
         errors: Statuses of errors in addition to those that follow from the method and the path.
-        aliases: Older paths of its HTTP request.
+        aliases: Older HTTP paths.
         key_scope: The scope of its idempotency keys, where that is not the operation's id.
     """
 
@@ -101,7 +101,10 @@ class Operation(Generic[P, V]):
         return view
 
     def request(self, *args: P.args, **kwargs: P.kwargs) -> HttpRequest:
-        """Return the HTTP request that stands for a call with these parameters. Parameters of value ``None`` are left out."""
+        """Return the HTTP request of a call with these parameters.
+
+        Parameters of value ``None`` are left out.
+        """
         bound = self.signature.bind(*args, **kwargs).arguments
         path, query, body = self.path, {}, None
         for name, value in bound.items():
@@ -132,7 +135,7 @@ def operation(
     statuses: Mapping[int, str] = DONE,
     errors: tuple[int, ...] = (),
 ) -> Callable[[Callable[Concatenate[Context, P], V]], Operation[P, V]]:
-    """Make an operation of a function; the parameters are the attributes of ``Operation``."""
+    """Declare a function as an operation; the parameters are the attributes of ``Operation``."""
     scopes = (scope,) if isinstance(scope, str) else scope
     return lambda function: Operation(function, method, path, scopes, statuses, errors)
 
@@ -147,12 +150,12 @@ def run_operation(
     aliases: tuple[str, ...] = (),
     key_scope: str | None = None,
 ) -> Callable[[Callable[Concatenate[Context, P], Waiting[V]]], Operation[P, V]]:
-    """Make an operation of a function that begins work on a run; the parameters are the attributes of ``Operation``."""
+    """Declare a function that starts work on a run as an operation; the parameters are the attributes of ``Operation``."""
     return lambda function: Operation(function, method, path, (scope,), statuses, errors, aliases, key_scope)
 
 
 def operations_of(module: ModuleType) -> Iterator[Operation[..., object]]:
-    """Yield the operations that a module defines, in the order of its text."""
+    """Yield the operations of a module, in the order of its text."""
     for value in vars(module).values():
         if isinstance(value, Operation) and value.function.__module__ == module.__name__:
             yield value

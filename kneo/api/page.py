@@ -19,7 +19,7 @@ Order = Literal["asc", "desc"]
 
 @dataclass(frozen=True, kw_only=True)
 class PageView:
-    """One page of a list; ``window`` is the deepest offset."""
+    """The parameters of a page; ``window`` is the deepest offset."""
 
     count: int
     total: int

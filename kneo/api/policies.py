@@ -28,7 +28,7 @@ Environment = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class PolicyRequest(Body):
-    """The whole policy: a flag that is left out goes back to its default."""
+    """The whole policy: an omitted flag has its default."""
 
     enabled: Flag = True
     fail_on_warnings: Flag = False
@@ -103,7 +103,7 @@ def set_environment_policy(context: Context, environment: Environment, body: Pol
 
 @operation("POST", "/policies/environment/{environment}/preview", scope="policies:read")
 def preview_environment_policy(context: Context, environment: Environment, body: PolicyRequest) -> PolicyPreviewView:
-    """Preview the changes of a policy, and which of the latest runs it would refuse."""
+    """Preview the changes of a policy, and the latest runs that it would refuse."""
     flags = body.flags()
     with context.store.read() as tx:
         before = project_metadata.find_policy(tx, environment)

@@ -52,7 +52,7 @@ def list_promotions(
     phase: Literal["waiting", "done"] | None = None,
     limit: Limit = 100,
 ) -> PromotionListView:
-    """List pending changes, then changes that happened, newest first."""
+    """List pending changes, then past promotions, newest first."""
     items: list[PendingPromotionView | DonePromotionView] = []
     with context.store.read() as tx:
         if phase != "done":
@@ -66,7 +66,7 @@ def list_promotions(
 
 
 def _pending(tx: Tx, environment: str) -> list[PendingPromotionView]:
-    """List the pending changes of an environment; where that is no bundle, with the whole subject of its approval."""
+    """List the pending changes of an environment, each with the subject of its approval where that is no bundle."""
     subjects: dict[str | None, Json | None] = {}
     items = releases.pending(tx, environment)
     for item in items:

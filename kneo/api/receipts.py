@@ -29,10 +29,10 @@ Json = dict[str, object]
 
 @dataclass(frozen=True, kw_only=True)
 class ReceiptView:
-    """Proof of a decision; see the page about receipts."""
+    """A receipt: the signed proof of a decision; see the reference of receipts."""
 
-    receipt: Annotated[Json, Field(description="The signed content, to read.")]
-    envelope: Annotated[Json, Field(description="The signed content, to check.")]
+    receipt: Annotated[Json, Field(description="The signed content.")]
+    envelope: Annotated[Json, Field(description="The signed envelope.")]
     statements: Annotated[list[Json], Field(description="Envelopes of the statements that the voters signed.")]
     unsigned: Json
 
@@ -49,7 +49,7 @@ class ReceiptView:
 
 @dataclass(frozen=True, kw_only=True)
 class ReceiptListView:
-    """The receipts of a run, first one first."""
+    """The receipts of a run, in order."""
 
     run_id: str
     receipts: list[ReceiptView]
@@ -58,7 +58,7 @@ class ReceiptListView:
 
 @dataclass(frozen=True, kw_only=True)
 class ReceiptKeyView:
-    """The public key that checks receipts."""
+    """The public key that verifies receipts."""
 
     key: Annotated[str, Field(description="PEM.")]
     keyid: str
@@ -67,7 +67,7 @@ class ReceiptKeyView:
 
 @dataclass(frozen=True, kw_only=True)
 class ReceiptVerdictView:
-    """The result of checking receipts."""
+    """The result of verifying receipts."""
 
     valid: bool
     problems: Annotated[list[Json], Field(description="Each with `receipt`, `field` and `message`.")]
@@ -75,10 +75,10 @@ class ReceiptVerdictView:
 
 
 class ReceiptsToVerify(Body):
-    """One receipt as it was handed out, its envelope alone, or all receipts of a run, with their unsigned fields."""
+    """One receipt as exported, its envelope alone, or all receipts of a run, with their unsigned fields."""
 
     envelope: dict[str, object] | None = Field(default=None, description="A DSSE envelope.")
-    receipt: dict[str, object] | None = Field(default=None, description="The content that the envelope should have.")
+    receipt: dict[str, object] | None = Field(default=None, description="The expected content of the envelope.")
     receipts: list[dict[str, object]] | None = Field(default=None, description="All receipts of a run, in order.")
     key: str | None = Field(default=None, description="PEM of the public key; left out: the key of this service.")
     statements: list[dict[str, object]] | None = None
@@ -99,9 +99,9 @@ def get_receipt(context: Context, continuation_id: str) -> ReceiptView:
         msg = f"There is no human task {continuation_id[:80]}."
         raise NotFound(msg)
     if task.decision is None:
-        msg = f"{continuation_id} is {task.status}; nothing was decided that there could be a receipt of."
+        msg = f"{continuation_id} is {task.status}; there is a receipt once it is decided."
     else:
-        msg = f"{continuation_id} was decided without a receipt: its gate wants none, or the service had no key."
+        msg = f"{continuation_id} was decided without a receipt: its gate asks for none, or the service had no key."
     raise NotFound(msg, code="receipt_not_found")
 
 
@@ -118,18 +118,21 @@ def list_receipts(context: Context, run_id: str) -> ReceiptListView:
 
 @operation("GET", "/receipts/key", scope="receipts:read")
 def get_receipt_key(context: Context) -> ReceiptKeyView:
-    """Return the public key that checks this service's receipts. Keep it elsewhere."""
+    """Return the public key that verifies this service's receipts. Store it elsewhere."""
     key = service_key(context.settings).public
     return ReceiptKeyView(key=key.pem, keyid=key.keyid, algorithm=key.algorithm.value)
 
 
 @operation("POST", "/receipts/verify", scope="receipts:read")
 def verify_receipts(context: Context, body: ReceiptsToVerify) -> ReceiptVerdictView:
-    """Check receipts: signatures, fields, and the chain where all of a run are given. Names each field that was changed."""
+    """Verify receipts: signatures, fields, and the chain where all receipts of a run are given.
+
+    The problems name each changed field.
+    """
     found = find_receipts(body.model_dump(exclude_none=True, exclude={"key"}), file="the request")
     public = PublicKey.load(body.key) if body.key is not None else service_key(context.settings).public
     with context.store.read() as tx:
-        # The trust root of this service does not name the reviewers of another one.
+        # The trust root of this service has no reviewers of another service.
         verdict = check_receipts(found, [public], _reviewers(tx, context.settings) if body.key is None else None)
         known = [receipts.by_digest(tx, item.digest) is not None for item in verdict.checked]
     result = verdict_json(verdict)

@@ -32,7 +32,7 @@ Json = dict[str, object]
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseView:
-    """A bundle version that an environment serves."""
+    """A released bundle version."""
 
     bundle: str
     version: str
@@ -106,7 +106,7 @@ class DecisionView:
 
 @dataclass(frozen=True, kw_only=True)
 class PromotionView(Promotion):
-    """A change of an environment, with the decisions that it rests on."""
+    """A change of an environment, with its decisions."""
 
     decisions: list[DecisionView]
 
@@ -130,14 +130,14 @@ class PendingPromotionView(Pending):
 
 @dataclass(frozen=True, kw_only=True)
 class DonePromotionView(Promotion):
-    """A change that happened."""
+    """A past promotion."""
 
     phase: Literal["done"] = "done"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromotionListView:
-    """Pending changes, then changes that happened, newest first."""
+    """Pending changes, then past promotions, newest first."""
 
     promotions: list[Annotated[PendingPromotionView | DonePromotionView, Field(discriminator="phase")]]
     count: int
@@ -170,7 +170,7 @@ class ApprovalView:
 
 @dataclass(frozen=True, kw_only=True)
 class ChangedView:
-    """The result of the controller, null where none is running, and the environment after it."""
+    """The result of the controller, null where none is running, and the environment afterwards."""
 
     result: Json | None
     environment: EnvironmentView | None
@@ -178,28 +178,28 @@ class ChangedView:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldView(ChangedView):
-    """A new hold, and the environment after it."""
+    """A new hold, and the environment afterwards."""
 
     hold: Hold
 
 
 @dataclass(frozen=True, kw_only=True)
 class SuspendedView(ChangedView):
-    """A new suspension, and the environment after it."""
+    """A new suspension, and the environment afterwards."""
 
     suspension: Suspension
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecidedView(ChangedView):
-    """A recorded decision, and the environment after it."""
+    """A recorded decision, and the environment afterwards."""
 
     approval: ApprovalView
 
 
 @dataclass(frozen=True, kw_only=True)
 class WhyView:
-    """The gates that keep a bundle from following Git, and who can open them."""
+    """The gates that block a bundle from following Git, and the people who can unblock them."""
 
     environment: str
     bundle: str
@@ -222,7 +222,7 @@ class WhyView:
     def of(cls, found: Explanation) -> Self:
         gates = found.gates
         first = gates[0] if gates else None
-        up_to_date = f"Up to date: {found.environment} serves the version that Git declares."
+        up_to_date = f"Up to date: {found.environment} is at the version that Git declares."
         return cls(
             environment=found.environment,
             bundle=found.bundle,
@@ -264,7 +264,7 @@ class SourceView(SourceRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class TracedRunView:
-    """The run that a provenance begins with."""
+    """The run of a provenance."""
 
     id: str
     status: str
@@ -317,7 +317,7 @@ class TracedPromotionView:
 
 @dataclass(frozen=True, kw_only=True)
 class TracedReceiptView:
-    """A decision of a person in a run, in short; the names are those of the receipt."""
+    """A decision of a person in a run, abridged; the names are those of the receipt."""
 
     id: str
     task: str

@@ -1,4 +1,4 @@
-"""What requests carry where several routes take the same."""
+"""Request fields that several operations share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kneo.names import MAX_ENVIRONMENT_CHARS, check_environment_name
 Tree = Mapping[str, object]
 
 MAX_NAMES = 1_000
-"""Entries of a list of names or paths; settings may ask for fewer."""
+"""Entries of a list of names or paths; settings may lower the limit."""
 
 Name = Annotated[str, Field(max_length=4_096)]
 
@@ -31,23 +31,26 @@ EnvironmentName = Annotated[
 ]
 
 Flag = StrictBool
-"""A boolean as JSON writes it; ``0`` and ``"yes"`` are refused."""
+"""A boolean as in JSON; ``0`` and ``"yes"`` are refused."""
 
 
 def _is_number(value: object) -> object:
     if isinstance(value, str | bool):
-        msg = "a number is not written as text or as yes or no"
+        msg = "a number, not a text or a boolean"
         raise ValueError(msg)  # noqa: TRY004 - this is how a field is refused
     return value
 
 
 AsNumber = BeforeValidator(_is_number)
-"""A number as JSON writes it. It stands behind the bounds of a field, or the description loses them."""
+"""A number as in JSON.
+
+The annotation follows the bounds of a field, which the description would otherwise lose.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SkillsOverlay:
-    """Skills that the root agent gets beside its own, and skills that no agent has."""
+    """Skills to add to the root agent, and skills to remove from all agents."""
 
     add: tuple[str, ...] = ()
     disable: tuple[str, ...] = ()
@@ -55,7 +58,9 @@ class SkillsOverlay:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecSelection:
-    """Which spec is meant: one brought along, or one below the spec root; and what is laid over it, in this order."""
+    """The source of a spec: an inline spec or a path below the spec root, and its overlays and overrides, in this
+    order.
+    """
 
     spec: Tree | None = None
     spec_path: str | None = None
@@ -66,16 +71,16 @@ class SpecSelection:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a spec brought along as it is."""
+        """Whether the spec is inline and unchanged."""
         return self.spec is not None and not self.has_layers
 
     @property
     def has_layers(self) -> bool:
-        """Whether anything is laid over it."""
+        """Whether there are overlays, overrides or skill changes."""
         return bool(self.overlays or self.overrides or self.skills != SkillsOverlay())
 
     def origin(self) -> dict[str, object]:
-        """Say where the spec came from, for the audit log."""
+        """Return the source of the spec for the audit log."""
         return {
             "spec_path": self.spec_path,
             "inline_spec": self.spec is not None,
@@ -85,23 +90,23 @@ class SpecSelection:
 
 
 class Body(BaseModel):
-    """Unknown fields are refused: a typing error would otherwise be silently ignored."""
+    """The base of request bodies. Unknown fields are refused: a typing error would otherwise be ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class SkillsChange(Body):
-    """Skills to add to the root agent, and to take from every agent."""
+    """Skills to add to the root agent, and to remove from every agent."""
 
     add: list[Name] = Field(default_factory=list, max_length=MAX_NAMES)
     disable: list[Name] = Field(default_factory=list, max_length=MAX_NAMES)
 
 
 class SpecRequest(Body):
-    """A spec, and what is laid over it: the overlays in order, then the overrides."""
+    """A spec with its overlays in order, then its overrides."""
 
     spec_path: Name | None = Field(default=None, description="A file below the service's spec root.")
-    spec: dict[str, object] | None = Field(default=None, description="The spec itself; it wins over a path.")
+    spec: dict[str, object] | None = Field(default=None, description="The spec itself; takes precedence over a path.")
     environment: EnvironmentName | None = None
     overlays: list[Name] = Field(
         default_factory=list, max_length=MAX_NAMES, description="Files below the service's spec root."
@@ -119,5 +124,5 @@ class SpecRequest(Body):
 
 
 def overlay_of(skills: SkillsChange | None) -> SkillsOverlay:
-    """Read a change of skills; none changes nothing."""
+    """Parse a change of skills; ``None`` changes nothing."""
     return SkillsOverlay(add=tuple(skills.add), disable=tuple(skills.disable)) if skills else SkillsOverlay()

@@ -1,7 +1,7 @@
-"""Operations that answer a paused run: with a value, or with the requirements of workflow libraries, resolved.
+"""Operations that answer a paused run: with a value, or with the resolved requirements of workflow libraries.
 
-A requirement that a caller sends back says something about a stored question and never takes the question's place: the task
-decides who is asked, what is shown and which answers count.
+A submitted requirement answers a stored question and never replaces it: the task decides about candidates, subject and
+accepted answers.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from kneo.tasks import inbox
 from kneo.tasks.decisions import DecisionRequest, decision_from_value, find_pending, rejection
 
 MAX_REQUIREMENTS = 100
-"""Requirements that one request may resolve."""
+"""Most requirements of one request."""
 
 
 class RunInput(Body):
-    """A value for what a run waits for, or that there will be none."""
+    """A value for a waiting run, or the statement that there is none."""
 
     value: object = None
-    abort: bool = Field(default=False, description="Give none: what it was for does not happen.")
+    abort: bool = Field(default=False, description="No value: the guarded step does not run.")
     reason: str | None = None
-    key: str | None = Field(default=None, description="Which question, where the run asks several.")
+    key: str | None = Field(default=None, description="The key of the question, where several are open.")
 
 
 @run_operation("POST", "/runs/{run_id}/input", scope="human:write", statuses=DONE)
 def put_run_input(context: Context, run_id: str, body: RunInput) -> Waiting[RunResumedView]:
-    """Answer the one thing that a run waits for with a value."""
+    """Answer the only open question of a run with a value."""
 
     def answer() -> HumanTask:
         find_run(context.store, run_id)
@@ -62,13 +62,13 @@ def _check_length(field: str, length: int, context: Context) -> None:
 
 
 class ResolvedRequirement(BaseModel):
-    """What is said about one question. What else a requirement was shown with may be sent back and changes nothing."""
+    """The answer to one question. Other fields of a requirement may be sent back unchanged and have no effect."""
 
     model_config = ConfigDict(extra="ignore")
 
-    continuation_id: str | None = Field(default=None, description="Which question; or its key, or its step.")
+    continuation_id: str | None = Field(default=None, description="The id of the question; or its key, or its step.")
     key: str | None = None
-    step_id: str | None = Field(default=None, description="The path of the step that asks.")
+    step_id: str | None = Field(default=None, description="The path of the asking step.")
     step_name: str | None = None
     confirmed: bool | None = None
     rejection_feedback: str | None = None
@@ -76,22 +76,24 @@ class ResolvedRequirement(BaseModel):
     edited_output: object = None
     selected_choices: list[str] | None = None
     decision: str | None = Field(default=None, description="After an error: retry, skip or stop.")
-    value: object = Field(default=None, description="What a step asked for in its middle.")
-    subject_digest: str | None = Field(default=None, description="What was shown; another one now is refused.")
+    value: object = Field(default=None, description="The value that a step requested.")
+    subject_digest: str | None = Field(
+        default=None, description="The digest of the reviewed subject; refused where it changed."
+    )
 
 
 class ContinueRun(Body):
-    """A paused run's requirements, resolved. Those that say nothing stay open."""
+    """The resolved requirements of a paused run. Unresolved ones stay open."""
 
     step_requirements: list[ResolvedRequirement] = Field(min_length=1, max_length=MAX_REQUIREMENTS)
-    session_id: str | None = Field(default=None, description="The conversation it belongs to, to be sure.")
-    stream: bool = Field(default=False, description="Not here: `GET /v1/runs/{run_id}/events` follows a run.")
-    background: bool = Field(default=False, description="Answer at once; the run goes on by itself.")
+    session_id: str | None = Field(default=None, description="The session of the run, as a check.")
+    stream: bool = Field(default=False, description="Not supported: use `GET /v1/runs/{run_id}/events`.")
+    background: bool = Field(default=False, description="Respond at once; the run continues in the background.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkflowRunContinuedView(RunResumedView):
-    """Where a run went, and what it still requires."""
+    """The state of a run, and its open requirements."""
 
     workflow_id: str | None
     content: str | None
@@ -104,9 +106,10 @@ class WorkflowRunContinuedView(RunResumedView):
 def continue_workflow_run(
     context: Context, workflow_id: str, run_id: str, body: ContinueRun
 ) -> Waiting[WorkflowRunContinuedView]:
-    """Answer what a paused run requires, and go on with it; each answer counts as in the inbox, with its receipt.
+    """Answer requirements of a paused run and continue the run; each answer counts as in the inbox, with its receipt.
 
-    An answer that is refused stays with its reason in `refused` where another one was taken; else it is the error.
+    A refused answer is listed with its reason in `refused` where another one was accepted; otherwise the refusal is the
+    error.
     """
     if body.stream:
         msg = "A run that goes on is followed elsewhere."
@@ -144,7 +147,7 @@ def _check_workflow(context: Context, workflow_id: str, run_id: str, body: Conti
 
 
 def _answer_all(context: Context, paused: SettledRun, body: ContinueRun, refused: list[Json]) -> HumanTask:
-    """Take every answer that fits; return the last question that was answered."""
+    """Submit every valid answer; return the last answered question."""
     answers = match_answers(paused.run.id, paused.tasks, body.step_requirements)
     for _, answer in answers:
         for field in ("content", "values", "feedback"):
@@ -165,7 +168,7 @@ def _answer_all(context: Context, paused: SettledRun, body: ContinueRun, refused
 
 
 def requirement(task: HumanTask) -> Json:
-    """Return what a question requires."""
+    """Return the requirement of a question."""
     asks_first = task.position in {"before", "step"}
     return {
         "continuation_id": task.id,
@@ -214,11 +217,11 @@ def match_answers(
     answers = [(_find_task(run_id, waiting, one), answer) for one, answer in resolved]
     if not answers:
         keys = [task.key for task in waiting]
-        msg = f"Nothing is said about what the run {run_id} asks."
+        msg = f"No requirement answers a question of the run {run_id}."
         hint = f"It asks: {', '.join(keys) or 'nothing'}. Set confirmed, user_input, edited_output, selected_choices or value."
         raise Conflict(msg, code="run_state_conflict", hint=hint, pending=keys)
     if len({task.id for task, _ in answers}) < len(answers):
-        msg = "Two requirements are about one question."
+        msg = "Two requirements answer the same question."
         raise Usage(msg)
     return [(task, replace(answer, request_id=task.request_id)) for task, answer in answers]
 
@@ -247,11 +250,11 @@ def _answer(one: ResolvedRequirement) -> DecisionRequest | None:
     names = [name for name, value in resolutions.items() if value is not None]
     if one.confirmed is False:
         if set(names) - {"decision"}:
-            msg = "A requirement that is rejected gives nothing."
+            msg = "A rejected requirement has no value."
             raise Usage(msg)
         return replace(shown, decision=DecisionKind.REJECTED, feedback=one.rejection_feedback)
     if len(names) > 1:
-        msg = f"A requirement says one of {', '.join(resolutions)}."
+        msg = f"A requirement has one of {', '.join(resolutions)}."
         raise Usage(msg)
     if not names:
         return shown if one.confirmed is True else None

@@ -1,4 +1,4 @@
-"""Operations on a run's past: its checkpoints compared, as a timeline, and drawn on its workflow."""
+"""Operations on the history of a run: compared checkpoints, timeline, and position in its workflow."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Number = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 @dataclass(frozen=True, kw_only=True)
 class AddedView:
-    """A value of one checkpoint that the other one has not."""
+    """A value of one checkpoint that the other one lacks."""
 
     path: str
     value: object
@@ -63,7 +63,7 @@ class CheckpointDiffView:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayContextView:
-    """The steps of a run that are done, and the step that would come next."""
+    """The completed steps of a run, and its next step."""
 
     run_id: str
     status: StatusWord
@@ -81,7 +81,7 @@ class ReplayContextView:
 
 @dataclass(frozen=True, kw_only=True)
 class RunReplayView:
-    """A run's checkpoints as a timeline; for a run that repeats another one, the answers that it used again."""
+    """The checkpoints of a run as a timeline; for a repeated run also the reused answers."""
 
     run_id: str
     status: StatusWord
@@ -133,7 +133,7 @@ class RunPolicyReportView:
 
 
 def _built(view: type[V], values: Json) -> V:
-    """Build a view and the views in it."""
+    """Build a view and its nested views."""
     return TypeAdapter(view).validate_python(values)
 
 
@@ -141,7 +141,7 @@ def _built(view: type[V], values: Json) -> V:
 def diff_run_checkpoints(
     context: Context, run_id: str, from_sequence: Number | None = None, to_sequence: Number | None = None
 ) -> CheckpointDiffView:
-    """Compare two checkpoints; left out: the last two."""
+    """Compare two checkpoints; by default the last two."""
     record = read_record(context.store, run_id)
     changes = views.checkpoint_diff(record.run, record.checkpoints, from_sequence, to_sequence)
     return _built(CheckpointDiffView, clean(changes))
@@ -155,13 +155,13 @@ def get_run_replay(context: Context, run_id: str) -> RunReplayView:
 
 @operation("GET", "/runs/{run_id}/recovery", scope="runs:read")
 def get_run_recovery(context: Context, run_id: str) -> RunRecoveryView:
-    """Read where a run stands and whether it can be continued."""
+    """Read the position of a run and whether it can be continued."""
     return _built(RunRecoveryView, clean(views.recovery_view(read_record(context.store, run_id))))
 
 
 @operation("GET", "/runs/{run_id}/graph", scope="runs:read")
 def get_run_graph(context: Context, run_id: str) -> RunGraphView:
-    """Draw the workflow a run executes, with where it stands."""
+    """Draw the workflow of a run with its position."""
     now = read_settled_run(context.store, run_id)
     visited = list(now.run.visited_steps)
     position: Json = {
@@ -175,7 +175,7 @@ def get_run_graph(context: Context, run_id: str) -> RunGraphView:
 
 @operation("GET", "/runs/{run_id}/policy-report", scope="runs:read")
 def report_run_policy(context: Context, run_id: str) -> RunPolicyReportView:
-    """Report on the spec of a run: tools, memory, guardrails, people."""
+    """Report on the spec of a run: tools, memory, guardrails, human gates."""
     run = find_run(context.store, run_id)
     spec = _spec_of(context, run)
     report = policy_report(spec, check(spec, NOTHING_KNOWN))

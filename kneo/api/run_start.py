@@ -48,7 +48,7 @@ Wait = Annotated[
 
 
 class WaitTooLong(Invalid):
-    """A request asks for more waiting than the service offers."""
+    """A request asks to wait longer than the service allows."""
 
     http_status = 422
     default_code = "wait_too_long"
@@ -62,7 +62,7 @@ class RunCreate(SpecRequest):
     target: Literal["agent", "workflow"] = "workflow"
     async_mode: Flag = False
     metadata: dict[str, object] = Field(default_factory=dict)
-    session_id: str | None = Field(default=None, max_length=200, description="The conversation this run belongs to.")
+    session_id: str | None = Field(default=None, max_length=200, description="The session of the run.")
     skills: SkillsChange | None = None
     timeout_seconds: Annotated[int, Field(gt=0, le=MAX_SECONDS), AsNumber] | None = None
 
@@ -71,21 +71,23 @@ class RunCreate(SpecRequest):
 
 
 class RunFork(Body):
-    """Where in a run's past another one begins: a step or a checkpoint."""
+    """The point of a run's past at which the new run begins: a step or a checkpoint."""
 
-    step: str | None = Field(default=None, description="Path of the step it begins with, `#n` for the n-th time.")
+    step: str | None = Field(
+        default=None, description="Path of the first step of the new run, `#n` for its n-th iteration."
+    )
     checkpoint: Annotated[int, Field(ge=1, le=MAX_NUMBER), AsNumber] | None = Field(
         default=None, description="Or the sequence number of a checkpoint."
     )
-    input: str | None = Field(
-        default=None, description="What that step is given instead; gates before it are asked about it."
-    )
+    input: str | None = Field(default=None, description="Another input of that step; gates before it are asked again.")
     answers: dict[str, object] = Field(
         default_factory=dict,
         max_length=100,
-        description="Answers to use instead of those given before, by the keys of their questions; needs human:write.",
+        description="Answers that replace the earlier ones, by the keys of their questions; needs human:write.",
     )
-    ask: list[str] = Field(default_factory=list, max_length=100, description="Keys to ask again, or `all`.")
+    ask: list[str] = Field(
+        default_factory=list, max_length=100, description="Keys of questions to ask again, or `all`."
+    )
 
 
 @run_operation("POST", "/runs", scope="runs:write", errors=(404,), key_scope="runs:create")
@@ -96,7 +98,7 @@ def create_run(context: Context, body: RunCreate, wait: Wait = None) -> Waiting[
 
 @run_operation("POST", "/specs/run", scope="runs:write", errors=(404,), key_scope="specs:run")
 def run_spec(context: Context, body: RunCreate, wait: Wait = None) -> Waiting[RunStartedView]:
-    """Do what `POST /v1/runs` does, under its other name."""
+    """Start a run; the older name of `POST /v1/runs`."""
 
     def also(tx: Tx, run: Run) -> None:
         facts = body.selection().origin() | {"target": body.target, "status": run.status}
@@ -141,10 +143,10 @@ def _order(context: Context, body: RunCreate) -> StartRequest:
 
 
 def _spec(context: Context, selection: SpecSelection, bundle: str | None) -> Mapping[str, object] | None:
-    """Return the spec that a request holds or names by its path."""
+    """Return the spec of a request, inline or by path."""
     if bundle is not None:
         if selection.spec_path is not None or selection.has_layers:
-            msg = "A bundle runs as it was approved: without a path, overlays, overrides or other skills."
+            msg = "A bundle runs as approved: a path, overlays, overrides and skills are not allowed."
             raise Usage(msg)
         return selection.spec
     if selection.is_plain or (selection.spec is None and selection.spec_path is None):
@@ -178,13 +180,13 @@ def _seconds(wait: str | None) -> float:
     duration = parse_duration(wait)
     if duration > MAX_WAIT:
         msg = f"A request waits 10m at most, not {wait}."
-        raise WaitTooLong(msg, hint="GET /v1/runs/{run_id}/events tells when it ends.")
+        raise WaitTooLong(msg, hint="GET /v1/runs/{run_id}/events reports when it ends.")
     return duration.total_seconds()
 
 
 @run_operation("POST", "/runs/{run_id}/continue", scope="runs:write", key_scope="runs:continue")
 def continue_run(context: Context, run_id: str, wait: Wait = None) -> Waiting[RunStartedView]:
-    """Try a failed run again from where it stood, and wait until it pauses or ends."""
+    """Retry a failed run from the step that failed, and wait until it pauses or ends."""
     store, seconds = context.store, _seconds(wait)
     return wait_for_run(
         store, lambda: continue_failed_run(store, ProgramLoader(store), run_id, actor=context.actor), seconds
@@ -193,11 +195,11 @@ def continue_run(context: Context, run_id: str, wait: Wait = None) -> Waiting[Ru
 
 @run_operation("POST", "/runs/{run_id}/fork", scope="runs:write")
 def fork_run(context: Context, run_id: str, body: RunFork, wait: Wait = None) -> Waiting[RunStartedView]:
-    """Start another run from a point in this one's past, and wait until it pauses or ends."""
+    """Start a new run from a point in this run's past, and wait until it pauses or ends."""
     seconds = _seconds(wait)
     if (body.step is None) == (body.checkpoint is None):
-        msg = "Where should the other run begin?"
-        raise Usage(msg, hint="Name a step or a checkpoint, one of them.")
+        msg = "The request names no point, or two, at which the new run begins."
+        raise Usage(msg, hint="Pass either a step or a checkpoint.")
     if body.answers:
         context.principal.require("human:write")
     if context.over_http:
@@ -220,5 +222,5 @@ def fork_run(context: Context, run_id: str, body: RunFork, wait: Wait = None) ->
 
 @operation("POST", "/runs/{run_id}/cancel", scope="runs:write")
 def cancel_run(context: Context, run_id: str) -> RunView:
-    """End a run now. Its open questions are withdrawn; steps that were under way are not committed."""
+    """End a run now. Its open questions are withdrawn; steps in progress are not committed."""
     return RunView.of(cancel(context.store, run_id, actor=context.actor), None)

@@ -184,7 +184,7 @@ def readable(text: str | None) -> str | None:
 
 
 _TRACE_FIELDS = ("agent_name", "model_provider", "model_name", "tool_name", "input_preview", "output_preview", "error")
-"""Data of a trace event that stands at the top of its view."""
+"""Data of a trace event that its view repeats at the top level."""
 
 
 @dataclass(frozen=True, kw_only=True)

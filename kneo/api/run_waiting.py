@@ -1,4 +1,4 @@
-"""Views of a run after work on it has begun, and the waiting for them."""
+"""Views of a run while an operation waits for it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from kneo.store.engine import Store
 from kneo.tasks.inbox import find
 
 DEFAULT_WAIT = 120.0
-"""Seconds that a request waits for its run unless it names a time."""
+"""Seconds that a request waits for its run by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStartedView:
-    """Where a run stands after it was started or continued."""
+    """The state of a run after its start or continuation."""
 
     run_id: str
     status: StatusWord
@@ -50,7 +50,7 @@ class RunStartedView:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResumedView(RunStartedView):
-    """Where a run went after an answer. A vote that decides nothing yet shows the votes."""
+    """The state of a run after an answer. A vote below the quorum shows the votes."""
 
     quorum: Json | None = None
     votes: list[Json] | None = None
@@ -65,7 +65,7 @@ class RunResumedView(RunStartedView):
 
 
 def wait_for_run(store: Store, begin: Callable[[], Run], seconds: float) -> Waiting[RunStartedView]:
-    """Begin work on a run, unless an earlier execution of the same request has done so; then wait for that run."""
+    """Start work on a run, unless an earlier execution of the same request has done so; then wait for that run."""
     made = idempotency.made()
     run = begin() if made is None else find_run(store, made)
     return Waiting(RunSettled(run.id, epoch=run.epoch), RunStartedView.of, seconds, SettledRun(run))

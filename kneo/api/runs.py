@@ -55,11 +55,12 @@ def list_runs(
     has_error: bool | None = None,
     created_after: Moment | None = None,
     created_before: Moment | None = None,
-    q: Annotated[str | None, Field(max_length=200, description="Somewhere in what went in or came out.")] = None,
+    q: Annotated[str | None, Field(max_length=200, description="A substring of the input or output.")] = None,
     limit: Limit = 100,
     offset: Offset = 0,
     after: Annotated[
-        str | None, Field(max_length=40, description="`next_after` of the page before, sorted by created_at or run_id.")
+        str | None,
+        Field(max_length=40, description="`next_after` of the previous page, sorted by created_at or run_id."),
     ] = None,
     sort_by: RunSortField = "updated_at",
     sort_order: Order = "desc",
@@ -67,7 +68,7 @@ def list_runs(
     """List runs, the most recently changed first."""
     lasts = sort_by in LASTING
     if after is not None and not lasts:
-        msg = f"Runs move while they are sorted by {sort_by}, so no page can begin after one of them."
+        msg = f"The order of runs changes while they are sorted by {sort_by}, so no page can begin after one of them."
         hint = f"Sort by {', '.join(sorted(LASTING))}, or page with offset."
         raise InvalidValue(msg, field="after", hint=hint)
     known = check_status(status) if status is not None else None
@@ -106,10 +107,10 @@ class InvalidTime(InvalidValue):
 
 
 def _stored_time(text: str | None) -> str | None:
-    """Write a time as the database stores it.
+    """Format a time as the database stores it.
 
     Raises:
-        InvalidTime: it is not a time.
+        InvalidTime: the text is not a time.
     """
     if text is None:
         return None
@@ -136,7 +137,7 @@ def get_run_trace(
     sort_by: Literal["timestamp", "sequence"] = "timestamp",
     sort_order: Order = "asc",
 ) -> TraceView:
-    """Read what happened in a run, step by step."""
+    """Read the trace of a run: its events in order."""
     find_run(context.store, run_id)
     with context.store.read() as tx:
         events = history.list_trace(

@@ -21,7 +21,7 @@ from kneo.spec.reading.reader import read
 
 
 class Confined(Invalid):
-    """The path leads out of the folder, or to nothing in it."""
+    """The path leads out of the folder, or does not exist."""
 
     http_status = 422
     default_code = "spec_path_confined"
@@ -31,8 +31,8 @@ class SpecLoader:
     """Loads specs for requests. Nothing outside the spec root is read, and nothing is imported.
 
     Args:
-        settings: Where the spec root is, which modules specs may name, and how large what comes along may be.
-        tools: Tools of this process, which specs may name.
+        settings: The spec root, the modules that specs may name, and the size limits.
+        tools: The tools of this process, which specs may name.
     """
 
     def __init__(self, settings: Settings, tools: frozenset[str] = frozenset()) -> None:
@@ -41,7 +41,7 @@ class SpecLoader:
         self.root = settings.spec_root.resolve()
 
     def check_sizes(self, order: SpecSelection) -> None:
-        """Check what came along.
+        """Check the sizes of a request's spec.
 
         Raises:
             Invalid: ``input_too_large``.
@@ -61,12 +61,12 @@ class SpecLoader:
                 raise InvalidValue(msg, code="input_too_large", field=name, limit=limit)
 
     def load(self, order: SpecSelection) -> LoadedSpec:
-        """Load a spec and find everything that is wrong with it.
+        """Load a spec with its diagnostics.
 
         Raises:
-            Usage: neither a spec nor a path was given.
-            Confined: a path leads to nothing below the spec root.
-            Invalid: something is too large.
+            Usage: the request has neither a spec nor a path.
+            Confined: a path does not exist below the spec root.
+            Invalid: a part is too large.
         """
         self.check_sizes(order)
         try:
@@ -85,7 +85,7 @@ class SpecLoader:
         )
 
     def whole(self, order: SpecSelection) -> LoadedSpec:
-        """Load a spec with every file it refers to taken in: what would be signed, and what is run."""
+        """Load a spec with every referenced file inlined: the content to sign and to run."""
         return resolve(self.load(order), self._files(order))
 
     def _files(self, order: SpecSelection) -> Files:
@@ -101,25 +101,25 @@ class SpecLoader:
 
     def _document(self, path: str | None) -> Document:
         if path is None:
-            msg = "There is no spec to look at."
-            raise Usage(msg, hint="Send a spec, or spec_path.")
+            msg = "The request has no spec."
+            raise Usage(msg, hint="Send spec or spec_path.")
         with self._inside(path).open("rb") as file:
             return read(file.read(DEFAULT_LIMITS.max_bytes + 1), file=path)
 
     def _inside(self, path: str) -> Path:
-        """Find a file below the spec root; no ``..`` and no link leads out of it, and nothing hidden is one."""
+        """Find a file below the spec root; ``..``, links out of it and hidden files are refused."""
         try:
             target = (self.root / path).resolve()
             if target.is_relative_to(self.root) and not is_hidden(target, self.root) and target.is_file():
                 return target
-        except (OSError, ValueError, RuntimeError):  # a NUL in the name, a name too long, links in a circle
+        except (OSError, ValueError, RuntimeError):  # A NUL in the name, a name that is too long, a cycle of links.
             pass
         msg = f"{path[:200]!r} is not a spec under the spec root of this service."
-        raise Confined(msg, hint="KNEO_SERV_SPEC_ROOT is where specs are read from.")
+        raise Confined(msg, hint="Specs are read below KNEO_SERV_SPEC_ROOT.")
 
 
 def usable(loaded: LoadedSpec) -> Spec:
-    """Return a spec that can be used.
+    """Return a spec that can run.
 
     Raises:
         Invalid: ``spec_invalid``: it cannot; the diagnostics are in its details.
@@ -141,7 +141,7 @@ def shaped(loaded: LoadedSpec) -> Spec:
 
 
 def refused(loaded: LoadedSpec) -> Invalid:
-    """Say what is wrong with a spec."""
+    """Return the diagnostics of a spec as an error."""
     errors = [found for found in loaded.diagnostics if found.is_error]
     first = errors[0]
     more = f" And {len(errors) - 1} more." if len(errors) > 1 else ""
@@ -158,7 +158,7 @@ def _size(value: object) -> int:
 
 
 def _with_skills(tree: object, overlay: SkillsOverlay) -> object:
-    """Change which skills agents have."""
+    """Change the skills of agents."""
     if not isinstance(tree, dict) or overlay == SkillsOverlay():
         return tree
     components = tree.get("components")

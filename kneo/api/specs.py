@@ -75,7 +75,7 @@ class SpecCompilationView:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecExplanationView:
-    """The steps of a spec, and where people are asked."""
+    """The steps of a spec, and the gates that ask people."""
 
     summary: Json
     steps: list[Json]
@@ -83,7 +83,7 @@ class SpecExplanationView:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphNodeView:
-    """A step in a graph; ``parent`` is the container it stands in, ``gates`` the places around it that ask people."""
+    """A step in a graph; ``parent`` is its container, ``gates`` its positions that ask people."""
 
     id: str
     kind: str
@@ -99,7 +99,7 @@ class GraphNodeView:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphEdgeView:
-    """A way from one step to another."""
+    """A transition between two steps."""
 
     source: str
     target: str
@@ -138,7 +138,7 @@ class ResolvedSpecView:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecMigrationView:
-    """A spec in the shape of v1, and the changes that were made."""
+    """A spec migrated to v1, and the changes."""
 
     source_version: str | None
     target_version: str
@@ -191,7 +191,7 @@ def compile_spec(context: Context, body: SpecCompileRequest) -> SpecCompilationV
 
 @operation("POST", "/specs/explain", scope="specs:read")
 def explain_spec(context: Context, body: SpecRequest) -> SpecExplanationView:
-    """Explain the steps of a spec, and where people are asked."""
+    """Explain the steps of a spec, and the gates that ask people."""
     spec = usable(_loader(context).load(body.selection()))
     _record(context, "spec.explained", body)
     return SpecExplanationView(**explained(spec))  # type: ignore[arg-type]  # its two fields

@@ -1,4 +1,4 @@
-"""Views of human tasks: what the published clients read, and every other field of a task."""
+"""Views of human tasks: the fields of the published clients, and every other field of a task."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class TaskEventView:
 
 
 def human_request(task: HumanTask) -> Json:
-    """Return the request of a task: its question, its subject and the decisions that it takes."""
+    """Return the request of a task: its question, its subject and the accepted decisions."""
     context = task.metadata.get("context")
     return {
         "id": task.request_id,

@@ -28,7 +28,7 @@ ME = "me"
 """The caller, as the value of a filter."""
 
 MAX_TASKS = 5_000
-"""Tasks that statistics are computed from, the newest."""
+"""The newest tasks, from which statistics are computed."""
 
 MAX_GATES = 200
 
@@ -56,7 +56,7 @@ def list_human_tasks(
     q: Annotated[str | None, Field(max_length=200, description="A part of the title.")] = None,
     limit: Limit = 100,
     offset: Offset = 0,
-    after: Annotated[str | None, Field(description="`next_after` of the page before.")] = None,
+    after: Annotated[str | None, Field(description="`next_after` of the previous page.")] = None,
     sort_by: TaskOrder | None = None,
     sort_order: Order = "asc",
 ) -> HumanTaskPageView:
@@ -95,7 +95,7 @@ def list_human_tasks(
 
 
 class StatusFilter(TypedDict, total=False):
-    """The conditions of a filter that a status stands for."""
+    """Return the filter conditions of a status."""
 
     statuses: Collection[TaskStatus]
     escalated: bool
@@ -220,7 +220,7 @@ def unclaim_human_task(context: Context, continuation_id: str) -> HumanTaskView:
 
 
 class TaskReceiver(Body):
-    """The person who gets a task."""
+    """The new assignee of a task."""
 
     to: str = Field(min_length=1, max_length=200, description="The name of a known person.")
     comment: str | None = None

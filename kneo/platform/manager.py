@@ -279,7 +279,7 @@ class PlatformManager:
         """Answer a human task and continue its run.
 
         Raises:
-            NotFound, Invalid: the task does not exist, or the answer does not fit.
+            NotFound, Invalid: the task does not exist, or does not accept the answer.
             Conflict: the task is decided, or its subject changed.
         """
         answer = DecisionRequest(
@@ -365,7 +365,7 @@ class PlatformManager:
         return self.list_environment_policies().get(environment)
 
     def set_environment_policy(self, environment: str, *, actor: str = "embedded", **flags: object) -> PolicyFlags:
-        """Set the policy of an environment; flags that are left out have their defaults.
+        """Set the policy of an environment; omitted flags have their defaults.
 
         Raises:
             Invalid: a flag does not exist, or takes another value.
@@ -413,7 +413,7 @@ class PlatformManager:
 
 
 def load_platform(settings: Settings) -> PlatformManager | None:
-    """Call the factory that ``KNEO_SERV_PLATFORM`` names, once per process; None without one.
+    """Call the factory that ``KNEO_SERV_PLATFORM`` names, once per process; return None without one.
 
     The platform's tools and database are used. A worker that the factory starts is not started: the command decides
     which process executes steps.

@@ -13,19 +13,19 @@ _EXTENSIONS = (".so", ".pyd")
 
 
 def is_hidden(path: Path, root: Path) -> bool:
-    """Tell whether a path below a root has a part that begins with a dot."""
+    """Return whether a path below a root has a part that begins with a dot."""
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 class SpecFiles:
     """Files that a spec names by a path relative to its own folder, or to the project's root.
 
-    Files outside the project are never read: ``..`` and links are followed first, and their target is checked. Hidden
+    Files outside the project are never read: ``..`` and links are resolved first, and their target is checked. Hidden
     files, whose name or folder begins with a dot, are not read either: they hold keys, databases, ``.env`` and the
     configuration of Git.
 
     Args:
-        folder: Where the spec is.
+        folder: The folder of the spec.
         root: The project's root. A spec outside the project has its own folder as root.
     """
 
@@ -35,7 +35,7 @@ class SpecFiles:
         self._root = resolved if self._folder.is_relative_to(resolved) else self._folder
 
     def text(self, path: str) -> str | None:
-        """Return a file's text; None where there is none that may be read, or it is not text."""
+        """Return a file's text; None where the file does not exist, may not be read, or is not text."""
         found = self._inside(path)
         if found is None or not found.is_file():
             return None
@@ -48,7 +48,7 @@ class SpecFiles:
         return text if len(text) <= MAX_TEXT and "\0" not in text else None
 
     def names(self, path: str) -> tuple[str, ...] | None:
-        """Return the names of the files in a folder, sorted; None where there is no such folder."""
+        """Return the names of the files in a folder, sorted; None where the folder does not exist."""
         found = self._inside(path)
         if found is None or not found.is_dir():
             return None
@@ -63,7 +63,7 @@ class SpecFiles:
                 found = (base / path).resolve()
                 if found.is_relative_to(self._root) and not is_hidden(found, self._root) and found.exists():
                     return found
-            except (OSError, ValueError, RuntimeError):  # a NUL in the name, a name too long, links in a circle
+            except (OSError, ValueError, RuntimeError):  # A NUL in the name, a name that is too long, a cycle of links.
                 continue
         return None
 
@@ -72,8 +72,8 @@ class ModuleFiles(Mapping[str, Module]):
     """Modules below some folders, by dotted name.
 
     Args:
-        roots: Folders that modules are looked for in, in order.
-        allow: Module prefixes that are looked for wherever Python itself would find them.
+        roots: Folders of modules, in the order of the search.
+        allow: Prefixes of modules that may also be anywhere on Python's path.
     """
 
     def __init__(self, roots: Sequence[Path], allow: Sequence[str] = ()) -> None:
@@ -90,7 +90,7 @@ class ModuleFiles(Mapping[str, Module]):
         return module
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the modules that were asked for and exist; there is no list of all of them."""
+        """Yield the requested modules that exist; there is no list of all of them."""
         return (name for name, module in self._known.items() if module is not None)
 
     def __len__(self) -> int:

@@ -40,7 +40,7 @@ def secret_inventory(
 
     Args:
         config: The project's config, which names its own variables; None where there is no project.
-        providers: Only these; left out: all that the project or Kneo declares.
+        providers: Only these; by default all that the project or Kneo declares.
         extras: Further names; each stands for a variable of the project, or for itself.
         service_tokens: Whether the service's own keys are listed too.
 

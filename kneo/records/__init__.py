@@ -1,1 +1,1 @@
-"""What the system records: frozen records and their legal transitions. No I/O here."""
+"""Records of the system: frozen data and its legal transitions. No I/O."""

@@ -64,9 +64,10 @@ class SealedEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class ChainVerdict:
-    """What a walk over the whole chain found. ``broken_at`` is the first bad sequence number.
+    """The result of verifying the whole chain.
 
-    ``signatures`` says whether the signatures of the stored checkpoints were checked, which needs the key.
+    ``broken_at`` is the first bad sequence number. ``signatures`` says whether the signatures of the stored checkpoints
+    were verified, which needs the key.
     """
 
     valid: bool
@@ -132,7 +133,7 @@ def _split(size: int) -> int:
 
 
 def verify_inclusion(leaf: str, index: int, size: int, proof: Sequence[str], root: str) -> bool:
-    """Say whether a leaf is at this place of the tree with this root (RFC 9162, 2.1.3.2). Needs nothing else."""
+    """Return whether a leaf is at this place of the tree with this root (RFC 9162, 2.1.3.2). Needs nothing else."""
     if not 0 <= index < size:
         return False
     place, last, current = index, size - 1, leaf
@@ -151,7 +152,7 @@ def verify_inclusion(leaf: str, index: int, size: int, proof: Sequence[str], roo
 
 @dataclass
 class Frontier:
-    """The right edge of a growing tree: enough to know its root after every leaf."""
+    """The right edge of a growing tree: enough to compute its root after every leaf."""
 
     size: int = 0
     _edge: list[str] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """A run: one execution of one frozen spec.
 
-``status`` is the only word other rooms branch on. Whether a worker holds a running run is its ``owner``, a matter of
-dispatch, not a status.
+``status`` is the only field that other rooms branch on. Whether a worker holds a running run is its ``owner``, a matter
+of dispatch, not a status.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A human task: one question to a person. One pause is one task is one continuation."""
+"""A human task: one question to people. One pause is one task is one continuation."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class TaskStatus(StrEnum):
 
 
 SIGNED, SIGNED_BY_REVIEWER = "signed", "signed_by_reviewer"
-"""Receipts that a gate can insist on: one that the service signed, and one that those who answer signed as well."""
+"""Receipts that a gate can require: signed by the service, or signed by the reviewer as well."""
 
 UNRESOLVED = frozenset({TaskStatus.OPEN, TaskStatus.CLAIMED, TaskStatus.SNOOZED})
 """Statuses in which a person can still answer."""
 
 REPLAYED = "replay"
-"""Who decided, where an answer of an earlier run was used again; see ``Decision.by``."""
+"""The author of a reused decision; see ``Decision.by``."""
 
 
 class DecisionKind(StrEnum):
@@ -37,7 +37,7 @@ class DecisionKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What was decided, by whom. ``by`` is ``person``, ``policy:timeout`` or ``replay``."""
+    """The decision of a task and its author. ``by`` is ``person``, ``policy:timeout`` or ``replay``."""
 
     kind: DecisionKind
     content: str | None
@@ -47,19 +47,19 @@ class Decision:
     by: str
     at: str
     effect: str | None = None
-    """What a rejection does here, where that is not what the gate says: a deadline may skip or cancel."""
+    """The effect of a rejection, where it is not the gate's: a deadline may skip or cancel."""
     selected_options: tuple[str, ...] = ()
-    """Everything that was chosen, in the order it was chosen; ``selected_option`` is the first."""
+    """All selected options, in order; ``selected_option`` is the first."""
     values: Mapping[str, object] | None = None
-    """What was filled in, by field; checked against the task's schema."""
+    """The values of a form, by field; validated against the task's schema."""
     data: object = None
-    """What was provided, where that is JSON and not a text; ``content`` spells it."""
+    """The provided value, where it is JSON and not a text; ``content`` is its encoding."""
     feedback: str | None = None
     """Feedback for the next attempt."""
     voters: tuple[str, ...] = ()
-    """Everybody whose vote made this the decision."""
+    """The people whose votes made the decision."""
     source: str | None = None
-    """The receipt or task that a reused decision was taken from."""
+    """The receipt or task of the reused decision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,28 +160,28 @@ class HumanTask:
     step_path: str = ""
     attempt: int = 0
     requester: str = ""
-    """Who started the run."""
+    """The requester of the run."""
     bundle_digest: str | None = None
-    """The spec that asks: the bundle's digest, or the spec's where there is no bundle."""
+    """The asking spec: the bundle's digest, or the spec's where there is no bundle."""
     previous: str | None = None
-    """What the step said before it was sent back, for a reviewer to compare with."""
+    """The previous output of the step, before it was sent back for a new attempt."""
     answer_schema: Mapping[str, object] | None = None
-    """JSON Schema of what has to be filled in or provided."""
+    """JSON Schema of the form or of the provided value."""
     multiple: bool = False
-    """Whether more than one option may be chosen."""
+    """Whether several options may be selected."""
     candidates: Candidates = field(default_factory=Candidates)
     quorum: Quorum = field(default_factory=Quorum)
     votes: tuple[Vote, ...] = ()
     plan: Plan = field(default_factory=Plan)
     consequences: Mapping[str, object] = field(default_factory=dict)
-    """What each decision leads to, found by trying it on the run's own state."""
+    """The consequence of each decision, computed on the state of the run."""
     priority: int = 50
     claimed_by: str | None = None
     snoozed_until: str | None = None
     escalation: int = 0
-    """How many escalations have happened."""
+    """Number of escalations so far."""
     due_at: str | None = None
-    """When an answer was expected; later is overdue."""
+    """When the task becomes overdue."""
     next_at: str | None = None
     """The next deadline, reminder or escalation; ``None`` where there is none."""
     resolved_at: str | None = None
@@ -191,13 +191,16 @@ class HumanTask:
 
     @property
     def is_restricted(self) -> bool:
-        """Whether only some of those who may answer tasks may answer this one."""
+        """Whether the task is restricted to some of the people who may answer tasks."""
         return not self.candidates.is_open
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskEvent:
-    """Something that happened to a task; ``data`` may hold what people wrote and so never enters the audit log."""
+    """An event of a task.
+
+    ``data`` may contain texts of people and so never enters the audit log.
+    """
 
     id: str
     task_id: str
@@ -217,9 +220,9 @@ class TaskLink:
     task_id: str
     run_id: str
     person: str
-    """Whose answer it is."""
+    """The person whose answer it is."""
     subject_digest: str
-    """What was asked when it was made; about anything else it says nothing."""
+    """Digest of the subject when the link was created; the link is void for another subject."""
     created_by: str
     created_at: str
     expires_at: str
@@ -239,29 +242,29 @@ class Outcome:
     asked_at: str
     resolved_at: str
     shown_chars: int
-    """Characters of what was shown."""
+    """Characters of the subject."""
     decision: DecisionKind | None
     """``None`` where the deadline ended the run."""
     by: str | None
     """``person``, ``policy:timeout`` or ``replay``."""
     content: str | None
-    """What was written instead, where it was edited."""
+    """The new text of an edited subject."""
     answers: tuple[str, ...]
-    """What each voter said, as ``answer`` of their votes."""
+    """The answer of each voter, as ``answer`` of their votes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReceiptRecord:
-    """One row of ``receipts``. Nothing here is believed that ``envelope`` does not say."""
+    """One row of ``receipts``. Only ``envelope`` is trusted; the other columns repeat its content."""
 
     id: str
     task_id: str
     run_id: str
     sequence: int
     digest: str
-    """Of the signed payload."""
+    """Digest of the signed payload."""
     envelope: bytes
     statements: tuple[str, ...] = ()
-    """Envelopes of what the reviewers signed themselves, as JSON texts."""
+    """Envelopes of the statements that reviewers signed, as JSON texts."""
     audit_event_id: str
     at: str

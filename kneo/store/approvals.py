@@ -20,7 +20,7 @@ def insert_approval(tx: Tx, item: ApprovalRecord) -> bool:
 
 
 def note_origin(tx: Tx, identity: str, origin: str) -> bool:
-    """Record the origin of a decision that came from another one before; return whether it changed."""
+    """Record the origin of a decision that had another one; return whether it changed."""
     other = (approvals.c.id == identity) & (approvals.c.origin != origin)
     return tx.connection.execute(update(approvals).where(other).values(origin=origin)).rowcount > 0
 
@@ -33,7 +33,7 @@ def list_approvals(
     Args:
         tx: An open transaction.
         environment: Only those about this environment.
-        subject: Only those about this.
+        subject: Only those about this subject.
         unexpired_at: Leave out approvals that expired by this time; a rejection does not expire.
     """
     where = []

@@ -1,4 +1,6 @@
-"""The key this installation signs with: decisions it records for people, receipts, checkpoints of the audit log."""
+"""The signing key of this installation: for decisions that it records for people, receipts and checkpoints of the audit
+log.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,10 @@ FILE = "service_key.pem"
 
 
 def service_key(settings: Settings) -> PrivateKey:
-    """Read the service key; on SQLite, where everything is on one machine, make it when there is none.
+    """Read the service key; on SQLite, where everything is on one machine, create it when there is none.
 
     Raises:
-        Invalid: there is none and several machines would need the same one, or it is not a key.
+        Invalid: no key is configured and several machines need the same one, or the text is not a key.
     """
     found = find_service_key(settings)
     if found is None:
@@ -27,14 +29,14 @@ def service_key(settings: Settings) -> PrivateKey:
 
 
 def missing_key() -> Invalid:
-    """Say that something has to be signed and there is nothing to sign it with."""
+    """The error of an operation that needs a signature where there is no signing key."""
     msg = "This needs the service's signing key, and KNEO_SERV_SERVICE_KEY is not set."
     hint = "Make one with kneo keys generate and give its PEM text to every service, worker and controller."
     return Invalid(msg, code="no_service_key", hint=hint)
 
 
 def find_service_key(settings: Settings) -> PrivateKey | None:
-    """Read or make the service key; ``None`` where it has to be given and was not."""
+    """Read or create the service key; ``None`` where it must be configured and is not."""
     passphrase = settings.key_passphrase or None
     if settings.service_key:
         return PrivateKey.load(settings.service_key.replace("\\n", "\n").encode(), passphrase)
@@ -47,7 +49,7 @@ def find_service_key(settings: Settings) -> PrivateKey | None:
 
 
 def _make(path: Path) -> None:
-    """Write a new key, whole or not at all: several processes may start at once, and one key wins."""
+    """Write a new key atomically: several processes may start at once, and one key wins."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # An unpredictable name: the folder may come from a checkout, with a link or a readable file in it.
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{FILE}.")

@@ -1,7 +1,7 @@
-"""Signed answers: the statement that a reviewer signs with an own key about one answer, and its verification.
+"""Signed answers: the statement that a reviewer signs with a personal key about one answer, and its verification.
 
-The statement holds digests of everything that the service records of the answer. It is valid for one question, one decision
-and a short time. The receipt of the decision names the statement, so both together prove who decided.
+The statement holds digests of everything that the service records of the answer. It is valid for one question, one
+decision and a short time. The receipt of the decision names the statement, so both together prove the decider.
 """
 
 from __future__ import annotations
@@ -185,7 +185,8 @@ def verify_answer(
 
     Raises:
         Invalid: ``Malformed``, ``LimitExceeded``.
-        Untrusted: ``SignatureInvalid``, ``WrongSigner``, ``KeyRevoked``, ``SubjectMismatch``, ``Expired``, ``Replayed``.
+        Untrusted: ``SignatureInvalid``, ``WrongSigner``, ``KeyRevoked``, ``SubjectMismatch``, ``Expired``,
+            ``Replayed``.
     """
     # (1)
     statement = open_answer(envelope)

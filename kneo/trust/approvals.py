@@ -15,7 +15,7 @@ from kneo.trust.statement import ApprovalDecision, ApprovalPredicate, parse_appr
 from kneo.trust.verified import SEAL, VerifiedApproval
 
 CLOCK_SKEW = timedelta(minutes=5)
-"""How far a signer's clock may be ahead of ours."""
+"""Tolerated difference between the clocks of signer and verifier."""
 
 
 def verify_approval(  # noqa: PLR0913 - what a decision is bound to is all of this, and all by name
@@ -99,10 +99,10 @@ def verify_recorded_approval(
     now: datetime,
     file: str = "approval",
 ) -> VerifiedApproval:
-    """Verify a decision that the own service recorded for an authenticated person.
+    """Verify a decision that this service recorded for an authenticated person.
 
-    The steps are those of ``verify_approval``, with the service's key in place of a person's. The signer of the result is the
-    person that the service names. An environment that asks for ``signed`` approvals must not take these.
+    The steps are those of ``verify_approval``, with the service's key in place of a person's. The signer of the result
+    is the person that the service names. An environment with ``signed`` approvals must not accept these.
 
     Raises:
         Invalid: ``Malformed``, ``LimitExceeded``.
@@ -125,7 +125,7 @@ def verify_recorded_approval(
 
 
 def check_issued(predicate: ApprovalPredicate, seen: datetime, *, file: str = "approval") -> None:
-    """Refuse a decision dated after its first sight: it would override later decisions of its maker.
+    """Refuse a decision dated after its first sight: it would override later decisions of its signer.
 
     Raises:
         Untrusted: ``NotYetValid``.

@@ -23,7 +23,7 @@ _KINDS = {Algorithm.ED25519: 1, Algorithm.P256: 2}
 
 @dataclass(frozen=True)
 class SignedCheckpoint:
-    """What a note says."""
+    """The content of a checkpoint."""
 
     origin: str
     size: int
@@ -32,12 +32,12 @@ class SignedCheckpoint:
 
 
 def make_checkpoint(origin: str, size: int, root: str, key: PrivateKey) -> str:
-    """Write and sign a checkpoint.
+    """Create and sign a checkpoint.
 
     Args:
         origin: Name of the log: a host or project, without spaces; also the name of the key.
-        size: How many events it holds.
-        root: The root over them, in hex.
+        size: The number of events.
+        root: The root over the events, in hex.
         key: The service's key.
     """
     body = f"{origin}\n{size}\n{base64.b64encode(bytes.fromhex(root)).decode()}\n"
@@ -46,7 +46,7 @@ def make_checkpoint(origin: str, size: int, root: str, key: PrivateKey) -> str:
 
 
 def parse_checkpoint(note: str) -> SignedCheckpoint:
-    """Read what a checkpoint says. Who signed it is for ``read_checkpoint``.
+    """Parse a checkpoint without verification; see ``read_checkpoint``.
 
     Raises:
         Invalid: it is not a checkpoint.
@@ -60,7 +60,7 @@ def parse_checkpoint(note: str) -> SignedCheckpoint:
 
 
 def read_checkpoint(note: str, *keys: PublicKey) -> SignedCheckpoint:
-    """Read a checkpoint that one of these keys signed.
+    """Parse a checkpoint that one of these keys signed.
 
     Raises:
         Invalid: it is not a checkpoint.
@@ -84,7 +84,7 @@ def _body(note: str) -> str:
 
 
 def _key_hash(name: str, key: PublicKey) -> bytes:
-    """The four bytes by which a note names a key, as ``signed-note`` defines them for each kind."""
+    """Return the four bytes by which a note names a key, as ``signed-note`` defines them for each kind."""
     der = base64.b64decode("".join(key.pem.splitlines()[1:-1]))
     if key.algorithm is Algorithm.ED25519:
         return hashlib.sha256(name.encode() + b"\n" + bytes([_KINDS[key.algorithm]]) + der[-32:]).digest()[:4]

@@ -57,18 +57,18 @@ def sign_hmac_bundle(
     key: str,
     key_id: str,
 ) -> bytes:
-    """Make the file for a spec.
+    """Create the file of a spec.
 
     Args:
         spec: The spec as it is deployed.
-        approved_by: Who says so; nothing proves it.
-        environment: Where it is meant to run; None leaves that open.
-        created_at: When.
+        approved_by: The approver, unproven.
+        environment: The environment of the bundle; None for any.
+        created_at: The time of creation.
         key: The shared secret.
-        key_id: The name of the environment variable that holds it, which is all the file says about the key.
+        key_id: The name of the environment variable with the key; the file says no more about the key.
 
     Raises:
-        Invalid: the key is empty, or the spec holds what JSON cannot.
+        Invalid: the key is empty, or the spec has no JSON form.
     """
     body: dict[str, object] = {
         "kind": KIND,
@@ -172,10 +172,9 @@ def verify_hmac_bundle(
 
 
 def spec_in_hmac(payload: bytes) -> Mapping[str, object]:
-    """Read the spec out of a verified bundle's payload, the bytes that its HMAC covers.
+    """Parse the spec of a verified bundle's payload, the bytes that the HMAC covers.
 
-    Raises:
-        Invalid: there is none.
+    Raises: Invalid: there is none.
     """
     spec = _read(payload, "bundle").get("spec")
     if not isinstance(spec, dict):

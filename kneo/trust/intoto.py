@@ -41,10 +41,10 @@ class Statement(SignedRecord):
 
 
 def read_statement(payload: bytes, predicate_type: str, *, file: str) -> Statement:
-    """Read a statement of one kind about one subject.
+    """Parse a statement of one kind about one subject.
 
     Raises:
-        Invalid: ``Malformed``: it is none, says more than a statement has, or is of another kind.
+        Invalid: ``Malformed``: not a statement, with unknown fields, or of another kind.
     """
     statement = read_record(Statement, read_strict(payload, file=file), file=file)
     if statement.predicate_type != predicate_type:

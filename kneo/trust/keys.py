@@ -1,6 +1,6 @@
-"""Signing keys: Ed25519, and ECDSA on P-256 for sites whose key service or tooling has no Ed25519.
+"""Signing keys: Ed25519, and ECDSA on P-256 for key services and tools without Ed25519.
 
-Nothing else is offered: each further algorithm is one more thing a verifier can be talked into.
+No other algorithm is supported: each one more is an attack surface of every verifier.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KeyId = NewType("KeyId", str)
 KEYID_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
 
 PEM_BYTES = 8_192
-"""Longest PEM text read. A P-256 key with a passphrase is under 500 bytes."""
+"""Longest accepted PEM text. A P-256 key with a passphrase is under 500 bytes."""
 
 _SSH = (b"ssh-", b"ecdsa-sha2-")
 
@@ -45,7 +45,7 @@ class Algorithm(StrEnum):
 
 @dataclass(frozen=True)
 class PublicKey:
-    """A key that can say whether its private half signed something. Made by ``load`` only; equal when the material is."""
+    """A public key, which verifies signatures. Created by ``load`` only; equal when the material is."""
 
     algorithm: Algorithm
     pem: str
@@ -67,7 +67,7 @@ class PublicKey:
             key = read(data)
         except (ValueError, UnsupportedAlgorithm) as error:
             msg = "This is not a public key in PEM form, nor one of SSH."
-            hint = "It begins with -----BEGIN PUBLIC KEY-----, or with ssh-ed25519 or ecdsa-sha2-nistp256."
+            hint = "A public key begins with -----BEGIN PUBLIC KEY-----, ssh-ed25519 or ecdsa-sha2-nistp256."
             raise Invalid(msg, code="invalid_key", hint=hint) from error
         return _public(key)
 
@@ -84,7 +84,7 @@ class PublicKey:
 
 
 class SigningKey(Protocol):
-    """A private key, or a service or device that signs with one."""
+    """A private key, or a key service or device that signs with one."""
 
     @property
     def public(self) -> PublicKey: ...
@@ -102,7 +102,7 @@ class SigningKey(Protocol):
 
 @dataclass(frozen=True)
 class PrivateKey:
-    """A key that signs. Made by ``generate`` or ``load`` only; its secret never shows in ``repr``."""
+    """A private key in memory. Created by ``generate`` or ``load`` only; its secret never appears in ``repr``."""
 
     public: PublicKey
     _key: _Private = field(repr=False, compare=False)
@@ -117,14 +117,14 @@ class PrivateKey:
 
     @classmethod
     def generate(cls, algorithm: Algorithm = Algorithm.ED25519) -> PrivateKey:
-        """Make a new key from the operating system's randomness."""
+        """Generate a key from the operating system's randomness."""
         if algorithm is Algorithm.ED25519:
             return _private(ed25519.Ed25519PrivateKey.generate())
         return _private(ec.generate_private_key(ec.SECP256R1()))
 
     @classmethod
     def load(cls, pem: bytes, passphrase: str | None = None) -> PrivateKey:
-        """Read PKCS#8 PEM.
+        """Parse PKCS#8 PEM.
 
         Raises:
             Invalid: not PEM, a wrong or missing passphrase, or a key of another algorithm.
@@ -141,7 +141,7 @@ class PrivateKey:
         return _private(key)
 
     def dump(self, passphrase: str | None = None) -> bytes:
-        """Return this key as PKCS#8 PEM, encrypted with a passphrase if there is one. The caller protects it."""
+        """Return this key as PKCS#8 PEM, encrypted where a passphrase is given. The caller protects it."""
         encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
         if passphrase:
             encryption = serialization.BestAvailableEncryption(passphrase.encode())

@@ -15,12 +15,12 @@ from kneo.spec.reading.reader import read_json
 from kneo.trust.keys import KeyId
 
 NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?"
-"""Names of bundles, environments, roles: safe as one path component, and the same on every file system."""
+"""Names of bundles, environments, roles: safe as one path component, and equal on every file system."""
 
 VERSION = r"[A-Za-z0-9](?:[A-Za-z0-9.+_-]{0,62}[A-Za-z0-9])?"
 
 SEQUENCE_LIMIT = 2**53 - 1
-"""Largest whole number that every JSON reader reads alike (RFC 8785)."""
+"""Largest whole number that every JSON parser reads alike (RFC 8785)."""
 
 
 class SignedRecord(BaseModel):
@@ -71,17 +71,17 @@ Version = Annotated[str, Field(pattern=f"^{VERSION}$")]
 DigestText = Annotated[Digest, Field(pattern=f"^{DIGEST_PATTERN.pattern}$")]
 KeyIdText = Annotated[KeyId, Field(pattern=f"^{DIGEST_PATTERN.pattern}$")]
 Line = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_not_blank)]
-"""One printable line for people: a person's name, a reason, an address."""
+"""One printable line of text: a person's name, a reason, an address."""
 
 T = TypeVar("T")
 R = TypeVar("R", bound=SignedRecord)
 
 Several = Annotated[tuple[T, ...], Field(strict=False)]
-"""A list in the file, a tuple in the program, so that a frozen record is frozen all the way down."""
+"""A list in the file, a tuple in the record, so that a frozen record is immutable throughout."""
 
 
 def read_strict(data: bytes, *, file: str) -> object:
-    """Read JSON that has exactly one meaning.
+    """Parse JSON that has exactly one meaning.
 
     Raises:
         Invalid: ``Malformed``: not JSON, a key twice, trailing text, too deep, or a number that is not exact.
@@ -93,13 +93,13 @@ def read_strict(data: bytes, *, file: str) -> object:
 
 
 def read_record(kind: type[R], value: object, *, file: str) -> R:
-    """Check a JSON value against a record and say which field is wrong.
+    """Validate a JSON value as a record, and name the invalid field.
 
     Raises:
         Invalid: ``Malformed``; the message names the file and the field.
     """
     try:
-        # Python names are for our own code; files speak camelCase only.
+        # Python names are internal; files use camelCase only.
         return kind.model_validate(value, by_alias=True, by_name=False)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]

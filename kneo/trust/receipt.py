@@ -1,8 +1,8 @@
-"""Receipts: what a service signs about one decision of a person, a deadline or a replay. The format is on
-``docs/reference/receipts.md``.
+"""Receipts: the statement that a service signs about one decision of a person, a deadline or a replay.
 
-A receipt says digests of what was shown and answered, never the words themselves. It names the receipt before it in the
-same run, so that none can be taken out or put in between, and the head of the audit log when it was written.
+The format is on ``docs/reference/receipts.md``. A receipt holds digests of the subject and the answer, never their
+texts. It names the previous receipt of the run, so that none can be removed or inserted, and the head of the audit log
+at its time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Word: TypeAlias = Literal["approved", "rejected", "edited", "selected", "provide
 
 
 class Voter(SignedRecord):
-    """A person whose vote counted, with roles and groups at that time."""
+    """A person whose vote counted, with the roles and groups at that time."""
 
     actor: Text
     decision: Word
@@ -41,7 +41,7 @@ class Voter(SignedRecord):
     roles: Several[Text] = ()
     groups: Several[Text] = ()
     via: Text | None = None
-    """The link of the vote and its maker, where the person used one."""
+    """The link of the vote and its creator, where the person used one."""
 
     statement: DigestText | None = None
     """Digest of the person's signed statement, where the gate requires one."""
@@ -53,7 +53,7 @@ class Receipt(SignedRecord):
     id: Text
     task: Text
     request: Text
-    """Which question of the task was answered."""
+    """The question of the task that was answered."""
 
     run: Text
     environment: Text | None
@@ -82,7 +82,7 @@ class Receipt(SignedRecord):
     """The people whose votes made the decision; empty for a deadline or a replay."""
 
     allow_self: bool
-    """Whether the environment lets people answer what they asked for or signed."""
+    """Whether the environment lets people answer for their own requests and bundles."""
 
     bundle_digest: DigestText | None
     """The bundle that asks, or the spec where there is no bundle."""
@@ -91,21 +91,21 @@ class Receipt(SignedRecord):
     """The environment's rules at that time; null outside of environments."""
 
     source: DigestText | None
-    """The receipt whose decision was used again."""
+    """The receipt of the reused decision."""
 
     audit_event: Text
     audit_leaf: Hash
-    """The event's leaf in the audit log, by which it can be proved to be there once it is sealed."""
+    """The event's leaf in the audit log, by which the event can be proved to be included once it is sealed."""
 
     audit_size: Annotated[int, Field(ge=0, le=SEQUENCE_LIMIT)]
     audit_head: Hash
-    """How many events were sealed when this was written, and the head over them."""
+    """The number of sealed events at that time, and the head over them."""
 
     sequence: Annotated[int, Field(ge=1, le=SEQUENCE_LIMIT)]
-    """Counts the receipts of a run."""
+    """Number of this receipt among those of the run."""
 
     previous: DigestText | None
-    """Digest of the receipt before; null for a run's first."""
+    """Digest of the previous receipt; null for a run's first."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def parse_receipt(payload: bytes, *, file: str = "receipt") -> ReceiptStatement:
 
 
 LIMITS = ReadLimits(max_bytes=16 * 1_048_576, max_nodes=1_000_000)
-"""Room for the receipts of some thousand decisions."""
+"""Size of the receipts of some thousand decisions."""
 
 RECEIPTS = 5_000
 

@@ -1,4 +1,7 @@
-"""Whether receipts are what a service signed, and if not, which field was changed. Needs nothing but a public key."""
+"""Verification of receipts: whether a service signed them, and otherwise which field was changed.
+
+Needs public keys only.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ POLICY = "policy:timeout"
 
 
 def broken_rules(receipt: Receipt) -> Iterator[tuple[str, str]]:
-    """Find fields that contradict each other; yields the field's name in the file, and a sentence about it."""
+    """Find fields that contradict each other; yield the field's name in the file, and a message."""
     if receipt.by == "person":
         yield from _of_people(receipt)
     else:
@@ -61,18 +64,18 @@ def _of_people(receipt: Receipt) -> Iterator[tuple[str, str]]:
 
 
 SHARED = ("task", "request", "run", "environment", "gate", "subject_digest", "bundle_digest")
-"""What every statement has in common with the receipt."""
+"""Fields that every statement has in common with the receipt."""
 
 DECISIVE = ("content_digest", "policy_digest")
-"""What the statement of the last voter has, whose answer was recorded, under the rules of that moment."""
+"""Fields of the statement of the last voter, whose answer was recorded under the rules of that moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReceiptProblem:
-    """One thing that is not as it was signed.
+    """A deviation from the signed content.
 
     Attributes:
-        receipt: Its id, as far as it can be read.
+        receipt: Its id, where it can be read.
         field: Name of the field in the receipt, or ``signature``, or ``envelope.payloadType``.
         message: One sentence about it.
     """
@@ -85,12 +88,12 @@ class ReceiptProblem:
 def statement_problems(
     receipt: Receipt, statements: Sequence[Envelope] | None, reviewers: ReviewerKeys | None
 ) -> list[ReceiptProblem]:
-    """Find what is wrong with the statements that a receipt names.
+    """Find deviations of the statements that a receipt names.
 
     Args:
-        receipt: One that its service signed.
+        receipt: A receipt that its service signed.
         statements: The statements; None for a receipt alone.
-        reviewers: Whose keys count; None leaves signatures unchecked.
+        reviewers: The keys of reviewers; None leaves signatures unverified.
     """
     if statements is None and reviewers is None:
         return []
@@ -131,7 +134,7 @@ def _all_of(
 
 
 def _missing(receipt: Receipt, voter: Voter, strangers: Sequence[Envelope], where: str) -> Iterator[tuple[str, str]]:
-    """Yield the changed fields of a statement that is not the one in the receipt; or that it is missing."""
+    """Yield the changed fields of a statement that differs from the receipt's, or that it is missing."""
     for envelope in strangers:
         try:
             statement = open_answer(envelope)
@@ -166,10 +169,10 @@ SIGNATURE = "signature"
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedReceipt:
-    """What looking at one receipt found. ``receipt`` is set only where nothing is wrong with it.
+    """The result of checking one receipt. ``receipt`` is set only without problems.
 
     Attributes:
-        signed_by: Those whose own signature was checked with a key of theirs.
+        signed_by: The people whose own signature was verified.
     """
 
     digest: Digest
@@ -223,10 +226,10 @@ def check_receipt(
 
 
 def _signed_by(receipt: Receipt) -> tuple[str, ...]:
-    """Name those whose own signature covers what was recorded.
+    """Return the people whose own signature covers the recorded answer.
 
-    The words of the last voter are recorded, and those who agree with them signed the same answer. Where the last voter signed
-    nothing, what the others signed cannot be compared with the words that the receipt names.
+    The answer of the last voter is recorded, and those who agree with it signed the same answer. Where the last voter
+    signed nothing, the statements of the others cannot be compared with the answer that the receipt names.
     """
     if receipt.decision != "rejected" and receipt.voters and receipt.voters[-1].statement is None:
         return ()
@@ -251,7 +254,7 @@ def _predicate(envelope: Envelope) -> Mapping[str, JsonValue]:
 
 
 def _changed(envelope: Envelope, said: Mapping[str, JsonValue], name: str) -> Iterator[ReceiptProblem]:
-    """Compare every field with its mark, and the statement around them with what it has to be."""
+    """Compare every field with its mark, and the statement with its required form."""
     marked = said.get("marks")
     marks = marked if isinstance(marked, dict) else {}
     fields = {key: value for key, value in said.items() if key != "marks"}
@@ -278,7 +281,7 @@ def _misread(
     if view is None:
         return
     for key in [*said, *(key for key in view if key not in said)]:
-        # By their marks, because Python takes false for 0.
+        # By their marks, because Python considers false and 0 equal.
         if key not in view or key not in said or _mark(view[key]) != _mark(said[key]):
             message = f"{key} is shown as something else than what the envelope says."
             yield ReceiptProblem(receipt=name, field=key[:80], message=message)
@@ -293,7 +296,7 @@ def _mark(value: JsonValue) -> str | None:
 
 @dataclass(frozen=True)
 class ReceiptVerdict:
-    """What checking a file of receipts found."""
+    """The result of checking a file of receipts."""
 
     checked: tuple[CheckedReceipt, ...]
     problems: tuple[ReceiptProblem, ...]
@@ -321,7 +324,7 @@ def check_receipts(
 
 
 def check_chain(checked: Sequence[CheckedReceipt]) -> tuple[ReceiptProblem, ...]:
-    """Decide whether receipts, in their order, are those of one run from its first one on, none left out.
+    """Check that receipts, in their order, are those of one run from its first one on, with none missing.
 
     A missing last receipt cannot be detected here; the audit log has the number of receipts.
     """

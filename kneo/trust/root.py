@@ -55,7 +55,7 @@ class RootKey(SignedRecord):
 class Role(SignedRecord):
     keys: Annotated[Several[KeyIdText], Field(min_length=1, max_length=KEYS)]
     threshold: Annotated[int, Field(ge=1, le=KEYS)]
-    """How many different people must have signed."""
+    """The number of different people that must sign."""
 
     paths: (
         Annotated[Several[Annotated[str, Field(pattern=r"^[A-Za-z0-9._+:/*?-]{1,200}$")]], Field(max_length=64)] | None
@@ -259,7 +259,8 @@ def check_new_principals(document: RootDocument, before: RootDocument) -> None:
     A name that the root before has is accepted as it is.
 
     Raises:
-        Invalid: ``invalid_name``: a name of mixed scripts, with characters that cannot be seen, or not in its normal spelling.
+        Invalid: ``invalid_name``: a name of mixed scripts, with characters that cannot be seen, or not in its normal
+            spelling.
     """
     known = {key.principal for key in before.keys.values()}
     for principal in sorted({key.principal for key in document.keys.values()} - known):

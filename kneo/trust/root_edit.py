@@ -25,11 +25,11 @@ EVERYTHING = ("*",)
 def first_root(
     roles: Mapping[str, Sequence[TrustedKey]], *, expires: datetime, paths: Mapping[str, Sequence[str]] | None = None
 ) -> RootDocument:
-    """Begin a history: version 1, each role with a threshold of one.
+    """Create version 1, each role with a threshold of one.
 
     Args:
-        roles: The keys of each role; ``root`` must be among them.
-        expires: From when on nothing new is admitted under this root.
+        roles: The keys of each role; ``root`` is required.
+        expires: The expiry; an expired root admits nothing new.
         paths: Path scopes of the roles that sign bundles.
 
     Raises:
@@ -54,7 +54,7 @@ def first_root(
 
 
 def next_root(document: RootDocument, *, expires: datetime | None = None) -> RootDocument:
-    """Begin the next version, with the same content and perhaps a later expiry."""
+    """Create the next version, with the same content and optionally a later expiry."""
     return _changed(document, version=document.version + 1, expires=expires or document.expires)
 
 
@@ -64,7 +64,7 @@ def set_expiry(document: RootDocument, expires: datetime) -> RootDocument:
 
 
 def add_key(document: RootDocument, key: PublicKey, *, principal: str, roles: Iterable[str]) -> RootDocument:
-    """Give a person's key to roles; a role that does not exist yet begins with a threshold of one and no paths.
+    """Give a person's key to roles; a new role has a threshold of one and no paths.
 
     Raises:
         Conflict: the key belongs to another person, or is revoked.
@@ -111,11 +111,11 @@ def revoke_key(
     """Revoke a key as of a given time. It stays listed, so that signatures first seen before stay valid.
 
     Args:
-        document: The root being prepared.
-        keyid: Which key.
-        at: From when on its signatures are refused on things not seen before.
-        reason: Why, for people.
-        compromised_since: From when on its signatures are refused even on things seen before ``at``.
+        document: The draft of the root.
+        keyid: The id of the key.
+        at: The time from which signatures that were not seen before are refused.
+        reason: The reason, as a text.
+        compromised_since: The time from which signatures are refused even if seen before ``at``.
 
     Raises:
         NotFound: the root does not have this key.
@@ -137,7 +137,7 @@ def revoke_key(
 def set_role(
     document: RootDocument, name: str, *, threshold: int | None = None, paths: Sequence[str] | None = None
 ) -> RootDocument:
-    """Change how many people of a role must sign, or what they may sign.
+    """Change the threshold of a role, or the paths that it may sign.
 
     Raises:
         NotFound: there is no such role; it begins when a key is added to it.
@@ -179,5 +179,5 @@ def _changed(document: RootDocument, **changes: object) -> RootDocument:
 
 
 def _document(**fields: object) -> RootDocument:
-    """Build through the reader's checks, by way of plain values, so that nothing unchecked slips in with a copy."""
+    """Validate through the parser, by way of plain values, so that no unchecked value passes with a copy."""
     return read_record(RootDocument, to_jsonable_python(fields, by_alias=True), file="trust root")

@@ -1,7 +1,7 @@
-"""SSH signatures (``SSHSIG``, version 1), as ``git commit -S`` makes them: read and checked here, by keys of ours only.
+"""SSH signatures (``SSHSIG``, version 1), as ``git commit -S`` makes them: parsed and verified with trusted keys only.
 
-The signature names a key and git would look for a person in a list; neither is asked. What counts is which of the given keys
-made it. The caller decides about time: a date inside the signed text is set by its author.
+The key in the signature and git's list of allowed signers are ignored: the result is the trusted key that made the
+signature. The caller decides about time: a date inside the signed text is set by its author.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kneo.trust.keys import Algorithm, KeyId
 
 BEGIN, END = b"-----BEGIN SSH SIGNATURE-----", b"-----END SSH SIGNATURE-----"
 SIGNATURE_BYTES = 8_192
-"""Longest signature read. Those of the keys we know are under 400 bytes."""
+"""Longest accepted signature. Those of supported keys are under 400 bytes."""
 
 _MAGIC = b"SSHSIG"
 _HASHES = {b"sha256": hashlib.sha256, b"sha512": hashlib.sha512}
@@ -29,16 +29,16 @@ _ALGORITHMS = {b"ssh-ed25519": Algorithm.ED25519, b"ecdsa-sha2-nistp256": Algori
 def find_ssh_signer(
     armored: bytes, message: bytes, keys: Mapping[KeyId, TrustedKey], *, namespace: str = "git"
 ) -> TrustedKey | None:
-    """Return which of these keys signed a message; None when none of them did.
+    """Return the key among these that signed a message; None when none did.
 
     Args:
         armored: The signature as it is written.
-        message: What was signed.
-        keys: Whose signature would count.
-        namespace: What the signature has to be for: one under a file is none under a commit.
+        message: The signed bytes.
+        keys: The trusted keys.
+        namespace: The required purpose: a signature of a file is not one of a commit.
 
     Raises:
-        Invalid: ``Malformed``: it is not such a signature, or not for this.
+        Invalid: ``Malformed``: not such a signature, or one for another purpose.
     """
     blob = _Reader(_unarmored(armored))
     if blob.take(6) != _MAGIC or blob.number() != 1:
@@ -84,7 +84,7 @@ def _unarmored(armored: bytes) -> bytes:
 
 
 class _Reader:
-    """The wire format of SSH: lengths in four bytes, then so many bytes."""
+    """A reader of the SSH wire format: a length in four bytes, then as many bytes."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -33,26 +33,26 @@ Commit = Annotated[str, Field(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")]
 
 
 class PruneSubject(SignedRecord):
-    """More releases than allowed disappearing at once, by exactly one commit."""
+    """The removal of more releases at once than allowed, by exactly one commit."""
 
     environment: Name
     revision: Line
-    """The commit that no longer names them."""
+    """The commit that removes them."""
 
     count: Annotated[int, Field(ge=0)]
     releases: DigestText
-    """Digest of which ones; see ``digest_of_releases``."""
+    """Digest of the removed releases; see ``digest_of_releases``."""
 
 
 class RewriteSubject(SignedRecord):
-    """The history of the repository replaced, from exactly one commit to exactly another."""
+    """The replacement of the repository's history, from exactly one commit to exactly another."""
 
     old: Commit
     new: Commit
 
 
 class DecisionSubject(SignedRecord):
-    """One of these things."""
+    """The subject of a decision that is no bundle; exactly one field is set."""
 
     prune: PruneSubject | None = None
     rewrite: RewriteSubject | None = None
@@ -66,12 +66,12 @@ class DecisionSubject(SignedRecord):
 
     @property
     def digest(self) -> Digest:
-        """What a decision about this has as its subject."""
+        """The name and digest of the statement's subject."""
         return digest_of_json(self.as_json())
 
     @property
     def name(self) -> str:
-        """What to call it where a bundle would have its name."""
+        """The name in place of a bundle's."""
         return "prune" if self.prune is not None else "rewrite"
 
     def as_json(self) -> dict[str, object]:
@@ -79,19 +79,19 @@ class DecisionSubject(SignedRecord):
 
 
 def digest_of_releases(releases: Iterable[tuple[str, str]]) -> Digest:
-    """Name a set of releases, by bundle name and digest."""
+    """Return the digest of a set of releases, by bundle name and digest."""
     return digest_of_json([list(item) for item in sorted(releases)])
 
 
 def prune_subject(environment: str, revision: str, releases: Iterable[tuple[str, str]]) -> DecisionSubject:
-    """Name the disappearance of exactly these releases by exactly this commit."""
+    """Return the subject of a removal of exactly these releases by exactly this commit."""
     gone = sorted(releases)
     prune = PruneSubject(environment=environment, revision=revision, count=len(gone), releases=digest_of_releases(gone))
     return DecisionSubject(prune=prune)
 
 
 def rewrite_subject(old: str, new: str) -> DecisionSubject:
-    """Name the replacement of exactly this commit by exactly that one."""
+    """Return the subject of a replacement of exactly one commit by exactly another."""
     return DecisionSubject(rewrite=RewriteSubject(old=old, new=new))
 
 
@@ -99,7 +99,7 @@ BUNDLE_TYPE = "urn:kneo:attestation:bundle:v1"
 APPROVAL_TYPE = "urn:kneo:attestation:approval:v1"
 
 APPROVAL_LIFE = timedelta(days=366)
-"""Longest time for which a decision may count from when it was signed."""
+"""Longest validity of a decision after its signing."""
 
 ENVIRONMENTS = 64
 DEPENDENCIES = 64
@@ -128,10 +128,10 @@ class BundlePredicate(SignedRecord):
     """Position in the history of this name; grows by one with each signed version."""
 
     prev: DigestText | None
-    """Digest of the version before, so that two histories cannot be woven into one; null for the first."""
+    """Digest of the previous version, so that two histories cannot be merged into one; null for the first."""
 
     environments: Annotated[Several[Name], Field(min_length=1, max_length=ENVIRONMENTS)]
-    """Where this may run. Nowhere is not a place, so the list cannot be empty, and there is no word for everywhere."""
+    """Environments where the bundle may run; at least one, and there is no wildcard."""
 
     issued_at: Time
     expires_at: Time | None = None
@@ -139,7 +139,7 @@ class BundlePredicate(SignedRecord):
     depends_on: Annotated[Several[Dependency], Field(max_length=DEPENDENCIES)]
     source: BundleSource | None
     spec: dict[str, JsonValue]
-    """The resolved spec: overlays applied, everything it refers to inlined."""
+    """The resolved spec: overlays applied, every referenced file inlined."""
 
     spec_digest: DigestText
     """Digest of ``spec`` in its RFC 8785 form."""
@@ -158,17 +158,19 @@ class ApprovalPredicate(SignedRecord):
 
     decision: Annotated[ApprovalDecision, Field(strict=False)]
     issued_at: Time | None = None
-    """When its maker signed it: of one person's statements the one signed last counts, whenever it is brought. Absent only
-    in statements that were recorded before this field existed."""
+    """Time of signing: of one person's statements the latest counts, in whatever order they arrive.
+
+    Absent only in statements recorded before this field existed.
+    """
 
     expires: Time
-    """From when on an approval does not count any more. A rejection counts until its maker takes it back."""
+    """Expiry of an approval. A rejection counts until its signer withdraws it."""
 
     reason: Line | None = None
     """The decider's reason."""
 
     about: DecisionSubject | None = None
-    """What was decided about where that is no bundle; ``bundle_digest`` is then the digest of this."""
+    """The subject of a decision that is no bundle; ``bundle_digest`` is then its digest."""
 
     approver: Line | None = None
     """The person whom a service authenticated and signed for. Absent where the person's own key signed."""
@@ -176,7 +178,7 @@ class ApprovalPredicate(SignedRecord):
 
 @dataclass(frozen=True)
 class BundleStatement:
-    """A signed or still unsigned bundle: the bytes, and what they say."""
+    """A signed or still unsigned bundle: the bytes and their content."""
 
     payload: bytes
     predicate: BundlePredicate
@@ -207,7 +209,7 @@ def parse_bundle(payload: bytes, *, file: str = "bundle") -> BundleStatement:
     """Parse a bundle's payload; consistency and signatures are not verified here.
 
     Raises:
-        Invalid: ``Malformed``: not a Statement v1 with our bundle predicate and nothing else.
+        Invalid: ``Malformed``: not a Statement v1 with exactly a bundle predicate.
     """
     statement = read_statement(payload, BUNDLE_TYPE, file=file)
     predicate = read_record(BundlePredicate, statement.predicate, file=f"{file}: predicate")
@@ -215,15 +217,15 @@ def parse_bundle(payload: bytes, *, file: str = "bundle") -> BundleStatement:
 
 
 def parse_approval(payload: bytes, *, file: str = "approval") -> ApprovalStatement:
-    """Read an approval's payload.
+    """Parse an approval's payload.
 
     Raises:
-        Invalid: ``Malformed``: not a Statement v1 with our approval predicate and nothing else.
+        Invalid: ``Malformed``: not a Statement v1 with exactly an approval predicate.
     """
     statement = read_statement(payload, APPROVAL_TYPE, file=file)
     predicate = read_record(ApprovalPredicate, statement.predicate, file=f"{file}: predicate")
     if predicate.about is not None and predicate.about.digest != predicate.bundle_digest:
-        msg = f"{file}: what it says it is about is not its subject."
+        msg = f"{file}: the field subject differs from the subject of the statement."
         raise Invalid(msg, code="Malformed")
     issued, expires = predicate.issued_at, predicate.expires
     if issued is not None and not issued < expires <= issued + APPROVAL_LIFE:
@@ -246,10 +248,10 @@ def build_bundle(  # noqa: PLR0913 - one argument per field of the predicate, al
     depends_on: Sequence[Dependency] = (),
     source: BundleSource | None = None,
 ) -> BundleStatement:
-    """Freeze a resolved spec into the payload that is then signed.
+    """Freeze a resolved spec into the payload to sign.
 
     Raises:
-        Invalid: a field is out of its bounds, or the spec holds what JSON cannot.
+        Invalid: a field is out of its bounds, or the spec has no JSON form.
     """
     spec_digest = digest_of_json(spec)
     predicate = read_record(
@@ -287,7 +289,7 @@ def build_approval(  # noqa: PLR0913 - as above
     reason: str | None = None,
     about: DecisionSubject | None = None,
 ) -> ApprovalStatement:
-    """Write down a decision so that its maker can sign it.
+    """Create the statement of a decision to sign.
 
     Raises:
         Invalid: a field is out of its bounds.

@@ -1,4 +1,7 @@
-"""What has passed a verifier. A value of these types is the proof: nothing else makes one."""
+"""Verified objects.
+
+A value of these types is a proof: only a verifier creates one.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ HMAC = "hmac-v1"
 
 
 class SignatureTerms(Protocol):
-    """Anything shaped like the ``signatures`` block of an environment file. Empty terms admit nothing."""
+    """The protocol of the ``signatures`` block of an environment file. Empty terms admit nothing."""
 
     @property
     def accept(self) -> Sequence[str]:
@@ -27,12 +30,12 @@ class SignatureTerms(Protocol):
 
     @property
     def roles(self) -> Sequence[str]:
-        """Roles of the trust root whose people may sign."""
+        """Roles of the trust root that may sign."""
         ...
 
     @property
     def threshold(self) -> int:
-        """How many different people must have signed."""
+        """The number of different people that must have signed."""
         ...
 
 
@@ -70,14 +73,14 @@ class VerifiedBundle:
     seq: int
     prev: Digest | None
     spec: Mapping[str, JsonValue] = field(repr=False)
-    """Parsed from the very bytes that were verified."""
+    """Parsed from the verified bytes themselves."""
 
     payload: bytes = field(repr=False)
     envelope: bytes = field(repr=False)
-    """The file as it was read: kept so that everything can be verified again later."""
+    """The file as read, kept for later verifications."""
 
     signers: tuple[Signer, ...]
-    """Whose signatures counted; never empty."""
+    """The people whose signatures counted; never empty."""
 
     statement: BundleStatement | None = field(repr=False)
     """The in-toto statement; None for a bundle in the HMAC format."""
@@ -90,12 +93,12 @@ class VerifiedBundle:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiedApproval:
-    """A signed decision about exactly the bundle, environment and policy that were asked about."""
+    """A signed decision about exactly the requested bundle, environment and policy."""
 
     statement: ApprovalStatement
     envelope: bytes = field(repr=False)
     signers: tuple[Signer, ...]
-    """Who decided; never empty. Whether they may decide alone is the gate's question."""
+    """The deciders; never empty. The gate checks how many are required."""
 
     seal: InitVar[object]
 
@@ -104,26 +107,26 @@ class VerifiedApproval:
 
 
 SEQUENCE_JUMP = 1_000
-"""How far ahead a sequence number may be. An absurd one would otherwise make every later bundle a rollback."""
+"""Largest gap of sequence numbers: an absurd number would make every later bundle a rollback."""
 
 
 @dataclass(frozen=True)
 class NewestAccepted:
-    """The newest bundle ever accepted under a name."""
+    """The newest accepted bundle of a name."""
 
     seq: int
     digest: Digest
 
 
 def check_sequence(bundle: VerifiedBundle, high_water: NewestAccepted | None, known_digests: Container[str]) -> None:
-    """Refuse a rollback, a second history and an absurd jump.
+    """Refuse a rollback, a second history and an absurd gap.
 
-    A digest that was accepted before passes: going back to it is a rollback promotion, which has its own gates.
+    A digest that was accepted before passes: a release of it is a rollback promotion, which has its own gates.
 
     Args:
-        bundle: What was verified.
-        high_water: The newest accepted under the same name; None when there is none yet.
-        known_digests: Every digest ever accepted under this name.
+        bundle: The verified bundle.
+        high_water: The newest accepted bundle of the name; None without one.
+        known_digests: All accepted digests of this name.
 
     Raises:
         Untrusted: ``RollbackDetected``, ``Equivocation`` or ``LimitExceeded``.
@@ -142,7 +145,7 @@ def check_sequence(bundle: VerifiedBundle, high_water: NewestAccepted | None, kn
         raise Untrusted(msg, code="RollbackDetected", hint="Sign it again as a new version.")
     if bundle.seq > mark + SEQUENCE_JUMP:
         msg = f"{what} is more than {SEQUENCE_JUMP} after {mark}."
-        raise Untrusted(msg, code="LimitExceeded", hint="Sign it again; signing takes the next number by itself.")
+        raise Untrusted(msg, code="LimitExceeded", hint="Sign it again; kneo spec bundle sign assigns the next number.")
     if high_water is not None and bundle.seq == mark + 1 and mark != UNSEQUENCED and bundle.prev != high_water.digest:
         msg = f"{what} follows {bundle.prev}, but {high_water.digest} was accepted as number {mark}."
         raise Untrusted(msg, code="Equivocation", hint="Sign it again in the folder of the accepted version.")

@@ -18,23 +18,23 @@ from kneo.trust.statement import BundleStatement, parse_bundle
 from kneo.trust.verified import DSSE, SEAL, SignatureTerms, VerifiedBundle
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
-"""How far a signer's clock may be ahead of ours."""
+"""Tolerated difference between the clocks of signer and verifier."""
 
 _PATH = re.compile(rf"bundles/({NAME})/({VERSION})\.dsse\.json")
 
 
 @dataclass(frozen=True)
 class VerificationStep:
-    """One step of a verification."""
+    """The result of one step of a verification."""
 
     number: int
     title: str
     passed: bool | None
-    """None when an earlier step failed, so that this one was not reached."""
+    """Whether the step passed; None when an earlier step failed, so that this one was not reached."""
 
     detail: str
     code: str | None = None
-    """Why it failed, as a word."""
+    """The code of the failure."""
 
 
 def verify_bundle(
@@ -68,12 +68,12 @@ def verify_bundle(
     Args:
         envelope: The file.
         root: The verified trust root.
-        signatures: What the environment asks for.
-        path: Where the file stands in the repository.
-        environment: Where it shall run.
-        now: One time for the whole pass.
-        first_seen: When our own records first saw this very envelope; None when they have not. A revocation spares what
-            was seen before it. The time of the payload would not do: a thief could add a signature to an old payload.
+        signatures: The signature terms of the environment.
+        path: The path of the file in the repository.
+        environment: The name of the environment.
+        now: The time of the verification.
+        first_seen: Recorded time of first sight of this very envelope; None without one. A revocation does not affect
+            earlier sights. The time of the payload would not do: a thief could add a signature to an old payload.
 
     Raises:
         Invalid: ``Malformed``, ``LimitExceeded``.
@@ -96,7 +96,7 @@ def verification_steps(
     now: datetime,
     first_seen: datetime | None = None,
 ) -> tuple[VerificationStep, ...]:
-    """Return the steps of ``verify_bundle`` with the same arguments, for people."""
+    """Return the steps of ``verify_bundle``, with the same arguments, for display."""
     case = _Case(envelope, root, signatures, path, environment, now, first_seen)
     steps: list[VerificationStep] = []
     failed = False
@@ -118,14 +118,14 @@ def bundle_path(name: str, version: str) -> str:
 
 
 def parse_bundle_path(path: str) -> tuple[str, str] | None:
-    """Read name and version from a repository path, or None when it is not a bundle's."""
+    """Parse name and version from a repository path; None when it is not a bundle's."""
     match = _PATH.fullmatch(path)
     return (match[1], match[2]) if match else None
 
 
 @dataclass
 class _Case:
-    """The question, and what has been established so far. Each step reads what earlier steps wrote."""
+    """The state of a verification. Each step reads the results of earlier ones."""
 
     data: bytes
     root: TrustRoot
@@ -194,7 +194,7 @@ def _find_roles(case: _Case) -> str:
 
 
 def roles_for(root: TrustRoot, names: Collection[str], path: str) -> tuple[str, ...]:
-    """Return which of these roles exist and may sign this path."""
+    """Return the roles among these that exist and may sign this path."""
     found = ((name, root.role(name)) for name in sorted(set(names)))
     return tuple(name for name, role in found if role is not None and role.covers(path))
 
@@ -244,8 +244,8 @@ def _check_spec(case: _Case) -> str:
     statement = case.statement
     digest = digest_of_json(statement.predicate.spec)
     if statement.predicate.spec_digest != digest or statement.subject_digest != digest:
-        msg = f"{case.path}: the spec's digest is {digest}, but specDigest or subject says otherwise."
-        raise Invalid(msg, code="Malformed", hint="Sign the spec again; this file contradicts itself.")
+        msg = f"{case.path}: the spec's digest is {digest}, which differs from specDigest or subject."
+        raise Invalid(msg, code="Malformed", hint="The file is inconsistent; sign the spec again.")
     return f"spec is {digest}"
 
 
@@ -271,7 +271,7 @@ def _check_time(case: _Case) -> str:
     issued, expires = case.statement.predicate.issued_at, case.statement.predicate.expires_at
     if issued > case.now + CLOCK_TOLERANCE:
         msg = f"{case.path}: issued at {isoformat(issued)}, which is after now, {isoformat(case.now)}."
-        raise Untrusted(msg, code="NotYetValid", hint="Set the signer's clock, or ours.")
+        raise Untrusted(msg, code="NotYetValid", hint="Correct the clock of the signer, or of this machine.")
     if expires is not None and case.now >= expires:
         msg = f"{case.path}: expired at {isoformat(expires)}; now is {isoformat(case.now)}."
         raise Untrusted(msg, code="Expired", hint="Sign a new version.")
@@ -280,12 +280,12 @@ def _check_time(case: _Case) -> str:
 
 _STEPS: tuple[tuple[str, Callable[[_Case], str]], ...] = (
     ("The file is an envelope", _open),
-    ("Its kind is accepted", _check_kind),
-    ("A role may sign it", _find_roles),
+    ("The environment accepts its format", _check_kind),
+    ("A role may sign this path", _find_roles),
     ("Enough people signed", _count_signatures),
     ("The signed bytes are a bundle", _read_statement),
-    ("The spec is the one that is named", _check_spec),
-    ("Name and version are those of the path", _check_place),
-    ("It is for this environment", _check_environment),
-    ("Its time is now", _check_time),
+    ("The spec matches its digest and subject", _check_spec),
+    ("Name and version match the path", _check_place),
+    ("It was signed for this environment", _check_environment),
+    ("It is neither from the future nor expired", _check_time),
 )
