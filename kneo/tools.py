@@ -1,7 +1,10 @@
-"""Tools of a program that embeds Kneo."""
+"""Tools that are Python functions: their registry in a program that embeds Kneo, their context and their result."""
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import json
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,8 +15,33 @@ from kneo.spec.json_schema import find_flaws
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
-Handler = Callable[[Mapping[str, Any]], str | Awaitable[str]]
-"""A function from a map of arguments to a text, sync or async."""
+
+@dataclass(frozen=True, kw_only=True)
+class ToolResult:
+    """The result of a tool call. A tool may return one in place of its output."""
+
+    name: str
+    output: str
+    metadata: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolContext:
+    """The argument of a tool's parameter ``context``.
+
+    ``idempotency_key`` is the same whenever a call is repeated after a crash: pass it to the services that the tool calls, so
+    that an effect happens once. A parameter ``key`` receives it alone.
+    """
+
+    run_id: str
+    step_id: str
+    agent: str
+    tool: str
+    idempotency_key: str
+
+
+Handler = Callable[[Mapping[str, Any]], str | ToolResult | Awaitable[str | ToolResult]]
+"""A function from a map of arguments to a text, sync or async. It may also return any JSON value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +97,19 @@ class ToolRegistry:
             raise NotFound(msg, code="tool_not_found", hint=f"Registered: {', '.join(self._tools) or 'none'}.")
         return self._tools[name]
 
+    def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
+        """Call a tool outside of any run, without the checks that an agent's calls pass.
+
+        Raises:
+            NotFound: no tool has that name.
+        """
+        output = self.get(name).handler(arguments)
+        if inspect.isawaitable(output):
+            output = asyncio.run(_await(output))
+        if isinstance(output, ToolResult):
+            return output
+        return ToolResult(name=name, output=output if isinstance(output, str) else json.dumps(output))
+
     @property
     def names(self) -> frozenset[str]:
         return frozenset(self._tools)
@@ -78,3 +119,7 @@ class ToolRegistry:
 
     def __len__(self) -> int:
         return len(self._tools)
+
+
+async def _await(output: Awaitable[str | ToolResult]) -> str | ToolResult:
+    return await output

@@ -188,7 +188,7 @@ def _covers(pattern: str, name: str) -> bool:
     if pattern == "*":
         return True
     below = pattern.startswith("*.")
-    domain = _domain(pattern[2:] if below else pattern)
+    domain = _domain(pattern.removeprefix("*").removeprefix("."))
     return name.endswith(f".{domain}") or (not below and name == domain)
 
 

@@ -160,6 +160,7 @@ class Turn:
         conversation: See ``ConversationEntry.conversation``; with the run's id it begins idempotency keys.
         answers: The decisions about earlier questions of this turn, by ``CallQuestion.key``.
         gates: The gates of tool calls, as frozen with the run.
+        implementations: The SHA-256 of Python modules that the run's environment pins.
         environment: The name of the run's environment; what it denies is read at each entry, so that a file that tightens its
             rules reaches runs that wait.
         depth: How many agents are above this one, each behind a tool of the one before.
@@ -177,6 +178,7 @@ class Turn:
     journal: Journal
     answers: Mapping[str, Decision] = field(default_factory=dict)
     gates: ToolGates = lambda _agent, _tool, _arguments: ()
+    implementations: Mapping[str, str] = field(default_factory=dict)
     environment: str | None = None
     depth: int = 0
     on_delta: Callable[[int, int, str], None] | None = None

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeAlias
 
 from kneo.clock import sleep
 from kneo.errors import KneoError
@@ -24,13 +25,20 @@ from kneo.runtime.interpreter.gate import read_wait_answers, read_wait_request
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.context import StepContext, StepOutput, WaitForAnswer
 from kneo.runtime.steps.functions import MAX_OUTPUT_CHARS, FunctionSchemas, call
+from kneo.runtime.steps.tool_functions import await_tool, bounded_result, call_tool
 from kneo.settings import function_environment
+from kneo.tools import ToolContext
 
 MAX_IDLE = 4
 """Idle processes that are kept; each holds some 20 MB."""
 
 LINE_BYTES = 16 * MAX_OUTPUT_CHARS
 """Longest answer line: every character may be escaped."""
+
+MAX_ERROR_CHARS = 100_000
+
+
+Message: TypeAlias = Mapping[str, object]
 
 
 class ChildFailed(Exception):
@@ -55,23 +63,43 @@ class ChildProcesses:
             ChildFailed: the function raised, or took the process down with it.
             WaitForAnswer: the function asks a person first.
         """
+        answer = await self._exchange(_request(function, text, context, signature))
+        if "waiting" in answer:
+            raise WaitForAnswer(read_wait_request(answer["waiting"]))
+        digest = answer["code_digest"]
+        return StepOutput(text=str(answer["text"]), code_digest=str(digest) if digest is not None else None)
+
+    async def call_tool(
+        self, function: str, arguments: Mapping[str, object], context: ToolContext, pins: Mapping[str, str]
+    ) -> object:
+        """Call a tool in a child, and return its result; a cancellation kills the child and its processes.
+
+        Raises:
+            ChildFailed: the function raised, or took the process down with it.
+        """
+        request = {
+            "tool": function,
+            "arguments": dict(arguments),
+            "context": asdict(context),
+            "implementations": dict(pins),
+        }
+        return (await self._exchange(request))["result"]
+
+    async def _exchange(self, request: Message) -> Message:
         child = await self._take()
         done = False
         try:
-            answer = await self._ask(child, _request(function, text, context, signature))
+            answer = await self._ask(child, request)
             done = True
         finally:
             if done and len(self._idle) < MAX_IDLE:
                 self._idle.append(child)
             else:
                 await _kill(child)
-        if "waiting" in answer:
-            raise WaitForAnswer(read_wait_request(answer["waiting"]))
         error = answer.get("error")
         if isinstance(error, dict):
             raise ChildFailed(error["type"], error["message"])
-        digest = answer["code_digest"]
-        return StepOutput(text=str(answer["text"]), code_digest=str(digest) if digest is not None else None)
+        return answer
 
     async def _take(self) -> asyncio.subprocess.Process:
         while self._idle:
@@ -96,17 +124,20 @@ class ChildProcesses:
         return child
 
     @staticmethod
-    async def _ask(child: asyncio.subprocess.Process, request: Mapping[str, object]) -> Mapping[str, object]:
+    async def _ask(child: asyncio.subprocess.Process, request: Message) -> Message:
         assert child.stdin is not None
         assert child.stdout is not None
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             child.stdin.write(json.dumps(request).encode() + b"\n")
             await child.stdin.drain()
-        line = await child.stdout.readline()
+        try:
+            line = await child.stdout.readline()
+        except ValueError:
+            raise ChildFailed("output_too_large", f"The function answered with more than {LINE_BYTES} bytes.") from None
         if not line:
             code = await child.wait()
             raise ChildFailed("process_died", f"The function took its process down (exit status {code}).")
-        answer: Mapping[str, object] = json.loads(line)
+        answer: Message = json.loads(line)
         return answer
 
     async def close(self) -> None:
@@ -142,17 +173,52 @@ async def _kill(child: asyncio.subprocess.Process) -> None:
 
 WATCH_SECONDS = 0.5
 
-Message = Mapping[str, object]
-
 
 def main() -> None:
     """Answer requests until the parent process ends."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # output of a function must not be taken for an answer
+    requests, answers = _own_streams()
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    hello = json.loads(sys.stdin.readline())
+    hello = json.loads(requests.readline())
     loader = CodeLoader(tuple(Path(root) for root in hello["roots"]), tuple(hello["allow"]))
-    for line in sys.stdin:
-        _answer(answers, handle(loader, json.loads(line)))
+    for line in requests:
+        request = json.loads(line)
+        _answer(answers, handle_tool(loader, request) if "tool" in request else handle(loader, request))
+
+
+def _own_streams() -> tuple[TextIO, TextIO]:
+    """Return the streams of requests and answers, apart from those that functions and their processes read and write."""
+    requests, answers = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    os.close(nothing)
+    sys.stdout = sys.stderr
+    return requests, answers
+
+
+def handle_tool(loader: CodeLoader, request: Message) -> Message:
+    """Call the tool of a request and return its result."""
+    arguments, context, pins = request["arguments"], request["context"], request["implementations"]
+    assert isinstance(arguments, dict)
+    assert isinstance(context, dict)
+    assert isinstance(pins, dict)
+    try:
+        function = loader.load(str(request["tool"]), pins).function
+        result = call_tool(function, arguments, ToolContext(**context))
+        if inspect.isawaitable(result):
+            result = asyncio.run(_awaited(result))
+        return {"result": bounded_result(result)}
+    except Exception as error:  # noqa: BLE001 - returned as the call's error
+        return _error(error)
+
+
+async def _awaited(pending: Awaitable[object]) -> object:
+    return await await_tool(pending)
+
+
+def _error(error: Exception) -> Message:
+    kind = error.code if isinstance(error, KneoError) else type(error).__name__
+    return {"error": {"type": kind, "message": (str(error) or kind)[:MAX_ERROR_CHARS]}}
 
 
 def handle(loader: CodeLoader, request: Message) -> Message:
@@ -167,8 +233,7 @@ def handle(loader: CodeLoader, request: Message) -> Message:
     except WaitForAnswer as waiting:
         return {"waiting": waiting.request.as_json()}
     except Exception as error:  # noqa: BLE001 - returned as the step's error
-        kind = error.code if isinstance(error, KneoError) else type(error).__name__
-        return {"error": {"type": kind, "message": str(error) or kind}}
+        return _error(error)
     return {"text": text, "code_digest": code.module_digest}
 
 

@@ -40,7 +40,7 @@ def test_addresses_of_the_internet_are_public(address: str) -> None:
 
 
 def test_a_domain_covers_its_subdomains_and_denied_ones_win() -> None:
-    rules = HostRules(allowed=("a.example", "*.b.example"), denied=("private.a.example",))
+    rules = HostRules(allowed=("a.example", "*.b.example"), denied=(".private.a.example",))
     for host in ("a.example", "A.EXAMPLE.", "www.a.example", "x.b.example"):
         rules.check_url(f"https://{host}/x")
     for host in ("b.example", "nota.example", "a.example.evil.example", "private.a.example", "x.private.a.example"):

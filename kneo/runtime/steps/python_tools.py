@@ -1,0 +1,77 @@
+"""The backend of tools that are Python functions: of modules that a spec names, and of the process's registry."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+
+from kneo.agents.turn import ToolCall
+from kneo.errors import KneoError
+from kneo.runtime.steps.child_process import ChildFailed, ChildProcesses
+from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.threads import in_thread
+from kneo.runtime.steps.tool_functions import await_tool, bounded_result, call_tool, is_async_tool
+from kneo.spec.models.spec import Tool
+from kneo.tools import ToolContext, ToolRegistry
+
+
+class PythonTools:
+    """Calls Python functions for agents.
+
+    An asynchronous function runs on the event loop, any other one in a thread. With ``timeout_seconds`` a function of a module
+    runs in a child process, which can be killed; a thread cannot.
+
+    Args:
+        code: The modules that specs may name.
+        children: The child processes.
+        registry: The tools that the program registered.
+    """
+
+    def __init__(self, code: CodeLoader, children: ChildProcesses, registry: ToolRegistry | None = None) -> None:
+        self._code, self._children = code, children
+        self._registry = registry or ToolRegistry()
+
+    def registered(self, name: str) -> Tool | None:
+        """Return a tool of the registry as a spec would declare it."""
+        if name not in self._registry.names:
+            return None
+        definition = self._registry.get(name).definition
+        return Tool(description=definition.description, parameters=dict(definition.parameters))
+
+    async def call(self, call: ToolCall) -> object:
+        """Call the function of a tool; a cancellation kills its child process, or abandons its thread.
+
+        Raises:
+            NotFound: ``tool_not_found``: the tool names no function, and the registry has none of its name.
+            Forbidden: the module may not be named, or is not the pinned one.
+            Exception: the function raised it.
+        """
+        context = ToolContext(
+            run_id=call.turn.run_id,
+            step_id=call.turn.step_id,
+            agent=call.turn.agent_name,
+            tool=call.name,
+            idempotency_key=call.idempotency_key,
+        )
+        implementation = call.tool.implementation
+        if implementation is None:
+            return await self._call(self._registry.get(call.name).handler, call, context)
+        pins = call.turn.implementations
+        function = self._code.load(implementation, pins).function
+        if call.tool.timeout_seconds is None or is_async_tool(function):
+            return await self._call(function, call, context)
+        try:
+            return await self._children.call_tool(implementation, call.arguments, context, pins)
+        except ChildFailed as error:
+            raise KneoError(str(error), code=error.kind) from None
+
+    @staticmethod
+    async def _call(function: Callable[..., object], call: ToolCall, context: ToolContext) -> object:
+        if is_async_tool(function):
+            result = call_tool(function, call.arguments, context)
+        else:
+            result = await in_thread(partial(call_tool, function, call.arguments, context))
+        if inspect.isawaitable(result):
+            result = await await_tool(result)
+        return bounded_result(result)

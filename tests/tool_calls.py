@@ -1,0 +1,53 @@
+"""Calls of tools as the guard makes them, without a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from kneo.agents.turn import Journal, ToolCall, Turn
+from kneo.records.conversation import ConversationEntry
+from kneo.records.run import NewTrace
+from kneo.spec.models.agent import Agent
+from kneo.spec.models.spec import Spec, Tool
+
+KEY = "run_1:answer~0:1.call_1"
+
+
+class NoJournal:
+    """A journal for calls that write nothing."""
+
+    def load(self) -> Sequence[ConversationEntry]:
+        return ()
+
+    def below(self, call_key: str) -> Journal:
+        raise AssertionError(call_key)
+
+    async def append(self, *entries: ConversationEntry, trace: Sequence[NewTrace] = (), durable: bool = True) -> None:
+        raise AssertionError(entries, trace, durable)
+
+
+def tool_call(
+    arguments: Mapping[str, object] | None = None,
+    *,
+    name: str = "tool",
+    agent: Mapping[str, object] | None = None,
+    pins: Mapping[str, str] | None = None,
+    environment: str | None = None,
+    **tool: object,
+) -> ToolCall:
+    """A call of a tool with these fields of its declaration."""
+    caller = Agent.model_validate({"name": "writer", **(agent or {})})
+    turn = Turn(
+        run_id="run_1",
+        step_id="answer",
+        agent_name="writer",
+        agent=caller,
+        spec=Spec(agent=caller),
+        text="hello",
+        conversation="answer~0",
+        journal=NoJournal(),
+        implementations=pins or {},
+        environment=environment,
+    )
+    declared = Tool.model_validate({"description": "A tool.", **tool})
+    return ToolCall(name=name, tool=declared, arguments=arguments or {}, idempotency_key=KEY, turn=turn)
