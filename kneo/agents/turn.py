@@ -24,7 +24,8 @@ class CallQuestion:
     """A question about one tool call, answered by a person before the call continues.
 
     Attributes:
-        key: Unique in its turn: ``<call key>:<gate or kind>``; of an agent behind a tool ``<call key>><call key>:<…>``.
+        key: Unique in its turn: ``<call key>:<gate or kind>``; of an agent behind a tool ``<call key>><call key>:<…>``. A call
+            key is ``<number of the reply>.<call id>``: some servers use the same id in every reply.
         task_key: The name in recorded answers, below the step's location. Independent of call ids, which differ when a model
             is asked again: ``<tool>:<nth call of that tool>:<8 hex digits of the SHA-256 of its canonical arguments>``.
         gate: The id of the gate that asks; ``None`` for questions of the agent, of a tool or after an interruption.
@@ -114,11 +115,16 @@ ToolGates: TypeAlias = Callable[[str, str, Mapping[str, object]], Sequence[ToolG
 
 
 class AnswerRequired(Exception):
-    """A tool cannot finish without an answer (MCP elicitation); it is called again with the answer and ``state``."""
+    """A tool cannot finish without an answer (MCP elicitation); it is called again with the answer and ``state``.
 
-    def __init__(self, prompt: str, schema: Mapping[str, object], state: Mapping[str, object]) -> None:
+    ``restarted``: the server refused the state of an earlier question, and the call began anew.
+    """
+
+    def __init__(
+        self, prompt: str, schema: Mapping[str, object], state: Mapping[str, object], *, restarted: bool = False
+    ) -> None:
         super().__init__(prompt)
-        self.prompt, self.schema, self.state = prompt, schema, state
+        self.prompt, self.schema, self.state, self.restarted = prompt, schema, state, restarted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +138,7 @@ class ToolCall:
     tool: Tool
     arguments: Mapping[str, object]
     idempotency_key: str
-    """Equal whenever the same call is repeated after a crash: ``<run>:<conversation>:<call id>``."""
+    """Equal whenever the same call is repeated after a crash: ``<run>:<conversation>:<call key>``."""
     turn: Turn
     state: Mapping[str, object] | None = None
     answer: Decision | None = None

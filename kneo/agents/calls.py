@@ -1,0 +1,191 @@
+"""Tool calls of a model reply, and their entries in the journal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha1, sha256
+from typing import Literal, TypeAlias
+
+from kneo.agents.turn import Turn
+from kneo.clock import Clock, isoformat
+from kneo.digest import canonical_json
+from kneo.errors import Invalid
+from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
+from kneo.records.run import NewTrace
+from kneo.spec.models.agent import ASK_QUESTION
+
+Arguments: TypeAlias = Mapping[str, object]
+
+Outcome: TypeAlias = Literal["success", "failed", "denied"]
+
+Refusal: TypeAlias = Literal["arguments", "policy", "rejected"]
+"""Why a call was not made."""
+
+FINISHED = frozenset({EntryStatus.DONE, EntryStatus.FAILED, EntryStatus.DENIED})
+
+_EVENTS: Mapping[Refusal, str] = {
+    "arguments": "tool_call_failed",
+    "policy": "tool_policy_denied",
+    "rejected": "tool_call_rejected",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestedCall:
+    """One tool call of a model reply.
+
+    Attributes:
+        key: ``<number of the reply>.<call id>``.
+        name: The tool's name in the spec.
+        arguments: The arguments; empty where ``misfit`` states why they cannot be read.
+        nth: The calls of this tool so far in the conversation, this one included.
+    """
+
+    key: str
+    number: int
+    name: str
+    arguments: Arguments
+    nth: int
+    misfit: str | None = None
+
+    @property
+    def task_key(self) -> str:
+        """The name of the call's question in recorded answers; see ``CallQuestion.task_key``."""
+        if self.name == ASK_QUESTION:
+            question = str(self.arguments.get("question", ""))
+            return f"{ASK_QUESTION}:{self.nth}:{sha1(question.encode(), usedforsecurity=False).hexdigest()[:8]}"
+        return f"{self.name}:{self.nth}:{short_digest(self.arguments)}"
+
+
+@dataclass(frozen=True)
+class CallResult:
+    """The result of a call, as the model is shown it."""
+
+    content: object
+    outcome: Outcome = "success"
+
+
+def short_digest(value: object) -> str:
+    """Return 8 hex digits of the SHA-256 of a JSON value."""
+    try:
+        text = canonical_json(value)
+    except Invalid:  # a number without a canonical form, half of a surrogate pair
+        text = json.dumps(value, sort_keys=True).encode()
+    return sha256(text).hexdigest()[:8]
+
+
+class CallJournal:
+    """The entries of a conversation's tool calls: known ones, and the way to add to them."""
+
+    def __init__(self, turn: Turn, clock: Clock, entries: Sequence[ConversationEntry]) -> None:
+        self._turn, self._clock = turn, clock
+        self._entries = {entry.name: entry for entry in entries if entry.kind is EntryKind.TOOL}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def find(self, call: RequestedCall) -> ConversationEntry | None:
+        """Return the entry of a call."""
+        return self._entries.get(f"tool:{call.key}")
+
+    def now(self) -> str:
+        """Return the time for an entry."""
+        return isoformat(self._clock.now())
+
+    def idempotency_key(self, call: RequestedCall) -> str:
+        """Return the key that is equal whenever the call is repeated."""
+        return f"{self._turn.run_id}:{self._turn.conversation}:{call.key}"
+
+    async def begin(self, call: RequestedCall, arguments: Arguments, started: str) -> None:
+        """Record durably that a call begins: what reads this later knows that it may have taken effect."""
+        before = self.find(call)
+        body = {"arguments": arguments}
+        if before is not None and "form" in before.body:
+            body["form"] = before.body["form"]  # type: ignore[assignment]
+        facts = {**(before.facts if before is not None else {}), "tool": call.name, "begun": count(before, "begun") + 1}
+        entry = self._entry(call, EntryStatus.BEGUN, body, facts, started)
+        await self._append(entry, self.event(call, "tool_call_started"), durable=True)
+
+    async def wait(self, call: RequestedCall, arguments: Arguments, form: Arguments, facts: Mapping[str, int]) -> None:
+        """Record durably that a tool asked a question of its own, with the state that it is called again with."""
+        body = {"arguments": arguments, "form": form}
+        kept = {"tool": call.name, "begun": count(self.find(call), "begun"), **facts}
+        await self._append(self._entry(call, EntryStatus.WAITING, body, kept, self.now()), durable=True)
+
+    async def finish(
+        self,
+        call: RequestedCall,
+        arguments: Arguments,
+        result: CallResult,
+        *,
+        started: str | None = None,
+        durable: bool = False,
+        facts: Mapping[str, object] | None = None,
+    ) -> CallResult:
+        """Record the result of a call, before the model is shown it."""
+        before, now = self.find(call), self.now()
+        status = EntryStatus.DONE if result.outcome == "success" else EntryStatus.FAILED
+        body = {"arguments": arguments, "result": result.content}
+        entry = self._entry(call, status, body, {"tool": call.name, **(facts or {})}, started or now, now)
+        events = [self.event(call, "tool_call_completed" if status is EntryStatus.DONE else "tool_call_failed")]
+        if started is not None and (before is None or before.status is not EntryStatus.BEGUN):
+            events.insert(0, self.event(call, "tool_call_started", started_at=started))
+        await self._append(entry, *events, durable=durable)
+        return result
+
+    async def refuse(self, call: RequestedCall, reason: Refusal, result: Arguments) -> CallResult:
+        """Record that a call is not made, and what the model is told instead."""
+        now = self.now()
+        body = {"arguments": call.arguments, "result": dict(result)}
+        entry = self._entry(call, EntryStatus.DENIED, body, {"tool": call.name, "reason": reason}, now, now)
+        await self._append(entry, self.event(call, _EVENTS[reason]))
+        return known_result(entry)
+
+    async def note(self, event: NewTrace) -> None:
+        """Record a trace event alone."""
+        await self._turn.journal.append(trace=[event], durable=False)
+
+    def event(self, call: RequestedCall, kind: str, **data: object) -> NewTrace:
+        """Return a trace event of a call, without content."""
+        known = {"agent_name": self._turn.agent_name, "tool_name": call.name[:100], "call": call.key}
+        return NewTrace(type=kind, step_id=self._turn.step_id, data={**known, **data})
+
+    def _entry(
+        self,
+        call: RequestedCall,
+        status: EntryStatus,
+        body: Mapping[str, object],
+        facts: Mapping[str, object],
+        started: str,
+        completed: str | None = None,
+    ) -> ConversationEntry:
+        return ConversationEntry(
+            conversation=self._turn.conversation,
+            name=f"tool:{call.key}",
+            number=call.number,
+            kind=EntryKind.TOOL,
+            status=status,
+            body=body,
+            facts=facts,
+            started_at=started,
+            completed_at=completed,
+        )
+
+    async def _append(self, entry: ConversationEntry, *events: NewTrace, durable: bool = False) -> None:
+        await self._turn.journal.append(entry, trace=events, durable=durable)
+        self._entries[entry.name] = entry
+
+
+def known_result(entry: ConversationEntry) -> CallResult:
+    """Return the result of a finished call from its entry."""
+    if entry.status is EntryStatus.DENIED and entry.facts.get("reason") != "arguments":
+        return CallResult(entry.body["result"], "denied")
+    return CallResult(entry.body["result"], "success" if entry.status is EntryStatus.DONE else "failed")
+
+
+def count(entry: ConversationEntry | None, fact: str) -> int:
+    """Return a counter in an entry's facts; 0 where it has none."""
+    value = None if entry is None else entry.facts.get(fact)
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,273 @@
+"""The execution of tool calls that the guard let pass: their beginning, interruptions, questions of tools, and results."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import TypeAlias
+
+from kneo.agents.calls import Arguments, CallJournal, CallResult, RequestedCall, count, short_digest
+from kneo.agents.questions import answer_of, find_misfits, form_question, interrupted_question
+from kneo.agents.services import AgentServices, BackendKind
+from kneo.agents.turn import AnswerRequired, CallQuestion, PeopleRequired, Stopped, ToolCall, Turn, TurnResult
+from kneo.errors import Invalid, KneoError
+from kneo.records.conversation import ConversationEntry, EntryStatus
+from kneo.redaction import redact_text
+from kneo.spec.models.spec import Tool, Verify
+
+MAX_ERROR_CHARS = 2_000
+MAX_FORMS = 10
+"""Questions of a tool during one call."""
+MAX_RESTARTS = 2
+"""Times that a call is begun anew because its server forgot the state of an earlier question."""
+
+NestedTurn: TypeAlias = Callable[[Turn], Awaitable[TurnResult]]
+"""Takes the turn of an agent behind a tool."""
+
+_RESULTS = frozenset({"max_iterations", "model_empty_reply", "output_invalid", "conversation_too_long", "tool_failed"})
+"""Errors of an agent behind a tool that are the call's result; every other one ends the turn of the caller as well."""
+
+
+def backend_of(tool: Tool) -> BackendKind:
+    """Return the kind of backend that calls a tool; tools that the process registered are Python."""
+    return "http" if tool.http is not None else "mcp" if tool.mcp is not None else "python"
+
+
+def tool_failed(call: RequestedCall) -> Invalid:
+    """Return the error of a step whose strategy stops when a tool fails."""
+    msg = f"A call of the tool {call.name} failed, and the agent's strategy stops there."
+    return Invalid(msg, code="tool_failed", hint="kneo runs trace shows the error.")
+
+
+def _is_tracked(tool: Tool) -> bool:
+    """Tell whether the beginning of a call is recorded, so that an interruption is noticed."""
+    return tool.has_effects or tool.on_interrupted not in {None, "repeat"}
+
+
+class CallExecution:
+    """The execution of the calls of one turn."""
+
+    def __init__(self, turn: Turn, services: AgentServices, journal: CallJournal, nested: NestedTurn) -> None:
+        self._turn, self._services, self._journal, self._nested = turn, services, journal, nested
+        strategy = turn.agent.strategy
+        self.stops_on_error = strategy is not None and bool(strategy.stop_on_tool_error)
+
+    async def make(self, call: RequestedCall, tool: Tool, arguments: Arguments) -> CallResult:
+        """Make a call and return its result.
+
+        Raises:
+            PeopleRequired: the tool asks a question, or a person has to find out whether an interrupted call took effect.
+            Stopped: a person ends the run at an interrupted call.
+            Invalid: ``tool_failed`` or ``tool_interrupted``: the step ends.
+        """
+        if tool.agent is not None:
+            return await self._call_agent(call, tool, arguments)
+        entry = self._journal.find(call)
+        if entry is not None and entry.status is EntryStatus.BEGUN:
+            resolved = await self._resolve_interrupted(call, tool, arguments, entry)
+            if resolved is not None:
+                return resolved
+        made = self._made(call, tool, arguments, entry)
+        started = self._journal.now()
+        if _is_tracked(tool):
+            await self._journal.begin(call, arguments, started)
+        try:
+            result = await self._attempts(tool, made)
+        except AnswerRequired as required:
+            return await self._wait(call, tool, arguments, required)
+        except Exception as error:  # noqa: BLE001 - the model gets it as the call's result
+            return await self._fail(call, tool, arguments, error, started)
+        return await self.keep(call, tool, arguments, result, started)
+
+    async def keep(
+        self,
+        call: RequestedCall,
+        tool: Tool,
+        arguments: Arguments,
+        result: object,
+        started: str | None = None,
+        facts: Mapping[str, object] | None = None,
+    ) -> CallResult:
+        """Check, bound and record a result, and return it as the model is shown it."""
+        try:
+            text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            error = Invalid(f"The result is not JSON: {type(result).__name__}.", code="invalid_result")
+            return await self._fail(call, tool, arguments, error, started)
+        misfit = find_misfits(tool.returns, result) if tool.returns is not None else None
+        if misfit is not None:
+            error = Invalid(
+                f"The result does not fit the JSON Schema of the tool's results: {misfit}", code="invalid_result"
+            )
+            return await self._fail(call, tool, arguments, error, started)
+        shown = CallResult(self._shown(call, tool, text, result))
+        return await self._journal.finish(
+            call, arguments, shown, started=started, durable=_is_tracked(tool), facts=facts
+        )
+
+    def _shown(self, call: RequestedCall, tool: Tool, text: str, result: object) -> object:
+        limit = tool.max_result_chars or self._services.limits.result_chars
+        cut = f"{text[:limit]}\n[cut: {len(text)} characters in all]" if len(text) > limit else None
+        if tool.output != "untrusted":
+            return result if cut is None else cut
+        # The mark has a digest of the text, which the text cannot contain: nothing in it ends the mark.
+        mark = f"untrusted-{short_digest([self._journal.idempotency_key(call), text])}"
+        return f"<{mark}>\n{cut or text}\n</{mark}>"
+
+    async def _fail(
+        self, call: RequestedCall, tool: Tool, arguments: Arguments, error: Exception, started: str | None
+    ) -> CallResult:
+        """Record an error as the call's result, or end the step where the agent's strategy says so."""
+        name = error.code if isinstance(error, KneoError) else type(error).__name__
+        if self.stops_on_error and not _is_tracked(tool):
+            # There is no entry: a retry of the step makes the call again.
+            await self._journal.note(self._journal.event(call, "tool_call_failed", error=name))
+            raise tool_failed(call) from None
+        message = redact_text(str(error)[: 2 * MAX_ERROR_CHARS])[:MAX_ERROR_CHARS]
+        result = CallResult({"error": name, "message": message}, "failed")
+        await self._journal.finish(call, arguments, result, started=started, durable=_is_tracked(tool))
+        if self.stops_on_error:
+            raise tool_failed(call) from None
+        return result
+
+    # ---- the call --------------------------------------------------------------------------------------------------
+
+    def _made(self, call: RequestedCall, tool: Tool, arguments: Arguments, entry: ConversationEntry | None) -> ToolCall:
+        made = ToolCall(
+            name=call.name,
+            tool=tool,
+            arguments=arguments,
+            idempotency_key=self._journal.idempotency_key(call),
+            turn=self._turn,
+        )
+        form = entry.body.get("form") if entry is not None else None
+        if not isinstance(form, Mapping):
+            return made
+        question = form_question(self._turn, call, arguments, count(entry, "forms"), form["prompt"], form["schema"])
+        decision = self._turn.answers.get(question.key)
+        if decision is None:
+            raise PeopleRequired([question])
+        return replace(made, state=form["state"], answer=decision)
+
+    async def _attempts(self, tool: Tool, made: ToolCall) -> object:
+        backend = self._services.tools.get(backend_of(tool))
+        if backend is None:
+            msg = f"This process cannot call tools of the kind {backend_of(tool)}."
+            raise Invalid(msg, code="tool_not_found")
+        seconds = tool.timeout_seconds or self._services.limits.tool_timeout_seconds
+        repetitions = 0 if tool.has_effects else tool.retries
+        while True:
+            try:
+                async with asyncio.timeout(seconds) as deadline:
+                    return await backend.call(made)
+            except AnswerRequired:
+                raise
+            except Exception as error:
+                if repetitions == 0:
+                    if deadline.expired():
+                        msg = f"The call took longer than {seconds:g} s."
+                        raise TimeoutError(msg) from error
+                    raise
+                repetitions -= 1
+
+    async def _wait(
+        self, call: RequestedCall, tool: Tool, arguments: Arguments, required: AnswerRequired
+    ) -> CallResult:
+        """Keep a tool's own question with its state, and ask it."""
+        entry, prompt = self._journal.find(call), str(required)
+        forms, restarts = count(entry, "forms") + 1, count(entry, "restarts") + required.restarted
+        if forms > MAX_FORMS or restarts > MAX_RESTARTS:
+            msg = f"The tool asked {forms} questions during one call, and began {restarts} times anew."
+            return await self._fail(call, tool, arguments, Invalid(msg, code="too_many_questions"), None)
+        form = {"prompt": prompt, "schema": required.schema, "state": required.state}
+        await self._journal.wait(call, arguments, form, {"forms": forms, "restarts": restarts})
+        raise PeopleRequired([form_question(self._turn, call, arguments, forms, prompt, required.schema)])
+
+    async def _call_agent(self, call: RequestedCall, tool: Tool, arguments: Arguments) -> CallResult:
+        """Take the turn of an agent behind a tool. Its questions come up with the call's key before their own."""
+        turn, prefix, limit = self._turn, f"{call.key}>", self._services.limits.depth
+        if turn.depth >= limit:
+            msg = f"Agents call each other more than {limit} deep; the last one is {tool.agent}."
+            raise Invalid(msg, code="agents_too_deep", hint="Remove the tool through which an agent reaches itself.")
+        below = replace(
+            turn,
+            agent_name=str(tool.agent),
+            agent=turn.spec.components.agents[str(tool.agent)],
+            text=str(arguments["input"]),
+            conversation=f"{turn.conversation}>{call.key}",
+            journal=turn.journal.below(call.key),
+            answers={key.removeprefix(prefix): one for key, one in turn.answers.items() if key.startswith(prefix)},
+            depth=turn.depth + 1,
+            on_delta=None,
+        )
+
+        def above(question: CallQuestion) -> CallQuestion:
+            return replace(question, key=prefix + question.key, task_key=f"{call.task_key}>{question.task_key}")
+
+        started = self._journal.now()
+        try:
+            result = await self._nested(below)
+        except PeopleRequired as required:
+            raise PeopleRequired([above(question) for question in required.questions]) from None
+        except Stopped as stopped:
+            raise Stopped(above(stopped.question), stopped.decision) from None
+        except KneoError as error:
+            if error.code not in _RESULTS:
+                raise
+            return await self._fail(call, tool, arguments, error, started)
+        return await self.keep(
+            call, tool, arguments, result.text, started, {"total_tokens": result.facts["total_tokens"]}
+        )
+
+    # ---- interruptions ---------------------------------------------------------------------------------------------
+
+    async def _resolve_interrupted(
+        self, call: RequestedCall, tool: Tool, arguments: Arguments, entry: ConversationEntry
+    ) -> CallResult | None:
+        """Find out whether a call took effect that was under way when its process ended; ``None``: it is made again."""
+        rule = tool.on_interrupted or "ask"
+        if rule == "repeat":
+            return None
+        if rule == "fail":
+            msg = f"The call of {call.name} that began at {entry.started_at} was interrupted; its effect is unknown."
+            raise Invalid(msg, code="tool_interrupted", hint="on_interrupted: ask lets a person find out.")
+        verified = await self._verify(call, rule, arguments) if isinstance(rule, Verify) else None
+        if verified is not None:
+            done, result = verified
+            return await self.keep(call, tool, arguments, result) if done else None
+        facts = {"begun_at": entry.started_at, "idempotency_key": self._journal.idempotency_key(call)}
+        question = interrupted_question(self._turn, call, arguments, count(entry, "begun"), facts)
+        decision = self._turn.answers.get(question.key)
+        if decision is None:
+            await self._journal.note(self._journal.event(call, "tool_call_interrupted", begun_at=entry.started_at))
+            raise PeopleRequired([question])
+        match decision.selected_option:
+            case "repeat":
+                return None
+            case "done":
+                given = answer_of(replace(decision, selected_option=None, selected_options=()))
+                text = "A person confirmed that this call took effect. Its result is not known."
+                return await self._journal.finish(call, arguments, CallResult(given or text), durable=True)
+            case _:
+                raise Stopped(question, decision)
+
+    async def _verify(self, call: RequestedCall, rule: Verify, arguments: Arguments) -> tuple[bool, object] | None:
+        """Ask the function that can tell whether a call took effect; ``None``: it does not, so a person has to."""
+        verification = ToolCall(
+            name=call.name,
+            tool=Tool(description="Verification of an interrupted call.", implementation=rule.verify),
+            arguments={"arguments": dict(arguments)},
+            idempotency_key=self._journal.idempotency_key(call),
+            turn=self._turn,
+        )
+        try:
+            answer = await self._attempts(verification.tool, verification)
+        except Exception as error:  # noqa: BLE001 - a person is asked instead
+            event = self._journal.event(call, "tool_verification_failed", error=type(error).__name__)
+            await self._journal.note(event)
+            return None
+        if not isinstance(answer, Mapping) or not isinstance(answer.get("done"), bool):
+            return None
+        return answer["done"], answer.get("result")

@@ -1,0 +1,218 @@
+"""The guard: every tool call passes it, whatever is behind the tool.
+
+In this order: a known result, the arguments, denials, the agent's own question, gates, the call. Denials are checked at each
+entry of the turn, so also after an approval.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from fnmatch import fnmatchcase
+
+from kneo.agents.calls import FINISHED, Arguments, CallJournal, CallResult, RequestedCall, known_result, short_digest
+from kneo.agents.execution import CallExecution, tool_failed
+from kneo.agents.questions import (
+    ASK_QUESTION_SCHEMA,
+    REFUSING,
+    answer_of,
+    asked_question,
+    edited_arguments,
+    find_misfits,
+    gate_question,
+    reason_of,
+    schema_misfit,
+)
+from kneo.agents.services import AgentServices
+from kneo.agents.turn import CallQuestion, PeopleRequired, Postponed, Stopped, ToolGate, Turn
+from kneo.errors import Invalid
+from kneo.records.conversation import EntryStatus
+from kneo.records.task import Decision, DecisionKind
+from kneo.spec.models.agent import ASK_QUESTION, Agent
+from kneo.spec.models.rules import ToolRules
+from kneo.spec.models.spec import Capability, Tool
+
+MAX_REVIEWS = 20
+"""Answers of gates about one call; edits that undo each other end there."""
+
+AGENT_SCHEMA: Arguments = {
+    "type": "object",
+    "properties": {"input": {"type": "string", "description": "The task, with everything that is needed for it."}},
+    "required": ["input"],
+    "additionalProperties": False,
+}
+"""The arguments of an agent behind a tool."""
+
+_PERMISSIONS: Mapping[Capability, str] = {
+    "network": "allow_network",
+    "filesystem_read": "allow_filesystem_read",
+    "filesystem_write": "allow_filesystem_write",
+    "shell": "allow_shell",
+}
+
+
+def schema_of(tool: Tool) -> Arguments:
+    """Return the JSON Schema of a tool's arguments."""
+    return AGENT_SCHEMA if tool.agent is not None else tool.parameters or {"type": "object"}
+
+
+def find_denial(name: str, tool: Tool | None, agent: Agent, rules: ToolRules, environment: str | None) -> str | None:
+    """Return why a tool may not be called: by the agent's permissions, or by the rules of the environment as they are now."""
+    if any(fnmatchcase(name, pattern) for pattern in rules.deny):
+        return f"The environment {environment} denies the tool {name}."
+    if rules.allow is not None and not any(fnmatchcase(name, pattern) for pattern in rules.allow):
+        return f"The environment {environment} does not allow the tool {name}."
+    permissions = agent.tools.permissions if agent.tools is not None else None
+    if permissions is None:
+        return None
+    if name in permissions.denied_tools or (
+        permissions.allowed_tools is not None and name not in permissions.allowed_tools
+    ):
+        return f"The agent's permissions do not allow the tool {name}."
+    for capability in tool.all_capabilities if tool is not None else ():
+        permission = _PERMISSIONS.get(capability)
+        if permission is not None and getattr(permissions, permission) is False:
+            return (
+                f"The agent's permissions ({permission}: false) do not allow the tool {name}, which has {capability}."
+            )
+    return None
+
+
+class Guard:
+    """The guard of one turn.
+
+    Args:
+        tools: The tools that the agent is offered, by name, without ``ask_question``.
+        asks: Whether the agent is offered ``ask_question``.
+    """
+
+    def __init__(
+        self,
+        turn: Turn,
+        services: AgentServices,
+        journal: CallJournal,
+        execution: CallExecution,
+        *,
+        tools: Mapping[str, Tool],
+        asks: bool,
+    ) -> None:
+        self._turn, self._services, self._journal, self._execution = turn, services, journal, execution
+        self._tools, self._asks = tools, asks
+        strategy = turn.agent.strategy
+        one_by_one = strategy is not None and strategy.parallel_tool_calls is False
+        self._turnstile: AbstractAsyncContextManager[object] = asyncio.Lock() if one_by_one else nullcontext()
+
+    async def results(self, calls: Sequence[RequestedCall]) -> list[CallResult]:
+        """Return the results of the calls of one reply.
+
+        Calls that are under way are finished, and recorded, before this raises.
+
+        Raises:
+            PeopleRequired: calls wait for answers; those that do not were made.
+            Postponed: an agent behind a tool continues later.
+            Stopped: an answer ends the run.
+            Exception: a call ends the step.
+        """
+        ended = await asyncio.gather(*(self._result(call) for call in calls), return_exceptions=True)
+        raised = [result for result in ended if isinstance(result, BaseException)]
+        questions: list[CallQuestion] = []
+        for error in raised:
+            if isinstance(error, PeopleRequired):
+                questions += error.questions
+            elif not isinstance(error, Postponed | Stopped):
+                raise error
+        stopped = next((error for error in raised if isinstance(error, Stopped)), None)
+        if stopped is not None:
+            raise stopped
+        if questions:
+            raise PeopleRequired(questions)
+        if raised:
+            raise raised[0]
+        return [result for result in ended if isinstance(result, CallResult)]
+
+    async def _result(self, call: RequestedCall) -> CallResult:
+        async with self._turnstile:
+            known = self._journal.find(call)
+            if known is not None and known.status in FINISHED:
+                if known.status is EntryStatus.FAILED and self._execution.stops_on_error:
+                    raise tool_failed(call)
+                return known_result(known)
+            tool = self._tools.get(call.name)
+            misfit = call.misfit or self._misfit(call, tool)
+            if misfit is not None:
+                return await self._misfits(call, misfit)
+            turn = self._turn
+            denial = find_denial(call.name, tool, turn.agent, self._services.rules(turn.environment), turn.environment)
+            if denial is not None:
+                begun = known is not None and known.status is EntryStatus.BEGUN
+                note = " The call was interrupted before; it may have taken effect." if begun else ""
+                return await self._journal.refuse(call, "policy", {"denied": denial + note})
+            if tool is None:
+                return await self._ask(call)
+            return await self._review(call, tool)
+
+    def _misfit(self, call: RequestedCall, tool: Tool | None) -> str | None:
+        if tool is not None:
+            return find_misfits(schema_of(tool), call.arguments)
+        if call.name == ASK_QUESTION and self._asks:
+            return find_misfits(ASK_QUESTION_SCHEMA, call.arguments) or schema_misfit(call)
+        offered = ", ".join((*self._tools, *((ASK_QUESTION,) if self._asks else ())))
+        return f"There is no tool {call.name[:100]!r}. Tools: {offered[:1_000] or 'none'}."
+
+    async def _misfits(self, call: RequestedCall, message: str) -> CallResult:
+        return await self._journal.refuse(call, "arguments", {"error": "invalid_arguments", "message": message})
+
+    def _answer(self, question: CallQuestion) -> Decision:
+        decision = self._turn.answers.get(question.key)
+        if decision is None:
+            raise PeopleRequired([question])
+        return decision
+
+    async def _ask(self, call: RequestedCall) -> CallResult:
+        decision = self._answer(asked_question(self._turn, call))
+        if decision.kind is DecisionKind.REJECTED:
+            result: object = f"A person declined to answer: {reason_of(decision)}."
+        else:
+            result = answer_of(decision)
+        return await self._journal.finish(call, call.arguments, CallResult(result))
+
+    async def _review(self, call: RequestedCall, tool: Tool) -> CallResult:
+        """Ask the gates of a call, one after the other, until all agree to the same arguments."""
+        arguments, agreed = call.arguments, dict[str, str]()
+        for _ in range(MAX_REVIEWS):
+            gate = self._next_gate(call, arguments, agreed)
+            if gate is None:
+                return await self._execution.make(call, tool, arguments)
+            schema = schema_of(tool) if gate.position == "before" else tool.returns or {}
+            question = gate_question(self._turn, call, gate, arguments, schema)
+            decision = self._answer(question)
+            if decision.kind is DecisionKind.REJECTED:
+                return await self._rejected(call, gate, question, decision)
+            if gate.position == "external":
+                return await self._execution.keep(call, tool, arguments, answer_of(decision))
+            try:
+                arguments = edited_arguments(arguments, decision)
+                misfit = find_misfits(schema_of(tool), arguments)
+            except Invalid as error:
+                misfit = error.message
+            if misfit is not None:
+                return await self._misfits(call, f"A person edited the arguments, and they do not fit: {misfit}")
+            agreed[gate.id] = short_digest(arguments)
+        message = "The people who were asked did not agree to the same arguments. This is final."
+        return await self._journal.refuse(call, "rejected", {"rejected": message})
+
+    def _next_gate(self, call: RequestedCall, arguments: Arguments, agreed: Mapping[str, str]) -> ToolGate | None:
+        shown = short_digest(arguments)
+        return next((gate for gate in self._gates(call, arguments) if agreed.get(gate.id) != shown), None)
+
+    def _gates(self, call: RequestedCall, arguments: Arguments) -> Sequence[ToolGate]:
+        return self._turn.gates(self._turn.agent_name, call.name, arguments)
+
+    async def _rejected(
+        self, call: RequestedCall, gate: ToolGate, question: CallQuestion, decision: Decision
+    ) -> CallResult:
+        if (decision.effect or gate.on_reject) in REFUSING:
+            raise Stopped(question, decision)
+        message = f"A person rejected this call: {reason_of(decision)}. This is final."
+        return await self._journal.refuse(call, "rejected", {"rejected": message})

@@ -1,0 +1,138 @@
+"""The services of agents in one process, and the progress of a turn. Imports no model library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from kneo.agents.turn import ToolBackend
+from kneo.clock import Clock, SystemClock
+from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
+from kneo.spec.models.rules import ToolRules
+from kneo.spec.models.spec import Tool
+
+BackendKind: TypeAlias = Literal["python", "http", "mcp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnLimits:
+    """Bounds of tool calls and of agents that call agents."""
+
+    tool_timeout_seconds: float = 60
+    argument_bytes: int = 65_536
+    result_chars: int = 100_000
+    """Characters of a result that the model is shown; a tool can state fewer or more."""
+    depth: int = 5
+    """Agents above each other, each behind a tool of the one before."""
+
+
+def _unrestricted(_environment: str | None) -> ToolRules:
+    return ToolRules()
+
+
+def _not_registered(_name: str) -> Tool | None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentServices:
+    """The services of all turns in one process.
+
+    Attributes:
+        models: Makes the models of providers; used by ``kneo.agents.requests`` alone.
+        tools: The backend of each kind of tool. A tool whose kind has none fails at its call.
+        rules: The tool rules of an environment as they are now, so that stricter rules reach runs that wait.
+        registered: A tool that the process registered, by name; the backend ``python`` calls it.
+    """
+
+    models: object = None
+    tools: Mapping[BackendKind, ToolBackend] = field(default_factory=dict)
+    rules: Callable[[str | None], ToolRules] = _unrestricted
+    registered: Callable[[str], Tool | None] = _not_registered
+    limits: TurnLimits = TurnLimits()
+    clock: Clock = field(default_factory=SystemClock)
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What the journal of a conversation has, counted while its turn continues.
+
+    Attributes:
+        replies: Model replies in the journal.
+        messages: Messages that their entries hold; later ones are new.
+        planned: Whether the journal has the plan of the strategy ``plan-act``.
+        planning: Whether the next reply is that plan.
+        tokens: Tokens of all requests, also of agents behind tools of this one.
+        token_budget: Tokens that this conversation may use.
+        caller: The progress of the agent that calls this one as a tool.
+    """
+
+    replies: int = 0
+    messages: int = 0
+    planned: bool = False
+    planning: bool = False
+    tokens: int = 0
+    token_budget: int | None = None
+    caller: Progress | None = None
+
+    @classmethod
+    def of(
+        cls, entries: Sequence[ConversationEntry], *, token_budget: int | None, caller: Progress | None = None
+    ) -> Progress:
+        """Count the entries of a journal.
+
+        The entry of an agent behind a tool has the agent's tokens; before that entry, the agent counts them here itself.
+        """
+        progress = cls(token_budget=token_budget, caller=caller)
+        for entry in entries:
+            if entry.kind is EntryKind.MODEL and entry.status is EntryStatus.DONE:
+                progress.planning = entry.name == "plan:0"
+                messages = entry.body["messages"]
+                assert isinstance(messages, list)
+                progress.record(
+                    messages=progress.messages + len(messages), tokens=_counted(entry, "input_tokens", "output_tokens")
+                )
+            elif entry.kind is EntryKind.TOOL:
+                progress.tokens += _counted(entry, "total_tokens")
+        progress.planning = False
+        return progress
+
+    @property
+    def requests(self) -> int:
+        """The model requests of this conversation, over all its pauses."""
+        return self.replies + self.planned
+
+    def next_entry(self) -> tuple[str, int]:
+        """Return the name and the number of the entry for the next reply."""
+        return ("plan:0", 0) if self.planning else (f"model:{self.replies + 1}", self.replies + 1)
+
+    def record(self, *, messages: int, tokens: int) -> None:
+        """Count a reply that the journal has now.
+
+        Args:
+            messages: All messages of the conversation that the journal holds now, the reply included.
+            tokens: The tokens of the request and its reply.
+        """
+        if self.planning:
+            self.planned = True
+        else:
+            self.replies, self.messages = self.replies + 1, messages
+        self.spend(tokens)
+
+    def spend(self, tokens: int) -> None:
+        """Count tokens, also for the agents above this one."""
+        self.tokens += tokens
+        if self.caller is not None:
+            self.caller.spend(tokens)
+
+    def tokens_left(self) -> int | None:
+        """Return the tokens that this conversation and those above it still allow; ``None`` is no limit."""
+        own = None if self.token_budget is None else self.token_budget - self.tokens
+        above = None if self.caller is None else self.caller.tokens_left()
+        return own if above is None else above if own is None else min(own, above)
+
+
+def _counted(entry: ConversationEntry, *facts: str) -> int:
+    counts = (entry.facts.get(fact) for fact in facts)
+    return sum(count for count in counts if isinstance(count, int))
