@@ -313,6 +313,30 @@ class ExecutionSettings:
     processes."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class McpSettings:
+    """MCP servers. Read by: worker, command."""
+
+    commands: tuple[str, ...] = setting("KNEO_SERV_MCP_COMMANDS", (), _list)
+    """Full paths of the programs that MCP servers over stdio may be, separated by commas, where no environment is declared;
+    an environment names its own in `tools.mcp.commands`. Default: none."""
+
+    connect_seconds: float = setting("KNEO_SERV_MCP_CONNECT_TIMEOUT_SECONDS", 30.0, _seconds)
+    """Time for a server to start and to agree on a protocol."""
+
+    call_seconds: float = setting("KNEO_SERV_MCP_TIMEOUT_SECONDS", 60.0, _seconds)
+    """Time for a call, where neither the tool nor its server states one."""
+
+    idle_seconds: float = setting("KNEO_SERV_MCP_IDLE_SECONDS", 300.0, _seconds)
+    """Time after its last call until a connection is closed, and a server over stdio is ended."""
+
+    retries: int = setting("KNEO_SERV_MCP_RETRIES", 0, _count)
+    """Further tries to connect to a server, and to make a call without effects that got no answer."""
+
+    retry_backoff_seconds: float = setting("KNEO_SERV_MCP_RETRY_BACKOFF_SECONDS", 0.25, _seconds)
+    """Wait before such a try; each further one waits longer by this time."""
+
+
 _APP_ID = re.compile(r"[A-Za-z0-9]{1,100}")
 
 
@@ -500,6 +524,7 @@ class Settings:
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
     tracing: Tracing = field(default_factory=Tracing)
     models: ModelSettings = field(default_factory=ModelSettings)
+    mcp: McpSettings = field(default_factory=McpSettings)
 
     def on(self, url: str) -> Settings:
         """Return the settings with another database and its state folder.
@@ -850,6 +875,7 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         ),
         tracing=Tracing(**_read(Tracing, env)),
         models=ModelSettings(**_read(ModelSettings, env)),
+        mcp=McpSettings(**_read(McpSettings, env)),
     )
 
 

@@ -1,0 +1,273 @@
+"""The MCP servers of one process: the backend of their tools."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping
+
+from mcp import MCPError
+from mcp_types import (
+    INVALID_PARAMS,
+    CallToolRequestParams,
+    CallToolResult,
+    EmbeddedResource,
+    InputRequiredResult,
+    TextContent,
+    TextResourceContents,
+    Tool,
+)
+
+from kneo.agents.addresses import Resolve, resolve
+from kneo.agents.mcp.connection import Connection, ServerTransport
+from kneo.agents.mcp.elicitation import Elicitation
+from kneo.agents.mcp.failures import McpServerFailed, McpSessionEnded, McpToolFailed, McpUnreachable
+from kneo.agents.mcp.http import HttpTransport
+from kneo.agents.mcp.stdio import ServerCommand, ServerProcess
+from kneo.agents.mcp.targets import ConnectionTarget, Secrets, target_of
+from kneo.agents.turn import ToolCall
+from kneo.errors import KneoError
+from kneo.redaction import REDACTED
+from kneo.settings import McpSettings
+from kneo.spec.models.agent import Agent
+from kneo.spec.models.rules import ToolRules
+from kneo.spec.models.spec import McpServer
+
+MAX_ROUNDS = 20
+"""Results of one call without an end and without a question."""
+
+
+class _Lease:
+    """A connection and the number of its calls under way."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.calls = 0
+        self.closing: asyncio.TimerHandle | None = None
+
+
+class McpServers:
+    """Connections to MCP servers, one per declaration and secrets; opened by the first call, closed when idle.
+
+    All its methods belong to the event loop that first used it.
+
+    Args:
+        rules: The tool rules of an environment as they are now; for ``None`` those of the operator.
+        secrets: The secrets of the process.
+        settings: Times of connections and calls.
+        resolver: The resolver of host names.
+    """
+
+    def __init__(
+        self,
+        rules: Callable[[str | None], ToolRules],
+        secrets: Secrets,
+        settings: McpSettings,
+        resolver: Resolve = resolve,
+    ) -> None:
+        self._rules, self._secrets, self._settings, self._resolver = rules, secrets, settings, resolver
+        self._leases: dict[str, _Lease] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def call(self, call: ToolCall) -> object:
+        """Call a tool of a server.
+
+        Raises:
+            AnswerRequired: the server asks a person first.
+            McpRefused: a rule or a pin does not permit the call.
+            McpToolFailed: the server answered with an error.
+            McpServerFailed: the server cannot be reached, or did not answer in time.
+        """
+        reference = call.tool.mcp
+        assert reference is not None
+        assert reference.server is not None
+        server = call.turn.spec.mcp_servers[reference.server]
+        target = self._target(reference.server, server, self._rules(call.turn.environment), call.turn.agent)
+        seconds = call.tool.timeout_seconds or server.timeout or self._settings.call_seconds
+        try:
+            for number in itertools.count(1):
+                try:
+                    return await self._once(target, call, reference.name or call.name, seconds)
+                except McpServerFailed as error:
+                    if not self._is_repeated(error, call, number):
+                        raise
+                await asyncio.sleep(self._settings.retry_backoff_seconds * number)
+        except KneoError as error:
+            raise _shown(error, target.secrets) from None
+        raise AssertionError  # the loop has no other end
+
+    def _is_repeated(self, error: McpServerFailed, call: ToolCall, number: int) -> bool:
+        if isinstance(error, McpSessionEnded) and number == 1:
+            return True
+        return number <= self._settings.retries and (isinstance(error, McpUnreachable) or not call.tool.has_effects)
+
+    async def _once(self, target: ConnectionTarget, call: ToolCall, name: str, seconds: float) -> object:
+        request = CallToolRequestParams(
+            name=name, arguments=dict(call.arguments), _meta={"idempotencyKey": call.idempotency_key}
+        )
+        async with self._connected(target) as connection:
+            await connection.ready()
+            try:
+                async with asyncio.timeout(seconds):
+                    return _value(await _finished(connection, request, call), target.secrets)
+            except TimeoutError:
+                self._retire(target.key)
+                msg = f"The MCP server {target.name} did not answer the call of {name} within {seconds:g} s."
+                raise McpServerFailed(msg, code="tool_timeout") from None
+            except MCPError as error:
+                raise McpToolFailed(error.message[:2_000]) from None
+
+    async def tools(self, name: str, server: McpServer, environment: str | None = None) -> Mapping[str, Tool]:
+        """List the tools of a server, as they are now."""
+        target = self._target(name, server, self._rules(environment), None)
+        try:
+            async with self._connected(target) as connection, asyncio.timeout(self._settings.call_seconds):
+                return await connection.tools()
+        except TimeoutError:
+            msg = f"The MCP server {name} did not list its tools within {self._settings.call_seconds:g} s."
+            raise McpServerFailed(msg) from None
+        except KneoError as error:
+            raise _shown(error, target.secrets) from None
+
+    async def close(self) -> None:
+        """Close all connections, and end all servers over stdio."""
+        for key in list(self._leases):
+            self._drop(key)
+        while self._closing:
+            await asyncio.wait(self._closing)
+
+    def _target(self, name: str, server: McpServer, rules: ToolRules, agent: Agent | None) -> ConnectionTarget:
+        permissions = agent.tools.permissions if agent is not None and agent.tools is not None else None
+        denied = permissions.denied_domains if permissions is not None else ()
+        return target_of(
+            name, server, rules, self._secrets, connect_seconds=self._settings.connect_seconds, denied=denied
+        )
+
+    @contextlib.asynccontextmanager
+    async def _connected(self, target: ConnectionTarget) -> AsyncGenerator[Connection]:
+        lease = self._leases.get(target.key)
+        if lease is None or not lease.connection.is_open:
+            if lease is not None:
+                self._retire(target.key)
+            lease = self._leases[target.key] = _Lease(self._connection(target))
+        if lease.closing is not None:
+            lease.closing.cancel()
+            lease.closing = None
+        lease.calls += 1
+        try:
+            yield lease.connection
+        finally:
+            lease.calls -= 1
+            if lease.calls == 0:
+                self._release(target.key, lease)
+
+    def _connection(self, target: ConnectionTarget) -> Connection:
+        transport: ServerTransport
+        if isinstance(target.to, ServerCommand):
+            transport = ServerProcess(target.to)
+        else:
+            transport = HttpTransport(target.to, self._resolver)
+        return Connection(target.name, transport, self._settings.connect_seconds)
+
+    def _release(self, key: str, lease: _Lease) -> None:
+        """Close a connection without calls: later, or at once where no further call can use it."""
+        if self._leases.get(key) is lease and lease.connection.is_open:
+            lease.closing = asyncio.get_running_loop().call_later(self._settings.idle_seconds, self._drop, key)
+        else:
+            if self._leases.get(key) is lease:
+                del self._leases[key]
+            self._close(lease)
+
+    def _retire(self, key: str) -> None:
+        """Give a connection no further call; it closes when those under way have ended."""
+        lease = self._leases.pop(key, None)
+        if lease is not None and lease.calls == 0:
+            self._close(lease)
+
+    def _drop(self, key: str) -> None:
+        lease = self._leases.pop(key)
+        self._close(lease)
+
+    def _close(self, lease: _Lease) -> None:
+        if lease.closing is not None:
+            lease.closing.cancel()
+        task = asyncio.get_running_loop().create_task(lease.connection.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+async def _finished(connection: Connection, request: CallToolRequestParams, call: ToolCall) -> CallToolResult:
+    """Make a call, or continue one that a person has answered.
+
+    Raises:
+        AnswerRequired: a person has to answer first.
+    """
+    restarted = False
+    if call.state is not None and call.answer is not None:
+        elicitation = Elicitation.restore(call.state).answered(call.answer)
+        if (question := elicitation.question()) is not None:
+            raise question
+        try:
+            result = await connection.call(_continued(request, elicitation))
+        except MCPError as error:
+            if error.code != INVALID_PARAMS:
+                raise
+            restarted = True  # the server no longer knows its state: the call begins anew, and asks anew
+            result = await connection.call(request)
+    else:
+        result = await connection.call(request)
+    for _ in range(MAX_ROUNDS):
+        if not isinstance(result, InputRequiredResult):
+            return result
+        elicitation = Elicitation.of(result)
+        if (question := elicitation.question(restarted=restarted)) is not None:
+            raise question
+        result = await connection.call(_continued(request, elicitation))
+    msg = f"The MCP server gave no result of {request.name} in {MAX_ROUNDS} answers."
+    raise McpToolFailed(msg)
+
+
+def _continued(request: CallToolRequestParams, elicitation: Elicitation) -> CallToolRequestParams:
+    answers = {"input_responses": elicitation.responses(), "request_state": elicitation.server_state}
+    return request.model_copy(update=answers)
+
+
+def _value(result: CallToolResult, secrets: tuple[str, ...]) -> object:
+    """Return the result as JSON or text, without the secrets of its server.
+
+    Raises:
+        McpToolFailed: it is an error.
+    """
+    text = "\n".join(_text(part) for part in result.content)
+    if result.is_error:
+        raise McpToolFailed(text[:2_000] or "The MCP server reports an error without a text.")
+    if result.structured_content is None:
+        return _without_secrets(text, secrets)
+    return json.loads(
+        _without_secrets(json.dumps(result.structured_content), tuple(json.dumps(one)[1:-1] for one in secrets))
+    )
+
+
+def _text(part: object) -> str:
+    match part:
+        case TextContent(text=text):
+            return text
+        case EmbeddedResource(resource=TextResourceContents(text=text)):
+            return text
+        case _:
+            kind, name = getattr(part, "type", "content"), getattr(part, "uri", None) or getattr(part, "mime_type", "")
+            return f"[{kind} {name}, not shown]"
+
+
+def _without_secrets(text: str, secrets: tuple[str, ...]) -> str:
+    """Remove the values of secrets from what a server wrote: it may repeat what it was given."""
+    for secret in secrets:
+        text = text.replace(secret, REDACTED)
+    return text
+
+
+def _shown(error: KneoError, secrets: tuple[str, ...]) -> KneoError:
+    message = _without_secrets(error.message, secrets)
+    return error if message == error.message else type(error)(message, code=error.code, hint=error.hint)

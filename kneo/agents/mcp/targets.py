@@ -1,0 +1,154 @@
+"""From the declaration of an MCP server to what is connected to: rules first, then secrets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TypeAlias
+
+from kneo.agents.addresses import HostRules
+from kneo.agents.mcp.failures import McpRefused
+from kneo.agents.mcp.http import READ_SECONDS, Endpoint, Tls
+from kneo.agents.mcp.stdio import ServerCommand
+from kneo.errors import Forbidden, Invalid
+from kneo.settings import process_environment
+from kneo.spec.models.rules import ToolRules
+from kneo.spec.models.spec import McpServer
+
+MAX_MESSAGE_BYTES = 4_194_304
+"""Bytes of one message of a server, where its declaration has no ``max_response_bytes``."""
+
+Secrets: TypeAlias = Callable[[str], str | None]
+"""From the name of a secret to its value."""
+
+_INHERITED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER")
+"""The only variables of the worker that a server has; the others may be credentials."""
+
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_LOADER = re.compile(r"(?:LD|DYLD|GLIBC|MALLOC)_")
+"""Variables by which a spec would have an allowed program load another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionTarget:
+    """What a connection is made to.
+
+    Attributes:
+        key: Equal for equal declarations with equal secrets, and for no others.
+        secrets: The values that were filled in.
+    """
+
+    name: str
+    to: ServerCommand | Endpoint
+    key: str
+    secrets: tuple[str, ...] = field(repr=False)
+
+
+def target_of(
+    name: str,
+    server: McpServer,
+    rules: ToolRules,
+    secrets: Secrets,
+    *,
+    connect_seconds: float,
+    denied: tuple[str, ...] = (),
+) -> ConnectionTarget:
+    """Check a declaration against the rules, and fill in its secrets.
+
+    Args:
+        name: The server's name in the spec.
+        server: The declaration.
+        rules: The rules that hold now.
+        secrets: The secrets of the process.
+        connect_seconds: Time to connect.
+        denied: Domains that the agent must not reach.
+
+    Raises:
+        McpRefused: ``mcp_command_denied`` or ``mcp_host_denied``.
+        Invalid: ``mcp_server_invalid`` or ``secret_missing``.
+    """
+    filled = _Filled(name, secrets)
+    if server.transport == "stdio":
+        to: ServerCommand | Endpoint = _program(name, server, rules, filled)
+    elif server.transport == "http":
+        to = _endpoint(name, server, rules, filled, connect_seconds, denied)
+    else:
+        msg = f"The MCP server {name} uses the transport sse, which this version does not have."
+        raise Invalid(
+            msg, code="mcp_server_invalid", hint="Use transport: http, which replaced it, with the server's url."
+        )
+    content = json.dumps([name, type(to).__name__, asdict(to)], sort_keys=True, default=sorted)
+    key = hashlib.sha256(content.encode()).hexdigest()
+    return ConnectionTarget(name=name, to=to, key=key, secrets=tuple(filled.values))
+
+
+class _Filled:
+    """Values with their references to secrets filled in."""
+
+    def __init__(self, server: str, secrets: Secrets) -> None:
+        self._server, self._secrets = server, secrets
+        self.values: list[str] = []
+
+    def secret(self, name: str) -> str:
+        value = self._secrets(name)
+        if value is None:
+            msg = f"The MCP server {self._server} needs the secret {name}, which this process does not have."
+            raise Invalid(msg, code="secret_missing", hint=f"Set {name}, or {name}_FILE, where runs are executed.")
+        self.values.append(value)
+        return value
+
+    def each(self, values: Mapping[str, str] | None) -> dict[str, str]:
+        return {key: _REFERENCE.sub(lambda found: self.secret(found[1]), text) for key, text in (values or {}).items()}
+
+
+def _program(name: str, server: McpServer, rules: ToolRules, filled: _Filled) -> ServerCommand:
+    command = server.command or ""
+    if not command.startswith("/") or command not in rules.mcp.commands:
+        msg = f"The MCP server {name} would start {command or 'no program'}, which is not an allowed command."
+        hint = "Commands are allowed by their full path: in tools.mcp.commands of the environment, or in KNEO_SERV_MCP_COMMANDS where none is declared."
+        raise McpRefused(msg, code="mcp_command_denied", hint=hint)
+    if loaders := sorted(key for key in server.env or {} if _LOADER.match(key)):
+        msg = f"The MCP server {name} sets {loaders[0]}, which decides what a program loads."
+        raise McpRefused(msg, code="mcp_command_denied", hint=f"Remove {loaders[0]} from env.")
+    if any(_REFERENCE.search(text) for text in server.args):
+        msg = f"The MCP server {name} has a secret in args, which every user of the machine can read."
+        raise Invalid(msg, code="mcp_server_invalid", hint="Give it in env.")
+    return ServerCommand(
+        command=command,
+        args=server.args,
+        env={**process_environment(*_INHERITED), **filled.each(server.env)},
+        cwd=server.cwd,
+        max_message_bytes=server.max_response_bytes or MAX_MESSAGE_BYTES,
+    )
+
+
+def _endpoint(
+    name: str, server: McpServer, rules: ToolRules, filled: _Filled, connect_seconds: float, denied: tuple[str, ...]
+) -> Endpoint:
+    allowed = ("*",) if rules.mcp.hosts is None else rules.mcp.hosts
+    hosts = HostRules(allowed=allowed, denied=denied, inside=frozenset(each.lower() for each in rules.inside))
+    try:
+        hosts.check_url(server.url or "")
+    except Forbidden as error:
+        msg = f"The MCP server {name} cannot be connected to: {error.message}"
+        hint = "The environment's tools.mcp.hosts and tools.inside decide, and the agent's denied_domains."
+        raise McpRefused(msg, code="mcp_host_denied", hint=hint) from None
+    tls = Tls(
+        verify=server.verify is not False,
+        ca_bundle=server.ca_bundle,
+        client_cert=server.client_cert,
+        client_key_file=server.client_key,
+        client_key=filled.secret(server.client_key_ref) if server.client_key_ref is not None else None,
+    )
+    return Endpoint(
+        url=server.url or "",
+        headers=filled.each(server.headers),
+        tls=tls,
+        hosts=hosts,
+        max_message_bytes=server.max_response_bytes or MAX_MESSAGE_BYTES,
+        connect_seconds=connect_seconds,
+        read_seconds=server.sse_read_timeout or READ_SECONDS,
+    )

@@ -1,0 +1,407 @@
+"""Calls of tools of real MCP servers: processes over stdio, and a server over streamable HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from kneo_process import eventually
+from raw_web import RawWeb, WebCall, page, raw_web
+
+from kneo.agents.mcp.failures import McpRefused, McpServerFailed, McpToolFailed, McpUnreachable
+from kneo.agents.mcp.servers import McpServers
+from kneo.agents.turn import AnswerRequired, ToolCall, Turn
+from kneo.errors import Forbidden, Invalid, KneoError
+from kneo.records.task import Decision, DecisionKind
+from kneo.settings import McpSettings
+from kneo.spec.models.rules import McpRules, ToolRules
+from kneo.spec.models.spec import McpServer, Spec
+
+T = TypeVar("T")
+SERVER = str(Path(__file__).parents[2] / "mcp_server.py")
+PATIENCE = McpSettings(connect_seconds=120, call_seconds=120)
+RULES = ToolRules(mcp=McpRules(commands=(sys.executable,)))
+
+
+def run(work: Coroutine[object, object, T]) -> T:
+    return asyncio.run(work)
+
+
+def stdio(*arguments: str, **fields: object) -> McpServer:
+    return McpServer(transport="stdio", command=sys.executable, args=(SERVER, *arguments), **fields)
+
+
+def call_of(
+    tool: str, arguments: Mapping[str, object] | None = None, server: McpServer | None = None, **fields: object
+) -> ToolCall:
+    spec = Spec.model_validate(
+        {
+            "agent": {"name": "a", "model": "dummy"},
+            "tools": {tool: {"description": "A tool.", "mcp": {"server": "s"}, **fields}},
+        }
+    ).model_copy(update={"mcp_servers": {"s": server or stdio()}})
+    turn = Turn(
+        run_id="run_1",
+        step_id="a",
+        agent_name="agent",
+        agent=spec.agent,
+        spec=spec,
+        text="",
+        conversation="a~0",
+        journal=None,
+    )
+    return ToolCall(
+        name=tool, tool=spec.tools[tool], arguments=arguments or {}, idempotency_key="run_1:a~0:1.c1", turn=turn
+    )
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    settings: McpSettings = PATIENCE, rules: ToolRules = RULES, secrets: Mapping[str, str] | None = None, **more: object
+) -> AsyncIterator[McpServers]:
+    servers = McpServers(lambda _environment: rules, (secrets or {}).get, settings, **more)
+    try:
+        yield servers
+    finally:
+        await servers.close()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def pid_in(file: Path) -> int:
+    return int(eventually(lambda: file.exists() and file.read_text()))
+
+
+# ---- stdio ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_process_answers_all_calls_and_gets_the_idempotency_key_and_its_own_variables_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "not-for-servers")
+    server = stdio(env={"TOKEN": "Bearer ${CRM_TOKEN}", "MODE": "ro"})
+
+    async def main() -> None:
+        async with opened(secrets={"CRM_TOKEN": "s3cr3t"}) as servers:
+            first, second = await asyncio.gather(*(servers.call(call_of("about", server=server)) for _ in range(2)))
+            assert first == second
+            assert first["key"] == "run_1:a~0:1.c1"
+            variables = first["environment"]
+            assert (variables["TOKEN"], variables["MODE"]) == ("Bearer [REDACTED]", "ro")
+            assert not {name for name in variables if name.startswith(("OPENAI_", "KNEO_", "PYTHON"))}
+            assert await servers.call(call_of("echo", {"text": "hi"}, server)) == {"result": "hi"}
+            other = await servers.call(call_of("about", server=server.model_copy(update={"env": {"MODE": "rw"}})))
+            assert other["pid"] != first["pid"]
+        assert not is_alive(first["pid"])
+
+    run(main())
+
+
+def test_an_idle_server_ends_and_the_next_call_starts_another() -> None:
+    async def main() -> None:
+        async with opened(replace(PATIENCE, idle_seconds=0.01)) as servers:
+            first = await servers.call(call_of("about"))
+            await asyncio.to_thread(eventually, lambda: not is_alive(first["pid"]))
+            assert (await servers.call(call_of("about")))["pid"] != first["pid"]
+
+    run(main())
+
+
+def test_a_server_that_ignores_its_end_is_killed_with_what_it_started(tmp_path: Path) -> None:
+    server = stdio("--stubborn", "--pid", str(tmp_path / "pid"), "--child", str(tmp_path / "child"))
+
+    async def main() -> None:
+        async with opened() as servers:
+            await servers.call(call_of("echo", {"text": "hi"}, server))
+
+    run(main())
+    pids = [pid_in(tmp_path / name) for name in ("pid", "child")]
+    eventually(lambda: not any(is_alive(pid) for pid in pids))
+
+
+WORKER = """
+import asyncio, sys
+sys.path[:0] = {paths!r}
+from test_mcp_servers import call_of, opened, stdio
+async def main():
+    async with opened() as servers:
+        await servers.call(call_of("echo", {{"text": "hi"}}, stdio(*sys.argv[1:])))
+        print("called", flush=True)
+        await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+def test_no_server_survives_a_killed_worker(tmp_path: Path) -> None:
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    options = ["--stubborn", "--pid", str(tmp_path / "pid"), "--child", str(tmp_path / "child")]
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER.format(paths=paths), *options], stdout=subprocess.PIPE, text=True
+    )
+    with worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "called\n"
+        pids = [pid_in(tmp_path / name) for name in ("pid", "child")]
+        assert all(is_alive(pid) for pid in pids)
+        os.kill(worker.pid, signal.SIGKILL)
+    eventually(lambda: not any(is_alive(pid) for pid in pids))
+
+
+def failure(tool: str, arguments: Mapping[str, object] | None = None, **options: object) -> KneoError:
+    settings = options.pop("settings", PATIENCE)
+    rules, secrets = options.pop("rules", RULES), options.pop("secrets", None)
+
+    async def main() -> KneoError:
+        async with opened(settings, rules, secrets) as servers:
+            with pytest.raises(KneoError) as found:
+                await servers.call(call_of(tool, arguments, **options))
+            return found.value
+
+    return run(main())
+
+
+def test_a_server_that_never_answers_is_given_up() -> None:
+    silent = failure("echo", server=stdio("--silent"), settings=replace(PATIENCE, connect_seconds=0.5))
+    assert isinstance(silent, McpUnreachable)
+    assert "did not connect within 0.5 s" in silent.message
+    hanging = failure("hang", server=stdio(timeout=0.5))
+    assert (type(hanging), hanging.code) == (McpServerFailed, "tool_timeout")
+
+
+def test_a_server_that_ends_says_why() -> None:
+    missing = failure("echo", server=stdio("--no-such-option"))
+    assert isinstance(missing, McpUnreachable)
+    assert "unrecognized arguments: --no-such-option" in missing.message
+    assert "exit status 2" in missing.message
+    died = failure("die")
+    assert type(died) is McpServerFailed
+    assert "exit status 3" in died.message
+
+
+def test_messages_of_a_server_are_bounded() -> None:
+    assert "above 100000 bytes" in failure("echo", server=stdio("--noisy", max_response_bytes=100_000)).message
+    assert "above 4194304 bytes" in failure("big", {"size": 5_000_000}).message
+
+
+def test_an_error_of_a_tool_is_its_text_without_the_secrets_of_the_server() -> None:
+    server = stdio(env={"TOKEN": "${CRM_TOKEN}"})
+    failed = failure(
+        "fail", {"text": "no access with s3cr3t-t0k3n"}, server=server, secrets={"CRM_TOKEN": "s3cr3t-t0k3n"}
+    )
+    assert isinstance(failed, McpToolFailed)
+    assert "no access with [REDACTED]" in failed.message
+
+
+def test_only_allowed_programs_start(tmp_path: Path) -> None:
+    started = tmp_path / "pid"
+    for server, rules in (
+        (stdio("--pid", str(started)), ToolRules()),
+        (
+            McpServer(transport="stdio", command="python", args=(SERVER, "--pid", str(started))),
+            ToolRules(mcp=McpRules(commands=("python",))),
+        ),
+        (McpServer(transport="stdio", command=f"{sys.executable}/../python", args=(SERVER,)), RULES),
+        (stdio("--pid", str(started), env={"LD_PRELOAD": "/tmp/x.so"}), RULES),
+    ):
+        refused = failure("echo", {"text": "hi"}, server=server, rules=rules)
+        assert (type(refused), refused.code) == (McpRefused, "mcp_command_denied")
+    assert not started.exists()
+
+
+def test_secrets_are_given_by_reference_in_env_only() -> None:
+    in_args = failure("echo", server=stdio("--key", "${CRM_TOKEN}"), secrets={"CRM_TOKEN": "x"})
+    assert (type(in_args), in_args.code) == (Invalid, "mcp_server_invalid")
+    missing = failure("echo", server=stdio(env={"TOKEN": "${CRM_TOKEN}"}))
+    assert (type(missing), missing.code) == (Invalid, "secret_missing")
+    assert "CRM_TOKEN_FILE" in str(missing)
+
+
+def test_a_connection_is_tried_again_as_often_as_the_setting_says(tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    script = tmp_path / "server.sh"
+    script.write_text(f"#!/bin/sh\necho x >> {count}\nexit 1\n")
+    script.chmod(0o700)
+    rules = ToolRules(mcp=McpRules(commands=(str(script),)))
+    settings = replace(PATIENCE, retries=2, retry_backoff_seconds=0.001)
+    failed = failure("echo", server=McpServer(transport="stdio", command=str(script)), rules=rules, settings=settings)
+    assert isinstance(failed, McpUnreachable)
+    assert count.read_text() == "x\nx\nx\n"
+
+
+# ---- elicitation ----------------------------------------------------------------------------------------------------
+
+
+def decision(kind: DecisionKind, values: Mapping[str, object] | None = None, content: str | None = None) -> Decision:
+    return Decision(
+        kind=kind, content=content, selected_option=None, comment=None, actor="ann", by="person", at="", values=values
+    )
+
+
+def asked(call: ToolCall) -> AnswerRequired:
+    """Call a tool from a worker of its own, against a server process of its own."""
+
+    async def main() -> AnswerRequired:
+        async with opened() as servers:
+            with pytest.raises(AnswerRequired) as found:
+                await servers.call(call)
+            return found.value
+
+    question = run(main())
+    json.dumps(dict(question.state))
+    return question
+
+
+def answered(call: ToolCall, question: AnswerRequired, answer: Decision) -> ToolCall:
+    return replace(call, state=json.loads(json.dumps(dict(question.state))), answer=answer)
+
+
+def finish(call: ToolCall) -> object:
+    async def main() -> object:
+        async with opened() as servers:
+            return await servers.call(call)
+
+    return run(main())
+
+
+def test_questions_of_a_server_are_asked_one_by_one_and_answered_from_other_processes() -> None:
+    call = call_of("order", {"name": "chair"}, stdio("--key", "k" * 32))
+    first = asked(call)
+    assert (first.args, first.schema["required"]) == (("Which colour?",), ["colour"])
+    call = answered(call, first, decision(DecisionKind.PROVIDED, {"colour": "red"}))
+    second = asked(call)
+    assert (second.args, second.schema["required"], second.restarted) == (("Which size?",), ["size"], False)
+    done = finish(answered(call, second, decision(DecisionKind.PROVIDED, content='{"size": 3}')))
+    assert {name: done[name] for name in ("name", "colour", "size")} == {"name": "chair", "colour": "red", "size": 3}
+
+
+def test_a_rejected_question_is_declined() -> None:
+    call = call_of("order", {"name": "chair"}, stdio("--key", "k" * 32))
+    call = answered(call, asked(call), decision(DecisionKind.REJECTED))
+    call = answered(call, asked(call), decision(DecisionKind.PROVIDED, {"size": 3}))
+    with pytest.raises(McpToolFailed, match="declin"):
+        finish(call)
+
+
+def test_a_call_whose_state_the_server_has_lost_begins_anew() -> None:
+    call = call_of("order", {"name": "chair"}, stdio())
+    call = answered(call, asked(call), decision(DecisionKind.PROVIDED, {"colour": "red"}))
+    last = answered(call, asked(call), decision(DecisionKind.PROVIDED, {"size": 3}))
+    again = asked(last)
+    assert (again.args, again.restarted) == (("Which colour?",), True)
+
+
+# ---- streamable HTTP ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def http_port() -> Iterator[int]:
+    """The port of a server over streamable HTTP, which knows who may be asked by a key that others share."""
+    with subprocess.Popen([sys.executable, SERVER, "--http"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+        process.kill()
+
+
+def http(port: int, **fields: object) -> McpServer:
+    return McpServer(transport="http", url=f"http://127.0.0.1:{port}/mcp", **fields)
+
+
+def inside(*ports: int, **rules: object) -> ToolRules:
+    return ToolRules(inside=tuple(f"127.0.0.1:{port}" for port in ports), mcp=McpRules(**rules))
+
+
+def test_calls_over_http_have_the_declared_headers(http_port: int) -> None:
+    server = http(http_port, headers={"Authorization": "Bearer ${CRM_TOKEN}"})
+
+    async def main() -> None:
+        async with opened(rules=inside(http_port), secrets={"CRM_TOKEN": "s3cr3t"}) as servers:
+            sent = await servers.call(call_of("headers", server=server))
+            assert sent["authorization"] == "Bearer [REDACTED]"
+            assert sent["host"] == f"127.0.0.1:{http_port}"
+            assert (await servers.call(call_of("about", server=server)))["key"] == "run_1:a~0:1.c1"
+            with pytest.raises(AnswerRequired):
+                await servers.call(call_of("order", {"name": "x"}, server))
+
+    run(main())
+
+
+def test_hosts_are_checked_like_those_of_other_tools(http_port: int) -> None:
+    for server, rules in (
+        (http(http_port), ToolRules()),
+        (http(http_port), inside(http_port, hosts=("crm.example",))),
+        (McpServer(transport="http", url=f"http://0x7f000001:{http_port}/mcp"), ToolRules()),
+        (McpServer(transport="http", url=f"https://127.0.0.1:{http_port}@crm.example/mcp"), ToolRules()),
+        (McpServer(transport="http", url="file:///etc/passwd"), ToolRules()),
+    ):
+        refused = failure("echo", {"text": "hi"}, server=server, rules=rules)
+        assert (type(refused), refused.code) == (McpRefused, "mcp_host_denied")
+
+
+def test_a_name_that_leads_inside_is_not_connected_to(http_port: int) -> None:
+    async def inward(_host: str, _port: int) -> list[str]:
+        return ["93.184.216.34", "127.0.0.1"]
+
+    server = McpServer(transport="http", url=f"https://crm.example:{http_port}/mcp")
+
+    async def main() -> None:
+        async with opened(rules=ToolRules(), resolver=inward) as servers:
+            with pytest.raises(Forbidden) as found:
+                await servers.call(call_of("echo", {"text": "hi"}, server))
+            assert found.value.code == "address_denied"
+
+    run(main())
+
+
+def from_web(answer: Callable[[WebCall], bytes | None], **fields: object) -> tuple[KneoError, RawWeb]:
+    async def main() -> tuple[KneoError, RawWeb]:
+        async with raw_web(answer) as web, opened(rules=inside(web.port)) as servers:
+            with pytest.raises(KneoError) as found:
+                await servers.call(call_of("echo", {"text": "hi"}, http(web.port, **fields)))
+            return found.value, web
+
+    return run(main())
+
+
+def test_responses_over_http_are_bounded_and_not_compressed() -> None:
+    long, _ = from_web(lambda _: page(b" " * 2_000, content_type="application/json"), max_response_bytes=1_000)
+    assert "above 1000 bytes" in long.message
+    events, _ = from_web(lambda _: page(b"data: x" * 1_000, content_type="text/event-stream"), max_response_bytes=1_000)
+    assert "above 1000 bytes" in events.message
+    encoded, web = from_web(lambda _: page(b"x", content_type="application/json", content_encoding="gzip"))
+    assert "encoded as gzip" in encoded.message
+    assert web.calls[0].headers["accept-encoding"] == "identity"
+
+
+def test_failures_over_http_say_what_happened() -> None:
+    status, web = from_web(lambda _: page(b"go away", 403))
+    assert "HTTP status 403" in status.message
+    assert {call.target for call in web.calls} == {"/mcp"}
+    elsewhere, web = from_web(lambda _: page(status=307, location="http://169.254.169.254/mcp"))
+    assert "169.254.169.254" in elsewhere.message
+    assert len(web.calls) <= 2
+
+    async def main() -> KneoError:
+        async with raw_web(lambda _: page()) as web:
+            port = web.port
+        async with opened(rules=inside(port)) as servers:
+            with pytest.raises(McpUnreachable) as found:
+                await servers.call(call_of("echo", {"text": "hi"}, http(port)))
+            return found.value
+
+    assert "cannot be reached" in run(main()).message
