@@ -1,4 +1,4 @@
-"""The backend over HTTP: calls of one service, repeated only where repeating is harmless."""
+"""The backend over HTTP: calls of one service, repeated only where a repetition has no effect."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ServiceBackend:
         try:
             return TypeAdapter(operation.view).validate_python(answer)
         except ValidationError as error:
-            msg = f"{self.url} answered {operation.id} in another form: {error.error_count()} fields do not fit."
+            msg = f"{self.url} answered {operation.id} in an unexpected format: {error.error_count()} fields are not valid."
             hint = "Compare the versions of this command and of the service: kneo --version, GET /v1/healthz."
             raise Invalid(msg, code="service_mismatch", hint=hint) from error
 
@@ -95,7 +95,7 @@ class ServiceBackend:
                     else:
                         break
             except httpx.TransportError:
-                self._send("GET", f"/runs/{run_id}")  # retries, and raises where the service stays away
+                self._send("GET", f"/runs/{run_id}")  # Retries, and raises where the service stays unreachable.
         yield from poll(partial(self._look, run_id), run_id, until_pause=until_pause)
 
     def _look(self, run_id: str, known: int) -> tuple[str, Sequence[Json]]:
@@ -121,14 +121,14 @@ class ServiceBackend:
                             name, _, value = line.partition(": ")
                             fields[name] = value
                             continue
-                        # An empty line ends an event. One that was cut off before is sent again.
+                        # An empty line ends an event. An event that was cut off is sent again.
                         after = fields.get("id", after)
                         if "data" in fields:
                             event: Json = json.loads(fields["data"])
                             yield event
                         fields = {}
             except httpx.TransportError:
-                self._send("GET", "/human-tasks/summary")  # says, with all its patience, whether anybody is there
+                self._send("GET", "/human-tasks/summary")  # raises after all retries
 
     def send(
         self, method: str, path: str, *, query: Query | None = None, body: Mapping[str, object] | None = None
@@ -145,7 +145,8 @@ class ServiceBackend:
         body: Mapping[str, object] | None = None,
         key: str = "",
     ) -> Json:
-        """Send a request, and repeat it where that is harmless: under one idempotency key the service executes it once.
+        """Send a request, and repeat it where that has no effect: under one idempotency key the service executes it
+        once.
 
         Raises:
             Transient: no response, or none in time.
@@ -170,7 +171,7 @@ class ServiceBackend:
 
     def _unreachable(self, method: str, path: str, error: httpx.TransportError) -> Transient:
         if isinstance(error, httpx.ConnectError):
-            msg, hint = f"Nothing answers at {self.url}.", "Is the service up? kneo up"
+            msg, hint = f"Nothing answers at {self.url}.", "Start the service: kneo up"
             return Transient(msg, code="service_unreachable", hint=hint)
         msg = f"{self.url} did not answer {method} {path}: {error or type(error).__name__}."
         return Transient(msg, code="service_unreachable")
@@ -200,7 +201,9 @@ def _read(answer: httpx.Response) -> Json:
         body = answer.json()
     except ValueError as error:
         msg = f"{answer.url.host} answered {answer.status_code} with something that is not JSON."
-        raise Transient(msg, code="service_unreachable", hint="Is that a Kneo service?") from error
+        raise Transient(
+            msg, code="service_unreachable", hint="Check that this is the address of a Kneo service."
+        ) from error
     if answer.is_success:
         return cast("Json", body)
     detail = body if isinstance(body, dict) else {}

@@ -29,9 +29,9 @@ app.add_typer(profile_app, name="profile")
 CONFIG_FILE = Path(".kneo/config.yaml")
 
 LIKELY_SPECS = ("examples/research_agent.yaml", "specs/agent.yaml", "agent.yaml")
-"""Specs that a new project's default is taken from, when they exist."""
+"""Candidates for the default spec of a new project; the first that exists is used."""
 
-SpecOption = Annotated[Path | None, typer.Option("--spec", help="A spec; left out: the project's default.")]
+SpecOption = Annotated[Path | None, typer.Option("--spec", help="Default: the project's spec.")]
 
 
 @app.command()
@@ -138,7 +138,7 @@ def set_profile(
     name: Annotated[str, typer.Argument(metavar="NAME")],
     *,
     service_url: Annotated[str, typer.Option("--service-url", help="The service's address.")],
-    api_key: Annotated[str | None, typer.Option("--api-key", help="The key to present.")] = None,
+    api_key: Annotated[str | None, typer.Option("--api-key", help="API key of the service.")] = None,
     activate: Annotated[bool, typer.Option("--activate/--no-activate", help="Use the profile by default.")] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -187,7 +187,7 @@ def list_profiles(*, as_json: JsonOption = False) -> None:
 def show_profile(
     argument: Annotated[str | None, typer.Argument(metavar="NAME")] = None,
     *,
-    name: Annotated[str | None, typer.Option("--name", help="The profile; left out: the active one.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Default: the active profile.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show one profile."""
@@ -216,7 +216,7 @@ def delete_profile(name: Annotated[str, typer.Argument(metavar="NAME")], *, as_j
 @examples("kneo credentials", "kneo credentials --provider openai --service-url https://kneo.example.com")
 def credentials(
     providers: Annotated[list[str], typer.Option("--provider", help="Only this provider; repeatable.")] = [],  # noqa: B006 - it is read by the framework and never changed
-    extras: Annotated[list[str], typer.Option("--extra", help="Another secret to look for; repeatable.")] = [],  # noqa: B006 - so is it
+    extras: Annotated[list[str], typer.Option("--extra", help="Name of another secret; repeatable.")] = [],  # noqa: B006 - so is it
     service_tokens: Annotated[
         bool, typer.Option("--service-tokens/--no-service-tokens", help="Whether to name the service's own keys.")
     ] = True,

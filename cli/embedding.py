@@ -1,4 +1,4 @@
-"""What a program that embeds Kneo adds to this command: ``KNEO_SERV_PLATFORM`` names the factory that makes it."""
+"""The tools of a program that embeds Kneo: ``KNEO_SERV_PLATFORM`` names the factory of its platform."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from kneo.spec.compiler import SpecCompiler
 
 
 def spec_compiler(settings: Settings) -> SpecCompiler:
-    """Return how specs are checked here: with the tools of the platform, where one is named.
+    """Return the check of specs with the tools of the platform, where one is configured.
 
     Raises:
-        Invalid: ``invalid_setting``: there is no such factory, or what it makes is no platform.
+        Invalid: ``invalid_setting``: the factory does not exist, or does not create a platform.
     """
     if not settings.execution.platform:
         return SpecCompiler()
-    # A good part of a second to import, and rarely needed.
+    # The import takes a good part of a second, and is rarely needed.
     compiler: SpecCompiler = importlib.import_module("kneo.platform").load_platform(settings).compiler
     return compiler

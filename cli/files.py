@@ -1,4 +1,4 @@
-"""Reading and writing an operator's files: bounded, whole or not at all, private where that matters."""
+"""Files of the operator: bounded reads, atomic writes, and private files for secrets."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ PRIVATE_FILE, PRIVATE_FOLDER, PUBLIC_FILE = 0o600, 0o700, 0o644
 
 
 def read_bytes(path: Path, *, max_bytes: int, what: str = "file") -> bytes:
-    """Read a file that is not too large.
+    """Read a file up to a maximum size.
 
     Raises:
-        NotFound: there is no such file.
+        NotFound: the file does not exist.
         Invalid: it is a folder, unreadable, or larger than ``max_bytes``.
     """
     try:
@@ -28,18 +28,18 @@ def read_bytes(path: Path, *, max_bytes: int, what: str = "file") -> bytes:
         msg = f"{path} cannot be read: {error.strerror}."
         raise Invalid(msg, file=str(path)) from error
     if len(data) > max_bytes:
-        msg = f"{path} is larger than {max_bytes} bytes, which is too much for a {what}."
+        msg = f"{path} is larger than {max_bytes} bytes, the limit of a {what}."
         raise Invalid(msg, code="LimitExceeded", file=str(path))
     return data
 
 
 def write_whole(path: Path, data: bytes, *, mode: int = PUBLIC_FILE) -> None:
-    """Replace a file in one step: whoever reads it sees the old content or the new, never half of either.
+    """Replace a file atomically: readers see the old content or the new.
 
-    Folders above it are made. The content is on disk when this returns.
+    Missing folders are created. The content is on disk on return.
 
     Raises:
-        Invalid: it cannot be written.
+        Invalid: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,19 +61,19 @@ def write_whole(path: Path, data: bytes, *, mode: int = PUBLIC_FILE) -> None:
 
 
 def write_secret(path: Path, data: bytes) -> None:
-    """Make a new file that only its owner may read, in a folder that is made the same way. Nothing is overwritten.
+    """Create a file that only its owner may read, in a folder with the same restriction. Nothing is overwritten.
 
     Raises:
-        Conflict: there is such a file already.
-        Invalid: it cannot be written.
+        Conflict: the file exists.
+        Invalid: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
-        # The mode is set when the file is made, so that there is no moment in which others could open it.
+        # The mode is set at creation, so that other users can never open the file.
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), PRIVATE_FILE)
     except FileExistsError as error:
         msg = f"{path} exists already and is not overwritten."
-        raise Conflict(msg, hint="Choose another file, or move this one away.", file=str(path)) from error
+        raise Conflict(msg, hint="Choose another file name, or move this file.", file=str(path)) from error
     except OSError as error:
         msg = f"{path} cannot be written: {error.strerror}."
         raise Invalid(msg, file=str(path)) from error

@@ -22,7 +22,7 @@ HELP_COLUMNS = 28
 
 
 class LazyGroup(TyperGroup):
-    """A group whose commands are partly a table of places to import from."""
+    """A group whose commands are partly a table of import targets."""
 
     entries: Mapping[str, Entry] = {}
     aliases: Mapping[str, str] = {}
@@ -77,11 +77,11 @@ def resolve(name: str, entry: Entry) -> Command:
     """Import a command or a group.
 
     Raises:
-        ImportError, AttributeError: the table names something that is not there.
+        ImportError, AttributeError: the table names a target that does not exist.
     """
     module, _, attribute = entry.target.partition(":")
     target: object = getattr(importlib.import_module(module), attribute)
-    # What a parent passes down wins over what an app was made with: no markup, so that help and usage errors need no
+    # The settings of the parent take precedence over those of an app: no markup, so that help and usage errors need no
     # rich, which takes longer to import than everything else here.
     parent = typer.Typer(rich_markup_mode=None, add_completion=False)
     if not isinstance(target, typer.Typer):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cli.runs.local_runs import LocalDriver
 
 LOOK_SECONDS = 0.5
-"""Seconds between two looks for new events."""
+"""Seconds between two polls for new events."""
 
 
 class LocalBackend:

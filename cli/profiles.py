@@ -1,4 +1,4 @@
-"""Saved service addresses: ``profiles.json``, readable by its owner only, because API keys stand in it."""
+"""Saved service addresses: ``profiles.json``, readable by its owner only, because it contains API keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Profiles:
-    """What the file holds.
+    """The content of the file.
 
     Attributes:
         active: The profile that is used when none is named.
@@ -36,12 +36,12 @@ class Profiles:
         """Return a profile.
 
         Raises:
-            NotFound: there is none of that name.
+            NotFound: there is no profile of that name.
         """
         if name not in self.profiles:
             known = ", ".join(sorted(self.profiles)) or "none"
             message = f"There is no profile {name[:60]!r}; saved: {known}."
-            raise NotFound(message, hint="kneo config profile set NAME --service-url URL saves one.")
+            raise NotFound(message, hint="Save it: kneo config profile set NAME --service-url URL")
         return self.profiles[name]
 
     def with_profile(self, name: str, profile: Profile, *, activate: bool) -> Profiles:
@@ -49,10 +49,10 @@ class Profiles:
         return Profiles(name if activate else self.active, {**self.profiles, name: profile})
 
     def using(self, name: str) -> Profiles:
-        """Return the profiles with another one active.
+        """Return the profiles with another active one.
 
         Raises:
-            NotFound: there is none of that name.
+            NotFound: there is no profile of that name.
         """
         self.get(name)
         return replace(self, active=name)
@@ -64,10 +64,10 @@ class Profiles:
 
 
 def load_profiles(path: Path) -> Profiles:
-    """Read the saved profiles; no file means none are saved.
+    """Read the saved profiles; without a file there are none.
 
     Raises:
-        Invalid: the file is not one of profiles.
+        Invalid: the file is not valid.
     """
     if not path.is_file():
         return Profiles()
@@ -76,12 +76,12 @@ def load_profiles(path: Path) -> Profiles:
     try:
         return _parse(content)
     except (KeyError, TypeError, AttributeError) as error:
-        message = f"{path} is not a file of profiles."
-        raise Invalid(message, hint="Fix or remove it; kneo config profile set makes a new one.") from error
+        message = f"{path} is not a valid profiles file."
+        raise Invalid(message, hint="Fix or remove it; kneo config profile set creates a new one.") from error
 
 
 def save_profiles(path: Path, saved: Profiles) -> None:
-    """Replace the file in one step, with a mode that only its owner can read."""
+    """Replace the file atomically, with a mode that only its owner can read."""
     profiles = {
         name: {"api_key": profile.api_key, "service_url": profile.service_url}
         for name, profile in saved.profiles.items()

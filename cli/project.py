@@ -1,4 +1,4 @@
-"""The project a command works in: its config, the environment that is meant, and specs loaded the project's way."""
+"""The project of a command: its config, the environment, and its specs with overlays and defaults."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from kneo.spec.reading.overlays import NO_DEFAULTS
 
 @dataclass(frozen=True)
 class LoadedFile:
-    """A spec that was loaded, and how.
+    """A loaded spec, and the files it was loaded from.
 
     Attributes:
         path: The spec's file.
-        overlays: The files laid over it.
-        missing: Overlays that the project names and that are not there.
-        files: The files beside the spec.
+        overlays: The applied overlay files.
+        missing: Overlays of the project's config that do not exist.
+        files: The files that the spec may refer to.
     """
 
     loaded: LoadedSpec
@@ -42,17 +42,17 @@ class LoadedFile:
 
     @property
     def sources(self) -> Mapping[str, str]:
-        """The text of every file that was read, by the name diagnostics use."""
+        """The text of every file that was read, by its name in diagnostics."""
         return {document.file: document.text for document in self.loaded.documents}
 
 
 @dataclass(frozen=True)
 class Project:
-    """What is known about where a command runs.
+    """The project and the environment of a command.
 
     Attributes:
         config: The project's config; None where there is no project.
-        environment: The environment that is meant.
+        environment: The environment of the command.
     """
 
     settings: Settings
@@ -65,17 +65,17 @@ class Project:
         return self.settings.project_root
 
     def spec_path(self, argument: Path | None) -> Path:
-        """Say which spec is meant: the one named, relative to the working directory, or the project's default.
+        """Return the path of the spec: the argument, relative to the working directory, or the project's default.
 
         Raises:
-            Usage: none is named and the project has no default.
-            NotFound: it is not there.
+            Usage: the command names none and the project has no default.
+            NotFound: the file does not exist.
         """
         if argument is None:
             default = self.config.specs.default_spec if self.config is not None else None
             if default is None:
-                message = "No spec is named, and the project has no default one."
-                raise Usage(message, hint="Name a file, or set specs.default_spec in .kneo/config.yaml.")
+                message = "The command names no spec, and the project has no default spec."
+                raise Usage(message, hint="Pass a file, or set specs.default_spec in .kneo/config.yaml.")
             argument = self.root / default
         path = self.cwd / argument
         if not path.is_file():
@@ -86,9 +86,9 @@ class Project:
         return path
 
     def overlay_paths(self, spec: Path | None) -> tuple[Path, ...]:
-        """Return what the project lays over a spec in this environment, whether the files exist or not.
+        """Return the overlays of a spec in this environment, existing or not.
 
-        Overlays are written for the project's default spec, where it has one: another spec is taken as it is.
+        The overlays of a project are for its default spec: another spec is loaded without them.
         """
         if self.config is None:
             return ()
@@ -98,11 +98,11 @@ class Project:
         return tuple(self.root / overlay for overlay in self.config.specs.overlays.get(self.environment, ()))
 
     def context_of(self, spec: Path) -> RuleContext:
-        """What rules may know: the modules below the import roots and in the spec's config repository, the environment,
-        and the tools of the platform that this process names.
+        """Return the context of lint rules: the modules below the import roots and in the spec's config repository, the
+        environment, and the tools of the platform that this process names.
 
-        A process that follows a local config repository finds the functions in it, wherever the process stands; so
-        does a check of a spec from there.
+        A process that reconciles a local config repository finds the functions in it, whatever its working directory;
+        so does a check of a spec from there.
         """
         settings = self.settings
         roots = (*settings.import_roots, *_config_repository(spec))
@@ -111,29 +111,29 @@ class Project:
         return RuleContext(modules, settings.import_allow or None, tools, environment=self.environment)
 
     def policy_for(self, spec: Path) -> PolicyFlags:
-        """Return what a spec must satisfy: the strictest of the project's policy and its config repository's.
+        """Return the policy of a spec: the strictest of the project's and its config repository's.
 
         Raises:
-            Invalid: the repository's file of this environment is not one.
+            Invalid: the repository's file of this environment is not valid.
         """
         project = self.config.policy(self.environment) if self.config is not None else None
         declared = self._declared(spec)
         return strictest(*([project] if project else []), *([declared.spec.policy] if declared else []))
 
     def gates_for(self, spec: Path) -> tuple[EnvironmentGate, ...]:
-        """Return the questions that the environment adds, by its file in the spec's config repository.
+        """Return the gates that the environment adds, by its file in the spec's config repository.
 
         Raises:
-            Invalid: the repository's file of this environment is not one.
+            Invalid: the repository's file of this environment is not valid.
         """
         declared = self._declared(spec)
         return declared.gates if declared else ()
 
     def questions_for(self, spec: Path) -> QuestionPolicy:
-        """Return what every question asks for at least in the environment, by its file in the spec's config repository.
+        """Return the requirements of the environment for every question, by its file in the spec's config repository.
 
         Raises:
-            Invalid: the repository's file of this environment is not one.
+            Invalid: the repository's file of this environment is not valid.
         """
         declared = self._declared(spec)
         return declared.spec.questions if declared else QuestionPolicy()
@@ -147,7 +147,7 @@ class Project:
         """Load a spec with the overlays and defaults of the project's environment, and apply every rule.
 
         Raises:
-            Usage, NotFound: there is no such spec.
+            Usage, NotFound: the spec does not exist.
         """
         path = self.spec_path(argument)
         overlays = self.overlay_paths(path)
@@ -167,7 +167,7 @@ class Project:
         return LoadedFile(loaded, path, present, missing, files)
 
     def shown(self, path: Path) -> str:
-        """Write a path the way somebody in the working directory would."""
+        """Return a path relative to the working directory where that is shorter."""
         return str(path.relative_to(self.cwd)) if path.is_relative_to(self.cwd) else str(path)
 
     def _read(self, path: Path) -> bytes:
@@ -183,7 +183,7 @@ def open_project(environment: str | None = None) -> Project:
     """Find the project of the working directory.
 
     Raises:
-        Invalid: its config is not one; the message names file and line.
+        Invalid: its config is not valid; the message names file and line.
     """
     settings, cwd = from_env(), Path.cwd()
     config = read_config(settings)

@@ -73,7 +73,7 @@ def line(mark: str, text: str, *, err: bool = False) -> None:
 
 
 def text(content: str, *, err: bool = False) -> None:
-    """Print text as it is."""
+    """Print text unchanged."""
     typer.echo(plain(content), err=err)
 
 
@@ -90,7 +90,7 @@ def warning(message: str, hint: str | None = None) -> None:
 
 
 def failure(message: str, hint: str | None = None) -> None:
-    """Print an error and what to do next on standard error."""
+    """Print an error and a hint on standard error."""
     line(FAILED, message, err=True)
     if hint:
         text(f"  {hint}", err=True)
@@ -136,7 +136,7 @@ def table(
     """Print a table. Cells fold rather than vanish on a narrow terminal; None is an empty cell.
 
     Args:
-        title: What stands above it.
+        title: The title of the table.
         columns: The heads of the columns.
         rows: The cells, row by row.
         unbroken: Columns whose cells stay on one line, so that people can copy them.

@@ -1,4 +1,4 @@
-"""The requests of operations, built from the options of a command."""
+"""Requests of operations, built from the options of a command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def request(model: type[M], **values: object) -> M:
     """Build a request. Values of ``None`` are left out.
 
     Raises:
-        InvalidValue: a value is not one that the request takes.
+        InvalidValue: the request does not accept a value.
     """
     try:
         return model.model_validate({name: value for name, value in values.items() if value is not None})

@@ -22,15 +22,15 @@ Json = dict[str, object]
 Model = TypeVar("Model", bound=BaseModel)
 
 NOT_RULES = frozenset({"releases"})
-"""Fields of an environment that say what runs there, not what must hold."""
+"""Fields of an environment that declare its releases, not its rules."""
 
 
 def trust_difference(before: bytes | None, after: bytes | None) -> Json:
     """Compare two trust roots as they are written, verified or not.
 
     Args:
-        before: The envelope of the root in force; None where there is none.
-        after: The envelope that a commit brings; None where it has none, or none that can be read.
+        before: The envelope of the root in force; None without one.
+        after: The envelope that a commit brings; None without one, or where it cannot be read.
     """
     old, new = _document(before), _document(after)
     keys_before, keys_after = (_keys(item[1]) if item else {} for item in (old, new))
@@ -66,7 +66,7 @@ def _keys(document: RootDocument) -> dict[str, Json]:
 
 
 def _members(document: RootDocument | None, role: str) -> frozenset[str]:
-    """Name the people who can sign for a role: those with a key of it that is not revoked."""
+    """Return the people who can sign for a role: those with a key of it that is not revoked."""
     if document is None or role not in document.roles:
         return frozenset()
     revoked = {item.keyid for item in document.revoked}
@@ -117,9 +117,9 @@ def _signed_by(envelope: Envelope, old: RootDocument | None, new: RootDocument) 
 
 
 def policy_difference(before: Environment, after: Environment) -> list[Json]:
-    """Compare an environment's rules field by field, and say of each change in which direction it goes.
+    """Compare an environment's rules field by field, with the direction of each change.
 
-    A change that alone would weaken the rules in force is ``loosened``; any other asks for more, or for something else.
+    A change that alone would weaken the rules in force is ``loosened``; any other tightens or replaces them.
     """
     return list(_fields(before, after, before.spec, after.spec, ()))
 
@@ -156,7 +156,7 @@ def _alias(spec: BaseModel, path: tuple[str, ...]) -> Iterator[str]:
 
 
 def _with(before: Environment, after: Environment, path: tuple[str, ...], value: object) -> Environment:
-    """Return the rules in force with one field as it is after."""
+    """Return the rules in force with one field of the new rules."""
     spec: EnvironmentSpec = _replaced(before.spec, path, value)
     windows = after.windows if path[0] == "windows" else before.windows
     gates = after.gates if path[0] in {"gates", "humans"} else before.gates
@@ -174,7 +174,7 @@ def _plain(model: BaseModel, name: str) -> object:
 
 
 def window_state(environment: Environment, now: datetime) -> Json:
-    """Say whether changes may happen now, and when they may next."""
+    """Return whether changes are allowed now, and the next opening."""
     opening = None if windows_open(environment.windows, now) else next_opening(environment.windows, now)
     rules = [rule.model_dump(mode="json", by_alias=True, exclude_none=True) for rule in environment.spec.windows]
     return {

@@ -30,10 +30,10 @@ FIRST_BACKOFF_SECONDS = 0.75
 LAST_BACKOFF_SECONDS = 900.0
 DEFAULT_INTERVAL = timedelta(seconds=60)
 LATE, LATE_SECONDS = 5, 120.0
-"""After so many intervals, but not before so many seconds, without success a controller is not alive."""
+"""Intervals without success after which a controller is not alive, but never fewer than these seconds."""
 
 JITTER = 0.1
-"""Share by which intervals and backoffs are spread, so that controllers do not look in step."""
+"""Jitter of intervals and backoffs, so that controllers do not reconcile in step."""
 
 
 def backoff_seconds(failures: int) -> float:
@@ -86,7 +86,7 @@ class Controller:
 
         Raises:
             Transient: another controller is at work, or the repository or database did not answer.
-            Invalid: the repository cannot be followed.
+            Invalid: the repository cannot be reconciled.
         """
         lease = self._lease()
         if lease is None:
@@ -172,10 +172,10 @@ class Controller:
             log.warning("reconcile failed, next try in %.1f s: %s", self._next - monotonic(), error)
             return {"error": error.code, "message": str(error)}
         except Invalid as error:
-            # Only another commit can help, and the interval will see one; or another setting.
+            # Only another commit, which the interval detects, or another setting can help.
             self._plan_next(failed=error.code in UNREACHABLE)
             self._settled = True
-            log.warning("the source cannot be followed: %s", error)
+            log.warning("the source cannot be reconciled: %s", error)
             return {"error": error.code, "message": str(error)}
         except KneoError as error:
             self._plan_next(failed=True)
@@ -198,7 +198,7 @@ class Controller:
         try:
             self.reconciler.mirror.maintain()
         except KneoError as error:
-            log.warning("the mirror could not be tidied: %s", error)
+            log.warning("the mirror could not be repacked: %s", error)
 
     def _nothing_new(self) -> bool:
         if not self._settled or self.reconciler.commit is None:

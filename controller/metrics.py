@@ -1,4 +1,4 @@
-"""What a controller counts about itself, in Prometheus' words."""
+"""Prometheus metrics of a controller."""
 
 from __future__ import annotations
 
@@ -6,21 +6,29 @@ from prometheus_client import Counter, Gauge, Histogram
 
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
 
-RECONCILE_SECONDS = Histogram("kneo_reconcile_duration_seconds", "How long a look took, by what it was.", ["loop"])
-RECONCILES = Counter("kneo_reconcile_total", "Looks by how they ended.", ["result"])
-GIT_REQUESTS = Counter("kneo_git_requests_total", "Questions to the repository's host.", ["op", "result"])
-MIRROR_REBUILT = Counter("kneo_mirror_rebuilt", "Damaged mirrors that were made again.")
-FETCH_BYTES = Counter("kneo_git_fetch_bytes", "Bytes of objects that fetches brought.")
-LAST_SUCCESS = Gauge("kneo_source_last_success_timestamp", "When the repository was last looked at, Unix time.")
-HOOKS_MISSED = Counter("kneo_webhook_missed", "Commits found by the interval that no webhook announced.")
-VERIFIED = Counter("kneo_bundle_verify_total", "Bundles judged, by the reason of a refusal.", ["result", "reason"])
-READY = Gauge("kneo_environment_ready", "Whether an environment serves what Git says.", ["environment"])
-CHANGES = Counter("kneo_promotion_total", "Changes of what is served.", ["environment", "result"])
+RECONCILE_SECONDS = Histogram(
+    "kneo_reconcile_duration_seconds", "Duration of a reconciliation or poll, by kind.", ["loop"]
+)
+RECONCILES = Counter("kneo_reconcile_total", "Reconciliations and polls by result.", ["result"])
+GIT_REQUESTS = Counter("kneo_git_requests_total", "Requests to the repository's host.", ["op", "result"])
+MIRROR_REBUILT = Counter("kneo_mirror_rebuilt", "Damaged mirrors that were rebuilt.")
+FETCH_BYTES = Counter("kneo_git_fetch_bytes", "Bytes of fetched objects.")
+LAST_SUCCESS = Gauge(
+    "kneo_source_last_success_timestamp", "Time of the last successful poll of the repository, Unix time."
+)
+HOOKS_MISSED = Counter("kneo_webhook_missed", "Commits that the interval found and no webhook announced.")
+VERIFIED = Counter(
+    "kneo_bundle_verify_total", "Verified and rejected bundles, by the reason of a rejection.", ["result", "reason"]
+)
+READY = Gauge(
+    "kneo_environment_ready", "Whether the releases of an environment are those that Git declares.", ["environment"]
+)
+CHANGES = Counter("kneo_promotion_total", "Promotions by result.", ["environment", "result"])
 LEAD_SECONDS = Histogram(
     "kneo_promotion_lead_seconds",
-    "Time from the commit, by its own clock, until what it names was served.",
+    "Time from the commit, by its own date, until its release.",
     ["environment"],
     buckets=(1, 2, 5, 10, 30, MINUTE, 5 * MINUTE, 15 * MINUTE, HOUR, 6 * HOUR, DAY, 7 * DAY),
 )
-DRIFT = Gauge("kneo_drift_objects", "Releases that are served and would not be accepted today.", ["environment"])
-ROOT_EXPIRY = Gauge("kneo_trust_root_expiry_timestamp", "From when on the trust root admits nothing new, Unix time.")
+DRIFT = Gauge("kneo_drift_objects", "Releases that would fail verification today.", ["environment"])
+ROOT_EXPIRY = Gauge("kneo_trust_root_expiry_timestamp", "Expiry of the trust root, Unix time.")

@@ -1,4 +1,4 @@
-"""Following the repository: what was accepted is remembered twice, and history is rewritten only with leave."""
+"""The accepted commits of a repository: recorded in the registry and the mirror; a rewritten history needs an approval."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_history(find: Callable[[], Iterable[Commit]], root: TrustRoot | None, 
         now: The time of first sight.
 
     Raises:
-        Invalid: see ``check_commits``, and what finding them raises.
+        Invalid: see ``check_commits``, and the errors of reading commits.
     """
     if root is None or root.role(COMMIT_ROLE) is None:
         return False

@@ -74,7 +74,7 @@ def _show(view: ReceiptView) -> None:
         *(("Voter", _voter(voter)) for voter in voters),
         ("Gate", f"{said['gate']} of {said['run']}" + (f" in {said['environment']}" if said["environment"] else "")),
         ("Subject", said["subjectDigest"]),
-        ("Content", said["contentDigest"] or "none beside the decision"),
+        ("Content", said["contentDigest"] or "none except the decision"),
         ("Bundle", said["bundleDigest"]),
         ("Policy", said["policyDigest"] or "no environment"),
         ("Audit", f"event {said['auditEvent']}, number {unsigned['audit_seq'] or '(not sealed yet)'}"),
@@ -199,7 +199,7 @@ def _reviewers(file: Path, options: list[str], trust: Path | None, pin: str | No
         msg = "Pass --reviewer-key or --trust, not both."
         raise Usage(msg)
     if trust is not None:
-        # The check of bundles imports Git and all of the spec.
+        # The verification of bundles imports Git and the language of specs.
         from cli.specs.bundle_check import choose_root
 
         chosen = choose_root(file, trust, parse_digest(pin) if pin else None, from_env(), SystemClock().now())

@@ -34,7 +34,7 @@ def stats(
 ) -> None:
     """Show review statistics for each gate: response times, edits, rejections, agreement.
 
-    A gate is marked where nearly everything is approved as shown, and most of it before it could have been read.
+    A gate is marked where most decisions approve the subject unchanged, in less time than reading it takes.
     """
     with backend(service_url, profile) as opened:
         view = opened.call(get_human_task_stats, since=since, environment=environment, workflow_name=workflow)

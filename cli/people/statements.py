@@ -90,7 +90,7 @@ def sign_decision(
     signer: str | None = None,
     public: Path | None = None,
 ) -> TaskDecision:
-    """Return a decision with its signed statement; the decision itself where there is nothing to sign with.
+    """Return a decision with its signed statement; the decision itself where there is no signing key.
 
     Raises:
         Untrusted: ``SubjectMismatch``: the bytes to sign are not this decision.
@@ -134,9 +134,9 @@ def _as_json(envelope: Envelope) -> Json:
 def _differences(
     statement: AnswerStatement, task: HumanTaskView, decision: TaskDecision, content: Json
 ) -> Iterator[str]:
-    """Yield the fields of a statement that differ from the task as shown and from the decision.
+    """Yield the fields of a statement that differ from the displayed task and from the decision.
 
-    The reviewer and the digest of the rules are the service's word; it refuses the decision where they are wrong.
+    The reviewer and the digest of the rules come from the service; it refuses the decision where they are wrong.
     """
     said = statement.answer
     shown = {

@@ -45,7 +45,7 @@ ROOT_LIFE = timedelta(days=365)
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _NAME_CHARS = 60
 LOCK = "uv pip compile --generate-hashes --universal .github/kneo.in --output-file .github/kneo.txt"
-"""The command that makes the lock file from which CI installs; pip-compile --generate-hashes does the same."""
+"""The command that creates the lock file from which CI installs; pip-compile --generate-hashes does the same."""
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -64,7 +64,7 @@ class Request:
 
     @property
     def key_files(self) -> dict[str, Path]:
-        """Where the private keys are, by role."""
+        """The private key files, by role."""
         return {
             "root": self.key_file.with_name("root.pem"),
             "release": self.key_file,
@@ -76,7 +76,7 @@ class Request:
         return f"{self.name.replace('-', '_')}_functions"
 
     def files(self) -> dict[str, str]:
-        """Every file that is written from a template, and the template."""
+        """The generated files, with their templates."""
         return {
             ".gitignore": "gitignore",
             ".github/actions/check/action.yml": "action-check.yml",
@@ -95,7 +95,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Made:
-    """What was made."""
+    """The result of the command."""
 
     trust_root: Digest
     bundle: SignedBundle
@@ -108,21 +108,21 @@ def init(
     name: Annotated[str, typer.Option(help="The example's name.")] = "announcement",
     key: Annotated[
         Path | None,
-        typer.Option("--key", help="Private key that signs bundles, made unless it exists; outside DIR."),
+        typer.Option("--key", help="Private key that signs bundles, created unless it exists; outside DIR."),
     ] = None,
     principal: Annotated[
-        str, typer.Option(help="Who holds the root and release keys; also the name of their API key.")
+        str, typer.Option(help="Owner of the root and release keys; also the name of the owner's API key.")
     ] = "owner",
     approver: Annotated[
-        str, typer.Option(help="Who holds the approver key and approves releases to prod; another person.")
+        str, typer.Option(help="Owner of the approver key, who approves releases to prod; another person.")
     ] = "approver",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Make a config repository that works: keys, trust root, environments, a signed example, CI; all committed.
+    """Create a config repository with keys, trust root, environments, a signed example and CI; all committed.
 
-    The private keys are kept outside of it, in DIR-keys/ or beside --key: root.pem changes the trust root, release.pem
-    signs bundles, approver.pem approves releases to prod. Give each to the person it is for. This machine remembers the
-    trust root, so that kneo up --repo DIR needs no more.
+    The private keys are outside of it, in DIR-keys/ or next to --key: root.pem changes the trust root, release.pem
+    signs bundles, approver.pem approves releases to prod. Give each to its owner. This machine pins the trust root, so
+    that kneo up --repo DIR needs no more options.
     """
     settings = from_env()
     target = directory.absolute()
@@ -145,7 +145,7 @@ def init(
 
 
 def make_repository(request: Request, settings: Settings) -> Made:
-    """Make everything, or leave everything as it was.
+    """Create the repository, completely or not at all.
 
     Raises:
         KneoError: a file cannot be written, git refused, or the key cannot be used.
@@ -173,8 +173,8 @@ def _begin(request: Request, repository: ConfigRepository, keys: Mapping[str, Pr
         "approver": TrustedKey(keys["approver"].public, request.approver),
     }
     if keys["approver"].keyid in {keys["root"].keyid, keys["release"].keyid}:
-        msg = f"{request.key_files['approver']} holds the same key as another role; the approver needs a key of their own."
-        raise Usage(msg, hint="Move it away; kneo init makes a new one.")
+        msg = f"{request.key_files['approver']} contains the key of another role; the approver needs a separate key."
+        raise Usage(msg, hint="Move it; kneo init creates a new one.")
     expires = SystemClock().now() + ROOT_LIFE
     return TrustFiles(repository.trust_file).begin(keys["root"], request.principal, expires, others)
 
@@ -182,10 +182,10 @@ def _begin(request: Request, repository: ConfigRepository, keys: Mapping[str, Pr
 def _approve(request: Request, folder: Path, bundle: SignedBundle, key: PrivateKey) -> None:
     """Approve the environment files and the first release to prod, as people do later with ``kneo approve``.
 
-    Kept in Git, so that an empty database accepts them for as long as the trust root lasts.
+    The approvals are kept in Git, so that an empty database accepts them for as long as the trust root lasts.
     """
     file_name = f"{key.keyid.removeprefix('sha256:')}.dsse.json"
-    reason, now = "First release, made by kneo init", SystemClock().now()
+    reason, now = "First release, created by kneo init", SystemClock().now()
     for name in ENVIRONMENTS:
         path = f"environments/{name}.yaml"
         rules = parse_environment((folder / path).read_bytes(), file=path)
@@ -215,13 +215,13 @@ def _check(request: Request) -> None:
         msg = f"{request.approver[:80]!r} signs releases, so another person has to approve them."
         raise Usage(msg, hint="Name two people: --principal NAME --approver NAME.")
     if request.key_file.resolve().is_relative_to(request.directory.resolve()):
-        msg = f"The private key {request.key_file} would be inside the repository, for everybody to copy."
-        raise Usage(msg, hint="Choose a place outside of it.")
+        msg = f"The private key {request.key_file} would be inside the repository."
+        raise Usage(msg, hint="Choose a path outside of it.")
 
 
 @contextmanager
 def _key(path: Path, settings: Settings) -> Iterator[PrivateKey]:
-    """Use the key that is there, or make one, which goes away again when what it is for fails."""
+    """Use an existing key, or create one that is removed when the block fails."""
     if path.exists():
         yield load_private(path)
         return
@@ -239,7 +239,7 @@ def _key(path: Path, settings: Settings) -> Iterator[PrivateKey]:
 
 @contextmanager
 def _draft(directory: Path) -> Iterator[Path]:
-    """A folder to work in that becomes ``directory`` when all went well, and vanishes when not."""
+    """A temporary folder that becomes ``directory`` on success, and is removed on failure."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
@@ -247,7 +247,7 @@ def _draft(directory: Path) -> Iterator[Path]:
         msg = f"{directory} cannot be made: {error.strerror}."
         raise Invalid(msg, file=str(directory)) from error
     try:
-        draft.chmod(0o755)  # mkdtemp makes it private; a repository follows the usual rules
+        draft.chmod(0o755)  # mkdtemp creates a private folder; a repository has the usual permissions.
         yield draft
         if directory.exists():
             # The empty folder may be a working directory, so files move into it; the folder is not replaced.

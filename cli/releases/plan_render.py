@@ -137,19 +137,19 @@ def _environment_text(item: Json) -> Iterator[str]:
 
 
 def _unsigned(answer: Json) -> str | None:
-    """Say what is wrong with the signatures of the commits themselves, where the trust root wants some."""
+    """Return the problem of the commits' own signatures, where the trust root requires signed commits."""
     commits = answer["commits"]
     if not isinstance(commits, dict) or commits["ok"]:
         return None
-    return f"{commits['reason']}: {commits['message']} A signed merge vouches for what it merges."
+    return f"{commits['reason']}: {commits['message']} A signed merge commit covers the commits it merges."
 
 
 def _asked(added: Json) -> str:
-    """Say which steps an environment's own question stands around."""
+    """Return the steps that an environment's own gate applies to."""
     steps = added["steps"]
     assert isinstance(steps, dict)
     if not steps:
-        return f"The gate {added['gate']} stands around no step of anything released here."
+        return f"The gate {added['gate']} applies to no step of the releases here."
     steps_text = "; ".join(f"{bundle}: {', '.join(paths)}" for bundle, paths in steps.items())
     return f"The gate {added['gate']} asks at {steps_text}."
 
@@ -248,7 +248,7 @@ def _names(action: Json) -> str:
 
 
 def _escaped(value: object) -> str:
-    """Keep what a pull request wrote from becoming markup, a mention or a cell border in our words."""
+    """Escape a text of a pull request, so that it cannot become markup, a mention or a cell border."""
     text = render.plain(str(value)).replace("\n", " ")
     for letter, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("@", "&#64;"), ("`", "&#96;")):
         text = text.replace(letter, name)

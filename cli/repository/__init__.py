@@ -1,1 +1,1 @@
-"""The config repository as its operator sees it: its layout, a clone of it, its mirrors and pinned trust roots."""
+"""The config repository of an operator: its layout, a clone, mirrors and pinned trust roots."""

@@ -1,7 +1,7 @@
-"""An operator's own Git clone: made, looked at and committed to. The only place that uses GitPython.
+"""An operator's own Git clone: created, read and committed to. The only module that uses GitPython.
 
-What the controller trusts is read elsewhere, by other means. Here the operator's own identity, hooks and signing
-settings apply, because it is their commit.
+The controller reads trusted content elsewhere, with the git command. Here the operator's own identity, hooks and
+signing settings apply, because the commit is the operator's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FALLBACK_NAME, FALLBACK_EMAIL = "kneo", "kneo@localhost"
 
 @dataclass(frozen=True)
 class GitAccess:
-    """What makes git log in where it pushes."""
+    """Git options and variables that log in for a push."""
 
     options: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -35,7 +35,7 @@ OWN_ACCESS = GitAccess()
 
 
 class Clone:
-    """One working copy. Made by ``create`` or ``find``."""
+    """One working copy. Created by ``create`` or ``find``."""
 
     def __init__(self, repo: Repo) -> None:
         if repo.working_tree_dir is None:
@@ -47,14 +47,14 @@ class Clone:
 
     @classmethod
     def create(cls, folder: Path) -> Clone:
-        """Make an empty repository whose first branch is ``main``.
+        """Create an empty repository whose first branch is ``main``.
 
         Raises:
             Invalid: git refused.
         """
         forget_calling_repository()
         try:
-            # No template: what an operator keeps there (hooks, say) is meant for code, not for this. GitPython asks for
+            # No template: an operator's templates (hooks, say) are for code repositories. GitPython asks for
             # confirmation because a template may bring hooks; an empty one brings none.
             repo = Repo.init(folder, mkdir=True, initial_branch=MAIN, template="", allow_unsafe_options=True)
             return cls(repo)
@@ -63,10 +63,10 @@ class Clone:
 
     @classmethod
     def find(cls, start: Path) -> Clone:
-        """Open the repository that a folder is in.
+        """Open the repository of a folder.
 
         Raises:
-            NotFound: it is in none.
+            NotFound: the folder is in no repository.
         """
         forget_calling_repository()
         try:
@@ -74,22 +74,22 @@ class Clone:
         except (InvalidGitRepositoryError, NoSuchPathError) as error:
             msg = f"{start} is not in a Git repository."
             raise NotFound(
-                msg, hint="Run this inside a clone of the config repository, or make one with kneo init."
+                msg, hint="Run this inside a clone of the config repository, or create one with kneo init."
             ) from error
 
     def head(self) -> str | None:
-        """Return the commit that is checked out, or None before the first one."""
+        """Return the commit that is checked out; None before the first one."""
         return self._repo.head.commit.hexsha if self._repo.head.is_valid() else None
 
     def resolve(self, name: str) -> str | None:
-        """Return the commit that a branch, a tag, a remote branch or an expression such as ``HEAD~1`` names."""
+        """Return the commit of a branch, a tag, a remote branch or an expression such as ``HEAD~1``."""
         try:
             return str(self._repo.git.rev_parse("--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"))
         except GitCommandError:
             return None
 
     def branch(self) -> str | None:
-        """Return the branch that is checked out, or None when none is."""
+        """Return the branch that is checked out; None without one."""
         return None if self._repo.head.is_detached else self._repo.active_branch.name
 
     def origin(self) -> str | None:
@@ -99,7 +99,7 @@ class Clone:
         return _without_credentials(self._repo.remotes["origin"].url)
 
     def is_dirty(self, *paths: Path) -> bool:
-        """Say whether these files, or any tracked ones, differ from the last commit. New files count when named."""
+        """Return whether these files, or any tracked ones, differ from the last commit. New files count when named."""
         try:
             return bool(
                 self._repo.git.status("--porcelain", "--", *map(str, paths)) if paths else self._repo.is_dirty()
@@ -120,7 +120,7 @@ class Clone:
             raise _refused(f"The branch {branch} cannot be checked out", error) from error
 
     def commit(self, paths: Iterable[Path], message: str, *, plain: bool = False) -> str:
-        """Commit these files and nothing else, and return the commit's id.
+        """Commit these files only, and return the commit's id.
 
         Args:
             paths: Files and folders of the clone.
@@ -142,7 +142,7 @@ class Clone:
         return commit
 
     def push_url(self) -> str:
-        """Return the address that ``origin`` is pushed to.
+        """Return the push address of ``origin``.
 
         Raises:
             Invalid: there is no ``origin``.
@@ -156,8 +156,8 @@ class Clone:
         """Push a branch to ``origin``.
 
         Args:
-            branch: Its name.
-            access: Options and variables of git that log in, in addition to the operator's own settings.
+            branch: The name of the branch.
+            access: Git options and variables that log in, in addition to the operator's own settings.
 
         Raises:
             Invalid: git refused.
@@ -169,11 +169,11 @@ class Clone:
             raise _refused(f"The branch {branch} cannot be pushed", error) from error
 
     def read(self, commit: str, path: str, *, max_bytes: int) -> bytes | None:
-        """Return a file as it is in a commit; None where there is none.
+        """Return a file of a commit; None where it does not exist.
 
         Args:
-            commit: As ``resolve`` returns it.
-            path: From the repository's root.
+            commit: The id of the commit, as of ``resolve``.
+            path: The path from the repository's root.
             max_bytes: The largest file that is read.
 
         Raises:
@@ -193,7 +193,7 @@ class Clone:
         return content
 
     def names(self, commit: str, path: str) -> tuple[str, ...] | None:
-        """Return the names of the files in a folder as it is in a commit, sorted; None where there is none."""
+        """Return the names of the files in a folder of a commit, sorted; None where it does not exist."""
         try:
             listing = str(self._repo.git.ls_tree("-z", f"{commit}:{path}"))
         except GitCommandError:

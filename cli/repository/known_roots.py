@@ -1,7 +1,7 @@
 """The trust roots that this machine has pinned, by repository.
 
-A pin must come from outside the repository that it judges. Whoever made a repository with ``kneo init`` knows its root
-because they made it; this file is where that knowledge is kept, in the operator's home and not in the repository.
+A pin must not come from the repository that it verifies. ``kneo init`` created the first root and so knows it; this
+file stores the pin in the operator's home, outside the repository.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class KnownRoots:
         self._path = path
 
     def lookup(self, repository: Path) -> Digest | None:
-        """Return the pinned first root of a repository, or None when none was remembered.
+        """Return the pinned first root of a repository; None without a pin.
 
         Raises:
-            Invalid: the file is damaged; a damaged pin is not taken for a missing one.
+            Invalid: the file is damaged; a damaged pin is not treated as missing.
         """
         text = self._read().get(_key(repository))
         return None if text is None else parse_digest(text)
@@ -46,7 +46,7 @@ class KnownRoots:
         write_whole(self._path, json.dumps(known, indent=2, sort_keys=True).encode() + b"\n", mode=PRIVATE_FILE)
 
     def forget(self, repository: Path) -> None:
-        """Drop a repository's pin, if there is one."""
+        """Remove a repository's pin."""
         known = self._read()
         if known.pop(_key(repository), None) is not None:
             write_whole(self._path, json.dumps(known, indent=2, sort_keys=True).encode() + b"\n", mode=PRIVATE_FILE)

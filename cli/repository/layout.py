@@ -1,4 +1,4 @@
-"""A config repository on disk, as its operator sees it: where things stand in it, and what is there."""
+"""The layout of a config repository on disk: paths of bundles, environments and specs."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class ConfigRepository:
         return self.root / bundle_path(name, version)
 
     def environment_names(self) -> list[str]:
-        """The environments there are files for, sorted."""
+        """The environments that have files, sorted."""
         folder = self.root / "environments"
         found = (_ENVIRONMENT_FILE.fullmatch(path.name) for path in _listing(folder) if path.is_file())
         return sorted(match[1] for match in found if match)
 
 
 def find_repository(start: Path) -> ConfigRepository | None:
-    """Find the nearest folder at or above ``start`` that holds a config repository's ``environments`` folder."""
+    """Find the nearest folder at or above ``start`` with an ``environments`` folder."""
     for folder in (start, *start.parents):
         if (folder / TRUST_PATH).is_file():
             return ConfigRepository(folder)
@@ -46,7 +46,7 @@ def find_repository(start: Path) -> ConfigRepository | None:
 
 
 def repository_of(bundle: Path) -> ConfigRepository | None:
-    """Find the repository that a bundle's file stands in as ``bundles/<name>/<version>.dsse.json``, by its place alone."""
+    """Find the repository of a bundle file ``bundles/<name>/<version>.dsse.json``, by its path alone."""
     path = bundle.absolute()
     if len(path.parts) < 4 or parse_bundle_path("/".join(path.parts[-3:])) is None:
         return None
@@ -57,7 +57,7 @@ def read_bundle(path: Path) -> bytes:
     """Read a bundle's envelope.
 
     Raises:
-        NotFound, Invalid: there is none, or it is too large.
+        NotFound, Invalid: the file does not exist, or is too large.
     """
     return read_bytes(path, max_bytes=ENVELOPE_BYTES, what="bundle")
 

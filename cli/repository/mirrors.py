@@ -1,4 +1,4 @@
-"""Mirrors of config repositories: every command that reads from a remote opens its mirror here, with its credentials."""
+"""Mirrors of config repositories, opened with the credentials of the settings."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from kneo.settings import Settings
 
 
 def open_mirror(settings: Settings, url: str, ref: str, folder: Path) -> Mirror:
-    """Open the mirror of a repository, logged in as the settings say.
+    """Open the mirror of a repository with the credentials of the settings.
 
     Raises:
-        Invalid: the address or the ref is not one we use.
+        Invalid: the address or the ref is not supported.
     """
     return Mirror(url, ref, folder, settings.git)

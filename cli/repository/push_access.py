@@ -14,17 +14,17 @@ from controller.source.mirror import app_tokens
 from kneo.settings import GitCredentials
 
 _ONE_HOST = ("credential.helper=", "http.followRedirects=false", "push.recurseSubmodules=no")
-"""What keeps a token away from any other helper and host."""
+"""Git options that keep a token from other helpers and hosts."""
 
 
 @contextlib.contextmanager
 def login(credentials: GitCredentials, url: str) -> Iterator[GitAccess]:
-    """Log in to the address that a clone is pushed to, for as long as a block runs.
+    """Log in to the push address of a clone for the duration of a block.
 
     Without credentials in the settings, the operator's own configuration of git applies.
 
     Raises:
-        Invalid: the address is not one we use, or a file of the credentials is missing.
+        Invalid: the address is not supported, or a file of the credentials is missing.
         Transient: a GitHub App got no token.
     """
     if credentials == GitCredentials():

@@ -126,7 +126,7 @@ def fork(
     Answers that people gave in the other run are used again where they still apply.
     """
     if (step is None) == (checkpoint is None):
-        msg = "Name a step or a checkpoint to begin at, one of them."
+        msg = "Pass either --from or --checkpoint."
         raise Usage(msg, hint="kneo runs fork RUN --from STEP")
     changed = dict(map(_answer, answers)) if answers else None
     body = request(RunFork, step=step, checkpoint=checkpoint, input=text, answers=changed, ask=ask or None)

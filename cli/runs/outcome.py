@@ -9,7 +9,7 @@ from kneo.api.run_waiting import RunStartedView
 
 
 def show_outcome(run: RunStartedView | RunView, note: str | None = None) -> None:
-    """Print where a run stands, and what to do next when it is paused."""
+    """Print the state of a run, and the next command when it is paused."""
     lines: list[tuple[str, object]] = [("Status", run.status)]
     release = run.metadata.get("release")
     if isinstance(release, dict):
@@ -24,7 +24,7 @@ def show_outcome(run: RunStartedView | RunView, note: str | None = None) -> None
         render.text(note)
     request = run.metadata.get("pending_human_request")
     if run.continuation_id is not None and isinstance(request, dict):
-        render.warning(f"It waits for a person: {request['prompt']}")
+        render.warning(f"Paused: {request['type']} required: {request['prompt']}")
         render.text(f"  kneo task decide {run.continuation_id} --request-id {request['request_id']} --approve")
 
 

@@ -1,4 +1,4 @@
-"""The server's side of HTTP, bounded: how long a request may take to arrive and an answer to be read, and how long a head is."""
+"""Limits of the HTTP server: the time for a request to arrive and for a response to be read, and the size of a head."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close
 
 
 ANSWER_BYTES = 65_536
-"""How much of an answer a client reads at least in the time in which a request has to arrive."""
+"""Bytes of a response that a client has to read in the time limit of a request."""
 
 _RESET = struct.pack("ii", 1, 0)
-"""Linger for no time: what the kernel still holds of an answer goes with the connection."""
+"""Linger for no time: the unsent part of a response is dropped with the connection."""
 
 
 class RequestTimer(asyncio.Protocol):
-    """Ends connections on which a request does not arrive whole in time, or an answer is not read. Mixed into a protocol of
-    uvicorn.
+    """Ends connections on which a request does not arrive in time, or a response is not read.
+
+    Mixed into a protocol of uvicorn.
     """
 
     seconds: ClassVar[float] = HttpSettings.request_seconds
@@ -40,7 +41,7 @@ class RequestTimer(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        # So writing is paused for as long as anything is left that the client has not taken, a closed connection's included.
+        # Writing is paused for as long as the client has unread data, also on a closed connection.
         self.transport.set_write_buffer_limits(high=0)
         self._arm()
 
@@ -65,24 +66,24 @@ class RequestTimer(asyncio.Protocol):
             self._arm()
 
     def is_arriving(self) -> bool:
-        """Say whether what was received so far is less than whole requests."""
+        """Return whether the received bytes are less than whole requests."""
         raise NotImplementedError
 
     def is_unanswered(self) -> bool:
-        """Say whether nothing of an answer to the request that arrives was sent."""
+        """Return whether no part of the response to the arriving request was sent."""
         raise NotImplementedError
 
     def is_paused(self) -> bool:
-        """Say whether it is this server that does not read."""
+        """Return whether this server paused reading."""
         flow = getattr(self, "flow", None)
         return bool(flow is not None and flow.read_paused)
 
     def later(self, seconds: float, act: Callable[[], None]) -> asyncio.TimerHandle:
-        """Do something when a time has passed."""
+        """Call a function after a time."""
         return self.loop.call_later(seconds, act)
 
     def _expect_reading(self) -> None:
-        """Look again, after the time for a request, how much of what waits now the client has taken."""
+        """Check again, after the time limit, how much of the unread data the client has read."""
         waiting = self.transport.get_write_buffer_size()
         self._reading = self.later(self.seconds, partial(self._check_reading, waiting))
 
@@ -92,7 +93,7 @@ class RequestTimer(asyncio.Protocol):
             self._reading = None
 
     def _check_reading(self, before: int) -> None:
-        # Nothing is written while writing is paused, so what waits only becomes less.
+        # Nothing is written while writing is paused, so the unread data only becomes less.
         if before - self.transport.get_write_buffer_size() >= ANSWER_BYTES:
             self._expect_reading()
             return
@@ -123,7 +124,7 @@ class RequestTimer(asyncio.Protocol):
 
 
 class TimedH11(RequestTimer, H11Protocol):
-    """The protocol in Python. How much of a head it keeps is told to it by uvicorn."""
+    """The protocol in Python. uvicorn bounds the head that it keeps."""
 
     def is_arriving(self) -> bool:
         return self.conn.their_state in {h11.IDLE, h11.SEND_BODY}
@@ -143,7 +144,7 @@ except ImportError:
 else:
 
     class TimedHttpTools(RequestTimer, HttpToolsProtocol):
-        """The protocol in C. Its parser keeps whatever it is fed, so what it is fed is counted until a head is complete."""
+        """The protocol in C. Its parser keeps all input, so the input is counted until a head is complete."""
 
         _arriving = False
         _in_head = False
@@ -181,11 +182,11 @@ else:
 
 
 def timed_protocol(http: HttpSettings, base: type[RequestTimer] = PROTOCOLS[0]) -> type[asyncio.Protocol]:
-    """Return a protocol for uvicorn with these bounds.
+    """Return a protocol for uvicorn with these limits.
 
     Args:
-        http: The bounds.
-        base: Which one; the quickest that is installed.
+        http: The limits.
+        base: The protocol; by default the fastest that is installed.
     """
     bounds = {"seconds": http.request_seconds, "header_bytes": http.header_bytes}
     made: type[asyncio.Protocol] = type(base.__name__, (base,), bounds)
@@ -193,4 +194,4 @@ def timed_protocol(http: HttpSettings, base: type[RequestTimer] = PROTOCOLS[0]) 
 
 
 DefaultProtocol = PROTOCOLS[0]
-"""With the bounds of a service that is not set otherwise."""
+"""The default limits of a service."""

@@ -18,8 +18,8 @@ def freeze(spec: Path, environments: Sequence[str], *, as_json: bool) -> Mapping
     """Resolve a spec for its environments. Warnings are printed.
 
     Raises:
-        typer.Exit: it cannot be used in one of them; the findings are printed.
-        Conflict: it is not the same in all of them.
+        typer.Exit: it is not valid in one of them; the findings are printed.
+        Conflict: it differs between them.
     """
     checked = {environment: check(spec, environment) for environment in environments}
     _require_usable(checked.values(), as_json=as_json)
@@ -27,13 +27,13 @@ def freeze(spec: Path, environments: Sequence[str], *, as_json: bool) -> Mapping
 
 
 def freeze_as_written(spec: Path, environment: str, *, as_json: bool) -> Mapping[str, object]:
-    """Take a spec as its author wrote it, in the shape of v1, for the format that published tools compare byte for byte.
+    """Return a spec as its author wrote it, migrated to v1, for the format that published tools compare byte for byte.
 
-    Where the file alone is not all that would run, because overlays, a project's defaults or other files add to it, it
-    is resolved, so that the signed spec is the one that runs. Warnings are printed.
+    Where overlays, a project's defaults or other files add to the file, the spec is resolved, so that the signed spec
+    is the one that runs. Warnings are printed.
 
     Raises:
-        typer.Exit: it cannot be used in this environment; the findings are printed.
+        typer.Exit: it is not valid in this environment; the findings are printed.
     """
     checked = check(spec, environment)
     _require_usable([checked], as_json=as_json)
@@ -62,14 +62,14 @@ def _warn(found: Diagnostic) -> None:
 
 
 def _same(trees: Mapping[str, Mapping[str, object]]) -> Mapping[str, object]:
-    """A project's defaults write the environment's name into ``metadata``; a bundle for several has no one name."""
+    """Remove the name of the environment that a project's defaults write into ``metadata``: a bundle may have several."""
     (first, tree), *others = trees.items()
     if not others:
         return tree
     wanted = _without_environment(tree)
     for name, other in others:
         if digest_of_json(_without_environment(other)) != digest_of_json(wanted):
-            msg = f"The spec is not the same in {first} and {name}: their overlays or defaults differ."
+            msg = f"The spec differs between {first} and {name}: their overlays or defaults differ."
             raise Conflict(msg, hint=f"Sign a version for each: --env {first}, and another with --env {name}.")
     return wanted
 

@@ -59,7 +59,7 @@ class Checked:
         return with_gates(self.usable(), self.project.gates_for(self.file.path))
 
     def origin(self) -> dict[str, object]:
-        """Return the files and the environment that an answer is about."""
+        """Return the files and the environment of a response."""
         shown = self.project.shown
         return {
             "file": self.name,
@@ -90,7 +90,7 @@ class Checked:
             service.close()
 
     def with_findings(self, answer: Mapping[str, object]) -> Checked:
-        """Take over the findings of a service, with the positions known here."""
+        """Return the findings of a service, with positions in the local files."""
         listed = answer.get("diagnostics")
         known = {(found.code, found.path_text): found for found in self.findings}
         findings = [_from_json(each, known) for each in (listed if isinstance(listed, list) else [])]

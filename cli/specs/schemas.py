@@ -1,4 +1,4 @@
-"""Every kind of file that has a schema, and where its schema is kept."""
+"""The schemas of all kinds of files, and the folder of each."""
 
 from __future__ import annotations
 

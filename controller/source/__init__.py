@@ -1,10 +1,9 @@
-"""The repository, as a mirror and as immutable snapshots of it.
+"""The config repository: a mirror of it, and immutable snapshots of its commits.
 
-Everyone who can push to a repository chooses every byte that git returns: names, modes, sizes, history. So the git command runs
-with nothing of this process's surroundings, never checks anything out, never runs what a repository brings, and stops at
-bounds. What comes out is a snapshot of the few files we care about, all of them plain; or an error whose code says why not.
-
-Trust does not begin here. A commit id names what was looked at; who vouches for a bundle is for ``kneo.trust`` to say.
+Everyone who can push to a repository chooses every byte that git returns: names, modes, sizes, history. So the git
+command runs without the environment of this process, never checks anything out, never runs code of the repository, and
+stops at bounds. The result is a snapshot of the relevant files, all of them plain; or an error with a code. Trust is
+not decided here: a commit id identifies content; ``kneo.trust`` verifies signatures.
 """
 
 from controller.source.address import RepositoryAddress, parse_address

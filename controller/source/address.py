@@ -1,4 +1,7 @@
-"""Where a repository is: https, ssh, or a folder that the operator named. Nothing else reaches the git command."""
+"""Addresses of repositories: https, ssh, or a local folder that the operator named.
+
+No other address reaches the git command.
+"""
 
 from __future__ import annotations
 
@@ -23,22 +26,22 @@ ADDRESS_CHARS = 2_000
 class RepositoryAddress:
     url: str
     protocol: str
-    """``https``, ``ssh`` or ``file``: the one transport git may use for this repository."""
+    """``https``, ``ssh`` or ``file``: the only transport that git may use for this repository."""
 
     path: Path | None = None
     """The folder, for ``file``."""
 
     @property
     def host(self) -> str:
-        """The host with its port, as the address spells it; empty for a folder."""
+        """The host with its port, as the address writes it; empty for a folder."""
         return self.url.split("://", 1)[1].split("/", 1)[0].rpartition("@")[2] if self.path is None else ""
 
 
 def parse_address(text: str) -> RepositoryAddress:
-    """Read a repository's address.
+    """Parse a repository's address.
 
     Raises:
-        Invalid: another transport, a secret inside the address, or characters that no address needs.
+        Invalid: another transport, a secret inside the address, or forbidden characters.
     """
     if text.startswith(("/", "file:///")):
         return _folder(text.removeprefix("file://"))
@@ -54,11 +57,11 @@ def parse_address(text: str) -> RepositoryAddress:
         return RepositoryAddress(text, "ssh")
     if _USERINFO.search(text):
         raise _refused(text, "carries a user name or a secret")
-    raise _refused(text, "is not one we use")
+    raise _refused(text, "has a transport that is not supported")
 
 
 def redact(text: str) -> str:
-    """Hide what stands before the host of any address in a text, and everything unprintable."""
+    """Hide user names and secrets in the addresses of a text, and everything unprintable."""
     visible = "".join(letter if letter.isprintable() else " " for letter in text)
     return _USERINFO.sub("://***@", visible)
 
@@ -110,10 +113,10 @@ def check_ref(ref: str) -> str:
 
 
 def short_ref(ref: str) -> str:
-    """Call a branch by its plain name."""
+    """Return the short name of a branch."""
     return ref.removeprefix(_BRANCHES)
 
 
 def full_ref(ref: str) -> str:
-    """Call a branch by its full name."""
+    """Return the full name of a branch."""
     return ref if ref == "HEAD" or ref.startswith("refs/") else f"{_BRANCHES}{ref}"

@@ -1,4 +1,7 @@
-"""What makes git and ssh use the operator's credentials. Secrets never stand in an argument, an address or a file of ours."""
+"""Credentials of git and ssh.
+
+Secrets never appear in an argument, an address or a file that Kneo writes.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +23,23 @@ case "$1" in
 *) exit 1 ;;
 esac
 """
-"""What git runs to ask for a name and a token. It answers for one host only, wherever a redirect or a submodule leads."""
+"""The program that git runs for a user name and a token.
+
+It answers for one host only, wherever a redirect or a submodule leads.
+"""
 
 APP_USERNAME = "x-access-token"
-"""User name that goes with the token of a GitHub App."""
+"""User name for the token of a GitHub App."""
 
 
 def write_askpass(path: Path) -> None:
-    """Write the program that answers git's questions."""
+    """Write the program that answers git's prompts."""
     path.write_text(ASKPASS, encoding="ascii")
     path.chmod(0o700)
 
 
 def git_options(credentials: GitCredentials) -> tuple[str, ...]:
-    """Say which ``-c`` options make git use these credentials over https."""
+    """Return the ``-c`` options that make git use these credentials over https."""
     files = {
         "http.sslCAInfo": credentials.ca_file,
         "http.sslCert": credentials.client_cert_file,
@@ -47,13 +53,13 @@ def git_options(credentials: GitCredentials) -> tuple[str, ...]:
 def git_environment(
     credentials: GitCredentials, address: RepositoryAddress, askpass: Path, token: str | None = None
 ) -> Mapping[str, str]:
-    """Say which environment variables make git use these credentials at an address.
+    """Return the environment variables that make git use these credentials at an address.
 
     Args:
-        credentials: The operator's.
-        address: The one repository they are for.
-        askpass: A file with ``ASKPASS`` in it.
-        token: A token that stands in no file, as one of a GitHub App.
+        credentials: The operator's credentials.
+        address: The only repository they are used for.
+        askpass: A file with the content of ``ASKPASS``.
+        token: A token that is in no file, as one of a GitHub App.
 
     Raises:
         Invalid: ssh without known hosts, or a file that does not exist.
@@ -85,7 +91,7 @@ def _ssh_command(credentials: GitCredentials) -> str:
         "ForwardAgent": "no",
         "ConnectTimeout": "15",
     }
-    # ssh splits the value of some options at spaces, so paths are quoted once for it and once for the shell.
+    # ssh splits the value of some options at spaces, so paths are quoted for ssh and for the shell.
     words = ["ssh", "-F", "none"]
     words += [part for name, value in options.items() for part in ("-o", f'{name}="{value}"')]
     if credentials.ssh_key_file is not None:
@@ -94,10 +100,10 @@ def _ssh_command(credentials: GitCredentials) -> str:
 
 
 def existing_file(path: Path) -> str:
-    """Return the absolute path of a file that exists.
+    """Return the absolute path of an existing file.
 
     Raises:
-        Invalid: ``invalid_setting``: it does not, or ssh would misread its path.
+        Invalid: ``invalid_setting``: it does not exist, or ssh would misread its path.
     """
     text = str(path.absolute())
     if not path.is_file():

@@ -32,7 +32,7 @@ from kneo.errors import Invalid, Transient
 from kneo.settings import GitCredentials
 
 OLDEST_GIT = (2, 39)
-"""Oldest git this is tested with."""
+"""Oldest tested version of git."""
 
 _HARDENED = (
     "core.hooksPath=/dev/null",
@@ -63,28 +63,30 @@ _DAMAGE = re.compile(
     r"|packfile .{,400} (cannot|is)|is corrupt|object file .{,400} is empty|inflate: |Could not read [0-9a-f]{40}"
     r"|unable to read (tree|sha1 file|[0-9a-f]{40})|missing (commit|tree|blob)|index file .{,400} (is too small|corrupt)"
 )
-"""Messages of git on a damaged repository, besides naming a file of it. A host that is broken may
-say the same; what it says is searched in a bounded number of steps for each character."""
+"""Messages of git on a damaged repository, besides naming a file of it.
+
+A broken host may send the same messages; they are searched in a bounded number of steps for each character.
+"""
 
 _NOT_DAMAGE = re.compile(
     r"early EOF|unexpected disconnect|RPC failed|hung up|No space left|[Dd]isk quota|File too large|Too many open files"
     r"|Cannot allocate memory|out of memory"
 )
-"""What may make git complain so although the mirror is intact."""
+"""Causes of such messages with an intact mirror."""
 
 _POLL_BYTES = 65_536
 _MESSAGE_CHARS = 300
 
 
 class MirrorDamaged(Transient):
-    """The mirror on this machine is broken: what git says is about our copy, not about the host."""
+    """The mirror on this machine is damaged: git's message is about the local copy, not about the host."""
 
 
 class Tokens(Protocol):
-    """Makes tokens that last a while."""
+    """A source of short-lived tokens."""
 
     def token(self) -> str:
-        """Return a token that is valid now.
+        """Return a valid token.
 
         Raises:
             Transient: there is none to be had at present.
@@ -92,18 +94,18 @@ class Tokens(Protocol):
         """
 
     def forget(self) -> None:
-        """Make a new one next time: the host did not take this one."""
+        """Discard the present token: the host refused it."""
 
 
 @dataclass(frozen=True)
 class Git:
-    """Git on one mirror, talking to one address.
+    """Git on one mirror, with one remote address.
 
     Args:
         mirror: The bare repository.
-        address: The one place it may fetch from.
-        global_config: A configuration file we wrote, or None for none.
-        askpass: The script that hands git a token.
+        address: The only address that it may fetch from.
+        global_config: A configuration file that Kneo wrote; None without one.
+        askpass: The script that gives git a token.
     """
 
     mirror: Path
@@ -118,9 +120,9 @@ class Git:
         """Run a command that talks to the repository's host, and return its output.
 
         Raises:
-            Transient: ``FetchFailed``: the host did not answer, or not with what was asked for.
+            Transient: ``FetchFailed``: the host did not answer, or sent other objects than requested.
             MirrorDamaged: git cannot work on the mirror.
-            Invalid: ``UnsafeTree``: what it sent is not well formed; ``LimitExceeded``: it is too much.
+            Invalid: ``UnsafeTree``: the objects are malformed; ``LimitExceeded``: they exceed a limit.
         """
         protocol = self.address.protocol
         opened = (*_HARDENED, f"protocol.{protocol}.allow=always", *settings)
@@ -150,9 +152,9 @@ class Git:
         """Run a command that only reads or writes the mirror.
 
         Raises:
-            MirrorDamaged: git failed, which an intact mirror never makes it do.
+            MirrorDamaged: git failed, which it never does on an intact mirror.
             Transient: ``FetchFailed``: git did not end in time, or there is no space.
-            Invalid: ``LimitExceeded``: it said more than allowed.
+            Invalid: ``LimitExceeded``: its output exceeds the limit.
         """
         options = (*_options(_HARDENED), *arguments)
         result = self._run(options, _local_environment(), stdin, self.limits.read_seconds, max_output)
@@ -191,7 +193,7 @@ class Git:
             return run_bounded(argv, env=env, cwd=self.mirror, bounds=bounds, stdin=stdin)
         except TookTooLong as error:
             msg = f"git was stopped on {redact(self.address.url)}: {error}."
-            hint = "Is the host reachable? If the repository is just large, raise the time limit."
+            hint = "Check that the host is reachable; for a large repository raise the time limit."
             raise Transient(msg, code="FetchFailed", hint=hint) from error
         except SaidTooMuch as error:
             msg = f"git was stopped on {redact(self.address.url)}: {error}."
@@ -202,30 +204,29 @@ class Git:
         what = f"git {command} from {redact(self.address.url)} failed: {_last_line(result.stderr)}"
         if _BAD_OBJECT.search(stderr):
             msg = f"{what} The repository holds an object that is not well formed."
-            return Invalid(msg, code="UnsafeTree", hint="git fsck --strict in a clone says which, and since when.")
+            return Invalid(msg, code="UnsafeTree", hint="Run git fsck --strict in a clone to find it.")
         if (_DAMAGE.search(stderr) or f"{self.mirror}/" in stderr) and not _NOT_DAMAGE.search(stderr):
             return MirrorDamaged(what, code="FetchFailed")
         return Transient(what, code="FetchFailed", hint=_hint(stderr))
 
 
 def find_git() -> str:
-    """Say where git is.
+    """Return the path of git.
 
-    Raises:
-        Invalid: there is none.
+    Raises: Invalid: there is none.
     """
     found = shutil.which("git")
     if found is None:
-        msg = "There is no git command on this machine."
+        msg = "The git command was not found on this machine."
         raise Invalid(msg, code="git_missing", hint="Install git 2.39 or later.")
     return found
 
 
 def check_version(output: bytes) -> None:
-    """Check what ``git version`` said.
+    """Check the output of ``git version``.
 
     Raises:
-        Invalid: it is older than what this was tested with.
+        Invalid: the version is older than the oldest tested one.
     """
     match = re.match(rb"git version (\d+)\.(\d+)", output)
     if match is None or (int(match[1]), int(match[2])) < OLDEST_GIT:
@@ -257,7 +258,7 @@ def _options(settings: Sequence[str]) -> tuple[str, ...]:
 
 
 def _last_line(stderr: bytes) -> str:
-    """The line that says why, made safe to show: it may come from the other side."""
+    """Return git's error message, escaped: the host may have written it."""
     lines = [line.strip() for line in stderr.decode(errors="replace").splitlines() if line.strip()]
     fatal = next(
         (line for line in reversed(lines) if line.startswith("fatal:")), lines[-1] if lines else "no reason given"

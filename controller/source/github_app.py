@@ -20,13 +20,13 @@ from kneo.errors import Invalid, Transient
 from kneo.settings import GitCredentials
 
 RENEW_BEFORE = timedelta(minutes=5)
-"""How long before its end a token is replaced, so that none ends in the middle of a fetch."""
+"""Time before its expiry at which a token is replaced, so that none expires during a fetch."""
 
 _BACKDATED = timedelta(seconds=60)
-"""How much older than our clock says an assertion is made, as GitHub recommends against clocks that differ."""
+"""Age of an assertion by our clock, as GitHub recommends against clocks that differ."""
 
 _ASSERTED = timedelta(minutes=9)
-"""How long an assertion lasts from now; GitHub takes ten minutes at most, the minute before now included."""
+"""Lifetime of an assertion from now; GitHub accepts ten minutes at most, the minute before now included."""
 
 _TIMEOUT_SECONDS = 15.0
 _TOKEN = re.compile(r"[!-~]{1,1000}")
@@ -41,13 +41,13 @@ class _Token:
 
 
 class InstallationTokens:
-    """Tokens of one installation for one repository, each used until shortly before it ends. Safe for threads.
+    """Tokens of one installation for one repository, each used until shortly before its expiry. Thread-safe.
 
     Args:
-        credentials: Name the App, its installation and the file of its key, which is read for each token.
+        credentials: The App, its installation and the file of its key, which is read for each token.
         address: The repository; a token reads this one and no other.
         write: Whether tokens may push.
-        clock: Says what time it is.
+        clock: The source of the time.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class InstallationTokens:
             return known.text
 
     def forget(self) -> None:
-        """Ask for a new token next time."""
+        """Request a new token next time."""
         with self._turn:
             self._known = None
 
@@ -100,7 +100,7 @@ class InstallationTokens:
                 body = _bounded(answer)
         except (httpx.HTTPError, OSError) as error:
             msg = f"GitHub's API at {redact(self._api)} did not answer: {redact(str(error))[:200] or type(error).__name__}."
-            hint = "Is it reachable from here? KNEO_SERV_GIT_CA_FILE names a private certificate authority."
+            hint = "Check that it is reachable; set KNEO_SERV_GIT_CA_FILE for a private certificate authority."
             raise Transient(msg, code="FetchFailed", hint=hint) from error
         if answer.status_code != httpx.codes.CREATED:
             msg = f"GitHub's API at {redact(self._api)} gave the App no token (HTTP {answer.status_code})."
@@ -122,7 +122,7 @@ class InstallationTokens:
             return jwt.encode(claims, key, algorithm="RS256")
         except (jwt.PyJWTError, ValueError, TypeError) as error:
             msg = f"The file {file} does not hold the RSA private key of a GitHub App in PEM form."
-            hint = "GitHub makes one on the App's settings page, under Private keys."
+            hint = "Create one on the App's settings page, under Private keys."
             raise Invalid(msg, code="invalid_setting", hint=hint) from error
 
 
@@ -146,7 +146,7 @@ def api_of(address: RepositoryAddress) -> str:
 
 
 def _tls(credentials: GitCredentials) -> ssl.SSLContext:
-    """Trust the authorities, and show the certificate, that git would."""
+    """Return a TLS context with the certificate authorities and the client certificate of git's settings."""
     authorities = existing_file(credentials.ca_file) if credentials.ca_file is not None else None
     try:
         context = ssl.create_default_context(cafile=authorities)
@@ -175,6 +175,8 @@ def _read(body: bytes, api: str) -> _Token:
         said = json.loads(body)
         token = _Token(_TOKEN.fullmatch(said["token"])[0], parse_time(said["expires_at"]))  # type: ignore[index]
     except (ValueError, KeyError, TypeError, RecursionError, Invalid) as error:
-        msg = f"GitHub's API at {redact(api)} gave an answer that is no token."
-        raise Transient(msg, code="FetchFailed", hint="Does KNEO_SERV_GIT_GITHUB_API_URL name GitHub's API?") from error
+        msg = f"GitHub's API at {redact(api)} returned a response without a token."
+        raise Transient(
+            msg, code="FetchFailed", hint="Check that KNEO_SERV_GIT_GITHUB_API_URL is the address of GitHub's API."
+        ) from error
     return token

@@ -1,4 +1,4 @@
-"""How much of a repository we are willing to take in."""
+"""Limits on the use of a repository, and the execution of commands within limits."""
 
 from __future__ import annotations
 
@@ -17,33 +17,37 @@ from kneo.clock import monotonic
 
 @dataclass(frozen=True, kw_only=True)
 class SourceLimits:
-    """Bounds on git and on what it brings. A repository beyond one of them is refused with ``LimitExceeded``."""
+    """Limits on git and on the content of a repository.
+
+    A repository beyond one of them is refused with ``LimitExceeded``.
+    """
 
     fetch_seconds: float = 120.0
-    """Longest one fetch may take. Cold, a repository of 2,000 bundles takes under a second on a local network."""
+    """Longest fetch. A first fetch of a repository of 2,000 bundles takes under a second on a local network."""
 
     poll_seconds: float = 30.0
     read_seconds: float = 60.0
-    """Longest one local reading command may take."""
+    """Longest local command that reads."""
 
     pack_bytes: int = 536_870_912
-    """Largest file git may write, so also the largest fetch. The kernel enforces it (``RLIMIT_FSIZE``)."""
+    """Largest file that git may write, so also the largest fetch. The kernel enforces it (``RLIMIT_FSIZE``)."""
 
     blob_bytes: int = 1_048_576
-    """Largest file read; the same as the largest envelope. Larger blobs are not even fetched where the host can filter."""
+    """Largest file that is read; equal to the largest envelope. Larger blobs are not fetched where the host can filter.
+    """
 
     files: int = 100_000
     """Most files below ``bundles`` and ``environments``."""
 
     commits: int = 1_000
-    """Most commits judged at once, where commits have to be signed; and most from which a registry is rebuilt."""
+    """Most commits of one update where commits have to be signed, and most commits for a rebuild of the registry."""
 
     read_bytes: int = 536_870_912
-    """Most content read at once."""
+    """Most content of one read."""
 
 
 STDERR_BYTES = 65_536
-"""How much of what a command complains about is kept; the rest is read and dropped."""
+"""Bytes of a command's error output that are kept; the rest is discarded."""
 
 _CHUNK = 262_144
 
@@ -69,7 +73,7 @@ class Bounds:
     seconds: float
     stdout_bytes: int
     file_bytes: int | None
-    """Largest file the command may write; None for a command that writes none of a size to speak of."""
+    """Largest file that the command may write; None for a command that writes nothing large."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,10 @@ def run_bounded(
 ) -> Finished:
     """Run a command to its end.
 
-    The command and everything it starts form one process group, which is killed as one when a bound is passed.
+    The command and all its child processes form one process group, which is killed when a limit is passed.
 
     Raises:
-        TookTooLong, SaidTooMuch: a bound was passed; nothing of the command is left running.
+        TookTooLong, SaidTooMuch: a limit was passed; no process of the command is left.
     """
     with subprocess.Popen(  # noqa: S603 - the argument list is ours; see controller.source.git
         _limited(argv, bounds.file_bytes),
@@ -120,7 +124,7 @@ def _limited(argv: Sequence[str], file_bytes: int | None) -> list[str]:
 
 
 def _converse(process: subprocess.Popen[bytes], stdin: bytes, bounds: Bounds) -> tuple[bytes, bytes]:
-    """Feed and drain all three pipes at once, so that neither side waits for the other for ever."""
+    """Write and read all three pipes at once, so that neither side waits for the other for ever."""
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
@@ -158,7 +162,7 @@ def _time_left(deadline: float, bounds: Bounds) -> float:
 
 
 def _feed(pipe: IO[bytes], rest: memoryview) -> memoryview:
-    """Write what the pipe takes and return what is left; nothing when the reader has closed it."""
+    """Write to the pipe and return the rest; nothing when the reader has closed it."""
     try:
         return rest[os.write(pipe.fileno(), rest[:_CHUNK]) :]
     except BlockingIOError:
@@ -168,7 +172,7 @@ def _feed(pipe: IO[bytes], rest: memoryview) -> memoryview:
 
 
 def _drain(fd: int, into: bytearray, keep: int | None) -> bool:
-    """Read what is there, keep at most so much of it, and say whether more may come."""
+    """Read available bytes, keep them up to a limit, and return whether more may come."""
     chunk = os.read(fd, _CHUNK)
     into += chunk if keep is None else chunk[: max(0, keep - len(into))]
     return bool(chunk)

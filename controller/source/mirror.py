@@ -1,8 +1,8 @@
 """One bare mirror per repository: poll, fetch, read, and only then accept.
 
-A fetch goes to a candidate ref that nothing else reads. What is accepted is named by ``refs/kneo/accepted``, and stays
-reachable under ``refs/kneo/keep/<commit>`` for ever after, so that neither a forced push nor housekeeping can take away
-what was once deployed.
+A fetch goes to a candidate ref that nothing else reads. The accepted commit is ``refs/kneo/accepted``, and stays
+reachable under ``refs/kneo/keep/<commit>``, so that neither a forced push nor housekeeping can remove a commit that was
+deployed.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _COMMIT_BYTES = 1_048_576
 _TREE_BYTES = 67_108_864
 
 REBUILD_EVERY = timedelta(hours=1)
-"""A mirror that is damaged is made again once in so long: fetching everything is the host's work, too."""
+"""Shortest time between two rebuilds of a damaged mirror: fetching everything costs the host, too."""
 
 PACKS = 50
-"""From so many packs on, ``maintain`` makes one of them. Every fetch that brings something adds one."""
+"""Number of packs from which ``maintain`` repacks. Every fetch with new objects adds one."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,18 @@ class AllowedRewrite:
 
 
 class Mirror:
-    """Our copy of a repository, for one ref of it.
+    """The local mirror of a repository, for one ref.
 
     Args:
         url: https, ssh or an absolute folder.
         ref: A branch name, or a full ref such as ``refs/pull/7/head``.
-        folder: Where mirrors are kept; each repository has its own folder in it.
-        credentials: How to log in to its host.
-        limits: How much is taken in.
-        clock: Says what time it is.
+        folder: The folder of mirrors; each repository has a folder of its own in it.
+        credentials: The credentials for its host.
+        limits: The limits.
+        clock: The source of the time.
 
     Raises:
-        Invalid: the address or the ref is not one we use.
+        Invalid: the address or the ref is not supported.
     """
 
     def __init__(
@@ -102,10 +102,12 @@ class Mirror:
         self._known: dict[str, Folder] = {}
         self._clock = clock or SystemClock()
         self._marked = self._folder / "damaged"
-        """There when a use of the mirror failed in a way that an intact mirror does not, in this process or another."""
+        """A file that exists after a use of the mirror failed as it never does on an intact mirror, in this process or
+        another.
+        """
 
     def poll(self) -> str:
-        """Ask the host which commit the ref names now. Touches nothing; the cheap half of an idle loop.
+        """Ask the host for the commit of the ref. Changes nothing; the cheap half of an idle loop.
 
         Raises:
             Transient: ``FetchFailed``: the host did not answer, or has no such ref.
@@ -121,15 +123,15 @@ class Mirror:
         raise Transient(msg, code="FetchFailed", hint="Push the branch, or name another one.")
 
     def fetch(self, *, base: str | None = None, rewrite: AllowedRewrite | None = None) -> SourceSnapshot:
-        """Bring what the ref names now and look at it, without accepting it.
+        """Fetch the newest commit of the ref without accepting it.
 
         1. Objects are fetched to the candidate ref; git refuses malformed ones and stops at the limits.
-        2. What was accepted before must be an ancestor.
-        3. Every file of ours is plain, plainly named, and small enough.
+        2. The accepted commit must be an ancestor.
+        3. Every relevant file is plain, plainly named, and small enough.
 
         Args:
-            base: What our own records say was accepted last; it must be an ancestor too. For a mirror that was lost.
-            rewrite: The one rewriting of history that is allowed this time.
+            base: The accepted commit in the registry; it must be an ancestor too. Needed after the loss of a mirror.
+            rewrite: The one approved rewrite of history.
 
         Raises:
             Transient: ``FetchFailed``.
@@ -155,7 +157,7 @@ class Mirror:
         return self._look(commit, self.ref)
 
     def peek(self, ref: str) -> SourceSnapshot:
-        """Look at another ref, or at a commit id where the host allows it, and accept nothing. For plans.
+        """Fetch another ref, or a commit id where the host allows it, and accept nothing. For plans.
 
         Raises:
             Transient: ``FetchFailed``.
@@ -173,12 +175,12 @@ class Mirror:
         return self._look(commit, short_ref(wanted))
 
     def accept(self, snapshot: SourceSnapshot, *, rewrite: AllowedRewrite | None = None) -> None:
-        """Make a fetched snapshot the accepted one.
+        """Accept a fetched snapshot.
 
         Raises:
-            Invalid: ``HistoryRewritten``: it does not descend from what is accepted now.
+            Invalid: ``HistoryRewritten``: it does not descend from the accepted commit.
             Conflict: another process moved the accepted ref.
-            Transient: ``FetchFailed``: the mirror is damaged; the next fetch makes it again.
+            Transient: ``FetchFailed``: the mirror is damaged; the next fetch rebuilds it.
         """
         with self._lock(), self._noticing_damage():
             accepted = self._head(ACCEPTED)
@@ -192,13 +194,13 @@ class Mirror:
             )
             if self._git.local("update-ref", "--stdin", stdin=commands.encode(), accept=(0, 128)).status != 0:
                 if (self._head(ACCEPTED) or accepted) == accepted:
-                    msg = f"The mirror of {redact(self.address.url)} takes no accepted commit."
+                    msg = f"The mirror of {redact(self.address.url)} does not store the accepted commit."
                     raise MirrorDamaged(msg, code="FetchFailed")
                 msg = f"The mirror of {redact(self.address.url)} moved while {snapshot.revision} was being accepted."
                 raise Conflict(msg, code="mirror_moved", hint="Fetch again.")
 
     def accepted(self) -> SourceSnapshot | None:
-        """Return the accepted snapshot, or None when nothing was accepted yet. Needs no network."""
+        """Return the accepted snapshot; None without one. Needs no network."""
         if not self.path.is_dir():
             return None
         with self._lock(), self._noticing_damage():
@@ -206,10 +208,10 @@ class Mirror:
             return self._look(head, self.ref) if head else None
 
     def since(self, old: str, new: str) -> list[Commit]:
-        """Read the commits that a branch grew by, newest first: the commit itself, and each first parent back to an old one.
+        """Read the new commits of a branch, newest first: the commit itself, and its first parents back to a known one.
 
         Raises:
-            Invalid: ``LimitExceeded``: they are too many.
+            Invalid: ``LimitExceeded``: there are too many.
         """
         span = f"{old}..{new}"
         with self._noticing_damage():
@@ -224,10 +226,10 @@ class Mirror:
         return [parse_commit(commit, item.content) for commit, item in zip(ids, found, strict=True)]
 
     def history(self, old: str | None, new: str) -> list[SourceSnapshot]:
-        """Look at the commits by which a branch came to one, oldest first and without that one: those that changed a file of ours.
+        """List the commits that lead to one, oldest first and without that one: those that changed a relevant file.
 
         Args:
-            old: The commit after which to begin; None begins at the first, or at the limit of how many are looked at.
+            old: The commit after which to begin; None begins at the first, or at the limit of commits.
             new: The commit they lead to.
         """
         span = new if old is None else f"{old}..{new}"
@@ -237,13 +239,13 @@ class Mirror:
         found = []
         with self._lock():
             for commit in ids[-self.limits.commits :]:
-                # A commit that could not be followed when it came is not followed now.
+                # A commit that could not be reconciled when it was new is not reconciled now.
                 with contextlib.suppress(Invalid):
                     found.append(self._look(self._commit(commit), self.ref))
         return found
 
     def maintain(self) -> bool:
-        """Make one pack of many, when there are many. Say whether something was done."""
+        """Repack the mirror when it has many packs; return whether it did."""
         if len(self._packs()) < PACKS:
             return False
         with self._lock(), self._noticing_damage():
@@ -253,11 +255,11 @@ class Mirror:
         return True
 
     def close(self) -> None:
-        """End what still runs for this mirror; the next question starts it again."""
+        """End the processes of this mirror; the next use starts them again."""
         self._objects.close()
 
     def read_blobs(self, blobs: Sequence[Blob]) -> list[bytes]:
-        """Return the content of blobs, in order. ``SourceSnapshot.read`` is the way to ask by path.
+        """Return the content of blobs, in order. ``SourceSnapshot.read`` reads by path.
 
         Raises:
             Invalid: ``LimitExceeded``.
@@ -283,7 +285,7 @@ class Mirror:
         return self._git.remote("ls-remote", "--quiet", "--", self.address.url, full, seconds=self.limits.poll_seconds)
 
     def _repairing(self, act: Callable[[], T]) -> T:
-        """Do something on the mirror under its lock; make a damaged mirror again, and do it once more."""
+        """Use the mirror under its lock; rebuild a damaged mirror, and use it once more."""
         if self._marked.exists() and self._may_rebuild():
             self._rebuild("an earlier use of it failed")
         try:
@@ -306,7 +308,7 @@ class Mirror:
             raise
 
     def _may_rebuild(self) -> bool:
-        """Say whether the last rebuilding, by whichever process, is long enough ago."""
+        """Return whether the last rebuild, by any process, is long enough ago."""
         try:
             last = parse_time((self._folder / "rebuilt").read_text(encoding="ascii"))
         except (OSError, ValueError, Invalid):
@@ -314,7 +316,7 @@ class Mirror:
         return abs(self._clock.now() - last) >= REBUILD_EVERY
 
     def _ask_elsewhere(self) -> None:
-        """Ask the host something, away from the mirror.
+        """Request something from the host, outside the mirror.
 
         Raises:
             Transient: ``FetchFailed``: it does not answer.
@@ -324,10 +326,12 @@ class Mirror:
         away.remote("ls-remote", "--quiet", "--", self.address.url, "HEAD", seconds=self.limits.poll_seconds)
 
     def _rebuild(self, why: str) -> None:
-        """Put the mirror aside and begin an empty one. What was accepted is in the registry too, and is still compared.
+        """Move the mirror away and create an empty one.
+
+        The accepted commit is in the registry too, and is still compared.
 
         Raises:
-            Transient: ``FetchFailed``: the host is away, so that nothing could be fetched, or the disk refuses.
+            Transient: ``FetchFailed``: the host is unreachable, so that nothing could be fetched, or the disk fails.
         """
         self._ask_elsewhere()
         aside = self.path.with_suffix(".damaged")
@@ -340,10 +344,10 @@ class Mirror:
             self._marked.unlink(missing_ok=True)
             (self._folder / "rebuilt").write_text(isoformat(self._clock.now()), encoding="ascii")
         except OSError as error:
-            msg = f"The mirror of {redact(self.address.url)} is damaged and cannot be put aside: {error.strerror}."
-            raise Transient(msg, code="FetchFailed", hint=f"Remove {self.path}; it is made again.") from error
+            msg = f"The mirror of {redact(self.address.url)} is damaged and cannot be moved away: {error.strerror}."
+            raise Transient(msg, code="FetchFailed", hint=f"Remove {self.path}; it is rebuilt.") from error
         metrics.MIRROR_REBUILT.inc()
-        log.warning("a damaged mirror is made again: %s", why, extra={"event": "mirror_rebuilt", "aside": str(aside)})
+        log.warning("rebuilding a damaged mirror: %s", why, extra={"event": "mirror_rebuilt", "aside": str(aside)})
 
     def _bring(self, wanted: str, into: str) -> None:
         self._prepare()
@@ -365,7 +369,7 @@ class Mirror:
                 settings=(f"remote.{_REMOTE}.url={self.address.url}",),
             )
         except Transient as error:
-            # The kernel stops a file at the limit without saying so; what is left of it does.
+            # The kernel stops a file at the limit without an error message; the rest of the file shows it.
             if self._drop_unfinished() >= self.limits.pack_bytes // 512 * 512:
                 msg = f"{redact(self.address.url)} sends more than {self.limits.pack_bytes} bytes."
                 raise Invalid(msg, code="LimitExceeded", hint="Keep large files out of the repository.") from error
@@ -376,7 +380,7 @@ class Mirror:
         return set(self.path.glob("objects/pack/*.pack"))
 
     def _drop_unfinished(self) -> int:
-        """Remove what an interrupted fetch left behind and return the size of the largest such file."""
+        """Remove the files of an interrupted fetch and return the size of the largest."""
         largest = 0
         for file in self.path.glob("objects/pack/tmp_*"):
             largest = max(largest, file.stat().st_size)
@@ -396,13 +400,13 @@ class Mirror:
         raise Invalid(msg, code="HistoryRewritten", hint=hint, old=old, new=new.id)
 
     def _is_ancestor(self, old: str, new: str) -> bool:
-        """Say whether one commit leads to another; a commit that the mirror does not even have does not."""
+        """Return whether one commit is an ancestor of another; false for a commit that the mirror does not have."""
         if not ID.fullmatch(old) or self._objects.find([old], "commit") == [None]:
             return False
         return self._git.local("merge-base", "--is-ancestor", old, new, accept=(0, 1)).status == 0
 
     def _head(self, ref: str) -> Commit | None:
-        """Read the commit that a ref of ours names, through an annotated tag if there is one; None without one."""
+        """Read the commit of a ref, through an annotated tag if there is one; None without one."""
         (found,) = self._objects.find([f"{ref}^{{commit}}"], "commit")
         return self._commit(found.id) if found is not None else None
 
@@ -421,7 +425,7 @@ class Mirror:
             wanted = our_folders(root, id_bytes)
             folders = read_folders(wanted, self._known, self, self.limits, id_bytes)
         except Transient:
-            # Of a file that the filter left out git cannot say how large it is, and stops.
+            # git stops at a file that the filter left out, because it cannot tell its size.
             missing = self._missing(commit.tree)
             if missing is None or self._had(missing, commit.tree):
                 raise
@@ -430,7 +434,7 @@ class Mirror:
         return SourceSnapshot(commit.id, commit.tree, ref, all_files(folders, self.limits), self, commit.at)
 
     def _missing(self, tree: str) -> str | None:
-        """Name a file of ours that the mirror was not given."""
+        """Name a relevant file that the host did not send."""
         said = self._git.local("rev-list", "--objects", "--no-walk", "--missing=print", tree, accept=(0, 128)).stdout
         absent = {line[1:].split()[0] for line in said.splitlines() if line.startswith(b"?")}
         names = self._git.local("ls-tree", "-r", "-z", tree, "--", *FOLDERS, accept=(0, 128)).stdout.split(b"\0")[:-1]
@@ -441,7 +445,7 @@ class Mirror:
         return None
 
     def _had(self, path: str, tree: str) -> bool:
-        """Say whether the accepted commit has the same file, so that the mirror had it once."""
+        """Return whether the accepted commit has the same file, so that the mirror had it once."""
         accepted = self._head(ACCEPTED)
         if accepted is None:
             return False
@@ -464,7 +468,7 @@ class Mirror:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """Let one process at a time work on the mirror. Every command inside is bounded, so waiting for it is too."""
+        """Let one process at a time use the mirror. Every command inside is bounded, so waiting is too."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self._folder / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -479,16 +483,19 @@ def _holds(file: Path, text: str) -> bool:
 
 
 def app_tokens(credentials: GitCredentials, address: RepositoryAddress, *, write: bool = False) -> Tokens | None:
-    """Return what makes tokens of a GitHub App for a repository; None where no App is set, or none is needed."""
+    """Return the token source of a GitHub App for a repository; None where no App is set, or none is needed."""
     if not credentials.github_app_id or address.protocol != "https":
         return None
-    from controller.source.github_app import InstallationTokens  # most processes need no client for it
+    from controller.source.github_app import InstallationTokens  # Most processes need no HTTP client for it.
 
     return InstallationTokens(credentials, address, write=write)
 
 
 def _global_config(address: RepositoryAddress) -> str:
-    """The one configuration file git reads. Only a folder needs something in it: that we may read what others own."""
+    """Return the only configuration file that git reads.
+
+    A local folder needs the permission to read files of other users.
+    """
     if address.path is None:
         return ""
     folders = {address.path, address.path.resolve()}

@@ -1,4 +1,6 @@
-"""Reading git objects: one ``git cat-file`` that stays, because starting a process costs more than most answers."""
+"""A reader of git objects: one ``git cat-file`` process that stays, because starting a process costs more than most
+reads.
+"""
 
 from __future__ import annotations
 
@@ -28,19 +30,19 @@ class Found:
     kind: str
     size: int
     content: bytes = b""
-    """Empty where only its size was asked for."""
+    """Empty where only the size was requested."""
 
 
 class _Ended(Exception):
-    """The process said something else than an answer."""
+    """The process returned an unexpected response."""
 
 
 class _Late(Exception):
-    """The process said nothing in time."""
+    """The process did not respond in time."""
 
 
 class ObjectReader:
-    """Objects of one mirror, by id or by the name of a ref. Sees what was fetched since it began; safe for threads."""
+    """Objects of one mirror, by id or by the name of a ref. Sees objects fetched since its start; thread-safe."""
 
     def __init__(self, git: Git) -> None:
         self._git = git
@@ -51,7 +53,7 @@ class ObjectReader:
         """Return objects of one kind with their content, in order.
 
         Raises:
-            MirrorDamaged: the mirror lacks one, or has something else under its name.
+            MirrorDamaged: the mirror lacks one, or has an object of another kind under its name.
             Transient: ``FetchFailed``: git did not answer in time.
             Invalid: ``LimitExceeded``: together they are larger than allowed.
         """
@@ -62,18 +64,18 @@ class ObjectReader:
         """Return the sizes of blobs, in order.
 
         Raises:
-            MirrorDamaged: the mirror lacks one, as it does one that was too large to be fetched.
+            MirrorDamaged: the mirror lacks one, such as a blob that was too large to fetch.
             Transient: ``FetchFailed``: git did not answer in time.
         """
         found = self._ask("info", ids, 0)
         return [self._expect(item, "blob", oid).size for item, oid in zip(found, ids, strict=True)]
 
     def find(self, names: Sequence[str], kind: str) -> list[Found | None]:
-        """Return which objects of one kind these names stand for, without content; None for a name of nothing."""
+        """Return the objects of one kind with these names, without content; None for an unknown name."""
         return [item if item and item.kind == kind else None for item in self._ask("info", names, 0)]
 
     def close(self) -> None:
-        """End the process; the next question starts another."""
+        """End the process; the next read starts another."""
         with self._turn:
             self._stop()
 
@@ -94,7 +96,7 @@ class ObjectReader:
                 self._stop()
                 raise self._lacks(f"one of {len(names)} objects", str(error)) from error
             except BaseException:
-                # What is left of the answer would be taken for that of the next question.
+                # The rest of this response would be taken for that of the next request.
                 self._stop()
                 raise
 
@@ -105,7 +107,7 @@ class ObjectReader:
 
     def _expect(self, item: Found | None, kind: str, name: str) -> Found:
         if item is None or item.kind != kind:
-            raise self._lacks(f"the {kind} {name}", "it has something else, or nothing, under that name")
+            raise self._lacks(f"the {kind} {name}", "it has another object, or none, under that name")
         return item
 
     def _lacks(self, what: str, why: str) -> MirrorDamaged:
@@ -132,7 +134,7 @@ class _Talk:
         return self._process.poll() is None
 
     def ask(self, command: str, names: Sequence[str], max_bytes: int) -> list[Found | None]:
-        """Ask about all names at once; git takes in every question before it answers the first."""
+        """Send all names at once; git reads every request before it answers the first."""
         self._deadline = monotonic() + self._limits.read_seconds
         self._send("".join(f"{command} {name}\n" for name in names).encode() + b"flush\n")
         left, answers = max_bytes, list[Found | None]()
@@ -153,13 +155,13 @@ class _Talk:
             return Found(words[0].decode("ascii"), words[1].decode("ascii"), int(words[2]))
         if words[-1:] == [b"missing"]:
             return None
-        msg = "git gave an answer that is none"
+        msg = "git returned an unexpected response"
         raise _Ended(msg)
 
     def _line(self) -> bytes:
         while (end := self._heard.find(b"\n", self._at)) < 0:
             if len(self._heard) - self._at > _HEADER_BYTES:
-                msg = "git gave an answer that is none"
+                msg = "git returned an unexpected response"
                 raise _Ended(msg)
             self._heard, self._at = self._heard[self._at :] + self._hear(), 0
         line, self._at = self._heard[self._at : end], end + 1
@@ -187,7 +189,7 @@ class _Talk:
         self._wait(select.POLLIN, self._from)
         heard = os.read(self._from, _CHUNK)
         if not heard:
-            msg = "git ended before it had answered"
+            msg = "git ended before it responded"
             raise _Ended(msg)
         return heard
 
@@ -195,7 +197,7 @@ class _Talk:
         poll = select.poll()
         poll.register(descriptor, event)
         if not poll.poll(max(0.0, self._deadline - monotonic()) * 1000):
-            msg = f"git did not answer within {self._limits.read_seconds:g} s"
+            msg = f"git did not respond within {self._limits.read_seconds:g} s"
             raise _Late(msg)
 
 

@@ -1,4 +1,4 @@
-"""The files of one commit that matter to us, and nothing else of it."""
+"""Snapshots: the relevant files of one commit."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Commit:
     tree: str
     parents: frozenset[str]
     at: int | None
-    """When its committer says it was made, Unix time."""
+    """The committer's date, Unix time."""
 
     signature: bytes | None
     signed: bytes
-    """What a signature has to be about: the commit without it."""
+    """The signed content: the commit without its signature."""
 
 
 def parse_commit(commit: str, content: bytes) -> Commit:
-    """Read a commit object.
+    """Parse a commit object.
 
     Raises:
         Invalid: ``UnsafeTree``: it names no tree, or carries more than one signature.
@@ -53,7 +53,7 @@ def parse_commit(commit: str, content: bytes) -> Commit:
 
 
 def _fields(head: bytes) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
-    """Take the headers apart; a line that begins with a space goes on with the one before."""
+    """Parse the headers; a line that begins with a space continues the previous one."""
     found: list[tuple[bytes, bytes]] = []
     for line in head.split(b"\n"):
         if line.startswith(b" ") and found:
@@ -89,28 +89,28 @@ class Blob:
 
 @dataclass(frozen=True)
 class SourceSnapshot:
-    """One commit's files, as they were and will be."""
+    """The immutable files of one commit."""
 
     commit: str
     tree: str
     ref: str
-    """The branch, the full name of another kind of ref, or the commit itself when it was asked for by its id."""
+    """The branch, the full name of another kind of ref, or the id of the commit where it was requested by id."""
 
     files: Mapping[str, Blob]
     """Every file below ``bundles`` and ``environments``, sorted by path."""
 
     reader: BlobReader = field(repr=False, compare=False)
     committed_at: int | None = None
-    """When the committer says the commit was made, Unix time. For measuring; nothing that decides may believe it."""
+    """The committer's date, Unix time. For measurements; no decision may rely on it."""
 
     @property
     def revision(self) -> str:
-        """What was looked at, for people and records: ``main@sha1:<commit>``."""
+        """The revision in messages and records: ``main@sha1:<commit>``."""
         named = "" if self.ref == self.commit else f"{self.ref}@"
         return f"{named}{'sha1' if len(self.commit) == 40 else 'sha256'}:{self.commit}"
 
     def read(self, paths: Iterable[str]) -> dict[str, bytes]:
-        """Return the content of these files, all by one command.
+        """Return the content of these files, read by one command.
 
         Raises:
             NotFound: the snapshot has no such file.
@@ -125,6 +125,6 @@ class SourceSnapshot:
 
 
 def changed_paths(old: SourceSnapshot | None, new: SourceSnapshot) -> frozenset[str]:
-    """Say which files were added, changed or removed between two snapshots; from nothing, all of them."""
+    """Return the added, changed and removed files between two snapshots; without an earlier one, all files are added."""
     before: Mapping[str, Blob] = old.files if old is not None else {}
     return frozenset(path for path, _ in before.items() ^ new.files.items())

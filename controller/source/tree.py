@@ -1,10 +1,8 @@
-"""What stands in a commit's folders, and whether we are willing to look at it.
+"""The folders of a commit, and the check of their entries.
 
-Trees are read as they are stored, because git's listings show odd modes mended. A folder that did not change since the last
-look is the same object, and is not read again.
-
-One entry that is not a plain file under a plain name refuses the whole tree: a commit with one is a mistake or
-an attack, and a person should look at it.
+Trees are read as they are stored, because git's listings normalise odd modes. A folder that did not change since the
+last reconciliation is the same object, and is not read again. One entry that is not a plain file under a plain name
+refuses the whole tree: a commit with one is a mistake or an attack.
 """
 
 from __future__ import annotations
@@ -20,10 +18,10 @@ from controller.source.snapshot import Blob
 from kneo.errors import Invalid
 
 FOLDERS = ("bundles", "environments")
-"""The only parts of a repository that are looked at."""
+"""The folders of a repository that are read."""
 
 PLAIN_FILE = "100644"
-"""The only mode read. Not links, which point elsewhere; not programs, which nothing here needs; not submodules."""
+"""The only mode that is read. No links, which point elsewhere; no programs, which are not needed; no submodules."""
 
 FOLDER = "40000"
 PATH_CHARS = 400
@@ -31,14 +29,14 @@ DEPTH = 8
 
 _KINDS = {"120000": "a symbolic link", "160000": "a submodule", "100755": "executable"}
 
-# Printable ASCII without spaces: so every path is its own normal form in every Unicode and on every file system.
+# Printable ASCII without spaces: every path is its own normal form in every Unicode and on every file system.
 _PART = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9._+:-]{0,199}")
 _ENTRY = {size: re.compile(rb"([0-7]{1,7}) ([^\0]+)\0(.{%d})" % size, re.DOTALL) for size in (20, 32)}
 """An entry of a tree object: mode, name and id, which is as long as the repository's hash."""
 
 
 class Trees(Protocol):
-    """Where tree objects and the sizes of blobs come from."""
+    """A source of tree objects and of the sizes of blobs."""
 
     def trees(self, ids: Sequence[str]) -> list[bytes]:
         """Return tree objects as they are stored, in order."""
@@ -58,7 +56,7 @@ class Folder:
     """Every file below, by its path from the root."""
 
     folders: Mapping[str, Folder]
-    """The folders right below, by their path from the root."""
+    """The subfolders, by their path from the root."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +66,10 @@ class _Listing:
 
 
 def our_folders(root: bytes, id_bytes: int = 20) -> dict[str, str]:
-    """Find our folders in the tree of a commit: ids by name.
+    """Find the relevant folders in the tree of a commit: ids by name.
 
     Raises:
-        Invalid: ``UnsafeTree``: one of them is no folder.
+        Invalid: ``UnsafeTree``: one of them is not a folder.
     """
     found: dict[str, str] = {}
     for mode, name, oid in _entries("the root", root, id_bytes):
@@ -89,14 +87,14 @@ def our_folders(root: bytes, id_bytes: int = 20) -> dict[str, str]:
 def read_folders(
     wanted: Mapping[str, str], known: Mapping[str, Folder], trees: Trees, limits: SourceLimits, id_bytes: int = 20
 ) -> dict[str, Folder]:
-    """Read folders with everything below them, level by level, and of each level all that is new at once.
+    """Read folders recursively, level by level, all new ones of a level at once.
 
     Args:
         wanted: Ids of the tree objects, by path.
-        known: The same folders as they were at an earlier look.
-        trees: Where objects come from.
-        limits: How much is taken in.
-        id_bytes: How long the ids of this repository are.
+        known: The same folders at an earlier reconciliation.
+        trees: The source of objects.
+        limits: The limits.
+        id_bytes: The length of the ids of this repository.
 
     Raises:
         Invalid: ``UnsafeTree`` with the path, or ``LimitExceeded``.
@@ -122,7 +120,7 @@ def read_folders(
 
 
 def all_files(folders: Mapping[str, Folder], limits: SourceLimits) -> Mapping[str, Blob]:
-    """Put together every file of some folders, sorted by path.
+    """Return every file of some folders, sorted by path.
 
     Raises:
         Invalid: ``LimitExceeded``.
@@ -135,13 +133,13 @@ def all_files(folders: Mapping[str, Folder], limits: SourceLimits) -> Mapping[st
 
 
 def parse_folder(path: str, content: bytes, id_bytes: int = 20, known: Folder | None = None) -> _Listing:
-    """Read one tree object.
+    """Parse one tree object.
 
     Args:
         path: The folder's path.
         content: The object.
-        id_bytes: How long the ids of this repository are.
-        known: The same folder at an earlier look, whose names were judged then.
+        id_bytes: The length of the ids of this repository.
+        known: The same folder at an earlier reconciliation, whose names were checked then.
 
     Raises:
         Invalid: ``UnsafeTree`` with the path.
@@ -174,7 +172,7 @@ def _entries(path: str, content: bytes, id_bytes: int) -> Iterator[tuple[str, st
     while at < len(content):
         found = entry.match(content, at)
         if found is None:
-            raise _unsafe(path, "is a folder that git should not have stored")
+            raise _unsafe(path, "is a folder with an invalid entry")
         mode, name, oid = found.groups()
         yield mode.decode("ascii"), name.decode(errors="backslashreplace"), oid.hex()
         at = found.end()
@@ -183,7 +181,7 @@ def _entries(path: str, content: bytes, id_bytes: int) -> Iterator[tuple[str, st
 def _blobs(
     listings: Mapping[str, _Listing], known: Mapping[str, Folder], trees: Trees, limits: SourceLimits
 ) -> dict[str, Blob]:
-    """Find the size of every file of some folders, asking only about those that are new."""
+    """Return the size of every file of some folders; only new files are requested."""
     blobs: dict[str, Blob] = {}
     new: dict[str, str] = {}
     for path, listing in listings.items():
@@ -202,15 +200,15 @@ def _blobs(
 
 
 def too_large(path: str, limits: SourceLimits) -> Invalid:
-    """Say that a file is larger than what is read."""
+    """Return the error of a file that is larger than the limit."""
     msg = f"{path} is larger than {limits.blob_bytes} bytes."
-    return Invalid(msg, code="LimitExceeded", hint="A bundle or environment file is never that large.")
+    return Invalid(msg, code="LimitExceeded", hint="Bundles and environment files have to be smaller.")
 
 
 def _check_name(path: str, name: str) -> None:
     plain = _PART.fullmatch(name) and name not in {".", ".."} and name.casefold() != ".git"
     if not plain or len(path) > PATH_CHARS:
-        raise _unsafe(path, "is not a name we read; use letters, digits and . _ + : - only")
+        raise _unsafe(path, "has a name that is not allowed; use letters, digits and . _ + : - only")
     if path.count("/") >= DEPTH:
         raise _unsafe(path, f"is more than {DEPTH} folders deep")
 

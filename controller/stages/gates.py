@@ -374,14 +374,14 @@ def evaluate_gates(
     refused: str | None = None,
     gates: Sequence[Gate] | None = None,
 ) -> tuple[tuple[Action, GateVerdict], ...]:
-    """Ask every gate about every action, under every set of rules.
+    """Evaluate every gate for every action, under every set of rules.
 
     Args:
-        plan: What would change.
-        rules: Under which rules; none refuses everything.
-        evidence: What the gates may look at.
-        refused: Why a release that this commit names never became an action, if there is one.
-        gates: Which gates to ask; all of them unless a person takes responsibility for less.
+        plan: The planned changes.
+        rules: The sets of rules; without any, everything is blocked.
+        evidence: The evidence for gates.
+        refused: The reason why a declared release is not among the actions, if there is one.
+        gates: The gates to evaluate; a requested rollback needs fewer than all.
     """
     gates = GATES if gates is None else gates
     evaluated = {name_of(action): (action, _evaluate(action, plan, rules, evidence, gates)) for action in plan.actions}
@@ -425,10 +425,10 @@ def _under_earlier_rules(verdict: Blocked) -> Blocked:
 
 
 def _block_dependents(plan: ReleasePlan, evaluated: dict[str, tuple[Action, GateVerdict]], evidence: Evidence) -> None:
-    """Let nothing happen that leaves something served without what it depends on.
+    """Block changes that would leave a release without one that it depends on.
 
-    What depends on each other may come together; so the allowed changes are looked at as a whole, and the ones that do
-    not fit are taken out until the rest does.
+    Releases that depend on each other may change together; so the allowed changes are evaluated as a whole, and those
+    that do not fit are removed until the rest does.
     """
     served = evidence.served.get(plan.environment, {})
     while True:

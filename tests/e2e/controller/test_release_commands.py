@@ -42,7 +42,7 @@ def test_a_plan_says_where_an_environment_asks_and_what_it_stops_asking(machine:
     assert (prod["added_gates"], prod["rules"]["easier"]) == (told, ["bob gets approver"])
     words = machine.kneo(*plan, "--base", "HEAD~1", "--markdown").stdout
     assert "✓ The gate out asks at mail: publish." in words
-    assert "⚠ The gate idle stands around no step of anything released here." in words
+    assert "⚠ The gate idle applies to no step of the releases here." in words
     repo.environment("prod", {"mail": "1.0.0"}, approvals=RULE, people=PEOPLE, gates=gates[:1])
     repo.commit("Ask less")
     [prod] = machine.json(*plan, "--base", "HEAD~1")["environments"]

@@ -51,5 +51,5 @@ def terminal(tmp_path: Path):
 def test_a_run_shows_its_steps_while_they_happen_and_then_what_it_asks(terminal, tmp_path: Path):
     (tmp_path / "live.yaml").write_text(SPEC)
     shown = terminal("run", "live.yaml", "--input", "hello")
-    assert shown.index("draft") < shown.index("Status: paused") < shown.index("It waits for a person: Publish it?")
+    assert shown.index("draft") < shown.index("Status: paused") < shown.index("Paused: approval required: Publish it?")
     assert "run_started" in shown or "step_" in shown
