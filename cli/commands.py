@@ -62,6 +62,8 @@ COMMANDS: dict[str, Entry] = {
         "List, inspect, cancel, retry and fork runs",
         RUNS,
         {
+            "steps": Entry("cli.runs.steps:steps", "List the steps of a run with their models and cost"),
+            "conversation": Entry("cli.runs.steps:conversation", "Show what agents and their models wrote"),
             "cancel": Entry("cli.runs.control:cancel", "Cancel a run and withdraw its open tasks"),
             "replay": Entry("cli.runs.control:replay", "Show a run's checkpoints, or run it again from a step"),
             "recovery": Entry("cli.runs.control:recovery", "Show whether a run can be retried"),
@@ -71,6 +73,7 @@ COMMANDS: dict[str, Entry] = {
             "checkpoint-diff": Entry("cli.runs.control:checkpoint_diff", "Compare two checkpoints of a run"),
         },
     ),
+    "usage": Entry("cli.runs.usage:usage", "Sum up requests to models, tokens and cost", RUNS),
     "task": Entry(
         "cli.people.tasks:app",
         "Work on human tasks: list, review and decide",

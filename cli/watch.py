@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 from cli import render
@@ -64,8 +64,33 @@ def show_event(event: Json) -> None:
     """Print one event as a line."""
     kind = str(event["type"])
     place = event.get("step_id") or event.get("agent_name") or ""
-    detail = event.get("error") or event.get("output_preview") or event.get("status") or ""
-    if isinstance(detail, dict):
-        detail = detail.get("message", "")
     mark = render.FAILED if kind.endswith("_failed") else render.DONE if kind.endswith("completed") else render.OPEN
-    render.line(mark, f"{kind:<28} {place!s:<20} {' '.join(str(detail).split())[:100]}".rstrip())
+    render.line(mark, f"{indent(kind)}{kind:<28} {place!s:<20} {details(event)[:100]}".rstrip())
+
+
+_LEVELS: Mapping[str, int] = {"model": 1, "memory": 1, "guardrail": 1, "tool": 2}
+"""The level of an event below its step, by the first word of its type: a tool is called by a reply of the model."""
+
+
+def indent(kind: str) -> str:
+    """Return what stands before the type of an event, so that requests and tool calls form a tree."""
+    level = _LEVELS.get(kind.partition("_")[0], 0)
+    return f"{'  ' * (level - 1)}└ " if level else ""
+
+
+def details(event: Mapping[str, object]) -> str:
+    """Return an event in one line: its error, its tool, its model with tokens and time, or the beginning of its output."""
+    facts = event.get("metadata")
+    facts = facts if isinstance(facts, Mapping) else {}
+    error = event.get("error")
+    message = error.get("message") if isinstance(error, Mapping) else error
+    tokens = [count for name in ("input_tokens", "output_tokens") if isinstance(count := facts.get(name), int)]
+    millis = facts.get("milliseconds")
+    parts = [
+        event.get("tool_name") or facts.get("tool"),
+        event.get("model_name") or facts.get("model") if str(event["type"]).startswith("model_") else None,
+        f"{sum(tokens)} tokens" if tokens else None,
+        f"{millis} ms" if isinstance(millis, int) else None,
+        message or event.get("output_preview") or event.get("input_preview") or event.get("status"),
+    ]
+    return " ".join(" ".join(str(part) for part in parts if part is not None).split())

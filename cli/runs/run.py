@@ -13,6 +13,7 @@ from cli.commands import examples
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
 from cli.requests import request
 from cli.runs.outcome import show_outcome
+from cli.runs.usage import show_usage
 from cli.specs.check import read_tree
 from cli.watch import show_event
 from kneo.api.run_start import RunCreate, create_run
@@ -65,6 +66,7 @@ def run(
     with backend(service_url, profile) as opened:
         view = _live(opened, body) if live else opened.call(create_run, body)
     render.emit(view, as_json=as_json, text=lambda: show_outcome(view))
+    show_usage(view.metadata.get("usage"))
     if view.status == "failed":
         raise typer.Exit(1)
 

@@ -10,7 +10,7 @@ from cli import render
 from cli.backend import Json
 from cli.commands import examples
 from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
-from cli.watch import show_event
+from cli.watch import details, indent, show_event
 from kneo.api.run_views import RunPageView, RunView
 from kneo.api.runs import get_run, get_run_trace, list_run_checkpoints
 from kneo.api.runs import list_runs as list_runs_
@@ -140,13 +140,13 @@ def trace(
     with backend(service_url, profile) as opened:
         events = opened.call(get_run_trace, run_id, limit=1000).events
     rows = [
-        [number, event.type, event.step_id, event.output_preview or event.input_preview, event.timestamp]
+        [number, f"{indent(event.type)}{event.type}", event.step_id, details(vars(event)), event.timestamp]
         for number, event in enumerate(events, start=1)
     ]
     render.emit(
         {"run_id": run_id, "events": events},
         as_json=as_json,
-        text=lambda: render.table("Trace Events", ["#", "Type", "Step", "Preview", "At"], rows),
+        text=lambda: render.table("Trace Events", ["#", "Type", "Step", "Details", "At"], rows),
     )
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from kneo.api.page import PageView
 from kneo.api.status_words import StatusWord
 from kneo.api.task_views import epoch, human_request
-from kneo.records.run import Checkpoint, Run, TraceEvent
+from kneo.records.run import Checkpoint, Run, RunError, TraceEvent
 from kneo.records.task import HumanTask
 from kneo.records.usage import AgentUsage
 from kneo.redaction import hide_paths, redact, redact_text
@@ -25,7 +25,7 @@ Json = dict[str, object]
 
 @dataclass(frozen=True, kw_only=True)
 class RunErrorView:
-    """The error of a run."""
+    """The error of a run or a step."""
 
     type: str
     message: str
@@ -33,7 +33,11 @@ class RunErrorView:
     @classmethod
     def of(cls, run: Run) -> RunErrorView | None:
         """Return the error of a run, without secrets and paths of the machine."""
-        error = run.error
+        return cls.of_error(run.error)
+
+    @classmethod
+    def of_error(cls, error: RunError | None) -> RunErrorView | None:
+        """Return an error without secrets and paths of the machine."""
         return cls(type=error.type, message=hide_paths(redact_text(error.message))) if error is not None else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -47,3 +48,12 @@ class ConversationEntry:
     facts: Mapping[str, object] = field(default_factory=dict)
     started_at: str
     completed_at: str | None = None
+
+    @property
+    def location(self) -> str:
+        """The location of the step, also of an agent behind a tool."""
+        found = _CONVERSATION.fullmatch(self.conversation)
+        return found["location"] if found else self.conversation
+
+
+_CONVERSATION = re.compile(r"(?P<location>.*?)~\d+(?:>[\w.-]+)*")

@@ -119,8 +119,15 @@ class StepRecord:
     error: RunError | None
     code_digest: str | None
     """SHA-256 of the module that ran, for function steps: the code is not in the bundle."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """Facts of an agent's turn: its name, provider and model. Never content."""
     started_at: str
     completed_at: str
+
+    @property
+    def location(self) -> str:
+        """The location of the step in its run, which the rounds of a loop and the attempts at a step share or not."""
+        return self.idempotency_key.partition(":")[2].rpartition(":")[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,12 @@ from kneo.api import (
     promotions,
     receipts,
     run_answers,
+    run_conversation,
     run_history,
     run_start,
+    run_steps,
     specs,
+    usage,
 )
 from kneo.api import links as links_api
 from kneo.api import runs as runs_api
@@ -77,6 +80,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     mount(receipts, "receipts"),
     mount(run_history, "runs"),
     mount(runs_api, "runs"),
+    mount(run_steps, "runs"),
+    mount(run_conversation, "runs"),
+    mount(usage, "usage"),
     mount(specs, "specs"),
     mount(policies, "policies"),
     mount(credentials, "security"),

@@ -17,6 +17,7 @@ from kneo.settings import Settings
 SCOPES: Mapping[str, str] = {
     "*": "everything",
     "runs:read": "read runs, their traces and what they left behind",
+    "runs:content": "read what the agents of runs and their models wrote",
     "runs:write": "start, continue, fork and cancel runs",
     "specs:read": "read bundles; check specs",
     "human:read": "read human tasks",
@@ -46,7 +47,8 @@ _VIEWER = frozenset({"runs:read", "specs:read", "human:read", "audit:read", "rel
 
 ROLES: Mapping[str, frozenset[str]] = {
     "admin": frozenset({"*"}),
-    "operator": _VIEWER | {"runs:write", "credentials:read", "policies:read", "policies:write", "releases:operate"},
+    "operator": _VIEWER
+    | {"runs:write", "runs:content", "credentials:read", "policies:read", "policies:write", "releases:operate"},
     "approver": frozenset(
         {
             "runs:read",
@@ -59,7 +61,7 @@ ROLES: Mapping[str, frozenset[str]] = {
         }
     ),
     "reviewer": frozenset({"runs:read", "human:read", "human:write", "audit:read"}),
-    "auditor": _VIEWER | {"receipts:read"},
+    "auditor": _VIEWER | {"receipts:read", "runs:content"},
     "service": _VIEWER
     | {"runs:write", "human:write", "human:link", "audit:write", "credentials:read", "policies:read"},
     "viewer": _VIEWER,

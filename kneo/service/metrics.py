@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from kneo import WIRE_VERSION, __version__
 from kneo.clock import parse_time
 from kneo.errors import KneoError
+from kneo.records.usage import AgentUsage
 from kneo.service.events import Streams
 from kneo.service.routing import RouteEntry
-from kneo.store import audit, metrics, requests
+from kneo.store import audit, metrics, requests, usage
 from kneo.store.engine import Store
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
@@ -85,6 +86,7 @@ class _DatabaseMetrics(Collector):
             unsent = metrics.unsent_messages(tx)
             controller = requests.lease_holder(tx, requests.CONTROLLER_LEASE) is not None
             sealed, _ = audit.chain_head(tx)
+            used = usage.total_by_model(tx)
             now = tx.now
         yield GaugeMetricFamily("kneo_store_up", "Whether the database is reachable.", value=1)
         yield GaugeMetricFamily("kneo_service_key", "Whether this process can sign receipts.", value=self._signs())
@@ -94,9 +96,26 @@ class _DatabaseMetrics(Collector):
         yield GaugeMetricFamily("kneo_queue_depth", "Runs in the queue.", value=waiting)
         age = (now - parse_time(oldest)) / timedelta(seconds=1) if oldest is not None else 0.0
         yield GaugeMetricFamily("kneo_queue_oldest_seconds", "Age of the oldest run in the queue.", value=age)
+        yield from _usage(used)
         yield GaugeMetricFamily("kneo_audit_unsealed_events", "Audit events not yet in the chain.", value=pending)
         yield GaugeMetricFamily("kneo_audit_tree_size", "Audit events in the chain.", value=sealed)
         yield GaugeMetricFamily("kneo_controller_running", "Whether a controller holds its lease.", value=controller)
+
+
+def _usage(used: Mapping[tuple[str, str, str], AgentUsage]) -> Iterator[Metric]:
+    """Yield the counters of model usage, which all processes of a database share."""
+    labels = ["environment", "provider", "model"]
+    requests = CounterMetricFamily("kneo_model_requests", "Requests that models answered.", labels=labels)
+    tokens = CounterMetricFamily("kneo_model_tokens", "Tokens of requests and replies.", labels=[*labels, "direction"])
+    cost = CounterMetricFamily(
+        "kneo_model_cost_dollars", "Cost of the requests whose model has a price.", labels=labels
+    )
+    for names, usage_of in used.items():
+        requests.add_metric(names, usage_of.requests)
+        tokens.add_metric([*names, "input"], usage_of.input_tokens)
+        tokens.add_metric([*names, "output"], usage_of.output_tokens)
+        cost.add_metric(names, usage_of.cost_micros / 1_000_000)
+    yield from (requests, tokens, cost)
 
 
 def _by(name: str, help_text: str, label: str, counts: dict[str, int]) -> Metric:

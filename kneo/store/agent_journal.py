@@ -145,6 +145,18 @@ def list_entries(tx: Tx, run_id: str) -> tuple[ConversationEntry, ...]:
     return tuple(_entry(row) for row in _OF_RUN.rows(tx, {"of_run": run_id}))
 
 
+_FACTS = Prepared(
+    select(*(column for column in agent_journal.c if column.name not in {"body", "key"}))
+    .where(agent_journal.c.run_id == bindparam("of_run"))
+    .order_by(agent_journal.c.started_at, agent_journal.c.conversation, agent_journal.c.sequence)
+)
+
+
+def list_facts(tx: Tx, run_id: str) -> tuple[ConversationEntry, ...]:
+    """Read the entries of all conversations of a run without their bodies, in the order in which they began."""
+    return tuple(_entry(row, {}) for row in _FACTS.rows(tx, {"of_run": run_id}))
+
+
 def copy(tx: Tx, source: str, target: str, conversations: Collection[str]) -> None:
     """Copy conversations of one run to another run, each with those of the agents behind its tools."""
     for row in _OF_RUN.rows(tx, {"of_run": source}):
@@ -152,14 +164,14 @@ def copy(tx: Tx, source: str, target: str, conversations: Collection[str]) -> No
             _upsert(tx.dialect.name).change(tx, {**row._asdict(), "run_id": target})
 
 
-def _entry(row: Row) -> ConversationEntry:
+def _entry(row: Row, body: Mapping[str, object] | None = None) -> ConversationEntry:
     return ConversationEntry(
         conversation=row.conversation,
         name=row.name,
         number=row.number,
         kind=EntryKind(row.kind),
         status=EntryStatus(row.status),
-        body=_unpacked(bytes(row.body)),
+        body=_unpacked(bytes(row.body)) if body is None else body,
         facts=row.facts,
         started_at=row.started_at,
         completed_at=row.completed_at,

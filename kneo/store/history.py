@@ -107,7 +107,7 @@ def _add(
 
 
 def _step_row(step: StepRecord) -> dict[str, object]:
-    return vars(step) | {"error": asdict(step.error) if step.error else None}
+    return vars(step) | {"error": asdict(step.error) if step.error else None, "facts": dict(step.facts)}
 
 
 def _packed(new: NewCheckpoint, limits: CheckpointLimits) -> dict[str, object]:
@@ -184,7 +184,26 @@ def _append_to(tx: Tx, run_id: str, history: History) -> None:
 
 def list_steps(tx: Tx, run_id: str) -> tuple[StepRecord, ...]:
     rows = tx.connection.execute(select(steps).where(steps.c.run_id == run_id).order_by(steps.c.sequence))
-    return tuple(StepRecord(**{**row._asdict(), "error": read_error(row.error)}) for row in rows)
+    return tuple(_step(row) for row in rows)
+
+
+def page_of_steps(tx: Tx, run_id: str, *, limit: int, offset: int) -> tuple[tuple[StepRecord, ...], int]:
+    """Return a page of a run's finished steps in order, and the number of all."""
+    of_run = steps.c.run_id == run_id
+    page = select(steps).where(of_run).order_by(steps.c.sequence).limit(limit).offset(offset)
+    total = tx.connection.execute(select(func.count()).select_from(steps).where(of_run)).scalar_one()
+    return tuple(_step(row) for row in tx.connection.execute(page)), total
+
+
+def step_ends(tx: Tx, run_id: str) -> tuple[tuple[int, str, str], ...]:
+    """List the sequence number, the idempotency key and the end of each finished step, in order."""
+    columns = select(steps.c.sequence, steps.c.idempotency_key, steps.c.completed_at)
+    rows = tx.connection.execute(columns.where(steps.c.run_id == run_id).order_by(steps.c.sequence))
+    return tuple((row[0], row[1], row[2]) for row in rows)
+
+
+def _step(row: AnyRow) -> StepRecord:
+    return StepRecord(**{**row._asdict(), "error": read_error(row.error)})
 
 
 _VISITED = Prepared(

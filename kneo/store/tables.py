@@ -415,6 +415,7 @@ steps = Table(
     Column("output_text", Text),
     Column("error", JSON(none_as_null=True)),
     Column("code_digest", DIGEST),
+    Column("facts", JSON, nullable=False),
     Column("started_at", TIME, nullable=False),
     Column("completed_at", TIME, nullable=False),
     PrimaryKeyConstraint("run_id", "sequence"),

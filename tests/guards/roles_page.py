@@ -70,6 +70,8 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "runs list": ("list_runs",),
     "runs recovery": ("get_run_recovery",),
     "runs replay": ("get_run_replay",),
+    "runs conversation": ("get_run_conversation",),
+    "runs steps": ("list_run_steps",),
     "runs trace": ("get_run_trace",),
     "runs watch": ("stream_run_events",),
     "source accept-rewrite": ("get_source", "accept_rewrite"),
@@ -85,6 +87,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "unhold": ("unhold_release",),
     "unsuspend": ("unsuspend_environment",),
     "why": ("explain_release",),
+    "usage": ("get_usage",),
 }
 """Which operations a command asks a service for. Checked against the commands and the operations there are."""
 

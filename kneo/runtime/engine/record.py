@@ -95,6 +95,7 @@ def record_attempt(
         output_text=text,
         error=error,
         code_digest=result.output.code_digest if result.output else None,
+        facts=result.output.facts if result.output else {},
         started_at=result.started_at,
         completed_at=tx.at,
     )

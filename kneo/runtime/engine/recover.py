@@ -10,6 +10,7 @@ from kneo.clock import isoformat, new_id, parse_time
 from kneo.errors import Conflict, NotFound
 from kneo.records.run import STATE_VERSION, Checkpoint, NewTrace, Run, RunStatus, StepRecord
 from kneo.records.task import UNRESOLVED
+from kneo.records.usage import AgentUsage
 from kneo.runtime.engine.passed_gates import FORK, ForkPoint, find_passed, fork_gates, lapsed_gates, questions_in
 from kneo.runtime.engine.programs import ProgramLoader, migrate_state
 from kneo.runtime.engine.questions import SAMPLING_INPUT, input_digest, sampling_seed_of
@@ -267,6 +268,7 @@ def _insert(tx: Tx, parent: Run, past: ForkPast, order: ForkRequest) -> Run:
         step_count=0,
         checkpoint_count=0,
         trace_count=0,
+        usage=AgentUsage(),
     )
     begun = NewCheckpoint(type="run_started", step_id=None, state={}, metadata={"forked_from": origin})
     new = History(

@@ -1,0 +1,194 @@
+"""The conversations of a run's agents: what was written to their models, and what the models replied."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from kneo.api.context import Context
+from kneo.api.operation import operation
+from kneo.api.run_steps import path_of
+from kneo.records.conversation import ConversationEntry
+from kneo.redaction import redact, redact_text
+from kneo.runtime.engine.wait import find_run
+from kneo.store import agent_journal
+
+MAX_TEXT_CHARS = 20_000
+"""Characters of one text in a conversation."""
+
+MAX_CHARS = 4_000_000
+"""Characters of all texts of a response."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageCallView:
+    """A tool call in a reply of a model."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageView:
+    """One message. ``tool_call_id`` and ``tool_name`` are those of the call whose result it is."""
+
+    role: str
+    text: str
+    tool_calls: list[MessageCallView]
+    tool_call_id: str | None = None
+    tool_name: str | None = None
+    at: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationView:
+    """The messages between an agent and its model at one step."""
+
+    step: str
+    conversation: str
+    agent: str | None
+    messages: list[MessageView]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationsView:
+    """The conversations of a run; ``truncated`` where they are longer than a response may be."""
+
+    run_id: str
+    conversations: list[ConversationView]
+    count: int
+    truncated: bool
+
+
+@operation("GET", "/runs/{run_id}/conversation", scope="runs:content")
+def get_run_conversation(
+    context: Context,
+    run_id: str,
+    step: Annotated[str | None, Field(max_length=2_000, description="Only this step, by its path.")] = None,
+    whole: Annotated[bool, Field(description="Show personal data too. Secrets are never shown.")] = False,
+) -> ConversationsView:
+    """Read what the agents of a run and their models wrote."""
+    find_run(context.store, run_id)
+    with context.store.read() as tx:
+        entries = agent_journal.list_entries(tx, run_id)
+    by_conversation: dict[str, list[ConversationEntry]] = defaultdict(list)
+    for entry in entries:
+        if step is None or path_of(entry.location) == step:
+            by_conversation[entry.conversation].append(entry)
+    texts = _Texts(personal=not whole)
+    views = [
+        ConversationView(
+            step=path_of(own[0].location),
+            conversation=name,
+            agent=next((str(entry.facts["agent"]) for entry in own if "agent" in entry.facts), None),
+            messages=[message for entry in own for message in _messages(entry.body, texts)],
+        )
+        for name, own in sorted(by_conversation.items(), key=lambda item: item[1][0].started_at)
+    ]
+    return ConversationsView(run_id=run_id, conversations=views, count=len(views), truncated=texts.left <= 0)
+
+
+class _Texts:
+    """Cleans and bounds the texts of one response.
+
+    Args:
+        personal: Whether personal data is removed too.
+    """
+
+    def __init__(self, *, personal: bool) -> None:
+        self.personal = personal
+        self.left = MAX_CHARS
+
+    def shown(self, value: object) -> str:
+        """Return a text, or data as JSON, without secrets and cut where it is too long."""
+        # Cleaned as a whole: half a secret is not recognized.
+        text = self._cleaned(value)
+        most = max(min(MAX_TEXT_CHARS, self.left), 0)
+        self.left -= len(text)
+        return text if len(text) <= most else f"{text[:most]}[cut: {len(text)} characters in all]"
+
+    def _cleaned(self, value: object) -> str:
+        if isinstance(value, str):
+            return redact_text(value, personal=self.personal)
+        return json.dumps(redact(value, personal=self.personal), ensure_ascii=False, default=str)
+
+
+def _messages(body: Mapping[str, object], texts: _Texts) -> Iterator[MessageView]:
+    """Yield the messages in the body of a journal entry."""
+    for message in _listed(body, "messages"):
+        at = message.get("timestamp")
+        if message.get("kind") == "response":
+            yield _reply(message, texts)
+            continue
+        if message.get("instructions"):
+            yield _message("system", message["instructions"], at, texts)
+        for part in _listed(message, "parts"):
+            yield _sent(part, at, texts)
+
+
+def _reply(message: Mapping[str, object], texts: _Texts) -> MessageView:
+    parts = _listed(message, "parts")
+    calls = [
+        MessageCallView(
+            id=str(part.get("tool_call_id")),
+            name=str(part.get("tool_name")),
+            arguments=texts.shown(_arguments(part.get("args"))),
+        )
+        for part in parts
+        if part.get("part_kind") == "tool-call"
+    ]
+    said = "".join(str(part.get("content")) for part in parts if part.get("part_kind") == "text")
+    return _message("assistant", said, message.get("timestamp"), texts, calls=calls)
+
+
+def _sent(part: Mapping[str, object], at: object, texts: _Texts) -> MessageView:
+    """Build the view of a part of a request: a prompt, or the result of a call."""
+    role = _ROLES.get(str(part.get("part_kind")), "user")
+    call_id, name = part.get("tool_call_id"), part.get("tool_name")
+    if name is not None:
+        role = "tool"
+    return _message(role, part.get("content", ""), part.get("timestamp") or at, texts, call_id=call_id, name=name)
+
+
+_ROLES: Mapping[str, str] = {"system-prompt": "system", "user-prompt": "user", "tool-return": "tool"}
+
+
+def _message(
+    role: str,
+    value: object,
+    at: object,
+    texts: _Texts,
+    *,
+    calls: list[MessageCallView] | None = None,
+    call_id: object = None,
+    name: object = None,
+) -> MessageView:
+    return MessageView(
+        role=role,
+        text=texts.shown(value),
+        tool_calls=calls or [],
+        tool_call_id=str(call_id) if name is not None else None,
+        tool_name=str(name) if name is not None else None,
+        at=str(at) if at is not None else None,
+    )
+
+
+def _arguments(value: object) -> object:
+    """Return the arguments of a call as data, so that secrets are found by their names; text that is no JSON stays text."""
+    if not isinstance(value, str):
+        return value if value is not None else {}
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _listed(value: Mapping[str, object], name: str) -> list[Mapping[str, object]]:
+    items = value.get(name)
+    return [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []

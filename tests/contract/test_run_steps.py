@@ -1,0 +1,226 @@
+"""The operations that show what agents did and used, on both databases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+from builders import build_run
+from operation_context import operation_context
+
+from kneo.api.run_conversation import MAX_TEXT_CHARS, get_run_conversation
+from kneo.api.run_steps import list_run_steps
+from kneo.api.run_views import RunView
+from kneo.api.usage import get_usage
+from kneo.errors import InvalidValue, NotFound
+from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
+from kneo.records.run import Run, RunStatus, StepRecord
+from kneo.store import agent_journal, history, runs, usage
+from kneo.store.engine import Store
+
+
+def insert(store: Store, **changes: object) -> Run:
+    run = build_run(**changes)
+    with store.write() as tx:
+        runs.insert_run(tx, run)
+    return run
+
+
+def step(run: Run, sequence: int, ended: str, *, attempt: int = 0, **changes: object) -> StepRecord:
+    values: dict[str, object] = {
+        "run_id": run.id,
+        "sequence": sequence,
+        "step_id": "checks/policy",
+        "kind": "agent",
+        "attempt": attempt,
+        "status": "completed",
+        "idempotency_key": f"{run.id}:checks#2/policy:{attempt}",
+        "input_text": "in",
+        "output_text": "out",
+        "error": None,
+        "code_digest": None,
+        "started_at": "2026-01-31T12:00:00.000000+00:00",
+        "completed_at": ended,
+    }
+    return StepRecord(**values | changes)  # type: ignore[arg-type]
+
+
+def reply(
+    at: str, *, number: int = 1, conversation: str = "checks#2/policy~0", body: Mapping[str, object] | None = None
+) -> ConversationEntry:
+    return ConversationEntry(
+        conversation=conversation,
+        name=f"model:{number}",
+        number=number,
+        kind=EntryKind.MODEL,
+        status=EntryStatus.DONE,
+        body=body or {"messages": []},
+        facts={
+            "agent": "writer",
+            "provider": "openai",
+            "model": "gpt",
+            "input_tokens": 10,
+            "output_tokens": 5,
+            "cost_micros": 3,
+        },
+        started_at=at,
+        completed_at=at,
+    )
+
+
+def write(store: Store, run: Run, steps: Sequence[StepRecord], *entries: ConversationEntry) -> None:
+    with store.write() as tx:
+        for one in steps:
+            history.insert_step(tx, one)
+        agent_journal.append(tx, run.id, entries)
+        usage.record_usage(tx, run, entries)
+
+
+T = "2026-01-31T12:00:{:02d}.000000+00:00"
+
+
+def test_each_attempt_has_the_usage_of_its_own_requests(store: Store) -> None:
+    run = insert(store)
+    failed = step(run, 1, T.format(10), status="failed", output_text=None)
+    done = step(run, 2, T.format(20), attempt=1)
+    tool = ConversationEntry(
+        conversation="checks#2/policy~0",
+        name="tool:2.a",
+        number=2,
+        kind=EntryKind.TOOL,
+        status=EntryStatus.DONE,
+        started_at=T.format(13),
+    )
+    behind_a_tool = reply(T.format(14), conversation="checks#2/policy~0>2.a")
+    entries = [reply(T.format(3)), reply(T.format(12), number=2), tool, behind_a_tool]
+    write(store, run, [failed, done], *entries)
+    page = list_run_steps(operation_context(store), run.id)
+    assert [(view.path, view.attempt, view.status) for view in page.steps] == [
+        ("checks/policy", 0, "failed"),
+        ("checks/policy", 1, "completed"),
+    ]
+    first, second = (view.usage for view in page.steps)
+    assert first is not None
+    assert (first.requests, first.total_tokens, first.cost_micros) == (1, 15, 3)
+    assert second is not None
+    assert (second.requests, second.tool_calls, second.total_tokens, second.cost_micros) == (2, 1, 30, 6)
+    model = page.steps[1].model
+    assert model is not None
+    assert (model.provider, model.name) == ("openai", "gpt")
+
+
+def test_a_step_that_waits_shows_what_its_agent_used(store: Store) -> None:
+    run = insert(store, status=RunStatus.PAUSED)
+    write(store, run, [step(run, 1, T.format(1))], reply(T.format(5)))
+    page = list_run_steps(operation_context(store), run.id)
+    waiting = page.steps[1]
+    assert (waiting.path, waiting.status, waiting.agent_name, waiting.output) == (
+        "checks/policy",
+        "waiting",
+        "writer",
+        None,
+    )
+    assert waiting.usage is not None
+    assert (page.count, page.total) == (2, 2)
+    assert list_run_steps(operation_context(store), run.id, limit=1).count == 1
+    [second] = list_run_steps(operation_context(store), run.id, limit=1, offset=1).steps
+    assert second == waiting
+
+
+def test_a_step_without_a_journal_shows_the_model_of_its_turn(store: Store) -> None:
+    run = insert(store)
+    facts = {"agent_name": "greeter", "model_provider": "dummy", "model_name": "d"}
+    write(store, run, [step(run, 1, T.format(1), facts=facts), step(run, 2, T.format(2), kind="function")])
+    agent, function = list_run_steps(operation_context(store), run.id).steps
+    assert agent.model is not None
+    assert (agent.agent_name, agent.model.provider, agent.model.name, agent.usage) == ("greeter", "dummy", "d", None)
+    assert (function.model, function.usage) == (None, None)
+
+
+def test_the_usage_of_a_run_stands_in_its_view(store: Store) -> None:
+    run = insert(store)
+    assert RunView.of(run, None).usage is None
+    assert "usage" not in RunView.of(run, None).metadata
+    with store.write() as tx:
+        run = usage.record_usage(tx, run, [reply(T.format(1))])
+    view = RunView.of(run, None)
+    assert view.usage is not None
+    assert vars(view.usage) == view.metadata["usage"]
+    assert view.usage.total_tokens == 15
+
+
+MESSAGES = [
+    {
+        "kind": "request",
+        "instructions": "Be brief.",
+        "timestamp": None,
+        "parts": [{"part_kind": "user-prompt", "content": "Look up ann@example.com", "timestamp": T.format(1)}],
+    },
+    {
+        "kind": "response",
+        "timestamp": T.format(2),
+        "parts": [
+            {"part_kind": "thinking", "content": "hidden"},
+            {"part_kind": "text", "content": "One moment."},
+            {"part_kind": "tool-call", "tool_name": "look", "args": '{"password": "hunter2"}', "tool_call_id": "a"},
+        ],
+    },
+    {
+        "kind": "request",
+        "parts": [{"part_kind": "tool-return", "tool_name": "look", "content": {"n": 1}, "tool_call_id": "a"}],
+    },
+    {"kind": "response", "parts": [{"part_kind": "text", "content": "x" * 3 * MAX_TEXT_CHARS}]},
+]
+
+
+def test_a_conversation_shows_messages_without_secrets(store: Store) -> None:
+    run = insert(store)
+    first = reply(T.format(2), body={"messages": MESSAGES[:2]})
+    write(store, run, [], first, reply(T.format(4), number=2, body={"messages": MESSAGES[2:]}))
+    view = get_run_conversation(operation_context(store), run.id)
+    [conversation] = view.conversations
+    assert (conversation.step, conversation.agent, view.count) == ("checks/policy", "writer", 1)
+    system, user, call, result, last = conversation.messages
+    assert [message.role for message in conversation.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert (system.text, call.text, result.text) == ("Be brief.", "One moment.", '{"n": 1}')
+    assert "ann@example.com" not in user.text
+    assert (call.tool_calls[0].name, call.tool_calls[0].arguments) == ("look", '{"password": "[REDACTED]"}')
+    assert (result.tool_call_id, result.tool_name) == ("a", "look")
+    assert last.text.endswith(f"[cut: {3 * MAX_TEXT_CHARS} characters in all]")
+    whole = get_run_conversation(operation_context(store), run.id, whole=True)
+    assert whole.conversations[0].messages[1].text == "Look up ann@example.com"
+    assert "hunter2" not in str(whole)
+
+
+def test_a_conversation_is_found_by_the_path_of_its_step(store: Store) -> None:
+    run = insert(store)
+    write(store, run, [], reply(T.format(1)), reply(T.format(2), conversation="reply~1"))
+    found = get_run_conversation(operation_context(store), run.id, step="reply")
+    assert [one.conversation for one in found.conversations] == ["reply~1"]
+    assert get_run_conversation(operation_context(store), run.id, step="other").conversations == []
+
+
+def test_unknown_runs_are_not_found(store: Store) -> None:
+    for operation in (list_run_steps, get_run_conversation):
+        with pytest.raises(NotFound):
+            operation(operation_context(store), "run_none")
+
+
+def test_usage_is_summed_up_by_day_model_and_agent(store: Store) -> None:
+    run = insert(store, environment="prod")
+    write(store, run, [], reply(T.format(1)), reply(T.format(2), number=2))
+    context = operation_context(store)
+    by_day = get_usage(context)
+    assert (by_day.since, by_day.until) == ("2026-01-01", "2026-01-31")
+    [day] = by_day.usage
+    assert (day.day, day.model, day.requests, day.total_tokens, day.cost_micros) == ("2026-01-31", None, 2, 30, 6)
+    assert by_day.total.requests == 2
+    [model] = get_usage(context, by="model", environment="prod").usage
+    assert (model.provider, model.model, model.agent) == ("openai", "gpt", None)
+    [agent] = get_usage(context, by="agent").usage
+    assert agent.agent == "writer"
+    assert get_usage(context, environment="staging").usage == []
+    assert get_usage(context, until="2026-01-30").usage == []
+    for wrong in ("yesterday", "2026-13-01", "0001-01-01"):
+        with pytest.raises(InvalidValue, match="since is not a day"):
+            get_usage(context, since=wrong)

@@ -1,0 +1,63 @@
+"""Usage and events of agents as lines of text."""
+
+from __future__ import annotations
+
+import pytest
+
+from cli.runs.usage import usage_line
+from cli.watch import details, indent
+from kneo.api.run_views import UsageView
+from kneo.records.usage import AgentUsage
+
+USED = AgentUsage(requests=2, tool_calls=3, input_tokens=1_000, output_tokens=204, cost_micros=3_100)
+
+
+@pytest.mark.parametrize(
+    ("usage", "line"),
+    [
+        (USED, "2 requests, 3 tool calls, 1204 tokens, $0.0031"),
+        (AgentUsage(requests=1, tool_calls=1, input_tokens=1), "1 request, 1 tool call, 1 token, $0.0000"),
+        (
+            AgentUsage(requests=1, unpriced_requests=1, input_tokens=9),
+            "1 request, 0 tool calls, 9 tokens, price unknown",
+        ),
+        (
+            USED + AgentUsage(requests=1, unpriced_requests=1),
+            "3 requests, 3 tool calls, 1204 tokens, $0.0031, 1 request without a known price",
+        ),
+    ],
+)
+def test_the_usage_of_a_run_is_one_line(usage: AgentUsage, line: str) -> None:
+    assert usage_line(vars(UsageView.of(usage))) == line
+
+
+def test_requests_and_tool_calls_form_a_tree() -> None:
+    kinds = ("step_completed", "model_completed", "tool_call_started", "workflow_completed")
+    assert [indent(kind) + kind for kind in kinds] == [
+        "step_completed",
+        "└ model_completed",
+        "  └ tool_call_started",
+        "workflow_completed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (
+            {
+                "type": "model_completed",
+                "model_name": "gpt",
+                "metadata": {"input_tokens": 10, "output_tokens": 5, "milliseconds": 80},
+                "output_preview": "One\nmoment",
+            },
+            "gpt 15 tokens 80 ms One moment",
+        ),
+        ({"type": "tool_call_completed", "tool_name": "look", "metadata": {"milliseconds": 3}}, "look 3 ms"),
+        ({"type": "tool_call_failed", "tool_name": "look", "error": {"type": "E", "message": "gone"}}, "look gone"),
+        ({"type": "step_completed", "model_name": "gpt", "output_preview": "out"}, "out"),
+        ({"type": "status", "status": "paused"}, "paused"),
+    ],
+)
+def test_an_event_is_one_line(event: dict[str, object], line: str) -> None:
+    assert details(event) == line
