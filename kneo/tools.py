@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import json
 import re
+import typing
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from kneo.errors import Conflict, Invalid, NotFound
 from kneo.spec.json_schema import find_flaws
@@ -40,8 +44,14 @@ class ToolContext:
     idempotency_key: str
 
 
-Handler = Callable[[Mapping[str, Any]], str | ToolResult | Awaitable[str | ToolResult]]
-"""A function from a map of arguments to a text, sync or async. It may also return any JSON value."""
+Handler = Callable[..., object]
+"""A function from a map of arguments to a text or any JSON value, sync or async; or a ``FunctionTool``.
+
+Parameters named ``key`` and ``context`` receive the idempotency key and the ``ToolContext`` of the call.
+"""
+
+BY_NAME = ("key", "context")
+"""Parameters that do not take the arguments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +61,115 @@ class ToolDefinition:
     name: str
     description: str = ""
     parameters: Mapping[str, object] = field(default_factory=lambda: {"type": "object", "properties": {}})
+
+
+class FunctionTool:
+    """A function whose parameters are the arguments of a tool. Called, it is the function itself.
+
+    Args:
+        function: The function, sync or async.
+        name: The tool's name; default: the function's.
+        description: For the model; default: the function's docstring.
+        review: The gates at its calls, as a spec has them under ``review``. A spec that uses the tool has to declare them.
+        optional: Parameters that need not be among the arguments of the model, because people fill them in.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., object],
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        review: Mapping[str, object] | None = None,
+        optional: frozenset[str] = frozenset(),
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.review = review or {}
+        self._arguments = _arguments_model(function)
+        schema = self._arguments.model_json_schema()
+        required = [each for each in schema.get("required", ()) if each not in optional]
+        self.definition = ToolDefinition(
+            name=name or str(getattr(function, "__name__", "tool")),
+            description=description or inspect.getdoc(function) or "",
+            parameters={**schema, "required": required} if required else _without(schema, "required"),
+        )
+
+    def __call__(self, *arguments: object, **named: object) -> object:
+        return self.function(*arguments, **named)
+
+    def bind(self, arguments: Mapping[str, object], context: ToolContext) -> dict[str, object]:
+        """Return the function's arguments, converted to the types of its parameters.
+
+        Raises:
+            ValueError: an argument is missing or does not fit.
+        """
+        values = self._arguments.model_validate(dict(arguments))
+        found = {name: getattr(values, name) for name in values.model_fields_set}
+        return found | _named(self.function, context)
+
+
+def bind_arguments(
+    function: Callable[..., object], arguments: Mapping[str, object], context: ToolContext
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Return the positional and the named arguments with which a tool is called.
+
+    Raises:
+        Invalid: ``tool_signature_invalid``: the function does not take one map of arguments.
+        ValueError: an argument of a ``FunctionTool`` does not fit.
+    """
+    if isinstance(function, FunctionTool):
+        return (), function.bind(arguments, context)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some callables of C have no signature
+        return (dict(arguments),), {}
+    named = _named(function, context)
+    others = [each for each in parameters if each.name not in BY_NAME]
+    variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    required = [each.name for each in others if each.default is each.empty and each.kind not in variadic]
+    if len(required) > 1:
+        msg = (
+            f"The tool {context.tool} is a function of {', '.join(required)[:200]}; a tool takes one map of arguments."
+        )
+        hint = "Write it as def tool(arguments): …, or decorate it with @tool of kneo.sdk.tools."
+        raise Invalid(msg, code="tool_signature_invalid", hint=hint)
+    if not others:
+        return (), named
+    first = others[0]
+    if first.kind in {first.POSITIONAL_ONLY, first.VAR_POSITIONAL}:
+        return (dict(arguments),), named
+    if first.kind is first.VAR_KEYWORD:
+        return (), {**arguments, **named}
+    return (), {first.name: dict(arguments), **named}
+
+
+def _named(function: Callable[..., object], context: ToolContext) -> dict[str, object]:
+    given = {"key": context.idempotency_key, "context": context}
+    return {name: given[name] for name in inspect.signature(function).parameters if name in given}
+
+
+def _arguments_model(function: Callable[..., object]) -> type[BaseModel]:
+    """Return the model of a function's arguments.
+
+    Raises:
+        TypeError: the function has positional-only or variadic parameters.
+    """
+    hints = typing.get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name in BY_NAME:
+            continue
+        if parameter.kind not in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}:
+            msg = f"The parameter {parameter.name} of {function} cannot be passed by its name."
+            raise TypeError(msg)
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[parameter.name] = (hints.get(parameter.name, Any), Field(default=default))
+    return create_model(str(getattr(function, "__name__", "tool")), __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def _without(schema: Mapping[str, object], key: str) -> dict[str, object]:
+    return {name: value for name, value in schema.items() if name != key}
 
 
 @dataclass(frozen=True)
@@ -86,6 +205,10 @@ class ToolRegistry:
             raise Conflict(msg)
         self._tools[definition.name] = RegisteredTool(definition, handler)
 
+    def add(self, tool: FunctionTool) -> None:
+        """Add a function as a tool; raises what ``register`` raises."""
+        self.register(tool.definition, tool)
+
     def get(self, name: str) -> RegisteredTool:
         """Return a tool.
 
@@ -103,7 +226,10 @@ class ToolRegistry:
         Raises:
             NotFound: no tool has that name.
         """
-        output = self.get(name).handler(arguments)
+        handler = self.get(name).handler
+        context = ToolContext(run_id="", step_id="", agent="", tool=name, idempotency_key="")
+        positional, named = bind_arguments(handler, arguments, context)
+        output = handler(*positional, **named)
         if inspect.isawaitable(output):
             output = asyncio.run(_await(output))
         if isinstance(output, ToolResult):
@@ -121,5 +247,5 @@ class ToolRegistry:
         return len(self._tools)
 
 
-async def _await(output: Awaitable[str | ToolResult]) -> str | ToolResult:
+async def _await(output: Awaitable[object]) -> object:
     return await output

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from functools import partial
 
 from kneo.agents.turn import ToolCall
-from kneo.errors import KneoError
+from kneo.errors import Forbidden, KneoError
 from kneo.runtime.steps.child_process import ChildFailed, ChildProcesses
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.threads import in_thread
 from kneo.runtime.steps.tool_functions import await_tool, bounded_result, call_tool, is_async_tool
 from kneo.spec.models.spec import Tool
-from kneo.tools import ToolContext, ToolRegistry
+from kneo.tools import FunctionTool, Handler, ToolContext, ToolRegistry
 
 
 class PythonTools:
@@ -44,7 +43,7 @@ class PythonTools:
 
         Raises:
             NotFound: ``tool_not_found``: the tool names no function, and the registry has none of its name.
-            Forbidden: the module may not be named, or is not the pinned one.
+            Forbidden: the module may not be named, is not the pinned one, or the tool lacks a gate that its function declares.
             Exception: the function raised it.
         """
         context = ToolContext(
@@ -56,9 +55,12 @@ class PythonTools:
         )
         implementation = call.tool.implementation
         if implementation is None:
-            return await self._call(self._registry.get(call.name).handler, call, context)
+            function: Handler = self._registry.get(call.name).handler
+            check_review(function, call)
+            return await self._call(function, call, context)
         pins = call.turn.implementations
         function = self._code.load(implementation, pins).function
+        check_review(function, call)
         if call.tool.timeout_seconds is None or is_async_tool(function):
             return await self._call(function, call, context)
         try:
@@ -67,7 +69,7 @@ class PythonTools:
             raise KneoError(str(error), code=error.kind) from None
 
     @staticmethod
-    async def _call(function: Callable[..., object], call: ToolCall, context: ToolContext) -> object:
+    async def _call(function: Handler, call: ToolCall, context: ToolContext) -> object:
         if is_async_tool(function):
             result = call_tool(function, call.arguments, context)
         else:
@@ -75,3 +77,19 @@ class PythonTools:
         if inspect.isawaitable(result):
             result = await await_tool(result)
         return bounded_result(result)
+
+
+def check_review(function: Handler, call: ToolCall) -> None:
+    """Refuse a function that declares gates which the tool of the spec does not have.
+
+    Raises:
+        Forbidden: ``tool_review_missing``.
+    """
+    declared = call.tool.review.gates() if call.tool.review is not None else {}
+    missing = [
+        place for place in (function.review if isinstance(function, FunctionTool) else ()) if place not in declared
+    ]
+    if missing:
+        msg = f"The function of the tool {call.name} requires a person ({', '.join(missing)}), and the spec has no such gate."
+        hint = f"Declare tools.{call.name}.review.{missing[0]} in the spec."
+        raise Forbidden(msg, code="tool_review_missing", hint=hint)

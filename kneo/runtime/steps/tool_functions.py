@@ -11,13 +11,10 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 
 from kneo.errors import Invalid
-from kneo.tools import ToolContext, ToolResult
+from kneo.tools import ToolContext, ToolResult, bind_arguments
 
 MAX_RESULT_CHARS = 1_000_000
 """Characters of a result; the rest is cut."""
-
-_BY_NAME = ("key", "context")
-"""Parameters that do not take the arguments."""
 
 
 def is_async_tool(function: Callable[..., object]) -> bool:
@@ -33,7 +30,7 @@ def call_tool(function: Callable[..., object], arguments: Mapping[str, object], 
         Invalid: ``tool_exited``: the tool tried to end more than its call.
         Exception: the tool raised it.
     """
-    positional, named = _bind(function, arguments, context)
+    positional, named = bind_arguments(function, arguments, context)
     try:
         return function(*positional, **named)
     except Exception:
@@ -81,35 +78,6 @@ def bounded_result(result: object) -> object:
         return _cut(text)
     value: object = json.loads(text)
     return value
-
-
-def _bind(
-    function: Callable[..., object], arguments: Mapping[str, object], context: ToolContext
-) -> tuple[tuple[object, ...], dict[str, object]]:
-    """Return the arguments of the call: ``key`` and ``context`` by name, the map of arguments as the other parameter."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some callables of C have no signature
-        return (dict(arguments),), {}
-    given = {"key": context.idempotency_key, "context": context}
-    named: dict[str, object] = {each.name: given[each.name] for each in parameters if each.name in _BY_NAME}
-    others = [each for each in parameters if each.name not in _BY_NAME]
-    variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-    required = [each.name for each in others if each.default is each.empty and each.kind not in variadic]
-    if len(required) > 1:
-        msg = (
-            f"The tool {context.tool} is a function of {', '.join(required)[:200]}; a tool takes one map of arguments."
-        )
-        hint = "Write it as def tool(arguments): …, or decorate it with kneo.sdk.tools.tool."
-        raise Invalid(msg, code="tool_signature_invalid", hint=hint)
-    if not others:
-        return (), named
-    first = others[0]
-    if first.kind in {first.POSITIONAL_ONLY, first.VAR_POSITIONAL}:
-        return (dict(arguments),), named
-    if first.kind is first.VAR_KEYWORD:
-        return (), {**arguments, **named}
-    return (), {first.name: dict(arguments), **named}
 
 
 def _cut(text: str) -> str:

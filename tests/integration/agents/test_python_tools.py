@@ -23,8 +23,13 @@ from kneo.tools import ToolContext, ToolDefinition, ToolRegistry, ToolResult
 PATIENCE = 240
 SOURCE = """
 import asyncio, os, subprocess, sys, time
+from kneo.sdk.tools import tool
 from kneo.tools import ToolResult
 
+@tool
+def decorated(amount: int, to: str, key): return [amount, to, key]
+@tool(requires_confirmation=True)
+def confirmed(amount: int): return amount
 def echo(arguments): return {"arguments": arguments}
 def text(arguments): return "hello"
 def none(arguments): return None
@@ -239,6 +244,17 @@ def test_a_module_that_is_not_allowed_is_not_called(tmp_path: Path, where: dict[
     with pytest.raises(KneoError) as refused:
         asyncio.run(main())
     assert refused.value.code == "implementation_forbidden"
+
+
+@EVERYWHERE
+def test_a_decorated_function_takes_its_arguments_by_name(tmp_path: Path, where: dict[str, object]) -> None:
+    assert call(tmp_path, "decorated", {"amount": 5, "to": "bob"}, **where) == [5, "bob", KEY]
+    with pytest.raises((KneoError, ValueError), match="amount"):
+        call(tmp_path, "decorated", {"amount": "much", "to": "bob"}, **where)
+    with pytest.raises(KneoError) as refused:
+        call(tmp_path, "confirmed", {"amount": 5}, **where)
+    assert refused.value.code == "tool_review_missing"
+    assert call(tmp_path, "confirmed", {"amount": 5}, review={"before": True}, **where) == 5
 
 
 # ---- the registry ---------------------------------------------------------------------------------------------------
