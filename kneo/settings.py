@@ -526,6 +526,14 @@ class Settings:
     models: ModelSettings = field(default_factory=ModelSettings)
     mcp: McpSettings = field(default_factory=McpSettings)
 
+    def secret(self, name: str) -> str | None:
+        """Return a secret by the name of its variable, read anew; see :func:`read_secret`.
+
+        Raises:
+            Invalid: ``invalid_setting``.
+        """
+        return read_secret(name, self.secrets_dir)
+
     def on(self, url: str) -> Settings:
         """Return the settings with another database and its state folder.
 

@@ -371,13 +371,13 @@ def _responses(request: ModelRequest, reply: Reply) -> Json:
     output += [
         {
             "type": "function_call",
-            "id": f"fc_{each}",
+            "id": f"fc_{request.turns}_{number}",
             "call_id": each,
             "name": name,
             "arguments": arguments,
             "status": "completed",
         }
-        for each, name, arguments in _calls(request, reply)
+        for number, (each, name, arguments) in enumerate(_calls(request, reply))
     ]
     reason = _reason(request, reply)
     given, made = reply.usage
