@@ -24,6 +24,7 @@ from kneo.runtime.engine.timers import tick
 from kneo.runtime.engine.wait import RunSettled, find_run, wait_until_settled
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
+from kneo.runtime.steps.agents import Conversation
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.context import StepContext, StepOutput
 from kneo.runtime.steps.executor import Executor
@@ -119,13 +120,15 @@ class InProcessExecutor(Executor):
     def plain(self, program: Program, activity: Activity, pins: Mapping[str, str]) -> None:
         """Return nothing: ``began`` listens to every step, and the functions of this process are async."""
 
-    async def execute(self, program: Program, activity: Activity, text: str, context: StepContext) -> StepOutput:
+    async def execute(
+        self, program: Program, activity: Activity, text: str, context: StepContext, conversation: Conversation
+    ) -> StepOutput:
         self.host.began(activity, context)
         work = (
             self.host.work.get(program.functions[activity.ref].implementation) if activity.kind == "function" else None
         )
         if work is None:
-            return await super().execute(program, activity, text, context)
+            return await super().execute(program, activity, text, context, conversation)
         enter_step(context, self.host.store)  # a context variable of this step's own asyncio task
         try:
             async with asyncio.timeout(activity.timeout_seconds):

@@ -34,6 +34,7 @@ _DEFER = text(
 _LOST = text(f"""
     SELECT r.id FROM runs r
     WHERE r.status = 'running' AND r.owner IS NULL AND r.updated_at < :before AND r.state_version <= :version
+      AND r.resume_at IS NULL
       AND NOT EXISTS (SELECT 1 FROM {SCHEMA}.procrastinate_jobs j
                       WHERE j.status IN ('todo', 'doing') AND j.args ->> 'run_id' = r.id)
     LIMIT 1000

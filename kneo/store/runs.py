@@ -137,7 +137,7 @@ _ACQUIRE = Prepared(
         runs.c.state_version <= STATE_VERSION,
         (runs.c.owner.is_(None)) | (runs.c.owner == bindparam("claim")),
     )
-    .values(owner=bindparam("claim"), epoch=runs.c.epoch + 1)
+    .values(owner=bindparam("claim"), epoch=runs.c.epoch + 1, resume_at=None)
     .returning(runs)
 )
 
@@ -194,6 +194,24 @@ def pause(tx: Tx, run: Run) -> Run | None:
     if _PAUSE.change(tx, seen | values) != 1:
         return None
     return replace(run, status=RunStatus.PAUSED, owner=None, updated_at=tx.at, visited_steps=steps)
+
+
+def park(tx: Tx, run: Run, until: str) -> bool:
+    """Release a run that has nothing to do before a time; return false where it got a signal since it was read.
+
+    The run is due again at that time, or at its next signal.
+    """
+    seen = {"of_run": run.id, "seen_epoch": run.epoch, "seen_signal": run.signal_seq}
+    return _PAUSE.change(tx, seen | {"owner": None, "resume_at": until, "updated_at": tx.at}) == 1
+
+
+def list_resumable(tx: Tx, limit: int) -> tuple[str, ...]:
+    """List parked runs whose time has come, and let them count as due."""
+    parked = select(runs.c.id).where(runs.c.resume_at <= tx.at, runs.c.owner.is_(None)).order_by(runs.c.resume_at)
+    ids = tuple(tx.connection.execute(parked.limit(limit).with_for_update(skip_locked=True)).scalars())
+    if ids:
+        tx.connection.execute(update(runs).where(runs.c.id.in_(ids)).values(resume_at=None))
+    return ids
 
 
 def release(tx: Tx, run_id: str, claim: str, *, epoch: int | None = None, again: bool = True) -> None:
@@ -287,15 +305,20 @@ def clear_owners(tx: Tx) -> int:
 
 _RUNNABLE = Prepared(
     select(runs.c.id, runs.c.epoch)
-    .where(runs.c.status == RunStatus.RUNNING.value, runs.c.owner.is_(None), runs.c.state_version <= STATE_VERSION)
+    .where(
+        runs.c.status == RunStatus.RUNNING.value,
+        runs.c.owner.is_(None),
+        runs.c.state_version <= STATE_VERSION,
+        or_(runs.c.resume_at.is_(None), runs.c.resume_at <= bindparam("now")),
+    )
     .order_by(runs.c.updated_at)
     .limit(bindparam("most"))
 )
 
 
 def list_runnable(tx: Tx, limit: int) -> tuple[str, ...]:
-    """List runs without a driver, oldest first."""
-    rows = _RUNNABLE.rows(tx, {"most": limit})
+    """List runs that are due and have no driver, oldest first."""
+    rows = _RUNNABLE.rows(tx, {"most": limit, "now": tx.at})
     return tuple(row.id for row in rows)
 
 
@@ -313,8 +336,8 @@ _STALLED = Prepared(
 
 
 def list_claimable(tx: Tx, limit: int) -> tuple[tuple[str, str], ...]:
-    """List runs without a driver, oldest first, each with a claim that is new in each epoch."""
-    rows = _RUNNABLE.rows(tx, {"most": limit})
+    """List runs that are due and have no driver, oldest first, each with a claim that is new in each epoch."""
+    rows = _RUNNABLE.rows(tx, {"most": limit, "now": tx.at})
     return tuple((row.id, f"{row.id}.{row.epoch}") for row in rows)
 
 
@@ -326,7 +349,7 @@ def find_stalled(tx: Tx, older_than: timedelta, limit: int) -> tuple[tuple[str, 
 
 _WAITING = Prepared(
     select(runs.c.id)
-    .where(runs.c.status == RunStatus.RUNNING.value, runs.c.owner.is_(None))
+    .where(runs.c.status == RunStatus.RUNNING.value, runs.c.owner.is_(None), runs.c.resume_at.is_(None))
     .order_by(runs.c.status, runs.c.updated_at)
     .offset(bindparam("others"))
     .limit(1)

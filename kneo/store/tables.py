@@ -390,12 +390,14 @@ runs = Table(
     Column("trace_count", Integer, nullable=False, server_default="0"),
     Column("session_id", NAME),
     Column("usage", JSON, nullable=False),
+    Column("resume_at", TIME),
     Index(None, "status", "updated_at"),
     # Partial, because each step moves the run in every index with its time.
     _partial("session_id IS NOT NULL", "session_id", "updated_at"),
     Index(None, "updated_at"),
     _partial("environment IS NOT NULL", "environment", "updated_at"),
     _partial("deadline_at IS NOT NULL", "status", "deadline_at"),
+    _partial("resume_at IS NOT NULL", "resume_at"),
     _partial("bundle_digest IS NOT NULL", "bundle_digest"),
     # The order of creation with the constant filter columns, so that a count or a filtered list reads the index alone.
     Index("ix_runs_created", "created_at", "id", "environment", "bundle", "target", "workflow_name"),

@@ -18,8 +18,8 @@ from procrastinate.exceptions import ProcrastinateException
 from kneo.errors import Transient
 from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.worker import DRAIN_SECONDS
-from kneo.store import queue
-from kneo.store.engine import Store
+from kneo.store import queue, runs
+from kneo.store.engine import Store, Tx
 
 log = logging.getLogger("kneo.runtime")
 
@@ -37,6 +37,9 @@ RESTORE_SECONDS = 30.0
 """The interval of the search for due runs without a job; there should never be any."""
 
 RECONNECT_SECONDS = 1.0
+
+RESUMED = 1_000
+"""Parked runs that one search enqueues."""
 
 
 class QueueWorker:
@@ -107,10 +110,10 @@ class QueueWorker:
 
     async def _drive(self, context: JobContext, run_id: str) -> None:
         assert context.job is not None
-        await self.driver.drive(run_id, claim=f"{queue.CLAIM_PREFIX}{context.job.id}")
+        await self.driver.drive(run_id, claim=f"{queue.CLAIM_PREFIX}{context.job.id}", parks=True)
 
     async def _sweep(self, app: App) -> None:
-        """Retry the jobs of dead workers, and restore lost ones."""
+        """Retry the jobs of dead workers, enqueue parked runs whose time has come, and restore lost ones."""
         last_restore = 0.0
         while True:
             try:
@@ -119,9 +122,15 @@ class QueueWorker:
                 ):
                     log.info("taking over the job of a worker that died", extra={"job_id": job.id})
                     await app.job_manager.retry_job(job)
+                await self.driver.write(_resume)
                 if asyncio.get_running_loop().time() - last_restore > RESTORE_SECONDS:
                     last_restore = asyncio.get_running_loop().time()
                     await self.driver.write(lambda tx: queue.restore(tx, timedelta(seconds=RESTORE_SECONDS)))
             except (ProcrastinateException, Transient) as error:
                 log.warning("could not look for jobs of dead workers: %s", error)
             await asyncio.sleep(SWEEP_SECONDS)
+
+
+def _resume(tx: Tx) -> None:
+    for run_id in runs.list_resumable(tx, RESUMED):
+        queue.enqueue(tx, run_id)

@@ -136,7 +136,7 @@ class TemporalWorker:
     async def _drive(self, run_id: str, claim: str) -> None:
         if not await _is_current():
             return
-        driving = asyncio.create_task(self.driver.drive(run_id, claim=claim))
+        driving = asyncio.create_task(self.driver.drive(run_id, claim=claim, parks=True))
         try:
             while not driving.done():
                 activity.heartbeat()

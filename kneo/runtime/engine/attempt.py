@@ -7,11 +7,22 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 
+from kneo.agents.turn import PeopleRequired, Postponed, Stopped
 from kneo.clock import Clock, isoformat
 from kneo.errors import KneoError
-from kneo.records.run import Run, RunError
+from kneo.records.run import Run, RunError, RunStatus
 from kneo.runtime.engine.record import AttemptResult
-from kneo.runtime.interpreter.node import Execute, StepFailed, StepWaiting, Succeeded
+from kneo.runtime.interpreter.gate import rejection
+from kneo.runtime.interpreter.node import (
+    AttemptOutcome,
+    CallsWaiting,
+    Execute,
+    RunStopped,
+    StepFailed,
+    StepPostponed,
+    StepWaiting,
+    Succeeded,
+)
 from kneo.runtime.steps.child_process import ChildFailed
 from kneo.runtime.steps.code import CodeUnavailable
 from kneo.runtime.steps.context import StepContext, StepOutput, WaitForAnswer
@@ -43,11 +54,11 @@ class Attempt:
         )
         self.output: StepOutput | None = None
         self._started_at = isoformat(clock.now())
-        self._outcome: StepFailed | StepWaiting | None = None
+        self._outcome: AttemptOutcome | None = None
 
     @property
     def result(self) -> AttemptResult:
-        outcome: Succeeded | StepFailed | StepWaiting | None = self._outcome
+        outcome = self._outcome
         if outcome is None:
             assert self.output is not None
             outcome = Succeeded(text=self.output.text, metadata=self.output.metadata)
@@ -74,8 +85,8 @@ class Attempt:
             traced.add_input(self.action.value.text)
             try:
                 yield
-            except WaitForAnswer as waiting:
-                self._outcome = StepWaiting(request=waiting.request)
+            except (WaitForAnswer, PeopleRequired, Postponed, Stopped) as pause:
+                self._outcome = _paused(activity.path, pause)
             except CodeUnavailable:
                 raise
             except TimeoutError:
@@ -85,7 +96,7 @@ class Attempt:
                 if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                     raise
                 log.info("step failed", extra={"run_id": run_id, "step_id": activity.path}, exc_info=True)
-                self._outcome = StepFailed(error=_error(error))
+                self._outcome = _failed(error)
             if isinstance(self._outcome, StepFailed):
                 traced.failed(self._outcome.error.type)
             elif self.output is not None:
@@ -105,6 +116,48 @@ def _is_cancelled() -> bool:
     except RuntimeError:  # a thread, which cannot be cancelled
         return False
     return task is not None and task.cancelling() > 0
+
+
+FINAL = frozenset(
+    {
+        "provider_not_configured",
+        "model_not_allowed",
+        "model_host_denied",
+        "model_unpriced",
+        "model_refused",
+        "model_empty_reply",
+        "output_invalid",
+        "max_iterations",
+        "conversation_too_long",
+        "agents_too_deep",
+        "token_budget_exceeded",
+        "budget_exceeded",
+        "tool_interrupted",
+        "tool_not_found",
+        "guardrail_violation",
+    }
+)
+"""Errors of agents after which a retry, which continues the same conversation, ends in the same way."""
+
+
+def _failed(error: BaseException) -> StepFailed:
+    described = _error(error)
+    return StepFailed(error=described, final=isinstance(error, KneoError) and described.type in FINAL)
+
+
+def _paused(path: str, pause: WaitForAnswer | PeopleRequired | Postponed | Stopped) -> AttemptOutcome:
+    """Return the outcome of a step that ended without a result and has not failed."""
+    match pause:
+        case WaitForAnswer():
+            return StepWaiting(request=pause.request)
+        case PeopleRequired():
+            return CallsWaiting(questions=pause.questions)
+        case Postponed():
+            return StepPostponed(seconds=pause.seconds, reason=pause.reason[:MAX_ERROR_CHARS])
+        case Stopped():
+            error = rejection(f"the call of {pause.question.tool} in {path}", pause.decision)
+            failed = pause.decision.effect == "fail"
+            return RunStopped(error=error, status=RunStatus.FAILED if failed else RunStatus.CANCELLED)
 
 
 def _error(error: BaseException) -> RunError:

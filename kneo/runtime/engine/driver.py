@@ -70,9 +70,11 @@ class Driver:
         resume: Callable[[RunSession], object],
         *,
         claim: str | None = None,
+        parks: bool = False,
     ) -> RunSession:
         """Return a session with a run; see ``RunSession``. Without a claim the session gets a new one."""
-        return RunSession(self._deps, run_id, claim or new_id("claim", self.store.clock.now()), loop, resume)
+        claim = claim or new_id("claim", self.store.clock.now())
+        return RunSession(self._deps, run_id, claim, loop, resume, parks=parks)
 
     def check(self, sessions: Sequence[RunSession]) -> Sequence[RunSession]:
         """Check the leases of suspended and busy sessions, and wake those with a signal.
@@ -93,15 +95,17 @@ class Driver:
             return ()
         return [session for session in waiting if not session.check(leases.get(session.run_id))]
 
-    async def drive(self, run_id: str, *, claim: str | None = None) -> None:
+    async def drive(self, run_id: str, *, claim: str | None = None, parks: bool = False) -> None:
         """Advance a run until it settles, with this loop for its steps; on cancellation the run is released.
+
+        With ``parks`` a run that has nothing to do for a while is released too; a worker has to find it when it is due.
 
         Raises:
             Transient, Elsewhere: as ``RunSession.advance``.
         """
         loop = asyncio.get_running_loop()
         over: asyncio.Future[None] = loop.create_future()
-        session = self.session(run_id, loop, lambda one: self._advance(one, over), claim=claim)
+        session = self.session(run_id, loop, lambda one: self._advance(one, over), claim=claim, parks=parks)
         self._driven[session] = over
         if self._checking is None or self._checking.done():
             self._checking = asyncio.create_task(self._check_driven())

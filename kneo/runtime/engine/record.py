@@ -6,10 +6,11 @@ is, or ``None`` when it has been released: it ended, or it waits for people.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from kneo.clock import isoformat
+from kneo.records.conversation import ConversationEntry
 from kneo.records.run import NewTrace, Run, RunError, RunStatus, StepRecord, ending
 from kneo.records.task import HumanTask, TaskStatus
 from kneo.runtime.engine.consequences import consequences
@@ -17,13 +18,17 @@ from kneo.runtime.engine.questions import Message, question, sampling_seed_of
 from kneo.runtime.engine.wait import SettledRun
 from kneo.runtime.interpreter.node import (
     Ask,
+    AttemptOutcome,
+    CallsWaiting,
     DecisionContext,
     Execute,
     Frame,
     Outcome,
     RunEnded,
+    RunStopped,
     Stale,
     StepFailed,
+    StepPostponed,
     StepWaiting,
     Succeeded,
     TaskDecided,
@@ -31,7 +36,7 @@ from kneo.runtime.interpreter.node import (
 )
 from kneo.runtime.interpreter.program import Program, actions, settle, waiting
 from kneo.runtime.steps.context import StepContext, StepOutput
-from kneo.store import audit, history, runs, tasks
+from kneo.store import agent_journal, audit, history, runs, tasks, usage
 from kneo.store.engine import Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint
 from kneo.tasks.lifecycle import cancel_tasks, mark_applied
@@ -49,7 +54,7 @@ class AttemptResult:
     action: Execute
     context: StepContext
     started_at: str
-    outcome: Succeeded | StepFailed | StepWaiting
+    outcome: AttemptOutcome
     output: StepOutput | None
 
 
@@ -74,9 +79,10 @@ def record_attempt(
         change = _Change.of(tx, context, run, action.ticket, outcome)
     except Stale:
         return run
-    if isinstance(outcome, StepWaiting):
+    if not isinstance(outcome, Succeeded | StepFailed):
         # The step is not done: no step is recorded.
-        change.trace("step_waiting", path, attempt=action.attempt)
+        kind, facts = _unfinished(outcome)
+        change.trace(kind, path, attempt=action.attempt, **facts)
         return change.write(busy)
     text = outcome.text if isinstance(outcome, Succeeded) else None
     error = outcome.error if isinstance(outcome, StepFailed) else None
@@ -112,6 +118,36 @@ def record_attempt(
     )
     change.checkpoint(kind, path, workflow_type=run.workflow_type, error=details, input_text=before, output_text=after)
     return change.write(busy)
+
+
+def _unfinished(
+    outcome: StepWaiting | CallsWaiting | StepPostponed | RunStopped,
+) -> tuple[str, Mapping[str, object]]:
+    """Return the trace event of a step that is not done, and its facts."""
+    match outcome:
+        case StepWaiting():
+            return "step_waiting", {}
+        case CallsWaiting():
+            return "step_waiting", {"calls": [question.key for question in outcome.questions]}
+        case StepPostponed():
+            return "step_postponed", {"seconds": outcome.seconds, "reason": outcome.reason}
+        case RunStopped():
+            return "step_stopped", {"error": asdict(outcome.error)}
+
+
+def record_entries(
+    tx: Tx, context: RunContext, run: Run, entries: Sequence[ConversationEntry], trace: Sequence[NewTrace]
+) -> Run:
+    """Write journal entries of a step that is under way, and their trace events."""
+    new = History(trace=list(trace))
+    after = history.counted(run, new)
+    # The fence comes first: a driver without the lease must not wait for locks on the new owner's rows.
+    runs.commit(tx, after)
+    agent_journal.append(tx, run.id, entries)
+    after = usage.record_usage(tx, after, entries)
+    runs.commit(tx, after, usage=vars(after.usage))
+    history.append(tx, run, new, context.limits)
+    return after
 
 
 def open_questions(tx: Tx, context: RunContext, run: Run, *, busy: Collection[str] = ()) -> Run | None:
@@ -216,7 +252,7 @@ class _Change:
             return self.run
         paused = runs.pause(self.tx, self.run)
         if paused is None:
-            return _signalled(self.tx, self.run)
+            return signalled(self.tx, self.run)
         # The notification carries the open tasks only where all of them were opened just now.
         is_complete = {task.id for task in opened} == open_asks
         self.tx.notify(paused.id, SettledRun(paused, opened) if is_complete else None)
@@ -286,8 +322,12 @@ class _Change:
         tx.notify(run.id, SettledRun(ended))
 
 
-def _signalled(tx: Tx, run: Run) -> Run:
-    """Load a run that was not paused because a signal arrived for it."""
+def signalled(tx: Tx, run: Run) -> Run:
+    """Load a run that was neither paused nor parked because a signal arrived for it.
+
+    Raises:
+        Fenced: another driver has it, or it has ended.
+    """
     now = runs.get(tx, run.id)
     if now is None or now.epoch != run.epoch or now.status is not RunStatus.RUNNING:
         raise runs.Fenced(run.id)

@@ -12,21 +12,25 @@ import asyncio
 import contextvars
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from kneo.clock import isoformat, parse_time, sleep
-from kneo.errors import KneoError, Transient
+from kneo.errors import Invalid, KneoError, Transient
 from kneo.records.run import STATE_VERSION, Run, RunError, RunStatus
 from kneo.runtime.engine import record
 from kneo.runtime.engine.attempt import Attempt, pins_of
 from kneo.runtime.engine.programs import ProgramLoader, migrate_state
+from kneo.runtime.engine.questions import sampling_seed_of
+from kneo.runtime.engine.run_journal import JournalAppend, RunJournal
 from kneo.runtime.interpreter.node import Action, Ask, Execute
 from kneo.runtime.interpreter.program import Program, actions, waiting
+from kneo.runtime.steps.agents import Conversation
 from kneo.runtime.steps.code import CodeUnavailable
 from kneo.runtime.steps.context import CancelToken
 from kneo.runtime.steps.executor import Call, Executor
@@ -40,8 +44,13 @@ log = logging.getLogger("kneo.runtime")
 
 T = TypeVar("T")
 
+_Event: TypeAlias = tuple[str, LoopTask[record.AttemptResult]] | JournalAppend
+
 LOOK_SECONDS = 0.5
 """The interval at which sessions with long steps check their lease and the signals of their run."""
+
+PARK_SECONDS = 2.0
+"""A run that has nothing to do for longer is released until then."""
 
 RETRY_SECONDS = (0.2, 0.4, 0.8, 1.6, 3.2)
 """Pauses before a write is retried while the database is unavailable, so that no result of a step is lost."""
@@ -81,6 +90,7 @@ class RunSession:
         claim: Identity of the driver. A driver with the claim of a crashed one takes the run over.
         loop: The event loop of steps that are not plain functions. It must outlive the session.
         resume: Called once, from any thread, when a suspended session has work: call ``advance`` again.
+        parks: Whether a run that has nothing to do for a while is released until then, so that it holds no worker slot.
     """
 
     def __init__(
@@ -90,6 +100,8 @@ class RunSession:
         claim: str,
         loop: asyncio.AbstractEventLoop,
         resume: Callable[[RunSession], object],
+        *,
+        parks: bool = False,
     ) -> None:
         self.run_id = run_id
         self._deps = deps
@@ -97,6 +109,7 @@ class RunSession:
         self._claim = claim
         self._loop = loop
         self._resume = resume
+        self._parks = parks
         self._epoch: int | None = None
         """The epoch of the run since this session acquired it."""
         self._signal_seq = 0
@@ -104,8 +117,12 @@ class RunSession:
         self._over = False
         """Whether the session was stopped; checked in every transaction."""
         self._busy: dict[str, LoopTask[record.AttemptResult]] = {}
-        self._ended: SimpleQueue[tuple[str, LoopTask[record.AttemptResult]] | None] = SimpleQueue()
-        """Steps in the order in which they end; ``None`` for every other reason to resume."""
+        self._events: SimpleQueue[_Event | None] = SimpleQueue()
+        """Steps that end and journal entries of running ones, in their order; ``None`` for every other reason to resume."""
+        self._appends: list[JournalAppend] = []
+        """Journal entries that are to be written next."""
+        self._ended: deque[tuple[str, LoopTask[record.AttemptResult]]] = deque()
+        """Ended steps that are to be recorded next."""
         self._calling: CancelToken | None = None
         """The token of the function that this session's thread executes."""
         self._checked: CancelToken | None = None
@@ -141,12 +158,16 @@ class RunSession:
 
     def wake(self) -> None:
         """Resume a suspended session, for a signal to its run. From any thread."""
-        self._ended.put(None)
+        self._put(None)
+
+    def _put(self, event: _Event | None) -> None:
+        """Give the session work, from any thread."""
+        self._events.put(event)
         self._resume_if_suspended()
 
     def _suspend(self, pause: _Pause) -> bool:
         with self._lock:
-            if not self._ended.empty():
+            if not self._events.empty():
                 return False
             self._is_suspended = True
         if pause.seconds is not None and not self._on_loop(partial(self._set_timer, pause.seconds)):
@@ -335,9 +356,9 @@ class RunSession:
     def _turn(self) -> _Pause | bool:
         """Take one turn; return false when the run has been released, or how long to wait."""
         self._check_not_stopped()
-        attempt = self._next_ended()
-        if attempt is not None:
-            return self._finish(attempt)
+        went_on = self._handle_received()
+        if went_on is not None:
+            return went_on
         if self._deps.draining.is_set():
             return self._drain()
         asks = waiting(self._program, self._run.state)
@@ -352,6 +373,14 @@ class RunSession:
         if call is not None:
             return self._finish(self._call(due[0], call))
         return self._begin(due)
+
+    def _handle_received(self) -> bool | None:
+        """Write what running steps have to record, or the result of one that ended; ``None`` where there is nothing."""
+        self._receive()
+        if self._appends:
+            return self._write_appends()
+        attempt = self._next_ended()
+        return self._finish(attempt) if attempt is not None else None
 
     def _drain(self) -> _Pause | bool:
         """Record the results of running steps, then release the run for another process."""
@@ -386,7 +415,7 @@ class RunSession:
             self._calling = None
         return attempt.result
 
-    def _begin(self, due: Sequence[Execute]) -> _Pause:
+    def _begin(self, due: Sequence[Execute]) -> _Pause | bool:
         """Begin due steps on the event loop; return how long to wait."""
         now = self._store.clock.now()
         pauses = []
@@ -400,18 +429,77 @@ class RunSession:
                 continue
             ended = partial(self._step_ended, action.ticket)
             self._busy[action.ticket] = LoopTask(self._loop, self._execute(action), ended)
-        return _Pause(min(pauses, default=None))
+        seconds = min(pauses, default=None)
+        if self._parks and not self._busy and seconds is not None and seconds > PARK_SECONDS:
+            return self._park(isoformat(now + timedelta(seconds=seconds)))
+        return _Pause(seconds)
+
+    def _park(self, until: str) -> bool:
+        """Release the run until a time; return whether it has to be driven now, because it got a signal."""
+        if self._write(lambda tx: runs.park(tx, self._run, until)):
+            return False
+        self._run = self._write(lambda tx: record.signalled(tx, self._run))
+        return True
 
     def _step_ended(self, ticket: str, task: LoopTask[record.AttemptResult]) -> None:
-        self._ended.put((ticket, task))
-        self._resume_if_suspended()
+        self._put((ticket, task))
 
     async def _execute(self, action: Execute) -> record.AttemptResult:
         attempt = Attempt(self._run, action, self._store.clock)
         with attempt.running():
-            text = action.value.text
-            attempt.output = await self._deps.executor.execute(self._program, action.activity, text, attempt.context)
+            attempt.output = await self._deps.executor.execute(
+                self._program, action.activity, action.value.text, attempt.context, self._conversation(action)
+            )
         return attempt.result
+
+    def _conversation(self, action: Execute) -> Conversation:
+        journal = RunJournal(store=self._store, run_id=self.run_id, conversation=action.conversation, submit=self._put)
+        return Conversation(
+            journal=journal,
+            name=action.conversation,
+            answers=action.call_answers,
+            environment=self._run.environment,
+            sampling_seed=f"{sampling_seed_of(self._run)}:{action.activity.path}",
+        )
+
+    def _receive(self) -> None:
+        """Sort the events that have arrived."""
+        while True:
+            try:
+                event = self._events.get_nowait()
+            except Empty:
+                return
+            if isinstance(event, JournalAppend):
+                self._appends.append(event)
+            elif event is not None:
+                self._ended.append(event)
+
+    def _write_appends(self) -> bool:
+        """Write the entries of running steps in one transaction, each step's alone where they cannot be written together."""
+        appends, self._appends = self._appends, []
+        try:
+            self._append(appends)
+        except Invalid as error:
+            if len(appends) == 1:
+                appends[0].resolve(error)
+                return True
+            for append in appends:
+                self._appends = [append]
+                self._write_appends()
+        except BaseException:
+            self._appends = appends
+            raise
+        return True
+
+    def _append(self, appends: Sequence[JournalAppend]) -> None:
+        entries = [entry for append in appends for entry in append.entries]
+        trace = [event for append in appends for event in append.trace]
+        self._run = self._write(
+            lambda tx: record.record_entries(tx, self._run_context, self._run, entries, trace),
+            durable=any(append.durable for append in appends),
+        )
+        for append in appends:
+            append.resolve()
 
     def _next_ended(self) -> record.AttemptResult | None:
         """Take the result of the first step that has ended; ``None`` where none has.
@@ -419,16 +507,13 @@ class RunSession:
         Raises:
             Transient: the event loop ended before the step did.
         """
-        while True:
-            try:
-                ended = self._ended.get_nowait()
-            except Empty:
-                return None
-            task = self._remove_busy(*ended) if ended is not None else None
+        while self._ended:
+            task = self._remove_busy(*self._ended.popleft())
             if task is not None:
                 if task.was_stopped:
                     raise self._abandoned()
                 return task.result()
+        return None
 
     def _abandoned(self) -> Transient:
         msg = f"The event loop that executes the steps of {self.run_id} has ended."
@@ -441,17 +526,19 @@ class RunSession:
         return self._busy.pop(ticket)
 
     def _stop_busy(self) -> Iterator[_Pause]:
-        """Stop the running steps and wait until they have cleaned up."""
+        """Stop the running steps and wait until they have cleaned up; their journal entries are not written."""
         for task in self._busy.values():
             task.cancel()
-        while self._busy and not self._loop.is_closed():
-            try:
-                ended = self._ended.get_nowait()
-            except Empty:
-                yield _Pause(LOOK_SECONDS)
-                continue
-            if ended is not None:
-                self._remove_busy(*ended)
+        while True:
+            self._receive()
+            for append in self._appends:
+                append.cancel()
+            self._appends = []
+            while self._ended:
+                self._remove_busy(*self._ended.popleft())
+            if not self._busy or self._loop.is_closed():
+                return
+            yield _Pause(LOOK_SECONDS)
 
     def _finish(self, attempt: record.AttemptResult) -> bool:
         return self._record(

@@ -160,7 +160,7 @@ class Worker:
         if run_id is None:
             return None
         del self._due[run_id]
-        session = self._busy[run_id] = self.driver.session(run_id, self._loop, self._begin)
+        session = self._busy[run_id] = self.driver.session(run_id, self._loop, self._begin, parks=True)
         return session
 
     def _drive(self, session: RunSession | None) -> None:

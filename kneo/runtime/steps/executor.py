@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from functools import partial
 
-from kneo.agents import dummy
-from kneo.agents.providers import check_provider
 from kneo.runtime.interpreter.node import Activity
 from kneo.runtime.interpreter.program import Program
+from kneo.runtime.steps.agents import Agents, Conversation, MakeServices
 from kneo.runtime.steps.child_process import ChildProcesses
 from kneo.runtime.steps.code import Code, CodeLoader
 from kneo.runtime.steps.context import StepContext, StepOutput
@@ -25,21 +24,25 @@ Call = Callable[[str, StepContext], StepOutput]
 class Executor:
     """Executes activities. Knows nothing of runs, stores or fences."""
 
-    def __init__(self, code: CodeLoader) -> None:
+    def __init__(self, code: CodeLoader, make_services: MakeServices | None = None) -> None:
         self.code = code
         self.children = ChildProcesses(code)
+        self.agents = Agents(make_services)
 
-    async def execute(self, program: Program, activity: Activity, text: str, context: StepContext) -> StepOutput:
+    async def execute(
+        self, program: Program, activity: Activity, text: str, context: StepContext, conversation: Conversation
+    ) -> StepOutput:
         """Do a step's work.
 
         Raises:
             TimeoutError: it took longer than the step allows.
+            PeopleRequired, Postponed, Stopped: an agent cannot continue now; see ``kneo.agents.turn``.
             Exception: any other failure of the step.
         """
         if activity.kind == "function":
             return await self._call_function(program.functions[activity.ref], text, context, activity.timeout_seconds)
         async with asyncio.timeout(activity.timeout_seconds):
-            return await _run_agent(program, activity, text, context)
+            return await self.agents.run(program, activity, text, context, conversation)
 
     def plain(self, program: Program, activity: Activity, pins: Mapping[str, str]) -> Call | None:
         """Return the call of a plain function without a time limit, for the thread that drives the run.
@@ -60,7 +63,8 @@ class Executor:
         return lambda text, context: copy_context().run(_call, code, text, context, schemas)
 
     async def close(self) -> None:
-        """End the child processes that are kept for later steps."""
+        """End the child processes and the connections that are kept for later steps."""
+        await self.agents.close()
         await self.children.close()
 
     async def _call_function(
@@ -98,26 +102,3 @@ async def _await(code: Code, text: str, context: StepContext, schemas: FunctionS
     pending = code.function(text, **keywords(code, context))
     assert asyncio.iscoroutine(pending)
     return StepOutput(text=as_text(await pending, schemas), code_digest=code.module_digest)
-
-
-# ---- agents -----------------------------------------------------------------------------------------------------
-
-
-async def _run_agent(program: Program, activity: Activity, text: str, context: StepContext) -> StepOutput:
-    name = activity.ref or program.agent_name
-    agent = program.agents[activity.ref]
-    check_provider(name, agent)
-    assert agent.model is not None
-    facts = {"agent_name": name, "model_provider": agent.model.provider, "model_name": agent.model.name}
-    return StepOutput(text=dummy.reply(_message(text, context)), facts=facts)
-
-
-def _message(text: str, context: StepContext) -> str:
-    """Return an agent's input with the form values and the reviewer feedback of the step."""
-    if context.values:
-        listed = "\n".join(f"- {name}: {value}" for name, value in context.values.items())
-        text = f"{text}\n\nUser input:\n{listed}"
-    if context.previous_output is not None:
-        feedback = context.feedback or "It was rejected without a reason."
-        text = f"{text}\n\nPrevious output:\n{context.previous_output}\n\nReviewer feedback:\n{feedback}"
-    return text

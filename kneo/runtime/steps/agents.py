@@ -1,0 +1,132 @@
+"""Agent steps: where the runtime meets the model layer."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from kneo.agents import dummy
+from kneo.agents.providers import check_provider
+from kneo.agents.turn import Journal, Turn, TurnResult
+from kneo.errors import Invalid
+from kneo.records.task import Decision
+from kneo.runtime.interpreter.node import Activity
+from kneo.runtime.interpreter.program import Program
+from kneo.runtime.steps.context import StepContext, StepOutput
+from kneo.runtime.steps.threads import in_thread
+
+LOOP = "kneo.agents.loop"
+"""The module of the agents' loop, imported by name: it needs libraries that only agents with a model need."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """The part of a run that an agent step continues: its journal, and the answers to its earlier questions."""
+
+    journal: Journal
+    name: str
+    answers: Mapping[str, Decision] = field(default_factory=dict)
+    environment: str | None = None
+    sampling_seed: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenServices:
+    """The services of agents in this process, and the way to close them."""
+
+    services: object
+    close: Callable[[], Awaitable[None]]
+
+
+MakeServices: TypeAlias = Callable[[], OpenServices]
+"""Makes the services of agents; called in a thread, at the first step that needs them."""
+
+
+class _Loop(Protocol):
+    async def take_turn(self, turn: Turn, services: object) -> TurnResult: ...
+
+
+class Agents:
+    """Runs agent steps. The loop and the services of agents are loaded once, by the first step that needs them.
+
+    Args:
+        make_services: Makes the services; without it only the provider ``dummy`` is available.
+    """
+
+    def __init__(self, make_services: MakeServices | None) -> None:
+        self._make = make_services
+        self._loaded: tuple[_Loop, OpenServices] | None = None
+        self._loading = asyncio.Lock()
+
+    async def run(
+        self, program: Program, activity: Activity, text: str, context: StepContext, conversation: Conversation
+    ) -> StepOutput:
+        """Take a turn of the step's agent.
+
+        Raises:
+            PeopleRequired, Postponed, Stopped: see ``kneo.agents.turn``.
+            KneoError: the turn failed.
+        """
+        name = activity.ref or program.agent_name
+        agent = program.agents[activity.ref]
+        check_provider(name, agent)
+        assert agent.model is not None
+        message = message_of(text, context)
+        facts = {"agent_name": name, "model_provider": agent.model.provider, "model_name": agent.model.name}
+        if agent.model.provider == "dummy":
+            return StepOutput(text=dummy.reply(message), facts=facts)
+        loop, opened = await self._load(name)
+        turn = Turn(
+            run_id=context.run_id,
+            step_id=context.step_id,
+            agent_name=name,
+            agent=agent,
+            spec=program.spec,
+            text=message,
+            conversation=conversation.name,
+            journal=conversation.journal,
+            answers=conversation.answers,
+            gates=program.tool_gates.of_step(activity.call_gates, conversation.sampling_seed),
+            environment=conversation.environment,
+            implementations=context.implementations,
+        )
+        result = await loop.take_turn(turn, opened.services)
+        return StepOutput(text=result.text, facts={**facts, **result.facts}, metadata=result.metadata)
+
+    async def close(self) -> None:
+        """Close the connections of the services."""
+        if self._loaded is not None:
+            (_, opened), self._loaded = self._loaded, None
+            await opened.close()
+
+    async def _load(self, agent: str) -> tuple[_Loop, OpenServices]:
+        async with self._loading:
+            if self._loaded is None:
+                # The import takes half a second and more, in which the event loop serves other steps.
+                self._loaded = await in_thread(lambda: self._import(agent))
+            return self._loaded
+
+    def _import(self, agent: str) -> tuple[_Loop, OpenServices]:
+        if self._make is None:
+            msg = f"The agent {agent} needs a model, and this process executes agents of the provider dummy only."
+            raise Invalid(msg, code="provider_not_configured", hint="Run it with kneo run or kneo worker.")
+        try:
+            loop: _Loop = importlib.import_module(LOOP)
+            return loop, self._make()
+        except ImportError as error:
+            msg = f"The agent {agent} needs the library of agents, which is not installed: {error}."
+            raise Invalid(msg, code="provider_not_configured", hint="pip install 'kneo[agents]'") from error
+
+
+def message_of(text: str, context: StepContext) -> str:
+    """Return an agent's input with the form values and the reviewer feedback of the step."""
+    if context.values:
+        listed = "\n".join(f"- {name}: {value}" for name, value in context.values.items())
+        text = f"{text}\n\nUser input:\n{listed}"
+    if context.previous_output is not None:
+        feedback = context.feedback or "It was rejected without a reason."
+        text = f"{text}\n\nPrevious output:\n{context.previous_output}\n\nReviewer feedback:\n{feedback}"
+    return text
