@@ -1,1 +1,65 @@
 """MCP servers: their connections, processes, tools and pins."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from kneo.agents.turn import ToolCall
+from kneo.errors import Invalid
+from kneo.settings import McpSettings
+from kneo.spec.models.rules import ToolRules
+
+if TYPE_CHECKING:
+    from kneo.agents.mcp.pins import OfferedTool
+    from kneo.agents.mcp.servers import McpServers
+    from kneo.spec.models.spec import McpServer
+
+
+class McpTools:
+    """The tools of MCP servers, for a process that may never call one: the SDK is imported at the first call.
+
+    All its methods belong to the event loop that first used it.
+
+    Args:
+        rules: The tool rules of an environment as they are now; for ``None`` those of the operator.
+        secrets: From the name of a secret to its value.
+        settings: Times and retries of connections and calls.
+    """
+
+    def __init__(
+        self,
+        rules: Callable[[str | None], ToolRules],
+        secrets: Callable[[str], str | None],
+        settings: McpSettings,
+    ) -> None:
+        self._rules, self._secrets, self._settings = rules, secrets, settings
+        self._servers: McpServers | None = None
+
+    async def call(self, call: ToolCall) -> object:
+        """Call a tool of a server; see ``McpServers.call``."""
+        return await (await self._loaded()).call(call)
+
+    async def tools(self, name: str, server: McpServer, environment: str | None = None) -> Mapping[str, OfferedTool]:
+        """List the tools of a server, as it describes them now; see ``McpServers.tools``."""
+        return await (await self._loaded()).tools(name, server, environment)
+
+    async def close(self) -> None:
+        """Close all connections, and end all servers over stdio."""
+        if self._servers is not None:
+            await self._servers.close()
+
+    async def _loaded(self) -> McpServers:
+        try:
+            # In a thread: the import takes seconds on a busy machine, and other runs go on meanwhile.
+            module = await asyncio.to_thread(importlib.import_module, "kneo.agents.mcp.servers")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] not in {"mcp", "mcp_types", "httpx2", "anyio"}:
+                raise
+            msg = "MCP servers need a package that is not installed here."
+            raise Invalid(msg, code="mcp_not_installed", hint="Install it: pip install 'kneo[mcp]'.") from None
+        if self._servers is None:
+            self._servers = module.McpServers(self._rules, self._secrets, self._settings)
+        return self._servers

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass
 
 from mcp import MCPError
 from mcp_types import (
@@ -17,7 +18,6 @@ from mcp_types import (
     InputRequiredResult,
     TextContent,
     TextResourceContents,
-    Tool,
 )
 
 from kneo.agents.addresses import Resolve, resolve
@@ -25,6 +25,7 @@ from kneo.agents.mcp.connection import Connection, ServerTransport
 from kneo.agents.mcp.elicitation import Elicitation
 from kneo.agents.mcp.failures import McpServerFailed, McpSessionEnded, McpToolFailed, McpUnreachable
 from kneo.agents.mcp.http import HttpTransport
+from kneo.agents.mcp.pins import OfferedTool, check_pin
 from kneo.agents.mcp.stdio import ServerCommand, ServerProcess
 from kneo.agents.mcp.targets import ConnectionTarget, Secrets, target_of
 from kneo.agents.turn import ToolCall
@@ -33,10 +34,22 @@ from kneo.redaction import REDACTED
 from kneo.settings import McpSettings
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.rules import ToolRules
-from kneo.spec.models.spec import McpServer
+from kneo.spec.models.spec import McpPin, McpServer
 
 MAX_ROUNDS = 20
 """Results of one call without an end and without a question."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PlannedCall:
+    """A call, its server and its pin, under the rules that hold now."""
+
+    call: ToolCall
+    target: ConnectionTarget
+    request: CallToolRequestParams
+    pin: McpPin | None
+    is_pinned: bool
+    seconds: float
 
 
 class _Lease:
@@ -80,51 +93,69 @@ class McpServers:
             McpToolFailed: the server answered with an error.
             McpServerFailed: the server cannot be reached, or did not answer in time.
         """
-        reference = call.tool.mcp
-        assert reference is not None
-        assert reference.server is not None
-        server = call.turn.spec.mcp_servers[reference.server]
-        target = self._target(reference.server, server, self._rules(call.turn.environment), call.turn.agent)
-        seconds = call.tool.timeout_seconds or server.timeout or self._settings.call_seconds
+        planned = self._plan(call)
         try:
             for number in itertools.count(1):
                 try:
-                    return await self._once(target, call, reference.name or call.name, seconds)
+                    return await self._once(planned)
                 except McpServerFailed as error:
                     if not self._is_repeated(error, call, number):
                         raise
                 await asyncio.sleep(self._settings.retry_backoff_seconds * number)
         except KneoError as error:
-            raise _shown(error, target.secrets) from None
+            raise _shown(error, planned.target.secrets) from None
         raise AssertionError  # the loop has no other end
+
+    def _plan(self, call: ToolCall) -> _PlannedCall:
+        reference = call.tool.mcp
+        assert reference is not None
+        assert reference.server is not None
+        server, rules = call.turn.spec.mcp_servers[reference.server], self._rules(call.turn.environment)
+        return _PlannedCall(
+            call=call,
+            target=self._target(reference.server, server, rules, call.turn.agent),
+            request=CallToolRequestParams(
+                name=reference.name or call.name,
+                arguments=dict(call.arguments),
+                _meta={"idempotencyKey": call.idempotency_key},
+            ),
+            pin=reference.pin,
+            is_pinned=reference.pin is not None or rules.mcp.pinned,
+            seconds=call.tool.timeout_seconds or server.timeout or self._settings.call_seconds,
+        )
 
     def _is_repeated(self, error: McpServerFailed, call: ToolCall, number: int) -> bool:
         if isinstance(error, McpSessionEnded) and number == 1:
             return True
         return number <= self._settings.retries and (isinstance(error, McpUnreachable) or not call.tool.has_effects)
 
-    async def _once(self, target: ConnectionTarget, call: ToolCall, name: str, seconds: float) -> object:
-        request = CallToolRequestParams(
-            name=name, arguments=dict(call.arguments), _meta={"idempotencyKey": call.idempotency_key}
-        )
+    async def _once(self, planned: _PlannedCall) -> object:
+        target, request = planned.target, planned.request
         async with self._connected(target) as connection:
             await connection.ready()
             try:
-                async with asyncio.timeout(seconds):
-                    return _value(await _finished(connection, request, call), target.secrets)
+                async with asyncio.timeout(planned.seconds):
+                    if planned.is_pinned:
+                        check_pin(target.name, request.name, planned.pin, await _offered(connection))
+                    return _value(await _finished(connection, request, planned.call), target.secrets)
             except TimeoutError:
                 self._retire(target.key)
-                msg = f"The MCP server {target.name} did not answer the call of {name} within {seconds:g} s."
+                msg = f"The MCP server {target.name} did not answer the call of {request.name} within {planned.seconds:g} s."
                 raise McpServerFailed(msg, code="tool_timeout") from None
             except MCPError as error:
                 raise McpToolFailed(error.message[:2_000]) from None
 
-    async def tools(self, name: str, server: McpServer, environment: str | None = None) -> Mapping[str, Tool]:
-        """List the tools of a server, as they are now."""
+    async def tools(self, name: str, server: McpServer, environment: str | None = None) -> Mapping[str, OfferedTool]:
+        """List the tools of a server, as it describes them now.
+
+        Raises:
+            McpRefused: a rule does not permit the connection.
+            McpServerFailed: the server cannot be reached, or did not answer in time.
+        """
         target = self._target(name, server, self._rules(environment), None)
         try:
             async with self._connected(target) as connection, asyncio.timeout(self._settings.call_seconds):
-                return await connection.tools()
+                return await _offered(connection)
         except TimeoutError:
             msg = f"The MCP server {name} did not list its tools within {self._settings.call_seconds:g} s."
             raise McpServerFailed(msg) from None
@@ -196,6 +227,19 @@ class McpServers:
         task = asyncio.get_running_loop().create_task(lease.connection.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+async def _offered(connection: Connection) -> Mapping[str, OfferedTool]:
+    tools = await connection.tools()
+    return {
+        name: OfferedTool(
+            name=name,
+            description=tool.description or "",
+            input_schema=tool.input_schema,
+            output_schema=tool.output_schema,
+        )
+        for name, tool in tools.items()
+    }
 
 
 async def _finished(connection: Connection, request: CallToolRequestParams, call: ToolCall) -> CallToolResult:

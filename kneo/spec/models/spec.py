@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from kneo.spec.base import JsonObject, ListOf, MapOf, Seconds, SpecModel, Text, refused
+from kneo.spec.base import DigestText, JsonObject, ListOf, MapOf, Seconds, SpecModel, Text, refused
 from kneo.spec.models.agent import Agent
 from kneo.spec.models.human import TOOL, AnyHuman, Review, check_review
 from kneo.spec.models.workflow import AnyWorkflow
@@ -15,11 +15,24 @@ Capability: TypeAlias = Literal["network", "filesystem_read", "filesystem_write"
 """What a call may do beyond computing its result; ``privileged`` is anything that should not happen unseen."""
 
 
+class McpPin(SpecModel):
+    """A tool of an MCP server, as the server described it when the bundle was signed."""
+
+    description: Text = Field(default="", description="The server's description, word by word.")
+    schema_digest: DigestText = Field(
+        description="SHA-256 of the canonical JSON of {input, output}: the server's schemas of arguments and results."
+    )
+
+
 class McpToolRef(SpecModel):
     """A tool of an MCP server."""
 
     server: str | None = Field(default=None, description="A name in mcp_servers.")
     name: str | None = Field(default=None, description="The tool's name there, where it differs.")
+    pin: McpPin | None = Field(
+        default=None,
+        description="What the server must still say about the tool at each call; kneo spec bundle sign --pin-tools writes it.",
+    )
 
 
 HttpMethod: TypeAlias = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]

@@ -97,8 +97,9 @@ TOOLS_ONLY: dict[str, str] = {"Agent": "policies", "Review": "external"}
 """What is about calls of tools alone; lint reports the tools."""
 
 BELOW = {
-    *("AgentPolicies", "AgentToolPolicy", "Guardrail", "Guardrails", "HttpTool", "McpServer", "McpToolRef", "Memory"),
+    *("AgentPolicies", "AgentToolPolicy", "Guardrail", "Guardrails", "HttpTool", "McpPin", "McpServer", "McpToolRef"),
     *(
+        "Memory",
         "MemoryRef",
         "ModelChoice",
         "RuntimePreferences",
