@@ -117,6 +117,8 @@ class ModelServer:
     Attributes:
         script: The replies; or for each model its replies; or a function of the request.
         requests: The requests in the order in which they arrived.
+        connections: How many connections were made.
+        most_at_once: The most requests that waited for their replies at one time.
     """
 
     def __init__(self, script: Script | Mapping[str, Script]) -> None:
@@ -124,6 +126,7 @@ class ModelServer:
         self.requests: list[ModelRequest] = []
         self.port = 0
         self.connections = 0
+        self.at_once = self.most_at_once = 0
         self._answered: Counter[tuple[str, int]] = Counter()
         self._handlers: set[asyncio.Task[None]] = set()
         self._lock = threading.Lock()
@@ -199,8 +202,12 @@ class ModelServer:
         if request is None:
             return await _send(writer, 404, b'{"error": {"message": "Not found."}}')
         reply = self.reply(request)
-        if reply.delay:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
             await asyncio.sleep(reply.delay)
+        finally:
+            self.at_once -= 1
         if reply.error:
             return await _send(writer, reply.status, json.dumps(error_body(request, reply)).encode(), reply.headers)
         if not request.streamed:

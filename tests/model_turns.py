@@ -11,7 +11,7 @@ from typing import Any
 from model_server import FORMATS, Format, ModelServer
 from pydantic_ai.direct import model_request
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse
-from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.models import Model, ModelRequestParameters
 
 from kneo.agents.providers import OperatorConnections
 from kneo.agents.requests import ModelServices, recorded_model
@@ -91,12 +91,16 @@ class Conversation:
         """Ask once, as a turn that is entered with what the journal has; waits take no time and move the clock."""
         services, progress = self.services(), Progress.of(self.journal.load(), token_budget=self.token_budget)
         try:
-            model = recorded_model(self.turn(text), services, progress)
-            messages = [*before, ModelRequest.user_text_prompt(text, instructions="Be brief.")]
-            parameters = ModelRequestParameters(**request)
-            return await model_request(model, messages, model_request_parameters=parameters)
+            return await self.ask_model(recorded_model(self.turn(text), services, progress), text, before, **request)
         finally:
             await services.models.close()
+
+    async def ask_model(
+        self, model: Model, text: str = "Hello.", before: Sequence[ModelMessage] = (), **request: Any
+    ) -> ModelResponse:
+        """Ask a model as the loop does."""
+        messages = [*before, ModelRequest.user_text_prompt(text, instructions="Be brief.")]
+        return await model_request(model, messages, model_request_parameters=ModelRequestParameters(**request))
 
     def turn(self, text: str) -> Turn:
         agent = Agent(name="clerk", model={"name": "fake", **self.model})
