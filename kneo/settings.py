@@ -314,6 +314,23 @@ class ExecutionSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AgentSettings:
+    """Bounds of tool calls, and of agents that call agents. Read by: worker, command."""
+
+    tool_seconds: float = setting("KNEO_SERV_TOOL_TIMEOUT_SECONDS", 60.0, _seconds)
+    """Time for a call of a tool that states no `timeout_seconds`."""
+
+    argument_bytes: int = setting("KNEO_SERV_TOOL_ARGUMENT_BYTES", 65_536, _positive)
+    """Size of the arguments of a call; a larger call is not made."""
+
+    result_chars: int = setting("KNEO_SERV_TOOL_RESULT_CHARS", 100_000, _positive)
+    """Characters of a result that the model is shown, of a tool that states no `max_result_chars`."""
+
+    depth: int = setting("KNEO_SERV_AGENT_DEPTH", 5, _positive)
+    """Agents that call each other as tools, below the agent of a step."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class McpSettings:
     """MCP servers. Read by: worker, command."""
 
@@ -524,6 +541,7 @@ class Settings:
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
     tracing: Tracing = field(default_factory=Tracing)
     models: ModelSettings = field(default_factory=ModelSettings)
+    agents: AgentSettings = field(default_factory=AgentSettings)
     mcp: McpSettings = field(default_factory=McpSettings)
 
     def secret(self, name: str) -> str | None:
@@ -883,6 +901,7 @@ def from_env(env: Mapping[str, str] | None = None, cwd: Path | None = None) -> S
         ),
         tracing=Tracing(**_read(Tracing, env)),
         models=ModelSettings(**_read(ModelSettings, env)),
+        agents=AgentSettings(**_read(AgentSettings, env)),
         mcp=McpSettings(**_read(McpSettings, env)),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha1, sha256
 from typing import Literal, TypeAlias
 
@@ -105,8 +105,15 @@ class CallJournal:
         if before is not None and "form" in before.body:
             body["form"] = before.body["form"]  # type: ignore[assignment]
         facts = {**(before.facts if before is not None else {}), "tool": call.name, "begun": count(before, "begun") + 1}
+        facts.pop("interrupted", None)
         entry = self._entry(call, EntryStatus.BEGUN, body, facts, started)
         await self._append(entry, self.event(call, "tool_call_started"), durable=True)
+
+    async def interrupted(self, call: RequestedCall, begun: ConversationEntry) -> None:
+        """Record once that a call was under way when its process ended."""
+        if not begun.facts.get("interrupted"):
+            event = self.event(call, "tool_call_interrupted", begun_at=begun.started_at)
+            await self._append(replace(begun, facts={**begun.facts, "interrupted": True}), event)
 
     async def wait(self, call: RequestedCall, arguments: Arguments, form: Arguments, facts: Mapping[str, int]) -> None:
         """Record durably that a tool asked a question of its own, with the state that it is called again with."""

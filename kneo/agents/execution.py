@@ -156,7 +156,8 @@ class CallExecution:
         if backend is None:
             msg = f"This process cannot call tools of the kind {backend_of(tool)}."
             raise Invalid(msg, code="tool_not_found")
-        seconds = tool.timeout_seconds or self._services.limits.tool_timeout_seconds
+        # A server of MCP tools may state a time of its own, which its backend keeps.
+        seconds = tool.timeout_seconds or (None if tool.mcp is not None else self._services.limits.tool_seconds)
         repetitions = 0 if tool.has_effects else tool.retries
         while True:
             try:
@@ -206,7 +207,8 @@ class CallExecution:
         def above(question: CallQuestion) -> CallQuestion:
             return replace(question, key=prefix + question.key, task_key=f"{call.task_key}>{question.task_key}")
 
-        started = self._journal.now()
+        if not below.journal.load():
+            await self._journal.note(self._journal.event(call, "tool_call_started"))
         try:
             result = await self._nested(below)
         except PeopleRequired as required:
@@ -216,10 +218,8 @@ class CallExecution:
         except KneoError as error:
             if error.code not in _RESULTS:
                 raise
-            return await self._fail(call, tool, arguments, error, started)
-        return await self.keep(
-            call, tool, arguments, result.text, started, {"total_tokens": result.facts["total_tokens"]}
-        )
+            return await self._fail(call, tool, arguments, error, None)
+        return await self.keep(call, tool, arguments, result.text, None, {"total_tokens": result.facts["total_tokens"]})
 
     # ---- interruptions ---------------------------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class CallExecution:
         question = interrupted_question(self._turn, call, arguments, count(entry, "begun"), facts)
         decision = self._turn.answers.get(question.key)
         if decision is None:
-            await self._journal.note(self._journal.event(call, "tool_call_interrupted", begun_at=entry.started_at))
+            await self._journal.interrupted(call, entry)
             raise PeopleRequired([question])
         match decision.selected_option:
             case "repeat":

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from fnmatch import fnmatchcase
 
+from kneo.agents.addresses import HostRules
 from kneo.agents.calls import FINISHED, Arguments, CallJournal, CallResult, RequestedCall, known_result, short_digest
 from kneo.agents.execution import CallExecution, tool_failed
 from kneo.agents.questions import (
@@ -26,10 +27,10 @@ from kneo.agents.questions import (
 )
 from kneo.agents.services import AgentServices
 from kneo.agents.turn import CallQuestion, PeopleRequired, Postponed, Stopped, ToolGate, Turn
-from kneo.errors import Invalid
+from kneo.errors import Forbidden, Invalid
 from kneo.records.conversation import EntryStatus
 from kneo.records.task import Decision, DecisionKind
-from kneo.spec.models.agent import ASK_QUESTION, Agent
+from kneo.spec.models.agent import ASK_QUESTION, Agent, ToolPermissions
 from kneo.spec.models.rules import ToolRules
 from kneo.spec.models.spec import Capability, Tool
 
@@ -54,28 +55,45 @@ _PERMISSIONS: Mapping[Capability, str] = {
 
 def schema_of(tool: Tool) -> Arguments:
     """Return the JSON Schema of a tool's arguments."""
-    return AGENT_SCHEMA if tool.agent is not None else tool.parameters or {"type": "object"}
+    return AGENT_SCHEMA if tool.agent is not None else {"type": "object", **tool.parameters}
 
 
 def find_denial(name: str, tool: Tool | None, agent: Agent, rules: ToolRules, environment: str | None) -> str | None:
-    """Return why a tool may not be called: by the agent's permissions, or by the rules of the environment as they are now."""
-    if any(fnmatchcase(name, pattern) for pattern in rules.deny):
+    """Return why a tool may not be called: by the agent's permissions, or by the rules of the environment as they are now.
+
+    ``tool`` is ``None`` for ``ask_question``, which lists of allowed tools need not name: it asks a person and does nothing.
+    """
+    permissions = (agent.tools.permissions if agent.tools is not None else None) or ToolPermissions()
+    if _matches(name, rules.deny):
         return f"The environment {environment} denies the tool {name}."
-    if rules.allow is not None and not any(fnmatchcase(name, pattern) for pattern in rules.allow):
-        return f"The environment {environment} does not allow the tool {name}."
-    permissions = agent.tools.permissions if agent.tools is not None else None
-    if permissions is None:
+    if name in permissions.denied_tools:
+        return f"The agent's permissions deny the tool {name}."
+    if tool is None:
         return None
-    if name in permissions.denied_tools or (
-        permissions.allowed_tools is not None and name not in permissions.allowed_tools
-    ):
+    if rules.allow is not None and not _matches(name, rules.allow):
+        return f"The environment {environment} does not allow the tool {name}."
+    if permissions.allowed_tools is not None and name not in permissions.allowed_tools:
         return f"The agent's permissions do not allow the tool {name}."
-    for capability in tool.all_capabilities if tool is not None else ():
-        permission = _PERMISSIONS.get(capability)
-        if permission is not None and getattr(permissions, permission) is False:
-            return (
-                f"The agent's permissions ({permission}: false) do not allow the tool {name}, which has {capability}."
-            )
+    denied = [f"{_PERMISSIONS[one]}: false" for one in tool.all_capabilities if _is_denied(one, permissions)]
+    return f"The agent's permissions ({', '.join(denied)}) do not allow the tool {name}." if denied else None
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _is_denied(capability: Capability, permissions: ToolPermissions) -> bool:
+    return capability in _PERMISSIONS and getattr(permissions, _PERMISSIONS[capability]) is False
+
+
+def find_host_denial(tool: Tool, arguments: Arguments, agent: Agent) -> str | None:
+    """Return why the hosts in a call's arguments are denied; HTTP tools check the URL of each request themselves."""
+    if tool.http is not None or tool.agent is not None:
+        return None
+    try:
+        HostRules.of(agent).check_arguments(arguments)
+    except Forbidden as error:
+        return error.message
     return None
 
 
@@ -142,8 +160,7 @@ class Guard:
             misfit = call.misfit or self._misfit(call, tool)
             if misfit is not None:
                 return await self._misfits(call, misfit)
-            turn = self._turn
-            denial = find_denial(call.name, tool, turn.agent, self._services.rules(turn.environment), turn.environment)
+            denial = self._denial(call, tool)
             if denial is not None:
                 begun = known is not None and known.status is EntryStatus.BEGUN
                 note = " The call was interrupted before; it may have taken effect." if begun else ""
@@ -151,6 +168,11 @@ class Guard:
             if tool is None:
                 return await self._ask(call)
             return await self._review(call, tool)
+
+    def _denial(self, call: RequestedCall, tool: Tool | None) -> str | None:
+        turn = self._turn
+        denial = find_denial(call.name, tool, turn.agent, self._services.rules(turn.environment), turn.environment)
+        return denial or (find_host_denial(tool, call.arguments, turn.agent) if tool is not None else None)
 
     def _misfit(self, call: RequestedCall, tool: Tool | None) -> str | None:
         if tool is not None:
@@ -198,6 +220,9 @@ class Guard:
                 misfit = error.message
             if misfit is not None:
                 return await self._misfits(call, f"A person edited the arguments, and they do not fit: {misfit}")
+            denial = find_host_denial(tool, arguments, self._turn.agent)
+            if denial is not None:
+                return await self._journal.refuse(call, "policy", {"denied": denial})
             agreed[gate.id] = short_digest(arguments)
         message = "The people who were asked did not agree to the same arguments. This is final."
         return await self._journal.refuse(call, "rejected", {"rejected": message})

@@ -9,22 +9,11 @@ from typing import Literal, TypeAlias
 from kneo.agents.turn import ToolBackend
 from kneo.clock import Clock, SystemClock
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
+from kneo.settings import AgentSettings
 from kneo.spec.models.rules import ToolRules
 from kneo.spec.models.spec import Tool
 
 BackendKind: TypeAlias = Literal["python", "http", "mcp"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TurnLimits:
-    """Bounds of tool calls and of agents that call agents."""
-
-    tool_timeout_seconds: float = 60
-    argument_bytes: int = 65_536
-    result_chars: int = 100_000
-    """Characters of a result that the model is shown; a tool can state fewer or more."""
-    depth: int = 5
-    """Agents above each other, each behind a tool of the one before."""
 
 
 def _unrestricted(_environment: str | None) -> ToolRules:
@@ -50,7 +39,7 @@ class AgentServices:
     tools: Mapping[BackendKind, ToolBackend] = field(default_factory=dict)
     rules: Callable[[str | None], ToolRules] = _unrestricted
     registered: Callable[[str], Tool | None] = _not_registered
-    limits: TurnLimits = TurnLimits()
+    limits: AgentSettings = field(default_factory=AgentSettings)
     clock: Clock = field(default_factory=SystemClock)
 
 

@@ -17,6 +17,7 @@ TITLES = {
     settings.GitCredentials: "Git credentials",
     settings.ModelSettings: "Models",
     settings.Tracing: "OpenTelemetry",
+    settings.AgentSettings: "Tools and agents",
     settings.McpSettings: "MCP servers",
 }
 UNITS = {"bytes": "bytes", "chars": "characters", "seconds": "seconds", "days": "days"}
