@@ -329,6 +329,13 @@ class AgentSettings:
     depth: int = setting("KNEO_SERV_AGENT_DEPTH", 5, _positive)
     """Agents that call each other as tools, below the agent of a step."""
 
+    fetch_bytes: int = setting("KNEO_SERV_FETCH_BYTES", 1_000_000, _positive)
+    """Size of an HTTP response that a tool reads; the rest is cut."""
+
+    inside: tuple[str, ...] = setting("KNEO_SERV_TOOLS_INSIDE", (), _list)
+    """Addresses inside the network that tools may reach, also without TLS, as `crm.internal:8443`, separated by commas,
+    where no environment is declared; an environment names its own in `tools.inside`. Default: none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class McpSettings:

@@ -1,0 +1,47 @@
+"""The rules for models and tools that an environment states now, which runs that wait obey too."""
+
+from __future__ import annotations
+
+from kneo import registry
+from kneo.errors import NotFound
+from kneo.settings import Settings
+from kneo.spec.models.environment import EnvironmentSpec
+from kneo.spec.models.rules import McpRules, ModelRules, ToolRules
+from kneo.store.engine import Store
+
+
+class EnvironmentRules:
+    """Reads rules from the environment files in force. Where none is declared, the operator's settings apply.
+
+    Args:
+        settings: This process's settings.
+        store: The database.
+    """
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._pin, self._store = settings.trust_root, store
+        self._operator = ToolRules(inside=settings.agents.inside, mcp=McpRules(commands=settings.mcp.commands))
+
+    def tools(self, environment: str | None) -> ToolRules:
+        """Return the rules for tools of an environment."""
+        declared, is_closed = self._declared(environment)
+        if declared is not None:
+            return declared.tools
+        return ToolRules(allow=()) if is_closed else self._operator
+
+    def models(self, environment: str | None) -> ModelRules | None:
+        """Return the rules for models of an environment; ``None`` where no environment is declared."""
+        declared, is_closed = self._declared(environment)
+        if declared is not None:
+            return declared.models
+        return ModelRules(allow=()) if is_closed else None
+
+    def _declared(self, environment: str | None) -> tuple[EnvironmentSpec | None, bool]:
+        """Return an environment, and whether nothing is allowed without one: its file is gone, and others decide here."""
+        if environment is None:
+            return None, False
+        with self._store.read() as tx:
+            try:
+                return registry.declared(tx, environment).spec, False
+            except NotFound:
+                return None, registry.is_followed(tx, self._pin)

@@ -1,0 +1,54 @@
+"""Rules of environments for models and tools: those in force now, and the operator's where none is declared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from gates.asking import declare
+
+from kneo.runtime.engine.environment_rules import EnvironmentRules
+from kneo.settings import Settings, from_env
+from kneo.store.engine import Store
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    env = {"KNEO_SERV_TOOLS_INSIDE": "crm.internal:8443, db.internal:80", "KNEO_SERV_MCP_COMMANDS": "/bin/crm"}
+    return from_env(env, tmp_path)
+
+
+def test_where_no_environment_is_declared_the_operator_decides(store: Store, settings: Settings) -> None:
+    rules = EnvironmentRules(settings, store)
+    for name in (None, "dev"):
+        assert rules.tools(name).inside == ("crm.internal:8443", "db.internal:80")
+        assert rules.tools(name).mcp.commands == ("/bin/crm",)
+        assert (rules.tools(name).deny, rules.tools(name).allow) == ((), None)
+        assert rules.models(name) is None
+
+
+def test_an_environment_decides_alone_and_at_once(store: Store, settings: Settings) -> None:
+    rules = EnvironmentRules(settings, store)
+    declare(store, tools={"inside": ["only.internal:1"]}, models={"allow": [{"provider": "openai"}]})
+    assert rules.tools("prod").inside == ("only.internal:1",)
+    assert rules.tools("prod").mcp.commands == ()
+    assert rules.tools("prod").deny == ()
+    models = rules.models("prod")
+    assert models is not None
+    assert models.allow is not None
+    assert [allowed.provider for allowed in models.allow] == ["openai"]
+    declare(store, tools={"deny": ["sh*"]})
+    assert rules.tools("prod").deny == ("sh*",)
+    assert rules.tools("prod").inside == ()
+
+
+def test_where_others_decide_an_environment_that_is_gone_allows_nothing(store: Store, tmp_path: Path) -> None:
+    pinned = from_env(
+        {"KNEO_SERV_TRUST_ROOT": f"sha256:{'0' * 64}", "KNEO_SERV_TOOLS_INSIDE": "crm.internal:1"}, tmp_path
+    )
+    rules = EnvironmentRules(pinned, store)
+    assert rules.tools("prod").allow == ()
+    assert rules.tools("prod").inside == ()
+    models = rules.models("prod")
+    assert models is not None
+    assert models.allow == ()
