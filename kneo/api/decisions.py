@@ -42,6 +42,10 @@ class TaskDecision(Body):
     selected_option: str | None = None
     selected_options: list[str] | None = Field(default=None, description="Several options, in their order.")
     values: dict[str, object] | None = Field(default=None, description="The values of a form, by field.")
+    arguments: dict[str, object] | None = Field(
+        default=None,
+        description="`edited` at a tool call: the whole arguments, instead of their JSON text in `content`.",
+    )
     feedback: str | None = Field(default=None, description="Feedback for the next attempt.")
     comment: str | None = None
     expect_digest: str | None = Field(default=None, description="The `subject_digest` of the reviewed subject.")
@@ -58,7 +62,7 @@ class TaskDecision(Body):
             Invalid: ``input_too_large``.
         """
         limit = context.settings.limits.human_content_chars
-        for name in ("content", "values", "feedback", "comment"):
+        for name in ("content", "values", "arguments", "feedback", "comment"):
             length = len(str(getattr(self, name) or ""))
             if length > limit:
                 msg = f"{name} is {length} characters long; at most {limit} are accepted."
@@ -70,6 +74,7 @@ class TaskDecision(Body):
             selected_option=self.selected_option,
             selected_options=tuple(self.selected_options) if self.selected_options is not None else None,
             values=self.values,
+            arguments=self.arguments,
             feedback=self.feedback,
             comment=self.comment,
             expect_digest=self.expect_digest,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kneo.clock import parse_time
 from kneo.digest import Digest, canonical_json
@@ -27,6 +27,8 @@ class DecisionRequest:
     selected_options: tuple[str, ...] | None = None
     values: Mapping[str, object] | None = None
     """The values of a form, by field."""
+    arguments: Mapping[str, object] | None = None
+    """The edited arguments of a tool call, instead of their JSON text in ``content``."""
     feedback: str | None = None
     comment: str | None = None
     expect_digest: str | None = None
@@ -66,11 +68,15 @@ def check_decision(task: HumanTask, answer: DecisionRequest, *, actor: str, at: 
         allowed = ", ".join(task.decisions)
         msg = f"{task.id} cannot be {answer.decision}; it takes: {allowed}."
         raise DecisionNotAllowed(msg, allowed=list(task.decisions))
+    answer = _with_arguments(task, answer)
     values = _values(task, answer)
     options = _options(task, answer)
+    content = _content(answer, values)
+    if task.position == CALL:
+        _check_arguments(task, answer.decision, content, values)
     return Decision(
         kind=answer.decision,
-        content=_content(answer, values),
+        content=content,
         selected_option=options[0] if options else None,
         selected_options=options,
         values=values,
@@ -81,6 +87,58 @@ def check_decision(task: HumanTask, answer: DecisionRequest, *, actor: str, at: 
         by="person",
         at=at,
     )
+
+
+CALL = "tool"
+"""The position of a question before a tool call; its task has the tool, the arguments and their schema among its facts."""
+
+
+def _with_arguments(task: HumanTask, answer: DecisionRequest) -> DecisionRequest:
+    """Return a request with its edited arguments as content."""
+    if answer.arguments is None:
+        return answer
+    if task.position != CALL or answer.decision is not DecisionKind.EDITED or answer.content is not None:
+        msg = f"arguments are for {task.id} only where a tool call is edited, and instead of content."
+        raise _unfit(msg, [{"field": "arguments", "rule": "additionalProperties", "message": "is not expected"}])
+    return replace(answer, arguments=None, content=json.dumps(answer.arguments, ensure_ascii=False, sort_keys=True))
+
+
+def _check_arguments(
+    task: HumanTask, kind: DecisionKind, content: str | None, values: Mapping[str, object] | None
+) -> None:
+    """Check the arguments with which a call would be made; those of an unchanged call were checked before."""
+    facts = task.metadata.get("facts")
+    facts = facts if isinstance(facts, Mapping) else {}
+    given = facts.get("arguments")
+    match kind:
+        case DecisionKind.EDITED:
+            arguments = _object(task, content)
+        case DecisionKind.APPROVED if values:
+            arguments = {**(given if isinstance(given, Mapping) else {}), **values}
+        case _:
+            return
+    schema = facts.get("parameters")
+    found = problems(schema, arguments) if isinstance(schema, Mapping) else []
+    if found:
+        named = "; ".join(f"{item['field'] or 'the arguments'} {item['message']}" for item in found[:5])
+        msg = f"The edited arguments of {str(facts.get('tool'))[:200]} do not fit its parameters: {named}."
+        raise _unfit(msg, found)
+
+
+def _object(task: HumanTask, content: str | None) -> Mapping[str, object]:
+    try:
+        arguments = json.loads(content or "", parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        msg = f"The edited arguments of {task.id} are not a JSON object."
+        raise _unfit(msg, [{"field": "content", "rule": "type", "message": "must be a JSON object"}])
+    return arguments
+
+
+def _refuse_constant(name: str) -> float:
+    msg = f"{name} is not a JSON number"
+    raise ValueError(msg)
 
 
 def _values(task: HumanTask, answer: DecisionRequest) -> Mapping[str, object] | None:
@@ -182,7 +240,8 @@ def check_storable(answer: DecisionRequest) -> None:
         NotAllowed: ``human_input_invalid``.
     """
     try:
-        canonical_json({"content": answer.content, "values": dict(answer.values or {})})
+        parts = {"values": dict(answer.values or {}), "arguments": dict(answer.arguments or {})}
+        canonical_json({"content": answer.content, **parts})
     except Invalid as error:
         msg = f"The answer cannot be kept: {error.message}"
         raise DecisionNotAllowed(msg, code="human_input_invalid", fields=[]) from error
@@ -263,8 +322,10 @@ def decision_from_value(task: HumanTask, value: object) -> DecisionRequest:
         return DecisionRequest(request_id=request, decision=DecisionKind.APPROVED if value else DecisionKind.REJECTED)
     if DecisionKind.PROVIDED in allowed:
         return DecisionRequest(request_id=request, decision=DecisionKind.PROVIDED, content=value)
-    if DecisionKind.EDITED in allowed and isinstance(value, str):
-        return DecisionRequest(request_id=request, decision=DecisionKind.EDITED, content=value)
+    if DecisionKind.EDITED in allowed and isinstance(value, Mapping if task.position == CALL else str):
+        arguments = value if isinstance(value, Mapping) else None
+        content = None if arguments is not None else value
+        return DecisionRequest(request_id=request, decision=DecisionKind.EDITED, content=content, arguments=arguments)
     msg = f"{task.id} takes no such value; it is answered with {', '.join(task.decisions)}."
     raise DecisionNotAllowed(msg, allowed=list(task.decisions))
 

@@ -130,7 +130,9 @@ def _answer(task: HumanTask, value: object) -> DecisionRequest:
     """Parse the value of ``KEY=``: a decision with its parts, the name of a decision, or the value to decide with."""
     if isinstance(value, Mapping) and "decision" in value:
         parts = {
-            name: part for name, part in value.items() if name in {"content", "selected_option", "values", "feedback"}
+            name: part
+            for name, part in value.items()
+            if name in {"content", "selected_option", "values", "arguments", "feedback"}
         }
         return DecisionRequest(request_id=task.request_id, decision=DecisionKind(str(value["decision"])), **parts)
     if value in {DecisionKind.APPROVED.value, DecisionKind.REJECTED.value} and value in task.decisions:

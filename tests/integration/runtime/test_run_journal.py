@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -25,7 +26,7 @@ from kneo.store import agent_journal, history, runs, tasks
 from kneo.store.agent_journal import JournalLimits
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
-from kneo.tasks.decisions import DecisionRequest
+from kneo.tasks.decisions import DecisionNotAllowed, DecisionRequest
 from kneo.tasks.inbox import decide
 
 
@@ -183,6 +184,61 @@ def test_each_answer_continues_the_turn_while_the_others_are_open(store: Store) 
         assert called == list("bca"[:count])
     assert (run.status, run.output_text) == (RunStatus.SUCCEEDED, "b,c,a")
     assert [kind for _, kind in trace(store, run)].count("step_waiting") == 3
+
+
+@pytest.mark.parametrize(
+    ("sent", "says"),
+    [
+        ({"content": '{"amount": "six"}'}, "amount must satisfy type"),
+        ({"content": '{"amount": 0}'}, "amount must satisfy minimum"),
+        ({"content": "{}"}, "amount is required"),
+        ({"arguments": {"amount": 6, "to": "eve"}}, "has unknown fields"),
+        ({"content": "six"}, "not a JSON object"),
+        ({"content": '{"amount": NaN}'}, "not a JSON object"),
+        ({"content": "[" * 100_000}, "not a JSON object"),
+        ({"content": '{"amount": 6}', "arguments": {"amount": 7}}, "instead of content"),
+    ],
+)
+def test_edited_arguments_that_do_not_fit_are_refused_when_they_are_sent(
+    store: Store, sent: dict[str, object], says: str
+) -> None:
+    async def turn(_conversation: Conversation, _path: str) -> str:
+        raise PeopleRequired([question()])
+
+    agents = ScriptedAgents(store, turn)
+    run = agents.drive(agents.start())
+    [before] = open_tasks(store, run).values()
+    with pytest.raises(DecisionNotAllowed, match=says) as refused:
+        answer(store, before, "edited", **sent)
+    assert (refused.value.http_status, refused.value.code) == (422, "human_input_invalid")
+    assert list(open_tasks(store, run).values()) == [before]
+
+
+@pytest.mark.parametrize("sent", [{"content": ' {"amount": 6}'}, {"arguments": {"amount": 6}}])
+def test_edited_arguments_reach_the_turn(store: Store, sent: dict[str, object]) -> None:
+    async def turn(conversation: Conversation, _path: str) -> str:
+        given = conversation.answers.get(question().key)
+        if given is None:
+            raise PeopleRequired([question()])
+        assert given.kind is DecisionKind.EDITED
+        return str(json.loads(given.content or "")["amount"])
+
+    agents = ScriptedAgents(store, turn)
+    run = agents.drive(agents.start())
+    answer(store, *open_tasks(store, run).values(), "edited", **sent)
+    assert agents.drive(run).output_text == "6"
+
+
+def test_arguments_are_for_tool_calls_alone(store: Store) -> None:
+    async def turn(_conversation: Conversation, _path: str) -> str:
+        return "draft"
+
+    agents = ScriptedAgents(store, turn)
+    after = {"id": "work", "kind": "agent", "ref": "teller", "review": {"after": {"human": "ops"}}}
+    run = agents.drive(agents.start(spec(after)))
+    [task] = open_tasks(store, run).values()
+    with pytest.raises(DecisionNotAllowed, match="only where a tool call is edited"):
+        answer(store, task, "edited", arguments={"amount": 6})
 
 
 def test_a_question_that_is_no_longer_asked_is_cancelled(store: Store) -> None:
