@@ -76,6 +76,21 @@ def _folder(text: str) -> RepositoryAddress:
     return RepositoryAddress(str(path), "file", path)
 
 
+def check_complete(address: RepositoryAddress) -> None:
+    """Check that a local repository is no shallow clone.
+
+    A fetch with a filter from a shallow clone does not end: git takes the commits that the clone lacks for promised ones,
+    and starts one process after another to fetch them.
+
+    Raises:
+        Invalid: ``shallow_repository``.
+    """
+    if address.path is not None and any((git / "shallow").is_file() for git in (address.path / ".git", address.path)):
+        msg = f"{address.path} is a shallow clone: a part of its history is missing."
+        hint = "Fetch the whole history: git fetch --unshallow. In CI, check out with fetch-depth: 0."
+        raise Invalid(msg, code="shallow_repository", hint=hint)
+
+
 def _has_odd_parts(text: str) -> bool:
     parts = text.split("://", 1)[-1].split("/")
     return any(part == ".." or part.startswith("-") for part in parts)

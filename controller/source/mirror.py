@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from controller import metrics
-from controller.source.address import RepositoryAddress, check_ref, full_ref, parse_address, redact, short_ref
+from controller.source.address import (
+    RepositoryAddress,
+    check_complete,
+    check_ref,
+    full_ref,
+    parse_address,
+    redact,
+    short_ref,
+)
 from controller.source.credentials import ASKPASS, write_askpass
 from controller.source.git import Git, MirrorDamaged, Tokens, check_version
 from controller.source.limits import SourceLimits
@@ -350,6 +358,7 @@ class Mirror:
         log.warning("rebuilding a damaged mirror: %s", why, extra={"event": "mirror_rebuilt", "aside": str(aside)})
 
     def _bring(self, wanted: str, into: str) -> None:
+        check_complete(self.address)
         self._prepare()
         self._drop_unfinished()
         before = self._packs()

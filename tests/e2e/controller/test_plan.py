@@ -208,3 +208,13 @@ def test_a_database_that_follows_another_repository_says_nothing(
 def test_an_empty_database_says_nothing(machine: Machine, repo: ConfigRepo, tmp_path: Path) -> None:
     open_store(f"sqlite:///{tmp_path / 'work' / 'kneo.sqlite'}", SystemClock()).close()
     assert machine.json(*_plan(repo, "--env", "prod"))["source"]["kind"] == "git"
+
+
+def test_a_shallow_clone_is_refused_with_the_command_that_completes_it(
+    machine: Machine, repo: ConfigRepo, tmp_path: Path
+) -> None:
+    repo.release("prod", "mail", "1.1.0", repo.other_spec())
+    repo.git("clone", "--quiet", "--depth=1", f"file://{repo.folder}", str(tmp_path / "shallow"))
+    answer = machine.json("plan", "--repo", str(tmp_path / "shallow"), "--trust-root", repo.pin, expect=1)
+    assert answer["error"] == "shallow_repository"
+    assert "git fetch --unshallow" in answer["hint"]

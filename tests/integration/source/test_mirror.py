@@ -446,3 +446,17 @@ def test_a_mirror_is_tidied_without_losing_anything(
     assert mirror.maintain()
     assert mirror.accepted() == before
     assert before.read([BUNDLE]) == {BUNDLE: b"{1}"}
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_shallow_clone_is_refused_before_git_fetches_from_it(origin: Origin, tmp_path: Path, bare: bool) -> None:
+    origin.put(BUNDLE, "{1}")
+    origin.put(BUNDLE, "{2}")
+    clone = tmp_path / "shallow"
+    origin.git("clone", "--quiet", "--depth=1", *["--bare"][:bare], f"file://{origin.path}", str(clone))
+    mirror = Mirror(str(clone), "main", tmp_path / "state", limits=SourceLimits(fetch_seconds=5))
+    error = refusal(mirror)
+    assert (error.code, error.exit_code) == ("shallow_repository", 1)
+    assert "git fetch --unshallow" in (error.hint or "")
+    origin.git("-C", str(clone), "fetch", "--quiet", "--unshallow")
+    assert mirror.fetch().read([BUNDLE]) == {BUNDLE: b"{2}"}
