@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from kneo import __version__
 from kneo.clock import SystemClock
 from kneo.errors import NotFound
 from kneo.settings import Settings
-from kneo.store.engine import Store
+from kneo.store.engine import WORKER_LOCK, Store
 from kneo.store.migrate import open_store
 from kneo.telemetry.spans import configure_tracing
 
@@ -52,17 +52,32 @@ def find_store(settings: Settings) -> Store:
     return make_store(settings)
 
 
-def make_starter(settings: Settings, store: Store) -> Starter:
-    """Return the starter of runs. The runtime is imported here, because most commands start no run."""
+def make_starter(settings: Settings, store: Store, *, executes: Callable[[], bool]) -> Starter:
+    """Return the starter of runs. The runtime is imported here, because most commands start no run.
+
+    Args:
+        settings: The settings of this process.
+        store: The database.
+        executes: Whether this process executes the runs that it starts, so that it needs the keys of their models.
+    """
     from cli.embedding import spec_compiler
+    from kneo.agents.providers import OperatorConnections
     from kneo.project import read_config
     from kneo.runtime.engine.start import Starter
 
+    project = read_config(settings)
     return Starter(
         store,
         spec_compiler(settings).compile,
         pin=settings.trust_root,
         hmac_key=settings.spec_signing_key,
         max_queue=settings.execution.max_queue_depth,
-        project=read_config(settings),
+        project=project,
+        operator=lambda: OperatorConnections.of(settings, project) if executes() else None,
     )
+
+
+def executes_runs(store: Store) -> bool:
+    """Tell whether a run that this command starts is executed by the command itself: no worker has the database."""
+    with store.exclusive(WORKER_LOCK) as lock:
+        return bool(lock)

@@ -62,7 +62,9 @@ class LocalBackend:
             settings=self.settings,
             principal=Principal(self.actor, frozenset({EVERYTHING})),
             project=read_config(self.settings),
-            make_starter=lambda: compose.make_starter(self.settings, self.store),
+            make_starter=lambda: compose.make_starter(
+                self.settings, self.store, executes=lambda: compose.executes_runs(self.store)
+            ),
             settle=self._settle,
             drive=self._drive,
         )

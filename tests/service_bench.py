@@ -181,7 +181,7 @@ def serving(
         settings = replace(settings, http=http)
     bench = Bench(folder, None, settings)
     worker = Worker(bench.store, make_driver(settings, bench.store), concurrency=max(workers, 1))
-    app = create_app(settings, bench.store, make_starter(settings, bench.store))
+    app = create_app(settings, bench.store, make_starter(settings, bench.store, executes=lambda: workers > 0))
     server = Server(app, settings.http, shutdown_seconds=2)
 
     def stop() -> None:

@@ -56,7 +56,7 @@ def run_service(settings: Settings, host: str, port: int, workers: int, announce
         store = stack.enter_context(process_store(settings))
         if workers:
             stack.enter_context(working(settings, store, workers, make_retention(settings, store)))
-        serve_http(settings, store, host, port, announce=announce)
+        serve_http(settings, store, host, port, announce=announce, executes=workers > 0)
 
 
 def serve_with_reload(settings: Settings, host: str, port: int) -> None:
@@ -89,11 +89,24 @@ def serve_http(
     port: int,
     *,
     announce: Callable[[str], None],
+    executes: bool = True,
     alive: Callable[[], bool] = always,
 ) -> None:
-    """Serve HTTP in this thread until a signal stops the process. ``announce`` receives the URL; port 0 selects a free port."""
+    """Serve HTTP in this thread until a signal stops the process.
+
+    Args:
+        settings: The settings of this process.
+        store: The database.
+        host: The address to listen on.
+        port: The port; 0 selects a free one.
+        announce: Receives the URL.
+        executes: Whether a worker is in this process; else the models of a run are checked by the worker that executes it.
+        alive: Whether the other parts of the process still run.
+    """
     tools = spec_compiler(settings).tools
-    app = create_app(settings, store, make_starter(settings, store), tools=tools, alive=alive)
+    app = create_app(
+        settings, store, make_starter(settings, store, executes=lambda: executes), tools=tools, alive=alive
+    )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family, backlog=2048) as listener:
         announce(f"http://{host}:{listener.getsockname()[1]}")

@@ -13,10 +13,11 @@ from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 from kneo.errors import Invalid
-from kneo.settings import OWN_PREFIX
-from kneo.spec.models.agent import AVAILABLE_PROVIDERS, UNNAMED, Agent, ModelChoice
+from kneo.settings import OWN_PREFIX, Settings
+from kneo.spec.models.agent import UNNAMED, Agent, ModelChoice
 from kneo.spec.models.providers import EXTRA_KEYS, PROVIDERS, ModelProvider, WireFormat
 from kneo.spec.models.rules import ModelConnection, ModelRules
+from kneo.spec.project import ProjectConfig
 
 DUMMY = "dummy"
 
@@ -45,6 +46,11 @@ class OperatorConnections:
 
     secret: Secret
     key_variables: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings: Settings, project: ProjectConfig | None) -> OperatorConnections:
+        """Return the connections of a process."""
+        return cls(secret=settings.secret, key_variables=project.secrets.provider_env if project is not None else {})
 
 
 def is_installed(provider: ModelProvider) -> bool:
@@ -92,21 +98,13 @@ def choices(agent_name: str, agent: Agent) -> tuple[ModelChoice, ...]:
     """
     provider = provider_name(agent_name, agent)
     assert agent.model is not None
+    if any(choice.provider == DUMMY for choice in agent.model.fallbacks):
+        msg = (
+            f"The agent {agent_name} has the provider dummy as a fallback, which never stands in for another provider."
+        )
+        raise Invalid(msg, code="provider_not_configured", hint="Remove it from model.fallbacks.")
     first = agent.model if agent.model.provider == provider else agent.model.model_copy(update={"provider": provider})
     return (first, *agent.model.fallbacks)
-
-
-def check_provider(name: str, agent: Agent) -> None:
-    """Refuse an agent whose provider no step executes yet.
-
-    Raises:
-        Invalid: ``provider_not_configured``.
-    """
-    provider = provider_name(name, agent)
-    if provider not in AVAILABLE_PROVIDERS:
-        msg = f"The agent {name} needs the provider {provider!r}, which this version does not have."
-        hint = f"Available here: {', '.join(AVAILABLE_PROVIDERS)}."
-        raise Invalid(msg, code="provider_not_configured", hint=hint)
 
 
 def check_models(

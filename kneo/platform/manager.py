@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self, TypedDict, Unpack
 
 from kneo import registry
+from kneo.agents.providers import OperatorConnections
 from kneo.errors import Conflict, Invalid, NotFound, Usage
 from kneo.maintenance import LockAcquisitionError, RetentionManager, RetentionPolicy, RetentionReport, make_retention
 from kneo.project import read_config
@@ -148,13 +149,15 @@ class PlatformManager:
     @cached_property
     def starter(self) -> Starter:
         """The component that checks and records new runs."""
+        project = read_config(self.settings)
         return Starter(
             self.store,
             self.compiler.compile,
             pin=self.settings.trust_root,
             hmac_key=self.settings.spec_signing_key,
             max_queue=self.settings.execution.max_queue_depth,
-            project=read_config(self.settings),
+            project=project,
+            operator=lambda: OperatorConnections.of(self.settings, project),
         )
 
     @cached_property

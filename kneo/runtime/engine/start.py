@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 
 from kneo import registry
-from kneo.agents.providers import check_provider
+from kneo.agents.providers import OperatorConnections, check_models
 from kneo.clock import isoformat, new_id
 from kneo.digest import Digest
 from kneo.errors import Forbidden, Invalid, InvalidValue, KneoError, Transient, Usage
@@ -68,6 +68,10 @@ class _ResolvedSpec:
         return {"environment_gates": [one.name for one in self.gates]} if self.gates else {}
 
 
+def no_connections() -> None:
+    """Return no connections to models: another machine executes the runs."""
+
+
 def no_extra_writes(_tx: Tx, _run: Run) -> None:
     """Add no writes to the transaction that records a run."""
 
@@ -82,6 +86,8 @@ class Starter:
         hmac_key: The shared secret of bundles in the older format, where an environment accepts them.
         max_queue: Runs that may wait for a worker; further ones are refused until some have begun.
         project: The project's config, whose policies apply too.
+        operator: Returns the connections to models of this machine; ``None`` where another machine executes the run, which
+            then checks them.
     """
 
     def __init__(
@@ -93,8 +99,10 @@ class Starter:
         hmac_key: str = "",
         max_queue: int = ExecutionSettings.max_queue_depth,
         project: ProjectConfig | None = None,
+        operator: Callable[[], OperatorConnections | None] = no_connections,
     ) -> None:
         self.store = store
+        self._operator = operator
         self.project = project
         self.max_queue = max_queue
         self.check_spec = check_spec
@@ -125,8 +133,10 @@ class Starter:
             raise
 
     def _dispatch(self, order: StartRequest, inline: FrozenSpec | None, also: Callable[[Tx, Run], None]) -> Run:
+        operator = self._operator()
+
         def work(tx: Tx) -> Run:
-            run = self._start(tx, order, inline)
+            run = self._start(tx, order, inline, operator)
             also(tx, run)
             return run
 
@@ -143,7 +153,9 @@ class Starter:
             self._check_inline_allowed(tx, order.environment)
         return self._freezer.inline(order.spec)
 
-    def _start(self, tx: Tx, order: StartRequest, inline: FrozenSpec | None) -> Run:
+    def _start(
+        self, tx: Tx, order: StartRequest, inline: FrozenSpec | None, operator: OperatorConnections | None
+    ) -> Run:
         run_id = new_id("run", tx.now)
         idempotency.bind(tx, run_id)
         if runs.is_queue_full(tx, self.max_queue):
@@ -152,8 +164,9 @@ class Starter:
         rules = find_rules(tx, order.environment)
         chosen = self._freeze(tx, order, inline, rules)
         program, digest = chosen.frozen.program(order.target), chosen.frozen.digest
+        models = rules.spec.models if rules is not None else None
         for ref in program.used_agents:
-            check_provider(ref or program.agent_name, program.agents[ref])
+            check_models(ref or program.agent_name, program.agents[ref], operator, models)
         case = sampling_seed(digest, order.environment, order.target, input_digest(order.input), tx.at)
         state = begin(program, order.input, DecisionContext(now=tx.now, seed=run_id, sampling_seed=case))
         ended = state if isinstance(state, RunEnded) else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from kneo.agents import dummy
-from kneo.agents.providers import check_provider
+from kneo.agents.providers import DUMMY, provider_name
 from kneo.agents.turn import Journal, Turn, TurnResult
 from kneo.errors import Invalid
 from kneo.records.task import Decision
@@ -72,11 +72,11 @@ class Agents:
         """
         name = activity.ref or program.agent_name
         agent = program.agents[activity.ref]
-        check_provider(name, agent)
+        provider = provider_name(name, agent)
         assert agent.model is not None
         message = message_of(text, context)
-        facts = {"agent_name": name, "model_provider": agent.model.provider, "model_name": agent.model.name}
-        if agent.model.provider == "dummy":
+        facts = {"agent_name": name, "model_provider": provider, "model_name": agent.model.name}
+        if provider == DUMMY:
             return StepOutput(text=dummy.reply(message), facts=facts)
         loop, opened = await self._load(name)
         turn = Turn(
