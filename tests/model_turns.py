@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +16,7 @@ from pydantic_ai.models import Model, ModelRequestParameters
 from kneo.agents.providers import OperatorConnections
 from kneo.agents.requests import ModelServices, recorded_model
 from kneo.agents.services import AgentServices, Progress
-from kneo.agents.turn import Turn
+from kneo.agents.turn import DeltaStream, Turn
 from kneo.clock import ManualClock
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import NewTrace
@@ -79,7 +79,7 @@ class Conversation:
     model: Mapping[str, Any]
     rules: ModelRules | None = None
     settings: ModelSettings = field(default_factory=ModelSettings)
-    on_delta: Callable[[int, int, str], None] | None = None
+    deltas: DeltaStream | None = None
     env: Mapping[str, str] | None = None
     quota: Any = None
     journal: MemoryJournal = field(default_factory=MemoryJournal)
@@ -114,7 +114,7 @@ class Conversation:
             conversation="answer~0",
             journal=self.journal,
             environment="prod" if self.rules is not None else None,
-            on_delta=self.on_delta,
+            deltas=self.deltas,
         )
 
     def services(self) -> AgentServices:

@@ -201,7 +201,7 @@ class CallExecution:
             journal=turn.journal.below(call.key),
             answers={key.removeprefix(prefix): one for key, one in turn.answers.items() if key.startswith(prefix)},
             depth=turn.depth + 1,
-            on_delta=None,
+            deltas=None,
         )
 
         def above(question: CallQuestion) -> CallQuestion:

@@ -247,7 +247,8 @@ class RecordedModel(WrapperModel):
             settings["max_tokens"] = candidate.max_tokens
         if candidate.choice.temperature is not None:
             settings["temperature"] = candidate.choice.temperature
-        if self._turn.on_delta is None:
+        deltas = self._turn.deltas
+        if deltas is None or not deltas.is_read():
             return await model_request(
                 model, prompt.messages, model_settings=settings, model_request_parameters=prompt.parameters
             )
@@ -256,12 +257,13 @@ class RecordedModel(WrapperModel):
             async for event in stream:
                 text = _text_of(event)
                 if text:
-                    self._turn.on_delta(number, offset, text)
+                    deltas.write(number, offset, text)
                     offset += len(text)
             reply = stream.get()
         # Some servers end a stream in the middle without a word; the library then reports a reason of its own invention.
         if "finish_reason" not in (reply.provider_details or {}) and reply.finish_reason != "content_filter":
             raise IncompleteReply
+        deltas.end(number)
         return reply
 
     async def _admit(self, candidate: ModelCandidate) -> None:

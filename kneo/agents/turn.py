@@ -100,6 +100,28 @@ class Journal(Protocol):
         ...
 
 
+class DeltaStream(Protocol):
+    """Receives the text of a model's replies while it arrives. What it passes on may get lost; the journal has every reply."""
+
+    def is_read(self) -> bool:
+        """Return whether somebody reads now; asked before each request, which is streamed only then."""
+        ...
+
+    def write(self, request: int, offset: int, text: str) -> None:
+        """Take a piece of a reply. A reply that is requested again begins again at offset 0.
+
+        Args:
+            request: The number of the request in its conversation.
+            offset: The characters of the reply before this piece.
+            text: The piece.
+        """
+        ...
+
+    def end(self, request: int) -> None:
+        """Take note that a reply is complete."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class ToolGate:
     """A gate at a tool call: ``before`` asks for approval, at ``external`` a person provides the result."""
@@ -170,8 +192,7 @@ class Turn:
         environment: The name of the run's environment; what it denies is read at each entry, so that a file that tightens its
             rules reaches runs that wait.
         depth: How many agents are above this one, each behind a tool of the one before.
-        on_delta: Receives text of the model while it arrives: the number of the request, the offset in characters and the
-            text. A reply that is requested again begins again at offset 0.
+        deltas: Receives the text of replies while it arrives; ``None`` where nobody may read it before the step has ended.
     """
 
     run_id: str
@@ -187,7 +208,7 @@ class Turn:
     implementations: Mapping[str, str] = field(default_factory=dict)
     environment: str | None = None
     depth: int = 0
-    on_delta: Callable[[int, int, str], None] | None = None
+    deltas: DeltaStream | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

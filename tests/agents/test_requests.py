@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from model_server import FORMATS, Call, Format, Reply, events, model_server, overloaded, read_request
 from model_turns import KEY, PROVIDERS, Conversation
-from pydantic_ai.messages import ModelMessagesTypeAdapter
+from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelRequest
 from pydantic_ai.tools import ToolDefinition
 
 from kneo.agents.turn import Postponed
@@ -39,13 +39,22 @@ def refusal(conversation: Conversation, kind: type[BaseException] = KneoError) -
 class Listener:
     """Receives deltas, and puts them together as a reader does."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, reads: bool = True) -> None:
+        self.reads = reads
         self.text = ""
         self.deltas: list[tuple[int, int, str]] = []
 
-    def __call__(self, request: int, offset: int, text: str) -> None:
+        self.ended: list[int] = []
+
+    def is_read(self) -> bool:
+        return self.reads
+
+    def write(self, request: int, offset: int, text: str) -> None:
         self.deltas.append((request, offset, text))
         self.text = self.text[:offset] + text
+
+    def end(self, request: int) -> None:
+        self.ended.append(request)
 
 
 # ---- replies ----------------------------------------------------------------------------------------------------
@@ -57,7 +66,7 @@ def test_a_reply_is_an_entry_of_the_journal_before_it_is_used(wire: Format, stre
     listener = Listener()
     calls = [Call("look", {"id": 7}, id="x"), Call("pay", {"amount": 5}, id="x")]
     with model_server([Reply("Let me see.", calls=calls, usage=(20, 8)), Reply("Done.")]) as server:
-        conversation = Conversation(server, PROVIDERS[wire], on_delta=listener if streamed else None)
+        conversation = Conversation(server, PROVIDERS[wire], deltas=listener if streamed else None)
         reply = run(conversation, function_tools=TOOLS)
     entry = conversation.journal.entries["model:1"]
     assert (entry.number, entry.status, entry.conversation) == (1, EntryStatus.DONE, "answer~0")
@@ -128,7 +137,7 @@ def test_call_ids_are_distinct_and_fit_into_keys(wire: Format) -> None:
 def test_an_error_that_may_pass_is_repeated_with_growing_waits(wire: Format, streamed: bool, status: int) -> None:
     error = Reply("Later.", status=status)
     with model_server([[error, error, Reply("Done.")]]) as server:
-        conversation = Conversation(server, PROVIDERS[wire], on_delta=Listener() if streamed else None)
+        conversation = Conversation(server, PROVIDERS[wire], deltas=Listener() if streamed else None)
         assert run(conversation).text == "Done."
     assert conversation.waits == [0.25, 0.5]
     assert len(server.requests) == 3
@@ -164,13 +173,25 @@ def test_a_refusal_is_final_and_repeats_nothing_of_the_provider(
 ) -> None:
     caplog.set_level(logging.INFO)
     with model_server([Reply("" if status == 401 else f"No: {KEY}", status=status)]) as server:
-        conversation = Conversation(server, PROVIDERS[wire], on_delta=Listener() if streamed else None)
+        conversation = Conversation(server, PROVIDERS[wire], deltas=Listener() if streamed else None)
         error = refusal(conversation)
     assert (error.code, len(server.requests), conversation.waits) == ("model_refused", 1, [])
     shown = "".join(traceback.format_exception(error))
     assert KEY not in shown + caplog.text + repr(conversation.journal) + repr(error.details)
     assert error.__cause__ is None
     assert error.__context__ is None
+
+
+@WIRES
+def test_a_reply_is_streamed_only_while_somebody_reads(wire: Format) -> None:
+    listener = Listener(reads=False)
+    with model_server([Reply("Plain."), Reply("Streamed.")]) as server:
+        conversation = Conversation(server, PROVIDERS[wire], deltas=listener)
+        first = run(conversation)
+        listener.reads = True
+        asyncio.run(conversation.ask("Again.", before=[ModelRequest.user_text_prompt("Hello."), first]))
+    assert (first.text, listener.text, listener.ended) == ("Plain.", "Streamed.", [2])
+    assert [each.streamed for each in server.requests] == [False, True]
 
 
 @WIRES
@@ -190,7 +211,7 @@ def test_a_stream_that_is_cut_after_any_event_is_never_an_answer(wire: Format, h
     for cut in range(len(pieces)):
         listener = Listener()
         with model_server([[replace(whole, cut=cut, hard=hard), whole]]) as server:
-            conversation = Conversation(server, PROVIDERS[wire], on_delta=listener)
+            conversation = Conversation(server, PROVIDERS[wire], deltas=listener)
             reply = run(conversation, function_tools=TOOLS)
         assert reply.text == "One two three four."
         assert [call.args_as_dict() for call in reply.tool_calls] == ([{"amount": 5}] if calls else [])
@@ -210,7 +231,7 @@ FINISHED: dict[Format, tuple[bytes, ...]] = {
 @WIRES
 def test_a_stream_whose_end_never_says_why_is_no_reply(wire: Format) -> None:
     with model_server([Reply("Half of", finish=None)]) as server:
-        error = refusal(Conversation(server, PROVIDERS[wire], on_delta=Listener(), settings=ModelSettings(retries=1)))
+        error = refusal(Conversation(server, PROVIDERS[wire], deltas=Listener(), settings=ModelSettings(retries=1)))
     assert (error.code, len(server.requests)) == ("model_unreachable", 2)
 
 
@@ -219,7 +240,7 @@ def test_a_reply_that_never_comes_ends_with_its_time_limit(streamed: bool) -> No
     with model_server([[Reply("Half", hold=True, cut=1), Reply("Done.")]]) as server:
         settings = ModelSettings(timeout_seconds=0.5)
         conversation = Conversation(
-            server, PROVIDERS["chat"], on_delta=Listener() if streamed else None, settings=settings
+            server, PROVIDERS["chat"], deltas=Listener() if streamed else None, settings=settings
         )
         assert run(conversation).text == "Done."
     assert conversation.journal.events("model_retried")[0]["reason"] in {
@@ -236,7 +257,7 @@ def test_a_reply_that_never_comes_ends_with_its_time_limit(streamed: bool) -> No
 @WIRES
 def test_a_short_wait_is_obeyed_and_a_long_one_postpones(wire: Format, streamed: bool) -> None:
     with model_server([[overloaded(0.05), overloaded(3), overloaded(300), Reply("Done.")]]) as server:
-        conversation = Conversation(server, PROVIDERS[wire], on_delta=Listener() if streamed else None)
+        conversation = Conversation(server, PROVIDERS[wire], deltas=Listener() if streamed else None)
         assert refusal(conversation, Postponed).seconds == 3
         assert conversation.waits == [0.05]
         assert refusal(conversation, Postponed).seconds == 300
