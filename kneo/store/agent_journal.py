@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -157,11 +158,25 @@ def list_facts(tx: Tx, run_id: str) -> tuple[ConversationEntry, ...]:
     return tuple(_entry(row, {}) for row in _FACTS.rows(tx, {"of_run": run_id}))
 
 
-def copy(tx: Tx, source: str, target: str, conversations: Collection[str]) -> None:
-    """Copy conversations of one run to another run, each with those of the agents behind its tools."""
+_CONVERSATION_NAME = re.compile(r"\d+(>|$)")
+
+
+def copy(tx: Tx, source: str, target: str, steps: Collection[str]) -> None:
+    """Copy the conversations of steps from one run to another, each with those of the agents behind its tools.
+
+    Args:
+        tx: An open transaction.
+        source: The run that has them.
+        target: The run that gets them.
+        steps: The locations of the steps.
+    """
     for row in _OF_RUN.rows(tx, {"of_run": source}):
-        if any(row.conversation == one or row.conversation.startswith(f"{one}>") for one in conversations):
+        if any(_is_of(row.conversation, step) for step in steps):
             _upsert(tx.dialect.name).change(tx, {**row._asdict(), "run_id": target})
+
+
+def _is_of(conversation: str, step: str) -> bool:
+    return conversation.startswith(f"{step}~") and _CONVERSATION_NAME.match(conversation, len(step) + 1) is not None
 
 
 def _entry(row: Row, body: Mapping[str, object] | None = None) -> ConversationEntry:

@@ -125,15 +125,17 @@ def test_a_body_that_is_too_large_is_refused(store: Store) -> None:
 
 
 def test_conversations_are_copied_with_those_of_agents_behind_their_tools(store: Store) -> None:
-    write(store, reply(1, "a~0"), reply(2, "a~0"), reply(1, "a~0>1.c"), reply(1, "ab~0"), reply(1, "b>a~0"))
+    names = ("a~0", "a~1", "a~0>1.c", "ab~0", "a~0~0", "b>a~0")
+    write(store, reply(2, "a~0"), *(reply(1, name) for name in names))
     with store.write() as tx:
-        agent_journal.copy(tx, RUN, "run_2", ["a~0", "b>a~0"])
+        agent_journal.copy(tx, RUN, "run_2", ["a", "b>a"])
     with store.read() as tx:
         copied = agent_journal.list_entries(tx, "run_2")
     assert [(entry.conversation, entry.name) for entry in copied] == [
-        ("a~0", "model:1"),
         ("a~0", "model:2"),
+        ("a~0", "model:1"),
         ("a~0>1.c", "model:1"),
+        ("a~1", "model:1"),
         ("b>a~0", "model:1"),
     ]
     assert load(store, "a~0") == load(store, "a~0", "run_2")

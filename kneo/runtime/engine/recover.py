@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
@@ -19,9 +19,9 @@ from kneo.runtime.engine.start import Starter, no_extra_writes
 from kneo.runtime.engine.views import RunRecord, can_continue
 from kneo.runtime.engine.wait import find_run
 from kneo.runtime.interpreter.fork_gates import with_fork_gates
-from kneo.runtime.interpreter.node import Execute
+from kneo.runtime.interpreter.node import Action, Execute
 from kneo.runtime.interpreter.program import Program, actions, prepare_retry, replace_input, reset_questions
-from kneo.store import audit, history, idempotency, runs, tasks
+from kneo.store import agent_journal, audit, history, idempotency, runs, tasks
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits, History, NewCheckpoint
 from kneo.tasks.reuse import REPLAY, Reuse, reuse_report
@@ -158,6 +158,7 @@ def fork(
         steps=[step for step in steps if step.sequence <= done],
         gates=[gate.key for gate in gates],
         repeats=[step for step in steps if step.sequence > done and step.kind != "human"],
+        conversations=_conversations([step for step in steps if step.sequence <= done], actions(program, state)),
     )
 
     def work(tx: Tx) -> Run:
@@ -181,6 +182,8 @@ class ForkPast:
     """The keys of the gates before the point; the fork needs an answer to each."""
     repeats: Sequence[StepRecord]
     """The parent's steps from the point on; the fork repeats the effects of those that it reaches."""
+    conversations: Collection[str]
+    """The locations of the agents' steps before the point, whose conversations the fork has too."""
 
     def as_json(self, run_id: str, order: ForkRequest) -> dict[str, object]:
         """Return the fork's metadata and trace event."""
@@ -202,6 +205,17 @@ class ForkPast:
             ],
             "repeat_count": len(self.repeats),
         }
+
+
+def _conversations(done: Sequence[StepRecord], ahead: Sequence[Action]) -> frozenset[str]:
+    """Return the locations of the steps whose conversations have ended.
+
+    A step that the fork executes begins another conversation, also where an earlier attempt of it failed.
+    """
+    # A ticket is the step's location and attempt; the idempotency key is the run and the ticket.
+    tickets = [step.idempotency_key.partition(":")[2] for step in done if step.kind in {"agent", "guardrail"}]
+    again = {action.ticket.rpartition(":")[0] for action in ahead if isinstance(action, Execute)}
+    return frozenset(ticket.rpartition(":")[0] for ticket in tickets) - again
 
 
 def _input_of(program: Program, state: Mapping[str, object], ticket: str) -> str | None:
@@ -284,6 +298,7 @@ def _insert(tx: Tx, parent: Run, past: ForkPast, order: ForkRequest) -> Run:
     begun = replace(begun, state=snapshot(run, tx))
     new.checkpoints = [begun]
     runs.insert_run(tx, run)
+    agent_journal.copy(tx, parent.id, run.id, past.conversations)
     history.append(tx, replace(run, step_count=0, checkpoint_count=0, trace_count=0), new, CheckpointLimits())
     audit.record(
         tx,
