@@ -247,6 +247,8 @@ class RecordedModel(WrapperModel):
             settings["max_tokens"] = candidate.max_tokens
         if candidate.choice.temperature is not None:
             settings["temperature"] = candidate.choice.temperature
+        if candidate.connection.wire == "gemini":
+            settings.pop("parallel_tool_calls", None)  # it has no such setting; the guard makes the calls one by one
         deltas = self._turn.deltas
         if deltas is None or not deltas.is_read():
             return await model_request(
