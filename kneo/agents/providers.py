@@ -139,7 +139,7 @@ def check_models(
             msg = f"The agent {agent_name} needs the provider {choice.provider}, whose library is not installed here."
             hint = f"Install it: pip install 'kneo[{provider.extra}]'."
             raise Invalid(msg, code="provider_not_configured", hint=hint)
-        connect(choice, provider, operator, rules)
+        connect(agent_name, choice, provider, operator, rules)
 
 
 def find_provider(agent_name: str, choice: ModelChoice) -> ModelProvider:
@@ -178,7 +178,11 @@ def check_allowed(agent_name: str, choice: ModelChoice, rules: ModelRules) -> No
 
 
 def connect(
-    choice: ModelChoice, provider: ModelProvider, operator: OperatorConnections, rules: ModelRules | None
+    agent_name: str,
+    choice: ModelChoice,
+    provider: ModelProvider,
+    operator: OperatorConnections,
+    rules: ModelRules | None,
 ) -> ProviderConnection:
     """Return the connection of a model: the environment's, else the operator's, else the spec's, else the usual one.
 
@@ -196,7 +200,7 @@ def connect(
         base_url = spec_url
     base_url = base_url or provider.default_url
     if base_url is None:
-        msg = f"The provider {provider.name} has no address on this machine."
+        msg = f"The agent {agent_name} needs the provider {provider.name}, which has no address on this machine."
         raise Invalid(
             msg, code="provider_not_configured", hint=f"Set {provider.url_variable}, such as https://host/v1."
         )
@@ -204,7 +208,7 @@ def connect(
     variable = named or provider.key_variable
     key = operator.secret(variable)
     if key is None and (provider.needs_key or named is not None):
-        msg = f"The provider {provider.name} needs the key {variable}, which is not set on this machine."
+        msg = f"The agent {agent_name} needs the key {variable} of the provider {provider.name}, which is not set here."
         hint = f"Set {variable}, or {variable}_FILE to the path of a file with the key."
         raise Invalid(msg, code="provider_not_configured", hint=hint)
     wire: WireFormat = "chat" if choice.extra.get("api") == "chat" else provider.wire

@@ -99,7 +99,7 @@ def recorded_model(turn: Turn, services: AgentServices, progress: Progress) -> M
         if rules is not None:
             check_allowed(turn.agent_name, choice, rules)
         provider = find_provider(turn.agent_name, choice)
-        connection = connect(choice, provider, models.operator, rules)
+        connection = connect(turn.agent_name, choice, provider, models.operator, rules)
         limit = models.clients.limit(turn.environment, connection, _concurrency(choice, models, rules))
         candidates.append(ModelCandidate(choice=choice, connection=connection, limit=limit))
     first = models.clients.client(candidates[0].connection).model(candidates[0].choice.name)

@@ -32,7 +32,7 @@ def connection(
 ) -> ProviderConnection:
     (choice,) = choices("clerk", agent(model))
     operator = OperatorConnections(secret=(KEYS if env is None else env).get, key_variables=project or {})
-    return connect(choice, find_provider("clerk", choice), operator, rules)
+    return connect("clerk", choice, find_provider("clerk", choice), operator, rules)
 
 
 def refused(code: str, **arguments: Any) -> Invalid:
