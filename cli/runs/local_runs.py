@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from cli.embedding import registered_tools
 from kneo.records.run import Run
 from kneo.runtime.engine.assemble import drive_or_wait
 from kneo.runtime.engine.wait import SettledRun, read_settled_run
@@ -34,6 +35,8 @@ class LocalDriver:
     def settle(self, run_id: str) -> SettledRun:
         """Drive a run as ``drive`` does; return it with its open tasks."""
         try:
-            return drive_or_wait(self.settings, self.store, run_id, self.settings.client_timeout_seconds)
+            return drive_or_wait(
+                self.settings, self.store, run_id, self.settings.client_timeout_seconds, registered_tools(self.settings)
+            )
         except CodeUnavailable:
             return read_settled_run(self.store, run_id)

@@ -13,7 +13,7 @@ import uvicorn
 
 from cli import render
 from cli.compose import make_starter, process_store
-from cli.embedding import spec_compiler
+from cli.embedding import registered_tools, spec_compiler
 from cli.serve.http_limits import DefaultProtocol, RequestTimer, timed_protocol
 from cli.serve.worker import logged_settings
 from kneo.maintenance import make_retention
@@ -55,7 +55,9 @@ def run_service(settings: Settings, host: str, port: int, workers: int, announce
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(process_store(settings))
         if workers:
-            stack.enter_context(working(settings, store, workers, make_retention(settings, store)))
+            stack.enter_context(
+                working(settings, store, workers, make_retention(settings, store), registered_tools(settings))
+            )
         serve_http(settings, store, host, port, announce=announce, executes=workers > 0)
 
 

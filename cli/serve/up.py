@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from cli import render
 from cli.compose import process_store
+from cli.embedding import registered_tools
 from cli.serve.controller import (
     IntervalOption,
     RefOption,
@@ -58,7 +59,11 @@ def run_processes(
     settings = with_repository(settings, repository) if repository else settings
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(process_store(settings))
-        stack.enter_context(working(settings, store, Worker.DEFAULT_CONCURRENCY, make_retention(settings, store)))
+        stack.enter_context(
+            working(
+                settings, store, Worker.DEFAULT_CONCURRENCY, make_retention(settings, store), registered_tools(settings)
+            )
+        )
         alive: Callable[[], bool] = always
         if repository is not None:
             alive = stack.enter_context(reconciling(settings, store, repository)).is_alive

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cli.compose import process_store
-from cli.embedding import spec_compiler
+from cli.embedding import registered_tools, spec_compiler
 from kneo.maintenance import make_retention
 from kneo.runtime.engine.assemble import working
 from kneo.settings import Settings, from_env
@@ -30,7 +30,7 @@ def run_worker(settings: Settings, stopping: threading.Event, concurrency: int) 
     spec_compiler(settings)  # A platform that fails to load stops the worker now, not a run later.
     with (
         process_store(settings) as store,
-        working(settings, store, concurrency, make_retention(settings, store)),
+        working(settings, store, concurrency, make_retention(settings, store), registered_tools(settings)),
     ):
         stopping.wait()
 

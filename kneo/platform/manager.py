@@ -48,6 +48,7 @@ from kneo.store.task_filter import TaskFilter
 from kneo.tasks.deadlines import process_due
 from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide, find
+from kneo.tools import ToolRegistry
 
 WAIT_SECONDS = 3600.0
 
@@ -146,6 +147,12 @@ class PlatformManager:
     def store(self) -> Store:
         return self.database.store
 
+    @property
+    def tools(self) -> ToolRegistry | None:
+        """The tools that agents of this program may use without a declaration in their spec."""
+        registry = self.compiler.tool_registry
+        return registry if isinstance(registry, ToolRegistry) else None
+
     @cached_property
     def starter(self) -> Starter:
         """The component that checks and records new runs."""
@@ -197,7 +204,7 @@ class PlatformManager:
 
     def _settled(self, settled: RunSettled, since: int | None = None) -> RunResult:
         if self._worker is None:
-            return RunResult.of(drive_or_wait(self.settings, self.store, settled.run_id, WAIT_SECONDS))
+            return RunResult.of(drive_or_wait(self.settings, self.store, settled.run_id, WAIT_SECONDS, self.tools))
         return RunResult.of(wait_until_settled(self.store, settled, WAIT_SECONDS, since))
 
     def dispatch_run(self, run_id: str) -> Run:
@@ -391,7 +398,9 @@ class PlatformManager:
             return
         retain = make_retention(self.settings, self.store)
         try:
-            self._worker = self._working.enter_context(working(self.settings, self.store, concurrency, retain))
+            self._worker = self._working.enter_context(
+                working(self.settings, self.store, concurrency, retain, self.tools)
+            )
         except Conflict as error:
             raise LockAcquisitionError(error.message, hint=error.hint) from error
 

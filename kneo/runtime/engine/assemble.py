@@ -17,6 +17,7 @@ from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.timers import INTERVAL_SECONDS, RetentionJob, run_retention, run_timers
 from kneo.runtime.engine.wait import RunSettled, SettledRun, wait_until_settled
 from kneo.runtime.engine.worker import Worker
+from kneo.runtime.steps.agents import MakeServices, OpenServices
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
 from kneo.settings import Settings, hide_settings
@@ -25,6 +26,7 @@ from kneo.store.engine import WORKER_LOCK, Store, Tx
 from kneo.store.history import CheckpointLimits
 from kneo.store.locks import Lock
 from kneo.tasks import links
+from kneo.tools import ToolRegistry
 
 log = logging.getLogger("kneo.runtime")
 
@@ -37,8 +39,8 @@ class StepWorker(Protocol):
     def stop(self) -> None: ...
 
 
-def make_driver(settings: Settings, store: Store) -> Driver:
-    """Return a driver with the modules and limits that the settings allow."""
+def make_driver(settings: Settings, store: Store, tools: ToolRegistry | None = None) -> Driver:
+    """Return a driver with the modules and limits that the settings allow, and the tools that the program registered."""
     code = CodeLoader(settings.import_roots, settings.import_allow)
     execution = settings.execution
     limits = CheckpointLimits(
@@ -46,16 +48,28 @@ def make_driver(settings: Settings, store: Store) -> Driver:
         max_bytes=execution.checkpoint_max_bytes,
         preview_chars=execution.checkpoint_preview_chars,
     )
-    return Driver(store, ProgramLoader(store), Executor(code), limits)
+    return Driver(store, ProgramLoader(store), Executor(code, services_of(settings, store, code, tools)), limits)
 
 
-def make_worker(settings: Settings, store: Store, concurrency: int) -> StepWorker:
+def services_of(settings: Settings, store: Store, code: CodeLoader, tools: ToolRegistry | None = None) -> MakeServices:
+    """Return what opens the services of agents, once a step needs them."""
+
+    def open_services() -> OpenServices:
+        # Imports HTTP and more, which only agents with a model need.
+        module = importlib.import_module("kneo.runtime.engine.agent_services")
+        opened: OpenServices = module.open_services(settings, store, code, tools)
+        return opened
+
+    return open_services
+
+
+def make_worker(settings: Settings, store: Store, concurrency: int, tools: ToolRegistry | None = None) -> StepWorker:
     """Return this process's worker: the only one on a SQLite file, one of many on PostgreSQL.
 
     Raises:
         Invalid: ``invalid_setting``: Temporal is configured and not installed, or the database is a SQLite file.
     """
-    driver = make_driver(settings, store)
+    driver = make_driver(settings, store, tools)
     if settings.execution.dispatch == "temporal":
         return _temporal_worker(settings, store, driver, concurrency)
     if store.is_sqlite:
@@ -81,7 +95,9 @@ def _temporal_worker(settings: Settings, store: Store, driver: Driver, concurren
     return worker
 
 
-def drive_or_wait(settings: Settings, store: Store, run_id: str, timeout_seconds: float) -> SettledRun:
+def drive_or_wait(
+    settings: Settings, store: Store, run_id: str, timeout_seconds: float, tools: ToolRegistry | None = None
+) -> SettledRun:
     """Drive a run until it settles, or wait for the worker of this database to do it.
 
     Where another process takes the worker lock meanwhile, that process continues the run.
@@ -94,7 +110,7 @@ def drive_or_wait(settings: Settings, store: Store, run_id: str, timeout_seconds
             store.transact(runs.clear_owners)
             hide_settings()
             try:
-                asyncio.run(make_driver(settings, store).drive_alone(run_id, held))
+                asyncio.run(make_driver(settings, store, tools).drive_alone(run_id, held))
             except LockLost as error:
                 log.warning("%s", error, extra={"run_id": run_id})
     return wait_until_settled(store, RunSettled(run_id), timeout_seconds)
@@ -102,7 +118,11 @@ def drive_or_wait(settings: Settings, store: Store, run_id: str, timeout_seconds
 
 @contextlib.contextmanager
 def working(
-    settings: Settings, store: Store, concurrency: int, prune: RetentionJob | None = None
+    settings: Settings,
+    store: Store,
+    concurrency: int,
+    prune: RetentionJob | None = None,
+    tools: ToolRegistry | None = None,
 ) -> Iterator[StepWorker]:
     """Run a worker, timers and notifications in the background of a block.
 
@@ -111,6 +131,7 @@ def working(
         store: The database.
         concurrency: Runs that are driven at the same time.
         prune: Deletes expired data.
+        tools: The tools that the program registered.
 
     Raises:
         Conflict: ``worker_running``; see ``only_worker``.
@@ -121,7 +142,7 @@ def working(
     stopping = threading.Event()
     hide_settings()
     with only_worker(store) as lock, contextlib.ExitStack() as stack:
-        worker = LockedWorker(lock, lambda: make_worker(settings, store, concurrency))
+        worker = LockedWorker(lock, lambda: make_worker(settings, store, concurrency, tools))
         stack.enter_context(telling(settings, store))
         stack.enter_context(background("timers", lambda: run_timers(store, stopping), stopping.set))
         if prune is not None:

@@ -1,0 +1,72 @@
+"""The services of agents in a process that executes steps: models, the backends of tools, and the rules in force."""
+
+from __future__ import annotations
+
+import importlib
+from functools import partial
+
+from kneo.agents.http import HttpClient
+from kneo.agents.http_tools import HttpTools
+from kneo.agents.mcp import McpTools
+from kneo.agents.providers import OperatorConnections
+from kneo.agents.services import AgentServices
+from kneo.project import read_config
+from kneo.runtime.engine.environment_rules import EnvironmentRules
+from kneo.runtime.engine.quota import StoreQuota
+from kneo.runtime.steps.agents import OpenServices
+from kneo.runtime.steps.child_process import ChildProcesses
+from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.python_tools import PythonTools
+from kneo.settings import Settings
+from kneo.spec.models.rules import ModelRules
+from kneo.store.engine import Store
+from kneo.tools import ToolRegistry
+
+
+def open_services(
+    settings: Settings, store: Store, code: CodeLoader, registry: ToolRegistry | None = None
+) -> OpenServices:
+    """Open the services of agents.
+
+    Args:
+        settings: This process's settings.
+        store: The database, with the rules of environments.
+        code: The modules that specs may name.
+        registry: The tools that the program registered.
+    """
+    rules = EnvironmentRules(settings, store)
+    config = read_config(settings)
+    # The module of requests needs the library of agents, which a process without such agents does not have.
+    requests = importlib.import_module("kneo.agents.requests")
+    models = requests.ModelServices(
+        operator=OperatorConnections(
+            secret=settings.secret, key_variables=config.provider_variables() if config else {}
+        ),
+        settings=settings.models,
+        rules=rules.models,
+        quota=StoreQuota(store, lambda environment: rules.models(environment) or ModelRules()),
+    )
+    children = ChildProcesses(code)
+    python = PythonTools(code, children, registry)
+    mcp = McpTools(rules.tools, settings.secret, settings.mcp)
+    http = HttpTools(
+        settings.secret,
+        lambda environment: rules.tools(environment).inside,
+        seconds=settings.agents.tool_seconds,
+        client=partial(HttpClient, max_bytes=settings.agents.fetch_bytes),
+    )
+    services = AgentServices(
+        models=models,
+        tools={"python": python, "http": http, "mcp": mcp},
+        rules=rules.tools,
+        registered=python.registered,
+        limits=settings.agents,
+        clock=store.clock,
+    )
+
+    async def close() -> None:
+        await models.close()
+        await mcp.close()
+        await children.close()
+
+    return OpenServices(services=services, close=close)
