@@ -1,7 +1,7 @@
-"""Count the files of the project that one agent step and one decision enter: ``make walks``. Guidance, not a gate.
+"""Print the files of the project that one commit, one agent step and one decision enter: ``make walks``.
 
-A service runs in this process, on SQLite. After a warm-up a profiler notes the file of every function that is called, in all
-threads, from the request to its response.
+Guidance, not a gate. After a warm-up on SQLite a profiler records the file of every function that is called, in all threads of
+this process: from a commit with a new bundle to its release, and from a request to its response.
 """
 
 from __future__ import annotations
@@ -17,21 +17,25 @@ from types import FrameType
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from service_bench import APPROVE, DRAFT, PUBLISH, Bench, Json, serving, spec_of  # noqa: E402
+from controller_bench import Bench as Controller  # noqa: E402
+from service_bench import APPROVE, DRAFT, PUBLISH, serving, spec_of  # noqa: E402
+
+from kneo.clock import ManualClock, SystemClock  # noqa: E402
+from kneo.store.migrate import open_store  # noqa: E402
 
 PACKAGES = tuple(f"{ROOT / package}/" for package in ("kneo", "controller", "cli"))
 
 
 class Profiler:
-    """Counts calls by file while it is on."""
+    """Counts calls by file while ``measure`` runs."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self.is_on = False
-        threading.setprofile(self._note)
-        sys.setprofile(self._note)
+        threading.setprofile(self._record)
+        sys.setprofile(self._record)
 
-    def _note(self, frame: FrameType, event: str, _argument: object) -> None:
+    def _record(self, frame: FrameType, event: str, _argument: object) -> None:
         if self.is_on and event == "call" and frame.f_code.co_filename.startswith(PACKAGES):
             self.calls[frame.f_code.co_filename] += 1
 
@@ -47,22 +51,43 @@ def report(name: str, calls: Counter[str]) -> None:
     rooms = Counter("/".join(Path(file).relative_to(ROOT).parts[:-1]) for file in calls)
     print(f"{name}: {len(calls)} files, {calls.total()} calls")
     for room, files in rooms.most_common():
-        print(f"  {files:3} {room}")
+        names = sorted(Path(file).stem for file in calls if Path(file).parent == ROOT / room)
+        print(f"  {files:3} {room}: {', '.join(names)}")
 
 
-def decide(bench: Bench, run: Json) -> None:
-    bench.answer(run)
+def walk_commit(profiler: Profiler, folder: Path) -> None:
+    """Report the reconciliation of a commit that signs and releases a new version."""
+    clock = ManualClock(SystemClock().now())
+    store = open_store(f"sqlite:///{folder}/registry.sqlite", clock)
+    try:
+        controller = Controller(store, folder)
+        controller.repo.release("prod", "mail", "1.0.0")
+        reconciler, lease = controller.reconciler(), controller.lease()
+        reconciler.reconcile(lease)
+        controller.repo.release("prod", "mail", "1.1.0", controller.repo.other_spec())
+        report("commit", profiler.measure(lambda: reconciler.reconcile(lease)))
+        assert controller.served() == {"mail": "1.1.0"}, "the commit was not released"
+        reconciler.mirror.close()
+    finally:
+        store.close()
+
+
+def walk_requests(profiler: Profiler, folder: Path) -> None:
+    """Report a run of one agent step, and the decision of a paused run."""
+    with serving(folder, f"sqlite:///{folder}/k.sqlite") as bench:
+        for _ in range(3):
+            bench.start(spec_of(DRAFT))
+            bench.answer(bench.start(spec_of(DRAFT, APPROVE, PUBLISH)))
+        report("agent step", profiler.measure(lambda: bench.start(spec_of(DRAFT))))
+        paused = bench.start(spec_of(DRAFT, APPROVE, PUBLISH))
+        report("decision", profiler.measure(lambda: bench.answer(paused)))
 
 
 def main() -> None:
     profiler = Profiler()
-    with tempfile.TemporaryDirectory() as folder, serving(Path(folder), f"sqlite:///{folder}/k.sqlite") as bench:
-        for _ in range(3):
-            bench.start(spec_of(DRAFT))
-            decide(bench, bench.start(spec_of(DRAFT, APPROVE, PUBLISH)))
-        report("agent step", profiler.measure(lambda: bench.start(spec_of(DRAFT))))
-        paused = bench.start(spec_of(DRAFT, APPROVE, PUBLISH))
-        report("decision", profiler.measure(lambda: decide(bench, paused)))
+    for walk in (walk_commit, walk_requests):
+        with tempfile.TemporaryDirectory() as folder:
+            walk(profiler, Path(folder))
 
 
 if __name__ == "__main__":
