@@ -107,7 +107,7 @@ def resolve_project(*, env: EnvOption = None, spec: SpecOption = None, as_json: 
 @examples("kneo config secrets", "kneo config secrets --env prod")
 def secrets(*, env: EnvOption = None, as_json: JsonOption = False) -> None:
     """Show which secrets are set. Values are never read."""
-    inventory = secret_inventory(open_project(env).config)
+    inventory = secret_inventory(open_project(env).config, folder=from_env().secrets_dir)
 
     def show_table() -> None:
         rows = [[entry.name, entry.env_var, entry.status] for group in inventory.values() for entry in group.values()]

@@ -33,7 +33,11 @@ def list_credentials(
 ) -> CredentialInventoryView:
     """List which provider keys, other secrets and keys of this service are set. The access is recorded."""
     inventory = secret_inventory(
-        context.project, providers=providers, extras=extras, service_tokens=include_service_tokens
+        context.project,
+        providers=providers,
+        extras=extras,
+        service_tokens=include_service_tokens,
+        folder=context.settings.secrets_dir,
     )
     facts: dict[str, object] = {
         "providers_requested": providers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from kneo.redaction import REDACTED
@@ -14,7 +15,7 @@ from kneo.spec.project import SERVICE_TOKENS, ProjectConfig, provider_variable
 
 @dataclass(frozen=True, kw_only=True)
 class Secret:
-    """A secret by name, and whether its environment variable is set."""
+    """A secret by name, and whether its environment variable, or a file in its place, is set."""
 
     name: str
     env_var: str
@@ -35,6 +36,7 @@ def secret_inventory(
     providers: Iterable[str] = (),
     extras: Iterable[str] = (),
     service_tokens: bool = True,
+    folder: Path | None = None,
 ) -> Inventory:
     """List the secrets of a project.
 
@@ -43,6 +45,7 @@ def secret_inventory(
         providers: Only these; by default all that the project or Kneo declares.
         extras: Further names; each stands for a variable of the project, or for itself.
         service_tokens: Whether the service's own keys are listed too.
+        folder: The folder of secrets, one file for each; see ``KNEO_SERV_SECRETS_DIR``.
 
     Returns:
         The secrets by group and name.
@@ -54,7 +57,7 @@ def secret_inventory(
     wanted = tuple(extras)
     extra = {name: more.get(name, name) for name in wanted} if wanted else more
     tokens = {name: name for name in SERVICE_TOKENS} if service_tokens else {}
-    present = variables_set([*chosen.values(), *extra.values(), *tokens.values()])
+    present = variables_set([*chosen.values(), *extra.values(), *tokens.values()], folder=folder)
     groups = [("providers", "provider", chosen), ("extra", "extra", extra)]
     if service_tokens:
         groups.append(("service_tokens", "service", tokens))

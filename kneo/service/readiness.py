@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
 from kneo import registry
 from kneo.api.operation import Json
 from kneo.clock import parse_time
 from kneo.errors import KneoError
-from kneo.project.secrets import secret_inventory
+from kneo.project.secrets import Inventory, secret_inventory
 from kneo.settings import Settings
 from kneo.spec.project import ProjectConfig
 from kneo.store import metrics, releases, requests
@@ -107,14 +107,18 @@ class Readiness:
         providers = self.settings.http.health_providers
         if not providers:
             return {"configured": False}
-        entries = secret_inventory(self.project, providers=providers, service_tokens=False)["providers"]
+        entries = self._secrets(providers=providers)["providers"]
         return _present({name: entry.present for name, entry in entries.items()})
+
+    def _secrets(self, *, providers: Sequence[str] = (), extras: Sequence[str] = ()) -> Inventory:
+        folder = self.settings.secrets_dir
+        return secret_inventory(self.project, providers=providers, extras=extras, service_tokens=False, folder=folder)
 
     def _mcp(self) -> Json:
         names = self.settings.http.health_mcp_secrets
         if not names:
             return {"configured": False}
-        entries = secret_inventory(self.project, extras=names, service_tokens=False)["extra"]
+        entries = self._secrets(extras=names)["extra"]
         return _present({name: entry.present for name, entry in entries.items()})
 
 
