@@ -35,13 +35,10 @@ def open_services(
         registry: The tools that the program registered.
     """
     rules = EnvironmentRules(settings, store)
-    config = read_config(settings)
     # The module of requests needs the library of agents, which a process without such agents does not have.
     requests = importlib.import_module("kneo.agents.requests")
     models = requests.ModelServices(
-        operator=OperatorConnections(
-            secret=settings.secret, key_variables=config.provider_variables() if config else {}
-        ),
+        operator=OperatorConnections.of(settings, read_config(settings)),
         settings=settings.models,
         rules=rules.models,
         quota=StoreQuota(store, lambda environment: rules.models(environment) or ModelRules()),
