@@ -1,0 +1,76 @@
+"""A process that executes agents and kills itself at a chosen write.
+
+Started by the crash tests: ``crashing_agents.py URL CODE_FOLDER RUN_ID WHEN DIE_AT``. WHEN is ``before`` or ``after`` the write
+is committed; with DIE_AT 0 nothing is killed. The process ends when the run is over. Models are found as for every worker.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from crashing import kill_before
+
+from kneo.clock import SystemClock, sleep
+from kneo.records.run import RunStatus
+from kneo.runtime.engine.assemble import StepWorker, services_of
+from kneo.runtime.engine.driver import Driver
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.wait import find_run
+from kneo.runtime.engine.worker import Worker
+from kneo.runtime.steps.code import CodeLoader
+from kneo.runtime.steps.executor import Executor
+from kneo.settings import from_env
+from kneo.store.engine import Store
+from kneo.store.migrate import open_store
+from kneo.store.notifier import CommitNotifier
+
+
+class KillingNotifier(CommitNotifier):
+    """Kills the process right after the commit of a write, which it is told of next."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.left = number
+
+    def notify(self, changes: Sequence[tuple[str, object]]) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().notify(changes)
+
+
+def worker_on(store: Store, folder: Path) -> StepWorker:
+    code = CodeLoader((folder,), ())
+    executor = Executor(code, services_of(from_env(), store, code))
+    driver = Driver(store, ProgramLoader(store), executor)
+    if store.is_sqlite:
+        return Worker(store, driver)
+    dispatch = importlib.import_module("kneo.runtime.dispatch.postgres")
+    return dispatch.QueueWorker(store, driver, concurrency=4)
+
+
+def main() -> None:
+    url, folder, run_id, when, die_at = sys.argv[1:]
+    store = open_store(url, SystemClock())
+    if int(die_at) and when == "after":
+        store.notifier = KillingNotifier(int(die_at))
+    worker = worker_on(store, Path(folder))
+    if int(die_at) and when == "before":
+        kill_before(int(die_at))
+    working = threading.Thread(target=worker.run)
+    working.start()
+    while find_run(store, run_id).status in {RunStatus.RUNNING, RunStatus.PAUSED}:
+        sleep(0.02)
+    worker.stop()
+    working.join()
+    store.close()
+
+
+if __name__ == "__main__":
+    main()
