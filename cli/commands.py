@@ -52,6 +52,7 @@ COMMANDS: dict[str, Entry] = {
             "diff": Entry("cli.specs.diff:diff", "Compare two specs"),
             "simulate": Entry("cli.specs.simulate:simulate", "Simulate every branch of a workflow"),
             "bundle": Entry("cli.specs.bundle:app", "Sign, verify and inspect bundles"),
+            "mcp": Entry("cli.specs.mcp:app", "Declare the tools of MCP servers"),
         },
     ),
     "keys": Entry("cli.specs.keys:app", "Generate and show signing keys", SPECS),

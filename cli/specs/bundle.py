@@ -17,6 +17,7 @@ from cli.specs.bundle_freeze import freeze
 from cli.specs.bundle_hmac import HMAC_KEY, inspect_hmac, is_hmac, secret_in, sign_hmac, verify_hmac
 from cli.specs.bundle_render import facts_of, print_account, print_facts, step_facts, trust_facts
 from cli.specs.keys import private_from
+from cli.specs.mcp_offers import pin_tools
 from cli.specs.signer import signing_key
 from cli.specs.signing import Place, SignedBundle, place_of, read_statement, sign_bundle, source_of
 from cli.specs.trust_roots import TrustFiles
@@ -67,6 +68,13 @@ def sign(
     public: Annotated[Path | None, typer.Option(help="Public key of --signer.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle, if --output does not set it.")] = None,
     version: Annotated[str | None, typer.Option(help="Version of the bundle, if --output does not set it.")] = None,
+    pinned: Annotated[
+        bool,
+        typer.Option(
+            "--pin-tools",
+            help="Ask the MCP servers of the spec, and sign what they say about each tool; a tool that says something else later is refused.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Build a bundle from a spec and sign it.
@@ -79,15 +87,19 @@ def sign(
     """
     private = _signing_key(key, key_env, signer, public)
     if private is None:
+        if pinned:
+            msg = "--pin-tools needs a private key: bundles in the older HMAC format have no pins."
+            raise Usage(msg, hint="Pass --key FILE.")
         sign_hmac(spec, output, approved_by, env, key_env, as_json=as_json)
         return
     here = find_repository(Path.cwd())
     place = place_of(output, name, version, here)
     environments = _environments(env, place, here)
     _warn_of_unknown_key(private, place.repository or here)
+    frozen = freeze(spec, environments, as_json=as_json)
     signed = sign_bundle(
         place,
-        freeze(spec, environments, as_json=as_json),
+        pin_tools(from_env(), frozen, _warn_of_changed_tool) if pinned else frozen,
         environments=environments,
         approved_by=approved_by,
         key=private,
@@ -252,6 +264,11 @@ def _warn_of_unknown_key(key: SigningKey, repository: ConfigRepository | None) -
     if key.keyid not in TrustFiles(repository.trust_file).read().newest.document.keys:
         msg = f"The key {key.keyid} is not in the trust root; its signature does not count yet."
         render.warning(msg, "A holder of a root key adds it: kneo trust add-key")
+
+
+def _warn_of_changed_tool(tool: str, server: str) -> None:
+    msg = f"W_MCP_TOOL_CHANGED: the parameters of the tool {tool} are not those of the MCP server {server}."
+    render.warning(msg, f"Unless you narrowed them, update the spec: kneo spec mcp pull SPEC {server}")
 
 
 def _print_signed(signed: SignedBundle, key: SigningKey) -> None:

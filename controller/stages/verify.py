@@ -14,6 +14,7 @@ from kneo.records.release import BundleRecord
 from kneo.spec.coverage.policy import check_policy
 from kneo.spec.lint import check
 from kneo.spec.models.environment import Environment, EnvironmentGate, ReleasePin, with_gates
+from kneo.spec.models.spec import Spec
 from kneo.spec.policy_flags import PolicyFlags, strictest
 from kneo.spec.reading.load import load_tree
 from kneo.trust.dsse import parse_envelope
@@ -373,12 +374,23 @@ def check_spec(bundle: VerifiedBundle, environments: Sequence[Environment], path
     rules = [environment.gates for environment in environments]
     for index, gates in enumerate(rules):
         if gates not in rules[:index]:
-            _check_under(bundle, gates, flags, f"The policy is in {environments[0].file}.", path)
+            spec = _check_under(bundle, gates, flags, f"The policy is in {environments[0].file}.", path)
+            if any(environment.spec.tools.mcp.pinned for environment in environments):
+                _check_pins(spec, path)
+
+
+def _check_pins(spec: Spec, path: str) -> None:
+    unpinned = spec.unpinned_tools()
+    if unpinned:
+        more = f" and {len(unpinned) - 1} more have" if len(unpinned) > 1 else " has"
+        msg = f"{path}: tools of MCP servers must be pinned, and {unpinned[0]}{more} no pin."
+        hint = "Sign a new version with kneo spec bundle sign --pin-tools."
+        raise Untrusted(msg, code="PolicyDenied", hint=hint)
 
 
 def _check_under(
     bundle: VerifiedBundle, gates: tuple[EnvironmentGate, ...], flags: PolicyFlags, hint: str, path: str
-) -> None:
+) -> Spec:
     """Check a spec as it would run: with the gates that an environment adds."""
     loaded = load_tree(dict(bundle.spec), rules=lambda spec, context: check(with_gates(spec, gates), context))
     if loaded.spec is None or not loaded.valid:
@@ -390,3 +402,4 @@ def _check_under(
         more = f" ({len(violations) - 1} more)" if len(violations) > 1 else ""
         msg = f"{path}: {violations[0].code}: {violations[0].message}{more}"
         raise Untrusted(msg, code="PolicyDenied", hint=hint)
+    return loaded.spec

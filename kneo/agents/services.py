@@ -9,11 +9,16 @@ from typing import Literal, TypeAlias
 from kneo.agents.turn import ToolBackend
 from kneo.clock import Clock, SystemClock
 from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
-from kneo.settings import AgentSettings
-from kneo.spec.models.rules import ToolRules
+from kneo.settings import AgentSettings, Settings
+from kneo.spec.models.rules import McpRules, ToolRules
 from kneo.spec.models.spec import Tool
 
 BackendKind: TypeAlias = Literal["python", "http", "mcp"]
+
+
+def operator_rules(settings: Settings) -> ToolRules:
+    """Return the tool rules of the operator, which hold where no environment is declared."""
+    return ToolRules(inside=settings.agents.inside, mcp=McpRules(commands=settings.mcp.commands))
 
 
 def _unrestricted(_environment: str | None) -> ToolRules:

@@ -237,6 +237,7 @@ async def _offered(connection: Connection) -> Mapping[str, OfferedTool]:
             description=tool.description or "",
             input_schema=tool.input_schema,
             output_schema=tool.output_schema,
+            is_read_only=tool.annotations is not None and tool.annotations.read_only_hint is True,
         )
         for name, tool in tools.items()
     }

@@ -237,6 +237,8 @@ class Starter:
         # A release satisfied Git's policy when it was promoted; other policies may be newer.
         policy = registry.policy_in_force(tx, order.environment, self.project, with_git=chosen.release is None)
         require_policy(chosen.frozen.spec, policy, order.environment, order.target)
+        if rules is not None and rules.spec.tools.mcp.pinned:
+            _require_pins(chosen.frozen.spec, rules.name)
         return chosen
 
     def _choose(self, tx: Tx, order: StartRequest, inline: FrozenSpec | None) -> _ResolvedSpec:
@@ -389,6 +391,20 @@ def require_policy(spec: Spec, policy: PolicyFlags, environment: str | None, tar
             environment=environment,
             diagnostics=[found.as_json() for found in violations],
         )
+
+
+def _require_pins(spec: Spec, environment: str) -> None:
+    """Check that a spec pins its tools of MCP servers.
+
+    Raises:
+        Forbidden: ``environment_policy_blocked``.
+    """
+    unpinned = spec.unpinned_tools()
+    if unpinned:
+        more = f" and {len(unpinned) - 1} more have" if len(unpinned) > 1 else " has"
+        msg = f"{environment} requires pinned tools of MCP servers, and {unpinned[0]}{more} no pin."
+        hint = "Release a version that was signed with kneo spec bundle sign --pin-tools."
+        raise Forbidden(msg, code="environment_policy_blocked", hint=hint, environment=environment)
 
 
 def _reason(error: KneoError) -> dict[str, object]:

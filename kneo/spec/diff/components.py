@@ -25,17 +25,33 @@ def tool(change: ChangeContext) -> Sentence:
     """Describe a change of a tool."""
     match change.location.rest:
         case ():
-            return _added_or_removed(change, "tools")
+            words = _added_or_removed(change, "tools")
         case ("description",):
-            return text(change, MEDIUM, "prompts", "description")
+            words = text(change, MEDIUM, "prompts", "description")
+        case ("mcp", "pin", *_):
+            words = _pin(change)
         case (("implementation" | "agent" | "mcp"), *_):
-            return value_change(change, HIGH, "tools", f"{'.'.join(change.location.rest)} of {change.name}")
+            words = value_change(change, HIGH, "tools", f"{'.'.join(change.location.rest)} of {change.name}")
         case ("capabilities", name):
-            return _capability(change, name)
+            words = _capability(change, name)
         case ("always_ask",):
-            return field(change, LOW if change.difference.after is True else HIGH, "gates")
+            words = field(change, LOW if change.difference.after is True else HIGH, "gates")
         case _:
-            return field(change, MEDIUM, "tools")
+            words = field(change, MEDIUM, "tools")
+    return words
+
+
+def _pin(change: ChangeContext) -> Sentence:
+    """Describe a change of what a tool's server says about it."""
+    match change.location.rest[2:]:
+        case ():
+            verb = "no longer" if change.removed else "now"
+            message = f"{start(change.name)} is {verb} held to what its MCP server says about it."
+            return Sentence(HIGH if change.removed else LOW, "tools", message)
+        case ("description",):
+            return text(change, HIGH, "prompts", "server's description")
+        case _:
+            return Sentence(HIGH, "tools", f"The server's schema of {change.name} changes.")
 
 
 def function(change: ChangeContext) -> Sentence:

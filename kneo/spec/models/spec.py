@@ -235,6 +235,10 @@ class Spec(SpecModel):
     policies: JsonObject = Field(default_factory=dict, description="Project defaults are kept here.")
     mcp_servers: MapOf[McpServer] = Field(default_factory=dict)
 
+    def unpinned_tools(self) -> tuple[str, ...]:
+        """Return the names of the tools of MCP servers that have no pin."""
+        return tuple(name for name, tool in self.tools.items() if tool.mcp is not None and tool.mcp.pin is None)
+
     def allows(self, target: str) -> bool:
         """Tell whether a released bundle of this spec may be run with a target."""
         return self.workflow is None or target in (self.targets or ("workflow",))

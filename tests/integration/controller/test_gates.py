@@ -263,6 +263,25 @@ def test_a_policy_that_gets_stricter_than_what_is_served_says_so(bench: Bench) -
     assert bench.served() == {"mail": "1.0.0"}
 
 
+def test_an_environment_that_insists_on_pins_takes_no_tool_of_an_mcp_server_without_one(bench: Bench) -> None:
+    pin = {"description": "Finds.", "schema_digest": f"sha256:{'0' * 64}"}
+    for version, reference in (("1.0.0", {"server": "crm"}), ("1.1.0", {"server": "crm", "pin": pin})):
+        tool = {"description": "Finds people.", "mcp": reference}
+        servers = {"crm": {"transport": "stdio", "command": "/usr/bin/crm-mcp"}}
+        bench.repo.bundle("mail", version, {**_unreviewed(), "tools": {"find": tool}, "mcp_servers": servers})
+    insists = {"mcp": {"pinned": True, "commands": ["/usr/bin/crm-mcp"]}}
+    bench.repo.environment("prod", {"mail": "1.0.0"}, tools=insists)
+    bench.repo.commit("Release an unpinned tool")
+    outcome = bench.reconcile().outcomes["prod"]
+    assert isinstance(outcome, Stalled)
+    assert outcome.reason == "PolicyDenied"
+    assert "find has no pin" in outcome.message
+    assert "--pin-tools" in outcome.message
+    bench.repo.environment("prod", {"mail": "1.1.0"}, tools=insists)
+    bench.repo.commit("Release a pinned one")
+    assert bench.reconcile().outcomes["prod"] == Ready(1)
+
+
 def _unreviewed() -> dict[str, object]:
     agent = {"name": "writer", "model": {"provider": "dummy", "name": "dummy"}}
     return {

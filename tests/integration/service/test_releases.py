@@ -22,6 +22,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     spec["agent"] = {**spec["agent"], "skills": ["briefing"]}
     repo.release("prod", "skilled", "1.0.0", spec)
     repo.release("dev", "both", "1.0.0", {**spec, "targets": ["workflow", "agent"]})
+    repo.environment("strict", {}, inlineSpecs=True, tools={"mcp": {"pinned": True}})
+    repo.commit("Insist on pins")
     with serving(folder / "house", f"sqlite:///{folder / 'house' / 'kneo.sqlite'}", workers=0) as made:
         source = Repository(str(repo.folder), "main", repo.pin, timedelta(seconds=60))
         outcome = make_controller(made.settings, made.store, source).run_once()
@@ -68,3 +70,17 @@ def test_a_released_workflow_is_not_passed_by_with_its_root_agent(house: Bench) 
     own = {"input": "x", "spec": announcement(), "environment": "dev", "async_mode": True}
     assert house.post("/runs", {**own, "target": "agent"}, role="operator", expect=403)["error"] == refused["error"]
     house.post("/runs", own, role="operator", expect=202)
+
+
+def test_an_environment_that_insists_on_pins_starts_nothing_without(house: Bench) -> None:
+    servers = {"crm": {"transport": "stdio", "command": "/usr/bin/crm-mcp"}}
+    pinned = {"server": "crm", "pin": {"description": "Finds.", "schema_digest": f"sha256:{'0' * 64}"}}
+    for reference, expect in (({"server": "crm"}, 403), (pinned, 202)):
+        tools = {"find": {"description": "Finds people.", "mcp": reference}}
+        spec = {**announcement(), "tools": tools, "mcp_servers": servers}
+        order = {"input": "x", "spec": spec, "environment": "strict", "async_mode": True}
+        answer = house.post("/runs", order, role="operator", expect=expect)
+        assert expect == 202 or (answer["error"], "--pin-tools" in answer["hint"]) == (
+            "environment_policy_blocked",
+            True,
+        )

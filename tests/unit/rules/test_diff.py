@@ -31,7 +31,13 @@ PLAIN: dict = {
             {"id": "publish", "kind": "function", "ref": "publish"},
         ],
     },
-    "tools": {"search": {"description": "Finds pages.", "implementation": "app.search"}},
+    "tools": {
+        "search": {"description": "Finds pages.", "implementation": "app.search"},
+        "crm": {
+            "description": "Finds people.",
+            "mcp": {"server": "files", "pin": {"description": "Finds.", "schema_digest": f"sha256:{'0' * 64}"}},
+        },
+    },
     "components": {
         "functions": {"publish": {"implementation": "app.publish", "capabilities": ["network"]}},
         "humans": {
@@ -120,6 +126,10 @@ BOSS = "components/humans/boss"
         ("workflow/steps/3", {"id": "end", "kind": "agent", "ref": "desk"}, "MEDIUM", "steps", "The step end is new: 'agent desk'."),
         ("tools/search/implementation", "app.other", "HIGH", "tools", "Implementation of the tool search changes from 'app.search' to 'app.other'."),
         ("tools/search/description", "Finds.", "MEDIUM", "prompts", "The description of the tool search changes."),
+        ("tools/crm/description", "Finds everybody.", "MEDIUM", "prompts", "The description of the tool crm changes."),
+        ("tools/crm/mcp/pin/description", "Sends.", "HIGH", "prompts", "The server's description of the tool crm changes."),
+        ("tools/crm/mcp/pin/schema_digest", f"sha256:{'1' * 64}", "HIGH", "tools", "The server's schema of the tool crm changes."),
+        ("tools/crm/mcp/pin", GONE, "HIGH", "tools", "The tool crm is no longer held to what its MCP server says about it."),
         ("tools/search/capabilities", ["shell"], "HIGH", "permissions", "The tool search declares shell."),
         (
             "components/functions/publish/capabilities",
