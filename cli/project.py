@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cli.embedding import spec_compiler
 from cli.files import read_bytes
+from kneo.agents.providers import model_check
 from kneo.errors import NotFound, Usage
 from kneo.project import read_config
 from kneo.project.files import ModuleFiles, SpecFiles
@@ -99,7 +100,7 @@ class Project:
 
     def context_of(self, spec: Path) -> RuleContext:
         """Return the context of lint rules: the modules below the import roots and in the spec's config repository, the
-        environment, and the tools of the platform that this process names.
+        environment with its rules, the tools of the platform that this process names, and the models that it can ask.
 
         A process that reconciles a local config repository finds the functions in it, whatever its working directory;
         so does a check of a spec from there.
@@ -108,7 +109,15 @@ class Project:
         roots = (*settings.import_roots, *_config_repository(spec))
         modules = ModuleFiles(roots, settings.import_allow)
         tools = spec_compiler(settings).tools
-        return RuleContext(modules, settings.import_allow or None, tools, environment=self.environment)
+        declared = self._declared(spec)
+        return RuleContext(
+            modules,
+            settings.import_allow or None,
+            tools,
+            environment=self.environment,
+            rules=declared.spec if declared else None,
+            models=model_check(settings, self.config),
+        )
 
     def policy_for(self, spec: Path) -> PolicyFlags:
         """Return the policy of a spec: the strictest of the project's and its config repository's.

@@ -12,12 +12,16 @@ from pathlib import Path
 
 import yaml
 
+from kneo.agents.providers import OperatorConnections, check_models
+from kneo.errors import Invalid
 from kneo.spec.coverage.policy import check_policy
 from kneo.spec.diagnostics import Diagnostic
 from kneo.spec.environment import parse_environment
 from kneo.spec.lint import check
+from kneo.spec.models.agent import Agent
 from kneo.spec.models.answers import AnswersFile
-from kneo.spec.modules import Module, RuleContext
+from kneo.spec.models.environment import EnvironmentSpec
+from kneo.spec.modules import ModelCheck, Module, RuleContext
 from kneo.spec.policy_flags import PolicyFlags
 from kneo.spec.reading.load import load_tree, resolve
 from kneo.spec.reading.reader import read
@@ -89,8 +93,39 @@ def _context(given: dict) -> RuleContext:
     modules = given.get("modules")
     if modules is not None:
         modules = {
-            name: Module(frozenset(about["names"]), imported=about.get("imported", {}))
+            name: Module(
+                frozenset(about["names"]),
+                imported=about.get("imported", {}),
+                parameters={each: frozenset(names) for each, names in about.get("parameters", {}).items()},
+            )
             for name, about in modules.items()
         }
-    allow = given.get("import_allow")
-    return RuleContext(modules=modules, import_allow=None if allow is None else tuple(allow))
+    allow, commands = given.get("import_allow"), given.get("mcp_commands")
+    return RuleContext(
+        modules=modules,
+        import_allow=None if allow is None else tuple(allow),
+        rules=EnvironmentSpec.model_validate({**REQUIRED, **given["rules"]}) if "rules" in given else None,
+        models=_model_check(given["machine"]) if "machine" in given else None,
+        mcp_commands=None if commands is None else tuple(commands),
+    )
+
+
+REQUIRED = {"policy": {}, "signatures": {"roles": ["release"], "threshold": 1}}
+"""The fields that every environment file has."""
+
+
+def _model_check(machine: dict) -> ModelCheck:
+    """Return the check of a machine with some libraries and secrets."""
+    operator = OperatorConnections(secret=machine.get("secrets", {}).get)
+
+    def check(name: str, agent: Agent, rules: EnvironmentSpec | None) -> Invalid | None:
+        try:
+            installed = machine.get("installed", [])
+            check_models(
+                name, agent, operator, rules.models if rules else None, installed=lambda each: each.extra in installed
+            )
+        except Invalid as refusal:
+            return refusal
+        return None
+
+    return check

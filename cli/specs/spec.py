@@ -17,15 +17,17 @@ from cli.specs.check import Checked, Format, check, print_findings, require_usab
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, NotFound
 from kneo.spec.coverage.policy import policy_report
+from kneo.spec.diagnostics import Diagnostic
 from kneo.spec.documents import DEFAULT_LIMITS
 from kneo.spec.graph import GraphNode, as_dot, as_mermaid, spec_graph
+from kneo.spec.lint.formats import as_text
 from kneo.spec.messages import describe, suggest
 from kneo.spec.models.spec import Spec
 from kneo.spec.models.workflow import LeafStep
 from kneo.spec.reading.migrate import migrate as migrate_tree
 from kneo.spec.reading.reader import read
 from kneo.spec.reading.yaml_writer import write_yaml
-from kneo.spec.summary import compiled, explained, linted, names_of, worth_a_look
+from kneo.spec.summary import compiled, explained, linted, missing_models, names_of, worth_a_look
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -85,10 +87,9 @@ def lint(
 ) -> None:
     """Check a spec for errors and warnings. Exit status 1 if any are found."""
     checked = _validated(spec, env, service_url, profile)
-    shown = worth_a_look(checked.findings)
     answer: dict[str, object] = {**linted(checked.findings), **checked.origin()}
-    print_findings(checked, shown, shape, answer if as_json else None)
-    raise typer.Exit(1 if shown else 0)
+    print_findings(checked, checked.findings, shape, answer if as_json else None)
+    raise typer.Exit(1 if worth_a_look(checked.findings) else 0)
 
 
 def _validated(spec: Path | None, env: str | None, service_url: str | None, profile: str | None) -> Checked:
@@ -110,16 +111,27 @@ def compile_spec(
 ) -> None:
     """Check that a spec can run, without running it."""
     checked = check(spec, env)
+    lacking: list[Diagnostic] = []
     if service_url or profile:
         answer = checked.by_service("compile", service_url, profile)
         subject = f"The service can run {checked.name}."
     else:
         require_usable(checked, as_json=as_json)
         usable = checked.usable()
+        lacking = missing_models(checked.findings)
         findings = [found.as_json() for found in checked.findings]
         answer = {"ok": True, "summary": compiled(usable), "diagnostics": findings}
         subject = f"{checked.name} can run: {_roots(usable)}."
-    render.emit({**answer, **checked.origin()}, as_json=as_json, text=lambda: render.success(subject))
+
+    def show() -> None:
+        for found in lacking:
+            render.text(as_text(found, checked.file.sources))
+        if lacking:
+            render.line(render.CAREFUL, f"{checked.name} is valid, and a run here would be refused.")
+        else:
+            render.success(subject)
+
+    render.emit({**answer, **checked.origin()}, as_json=as_json, text=show)
 
 
 @app.command()

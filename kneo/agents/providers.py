@@ -9,14 +9,15 @@ import importlib.util
 import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 from kneo.errors import Invalid
 from kneo.settings import OWN_PREFIX, Settings
 from kneo.spec.models.agent import UNNAMED, Agent, ModelChoice
+from kneo.spec.models.environment import EnvironmentSpec
 from kneo.spec.models.providers import EXTRA_KEYS, PROVIDERS, ModelProvider, WireFormat
 from kneo.spec.models.rules import ModelConnection, ModelRules
+from kneo.spec.modules import ModelCheck
 from kneo.spec.project import ProjectConfig
 
 DUMMY = "dummy"
@@ -138,8 +139,22 @@ def check_models(
         if not installed(provider):
             msg = f"The agent {agent_name} needs the provider {choice.provider}, whose library is not installed here."
             hint = f"Install it: pip install 'kneo[{provider.extra}]'."
-            raise Invalid(msg, code="provider_not_configured", hint=hint)
+            raise Invalid(msg, code="provider_not_configured", hint=hint, lacking="library")
         connect(agent_name, choice, provider, operator, rules)
+
+
+def model_check(settings: Settings, project: ProjectConfig | None) -> ModelCheck:
+    """Return the check of models for lint: what the start of a run on this machine would refuse."""
+    operator = OperatorConnections.of(settings, project)
+
+    def check(agent_name: str, agent: Agent, rules: EnvironmentSpec | None) -> Invalid | None:
+        try:
+            check_models(agent_name, agent, operator, rules.models if rules is not None else None)
+        except Invalid as refusal:
+            return refusal
+        return None
+
+    return check
 
 
 def find_provider(agent_name: str, choice: ModelChoice) -> ModelProvider:
@@ -165,12 +180,9 @@ def check_allowed(agent_name: str, choice: ModelChoice, rules: ModelRules) -> No
     Raises:
         Invalid: ``model_not_allowed``.
     """
-    if rules.allow is None or any(
-        choice.provider == allowed.provider and any(fnmatchcase(choice.name, name) for name in allowed.names)
-        for allowed in rules.allow
-    ):
+    if rules.permits(choice.provider, choice.name):
         return
-    listed = ", ".join(f"{each.provider}/{name}" for each in rules.allow for name in each.names) or "none"
+    listed = ", ".join(f"{each.provider}/{name}" for each in rules.allow or () for name in each.names) or "none"
     msg = (
         f"The agent {agent_name} needs the model {choice.provider}/{choice.name}, which the environment does not allow."
     )
@@ -202,7 +214,10 @@ def connect(
     if base_url is None:
         msg = f"The agent {agent_name} needs the provider {provider.name}, which has no address on this machine."
         raise Invalid(
-            msg, code="provider_not_configured", hint=f"Set {provider.url_variable}, such as https://host/v1."
+            msg,
+            code="provider_not_configured",
+            hint=f"Set {provider.url_variable}, such as https://host/v1.",
+            lacking="address",
         )
     named = stated.api_key_ref or operator.key_variables.get(provider.name) or spec_key
     variable = named or provider.key_variable
@@ -210,7 +225,7 @@ def connect(
     if key is None and (provider.needs_key or named is not None):
         msg = f"The agent {agent_name} needs the key {variable} of the provider {provider.name}, which is not set here."
         hint = f"Set {variable}, or {variable}_FILE to the path of a file with the key."
-        raise Invalid(msg, code="provider_not_configured", hint=hint)
+        raise Invalid(msg, code="provider_not_configured", hint=hint, lacking="key")
     wire: WireFormat = "chat" if choice.extra.get("api") == "chat" else provider.wire
     return ProviderConnection(provider=provider, wire=wire, base_url=_whole_url(provider, base_url), key=key)
 

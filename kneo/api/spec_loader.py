@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from kneo.agents.providers import model_check
 from kneo.api.requests import SkillsOverlay, SpecSelection
 from kneo.errors import Invalid, InvalidValue, Usage
+from kneo.project import read_config
 from kneo.project.files import ModuleFiles, SpecFiles, is_hidden
 from kneo.settings import Settings
 from kneo.spec.diagnostics import unreadable
@@ -97,7 +99,13 @@ class SpecLoader:
     def _context(self, environment: str | None) -> RuleContext:
         settings = self.settings
         modules = ModuleFiles(settings.import_roots, settings.import_allow)
-        return RuleContext(modules, settings.import_allow or None, self.tools, environment=environment)
+        return RuleContext(
+            modules,
+            settings.import_allow or None,
+            self.tools,
+            environment=environment,
+            models=model_check(settings, read_config(settings)),
+        )
 
     def _document(self, path: str | None) -> Document:
         if path is None:

@@ -106,7 +106,7 @@ Pattern: TypeAlias = Annotated[str, Field(min_length=1, max_length=200)]
 DigestText: TypeAlias = Annotated[str, Field(pattern=_DIGEST)]
 
 Host: TypeAlias = Annotated[str, Field(pattern=_HOST)]
-"""A host name or address; ``a.example`` is also its subdomains."""
+"""A host name or address."""
 
 HostAndPort: TypeAlias = Annotated[str, Field(pattern=_HOST_AND_PORT)]
 

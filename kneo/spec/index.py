@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias, TypeVar
 from kneo.spec.diagnostics import Diagnostic, error
 from kneo.spec.documents import Path
 from kneo.spec.messages import suggest
-from kneo.spec.models.agent import Agent
+from kneo.spec.models.agent import ASK_QUESTION, Agent
 from kneo.spec.models.spec import Capability, Spec
 from kneo.spec.models.workflow import (
     ConditionStep,
@@ -196,8 +196,8 @@ class SpecIndex:
 
     @cached_property
     def tool_names(self) -> frozenset[str]:
-        """Tools of the spec and of the embedding program."""
-        return self.context.tools | frozenset(self.spec.tools)
+        """Tools of the spec and of the embedding program, and the built-in one with which agents ask people."""
+        return self.context.tools | frozenset((*self.spec.tools, ASK_QUESTION))
 
 
 def children(step: Step) -> tuple[tuple[Path, Sequence[Step]], ...]:

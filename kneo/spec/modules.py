@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from kneo.errors import Invalid
+from kneo.spec.models.agent import Agent
+from kneo.spec.models.environment import EnvironmentSpec
+
+ModelCheck: TypeAlias = Callable[[str, Agent, EnvironmentSpec | None], Invalid | None]
+"""From an agent's name, the agent and the rules of an environment to the reason why its models cannot be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +23,7 @@ class Module:
         names: What it defines or imports at its top level.
         complete: False where more names may exist than the source shows (``from x import *``, ``__getattr__``,
             an extension module): a missing name is then no finding.
+        parameters: The parameters of the functions that it defines without decorators, by name.
         imported: The part of ``names`` that it takes from somewhere else, with the dotted name of the origin. An
             ``implementation`` that points through such a name reaches code the module does not own.
     """
@@ -22,6 +31,7 @@ class Module:
     names: frozenset[str] = frozenset()
     complete: bool = True
     imported: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +45,9 @@ class RuleContext:
         tools: Names of the embedding program's tool registry, in addition to the spec's ``tools``.
         functions: Names that the embedding program registers, in addition to ``components.functions``.
         environment: The environment of the check, where one is chosen.
+        rules: The declaration of that environment, where there is one.
+        models: Tells whether this machine can ask the models of an agent. None means that it is not known.
+        mcp_commands: The programs that MCP servers may be where no environment is declared. None means not known.
     """
 
     modules: Mapping[str, Module] | None = None
@@ -42,6 +55,9 @@ class RuleContext:
     tools: frozenset[str] = frozenset()
     functions: frozenset[str] = frozenset()
     environment: str | None = None
+    rules: EnvironmentSpec | None = None
+    models: ModelCheck | None = None
+    mcp_commands: tuple[str, ...] | None = None
 
 
 NOTHING_KNOWN = RuleContext()
@@ -74,7 +90,9 @@ def read_module(source: str, name: str = "", *, is_package: bool = False) -> Mod
     package = name if is_package else name.rpartition(".")[0]
     scan = _Scan(package)
     scan.block(body)
-    return Module(frozenset(scan.names), scan.complete and "__getattr__" not in scan.names, scan.imported)
+    return Module(
+        frozenset(scan.names), scan.complete and "__getattr__" not in scan.names, scan.imported, scan.parameters
+    )
 
 
 def imports_of(source: bytes, name: str, *, is_package: bool) -> frozenset[str]:
@@ -113,6 +131,7 @@ class _Scan:
         self._package = package
         self.names: set[str] = set()
         self.imported: dict[str, str] = {}
+        self.parameters: dict[str, frozenset[str]] = {}
         self.complete = True
 
     def block(self, body: Sequence[ast.stmt]) -> None:
@@ -122,6 +141,8 @@ class _Scan:
     def _statement(self, statement: ast.stmt) -> None:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             self.names.add(statement.name)
+            if not isinstance(statement, ast.ClassDef) and not statement.decorator_list:
+                self.parameters[statement.name] = _parameters(statement.args)
         elif isinstance(statement, ast.Import):
             for alias in statement.names:
                 bound = alias.asname or alias.name.partition(".")[0]
@@ -169,6 +190,11 @@ class _Scan:
     def _import(self, bound: str, origin: str) -> None:
         self.names.add(bound)
         self.imported[bound] = origin
+
+
+def _parameters(stated: ast.arguments) -> frozenset[str]:
+    """Return the names of the parameters that a function declares."""
+    return frozenset(each.arg for each in (*stated.posonlyargs, *stated.args, *stated.kwonlyargs))
 
 
 def _is_wrapper(called: ast.expr) -> bool:

@@ -11,6 +11,10 @@ from kneo.spec.models.workflow import LeafStep
 
 Map = dict[str, object]
 
+MODEL_CODES = frozenset(
+    {"W_MODEL_PROVIDER", "W_MODEL_NOT_ALLOWED", "W_MODEL_HOST", "I_MODEL_EXTRA", "I_MODEL_KEY", "I_MODEL_ADDRESS"}
+)
+
 
 def names_of(spec: Spec | None) -> Map:
     """Return the names of the root agent and workflow; both None where the spec does not match the schema."""
@@ -46,20 +50,25 @@ def explained(spec: Spec) -> Map:
 
 
 def linted(findings: Sequence[Diagnostic]) -> Map:
-    """Return errors and warnings with their counts."""
-    shown = worth_a_look(findings)
-    errors = sum(found.is_error for found in shown)
+    """Return the findings, and the counts of errors and warnings."""
+    counted = worth_a_look(findings)
+    errors = sum(found.is_error for found in counted)
     return {
-        "clean": not shown,
-        "warning_count": len(shown) - errors,
+        "clean": not counted,
+        "warning_count": len(counted) - errors,
         "error_count": errors,
-        "diagnostics": [found.as_json() for found in shown],
+        "diagnostics": [found.as_json() for found in findings],
     }
 
 
 def worth_a_look(findings: Sequence[Diagnostic]) -> list[Diagnostic]:
     """Return errors and warnings, without remarks."""
     return [found for found in findings if found.severity is not Severity.INFO]
+
+
+def missing_models(findings: Sequence[Diagnostic]) -> list[Diagnostic]:
+    """Return the findings about models that a run here would be refused for."""
+    return [found for found in findings if found.code in MODEL_CODES]
 
 
 def _step(node: GraphNode) -> Map:

@@ -41,7 +41,8 @@ DIAGNOSTICS_HEAD = f"""\
 # Diagnostics
 
 Everything that can be said about a file of the spec language. A code that begins with `E_` is an error: the file cannot be used.
-One that begins with `W_` is a warning: it can be used, and somebody should look. An environment's policy can turn warnings and
+One that begins with `W_` is a warning: it can be used, and somebody should look. `I_` is information about the machine of the
+check, which is no fault of the file. An environment's policy can turn warnings and
 chosen codes into violations (`E_ENV_POLICY_…`).
 
 `kneo spec lint` prints each with its file, line, column and path; `--json`, `--format sarif` and `--format github` print the same

@@ -12,9 +12,12 @@ from typing import TypeAlias
 from kneo.spec.coverage.privileged_calls import coverage
 from kneo.spec.diagnostics import Diagnostic
 from kneo.spec.index import SpecIndex
-from kneo.spec.lint.agents import guardrails, memory, models, providers, runtime_preferences, workflow_agents
+from kneo.spec.lint.agents import guardrails, memory, runtime_preferences, workflow_agents
+from kneo.spec.lint.calls import effects, requests, tool_names, tool_people
+from kneo.spec.lint.environment import refused_servers, refused_tools
 from kneo.spec.lint.gates import gates, humans
 from kneo.spec.lint.implementations import implementations
+from kneo.spec.lint.models import budgets, models, providers, structured_output
 from kneo.spec.lint.names import names
 from kneo.spec.lint.no_effect import no_effect
 from kneo.spec.lint.schemas import json_schemas
@@ -32,6 +35,8 @@ RULES: tuple[Rule, ...] = (
     containers,
     timeouts,
     tool_selections,
+    tool_names,
+    refused_tools,
     skill_selections,
     runtime_preferences,
     families,
@@ -44,14 +49,20 @@ RULES: tuple[Rule, ...] = (
     memory,
     guardrails,
     tool_backings,
+    effects,
+    requests,
+    tool_people,
     workflow_agents,
     mcp,
+    refused_servers,
     implementations,
     json_schemas,
     inline_secrets,
     build_cycles,
     coverage,
     providers,
+    budgets,
+    structured_output,
     no_effect,
 )
 """Every rule, in the published order of their findings; added rules follow related ones."""

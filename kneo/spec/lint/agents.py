@@ -7,11 +7,7 @@ from collections.abc import Iterator
 from kneo.spec.diagnostics import Diagnostic, error, warning
 from kneo.spec.documents import Path
 from kneo.spec.index import LocatedAgent, SpecIndex
-from kneo.spec.messages import quote
 from kneo.spec.models.agent import (
-    AVAILABLE_PROVIDERS,
-    KNOWN_PROVIDERS,
-    UNNAMED,
     Guardrail,
     Memory,
     MemoryRef,
@@ -43,35 +39,6 @@ def _preferences(at: LocatedAgent, stated: RuntimePreferences) -> Iterator[Diagn
     if stated.preferred_mode == "adapter" and not stated.adapter_ref:
         message = "preferred_mode is adapter, and adapter_ref is missing."
         yield warning("W_RUNTIME_ADAPTER_REF", message, (*path, "adapter_ref"))
-
-
-def models(index: SpecIndex) -> Iterator[Diagnostic]:
-    """An agent with a strategy has a model."""
-    for at in index.agents:
-        strategy = at.agent.strategy
-        if strategy is None or strategy.type == "simple" or at.agent.model is not None or at.agent.as_agent is not None:
-            continue
-        message = f"The agent {at.agent.name} has the strategy {strategy.type} and no model."
-        yield warning("W_AGENT_MODEL", message, (*at.path, "model"))
-
-
-def providers(index: SpecIndex) -> Iterator[Diagnostic]:
-    """Providers exist and are available."""
-    for at in index.agents:
-        model = at.agent.model
-        if model is None or model.provider in AVAILABLE_PROVIDERS:
-            continue
-        path = (*at.path, "model", "provider")
-        hint = f"Available here: {', '.join(AVAILABLE_PROVIDERS)}."
-        if model.provider == UNNAMED:
-            message = f"The model {model.name} names no provider"
-        elif model.provider in KNOWN_PROVIDERS:
-            message = f"The provider {model.provider} is not available in this version"
-        else:
-            message = f"{quote(model.provider)} is an unknown provider"
-            hint = index.hints.near(model.provider, KNOWN_PROVIDERS) or hint
-        message = f"{message}: a run that needs the agent {at.agent.name} is refused."
-        yield warning("W_MODEL_PROVIDER", message, path, suggestion=hint)
 
 
 MEMORY_POLICIES = ("full", "sliding_window", "summary", "retrieval")

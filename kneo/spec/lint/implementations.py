@@ -126,6 +126,18 @@ def resolve(dotted: str, context: RuleContext) -> Target | None:
     return found
 
 
+def parameters_of(dotted: str, context: RuleContext) -> frozenset[str] | None:
+    """Return the parameters of the function that a dotted name reaches; None where they are not known."""
+    target = resolve(dotted, context)
+    if target is None or target.missing is not None:
+        return None
+    parts = _split(target.hops[-1] if target.hops else dotted, context)
+    if parts is None:
+        return None
+    _, known, attribute, rest = parts
+    return known.parameters.get(attribute) if not rest else None
+
+
 def _split(dotted: str, context: RuleContext) -> tuple[str, Module, str, str] | None:
     """Split a dotted name into the longest known module, its attribute, and the rest."""
     parts = dotted.split(".")

@@ -6,6 +6,7 @@ reaches runs that wait. Keys are written as in specs.
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import ConfigDict, Field, model_validator
@@ -86,13 +87,22 @@ class ModelRules(SpecModel):
     )
     connections: MapOf[ModelConnection] = Field(default_factory=dict, description="Connections by provider.")
     hosts: ListOf[Host] = Field(
-        default=(), max_length=MAX_RULES, description="Hosts that the base_url of a spec may name. Left out: none."
+        default=(),
+        max_length=MAX_RULES,
+        description="Hosts that the base_url of a spec may name, each in full. Left out: none.",
     )
     limits: ListOf[ModelLimit] = Field(default=(), max_length=MAX_RULES)
     budgets: ListOf[ModelBudget] = Field(default=(), max_length=MAX_RULES)
     prices: MapOf[ModelPrice] = Field(
         default_factory=dict, description="Prices by the model's name; known prices are built in."
     )
+
+    def permits(self, provider: str, name: str) -> bool:
+        """Tell whether a model may be asked."""
+        return self.allow is None or any(
+            each.provider == provider and any(fnmatchcase(name, pattern) for pattern in each.names)
+            for each in self.allow
+        )
 
 
 class McpRules(SpecModel):
@@ -135,3 +145,9 @@ class ToolRules(SpecModel):
         examples=[["crm.internal:8443"]],
     )
     mcp: McpRules = McpRules()
+
+    def permits(self, name: str) -> bool:
+        """Tell whether a tool may be called, by its name in the spec."""
+        if any(fnmatchcase(name, pattern) for pattern in self.deny):
+            return False
+        return self.allow is None or any(fnmatchcase(name, pattern) for pattern in self.allow)

@@ -4,14 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from code_fixtures import findings
 
 from kneo.spec import lint
-from kneo.spec.coverage.policy import check_policy
-from kneo.spec.diagnostics import Diagnostic
-from kneo.spec.lint import check
-from kneo.spec.modules import Module, RuleContext
-from kneo.spec.policy_flags import PolicyFlags
-from kneo.spec.reading.load import load_tree
 from kneo.spec.reading.reader import read
 
 SPECS = Path(__file__).parents[2] / "fixtures" / "specs"
@@ -26,27 +21,8 @@ COMPANIONS = {
 }
 """Codes that by their meaning come with others."""
 
-EVERYWHERE = {"W_FIELD_NO_EFFECT", "W_MODEL_PROVIDER"}
+EVERYWHERE = {"W_FIELD_NO_EFFECT"}
 """Codes about what this version does not do, which a file about something else may have too."""
-
-
-def context_of(given: dict) -> RuleContext:
-    modules = given.get("modules")
-    if modules is not None:
-        modules = {
-            name: Module(frozenset(about["names"]), imported=about.get("imported", {}))
-            for name, about in modules.items()
-        }
-    allow = given.get("import_allow")
-    return RuleContext(modules=modules, import_allow=None if allow is None else tuple(allow))
-
-
-def findings(case: dict, twin: str) -> tuple[Diagnostic, ...]:
-    loaded = load_tree(case[twin], context=context_of(case.get("context", {})), rules=check)
-    if "policy" not in case:
-        return loaded.diagnostics
-    flags = PolicyFlags.model_validate(case["policy"])
-    return (*loaded.diagnostics, *check_policy(loaded.spec, loaded.diagnostics, flags))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -58,15 +34,15 @@ def test_each_code_fires_alone_and_its_twin_is_clean(file: Path) -> None:
     assert {d.code for d in bad} - beside == {code}
     found = next(d for d in bad if d.code == code)
     assert found.path_text == case["path"]
-    assert found.severity.value == {"E": "error", "W": "warning"}[code[0]]
+    assert found.severity.value == {"E": "error", "W": "warning", "I": "info"}[code[0]]
     assert {d.code for d in findings(case, "good")} <= beside
 
 
-EMITTED = re.compile(r"\b[EW]_[A-Z]+(?:_[A-Z]+)+\b")
+EMITTED = re.compile(r"\b[EWI]_[A-Z]+(?:_[A-Z]+)+\b")
 SHARED = {"E_GUARDRAIL_REGEX_UNSAFE", "E_HUMAN_FIELD_REGEX", "E_HUMAN_FIELD_REGEX_UNSAFE"}
 
 
 def test_no_code_is_without_a_file() -> None:
-    sources = [Path(lint.__file__).parent.glob("*.py"), Path(lint.__file__).parents[1].glob("policy.py")]
+    sources = [Path(lint.__file__).parent.glob("*.py")]
     named = {code for files in sources for file in files for code in EMITTED.findall(file.read_text("utf-8"))}
     assert named - {"E_UNKNOWN_TOOL"} | SHARED <= {file.stem for file in FILES}

@@ -28,7 +28,7 @@ SPECS = sorted(
 )
 ENVIRONMENTS = ("dev", "staging", "prod")
 CONTEXT = RuleContext(ModuleFiles([ROOT]), tools=frozenset({"lookup_user"}))
-NOT_YET = {"W_FIELD_NO_EFFECT", "W_MODEL_PROVIDER"}
+NOT_YET = {"W_FIELD_NO_EFFECT"}
 """Findings about what this version does not do; the guide says which examples have them."""
 
 

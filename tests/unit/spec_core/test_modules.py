@@ -89,3 +89,17 @@ def act():
     }
     assert imports_of(b"from . import c", "p", is_package=True) == {"p", "p.c"}
     assert imports_of(b"def (", "p", is_package=False) == frozenset()
+
+
+def test_the_parameters_of_plain_functions_are_known():
+    source = """
+def plain(arguments, /, key, *, context): pass
+async def other(**named): pass
+@wrapped
+def decorated(arguments): pass
+class Callable_: pass
+"""
+    assert read_module(source).parameters == {
+        "plain": frozenset({"arguments", "key", "context"}),
+        "other": frozenset(),
+    }
