@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
-C = TypeVar("C", bound=Callable[..., object])
+from cli.options import expand_groups
+
+R = TypeVar("R")
 
 _ATTRIBUTE = "kneo_examples"
 
@@ -146,12 +148,13 @@ def aliases_of(group: str) -> Mapping[str, str]:
     return {name: ALIASES[alias].rpartition(" ")[2] for alias, (parent, _, name) in paths.items() if parent == group}
 
 
-def examples(*lines: str) -> Callable[[C], C]:
-    """Attach examples to the function of a command; each is a complete command line."""
+def examples(*lines: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Return a decorator for the function of a command: attach examples, each a complete command line; expand its option groups."""
 
-    def attach(function: C) -> C:
-        setattr(function, _ATTRIBUTE, lines)
-        return function
+    def attach(function: Callable[..., R]) -> Callable[..., R]:
+        command = expand_groups(function)
+        setattr(command, _ATTRIBUTE, lines)
+        return command
 
     return attach
 

@@ -9,7 +9,7 @@ import typer
 
 from cli import render
 from cli.commands import examples
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, call
+from cli.connection import JsonOption, ServiceOptions
 from cli.files import write_whole
 from cli.profiles import Profile, Profiles, check_url, load_profiles, save_profiles
 from cli.project import open_project
@@ -220,18 +220,17 @@ def credentials(
     service_tokens: Annotated[
         bool, typer.Option("--service-tokens/--no-service-tokens", help="Whether to name the service's own keys.")
     ] = True,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Show which credentials are set where runs execute. Values are never read."""
-    answer = call(service_url, profile, list_credentials, providers, extras, include_service_tokens=service_tokens)
+    answer = options.call(list_credentials, providers, extras, include_service_tokens=service_tokens)
     rows = [
         [group, name, entry.env_var, "set" if entry.present else "missing"]
         for group, entries in answer.inventory.items()
         for name, entry in entries.items()
     ]
-    render.emit(answer, as_json=as_json, text=lambda: render.table("", ["Kind", "Name", "Variable", ""], rows))
+    render.emit(answer, as_json=options.as_json, text=lambda: render.table("", ["Kind", "Name", "Variable", ""], rows))
 
 
 def _overlays_of(root: Path, spec: str | None) -> dict[str, list[str]]:

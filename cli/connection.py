@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from cli.backend import Backend, P, V
+from cli.options import OptionGroup
 from cli.profiles import load_profiles
 from kneo import __version__
 from kneo.api.operation import Operation
@@ -91,9 +92,19 @@ def backend(service_url: str | None, profile: str | None, *, existing: bool = Fa
         yield opened
 
 
-def call(
-    service_url: str | None, profile: str | None, operation: Operation[P, V], /, *args: P.args, **kwargs: P.kwargs
-) -> V:
-    """Call one operation of the backend of a command; a local database must exist."""
-    with backend(service_url, profile, existing=True) as opened:
-        return opened.call(operation, *args, **kwargs)
+@dataclass(frozen=True)
+class ServiceOptions(OptionGroup):
+    """The options of a command that calls the operations of a service or of the local database."""
+
+    service_url: ServiceUrlOption = None
+    profile: ProfileOption = None
+    as_json: JsonOption = False
+
+    def open(self, *, existing: bool = False) -> contextlib.AbstractContextManager[Backend]:
+        """Open the backend; see ``backend``."""
+        return backend(self.service_url, self.profile, existing=existing)
+
+    def call(self, operation: Operation[P, V], /, *args: P.args, **kwargs: P.kwargs) -> V:
+        """Call one operation of the backend; a local database must exist."""
+        with self.open(existing=True) as opened:
+            return opened.call(operation, *args, **kwargs)

@@ -14,7 +14,7 @@ from cli import render
 from cli.backend import Json
 from cli.commands import examples
 from cli.compose import find_store
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, call
+from cli.connection import JsonOption, ServiceOptions
 from cli.files import read_bytes
 from kneo.api.audit import get_audit_checkpoint, get_audit_proof, list_audit_events
 from kneo.api.audit_views import AuditEventView, AuditPageView, AuditProofView
@@ -39,13 +39,12 @@ TypeOption = Annotated[str | None, typer.Option("--type", help="Only events of t
 def events(
     event_type: TypeOption = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 20,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Show recent events."""
-    answer = call(service_url, profile, list_audit_events, event_type=event_type, limit=limit)
-    render.emit(answer, as_json=as_json, text=lambda: _show_events(answer))
+    answer = options.call(list_audit_events, event_type=event_type, limit=limit)
+    render.emit(answer, as_json=options.as_json, text=lambda: _show_events(answer))
 
 
 def _show_events(answer: AuditPageView) -> None:
@@ -70,15 +69,10 @@ def _details(item: AuditEventView) -> str:
 
 
 @examples("kneo trace run_01jd8z4v6m3q", "kneo trace sha256:3fb5f52a…")
-def trace(
-    reference: Annotated[str, typer.Argument(metavar="RUN_OR_DIGEST")],
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def trace(reference: Annotated[str, typer.Argument(metavar="RUN_OR_DIGEST")], *, options: ServiceOptions) -> None:
     """Trace a run or digest back to its release, commit, signers and approvers."""
-    answer = call(service_url, profile, trace_reference, reference)
-    render.emit(answer, as_json=as_json, text=lambda: _show_provenance(answer))
+    answer = options.call(trace_reference, reference)
+    render.emit(answer, as_json=options.as_json, text=lambda: _show_provenance(answer))
 
 
 def _show_provenance(answer: ProvenanceView) -> None:
@@ -106,15 +100,12 @@ def list_events(
     run_id: Annotated[str | None, typer.Option("--run-id", help="Only events of this run.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 50,
     offset: Annotated[int, typer.Option("--offset", min=0, max=10_000, help="Skip this many events.")] = 0,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """List audit events, newest first."""
-    answer = call(
-        service_url, profile, list_audit_events, event_type=event_type, run_id=run_id, limit=limit, offset=offset
-    )
-    render.emit(answer, as_json=as_json, text=lambda: _show_events(answer))
+    answer = options.call(list_audit_events, event_type=event_type, run_id=run_id, limit=limit, offset=offset)
+    render.emit(answer, as_json=options.as_json, text=lambda: _show_events(answer))
 
 
 KeyOption = Annotated[
@@ -206,12 +197,10 @@ def _note(path: Path) -> str:
 
 @app.command("checkpoint")
 @examples("kneo audit checkpoint", "kneo audit checkpoint --json")
-def checkpoint(
-    service_url: ServiceUrlOption = None, profile: ProfileOption = None, as_json: JsonOption = False
-) -> None:
+def checkpoint(*, options: ServiceOptions) -> None:
     """Sign the size and root of the log. Keep the checkpoint elsewhere: it proves later that the log was not rewritten."""
-    answer = call(service_url, profile, get_audit_checkpoint)
-    render.emit(answer, as_json=as_json, text=lambda: render.text(answer.note))
+    answer = options.call(get_audit_checkpoint)
+    render.emit(answer, as_json=options.as_json, text=lambda: render.text(answer.note))
 
 
 @app.command("prove")
@@ -220,9 +209,8 @@ def prove(
     seq: Annotated[int, typer.Argument(metavar="SEQ", min=1, help="The event's number in the log.")],
     keys: KeyOption = None,
     note: Annotated[Path | None, typer.Option("--checkpoint", help="Prove it against a saved checkpoint.")] = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Prove that an event is in the log, and verify the proof here with the key."""
     public = _keys(keys or [])
@@ -233,7 +221,7 @@ def prove(
     if kept is not None and seq > kept.size:
         msg = f"The checkpoint covers {kept.size} events; event {seq} is later."
         raise Usage(msg, hint="Prove it without --checkpoint, or against a newer one.")
-    answer = call(service_url, profile, get_audit_proof, seq, kept.size if kept is not None else None)
+    answer = options.call(get_audit_proof, seq, kept.size if kept is not None else None)
     proof = check_proof(answer, seq, keys=public, kept=kept)
 
     def show() -> None:
@@ -248,7 +236,7 @@ def prove(
         if kept is None:
             render.text(str(proof["checkpoint"]))
 
-    render.emit(proof, as_json=as_json, text=show)
+    render.emit(proof, as_json=options.as_json, text=show)
 
 
 MAX_PATH = 64

@@ -13,22 +13,9 @@ import typer
 from cli import render
 from cli.backend import Backend
 from cli.commands import examples
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from cli.connection import ProfileOption, ServiceOptions, ServiceUrlOption, backend
 from cli.files import read_bytes
-from cli.people.statements import (
-    ApproveOption,
-    EditOption,
-    KeyOption,
-    ProvideOption,
-    PublicOption,
-    ReasonOption,
-    RejectOption,
-    RequestIdOption,
-    SelectOption,
-    SignerOption,
-    read_decision,
-    sign_decision,
-)
+from cli.people.statements import DecisionOptions, KeyOption, SigningOptions, sign_decision
 from cli.people.tasks import TaskArgument, show_task
 from cli.requests import request
 from cli.runs.outcome import note_of, show_outcome
@@ -45,16 +32,11 @@ PAGE_TASKS = 20
 
 
 @examples("kneo task get cont_01m0", "kneo task get cont_01m0 --json")
-def get(
-    task: TaskArgument,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def get(task: TaskArgument, *, options: ServiceOptions) -> None:
     """Show a task: its question, its subject and its decisions."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         view = opened.call(get_human_task, task)
-    render.emit(view, as_json=as_json, text=lambda: show_task(view))
+    render.emit(view, as_json=options.as_json, text=lambda: show_task(view))
 
 
 @examples(
@@ -64,40 +46,29 @@ def get(
 )
 def decide(
     task: TaskArgument,
-    request_id: RequestIdOption = None,
-    approve: ApproveOption = False,
-    reject: RejectOption = False,
-    edit: EditOption = None,
-    provide: ProvideOption = None,
-    select: SelectOption = None,
-    reason: ReasonOption = None,
-    key: KeyOption = None,
-    signer: SignerOption = None,
-    public: PublicOption = None,
     statement: Annotated[
         Path | None, typer.Option("--statement", help="Or the decision as kneo task sign signed it.")
     ] = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    answer: DecisionOptions,
+    signing: SigningOptions,
+    options: ServiceOptions,
 ) -> None:
     """Submit a decision for a task and continue its run.
 
     Where a gate requires signed decisions, --key signs this one, after a check that the bytes to sign are this decision on
     this task.
     """
-    decision = read_decision(
-        request_id, approve=approve, reject=reject, edit=edit, provide=provide, select=select, reason=reason
-    )
-    if sum(each is not None for each in (key, signer or public, statement)) > 1:
+    decision = answer.decision()
+    if sum(each is not None for each in (signing.key, signing.signer or signing.public, statement)) > 1:
         msg = "Sign a decision once: with --key, with --signer and --public, or with --statement."
         raise Usage(msg)
-    with backend(service_url, profile) as opened:
-        signed = sign_decision(opened, task, decision, statement=statement, key=key, signer=signer, public=public)
+    with options.open() as opened:
+        signed = sign_decision(opened, task, decision, signing, statement=statement)
         view = opened.call(resume_human_task, task, signed)
         note = note_of(opened, view)
     value = {**vars(view), "note": note} if note else view
-    render.emit(value, as_json=as_json, text=lambda: show_outcome(view, note))
+    render.emit(value, as_json=options.as_json, text=lambda: show_outcome(view, note))
 
 
 @examples("kneo task batch decisions.json", "kneo task batch decisions.json --profile prod --json")
@@ -105,9 +76,8 @@ def batch(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help='JSON file: {"items": [{"continuation_id", "decision", …}]}.')
     ],
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Submit many decisions from a file. Exit status 5 if a decision is refused."""
     content = _read(file)
@@ -115,10 +85,10 @@ def batch(
     if not isinstance(items, list):
         msg = f"{file} holds no items."
         raise Invalid(msg, hint='{"items": [{"continuation_id": "cont_…", "decision": "approved"}]}')
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         view = opened.call(resume_human_tasks, request(DecisionBatch, items=items))
     rows = [[result.continuation_id, result.status or result.error, result.message] for result in view.results]
-    render.emit(view, as_json=as_json, text=lambda: render.table("", ["Task", "Result", "Message"], rows))
+    render.emit(view, as_json=options.as_json, text=lambda: render.table("", ["Task", "Result", "Message"], rows))
     if view.refused:
         raise typer.Exit(5)
 
@@ -174,7 +144,7 @@ def _open_tasks(opened: Backend, candidate: str) -> Iterator[tuple[HumanTaskView
 def _submit(opened: Backend, task: HumanTaskView, decision: TaskDecision, key: Path | None) -> None:
     task_id = task.continuation_id
     try:
-        opened.call(resume_human_task, task_id, sign_decision(opened, task_id, decision, key=key))
+        opened.call(resume_human_task, task_id, sign_decision(opened, task_id, decision, SigningOptions(key)))
     except (Conflict, Forbidden, Invalid, NotFound, Untrusted) as error:
         # Another person decided first, or this decision is refused; the review continues.
         render.warning(error.message, error.hint)

@@ -8,7 +8,7 @@ import typer
 
 from cli import render
 from cli.commands import examples
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from cli.connection import ServiceOptions
 from cli.people.tasks import TaskArgument
 from cli.requests import request
 from kneo.api.links import LinkRequest
@@ -25,15 +25,14 @@ def create(
     task: TaskArgument,
     person: Annotated[str | None, typer.Option("--person", help="Person who decides with it; default: you.")] = None,
     expires: Annotated[str, typer.Option("--expires", help="Lifetime: 30m, 24h, up to 30d.")] = "24h",
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Create a one-time link. It is shown only now; who has it can decide the task once, as that person.
 
     Opening the page of a link changes nothing, so mail scanners do no harm.
     """
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         view = opened.call(create_operation, task, request(LinkRequest, person=person, expires_in=expires))
 
     def text() -> None:
@@ -42,19 +41,14 @@ def create(
         if view.url is None:
             render.text("This is a path. Set KNEO_SERV_PUBLIC_URL to the address of the service for whole links.")
 
-    render.emit(view, as_json=as_json, text=text)
+    render.emit(view, as_json=options.as_json, text=text)
 
 
 @app.command("list")
 @examples("kneo task link list cont_01m0", "kneo task link list cont_01m0 --json")
-def list_links(
-    task: TaskArgument,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def list_links(task: TaskArgument, *, options: ServiceOptions) -> None:
     """List the links of a task and the state of each, without their addresses."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         view = opened.call(list_operation, task)
 
     def text() -> None:
@@ -64,7 +58,7 @@ def list_links(
         rows = [[link.id, link.person, link.state, link.created_by, link.expires_at] for link in view.links]
         render.table("", ["Link", "Person", "State", "Created by", "Expires"], rows)
 
-    render.emit(view, as_json=as_json, text=text)
+    render.emit(view, as_json=options.as_json, text=text)
 
 
 @app.command("revoke")
@@ -72,11 +66,10 @@ def list_links(
 def revoke(
     task: TaskArgument,
     link_id: Annotated[str, typer.Argument(metavar="LINK", help="Id of the link, as kneo task link list shows.")],
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Revoke a link."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         view = opened.call(revoke_operation, task, link_id)
-    render.emit(view, as_json=as_json, text=lambda: render.success(f"Revoked {link_id}."))
+    render.emit(view, as_json=options.as_json, text=lambda: render.success(f"Revoked {link_id}."))

@@ -9,7 +9,7 @@ import typer
 
 from cli import render
 from cli.commands import examples
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from cli.connection import ServiceOptions
 from cli.files import read_bytes, write_whole
 from cli.requests import request
 from kneo.api.receipts import (
@@ -43,13 +43,12 @@ def show(
     task_or_run: Annotated[
         str, typer.Argument(metavar="TASK_OR_RUN", help="A task, or a run for all of its receipts.")
     ],
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Show the receipt of a decision, or all receipts of a run; with --json as a file to verify elsewhere."""
     view: ReceiptView | ReceiptListView
-    with backend(service_url, profile, existing=True) as opened:
+    with options.open(existing=True) as opened:
         if task_or_run.startswith("run_"):
             view = opened.call(list_receipts, task_or_run)
         else:
@@ -62,7 +61,7 @@ def show(
         for receipt in receipts:
             _show(receipt)
 
-    render.emit(view, as_json=as_json, text=text)
+    render.emit(view, as_json=options.as_json, text=text)
 
 
 def _show(view: ReceiptView) -> None:
@@ -97,16 +96,15 @@ def _voter(voter: Json) -> str:
 @examples("kneo task receipt key --output service.pem", "kneo task receipt key --json")
 def key(
     output: Annotated[Path | None, typer.Option("--output", help="File to write the PEM to.")] = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Show the public key that verifies receipts. Keep a copy: a key that comes with a receipt proves nothing."""
-    with backend(service_url, profile, existing=True) as opened:
+    with options.open(existing=True) as opened:
         view = opened.call(get_receipt_key)
     if output is not None:
         write_whole(output, view.key.encode())
-    render.emit(view, as_json=as_json, text=lambda: render.text(view.key.rstrip("\n")))
+    render.emit(view, as_json=options.as_json, text=lambda: render.text(view.key.rstrip("\n")))
 
 
 @app.command("verify")
@@ -129,9 +127,8 @@ def verify(
     trust_root: Annotated[
         str | None, typer.Option("--trust-root", help="Digest of the first trust root, from another source.")
     ] = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Verify a receipt, or the chain of a run. Exit status 3 if a field was changed, with its name.
 
@@ -148,7 +145,7 @@ def verify(
         raise Usage(msg, hint="kneo task receipt key --output service.pem, and then --key service.pem.")
     else:
         content = read_json(data, file=str(file), limits=LIMITS).value
-        with backend(service_url, profile, existing=True) as opened:
+        with options.open(existing=True) as opened:
             result = vars(opened.call(verify_receipts, request(ReceiptsToVerify, **wrap_envelope(content))))
     problems, receipts = result["problems"], result["receipts"]
     assert isinstance(problems, list)
@@ -162,7 +159,7 @@ def verify(
         for problem in problems:
             render.failure(f"{problem['field']}: {problem['message']}", f"Receipt {problem['receipt']}")
 
-    render.emit(result, as_json=as_json, text=text)
+    render.emit(result, as_json=options.as_json, text=text)
     if not result["valid"]:
         raise typer.Exit(3)
 

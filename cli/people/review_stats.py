@@ -9,7 +9,7 @@ import typer
 
 from cli import render
 from cli.commands import examples
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from cli.connection import ServiceOptions
 from kneo.api.tasks import TaskStatsView, get_human_task_stats
 from kneo.tasks.review import GateStatistics
 
@@ -28,17 +28,16 @@ def stats(
         str | None, typer.Option("--env", "--environment", help="Only gates of this environment.")
     ] = None,
     workflow: Annotated[str | None, typer.Option("--workflow", help="Only gates of this workflow.")] = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Show review statistics for each gate: response times, edits, rejections, agreement.
 
     A gate is marked where most decisions approve the subject unchanged, in less time than reading it takes.
     """
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         view = opened.call(get_human_task_stats, since=since, environment=environment, workflow_name=workflow)
-    render.emit(view, as_json=as_json, text=lambda: _show(view))
+    render.emit(view, as_json=options.as_json, text=lambda: _show(view))
 
 
 def _show(view: TaskStatsView) -> None:

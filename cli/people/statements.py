@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +13,9 @@ import typer
 from cli import render
 from cli.backend import Backend
 from cli.commands import examples
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from cli.connection import JsonOption, ServiceOptions
 from cli.files import read_bytes, write_whole
+from cli.options import OptionGroup
 from cli.people.tasks import TaskArgument
 from cli.requests import request
 from cli.specs.keys import load_public
@@ -26,69 +28,81 @@ from kneo.spec.reading.reader import read_json
 from kneo.trust.answer import PAYLOAD_BYTES, AnswerStatement, answer_digest, parse_answer
 from kneo.trust.dsse import Envelope, decode_base64, read_envelope, serialise, sign
 from kneo.trust.intoto import PAYLOAD_TYPE
+from kneo.trust.keys import SigningKey
 from kneo.trust.receipt import content_digest
 
 Json = dict[str, object]
 
 FILE_BYTES = 4 * PAYLOAD_BYTES
 
-RequestIdOption = Annotated[
-    str | None, typer.Option("--request-id", help="Id of the question to decide; default: the task's present question.")
-]
-ApproveOption = Annotated[bool, typer.Option("--approve", help="Approve. The run continues.")]
-RejectOption = Annotated[bool, typer.Option("--reject", help="Reject. The spec decides what happens next.")]
-EditOption = Annotated[str | None, typer.Option("--edit", help="Approve with this text instead of the subject.")]
-ProvideOption = Annotated[str | None, typer.Option("--provide", help="Provide this text.")]
-SelectOption = Annotated[str | None, typer.Option("--select", help="Select this option.")]
-ReasonOption = Annotated[str | None, typer.Option("--reason", help="Reason, with --reject.")]
 KeyOption = Annotated[
     Path | None, typer.Option("--key", help="Private key that signs the decision. It stays on this machine.")
 ]
-SignerOption = Annotated[
-    str | None, typer.Option("--signer", help="Or a command that signs its standard input; with --public.")
-]
-PublicOption = Annotated[Path | None, typer.Option("--public", help="Public key that --signer signs with.")]
 
 
-def read_decision(
-    request_id: str | None,
-    *,
-    approve: bool,
-    reject: bool,
-    edit: str | None,
-    provide: str | None,
-    select: str | None,
-    reason: str | None,
-) -> TaskDecision:
-    """Return the decision that the options of a command make.
+@dataclass(frozen=True)
+class DecisionOptions(OptionGroup):
+    """The options that make a decision."""
 
-    Raises:
-        Usage: the options make none, or several.
-    """
-    options = {
-        "approved": approve or None,
-        "rejected": reject or None,
-        "edited": edit,
-        "provided": provide,
-        "selected": select,
-    }
-    chosen = [decision for decision, value in options.items() if value is not None]
-    if len(chosen) != 1:
-        msg = "Pass exactly one of --approve, --reject, --edit, --provide and --select."
-        raise Usage(msg)
-    content = {"edited": edit, "provided": provide, "selected": None}.get(chosen[0], reason)
-    return request(TaskDecision, request_id=request_id, decision=chosen[0], content=content, selected_option=select)
+    request_id: Annotated[
+        str | None,
+        typer.Option("--request-id", help="Id of the question to decide; default: the task's present question."),
+    ] = None
+    approve: Annotated[bool, typer.Option("--approve", help="Approve. The run continues.")] = False
+    reject: Annotated[bool, typer.Option("--reject", help="Reject. The spec decides what happens next.")] = False
+    edit: Annotated[str | None, typer.Option("--edit", help="Approve with this text instead of the subject.")] = None
+    provide: Annotated[str | None, typer.Option("--provide", help="Provide this text.")] = None
+    select: Annotated[str | None, typer.Option("--select", help="Select this option.")] = None
+    reason: Annotated[str | None, typer.Option("--reason", help="Reason, with --reject.")] = None
+
+    def decision(self) -> TaskDecision:
+        """Return the decision.
+
+        Raises:
+            Usage: the options make none, or several.
+        """
+        options = {
+            "approved": self.approve or None,
+            "rejected": self.reject or None,
+            "edited": self.edit,
+            "provided": self.provide,
+            "selected": self.select,
+        }
+        chosen = [kind for kind, value in options.items() if value is not None]
+        if len(chosen) != 1:
+            msg = "Pass exactly one of --approve, --reject, --edit, --provide and --select."
+            raise Usage(msg)
+        content = {"edited": self.edit, "provided": self.provide, "selected": None}.get(chosen[0], self.reason)
+        return request(
+            TaskDecision,
+            request_id=self.request_id,
+            decision=chosen[0],
+            content=content,
+            selected_option=self.select,
+        )
+
+
+@dataclass(frozen=True)
+class SigningOptions(OptionGroup):
+    """The options of a key that signs a decision."""
+
+    key: KeyOption = None
+    signer: Annotated[
+        str | None, typer.Option("--signer", help="Or a command that signs its standard input; with --public.")
+    ] = None
+    public: Annotated[Path | None, typer.Option("--public", help="Public key that --signer signs with.")] = None
+
+    def private_key(self) -> SigningKey | None:
+        return signing_key(self.key, self.signer, self.public)
 
 
 def sign_decision(
     opened: Backend,
     task_id: str,
     decision: TaskDecision,
+    signing: SigningOptions,
     *,
     statement: Path | None = None,
-    key: Path | None = None,
-    signer: str | None = None,
-    public: Path | None = None,
 ) -> TaskDecision:
     """Return a decision with its signed statement; the decision itself where there is no signing key.
 
@@ -98,7 +112,7 @@ def sign_decision(
     """
     if statement is not None:
         return decision.model_copy(update={"statement": _as_json(_read_statement(statement, may_be_unsigned=False))})
-    private = signing_key(key, signer, public)
+    private = signing.private_key()
     if private is None:
         return decision
     found = fetch_statement(opened, task_id, decision, keyid=private.keyid)
@@ -203,42 +217,32 @@ def _content_differences(decision: TaskDecision, content: Json) -> Iterator[str]
 def statement(
     task: TaskArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
-    request_id: RequestIdOption = None,
-    approve: ApproveOption = False,
-    reject: RejectOption = False,
-    edit: EditOption = None,
-    provide: ProvideOption = None,
-    select: SelectOption = None,
-    reason: ReasonOption = None,
     public: Annotated[
         Path | None, typer.Option("--public", help="Public key of the signer, where no service authenticates you.")
     ] = None,
     expires: Annotated[str, typer.Option("--expires", help="Lifetime of the statement, up to 24h.")] = "1h",
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    answer: DecisionOptions,
+    options: ServiceOptions,
 ) -> None:
     """Export a decision for signing on another machine. The task stays open."""
-    decision = read_decision(
-        request_id, approve=approve, reject=reject, edit=edit, provide=provide, select=select, reason=reason
-    )
+    decision = answer.decision()
     keyid = load_public(public).keyid if public is not None else None
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         found = fetch_statement(opened, task, decision, keyid=keyid, expires_in=expires)
     write_whole(output, serialise(Envelope(PAYLOAD_TYPE, found.payload, ())))
-    _show(output, found, "Sign it with kneo task sign", as_json=as_json)
+    _show(output, found, "Sign it with kneo task sign", as_json=options.as_json)
 
 
 @examples("kneo task sign decision.json --key ann.pem", "kneo task sign decision.json --signer ./hsm --public ann.pub")
 def sign_statement(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="File that kneo task statement wrote.")],
-    key: KeyOption = None,
-    signer: SignerOption = None,
-    public: PublicOption = None,
     as_json: JsonOption = False,
+    *,
+    signing: SigningOptions,
 ) -> None:
     """Sign an exported decision, and show its content. Needs no service."""
-    private = signing_key(key, signer, public)
+    private = signing.private_key()
     if private is None:
         msg = "No key to sign with. Pass --key, or --signer with --public."
         raise Usage(msg)

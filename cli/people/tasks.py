@@ -10,9 +10,8 @@ import typer
 
 from cli import render
 from cli.commands import examples
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from cli.connection import ServiceOptions
 from cli.requests import request
-from kneo.api.operation import Operation
 from kneo.api.task_views import HumanTaskPageView, HumanTaskView
 from kneo.api.tasks import (
     ME,
@@ -67,12 +66,11 @@ def list_tasks(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Most tasks to list.")] = 100,
     after: Annotated[str | None, typer.Option("--after", help="Continue after this task.")] = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """List open tasks, oldest first."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         page = opened.call(
             list_human_tasks,
             run_id=run_id,
@@ -88,7 +86,7 @@ def list_tasks(
             limit=limit,
             after=after,
         )
-    render.emit(page, as_json=as_json, text=lambda: _show_page(page))
+    render.emit(page, as_json=options.as_json, text=lambda: _show_page(page))
 
 
 def _show_page(page: HumanTaskPageView) -> None:
@@ -135,49 +133,28 @@ def _show_change(view: HumanTaskView, message: str, *, as_json: bool) -> None:
     render.emit(view, as_json=as_json, text=lambda: render.success(message))
 
 
-def _change(
-    operation: Operation[[str], HumanTaskView], task: str, service_url: str | None, profile: str | None
-) -> HumanTaskView:
-    with backend(service_url, profile) as opened:
-        return opened.call(operation, task)
-
-
 @examples("kneo task claim cont_01m0", "kneo task claim cont_01m0 --profile prod")
-def claim(
-    task: TaskArgument,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def claim(task: TaskArgument, *, options: ServiceOptions) -> None:
     """Claim a task so that others do not work on it."""
-    view = _change(claim_human_task, task, service_url, profile)
-    _show_change(view, f"Claimed {task}.", as_json=as_json)
+    with options.open() as opened:
+        view = opened.call(claim_human_task, task)
+    _show_change(view, f"Claimed {task}.", as_json=options.as_json)
 
 
 @examples("kneo task release cont_01m0", "kneo task release cont_01m0 --json")
-def release(
-    task: TaskArgument,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def release(task: TaskArgument, *, options: ServiceOptions) -> None:
     """Release a task that you claimed."""
-    view = _change(unclaim_human_task, task, service_url, profile)
-    _show_change(view, f"Released {task}.", as_json=as_json)
+    with options.open() as opened:
+        view = opened.call(unclaim_human_task, task)
+    _show_change(view, f"Released {task}.", as_json=options.as_json)
 
 
 @examples("kneo task assign cont_01m0 --to ann", "kneo task assign cont_01m0 --to bob --profile prod")
-def assign(
-    task: TaskArgument,
-    to: ToOption,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def assign(task: TaskArgument, to: ToOption, *, options: ServiceOptions) -> None:
     """Assign a task to a person."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         view = opened.call(assign_human_task, task, request(TaskReceiver, to=to))
-    _show_change(view, f"Assigned {task} to {view.assignee}.", as_json=as_json)
+    _show_change(view, f"Assigned {task} to {view.assignee}.", as_json=options.as_json)
 
 
 @examples(
@@ -187,14 +164,13 @@ def delegate(
     task: TaskArgument,
     to: ToOption,
     comment: Annotated[str | None, typer.Option("--comment", help="Reason for the delegation.")] = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Delegate your task to another candidate."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         view = opened.call(delegate_human_task, task, request(TaskReceiver, to=to, comment=comment))
-    _show_change(view, f"Delegated {task} to {view.assignee}.", as_json=as_json)
+    _show_change(view, f"Delegated {task} to {view.assignee}.", as_json=options.as_json)
 
 
 @examples("kneo task snooze cont_01m0 --for 4h", "kneo task snooze cont_01m0 --until 2027-01-04T08:00:00Z")
@@ -202,9 +178,8 @@ def snooze(
     task: TaskArgument,
     hide_for: Annotated[str | None, typer.Option("--for", help="Duration: 30m, 4h, 2d.")] = None,
     until: Annotated[str | None, typer.Option("--until", help="Or the end, as an ISO-8601 time.")] = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Hide a task until a later time. Its deadline does not change."""
     if hide_for is not None and until is None:
@@ -212,37 +187,33 @@ def snooze(
     elif until is None or hide_for is not None:
         msg = "Pass --for or --until, one of them."
         raise Usage(msg, hint="kneo task snooze TASK --for 4h")
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         view = opened.call(snooze_human_task, task, request(TaskSnooze, until=until))
-    _show_change(view, f"Hidden {task} until {until}.", as_json=as_json)
+    _show_change(view, f"Hidden {task} until {until}.", as_json=options.as_json)
 
 
 @examples("kneo task comment cont_01m0 'Legal has seen this'", "kneo task comment cont_01m0 'See ticket 42' --json")
 def comment(
     task: TaskArgument,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="The comment.")],
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Comment on a task without deciding it."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         view = opened.call(comment_human_task, task, request(TaskComment, text=text))
-    _show_change(view, f"Commented on {task}.", as_json=as_json)
+    _show_change(view, f"Commented on {task}.", as_json=options.as_json)
 
 
 @examples("kneo task history cont_01m0", "kneo task history cont_01m0 --json")
-def history(
-    task: TaskArgument,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def history(task: TaskArgument, *, options: ServiceOptions) -> None:
     """Show the events of a task."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         view = opened.call(get_human_task_history, task)
     rows = [[event.at, event.type, event.actor, _detail(event.data)] for event in view.events]
-    render.emit(view, as_json=as_json, text=lambda: render.table("", ["Time", "Event", "Person", "Detail"], rows))
+    render.emit(
+        view, as_json=options.as_json, text=lambda: render.table("", ["Time", "Event", "Person", "Detail"], rows)
+    )
 
 
 def _detail(data: dict[str, object]) -> str:
@@ -250,30 +221,29 @@ def _detail(data: dict[str, object]) -> str:
 
 
 @examples("kneo task summary", "kneo task summary --json")
-def summary(service_url: ServiceUrlOption = None, profile: ProfileOption = None, as_json: JsonOption = False) -> None:
+def summary(*, options: ServiceOptions) -> None:
     """Count open tasks by status, kind and environment."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         view = opened.call(summarise_human_tasks)
     lines = [("waiting", view.waiting), ("escalated", view.escalated), ("overdue", view.overdue)]
     for name, counts in (("status", view.by_status), ("kind", view.by_kind), ("environment", view.by_environment)):
         lines += [(f"{name} {word or '(none)'}", count) for word, count in counts.items()]
-    render.emit(view, as_json=as_json, text=lambda: render.panel("Inbox", lines))
+    render.emit(view, as_json=options.as_json, text=lambda: render.panel("Inbox", lines))
 
 
 @examples("kneo task watch", "kneo task watch --count 10 --json")
 def watch(
     count: Annotated[int | None, typer.Option("--count", min=1, help="Stop after this many events.")] = None,
     after: Annotated[str | None, typer.Option("--after", help="Continue after this event.")] = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Watch the inbox for new and closed tasks; with --json one event per line."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         for event in itertools.islice(opened.follow_tasks(after), count):
             data = event["data"]
             assert isinstance(data, dict)
-            if as_json:
+            if options.as_json:
                 render.print_line(event)
             else:
                 who, detail = event["actor"] or "-", _detail(data)

@@ -14,8 +14,9 @@ import typer
 from cli import render
 from cli.backend import Backend
 from cli.commands import examples
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from cli.connection import ServiceOptions
 from cli.files import write_whole
+from cli.options import OptionGroup
 from cli.releases.environments import show_result
 from cli.repository.environments import read_environment
 from cli.repository.layout import ConfigRepository, find_repository, read_bundle
@@ -58,17 +59,35 @@ REJECTION_LIFE = "366d"
 TargetArgument = Annotated[
     str, typer.Argument(metavar="ENV[/BUNDLE[@VERSION]]", help="Environment, and bundle or sha256: digest.")
 ]
-KeyOption = Annotated[
-    Path | None, typer.Option("--key", help="Your private key. Without it the service signs for you.")
-]
-ExpiresOption = Annotated[str, typer.Option("--expires", help="Lifetime of the approval, such as 7d; at most 366d.")]
+
+
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Reason, in one line, kept with the decision.")]
-OutputOption = Annotated[
-    Path | None, typer.Option("--output", help="Also write the signed decision to this file, to commit it to Git.")
-]
 YesOption = Annotated[bool, typer.Option("--yes", help="Sign without confirmation.")]
-PruneOption = Annotated[bool, typer.Option("--prune", help="The removal of more releases at once than allowed.")]
-PolicyOption = Annotated[bool, typer.Option("--policy", help="A change of the environment's own rules.")]
+
+
+@dataclass(frozen=True)
+class ApprovalOptions(OptionGroup):
+    """The options of a decision about a pending change."""
+
+    key: Annotated[
+        Path | None, typer.Option("--key", help="Your private key. Without it the service signs for you.")
+    ] = None
+    prune: Annotated[bool, typer.Option("--prune", help="The removal of more releases at once than allowed.")] = False
+    policy: Annotated[bool, typer.Option("--policy", help="A change of the environment's own rules.")] = False
+    reason: ReasonOption = None
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Also write the signed decision to this file, to commit it to Git."),
+    ] = None
+    yes: YesOption = False
+
+    @property
+    def gate(self) -> str | None:
+        """The gate of a whole environment that the decision is about; None for a bundle."""
+        if self.prune and self.policy:
+            msg = "--prune and --policy are separate decisions."
+            raise Usage(msg, hint="Run the command once for each.")
+        return PRUNE if self.prune else POLICY if self.policy else None
 
 
 @examples(
@@ -77,16 +96,12 @@ PolicyOption = Annotated[bool, typer.Option("--policy", help="A change of the en
 )
 def approve(
     target: TargetArgument,
-    key: KeyOption = None,
-    prune: PruneOption = False,
-    policy: PolicyOption = False,
-    reason: ReasonOption = None,
-    expires: ExpiresOption = "7d",
-    output: OutputOption = None,
-    yes: YesOption = False,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    expires: Annotated[
+        str, typer.Option("--expires", help="Lifetime of the approval, such as 7d; at most 366d.")
+    ] = "7d",
+    *,
+    approval: ApprovalOptions,
+    options: ServiceOptions,
 ) -> None:
     """Approve a pending change.
 
@@ -94,11 +109,10 @@ def approve(
     terminal before it is signed. Without a terminal it is signed only if a version or digest is named, if the repository
     has the same content, or with --yes.
     """
-    change = parse_target(target, _gate(prune, policy))
-    decision = _SignedDecision(ApprovalDecision.APPROVE, key, expires, reason, output, yes)
-    with backend(service_url, profile, existing=True) as service:
-        answer = _decide(service, change, decision)
-    _show_decision(answer, "Approved", as_json=as_json)
+    change = parse_target(target, approval.gate)
+    with options.open(existing=True) as service:
+        answer = _decide(service, change, ApprovalDecision.APPROVE, approval, expires)
+    _show_decision(answer, "Approved", as_json=options.as_json)
 
 
 @examples(
@@ -107,47 +121,23 @@ def approve(
 )
 def reject(
     target: TargetArgument,
-    key: KeyOption = None,
-    prune: PruneOption = False,
-    policy: PolicyOption = False,
-    reason: ReasonOption = None,
-    output: OutputOption = None,
-    yes: YesOption = False,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    approval: ApprovalOptions,
+    options: ServiceOptions,
 ) -> None:
     """Reject a pending change.
 
     A rejection does not expire: it counts until the same person approves the same change.
     """
-    change = parse_target(target, _gate(prune, policy))
-    decision = _SignedDecision(ApprovalDecision.REJECT, key, REJECTION_LIFE, reason, output, yes)
-    with backend(service_url, profile, existing=True) as service:
-        answer = _decide(service, change, decision)
-    _show_decision(answer, "Rejected", as_json=as_json)
+    change = parse_target(target, approval.gate)
+    with options.open(existing=True) as service:
+        answer = _decide(service, change, ApprovalDecision.REJECT, approval, REJECTION_LIFE)
+    _show_decision(answer, "Rejected", as_json=options.as_json)
 
 
-def _gate(prune: bool, policy: bool) -> str | None:
-    if prune and policy:
-        msg = "--prune and --policy are separate decisions."
-        raise Usage(msg, hint="Run the command once for each.")
-    return PRUNE if prune else POLICY if policy else None
-
-
-@dataclass(frozen=True)
-class _SignedDecision:
-    """A decision, and the options of its signature."""
-
-    decision: ApprovalDecision
-    key: Path | None
-    expires: str
-    reason: str | None
-    output: Path | None
-    confirmed: bool
-
-
-def _decide(service: Backend, change: ChangeReference, options: _SignedDecision) -> DecidedView:
+def _decide(
+    service: Backend, change: ChangeReference, decision: ApprovalDecision, options: ApprovalOptions, expires: str
+) -> DecidedView:
     if options.output is not None and options.key is None:
         msg = "--output writes a signed decision, so it needs --key."
         raise Usage(msg)
@@ -159,16 +149,16 @@ def _decide(service: Backend, change: ChangeReference, options: _SignedDecision)
     if options.key is not None:
         private = load_private(options.key)
         lines, same = review(subject, pending)
-        verb = "Approve" if options.decision is ApprovalDecision.APPROVE else "Reject"
+        verb = "Approve" if decision is ApprovalDecision.APPROVE else "Reject"
         hint = REMOVAL_HINT if change.gate == PRUNE else CONTENT_HINT
         known = same or change.is_exact
-        confirm(lines, f"{verb} and sign this?", confirmed=options.confirmed, known=known, hint=hint)
-        now, life = SystemClock().now(), parse_duration(options.expires)
-        envelope = sign_decision(subject, options.decision, private, now, life, options.reason)
+        confirm(lines, f"{verb} and sign this?", confirmed=options.yes, known=known, hint=hint)
+        now, life = SystemClock().now(), parse_duration(expires)
+        envelope = sign_decision(subject, decision, private, now, life, options.reason)
         if options.output is not None:
             write_whole(options.output, envelope)
         body = request(DecisionRequest, envelope=envelope.decode())
-    operation = approve_promotion if options.decision is ApprovalDecision.APPROVE else reject_promotion
+    operation = approve_promotion if decision is ApprovalDecision.APPROVE else reject_promotion
     return service.call(operation, pending.id, body)
 
 
@@ -486,13 +476,11 @@ source = typer.Typer(no_args_is_help=True)
 
 @source.command("show")
 @examples("kneo source show", "kneo source show --json")
-def show_source(
-    service_url: ServiceUrlOption = None, profile: ProfileOption = None, as_json: JsonOption = False
-) -> None:
+def show_source(*, options: ServiceOptions) -> None:
     """Show the accepted commit of the config repository, and any refused one."""
-    with backend(service_url, profile, existing=True) as service:
+    with options.open(existing=True) as service:
         answer = service.call(get_source)
-    render.emit(answer, as_json=as_json, text=lambda: render.panel("Source", _source_lines(answer)))
+    render.emit(answer, as_json=options.as_json, text=lambda: render.panel("Source", _source_lines(answer)))
 
 
 def _source_lines(source: SourceView) -> Iterator[tuple[str, object]]:
@@ -521,16 +509,15 @@ def accept_rewritten_history(
     ] = None,
     reason: ReasonOption = None,
     yes: YesOption = False,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Accept a rewritten history: from exactly the accepted commit to exactly the refused one.
 
     Both commits are shown and confirmed at a terminal before the decision is signed. Without a terminal it is signed only
     if --commit names the refused one, or with --yes.
     """
-    with backend(service_url, profile, existing=True) as service:
+    with options.open(existing=True) as service:
         found = service.call(get_source)
         old, new = found.accepted_commit, found.refused_commit
         if found.refused_code != "HistoryRewritten" or old is None or new is None:
@@ -547,4 +534,4 @@ def accept_rewritten_history(
         now, life = SystemClock().now(), parse_duration("1d")
         envelope = sign_decision(subject, ApprovalDecision.APPROVE, private, now, life, reason)
         answer = service.call(accept_rewrite, request(RewriteRequest, envelope=envelope.decode()))
-    render.emit(answer, as_json=as_json, text=lambda: render.success(f"Accepted: {old} may become {new}"))
+    render.emit(answer, as_json=options.as_json, text=lambda: render.success(f"Accepted: {old} may become {new}"))

@@ -10,7 +10,7 @@ import typer
 from cli import render
 from cli.backend import Backend
 from cli.commands import examples
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend, call
+from cli.connection import ServiceOptions
 from cli.requests import request
 from kneo.api import environments as api
 from kneo.api.release_views import ChangedView, EnvironmentView, PromotionView
@@ -29,14 +29,9 @@ UntilOption = Annotated[str | None, typer.Option("--until", help="End: a time, o
 
 
 @examples("kneo status", "kneo status prod --json")
-def status(
-    environment: OptionalEnvironment = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def status(environment: OptionalEnvironment = None, *, options: ServiceOptions) -> None:
     """Show environments, conditions and pending changes."""
-    with backend(service_url, profile) as service:
+    with options.open() as service:
         one = service.call(api.get_environment, environment) if environment else None
         every = service.call(api.list_environments) if one is None else None
         found = [one] if one is not None else every.environments if every is not None else []
@@ -48,7 +43,7 @@ def status(
             for item in found:
                 show_environment(item, SystemClock().now())
 
-        render.emit(one or every, as_json=as_json, text=show)
+        render.emit(one or every, as_json=options.as_json, text=show)
 
 
 def show_environment(item: EnvironmentView, now: datetime) -> None:
@@ -104,12 +99,11 @@ def _show_source(service: Backend) -> bool:
 def history(
     environment: EnvironmentArgument,
     bundle: Annotated[str | None, typer.Argument(metavar="[BUNDLE]")] = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Show the changes of an environment, newest first."""
-    answer = call(service_url, profile, api.get_environment_history, environment, bundle)
+    answer = options.call(api.get_environment_history, environment, bundle)
     now = SystemClock().now()
 
     def show() -> None:
@@ -117,7 +111,7 @@ def history(
         heads = ["When", "Change", "Bundle", "Version", "By", "Reason", "Digest", "Revision", "Approved by"]
         render.table("", heads, rows)
 
-    render.emit(answer, as_json=as_json, text=show)
+    render.emit(answer, as_json=options.as_json, text=show)
 
 
 def _history_row(item: PromotionView, now: datetime) -> list[object]:
@@ -136,15 +130,10 @@ def _history_row(item: PromotionView, now: datetime) -> list[object]:
 
 
 @examples("kneo why prod/research-agent", "kneo why prod/research-agent --json")
-def why(
-    target: ReleaseArgument,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def why(target: ReleaseArgument, *, options: ServiceOptions) -> None:
     """Explain why a release is pending and who can unblock it."""
     environment, bundle = _split(target, "why")
-    answer = call(service_url, profile, api.explain_release, environment, bundle)
+    answer = options.call(api.explain_release, environment, bundle)
     now = SystemClock().now()
 
     def show() -> None:
@@ -164,20 +153,19 @@ def why(
         if answer.way_back:
             render.text(f"  Released here before. To roll back to it now: {answer.way_back}")
 
-    render.emit(answer, as_json=as_json, text=show)
+    render.emit(answer, as_json=options.as_json, text=show)
 
 
 @examples("kneo reconcile", "kneo reconcile prod")
 def reconcile(
     environment: OptionalEnvironment = None,
     wait: Annotated[bool, typer.Option("--wait", hidden=True)] = True,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Reconcile with Git now, and wait for the result."""
     del wait
-    answer = call(service_url, profile, api.reconcile_environment, environment or "-")
+    answer = options.call(api.reconcile_environment, environment or "-")
     result = answer.result or {}
     if "error" in result:
         raise Transient(str(result.get("message")), code=str(result["error"]))
@@ -188,7 +176,7 @@ def reconcile(
         if isinstance(states, dict):
             render.table("", ["Environment", "State"], sorted(states.items()))
 
-    render.emit(answer, as_json=as_json, text=show)
+    render.emit(answer, as_json=options.as_json, text=show)
 
 
 @examples(
@@ -201,46 +189,33 @@ def rollback(
     to: Annotated[
         str | None, typer.Option("--to", help="A version released before; default: the previous one.")
     ] = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Roll back to the previous release and hold it."""
     environment, bundle = _split(target, "rollback")
     body = request(api.RollbackRequest, bundle=bundle, reason=reason, to=to)
-    answer = call(service_url, profile, api.rollback_release, environment, body)
-    _show_change(answer, f"Rolled back and held: {target}. To follow Git again: kneo unhold {target}", as_json)
+    answer = options.call(api.rollback_release, environment, body)
+    _show_change(answer, f"Rolled back and held: {target}. To follow Git again: kneo unhold {target}", options.as_json)
 
 
 @examples(
     'kneo hold prod/research-agent --reason "incident 42"', 'kneo hold prod/research-agent --reason "audit" --until 4h'
 )
-def hold(
-    target: ReleaseArgument,
-    reason: ReasonOption,
-    until: UntilOption = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def hold(target: ReleaseArgument, reason: ReasonOption, until: UntilOption = None, *, options: ServiceOptions) -> None:
     """Keep the current release of a bundle, ignoring Git."""
     environment, bundle = _split(target, "hold")
     body = request(api.HoldRequest, bundle=bundle, reason=reason, until=_until(until))
-    answer = call(service_url, profile, api.hold_release, environment, body)
-    _show_change(answer, f"Held: {target}. To follow Git again: kneo unhold {target}", as_json)
+    answer = options.call(api.hold_release, environment, body)
+    _show_change(answer, f"Held: {target}. To follow Git again: kneo unhold {target}", options.as_json)
 
 
 @examples("kneo unhold prod/research-agent", "kneo unhold prod/research-agent --service-url https://kneo.example.com")
-def unhold(
-    target: ReleaseArgument,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def unhold(target: ReleaseArgument, *, options: ServiceOptions) -> None:
     """Remove a hold; the release follows Git again."""
     environment, bundle = _split(target, "unhold")
-    answer = call(service_url, profile, api.unhold_release, environment, request(api.UnholdRequest, bundle=bundle))
-    _show_change(answer, f"Hold removed: {target} follows Git", as_json)
+    answer = options.call(api.unhold_release, environment, request(api.UnholdRequest, bundle=bundle))
+    _show_change(answer, f"Hold removed: {target} follows Git", options.as_json)
 
 
 @examples(
@@ -248,29 +223,19 @@ def unhold(
     'kneo suspend prod --reason "change freeze" --until 2026-12-27T06:00:00Z',
 )
 def suspend(
-    environment: EnvironmentArgument,
-    reason: ReasonOption,
-    until: UntilOption = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    environment: EnvironmentArgument, reason: ReasonOption, until: UntilOption = None, *, options: ServiceOptions
 ) -> None:
     """Pause all changes to an environment; runs continue."""
     body = request(api.SuspendRequest, reason=reason, until=_until(until))
-    answer = call(service_url, profile, api.suspend_environment, environment, body)
-    _show_change(answer, f"Suspended: {environment}. To resume changes: kneo unsuspend {environment}", as_json)
+    answer = options.call(api.suspend_environment, environment, body)
+    _show_change(answer, f"Suspended: {environment}. To resume changes: kneo unsuspend {environment}", options.as_json)
 
 
 @examples("kneo unsuspend prod", "kneo unsuspend prod --json")
-def unsuspend(
-    environment: EnvironmentArgument,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def unsuspend(environment: EnvironmentArgument, *, options: ServiceOptions) -> None:
     """Resume changes to an environment."""
-    answer = call(service_url, profile, api.unsuspend_environment, environment)
-    _show_change(answer, f"Resumed: {environment} follows Git", as_json)
+    answer = options.call(api.unsuspend_environment, environment)
+    _show_change(answer, f"Resumed: {environment} follows Git", options.as_json)
 
 
 def _split(target: str, command: str) -> tuple[str, str]:

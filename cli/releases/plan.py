@@ -13,7 +13,7 @@ import typer
 from cli import render
 from cli.backend import Json
 from cli.commands import examples
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend, choose
+from cli.connection import ServiceOptions, backend, choose
 from cli.people.open_tasks import has_database, open_tasks
 from cli.releases.plan_render import as_markdown, as_text, environments, has_changes, is_refused
 from cli.repository.clone import MAIN, Clone
@@ -51,11 +51,10 @@ def plan(
     env: Annotated[str | None, typer.Option("--env", help="Only this environment.")] = None,
     base: Base = None,
     trust_root: Root = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a comment for a pull request.")] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help=f"Exit {CHANGES} when there are changes.")] = False,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Preview what a commit would change, and which approvals it needs.
 
@@ -67,7 +66,7 @@ def plan(
     with tempfile.TemporaryDirectory(prefix="kneo-plan-") as folder:
         source = PlanBase()
         if base is None:
-            source = find_base(settings, service_url, profile, lambda commit: _is_here(repo, commit))
+            source = find_base(settings, options.service_url, options.profile, lambda commit: _is_here(repo, commit))
         mirror, candidate, before = _snapshots(settings, repo, ref, base or source.commit, Path(folder))
         followed = [*mirror.history(None, before.commit), before] if before is not None else []
         pin = _pin(repo, trust_root, settings, before or candidate)
@@ -81,11 +80,11 @@ def plan(
         raise NotFound(msg, code="environment_not_found")
     for item in environments(answer):
         if item.get("removed") or item.get("retired"):
-            item["open_tasks"] = open_tasks(settings, str(item["name"]), service_url, profile)
+            item["open_tasks"] = open_tasks(settings, str(item["name"]), options.service_url, options.profile)
     if markdown:
         typer.echo("\n".join(as_markdown(answer)))
     else:
-        render.emit(answer, as_json=as_json, text=lambda: render.text("\n".join(as_text(answer))))
+        render.emit(answer, as_json=options.as_json, text=lambda: render.text("\n".join(as_text(answer))))
     if not answer["ok"]:
         raise typer.Exit(1)
     if exit_code and answer["changes"]:

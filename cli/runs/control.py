@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from cli import render
 from cli.commands import examples
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from cli.connection import ServiceOptions
+from cli.options import OptionGroup
 from cli.requests import request
 from cli.runs.outcome import note_of, show_outcome
 from cli.runs.runs import RunArgument, show_run
@@ -19,27 +21,27 @@ from kneo.api.run_start import RunFork, cancel_run, continue_run, fork_run
 from kneo.api.run_waiting import RunStartedView
 from kneo.errors import Usage
 
-AnswersOption = Annotated[
-    list[str] | None,
-    typer.Option("--answer", metavar="KEY=JSON", help="Use this answer for a question (repeatable)."),
-]
-AskOption = Annotated[
-    list[str] | None,
-    typer.Option("--ask", metavar="KEY", help="Ask a question again (repeatable); all asks every question."),
-]
+
+@dataclass(frozen=True)
+class ReuseOptions(OptionGroup):
+    """The options about the answers of the other run."""
+
+    answers: Annotated[
+        list[str] | None,
+        typer.Option("--answer", metavar="KEY=JSON", help="Use this answer for a question (repeatable)."),
+    ] = None
+    ask: Annotated[
+        list[str] | None,
+        typer.Option("--ask", metavar="KEY", help="Ask a question again (repeatable); all asks every question."),
+    ] = None
 
 
 @examples("kneo runs cancel run_01JD8Z4V6M3Q", "kneo runs cancel run_01JD8Z4V6M3Q --json")
-def cancel(
-    run_id: RunArgument,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def cancel(run_id: RunArgument, *, options: ServiceOptions) -> None:
     """Cancel a run and withdraw its open tasks."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         run = opened.call(cancel_run, run_id)
-    render.emit(run, as_json=as_json, text=lambda: show_run(run))
+    render.emit(run, as_json=options.as_json, text=lambda: show_run(run))
 
 
 @examples(
@@ -49,40 +51,33 @@ def replay(
     run_id: RunArgument,
     step: Annotated[str | None, typer.Option("--from", help="Start a new run at this step.")] = None,
     text: Annotated[str | None, typer.Option("--input", help="With --from: the new input of the step.")] = None,
-    answers: AnswersOption = None,
-    ask: AskOption = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    reuse: ReuseOptions,
+    options: ServiceOptions,
 ) -> None:
     """Show a run's checkpoints as a timeline, or run it again from a step."""
     if step is not None:
-        fork(run_id, step, None, text, answers, ask, service_url, profile, as_json)
+        _fork(run_id, request(RunFork, step=step, input=text, **_reused(reuse)), options)
         return
-    if text is not None or answers or ask:
+    if text is not None or reuse.answers or reuse.ask:
         msg = "--input, --answer and --ask need --from."
         raise Usage(msg, hint="kneo runs replay RUN --from STEP --input TEXT")
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         view = opened.call(get_run_replay, run_id)
     rows = [
         [item["sequence"], item["type"], item["step_id"], item["status"], item["created_at"]] for item in view.timeline
     ]
     render.emit(
         view,
-        as_json=as_json,
+        as_json=options.as_json,
         text=lambda: render.table("Timeline", ["#", "Type", "Step", "Status", "At"], rows),
     )
 
 
 @examples("kneo runs recovery run_01JD8Z4V6M3Q", "kneo runs recovery run_01JD8Z4V6M3Q --json")
-def recovery(
-    run_id: RunArgument,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def recovery(run_id: RunArgument, *, options: ServiceOptions) -> None:
     """Show the steps a run completed and whether it can be retried."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         view = opened.call(get_run_recovery, run_id)
     context = view.replay_context
     lines = [
@@ -91,20 +86,15 @@ def recovery(
         ("Failed", context.failed_step or "nothing"),
         ("Continue", f"kneo runs continue {run_id}" if context.can_continue else "no"),
     ]
-    render.emit(view, as_json=as_json, text=lambda: render.panel(f"Run {run_id}", lines))
+    render.emit(view, as_json=options.as_json, text=lambda: render.panel(f"Run {run_id}", lines))
 
 
 @examples("kneo runs continue run_01JD8Z4V6M3Q", "kneo runs continue run_01JD8Z4V6M3Q --json")
-def continue_(
-    run_id: RunArgument,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def continue_(run_id: RunArgument, *, options: ServiceOptions) -> None:
     """Retry a failed run from the step that failed."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         view = opened.call(continue_run, run_id)
-    _finish(view, view, as_json=as_json)
+    _finish(view, view, as_json=options.as_json)
 
 
 @examples(
@@ -115,11 +105,9 @@ def fork(
     step: Annotated[str | None, typer.Option("--from", help="Step to start at, for example review/legal#2.")] = None,
     checkpoint: Annotated[int | None, typer.Option("--checkpoint", help="Number of a checkpoint to start at.")] = None,
     text: Annotated[str | None, typer.Option("--input", "-i", help="New input of the step.")] = None,
-    answers: AnswersOption = None,
-    ask: AskOption = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    reuse: ReuseOptions,
+    options: ServiceOptions,
 ) -> None:
     """Start a new run from a step or checkpoint of another run.
 
@@ -128,15 +116,21 @@ def fork(
     if (step is None) == (checkpoint is None):
         msg = "Pass either --from or --checkpoint."
         raise Usage(msg, hint="kneo runs fork RUN --from STEP")
-    changed = dict(map(_answer, answers)) if answers else None
-    body = request(RunFork, step=step, checkpoint=checkpoint, input=text, answers=changed, ask=ask or None)
-    with backend(service_url, profile) as opened:
+    _fork(run_id, request(RunFork, step=step, checkpoint=checkpoint, input=text, **_reused(reuse)), options)
+
+
+def _reused(reuse: ReuseOptions) -> dict[str, object]:
+    return {"answers": dict(map(_answer, reuse.answers)) if reuse.answers else None, "ask": reuse.ask or None}
+
+
+def _fork(run_id: str, body: RunFork, options: ServiceOptions) -> None:
+    with options.open() as opened:
         view = opened.call(fork_run, run_id, body)
         reused = opened.call(get_run_replay, view.run_id).answers
-    if reused and not as_json:
+    if reused and not options.as_json:
         rows = [[item["key"], "used again" if item["reused"] else "not used", item["reason"]] for item in reused]
         render.table("Answers", ["Question", "Answer", "Reason"], rows)
-    _finish({**vars(view), "answers": reused}, view, as_json=as_json)
+    _finish({**vars(view), "answers": reused}, view, as_json=options.as_json)
 
 
 def _answer(option: str) -> tuple[str, object]:
@@ -164,9 +158,8 @@ def give_input(
     interactive: Annotated[bool, typer.Option("--interactive", help="Prompt for the value.")] = False,
     key: Annotated[str | None, typer.Option("--key", help="Key of the question, if the run asks several.")] = None,
     reason: Annotated[str | None, typer.Option("--reason", help="Reason, with --abort.")] = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Answer the question of a paused run with a value."""
     if sum((value is not None, abort, interactive)) != 1:
@@ -175,10 +168,10 @@ def give_input(
     if interactive:
         value = typer.prompt("Value")
     body = RunInput(abort=True, reason=reason, key=key) if abort else RunInput(value=_json(value or ""), key=key)
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         view = opened.call(put_run_input, run_id, body)
         note = note_of(opened, view)
-    _finish({**vars(view), "note": note} if note else view, view, as_json=as_json, note=note)
+    _finish({**vars(view), "note": note} if note else view, view, as_json=options.as_json, note=note)
 
 
 def _json(text: str) -> object:
@@ -199,14 +192,13 @@ def checkpoint_diff(
         int | None, typer.Option("--from-sequence", min=1, help="Number of the older checkpoint.")
     ] = None,
     after: Annotated[int | None, typer.Option("--to-sequence", min=1, help="Number of the newer checkpoint.")] = None,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """Compare two checkpoints of a run, by default the last two."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         view = opened.call(diff_run_checkpoints, run_id, before, after)
-    render.emit(view, as_json=as_json, text=lambda: _show_changes(view))
+    render.emit(view, as_json=options.as_json, text=lambda: _show_changes(view))
 
 
 def _show_changes(view: CheckpointDiffView) -> None:

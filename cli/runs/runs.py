@@ -9,7 +9,7 @@ import typer
 from cli import render
 from cli.backend import Json
 from cli.commands import examples
-from cli.connection import JsonOption, ProfileOption, ServiceUrlOption, backend
+from cli.connection import ProfileOption, ServiceOptions, ServiceUrlOption, backend
 from cli.watch import details, indent, show_event
 from kneo.api.run_views import RunPageView, RunView
 from kneo.api.runs import get_run, get_run_trace, list_run_checkpoints
@@ -39,14 +39,13 @@ def list_runs(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="Number of runs to show.")] = 20,
     offset: Annotated[int, typer.Option("--offset", min=0, max=10_000, help="Number of runs to skip.")] = 0,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
+    *,
+    options: ServiceOptions,
 ) -> None:
     """List runs, most recently changed first."""
     if status is not None:
         check_status(status)
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         page = opened.call(
             list_runs_,
             status=status,
@@ -58,7 +57,7 @@ def list_runs(
             limit=limit,
             offset=offset,
         )
-    render.emit(page, as_json=as_json, text=lambda: _show_list(page))
+    render.emit(page, as_json=options.as_json, text=lambda: _show_list(page))
 
 
 def _show_list(page: RunPageView) -> None:
@@ -79,16 +78,11 @@ def _show_list(page: RunPageView) -> None:
 
 @app.command("get")
 @examples("kneo runs get run_01JD8Z4V6M3Q", "kneo runs get run_01JD8Z4V6M3Q --json")
-def get(
-    run_id: RunArgument,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def get(run_id: RunArgument, *, options: ServiceOptions) -> None:
     """Show one run."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         run = opened.call(get_run, run_id)
-    render.emit(run, as_json=as_json, text=lambda: show_run(run))
+    render.emit(run, as_json=options.as_json, text=lambda: show_run(run))
 
 
 def show_run(run: RunView) -> None:
@@ -130,14 +124,9 @@ def watch(
 
 @app.command("trace")
 @examples("kneo runs trace run_01JD8Z4V6M3Q", "kneo runs trace run_01JD8Z4V6M3Q --json")
-def trace(
-    run_id: RunArgument,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def trace(run_id: RunArgument, *, options: ServiceOptions) -> None:
     """Show the events of a run, step by step."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         events = opened.call(get_run_trace, run_id, limit=1000).events
     rows = [
         [number, f"{indent(event.type)}{event.type}", event.step_id, details(vars(event)), event.timestamp]
@@ -145,25 +134,20 @@ def trace(
     ]
     render.emit(
         {"run_id": run_id, "events": events},
-        as_json=as_json,
+        as_json=options.as_json,
         text=lambda: render.table("Trace Events", ["#", "Type", "Step", "Details", "At"], rows),
     )
 
 
 @app.command("checkpoints")
 @examples("kneo runs checkpoints run_01JD8Z4V6M3Q", "kneo runs checkpoints run_01JD8Z4V6M3Q --json")
-def checkpoints(
-    run_id: RunArgument,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def checkpoints(run_id: RunArgument, *, options: ServiceOptions) -> None:
     """List the checkpoints of a run."""
-    with backend(service_url, profile) as opened:
+    with options.open() as opened:
         items = opened.call(list_run_checkpoints, run_id, limit=1000).checkpoints
     rows = [[item.sequence, item.type, item.step_id, item.created_at] for item in items]
     render.emit(
         {"run_id": run_id, "checkpoints": items},
-        as_json=as_json,
+        as_json=options.as_json,
         text=lambda: render.table("Checkpoints", ["#", "Type", "Step", "At"], rows),
     )

@@ -1,0 +1,56 @@
+"""Groups of options that several commands share, declared once as a dataclass."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields
+from typing import TypeVar, get_type_hints
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class OptionGroup:
+    """A group of options: each field is one option, with its default."""
+
+
+def expand_groups(function: Callable[..., R]) -> Callable[..., R]:
+    """Return a command that takes the options of each group instead of the group.
+
+    A parameter is a group if its type is a subclass of ``OptionGroup``; it is keyword-only and has no default.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    groups = {name: one.annotation for name, one in signature.parameters.items() if _is_group(one.annotation)}
+    if not groups:
+        return function
+
+    @functools.wraps(function)
+    def command(*arguments: object, **values: object) -> R:
+        built = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        return function(*arguments, **values, **built)
+
+    parameters = [
+        option
+        for one in signature.parameters.values()
+        for option in (_options(one.annotation) if one.name in groups else (one,))
+    ]
+    vars(command)["__signature__"] = signature.replace(parameters=parameters)
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    return command
+
+
+def _is_group(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, OptionGroup)
+
+
+def _options(group: type[OptionGroup]) -> Iterator[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    for field in fields(group):
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        kind = inspect.Parameter.KEYWORD_ONLY
+        yield inspect.Parameter(field.name, kind, default=default, annotation=hints[field.name])
