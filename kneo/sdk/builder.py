@@ -8,11 +8,13 @@ from hashlib import sha256
 from inspect import isawaitable, iscoroutinefunction
 from typing import TypeAlias
 
+from kneo.errors import Conflict
 from kneo.runtime.steps.code import INPROCESS
 from kneo.runtime.steps.threads import in_thread
 from kneo.sdk.db import RunDatabase
 from kneo.sdk.host import Began, RunHost, Work, no_listener
 from kneo.spec.models.agent import Agent
+from kneo.tools import FunctionTool, RegisteredTool, ToolRegistry
 
 Json: TypeAlias = dict[str, object]
 
@@ -23,16 +25,18 @@ class SpecBuilder:
     Attributes:
         components: The components of the spec by section and name.
         work: Step functions by the implementation that the spec names.
+        tools: The tools of its agents in this process.
         tree: The finished spec.
         host: The database of the workflow's runs, once ``open`` has set it.
     """
 
     host: RunHost
-    tree: Mapping[str, object]
+    tree: Json
 
     def __init__(self) -> None:
         self.components: dict[str, Json] = {"agents": {}, "functions": {}, "humans": {}, "workflows": {}}
         self.work: dict[str, Work] = {}
+        self.tools = ToolRegistry()
 
     def function(self, path: str, work: Work) -> str:
         """Add the function of a step; return the name of its component."""
@@ -43,20 +47,63 @@ class SpecBuilder:
         return path
 
     def agent(self, path: str, name: str, agent: Agent | Mapping[str, object]) -> str:
-        """Add an agent of the spec language; return the name of its component."""
-        tree = agent.model_dump(by_alias=True, exclude_unset=True) if isinstance(agent, Agent) else agent
+        """Add an agent of the spec language; return the name of its component.
+
+        Functions among its tools become tools of the spec, with the gates that their decorators declare.
+
+        Raises:
+            Conflict: two different tools have one name.
+        """
+        tree = dict(agent.model_dump(by_alias=True, exclude_unset=True) if isinstance(agent, Agent) else agent)
+        selected = tree.get("tools")
+        if isinstance(selected, Mapping):
+            tree["tools"] = {**selected, "include": [self._tool(each) for each in selected.get("include", ())]}
+        elif isinstance(selected, list | tuple):
+            tree["tools"] = {"include": [self._tool(each) for each in selected]}
         self.components["agents"][path] = {"name": name, **tree}
         return path
+
+    def _tool(self, tool: object) -> str:
+        """Return the name of a tool; a function is registered."""
+        if isinstance(tool, str):
+            return tool
+        made = tool if isinstance(tool, FunctionTool) else None
+        if made is None and callable(tool):
+            made = FunctionTool(tool)
+        if made is None:
+            msg = f"{type(tool).__name__} is no tool; pass a function, one decorated with @tool, or a name."
+            raise TypeError(msg)
+        name = made.definition.name
+        known = self.tools.get(name).handler if name in self.tools.names else None
+        if known is None:
+            self.tools.add(made)
+        elif known is not made and getattr(known, "function", None) is not made.function:
+            msg = f"Two tools are called {name}."
+            raise Conflict(msg)
+        return name
 
     def finish(self, name: str, workflow: Mapping[str, object], **agent: object) -> Mapping[str, object]:
         """Return the spec of a workflow with the components added so far."""
         components = {section: entries for section, entries in self.components.items() if entries}
         self.tree = {"agent": {"name": name, **agent}, "workflow": workflow, "components": components}
+        if self.tools:
+            self.tree["tools"] = {tool.definition.name: _declaration(tool) for tool in self.tools}
         return self.tree
 
     def open(self, database: RunDatabase, began: Began = no_listener) -> None:
         """Connect the workflow to the database of its runs."""
-        self.host = RunHost(database, self.work, began)
+        self.host = RunHost(database, self.work, self.tools, began)
+
+
+def _declaration(tool: RegisteredTool) -> Json:
+    """Return a tool of this process as a spec declares it."""
+    review = tool.handler.review if isinstance(tool.handler, FunctionTool) else {}
+    definition = tool.definition
+    return {
+        "description": definition.description or definition.name,
+        "parameters": dict(definition.parameters),
+        **({"review": dict(review)} if review else {}),
+    }
 
 
 async def call(function: Callable[..., object], *arguments: object) -> object:

@@ -8,7 +8,7 @@ import getpass
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias, TypeVar
 
@@ -16,6 +16,7 @@ from kneo.clock import monotonic, sleep
 from kneo.errors import Conflict, Invalid, NotFound
 from kneo.records.run import Run, StepRecord
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
+from kneo.runtime.engine.assemble import services_of
 from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, fork
@@ -30,8 +31,10 @@ from kneo.runtime.steps.context import StepContext, StepOutput
 from kneo.runtime.steps.executor import Executor
 from kneo.sdk.db import RunDatabase
 from kneo.sdk.waits import enter_step
+from kneo.settings import from_env
 from kneo.spec.lint import check
 from kneo.spec.models.spec import Spec
+from kneo.spec.modules import RuleContext
 from kneo.spec.reading.load import load_tree
 from kneo.store import history, runs, tasks
 from kneo.store.engine import WORKER_LOCK, Store
@@ -39,6 +42,7 @@ from kneo.store.history import JournalEntry
 from kneo.store.locks import Lock
 from kneo.tasks.decisions import DecisionRequest
 from kneo.tasks.inbox import decide
+from kneo.tools import ToolRegistry
 
 T = TypeVar("T")
 
@@ -114,7 +118,8 @@ class InProcessExecutor(Executor):
     """Executes steps with functions of this process, and all other steps as every executor does."""
 
     def __init__(self, host: RunHost) -> None:
-        super().__init__(CodeLoader((), ()))
+        code = CodeLoader((), ())
+        super().__init__(code, services_of(from_env(), host.store, code, host.tools))
         self.host = host
 
     def plain(self, program: Program, activity: Activity, pins: Mapping[str, str]) -> None:
@@ -145,11 +150,13 @@ class RunHost:
     Attributes:
         database: The database of the runs.
         work: Step functions by the implementation that the spec names.
+        tools: The tools of its agents.
         began: Called when a step begins.
     """
 
     database: RunDatabase
     work: Mapping[str, Work]
+    tools: ToolRegistry = field(default_factory=ToolRegistry)
     began: Began = no_listener
 
     @property
@@ -168,7 +175,7 @@ class RunHost:
         origin = {"inline_spec": True, **({"session_id": session_id} if session_id else {})}
         request = StartRequest(input=text, requester=actor(), spec=tree, metadata=metadata, origin=origin)
         with worker_lock(self.store):  # a run that this process cannot continue is not recorded
-            return Starter(self.store, check_spec, pin=None).start(request)
+            return Starter(self.store, self.check_spec, pin=None).start(request)
 
     async def drive(self, run_id: str) -> RunSnapshot:
         """Execute a run until it pauses for people or ends.
@@ -222,7 +229,7 @@ class RunHost:
             NotFound, Conflict, Forbidden: the run, the step or the checkpoint does not exist, or the run is refused.
         """
         kept = self._checkpoints_before(request.run_id, before) if before is not None else ()
-        starter = Starter(self.store, check_spec, pin=None)
+        starter = Starter(self.store, self.check_spec, pin=None)
         request = replace(request, requester=actor())
         programs = ProgramLoader(self.store)
         return fork(starter, programs, request, lambda tx, run: history.copy_entries(tx, kept, run.id)).id
@@ -236,6 +243,19 @@ class RunHost:
             raise NotFound(msg, code="checkpoint_not_found", hint="Leave from_ out to replay from the beginning.")
         return [entry for entry in recorded if entry.sequence < anchor.sequence]
 
+    def check_spec(self, tree: Mapping[str, object]) -> Spec:
+        """Check a spec that a program built, by the rules for every spec.
+
+        Raises:
+            Invalid: ``spec_invalid``; the diagnostics are in its details.
+        """
+        loaded = load_tree(dict(tree), rules=check, context=RuleContext(tools=self.tools.names))
+        if loaded.spec is None or not loaded.valid:
+            errors = [f"{item.code}: {item.message}" for item in loaded.diagnostics if item.is_error]
+            diagnostics = [item.as_json() for item in loaded.diagnostics]
+            raise Invalid("; ".join(errors[:3]), code="spec_invalid", diagnostics=diagnostics)
+        return loaded.spec
+
     def apply_timers(self) -> None:
         """Apply deadlines that have passed while no process was running."""
         tick(self.store)
@@ -244,20 +264,6 @@ class RunHost:
 def actor() -> str:
     """Return the name of the operating system's user."""
     return getpass.getuser()
-
-
-def check_spec(tree: Mapping[str, object]) -> Spec:
-    """Check a spec that a program built, by the rules for every spec.
-
-    Raises:
-        Invalid: ``spec_invalid``; the diagnostics are in its details.
-    """
-    loaded = load_tree(dict(tree), rules=check)
-    if loaded.spec is None or not loaded.valid:
-        errors = [f"{item.code}: {item.message}" for item in loaded.diagnostics if item.is_error]
-        diagnostics = [item.as_json() for item in loaded.diagnostics]
-        raise Invalid("; ".join(errors[:3]), code="spec_invalid", diagnostics=diagnostics)
-    return loaded.spec
 
 
 def run_sync(work: Coroutine[object, object, T]) -> T:

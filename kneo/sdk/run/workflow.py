@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-EXECUTOR_POSITION = "wait"
-"""The position of a question that the function of a step asks while it runs."""
+EXECUTOR_POSITIONS = ("wait", "tool", "external")
+"""The positions of questions in the middle of a step: asked by its function or agent, or about a tool call of its agent."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,13 @@
 """Workflows of steps, conditions, loops and routers, with reviews by people around any of them."""
 
 from kneo.sdk.workflow.containers import Condition, Loop, Parallel, Router, Steps
-from kneo.sdk.workflow.requirements import ErrorRequirement, RunStatus, StepRequirement, WorkflowRunOutput
+from kneo.sdk.workflow.requirements import (
+    ErrorRequirement,
+    RunStatus,
+    StepRequirement,
+    ToolRequirement,
+    WorkflowRunOutput,
+)
 from kneo.sdk.workflow.step import Step
 from kneo.sdk.workflow.types import HumanReview, OnError, OnReject, OnTimeout, StepInput, StepOutput, UserInputField
 from kneo.sdk.workflow.workflow import Workflow
@@ -22,6 +28,7 @@ __all__ = [
     "StepOutput",
     "StepRequirement",
     "Steps",
+    "ToolRequirement",
     "UserInputField",
     "Workflow",
     "WorkflowRunOutput",

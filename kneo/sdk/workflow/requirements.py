@@ -9,7 +9,7 @@ from enum import StrEnum
 from kneo.records import run as records
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
 from kneo.sdk.host import RunSnapshot
-from kneo.sdk.run.workflow import EXECUTOR_POSITION
+from kneo.sdk.run.workflow import EXECUTOR_POSITIONS
 from kneo.sdk.workflow.step import PrimitiveLocation, StepBuilder
 from kneo.sdk.workflow.types import HumanReview, StepOutput, UserInputField, encode_content
 from kneo.tasks.decisions import DecisionRequest, check_decision, decision_from_value
@@ -42,6 +42,11 @@ class Requirement:
     @property
     def step_index(self) -> int:
         return self.location.index
+
+    @property
+    def is_executor(self) -> bool:
+        """Whether the question is asked in the middle of the step."""
+        return self.task.position in EXECUTOR_POSITIONS
 
     @property
     def is_open(self) -> bool:
@@ -179,6 +184,11 @@ class StepRequirement(Requirement):
             return ()
         return answer.selected_options or ((answer.selected_option,) if answer.selected_option else ())
 
+    @property
+    def executor_requirements(self) -> Sequence[StepRequirement]:
+        """The question itself, where it is asked in the middle of the step."""
+        return (self,) if self.is_executor else ()
+
     # ---- answers ----------------------------------------------------------------------------------------------
 
     def confirm(self) -> None:
@@ -255,6 +265,70 @@ class StepRequirement(Requirement):
             listed = "; ".join(f"{item['field'] or 'the input'} {item['message']}" for item in found)
             msg = f"The input of {self.step_name} does not fit: {listed}."
             raise ValueError(msg)
+
+
+@dataclass
+class ToolRequirement(StepRequirement):
+    """A question about a tool call of the step's agent: a confirmation, arguments to fill in, or its result."""
+
+    @property
+    def _facts(self) -> Mapping[str, object]:
+        facts = self.task.metadata.get("facts")
+        return facts if isinstance(facts, Mapping) else {}
+
+    @property
+    def tool_name(self) -> str:
+        return str(self._facts.get("tool", ""))
+
+    @property
+    def tool_args(self) -> Mapping[str, object]:
+        """The arguments of the call."""
+        arguments = self._facts.get("arguments")
+        return arguments if isinstance(arguments, Mapping) else {}
+
+    @property
+    def requires_confirmation(self) -> bool:
+        return self.task.position == "tool" and not self.requires_user_input
+
+    @property
+    def requires_user_input(self) -> bool:
+        return self.task.position == "tool" and self.task.answer_schema is not None
+
+    @property
+    def user_input_message(self) -> str | None:
+        return self.task.prompt if self.requires_user_input else None
+
+    @property
+    def external_execution_required(self) -> bool:
+        return self.task.position == "external"
+
+    def reject(self, feedback: str | None = None) -> None:
+        """Reject the call; the agent is told, with the feedback, or the run ends, as the tool's ``on_reject`` says."""
+        super().reject(feedback)
+
+    def edit(self, content: object) -> None:
+        """Approve the call with other arguments, the whole of them.
+
+        Raises:
+            TypeError: they are no map.
+        """
+        if not isinstance(content, Mapping):
+            msg = f"The arguments of {self.tool_name} are a map."
+            raise TypeError(msg)
+        self._set(DecisionKind.EDITED, content=encode_content(dict(content)))
+
+    def provide_user_input(self, values: Mapping[str, object]) -> None:
+        """Fill in arguments, and approve the call.
+
+        Raises:
+            ValueError: a value is missing or does not fit.
+        """
+        self.set_user_input(**values)
+        self.confirm()
+
+    def set_external_execution_result(self, result: object) -> None:
+        """Provide the result of the call, which was carried out elsewhere."""
+        self._set(DecisionKind.PROVIDED, content=encode_content(result))
 
 
 @dataclass
@@ -349,6 +423,8 @@ class WorkflowRunOutput:
             location = builder.locations.get(task.step_path) or PrimitiveLocation(task.step_id, "Step", 0)
             if task.position == "error":
                 output.error_requirements.append(ErrorRequirement(task, location))
+            elif task.position in {"tool", "external"}:
+                output.step_requirements.append(ToolRequirement(task, location))
             else:
                 output.step_requirements.append(StepRequirement(task, location))
         return output
@@ -363,7 +439,7 @@ class WorkflowRunOutput:
         active = self.active_requirement
         if active is None:
             return None
-        return "executor" if active.task.position == EXECUTOR_POSITION else "step"
+        return "executor" if active.is_executor else "step"
 
     @property
     def active_requirement(self) -> Requirement | None:
@@ -390,15 +466,19 @@ class WorkflowRunOutput:
 
     @property
     def steps_requiring_confirmation(self) -> Sequence[StepRequirement]:
-        return [each for each in self.active_step_requirements if each.requires_confirmation]
+        return [each for each in self.active_step_requirements if each.requires_confirmation and not each.is_executor]
 
     @property
     def steps_requiring_user_input(self) -> Sequence[StepRequirement]:
-        return [each for each in self.active_step_requirements if each.requires_user_input]
+        return [each for each in self.active_step_requirements if each.requires_user_input and not each.is_executor]
 
     @property
     def steps_requiring_output_review(self) -> Sequence[StepRequirement]:
         return [each for each in self.active_step_requirements if each.is_post_execution]
+
+    @property
+    def steps_requiring_executor_resolution(self) -> Sequence[StepRequirement]:
+        return [each for each in self.active_step_requirements if each.is_executor]
 
     @property
     def steps_requiring_route(self) -> Sequence[StepRequirement]:

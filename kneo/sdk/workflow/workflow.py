@@ -18,7 +18,7 @@ from kneo.runtime.steps.context import StepContext
 from kneo.sdk.db import RunDatabase, scratch
 from kneo.sdk.host import RunSnapshot, WorkflowFailed, run_in_background, run_sync
 from kneo.sdk.run import workflow as events
-from kneo.sdk.run.workflow import EXECUTOR_POSITION, WorkflowEvent
+from kneo.sdk.run.workflow import EXECUTOR_POSITIONS, WorkflowEvent
 from kneo.sdk.workflow.containers import Member, Steps, as_primitives
 from kneo.sdk.workflow.requirements import Requirement, WorkflowRunOutput
 from kneo.sdk.workflow.step import StepBuilder
@@ -334,7 +334,7 @@ class _Execution:
                 return events.RouterPausedEvent(**step, available_choices=tuple(task.options or ()))
             case "after":
                 return events.StepOutputReviewEvent(**step)
-            case position if position == EXECUTOR_POSITION:
+            case position if position in EXECUTOR_POSITIONS:
                 return events.StepExecutorPausedEvent(**step, name=task.key, schema=task.answer_schema)
             case _:
                 return events.StepPausedEvent(**step)
@@ -355,7 +355,10 @@ class _Execution:
 
 _CONTINUED: Mapping[
     object, type[events.StepContinuedEvent | events.RouterContinuedEvent | events.StepExecutorContinuedEvent]
-] = {"route": events.RouterContinuedEvent, EXECUTOR_POSITION: events.StepExecutorContinuedEvent}
+] = {
+    "route": events.RouterContinuedEvent,
+    **dict.fromkeys(EXECUTOR_POSITIONS, events.StepExecutorContinuedEvent),
+}
 
 
 async def _async(events_: Iterator[WorkflowEvent]) -> AsyncIterator[WorkflowEvent]:
