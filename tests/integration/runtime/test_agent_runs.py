@@ -1,0 +1,249 @@
+"""Whole runs of agents: gates, questions, denials, cancellations and forks, with the real loop and a loopback model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+from agent_runs import AgentRuns
+from gates.asking import ENVIRONMENT, declare
+from kneo_process import eventually
+from model_server import Call, ModelServer, Reply, model_server
+
+from kneo.clock import SystemClock
+from kneo.records.run import RunStatus
+from kneo.runtime.engine.assemble import background
+from kneo.runtime.engine.cancel import cancel_run
+from kneo.runtime.engine.programs import ProgramLoader
+from kneo.runtime.engine.recover import ForkRequest, fork
+from kneo.runtime.engine.worker import Worker
+from kneo.store import history
+from kneo.store.engine import Store
+from kneo.store.migrate import open_store
+from kneo.tasks.reuse import reuse_report
+
+ONE_CALL = [Reply(calls=[Call("pay", {"amount": 5})]), Reply("Done.")]
+
+Make = Callable[[list[Reply]], AgentRuns]
+
+
+@pytest.fixture
+def store(migrated_url: str) -> Iterator[Store]:
+    store = open_store(migrated_url, SystemClock())
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def server() -> Iterator[ModelServer]:
+    with model_server([]) as server:
+        yield server
+
+
+@pytest.fixture
+def make(store: Store, tmp_path: Path, server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> Make:
+    def made(script: list[Reply]) -> AgentRuns:
+        server.script = script
+        return AgentRuns(store, tmp_path / "code", server, monkeypatch)
+
+    return made
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_each_approved_call_is_made_before_the_next_answer(make: Make, order: tuple[int, ...]) -> None:
+    agents = make([Reply(calls=[Call("pay", {"amount": amount}) for amount in (1, 2, 3)]), Reply("Done.")])
+    run = agents.drive(agents.begin())
+    tasks = sorted(agents.open(run), key=lambda task: task.subject)
+    for count, number in enumerate(order, 1):
+        agents.decide(tasks[number], "approved", expect_digest=tasks[number].subject_digest)
+        run = agents.drive(run)
+        assert agents.notes() == [f"pay {one + 1}" for one in order[:count]]
+    assert (run.status, run.output_text) == (RunStatus.SUCCEEDED, "Done.")
+    assert len(agents.server.requests) == 2
+
+
+def test_a_call_that_is_denied_after_its_approval_is_not_made(make: Make) -> None:
+    agents = make(ONE_CALL)
+    denied = {"include": ["pay"], "permissions": {"denied_tools": ["pay"]}}
+    run = agents.drive(agents.begin(agents.agent_tree(teller={"tools": denied})))
+    assert run.status is RunStatus.SUCCEEDED
+    assert agents.all_tasks(run) == []
+    assert agents.notes() == []
+    assert "tool_policy_denied" in agents.trace(run)
+
+
+def test_a_rejection_reaches_the_model_with_its_reason_and_the_call_is_never_made(make: Make) -> None:
+    agents = make(ONE_CALL)
+    run = agents.drive(agents.begin())
+    [task] = agents.open(run)
+    assert task.consequences["rejected"]["next"] == ["work"]  # type: ignore[index]
+    agents.decide(task, "rejected", feedback="far too much")
+    run = agents.drive(run)
+    assert (run.status, run.output_text) == (RunStatus.SUCCEEDED, "Done.")
+    assert agents.notes() == []
+    assert "far too much" in agents.server.requests[-1].text
+    assert "tool_call_rejected" in agents.trace(run)
+
+
+@pytest.mark.parametrize(("on_reject", "status"), [("stop", RunStatus.CANCELLED), ("fail", RunStatus.FAILED)])
+def test_a_rejection_can_end_the_run(make: Make, on_reject: str, status: RunStatus) -> None:
+    agents = make(ONE_CALL)
+    review = {"before": {"human": "ops", "on_reject": on_reject}}
+    run = agents.drive(agents.begin(agents.agent_tree(pay={"review": review})))
+    agents.decide(*agents.open(run), "rejected", feedback="no")
+    run = agents.drive(run)
+    assert (run.status, run.error and run.error.type) == (status, "human_rejected")
+    assert agents.notes() == []
+    assert len(agents.server.requests) == 1
+
+
+def test_a_person_provides_the_result_of_an_external_tool(make: Make) -> None:
+    agents = make([Reply(calls=[Call("query", {"id": "x"})]), Reply("Done.")])
+    query = {
+        "description": "Run a query.",
+        "parameters": {"type": "object"},
+        "returns": {"type": "object", "properties": {"rows": {"type": "integer"}}, "required": ["rows"]},
+        "review": {"external": {"human": "ops"}},
+    }
+    tree = agents.agent_tree(tools={"query": query}, teller={"tools": ["query"]})
+    run = agents.drive(agents.begin(tree))
+    [task] = agents.open(run)
+    assert task.position == "external"
+    agents.decide(task, "provided", content={"rows": 41})
+    run = agents.drive(run)
+    assert run.output_text == "Done."
+    assert "41" in agents.server.requests[-1].text
+
+
+def test_the_agent_asks_twice_and_a_fork_reuses_both_answers(make: Make) -> None:
+    ask = Call("ask_question", {"question": "Which?"})
+    agents = make([Reply(calls=[ask, ask]), Reply("Done.")])
+    run = agents.drive(agents.begin())
+    keys = sorted(agents.asked(run))
+    assert [key.rpartition(":")[0] for key in keys] == ["work.ask_question:1", "work.ask_question:2"]
+    for number, key in enumerate(keys):
+        agents.decide(agents.asked(run)[key], "provided", content=f"answer {number}")
+    run = agents.drive(run)
+    assert run.status is RunStatus.SUCCEEDED
+    forked = fork(agents.starter, ProgramLoader(agents.store), ForkRequest(run_id=run.id, step="work", requester="bob"))
+    forked = agents.drive(forked)
+    assert (forked.status, forked.output_text) == (RunStatus.SUCCEEDED, "Done.")
+    with agents.store.read() as tx:
+        assert [one["reused"] for one in reuse_report(tx, forked.id)] == [True, True]
+    for text in ("answer 0", "answer 1"):
+        assert text in agents.server.requests[-1].text
+
+
+def test_a_gate_of_an_agent_behind_a_tool_behind_a_tool_comes_up(make: Make) -> None:
+    def script(request: object) -> Reply:
+        calls = {"top": "ask_middle", "middle": "ask_bottom"}
+        if request.turns:  # type: ignore[attr-defined]
+            return Reply(f"{request.model} is done.")  # type: ignore[attr-defined]
+        if request.model in calls:  # type: ignore[attr-defined]
+            return Reply(calls=[Call(calls[request.model], {"input": "go"})])  # type: ignore[attr-defined]
+        return Reply(calls=[Call("pay", {"amount": 5})])
+
+    agents = make(script)  # type: ignore[arg-type]
+
+    def agent(name: str, *tools: str) -> dict[str, object]:
+        model = {"provider": "openai", "name": name, "extra": {"api": "chat"}}
+        return {"name": name, "model": model, "strategy": "react", "tools": list(tools)}
+
+    tree = agents.agent_tree(
+        teller=agent("top", "ask_middle") | {"name": "teller"},
+        agents={"middle": agent("middle", "ask_bottom"), "bottom": agent("bottom", "pay")},
+        tools={f"ask_{name}": {"description": f"Ask {name}.", "agent": name} for name in ("middle", "bottom")},
+    )
+    run = agents.drive(agents.begin(tree))
+    [task] = agents.open(run)
+    assert task.title == "Fine?"
+    assert task.prompt.startswith("bottom wants to call pay.")
+    agents.decide(task, "edited", arguments={"amount": 6})
+    run = agents.drive(run)
+    assert (run.status, run.output_text) == (RunStatus.SUCCEEDED, "top is done.")
+    assert agents.notes() == ["pay 6"]
+    assert len({entry.conversation for entry in agents.journal(run)}) == 3
+    assert run.usage.requests == 6
+
+
+BOSS = {"boss": {"description": "Really?"}}
+EFFECTS = {
+    "name": "effects",
+    "match": {"kinds": ["tool"], "capabilities": ["privileged"]},
+    "before": {"human": "boss", "on_reject": "stop"},
+}
+
+
+def test_several_gates_of_one_call_ask_one_after_the_other_the_specs_first(make: Make) -> None:
+    agents = make(ONE_CALL)
+    declare(agents.store, inlineSpecs=True, humans=BOSS, gates=[EFFECTS])
+    run = agents.drive(agents.begin(environment=ENVIRONMENT))
+    [own] = agents.open(run)
+    assert (own.title, own.position) == ("Fine?", "tool")
+    agents.decide(own, "edited", arguments={"amount": 6})
+    run = agents.drive(run)
+    [added] = agents.open(run)
+    assert added.title == "Really?"
+    assert added.key.endswith("+effects")
+    # The second gate is asked about the arguments that the first one let pass.
+    assert json.loads(added.subject) == {"tool": "pay", "arguments": {"amount": 6}}
+    assert agents.notes() == []
+    agents.decide(added, "approved")
+    run = agents.drive(run)
+    assert run.status is RunStatus.SUCCEEDED
+    assert agents.notes() == ["pay 6"]
+
+
+def test_a_rejection_at_a_gate_of_the_environment_stops_the_run(make: Make) -> None:
+    agents = make(ONE_CALL)
+    declare(agents.store, inlineSpecs=True, humans=BOSS, gates=[EFFECTS])
+    run = agents.drive(agents.begin(agents.agent_tree(pay={"review": None}), environment=ENVIRONMENT))
+    [added] = agents.open(run)
+    agents.decide(added, "rejected", feedback="no")
+    run = agents.drive(run)
+    assert (run.status, run.error and run.error.type) == (RunStatus.CANCELLED, "human_rejected")
+    assert agents.notes() == []
+
+
+def test_what_an_environment_denies_while_a_run_waits_is_not_called_after_the_approval(make: Make) -> None:
+    agents = make(ONE_CALL)
+    declare(agents.store, inlineSpecs=True)
+    run = agents.drive(agents.begin(environment=ENVIRONMENT))
+    agents.decide(*agents.open(run), "approved")
+    declare(agents.store, inlineSpecs=True, tools={"deny": ["p*"]})
+    run = agents.drive(run)
+    assert run.status is RunStatus.SUCCEEDED
+    assert agents.notes() == []
+    assert "tool_policy_denied" in agents.trace(run)
+    assert "denies the tool" in agents.server.requests[-1].text
+
+
+def test_cancelling_a_run_ends_its_request_and_its_call(make: Make) -> None:
+    for script, began in (
+        ([Reply(delay=60, text="late")], lambda agents: agents.server.requests),
+        ([Reply(calls=[Call("slow")]), Reply("Done.")], lambda agents: agents.notes()),
+    ):
+        agents = make(script)
+        agents.log.unlink(missing_ok=True)
+        agents.server.requests.clear()
+        run = agents.begin()
+        worker = Worker(agents.store, agents.driver(), concurrency=1)
+        with background("worker", worker.run, worker.stop):
+            eventually(lambda agents=agents, began=began: began(agents))
+            before = len(agents.journal(run))
+            cancel_run(agents.store, run.id, actor="ann")
+        assert agents.look(run).status is RunStatus.CANCELLED
+        assert len(agents.journal(run)) == before
+        assert len(agents.server.requests) == 1
+
+
+def test_no_content_of_a_call_is_in_the_trace(make: Make) -> None:
+    agents = make([Reply(calls=[Call("look", {"id": "very secret"})]), Reply("Done.")])
+    run = agents.drive(agents.begin())
+    assert agents.notes() == ["look very secret"]
+    with agents.store.read() as tx:
+        events = [event.data for event in history.list_trace(tx, run.id)]
+    assert "very secret" not in json.dumps(events)
