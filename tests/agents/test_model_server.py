@@ -94,14 +94,16 @@ def test_scripts_are_chosen_by_model_and_by_what_the_request_holds() -> None:
 
         def say(model: str, text: str) -> httpx.Response:
             body = {"model": model, "messages": [{"role": "user", "content": text}]}
-            return httpx.post(f"{server.openai_url}/chat/completions", json=body, headers={"Authorization": "Bearer k"})
+            return httpx.post(
+                f"{server.openai_url}/chat/completions", json=body, headers={"Authorization": "Bearer k"}, timeout=240
+            )
 
         def text(answer: httpx.Response) -> str:
             return str(answer.json()["choices"][0]["message"]["content"])
 
         assert [text(say("one", "x")), text(say("two", "x")), text(say("two", "please"))] == ["1", "no", "yes"]
         assert say("three", "x").status_code == 400
-        assert httpx.post(f"{server.url}/nothing", json={}).status_code == 404
+        assert httpx.post(f"{server.url}/nothing", json={}, timeout=240).status_code == 404
 
 
 def test_the_server_runs_as_a_program(tmp_path: Path) -> None:

@@ -40,11 +40,11 @@ def read(text: str, name: str, **labels: str) -> float:
 def count() -> Count:
     """How far a number moved since the test began."""
     with serving_probes("127.0.0.1", 0, lambda: True) as port:
-        began = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        began = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=240).text
 
     def moved(name: str, **labels: str) -> float:
         with serving_probes("127.0.0.1", 0, lambda: True) as port:
-            now = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+            now = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=240).text
         return read(now, name, **labels) - read(began, name, **labels)
 
     return moved
@@ -78,7 +78,7 @@ def test_a_pass_counts_what_it_did(bench: Bench, count: Count) -> None:
 
 def httpx_text(controller: Controller) -> str:
     with serving_probes("127.0.0.1", 0, controller.is_alive) as port:
-        return httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=240).text
 
 
 def test_a_commit_that_no_webhook_told_of_is_counted(
@@ -124,15 +124,15 @@ def test_liveness_fails_when_no_look_finished_in_time(bench: Bench, monkeypatch:
     with serving_probes("127.0.0.1", 0, controller.is_alive) as port:
         probe = f"http://127.0.0.1:{port}/livez"
         turn(controller)
-        assert httpx.get(probe).status_code == 200
+        assert httpx.get(probe, timeout=240).status_code == 200
         bench.repo.git("branch", "-m", "main", "gone")
         now += late + 1
         turn(controller)
-        assert httpx.get(probe).status_code == 503
+        assert httpx.get(probe, timeout=240).status_code == 503
         bench.repo.git("branch", "-m", "gone", "main")
         now += late + 1
         turn(controller)
-        assert httpx.get(probe).status_code == 200
+        assert httpx.get(probe, timeout=240).status_code == 200
 
 
 def test_a_service_tells_of_its_controller_and_its_hooks(bench: Bench, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def error_of(answer: httpx.Response) -> str:
 @pytest.mark.parametrize("body", [b"{not json", b"[]", b'{"input": 1}', b"\xff\xfe"])
 def test_the_key_then_the_scope_then_the_query_then_the_body(bench: Bench, body: bytes) -> None:
     json_header = {"Content-Type": "application/json"}
-    anybody = httpx.post(f"{bench.url}/v1/runs?bogus=1", content=body, headers=json_header)
+    anybody = httpx.post(f"{bench.url}/v1/runs?bogus=1", content=body, headers=json_header, timeout=240)
     assert (anybody.status_code, error_of(anybody)) == (401, "unauthorized")
     viewer = bench.client("viewer").post("/runs?bogus=1", content=body, headers=json_header)
     assert (viewer.status_code, error_of(viewer)) == (403, "forbidden")
@@ -48,19 +48,19 @@ def test_the_key_then_the_scope_then_the_query_then_the_body(bench: Bench, body:
 
 
 def test_a_run_that_does_not_exist_is_a_secret_of_those_who_may_read_runs(bench: Bench) -> None:
-    assert httpx.get(f"{bench.url}/v1/runs/nope").status_code == 401
+    assert httpx.get(f"{bench.url}/v1/runs/nope", timeout=240).status_code == 401
     assert bench.ask("GET", "/runs/nope", role="viewer").status_code == 404
 
 
 def test_keys_that_are_not_ascii_are_unknown_and_nothing_worse(bench: Bench) -> None:
     for value in ("Bearer schlüssel".encode(), b"Bearer \xff\xfe", b"Bearer", b"Basic abc"):
-        answer = httpx.get(f"{bench.url}/v1/runs", headers={b"Authorization": value})
+        answer = httpx.get(f"{bench.url}/v1/runs", headers={b"Authorization": value}, timeout=240)
         assert answer.status_code == 401
 
 
 @pytest.mark.parametrize("path", ["/v1/runs", "/runs"])
 def test_every_path_answers_without_the_version_too(bench: Bench, path: str) -> None:
-    answer = httpx.get(bench.url + path, headers={"X-Kneo-Api-Key": "viewer-key"})
+    answer = httpx.get(bench.url + path, headers={"X-Kneo-Api-Key": "viewer-key"}, timeout=240)
     assert answer.status_code == 200
 
 
@@ -79,7 +79,7 @@ def test_every_answer_carries_the_request_id(bench: Bench) -> None:
     for path, headers in (("/runs", {}), ("/runs/nope", {}), ("/runs?x=1", {}), ("/livez", {})):
         answer = bench.client().get(path, headers={**headers, "X-Request-ID": "mine-1"})
         assert answer.headers["x-request-id"] == "mine-1"
-    assert httpx.get(f"{bench.url}/v1/runs", headers={"X-Request-ID": "x"}).headers["x-request-id"] == "x"
+    assert httpx.get(f"{bench.url}/v1/runs", headers={"X-Request-ID": "x"}, timeout=240).headers["x-request-id"] == "x"
     made = bench.ask("GET", "/runs").headers["x-request-id"]
     assert made != bench.ask("GET", "/runs").headers["x-request-id"]
     odd = bench.client().get("/runs", headers={"X-Request-ID": "a b;c" * 100})
@@ -307,7 +307,7 @@ def test_a_key_may_be_held_to_a_rate(tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_refusals_are_in_the_audit_log(bench: Bench) -> None:
-    httpx.get(f"{bench.url}/v1/runs?secret=1")
+    httpx.get(f"{bench.url}/v1/runs?secret=1", timeout=240)
     bench.ask("POST", "/runs", {}, role="viewer")
     bench.ask("POST", "/runs", {"input": "hi", "spec": {"version": "v9"}}, role="service")
     expected = {
@@ -333,7 +333,7 @@ def test_a_run_that_is_refused_is_written_down_once(bench: Bench) -> None:
 def test_a_flood_of_refusals_does_not_fill_the_audit_log(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("flood")
     with serving(folder, f"sqlite:///{folder / 'kneo.sqlite'}") as bench:
-        with httpx.Client(base_url=f"{bench.url}/v1") as client:
+        with httpx.Client(base_url=f"{bench.url}/v1", timeout=240) as client:
             for _ in range(80):
                 assert client.get("/runs").status_code == 401
         assert bench.get("/audit-events", event_type="request.refused")["total"] < 120  # sixty a minute

@@ -175,9 +175,11 @@ def test_a_large_head_is_refused(bench: Bench, where: str) -> None:
         url += "/" + "x" * 33_000
     else:
         url += "?q=" + "x" * 33_000
-    answer = httpx.get(url, headers=headers)
+    answer = httpx.get(url, headers=headers, timeout=240)
     assert answer.status_code in {400, 431}
-    honest = httpx.get(f"{bench.url}/v1/runs", headers={"Authorization": "Bearer viewer-key", "X-Trace": "x" * 16_000})
+    honest = httpx.get(
+        f"{bench.url}/v1/runs", headers={"Authorization": "Bearer viewer-key", "X-Trace": "x" * 16_000}, timeout=240
+    )
     assert honest.status_code == 200
 
 

@@ -61,7 +61,7 @@ def client(settings: Settings, store: Store) -> Iterator[httpx.Client]:
     ):
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as made:
+        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=240) as made:
             yield made
         server.should_exit = True
         thread.join()
