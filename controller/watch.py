@@ -1,4 +1,4 @@
-"""Noticing commits in a local repository as they are made. Only a nudge: the interval would find them too."""
+"""A watch on the branches of a local repository. A hint: the interval finds new commits too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
 QUIET = frozenset({"opened", "closed_no_write"})
-"""Events that reading causes; our own look at the repository must not wake us again."""
+"""Events that reading causes; a fetch from the repository must not trigger the next one."""
 
 
 class _OnRefChange(FileSystemEventHandler):
@@ -23,7 +23,7 @@ class _OnRefChange(FileSystemEventHandler):
 
 
 def git_dir(repository: Path) -> Path | None:
-    """Find where a local repository keeps its refs; ``None`` when it is not one."""
+    """Return the folder of refs of a local repository; ``None`` when it is not one."""
     for folder in (repository / ".git", repository):
         if (folder / "refs").is_dir() and (folder / "HEAD").is_file():
             return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ import typer
 from cli import render
 from cli.commands import examples
 from cli.files import read_bytes, write_whole
+from cli.options import OptionGroup
 from cli.specs.check import Checked, Format, check, print_findings, require_usable
 from kneo.digest import digest_of_json
 from kneo.errors import Invalid, NotFound
@@ -46,9 +48,27 @@ EnvOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 FormatOption = Annotated[Format, typer.Option("--format", help="The format of the findings.")]
-ServiceUrlOption = Annotated[str | None, typer.Option("--service-url", help="Check the spec on this service.")]
-ProfileOption = Annotated[str | None, typer.Option("--profile", help="Check the spec on the service of this profile.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write the result to this file.")]
+
+
+@dataclass(frozen=True)
+class CheckOptions(OptionGroup):
+    """The options of a check of a spec, here or on a service."""
+
+    env: EnvOption = None
+    as_json: JsonOption = False
+    service_url: Annotated[str | None, typer.Option("--service-url", help="Check the spec on this service.")] = None
+    profile: Annotated[str | None, typer.Option("--profile", help="Check the spec on the service of this profile.")] = (
+        None
+    )
+
+    @property
+    def is_remote(self) -> bool:
+        return bool(self.service_url or self.profile)
+
+    def call(self, checked: Checked, verb: str) -> dict[str, object]:
+        """Send the spec to the service; see ``Checked.by_service``."""
+        return checked.by_service(verb, self.service_url, self.profile)
 
 
 @app.command()
@@ -56,21 +76,18 @@ OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write
 def validate(
     spec: SpecArgument = None,
     *,
-    env: EnvOption = None,
-    as_json: JsonOption = False,
     shape: FormatOption = Format.TEXT,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
+    options: CheckOptions,
 ) -> None:
     """Validate a spec. Exit status 1 if it has errors."""
-    checked = _validated(spec, env, service_url, profile)
+    checked = _validated(spec, options)
     answer: dict[str, object] = {
         "valid": checked.valid,
         "diagnostics": [found.as_json() for found in checked.findings],
         "report": names_of(checked.spec),
         **checked.origin(),
     }
-    print_findings(checked, checked.findings, shape, answer if as_json else None)
+    print_findings(checked, checked.findings, shape, answer if options.as_json else None)
     raise typer.Exit(0 if checked.valid else 1)
 
 
@@ -79,44 +96,32 @@ def validate(
 def lint(
     spec: SpecArgument = None,
     *,
-    env: EnvOption = None,
-    as_json: JsonOption = False,
     shape: FormatOption = Format.TEXT,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
+    options: CheckOptions,
 ) -> None:
     """Check a spec for errors and warnings. Exit status 1 if any are found."""
-    checked = _validated(spec, env, service_url, profile)
+    checked = _validated(spec, options)
     answer: dict[str, object] = {**linted(checked.findings), **checked.origin()}
-    print_findings(checked, checked.findings, shape, answer if as_json else None)
+    print_findings(checked, checked.findings, shape, answer if options.as_json else None)
     raise typer.Exit(1 if worth_a_look(checked.findings) else 0)
 
 
-def _validated(spec: Path | None, env: str | None, service_url: str | None, profile: str | None) -> Checked:
-    checked = check(spec, env)
-    if not (service_url or profile):
-        return checked
-    return checked.with_findings(checked.by_service("validate", service_url, profile))
+def _validated(spec: Path | None, options: CheckOptions) -> Checked:
+    checked = check(spec, options.env)
+    return checked.with_findings(options.call(checked, "validate")) if options.is_remote else checked
 
 
 @app.command("compile")
 @examples("kneo spec compile spec.yaml", "kneo spec compile spec.yaml --service-url http://127.0.0.1:8000")
-def compile_spec(
-    spec: SpecArgument = None,
-    *,
-    env: EnvOption = None,
-    as_json: JsonOption = False,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-) -> None:
+def compile_spec(spec: SpecArgument = None, *, options: CheckOptions) -> None:
     """Check that a spec can run, without running it."""
-    checked = check(spec, env)
+    checked = check(spec, options.env)
     lacking: list[Diagnostic] = []
-    if service_url or profile:
-        answer = checked.by_service("compile", service_url, profile)
+    if options.is_remote:
+        answer = options.call(checked, "compile")
         subject = f"The service can run {checked.name}."
     else:
-        require_usable(checked, as_json=as_json)
+        require_usable(checked, as_json=options.as_json)
         usable = checked.usable()
         lacking = missing_models(checked.findings)
         findings = [found.as_json() for found in checked.findings]
@@ -131,25 +136,17 @@ def compile_spec(
         else:
             render.success(subject)
 
-    render.emit({**answer, **checked.origin()}, as_json=as_json, text=show)
+    render.emit({**answer, **checked.origin()}, as_json=options.as_json, text=show)
 
 
 @app.command()
 @examples("kneo spec explain spec.yaml", "kneo spec explain spec.yaml --json")
-def explain(
-    spec: SpecArgument = None,
-    *,
-    env: EnvOption = None,
-    as_json: JsonOption = False,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-) -> None:
+def explain(spec: SpecArgument = None, *, options: CheckOptions) -> None:
     """List the steps of a spec and its human gates."""
-    checked = check(spec, env)
-    require_usable(checked, as_json=as_json)
+    checked = check(spec, options.env)
+    require_usable(checked, as_json=options.as_json)
     usable = checked.usable()
-    remote = bool(service_url or profile)
-    answer = checked.by_service("explain", service_url, profile) if remote else explained(usable)
+    answer = options.call(checked, "explain") if options.is_remote else explained(usable)
 
     def show() -> None:
         render.text(f"{checked.name}: {_roots(usable)}.")
@@ -157,7 +154,7 @@ def explain(
             depth = node.id.count("/") if node.parent else 0
             render.text(f"{'  ' * (depth + 1)}{_step(node)}")
 
-    render.emit({**answer, **checked.origin()}, as_json=as_json, text=show)
+    render.emit({**answer, **checked.origin()}, as_json=options.as_json, text=show)
 
 
 @app.command("resolve")
@@ -224,23 +221,16 @@ def migrate(
 
 @app.command("policy-report")
 @examples("kneo spec policy-report spec.yaml", "kneo spec policy-report spec.yaml --env prod --json")
-def report_policy(
-    spec: SpecArgument = None,
-    *,
-    env: EnvOption = None,
-    as_json: JsonOption = False,
-    service_url: ServiceUrlOption = None,
-    profile: ProfileOption = None,
-) -> None:
+def report_policy(spec: SpecArgument = None, *, options: CheckOptions) -> None:
     """Summarize permissions, tools and human gates for a reviewer.
 
     Exit status 1 if the spec does not match the schema or violates the environment's policy.
     """
-    checked = check(spec, env)
+    checked = check(spec, options.env)
     report = policy_report(checked.spec, checked.findings)
     answer: object = report.flat()
-    if service_url or profile:
-        answer = checked.by_service("policy-report", service_url, profile)["report"]
+    if options.is_remote:
+        answer = options.call(checked, "policy-report")["report"]
     assert isinstance(answer, dict)
 
     def show() -> None:
@@ -249,7 +239,7 @@ def report_policy(
         print_findings(checked, checked.findings, Format.TEXT, None)
 
     # The keys of a local report and of a service's report: both have readers.
-    render.emit({**answer, "report": answer, **checked.origin()}, as_json=as_json, text=show)
+    render.emit({**answer, "report": answer, **checked.origin()}, as_json=options.as_json, text=show)
     violated = any(found.code.startswith("E_ENV_POLICY_") for found in checked.findings)
     raise typer.Exit(1 if violated or not report.valid else 0)
 

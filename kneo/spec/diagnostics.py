@@ -119,11 +119,6 @@ def known_depth(document: Document, path: Path) -> int:
     return len(path)
 
 
-def reading_order(findings: Iterable[Diagnostic]) -> list[Diagnostic]:
-    """Sort findings by file and position; findings without a position come first."""
-    return sorted(findings, key=lambda d: (d.file or "", d.line or 0, d.column or 0, d.code))
-
-
 def has_errors(findings: Iterable[Diagnostic]) -> bool:
     """Tell whether any finding forbids the use of the spec."""
     return any(found.is_error for found in findings)

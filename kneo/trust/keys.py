@@ -5,7 +5,6 @@ No other algorithm is supported: each one more is an attack surface of every ver
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType, Protocol
@@ -19,8 +18,6 @@ from kneo.errors import Invalid
 
 KeyId = NewType("KeyId", str)
 """``sha256:`` and the hex SHA-256 of the DER SubjectPublicKeyInfo: the name of key material, never a proof of it."""
-
-KEYID_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
 
 PEM_BYTES = 8_192
 """Longest accepted PEM text. A P-256 key with a passphrase is under 500 bytes."""

@@ -22,9 +22,6 @@ PROVIDER_VARIABLES: Mapping[str, str] = {
 KNOWN_PROVIDERS = ("dummy", *PROVIDER_VARIABLES, "openai-compatible", "ollama", "vllm", "litellm", "azure")
 """Every provider that an agent can name."""
 
-AVAILABLE_PROVIDERS = ("dummy",)
-"""A run that needs another one is refused at its start."""
-
 UNNAMED = "default"
 """What the short form of a model (``model: NAME``) has for its provider."""
 

@@ -1,4 +1,4 @@
-from kneo.spec.diagnostics import Severity, error, format_path, has_errors, locate, reading_order, unreadable, warning
+from kneo.spec.diagnostics import Severity, error, format_path, has_errors, locate, unreadable, warning
 from kneo.spec.lint.formats import as_github, as_sarif, as_text
 from kneo.spec.reading.reader import Unreadable, read_json, read_yaml
 
@@ -76,8 +76,3 @@ def test_a_refusal_to_read_is_a_finding_in_the_same_place():
     assert (found.message, found.suggestion) == ("Not this.", "That.")
     assert has_errors([warning("W_X", "m"), found])
     assert not has_errors([warning("W_X", "m")])
-
-
-def test_reading_order():
-    late, early = locate(error("E_B", "m", PATH), [BASE]), locate(error("E_A", "m", ("workflow",)), [BASE])
-    assert reading_order([late, early, warning("W_X", "m")])[1:] == [early, late]
