@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from kneo.agents.turn import ToolGate, ToolGates
 from kneo.digest import canonical_json, digest_of
 from kneo.runtime.interpreter.gate import CompiledGate
 from kneo.runtime.program.gates import environment_gate, tool_gate
+from kneo.spec.coverage.environment_gates import matches_call
 from kneo.spec.gates import Facts, asks
 from kneo.spec.models.environment import EnvironmentGate, GatedSpec, Match
 from kneo.spec.models.spec import Spec
@@ -38,7 +38,8 @@ class ToolGateIndex:
         """
 
         def of_call(agent: str, tool: str, arguments: Mapping[str, object]) -> tuple[ToolGate, ...]:
-            matching = [key for key in added if self._matches(self.matches[key], agent, tool)]
+            declared = self.spec.tools.get(tool)
+            matching = [key for key in added if matches_call(self.matches[key], agent, tool, declared)]
             return tuple(self._asking((*self._own(tool), *matching), tool, arguments, sampling_seed))
 
         return of_call
@@ -55,12 +56,6 @@ class ToolGateIndex:
 
     def _own(self, tool: str) -> Iterator[str]:
         yield from (key for key in (f"tools.{tool}.before", f"tools.{tool}.external") if key in self.compiled)
-
-    def _matches(self, match: Match, agent: str, tool: str) -> bool:
-        declared = self.spec.tools.get(tool)
-        # The capabilities of a tool that the spec does not declare are unknown: it may have each of them.
-        is_capable = not match.capabilities or declared is None or set(match.capabilities) & set(declared.capabilities)
-        return _any(match.refs, agent) and _any(match.tools, tool) and bool(is_capable)
 
 
 def gate_id(gate: EnvironmentGate) -> str:
@@ -84,7 +79,3 @@ def compile_tool_gates(spec: Spec) -> ToolGateIndex:
             compiled[gate_id(gate)] = environment_gate("tool", gate.name, gate.before, "tools")
             matches[gate_id(gate)] = gate.match
     return ToolGateIndex(spec=spec, compiled=compiled, matches=matches)
-
-
-def _any(patterns: Sequence[str], name: str) -> bool:
-    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -10,7 +10,7 @@ from kneo.spec.coverage.dependencies import agent_needs, helpers
 from kneo.spec.coverage.exposure import callable_tools, declared_tools, granted
 from kneo.spec.index import LocatedStep, Part, SpecIndex, reachable
 from kneo.spec.models.environment import EnvironmentGate, GatedSpec, Match
-from kneo.spec.models.spec import Capability
+from kneo.spec.models.spec import Capability, Tool
 from kneo.spec.models.workflow import LeafStep, RouterStep
 
 
@@ -99,7 +99,7 @@ def gates_around_agent(index: SpecIndex) -> tuple[EnvironmentGate, ...]:
 
 def gates_of_calls(index: SpecIndex) -> Mapping[int, tuple[EnvironmentGate, ...]]:
     """Return the environment's gates at tool calls, by the identity (``id``) of the steps whose agents make the calls."""
-    gates = [gate for gate in _gates(index) if "tool" in gate.match.kinds and gate.before is not None]
+    gates = _call_gates(index)
     found = {
         id(at.step): tuple(
             gate
@@ -114,22 +114,55 @@ def gates_of_calls(index: SpecIndex) -> Mapping[int, tuple[EnvironmentGate, ...]
 def gates_of_calls_of_agent(index: SpecIndex) -> tuple[EnvironmentGate, ...]:
     """Return the environment's gates at the tool calls of a run of the root agent alone, which is in no workflow."""
     name = index.spec.agent.name
+    return tuple(gate for gate in _call_gates(index) if not gate.match.workflows and _any(gate.match.steps, [name]))
+
+
+def gates_at_call(index: SpecIndex, agent: str, tool: str) -> tuple[EnvironmentGate, ...]:
+    """Return the environment's gates at every call of a tool by an agent, wherever the agent runs.
+
+    A gate that names steps or workflows is not among them: the agent may run elsewhere.
+    """
     return tuple(
         gate
-        for gate in _gates(index)
-        if "tool" in gate.match.kinds
-        and gate.before is not None
-        and not gate.match.workflows
-        and _any(gate.match.steps, [name])
+        for gate in _call_gates(index)
+        if not (gate.match.steps or gate.match.workflows)
+        and matches_call(gate.match, agent, tool, index.spec.tools.get(tool))
     )
 
 
+def matches_call(match: Match, agent: str, name: str, tool: Tool | None) -> bool:
+    """Tell whether a gate at tool calls matches the call of a tool by an agent, as far as it does not name places.
+
+    Args:
+        match: The calls of the gate.
+        agent: The name of the agent.
+        name: The name of the tool.
+        tool: The declaration of the tool. The capabilities of one that the spec does not declare are unknown: it may have
+            each of them.
+    """
+    capable = not match.capabilities or tool is None or bool(set(match.capabilities) & set(tool.all_capabilities))
+    return capable and _any(match.refs, [agent]) and _any(match.tools, [name])
+
+
+def _call_gates(index: SpecIndex) -> tuple[EnvironmentGate, ...]:
+    return tuple(gate for gate in _gates(index) if "tool" in gate.match.kinds and gate.before is not None)
+
+
 def guarded_steps(index: SpecIndex, name: str) -> list[str]:
-    """Return the id paths of the steps that one of the environment's gates guards."""
+    """Return what one of the environment's gates guards: id paths of steps, and calls as ``agent → tool``."""
     around = gates_around(index)
     steps = [at.id_path for at in index.steps if any(gate.name == name for gate in around.get(id(at.step), ()))]
     alone = index.spec.workflow is None and any(gate.name == name for gate in gates_around_agent(index))
-    return [index.spec.agent.name] if alone else steps
+    return [*([index.spec.agent.name] if alone else steps), *_guarded_calls(index, name)]
+
+
+def _guarded_calls(index: SpecIndex, name: str) -> Iterator[str]:
+    gates = [gate for gate in _call_gates(index) if gate.name == name]
+    for at in index.agents if gates else ():
+        agent = at.name or index.spec.agent.name
+        for tool in callable_tools(at.agent):
+            if any(matches_call(gate.match, agent, tool, index.spec.tools.get(tool)) for gate in gates):
+                yield f"{agent} → {tool}"
 
 
 def _matching(gates: Sequence[EnvironmentGate], at: LocatedStep, activity: _Activity) -> tuple[EnvironmentGate, ...]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from kneo.spec.coverage.dependencies import helpers
-from kneo.spec.coverage.gates import gate_strength, step_gates
+from kneo.spec.coverage.gates import chance, gate_strength, step_gates
 from kneo.spec.gates import default_rejection
 from kneo.spec.index import Part, SpecIndex
 from kneo.spec.models.agent import Agent, ToolPermissions
+from kneo.spec.models.human import Gate
 from kneo.spec.models.spec import Capability, Tool
 
 PRIVILEGED: frozenset[Capability] = frozenset({"network", "filesystem_write", "shell", "privileged"})
@@ -109,18 +111,23 @@ class Exposure:
     agents: tuple[Part, ...]
 
 
-def exposure(index: SpecIndex, agent: Agent, known: Mapping[Part, Exposure]) -> Exposure:
+AddedGates: TypeAlias = Callable[[str], Sequence[Gate]]
+"""From a tool to the gates that an environment adds before every call of it by one agent."""
+
+
+def exposure(index: SpecIndex, agent: Agent, known: Mapping[Part, Exposure], added: AddedGates) -> Exposure:
     """Return the exposure of an agent.
 
     Args:
         index: The spec.
         agent: The agent.
+        added: The gates of the environment before its calls.
         known: The exposures of the agents that it runs; one that is missing is in a cycle with it.
     """
     calls: list[Call] = []
     agents: list[tuple[str, Part]] = []
     for name, tool in declared_tools(index, agent):
-        guarded, weakness = _gate(index, tool)
+        guarded, weakness = _gate(index, tool, added(name))
         if guarded:
             continue
         capabilities = _privileged(agent, tool)
@@ -138,12 +145,18 @@ def exposure(index: SpecIndex, agent: Agent, known: Mapping[Part, Exposure]) -> 
     return Exposure(next(iter(calls), None) or next(indirect, None), tuple(part for _, part in agents))
 
 
-def _gate(index: SpecIndex, tool: Tool) -> tuple[bool, str | None]:
+def _gate(index: SpecIndex, tool: Tool, added: Sequence[Gate]) -> tuple[bool, str | None]:
     """Tell whether every call of a tool needs an approval; else the reason why the tool's gate does not count."""
     weakness = None
+    for gate in added:
+        strength = gate_strength(gate, "before", {}, default_rejection("tool"))
+        if strength.guards:
+            return True, None
+        weakness = strength.weakness
     for position, gate in step_gates(tool).items():
         strength = gate_strength(gate, position, index.spec.components.humans, default_rejection("tool"))
-        if position == "external" or strength.guards:
+        # A person carries out a call at external, so that only a call about which nobody is asked happens by itself.
+        if strength.guards or (position == "external" and chance(gate) is None):
             return True, None
         weakness = strength.weakness
     return False, weakness

@@ -116,7 +116,7 @@ def gate_strength(gate: Gate, position: Position, humans: Mapping[str, Human], d
         default_reject: The effect of a rejection where neither the gate nor its human states one.
     """
     strength = human_strength(effective_human(gate, humans), position, default_reject)
-    return GateStrength(_chance(gate) or strength.weakness, strength.outcomes)
+    return GateStrength(chance(gate) or strength.weakness, strength.outcomes)
 
 
 def human_strength(human: Human, position: Position, default_reject: str) -> GateStrength:
@@ -156,7 +156,8 @@ def _timeout(human: Human, reject: str) -> frozenset[str]:
     return frozenset({reject if effect == "reject" else effect})
 
 
-def _chance(gate: Gate) -> str | None:
+def chance(gate: Gate) -> str | None:
+    """Return the reason why a gate does not always ask; None where it does."""
     if gate.sample == 1 or (gate.when is not None and gate.when.type == "always"):
         return None
     if gate.when is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from kneo.spec.coverage.environment_gates import gates_around
-from kneo.spec.coverage.exposure import is_unrestricted
+from kneo.spec.coverage.environment_gates import gates_around, gates_at_call
+from kneo.spec.coverage.exposure import callable_tools, is_unrestricted
 from kneo.spec.coverage.gates import all_gates
 from kneo.spec.coverage.questions import agent_asks_person, asks_person
 from kneo.spec.diagnostics import Diagnostic, Severity, error, format_path
@@ -218,6 +218,12 @@ def _human_review(index: SpecIndex, diagnostics: Sequence[Diagnostic]) -> Map:
         {"path": format_path(at.path), "human": None, "added": one.name}
         for at in index.steps
         for one in around.get(id(at.step), ())
+    ]
+    gates += [
+        {"path": format_path((*at.path, "tools", tool)), "human": None, "added": one.name}
+        for at in index.agents
+        for tool in callable_tools(at.agent)
+        for one in gates_at_call(index, at.name or index.spec.agent.name, tool)
     ]
     return {
         "reviewers": sorted(index.spec.components.humans),

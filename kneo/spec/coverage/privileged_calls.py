@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kneo.spec.coverage.dependencies import components, dependencies
-from kneo.spec.coverage.environment_gates import gates_around, gates_around_agent
-from kneo.spec.coverage.exposure import Call, Exposure, exposure, function_call
+from kneo.spec.coverage.environment_gates import gates_around, gates_around_agent, gates_at_call
+from kneo.spec.coverage.exposure import AddedGates, Call, Exposure, exposure, function_call
 from kneo.spec.coverage.gates import GateStrength, gate_strength, lets_skip, step_gates, step_rejection, step_strength
 from kneo.spec.diagnostics import Diagnostic, error, warning
 from kneo.spec.documents import Path
@@ -131,8 +131,13 @@ class _Search:
                     self._passable[part] = walk.workflow(self._workflows[part], START)
                 else:
                     agent = self._agents[part]
-                    self.exposures[part] = exposure(self._index, agent, self.exposures)
+                    self.exposures[part] = exposure(self._index, agent, self.exposures, self._gates_at_calls(part))
                     self._passable[part] = not agent.as_agent or self._passable.get(("workflow", agent.as_agent), True)
+
+    def _gates_at_calls(self, part: Part) -> AddedGates:
+        """Return the environment's gates before the tool calls of an agent."""
+        agent = part[1] or self._index.spec.agent.name
+        return lambda tool: [gate.before for gate in gates_at_call(self._index, agent, tool) if gate.before is not None]
 
     def follow(self, root: Part) -> None:
         """Follow a run that starts with a workflow or an agent."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from kneo.spec.coverage.dependencies import agent_needs, step_needs
-from kneo.spec.coverage.environment_gates import gates_around, gates_around_agent
+from kneo.spec.coverage.environment_gates import gates_around, gates_around_agent, gates_at_call
 from kneo.spec.coverage.exposure import callable_tools, declared_tools
 from kneo.spec.coverage.gates import step_gates
 from kneo.spec.documents import Path
@@ -40,8 +40,12 @@ def _asks(index: SpecIndex, root: Part) -> bool:
                 at.step.kind == "human" or id(at.step) in around or _ask(at.step) for at in steps.get(part[1], ())
             )
         agent = index.agent_of(part)
-        tools = declared_tools(index, agent) if agent is not None else ()
-        return any(_ask(tool) for _, tool in tools)
+        if agent is None:
+            return False
+        name = part[1] or index.spec.agent.name
+        return any(_ask(tool) for _, tool in declared_tools(index, agent)) or any(
+            gates_at_call(index, name, tool) for tool in callable_tools(agent)
+        )
 
     return any(map(asks, reachable(root, needs)))
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from kneo.spec.coverage.environment_gates import guarded_steps
+from kneo.spec.coverage.policy import check_policy, policy_report
+from kneo.spec.environment import parse_environment
 from kneo.spec.gates import rejection_effect
+from kneo.spec.index import SpecIndex
 from kneo.spec.lint import check
-from kneo.spec.models.spec import Tool
+from kneo.spec.models.environment import with_gates
+from kneo.spec.models.spec import Spec, Tool
+from kneo.spec.policy_flags import PolicyFlags
 from kneo.spec.reading.load import load_tree
+from kneo.spec.reading.validate import InvalidDeclaration
 
 GET = {"url": "https://crm.example/{id}"}
 POST = {"url": "https://crm.example", "method": "POST"}
@@ -99,3 +108,75 @@ def test_a_tool_has_one_backing(other: dict[str, object]) -> None:
 def test_http_is_a_backing() -> None:
     assert not {"E_TOOL_MULTIPLE_BACKINGS", "E_TOOL_NO_BACKING"} & findings(http=GET).keys()
     assert "E_TOOL_NO_BACKING" in findings()
+
+
+SPEC = {
+    "agent": {"name": "root", "tools": {"include": ["pay", "look", "registered"], "permissions": {}}},
+    "tools": {
+        "pay": {"description": "Pays.", "implementation": "acme.pay", "capabilities": ["privileged"]},
+        "look": {"description": "Looks.", "implementation": "acme.look"},
+    },
+}
+
+
+def gated(match: dict[str, object], **gate: object) -> Spec:
+    required = {"policy": {}, "signatures": {"roles": ["release"], "threshold": 1}}
+    people = {"people": {"ann": {"roles": ["reviewer"]}}}
+    added = {"gates": [{"name": "money", "match": match, "before": gate or True}]}
+    file = {
+        "apiVersion": "kneo/v1",
+        "kind": "Environment",
+        "metadata": {"name": "prod"},
+        "spec": {**required, **people, **added},
+    }
+    environment = parse_environment(json.dumps(file).encode(), file="prod.json")
+    return with_gates(Spec.model_validate(SPEC), environment.gates)
+
+
+def test_an_environment_puts_a_gate_at_the_calls_of_a_tool() -> None:
+    everything = gated({"kinds": ["tool"], "tools": ["*"]})
+    assert guarded_steps(SpecIndex.of(everything), "money") == ["root → pay", "root → look", "root → registered"]
+    # What a registered tool can do is not known: it may be privileged.
+    privileged = gated({"kinds": ["tool"], "capabilities": ["privileged"]})
+    assert guarded_steps(SpecIndex.of(privileged), "money") == ["root → pay", "root → registered"]
+    others = gated({"kinds": ["tool"], "refs": ["another"]})
+    assert guarded_steps(SpecIndex.of(others), "money") == []
+
+
+def test_a_gate_at_calls_counts_for_coverage_review_and_policies() -> None:
+    bare = Spec.model_validate(SPEC)
+    guarded = gated({"kinds": ["tool"], "capabilities": ["privileged"]})
+    assert "E_PRIVILEGED_UNGATED" in {found.code for found in check(bare)}
+    assert "E_PRIVILEGED_UNGATED" not in {found.code for found in check(guarded)}
+    flags = PolicyFlags(require_human_review=True)
+    assert check_policy(bare, (), flags) != ()
+    assert check_policy(guarded, (), flags) == ()
+    listed = policy_report(guarded, ()).flat()["human_review"]
+    assert isinstance(listed, dict)
+    assert {"path": "agent.tools.pay", "human": None, "added": "money"} in listed["gates"]
+
+
+def test_a_gate_of_an_environment_that_asks_sometimes_does_not_count() -> None:
+    sometimes = gated({"kinds": ["tool"]}, when={"type": "metadata_equals", "key": "amount", "value": 5})
+    [found] = [each for each in check(sometimes) if each.code == "E_PRIVILEGED_UNGATED"]
+    assert "asks only when its condition holds" in found.message
+
+
+@pytest.mark.parametrize(
+    ("kinds", "gate", "words"),
+    [
+        (["tool"], {"on_reject": "skip"}, "one of tell_agent, stop, fail; left out: tell_agent"),
+        (["tool", "function"], {"on_reject": "tell_agent"}, "one of stop, fail"),
+        (["function"], {"on_reject": "tell_agent"}, "one of stop, cancel, skip, fail"),
+        (["tool"], {"decisions": ["approved", "provided"]}, "the answers are approved, rejected, edited"),
+        (["tool", "function"], {"decisions": ["edited", "rejected"]}, "the answers are approved, rejected"),
+    ],
+)
+def test_what_a_gate_at_calls_cannot_do_is_refused(kinds: list[str], gate: dict[str, object], words: str) -> None:
+    with pytest.raises(InvalidDeclaration, match=words):
+        gated({"kinds": kinds}, **gate)
+
+
+@pytest.mark.parametrize("gate", [{"on_reject": "tell_agent"}, {"decisions": ["edited", "rejected"]}])
+def test_what_a_gate_at_calls_can_do(gate: dict[str, object]) -> None:
+    assert gated({"kinds": ["tool"]}, **gate)
