@@ -13,10 +13,10 @@ WORKERS ?= 4
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{printf "%-16s %s\n", $$1, $$2}'
 
-demo: $(VENV)/.ready ## Run the demo: sign, release, approve, run, decide, refuse
-	@$(BIN)/python -m examples.demo
+demo: $(VENV)/.ready-models ## Run the demo: sign, release, approve, run, decide, refuse, an agent at a gate (MODEL=ollama/NAME: with your model)
+	@$(BIN)/python -m examples.demo $(if $(MODEL),--model $(MODEL))
 
-up: $(VENV)/.ready ## Run the demo and leave the server running
+up: $(VENV)/.ready-models ## Run the demo and leave the server running
 	@$(BIN)/python -m examples.demo --up
 
 test: $(VENV)/.ready-dev ## Run the tests, databases included
@@ -109,6 +109,10 @@ bench-reconcile: $(VENV)/.ready-dev ## Measure reconciling a commit, compared wi
 bench-engine: $(VENV)/.ready-dev ## Measure runs, side by side with other systems
 	@$(BIN)/python -m benchmarks.engine
 
+.PHONY: bench-agents
+bench-agents: $(VENV)/.ready-dev ## Measure turns of agents, side by side with other libraries
+	@$(BIN)/python -m benchmarks.agents
+
 bench-inbox: $(VENV)/.ready-dev ## Measure an inbox of 100,000 open tasks, on both databases
 	@$(BIN)/python -m benchmarks.inbox
 
@@ -129,6 +133,11 @@ $(VENV)/bin/python:
 $(VENV)/.ready: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing Kneo into $(VENV)"
 	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.ready-models: pyproject.toml $(VENV)/.ready
+	@echo "Installing the library of OpenAI, which every compatible server needs too"
+	@$(PIP) install --editable '.[openai]'
 	@touch $@
 
 $(VENV)/.ready-dev: pyproject.toml $(VENV)/.ready

@@ -1,6 +1,6 @@
 """The demo on a terminal: ``make demo``. Every line with a ``$`` is a command that runs now.
 
-With ``--up`` the server is left running at the end.
+With ``--up`` the server is left running at the end; ``--model ollama/NAME`` gives the demo's agent a model of your own.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import NoReturn
 import httpx
 
 from cli import render
+from examples import demo_agent
 from kneo.clock import monotonic, sleep
 from kneo.settings import process_environment
 
@@ -34,6 +35,7 @@ class Demo:
         self.folder = folder
         self.keys = {name: secrets.token_urlsafe(18) for name in ("bob", "ann")}
         self.url = ""
+        self.variables: Mapping[str, str] = {}
         self.section = 0
         self.started = monotonic()
 
@@ -75,6 +77,7 @@ class Demo:
             "HOME": str(self.folder / "home"),
             "KNEO_SERV_API_KEYS": keys,
             "KNEO_SERV_API_KEY": self.keys[who],
+            **self.variables,
         }
 
     def up(self) -> subprocess.Popen[str]:
@@ -149,6 +152,7 @@ def run(demo: Demo) -> None:
         _approve_release(demo, at)
         _run_and_approve(demo, at)
         _refusals(demo, at, key)
+        _agent_at_a_gate(demo, _model())
     except BaseException:
         process.kill()
         raise
@@ -209,6 +213,37 @@ def _refusals(demo: Demo, at: Sequence[str], key: str) -> None:
     demo.heading("The audit log explains why", "Every change and refusal is in a hash chain.")
     demo.kneo("events", "--limit", "12", *at, who="ann")
     demo.kneo("audit", "verify")
+
+
+def _model() -> str:
+    """Return the model that the command line names, as PROVIDER/NAME; empty for the scripted one."""
+    given = sys.argv[sys.argv.index("--model") + 1 :] if "--model" in sys.argv else []
+    return given[0] if given else ""
+
+
+def _agent_at_a_gate(demo: Demo, model: str) -> None:
+    source = (
+        f"The model is {model}."
+        if model
+        else "The model is a script on loopback, not a real one; make demo MODEL=ollama/NAME."
+    )
+    demo.heading("An agent calls a tool, and a person edits the call", source)
+    folder = demo.folder / "clerk"
+    demo_agent.write_project(folder, model)
+    render.text("\n" + "\n".join(f"     {line}" for line in (folder / "clerk.yaml").read_text().splitlines()))
+    with demo_agent.model_variables(folder, model) as demo.variables:
+        words = ("run", "clerk.yaml", "--target", "agent", "--input", demo_agent.INPUT)
+        run = json.loads(demo.kneo(*words, "--json", cwd="clerk", quiet=True))
+        if run["status"] != "paused":
+            _give_up(f"The model {model} did not call the tool: {run['output_text'] or run['error']}")
+        request = run["metadata"]["pending_human_request"]
+        render.text(f"     {run['run_id']}  {run['status']}: {' '.join(request['prompt'].split())}")
+        edited = json.dumps({"to": "Bolt Ltd", "amount": 100})
+        demo.kneo("human", "resume", run["continuation_id"], "--edit", edited, who="ann", cwd="clerk")
+        demo.kneo("runs", "conversation", run["run_id"], cwd="clerk")
+    demo.variables = {}
+    render.text("\n   The payment was made once, with the edited amount:")
+    render.text(f"     {(folder / 'payments.jsonl').read_text().strip()}")
 
 
 def _end(demo: Demo, process: subprocess.Popen[str]) -> None:

@@ -28,6 +28,17 @@ def langgraph() -> Path:
     return _environment("langgraph", [sys.executable], ["langgraph==1.2.22", "langgraph-checkpoint-sqlite==3.1.2"])
 
 
+def langgraph_agents() -> Path:
+    """Return a Python that has LangGraph, its SQLite checkpointer and its client of OpenAI."""
+    packages = ["langgraph==1.2.22", "langgraph-checkpoint-sqlite==3.1.2", "langchain-openai"]
+    return _environment("langgraph-agents", [sys.executable], packages)
+
+
+def openai_agents() -> Path:
+    """Return a Python that has the OpenAI Agents SDK."""
+    return _environment("openai-agents", [sys.executable], ["openai-agents==0.24.0"])
+
+
 def published() -> Path:
     """Return a Python that has the published service, with a FastAPI that it can import."""
     return _environment("kneo-serv", [str(find_python())], ["kneo-serv==1.2.0", "fastapi==0.136.3", "uvicorn"])

@@ -1,0 +1,1 @@
+"""The cost of a turn of an agent, beside other libraries."""

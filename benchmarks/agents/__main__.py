@@ -1,0 +1,94 @@
+"""What a turn of an agent costs beside others, in one run on one machine: ``make bench-agents``.
+
+A turn is one request to the model and one tool call. The model is a scripted server on loopback in a process of its own; each
+system talks to it through the library of OpenAI. Systems take turns, round by round, and the middle of each one's rounds counts;
+only ratios of one run mean anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from benchmarks.agents import conversation
+from benchmarks.engine import peers
+
+HERE = conversation.ROOT / "benchmarks" / "agents"
+LENGTHS = [5, 20, 60]
+
+Costs = dict[str, dict[str, float]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--count", type=int, default=5, help="conversations of 20 turns in each round, and as many turns of others"
+    )
+    parser.add_argument("--runs", type=int, default=1000, help="agents that wait at once")
+    parser.add_argument("--only", choices=["turns", "waiting"])
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    answer: dict[str, object] = {}
+    if options.only in {None, "turns"}:
+        answer["a turn"] = turns(options.rounds, options.count)
+    if options.only in {None, "waiting"}:
+        answer[f"{options.runs} agents that wait 2 s"] = waiting(options.runs)
+    if options.json:
+        print(json.dumps(answer, indent=2))
+        return
+    for title, found in answer.items():
+        print(f"\n{title}")
+        assert isinstance(found, Mapping)
+        for name, value in found.items():
+            print(f"  {name:16} {value}")
+
+
+def turns(rounds: int, count: int) -> dict[str, object]:
+    """Return what a turn costs each system, and the two ratios that Kneo is held to."""
+    systems = {
+        "kneo": [sys.executable, "-m", "benchmarks.agents.kneo_turns"],
+        "pydantic-ai": [sys.executable, "-m", "benchmarks.agents.pydantic_ai_turns"],
+        "langgraph": [str(peers.langgraph_agents()), str(HERE / "peer_langgraph.py")],
+        "openai-agents": [str(peers.openai_agents()), str(HERE / "peer_openai_agents.py")],
+    }
+    measured: dict[str, list[Costs]] = {name: [] for name in systems}
+    for _ in range(rounds):
+        for name, command in systems.items():
+            with conversation.served(LENGTHS) as url:
+                measured[name].append(
+                    _printed([*command, json.dumps({"url": url, "lengths": LENGTHS, "count": count})])
+                )
+    middle = {name: _middle(each) for name, each in measured.items()}
+    kneo, alone = middle["kneo"], middle["pydantic-ai"]
+    ratios = {length: round(kneo[length]["cpu_ms"] / alone[length]["cpu_ms"], 2) for length in kneo}
+    growth = round(kneo[f"{LENGTHS[-1]} turns"]["cpu_ms"] / kneo[f"{LENGTHS[0]} turns"]["cpu_ms"], 2)
+    return {**middle, "kneo : pydantic-ai": ratios, "kneo, 60 : 5": growth}
+
+
+def waiting(runs: int) -> dict[str, float]:
+    """A thousand agents at once that each wait two seconds for their model."""
+    with conversation.served([0], delay=2.0) as url:
+        order = json.dumps({"url": url, "runs": runs})
+        return _printed([sys.executable, "-m", "benchmarks.agents.waiting", order])
+
+
+def _middle(rounds: list[Costs]) -> Costs:
+    return {
+        length: {unit: round(statistics.median(each[length][unit] for each in rounds), 2) for unit in units}
+        for length, units in rounds[0].items()
+    }
+
+
+def _printed(command: list[str]) -> dict[str, object]:
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=conversation.ROOT)
+    answer: dict[str, object] = json.loads(done.stdout)
+    return answer
+
+
+if __name__ == "__main__":
+    main()
