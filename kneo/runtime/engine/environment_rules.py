@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from kneo import registry
+from kneo.agents.services import operator_rules
 from kneo.errors import NotFound
 from kneo.settings import Settings
 from kneo.spec.models.environment import EnvironmentSpec
-from kneo.spec.models.rules import McpRules, ModelRules, ToolRules
+from kneo.spec.models.rules import ModelRules, ToolRules
 from kneo.store.engine import Store
 
 
@@ -20,7 +21,7 @@ class EnvironmentRules:
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self._pin, self._store = settings.trust_root, store
-        self._operator = ToolRules(inside=settings.agents.inside, mcp=McpRules(commands=settings.mcp.commands))
+        self._operator = operator_rules(settings)
 
     def tools(self, environment: str | None) -> ToolRules:
         """Return the rules for tools of an environment."""
