@@ -1,8 +1,9 @@
-"""A real MCP server for tests, on the SDK's server: over stdio, or over streamable HTTP at a port that it prints first.
+"""A real MCP server for tests, on the SDK's server: over stdio, or over HTTP at a port that it prints first.
 
-Options: ``--http``, ``--key KEY`` (seals the state of elicitations; left out: a key of the process), ``--stubborn`` (ignores the
-end of its input and SIGTERM), ``--child FILE`` (starts a process that sleeps, and writes its id), ``--tools FILE`` (descriptions
-by tool, read at each start), ``--silent`` (never answers), ``--noisy`` (one endless line).
+Options: ``--http``, ``--sse`` (the older transport over HTTP), ``--key KEY`` (seals the state of elicitations; left out: a key
+of the process), ``--stubborn`` (ignores the end of its input and SIGTERM), ``--pid FILE`` (writes its id), ``--child FILE`` (starts
+a process that sleeps, and writes its id), ``--tools FILE`` (descriptions by tool, read at each start), ``--silent`` (never
+answers), ``--noisy`` (one endless line).
 """
 
 from __future__ import annotations
@@ -88,18 +89,18 @@ def make(options: argparse.Namespace) -> MCPServer:
     return server
 
 
-def serve_http(server: MCPServer) -> None:
+def serve_http(server: MCPServer, *, sse: bool) -> None:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     sys.stdout.write(f"{listener.getsockname()[1]}\n")
     sys.stdout.flush()
-    app = server.streamable_http_app()
+    app = server.sse_app() if sse else server.streamable_http_app()
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for flag in ("--http", "--stubborn", "--silent", "--noisy"):
+    for flag in ("--http", "--sse", "--stubborn", "--silent", "--noisy"):
         parser.add_argument(flag, action="store_true")
     for option in ("--key", "--child", "--tools", "--pid"):
         parser.add_argument(option)
@@ -118,8 +119,8 @@ def main() -> None:
         while True:
             sys.stdout.write("x" * 65_536)
     server = make(options)
-    if options.http:
-        serve_http(server)
+    if options.http or options.sse:
+        serve_http(server, sse=options.sse)
     else:
         server.run("stdio")
 

@@ -72,11 +72,12 @@ class Connection:
         self._session: asyncio.Future[ClientSession] = asyncio.get_running_loop().create_future()
         self._stop = asyncio.Event()
         self._error: Exception | None = None
+        self._is_broken = False
         self._task = asyncio.create_task(self._own())
 
     @property
     def is_open(self) -> bool:
-        return not (self._task.done() or self._stop.is_set() or self._transport.has_ended())
+        return not (self._is_broken or self._task.done() or self._stop.is_set() or self._transport.has_ended())
 
     async def ready(self) -> None:
         """Wait until the connection is open.
@@ -143,6 +144,7 @@ class Connection:
         if self._transport.has_ended():
             await self.close()
         cause = _leaf(self._error or error)
+        self._is_broken = isinstance(cause, MCPError) and cause.code == CONNECTION_CLOSED
         if isinstance(cause, KneoError):
             return cause
         late = f"it did not connect within {self._connect_seconds:g} s"

@@ -1,4 +1,4 @@
-"""MCP over streamable HTTP: checked addresses, bounded responses, and failures that end one request only."""
+"""MCP over HTTP: checked addresses, bounded responses, and failures that end one request only."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import TypeVar
 
 import httpx2
 from mcp.client import Transport
+from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CONNECTION_CLOSED, INTERNAL_ERROR
 
 from kneo.agents.addresses import HostRules, Resolve, resolve
+from kneo.agents.mcp.failures import McpRefused
 from kneo.errors import Invalid
 
 S = TypeVar("S")
@@ -71,9 +73,17 @@ class Tls:
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """The address of a server, and what is sent with each request."""
+    """The address of a server, and what is sent with each request.
+
+    Attributes:
+        is_sse: Whether the server uses the older transport: ``url`` is one stream of events, and messages go to an address
+            that the server names in it.
+        message_url: That address without its query, where it is declared; the server can then name no other.
+    """
 
     url: str
+    is_sse: bool = False
+    message_url: str | None = None
     headers: Mapping[str, str] = field(repr=False)
     tls: Tls
     hosts: HostRules
@@ -83,7 +93,7 @@ class Endpoint:
 
 
 class HttpTransport:
-    """The transport of one connection over streamable HTTP."""
+    """The transport of one connection over HTTP."""
 
     def __init__(self, endpoint: Endpoint, resolver: Resolve = resolve) -> None:
         self._endpoint = endpoint
@@ -97,6 +107,12 @@ class HttpTransport:
             timeout=httpx2.Timeout(seconds, read=self._endpoint.read_seconds),
             trust_env=False,
         )
+        if self._endpoint.is_sse:
+            # The SDK bounds each event by itself here, at 1 MiB; the stream has the events of the whole connection.
+            seconds = self._endpoint.read_seconds
+            return sse_client(
+                self._endpoint.url, sse_read_timeout=seconds, httpx_client_factory=lambda *_, **__: client
+            )
         limit = self._endpoint.max_message_bytes
         return _with(client, streamable_http_client(self._endpoint.url, http_client=client, max_sse_event_size=limit))
 
@@ -124,6 +140,7 @@ class _CheckedNetwork(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         hosts = self._endpoint.hosts
         hosts.check_url(str(request.url))
+        self._check_message_url(request)
         host, port = (
             request.url.raw_host.decode("ascii"),
             request.url.port or (443 if request.url.scheme == "https" else 80),
@@ -136,6 +153,13 @@ class _CheckedNetwork(httpx2.AsyncBaseTransport):
         except httpx2.TransportError as error:
             return _failed(request, CONNECTION_CLOSED, f"{host} did not answer: {error or type(error).__name__}")
         return await self._checked(request, response)
+
+    def _check_message_url(self, request: httpx2.Request) -> None:
+        declared = self._endpoint.message_url
+        if request.method == "POST" and declared is not None and str(request.url.copy_with(query=None)) != declared:
+            self.session_ended = True
+            msg = "The MCP server asks for messages at an address other than its message_url."
+            raise McpRefused(msg, code="mcp_host_denied")
 
     async def _first(self, request: httpx2.Request, host: str, addresses: tuple[str, ...]) -> httpx2.Response:
         """Send the request to the first address that accepts a connection."""
@@ -166,7 +190,8 @@ class _CheckedNetwork(httpx2.AsyncBaseTransport):
             problem, code = f"HTTP status {response.status_code}", INTERNAL_ERROR
         else:
             assert isinstance(response.stream, httpx2.AsyncByteStream)
-            response.stream = _Bounded(response, response.stream, self._endpoint.max_message_bytes)
+            if not (self._endpoint.is_sse and request.method == "GET"):
+                response.stream = _Bounded(response, response.stream, self._endpoint.max_message_bytes)
             return response
         await response.aclose()
         return _failed(request, code, problem)

@@ -73,13 +73,8 @@ def target_of(
     filled = _Filled(name, secrets)
     if server.transport == "stdio":
         to: ServerCommand | Endpoint = _program(name, server, rules, filled)
-    elif server.transport == "http":
-        to = _endpoint(name, server, rules, filled, connect_seconds, denied)
     else:
-        msg = f"The MCP server {name} uses the transport sse, which this version does not have."
-        raise Invalid(
-            msg, code="mcp_server_invalid", hint="Use transport: http, which replaced it, with the server's url."
-        )
+        to = _endpoint(name, server, rules, filled, connect_seconds, denied)
     content = json.dumps([name, type(to).__name__, asdict(to)], sort_keys=True, default=sorted)
     key = hashlib.sha256(content.encode()).hexdigest()
     return ConnectionTarget(name=name, to=to, key=key, secrets=tuple(filled.values))
@@ -128,10 +123,11 @@ def _program(name: str, server: McpServer, rules: ToolRules, filled: _Filled) ->
 def _endpoint(
     name: str, server: McpServer, rules: ToolRules, filled: _Filled, connect_seconds: float, denied: tuple[str, ...]
 ) -> Endpoint:
+    url = (server.sse_url if server.transport == "sse" else server.url) or ""
     allowed = ("*",) if rules.mcp.hosts is None else rules.mcp.hosts
     hosts = HostRules(allowed=allowed, denied=denied, inside=frozenset(each.lower() for each in rules.inside))
     try:
-        hosts.check_url(server.url or "")
+        hosts.check_url(url)
     except Forbidden as error:
         msg = f"The MCP server {name} cannot be connected to: {error.message}"
         hint = "The environment's tools.mcp.hosts and tools.inside decide, and the agent's denied_domains."
@@ -144,7 +140,9 @@ def _endpoint(
         client_key=filled.secret(server.client_key_ref) if server.client_key_ref is not None else None,
     )
     return Endpoint(
-        url=server.url or "",
+        url=url,
+        is_sse=server.transport == "sse",
+        message_url=server.message_url,
         headers=filled.each(server.headers),
         tls=tls,
         hosts=hosts,

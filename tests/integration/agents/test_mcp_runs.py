@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from kneo_process import Machine
+from kneo_process import Machine, eventually
 from model_server import Call, Reply, model_server
 
 SERVER = str(Path(__file__).parents[2] / "mcp_server.py")
@@ -46,7 +46,7 @@ def test_a_question_of_a_server_is_a_task_that_any_process_continues(tmp_path: P
             KNEO_SERV_MCP_COMMANDS=sys.executable,
             KNEO_SERV_MCP_CONNECT_TIMEOUT_SECONDS="120",
         )
-        (machine.folder / "spec.json").write_text(spec("--key", "k" * 32))
+        (machine.folder / "spec.json").write_text(spec("--key", "k" * 32, "--pid", str(tmp_path / "pid")))
         run = machine.json("run", "spec.json", "--input", "A chair, please.", expect=None)
         for prompt, answer in (("Which colour?", {"colour": "red"}), ("Which size?", {"size": 3})):
             request = run["metadata"]["pending_human_request"]
@@ -56,6 +56,8 @@ def test_a_question_of_a_server_is_a_task_that_any_process_continues(tmp_path: P
             run = machine.json("task", "decide", run["continuation_id"], "--provide", json.dumps(answer), expect=None)
         assert (run["status"], run["output_text"]) == ("succeeded", "Ordered.")
         asked = [request.body for request in server.requests]
+    last_server = Path(f"/proc/{(tmp_path / 'pid').read_text()}")
+    eventually(lambda: not last_server.exists())
     assert len(asked) == 2, "the model is asked once before and once after the calls"
     sent = json.dumps(asked[-1])
     for part in ("chair", "red", "size", "once"):

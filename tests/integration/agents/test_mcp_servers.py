@@ -7,20 +7,28 @@ import contextlib
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from kneo_process import eventually
 from raw_web import RawWeb, WebCall, page, raw_web
 
 from kneo.agents.mcp.failures import McpRefused, McpServerFailed, McpToolFailed, McpUnreachable
 from kneo.agents.mcp.servers import McpServers
 from kneo.agents.turn import AnswerRequired, ToolCall, Turn
+from kneo.clock import SystemClock
 from kneo.errors import Forbidden, Invalid, KneoError
 from kneo.records.task import Decision, DecisionKind
 from kneo.settings import McpSettings
@@ -309,13 +317,21 @@ def test_a_call_whose_state_the_server_has_lost_begins_anew() -> None:
 # ---- streamable HTTP ------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def serving(*options: str) -> Iterator[int]:
+    with subprocess.Popen([sys.executable, SERVER, *options], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
 @pytest.fixture(scope="module")
 def http_port() -> Iterator[int]:
-    """The port of a server over streamable HTTP, which knows who may be asked by a key that others share."""
-    with subprocess.Popen([sys.executable, SERVER, "--http"], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield int(process.stdout.readline())
-        process.kill()
+    """The port of a server over streamable HTTP."""
+    with serving("--http") as port:
+        yield port
 
 
 def http(port: int, **fields: object) -> McpServer:
@@ -405,6 +421,84 @@ def test_failures_over_http_say_what_happened() -> None:
             return found.value
 
     assert "cannot be reached" in run(main()).message
+
+
+def test_servers_with_the_older_transport_over_http_work_and_name_no_other_address() -> None:
+    with serving("--sse") as port:
+        server = McpServer(transport="sse", sse_url=f"http://127.0.0.1:{port}/sse")
+        right = server.model_copy(update={"message_url": f"http://127.0.0.1:{port}/messages/"})
+        wrong = server.model_copy(update={"message_url": f"http://127.0.0.1:{port}/other/"})
+
+        async def main() -> None:
+            async with opened(rules=inside(port)) as servers:
+                for each in (server, right):
+                    assert await servers.call(call_of("echo", {"text": "hi"}, each)) == {"result": "hi"}
+            async with opened(rules=inside(port), settings=replace(PATIENCE, connect_seconds=1)) as servers:
+                with pytest.raises(McpUnreachable):
+                    await servers.call(call_of("echo", {"text": "hi"}, wrong))
+
+        run(main())
+
+
+def certified(folder: Path, host: str) -> tuple[ssl.SSLContext, Path, Path]:
+    """TLS of a server for a host, its certificate, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+    now = SystemClock().now()
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    certificate, secret = folder / "certificate.pem", folder / "key.pem"
+    certificate.write_bytes(made.public_bytes(Encoding.PEM))
+    secret.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate, secret)
+    return server, certificate, secret
+
+
+def test_certificates_are_checked_and_shown_as_declared(tmp_path: Path) -> None:
+    tls, certificate, key = certified(tmp_path, "crm.example")
+    tls.verify_mode = ssl.CERT_REQUIRED
+    tls.load_verify_locations(certificate)
+
+    async def local(_host: str, _port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    async def outcome(host: str = "crm.example", **fields: object) -> str:
+        async with raw_web(lambda _: page(b"reached", 403), tls=tls) as web:
+            server = McpServer(transport="http", url=f"https://{host}:{web.port}/mcp", **fields)
+            rules = ToolRules(inside=(f"{host}:{web.port}",))
+            secrets = {"CRM_KEY": key.read_text()}
+            async with opened(rules=rules, secrets=secrets, resolver=local) as servers:
+                with pytest.raises(McpServerFailed) as found:
+                    await servers.call(call_of("echo", {"text": "hi"}, server))
+                return found.value.message
+
+    async def main() -> None:
+        own = {"client_cert": str(certificate), "client_key": str(key)}
+        trusting = {"ca_bundle": str(certificate)}
+        assert "HTTP status 403" in await outcome(**own, **trusting)
+        assert "HTTP status 403" in await outcome(**own, verify=False)
+        by_reference = {"client_cert": str(certificate), "client_key_ref": "CRM_KEY"}
+        assert "HTTP status 403" in await outcome(**by_reference, **trusting)
+        assert "CERTIFICATE_VERIFY_FAILED" in await outcome(**own)
+        assert "CERTIFICATE_VERIFY_FAILED" in await outcome("other.example", **own, **trusting)
+        assert "HTTP status 403" not in await outcome(**trusting)
+
+    run(main())
+
+
+def test_certificates_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    failed = failure("echo", server=http(1, ca_bundle=str(tmp_path / "missing.pem")), rules=inside(1))
+    assert (type(failed), failed.code) == (Invalid, "mcp_tls_invalid")
 
 
 # ---- pins -----------------------------------------------------------------------------------------------------------
