@@ -45,13 +45,6 @@ AGENT_SCHEMA: Arguments = {
 }
 """The arguments of an agent behind a tool."""
 
-_PERMISSIONS: Mapping[Capability, str] = {
-    "network": "allow_network",
-    "filesystem_read": "allow_filesystem_read",
-    "filesystem_write": "allow_filesystem_write",
-    "shell": "allow_shell",
-}
-
 
 def schema_of(tool: Tool) -> Arguments:
     """Return the JSON Schema of a tool's arguments."""
@@ -74,7 +67,9 @@ def find_denial(name: str, tool: Tool | None, agent: Agent, rules: ToolRules, en
         return f"The environment {environment} does not allow the tool {name}."
     if permissions.allowed_tools is not None and name not in permissions.allowed_tools:
         return f"The agent's permissions do not allow the tool {name}."
-    denied = [f"{_PERMISSIONS[one]}: false" for one in tool.all_capabilities if _is_denied(one, permissions)]
+    denied = [
+        f"allow_{capability}: false" for capability in tool.all_capabilities if _is_denied(capability, permissions)
+    ]
     return f"The agent's permissions ({', '.join(denied)}) do not allow the tool {name}." if denied else None
 
 
@@ -83,7 +78,13 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _is_denied(capability: Capability, permissions: ToolPermissions) -> bool:
-    return capability in _PERMISSIONS and getattr(permissions, _PERMISSIONS[capability]) is False
+    stated: Mapping[Capability, bool | None] = {
+        "network": permissions.allow_network,
+        "filesystem_read": permissions.allow_filesystem_read,
+        "filesystem_write": permissions.allow_filesystem_write,
+        "shell": permissions.allow_shell,
+    }
+    return stated.get(capability) is False
 
 
 def find_host_denial(tool: Tool, arguments: Arguments, agent: Agent) -> str | None:

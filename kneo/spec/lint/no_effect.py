@@ -20,46 +20,36 @@ from kneo.spec.models.workflow import ConcurrentWorkflow, ConditionStep, LeafSte
 
 CODE = "W_FIELD_NO_EFFECT"
 
-NO_TOOLS = "agents do not call tools in this version; gates, permissions and policies count them all the same"
+DUMMY = "dummy"
 
 NO_EFFECT: Mapping[type[SpecModel], Mapping[str, str]] = {
     Spec: {
-        "tools": NO_TOOLS,
-        "skills": "agents are not stated skills in this version",
-        "mcp_servers": "no server is connected to in this version",
+        "skills": "agents are not given skills in this version",
         "policies": "nothing here is applied; an environment's policy is in its own file",
     },
     Agent: {
-        "strategy": "an agent answers once, as with strategy: simple",
-        "runtime_preferences": "every agent runs in this process, as with preferred_mode: bridge",
-        "history": "an agent sees the text that its step is stated",
-        "memory": "an agent sees the text that its step is stated",
+        "history": "an agent sees the text that its step is given",
+        "memory": "an agent sees the text that its step is given",
         "guardrails": "no guardrail runs in this version; put a person in front of what has to be guarded",
-        "tools": NO_TOOLS,
-        "ask_question": NO_TOOLS,
-        "output_schema": "an agent's answer is text in this version",
-        "skills": "agents are not stated skills in this version",
+        "skills": "agents are not given skills in this version",
         "middleware": "no middleware runs",
         "defaults": "an agent's answer is its step's output",
     },
-    Model: {
-        "temperature": "no provider that is available here takes it",
-        "max_tokens": "no provider that is available here takes it",
-        "timeout_seconds": "a step's timeout_seconds limits its time",
-        "extra": "no provider that is available here takes it",
-        "fallbacks": "no provider that is available here needs them",
-        "token_budget": "tokens are not counted in this version",
-    },
+    RuntimePreferences: {"adapter_ref": "no adapter is registered in this version"},
     ConcurrentWorkflow: {"max_iterations": "every participant runs once"},
     LeafStep: {"timeout_seconds": "a question waits as long as the timeout_seconds of its human says"},
 }
 """The actual behaviour, by model and field. A test compares this with all fields of the models."""
 
+ANSWERS_ONCE = "the provider dummy answers once, with its input"
 
-def _runs_elsewhere(value: object) -> bool:
-    assert isinstance(value, RuntimePreferences)
-    preferred = value.preferred_mode not in {None, "bridge"}
-    return preferred or bool(value.bridge_provider) or "bridge" not in (value.allowed_modes or ("bridge",))
+NO_EFFECT_WITH_DUMMY: Mapping[type[SpecModel], Mapping[str, str]] = {
+    Agent: dict.fromkeys(("strategy", "tools", "ask_question", "output_schema"), ANSWERS_ONCE),
+    Model: dict.fromkeys(
+        ("temperature", "max_tokens", "timeout_seconds", "extra", "fallbacks", "token_budget"), ANSWERS_ONCE
+    ),
+}
+"""The actual behaviour of agents whose provider is the dummy, by model and field."""
 
 
 def _works_in_rounds(value: object) -> bool:
@@ -69,7 +59,6 @@ def _works_in_rounds(value: object) -> bool:
 _MEANT: Mapping[tuple[type[SpecModel], str], Callable[[object], bool]] = {
     (Spec, "policies"): lambda value: isinstance(value, dict) and value.keys() != {"project_defaults"},
     (Agent, "strategy"): _works_in_rounds,
-    (Agent, "runtime_preferences"): _runs_elsewhere,
     (Agent, "guardrails"): lambda value: any(getattr(value, "stages", dict)().values()),
     (Agent, "tools"): lambda value: bool(getattr(value, "include", ())),
     (Agent, "defaults"): lambda value: value != {"append_mode": "auto"},
@@ -80,15 +69,22 @@ _MEANT: Mapping[tuple[type[SpecModel], str], Callable[[object], bool]] = {
 def no_effect(index: SpecIndex) -> Iterator[Diagnostic]:
     """Every field of a spec has an effect."""
     yield from _unread(index.spec, ())
-    for agent in index.agents:
-        yield from _unread(agent.agent, agent.path)
-        if agent.agent.model is not None:
-            yield from _unread(agent.agent.model, (*agent.path, "model"))
+    for at in index.agents:
+        yield from _unread(at.agent, at.path)
+        if at.agent.runtime_preferences is not None:
+            yield from _unread(at.agent.runtime_preferences, (*at.path, "runtime_preferences"))
+        model, strategy = at.agent.model, at.agent.strategy
+        if model is not None and model.provider == DUMMY:
+            yield from _unread(at.agent, at.path, NO_EFFECT_WITH_DUMMY)
+            yield from _unread(model, (*at.path, "model"), NO_EFFECT_WITH_DUMMY)
+        elif at.agent.tools is not None and at.agent.tools.include and (strategy is None or strategy.type == "simple"):
+            message = "tools has no effect: an agent with strategy: simple is not offered tools."
+            yield warning(CODE, message, (*at.path, "tools"), suggestion="Choose strategy: react or plan-act.")
     for workflow in index.workflows:
         yield from _unread(workflow.workflow, workflow.path)
-    for at in index.steps:
-        if isinstance(at.step, LeafStep) and at.step.kind == "human":
-            yield from _unread(at.step, at.path)
+    for step in index.steps:
+        if isinstance(step.step, LeafStep) and step.step.kind == "human":
+            yield from _unread(step.step, step.path)
     yield from _rejections(index)
 
 
@@ -123,10 +119,13 @@ def _rejection(effect: str, where: str, path: Path) -> Diagnostic:
     return warning(CODE, message, path, suggestion=hint)
 
 
-def _unread(part: SpecModel, path: Path) -> Iterator[Diagnostic]:
-    for name, instead in NO_EFFECT.get(type(part), NO_EFFECT[Spec] if isinstance(part, Spec) else {}).items():
+def _unread(
+    part: SpecModel, path: Path, table: Mapping[type[SpecModel], Mapping[str, str]] = NO_EFFECT
+) -> Iterator[Diagnostic]:
+    kind = Spec if isinstance(part, Spec) else type(part)
+    for name, instead in table.get(kind, {}).items():
         value = getattr(part, name)
-        is_meant = _MEANT.get((Spec if isinstance(part, Spec) else type(part), name), _is_set)
+        is_meant = _MEANT.get((kind, name), _is_set)
         if _is_set(value) and is_meant(value):
             hint = "Leave it out, or do not rely on it."
             yield warning(CODE, f"{name} has no effect: {instead}.", (*path, name), suggestion=hint)

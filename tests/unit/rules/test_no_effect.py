@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from kneo.spec.lint import check
-from kneo.spec.lint.no_effect import NO_EFFECT
+from kneo.spec.lint.no_effect import NO_EFFECT, NO_EFFECT_WITH_DUMMY
 from kneo.spec.models import agent, human, spec, workflow
 from kneo.spec.models.human import Gate, Human
 from kneo.spec.reading.load import load_tree
@@ -21,7 +21,12 @@ OPENING = "kneo/tasks/questions.py"
 STEP = "id enabled on_error fallback_ref max_retries save_as review"
 
 READ: dict[str, dict[str, str]] = {
-    "Agent": {PROGRAM: "name as_agent", "kneo/agents/providers.py": "model"},
+    "Agent": {
+        PROGRAM: "name as_agent",
+        "kneo/agents/providers.py": "model runtime_preferences",
+        "kneo/agents/loop.py": "system_prompt strategy tools output_schema",
+        "kneo/agents/questions.py": "ask_question",
+    },
     "AnswerField": {
         "kneo/tasks/forms.py": "name type description required default allowed_values min max pattern",
     },
@@ -51,7 +56,17 @@ READ: dict[str, dict[str, str]] = {
     },
     "LeafStep": {PROGRAM: f"{STEP} kind ref timeout_seconds"},
     "LoopStep": {PROGRAM: f"{STEP} kind steps max_iterations until timeout_seconds"},
-    "Model": {"kneo/agents/providers.py": "provider", "kneo/spec/lint/agents.py": "name"},
+    "HttpTool": {"kneo/agents/http_tools.py": "method url headers query body secret_headers"},
+    "McpToolRef": {"kneo/agents/mcp/servers.py": "server name pin"},
+    "Model": {
+        "kneo/agents/providers.py": "provider name extra fallbacks",
+        "kneo/agents/requests.py": "temperature max_tokens timeout_seconds",
+        "kneo/agents/loop.py": "token_budget",
+    },
+    "ModelChoice": {
+        "kneo/agents/providers.py": "provider name extra",
+        "kneo/agents/requests.py": "temperature max_tokens timeout_seconds",
+    },
     "ParallelStep": {PROGRAM: f"{STEP} kind steps timeout_seconds"},
     "Quorum": {"kneo/tasks/quorum.py": "approvals each order reject"},
     "Review": {
@@ -63,9 +78,35 @@ READ: dict[str, dict[str, str]] = {
     "RouteCondition": {PROGRAM: "when choice"},
     "RouterSelector": {PROGRAM: "function conditions default"},
     "RouterStep": {PROGRAM: f"{STEP} kind choices selector timeout_seconds", "kneo/spec/models/workflow.py": "order"},
+    "RuntimePreferences": {
+        "kneo/agents/providers.py": "preferred_mode fallback_mode allowed_modes native_provider bridge_provider",
+    },
     "SequentialWorkflow": {PROGRAM: "type name steps"},
-    "Spec": {PROGRAM: "agent workflow components", "kneo/runtime/engine/start.py": "targets"},
+    "Spec": {
+        PROGRAM: "agent workflow components",
+        "kneo/runtime/engine/start.py": "targets",
+        "kneo/agents/loop.py": "tools",
+        "kneo/agents/mcp/servers.py": "mcp_servers",
+    },
+    "Strategy": {
+        "kneo/agents/loop.py": "type max_iterations parallel_tool_calls",
+        "kneo/agents/execution.py": "stop_on_tool_error",
+    },
     "StepsStep": {PROGRAM: f"{STEP} kind steps timeout_seconds"},
+    "Tool": {
+        "kneo/agents/guard.py": "parameters",
+        "kneo/agents/execution.py": "http mcp agent returns timeout_seconds max_result_chars retries on_interrupted output",
+        "kneo/agents/loop.py": "description",
+        "kneo/runtime/steps/python_tools.py": "implementation",
+        "kneo/spec/models/spec.py": "capabilities effects",
+        "kneo/runtime/program/tool_gates.py": "review",
+    },
+    "ToolPermissions": {
+        "kneo/agents/guard.py": "allowed_tools denied_tools allow_network allow_filesystem_read allow_filesystem_write allow_shell",
+        "kneo/agents/addresses.py": "allowed_domains denied_domains",
+    },
+    "ToolSelection": {"kneo/agents/loop.py": "include exclude", "kneo/agents/guard.py": "permissions"},
+    "Verify": {"kneo/agents/execution.py": "verify"},
 }
 """Where a field is read."""
 
@@ -74,6 +115,7 @@ ABOUT: dict[str, str] = {
     "Edge": "label",
     "FunctionComponent": "description",
     "Spec": "metadata",
+    "Tool": "always_ask",
     **dict.fromkeys(
         ("ConditionStep", "LeafStep", "LoopStep", "ParallelStep", "RouterStep", "StepsStep"), "description"
     ),
@@ -87,31 +129,26 @@ ABOUT: dict[str, str] = {
 READ_BEFORE: dict[str, str] = {"Spec": "version"}
 """What says how a spec is read."""
 
-MODEL_DEPENDENT: dict[str, str] = {"Agent": "system_prompt"}
-"""What a provider is given; what the dummy says does not depend on it, as its description says."""
-
 REFUSED: dict[str, str] = {"AnswerField": "secret", "Human": "calendar grants"}
 """What lint refuses."""
 
-TOOLS_ONLY: dict[str, str] = {"Agent": "policies", "Review": "external"}
-"""What is about calls of tools alone; lint reports the tools."""
+NORMALIZED: dict[str, str] = {"Agent": "policies", "Review": "external"}
+"""What is read as another field, or together with all others: tools.permissions; the gates of a review."""
 
 BELOW = {
-    *("AgentPolicies", "AgentToolPolicy", "Guardrail", "Guardrails", "HttpTool", "McpPin", "McpServer", "McpToolRef"),
     *(
+        "AgentPolicies",
+        "AgentToolPolicy",
+        "Guardrail",
+        "Guardrails",
+        "McpPin",
+        "McpServer",
         "Memory",
         "MemoryRef",
-        "ModelChoice",
-        "RuntimePreferences",
         "Skill",
-        "Strategy",
-        "Tool",
-        "ToolPermissions",
-        "ToolSelection",
     ),
-    "Verify",
 }
-"""Models that only stand below a field without effect."""
+"""Models below a field without effect, and those whose fields one module reads as a whole."""
 
 
 def declared() -> dict[str, type[BaseModel]]:
@@ -136,7 +173,7 @@ def unread(name: str) -> set[str]:
 @pytest.mark.parametrize("name", sorted(set(declared()) - BELOW))
 def test_each_field_is_read_or_said_to_have_no_effect(name: str) -> None:
     read = [field for fields in READ.get(name, {}).values() for field in fields.split()]
-    tables = [ABOUT, READ_BEFORE, MODEL_DEPENDENT, REFUSED, TOOLS_ONLY]
+    tables = [ABOUT, READ_BEFORE, REFUSED, NORMALIZED]
     known = {*read, *unread(name), *(field for table in tables for field in table.get(name, "").split())}
     fields = own_fields(declared()[name])
     assert fields - known == set(), f"{name}: where are these read? If nowhere, add them to NO_EFFECT"
@@ -159,13 +196,15 @@ ASK = {"id": "ask", "kind": "human", "ref": "boss"}
 TOOL = {"search": {"description": "Search.", "implementation": "acme.search"}}
 
 SAMPLES: dict[str, tuple[dict, str]] = {
-    "Spec.tools": ({"tools": TOOL}, "tools"),
     "Spec.skills": ({"skills": {"s": {"content": "Be kind."}}}, "skills"),
-    "Spec.mcp_servers": ({"mcp_servers": {"m": {"transport": "stdio", "command": "mcp"}}}, "mcp_servers"),
     "Spec.policies": ({"policies": {"tracing": {"enabled": True}}}, "policies"),
     "ConcurrentWorkflow.max_iterations": (
         {"workflow": {"type": "concurrent", "participants": [ASK], "max_iterations": 3}},
         "workflow.max_iterations",
+    ),
+    "RuntimePreferences.adapter_ref": (
+        {"agent": {"name": "root", "runtime_preferences": {"adapter_ref": "a"}}},
+        "agent.runtime_preferences.adapter_ref",
     ),
     "LeafStep.timeout_seconds": (
         {"workflow": [{"id": "s", "kind": "steps", "steps": [{**ASK, "timeout_seconds": 60}]}]},
@@ -173,15 +212,16 @@ SAMPLES: dict[str, tuple[dict, str]] = {
     ),
 }
 OF_AGENTS = {
-    "strategy": "react",
-    "runtime_preferences": {"preferred_mode": "native", "native_provider": "openai"},
     "history": {"limit": 3},
     "memory": {"policy": "full"},
     "guardrails": {"input": [{"id": "g", "type": "keyword", "config": {"keywords": ["no"]}}]},
-    "tools": ["search"],
     "skills": ["s"],
     "middleware": ["m"],
     "defaults": {"append_mode": "never"},
+}
+WITH_DUMMY = {
+    "strategy": "react",
+    "tools": ["search"],
     "ask_question": "boss",
     "output_schema": {"type": "object"},
 }
@@ -190,6 +230,11 @@ OF_MODELS |= {"fallbacks": [{"provider": "dummy", "name": "other"}]}
 SAMPLES |= {
     f"Agent.{field}": ({"components": {"agents": {"a": {"name": "a", field: value}}}}, f"components.agents.a.{field}")
     for field, value in OF_AGENTS.items()
+}
+ECHO = {"provider": "dummy", "name": "echo"}
+SAMPLES |= {
+    f"Agent.{field}": ({"agent": {"name": "root", "model": ECHO, field: value}, "tools": TOOL}, f"agent.{field}")
+    for field, value in WITH_DUMMY.items()
 }
 SAMPLES |= {
     f"Model.{field}": (
@@ -208,8 +253,11 @@ def found_in(part: dict) -> set[str | None]:
     return {found.path_text for found in loaded.diagnostics if found.code == "W_FIELD_NO_EFFECT"}
 
 
+TABLE = [*NO_EFFECT.items(), *NO_EFFECT_WITH_DUMMY.items()]
+
+
 def test_every_field_without_effect_has_a_sample() -> None:
-    assert set(SAMPLES) == {f"{model.__name__}.{field}" for model, fields in NO_EFFECT.items() for field in fields}
+    assert set(SAMPLES) == {f"{model.__name__}.{field}" for model, fields in TABLE for field in fields}
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -222,7 +270,15 @@ def test_a_field_without_effect_is_found(name: str) -> None:
     "part",
     [
         {"agent": {"name": "root", "description": "d", "system_prompt": "Be kind.", "strategy": "simple"}},
-        {"agent": {"name": "root", "runtime_preferences": {"preferred_mode": "bridge", "fallback_mode": "native"}}},
+        {"agent": {"name": "root", "runtime_preferences": {"preferred_mode": "native", "native_provider": "openai"}}},
+        {"agent": {"name": "root", "strategy": "react", "tools": ["search"], "ask_question": "boss"}, "tools": TOOL},
+        {
+            "agent": {
+                "name": "root",
+                "model": {**ECHO, "provider": "openai", "temperature": 0.5},
+                "output_schema": {"type": "object"},
+            }
+        },
         {"agent": {"name": "root", "runtime_preferences": {"allowed_modes": ["bridge", "native"]}}},
         {"agent": {"name": "root", "tools": {"permissions": {"allow_network": False}}, "guardrails": {}}},
         {"agent": {"name": "root", "defaults": {"append_mode": "auto"}, "model": {"provider": "dummy", "name": "e"}}},
@@ -233,6 +289,11 @@ def test_a_field_without_effect_is_found(name: str) -> None:
 )
 def test_what_says_what_happens_anyway_is_not_reported(part: dict) -> None:
     assert found_in(part) == set()
+
+
+@pytest.mark.parametrize("strategy", [{}, {"strategy": "simple"}])
+def test_tools_of_an_agent_that_is_not_offered_them_are_found(strategy: dict) -> None:
+    assert found_in({"agent": {"name": "root", "tools": ["search"], **strategy}, "tools": TOOL}) == {"agent.tools"}
 
 
 CONDITION = {"id": "big", "kind": "condition", "when": {"type": "output_contains", "value": "x"}, "steps": [ASK]}

@@ -36,7 +36,6 @@ def test_each_flag_by_itself() -> None:
     assert violations(TOOLED, fail_on_warnings=True) == [
         ("E_ENV_POLICY_WARNING", "agent.tools.permissions"),
         ("E_ENV_POLICY_WARNING", "workflow"),
-        ("E_ENV_POLICY_WARNING", "tools"),
         ("E_ENV_POLICY_WARNING", "agent.tools"),
     ]
 
@@ -45,7 +44,7 @@ def test_everything_at_once_in_the_published_order() -> None:
     every = {name: True for name in PolicyFlags.model_fields if name not in {"enabled", "blocked_diagnostic_codes"}}
     found = violations(TOOLED, blocked_diagnostic_codes=["W_TOOL_POLICY_UNRESTRICTED"], **every)
     assert [code.removeprefix("E_ENV_POLICY_") for code, _ in found] == [
-        *("DIAGNOSTIC", "WARNING", "WARNING", "WARNING", "WARNING"),
+        *("DIAGNOSTIC", "WARNING", "WARNING", "WARNING"),
         *("HUMAN_REVIEW", "TOOL_PERMISSIONS", "UNRESTRICTED_TOOLS", "GUARDRAILS"),
     ]
     assert violations(TOOLED, enabled=False, **every) == []
