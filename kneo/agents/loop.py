@@ -29,7 +29,7 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
 from kneo.agents import dummy
-from kneo.agents.calls import CallJournal, RequestedCall
+from kneo.agents.calls import CallJournal, CallResult, RequestedCall
 from kneo.agents.execution import CallExecution
 from kneo.agents.guard import Guard, schema_of
 from kneo.agents.questions import ASK_QUESTION_SCHEMA
@@ -203,7 +203,7 @@ class _Conversation:
         for call in reply.tool_calls:
             if call.tool_call_id in results:
                 result = results[call.tool_call_id]
-                content, outcome = result.content, result.outcome
+                content, outcome = _shown(result), result.outcome
             elif call.tool_name == OUTPUT_TOOL:
                 content, outcome = (
                     "Call other tools first, and give the final answer alone, after their results.",
@@ -301,6 +301,13 @@ def _check_names(turn: Turn, names: Sequence[str]) -> None:
     if clash is not None:
         msg = f"The agent {turn.agent_name} has several tools that a model knows as {clash}."
         raise Invalid(msg, code="spec_invalid", hint="Models know names of letters, digits, _ and -. Rename a tool.")
+
+
+def _shown(result: CallResult) -> object:
+    """Return a result as models are shown it: an error in one line, which the library marks as one."""
+    if result.outcome == "failed" and isinstance(result.content, Mapping):
+        return f"{result.content['error']}: {result.content['message']}"
+    return result.content
 
 
 def model_name(name: str) -> str:

@@ -27,7 +27,11 @@ ASK_QUESTION_SCHEMA: Mapping[str, object] = {
             "maxItems": MAX_OPTIONS,
             "uniqueItems": True,
         },
-        "schema": {"type": "object", "description": "JSON Schema of the answer, where a text is not enough."},
+        "schema": {
+            "type": "object",
+            "description": "JSON Schema of the answer, where a text is not enough.",
+            "additionalProperties": True,
+        },
     },
     "required": ["question"],
     "additionalProperties": False,

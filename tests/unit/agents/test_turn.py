@@ -74,16 +74,16 @@ def test_arguments_that_do_not_fit_are_the_result_of_the_call_and_nobody_is_aske
     made = house([("pay", {"x": "six"}), ("pay", "{"), ("fly", {})], "Done.", gates={"pay": [BEFORE]}, clock=clock)
     run(made)
     results = made.script.results()
-    assert "$.x: 'six' is not of type 'integer'" in results["c0"]["message"]
-    assert "not JSON" in results["c1"]["message"]
-    assert "no tool 'fly'. Tools: look, pay" in results["c2"]["message"]
+    assert "$.x: 'six' is not of type 'integer'" in results["c0"]
+    assert "not JSON" in results["c1"]
+    assert "no tool 'fly'. Tools: look, pay" in results["c2"]
     assert made.backend.calls == []
 
 
 def test_arguments_are_bounded(clock: ManualClock) -> None:
     made = house([("look", {"x": 10**100})], "Done.", limits=AgentSettings(argument_bytes=50), clock=clock)
     run(made)
-    assert "longer than 50 bytes" in made.script.results()["c0"]["message"]
+    assert "longer than 50 bytes" in made.script.results()["c0"]
     assert made.backend.calls == []
 
 
@@ -95,9 +95,9 @@ def test_an_error_is_a_result_without_secrets(clock: ManualClock) -> None:
     made = house([("look", {})], "Done.", functions={"look": fails}, clock=clock)
     run(made)
     result = made.script.results()["c0"]
-    assert result["error"] == "RuntimeError"
+    assert result.startswith("RuntimeError: refused: ")
     assert "hunter2" not in str(made.journal.rows)
-    assert len(result["message"]) <= 2_000
+    assert len(result) <= len("RuntimeError: ") + 2_000
     assert made.events() == ["tool_call_started", "tool_call_failed"]
 
 
@@ -118,7 +118,8 @@ def test_results_are_bounded_and_checked(clock: ManualClock) -> None:
     run(made)
     results = made.script.results()
     assert results["c0"] == "y" * 100 + "\n[cut: 1000 characters in all]"
-    assert results["c1"]["error"] == results["c2"]["error"] == "invalid_result"
+    assert results["c1"].startswith("invalid_result: The result does not fit")
+    assert results["c2"] == "invalid_result: The result is not JSON: object."
 
 
 def test_an_untrusted_result_is_marked_as_data(clock: ManualClock) -> None:
@@ -149,7 +150,7 @@ def test_a_call_has_a_time_limit(clock: ManualClock) -> None:
         clock=clock,
     )
     run(made)
-    assert made.script.results()["c0"] == {"error": "TimeoutError", "message": "The call took longer than 0.01 s."}
+    assert made.script.results()["c0"] == "TimeoutError: The call took longer than 0.01 s."
 
 
 def test_a_tool_without_effects_is_called_again_as_often_as_it_says(clock: ManualClock) -> None:
@@ -441,7 +442,7 @@ def test_edited_arguments_that_do_not_fit_are_never_used(content: str | None, cl
     [question] = asyncio.run(made.questions())
     run(made, **{question.key: decided("edited", content=content)})
     assert made.backend.calls == []
-    assert "A person edited the arguments" in made.script.results()["c0"]["message"]
+    assert "A person edited the arguments" in made.script.results()["c0"]
 
 
 def test_values_of_a_form_become_arguments(clock: ManualClock) -> None:
@@ -530,7 +531,7 @@ def test_an_agent_asks_a_question(clock: ManualClock) -> None:
 def test_a_question_whose_schema_cannot_be_used_is_not_asked(clock: ManualClock) -> None:
     made = asking([("ask_question", {"question": "?", "schema": {"type": "nothing"}})], "Done.", clock=clock)
     run(made)
-    assert "$.schema" in made.script.results()["c0"]["message"]
+    assert "$.schema" in made.script.results()["c0"]
 
 
 def forms(*steps: AnswerRequired | str):
@@ -575,7 +576,7 @@ def test_a_tool_that_begins_anew_is_asked_about_twice_at_most(clock: ManualClock
         [question] = asyncio.run(made.questions(answers))
         answers = {question.key: decided("provided", content="Oslo")}
     run(made, **answers)
-    assert made.script.results()["c0"]["error"] == "too_many_questions"
+    assert made.script.results()["c0"].startswith("too_many_questions: ")
 
 
 # ---- interrupted calls ---------------------------------------------------------------------------------------------
@@ -762,7 +763,7 @@ def test_an_agent_that_ends_without_an_answer_is_a_failed_call(clock: ManualCloc
         clock=clock,
     )
     assert run(made).text == "Done."
-    assert made.script.results()["c0"]["error"] == "model_empty_reply"
+    assert made.script.results()["c0"].startswith("model_empty_reply: ")
 
 
 # ---- structured output ---------------------------------------------------------------------------------------------

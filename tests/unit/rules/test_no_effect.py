@@ -271,7 +271,10 @@ def test_a_field_without_effect_is_found(name: str) -> None:
     [
         {"agent": {"name": "root", "description": "d", "system_prompt": "Be kind.", "strategy": "simple"}},
         {"agent": {"name": "root", "runtime_preferences": {"preferred_mode": "native", "native_provider": "openai"}}},
-        {"agent": {"name": "root", "strategy": "react", "tools": ["search"], "ask_question": "boss"}, "tools": TOOL},
+        {
+            "agent": {"name": "root", "strategy": "react", "tools": ["search", "ask_question"], "ask_question": "boss"},
+            "tools": TOOL,
+        },
         {
             "agent": {
                 "name": "root",
