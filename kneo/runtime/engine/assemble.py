@@ -72,6 +72,11 @@ def make_worker(settings: Settings, store: Store, concurrency: int, tools: ToolR
     driver = make_driver(settings, store, tools)
     if settings.execution.dispatch == "temporal":
         return _temporal_worker(settings, store, driver, concurrency)
+    return worker_on(store, driver, concurrency=concurrency)
+
+
+def worker_on(store: Store, driver: Driver, *, concurrency: int) -> StepWorker:
+    """Return a worker with a driver: the only one on a SQLite file, one of many on PostgreSQL."""
     if store.is_sqlite:
         return Worker(store, driver, concurrency=concurrency)
     # A quarter of a second to import, and needed on PostgreSQL only.

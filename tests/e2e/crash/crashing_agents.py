@@ -6,7 +6,6 @@ is committed; with DIE_AT 0 nothing is killed. The process ends when the run is 
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import sys
@@ -18,11 +17,10 @@ from crashing import kill_before
 
 from kneo.clock import SystemClock, sleep
 from kneo.records.run import RunStatus
-from kneo.runtime.engine.assemble import StepWorker, services_of
+from kneo.runtime.engine.assemble import StepWorker, services_of, worker_on
 from kneo.runtime.engine.driver import Driver
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.wait import find_run
-from kneo.runtime.engine.worker import Worker
 from kneo.runtime.steps.code import CodeLoader
 from kneo.runtime.steps.executor import Executor
 from kneo.settings import from_env
@@ -45,14 +43,10 @@ class KillingNotifier(CommitNotifier):
         super().notify(changes)
 
 
-def worker_on(store: Store, folder: Path) -> StepWorker:
+def worker_of(store: Store, folder: Path) -> StepWorker:
     code = CodeLoader((folder,), ())
     executor = Executor(code, services_of(from_env(), store, code))
-    driver = Driver(store, ProgramLoader(store), executor)
-    if store.is_sqlite:
-        return Worker(store, driver)
-    dispatch = importlib.import_module("kneo.runtime.dispatch.postgres")
-    return dispatch.QueueWorker(store, driver, concurrency=4)
+    return worker_on(store, Driver(store, ProgramLoader(store), executor), concurrency=4)
 
 
 def main() -> None:
@@ -60,7 +54,7 @@ def main() -> None:
     store = open_store(url, SystemClock())
     if int(die_at) and when == "after":
         store.notifier = KillingNotifier(int(die_at))
-    worker = worker_on(store, Path(folder))
+    worker = worker_of(store, Path(folder))
     if int(die_at) and when == "before":
         kill_before(int(die_at))
     working = threading.Thread(target=worker.run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from itertools import permutations
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import pytest
 from agent_runs import AgentRuns
 from gates.asking import ENVIRONMENT, declare
 from kneo_process import eventually
-from model_server import Call, ModelServer, Reply, model_server
+from model_server import Call, ModelServer, Reply, model_server, overloaded
 
-from kneo.clock import SystemClock
+from kneo.clock import ManualClock, SystemClock
 from kneo.records.run import RunStatus
-from kneo.runtime.engine.assemble import background
+from kneo.runtime.engine.assemble import background, worker_on
 from kneo.runtime.engine.cancel import cancel_run
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, fork
@@ -238,6 +239,29 @@ def test_cancelling_a_run_ends_its_request_and_its_call(make: Make) -> None:
         assert agents.look(run).status is RunStatus.CANCELLED
         assert len(agents.journal(run)) == before
         assert len(agents.server.requests) == 1
+
+
+def test_a_provider_that_asks_to_wait_holds_no_slot_of_the_worker(
+    migrated_url: str, tmp_path: Path, server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = ManualClock(datetime(2026, 1, 31, 12, tzinfo=UTC))
+    store = open_store(migrated_url, clock)
+    agents = AgentRuns(store, tmp_path / "code", server, monkeypatch)
+    server.script = {"m": [[overloaded(300), Reply("Done.")]], "other": [Reply("Other.")]}
+    run = agents.begin()
+    worker = worker_on(store, agents.driver(), concurrency=1)
+    with background("worker", worker.run, worker.stop):
+        eventually(lambda: "step_postponed" in agents.trace(run))
+        eventually(lambda: agents.look(run).owner is None)
+        model = {"provider": "openai", "name": "other", "extra": {"api": "chat"}}
+        other = agents.begin(agents.agent_tree(teller={"model": model}))
+        eventually(lambda: agents.look(other).status is RunStatus.SUCCEEDED)
+        assert [request.model for request in server.requests] == ["m", "other"]
+        clock.advance(timedelta(seconds=301))
+        eventually(lambda: agents.look(run).status is RunStatus.SUCCEEDED)
+    assert [request.model for request in server.requests] == ["m", "other", "m"]
+    assert "step_failed" not in agents.trace(run)
+    store.close()
 
 
 def test_no_content_of_a_call_is_in_the_trace(make: Make) -> None:

@@ -17,10 +17,9 @@ from kneo.clock import ManualClock, SystemClock
 from kneo.records.conversation import ConversationEntry
 from kneo.records.run import NewTrace, Run, RunStatus
 from kneo.records.task import UNRESOLVED, DecisionKind, HumanTask, TaskStatus
-from kneo.runtime.engine.assemble import background
+from kneo.runtime.engine.assemble import background, worker_on
 from kneo.runtime.engine.cancel import cancel_run
 from kneo.runtime.engine.wait import find_run
-from kneo.runtime.engine.worker import Worker
 from kneo.runtime.steps.agents import Conversation
 from kneo.store import agent_journal, history, runs, tasks
 from kneo.store.agent_journal import JournalLimits
@@ -303,7 +302,7 @@ def test_a_postponed_run_leaves_its_slot_to_others_and_continues_later(migrated_
 
     agents = ScriptedAgents(store, turn)
     run = agents.start()
-    worker = Worker(store, agents.driver(), concurrency=1)
+    worker = worker_on(store, agents.driver(), concurrency=1)
     with background("worker", worker.run, worker.stop):
         eventually(lambda: parked(store, run))
         other = agents.start(spec({"id": "other", "kind": "agent", "ref": "teller"}))
@@ -330,7 +329,7 @@ def test_an_answer_reaches_a_parked_run_before_its_time(migrated_url: str, clock
     agents = ScriptedAgents(store, turn)
     steps = [{"id": name, "kind": "agent", "ref": "teller"} for name in ("busy", "asks")]
     run = agents.start(spec({"id": "all", "kind": "parallel", "steps": steps}))
-    worker = Worker(store, agents.driver(), concurrency=1)
+    worker = worker_on(store, agents.driver(), concurrency=1)
     with background("worker", worker.run, worker.stop):
         eventually(lambda: parked(store, run) and open_tasks(store, run))
         [task] = open_tasks(store, run).values()
