@@ -162,13 +162,15 @@ def warm_up(providers: Iterable[str]) -> None:
 
 
 def _import_openai() -> None:
-    import openai  # noqa: F401
+    # The library would import its resources at the first request, on the event loop.
+    import openai.resources.chat.chat
+    import openai.resources.responses.responses  # noqa: F401
     import pydantic_ai.models.openai
     import pydantic_ai.providers.openai  # noqa: F401
 
 
 def _import_anthropic() -> None:
-    import anthropic  # noqa: F401
+    import anthropic.resources.messages.messages  # noqa: F401
     import pydantic_ai.models.anthropic  # noqa: F401
 
 

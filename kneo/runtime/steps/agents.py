@@ -18,8 +18,9 @@ from kneo.runtime.interpreter.program import Program
 from kneo.runtime.steps.context import StepContext, StepOutput
 from kneo.runtime.steps.threads import in_thread
 
-LOOP = "kneo.agents.loop"
-"""The module of the agents' loop, imported by name: it needs libraries that only agents with a model need."""
+LOOP, CLIENTS = "kneo.agents.loop", "kneo.agents.clients"
+"""The modules of the agents' loop and of the clients of providers, imported by name: they need libraries that only agents with a
+model need."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,8 @@ class Agents:
         self._make = make_services
         self._loaded: tuple[_Loop, OpenServices] | None = None
         self._loading = asyncio.Lock()
+        self._imported: frozenset[str] = frozenset()
+        """Providers whose libraries are imported."""
 
     async def run(
         self, program: Program, activity: Activity, text: str, context: StepContext, conversation: Conversation
@@ -78,7 +81,7 @@ class Agents:
         facts = {"agent_name": name, "model_provider": provider, "model_name": agent.model.name}
         if provider == DUMMY:
             return StepOutput(text=dummy.reply(message), facts=facts)
-        loop, opened = await self._load(name)
+        loop, opened = await self._load(name, providers_of(program))
         turn = Turn(
             run_id=context.run_id,
             step_id=context.step_id,
@@ -102,11 +105,14 @@ class Agents:
             (_, opened), self._loaded = self._loaded, None
             await opened.close()
 
-    async def _load(self, agent: str) -> tuple[_Loop, OpenServices]:
+    async def _load(self, agent: str, providers: frozenset[str]) -> tuple[_Loop, OpenServices]:
         async with self._loading:
-            if self._loaded is None:
-                # The import takes half a second and more, in which the event loop serves other steps.
-                self._loaded = await in_thread(lambda: self._import(agent))
+            if self._loaded is None or not providers <= self._imported:
+                # Imports take seconds on a busy machine, in which the event loop serves other steps.
+                loaded = self._loaded
+                self._loaded = await in_thread(lambda: loaded or self._import(agent))
+                await in_thread(lambda: importlib.import_module(CLIENTS).warm_up(providers))
+                self._imported |= providers
             return self._loaded
 
     def _import(self, agent: str) -> tuple[_Loop, OpenServices]:
@@ -119,6 +125,13 @@ class Agents:
         except ImportError as error:
             msg = f"The agent {agent} needs the library of agents, which is not installed: {error}."
             raise Invalid(msg, code="provider_not_configured", hint="pip install 'kneo[agents]'") from error
+
+
+def providers_of(program: Program) -> frozenset[str]:
+    """Return the providers that a program's agents can ask, also those behind tools and those of fallbacks."""
+    agents = (*program.agents.values(), *program.spec.components.agents.values())
+    models = [agent.model for agent in agents if agent.model is not None]
+    return frozenset(choice.provider for model in models for choice in (model, *model.fallbacks))
 
 
 def message_of(text: str, context: StepContext) -> str:
