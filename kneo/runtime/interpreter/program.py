@@ -20,6 +20,7 @@ from typing import Protocol
 from kneo.agents.turn import ToolGates
 from kneo.records.run import RunStatus
 from kneo.runtime.interpreter.fork_gates import FORK_GATES, ForkGates, GateIndex, index_gates
+from kneo.runtime.interpreter.gate import CompiledGate
 from kneo.runtime.interpreter.node import (
     Action,
     Ask,
@@ -45,6 +46,15 @@ ROOT_AGENT = ""
 
 class CallGates(Protocol):
     """The gates of the tool calls of a program."""
+
+    @property
+    def compiled(self) -> Mapping[str, CompiledGate]:
+        """The gates by their ids."""
+        ...
+
+    def ids_of(self, added: Sequence[str], agent: str, tool: str) -> tuple[str, ...]:
+        """Return the ids of the gates of a tool that an agent calls; ``added`` as for ``of_step``."""
+        ...
 
     def of_step(self, added: Sequence[str], sampling_seed: str) -> ToolGates:
         """Return the gates of the calls that a step makes; ``added`` has the ids of those of an environment."""

@@ -38,11 +38,21 @@ class ToolGateIndex:
         """
 
         def of_call(agent: str, tool: str, arguments: Mapping[str, object]) -> tuple[ToolGate, ...]:
-            declared = self.spec.tools.get(tool)
-            matching = [key for key in added if matches_call(self.matches[key], agent, tool, declared)]
-            return tuple(self._asking((*self._own(tool), *matching), tool, arguments, sampling_seed))
+            return tuple(self._asking(self.ids_of(added, agent, tool), tool, arguments, sampling_seed))
 
         return of_call
+
+    def ids_of(self, added: Sequence[str], agent: str, tool: str) -> tuple[str, ...]:
+        """Return the ids of the gates of a tool, those that ask under a condition among them, in the order in which they ask.
+
+        Args:
+            added: The ids of the gates that an environment adds at the step.
+            agent: The name of the agent that makes the call.
+            tool: The name of the tool.
+        """
+        declared = self.spec.tools.get(tool)
+        matching = [key for key in added if matches_call(self.matches[key], agent, tool, declared)]
+        return (*self._own(tool), *matching)
 
     def _asking(self, keys: Sequence[str], tool: str, arguments: Mapping[str, object], seed: str) -> Iterator[ToolGate]:
         text = canonical_json(dict(arguments)).decode()

@@ -24,7 +24,8 @@ class ExploredState:
     Attributes:
         state: The interpreter's state, or the end.
         agreed: Whether a person has agreed to anything before this state.
-        doing: Kind (``input``, ``step``, ``question``) and name of the next action.
+        doing: Kind and name of the next action: ``input``, ``step``, ``call`` (a step that continues after a decision about
+            one of its tool calls), ``question`` or ``end``.
         ungated: The privileged call that happens next without any approval.
         ways: The labels of the transitions, each with the number of the next state.
         cut: Whether the simulation stopped here.
@@ -95,7 +96,7 @@ class Exploration:
         execute = next((one for one in actions(self._program, state) if isinstance(one, Execute)), None)
         if execute is not None:
             location = execute.ticket.rpartition(":")[0]
-            point.doing = ("step", location)
+            point.doing = ("call" if execute.call_answers else "step", location)
             self.reached.add(execute.activity.path)
             call = self._privileged.get((execute.activity.kind, execute.activity.ref))
             point.ungated = call if not point.agreed else None
@@ -103,7 +104,8 @@ class Exploration:
         else:
             ask = next(iter(waiting(self._program, state).values()))
             point.doing = ("question", ask.key)
-            self.asked.add((ask.path, ask.gate.position_id))
+            tool = f"{ask.facts['tool']}." if ask.of_call else ""
+            self.asked.add((ask.path, f"{tool}{ask.gate.position_id}"))
             ticket, ways = ask.ticket, self._script.answers(ask)
         for way in ways:
             if isinstance(way.outcome, RunEnded):

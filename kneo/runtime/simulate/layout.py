@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from kneo.agents.turn import CallQuestion
 from kneo.runtime.interpreter.branch import BranchNode, RouterNode
 from kneo.runtime.interpreter.gate import CompiledGate
 from kneo.runtime.interpreter.node import Activity, ProgramNode
 from kneo.runtime.interpreter.program import Program
 from kneo.runtime.interpreter.serial import GraphWorkflowNode, LoopNode
 from kneo.runtime.interpreter.step import StepNode
+from kneo.runtime.simulate.calls import GatedCall, gated_calls
 from kneo.spec.models.human import Condition
 
 
@@ -23,6 +25,7 @@ class Layout:
         gates: Path and position of every question.
         caught: Paths of steps whose failure does not end the run.
         words: The texts that conditions compare with, in the order of the spec.
+        calls: The gated tool calls of steps, by their paths.
         choices: The choices of a selecting function, by the path of its router.
     """
 
@@ -30,12 +33,18 @@ class Layout:
     gates: set[tuple[str, str]] = field(default_factory=set)
     caught: set[str] = field(default_factory=set)
     words: dict[str, None] = field(default_factory=dict)
+    calls: Mapping[str, tuple[GatedCall, ...]] = field(default_factory=dict)
     choices: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, program: Program) -> Layout:
-        layout = cls()
+        layout = cls(calls=gated_calls(program))
         layout._add(program.root, caught=False)
+        for path, calls in layout.calls.items():
+            for call in calls:
+                layout.gates |= {
+                    (path, f"{question.tool}.{_position(program, question)}") for question in call.questions
+                }
         return layout
 
     def _add(self, node: ProgramNode, *, caught: bool) -> None:
@@ -86,6 +95,10 @@ class Layout:
     def _add_conditions(self, *conditions: Condition | None) -> None:
         for condition in conditions:
             self.words |= dict.fromkeys(_words(condition) if condition is not None else ())
+
+
+def _position(program: Program, question: CallQuestion) -> str:
+    return program.tool_gates.compiled[question.gate or ""].position_id
 
 
 def _words(condition: Condition) -> Iterator[str]:

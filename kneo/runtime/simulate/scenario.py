@@ -11,9 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from kneo.agents.turn import CallQuestion
 from kneo.records.run import RunError, RunStatus
 from kneo.records.task import Decision, DecisionKind
-from kneo.runtime.interpreter.node import Ask, Execute, Outcome, RunEnded, StepFailed, Succeeded, TaskDecided
+from kneo.runtime.interpreter.node import (
+    Ask,
+    CallsWaiting,
+    Execute,
+    Outcome,
+    RunEnded,
+    StepFailed,
+    Succeeded,
+    TaskDecided,
+)
 from kneo.runtime.simulate.layout import Layout
 from kneo.spec.coverage.gates import strengthened
 from kneo.spec.models.answers import AnswersFile, ScriptedAnswer
@@ -89,6 +99,13 @@ class Scenario:
         """Yield the possible outcomes of a step."""
         location = action.ticket.rpartition(":")[0]
         known = self._output(location, action.activity.path)
+        asked = self._due(action, location)
+        if asked is not None:
+            yield Transition("", CallsWaiting(questions=(asked,)))
+            return
+        if known is None and not action.call_answers:
+            for call in self.layout.calls.get(action.activity.path, ()):
+                yield Transition(f"calls {call.tool}", CallsWaiting(questions=(call.questions[0],)))
         if known is not None:
             yield Transition("", Succeeded(text=known))
             return
@@ -102,19 +119,47 @@ class Scenario:
 
     def answers(self, ask: Ask) -> Iterator[Transition]:
         """Yield the possible decisions of people, and the timeout of a question with a deadline."""
-        written = self.written.answers.get(ask.key)
+        key, written = self._written(ask)
         if written is None:
             yield from self._everything(ask)
             return
-        self.used.add(ask.key)
+        self.used.add(key)
         why = self._misfit(ask, written)
         if why is not None:
-            self.unfit[ask.key] = AnswerMismatch(ask.key, why)
+            self.unfit[key] = AnswerMismatch(key, why)
             yield from self._everything(ask)
         elif written.timeout:
             yield _timeout(ask, self.least)
         else:
             yield _as_written(ask, written)
+
+    def _due(self, action: Execute, location: str) -> CallQuestion | None:
+        """Return the next question about a call that was begun, or about one whose answer is written.
+
+        A step makes at most one gated call in a branch, or those whose answers are written.
+        """
+        calls, answers = self.layout.calls.get(action.activity.path, ()), action.call_answers
+        begun = (call.next_question(answers) for call in calls if call.was_begun(answers))
+        written = (
+            call.questions[0]
+            for call in calls
+            if not call.was_begun(answers) and self._key_of_call(f"{location}.{call.questions[0].task_key}") is not None
+        )
+        return next((question for question in begun if question is not None), None) or next(written, None)
+
+    def _written(self, ask: Ask) -> tuple[str, ScriptedAnswer | None]:
+        key = self._key_of_call(ask.key) if ask.of_call else None
+        key = key if key is not None else ask.key
+        return key, self.written.answers.get(key)
+
+    def _key_of_call(self, name: str) -> str | None:
+        """Return the key of a written answer about a call; the digest of the arguments, which it may end with, is unknown."""
+        base, plus, gate = name.partition("+")
+        for key in self.written.answers:
+            stated, also, other = key.partition("+")
+            if (stated == base or stated.startswith(f"{base}:")) and (not plus or (also and other == gate)):
+                return key
+        return None
 
     # ---- the parts --------------------------------------------------------------------------------------------
 

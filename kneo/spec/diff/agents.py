@@ -32,6 +32,8 @@ _AREAS: dict[str, tuple[Danger, str]] = {
     "memory": (MEDIUM, "memory"),
     "skills": (MEDIUM, "skills"),
     "as_agent": (HIGH, "agents"),
+    "output_schema": (MEDIUM, "agents"),
+    "ask_question": (HIGH, "humans"),
     "defaults": (LOW, "agents"),
     "history": (LOW, "agents"),
     "middleware": (LOW, "agents"),
@@ -62,6 +64,9 @@ def agent(change: ChangeContext) -> Sentence:
 def _answered(change: ChangeContext, below: list[str]) -> Sentence:
     if below[:1] == ["extra"]:
         return _endpoint(change)
+    if below[:1] == ["fallbacks"]:
+        elsewhere = "base_url" in str(change.difference.after)
+        return field(change, HIGH if elsewhere and not change.removed else MEDIUM, "models")
     if not below and not change.removed:
         return Sentence(MEDIUM, "models", f"{start(change.name)} is answered by {_model(change.difference.after)}.")
     return field(change, LOW if change.difference.within else MEDIUM, "models")

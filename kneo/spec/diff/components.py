@@ -30,10 +30,13 @@ def tool(change: ChangeContext) -> Sentence:
             words = text(change, MEDIUM, "prompts", "description")
         case ("mcp", "pin", *_):
             words = _pin(change)
-        case (("implementation" | "agent" | "mcp"), *_):
+        case (("implementation" | "http" | "agent" | "mcp"), *_):
             words = value_change(change, HIGH, "tools", f"{'.'.join(change.location.rest)} of {change.name}")
         case ("capabilities", name):
             words = _capability(change, name)
+        case (("effects" | "on_interrupted" | "output") as key, *_):
+            careful = {"effects": True, "on_interrupted": "ask", "output": "untrusted"}[key]
+            return field(change, LOW if change.difference.after == careful else HIGH, "tools")
         case ("always_ask",):
             words = field(change, LOW if change.difference.after is True else HIGH, "gates")
         case _:

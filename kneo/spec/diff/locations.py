@@ -107,7 +107,19 @@ def value_at(tree: object, keys: Keys) -> object:
 
 _HOLDERS = frozenset({"tools", "review", "guardrails", "policies", "extra", "config", "nodes", "choices", "candidates"})
 _ONE = frozenset(
-    {"when", "until", "condition", "selector", "parameters", "input_schema", "output_schema", "schema", "fields"}
+    {
+        "when",
+        "until",
+        "condition",
+        "selector",
+        "parameters",
+        "input_schema",
+        "output_schema",
+        "schema",
+        "fields",
+        "returns",
+        "body",
+    }
 )
 _TOP = frozenset({"components", *_ROOTS})
 

@@ -33,6 +33,7 @@ PLAIN: dict = {
     },
     "tools": {
         "search": {"description": "Finds pages.", "implementation": "app.search"},
+        "fetch": {"description": "Fetches a page.", "http": {"url": "https://a.example"}},
         "crm": {
             "description": "Finds people.",
             "mcp": {"server": "files", "pin": {"description": "Finds.", "schema_digest": f"sha256:{'0' * 64}"}},
@@ -149,6 +150,19 @@ BOSS = "components/humans/boss"
         ("mcp_servers/files/command", "serve-all", "HIGH", "mcp", "Command of the MCP server files changes from 'serve-files' to 'serve-all'."),
         ("mcp_servers/files/env/MODE", "rw", "HIGH", "mcp", "Env.MODE of the MCP server files changes."),
         ("metadata", {"team": "a"}, "LOW", "other", "Metadata is {'team': 'a'}."),
+        ("tools/search/effects", False, "HIGH", "tools", "Effects of the tool search is False."),
+        ("tools/search/effects", True, "LOW", "tools", "Effects of the tool search is True."),
+        ("tools/search/on_interrupted", "repeat", "HIGH", "tools", "On_interrupted of the tool search is 'repeat'."),
+        ("tools/search/output", "untrusted", "LOW", "tools", "Output of the tool search is 'untrusted'."),
+        ("tools/search/output", "trusted", "HIGH", "tools", "Output of the tool search is 'trusted'."),
+        ("tools/search/returns", {"type": "object"}, "MEDIUM", "tools", "Returns of the tool search is {'type': 'object'}."),
+        ("tools/search/timeout_seconds", 5, "MEDIUM", "tools", "Timeout_seconds of the tool search is 5."),
+        ("tools/fetch/http/url", "https://b.example", "HIGH", "tools", "Http.url of the tool fetch changes from 'https://a.example' to 'https://b.example'."),
+        ("tools/fetch/http/body", {"a": 1}, "HIGH", "tools", "Http.body of the tool fetch is {'a': 1}."),
+        ("agent/model/fallbacks", [{"provider": "ollama", "name": "m"}], "MEDIUM", "models", "Model.fallbacks of the root agent is [{'provider': 'ollama', 'name': 'm'}]."),
+        ("agent/model/fallbacks", [{"provider": "vllm", "name": "m", "extra": {"base_url": "x"}}], "HIGH", "models", "Model.fallbacks of the root agent is [{'provider': 'vllm', 'name': 'm', 'extra': {'base_url': 'x'}}]."),
+        ("agent/output_schema", {"type": "object"}, "MEDIUM", "agents", "Output_schema of the root agent is {'type': 'object'}."),
+        ("agent/ask_question", "boss", "HIGH", "humans", "Ask_question of the root agent is 'boss'."),
     ],
 )  # fmt: skip
 def test_one_change_is_one_sentence(path: str, value: object, danger: str, area: str, message: str) -> None:

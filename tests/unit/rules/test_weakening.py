@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from controller.differences import policy_difference
 from kneo.spec.diff.weakening import weakenings
 from kneo.spec.environment import parse_environment
 from kneo.spec.models.environment import Approvals, Environment, EnvironmentSpec, Signatures
@@ -205,3 +206,23 @@ def test_no_part_of_an_environment_is_forgotten() -> None:
 )
 def test_tightened_rules_of_models_and_tools_wait_for_nothing(name: str, value: object) -> None:
     assert weakenings(environment(), environment(**{name: value})) == ()
+
+
+def changes(**after: object) -> list[tuple[object, object, object, object]]:
+    found = policy_difference(environment(), environment(**after))
+    return [(each["field"], each["from"], each["to"], each["direction"]) for each in found]
+
+
+def test_rules_for_models_and_tools_are_compared_field_by_field() -> None:
+    assert changes(tools=tools(deny=["shell", "mail"], inside=[])) == [
+        ("tools.deny", ["shell"], ["shell", "mail"], "tightened"),
+        ("tools.inside", ["crm.internal:8443"], [], "tightened"),
+    ]
+    assert changes(tools=mcp(pinned=False, commands=[])) == [
+        ("tools.mcp.commands", ["/usr/bin/crm-mcp"], [], "tightened"),
+        ("tools.mcp.pinned", True, False, "loosened"),
+    ]
+    [budget] = changes(models=models(budgets=[{"per": "run", "tokens": 2000}, {"per": "day", "cost": 50}]))
+    assert (budget[0], budget[3]) == ("models.budgets", "loosened")
+    [prices] = changes(models=models(prices={"my-model": {"input": 0.1, "output": 0.8}}))
+    assert (prices[0], prices[3]) == ("models.prices", "loosened")
