@@ -1,24 +1,27 @@
 """What a turn of an agent costs beside others, in one run on one machine: ``make bench-agents``.
 
 A turn is one request to the model and one tool call. The model is a scripted server on loopback in a process of its own; each
-system talks to it through the library of OpenAI. Systems take turns, round by round, and the middle of each one's rounds counts;
+system talks to it through the library of OpenAI. What is left without the wire, whose requests grow with the conversation, is
+measured with a model inside the process, for Kneo and pydantic-ai. Systems take turns, round by round, and the middle of each one's rounds counts;
 only ratios of one run mean anything.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.agents import conversation
 from benchmarks.engine import peers
 
 HERE = conversation.ROOT / "benchmarks" / "agents"
 LENGTHS = [5, 20, 60]
+SYSTEMS = ("kneo", "pydantic-ai", "langgraph", "openai-agents")
 
 Costs = dict[str, dict[str, float]]
 
@@ -35,7 +38,10 @@ def main() -> None:
     options = parser.parse_args()
     answer: dict[str, object] = {}
     if options.only in {None, "turns"}:
-        answer["a turn"] = turns(options.rounds, options.count)
+        answer["a turn, model on loopback"] = turns(options.rounds, options.count, SYSTEMS)
+        answer["a turn, model in the process"] = turns(
+            options.rounds, options.count, ("kneo", "pydantic-ai"), wire=False
+        )
     if options.only in {None, "waiting"}:
         answer[f"{options.runs} agents that wait 2 s"] = waiting(options.runs)
     if options.json:
@@ -48,26 +54,26 @@ def main() -> None:
             print(f"  {name:16} {value}")
 
 
-def turns(rounds: int, count: int) -> dict[str, object]:
+def turns(rounds: int, count: int, names: Sequence[str], *, wire: bool = True) -> dict[str, object]:
     """Return what a turn costs each system, and the two ratios that Kneo is held to."""
-    systems = {
-        "kneo": [sys.executable, "-m", "benchmarks.agents.kneo_turns"],
-        "pydantic-ai": [sys.executable, "-m", "benchmarks.agents.pydantic_ai_turns"],
-        "langgraph": [str(peers.langgraph_agents()), str(HERE / "peer_langgraph.py")],
-        "openai-agents": [str(peers.openai_agents()), str(HERE / "peer_openai_agents.py")],
+    systems: dict[str, Callable[[], list[str]]] = {
+        "kneo": lambda: [sys.executable, "-m", "benchmarks.agents.kneo_turns"],
+        "pydantic-ai": lambda: [sys.executable, "-m", "benchmarks.agents.pydantic_ai_turns"],
+        "langgraph": lambda: [str(peers.langgraph_agents()), str(HERE / "peer_langgraph.py")],
+        "openai-agents": lambda: [str(peers.openai_agents()), str(HERE / "peer_openai_agents.py")],
     }
-    measured: dict[str, list[Costs]] = {name: [] for name in systems}
+    measured: dict[str, list[Costs]] = {name: [] for name in names}
     for _ in range(rounds):
-        for name, command in systems.items():
-            with conversation.served(LENGTHS) as url:
-                measured[name].append(
-                    _printed([*command, json.dumps({"url": url, "lengths": LENGTHS, "count": count})])
-                )
+        for name in names:
+            with conversation.served(LENGTHS) if wire else contextlib.nullcontext("") as url:
+                order = json.dumps({"url": url, "lengths": LENGTHS, "count": count})
+                measured[name].append(_printed([*systems[name](), order]))
     middle = {name: _middle(each) for name, each in measured.items()}
     kneo, alone = middle["kneo"], middle["pydantic-ai"]
+    first, last = (f"{length} turns" for length in (LENGTHS[0], LENGTHS[-1]))
     ratios = {length: round(kneo[length]["cpu_ms"] / alone[length]["cpu_ms"], 2) for length in kneo}
-    growth = round(kneo[f"{LENGTHS[-1]} turns"]["cpu_ms"] / kneo[f"{LENGTHS[0]} turns"]["cpu_ms"], 2)
-    return {**middle, "kneo : pydantic-ai": ratios, "kneo, 60 : 5": growth}
+    growth = {name: round(costs[last]["cpu_ms"] / costs[first]["cpu_ms"], 2) for name, costs in middle.items()}
+    return {**middle, "kneo : pydantic-ai": ratios, "60 : 5": growth}
 
 
 def waiting(runs: int) -> dict[str, float]:

@@ -9,6 +9,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.agents import conversation
+from benchmarks.agents.pydantic_ai_turns import model_in_process
+from kneo.agents.clients import ModelClient, ModelClients
+from kneo.agents.providers import ProviderConnection
 from kneo.platform import PlatformManager
 from kneo.settings import from_env
 
@@ -36,9 +39,23 @@ def spec(turns: int) -> dict[str, object]:
     }
 
 
+def without_wire() -> None:
+    """Give every connection the model of this process instead of a client."""
+
+    async def close() -> None:
+        pass
+
+    def client(_clients: ModelClients, connection: ProviderConnection) -> ModelClient:
+        return ModelClient(connection, model_in_process, close)
+
+    ModelClients.client = client  # type: ignore[method-assign]
+
+
 def main(url: str, lengths: list[int], count: int) -> dict[str, dict[str, float]]:
     """Have the conversations."""
-    os.environ |= {"OPENAI_API_KEY": "none", "OPENAI_BASE_URL": url}  # noqa: TID251 - what an operator does
+    if not url:
+        without_wire()
+    os.environ |= {"OPENAI_API_KEY": "none", "OPENAI_BASE_URL": url or "http://127.0.0.1:9/v1"}  # noqa: TID251 - what an operator does
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "bench_tools.py").write_text(SOURCE)
