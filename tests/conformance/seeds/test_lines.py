@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from kneo_process import Machine, Process
+from model_server import Call, ModelRequest, Reply, model_server
 
 from cli.main import run
 from kneo.settings import process_environment
@@ -29,11 +30,26 @@ ADDRESSES = ("http://127.0.0.1:8000", "https://staging.example.com", "https://kn
 LEGACY = "root_agent: {name: old, model: {provider: dummy, name: dummy}}\n"
 
 
+def research(request: ModelRequest) -> Reply:
+    """A model that searches before it answers, where it has a tool for that."""
+    names = [tool["name"] for tool in request.body.get("tools", ())]
+    if "web_search" in names and "function_call_output" not in request.text:
+        return Reply(calls=[Call("web_search", {"query": "Nvidia"})])
+    return Reply("Nvidia sells accelerators, networks and software.")
+
+
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+def provider() -> Iterator[dict[str, str]]:
+    """The variables of a provider whose model is on loopback."""
+    with model_server(research) as server:
+        yield {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": server.openai_url}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, provider: dict[str, str]) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("service")
     furnish(folder)
-    variables = {"KNEO_SERV_API_KEYS": KEYS, "KNEO_SERV_ADMIN_API_KEY": "admin-token"}
+    variables = {"KNEO_SERV_API_KEYS": KEYS, "KNEO_SERV_ADMIN_API_KEY": "admin-token", **provider}
     machine = Machine(folder, f"sqlite:///{folder / 'kneo.sqlite'}", **variables)
     yield machine.start("service", "serve", "--host", "127.0.0.1", "--port", "0")
     machine.stop()
@@ -106,8 +122,10 @@ class Shell:
 
 
 @pytest.fixture
-def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: Process) -> Shell:
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: Process, provider: dict[str, str]) -> Shell:
     furnish(tmp_path)
+    for name, value in provider.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     for name in ("KNEO_ENV", "KNEO_PROJECT_CONFIG", "KNEO_SERV_DATABASE_URL", "KNEO_SERV_API_KEY"):
