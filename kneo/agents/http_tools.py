@@ -11,20 +11,16 @@ from urllib.parse import quote, urlencode
 
 from kneo.agents.addresses import HostRules
 from kneo.agents.http import HttpClient, HttpFailed, WebRequest, WebResponse
+from kneo.agents.secrets import Secrets, fill_secrets
 from kneo.agents.turn import ToolCall
-from kneo.errors import Forbidden, Invalid
+from kneo.errors import Invalid
 from kneo.redaction import REDACTED
-from kneo.spec.models.agent import PROVIDER_VARIABLES
 from kneo.spec.models.spec import HttpTool
-
-Secrets: TypeAlias = Callable[[str], str | None]
-"""From a name to the secret's value."""
 
 InsideServices: TypeAlias = Callable[[str | None], Sequence[str]]
 """From an environment to the ``host:port`` of services inside the network that its tools may reach, as it names them now."""
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.-]{1,100})\}")
-_SECRET = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]{0,200})\}")
 _ORIGIN = re.compile(r"https?://[^/?#{}\\\s]+(?=[/?#]|$)", re.IGNORECASE)
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _ERROR_CHARS = 1_000
@@ -67,7 +63,7 @@ class HttpTools:
         declared = call.tool.parameters.get("properties")
         names = frozenset(declared if isinstance(declared, Mapping) else ()) | call.arguments.keys()
         request = make_request(http, Template(names, call.arguments), call.idempotency_key)
-        secrets = {name: _filled(value, self._secrets) for name, value in http.secret_headers.items()}
+        secrets = {name: fill_secrets(value, self._secrets) for name, value in http.secret_headers.items()}
         rules = HostRules.of(call.turn.agent, self._inside(call.turn.environment))
         request = WebRequest(
             url=request.url, method=http.method, headers=request.headers, secret_headers=secrets, body=request.body
@@ -238,29 +234,6 @@ def _filled_in(value: object, template: Template) -> object:
             return [each for each in (_filled_in(item, template) for item in items) if each is not _MISSING]
         case _:
             return value
-
-
-def _filled(text: str, secrets: Secrets) -> str:
-    """Return a header's value with its secrets.
-
-    Raises:
-        Forbidden: ``secret_denied`` or ``secret_missing``.
-    """
-
-    def secret(found: re.Match[str]) -> str:
-        name = found[1]
-        if name in PROVIDER_VARIABLES.values():
-            msg = f"{name} is the key of a model provider, which tools do not receive."
-            raise Forbidden(msg, code="secret_denied")
-        value = secrets(name)
-        if not value:
-            msg = f"The secret {name} is not set in the process that runs this step."
-            raise Forbidden(
-                msg, code="secret_missing", hint=f"Set {name}, {name}_FILE, or a file in KNEO_SERV_SECRETS_DIR."
-            )
-        return value
-
-    return _SECRET.sub(secret, text)
 
 
 def _words(values: Iterable[str]) -> list[str]:

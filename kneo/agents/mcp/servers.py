@@ -27,7 +27,8 @@ from kneo.agents.mcp.failures import McpServerFailed, McpSessionEnded, McpToolFa
 from kneo.agents.mcp.http import HttpTransport
 from kneo.agents.mcp.pins import OfferedTool, check_pin
 from kneo.agents.mcp.stdio import ServerCommand, ServerProcess
-from kneo.agents.mcp.targets import ConnectionTarget, Secrets, target_of
+from kneo.agents.mcp.targets import ConnectionTarget, target_of
+from kneo.agents.secrets import Secrets
 from kneo.agents.turn import ToolCall
 from kneo.errors import KneoError
 from kneo.redaction import REDACTED

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TypeAlias
 
 from kneo.agents.addresses import HostRules
 from kneo.agents.mcp.failures import McpRefused
 from kneo.agents.mcp.http import READ_SECONDS, Endpoint, Tls
 from kneo.agents.mcp.stdio import ServerCommand
+from kneo.agents.secrets import SECRET_REFERENCE, Secrets, require_secret
 from kneo.errors import Forbidden, Invalid
 from kneo.settings import process_environment
 from kneo.spec.models.rules import ToolRules
@@ -21,13 +21,9 @@ from kneo.spec.models.spec import McpServer
 MAX_MESSAGE_BYTES = 4_194_304
 """Bytes of one message of a server, where its declaration has no ``max_response_bytes``."""
 
-Secrets: TypeAlias = Callable[[str], str | None]
-"""From the name of a secret to its value."""
-
 _INHERITED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER")
 """The only variables of the worker that a server has; the others may be credentials."""
 
-_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _LOADER = re.compile(r"(?:LD|DYLD|GLIBC|MALLOC)_")
 """Variables by which a spec would have an allowed program load another."""
 
@@ -68,9 +64,10 @@ def target_of(
 
     Raises:
         McpRefused: ``mcp_command_denied`` or ``mcp_host_denied``.
-        Invalid: ``mcp_server_invalid`` or ``secret_missing``.
+        Forbidden: ``secret_denied`` or ``secret_missing``.
+        Invalid: ``mcp_server_invalid``: a secret stands where it cannot be kept.
     """
-    filled = _Filled(name, secrets)
+    filled = _Filled(secrets)
     if server.transport == "stdio":
         to: ServerCommand | Endpoint = _program(name, server, rules, filled)
     else:
@@ -83,20 +80,19 @@ def target_of(
 class _Filled:
     """Values with their references to secrets filled in."""
 
-    def __init__(self, server: str, secrets: Secrets) -> None:
-        self._server, self._secrets = server, secrets
+    def __init__(self, secrets: Secrets) -> None:
+        self._secrets = secrets
         self.values: list[str] = []
 
     def secret(self, name: str) -> str:
-        value = self._secrets(name)
-        if value is None:
-            msg = f"The MCP server {self._server} needs the secret {name}, which this process does not have."
-            raise Invalid(msg, code="secret_missing", hint=f"Set {name}, or {name}_FILE, where runs are executed.")
+        value = require_secret(name, self._secrets)
         self.values.append(value)
         return value
 
     def each(self, values: Mapping[str, str] | None) -> dict[str, str]:
-        return {key: _REFERENCE.sub(lambda found: self.secret(found[1]), text) for key, text in (values or {}).items()}
+        return {
+            key: SECRET_REFERENCE.sub(lambda found: self.secret(found[1]), text) for key, text in (values or {}).items()
+        }
 
 
 def _program(name: str, server: McpServer, rules: ToolRules, filled: _Filled) -> ServerCommand:
@@ -108,7 +104,7 @@ def _program(name: str, server: McpServer, rules: ToolRules, filled: _Filled) ->
     if loaders := sorted(key for key in server.env or {} if _LOADER.match(key)):
         msg = f"The MCP server {name} sets {loaders[0]}, which decides what a program loads."
         raise McpRefused(msg, code="mcp_command_denied", hint=f"Remove {loaders[0]} from env.")
-    if any(_REFERENCE.search(text) for text in server.args):
+    if any(SECRET_REFERENCE.search(text) for text in server.args):
         msg = f"The MCP server {name} has a secret in args, which every user of the machine can read."
         raise Invalid(msg, code="mcp_server_invalid", hint="Give it in env.")
     return ServerCommand(

@@ -236,8 +236,10 @@ def test_secrets_are_given_by_reference_in_env_only() -> None:
     in_args = failure("echo", server=stdio("--key", "${CRM_TOKEN}"), secrets={"CRM_TOKEN": "x"})
     assert (type(in_args), in_args.code) == (Invalid, "mcp_server_invalid")
     missing = failure("echo", server=stdio(env={"TOKEN": "${CRM_TOKEN}"}))
-    assert (type(missing), missing.code) == (Invalid, "secret_missing")
+    assert (type(missing), missing.code) == (Forbidden, "secret_missing")
     assert "CRM_TOKEN_FILE" in str(missing)
+    key = failure("echo", server=stdio(env={"TOKEN": "${OPENAI_API_KEY}"}), secrets={"OPENAI_API_KEY": "x"})
+    assert key.code == "secret_denied"
 
 
 def test_a_connection_is_tried_again_as_often_as_the_setting_says(tmp_path: Path) -> None:

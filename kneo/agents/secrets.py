@@ -1,0 +1,41 @@
+"""Secrets that specs name: ``${NAME}`` stands for a secret of the process that runs steps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TypeAlias
+
+from kneo.errors import Forbidden
+from kneo.spec.models.agent import PROVIDER_VARIABLES
+
+Secrets: TypeAlias = Callable[[str], str | None]
+"""From a name to the secret's value."""
+
+SECRET_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]{0,200})\}")
+
+
+def require_secret(name: str, secrets: Secrets) -> str:
+    """Return a secret for a tool.
+
+    Raises:
+        Forbidden: ``secret_denied`` or ``secret_missing``.
+    """
+    if name in PROVIDER_VARIABLES.values():
+        msg = f"{name} is the key of a model provider, which tools do not receive."
+        raise Forbidden(msg, code="secret_denied")
+    value = secrets(name)
+    if not value:
+        msg = f"The secret {name} is not set in the process that runs this step."
+        hint = f"Set {name}, {name}_FILE, or a file in KNEO_SERV_SECRETS_DIR."
+        raise Forbidden(msg, code="secret_missing", hint=hint)
+    return value
+
+
+def fill_secrets(text: str, secrets: Secrets) -> str:
+    """Return a text with the values of its secrets.
+
+    Raises:
+        Forbidden: ``secret_denied`` or ``secret_missing``.
+    """
+    return SECRET_REFERENCE.sub(lambda found: require_secret(found[1], secrets), text)
