@@ -26,12 +26,13 @@ class Backend(Protocol):
         """Call an operation with its own parameters, in this process or over HTTP, and return its view."""
         ...
 
-    def follow(self, run_id: str, *, until_pause: bool) -> Iterator[Json]:
+    def follow(self, run_id: str, *, until_pause: bool, deltas: bool = False) -> Iterator[Json]:
         """Yield the trace events of a run until it ends, and ``status`` and ``end`` of the run itself.
 
         Args:
             run_id: The run.
             until_pause: Whether to stop when the run pauses.
+            deltas: Whether to yield replies of models while they arrive: ``model_delta``.
         """
         ...
 

@@ -77,13 +77,14 @@ class ServiceBackend:
             hint = "Compare the versions of this command and of the service: kneo --version, GET /v1/healthz."
             raise Invalid(msg, code="service_mismatch", hint=hint) from error
 
-    def follow(self, run_id: str, *, until_pause: bool) -> Iterator[Json]:
+    def follow(self, run_id: str, *, until_pause: bool, deltas: bool = False) -> Iterator[Json]:
         """Read the stream of events; poll a service that has no streams."""
         seen: object = None
         while True:
             headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": str(seen)} if seen is not None else {})
             try:
-                with self.http.stream("GET", f"/runs/{run_id}/events", headers=headers) as answer:
+                query = {"deltas": "1"} if deltas else {}
+                with self.http.stream("GET", f"/runs/{run_id}/events", params=query, headers=headers) as answer:
                     if answer.headers.get("content-type", "").startswith("text/event-stream"):
                         for event in read_stream(answer.iter_lines(), until_pause=until_pause):
                             yield event

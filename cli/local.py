@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import getpass
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from cli import compose
 from cli.backend import Json, P, V
-from cli.watch import poll
+from cli.watch import POLL_SECONDS, poll
 from kneo import registry
 from kneo.api.context import EVERYTHING, Context, Principal, Waiting
 from kneo.api.operation import Operation
@@ -18,8 +19,9 @@ from kneo.api.run_views import TraceEventView
 from kneo.api.runs import get_run
 from kneo.api.status_words import in_published_words, speaks_published
 from kneo.api.task_views import TaskEventView
-from kneo.clock import sleep
+from kneo.clock import monotonic, sleep
 from kneo.project import read_config
+from kneo.records.delta import ModelDelta
 from kneo.records.run import Run
 from kneo.runtime.engine.wait import SettledRun
 from kneo.settings import Settings
@@ -83,14 +85,19 @@ class LocalBackend:
         view = operation(self.context, *args, **kwargs)
         return in_published_words(view) if self.published else view
 
-    def follow(self, run_id: str, *, until_pause: bool) -> Iterator[Json]:
+    def follow(self, run_id: str, *, until_pause: bool, deltas: bool = False) -> Iterator[Json]:
         def look(known: int) -> tuple[str, Sequence[Json]]:
             status = self.call(get_run, run_id).status
             with self.store.read() as tx:
                 events = history.list_trace(tx, run_id, limit=1000, offset=known)
             return str(status), [vars(TraceEventView.of(one)) for one in events]
 
-        return poll(look, run_id, until_pause=until_pause)
+        if not deltas:
+            yield from poll(look, run_id, until_pause=until_pause)
+            return
+        arrived: SimpleQueue[ModelDelta] = SimpleQueue()
+        with self.store.deltas.listen(run_id, arrived.put):
+            yield from poll(look, run_id, until_pause=until_pause, pause=partial(_deltas_until_next_look, arrived))
 
     def as_signer(self, keyid: str | None) -> LocalBackend:
         if keyid is None:
@@ -111,3 +118,14 @@ class LocalBackend:
                 yield vars(TaskEventView.of(item))
             if not found:
                 sleep(LOOK_SECONDS)
+
+
+def _deltas_until_next_look(arrived: SimpleQueue[ModelDelta]) -> Iterator[Json]:
+    """Yield the deltas that arrive before the next look for events."""
+    until = monotonic() + POLL_SECONDS
+    while (left := until - monotonic()) > 0:
+        try:
+            delta = arrived.get(timeout=left)
+        except Empty:
+            return
+        yield {"type": "model_delta", **vars(delta)}

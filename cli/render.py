@@ -77,6 +77,12 @@ def text(content: str, *, err: bool = False) -> None:
     typer.echo(plain(content), err=err)
 
 
+def piece(content: str) -> None:
+    """Print a piece of a line at once."""
+    typer.echo(plain(content), nl=False)
+    sys.stdout.flush()
+
+
 def success(message: str) -> None:
     """Print a success."""
     line(DONE, message)

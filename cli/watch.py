@@ -16,7 +16,18 @@ FINAL = frozenset({"succeeded", "completed", "failed", "cancelled", "expired", "
 PAUSED = frozenset({"paused", "blocked"})
 
 
-def poll(look: Callable[[int], tuple[str, Sequence[Json]]], run_id: str, *, until_pause: bool) -> Iterator[Json]:
+def _pause() -> Iterable[Json]:
+    sleep(POLL_SECONDS)
+    return ()
+
+
+def poll(
+    look: Callable[[int], tuple[str, Sequence[Json]]],
+    run_id: str,
+    *,
+    until_pause: bool,
+    pause: Callable[[], Iterable[Json]] = _pause,
+) -> Iterator[Json]:
     """Yield the events of a run by polling.
 
     Args:
@@ -24,6 +35,7 @@ def poll(look: Callable[[int], tuple[str, Sequence[Json]]], run_id: str, *, unti
             events, so that a run that has ended shows all of them.
         run_id: The run.
         until_pause: Whether to stop when the run pauses.
+        pause: Waits before the next look, and returns events that are in no database.
     """
     seen, last = 0, ""
     while True:
@@ -39,7 +51,7 @@ def poll(look: Callable[[int], tuple[str, Sequence[Json]]], run_id: str, *, unti
         if until_pause and status in PAUSED:
             return
         if not events:
-            sleep(POLL_SECONDS)
+            yield from pause()
 
 
 def read_stream(lines: Iterable[str], *, until_pause: bool) -> Iterator[Json]:
@@ -94,3 +106,32 @@ def details(event: Mapping[str, object]) -> str:
         message or event.get("output_preview") or event.get("input_preview") or event.get("status"),
     ]
     return " ".join(" ".join(str(part) for part in parts if part is not None).split())
+
+
+class StreamPrinter:
+    """Prints replies of models while they arrive, between the other events of a run."""
+
+    def __init__(self) -> None:
+        self._reply: tuple[object, object] | None = None
+        self._printed = 0
+        """Characters of the reply so far; 0 where the cursor is at the beginning of a line."""
+
+    def show(self, event: Json) -> None:
+        """Print one event."""
+        if event["type"] != "model_delta":
+            self._end_reply()
+            show_event(event)
+            return
+        reply, offset, text = (event["step_id"], event["request"]), event["offset"], str(event["text"])
+        if reply != self._reply or offset == 0:
+            self._end_reply()
+            self._reply = reply
+        if offset != self._printed:
+            render.piece("[…]")
+        render.piece(text)
+        self._printed = int(str(offset)) + len(text)
+
+    def _end_reply(self) -> None:
+        if self._reply is not None:
+            render.text("")
+        self._reply, self._printed = None, 0

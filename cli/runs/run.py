@@ -15,7 +15,7 @@ from cli.requests import request
 from cli.runs.outcome import show_outcome
 from cli.runs.usage import show_usage
 from cli.specs.check import read_tree
-from cli.watch import show_event
+from cli.watch import StreamPrinter
 from kneo.api.run_start import RunCreate, create_run
 from kneo.api.run_views import RunView
 from kneo.api.runs import get_run
@@ -39,6 +39,9 @@ def run(
     ] = "workflow",
     session: Annotated[str | None, typer.Option("--session", help="Conversation that the run belongs to.")] = None,
     timeout: Annotated[str | None, typer.Option("--timeout", help="Time limit of the run: 90s, 15m, 24h.")] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print replies of models while they arrive, on a terminal.")
+    ] = False,
     service_url: ServiceUrlOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
@@ -62,19 +65,21 @@ def run(
         bundle=bundle,
         spec=read_tree(spec, environment) if bundle is None else None,
         async_mode=live or None,
+        stream=(live and stream) or None,
     )
     with backend(service_url, profile) as opened:
-        view = _live(opened, body) if live else opened.call(create_run, body)
+        view = _live(opened, body, stream=stream) if live else opened.call(create_run, body)
     render.emit(view, as_json=as_json, text=lambda: show_outcome(view))
     show_usage(view.metadata.get("usage"))
     if view.status == "failed":
         raise typer.Exit(1)
 
 
-def _live(opened: Backend, body: RunCreate) -> RunView:
-    """Start a run and show its steps as they complete."""
+def _live(opened: Backend, body: RunCreate, *, stream: bool) -> RunView:
+    """Start a run and show its steps as they complete, with ``stream`` also what models reply."""
     run_id = opened.call(create_run, body).run_id
-    for event in opened.follow(run_id, until_pause=True):
+    printer = StreamPrinter()
+    for event in opened.follow(run_id, until_pause=True, deltas=stream):
         if event["type"] not in {"status", "end"}:
-            show_event(event)
+            printer.show(event)
     return opened.call(get_run, run_id)

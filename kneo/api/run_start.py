@@ -27,6 +27,7 @@ from kneo.runtime.engine.recover import continue_run as continue_failed_run
 from kneo.runtime.engine.recover import fork as fork_from
 from kneo.runtime.engine.start import StartRequest, no_extra_writes
 from kneo.store import audit
+from kneo.store.delta_readers import announce_reader
 from kneo.store.engine import Tx
 
 MAX_SECONDS = 10 * 365 * 86_400
@@ -61,6 +62,9 @@ class RunCreate(SpecRequest):
     bundle: Name | None = Field(default=None, description="`name`, `name@version` or `sha256:…`.")
     target: Literal["agent", "workflow"] = "workflow"
     async_mode: Flag = False
+    stream: Flag = Field(
+        default=False, description="Stream replies of models from the first one, for the events of `deltas=1`."
+    )
     metadata: dict[str, object] = Field(default_factory=dict)
     session_id: str | None = Field(default=None, max_length=200, description="The session of the run.")
     skills: SkillsChange | None = None
@@ -112,8 +116,13 @@ def _start(
 ) -> Waiting[RunStartedView]:
     seconds = _seconds(wait)
 
+    def with_reader(tx: Tx, run: Run) -> None:
+        also(tx, run)
+        if body.stream:
+            announce_reader(tx, run.id)
+
     def begin() -> Run:
-        return context.make_starter().start(_order(context, body), also)
+        return context.make_starter().start(_order(context, body), with_reader)
 
     return wait_for_run(context.store, begin, 0 if body.async_mode else seconds)
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 
 from kneo.api.run_views import TraceEventView
 from kneo.api.status_words import say
 from kneo.api.task_views import TaskEventView
+from kneo.records.delta import ModelDelta
 from kneo.records.run import RunStatus, TraceEvent
+from kneo.service.delta_queue import DeltaQueue
 from kneo.service.events import Event, Events
 from kneo.service.waiting import next_change
 from kneo.store import history, runs, task_feed
 from kneo.store.change_feed import ChangeFeed, Subscription
+from kneo.store.delta_readers import announce_reader
 from kneo.store.engine import Store, Tx
 from kneo.store.runs import RunProgress
 from kneo.store.task_feed import Cursor
@@ -48,17 +54,32 @@ class TaskEventsAdded(Subscription[int]):
         return [last if more or last > item.after else None for item in subscriptions]
 
 
-async def run_events(feed: ChangeFeed, run_id: str, after: int, *, heartbeat: float, published: bool) -> Events:
+async def run_events(
+    feed: ChangeFeed, run_id: str, after: int, *, heartbeat: float, published: bool, deltas: DeltaQueue | None = None
+) -> Events:
     """Stream the trace events of a run after a sequence number, until the run ends.
 
     A trace event has the name of its type and its sequence number as id; ``status`` reports that the run pauses or continues,
-    ``end`` that it has ended.
+    ``end`` that it has ended, ``model_delta`` a piece of a reply where there is a queue for ``deltas``.
     """
+    with contextlib.ExitStack() as reading:
+        if deltas is not None:
+            reading.enter_context(feed.store.deltas.listen(run_id, deltas.put))
+        async for event in _run_events(feed, run_id, after, heartbeat, deltas, published=published):
+            yield event
+
+
+async def _run_events(
+    feed: ChangeFeed, run_id: str, after: int, heartbeat: float, deltas: DeltaQueue | None, *, published: bool
+) -> Events:
     known: RunProgress | None = None
     status: RunStatus | None = None
     while not feed.stopping:
-        progress = await next_change(feed, RunProgressed(run_id, known), heartbeat)
-        if progress is None:
+        progress = None
+        async for progress in _next_progress(feed, RunProgressed(run_id, known), heartbeat, deltas):
+            if isinstance(progress, ModelDelta):
+                yield Event(name="model_delta", data=vars(progress))
+        if not isinstance(progress, RunProgress):
             yield None
             continue
         known = progress
@@ -75,6 +96,28 @@ async def run_events(feed: ChangeFeed, run_id: str, after: int, *, heartbeat: fl
                 name="end" if ended else "status", data={"run_id": run_id, "status": say(status, published=published)}
             )
             if ended:
+                return
+
+
+async def _next_progress(
+    feed: ChangeFeed, subscription: RunProgressed, heartbeat: float, deltas: DeltaQueue | None
+) -> AsyncIterator[RunProgress | ModelDelta | None]:
+    """Yield the progress of a run, or ``None`` after the heartbeat; before it the deltas that arrive meanwhile."""
+    if deltas is None:
+        progress: RunProgress | None = await next_change(feed, subscription, heartbeat)
+        yield progress
+        return
+    if feed.store.deltas.spans_processes and deltas.is_announcement_due():
+        await run_in_threadpool(feed.store.transact, partial(announce_reader, run_id=subscription.run_id))
+    with feed.subscribe(subscription) as future:
+        change = asyncio.wrap_future(future)
+        change.add_done_callback(lambda _change: deltas.wake())
+        while True:
+            in_time = await deltas.wait(heartbeat)
+            for item in deltas.take():
+                yield item
+            if change.done() or not in_time:
+                yield change.result() if change.done() else None
                 return
 
 

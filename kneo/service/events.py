@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
 from starlette.responses import Response
@@ -48,7 +48,7 @@ class Event:
         return f"{number}event: {self.name}\ndata: {data}\n\n".encode()
 
 
-Events = AsyncIterator[Event | None]
+Events = AsyncGenerator[Event | None, None]
 """Events of a stream; ``None`` after a pause without events, which keeps the connection open."""
 
 
@@ -142,9 +142,10 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await send(_part(f"retry: {RETRY_MS}\n\n".encode()))
         try:
-            async for event in self.events:
-                async with asyncio.timeout(self.streams.slow_seconds):
-                    await send(_part(event.encode() if event is not None else b": still here\n\n"))
+            async with aclosing(self.events) as events:
+                async for event in events:
+                    async with asyncio.timeout(self.streams.slow_seconds):
+                        await send(_part(event.encode() if event is not None else b": still here\n\n"))
         except TimeoutError:
             # Missed events are in the database: the reader reconnects with its last event id.
             return

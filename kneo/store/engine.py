@@ -23,6 +23,7 @@ from kneo.clock import Clock, isoformat, monotonic, sleep
 from kneo.errors import Invalid, Transient
 from kneo.store import json_text
 from kneo.store.connections import Connections, FileConnections, ServerConnections
+from kneo.store.deltas import DeltaHub
 from kneo.store.locks import Kind, Lock, SessionLock, file_lock
 from kneo.store.notifier import CommitNotifier
 from kneo.store.prepared import Parameters, Prepared
@@ -112,6 +113,7 @@ class Store:
         self._writer = Writer(lambda durable: self.write(durable=durable), self._part)
         self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
         self.notifier = CommitNotifier()
+        self.deltas = DeltaHub(None if self.is_sqlite else lambda: self.conninfo)
 
     @property
     def is_sqlite(self) -> bool:
@@ -215,6 +217,7 @@ class Store:
         self.engine.dispose()
 
     def close(self) -> None:
+        self.deltas.close()
         self._writer.close()
         self._pool.shutdown()
         self.disconnect()

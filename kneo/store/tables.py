@@ -514,6 +514,14 @@ rate_windows = Table(
     info=WITHOUT_ROWID,
 )
 
+delta_readers = Table(
+    "delta_readers",
+    metadata,
+    Column("run_id", ID, primary_key=True),
+    Column("until", TIME, nullable=False),
+    Index(None, "until"),
+)
+
 UNANSWERED = "resolved_at IS NULL"
 """The condition of the inbox's indexes, which cover unresolved tasks alone."""
 

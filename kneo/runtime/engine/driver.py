@@ -17,6 +17,7 @@ from kneo.runtime.engine.session import LOOK_SECONDS, RunSession, SessionDeps
 from kneo.runtime.steps.executor import Executor
 from kneo.runtime.steps.threads import BoundedThreads, in_thread
 from kneo.store import runs
+from kneo.store.delta_readers import ReaderCache
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits
 from kneo.store.locks import Lock
@@ -58,7 +59,7 @@ class Driver:
     ) -> None:
         self.store = store
         self.threads = BoundedThreads(THREADS)
-        self._deps = SessionDeps(store, programs, executor, limits, self.threads)
+        self._deps = SessionDeps(store, programs, executor, limits, self.threads, ReaderCache(store))
         self._driven: dict[RunSession, asyncio.Future[None]] = {}
         """Sessions of ``drive``, each with the future that is done when the session is over."""
         self._checking: asyncio.Task[None] | None = None

@@ -25,6 +25,7 @@ from kneo.errors import Invalid, KneoError, Transient
 from kneo.records.run import STATE_VERSION, Run, RunError, RunStatus
 from kneo.runtime.engine import record
 from kneo.runtime.engine.attempt import Attempt, pins_of
+from kneo.runtime.engine.deltas import open_deltas
 from kneo.runtime.engine.programs import ProgramLoader, migrate_state
 from kneo.runtime.engine.questions import sampling_seed_of
 from kneo.runtime.engine.run_journal import JournalAppend, RunJournal
@@ -36,6 +37,7 @@ from kneo.runtime.steps.context import CancelToken
 from kneo.runtime.steps.executor import Call, Executor
 from kneo.runtime.steps.threads import BoundedThreads, LoopTask
 from kneo.store import runs
+from kneo.store.delta_readers import ReaderCache
 from kneo.store.engine import Store, Tx
 from kneo.store.history import CheckpointLimits
 from kneo.telemetry.spans import span
@@ -70,6 +72,8 @@ class SessionDeps:
     limits: CheckpointLimits
     threads: BoundedThreads
     """The threads that advance sessions."""
+    readers: ReaderCache
+    """The readers of replies while they arrive."""
     draining: threading.Event = field(default_factory=threading.Event)
     """Set when no further steps may begin."""
 
@@ -447,12 +451,13 @@ class RunSession:
     async def _execute(self, action: Execute) -> record.AttemptResult:
         attempt = Attempt(self._run, action, self._store.clock)
         with attempt.running():
+            conversation = await self._conversation(action)
             attempt.output = await self._deps.executor.execute(
-                self._program, action.activity, action.value.text, attempt.context, self._conversation(action)
+                self._program, action.activity, action.value.text, attempt.context, conversation
             )
         return attempt.result
 
-    def _conversation(self, action: Execute) -> Conversation:
+    async def _conversation(self, action: Execute) -> Conversation:
         journal = RunJournal(store=self._store, run_id=self.run_id, conversation=action.conversation, submit=self._put)
         return Conversation(
             journal=journal,
@@ -460,6 +465,7 @@ class RunSession:
             answers=action.call_answers,
             environment=self._run.environment,
             sampling_seed=f"{sampling_seed_of(self._run)}:{action.activity.path}",
+            deltas=await open_deltas(self._store, self._deps.readers, self._program, self.run_id, action.activity),
         )
 
     def _receive(self) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias
 
 from kneo.agents import dummy
 from kneo.agents.providers import DUMMY, provider_name
-from kneo.agents.turn import Journal, Turn, TurnResult
+from kneo.agents.turn import DeltaStream, Journal, Turn, TurnResult
 from kneo.errors import Invalid
 from kneo.records.task import Decision
 from kneo.runtime.interpreter.node import Activity
@@ -32,6 +32,7 @@ class Conversation:
     answers: Mapping[str, Decision] = field(default_factory=dict)
     environment: str | None = None
     sampling_seed: str = ""
+    deltas: DeltaStream | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,7 @@ class Agents:
             gates=program.tool_gates.of_step(activity.call_gates, conversation.sampling_seed),
             environment=conversation.environment,
             implementations=context.implementations,
+            deltas=conversation.deltas,
         )
         result = await loop.take_turn(turn, opened.services)
         return StepOutput(text=result.text, facts={**facts, **result.facts}, metadata=result.metadata)

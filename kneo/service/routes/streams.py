@@ -12,6 +12,7 @@ from kneo.api.context import Principal
 from kneo.runtime.engine.wait import find_run
 from kneo.service.auth import require
 from kneo.service.context import LegacyClient, ServiceDep
+from kneo.service.delta_queue import DeltaQueue
 from kneo.service.event_streams import run_events, task_events
 from kneo.service.router import ApiRouter, Responses
 from kneo.store import task_feed
@@ -43,16 +44,24 @@ async def stream_run_events(
     principal: RunReader,
     last_event_id: Annotated[int | None, Header(ge=0, le=MAX_NUMBER)] = None,
     after: Annotated[int, Query(ge=0, le=MAX_NUMBER, description="The number of the last received event.")] = 0,
+    deltas: Annotated[
+        bool, Query(description="Also send `model_delta`: replies of models while they arrive. Some may be missing.")
+    ] = False,
 ) -> Response:
     """Stream the events of a run until it ends, from its beginning or after a given event.
 
     Each trace event has the name of its type and its number as id; `status` reports that the run pauses or continues,
-    `end` that it has ended, after which the stream closes.
+    `end` that it has ended, after which the stream closes. With `deltas=1` also `model_delta`, without an id: `text` stands
+    at `offset` in the reply to the request number `request` of the agent at `step_id`. Offset 0 begins a reply anew, and a
+    higher one than expected shows that text was lost; `model_completed` and the step's output have all of it. Nothing is
+    sent before the step has ended where an output guardrail or a person checks its output.
     """
     await run_in_threadpool(find_run, service.store, run_id)
     seen = last_event_id if last_event_id is not None else after
     heartbeat = service.settings.http.stream_heartbeat_seconds
-    events = run_events(service.changes, run_id, seen, heartbeat=heartbeat, published=published)
+    events = run_events(
+        service.changes, run_id, seen, heartbeat=heartbeat, published=published, deltas=DeltaQueue() if deltas else None
+    )
     return service.streams.answer(events, principal.name)
 
 

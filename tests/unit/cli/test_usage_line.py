@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cli.runs.usage import usage_line
-from cli.watch import details, indent
+from cli.watch import StreamPrinter, details, indent
 from kneo.api.run_views import UsageView
 from kneo.records.usage import AgentUsage
 
@@ -61,3 +61,26 @@ def test_requests_and_tool_calls_form_a_tree() -> None:
 )
 def test_an_event_is_one_line(event: dict[str, object], line: str) -> None:
     assert details(event) == line
+
+
+def delta(text: str, offset: int, request: int = 1) -> dict[str, object]:
+    return {
+        "type": "model_delta",
+        "run_id": "r",
+        "step_id": "draft",
+        "request": request,
+        "offset": offset,
+        "text": text,
+    }
+
+
+def test_replies_are_printed_while_they_arrive(capsys: pytest.CaptureFixture[str]) -> None:
+    printer = StreamPrinter()
+    printer.show({"type": "workflow_started"})
+    for event in (delta("One ", 0), delta("two.", 4), delta("Next", 0, 2), delta("late", 9, 2), delta("Again", 0, 2)):
+        printer.show(event)
+    printer.show({"type": "step_completed", "step_id": "draft"})
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:-1] == ["One two.", "Next[…]late", "Again"]
+    assert "workflow_started" in lines[0]
+    assert "step_completed" in lines[-1]
