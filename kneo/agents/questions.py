@@ -113,8 +113,9 @@ def interrupted_question(
         agent=turn.agent_name,
         tool=call.name,
         arguments=arguments,
-        prompt=f"The call of {call.name} was under way when its process ended. Find out whether it took effect, then choose: "
-        "repeat (it did not), done (it did) or stop (cancel the run).",
+        prompt=f"The call of {call.name} was under way when its process ended. It began at {facts['begun_at']} with the "
+        f"idempotency key {facts['idempotency_key']}. Find out whether it took effect, then choose: repeat (it did not), "
+        "done (it did) or stop (cancel the run).",
         options=AFTER_INTERRUPTION,
         facts=facts,
     )
