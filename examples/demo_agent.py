@@ -27,9 +27,11 @@ agent:
   name: clerk
   system_prompt: >-
     You are a clerk. Pay each invoice with the tool pay, exactly once, then say in one sentence what was paid.
-  model: {provider: PROVIDER, name: NAME}
+  model: {provider: PROVIDER, name: NAME, token_budget: 50000}
   strategy: {type: react, max_iterations: 4}
-  tools: {include: [pay]}
+  tools:
+    include: [pay]
+    permissions: {allow_network: false, allow_filesystem_read: false, allow_filesystem_write: false, allow_shell: false}
 tools:
   pay:
     description: Pay an invoice.
