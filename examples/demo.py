@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,8 @@ class Demo:
 
     def kneo(self, *arguments: str, who: str = "bob", cwd: str = ".", expect: int = 0, quiet: bool = False) -> str:
         """Run one command; print the command and its output."""
-        shown = " ".join(arguments).replace(self.url, "$URL") if self.url else " ".join(arguments)
+        shown = shlex.join(arguments)
+        shown = shown.replace(self.url, "$URL") if self.url else shown
         person = f"[{who}] " if self.url else ""
         render.text(f"\n   {person}$ kneo {shown}")
         command = [sys.executable, "-m", "cli.main", *arguments]
@@ -63,7 +65,7 @@ class Demo:
         return done.stdout
 
     def git(self, *arguments: str) -> None:
-        render.text(f"\n   $ git {' '.join(arguments)}")
+        render.text(f"\n   $ git {shlex.join(arguments)}")
         identity = ["-c", "user.name=Bob", "-c", "user.email=bob@example.com"]
         command = ["git", *identity, *arguments]
         subprocess.run(command, cwd=self.folder / "acme", check=True, capture_output=True)  # noqa: S603 - as above
