@@ -72,7 +72,9 @@ def make(options: argparse.Namespace) -> MCPServer:
         raise ToolError(text)
 
     @server.tool()
-    async def hang() -> str:
+    async def hang(file: str = "") -> str:
+        if file:
+            Path(file).write_text("called")  # noqa: ASYNC240
         await asyncio.Event().wait()
         return ""
 

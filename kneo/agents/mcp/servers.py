@@ -139,6 +139,9 @@ class McpServers:
                     if planned.is_pinned:
                         check_pin(target.name, request.name, planned.pin, await _offered(connection))
                     return _value(await _finished(connection, request, planned.call), target.secrets)
+            except asyncio.CancelledError:
+                self._retire(target.key)  # the server may still be at work, or hang
+                raise
             except TimeoutError:
                 self._retire(target.key)
                 msg = f"The MCP server {target.name} did not answer the call of {request.name} within {planned.seconds:g} s."

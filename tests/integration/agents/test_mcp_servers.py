@@ -254,6 +254,54 @@ def test_a_connection_is_tried_again_as_often_as_the_setting_says(tmp_path: Path
     assert count.read_text() == "x\nx\nx\n"
 
 
+def legacy(*options: str) -> McpServer:
+    script = str(Path(__file__).parents[2] / "legacy_mcp_server.py")
+    return McpServer(transport="stdio", command=sys.executable, args=(script, *options))
+
+
+def test_servers_of_earlier_protocols_work_and_are_refused_what_they_ask_during_a_call() -> None:
+    async def main() -> None:
+        async with opened() as servers:
+            said = await servers.call(call_of("say1", {"text": "hi"}, legacy()))
+            assert said == 'say1 {"text": "hi"}\n[image image/png, not shown]'
+            for tool in ("elicit", "sample", "roots"):
+                answer = json.loads(str(await servers.call(call_of(tool, server=legacy()))))
+                assert answer["code"] in {-32600, -32601}, answer
+
+    run(main())
+
+
+def test_what_is_not_of_the_protocol_is_a_failure() -> None:
+    rude = failure("say1", server=legacy("--rude"))
+    assert (type(rude), "not a tool's result" in rude.message) == (McpServerFailed, True)
+
+    async def main() -> None:
+        async with opened() as servers:
+            with pytest.raises(McpServerFailed, match="more than 100 pages"):
+                await servers.tools("s", legacy("--endless"))
+
+    run(main())
+
+
+def test_a_cancelled_call_leaves_its_server_to_nobody(tmp_path: Path) -> None:
+    server = stdio("--pid", str(tmp_path / "pid"))
+
+    async def main() -> None:
+        async with opened() as servers:
+            await servers.call(call_of("echo", {"text": "hi"}, server))
+            pid = pid_in(tmp_path / "pid")
+            called = tmp_path / "called"
+            hanging = asyncio.create_task(servers.call(call_of("hang", {"file": str(called)}, server)))
+            await asyncio.to_thread(eventually, called.exists)
+            hanging.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await hanging
+            await asyncio.to_thread(eventually, lambda: not is_alive(pid))
+            await servers.call(call_of("echo", {"text": "hi"}, server))
+
+    run(main())
+
+
 # ---- elicitation ----------------------------------------------------------------------------------------------------
 
 
