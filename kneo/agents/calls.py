@@ -82,6 +82,7 @@ class CallJournal:
     def __init__(self, turn: Turn, clock: Clock, entries: Sequence[ConversationEntry]) -> None:
         self._turn, self._clock = turn, clock
         self._entries = {entry.name: entry for entry in entries if entry.kind is EntryKind.TOOL}
+        self._announced: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -107,7 +108,15 @@ class CallJournal:
         facts = {**(before.facts if before is not None else {}), "tool": call.name, "begun": count(before, "begun") + 1}
         facts.pop("interrupted", None)
         entry = self._entry(call, EntryStatus.BEGUN, body, facts, started)
+        self._announced.add(call.key)
         await self._append(entry, self.event(call, "tool_call_started"), durable=True)
+
+    async def announce(self, call: RequestedCall) -> None:
+        """Record once, in the trace alone, that a call is under way: for people who watch."""
+        if call.key in self._announced:
+            return
+        self._announced.add(call.key)
+        await self.note(self.event(call, "tool_call_started"))
 
     async def interrupted(self, call: RequestedCall, begun: ConversationEntry) -> None:
         """Record once that a call was under way when its process ended."""
@@ -132,12 +141,12 @@ class CallJournal:
         facts: Mapping[str, object] | None = None,
     ) -> CallResult:
         """Record the result of a call, before the model is shown it."""
-        before, now = self.find(call), self.now()
+        now = self.now()
         status = EntryStatus.DONE if result.outcome == "success" else EntryStatus.FAILED
         body = {"arguments": arguments, "result": result.content}
         entry = self._entry(call, status, body, {"tool": call.name, **(facts or {})}, started or now, now)
         events = [self.event(call, "tool_call_completed" if status is EntryStatus.DONE else "tool_call_failed")]
-        if started is not None and (before is None or before.status is not EntryStatus.BEGUN):
+        if started is not None and call.key not in self._announced:
             events.insert(0, self.event(call, "tool_call_started", started_at=started))
         await self._append(entry, *events, durable=durable)
         return result

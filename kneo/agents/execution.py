@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -22,6 +22,9 @@ MAX_FORMS = 10
 """Questions of a tool during one call."""
 MAX_RESTARTS = 2
 """Times that a call is begun anew because its server forgot the state of an earlier question."""
+
+ANNOUNCED_AFTER = 1.0
+"""Seconds after which a call that is not recorded at its beginning is in the trace."""
 
 NestedTurn: TypeAlias = Callable[[Turn], Awaitable[TurnResult]]
 """Takes the turn of an agent behind a tool."""
@@ -74,7 +77,7 @@ class CallExecution:
         if _is_tracked(tool):
             await self._journal.begin(call, arguments, started)
         try:
-            result = await self._attempts(tool, made)
+            result = await self._watched(call, self._attempts(tool, made))
         except AnswerRequired as required:
             return await self._wait(call, tool, arguments, required)
         except Exception as error:  # noqa: BLE001 - the model gets it as the call's result
@@ -151,6 +154,19 @@ class CallExecution:
             raise PeopleRequired([question])
         return replace(made, state=form["state"], answer=decision)
 
+    async def _watched(self, call: RequestedCall, attempts: Coroutine[None, None, object]) -> object:
+        """Wait for a call, and announce one that takes its time. A quick one is announced together with its result."""
+        calling = asyncio.ensure_future(attempts)
+        try:
+            quick, _ = await asyncio.wait([calling], timeout=ANNOUNCED_AFTER)
+            if not quick:
+                await self._journal.announce(call)
+            return await calling
+        finally:
+            if not calling.done():
+                calling.cancel()
+                await asyncio.wait([calling])
+
     async def _attempts(self, tool: Tool, made: ToolCall) -> object:
         backend = self._services.tools.get(backend_of(tool))
         if backend is None:
@@ -208,7 +224,7 @@ class CallExecution:
             return replace(question, key=prefix + question.key, task_key=f"{call.task_key}>{question.task_key}")
 
         if not below.journal.load():
-            await self._journal.note(self._journal.event(call, "tool_call_started"))
+            await self._journal.announce(call)
         try:
             result = await self._nested(below)
         except PeopleRequired as required:

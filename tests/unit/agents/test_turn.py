@@ -153,6 +153,48 @@ def test_a_call_has_a_time_limit(clock: ManualClock) -> None:
     assert made.script.results()["c0"] == "TimeoutError: The call took longer than 0.01 s."
 
 
+def test_a_call_that_takes_its_time_is_in_the_trace_before_its_result(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kneo.agents.execution.ANNOUNCED_AFTER", 0)
+
+    async def waits(_call: ToolCall) -> object:
+        async with asyncio.timeout(60):
+            while made.events() != ["tool_call_started"]:  # noqa: ASYNC110 - the trace has no event
+                await asyncio.sleep(0)
+        return "ok"
+
+    for tool in ("look", "pay"):
+        made = house([(tool, {})], "Done.", functions={tool: waits}, clock=clock)
+        run(made)
+        assert made.script.results()["c0"] == "ok"
+        assert made.events() == ["tool_call_started", "tool_call_completed"]
+
+
+def test_a_turn_that_is_cancelled_ends_its_calls(clock: ManualClock) -> None:
+    ended: list[str] = []
+
+    async def main() -> None:
+        calling = asyncio.Event()
+
+        async def hangs(_call: ToolCall) -> object:
+            calling.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append("ended")
+
+        made = house([("look", {})], "Done.", functions={"look": hangs}, clock=clock)
+        turn = asyncio.ensure_future(made.take())
+        await calling.wait()
+        turn.cancel()
+        await asyncio.wait([turn])
+        assert turn.cancelled()
+        assert ended == ["ended"]
+
+    asyncio.run(main())
+
+
 def test_a_tool_without_effects_is_called_again_as_often_as_it_says(clock: ManualClock) -> None:
     tries = iter([RuntimeError("one"), RuntimeError("two"), "found"])
 
