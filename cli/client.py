@@ -79,16 +79,16 @@ class ServiceBackend:
 
     def follow(self, run_id: str, *, until_pause: bool, deltas: bool = False) -> Iterator[Json]:
         """Read the stream of events; poll a service that has no streams."""
-        seen: object = None
+        last: object = None
         while True:
-            headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": str(seen)} if seen is not None else {})
+            headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": str(last)} if last is not None else {})
             try:
                 query = {"deltas": "1"} if deltas else {}
                 with self.http.stream("GET", f"/runs/{run_id}/events", params=query, headers=headers) as answer:
                     if answer.headers.get("content-type", "").startswith("text/event-stream"):
                         for event in read_stream(answer.iter_lines(), until_pause=until_pause):
                             yield event
-                            seen = event.get("sequence", seen)
+                            last = event.get("sequence", last)
                             if event["type"] == "end":
                                 return
                         if until_pause:

@@ -61,8 +61,8 @@ def choose(settings: Settings, service_url: str | None, profile: str | None) -> 
 
 def open_service(settings: Settings, address: Address) -> ServiceBackend:
     """Make the client of a service. The HTTP library is imported here, so that local commands do without it."""
-    made = importlib.import_module("cli.client").ServiceBackend(address.url, address.key, settings)
-    return cast("ServiceBackend", made)
+    client = importlib.import_module("cli.client").ServiceBackend(address.url, address.key, settings)
+    return cast("ServiceBackend", client)
 
 
 @contextlib.contextmanager

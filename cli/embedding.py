@@ -37,5 +37,5 @@ def _platform(settings: Settings) -> PlatformManager | None:
     if not settings.execution.platform:
         return None
     # The import takes a good part of a second, and is rarely needed.
-    found: PlatformManager = importlib.import_module("kneo.platform").load_platform(settings)
-    return found
+    platform: PlatformManager = importlib.import_module("kneo.platform").load_platform(settings)
+    return platform

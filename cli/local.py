@@ -112,11 +112,11 @@ class LocalBackend:
     def follow_tasks(self, after: str | None) -> Iterator[Json]:
         position = task_feed.find_cursor(self.store, after).position
         while True:
-            found = task_feed.events_after(self.store, position)
-            for at, item in found:
+            events = task_feed.events_after(self.store, position)
+            for at, item in events:
                 position = at
                 yield vars(TaskEventView.of(item))
-            if not found:
+            if not events:
                 sleep(LOOK_SECONDS)
 
 

@@ -59,8 +59,8 @@ class Profiles:
 
     def without(self, name: str) -> Profiles:
         """Return the profiles without one; if it was the active one, none is active."""
-        kept = {each: profile for each, profile in self.profiles.items() if each != name}
-        return Profiles(None if self.active == name else self.active, kept)
+        others = {each: profile for each, profile in self.profiles.items() if each != name}
+        return Profiles(None if self.active == name else self.active, others)
 
 
 def load_profiles(path: Path) -> Profiles:

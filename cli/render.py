@@ -68,8 +68,8 @@ def ago(at: str, now: datetime) -> str:
 
 def line(mark: str, text: str, *, err: bool = False) -> None:
     """Print one line that begins with a mark such as ✓."""
-    shown = typer.style(mark, fg=_COLOURS.get(mark)) if _colour(err=err) else mark
-    typer.echo(f"{shown} {plain(text)}", err=err)
+    styled = typer.style(mark, fg=_COLOURS.get(mark)) if _colour(err=err) else mark
+    typer.echo(f"{styled} {plain(text)}", err=err)
 
 
 def text(content: str, *, err: bool = False) -> None:

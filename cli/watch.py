@@ -37,11 +37,11 @@ def poll(
         until_pause: Whether to stop when the run pauses.
         pause: Waits before the next look, and returns events that are in no database.
     """
-    seen, last = 0, ""
+    count, last = 0, ""
     while True:
-        status, events = look(seen)
+        status, events = look(count)
         yield from events
-        seen += len(events)
+        count += len(events)
         if status in FINAL:
             yield {"type": "end", "run_id": run_id, "status": status}
             return

@@ -137,12 +137,12 @@ def _fields(
         if isinstance(was, BaseModel) and type(was) is type(becomes):
             yield from _fields(before, after, was, becomes, here)
             continue
-        said = ".".join((*(_alias(before.spec, path)), info.alias or name))
+        path_text = ".".join((*(_alias(before.spec, path)), info.alias or name))
         loosens = bool(weakenings(before, _with(before, after, here, becomes)))
         if here == ("suspend",):
             loosens = not becomes
         yield {
-            "field": said,
+            "field": path_text,
             "from": _plain(old, name),
             "to": _plain(new, name),
             "direction": "loosened" if loosens else "tightened",
@@ -169,8 +169,8 @@ def _replaced(model: Model, path: tuple[str, ...], value: object) -> Model:
 
 
 def _plain(model: BaseModel, name: str) -> object:
-    said: Mapping[str, object] = model.model_dump(mode="json", by_alias=True, include={name})
-    return next(iter(said.values()), None)
+    dumped: Mapping[str, object] = model.model_dump(mode="json", by_alias=True, include={name})
+    return next(iter(dumped.values()), None)
 
 
 def window_state(environment: Environment, now: datetime) -> Json:

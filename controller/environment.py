@@ -73,7 +73,7 @@ class DriftWatch:
         known = self._checked.get(environment.name)
         if known is None or known[0] != epoch or trust.now >= known[1] + DRIFT_INTERVAL:
             older = (release for _, release in sorted(served.items()) if release.digest not in new)
-            drift = [found for release in older if (found := _find_drift(tx, environment, trust, release))]
+            drift = [drifted for release in older if (drifted := _find_drift(tx, environment, trust, release))]
             known = self._checked[environment.name] = (epoch, trust.now, tuple(drift))
         return tuple(item for item in known[2] if item.bundle in served and served[item.bundle].digest == item.digest)
 

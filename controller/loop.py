@@ -127,11 +127,11 @@ class Controller:
         except KneoError as error:
             return {"error": error.code, "kind": type(error).__name__, "message": str(error)}
 
-    def _finish(self, asked: Sequence[ControllerRequest], result: Mapping[str, object]) -> None:
-        if not asked:
+    def _finish(self, handled: Sequence[ControllerRequest], result: Mapping[str, object]) -> None:
+        if not handled:
             return
         with self.store.write() as tx:
-            for request in asked:
+            for request in handled:
                 requests.finish(tx, request.id, "done" if "error" not in result else "failed", result)
 
     @contextlib.contextmanager

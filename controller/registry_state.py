@@ -218,9 +218,9 @@ def _updated(before: KnownBundles, changes: Iterable[Promotion], tx: Tx) -> Know
             digests.add(promotion.to_digest)
     served = dict(before.served)
     for environment, names in touched.items():
-        kept = {name: release for name, release in served.get(environment, {}).items() if name not in names}
+        others = {name: release for name, release in served.get(environment, {}).items() if name not in names}
         changed = served_by(releases.list_releases(tx, environment, names)).get(environment, {})
-        served[environment] = {**kept, **changed}
+        served[environment] = {**others, **changed}
     added = bundle_history(releases.known_bundles(tx, digests))
     marks = dict(before.history.high_water)
     for name, mark in added.high_water.items():

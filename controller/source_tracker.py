@@ -200,7 +200,7 @@ class SourceTracker:
         people = set()
         for record in records:
             try:
-                found = verify_approval(
+                approval = verify_approval(
                     record.envelope,
                     root=root,
                     roles=(ROOT_ROLE,),
@@ -212,9 +212,9 @@ class SourceTracker:
                 )
             except KneoError:
                 continue
-            predicate = found.statement.predicate
+            predicate = approval.statement.predicate
             if predicate.decision is ApprovalDecision.APPROVE and predicate.about == about:
-                people |= {signer.principal for signer in found.signers}
+                people |= {signer.principal for signer in approval.signers}
         role = root.role(ROOT_ROLE)
         return role is not None and len(people) >= role.threshold
 

@@ -40,15 +40,15 @@ class VerificationCache:
         known_epoch, known = self._known.get(environment.name, (None, {}))
         if known_epoch != epoch:
             return {}
-        found = {}
+        unchanged_bundles = {}
         for entry in environment.spec.releases:
             name = entry.bundle
             if name not in places or name not in served or name not in known:
                 continue
             blob, bundle = known[name]
             if blobs[places[name]] == blob and served[name].digest == bundle.digest and bundle.version == entry.version:
-                found[name] = bundle
-        return found
+                unchanged_bundles[name] = bundle
+        return unchanged_bundles
 
     def recognise(
         self,
@@ -58,12 +58,12 @@ class VerificationCache:
         served: Mapping[str, Release],
     ) -> dict[str, UnchangedBundle]:
         """Return the released bundles that an earlier process verified: registry epoch and payload digest are the same."""
-        found = (
+        recognised = (
             _recognised(entry, paths[entry.bundle], envelopes[paths[entry.bundle]], served.get(entry.bundle))
             for entry in environment.spec.releases
             if entry.bundle in paths
         )
-        return {bundle.name: bundle for bundle in found if bundle is not None}
+        return {bundle.name: bundle for bundle in recognised if bundle is not None}
 
     def remember(
         self, name: str, epoch: Digest, places: Mapping[str, str], blobs: Mapping[str, str], verified: Verified

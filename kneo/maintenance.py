@@ -199,9 +199,9 @@ class RetentionManager:
         """
         report: dict[str, int] = {}
         if policy.runs_days is not None:
-            kept = timedelta(days=policy.runs_days)
-            report["runs"] = prune.prune_runs(self.store, kept, policy.run_statuses, go_on=go_on)
-            prune.prune_specs(self.store, kept, go_on=go_on)
+            retention = timedelta(days=policy.runs_days)
+            report["runs"] = prune.prune_runs(self.store, retention, policy.run_statuses, go_on=go_on)
+            prune.prune_specs(self.store, retention, go_on=go_on)
         for name, days, delete in (
             ("checkpoints", policy.checkpoints_days, prune.prune_checkpoints),
             ("continuations", policy.continuations_days, prune.prune_tasks),

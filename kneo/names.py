@@ -62,7 +62,7 @@ def person_problem(name: str) -> str | None:
         return problem
     if len(name) > MAX_PERSON_CHARS:
         return f"{shown(name)} has {len(name)} characters; at most {MAX_PERSON_CHARS} are accepted."
-    mixed = next((found for part in _parts(name) if (found := _mixed_scripts(part))), None)
+    mixed = next((scripts for part in _parts(name) if (scripts := _mixed_scripts(part))), None)
     if mixed is not None:
         return f"{name[:80]!a} mixes the scripts {' and '.join(mixed)}, which lets it look like another name."
     return None

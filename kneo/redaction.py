@@ -87,10 +87,10 @@ class _Rule(NamedTuple):
     instead: str | Callable[[re.Match[str]], str]
 
 
-def _web_token(found: re.Match[str]) -> str:
+def _web_token(match: re.Match[str]) -> str:
     # A run of token characters that is not followed by the rest of a token is consumed whole: a search that restarted
     # at each "eyJ" would read the run once for each.
-    return REDACTED if found.end() > found.end(1) else found[0]
+    return REDACTED if match.end() > match.end(1) else match[0]
 
 
 _SECRETS = (
@@ -183,8 +183,8 @@ def is_secret_key(key: str) -> bool:
     """Return whether the value of a key is redacted whatever it is."""
     # The end of a long key names its content, so it is checked as well as the beginning.
     words = [word.lower() for word in _WORDS.findall(key if len(key) <= 400 else f"{key[:200]} {key[-200:]}")]
-    spelled = "_".join(words)
-    if spelled in _READABLE or _COUNTERS.fullmatch(spelled):
+    joined = "_".join(words)
+    if joined in _READABLE or _COUNTERS.fullmatch(joined):
         return False
     if any(word in _SECRET_WORDS for word in words):
         return True

@@ -143,12 +143,12 @@ def verify(
         if notes and not public:
             msg = "A checkpoint is verified with the public key of the service, and no key is given."
             raise Usage(msg, hint="Pass --key FILE; kneo task receipt key writes the key.")
-        kept = Kept(
+        saved = Kept(
             heads=_heads(heads or []),
             roots={note.size: note.root for note in (read_checkpoint(_note(path), *public) for path in notes or [])},
         )
         audit.seal(store)
-        verdict = audit.verify(store, keys=public, kept=kept)
+        verdict = audit.verify(store, keys=public, kept=saved)
     finally:
         store.close()
 
@@ -160,8 +160,8 @@ def verify(
             )
             return
         render.success(f"Audit log verified: {verdict.size} events. Head: {verdict.size}:{verdict.head}")
-        if kept.heads or kept.roots:
-            render.success(f"The log continues all {len(kept.heads) + len(kept.roots)} saved heads and checkpoints.")
+        if saved.heads or saved.roots:
+            render.success(f"The log continues all {len(saved.heads) + len(saved.roots)} saved heads and checkpoints.")
         if not verdict.signatures:
             render.warning(
                 "Signatures of checkpoints were not verified: this machine has no service key. Pass --key FILE."
@@ -217,23 +217,23 @@ def prove(
     if note is not None and not public:
         msg = "A checkpoint is verified with the public key of the service, and no key is given."
         raise Usage(msg, hint="Pass --key FILE; kneo task receipt key writes the key.")
-    kept = read_checkpoint(_note(note), *public) if note is not None else None
-    if kept is not None and seq > kept.size:
-        msg = f"The checkpoint covers {kept.size} events; event {seq} is later."
+    saved = read_checkpoint(_note(note), *public) if note is not None else None
+    if saved is not None and seq > saved.size:
+        msg = f"The checkpoint covers {saved.size} events; event {seq} is later."
         raise Usage(msg, hint="Prove it without --checkpoint, or against a newer one.")
-    answer = options.call(get_audit_proof, seq, kept.size if kept is not None else None)
-    proof = check_proof(answer, seq, keys=public, kept=kept)
+    answer = options.call(get_audit_proof, seq, saved.size if saved is not None else None)
+    proof = check_proof(answer, seq, keys=public, kept=saved)
 
     def show() -> None:
         event = proof["event"]
         assert isinstance(event, dict)
         who = f"  by {event['actor']}" if event.get("actor") else ""
-        where = "the saved checkpoint" if kept is not None else "the log"
+        where = "the saved checkpoint" if saved is not None else "the log"
         render.success(f"Event {seq} is in {where} of {proof['size']} events with the root {proof['root']}")
         render.text(f"  {event.get('at')}  {event.get('event_type')}{who}")
         if not public:
             render.warning("The key came with the proof. Pass a key from a safe place: --key FILE.")
-        if kept is None:
+        if saved is None:
             render.text(str(proof["checkpoint"]))
 
     render.emit(proof, as_json=options.as_json, text=show)

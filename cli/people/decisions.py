@@ -171,5 +171,5 @@ def _ask_decision(task: HumanTaskView, word: str) -> TaskDecision:
         parts["selected_option"] = typer.prompt(f"Option ({', '.join(options if isinstance(options, list) else ())})")
     elif word == "rejected":
         parts["feedback"] = typer.prompt("Reason", default="")
-    shown = {"request_id": task.pending_human_request_id, "expect_digest": task.request["subject_digest"]}
-    return request(TaskDecision, decision=word, **shown, **parts)
+    reviewed = {"request_id": task.pending_human_request_id, "expect_digest": task.request["subject_digest"]}
+    return request(TaskDecision, decision=word, **reviewed, **parts)

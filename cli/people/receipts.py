@@ -65,22 +65,26 @@ def show(
 
 
 def _show(view: ReceiptView) -> None:
-    said, unsigned = view.receipt, view.unsigned
-    voters = said["voters"]
+    receipt, unsigned = view.receipt, view.unsigned
+    voters = receipt["voters"]
     assert isinstance(voters, list)
     lines = [
-        ("Decision", f"{said['decision']} by {said['actor']} ({said['by']}) at {said['decidedAt']}"),
+        ("Decision", f"{receipt['decision']} by {receipt['actor']} ({receipt['by']}) at {receipt['decidedAt']}"),
         *(("Voter", _voter(voter)) for voter in voters),
-        ("Gate", f"{said['gate']} of {said['run']}" + (f" in {said['environment']}" if said["environment"] else "")),
-        ("Subject", said["subjectDigest"]),
-        ("Content", said["contentDigest"] or "none except the decision"),
-        ("Bundle", said["bundleDigest"]),
-        ("Policy", said["policyDigest"] or "no environment"),
-        ("Audit", f"event {said['auditEvent']}, number {unsigned['audit_seq'] or '(not sealed yet)'}"),
-        ("Chain", f"number {said['sequence']} of its run, after {said['previous'] or 'none'}"),
+        (
+            "Gate",
+            f"{receipt['gate']} of {receipt['run']}"
+            + (f" in {receipt['environment']}" if receipt["environment"] else ""),
+        ),
+        ("Subject", receipt["subjectDigest"]),
+        ("Content", receipt["contentDigest"] or "none except the decision"),
+        ("Bundle", receipt["bundleDigest"]),
+        ("Policy", receipt["policyDigest"] or "no environment"),
+        ("Audit", f"event {receipt['auditEvent']}, number {unsigned['audit_seq'] or '(not sealed yet)'}"),
+        ("Chain", f"number {receipt['sequence']} of its run, after {receipt['previous'] or 'none'}"),
         ("Digest", unsigned["digest"]),
     ]
-    render.panel(f"Receipt {said['id']} of {said['task']}", lines)
+    render.panel(f"Receipt {receipt['id']} of {receipt['task']}", lines)
 
 
 def _voter(voter: Json) -> str:
@@ -165,10 +169,10 @@ def verify(
 
 
 def _show_signers(item: Json, *, reviewed: bool) -> None:
-    said, signed_by = item["said"], item["signed_by"]
-    assert isinstance(said, dict)
+    statement, signed_by = item["said"], item["signed_by"]
+    assert isinstance(statement, dict)
     assert isinstance(signed_by, list)
-    for voter in said["voters"]:
+    for voter in statement["voters"]:
         if voter["statement"] is None:
             if reviewed:
                 render.warning(f"{voter['actor']} did not sign the decision; only the service did.")
@@ -176,7 +180,7 @@ def _show_signers(item: Json, *, reviewed: bool) -> None:
         if voter["actor"] in signed_by:
             render.success(f"{voter['actor']} signed the decision with a key of their own.")
         elif reviewed:
-            last = said["voters"][-1]["actor"]
+            last = statement["voters"][-1]["actor"]
             render.warning(
                 f"The statement of {voter['actor']} cannot be compared with the record: the decision is that of {last}, who signed none."
             )

@@ -115,8 +115,8 @@ def sign_decision(
     private = signing.private_key()
     if private is None:
         return decision
-    found = fetch_statement(opened, task_id, decision, keyid=private.keyid)
-    return decision.model_copy(update={"statement": _as_json(sign(PAYLOAD_TYPE, found.payload, private))})
+    unsigned = fetch_statement(opened, task_id, decision, keyid=private.keyid)
+    return decision.model_copy(update={"statement": _as_json(sign(PAYLOAD_TYPE, unsigned.payload, private))})
 
 
 def fetch_statement(
@@ -152,24 +152,24 @@ def _differences(
 
     The reviewer and the digest of the rules come from the service; it refuses the decision where they are wrong.
     """
-    said = statement.answer
-    shown = {
+    answer = statement.answer
+    displayed = {
         "position": task.position,
         "step": task.step_path,
         "subject": task.current_input,
         "bundle": task.bundle_digest,
     }
     pairs = {
-        "task": (said.task, task.continuation_id),
-        "request": (said.request, decision.request_id or task.pending_human_request_id),
-        "run": (said.run, task.run_id),
-        "environment": (said.environment, task.environment),
-        "gate": (said.gate, task.key),
-        "bundleDigest": (said.bundle_digest, task.bundle_digest),
-        "subjectDigest": (said.subject_digest, digest_of_json(shown)),
-        "decision": (said.decision, decision.decision),
-        "contentDigest": (said.content_digest, content_digest(content)),
-        "answerDigest": (said.answer_digest, _answer_digest(said.decision, content)),
+        "task": (answer.task, task.continuation_id),
+        "request": (answer.request, decision.request_id or task.pending_human_request_id),
+        "run": (answer.run, task.run_id),
+        "environment": (answer.environment, task.environment),
+        "gate": (answer.gate, task.key),
+        "bundleDigest": (answer.bundle_digest, task.bundle_digest),
+        "subjectDigest": (answer.subject_digest, digest_of_json(displayed)),
+        "decision": (answer.decision, decision.decision),
+        "contentDigest": (answer.content_digest, content_digest(content)),
+        "answerDigest": (answer.answer_digest, _answer_digest(answer.decision, content)),
     }
     yield from (name for name, (one, other) in pairs.items() if one != other)
     yield from _content_differences(decision, content)
@@ -189,9 +189,9 @@ def _answer_digest(decision: str, content: Json) -> str:
 
 def _content_differences(decision: TaskDecision, content: Json) -> Iterator[str]:
     """Yield the fields of the content to sign that the decision does not have; a form's defaults may be added."""
-    values, given = content.get("values") or {}, decision.values or {}
+    values, chosen = content.get("values") or {}, decision.values or {}
     assert isinstance(values, dict)
-    if any(values.get(name) != value for name, value in given.items()):
+    if any(values.get(name) != value for name, value in chosen.items()):
         yield "values"
     options = decision.selected_options or ([decision.selected_option] if decision.selected_option else [])
     text = decision.content
@@ -229,9 +229,9 @@ def statement(
     decision = answer.decision()
     keyid = load_public(public).keyid if public is not None else None
     with options.open() as opened:
-        found = fetch_statement(opened, task, decision, keyid=keyid, expires_in=expires)
-    write_whole(output, serialise(Envelope(PAYLOAD_TYPE, found.payload, ())))
-    _show(output, found, "Sign it with kneo task sign", as_json=options.as_json)
+        unsigned = fetch_statement(opened, task, decision, keyid=keyid, expires_in=expires)
+    write_whole(output, serialise(Envelope(PAYLOAD_TYPE, unsigned.payload, ())))
+    _show(output, unsigned, "Sign it with kneo task sign", as_json=options.as_json)
 
 
 @examples("kneo task sign decision.json --key ann.pem", "kneo task sign decision.json --signer ./hsm --public ann.pub")
@@ -250,16 +250,16 @@ def sign_statement(
     if envelope.payload_type != PAYLOAD_TYPE:
         msg = f"{file} holds {envelope.payload_type}, not a decision."
         raise Invalid(msg, code="Malformed")
-    found = parse_answer(envelope.payload, file=str(file))
-    write_whole(file, serialise(sign(PAYLOAD_TYPE, found.payload, private)))
-    _show(file, found, "Submit it with kneo task decide --statement", as_json=as_json)
+    parsed = parse_answer(envelope.payload, file=str(file))
+    write_whole(file, serialise(sign(PAYLOAD_TYPE, parsed.payload, private)))
+    _show(file, parsed, "Submit it with kneo task decide --statement", as_json=as_json)
 
 
-def _show(file: Path, found: AnswerStatement, next_step: str, *, as_json: bool) -> None:
-    said = found.answer.model_dump(mode="json", by_alias=True)
+def _show(file: Path, statement: AnswerStatement, next_step: str, *, as_json: bool) -> None:
+    answer = statement.answer.model_dump(mode="json", by_alias=True)
 
     def text() -> None:
-        render.panel(f"Decision of {said['reviewer']}", said.items())
-        render.text(f"{next_step} (until {said['expires']}).")
+        render.panel(f"Decision of {answer['reviewer']}", answer.items())
+        render.text(f"{next_step} (until {answer['expires']}).")
 
-    render.emit({"file": str(file), "digest": found.digest, "said": said}, as_json=as_json, text=text)
+    render.emit({"file": str(file), "digest": statement.digest, "said": answer}, as_json=as_json, text=text)

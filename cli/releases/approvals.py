@@ -518,18 +518,18 @@ def accept_rewritten_history(
     if --commit names the refused one, or with --yes.
     """
     with options.open(existing=True) as service:
-        found = service.call(get_source)
-        old, new = found.accepted_commit, found.refused_commit
-        if found.refused_code != "HistoryRewritten" or old is None or new is None:
+        source_view = service.call(get_source)
+        old, new = source_view.accepted_commit, source_view.refused_commit
+        if source_view.refused_code != "HistoryRewritten" or old is None or new is None:
             msg = "History was not rewritten; there is nothing to accept."
             raise NotFound(msg, code="nothing_waits", hint="kneo source show prints the refused commit.")
         if commit is not None and (len(commit) < MIN_COMMIT or not new.startswith(commit)):
             msg = f"The refused commit is {new}, not {commit[:80]}. Nothing was signed."
             raise Untrusted(msg, code="SubjectMismatch", hint="kneo source show prints the refused commit.")
         private, about = load_private(key), rewrite_subject(old, new)
-        lines = [f"repository   {found.url} {found.ref}", f"accepted     {old}", f"replaced by  {new}"]
+        lines = [f"repository   {source_view.url} {source_view.ref}", f"accepted     {old}", f"replaced by  {new}"]
         confirm(lines, "Accept and sign this?", confirmed=yes, known=commit is not None)
-        root = Digest(str(found.trust_root))
+        root = Digest(str(source_view.trust_root))
         subject = Subject(environment="source", name=about.name, digest=about.digest, policy_digest=root, about=about)
         now, life = SystemClock().now(), parse_duration("1d")
         envelope = sign_decision(subject, ApprovalDecision.APPROVE, private, now, life, reason)

@@ -34,13 +34,13 @@ def status(environment: OptionalEnvironment = None, *, options: ServiceOptions) 
     with options.open() as service:
         one = service.call(api.get_environment, environment) if environment else None
         every = service.call(api.list_environments) if one is None else None
-        found = [one] if one is not None else every.environments if every is not None else []
+        views = [one] if one is not None else every.environments if every is not None else []
 
         def show() -> None:
-            if not _show_source(service) and not found:
+            if not _show_source(service) and not views:
                 render.text("No environments found.")
                 render.text("Start with a config repository: kneo up --repo DIR. Create one: kneo init DIR")
-            for item in found:
+            for item in views:
                 show_environment(item, SystemClock().now())
 
         render.emit(one or every, as_json=options.as_json, text=show)

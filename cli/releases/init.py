@@ -129,19 +129,19 @@ def init(
     key_file = (key or target.with_name(f"{target.name}-keys") / "release.pem").absolute()
     request = Request(target, name, key_file, principal, approver)
     _check(request)
-    made = make_repository(request, settings)
-    predicate = made.bundle.statement.predicate
+    result = make_repository(request, settings)
+    predicate = result.bundle.statement.predicate
     answer = {
         "directory": str(target),
         "key": str(request.key_file),
         "keys": {role: str(path) for role, path in request.key_files.items()},
         "principals": {"root": principal, "release": principal, "approver": approver},
-        "trust_root": made.trust_root,
+        "trust_root": result.trust_root,
         "bundle": f"{predicate.name}@{predicate.version}",
         "environments": list(ENVIRONMENTS),
-        "digest": made.bundle.statement.digest,
+        "digest": result.bundle.statement.digest,
     }
-    render.emit(answer, as_json=as_json, text=lambda: _print(directory, request, made))
+    render.emit(answer, as_json=as_json, text=lambda: _print(directory, request, result))
 
 
 def make_repository(request: Request, settings: Settings) -> Made:
@@ -291,14 +291,14 @@ def _sign(request: Request, repository: ConfigRepository, key: PrivateKey) -> Si
     )
 
 
-def _print(directory: Path, request: Request, made: Made) -> None:
+def _print(directory: Path, request: Request, result: Made) -> None:
     render.success(f"{directory} is a config repository with one commit.")
     render.text(
         f"  bundle      {request.name} {VERSION}, released to {', '.join(ENVIRONMENTS)}\n"
         f"  keys        {request.key_file.parent}: keep them safe, apart, and out of every repository\n"
         f"              {request.key_files['root'].name} changes who is trusted, {request.key_file.name} signs bundles,\n"
         f"              {request.key_files['approver'].name} approves releases to prod ({request.approver})\n"
-        f"  trust root  {made.trust_root}\n"
+        f"  trust root  {result.trust_root}\n"
         f"\nNext: kneo up --repo {directory}\nNext steps are in {directory / 'README.md'}.\n"
         f"Before CI runs: {LOCK}"
     )

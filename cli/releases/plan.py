@@ -114,11 +114,11 @@ def _snapshots(
 
 def _base_of(clone: Clone, commit: str, base: str | None) -> str | None:
     if base is not None:
-        found = clone.resolve(base)
-        if found is None:
+        commit_id = clone.resolve(base)
+        if commit_id is None:
             msg = f"There is no commit {base[:100]}."
             raise NotFound(msg, code="commit_not_found", hint="In CI, fetch the whole history: fetch-depth: 0.")
-        return found
+        return commit_id
     main = clone.resolve(f"refs/heads/{MAIN}")
     return main if main not in {None, commit} else clone.resolve(f"{commit}~1")
 

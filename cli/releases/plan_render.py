@@ -20,9 +20,9 @@ SHOWN_LINES = 40
 
 def environments(answer: Json) -> list[Json]:
     """Return the environments of a plan."""
-    found = answer["environments"]
-    assert isinstance(found, list)
-    return found
+    items = answer["environments"]
+    assert isinstance(items, list)
+    return items
 
 
 def is_refused(answer: Json) -> bool:

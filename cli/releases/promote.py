@@ -89,8 +89,8 @@ def _pin(repository: ConfigRepository, environment: str, bundle: str) -> Release
 
 def _file(repository: ConfigRepository, environment: str) -> Path:
     read_environment(repository, environment)
-    found = (repository.root / "environments" / f"{environment}.{suffix}" for suffix in ("yaml", "yml"))
-    return next(path for path in found if path.is_file())
+    candidates = (repository.root / "environments" / f"{environment}.{suffix}" for suffix in ("yaml", "yml"))
+    return next(path for path in candidates if path.is_file())
 
 
 _ENTRY = r"(?m)^(?P<indent>[ \t]*)-[ \t]*\{{[^}}\n]*\bbundle:[ \t]*[\"']?{name}[\"']?[ \t]*[,}}][^\n]*$"

@@ -31,8 +31,8 @@ class ConfigRepository:
     def environment_names(self) -> list[str]:
         """The environments that have files, sorted."""
         folder = self.root / "environments"
-        found = (_ENVIRONMENT_FILE.fullmatch(path.name) for path in _listing(folder) if path.is_file())
-        return sorted(match[1] for match in found if match)
+        matches = (_ENVIRONMENT_FILE.fullmatch(path.name) for path in _listing(folder) if path.is_file())
+        return sorted(match[1] for match in matches if match)
 
 
 def find_repository(start: Path) -> ConfigRepository | None:

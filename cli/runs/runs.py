@@ -71,9 +71,9 @@ def _show_list(page: RunPageView) -> None:
         what = f"{release['bundle']}@{release['version']}" if release else run.workflow_name
         rows.append([run.run_id, run.status, what, release.get("environment"), run.updated_at])
     render.table("", ["Run", "Status", "Bundle or workflow", "Environment", "Updated"], rows)
-    shown = page.offset + len(page.runs)
-    if shown < page.total:
-        render.text(f"{len(page.runs)} of {page.total}. Next page: --offset {shown}")
+    end = page.offset + len(page.runs)
+    if end < page.total:
+        render.text(f"{len(page.runs)} of {page.total}. Next page: --offset {end}")
 
 
 @app.command("get")

@@ -189,8 +189,8 @@ def timed_protocol(http: HttpSettings, base: type[RequestTimer] = PROTOCOLS[0]) 
         base: The protocol; by default the fastest that is installed.
     """
     bounds = {"seconds": http.request_seconds, "header_bytes": http.header_bytes}
-    made: type[asyncio.Protocol] = type(base.__name__, (base,), bounds)
-    return made
+    protocol: type[asyncio.Protocol] = type(base.__name__, (base,), bounds)
+    return protocol
 
 
 DefaultProtocol = PROTOCOLS[0]

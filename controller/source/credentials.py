@@ -68,11 +68,11 @@ def git_environment(
         return {"GIT_SSH_COMMAND": _ssh_command(credentials), "GIT_SSH_VARIANT": "ssh"}
     if address.protocol != "https" or not (token or credentials.token_file):
         return {}
-    asked = {"GIT_ASKPASS": str(askpass), "KNEO_GIT_HOST": address.host, "KNEO_GIT_USERNAME": credentials.username}
+    variables = {"GIT_ASKPASS": str(askpass), "KNEO_GIT_HOST": address.host, "KNEO_GIT_USERNAME": credentials.username}
     if token is not None:
-        return {**asked, "KNEO_GIT_USERNAME": APP_USERNAME, "KNEO_GIT_TOKEN": token}
+        return {**variables, "KNEO_GIT_USERNAME": APP_USERNAME, "KNEO_GIT_TOKEN": token}
     assert credentials.token_file is not None
-    return {**asked, "KNEO_GIT_TOKEN_FILE": existing_file(credentials.token_file)}
+    return {**variables, "KNEO_GIT_TOKEN_FILE": existing_file(credentials.token_file)}
 
 
 def _ssh_command(credentials: GitCredentials) -> str:

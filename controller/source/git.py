@@ -215,11 +215,11 @@ def find_git() -> str:
 
     Raises: Invalid: there is none.
     """
-    found = shutil.which("git")
-    if found is None:
+    path = shutil.which("git")
+    if path is None:
         msg = "The git command was not found on this machine."
         raise Invalid(msg, code="git_missing", hint="Install git 2.39 or later.")
-    return found
+    return path
 
 
 def check_version(output: bytes) -> None:
@@ -230,8 +230,8 @@ def check_version(output: bytes) -> None:
     """
     match = re.match(rb"git version (\d+)\.(\d+)", output)
     if match is None or (int(match[1]), int(match[2])) < OLDEST_GIT:
-        said = output[:60].decode(errors="replace").strip()
-        msg = f"This machine has {said!r}; git 2.39 or later is needed."
+        version = output[:60].decode(errors="replace").strip()
+        msg = f"This machine has {version!r}; git 2.39 or later is needed."
         raise Invalid(msg, code="git_too_old")
 
 

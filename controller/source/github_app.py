@@ -91,11 +91,11 @@ class InstallationTokens:
             "Authorization": f"Bearer {self._assertion()}",
             "X-GitHub-Api-Version": "2022-11-28",
         }
-        wanted = {"repositories": [self._repository], "permissions": {"contents": self._contents}}
+        scope = {"repositories": [self._repository], "permissions": {"contents": self._contents}}
         try:
             with (
                 httpx.Client(verify=_tls(self._credentials), timeout=_TIMEOUT_SECONDS, trust_env=False) as client,
-                client.stream("POST", url, headers=headers, json=wanted) as answer,
+                client.stream("POST", url, headers=headers, json=scope) as answer,
             ):
                 body = _bounded(answer)
         except (httpx.HTTPError, OSError) as error:
@@ -172,8 +172,8 @@ def _bounded(answer: httpx.Response) -> bytes:
 
 def _read(body: bytes, api: str) -> _Token:
     try:
-        said = json.loads(body)
-        token = _Token(_TOKEN.fullmatch(said["token"])[0], parse_time(said["expires_at"]))  # type: ignore[index]
+        response = json.loads(body)
+        token = _Token(_TOKEN.fullmatch(response["token"])[0], parse_time(response["expires_at"]))  # type: ignore[index]
     except (ValueError, KeyError, TypeError, RecursionError, Invalid) as error:
         msg = f"GitHub's API at {redact(api)} returned a response without a token."
         raise Transient(

@@ -122,8 +122,8 @@ class Mirror:
         """
         full = full_ref(self.ref)
         with self._lock():
-            said = self._repairing(lambda: self._ask_host(full))
-        for line in said.decode("ascii", "replace").splitlines():
+            output = self._repairing(lambda: self._ask_host(full))
+        for line in output.decode("ascii", "replace").splitlines():
             commit, _, name = line.partition("\t")
             if name == full and ID.fullmatch(commit):
                 return commit
@@ -171,16 +171,16 @@ class Mirror:
             Transient: ``FetchFailed``.
             Invalid: ``LimitExceeded``, ``UnsafeTree``, or not a ref.
         """
-        wanted = ref if ID.fullmatch(ref) else full_ref(short_ref(check_ref(ref)))
+        target = ref if ID.fullmatch(ref) else full_ref(short_ref(check_ref(ref)))
         with self._lock():
-            return self._repairing(lambda: self._peek(wanted))
+            return self._repairing(lambda: self._peek(target))
 
-    def _peek(self, wanted: str) -> SourceSnapshot:
-        self._bring(wanted, PEEKED)
+    def _peek(self, target: str) -> SourceSnapshot:
+        self._bring(target, PEEKED)
         commit = self._head(PEEKED)
         if commit is None:
-            raise self._no_commit(wanted)
-        return self._look(commit, short_ref(wanted))
+            raise self._no_commit(target)
+        return self._look(commit, short_ref(target))
 
     def accept(self, snapshot: SourceSnapshot, *, rewrite: AllowedRewrite | None = None) -> None:
         """Accept a fetched snapshot.
@@ -223,15 +223,15 @@ class Mirror:
         """
         span = f"{old}..{new}"
         with self._noticing_damage():
-            said = self._git.local(
+            output = self._git.local(
                 "rev-list", "--first-parent", f"--max-count={self.limits.commits + 1}", span, "--"
             ).stdout
-            ids = said.decode("ascii").split()
+            ids = output.decode("ascii").split()
             if len(ids) > self.limits.commits:
                 msg = f"{self.ref} grew by more than {self.limits.commits} commits at once."
                 raise Invalid(msg, code="LimitExceeded", hint="Push them in parts.", new=new)
-            found = self._objects.read("commit", ids, _COMMIT_BYTES * 16)
-        return [parse_commit(commit, item.content) for commit, item in zip(ids, found, strict=True)]
+            objects = self._objects.read("commit", ids, _COMMIT_BYTES * 16)
+        return [parse_commit(commit, item.content) for commit, item in zip(ids, objects, strict=True)]
 
     def history(self, old: str | None, new: str) -> list[SourceSnapshot]:
         """List the commits that lead to one, oldest first and without that one: those that changed a relevant file.
@@ -242,15 +242,15 @@ class Mirror:
         """
         span = new if old is None else f"{old}..{new}"
         count = f"--max-count={self.limits.commits + 1}"
-        said = self._git.local("rev-list", "--first-parent", count, span, "--", *FOLDERS).stdout
-        ids = [commit for commit in reversed(said.decode("ascii").split()) if commit != new]
-        found = []
+        output = self._git.local("rev-list", "--first-parent", count, span, "--", *FOLDERS).stdout
+        ids = [commit for commit in reversed(output.decode("ascii").split()) if commit != new]
+        snapshots = []
         with self._lock():
             for commit in ids[-self.limits.commits :]:
                 # A commit that could not be reconciled when it was new is not reconciled now.
                 with contextlib.suppress(Invalid):
-                    found.append(self._look(self._commit(commit), self.ref))
-        return found
+                    snapshots.append(self._look(self._commit(commit), self.ref))
+        return snapshots
 
     def maintain(self) -> bool:
         """Repack the mirror when it has many packs; return whether it did."""
@@ -278,11 +278,11 @@ class Mirror:
             msg = f"{total} bytes are too many to read at once; the limit is {self.limits.read_bytes}."
             raise Invalid(msg, code="LimitExceeded")
         with self._noticing_damage():
-            return [found.content for found in self._objects.read("blob", [blob.id for blob in blobs], total)]
+            return [item.content for item in self._objects.read("blob", [blob.id for blob in blobs], total)]
 
     def trees(self, ids: Sequence[str]) -> list[bytes]:
         """Return tree objects as they are stored, in order."""
-        return [found.content for found in self._objects.read("tree", ids, _TREE_BYTES)]
+        return [item.content for item in self._objects.read("tree", ids, _TREE_BYTES)]
 
     def sizes(self, ids: Sequence[str]) -> list[int]:
         """Return the sizes of blobs, in order."""
@@ -357,7 +357,7 @@ class Mirror:
         metrics.MIRROR_REBUILT.inc()
         log.warning("rebuilding a damaged mirror: %s", why, extra={"event": "mirror_rebuilt", "aside": str(aside)})
 
-    def _bring(self, wanted: str, into: str) -> None:
+    def _bring(self, target: str, into: str) -> None:
         check_complete(self.address)
         self._prepare()
         self._drop_unfinished()
@@ -373,7 +373,7 @@ class Mirror:
                 f"--filter=blob:limit={self.limits.blob_bytes + 1}",
                 "--",
                 _REMOTE,
-                f"+{wanted}:{into}",
+                f"+{target}:{into}",
                 seconds=self.limits.fetch_seconds,
                 settings=(f"remote.{_REMOTE}.url={self.address.url}",),
             )
@@ -416,12 +416,12 @@ class Mirror:
 
     def _head(self, ref: str) -> Commit | None:
         """Read the commit of a ref, through an annotated tag if there is one; None without one."""
-        (found,) = self._objects.find([f"{ref}^{{commit}}"], "commit")
-        return self._commit(found.id) if found is not None else None
+        (item,) = self._objects.find([f"{ref}^{{commit}}"], "commit")
+        return self._commit(item.id) if item is not None else None
 
     def _commit(self, commit: str) -> Commit:
-        (found,) = self._objects.read("commit", [commit], _COMMIT_BYTES)
-        return parse_commit(commit, found.content)
+        (item,) = self._objects.read("commit", [commit], _COMMIT_BYTES)
+        return parse_commit(commit, item.content)
 
     def _no_commit(self, ref: str) -> Invalid:
         msg = f"{ref} of {redact(self.address.url)} does not name a commit."
@@ -444,8 +444,8 @@ class Mirror:
 
     def _missing(self, tree: str) -> str | None:
         """Name a relevant file that the host did not send."""
-        said = self._git.local("rev-list", "--objects", "--no-walk", "--missing=print", tree, accept=(0, 128)).stdout
-        absent = {line[1:].split()[0] for line in said.splitlines() if line.startswith(b"?")}
+        output = self._git.local("rev-list", "--objects", "--no-walk", "--missing=print", tree, accept=(0, 128)).stdout
+        absent = {line[1:].split()[0] for line in output.splitlines() if line.startswith(b"?")}
         names = self._git.local("ls-tree", "-r", "-z", tree, "--", *FOLDERS, accept=(0, 128)).stdout.split(b"\0")[:-1]
         for entry in names:
             meta, _, path = entry.partition(b"\t")

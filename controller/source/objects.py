@@ -57,8 +57,8 @@ class ObjectReader:
             Transient: ``FetchFailed``: git did not answer in time.
             Invalid: ``LimitExceeded``: together they are larger than allowed.
         """
-        found = self._ask("contents", names, max_bytes)
-        return [self._expect(item, kind, name) for item, name in zip(found, names, strict=True)]
+        objects = self._ask("contents", names, max_bytes)
+        return [self._expect(item, kind, name) for item, name in zip(objects, names, strict=True)]
 
     def sizes(self, ids: Sequence[str]) -> list[int]:
         """Return the sizes of blobs, in order.
@@ -67,8 +67,8 @@ class ObjectReader:
             MirrorDamaged: the mirror lacks one, such as a blob that was too large to fetch.
             Transient: ``FetchFailed``: git did not answer in time.
         """
-        found = self._ask("info", ids, 0)
-        return [self._expect(item, "blob", oid).size for item, oid in zip(found, ids, strict=True)]
+        objects = self._ask("info", ids, 0)
+        return [self._expect(item, "blob", oid).size for item, oid in zip(objects, ids, strict=True)]
 
     def find(self, names: Sequence[str], kind: str) -> list[Found | None]:
         """Return the objects of one kind with these names, without content; None for an unknown name."""
@@ -139,14 +139,14 @@ class _Talk:
         self._send("".join(f"{command} {name}\n" for name in names).encode() + b"flush\n")
         left, answers = max_bytes, list[Found | None]()
         for _ in names:
-            found = self._header()
-            if found is not None and command == "contents":
-                left -= found.size
+            header = self._header()
+            if header is not None and command == "contents":
+                left -= header.size
                 if left < 0:
                     msg = f"The objects read at once are larger than {max_bytes} bytes."
                     raise Invalid(msg, code="LimitExceeded")
-                found = Found(found.id, found.kind, found.size, self._take(found.size + 1)[:-1])
-            answers.append(found)
+                header = Found(header.id, header.kind, header.size, self._take(header.size + 1)[:-1])
+            answers.append(header)
         return answers
 
     def _header(self) -> Found | None:
@@ -172,9 +172,9 @@ class _Talk:
         self._at += len(parts[0])
         missing = count - len(parts[0])
         while missing:
-            heard = self._hear()
-            parts.append(heard[:missing])
-            self._heard, self._at = heard, len(parts[-1])
+            chunk = self._hear()
+            parts.append(chunk[:missing])
+            self._heard, self._at = chunk, len(parts[-1])
             missing -= len(parts[-1])
         return b"".join(parts)
 
@@ -187,11 +187,11 @@ class _Talk:
 
     def _hear(self) -> bytes:
         self._wait(select.POLLIN, self._from)
-        heard = os.read(self._from, _CHUNK)
-        if not heard:
+        chunk = os.read(self._from, _CHUNK)
+        if not chunk:
             msg = "git ended before it responded"
             raise _Ended(msg)
-        return heard
+        return chunk
 
     def _wait(self, event: int, descriptor: int) -> None:
         poll = select.poll()

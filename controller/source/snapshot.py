@@ -41,34 +41,34 @@ def parse_commit(commit: str, content: bytes) -> Commit:
         raise _odd(commit, "names no tree")
     if len(signatures) > 1:
         raise _odd(commit, "carries more than one signature")
-    kept = b"\n".join(name + b" " + value.replace(b"\n", b"\n ") for name, value in fields)
+    signed = b"\n".join(name + b" " + value.replace(b"\n", b"\n ") for name, value in fields)
     return Commit(
         id=commit,
         tree=trees[0],
         parents=frozenset(value.decode("ascii", "replace") for name, value in fields if name == b"parent"),
         at=_time(next((value for name, value in fields if name == b"committer"), b"")),
         signature=signatures[0] if signatures else None,
-        signed=kept + gap + message,
+        signed=signed + gap + message,
     )
 
 
 def _fields(head: bytes) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
     """Parse the headers; a line that begins with a space continues the previous one."""
-    found: list[tuple[bytes, bytes]] = []
+    fields: list[tuple[bytes, bytes]] = []
     for line in head.split(b"\n"):
-        if line.startswith(b" ") and found:
-            name, value = found[-1]
-            found[-1] = name, value + b"\n" + line[1:]
+        if line.startswith(b" ") and fields:
+            name, value = fields[-1]
+            fields[-1] = name, value + b"\n" + line[1:]
         else:
             name, _, value = line.partition(b" ")
-            found.append((name, value))
-    signatures = [value for name, value in found if name.startswith(_SIGNATURE)]
-    return [item for item in found if not item[0].startswith(_SIGNATURE)], signatures
+            fields.append((name, value))
+    signatures = [value for name, value in fields if name.startswith(_SIGNATURE)]
+    return [item for item in fields if not item[0].startswith(_SIGNATURE)], signatures
 
 
 def _time(committer: bytes) -> int | None:
-    said = committer.split(b" ")[-2:-1]
-    return int(said[0]) if said and said[0].isdigit() and len(said[0]) < 12 else None
+    text = committer.split(b" ")[-2:-1]
+    return int(text[0]) if text and text[0].isdigit() and len(text[0]) < 12 else None
 
 
 def _odd(commit: str, why: str) -> Invalid:
@@ -116,12 +116,12 @@ class SourceSnapshot:
             NotFound: the snapshot has no such file.
             Invalid: ``LimitExceeded``: together they are too large; ask for fewer.
         """
-        wanted = list(dict.fromkeys(paths))
-        missing = [path for path in wanted if path not in self.files]
+        names = list(dict.fromkeys(paths))
+        missing = [path for path in names if path not in self.files]
         if missing:
             msg = f"{self.revision} has no file {missing[0]}."
             raise NotFound(msg)
-        return dict(zip(wanted, self.reader.read_blobs([self.files[path] for path in wanted]), strict=True))
+        return dict(zip(names, self.reader.read_blobs([self.files[path] for path in names]), strict=True))
 
 
 def changed_paths(old: SourceSnapshot | None, new: SourceSnapshot) -> frozenset[str]:

@@ -71,26 +71,26 @@ def our_folders(root: bytes, id_bytes: int = 20) -> dict[str, str]:
     Raises:
         Invalid: ``UnsafeTree``: one of them is not a folder.
     """
-    found: dict[str, str] = {}
+    folders: dict[str, str] = {}
     for mode, name, oid in _entries("the root", root, id_bytes):
         if name not in FOLDERS:
             continue
         if mode != FOLDER:
             why = "is a file and must be a folder" if mode == PLAIN_FILE else _of_mode(mode)
             raise _unsafe(name, why)
-        if name in found:
+        if name in folders:
             raise _unsafe(name, "is listed twice")
-        found[name] = oid
-    return found
+        folders[name] = oid
+    return folders
 
 
 def read_folders(
-    wanted: Mapping[str, str], known: Mapping[str, Folder], trees: Trees, limits: SourceLimits, id_bytes: int = 20
+    paths: Mapping[str, str], known: Mapping[str, Folder], trees: Trees, limits: SourceLimits, id_bytes: int = 20
 ) -> dict[str, Folder]:
     """Read folders recursively, level by level, all new ones of a level at once.
 
     Args:
-        wanted: Ids of the tree objects, by path.
+        paths: Ids of the tree objects, by path.
         known: The same folders at an earlier reconciliation.
         trees: The source of objects.
         limits: The limits.
@@ -99,23 +99,23 @@ def read_folders(
     Raises:
         Invalid: ``UnsafeTree`` with the path, or ``LimitExceeded``.
     """
-    new = [path for path, oid in wanted.items() if path not in known or known[path].id != oid]
+    new = [path for path, oid in paths.items() if path not in known or known[path].id != oid]
     _check_count(len(new), limits)
-    contents = dict(zip(new, trees.trees([wanted[path] for path in new]), strict=True)) if new else {}
+    contents = dict(zip(new, trees.trees([paths[path] for path in new]), strict=True)) if new else {}
     listings = {path: parse_folder(path, content, id_bytes, known.get(path)) for path, content in contents.items()}
     _check_count(sum(len(listing.files) + len(listing.folders) for listing in listings.values()), limits)
     blobs = _blobs(listings, known, trees, limits)
     below = {path: oid for listing in listings.values() for path, oid in listing.folders.items()}
     before = {path: folder for name in new if name in known for path, folder in known[name].folders.items()}
     inner = read_folders(below, before, trees, limits, id_bytes) if below else {}
-    found = {path: known[path] for path in wanted if path not in listings}
+    found = {path: known[path] for path in paths if path not in listings}
     for path, listing in listings.items():
         folders = {name: inner[name] for name in listing.folders}
         files = {name: blobs[name] for name in listing.files}
         for folder in folders.values():
             files.update(folder.files)
         _check_count(len(files), limits)
-        found[path] = Folder(wanted[path], files, folders)
+        found[path] = Folder(paths[path], files, folders)
     return found
 
 
@@ -170,12 +170,12 @@ def _entries(path: str, content: bytes, id_bytes: int) -> Iterator[tuple[str, st
     """Yield mode, name and id of each entry of a tree object."""
     entry, at = _ENTRY[id_bytes], 0
     while at < len(content):
-        found = entry.match(content, at)
-        if found is None:
+        match = entry.match(content, at)
+        if match is None:
             raise _unsafe(path, "is a folder with an invalid entry")
-        mode, name, oid = found.groups()
+        mode, name, oid = match.groups()
         yield mode.decode("ascii"), name.decode(errors="backslashreplace"), oid.hex()
-        at = found.end()
+        at = match.end()
 
 
 def _blobs(
@@ -225,5 +225,5 @@ def _of_mode(mode: str) -> str:
 
 
 def _unsafe(path: str, why: str) -> Invalid:
-    shown = "".join(letter if letter.isprintable() else "?" for letter in path[:200])
-    return Invalid(f"{shown} {why}.", code="UnsafeTree", hint="Remove it from the repository.", path=shown)
+    visible = "".join(letter if letter.isprintable() else "?" for letter in path[:200])
+    return Invalid(f"{visible} {why}.", code="UnsafeTree", hint="Remove it from the repository.", path=visible)

@@ -79,13 +79,13 @@ def committed_records(
         known: Recorded approvals with their time of first sight, by payload digest and principal.
         now: The time of this reconciliation.
     """
-    found = []
+    records = []
     for envelope in envelopes:
         try:
-            found += _committed(envelope, root, known, now)
+            records += _committed(envelope, root, known, now)
         except KneoError:
             continue  # a file that is no approval has no effect
-    return tuple(found)
+    return tuple(records)
 
 
 def _committed(
@@ -139,10 +139,10 @@ def count_votes(
     latest: dict[str, dict[tuple[str, str, bool, bool], ApprovalVote]] = {}
     for record in records:
         try:
-            found = _verified(record, environment, trust)
+            approval = _verified(record, environment, trust)
         except KneoError:
             continue
-        for vote in _votes(record, found, trust.root):
+        for vote in _votes(record, approval, trust.root):
             votes = latest.setdefault(record.subject, {})
             key = person_key(vote.principal), vote.policy_digest, vote.signed, vote.approves
             if key not in votes or votes[key].order <= vote.order:
@@ -179,24 +179,24 @@ def _verified(record: ApprovalRecord, environment: str, trust: TrustContext) -> 
     )
 
 
-def _votes(record: ApprovalRecord, found: VerifiedApproval | None, root: TrustRoot) -> list[ApprovalVote]:
+def _votes(record: ApprovalRecord, approval: VerifiedApproval | None, root: TrustRoot) -> list[ApprovalVote]:
     """Return the vote of the record's person; an envelope with several signatures has a record for each person."""
-    if found is None:
+    if approval is None:
         return []
-    signers = [signer for signer in found.signers if signer.principal == record.principal]
-    predicate, seen = found.statement.predicate, parse_time(record.first_seen_at)
+    signers = [signer for signer in approval.signers if signer.principal == record.principal]
+    predicate, seen_at = approval.statement.predicate, parse_time(record.first_seen_at)
     approves = predicate.decision is ApprovalDecision.APPROVE
     return [
         ApprovalVote(
             principal=signer.principal,
-            name=found.statement.subject_name,
+            name=approval.statement.subject_name,
             approves=approves,
             signed=record.signed,
             id=record.id,
             policy_digest=record.policy_digest,
-            first_seen=seen,
+            first_seen=seen_at,
             roles=_roles(root, signer.keyid) if record.signed else frozenset(),
-            issued=predicate.issued_at or (None if approves else seen),
+            issued=predicate.issued_at or (None if approves else seen_at),
             reason=predicate.reason or "",
             about=predicate.about,
         )

@@ -133,10 +133,12 @@ def not_suspended(_action: Action, _plan: ReleasePlan, rules: Rules, evidence: E
     environment = rules.environment
     if environment.spec.suspend:
         return Blocked("suspend", "Suspended", f"environments/{environment.name}.yaml sets suspend: true.")
-    found = evidence.suspension
-    if found is not None:
-        until = f" until {found.until}" if found.until else ""
-        return Blocked("suspend", "Suspended", f"suspended by {found.actor}{until}: {found.reason}", (found.actor,))
+    suspension = evidence.suspension
+    if suspension is not None:
+        until = f" until {suspension.until}" if suspension.until else ""
+        return Blocked(
+            "suspend", "Suspended", f"suspended by {suspension.actor}{until}: {suspension.reason}", (suspension.actor,)
+        )
     return Allowed()
 
 
@@ -434,10 +436,10 @@ def _block_dependents(plan: ReleasePlan, evaluated: dict[str, tuple[Action, Gate
     while True:
         allowed = {name: action for name, (action, verdict) in evaluated.items() if isinstance(verdict, Allowed)}
         after = _served_after(served, allowed)
-        found = _unmet(plan, allowed, served, after)
-        if found is None:
+        unmet = _unmet(plan, allowed, served, after)
+        if unmet is None:
             return
-        name, message = found
+        name, message = unmet
         evaluated[name] = (evaluated[name][0], Blocked("dependsOn", "DependencyNotReady", message))
 
 

@@ -68,8 +68,8 @@ def find_bundle(entry: ReleasePin, blobs: Mapping[str, str]) -> str | None:
 
 def find_bundles(environment: Environment, blobs: Mapping[str, str]) -> dict[str, str]:
     """Return the paths of an environment's bundle files that exist, by bundle name."""
-    found = ((entry.bundle, find_bundle(entry, blobs)) for entry in environment.spec.releases)
-    return {name: path for name, path in found if path is not None}
+    paths = ((entry.bundle, find_bundle(entry, blobs)) for entry in environment.spec.releases)
+    return {name: path for name, path in paths if path is not None}
 
 
 class Loader:

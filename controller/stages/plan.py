@@ -64,7 +64,7 @@ def make_plan(
         known: Every bundle ever accepted, by digest.
     """
     actions: list[Action] = []
-    kept = {rejection.bundle for rejection in verified.rejected}
+    rejected = {rejection.bundle for rejection in verified.rejected}
     unchanged: dict[str, UnchangedBundle] = {}
     for name, bundle in sorted(verified.desired.items()):
         current = served.get(name)
@@ -75,7 +75,7 @@ def make_plan(
         # Only this environment's release counts, not newer versions of another environment.
         older = before is not None and UNSEQUENCED < bundle.record.seq < before.seq
         actions.append(Rollback(bundle, current) if older else Promote(bundle, current))
-    actions += [Retire(served[name]) for name in sorted(served.keys() - verified.desired.keys() - kept)]
+    actions += [Retire(served[name]) for name in sorted(served.keys() - verified.desired.keys() - rejected)]
     return ReleasePlan(environment, revision, tuple(actions), unchanged)
 
 

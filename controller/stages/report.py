@@ -138,15 +138,15 @@ def report_policy(environment: Environment, verdict: Blocked, revision: str) -> 
     return EnvironmentReport(Reconciling(verdict.reason, verdict.message), conditions, (item,))
 
 
-def report(found: Findings) -> EnvironmentReport:
+def report(findings: Findings) -> EnvironmentReport:
     """Report an environment whose gates were evaluated."""
     rejected = (
         Pending(bundle=item.bundle, version=item.version, gate="verify", reason=item.reason, message=item.message)
-        for item in found.rejected
+        for item in findings.rejected
     )
-    pending = (_pending(action, verdict, found.environment.policy_digest) for action, verdict in found.blocked)
-    outcome = _outcome(found)
-    return EnvironmentReport(outcome, tuple(_conditions(found, outcome)), (*rejected, *pending))
+    pending = (_pending(action, verdict, findings.environment.policy_digest) for action, verdict in findings.blocked)
+    outcome = _outcome(findings)
+    return EnvironmentReport(outcome, tuple(_conditions(findings, outcome)), (*rejected, *pending))
 
 
 def _source_verified(revision: str) -> Condition:
@@ -156,17 +156,20 @@ def _source_verified(revision: str) -> Condition:
     )
 
 
-def _conditions(found: Findings, outcome: Outcome) -> Iterator[Condition]:
+def _conditions(findings: Findings, outcome: Outcome) -> Iterator[Condition]:
     ready = isinstance(outcome, Ready)
-    total = len(found.environment.spec.releases)
+    total = len(findings.environment.spec.releases)
     reason, message = "Serving", f"Ready: {total}/{total} releases."
     if not isinstance(outcome, Ready):
         reason, message = outcome.reason, outcome.message
-    elif found.environment.spec.retired:
-        reason, message = "Retired", f"Retired: no releases; the environment's file may be removed. {found.open_tasks}"
-    first, drift = next(iter(found.rejected), None), next(iter(found.drift), None)
-    held = next((verdict.message for _, verdict in found.blocked if verdict.reason == HELD), None)
-    yield _source_verified(found.revision)
+    elif findings.environment.spec.retired:
+        reason, message = (
+            "Retired",
+            f"Retired: no releases; the environment's file may be removed. {findings.open_tasks}",
+        )
+    first, drift = next(iter(findings.rejected), None), next(iter(findings.drift), None)
+    held = next((verdict.message for _, verdict in findings.blocked if verdict.reason == HELD), None)
+    yield _source_verified(findings.revision)
     rows: list[tuple[ConditionType, bool, str, str]] = [
         (ConditionType.POLICY_VALID, True, "Valid", "The environment file is valid."),
         (ConditionType.VERIFIED, True, "Verified", "Every declared bundle is verified.")
@@ -176,7 +179,7 @@ def _conditions(found: Findings, outcome: Outcome) -> Iterator[Condition]:
         (ConditionType.HELD, held is not None, HELD if held else "NotHeld", held or "No declared change is held."),
         (ConditionType.DRIFT_DETECTED, False, "InSync", "Every release has the accepted bytes.")
         if drift is None
-        else (ConditionType.DRIFT_DETECTED, True, drift.reason, _drift_message(found.drift)),
+        else (ConditionType.DRIFT_DETECTED, True, drift.reason, _drift_message(findings.drift)),
         (ConditionType.READY, ready, reason, message),
     ]
     if isinstance(outcome, Stalled):
@@ -184,18 +187,18 @@ def _conditions(found: Findings, outcome: Outcome) -> Iterator[Condition]:
     if isinstance(outcome, Reconciling):
         rows.append((ConditionType.RECONCILING, True, reason, message))
     for kind, status, why, text in rows:
-        yield Condition(type=kind, status=status, reason=why, message=text, revision=found.revision)
+        yield Condition(type=kind, status=status, reason=why, message=text, revision=findings.revision)
 
 
-def _outcome(found: Findings) -> Outcome:
-    if found.drift:
-        return Stalled(found.drift[0].reason, _drift_message(found.drift))
-    if found.rejected:
-        return Stalled(found.rejected[0].reason, _rejection_message(found.rejected[0]))
-    if found.blocked:
-        verdict = found.blocked[0][1]
+def _outcome(findings: Findings) -> Outcome:
+    if findings.drift:
+        return Stalled(findings.drift[0].reason, _drift_message(findings.drift))
+    if findings.rejected:
+        return Stalled(findings.rejected[0].reason, _rejection_message(findings.rejected[0]))
+    if findings.blocked:
+        verdict = findings.blocked[0][1]
         return Reconciling(verdict.reason, verdict.message)
-    return Ready(found.changed)
+    return Ready(findings.changed)
 
 
 def _drift_message(drift: Sequence[Drift]) -> str:
@@ -271,15 +274,15 @@ def notices_of_findings(
     environment: str, revision: str, pending: Iterable[Pending], drift: Iterable[Drift], served: Mapping[str, Release]
 ) -> Iterator[Notice]:
     """Yield a notification for each newly pending or rejected change, and for each drifted release."""
-    for found in drift:
+    for release in drift:
         yield Notice(
             environment=environment,
-            bundle=found.bundle,
-            version=served[found.bundle].version,
-            digest=found.digest,
+            bundle=release.bundle,
+            version=served[release.bundle].version,
+            digest=release.digest,
             phase="drifted",
-            reason=found.reason,
-            message=found.message,
+            reason=release.reason,
+            message=release.message,
             revision=revision,
         )
     for item in pending:

@@ -336,7 +336,7 @@ def _verify_under(
     # seen now: otherwise a stolen key could sign an old bundle.
     accepted = trust.now if record is None else parse_time(record.first_seen_at)
     same = record is not None and record.envelope_digest in {None, digest_of(envelope)}
-    seen = parse_time(record.signatures_seen_at) if record is not None and same else trust.now
+    seen_at = parse_time(record.signatures_seen_at) if record is not None and same else trust.now
     return verify_bundle(
         envelope,
         root=root,
@@ -344,7 +344,7 @@ def _verify_under(
         path=path,
         environment=environment.name,
         now=accepted,
-        first_seen=seen,
+        first_seen=seen_at,
     )
 
 
@@ -394,7 +394,7 @@ def _check_under(
     """Check a spec as it would run: with the gates that an environment adds."""
     loaded = load_tree(dict(bundle.spec), rules=lambda spec, context: check(with_gates(spec, gates), context))
     if loaded.spec is None or not loaded.valid:
-        first = next(found for found in loaded.diagnostics if found.is_error)
+        first = next(finding for finding in loaded.diagnostics if finding.is_error)
         msg = f"{path}: {first.code}: {first.message} (at {first.path_text})"
         raise Invalid(msg, code="SpecInvalid", hint="Correct the spec, lint it and sign a new version.")
     violations = check_policy(with_gates(loaded.spec, gates), loaded.diagnostics, flags)

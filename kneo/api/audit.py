@@ -42,13 +42,13 @@ def list_audit_events(
     if not context.over_http:
         audit.seal(context.store)  # a service seals now and then
     with context.store.read() as tx:
-        found = audit.events(
+        events = audit.events(
             tx, event_type=event_type, run_id=run_id, limit=limit, offset=offset, descending=sort_order == "desc"
         )
         total = audit.count(tx, event_type=event_type, run_id=run_id)
     return AuditPageView(
-        events=[AuditEventView.of(item) for item in found],
-        **page_fields(found, total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order),
+        events=[AuditEventView.of(item) for item in events],
+        **page_fields(events, total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order),
     )
 
 
@@ -72,9 +72,9 @@ def checkpoint(store: Store, key: PrivateKey) -> Checkpoint:
         newest, size = audit_tree.newest_checkpoint(tx), audit_tree.size(tx)
         if newest is not None and newest.size == size:
             return newest
-        made = _signed(tx, size, key)
-        audit_tree.keep_checkpoint(tx, made)
-    return made
+        created = _signed(tx, size, key)
+        audit_tree.keep_checkpoint(tx, created)
+    return created
 
 
 def _signed(tx: Tx, size: int, key: PrivateKey) -> Checkpoint:
@@ -94,20 +94,20 @@ def prove(store: Store, key: PrivateKey, seq: int, size: int | None) -> AuditPro
     Raises:
         NotFound: there is no such event, it was removed, or the log never had that size.
     """
-    made = checkpoint(store, key)
+    current = checkpoint(store, key)
     with store.read() as tx:
-        if size is not None and size != made.size:
-            if size > made.size:
-                msg = f"The audit log has {made.size} events, and was never {size} long."
+        if size is not None and size != current.size:
+            if size > current.size:
+                msg = f"The audit log has {current.size} events, and was never {size} long."
                 raise NotFound(msg, code="audit_size_not_found")
             stored = next((item for item in audit_tree.checkpoints(tx) if item.size == size), None)
-            made = stored or _signed(tx, size, key)
-        proof = audit_tree.prove(tx, seq, made.size)
+            current = stored or _signed(tx, size, key)
+        proof = audit_tree.prove(tx, seq, current.size)
         event = audit.event_at(tx, seq)
     event, canonical = _unchanged(event, proof)
     return AuditProofView(
         **vars(proof),
-        checkpoint=made.note,
+        checkpoint=current.note,
         key=key.public.pem,
         event=AuditEventView.of(event),
         canonical=canonical.decode(),

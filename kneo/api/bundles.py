@@ -88,9 +88,9 @@ def list_bundles(context: Context) -> BundleListView:
 def get_bundle(context: Context, name: str) -> BundleVersionsView:
     """List the accepted versions of a bundle, newest first."""
     with context.store.read() as tx:
-        found = _versions(tx, name)
+        versions = _versions(tx, name)
         released = releases.list_releases(tx)
-    return BundleVersionsView(name=name, versions=[BundleView.of(item, released) for item in reversed(found)])
+    return BundleVersionsView(name=name, versions=[BundleView.of(item, released) for item in reversed(versions)])
 
 
 @operation("GET", "/bundles/{name}/{version}", scope="specs:read")
@@ -118,8 +118,8 @@ def get_bundle_version(context: Context, name: str, version: str) -> BundleVersi
 
 
 def _versions(tx: Tx, name: str) -> list[BundleRecord]:
-    found = [item for item in releases.known_bundles(tx) if item.name == name]
-    if not found:
+    versions = [item for item in releases.known_bundles(tx) if item.name == name]
+    if not versions:
         msg = f"No bundle {name[:100]!r} was ever accepted."
         raise NotFound(msg, code="bundle_not_found")
-    return found
+    return versions

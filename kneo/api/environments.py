@@ -95,8 +95,8 @@ def get_environment_history(context: Context, name: str, bundle: str | None = No
     """List an environment's promotions, newest first."""
     with context.store.read() as tx:
         registry.find_status(tx, name)
-        found = releases.list_promotions(tx, name, bundle, limit)
-        return HistoryView(environment=name, promotions=[_with_decisions(tx, item) for item in found])
+        promotions = releases.list_promotions(tx, name, bundle, limit)
+        return HistoryView(environment=name, promotions=[_with_decisions(tx, item) for item in promotions])
 
 
 def _with_decisions(tx: Tx, item: Promotion) -> PromotionView:
@@ -204,12 +204,12 @@ def unhold_release(context: Context, name: str, body: UnholdRequest) -> ChangedV
 def get_source(context: Context) -> SourceView:
     """Read the accepted commit of the config repository, and why a later one was refused."""
     with context.store.read() as tx:
-        found = sources.source(tx)
+        record = sources.source(tx)
         root = _root_digest(tx, context.settings)
-    if found is None:
+    if record is None:
         msg = "No config repository was reconciled with this database yet."
         raise NotFound(msg, code="source_not_found", hint="kneo up --repo DIR")
-    return SourceView(**vars(found), trust_root=root)
+    return SourceView(**vars(record), trust_root=root)
 
 
 @operation("POST", "/source/accept-rewrite", scope="releases:decide")
@@ -265,11 +265,11 @@ def change_result(context: Context, environment: str) -> ChangeResult:
 
 def decided_before(context: Context) -> DecidedView | None:
     """Return the decision that an earlier execution of this request recorded under its idempotency key."""
-    made = idempotency.made()
-    if made is None:
+    decision_id = idempotency.made()
+    if decision_id is None:
         return None
     with context.store.read() as tx:
-        (record,) = approvals.approvals_by_id(tx, (made,))
+        (record,) = approvals.approvals_by_id(tx, (decision_id,))
     environment = _environment(context, record.environment)
     return DecidedView(approval=ApprovalView.of(record), result=None, environment=environment)
 

@@ -75,8 +75,8 @@ class PolicyPreviewView:
 def list_environment_policies(context: Context) -> PolicyListView:
     """List the server-side policies."""
     with context.store.read() as tx:
-        found = project_metadata.list_policies(tx)
-    return PolicyListView(policies=found, count=len(found))
+        stored = project_metadata.list_policies(tx)
+    return PolicyListView(policies=stored, count=len(stored))
 
 
 @operation("GET", "/policies/environment/{environment}", scope="policies:read")
@@ -108,19 +108,19 @@ def preview_environment_policy(context: Context, environment: Environment, body:
     with context.store.read() as tx:
         before = project_metadata.find_policy(tx, environment)
         others = registry.policy_in_force(tx, environment, context.project)
-        found = runs.list_runs(tx, RunFilter(environment=environment), limit=PREVIEWED)
-        specs = {digest: runs.load_spec(tx, digest) for digest in {run.spec_digest for run in found}}
+        latest = runs.list_runs(tx, RunFilter(environment=environment), limit=PREVIEWED)
+        specs = {digest: runs.load_spec(tx, digest) for digest in {run.spec_digest for run in latest}}
     old, new = (before or PolicyFlags()).model_dump(mode="json"), flags.model_dump(mode="json")
     accepted = {
         digest: (_accepts(others, spec), _accepts(strictest(flags), spec)) for digest, spec in specs.items() if spec
     }
-    refused = [run for run in found if run.spec_digest in accepted and not accepted[run.spec_digest][1]]
+    refused = [run for run in latest if run.spec_digest in accepted and not accepted[run.spec_digest][1]]
     return PolicyPreviewView(
         environment=environment,
         diff={name: {"from": old[name], "to": new[name]} for name in new if old[name] != new[name]},
         affected_run_ids=[run.id for run in refused],
         newly_blocking=[run.id for run in refused if accepted[run.spec_digest][0]],
-        runs_evaluated=len(found),
+        runs_evaluated=len(latest),
     )
 
 

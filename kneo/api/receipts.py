@@ -129,11 +129,13 @@ def verify_receipts(context: Context, body: ReceiptsToVerify) -> ReceiptVerdictV
 
     The problems name each changed field.
     """
-    found = find_receipts(body.model_dump(exclude_none=True, exclude={"key"}), file="the request")
+    receipts_file = find_receipts(body.model_dump(exclude_none=True, exclude={"key"}), file="the request")
     public = PublicKey.load(body.key) if body.key is not None else service_key(context.settings).public
     with context.store.read() as tx:
         # The trust root of this service has no reviewers of another service.
-        verdict = check_receipts(found, [public], _reviewers(tx, context.settings) if body.key is None else None)
+        verdict = check_receipts(
+            receipts_file, [public], _reviewers(tx, context.settings) if body.key is None else None
+        )
         known = [receipts.by_digest(tx, item.digest) is not None for item in verdict.checked]
     result = verdict_json(verdict)
     listed, problems = result["receipts"], result["problems"]

@@ -177,9 +177,9 @@ def _request(task: HumanTask) -> Json:
 
 def clean(values: Mapping[str, object]) -> Json:
     """Return data without secrets and personal data."""
-    found = redact(values)
-    assert isinstance(found, dict)
-    return found
+    cleaned = redact(values)
+    assert isinstance(cleaned, dict)
+    return cleaned
 
 
 def readable(text: str | None) -> str | None:

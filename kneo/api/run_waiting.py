@@ -66,15 +66,15 @@ class RunResumedView(RunStartedView):
 
 def wait_for_run(store: Store, begin: Callable[[], Run], seconds: float) -> Waiting[RunStartedView]:
     """Start work on a run, unless an earlier execution of the same request has done so; then wait for that run."""
-    made = idempotency.made()
-    run = begin() if made is None else find_run(store, made)
+    run_id = idempotency.made()
+    run = begin() if run_id is None else find_run(store, run_id)
     return Waiting(RunSettled(run.id, epoch=run.epoch), RunStartedView.of, seconds, SettledRun(run))
 
 
 def wait_after_answer(store: Store, answer: Callable[[], HumanTask]) -> Waiting[RunResumedView]:
     """Answer a task, unless an earlier execution of the same request has done so; then wait for the task's run."""
-    made = idempotency.made()
-    task = answer() if made is None else _find(store, made)
+    task_id = idempotency.made()
+    task = answer() if task_id is None else _find(store, task_id)
     return Waiting(
         RunSettled(task.run_id, answered=task.id),
         partial(RunResumedView.after, task),

@@ -86,17 +86,17 @@ def list_runs(
     )
     with context.store.read() as tx:
         descending = sort_order == "desc"
-        found = runs.list_runs(
+        rows = runs.list_runs(
             tx, where, sort_by=sort_by, descending=descending, limit=limit, offset=offset, after=after
         )
         # A list that ends on this page need not be counted.
-        ends = after is None and len(found) < limit and (found or not offset)
-        total = offset + len(found) if ends else runs.count_runs(tx, where)
-        questions = tasks.first_of_runs(tx, [run.id for run in found if run.status is RunStatus.PAUSED])
+        ends = after is None and len(rows) < limit and (rows or not offset)
+        total = offset + len(rows) if ends else runs.count_runs(tx, where)
+        questions = tasks.first_of_runs(tx, [run.id for run in rows if run.status is RunStatus.PAUSED])
     return RunPageView(
-        runs=[RunView.of(run, questions.get(run.id)) for run in found],
-        next_after=found[-1].id if lasts and len(found) == limit else None,
-        **page_fields(found, total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order),
+        runs=[RunView.of(run, questions.get(run.id)) for run in rows],
+        next_after=rows[-1].id if lasts and len(rows) == limit else None,
+        **page_fields(rows, total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order),
     )
 
 
@@ -123,8 +123,8 @@ def _stored_time(text: str | None) -> str | None:
 @operation("GET", "/runs/{run_id}", scope="runs:read")
 def get_run(context: Context, run_id: str) -> RunView:
     """Read one run."""
-    found = read_settled_run(context.store, run_id)
-    return RunView.of(found.run, found.task)
+    run = read_settled_run(context.store, run_id)
+    return RunView.of(run.run, run.task)
 
 
 @operation("GET", "/runs/{run_id}/trace", scope="runs:read")
@@ -164,11 +164,11 @@ def list_run_checkpoints(
     """Read a run's checkpoints, oldest first."""
     find_run(context.store, run_id)
     with context.store.read() as tx:
-        found, total = history.page_of_checkpoints(
+        checkpoints, total = history.page_of_checkpoints(
             tx, run_id, type_=type, descending=sort_order == "desc", limit=limit, offset=offset
         )
     return CheckpointPageView(
         run_id=run_id,
-        checkpoints=[CheckpointView.of(item) for item in found],
-        **page_fields(found, total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order),
+        checkpoints=[CheckpointView.of(item) for item in checkpoints],
+        **page_fields(checkpoints, total, limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order),
     )

@@ -297,22 +297,22 @@ def list_skills(
 ) -> SkillPageView:
     """List the skills that released bundles declare, and the agents that have each."""
     with context.store.read() as tx:
-        found = _skills(tx)
-    ordered = [found[name] for name in sorted(found, reverse=sort_order == "desc")]
+        skills = _skills(tx)
+    ordered = [skills[name] for name in sorted(skills, reverse=sort_order == "desc")]
     shown = ordered[offset : offset + limit]
     page = page_fields(shown, len(ordered), limit=limit, offset=offset, sort_by=sort_by, sort_order=sort_order)
     return SkillPageView(skills=shown, **page)
 
 
 def _skills(tx: Tx) -> dict[str, SkillView]:
-    found: dict[str, SkillView] = {}
+    skills: dict[str, SkillView] = {}
     for release in releases.list_releases(tx):
         record = releases.bundle(tx, release.digest)
         spec = load_tree(dict(registry.spec_in(record))).spec if record is not None else None
         if spec is None:
             continue
         for name, skill in spec.skills.items():
-            entry = found.setdefault(name, SkillView(name=name, description=skill.description, bundles=[]))
+            entry = skills.setdefault(name, SkillView(name=name, description=skill.description, bundles=[]))
             entry.bundles.append(
                 SkillBundleView(
                     bundle=release.bundle,
@@ -321,7 +321,7 @@ def _skills(tx: Tx) -> dict[str, SkillView]:
                     agents=_agents_with(spec, name),
                 )
             )
-    return found
+    return skills
 
 
 def _agents_with(spec: Spec, skill: str) -> list[str]:

@@ -81,16 +81,16 @@ def list_human_tasks(
             text=q or None,
         )
         order = sort_by or ("id" if where.overdue_at is None else "due_at")
-        found = tasks.list_tasks(
+        rows = tasks.list_tasks(
             tx, where, sort_by=order, descending=sort_order == "desc", limit=limit, offset=offset, after=after or None
         )
         # The last page needs no count.
-        is_last = not after and len(found) < limit and (found or not offset)
-        total = offset + len(found) if is_last else tasks.count_tasks(tx, where)
+        is_last = not after and len(rows) < limit and (rows or not offset)
+        total = offset + len(rows) if is_last else tasks.count_tasks(tx, where)
     return HumanTaskPageView(
-        tasks=[HumanTaskView.of(task) for task in found],
-        next_after=found[-1].id if len(found) == limit else None,
-        **page_fields(found, total, limit=limit, offset=offset, sort_by=order, sort_order=sort_order),
+        tasks=[HumanTaskView.of(task) for task in rows],
+        next_after=rows[-1].id if len(rows) == limit else None,
+        **page_fields(rows, total, limit=limit, offset=offset, sort_by=order, sort_order=sort_order),
     )
 
 

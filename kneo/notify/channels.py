@@ -58,8 +58,8 @@ class Mail:
 
     def addresses(self, people: tuple[str, ...]) -> tuple[str, ...]:
         """Return the people who have an address on this channel."""
-        found = (name if "@" in name else f"{name}@{self.domain}" for name in people if "@" in name or self.domain)
-        return tuple(dict.fromkeys(found))
+        names = (name if "@" in name else f"{name}@{self.domain}" for name in people if "@" in name or self.domain)
+        return tuple(dict.fromkeys(names))
 
 
 Channel: TypeAlias = Http | Mail
@@ -114,8 +114,8 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def _mail(name: str, parts: SplitResult) -> Mail:
-    asked = {key: values[0] for key, values in parse_qs(parts.query).items()}
-    if not parts.hostname or "@" not in asked.get("from", ""):
+    query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+    if not parts.hostname or "@" not in query.get("from", ""):
         raise _bad(name, "has no host, or no from=ADDRESS")
     try:
         port = parts.port or (465 if parts.scheme == "smtps" else 587)
@@ -126,9 +126,9 @@ def _mail(name: str, parts: SplitResult) -> Mail:
         host=parts.hostname,
         port=port,
         security="tls" if parts.scheme == "smtps" else plain,
-        sender=asked["from"],
-        to=tuple(each for each in asked.get("to", "").split(",") if each),
-        domain=asked.get("domain", ""),
+        sender=query["from"],
+        to=tuple(each for each in query.get("to", "").split(",") if each),
+        domain=query.get("domain", ""),
         user=unquote(parts.username or ""),
         password=unquote(parts.password or ""),
     )

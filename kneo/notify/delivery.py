@@ -171,9 +171,9 @@ class Courier:
         if isinstance(to, str):
             return Outcome(problem=send_mail(channel, self._written(channel, to, message)))
         people = message.payload.get("people")
-        asked = tuple(str(name) for name in people) if isinstance(people, list) else ()
+        recipients = tuple(str(name) for name in people) if isinstance(people, list) else ()
         receivers: list[tuple[str, str | None]] = [(each, None) for each in channel.to]
-        receivers += [(each, name) for name in asked if not channel.to for each in channel.addresses((name,))]
+        receivers += [(each, name) for name in recipients if not channel.to for each in channel.addresses((name,))]
         if not receivers:
             return Outcome(problem="no person of the task is known and has an address", status="failed")
         split(self.store, message, receivers)
@@ -203,9 +203,9 @@ class Courier:
 
 def _shown(payload: Mapping[str, object]) -> Mapping[str, object]:
     """Return a payload without secrets; the names of people stay, they are the receivers."""
-    shown = redact(dict(payload), personal=False)
-    assert isinstance(shown, dict)
-    return shown
+    redacted = redact(dict(payload), personal=False)
+    assert isinstance(redacted, dict)
+    return redacted
 
 
 @cache

@@ -61,15 +61,15 @@ def task_words(notice: Fields) -> str:
     prompt = str(notice["prompt"])[:PROMPT_CHARS]
     first = task_subject(notice) if notice["what"] != "requested" else f"Question: {task_subject(notice)}"
     lines = [first, "", "The question, as the workflow asks it:", *quoted(prompt), ""]
-    asked = notice.get("assignee") or ", ".join(_texts(notice.get("people")))
-    said = {
+    recipients = notice.get("assignee") or ", ".join(_texts(notice.get("people")))
+    fields = {
         "Where": f"{where} ({notice['step_path']})" if where else str(notice["step_path"]),
-        "Asked": asked,
+        "Asked": recipients,
         "Until": notice.get("deadline_at"),
         "Answers": ", ".join(_texts(notice.get("decisions"))),
         "Shown": notice["subject_digest"],
     }
-    lines += [f"{name}: {unlinked(one_line(value))}" for name, value in said.items() if value]
+    lines += [f"{name}: {unlinked(one_line(value))}" for name, value in fields.items() if value]
     answer = notice.get("link") or f"kneo task get {notice['continuation_id']}"
     return "\n".join([*lines, f"Answer: {answer}"])
 

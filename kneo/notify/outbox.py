@@ -122,8 +122,8 @@ class TaskNotice:
 def post_task(tx: Tx, channels: Iterable[str], notice: TaskNotice) -> None:
     """Add a notice for each channel, in the transaction of the task's change."""
     about = f"{notice.task.id}:{notice.what}:{notice.number}"
-    wanted = dict.fromkeys(channels)
-    outbox.insert(tx, [Letter(key=f"{name}:{about}", channel=name, payload=notice.payload) for name in wanted])
+    names = dict.fromkeys(channels)
+    outbox.insert(tx, [Letter(key=f"{name}:{about}", channel=name, payload=notice.payload) for name in names])
 
 
 def split(store: Store, message: Message, receivers: Iterable[tuple[str, str | None]]) -> None:

@@ -49,20 +49,20 @@ class SpecFiles:
 
     def names(self, path: str) -> tuple[str, ...] | None:
         """Return the names of the files in a folder, sorted; None where the folder does not exist."""
-        found = self._inside(path)
-        if found is None or not found.is_dir():
+        folder = self._inside(path)
+        if folder is None or not folder.is_dir():
             return None
         try:
-            return tuple(sorted(each.name for each in found.iterdir() if each.is_file()))
+            return tuple(sorted(each.name for each in folder.iterdir() if each.is_file()))
         except OSError:
             return None
 
     def _inside(self, path: str) -> Path | None:
         for base in dict.fromkeys((self._folder, self._root)):
             try:
-                found = (base / path).resolve()
-                if found.is_relative_to(self._root) and not is_hidden(found, self._root) and found.exists():
-                    return found
+                target = (base / path).resolve()
+                if target.is_relative_to(self._root) and not is_hidden(target, self._root) and target.exists():
+                    return target
             except (OSError, ValueError, RuntimeError):  # A NUL in the name, a name that is too long, a cycle of links.
                 continue
         return None
@@ -101,9 +101,9 @@ class ModuleFiles(Mapping[str, Module]):
         if not all(part.isidentifier() for part in parts):
             return None
         for root in self._folders(name):
-            found = _module_at(root.joinpath(*parts), name)
-            if found is not None:
-                return found
+            module = _module_at(root.joinpath(*parts), name)
+            if module is not None:
+                return module
         if self._is_allowed(name) and name in sys.builtin_module_names:
             return UNKNOWN
         return None

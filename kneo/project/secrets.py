@@ -54,8 +54,8 @@ def secret_inventory(
     named = tuple(providers)
     chosen = {name: known.get(name, provider_variable(name)) for name in named} if named else known
     more = dict(config.secrets.extra_env) if config is not None else {}
-    wanted = tuple(extras)
-    extra = {name: more.get(name, name) for name in wanted} if wanted else more
+    names = tuple(extras)
+    extra = {name: more.get(name, name) for name in names} if names else more
     tokens = {name: name for name in SERVICE_TOKENS} if service_tokens else {}
     present = variables_set([*chosen.values(), *extra.values(), *tokens.values()], folder=folder)
     groups = [("providers", "provider", chosen), ("extra", "extra", extra)]

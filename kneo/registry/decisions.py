@@ -183,8 +183,8 @@ def _keep(tx: Tx, record: ApprovalRecord) -> ApprovalRecord:
                 "reason": decision_reason(record),
             },
         )
-    (kept,) = approvals.approvals_by_id(tx, (record.id,))
-    return kept
+    (stored,) = approvals.approvals_by_id(tx, (record.id,))
+    return stored
 
 
 def decision_reason(record: ApprovalRecord) -> str | None:

@@ -76,22 +76,22 @@ class Explanation:
     @property
     def gates(self) -> tuple[ClosedGate, ...]:
         """Every blocked gate, those of the whole environment first."""
-        found: list[ClosedGate] = []
+        closed: list[ClosedGate] = []
         stalled = next((item for item in self.conditions if item.type is ConditionType.STALLED), None)
         if stalled is not None and (self.pending is None or self.pending.gate != "verify"):
-            found.append(self._gate("environment", stalled.reason, stalled.message, stalled.since))
+            closed.append(self._gate("environment", stalled.reason, stalled.message, stalled.since))
         if self.suspension is not None:
             by = (self.suspension.actor,)
-            found.append(self._gate("suspend", "Suspended", _until(self.suspension), self.suspension.since, by))
+            closed.append(self._gate("suspend", "Suspended", _until(self.suspension), self.suspension.since, by))
         if self.hold is not None:
-            found.append(self._gate("hold", "Held", _until(self.hold), self.hold.since, (self.hold.actor,)))
+            closed.append(self._gate("hold", "Held", _until(self.hold), self.hold.since, (self.hold.actor,)))
         if self.pending is not None:
-            item, known = self.pending, {item.gate for item in found}
+            item, known = self.pending, {item.gate for item in closed}
             message = item.message.removesuffix(also_closed(item.also))
             first = self._gate(item.gate, item.reason, message, item.since, item.who)
             further = (self._gate(one.gate, one.reason, one.message, None, one.who) for one in item.also)
-            found += [one for one in (first, *further) if one.gate not in known]
-        return tuple(found)
+            closed += [one for one in (first, *further) if one.gate not in known]
+        return tuple(closed)
 
     @property
     def command(self) -> str | None:
@@ -194,8 +194,8 @@ def trace(tx: Tx, reference: str) -> Trace:
     """
     run = runs.get(tx, reference) if reference.startswith("run_") else None
     if run is not None and run.release is not None:
-        found = releases.promotion(tx, run.release.promotion_id)
-        promotions: tuple[Promotion, ...] = (found,) if found else ()
+        promotion = releases.promotion(tx, run.release.promotion_id)
+        promotions: tuple[Promotion, ...] = (promotion,) if promotion else ()
         digest = run.release.digest
     else:
         digest = run.spec_digest if run is not None else reference

@@ -231,11 +231,11 @@ def report_pending(tx: Tx, environment: str, items: Iterable[Pending], *, revisi
         The new ones.
     """
     before = {item.bundle: item for item in releases.pending(tx, environment)}
-    wanted = tuple(_dated(tx, environment, item, before.get(item.bundle)) for item in items)
-    if {item.bundle: item for item in wanted} == before:
+    pending = tuple(_dated(tx, environment, item, before.get(item.bundle)) for item in items)
+    if {item.bundle: item for item in pending} == before:
         return ()
-    releases.put_pending(tx, environment, wanted)
-    added = tuple(item for item in wanted if _differs(item, before.get(item.bundle)))
+    releases.put_pending(tx, environment, pending)
+    added = tuple(item for item in pending if _differs(item, before.get(item.bundle)))
     for item in added:
         audit.record(
             tx,
@@ -268,12 +268,12 @@ def _differs(item: Pending, before: Pending | None) -> bool:
 
 def report_conditions(tx: Tx, subject: str, items: Iterable[Condition]) -> None:
     """Replace a subject's conditions; an unchanged condition is not written and keeps its time."""
-    wanted = {item.type: item for item in items}
+    conditions = {item.type: item for item in items}
     before = {item.type: item for item in releases.list_conditions(tx, subject)}
-    for kind in before.keys() - wanted.keys():
+    for kind in before.keys() - conditions.keys():
         releases.delete_condition(tx, subject, kind)
     changed = []
-    for kind, item in wanted.items():
+    for kind, item in conditions.items():
         old = before.get(kind)
         if old is not None and _same(old, item):
             continue

@@ -50,17 +50,17 @@ def find_status(tx: Tx, name: str) -> EnvironmentStatus:
     Raises:
         NotFound: Git never declared it.
     """
-    found = status(tx, name)
-    if found is None:
+    current = status(tx, name)
+    if current is None:
         msg = f"There is no environment {name[:80]!r}."
         raise NotFound(msg, code="environment_not_found", hint="List environments: kneo status")
-    return found
+    return current
 
 
 def statuses(tx: Tx) -> tuple[EnvironmentStatus, ...]:
     """Return the status of every environment, by name."""
-    found = (status(tx, name) for name in releases.environment_names(tx))
-    return tuple(item for item in found if item is not None)
+    current = (status(tx, name) for name in releases.environment_names(tx))
+    return tuple(item for item in current if item is not None)
 
 
 SHOWN = 5

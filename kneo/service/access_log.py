@@ -151,5 +151,5 @@ def _log(
 
 def _trace_id(traceparent: str) -> str | None:
     """Read the trace's id from a W3C ``traceparent``."""
-    found = re.fullmatch(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", traceparent)
-    return found[1] if found else None
+    match = re.fullmatch(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", traceparent)
+    return match[1] if match else None

@@ -93,11 +93,11 @@ class Keyring:
     def find(self, key: str) -> Principal | None:
         """Return the owner of a key; every comparison takes constant time."""
         digest = hashlib.sha256(key.encode()).digest()
-        found = None
+        entry = None
         for known, principal in self._keys.items():
             if hmac.compare_digest(known, digest):
-                found = principal
-        return found
+                entry = principal
+        return entry
 
 
 @dataclass(frozen=True)

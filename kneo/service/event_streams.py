@@ -136,7 +136,7 @@ async def task_events(feed: ChangeFeed, cursor: Cursor, *, heartbeat: float) -> 
     while not feed.stopping:
         if await next_change(feed, TaskEventsAdded(after), heartbeat) is None:
             yield None
-        while found := await run_in_threadpool(task_feed.events_after, feed.store, after):
-            for position, item in found:
+        while events := await run_in_threadpool(task_feed.events_after, feed.store, after):
+            for position, item in events:
                 yield Event(name=f"human.{item.type}", id=item.id, data=vars(TaskEventView.of(item)))
                 after = position

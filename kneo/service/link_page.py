@@ -50,8 +50,8 @@ _WORDS: Mapping[DecisionKind, str] = {
 
 def question_page(task: HumanTask, link: TaskLink) -> str:
     """Return the page of a task for the person of the link, with the form that answers it."""
-    shown = task.subject[:SHOWN_CHARS]
-    more = f"<p>The first {SHOWN_CHARS} characters; open the inbox for the rest.</p>" if shown != task.subject else ""
+    subject = task.subject[:SHOWN_CHARS]
+    more = f"<p>The first {SHOWN_CHARS} characters; open the inbox for the rest.</p>" if subject != task.subject else ""
     where = f" in {escape(task.environment)}" if task.environment else ""
     deadline = f"<p>Without an answer by {escape(task.deadline_at)}: {_silence(task)}.</p>" if task.deadline_at else ""
     return _page(
@@ -59,16 +59,16 @@ def question_page(task: HumanTask, link: TaskLink) -> str:
         f"<h1>{escape(task.title)}</h1><p>{escape(task.prompt)}</p>"
         f"<p>From {escape(task.workflow_name or 'a run')}{where}, at <code>{escape(task.key)}</code>."
         f" You answer as <strong>{escape(link.person)}</strong>, once, until {escape(link.expires_at)}.</p>"
-        f'<h2 id="about">Subject</h2><pre tabindex="0" aria-labelledby="about">{escape(shown)}</pre>{more}'
+        f'<h2 id="about">Subject</h2><pre tabindex="0" aria-labelledby="about">{escape(subject)}</pre>{more}'
         f"<p>Digest: <code>{escape(task.subject_digest)}</code></p>{deadline}{_form(task)}",
     )
 
 
 def done_page(task: HumanTask) -> str:
     """Return the page after an answer."""
-    said = task.decision
-    if said is not None:
-        text = f"{said.kind.value} by {said.actor} at {said.at}"
+    decision = task.decision
+    if decision is not None:
+        text = f"{decision.kind.value} by {decision.actor} at {decision.at}"
     else:
         text = "Your answer is recorded; more approvals are required."
     return _page("Thank you", f'<h1>Thank you</h1><p role="status">{escape(task.title)}: {escape(text)}</p>')
@@ -92,16 +92,16 @@ def _form(task: HumanTask) -> str:
         parts.append(f'<label>Text<textarea name="content" rows="8">\n{escape(text)}</textarea></label>')
     parts.append('<label>Comment (optional)<input type="text" name="comment" maxlength="2000"></label>')
     hidden = {"request_id": task.request_id, "expect_digest": task.subject_digest}
-    kept = "".join(f'<input type="hidden" name="{name}" value="{escape(value)}">' for name, value in hidden.items())
-    return f'<form method="post">{kept}{"".join(parts)}<button type="submit">Send</button></form>'
+    inputs = "".join(f'<input type="hidden" name="{name}" value="{escape(value)}">' for name, value in hidden.items())
+    return f'<form method="post">{inputs}{"".join(parts)}<button type="submit">Send</button></form>'
 
 
 def _choice(task: HumanTask, kind: DecisionKind) -> str:
     leads = _leads_to(task.consequences.get(kind.value))
-    told = f" <small>{escape(leads)}</small>" if leads else ""
+    note = f" <small>{escape(leads)}</small>" if leads else ""
     return (
         f'<label><input type="radio" name="decision" value="{kind.value}" required> '
-        f"{escape(_WORDS[kind])}{told}</label>"
+        f"{escape(_WORDS[kind])}{note}</label>"
     )
 
 
@@ -122,11 +122,11 @@ def _leads_to(consequence: object) -> str:
     """Return a consequence of a task as a text."""
     if not isinstance(consequence, Mapping):
         return ""
-    said: list[str] = []
+    parts: list[str] = []
     if consequence.get("effect"):
-        said.append(f"effect: {consequence['effect']}")
+        parts.append(f"effect: {consequence['effect']}")
     if consequence.get("ends"):
-        said.append(f"the run ends as {consequence['ends']}")
+        parts.append(f"the run ends as {consequence['ends']}")
     for name, words in (
         ("next", "then"),
         ("skips", "skipped"),
@@ -134,8 +134,8 @@ def _leads_to(consequence: object) -> str:
         ("waits", "still waits for"),
         ("running", "still running"),
     ):
-        said += _listed(words, consequence.get(name))
-    return "; ".join(said)
+        parts += _listed(words, consequence.get(name))
+    return "; ".join(parts)
 
 
 def _listed(words: str, names: object) -> Iterable[str]:

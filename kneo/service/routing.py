@@ -98,13 +98,13 @@ class RouteTable:
         """
         bare = without_version(path)
         for pattern, operation in self._by_length.get((method, bare.count("/")), ()):
-            if found := pattern.fullmatch(bare):
-                return RouteMatch(operation, found.groupdict())
+            if match := pattern.fullmatch(bare):
+                return RouteMatch(operation, match.groupdict())
         return None
 
     def __iter__(self) -> Iterator[RouteEntry]:
-        for found in self._by_length.values():
-            for _, operation in found:
+        for routes in self._by_length.values():
+            for _, operation in routes:
                 yield operation
 
 

@@ -62,23 +62,23 @@ def create_triggers(tx: Tx) -> None:
 
 def find_problem(tx: Tx) -> str | None:
     """Compare the triggers, views and rules of a database with those that Kneo creates; return the first difference, as a clause."""
-    found = _found(tx)
+    existing = _found(tx)
     expected = {
         name: definition if tx.dialect.name == "sqlite" else f"O {definition} AS {_body(message)}"
         for name, (definition, message) in triggers(tx.dialect.name).items()
     }
     for name in sorted(expected):
-        if name not in found:
+        if name not in existing:
             return f"the trigger {name}, which keeps it append-only, is missing"
-        if found[name] != expected[name]:
+        if existing[name] != expected[name]:
             return f"the trigger {name} differs from its definition"
-    others = sorted(set(found) - set(expected)) or _others(tx)
+    others = sorted(set(existing) - set(expected)) or _others(tx)
     return f"the database has a {others[0]} that Kneo did not create" if others else None
 
 
 def triggers(dialect: str) -> Mapping[str, tuple[str, str]]:
     """Return the definition and the message of each trigger, by its name."""
-    made: dict[str, tuple[str, str]] = {}
+    definitions: dict[str, tuple[str, str]] = {}
     for table, (same, message) in APPEND_ONLY.items():
         if dialect == "postgresql":
             execute = f"EXECUTE FUNCTION {_FUNCTIONS[message]}()"
@@ -87,7 +87,10 @@ def triggers(dialect: str) -> Mapping[str, tuple[str, str]]:
                 ("no_truncate", "TRUNCATE", "STATEMENT"),
             ):
                 name = f"{table}_{suffix}"
-                made[name] = f"CREATE TRIGGER {name} BEFORE {change} ON {table} FOR EACH {each} {execute}", message
+                definitions[name] = (
+                    f"CREATE TRIGGER {name} BEFORE {change} ON {table} FOR EACH {each} {execute}",
+                    message,
+                )
             continue
         refuse = f"BEGIN SELECT RAISE(ABORT, '{message}'); END"
         # INSERT OR REPLACE removes the row with the same key without the trigger for DELETE.
@@ -98,8 +101,8 @@ def triggers(dialect: str) -> Mapping[str, tuple[str, str]]:
             ("no_replace", "INSERT", exists),
         ):
             name = f"{table}_{suffix}"
-            made[name] = f"CREATE TRIGGER {name} BEFORE {change} ON {table}{when} {refuse}", message
-    return made
+            definitions[name] = f"CREATE TRIGGER {name} BEFORE {change} ON {table}{when} {refuse}", message
+    return definitions
 
 
 def _body(message: str) -> str:

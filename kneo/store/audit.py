@@ -100,9 +100,9 @@ def seal(store: Store) -> int:
     total = 0
     while True:
         with store.write() as tx:
-            count, seen = _seal_batch(tx)
+            count, read = _seal_batch(tx)
         total += count
-        if seen < SEAL_BATCH:
+        if read < SEAL_BATCH:
             return total
 
 
@@ -237,9 +237,9 @@ class _Walk:
         return None
 
 
-def _note_problem(made: Sequence[audit_tree.Checkpoint], keys: Sequence[PublicKey]) -> str | None:
+def _note_problem(stored: Sequence[audit_tree.Checkpoint], keys: Sequence[PublicKey]) -> str | None:
     """Compare the notes of stored checkpoints with their columns, and verify their signatures."""
-    for item in made:
+    for item in stored:
         try:
             note = read_checkpoint(item.note, *keys) if keys else parse_checkpoint(item.note)
         except Untrusted:
@@ -333,8 +333,8 @@ def event(tx: Tx, event_id: str) -> SealedEvent | None:
 
 def event_at(tx: Tx, seq: int) -> SealedEvent | None:
     """Read the event with a sequence number of the chain."""
-    found = tx.connection.execute(select(audit_chain.c.event_id).where(audit_chain.c.seq == seq)).scalar()
-    return event(tx, str(found)) if found is not None else None
+    event_id = tx.connection.execute(select(audit_chain.c.event_id).where(audit_chain.c.seq == seq)).scalar()
+    return event(tx, str(event_id)) if event_id is not None else None
 
 
 def events(
@@ -369,12 +369,12 @@ def seq_of(tx: Tx, event_id: str) -> int | None:
 
 
 def _conditions(event_type: str | None, run_id: str | None) -> list[ColumnElement[bool]]:
-    wanted = []
+    conditions = []
     if event_type is not None:
-        wanted.append(audit_events.c.event_type == event_type)
+        conditions.append(audit_events.c.event_type == event_type)
     if run_id is not None:
-        wanted.append(audit_events.c.run_id == run_id)
-    return wanted
+        conditions.append(audit_events.c.run_id == run_id)
+    return conditions
 
 
 def _event(row: AnyRow | PreparedRow) -> AuditEvent:

@@ -89,11 +89,11 @@ def _node(tx: Tx, level: int, position: int) -> str:
         statement = select(audit_chain.c.leaf).where(audit_chain.c.seq == position + 1)
     else:
         statement = select(audit_nodes.c.hash).where(audit_nodes.c.level == level, audit_nodes.c.position == position)
-    found = tx.connection.execute(statement).scalar()
-    if found is None:
+    digest = tx.connection.execute(statement).scalar()
+    if digest is None:
         msg = f"The audit log's tree lacks a node (level {level}, position {position})."
         raise NotFound(msg, code="audit_tree_damaged", hint="kneo audit verify says where the log was changed.")
-    return str(found)
+    return str(digest)
 
 
 def size(tx: Tx) -> int:
@@ -142,8 +142,8 @@ class NodeCheck:
 
     def problem(self) -> str | None:
         """Compare the nodes added since the last call; return the first difference, as a clause."""
-        made, self._made = self._made, {}
-        for level, nodes in sorted(made.items()):
+        added, self._made = self._made, {}
+        for level, nodes in sorted(added.items()):
             rows = self._tx.connection.execute(
                 select(audit_nodes.c.position, audit_nodes.c.hash).where(
                     audit_nodes.c.level == level, audit_nodes.c.position.between(min(nodes), max(nodes))

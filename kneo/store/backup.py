@@ -253,9 +253,9 @@ def _finish(draft: Path) -> None:
     with closing(sqlite3.connect(draft)) as copy:
         # A database in WAL mode has further files.
         copy.execute("PRAGMA journal_mode=DELETE")
-        found = copy.execute("PRAGMA integrity_check").fetchone()[0]
-    if found != "ok":
-        msg = f"The copy is damaged: {str(found)[:200]}"
+        verdict = copy.execute("PRAGMA integrity_check").fetchone()[0]
+    if verdict != "ok":
+        msg = f"The copy is damaged: {str(verdict)[:200]}"
         raise Invalid(msg, code="backup_damaged")
     with draft.open("rb") as file:
         os.fsync(file.fileno())

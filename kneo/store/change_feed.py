@@ -171,11 +171,11 @@ class ChangeFeed:
                 # By the clock, however many notifications come: a busy process must see other processes' commits too.
                 if left <= 0:
                     self._poll_at = monotonic() + POLL_SECONDS
-                found = [waiter for waiter in waiters if waiter.due or left <= 0]
-                if found:
-                    for waiter in found:
+                due = [waiter for waiter in waiters if waiter.due or left <= 0]
+                if due:
+                    for waiter in due:
                         waiter.due = False
-                    return found
+                    return due
                 self._changed.wait(left)
         return ()
 

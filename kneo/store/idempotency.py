@@ -167,9 +167,9 @@ def forget(tx: Tx, older_than: timedelta) -> int:
     """Delete a batch of old keys; return how many."""
     before = isoformat(tx.now - older_than)
     old = select(keys.c.principal, keys.c.scope, keys.c.key).where(keys.c.created_at < before).limit(FORGET_BATCH)
-    found = tx.connection.execute(old).all()
-    _FORGET.change_many(tx, [_is(KeyOf(principal=row.principal, scope=row.scope, key=row.key)) for row in found])
-    return len(found)
+    rows = tx.connection.execute(old).all()
+    _FORGET.change_many(tx, [_is(KeyOf(principal=row.principal, scope=row.scope, key=row.key)) for row in rows])
+    return len(rows)
 
 
 def _insert(

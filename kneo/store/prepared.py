@@ -72,14 +72,14 @@ class Prepared:
     def first(self, tx: Transaction, values: Values) -> Row | None:
         """Execute and read the first row."""
         compiled = self._of(tx, values)
-        found = _execute(tx, compiled.text, compiled.bind(values)).fetchone()
-        return compiled.read(found) if found is not None else None
+        row = _execute(tx, compiled.text, compiled.bind(values)).fetchone()
+        return compiled.read(row) if row is not None else None
 
     def rows(self, tx: Transaction, values: Values) -> list[Row]:
         """Execute and read all rows."""
         compiled = self._of(tx, values)
-        found = _execute(tx, compiled.text, compiled.bind(values)).fetchall()
-        return [compiled.read(row) for row in found]
+        fetched = _execute(tx, compiled.text, compiled.bind(values)).fetchall()
+        return [compiled.read(row) for row in fetched]
 
     def _of(self, tx: Transaction, values: Values) -> _Compiled:
         key = (tx.dialect.name, *values)

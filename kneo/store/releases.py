@@ -79,10 +79,10 @@ def insert_bundles(tx: Tx, items: Sequence[BundleRecord]) -> None:
     insert_many_ignoring_duplicates(tx, bundles, rows)
     for start in range(0, len(items), _KEYS_PER_STATEMENT):
         some = items[start : start + _KEYS_PER_STATEMENT]
-        wanted = [item.digest for item in some]
-        found = set(tx.connection.execute(select(bundles.c.digest).where(bundles.c.digest.in_(wanted))).scalars())
+        digests = [item.digest for item in some]
+        known = set(tx.connection.execute(select(bundles.c.digest).where(bundles.c.digest.in_(digests))).scalars())
         for item in some:
-            if item.digest not in found:
+            if item.digest not in known:
                 msg = f"{item.name} {item.version} has the sequence number {item.seq} of another accepted bundle."
                 raise Untrusted(msg, code="Equivocation", hint="Find out who signed both, then sign a new version.")
 
@@ -109,22 +109,22 @@ def bundle(tx: Tx, digest: str) -> BundleRecord | None:
 def known_bundles(tx: Tx, digests: Collection[str] | None = None) -> tuple[BundleRecord, ...]:
     """List all accepted bundles, or those with these digests, without payload and envelope."""
     columns = [column for column in bundles.c if column.name not in {"payload", "envelope"}]
-    found: list[BundleRecord] = []
+    records: list[BundleRecord] = []
     for some in _batches(digests):
-        wanted = () if some is None else (bundles.c.digest.in_(some),)
-        rows = tx.connection.execute(select(*columns).where(*wanted).order_by(bundles.c.name, bundles.c.seq))
-        found += (
+        conditions = () if some is None else (bundles.c.digest.in_(some),)
+        rows = tx.connection.execute(select(*columns).where(*conditions).order_by(bundles.c.name, bundles.c.seq))
+        records += (
             BundleRecord(payload=b"", envelope=b"", **row._asdict() | {"signers": tuple(row.signers)}) for row in rows
         )
-    return tuple(found)
+    return tuple(records)
 
 
-def _batches(wanted: Collection[str] | None) -> Iterator[list[str] | None]:
+def _batches(keys: Collection[str] | None) -> Iterator[list[str] | None]:
     """Split keys into batches for one statement each; ``None`` stands for all rows."""
-    if wanted is None:
+    if keys is None:
         yield None
         return
-    ordered = sorted(wanted)
+    ordered = sorted(keys)
     yield from (ordered[start : start + _KEYS_PER_STATEMENT] for start in range(0, len(ordered), _KEYS_PER_STATEMENT))
 
 
@@ -206,14 +206,14 @@ def list_releases(
     here: list[ColumnElement[bool]] = [releases.c.retired_at.is_(None)]
     if environment_name is not None:
         here.append(releases.c.environment == environment_name)
-    found: list[Release] = []
+    records: list[Release] = []
     for some in _batches(names):
-        wanted = here if some is None else [*here, releases.c.bundle.in_(some)]
+        conditions = here if some is None else [*here, releases.c.bundle.in_(some)]
         rows = tx.connection.execute(
-            select(releases).where(*wanted).order_by(releases.c.environment, releases.c.bundle)
+            select(releases).where(*conditions).order_by(releases.c.environment, releases.c.bundle)
         )
-        found += map(_release, rows)
-    return tuple(found)
+        records += map(_release, rows)
+    return tuple(records)
 
 
 def put_releases(tx: Tx, items: Sequence[Release]) -> None:
@@ -250,26 +250,26 @@ def list_promotions(
     tx: Tx, environment_name: str | None = None, bundle_name: str | None = None, limit: int = 1_000
 ) -> tuple[Promotion, ...]:
     """List promotions of one environment or all, newest first."""
-    wanted = []
+    conditions = []
     if environment_name is not None:
-        wanted.append(promotions.c.environment == environment_name)
+        conditions.append(promotions.c.environment == environment_name)
     if bundle_name is not None:
-        wanted.append(promotions.c.bundle == bundle_name)
-    rows = tx.connection.execute(select(promotions).where(*wanted).order_by(promotions.c.id.desc()).limit(limit))
+        conditions.append(promotions.c.bundle == bundle_name)
+    rows = tx.connection.execute(select(promotions).where(*conditions).order_by(promotions.c.id.desc()).limit(limit))
     return tuple(_promotion(row) for row in rows)
 
 
 def served_before(tx: Tx, environment_name: str, digests: Collection[str]) -> frozenset[str]:
     """Return the digests among these that an environment has served at any time."""
-    found: set[str] = set()
+    served: set[str] = set()
     for some in _batches(digests):
         rows = tx.connection.execute(
             select(promotions.c.to_digest)
             .where(promotions.c.environment == environment_name, promotions.c.to_digest.in_(some or ()))
             .distinct()
         )
-        found.update(rows.scalars())
-    return frozenset(found)
+        served.update(rows.scalars())
+    return frozenset(served)
 
 
 def qualify(tx: Tx, environment_name: str, digests: Iterable[str], revision: str) -> None:

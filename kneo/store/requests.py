@@ -73,8 +73,8 @@ class _RequestAnswered(Subscription[ControllerRequest]):
 
     @classmethod
     def read(cls, tx: Tx, subscriptions: Sequence[_RequestAnswered]) -> Sequence[ControllerRequest | None]:
-        found = [get(tx, item.request_id) for item in subscriptions]
-        return [request if request is not None and request.status != "open" else None for request in found]
+        answers = [get(tx, item.request_id) for item in subscriptions]
+        return [request if request is not None and request.status != "open" else None for request in answers]
 
 
 def ask(store: Store, kind: str, payload: Mapping[str, object], *, actor: str) -> dict[str, object]:

@@ -85,9 +85,9 @@ class RunFilter:
     @property
     def values(self) -> dict[str, object]:
         """The parameters of the conditions."""
-        found = {name: value for name in (*EQUAL, *OTHERS) if (value := getattr(self, name)) is not None}
-        found.pop("has_error", None)
-        return found | ({"text": f"%{escaped(self.text)}%"} if self.text is not None else {})
+        values = {name: value for name in (*EQUAL, *OTHERS) if (value := getattr(self, name)) is not None}
+        values.pop("has_error", None)
+        return values | ({"text": f"%{escaped(self.text)}%"} if self.text is not None else {})
 
     @property
     def conditions(self) -> frozenset[str]:

@@ -190,8 +190,8 @@ def pause(tx: Tx, run: Run) -> Run | None:
     """
     steps = visited(tx, run.id)
     values = {"status": RunStatus.PAUSED, "owner": None, "updated_at": tx.at, "visited_steps": list(steps)}
-    seen = {"of_run": run.id, "seen_epoch": run.epoch, "seen_signal": run.signal_seq}
-    if _PAUSE.change(tx, seen | values) != 1:
+    expected = {"of_run": run.id, "seen_epoch": run.epoch, "seen_signal": run.signal_seq}
+    if _PAUSE.change(tx, expected | values) != 1:
         return None
     return replace(run, status=RunStatus.PAUSED, owner=None, updated_at=tx.at, visited_steps=steps)
 
@@ -201,8 +201,8 @@ def park(tx: Tx, run: Run, until: str) -> bool:
 
     The run is due again at that time, or at its next signal.
     """
-    seen = {"of_run": run.id, "seen_epoch": run.epoch, "seen_signal": run.signal_seq}
-    return _PAUSE.change(tx, seen | {"owner": None, "resume_at": until, "updated_at": tx.at}) == 1
+    expected = {"of_run": run.id, "seen_epoch": run.epoch, "seen_signal": run.signal_seq}
+    return _PAUSE.change(tx, expected | {"owner": None, "resume_at": until, "updated_at": tx.at}) == 1
 
 
 def list_resumable(tx: Tx, limit: int) -> tuple[str, ...]:

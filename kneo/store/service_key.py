@@ -22,10 +22,10 @@ def service_key(settings: Settings) -> PrivateKey:
     Raises:
         Invalid: no key is configured and several machines need the same one, or the text is not a key.
     """
-    found = find_service_key(settings)
-    if found is None:
+    key = find_service_key(settings)
+    if key is None:
         raise missing_key()
-    return found
+    return key
 
 
 def missing_key() -> Invalid:

@@ -64,37 +64,37 @@ class TaskFilter:
     @property
     def conditions(self) -> frozenset[str]:
         """The names of the conditions."""
-        found = {name for name in EQUAL if getattr(self, name) is not None}
+        names = {name for name in EQUAL if getattr(self, name) is not None}
         if self.waits:
-            found.add("waits")
+            names.add("waits")
         if self._picks_statuses:
-            found.add("statuses")
+            names.add("statuses")
         if self.escalated is not None:
-            found.add("escalated" if self.escalated else "not escalated")
+            names.add("escalated" if self.escalated else "not escalated")
         if self.overdue_at is not None:
-            found.add("overdue_at")
+            names.add("overdue_at")
         if self.text is not None:
-            found.add("text")
+            names.add("text")
         if self.who is not None:
-            found |= {"not refused", {None: "open to person", True: "named", False: "unrestricted"}[self.restricted]}
-        return frozenset(found)
+            names |= {"not refused", {None: "open to person", True: "named", False: "unrestricted"}[self.restricted]}
+        return frozenset(names)
 
     @property
     def values(self) -> dict[str, object]:
         """The parameters of the conditions."""
-        found: dict[str, object] = {name: getattr(self, name) for name in EQUAL if getattr(self, name) is not None}
+        values: dict[str, object] = {name: getattr(self, name) for name in EQUAL if getattr(self, name) is not None}
         if self._picks_statuses:
-            found["statuses"] = sorted(self.statuses)
+            values["statuses"] = sorted(self.statuses)
         if self.overdue_at is not None:
-            found["overdue_at"] = self.overdue_at
+            values["overdue_at"] = self.overdue_at
         if self.text is not None:
-            found["text"] = f"%{escaped(self.text)}%"
+            values["text"] = f"%{escaped(self.text)}%"
         if self.who is not None:
             users = [one.removeprefix("user:") for one in self.who if one.startswith("user:")]
-            found["refused"] = sorted(f"not:{name}" for name in users)
+            values["refused"] = sorted(f"not:{name}" for name in users)
             if self.restricted is not False:
-                found["who"] = sorted(self.who)
-        return found
+                values["who"] = sorted(self.who)
+        return values
 
     def parts(self) -> tuple[TaskFilter, ...]:
         """Split the filter into disjoint ones that an index serves."""

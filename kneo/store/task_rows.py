@@ -54,7 +54,7 @@ def _decision(stored_value: Mapping[str, Any]) -> Decision:
 
 
 def _candidates(stored_value: Mapping[str, list[str]]) -> Candidates:
-    return Candidates(**{name: tuple(found) for name, found in stored_value.items()})
+    return Candidates(**{name: tuple(names) for name, names in stored_value.items()})
 
 
 def _quorum(stored_value: Mapping[str, Any]) -> Quorum:

@@ -38,8 +38,8 @@ def newest(
         limit: The most outcomes.
     """
     where = {"environment": environment, "workflow_name": workflow_name}
-    found = [_read_status(tx, status, first, where, limit) for status in OVER]
-    return tuple(islice(merge(*found, key=attrgetter("id"), reverse=True), limit))
+    outcomes = [_read_status(tx, status, first, where, limit) for status in OVER]
+    return tuple(islice(merge(*outcomes, key=attrgetter("id"), reverse=True), limit))
 
 
 def subjects(tx: Tx, ids: Collection[str]) -> Mapping[str, str]:
@@ -174,11 +174,11 @@ def count(tx: Tx, where: TaskFilter) -> int | None:
 
 
 @cache
-def _sum_of(asked: frozenset[str]) -> Select[Any]:
+def _sum_of(names: frozenset[str]) -> Select[Any]:
     table = task_count_changes.c
     where: list[ColumnElement[bool]] = [table.status.in_(bindparam("statuses", expanding=True))]
-    where += [table[name] == bindparam(name) for name in ("environment", "kind") if name in asked]
-    where += [table.escalated.is_(word == "escalated") for word in ("escalated", "not escalated") if word in asked]
+    where += [table[name] == bindparam(name) for name in ("environment", "kind") if name in names]
+    where += [table.escalated.is_(word == "escalated") for word in ("escalated", "not escalated") if word in names]
     return select(_AMOUNT).where(*where)
 
 

@@ -124,8 +124,8 @@ def first_of_runs(tx: Tx, run_ids: Collection[str]) -> Mapping[str, HumanTask]:
     """Read the oldest unresolved task of each of these runs, in one statement."""
     if not run_ids:
         return {}
-    found = (read_task(row) for row in tx.connection.execute(_FIRST, {"runs": sorted(run_ids)}))
-    return {task.run_id: task for task in found}
+    oldest = (read_task(row) for row in tx.connection.execute(_FIRST, {"runs": sorted(run_ids)}))
+    return {task.run_id: task for task in oldest}
 
 
 def due(tx: Tx, limit: int) -> tuple[HumanTask, ...]:

@@ -45,10 +45,10 @@ def process_due(store: Store) -> int:
 
 
 def _handle(tx: Tx, task_id: str) -> bool:
-    seen = tasks.get(tx, task_id)
-    if seen is None:
+    current = tasks.get(tx, task_id)
+    if current is None:
         return False
-    runs.lock(tx, seen.run_id)
+    runs.lock(tx, current.run_id)
     task = tasks.get(tx, task_id)
     if task is None or not is_due(tx, task):
         return False

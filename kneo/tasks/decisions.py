@@ -164,11 +164,11 @@ def _values(task: HumanTask, answer: DecisionRequest) -> Mapping[str, object] | 
 
 def _check_form(task: HumanTask, value: object) -> None:
     assert task.answer_schema is not None
-    found = problems(task.answer_schema, value)
-    if found:
-        named = "; ".join(f"{item['field'] or 'the answer'} {item['message']}" for item in found[:5])
+    errors = problems(task.answer_schema, value)
+    if errors:
+        named = "; ".join(f"{item['field'] or 'the answer'} {item['message']}" for item in errors[:5])
         msg = f"What was filled in for {task.id} does not fit: {named}."
-        raise _unfit(msg, found)
+        raise _unfit(msg, errors)
 
 
 def _unfit(message: str, fields: list[dict[str, object]]) -> DecisionNotAllowed:
@@ -188,8 +188,8 @@ def _parsed(content: object, schema: Mapping[str, object]) -> object:
 def _data(task: HumanTask, answer: DecisionRequest) -> object:
     """Return the provided JSON value; ``None`` for a text."""
     schema = task.answer_schema
-    meant = _parsed(answer.content, schema) if schema is not None else answer.content
-    return None if isinstance(meant, str) else meant
+    value = _parsed(answer.content, schema) if schema is not None else answer.content
+    return None if isinstance(value, str) else value
 
 
 def _content(answer: DecisionRequest, values: Mapping[str, object] | None) -> str | None:
@@ -286,16 +286,16 @@ def find_pending(run_id: str, waiting: Sequence[HumanTask], key: str | None) -> 
     Raises:
         Conflict: ``run_state_conflict``: no task is open; ``several_pending``: a key is required.
     """
-    found = [task for task in waiting if key in {None, task.key, task.id}]
+    matches = [task for task in waiting if key in {None, task.key, task.id}]
     keys = [task.key for task in waiting]
-    if not found:
+    if not matches:
         what = f"asks nothing called {key[:200]!r}" if key is not None else "asks nothing"
         msg = f"The run {run_id} {what}."
         raise Conflict(msg, code="run_state_conflict", hint=f"It asks: {', '.join(keys) or 'nothing'}.", pending=keys)
-    if len(found) > 1:
-        msg = f"The run {run_id} asks {len(found)} things: {', '.join(keys)}."
+    if len(matches) > 1:
+        msg = f"The run {run_id} asks {len(matches)} things: {', '.join(keys)}."
         raise Conflict(msg, code="several_pending", hint="Say which one with key.", pending=keys)
-    return found[0]
+    return matches[0]
 
 
 def decision_from_value(task: HumanTask, value: object) -> DecisionRequest:

@@ -43,7 +43,7 @@ def schema_of(fields: Sequence[AnswerField]) -> Schema:
 
 
 def _property(field: AnswerField) -> Schema:
-    said = {
+    limits = {
         "description": field.description,
         "default": field.default,
         "enum": list(field.allowed_values) if field.allowed_values is not None else None,
@@ -54,7 +54,7 @@ def _property(field: AnswerField) -> Schema:
     }
     # An empty text is no value of a required field.
     least = {"minLength": 1} if field.type == "str" and field.required else {}
-    return {**TYPES[field.type], **least, **{name: value for name, value in said.items() if value is not None}}
+    return {**TYPES[field.type], **least, **{name: value for name, value in limits.items() if value is not None}}
 
 
 def check_schema(schema: Schema, where: str) -> None:

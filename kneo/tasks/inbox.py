@@ -166,10 +166,10 @@ def _vote(tx: Tx, task: HumanTask, decision: Decision, person: people.Person, vo
 
 def _store_vote(tx: Tx, task: HumanTask, vote: Vote, votes: tuple[Vote, ...]) -> HumanTask:
     """Store a vote that does not decide yet, and release the task from its voter."""
-    heard = _change(tx, task, status=TaskStatus.OPEN, claimed_by=None, snoozed_until=None, votes=votes)
+    changed = _change(tx, task, status=TaskStatus.OPEN, claimed_by=None, snoozed_until=None, votes=votes)
     facts = {"decision": vote.decision, "votes": len(votes), "approvals": task.quorum.approvals} | signature_facts(vote)
     record_event(tx, task, "voted", vote.actor, facts, kept={"comment": vote.comment})
-    return heard
+    return changed
 
 
 def record(tx: Tx, task: HumanTask, decision: Decision, *, votes: tuple[Vote, ...] = ()) -> HumanTask:
@@ -298,9 +298,9 @@ def _receiver(tx: Tx, task: HumanTask, to: str) -> str:
 
 
 def _handed(tx: Tx, task: HumanTask, to: str, actor: str, what: str, comment: str | None = None) -> HumanTask:
-    handed = _change(tx, task, status=TaskStatus.OPEN, claimed_by=None, assignee=to, snoozed_until=None)
+    changed = _change(tx, task, status=TaskStatus.OPEN, claimed_by=None, assignee=to, snoozed_until=None)
     record_event(tx, task, what, actor, {"to": to}, kept={"comment": comment} if comment else None)
-    return handed
+    return changed
 
 
 def snooze(store: Store, task_id: str, until: str, *, actor: str) -> HumanTask:

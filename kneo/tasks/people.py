@@ -53,10 +53,10 @@ def find_person(tx: Tx, environment: str | None, name: str) -> Person:
 
 def identities_of(tx: Tx, name: str) -> frozenset[str]:
     """Return the identities of a person in all environments."""
-    found = user(name)
+    identities = user(name)
     for record in releases.list_environments(tx):
-        found |= find_person(tx, record.name, name).who
-    return found
+        identities |= find_person(tx, record.name, name).who
+    return identities
 
 
 def _declared(tx: Tx, environment: str | None) -> dict[str, tuple[str, frozenset[str], frozenset[str]]]:
@@ -157,8 +157,8 @@ def check_may_answer(tx: Tx, task: HumanTask, name: str) -> Person:
     """
     person = find_person(tx, task.environment, name)
     if not _is_candidate(task, person):
-        asked = [*task.candidates.users, *task.candidates.groups, *task.candidates.roles]
-        msg = f"{name} is not among those whom {task.id} asks: {', '.join(asked)}."
+        candidates = [*task.candidates.users, *task.candidates.groups, *task.candidates.roles]
+        msg = f"{name} is not among those whom {task.id} asks: {', '.join(candidates)}."
         where = f"environments/{task.environment}.yaml" if task.environment else "an environment's file"
         raise Forbidden(msg, code="not_a_candidate", hint=f"Groups and roles of people stand under people: in {where}.")
     check_not_excluded(tx, task, name, "answer")

@@ -131,18 +131,18 @@ def _least_asked(tx: Tx, environment: str | None) -> QuestionPolicy:
 
 
 def _candidates(human: Human) -> Candidates:
-    said = human.candidates
-    if said is None:
+    declared = human.candidates
+    if declared is None:
         return Candidates()
-    return Candidates(users=said.users, groups=said.groups, roles=said.roles, exclude=said.exclude)
+    return Candidates(users=declared.users, groups=declared.groups, roles=declared.roles, exclude=declared.exclude)
 
 
 def _quorum(human: Human) -> Quorum:
-    said = human.quorum
-    if said is None:
+    declared = human.quorum
+    if declared is None:
         return Quorum()
-    each = tuple((one.role, one.approvals) for one in said.each)
-    return Quorum(approvals=said.approvals, each=each, order=said.order, reject=said.reject)
+    each = tuple((one.role, one.approvals) for one in declared.each)
+    return Quorum(approvals=declared.approvals, each=each, order=declared.order, reject=declared.reject)
 
 
 def _plan(human: Human) -> Plan:

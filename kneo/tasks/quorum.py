@@ -35,11 +35,11 @@ def decisive_votes(quorum: Quorum, votes: Sequence[Vote], roles: Roles) -> tuple
 
 def missing_roles(quorum: Quorum, agreeing: Sequence[Vote], roles: Roles) -> dict[str, int]:
     """Return the missing votes of each role."""
-    found = {
+    missing = {
         role: needed - sum(role in roles.get(person_key(vote.actor), frozenset()) for vote in agreeing)
         for role, needed in quorum.each
     }
-    return {role: count for role, count in found.items() if count > 0}
+    return {role: count for role, count in missing.items() if count > 0}
 
 
 def next_role(quorum: Quorum, votes: Sequence[Vote], roles: Roles) -> str | None:

@@ -147,10 +147,10 @@ def _decisive(task: HumanTask, decision: Decision | None) -> tuple[Vote, ...]:
 
 def _voters(task: HumanTask, decision: Decision | None, environment: Environment | None) -> list[Voter]:
     people = {person_key(name): known for name, known in environment.spec.people.items()} if environment else {}
-    found = []
+    voters = []
     for vote in _decisive(task, decision):
         known = people.get(person_key(vote.actor))
-        found.append(
+        voters.append(
             Voter(
                 actor=vote.actor,
                 decision=vote.decision.value,
@@ -161,4 +161,4 @@ def _voters(task: HumanTask, decision: Decision | None, environment: Environment
                 statement=parse_envelope(vote.statement.encode()).digest if vote.statement is not None else None,
             )
         )
-    return found
+    return voters

@@ -89,10 +89,10 @@ def why_invalid(tx: Tx, task: HumanTask) -> str | None:
 
 
 def _reuse_of(run: Run) -> Reuse | None:
-    kept = run.metadata.get(REPLAY)
-    if not isinstance(kept, Mapping):
+    stored = run.metadata.get(REPLAY)
+    if not isinstance(stored, Mapping):
         return None
-    return Reuse(source=kept["source"], answers=kept["answers"], ask=tuple(kept["ask"]))
+    return Reuse(source=stored["source"], answers=stored["answers"], ask=tuple(stored["ask"]))
 
 
 def _reuse(tx: Tx, run: Run, task: HumanTask, reuse: Reuse, earlier: HumanTask | None, *, passed: bool) -> None:
@@ -148,10 +148,10 @@ def _again(tx: Tx, run: Run, task: HumanTask, before: HumanTask | None, *, passe
     assert decision is not None
     if decision.by not in {"person", REPLAY}:
         return "nobody answered it before"
-    seen = (
+    digest = (
         subject_digest(run, before.step_path, before.position, task_output(before)) if passed else before.subject_digest
     )
-    if seen != task.subject_digest:
+    if digest != task.subject_digest:
         return "what it is about has changed"
     flow = before.metadata.get(FLOW_DIGEST)
     # The output of a passed gate is part of the state from which the run continues, and did not change.
@@ -165,8 +165,8 @@ def _again(tx: Tx, run: Run, task: HumanTask, before: HumanTask | None, *, passe
     used = replace(decision, by=REPLAY, at=tx.at, source=receipt.digest if receipt else None)
     facts = {"key": task.key, "source_run": before.run_id, "source_task": before.id, "source_receipt": used.source}
     record_event(tx, task, "reused", run.requester, facts)
-    kept = {**task.metadata, FLOW_DIGEST: flow, REPLAY: {"reused_from": before.id, "receipt": used.source}}
-    noted = tasks.note(tx, task, kept)
+    metadata = {**task.metadata, FLOW_DIGEST: flow, REPLAY: {"reused_from": before.id, "receipt": used.source}}
+    noted = tasks.note(tx, task, metadata)
     record(tx, noted, used, votes=votes)
     return None
 
@@ -187,19 +187,19 @@ def _votes_fail(tx: Tx, task: HumanTask, votes: Sequence[Vote]) -> str | None:
 
 def reuse_report(tx: Tx, run_id: str) -> list[dict[str, object]]:
     """Return for every task of a repeated run whether an answer was reused, and else why it is asked."""
-    found: list[dict[str, object]] = []
+    report: list[dict[str, object]] = []
     for task in tasks.of_run(tx, run_id, TaskStatus):
         note = task.metadata.get(REPLAY)
-        said = note if isinstance(note, Mapping) else {}
-        overridden = task.decision is not None and not said
-        found.append(
+        reuse = note if isinstance(note, Mapping) else {}
+        overridden = task.decision is not None and not reuse
+        report.append(
             {
                 "key": task.key,
                 "continuation_id": task.id,
-                "reused": "reused_from" in said,
-                "reason": said.get("asked_because", "another answer was given" if overridden else None),
-                "source": said.get("reused_from"),
-                "receipt": said.get("receipt"),
+                "reused": "reused_from" in reuse,
+                "reason": reuse.get("asked_because", "another answer was given" if overridden else None),
+                "source": reuse.get("reused_from"),
+                "receipt": reuse.get("receipt"),
             }
         )
-    return found
+    return report

@@ -96,8 +96,8 @@ def review_gates(outcomes: Sequence[Outcome], shown: Mapping[str, str]) -> tuple
     gates: dict[tuple[str | None, str | None, str, str], list[Outcome]] = {}
     for one in outcomes:
         gates.setdefault((one.environment, one.workflow_name, _TURN.sub("", one.key), one.position), []).append(one)
-    found = [_gate(*place, of_gate, shown) for place, of_gate in gates.items()]
-    return tuple(sorted(found, key=lambda one: (-one.decided, one.gate)))
+    statistics = [_gate(*place, of_gate, shown) for place, of_gate in gates.items()]
+    return tuple(sorted(statistics, key=lambda one: (-one.decided, one.gate)))
 
 
 def _gate(
@@ -111,7 +111,7 @@ def _gate(
     decided = [one for one in all_of if one.decision is not None]
     people = [one for one in decided if one.by == PERSON]
     replayed = sum(one.by == REPLAY for one in decided)
-    said = Counter(one.decision.value for one in people if one.decision is not None)
+    decisions = Counter(one.decision.value for one in people if one.decision is not None)
     seconds = sorted(_seconds(one) for one in people)
     approved = [one for one in people if one.decision is DecisionKind.APPROVED]
     quick = sum(map(is_quick, approved))
@@ -131,11 +131,11 @@ def _gate(
         by_deadline=len(decided) - len(people) - replayed,
         by_replay=replayed,
         expired=len(all_of) - len(decided),
-        decisions=dict(sorted(said.items())),
+        decisions=dict(sorted(decisions.items())),
         median_seconds=round(median(seconds), 3) if seconds else None,
         p90_seconds=round(seconds[ceil(0.9 * len(seconds)) - 1], 3) if seconds else None,
-        edited_share=_share(said[DecisionKind.EDITED], len(people)),
-        rejected_share=_share(said[DecisionKind.REJECTED], len(people)),
+        edited_share=_share(decisions[DecisionKind.EDITED], len(people)),
+        rejected_share=_share(decisions[DecisionKind.REJECTED], len(people)),
         edit_distance=round(median(distances), 4) if distances else None,
         edits_compared=len(distances),
         quick_share=_share(quick, len(approved)),

@@ -46,8 +46,8 @@ def remaining_escalations(task: HumanTask) -> tuple[Escalation, ...]:
 
 def next_at(task: HumanTask) -> str | None:
     """Return the time of the next scheduled event of a task."""
-    found = scheduled_events(task)
-    return found[0].at if found else None
+    events = scheduled_events(task)
+    return events[0].at if events else None
 
 
 def add_seconds(at: str, seconds: int) -> str:

@@ -144,11 +144,11 @@ def span(
         record_exception=False,
         set_status_on_exception=False,
     ) as recorded:
-        made = Span(recorded)
+        current = Span(recorded)
         try:
-            yield made
+            yield current
         except BaseException as error:
-            made.failed(type(error).__name__)
+            current.failed(type(error).__name__)
             raise
 
 

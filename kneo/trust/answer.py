@@ -152,16 +152,16 @@ def check_signer(envelope: Envelope, reviewer: str, reviewers: ReviewerKeys, see
     Raises:
         Untrusted: ``SignatureInvalid``, ``WrongSigner``, ``KeyRevoked``.
     """
-    found = find_signers(envelope, reviewers.keys)
-    if not found:
+    signers = find_signers(envelope, reviewers.keys)
+    if not signers:
         msg = f"No known key of {reviewer} signed this answer, or it was changed."
         hint = "Sign with a key that the trust root lists for you; see kneo trust show."
         raise Untrusted(msg, code="SignatureInvalid", hint=hint)
-    if not is_same(found[0].principal, reviewer):
-        msg = f"This answer is {reviewer}'s and was signed with the key of {found[0].principal}."
+    if not is_same(signers[0].principal, reviewer):
+        msg = f"This answer is {reviewer}'s and was signed with the key of {signers[0].principal}."
         raise Untrusted(msg, code="WrongSigner", hint="Sign the answer with your own key.")
-    if reviewers.void(found[0].keyid, seen):
-        msg = f"The key {found[0].keyid} of {reviewer} was revoked."
+    if reviewers.void(signers[0].keyid, seen):
+        msg = f"The key {signers[0].keyid} of {reviewer} was revoked."
         raise Untrusted(msg, code="KeyRevoked", hint="Sign with a key that is not revoked.")
 
 

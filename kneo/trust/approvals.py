@@ -64,8 +64,8 @@ def verify_approval(  # noqa: PLR0913 - what a decision is bound to is all of th
     if not found:
         msg = f"{file}: not signed by a person of the role {', '.join(sorted(roles)) or '(none)'}."
         raise Untrusted(msg, code="SignatureInvalid", hint="Approve with kneo approve --key and an approver's key.")
-    seen = first_seen or now
-    signers = tuple(signer for signer in found if not root.void(signer.keyid, seen))
+    seen_at = first_seen or now
+    signers = tuple(signer for signer in found if not root.void(signer.keyid, seen_at))
     if not signers:
         msg = f"{file}: the key of {', '.join(s.principal for s in found)} was revoked."
         raise Untrusted(msg, code="KeyRevoked", hint="Approve again with a key that is not revoked.")
@@ -75,17 +75,17 @@ def verify_approval(  # noqa: PLR0913 - what a decision is bound to is all of th
         msg = f"{file}: signed by a person's key and yet in the name of {statement.predicate.approver}."
         raise Untrusted(msg, code="SignatureInvalid", hint="Sign the decision in your own name.")
     # (4)
-    wanted = {"bundle": bundle_digest, "environment": environment, "policy": policy_digest}
-    _check_binding(statement.predicate, statement.subject_digest, wanted, file)
+    required = {"bundle": bundle_digest, "environment": environment, "policy": policy_digest}
+    _check_binding(statement.predicate, statement.subject_digest, required, file)
     # (5)
     _check_unexpired(statement.predicate, now, file)
     # (6)
-    if root.expired_at(seen):
+    if root.expired_at(seen_at):
         msg = f"{file}: the trust root expired on {root.expires.isoformat()}, before this decision was seen."
         raise Untrusted(
             msg, code="Expired", hint="Renew the trust root with kneo trust sign --expires, then decide again."
         )
-    check_issued(statement.predicate, seen, file=file)
+    check_issued(statement.predicate, seen_at, file=file)
     return VerifiedApproval(statement=statement, envelope=envelope, signers=signers, seal=SEAL)
 
 
@@ -117,8 +117,8 @@ def verify_recorded_approval(
     if approver is None:
         msg = f"{file}: signed by this service, but it names no approver."
         raise Untrusted(msg, code="SignatureInvalid")
-    wanted = {"bundle": bundle_digest, "environment": environment, "policy": policy_digest}
-    _check_binding(statement.predicate, statement.subject_digest, wanted, file)
+    required = {"bundle": bundle_digest, "environment": environment, "policy": policy_digest}
+    _check_binding(statement.predicate, statement.subject_digest, required, file)
     _check_unexpired(statement.predicate, now, file)
     signer = Signer(approver, service_key.keyid)
     return VerifiedApproval(statement=statement, envelope=envelope, signers=(signer,), seal=SEAL)
@@ -150,7 +150,7 @@ def _open(envelope: bytes, file: str) -> Envelope:
     return opened
 
 
-def _check_binding(predicate: ApprovalPredicate, subject: Digest, wanted: dict[str, str], file: str) -> None:
+def _check_binding(predicate: ApprovalPredicate, subject: Digest, required: dict[str, str], file: str) -> None:
     if subject != predicate.bundle_digest:
         msg = f"{file}: its subject and its bundleDigest differ."
         raise Invalid(msg, code="Malformed")
@@ -159,7 +159,7 @@ def _check_binding(predicate: ApprovalPredicate, subject: Digest, wanted: dict[s
         "environment": predicate.environment,
         "policy": predicate.policy_digest,
     }
-    for what, value in wanted.items():
+    for what, value in required.items():
         if actual[what] != value:
             msg = f"{file}: a decision about the {what} {actual[what]}, not about {value}."
             raise Untrusted(msg, code="SubjectMismatch", hint="Approve the pending change itself; see kneo status.")

@@ -68,12 +68,12 @@ def read_checkpoint(note: str, *keys: PublicKey) -> SignedCheckpoint:
     """
     read, body = parse_checkpoint(note), _body(note)
     for line in note.partition("\n\n")[2].splitlines():
-        found = _SIGNATURE.fullmatch(line)
-        if found is None or found[1] != read.origin:
+        match = _SIGNATURE.fullmatch(line)
+        if match is None or match[1] != read.origin:
             continue
-        data = decode_base64(found[2])
+        data = decode_base64(match[2])
         for key in keys:
-            if data[:4] == _key_hash(found[1], key) and key.verify(body.encode(), data[4:]):
+            if data[:4] == _key_hash(match[1], key) and key.verify(body.encode(), data[4:]):
                 return read
     msg = f"The checkpoint of {read.size} events was not signed by {'that key' if len(keys) == 1 else 'any of those keys'}."
     raise Untrusted(msg, code="SignatureInvalid")

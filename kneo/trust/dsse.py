@@ -213,13 +213,13 @@ def find_signers(envelope: Envelope, keys: Mapping[KeyId, TrustedKey]) -> tuple[
     This costs at most one verification per signature and key; the parsers of envelope and trust root bound both.
     """
     signed = envelope.signed_bytes
-    found: dict[KeyId, TrustedKey] = {}
+    signers: dict[KeyId, TrustedKey] = {}
     for signature in envelope.signatures:
         for key in _hinted_first(signature, keys):
-            if key.public.keyid not in found and key.public.verify(signed, signature.sig):
-                found[key.public.keyid] = key
+            if key.public.keyid not in signers and key.public.verify(signed, signature.sig):
+                signers[key.public.keyid] = key
                 break
-    return tuple(sorted(Signer(key.principal, keyid) for keyid, key in found.items()))
+    return tuple(sorted(Signer(key.principal, keyid) for keyid, key in signers.items()))
 
 
 def people(signers: Iterable[Signer]) -> frozenset[str]:

@@ -227,8 +227,8 @@ def find_receipts(value: object, *, file: str) -> ReceiptFile:
         if not 0 < len(listed) <= RECEIPTS:
             msg = f"{file}: {len(listed)} receipts; from 1 to {RECEIPTS} are read at once."
             raise Invalid(msg, code="Malformed")
-        found = tuple(_one(item, f"{file}: receipts[{index}]") for index, item in enumerate(listed))
-        return ReceiptFile(found, is_chain=True)
+        receipts = tuple(_one(item, f"{file}: receipts[{index}]") for index, item in enumerate(listed))
+        return ReceiptFile(receipts, is_chain=True)
     return ReceiptFile((_one(value, file),), is_chain=False)
 
 

@@ -97,8 +97,8 @@ def statement_problems(
     """
     if statements is None and reviewers is None:
         return []
-    found = [*_all_of(receipt, tuple(statements or ()), reviewers)]
-    return [ReceiptProblem(receipt=receipt.id, field=where, message=message) for where, message in found]
+    problems = [*_all_of(receipt, tuple(statements or ()), reviewers)]
+    return [ReceiptProblem(receipt=receipt.id, field=where, message=message) for where, message in problems]
 
 
 def _all_of(
@@ -253,19 +253,19 @@ def _predicate(envelope: Envelope) -> Mapping[str, JsonValue]:
     return value if isinstance(value, dict) else {}
 
 
-def _changed(envelope: Envelope, said: Mapping[str, JsonValue], name: str) -> Iterator[ReceiptProblem]:
+def _changed(envelope: Envelope, receipt: Mapping[str, JsonValue], name: str) -> Iterator[ReceiptProblem]:
     """Compare every field with its mark, and the statement with its required form."""
-    marked = said.get("marks")
+    marked = receipt.get("marks")
     marks = marked if isinstance(marked, dict) else {}
-    fields = {key: value for key, value in said.items() if key != "marks"}
+    fields = {key: value for key, value in receipt.items() if key != "marks"}
     for key in [*fields, *(key for key in marks if key not in fields)]:
         if key not in fields or _mark(fields[key]) != marks.get(key):
             message = f"{key} is not what was signed: it and its mark disagree."
             yield ReceiptProblem(receipt=name, field=key[:80], message=message)
-    shown = str(said.get("subjectDigest")).removeprefix("sha256:")
+    subject = str(receipt.get("subjectDigest")).removeprefix("sha256:")
     fixed: Mapping[str, JsonValue] = {
         "_type": STATEMENT_TYPE,
-        "subject": [{"name": said.get("task"), "digest": {"sha256": shown}}],
+        "subject": [{"name": receipt.get("task"), "digest": {"sha256": subject}}],
         "predicateType": RECEIPT_TYPE,
     }
     statement = _statement(envelope)
@@ -275,14 +275,14 @@ def _changed(envelope: Envelope, said: Mapping[str, JsonValue], name: str) -> It
 
 
 def _misread(
-    view: Mapping[str, JsonValue] | None, said: Mapping[str, JsonValue], name: str
+    view: Mapping[str, JsonValue] | None, receipt: Mapping[str, JsonValue], name: str
 ) -> Iterator[ReceiptProblem]:
     """Compare the claimed content with the signed one."""
     if view is None:
         return
-    for key in [*said, *(key for key in view if key not in said)]:
+    for key in [*receipt, *(key for key in view if key not in receipt)]:
         # By their marks, because Python considers false and 0 equal.
-        if key not in view or key not in said or _mark(view[key]) != _mark(said[key]):
+        if key not in view or key not in receipt or _mark(view[key]) != _mark(receipt[key]):
             message = f"{key} is shown as something else than what the envelope says."
             yield ReceiptProblem(receipt=name, field=key[:80], message=message)
 

@@ -195,21 +195,21 @@ def _find_roles(case: _Case) -> str:
 
 def roles_for(root: TrustRoot, names: Collection[str], path: str) -> tuple[str, ...]:
     """Return the roles among these that exist and may sign this path."""
-    found = ((name, root.role(name)) for name in sorted(set(names)))
-    return tuple(name for name, role in found if role is not None and role.covers(path))
+    roles = ((name, root.role(name)) for name in sorted(set(names)))
+    return tuple(name for name, role in roles if role is not None and role.covers(path))
 
 
 def _count_signatures(case: _Case) -> str:
     keys = {keyid: key for name in case.roles for keyid, key in case.root.role_keys(name).items()}
-    found = find_signers(case.envelope, keys)
-    seen = case.first_seen or case.now
-    valid = tuple(signer for signer in found if not case.root.void(signer.keyid, seen))
+    signers = find_signers(case.envelope, keys)
+    seen_at = case.first_seen or case.now
+    valid = tuple(signer for signer in signers if not case.root.void(signer.keyid, seen_at))
     counting = [members for members in (_members(case.root, name, valid) for name in case.roles) if members]
     case.signers = tuple(sorted({signer for members in counting for signer in members}))
     who = people(case.signers)
     if len(who) >= case.rule.threshold:
         return f"signed by {', '.join(sorted(who))}; {case.rule.threshold} needed"
-    raise _too_few(case, found, valid)
+    raise _too_few(case, signers, valid)
 
 
 def _members(root: TrustRoot, name: str, signers: tuple[Signer, ...]) -> frozenset[Signer]:
@@ -219,13 +219,13 @@ def _members(root: TrustRoot, name: str, signers: tuple[Signer, ...]) -> frozens
     return members if role is not None and len(people(members)) >= role.threshold else frozenset()
 
 
-def _too_few(case: _Case, found: tuple[Signer, ...], valid: tuple[Signer, ...]) -> Untrusted:
+def _too_few(case: _Case, signers: tuple[Signer, ...], valid: tuple[Signer, ...]) -> Untrusted:
     roles = ", ".join(case.roles)
-    if not found:
+    if not signers:
         msg = f"{case.path}: none of the signatures is by a key of the role {roles}, or the content was changed."
         return Untrusted(msg, code="SignatureInvalid", hint="Sign it with kneo spec bundle sign --key.")
-    if len(valid) < len(found):
-        revoked = ", ".join(sorted(people(set(found) - set(valid))))
+    if len(valid) < len(signers):
+        revoked = ", ".join(sorted(people(set(signers) - set(valid))))
         msg = f"{case.path}: the key of {revoked} was revoked and without it there are not enough signatures."
         return Untrusted(msg, code="KeyRevoked", hint="Sign it again with a key that is not revoked.")
     thresholds = [role.threshold for name in case.roles if (role := case.root.role(name)) is not None]

@@ -118,11 +118,11 @@ def delivery_names(provider: Provider, headers: Mapping[str, str], body: bytes) 
     so a captured delivery under another id would count again. A host that sends the secret itself signs nothing; there
     the id is all there is.
     """
-    told = headers.get(provider.delivery, "")[:ID_CHARS]
+    delivery_id = headers.get(provider.delivery, "")[:ID_CHARS]
     body_name = f"body:{hashlib.sha256(body).hexdigest()}"
     if provider.token:
-        return (told or body_name,)
-    return (body_name, told) if told else (body_name,)
+        return (delivery_id or body_name,)
+    return (body_name, delivery_id) if delivery_id else (body_name,)
 
 
 def is_signed(provider: Provider, secret: str, headers: Mapping[str, str], body: bytes) -> bool:

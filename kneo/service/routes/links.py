@@ -61,8 +61,8 @@ async def answer(token: str, request: Request, service: ServiceDep) -> Response:
     try:
         await run_in_threadpool(_count, service, request, token)
         fields = _json(body) if as_json else _form(body)
-        said = _answer(fields, service.settings.limits.human_content_chars)
-        task = await run_in_threadpool(_decide, service, token, said)
+        decision = _answer(fields, service.settings.limits.human_content_chars)
+        task = await run_in_threadpool(_decide, service, token, decision)
     except KneoError as error:
         return refusal(error) if as_json else _refused(error)
     if not as_json:
@@ -94,8 +94,8 @@ def _count(service: Service, request: Request, token: str) -> None:
         raise TooMany(what, retry_after=max(1, round(wait + 0.5)))
 
 
-def _decide(service: Service, token: str, said: DecisionRequest) -> HumanTask:
-    return links.answer(service.store, token, said)
+def _decide(service: Service, token: str, decision: DecisionRequest) -> HumanTask:
+    return links.answer(service.store, token, decision)
 
 
 def _address(request: Request) -> str:
@@ -158,21 +158,21 @@ def _answer(fields: dict[str, object], limit: int) -> DecisionRequest:
         Invalid: ``input_too_large``.
     """
     try:
-        said = _Said.model_validate(fields)
+        form = _Said.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])[:80]
         msg = f"{field or 'The answer'}: {first['msg']}."
         raise DecisionNotAllowed(msg, code="human_input_invalid", field=field) from error
-    if len(said.content or "") > limit:
-        msg = f"The text is {len(said.content or '')} characters long; at most {limit} are accepted."
+    if len(form.content or "") > limit:
+        msg = f"The text is {len(form.content or '')} characters long; at most {limit} are accepted."
         raise InvalidValue(msg, code="input_too_large", field="content", limit=limit)
     return DecisionRequest(
-        request_id=said.request_id,
-        decision=said.decision,
-        content=said.content,
-        selected_options=said.selected_options or None,
-        values=said.values,
-        comment=said.comment,
-        expect_digest=said.expect_digest,
+        request_id=form.request_id,
+        decision=form.decision,
+        content=form.content,
+        selected_options=form.selected_options or None,
+        values=form.values,
+        comment=form.comment,
+        expect_digest=form.expect_digest,
     )
