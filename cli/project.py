@@ -102,7 +102,7 @@ class Project:
         """Return the context of lint rules: the modules below the import roots and in the spec's config repository, the
         environment with its rules, the tools of the platform that this process names, and the models that it can ask.
 
-        A process that reconciles a local config repository finds the functions in it, whatever its working directory;
+        A process that reconciles a local config repository finds the functions in it, in every working directory;
         so does a check of a spec from there.
         """
         settings = self.settings

@@ -180,7 +180,7 @@ def hide_paths(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def is_secret_key(key: str) -> bool:
-    """Return whether the value of a key is redacted whatever it is."""
+    """Return whether every value of a key is redacted."""
     # The end of a long key names its content, so it is checked as well as the beginning.
     words = [word.lower() for word in _WORDS.findall(key if len(key) <= 400 else f"{key[:200]} {key[-200:]}")]
     joined = "_".join(words)

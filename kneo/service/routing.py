@@ -42,7 +42,7 @@ class RouteEntry:
         query: The names of the query parameters.
         route: The route of the framework.
         key_scope: The scope of its idempotency keys.
-        errors: Statuses of errors beside those that follow from the method and the path.
+        errors: Statuses of errors in addition to those that follow from the method and the path.
     """
 
     id: str

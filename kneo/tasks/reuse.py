@@ -99,9 +99,9 @@ def _reuse(tx: Tx, run: Run, task: HumanTask, reuse: Reuse, earlier: HumanTask |
     if task.key in reuse.answers:
         why = _override(tx, run, task, reuse.answers[task.key])
     elif ALL in reuse.ask or task.key in reuse.ask:
-        why = "it was to be asked again"
+        why = "the request asks it again"
     elif must_be_signed(task):
-        why = "its answers are signed by those who give them, each for one question"
+        why = "its answers need the signature of the reviewer for this question"
     else:
         why = _again(tx, run, task, earlier, passed=passed)
     if why is not None:
@@ -122,8 +122,8 @@ def _override(tx: Tx, run: Run, task: HumanTask, value: object) -> str | None:
     try:
         decided_content = decide_in(tx, task, _answer(task, value), run.requester)
     except KneoError as error:
-        return f"the answer that was given for it is refused: {error.message}"
-    return None if decided_content.status is TaskStatus.DECIDED else "others have to agree too"
+        return f"the new answer is refused: {error.message}"
+    return None if decided_content.status is TaskStatus.DECIDED else "more approvals are required"
 
 
 def _answer(task: HumanTask, value: object) -> DecisionRequest:
@@ -143,20 +143,20 @@ def _answer(task: HumanTask, value: object) -> DecisionRequest:
 def _again(tx: Tx, run: Run, task: HumanTask, before: HumanTask | None, *, passed: bool) -> str | None:
     """Decide as the earlier decision did; return why that is not possible."""
     if before is None:
-        return "nobody was asked this before"
+        return "this question was not asked before"
     decision = before.decision
     assert decision is not None
     if decision.by not in {"person", REPLAY}:
-        return "nobody answered it before"
+        return "no person answered it before"
     digest = (
         subject_digest(run, before.step_path, before.position, task_output(before)) if passed else before.subject_digest
     )
     if digest != task.subject_digest:
-        return "what it is about has changed"
+        return "its subject has changed"
     flow = before.metadata.get(FLOW_DIGEST)
     # The output of a passed gate is part of the state from which the run continues, and did not change.
     if not passed and flow != task.metadata.get(FLOW_DIGEST):
-        return "what goes on beside it has changed"
+        return "data that the run continues with has changed"
     votes = before.votes
     why = _votes_fail(tx, task, votes)
     if why is not None:
@@ -178,10 +178,10 @@ def _votes_fail(tx: Tx, task: HumanTask, votes: Sequence[Vote]) -> str | None:
             people.check_known(tx, task.environment, vote.actor)
         known = {person_key(vote.actor): people.check_may_answer(tx, task, vote.actor) for vote in votes}
     except KneoError as error:
-        return f"who answered it before may not answer it now: {error.message}"
+        return f"the earlier answer is no longer valid: {error.message}"
     roles = {name: person.roles for name, person in known.items()}
     if quorum.decisive_votes(task.quorum, votes, roles) is None:
-        return "more people have to agree now than did before"
+        return "more approvals are required now than before"
     return None
 
 

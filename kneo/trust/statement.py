@@ -158,7 +158,7 @@ class ApprovalPredicate(SignedRecord):
 
     decision: Annotated[ApprovalDecision, Field(strict=False)]
     issued_at: Time | None = None
-    """Time of signing: of one person's statements the latest counts, in whatever order they arrive.
+    """Time of signing: of one person's statements the latest counts, in any order of arrival.
 
     Absent only in statements recorded before this field existed.
     """

@@ -58,7 +58,7 @@ def test_nobody_is_asked_what_was_answered(engine: Engine) -> None:
 def test_what_is_shown_has_to_be_the_same(engine: Engine) -> None:
     again = repeat(engine, answered(engine), input="other")
     assert again.status is RunStatus.PAUSED
-    assert told(engine, again) == [("ok.step", False, "what it is about has changed")]
+    assert told(engine, again) == [("ok.step", False, "its subject has changed")]
 
 
 def test_a_question_is_asked_again_where_somebody_wants_that(engine: Engine) -> None:
@@ -67,7 +67,7 @@ def test_a_question_is_asked_again_where_somebody_wants_that(engine: Engine) -> 
         again = repeat(engine, run, ask=ask)
         assert (again.status, told(engine, again)) == (
             RunStatus.PAUSED,
-            [("ok.step", False, "it was to be asked again")],
+            [("ok.step", False, "the request asks it again")],
         )
 
 
@@ -105,7 +105,7 @@ def test_one_word_does_not_make_a_quorum(engine: Engine) -> None:
     run = engine.drive(run)
     assert repeat(engine, run).status is RunStatus.SUCCEEDED
     again = repeat(engine, run, answers={"ok.step": "approved"})
-    assert (again.status, told(engine, again)[0][2]) == (RunStatus.PAUSED, "others have to agree too")
+    assert (again.status, told(engine, again)[0][2]) == (RunStatus.PAUSED, "more approvals are required")
     engine.answer(engine.open(again)[0], "approved", actor="ben")
     assert engine.drive(again).status is RunStatus.SUCCEEDED
 
@@ -145,7 +145,7 @@ def test_an_answer_counts_only_where_what_flows_on_unseen_is_the_same(store: Sto
     other = repeat(engine, run, step="amount", input="much")
     assert (other.status, told(engine, other)) == (
         RunStatus.PAUSED,
-        [("ok.step", False, "what goes on beside it has changed")],
+        [("ok.step", False, "data that the run continues with has changed")],
     )
     assert "paid" not in engine.notes()
 
@@ -160,4 +160,4 @@ def test_an_answer_to_a_form_counts_only_after_the_same_form(engine: Engine) -> 
     run = engine.drive(run)
     again = repeat(engine, run, step="form", answers={"form.step": {"decision": "approved", "values": {"amount": 9}}})
     assert again.status is RunStatus.PAUSED
-    assert told(engine, again)[-1] == ("ok.step", False, "what goes on beside it has changed")
+    assert told(engine, again)[-1] == ("ok.step", False, "data that the run continues with has changed")

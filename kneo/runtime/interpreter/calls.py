@@ -237,7 +237,7 @@ def with_answer(frame: Frame, child_key: str, end: Completed) -> dict[str, objec
 
 
 def unknown_gate(questions: Sequence[CallQuestion], path: str) -> RunError:
-    """Return the error of a step whose questions nobody can be asked."""
+    """Return the error of a step whose questions cannot be asked."""
     what = ", ".join(sorted({question.gate or question.human or DEFAULT_HUMAN for question in questions}))
     message = f"{path} asks about a call, but neither components.humans nor the gates of tools have: {what}."
     return RunError(type="unknown_human", message=message)

@@ -155,7 +155,7 @@ def _gate(index: SpecIndex, tool: Tool, added: Sequence[Gate]) -> tuple[bool, st
         weakness = strength.weakness
     for position, gate in step_gates(tool).items():
         strength = gate_strength(gate, position, index.spec.components.humans, default_rejection("tool"))
-        # A person carries out a call at external, so that only a call about which nobody is asked happens by itself.
+        # A person carries out a call at external, so only a call without a question happens without a person.
         if strength.guards or (position == "external" and chance(gate) is None):
             return True, None
         weakness = strength.weakness

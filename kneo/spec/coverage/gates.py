@@ -21,7 +21,7 @@ UNSIGNED_HINT = "Write on_timeout: fail, cancel or escalate."
 _STOPS = frozenset({"stop", "cancel", "fail"})
 
 _ENDS = _STOPS | {"retry"}
-"""Effects that end the run, whatever on_error says; a retry asks again, and ends the run at its limit."""
+"""Effects that end the run, also with another on_error; a retry asks again, and ends the run at its limit."""
 
 _LETS_THROUGH = frozenset({"continue", "approve", "select"})
 

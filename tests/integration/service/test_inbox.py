@@ -211,7 +211,7 @@ def test_a_run_is_repeated_with_its_answers_or_with_others(
     assert (used["by"], used["source"]) == ("replay", again["answers"][0]["receipt"])
     assert receipt["receipt"]["decision"] == used["decision"]
     assert call("--answer", "approve.step=rejected")["status"] == "cancelled"
-    assert call("--ask", "all")["answers"][0]["reason"] == "it was to be asked again"
+    assert call("--ask", "all")["answers"][0]["reason"] == "the request asks it again"
     body = {"step": "draft", "answers": {"approve.step": "approved"}}
     assert (
         bench.post(f"/runs/{run['run_id']}/fork", body, role="operator", expect=403)["required_scope"] == "human:write"
@@ -232,7 +232,7 @@ def test_a_fork_with_another_input_is_asked_about(
         words = ["runs", "replay", str(run["run_id"]), "--from", "publish", "--input", "EVIL", "--json"]
         assert kneo([*words, "--service-url", bench.url]) == 0
         forked = json.loads(capsys.readouterr().out)
-        assert forked["answers"][0]["reason"] == "what it is about has changed"
+        assert forked["answers"][0]["reason"] == "its subject has changed"
     assert forked["status"] == "paused"
     task = task_of(bench, forked)
     assert (task["key"], task["request"]["subject"]["value"]) == ("approve.step", "EVIL")
