@@ -58,6 +58,27 @@ class MemoryJournal:
         return [event.data for event in self.trace if event.type == kind]
 
 
+class Listener:
+    """Receives deltas, and puts them together as a reader does."""
+
+    def __init__(self, *, reads: bool = True) -> None:
+        self.reads = reads
+        self.text = ""
+        self.deltas: list[tuple[int, int, str]] = []
+
+        self.ended: list[int] = []
+
+    def is_read(self) -> bool:
+        return self.reads
+
+    def write(self, request: int, offset: int, text: str) -> None:
+        self.deltas.append((request, offset, text))
+        self.text = self.text[:offset] + text
+
+    def end(self, request: int) -> None:
+        self.ended.append(request)
+
+
 def variables(server: ModelServer) -> dict[str, str]:
     """Return the variables with which an operator points every provider to a server."""
     return {
@@ -92,6 +113,15 @@ class Conversation:
         services, progress = self.services(), Progress.of(self.journal.load(), token_budget=self.token_budget)
         try:
             return await self.ask_model(recorded_model(self.turn(text), services, progress), text, before, **request)
+        finally:
+            await services.models.close()
+
+    async def go_on(self, messages: Sequence[ModelMessage], **request: Any) -> ModelResponse:
+        """Ask again with a longer history, as the next request of the turn."""
+        services, progress = self.services(), Progress.of(self.journal.load(), token_budget=self.token_budget)
+        try:
+            model = recorded_model(self.turn("Hello."), services, progress)
+            return await model_request(model, messages, model_request_parameters=ModelRequestParameters(**request))
         finally:
             await services.models.close()
 
@@ -135,4 +165,4 @@ class Conversation:
         await asyncio.sleep(0)
 
 
-__all__ = ["FORMATS", "KEY", "PROVIDERS", "Conversation", "MemoryJournal", "variables"]
+__all__ = ["FORMATS", "KEY", "PROVIDERS", "Conversation", "Listener", "MemoryJournal", "variables"]

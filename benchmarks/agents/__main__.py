@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from benchmarks.agents import conversation
 from benchmarks.engine import peers
@@ -43,7 +44,7 @@ def main() -> None:
             options.rounds, options.count, ("kneo", "pydantic-ai"), wire=False
         )
     if options.only in {None, "waiting"}:
-        answer[f"{options.runs} agents that wait 2 s"] = waiting(options.runs)
+        answer[f"{options.runs} agents that wait 2 s"] = waiting(options.rounds, options.runs)
     if options.json:
         print(json.dumps(answer, indent=2))
         return
@@ -76,11 +77,18 @@ def turns(rounds: int, count: int, names: Sequence[str], *, wire: bool = True) -
     return {**middle, "kneo : pydantic-ai": ratios, "60 : 5": growth}
 
 
-def waiting(runs: int) -> dict[str, float]:
-    """A thousand agents at once that each wait two seconds for their model."""
-    with conversation.served([0], delay=2.0) as url:
-        order = json.dumps({"url": url, "runs": runs})
-        return _printed([sys.executable, "-m", "benchmarks.agents.waiting", order])
+def waiting(rounds: int, runs: int) -> dict[str, object]:
+    """A thousand agents at once that each wait two seconds for their model, and the same requests without an engine."""
+    systems = {"kneo": "benchmarks.agents.waiting", "pydantic-ai": "benchmarks.agents.waiting_alone"}
+    measured: dict[str, list[Costs]] = {name: [] for name in systems}
+    for _ in range(rounds):
+        for name, module in systems.items():
+            with conversation.served([0], delay=2.0) as url:
+                order = json.dumps({"url": url, "runs": runs})
+                measured[name].append({"": _printed([sys.executable, "-m", module, order])})
+    middle = {name: _middle(each)[""] for name, each in measured.items()}
+    ratio = round(middle["kneo"]["seconds"] / middle["pydantic-ai"]["seconds"], 2)
+    return {**middle, "kneo : pydantic-ai, seconds": ratio}
 
 
 def _middle(rounds: list[Costs]) -> Costs:
@@ -90,10 +98,9 @@ def _middle(rounds: list[Costs]) -> Costs:
     }
 
 
-def _printed(command: list[str]) -> dict[str, object]:
+def _printed(command: list[str]) -> Any:
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=conversation.ROOT)
-    answer: dict[str, object] = json.loads(done.stdout)
-    return answer
+    return json.loads(done.stdout)
 
 
 if __name__ == "__main__":

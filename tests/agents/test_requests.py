@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from model_server import FORMATS, Call, Format, Reply, events, model_server, overloaded, read_request
-from model_turns import KEY, PROVIDERS, Conversation
+from model_turns import KEY, PROVIDERS, Conversation, Listener
 from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelRequest
 from pydantic_ai.tools import ToolDefinition
 
@@ -34,27 +34,6 @@ def refusal(conversation: Conversation, kind: type[BaseException] = KneoError) -
     with pytest.raises(kind) as refused:
         run(conversation)
     return refused.value
-
-
-class Listener:
-    """Receives deltas, and puts them together as a reader does."""
-
-    def __init__(self, *, reads: bool = True) -> None:
-        self.reads = reads
-        self.text = ""
-        self.deltas: list[tuple[int, int, str]] = []
-
-        self.ended: list[int] = []
-
-    def is_read(self) -> bool:
-        return self.reads
-
-    def write(self, request: int, offset: int, text: str) -> None:
-        self.deltas.append((request, offset, text))
-        self.text = self.text[:offset] + text
-
-    def end(self, request: int) -> None:
-        self.ended.append(request)
 
 
 # ---- replies ----------------------------------------------------------------------------------------------------

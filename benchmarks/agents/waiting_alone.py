@@ -1,0 +1,31 @@
+"""The same requests at once without an engine: what they take at least. Prints JSON: ``python -m benchmarks.agents.waiting_alone``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+
+from openai import AsyncOpenAI
+from pydantic_ai import Agent
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.providers.openai import OpenAIProvider
+
+from benchmarks.agents import conversation
+
+
+async def main(url: str, count: int) -> dict[str, float]:
+    """Make the requests."""
+    async with AsyncOpenAI(api_key="none", base_url=url, max_retries=0, timeout=600) as client:
+        model = OpenAIChatModel(conversation.model_name(0), provider=OpenAIProvider(openai_client=client))
+        agent = Agent(model, instructions="Look everything up.")
+        await agent.run("Warm up.")
+        started, cpu = time.perf_counter(), time.process_time()
+        await asyncio.gather(*(agent.run("Begin.") for _ in range(count)))
+        return {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    print(json.dumps(asyncio.run(main(asked["url"], asked["runs"]))))
