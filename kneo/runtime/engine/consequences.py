@@ -35,7 +35,7 @@ def consequences(program: Program, state: Frame, ask: Ask, context: DecisionCont
     Returns:
         By decision: ``next`` (paths of steps), ``asks`` (keys of questions), ``ends`` (the run's status); where nothing
         follows yet, ``waits`` (keys of the other open questions) and ``running`` (paths of the steps under way). A
-        rejection also has its ``effect`` and what it ``skips``. For ``selected`` all of it stands under ``options``.
+        rejection also has its ``effect`` and what it ``skips``: a step, or a call as ``step → tool``. For ``selected`` all of it stands under ``options``.
     """
     asked = open_questions(program, state, context)
     before = {action.ticket for action in actions(program, asked)}
@@ -55,7 +55,9 @@ def consequences(program: Program, state: Frame, ask: Ask, context: DecisionCont
         rejected = found[DecisionKind.REJECTED.value]
         assert isinstance(rejected, dict)
         rejected["effect"] = ask.gate.on_reject
-        if rejected.get("next") != found.get(DecisionKind.APPROVED.value, {}).get("next"):  # type: ignore[attr-defined]
+        if ask.of_call and ask.gate.position in {"tool", "external"}:
+            rejected["skips"] = [f"{ask.path} → {ask.facts['tool']}"]
+        elif rejected.get("next") != found.get(DecisionKind.APPROVED.value, {}).get("next"):  # type: ignore[attr-defined]
             skipped = _guarded(ask)
             if skipped is not None:
                 rejected["skips"] = [skipped]

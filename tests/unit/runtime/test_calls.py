@@ -396,3 +396,20 @@ def test_a_gate_around_steps_is_not_asked_at_calls() -> None:
     tree = spec(environment_gates=[{"name": "steps", "match": {"kinds": ["agent"]}, "before": True}])
     program = compile_program(GatedSpec.model_validate_json(json.dumps(tree)), "workflow")
     assert set(program.tool_gates.of_step((), "seed")("teller", "x", {})) == set()
+
+
+@pytest.mark.parametrize(
+    ("effect", "leads_to"),
+    [
+        ("tell_agent", {"next": ["work"]}),
+        ("stop", {"ends": "cancelled", "error": "human_rejected"}),
+        ("fail", {"ends": "failed", "error": "human_rejected"}),
+    ],
+)
+def test_the_consequence_of_a_rejection_names_the_call_that_is_not_made(effect: str, leads_to: dict) -> None:
+    run = Turns(spec(before={"on_reject": effect}))
+    run.waits(question())
+    [ask] = run.asks.values()
+    found = consequences(run.program, run.frame, ask, MOMENT)
+    assert found["approved"] == {"next": ["work"]}
+    assert found["rejected"] == {**leads_to, "effect": effect, "skips": ["work → pay"]}
