@@ -277,7 +277,7 @@ def offered_tools(turn: Turn, services: AgentServices) -> tuple[dict[str, Tool],
     included = [name for name in selection.include if name not in selection.exclude] if selection is not None else []
     tools = {}
     for name in included:
-        tool = turn.spec.tools.get(name) or services.registered(name)
+        tool = _merged(turn.spec.tools.get(name), services.registered(name))
         if tool is not None:
             tools[name] = tool
         elif name != ASK_QUESTION:
@@ -286,6 +286,13 @@ def offered_tools(turn: Turn, services: AgentServices) -> tuple[dict[str, Tool],
     asks = ASK_QUESTION in included and ASK_QUESTION not in tools
     _check_names(turn, [*tools, *([ASK_QUESTION] if asks else [])])
     return tools, asks
+
+
+def _merged(declared: Tool | None, registered: Tool | None) -> Tool | None:
+    """Return a tool of the spec; without a backing of its own it is the registered one, with what the spec declares."""
+    if declared is None or registered is None or declared.backings:
+        return declared or registered
+    return registered.model_copy(update={name: getattr(declared, name) for name in declared.model_fields_set})
 
 
 def _check_names(turn: Turn, names: Sequence[str]) -> None:
