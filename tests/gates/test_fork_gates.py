@@ -350,7 +350,7 @@ def test_answers_hold_only_while_those_who_gave_them_may_answer(engine: Engine) 
     run = engine.drive(run)
     mine = repeat(engine, run, step="publish", requester="ann")
     assert (mine.status, asked(engine, mine)) == (RunStatus.PAUSED, [("ok.step", "better")])
-    assert "may not answer it now" in str(told(engine, mine)[0]["reason"])
+    assert "is no longer valid" in str(told(engine, mine)[0]["reason"])
     engine.answer(engine.open(mine)[0], "approved", actor="ben")
     assert engine.drive(mine).output_text == "published better"
     assert repeat(engine, run, step="publish", requester="rex").output_text == "published better"

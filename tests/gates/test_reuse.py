@@ -90,7 +90,7 @@ def test_whoever_repeats_a_run_gets_no_decision_they_could_not_have_had(engine: 
     run = answered(engine, candidates={"exclude": ["requester"]})
     mine = repeat(engine, run, requester="ann")
     assert mine.status is RunStatus.PAUSED
-    assert "may not answer it now" in str(told(engine, mine)[0][2])
+    assert "is no longer valid" in str(told(engine, mine)[0][2])
     forced = repeat(engine, run, requester="ann", answers={"ok.step": "approved"})
     assert forced.status is RunStatus.PAUSED
     assert "is refused" in str(told(engine, forced)[0][2])
