@@ -267,7 +267,7 @@ def _warn_of_unknown_key(key: SigningKey, repository: ConfigRepository | None) -
 
 
 def _warn_of_changed_tool(tool: str, server: str) -> None:
-    msg = f"W_MCP_TOOL_CHANGED: the parameters of the tool {tool} are not those of the MCP server {server}."
+    msg = f"The parameters of the tool {tool} are not those of the MCP server {server}."
     render.warning(msg, f"Unless you narrowed them, update the spec: kneo spec mcp pull SPEC {server}")
 
 

@@ -254,6 +254,30 @@ def test_a_connection_is_tried_again_as_often_as_the_setting_says(tmp_path: Path
     assert count.read_text() == "x\nx\nx\n"
 
 
+def test_a_server_that_ended_between_calls_is_started_again() -> None:
+    async def main() -> None:
+        async with opened() as servers:
+            first = await servers.call(call_of("about"))
+            os.kill(first["pid"], signal.SIGKILL)
+            await asyncio.to_thread(eventually, lambda: not is_alive(first["pid"]))
+            for _ in range(2):
+                with contextlib.suppress(McpServerFailed):  # the end may be noticed during the call
+                    second = await servers.call(call_of("about"))
+            assert second["pid"] != first["pid"]
+
+    run(main())
+
+
+def test_many_calls_at_once_share_a_server() -> None:
+    async def main() -> None:
+        async with opened() as servers:
+            texts = [f"{number}" * 1_000 for number in range(40)]
+            results = await asyncio.gather(*(servers.call(call_of("echo", {"text": text})) for text in texts))
+            assert results == [{"result": text} for text in texts]
+
+    run(main())
+
+
 def legacy(*options: str) -> McpServer:
     script = str(Path(__file__).parents[2] / "legacy_mcp_server.py")
     return McpServer(transport="stdio", command=sys.executable, args=(script, *options))
@@ -471,6 +495,39 @@ def test_failures_over_http_say_what_happened() -> None:
             return found.value
 
     assert "cannot be reached" in run(main()).message
+
+
+def test_a_session_that_the_server_has_ended_is_begun_anew() -> None:
+    sessions: list[str] = []
+    ended: set[str] = set()
+
+    def answer(call: WebCall) -> bytes:
+        if call.method != "POST":
+            return page(status=405)
+        message, session = json.loads(call.body), call.headers.get("mcp-session-id")
+        if session in ended:
+            return page(status=404)
+        match message["method"]:
+            case "initialize":
+                sessions.append(f"s{len(sessions) + 1}")
+                info = {"name": "legacy", "version": "1"}
+                result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": info}
+            case "tools/call":
+                result = {"content": [{"type": "text", "text": f"from {session}"}]}
+            case method:
+                return page(status=202 if method.startswith("notifications/") else 404)
+        body = json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}).encode()
+        return page(body, content_type="application/json", mcp_session_id=sessions[-1])
+
+    async def main() -> None:
+        async with raw_web(answer) as web, opened(rules=inside(web.port)) as servers:
+            call = call_of("echo", {"text": "hi"}, http(web.port))
+            assert await servers.call(call) == "from s1"
+            assert await servers.call(call) == "from s1"
+            ended.add("s1")  # as after a restart of the server
+            assert await servers.call(call) == "from s2"
+
+    run(main())
 
 
 def test_servers_with_the_older_transport_over_http_work_and_name_no_other_address() -> None:
