@@ -10,7 +10,7 @@ import pytest
 from engine import Engine
 from model_server import ModelServer
 
-from kneo.records.conversation import ConversationEntry
+from kneo.records.conversation import ConversationEntry, EntryKind, EntryStatus
 from kneo.records.run import Run
 from kneo.records.task import DecisionKind, HumanTask, TaskStatus
 from kneo.runtime.engine.assemble import services_of
@@ -33,6 +33,9 @@ def pay(arguments, key):
 def look(arguments, key):
     note("look {id}".format(**arguments))
     return {"found": arguments["id"]}
+def was_paid(key):
+    note("verified " + key)
+    return {"done": Path(__file__).with_suffix(".paid").exists(), "result": {"paid": 5}}
 def slow(arguments, key):
     note("slow")
     time.sleep(1.5)
@@ -109,3 +112,17 @@ class AgentRuns(Engine):
     def trace(self, run: Run) -> list[str]:
         with self.store.read() as tx:
             return [event.type for event in history.list_trace(tx, run.id)]
+
+
+def begun(call_id: str, arguments: Mapping[str, object]) -> ConversationEntry:
+    """Return the entry of a call of the first reply whose process ended in the middle of it."""
+    return ConversationEntry(
+        conversation="work~0",
+        name=f"tool:1.{call_id}",
+        number=1,
+        kind=EntryKind.TOOL,
+        status=EntryStatus.BEGUN,
+        body={"arguments": dict(arguments)},
+        facts={"tool": "pay"},
+        started_at="2026-01-31T00:00:00.000000+00:00",
+    )

@@ -108,9 +108,7 @@ class CallNode(ProgramNode):
 
     @property
     def _key(self) -> str:
-        again = f"+{self.gate.added}" if self.gate.added is not None else ""
-        of_kind = f":{self.question.kind}" if self.question.kind in {"interrupted", "elicitation"} else ""
-        return f"{self.gate.name or self.owner}.{self.question.task_key}{of_kind}{again}"
+        return f"{self.gate.name or self.owner}.{self.question.task_key}"
 
     def take(self, _context: DecisionContext, _frame: Frame, outcome: Outcome, location: str) -> Progress:
         if not isinstance(outcome, TaskDecided):

@@ -9,19 +9,19 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
-from agent_runs import AgentRuns
+from agent_runs import AgentRuns, begun
 from gates.asking import ENVIRONMENT, declare
 from kneo_process import eventually
 from model_server import Call, ModelServer, Reply, model_server, overloaded
 
 from kneo.clock import ManualClock, SystemClock
-from kneo.records.run import RunStatus
+from kneo.records.run import Run, RunStatus
 from kneo.runtime.engine.assemble import background, worker_on
 from kneo.runtime.engine.cancel import cancel_run
 from kneo.runtime.engine.programs import ProgramLoader
 from kneo.runtime.engine.recover import ForkRequest, fork
 from kneo.runtime.engine.worker import Worker
-from kneo.store import history
+from kneo.store import agent_journal, history
 from kneo.store.engine import Store
 from kneo.store.migrate import open_store
 from kneo.tasks.reuse import reuse_report
@@ -188,7 +188,7 @@ def test_several_gates_of_one_call_ask_one_after_the_other_the_specs_first(make:
     run = agents.drive(run)
     [added] = agents.open(run)
     assert added.title == "Really?"
-    assert added.key.endswith("+effects")
+    assert added.key.startswith(f"{own.key}+environment.effects.before")
     # The second gate is asked about the arguments that the first one let pass.
     assert json.loads(added.subject) == {"tool": "pay", "arguments": {"amount": 6}}
     assert agents.notes() == []
@@ -220,6 +220,63 @@ def test_what_an_environment_denies_while_a_run_waits_is_not_called_after_the_ap
     assert agents.notes() == []
     assert "tool_policy_denied" in agents.trace(run)
     assert "denies the tool" in agents.server.requests[-1].text
+
+
+def interrupt(agents: AgentRuns, on_interrupted: object = None) -> Run:
+    """Start a run whose approved call was under way when its process ended."""
+    pay = {"review": None} | ({"on_interrupted": on_interrupted} if on_interrupted is not None else {})
+    tree = agents.agent_tree(pay=pay)
+    run = agents.begin(tree)
+    agents.server.script = [Reply(calls=[Call("pay", {"amount": 5}, id="c1")]), Reply("Done.")]
+    # The first reply is in the journal, and the call has begun.
+    with agents.store.write() as tx:
+        agent_journal.append(tx, run.id, [begun("c1", {"amount": 5})])
+    return agents.drive(run)
+
+
+def module_of(agents: AgentRuns) -> str:
+    return f"{agents.module}.was_paid"
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "status", "notes"),
+    [
+        ("repeat", None, RunStatus.SUCCEEDED, ["pay 5"]),
+        ("done", '{"paid": 5}', RunStatus.SUCCEEDED, []),
+        ("done", None, RunStatus.SUCCEEDED, []),
+        ("stop", None, RunStatus.CANCELLED, []),
+    ],
+)
+def test_a_person_decides_about_an_interrupted_effect(
+    make: Make, option: str, content: str | None, status: RunStatus, notes: list[str]
+) -> None:
+    agents = make([])
+    run = interrupt(agents)
+    [task] = agents.open(run)
+    assert task.options == ("repeat", "done", "stop")
+    assert "was under way" in task.title or task.title == "Fine?"
+    assert "2026-01-31" in json.dumps(task.metadata)
+    assert agents.notes() == []
+    agents.decide(task, "selected", selected_option=option, content=content)
+    run = agents.drive(run)
+    assert run.status is status
+    assert agents.notes() == notes
+    if content is not None:
+        assert "paid" in agents.server.requests[-1].text
+
+
+def test_a_tool_can_fail_or_verify_its_interrupted_effects(make: Make) -> None:
+    agents = make([])
+    failed = interrupt(agents, "fail")
+    assert (failed.status, failed.error and failed.error.type) == (RunStatus.FAILED, "tool_interrupted")
+    repeated = interrupt(agents, {"verify": module_of(agents)})
+    assert repeated.status is RunStatus.SUCCEEDED
+    assert [line.split()[0] for line in agents.notes()] == ["verified", "pay"]
+    agents.log.with_suffix(".paid").touch()
+    verified = interrupt(agents, {"verify": module_of(agents)})
+    assert verified.status is RunStatus.SUCCEEDED
+    assert [line.split()[0] for line in agents.notes()] == ["verified", "pay", "verified"]
+    assert {agents.asked(run) == {} for run in (failed, repeated, verified)} == {True}
 
 
 def test_cancelling_a_run_ends_its_request_and_its_call(make: Make) -> None:

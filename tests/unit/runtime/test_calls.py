@@ -207,12 +207,15 @@ def test_a_rejection_is_for_the_agent_or_ends_the_run(
 
 
 def test_stop_at_an_interrupted_call_ends_the_run_and_the_other_answers_do_not() -> None:
-    interrupted = question(kind="interrupted", gate=None, key="1.a:interrupted.1", facts={"begun_at": "12:00"})
+    key = "pay:1:0badf00d:interrupted.1"
+    interrupted = question(
+        kind="interrupted", gate=None, key="1.a:interrupted.1", task_key=key, facts={"begun_at": "12:00"}
+    )
     for option in ("repeat", "done", "stop"):
         run = Turns()
         run.waits(interrupted)
         [ask] = run.asks.values()
-        assert ask.key == "work.pay:1:0badf00d:interrupted"
+        assert ask.key == f"work.{key}"
         assert ask.options == ("repeat", "done", "stop")
         assert ask.facts["begun_at"] == "12:00"
         run.answer(ask.key, "selected", option)
